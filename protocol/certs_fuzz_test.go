@@ -1,0 +1,117 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+)
+
+// vectorMembers gives a byte string of each vector of op, from testdata.
+func vectorMembers(f *testing.F, file, op, member string) {
+	f.Helper()
+	for _, v := range loadVectors(f, file) {
+		if v.Op != op {
+			continue
+		}
+		var in map[string]json.RawMessage
+		if err := json.Unmarshal(v.In, &in); err != nil {
+			f.Fatal(err)
+		}
+		var b hexBytes
+		if json.Unmarshal(in[member], &b) != nil {
+			b = hexBytes(in[member])
+		}
+		f.Add([]byte(b))
+	}
+}
+
+func mustCode(t *testing.T, err error) {
+	t.Helper()
+	if _, ok := CodeOf(err); err != nil && !ok {
+		t.Fatalf("error without a code: %v", err)
+	}
+}
+
+func FuzzParseEnrolRequest(f *testing.F) {
+	vectorMembers(f, "enrol.json", "enrol", "request")
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r, err := ParseEnrolRequest(body)
+		mustCode(t, err)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseEnrolRequest(again); err != nil {
+			t.Fatalf("%s does not parse as %s: %v", body, again, err)
+		}
+	})
+}
+
+func FuzzDecisionCheck(f *testing.F) {
+	vectorMembers(f, "decisions.json", "decision", "decision")
+	vectorMembers(f, "receipts.json", "decision", "decision")
+	check := newPKI(f).check(f)
+	check.Strict = true
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, err := check.Verify(b)
+		if err == nil {
+			t.Fatal("a decision verified under a key that signed none")
+		}
+		mustCode(t, err)
+		s, err := parseSigned(b)
+		if err != nil {
+			return
+		}
+		if d, err := ParseDecision(s.payload); err == nil {
+			kept, err := withoutIgnored(s.payload)
+			if err != nil || !bytes.Equal(d.Marshal(), kept) {
+				t.Fatalf("payload %x, written as %x, %v", kept, d.Marshal(), err)
+			}
+		}
+	})
+}
+
+func FuzzTrustUpdate(f *testing.F) {
+	vectorMembers(f, "certs.json", "mu", "mu")
+	trust := newPKI(f).trust(f)
+	f.Fuzz(func(t *testing.T, mu []byte) {
+		next, err := trust.Update(mu, vectorTime)
+		mustCode(t, err)
+		if next.RootNumber != trust.RootNumber || len(next.KeyCerts(UseKEM)) != 1 {
+			t.Fatalf("an MU of another root changed the trust to %+v", next)
+		}
+	})
+}
+
+func FuzzBodies(f *testing.F) {
+	f.Add(fullApply().Marshal())
+	f.Add(ApplyResponse{M2: []byte{0x21}, Handle: []byte{1}, Level: 3, TTL: 90}.Marshal())
+	f.Add(CountersignRequest{Handle: []byte{1}, M3: []byte{0x31}}.Marshal())
+	f.Add(CountersignResponse{[]byte{0x41}, ResultPending, []byte{2}, []byte{3}}.Marshal())
+	f.Add(OutcomeRequest{Performed: true}.Marshal())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzBody(t, b, ParseApplyRequest)
+		fuzzBody(t, b, ParseApplyResponse)
+		fuzzBody(t, b, ParseCountersignRequest)
+		fuzzBody(t, b, ParseCountersignResponse)
+		fuzzBody(t, b, ParseOutcomeRequest)
+	})
+}
+
+// fuzzBody holds the law that what parses is what its own Marshal wrote: written
+// again it parses to the same.
+func fuzzBody[T interface{ Marshal() []byte }](t *testing.T, b []byte, parse func([]byte) (T, error)) {
+	v, err := parse(b)
+	mustCode(t, err)
+	if err != nil {
+		return
+	}
+	written := v.Marshal()
+	again, err := parse(written)
+	if err != nil || !bytes.Equal(again.Marshal(), written) || len(written) > len(b) {
+		t.Fatalf("%x, written as %x, parses as %+v, %v", b, written, again, err)
+	}
+}

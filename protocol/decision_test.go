@@ -1,0 +1,196 @@
+package protocol
+
+import (
+	"crypto/sha256"
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/veraison/go-cose"
+)
+
+func TestSignDecisionsVerify(t *testing.T) {
+	p := newPKI(t)
+	for _, n := range []int{1, 2, 3, 8, 13} {
+		want := make([]Decision, n)
+		for i := range want {
+			want[i] = p.decision()
+			want[i].Transaction = TransactionID{byte(n), byte(i)}
+		}
+		signed, err := SignDecisions(t.Context(), p.keys[UseDecision], 1, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range signed {
+			if got, err := p.check(t).Verify(b); err != nil || !reflect.DeepEqual(got, want[i]) {
+				t.Errorf("%d of %d: got %+v, %v, want %+v", i, n, got, err, want[i])
+			}
+		}
+	}
+	if out, err := SignDecisions(t.Context(), p.keys[UseDecision], 1, nil); out != nil || err != nil {
+		t.Errorf("no decisions: got %v, %v", out, err)
+	}
+}
+
+func TestSignDocuments(t *testing.T) {
+	key := newKeySigner(t)
+	leaves := []SignLeaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}}}
+	signed, err := SignDocuments(t.Context(), key, 1, leaves)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"one", ""} {
+		if got, err := VerifySignReceipt(signed[i], key.public(t)); err != nil || string(got) != want {
+			t.Errorf("document %d is %q, %v, want %q", i, got, err, want)
+		}
+	}
+}
+
+// stockVerifier is ES256 of a COSE library that knows nothing of OA1.
+func stockVerifier(t *testing.T, key keySigner) cose.Verifier {
+	t.Helper()
+	v, err := cose.NewVerifier(cose.AlgorithmES256, &key.key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestStockLibraryVerifiesDecision(t *testing.T) {
+	p := newPKI(t)
+	b, err := SignDecision(t.Context(), p.keys[UseDecision], 1, p.decision())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m cose.UntaggedSign1Message
+	if err := m.UnmarshalCBOR(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Verify([]byte(domainDecision), stockVerifier(t, p.keys[UseDecision])); err != nil {
+		t.Errorf("decision: %v", err)
+	}
+	if err := m.Verify([]byte(domainKeyCert), stockVerifier(t, p.keys[UseDecision])); !errors.Is(err, cose.ErrVerification) {
+		t.Errorf("decision under another domain string: got %v, want ErrVerification", err)
+	}
+}
+
+func TestStockLibraryVerifiesSignReceipt(t *testing.T) {
+	key := newKeySigner(t)
+	leaves := []SignLeaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}, Document: []byte("two")}}
+	signed, err := SignDocuments(t.Context(), key, 7, leaves)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w batched
+	if err := unmarshal(signed[0], &w); err != nil {
+		t.Fatal(err)
+	}
+	var m cose.UntaggedSign1Message
+	if err := m.UnmarshalCBOR(w.Receipt); err != nil {
+		t.Fatal(err)
+	}
+	root := MerkleRoot([][]byte{marshal(leaves[0]), marshal(leaves[1])})
+	m.Payload = root[:]
+	if err := m.Verify(nil, stockVerifier(t, key)); err != nil {
+		t.Errorf("receipt: %v", err)
+	}
+	m.Payload = make([]byte, sha256.Size)
+	if err := m.Verify(nil, stockVerifier(t, key)); !errors.Is(err, cose.ErrVerification) {
+		t.Errorf("receipt over another root: got %v, want ErrVerification", err)
+	}
+}
+
+// TestLooseCOSE holds what a lenient CBOR library would take for the same.
+func TestLooseCOSE(t *testing.T) {
+	p := newPKI(t)
+	var s Sign1
+	if err := unmarshal(p.certs[0], &s); err != nil {
+		t.Fatal(err)
+	}
+	sig := make([]uint64, len(s.Signature))
+	for i, b := range s.Signature {
+		sig[i] = uint64(b)
+	}
+	for name, items := range map[string][]any{
+		"unprotected null":         {s.Protected, nil, s.Payload, s.Signature},
+		"signature as array":       {s.Protected, map[int64]any{}, s.Payload, sig},
+		"payload null":             {s.Protected, map[int64]any{}, nil, s.Signature},
+		"signature of 65 bytes":    {s.Protected, map[int64]any{}, s.Payload, append([]byte{0}, s.Signature...)},
+		"key of 32 bytes, shorter": {s.Protected, map[int64]any{}, marshal(map[int]any{1: 1, 2: 1, 3: make([]byte, 32), 4: 0, 5: 1}), s.Signature},
+		"null for the epoch":       {s.Protected, map[int64]any{}, marshal(map[int]any{1: nil, 2: 1, 3: make([]byte, 33), 4: 0, 5: 1}), s.Signature},
+	} {
+		if _, err := VerifyKeyCert(marshal(items), p.root.public(t)); !errors.Is(err, CodeFormat) {
+			t.Errorf("%s: got %v, want a format error", name, err)
+		}
+	}
+}
+
+func TestNullProofInEvidence(t *testing.T) {
+	d := newPKI(t).decision()
+	d.Evidence = []Evidence{{Statement: Statement{1}, ClientCert: []byte{2}, Approval: Approval{Verdict: Approve, Slot: SlotSigning}}}
+	good := d.Marshal()
+	if got, err := ParseDecision(good); err != nil || !reflect.DeepEqual(got, d) {
+		t.Fatalf("got %+v, %v, want %+v", got, err, d)
+	}
+	var m map[uint64]any
+	if err := unmarshal(good, &m); err != nil {
+		t.Fatal(err)
+	}
+	m[16].([]any)[3] = nil
+	if _, err := ParseDecision(marshal(m)); !errors.Is(err, CodeFormat) {
+		t.Errorf("null for the proof: got %v, want a format error", err)
+	}
+}
+
+func TestLifetimeBeyondDuration(t *testing.T) {
+	p := newPKI(t)
+	d := p.decision()
+	d.Lifetime = 1<<64 - 1
+	b, err := SignDecision(t.Context(), p.keys[UseDecision], 1, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.check(t).Verify(b); err != nil {
+		t.Errorf("longest lifetime: %v", err)
+	}
+}
+
+func BenchmarkSignDecision(b *testing.B) {
+	p := newPKI(b)
+	d := p.decision()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := SignDecision(b.Context(), p.keys[UseDecision], 1, d); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecisionCheckVerify(b *testing.B) {
+	p := newPKI(b)
+	check := p.check(b)
+	signed, err := SignDecision(b.Context(), p.keys[UseDecision], 1, p.decision())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := check.Verify(signed); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkSignDecisions64(b *testing.B) {
+	p := newPKI(b)
+	list := make([]Decision, 64)
+	for i := range list {
+		list[i] = p.decision()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := SignDecisions(b.Context(), p.keys[UseDecision], 1, list); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

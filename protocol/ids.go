@@ -1,0 +1,163 @@
+package protocol
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+)
+
+// ClientID names an enrolled client: SHA-256("OA1 client id v1" || signing
+// key)[0:8], PROTOCOL.md §5.
+type ClientID [8]byte
+
+// ClientIDOf computes the id that goes with a client's signing key.
+func ClientIDOf(signingKey PublicKey) ClientID {
+	return ClientID(hash(domainClientID, signingKey[:])[:8])
+}
+
+// DeviceID names a device: SHA-256(SPIFFE ID)[0:8], PROTOCOL.md §2.1.
+type DeviceID [8]byte
+
+// DeviceIDOf computes the id of the device with this SPIFFE ID.
+func DeviceIDOf(spiffeID string) DeviceID {
+	sum := sha256.Sum256([]byte(spiffeID))
+	return DeviceID(sum[:8])
+}
+
+// Handle is what C sees of the device: the first 4 bytes of its id (P2.5).
+func (id DeviceID) Handle() DeviceHandle { return DeviceHandle(id[:4]) }
+
+// DeviceHandle is the first 4 bytes of a [DeviceID].
+type DeviceHandle [4]byte
+
+// RootID names a root key: SHA-256(compressed point)[0:8].
+type RootID [8]byte
+
+// RootHash is the 16-byte hash of the first root key in an activation code.
+type RootHash [16]byte
+
+// Serial is a client's request number: a 4-byte big-endian counter that only
+// rises, then 8 random bytes.
+type Serial [12]byte
+
+// NewSerial joins a counter and 8 random bytes.
+func NewSerial(counter uint32, random [8]byte) Serial {
+	var s Serial
+	binary.BigEndian.PutUint32(s[:4], counter)
+	copy(s[4:], random[:])
+	return s
+}
+
+// Counter is the first 4 bytes.
+func (s Serial) Counter() uint32 { return binary.BigEndian.Uint32(s[:4]) }
+
+// TransactionID names one decision.
+type TransactionID [8]byte
+
+// PairwiseID is how one device sees one client:
+// HMAC(mac, "OA1 pairwise v1" || client id || device id)[0:8].
+type PairwiseID [8]byte
+
+// PolicyHash is the first 8 bytes of the policy's hash.
+type PolicyHash [8]byte
+
+// Challenge is chal, 16 bytes, in clear in M2.
+type Challenge [16]byte
+
+// NewChallenge binds D's nonce and S's u:
+// SHA-256("OA1 chal v1" || nonce || u)[0:16].
+func NewChallenge(nonce, u Nonce) Challenge {
+	return Challenge(hash(domainChallenge, nonce[:], u[:])[:16])
+}
+
+// Nonce is 16 fresh random bytes: D's nonce of an apply, or S's u.
+type Nonce [16]byte
+
+func hash(domain string, parts ...[]byte) []byte {
+	h := sha256.New()
+	h.Write([]byte(domain))
+	for _, p := range parts {
+		h.Write(p)
+	}
+	return h.Sum(nil)
+}
+
+func parseHex(dst []byte, what, s string) error {
+	if len(s) != hex.EncodedLen(len(dst)) {
+		return formatError("%s %q: want %d hexadecimal digits", what, s, hex.EncodedLen(len(dst)))
+	}
+	if _, err := hex.Decode(dst, []byte(s)); err != nil {
+		return formatError("%s %q: %v", what, s, err)
+	}
+	return nil
+}
+
+func (id ClientID) String() string      { return hex.EncodeToString(id[:]) }
+func (id DeviceID) String() string      { return hex.EncodeToString(id[:]) }
+func (id DeviceHandle) String() string  { return hex.EncodeToString(id[:]) }
+func (id RootID) String() string        { return hex.EncodeToString(id[:]) }
+func (s Serial) String() string         { return hex.EncodeToString(s[:]) }
+func (id TransactionID) String() string { return hex.EncodeToString(id[:]) }
+func (id PairwiseID) String() string    { return hex.EncodeToString(id[:]) }
+func (h PolicyHash) String() string     { return hex.EncodeToString(h[:]) }
+func (c Challenge) String() string      { return hex.EncodeToString(c[:]) }
+func (n Nonce) String() string          { return hex.EncodeToString(n[:]) }
+
+// ParseClientID reads the 16 hexadecimal digits that String writes.
+func ParseClientID(s string) (id ClientID, err error) {
+	err = parseHex(id[:], "client id", s)
+	return id, err
+}
+
+// ParseDeviceID reads the 16 hexadecimal digits that String writes.
+func ParseDeviceID(s string) (id DeviceID, err error) {
+	err = parseHex(id[:], "device id", s)
+	return id, err
+}
+
+// ParseTransactionID reads the 16 hexadecimal digits that String writes.
+func ParseTransactionID(s string) (id TransactionID, err error) {
+	err = parseHex(id[:], "transaction id", s)
+	return id, err
+}
+
+// ParseSerial reads the 24 hexadecimal digits that String writes.
+func ParseSerial(s string) (id Serial, err error) {
+	err = parseHex(id[:], "serial", s)
+	return id, err
+}
+
+// Amount is money: minor units (cents) below 10^15 and three letters A–Z. In
+// CBOR it is the array [minor, currency].
+type Amount struct {
+	_        struct{} `cbor:",toarray"`
+	Minor    uint64
+	Currency string
+}
+
+// MaxMinor is the first amount that is too large.
+const MaxMinor = 1_000_000_000_000_000
+
+func (a Amount) validate() error {
+	if a.Minor >= MaxMinor {
+		return formatError("amount %d is not below 10^15", a.Minor)
+	}
+	if !isCurrency(a.Currency) {
+		return formatError("currency %q: want three letters A to Z", a.Currency)
+	}
+	return nil
+}
+
+func isCurrency(s string) bool {
+	for _, c := range []byte(s) {
+		if c < 'A' || c > 'Z' {
+			return false
+		}
+	}
+	return len(s) == 3
+}
+
+// String is for logs and errors; it counts minor units, since decimals depend
+// on the currency.
+func (a Amount) String() string { return fmt.Sprintf("%d %s", a.Minor, a.Currency) }

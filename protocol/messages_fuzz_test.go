@@ -1,0 +1,116 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/json"
+	"reflect"
+	"testing"
+)
+
+// addCBOR seeds a fuzz target with the maps of decode.json and fuzz.json.
+func addCBOR(f *testing.F, what string) {
+	for _, file := range []string{"decode.json", "fuzz.json"} {
+		for _, v := range loadVectors(f, file) {
+			var in struct {
+				What string
+				CBOR hexBytes
+			}
+			if err := json.Unmarshal(v.In, &in); err != nil {
+				f.Fatal(err)
+			}
+			if in.What == what {
+				f.Add([]byte(in.CBOR))
+			}
+		}
+	}
+}
+
+// fuzzPayload: what parses marshals back to the same bytes but for ignored keys.
+func fuzzPayload[P any](f *testing.F, what string, parse func([]byte) (P, error), write func(P) []byte) {
+	addCBOR(f, what)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := parse(b)
+		if err != nil {
+			if code, _ := CodeOf(err); code != CodeFormat {
+				t.Fatalf("%v is not a format error", err)
+			}
+			return
+		}
+		back := write(p)
+		var in, out map[uint64]any
+		if unmarshal(b, &in) != nil || unmarshal(back, &out) != nil {
+			t.Fatalf("%x, written as %x, does not decode", b, back)
+		}
+		before := len(in)
+		for k := range in {
+			if k >= 64 {
+				delete(in, k)
+			}
+		}
+		if len(in) == before && !bytes.Equal(b, back) || !reflect.DeepEqual(in, out) {
+			t.Fatalf("%x comes back as %x", b, back)
+		}
+		if again, err := parse(back); err != nil || !reflect.DeepEqual(again, p) {
+			t.Fatalf("%+v comes back as %+v, %v", p, again, err)
+		}
+	})
+}
+
+func FuzzP1(f *testing.F) { fuzzPayload(f, "p1", ParseP1, P1.Marshal) }
+func FuzzP2(f *testing.F) { fuzzPayload(f, "p2", ParseP2, P2.Marshal) }
+func FuzzP3(f *testing.F) { fuzzPayload(f, "p3", ParseP3, P3.Marshal) }
+func FuzzP4(f *testing.F) { fuzzPayload(f, "p4", ParseP4, P4.Marshal) }
+
+func FuzzStatement(f *testing.F) {
+	for _, v := range loadVectors(f, "countersign.json") {
+		var in struct{ Stmt hexBytes }
+		if err := json.Unmarshal(v.In, &in); err != nil {
+			f.Fatal(err)
+		}
+		f.Add([]byte(in.Stmt))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseStatement(b)
+		if err != nil {
+			return
+		}
+		if back := NewStatement(s.Root, s.RawP1, s.Challenge, s.RawP2); !bytes.Equal(back, b) {
+			t.Fatalf("%x comes back as %x", b, []byte(back))
+		}
+	})
+}
+
+func FuzzMessage(f *testing.F) {
+	for _, v := range loadVectors(f, "messages.json") {
+		var in sessionIn
+		if err := json.Unmarshal(v.In, &in); err != nil {
+			f.Fatal(err)
+		}
+		for _, m := range [][]byte{in.M1, in.M2, in.M3, in.M4} {
+			f.Add(m)
+		}
+	}
+	f.Add(LinkError{Code: CodeLink}.Marshal())
+	f.Add(KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal())
+	kem := kemKey(bytes.Repeat([]byte{1}, 32))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, err := ParseM1(b); err == nil {
+			if _, _, err := m.Open(kem, RootID{}); err == nil {
+				t.Fatal("a message for nobody opens")
+			}
+		}
+		if e, err := ParseLinkError(b); err == nil && !bytes.Equal(e.Marshal(), b) {
+			t.Fatalf("ME %x comes back as %x", b, e.Marshal())
+		}
+		if u, err := ParseKeyUpdate(b); err == nil && !bytes.Equal(u.Marshal(), b) {
+			t.Fatalf("MU %x comes back as %x", b, u.Marshal())
+		}
+		c := NewChannel(Secret{}, b, Challenge{})
+		_, err2 := c.OpenM2(b)
+		_, _, err3 := c.OpenM3(b)
+		_, err4 := c.OpenM4([]byte("\x31\x000123456789abcdef"), b)
+		if err2 == nil || err3 == nil || err4 == nil {
+			t.Fatal("a message of nobody opens")
+		}
+	})
+}

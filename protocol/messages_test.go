@@ -1,0 +1,200 @@
+package protocol
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/hpke"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/veraison/go-cose"
+)
+
+// TestSizes holds the sizes that PROTOCOL.md §3 promises.
+func TestSizes(t *testing.T) {
+	for _, c := range []struct {
+		level              Level
+		m1, m2, m3, m4, of int
+	}{
+		{level: 1, m1: 82, m2: 74, m3: 88, m4: 31, of: 275},
+		{level: 2, m1: 82, m2: 108, m3: 106, m4: 31, of: 327},
+	} {
+		t.Run(fmt.Sprint("level ", c.level), func(t *testing.T) {
+			s := newSession(t, c.level)
+			s.run(t)
+			got := [...]int{len(s.m1), len(s.m2), len(s.m3), len(s.m4)}
+			if want := [...]int{c.m1, c.m2, c.m3, c.m4}; got != want {
+				t.Errorf("sizes are %v, want %v", got, want)
+			}
+			if sum := got[0] + got[1] + got[2] + got[3]; sum != c.of {
+				t.Errorf("sum is %d, want %d", sum, c.of)
+			}
+		})
+	}
+}
+
+// TestStockLibraryVerifies gives a countersignature to a COSE library as the
+// COSE_Sign1 with detached payload that it is.
+func TestStockLibraryVerifies(t *testing.T) {
+	s := newSession(t, 2)
+	stmt, approval := NewStatement(s.root, s.p1, s.chal, s.p2), s.approval()
+	sig, err := Countersign(context.Background(), s.client, stmt, approval)
+	mustOpen(t, "countersignature", err)
+	wire := marshal(Sign1{Protected: protectedES256, Unprotected: map[int64]any{}, Signature: sig[:]})
+
+	var message cose.UntaggedSign1Message
+	mustOpen(t, "COSE_Sign1", message.UnmarshalCBOR(wire))
+	if message.Payload != nil {
+		t.Fatalf("payload is %x, want it detached", message.Payload)
+	}
+	verifier, err := cose.NewVerifier(cose.AlgorithmES256, &s.client.key.PublicKey)
+	mustOpen(t, "verifier", err)
+	message.Payload = stmt.payload(approval)
+	if err := message.Verify([]byte("OA1 countersign v1"), verifier); err != nil {
+		t.Errorf("stock library: %v", err)
+	}
+	approval.Verdict = Refuse
+	message.Payload = stmt.payload(approval)
+	if err := message.Verify([]byte("OA1 countersign v1"), verifier); err == nil {
+		t.Error("stock library takes an approval for a refusal")
+	}
+}
+
+var errHSM = fmt.Errorf("token removed: %w", CodeHSM)
+
+// brokenKey is a kem key in an HSM that is gone.
+type brokenKey struct{ *ecdh.PrivateKey }
+
+func (brokenKey) ECDH(*ecdh.PublicKey) ([]byte, error) { return nil, errHSM }
+
+func TestOpenM1PassesKeyErrors(t *testing.T) {
+	s := newSession(t, 1)
+	s.run(t)
+	key, err := hpke.NewDHKEMPrivateKey(brokenKey{must(ecdh.P256().GenerateKey(rand.Reader))})
+	mustOpen(t, "key", err)
+	m1, err := ParseM1(s.m1)
+	mustOpen(t, "M1", err)
+	if _, _, err := m1.Open(key, s.root); !errors.Is(err, errHSM) {
+		t.Errorf("got %v, want the key's own error", err)
+	}
+}
+
+func TestKind(t *testing.T) {
+	for _, c := range []struct {
+		m    []byte
+		kind byte
+		code Code
+	}{
+		{m: []byte{0x11}, kind: KindM1},
+		{m: []byte{0x21}, kind: KindM2},
+		{m: []byte{0x31}, kind: KindM3},
+		{m: []byte{0x41}, kind: KindM4},
+		{m: []byte{0x51}, kind: KindKeyUpdate},
+		{m: []byte{0xE1}, kind: KindLinkError},
+		{m: nil, code: CodeFormat},
+		{m: []byte{0x01}, code: CodeFormat},
+		{m: []byte{0x61}, code: CodeFormat},
+		{m: []byte{0xF1}, code: CodeFormat},
+		{m: []byte{0x12}, code: CodeVersion},
+		{m: []byte{0x62}, code: CodeVersion},
+	} {
+		kind, err := Kind(c.m)
+		if code, _ := CodeOf(err); kind != c.kind || code != c.code {
+			t.Errorf("%x is kind %d, %v; want %d, code %d", c.m, kind, err, c.kind, c.code)
+		}
+	}
+}
+
+func TestLinkError(t *testing.T) {
+	want := LinkError{Code: CodeTimeout, Retry: 7}
+	mustEqual(t, "ME", want.Marshal(), []byte{0xE1, 33, 7})
+	got, err := ParseLinkError(want.Marshal())
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for _, bad := range [][]byte{{0xE1, 1}, {0xE1, 1, 0, 0}, {0x41, 1, 0}, nil} {
+		if code, _ := CodeOf(second(ParseLinkError(bad))); code != CodeFormat {
+			t.Errorf("%x: code %d, want 1", bad, code)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestKeyUpdate(t *testing.T) {
+	item := []byte{0x81, 0x01}
+	u := KeyUpdate{Certs: [][]byte{item, {0x02}}}
+	mustEqual(t, "MU", u.Marshal(), []byte{0x51, 2, 0x81, 0x01, 0x02})
+	got, err := ParseKeyUpdate(u.Marshal())
+	if err != nil || len(got.Certs) != 2 || !bytes.Equal(got.Certs[0], item) {
+		t.Errorf("got %x, %v", got.Certs, err)
+	}
+	nine := append([]byte{0x51, 9}, bytes.Repeat([]byte{1}, 9)...)
+	for name, bad := range map[string][]byte{
+		"nine":      nine,
+		"too few":   {0x51, 2, 0x01},
+		"trailing":  {0x51, 1, 0x01, 0x01},
+		"truncated": {0x51, 1, 0x82, 0x01},
+		"no count":  {0x51},
+	} {
+		if code, _ := CodeOf(second(ParseKeyUpdate(bad))); code != CodeFormat {
+			t.Errorf("%s: code %d, want 1", name, code)
+		}
+	}
+}
+
+// TestChannelRefuses has what a relay or a confused peer could hand in.
+func TestChannelRefuses(t *testing.T) {
+	s := newSession(t, 1)
+	s.run(t)
+	other := newSession(t, 1)
+	other.run(t)
+	other.m2[20] ^= 1
+	for name, err := range map[string]error{
+		"M2 of another session": second(s.client1.OpenM2(other.m2)),
+		"M1 for M2":             second(s.client1.OpenM2(s.m1)),
+		"short M2":              second(s.client1.OpenM2(s.m2[:32])),
+		"M3 for M4":             second(s.client1.OpenM4(s.m3, s.m3)),
+		"short M4":              second(s.client1.OpenM4(s.m3, s.m4[:25])),
+		"M4 for M3":             second(s.client1.OpenM4(s.m4, s.m4)),
+		"M4 of another attempt": second(s.client1.OpenM4(s.client1.SealM3(1, nil), s.m4)),
+		"challenge of M3":       second(ChallengeOf(s.m3)),
+	} {
+		if code, _ := CodeOf(err); code != CodeFormat {
+			t.Errorf("%s: got %v, want code 1", name, err)
+		}
+	}
+	if _, _, err := s.server.OpenM3(s.m3[:17]); !errors.Is(err, CodeFormat) {
+		t.Errorf("short M3: %v", err)
+	}
+}
+
+func TestStatement(t *testing.T) {
+	s := newSession(t, 2)
+	stmt := NewStatement(s.root, s.p1, s.chal, s.p2)
+	f, err := ParseStatement(stmt)
+	mustOpen(t, "statement", err)
+	if f.Root != s.root || f.Challenge != s.chal || f.P1.Service != 1027 || f.P2.Text != "Order 88213, 1 laptop" {
+		t.Errorf("got %+v", f)
+	}
+	mustEqual(t, "P1", f.RawP1, s.p1)
+	mustEqual(t, "P2", f.RawP2, s.p2)
+	failed := P2{Code: CodeLevel}.Marshal()
+	for name, bad := range map[string][]byte{
+		"trailing": append(bytes.Clone(stmt), 0),
+		"P1":       NewStatement(s.root, nil, s.chal, s.p2),
+		"P2":       NewStatement(s.root, s.p1, s.chal, s.p1),
+		"error P2": NewStatement(s.root, s.p1, s.chal, failed),
+		"domain":   bytes.Replace(stmt, []byte("statement v1"), []byte("statement v2"), 1),
+		"map":      s.p1,
+		"root":     marshal([]any{domainStatement, s.root[:7], s.p1, s.chal[:], s.p2}),
+		"four":     marshal([]any{domainStatement, s.root[:], s.p1, s.chal[:]}),
+	} {
+		if code, _ := CodeOf(second(ParseStatement(bad))); code != CodeFormat {
+			t.Errorf("%s: code %d, want 1", name, code)
+		}
+	}
+}

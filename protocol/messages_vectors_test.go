@@ -1,0 +1,396 @@
+package protocol
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdh"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/hpke"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+func init() {
+	ops["hpke"] = op(hpkeVector)
+	ops["m1"] = op(m1Vector)
+	ops["session"] = op(sessionVector)
+	ops["show"] = op(showVector)
+	ops["countersign"] = op(countersignVector)
+	ops["derive"] = op(deriveVector)
+	decoders["p1"] = decodeWith(ParseP1, P1.Marshal)
+	decoders["p2"] = decodeWith(ParseP2, P2.Marshal)
+	decoders["p3"] = decodeWith(ParseP3, P3.Marshal)
+	decoders["p4"] = decodeWith(ParseP4, P4.Marshal)
+}
+
+// op decodes a vector's in before it runs.
+func op[In any](run func(In) (any, error)) func(json.RawMessage) (any, error) {
+	return func(in json.RawMessage) (any, error) {
+		var v In
+		d := json.NewDecoder(bytes.NewReader(in))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&v); err != nil {
+			return nil, err
+		}
+		return run(v)
+	}
+}
+
+// decodeWith gives the map that the parsed value marshals to, with the ignored
+// keys of the input, which Marshal leaves out.
+func decodeWith[P any](parse func([]byte) (P, error), write func(P) []byte) func([]byte) (any, error) {
+	return func(b []byte) (any, error) {
+		p, err := parse(b)
+		if err != nil {
+			return nil, err
+		}
+		read, ignored := map[int64]any{}, map[int64]any{}
+		if err := errors.Join(unmarshal(write(p), &read), unmarshal(b, &ignored)); err != nil {
+			return nil, err
+		}
+		for k, v := range ignored {
+			if k >= 64 {
+				read[k] = v
+			}
+		}
+		return jsonValue(read), nil
+	}
+}
+
+// jsonValue turns decoded CBOR into the JSON of the vectors.
+func jsonValue(v any) any {
+	switch v := v.(type) {
+	case []byte:
+		return hexBytes(v)
+	case []any:
+		for i := range v {
+			v[i] = jsonValue(v[i])
+		}
+	case map[int64]any:
+		m := map[string]any{}
+		for k, e := range v {
+			m[strconv.FormatInt(k, 10)] = jsonValue(e)
+		}
+		return m
+	case map[any]any:
+		m := map[string]any{}
+		for k, e := range v {
+			m[fmt.Sprint(k)] = jsonValue(e)
+		}
+		return m
+	}
+	return v
+}
+
+type hpkeIn struct {
+	SkR     hexBytes `json:"sk_r"`
+	SkE     hexBytes `json:"sk_e"`
+	RootKey hexBytes `json:"root_key"`
+	M1      hexBytes `json:"m1"`
+}
+
+// hpkeVector opens M1 with the code under test, and makes it again from the
+// sender's ephemeral key by a key schedule of its own (RFC 9180 §4.1 and §5.1).
+func hpkeVector(in hpkeIn) (any, error) {
+	root, err := ParsePublicKey(in.RootKey)
+	if err != nil {
+		return nil, err
+	}
+	kem := kemKey(in.SkR)
+	m1, err := ParseM1(in.M1)
+	if err != nil {
+		return nil, err
+	}
+	p1, es, err := m1.Open(kem, root.RootID())
+	if err != nil {
+		return nil, err
+	}
+	s := hpkeSchedule(in.SkE, in.SkR, hpkeInfo(root.RootID()))
+	block := must(aes.NewCipher(s["key"]))
+	sealed := must(cipher.NewGCM(block)).Seal(nil, s["base_nonce"], p1, in.M1[:2])
+	again := append(append(bytes.Clone(in.M1[:2]), pointOf(s["enc"])...), sealed...)
+	if !bytes.Equal(again, in.M1) {
+		return nil, fmt.Errorf("M1 made again is %x", again)
+	}
+	s["p1"], s["es"] = p1, es[:]
+	return s, nil
+}
+
+func pointOf(uncompressed []byte) []byte {
+	p := must(CompressPoint(uncompressed))
+	return p[:]
+}
+
+func kemKey(scalar []byte) hpke.PrivateKey {
+	return must(hpke.NewDHKEMPrivateKey(must(ecdh.P256().NewPrivateKey(scalar))))
+}
+
+func hpkeSchedule(skE, skR, info []byte) map[string]hexBytes {
+	ephemeral := must(ecdh.P256().NewPrivateKey(skE))
+	recipient := must(ecdh.P256().NewPrivateKey(skR)).PublicKey()
+	enc, pkR := ephemeral.PublicKey().Bytes(), recipient.Bytes()
+	dh := must(ephemeral.ECDH(recipient))
+
+	kem := []byte("KEM\x00\x10")
+	eaePRK := labeledExtract(kem, nil, "eae_prk", dh)
+	shared := labeledExpand(kem, eaePRK, "shared_secret", append(bytes.Clone(enc), pkR...), 32)
+
+	suite := []byte("HPKE\x00\x10\x00\x01\x00\x01")
+	context := append([]byte{0}, labeledExtract(suite, nil, "psk_id_hash", nil)...)
+	context = append(context, labeledExtract(suite, nil, "info_hash", info)...)
+	secret := labeledExtract(suite, shared, "secret", nil)
+	return map[string]hexBytes{
+		"pk_r": pkR, "enc": enc, "info": info, "shared_secret": shared,
+		"key":             labeledExpand(suite, secret, "key", context, 16),
+		"base_nonce":      labeledExpand(suite, secret, "base_nonce", context, 12),
+		"exporter_secret": labeledExpand(suite, secret, "exp", context, 32),
+	}
+}
+
+func labeledExtract(suite, salt []byte, label string, ikm []byte) []byte {
+	return must(hkdf.Extract(sha256.New, concat([]byte("HPKE-v1"), suite, []byte(label), ikm), salt))
+}
+
+func labeledExpand(suite, prk []byte, label string, info []byte, size int) []byte {
+	length := binary.BigEndian.AppendUint16(nil, uint16(size))
+	labeled := concat(length, []byte("HPKE-v1"), suite, []byte(label), info)
+	return must(hkdf.Expand(sha256.New, prk, string(labeled), size))
+}
+
+func concat(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+type m1In struct {
+	RootKey hexBytes            `json:"root_key"`
+	Kem     map[string]hexBytes `json:"kem"`
+	M1      hexBytes            `json:"m1"`
+}
+
+func m1Vector(in m1In) (any, error) {
+	root, err := ParsePublicKey(in.RootKey)
+	if err != nil {
+		return nil, err
+	}
+	m1, err := ParseM1(in.M1)
+	if err != nil {
+		return nil, err
+	}
+	for epoch, scalar := range in.Kem {
+		if n, err := strconv.ParseUint(epoch, 10, 64); err != nil || uint8(n%64) != m1.Epoch {
+			continue
+		}
+		p1, es, err := m1.Open(kemKey(scalar), root.RootID())
+		if err != nil {
+			return nil, err
+		}
+		_, err = ParseP1(p1)
+		return map[string]hexBytes{"p1": p1, "es": es[:]}, err
+	}
+	return nil, CodeStaleKey
+}
+
+type sessionIn struct {
+	RootKey    hexBytes `json:"root_key"`
+	SkR        hexBytes `json:"sk_r"`
+	ClientSK   hexBytes `json:"client_sk"`
+	SigningKey hexBytes `json:"signing_key"`
+	UVKey      hexBytes `json:"uv_key"`
+	KPw        hexBytes `json:"k_pw"`
+	Nonce      hexBytes `json:"nonce"`
+	U          hexBytes `json:"u"`
+	M1         hexBytes `json:"m1"`
+	M2         hexBytes `json:"m2"`
+	M3         hexBytes `json:"m3"`
+	M4         hexBytes `json:"m4"`
+}
+
+// sessionVector follows the four passes as S and C together: what D compares,
+// then everything that may be a format error, then signature and proof.
+func sessionVector(in sessionIn) (any, error) {
+	root, err := ParsePublicKey(in.RootKey)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]hexBytes{}
+	c, chal, err := in.channel(root.RootID(), out)
+	if err != nil {
+		return nil, err
+	}
+	p2, err := c.OpenM2(in.M2)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ParseP2(p2); err != nil {
+		return nil, err
+	}
+	stmt := NewStatement(root.RootID(), out["p1"], chal, p2)
+	attempt, rawP3, err := c.OpenM3(in.M3)
+	if err != nil {
+		return nil, err
+	}
+	p3, err := ParseP3(rawP3)
+	if err != nil {
+		return nil, err
+	}
+	p4, err := c.OpenM4(in.M3, in.M4)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ParseP4(p4); err != nil {
+		return nil, err
+	}
+	if err := in.verify(stmt, p3); err != nil {
+		return nil, err
+	}
+	out["p2"], out["p3"], out["p4"], out["stmt"] = p2, rawP3, p4, hexBytes(stmt)
+	out["payload"], out["sig_structure"] = stmt.payload(p3.Approval()), stmt.sigStructure(p3.Approval())
+	return out, in.keys(c, attempt, out)
+}
+
+func (in sessionIn) channel(root RootID, out map[string]hexBytes) (c Channel, chal Challenge, err error) {
+	m1, err := ParseM1(in.M1)
+	if err != nil {
+		return c, chal, err
+	}
+	p1, es, err := m1.Open(kemKey(in.SkR), root)
+	if err != nil {
+		return c, chal, err
+	}
+	if _, err := ParseP1(p1); err != nil {
+		return c, chal, err
+	}
+	if chal, err = ChallengeOf(in.M2); err != nil {
+		return c, chal, err
+	}
+	if chal != NewChallenge(Nonce(in.Nonce), Nonce(in.U)) {
+		return c, chal, CodeReplayed
+	}
+	out["p1"], out["es"], out["chal"] = p1, es[:], chal[:]
+	return NewChannel(es, in.M1, chal), chal, nil
+}
+
+func (in sessionIn) verify(stmt Statement, p3 P3) error {
+	key := in.SigningKey
+	if p3.Slot == SlotUV {
+		key = in.UVKey
+	}
+	if err := VerifyCountersign(PublicKey(key), stmt, p3.Approval(), p3.Signature[:]); err != nil {
+		return err
+	}
+	sum := stmt.Hash()
+	mac := hmac.New(sha256.New, in.KPw)
+	mac.Write([]byte(domainPwProof))
+	mac.Write(sum[:])
+	if p3.Proof != nil && !hmac.Equal(mac.Sum(nil)[:ProofSize], p3.Proof) {
+		return CodePassword
+	}
+	return nil
+}
+
+// keys fills in the key schedule, and makes M2, M3 and M4 again with it.
+func (in sessionIn) keys(c Channel, attempt uint8, out map[string]hexBytes) error {
+	r := ReceiptNonce(in.M4[2:10])
+	th3 := transcript(c.TH2[:], in.M3)
+	k2, k3, k4 := c.keys2(), c.keys3(attempt), c.keys4(in.M3, r)
+	for name, v := range map[string][]byte{
+		"prk": c.PRK[:], "th1": c.TH1[:], "th2": c.TH2[:], "th3": th3[:], "r": r[:],
+		"k2": k2.key[:], "n2": k2.nonce[:], "k3": k3.key[:], "n3": k3.nonce[:], "k4": k4.key[:], "n4": k4.nonce[:],
+	} {
+		out[name] = v
+	}
+	again := c
+	m2 := again.SealM2(Challenge(out["chal"]), out["p2"])
+	m3 := again.SealM3(attempt, out["p3"])
+	m4 := again.SealM4(m3, r, out["p4"])
+	if !bytes.Equal(m2, in.M2) || !bytes.Equal(m3, in.M3) || !bytes.Equal(m4, in.M4) {
+		return fmt.Errorf("sealed again: %x %x %x", m2, m3, m4)
+	}
+	return nil
+}
+
+type showIn struct {
+	P2        hexBytes `json:"p2"`
+	Service   Service  `json:"service"`
+	Requested Level    `json:"requested"`
+	Floor     Level    `json:"floor"`
+	Amount    []any    `json:"amount"`
+	Text      string   `json:"text"`
+}
+
+func showVector(in showIn) (any, error) {
+	p2, err := ParseP2(in.P2)
+	if err != nil {
+		return nil, err
+	}
+	want := Expectation{Service: in.Service, Requested: in.Requested, Text: in.Text}
+	want.Floor = func(Service) Level { return in.Floor }
+	if len(in.Amount) == 2 {
+		want.Amount = &Amount{Minor: uint64(in.Amount[0].(float64)), Currency: in.Amount[1].(string)}
+	}
+	return struct{}{}, p2.Acceptable(want)
+}
+
+type countersignIn struct {
+	Key      hexBytes `json:"key"`
+	Stmt     hexBytes `json:"stmt"`
+	Decision Verdict  `json:"decision"`
+	Slot     uint64   `json:"slot"`
+	Proof    hexBytes `json:"proof"`
+	Sig      hexBytes `json:"sig"`
+}
+
+func countersignVector(in countersignIn) (any, error) {
+	key, err := ParsePublicKey(in.Key)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ParseStatement(in.Stmt); err != nil {
+		return nil, err
+	}
+	a := Approval{Verdict: in.Decision, Slot: in.Slot, Proof: in.Proof}
+	err = VerifyCountersign(key, Statement(in.Stmt), a, in.Sig)
+	return map[string]any{"sig_structure": hexBytes(Statement(in.Stmt).sigStructure(a))}, err
+}
+
+type deriveIn struct {
+	MACKey     hexBytes `json:"mac_key"`
+	Nonce      hexBytes `json:"nonce"`
+	U          hexBytes `json:"u"`
+	SigningKey hexBytes `json:"signing_key"`
+	RootKey    hexBytes `json:"root_key"`
+	SPIFFEID   string   `json:"spiffe_id"`
+	Hour       uint32   `json:"hour"`
+}
+
+func deriveVector(in deriveIn) (any, error) {
+	signing, err := ParsePublicKey(in.SigningKey)
+	if err != nil {
+		return nil, err
+	}
+	root, err := ParsePublicKey(in.RootKey)
+	if err != nil {
+		return nil, err
+	}
+	mac := func(input []byte) hexBytes {
+		h := hmac.New(sha256.New, in.MACKey)
+		h.Write(input)
+		return h.Sum(nil)
+	}
+	client, device := ClientIDOf(signing), DeviceIDOf(in.SPIFFEID)
+	rootHash := root.RootHash()
+	return map[string]any{
+		"chal":       NewChallenge(Nonce(in.Nonce), Nonce(in.U)).String(),
+		"client_id":  client.String(),
+		"device_id":  device.String(),
+		"pairwise":   mac(PairwiseInput(client, device))[:8],
+		"handle_key": mac(HandleKeyInput(in.Hour)),
+		"handle_aad": hexBytes(HandleAAD(device, in.Hour)),
+		"root_id":    root.RootID().String(),
+		"root_hash":  hexBytes(rootHash[:]),
+	}, nil
+}

@@ -1,0 +1,119 @@
+// Package password turns a password into the verifier that the appliance stores,
+// and proves knowledge of it, PROTOCOL.md §4.1. A guess needs the phone's secret DS
+// besides the password, so neither a database nor a recording alone gives anything
+// to try passwords on.
+package password
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"unicode/utf8"
+
+	"golang.org/x/crypto/argon2"
+	"golang.org/x/text/unicode/norm"
+
+	"countersign/protocol"
+)
+
+// SaltSize is the length of a salt, in bytes.
+const SaltSize = 16
+
+// Salt is the Argon2id salt, random for each password.
+type Salt [SaltSize]byte
+
+// Params are the cost parameters of Argon2id, RFC 9106.
+type Params struct {
+	MemoryKiB   uint32
+	Iterations  uint32
+	Parallelism uint8
+}
+
+// Default is what a client uses: 64 MiB, 3 iterations, one lane.
+var Default = Params{MemoryKiB: 64 * 1024, Iterations: 3, Parallelism: 1}
+
+// Check refuses parameters below the floor of 19 MiB and 2 iterations:
+// [protocol.CodeFormat].
+func (p Params) Check() error {
+	if p.MemoryKiB < protocol.MinPasswordMemoryKiB || p.Iterations < protocol.MinPasswordIterations || p.Parallelism < 1 {
+		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the floor: %w",
+			p.MemoryKiB, p.Iterations, p.Parallelism, protocol.CodeFormat)
+	}
+	return nil
+}
+
+// Stretched is a of PROTOCOL.md §4.1, 32 secret bytes.
+type Stretched [32]byte
+
+// Bound is b, 32 secret bytes. A key store that keeps DS to itself computes it.
+type Bound [32]byte
+
+// Verifier is K_pw, 32 secret bytes: with it, proofs can be made.
+type Verifier [32]byte
+
+// DeviceSecret is DS, 32 random bytes of this phone that never leave it.
+type DeviceSecret [32]byte
+
+const redacted = "[redacted]"
+
+func (Stretched) String() string    { return redacted }
+func (Bound) String() string        { return redacted }
+func (Verifier) String() string     { return redacted }
+func (DeviceSecret) String() string { return redacted }
+
+// GoString keeps %#v from printing the bytes.
+func (Stretched) GoString() string { return redacted }
+
+// GoString keeps %#v from printing the bytes.
+func (Bound) GoString() string { return redacted }
+
+// GoString keeps %#v from printing the bytes.
+func (Verifier) GoString() string { return redacted }
+
+// GoString keeps %#v from printing the bytes.
+func (DeviceSecret) GoString() string { return redacted }
+
+// Normalize gives the bytes that are stretched: the UTF-8 of the NFKC form, so
+// that every keyboard's way of typing a character counts as the same.
+func Normalize(password string) []byte { return norm.NFKC.Bytes([]byte(password)) }
+
+// Stretch computes a with Argon2id. It takes about 0.1 s and p.MemoryKiB of
+// memory. Parameters below the floor, and a password that is not UTF-8, are
+// [protocol.CodeFormat].
+func Stretch(password string, salt Salt, p Params) (Stretched, error) {
+	if err := p.Check(); err != nil {
+		return Stretched{}, err
+	}
+	if !utf8.ValidString(password) {
+		return Stretched{}, fmt.Errorf("password is not UTF-8: %w", protocol.CodeFormat)
+	}
+	a := argon2.IDKey(Normalize(password), salt[:], p.Iterations, p.MemoryKiB, p.Parallelism, 32)
+	return Stretched(a), nil
+}
+
+// Bind computes b with DS in software.
+func (ds DeviceSecret) Bind(client protocol.ClientID, a Stretched) Bound {
+	return Bound(mac(ds[:], protocol.PasswordBindInput(client, a[:])))
+}
+
+// Verifier computes K_pw.
+func (b Bound) Verifier() Verifier {
+	k, err := hkdf.Expand(sha256.New, b[:], protocol.PasswordVerifierInfo, len(Verifier{}))
+	if err != nil {
+		panic(err) // only for a length above 255 hashes
+	}
+	return Verifier(k)
+}
+
+// Proof shows knowledge of the password for one statement: the 16 bytes of P3.3.
+// The hash is that of STMT.
+func (v Verifier) Proof(statement [32]byte) [protocol.ProofSize]byte {
+	return [protocol.ProofSize]byte(mac(v[:], protocol.PasswordProofInput(statement))[:protocol.ProofSize])
+}
+
+func mac(key, input []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write(input)
+	return h.Sum(nil)
+}

@@ -1,0 +1,77 @@
+package protocol
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// Problem is what S answers when it can seal nothing: problem+json of RFC 9457
+// with the code of PROTOCOL.md §4. D turns it into ME with the same code and retry.
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	Code   Code   `json:"code,omitempty"`
+	Retry  uint64 `json:"retry,omitempty"` // seconds, as in Retry-After
+}
+
+// ProblemType is the media type of a [Problem].
+const ProblemType = "application/problem+json"
+
+// HTTPStatus is the status of a code that S answers by HTTP, PROTOCOL.md §4;
+// codes that have no place there are 500.
+func (c Code) HTTPStatus() int {
+	switch c {
+	case CodeFormat, CodeVersion:
+		return http.StatusBadRequest
+	case CodeExpired:
+		return http.StatusGone
+	case CodeDevice:
+		return http.StatusForbidden
+	case CodeBusy:
+		return http.StatusTooManyRequests
+	case CodeHSM:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// ProblemOf makes the problem of an error by the code it wraps. It repeats nothing
+// of the error's text, which may name what the caller is not to know.
+func ProblemOf(err error) Problem {
+	code, _ := CodeOf(err)
+	p := Problem{Type: "about:blank", Status: code.HTTPStatus(), Code: code}
+	p.Title = http.StatusText(p.Status)
+	if code != 0 {
+		p.Title = code.String()
+	}
+	var retry Retry
+	if errors.As(err, &retry) {
+		p.Retry = uint64((max(retry.After, 0) + time.Second - 1) / time.Second)
+	}
+	return p
+}
+
+// ParseProblem reads a problem+json body. Members it does not know are ignored, as
+// RFC 9457 §3.2 asks: CodeFormat on what is no JSON object.
+func ParseProblem(body []byte) (p Problem, err error) {
+	if err := json.Unmarshal(body, &p); err != nil {
+		return Problem{}, formatError("problem+json: %v", err)
+	}
+	return p, nil
+}
+
+// Err gives the problem as an error that wraps its code, as [Retry] if it says
+// when; nil if it has no code.
+func (p Problem) Err() error {
+	switch {
+	case p.Code == 0:
+		return nil
+	case p.Retry != 0:
+		return Retry{Code: p.Code, After: seconds(p.Retry)}
+	}
+	return p.Code
+}

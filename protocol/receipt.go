@@ -1,0 +1,184 @@
+package protocol
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+)
+
+// receipt is a COSE Receipt, PROTOCOL.md §6 and RFC 9942: the signature over the
+// root of a tree, with the inclusion proof of one leaf.
+type receipt struct {
+	_           struct{} `cbor:",toarray"`
+	Protected   []byte
+	Unprotected receiptHeader
+	Payload     []byte // detached: always nil
+	Signature   []byte
+}
+
+type receiptHeader struct {
+	Kid    []byte        `cbor:"4,keyasint"`
+	Proofs receiptProofs `cbor:"396,keyasint"`
+}
+
+type receiptProofs struct {
+	Inclusion [][]byte `cbor:"-1,keyasint"`
+}
+
+// batched is what travels in place of the plain form: [receipt, leaf entry].
+type batched struct {
+	_       struct{} `cbor:",toarray"`
+	Receipt []byte
+	Entry   []byte
+}
+
+// protectedReceipt is {1: -7, 395: 1}: ES256, RFC9162_SHA256.
+var protectedReceipt = []byte{0xA2, 0x01, 0x26, 0x19, 0x01, 0x8B, 0x01}
+
+// batchHead begins the batch form, an array of two; a plain COSE_Sign1 is one of
+// four.
+const batchHead = 0x82
+
+// signTree signs the root of the tree of entries once and gives the batch form
+// of each.
+func signTree(ctx context.Context, signer DigestSigner, aad string, kid []byte, entries [][]byte) ([][]byte, error) {
+	root, paths := merkleTree(entries)
+	digest := sha256.Sum256(sigStructure(protectedReceipt, aad, root[:]))
+	sig, err := signer.SignDigest(ctx, digest[:])
+	if err != nil {
+		return nil, fmt.Errorf("signing a tree of %d: %w", len(entries), err)
+	}
+	out := make([][]byte, len(entries))
+	for i, entry := range entries {
+		proof := marshal(Inclusion{Size: uint64(len(entries)), Index: uint64(i), Path: paths[i]})
+		out[i] = marshal(batched{Entry: entry, Receipt: marshal(receipt{
+			Protected:   protectedReceipt,
+			Unprotected: receiptHeader{Kid: kid, Proofs: receiptProofs{Inclusion: [][]byte{proof}}},
+			Signature:   sig,
+		})})
+	}
+	return out, nil
+}
+
+// SignDecisions signs decisions with one signature of the key `decision` of this
+// epoch. A lone one gets the plain form.
+func SignDecisions(ctx context.Context, signer DigestSigner, epoch uint64, decisions []Decision) ([][]byte, error) {
+	switch len(decisions) {
+	case 0:
+		return nil, nil
+	case 1:
+		b, err := SignDecision(ctx, signer, epoch, decisions[0])
+		if err != nil {
+			return nil, err
+		}
+		return [][]byte{b}, nil
+	}
+	entries := make([][]byte, len(decisions))
+	for i, d := range decisions {
+		entries[i] = d.Marshal()
+	}
+	return signTree(ctx, signer, domainDecision, kidOf(epoch), entries)
+}
+
+// SignLeaf is a leaf of the signing API: det-CBOR [16 random bytes, document], so
+// that one receipt tells nothing about the other leaves.
+type SignLeaf struct {
+	_        struct{} `cbor:",toarray"`
+	Random   [16]byte
+	Document []byte
+}
+
+// SignDocuments signs documents of the signing API with one signature of one of
+// its own keys, never of `decision`. The external_aad is empty, for stock
+// verifiers.
+func SignDocuments(ctx context.Context, signer DigestSigner, epoch uint64, leaves []SignLeaf) ([][]byte, error) {
+	entries := make([][]byte, len(leaves))
+	for i, l := range leaves {
+		l.Document = present(l.Document)
+		entries[i] = marshal(l)
+	}
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	return signTree(ctx, signer, "", kidOf(epoch), entries)
+}
+
+// VerifySignReceipt verifies a [receipt, leaf] of the signing API under its key
+// and gives the document: CodeFormat or CodeCertificate.
+func VerifySignReceipt(b []byte, key PublicKey) (document []byte, err error) {
+	p, err := parseBatched(b)
+	if err != nil {
+		return nil, err
+	}
+	var leaf SignLeaf
+	if err := unmarshalSame(p.payload, &leaf); err != nil {
+		return nil, err
+	}
+	if leaf.Document == nil {
+		return nil, formatError("leaf has no document")
+	}
+	return leaf.Document, p.verify(key, "")
+}
+
+// signed is a decision or leaf in either form, well-formed and not yet verified.
+type signed struct {
+	payload   []byte
+	kid       byte
+	plain     Sign1
+	inclusion *Inclusion // nil: plain form
+	signature []byte
+}
+
+func parseSigned(b []byte) (signed, error) {
+	if len(b) != 0 && b[0] == batchHead {
+		return parseBatched(b)
+	}
+	s, kid, err := parseSign1(b, true)
+	return signed{payload: s.Payload, kid: kid, plain: s}, err
+}
+
+func parseBatched(b []byte) (signed, error) {
+	var w batched
+	if err := unmarshalSame(b, &w); err != nil {
+		return signed{}, err
+	}
+	var r receipt
+	if err := unmarshalSame(w.Receipt, &r); err != nil {
+		return signed{}, err
+	}
+	header := r.Unprotected
+	if !bytes.Equal(r.Protected, protectedReceipt) || r.Payload != nil || len(r.Signature) != SignatureSize {
+		return signed{}, formatError("receipt is not a detached ES256 signature of an RFC 9162 tree")
+	}
+	if len(header.Kid) != 1 || len(header.Proofs.Inclusion) != 1 {
+		return signed{}, formatError("receipt has not one kid byte and one inclusion proof")
+	}
+	var in Inclusion
+	if err := unmarshalSame(header.Proofs.Inclusion[0], &in); err != nil {
+		return signed{}, err
+	}
+	if in.Path == nil {
+		return signed{}, formatError("inclusion proof has no path")
+	}
+	return signed{payload: w.Entry, kid: header.Kid[0], inclusion: &in, signature: r.Signature}, nil
+}
+
+// verify checks signature and inclusion: CodeCertificate if not good.
+func (s signed) verify(key PublicKey, aad string) error {
+	if s.inclusion == nil {
+		if !s.plain.verify(key, aad) {
+			return certificateError("signature is not good")
+		}
+		return nil
+	}
+	root, err := s.inclusion.rootOf(s.payload)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(sigStructure(protectedReceipt, aad, root[:]))
+	if !key.VerifyDigest(digest[:], s.signature) {
+		return certificateError("signature over the tree is not good")
+	}
+	return nil
+}

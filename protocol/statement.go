@@ -1,0 +1,138 @@
+package protocol
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"countersign/protocol/internal/det"
+)
+
+// Statement is STMT, the information to be signed, encoded: det-CBOR
+// ["OA1 statement v1", root_id, bstr(P1), chal, bstr(P2)].
+type Statement []byte
+
+// NewStatement joins what the client signs. p1 and p2 are the bytes as sent.
+func NewStatement(root RootID, p1 []byte, chal Challenge, p2 []byte) Statement {
+	b := make([]byte, 0, statementOverhead+len(p1)+len(p2))
+	b = det.AppendText(det.AppendArray(b, 5), domainStatement)
+	b = det.AppendBytes(det.AppendBytes(b, root[:]), p1)
+	return det.AppendBytes(det.AppendBytes(b, chal[:]), p2)
+}
+
+// statementOverhead is the array head, domain string, root_id, chal, and up to 3
+// bytes of head before P1 and P2.
+const statementOverhead = 64
+
+// Hash is SHA-256(STMT).
+func (s Statement) Hash() [32]byte { return sha256.Sum256(s) }
+
+func (s Statement) String() string { return hex.EncodeToString(s) }
+
+// StatementFields are the parts of a [Statement], decoded and as they came.
+type StatementFields struct {
+	Root      RootID
+	P1        P1
+	Challenge Challenge
+	P2        P2
+
+	RawP1, RawP2 []byte
+}
+
+// ParseStatement reads a statement and its payloads. Errors are [CodeFormat];
+// a P2 of error form is one.
+func ParseStatement(b []byte) (StatementFields, error) {
+	f, err := splitStatement(b)
+	if err != nil {
+		return f, formatError("statement: %v", err)
+	}
+	if f.P1, err = ParseP1(f.RawP1); err != nil {
+		return f, fmt.Errorf("statement: %w", err)
+	}
+	if f.P2, err = ParseP2(f.RawP2); err != nil {
+		return f, fmt.Errorf("statement: %w", err)
+	}
+	if f.P2.Code != 0 {
+		return f, formatError("statement: P2 is an error")
+	}
+	return f, nil
+}
+
+func splitStatement(b []byte) (f StatementFields, err error) {
+	if err := det.Canonical(b); err != nil {
+		return f, err
+	}
+	parts, err := det.Array(b)
+	if err != nil {
+		return f, err
+	}
+	if len(parts) != 5 {
+		return f, fmt.Errorf("%d items, want 5", len(parts))
+	}
+	if domain, err := det.Text(parts[0]); err != nil || domain != domainStatement {
+		return f, fmt.Errorf("domain string is not %q", domainStatement)
+	}
+	for i, dst := range [][]byte{1: f.Root[:], 3: f.Challenge[:]} {
+		if dst == nil {
+			continue
+		}
+		v, err := det.Bytes(parts[i])
+		if err != nil || len(v) != len(dst) {
+			return f, fmt.Errorf("item %d is not a byte string of %d", i, len(dst))
+		}
+		copy(dst, v)
+	}
+	if f.RawP1, err = det.Bytes(parts[2]); err != nil {
+		return f, err
+	}
+	f.RawP2, err = det.Bytes(parts[4])
+	return f, err
+}
+
+// Approval is what the client signs besides the statement.
+type Approval struct {
+	Verdict Verdict
+	// Slot is [SlotSigning] or [SlotUV].
+	Slot uint64
+	// Proof is the password proof, or nil.
+	Proof []byte
+}
+
+// sigStructure is what a countersignature is over: the Sig_structure of
+// RFC 9052 §4.4 with the detached payload [bstr(STMT), decision, slot, proof].
+func (s Statement) sigStructure(a Approval) []byte {
+	return SigStructure(domainCountersign, s.payload(a))
+}
+
+func (s Statement) payload(a Approval) []byte {
+	b := make([]byte, 0, len(s)+len(a.Proof)+payloadOverhead)
+	b = det.AppendBytes(det.AppendArray(b, 4), s)
+	b = det.AppendUint(det.AppendUint(b, uint64(a.Verdict)), a.Slot)
+	return det.AppendBytes(b, a.Proof)
+}
+
+const payloadOverhead = 24
+
+// Countersign signs a statement with the client's key of a.Slot.
+func Countersign(ctx context.Context, signer DigestSigner, s Statement, a Approval) (sig [SignatureSize]byte, err error) {
+	digest := sha256.Sum256(s.sigStructure(a))
+	b, err := signer.SignDigest(ctx, digest[:])
+	if err != nil {
+		return sig, fmt.Errorf("countersigning: %w", err)
+	}
+	if len(b) != SignatureSize {
+		return sig, fmt.Errorf("countersigning: signature of %d bytes, want %d", len(b), SignatureSize)
+	}
+	return [SignatureSize]byte(b), nil
+}
+
+// VerifyCountersign checks a countersignature with the client's key of a.Slot.
+// A bad one, of whatever length, is [CodeSignature].
+func VerifyCountersign(key PublicKey, s Statement, a Approval, sig []byte) error {
+	digest := sha256.Sum256(s.sigStructure(a))
+	if !key.VerifyDigest(digest[:], sig) {
+		return CodeSignature
+	}
+	return nil
+}

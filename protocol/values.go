@@ -1,0 +1,150 @@
+package protocol
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Service is the kind of operation asked for (P1.3). Numbers below
+// [FirstService] are reserved.
+type Service uint64
+
+// The services with a meaning of their own; no device acts on one of them.
+const (
+	ServiceDryRun     Service = 0
+	ServiceStatus     Service = 2
+	ServiceCoApproval Service = 3
+	FirstService      Service = 16
+)
+
+func (s Service) String() string { return strconv.FormatUint(uint64(s), 10) }
+
+// ParseService reads the decimal number that String writes.
+func ParseService(s string) (Service, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, formatError("service %q is not a number", s)
+	}
+	return Service(n), nil
+}
+
+// Level says how strongly an operation is authorized, 1 to 4.
+type Level uint8
+
+func (l Level) String() string { return strconv.Itoa(int(l)) }
+
+// ParseLevel reads one digit, 1 to 4.
+func ParseLevel(s string) (Level, error) {
+	if len(s) != 1 || s[0] < '1' || s[0] > '0'+byte(maxLevel) {
+		return 0, formatError("level %q: want 1 to 4", s)
+	}
+	return Level(s[0] - '0'), nil
+}
+
+const maxLevel Level = 4
+
+// Factors are the factors that a level has at least, PROTOCOL.md §4. For a level
+// that does not exist ok is false.
+func (l Level) Factors() (f Factors, ok bool) {
+	if l < 1 || l > maxLevel {
+		return 0, false
+	}
+	return Factors(1)<<l - 1, true
+}
+
+// Factors are the bits of P2.4.
+type Factors uint8
+
+// The factors. FactorStrict is none in the usual sense: it says that the device
+// learns who the client is.
+const (
+	FactorSignature      Factors = 1
+	FactorPassword       Factors = 2
+	FactorUV             Factors = 4
+	FactorSecondApprover Factors = 8
+	FactorStrict         Factors = 16
+
+	knownFactors = FactorSignature | FactorPassword | FactorUV | FactorSecondApprover | FactorStrict
+)
+
+var factorNames = []string{"signature", "password", "uv", "second-approver", "strict", "32", "64", "128"}
+
+// Has tells whether every bit of want is set.
+func (f Factors) Has(want Factors) bool { return f&want == want }
+
+// String joins the names with "+".
+func (f Factors) String() string {
+	var names []string
+	for i, name := range factorNames {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, "+")
+}
+
+// Result is what became of an authorization (P4.1).
+type Result uint8
+
+// The results of P4.1.
+const (
+	ResultDenied   Result = 0
+	ResultApproved Result = 1
+	ResultRetry    Result = 2
+	ResultPending  Result = 3
+)
+
+func (r Result) String() string {
+	switch r {
+	case ResultDenied:
+		return "denied"
+	case ResultApproved:
+		return "approved"
+	case ResultRetry:
+		return "retry"
+	case ResultPending:
+		return "pending"
+	default:
+		return "result " + strconv.Itoa(int(r))
+	}
+}
+
+// Verdict is what the user decided (P3.1).
+type Verdict uint8
+
+// The verdicts of P3.1.
+const (
+	Refuse  Verdict = 0
+	Approve Verdict = 1
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Refuse:
+		return "refuse"
+	case Approve:
+		return "approve"
+	default:
+		return "verdict " + strconv.Itoa(int(v))
+	}
+}
+
+// The key slots of P3.4: which of the client's keys made the signature.
+const (
+	SlotSigning = 1
+	SlotUV      = 3
+)
+
+// CapabilityFullReceipt is the bit of P1.7 that asks for the decision in P4.4.
+const CapabilityFullReceipt = 1
+
+// Secret is 32 secret bytes, ES or PRK. It does not print.
+type Secret [32]byte
+
+func (Secret) String() string { return "[redacted]" }
+
+// GoString keeps %#v from printing the bytes.
+func (Secret) GoString() string { return "[redacted]" }
+
+// MarshalText keeps encoders of logs from writing the bytes.
+func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
