@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// Process is what a command has of the process it runs in.
+type Process struct {
+	Args   []string // without the program's name
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	Getenv func(string) string // os.Getenv; nil is an empty environment
+}
+
+// Main runs a command tree and returns the exit code. An error is printed as
+// "error: …" and "hint: …" to standard error. Errors that cobra finds before a
+// RunE begins are usage errors, exit code 2, unless they carry another code;
+// plain errors of a RunE are exit code 1. A command with subcommands only, such
+// as a noun without its verb, is a usage error too.
+func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
+	started := false
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetArgs(append([]string{}, p.Args...)) // nil would mean os.Args
+	cmd.SetIn(p.Stdin)
+	cmd.SetOut(p.Stdout)
+	cmd.SetErr(p.Stderr)
+	cmd.InitDefaultHelpCmd()
+	cmd.InitDefaultCompletionCmd(p.Args...)
+	prepare(cmd, &started)
+
+	ran, err := cmd.ExecuteContextC(ctx)
+	if err == nil {
+		return int(OK)
+	}
+	var known ender
+	if !started && !errors.As(err, &known) {
+		err = Fail(Usage, err, fmt.Sprintf("see %s --help", ran.CommandPath()))
+	}
+	code, hint := codeOf(err)
+	report(p, err, hint)
+	return int(code)
+}
+
+// prepare notes when a command's own code begins, and makes nouns refuse to run
+// without a verb. (cobra would print help and succeed, "client inivte" too.)
+func prepare(cmd *cobra.Command, started *bool) {
+	switch run, runE := cmd.Run, cmd.RunE; {
+	case runE != nil:
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			*started = true
+			return runE(c, args)
+		}
+	case run != nil:
+		cmd.Run = func(c *cobra.Command, args []string) {
+			*started = true
+			run(c, args)
+		}
+	case cmd.HasSubCommands():
+		cmd.RunE = needVerb
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.DisableFlagsInUseLine = true
+	}
+	for _, sub := range cmd.Commands() {
+		prepare(sub, started)
+	}
+}
+
+func needVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return Fail(Usage, fmt.Errorf("%s needs a command", cmd.CommandPath()), "one of: "+verbs(cmd))
+	}
+	hint := "one of: " + verbs(cmd)
+	if cmd.SuggestionsMinimumDistance == 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return Fail(Usage, fmt.Errorf("unknown command %q for %s", args[0], cmd.CommandPath()), hint)
+}
+
+func verbs(cmd *cobra.Command) string {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// report prints what happened, then what to do.
+func report(p Process, err error, hint string) {
+	before, after := "", ""
+	if colored(p.Stderr, p.Getenv) {
+		before, after = "\x1b[1;31m", "\x1b[0m"
+	}
+	for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+		fmt.Fprintf(p.Stderr, "%serror:%s %s\n", before, after, printable(line))
+	}
+	if hint != "" {
+		fmt.Fprintf(p.Stderr, "hint: %s\n", printable(hint))
+	}
+}
+
+// colored follows no-color.org: colour only on a terminal that can show it, and
+// never if NO_COLOR is set to anything.
+func colored(w io.Writer, getenv func(string) string) bool {
+	f, ok := w.(*os.File)
+	if !ok || getenv == nil || !term.IsTerminal(int(f.Fd())) {
+		return false
+	}
+	return getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
+}
+
+// printable shows control characters instead of sending them to a terminal:
+// names and messages may come from somebody else.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	return b.String()
+}

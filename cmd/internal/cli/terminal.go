@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// maxAnswer bounds an answer, in bytes.
+const maxAnswer = 4096
+
+// Terminal asks the user. Questions go to Err, never among the data.
+type Terminal struct {
+	In  io.Reader
+	Err io.Writer
+}
+
+// TerminalOf returns the terminal of a command that [Main] runs.
+func TerminalOf(cmd *cobra.Command) Terminal {
+	return Terminal{In: cmd.InOrStdin(), Err: cmd.ErrOrStderr()}
+}
+
+// Secret asks for a PIN or a password without echo. It reads from standard
+// input if that is a terminal, else from the controlling terminal, and never
+// from a pipe. An error has exit code 77.
+func (t Terminal) Secret(question string) ([]byte, error) {
+	if f, ok := t.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return t.hidden(f, question)
+	}
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil, Fail(Auth, errors.New("no terminal to ask for a secret on"),
+			"run it in a terminal, or let the secret come from a file, a credential or a file descriptor")
+	}
+	secret, err := t.hidden(tty, question)
+	return secret, errors.Join(err, tty.Close())
+}
+
+func (t Terminal) hidden(f *os.File, question string) ([]byte, error) {
+	fmt.Fprint(t.Err, printable(question))
+	secret, err := term.ReadPassword(int(f.Fd()))
+	fmt.Fprintln(t.Err)
+	switch {
+	case err != nil:
+		return nil, Fail(Auth, fmt.Errorf("reading a secret: %w", err), "")
+	case len(secret) == 0:
+		return nil, Fail(Auth, errors.New("no secret was entered"), "")
+	}
+	return secret, nil
+}
+
+// Confirm asks a question of yes or no; only "y" and "yes" are yes. Input that
+// has ended is an error with exit code 2.
+func (t Terminal) Confirm(question string) (bool, error) {
+	answer, err := t.ask(question + " [y/N] ")
+	switch strings.ToLower(answer) {
+	case "y", "yes":
+		return err == nil, err
+	}
+	return false, err
+}
+
+// ConfirmName has the user type a name before something is destroyed; it must
+// be equal to the letter. Input that has ended is an error with exit code 2.
+func (t Terminal) ConfirmName(question, name string) (bool, error) {
+	answer, err := t.ask(fmt.Sprintf("%s Type %s to go on: ", question, name))
+	return err == nil && name != "" && answer == name, err
+}
+
+// ask reads one line byte by byte, so that what follows stays in In.
+func (t Terminal) ask(question string) (string, error) {
+	fmt.Fprint(t.Err, printable(question))
+	var line []byte
+	var one [1]byte
+	for len(line) < maxAnswer {
+		n, err := t.In.Read(one[:])
+		switch {
+		case n == 1 && one[0] == '\n':
+			return strings.TrimSpace(string(line)), nil
+		case n == 1:
+			line = append(line, one[0])
+		case errors.Is(err, io.EOF):
+			fmt.Fprintln(t.Err)
+			return "", Fail(Usage, errors.New("no answer: the input has ended"), "answer the question, or use --yes in a script")
+		case err != nil:
+			return "", Fail(IO, fmt.Errorf("reading the answer: %w", err), "")
+		}
+	}
+	return "", Fail(Usage, fmt.Errorf("an answer of more than %d bytes", maxAnswer), "")
+}

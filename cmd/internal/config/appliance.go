@@ -1,0 +1,140 @@
+package config
+
+import (
+	"net/netip"
+	"path/filepath"
+	"time"
+)
+
+// Appliance is countersignd's config.toml. Paths are absolute once it is
+// loaded. What each key means is written in the sample file, config.toml at the
+// root of the repository.
+type Appliance struct {
+	StateDir string `toml:"state_dir"`
+	HSM      HSM    `toml:"hsm"`
+	Store    Store  `toml:"store"`
+	API      API    `toml:"api"`
+	Admin    Admin  `toml:"admin"`
+	Ops      Ops    `toml:"ops"`
+	Trust    Trust  `toml:"trust"`
+	Log      Log    `toml:"log"`
+}
+
+// HSM names the PKCS#11 module and token, and the worker processes before it.
+type HSM struct {
+	Module       string   `toml:"module"`
+	TokenLabel   string   `toml:"token_label"`
+	TokenSerial  string   `toml:"token_serial"` // "" is any
+	Pin          Secret   `toml:"pin"`
+	Workers      int      `toml:"workers"`       // processes, 1 to 64
+	Sessions     int      `toml:"sessions"`      // PKCS#11 sessions per worker, 1 to 1024
+	Timeout      Duration `toml:"timeout"`       // per operation, 10 ms to 1 minute
+	WorkerBinary string   `toml:"worker_binary"` // "" is hsm-worker beside the executable
+}
+
+// Store names the database.
+type Store struct {
+	Driver string `toml:"driver"` // sqlite
+	Path   string `toml:"path"`   // of the SQLite file
+}
+
+// API is the mutual-TLS listener of devices, backends and enrolling clients.
+type API struct {
+	Listen string       `toml:"listen"` // host:port
+	Names  []string     `toml:"names"`  // DNS names of the TLS certificate
+	IPs    []netip.Addr `toml:"ips"`    // IP addresses of the TLS certificate
+}
+
+// Admin is the administrator's listener.
+type Admin struct {
+	Socket string `toml:"socket"` // path of a Unix socket, made with mode 0600
+}
+
+// Ops is the plain HTTP listener of liveness, readiness and metrics.
+type Ops struct {
+	Listen string `toml:"listen"` // host:port on the loopback interface; "" in a relay is none
+}
+
+// Trust is what certificates are issued under.
+type Trust struct {
+	Domain string `toml:"domain"` // SPIFFE trust domain
+}
+
+// Log says what is logged to standard error, and how.
+type Log struct {
+	Level  string `toml:"level"`  // trace, debug, info, warn or error
+	Format string `toml:"format"` // json or text
+}
+
+// DefaultAppliance returns the defaults, with paths still relative.
+func DefaultAppliance() Appliance {
+	return Appliance{
+		StateDir: "var",
+		HSM: HSM{
+			Module:     "/usr/lib/softhsm/libsofthsm2.so",
+			TokenLabel: "countersign",
+			Pin:        Secret{Source: "file", Path: "var/pin"},
+			Workers:    2,
+			Sessions:   2,
+			Timeout:    Duration{2 * time.Second},
+		},
+		Store: Store{Driver: "sqlite"},
+		API: API{
+			Listen: "127.0.0.1:8443",
+			Names:  []string{"localhost"},
+			IPs:    []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")},
+		},
+		Ops:   Ops{Listen: "127.0.0.1:9443"},
+		Trust: Trust{Domain: "countersign.example"},
+		Log:   Log{Level: "info", Format: "json"},
+	}
+}
+
+// LoadAppliance reads a file over the defaults and validates it. Relative paths
+// are relative to the file's directory. Errors are [*Error].
+func LoadAppliance(path string) (*Appliance, error) {
+	a := DefaultAppliance()
+	if err := load(path, &a); err != nil {
+		return nil, err
+	}
+	return &a, nil
+}
+
+// Validate reports everything wrong with a configuration made in memory, as an
+// [*Error]. LoadAppliance has done so already.
+func (a *Appliance) Validate() error { return validate(a) }
+
+func (a *Appliance) resolve(dir string) {
+	a.StateDir = under(dir, a.StateDir)
+	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket} {
+		*path = under(dir, *path)
+	}
+	if a.Store.Path == "" {
+		a.Store.Path = filepath.Join(a.StateDir, "countersign.db")
+	}
+	if a.Admin.Socket == "" {
+		a.Admin.Socket = filepath.Join(a.StateDir, "admin.sock")
+	}
+}
+
+func (a *Appliance) check() []Problem {
+	var c checks
+	c.filled("state_dir", a.StateDir)
+	c.filled("hsm.module", a.HSM.Module)
+	c.filled("hsm.token_label", a.HSM.TokenLabel)
+	c.atMost("hsm.token_label", a.HSM.TokenLabel, 32)   // CK_TOKEN_INFO.label
+	c.atMost("hsm.token_serial", a.HSM.TokenSerial, 16) // CK_TOKEN_INFO.serialNumber
+	c.problems = append(c.problems, a.HSM.Pin.check("hsm.pin")...)
+	c.number("hsm.workers", a.HSM.Workers, span[int]{1, 64})
+	c.number("hsm.sessions", a.HSM.Sessions, span[int]{1, 1024})
+	c.duration("hsm.timeout", a.HSM.Timeout, span[time.Duration]{10 * time.Millisecond, time.Minute})
+	c.oneOf("store.driver", a.Store.Driver, "sqlite")
+	c.filled("store.path", a.Store.Path)
+	c.hostPort("api.listen", a.API.Listen)
+	c.names("api", a.API)
+	c.socket("admin.socket", a.Admin.Socket)
+	c.loopback("ops.listen", a.Ops.Listen)
+	c.trustDomain("trust.domain", a.Trust.Domain)
+	c.log(a.Log)
+	return c.problems
+}

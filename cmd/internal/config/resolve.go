@@ -1,0 +1,170 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// maxSecret is the longest secret accepted, in bytes.
+const maxSecret = 4096
+
+// SecretValue is a secret in memory. However it is printed or marshalled, it
+// comes out as [redacted].
+type SecretValue struct{ bytes []byte }
+
+// NewSecretValue takes over a secret that came another way. The slice belongs
+// to the value afterwards.
+func NewSecretValue(secret []byte) SecretValue { return SecretValue{bytes: secret} }
+
+// Bytes returns the secret itself, not a copy.
+func (v SecretValue) Bytes() []byte { return v.bytes }
+
+// Wipe overwrites the secret with zeros.
+func (v SecretValue) Wipe() { clear(v.bytes) }
+
+func (v SecretValue) String() string { return "[redacted]" }
+
+// Format writes [redacted] for every verb, %x and %v of a struct around it too.
+func (v SecretValue) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, v.String()) }
+
+// MarshalText writes [redacted].
+func (v SecretValue) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// SecretError says why a secret cannot be had.
+type SecretError struct {
+	Secret Secret
+	Err    error
+
+	hint string
+}
+
+func (e *SecretError) Error() string {
+	return fmt.Sprintf("reading secret from %s: %v", e.Secret, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *SecretError) Unwrap() error { return e.Err }
+
+// ExitCode returns 77.
+func (e *SecretError) ExitCode() int { return exitSecret }
+
+// Hint says what to do.
+func (e *SecretError) Hint() string {
+	if e.hint != "" {
+		return e.hint
+	}
+	return "put the secret there, or name another place in the configuration"
+}
+
+// SecretSources is what [Secret.Resolve] needs from the process.
+type SecretSources struct {
+	What           string                                // what is asked for, in a prompt: "PIN of token countersign"
+	CredentialsDir string                                // $CREDENTIALS_DIRECTORY; "" if there is none
+	Prompt         func(question string) ([]byte, error) // nil if there is nobody to ask
+}
+
+// Resolve reads the secret, once: a second call may find a descriptor closed.
+// One trailing newline is cut off; a secret that is empty, has more than one
+// line or more than 4096 bytes is refused, for with a PIN each wrong try may be
+// the last. Errors are [*SecretError].
+func (s Secret) Resolve(from SecretSources) (SecretValue, error) {
+	raw, err := s.read(from)
+	if err == nil {
+		raw, err = oneLine(raw)
+	}
+	if err != nil {
+		failure := &SecretError{Secret: s, Err: err}
+		var loose *modeError
+		if errors.As(err, &loose) {
+			failure.hint = "run: chmod 600 " + loose.path
+		}
+		return SecretValue{}, failure
+	}
+	return SecretValue{bytes: raw}, nil
+}
+
+func (s Secret) read(from SecretSources) ([]byte, error) {
+	if problems := s.check(""); len(problems) > 0 {
+		return nil, errors.New(problems[0].Text)
+	}
+	switch s.Source {
+	case "file":
+		return readPrivate(s.Path, 0o077)
+	case "credential":
+		if from.CredentialsDir == "" {
+			return nil, errors.New("CREDENTIALS_DIRECTORY is not set: the process was not started by systemd with LoadCredential=")
+		}
+		// systemd guards the directory, and grants the service's user by an
+		// ACL whose mask shows as group bits.
+		return readPrivate(filepath.Join(from.CredentialsDir, s.Name), 0o007)
+	case "fd":
+		f := os.NewFile(uintptr(*s.FD), s.String())
+		if f == nil {
+			return nil, errors.New("no such file descriptor")
+		}
+		return readAndClose(f)
+	}
+	if from.Prompt == nil {
+		return nil, errors.New("there is no terminal to ask on")
+	}
+	return from.Prompt(from.What + ": ")
+}
+
+// modeError refuses a file that others than its owner may use.
+type modeError struct {
+	path string
+	mode os.FileMode
+}
+
+func (e *modeError) Error() string {
+	return fmt.Sprintf("mode %04o lets others than the owner use the file", e.mode)
+}
+
+// readPrivate reads a regular file none of whose forbidden mode bits is set. The
+// mode is that of the opened file, so nobody can swap it in between.
+func readPrivate(path string, forbidden os.FileMode) ([]byte, error) {
+	// O_NONBLOCK: opening a FIFO must fail below, not hang here.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		var pathErr *os.PathError
+		if errors.As(err, &pathErr) {
+			return nil, pathErr.Err // the path is said already
+		}
+		return nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = errors.New("not a regular file")
+	case info.Mode().Perm()&forbidden != 0:
+		err = &modeError{path: path, mode: info.Mode().Perm()}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return readAndClose(f)
+}
+
+func readAndClose(f *os.File) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(f, maxSecret+3))
+	return raw, errors.Join(err, f.Close())
+}
+
+func oneLine(raw []byte) ([]byte, error) {
+	line := bytes.TrimSuffix(bytes.TrimSuffix(raw, []byte("\n")), []byte("\r"))
+	switch {
+	case len(line) == 0:
+		return nil, errors.New("it is empty")
+	case len(line) > maxSecret:
+		return nil, fmt.Errorf("it is longer than %d bytes", maxSecret)
+	case bytes.ContainsAny(line, "\r\n\x00"):
+		return nil, errors.New("it has more than one line, or a NUL")
+	}
+	return line, nil
+}

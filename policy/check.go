@@ -1,0 +1,161 @@
+package policy
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Bounds of a policy document; the defaults of absent keys beside them.
+const (
+	minService      = 16 // 0 to 15 are the protocol's own (PROTOCOL.md §3)
+	defaultTTL      = 90 * time.Second
+	maxTTL          = 300 * time.Second
+	defaultLifetime = 120 * time.Second
+	maxLifetime     = time.Hour
+	minWindow       = time.Minute
+	maxWindow       = 31 * 24 * time.Hour
+)
+
+var serviceName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+// checker collects problems while a document becomes services.
+type checker struct {
+	problems Problems
+	lines    []int  // where each service begins
+	line     int    // of the service being checked
+	subject  string // the service being checked, for messages
+}
+
+func (c *checker) fail(format string, args ...any) {
+	c.problems = append(c.problems, Problem{Line: c.line, Text: c.subject + fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) services(raw document) map[uint64]service {
+	services := make(map[uint64]service)
+	ids, names := make(map[uint64]int), make(map[string]int)
+	for i, r := range raw.Service {
+		c.begin(i)
+		s := c.service(r)
+		if first, taken := ids[s.id]; taken && s.id != 0 {
+			c.fail("id %d is that of service %d of the document already", s.id, first)
+		}
+		if first, taken := names[s.name]; taken && s.name != "" {
+			c.fail("name %q is that of service %d of the document already", s.name, first)
+		}
+		ids[s.id], names[s.name], services[s.id] = i+1, i+1, s
+	}
+	if len(raw.Service) == 0 {
+		c.line, c.subject = 0, ""
+		c.fail("no [[service]]: such a policy would deny everything")
+	}
+	return services
+}
+
+func (c *checker) begin(i int) {
+	c.subject = fmt.Sprintf("service %d of the document: ", i+1)
+	if len(c.lines) > 0 {
+		c.line = c.lines[min(i, len(c.lines)-1)]
+	}
+}
+
+func (c *checker) service(r rawService) service {
+	s := service{id: c.id(r.ID), name: c.name(r.Name)}
+	if s.id != 0 && s.name != "" {
+		c.subject = fmt.Sprintf("service %d (%s): ", s.id, s.name)
+	}
+	s.ttl = c.duration(r.TTL, span{"ttl", time.Second, maxTTL, defaultTTL})
+	s.lifetime = c.duration(r.Lifetime, span{"lifetime", time.Second, maxLifetime, defaultLifetime})
+	m := c.money(r.Currency)
+	s.currency = m.currency
+	s.tiers = c.tiers(r, m)
+	for i, l := range r.Limits {
+		s.limits = append(s.limits, c.limit(l, fmt.Sprintf("limit %d: ", i+1), m))
+	}
+	return s
+}
+
+func (c *checker) id(v value) uint64 {
+	id, ok := v.raw.(int64)
+	switch {
+	case v.raw == nil:
+		c.fail("id is missing")
+	case !ok:
+		c.fail("id: want a whole number, found %s", v)
+	case id < minService:
+		c.fail("id %d: want %d or more, the lower ones are the protocol's own", id, minService)
+	default:
+		return uint64(id)
+	}
+	return 0
+}
+
+func (c *checker) name(v value) string {
+	name, ok := v.raw.(string)
+	switch {
+	case v.raw == nil:
+		c.fail("name is missing")
+	case !ok:
+		c.fail("name: want a string, found %s", v)
+	case !serviceName.MatchString(name):
+		c.fail("name %q: want 1 to 64 lower-case letters, digits, dots, dashes or underscores, a letter or digit first", name)
+	default:
+		return name
+	}
+	return ""
+}
+
+func (c *checker) level(v value, where string) Level {
+	n, ok := v.raw.(int64)
+	switch {
+	case v.raw == nil:
+		c.fail("%slevel is missing", where)
+	case !ok:
+		c.fail("%slevel: want 1, 2, 3 or 4, found %s", where, v)
+	case n < 1 || n > int64(LevelSecondApprover):
+		c.fail("%slevel %d: want 1, 2, 3 or 4", where, n)
+	default:
+		return Level(n)
+	}
+	return 0
+}
+
+// tiers checks that a service has either one level, or a currency and levels by
+// amount.
+func (c *checker) tiers(r rawService, m money) []tier {
+	switch priced := r.Currency.raw != nil; {
+	case priced && r.Level.raw != nil:
+		c.fail("level and currency exclude each other: a service with a price has levels")
+	case priced && len(r.Levels) == 0:
+		c.fail("levels are missing: a service with a currency needs them, starting at \"0\"")
+	case !priced && r.Levels != nil:
+		c.fail("levels need a currency")
+	case !priced:
+		return []tier{{level: c.level(r.Level, "")}}
+	}
+	return c.ladder(r.Levels, m)
+}
+
+// ladder checks the tiers of a service with a price: amounts rise from zero,
+// and a higher amount never needs a lower level.
+func (c *checker) ladder(raw []rawTier, m money) []tier {
+	var tiers []tier
+	sound := true
+	for i, r := range raw {
+		where := fmt.Sprintf("levels, entry %d: ", i+1)
+		from, ok := c.amount(r.From, where+"from", m)
+		t := tier{from: from, level: c.level(r.Level, where)}
+		sound = sound && ok && t.level != 0
+		tiers = append(tiers, t)
+		switch {
+		case !sound: // what was reported already explains the rest
+		case i == 0 && from != 0:
+			c.fail("%sfrom %s: the first must be \"0\"", where, r.From)
+		case i > 0 && from <= tiers[i-1].from:
+			c.fail("%sfrom %s: must be above the entry before", where, r.From)
+		case i > 0 && t.level < tiers[i-1].level:
+			c.fail("%slevel %d: below the %d of a smaller amount", where, t.level, tiers[i-1].level)
+		}
+	}
+	return tiers
+}

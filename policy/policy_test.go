@@ -1,0 +1,218 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func mustParse(t *testing.T, doc string) *Policy {
+	t.Helper()
+	p, err := Parse([]byte(doc))
+	if err != nil {
+		t.Fatalf("Parse: %v", err)
+	}
+	return p
+}
+
+func eur(minor uint64) *Amount { return &Amount{Minor: minor, Currency: "EUR"} }
+
+func TestDefaultLevels(t *testing.T) {
+	p := mustParse(t, string(Default()))
+	for _, tc := range []struct {
+		name string
+		r    Request
+		want Level
+		err  error
+	}{
+		{"door", Request{Service: 100}, 1, nil},
+		{"door, more requested", Request{Service: 100, Requested: 2}, 2, nil},
+		{"door, device floor above request", Request{Service: 100, Requested: 2, DeviceFloor: 3}, 3, nil},
+		{"door, four requested", Request{Service: 100, Requested: 4}, 4, nil},
+		{"free payment", Request{Service: 200, Amount: eur(0)}, 1, nil},
+		{"below the first step", Request{Service: 200, Amount: eur(4999)}, 1, nil},
+		{"at the first step", Request{Service: 200, Amount: eur(5000)}, 2, nil},
+		{"below the second step", Request{Service: 200, Amount: eur(999999)}, 2, nil},
+		{"at the second step", Request{Service: 200, Amount: eur(1000000)}, 4, nil},
+		{"largest amount", Request{Service: 200, Amount: eur(MaxMinor)}, 4, nil},
+		{"floors never lower", Request{Service: 200, Amount: eur(1000000), Requested: 1, DeviceFloor: 1}, 4, nil},
+		{"vault", Request{Service: 300, Requested: 1}, 3, nil},
+
+		{"unknown service", Request{Service: 101}, 0, ErrServiceUnknown},
+		{"dry run is no policy's", Request{Service: 0}, 0, ErrServiceUnknown},
+		{"co-approval is no policy's", Request{Service: 3}, 0, ErrServiceUnknown},
+		{"largest service", Request{Service: math.MaxUint64}, 0, ErrServiceUnknown},
+		{"requested beyond", Request{Service: 100, Requested: 5}, 0, ErrLevelUnavailable},
+		{"floor beyond", Request{Service: 100, DeviceFloor: 255}, 0, ErrLevelUnavailable},
+		{"payment without amount", Request{Service: 200}, 0, ErrAmountRequired},
+		{"payment in dollars", Request{Service: 200, Amount: &Amount{1, "USD"}}, 0, ErrCurrency},
+		{"payment in small letters", Request{Service: 200, Amount: &Amount{1, "eur"}}, 0, ErrCurrency},
+		{"payment without currency", Request{Service: 200, Amount: &Amount{Minor: 1}}, 0, ErrCurrency},
+		{"door with an amount", Request{Service: 100, Amount: eur(0)}, 0, ErrAmountNotAllowed},
+		{"beyond the wire", Request{Service: 200, Amount: eur(MaxMinor + 1)}, 0, ErrAmountTooLarge},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g, err := p.Level(tc.r)
+			if !errors.Is(err, tc.err) || g.Level != tc.want {
+				t.Fatalf("Level = %d, %v; want %d, %v", g.Level, err, tc.want, tc.err)
+			}
+			if err != nil && !reflect.DeepEqual(g, Grant{}) {
+				t.Errorf("grant beside an error: %+v", g)
+			}
+			if g.Factors != Required(tc.want) {
+				t.Errorf("factors %s, want %s", g.Factors, Required(tc.want))
+			}
+		})
+	}
+}
+
+func TestGrantOfDefault(t *testing.T) {
+	p := mustParse(t, string(Default()))
+	g, err := p.Level(Request{Service: 200, Amount: eur(5000), Strict: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Grant{
+		Service: 200, ServiceName: "payment", Level: 2,
+		Factors: FactorSignature | FactorPassword | FactorStrict,
+		TTL:     90 * time.Second, Lifetime: 120 * time.Second,
+		Limits: []Limit{{Window: 24 * time.Hour, Amount: 5000000}},
+	}
+	if !reflect.DeepEqual(g, want) {
+		t.Errorf("got  %+v\nwant %+v", g, want)
+	}
+	g.Limits[0].Amount = 0
+	if again, _ := p.Level(Request{Service: 200, Amount: eur(0)}); again.Limits[0].Amount != 5000000 {
+		t.Error("a caller changed the policy through its grant")
+	}
+	door, err := p.Level(Request{Service: 100})
+	if err != nil || door.Limits != nil || door.ServiceName != "door.open" {
+		t.Errorf("door: %+v, %v", door, err)
+	}
+}
+
+func TestDefaultIsACopy(t *testing.T) {
+	Default()[0] = 'x'
+	if Default()[0] != '#' {
+		t.Error("a caller changed the embedded document")
+	}
+}
+
+func TestHashAndFloors(t *testing.T) {
+	p := mustParse(t, string(Default()))
+	if p.Hash() != sha256.Sum256(Default()) {
+		t.Error("hash is not that of the document's bytes")
+	}
+	if mustParse(t, string(Default())+"\n").Hash() == p.Hash() {
+		t.Error("another document has the same hash")
+	}
+	want := []Floor{{100, 1}, {200, 1}, {300, 3}}
+	if got := p.Floors(); !reflect.DeepEqual(got, want) {
+		t.Errorf("floors %v, want %v", got, want)
+	}
+}
+
+func TestZeroPolicyDenies(t *testing.T) {
+	var p Policy
+	if _, err := p.Level(Request{Service: 100}); !errors.Is(err, ErrServiceUnknown) {
+		t.Errorf("zero policy: %v", err)
+	}
+	if p.Floors() != nil {
+		t.Error("zero policy has floors")
+	}
+}
+
+func TestAllKeys(t *testing.T) {
+	p := mustParse(t, `
+[[service]]
+id = 9223372036854775807
+name = "tea"
+currency = "JPY"
+levels = [{ from = "0", level = 2 }, { from = "500", level = 2 }]
+ttl = "300s"
+lifetime = "1h"
+limits = [{ window = "1m", count = 3 }, { window = "168h", amount = "7000", count = 40 }]
+`)
+	g, err := p.Level(Request{Service: math.MaxInt64, Amount: &Amount{500, "JPY"}})
+	want := Grant{
+		Service: math.MaxInt64, ServiceName: "tea", Level: 2, Factors: 3, TTL: 5 * time.Minute, Lifetime: time.Hour,
+		Limits: []Limit{{Window: time.Minute, Count: 3}, {Window: 7 * 24 * time.Hour, Count: 40, Amount: 7000}},
+	}
+	if err != nil || !reflect.DeepEqual(g, want) {
+		t.Errorf("got  %+v, %v\nwant %+v", g, err, want)
+	}
+}
+
+func TestLimitStart(t *testing.T) {
+	at := func(s string) time.Time {
+		v, err := time.Parse(time.RFC3339Nano, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	for _, tc := range []struct {
+		window   time.Duration
+		now, was string
+	}{
+		{24 * time.Hour, "2026-03-04T23:59:59.999999999Z", "2026-03-04T00:00:00Z"},
+		{24 * time.Hour, "2026-03-05T00:00:00Z", "2026-03-05T00:00:00Z"},
+		{24 * time.Hour, "2026-03-05T00:30:00+01:00", "2026-03-04T00:00:00Z"},
+		{time.Hour, "2026-03-05T10:59:00Z", "2026-03-05T10:00:00Z"},
+		{24 * time.Hour, "1969-12-31T01:00:00Z", "1969-12-31T00:00:00Z"},
+	} {
+		got := Limit{Window: tc.window}.Start(at(tc.now))
+		if !got.Equal(at(tc.was)) || got.Location() != time.UTC {
+			t.Errorf("%s at %s: %s, want %s", tc.window, tc.now, got, tc.was)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("[[service]]\nid=16\nname=\"a\"\nlevel=1\n"))
+	f.Add([]byte("[[service]]\nid=16\nname=\"a\"\ncurrency=\"EUR\"\nlevels=[{from=\"0\",level=1}]\n"))
+	f.Add([]byte("service=[{id=1}]\n"))
+	f.Add([]byte("a.b = \"\"\"\n\"\"\"\n[x]\ny=[\n1]"))
+	f.Add([]byte("[[service]]\nlimits=[{window=\"1h\",count=1}]\r\n"))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		kept := bytes.Clone(doc)
+		p, err := Parse(doc)
+		if !bytes.Equal(doc, kept) {
+			t.Fatal("Parse changed the document")
+		}
+		if err != nil {
+			if strings.TrimSpace(err.Error()) == "policy:" || p != nil {
+				t.Fatalf("bad failure: %v, %v", p, err)
+			}
+			return
+		}
+		checkSound(t, p)
+	})
+}
+
+// checkSound holds what every accepted policy promises.
+func checkSound(t *testing.T, p *Policy) {
+	floors := p.Floors()
+	if len(floors) == 0 {
+		t.Fatal("accepted without a service")
+	}
+	for _, f := range floors {
+		s := p.services[f.Service]
+		r := Request{Service: f.Service}
+		if s.currency != "" {
+			r.Amount = &Amount{Currency: s.currency}
+		}
+		g, err := p.Level(r)
+		if err != nil || g.Level != f.MinLevel || f.Service < minService {
+			t.Fatalf("service %d: %+v, %v; floor %d", f.Service, g, err, f.MinLevel)
+		}
+		if g.TTL < time.Second || g.TTL > maxTTL || g.Lifetime < time.Second || g.Lifetime > maxLifetime {
+			t.Fatalf("service %d: ttl %s, lifetime %s", f.Service, g.TTL, g.Lifetime)
+		}
+	}
+}
