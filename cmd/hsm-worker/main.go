@@ -1,0 +1,100 @@
+// Command hsm-worker holds one PKCS#11 token for the process that started it:
+// frame in, PKCS#11 call, frame out. It is started with a socket as file
+// descriptor 3 and is of no use by hand.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+
+	"countersign/hsm/pkcs11"
+	"countersign/hsm/wire"
+
+	"countersign/hsm"
+)
+
+// Exit codes.
+const (
+	exitOK          = 0
+	exitUsage       = 2
+	exitUnavailable = 69 // module or token not there, or lost
+	exitProtocol    = 74 // the parent sent what is no frame
+	exitPIN         = 77
+)
+
+const socket = 3 // file descriptor
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+func run(args []string, _ io.Reader, _, stderr io.Writer) int {
+	if !inherited() || len(args) > 0 {
+		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with a socket as file descriptor 3, and not by hand.\n")
+		return exitUsage
+	}
+	log := hclog.New(&hclog.LoggerOptions{Name: "hsm-worker", Output: stderr, DisableTime: true})
+	if err := harden(); err != nil {
+		log.Error("cannot protect memory", "error", err)
+		return exitUnavailable
+	}
+	conn := os.NewFile(socket, "parent")
+	cfg, err := wire.ReadConfig(conn)
+	if err != nil {
+		log.Error("no configuration", "error", err)
+		return exitProtocol
+	}
+	return serve(conn, cfg, log)
+}
+
+func serve(conn io.ReadWriter, cfg wire.Config, log hclog.Logger) int {
+	// Each session is a thread in the module or in a read of the socket, and
+	// is not to wait for the scheduler to take notice.
+	runtime.GOMAXPROCS(cfg.Sessions + 1)
+	token, err := pkcs11.Open(pkcs11.Config{
+		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions, Logger: log,
+	})
+	if err != nil {
+		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too
+		if errors.Is(err, hsm.ErrPIN) {
+			return exitPIN
+		}
+		return exitUnavailable
+	}
+	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices()}, nil); err != nil {
+		return exitProtocol
+	}
+	err = wire.Serve(conn, token, cfg.Sessions)
+	if errors.Is(err, wire.ErrFrame) {
+		log.Error("parent is not to be understood", "error", err)
+		return exitProtocol
+	}
+	if err != nil {
+		return exitUnavailable
+	}
+	return exitOK
+}
+
+// inherited tells whether file descriptor 3 is the socket a parent left.
+func inherited() bool {
+	var st unix.Stat_t
+	err := unix.Fstat(socket, &st)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
+}
+
+// harden keeps PIN and secrets out of core files and debuggers, and the heap small.
+func harden() error {
+	debug.SetGCPercent(50)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("clearing dumpable flag: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbidding core files: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package pkcs11
+
+import (
+	"context"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/ThalesIgnite/crypto11"
+	"github.com/miekg/pkcs11"
+
+	"countersign/hsm"
+)
+
+// reserve is what stays free of a token's session limit: crypto11's two and
+// the one that keeps the login.
+const reserve = 3
+
+// Open loads the module, selects the token, logs in once and reads its keys.
+// One Open per process. A refused PIN is [hsm.ErrPIN] after exactly one
+// C_Login; a module or token that is not there, or lacks a mechanism the
+// appliance cannot do without, is [hsm.ErrUnavailable].
+func Open(cfg Config) (*Token, error) {
+	defer cfg.PIN.Zero()
+	cfg.defaults()
+	info, err := look(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
+	}
+	keygen, err := login(cfg, info)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
+	}
+	t := &Token{
+		keygen: keygen, log: cfg.Logger, label: info.Label,
+		keys: map[hsm.KeyID]object{}, dead: make(chan struct{}),
+	}
+	if err := t.attach(cfg, info); err != nil {
+		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
+	}
+	if _, err := t.Keys(context.Background()); err != nil {
+		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
+	}
+	return t, nil
+}
+
+// look finds the token before crypto11 may: asked for a token that is not
+// there, crypto11.Configure finalizes the module under its caller.
+func look(cfg Config) (pkcs11.TokenInfo, error) {
+	ctx := pkcs11.New(cfg.Module)
+	if ctx == nil {
+		return pkcs11.TokenInfo{}, fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
+	}
+	defer ctx.Destroy()
+	if err := ctx.Initialize(); err != nil {
+		return pkcs11.TokenInfo{}, startError("C_Initialize", err)
+	}
+	defer func() { _ = ctx.Finalize() }() // crypto11 wants to initialize it itself
+	_, info, err := findToken(ctx, cfg.TokenLabel, cfg.TokenSerial)
+	return info, err
+}
+
+// findToken asks all slots and refuses two tokens that fit.
+func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.TokenInfo, err error) {
+	slots, err := ctx.GetSlotList(true)
+	if err != nil {
+		return 0, found, startError("C_GetSlotList", err)
+	}
+	matches := 0
+	for _, s := range slots {
+		info, err := ctx.GetTokenInfo(s)
+		if err != nil || (label == "" && serial == "") ||
+			(label != "" && info.Label != label) || (serial != "" && info.SerialNumber != serial) {
+			continue
+		}
+		slot, found = s, info
+		matches++
+	}
+	if matches != 1 {
+		return 0, found, fmt.Errorf("%d tokens have label %q and serial %q: %w", matches, label, serial, hsm.ErrUnavailable)
+	}
+	return slot, found, nil
+}
+
+// login lets crypto11 initialize the module and log in; its long-term session
+// holds the login for all others. crypto11 panics on a token with one session.
+func login(cfg Config, info pkcs11.TokenInfo) (keygen *crypto11.Context, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("configuring: %v: %w", p, hsm.ErrUnavailable)
+		}
+	}()
+	// The string shares the bytes of the PIN, so that zeroing those leaves no
+	// copy on the Go heap; crypto11 keeps the Config, hence the empty string.
+	c := crypto11.Config{Path: cfg.Module, Pin: unsafe.String(unsafe.SliceData(cfg.PIN), len(cfg.PIN)), MaxSessions: 2}
+	defer func() { c.Pin = "" }()
+	if c.TokenSerial = info.SerialNumber; c.TokenSerial == "" {
+		c.TokenLabel = info.Label
+	}
+	if keygen, err = crypto11.Configure(&c); err != nil {
+		return nil, startError("C_Login", err)
+	}
+	return keygen, nil
+}
+
+// attach opens the request path beside crypto11, in the module it initialized.
+func (t *Token) attach(cfg Config, info pkcs11.TokenInfo) (err error) {
+	var ok bool
+	if t.native, ok = loadNative(cfg.Module); !ok {
+		return fmt.Errorf("loading function list: %w", hsm.ErrUnavailable)
+	}
+	t.ctx = pkcs11.New(cfg.Module)
+	if t.slot, _, err = findToken(t.ctx, info.Label, info.SerialNumber); err != nil {
+		return err
+	}
+	if err := t.checkMechanisms(); err != nil {
+		return err
+	}
+	login, err := t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return startError("C_OpenSession", err)
+	}
+	n := cfg.Sessions
+	if limit := info.MaxRwSessionCount; limit != 0 && limit < uint(n+reserve) {
+		n = max(int(limit)-reserve, 1)
+	}
+	t.sessions = make(chan *session, n)
+	for range n {
+		t.sessions <- nil
+	}
+	go t.stayAlive(login)
+	return nil
+}
+
+// startError is an error before there is a token to speak of. Whatever goes
+// wrong then, only a refused PIN is more than "not available".
+func startError(function string, err error) error {
+	if classify(err) == stop {
+		return fmt.Errorf("%s: %v: %w", function, err, hsm.ErrPIN)
+	}
+	return fmt.Errorf("%s: %v: %w", function, err, hsm.ErrUnavailable)
+}
+
+// since is the duration for an error message; zero before a session is there.
+func (s *session) since() time.Duration {
+	if s == nil {
+		return 0
+	}
+	return time.Since(s.opened)
+}

@@ -1,0 +1,101 @@
+// Package pkcs11 is the real token: a vendor's module, its sessions and its
+// objects, behind the contract of package hsm. It runs inside an hsm-worker,
+// one token per process, because a PKCS#11 call cannot be cancelled and a
+// module that lost its token recovers at best in a new process. A running
+// worker never calls C_Logout, C_CloseAllSessions or C_Finalize.
+package pkcs11
+
+import (
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/ThalesIgnite/crypto11"
+	"github.com/hashicorp/go-hclog"
+	"github.com/miekg/pkcs11"
+
+	"countersign/hsm"
+	"countersign/hsm/wire"
+)
+
+// keepAlive is shorter than the idle time after which a network HSM drops a
+// session, 15 seconds at the strictest known.
+const keepAlive = 10 * time.Second
+
+// Config says which token to open. TokenLabel, TokenSerial or both select it;
+// slot numbers move and are not used.
+type Config struct {
+	Module      string       // path of the PKCS#11 module
+	TokenLabel  string       // CK_TOKEN_INFO.label, or empty
+	TokenSerial string       // CK_TOKEN_INFO.serialNumber, or empty
+	PIN         wire.PIN     // of CKU_USER; zeroed by Open
+	Sessions    int          // working sessions, default the number of cores
+	Logger      hclog.Logger // default none
+}
+
+// Token implements [hsm.Token] on a module. A call waits for a session until
+// its context ends; once the module has been entered it runs to its end, which
+// is why the parent process keeps the deadline.
+type Token struct {
+	ctx      *pkcs11.Ctx
+	native   native
+	keygen   *crypto11.Context
+	log      hclog.Logger
+	label    string
+	slot     uint
+	sessions chan *session // idle ones; nil stands for one to be opened
+	missing  []string
+
+	genMu sync.Mutex // one Generate at a time, between its check and its end
+
+	mu   sync.RWMutex // guards keys
+	keys map[hsm.KeyID]object
+
+	dying sync.Once
+	dead  chan struct{}
+}
+
+// Dead is closed when the token has lost its module, device or login, and the
+// process should end: another one may have more luck.
+func (t *Token) Dead() <-chan struct{} { return t.dead }
+
+// Notices names what the module lacks that serving does not depend on.
+func (t *Token) Notices() []string { return t.missing }
+
+func (t *Token) die(cause error) {
+	t.dying.Do(func() {
+		t.log.Error("token lost", "token", t.label, "error", cause)
+		close(t.dead)
+	})
+}
+
+// stayAlive keeps the login session busy for the life of the process and
+// notices a login that is gone while no request is there to notice it.
+func (t *Token) stayAlive(login pkcs11.SessionHandle) {
+	tick := time.NewTicker(keepAlive)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.dead:
+			return
+		case <-tick.C:
+		}
+		info, err := t.ctx.GetSessionInfo(login)
+		if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+			err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+		}
+		if err != nil && classify(err) == reconnect {
+			t.die(at("C_GetSessionInfo", err))
+			return
+		}
+	}
+}
+
+func (c *Config) defaults() {
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	if c.Sessions <= 0 {
+		c.Sessions = runtime.NumCPU()
+	}
+}

@@ -1,0 +1,102 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+
+	"countersign/hsm"
+)
+
+const version = 1
+
+// Config is the first frame, parent to child: which token to open.
+type Config struct {
+	Module, TokenLabel, TokenSerial string
+	PIN                             PIN
+	Sessions                        int // 0 to 65535, 0 is the child's default
+}
+
+// WriteConfig sends the first frame and erases the bytes it sent; c.PIN stays.
+func WriteConfig(w io.Writer, c Config) error {
+	for _, n := range []int{len(c.Module), len(c.TokenLabel), len(c.TokenSerial), len(c.PIN), c.Sessions} {
+		if n < 0 || n > math.MaxInt16 {
+			return fmt.Errorf("writing worker configuration: value of %d: %w", n, ErrFrame)
+		}
+	}
+	// Made at its full size: growing would leave copies of the PIN behind.
+	buf := make([]byte, 0, 32+len(c.Module)+len(c.TokenLabel)+len(c.TokenSerial)+len(c.PIN))
+	buf = append(begin(buf), version)
+	buf = appendText(appendText(appendText(buf, c.Module), c.TokenLabel), c.TokenSerial)
+	buf = binary.BigEndian.AppendUint16(appendText(buf, c.PIN), uint16(c.Sessions))
+	defer clear(buf)
+	if _, err := w.Write(end(buf)); err != nil {
+		return fmt.Errorf("writing worker configuration: %w", err)
+	}
+	return nil
+}
+
+// ReadConfig reads the first frame. The PIN lies in the only copy of the frame
+// there is, so erasing it leaves none. r must not read ahead.
+func ReadConfig(r io.Reader) (Config, error) {
+	buf, err := readFrame(r, nil, maxRequest)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading worker configuration: %w", err)
+	}
+	in := reader{rest: buf}
+	if v := in.u8(); v != version {
+		return Config{}, fmt.Errorf("reading worker configuration: version %d: %w", v, ErrFrame)
+	}
+	c := Config{Module: string(in.text()), TokenLabel: string(in.text()), TokenSerial: string(in.text())}
+	c.PIN, c.Sessions = PIN(in.text()), in.u16()
+	if err := in.done(); err != nil {
+		c.PIN.Zero()
+		return Config{}, fmt.Errorf("reading worker configuration: %w", err)
+	}
+	return c, nil
+}
+
+// Hello is the child's answer once its token is open.
+type Hello struct {
+	Notices []string // what the module lacks and serving does not depend on
+}
+
+// WriteHello sends the answer to the configuration: the error of opening the
+// token, or h.
+func WriteHello(w io.Writer, h Hello, failed error) error {
+	buf := append(begin(nil), byte(statusOf(failed)))
+	if failed != nil {
+		buf = appendText(buf, clip(failed.Error()))
+	} else {
+		buf = append(buf, byte(len(h.Notices)))
+		for _, n := range h.Notices {
+			buf = appendText(buf, clip(n))
+		}
+	}
+	_, err := w.Write(end(buf))
+	return err
+}
+
+// ReadHello reads the answer to the configuration. An error the child reported
+// wraps the sentinel of package hsm it had there; no or a malformed answer is
+// [hsm.ErrUnavailable].
+func ReadHello(r io.Reader) (Hello, error) {
+	buf, err := readFrame(r, nil, maxRequest)
+	if err != nil {
+		return Hello{}, fmt.Errorf("reading worker's hello: %v: %w", err, hsm.ErrUnavailable)
+	}
+	in := reader{rest: buf}
+	var h Hello
+	if s := status(in.u8()); s != ok {
+		err = remote(s, in.text())
+	} else {
+		for range in.u8() {
+			h.Notices = append(h.Notices, string(in.text()))
+		}
+	}
+	if bad := in.done(); bad != nil {
+		return Hello{}, fmt.Errorf("reading worker's hello: %v: %w", bad, hsm.ErrUnavailable)
+	}
+	return h, err
+}

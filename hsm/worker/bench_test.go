@@ -1,0 +1,116 @@
+package worker
+
+import (
+	"crypto/ecdh"
+	"crypto/rand"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"countersign/hsm"
+	"countersign/hsm/pkcs11"
+	"countersign/hsm/wire"
+)
+
+// bench holds one SoftHSM token opened both ways: in this process and through
+// two workers. The module is initialized once per process, so all benchmarks
+// share it.
+type bench struct {
+	direct            *pkcs11.Token
+	sign, derive, mac hsm.KeyID
+	peer              *ecdh.PublicKey
+}
+
+// operation is one call with arguments that stay the same.
+type operation func(b *testing.B, token hsm.Token)
+
+func (x *bench) operations() map[string]operation {
+	check := func(b *testing.B, err error) {
+		if err != nil {
+			b.Error(err)
+		}
+	}
+	digest := make([]byte, 32)
+	return map[string]operation{
+		"sign": func(b *testing.B, token hsm.Token) {
+			_, err := token.Sign(b.Context(), x.sign, digest)
+			check(b, err)
+		},
+		"derive": func(b *testing.B, token hsm.Token) {
+			_, err := token.Derive(b.Context(), x.derive, x.peer)
+			check(b, err)
+		},
+		"mac": func(b *testing.B, token hsm.Token) {
+			_, err := token.MAC(b.Context(), x.mac, digest)
+			check(b, err)
+		},
+	}
+}
+
+// BenchmarkHSM compares each operation made directly with the same through the
+// workers. The hop is the difference of the two figures of an operation.
+func BenchmarkHSM(b *testing.B) {
+	r := newRig(b, nil)
+	x := &bench{sign: r.generate(b, "sign@1", hsm.SignP256), derive: r.generate(b, "derive@1", hsm.DeriveP256), mac: r.generate(b, "mac@1", hsm.MACKey)}
+	peer, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	x.peer = peer.PublicKey()
+	x.direct, err = pkcs11.Open(pkcs11.Config{Module: r.hsm.Module, TokenLabel: r.hsm.Label, PIN: wire.PIN(r.hsm.PIN), Sessions: 4})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ops := x.operations()
+	for _, name := range []string{"sign", "derive", "mac"} {
+		for _, parallel := range []int{1, 16, 32} {
+			mode := map[int]string{1: "sequential", 16: "16", 32: "32"}[parallel]
+			b.Run(name+"/direct/"+mode, func(b *testing.B) { measure(b, nil, x.direct, ops[name], parallel) })
+			b.Run(name+"/worker/"+mode, func(b *testing.B) { measure(b, r.pids(), r.pool, ops[name], parallel) })
+		}
+	}
+}
+
+// measure does b.N operations from some goroutines and reports, beside the
+// time, the CPU of this process and of the workers.
+func measure(b *testing.B, pids []int, token hsm.Token, op operation, parallel int) {
+	op(b, token)
+	me := []int{os.Getpid()}
+	self, children := cpu(b, me), cpu(b, pids)
+	b.ResetTimer()
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	var wg sync.WaitGroup
+	for range parallel {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				op(b, token)
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	n := float64(b.N) * 1e3
+	self, children = cpu(b, me)-self, cpu(b, pids)-children
+	b.ReportMetric(float64(self)/n, "self-cpu-µs/op")
+	b.ReportMetric(float64(children)/n, "worker-cpu-µs/op")
+	b.ReportMetric(float64(self+children)/n, "cpu-µs/op")
+}
+
+// cpu is the CPU time of running processes in nanoseconds.
+// getrusage knows children only once they have ended, and /proc in steps of
+// 10 ms, hence the clock of the process (clock_getcpuclockid(3)).
+func cpu(b *testing.B, pids []int) (total int64) {
+	for _, pid := range pids {
+		clock := int32(^pid<<3 | 2)
+		var ts unix.Timespec
+		if err := unix.ClockGettime(clock, &ts); err != nil {
+			b.Fatal(err)
+		}
+		total += ts.Nano()
+	}
+	return total
+}

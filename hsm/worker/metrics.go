@@ -1,0 +1,61 @@
+package worker
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"countersign/hsm"
+	"countersign/hsm/wire"
+)
+
+// metrics are this room's collectors.
+type metrics struct {
+	alive    prometheus.Gauge
+	restarts prometheus.Counter
+	queue    [wire.Keys + 1]prometheus.Observer // by operation
+	call     [wire.Keys + 1]prometheus.Observer
+	failed   [wire.Keys + 1]prometheus.Counter
+}
+
+// buckets from 50 µs, a fast software token, to 3.3 s, beyond the deadline.
+var buckets = prometheus.ExponentialBuckets(50e-6, 2, 17)
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		alive: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "countersign_hsm_workers", Help: "Worker processes with an open token.",
+		}),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "countersign_hsm_worker_restarts_total", Help: "Workers started in place of a lost one.",
+		}),
+	}
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "countersign_hsm_seconds", Buckets: buckets,
+		Help: "Time of an HSM operation: call inside the token, queue on the way there and back.",
+	}, []string{"op", "part"})
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "countersign_hsm_failures_total", Help: "HSM operations that failed for want of the HSM.",
+	}, []string{"op"})
+	for op := wire.Sign; op <= wire.Keys; op++ {
+		m.queue[op] = seconds.WithLabelValues(op.String(), "queue")
+		m.call[op] = seconds.WithLabelValues(op.String(), "call")
+		m.failed[op] = failures.WithLabelValues(op.String())
+	}
+	if r != nil {
+		r.MustRegister(m.alive, m.restarts, seconds, failures)
+	}
+	return m
+}
+
+// observe counts one operation that took total, of which call in the token.
+func (m *metrics) observe(op wire.Op, total, call time.Duration, err error) {
+	if err == nil {
+		m.call[op].Observe(call.Seconds())
+		m.queue[op].Observe(max(total-call, 0).Seconds())
+	}
+	if errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrPIN) {
+		m.failed[op].Inc()
+	}
+}

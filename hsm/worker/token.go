@@ -1,0 +1,191 @@
+package worker
+
+import (
+	"context"
+	"crypto/ecdh"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/hsm"
+	"countersign/hsm/internal/border"
+	"countersign/hsm/wire"
+)
+
+// slow is how many times longer generating and listing keys may take.
+const slow = 10
+
+// Sign implements [hsm.Token].
+func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, digest []byte) ([]byte, error) {
+	if err := border.Digest(digest); err != nil {
+		return nil, err
+	}
+	return p.call(ctx, wire.Request{Op: wire.Sign, Key: key, Payload: digest}, 2*border.SecretLen)
+}
+
+// Derive implements [hsm.Token].
+func (p *Pool) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
+	if err := border.Peer(peer); err != nil {
+		return nil, err
+	}
+	return p.call(ctx, wire.Request{Op: wire.Derive, Key: key, Payload: peer.Bytes()}, border.SecretLen)
+}
+
+// MAC implements [hsm.Token].
+func (p *Pool) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	if err := border.Data(data); err != nil {
+		return nil, err
+	}
+	return p.call(ctx, wire.Request{Op: wire.MAC, Key: key, Payload: data}, border.SecretLen)
+}
+
+// Generate implements [hsm.Token]. It is not tried again when its worker dies:
+// the key may be there then, see Keys.
+func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
+	if err := border.Spec(spec); err != nil {
+		return hsm.Key{}, err
+	}
+	keys, err := p.keys(ctx, wire.Request{Op: wire.Generate, Payload: wire.AppendSpec(nil, spec)})
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	if len(keys) != 1 {
+		return hsm.Key{}, fmt.Errorf("generate: worker returned %d keys: %w", len(keys), hsm.ErrUnavailable)
+	}
+	return keys[0], nil
+}
+
+// Keys implements [hsm.Token].
+func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
+	return p.keys(ctx, wire.Request{Op: wire.Keys})
+}
+
+func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
+	if q.Op == wire.Generate {
+		p.generating.Lock()
+		defer p.generating.Unlock()
+	}
+	out, err := p.call(ctx, q, -1)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := wire.ParseKeys(out)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %v: %w", q.Op, err, hsm.ErrUnavailable)
+	}
+	return keys, nil
+}
+
+// call does one request within its deadline, and observes it. size is the
+// length of the answer in bytes, -1 for any.
+func (p *Pool) call(ctx context.Context, q wire.Request, size int) ([]byte, error) {
+	start, patience := time.Now(), p.cfg.Timeout
+	if q.Op == wire.Generate || q.Op == wire.Keys {
+		patience *= slow
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", q.Op, err)
+	}
+	answer, err := p.attempt(ctx, q, start.Add(patience))
+	p.metrics.observe(q.Op, time.Since(start), answer.Took, err)
+	if err == nil && size >= 0 && len(answer.Payload) != size {
+		err = fmt.Errorf("answer of %d bytes, want %d: %w", len(answer.Payload), size, hsm.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", q.Op, err)
+	}
+	return answer.Payload, nil
+}
+
+// attempt tries a call on one worker and, when that one dies over it and the
+// call may be done twice, once more on another.
+func (p *Pool) attempt(ctx context.Context, q wire.Request, deadline time.Time) (wire.Response, error) {
+	q.Deadline = wire.Now() + int64(time.Until(deadline))
+	if earlier, ok := ctx.Deadline(); ok && earlier.Before(deadline) {
+		q.Deadline = wire.Now() + int64(time.Until(earlier))
+	}
+	var avoid *link
+	for {
+		l, err := p.pick(ctx, deadline, avoid)
+		if err != nil {
+			return wire.Response{}, err
+		}
+		answer, err := l.do(ctx, q, deadline)
+		if err == nil {
+			p.served(q)
+			return answer, nil
+		}
+		if !errors.Is(err, errDied) && !errors.Is(err, wire.ErrLost) && !p.keyLost(q, err) {
+			return answer, err
+		}
+		l.fail(err)
+		if avoid != nil || q.Op == wire.Generate {
+			return answer, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+		}
+		avoid = l
+	}
+}
+
+// use is a key and what it was used for.
+type use struct {
+	key hsm.KeyID
+	op  wire.Op
+}
+
+// served remembers that a key was there.
+func (p *Pool) served(q wire.Request) {
+	if _, known := p.known.Load(use{q.Key, q.Op}); !known {
+		p.known.Store(use{q.Key, q.Op}, nil)
+	}
+}
+
+// keyLost tells a lost token from a key that never was: SoftHSM without its
+// directory says that there is no such key. A worker started afterwards is
+// believed again.
+func (p *Pool) keyLost(q wire.Request, err error) bool {
+	_, known := p.known.Load(use{q.Key, q.Op})
+	return known && errors.Is(err, hsm.ErrKey)
+}
+
+// pick returns the worker with the least to do, waiting for one when none is
+// there. One that let somebody wait in vain is the last choice.
+func (p *Pool) pick(ctx context.Context, deadline time.Time, avoid *link) (*link, error) {
+	if l := p.leastLoaded(avoid); l != nil {
+		return l, nil
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		changed, stopped := p.changed, p.stopped
+		p.mu.Unlock()
+		if l := p.leastLoaded(avoid); l != nil {
+			return l, nil
+		}
+		if stopped != nil {
+			return nil, stopped
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return nil, fmt.Errorf("no worker is there: %w", hsm.ErrUnavailable)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// leastLoaded prefers the first of several that are idle: its caches are warm.
+func (p *Pool) leastLoaded(avoid *link) (best *link) {
+	least := int64(0)
+	for _, l := range *p.live.Load() {
+		load := l.load.Load()
+		if l.late.Load() {
+			load += maxInFlight
+		}
+		if l != avoid && !l.lost() && (best == nil || load < least) {
+			best, least = l, load
+		}
+	}
+	return best
+}

@@ -1,0 +1,282 @@
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"countersign/hsm"
+	"countersign/hsm/hsmtest"
+	"countersign/hsm/wire"
+)
+
+func TestMain(m *testing.M) {
+	code := runTests(m, os.Stderr)
+	os.Exit(code)
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+type rig struct {
+	hsm  hsmtest.SoftHSM
+	cfg  Config
+	log  *lines
+	pool *Pool
+}
+
+// newRig opens a pool on a token of its own.
+func newRig(t testing.TB, change func(*Config)) *rig {
+	t.Helper()
+	r := &rig{hsm: hsmtest.NewSoftHSM(t), log: &lines{}}
+	r.hsm.Setenv(t)
+	r.cfg = Config{
+		Binary: hsmtest.Worker(t), Module: r.hsm.Module, TokenLabel: r.hsm.Label, PIN: wire.PIN(r.hsm.PIN),
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: r.log}),
+	}
+	if change != nil {
+		change(&r.cfg)
+	}
+	pool, err := Open(t.Context(), r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.pool = pool
+	t.Cleanup(pool.Close)
+	return r
+}
+
+func (r *rig) generate(t testing.TB, label string, usage hsm.Usage) hsm.KeyID {
+	t.Helper()
+	k, err := r.pool.Generate(t.Context(), hsm.KeySpec{Label: label, Usage: usage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.ID
+}
+
+func (r *rig) pids() (pids []int) {
+	for _, l := range *r.pool.live.Load() {
+		pids = append(pids, l.proc.cmd.Process.Pid)
+	}
+	return pids
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, within time.Duration, ok func() bool) {
+	t.Helper()
+	tick, end := time.NewTicker(5*time.Millisecond), time.After(within)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not within %s: %s", within, what)
+		}
+	}
+}
+
+func TestContract(t *testing.T) {
+	r := newRig(t, nil)
+	hsmtest.Run(t, func(*testing.T) hsm.Token { return r.pool })
+	if got := r.pool.State(); got != (State{Ready: true, Alive: 2, Want: 2}) {
+		t.Errorf("state %+v after the suite: a worker was lost", got)
+	}
+	if strings.Contains(r.log.String(), r.hsm.PIN) {
+		t.Error("the PIN is in the log")
+	}
+}
+
+// A key that one worker made is there for each of them, one after the other.
+func TestNewKeyOnAllWorkers(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Workers = 3 })
+	id := r.generate(t, "mac@1", hsm.MACKey)
+	for _, l := range *r.pool.live.Load() {
+		deadline := time.Now().Add(time.Second)
+		q := wire.Request{Op: wire.MAC, Key: id, Deadline: wire.Now() + int64(time.Second)}
+		if p, err := l.do(t.Context(), q, deadline); err != nil || len(p.Payload) != 32 {
+			t.Errorf("worker %d: %d bytes, %v", l.proc.cmd.Process.Pid, len(p.Payload), err)
+		}
+	}
+}
+
+// Whatever kills a worker, calls go on without an error and it is replaced.
+func TestWorkersKilledUnderLoad(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := newRig(t, func(c *Config) { c.Registerer = registry })
+	id := r.generate(t, "sign@1", hsm.SignP256)
+	digest := sha256.Sum256(nil)
+	stop, failed := make(chan struct{}), make(chan error, 8)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	for range 4 {
+		pid := r.pids()[0]
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the worker is replaced", 3*time.Second, func() bool {
+			pids := r.pids()
+			return len(pids) == 2 && pids[0] != pid && pids[1] != pid
+		})
+	}
+	close(stop)
+	wg.Wait()
+	close(failed)
+	for err := range failed {
+		t.Errorf("Sign: %v", err)
+	}
+	if got := gather(t, registry, "countersign_hsm_worker_restarts_total"); got != 4 {
+		t.Errorf("%v restarts counted, want 4", got)
+	}
+}
+
+func gather(t *testing.T, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+// A stopped process stands for a module that hangs.
+func TestHungWorker(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	r := newRig(t, func(c *Config) { c.Timeout, c.Workers = timeout, 1 })
+	id := r.generate(t, "sign@1", hsm.SignP256)
+	pid := r.pids()[0]
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	start, digest := time.Now(), sha256.Sum256(nil)
+	_, err := r.pool.Sign(t.Context(), id, digest[:])
+	if took := time.Since(start); !errors.Is(err, hsm.ErrUnavailable) || took < timeout || took > timeout+grace {
+		t.Errorf("Sign: %v after %s, want ErrUnavailable after %s", err, took, timeout)
+	}
+	eventually(t, "the worker is killed and replaced", grace+time.Second, func() bool {
+		pids := r.pids()
+		return len(pids) == 1 && pids[0] != pid
+	})
+	if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+		t.Errorf("Sign on the new worker: %v", err)
+	}
+}
+
+// With two workers, one of them hung, only the call that is in it is lost.
+func TestHungWorkerIsAvoided(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	r := newRig(t, func(c *Config) { c.Timeout = timeout })
+	id := r.generate(t, "sign@1", hsm.SignP256)
+	if err := syscall.Kill(r.pids()[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	digest, failed := sha256.Sum256(nil), 0
+	for range 50 {
+		if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+			failed++
+		}
+	}
+	if failed != 1 {
+		t.Errorf("%d of 50 calls failed, want 1", failed)
+	}
+}
+
+func TestShorterContext(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Workers = 1 })
+	id := r.generate(t, "sign@1", hsm.SignP256)
+	if err := syscall.Kill(r.pids()[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if _, err := r.pool.Sign(ctx, id, make([]byte, 32)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Sign: %v, want context.DeadlineExceeded", err)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestClose(t *testing.T) {
+	r := newRig(t, nil)
+	pids := r.pids()
+	r.pool.Close()
+	for _, pid := range pids {
+		if alive(pid) {
+			t.Errorf("worker %d outlived Close", pid)
+		}
+	}
+	if _, err := r.pool.Keys(t.Context()); !errors.Is(err, ErrClosed) || !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("Keys: %v, want ErrClosed", err)
+	}
+	if s := r.pool.State(); s.Ready || s.Alive != 0 || !errors.Is(s.Err, ErrClosed) {
+		t.Errorf("state %+v", s)
+	}
+	if string(r.cfg.PIN) != strings.Repeat("\x00", len(r.hsm.PIN)) {
+		t.Error("the PIN was not erased")
+	}
+}
+
+func alive(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+func runTests(m *testing.M, stderr io.Writer) int {
+	if os.Getenv(orphanEnv) != "" {
+		return orphanParent(os.Stdout)
+	}
+	code := m.Run()
+	if err := hsmtest.RemoveWorker(); err != nil {
+		_, _ = io.WriteString(stderr, err.Error()+"\n")
+		return 1
+	}
+	return code
+}
