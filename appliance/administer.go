@@ -1,0 +1,210 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// Sentinels of the Administer door.
+var (
+	// ErrInput: the request is wrong; the message says how.
+	ErrInput = errors.New("bad request")
+	// ErrFinal: the party was revoked, which nothing undoes.
+	ErrFinal = errors.New("revoked is final: invite it again under another name")
+)
+
+// Defaults and bounds of an activation code's life.
+const (
+	DefaultInvitation = 24 * time.Hour
+	MaxInvitation     = 30 * 24 * time.Hour
+)
+
+// Invite asks for an activation code.
+type Invite struct {
+	Kind    store.Kind
+	Name    string
+	TTL     time.Duration  // 0: DefaultInvitation
+	Display string         // device: at most 24 bytes; default Name
+	Floor   protocol.Level // device; default 1
+}
+
+// maxName keeps a name fit for SPIFFE IDs, file names and tables.
+const maxName = 64
+
+func (i Invite) validate() error {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+	switch {
+	case i.Name == "" || len(i.Name) > maxName || strings.Trim(i.Name, allowed) != "" || strings.Trim(i.Name, ".") == "":
+		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, i.Name, maxName)
+	case i.TTL < 0 || i.TTL > MaxInvitation:
+		return fmt.Errorf("%w: ttl %v: want at most %v", ErrInput, i.TTL, MaxInvitation)
+	case i.Kind == store.KindClient:
+		return nil
+	case i.Floor < 1 || i.Floor > 4:
+		return fmt.Errorf("%w: floor %d: want 1 to 4", ErrInput, i.Floor)
+	}
+	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
+		return fmt.Errorf("%w: display name: %w", ErrInput, err)
+	}
+	return nil
+}
+
+func (i Invite) withDefaults() Invite {
+	if i.TTL == 0 {
+		i.TTL = DefaultInvitation
+	}
+	if i.Kind == store.KindDevice {
+		if i.Display == "" {
+			i.Display = i.Name
+		}
+		i.Floor = max(i.Floor, 1)
+	}
+	return i
+}
+
+// Invite makes a single-use activation code and keeps its hash. The code is
+// nowhere but in the answer. Errors wrap [ErrInput] or [store.ErrExists].
+func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
+	i = i.withDefaults()
+	if err := i.validate(); err != nil {
+		return protocol.ActivationCode{}, time.Time{}, err
+	}
+	var random [13]byte
+	_, _ = rand.Read(random[:]) // never fails, crypto/rand
+	code, now := protocol.NewActivationCode(a.keys.Root().RootHash(), random), a.now().UTC()
+	invitation := store.Invitation{
+		Code: sha256.Sum256([]byte(code.String())), Kind: i.Kind, Name: i.Name,
+		Display: i.Display, Floor: i.Floor, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
+	}
+	rec := a.record(string(i.Kind), i.Name, map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()})
+	if err := a.store.Invite(ctx, invitation, rec); err != nil {
+		return protocol.ActivationCode{}, time.Time{}, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
+	}
+	return code, invitation.ExpiresAt, nil
+}
+
+// record makes an audit record about a party; kind is a Kind constant of store.
+func (a *Appliance) record(kind, name string, fields map[string]any) store.Record {
+	return store.NewRecord(kind, kind+"/"+name, fields)
+}
+
+// Clients lists all clients by name.
+func (a *Appliance) Clients(ctx context.Context) ([]store.Client, error) {
+	return a.store.ListClients(ctx)
+}
+
+// Devices lists all devices by name.
+func (a *Appliance) Devices(ctx context.Context) ([]store.Device, error) {
+	return a.store.ListDevices(ctx)
+}
+
+// ClientNamed finds a client by name, or [store.ErrNotFound].
+func (a *Appliance) ClientNamed(ctx context.Context, name string) (store.Client, error) {
+	all, err := a.store.ListClients(ctx)
+	return named(all, err, name, func(c store.Client) string { return c.Name })
+}
+
+// DeviceNamed finds a device by name, or [store.ErrNotFound].
+func (a *Appliance) DeviceNamed(ctx context.Context, name string) (store.Device, error) {
+	all, err := a.store.ListDevices(ctx)
+	return named(all, err, name, func(d store.Device) string { return d.Name })
+}
+
+func named[T any](all []T, err error, name string, nameOf func(T) string) (found T, _ error) {
+	if err != nil {
+		return found, err
+	}
+	for _, one := range all {
+		if nameOf(one) == name {
+			return one, nil
+		}
+	}
+	return found, fmt.Errorf("%q: %w", name, store.ErrNotFound)
+}
+
+// casTries is how often a change is tried again when somebody else was faster.
+const casTries = 3
+
+// SetClientStatus suspends, resumes or revokes a client. To ask for the status it
+// has already is no error and no change. Errors wrap [store.ErrNotFound],
+// [ErrFinal] or [store.ErrConflict].
+func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.Status) (store.Client, error) {
+	var err error
+	for range casTries {
+		var c store.Client
+		if c, err = a.ClientNamed(ctx, name); err != nil || c.Status == to {
+			return c, err
+		}
+		if c.Status == store.Revoked {
+			return c, fmt.Errorf("client %q: %w", name, ErrFinal)
+		}
+		c.Status, c.Version = to, c.Version+1
+		if c, err = a.seal(ctx, c); err != nil {
+			return c, err
+		}
+		err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, name, changed(to, c.Version, c.MAC)))
+		if !errors.Is(err, store.ErrConflict) {
+			return c, err
+		}
+	}
+	return store.Client{}, err
+}
+
+// SetDeviceStatus works as SetClientStatus.
+func (a *Appliance) SetDeviceStatus(ctx context.Context, name string, to store.Status) (store.Device, error) {
+	var err error
+	for range casTries {
+		var d store.Device
+		if d, err = a.DeviceNamed(ctx, name); err != nil || d.Status == to {
+			return d, err
+		}
+		if d.Status == store.Revoked {
+			return d, fmt.Errorf("device %q: %w", name, ErrFinal)
+		}
+		d.Status, d.Version = to, d.Version+1
+		err = a.store.UpdateDevice(ctx, d, a.record(store.KindDevices, name, changed(to, d.Version, nil)))
+		if !errors.Is(err, store.ErrConflict) {
+			return d, err
+		}
+	}
+	return store.Device{}, err
+}
+
+func changed(to store.Status, version uint64, mac []byte) map[string]any {
+	fields := map[string]any{"event": to.String(), "version": version}
+	if mac != nil {
+		fields["mac"] = mac
+	}
+	return fields
+}
+
+// Records lists audit records, at most limit of those after a sequence number.
+func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
+	return a.store.Records(ctx, after, limit)
+}
+
+// Overview is what an administrator sees first.
+type Overview struct {
+	Domain        string
+	Root          protocol.PublicKey
+	PolicyVersion uint64
+	PolicyHash    protocol.PolicyHash
+	Tally         store.Tally
+}
+
+// Overview reads the state of keys, policy and store.
+func (a *Appliance) Overview(ctx context.Context) (Overview, error) {
+	tally, err := a.store.Tally(ctx)
+	active := a.policy.Load()
+	return Overview{
+		Domain: a.keys.Domain(), Root: a.keys.Root(), PolicyVersion: active.version, PolicyHash: active.wireHash(), Tally: tally,
+	}, err
+}

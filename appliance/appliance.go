@@ -1,0 +1,131 @@
+// Package appliance is the service: it opens what phones send, decides by policy,
+// commits, and answers. Its doors are Authorize (apply, countersign, outcome),
+// Enrol and Administer; appliance/httpapi puts them on listeners. One request
+// goes one way: open, evidence, decide, commit, sign, answer. Nothing is signed
+// before it is durable, and nothing that was denied reaches the signer.
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// Config is what an appliance is made of.
+type Config struct {
+	Store   store.Store
+	Keys    *keyring.Keyring
+	Logger  hclog.Logger
+	Metrics prometheus.Registerer // nil: not registered anywhere
+	Now     func() time.Time      // nil: time.Now
+}
+
+// Appliance serves all callers; it is safe for concurrent use.
+type Appliance struct {
+	store    store.Store
+	keys     *keyring.Keyring
+	log      hclog.Logger
+	now      func() time.Time
+	policy   atomic.Pointer[activePolicy]
+	handles  handleKeys
+	records  recordCache
+	failures failures
+	metrics  *metrics
+}
+
+// activePolicy is the store's newest policy, parsed.
+type activePolicy struct {
+	*policy.Policy
+	version uint64
+}
+
+func (p *activePolicy) wireHash() protocol.PolicyHash {
+	sum := p.Hash()
+	return protocol.PolicyHash(sum[:8])
+}
+
+// New loads the active policy and makes an appliance. It starts nothing; see Run.
+func New(ctx context.Context, c Config) (*Appliance, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	a := &Appliance{store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, metrics: newMetrics(c.Metrics)}
+	if err := a.loadPolicy(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Appliance) loadPolicy(ctx context.Context) error {
+	row, err := a.store.ActivePolicy(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the active policy: %w", err)
+	}
+	parsed, err := policy.Parse(row.Document)
+	if err != nil {
+		return fmt.Errorf("policy version %d in the store: %w", row.Version, err)
+	}
+	a.policy.Store(&activePolicy{Policy: parsed, version: row.Version})
+	return nil
+}
+
+// Run writes the minute's failure counts to the audit until ctx ends, and once
+// more then.
+func (a *Appliance) Run(ctx context.Context) {
+	ticker := time.NewTicker(time.Minute)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			a.flushFailures(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			a.flushFailures(last)
+			return
+		}
+	}
+}
+
+// Ready tells whether authorizations can be served now: the store answers. The
+// token's state is its own to tell.
+func (a *Appliance) Ready(ctx context.Context) error {
+	_, err := a.store.ActivePolicy(ctx)
+	return err
+}
+
+// codeFor is the one way from an error of the service to a code; ok is false for
+// what is not in the table, which a caller learns nothing of.
+func codeFor(err error) (code protocol.Code, ok bool) {
+	if code, ok = protocol.CodeOf(err); ok {
+		return code, true
+	}
+	for _, row := range policyCodes {
+		if errors.Is(err, row.err) {
+			return row.code, true
+		}
+	}
+	return 0, false
+}
+
+var policyCodes = []struct {
+	err  error
+	code protocol.Code
+}{
+	{policy.ErrServiceUnknown, protocol.CodeService},
+	{policy.ErrLevelUnavailable, protocol.CodeLevel},
+	{policy.ErrAmountRequired, protocol.CodePolicy},
+	{policy.ErrAmountNotAllowed, protocol.CodePolicy},
+	{policy.ErrAmountTooLarge, protocol.CodePolicy},
+	{policy.ErrCurrency, protocol.CodePolicy},
+}

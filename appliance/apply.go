@@ -1,0 +1,173 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/hsm"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// builtLevel is the highest level that this appliance can carry through; what
+// policy puts above it is answered with code 7.
+const builtLevel = policy.LevelSignature
+
+// Apply answers a phone's M1 that a device relays: with a challenge and the
+// handle that brings it back, with a key update, or with the error form of P2.
+// It stores nothing. Errors carry a code of PROTOCOL.md §4 that is answered over
+// HTTP, or wrap [hsm.ErrUnavailable].
+func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
+	now := a.now()
+	opened, err := a.open(ctx, req.M1, now)
+	if errors.Is(err, protocol.CodeStaleKey) {
+		return protocol.ApplyResponse{M2: a.keyUpdate(now)}, nil
+	}
+	if err != nil {
+		return protocol.ApplyResponse{}, err
+	}
+	if req.Order.Text != "" {
+		if err := protocol.CheckText(req.Order.Text, protocol.MaxTextBytes); err != nil {
+			return protocol.ApplyResponse{}, fmt.Errorf("text of the order: %w", err)
+		}
+	}
+	u := newNonce()
+	chal := protocol.NewChallenge(req.Nonce, u)
+	channel := protocol.NewChannel(opened.es, req.M1, chal)
+	grant, p2, err := a.challenge(device, req, opened.p1)
+	if err != nil {
+		return a.refuseApply(channel, chal, err)
+	}
+	p2.Now = uint32(now.Unix())
+	p2raw := p2.Marshal()
+	m2 := channel.SealM2(chal, p2raw)
+	sealed, err := a.sealHandle(ctx, device.ID, handle{
+		Issued: now.UnixMilli(), PRK: channel.PRK[:], TH2: channel.TH2[:], Root: opened.root, P1: opened.raw, P2: p2raw,
+		Challenge: chal, U: u, Policy: a.policy.Load().version, Reference: req.Order.Reference,
+	})
+	if err != nil {
+		return protocol.ApplyResponse{}, err
+	}
+	a.metrics.applied(0)
+	return protocol.ApplyResponse{M2: m2, Handle: sealed, Level: protocol.Level(grant.Level), TTL: p2.TTL}, nil
+}
+
+// opened is an M1 that was decrypted and parsed.
+type opened struct {
+	p1   protocol.P1
+	raw  []byte
+	es   protocol.Secret
+	root protocol.RootID
+}
+
+// open decrypts M1 with the one ECDH that the token does.
+func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
+	message, err := protocol.ParseM1(m1)
+	if err != nil {
+		return opened{}, err
+	}
+	key, held, err := a.keys.Recipient(ctx, message.Epoch, now)
+	if err != nil {
+		return opened{}, err
+	}
+	if !held {
+		return opened{}, fmt.Errorf("kem epoch %d modulo 64: %w", message.Epoch, protocol.CodeStaleKey)
+	}
+	o := opened{root: a.keys.Root().RootID()}
+	if o.raw, o.es, err = message.Open(key, o.root); err != nil {
+		return opened{}, fmt.Errorf("opening M1: %w", err)
+	}
+	o.p1, err = protocol.ParseP1(o.raw)
+	return o, err
+}
+
+// keyUpdate is an MU with every KeyCert a phone may need to go on.
+func (a *Appliance) keyUpdate(now time.Time) []byte {
+	return protocol.KeyUpdate{Certs: a.keys.UpdateCerts(now)}.Marshal()
+}
+
+// challenge decides what the phone has to show and to sign.
+func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1) (policy.Grant, protocol.P2, error) {
+	if p1.Service < protocol.FirstService || !slices.Contains(req.Order.Services, p1.Service) {
+		return policy.Grant{}, protocol.P2{}, fmt.Errorf("service %d: %w", p1.Service, protocol.CodeService)
+	}
+	amount, text, err := agree(p1.Proposal, req.Order)
+	if err != nil {
+		return policy.Grant{}, protocol.P2{}, err
+	}
+	grant, err := a.policy.Load().Level(policy.Request{
+		Service: uint64(p1.Service), Amount: policyAmount(amount),
+		Requested: policy.Level(p1.Level), DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
+	})
+	if err != nil {
+		return policy.Grant{}, protocol.P2{}, err
+	}
+	if grant.Level > builtLevel || req.Strict {
+		return policy.Grant{}, protocol.P2{}, fmt.Errorf("level %s of service %d: %w", grant.Level, p1.Service, protocol.CodeLevel)
+	}
+	if slow(req.Link) && p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
+		return policy.Grant{}, protocol.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
+	}
+	return grant, protocol.P2{
+		TTL: uint64(grant.TTL / time.Second), Level: protocol.Level(grant.Level), Factors: protocol.Factors(grant.Factors),
+		Device: device.ID.Handle(), DeviceName: device.Display, Amount: amount, Text: text,
+	}, nil
+}
+
+// slow tells whether a full receipt is too long for the link: one QR code, one
+// sound burst.
+func slow(l protocol.LinkClass) bool { return l == protocol.LinkQR || l == protocol.LinkSound }
+
+// agree joins what the phone proposes with what the device orders; what both give
+// must be the same.
+func agree(proposal *protocol.Proposal, order protocol.Order) (*protocol.Amount, string, error) {
+	if proposal == nil {
+		return order.Amount, order.Text, nil
+	}
+	amount, text := order.Amount, order.Text
+	if amount == nil {
+		amount = proposal.Amount
+	} else if proposal.Amount != nil && *proposal.Amount != *amount {
+		return nil, "", fmt.Errorf("amount %s proposed, %s ordered: %w", proposal.Amount, amount, protocol.CodePolicy)
+	}
+	if text == "" {
+		text = proposal.Text
+	} else if proposal.Text != "" && proposal.Text != text {
+		return nil, "", fmt.Errorf("text proposed is not the text ordered: %w", protocol.CodePolicy)
+	}
+	return amount, text, nil
+}
+
+func policyAmount(a *protocol.Amount) *policy.Amount {
+	if a == nil {
+		return nil
+	}
+	return &policy.Amount{Minor: a.Minor, Currency: a.Currency}
+}
+
+// refuseApply seals the error form of P2; an error without a code is not the
+// phone's business and goes up.
+func (a *Appliance) refuseApply(channel protocol.Channel, chal protocol.Challenge, cause error) (protocol.ApplyResponse, error) {
+	code, ok := codeFor(cause)
+	if !ok {
+		return protocol.ApplyResponse{}, cause
+	}
+	a.metrics.applied(code)
+	a.log.Debug("apply refused", "code", uint8(code), "error", cause)
+	return protocol.ApplyResponse{M2: channel.SealM2(chal, protocol.P2{Code: code}.Marshal())}, nil
+}
+
+func newNonce() (n protocol.Nonce) {
+	_, _ = rand.Read(n[:]) // never fails, crypto/rand
+	return n
+}
+
+// unavailable tells whether an error is the token's or the store's absence.
+func unavailable(err error) bool {
+	return errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, store.ErrUnavailable)
+}

@@ -1,0 +1,81 @@
+package appliance
+
+import (
+	"context"
+	"crypto/hmac"
+	"fmt"
+	"sync"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// recordCache remembers which row versions have a good MAC, so that the token is
+// asked once per version and not once per request. A row that was changed behind
+// the appliance's back has another digest and is checked anew.
+type recordCache struct {
+	mu   sync.Mutex
+	good map[protocol.ClientID]string // guarded by mu; MAC input and MAC of the row
+}
+
+// recordsKept bounds the cache; beyond it everything is checked anew.
+const recordsKept = 50_000
+
+func (r *recordCache) has(id protocol.ClientID, row string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.good[id] == row
+}
+
+func (r *recordCache) add(id protocol.ClientID, row string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.good == nil || len(r.good) >= recordsKept {
+		r.good = map[protocol.ClientID]string{}
+	}
+	r.good[id] = row
+}
+
+// client reads a client's row and checks its record MAC. A row whose MAC does not
+// fit was not written by an appliance: it is reported and treated as unknown.
+func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Client, error) {
+	c, err := a.store.Client(ctx, id)
+	if err != nil {
+		return store.Client{}, fmt.Errorf("client %s: %w", id, err)
+	}
+	input := recordInput(c)
+	row := string(input) + string(c.MAC)
+	if a.records.has(id, row) {
+		return c, nil
+	}
+	mac, err := a.keys.MAC(ctx, input)
+	if err != nil {
+		return store.Client{}, fmt.Errorf("record MAC of client %s: %w", id, err)
+	}
+	if !hmac.Equal(mac, c.MAC) {
+		a.metrics.forged.Inc()
+		a.log.Error("client record was changed outside of the appliance", "client", id.String(), "version", c.Version)
+		return store.Client{}, fmt.Errorf("record MAC of client %s: %w", id, store.ErrNotFound)
+	}
+	a.records.add(id, row)
+	return c, nil
+}
+
+// recordInput is what the record MAC of a client covers, PROTOCOL.md §2.1.
+func recordInput(c store.Client) []byte {
+	r := protocol.Record{
+		Kind: string(store.KindClient), Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey,
+		Verifier: c.Verifier, Status: uint64(c.Status), Roles: c.Roles, Version: c.Version,
+	}
+	return protocol.RecordInput(r)
+}
+
+// seal gives a client row its MAC.
+func (a *Appliance) seal(ctx context.Context, c store.Client) (store.Client, error) {
+	mac, err := a.keys.MAC(ctx, recordInput(c))
+	if err != nil {
+		return c, fmt.Errorf("record MAC of client %s: %w", c.ID, err)
+	}
+	c.MAC = mac
+	return c, nil
+}

@@ -1,0 +1,202 @@
+package appliance
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// ErrTaken: a client with this signing key is enrolled already; the phone makes a
+// new key (PROTOCOL.md §5, HTTP 409).
+var ErrTaken = errors.New("this key is enrolled already")
+
+// Trust is the answer of GET /v1/trust.
+func (a *Appliance) Trust() protocol.TrustDocument { return a.keys.TrustDocument(a.now()) }
+
+// Enrol enrols the phone that holds an activation code, once. body is the request
+// as received: a byte-identical repeat gets the same answer. A code that is
+// unknown, used, expired or of another kind is [protocol.CodeRefused].
+func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
+	req, err := protocol.ParseEnrolRequest(body)
+	if err != nil {
+		return nil, err
+	}
+	if req.Password != nil {
+		return nil, fmt.Errorf("this appliance takes no offline password: %w", protocol.CodeLevel)
+	}
+	invitation, answered, err := a.invitation(ctx, req.ActivationCode, store.KindClient, body)
+	if err != nil || answered {
+		return invitation.Response, err
+	}
+	c, err := a.newClient(ctx, req, invitation)
+	if err != nil {
+		return nil, err
+	}
+	response, err := a.enrolResponse(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	rec := a.record(store.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:], "mac": c.MAC})
+	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolClient(ctx, u, c, rec) })
+}
+
+// invitation finds the invitation of a code. answered tells that this very request
+// used it, so that its stored response is the answer.
+func (a *Appliance) invitation(ctx context.Context, code protocol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
+	i, err = a.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return i, false, fmt.Errorf("activation code is unknown: %w", protocol.CodeRefused)
+	case err != nil:
+		return i, false, err
+	case i.Kind != kind:
+		return i, false, fmt.Errorf("activation code is for a %s: %w", i.Kind, protocol.CodeRefused)
+	case i.SameRequest(sha256.Sum256(body)):
+		return i, true, nil
+	case !i.UsedAt.IsZero(), a.now().After(i.ExpiresAt):
+		return i, false, fmt.Errorf("activation code of %q is used or expired: %w", i.Name, protocol.CodeRefused)
+	}
+	return i, false, nil
+}
+
+// use stores an enrolment. When two identical requests race, the one that comes
+// second gets the answer of the first.
+func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invitation, enrol func(store.Use) error) ([]byte, error) {
+	u := store.Use{Code: i.Code, At: a.now().UTC(), Request: sha256.Sum256(body), Response: response}
+	err := enrol(u)
+	switch {
+	case errors.Is(err, store.ErrUsed):
+		if again, findErr := a.store.Invitation(ctx, i.Code); findErr == nil && again.SameRequest(u.Request) {
+			return again.Response, nil
+		}
+		return nil, fmt.Errorf("activation code of %q: %w", i.Name, protocol.CodeRefused)
+	case errors.Is(err, store.ErrExists):
+		return nil, fmt.Errorf("enrolling %q: %w", i.Name, ErrTaken)
+	case err != nil:
+		return nil, fmt.Errorf("enrolling %q: %w", i.Name, err)
+	}
+	return response, nil
+}
+
+func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i store.Invitation) (store.Client, error) {
+	return a.seal(ctx, store.Client{
+		ID: protocol.ClientIDOf(req.SigningKey), Name: i.Name, SigningKey: req.SigningKey, UVKey: req.UVKey,
+		Status: store.Active, Version: 1, Highest: -1, CreatedAt: a.now().UTC(),
+	})
+}
+
+func (a *Appliance) enrolResponse(ctx context.Context, c store.Client) ([]byte, error) {
+	now := a.now()
+	cert, err := a.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
+	if err != nil {
+		return nil, err
+	}
+	trust := a.keys.TrustDocument(now)
+	response := protocol.EnrolResponse{
+		Client: c.ID, RootKey: trust.RootKey, NextRootHash: trust.NextRootHash, KeyCerts: trust.KeyCerts, ClientCert: cert,
+	}
+	for _, floor := range a.policy.Load().Floors() {
+		response.Floors = append(response.Floors, protocol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
+	}
+	return json.Marshal(response)
+}
+
+// EnrolDevice enrols the authorization device that holds an activation code, as
+// Enrol does a phone. The device's name is the invitation's, whatever the CSR
+// says.
+func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error) {
+	req, err := protocol.ParseDeviceEnrolRequest(body)
+	if err != nil {
+		return nil, err
+	}
+	public, err := requestKey(req.CSR)
+	if err != nil {
+		return nil, err
+	}
+	invitation, answered, err := a.invitation(ctx, req.ActivationCode, store.KindDevice, body)
+	if err != nil || answered {
+		return invitation.Response, err
+	}
+	now := a.now()
+	id := a.keys.SPIFFEID("device", invitation.Name)
+	d := store.Device{
+		ID: protocol.DeviceIDOf(id.String()), Name: invitation.Name, SPIFFEID: id.String(), Display: invitation.Display,
+		Floor: invitation.Floor, Status: store.Active, Version: 1, CreatedAt: now.UTC(),
+	}
+	certificates, err := a.deviceCertificates(ctx, d, public, now)
+	if err != nil {
+		return nil, err
+	}
+	response, err := json.Marshal(protocol.DeviceEnrolResponse{Certificates: certificates, Trust: a.keys.TrustDocument(now)})
+	if err != nil {
+		return nil, err
+	}
+	rec := a.record(store.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
+	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolDevice(ctx, u, d, rec) })
+}
+
+// Renew gives a device a new certificate for the key of its CSR.
+func (a *Appliance) Renew(ctx context.Context, device store.Device, req protocol.RenewRequest) (protocol.RenewResponse, error) {
+	public, err := requestKey(req.CSR)
+	if err != nil {
+		return protocol.RenewResponse{}, err
+	}
+	certificates, err := a.deviceCertificates(ctx, device, public, a.now())
+	if err != nil {
+		return protocol.RenewResponse{}, err
+	}
+	rec := a.record(store.KindDevices, device.Name, map[string]any{"event": "renewed"})
+	if err := a.store.Append(ctx, rec); err != nil {
+		return protocol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
+	}
+	return protocol.RenewResponse{Certificates: certificates}, nil
+}
+
+// deviceCertificates are the device's new certificate and the authorities, PEM.
+func (a *Appliance) deviceCertificates(ctx context.Context, d store.Device, public *ecdsa.PublicKey, now time.Time) ([]string, error) {
+	cert, err := a.keys.DeviceCert(ctx, public, a.keys.SPIFFEID("device", d.Name), now)
+	if err != nil {
+		return nil, err
+	}
+	authorities, err := a.keys.Authorities(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, c := range append([]*x509.Certificate{cert}, authorities...) {
+		out = append(out, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
+	}
+	return out, nil
+}
+
+// requestKey checks a PKCS#10 request and returns its P-256 key.
+func requestKey(csr string) (*ecdsa.PublicKey, error) {
+	block, rest := pem.Decode([]byte(csr))
+	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(rest) != 0 {
+		return nil, fmt.Errorf("csr is not one PEM certificate request: %w", protocol.CodeFormat)
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
+	}
+	public, ok := request.PublicKey.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("csr is not for an ECDSA key: %w", protocol.CodeFormat)
+	}
+	if _, err := protocol.CompressKey(public); err != nil {
+		return nil, fmt.Errorf("csr: %w", err)
+	}
+	return public, nil
+}

@@ -1,0 +1,222 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance"
+	"countersign/appliance/admin"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// Admin serves administrators on the Unix socket. Whoever may connect to it is the
+// one identity "local": the socket is 0600 and the peer is the daemon's own user
+// or root.
+type Admin struct {
+	Appliance *appliance.Appliance
+	Keys      *keyring.Keyring
+	HSM       func() admin.HSM
+	Logger    hclog.Logger
+}
+
+// adminProcess is the second half of a handler: a decoded request in, a value to
+// encode out.
+type adminProcess func(r *http.Request) (any, error)
+
+// Handler of all routes. A verb is a POST.
+func (a *Admin) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for route, p := range map[string]adminProcess{
+		"GET status":                a.status,
+		"GET key":                   a.keys,
+		"GET audit":                 a.audit,
+		"GET client":                a.clients,
+		"GET client/{name}":         a.client,
+		"POST client/{name}/invite": a.inviteClient,
+		"GET device":                a.devices,
+		"GET device/{name}":         a.device,
+		"POST device/{name}/invite": a.inviteDevice,
+	} {
+		a.handle(mux, route, p)
+	}
+	for verb, status := range map[string]store.Status{"suspend": store.Suspended, "resume": store.Active, "revoke": store.Revoked} {
+		a.handle(mux, "POST client/{name}/"+verb, a.setClient(status))
+		a.handle(mux, "POST device/{name}/"+verb, a.setDevice(status))
+	}
+	return mux
+}
+
+func (a *Admin) handle(mux *http.ServeMux, route string, p adminProcess) {
+	method, path, _ := bytes.Cut([]byte(route), []byte(" "))
+	mux.HandleFunc(string(method)+" "+admin.Prefix+string(path), func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
+		value, err := p(r)
+		if err != nil {
+			problem := adminProblem(err)
+			a.Logger.Info("admin request failed", "path", r.URL.Path, "status", problem.Status, "error", err)
+			writeProblem(w, problem.Status, problem)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(value) // the peer is gone: nothing to do
+	})
+}
+
+func (a *Admin) status(r *http.Request) (any, error) {
+	o, err := a.Appliance.Overview(r.Context())
+	return admin.Status{
+		TrustDomain: o.Domain, RootKey: o.Root.String(), PolicyVersion: o.PolicyVersion, PolicyHash: o.PolicyHash.String(),
+		HSM: a.HSM(), Counts: admin.Counts(o.Tally), Uptime: uptime(),
+	}, err
+}
+
+func (a *Admin) inviteClient(r *http.Request) (any, error) { return a.invite(r, store.KindClient) }
+func (a *Admin) inviteDevice(r *http.Request) (any, error) { return a.invite(r, store.KindDevice) }
+
+func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
+	var req admin.Invite
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: %v", appliance.ErrInput, err)
+	}
+	name := r.PathValue("name")
+	code, expires, err := a.Appliance.Invite(r.Context(), appliance.Invite{
+		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return admin.Invited{Name: name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}, nil
+}
+
+func (a *Admin) clients(r *http.Request) (any, error) {
+	return listed(r.Context(), a.Appliance.Clients, clientWords)
+}
+
+func (a *Admin) devices(r *http.Request) (any, error) {
+	return listed(r.Context(), a.Appliance.Devices, deviceWords)
+}
+
+func listed[T, W any](ctx context.Context, list func(context.Context) ([]T, error), words func(T) W) (any, error) {
+	all, err := list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]W, 0, len(all))
+	for _, one := range all {
+		out = append(out, words(one))
+	}
+	return out, nil
+}
+
+func (a *Admin) client(r *http.Request) (any, error) {
+	c, err := a.Appliance.ClientNamed(r.Context(), r.PathValue("name"))
+	return clientWords(c), err
+}
+
+func (a *Admin) device(r *http.Request) (any, error) {
+	d, err := a.Appliance.DeviceNamed(r.Context(), r.PathValue("name"))
+	return deviceWords(d), err
+}
+
+func (a *Admin) setClient(to store.Status) adminProcess {
+	return func(r *http.Request) (any, error) {
+		c, err := a.Appliance.SetClientStatus(r.Context(), r.PathValue("name"), to)
+		return clientWords(c), err
+	}
+}
+
+func (a *Admin) setDevice(to store.Status) adminProcess {
+	return func(r *http.Request) (any, error) {
+		d, err := a.Appliance.SetDeviceStatus(r.Context(), r.PathValue("name"), to)
+		return deviceWords(d), err
+	}
+}
+
+func clientWords(c store.Client) admin.Client {
+	return admin.Client{
+		Name: c.Name, ID: c.ID.String(), Status: c.Status.String(), SigningKey: c.SigningKey.String(),
+		Roles: append([]string{}, c.Roles...), Version: c.Version, Highest: c.Highest, CreatedAt: c.CreatedAt,
+	}
+}
+
+func deviceWords(d store.Device) admin.Device {
+	return admin.Device{
+		Name: d.Name, ID: d.ID.String(), SPIFFEID: d.SPIFFEID, Display: d.Display, Floor: uint8(d.Floor),
+		Status: d.Status.String(), Version: d.Version, CreatedAt: d.CreatedAt,
+	}
+}
+
+func (a *Admin) keys(*http.Request) (any, error) {
+	now, out := time.Now(), []admin.Key{}
+	for _, k := range a.Keys.Keys() {
+		w := admin.Key{Name: k.Name, Version: k.Version, State: k.State(now), ID: hex.EncodeToString(k.ID[:])}
+		if k.Public != nil {
+			w.PublicKey = k.Point.String()
+		}
+		if !k.NotBefore.IsZero() {
+			w.NotBefore, w.NotAfter = &k.NotBefore, &k.NotAfter
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+// Bounds of one page of audit records.
+const (
+	auditPage    = 100
+	auditPageMax = 1000
+)
+
+func (a *Admin) audit(r *http.Request) (any, error) {
+	after, err := queryNumber(r, "after", 0)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := queryNumber(r, "limit", auditPage)
+	if err != nil {
+		return nil, err
+	}
+	records, err := a.Appliance.Records(r.Context(), after, int(min(limit, auditPageMax)))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]admin.Record, 0, len(records))
+	for _, rec := range records {
+		out = append(out, recordWords(rec))
+	}
+	return out, nil
+}
+
+func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
+	s := r.URL.Query().Get(name)
+	if s == "" {
+		return absent, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s=%q: want a number", appliance.ErrInput, name, s)
+	}
+	return n, nil
+}
+
+func recordWords(rec store.Record) admin.Record {
+	leaf := rec.Leaf()
+	return admin.Record{
+		Sequence: rec.Sequence, At: rec.At, Kind: rec.Kind, Subject: rec.Subject,
+		Leaf: hex.EncodeToString(leaf[:]), Fields: rec.Words(),
+	}
+}

@@ -1,0 +1,90 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance/keyring"
+)
+
+// Identity is the API's TLS identity: a P-256 key in memory and a certificate of
+// 24 hours from the ca key, renewed at half-life. With the key in memory the
+// daemon can answer 503, and does not hang, when the token is away.
+type Identity struct {
+	keys    *keyring.Keyring
+	names   []string
+	log     hclog.Logger
+	current atomic.Pointer[tls.Config]
+}
+
+// NewIdentity issues the first certificate, for these DNS names and addresses.
+func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
+	i := &Identity{keys: keys, names: names, log: log}
+	return i, i.renew(ctx)
+}
+
+// TLSConfig for a listener: TLS 1.3; a client certificate is verified if given,
+// and required by route.
+func (i *Identity) TLSConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.current.Load(), nil },
+	}
+}
+
+func (i *Identity) renew(ctx context.Context) error {
+	now := time.Now()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	cert, err := i.keys.ServerCert(ctx, key.Public(), i.names, now)
+	if err != nil {
+		return fmt.Errorf("TLS certificate of the API: %w", err)
+	}
+	authorities, err := i.keys.Authorities(ctx, now)
+	if err != nil {
+		return fmt.Errorf("authorities of the API: %w", err)
+	}
+	pool := x509.NewCertPool()
+	for _, authority := range authorities {
+		pool.AddCert(authority)
+	}
+	i.current.Store(&tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}},
+		ClientAuth:   tls.VerifyClientCertIfGiven,
+		ClientCAs:    pool,
+		NextProtos:   []string{"h2", "http/1.1"},
+	})
+	return nil
+}
+
+// renewRetry is the pause after a renewal that failed; there are twelve hours left.
+const renewRetry = time.Minute
+
+// Run renews the certificate until ctx ends.
+func (i *Identity) Run(ctx context.Context) {
+	wait := keyring.ServerCertLife / 2
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = keyring.ServerCertLife / 2
+		if err := i.renew(ctx); err != nil {
+			i.log.Error("TLS certificate could not be renewed", "error", err)
+			wait = renewRetry
+		}
+	}
+}

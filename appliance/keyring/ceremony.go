@@ -1,0 +1,190 @@
+package keyring
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/hsm"
+	"countersign/protocol"
+)
+
+const day = 24 * time.Hour
+
+// certified is one use of the root's KeyCerts: which key it is, what it does on
+// the token, and how long an epoch of it lasts (SP 800-57 part 1 §5.3.6:
+// originator usage periods).
+type certified struct {
+	name   string
+	use    protocol.Use
+	usage  hsm.Usage
+	period time.Duration
+	linger time.Duration // for which the certificate outlives the period
+}
+
+// The kem certificate ends with its epoch, so that phones move on; the others
+// linger, so that what they signed last still verifies.
+var certifiedKeys = []certified{
+	{KEM, protocol.UseKEM, hsm.DeriveP256, 90 * day, 0},
+	{Decision, protocol.UseDecision, hsm.SignP256, 365 * day, 30 * day},
+	{CA, protocol.UseCA, hsm.SignP256, 365 * day, 90 * day},
+	{Enrol, protocol.UseEnrol, hsm.DeriveP256, 365 * day, 30 * day},
+	{ClientCA, protocol.UseClientCA, hsm.SignP256, 365 * day, clientCertLife},
+}
+
+// epochsAhead is how many epochs one ceremony certifies, so that the root token
+// can lie in a safe until then.
+const epochsAhead = 4
+
+// startEarly is how long before the ceremony the first epoch begins, for phones
+// and devices whose clock is slow.
+const startEarly = day
+
+// Ceremony makes every key on the token, certifies them with the root and returns
+// what the store has to keep. The token must not hold keys of these names: an
+// error wrapping [hsm.ErrExists] says which is there.
+func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time) (store.Trust, error) {
+	if err := CheckDomain(domain); err != nil {
+		return store.Trust{}, err
+	}
+	c := &ceremony{token: token, now: now.UTC().Truncate(time.Second)}
+	root, err := c.makeRoot(ctx)
+	if err != nil {
+		return store.Trust{}, err
+	}
+	for _, k := range certifiedKeys {
+		for epoch := uint64(1); epoch <= epochsAhead; epoch++ {
+			if err := c.certify(ctx, root, k, epoch); err != nil {
+				return store.Trust{}, err
+			}
+		}
+	}
+	for name, usage := range map[string]hsm.Usage{Wrap: hsm.WrapKey, MAC: hsm.MACKey} {
+		if _, err := c.generate(ctx, name, 1, usage); err != nil {
+			return store.Trust{}, err
+		}
+	}
+	settings := Settings{Domain: domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next}
+	return store.Trust{Keys: c.rows, Settings: settings.values()}, nil
+}
+
+type ceremony struct {
+	token hsm.Token
+	now   time.Time
+	rows  []store.Key
+}
+
+// generate makes a key and remembers its row.
+func (c *ceremony) generate(ctx context.Context, name string, version uint64, usage hsm.Usage) (*store.Key, error) {
+	made, err := c.token.Generate(ctx, hsm.KeySpec{Label: Label(name, version), Usage: usage})
+	if err != nil {
+		return nil, fmt.Errorf("making %s: %w", Label(name, version), err)
+	}
+	row := store.Key{Name: name, Version: version, ID: made.ID, CreatedAt: c.now}
+	if made.Public != nil {
+		point, err := protocol.CompressPoint(made.Public)
+		if err != nil {
+			return nil, fmt.Errorf("public key of %s: %w", Label(name, version), err)
+		}
+		row.Public = point[:]
+	}
+	c.rows = append(c.rows, row)
+	return &c.rows[len(c.rows)-1], nil
+}
+
+type rootKey struct {
+	signer Signer
+	cert   []byte
+	next   [32]byte
+}
+
+// makeRoot makes root 1 and, for pre-rotation, root 2 (PROTOCOL.md §2.2): the
+// phones pin the hash of the second before it has signed anything.
+func (c *ceremony) makeRoot(ctx context.Context) (rootKey, error) {
+	first, err := c.generate(ctx, Root, 1, hsm.SignP256)
+	if err != nil {
+		return rootKey{}, err
+	}
+	key := Key{Key: *first, Point: protocol.PublicKey(first.Public)}
+	second, err := c.generate(ctx, Root, 2, hsm.SignP256)
+	if err != nil {
+		return rootKey{}, err
+	}
+	next := sha256.Sum256(second.Public)
+	signer := Signer{token: c.token, key: key}
+	cert, err := protocol.SignRootCert(ctx, signer, protocol.RootCert{Number: 1, Key: key.Point, NextHash: next})
+	return rootKey{signer: signer, cert: cert, next: next}, err
+}
+
+// certify makes one epoch of a certified key and its KeyCert.
+func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch uint64) error {
+	row, err := c.generate(ctx, k.name, epoch, k.usage)
+	if err != nil {
+		return err
+	}
+	row.NotBefore = c.now.Add(-startEarly + time.Duration(epoch-1)*k.period)
+	row.NotAfter = row.NotBefore.Add(k.period + k.linger)
+	row.Cert, err = protocol.SignKeyCert(ctx, root.signer, protocol.KeyCert{
+		Epoch: epoch, Use: k.use, Key: protocol.PublicKey(row.Public),
+		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
+	})
+	return err
+}
+
+// Settings are the trust settings that the store keeps beside the keys.
+type Settings struct {
+	Domain       string   // SPIFFE trust domain
+	RootCerts    [][]byte // RootCert(1) to the current one
+	NextRootHash [32]byte
+}
+
+const (
+	settingDomain = "trust_domain"
+	settingRoots  = "root_certs"
+	settingNext   = "next_root_hash"
+)
+
+func (s Settings) values() map[string][]byte {
+	var roots []byte
+	for _, cert := range s.RootCerts {
+		roots = binary.BigEndian.AppendUint16(roots, uint16(len(cert)))
+		roots = append(roots, cert...)
+	}
+	return map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
+}
+
+var errSettings = errors.New("the store holds no trust settings: run countersignd init first")
+
+func parseSettings(values map[string][]byte) (Settings, error) {
+	s := Settings{Domain: string(values[settingDomain])}
+	if s.Domain == "" || copy(s.NextRootHash[:], values[settingNext]) != len(s.NextRootHash) {
+		return s, errSettings
+	}
+	for b := values[settingRoots]; len(b) > 0; {
+		n := int(binary.BigEndian.Uint16(b))
+		s.RootCerts = append(s.RootCerts, b[2:2+n])
+		b = b[2+n:]
+	}
+	return s, nil
+}
+
+// CheckDomain checks a SPIFFE trust domain: lower-case letters, digits, dots,
+// dashes and underscores, at most 255 bytes (SPIFFE-ID §2.1).
+func CheckDomain(domain string) error {
+	const allowed = "abcdefghijklmnopqrstuvwxyz0123456789.-_"
+	if domain == "" || len(domain) > 255 || strings.Trim(domain, allowed) != "" {
+		return fmt.Errorf("trust domain %q: want lower-case letters, digits, '.', '-' or '_'", domain)
+	}
+	return nil
+}
+
+// SPIFFEID is spiffe://<trust domain>/<kind>/<name>.
+func (r *Keyring) SPIFFEID(kind, name string) *url.URL {
+	return &url.URL{Scheme: "spiffe", Host: r.settings.Domain, Path: "/" + kind + "/" + name}
+}

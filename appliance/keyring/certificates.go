@@ -1,0 +1,177 @@
+package keyring
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"time"
+
+	"countersign/protocol"
+)
+
+// Lifetimes of what the appliance issues.
+const (
+	// ServerCertLife: the API's TLS certificate, renewed at half-life.
+	ServerCertLife = day
+	// DeviceCertLife: a device renews its own at half-life (POST /v1/renew).
+	DeviceCertLife = 30 * day
+	clientCertLife = 5 * 365 * day
+)
+
+// Root is the current root key.
+func (r *Keyring) Root() protocol.PublicKey { return r.keys[Root][len(r.settings.RootCerts)-1].Point }
+
+// TrustDocument is the answer of GET /v1/trust.
+func (r *Keyring) TrustDocument(now time.Time) protocol.TrustDocument {
+	return protocol.TrustDocument{
+		RootKey: r.Root(), NextRootHash: r.settings.NextRootHash, RootCerts: r.settings.RootCerts, KeyCerts: r.KeyCerts(now),
+	}
+}
+
+// KeyCerts are all KeyCerts that have not ended at now.
+func (r *Keyring) KeyCerts(now time.Time) [][]byte {
+	var certs [][]byte
+	for _, k := range r.Keys() {
+		if k.Cert != nil && !now.After(k.NotAfter) {
+			certs = append(certs, k.Cert)
+		}
+	}
+	return certs
+}
+
+// ClientCert issues a client certificate, PROTOCOL.md §5.
+func (r *Keyring) ClientCert(ctx context.Context, cert protocol.ClientCert, now time.Time) ([]byte, error) {
+	key, err := r.Current(ClientCA, now)
+	if err != nil {
+		return nil, err
+	}
+	cert.NotBefore, cert.NotAfter = uint64(now.Add(-startEarly).Unix()), uint64(now.Add(clientCertLife).Unix())
+	return protocol.SignClientCert(ctx, r.Signer(key), key.Version, cert)
+}
+
+// Authorities are the X.509 certificates of every ca epoch that is valid at now,
+// for the verification of callers. They are self-signed and made anew at each
+// start; what counts is the key, which a KeyCert certifies.
+func (r *Keyring) Authorities(ctx context.Context, now time.Time) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for _, key := range r.keys[CA] {
+		if !key.valid(now) {
+			continue
+		}
+		cert, err := r.authority(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, cert)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("key %q: %w", CA, ErrNoKey)
+	}
+	return out, nil
+}
+
+func (r *Keyring) authority(ctx context.Context, key Key) (*x509.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(int64(key.Version)),
+		Subject:      r.caName(key),
+		NotBefore:    key.NotBefore, NotAfter: key.NotAfter,
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage:     x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		SubjectKeyId: key.ID[:],
+	}
+	return r.issue(ctx, key, template, template, nil)
+}
+
+func (r *Keyring) caName(key Key) pkix.Name {
+	return pkix.Name{CommonName: fmt.Sprintf("%s ca %d", r.settings.Domain, key.Version)}
+}
+
+// issue signs template with the ca key; a nil public key means the ca's own.
+func (r *Keyring) issue(ctx context.Context, key Key, template, parent *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
+	signer, err := r.Signer(key).forCertificates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if public == nil {
+		public = signer.Public()
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	if err != nil {
+		return nil, fmt.Errorf("issuing a certificate for %s: %w", template.Subject.CommonName, err)
+	}
+	return x509.ParseCertificate(der)
+}
+
+// ServerCert issues a TLS server certificate for these DNS names and addresses.
+// No other certificate has the extended key usage serverAuth.
+func (r *Keyring) ServerCert(ctx context.Context, public crypto.PublicKey, names []string, now time.Time) (*x509.Certificate, error) {
+	template := leaf("appliance", now, ServerCertLife, x509.ExtKeyUsageServerAuth)
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	return r.issueLeaf(ctx, template, public, now)
+}
+
+// DeviceCert issues a TLS client certificate for the party with this SPIFFE ID.
+func (r *Keyring) DeviceCert(ctx context.Context, public crypto.PublicKey, id *url.URL, now time.Time) (*x509.Certificate, error) {
+	template := leaf(id.Path[1:], now, DeviceCertLife, x509.ExtKeyUsageClientAuth)
+	template.URIs = []*url.URL{id}
+	return r.issueLeaf(ctx, template, public, now)
+}
+
+func leaf(name string, now time.Time, life time.Duration, use x509.ExtKeyUsage) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: newSerialNumber(),
+		Subject:      pkix.Name{CommonName: name},
+		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(life),
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{use},
+	}
+}
+
+// newSerialNumber is 127 random bits: positive, and at most 20 octets in DER as
+// RFC 5280 §4.1.2.2 wants.
+func newSerialNumber() *big.Int {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails, crypto/rand
+	b[0] &= 0x7f
+	return new(big.Int).SetBytes(b[:])
+}
+
+func (r *Keyring) issueLeaf(ctx context.Context, template *x509.Certificate, public crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
+	key, err := r.Current(CA, now)
+	if err != nil {
+		return nil, err
+	}
+	if end := key.NotAfter; template.NotAfter.After(end) {
+		template.NotAfter = end
+	}
+	parent := &x509.Certificate{Subject: r.caName(key), SubjectKeyId: key.ID[:]}
+	return r.issue(ctx, key, template, parent, public)
+}
+
+// UpdateCerts are the certificates of an MU: at most eight, RootCerts first, then
+// the kem KeyCerts that a phone can use now, and the newest of the other uses.
+func (r *Keyring) UpdateCerts(now time.Time) [][]byte {
+	certs := append([][]byte{}, r.settings.RootCerts[1:]...)
+	for _, name := range []string{KEM, Decision, CA, Enrol, ClientCA} {
+		if key, err := r.Current(name, now); err == nil {
+			certs = append(certs, key.Cert)
+		}
+	}
+	return certs[:min(len(certs), protocol.MaxCerts)]
+}
+
+// Domain is the SPIFFE trust domain.
+func (r *Keyring) Domain() string { return r.settings.Domain }

@@ -1,0 +1,345 @@
+package appliance_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
+	"countersign/hsm/memory"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// clock is a clock that a test moves.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time // guarded by mu
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// bench is an appliance with a real store, a token in memory and one device.
+type bench struct {
+	*testing.T
+	*appliance.Appliance
+	store  store.Store
+	token  *memory.Token
+	keys   *keyring.Keyring
+	clock  *clock
+	device store.Device
+	trust  protocol.Trust
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	ctx := t.Context()
+	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	b := &bench{T: t, store: s, token: memory.New(), clock: &clock{now: time.Now().Truncate(time.Second)}}
+	trust, err := keyring.Ceremony(ctx, b.token, "test.example", b.clock.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil)); err != nil {
+		t.Fatal(err)
+	}
+	b.addPolicy(1, policy.Default())
+	if b.keys, err = keyring.Load(ctx, b.token, s); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.trust, err = b.Trust().Resolve(b.keys.Root().RootHash(), uint64(b.clock.Now().Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.device = b.enrolDevice("gate")
+	return b
+}
+
+// restart makes a new appliance on the same store and token.
+func (b *bench) restart() {
+	b.Helper()
+	a, err := appliance.New(b.Context(), appliance.Config{Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Appliance = a
+}
+
+func (b *bench) addPolicy(version uint64, doc []byte) {
+	b.Helper()
+	p := store.Policy{Version: version, Document: doc, ActivatedAt: b.clock.Now()}
+	if err := b.store.AddPolicy(b.Context(), p, store.NewRecord(store.KindPolicy, "policy", nil)); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) invite(kind store.Kind, name string) protocol.ActivationCode {
+	b.Helper()
+	code, _, err := b.Invite(b.Context(), appliance.Invite{Kind: kind, Name: name})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return code
+}
+
+func (b *bench) enrolDevice(name string) store.Device {
+	b.Helper()
+	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: b.invite(store.KindDevice, name), CSR: newCSR(b.T)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := b.EnrolDevice(b.Context(), body); err != nil {
+		b.Fatal(err)
+	}
+	d, err := b.DeviceNamed(b.Context(), name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return d
+}
+
+// phone is the client's side, from the protocol package alone.
+type phone struct {
+	b       *bench
+	name    string
+	id      protocol.ClientID
+	key     softKey
+	counter uint32
+}
+
+type softKey struct{ *ecdsa.PrivateKey }
+
+func newSoftKey() softKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return softKey{key}
+}
+
+func (k softKey) point() protocol.PublicKey {
+	p, err := protocol.CompressKey(&k.PublicKey)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+func (k softKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
+	r, s, err := ecdsa.Sign(rand.Reader, k.PrivateKey, digest)
+	if err != nil {
+		return nil, err
+	}
+	sig := make([]byte, protocol.SignatureSize)
+	r.FillBytes(sig[:32])
+	s.FillBytes(sig[32:])
+	return sig, nil
+}
+
+// stranger is a phone that was never enrolled.
+func (b *bench) stranger() *phone {
+	key := newSoftKey()
+	return &phone{b: b, key: key, id: protocol.ClientIDOf(key.point())}
+}
+
+func (b *bench) enrol(name string) *phone {
+	b.Helper()
+	p := b.stranger()
+	p.name = name
+	if _, err := b.Enrol(b.Context(), p.request(b.invite(store.KindClient, name))); err != nil {
+		b.Fatal(err)
+	}
+	return p
+}
+
+func (p *phone) request(code protocol.ActivationCode) []byte {
+	p.b.Helper()
+	req, err := protocol.SignEnrol(p.b.Context(), protocol.EnrolRequest{ActivationCode: code, SigningKey: p.key.point()}, p.key, nil)
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	return body
+}
+
+// session is one authorization as the phone sees it.
+type session struct {
+	p       *phone
+	p1      protocol.P1
+	m1      []byte
+	channel protocol.Channel
+	es      protocol.Secret
+	nonce   protocol.Nonce
+	res     protocol.ApplyResponse
+	p2      protocol.P2
+	stmt    protocol.Statement
+}
+
+// p1 is the next application of the phone.
+func (p *phone) p1(service protocol.Service) protocol.P1 {
+	p.counter++
+	var random [8]byte
+	_, _ = rand.Read(random[:])
+	return protocol.P1{Client: p.id, Serial: protocol.NewSerial(p.counter, random), Service: service, Level: 1}
+}
+
+// apply runs the first round trip.
+func (p *phone) apply(p1 protocol.P1, order protocol.Order) (*session, error) {
+	p.b.Helper()
+	kem, ok := p.b.trust.Key(protocol.UseKEM)
+	if !ok {
+		p.b.Fatal("no kem key")
+	}
+	s := &session{p: p, p1: p1}
+	_, _ = rand.Read(s.nonce[:])
+	var err error
+	if s.m1, s.es, err = protocol.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
+		p.b.Fatal(err)
+	}
+	s.res, err = p.b.Apply(p.b.Context(), p.b.device, protocol.ApplyRequest{M1: s.m1, Order: order, Link: protocol.LinkWire, Nonce: s.nonce})
+	if err != nil {
+		return s, err
+	}
+	s.open()
+	return s, nil
+}
+
+func (s *session) open() {
+	t := s.p.b
+	t.Helper()
+	chal, err := protocol.ChallengeOf(s.res.M2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.channel = protocol.NewChannel(s.es, s.m1, chal)
+	raw, err := s.channel.OpenM2(s.res.M2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.p2, err = protocol.ParseP2(raw); err != nil {
+		t.Fatal(err)
+	}
+	s.stmt = protocol.NewStatement(t.trust.Root.RootID(), s.p1.Marshal(), chal, raw)
+}
+
+// challenge is apply for an order of this one service, which must be granted.
+func (p *phone) challenge(service protocol.Service, amount *protocol.Amount) *session {
+	p.b.Helper()
+	s, err := p.apply(p.p1(service), protocol.Order{Services: []protocol.Service{service}, Amount: amount})
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	if s.p2.Code != 0 {
+		p.b.Fatalf("challenge refused with code %d", s.p2.Code)
+	}
+	return s
+}
+
+// m3 is the phone's answer.
+func (s *session) m3(v protocol.Verdict) []byte {
+	s.p.b.Helper()
+	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
+	sig, err := protocol.Countersign(s.p.b.Context(), s.p.key, s.stmt, approval)
+	if err != nil {
+		s.p.b.Fatal(err)
+	}
+	return s.channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+}
+
+// answer is what came back for an M3.
+type answer struct {
+	p4  protocol.P4
+	res protocol.CountersignResponse
+}
+
+func (s *session) send(m3 []byte) (answer, error) {
+	t := s.p.b
+	t.Helper()
+	res, err := t.Countersign(t.Context(), t.device, protocol.CountersignRequest{Handle: s.res.Handle, M3: m3})
+	if err != nil {
+		return answer{}, err
+	}
+	raw, err := s.channel.OpenM4(m3, res.M4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p4, err := protocol.ParseP4(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p4.Result != res.Result {
+		t.Fatalf("the phone is told %s, the device %s", p4.Result, res.Result)
+	}
+	return answer{p4: p4, res: res}, nil
+}
+
+// must sends an M3 that is answered by an M4.
+func (s *session) must(m3 []byte) answer {
+	s.p.b.Helper()
+	a, err := s.send(m3)
+	if err != nil {
+		s.p.b.Fatal(err)
+	}
+	return a
+}
+
+// verify checks a decision as the device does.
+func (s *session) verify(decision []byte, amount *protocol.Amount) (protocol.Decision, error) {
+	chal, err := protocol.ChallengeOf(s.res.M2)
+	if err != nil {
+		return protocol.Decision{}, err
+	}
+	return protocol.DecisionCheck{
+		Root: s.p.b.trust.Root, KeyCerts: s.p.b.trust.KeyCerts(protocol.UseDecision), Now: uint64(s.p.b.clock.Now().Unix()),
+		Device: s.p.b.device.ID, Nonce: s.nonce, Challenges: []protocol.Challenge{chal},
+		Services: []protocol.Service{s.p1.Service}, Amount: amount, Floor: 1,
+	}.Verify(decision)
+}
+
+func (b *bench) tally() store.Tally {
+	b.Helper()
+	tally, err := b.store.Tally(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return tally
+}
+
+// lastRecord is the newest audit record.
+func (b *bench) lastRecord() store.Record {
+	b.Helper()
+	records, err := b.store.Records(b.Context(), b.tally().Records-1, 10)
+	if err != nil || len(records) != 1 {
+		b.Fatalf("%d records, %v", len(records), err)
+	}
+	return records[0]
+}

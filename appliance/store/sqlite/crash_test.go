@@ -1,0 +1,229 @@
+package sqlite
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/storetest"
+	"countersign/protocol"
+)
+
+// childEnv names the store that this test binary, run as a child, spends in.
+const childEnv = "COUNTERSIGN_TEST_SPENDER"
+
+func TestMain(m *testing.M) {
+	path := os.Getenv(childEnv)
+	if path == "" {
+		os.Exit(m.Run())
+	}
+	if err := spender(path, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func child(t *testing.T, path string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+path)
+	return cmd
+}
+
+// spender spends serials of every client of the store at once, without end, and
+// writes a line for each that was acknowledged.
+func spender(path string, w io.Writer) error {
+	ctx := context.Background()
+	s, err := Open(ctx, Config{Path: path})
+	if err != nil {
+		return err
+	}
+	clients, err := s.ListClients(ctx)
+	if err != nil {
+		return err
+	}
+	devices, err := s.ListDevices(ctx)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error)
+	for i, c := range clients {
+		p := storetest.Parties{Client: c, Device: devices[i]}
+		go func() { failed <- spendOn(ctx, s, ack{p, w}) }()
+	}
+	return <-failed
+}
+
+type ack struct {
+	storetest.Parties
+	w io.Writer
+}
+
+func spendOn(ctx context.Context, s *Store, a ack) error {
+	for counter := uint32(a.Client.Highest + 1); ; counter++ {
+		spend := a.Spend(counter)
+		spend.Charges = []store.Charge{{Service: 100, Period: 1, Amount: 1}}
+		out, err := s.Spend(ctx, spend)
+		if err != nil || out.Reason != 0 || out.Replayed {
+			return fmt.Errorf("spending %d: %+v, %w", counter, out, err)
+		}
+		// one write each, so that a line is whole or missing
+		_, err = fmt.Fprintf(a.w, "%v %v %x %x\n", spend.Client, spend.Serial, spend.M3, spend.Salt)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// TestCrash kills the process that spends, again and again: whatever it had
+// acknowledged is there, with one audit record, and nothing is there in part.
+func TestCrash(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	seedMany(t, path, 6)
+	var acked []string
+	for round := range 6 {
+		lines := kill(t, path, rand.IntN(400))
+		acked = append(acked, lines...)
+		checkCrashed(t, path, acked)
+		t.Logf("round %d: %d acknowledged", round, len(lines))
+	}
+}
+
+func seedMany(t *testing.T, path string, n int) {
+	t.Helper()
+	s := openAt(t, path)
+	for i := range n {
+		if _, err := storetest.Seed(t.Context(), s, fmt.Sprintf("client%02d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// kill runs a spender and kills it after some acknowledgements.
+func kill(t *testing.T, path string, after int) (lines []string) {
+	t.Helper()
+	cmd := child(t, path)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			break
+		}
+		lines = append(lines, line)
+		if len(lines) == after+1 {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err == nil || stderr.Len() != 0 {
+		t.Fatalf("spender: %v, %s", err, stderr.String())
+	}
+	return lines
+}
+
+func checkCrashed(t *testing.T, path string, acked []string) {
+	t.Helper()
+	s := openAt(t, path)
+	salts := map[string]int{}
+	var decisions uint64
+	for after := uint64(0); ; {
+		page, err := s.Records(t.Context(), after, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, rec := range page {
+			if rec.Kind == store.KindDecision {
+				salts[hex.EncodeToString(rec.Salt[:])]++
+				decisions++
+			}
+		}
+		after = page[len(page)-1].Sequence
+	}
+	for _, line := range acked {
+		key, salt := parseAck(t, line)
+		if out, err := s.Answered(t.Context(), key); err != nil || out.Reason != 0 {
+			t.Fatalf("acknowledged serial %v is lost: %+v, %v", key.Serial, out, err)
+		}
+		if salts[salt] != 1 {
+			t.Fatalf("acknowledged serial %v has %d audit records", key.Serial, salts[salt])
+		}
+	}
+	if n, err := s.Tally(t.Context()); err != nil || n.Decisions != decisions {
+		t.Fatalf("%d decision records, tally %+v, %v", decisions, n, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkIntegrity(t, path)
+}
+
+func parseAck(t *testing.T, line string) (key store.AnswerKey, salt string) {
+	t.Helper()
+	f := strings.Fields(line)
+	client, err1 := protocol.ParseClientID(f[0])
+	serial, err2 := protocol.ParseSerial(f[1])
+	m3, err3 := hex.DecodeString(f[2])
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	return store.AnswerKey{Client: client, Serial: serial, M3: [32]byte(m3)}, f[3]
+}
+
+// checkIntegrity asks SQLite, and compares what the tables say of each other.
+func checkIntegrity(t *testing.T, path string) {
+	t.Helper()
+	for query, want := range map[string]string{
+		"PRAGMA integrity_check":                                        "ok",
+		"SELECT count(*) FROM pragma_foreign_key_check":                 "0",
+		"SELECT count(*) - (SELECT count(*) FROM charge) FROM decision": "0",
+		"SELECT count(*) - (SELECT sum(count) FROM used) FROM decision": "0",
+		`SELECT count(*) FROM client WHERE highest <>
+			(SELECT coalesce(max(counter), -1) FROM decision WHERE client = client.ref)`: "0",
+	} {
+		if got := ask(t, path, query); got != want {
+			t.Fatalf("%s: %s, want %s", query, got, want)
+		}
+	}
+}
+
+// ask queries the closed store as another program would.
+func ask(t *testing.T, path, query string) (answer string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.QueryRow(query).Scan(&answer)
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return answer
+}

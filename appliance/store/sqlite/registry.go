@@ -1,0 +1,120 @@
+package sqlite
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"countersign/appliance/store"
+)
+
+// ActivePolicy implements [store.Policies].
+func (s *Store) ActivePolicy(ctx context.Context) (p store.Policy, err error) {
+	err = s.r.row(ctx, `SELECT version, document, activated_us FROM policy ORDER BY version DESC LIMIT 1`).
+		Scan(&p.Version, &p.Document, stamp{&p.ActivatedAt})
+	return p, readError(ctx, "reading policy", err)
+}
+
+// AddPolicy implements [store.Policies].
+func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record) error {
+	return s.write(ctx, "adding policy", func(t *txn) error {
+		var active uint64
+		if err := t.row(`SELECT coalesce(max(version), 0) FROM policy`).Scan(&active); err != nil {
+			return err
+		}
+		if p.Version != active+1 {
+			return store.ErrConflict
+		}
+		_, err := t.exec(`INSERT INTO policy (version, document, activated_us) VALUES (?, ?, ?)`,
+			int64(p.Version), blob(p.Document), usec(p.ActivatedAt))
+		if err != nil {
+			return err
+		}
+		return t.append(rec)
+	})
+}
+
+// ListKeys implements [store.Keys].
+func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
+	q := query{doing: "listing keys", sql: `SELECT name, version, id, public, not_before_us, not_after_us, cert, created_us
+		FROM key ORDER BY name, version`}
+	return list(ctx, s.r, q, func(row scanner) (k store.Key, err error) {
+		err = row.Scan(&k.Name, &k.Version, fixed(k.ID[:]), &k.Public,
+			stamp{&k.NotBefore}, stamp{&k.NotAfter}, &k.Cert, stamp{&k.CreatedAt})
+		return k, err
+	})
+}
+
+// AddTrust implements [store.Keys].
+func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Record) error {
+	return s.write(ctx, "adding trust", func(t *txn) error {
+		for _, k := range trust.Keys {
+			_, err := t.exec(`INSERT INTO key (name, version, id, public, not_before_us, not_after_us, cert, created_us)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+				k.Name, int64(k.Version), k.ID[:], blob(k.Public), usec(k.NotBefore), usec(k.NotAfter), blob(k.Cert), usec(k.CreatedAt))
+			if err != nil {
+				return err
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(trust.Settings)) {
+			if _, err := t.exec(`INSERT INTO setting (name, value) VALUES (?, ?)`, name, blob(trust.Settings[name])); err != nil {
+				return err
+			}
+		}
+		return t.append(rec)
+	})
+}
+
+// Settings implements [store.Keys].
+func (s *Store) Settings(ctx context.Context) (map[string][]byte, error) {
+	type setting struct {
+		name  string
+		value []byte
+	}
+	q := query{doing: "reading settings", sql: `SELECT name, value FROM setting`}
+	all, err := list(ctx, s.r, q, func(row scanner) (v setting, err error) {
+		err = row.Scan(&v.name, &v.value)
+		return v, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	m := make(map[string][]byte, len(all))
+	for _, v := range all {
+		m[v.name] = v.value
+	}
+	return m, nil
+}
+
+func (t *txn) append(rec store.Record) error {
+	_, err := t.exec(`INSERT INTO record (at_us, kind, subject, salt, body) VALUES (?, ?, ?, ?, ?)`,
+		rec.At.UnixMicro(), rec.Kind, rec.Subject, rec.Salt[:], rec.Body)
+	return err
+}
+
+// Append implements [store.Audit].
+func (s *Store) Append(ctx context.Context, rec store.Record) error {
+	return s.write(ctx, "appending record", func(t *txn) error { return t.append(rec) })
+}
+
+// Records implements [store.Audit].
+func (s *Store) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
+	q := query{
+		doing: "reading records",
+		sql:   `SELECT sequence, at_us, kind, subject, salt, body FROM record WHERE sequence > ? ORDER BY sequence LIMIT ?`,
+		args:  []any{int64(after), max(limit, 0)},
+	}
+	return list(ctx, s.r, q, func(row scanner) (r store.Record, err error) {
+		err = row.Scan(&r.Sequence, stamp{&r.At}, &r.Kind, &r.Subject, fixed(r.Salt[:]), &r.Body)
+		return r, err
+	})
+}
+
+// Tally implements [store.Audit].
+func (s *Store) Tally(ctx context.Context) (n store.Tally, err error) {
+	err = s.r.row(ctx, `SELECT (SELECT count(*) FROM client), (SELECT count(*) FROM device),
+			(SELECT count(*) FROM invitation), (SELECT count(*) FROM decision),
+			(SELECT count(*) FROM record), (SELECT count(*) FROM key)`).
+		Scan(&n.Clients, &n.Devices, &n.Invitations, &n.Decisions, &n.Records, &n.Keys)
+	return n, readError(ctx, "counting", err)
+}

@@ -1,0 +1,134 @@
+// Package sqlite keeps the appliance's state in one SQLite file, in WAL mode with
+// synchronous=FULL: a change that was answered is on the disk.
+//
+// One goroutine writes, and commits in groups; reads run beside it on connections
+// of their own and see the last commit. One process owns the file at a time.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance/store"
+)
+
+// readers is the number of connections that read, of at most 2 MiB of cache each.
+const readers = 3
+
+// Config is what Open needs.
+type Config struct {
+	// Path of the database file. It is created with mode 0600, and its
+	// directory with mode 0700, where they do not exist. Beside it lie
+	// Path-wal, Path-shm and Path.lock.
+	Path string
+	// Logger for failures that no caller is told in full; nil for none.
+	Logger hclog.Logger
+}
+
+// Store is a [store.Store] in a SQLite file.
+type Store struct {
+	w     *writer
+	r     *reader
+	lock  *os.File
+	close func() error
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open opens the store and brings its schema up to date. All its errors wrap
+// [store.ErrUnavailable]: the file is in use by another process, is not a store,
+// was made by a newer version, or cannot be read or written.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	path, err := filepath.Abs(c.Path)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	s, err := open(ctx, path, c.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("opening store %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
+		return nil, unavailable(err)
+	}
+	lock, err := lock(path)
+	if err != nil {
+		return nil, err
+	}
+	s, err := openLocked(ctx, path, log)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	s.lock = lock
+	return s, nil
+}
+
+func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+	if err := create(path); err != nil {
+		return nil, err
+	}
+	wdb, err := sql.Open("sqlite", dsn(path, "rw"))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	wdb.SetMaxOpenConns(1)
+	if err := migrate(ctx, wdb); err != nil {
+		return nil, errors.Join(err, wdb.Close())
+	}
+	w, err := newWriter(ctx, wdb, log)
+	if err != nil {
+		return nil, errors.Join(err, wdb.Close())
+	}
+	rdb, err := sql.Open("sqlite", dsn(path, "ro"))
+	if err != nil {
+		return nil, errors.Join(unavailable(err), w.txn.close(), wdb.Close())
+	}
+	rdb.SetMaxOpenConns(readers)
+	rdb.SetMaxIdleConns(readers)
+	s := &Store{w: w, r: &reader{db: rdb}}
+	s.close = sync.OnceValue(s.closeAll)
+	go s.w.run()
+	return s, nil
+}
+
+// Fatal delivers at most one error: what is on the disk is unknown, since an fsync
+// failed or the file is corrupt. The store answers nothing but
+// [store.ErrUnavailable] from then on, and the process has to exit (status 74);
+// opening the file again afterwards is safe.
+func (s *Store) Fatal() <-chan error { return s.w.fatal }
+
+// Close commits what waits and closes the file. It may be called twice.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) closeAll() error {
+	// The last connection has to be one that may remove the log.
+	err := errors.Join(s.r.db.Close(), s.w.close())
+	if s.w.broken == nil { // else the lock goes with the process, as the connection does
+		err = errors.Join(err, s.lock.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("closing store: %w", unavailable(err))
+	}
+	return nil
+}
+
+// write runs do in a transaction of its own; doing names it in errors.
+func (s *Store) write(ctx context.Context, doing string, do func(*txn) error) error {
+	if err := s.w.submit(ctx, do); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}

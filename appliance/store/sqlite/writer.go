@@ -1,0 +1,257 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance/store"
+)
+
+const (
+	queueLength = 1024 // operations that wait; more wait for a place
+	groupSize   = 256  // operations in one commit
+	// Operations between checkpoints (about 10 MiB of log if each is a group of
+	// its own), and frames (4 KiB pages) in the log from
+	// which a checkpoint waits for readers so that the log can start afresh.
+	checkpointEvery = 500
+	checkpointWaits = 16384
+)
+
+var errClosed = fmt.Errorf("%w: closed", store.ErrUnavailable)
+
+// op is one change that waits for the writer.
+type op struct {
+	ctx    context.Context
+	do     func(*txn) error
+	result error      // of do
+	done   chan error // takes one
+}
+
+// writer owns the only connection that writes. Its goroutine commits in groups: a
+// group is whatever has come while the group before was being made durable.
+type writer struct {
+	db      *sql.DB
+	log     hclog.Logger
+	queue   chan *op
+	quit    chan struct{} // closed by Close: take no more
+	stopped chan struct{} // closed when the goroutine has answered everybody
+	fatal   chan error
+
+	// Of the goroutine alone.
+	txn    *txn
+	broken error
+	ops    []*op // the group
+	since  int   // operations since the last checkpoint
+}
+
+func newWriter(ctx context.Context, db *sql.DB, log hclog.Logger) (*writer, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &writer{
+		db: db, log: log, txn: newTxn(conn),
+		queue:   make(chan *op, queueLength),
+		quit:    make(chan struct{}),
+		stopped: make(chan struct{}),
+		fatal:   make(chan error, 1),
+		ops:     make([]*op, 0, groupSize),
+	}, nil
+}
+
+// submit runs do within the next group and returns once it is durable. A context
+// that ends in the queue means that do is not run; one that ends later does not stop it.
+func (w *writer) submit(ctx context.Context, do func(*txn) error) error {
+	o := &op{ctx: ctx, do: do, done: make(chan error, 1)}
+	select {
+	case <-w.quit:
+		return errClosed
+	default:
+	}
+	select {
+	case w.queue <- o:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.quit:
+		return errClosed
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.stopped:
+		return o.late()
+	}
+}
+
+// late is the answer of an operation that met the end of the writer.
+func (o *op) late() error {
+	select {
+	case err := <-o.done:
+		return err
+	default:
+		return errClosed
+	}
+}
+
+func (w *writer) run() {
+	defer close(w.stopped)
+	for {
+		select {
+		case o := <-w.queue:
+			w.commit(o)
+			w.checkpoint()
+		case <-w.quit:
+			w.drain()
+			return
+		}
+	}
+}
+
+// drain commits what was taken before the store closed.
+func (w *writer) drain() {
+	for {
+		select {
+		case o := <-w.queue:
+			w.commit(o)
+		default:
+			return
+		}
+	}
+}
+
+// commit makes a group of first and whatever waits, and answers everybody in it.
+func (w *writer) commit(first *op) {
+	w.ops = append(w.ops[:0], first)
+	err := w.begin()
+	for o := first; err == nil && o != nil; o = w.next() {
+		err = w.apply(o)
+	}
+	if err == nil {
+		err = w.end()
+	}
+	if err != nil {
+		w.abort(err)
+	}
+	w.since += len(w.ops)
+	for i, o := range w.ops {
+		w.ops[i] = nil
+		if err != nil {
+			o.result = unavailable(err)
+		}
+		o.done <- o.result
+	}
+}
+
+func (w *writer) next() *op {
+	if len(w.ops) == groupSize {
+		return nil
+	}
+	select {
+	case o := <-w.queue:
+		w.ops = append(w.ops, o)
+		return o
+	default:
+		return nil
+	}
+}
+
+func (w *writer) begin() error {
+	if w.broken != nil {
+		return w.broken
+	}
+	_, err := w.txn.exec("BEGIN IMMEDIATE")
+	return err
+}
+
+// apply runs one operation so that it can fail alone; an error that it returns is
+// the whole group's.
+func (w *writer) apply(o *op) error {
+	if o.result = o.ctx.Err(); o.result != nil {
+		return nil
+	}
+	if _, err := w.txn.exec("SAVEPOINT op"); err != nil {
+		return err
+	}
+	err := o.do(w.txn)
+	named, alone := own(err)
+	if !alone {
+		return err
+	}
+	if o.result = named; named != nil {
+		if _, err := w.txn.exec("ROLLBACK TO op"); err != nil {
+			return err
+		}
+	}
+	_, err = w.txn.exec("RELEASE op")
+	return err
+}
+
+func (w *writer) end() error {
+	_, err := w.txn.exec("COMMIT")
+	return err
+}
+
+// abort rolls the group back.
+func (w *writer) abort(err error) {
+	w.log.Error("commit failed", "operations", len(w.ops), "error", err)
+	if w.fail(err) {
+		return
+	}
+	// SQLite has rolled back by itself after some errors, and says so here.
+	// Should it fail otherwise, then so does the next BEGIN, and comes here again.
+	_, _ = w.txn.exec("ROLLBACK")
+}
+
+// fail stops the store for good if err leaves unknown what is on the disk.
+func (w *writer) fail(err error) bool {
+	if w.broken == nil && lost(err) {
+		w.broken = err
+		w.fatal <- unavailable(err)
+	}
+	return w.broken != nil
+}
+
+// checkpoint copies the log into the database now and then. It runs after the
+// group was answered; a failure other than of an fsync is made good by the next.
+func (w *writer) checkpoint() {
+	if w.since < checkpointEvery || w.broken != nil {
+		return
+	}
+	w.since = 0
+	frames, err := w.copyLog("PRAGMA wal_checkpoint(PASSIVE)")
+	if err == nil && frames > checkpointWaits {
+		_, err = w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)")
+	}
+	if err != nil && !w.fail(err) {
+		w.log.Warn("checkpoint failed", "error", err)
+	}
+}
+
+func (w *writer) copyLog(pragma string) (frames int, err error) {
+	var busy, copied int
+	err = w.txn.row(pragma).Scan(&busy, &frames, &copied)
+	return frames, err
+}
+
+// close ends the goroutine and the connection. After a failed fsync the
+// connection is left to the end of the process: closing it would sync again.
+func (w *writer) close() error {
+	close(w.quit)
+	<-w.stopped
+	if w.broken != nil {
+		return nil
+	}
+	if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		if w.fail(err) {
+			return err
+		}
+		w.log.Warn("checkpoint failed", "error", err) // the log has everything
+	}
+	return errors.Join(w.txn.close(), w.db.Close())
+}

@@ -1,0 +1,264 @@
+// Package store is the appliance's durable state as a contract: clients, devices,
+// invitations, spent serials with their decisions, limits, policies, the key
+// registry and audit records. A driver (appliance/store/sqlite) keeps it;
+// appliance/store/storetest is the contract as one suite.
+//
+// Every method that changes something is one transaction, durable (fsynced) when
+// it returns nil, and carries the audit record of what it does: both or neither
+// are stored. An error that wraps [ErrUnavailable] leaves the outcome unknown to
+// the caller only if it came from the commit itself; asking again is safe, since
+// every change is found again by its own key. A context that ends before the
+// change was begun prevents it; one that ends later does not, and its error leaves
+// the outcome unknown too.
+//
+// Times come back in UTC and in whole microseconds, see [Stamp]. A byte slice, list
+// or map without elements comes back as nil or empty.
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"countersign/protocol"
+)
+
+// Sentinels.
+var (
+	// ErrNotFound: there is no such row.
+	ErrNotFound = errors.New("not found")
+	// ErrExists: the name, id or key is taken.
+	ErrExists = errors.New("exists already")
+	// ErrConflict: the row is no longer at the version that was read.
+	ErrConflict = errors.New("changed by somebody else meanwhile")
+	// ErrUsed: the invitation was used, or has expired.
+	ErrUsed = errors.New("activation code used or expired")
+	// ErrUnavailable: the store cannot be reached, is full or is closed.
+	ErrUnavailable = errors.New("store unavailable")
+)
+
+// Store is the whole contract. All methods may be called concurrently.
+type Store interface {
+	Clients
+	Devices
+	Invitations
+	Decisions
+	Policies
+	Keys
+	Audit
+	// Close makes what was begun durable. Every later call returns
+	// ErrUnavailable, but for a further Close.
+	Close() error
+}
+
+// Clients are the enrolled phones.
+type Clients interface {
+	// Client finds a client by id, or ErrNotFound.
+	Client(ctx context.Context, id protocol.ClientID) (Client, error)
+	// ListClients lists all clients by name.
+	ListClients(ctx context.Context) ([]Client, error)
+	// UpdateClient writes c over the row whose version is c.Version-1, or
+	// returns ErrConflict; ErrNotFound if there is no such id, ErrExists if the
+	// name is another's. CreatedAt and Highest are not written: only Spend
+	// raises the latter.
+	UpdateClient(ctx context.Context, c Client, rec Record) error
+}
+
+// Devices are the enrolled authorization devices.
+type Devices interface {
+	// Device finds a device by id, or ErrNotFound.
+	Device(ctx context.Context, id protocol.DeviceID) (Device, error)
+	// ListDevices lists all devices by name.
+	ListDevices(ctx context.Context) ([]Device, error)
+	// UpdateDevice works as UpdateClient.
+	UpdateDevice(ctx context.Context, d Device, rec Record) error
+}
+
+// Invitations are activation codes, kept as their SHA-256 only.
+type Invitations interface {
+	// Invite stores a new invitation; ErrExists if the name is taken by an
+	// enrolled party of that kind or by an invitation that is still open.
+	Invite(ctx context.Context, i Invitation, rec Record) error
+	// Invitation finds one by the SHA-256 of its code, used or not.
+	Invitation(ctx context.Context, code [32]byte) (Invitation, error)
+	// EnrolClient uses the invitation up and stores the client, once:
+	// ErrUsed if the invitation is used or expired (at u.At), ErrExists if the
+	// client id or name is taken, ErrNotFound if there is no such invitation of
+	// this kind. An error leaves the invitation as it was.
+	EnrolClient(ctx context.Context, u Use, c Client, rec Record) error
+	// EnrolDevice works as EnrolClient; the device's 4-byte handle is unique too.
+	EnrolDevice(ctx context.Context, u Use, d Device, rec Record) error
+}
+
+// Decisions are spent serials and what was decided for them.
+type Decisions interface {
+	// Answered finds the stored outcome of exactly this countersignature, or
+	// ErrNotFound.
+	Answered(ctx context.Context, key AnswerKey) (Outcome, error)
+	// Spend is the one durable commit of a countersignature: in one
+	// transaction it reads the rows of a [View], lets [Spend.Conclude] decide
+	// and stores what that says. Repeating it with the same AnswerKey returns
+	// the stored outcome again with Replayed set. ErrNotFound if there is no
+	// such client or device, ErrExists if an approved transaction has the
+	// decision's transaction id.
+	Spend(ctx context.Context, s Spend) (Outcome, error)
+	// Report stores what the device did. The first report wins: a later one
+	// changes nothing and returns nil. Not performed gives the limits back.
+	// ErrNotFound if this device has no such approved transaction.
+	Report(ctx context.Context, r Report, rec Record) error
+}
+
+// Policies are the versions of policy.toml; the newest is active.
+type Policies interface {
+	// ActivePolicy is the newest, or ErrNotFound in an empty store.
+	ActivePolicy(ctx context.Context) (Policy, error)
+	// AddPolicy makes p the active policy; p.Version must be the active
+	// version + 1 (1 in an empty store), else ErrConflict.
+	AddPolicy(ctx context.Context, p Policy, rec Record) error
+}
+
+// Keys is the registry of what the token holds, and the trust anchors.
+type Keys interface {
+	// ListKeys lists all keys by name and version.
+	ListKeys(ctx context.Context) ([]Key, error)
+	// AddTrust stores the result of a ceremony in one transaction: keys and
+	// settings (trust domain, root certificates). ErrExists if any is there.
+	AddTrust(ctx context.Context, t Trust, rec Record) error
+	// Settings are the named values AddTrust stored.
+	Settings(ctx context.Context) (map[string][]byte, error)
+}
+
+// Audit is the outbox of audit records, in the order of their commit.
+type Audit interface {
+	// Append stores a record that belongs to no other change.
+	Append(ctx context.Context, rec Record) error
+	// Records lists up to limit records with a sequence number above after.
+	Records(ctx context.Context, after uint64, limit int) ([]Record, error)
+	// Tally counts what is stored.
+	Tally(ctx context.Context) (Tally, error)
+}
+
+// Status of a client or device.
+type Status uint8
+
+// The states. The zero value is none of them, so a forgotten field denies.
+const (
+	Active Status = iota + 1
+	Suspended
+	Revoked
+)
+
+var statusNames = [...]string{"invalid", "active", "suspended", "revoked"}
+
+func (s Status) String() string {
+	if int(s) >= len(statusNames) {
+		return statusNames[0]
+	}
+	return statusNames[s]
+}
+
+// Client is one enrolled phone.
+type Client struct {
+	ID         protocol.ClientID
+	Name       string
+	SigningKey protocol.PublicKey
+	UVKey      *protocol.PublicKey
+	Verifier   []byte // wrapped password verifier, 40 bytes, or nil
+	Status     Status
+	Roles      []string
+	Version    uint64 // 1 at enrolment, one more with each change
+	MAC        []byte // HMAC over the fields above by the HSM's mac key, 32 bytes
+	Highest    int64  // highest spent counter, -1 when none
+	CreatedAt  time.Time
+}
+
+// Device is one enrolled authorization device.
+type Device struct {
+	ID        protocol.DeviceID
+	Name      string // last part of its SPIFFE ID
+	SPIFFEID  string
+	Display   string // what the phone shows, at most 24 bytes (P2.6)
+	Floor     protocol.Level
+	Status    Status
+	Version   uint64
+	CreatedAt time.Time
+}
+
+// Kind of an invited party.
+type Kind string
+
+// The kinds.
+const (
+	KindClient Kind = "client"
+	KindDevice Kind = "device"
+)
+
+// Invitation is an activation code that was given out.
+type Invitation struct {
+	Code      [32]byte // SHA-256 of the activation code
+	Kind      Kind
+	Name      string
+	Display   string         // device only
+	Floor     protocol.Level // device only
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time // zero while open
+	Request   [32]byte  // SHA-256 of the request that used it
+	Response  []byte    // what that request was answered
+}
+
+// Use is the act of using an invitation up.
+type Use struct {
+	Code     [32]byte
+	At       time.Time
+	Request  [32]byte
+	Response []byte
+}
+
+// Report is a device's word on an approved transaction.
+type Report struct {
+	Device      protocol.DeviceID
+	Transaction protocol.TransactionID
+	Performed   bool
+	At          time.Time
+}
+
+// Policy is one version of policy.toml.
+type Policy struct {
+	Version     uint64
+	Document    []byte
+	ActivatedAt time.Time
+}
+
+// Key is one key version in the registry. Times are zero for keys without dates.
+type Key struct {
+	Name      string // "kem", "decision", … PROTOCOL.md §2.1
+	Version   uint64 // the epoch of a certified key
+	ID        [20]byte
+	Public    []byte // 33-byte point of a key pair, else nil
+	NotBefore time.Time
+	NotAfter  time.Time
+	Cert      []byte // its KeyCert, nil where it has none
+	CreatedAt time.Time
+}
+
+// Trust is the result of a key ceremony.
+type Trust struct {
+	Keys     []Key
+	Settings map[string][]byte
+}
+
+// Record is one audit record. Its leaf in the log is SHA-256(Salt || Body).
+type Record struct {
+	Sequence uint64 // given by the store: from 1, without gaps
+	At       time.Time
+	Kind     string // closed set: see the Kind constants of this package
+	Subject  string // who it is about: "client/alice"
+	Salt     [16]byte
+	Body     []byte // det-CBOR
+}
+
+// Tally counts rows, for status and tests.
+type Tally struct {
+	Clients, Devices, Invitations, Decisions, Records, Keys uint64
+}

@@ -1,0 +1,122 @@
+package storetest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// Epoch is when the suite's things happen.
+var Epoch = time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
+
+// Parties are an enrolled client and an enrolled device.
+type Parties struct {
+	Client store.Client
+	Device store.Device
+}
+
+// Seed makes policy 1 active, if there is none, and enrols a client and a device
+// of this name.
+func Seed(ctx context.Context, s store.Store, name string) (Parties, error) {
+	p := Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
+	if _, err := s.ActivePolicy(ctx); errors.Is(err, store.ErrNotFound) {
+		err = s.AddPolicy(ctx, store.Policy{Version: 1, Document: []byte("one"), ActivatedAt: Epoch}, Note("policy"))
+		if err != nil {
+			return p, err
+		}
+	}
+	client, device := NewInvitation(store.KindClient, name), NewInvitation(store.KindDevice, p.Device.Name)
+	for _, i := range []store.Invitation{client, device} {
+		if err := s.Invite(ctx, i, Note("invited")); err != nil {
+			return p, err
+		}
+	}
+	err := s.EnrolClient(ctx, UseOf(client), p.Client, Note("enrolled"))
+	if err != nil {
+		return p, err
+	}
+	return p, s.EnrolDevice(ctx, UseOf(device), p.Device, Note("enrolled"))
+}
+
+func random(b []byte) { _, _ = rand.Read(b) } // never fails, crypto/rand
+
+// NewClient is an active client with a fresh key, as it is enrolled.
+func NewClient(name string) store.Client {
+	c := store.Client{
+		Name: name, Status: store.Active, Roles: []string{"guest", "owner"}, Version: 1,
+		MAC: make([]byte, 32), Verifier: make([]byte, 40), Highest: -1, CreatedAt: Epoch,
+	}
+	random(c.SigningKey[:])
+	c.SigningKey[0] = 2
+	random(c.MAC)
+	random(c.Verifier)
+	c.ID = protocol.ClientIDOf(c.SigningKey)
+	return c
+}
+
+// NewDevice is an active device.
+func NewDevice(name string) store.Device {
+	id := "spiffe://test/device/" + name
+	return store.Device{
+		ID: protocol.DeviceIDOf(id), Name: name, SPIFFEID: id, Display: "Door " + name,
+		Floor: 1, Status: store.Active, Version: 1, CreatedAt: Epoch,
+	}
+}
+
+// NewInvitation is open from Epoch on, for an hour.
+func NewInvitation(kind store.Kind, name string) store.Invitation {
+	i := store.Invitation{Kind: kind, Name: name, CreatedAt: Epoch, ExpiresAt: Epoch.Add(time.Hour)}
+	random(i.Code[:])
+	if kind == store.KindDevice {
+		i.Display, i.Floor = "Door", 2
+	}
+	return i
+}
+
+// UseOf uses an invitation one minute after Epoch.
+func UseOf(i store.Invitation) store.Use {
+	u := store.Use{Code: i.Code, At: Epoch.Add(time.Minute), Response: []byte("welcome " + i.Name)}
+	random(u.Request[:])
+	return u
+}
+
+// Note is an audit record with a text.
+func Note(text string) store.Record {
+	rec := store.NewRecord(store.KindClients, "client/test", map[string]any{"note": text})
+	rec.At = Epoch
+	return rec
+}
+
+// Spend is a countersignature that is to be approved, under policy 1, of a
+// serial with this counter.
+func (p Parties) Spend(counter uint32) store.Spend {
+	s := store.Spend{
+		AnswerKey:     store.AnswerKey{Client: p.Client.ID},
+		PolicyVersion: 1,
+		Salt:          store.NewSalt(),
+		Now:           Epoch.Add(time.Duration(counter) * time.Second),
+		Evidence: store.Evidence{
+			Statement: []byte("statement"),
+			Approval:  protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning},
+		},
+		Decision: protocol.Decision{
+			Result: protocol.ResultApproved, Level: 1, Factors: protocol.FactorSignature,
+			IssuedAt: uint64(Epoch.Unix()), Lifetime: 60, Device: p.Device.ID, Service: 100,
+			Amount: &protocol.Amount{Minor: 1250, Currency: "EUR"},
+		},
+	}
+	var tail [8]byte
+	random(tail[:])
+	s.Serial = protocol.NewSerial(counter, tail)
+	random(s.M3[:])
+	random(s.Evidence.Signature[:])
+	random(s.Decision.Transaction[:])
+	random(s.Decision.Pairwise[:])
+	random(s.Decision.U[:])
+	s.Decision.Statement = s.Evidence.Statement.Hash()
+	return s
+}

@@ -1,0 +1,98 @@
+package storetest
+
+import (
+	"testing"
+	"time"
+
+	"countersign/appliance/store"
+)
+
+var registryTests = map[string]func(*testing.T, *fixture){
+	"Policy":  testPolicy,
+	"Trust":   testTrust,
+	"Records": testRecords,
+	"Tally":   testTally,
+}
+
+func testPolicy(t *testing.T, f *fixture) {
+	add := func(p store.Policy) func() error {
+		return func() error { return f.AddPolicy(t.Context(), p, Note("")) }
+	}
+	for _, version := range []uint64{0, 1, 3} {
+		f.unchanged(store.ErrConflict, add(store.Policy{Version: version, Document: []byte("x")}))
+	}
+	two := store.Policy{Version: 2, Document: []byte("two"), ActivatedAt: Epoch}
+	f.must(add(two)())
+	got, err := f.ActivePolicy(t.Context())
+	f.must(err)
+	f.same(got, two)
+}
+
+func testTrust(t *testing.T, f *fixture) {
+	mac := store.Key{Name: "mac", Version: 1, ID: [20]byte{1}, CreatedAt: Epoch}
+	kem := store.Key{
+		Name: "kem", Version: 7, ID: [20]byte{2}, Public: make([]byte, 33), Cert: []byte("cert"),
+		NotBefore: Epoch, NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), CreatedAt: Epoch,
+	}
+	settings := map[string][]byte{"trust_domain": []byte("example.org"), "root_certs": {0, 1, 2}}
+	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{mac, kem}, Settings: settings}, Note("ceremony")))
+	keys, err := f.ListKeys(t.Context())
+	f.must(err)
+	f.same(keys, []store.Key{kem, mac})
+	got, err := f.Settings(t.Context())
+	f.must(err)
+	f.same(got, settings)
+
+	next := kem
+	next.Version = 8
+	for _, trust := range []store.Trust{
+		{Keys: []store.Key{next, mac}},
+		{Keys: []store.Key{next}, Settings: map[string][]byte{"new": {1}, "trust_domain": {2}}},
+	} {
+		f.unchanged(store.ErrExists, func() error { return f.AddTrust(t.Context(), trust, Note("")) })
+	}
+	got, err = f.Settings(t.Context())
+	f.must(err)
+	f.same(got, settings)
+	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{next}}, Note("")))
+}
+
+func testRecords(t *testing.T, f *fixture) {
+	first := uint64(len(f.records()))
+	want := make([]store.Record, 5)
+	for i := range want {
+		want[i] = Note("n")
+		want[i].Subject, want[i].Kind = "device/door", store.KindFailures
+		f.must(f.Append(t.Context(), want[i]))
+		want[i].Sequence = first + uint64(i) + 1
+	}
+	got, err := f.Records(t.Context(), first, 10)
+	f.must(err)
+	f.same(got, want)
+	got, err = f.Records(t.Context(), first+1, 2)
+	f.must(err)
+	f.same(got, want[1:3])
+	for _, none := range []struct {
+		after uint64
+		limit int
+	}{{first + 5, 10}, {0, 0}, {0, -1}} {
+		got, err = f.Records(t.Context(), none.after, none.limit)
+		f.must(err)
+		if len(got) != 0 {
+			t.Fatalf("records after %d, at most %d: got %d", none.after, none.limit, len(got))
+		}
+	}
+	if want[0].Leaf() == want[1].Leaf() {
+		t.Fatal("records of the same body have the same leaf")
+	}
+}
+
+func testTally(t *testing.T, f *fixture) {
+	_, err := Seed(t.Context(), f.Store, "bob")
+	f.must(err)
+	f.approves(f.p.Spend(1))
+	f.approves(f.p.Spend(2))
+	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{{Name: "root"}, {Name: "kem"}, {Name: "ca"}}}, Note("")))
+	// 1 policy, and 2 invitations and 2 enrolments for each of the names
+	f.same(f.tally(), store.Tally{Clients: 2, Devices: 2, Invitations: 4, Decisions: 2, Records: 12, Keys: 3})
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"countersign/appliance/admin"
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+)
+
+// api speaks the admin API over the Unix socket.
+type api struct{ client http.Client }
+
+// requestTimeout bounds one request; the slowest waits for the token.
+const requestTimeout = 30 * time.Second
+
+func newAPI(address config.Address) *api {
+	var d net.Dialer
+	return &api{client: http.Client{Timeout: requestTimeout, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, address.Network(), address.Target())
+		},
+	}}}
+}
+
+func (a *api) get(ctx context.Context, path string, into any) error {
+	return a.do(ctx, http.MethodGet, path, nil, into)
+}
+
+func (a *api) post(ctx context.Context, path string, body, into any) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return a.do(ctx, http.MethodPost, path, bytes.NewReader(raw), into)
+}
+
+func (a *api) do(ctx context.Context, method, path string, body io.Reader, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://appliance"+admin.Prefix+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := a.client.Do(req)
+	if err != nil {
+		return cli.Fail(cli.Unavailable, fmt.Errorf("asking the appliance: %w", errors.Unwrap(err)), "is countersignd running, and is --admin its socket?")
+	}
+	defer func() { _ = res.Body.Close() }() // it was read, or an error is returned
+	if res.StatusCode != http.StatusOK {
+		return problem(res)
+	}
+	if err := json.NewDecoder(res.Body).Decode(into); err != nil {
+		return fmt.Errorf("reading the answer of the appliance: %w", err)
+	}
+	return nil
+}
+
+// problem turns a problem+json answer into an error with exit code and advice.
+func problem(res *http.Response) error {
+	var p admin.Problem
+	if err := json.NewDecoder(res.Body).Decode(&p); err != nil || p.Type == "" {
+		return fmt.Errorf("the appliance answered %s", res.Status)
+	}
+	code, hint := cli.Failed, ""
+	switch p.Type {
+	case admin.ProblemNotFound:
+		code, hint = cli.NotFound, "countersignctl client list and device list show the names"
+	case admin.ProblemExists:
+		hint = "take another name, or wait until the open invitation expires"
+	case admin.ProblemInput:
+		code = cli.Usage
+	case admin.ProblemUnavailable:
+		code, hint = cli.Unavailable, "countersignctl status tells which part is away"
+	}
+	return cli.Fail(code, errors.New(p.Detail), hint)
+}

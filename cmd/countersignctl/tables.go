@@ -1,0 +1,82 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"countersign/appliance/admin"
+	"countersign/cmd/internal/cli"
+)
+
+func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func optionalDate(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return date(*t)
+}
+
+func number[T uint64 | int64 | uint8 | int](n T) string { return strconv.FormatInt(int64(n), 10) }
+
+var clientTable = cli.Table[admin.Client]{
+	{Title: "Name", Value: func(c admin.Client) string { return c.Name }},
+	{Title: "ID", Value: func(c admin.Client) string { return c.ID }},
+	{Title: "Status", Value: func(c admin.Client) string { return c.Status }},
+	{Title: "Highest", Value: func(c admin.Client) string { return number(c.Highest) }},
+	{Title: "Version", Value: func(c admin.Client) string { return number(c.Version) }},
+	{Title: "Enrolled", Value: func(c admin.Client) string { return date(c.CreatedAt) }},
+}
+
+var deviceTable = cli.Table[admin.Device]{
+	{Title: "Name", Value: func(d admin.Device) string { return d.Name }},
+	{Title: "ID", Value: func(d admin.Device) string { return d.ID }},
+	{Title: "Status", Value: func(d admin.Device) string { return d.Status }},
+	{Title: "Display", Value: func(d admin.Device) string { return d.Display }},
+	{Title: "Floor", Value: func(d admin.Device) string { return number(d.Floor) }},
+	{Title: "Enrolled", Value: func(d admin.Device) string { return date(d.CreatedAt) }},
+}
+
+var keyTable = cli.Table[admin.Key]{
+	{Title: "Key", Value: func(k admin.Key) string { return k.Name + "@" + number(k.Version) }},
+	{Title: "State", Value: func(k admin.Key) string { return k.State }},
+	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},
+	{Title: "Not after", Value: func(k admin.Key) string { return optionalDate(k.NotAfter) }},
+	{Title: "ID", Value: func(k admin.Key) string { return k.ID }},
+}
+
+var recordTable = cli.Table[admin.Record]{
+	{Title: "Seq", Value: func(r admin.Record) string { return number(r.Sequence) }},
+	{Title: "At", Value: func(r admin.Record) string { return date(r.At) }},
+	{Title: "Kind", Value: func(r admin.Record) string { return r.Kind }},
+	{Title: "Subject", Value: func(r admin.Record) string { return r.Subject }},
+	{Title: "Leaf", Value: func(r admin.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
+}
+
+var invitedTable = cli.Table[admin.Invited]{
+	{Title: "Name", Value: func(i admin.Invited) string { return i.Name }},
+	{Title: "Activation code", Value: func(i admin.Invited) string { return i.ActivationCode }},
+	{Title: "Expires", Value: func(i admin.Invited) string { return date(i.ExpiresAt) }},
+}
+
+var statusTable = cli.Table[admin.Status]{
+	{Title: "Trust domain", Value: func(s admin.Status) string { return s.TrustDomain }},
+	{Title: "Root key", Value: func(s admin.Status) string { return s.RootKey }},
+	{Title: "Policy", Value: func(s admin.Status) string { return "version " + number(s.PolicyVersion) + ", " + s.PolicyHash }},
+	{Title: "HSM", Value: hsmWords},
+	{Title: "Clients", Value: func(s admin.Status) string { return number(s.Counts.Clients) }},
+	{Title: "Devices", Value: func(s admin.Status) string { return number(s.Counts.Devices) }},
+	{Title: "Invitations", Value: func(s admin.Status) string { return number(s.Counts.Invitations) }},
+	{Title: "Decisions", Value: func(s admin.Status) string { return number(s.Counts.Decisions) }},
+	{Title: "Audit records", Value: func(s admin.Status) string { return number(s.Counts.Records) }},
+	{Title: "Keys", Value: func(s admin.Status) string { return number(s.Counts.Keys) }},
+}
+
+func hsmWords(s admin.Status) string {
+	words := []string{"not ready"}
+	if s.HSM.Ready {
+		words[0] = "ready"
+	}
+	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"countersign/cmd/internal/config"
+)
+
+// dev is everything on loopback for development and tests: token, store, trust
+// domain, appliance and a relay, all in one directory. A directory that was used
+// before is used on.
+type dev struct {
+	dir    string
+	module string // "" is SoftHSM itself
+	from   surroundings
+	daemon *daemon
+}
+
+// devInfo is DIR/dev.json, written once all are ready.
+type devInfo struct {
+	URL     string `json:"url"`
+	CA      string `json:"ca"`
+	Link    string `json:"link"`
+	Admin   string `json:"admin"`
+	Ops     string `json:"ops"`
+	Hooklog string `json:"hooklog"`
+}
+
+func (d *dev) path(elements ...string) string {
+	return filepath.Join(append([]string{d.dir}, elements...)...)
+}
+
+func (d *dev) url() string { return "https://" + d.daemon.address("api") }
+
+// run serves until ctx ends or the relay does.
+func (d *dev) run(ctx context.Context) error {
+	start, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	p, err := d.prepare(start)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.close() }() // the store was closed by now or its error is logged
+	if d.daemon, err = newDaemon(start, d.config(), p); err != nil {
+		return err
+	}
+	if err := d.writeCA(start); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	served := make(chan error, 1)
+	go func() { served <- d.daemon.run(ctx) }()
+	relay, err := d.startRelay(start)
+	if relay != nil {
+		defer relay.stop()
+	}
+	if err == nil {
+		err = d.writeInfo(relay.Link)
+	}
+	if err != nil {
+		stop(err)
+		<-served
+		return err
+	}
+	return d.wait(ctx, stop, served, relay)
+}
+
+func (d *dev) wait(ctx context.Context, stop context.CancelCauseFunc, served chan error, relay *devRelay) error {
+	select {
+	case err := <-served:
+		return err
+	case err := <-relay.done:
+		relay.done <- err
+		stop(nil)
+		<-served
+		return fmt.Errorf("the relay ended: %w", err)
+	case <-ctx.Done():
+		relay.stop()
+		relay.done <- nil
+		return <-served
+	}
+}
+
+// prepare makes the directory, the token and, the first time, the trust domain.
+func (d *dev) prepare(ctx context.Context) (*parts, error) {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(d.path("dev.json")); err != nil {
+		return nil, err
+	}
+	softhsm, err := devToken(ctx, d.dir)
+	if err != nil {
+		return nil, err
+	}
+	if d.module == "" {
+		d.module = softhsm
+	}
+	cfg := d.config()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	p, err := openParts(ctx, cfg, d.from)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := p.store.Settings(ctx)
+	if err == nil && len(settings) == 0 {
+		err = initialize(ctx, p, cfg.Trust.Domain)
+	}
+	if err != nil {
+		_ = p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (d *dev) config() *config.Appliance {
+	cfg := config.DefaultAppliance()
+	cfg.StateDir = d.dir
+	cfg.HSM.Module, cfg.HSM.TokenLabel = d.module, devLabel
+	cfg.HSM.Pin = config.Secret{Source: "file", Path: d.path("pin")}
+	cfg.Store.Path, cfg.Admin.Socket = d.path("countersign.db"), d.path("admin.sock")
+	cfg.API = config.API{Listen: "127.0.0.1:0", Names: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	cfg.Ops.Listen = "127.0.0.1:0"
+	cfg.Trust.Domain = "dev.countersign.example"
+	return &cfg
+}
+
+func (d *dev) writeCA(ctx context.Context) error {
+	authorities, err := d.daemon.keys.Authorities(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	var text []byte
+	for _, cert := range authorities {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return os.WriteFile(d.path("ca.pem"), text, 0o600)
+}
+
+// writeInfo tells that all are ready; whoever sees the file sees it whole.
+func (d *dev) writeInfo(link string) error {
+	info := devInfo{
+		URL: d.url(), CA: d.path("ca.pem"), Link: link,
+		Admin: "unix:" + d.path("admin.sock"), Ops: "http://" + d.daemon.address("ops"), Hooklog: d.path("hook.log"),
+	}
+	hooklog, err := os.OpenFile(info.Hooklog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := hooklog.Close(); err != nil {
+		return err
+	}
+	raw, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.path(".dev.json"), append(raw, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(d.path(".dev.json"), d.path("dev.json"))
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"countersign/hsm"
+)
+
+// softhsmModules are where distributions put SoftHSM.
+var softhsmModules = []string{
+	"/usr/lib/softhsm/libsofthsm2.so",
+	"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib64/pkcs11/libsofthsm2.so",
+	"/usr/local/lib/softhsm/libsofthsm2.so",
+}
+
+const devLabel = "countersign-dev"
+
+// devToken makes a SoftHSM token in dir, unless one is there, and points
+// SOFTHSM2_CONF of this process and its children to it. It returns the path of
+// SoftHSM's module.
+func devToken(ctx context.Context, dir string) (module string, err error) {
+	for _, path := range softhsmModules {
+		if _, statErr := os.Stat(path); statErr == nil {
+			module = path
+			break
+		}
+	}
+	if module == "" {
+		return "", fmt.Errorf("SoftHSM is not installed (looked for %s): %w", strings.Join(softhsmModules, ", "), hsm.ErrUnavailable)
+	}
+	conf, tokens := filepath.Join(dir, "softhsm2.conf"), filepath.Join(dir, "token")
+	text := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", tokens)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		return "", err
+	}
+	if err := os.Setenv("SOFTHSM2_CONF", conf); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "pin")); err == nil {
+		return module, nil // the PIN is written last: the token is there
+	}
+	return module, initToken(ctx, dir, tokens)
+}
+
+// initToken runs softhsm2-util, which alone sees the PINs on a command line: they
+// are this development token's only.
+func initToken(ctx context.Context, dir, tokens string) error {
+	if err := os.RemoveAll(tokens); err != nil {
+		return err
+	}
+	if err := os.Mkdir(tokens, 0o700); err != nil {
+		return err
+	}
+	pin, soPIN := randomPIN(), randomPIN()
+	out, err := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", devLabel, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("softhsm2-util is not installed: %w", hsm.ErrUnavailable)
+	}
+	if err != nil {
+		return fmt.Errorf("softhsm2-util --init-token: %w: %s", err, out)
+	}
+	for name, value := range map[string]string{"so-pin": soPIN, "pin": pin} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(value+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func randomPIN() string {
+	var b [15]byte
+	_, _ = rand.Read(b[:]) // never fails, crypto/rand
+	return base32.StdEncoding.EncodeToString(b[:])
+}

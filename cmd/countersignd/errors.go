@@ -1,0 +1,36 @@
+package main
+
+import (
+	"errors"
+
+	"countersign/appliance/store"
+	"countersign/cmd/internal/cli"
+	"countersign/hsm"
+)
+
+// errDisk: an fsync failed, or the database is corrupt.
+var errDisk = errors.New("the store's disk failed")
+
+// exits is the one table from errors to exit codes and advice.
+var exits = []struct {
+	err  error
+	code cli.Code
+	hint string
+}{
+	{hsm.ErrPIN, cli.Auth, "check hsm.pin: it was tried once and is not tried again, so that the token does not lock"},
+	{errInitialized, cli.Failed, "run countersignd serve"},
+	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
+	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module and hsm.token_label, and that the token is there (pkcs11-tool --module … -L)"},
+	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
+	{store.ErrNotFound, cli.Failed, "run countersignd init first"},
+	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
+}
+
+func explain(err error) error {
+	for _, row := range exits {
+		if errors.Is(err, row.err) {
+			return cli.Fail(row.code, err, row.hint)
+		}
+	}
+	return err
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/policy"
+)
+
+// errInitialized: init was run on this store before.
+var errInitialized = errors.New("the store is initialized already; init never replaces a trust domain")
+
+// initialize makes keys, policy and trust domain on a token and a store that have
+// none. The trust comes last: a run that was interrupted before it left no
+// appliance behind, and says so when it is repeated.
+func initialize(ctx context.Context, p *parts, domain string) error {
+	settings, err := p.store.Settings(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the store: %w", err)
+	}
+	if len(settings) > 0 {
+		return errInitialized
+	}
+	if err := refuseUsedToken(ctx, p); err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	if err := addFirstPolicy(ctx, p.store, now); err != nil {
+		return err
+	}
+	trust, err := keyring.Ceremony(ctx, p.token, domain, now)
+	if err != nil {
+		return fmt.Errorf("key ceremony: %w", err)
+	}
+	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{"event": "ceremony", "keys": len(trust.Keys)})
+	if err := p.store.AddTrust(ctx, trust, rec); err != nil {
+		return fmt.Errorf("storing keys and trust: %w", err)
+	}
+	p.log.Info("initialized", "trust_domain", domain, "keys", len(trust.Keys))
+	return nil
+}
+
+// errTokenUsed: the token holds keys that no store vouches for.
+var errTokenUsed = errors.New("the token holds keys already, and the store knows none of them")
+
+func refuseUsedToken(ctx context.Context, p *parts) error {
+	keys, err := p.token.Keys(ctx)
+	if err != nil {
+		return fmt.Errorf("looking at the token: %w", err)
+	}
+	if len(keys) > 0 {
+		return fmt.Errorf("%w: %d keys, %s first", errTokenUsed, len(keys), keys[0].Label)
+	}
+	return nil
+}
+
+func addFirstPolicy(ctx context.Context, s store.Policies, now time.Time) error {
+	if _, err := s.ActivePolicy(ctx); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	rec := store.NewRecord(store.KindPolicy, "policy/1", map[string]any{"event": "activated", "version": 1})
+	if err := s.AddPolicy(ctx, store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}, rec); err != nil {
+		return fmt.Errorf("storing the default policy: %w", err)
+	}
+	return nil
+}
