@@ -53,8 +53,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 }
 
 func serve(conn io.ReadWriter, cfg wire.Config, log hclog.Logger) int {
-	// Each session is a thread in the module or in a read of the socket, and
-	// is not to wait for the scheduler to take notice.
+	// A session is a thread in the module or in a read: none waits for another.
 	runtime.GOMAXPROCS(cfg.Sessions + 1)
 	token, err := pkcs11.Open(pkcs11.Config{
 		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions, Logger: log,

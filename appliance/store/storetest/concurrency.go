@@ -123,8 +123,7 @@ func testConcurrentSerials(t *testing.T, f *fixture) {
 	}
 }
 
-// Clients of one store share no row of a limit; one client's serials do, so they
-// are sent by one client in rising order from several goroutines' view.
+// One client's countersignatures share the rows of its limits, whoever relays them.
 func testConcurrentLimit(t *testing.T, f *fixture) {
 	var next uint32
 	var mu sync.Mutex
@@ -175,7 +174,7 @@ func testFailureAmongOthers(t *testing.T, f *fixture) {
 		switch i % 3 {
 		case 0:
 			return f.UpdateClient(t.Context(), NewClient("nobody"), Note("fails"))
-		case 1: // fails after it has written the client's row
+		case 1:
 			s := f.p.Spend(0)
 			s.Decision.Device[0]++
 			_, err := f.Spend(t.Context(), s)

@@ -1,0 +1,270 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/protocol"
+)
+
+// Link carries messages to a device and back, one at a time, each of at most 2,048
+// bytes. After an error it is of no more use, and whoever made it closes it, which
+// ends a Send or Receive under way.
+type Link interface {
+	Send(message []byte) error
+	Receive() ([]byte, error)
+}
+
+// Approver asks the user. An error ends the authorization without a signature, not
+// even one of refusal. ctx ends with the ttl of the challenge.
+type Approver interface {
+	Decide(ctx context.Context, shown Shown) (protocol.Verdict, error)
+}
+
+// Shown is what the user sees and then signs. DeviceName and Text are the device's
+// own words and are to be marked as such.
+type Shown struct {
+	Device      protocol.DeviceHandle
+	DeviceName  string
+	Service     protocol.Service
+	ServiceName string // this client's own name of it
+	Amount      *protocol.Amount
+	Text        string
+	Level       protocol.Level
+	Factors     protocol.Factors
+	TTL         time.Duration // what is left of it
+}
+
+// Request is what the user wants to have authorized.
+type Request struct {
+	Service protocol.Service
+	Level   protocol.Level // the least; 0: 1
+	Amount  *protocol.Amount
+	Text    string
+	Receipt bool // ask for the full receipt
+}
+
+func (r Request) p1(client protocol.ClientID, serial protocol.Serial) protocol.P1 {
+	p := protocol.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1)}
+	if r.Amount != nil || r.Text != "" {
+		p.Proposal = &protocol.Proposal{Amount: r.Amount, Text: r.Text}
+	}
+	if r.Receipt {
+		p.Capabilities = protocol.CapabilityFullReceipt
+	}
+	return p
+}
+
+// factors are those that this client can give. The strict bit is none to give.
+const factors = protocol.FactorSignature | protocol.FactorSecondApprover | protocol.FactorStrict
+
+// maxUpdates is how many MU one authorization takes.
+const maxUpdates = 2
+
+// Authorize runs one authorization over the link: applies, shows the challenge,
+// countersigns what the user says, a refusal too, and gives the result. A denial is
+// no error. An authorization that is [Client.Pending] becomes a receipt of unknown
+// outcome: resume it first.
+//
+// Errors before anything was signed: [ErrNotEnrolled], [DeviceError],
+// [RefusedError], [ErrNotAuthentic], the Approver's, or others that wrap a
+// protocol.Code: CodeLink, CodeTimeout, CodeStaleKey, CodeExpired when the user took
+// too long, and what protocol.P2.Acceptable has. After that [UnknownOutcomeError] or
+// [RetryError], and with a known result only those of the disk.
+func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver Approver) (Receipt, error) {
+	if c.state.Enrolment == nil {
+		return Receipt{}, ErrNotEnrolled
+	}
+	if _, ok := c.Pending(); ok {
+		e, err := c.state.Session.open()
+		if err := errors.Join(err, c.giveUp(e)); err != nil {
+			return Receipt{}, err
+		}
+	}
+	e, err := c.apply(ctx, link, req)
+	if err == nil {
+		err = c.countersign(ctx, &e, approver)
+	}
+	if err != nil {
+		return Receipt{}, errors.Join(err, c.endSession())
+	}
+	return c.settle(ctx, link, e)
+}
+
+// apply sends M1 until a challenge comes that may be shown.
+func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, error) {
+	for updates := 0; ; updates++ {
+		e, err := c.begin(req)
+		if err != nil {
+			return e, err
+		}
+		answer, err := c.ask(ctx, link, e.M1)
+		if err != nil {
+			return e, err
+		}
+		kind, err := protocol.Kind(answer)
+		switch {
+		case err != nil:
+			return e, fmt.Errorf("%w: %w", ErrNotAuthentic, err)
+		case kind == protocol.KindM2:
+			err = c.challenge(&e, req, answer)
+			return e, err
+		case kind != protocol.KindKeyUpdate:
+			return e, unexpected(answer)
+		case updates == maxUpdates:
+			return e, fmt.Errorf("another key update after %d: %w", updates, protocol.CodeStaleKey)
+		}
+		if err := c.update(answer); err != nil {
+			return e, err
+		}
+	}
+}
+
+// unexpected is for an answer that is no step forward: an ME, mostly.
+func unexpected(answer []byte) error {
+	me, err := protocol.ParseLinkError(answer)
+	if err != nil {
+		return fmt.Errorf("%w: message of kind %#x out of turn: %w", ErrNotAuthentic, answer[0]>>4, protocol.CodeFormat)
+	}
+	return &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
+}
+
+// update takes over the keys of an MU: CodeStaleKey if that leaves the same kem
+// key, under which another M1 would only be answered with the same MU.
+func (c *Client) update(mu []byte) error {
+	trust, now := c.trustNow()
+	next, err := trust.Update(mu, now)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotAuthentic, err)
+	}
+	before, _ := trust.Key(protocol.UseKEM)
+	after, ok := next.Key(protocol.UseKEM)
+	if !ok || bytes.Equal(before.Raw, after.Raw) {
+		return fmt.Errorf("key update brings no key that may be used: %w", protocol.CodeStaleKey)
+	}
+	return c.save(func(s *state) { s.Trust = &next })
+}
+
+// challenge takes the first M2 and checks that it may be shown.
+func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
+	if err := e.receive(m2); err != nil {
+		return err
+	}
+	if _, now := c.trustNow(); !e.kem.TakesM2At(now) {
+		return fmt.Errorf("key of epoch %d is long over: %w", e.kem.Epoch, protocol.CodeStaleKey)
+	}
+	if e.p2.Code != 0 {
+		refused := &RefusedError{Serial: e.p1.Serial, Service: req.Service, Code: e.p2.Code}
+		if e.p2.Retry != nil {
+			refused.Retry = seconds(*e.p2.Retry)
+		}
+		return refused
+	}
+	want := protocol.Expectation{
+		Service: req.Service, Requested: e.p1.Level, Floor: c.state.Enrolment.floor, Amount: req.Amount, Text: req.Text,
+	}
+	if err := e.p2.Acceptable(want); err != nil {
+		return fmt.Errorf("challenge: %w", err)
+	}
+	if missing := e.p2.Factors &^ factors; missing != 0 {
+		return fmt.Errorf("this client cannot give factor %v: %w", missing, protocol.CodeLevel)
+	}
+	return nil
+}
+
+// countersign asks the user and makes M3 of the answer, durably.
+func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver) error {
+	verdict, err := c.decide(ctx, *e, approver)
+	if err != nil {
+		return err
+	}
+	approval := protocol.Approval{Verdict: verdict, Slot: protocol.SlotSigning}
+	key, err := c.keys.Load(ctx, c.state.Enrolment.key())
+	if err != nil {
+		return err
+	}
+	signature, err := protocol.Countersign(ctx, key, e.statement, approval)
+	if err != nil {
+		return err
+	}
+	if c.remaining(*e) <= 0 {
+		return protocol.CodeExpired
+	}
+	e.seal(approval, signature)
+	return c.save(func(s *state) { s.Session = &e.session })
+}
+
+func (c *Client) decide(ctx context.Context, e exchange, approver Approver) (protocol.Verdict, error) {
+	left := c.remaining(e)
+	if left <= 0 {
+		return protocol.Refuse, protocol.CodeExpired
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, left, protocol.CodeExpired)
+	defer cancel()
+	verdict, err := approver.Decide(ctx, Shown{
+		Device: e.p2.Device, DeviceName: e.p2.DeviceName, Service: e.p1.Service, ServiceName: c.Name(e.p1.Service),
+		Amount: e.p2.Amount, Text: e.p2.Text, Level: e.p2.Level, Factors: e.p2.Factors, TTL: left,
+	})
+	if ctx.Err() != nil {
+		return protocol.Refuse, context.Cause(ctx)
+	}
+	if err != nil {
+		return protocol.Refuse, fmt.Errorf("asking the user: %w", err)
+	}
+	return verdict, nil
+}
+
+// settle sends M3 and takes its result. Whatever goes wrong from here on leaves the
+// session as it is.
+func (c *Client) settle(ctx context.Context, link Link, e exchange) (Receipt, error) {
+	answer, err := c.ask(ctx, link, e.M3)
+	if err == nil {
+		if me, notME := protocol.ParseLinkError(answer); notME == nil {
+			err = &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
+		}
+	}
+	var p4 protocol.P4
+	if err == nil {
+		p4, err = e.result(answer)
+	}
+	if err != nil {
+		r, bad := newReceipt(e.statement, e.p3.Verdict, c.now())
+		return r, errors.Join(&UnknownOutcomeError{Serial: e.p1.Serial, Cause: err}, bad)
+	}
+	return c.finish(e, p4)
+}
+
+// ask sends a message and waits for one answer: CodeLink, CodeTimeout, or the
+// error of ctx. On an error the exchange may go on until the link is closed.
+func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("no answer in %v: %w", c.timeout, protocol.CodeTimeout))
+	defer cancel()
+	type reply struct {
+		message []byte
+		err     error
+	}
+	done := make(chan reply, 1)
+	go func() {
+		if err := link.Send(message); err != nil {
+			done <- reply{err: err}
+			return
+		}
+		m, err := link.Receive()
+		done <- reply{m, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case r := <-done:
+		switch {
+		case r.err != nil:
+			return nil, fmt.Errorf("%v: %w", r.err, protocol.CodeLink)
+		case len(r.message) > protocol.MaxFrame:
+			return nil, fmt.Errorf("message of %d bytes: %w", len(r.message), protocol.CodeFormat)
+		}
+		return r.message, nil
+	}
+}

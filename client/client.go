@@ -1,0 +1,238 @@
+// Package client is a phone's part of OA1, as a library: it enrols at an
+// appliance, and then authorizes without any network but the near-field link to a
+// device. PROTOCOL.md of package protocol has the rules.
+//
+// Its state is one directory, which survives a crash at any point: a counter is
+// never used twice, a countersignature that may have left is kept and repeated byte
+// for byte, and nothing leaves before it is on the disk.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"countersign/client/internal/durable"
+	"countersign/protocol"
+)
+
+// Config is what a client is opened with.
+type Config struct {
+	// Dir is the state directory; it is made with mode 0700.
+	Dir string
+	// ReadOnly looks at the state without the lock, while another process may work.
+	ReadOnly bool
+	// Keys keeps the signing key; nil: a file in Dir.
+	Keys KeyStore
+	// Now is the clock, with its monotonic part; nil: time.Now.
+	Now func() time.Time
+	// AnswerTimeout is how long one answer on the link may take; 0: 30 s.
+	AnswerTimeout time.Duration
+
+	before durable.Before
+}
+
+const defaultAnswerTimeout = 30 * time.Second
+
+// Client is an opened state directory. It is for one goroutine at a time; another
+// process cannot open the directory until Close, except to read.
+type Client struct {
+	dir     *durable.Dir
+	keys    KeyStore
+	now     func() time.Time
+	timeout time.Duration
+	state   state
+	// started is when the first byte of the session's M1 left. Its monotonic part
+	// does not survive the process; a session that does has the wall clock only.
+	started time.Time
+}
+
+// Open reads and verifies the state. What an earlier process left is put in order
+// first: a request that was never countersigned is forgotten, and a countersignature
+// whose ttl is over becomes a receipt of unknown outcome. Errors are [ErrLocked],
+// [ErrState], or of the file system.
+func Open(ctx context.Context, cfg Config) (*Client, error) {
+	dir := durable.View(cfg.Dir)
+	if !cfg.ReadOnly {
+		var err error
+		if dir, err = durable.Open(cfg.Dir, cfg.before); err != nil {
+			return nil, fmt.Errorf("opening the client's state: %w", err)
+		}
+	}
+	c := &Client{dir: dir, keys: cfg.Keys, now: cfg.Now, timeout: cfg.AnswerTimeout}
+	if c.keys == nil {
+		c.keys = fileKeys{dir}
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.timeout == 0 {
+		c.timeout = defaultAnswerTimeout
+	}
+	if err := c.load(ctx, cfg.ReadOnly); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the client's state: %w", err), dir.Close())
+	}
+	return c, nil
+}
+
+// Close gives up the lock of the directory.
+func (c *Client) Close() error { return c.dir.Close() }
+
+func (c *Client) load(ctx context.Context, readOnly bool) (err error) {
+	if c.state, err = readState(c.dir.Read); err != nil {
+		return err
+	}
+	if c.state.Session != nil {
+		c.started = c.state.Session.Started
+	}
+	if readOnly {
+		return nil
+	}
+	if c.state.Enrolment != nil {
+		if _, err := c.keys.Load(ctx, c.state.Enrolment.key()); err != nil {
+			return err
+		}
+	}
+	return c.tidy()
+}
+
+// tidy ends a session that an earlier process left and that cannot go on.
+func (c *Client) tidy() error {
+	s := c.state.Session
+	switch {
+	case s == nil:
+		return nil
+	case s.M3 == nil:
+		return c.endSession()
+	}
+	e, err := s.open()
+	if err != nil {
+		return err
+	}
+	if r, err := c.receipt(e.p1.Serial); err == nil && r.Known {
+		return c.endSession()
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if c.remaining(e) <= 0 {
+		return c.giveUp(e)
+	}
+	return nil
+}
+
+// save replaces the state on the disk. change is undone in memory if that fails,
+// but for the counter, which only rises: the disk may have it.
+func (c *Client) save(change func(*state)) error {
+	next := c.state
+	change(&next)
+	b, err := next.marshal()
+	if err != nil {
+		return err
+	}
+	c.state.Counter = next.Counter
+	if err := c.dir.Write(stateFile, b); err != nil {
+		return fmt.Errorf("saving the state: %w", err)
+	}
+	c.state = next
+	return nil
+}
+
+// endSession erases the session with its secrets. They are gone from memory even
+// where the disk fails.
+func (c *Client) endSession() error {
+	c.state.Session = nil
+	return c.save(func(*state) {})
+}
+
+// trustNow is the trust with the keys whose time has come, and the time by which
+// dates are judged, Unix seconds.
+func (c *Client) trustNow() (protocol.Trust, uint64) {
+	clock := unix(c.now())
+	trust := c.state.Trust.Adopt(c.state.Trust.Time(clock))
+	return trust, trust.Time(clock)
+}
+
+func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
+
+// Name gives the user's own name of a service, or "service 100".
+func (c *Client) Name(service protocol.Service) string {
+	if name, ok := c.state.Names[service]; ok {
+		return name
+	}
+	return "service " + service.String()
+}
+
+// ServiceNamed finds a service by the name it was given.
+func (c *Client) ServiceNamed(name string) (service protocol.Service, ok bool) {
+	for s, n := range c.state.Names {
+		if n == name {
+			return s, true
+		}
+	}
+	return 0, false
+}
+
+// SetName gives a service a name of the user's own, of at most 24 bytes, which no
+// other service has then: CodeFormat for a name that is not fit to be shown.
+func (c *Client) SetName(service protocol.Service, name string) error {
+	if err := protocol.CheckText(name, protocol.MaxNameBytes); err != nil {
+		return fmt.Errorf("name of service %v: %w", service, err)
+	}
+	if c.state.Names[service] == name {
+		return nil
+	}
+	return c.save(func(s *state) {
+		names := map[protocol.Service]string{service: name}
+		for other, n := range s.Names {
+			if other != service && n != name {
+				names[other] = n
+			}
+		}
+		s.Names = names
+	})
+}
+
+// Status is what there is to tell about a client.
+type Status struct {
+	Client     protocol.ClientID
+	URL        string
+	EnrolledAt time.Time
+	Root       protocol.RootID
+	RootNumber uint64
+	KEMEpoch   uint64
+	KEMUntil   time.Time
+	Counter    uint32
+	Floors     []protocol.Floor
+	Pending    *Receipt // countersigned, outcome unknown
+}
+
+// Status tells about the enrolment: [ErrNotEnrolled] without one.
+func (c *Client) Status() (Status, error) {
+	e := c.state.Enrolment
+	if e == nil {
+		return Status{}, ErrNotEnrolled
+	}
+	trust, _ := c.trustNow()
+	s := Status{
+		Client: e.client(), URL: e.URL, EnrolledAt: e.At, Floors: e.Floors, Counter: c.state.Counter,
+		Root: trust.Root.RootID(), RootNumber: trust.RootNumber,
+	}
+	if kem, ok := trust.Key(protocol.UseKEM); ok {
+		s.KEMEpoch, s.KEMUntil = kem.Epoch, time.Unix(int64(min(kem.NotAfter, maxUnix)), 0).UTC()
+	}
+	if r, ok := c.Pending(); ok {
+		s.Pending = &r
+	}
+	return s, nil
+}
+
+// maxUnix is the last second of the year 9999, beyond which times do not format.
+const maxUnix = 253402300799
+
+func randomTail() (tail [8]byte) {
+	_, _ = rand.Read(tail[:]) // never fails, see crypto/rand
+	return tail
+}

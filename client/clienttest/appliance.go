@@ -1,0 +1,188 @@
+// Package clienttest is an appliance and a device for tests of the client, made of
+// package protocol alone: the cryptography, TLS and links are real, the policy is
+// what the test says. It asserts what a client owes it.
+package clienttest
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"sync"
+	"testing"
+	"time"
+
+	"countersign/protocol"
+)
+
+// Behaviour is what the appliance and the device do. The zero value approves at
+// level 1.
+type Behaviour struct {
+	P2     protocol.P2   // fields to put in place of the usual ones; Code makes it the error form
+	Deny   protocol.Code // not 0: result 0 with this reason
+	Result protocol.Result
+	Decide bool // give a decision to who asks for one
+
+	// Tamper sees each message before it goes on and gives what goes on in its place;
+	// nil cuts the link. toClient tells the direction.
+	Tamper func(toClient bool, message []byte) []byte
+	// Forget makes the device lose its challenge before the next message.
+	Forget bool
+	// OtherCA has the TLS certificate signed by a key that the root does not certify.
+	OtherCA bool
+	// OtherRoot has the enrolment answered with another root key.
+	OtherRoot bool
+	// Conflict answers that many enrolments with 409.
+	Conflict int
+}
+
+// Appliance is an appliance with one device.
+type Appliance struct {
+	t testing.TB
+
+	root, next, decision, ca, clientCA, rogue Signer
+	rootCert                                  []byte
+
+	mu       sync.Mutex // guards all below
+	do       Behaviour
+	kemEpoch uint64
+	kem      *ecdh.PrivateKey
+	certs    map[protocol.Use][]byte
+	codes    map[string]enrolled
+	clients  map[protocol.ClientID]protocol.PublicKey
+	current  *challenge
+	device   protocol.DeviceID
+	bySerial map[uint32]seen // by counter
+	highest  uint32
+}
+
+// seen is what arrived under one counter.
+type seen struct {
+	m1     []byte
+	m3     []byte
+	answer *protocol.P4
+	acts   int
+}
+
+// Signer is a P-256 key in software.
+type Signer struct{ key *ecdsa.PrivateKey }
+
+// NewSigner makes a key.
+func NewSigner(t testing.TB) Signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Signer{key}
+}
+
+// SignDigest gives r‖s.
+func (s Signer) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
+	r, v, err := ecdsa.Sign(rand.Reader, s.key, digest)
+	if err != nil {
+		return nil, err
+	}
+	sig := make([]byte, protocol.SignatureSize)
+	r.FillBytes(sig[:32])
+	v.FillBytes(sig[32:])
+	return sig, nil
+}
+
+// Public is the key's point.
+func (s Signer) Public() protocol.PublicKey {
+	p, err := protocol.CompressKey(&s.key.PublicKey)
+	if err != nil {
+		panic(err) // the curve is P-256
+	}
+	return p
+}
+
+// New makes the keys of an appliance.
+func New(t testing.TB) *Appliance {
+	t.Helper()
+	a := &Appliance{
+		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
+		rogue: NewSigner(t), certs: map[protocol.Use][]byte{}, codes: map[string]enrolled{},
+		clients: map[protocol.ClientID]protocol.PublicKey{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
+		bySerial: map[uint32]seen{},
+	}
+	next := a.next.Public()
+	cert, err := protocol.SignRootCert(t.Context(), a.root, protocol.RootCert{
+		Number: 1, Key: a.root.Public(), NextHash: sha256.Sum256(next[:]),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.rootCert = cert
+	a.certify(protocol.UseDecision, 1, a.decision.Public())
+	a.certify(protocol.UseCA, 1, a.ca.Public())
+	a.certify(protocol.UseClientCA, 1, a.clientCA.Public())
+	a.RotateKEM()
+	return a
+}
+
+func (a *Appliance) certify(use protocol.Use, epoch uint64, key protocol.PublicKey) {
+	a.t.Helper()
+	now := time.Now()
+	cert, err := protocol.SignKeyCert(context.Background(), a.root, protocol.KeyCert{
+		Epoch: epoch, Use: use, Key: key,
+		NotBefore: uint64(now.Add(-time.Hour).Unix()), NotAfter: uint64(now.Add(24 * time.Hour).Unix()),
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.certs[use] = cert
+}
+
+// RotateKEM makes the next kem epoch the only one held.
+func (a *Appliance) RotateKEM() {
+	a.t.Helper()
+	key, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	point, err := protocol.CompressPoint(key.PublicKey().Bytes())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.kem, a.kemEpoch = key, a.kemEpoch+1
+	a.certify(protocol.UseKEM, a.kemEpoch, point)
+}
+
+// Do sets the behaviour from now on.
+func (a *Appliance) Do(b Behaviour) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.do = b
+}
+
+// Root is the hash of the root key that an activation code names.
+func (a *Appliance) Root() protocol.RootHash { return a.root.Public().RootHash() }
+
+// Device is the device's handle.
+func (a *Appliance) Device() protocol.DeviceHandle { return a.device.Handle() }
+
+// Acts gives how many operations were approved under each counter, and carried out.
+func (a *Appliance) Acts() map[uint32]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	acts := map[uint32]int{}
+	for counter, s := range a.bySerial {
+		if s.acts != 0 {
+			acts[counter] = s.acts
+		}
+	}
+	return acts
+}
+
+// Highest is the highest counter of an M1 that arrived.
+func (a *Appliance) Highest() uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.highest
+}

@@ -1,0 +1,163 @@
+package clienttest
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"time"
+
+	"countersign/protocol"
+)
+
+// enrolled is an activation code and the request that used it.
+type enrolled struct{ body, response []byte }
+
+// Invite gives a new activation code.
+func (a *Appliance) Invite() protocol.ActivationCode {
+	var random [13]byte
+	_, _ = rand.Read(random[:])
+	code := protocol.NewActivationCode(a.Root(), random)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.codes[code.String()] = enrolled{}
+	return code
+}
+
+// Serve starts the HTTPS listener and gives its address.
+func (a *Appliance) Serve() string {
+	a.t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/trust", a.serveTrust)
+	mux.HandleFunc("POST /v1/enrol", a.serveEnrol)
+	s := httptest.NewUnstartedServer(mux)
+	s.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{a.certificate()}}
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	a.t.Cleanup(s.Close)
+	return s.URL
+}
+
+func (a *Appliance) certificate() tls.Certificate {
+	a.t.Helper()
+	key, issuer := NewSigner(a.t), a.ca
+	if a.do.OtherCA {
+		issuer = a.rogue
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "appliance"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, KeyUsage: x509.KeyUsageDigitalSignature,
+	}
+	parent := &x509.Certificate{Subject: pkix.Name{CommonName: "ca"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.key.PublicKey, issuer.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key.key}
+}
+
+func (a *Appliance) serveTrust(w http.ResponseWriter, _ *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first, err := protocol.VerifyRootCert(a.rootCert)
+	if err != nil {
+		a.t.Error(err)
+	}
+	a.write(w, protocol.TrustDocument{
+		RootKey: first.Key, NextRootHash: first.NextHash, RootCerts: [][]byte{a.rootCert}, KeyCerts: a.keyCertsLocked(),
+	})
+}
+
+func (a *Appliance) keyCertsLocked() [][]byte {
+	var certs [][]byte
+	for use := protocol.UseKEM; use <= protocol.UseClientCA; use++ {
+		if cert, ok := a.certs[use]; ok {
+			certs = append(certs, cert)
+		}
+	}
+	return certs
+}
+
+func (a *Appliance) write(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		a.t.Logf("writing an answer: %v", err)
+	}
+}
+
+func (a *Appliance) problem(w http.ResponseWriter, p protocol.Problem) {
+	w.Header().Set("Content-Type", protocol.ProblemType)
+	w.WriteHeader(p.Status)
+	a.write(w, p)
+}
+
+func (a *Appliance) serveEnrol(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	req, err := protocol.ParseEnrolRequest(body)
+	if err != nil {
+		a.t.Errorf("enrolment request: %v", err)
+		a.problem(w, protocol.ProblemOf(err))
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.do.Conflict > 0 {
+		a.do.Conflict--
+		a.problem(w, protocol.Problem{Status: http.StatusConflict, Title: "client id is taken"})
+		return
+	}
+	use, invited := a.codes[req.ActivationCode.String()]
+	if !invited || use.body != nil && !bytes.Equal(use.body, body) {
+		a.problem(w, protocol.Problem{Status: http.StatusForbidden, Title: "refused", Code: protocol.CodeRefused})
+		return
+	}
+	if use.body == nil {
+		use = enrolled{body, a.enrolLocked(r, req)}
+		a.codes[req.ActivationCode.String()] = use
+	}
+	a.write(w, json.RawMessage(use.response))
+}
+
+func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []byte {
+	cert, err := protocol.SignClientCert(r.Context(), a.clientCA, 1, protocol.ClientCert{
+		Client: req.ClientID(), SigningKey: req.SigningKey, NotBefore: uint64(time.Now().Add(-time.Hour).Unix()),
+		NotAfter: uint64(time.Now().Add(time.Hour).Unix()),
+	})
+	if err != nil {
+		a.t.Error(err)
+	}
+	a.clients[req.ClientID()] = req.SigningKey
+	first, err := protocol.VerifyRootCert(a.rootCert)
+	if err != nil {
+		a.t.Error(err)
+	}
+	answer := protocol.EnrolResponse{
+		Client: req.ClientID(), RootKey: first.Key, NextRootHash: first.NextHash, KeyCerts: a.keyCertsLocked(), ClientCert: cert,
+		Floors: []protocol.Floor{{Service: 300, MinLevel: 3}},
+	}
+	if a.do.OtherRoot {
+		answer.RootKey = a.rogue.Public()
+	}
+	body, err := json.Marshal(answer)
+	if err != nil {
+		a.t.Error(err)
+	}
+	return body
+}
+
+// Clients is how many clients are enrolled.
+func (a *Appliance) Clients() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.clients)
+}

@@ -1,0 +1,165 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"countersign/protocol"
+)
+
+// maxBody is far above any answer while enrolling, in bytes.
+const maxBody = 1 << 20
+
+const requestTimeout = 30 * time.Second
+
+// server is the appliance while the client enrols.
+type server struct {
+	base *url.URL
+	http *http.Client
+	gate *gate
+}
+
+// gate lets every TLS connection pass until it has keys, then only to a server
+// whose certificate one of them signed.
+type gate struct {
+	mu   sync.Mutex
+	keys []protocol.PublicKey // guarded by mu; of ca
+	now  time.Time            // guarded by mu; for the certificate's dates
+}
+
+func (g *gate) close(keys []protocol.PublicKey, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keys, g.now = keys, now
+}
+
+// check is for a connection that is being made, and for one already made.
+func (g *gate) check(conn tls.ConnectionState) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.keys == nil {
+		return nil
+	}
+	if len(conn.PeerCertificates) == 0 {
+		return fmt.Errorf("server without a certificate: %w", protocol.CodeCertificate)
+	}
+	var err error
+	for _, key := range g.keys {
+		if err = protocol.CheckServerCertificate(conn.PeerCertificates[0], key, g.now); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func newServer(address string) (*server, error) {
+	base, err := url.Parse(address)
+	if err != nil || base.Scheme != "https" || base.Host == "" {
+		return nil, fmt.Errorf("appliance address %q is not https://host:port: %w", address, protocol.CodeFormat)
+	}
+	g := &gate{}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			// The root of the activation code is the only authority. Before it is known what
+			// the server says of it is read from anybody and then verified.
+			InsecureSkipVerify: true, //nolint:gosec // G402: VerifyConnection decides
+			VerifyConnection:   g.check,
+		},
+		ForceAttemptHTTP2:   true,
+		TLSHandshakeTimeout: requestTimeout,
+	}
+	return &server{base: base, gate: g, http: &http.Client{
+		Transport: transport, Timeout: requestTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+func (s *server) close() { s.http.CloseIdleConnections() }
+
+// trust fetches and resolves what the appliance says about its keys, and from then
+// on talks to nobody but a server with a certificate of `ca`. The server that
+// answered must have one already.
+func (s *server) trust(ctx context.Context, root protocol.RootHash, now time.Time) (protocol.Trust, error) {
+	body, conn, err := s.do(ctx, http.MethodGet, "trust", nil)
+	if err != nil {
+		return protocol.Trust{}, fmt.Errorf("fetching the appliance's keys: %w", err)
+	}
+	d, err := protocol.ParseTrustDocument(body)
+	if err != nil {
+		return protocol.Trust{}, fmt.Errorf("the appliance's keys: %w", err)
+	}
+	trust, err := d.Resolve(root, unix(now))
+	if err != nil {
+		return protocol.Trust{}, fmt.Errorf("the appliance's keys: %w", err)
+	}
+	keys, err := caKeys(trust)
+	if err != nil {
+		return protocol.Trust{}, err
+	}
+	s.gate.close(keys, time.Unix(int64(trust.Time(unix(now))), 0))
+	if err := s.gate.check(conn); err != nil {
+		return protocol.Trust{}, fmt.Errorf("TLS server: %w", err)
+	}
+	return trust, nil
+}
+
+func caKeys(trust protocol.Trust) ([]protocol.PublicKey, error) {
+	var keys []protocol.PublicKey
+	if k, ok := trust.Key(protocol.UseCA); ok {
+		keys = append(keys, k.Key)
+	}
+	for _, k := range trust.Earlier {
+		if k.Use == protocol.UseCA {
+			keys = append(keys, k.Key)
+		}
+	}
+	if keys == nil {
+		return nil, fmt.Errorf("the root certifies no key for TLS: %w", protocol.CodeCertificate)
+	}
+	return keys, nil
+}
+
+func (s *server) enrol(ctx context.Context, body []byte) (protocol.EnrolResponse, error) {
+	answer, _, err := s.do(ctx, http.MethodPost, "enrol", body)
+	if err != nil {
+		return protocol.EnrolResponse{}, fmt.Errorf("enrolling: %w", err)
+	}
+	return protocol.ParseEnrolResponse(answer)
+}
+
+// do gives the body of a 200, else a [ServerError]; an appliance that cannot be
+// reached is CodeServerUnreachable.
+func (s *server) do(ctx context.Context, method, path string, body []byte) (answer []byte, conn tls.ConnectionState, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, s.base.JoinPath("v1", path).String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, conn, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		if _, coded := protocol.CodeOf(err); coded || ctx.Err() != nil {
+			return nil, conn, err
+		}
+		return nil, conn, fmt.Errorf("%v: %w", err, protocol.CodeServerUnreachable)
+	}
+	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	if answer, err = io.ReadAll(io.LimitReader(resp.Body, maxBody)); err != nil {
+		return nil, conn, fmt.Errorf("reading the answer: %v: %w", err, protocol.CodeServerUnreachable)
+	}
+	if resp.StatusCode != http.StatusOK {
+		problem, _ := protocol.ParseProblem(answer)
+		return nil, conn, &ServerError{Status: resp.StatusCode, Problem: problem}
+	}
+	return answer, *resp.TLS, nil
+}

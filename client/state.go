@@ -1,0 +1,142 @@
+package client
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"countersign/protocol"
+)
+
+const (
+	stateFile    = "state.json"
+	stateVersion = 1
+)
+
+// state is what must change together, one file that is replaced as a whole:
+//
+//	{"version": 1,
+//	 "counter": last counter of a serial that was used or may have been,
+//	 "names": {"<service>": "the user's own name"},
+//	 "enrolling": {"body": request as sent, or about to be},
+//	 "enrolment": {"url", "signing_key", "client_cert", "floors", "at"},
+//	 "trust": protocol.Trust,
+//	 "session": see session}
+//
+// Binary members are base64url without padding.
+type state struct {
+	Version   int                         `json:"version"`
+	Counter   uint32                      `json:"counter"`
+	Names     map[protocol.Service]string `json:"names,omitempty"`
+	Enrolling *enrolling                  `json:"enrolling,omitempty"`
+	Enrolment *enrolment                  `json:"enrolment,omitempty"`
+	Trust     *protocol.Trust             `json:"trust,omitempty"`
+	Session   *session                    `json:"session,omitempty"`
+}
+
+// enrolling is a request whose answer has not come. It is kept because only a
+// byte-identical repeat gets the answer again.
+type enrolling struct {
+	Body protocol.Base64 `json:"body"`
+}
+
+type enrolment struct {
+	URL        string           `json:"url"`
+	SigningKey protocol.Base64  `json:"signing_key"`
+	ClientCert protocol.Base64  `json:"client_cert"`
+	Floors     []protocol.Floor `json:"floors"`
+	At         time.Time        `json:"at"`
+}
+
+func (e enrolment) key() protocol.PublicKey { return protocol.PublicKey(e.SigningKey) }
+
+func (e enrolment) client() protocol.ClientID { return protocol.ClientIDOf(e.key()) }
+
+// floor is the client's own least level of a service; one not listed has 1.
+func (e enrolment) floor(service protocol.Service) protocol.Level {
+	least := protocol.Level(1)
+	for _, f := range e.Floors {
+		if f.Service == service {
+			least = max(least, f.MinLevel)
+		}
+	}
+	return least
+}
+
+// readState gives a fresh state where the file does not exist yet.
+func readState(read func(name string) ([]byte, error)) (state, error) {
+	b, err := read(stateFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{Version: stateVersion}, nil
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("reading the state: %w", err)
+	}
+	var s state
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&s); err != nil {
+		return state{}, fmt.Errorf("%s: %v: %w", stateFile, err, ErrState)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return state{}, fmt.Errorf("%s: trailing data: %w", stateFile, ErrState)
+	}
+	if err := s.validate(); err != nil {
+		return state{}, fmt.Errorf("%s: %v: %w", stateFile, err, ErrState)
+	}
+	return s, nil
+}
+
+// validate checks what the types do not; the trust has verified its certificates
+// when it was read.
+func (s state) validate() error {
+	if s.Version != stateVersion {
+		return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
+	}
+	if (s.Enrolment == nil) != (s.Trust == nil) {
+		return errors.New("enrolment and trust come together")
+	}
+	if s.Enrolling != nil {
+		if _, err := protocol.ParseEnrolRequest(s.Enrolling.Body); err != nil {
+			return fmt.Errorf("enrolling: %v", err)
+		}
+	}
+	if s.Enrolment != nil {
+		if _, err := protocol.ParsePublicKey(s.Enrolment.SigningKey); err != nil {
+			return fmt.Errorf("enrolment: %v", err)
+		}
+	}
+	if s.Session == nil {
+		return nil
+	}
+	return s.validateSession()
+}
+
+func (s state) validateSession() error {
+	if s.Enrolment == nil {
+		return errors.New("session without an enrolment")
+	}
+	e, err := s.Session.open()
+	if err != nil {
+		return fmt.Errorf("session: %v", err)
+	}
+	if e.p1.Client != s.Enrolment.client() {
+		return errors.New("session of another client")
+	}
+	if e.p1.Serial.Counter() > s.Counter {
+		return fmt.Errorf("session has counter %d, above %d", e.p1.Serial.Counter(), s.Counter)
+	}
+	return nil
+}
+
+func (s state) marshal() ([]byte, error) {
+	b, err := json.MarshalIndent(s, "", " ")
+	if err != nil {
+		return nil, fmt.Errorf("encoding the state: %w", err)
+	}
+	return append(b, '\n'), nil
+}

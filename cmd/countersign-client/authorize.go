@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"countersign/client"
+	"countersign/cmd/internal/cli"
+	"countersign/protocol"
+	"countersign/relay/link"
+)
+
+type authorizeFlags struct {
+	link, service, level, amount, currency, text string
+	yes, refuse, receipt                         bool
+}
+
+func (a *app) authorizeCommand() *cobra.Command {
+	var f authorizeFlags
+	cmd := &cobra.Command{
+		Use:   "authorize --link LINK --service SERVICE",
+		Short: "Ask for an operation at a device and countersign it",
+		Long: "authorize shows the device, the service, the amount and the device's text, asks, signs the answer, a refusal\n" +
+			"too, and prints the result. An earlier authorization whose outcome is unknown is settled first.\n\n" +
+			"Exit codes: 0 approved, 3 denied or refused, 4 not authentic, 5 not enrolled, 69 device or appliance\n" +
+			"unavailable, 75 try again, or the outcome is unknown: see resume.",
+		Example: "  countersign-client authorize --link tcp:127.0.0.1:7777 --service door.open=100\n" +
+			`  countersign-client authorize --link tcp:127.0.0.1:7777 --service 200 --amount "12.00 EUR" --yes -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
+	}
+	addLinkFlag(cmd, &f.link)
+	flags := cmd.Flags()
+	flags.StringVar(&f.service, "service", "", "number of the service, NAME=NUMBER to give it a name of your own, or that name")
+	flags.StringVar(&f.level, "level", "1", "the least level, 1 to 4")
+	flags.StringVar(&f.amount, "amount", "", `amount you propose, such as "12.00 EUR"`)
+	flags.StringVar(&f.currency, "currency", "", "currency of --amount, if it is not given there")
+	flags.StringVar(&f.text, "text", "", "text you propose, at most 44 bytes")
+	flags.BoolVar(&f.yes, "yes", false, "approve without asking")
+	flags.BoolVar(&f.refuse, "refuse", false, "refuse without asking; the refusal is signed")
+	flags.BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
+	_ = cmd.MarkFlagRequired("service") // it was defined above
+	cmd.MarkFlagsMutuallyExclusive("yes", "refuse")
+	return cmd
+}
+
+func addLinkFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "link", "", "near-field link of the device: tcp:HOST:PORT or unix:PATH")
+	_ = cmd.MarkFlagRequired("link") // it was defined above
+}
+
+func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
+	ask, err := newApprover(cmd, f.yes, f.refuse)
+	if err != nil {
+		return err
+	}
+	req, err := f.request()
+	if err != nil {
+		return cli.Fail(cli.Usage, err, "see countersign-client authorize --help")
+	}
+	ctx := cmd.Context()
+	c, err := a.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer closing(c, &err)
+	if _, err := c.Status(); err != nil {
+		return explain(err)
+	}
+	if req.Service, err = service(c, f.service); err != nil {
+		return err
+	}
+	if err := settleEarlier(cmd, c, f.link); err != nil {
+		return err
+	}
+	var r client.Receipt
+	err = onLink(ctx, f.link, func(l client.Link) error {
+		var err error
+		r, err = c.Authorize(ctx, l, req, ask)
+		return err
+	})
+	return a.report(cmd, c, r, err)
+}
+
+func (f authorizeFlags) request() (req client.Request, err error) {
+	req = client.Request{Text: f.text, Receipt: f.receipt}
+	if req.Level, err = protocol.ParseLevel(f.level); err != nil {
+		return req, err
+	}
+	if f.amount != "" || f.currency != "" {
+		if req.Amount, err = parseAmount(f.amount, f.currency); err != nil {
+			return req, err
+		}
+	}
+	if err := protocol.CheckText(f.text, protocol.MaxTextBytes); f.text != "" && err != nil {
+		return req, err
+	}
+	_, err = parseLink(f.link)
+	return req, err
+}
+
+// service finds the number of a service: given as it is, with a name to keep, or by
+// the name it was given before.
+func service(c *client.Client, s string) (protocol.Service, error) {
+	const hint = "give a number, or NAME=NUMBER once"
+	if known, ok := c.ServiceNamed(s); ok {
+		return known, nil
+	}
+	name, number, named := strings.Cut(s, "=")
+	if !named {
+		number = s
+	}
+	n, err := protocol.ParseService(number)
+	switch {
+	case err != nil && !named:
+		return 0, cli.Fail(cli.Usage, fmt.Errorf("no service is called %q", s), hint)
+	case err != nil:
+		return 0, cli.Fail(cli.Usage, err, hint)
+	case n < protocol.FirstService:
+		return 0, cli.Fail(cli.Usage, fmt.Errorf("service %v is reserved, the first one is %d", n, protocol.FirstService), hint)
+	case named:
+		if err := protocol.CheckText(name, protocol.MaxNameBytes); err != nil || name == "" {
+			return 0, cli.Fail(cli.Usage, fmt.Errorf("name %q is not fit to be shown", name), hint)
+		}
+		return n, explain(c.SetName(n, name))
+	}
+	return n, nil
+}
+
+func parseLink(address string) (string, error) {
+	if !strings.HasPrefix(address, "tcp:") && !strings.HasPrefix(address, "unix:") {
+		return "", fmt.Errorf("link %q is not tcp:HOST:PORT or unix:PATH", address)
+	}
+	return address, nil
+}
+
+// onLink runs one exchange on a link of its own, which it closes, at the latest
+// when ctx ends.
+func onLink(ctx context.Context, address string, run func(client.Link) error) error {
+	conn, err := link.Dial(ctx, address)
+	if err != nil {
+		return cli.Fail(cli.Unavailable, fmt.Errorf("the device cannot be reached: %w", err), hints[protocol.CodeLink])
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer func() { _ = conn.Close() }() // the exchange is over, nothing hangs on it
+	return run(conn)
+}
+
+// closing is deferred: it closes the state, and its error is that of the command if
+// there is no other.
+func closing(c *client.Client, err *error) {
+	if closeErr := c.Close(); *err == nil {
+		*err = explain(closeErr)
+	}
+}

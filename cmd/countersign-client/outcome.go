@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"countersign/client"
+	"countersign/cmd/internal/cli"
+	"countersign/protocol"
+)
+
+// outcome is what became of an authorization, as data.
+type outcome struct {
+	Result      string        `json:"result"` // approved, denied, pending, retry or unknown
+	Code        protocol.Code `json:"code"`   // PROTOCOL.md §4, 0: none
+	Reason      string        `json:"reason,omitempty"`
+	Serial      string        `json:"serial"`
+	Service     uint64        `json:"service"`
+	ServiceName string        `json:"service_name"`
+	Level       uint8         `json:"level,omitempty"`
+	Device      string        `json:"device,omitempty"`
+	DeviceName  string        `json:"device_name,omitempty"`
+	Amount      string        `json:"amount,omitempty"`
+	Text        string        `json:"text,omitempty"`
+	RetryS      int           `json:"retry_s,omitempty"`
+	Receipt     string        `json:"receipt,omitempty"` // of a full receipt: verified or unverified
+	At          string        `json:"at,omitempty"`
+}
+
+const unknown = "unknown"
+
+func outcomeOf(c *client.Client, r client.Receipt) outcome {
+	o := outcome{
+		Result: unknown, Serial: r.Serial.String(), Service: uint64(r.Service), ServiceName: c.Name(r.Service),
+		Level: uint8(r.Level), Device: r.Device.String(), DeviceName: r.DeviceName, Amount: formatAmount(r.Amount), Text: r.Text,
+		At: r.At.Format(time.RFC3339),
+	}
+	if r.Known {
+		o.Result, o.Code, o.RetryS = r.Result.String(), r.Reason, int(r.Retry/time.Second)
+	}
+	if o.Code != 0 {
+		o.Reason = o.Code.String()
+	}
+	switch {
+	case r.Verified:
+		o.Receipt = "verified"
+	case r.Decision != nil:
+		o.Receipt = "unverified"
+	}
+	return o
+}
+
+// refused is the outcome of a refusal before anything was signed.
+func refused(c *client.Client, e *client.RefusedError) outcome {
+	return outcome{
+		Result: protocol.ResultDenied.String(), Code: e.Code, Reason: e.Code.String(), Serial: e.Serial.String(),
+		Service: uint64(e.Service), ServiceName: c.Name(e.Service), RetryS: int(e.Retry / time.Second),
+	}
+}
+
+var outcomeTable = cli.Table[outcome]{
+	{Title: "result", Value: func(o outcome) string {
+		if o.Reason != "" {
+			return o.Result + " (" + o.Reason + ")"
+		}
+		return o.Result
+	}},
+	{Title: "serial", Value: func(o outcome) string { return o.Serial }},
+	{Title: "service", Value: func(o outcome) string { return o.ServiceName }},
+	{Title: "level", Value: func(o outcome) string { return strconv.Itoa(int(o.Level)) }},
+	{Title: "device", Value: func(o outcome) string { return o.DeviceName }},
+	{Title: "amount", Value: func(o outcome) string { return o.Amount }},
+	{Title: "text", Value: func(o outcome) string { return o.Text }},
+	{Title: "receipt", Value: func(o outcome) string { return o.Receipt }},
+	{Title: "at", Value: func(o outcome) string { return o.At }},
+}
+
+// report prints what is known of an authorization, and turns it into the exit
+// code: only an approval is 0.
+func (a *app) report(cmd *cobra.Command, c *client.Client, r client.Receipt, err error) error {
+	var before *client.RefusedError
+	switch {
+	case errors.As(err, &before):
+		return errors.Join(outcomeTable.One(a.printer(cmd), refused(c, before)), explain(err))
+	case r.Statement == nil:
+		return explain(err)
+	}
+	if printErr := outcomeTable.One(a.printer(cmd), outcomeOf(c, r)); printErr != nil {
+		return errors.Join(printErr, err)
+	}
+	if err != nil {
+		return explain(err)
+	}
+	return verdict(r)
+}
+
+// verdict gives the exit code of a known result.
+func verdict(r client.Receipt) error {
+	switch {
+	case r.Approved():
+		return nil
+	case r.Result == protocol.ResultPending:
+		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending), "a second approver is needed")
+	case r.Verdict == protocol.Refuse:
+		return cli.Fail(cli.Denied, errors.New("refused, as you said"), "")
+	}
+	exit := exitOf(r.Reason)
+	if exit == cli.Failed || exit == cli.Unavailable {
+		exit = cli.Denied // an authentic denial, whatever its reason
+	}
+	text := r.Reason.String()
+	if r.Retry != 0 {
+		text += fmt.Sprintf(", retry in %v", r.Retry)
+	}
+	return cli.Fail(exit, fmt.Errorf("the appliance denies it: %s", text), hints[r.Reason])
+}

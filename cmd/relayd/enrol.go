@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"countersign/cmd/internal/cli"
+	"countersign/protocol"
+	"countersign/relay/uplink"
+)
+
+func enrol() *cobra.Command {
+	var c uplink.EnrolConfig
+	cmd := &cobra.Command{
+		Use:   "enrol --url URL --ca FILE CODE",
+		Short: "Make this device's key and have it certified, once",
+		Long: `Make this device's key and have it certified, with an activation code from
+"countersignctl device invite". The code says which root the device is to trust from then
+on. CODE "-" is read from standard input. Can be repeated with the same code until it succeeds.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := codeArgument(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			if c.Code, err = protocol.ParseActivationCode(text); err != nil {
+				return cli.Fail(cli.Usage, err, "copy the whole code, in upper case, with its dashes")
+			}
+			return runEnrol(cmd, c)
+		},
+	}
+	cmd.Flags().StringVar(&c.URL, "url", "", "address of the appliance's API, https://HOST:PORT")
+	cmd.Flags().StringVar(&c.CAFile, "ca", "", "PEM file that the appliance's certificate must chain to")
+	cmd.Flags().StringVar(&c.StateDir, "state", "var", "directory of the device's key, certificate and journal")
+	_ = cmd.MarkFlagRequired("url") // both exist
+	_ = cmd.MarkFlagRequired("ca")
+	return cmd
+}
+
+func codeArgument(cmd *cobra.Command, arg string) (string, error) {
+	if arg != "-" {
+		return arg, nil
+	}
+	line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	if err != nil && line == "" {
+		return "", cli.Fail(cli.Usage, fmt.Errorf("reading the activation code: %w", err), "")
+	}
+	return strings.TrimSpace(line), nil
+}
+
+func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
+	identity, err := uplink.Enrol(cmd.Context(), c)
+	if err != nil {
+		return failure(err)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "enrolled %s, device %s, certificate until %s\n",
+		identity.Name, identity.ID, identity.NotAfter.UTC().Format("2006-01-02 15:04 UTC"))
+	return cli.Fail(cli.IO, err, "")
+}
+
+// failure gives an error of the relay its exit code and hint.
+func failure(err error) error {
+	var answer *uplink.StatusError
+	code, _ := protocol.CodeOf(err)
+	switch {
+	case errors.Is(err, uplink.ErrNotEnrolled):
+		return cli.Fail(cli.Config, err, "relayd enrol --url URL --ca FILE --state DIR CODE")
+	case errors.Is(err, uplink.ErrEnrolled):
+		return cli.Fail(cli.Failed, err, "a device that is to be another one needs another --state directory")
+	case errors.Is(err, uplink.ErrLocked):
+		return cli.Fail(cli.TryAgain, err, "stop the other relayd first")
+	case code == protocol.CodeServerUnreachable || code == protocol.CodeTimeout:
+		return cli.Fail(cli.Unavailable, err, "check --url and --ca, and that the appliance runs")
+	case code == protocol.CodeBusy || code == protocol.CodeHSM:
+		return cli.Fail(cli.Unavailable, err, "try again later with the same code")
+	case errors.As(err, &answer):
+		return cli.Fail(cli.Auth, err, "the code may have been used or be too old: ask for another one")
+	case code == protocol.CodeCertificate:
+		return cli.Fail(cli.Auth, err, "this is not the appliance that the code is for")
+	}
+	return err
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+	"countersign/protocol"
+	"countersign/relay"
+	"countersign/relay/journal"
+)
+
+type serveFlags struct {
+	config    string
+	readyFile string
+	onEOF     bool
+}
+
+func serve() *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the device until it is told to stop",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runServe(cmd, f) },
+	}
+	addConfigFlag(cmd, &f.config)
+	cmd.Flags().StringVar(&f.readyFile, "ready-file", "", "file that is written once phones can connect: {\"link\", \"links\", \"device_id\"}")
+	cmd.Flags().BoolVar(&f.onEOF, "exit-on-stdin-eof", false, "stop when standard input ends, for a parent that may die")
+	return cmd
+}
+
+func addConfigFlag(cmd *cobra.Command, path *string) {
+	cmd.Flags().StringVar(path, "config", "relay.toml", "configuration file")
+}
+
+func runServe(cmd *cobra.Command, f serveFlags) error {
+	c, err := config.LoadRelay(f.config)
+	if err != nil {
+		return err
+	}
+	display, err := openDisplay(c.Display, cmd.ErrOrStderr())
+	if err != nil {
+		return cli.Fail(cli.IO, err, "")
+	}
+	defer func() { _ = display.Close() }() // nothing is buffered
+	log := hclog.New(&hclog.LoggerOptions{
+		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(), JSONFormat: c.Log.Format == "json",
+	})
+	registry := prometheus.NewRegistry()
+	rc, err := relayConfig(c)
+	if err != nil {
+		return cli.Fail(cli.Config, err, "")
+	}
+	rc.Display, rc.Log, rc.Hook.Stderr, rc.Metrics = display, log, cmd.ErrOrStderr(), relay.NewMetrics(registry)
+	r, err := relay.New(rc)
+	if err != nil {
+		return openFailure(err)
+	}
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	if f.onEOF {
+		go func() { _, _ = io.Copy(io.Discard, cmd.InOrStdin()); stop() }()
+	}
+	return serveUntil(ctx, r, daemon{log: log, ops: c.Ops.Listen, readyFile: f.readyFile, registry: registry})
+}
+
+// daemon is what serve has beside the relay.
+type daemon struct {
+	log       hclog.Logger
+	ops       string
+	readyFile string
+	registry  *prometheus.Registry
+}
+
+func serveUntil(ctx context.Context, r *relay.Relay, d daemon) error {
+	stopOps, err := d.serveOps(r)
+	if err == nil {
+		defer stopOps()
+		err = writeReady(d.readyFile, r)
+	}
+	if err != nil {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		return errors.Join(cli.Fail(cli.IO, err, ""), r.Serve(ended))
+	}
+	identity := r.Identity()
+	d.log.Info("serving", "links", r.Links(), "device_id", identity.ID.String(), "name", identity.Name)
+	err = r.Serve(ctx)
+	d.log.Info("stopped")
+	return cli.Fail(cli.IO, err, "see why the journal in the state directory cannot be written")
+}
+
+func openFailure(err error) error {
+	var path *os.PathError
+	switch {
+	case errors.Is(err, journal.ErrCorrupt):
+		return cli.Fail(cli.IO, err, "without its journal the device could act twice: have it looked at, then move the file away")
+	case errors.As(err, &path):
+		return cli.Fail(cli.IO, err, "")
+	}
+	return failure(err)
+}
+
+// writeReady tells a parent process where phones can connect. The file is whole
+// whenever it is there.
+func writeReady(name string, r *relay.Relay) error {
+	if name == "" {
+		return nil
+	}
+	links := r.Links()
+	raw, err := json.Marshal(map[string]any{"link": links[0], "links": links, "device_id": r.Identity().ID.String()})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
+	switch name {
+	case "":
+		return nopCloser{io.Discard}, nil
+	case "-":
+		return nopCloser{stderr}, nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening display: %w", err)
+	}
+	return f, nil
+}
+
+// relayConfig takes over what the file says.
+func relayConfig(c *config.Relay) (relay.Config, error) {
+	r := relay.Config{
+		StateDir: c.StateDir, URL: c.Appliance.URL, CAFile: c.Appliance.CA, Floor: protocol.Level(c.Floor),
+		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration},
+	}
+	for _, l := range c.Links {
+		class, err := protocol.ParseLinkClass(l.Class)
+		if err != nil {
+			return r, err
+		}
+		r.Links = append(r.Links, relay.Link{Listen: l.Listen.String(), Class: class})
+	}
+	switch c.Order.Source {
+	case config.OrderSocket:
+		r.Orders.Socket = c.Order.Socket
+	case config.OrderStatic:
+		r.Orders.Static = staticOrder(c.Order.Static)
+	default:
+		for _, id := range c.Accept {
+			r.Orders.Accept = append(r.Orders.Accept, protocol.Service(id))
+		}
+	}
+	return r, nil
+}
+
+func staticOrder(o config.StaticOrder) *protocol.Order {
+	order := &protocol.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
+	if o.Currency != "" {
+		order.Amount = &protocol.Amount{Minor: o.AmountMinor, Currency: o.Currency}
+	}
+	return order
+}

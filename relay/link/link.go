@@ -1,0 +1,191 @@
+// Package link is the wire form of the near-field link: TCP or a Unix socket on
+// which each message is framed by its length, PROTOCOL.md §5.
+//
+//	length, 2 bytes big-endian | message, 1 to 2,048 bytes
+package link
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"countersign/protocol"
+)
+
+// errAddress says what an address looks like.
+var errAddress = errors.New("want tcp:HOST:PORT or unix:/PATH")
+
+// split gives the network and the target that package net wants.
+func split(addr string) (network, target string, err error) {
+	network, target, _ = strings.Cut(addr, ":")
+	if network != "tcp" && network != "unix" || target == "" {
+		return "", "", fmt.Errorf("link address %q: %w", addr, errAddress)
+	}
+	return network, target, nil
+}
+
+// Listener accepts links.
+type Listener struct{ inner net.Listener }
+
+// Listen opens "tcp:HOST:PORT", where port 0 leaves the choice to the system, or
+// "unix:/PATH". The socket file that a dead process left behind is replaced; one on
+// which somebody listens is an error.
+func Listen(addr string) (*Listener, error) {
+	network, target, err := split(addr)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := listen(network, target)
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{inner}, nil
+}
+
+// ListenPrivate opens a Unix socket of mode 0600, for bytes of whatever kind from
+// programs of the same user. What [Listen] says of a file left behind holds here too.
+func ListenPrivate(path string) (net.Listener, error) {
+	inner, err := listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("listening on %s: %w", path, err), inner.Close())
+	}
+	return inner, nil
+}
+
+func listen(network, target string) (net.Listener, error) {
+	inner, err := net.Listen(network, target)
+	if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(target) {
+		inner, err = net.Listen(network, target)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s:%s: %w", network, target, err)
+	}
+	return inner, nil
+}
+
+// abandoned removes a socket file that nobody listens on.
+func abandoned(path string) bool {
+	probe, err := net.Dial("unix", path)
+	if err == nil {
+		_ = probe.Close()
+		return false
+	}
+	info, statErr := os.Lstat(path)
+	isSocket := statErr == nil && info.Mode()&os.ModeSocket != 0
+	return isSocket && errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
+}
+
+// Accept waits for the next link. After Close it is [net.ErrClosed].
+func (l *Listener) Accept() (*Conn, error) {
+	inner, err := l.inner.Accept()
+	if err != nil {
+		return nil, fmt.Errorf("accepting a link: %w", err)
+	}
+	return newConn(inner), nil
+}
+
+// Addr is the address to dial, with the port that the system chose.
+func (l *Listener) Addr() string {
+	return l.inner.Addr().Network() + ":" + l.inner.Addr().String()
+}
+
+// Close stops listening and removes the socket file of a Unix address.
+func (l *Listener) Close() error { return l.inner.Close() }
+
+// Timeouts bound what a peer can hold up. Zero is no bound.
+type Timeouts struct {
+	Receive time.Duration // for a whole message to come in, the wait for it included
+	Send    time.Duration // for a whole message to go out
+}
+
+// Conn is one link. Send may run beside Receive; neither beside itself.
+type Conn struct {
+	inner    net.Conn
+	in       *bufio.Reader
+	timeouts Timeouts
+	closing  sync.Once
+	stopped  atomic.Bool
+}
+
+func newConn(inner net.Conn) *Conn {
+	return &Conn{inner: inner, in: bufio.NewReaderSize(inner, 512)}
+}
+
+// Dial connects to an address that [Listener.Addr] gave. ctx bounds the
+// connecting only.
+func Dial(ctx context.Context, addr string) (*Conn, error) {
+	network, target, err := split(addr)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	inner, err := d.DialContext(ctx, network, target)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", addr, err)
+	}
+	return newConn(inner), nil
+}
+
+// SetTimeouts sets the bounds of the following calls; without it there are none.
+func (c *Conn) SetTimeouts(t Timeouts) { c.timeouts = t }
+
+// Send writes one message of 1 to 2,048 bytes; [protocol.CodeFormat] for
+// another length, [os.ErrDeadlineExceeded] when the time is over.
+func (c *Conn) Send(message []byte) error {
+	if err := c.inner.SetWriteDeadline(deadline(c.timeouts.Send)); err != nil {
+		return fmt.Errorf("sending on the link: %w", err)
+	}
+	if err := protocol.WriteFrame(c.inner, message); err != nil {
+		return fmt.Errorf("sending on the link: %w", err)
+	}
+	return nil
+}
+
+// Receive reads one message. A length out of bounds is [protocol.CodeFormat],
+// and the link is of no use then; the end between two messages is [io.EOF], within
+// one [io.ErrUnexpectedEOF], the end of the time [os.ErrDeadlineExceeded].
+func (c *Conn) Receive() ([]byte, error) {
+	if err := c.inner.SetReadDeadline(deadline(c.timeouts.Receive)); err != nil {
+		return nil, fmt.Errorf("receiving on the link: %w", err)
+	}
+	if c.stopped.Load() { // after the deadline was set, lest that undo Stop
+		return nil, fmt.Errorf("receiving on the link: %w", os.ErrDeadlineExceeded)
+	}
+	message, err := protocol.ReadFrame(c.in)
+	if err != nil {
+		return nil, fmt.Errorf("receiving on the link: %w", err)
+	}
+	return message, nil
+}
+
+func deadline(d time.Duration) time.Time {
+	if d == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(d)
+}
+
+// Close ends the link; a Receive or Send that waits returns. Only the first
+// call does anything.
+func (c *Conn) Close() (err error) {
+	c.closing.Do(func() { err = c.inner.Close() })
+	return err
+}
+
+// Stop ends a Receive that waits, and every later one, with
+// [os.ErrDeadlineExceeded]; what is being sent is still sent.
+func (c *Conn) Stop() {
+	c.stopped.Store(true)
+	_ = c.inner.SetReadDeadline(time.Now()) // an error means that it is closed
+}

@@ -1,0 +1,170 @@
+package relay
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"countersign/protocol"
+	"countersign/relay/uplink"
+)
+
+// Metrics counts what a relay does.
+type Metrics struct {
+	messages  *prometheus.CounterVec // by kind: m1, m3
+	decisions *prometheus.CounterVec // by result
+	acts      *prometheus.CounterVec // by result
+	errors    *prometheus.CounterVec // MEs, by code
+	links     prometheus.Gauge
+}
+
+// NewMetrics makes the collectors and registers them; nil registers nowhere.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	counter := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "countersign", Subsystem: "relay", Name: name, Help: help}, []string{label})
+	}
+	m := &Metrics{
+		messages:  counter("messages_total", "Messages of phones that were forwarded.", "kind"),
+		decisions: counter("decisions_total", "Answers to countersignatures; refused are decisions that did not verify.", "result"),
+		acts:      counter("acts_total", "Acts; repeated are approvals that had been acted on before.", "result"),
+		errors:    counter("link_errors_total", "Link errors told to phones.", "code"),
+		links: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "countersign", Subsystem: "relay", Name: "links", Help: "Near-field links in use.",
+		}),
+	}
+	if registry != nil {
+		registry.MustRegister(m.messages, m.decisions, m.acts, m.errors, m.links)
+	}
+	return m
+}
+
+// Status is what support can be told over the phone.
+type Status struct {
+	Running          bool      `json:"running"`
+	Name             string    `json:"name"`
+	Device           string    `json:"device"` // id, 16 hexadecimal digits
+	Appliance        string    `json:"appliance,omitempty"`
+	Reachable        bool      `json:"reachable"`
+	CertificateUntil time.Time `json:"certificate_until"`
+	Links            []string  `json:"links,omitempty"`
+	Last             *Last     `json:"last,omitempty"`
+}
+
+// Last is the result of the last order or phone.
+type Last struct {
+	At          time.Time        `json:"at"`
+	Result      string           `json:"result"`
+	Code        protocol.Code    `json:"code,omitempty"`
+	Transaction string           `json:"transaction,omitempty"`
+	Service     protocol.Service `json:"service,omitempty"`
+}
+
+// String is one line that can be read out.
+func (s Status) String() string {
+	parts := []string{fmt.Sprintf("%s (device %s)", s.Name, s.Device)}
+	switch {
+	case !s.Running:
+		parts = append(parts, "not running")
+	case s.Reachable:
+		parts = append(parts, "running, appliance reachable")
+	default:
+		parts = append(parts, "running, appliance NOT reachable")
+	}
+	parts = append(parts, "certificate until "+s.CertificateUntil.UTC().Format("2006-01-02 15:04 UTC"))
+	return strings.Join(append(parts, s.Last.String()), "; ")
+}
+
+func (l *Last) String() string {
+	if l == nil {
+		return "no result yet"
+	}
+	text := fmt.Sprintf("last %s at %s", l.Result, l.At.UTC().Format("2006-01-02 15:04:05 UTC"))
+	if l.Service != 0 {
+		text += fmt.Sprintf(", service %v", l.Service)
+	}
+	if l.Code != 0 {
+		text += fmt.Sprintf(", code %d (%v)", uint8(l.Code), l.Code)
+	}
+	return text
+}
+
+const statusName = "status.json"
+
+// ReadStatus reads the status of the device of a state directory, whether it runs
+// or not. [uplink.ErrNotEnrolled] where there is none.
+func ReadStatus(dir string) (Status, error) {
+	state, err := uplink.Open(dir)
+	if err != nil {
+		return Status{}, err
+	}
+	var s Status
+	raw, err := os.ReadFile(filepath.Join(dir, statusName))
+	if err == nil {
+		err = json.Unmarshal(raw, &s)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Status{}, fmt.Errorf("reading status: %w", err)
+	}
+	identity := state.Identity()
+	s.Name, s.Device, s.CertificateUntil = identity.Name, identity.ID.String(), identity.NotAfter
+	release, err := uplink.Lock(dir)
+	s.Running = errors.Is(err, uplink.ErrLocked)
+	if err == nil {
+		release()
+		s.Reachable = false
+	}
+	return s, nil
+}
+
+// statusFile is written when something changes, and not made durable: it is what
+// the running relay says.
+type statusFile struct {
+	relay *Relay
+	mu    sync.Mutex // guards last and the file
+	last  *Last
+}
+
+func newStatusFile(r *Relay) *statusFile {
+	f := &statusFile{relay: r}
+	if s, err := ReadStatus(r.config.StateDir); err == nil {
+		f.last = s.Last
+	}
+	return f
+}
+
+// update writes the file; last is nil where the last result has not changed.
+func (f *statusFile) update(last *Last) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if last != nil {
+		last.At = time.Now()
+		f.last = last
+	}
+	if err := f.writeLocked(); err != nil {
+		f.relay.log.Warn("writing status failed", "error", err)
+	}
+}
+
+func (f *statusFile) writeLocked() error {
+	identity := f.relay.Identity()
+	raw, err := json.Marshal(Status{
+		Running: true, Name: identity.Name, Device: identity.ID.String(), Appliance: f.relay.config.URL,
+		Reachable: f.relay.Reachable(), CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
+	})
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(f.relay.config.StateDir, statusName)
+	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}

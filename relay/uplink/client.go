@@ -1,0 +1,116 @@
+package uplink
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/protocol"
+)
+
+// Config is what a [Client] needs.
+type Config struct {
+	State   *State
+	URL     string // https://HOST:PORT of the appliance
+	CAFile  string // PEM, what the appliance's certificate chains to
+	Timeout time.Duration
+	Log     hclog.Logger
+	// Changed is called when the appliance has become reachable or unreachable,
+	// or when the certificate or the trust has changed; nil is nobody.
+	Changed func()
+}
+
+// Client makes the calls of an enrolled device. Errors of calls wrap the code that
+// D tells C in ME. It is safe for concurrent use.
+type Client struct {
+	config    Config
+	http      *conn
+	reachable atomic.Bool
+	refreshed atomic.Int64 // Unix seconds of the last refresh that a decision asked for
+}
+
+// NewClient makes a client; it does not connect yet.
+func NewClient(c Config) (*Client, error) {
+	roots, err := readRoots(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	config := tlsConfig(roots)
+	config.GetClientCertificate = c.State.tlsCertificate
+	if c.Changed == nil {
+		c.Changed = func() {}
+	}
+	return &Client{config: c, http: newHTTP(c.URL, config, c.Timeout)}, nil
+}
+
+// Apply forwards an M1.
+func (c *Client) Apply(ctx context.Context, r protocol.ApplyRequest) (protocol.ApplyResponse, error) {
+	body, err := c.post(ctx, "/v1/apply", protocol.BodyType, r.Marshal())
+	if err != nil {
+		return protocol.ApplyResponse{}, err
+	}
+	answer, err := protocol.ParseApplyResponse(body)
+	return answer, unreadable(err)
+}
+
+// Countersign forwards an M3.
+func (c *Client) Countersign(ctx context.Context, r protocol.CountersignRequest) (protocol.CountersignResponse, error) {
+	body, err := c.post(ctx, "/v1/countersign", protocol.BodyType, r.Marshal())
+	if err != nil {
+		return protocol.CountersignResponse{}, err
+	}
+	answer, err := protocol.ParseCountersignResponse(body)
+	return answer, unreadable(err)
+}
+
+// Outcome reports whether an approved act was performed. The first report wins.
+func (c *Client) Outcome(ctx context.Context, r protocol.OutcomeRequest) error {
+	_, err := c.post(ctx, "/v1/outcome", protocol.BodyType, r.Marshal())
+	return err
+}
+
+// unreadable is an answer that is not one of this protocol: to the phone that
+// is the same as none.
+func unreadable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("answer of the appliance: %v: %w", err, protocol.CodeServerUnreachable)
+}
+
+func (c *Client) post(ctx context.Context, path, mediaType string, body []byte) ([]byte, error) {
+	return c.call(ctx, request{http.MethodPost, path, mediaType, body})
+}
+
+func (c *Client) call(ctx context.Context, r request) ([]byte, error) {
+	body, err := c.http.call(ctx, r)
+	code, _ := protocol.CodeOf(err)
+	isReachable := code != protocol.CodeServerUnreachable && code != protocol.CodeTimeout
+	if ctx.Err() == nil && c.reachable.Swap(isReachable) != isReachable {
+		c.config.Log.Info("appliance changed", "reachable", isReachable, "url", c.config.URL)
+		c.config.Changed()
+	}
+	return body, err
+}
+
+// Reachable says whether the last call was answered.
+func (c *Client) Reachable() bool { return c.reachable.Load() }
+
+// Identity tells who the device is.
+func (c *Client) Identity() Identity { return c.config.State.Identity() }
+
+// Trust gives the pinned root and its keys, those adopted whose time has come.
+func (c *Client) Trust() protocol.Trust {
+	t := c.config.State.Trust()
+	return t.Adopt(now(t))
+}
+
+// now is the time by which dates of key certificates are judged, in Unix seconds.
+func now(t protocol.Trust) uint64 { return t.Time(uint64(time.Now().Unix())) }
+
+// Close closes the connections that are not in use.
+func (c *Client) Close() { c.http.closeIdle() }

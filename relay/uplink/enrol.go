@@ -1,0 +1,165 @@
+package uplink
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"countersign/protocol"
+)
+
+// EnrolConfig says where a device enrols, and as whom.
+type EnrolConfig struct {
+	URL      string // https://HOST:PORT of the appliance
+	CAFile   string // PEM, what the appliance's certificate chains to
+	Code     protocol.ActivationCode
+	StateDir string        // made with mode 0700
+	Timeout  time.Duration // 0: 10 s
+}
+
+// Enrol makes the device's key, has it certified, and pins the root that the
+// activation code names. It can be repeated with the same code until it succeeds: the
+// key and the request, byte by byte, are those of the first time. [ErrEnrolled] where
+// there is a device already; CodeCertificate if the root or the server is not the
+// one of the code; otherwise the code that the appliance answered.
+func Enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return Identity{}, fmt.Errorf("enrolling: %w", err)
+	}
+	release, err := Lock(c.StateDir)
+	if err != nil {
+		return Identity{}, fmt.Errorf("enrolling: %w", err)
+	}
+	defer release()
+	if _, err := os.Stat(filepath.Join(c.StateDir, deviceFile)); !errors.Is(err, fs.ErrNotExist) {
+		return Identity{}, fmt.Errorf("enrolling in %s: %w", c.StateDir, errors.Join(ErrEnrolled, err))
+	}
+	identity, err := enrol(ctx, c)
+	if err != nil {
+		return Identity{}, fmt.Errorf("enrolling: %w", err)
+	}
+	return identity, nil
+}
+
+func enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
+	key, err := makeKey(c.StateDir)
+	if err != nil {
+		return Identity{}, err
+	}
+	request, err := makeRequest(c, key)
+	if err != nil {
+		return Identity{}, err
+	}
+	answer, server, err := postEnrolment(ctx, c, request)
+	if err != nil {
+		return Identity{}, err
+	}
+	now := time.Now()
+	trust, err := answer.Trust.Resolve(c.Code.Root, uint64(now.Unix()))
+	if err != nil {
+		return Identity{}, err
+	}
+	if err := checkServer(trust, server, now); err != nil {
+		return Identity{}, err
+	}
+	s := &State{dir: c.StateDir, key: key, trust: trust}
+	if err := s.setCertificates(answer.Certificates); err != nil {
+		return Identity{}, err
+	}
+	return s.Identity(), os.Remove(filepath.Join(c.StateDir, requestFile))
+}
+
+// makeRequest gives the body of the enrolment. Its certificate request is kept
+// until the enrolment is done: it has a random signature, and a repeat must have the
+// same one.
+func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
+	name := filepath.Join(c.StateDir, requestFile)
+	csr, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if csr, err = newRequest(key); err == nil {
+			err = writeFile(name, csr)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: c.Code, CSR: string(csr)})
+}
+
+// newRequest makes a PKCS #10 request in PEM. It names nobody: the appliance
+// knows whom the code, or the certificate so far, is for.
+func newRequest(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
+	if err != nil {
+		return nil, fmt.Errorf("making certificate request: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (protocol.DeviceEnrolResponse, *x509.Certificate, error) {
+	roots, err := readRoots(c.CAFile)
+	if err != nil {
+		return protocol.DeviceEnrolResponse{}, nil, err
+	}
+	var server *x509.Certificate
+	config := tlsConfig(roots)
+	config.VerifyConnection = func(s tls.ConnectionState) error {
+		server = s.PeerCertificates[0]
+		return nil
+	}
+	h := newHTTP(c.URL, config, c.Timeout)
+	defer h.closeIdle()
+	raw, err := h.call(ctx, request{http.MethodPost, "/v1/enrol/device", "application/json", body})
+	if err != nil {
+		return protocol.DeviceEnrolResponse{}, nil, err
+	}
+	answer, err := protocol.ParseDeviceEnrolResponse(raw)
+	return answer, server, err
+}
+
+// checkServer says whether the server's certificate is by a `ca` key that the
+// pinned root certified, of whatever epoch.
+func checkServer(trust protocol.Trust, server *x509.Certificate, now time.Time) error {
+	certs := trust.KeyCerts(protocol.UseCA)
+	for _, k := range trust.Later {
+		certs = append(certs, k.Raw)
+	}
+	err := fmt.Errorf("no key certificate of ca: %w", protocol.CodeCertificate)
+	for _, raw := range certs {
+		k, parseErr := protocol.VerifyKeyCert(raw, trust.Root)
+		if parseErr != nil || k.Use != protocol.UseCA {
+			continue
+		}
+		if err = protocol.CheckServerCertificate(server, k.Key, now); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func readRoots(file string) (*x509.CertPool, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading CA file: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(raw) {
+		return nil, fmt.Errorf("reading CA file %s: no certificate in it", file)
+	}
+	return roots, nil
+}
+
+func tlsConfig(roots *x509.CertPool) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}
+}

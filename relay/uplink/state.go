@@ -1,0 +1,275 @@
+// Package uplink is a device's side of the second link: its enrolment, what it
+// keeps of it, and the calls to the appliance over HTTP/2 with mutual TLS 1.3,
+// PROTOCOL.md §5.
+package uplink
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"countersign/protocol"
+)
+
+// The errors that a caller may want to tell apart.
+var (
+	// ErrEnrolled says that the directory holds a device already.
+	ErrEnrolled = errors.New("device is enrolled already")
+	// ErrNotEnrolled says that the directory holds no device.
+	ErrNotEnrolled = errors.New("device is not enrolled")
+	// ErrLocked says that another process uses the directory.
+	ErrLocked = errors.New("state directory is in use")
+)
+
+// Identity is who a device is, by its certificate.
+type Identity struct {
+	ID        protocol.DeviceID
+	SPIFFE    string // spiffe://<trust domain>/device/<name>
+	Name      string
+	NotBefore time.Time
+	NotAfter  time.Time
+}
+
+// State is the directory of an enrolled device:
+//
+//	key.pem      its P-256 key, PKCS #8, mode 0600; it never leaves the device
+//	device.json  {"certificates": [PEM], "trust": the pinned root and its KeyCerts}
+//	lock         held by the process that uses the directory
+//
+// device.json is replaced as a whole and durably, so that a crash leaves the old one or the
+// new one. A State is safe for concurrent use.
+type State struct {
+	dir string
+	key *ecdsa.PrivateKey
+
+	mu          sync.RWMutex // guards what follows
+	certificate *tls.Certificate
+	identity    Identity
+	trust       protocol.Trust
+}
+
+// The names of the files.
+const (
+	keyFile     = "key.pem"
+	requestFile = "request.pem"
+	deviceFile  = "device.json"
+	lockFile    = "lock"
+)
+
+type deviceJSON struct {
+	Certificates []string       `json:"certificates"`
+	Trust        protocol.Trust `json:"trust"`
+}
+
+// Open reads the state of an enrolled device: [ErrNotEnrolled] where there is
+// none. Who is to act for the device takes [Lock] first.
+func Open(dir string) (*State, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, deviceFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening state %s: %w", dir, ErrNotEnrolled)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	key, err := readKey(filepath.Join(dir, keyFile))
+	if err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	var w deviceJSON
+	if err := json.Unmarshal(raw, &w); err != nil {
+		return nil, fmt.Errorf("opening state: %s: %w", filepath.Join(dir, deviceFile), err)
+	}
+	s := &State{dir: dir, key: key, trust: w.Trust}
+	if s.certificate, s.identity, err = s.parse(w.Certificates); err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	return s, nil
+}
+
+// Lock takes a state directory for this process until release is called or the
+// process ends: [ErrLocked] if another has it.
+func Lock(dir string) (release func(), err error) {
+	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking state: %w", err)
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = file.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("locking state %s: %w", dir, err)
+	}
+	return func() { _ = file.Close() }, nil
+}
+
+// Identity tells who the device is.
+func (s *State) Identity() Identity {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.identity
+}
+
+// Trust gives the pinned root and the keys certified by it.
+func (s *State) Trust() protocol.Trust {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.trust
+}
+
+// setTrust stores what a refresh gave.
+func (s *State) setTrust(t protocol.Trust) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.saveLocked(s.certificate, t); err != nil {
+		return err
+	}
+	s.trust = t
+	return nil
+}
+
+// setCertificates stores a renewed chain, if it is this device's.
+func (s *State) setCertificates(chain []string) error {
+	certificate, identity, err := s.parse(chain)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.identity.SPIFFE != "" && identity.SPIFFE != s.identity.SPIFFE {
+		return fmt.Errorf("certificate is for %s, this device is %s: %w", identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
+	}
+	if err := s.saveLocked(certificate, s.trust); err != nil {
+		return err
+	}
+	s.certificate, s.identity = certificate, identity
+	return nil
+}
+
+// tlsCertificate is what the device shows in a handshake.
+func (s *State) tlsCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.certificate, nil
+}
+
+func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) error {
+	w := deviceJSON{Trust: trust}
+	for _, der := range certificate.Certificate {
+		w.Certificates = append(w.Certificates, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	}
+	raw, err := json.MarshalIndent(w, "", "  ")
+	if err != nil {
+		return fmt.Errorf("saving state: %w", err)
+	}
+	return writeFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'))
+}
+
+// parse checks that a chain is for this device's key and names a device.
+func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
+	certificate := &tls.Certificate{PrivateKey: s.key}
+	for _, text := range chain {
+		if block, _ := pem.Decode([]byte(text)); block != nil {
+			certificate.Certificate = append(certificate.Certificate, block.Bytes)
+		}
+	}
+	if len(certificate.Certificate) == 0 {
+		return nil, Identity{}, fmt.Errorf("no certificate: %w", protocol.CodeFormat)
+	}
+	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
+	if err != nil {
+		return nil, Identity{}, fmt.Errorf("certificate: %v: %w", err, protocol.CodeFormat)
+	}
+	if !s.key.PublicKey.Equal(leaf.PublicKey) {
+		return nil, Identity{}, fmt.Errorf("certificate is for another key: %w", protocol.CodeCertificate)
+	}
+	certificate.Leaf = leaf
+	identity, err := identityOf(leaf)
+	return certificate, identity, err
+}
+
+func identityOf(leaf *x509.Certificate) (Identity, error) {
+	if len(leaf.URIs) != 1 {
+		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w", len(leaf.URIs), protocol.CodeCertificate)
+	}
+	u := leaf.URIs[0]
+	if u.Scheme != "spiffe" || u.Host == "" || !strings.HasPrefix(u.Path, "/device/") {
+		return Identity{}, fmt.Errorf("certificate is for %s, not for a device: %w", u, protocol.CodeCertificate)
+	}
+	return Identity{
+		ID: protocol.DeviceIDOf(u.String()), SPIFFE: u.String(), Name: path.Base(u.Path),
+		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
+	}, nil
+}
+
+func readKey(name string) (*ecdsa.PrivateKey, error) {
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(raw)
+	if block == nil {
+		return nil, fmt.Errorf("%s: no PEM", name)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if key, ok := key.(*ecdsa.PrivateKey); ok && key.Curve == elliptic.P256() {
+		return key, nil
+	}
+	return nil, fmt.Errorf("%s: not a P-256 key", name)
+}
+
+// makeKey reads the key of the directory or makes one.
+func makeKey(dir string) (*ecdsa.PrivateKey, error) {
+	name := filepath.Join(dir, keyFile)
+	key, err := readKey(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, writeFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// writeFile replaces a file as a whole, durably, with mode 0600.
+func writeFile(name string, content []byte) error {
+	file, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = file.Write(content); err == nil {
+		err = file.Sync()
+	}
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = os.Rename(name+".new", name)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

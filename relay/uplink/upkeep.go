@@ -1,0 +1,178 @@
+package uplink
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"countersign/protocol"
+)
+
+// The periods of the upkeep.
+const (
+	trustPeriod = time.Hour        // between refreshes of the trust
+	lookPeriod  = time.Minute      // between looks at the clock, which may jump
+	firstPause  = 2 * time.Second  // after a failure, doubling up to lastPause
+	lastPause   = 10 * time.Minute // after many
+	askedPause  = 30 * time.Second // between refreshes that a decision asks for
+)
+
+// Run keeps the trust fresh and the certificate valid until ctx is over: the
+// trust is fetched at once and then each hour, the certificate renewed at half its
+// life.
+func (c *Client) Run(ctx context.Context) {
+	trust := task{name: "refreshing trust", do: c.refresh}
+	renewal := task{name: "renewing certificate", do: c.renew}
+	for ctx.Err() == nil {
+		at := time.Now()
+		if !at.Before(trust.next) {
+			trust.run(ctx, c, at.Add(trustPeriod))
+		}
+		identity := c.Identity()
+		half := identity.NotBefore.Add(identity.NotAfter.Sub(identity.NotBefore) / 2)
+		if !at.Before(half) && !at.Before(renewal.next) {
+			renewal.run(ctx, c, at)
+		}
+		timer := time.NewTimer(min(lookPeriod, max(time.Until(trust.next), firstPause)))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// task is something to be done again and again, less often while it fails.
+type task struct {
+	name  string
+	do    func(context.Context) error
+	next  time.Time
+	pause time.Duration
+}
+
+func (t *task) run(ctx context.Context, c *Client, next time.Time) {
+	err := t.do(ctx)
+	if err == nil {
+		t.next, t.pause = next, 0
+		return
+	}
+	t.pause = min(max(2*t.pause, firstPause), lastPause)
+	t.next = time.Now().Add(t.pause)
+	if ctx.Err() == nil {
+		c.config.Log.Warn("upkeep failed", "task", t.name, "error", err, "retry_in", t.pause.String())
+	}
+}
+
+// RefreshTrust fetches the trust for a decision by a key that is not known,
+// unless that was tried a moment ago. An error leaves the trust as it is.
+func (c *Client) RefreshTrust(ctx context.Context) error {
+	last, at := c.refreshed.Load(), time.Now().Unix()
+	if at-last < int64(askedPause/time.Second) || !c.refreshed.CompareAndSwap(last, at) {
+		return nil
+	}
+	return c.refresh(ctx)
+}
+
+func (c *Client) refresh(ctx context.Context) error {
+	raw, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/trust"})
+	if err != nil {
+		return err
+	}
+	document, err := protocol.ParseTrustDocument(raw)
+	if err != nil {
+		return err
+	}
+	old := c.Trust()
+	next, err := follow(old, document)
+	if err != nil {
+		return err
+	}
+	before, err := json.Marshal(c.config.State.Trust())
+	if err != nil {
+		return err
+	}
+	after, err := json.Marshal(next)
+	if err != nil || string(before) == string(after) {
+		return err
+	}
+	if err := c.config.State.setTrust(next); err != nil {
+		return err
+	}
+	c.config.Log.Info("trust updated", "root_number", next.RootNumber)
+	c.config.Changed()
+	return nil
+}
+
+// follow takes over what a document has that the pinned root vouches for. It goes
+// through [protocol.Trust.Update], as a phone does with MUs: a new root must be the
+// one that the old root named, and no key goes back to an earlier epoch.
+func follow(t protocol.Trust, d protocol.TrustDocument) (protocol.Trust, error) {
+	var roots [][]byte
+	for _, raw := range d.RootCerts {
+		if r, err := protocol.VerifyRootCert(raw); err == nil && r.Number > t.RootNumber {
+			roots = append(roots, raw)
+		}
+	}
+	if len(roots) >= protocol.MaxCerts {
+		return t, fmt.Errorf("appliance is %d roots ahead: enrol this device again: %w", len(roots), protocol.CodeCertificate)
+	}
+	certs := append(roots, valid(t, d)...)
+	for chunk := range slices.Chunk(certs, protocol.MaxCerts) {
+		var err error
+		if t, err = t.Update(protocol.KeyUpdate{Certs: chunk}.Marshal(), now(t)); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
+}
+
+// valid gives the key certificates that can be taken now, those of kem first,
+// without which no root is followed, and each use from its lowest epoch up.
+func valid(t protocol.Trust, d protocol.TrustDocument) [][]byte {
+	var keys []protocol.TrustedKey
+	for _, raw := range d.KeyCerts {
+		k, err := protocol.VerifyKeyCert(raw, d.RootKey)
+		if err == nil && k.AcceptableAt(now(t), nil) == nil {
+			keys = append(keys, protocol.TrustedKey{KeyCert: k, Raw: raw})
+		}
+	}
+	slices.SortFunc(keys, func(a, b protocol.TrustedKey) int {
+		return cmp.Or(cmp.Compare(a.Use, b.Use), cmp.Compare(a.Epoch, b.Epoch))
+	})
+	raw := make([][]byte, len(keys))
+	for i, k := range keys {
+		raw[i] = k.Raw
+	}
+	return raw
+}
+
+// renew has the same key certified again.
+func (c *Client) renew(ctx context.Context) error {
+	csr, err := newRequest(c.config.State.key)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(protocol.RenewRequest{CSR: string(csr)})
+	if err != nil {
+		return err
+	}
+	raw, err := c.post(ctx, "/v1/renew", "application/json", body)
+	if err != nil {
+		return err
+	}
+	answer, err := protocol.ParseRenewResponse(raw)
+	if err != nil {
+		return err
+	}
+	if err := c.config.State.setCertificates(answer.Certificates); err != nil {
+		return err
+	}
+	c.http.closeIdle() // new connections show the new certificate
+	c.config.Log.Info("certificate renewed", "not_after", c.Identity().NotAfter)
+	c.config.Changed()
+	return nil
+}
