@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -62,9 +61,7 @@ func TestNoOrphans(t *testing.T) {
 	if len(pids) != 2 || !alive(pids[0]) || !alive(pids[1]) {
 		t.Fatalf("workers %v", pids)
 	}
-	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, pids[0])
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,15 +188,28 @@ func gather(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	return 0
 }
 
+// freeze stops a process and waits until each of its threads has stopped.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all threads are stopped", time.Second, func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		return err == nil && !slices.ContainsFunc(threads, func(file string) bool {
+			b, err := os.ReadFile(file)
+			return err != nil || !strings.Contains(string(b), ") T ")
+		})
+	})
+}
+
 // A stopped process stands for a module that hangs.
 func TestHungWorker(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	r := newRig(t, func(c *Config) { c.Timeout, c.Workers = timeout, 1 })
 	id := r.generate(t, "sign@1", hsm.SignP256)
 	pid := r.pids()[0]
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, pid)
 	start, digest := time.Now(), sha256.Sum256(nil)
 	_, err := r.pool.Sign(t.Context(), id, digest[:])
 	if took := time.Since(start); !errors.Is(err, hsm.ErrUnavailable) || took < timeout || took > timeout+grace {
@@ -213,9 +229,7 @@ func TestHungWorkerIsAvoided(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	r := newRig(t, func(c *Config) { c.Timeout = timeout })
 	id := r.generate(t, "sign@1", hsm.SignP256)
-	if err := syscall.Kill(r.pids()[0], syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, r.pids()[0])
 	digest, failed := sha256.Sum256(nil), 0
 	for range 50 {
 		if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
@@ -230,9 +244,7 @@ func TestHungWorkerIsAvoided(t *testing.T) {
 func TestShorterContext(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Workers = 1 })
 	id := r.generate(t, "sign@1", hsm.SignP256)
-	if err := syscall.Kill(r.pids()[0], syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, r.pids()[0])
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	start := time.Now()
