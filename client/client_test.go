@@ -18,7 +18,9 @@ import (
 // approverFunc is an Approver of one function.
 type approverFunc func(context.Context, Shown) (protocol.Verdict, error)
 
-func (f approverFunc) Decide(ctx context.Context, s Shown) (protocol.Verdict, error) { return f(ctx, s) }
+func (f approverFunc) Decide(ctx context.Context, s Shown) (protocol.Verdict, error) {
+	return f(ctx, s)
+}
 
 func says(v protocol.Verdict) Approver {
 	return approverFunc(func(context.Context, Shown) (protocol.Verdict, error) { return v, nil })
@@ -95,10 +97,12 @@ func TestEnrolRefuses(t *testing.T) {
 		code func(a *clienttest.Appliance) protocol.ActivationCode
 		want protocol.Code
 	}{
-		"code of another root":         {code: func(*clienttest.Appliance) protocol.ActivationCode { return other.Invite() }, want: protocol.CodeCertificate},
-		"TLS certificate of another":   {do: clienttest.Behaviour{OtherCA: true}, want: protocol.CodeCertificate},
-		"answered with another root":   {do: clienttest.Behaviour{OtherRoot: true}, want: protocol.CodeCertificate},
-		"code that nobody has made":    {code: func(a *clienttest.Appliance) protocol.ActivationCode { return protocol.NewActivationCode(a.Root(), [13]byte{1}) }, want: protocol.CodeRefused},
+		"code of another root":       {code: func(*clienttest.Appliance) protocol.ActivationCode { return other.Invite() }, want: protocol.CodeCertificate},
+		"TLS certificate of another": {do: clienttest.Behaviour{OtherCA: true}, want: protocol.CodeCertificate},
+		"answered with another root": {do: clienttest.Behaviour{OtherRoot: true}, want: protocol.CodeCertificate},
+		"code that nobody has made": {code: func(a *clienttest.Appliance) protocol.ActivationCode {
+			return protocol.NewActivationCode(a.Root(), [13]byte{1})
+		}, want: protocol.CodeRefused},
 		"appliance that is not there":  {want: protocol.CodeServerUnreachable},
 		"address that is not of HTTPS": {want: protocol.CodeFormat},
 	} {

@@ -26,7 +26,7 @@ type Behaviour struct {
 	Decide bool // give a decision to who asks for one
 
 	// Tamper sees each message before it goes on and gives what goes on in its place;
-	// nil cuts the link. toClient tells the direction.
+	// nil cuts the link. toClient tells the direction. One call at a time.
 	Tamper func(toClient bool, message []byte) []byte
 	// Forget makes the device lose its challenge before the next message.
 	Forget bool
@@ -44,6 +44,8 @@ type Appliance struct {
 
 	root, next, decision, ca, clientCA, rogue Signer
 	rootCert                                  []byte
+
+	tampering sync.Mutex // held while Tamper runs, outside of mu
 
 	mu       sync.Mutex // guards all below
 	do       Behaviour

@@ -71,6 +71,8 @@ func (a *Appliance) tamper(toClient bool, message []byte) []byte {
 	if tamper == nil {
 		return message
 	}
+	a.tampering.Lock()
+	defer a.tampering.Unlock()
 	return tamper(toClient, message)
 }
 

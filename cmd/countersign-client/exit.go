@@ -69,6 +69,10 @@ func explain(err error) error {
 			return cli.Fail(s.code, err, s.hint)
 		}
 	}
+	var retry *client.RetryError
+	if errors.As(err, &retry) {
+		return cli.Fail(cli.TryAgain, err, "")
+	}
 	if code, ok := protocol.CodeOf(err); ok {
 		return cli.Fail(exitOf(code), err, hints[code])
 	}

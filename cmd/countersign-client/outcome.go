@@ -71,7 +71,12 @@ var outcomeTable = cli.Table[outcome]{
 	}},
 	{Title: "serial", Value: func(o outcome) string { return o.Serial }},
 	{Title: "service", Value: func(o outcome) string { return o.ServiceName }},
-	{Title: "level", Value: func(o outcome) string { return strconv.Itoa(int(o.Level)) }},
+	{Title: "level", Value: func(o outcome) string {
+		if o.Level == 0 { // refused before the appliance named one
+			return ""
+		}
+		return strconv.Itoa(int(o.Level))
+	}},
 	{Title: "device", Value: func(o outcome) string { return o.DeviceName }},
 	{Title: "amount", Value: func(o outcome) string { return o.Amount }},
 	{Title: "text", Value: func(o outcome) string { return o.Text }},
