@@ -78,13 +78,13 @@ func (r *Relay) act(ctx context.Context, s *session, d protocol.Decision) {
 	s.act()
 	first, err := r.journal.Begin(journal.Record{Transaction: d.Transaction, Service: d.Service, Amount: d.Amount})
 	if err != nil {
-		r.log.Error("not acting: the journal cannot be written", "transaction", d.Transaction, "error", err)
+		r.log.Error("not acting: the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
 		s.ticket.settle(Settlement{Result: ResultFailed, Decision: &d})
 		r.fail(err)
 		return
 	}
 	if !first {
-		r.log.Info("not acting again", "transaction", d.Transaction)
+		r.log.Info("not acting again", "transaction", d.Transaction.String())
 		r.metrics.acts.WithLabelValues("repeated").Inc()
 		return
 	}
@@ -109,6 +109,8 @@ func (r *Relay) show(d protocol.Decision) {
 	if d.Amount != nil {
 		line += ", " + decimal(*d.Amount)
 	}
+	r.display.Lock()
+	defer r.display.Unlock()
 	if _, err := fmt.Fprintln(r.config.Display, line); err != nil {
 		r.log.Warn("showing an approval failed", "error", err)
 	}
@@ -133,14 +135,14 @@ func (r *Relay) perform(s *session, d protocol.Decision) {
 	err := r.config.Hook.run(newAct(d, s.ticket.order))
 	o := Settlement{Result: d.Result.String(), Decision: &d, Performed: err == nil}
 	if err == nil {
-		r.log.Info("acted", "transaction", d.Transaction, "service", d.Service, "took", time.Since(begun).String())
+		r.log.Info("acted", "transaction", d.Transaction.String(), "service", uint64(d.Service), "took", time.Since(begun).String())
 		r.metrics.acts.WithLabelValues("done").Inc()
 	} else {
-		r.log.Error("hook failed", "transaction", d.Transaction, "service", d.Service, "error", err)
+		r.log.Error("hook failed", "transaction", d.Transaction.String(), "service", uint64(d.Service), "error", err)
 		r.metrics.acts.WithLabelValues("failed").Inc()
 	}
 	if err := r.journal.Finish(d.Transaction, o.Performed); err != nil {
-		r.log.Error("act done, but the journal cannot be written", "transaction", d.Transaction, "error", err)
+		r.log.Error("act done, but the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
 		r.fail(err)
 	}
 	s.ticket.settle(o)

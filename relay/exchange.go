@@ -135,7 +135,7 @@ func (r *Relay) decided(ctx context.Context, s *session, v verdict) {
 	}
 	r.metrics.decisions.WithLabelValues(d.Result.String()).Inc()
 	if d.Result != protocol.ResultApproved {
-		r.log.Info("decision", "result", d.Result, "transaction", d.Transaction, "service", d.Service)
+		r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
 		r.conclude(s, Settlement{Result: d.Result.String(), Code: d.Reason, Decision: &d})
 		return
 	}

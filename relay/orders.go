@@ -2,7 +2,7 @@ package relay
 
 import (
 	"context"
-	"fmt"
+	"errors"
 
 	"countersign/protocol"
 )
@@ -68,7 +68,7 @@ func newSource(c Config) (source, error) {
 	case len(o.Accept) != 0:
 		return standing{ticket: standingTicket(protocol.Order{Services: o.Accept}, false)}, nil
 	}
-	return nil, fmt.Errorf("relay: no orders")
+	return nil, errors.New("relay: no orders")
 }
 
 func standingTicket(o protocol.Order, isExact bool) ticket {

@@ -62,6 +62,6 @@ func (r *Relay) isFinal(o journal.Outcome, err error) bool {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return false // the device may be resumed
 	}
-	r.log.Error("outcome refused", "transaction", o.Transaction, "performed", o.Performed, "status", answer.Status)
+	r.log.Error("outcome refused", "transaction", o.Transaction.String(), "performed", o.Performed, "status", answer.Status)
 	return true
 }

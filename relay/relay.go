@@ -95,6 +95,7 @@ type Relay struct {
 	unsettled chan struct{} // says that the journal has an outcome to report
 	fatal     chan error
 	acts      sync.WaitGroup
+	display   sync.Mutex // one line at a time
 	release   func()
 }
 
@@ -222,7 +223,7 @@ func (r *Relay) fail(err error) {
 // reportLeftOver tells the operator what a crash has left unconfirmed, once.
 func (r *Relay) reportLeftOver() {
 	for _, id := range r.journal.LeftOver() {
-		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id)
+		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id.String())
 		r.metrics.acts.WithLabelValues("unconfirmed").Inc()
 		if err := r.journal.Told(id); err != nil {
 			r.fail(err)

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -81,7 +83,7 @@ func (d *dev) wait(ctx context.Context, stop context.CancelCauseFunc, served cha
 		relay.done <- err
 		stop(nil)
 		<-served
-		return fmt.Errorf("the relay ended: %w", err)
+		return fmt.Errorf("the relay ended by itself: %v", cmp.Or(err, errors.New("exit status 0")))
 	case <-ctx.Done():
 		relay.stop()
 		relay.done <- nil

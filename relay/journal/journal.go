@@ -129,7 +129,7 @@ func (j *Journal) Begin(r Record) (first bool, err error) {
 	if _, known := j.index[r.Transaction]; known {
 		return false, nil
 	}
-	r.Step, r.At = Started, j.config.Now().UTC()
+	r.Step, r.At = Started, j.now()
 	if err := j.appendLocked(r); err != nil {
 		return false, err
 	}
@@ -150,17 +150,18 @@ func (j *Journal) Told(id protocol.TransactionID) error { return j.advance(id, U
 // Settle records that the appliance has answered to an outcome for good.
 func (j *Journal) Settle(id protocol.TransactionID) error { return j.advance(id, Settled) }
 
+func (j *Journal) now() time.Time { return j.config.Now().UTC().Truncate(time.Millisecond) }
+
 func (j *Journal) advance(id protocol.TransactionID, to Step) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
 		return j.broken
 	}
-	r, known := j.index[id]
-	if !known {
+	if _, known := j.index[id]; !known {
 		return fmt.Errorf("journal has no transaction %v", id)
 	}
-	return j.appendLocked(Record{At: r.At, Transaction: id, Step: to})
+	return j.appendLocked(Record{At: j.now(), Transaction: id, Step: to})
 }
 
 // Unsettled lists what the appliance has not been told yet, oldest first.

@@ -101,11 +101,14 @@ func Open(dir string) (*State, error) {
 }
 
 // Lock takes a state directory for this process until release is called or the
-// process ends: [ErrLocked] if another has it.
+// process ends: [ErrLocked] if another has it, [ErrNotEnrolled] if it is not there.
 func Lock(dir string) (release func(), err error) {
 	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // the directory
+		err = ErrNotEnrolled
+	}
 	if err != nil {
-		return nil, fmt.Errorf("locking state: %w", err)
+		return nil, fmt.Errorf("locking state %s: %w", dir, err)
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = file.Close()

@@ -32,18 +32,29 @@ func (c *Client) Run(ctx context.Context) {
 		if !at.Before(trust.next) {
 			trust.run(ctx, c, at.Add(trustPeriod))
 		}
-		identity := c.Identity()
-		half := identity.NotBefore.Add(identity.NotAfter.Sub(identity.NotBefore) / 2)
-		if !at.Before(half) && !at.Before(renewal.next) {
-			renewal.run(ctx, c, at)
+		if !at.Before(renewalTime(c.Identity(), renewal)) {
+			renewal.run(ctx, c, at.Add(firstPause))
 		}
-		timer := time.NewTimer(min(lookPeriod, max(time.Until(trust.next), firstPause)))
+		next := renewalTime(c.Identity(), renewal)
+		if trust.next.Before(next) {
+			next = trust.next
+		}
+		timer := time.NewTimer(min(lookPeriod, time.Until(next)))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		}
 		timer.Stop()
 	}
+}
+
+// renewalTime is half the certificate's life, or later after a failure.
+func renewalTime(i Identity, renewal task) time.Time {
+	half := i.NotBefore.Add(i.NotAfter.Sub(i.NotBefore) / 2)
+	if half.Before(renewal.next) {
+		return renewal.next
+	}
+	return half
 }
 
 // task is something to be done again and again, less often while it fails.

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const good = "accept = [100]\n[appliance]\nurl = \"https://127.0.0.1:1\"\nca = \"ca.pem\"\n[[link]]\ntype = \"wire\"\nlisten = \"tcp:127.0.0.1:0\"\n"
+	config := write("relay.toml", good)
+	unknown := write("unknown.toml", "acept = [100]\n"+good)
+	ca := write("ca.pem", "")
+	const code = "OA1-AAAAAAAAAAAAAAAAAAAAAAAAAA-AAAAAAAAAAAAAAAAAAAA"
+	for name, c := range map[string]struct {
+		args []string
+		want int
+		says string
+	}{
+		"no verb":          {nil, 2, "enrol"},
+		"unknown verb":     {[]string{"server"}, 2, "serve"},
+		"good file":        {[]string{"config", "check", "--config", config}, 0, "ok"},
+		"unknown key":      {[]string{"config", "check", "--config", unknown}, 78, "unknown.toml:1: unknown key acept"},
+		"no file":          {[]string{"serve", "--config", filepath.Join(dir, "none")}, 78, "none"},
+		"not enrolled":     {[]string{"serve", "--config", config}, 78, "relayd enrol"},
+		"status of nobody": {[]string{"status", "--state", dir}, 78, "not enrolled"},
+		"enrol, no flags":  {[]string{"enrol", code}, 2, "url"},
+		"enrol, bad code":  {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "OA1-no"}, 2, "activation code"},
+		"enrol, empty CA":  {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "--state", filepath.Join(dir, "s"), code}, 1, "no certificate"},
+	} {
+		var out, errs bytes.Buffer
+		if got := run(c.args, strings.NewReader(""), &out, &errs); got != c.want || !strings.Contains(out.String()+errs.String(), c.says) {
+			t.Errorf("%s: exit %d, %q; want %d and %q", name, got, out.String()+errs.String(), c.want, c.says)
+		}
+	}
+}
+
+func TestActivationCodeIsNotRepeated(t *testing.T) {
+	const secret = "ABCDEFGHABCDEFGHABCD"
+	var out, errs bytes.Buffer
+	input := strings.NewReader("OA1-AAAAAAAAAAAAAAAAAAAAAAAAAA-" + secret + "\n")
+	args := []string{"enrol", "--url", "https://127.0.0.1:1", "--ca", filepath.Join(t.TempDir(), "none"), "--state", t.TempDir(), "-"}
+	if got := run(args, input, &out, &errs); got == 0 {
+		t.Error("enrolled with nobody")
+	}
+	if strings.Contains(out.String()+errs.String(), secret) {
+		t.Errorf("the code's secret is printed: %s", errs.String())
+	}
+}

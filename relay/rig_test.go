@@ -1,0 +1,210 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/protocol"
+	"countersign/relay/link"
+	"countersign/relay/uplink"
+)
+
+// rig is a running relay with its appliance.
+type rig struct {
+	*fake
+	dir   string
+	relay *Relay
+	stop  func() error // waits for the end
+}
+
+// enrolled is a fake and a config of a device that it knows.
+func enrolled(t *testing.T) (*fake, Config) {
+	t.Helper()
+	return enrolledFor(t, time.Hour)
+}
+
+// enrolledFor gives the device certificates of this life.
+func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
+	t.Helper()
+	f := newFake(t)
+	f.life = life
+	dir := filepath.Join(t.TempDir(), "state")
+	_, err := uplink.Enrol(t.Context(), uplink.EnrolConfig{URL: f.server.URL, CAFile: f.caFile, Code: f.code(), StateDir: dir})
+	must(t, err)
+	return f, Config{
+		StateDir: dir, URL: f.server.URL, CAFile: f.caFile, Floor: 1, Links: []Link{{"tcp:127.0.0.1:0", protocol.LinkWire}},
+		Orders: Orders{Accept: []protocol.Service{100, 200}},
+		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second, Stderr: os.Stderr},
+		Log:    hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}), ActWait: 10 * time.Second,
+	}
+}
+
+func start(t *testing.T, f *fake, c Config) *rig {
+	t.Helper()
+	r, err := New(c)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Serve(ctx) }()
+	var isStopped atomic.Bool
+	g := &rig{fake: f, dir: c.StateDir, relay: r, stop: func() error {
+		cancel()
+		if isStopped.Swap(true) {
+			return nil
+		}
+		return <-done
+	}}
+	t.Cleanup(func() { _ = g.stop() })
+	return g
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	f, c := enrolled(t)
+	return start(t, f, c)
+}
+
+func (g *rig) hookLog() []string {
+	raw, err := os.ReadFile(filepath.Join(g.dir, "hook.log"))
+	if err != nil && !os.IsNotExist(err) {
+		g.t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n")[:bytes.Count(raw, []byte("\n"))]
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	limit := time.After(10 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-limit:
+			t.Fatalf("never: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// phoneClient is a phone: the client's side of the protocol on one link.
+type phoneClient struct {
+	t       *testing.T
+	fake    *fake
+	conn    *link.Conn
+	key     signingKey
+	p1      []byte
+	m1      []byte
+	es      protocol.Secret
+	channel protocol.Channel
+	m3      []byte
+}
+
+func (g *rig) dial(t *testing.T) *link.Conn {
+	t.Helper()
+	return dialAt(t, g.relay.Links()[0])
+}
+
+func dialAt(t *testing.T, addr string) *link.Conn {
+	t.Helper()
+	conn, err := link.Dial(t.Context(), addr)
+	must(t, err)
+	conn.SetTimeouts(link.Timeouts{Receive: 20 * time.Second, Send: 20 * time.Second})
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+var counter atomic.Uint32
+
+func (g *rig) phone(t *testing.T, service protocol.Service) *phoneClient {
+	t.Helper()
+	return g.phoneAt(t, g.relay.Links()[0], service)
+}
+
+func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phoneClient {
+	t.Helper()
+	p := &phoneClient{t: t, fake: g.fake, conn: dialAt(t, addr), key: newSigningKey(t)}
+	serial := protocol.NewSerial(counter.Add(1), [8]byte{1})
+	p.p1 = protocol.P1{Client: protocol.ClientIDOf(p.key.public(t)), Serial: serial, Service: service, Level: 1}.Marshal()
+	var err error
+	p.m1, p.es, err = protocol.SealM1(g.root.public(t).RootID(), 1, g.kemKey(), p.p1)
+	must(t, err)
+	return p
+}
+
+// ask1 sends a message and gives the answer.
+func ask1(t *testing.T, conn *link.Conn, message []byte) []byte {
+	t.Helper()
+	must(t, conn.Send(message))
+	answer, err := conn.Receive()
+	must(t, err)
+	return answer
+}
+
+// challenge sends M1 and makes the M3 that answers M2.
+func (p *phoneClient) challenge(v protocol.Verdict) (m2 []byte) {
+	p.t.Helper()
+	m2 = ask1(p.t, p.conn, p.m1)
+	chal, err := protocol.ChallengeOf(m2)
+	if err != nil {
+		p.t.Fatalf("M2 is %x: %v", m2, err)
+	}
+	p.channel = protocol.NewChannel(p.es, p.m1, chal)
+	p2, err := p.channel.OpenM2(m2)
+	must(p.t, err)
+	statement := protocol.NewStatement(p.fake.root.public(p.t).RootID(), p.p1, chal, p2)
+	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
+	sig, err := protocol.Countersign(p.t.Context(), p.key, statement, approval)
+	must(p.t, err)
+	p.m3 = p.channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+	return m2
+}
+
+// finish sends M3 on a link and opens M4.
+func (p *phoneClient) finish(conn *link.Conn) protocol.P4 {
+	p.t.Helper()
+	return p.open(ask1(p.t, conn, p.m3))
+}
+
+func (p *phoneClient) open(m4 []byte) protocol.P4 {
+	p.t.Helper()
+	raw, err := p.channel.OpenM4(p.m3, m4)
+	if err != nil {
+		p.t.Fatalf("M4 is %x: %v", m4, err)
+	}
+	p4, err := protocol.ParseP4(raw)
+	must(p.t, err)
+	return p4
+}
+
+// wantError checks that a message is an ME.
+func wantError(t *testing.T, message []byte, want protocol.LinkError) {
+	t.Helper()
+	got, err := protocol.ParseLinkError(message)
+	if err != nil || got != want {
+		t.Errorf("answer %x is %+v, %v; want %+v", message, got, err, want)
+	}
+}
+
+// wantClosed checks that the relay has closed a link.
+func wantClosed(t *testing.T, conn *link.Conn) {
+	t.Helper()
+	if _, err := conn.Receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("link gives %v, want its end", err)
+	}
+}
+
+func frame(length uint16, rest ...byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, length), rest...)
+}
