@@ -49,7 +49,8 @@ test: deps build ## run every test, with the race detector
 	@go test -race -timeout 15m ./...
 
 demo: deps build ## narrate the main job with the real programs
-	@go run ./softhsm-test/demo
+	@go build -o bin/demo ./softhsm-test/demo
+	@bin/demo
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench

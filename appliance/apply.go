@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"countersign/appliance/store"
-	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -165,9 +164,4 @@ func (a *Appliance) refuseApply(channel protocol.Channel, chal protocol.Challeng
 func newNonce() (n protocol.Nonce) {
 	_, _ = rand.Read(n[:]) // never fails, crypto/rand
 	return n
-}
-
-// unavailable tells whether an error is the token's or the store's absence.
-func unavailable(err error) bool {
-	return errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, store.ErrUnavailable)
 }

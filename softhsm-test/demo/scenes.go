@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/rig"
+)
+
+var scenes = []scene{
+	{
+		"Enrolment",
+		[]string{
+			"The administrator invites, the phone makes its key and proves it. The activation code names the",
+			"appliance's root key, so no other server is believed. A code works once.",
+		},
+		(*stage).enrolment,
+		rig.Tally{Clients: 1},
+	},
+	{
+		"A door is opened",
+		[]string{"Alice's phone has no network: four messages by way of the relay, one signature."},
+		(*stage).door,
+		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+	},
+	{
+		"Refused by the user",
+		[]string{"Bob reads what is asked and says no. The refusal is signed and kept; nothing is done."},
+		(*stage).refusal,
+		rig.Tally{Clients: 1, Decisions: 1, Audited: 1},
+	},
+	{
+		"A small payment",
+		[]string{"The phone proposes 12.00 EUR; what it signs, the audit record and the till's hook all say so."},
+		(*stage).payment,
+		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+	},
+	{
+		"One bit altered on the way",
+		[]string{
+			"The attacker changes one bit of each message in turn. Nobody acts on what was altered, and",
+			"a phone that lost an answer finds out what became of its request.",
+		},
+		(*stage).alteredBit,
+		rig.Tally{Decisions: 2, Audited: 2, Acts: 2},
+	},
+	{
+		"A replay",
+		[]string{
+			"The answer is lost, so the phone sends its countersignature again; then the attacker replays",
+			"his recording of it. The same result comes back each time, and the door opens once.",
+		},
+		(*stage).replay,
+		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+	},
+	{
+		"A device that claims another order",
+		[]string{
+			"A kiosk sells coffee for 12.00 EUR. Neither another service nor another price gets a signature",
+			"there, and a lying device's true decision is worth nothing for another order.",
+		},
+		(*stage).otherOrder,
+		rig.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
+	},
+	{
+		"A suspended phone",
+		[]string{"Lost, suspended, found, resumed. Only a true signature is told \"suspended\"."},
+		(*stage).suspension,
+		rig.Tally{Decisions: 2, Audited: 2, Acts: 1},
+	},
+	{
+		"A phone that nobody enrolled",
+		[]string{"On the wire it looks like one that was refused: same messages, same sizes, no early answer."},
+		(*stage).stranger,
+		rig.Tally{Decisions: 1, Audited: 1},
+	},
+}
+
+func (s *stage) enrolment(ctx context.Context) error {
+	code, err := s.enrol(ctx, "alice")
+	if err != nil {
+		return err
+	}
+	s.say("   Mallory found the code and tries it too:")
+	_, err = s.client(ctx, "mallory", denied, "enrol", "--url", s.URL, code)
+	return err
+}
+
+func (s *stage) door(ctx context.Context) error {
+	a, err := s.authorize(ctx, "alice", approved, "door.open=100")
+	if err != nil {
+		return err
+	}
+	s.demand(a.Result == "approved", "result %q", a.Result)
+	total := s.traffic()
+	s.demand(total == 274, "%d bytes on the wire, wanted 274", total)
+	return s.onlyCiphertext(ctx)
+}
+
+// traffic shows the messages that went over the wire, and counts their bytes.
+func (s *stage) traffic() (total int) {
+	names := map[byte]string{
+		protocol.KindM1: "M1 apply", protocol.KindM2: "M2 challenge", protocol.KindM3: "M3 countersign", protocol.KindM4: "M4 receipt",
+	}
+	for _, f := range s.wire.Frames() {
+		arrow := "relay → phone"
+		if f.FromPhone {
+			arrow = "phone → relay"
+		}
+		total += len(f.Message)
+		s.say("           %s  %-14s %3d bytes  %s…", arrow, names[f.Kind()], len(f.Message), hex.EncodeToString(f.Message[:12]))
+	}
+	s.say("           %d bytes in all", total)
+	return total
+}
+
+// onlyCiphertext looks for what the relay is not to learn from the messages.
+func (s *stage) onlyCiphertext(ctx context.Context) error {
+	alice, err := s.Client(ctx, "alice")
+	if err != nil {
+		return err
+	}
+	id, err := hex.DecodeString(alice.ID)
+	if err != nil {
+		return err
+	}
+	for _, f := range s.wire.Frames() {
+		for what, secret := range map[string][]byte{"the phone's id": id, "the device's name": []byte("Countersign dev box")} {
+			s.demand(!bytes.Contains(f.Message, secret), "%s is readable in message %x", what, f.Message[:1])
+		}
+	}
+	acts, err := s.Acts()
+	if err != nil || len(acts) == 0 {
+		return fmt.Errorf("no act: %w", err)
+	}
+	s.say("           the relay read none of them: neither the phone's id nor a name is in any. Its hook was told:")
+	act := acts[len(acts)-1]
+	s.say("           service %d, level %d, a client it knows as %s only", act.Service, act.Level, act.Pairwise)
+	s.demand(act.Service == 100 && act.Pairwise != alice.ID, "act %+v", act)
+	return nil
+}
+
+func (s *stage) refusal(ctx context.Context) error {
+	if _, err := s.enrol(ctx, "bob"); err != nil {
+		return err
+	}
+	a, err := s.client(ctx, "bob", denied, "authorize", "--link", s.wire.Link(), "--service", "100", "--refuse")
+	s.demand(a.Code == protocol.CodeUserRefused, "code %d", uint8(a.Code))
+	return err
+}
+
+func (s *stage) payment(ctx context.Context) error {
+	a, err := s.authorize(ctx, "alice", approved, "payment=200", "--amount", "12.00", "--currency", "EUR")
+	if err != nil {
+		return err
+	}
+	s.demand(a.Amount == "12.00 EUR", "amount %q", a.Amount)
+	acts, err := s.Acts()
+	if err != nil {
+		return err
+	}
+	act := acts[len(acts)-1]
+	s.demand(act.Service == 200 && act.Amount != nil && *act.Amount == rig.Amount{Minor: 1200, Currency: "EUR"}, "act %+v", act)
+	return nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"slices"
+
+	_ "modernc.org/sqlite" // the driver of the store that BREAK=replay puts back
+
+	"countersign/protocol"
+	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/rig/wire"
+)
+
+// stranger compares a phone that nobody enrolled with bob, who refuses.
+func (s *stage) stranger(ctx context.Context) error {
+	if _, err := s.client(ctx, "bob", denied, "authorize", "--link", s.wire.Link(), "--service", "100", "--refuse"); err != nil {
+		return err
+	}
+	refused := s.sizes()
+	s.wire.Reset()
+	reason, err := s.stray(ctx)
+	if err != nil {
+		return err
+	}
+	strayed := s.sizes()
+	s.say("   a phone that nobody enrolled: denied, code %d (%s)", uint8(reason), reason)
+	s.say("           refused by its user:  %v bytes", refused)
+	s.say("           enrolled by nobody:   %v bytes", strayed)
+	s.demand(reason == protocol.CodeRefused, "code %d", uint8(reason))
+	s.demand(slices.Equal(refused, strayed), "sizes differ")
+	return nil
+}
+
+// stray runs a whole authorization with a key that nobody enrolled.
+func (s *stage) stray(ctx context.Context) (protocol.Code, error) {
+	trust, err := s.trust(ctx)
+	if err != nil {
+		return 0, err
+	}
+	p, err := phone.Stranger(trust)
+	if err != nil {
+		return 0, err
+	}
+	conn, err := wire.Dial(ctx, s.wire.Link())
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }() // both answers are there, or an error is returned
+	p1 := p.Next(100)
+	session, err := p.Apply(p1.Marshal())
+	if err != nil {
+		return 0, err
+	}
+	m2, err := conn.Ask(session.M1)
+	if err != nil {
+		return 0, err
+	}
+	if err := session.Open(m2); err != nil {
+		return 0, err
+	}
+	m3, err := session.Countersign(ctx, protocol.Approve)
+	if err != nil {
+		return 0, err
+	}
+	m4, err := conn.Ask(m3)
+	if err != nil {
+		return 0, err
+	}
+	p4, err := session.Result(m3, m4)
+	s.demand(p4.Result == protocol.ResultDenied, "result %v", p4.Result)
+	return p4.Reason, err
+}
+
+// trust is what an enrolled phone would have.
+func (s *stage) trust(ctx context.Context) (protocol.Trust, error) {
+	status, err := s.Status(ctx)
+	if err != nil {
+		return protocol.Trust{}, err
+	}
+	raw, err := hex.DecodeString(status.RootKey)
+	if err != nil {
+		return protocol.Trust{}, fmt.Errorf("root key: %w", err)
+	}
+	root, err := protocol.ParsePublicKey(raw)
+	if err != nil {
+		return protocol.Trust{}, fmt.Errorf("root key: %w", err)
+	}
+	return phone.FetchTrust(ctx, s.URL, root.RootHash())
+}
+
+// putBack breaks the product: it takes the newest decision out of the database, as
+// if an old copy had been restored.
+func putBack(ctx context.Context, path string) error {
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "_pragma=busy_timeout(2000)"}).String())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }() // what was written is committed
+	for _, statement := range []string{
+		`DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`,
+		`UPDATE client SET highest = -1 WHERE name = 'alice'`,
+	} {
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("putting the database back: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package softhsmtest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"countersign/softhsm-test/rig"
+)
+
+// TestScripts runs the *.txtar beside this file. Beyond testscript's own they have
+// these commands:
+//
+//	dev [MODULE]            start `countersignd dev` in $WORK/dev, called dev; sets URL API CA LINK ADMIN OPS HOOKLOG
+//	daemon NAME PROGRAM …   start a program in the background
+//	logged NAME RE [VAR …]  wait until the log of a daemon matches; sets each VAR to a group
+//	waitfor http URL CODE   wait until a GET is answered so
+//	waitfor json URL MEMBER VALUE  … and its JSON has that member
+//	waitfor end NAME CODE   wait until a daemon has ended with an exit code
+//	stop NAME               SIGTERM; it ends within 2 s with exit code 0
+//	kill9 NAME              kill -9, and wait until nothing it started remains
+//	killchildren NAME PROGRAM COUNT  kill -9 so many of its children
+//	exits CODE PROGRAM …    run a program, which ends with exactly that code
+//	member VAR NAME         set VAR to a member of the JSON on standard output
+//	lines FILE COUNT        a file has so many lines
+//	expand FILE             put environment variables into a file
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: ".", RequireExplicitExec: true, RequireUniqueNames: true,
+		Setup: setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "stop": cmdStop, "kill9": cmdKill9,
+			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
+		},
+	})
+}
+
+// daemons are those of one script, by name.
+type daemons map[string]*rig.Daemon
+
+type daemonsKey struct{}
+
+func setup(e *testscript.Env) error {
+	e.Setenv("PATH", string(programs)+":"+os.Getenv("PATH"))
+	e.Setenv("SPY", spyModule())
+	all := daemons{}
+	e.Values[daemonsKey{}] = all
+	e.Defer(func() {
+		for _, d := range all {
+			if d.Running() {
+				_ = d.Kill() // the script is over; its own failure is what counts
+			}
+		}
+	})
+	return nil
+}
+
+// spyModule is where Debian puts OpenSC's pkcs11-spy: a directory of the machine's
+// architecture.
+func spyModule() string {
+	found, err := filepath.Glob("/usr/lib/*/pkcs11-spy.so")
+	if err != nil || len(found) == 0 {
+		return "pkcs11-spy.so not found: install opensc"
+	}
+	return found[0]
+}
+
+func of(ts *testscript.TestScript) daemons { return ts.Value(daemonsKey{}).(daemons) }
+
+func named(ts *testscript.TestScript, name string) *rig.Daemon {
+	d, ok := of(ts)[name]
+	if !ok {
+		ts.Fatalf("no daemon is called %q", name)
+	}
+	return d
+}
+
+// need ends the script at a command with fewer arguments than it must have, or
+// negated.
+func need(ts *testscript.TestScript, neg bool, args []string, usage string) {
+	if neg || len(args) < len(strings.Fields(usage)) {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+// environment is what the script's variables say for the programs it starts.
+func environment(ts *testscript.TestScript) []string {
+	var env []string
+	for _, name := range []string{"SOFTHSM2_CONF", "PKCS11SPY", "PKCS11SPY_OUTPUT"} {
+		if value := ts.Getenv(name); value != "" {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "")
+	c := rig.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
+	if len(args) > 0 {
+		c.Module = args[0]
+	}
+	a, err := rig.Start(context.Background(), c)
+	ts.Check(err)
+	of(ts)["dev"] = a.Daemon
+	for name, value := range map[string]string{
+		"URL": a.URL, "CA": a.CA, "LINK": a.Link, "ADMIN": a.Admin, "OPS": a.Ops, "HOOKLOG": a.Hooklog,
+		"API": strings.TrimPrefix(a.URL, "https://"),
+	} {
+		ts.Setenv(name, value)
+	}
+}
+
+func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "NAME PROGRAM")
+	d, err := programs.Start(rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	ts.Check(err)
+	of(ts)[args[0]] = d
+}
+
+func cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "NAME RE")
+	d, pattern := named(ts, args[0]), regexp.MustCompile(args[1])
+	var groups []string
+	err := rig.Until(context.Background(), "the log to match "+args[1], func() (bool, error) {
+		groups = pattern.FindStringSubmatch(d.Log())
+		if groups == nil && !d.Running() {
+			return false, fmt.Errorf("%s ended: %s", args[0], d.Log())
+		}
+		return groups != nil, nil
+	})
+	if err != nil {
+		ts.Fatalf("%v: %s", err, d.Log())
+	}
+	for i, name := range args[2:] {
+		ts.Setenv(name, groups[i+1])
+	}
+}
+
+func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "WHAT WHERE VALUE")
+	switch args[0] {
+	case "http":
+		ts.Check(rig.Until(context.Background(), args[1]+" to answer "+args[2], func() (bool, error) {
+			status, _ := get(args[1]) // not there yet is not so
+			return strconv.Itoa(status) == args[2], nil
+		}))
+	case "json":
+		need(ts, neg, args, "json URL MEMBER VALUE")
+		ts.Check(rig.Until(context.Background(), args[1]+" to have "+args[2], func() (bool, error) {
+			_, members := get(args[1])
+			return fmt.Sprint(members[args[2]]) == args[3], nil
+		}))
+	case "end":
+		code, err := named(ts, args[1]).Wait(context.Background())
+		ts.Check(err)
+		if strconv.Itoa(code) != args[2] {
+			ts.Fatalf("exit code %d: %s", code, named(ts, args[1]).Log())
+		}
+	default:
+		ts.Fatalf("usage: waitfor http|json|end …")
+	}
+}
+
+func get(url string) (status int, members map[string]any) {
+	res, err := http.Get(url)
+	if err != nil {
+		return 0, nil
+	}
+	defer func() { _ = res.Body.Close() }() // only this much of it is wanted
+	if json.NewDecoder(res.Body).Decode(&members) != nil {
+		return res.StatusCode, nil
+	}
+	return res.StatusCode, members
+}
+
+func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "NAME")
+	_, err := named(ts, args[0]).Stop()
+	ts.Check(err)
+}
+
+func cmdKill9(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "NAME")
+	d := named(ts, args[0])
+	children, err := d.Children()
+	ts.Check(err)
+	if len(children) == 0 {
+		ts.Fatalf("%s has no children", args[0])
+	}
+	ts.Check(d.Kill())
+	for _, c := range children {
+		ts.Check(c.Wait(context.Background()))
+	}
+}
+
+func cmdKillChildren(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "NAME PROGRAM COUNT")
+	children, err := named(ts, args[0]).Children()
+	ts.Check(err)
+	children = slices.DeleteFunc(children, func(p rig.Process) bool { return p.Name != args[1] })
+	if strconv.Itoa(len(children)) != args[2] {
+		ts.Fatalf("%d children are %s", len(children), args[1])
+	}
+	for _, c := range children {
+		ts.Check(c.Kill())
+	}
+	for _, c := range children {
+		ts.Check(c.Wait(context.Background()))
+	}
+}
+
+func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "CODE PROGRAM")
+	r, err := programs.Run(context.Background(), rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	ts.Check(err)
+	fmt.Fprint(ts.Stdout(), r.Stdout)
+	fmt.Fprint(ts.Stderr(), r.Stderr)
+	if strconv.Itoa(r.Code) != args[0] {
+		ts.Fatalf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+func cmdMember(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "VAR NAME")
+	var members map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &members))
+	value, ok := members[args[1]]
+	if !ok {
+		ts.Fatalf("no member %q", args[1])
+	}
+	ts.Setenv(args[0], fmt.Sprint(value))
+}
+
+func cmdLines(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "FILE COUNT")
+	if n := strings.Count(ts.ReadFile(args[0]), "\n"); strconv.Itoa(n) != args[1] {
+		ts.Fatalf("%s has %d lines: %s", args[0], n, ts.ReadFile(args[0]))
+	}
+}
+
+func cmdExpand(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "FILE")
+	path := ts.MkAbs(args[0])
+	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+	ts.Check(os.WriteFile(filepath.Clean(path), []byte(text), 0o600))
+}
