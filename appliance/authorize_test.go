@@ -202,12 +202,13 @@ func TestSettledRefusals(t *testing.T) {
 		stored  bool
 	}{
 		{"unknown client", "unknown", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeRefused, false},
-		{"revoked client", "revoked", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeRefused, false},
+		{"revoked client, bad signature", "revoked", forged, protocol.CodeRefused, false},
 		{"suspended client, bad signature", "suspended", forged, protocol.CodeRefused, false},
 		{"bad signature", "alice", forged, protocol.CodeSignature, false},
 		{"attempt 1 after nothing", "alice", func(s *session) []byte {
 			return s.channel.SealM3(1, protocol.P3{Verdict: protocol.Approve, Slot: 1}.Marshal())
 		}, protocol.CodeSerial, false},
+		{"revoked client", "revoked", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeRefused, true},
 		{"suspended client", "suspended", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeSuspended, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

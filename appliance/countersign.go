@@ -122,7 +122,7 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (store.Client,
 	key := signingKey(client, c.p3.Slot)
 	err = protocol.VerifyCountersign(key, c.statement, c.p3.Approval(), c.p3.Signature[:])
 	switch {
-	case !known, client.Status == store.Revoked, err != nil && client.Status == store.Suspended:
+	case !known, err != nil && client.Status != store.Active:
 		return client, policy.Evidence{}, protocol.CodeRefused, nil
 	case err != nil:
 		return client, policy.Evidence{}, protocol.CodeSignature, nil

@@ -159,12 +159,13 @@ func (s Settings) values() map[string][]byte {
 	return map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
 }
 
-var errSettings = errors.New("the store holds no trust settings: run countersignd init first")
+// ErrNotInitialized: no ceremony has been held for this store.
+var ErrNotInitialized = errors.New("the store holds no keys and no trust")
 
 func parseSettings(values map[string][]byte) (Settings, error) {
 	s := Settings{Domain: string(values[settingDomain])}
 	if s.Domain == "" || copy(s.NextRootHash[:], values[settingNext]) != len(s.NextRootHash) {
-		return s, errSettings
+		return s, ErrNotInitialized
 	}
 	for b := values[settingRoots]; len(b) > 0; {
 		n := int(binary.BigEndian.Uint16(b))

@@ -54,12 +54,19 @@ func withParts(cmd *cobra.Command, path string, do func(context.Context, *config
 		return err
 	}
 	p, err := openParts(cmd.Context(), cfg, around(cmd, cfg.Log))
-	if err != nil {
-		return explain(err)
+	if err == nil {
+		err = do(cmd.Context(), cfg, p)
+		if closeErr := p.close(); err == nil {
+			err = closeErr
+		}
 	}
-	err = do(cmd.Context(), cfg, p)
-	if closeErr := p.close(); err == nil {
-		err = closeErr
+	return end(cmd.Context(), err)
+}
+
+// end is the result of a daemon: to be stopped while it starts is no failure.
+func end(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
 	}
 	return explain(err)
 }
@@ -89,7 +96,7 @@ func devCommand() *cobra.Command {
 				return err
 			}
 			d.from = around(cmd, config.Log{Level: "info", Format: "json"})
-			return explain(d.run(cmd.Context()))
+			return end(cmd.Context(), d.run(cmd.Context()))
 		},
 	}
 	cmd.Flags().StringVar(&d.dir, "dir", "", "directory of token, store and sockets")

@@ -23,6 +23,7 @@ type dev struct {
 	module string // "" is SoftHSM itself
 	from   surroundings
 	daemon *daemon
+	locked *os.File // keeps the directory's lock
 }
 
 // devInfo is DIR/dev.json, written once all are ready.
@@ -93,10 +94,13 @@ func (d *dev) wait(ctx context.Context, stop context.CancelCauseFunc, served cha
 
 // prepare makes the directory, the token and, the first time, the trust domain.
 func (d *dev) prepare(ctx context.Context) (*parts, error) {
-	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+	if err := d.lock(); err != nil {
 		return nil, err
 	}
 	if err := os.RemoveAll(d.path("dev.json")); err != nil {
+		return nil, err
+	}
+	if err := d.forgetUnfinished(); err != nil {
 		return nil, err
 	}
 	softhsm, err := devToken(ctx, d.dir)
@@ -117,6 +121,9 @@ func (d *dev) prepare(ctx context.Context) (*parts, error) {
 	settings, err := p.store.Settings(ctx)
 	if err == nil && len(settings) == 0 {
 		err = initialize(ctx, p, cfg.Trust.Domain)
+	}
+	if err == nil {
+		err = os.WriteFile(d.path(readyMark), nil, 0o600)
 	}
 	if err != nil {
 		_ = p.close()

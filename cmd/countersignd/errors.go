@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 
+	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/cli"
 	"countersign/hsm"
@@ -22,7 +23,8 @@ var exits = []struct {
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module and hsm.token_label, and that the token is there (pkcs11-tool --module … -L)"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
-	{store.ErrNotFound, cli.Failed, "run countersignd init first"},
+	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
+	{errDirInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
 	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
 }
 

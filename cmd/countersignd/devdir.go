@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// errDirInUse: another dev runs in the directory.
+var errDirInUse = errors.New("directory is in use by another countersignd dev")
+
+// lock makes the directory this process's own until it ends.
+func (d *dev) lock() error {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(d.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("%s: %w", d.dir, errDirInUse)
+	}
+	d.locked = f
+	return nil
+}
+
+// readyMark is written once token, store and trust domain are whole. Without it
+// what is in the directory was never used: a first start that was cut off.
+const readyMark = "initialized"
+
+func (d *dev) forgetUnfinished() error {
+	if _, err := os.Stat(d.path(readyMark)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, name := range []string{"pin", "so-pin", "token", "countersign.db", "countersign.db-wal", "countersign.db-shm", "relay"} {
+		if err := os.RemoveAll(d.path(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
