@@ -1,6 +1,10 @@
 package protocol
 
-import "github.com/fxamacker/cbor/v2"
+import (
+	"slices"
+
+	"github.com/fxamacker/cbor/v2"
+)
 
 // BodyType is the media type of the CBOR bodies of PROTOCOL.md §5.
 const BodyType = "application/cbor"
@@ -134,4 +138,224 @@ func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 	}
 	r.Handle, r.Level, r.TTL = *w.Handle, *w.Level, *w.TTL
 	return r, checkLengths(carried{"M2", r.M2, MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, false})
+}
+
+// LinkClass says by what near-field link D hears C; it is D's claim.
+type LinkClass uint8
+
+// The link classes of PROTOCOL.md §5.
+const (
+	LinkWire  LinkClass = 1
+	LinkQR    LinkClass = 2
+	LinkSound LinkClass = 3
+	LinkNFC   LinkClass = 4
+	LinkBLE   LinkClass = 5
+)
+
+var linkNames = []string{LinkWire: "wire", LinkQR: "qr", LinkSound: "sound", LinkNFC: "nfc", LinkBLE: "ble"}
+
+func (l LinkClass) known() bool { return l >= LinkWire && l <= LinkBLE }
+
+func (l LinkClass) String() string {
+	if !l.known() {
+		return "unknown link"
+	}
+	return linkNames[l]
+}
+
+// ParseLinkClass reads the name that String writes.
+func ParseLinkClass(s string) (LinkClass, error) {
+	if i := slices.Index(linkNames, s); i >= int(LinkWire) {
+		return LinkClass(i), nil
+	}
+	return 0, formatError("link class %q", s)
+}
+
+// Order is what D has to sell or to open, key 2 of an [ApplyRequest]:
+// {1: service or [service, …], ?2: [amount, currency], ?3: text, ?4: reference}.
+type Order struct {
+	Services  []Service // one: an order; several: those D accepts without one
+	Amount    *Amount
+	Text      string // up to 44 bytes, shown to the user
+	Reference string // up to 64 bytes, D's own, for S's audit record
+}
+
+// MaxReferenceBytes is the longest order reference.
+const MaxReferenceBytes = 64
+
+// maxServices is the longest list of services in an order.
+const maxServices = 256
+
+type wireOrder struct {
+	Services  cbor.RawMessage `cbor:"1,keyasint"`
+	Amount    *Amount         `cbor:"2,keyasint,omitempty"`
+	Text      *string         `cbor:"3,keyasint,omitempty"`
+	Reference *string         `cbor:"4,keyasint,omitempty"`
+}
+
+func (o Order) marshal() []byte {
+	w := wireOrder{Services: marshal(o.Services), Amount: o.Amount, Text: nonEmpty(o.Text), Reference: nonEmpty(o.Reference)}
+	if len(o.Services) == 1 {
+		w.Services = marshal(o.Services[0])
+	}
+	return marshal(w)
+}
+
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func parseOrder(b []byte) (o Order, err error) {
+	var w wireOrder
+	if err := unmarshalExact(b, &w, 1, 2, 3, 4); err != nil {
+		return o, err
+	}
+	if o.Services, err = parseServices(w.Services); err != nil {
+		return o, err
+	}
+	if o.Amount = w.Amount; o.Amount != nil {
+		if err := o.Amount.validate(); err != nil {
+			return o, err
+		}
+	}
+	if o.Text, err = parseOptionalText("order text", w.Text, MaxTextBytes); err != nil {
+		return o, err
+	}
+	o.Reference, err = parseOptionalText("order reference", w.Reference, MaxReferenceBytes)
+	return o, err
+}
+
+// parseServices reads one service, or a list of two or more without repeats. A
+// list of one would be a second way to write the same.
+func parseServices(b []byte) ([]Service, error) {
+	var one Service
+	if unmarshalSame(b, &one) == nil {
+		return []Service{one}, nil
+	}
+	var list []Service
+	if err := unmarshalSame(b, &list); err != nil {
+		return nil, err
+	}
+	if len(list) < 2 || len(list) > maxServices {
+		return nil, formatError("order lists %d services", len(list))
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	if len(slices.Compact(sorted)) != len(list) {
+		return nil, formatError("order lists a service twice")
+	}
+	return list, nil
+}
+
+func parseOptionalText(name string, s *string, maxBytes int) (string, error) {
+	if s == nil {
+		return "", nil
+	}
+	if *s == "" {
+		return "", formatError("%s is empty", name)
+	}
+	return *s, CheckText(*s, maxBytes)
+}
+
+// CountersignRequest is the body of POST /v1/countersign: {1: handle, 2: M3}.
+type CountersignRequest struct {
+	Handle []byte `cbor:"1,keyasint"`
+	M3     []byte `cbor:"2,keyasint"`
+}
+
+// Marshal writes the body.
+func (r CountersignRequest) Marshal() []byte {
+	return marshal(CountersignRequest{Handle: present(r.Handle), M3: present(r.M3)})
+}
+
+// ParseCountersignRequest reads the body: CodeFormat. M3 is not looked into.
+func ParseCountersignRequest(b []byte) (r CountersignRequest, err error) {
+	if err := unmarshalExact(b, &r, 1, 2); err != nil {
+		return CountersignRequest{}, err
+	}
+	return r, checkLengths(carried{"handle", r.Handle, MaxHandle, false}, carried{"M3", r.M3, MaxFrame, false})
+}
+
+// MaxDecision is the longest decision that is taken, in bytes: one with strict
+// evidence of two in a batch receipt has about 2,000.
+const MaxDecision = 8192
+
+// CountersignResponse answers it:
+// {1: M4, 2: result, ?3: decision, ?4: next handle}.
+type CountersignResponse struct {
+	M4         []byte
+	Result     Result
+	Decision   []byte // nil: none
+	NextHandle []byte // with ResultPending, for the second approver; nil: none
+}
+
+type wireCountersignAnswer struct {
+	M4         []byte  `cbor:"1,keyasint"`
+	Result     Result  `cbor:"2,keyasint"`
+	Decision   *[]byte `cbor:"3,keyasint,omitempty"`
+	NextHandle *[]byte `cbor:"4,keyasint,omitempty"`
+}
+
+// Marshal writes the body.
+func (r CountersignResponse) Marshal() []byte {
+	return marshal(wireCountersignAnswer{present(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
+}
+
+// ParseCountersignResponse reads the body: CodeFormat. The decision is for
+// [DecisionCheck].
+func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
+	var w wireCountersignAnswer
+	if err := unmarshalExact(b, &w, 1, 2, 3, 4); err != nil {
+		return CountersignResponse{}, err
+	}
+	r := CountersignResponse{M4: w.M4, Result: w.Result}
+	if r.Result > ResultPending {
+		return CountersignResponse{}, formatError("countersign answer: %v", r.Result)
+	}
+	if w.Decision != nil {
+		r.Decision = *w.Decision
+	}
+	if w.NextHandle != nil {
+		r.NextHandle = *w.NextHandle
+	}
+	return r, checkLengths(
+		carried{"M4", r.M4, MaxFrame, false},
+		carried{"decision", r.Decision, MaxDecision, w.Decision == nil},
+		carried{"next handle", r.NextHandle, MaxHandle, w.NextHandle == nil},
+	)
+}
+
+// OutcomeRequest is the body of POST /v1/outcome:
+// {1: transaction id, 2: performed (0 or 1)}.
+type OutcomeRequest struct {
+	Transaction TransactionID
+	Performed   bool // false gives the limits back
+}
+
+type wireOutcome struct {
+	Transaction TransactionID `cbor:"1,keyasint"`
+	Performed   uint64        `cbor:"2,keyasint"`
+}
+
+// Marshal writes the body.
+func (r OutcomeRequest) Marshal() []byte {
+	w := wireOutcome{Transaction: r.Transaction}
+	if r.Performed {
+		w.Performed = 1
+	}
+	return marshal(w)
+}
+
+// ParseOutcomeRequest reads the body: CodeFormat.
+func ParseOutcomeRequest(b []byte) (OutcomeRequest, error) {
+	var w wireOutcome
+	if err := unmarshalExact(b, &w, 1, 2); err != nil {
+		return OutcomeRequest{}, err
+	}
+	if w.Performed > 1 {
+		return OutcomeRequest{}, formatError("outcome: performed is %d", w.Performed)
+	}
+	return OutcomeRequest{Transaction: w.Transaction, Performed: w.Performed == 1}, nil
 }

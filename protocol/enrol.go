@@ -3,9 +3,70 @@ package protocol
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"strings"
 )
+
+// ActivationCode lets its holder enrol once, PROTOCOL.md §5. It is written
+//
+//	OA1-<root hash, 26 base32 characters>-<secret, 20 base32 characters>
+//
+// in the alphabet of RFC 4648, upper case.
+type ActivationCode struct {
+	Root   RootHash         // SHA-256(root public key)[0:16], of the root when the code was made
+	Secret ActivationSecret // 100 bits
+}
+
+// ActivationSecret is the secret part of an [ActivationCode], as base32
+// characters. It does not print.
+type ActivationSecret [20]byte
+
+func (ActivationSecret) String() string { return redacted }
+
+// GoString keeps %#v from printing the secret.
+func (ActivationSecret) GoString() string { return redacted }
+
+const redacted = "[redacted]"
+
+const activationPrefix = "OA1"
+
+var base32plain = base32.StdEncoding.WithPadding(base32.NoPadding)
+
+// NewActivationCode makes a code of 13 random bytes, of which 100 bits count.
+func NewActivationCode(root RootHash, random [13]byte) ActivationCode {
+	return ActivationCode{Root: root, Secret: ActivationSecret([]byte(base32plain.EncodeToString(random[:]))[:20])}
+}
+
+// String writes the whole code, secret included: it is for the person who
+// enrols, never for a log.
+func (a ActivationCode) String() string {
+	return activationPrefix + "-" + base32plain.EncodeToString(a.Root[:]) + "-" + string(a.Secret[:])
+}
+
+// ParseActivationCode reads what String writes, in exactly that form: CodeFormat.
+// The error does not repeat the code.
+func ParseActivationCode(s string) (a ActivationCode, err error) {
+	parts := strings.Split(s, "-")
+	if len(parts) != 3 || parts[0] != activationPrefix || len(parts[2]) != len(a.Secret) {
+		return a, formatError("activation code is not OA1-<26 characters>-<20 characters>")
+	}
+	root, err := base32plain.DecodeString(parts[1])
+	if err != nil || len(root) != len(a.Root) {
+		return a, formatError("activation code: root hash is not 26 base32 characters")
+	}
+	if _, err := base32plain.DecodeString(parts[2] + "AAAA"); err != nil {
+		return a, formatError("activation code: secret is not 20 base32 characters")
+	}
+	a = ActivationCode{Root: RootHash(root), Secret: ActivationSecret([]byte(parts[2]))}
+	// The last character of the hash has two bits to spare, and the library skips line breaks.
+	if a.String() != s {
+		return ActivationCode{}, formatError("activation code is not in its canonical form")
+	}
+	return a, nil
+}
 
 // EnrolRequest is the body of POST /v1/enrol, PROTOCOL.md §5. As JSON its binary
 // members are base64url without padding:
@@ -186,4 +247,186 @@ func (w passwordJSON) enrolment() (*PasswordEnrolment, error) {
 		return nil, fmt.Errorf("password.ephemeral: %w", err)
 	}
 	return &p, nil
+}
+
+// EnrolResponse is the answer of POST /v1/enrol, PROTOCOL.md §5, as JSON
+//
+//	{"client_id", "root_key", "next_root_hash", "key_certs": [], "client_cert",
+//	 "floors": [{"service", "min_level"}]}
+//
+// with binary members in base64url without padding.
+type EnrolResponse struct {
+	Client       ClientID
+	RootKey      PublicKey
+	NextRootHash [32]byte
+	KeyCerts     [][]byte
+	ClientCert   []byte
+	Floors       []Floor
+}
+
+// Floor is the least level of a service, for the client's own table.
+type Floor struct {
+	Service  Service `json:"service"`
+	MinLevel Level   `json:"min_level"`
+}
+
+type enrolResponseJSON struct {
+	ClientID     Base64   `json:"client_id"`
+	RootKey      Base64   `json:"root_key"`
+	NextRootHash Base64   `json:"next_root_hash"`
+	KeyCerts     []Base64 `json:"key_certs"`
+	ClientCert   Base64   `json:"client_cert"`
+	Floors       []Floor  `json:"floors"`
+}
+
+// MarshalJSON writes the answer as on the wire.
+func (r EnrolResponse) MarshalJSON() ([]byte, error) {
+	floors := r.Floors
+	if floors == nil {
+		floors = []Floor{}
+	}
+	return json.Marshal(enrolResponseJSON{
+		r.Client[:], r.RootKey[:], r.NextRootHash[:], toBase64(r.KeyCerts), r.ClientCert, floors,
+	})
+}
+
+// ParseEnrolResponse reads an answer: CodeFormat. The client then holds it
+// against the Trust it resolved before, see [EnrolResponse.Check].
+func ParseEnrolResponse(body []byte) (r EnrolResponse, err error) {
+	var w enrolResponseJSON
+	if err := strictJSON(body, &w); err != nil {
+		return r, err
+	}
+	if r.RootKey, err = ParsePublicKey(w.RootKey); err != nil {
+		return r, fmt.Errorf("root_key: %w", err)
+	}
+	if err := fixed(r.Client[:], "client_id", w.ClientID); err != nil {
+		return r, err
+	}
+	if err := fixed(r.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
+		return r, err
+	}
+	for _, f := range w.Floors {
+		if _, ok := f.MinLevel.Factors(); !ok {
+			return r, formatError("floor of service %v is level %d", f.Service, f.MinLevel)
+		}
+	}
+	r.KeyCerts, r.ClientCert, r.Floors = fromBase64(w.KeyCerts), w.ClientCert, w.Floors
+	return r, nil
+}
+
+// Check says whether the answer fits the request and the trust the client
+// resolved before it, and gives that trust with the answer's KeyCerts and the
+// client certificate: CodeFormat or CodeCertificate. now is Unix seconds.
+func (r EnrolResponse) Check(req EnrolRequest, trust Trust, now uint64) (Trust, ClientCert, error) {
+	if r.RootKey != trust.Root || r.NextRootHash != trust.NextRootHash {
+		return trust, ClientCert{}, certificateError("enrolment answered with another root")
+	}
+	trust = trust.withKeyCerts(r.KeyCerts, now)
+	p, err := parseClientCert(r.ClientCert)
+	if err != nil {
+		return trust, ClientCert{}, err
+	}
+	keys := Keyring{Root: trust.Root, KeyCerts: trust.KeyCerts(UseClientCA), Now: now}
+	if err := (checkedEvidence{cert: p}).checkCertificate(keys); err != nil {
+		return trust, ClientCert{}, err
+	}
+	same := p.UVKey == nil && req.UVKey == nil || p.UVKey != nil && req.UVKey != nil && *p.UVKey == *req.UVKey
+	if r.Client != req.ClientID() || p.SigningKey != req.SigningKey || !same {
+		return trust, ClientCert{}, certificateError("enrolment answered for another client")
+	}
+	return trust, p.ClientCert, nil
+}
+
+// DeviceEnrolRequest is the body of POST /v1/enrol/device, PROTOCOL.md §5:
+// {"activation_code", "csr"}. The request's own signature is for the caller.
+type DeviceEnrolRequest struct {
+	ActivationCode ActivationCode
+	CSR            string // PEM, one CERTIFICATE REQUEST
+}
+
+// DeviceEnrolResponse answers it: {"certificates": [PEM], "trust"}. The device's own
+// certificate comes first.
+type DeviceEnrolResponse struct {
+	Certificates []string      `json:"certificates"`
+	Trust        TrustDocument `json:"trust"`
+}
+
+// RenewRequest is the body of POST /v1/renew: {"csr"}.
+type RenewRequest struct {
+	CSR string `json:"csr"` // PEM, one CERTIFICATE REQUEST
+}
+
+// RenewResponse answers it: {"certificates": [PEM]}.
+type RenewResponse struct {
+	Certificates []string `json:"certificates"`
+}
+
+type deviceEnrolJSON struct {
+	ActivationCode string `json:"activation_code"`
+	CSR            string `json:"csr"`
+}
+
+// MarshalJSON writes the body as on the wire.
+func (r DeviceEnrolRequest) MarshalJSON() ([]byte, error) {
+	return json.Marshal(deviceEnrolJSON{r.ActivationCode.String(), r.CSR})
+}
+
+// ParseDeviceEnrolRequest reads a body: CodeFormat.
+func ParseDeviceEnrolRequest(body []byte) (r DeviceEnrolRequest, err error) {
+	var w deviceEnrolJSON
+	if err := strictJSON(body, &w); err != nil {
+		return r, err
+	}
+	if r.ActivationCode, err = ParseActivationCode(w.ActivationCode); err != nil {
+		return r, err
+	}
+	r.CSR = w.CSR
+	return r, checkPEM("CERTIFICATE REQUEST", w.CSR)
+}
+
+// ParseDeviceEnrolResponse reads an answer: CodeFormat.
+func ParseDeviceEnrolResponse(body []byte) (r DeviceEnrolResponse, err error) {
+	var w struct {
+		Certificates []string        `json:"certificates"`
+		Trust        json.RawMessage `json:"trust"`
+	}
+	if err := strictJSON(body, &w); err != nil {
+		return r, err
+	}
+	if r.Trust, err = ParseTrustDocument(w.Trust); err != nil {
+		return r, err
+	}
+	r.Certificates = w.Certificates
+	return r, checkPEM("CERTIFICATE", w.Certificates...)
+}
+
+// ParseRenewRequest reads a body: CodeFormat.
+func ParseRenewRequest(body []byte) (r RenewRequest, err error) {
+	if err := strictJSON(body, &r); err != nil {
+		return RenewRequest{}, err
+	}
+	return r, checkPEM("CERTIFICATE REQUEST", r.CSR)
+}
+
+// ParseRenewResponse reads an answer: CodeFormat.
+func ParseRenewResponse(body []byte) (r RenewResponse, err error) {
+	if err := strictJSON(body, &r); err != nil {
+		return RenewResponse{}, err
+	}
+	return r, checkPEM("CERTIFICATE", r.Certificates...)
+}
+
+// checkPEM requires at least one text, each of exactly one block of this type.
+func checkPEM(blockType string, texts ...string) error {
+	if len(texts) == 0 {
+		return formatError("no PEM %s", blockType)
+	}
+	for _, text := range texts {
+		block, rest := pem.Decode([]byte(text))
+		if block == nil || block.Type != blockType || len(rest) != 0 {
+			return formatError("not one PEM %s", blockType)
+		}
+	}
+	return nil
 }

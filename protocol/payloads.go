@@ -215,3 +215,197 @@ func ParseP3(b []byte) (P3, error) {
 	}
 	return p, nil
 }
+
+// P2 is the payload of M2, the information to be signed. Code 0 is the usual
+// form; any other the error form, which has Code and Retry only.
+type P2 struct {
+	// TTL is the life of the challenge in seconds, from the first byte of M1.
+	TTL uint64
+	// Now is S's Unix time. C's clock does not follow it.
+	Now        uint32
+	Level      Level
+	Factors    Factors
+	Device     DeviceHandle
+	DeviceName string
+	Amount     *Amount
+	Text       string
+	// FirstStatement and FirstService are of the first client's STMT; with
+	// [ServiceCoApproval] both, else neither.
+	FirstStatement *[32]byte
+	FirstService   *Service
+
+	Code Code
+	// Retry is in seconds.
+	Retry *uint64
+}
+
+// Marshal gives the canonical encoding of a P2.
+func (p P2) Marshal() []byte {
+	m := det.NewMap(160)
+	if p.Code != 0 {
+		m.Uint(0, uint64(p.Code))
+		m.OptionalUint(1, p.Retry)
+		return m.Encode()
+	}
+	m.Uint(1, p.TTL)
+	m.Uint(2, uint64(p.Now))
+	m.Uint(3, uint64(p.Level))
+	m.Uint(4, uint64(p.Factors))
+	m.Bytes(5, p.Device[:])
+	m.Text(6, p.DeviceName)
+	if p.Amount != nil {
+		m.Item(7, p.Amount.append(det.AppendArray(nil, 2)))
+	}
+	if p.Text != "" {
+		m.Text(8, p.Text)
+	}
+	if p.FirstStatement != nil {
+		m.Bytes(12, p.FirstStatement[:])
+	}
+	if p.FirstService != nil {
+		m.Uint(13, uint64(*p.FirstService))
+	}
+	return m.Encode()
+}
+
+// ParseP2 decodes a P2. Errors are [CodeFormat].
+func ParseP2(b []byte) (P2, error) {
+	m := det.ParseMap(b)
+	var p P2
+	if m.Has(0) {
+		p.Code = Code(m.Uint(0, math.MaxUint8))
+		p.Retry = m.OptionalUint(1)
+		if err := m.Close(); err != nil {
+			return P2{}, formatError("P2: %v", err)
+		}
+		if p.Code == 0 {
+			return P2{}, formatError("P2: code 0 is no error")
+		}
+		return p, nil
+	}
+	p.TTL = m.Uint(1, math.MaxUint64)
+	p.Now = uint32(m.Uint(2, math.MaxUint32))
+	p.Level = Level(m.Uint(3, math.MaxUint8))
+	p.Factors = Factors(m.Uint(4, math.MaxUint8))
+	m.Fixed(5, p.Device[:])
+	p.DeviceName = m.Text(6)
+	amount, words := m.Item(7), m.Item(8)
+	p.parseFirst(m)
+	if err := m.Close(); err != nil {
+		return P2{}, formatError("P2: %v", err)
+	}
+	return p, p.parseShown(amount, words)
+}
+
+func (p *P2) parseFirst(m *det.Map) {
+	if !m.Has(12) && !m.Has(13) {
+		return
+	}
+	p.FirstStatement, p.FirstService = new([32]byte), new(Service)
+	m.Fixed(12, p.FirstStatement[:])
+	*p.FirstService = Service(m.Uint(13, math.MaxUint64))
+}
+
+// parseShown takes what the user is shown: name, amount, text.
+func (p *P2) parseShown(amount, words []byte) error {
+	if err := CheckText(p.DeviceName, MaxNameBytes); err != nil {
+		return err
+	}
+	if amount != nil {
+		parts, err := det.Array(amount)
+		if err != nil {
+			return formatError("P2: amount: %v", err)
+		}
+		if p.Amount, err = parseAmount(parts); err != nil {
+			return err
+		}
+	}
+	if words == nil {
+		return nil
+	}
+	var err error
+	p.Text, err = parseText(words)
+	return err
+}
+
+// AskedResult is the outcome of the serial that C asked about (P4.5); a retry
+// is no outcome.
+type AskedResult struct {
+	Result Result
+	Reason Code
+}
+
+// P4 is the payload of M4, the verification result.
+type P4 struct {
+	Result Result
+	// Reason is 0 with [ResultApproved].
+	Reason Code
+	// TriesLeft is always there with [ResultRetry].
+	TriesLeft *uint64
+	// Decision is the full receipt, or nil.
+	Decision []byte
+	Asked    *AskedResult
+	// Retry is in seconds, with [CodeLocked].
+	Retry *uint64
+}
+
+// Marshal gives the canonical encoding of a P4.
+func (p P4) Marshal() []byte {
+	m := det.NewMap(16 + len(p.Decision))
+	m.Uint(1, uint64(p.Result))
+	m.Uint(2, uint64(p.Reason))
+	m.OptionalUint(3, p.TriesLeft)
+	if p.Decision != nil {
+		m.Bytes(4, p.Decision)
+	}
+	if p.Asked != nil {
+		pair := det.AppendUint(det.AppendArray(nil, 2), uint64(p.Asked.Result))
+		m.Item(5, det.AppendUint(pair, uint64(p.Asked.Reason)))
+	}
+	m.OptionalUint(6, p.Retry)
+	return m.Encode()
+}
+
+// ParseP4 decodes a P4. Errors are [CodeFormat].
+func ParseP4(b []byte) (P4, error) {
+	m := det.ParseMap(b)
+	var p P4
+	p.Result = Result(m.Uint(1, uint64(ResultPending)))
+	p.Reason = Code(m.Uint(2, math.MaxUint8))
+	p.TriesLeft = m.OptionalUint(3)
+	if m.Has(4) {
+		p.Decision = bytes.Clone(m.Bytes(4))
+	}
+	asked := m.Item(5)
+	p.Retry = m.OptionalUint(6)
+	if err := m.Close(); err != nil {
+		return P4{}, formatError("P4: %v", err)
+	}
+	if p.Result == ResultApproved && p.Reason != 0 {
+		return P4{}, formatError("P4: approved with reason %d", p.Reason)
+	}
+	if p.Result == ResultRetry && p.TriesLeft == nil {
+		return P4{}, formatError("P4: a retry without tries left")
+	}
+	return p, p.parseAsked(asked)
+}
+
+func (p *P4) parseAsked(item []byte) error {
+	if item == nil {
+		return nil
+	}
+	parts, err := det.Array(item)
+	if err != nil || len(parts) != 2 {
+		return formatError("P4: outcome is not [result, reason]")
+	}
+	result, err := det.Uint(parts[0])
+	if err != nil || result > uint64(ResultPending) || Result(result) == ResultRetry {
+		return formatError("P4: outcome %d is none", result)
+	}
+	reason, err := det.Uint(parts[1])
+	if err != nil || reason > math.MaxUint8 || Result(result) == ResultApproved && reason != 0 {
+		return formatError("P4: outcome %d with reason %d", result, reason)
+	}
+	p.Asked = &AskedResult{Result: Result(result), Reason: Code(reason)}
+	return nil
+}

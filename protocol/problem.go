@@ -25,12 +25,12 @@ const ProblemType = "application/problem+json"
 // codes that have no place there are 500.
 func (c Code) HTTPStatus() int {
 	switch c {
-	case CodeFormat, CodeVersion:
+	case CodeFormat, CodeVersion, CodeSignature, CodeLevel:
 		return http.StatusBadRequest
+	case CodeRefused, CodeDevice:
+		return http.StatusForbidden
 	case CodeExpired:
 		return http.StatusGone
-	case CodeDevice:
-		return http.StatusForbidden
 	case CodeBusy:
 		return http.StatusTooManyRequests
 	case CodeHSM:
