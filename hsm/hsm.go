@@ -26,6 +26,18 @@ type Token interface {
 	// MAC returns HMAC-SHA-256, 32 bytes, under a [MACKey] key over at most
 	// 64 KiB of data; more is [ErrInput].
 	MAC(ctx context.Context, key KeyID, data []byte) ([]byte, error)
+	// Import takes a secret that was wrapped for the token and returns it wrapped
+	// for keeping, without its ever being in this process: ECDH with the
+	// [DeriveP256] key i.Enrol, the KEK from Z and i.Context, unwrap, and wrap
+	// with the [WrapKey] key i.Wrap (PROTOCOL.md §4.1). What does not unwrap is
+	// [ErrInput]. On a module without the mechanisms it runs in the worker's
+	// memory, which a notice at start says.
+	Import(ctx context.Context, i Import) (wrapped []byte, err error)
+	// MACWrapped unwraps a secret that [WrapKey] key wrap keeps, 40 bytes for one
+	// of 32, and returns HMAC-SHA-256 of data under it, 32 bytes, in one round
+	// trip. The secret is a session object inside the token and destroyed
+	// afterwards. What does not unwrap is [ErrInput].
+	MACWrapped(ctx context.Context, wrap KeyID, wrapped, data []byte) ([]byte, error)
 	// Generate makes a new key on the token. A label that is taken is an
 	// error wrapping [ErrExists]; nothing is overwritten.
 	Generate(ctx context.Context, spec KeySpec) (Key, error)
@@ -75,6 +87,15 @@ func (u Usage) String() string {
 		return "wrap"
 	}
 	return fmt.Sprintf("usage(%d)", uint8(u))
+}
+
+// Import is a 32-byte secret on its way into the token.
+type Import struct {
+	Enrol     KeyID           // DeriveP256 key that it was wrapped for
+	Wrap      KeyID           // WrapKey key that is to keep it
+	Ephemeral *ecdh.PublicKey // of whoever wrapped it
+	Context   [32]byte        // KEK = AES-256-ECB(key = Z, Context)
+	Wrapped   []byte          // AES-KWP (RFC 5649) under the KEK, 40 bytes
 }
 
 // KeySpec asks for a new key.

@@ -43,7 +43,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 		log.Error("cannot protect memory", "error", err)
 		return exitUnavailable
 	}
-	conn := os.NewFile(socket, "parent")
+	conn := wire.NewSocket(socket)
 	cfg, err := wire.ReadConfig(conn)
 	if err != nil {
 		log.Error("no configuration", "error", err)
@@ -52,7 +52,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 	return serve(conn, cfg, log)
 }
 
-func serve(conn io.ReadWriter, cfg wire.Config, log hclog.Logger) int {
+func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// A session is a thread in the module or in a read: none waits for another.
 	runtime.GOMAXPROCS(cfg.Sessions + 1)
 	token, err := pkcs11.Open(pkcs11.Config{

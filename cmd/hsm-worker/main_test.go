@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -26,27 +25,21 @@ func TestMain(m *testing.M) {
 }
 
 // started runs the real binary with a socket as file descriptor 3.
-func started(t *testing.T, s hsmtest.SoftHSM) (net.Conn, *exec.Cmd, *bytes.Buffer) {
+func started(t *testing.T, s hsmtest.SoftHSM) (*wire.Socket, *exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := wire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
-	defer ours.Close()
 	defer theirs.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
+	t.Cleanup(func() { _ = ours.Close() })
 	cmd, stderr := exec.Command(hsmtest.Worker(t)), &bytes.Buffer{}
 	cmd.Env = append(os.Environ(), s.Env())
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{theirs}, stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return conn, cmd, stderr
+	return ours, cmd, stderr
 }
 
 func exitCode(t *testing.T, cmd *exec.Cmd) int {

@@ -29,6 +29,7 @@ func Run(t *testing.T, open func(t *testing.T) hsm.Token) {
 	s.derive = s.generate(t, "derive@1", hsm.DeriveP256)
 	s.mac = s.generate(t, "mac@1", hsm.MACKey)
 	s.wrap = s.generate(t, "wrap@1", hsm.WrapKey)
+	s.kept = s.importSecret(t, s.wrap.ID, newSecret())
 	t.Run("Generate", s.testGenerate)
 	t.Run("Exists", s.testExists)
 	t.Run("BadSpec", s.testBadSpec)
@@ -36,6 +37,9 @@ func Run(t *testing.T, open func(t *testing.T) hsm.Token) {
 	t.Run("Sign", s.testSign)
 	t.Run("Derive", s.testDerive)
 	t.Run("MAC", s.testMAC)
+	t.Run("Import", s.testImport)
+	t.Run("ImportRefused", s.testImportRefused)
+	t.Run("MACWrappedRefused", s.testMACWrappedRefused)
 	t.Run("HPKE", s.testHPKE)
 	t.Run("BadInput", s.testBadInput)
 	t.Run("WrongKey", s.testWrongKey)
@@ -47,6 +51,7 @@ type suite struct {
 	token                   hsm.Token
 	prefix                  string // of this run's labels
 	sign, derive, mac, wrap hsm.Key
+	kept                    []byte // a secret that wrap keeps
 }
 
 func (s *suite) generate(t *testing.T, label string, usage hsm.Usage) hsm.Key {
@@ -180,11 +185,11 @@ func (s *suite) testDerive(t *testing.T) {
 	}
 }
 
-func newPeer(t *testing.T) *ecdh.PrivateKey {
-	t.Helper()
+func newPeer(tb testing.TB) *ecdh.PrivateKey {
+	tb.Helper()
 	peer, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return peer
 }
@@ -213,7 +218,7 @@ func (s *suite) testMAC(t *testing.T) {
 func (s *suite) testCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for name, err := range s.calls(ctx, s.sign.ID, s.derive.ID, s.mac.ID) {
+	for name, err := range s.calls(ctx, t, ids{s.sign.ID, s.derive.ID, s.mac.ID, s.wrap.ID}) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v, want context.Canceled", name, err)
 		}

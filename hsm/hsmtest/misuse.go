@@ -14,30 +14,38 @@ import (
 	"countersign/hsm"
 )
 
+// ids are the keys of one round of calls.
+type ids struct{ sign, derive, mac, wrap hsm.KeyID }
+
 // calls does one of each with good arguments and returns the errors by name.
-func (s *suite) calls(ctx context.Context, sign, derive, mac hsm.KeyID) map[string]error {
+func (s *suite) calls(ctx context.Context, t *testing.T, k ids) map[string]error {
 	digest := sha256.Sum256(nil)
-	peer, err := ecdh.P256().GenerateKey(rand.Reader)
-	if err != nil {
-		return map[string]error{"peer": err}
+	_, sign := s.token.Sign(ctx, k.sign, digest[:])
+	_, derive := s.token.Derive(ctx, k.derive, newPeer(t).PublicKey())
+	_, mac := s.token.MAC(ctx, k.mac, nil)
+	_, macWrapped := s.token.MACWrapped(ctx, k.wrap, s.kept, nil)
+	i := s.wrapped(t, newSecret())
+	i.Enrol, i.Wrap = k.derive, s.wrap.ID
+	_, importTo := s.token.Import(ctx, i)
+	i.Enrol, i.Wrap = s.derive.ID, k.wrap
+	_, importFor := s.token.Import(ctx, i)
+	return map[string]error{
+		"Sign": sign, "Derive": derive, "MAC": mac, "MACWrapped": macWrapped,
+		"Import by enrol": importTo, "Import by wrap": importFor,
 	}
-	_, signErr := s.token.Sign(ctx, sign, digest[:])
-	_, deriveErr := s.token.Derive(ctx, derive, peer.PublicKey())
-	_, macErr := s.token.MAC(ctx, mac, nil)
-	return map[string]error{"Sign": signErr, "Derive": deriveErr, "MAC": macErr}
 }
 
 func (s *suite) testWrongKey(t *testing.T) {
 	unknown := hsm.KeyID{1, 2, 3}
-	for _, ids := range [][3]hsm.KeyID{
-		{unknown, unknown, unknown},
-		{s.derive.ID, s.mac.ID, s.sign.ID},
-		{s.mac.ID, s.sign.ID, s.derive.ID},
-		{s.wrap.ID, s.wrap.ID, s.wrap.ID},
+	for _, k := range []ids{
+		{unknown, unknown, unknown, unknown},
+		{s.derive.ID, s.mac.ID, s.sign.ID, s.sign.ID},
+		{s.mac.ID, s.sign.ID, s.derive.ID, s.mac.ID},
+		{s.wrap.ID, s.wrap.ID, s.wrap.ID, s.derive.ID},
 	} {
-		for name, err := range s.calls(t.Context(), ids[0], ids[1], ids[2]) {
+		for name, err := range s.calls(t.Context(), t, k) {
 			if !errors.Is(err, hsm.ErrKey) {
-				t.Errorf("%s with %v: %v, want ErrKey", name, ids, err)
+				t.Errorf("%s with %v: %v, want ErrKey", name, k, err)
 			}
 		}
 	}
@@ -73,7 +81,7 @@ func (s *suite) testConcurrent(t *testing.T) {
 				if err != nil || !verifies(s.sign, digest[:], sig) {
 					t.Errorf("Sign in goroutine %d: %x, %v", g, sig, err)
 				}
-				for name, err := range s.calls(t.Context(), s.sign.ID, s.derive.ID, s.mac.ID) {
+				for name, err := range s.calls(t.Context(), t, ids{s.sign.ID, s.derive.ID, s.mac.ID, s.wrap.ID}) {
 					if err != nil {
 						t.Errorf("%s in goroutine %d: %v", name, g, err)
 					}

@@ -18,6 +18,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/kwp"
 )
 
 // Token implements [hsm.Token] over a map. The zero value is not ready; use
@@ -83,6 +84,44 @@ func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, er
 		return nil, err
 	}
 	mac := hmac.New(sha256.New, e.secret)
+	mac.Write(data)
+	return mac.Sum(nil), nil
+}
+
+// Import implements [hsm.Token].
+func (t *Token) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
+	if err := border.Import(i); err != nil {
+		return nil, err
+	}
+	wrap, err := t.find(ctx, i.Wrap, hsm.WrapKey)
+	if err != nil {
+		return nil, err
+	}
+	z, err := t.Derive(ctx, i.Enrol, i.Ephemeral)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := kwp.Open(z, i)
+	if err != nil {
+		return nil, err
+	}
+	return kwp.Wrap(wrap.secret, secret)
+}
+
+// MACWrapped implements [hsm.Token].
+func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
+	if err := border.MACWrapped(wrapped, data); err != nil {
+		return nil, err
+	}
+	e, err := t.find(ctx, wrap, hsm.WrapKey)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := kwp.Unwrap(e.secret, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	mac := hmac.New(sha256.New, secret)
 	mac.Write(data)
 	return mac.Sum(nil), nil
 }

@@ -39,40 +39,50 @@ var sentinel = map[class]error{
 
 // classes holds every return code with a class of its own (PKCS#11 v2.40 §5.1).
 var classes = map[pkcs11.Error]class{
-	pkcs11.CKR_HOST_MEMORY:                reconnect,
-	pkcs11.CKR_GENERAL_ERROR:              reconnect,
-	pkcs11.CKR_DEVICE_ERROR:               reconnect,
-	pkcs11.CKR_DEVICE_MEMORY:              reconnect,
-	pkcs11.CKR_DEVICE_REMOVED:             reconnect,
-	pkcs11.CKR_SESSION_CLOSED:             reconnect,
-	pkcs11.CKR_SESSION_HANDLE_INVALID:     reconnect,
-	pkcs11.CKR_TOKEN_NOT_PRESENT:          reconnect,
-	pkcs11.CKR_TOKEN_NOT_RECOGNIZED:       reconnect,
-	pkcs11.CKR_USER_NOT_LOGGED_IN:         reconnect,
-	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:   reconnect,
-	pkcs11.CKR_KEY_HANDLE_INVALID:         refind,
-	pkcs11.CKR_OBJECT_HANDLE_INVALID:      refind,
-	pkcs11.CKR_OPERATION_ACTIVE:           discard,
-	pkcs11.CKR_OPERATION_NOT_INITIALIZED:  discard,
-	pkcs11.CKR_FUNCTION_FAILED:            busy,
-	pkcs11.CKR_FUNCTION_CANCELED:          busy,
-	pkcs11.CKR_SESSION_COUNT:              busy,
-	pkcs11.CKR_DATA_INVALID:               input,
-	pkcs11.CKR_DATA_LEN_RANGE:             input,
-	pkcs11.CKR_MECHANISM_INVALID:          input,
-	pkcs11.CKR_MECHANISM_PARAM_INVALID:    input,
-	pkcs11.CKR_SIGNATURE_INVALID:          input,
-	pkcs11.CKR_SIGNATURE_LEN_RANGE:        input,
-	pkcs11.CKR_TEMPLATE_INCOMPLETE:        input,
-	pkcs11.CKR_TEMPLATE_INCONSISTENT:      input,
-	pkcs11.CKR_KEY_SIZE_RANGE:             wrongKey,
-	pkcs11.CKR_KEY_TYPE_INCONSISTENT:      wrongKey,
-	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: wrongKey,
-	pkcs11.CKR_PIN_INCORRECT:              stop,
-	pkcs11.CKR_PIN_EXPIRED:                stop,
-	pkcs11.CKR_PIN_LOCKED:                 stop,
-	pkcs11.CKR_PIN_INVALID:                stop,
-	pkcs11.CKR_PIN_LEN_RANGE:              stop,
+	pkcs11.CKR_HOST_MEMORY:                      reconnect,
+	pkcs11.CKR_GENERAL_ERROR:                    reconnect,
+	pkcs11.CKR_DEVICE_ERROR:                     reconnect,
+	pkcs11.CKR_DEVICE_MEMORY:                    reconnect,
+	pkcs11.CKR_DEVICE_REMOVED:                   reconnect,
+	pkcs11.CKR_SESSION_CLOSED:                   reconnect,
+	pkcs11.CKR_SESSION_HANDLE_INVALID:           reconnect,
+	pkcs11.CKR_TOKEN_NOT_PRESENT:                reconnect,
+	pkcs11.CKR_TOKEN_NOT_RECOGNIZED:             reconnect,
+	pkcs11.CKR_USER_NOT_LOGGED_IN:               reconnect,
+	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:         reconnect,
+	pkcs11.CKR_KEY_HANDLE_INVALID:               refind,
+	pkcs11.CKR_OBJECT_HANDLE_INVALID:            refind,
+	pkcs11.CKR_WRAPPING_KEY_HANDLE_INVALID:      refind,
+	pkcs11.CKR_UNWRAPPING_KEY_HANDLE_INVALID:    refind,
+	pkcs11.CKR_OPERATION_ACTIVE:                 discard,
+	pkcs11.CKR_OPERATION_NOT_INITIALIZED:        discard,
+	pkcs11.CKR_FUNCTION_FAILED:                  busy,
+	pkcs11.CKR_FUNCTION_CANCELED:                busy,
+	pkcs11.CKR_SESSION_COUNT:                    busy,
+	pkcs11.CKR_DATA_INVALID:                     input,
+	pkcs11.CKR_DATA_LEN_RANGE:                   input,
+	pkcs11.CKR_MECHANISM_INVALID:                input,
+	pkcs11.CKR_MECHANISM_PARAM_INVALID:          input,
+	pkcs11.CKR_SIGNATURE_INVALID:                input,
+	pkcs11.CKR_SIGNATURE_LEN_RANGE:              input,
+	pkcs11.CKR_TEMPLATE_INCOMPLETE:              input,
+	pkcs11.CKR_TEMPLATE_INCONSISTENT:            input,
+	pkcs11.CKR_ENCRYPTED_DATA_INVALID:           input,
+	pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE:         input,
+	pkcs11.CKR_WRAPPED_KEY_INVALID:              input,
+	pkcs11.CKR_WRAPPED_KEY_LEN_RANGE:            input,
+	pkcs11.CKR_KEY_SIZE_RANGE:                   wrongKey,
+	pkcs11.CKR_WRAPPING_KEY_SIZE_RANGE:          wrongKey,
+	pkcs11.CKR_WRAPPING_KEY_TYPE_INCONSISTENT:   wrongKey,
+	pkcs11.CKR_UNWRAPPING_KEY_SIZE_RANGE:        wrongKey,
+	pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT: wrongKey,
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT:            wrongKey,
+	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED:       wrongKey,
+	pkcs11.CKR_PIN_INCORRECT:                    stop,
+	pkcs11.CKR_PIN_EXPIRED:                      stop,
+	pkcs11.CKR_PIN_LOCKED:                       stop,
+	pkcs11.CKR_PIN_INVALID:                      stop,
+	pkcs11.CKR_PIN_LEN_RANGE:                    stop,
 }
 
 func classOf(code pkcs11.Error) class {
@@ -84,6 +94,9 @@ func classOf(code pkcs11.Error) class {
 
 // errTaken: the label of a new key is on the token already.
 var errTaken = errors.New("label is taken")
+
+// errWrapped: what was to be unwrapped is not the wrapping of a secret of 32 bytes.
+var errWrapped = errors.New("not a wrapped secret")
 
 // errShort: the module called a signature or secret of the wrong length a success.
 var errShort = errors.New("answer of the wrong length")
@@ -123,8 +136,11 @@ func codeOf(err error) (pkcs11.Error, bool) {
 }
 
 func classify(err error) class {
-	if errors.Is(err, errTaken) {
+	switch {
+	case errors.Is(err, errTaken):
 		return taken
+	case errors.Is(err, errWrapped):
+		return input
 	}
 	code, ok := codeOf(err)
 	if !ok {

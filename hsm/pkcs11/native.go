@@ -13,7 +13,7 @@ typedef struct { ulong_t mechanism; void *parameter; ulong_t len; } mechanism;
 typedef struct { unsigned char version[2]; void *fn[68]; } functions;
 
 // Places in CK_FUNCTION_LIST.
-enum { GET_ATTRIBUTE_VALUE = 24, SIGN = 43, GENERATE_KEY = 58 };
+enum { GET_ATTRIBUTE_VALUE = 24, SIGN = 43, GENERATE_KEY = 58, DERIVE_KEY = 62 };
 
 static functions *load(const char *module) {
 	void *handle = dlopen(module, RTLD_LAZY);
@@ -47,6 +47,13 @@ static ulong_t generate(functions *f, ulong_t session, ulong_t type, attribute *
 	mechanism m = { type, NULL, 0 };
 	set(list, n - 1, 0x40000212, unwrapped, sizeof unwrapped);
 	return ((ulong_t (*)(ulong_t, mechanism *, attribute *, ulong_t, ulong_t *))f->fn[GENERATE_KEY])(session, &m, list, n, key);
+}
+
+// derive_data is C_DeriveKey with a CK_KEY_DERIVATION_STRING_DATA.
+static ulong_t derive_data(functions *f, ulong_t session, ulong_t base, void *data, ulong_t len, attribute *list, ulong_t n, ulong_t *key) {
+	struct { void *data; ulong_t len; } text = { data, len };
+	mechanism m = { 0x1104, &text, sizeof text };
+	return ((ulong_t (*)(ulong_t, mechanism *, ulong_t, attribute *, ulong_t, ulong_t *))f->fn[DERIVE_KEY])(session, &m, base, list, n, key);
 }
 */
 import "C"
@@ -91,18 +98,44 @@ func (n native) value(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, 
 // key this one restores sensitive and not extractable.
 func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	size := len(template) + 1
-	list := (*C.attribute)(C.calloc(C.size_t(size), C.sizeof_attribute))
-	defer C.free(unsafe.Pointer(list))
-	for i, a := range template {
-		value := C.CBytes(a.Value)
-		defer C.free(value)
-		C.set(list, C.ulong_t(i), C.ulong_t(a.Type), value, C.ulong_t(len(a.Value)))
-	}
+	list, free := attributes(template, size)
+	defer free()
 	var key C.ulong_t
 	if rv := C.generate(n.list, C.ulong_t(session), C.ulong_t(mechanism), list, C.ulong_t(size), &key); rv != 0 {
 		return 0, pkcs11.Error(rv)
 	}
 	return pkcs11.ObjectHandle(key), nil
+}
+
+// encryptData is C_DeriveKey with CKM_AES_ECB_ENCRYPT_DATA: the new key is the
+// encryption of data, whole blocks, under base.
+func (n native) encryptData(session pkcs11.SessionHandle, base pkcs11.ObjectHandle, data []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	list, free := attributes(template, len(template))
+	defer free()
+	in := C.CBytes(data)
+	defer C.free(in)
+	var key C.ulong_t
+	rv := C.derive_data(n.list, C.ulong_t(session), C.ulong_t(base), in, C.ulong_t(len(data)), list, C.ulong_t(len(template)), &key)
+	if rv != 0 {
+		return 0, pkcs11.Error(rv)
+	}
+	return pkcs11.ObjectHandle(key), nil
+}
+
+// attributes copies a template into C memory, with room for size of them.
+func attributes(template []*pkcs11.Attribute, size int) (list *C.attribute, free func()) {
+	list = (*C.attribute)(C.calloc(C.size_t(size), C.sizeof_attribute))
+	values := []unsafe.Pointer{unsafe.Pointer(list)}
+	for i, a := range template {
+		value := C.CBytes(a.Value)
+		values = append(values, value)
+		C.set(list, C.ulong_t(i), C.ulong_t(a.Type), value, C.ulong_t(len(a.Value)))
+	}
+	return list, func() {
+		for _, v := range values {
+			C.free(v)
+		}
+	}
 }
 
 func checked(out []byte, length, rv C.ulong_t) ([]byte, error) {

@@ -17,32 +17,54 @@ type object struct {
 	handle pkcs11.ObjectHandle
 }
 
+// need is a key and what a call uses it for.
+type need struct {
+	id    hsm.KeyID
+	usage hsm.Usage
+}
+
 // use runs f with the key, resolved at its first use and once more when its
 // handle went stale.
-func (t *Token) use(ctx context.Context, id hsm.KeyID, usage hsm.Usage, f func(*session, object) error) error {
-	o, err := t.lookUp(ctx, id)
-	if err != nil {
-		return err
+func (t *Token) use(ctx context.Context, key need, f func(*session, object) error) error {
+	return t.useAll(ctx, []need{key}, func(s *session, o []object) error { return f(s, o[0]) })
+}
+
+// useAll is use with several keys, of which the first names the call in errors.
+func (t *Token) useAll(ctx context.Context, keys []need, f func(*session, []object) error) error {
+	found := make([]object, len(keys))
+	for i, k := range keys {
+		o, err := t.lookUp(ctx, k.id)
+		if err != nil {
+			return err
+		}
+		if o.Usage != k.usage {
+			return fmt.Errorf("key %s is for %s, not %s: %w", k.id, o.Usage, k.usage, hsm.ErrKey)
+		}
+		found[i] = o
 	}
-	if o.Usage != usage {
-		return fmt.Errorf("key %s is for %s, not %s: %w", id, o.Usage, usage, hsm.ErrKey)
-	}
-	err = t.run(ctx, id, func(s *session) error { return f(s, o) })
+	err := t.run(ctx, keys[0].id, func(s *session) error { return f(s, found) })
 	var failed *callError
 	if !errors.As(err, &failed) || failed.class != refind {
 		return err
 	}
-	if o, err = t.resolve(ctx, id); errors.Is(err, hsm.ErrKey) {
-		// A token that had the key and no longer has it is a lost token:
-		// SoftHSM without its directory answers like this.
-		lost := fmt.Errorf("%v, then %v: %w", failed, err, hsm.ErrUnavailable)
-		t.die(lost)
-		return lost
+	for i, k := range keys {
+		if found[i], err = t.resolve(ctx, k.id); err != nil {
+			return t.gone(failed, err)
+		}
 	}
-	if err != nil {
+	return t.run(ctx, keys[0].id, func(s *session) error { return f(s, found) })
+}
+
+// gone is the error of a key that was stale and then not to be resolved. A
+// token that had the key and no longer has it is a lost token: SoftHSM without
+// its directory answers like this.
+func (t *Token) gone(stale, err error) error {
+	if !errors.Is(err, hsm.ErrKey) {
 		return err
 	}
-	return t.run(ctx, id, func(s *session) error { return f(s, o) })
+	lost := fmt.Errorf("%v, then %v: %w", stale, err, hsm.ErrUnavailable)
+	t.die(lost)
+	return lost
 }
 
 // lookUp answers from the cache. Unknown keys are asked for on the token each

@@ -45,6 +45,8 @@ type Token struct {
 	slot     uint
 	sessions chan *session // idle ones; nil stands for one to be opened
 	missing  []string
+	// hostImport: the module cannot make the KEK of an import.
+	hostImport bool
 
 	genMu sync.Mutex // one Generate at a time, between its check and its end
 

@@ -29,6 +29,11 @@ func (t *Token) take(ctx context.Context) (*session, error) {
 	select {
 	case s := <-t.sessions:
 		return s, nil
+	default: // asking for ctx.Done may set a timer
+	}
+	select {
+	case s := <-t.sessions:
+		return s, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -131,6 +131,9 @@ type mechanism struct {
 	code uint
 }
 
+// importing is the mechanism that keeps an import inside the token.
+var importing = mechanism{"CKM_AES_ECB_ENCRYPT_DATA", pkcs11.CKM_AES_ECB_ENCRYPT_DATA}
+
 var capabilities = map[hsm.Usage]capability{
 	hsm.SignP256: {"signing decisions and certificates", true, []mechanism{
 		{"CKM_EC_KEY_PAIR_GEN", pkcs11.CKM_EC_KEY_PAIR_GEN}, {"CKM_ECDSA", pkcs11.CKM_ECDSA},
@@ -141,8 +144,9 @@ var capabilities = map[hsm.Usage]capability{
 	hsm.MACKey: {"authenticating stored records", true, []mechanism{
 		{"CKM_GENERIC_SECRET_KEY_GEN", pkcs11.CKM_GENERIC_SECRET_KEY_GEN}, {"CKM_SHA256_HMAC", pkcs11.CKM_SHA256_HMAC},
 	}},
-	hsm.WrapKey: {"wrapping keys for a backup", false, []mechanism{
-		{"CKM_AES_KEY_GEN", pkcs11.CKM_AES_KEY_GEN}, {"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD},
+	hsm.WrapKey: {"keeping password verifiers", false, []mechanism{
+		{"CKM_AES_KEY_GEN", pkcs11.CKM_AES_KEY_GEN},
+		{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD},
 	}},
 }
 
@@ -159,6 +163,7 @@ func (t *Token) checkMechanisms() error {
 	}
 	required, notices := lacking(have)
 	t.missing = notices
+	t.hostImport = !slices.Contains(have, importing.code)
 	if len(required) > 0 {
 		return fmt.Errorf("%s: %w", strings.Join(required, "; "), hsm.ErrUnavailable)
 	}
@@ -166,6 +171,9 @@ func (t *Token) checkMechanisms() error {
 }
 
 func lacking(have []uint) (required, notices []string) {
+	if !slices.Contains(have, importing.code) {
+		notices = append(notices, "module lacks "+importing.name+": password verifiers are imported in the memory of hsm-worker")
+	}
 	for usage := hsm.SignP256; usage <= hsm.WrapKey; usage++ {
 		c := capabilities[usage]
 		for _, m := range c.mechanisms {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/ecdh"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -18,11 +19,16 @@ const (
 	Sign Op = iota + 1
 	Derive
 	MAC
+	Import
+	MACWrapped
 	Generate
 	Keys
 )
 
-var opNames = map[Op]string{Sign: "sign", Derive: "derive", MAC: "mac", Generate: "generate", Keys: "keys"}
+var opNames = map[Op]string{
+	Sign: "sign", Derive: "derive", MAC: "mac", Import: "import", MACWrapped: "mac-wrapped",
+	Generate: "generate", Keys: "keys",
+}
 
 // String is the op label of metrics.
 func (o Op) String() string { return opNames[o] }
@@ -38,67 +44,118 @@ type Request struct {
 
 // Append writes the request as a frame over buf and returns it.
 func (q Request) Append(buf []byte) []byte {
-	buf = binary.BigEndian.AppendUint32(begin(buf), q.ID)
+	buf = binary.BigEndian.AppendUint32(buf[:0], q.ID)
 	buf = binary.BigEndian.AppendUint64(append(buf, byte(q.Op)), uint64(q.Deadline))
 	buf = append(buf, q.Key[:]...)
-	return end(append(buf, q.Payload...))
+	return append(buf, q.Payload...)
 }
 
-// readRequest reads into buf, which the request then shares.
-func readRequest(r io.Reader, buf []byte) (Request, []byte, error) {
-	buf, err := readFrame(r, buf, maxRequest)
-	if err != nil {
-		return Request{}, buf, err
-	}
-	in := reader{rest: buf}
+// parseRequest shares b with the request.
+func parseRequest(b []byte) (Request, error) {
+	in := reader{rest: b}
 	q := Request{ID: in.u32(), Op: Op(in.u8()), Deadline: int64(binary.BigEndian.Uint64(in.bytes(8)))}
 	copy(q.Key[:], in.bytes(len(q.Key)))
 	q.Payload = in.rest
 	if in.bad || q.Op < Sign || q.Op > Keys {
-		return q, buf, fmt.Errorf("request of %d bytes, op %d: %w", len(buf), q.Op, ErrFrame)
+		return q, fmt.Errorf("request of %d bytes, op %d: %w", len(b), q.Op, ErrFrame)
 	}
-	return q, buf, nil
+	return q, nil
 }
 
 // Response is one call on its way back.
 type Response struct {
 	ID      uint32
-	Took    time.Duration // inside the token, whole microseconds
+	Took    time.Duration // inside the token
 	Payload []byte        // nil when Err is set
+	More    bool          // the payload goes on in the next response with this ID
 	Err     error         // wraps a sentinel of package hsm, or [ErrLost]
 }
 
 // append writes the response as a frame over buf and returns it.
 func (p Response) append(buf []byte) []byte {
-	buf = binary.BigEndian.AppendUint32(begin(buf), p.ID)
-	buf = append(buf, byte(statusOf(p.Err)))
-	buf = binary.BigEndian.AppendUint32(buf, uint32(min(p.Took.Microseconds(), 1<<32-1)))
-	if p.Err != nil {
-		return end(append(buf, clip(p.Err.Error())...))
+	s := statusOf(p.Err)
+	if p.More {
+		s = more
 	}
-	return end(append(buf, p.Payload...))
+	buf = append(binary.BigEndian.AppendUint32(buf[:0], p.ID), byte(s))
+	buf = binary.BigEndian.AppendUint64(buf, uint64(p.Took))
+	if p.Err != nil {
+		return append(buf, clip(p.Err.Error())...)
+	}
+	return append(buf, p.Payload...)
 }
 
-// ReadResponse reads one response; buf is scratch space and returned for the
-// next call. The payload is the caller's.
-func ReadResponse(r io.Reader, buf []byte) (Response, []byte, error) {
-	buf, err := readFrame(r, buf, maxResponse)
-	if err != nil {
-		return Response{}, buf, err
+// write sends the response in as many frames as it takes. It makes them in
+// buf, which it returns erased.
+func (p Response) write(w io.Writer, buf []byte) ([]byte, error) {
+	part := p
+	for rest := p.Payload; ; rest = rest[maxChunk:] {
+		part.More = len(rest) > maxChunk
+		part.Payload = rest[:min(len(rest), maxChunk)]
+		buf = part.append(buf)
+		_, err := w.Write(buf)
+		clear(buf)
+		if err != nil || !part.More {
+			return buf, err
+		}
 	}
-	in := reader{rest: buf}
+}
+
+// ReadResponse reads one response through buf, which [Buffer] made and which
+// is erased afterwards. The payload is the caller's.
+func ReadResponse(r io.Reader, buf []byte) (Response, error) {
+	b, err := readFrame(r, buf)
+	if err != nil {
+		return Response{}, err
+	}
+	defer clear(b) // a secret may be in it
+	return parseResponse(b)
+}
+
+func parseResponse(b []byte) (Response, error) {
+	in := reader{rest: b}
 	p := Response{ID: in.u32()}
 	s := status(in.u8())
-	p.Took = time.Duration(in.u32()) * time.Microsecond
-	if in.bad {
-		return p, buf, fmt.Errorf("response of %d bytes: %w", len(buf), ErrFrame)
+	p.Took = time.Duration(binary.BigEndian.Uint64(in.bytes(8)))
+	if in.bad || p.Took < 0 {
+		return p, fmt.Errorf("response of %d bytes: %w", len(b), ErrFrame)
 	}
-	if s == ok {
+	if p.More = s == more; p.More || s == ok {
 		p.Payload = append(make([]byte, 0, len(in.rest)), in.rest...)
 	} else {
 		p.Err = remote(s, in.rest)
 	}
-	return p, buf, nil
+	return p, nil
+}
+
+// AppendImport writes the payload of an import request, whose key is i.Enrol.
+func AppendImport(buf []byte, i hsm.Import) []byte {
+	buf = append(append(buf, i.Wrap[:]...), i.Ephemeral.Bytes()...)
+	return append(append(buf, i.Context[:]...), i.Wrapped...)
+}
+
+func parseImport(q Request) (hsm.Import, error) {
+	in, i := reader{rest: q.Payload}, hsm.Import{Enrol: q.Key}
+	copy(i.Wrap[:], in.bytes(len(i.Wrap)))
+	point := in.bytes(border.PointLen)
+	copy(i.Context[:], in.bytes(len(i.Context)))
+	i.Wrapped = in.rest
+	var err error
+	if i.Ephemeral, err = ecdh.P256().NewPublicKey(point); err != nil || in.bad {
+		return i, fmt.Errorf("import: %v: %w", err, hsm.ErrInput)
+	}
+	return i, nil
+}
+
+// AppendMACWrapped writes the payload of a mac-wrapped request; wrapped is 40
+// bytes.
+func AppendMACWrapped(buf, wrapped, data []byte) []byte {
+	return append(append(buf, wrapped...), data...)
+}
+
+func parseMACWrapped(b []byte) (wrapped, data []byte) {
+	n := min(len(b), border.WrappedLen)
+	return b[:n], b[n:]
 }
 
 // AppendSpec writes the payload of a generate request.

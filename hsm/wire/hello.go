@@ -27,20 +27,20 @@ func WriteConfig(w io.Writer, c Config) error {
 	}
 	// Made at its full size: growing would leave copies of the PIN behind.
 	buf := make([]byte, 0, 32+len(c.Module)+len(c.TokenLabel)+len(c.TokenSerial)+len(c.PIN))
-	buf = append(begin(buf), version)
+	buf = append(buf, version)
 	buf = appendText(appendText(appendText(buf, c.Module), c.TokenLabel), c.TokenSerial)
 	buf = binary.BigEndian.AppendUint16(appendText(buf, c.PIN), uint16(c.Sessions))
 	defer clear(buf)
-	if _, err := w.Write(end(buf)); err != nil {
+	if _, err := w.Write(buf); err != nil {
 		return fmt.Errorf("writing worker configuration: %w", err)
 	}
 	return nil
 }
 
 // ReadConfig reads the first frame. The PIN lies in the only copy of the frame
-// there is, so erasing it leaves none. r must not read ahead.
+// there is, so erasing it leaves none.
 func ReadConfig(r io.Reader) (Config, error) {
-	buf, err := readFrame(r, nil, maxRequest)
+	buf, err := readFrame(r, Buffer())
 	if err != nil {
 		return Config{}, fmt.Errorf("reading worker configuration: %w", err)
 	}
@@ -65,7 +65,7 @@ type Hello struct {
 // WriteHello sends the answer to the configuration: the error of opening the
 // token, or h.
 func WriteHello(w io.Writer, h Hello, failed error) error {
-	buf := append(begin(nil), byte(statusOf(failed)))
+	buf := []byte{byte(statusOf(failed))}
 	if failed != nil {
 		buf = appendText(buf, clip(failed.Error()))
 	} else {
@@ -74,7 +74,7 @@ func WriteHello(w io.Writer, h Hello, failed error) error {
 			buf = appendText(buf, clip(n))
 		}
 	}
-	_, err := w.Write(end(buf))
+	_, err := w.Write(buf)
 	return err
 }
 
@@ -82,7 +82,7 @@ func WriteHello(w io.Writer, h Hello, failed error) error {
 // wraps the sentinel of package hsm it had there; no or a malformed answer is
 // [hsm.ErrUnavailable].
 func ReadHello(r io.Reader) (Hello, error) {
-	buf, err := readFrame(r, nil, maxRequest)
+	buf, err := readFrame(r, Buffer())
 	if err != nil {
 		return Hello{}, fmt.Errorf("reading worker's hello: %v: %w", err, hsm.ErrUnavailable)
 	}

@@ -1,13 +1,11 @@
 package wire
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"countersign/hsm"
@@ -27,8 +25,8 @@ const farewell = 100 * time.Millisecond
 // something malformed, which is [ErrFrame], or the token dies, which is
 // [ErrLost]; the process is to end then. At most parallel calls are in the
 // token at once, more wait in the socket.
-func Serve(conn io.ReadWriter, token Token, parallel int) error {
-	s := &server{token: token, in: bufio.NewReaderSize(conn, 16<<10), out: NewWriter(conn)}
+func Serve(conn *Socket, token Token, parallel int) error {
+	s := &server{token: token, conn: conn}
 	ended := make(chan error, parallel)
 	for range parallel {
 		go func() { ended <- s.work() }()
@@ -46,33 +44,33 @@ func Serve(conn io.ReadWriter, token Token, parallel int) error {
 	}
 }
 
-// server has workers that take turns at reading: one waits in the socket, and
-// when its request has come it hands the socket on and serves the request
-// itself, so that no request changes goroutines on its way.
+// server has workers that all wait in the socket; the kernel gives each
+// request to one of them, which serves it from there to the answer.
 type server struct {
 	token Token
-	out   *Writer
-
-	mu    sync.Mutex // guards what follows: its holder reads
-	in    *bufio.Reader
-	ended error // set once the socket is of no more use
+	conn  *Socket
 }
 
 func (s *server) work() error {
-	var in, out []byte
+	in, out := Buffer(), []byte(nil)
 	for {
-		q, buf, err := s.next(in)
+		b, err := readFrame(s.conn, in)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
+			return err
+		}
+		q, err := parseRequest(b)
+		if err != nil {
 			return err
 		}
 		p := s.answer(q)
-		in, out = buf, p.append(out)
-		err = s.out.Frame(out)
-		clear(out)
+		out, err = p.write(s.conn, out)
 		clear(p.Payload)
+		if errors.Is(err, io.ErrClosedPipe) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -80,17 +78,6 @@ func (s *server) work() error {
 			return ErrLost
 		}
 	}
-}
-
-func (s *server) next(buf []byte) (Request, []byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ended != nil {
-		return Request{}, buf, s.ended
-	}
-	q, buf, err := readRequest(s.in, buf)
-	s.ended = err
-	return q, buf, err
 }
 
 func (s *server) answer(q Request) Response {
@@ -101,8 +88,8 @@ func (s *server) answer(q Request) Response {
 		return p
 	}
 	start := time.Now()
-	ctx, cancel := context.WithDeadline(context.Background(), start.Add(left))
-	defer cancel()
+	ctx := &deadline{at: start.Add(left)}
+	defer ctx.release()
 	p.Payload, p.Err = s.call(ctx, q)
 	p.Took = time.Since(start)
 	if p.Err != nil {
@@ -127,6 +114,15 @@ func (s *server) call(ctx context.Context, q Request) ([]byte, error) {
 		return s.token.Derive(ctx, q.Key, peer)
 	case MAC:
 		return s.token.MAC(ctx, q.Key, q.Payload)
+	case Import:
+		i, err := parseImport(q)
+		if err != nil {
+			return nil, err
+		}
+		return s.token.Import(ctx, i)
+	case MACWrapped:
+		wrapped, data := parseMACWrapped(q.Payload)
+		return s.token.MACWrapped(ctx, q.Key, wrapped, data)
 	case Generate:
 		k, err := s.token.Generate(ctx, parseSpec(q.Payload))
 		return appendKey(nil, k), err

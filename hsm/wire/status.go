@@ -17,6 +17,8 @@ const (
 	exists
 	input
 	lost // the worker is about to exit; another one may answer
+
+	more status = 255 // no error, and not all of the payload
 )
 
 // ErrLost: the worker lost its token while it held the request, and exits. It

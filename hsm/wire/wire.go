@@ -2,10 +2,8 @@
 // a socketpair. Both ends are on one host and of one build, so there is no
 // negotiation: a frame that does not parse ends the conversation.
 //
-// Every frame is a length and a body; integers are big-endian, "text" is a
-// 2-byte length and that many bytes.
-//
-//	frame     length(4) body(length)
+// Every frame is one message of a [Socket]; integers are big-endian, "text" is
+// a 2-byte length and that many bytes.
 //
 //	config    version(1) = 1, module(text), token label(text),
 //	          token serial(text), pin(text), sessions(2)
@@ -13,20 +11,28 @@
 //	          status(1), n(1), n × notice(text)             when status = 0
 //
 //	request   id(4) op(1) deadline(8) key(20) payload
-//	response  id(4) status(1) took(4) payload
+//	response  id(4) status(1) took(8) payload
 //
 // The parent sends one config, the child answers one hello, then requests and
 // responses follow, responses in any order. deadline is CLOCK_MONOTONIC in
 // nanoseconds, which processes of one host share; took is the time inside the
-// token in microseconds. The payload of a response with status ≠ 0 is the text
-// of the error.
+// token in nanoseconds. The payload of a response with status ≠ 0 is the text
+// of the error. A payload of more than 64 KiB comes in several responses with
+// one id, all but the last with status 255.
 //
 //	op            request payload         response payload
 //	1 sign        digest(32)              r‖s(64)
 //	2 derive      peer point(65)          Z(32)
 //	3 mac         data(0–65536)           MAC(32)
-//	4 generate    usage(1) label          key
-//	5 keys        –                       key*
+//	4 import      wrap key(20) ephemeral  wrapped(40)
+//	              point(65) context(32)
+//	              wrapped(40)
+//	5 mac-wrapped wrapped(40)             MAC(32)
+//	              data(0–65536)
+//	6 generate    usage(1) label          key
+//	7 keys        –                       key*
+//
+// The key of an import is the one it was wrapped for.
 //
 //	key           id(20) usage(1) label(text) public(text), 0 or 65 bytes
 package wire
@@ -40,10 +46,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits in bytes of the body of a frame.
+// Limits in bytes.
 const (
-	maxRequest  = 66 << 10
-	maxResponse = 4 << 20
+	maxFrame = 66 << 10
+	maxChunk = 64 << 10 // of a payload in one response
+	// MaxPayload is the limit of a payload in several responses.
+	MaxPayload = 4 << 20
 )
 
 // ErrFrame: the other side sent what is no frame of this protocol.
@@ -56,32 +64,19 @@ func Now() int64 {
 	return ts.Nano()
 }
 
-// begin leaves room for the length, end fills it in.
-func begin(buf []byte) []byte { return append(buf[:0], 0, 0, 0, 0) }
+// Buffer is room for one frame, and for the byte that shows one too long.
+func Buffer() []byte { return make([]byte, maxFrame+1) }
 
-func end(buf []byte) []byte {
-	binary.BigEndian.PutUint32(buf, uint32(len(buf)-4))
-	return buf
-}
-
-// readFrame reads a body of at most limit bytes into buf, growing it as needed.
-func readFrame(r io.Reader, buf []byte, limit uint32) ([]byte, error) {
-	buf = append(buf[:0], 0, 0, 0, 0)
-	if _, err := io.ReadFull(r, buf); err != nil {
-		return buf, err
+// readFrame reads one frame into buf, which [Buffer] made.
+func readFrame(r io.Reader, buf []byte) ([]byte, error) {
+	n, err := r.Read(buf)
+	if err != nil {
+		return nil, err
 	}
-	n := binary.BigEndian.Uint32(buf)
-	if n > limit {
-		return buf, fmt.Errorf("body of %d bytes, at most %d: %w", n, limit, ErrFrame)
+	if n > maxFrame {
+		return nil, fmt.Errorf("frame of more than %d bytes: %w", maxFrame, ErrFrame)
 	}
-	if uint32(cap(buf)) < n {
-		buf = make([]byte, n)
-	}
-	buf = buf[:n]
-	if _, err := io.ReadFull(r, buf); err != nil {
-		return buf, fmt.Errorf("frame cut short: %w", ErrFrame)
-	}
-	return buf, nil
+	return buf[:n], nil
 }
 
 func appendText[T ~string | ~[]byte](buf []byte, s T) []byte {

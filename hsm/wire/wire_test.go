@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
+	"os"
 	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -30,8 +33,8 @@ func TestConfigRoundTrip(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"cut":      frame[:len(frame)-1],
 		"version":  bytes.Replace(frame, []byte{1}, []byte{2}, 1),
-		"trailing": append([]byte{0, 0, 0, frame[3] + 1}, append(bytes.Clone(frame[4:]), 0)...),
-		"huge":     {0xff, 0xff, 0xff, 0xff},
+		"trailing": append(bytes.Clone(frame), 0),
+		"huge":     make([]byte, maxFrame+1),
 	} {
 		if _, err := ReadConfig(bytes.NewReader(bad)); !errors.Is(err, ErrFrame) {
 			t.Errorf("%s: %v, want ErrFrame", name, err)
@@ -91,10 +94,25 @@ func (m *mortal) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, e
 	return m.Token.MAC(ctx, key, data)
 }
 
-// dial serves a token and returns the other end and how serving ended.
-func dial(t *testing.T) (net.Conn, *mortal, <-chan error) {
+// pair is both ends of a conversation in this process.
+func pair(t *testing.T) (ours, theirs *Socket) {
 	t.Helper()
-	ours, theirs := net.Pipe()
+	ours, file, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	fd, err := unix.Dup(int(file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ours, NewSocket(fd)
+}
+
+// dial serves a token and returns the other end and how serving ended.
+func dial(t *testing.T) (*Socket, *mortal, <-chan error) {
+	t.Helper()
+	ours, theirs := pair(t)
 	token, ended := &mortal{Token: memory.New(), dead: make(chan struct{})}, make(chan error, 1)
 	go func() {
 		ended <- Serve(theirs, token, 2)
@@ -104,7 +122,7 @@ func dial(t *testing.T) (net.Conn, *mortal, <-chan error) {
 	return ours, token, ended
 }
 
-func ask(t *testing.T, conn net.Conn, q Request) Response {
+func ask(t *testing.T, conn *Socket, q Request) Response {
 	t.Helper()
 	if q.Deadline == 0 {
 		q.Deadline = Now() + int64(time.Second)
@@ -112,7 +130,7 @@ func ask(t *testing.T, conn net.Conn, q Request) Response {
 	if _, err := conn.Write(q.Append(nil)); err != nil {
 		t.Fatal(err)
 	}
-	p, _, err := ReadResponse(conn, nil)
+	p, err := ReadResponse(conn, Buffer())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,9 +192,9 @@ func TestServeLostToken(t *testing.T) {
 
 func TestServeMalformed(t *testing.T) {
 	for name, bad := range map[string][]byte{
-		"too long": {0, 2, 0, 0},
-		"short":    {0, 0, 0, 1, 0},
-		"op":       append([]byte{0, 0, 0, 33, 0, 0, 0, 1, 99}, make([]byte, 28)...),
+		"too long": append([]byte{0, 0, 0, 1, byte(MAC)}, make([]byte, maxFrame)...),
+		"short":    append([]byte{0, 0, 0, 1, byte(MAC)}, make([]byte, 27)...),
+		"op":       append([]byte{0, 0, 0, 1, 99}, make([]byte, 28)...),
 	} {
 		conn, _, ended := dial(t)
 		if _, err := conn.Write(bad); err != nil {
@@ -200,51 +218,124 @@ func TestParseKeysRefuses(t *testing.T) {
 	}
 }
 
-// slowWriter counts writes and blocks the first until released.
-type slowWriter struct {
-	release chan struct{}
-	entered chan struct{}
-	writes  int
-	bytes   bytes.Buffer
-}
+// many is a token with more keys than fit a frame.
+type many struct{ *mortal }
 
-func (w *slowWriter) Write(b []byte) (int, error) {
-	w.writes++
-	if w.writes == 1 {
-		close(w.entered)
-		<-w.release
+func (many) Keys(context.Context) ([]hsm.Key, error) {
+	keys := make([]hsm.Key, 2000)
+	for i := range keys {
+		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.SignP256, Public: make([]byte, 65)}
 	}
-	return w.bytes.Write(b)
+	return keys, nil
 }
 
-func TestWriterCoalesces(t *testing.T) {
-	slow := &slowWriter{release: make(chan struct{}), entered: make(chan struct{})}
-	w, first := NewWriter(slow), make(chan error)
-	go func() { first <- w.Frame([]byte("a")) }()
-	<-slow.entered
-	for range 100 {
-		if err := w.Frame([]byte("b")); err != nil {
-			t.Fatal(err)
+func TestLongAnswer(t *testing.T) {
+	ours, theirs := pair(t)
+	token := many{&mortal{dead: make(chan struct{})}}
+	go func() { _ = Serve(theirs, token, 1) }()
+	defer ours.Close()
+	p, payload, frames := ask(t, ours, Request{ID: 7, Op: Keys}), []byte(nil), 1
+	for payload = p.Payload; p.More; frames++ {
+		var err error
+		if p, err = ReadResponse(ours, Buffer()); err != nil || p.ID != 7 {
+			t.Fatalf("%+v, %v", p, err)
 		}
+		payload = append(payload, p.Payload...)
 	}
-	if err := w.Frame(make([]byte, maxPending)); !errors.Is(err, errFull) {
-		t.Errorf("too much: %v, want errFull", err)
-	}
-	close(slow.release)
-	if err := <-first; err != nil {
+	want, err := token.Keys(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := slow.bytes.String(); slow.writes != 2 || got != "a"+strings.Repeat("b", 100) {
-		t.Errorf("%d writes of %q", slow.writes, got)
+	if got, err := ParseKeys(payload); err != nil || !reflect.DeepEqual(got, want) || frames < 3 {
+		t.Errorf("%d keys in %d frames, %v; want %d", len(got), frames, err, len(want))
+	}
+}
+
+// Whoever is blocked in a socket comes back when it is closed, and on a tick.
+func TestSocketUnblocks(t *testing.T) {
+	ours, theirs := pair(t)
+	defer theirs.Close()
+	if err := ours.Tick(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Read(Buffer()); !IsTick(err) {
+		t.Errorf("Read: %v, want a tick", err)
+	}
+	ended := make(chan error, 3)
+	for range cap(ended) {
+		go func() {
+			_, err := theirs.Read(Buffer())
+			ended <- err
+		}()
+	}
+	if err := ours.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range cap(ended) {
+		if err := <-ended; !errors.Is(err, io.EOF) {
+			t.Errorf("Read of a closed pair: %v, want EOF", err)
+		}
+	}
+	if _, err := theirs.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("Write to a closed pair: %v", err)
+	}
+	if _, err := ours.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("Write after Close: %v", err)
+	}
+	if _, err := ours.Read(Buffer()); !errors.Is(err, io.EOF) {
+		t.Errorf("Read after Close: %v", err)
+	}
+	if err := ours.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+// A peer that does not read makes a write wait, and tick.
+func TestSocketFull(t *testing.T) {
+	ours, theirs := pair(t)
+	defer theirs.Close()
+	defer ours.Close()
+	if err := ours.Tick(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	message := make([]byte, maxFrame)
+	sent, err := 0, error(nil)
+	for ; err == nil; sent++ {
+		_, err = ours.Write(message)
+	}
+	if !IsTick(err) || sent < 2 {
+		t.Fatalf("%v after %d messages, want a tick", err, sent)
+	}
+	for range sent - 1 {
+		if n, err := theirs.Read(Buffer()); err != nil || n != maxFrame {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+	if _, err := ours.Write(message); err != nil {
+		t.Errorf("Write once there is room: %v", err)
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	now := time.Now()
+	d := &deadline{at: now.Add(time.Hour)}
+	if at, ok := d.Deadline(); !ok || !at.Equal(d.at) || d.Err() != nil {
+		t.Errorf("%v, %v, %v", at, ok, d.Err())
+	}
+	d.release()
+	d = &deadline{at: now.Add(5 * time.Millisecond)}
+	defer d.release()
+	<-d.Done()
+	if !errors.Is(d.Err(), context.DeadlineExceeded) || time.Now().Before(d.at) {
+		t.Errorf("%v at %v", d.Err(), time.Now())
 	}
 }
 
 func FuzzRequest(f *testing.F) {
 	f.Add(Request{ID: 7, Op: Sign, Deadline: 9, Key: hsm.KeyID{1}, Payload: []byte("p")}.Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r := bytes.NewReader(b)
-		q, _, err := readRequest(r, nil)
-		if err == nil && !bytes.Equal(q.Append(nil), b[:len(b)-r.Len()]) {
+		q, err := parseRequest(b)
+		if err == nil && !bytes.Equal(q.Append(nil), b) {
 			t.Errorf("%x is %+v", b, q)
 		}
 	})
@@ -252,13 +343,18 @@ func FuzzRequest(f *testing.F) {
 
 func FuzzResponse(f *testing.F) {
 	f.Add(Response{ID: 7, Took: time.Millisecond, Payload: []byte("p")}.append(nil))
+	f.Add(Response{ID: 7, More: true, Payload: []byte("p")}.append(nil))
 	f.Add(Response{ID: 7, Err: hsm.ErrKey}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, _, err := ReadResponse(bytes.NewReader(b), nil)
-		if err == nil && p.Err == nil {
-			if _, err := ParseKeys(p.Payload); err != nil && !errors.Is(err, ErrFrame) {
-				t.Errorf("%v", err)
-			}
+		p, err := parseResponse(b)
+		if err != nil || p.Err != nil {
+			return
+		}
+		if !bytes.Equal(p.append(nil), b) {
+			t.Errorf("%x is %+v", b, p)
+		}
+		if _, err := ParseKeys(p.Payload); err != nil && !errors.Is(err, ErrFrame) {
+			t.Errorf("%v", err)
 		}
 	})
 }

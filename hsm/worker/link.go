@@ -1,11 +1,9 @@
 package worker
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,109 +12,101 @@ import (
 	"countersign/hsm/wire"
 )
 
-// maxInFlight bounds the calls one worker is given, in its token or waiting.
-const maxInFlight = 1024
+const (
+	// maxInFlight bounds the calls one worker is given, in its token or waiting.
+	maxInFlight = 1024
+	// tick is how late a caller that reads or writes notices the end of its
+	// context. The others notice at once.
+	tick = 10 * time.Millisecond
+)
 
 // errDied: the worker ended before it answered; another one may.
 var errDied = errors.New("worker died")
 
 // link is the conversation with one worker. Requests are written by their
-// callers, responses are read by one goroutine.
+// callers. One of the callers that wait for an answer is the reader: it hands
+// out the answers of the others until its own has come, and then makes another
+// caller the reader. So an answer that is alone on its way wakes nobody but
+// the one it is for.
 type link struct {
-	conn    net.Conn
+	sock    *wire.Socket
 	proc    *process
-	out     *wire.Writer
 	timeout time.Duration // of ordinary calls
 	started time.Time
 	done    chan struct{} // closed when the link is lost
+	buf     []byte        // the reader's
 
 	late atomic.Bool  // somebody gave up waiting, no answer since
 	load atomic.Int64 // calls in flight
 
-	mu      sync.Mutex // guards what follows
-	pending map[uint32]*call
-	nextID  uint32
-	wake    time.Time   // when the watchdog looks, zero for never
-	dog     *time.Timer // fires at wake
-	cause   error       // why the link was lost
+	mu        sync.Mutex // guards what follows
+	pending   map[uint32]*call
+	nextID    uint32
+	reading   bool        // there is a reader
+	abandoned int         // pending calls nobody waits for
+	exited    bool        // the process ended
+	wake      time.Time   // when the watchdog looks, zero for never
+	dog       *time.Timer // fires at wake
+	cause     error       // why the link was lost
+}
+
+// news is what a waiting caller learns: its answer, or that it is the reader.
+type news struct {
+	answer wire.Response
+	read   bool
 }
 
 // call is one request on its way. Its caller may give up; it stays pending
 // then, so that a worker that never answers is noticed.
 type call struct {
 	overdue time.Time // when the worker is to be killed
-	answer  chan wire.Response
+	news    chan news
+	waiting bool   // may be made the reader
+	gone    bool   // its caller gave up
+	partial []byte // the answer so far
 }
 
-func newLink(conn net.Conn, proc *process, timeout time.Duration) *link {
+func newLink(sock *wire.Socket, proc *process, timeout time.Duration) *link {
 	l := &link{
-		conn: conn, proc: proc, out: wire.NewWriter(conn), timeout: timeout, started: time.Now(),
-		done: make(chan struct{}), pending: map[uint32]*call{},
+		sock: sock, proc: proc, timeout: timeout, started: time.Now(),
+		done: make(chan struct{}), buf: wire.Buffer(), pending: map[uint32]*call{},
 	}
 	l.dog = time.AfterFunc(time.Hour, l.watch)
 	l.dog.Stop()
-	go l.read()
+	go func() {
+		<-proc.exited
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.exited = true
+		if !l.reading {
+			l.passLocked()
+		}
+	}()
 	return l
 }
 
-// read hands out responses until the link is lost.
-func (l *link) read() {
-	in, buf := bufio.NewReaderSize(l.conn, 16<<10), []byte(nil)
-	for {
-		p, b, err := wire.ReadResponse(in, buf)
-		if err != nil {
-			l.fail(fmt.Errorf("%w: %v", errDied, err))
-			return
-		}
-		clear(b) // a shared secret may be in it
-		buf = b
-		if c := l.take(p.ID); c != nil {
-			l.late.Store(false)
-			c.answer <- p
-		}
-	}
-}
-
-// send registers a call and writes its request.
-func (l *link) send(c *call, q wire.Request) error {
+// register makes a call pending.
+func (l *link) register(c *call) (id uint32, err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.cause != nil {
-		defer l.mu.Unlock()
-		return l.cause
+		return 0, l.cause
 	}
 	if len(l.pending) >= maxInFlight {
-		defer l.mu.Unlock()
-		return fmt.Errorf("%d calls wait for worker %d: %w", maxInFlight, l.proc.cmd.Process.Pid, hsm.ErrUnavailable)
+		return 0, fmt.Errorf("%d calls wait for worker %d: %w", maxInFlight, l.proc.cmd.Process.Pid, hsm.ErrUnavailable)
 	}
 	l.nextID++
-	q.ID = l.nextID
-	l.pending[q.ID] = c
+	l.pending[l.nextID] = c
 	l.load.Store(int64(len(l.pending)))
 	if l.wake.IsZero() || c.overdue.Before(l.wake) {
 		l.watchAtLocked(c.overdue)
 	}
-	l.mu.Unlock()
-
-	buf := frames.Get().(*[]byte)
-	defer frames.Put(buf)
-	*buf = q.Append(*buf)
-	if err := l.out.Frame(*buf); err != nil {
-		l.take(q.ID)
-		return fmt.Errorf("%w: %v", errDied, err)
-	}
-	return nil
+	return l.nextID, nil
 }
 
-// frames are buffers for requests.
-var frames = sync.Pool{New: func() any { return new([]byte) }}
-
-func (l *link) take(id uint32) *call {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	c := l.pending[id]
+func (l *link) takeLocked(id uint32) {
 	delete(l.pending, id)
 	l.load.Store(int64(len(l.pending)))
-	return c
 }
 
 // watch kills the worker when a call is overdue, and comes back when the next
@@ -156,7 +146,7 @@ func (l *link) fail(cause error) {
 	defer l.mu.Unlock()
 	if l.cause == nil {
 		l.cause = cause
-		_ = l.conn.Close()
+		l.sock.Shutdown()
 		close(l.done)
 	}
 }
@@ -180,29 +170,24 @@ func (l *link) lost() bool {
 // An error that wraps errDied or [wire.ErrLost] may be tried elsewhere.
 func (l *link) do(ctx context.Context, q wire.Request, deadline time.Time) (wire.Response, error) {
 	w := waiters.Get().(*waiter)
+	w.waiting, w.gone, w.partial = false, false, nil
 	w.overdue = deadline.Add(grace)
-	w.timer.Reset(time.Until(deadline))
-	if err := l.send(&w.call, q); err != nil {
+	id, err := l.register(&w.call)
+	if err != nil {
+		waiters.Put(w)
 		return wire.Response{}, err
 	}
-	select {
-	case p := <-w.answer:
-		w.timer.Stop()
-		waiters.Put(w)
-		return p, p.Err
-	case <-l.done:
-		select {
-		case p := <-w.answer: // it was the last one
-			return p, p.Err
-		default:
-			return wire.Response{}, l.failure()
-		}
-	case <-ctx.Done():
-		return wire.Response{}, ctx.Err()
-	case <-w.timer.C:
-		l.late.Store(true)
-		return wire.Response{}, fmt.Errorf("worker %d: no answer in time: %w", l.proc.cmd.Process.Pid, hsm.ErrUnavailable)
+	q.ID = id
+	turn := turn{l, w, id, deadline}
+	if err := turn.send(ctx, q); err != nil {
+		return wire.Response{}, err
 	}
+	p, err := turn.wait(ctx)
+	if err != nil {
+		return p, err // its news may still come
+	}
+	waiters.Put(w)
+	return p, p.Err
 }
 
 // waiter is a call with a timer, used again only when it was answered.
@@ -214,5 +199,5 @@ type waiter struct {
 var waiters = sync.Pool{New: func() any {
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
-	return &waiter{call{answer: make(chan wire.Response, 1)}, timer}
+	return &waiter{call{news: make(chan news, 1)}, timer}
 }}

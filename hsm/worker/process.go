@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 
 	"countersign/hsm"
 	"countersign/hsm/wire"
@@ -43,13 +41,13 @@ func (p *Pool) start(ctx context.Context) (*link, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	conn, proc, err := p.spawn()
+	sock, proc, err := p.spawn()
 	if err != nil {
 		return nil, fmt.Errorf("starting worker: %v: %w", err, hsm.ErrUnavailable)
 	}
-	hello, err := p.introduce(ctx, conn)
+	hello, err := p.introduce(ctx, sock)
 	if err != nil {
-		_ = conn.Close()
+		_ = sock.Close()
 		proc.end()
 		p.stopIfRefused(err)
 		return nil, fmt.Errorf("starting worker: %w", err)
@@ -58,21 +56,25 @@ func (p *Pool) start(ctx context.Context) (*link, error) {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
 	p.cfg.Logger.Info("worker ready", "pid", proc.cmd.Process.Pid)
-	return newLink(conn, proc, p.cfg.Timeout), nil
+	return newLink(sock, proc, p.cfg.Timeout), nil
 }
 
 // introduce sends the configuration and waits for the token to be open.
-func (p *Pool) introduce(ctx context.Context, conn net.Conn) (wire.Hello, error) {
-	unblock := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+func (p *Pool) introduce(ctx context.Context, sock *wire.Socket) (wire.Hello, error) {
+	unblock := context.AfterFunc(ctx, sock.Shutdown)
 	defer unblock()
-	err := wire.WriteConfig(conn, wire.Config{
+	err := wire.WriteConfig(sock, wire.Config{
 		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
 		PIN: p.cfg.PIN, Sessions: p.cfg.Sessions,
 	})
 	if err != nil {
 		return wire.Hello{}, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
-	return wire.ReadHello(conn)
+	hello, err := wire.ReadHello(sock)
+	if err != nil {
+		return wire.Hello{}, err
+	}
+	return hello, sock.Tick(tick)
 }
 
 // process is a running worker. Its owner is the link, which ends it.
@@ -81,18 +83,12 @@ type process struct {
 	exited chan struct{} // closed once it was waited for
 }
 
-func (p *Pool) spawn() (net.Conn, *process, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+func (p *Pool) spawn() (*wire.Socket, *process, error) {
+	ours, theirs, err := wire.Pair()
 	if err != nil {
-		return nil, nil, fmt.Errorf("making socket pair: %w", err)
+		return nil, nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "parent")
-	defer ours.Close()   // FileConn makes a duplicate
 	defer theirs.Close() // the child has its own
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making socket: %w", err)
-	}
 	cmd := exec.Command(p.cfg.Binary)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = p.cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{InferLevels: true})
@@ -103,7 +99,7 @@ func (p *Pool) spawn() (net.Conn, *process, error) {
 	f := fork{cmd, make(chan error, 1)}
 	p.forks <- f
 	if err := <-f.done; err != nil {
-		_ = conn.Close()
+		_ = ours.Close()
 		return nil, nil, err
 	}
 	proc := &process{cmd: cmd, exited: make(chan struct{})}
@@ -111,7 +107,7 @@ func (p *Pool) spawn() (net.Conn, *process, error) {
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 		close(proc.exited)
 	}()
-	return conn, proc, nil
+	return ours, proc, nil
 }
 
 // end waits for a process whose socket is closed, and kills it when it stays.

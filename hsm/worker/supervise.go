@@ -21,6 +21,10 @@ func (p *Pool) supervise(l *link) {
 		<-l.done
 		p.remove(l)
 		l.proc.end()
+		_ = l.sock.Close()
+		if errors.Is(l.failure(), ErrClosed) {
+			return
+		}
 		p.cfg.Logger.Warn("worker lost", "pid", l.proc.cmd.Process.Pid,
 			"status", l.proc.cmd.ProcessState.String(), "error", l.failure())
 		if time.Since(l.started) > settled {
@@ -100,7 +104,10 @@ func (p *Pool) add(l *link) bool {
 	defer p.mu.Unlock()
 	if errors.Is(p.stopped, ErrClosed) {
 		l.fail(ErrClosed)
-		go l.proc.end()
+		go func() {
+			l.proc.end()
+			_ = l.sock.Close()
+		}()
 		return false
 	}
 	p.known.Clear()

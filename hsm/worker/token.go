@@ -39,6 +39,24 @@ func (p *Pool) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, err
 	return p.call(ctx, wire.Request{Op: wire.MAC, Key: key, Payload: data}, border.SecretLen)
 }
 
+// Import implements [hsm.Token]. Nothing stays on the token, so a worker that
+// dies over it may have been through with it.
+func (p *Pool) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
+	if err := border.Import(i); err != nil {
+		return nil, err
+	}
+	return p.call(ctx, wire.Request{Op: wire.Import, Key: i.Enrol, Payload: wire.AppendImport(nil, i)}, border.WrappedLen)
+}
+
+// MACWrapped implements [hsm.Token].
+func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
+	if err := border.MACWrapped(wrapped, data); err != nil {
+		return nil, err
+	}
+	q := wire.Request{Op: wire.MACWrapped, Key: wrap, Payload: wire.AppendMACWrapped(nil, wrapped, data)}
+	return p.call(ctx, q, border.SecretLen)
+}
+
 // Generate implements [hsm.Token]. It is not tried again when its worker dies:
 // the key may be there then, see Keys.
 func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
@@ -128,14 +146,22 @@ func (p *Pool) attempt(ctx context.Context, q wire.Request, deadline time.Time) 
 
 // use is a key and what it was used for.
 type use struct {
-	key hsm.KeyID
-	op  wire.Op
+	key, wrap hsm.KeyID // wrap is the second key of an import
+	op        wire.Op
+}
+
+func useOf(q wire.Request) use {
+	u := use{key: q.Key, op: q.Op}
+	if q.Op == wire.Import {
+		copy(u.wrap[:], q.Payload)
+	}
+	return u
 }
 
 // served remembers that a key was there.
 func (p *Pool) served(q wire.Request) {
-	if _, known := p.known.Load(use{q.Key, q.Op}); !known {
-		p.known.Store(use{q.Key, q.Op}, nil)
+	if _, known := p.known.Load(useOf(q)); !known {
+		p.known.Store(useOf(q), nil)
 	}
 }
 
@@ -143,7 +169,7 @@ func (p *Pool) served(q wire.Request) {
 // directory says that there is no such key. A worker started afterwards is
 // believed again.
 func (p *Pool) keyLost(q wire.Request, err error) bool {
-	_, known := p.known.Load(use{q.Key, q.Op})
+	_, known := p.known.Load(useOf(q))
 	return known && errors.Is(err, hsm.ErrKey)
 }
 

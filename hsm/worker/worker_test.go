@@ -84,6 +84,18 @@ func (r *rig) generate(t testing.TB, label string, usage hsm.Usage) hsm.KeyID {
 	return k.ID
 }
 
+// secret is what Import takes, for keys of its own.
+func (r *rig) secret(t testing.TB) hsm.Import {
+	t.Helper()
+	enrol, err := r.pool.Generate(t.Context(), hsm.KeySpec{Label: "enrol@1", Usage: hsm.DeriveP256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := hsmtest.WrapFor(t, enrol, make([]byte, 32))
+	i.Wrap = r.generate(t, "wrap@1", hsm.WrapKey)
+	return i
+}
+
 func (r *rig) pids() (pids []int) {
 	for _, l := range *r.pool.live.Load() {
 		pids = append(pids, l.proc.cmd.Process.Pid)
@@ -135,9 +147,23 @@ func TestWorkersKilledUnderLoad(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Registerer = registry })
 	id := r.generate(t, "sign@1", hsm.SignP256)
 	digest := sha256.Sum256(nil)
+	bring := r.secret(t)
 	stop, failed := make(chan struct{}), make(chan error, 8)
 	var wg sync.WaitGroup
-	for range 8 {
+	for n := range 8 {
+		call := func() error {
+			_, err := r.pool.Sign(t.Context(), id, digest[:])
+			return err
+		}
+		if n%2 == 1 { // neither leaves anything on the token
+			call = func() error {
+				kept, err := r.pool.Import(t.Context(), bring)
+				if err == nil {
+					_, err = r.pool.MACWrapped(t.Context(), bring.Wrap, kept, nil)
+				}
+				return err
+			}
+		}
 		wg.Go(func() {
 			for {
 				select {
@@ -145,7 +171,7 @@ func TestWorkersKilledUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+				if err := call(); err != nil {
 					failed <- err
 					return
 				}
@@ -166,7 +192,7 @@ func TestWorkersKilledUnderLoad(t *testing.T) {
 	wg.Wait()
 	close(failed)
 	for err := range failed {
-		t.Errorf("Sign: %v", err)
+		t.Errorf("call: %v", err)
 	}
 	if got := gather(t, registry, "countersign_hsm_worker_restarts_total"); got != 4 {
 		t.Errorf("%v restarts counted, want 4", got)
@@ -273,6 +299,9 @@ func TestClose(t *testing.T) {
 	}
 	if string(r.cfg.PIN) != strings.Repeat("\x00", len(r.hsm.PIN)) {
 		t.Error("the PIN was not erased")
+	}
+	if text := r.log.String(); strings.Contains(text, "[WARN]") || strings.Contains(text, "[ERROR]") {
+		t.Errorf("closing on purpose was worth a warning:\n%s", text)
 	}
 }
 

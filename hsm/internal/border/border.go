@@ -15,11 +15,12 @@ import (
 
 // Sizes in bytes.
 const (
-	DigestLen = sha256.Size // what Sign takes
-	PointLen  = 65          // uncompressed SEC1 point on P-256
-	SecretLen = 32          // Z of a P-256 ECDH, a MAC, a MAC or wrap key
-	MaxData   = 64 << 10    // what MAC takes at most
-	maxLabel  = 64
+	DigestLen  = sha256.Size // what Sign takes
+	PointLen   = 65          // uncompressed SEC1 point on P-256
+	SecretLen  = 32          // Z of a P-256 ECDH, a MAC, a MAC or wrap key
+	WrappedLen = 40          // AES-KWP (RFC 5649) of a secret of 32
+	MaxData    = 64 << 10    // what MAC takes at most
+	maxLabel   = 64
 )
 
 // Digest accepts a SHA-256 digest; anything else is [hsm.ErrInput].
@@ -46,6 +47,32 @@ func Peer(peer *ecdh.PublicKey) error {
 		return fmt.Errorf("peer is not a point on P-256: %w", hsm.ErrInput)
 	}
 	return nil
+}
+
+// Wrapped accepts what may be the AES-KWP of 32 bytes, which is 40 bytes long;
+// anything else is [hsm.ErrInput].
+func Wrapped(b []byte) error {
+	if len(b) != WrappedLen {
+		return fmt.Errorf("wrapped secret of %d bytes, want %d: %w", len(b), WrappedLen, hsm.ErrInput)
+	}
+	return nil
+}
+
+// Import accepts an import that may succeed; anything else is [hsm.ErrInput].
+func Import(i hsm.Import) error {
+	if err := Peer(i.Ephemeral); err != nil {
+		return err
+	}
+	return Wrapped(i.Wrapped)
+}
+
+// MACWrapped accepts the arguments of the method of that name; anything else
+// is [hsm.ErrInput].
+func MACWrapped(wrapped, data []byte) error {
+	if err := Wrapped(wrapped); err != nil {
+		return err
+	}
+	return Data(data)
 }
 
 // Spec accepts a label of 1 to 64 bytes of UTF-8 and a known usage; anything

@@ -1,0 +1,137 @@
+package hsmtest
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"countersign/hsm"
+	"countersign/hsm/internal/kwp"
+)
+
+func newSecret() []byte {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails, see crypto/rand.Read
+	return secret
+}
+
+// WrapFor is what a phone does: it wraps a secret for the key enrol. Which key
+// is to keep it is left to be filled in.
+func WrapFor(tb testing.TB, enrol hsm.Key, secret []byte) hsm.Import {
+	tb.Helper()
+	i := hsm.Import{Enrol: enrol.ID, Context: sha256.Sum256([]byte("OA1 pw-enrol v1"))}
+	public, err := ecdh.P256().NewPublicKey(enrol.Public)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ephemeral := newPeer(tb)
+	i.Ephemeral = ephemeral.PublicKey()
+	z, err := ephemeral.ECDH(public)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	kek, err := kwp.KEK(z, i.Context)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if i.Wrapped, err = kwp.Wrap(kek, secret); err != nil {
+		tb.Fatal(err)
+	}
+	return i
+}
+
+func (s *suite) wrapped(t *testing.T, secret []byte) hsm.Import {
+	t.Helper()
+	i := WrapFor(t, s.derive, secret)
+	i.Wrap = s.wrap.ID
+	return i
+}
+
+func (s *suite) importSecret(t *testing.T, wrap hsm.KeyID, secret []byte) []byte {
+	t.Helper()
+	i := s.wrapped(t, secret)
+	i.Wrap = wrap
+	kept, err := s.token.Import(t.Context(), i)
+	if err != nil {
+		t.Fatalf("Import: %v", err)
+	}
+	if len(kept) != 40 {
+		t.Fatalf("Import returned %d bytes, want 40", len(kept))
+	}
+	return kept
+}
+
+// Round trips often enough for a leading zero byte in Z to be among them.
+func (s *suite) testImport(t *testing.T) {
+	for n := range 300 {
+		secret := newSecret()
+		kept := s.importSecret(t, s.wrap.ID, secret)
+		data := []byte(strings.Repeat("OA1 pw-proof v1", n%3))
+		if n == 0 {
+			data = make([]byte, 64<<10)
+		}
+		mac := hmac.New(sha256.New, secret)
+		mac.Write(data)
+		got, err := s.token.MACWrapped(t.Context(), s.wrap.ID, kept, data)
+		if want := mac.Sum(nil); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("MACWrapped = %x, %v; want %x", got, err, want)
+		}
+	}
+}
+
+// flips returns b with one bit flipped, in several places.
+func flips(b []byte) (all [][]byte) {
+	for i := 0; i < len(b); i += 7 {
+		flipped := slices.Clone(b)
+		flipped[i] ^= 1 << (i % 8)
+		all = append(all, flipped)
+	}
+	return all
+}
+
+func (s *suite) testImportRefused(t *testing.T) {
+	good := s.wrapped(t, newSecret())
+	bad := map[string]func(*hsm.Import){
+		"no peer":      func(i *hsm.Import) { i.Ephemeral = nil },
+		"another peer": func(i *hsm.Import) { i.Ephemeral = newPeer(t).PublicKey() },
+		"context":      func(i *hsm.Import) { i.Context[31] ^= 1 },
+		"nothing":      func(i *hsm.Import) { i.Wrapped = nil },
+		"short":        func(i *hsm.Import) { i.Wrapped = i.Wrapped[:32] },
+		"long":         func(i *hsm.Import) { i.Wrapped = append(slices.Clone(i.Wrapped), make([]byte, 8)...) },
+	}
+	for _, f := range flips(good.Wrapped) {
+		bad["flipped "+string(rune('a'+len(bad)))] = func(i *hsm.Import) { i.Wrapped = f }
+	}
+	for name, change := range bad {
+		i := good
+		change(&i)
+		if kept, err := s.token.Import(t.Context(), i); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("%s: %d bytes, %v, want ErrInput", name, len(kept), err)
+		}
+	}
+	if _, err := s.token.Import(t.Context(), good); err != nil {
+		t.Errorf("Import after the refusals: %v", err)
+	}
+}
+
+func (s *suite) testMACWrappedRefused(t *testing.T) {
+	other := s.generate(t, "wrap@2", hsm.WrapKey)
+	if _, err := s.token.MACWrapped(t.Context(), other.ID, s.kept, nil); !errors.Is(err, hsm.ErrInput) {
+		t.Errorf("under another key: %v, want ErrInput", err)
+	}
+	bad := append(flips(s.kept), nil, s.kept[:32], append(slices.Clone(s.kept), make([]byte, 8)...))
+	for _, b := range bad {
+		if mac, err := s.token.MACWrapped(t.Context(), s.wrap.ID, b, nil); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("%x: %x, %v, want ErrInput", b, mac, err)
+		}
+	}
+	if _, err := s.token.MACWrapped(t.Context(), s.wrap.ID, s.kept, make([]byte, 64<<10+1)); !errors.Is(err, hsm.ErrInput) {
+		t.Errorf("64 KiB + 1: %v, want ErrInput", err)
+	}
+}
