@@ -43,7 +43,9 @@ func (p Problems) Error() string {
 // document is policy.toml as written. Values are kept as they came, so that
 // wrong types are reported together with everything else.
 type document struct {
-	Service []rawService `toml:"service"`
+	Service  []rawService `toml:"service"`
+	UV       rawUV        `toml:"uv"`
+	Approval rawApproval  `toml:"approval"`
 }
 
 type rawService struct {
@@ -89,12 +91,13 @@ func Parse(doc []byte) (*Policy, error) {
 	if err != nil {
 		return nil, Problems{decodeProblem(err)}
 	}
-	services, problems := examine(raw, unlocated(md.Keys()))
+	policy, problems := examine(raw, unlocated(md.Keys()))
 	if undecoded := md.Undecoded(); len(problems) == 0 && len(undecoded) > 0 {
 		problems = Problems{{Text: fmt.Sprintf("unknown key %s", undecoded[0])}}
 	}
 	if len(problems) == 0 {
-		return &Policy{hash: sha256.Sum256(doc), services: services}, nil
+		policy.hash = sha256.Sum256(doc)
+		return policy, nil
 	}
 	if keys := locate(string(doc)); len(keys) == len(md.Keys()) {
 		_, problems = examine(raw, keys)
@@ -112,10 +115,10 @@ func unlocated(keys []toml.Key) []located {
 	return all
 }
 
-func examine(raw document, keys []located) (map[uint64]service, Problems) {
+func examine(raw document, keys []located) (*Policy, Problems) {
 	c := checker{problems: unknownKeys(keys), lines: serviceLines(keys)}
-	services := c.services(raw)
-	return services, c.problems
+	p := &Policy{services: c.services(raw), approval: c.approval(raw.Approval), attestation: c.attestation(raw.UV)}
+	return p, c.problems
 }
 
 var decodePrefix = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*?)"\): `)

@@ -25,6 +25,9 @@ func Default() []byte { return slices.Clone(defaultDocument) }
 type Policy struct {
 	hash     [sha256.Size]byte
 	services map[uint64]service
+	approval Approval
+	// attestation formats of UV keys that count
+	attestation []string
 }
 
 type service struct {

@@ -44,7 +44,10 @@ func TestDefaultLevels(t *testing.T) {
 		{"vault", Request{Service: 300, Requested: 1}, 3, nil},
 
 		{"unknown service", Request{Service: 101}, 0, ErrServiceUnknown},
-		{"dry run is no policy's", Request{Service: 0}, 0, ErrServiceUnknown},
+		{"dry run", Request{Service: 0, Amount: eur(1)}, 1, nil},
+		{"status", Request{Service: 2}, 1, nil},
+		{"status at a higher level", Request{Service: 2, Requested: 2}, 2, nil},
+		{"second approval is no policy's", Request{Service: 3}, 0, ErrServiceUnknown},
 		{"co-approval is no policy's", Request{Service: 3}, 0, ErrServiceUnknown},
 		{"largest service", Request{Service: math.MaxUint64}, 0, ErrServiceUnknown},
 		{"requested beyond", Request{Service: 100, Requested: 5}, 0, ErrLevelUnavailable},
@@ -213,6 +216,35 @@ func checkSound(t *testing.T, p *Policy) {
 		}
 		if g.TTL < time.Second || g.TTL > maxTTL || g.Lifetime < time.Second || g.Lifetime > maxLifetime {
 			t.Fatalf("service %d: ttl %s, lifetime %s", f.Service, g.TTL, g.Lifetime)
+		}
+	}
+}
+
+func TestApprovalAndAttestation(t *testing.T) {
+	parsed, err := Parse(Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := parsed.Approval(), (Approval{Role: "approver", Expires: 300 * time.Second}); got != want {
+		t.Errorf("approval %+v, want %+v", got, want)
+	}
+	if !parsed.AcceptsAttestation(NoAttestation) || parsed.AcceptsAttestation("unverified") {
+		t.Error("the default takes keys without attestation, and no others")
+	}
+	const door = "[[service]]\nid = 100\nname = \"door\"\nlevel = 1\n"
+	silent, err := Parse([]byte(door))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if silent.AcceptsAttestation(NoAttestation) || silent.Approval().Role != "approver" {
+		t.Error("a policy that says nothing takes no UV key, and has the default approver")
+	}
+	for _, bad := range []string{
+		"[approval]\nrole = \"Boss\"\n", "[approval]\nexpires = \"2h\"\n", "[approval]\nrole = 7\n",
+		"[uv]\nattestation = \"none\"\n", "[uv]\nattestation = [1]\n", "[uv]\nattest = []\n",
+	} {
+		if _, err := Parse([]byte(bad + door)); err == nil {
+			t.Errorf("%q was taken", bad)
 		}
 	}
 }

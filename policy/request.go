@@ -48,6 +48,11 @@ type Grant struct {
 func (p *Policy) Level(r Request) (Grant, error) {
 	s, ok := p.services[r.Service]
 	if !ok {
+		// An amount that the device orders is no price of these.
+		s, ok = reserved[r.Service]
+		r.Amount = nil
+	}
+	if !ok {
 		return Grant{}, fmt.Errorf("%w: service %d is not in the policy", ErrServiceUnknown, r.Service)
 	}
 	if highest := max(r.Requested, r.DeviceFloor); highest > LevelSecondApprover {
