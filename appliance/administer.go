@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -17,8 +18,11 @@ import (
 var (
 	// ErrInput: the request is wrong; the message says how.
 	ErrInput = errors.New("bad request")
+	// ErrForged: the client's row was changed outside of the appliance, so that
+	// it is nobody's. Enrol the person anew under another name.
+	ErrForged = errors.New("the record was changed outside of the appliance and is not trusted")
 	// ErrFinal: the party was revoked, which nothing undoes.
-	ErrFinal = errors.New("revoked is final: invite it again under another name")
+	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
 )
 
 // Defaults and bounds of an activation code's life.
@@ -34,6 +38,10 @@ type Invite struct {
 	TTL     time.Duration  // 0: DefaultInvitation
 	Display string         // device: at most 24 bytes; default Name
 	Floor   protocol.Level // device; default 1
+	Roles   []string       // client
+	// Replace is for a lost phone or a stolen device: the party of this name, if
+	// there is one, is revoked, and an open code for it is withdrawn.
+	Replace bool
 }
 
 // maxName keeps a name fit for SPIFFE IDs, file names and tables.
@@ -42,17 +50,35 @@ const maxName = 64
 func (i Invite) validate() error {
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 	switch {
+	case idLike.MatchString(i.Name):
+		return fmt.Errorf("%w: name %q looks like an id", ErrInput, i.Name)
 	case i.Name == "" || len(i.Name) > maxName || strings.Trim(i.Name, allowed) != "" || strings.Trim(i.Name, ".") == "":
 		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, i.Name, maxName)
 	case i.TTL < 0 || i.TTL > MaxInvitation:
 		return fmt.Errorf("%w: ttl %v: want at most %v", ErrInput, i.TTL, MaxInvitation)
 	case i.Kind == store.KindClient:
-		return nil
+		return checkRoles(i.Roles)
 	case i.Floor < 1 || i.Floor > 4:
 		return fmt.Errorf("%w: floor %d: want 1 to 4", ErrInput, i.Floor)
 	}
 	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
 		return fmt.Errorf("%w: display name: %w", ErrInput, err)
+	}
+	return nil
+}
+
+// idLike names would be taken for ids in audit records.
+var idLike = regexp.MustCompile(`^[0-9a-f]{16}$`)
+
+var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
+
+// checkRoles refuses what is not a role's name, and the role that only an
+// accepted attestation gives.
+func checkRoles(roles []string) error {
+	for _, role := range roles {
+		if !roleName.MatchString(role) || role == RoleUV {
+			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", ErrInput, role, RoleUV)
+		}
 	}
 	return nil
 }
@@ -71,24 +97,49 @@ func (i Invite) withDefaults() Invite {
 }
 
 // Invite makes a single-use activation code and keeps its hash. The code is
-// nowhere but in the answer. Errors wrap [ErrInput] or [store.ErrExists].
+// nowhere but in the answer. With Replace the party of that name is revoked first,
+// durably, even should the invitation fail then. Errors wrap [ErrInput],
+// [store.ErrExists] or, with Replace, those of SetClientStatus.
 func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
 		return protocol.ActivationCode{}, time.Time{}, err
+	}
+	if i.Replace {
+		if err := a.retire(ctx, i.Kind, i.Name); err != nil {
+			return protocol.ActivationCode{}, time.Time{}, err
+		}
 	}
 	var random [13]byte
 	_, _ = rand.Read(random[:]) // never fails, crypto/rand
 	code, now := protocol.NewActivationCode(a.keys.Root().RootHash(), random), a.now().UTC()
 	invitation := store.Invitation{
 		Code: sha256.Sum256([]byte(code.String())), Kind: i.Kind, Name: i.Name,
-		Display: i.Display, Floor: i.Floor, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
+		Display: i.Display, Floor: i.Floor, Roles: i.Roles, Replace: i.Replace, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
 	}
-	rec := a.record(string(i.Kind), i.Name, map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()})
+	fields := map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()}
+	if i.Replace {
+		fields["replace"] = true
+	}
+	rec := a.record(string(i.Kind), i.Name, fields)
 	if err := a.store.Invite(ctx, invitation, rec); err != nil {
 		return protocol.ActivationCode{}, time.Time{}, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
 	}
 	return code, invitation.ExpiresAt, nil
+}
+
+// retire revokes the party of a name, if there is one.
+func (a *Appliance) retire(ctx context.Context, kind store.Kind, name string) error {
+	var err error
+	if kind == store.KindClient {
+		_, err = a.SetClientStatus(ctx, name, store.Revoked)
+	} else {
+		_, err = a.SetDeviceStatus(ctx, name, store.Revoked)
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // record makes an audit record about a party; kind is a Kind constant of store.
@@ -140,14 +191,14 @@ func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.S
 	var err error
 	for range casTries {
 		var c store.Client
-		if c, err = a.ClientNamed(ctx, name); err != nil || c.Status == to {
+		if c, err = a.authentic(ctx, name); err != nil || c.Status == to {
 			return c, err
 		}
 		if c.Status == store.Revoked {
 			return c, fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		if c, err = a.seal(ctx, c); err != nil {
+		if c, err = a.authenticate(ctx, c); err != nil {
 			return c, err
 		}
 		err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, name, changed(to, c.Version, c.MAC)))
@@ -156,6 +207,20 @@ func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.S
 		}
 	}
 	return store.Client{}, err
+}
+
+// authentic is a client found by name whose record MAC fits: a row that was changed
+// outside of the appliance must not get a new MAC by being suspended and resumed.
+func (a *Appliance) authentic(ctx context.Context, name string) (store.Client, error) {
+	c, err := a.ClientNamed(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	c, err = a.client(ctx, c.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		return c, fmt.Errorf("client %q: %w", name, ErrForged)
+	}
+	return c, err
 }
 
 // SetDeviceStatus works as SetClientStatus.
@@ -171,6 +236,7 @@ func (a *Appliance) SetDeviceStatus(ctx context.Context, name string, to store.S
 		}
 		d.Status, d.Version = to, d.Version+1
 		err = a.store.UpdateDevice(ctx, d, a.record(store.KindDevices, name, changed(to, d.Version, nil)))
+		a.devices.forget(d.SPIFFEID)
 		if !errors.Is(err, store.ErrConflict) {
 			return d, err
 		}
@@ -184,6 +250,20 @@ func changed(to store.Status, version uint64, mac []byte) map[string]any {
 		fields["mac"] = mac
 	}
 	return fields
+}
+
+// Unlock sets a client's password guard back to zero.
+func (a *Appliance) Unlock(ctx context.Context, name string) (store.Client, error) {
+	c, err := a.ClientNamed(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	return c, a.store.Unlock(ctx, c.ID, store.NewRecord(store.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+}
+
+// Guard is the state of a client's password guard.
+func (a *Appliance) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
+	return a.store.Guard(ctx, id)
 }
 
 // Records lists audit records, at most limit of those after a sequence number.

@@ -27,7 +27,26 @@ type Config struct {
 	Keys    *keyring.Keyring
 	Logger  hclog.Logger
 	Metrics prometheus.Registerer // nil: not registered anywhere
-	Now     func() time.Time      // nil: time.Now
+	Attest  Attest                // nil: attestations are of format "unverified"
+	// RefusalTime is the least time that a refused countersignature takes, so
+	// that its length does not tell why; 0: 50 ms.
+	RefusalTime time.Duration
+	Now         func() time.Time // nil: time.Now
+}
+
+// defaultRefusalTime is long beside what the work takes and its spread, and short
+// beside a person.
+const defaultRefusalTime = 50 * time.Millisecond
+
+// Attest verifies the attestation of a UV key and names its format, which the
+// policy accepts or not. An error is a format that it does not.
+type Attest func(ctx context.Context, a Attestation) (format string, err error)
+
+// Attestation is a UV key with the bytes that vouch for it.
+type Attestation struct {
+	Client    protocol.ClientID
+	UVKey     protocol.PublicKey
+	Statement []byte
 }
 
 // Appliance serves all callers; it is safe for concurrent use.
@@ -36,9 +55,13 @@ type Appliance struct {
 	keys     *keyring.Keyring
 	log      hclog.Logger
 	now      func() time.Time
+	attest   Attest
+	refusal  time.Duration
 	policy   atomic.Pointer[activePolicy]
 	handles  handleKeys
 	records  recordCache
+	pairs    pairwiseCache
+	devices  deviceCache
 	failures failures
 	metrics  *metrics
 }
@@ -59,7 +82,10 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	a := &Appliance{store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, metrics: newMetrics(c.Metrics)}
+	if c.RefusalTime == 0 {
+		c.RefusalTime = defaultRefusalTime
+	}
+	a := &Appliance{refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics)}
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
 	}

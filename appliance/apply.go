@@ -13,10 +13,6 @@ import (
 	"countersign/protocol"
 )
 
-// builtLevel is the highest level that this appliance can carry through; what
-// policy puts above it is answered with code 7.
-const builtLevel = policy.LevelSignature
-
 // Apply answers a phone's M1 that a device relays: with a challenge and the
 // handle that brings it back, with a key update, or with the error form of P2.
 // It stores nothing. Errors carry a code of PROTOCOL.md §4 that is answered over
@@ -30,30 +26,29 @@ func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol
 	if err != nil {
 		return protocol.ApplyResponse{}, err
 	}
-	if req.Order.Text != "" {
-		if err := protocol.CheckText(req.Order.Text, protocol.MaxTextBytes); err != nil {
-			return protocol.ApplyResponse{}, fmt.Errorf("text of the order: %w", err)
-		}
+	first, err := a.pendingOf(ctx, device, req, opened.p1)
+	if err != nil {
+		return protocol.ApplyResponse{}, err
 	}
 	u := newNonce()
 	chal := protocol.NewChallenge(req.Nonce, u)
 	channel := protocol.NewChannel(opened.es, req.M1, chal)
-	grant, p2, err := a.challenge(device, req, opened.p1)
+	p2, err := a.challenge(device, req, opened.p1, first)
 	if err != nil {
 		return a.refuseApply(channel, chal, err)
 	}
 	p2.Now = uint32(now.Unix())
-	p2raw := p2.Marshal()
-	m2 := channel.SealM2(chal, p2raw)
+	raw := p2.Marshal()
+	m2 := channel.SealM2(chal, raw)
 	sealed, err := a.sealHandle(ctx, device.ID, handle{
-		Issued: now.UnixMilli(), PRK: channel.PRK[:], TH2: channel.TH2[:], Root: opened.root, P1: opened.raw, P2: p2raw,
-		Challenge: chal, U: u, Policy: a.policy.Load().version, Reference: req.Order.Reference,
+		Issued: now.UnixMilli(), PRK: channel.PRK[:], TH2: channel.TH2[:], Root: opened.root, P1: opened.raw, P2: raw,
+		Challenge: chal, U: u, Policy: a.policy.Load().version, Reference: req.Order.Reference, First: first,
 	})
 	if err != nil {
 		return protocol.ApplyResponse{}, err
 	}
 	a.metrics.applied(0)
-	return protocol.ApplyResponse{M2: m2, Handle: sealed, Level: protocol.Level(grant.Level), TTL: p2.TTL}, nil
+	return protocol.ApplyResponse{M2: m2, Handle: sealed, Level: p2.Level, TTL: p2.TTL}, nil
 }
 
 // opened is an M1 that was decrypted and parsed.
@@ -63,6 +58,9 @@ type opened struct {
 	es   protocol.Secret
 	root protocol.RootID
 }
+
+// maxP1 bounds what travels in handles; the longest P1 of known keys has 117 bytes.
+const maxP1 = 256
 
 // open decrypts M1 with the one ECDH that the token does.
 func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
@@ -81,6 +79,9 @@ func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened,
 	if o.raw, o.es, err = message.Open(key, o.root); err != nil {
 		return opened{}, fmt.Errorf("opening M1: %w", err)
 	}
+	if len(o.raw) > maxP1 {
+		return opened{}, fmt.Errorf("P1 of %d bytes: %w", len(o.raw), protocol.CodeFormat)
+	}
 	o.p1, err = protocol.ParseP1(o.raw)
 	return o, err
 }
@@ -91,28 +92,32 @@ func (a *Appliance) keyUpdate(now time.Time) []byte {
 }
 
 // challenge decides what the phone has to show and to sign.
-func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1) (policy.Grant, protocol.P2, error) {
-	if p1.Service < protocol.FirstService || !slices.Contains(req.Order.Services, p1.Service) {
-		return policy.Grant{}, protocol.P2{}, fmt.Errorf("service %d: %w", p1.Service, protocol.CodeService)
+func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
+	if slow(req.Link) && p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
+		return protocol.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
+	}
+	if p1.Service == protocol.ServiceCoApproval {
+		return a.coChallenge(device, req, p1, first)
+	}
+	if !slices.Contains(req.Order.Services, p1.Service) {
+		return protocol.P2{}, fmt.Errorf("service %d is not ordered: %w", p1.Service, protocol.CodeService)
 	}
 	amount, text, err := agree(p1.Proposal, req.Order)
 	if err != nil {
-		return policy.Grant{}, protocol.P2{}, err
+		return protocol.P2{}, err
+	}
+	requested, err := policy.LevelFrom(uint64(p1.Level))
+	if err != nil || requested == 0 {
+		return protocol.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
 	}
 	grant, err := a.policy.Load().Level(policy.Request{
 		Service: uint64(p1.Service), Amount: policyAmount(amount),
-		Requested: policy.Level(p1.Level), DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
+		Requested: requested, DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
 	})
 	if err != nil {
-		return policy.Grant{}, protocol.P2{}, err
+		return protocol.P2{}, err
 	}
-	if grant.Level > builtLevel || req.Strict {
-		return policy.Grant{}, protocol.P2{}, fmt.Errorf("level %s of service %d: %w", grant.Level, p1.Service, protocol.CodeLevel)
-	}
-	if slow(req.Link) && p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
-		return policy.Grant{}, protocol.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
-	}
-	return grant, protocol.P2{
+	return protocol.P2{
 		TTL: uint64(grant.TTL / time.Second), Level: protocol.Level(grant.Level), Factors: protocol.Factors(grant.Factors),
 		Device: device.ID.Handle(), DeviceName: device.Display, Amount: amount, Text: text,
 	}, nil
@@ -132,7 +137,7 @@ func agree(proposal *protocol.Proposal, order protocol.Order) (*protocol.Amount,
 	if amount == nil {
 		amount = proposal.Amount
 	} else if proposal.Amount != nil && *proposal.Amount != *amount {
-		return nil, "", fmt.Errorf("amount %s proposed, %s ordered: %w", proposal.Amount, amount, protocol.CodePolicy)
+		return nil, "", fmt.Errorf("amount proposed is not the amount ordered: %w", protocol.CodePolicy)
 	}
 	if text == "" {
 		text = proposal.Text

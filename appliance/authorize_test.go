@@ -91,10 +91,10 @@ func TestApplyRefused(t *testing.T) {
 	}{
 		{"another service than ordered", door, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodeService},
 		{"service not in the policy", 999, 1, nil, protocol.Order{Services: []protocol.Service{999}}, protocol.CodeService},
-		{"dry run", 0, 1, nil, protocol.Order{Services: []protocol.Service{0}}, protocol.CodeService},
-		{"level not built", door, 2, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
-		{"level that policy raises", payment, 1, nil, protocol.Order{Services: []protocol.Service{payment}, Amount: eur(5000)}, protocol.CodeLevel},
-		{"vault", vault, 1, nil, protocol.Order{Services: []protocol.Service{vault}}, protocol.CodeLevel},
+		{"dry run that the device does not take", 0, 1, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeService},
+		{"second approval of nothing", 3, 1, nil, protocol.Order{Services: []protocol.Service{3, payment}}, protocol.CodeService},
+		{"reserved service", 4, 1, nil, protocol.Order{Services: []protocol.Service{4}}, protocol.CodeService},
+		{"no level", door, 0, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
 		{"level out of range", door, 9, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
 		{"amount missing", payment, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodePolicy},
 		{"amount for a door", door, 1, nil, protocol.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
@@ -370,7 +370,7 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.Outcome(t.Context(), b.enrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, store.ErrNotFound) {
+	if err := b.Outcome(t.Context(), b.enrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, appliance.ErrNoTransaction) {
 		t.Errorf("another device's report: %v, want not found", err)
 	}
 	for _, step := range []struct {

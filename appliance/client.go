@@ -18,7 +18,7 @@ type recordCache struct {
 	good map[protocol.ClientID]string // guarded by mu; MAC input and MAC of the row
 }
 
-// recordsKept bounds the cache; beyond it everything is checked anew.
+// recordsKept bounds each cache here; beyond it everything is checked anew.
 const recordsKept = 50_000
 
 func (r *recordCache) has(id protocol.ClientID, row string) bool {
@@ -70,12 +70,46 @@ func recordInput(c store.Client) []byte {
 	return protocol.RecordInput(r)
 }
 
-// seal gives a client row its MAC.
-func (a *Appliance) seal(ctx context.Context, c store.Client) (store.Client, error) {
+// authenticate gives a client row its MAC.
+func (a *Appliance) authenticate(ctx context.Context, c store.Client) (store.Client, error) {
 	mac, err := a.keys.MAC(ctx, recordInput(c))
 	if err != nil {
 		return c, fmt.Errorf("record MAC of client %s: %w", c.ID, err)
 	}
 	c.MAC = mac
 	return c, nil
+}
+
+// pair is a client at a device.
+type pair struct {
+	client protocol.ClientID
+	device protocol.DeviceID
+}
+
+// pairwiseCache remembers what the token computed for a pair; it never changes.
+type pairwiseCache struct {
+	mu  sync.Mutex
+	ids map[pair]protocol.PairwiseID // guarded by mu
+}
+
+// pairwise is the handle by which a device knows a client, PROTOCOL.md §3.1 field 11.
+func (a *Appliance) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, error) {
+	a.pairs.mu.Lock()
+	id, known := a.pairs.ids[p]
+	a.pairs.mu.Unlock()
+	if known {
+		return id, nil
+	}
+	mac, err := a.keys.MAC(ctx, protocol.PairwiseInput(p.client, p.device))
+	if err != nil {
+		return id, fmt.Errorf("pairwise id: %w", err)
+	}
+	copy(id[:], mac)
+	a.pairs.mu.Lock()
+	defer a.pairs.mu.Unlock()
+	if a.pairs.ids == nil || len(a.pairs.ids) >= recordsKept {
+		a.pairs.ids = map[pair]protocol.PairwiseID{}
+	}
+	a.pairs.ids[p] = id
+	return id, nil
 }

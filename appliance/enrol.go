@@ -9,9 +9,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/policy"
 	"countersign/protocol"
 )
 
@@ -30,9 +32,6 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if req.Password != nil {
-		return nil, fmt.Errorf("this appliance takes no offline password: %w", protocol.CodeLevel)
-	}
 	invitation, answered, err := a.invitation(ctx, req.ActivationCode, store.KindClient, body)
 	if err != nil || answered {
 		return invitation.Response, err
@@ -41,7 +40,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	response, err := a.enrolResponse(ctx, c)
+	response, err := a.enrolResponse(c)
 	if err != nil {
 		return nil, err
 	}
@@ -87,22 +86,53 @@ func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invi
 	return response, nil
 }
 
+// newClient is the row of an enrolling client, with its verifier in the token's
+// custody and its roles settled.
 func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i store.Invitation) (store.Client, error) {
-	return a.seal(ctx, store.Client{
+	c := store.Client{
 		ID: protocol.ClientIDOf(req.SigningKey), Name: i.Name, SigningKey: req.SigningKey, UVKey: req.UVKey,
-		Status: store.Active, Version: 1, Highest: -1, CreatedAt: a.now().UTC(),
-	})
+		Status: store.Active, Roles: slices.Clone(i.Roles), Version: 1, Highest: -1, CreatedAt: a.now().UTC(),
+	}
+	var err error
+	if req.Password != nil {
+		if c.Verifier, err = a.importVerifier(ctx, req); err != nil {
+			return c, err
+		}
+	}
+	if req.UVKey != nil && a.policy.Load().AcceptsAttestation(a.attestation(ctx, req)) {
+		c.Roles = append(c.Roles, RoleUV)
+	}
+	now := a.now()
+	c.Cert, err = a.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
+	if err != nil {
+		return c, err
+	}
+	return a.authenticate(ctx, c)
 }
 
-func (a *Appliance) enrolResponse(ctx context.Context, c store.Client) ([]byte, error) {
-	now := a.now()
-	cert, err := a.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
-	if err != nil {
-		return nil, err
+// unverified is the format of attestation bytes that nobody here can read.
+const unverified = "unverified"
+
+// attestation names the format of a UV key's attestation, as the hook verified it.
+func (a *Appliance) attestation(ctx context.Context, req protocol.EnrolRequest) string {
+	if req.Attestation == nil {
+		return policy.NoAttestation
 	}
-	trust := a.keys.TrustDocument(now)
+	if a.attest == nil {
+		return unverified
+	}
+	format, err := a.attest(ctx, Attestation{Client: req.ClientID(), UVKey: *req.UVKey, Statement: req.Attestation})
+	if err != nil {
+		a.log.Warn("attestation was not accepted", "client", req.ClientID().String(), "error", err)
+		return unverified
+	}
+	return format
+}
+
+func (a *Appliance) enrolResponse(c store.Client) ([]byte, error) {
+	trust := a.Trust()
 	response := protocol.EnrolResponse{
-		Client: c.ID, RootKey: trust.RootKey, NextRootHash: trust.NextRootHash, KeyCerts: trust.KeyCerts, ClientCert: cert,
+		Client: c.ID, RootKey: trust.RootKey, NextRootHash: trust.NextRootHash, KeyCerts: trust.KeyCerts, ClientCert: c.Cert,
 	}
 	for _, floor := range a.policy.Load().Floors() {
 		response.Floors = append(response.Floors, protocol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
@@ -118,13 +148,13 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	public, err := requestKey(req.CSR)
-	if err != nil {
-		return nil, err
-	}
 	invitation, answered, err := a.invitation(ctx, req.ActivationCode, store.KindDevice, body)
 	if err != nil || answered {
 		return invitation.Response, err
+	}
+	public, err := requestKey(req.CSR)
+	if err != nil {
+		return nil, err
 	}
 	now := a.now()
 	id := a.keys.SPIFFEID("device", invitation.Name)
@@ -141,6 +171,7 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 		return nil, err
 	}
 	rec := a.record(store.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
+	defer a.devices.forget(d.SPIFFEID)
 	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolDevice(ctx, u, d, rec) })
 }
 
@@ -161,18 +192,18 @@ func (a *Appliance) Renew(ctx context.Context, device store.Device, req protocol
 	return protocol.RenewResponse{Certificates: certificates}, nil
 }
 
-// deviceCertificates are the device's new certificate and the authorities, PEM.
+// deviceCertificates are the device's new certificate and its issuer's, PEM.
 func (a *Appliance) deviceCertificates(ctx context.Context, d store.Device, public *ecdsa.PublicKey, now time.Time) ([]string, error) {
 	cert, err := a.keys.DeviceCert(ctx, public, a.keys.SPIFFEID("device", d.Name), now)
 	if err != nil {
 		return nil, err
 	}
-	authorities, err := a.keys.Authorities(ctx, now)
+	issuer, err := a.keys.Issuer(ctx, now)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, c := range append([]*x509.Certificate{cert}, authorities...) {
+	for _, c := range []*x509.Certificate{cert, issuer} {
 		out = append(out, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
 	}
 	return out, nil
@@ -188,15 +219,16 @@ func requestKey(csr string) (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
 	}
-	if err := request.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
-	}
 	public, ok := request.PublicKey.(*ecdsa.PublicKey)
 	if !ok {
 		return nil, fmt.Errorf("csr is not for an ECDSA key: %w", protocol.CodeFormat)
 	}
 	if _, err := protocol.CompressKey(public); err != nil {
 		return nil, fmt.Errorf("csr: %w", err)
+	}
+	// Only now: a signature under a key of another kind can cost seconds.
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
 	}
 	return public, nil
 }

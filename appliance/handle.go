@@ -31,6 +31,7 @@ type handle struct {
 	U         protocol.Nonce
 	Policy    uint64 // version of the policy that decided the level
 	Reference string // of the order, for the audit record
+	First     *pending
 }
 
 // answerLife is how long a countersignature is answered again, PROTOCOL.md §4;
@@ -97,43 +98,67 @@ func (h *handleKeys) add(hour uint32, aead cipher.AEAD) {
 const hoursKept = uint32(answerLife / time.Hour)
 
 func (a *Appliance) sealHandle(ctx context.Context, device protocol.DeviceID, h handle) ([]byte, error) {
-	hour := hourOf(time.UnixMilli(h.Issued))
-	aead, err := a.handleKey(ctx, hour)
+	return a.seal(ctx, sealing{device: device, hour: hourOf(time.UnixMilli(h.Issued)), kind: kindSession}, h)
+}
+
+// openHandle opens a handle of this kind that this appliance, or a replica, sealed
+// for this device in the last 24 hours. Any other is dead: code 8.
+func (a *Appliance) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
+	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
+}
+
+// sealing is what a sealed value is bound to. Two kinds of handle travel; the kind
+// is inside, so that one never opens as the other.
+type sealing struct {
+	device protocol.DeviceID
+	hour   uint32
+	kind   uint8
+}
+
+const (
+	kindSession uint8 = iota + 1
+	kindPending
+)
+
+func (a *Appliance) seal(ctx context.Context, to sealing, v any) ([]byte, error) {
+	aead, err := a.handleKey(ctx, to.hour)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := cbor.Marshal(h)
+	plain, err := cbor.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a handle: %w", err)
 	}
-	out := binary.BigEndian.AppendUint32(make([]byte, 0, hourSize+nonceSize+len(plain)+aead.Overhead()), hour)
+	out := binary.BigEndian.AppendUint32(make([]byte, 0, hourSize+nonceSize+1+len(plain)+aead.Overhead()), to.hour)
 	out = out[:hourSize+nonceSize]
 	_, _ = rand.Read(out[hourSize:]) // never fails, crypto/rand
-	return aead.Seal(out, out[hourSize:], plain, protocol.HandleAAD(device, hour)), nil
+	out = aead.Seal(out, out[hourSize:], append([]byte{to.kind}, plain...), protocol.HandleAAD(to.device, to.hour))
+	if len(out) > protocol.MaxHandle {
+		return nil, fmt.Errorf("handle of %d bytes is longer than %d", len(out), protocol.MaxHandle)
+	}
+	return out, nil
 }
 
-// openHandle opens a handle that this appliance, or a replica, sealed for this
-// device in the last 24 hours. Any other is dead: code 8.
-func (a *Appliance) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
+func (a *Appliance) unseal(ctx context.Context, from sealing, sealed []byte, into any) error {
 	if len(sealed) <= hourSize+nonceSize || len(sealed) > protocol.MaxHandle {
-		return h, fmt.Errorf("handle of %d bytes: %w", len(sealed), protocol.CodeExpired)
+		return fmt.Errorf("handle of %d bytes: %w", len(sealed), protocol.CodeExpired)
 	}
 	hour, current := binary.BigEndian.Uint32(sealed), hourOf(a.now())
 	if hour > current || current-hour > hoursKept {
-		return h, fmt.Errorf("handle of another day: %w", protocol.CodeExpired)
+		return fmt.Errorf("handle of another day: %w", protocol.CodeExpired)
 	}
 	aead, err := a.handleKey(ctx, hour)
 	if err != nil {
-		return h, err
+		return err
 	}
-	plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], protocol.HandleAAD(device, hour))
+	plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], protocol.HandleAAD(from.device, hour))
 	if err != nil {
-		return h, fmt.Errorf("handle is not ours or not this device's: %w", protocol.CodeExpired)
+		return fmt.Errorf("handle is not ours or not this device's: %w", protocol.CodeExpired)
 	}
-	if err := cbor.Unmarshal(plain, &h); err != nil {
-		return h, fmt.Errorf("handle of another release: %w", protocol.CodeExpired)
+	if plain[0] != from.kind || cbor.Unmarshal(plain[1:], into) != nil {
+		return fmt.Errorf("handle of another kind or release: %w", protocol.CodeExpired)
 	}
-	return h, nil
+	return nil
 }
 
 // channel is the session as it stands after M2.

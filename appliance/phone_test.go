@@ -2,6 +2,7 @@ package appliance_test
 
 import (
 	"context"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -20,6 +21,7 @@ import (
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/password"
 )
 
 // clock is a clock that a test moves.
@@ -130,6 +132,8 @@ type phone struct {
 	name    string
 	id      protocol.ClientID
 	key     softKey
+	uv      *softKey
+	k       *password.Verifier
 	counter uint32
 }
 
@@ -170,9 +174,27 @@ func (b *bench) stranger() *phone {
 
 func (b *bench) enrol(name string) *phone {
 	b.Helper()
+	return b.enrolAs(name, b.stranger())
+}
+
+// enrolFull enrols a phone with password and UV key, with these roles.
+func (b *bench) enrolFull(name string, roles ...string) *phone {
+	b.Helper()
 	p := b.stranger()
+	uv := newSoftKey()
+	p.uv, p.k = &uv, new(password.Verifier)
+	_, _ = rand.Read(p.k[:])
+	return b.enrolAs(name, p, roles...)
+}
+
+func (b *bench) enrolAs(name string, p *phone, roles ...string) *phone {
+	b.Helper()
 	p.name = name
-	if _, err := b.Enrol(b.Context(), p.request(b.invite(store.KindClient, name))); err != nil {
+	code, _, err := b.Invite(b.Context(), appliance.Invite{Kind: store.KindClient, Name: name, Roles: roles})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := b.Enrol(b.Context(), p.request(code)); err != nil {
 		b.Fatal(err)
 	}
 	return p
@@ -180,7 +202,16 @@ func (b *bench) enrol(name string) *phone {
 
 func (p *phone) request(code protocol.ActivationCode) []byte {
 	p.b.Helper()
-	req, err := protocol.SignEnrol(p.b.Context(), protocol.EnrolRequest{ActivationCode: code, SigningKey: p.key.point()}, p.key, nil)
+	req := protocol.EnrolRequest{ActivationCode: code, SigningKey: p.key.point()}
+	var uv protocol.DigestSigner
+	if p.uv != nil {
+		point := p.uv.point()
+		req.UVKey, uv = &point, *p.uv
+	}
+	if p.k != nil {
+		req.Password = p.password()
+	}
+	req, err := protocol.SignEnrol(p.b.Context(), req, p.key, uv)
 	if err != nil {
 		p.b.Fatal(err)
 	}
@@ -189,6 +220,30 @@ func (p *phone) request(code protocol.ActivationCode) []byte {
 		p.b.Fatal(err)
 	}
 	return body
+}
+
+// password wraps the phone's verifier for the appliance's enrol key.
+func (p *phone) password() *protocol.PasswordEnrolment {
+	p.b.Helper()
+	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	point, err := protocol.CompressPoint(ephemeral.PublicKey().Bytes())
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	enrol, _ := p.b.trust.Key(protocol.UseEnrol)
+	wrapped, err := password.Wrap(*p.k, ephemeral, protocol.PasswordImport{
+		Root: p.b.trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: p.key.point(),
+	})
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	d := password.Default
+	return &protocol.PasswordEnrolment{
+		MemoryKiB: d.MemoryKiB, Iterations: d.Iterations, Parallelism: uint8(d.Parallelism), Ephemeral: point, Wrapped: [40]byte(wrapped),
+	}
 }
 
 // session is one authorization as the phone sees it.
@@ -215,6 +270,12 @@ func (p *phone) p1(service protocol.Service) protocol.P1 {
 // apply runs the first round trip.
 func (p *phone) apply(p1 protocol.P1, order protocol.Order) (*session, error) {
 	p.b.Helper()
+	return p.applyWith(p1, protocol.ApplyRequest{Order: order, Link: protocol.LinkWire})
+}
+
+// applyWith is apply with whatever else the device says.
+func (p *phone) applyWith(p1 protocol.P1, req protocol.ApplyRequest) (*session, error) {
+	p.b.Helper()
 	kem, ok := p.b.trust.Key(protocol.UseKEM)
 	if !ok {
 		p.b.Fatal("no kem key")
@@ -225,7 +286,8 @@ func (p *phone) apply(p1 protocol.P1, order protocol.Order) (*session, error) {
 	if s.m1, s.es, err = protocol.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
-	s.res, err = p.b.Apply(p.b.Context(), p.b.device, protocol.ApplyRequest{M1: s.m1, Order: order, Link: protocol.LinkWire, Nonce: s.nonce})
+	req.M1, req.Nonce = s.m1, s.nonce
+	s.res, err = p.b.Apply(p.b.Context(), p.b.device, req)
 	if err != nil {
 		return s, err
 	}
@@ -273,6 +335,25 @@ func (s *session) m3(v protocol.Verdict) []byte {
 		s.p.b.Fatal(err)
 	}
 	return s.channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+}
+
+// with makes an M3 with whatever proof and attempt: nil is the right password.
+func (s *session) with(attempt uint8, proof []byte) []byte {
+	s.p.b.Helper()
+	approval := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: proof}
+	var signer protocol.DigestSigner = s.p.key
+	if s.p2.Factors.Has(protocol.FactorUV) {
+		approval.Slot, signer = protocol.SlotUV, *s.p.uv
+	}
+	if proof == nil {
+		right := s.p.k.Proof(s.stmt.Hash())
+		approval.Proof = right[:]
+	}
+	sig, err := protocol.Countersign(s.p.b.Context(), signer, s.stmt, approval)
+	if err != nil {
+		s.p.b.Fatal(err)
+	}
+	return s.channel.SealM3(attempt, protocol.P3{Verdict: protocol.Approve, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal())
 }
 
 // answer is what came back for an M3.

@@ -14,6 +14,12 @@ type Invite struct {
 	TTLSeconds int64  `json:"ttl_s,omitempty"`   // default 24 hours, at most 30 days
 	Display    string `json:"display,omitempty"` // device: what the phone shows, ≤ 24 bytes; default its name
 	Floor      uint8  `json:"floor,omitempty"`   // device: lowest level it accepts, default 1
+
+	Roles []string `json:"roles,omitempty"` // client: "approver", for one
+
+	// Replace revokes the party of this name, if it is enrolled, and withdraws an
+	// open code for it.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // Invited is the answer. The code is told once and kept as a hash only.
@@ -25,7 +31,7 @@ type Invited struct {
 }
 
 // Client is one enrolled phone: GET client, client/<name>, and the answer of
-// POST client/<name>/{suspend,resume,revoke}.
+// POST client/<name>/{suspend,resume,revoke,unlock}.
 type Client struct {
 	Name       string    `json:"name"`
 	ID         string    `json:"id"`
@@ -34,7 +40,16 @@ type Client struct {
 	Roles      []string  `json:"roles"`
 	Version    uint64    `json:"version"`
 	Highest    int64     `json:"highest_counter"` // -1: nothing spent yet
+	Password   Password  `json:"password"`
 	CreatedAt  time.Time `json:"created_at"`
+}
+
+// Password is the state of a client's offline password.
+type Password struct {
+	Set         bool       `json:"set"`
+	Wrong       uint32     `json:"consecutive_wrong"`
+	Locked      bool       `json:"locked"`                 // no try is taken now
+	LockedUntil *time.Time `json:"locked_until,omitempty"` // none: until it is unlocked
 }
 
 // Device is one enrolled authorization device, as Client.

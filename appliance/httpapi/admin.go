@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -10,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -45,6 +45,7 @@ func (a *Admin) Handler() http.Handler {
 		"GET client":                a.clients,
 		"GET client/{name}":         a.client,
 		"POST client/{name}/invite": a.inviteClient,
+		"POST client/{name}/unlock": a.unlock,
 		"GET device":                a.devices,
 		"GET device/{name}":         a.device,
 		"POST device/{name}/invite": a.inviteDevice,
@@ -59,8 +60,8 @@ func (a *Admin) Handler() http.Handler {
 }
 
 func (a *Admin) handle(mux *http.ServeMux, route string, p adminProcess) {
-	method, path, _ := bytes.Cut([]byte(route), []byte(" "))
-	mux.HandleFunc(string(method)+" "+admin.Prefix+string(path), func(w http.ResponseWriter, r *http.Request) {
+	method, path, _ := strings.Cut(route, " ")
+	mux.HandleFunc(method+" "+admin.Prefix+path, func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
 		value, err := p(r)
 		if err != nil {
@@ -92,9 +93,13 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 	if err := decoder.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: %v", appliance.ErrInput, err)
 	}
+	if req.TTLSeconds < 0 || req.TTLSeconds > int64(appliance.MaxInvitation/time.Second) {
+		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, req.TTLSeconds, int64(appliance.MaxInvitation/time.Second))
+	}
 	name := r.PathValue("name")
 	code, expires, err := a.Appliance.Invite(r.Context(), appliance.Invite{
-		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor),
+		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor), Roles: req.Roles,
+		Replace: req.Replace,
 	})
 	if err != nil {
 		return nil, err
@@ -103,28 +108,47 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 }
 
 func (a *Admin) clients(r *http.Request) (any, error) {
-	return listed(r.Context(), a.Appliance.Clients, clientWords)
-}
-
-func (a *Admin) devices(r *http.Request) (any, error) {
-	return listed(r.Context(), a.Appliance.Devices, deviceWords)
-}
-
-func listed[T, W any](ctx context.Context, list func(context.Context) ([]T, error), words func(T) W) (any, error) {
-	all, err := list(ctx)
+	all, err := a.Appliance.Clients(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	out := make([]W, 0, len(all))
-	for _, one := range all {
-		out = append(out, words(one))
+	out := make([]admin.Client, 0, len(all))
+	for _, c := range all {
+		words, err := a.clientWords(r.Context(), c)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, words)
+	}
+	return out, nil
+}
+
+func (a *Admin) devices(r *http.Request) (any, error) {
+	all, err := a.Appliance.Devices(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := make([]admin.Device, 0, len(all))
+	for _, d := range all {
+		out = append(out, deviceWords(d))
 	}
 	return out, nil
 }
 
 func (a *Admin) client(r *http.Request) (any, error) {
 	c, err := a.Appliance.ClientNamed(r.Context(), r.PathValue("name"))
-	return clientWords(c), err
+	if err != nil {
+		return nil, err
+	}
+	return a.clientWords(r.Context(), c)
+}
+
+func (a *Admin) unlock(r *http.Request) (any, error) {
+	c, err := a.Appliance.Unlock(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return a.clientWords(r.Context(), c)
 }
 
 func (a *Admin) device(r *http.Request) (any, error) {
@@ -135,7 +159,10 @@ func (a *Admin) device(r *http.Request) (any, error) {
 func (a *Admin) setClient(to store.Status) adminProcess {
 	return func(r *http.Request) (any, error) {
 		c, err := a.Appliance.SetClientStatus(r.Context(), r.PathValue("name"), to)
-		return clientWords(c), err
+		if err != nil {
+			return nil, err
+		}
+		return a.clientWords(r.Context(), c)
 	}
 }
 
@@ -146,11 +173,21 @@ func (a *Admin) setDevice(to store.Status) adminProcess {
 	}
 }
 
-func clientWords(c store.Client) admin.Client {
-	return admin.Client{
+func (a *Admin) clientWords(ctx context.Context, c store.Client) (admin.Client, error) {
+	guard, err := a.Appliance.Guard(ctx, c.ID)
+	if err != nil {
+		return admin.Client{}, err
+	}
+	words := admin.Client{
 		Name: c.Name, ID: c.ID.String(), Status: c.Status.String(), SigningKey: c.SigningKey.String(),
 		Roles: append([]string{}, c.Roles...), Version: c.Version, Highest: c.Highest, CreatedAt: c.CreatedAt,
+		Password: admin.Password{Set: c.Verifier != nil, Wrong: guard.Wrong},
 	}
+	code, wait := guard.Locked(time.Now())
+	if words.Password.Locked = code != 0; wait > 0 {
+		words.Password.LockedUntil = &guard.Until
+	}
+	return words, nil
 }
 
 func deviceWords(d store.Device) admin.Device {

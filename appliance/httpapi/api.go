@@ -1,11 +1,13 @@
 package httpapi
 
 import (
-	"errors"
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -21,77 +23,123 @@ const (
 	maxJSON = 64 << 10
 )
 
-// inFlight is how many requests are worked on at once; more are answered busy
-// (429), so that a flood costs memory for no more than these.
-const inFlight = 256
+// How many requests are worked on at once; more are answered busy (429), so that a
+// flood costs memory for no more than these. Strangers have a gate of their own, and
+// nobody holds one while bytes are read or written or a refusal waits for its time.
+const (
+	devicesInFlight   = 256
+	strangersInFlight = 16
+)
 
 // API serves phones and devices, PROTOCOL.md §5.
 type API struct {
 	Appliance *appliance.Appliance
-	Devices   store.Devices
 	Logger    hclog.Logger
-
-	slots chan struct{}
 }
+
+// gate lets so many in at once.
+type gate chan struct{}
+
+func (g gate) enter() bool {
+	select {
+	case g <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g gate) leave() { <-g }
 
 // Handler of all routes.
 func (a *API) Handler() http.Handler {
-	a.slots = make(chan struct{}, inFlight)
+	strangers, devices := make(gate, strangersInFlight), make(gate, devicesInFlight)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/trust", a.json(a.trust))
-	mux.HandleFunc("POST /v1/enrol", a.json(a.enrol))
-	mux.HandleFunc("POST /v1/enrol/device", a.json(a.enrolDevice))
-	mux.HandleFunc("POST /v1/renew", a.json(a.renew))
-	mux.HandleFunc("POST /v1/apply", a.cbor(a.apply))
-	mux.HandleFunc("POST /v1/countersign", a.cbor(a.countersign))
-	mux.HandleFunc("POST /v1/outcome", a.cbor(a.outcome))
+	for route, p := range map[string]process{
+		"GET /v1/trust":         a.trust,
+		"POST /v1/enrol":        a.enrol,
+		"POST /v1/enrol/device": a.enrolDevice,
+	} {
+		mux.HandleFunc(route, a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: strangers, process: p}))
+	}
+	mux.HandleFunc("POST /v1/renew", a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: devices, device: true, process: a.renew}))
+	for route, p := range map[string]process{
+		"POST /v1/apply":       a.apply,
+		"POST /v1/countersign": a.countersign,
+		"POST /v1/outcome":     a.outcome,
+	} {
+		mux.HandleFunc(route, a.handle(endpoint{media: protocol.BodyType, limit: maxCBOR, gate: devices, device: true, process: p}))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		p := protocol.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound}
+		writeProblem(w, p.Status, p)
+	})
 	return mux
 }
 
-// process is the second half of a handler: bytes in, bytes out, no HTTP.
-type process func(r *http.Request, body []byte) ([]byte, error)
+const mediaJSON = "application/json"
 
-func (a *API) json(p process) http.HandlerFunc {
-	return a.handle(endpoint{media: "application/json", limit: maxJSON, process: p})
+// request is what the second half of a handler sees: who and what, no HTTP.
+type request struct {
+	device store.Device // of device routes
+	body   []byte
 }
 
-func (a *API) cbor(p process) http.HandlerFunc {
-	return a.handle(endpoint{media: "application/cbor", limit: maxCBOR, process: p})
+// reply is its answer; body nil is 204. after is how long after the request's
+// arrival it is given.
+type reply struct {
+	body  []byte
+	after time.Duration
 }
+
+// process is the second half of a handler.
+type process func(ctx context.Context, q request) (reply, error)
 
 type endpoint struct {
 	media   string
 	limit   int64
+	gate    gate
+	device  bool // takes the certificate of an active device
 	process process
 }
 
 // handle is the first half of every handler.
 func (a *API) handle(e endpoint) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case a.slots <- struct{}{}:
-			defer func() { <-a.slots }()
-		default:
-			a.fail(w, r, protocol.CodeBusy)
-			return
-		}
-		body, err := readBody(w, r, e)
+		arrived := monotonic()
+		answer, err := a.answer(w, r, e)
 		if err != nil {
 			a.fail(w, r, err)
 			return
 		}
-		answer, err := e.process(r, body)
-		if err != nil {
-			a.fail(w, r, err)
-			return
+		if !hold(r.Context(), arrived+answer.after) {
+			return // the peer is gone
 		}
-		if answer == nil {
+		if answer.body == nil {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
 		w.Header().Set("Content-Type", e.media)
-		_, _ = w.Write(answer) // the peer is gone: nothing to do
+		_, _ = w.Write(answer.body) // the peer is gone: nothing to do
 	}
+}
+
+func (a *API) answer(w http.ResponseWriter, r *http.Request, e endpoint) (reply, error) {
+	var q request
+	var err error
+	if e.device {
+		if q.device, err = a.caller(r); err != nil {
+			return reply{}, err
+		}
+	}
+	if q.body, err = readBody(w, r, e); err != nil {
+		return reply{}, err
+	}
+	if !e.gate.enter() {
+		return reply{}, protocol.CodeBusy
+	}
+	defer e.gate.leave()
+	return e.process(r.Context(), q)
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error) {
@@ -108,76 +156,64 @@ func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error
 	return body, nil
 }
 
-func (a *API) trust(*http.Request, []byte) ([]byte, error) {
-	return a.Appliance.Trust().MarshalJSON()
+func (a *API) trust(context.Context, request) (reply, error) {
+	body, err := a.Appliance.Trust().MarshalJSON()
+	return reply{body: body}, err
 }
 
-func (a *API) enrol(r *http.Request, body []byte) ([]byte, error) {
-	return a.Appliance.Enrol(r.Context(), body)
+func (a *API) enrol(ctx context.Context, q request) (reply, error) {
+	body, err := a.Appliance.Enrol(ctx, q.body)
+	return reply{body: body}, err
 }
 
-func (a *API) enrolDevice(r *http.Request, body []byte) ([]byte, error) {
-	return a.Appliance.EnrolDevice(r.Context(), body)
+func (a *API) enrolDevice(ctx context.Context, q request) (reply, error) {
+	body, err := a.Appliance.EnrolDevice(ctx, q.body)
+	return reply{body: body}, err
 }
 
-func (a *API) renew(r *http.Request, body []byte) ([]byte, error) {
-	device, err := a.caller(r)
+func (a *API) renew(ctx context.Context, q request) (reply, error) {
+	req, err := protocol.ParseRenewRequest(q.body)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	req, err := protocol.ParseRenewRequest(body)
+	res, err := a.Appliance.Renew(ctx, q.device, req)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	res, err := a.Appliance.Renew(r.Context(), device, req)
-	if err != nil {
-		return nil, err
-	}
-	return encodeJSON(res)
+	body, err := json.Marshal(res)
+	return reply{body: body}, err
 }
 
-func (a *API) apply(r *http.Request, body []byte) ([]byte, error) {
-	device, err := a.caller(r)
+func (a *API) apply(ctx context.Context, q request) (reply, error) {
+	req, err := protocol.ParseApplyRequest(q.body)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	req, err := protocol.ParseApplyRequest(body)
+	res, err := a.Appliance.Apply(ctx, q.device, req)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	res, err := a.Appliance.Apply(r.Context(), device, req)
-	if err != nil {
-		return nil, err
-	}
-	return res.Marshal(), nil
+	return reply{body: res.Marshal()}, nil
 }
 
-func (a *API) countersign(r *http.Request, body []byte) ([]byte, error) {
-	device, err := a.caller(r)
+func (a *API) countersign(ctx context.Context, q request) (reply, error) {
+	req, err := protocol.ParseCountersignRequest(q.body)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	req, err := protocol.ParseCountersignRequest(body)
+	res, err := a.Appliance.Countersign(ctx, q.device, req)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	res, err := a.Appliance.Countersign(r.Context(), device, req)
-	if err != nil {
-		return nil, err
-	}
-	return res.Marshal(), nil
+	return reply{body: res.Marshal(), after: a.Appliance.AnswerAfter(res)}, nil
 }
 
-func (a *API) outcome(r *http.Request, body []byte) ([]byte, error) {
-	device, err := a.caller(r)
+func (a *API) outcome(ctx context.Context, q request) (reply, error) {
+	req, err := protocol.ParseOutcomeRequest(q.body)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	req, err := protocol.ParseOutcomeRequest(body)
-	if err != nil {
-		return nil, err
-	}
-	return nil, a.Appliance.Outcome(r.Context(), device, req)
+	return reply{}, a.Appliance.Outcome(ctx, q.device, req)
 }
 
 // caller is the enrolled, active device of the TLS certificate, or code 15. TLS
@@ -186,13 +222,5 @@ func (a *API) caller(r *http.Request) (store.Device, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates[0].URIs) != 1 {
 		return store.Device{}, fmt.Errorf("no client certificate with one SPIFFE ID: %w", protocol.CodeDevice)
 	}
-	id := r.TLS.PeerCertificates[0].URIs[0].String()
-	device, err := a.Devices.Device(r.Context(), protocol.DeviceIDOf(id))
-	switch {
-	case errors.Is(err, store.ErrNotFound), err == nil && (device.SPIFFEID != id || device.Status != store.Active):
-		return store.Device{}, fmt.Errorf("%s is not an active device: %w", id, protocol.CodeDevice)
-	case err != nil:
-		return store.Device{}, fmt.Errorf("device %s: %w", id, err)
-	}
-	return device, nil
+	return a.Appliance.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
 }

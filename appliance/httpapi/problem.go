@@ -5,67 +5,73 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
+	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
 )
 
 // retryAfter is what a caller is told to wait when the token or the store is away
-// or everything is busy, seconds.
-const retryAfter = 1
+// or everything is busy.
+const retryAfter = time.Second
 
-// answerFor is the one table from errors to OA1 answers. What is not in it is an
+// problemFor is the one table from errors to OA1 answers. What is not in it is an
 // internal error that tells nothing.
-func answerFor(err error) (status int, code protocol.Code) {
-	switch {
-	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, store.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-		return http.StatusServiceUnavailable, protocol.CodeHSM
+func problemFor(err error) protocol.Problem {
+	retry := protocol.Retry{After: retryAfter}
+	switch code, _ := protocol.CodeOf(err); {
+	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
+		retry.Code = protocol.CodeHSM
+	case code == protocol.CodeBusy:
+		retry.Code = code
 	case errors.Is(err, appliance.ErrTaken):
-		return http.StatusConflict, protocol.CodeRefused
-	case errors.Is(err, store.ErrNotFound):
-		return http.StatusNotFound, protocol.CodeRefused
-	}
-	code, _ = protocol.CodeOf(err)
-	switch code {
-	case protocol.CodeFormat, protocol.CodeVersion, protocol.CodeSignature, protocol.CodeLevel:
-		return http.StatusBadRequest, code
-	case protocol.CodeRefused, protocol.CodeDevice:
-		return http.StatusForbidden, code
-	case protocol.CodeExpired:
-		return http.StatusGone, code
-	case protocol.CodeBusy:
-		return http.StatusTooManyRequests, code
+		return refused(http.StatusConflict)
+	case errors.Is(err, appliance.ErrNoTransaction):
+		return refused(http.StatusNotFound)
+	case code.HTTPStatus() == http.StatusInternalServerError:
+		return protocol.ProblemOf(nil)
 	default:
-		return http.StatusInternalServerError, 0
+		return protocol.ProblemOf(code)
 	}
+	return protocol.ProblemOf(retry)
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
+func refused(status int) protocol.Problem {
+	p := protocol.ProblemOf(protocol.CodeRefused)
+	p.Status = status
+	return p
 }
 
 // fail answers an error as problem+json. The detail of an error stays here: it is
 // logged, once, and what the caller did wrong is told only for malformed input.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
-	status, code := answerFor(err)
-	p := protocol.Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code}
-	if code != 0 {
-		p.Title = code.String()
+	if r.Context().Err() != nil {
+		a.Logger.Debug("peer is gone", "path", r.URL.Path, "error", err)
+		return
 	}
-	if status == http.StatusBadRequest {
+	p := problemFor(err)
+	if p.Status == http.StatusBadRequest {
 		p.Detail = err.Error()
 	}
-	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
-		p.Retry = retryAfter
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	if p.Retry != 0 {
+		w.Header().Set("Retry-After", strconv.FormatUint(p.Retry, 10))
 	}
-	if status >= http.StatusInternalServerError {
-		a.Logger.Error("request failed", "path", r.URL.Path, "status", status, "error", err)
+	if p.Status >= http.StatusInternalServerError {
+		a.Logger.Error("request failed", "path", r.URL.Path, "status", p.Status, "error", err)
 	} else {
-		a.Logger.Debug("request refused", "path", r.URL.Path, "status", status, "error", err)
+		a.Logger.Debug("request refused", "path", r.URL.Path, "status", p.Status, "error", err)
 	}
-	writeProblem(w, status, p)
+	writeProblem(w, p.Status, p)
 }
 
 func writeProblem(w http.ResponseWriter, status int, p any) {
@@ -73,8 +79,6 @@ func writeProblem(w http.ResponseWriter, status int, p any) {
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(p) // the peer is gone: nothing to do
 }
-
-func encodeJSON(v any) ([]byte, error) { return json.Marshal(v) }
 
 // adminProblem is the table of the admin API, which tells its caller everything.
 func adminProblem(err error) admin.Problem {
@@ -88,8 +92,11 @@ func adminProblem(err error) admin.Problem {
 		{store.ErrExists, http.StatusConflict, admin.ProblemExists},
 		{store.ErrConflict, http.StatusConflict, admin.ProblemConflict},
 		{appliance.ErrFinal, http.StatusConflict, admin.ProblemConflict},
+		{appliance.ErrForged, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{hsm.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},
+		{hsm.ErrPIN, http.StatusServiceUnavailable, admin.ProblemUnavailable},
+		{hsm.ErrKey, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 	} {
 		if errors.Is(err, row.err) {
 			return admin.Problem{Type: row.kind, Title: row.err.Error(), Status: row.status, Detail: err.Error()}
@@ -100,7 +107,7 @@ func adminProblem(err error) admin.Problem {
 	}
 }
 
-// uptime is since this process started.
 var started = time.Now()
 
+// uptime is how long this process has been running, seconds.
 func uptime() float64 { return time.Since(started).Seconds() }

@@ -69,22 +69,26 @@ func (i *Identity) renew(ctx context.Context) error {
 	return nil
 }
 
-// renewRetry is the pause after a renewal that failed; there are twelve hours left.
-const renewRetry = time.Minute
+// look is how often the certificate's dates are compared with the clock on the
+// wall, which goes on while a suspended machine's timers do not.
+const look = time.Minute
 
-// Run renews the certificate until ctx ends.
+// Run renews the certificate at half of its life, until ctx ends.
 func (i *Identity) Run(ctx context.Context) {
-	wait := keyring.ServerCertLife / 2
+	ticker := time.NewTicker(look)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-ticker.C:
 		}
-		wait = keyring.ServerCertLife / 2
+		leaf := i.current.Load().Certificates[0].Leaf
+		if time.Now().Before(leaf.NotAfter.Add(-keyring.ServerCertLife / 2)) {
+			continue
+		}
 		if err := i.renew(ctx); err != nil {
 			i.log.Error("TLS certificate could not be renewed", "error", err)
-			wait = renewRetry
 		}
 	}
 }

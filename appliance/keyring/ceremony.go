@@ -168,6 +168,9 @@ func parseSettings(values map[string][]byte) (Settings, error) {
 		return s, ErrNotInitialized
 	}
 	for b := values[settingRoots]; len(b) > 0; {
+		if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
+			return s, fmt.Errorf("root certificates are cut off: %w", ErrNotInitialized)
+		}
 		n := int(binary.BigEndian.Uint16(b))
 		s.RootCerts = append(s.RootCerts, b[2:2+n])
 		b = b[2+n:]

@@ -55,13 +55,22 @@ func (r *Keyring) ClientCert(ctx context.Context, cert protocol.ClientCert, now 
 	return protocol.SignClientCert(ctx, r.Signer(key), key.Version, cert)
 }
 
-// Authorities are the X.509 certificates of every ca epoch that is valid at now,
-// for the verification of callers. They are self-signed and made anew at each
+// Issuer is the certificate of the ca epoch that issues at now.
+func (r *Keyring) Issuer(ctx context.Context, now time.Time) (*x509.Certificate, error) {
+	key, err := r.Current(CA, now)
+	if err != nil {
+		return nil, err
+	}
+	return r.authority(ctx, key)
+}
+
+// Authorities are the X.509 certificates of every ca epoch that is not over at now,
+// for the verification of callers: a later one may begin while they are in use. They are self-signed and made anew at each
 // start; what counts is the key, which a KeyCert certifies.
 func (r *Keyring) Authorities(ctx context.Context, now time.Time) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for _, key := range r.keys[CA] {
-		if !key.valid(now) {
+		if now.After(key.NotAfter) {
 			continue
 		}
 		cert, err := r.authority(ctx, key)
@@ -129,11 +138,18 @@ func (r *Keyring) DeviceCert(ctx context.Context, public crypto.PublicKey, id *u
 	return r.issueLeaf(ctx, template, public, now)
 }
 
+// leafEarly is how long before its issue an X.509 certificate begins, for peers
+// whose clock is behind.
+const leafEarly = time.Hour
+
+// IssuedAt is when a server or device certificate was issued, in whole seconds.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(leafEarly) }
+
 func leaf(name string, now time.Time, life time.Duration, use x509.ExtKeyUsage) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: newSerialNumber(),
 		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(life),
+		NotBefore:    now.Add(-leafEarly), NotAfter: now.Add(life),
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{use},

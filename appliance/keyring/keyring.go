@@ -6,6 +6,7 @@ package keyring
 import (
 	"context"
 	"crypto/ecdh"
+	"crypto/hmac"
 	"crypto/hpke"
 	"errors"
 	"fmt"
@@ -103,6 +104,11 @@ func (r *Keyring) match(rows []store.Key, present []hsm.Key) error {
 	for _, row := range rows {
 		key := Key{Key: row}
 		found, ok := byID[row.ID]
+		if !ok && row.Name == Root {
+			key.Point = protocol.PublicKey(row.Public) // its token may lie in a safe
+			r.keys[row.Name] = append(r.keys[row.Name], key)
+			continue
+		}
 		if !ok {
 			return fmt.Errorf("key %s (id %x) is in the registry but not on the token: %w", key.label(), row.ID, hsm.ErrUnavailable)
 		}
@@ -185,11 +191,24 @@ func (e *exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
 }
 
 // MAC is HMAC-SHA-256 under the mac key over an input that begins with one of
-// its domain strings (protocol's RecordInput, PairwiseInput, HandleKeyInput).
+// its domain strings (protocol's RecordInput, PairwiseInput, HandleKeyInput). What
+// comes out is stored or kept, and nothing here can verify it, so the token is
+// asked twice: answers that differ are [hsm.ErrUnavailable].
 func (r *Keyring) MAC(ctx context.Context, input []byte) ([]byte, error) {
 	key, err := r.Current(MAC, time.Time{})
 	if err != nil {
 		return nil, err
 	}
-	return r.token.MAC(ctx, key.ID, input)
+	first, err := r.token.MAC(ctx, key.ID, input)
+	if err != nil {
+		return nil, err
+	}
+	second, err := r.token.MAC(ctx, key.ID, input)
+	if err != nil {
+		return nil, err
+	}
+	if !hmac.Equal(first, second) {
+		return nil, fmt.Errorf("key %s gave two MACs for one input: %w", key.label(), hsm.ErrUnavailable)
+	}
+	return first, nil
 }

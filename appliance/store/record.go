@@ -15,7 +15,10 @@ import (
 // Kinds of audit record.
 const (
 	KindDecision = "decision" // a serial was spent
-	KindRefused  = "refused"  // a countersignature verified and was refused without spending
+	KindRefused  = "refused"  // a countersignature verified and was refused without spending: a wrong password, for one
+	KindFinal    = "final"    // a pending decision came to its end
+	KindSettled  = "settled"  // a serial was denied because its client asked what became of it
+	KindUnlock   = "unlock"   // an administrator set a client's password guard back
 	KindFailures = "failures" // countersignatures that did not verify: one record per device and minute
 	KindOutcome  = "outcome"  // a device's report
 	KindCeremony = "ceremony" // keys and trust made
@@ -26,7 +29,8 @@ const (
 
 // decisionRecord is the body of a decision's audit record, PROTOCOL.md §4:
 // det-CBOR of {STMT, countersignature, slot, proof, factors, decision payload,
-// policy hash}; 8 is the reason that the client was told, 9 the device's reference.
+// policy hash}; 8 is the reason that the client was told, 9 the device's reference,
+// 10 what it was told of the serial it asked about: [result, reason].
 type decisionRecord struct {
 	Statement []byte           `cbor:"1,keyasint"`
 	Signature []byte           `cbor:"2,keyasint"`
@@ -37,6 +41,7 @@ type decisionRecord struct {
 	Policy    []byte           `cbor:"7,keyasint"`
 	Reason    protocol.Code    `cbor:"8,keyasint"`
 	Reference string           `cbor:"9,keyasint,omitempty"`
+	Asked     []uint64         `cbor:"10,keyasint,omitempty"`
 }
 
 var recordMode = func() cbor.EncMode {
@@ -69,8 +74,46 @@ func (s Spend) record(out Outcome, kind string) *Record {
 			Policy:    d.Policy[:],
 			Reason:    out.Reason,
 			Reference: s.Evidence.Reference,
+			Asked:     askedFields(out.Asked),
 		}),
 	}
+}
+
+func askedFields(a *protocol.AskedResult) []uint64 {
+	if a == nil {
+		return nil
+	}
+	return []uint64{uint64(a.Result), uint64(a.Reason)}
+}
+
+// finalRecord is of the end of a pending decision, through s.
+func (s Spend) finalRecord(f Finalization) *Record {
+	return s.further(KindFinal, f.Client, map[string]any{
+		"serial": f.Serial[:], "result": f.Result, "reason": f.Reason, "by": s.Client[:], "by_serial": s.Serial[:],
+	})
+}
+
+// settledRecord is of a serial that is denied because s asks about it.
+func (s Spend) settledRecord(denied Spent) *Record {
+	return s.further(KindSettled, denied.Client, map[string]any{
+		"serial": denied.Serial[:], "result": denied.Outcome.Result, "reason": denied.Outcome.Reason, "by_serial": s.Serial[:],
+	})
+}
+
+// further is a second record of the same transaction. Its salt follows from that of
+// the first, which tells as much as it does.
+func (s Spend) further(kind string, client protocol.ClientID, fields map[string]any) *Record {
+	salt := sha256.Sum256(append([]byte(kind), s.Salt[:]...))
+	return &Record{
+		At: Stamp(s.Now), Kind: kind, Subject: "client/" + client.String(), Salt: [16]byte(salt[:16]), Body: encode(fields),
+	}
+}
+
+// Refused is the record of a countersignature that verified and is refused with
+// this code without spending its serial, such as an attempt at the password that
+// was wrong (10): the body is that of the denial it would be.
+func (s Spend) Refused(code protocol.Code) Record {
+	return *s.record(s.denied(code), KindRefused)
 }
 
 // NewRecord makes the record of an administrative change. Fields is encoded as
@@ -105,7 +148,7 @@ func (r Record) Words() map[string]any {
 }
 
 var decisionFields = map[uint64]string{
-	1: "statement", 2: "signature", 3: "slot", 4: "proof", 5: "factors", 6: "decision", 7: "policy", 8: "reason", 9: "reference",
+	1: "statement", 2: "signature", 3: "slot", 4: "proof", 5: "factors", 6: "decision", 7: "policy", 8: "reason", 9: "reference", 10: "asked",
 }
 
 func fieldName(key any) string {

@@ -29,10 +29,42 @@ type Spend struct {
 	PolicyVersion uint64
 	// Charges, one for each limit of the service; an approval takes them all.
 	// Of several that name the same row the first is taken.
-	Charges  []Charge
+	Charges []Charge
+	// Right: the password was checked and is right; the guard goes back to zero.
+	Right bool
+	// Pending: an approval that waits for a second approver; nil: none needed.
+	// Limits are read now and charged at the final approval only.
+	Pending *Pending
+	// Approves: the pending decision that this one is the second approval of.
+	Approves *Approves
+	// Asks: the serial that service 2 asks about, of the same client. What asks
+	// is dry.
+	Asks *protocol.Serial
+	// Dry: services 0 and 2. The serial is spent and recorded, and nothing is
+	// charged. The result is 1, but Outcome.Decision is that of a denial, so that
+	// nothing comes of it should it be signed.
+	Dry      bool
 	Evidence Evidence
 	Salt     [16]byte // of the audit record
 	Now      time.Time
+}
+
+// Pending is what an approval at level 4 waits for.
+type Pending struct {
+	Role    string    // that the second approver must have
+	Expires time.Time // after it the approval is denied
+}
+
+func (p Pending) expired(now time.Time) bool { return now.After(p.Expires) }
+
+// Approves names a pending decision. Decision of the Spend that carries it is the
+// final one of the first client: its statement, service, level, pairwise id and
+// transaction are those of the first, U and SecondStatement those of the second.
+// Charges are the first client's. A Decision of another statement, transaction or
+// device than the one that waits is refused (14).
+type Approves struct {
+	Client protocol.ClientID
+	Serial protocol.Serial
 }
 
 // Evidence is what the audit record keeps of the countersignature.
@@ -81,12 +113,30 @@ type View struct {
 	Used          []Used // of each charge, in the same order
 	// Spent is the decision stored for the serial's counter, if there is one.
 	Spent *Spent
+	// Begun are the password attempts under the serial's counter, by number.
+	Begun []Begun
+	// First is the decision that Spend.Approves names, and FirstClient its client;
+	// Used is the first client's then. Nil where there is none.
+	First       *Spent
+	FirstClient *Client
+	// Asked is the decision stored for the counter of Spend.Asks, if any.
+	Asked *Spent
 }
 
 // Spent is a stored decision with the countersignature that it answered.
 type Spent struct {
 	AnswerKey
 	Outcome Outcome
+	Pending *Pending // of a decision that waited for a second approver
+	Final   *Final   // what became of it; nil while it waits
+}
+
+// Final is the end of a pending decision. The first client's M3 is answered as
+// pending ever after; service 2 tells it the end.
+type Final struct {
+	Result protocol.Result
+	Reason protocol.Code
+	At     time.Time
 }
 
 // Outcome is what was decided, and what the client is told.
@@ -96,85 +146,15 @@ type Outcome struct {
 	Decision protocol.Decision
 	At       time.Time
 	Replayed bool // it was decided by an earlier, identical countersignature
-}
-
-// Conclusion is what a driver has to store.
-type Conclusion struct {
-	Outcome Outcome
-	// Spend: raise the client's highest counter and store the decision.
-	Spend bool
-	// Charge: add the charges to their windows.
-	Charge bool
-	// Record to append; nil for a repeat.
-	Record *Record
-}
-
-// Conclude decides within the transaction. It is the same for every driver and
-// reads nothing but its arguments. Whatever stands against the approval makes it
-// a denial; a spent counter changes nothing but the audit (PROTOCOL.md §4).
-func (s Spend) Conclude(v View) Conclusion {
-	if v.Spent != nil && v.Spent.AnswerKey == s.AnswerKey {
-		again := v.Spent.Outcome
-		again.Replayed = true
-		return Conclusion{Outcome: again}
-	}
-	if code := s.conflict(v); code != 0 {
-		out := s.outcome(code)
-		return Conclusion{Outcome: out, Record: s.record(out, KindRefused)}
-	}
-	out := s.outcome(s.denial(v))
-	return Conclusion{
-		Outcome: out,
-		Spend:   true,
-		Charge:  out.Result == protocol.ResultApproved,
-		Record:  s.record(out, KindDecision),
-	}
-}
-
-// conflict tells whether the serial's counter was spent before.
-func (s Spend) conflict(v View) protocol.Code {
-	switch {
-	case v.Spent != nil && v.Spent.Serial != s.Serial:
-		return protocol.CodeClone
-	case v.Spent != nil, int64(s.Serial.Counter()) <= v.Client.Highest:
-		return protocol.CodeSerial
-	default:
-		return 0
-	}
-}
-
-// denial finds the first reason against the approval.
-func (s Spend) denial(v View) protocol.Code {
-	switch {
-	case v.Client.Status == Suspended:
-		return protocol.CodeSuspended
-	case v.Client.Status != Active, v.Device.Status != Active:
-		return protocol.CodeRefused
-	case s.Denial != 0:
-		return s.Denial
-	case v.PolicyVersion != s.PolicyVersion:
-		return protocol.CodePolicy
-	case s.exceeds(v.Used):
-		return protocol.CodeLimit
-	default:
-		return 0
-	}
+	// Asked answers Spend.Asks.
+	Asked *protocol.AskedResult
+	// TriesLeft is with [protocol.ResultRetry] only: the answer to a wrong
+	// password, which has no decision.
+	TriesLeft uint64
 }
 
 // Stamp is a time as every driver keeps it: UTC, in whole microseconds.
 func Stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
-
-// outcome turns a reason into result and decision; the device learns of a denial
-// no more than that it is one (PROTOCOL.md §3.1, field 12).
-func (s Spend) outcome(reason protocol.Code) Outcome {
-	d := s.Decision
-	if reason == 0 {
-		d.Result, d.Reason = protocol.ResultApproved, 0
-	} else {
-		d.Result, d.Reason = protocol.ResultDenied, protocol.CodeRefused
-	}
-	return Outcome{Result: d.Result, Reason: reason, Decision: d, At: Stamp(s.Now)}
-}
 
 // SameRequest tells whether an invitation was used by this very request.
 func (i Invitation) SameRequest(request [32]byte) bool {

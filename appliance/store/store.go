@@ -9,7 +9,8 @@
 // the caller only if it came from the commit itself; asking again is safe, since
 // every change is found again by its own key. A context that ends before the
 // change was begun prevents it; one that ends later does not, and its error leaves
-// the outcome unknown too.
+// the outcome unknown too. Only Try has no record: that of its attempt comes with
+// the answer, through Wrong or Spend.
 //
 // Times come back in UTC and in whole microseconds, see [Stamp]. A byte slice, list
 // or map without elements comes back as nil or empty.
@@ -17,6 +18,7 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -43,6 +45,7 @@ type Store interface {
 	Devices
 	Invitations
 	Decisions
+	Tries
 	Policies
 	Keys
 	Audit
@@ -77,35 +80,64 @@ type Devices interface {
 // Invitations are activation codes, kept as their SHA-256 only.
 type Invitations interface {
 	// Invite stores a new invitation; ErrExists if the name is taken by an
-	// enrolled party of that kind or by an invitation that is still open.
+	// enrolled party of that kind or by an invitation that is still open. With
+	// Replace such an invitation expires at i.CreatedAt and a revoked party does
+	// not count; any other still is ErrExists.
 	Invite(ctx context.Context, i Invitation, rec Record) error
 	// Invitation finds one by the SHA-256 of its code, used or not.
 	Invitation(ctx context.Context, code [32]byte) (Invitation, error)
 	// EnrolClient uses the invitation up and stores the client, once:
 	// ErrUsed if the invitation is used or expired (at u.At), ErrExists if the
 	// client id or name is taken, ErrNotFound if there is no such invitation of
-	// this kind. An error leaves the invitation as it was.
+	// this kind. An error leaves the invitation as it was. The name of a revoked
+	// client is free: that client is called [Client.RetiredName] from then on.
 	EnrolClient(ctx context.Context, u Use, c Client, rec Record) error
 	// EnrolDevice works as EnrolClient; the device's 4-byte handle is unique too.
+	// A revoked device with this id and SPIFFE ID becomes d: its row, to which
+	// its decisions refer, gets the Version that follows on its own, whatever
+	// d.Version is.
 	EnrolDevice(ctx context.Context, u Use, d Device, rec Record) error
 }
 
 // Decisions are spent serials and what was decided for them.
 type Decisions interface {
 	// Answered finds the stored outcome of exactly this countersignature, or
-	// ErrNotFound.
+	// ErrNotFound. An attempt that was answered with "retry" has one too: its
+	// Result is [protocol.ResultRetry], with TriesLeft.
 	Answered(ctx context.Context, key AnswerKey) (Outcome, error)
 	// Spend is the one durable commit of a countersignature: in one
 	// transaction it reads the rows of a [View], lets [Spend.Conclude] decide
 	// and stores what that says. Repeating it with the same AnswerKey returns
 	// the stored outcome again with Replayed set. ErrNotFound if there is no
 	// such client or device, ErrExists if an approved transaction has the
-	// decision's transaction id.
+	// decision's transaction id. A [Spend.Approves] or [Spend.Asks] that names
+	// nothing is no error but an outcome.
 	Spend(ctx context.Context, s Spend) (Outcome, error)
 	// Report stores what the device did. The first report wins: a later one
 	// changes nothing and returns nil. Not performed gives the limits back.
 	// ErrNotFound if this device has no such approved transaction.
 	Report(ctx context.Context, r Report, rec Record) error
+}
+
+// Tries guard the offline password: each attempt is counted before it is checked.
+type Tries interface {
+	// Try counts a password attempt, durably, before the token checks it. In one
+	// transaction it reads what [Attempt.Conclude] needs, and stores what that
+	// says. An attempt that was begun with the same bytes is not counted again:
+	// Tried.Repeat, and Tried.Answered where its answer was stored. ErrNotFound
+	// if there is no such client.
+	Try(ctx context.Context, a Attempt) (Tried, error)
+	// Wrong stores that a begun attempt was answered with "retry" and how many
+	// tries that left; a repeat of its M3 is answered the same. Storing it
+	// twice is no error and changes nothing. ErrNotFound if no such attempt
+	// waits for its answer: it was not begun, or its serial was spent by it.
+	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec Record) error
+	// Guard reads the state of a client's password guard; ErrNotFound if there
+	// is no such client.
+	Guard(ctx context.Context, id protocol.ClientID) (Guard, error)
+	// Unlock sets a client's guard back to zero, as nothing else does but a
+	// Spend with Right; ErrNotFound if there is no such client.
+	Unlock(ctx context.Context, id protocol.ClientID, rec Record) error
 }
 
 // Policies are the versions of policy.toml; the newest is active.
@@ -167,10 +199,15 @@ type Client struct {
 	Status     Status
 	Roles      []string
 	Version    uint64 // 1 at enrolment, one more with each change
+	Cert       []byte // its client certificate; proves itself, so no MAC covers it
 	MAC        []byte // HMAC over the fields above by the HSM's mac key, 32 bytes
 	Highest    int64  // highest spent counter, -1 when none
 	CreatedAt  time.Time
 }
+
+// RetiredName is what a revoked client is called once its name is another's: NAME~
+// and the first 8 hexadecimal digits of its id. No party is invited as that.
+func (c Client) RetiredName() string { return retired(c.Name, c.ID[:]) }
 
 // Device is one enrolled authorization device.
 type Device struct {
@@ -181,8 +218,13 @@ type Device struct {
 	Floor     protocol.Level
 	Status    Status
 	Version   uint64
-	CreatedAt time.Time
+	CreatedAt time.Time // of its last enrolment
 }
+
+// RetiredName works as that of [Client].
+func (d Device) RetiredName() string { return retired(d.Name, d.ID[:]) }
+
+func retired(name string, id []byte) string { return name + "~" + hex.EncodeToString(id[:4]) }
 
 // Kind of an invited party.
 type Kind string
@@ -199,7 +241,9 @@ type Invitation struct {
 	Kind      Kind
 	Name      string
 	Display   string         // device only
+	Roles     []string       // client only: what it is enrolled with
 	Floor     protocol.Level // device only
+	Replace   bool           // of Invite alone, not stored: in place of an open one or a revoked party
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	UsedAt    time.Time // zero while open

@@ -21,24 +21,30 @@ import (
 	"countersign/protocol"
 )
 
-// childEnv names the store that this test binary, run as a child, spends in.
-const childEnv = "COUNTERSIGN_TEST_SPENDER"
+// Each names the store that this test binary, run as a child, works on.
+const (
+	spenderEnv = "COUNTERSIGN_TEST_SPENDER"
+	guesserEnv = "COUNTERSIGN_TEST_GUESSER"
+)
 
 func TestMain(m *testing.M) {
-	path := os.Getenv(childEnv)
-	if path == "" {
-		os.Exit(m.Run())
+	for env, work := range map[string]func(string, io.Writer) error{spenderEnv: spender, guesserEnv: guesser} {
+		path := os.Getenv(env)
+		if path == "" {
+			continue
+		}
+		if err := work(path, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
-	if err := spender(path, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	os.Exit(m.Run())
 }
 
-func child(t *testing.T, path string) *exec.Cmd {
+func child(t *testing.T, env, path string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+path)
+	cmd.Env = append(os.Environ(), env+"="+path)
 	return cmd
 }
 
@@ -91,21 +97,26 @@ func spendOn(ctx context.Context, s *Store, a ack) error {
 // acknowledged is there, with one audit record, and nothing is there in part.
 func TestCrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	seedMany(t, path, 6)
+	seedMany(t, path, seeding{prefix: "client", n: 6})
 	var acked []string
 	for round := range 6 {
-		lines := kill(t, path, rand.IntN(400))
+		lines := kill(t, killing{path: path, env: spenderEnv, after: rand.IntN(400)})
 		acked = append(acked, lines...)
 		checkCrashed(t, path, acked)
 		t.Logf("round %d: %d acknowledged", round, len(lines))
 	}
 }
 
-func seedMany(t *testing.T, path string, n int) {
+type seeding struct {
+	prefix string
+	n      int
+}
+
+func seedMany(t *testing.T, path string, what seeding) {
 	t.Helper()
 	s := openAt(t, path)
-	for i := range n {
-		if _, err := storetest.Seed(t.Context(), s, fmt.Sprintf("client%02d", i)); err != nil {
+	for i := range what.n {
+		if _, err := storetest.Seed(t.Context(), s, fmt.Sprintf("%s%02d", what.prefix, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -114,10 +125,15 @@ func seedMany(t *testing.T, path string, n int) {
 	}
 }
 
-// kill runs a spender and kills it after some acknowledgements.
-func kill(t *testing.T, path string, after int) (lines []string) {
+type killing struct {
+	path, env string
+	after     int // acknowledgements, less one
+}
+
+// kill runs a child and kills it after some acknowledgements.
+func kill(t *testing.T, k killing) (lines []string) {
 	t.Helper()
-	cmd := child(t, path)
+	cmd := child(t, k.env, k.path)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -134,14 +150,14 @@ func kill(t *testing.T, path string, after int) (lines []string) {
 			break
 		}
 		lines = append(lines, line)
-		if len(lines) == after+1 {
+		if len(lines) == k.after+1 {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	if err := cmd.Wait(); err == nil || stderr.Len() != 0 {
-		t.Fatalf("spender: %v, %s", err, stderr.String())
+		t.Fatalf("child: %v, %s", err, stderr.String())
 	}
 	return lines
 }

@@ -72,7 +72,7 @@ func TestInUse(t *testing.T) {
 			t.Fatalf("a second store opened the file: %v", err)
 		}
 	}
-	out, err := child(t, path).CombinedOutput()
+	out, err := child(t, spenderEnv, path).CombinedOutput()
 	if err == nil || !bytes.Contains(out, []byte("in use by another process")) {
 		t.Fatalf("a second process opened the file: %v, %s", err, out)
 	}

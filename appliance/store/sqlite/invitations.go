@@ -8,10 +8,10 @@ import (
 	"countersign/appliance/store"
 )
 
-const invitationColumns = `code, kind, name, display, floor, created_us, expires_us, used_us, request, response`
+const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response`
 
 func scanInvitation(s scanner) (i store.Invitation, err error) {
-	err = s.Scan(fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, &i.Floor,
+	err = s.Scan(fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, roles{&i.Roles}, &i.Floor,
 		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response)
 	return i, err
 }
@@ -25,12 +25,19 @@ func (s *Store) Invitation(ctx context.Context, code [32]byte) (store.Invitation
 // Invite implements [store.Invitations].
 func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record) error {
 	return s.write(ctx, "inviting", func(t *txn) error {
+		if err := t.withdraw(i); err != nil {
+			return err
+		}
 		if err := t.nameFree(i); err != nil {
 			return err
 		}
-		_, err := t.exec(`INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us)
-			VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			i.Code[:], string(i.Kind), i.Name, i.Display, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt))
+		r, err := rolesText(i.Roles)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt))
 		if err != nil {
 			return err
 		}
@@ -41,16 +48,27 @@ func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record
 // partyTable are the tables of the enrolled, by kind.
 var partyTable = map[store.Kind]string{store.KindClient: "client", store.KindDevice: "device"}
 
-// nameFree finds no enrolled party of the name and no open invitation for it.
+// withdraw ends the open invitations that i replaces.
+func (t *txn) withdraw(i store.Invitation) error {
+	if !i.Replace {
+		return nil
+	}
+	_, err := t.exec(`UPDATE invitation SET expires_us = ?3 WHERE kind = ?1 AND name = ?2 AND used_us IS NULL AND expires_us > ?3`,
+		string(i.Kind), i.Name, i.CreatedAt.UnixMicro())
+	return err
+}
+
+// nameFree finds no enrolled party of the name and no open invitation for it. A
+// revoked party is in the way unless i replaces it.
 func (t *txn) nameFree(i store.Invitation) error {
 	table, ok := partyTable[i.Kind]
 	if !ok {
 		return fmt.Errorf("kind %q of invitation is unknown", i.Kind)
 	}
 	var taken bool
-	err := t.row(`SELECT EXISTS (SELECT 1 FROM `+table+` WHERE name = ?1) OR EXISTS (
+	err := t.row(`SELECT EXISTS (SELECT 1 FROM `+table+` WHERE name = ?1 AND NOT (?4 AND status = ?5)) OR EXISTS (
 			SELECT 1 FROM invitation WHERE kind = ?2 AND name = ?1 AND used_us IS NULL AND expires_us > ?3)`,
-		i.Name, string(i.Kind), i.CreatedAt.UnixMicro()).Scan(&taken)
+		i.Name, string(i.Kind), i.CreatedAt.UnixMicro(), i.Replace, int64(store.Revoked)).Scan(&taken)
 	if err == nil && taken {
 		err = store.ErrExists
 	}
@@ -61,6 +79,10 @@ func (t *txn) nameFree(i store.Invitation) error {
 func (s *Store) EnrolClient(ctx context.Context, u store.Use, c store.Client, rec store.Record) error {
 	return s.write(ctx, "enrolling client", func(t *txn) error {
 		if err := t.use(u, store.KindClient); err != nil {
+			return err
+		}
+		_, err := t.exec(`UPDATE client SET name = `+retiredName+` WHERE name = ? AND status = ?`, c.Name, int64(store.Revoked))
+		if err != nil {
 			return err
 		}
 		if err := t.insertClient(c); err != nil {
@@ -76,11 +98,31 @@ func (s *Store) EnrolDevice(ctx context.Context, u store.Use, d store.Device, re
 		if err := t.use(u, store.KindDevice); err != nil {
 			return err
 		}
-		if err := t.insertDevice(d); err != nil {
+		if err := t.enrolDevice(d); err != nil {
 			return err
 		}
 		return t.append(rec)
 	})
+}
+
+// retiredName is [store.Client.RetiredName] in SQL.
+const retiredName = `name || '~' || lower(hex(substr(id, 1, 4)))`
+
+// enrolDevice stores a device in its revoked row, or in a new one: the id follows
+// from the name, so that a revoked device of the same name cannot keep its own.
+func (t *txn) enrolDevice(d store.Device) error {
+	_, err := t.exec(`UPDATE device SET name = `+retiredName+` WHERE name = ? AND status = ? AND id <> ?`,
+		d.Name, int64(store.Revoked), d.ID[:])
+	if err != nil {
+		return err
+	}
+	n, err := t.exec(`UPDATE device SET name = ?, display = ?, floor = ?, status = ?, version = version + 1, created_us = ?
+		WHERE id = ? AND spiffe_id = ? AND status = ?`,
+		d.Name, d.Display, int64(d.Floor), int64(d.Status), usec(d.CreatedAt), d.ID[:], d.SPIFFEID, int64(store.Revoked))
+	if err != nil || n == 1 {
+		return err
+	}
+	return t.insertDevice(d)
 }
 
 // use marks an open invitation of this kind as used.

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	clientColumns = `c.id, c.name, c.signing_key, c.uv_key, c.verifier, c.status, c.roles, c.version, c.mac, c.highest, c.created_us`
+	clientColumns = `c.id, c.name, c.signing_key, c.uv_key, c.verifier, c.status, c.roles, c.version, c.cert, c.mac, c.highest, c.created_us`
 	deviceColumns = `d.id, d.name, d.spiffe_id, d.display, d.floor, d.status, d.version, d.created_us`
 )
 
@@ -22,7 +22,7 @@ func (r *clientRow) dest() []any {
 	return []any{
 		fixed(r.ID[:]), &r.Name, fixed(r.SigningKey[:]), &r.uvKey, &r.Verifier, &r.Status,
 		roles{&r.Roles},
-		&r.Version, &r.MAC, &r.Highest,
+		&r.Version, &r.Cert, &r.MAC, &r.Highest,
 		stamp{&r.CreatedAt},
 	}
 }
@@ -90,10 +90,10 @@ func (t *txn) insertClient(c store.Client) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(`INSERT INTO client (id, name, signing_key, uv_key, verifier, status, roles, version, mac, highest, created_us)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	_, err = t.exec(`INSERT INTO client (id, name, signing_key, uv_key, verifier, status, roles, version, cert, mac, highest, created_us)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		c.ID[:], c.Name, c.SigningKey[:], uvKey(c), blob(c.Verifier), int64(c.Status), r,
-		int64(c.Version), blob(c.MAC), c.Highest, usec(c.CreatedAt))
+		int64(c.Version), blob(c.Cert), blob(c.MAC), c.Highest, usec(c.CreatedAt))
 	return err
 }
 
@@ -112,9 +112,9 @@ func (s *Store) UpdateClient(ctx context.Context, c store.Client, rec store.Reco
 			return err
 		}
 		n, err := t.exec(`UPDATE client SET name = ?, signing_key = ?, uv_key = ?, verifier = ?, status = ?,
-			roles = ?, version = ?, mac = ? WHERE id = ? AND version = ?`,
+			roles = ?, version = ?, cert = ?, mac = ? WHERE id = ? AND version = ?`,
 			c.Name, c.SigningKey[:], uvKey(c), blob(c.Verifier), int64(c.Status),
-			r, int64(c.Version), blob(c.MAC), c.ID[:], int64(c.Version-1))
+			r, int64(c.Version), blob(c.Cert), blob(c.MAC), c.ID[:], int64(c.Version-1))
 		return t.updated(change{n, err, `SELECT 1 FROM client WHERE id = ?`, c.ID[:]}, rec)
 	})
 }

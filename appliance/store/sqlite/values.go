@@ -128,6 +128,38 @@ func rolesText(r []string) (string, error) {
 	return string(b), err
 }
 
+// times scans a JSON array of microseconds.
+type times struct{ t *[]time.Time }
+
+// Scan implements [sql.Scanner]. NULL is an empty list.
+func (s times) Scan(src any) error {
+	*s.t = nil
+	if src == nil {
+		return nil
+	}
+	text, ok := src.(string)
+	if !ok {
+		return fmt.Errorf("times stored as %T", src)
+	}
+	var all []int64
+	if err := json.Unmarshal([]byte(text), &all); err != nil {
+		return fmt.Errorf("times: %v", err)
+	}
+	for _, us := range all {
+		*s.t = append(*s.t, time.UnixMicro(us).UTC())
+	}
+	return nil
+}
+
+func timesText(all []time.Time) (string, error) {
+	us := make([]int64, len(all))
+	for i, t := range all {
+		us[i] = t.UnixMicro()
+	}
+	b, err := json.Marshal(us)
+	return string(b), err
+}
+
 // saturated adds without passing what a column holds.
 func saturated(a, b uint64) int64 {
 	sum := a + b

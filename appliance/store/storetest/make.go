@@ -48,12 +48,13 @@ func random(b []byte) { _, _ = rand.Read(b) } // never fails, crypto/rand
 func NewClient(name string) store.Client {
 	c := store.Client{
 		Name: name, Status: store.Active, Roles: []string{"guest", "owner"}, Version: 1,
-		MAC: make([]byte, 32), Verifier: make([]byte, 40), Highest: -1, CreatedAt: Epoch,
+		MAC: make([]byte, 32), Verifier: make([]byte, 40), Cert: make([]byte, 120), Highest: -1, CreatedAt: Epoch,
 	}
 	random(c.SigningKey[:])
 	c.SigningKey[0] = 2
 	random(c.MAC)
 	random(c.Verifier)
+	random(c.Cert)
 	c.ID = protocol.ClientIDOf(c.SigningKey)
 	return c
 }
@@ -71,8 +72,11 @@ func NewDevice(name string) store.Device {
 func NewInvitation(kind store.Kind, name string) store.Invitation {
 	i := store.Invitation{Kind: kind, Name: name, CreatedAt: Epoch, ExpiresAt: Epoch.Add(time.Hour)}
 	random(i.Code[:])
-	if kind == store.KindDevice {
+	switch kind {
+	case store.KindDevice:
 		i.Display, i.Floor = "Door", 2
+	case store.KindClient:
+		i.Roles = []string{"approver", "guest"}
 	}
 	return i
 }
@@ -89,6 +93,24 @@ func Note(text string) store.Record {
 	rec := store.NewRecord(store.KindClients, "client/test", map[string]any{"note": text})
 	rec.At = Epoch
 	return rec
+}
+
+// Attempt is a password attempt at Epoch, the first of a challenge whose serial has
+// this counter.
+func (p Parties) Attempt(counter uint32) store.Attempt {
+	a := store.Attempt{AnswerKey: store.AnswerKey{Client: p.Client.ID}, Device: p.Device.ID, Now: Epoch}
+	var tail [8]byte
+	random(tail[:])
+	a.Serial = protocol.NewSerial(counter, tail)
+	random(a.M3[:])
+	return a
+}
+
+// Next is the attempt that follows on a in the same challenge.
+func Next(a store.Attempt) store.Attempt {
+	a.AnswerKey.Attempt++
+	random(a.M3[:])
+	return a
 }
 
 // Spend is a countersignature that is to be approved, under policy 1, of a

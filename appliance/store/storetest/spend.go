@@ -120,8 +120,7 @@ func testSpendReplay(t *testing.T, f *fixture) {
 
 // Strict evidence is part of the decision and has to come back with it.
 func testSpendStrict(t *testing.T, f *fixture) {
-	s := f.p.Spend(1)
-	s.Attempt = 2
+	s := f.third(1)
 	s.Decision.Amount = nil
 	s.Decision.Evidence = []protocol.Evidence{{
 		Statement: []byte("statement"), ClientCert: []byte("cert"), Signature: s.Evidence.Signature,
@@ -235,10 +234,9 @@ func testSpendUnknown(t *testing.T, f *fixture) {
 }
 
 func testSpendBounds(t *testing.T, f *fixture) {
-	s := f.p.Spend(1<<32 - 1)
+	s := f.third(1<<32 - 1)
 	s.Decision.Service, s.Decision.Lifetime = 1<<64-1, 1<<64-1
 	s.Decision.Amount.Minor = protocol.MaxMinor - 1
-	s.Attempt = 255
 	f.approves(s)
 	got, err := f.Answered(t.Context(), s.AnswerKey)
 	f.must(err)

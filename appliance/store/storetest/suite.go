@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/protocol"
 )
 
 // Run runs the whole suite. Each test gets an empty store of its own from open,
@@ -16,6 +17,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	for _, group := range []map[string]func(*testing.T, *fixture){
 		partyTests, invitationTests, spendTests, limitTests, reportTests, registryTests, concurrencyTests,
+		tryTests, approvalTests, statusTests, replaceTests,
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
@@ -97,7 +99,7 @@ func (f *fixture) checkAudit() {
 		if rec.Sequence != uint64(i+1) {
 			f.t.Fatalf("record %d has sequence number %d", i+1, rec.Sequence)
 		}
-		if rec.Kind == store.KindDecision {
+		if rec.Kind == store.KindDecision || rec.Kind == store.KindSettled {
 			decisions++
 		}
 	}
@@ -113,6 +115,65 @@ func (f *fixture) unchanged(want error, do func() error) {
 	f.fails(do(), want)
 	f.same(f.tally(), before)
 }
+
+func (f *fixture) try(a store.Attempt) store.Tried {
+	f.t.Helper()
+	tried, err := f.Try(f.t.Context(), a)
+	f.must(err)
+	return tried
+}
+
+// begins requires that an attempt begins that was not begun before.
+func (f *fixture) begins(a store.Attempt) store.Tried {
+	f.t.Helper()
+	tried := f.try(a)
+	if tried.Code != 0 || tried.Repeat {
+		f.t.Fatalf("attempt %d of counter %d: %+v", a.AnswerKey.Attempt, a.Serial.Counter(), tried)
+	}
+	return tried
+}
+
+// refusesTry requires this code, and that nothing was counted.
+func (f *fixture) refusesTry(a store.Attempt, want protocol.Code) store.Tried {
+	f.t.Helper()
+	before := f.guard()
+	tried := f.try(a)
+	if tried.Code != want || tried.Repeat {
+		f.t.Fatalf("attempt %d of counter %d: %+v, want code %d", a.AnswerKey.Attempt, a.Serial.Counter(), tried, want)
+	}
+	f.same(f.guard(), before)
+	return tried
+}
+
+func (f *fixture) wrong(a store.Attempt, left uint64) {
+	f.t.Helper()
+	rec := f.p.Spend(a.Serial.Counter()).Refused(protocol.CodePassword)
+	f.must(f.Wrong(f.t.Context(), a.AnswerKey, left, rec))
+}
+
+func (f *fixture) guard() store.Guard {
+	f.t.Helper()
+	g, err := f.Guard(f.t.Context(), f.p.Client.ID)
+	f.must(err)
+	return g
+}
+
+// third is a countersignature under attempt 2, after two wrong ones.
+func (f *fixture) third(counter uint32) store.Spend {
+	f.t.Helper()
+	a := f.p.Attempt(counter)
+	for left := uint64(2); left > 0; left-- {
+		f.begins(a)
+		f.wrong(a, left)
+		a = Next(a)
+	}
+	s := f.p.Spend(counter)
+	s.AnswerKey = a.AnswerKey
+	return s
+}
+
+// next is a counter that nobody has used.
+func (f *fixture) next() uint32 { return uint32(max(f.highest(), 100) + 1) }
 
 func testClose(t *testing.T, s store.Store) {
 	f := newFixture(t, s)

@@ -1,0 +1,93 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"countersign/appliance/store"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// examine verifies the countersignature with the enrolled key. For a client that
+// is unknown the same work is done with a key that nobody has, and the code is
+// the uniform one.
+func (a *Appliance) examine(ctx context.Context, c countersigned) (store.Client, policy.Evidence, protocol.Code, error) {
+	client, err := a.client(ctx, c.p1.Client)
+	known := !errors.Is(err, store.ErrNotFound)
+	if err != nil && known {
+		return client, policy.Evidence{}, 0, err
+	}
+	err = protocol.VerifyCountersign(signingKey(client, c.p3.Slot), c.statement, c.p3.Approval(), c.p3.Signature[:])
+	switch {
+	case !known, err != nil && client.Status != store.Active:
+		return client, policy.Evidence{}, protocol.CodeRefused, nil
+	case err != nil:
+		return client, policy.Evidence{}, protocol.CodeSignature, nil
+	}
+	evidence := policy.Evidence{Choice: policy.Refuse, Signature: true}
+	if c.p3.Verdict == protocol.Approve {
+		evidence.Choice = policy.Approve
+	}
+	evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(client.Roles, RoleUV)
+	evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
+	return client, evidence, 0, nil
+}
+
+// RoleUV marks a client whose UV key counts as a factor: policy accepted its
+// attestation at enrolment. Roles are covered by the record MAC.
+const RoleUV = "uv"
+
+// decoyKey is a point whose private key nobody has: its x coordinate is the first
+// on the curve that follows SHA-256("countersign decoy").
+var decoyKey = makeDecoy()
+
+func makeDecoy() protocol.PublicKey {
+	x := sha256.Sum256([]byte("countersign decoy"))
+	for {
+		key, err := protocol.ParsePublicKey(append([]byte{2}, x[:]...))
+		if err == nil {
+			return key
+		}
+		x = sha256.Sum256(x[:])
+	}
+}
+
+// signingKey is the enrolled key of a slot: 1 or, for the UV key, 3.
+func signingKey(client store.Client, slot uint64) protocol.PublicKey {
+	switch {
+	case slot == protocol.SlotUV && client.UVKey != nil:
+		return *client.UVKey
+	case slot == protocol.SlotSigning && client.Version != 0:
+		return client.SigningKey
+	default:
+		return decoyKey
+	}
+}
+
+// strictEvidence is what a strict device verifies by itself: one countersignature,
+// or two with a second approver.
+func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
+	if !c.p2.Factors.Has(protocol.FactorStrict) {
+		return nil, nil
+	}
+	own := protocol.Evidence{Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature}
+	all := []protocol.Evidence{own}
+	ids := []protocol.ClientID{c.p1.Client}
+	if first := c.handle.First; first != nil {
+		approval := protocol.Approval{Verdict: protocol.Approve, Slot: first.Slot, Proof: first.Proof}
+		all = []protocol.Evidence{{Statement: first.Statement, Approval: approval, Signature: first.Signature}, own}
+		ids = []protocol.ClientID{first.Client, c.p1.Client}
+	}
+	for i, id := range ids {
+		client, err := a.store.Client(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("certificate of client %s: %w", id, err)
+		}
+		all[i].ClientCert = client.Cert
+	}
+	return all, nil
+}

@@ -1,0 +1,250 @@
+package store
+
+import (
+	"slices"
+
+	"countersign/protocol"
+)
+
+// Conclusion is what a driver has to store.
+type Conclusion struct {
+	Outcome Outcome
+	// Spend: raise the client's highest counter and store the decision, with
+	// Waits beside it, and delete the attempt that was begun with the same bytes.
+	Spend bool
+	// Waits: the decision is pending.
+	Waits *Pending
+	// ResetGuard: set the client's password guard to zero.
+	ResetGuard bool
+	// Charge: add the charges to their windows; of the first client where the
+	// Spend approves.
+	Charge bool
+	// Finalize: end a pending decision, by compare-and-swap.
+	Finalize *Finalization
+	// Settle: store this denial too. It raises no counter.
+	Settle *Spent
+	// Record to append; nil for a repeat.
+	Record *Record
+	// Further record, of Finalize or Settle.
+	Further *Record
+}
+
+// Finalization is the end of the pending decision of this serial.
+type Finalization struct {
+	Client protocol.ClientID
+	Serial protocol.Serial
+	Final
+}
+
+// Conclude decides within the transaction. It is the same for every driver and
+// reads nothing but its arguments. Whatever stands against the approval makes it
+// a denial; a spent counter or an attempt out of turn changes nothing but the audit
+// (PROTOCOL.md §4).
+func (s Spend) Conclude(v View) Conclusion {
+	if again := s.answered(v); again != nil {
+		return Conclusion{Outcome: *again}
+	}
+	if code := s.conflict(v); code != 0 {
+		out := s.denied(code)
+		return Conclusion{Outcome: out, Record: s.record(out, KindRefused)}
+	}
+	against := s.objection(v)
+	c := Conclusion{Outcome: s.outcome(against.code), Spend: true, ResetGuard: s.Right}
+	switch {
+	case s.Approves != nil:
+		s.finalize(&c, against)
+	case s.Asks != nil && against.code == 0:
+		s.ask(&c, v)
+	}
+	c.Charge = c.Outcome.Result == protocol.ResultApproved && !s.dry()
+	if c.Outcome.Result == protocol.ResultPending {
+		c.Waits = s.Pending
+	}
+	c.Record = s.record(c.Outcome, KindDecision)
+	return c
+}
+
+// answered is the outcome of an earlier, identical countersignature.
+func (s Spend) answered(v View) *Outcome {
+	if v.Spent != nil && v.Spent.AnswerKey == s.AnswerKey {
+		again := v.Spent.Outcome
+		again.Replayed = true
+		return &again
+	}
+	if b := s.among(v.Begun); b != nil && b.Answered {
+		again := b.outcome()
+		return &again
+	}
+	return nil
+}
+
+// conflict tells why the serial cannot be spent by this countersignature: never
+// more, or not now.
+func (s Spend) conflict(v View) protocol.Code {
+	if code := s.spent(v.Spent, v.Client); code != 0 {
+		return code
+	}
+	if s.among(v.Begun) != nil {
+		return 0
+	}
+	return s.outOfTurn(v.Begun)
+}
+
+// objection is a reason against the approval.
+type objection struct {
+	code protocol.Code // 0: none
+	ends bool          // the pending decision that was to be approved is denied for it
+}
+
+// objection finds the first reason against the approval.
+func (s Spend) objection(v View) objection {
+	for _, o := range []objection{{code: partiesObjection(v)}, s.firstObjection(v), s.ownObjection(v)} {
+		if o.code != 0 {
+			return o
+		}
+	}
+	return objection{}
+}
+
+func partiesObjection(v View) protocol.Code {
+	switch {
+	case v.Client.Status == Suspended:
+		return protocol.CodeSuspended
+	case v.Client.Status != Active, v.Device.Status != Active:
+		return protocol.CodeRefused
+	default:
+		return 0
+	}
+}
+
+// firstObjection is about the decision that is to be approved. An approver who is
+// none leaves it waiting for another.
+func (s Spend) firstObjection(v View) objection {
+	switch {
+	case s.Approves == nil:
+		return objection{}
+	case !s.waiting(v):
+		return objection{code: protocol.CodeSerial}
+	case v.First.Pending.expired(s.Now):
+		return objection{protocol.CodeExpired, true}
+	case s.Client == s.Approves.Client, !slices.Contains(v.Client.Roles, v.First.Pending.Role):
+		return objection{code: protocol.CodePolicy}
+	case v.FirstClient.Status != Active:
+		return objection{protocol.CodeRefused, true}
+	default:
+		return objection{}
+	}
+}
+
+// waiting tells whether the decision to approve is there, waits, and is the one
+// that s.Decision was made from.
+func (s Spend) waiting(v View) bool {
+	if v.First == nil || v.FirstClient == nil || v.First.Pending == nil || v.First.Final != nil {
+		return false
+	}
+	first := v.First.Outcome.Decision
+	return v.First.Outcome.Result == protocol.ResultPending &&
+		v.First.Client == s.Approves.Client && v.First.Serial == s.Approves.Serial &&
+		first.Transaction == s.Decision.Transaction && first.Statement == s.Decision.Statement &&
+		first.Device == s.Decision.Device
+}
+
+// ownObjection: of what the evidence came to, only the user's refusal ends what was
+// to be approved. After a change of policy the approver may try again.
+func (s Spend) ownObjection(v View) objection {
+	switch {
+	case s.Asks != nil && s.Asks.Counter() >= s.Serial.Counter():
+		return objection{code: protocol.CodeSerial}
+	case s.Denial != 0:
+		return objection{s.Denial, s.Denial == protocol.CodeUserRefused}
+	case v.PolicyVersion != s.PolicyVersion:
+		return objection{code: protocol.CodePolicy}
+	case s.exceeds(v.Used):
+		return objection{protocol.CodeLimit, true}
+	default:
+		return objection{}
+	}
+}
+
+func (s Spend) finalize(c *Conclusion, against objection) {
+	if against.code != 0 && !against.ends {
+		return
+	}
+	s.end(c, Finalization{Client: s.Approves.Client, Serial: s.Approves.Serial, Final: Final{
+		Result: c.Outcome.Result, Reason: c.Outcome.Reason, At: Stamp(s.Now),
+	}})
+}
+
+func (s Spend) end(c *Conclusion, f Finalization) {
+	c.Finalize, c.Further = &f, s.finalRecord(f)
+}
+
+// ask answers what became of the serial asked about, and makes it so where it was
+// open: what was never spent, or waited too long, is denied.
+func (s Spend) ask(c *Conclusion, v View) {
+	expired := protocol.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
+	asked, open := protocol.AskedResult{}, v.Asked != nil && v.Asked.Pending != nil && v.Asked.Final == nil
+	switch {
+	case v.Asked == nil:
+		asked = expired
+		denied := s.deniedUnseen()
+		c.Settle, c.Further = &denied, s.settledRecord(denied)
+	case v.Asked.Serial != *s.Asks:
+		asked.Reason = protocol.CodeSerial
+	case open && v.Asked.Pending.expired(s.Now):
+		asked = expired
+		s.end(c, Finalization{s.Client, *s.Asks, Final{asked.Result, asked.Reason, Stamp(s.Now)}})
+	case v.Asked.Final != nil:
+		asked = protocol.AskedResult{Result: v.Asked.Final.Result, Reason: v.Asked.Final.Reason}
+	default:
+		asked = protocol.AskedResult{Result: v.Asked.Outcome.Result, Reason: v.Asked.Outcome.Reason}
+	}
+	c.Outcome.Asked = &asked
+}
+
+// deniedUnseen is the decision on a serial that nobody has spent: it answers no M3.
+func (s Spend) deniedUnseen() Spent {
+	reason, _ := protocol.ReasonFor(protocol.ResultDenied) // a denial has one
+	return Spent{
+		AnswerKey: AnswerKey{Client: s.Client, Serial: *s.Asks},
+		Outcome: Outcome{
+			Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: Stamp(s.Now),
+			Decision: protocol.Decision{Reason: reason, Device: s.Decision.Device, IssuedAt: s.Decision.IssuedAt},
+		},
+	}
+}
+
+func (s Spend) dry() bool { return s.Dry || s.Asks != nil }
+
+// outcome turns a reason, or none, into result and decision.
+func (s Spend) outcome(reason protocol.Code) Outcome {
+	switch {
+	case reason != 0:
+		return s.denied(reason)
+	case s.dry():
+		out := s.decided(protocol.ResultDenied)
+		out.Result = protocol.ResultApproved
+		return out
+	case s.Pending != nil && s.Approves == nil:
+		out := s.decided(protocol.ResultPending)
+		out.Reason = protocol.CodePending
+		return out
+	default:
+		return s.decided(protocol.ResultApproved)
+	}
+}
+
+func (s Spend) denied(reason protocol.Code) Outcome {
+	out := s.decided(protocol.ResultDenied)
+	out.Reason = reason
+	return out
+}
+
+// decided gives the decision its result; the device learns of a denial no more
+// than that it is one (PROTOCOL.md §3.1, field 12).
+func (s Spend) decided(result protocol.Result) Outcome {
+	d := s.Decision
+	d.Result = result
+	d.Reason, _ = protocol.ReasonFor(result) // no result here is without
+	return Outcome{Result: result, Decision: d, At: Stamp(s.Now)}
+}

@@ -1,0 +1,277 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/storetest"
+	"countersign/protocol"
+)
+
+// TestMigrate brings a file of the first schema, with rows in it, up to date.
+func TestMigrate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	parties := storetest.Parties{Client: storetest.NewClient("alice"), Device: storetest.NewDevice("door")}
+	spend := parties.Spend(7)
+	parties.Client.Highest, parties.Client.Cert, parties.Client.Roles = 7, nil, nil
+	fillFirst(t, path, spend, parties)
+	c, d := parties.Client, parties.Device
+	s := openAt(t, path)
+	if got, err := s.Client(t.Context(), c.ID); err != nil || !reflect.DeepEqual(got, c) {
+		t.Errorf("client %+v, %v; want %+v", got, err, c)
+	}
+	if out, err := s.Answered(t.Context(), spend.AnswerKey); err != nil || out.Decision.Transaction != spend.Decision.Transaction {
+		t.Errorf("answered %+v, %v", out, err)
+	}
+	if i, err := s.Invitation(t.Context(), [32]byte{}); err != nil || i.Name != "bob" || i.Roles != nil {
+		t.Errorf("invitation %+v, %v", i, err)
+	}
+	if g, err := s.Guard(t.Context(), c.ID); err != nil || g.Wrong != 0 {
+		t.Errorf("guard %+v, %v", g, err)
+	}
+	report := store.Report{Device: d.ID, Transaction: spend.Decision.Transaction, At: storetest.Epoch}
+	if err := s.Report(t.Context(), report, storetest.Note("")); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for query, want := range map[string]string{"PRAGMA user_version": "2", "SELECT amount FROM used": "0"} {
+		if got := ask(t, path, query); got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
+	}
+}
+
+// fillFirst makes a file of schema 1 with an approved spend of the parties in it.
+func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties) {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn(path, "rwc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goose, err := provider(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := goose.UpTo(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	c, d := p.Client, p.Device
+	exec := func(statement string, args ...any) {
+		if _, err := db.Exec(statement, args...); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	exec(`INSERT INTO client VALUES (1, ?, ?, ?, NULL, ?, 1, '[]', 1, ?, 7, ?)`,
+		c.ID[:], c.Name, c.SigningKey[:], c.Verifier, c.MAC, c.CreatedAt.UnixMicro())
+	exec(`INSERT INTO device VALUES (1, ?, ?, ?, ?, 1, 1, 1, ?)`,
+		d.ID[:], d.Name, d.SPIFFEID, d.Display, d.CreatedAt.UnixMicro())
+	exec(`INSERT INTO decision VALUES (1, 1, 7, ?, 0, ?, 1, ?, 1, 0, ?, ?, NULL, NULL)`,
+		spend.Serial[4:], spend.M3[:], spend.Decision.Transaction[:], spend.Decision.Marshal(), spend.Now.UnixMicro())
+	exec(`INSERT INTO charge VALUES (1, 200, 86400, 0, 600)`)
+	exec(`INSERT INTO used VALUES (1, 200, 86400, 0, 600, 1)`)
+	exec(`INSERT INTO invitation VALUES (?, 'client', 'bob', '', 0, 1, 2, NULL, NULL, NULL)`, make([]byte, 32))
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTriggers: the table itself holds that guesses are not given back and that an
+// end is one, whoever writes it.
+func TestTriggers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := openAt(t, path)
+	p, err := storetest.Seed(t.Context(), s, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint32(3) {
+		if _, err := s.Try(t.Context(), p.Attempt(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := p.Spend(5)
+	first.Pending = &store.Pending{Role: "approver", Expires: storetest.Epoch}
+	ask := p.Spend(6)
+	ask.Dry, ask.Asks, ask.Now = true, &first.Serial, storetest.Epoch.Add(time.Hour)
+	for _, spend := range []store.Spend{first, ask, p.Spend(7)} {
+		if _, err := s.Spend(t.Context(), spend); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for statement, want := range map[string]string{
+		"UPDATE guard SET wrong = 2":                            "does not go back",
+		"UPDATE guard SET wrong = 3":                            "does not go back",
+		"UPDATE guard SET wrong = 5":                            "does not go back",
+		"DELETE FROM guard":                                     "is not deleted",
+		"UPDATE decision SET final_result = 1 WHERE result = 3": "is not changed",
+		"UPDATE decision SET final_us = 1 WHERE result = 3":     "is not changed",
+		"UPDATE decision SET final_result = 1 WHERE result = 1": "CHECK constraint failed",
+	} {
+		err := s.write(t.Context(), "tampering", func(tx *txn) error {
+			_, err := tx.exec(statement)
+			return err
+		})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", statement, err, want)
+		}
+	}
+	if g, err := s.Guard(t.Context(), p.Client.ID); err != nil || g.Wrong != 3 {
+		t.Fatalf("guard %+v, %v", g, err)
+	}
+}
+
+// TestAttemptsDropped: attempts do not pile up.
+func TestAttemptsDropped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := openAt(t, path)
+	p, err := storetest.Seed(t.Context(), s, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spendRight := func(counter uint32, after time.Duration) {
+		a := p.Attempt(counter)
+		a.Now = a.Now.Add(after)
+		spend := p.Spend(counter)
+		_, err := s.Try(t.Context(), a)
+		if counter%2 == 1 { // a wrong one first
+			err = errors.Join(err, s.Wrong(t.Context(), a.AnswerKey, 2, storetest.Note("wrong")))
+			a = storetest.Next(a)
+			_, more := s.Try(t.Context(), a)
+			err = errors.Join(err, more)
+		}
+		spend.AnswerKey, spend.Right, spend.Now = a.AnswerKey, true, a.Now
+		_, more := s.Spend(t.Context(), spend)
+		if err = errors.Join(err, more); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for counter := range uint32(4) {
+		spendRight(counter, time.Duration(counter)*time.Hour)
+	}
+	if got := attempts(t, s); got != 2 { // those that were answered "retry"
+		t.Fatalf("%d attempts are kept", got)
+	}
+	spendRight(4, 2*time.Hour+answersKept)
+	if got := attempts(t, s); got != 1 {
+		t.Fatalf("%d attempts are kept after two days", got)
+	}
+}
+
+func attempts(t *testing.T, s *Store) (n int) {
+	t.Helper()
+	err := s.write(t.Context(), "counting", func(tx *txn) error { return tx.row("SELECT count(*) FROM attempt").Scan(&n) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+const guessers = 4 // of one client
+
+// guesser begins password attempts of every client of the store, several at once,
+// each as soon as it may, and writes a line for each that was begun.
+func guesser(path string, w io.Writer) error {
+	ctx := context.Background()
+	s, err := Open(ctx, Config{Path: path})
+	if err != nil {
+		return err
+	}
+	clients, err := s.ListClients(ctx)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	errs := make(chan error, guessers*len(clients))
+	for _, c := range clients {
+		for range guessers {
+			wg.Go(func() { errs <- guessOn(ctx, s, ack{storetest.Parties{Client: c}, w}) })
+		}
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return errors.New("every client is locked")
+}
+
+func guessOn(ctx context.Context, s *Store, a ack) error {
+	now := time.Now()
+	for {
+		attempt := a.Attempt(rand.Uint32())
+		attempt.Now = now
+		tried, err := s.Try(ctx, attempt)
+		switch {
+		case err != nil || tried.Repeat:
+			return fmt.Errorf("guessing: %+v, %w", tried, err)
+		case tried.Code == protocol.CodeLocked && tried.After == 0:
+			return nil
+		case tried.Code == protocol.CodeLocked:
+			now = now.Add(tried.After)
+		case tried.Code == 0:
+			if _, err := fmt.Fprintf(a.w, "%v\n", attempt.Client); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// TestCrashGuessing kills the process that guesses, again and again: no guess that
+// it began is given back, and no client gets more than it may.
+func TestCrashGuessing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	begun := map[string]int{}
+	for round := range 6 {
+		seedMany(t, path, seeding{prefix: fmt.Sprintf("round%d-", round), n: 16})
+		lines := kill(t, killing{path: path, env: guesserEnv, after: rand.IntN(120)})
+		for _, line := range lines {
+			begun[strings.TrimSpace(line)]++
+		}
+		checkGuards(t, path, begun)
+		t.Logf("round %d: %d begun", round, len(lines))
+	}
+}
+
+func checkGuards(t *testing.T, path string, begun map[string]int) {
+	t.Helper()
+	s := openAt(t, path)
+	clients, err := s.ListClients(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range clients {
+		g, err := s.Guard(t.Context(), c.ID)
+		if n := begun[c.ID.String()]; err != nil || int(g.Wrong) < n || g.Wrong > store.HardLock {
+			t.Fatalf("client %s: %d were acknowledged, guard is %+v, %v", c.Name, n, g, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for query, want := range map[string]string{
+		"PRAGMA integrity_check": "ok",
+		"SELECT count(*) FROM guard WHERE wrong <> (SELECT count(*) FROM attempt a WHERE a.client = guard.client)":        "0",
+		"SELECT count(*) FROM guard WHERE json_array_length(recent) <> min(wrong, 5)":                                     "0",
+		"SELECT count(*) FROM guard WHERE (wrong >= 5) AND until_us IS NULL":                                              "0",
+		"SELECT count(*) FROM attempt a WHERE NOT EXISTS (SELECT 1 FROM guard g WHERE g.client = a.client AND wrong > 0)": "0",
+	} {
+		if got := ask(t, path, query); got != want {
+			t.Fatalf("%s: %s, want %s", query, got, want)
+		}
+	}
+}
