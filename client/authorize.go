@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"countersign/protocol"
 )
@@ -18,26 +17,6 @@ type Link interface {
 	Receive() ([]byte, error)
 }
 
-// Approver asks the user. An error ends the authorization without a signature, not
-// even one of refusal. ctx ends with the ttl of the challenge.
-type Approver interface {
-	Decide(ctx context.Context, shown Shown) (protocol.Verdict, error)
-}
-
-// Shown is what the user sees and then signs. DeviceName and Text are the device's
-// own words and are to be marked as such.
-type Shown struct {
-	Device      protocol.DeviceHandle
-	DeviceName  string
-	Service     protocol.Service
-	ServiceName string // this client's own name of it
-	Amount      *protocol.Amount
-	Text        string
-	Level       protocol.Level
-	Factors     protocol.Factors
-	TTL         time.Duration // what is left of it
-}
-
 // Request is what the user wants to have authorized.
 type Request struct {
 	Service protocol.Service
@@ -45,10 +24,12 @@ type Request struct {
 	Amount  *protocol.Amount
 	Text    string
 	Receipt bool // ask for the full receipt
+
+	asked *protocol.Serial // with protocol.ServiceStatus
 }
 
 func (r Request) p1(client protocol.ClientID, serial protocol.Serial) protocol.P1 {
-	p := protocol.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1)}
+	p := protocol.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1), Asked: r.asked}
 	if r.Amount != nil || r.Text != "" {
 		p.Proposal = &protocol.Proposal{Amount: r.Amount, Text: r.Text}
 	}
@@ -58,31 +39,30 @@ func (r Request) p1(client protocol.ClientID, serial protocol.Serial) protocol.P
 	return p
 }
 
-// factors are those that this client can give. The strict bit is none to give.
-const factors = protocol.FactorSignature | protocol.FactorSecondApprover | protocol.FactorStrict
-
 // maxUpdates is how many MU one authorization takes.
 const maxUpdates = 2
 
 // Authorize runs one authorization over the link: applies, shows the challenge,
 // countersigns what the user says, a refusal too, and gives the result. A denial is
-// no error. An authorization that is [Client.Pending] becomes a receipt of unknown
-// outcome: resume it first.
+// no error. An authorization that is [Client.Pending] becomes a receipt, of unknown
+// outcome mostly: resume it first.
+//
+// With protocol.ServiceCoApproval it is the second approval of what another client has
+// asked for at the same device; with protocol.ServiceDryRun nothing comes of it, and
+// no receipt is kept.
 //
 // Errors before anything was signed: [ErrNotEnrolled], [DeviceError],
-// [RefusedError], [ErrNotAuthentic], the Approver's, or others that wrap a
-// protocol.Code: CodeLink, CodeTimeout, CodeStaleKey, CodeExpired when the user took
-// too long, and what protocol.P2.Acceptable has. After that [UnknownOutcomeError] or
-// [RetryError], and with a known result only those of the disk.
+// [RefusedError], [ErrNotAuthentic], [FactorError], those of the Approver,
+// PasswordSource and UserVerifier, or others that wrap a protocol.Code: CodeLink,
+// CodeTimeout, CodeStaleKey, CodeExpired when the user took too long, and what
+// protocol.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
+// with a known result only those of the disk.
 func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver Approver) (Receipt, error) {
 	if c.state.Enrolment == nil {
 		return Receipt{}, ErrNotEnrolled
 	}
-	if _, ok := c.Pending(); ok {
-		e, err := c.state.Session.open()
-		if err := errors.Join(err, c.giveUp(e)); err != nil {
-			return Receipt{}, err
-		}
+	if err := c.putAside(); err != nil {
+		return Receipt{}, err
 	}
 	e, err := c.apply(ctx, link, req)
 	if err == nil {
@@ -91,7 +71,7 @@ func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver
 	if err != nil {
 		return Receipt{}, errors.Join(err, c.endSession())
 	}
-	return c.settle(ctx, link, e)
+	return c.conclude(ctx, link, e)
 }
 
 // apply sends M1 until a challenge comes that may be shown.
@@ -169,72 +149,10 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 	if err := e.p2.Acceptable(want); err != nil {
 		return fmt.Errorf("challenge: %w", err)
 	}
-	if missing := e.p2.Factors &^ factors; missing != 0 {
-		return fmt.Errorf("this client cannot give factor %v: %w", missing, protocol.CodeLevel)
+	if first := e.p2.FirstService; first != nil && *first < protocol.FirstService {
+		return fmt.Errorf("challenge: approves the reserved service %v: %w", *first, protocol.CodeFormat)
 	}
 	return nil
-}
-
-// countersign asks the user and makes M3 of the answer, durably.
-func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver) error {
-	verdict, err := c.decide(ctx, *e, approver)
-	if err != nil {
-		return err
-	}
-	approval := protocol.Approval{Verdict: verdict, Slot: protocol.SlotSigning}
-	key, err := c.keys.Load(ctx, c.state.Enrolment.key())
-	if err != nil {
-		return err
-	}
-	signature, err := protocol.Countersign(ctx, key, e.statement, approval)
-	if err != nil {
-		return err
-	}
-	if c.remaining(*e) <= 0 {
-		return protocol.CodeExpired
-	}
-	e.seal(approval, signature)
-	return c.save(func(s *state) { s.Session = &e.session })
-}
-
-func (c *Client) decide(ctx context.Context, e exchange, approver Approver) (protocol.Verdict, error) {
-	left := c.remaining(e)
-	if left <= 0 {
-		return protocol.Refuse, protocol.CodeExpired
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, left, protocol.CodeExpired)
-	defer cancel()
-	verdict, err := approver.Decide(ctx, Shown{
-		Device: e.p2.Device, DeviceName: e.p2.DeviceName, Service: e.p1.Service, ServiceName: c.Name(e.p1.Service),
-		Amount: e.p2.Amount, Text: e.p2.Text, Level: e.p2.Level, Factors: e.p2.Factors, TTL: left,
-	})
-	if ctx.Err() != nil {
-		return protocol.Refuse, context.Cause(ctx)
-	}
-	if err != nil {
-		return protocol.Refuse, fmt.Errorf("asking the user: %w", err)
-	}
-	return verdict, nil
-}
-
-// settle sends M3 and takes its result. Whatever goes wrong from here on leaves the
-// session as it is.
-func (c *Client) settle(ctx context.Context, link Link, e exchange) (Receipt, error) {
-	answer, err := c.ask(ctx, link, e.M3)
-	if err == nil {
-		if me, notME := protocol.ParseLinkError(answer); notME == nil {
-			err = &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
-		}
-	}
-	var p4 protocol.P4
-	if err == nil {
-		p4, err = e.result(answer)
-	}
-	if err != nil {
-		r, bad := newReceipt(e.statement, e.p3.Verdict, c.now())
-		return r, errors.Join(&UnknownOutcomeError{Serial: e.p1.Serial, Cause: err}, bad)
-	}
-	return c.finish(e, p4)
 }
 
 // ask sends a message and waits for one answer: CodeLink, CodeTimeout, or the

@@ -86,15 +86,14 @@ func TestRefusedBeforeTheUserIsAsked(t *testing.T) {
 		req  Request
 		want protocol.Code
 	}{
-		"error form":         {p2: protocol.P2{Code: protocol.CodeService}, req: door(), want: protocol.CodeService},
-		"error form, retry":  {p2: protocol.P2{Code: protocol.CodeLocked, Retry: &five}, req: door(), want: protocol.CodeLocked},
-		"another amount":     {p2: protocol.P2{Amount: &protocol.Amount{Minor: 9900, Currency: "EUR"}}, req: Request{Service: 200, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}, want: protocol.CodePolicy},
-		"another text":       {p2: protocol.P2{Text: "Yacht"}, req: Request{Service: 200, Text: "Bread"}, want: protocol.CodePolicy},
-		"unknown currency":   {p2: protocol.P2{Amount: &protocol.Amount{Minor: 1, Currency: "XXX"}}, req: door(), want: protocol.CodePolicy},
-		"below own floor":    {req: Request{Service: 300}, want: protocol.CodeLevel},
-		"password is needed": {p2: protocol.P2{Level: 2}, req: door(), want: protocol.CodeLevel},
-		"unknown factor":     {p2: protocol.P2{Factors: 33}, req: door(), want: protocol.CodeLevel},
-		"no such level":      {p2: protocol.P2{TTL: 0xffffffffffffffff, Level: 9}, req: door(), want: protocol.CodeLevel},
+		"error form":        {p2: protocol.P2{Code: protocol.CodeService}, req: door(), want: protocol.CodeService},
+		"error form, retry": {p2: protocol.P2{Code: protocol.CodeLocked, Retry: &five}, req: door(), want: protocol.CodeLocked},
+		"another amount":    {p2: protocol.P2{Amount: &protocol.Amount{Minor: 9900, Currency: "EUR"}}, req: Request{Service: 200, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}, want: protocol.CodePolicy},
+		"another text":      {p2: protocol.P2{Text: "Yacht"}, req: Request{Service: 200, Text: "Bread"}, want: protocol.CodePolicy},
+		"unknown currency":  {p2: protocol.P2{Amount: &protocol.Amount{Minor: 1, Currency: "XXX"}}, req: door(), want: protocol.CodePolicy},
+		"below own floor":   {req: Request{Service: 300}, want: protocol.CodeLevel},
+		"unknown factor":    {p2: protocol.P2{Factors: 33}, req: door(), want: protocol.CodeLevel},
+		"no such level":     {p2: protocol.P2{TTL: 0xffffffffffffffff, Level: 9}, req: door(), want: protocol.CodeLevel},
 	} {
 		a.Do(clienttest.Behaviour{P2: tc.p2})
 		_, err := c.Authorize(t.Context(), link, tc.req, nobody(t))

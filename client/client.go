@@ -25,8 +25,13 @@ type Config struct {
 	Dir string
 	// ReadOnly looks at the state without the lock, while another process may work.
 	ReadOnly bool
-	// Keys keeps the signing key; nil: a file in Dir.
+	// Keys keeps the signing key and the UV key; nil: files in Dir.
 	Keys KeyStore
+	// Passwords asks for the password; nil: what needs one can only be refused.
+	Passwords PasswordSource
+	// Verifier verifies the user before the UV key signs; nil: what needs that key
+	// can only be refused.
+	Verifier UserVerifier
 	// Now is the clock, with its monotonic part; nil: time.Now.
 	Now func() time.Time
 	// AnswerTimeout is how long one answer on the link may take; 0: 30 s.
@@ -40,11 +45,13 @@ const defaultAnswerTimeout = 30 * time.Second
 // Client is an opened state directory. It is for one goroutine at a time; another
 // process cannot open the directory until Close, except to read.
 type Client struct {
-	dir     *durable.Dir
-	keys    KeyStore
-	now     func() time.Time
-	timeout time.Duration
-	state   state
+	dir       *durable.Dir
+	keys      KeyStore
+	passwords PasswordSource
+	verifier  UserVerifier
+	now       func() time.Time
+	timeout   time.Duration
+	state     state
 	// started is when the first byte of the session's M1 left. Its monotonic part
 	// does not survive the process; a session that does has the wall clock only.
 	started time.Time
@@ -52,7 +59,7 @@ type Client struct {
 
 // Open reads and verifies the state. What an earlier process left is put in order
 // first: a request that was never countersigned is forgotten, and a countersignature
-// whose ttl is over becomes a receipt of unknown outcome. Errors are [ErrLocked],
+// whose ttl is over becomes a receipt, of unknown outcome mostly. Errors are [ErrLocked],
 // [ErrState], or of the file system.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	dir := durable.View(cfg.Dir)
@@ -62,7 +69,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("opening the client's state: %w", err)
 		}
 	}
-	c := &Client{dir: dir, keys: cfg.Keys, now: cfg.Now, timeout: cfg.AnswerTimeout}
+	c := &Client{
+		dir: dir, keys: cfg.Keys, passwords: cfg.Passwords, verifier: cfg.Verifier, now: cfg.Now, timeout: cfg.AnswerTimeout,
+	}
 	if c.keys == nil {
 		c.keys = fileKeys{dir}
 	}
@@ -91,12 +100,27 @@ func (c *Client) load(ctx context.Context, readOnly bool) (err error) {
 	if readOnly {
 		return nil
 	}
-	if c.state.Enrolment != nil {
-		if _, err := c.keys.Load(ctx, c.state.Enrolment.key()); err != nil {
-			return err
-		}
+	if err := c.loadKeys(ctx); err != nil {
+		return err
 	}
 	return c.tidy()
+}
+
+// loadKeys makes sure that the keys are there.
+func (c *Client) loadKeys(ctx context.Context) error {
+	e := c.state.Enrolment
+	if e == nil {
+		return nil
+	}
+	if _, err := c.keys.Load(ctx, e.key()); err != nil {
+		return err
+	}
+	if uv := e.uvKey(); uv != nil {
+		if _, err := c.keys.Load(ctx, *uv); err != nil {
+			return fmt.Errorf("UV key: %w", err)
+		}
+	}
+	return nil
 }
 
 // tidy ends a session that an earlier process left and that cannot go on.
@@ -111,6 +135,9 @@ func (c *Client) tidy() error {
 	e, err := s.open()
 	if err != nil {
 		return err
+	}
+	if !e.counts() {
+		return c.endSession()
 	}
 	if r, err := c.receipt(e.p1.Serial); err == nil && r.Known {
 		return c.endSession()
@@ -143,6 +170,9 @@ func (c *Client) save(change func(*state)) error {
 // endSession erases the session with its secrets. They are gone from memory even
 // where the disk fails.
 func (c *Client) endSession() error {
+	if c.state.Session != nil {
+		clear(c.state.Session.ES)
+	}
 	c.state.Session = nil
 	return c.save(func(*state) {})
 }
@@ -157,10 +187,18 @@ func (c *Client) trustNow() (protocol.Trust, uint64) {
 
 func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
 
+// reserved are the names of the protocol's own services.
+var reserved = map[protocol.Service]string{
+	protocol.ServiceDryRun: "dry run", protocol.ServiceStatus: "what became of an authorization",
+	protocol.ServiceCoApproval: "approval for another client",
+}
+
 // Name gives the user's own name of a service, or "service 100".
 func (c *Client) Name(service protocol.Service) string {
-	if name, ok := c.state.Names[service]; ok {
-		return name
+	for _, names := range []map[protocol.Service]string{reserved, c.state.Names} {
+		if name, ok := names[service]; ok {
+			return name
+		}
 	}
 	return "service " + service.String()
 }
@@ -206,7 +244,8 @@ type Status struct {
 	KEMUntil   time.Time
 	Counter    uint32
 	Floors     []protocol.Floor
-	Pending    *Receipt // countersigned, outcome unknown
+	Factors    protocol.Factors // that it was enrolled with
+	Pending    *Receipt         // countersigned, without a final answer
 }
 
 // Status tells about the enrolment: [ErrNotEnrolled] without one.
@@ -218,7 +257,13 @@ func (c *Client) Status() (Status, error) {
 	trust, _ := c.trustNow()
 	s := Status{
 		Client: e.client(), URL: e.URL, EnrolledAt: e.At, Floors: e.Floors, Counter: c.state.Counter,
-		Root: trust.Root.RootID(), RootNumber: trust.RootNumber,
+		Root: trust.Root.RootID(), RootNumber: trust.RootNumber, Factors: protocol.FactorSignature,
+	}
+	if e.Password != nil {
+		s.Factors |= protocol.FactorPassword
+	}
+	if e.UVKey != nil {
+		s.Factors |= protocol.FactorUV
 	}
 	if kem, ok := trust.Key(protocol.UseKEM); ok {
 		s.KEMEpoch, s.KEMUntil = kem.Epoch, time.Unix(int64(min(kem.NotAfter, maxUnix)), 0).UTC()

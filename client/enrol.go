@@ -7,67 +7,101 @@ import (
 	"fmt"
 	"net/http"
 
+	"countersign/client/internal/remote"
+	"countersign/client/internal/secret"
 	"countersign/protocol"
+	"countersign/protocol/password"
 )
 
 // EnrolConfig is what it takes to enrol.
 type EnrolConfig struct {
 	URL  string // of the appliance: https://host:port
 	Code protocol.ActivationCode
+	// Password to set; nil: none, and what needs one can only be refused. Whoever
+	// made it erases it.
+	Password Password
+	// Params stretch the password; zero: [password.Default].
+	Params password.Params
+	// UV makes a second key, which signs after the user was verified.
+	UV bool
 }
 
 // Enrol makes a signing key and enrols it at the appliance, PROTOCOL.md §5. The
 // activation code is sent to nobody before the server's certificate chains to the
 // root that the code names. After a crash, or an error other than a refusal, the
-// same call again gets the same answer.
+// same call again gets the same answer: the request that is [Client.Enrolling] is
+// repeated, with the password and keys that it was made with.
 //
 // Errors are [ErrEnrolled], [ServerError], or wrap a protocol.Code: CodeCertificate for
-// an appliance that is not the code's, CodeServerUnreachable, CodeFormat.
+// an appliance that is not the code's, or has no key for passwords,
+// CodeServerUnreachable, CodeFormat.
 func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	if c.state.Enrolment != nil {
 		return Status{}, ErrEnrolled
 	}
-	s, err := newServer(cfg.URL)
+	s, err := remote.New(cfg.URL)
 	if err != nil {
 		return Status{}, err
 	}
-	defer s.close()
-	trust, err := s.trust(ctx, cfg.Code.Root, c.now())
+	defer s.Close()
+	trust, err := s.Trust(ctx, cfg.Code.Root, c.now())
 	if err != nil {
 		return Status{}, err
 	}
-	req, resp, err := c.request(ctx, s, cfg.Code)
+	a := application{EnrolConfig: cfg, server: s, trust: trust}
+	req, resp, err := c.request(ctx, a)
 	if err != nil {
 		return Status{}, err
 	}
 	if trust, _, err = resp.Check(req, trust, trust.Time(unix(c.now()))); err != nil {
 		return Status{}, fmt.Errorf("the appliance's answer: %w", err)
 	}
-	err = c.save(func(next *state) {
-		next.Enrolling, next.Trust = nil, &trust
-		next.Enrolment = &enrolment{
-			URL: cfg.URL, SigningKey: req.SigningKey[:], ClientCert: resp.ClientCert, Floors: resp.Floors, At: c.now().UTC(),
-		}
-	})
-	if err != nil {
+	made := &enrolment{
+		URL: cfg.URL, SigningKey: req.SigningKey[:], ClientCert: resp.ClientCert, Floors: resp.Floors, At: c.now().UTC(),
+		Password: c.state.Enrolling.Password,
+	}
+	if req.UVKey != nil {
+		made.UVKey = req.UVKey[:]
+	}
+	if err := c.save(func(next *state) { next.Enrolling, next.Trust, next.Enrolment = nil, &trust, made }); err != nil {
 		return Status{}, err
 	}
 	return c.Status()
 }
 
+// Enrolling tells whether a request with this activation code waits for its answer,
+// so that [Client.Enrol] repeats it as it is, and whether it sets a password.
+func (c *Client) Enrolling(code protocol.ActivationCode) (waits, withPassword bool) {
+	if c.state.Enrolling == nil {
+		return false, false
+	}
+	req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
+	return err == nil && req.ActivationCode == code, req.Password != nil
+}
+
+// application is one enrolment under way.
+type application struct {
+	EnrolConfig
+	server *remote.Server
+	trust  protocol.Trust
+}
+
 // request sends the request; where its client id is taken it makes another key,
-// once.
-func (c *Client) request(ctx context.Context, s *server, code protocol.ActivationCode) (req protocol.EnrolRequest, resp protocol.EnrolResponse, err error) {
+// once. What the appliance finds wrong with the request is not sent again.
+func (c *Client) request(ctx context.Context, a application) (req protocol.EnrolRequest, resp protocol.EnrolResponse, err error) {
 	for range 2 {
-		if req, err = c.enrolRequest(ctx, code); err != nil {
+		if req, err = c.enrolRequest(ctx, a); err != nil {
 			return req, resp, err
 		}
-		resp, err = s.enrol(ctx, c.state.Enrolling.Body)
+		resp, err = a.server.Enrol(ctx, c.state.Enrolling.Body)
 		var refused *ServerError
-		if !errors.As(err, &refused) || refused.Status != http.StatusConflict {
+		if !errors.As(err, &refused) || refused.Status != http.StatusConflict && refused.Status != http.StatusBadRequest {
 			return req, resp, err
 		}
 		if err := c.forgetRequest(ctx); err != nil {
+			return req, resp, err
+		}
+		if refused.Status == http.StatusBadRequest {
 			return req, resp, err
 		}
 	}
@@ -75,11 +109,11 @@ func (c *Client) request(ctx context.Context, s *server, code protocol.Activatio
 }
 
 // enrolRequest gives the request that waits for its answer, if it is with this
-// code, or makes one, with a key of its own. Both are durable when it returns.
-func (c *Client) enrolRequest(ctx context.Context, code protocol.ActivationCode) (protocol.EnrolRequest, error) {
+// code, or makes one, with keys of its own. All of it is durable when it returns.
+func (c *Client) enrolRequest(ctx context.Context, a application) (protocol.EnrolRequest, error) {
 	if c.state.Enrolling != nil {
 		req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
-		if err == nil && req.ActivationCode == code {
+		if err == nil && req.ActivationCode == a.Code {
 			return req, nil
 		}
 		if err := errors.Join(err, c.forgetRequest(ctx)); err != nil {
@@ -90,18 +124,55 @@ func (c *Client) enrolRequest(ctx context.Context, code protocol.ActivationCode)
 	if err != nil {
 		return protocol.EnrolRequest{}, err
 	}
-	req, err := protocol.SignEnrol(ctx, protocol.EnrolRequest{ActivationCode: code, SigningKey: key.Public()}, key, nil)
+	req := protocol.EnrolRequest{ActivationCode: a.Code, SigningKey: key.Public()}
+	var uv Key
+	if a.UV {
+		if uv, err = c.keys.Create(ctx); err != nil {
+			return req, err
+		}
+		public := uv.Public()
+		req.UVKey = &public
+	}
+	kept, err := a.setPassword(&req)
 	if err != nil {
+		return req, err
+	}
+	if req, err = protocol.SignEnrol(ctx, req, key, uv); err != nil {
 		return req, err
 	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return req, fmt.Errorf("encoding the request: %w", err)
 	}
-	return req, c.save(func(s *state) { s.Enrolling = &enrolling{Body: body} })
+	return req, c.save(func(s *state) { s.Enrolling = &enrolling{Body: body, Password: kept} })
 }
 
-// forgetRequest drops a request that can get no answer any more, then its key.
+// setPassword puts the password's verifier into a request, wrapped; nil: there is no
+// password.
+func (a application) setPassword(req *protocol.EnrolRequest) (*secret.Kept, error) {
+	if a.Password == nil {
+		return nil, nil
+	}
+	enrol, ok := a.trust.Key(protocol.UseEnrol)
+	if !ok {
+		return nil, fmt.Errorf("the root certifies no key for passwords: %w", protocol.CodeCertificate)
+	}
+	params := a.Params
+	if params == (password.Params{}) {
+		params = password.Default
+	}
+	kept := secret.New(params)
+	var err error
+	req.Password, err = kept.Enrolment(protocol.PasswordImport{
+		Root: a.trust.Root.RootID(), Enrol: enrol.Key, SigningKey: req.SigningKey,
+	}, a.Password)
+	if err != nil {
+		return nil, fmt.Errorf("setting the password: %w", err)
+	}
+	return &kept, nil
+}
+
+// forgetRequest drops a request that can get no answer any more, then its keys.
 func (c *Client) forgetRequest(ctx context.Context) error {
 	req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
 	if err != nil {
@@ -109,6 +180,11 @@ func (c *Client) forgetRequest(ctx context.Context) error {
 	}
 	if err := c.save(func(s *state) { s.Enrolling = nil }); err != nil {
 		return err
+	}
+	if req.UVKey != nil {
+		if err := c.keys.Delete(ctx, *req.UVKey); err != nil {
+			return err
+		}
 	}
 	return c.keys.Delete(ctx, req.SigningKey)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/client/internal/durable"
+	"countersign/client/internal/remote"
 	"countersign/protocol"
 )
 
@@ -30,12 +31,19 @@ var ErrNotAuthentic = errors.New("answer is not authentic")
 // ErrNothingPending says that there is no authorization whose outcome is unknown.
 var ErrNothingPending = errors.New("no authorization has an unknown outcome")
 
+// ErrNoReceipt says that there is no receipt of a serial, or that it is no full one
+// where a full one is needed.
+var ErrNoReceipt = errors.New("no such receipt")
+
+// ErrReceipt says that a full receipt does not verify.
+var ErrReceipt = errors.New("receipt does not verify")
+
 // ErrUnknownOutcome is what an [UnknownOutcomeError] is.
 var ErrUnknownOutcome = errors.New("outcome is unknown")
 
 // UnknownOutcomeError says that a countersignature may have left and that no
 // authentic answer came: the operation may have been carried out. Until the ttl is
-// over [Client.Resume] can find out.
+// over [Client.Resume] can find out, and [Client.Settle] at any time.
 type UnknownOutcomeError struct {
 	Serial protocol.Serial
 	Cause  error // why there is no answer; may wrap a protocol.Code
@@ -68,7 +76,8 @@ func (e *DeviceError) Error() string {
 // Unwrap gives the code.
 func (e *DeviceError) Unwrap() error { return e.Code }
 
-// RefusedError is the appliance's refusal in place of a challenge, authentic.
+// RefusedError is the appliance's refusal in place of a challenge, or to tell what
+// became of a serial, authentic.
 type RefusedError struct {
 	Serial  protocol.Serial
 	Service protocol.Service
@@ -86,34 +95,40 @@ func (e *RefusedError) Error() string {
 // Unwrap gives the code.
 func (e *RefusedError) Unwrap() error { return e.Code }
 
-// RetryError is result 2: the password was wrong and may be given again.
+// RetryError is result 2: the password was wrong, and it was not given again, though
+// it may be until the ttl is over: see [Client.Resume].
 type RetryError struct {
 	Serial    protocol.Serial
 	TriesLeft uint64
+	Cause     error // why it was not given again; nil: no password was asked for
 }
 
 func (e *RetryError) Error() string {
-	return fmt.Sprintf("authorization %v: wrong password, %d tries left", e.Serial, e.TriesLeft)
-}
-
-// Unwrap gives protocol.CodePassword.
-func (e *RetryError) Unwrap() error { return protocol.CodePassword }
-
-// ServerError is an HTTP answer other than 200 while enrolling.
-type ServerError struct {
-	Status  int // HTTP status
-	Problem protocol.Problem
-}
-
-func (e *ServerError) Error() string {
-	text := fmt.Sprintf("the appliance answers %d", e.Status)
-	for _, part := range []string{e.Problem.Title, e.Problem.Detail} {
-		if part != "" {
-			text += ": " + fmt.Sprintf("%.200q", part)
-		}
+	text := fmt.Sprintf("authorization %v: wrong password, %d tries left", e.Serial, e.TriesLeft)
+	if e.Cause != nil {
+		text += ": " + e.Cause.Error()
 	}
 	return text
 }
 
-// Unwrap gives the problem's code, if it has one.
-func (e *ServerError) Unwrap() error { return e.Problem.Err() }
+// Unwrap gives protocol.CodePassword, then the cause.
+func (e *RetryError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{protocol.CodePassword}
+	}
+	return []error{protocol.CodePassword, e.Cause}
+}
+
+// FactorError says that an approval needs a factor that this client was not enrolled
+// with, or has no way to ask its user for. Nothing was signed.
+type FactorError struct{ Missing protocol.Factors }
+
+func (e *FactorError) Error() string {
+	return fmt.Sprintf("this client cannot give factor %v: %v", e.Missing, protocol.CodeLevel)
+}
+
+// Unwrap gives protocol.CodeLevel.
+func (e *FactorError) Unwrap() error { return protocol.CodeLevel }
+
+// ServerError is an HTTP answer other than 200 while enrolling.
+type ServerError = remote.Error

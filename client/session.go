@@ -14,7 +14,8 @@ import (
 //
 //	{"started": when the first byte of M1 left, by the wall clock,
 //	 "root": id of the root that certified the kem key, "p1", "m1", "es",
-//	 ?"m2": the first authentic one, ?"m3": with m2}
+//	 ?"m2": the first authentic one, ?"m3": of the newest attempt, with m2,
+//	 ?"tries_left": the password in m3 is wrong, and so many may follow}
 type session struct {
 	Started time.Time       `json:"started"`
 	Root    protocol.Base64 `json:"root"`
@@ -23,6 +24,8 @@ type session struct {
 	ES      protocol.Base64 `json:"es"`
 	M2      protocol.Base64 `json:"m2,omitempty"`
 	M3      protocol.Base64 `json:"m3,omitempty"`
+
+	TriesLeft *uint64 `json:"tries_left,omitempty"`
 }
 
 // String keeps ES from printing.
@@ -39,7 +42,16 @@ type exchange struct {
 	channel   protocol.Channel
 	p2        protocol.P2
 	statement protocol.Statement
-	p3        protocol.P3
+
+	// What is remembered of M3: the proof is not.
+	attempt uint8
+	verdict protocol.Verdict
+	proved  bool
+}
+
+// counts is false for what changes nothing and leaves no receipt.
+func (e exchange) counts() bool {
+	return e.p1.Service != protocol.ServiceDryRun && e.p1.Service != protocol.ServiceStatus
 }
 
 // open decodes a session as far as it has come.
@@ -61,15 +73,29 @@ func (s session) open() (exchange, error) {
 		}
 		return e, nil
 	}
+	if s.TriesLeft != nil && s.M3 == nil {
+		return e, errors.New("tries without M3")
+	}
 	if err := e.receive(s.M2); err != nil || s.M3 == nil {
 		return e, err
 	}
-	_, p3, err := e.channel.OpenM3(s.M3)
+	return e, e.recall()
+}
+
+// recall reads again what M3 says.
+func (e *exchange) recall() error {
+	attempt, raw, err := e.channel.OpenM3(e.M3)
 	if err != nil {
-		return e, err
+		return err
 	}
-	e.p3, err = protocol.ParseP3(p3)
-	return e, err
+	defer clear(raw)
+	p3, err := protocol.ParseP3(raw)
+	if err != nil {
+		return err
+	}
+	defer clear(p3.Proof)
+	e.attempt, e.verdict, e.proved = attempt, p3.Verdict, p3.Proof != nil
+	return nil
 }
 
 // receive opens an M2: [ErrNotAuthentic] if it is not made for this M1.
@@ -92,10 +118,16 @@ func (e *exchange) receive(m2 []byte) error {
 	return nil
 }
 
-// seal makes M3 of the first attempt.
+// seal makes M3 of the next attempt and erases the proof.
 func (e *exchange) seal(a protocol.Approval, signature [protocol.SignatureSize]byte) {
-	e.p3 = protocol.P3{Verdict: a.Verdict, Slot: a.Slot, Proof: a.Proof, Signature: signature}
-	e.M3 = e.channel.SealM3(0, e.p3.Marshal())
+	if e.M3 != nil {
+		e.attempt++
+	}
+	raw := protocol.P3{Verdict: a.Verdict, Slot: a.Slot, Proof: a.Proof, Signature: signature}.Marshal()
+	e.M3, e.TriesLeft = e.channel.SealM3(e.attempt, raw), nil
+	e.verdict, e.proved = a.Verdict, a.Proof != nil
+	clear(raw)
+	clear(a.Proof)
 }
 
 // result opens an M4. Any error means that nothing is known yet.
@@ -113,8 +145,8 @@ func (e *exchange) result(m4 []byte) (protocol.P4, error) {
 	if err != nil {
 		return p4, err
 	}
-	if p4.Result == protocol.ResultApproved && e.p3.Verdict != protocol.Approve {
-		return p4, fmt.Errorf("a refusal was answered with approved: %w", protocol.CodeFormat)
+	if e.verdict != protocol.Approve && p4.Result != protocol.ResultDenied {
+		return p4, fmt.Errorf("a refusal was answered with %v: %w", p4.Result, protocol.CodeFormat)
 	}
 	return p4, nil
 }
@@ -160,26 +192,65 @@ func (c *Client) remaining(e exchange) time.Duration {
 	return seconds(e.p2.TTL) - elapsed
 }
 
-// Pending gives the authorization that was countersigned and whose outcome is
-// unknown, if there is one that [Client.Resume] can still settle.
+// Pending gives the authorization that was countersigned and has no final answer,
+// if there is one that [Client.Resume] can still go on with: its outcome is unknown, or
+// it is protocol.ResultRetry and awaits another password.
 func (c *Client) Pending() (r Receipt, ok bool) {
+	if r, ok = c.open(); !ok {
+		return r, false
+	}
+	e, err := c.state.Session.open()
+	return r, err == nil && c.remaining(e) > 0
+}
+
+// open gives the session that was countersigned, if it counts, as a receipt.
+func (c *Client) open() (r Receipt, ok bool) {
 	if c.state.Session == nil || c.state.Session.M3 == nil {
 		return Receipt{}, false
 	}
 	e, err := c.state.Session.open()
-	if err != nil || c.remaining(e) <= 0 {
+	if err != nil || !e.counts() {
 		return Receipt{}, false
 	}
-	r, err = newReceipt(e.statement, e.p3.Verdict, c.started)
+	r, err = c.left(e)
 	return r, err == nil
 }
 
-// giveUp turns a countersigned session into a receipt of unknown outcome, and
-// erases it.
-func (c *Client) giveUp(e exchange) error {
-	r, err := newReceipt(e.statement, e.p3.Verdict, c.now())
+// left is the receipt of a session that has come to no end.
+func (c *Client) left(e exchange) (Receipt, error) {
+	r, err := newReceipt(e.statement, e.verdict, c.started)
+	if e.TriesLeft != nil {
+		r.Known, r.Result, r.Reason, r.TriesLeft = true, protocol.ResultRetry, protocol.CodePassword, e.TriesLeft
+	}
+	return r, err
+}
+
+// putAside ends what was left open, as a receipt where that may matter.
+func (c *Client) putAside() error {
+	if c.state.Session == nil || c.state.Session.M3 == nil {
+		return nil
+	}
+	e, err := c.state.Session.open()
 	if err != nil {
 		return err
+	}
+	return c.giveUp(e)
+}
+
+// giveUp turns a countersigned session into a receipt, and erases it. The outcome is
+// unknown, but for a wrong password that no other one followed: then nobody can
+// approve it any more.
+func (c *Client) giveUp(e exchange) error {
+	if !e.counts() {
+		return c.endSession()
+	}
+	r, err := c.left(e)
+	if err != nil {
+		return err
+	}
+	r.At = stamp(c.now())
+	if r.Known {
+		r.Result = protocol.ResultDenied
 	}
 	if err := c.storeReceipt(r); err != nil {
 		return err
@@ -190,28 +261,25 @@ func (c *Client) giveUp(e exchange) error {
 // finish turns an authentic result into a receipt. The receipt is durable before
 // the session is erased: a crash in between leaves both, and the receipt counts.
 func (c *Client) finish(e exchange, p4 protocol.P4) (Receipt, error) {
-	r, err := newReceipt(e.statement, e.p3.Verdict, c.now())
+	if e.p1.Service == protocol.ServiceStatus {
+		return c.finishStatus(e, p4)
+	}
+	r, err := newReceipt(e.statement, e.verdict, c.now())
 	if err != nil {
 		return r, err
 	}
-	r.Known, r.Result, r.Reason = true, p4.Result, p4.Reason
-	if p4.Result == protocol.ResultRetry {
-		return r, &RetryError{Serial: r.Serial, TriesLeft: *p4.TriesLeft}
-	}
+	r.Known, r.Result, r.Reason, r.TriesLeft = true, p4.Result, p4.Reason, p4.TriesLeft
 	if p4.Retry != nil {
 		r.Retry = seconds(*p4.Retry)
 	}
-	r.Decision = p4.Decision
-	r.Verified = r.Decision != nil && c.verifies(r)
-	if err := c.storeReceipt(r); err != nil {
-		return r, err
+	if r.Decision = p4.Decision; r.Decision != nil {
+		r.KeyCert, err = c.checkDecision(r)
+		r.Verified = err == nil
+	}
+	if e.counts() {
+		if err := c.storeReceipt(r); err != nil {
+			return r, err
+		}
 	}
 	return r, c.endSession()
-}
-
-func (c *Client) verifies(r Receipt) bool {
-	trust, now := c.trustNow()
-	keys := protocol.Keyring{Root: trust.Root, KeyCerts: trust.KeyCerts(protocol.UseDecision), Now: now}
-	d, err := keys.Verify(r.Decision)
-	return err == nil && d.Statement == r.Statement.Hash() && d.Result == r.Result && d.Service == r.Service
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"time"
 
+	"countersign/client/internal/secret"
 	"countersign/protocol"
 )
 
@@ -22,8 +23,8 @@ const (
 //	{"version": 1,
 //	 "counter": last counter of a serial that was used or may have been,
 //	 "names": {"<service>": "the user's own name"},
-//	 "enrolling": {"body": request as sent, or about to be},
-//	 "enrolment": {"url", "signing_key", "client_cert", "floors", "at"},
+//	 "enrolling": {"body": request as sent, or about to be, ?"password"},
+//	 "enrolment": {"url", "signing_key", ?"uv_key", ?"password": secret.Kept, "client_cert", "floors", "at"},
 //	 "trust": protocol.Trust,
 //	 "session": see session}
 //
@@ -41,18 +42,30 @@ type state struct {
 // enrolling is a request whose answer has not come. It is kept because only a
 // byte-identical repeat gets the answer again.
 type enrolling struct {
-	Body protocol.Base64 `json:"body"`
+	Body     protocol.Base64 `json:"body"`
+	Password *secret.Kept    `json:"password,omitempty"`
 }
 
 type enrolment struct {
 	URL        string           `json:"url"`
 	SigningKey protocol.Base64  `json:"signing_key"`
+	UVKey      protocol.Base64  `json:"uv_key,omitempty"`
+	Password   *secret.Kept     `json:"password,omitempty"`
 	ClientCert protocol.Base64  `json:"client_cert"`
 	Floors     []protocol.Floor `json:"floors"`
 	At         time.Time        `json:"at"`
 }
 
 func (e enrolment) key() protocol.PublicKey { return protocol.PublicKey(e.SigningKey) }
+
+// uvKey is nil where there is none.
+func (e enrolment) uvKey() *protocol.PublicKey {
+	if e.UVKey == nil {
+		return nil
+	}
+	key := protocol.PublicKey(e.UVKey)
+	return &key
+}
 
 func (e enrolment) client() protocol.ClientID { return protocol.ClientIDOf(e.key()) }
 
@@ -101,7 +114,7 @@ func (s state) validate() error {
 		return errors.New("enrolment and trust come together")
 	}
 	if s.Enrolling != nil {
-		if _, err := protocol.ParseEnrolRequest(s.Enrolling.Body); err != nil {
+		if err := s.Enrolling.validate(); err != nil {
 			return fmt.Errorf("enrolling: %v", err)
 		}
 	}
@@ -109,11 +122,25 @@ func (s state) validate() error {
 		if _, err := protocol.ParsePublicKey(s.Enrolment.SigningKey); err != nil {
 			return fmt.Errorf("enrolment: %v", err)
 		}
+		if _, err := protocol.ParsePublicKey(s.Enrolment.UVKey); s.Enrolment.UVKey != nil && err != nil {
+			return fmt.Errorf("enrolment: uv key: %v", err)
+		}
 	}
 	if s.Session == nil {
 		return nil
 	}
 	return s.validateSession()
+}
+
+func (e enrolling) validate() error {
+	req, err := protocol.ParseEnrolRequest(e.Body)
+	if err != nil {
+		return err
+	}
+	if (e.Password == nil) != (req.Password == nil) || e.Password != nil && !e.Password.Fits(req.Password) {
+		return errors.New("password of another request")
+	}
+	return nil
 }
 
 func (s state) validateSession() error {

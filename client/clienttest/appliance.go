@@ -24,6 +24,11 @@ type Behaviour struct {
 	Deny   protocol.Code // not 0: result 0 with this reason
 	Result protocol.Result
 	Decide bool // give a decision to who asks for one
+	// DenyRetry goes with Deny, in seconds.
+	DenyRetry *uint64
+	// FirstService is what a second approver is shown in place of the service that
+	// waits; 0: that one.
+	FirstService protocol.Service
 
 	// Tamper sees each message before it goes on and gives what goes on in its place;
 	// nil cuts the link. toClient tells the direction. One call at a time.
@@ -51,21 +56,17 @@ type Appliance struct {
 	do       Behaviour
 	kemEpoch uint64
 	kem      *ecdh.PrivateKey
+	enrol    *ecdh.PrivateKey
 	certs    map[protocol.Use][]byte
 	codes    map[string]enrolled
-	clients  map[protocol.ClientID]protocol.PublicKey
+	clients  map[protocol.ClientID]client
 	current  *challenge
+	waiting  *challenge // for a second approver
 	device   protocol.DeviceID
-	bySerial map[uint32]seen // by counter
-	highest  uint32
-}
+	slots    map[slot]*seen
+	highest  map[protocol.ClientID]uint32
 
-// seen is what arrived under one counter.
-type seen struct {
-	m1     []byte
-	m3     []byte
-	answer *protocol.P4
-	acts   int
+	decisionEpoch uint64
 }
 
 // Signer is a P-256 key in software.
@@ -108,8 +109,8 @@ func New(t testing.TB) *Appliance {
 	a := &Appliance{
 		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
 		rogue: NewSigner(t), certs: map[protocol.Use][]byte{}, codes: map[string]enrolled{},
-		clients: map[protocol.ClientID]protocol.PublicKey{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
-		bySerial: map[uint32]seen{},
+		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
+		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1,
 	}
 	next := a.next.Public()
 	cert, err := protocol.SignRootCert(t.Context(), a.root, protocol.RootCert{
@@ -122,8 +123,24 @@ func New(t testing.TB) *Appliance {
 	a.certify(protocol.UseDecision, 1, a.decision.Public())
 	a.certify(protocol.UseCA, 1, a.ca.Public())
 	a.certify(protocol.UseClientCA, 1, a.clientCA.Public())
+	a.enrol = a.agreement(protocol.UseEnrol, 1)
 	a.RotateKEM()
 	return a
+}
+
+// agreement makes a certified key for ECDH.
+func (a *Appliance) agreement(use protocol.Use, epoch uint64) *ecdh.PrivateKey {
+	a.t.Helper()
+	key, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	point, err := protocol.CompressPoint(key.PublicKey().Bytes())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.certify(use, epoch, point)
+	return key
 }
 
 func (a *Appliance) certify(use protocol.Use, epoch uint64, key protocol.PublicKey) {
@@ -142,18 +159,10 @@ func (a *Appliance) certify(use protocol.Use, epoch uint64, key protocol.PublicK
 // RotateKEM makes the next kem epoch the only one held.
 func (a *Appliance) RotateKEM() {
 	a.t.Helper()
-	key, err := ecdh.P256().GenerateKey(rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	point, err := protocol.CompressPoint(key.PublicKey().Bytes())
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.kem, a.kemEpoch = key, a.kemEpoch+1
-	a.certify(protocol.UseKEM, a.kemEpoch, point)
+	a.kemEpoch++
+	a.kem = a.agreement(protocol.UseKEM, a.kemEpoch)
 }
 
 // Do sets the behaviour from now on.
@@ -169,14 +178,15 @@ func (a *Appliance) Root() protocol.RootHash { return a.root.Public().RootHash()
 // Device is the device's handle.
 func (a *Appliance) Device() protocol.DeviceHandle { return a.device.Handle() }
 
-// Acts gives how many operations were approved under each counter, and carried out.
+// Acts gives how many operations were approved under each counter, and carried out,
+// of all clients together.
 func (a *Appliance) Acts() map[uint32]int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	acts := map[uint32]int{}
-	for counter, s := range a.bySerial {
+	for in, s := range a.slots {
 		if s.acts != 0 {
-			acts[counter] = s.acts
+			acts[in.counter] += s.acts
 		}
 	}
 	return acts
@@ -186,5 +196,9 @@ func (a *Appliance) Acts() map[uint32]int {
 func (a *Appliance) Highest() uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.highest
+	var highest uint32
+	for _, counter := range a.highest {
+		highest = max(highest, counter)
+	}
+	return highest
 }

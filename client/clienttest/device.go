@@ -2,7 +2,6 @@ package clienttest
 
 import (
 	"bytes"
-	"context"
 	"crypto/hpke"
 	"crypto/rand"
 	"net"
@@ -17,6 +16,7 @@ type challenge struct {
 	m1, m2    []byte
 	channel   protocol.Channel
 	p1        protocol.P1
+	p2        protocol.P2
 	statement protocol.Statement
 }
 
@@ -123,31 +123,43 @@ func (a *Appliance) applyLocked(message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.noteM1Locked(p1.Serial.Counter(), message)
+	a.noteM1Locked(p1, message)
 	var nonce, u protocol.Nonce
 	_, _ = rand.Read(nonce[:])
 	_, _ = rand.Read(u[:])
 	chal := protocol.NewChallenge(nonce, u)
-	p2 := a.p2Locked(p1).Marshal()
-	c := &challenge{m1: message, p1: p1, channel: protocol.NewChannel(es, message, chal)}
+	c := &challenge{m1: message, p1: p1, p2: a.p2Locked(p1), channel: protocol.NewChannel(es, message, chal)}
+	p2 := c.p2.Marshal()
 	c.m2 = c.channel.SealM2(chal, p2)
-	c.statement = protocol.NewStatement(a.root.Public().RootID(), raw, chal, p2)
+	if c.p2.Code == 0 {
+		c.statement = protocol.NewStatement(a.root.Public().RootID(), raw, chal, p2)
+	}
 	a.current = c
 	return c.m2, nil
 }
 
-// noteM1Locked asserts that a counter is used for one M1 only, and that it rises.
-func (a *Appliance) noteM1Locked(counter uint32, m1 []byte) {
-	s, again := a.bySerial[counter]
-	if again && !bytes.Equal(s.m1, m1) {
+// noteM1Locked asserts that a client uses a counter for one M1 only, and that it
+// rises.
+func (a *Appliance) noteM1Locked(p1 protocol.P1, m1 []byte) {
+	counter, highest := p1.Serial.Counter(), a.highest[p1.Client]
+	s := a.noteLocked(slotOf(p1), p1.Serial)
+	if s.m1 != nil && !bytes.Equal(s.m1, m1) {
 		a.t.Errorf("counter %d was used for two requests", counter)
 	}
-	if !again && counter <= a.highest {
-		a.t.Errorf("counter %d after %d", counter, a.highest)
+	if s.m1 == nil && counter <= highest {
+		a.t.Errorf("counter %d after %d", counter, highest)
 	}
-	a.highest = max(a.highest, counter)
+	a.highest[p1.Client] = max(highest, counter)
 	s.m1 = m1
-	a.bySerial[counter] = s
+}
+
+func (a *Appliance) noteLocked(in slot, serial protocol.Serial) *seen {
+	s := a.slots[in]
+	if s == nil {
+		s = &seen{serial: serial}
+		a.slots[in] = s
+	}
+	return s
 }
 
 // DefaultTTL is the ttl of a challenge, in seconds.
@@ -157,6 +169,12 @@ func (a *Appliance) p2Locked(p1 protocol.P1) protocol.P2 {
 	p := a.do.P2
 	if p.Code != 0 {
 		return p
+	}
+	if p1.Service == protocol.ServiceCoApproval {
+		return a.secondLocked()
+	}
+	if p1.Service < protocol.FirstService {
+		p.Level, p.Factors = 0, 0
 	}
 	if p.TTL == 0 {
 		p.TTL = DefaultTTL
@@ -180,62 +198,15 @@ func (a *Appliance) p2Locked(p1 protocol.P1) protocol.P2 {
 	return p
 }
 
-func (a *Appliance) countersignLocked(m3 []byte) ([]byte, error) {
-	c := a.current
-	if c == nil {
-		return nil, protocol.CodeExpired
+// secondLocked shows a second approver what waits.
+func (a *Appliance) secondLocked() protocol.P2 {
+	if a.waiting == nil {
+		return protocol.P2{Code: protocol.CodeService}
 	}
-	_, raw, err := c.channel.OpenM3(m3)
-	if err != nil {
-		return nil, err
+	p, first, service := a.waiting.p2, a.waiting.statement.Hash(), a.waiting.p1.Service
+	if a.do.FirstService != 0 {
+		service = a.do.FirstService
 	}
-	p3, err := protocol.ParseP3(raw)
-	if err != nil {
-		return nil, err
-	}
-	s := a.bySerial[c.p1.Serial.Counter()]
-	if s.m3 != nil && !bytes.Equal(s.m3, m3) {
-		a.t.Errorf("counter %d has two different M3", c.p1.Serial.Counter())
-	}
-	if s.m3 = m3; s.answer == nil {
-		p4, err := a.decideLocked(c, p3)
-		if err != nil {
-			return nil, err
-		}
-		if s.answer = &p4; p4.Result == protocol.ResultApproved {
-			s.acts++
-		}
-	}
-	a.bySerial[c.p1.Serial.Counter()] = s
-	var r protocol.ReceiptNonce
-	_, _ = rand.Read(r[:])
-	return c.channel.SealM4(m3, r, s.answer.Marshal()), nil
-}
-
-func (a *Appliance) decideLocked(c *challenge, p3 protocol.P3) (protocol.P4, error) {
-	key, known := a.clients[c.p1.Client]
-	if !known || protocol.VerifyCountersign(key, c.statement, p3.Approval(), p3.Signature[:]) != nil {
-		a.t.Errorf("countersignature of client %v is not good", c.p1.Client)
-		return protocol.P4{Reason: protocol.CodeRefused}, nil
-	}
-	switch {
-	case a.do.Deny != 0:
-		return protocol.P4{Reason: a.do.Deny}, nil
-	case a.do.Result == protocol.ResultRetry:
-		left := uint64(2)
-		return protocol.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}, nil
-	case p3.Verdict == protocol.Refuse:
-		return protocol.P4{Reason: protocol.CodeUserRefused}, nil
-	}
-	p4 := protocol.P4{Result: protocol.ResultApproved}
-	if !a.do.Decide || c.p1.Capabilities&protocol.CapabilityFullReceipt == 0 {
-		return p4, nil
-	}
-	d := protocol.Decision{
-		Result: protocol.ResultApproved, Statement: c.statement.Hash(), Level: 1, Factors: protocol.FactorSignature,
-		IssuedAt: uint64(time.Now().Unix()), Lifetime: DefaultTTL, Device: a.device, Service: c.p1.Service,
-	}
-	var err error
-	p4.Decision, err = protocol.SignDecision(context.Background(), a.decision, 1, d)
-	return p4, err
+	p.FirstStatement, p.FirstService = &first, &service
+	return p
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/password"
 )
 
 // enrolled is an activation code and the request that used it.
@@ -130,13 +131,13 @@ func (a *Appliance) serveEnrol(w http.ResponseWriter, r *http.Request) {
 
 func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []byte {
 	cert, err := protocol.SignClientCert(r.Context(), a.clientCA, 1, protocol.ClientCert{
-		Client: req.ClientID(), SigningKey: req.SigningKey, NotBefore: uint64(time.Now().Add(-time.Hour).Unix()),
+		Client: req.ClientID(), SigningKey: req.SigningKey, UVKey: req.UVKey, NotBefore: uint64(time.Now().Add(-time.Hour).Unix()),
 		NotAfter: uint64(time.Now().Add(time.Hour).Unix()),
 	})
 	if err != nil {
 		a.t.Error(err)
 	}
-	a.clients[req.ClientID()] = req.SigningKey
+	a.clients[req.ClientID()] = client{key: req.SigningKey, uv: req.UVKey, verifier: a.importLocked(req)}
 	first, err := protocol.VerifyRootCert(a.rootCert)
 	if err != nil {
 		a.t.Error(err)
@@ -153,6 +154,24 @@ func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []by
 		a.t.Error(err)
 	}
 	return body
+}
+
+// importLocked unwraps the verifier of a request that sets a password.
+func (a *Appliance) importLocked(req protocol.EnrolRequest) *password.Verifier {
+	if req.Password == nil {
+		return nil
+	}
+	own, err := protocol.CompressPoint(a.enrol.PublicKey().Bytes())
+	if err != nil {
+		a.t.Error(err)
+	}
+	verifier, err := password.Unwrap(req.Password.Wrapped[:], a.enrol, protocol.PasswordImport{
+		Root: a.root.Public().RootID(), Ephemeral: req.Password.Ephemeral, Enrol: own, SigningKey: req.SigningKey,
+	})
+	if err != nil {
+		a.t.Errorf("password of client %v: %v", req.ClientID(), err)
+	}
+	return &verifier
 }
 
 // Clients is how many clients are enrolled.

@@ -16,7 +16,12 @@ import (
 type authorizeFlags struct {
 	link, service, level, amount, currency, text string
 	yes, refuse, receipt                         bool
+	password                                     *passwordFlags
 }
+
+const exitCodesHelp = "Exit codes: 0 approved, 3 denied or refused, 4 not authentic, 5 not enrolled, 69 device or appliance\n" +
+	"unavailable, 75 try again (a wrong password with tries left: see resume), awaiting a second approver, or the\n" +
+	"outcome is unknown: see resume and status; 77 no password could be read."
 
 func (a *app) authorizeCommand() *cobra.Command {
 	var f authorizeFlags
@@ -24,27 +29,68 @@ func (a *app) authorizeCommand() *cobra.Command {
 		Use:   "authorize --link LINK --service SERVICE",
 		Short: "Ask for an operation at a device and countersign it",
 		Long: "authorize shows the device, the service, the amount and the device's text, asks, signs the answer, a refusal\n" +
-			"too, and prints the result. An earlier authorization whose outcome is unknown is settled first.\n\n" +
-			"Exit codes: 0 approved, 3 denied or refused, 4 not authentic, 5 not enrolled, 69 device or appliance\n" +
-			"unavailable, 75 try again, or the outcome is unknown: see resume.",
+			"too, and prints the result. From level 2 on it takes the password, at level 3 and above the user is verified\n" +
+			"(--yes counts). An earlier authorization whose outcome is unknown is settled first.\n\n" + exitCodesHelp,
 		Example: "  countersign-client authorize --link tcp:127.0.0.1:7777 --service door.open=100\n" +
 			`  countersign-client authorize --link tcp:127.0.0.1:7777 --service 200 --amount "12.00 EUR" --yes -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
 	}
-	addLinkFlag(cmd, &f.link)
 	flags := cmd.Flags()
 	flags.StringVar(&f.service, "service", "", "number of the service, NAME=NUMBER to give it a name of your own, or that name")
+	flags.BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
+	_ = cmd.MarkFlagRequired("service") // it was defined above
+	f.addContent(cmd)
+	f.addAnswer(cmd)
+	return cmd
+}
+
+func (a *app) approveCommand() *cobra.Command {
+	f := authorizeFlags{service: protocol.ServiceCoApproval.String(), level: "1"}
+	cmd := &cobra.Command{
+		Use:   "approve --link LINK",
+		Short: "Approve, as the second person, what another client has asked for at the device",
+		Long: "approve shows what waits for a second approver at the device, asks, and signs the answer; a refusal ends it. The\n" +
+			"appliance takes it only from another client than the first, with the role that the policy asks for.\n\n" + exitCodesHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
+	}
+	cmd.Flags().BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
+	f.addAnswer(cmd)
+	return cmd
+}
+
+func (a *app) dryRunCommand() *cobra.Command {
+	f := authorizeFlags{service: protocol.ServiceDryRun.String()}
+	cmd := &cobra.Command{
+		Use:   "dry-run --link LINK",
+		Short: "Go through an authorization of which nothing comes",
+		Long: "dry-run does all that authorize does, through device and appliance, but nothing is charged, decided or done, and\n" +
+			"no receipt is kept.\n\n" + exitCodesHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
+	}
+	f.addContent(cmd)
+	f.addAnswer(cmd)
+	return cmd
+}
+
+// addContent adds the flags of what is asked for.
+func (f *authorizeFlags) addContent(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	flags.StringVar(&f.level, "level", "1", "the least level, 1 to 4")
 	flags.StringVar(&f.amount, "amount", "", `amount you propose, such as "12.00 EUR"`)
 	flags.StringVar(&f.currency, "currency", "", "currency of --amount, if it is not given there")
 	flags.StringVar(&f.text, "text", "", "text you propose, at most 44 bytes")
-	flags.BoolVar(&f.yes, "yes", false, "approve without asking")
-	flags.BoolVar(&f.refuse, "refuse", false, "refuse without asking; the refusal is signed")
-	flags.BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
-	_ = cmd.MarkFlagRequired("service") // it was defined above
+}
+
+// addAnswer adds the flags of how the user answers, and where.
+func (f *authorizeFlags) addAnswer(cmd *cobra.Command) {
+	addLinkFlag(cmd, &f.link)
+	cmd.Flags().BoolVar(&f.yes, "yes", false, "approve without asking")
+	cmd.Flags().BoolVar(&f.refuse, "refuse", false, "refuse without asking; the refusal is signed")
 	cmd.MarkFlagsMutuallyExclusive("yes", "refuse")
-	return cmd
+	f.password = addPasswordFlags(cmd)
 }
 
 func addLinkFlag(cmd *cobra.Command, to *string) {
@@ -59,10 +105,10 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 	}
 	req, err := f.request()
 	if err != nil {
-		return cli.Fail(cli.Usage, err, "see countersign-client authorize --help")
+		return cli.Fail(cli.Usage, err, "see "+cmd.CommandPath()+" --help")
 	}
 	ctx := cmd.Context()
-	c, err := a.open(ctx, false)
+	c, err := a.open(ctx, client.Config{Passwords: &passwords{cmd: cmd, flags: f.password}, Verifier: ask})
 	if err != nil {
 		return err
 	}
@@ -70,7 +116,7 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 	if _, err := c.Status(); err != nil {
 		return explain(err)
 	}
-	if req.Service, err = service(c, f.service); err != nil {
+	if req.Service, err = f.number(cmd, c); err != nil {
 		return err
 	}
 	if err := settleEarlier(cmd, c, f.link); err != nil {
@@ -83,6 +129,15 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 		return err
 	})
 	return a.report(cmd, c, r, err)
+}
+
+// number is the service: the user's word, or that of a command for one of the
+// protocol's own.
+func (f authorizeFlags) number(cmd *cobra.Command, c *client.Client) (protocol.Service, error) {
+	if cmd.Flags().Lookup("service") == nil {
+		return protocol.ParseService(f.service)
+	}
+	return service(c, f.service)
 }
 
 func (f authorizeFlags) request() (req client.Request, err error) {

@@ -2,11 +2,10 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,123 +17,80 @@ import (
 // maxCodeBytes bounds an activation code read from standard input.
 const maxCodeBytes = 256
 
+type enrolFlags struct {
+	url            string
+	uv, noPassword bool
+	password       *passwordFlags
+}
+
 func (a *app) enrolCommand() *cobra.Command {
-	var url string
+	var f enrolFlags
 	cmd := &cobra.Command{
 		Use:   "enrol --url URL CODE",
 		Short: "Make a signing key and enrol it with an activation code",
 		Long: "enrol makes a signing key and enrols it at the appliance. CODE names the appliance's root key, so that no\n" +
-			"other server is believed; - reads it from standard input. After an interruption run it again.",
-		Example: "  countersign-client enrol --url https://appliance:8443 OA1-…",
-		Args:    cobra.ExactArgs(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.enrol(cmd, url, args[0]) },
+			"other server is believed; - reads it from standard input. On a terminal it asks twice for the offline password\n" +
+			"that level 2 and above need; without one, and without a password flag, it enrols without a password. After an\n" +
+			"interruption run it again: the request is repeated with the keys and the password it was made with.",
+		Example: "  countersign-client enrol --url https://appliance:8443 OA1-…\n" +
+			"  countersign-client enrol --url https://appliance:8443 --uv --password-fd 3 OA1-… 3< password",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.enrol(cmd, f, args[0]) },
 	}
-	cmd.Flags().StringVar(&url, "url", "", "address of the appliance: https://HOST:PORT")
+	flags := cmd.Flags()
+	flags.StringVar(&f.url, "url", "", "address of the appliance: https://HOST:PORT")
+	flags.BoolVar(&f.uv, "uv", false, "make a second key, which signs at level 3 and above after the user was verified")
+	flags.BoolVar(&f.noPassword, "no-password", false, "set no password; what needs one can only be refused then")
+	f.password = addPasswordFlags(cmd)
 	_ = cmd.MarkFlagRequired("url") // it was defined above
+	cmd.MarkFlagsMutuallyExclusive("no-password", "password-fd")
+	cmd.MarkFlagsMutuallyExclusive("no-password", "password-file")
 	return cmd
 }
 
-func (a *app) enrol(cmd *cobra.Command, url, text string) (err error) {
-	if text == "-" {
-		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxCodeBytes)).ReadString('\n')
-		if err != nil && err != io.EOF {
-			return cli.Fail(cli.IO, fmt.Errorf("reading the activation code: %w", err), "")
-		}
-		text = strings.TrimSpace(line)
+func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
+	cfg := client.EnrolConfig{URL: f.url, UV: f.uv}
+	if cfg.Code, err = activationCode(cmd, f, text); err != nil {
+		return err
 	}
-	code, err := protocol.ParseActivationCode(text)
-	if err != nil {
-		return cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")
+	if !strings.HasPrefix(f.url, "https://") {
+		return cli.Fail(cli.Usage, fmt.Errorf("address %q is not https://HOST:PORT", f.url), "")
 	}
-	if !strings.HasPrefix(url, "https://") {
-		return cli.Fail(cli.Usage, fmt.Errorf("address %q is not https://HOST:PORT", url), "")
-	}
-	c, err := a.open(cmd.Context(), false)
+	c, err := a.open(cmd.Context(), client.Config{})
 	if err != nil {
 		return err
 	}
 	defer closing(c, &err)
-	s, err := c.Enrol(cmd.Context(), client.EnrolConfig{URL: url, Code: code})
+	if _, err := c.Status(); err == nil {
+		return explain(client.ErrEnrolled)
+	}
+	if waits, withPassword := c.Enrolling(cfg.Code); waits {
+		with := map[bool]string{true: "the password it was made with", false: "no password"}[withPassword]
+		fmt.Fprintf(cmd.ErrOrStderr(), "repeating the request of an enrolment that was interrupted, with %s\n", with)
+	} else if cfg.Password, err = (&passwords{cmd: cmd, flags: f.password}).newPassword(f.noPassword); err != nil {
+		return explain(err)
+	}
+	defer clear(cfg.Password)
+	s, err := c.Enrol(cmd.Context(), cfg)
 	if err != nil {
 		return explain(err)
 	}
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// status is [client.Status] as data.
-type status struct {
-	ClientID   string   `json:"client_id"`
-	URL        string   `json:"url"`
-	EnrolledAt string   `json:"enrolled_at"`
-	Root       string   `json:"root"`
-	RootNumber uint64   `json:"root_number"`
-	KEMEpoch   uint64   `json:"kem_epoch"`
-	KEMUntil   string   `json:"kem_until"`
-	Counter    uint32   `json:"counter"`
-	Pending    *outcome `json:"pending,omitempty"`
-}
-
-func statusOf(c *client.Client, s client.Status) status {
-	out := status{
-		ClientID: s.Client.String(), URL: s.URL, EnrolledAt: s.EnrolledAt.Format(time.RFC3339), Root: s.Root.String(),
-		RootNumber: s.RootNumber, KEMEpoch: s.KEMEpoch, KEMUntil: s.KEMUntil.Format(time.RFC3339), Counter: s.Counter,
-	}
-	if s.Pending != nil {
-		o := outcomeOf(c, *s.Pending)
-		out.Pending = &o
-	}
-	return out
-}
-
-var statusTable = cli.Table[status]{
-	{Title: "client", Value: func(s status) string { return s.ClientID }},
-	{Title: "appliance", Value: func(s status) string { return s.URL }},
-	{Title: "enrolled", Value: func(s status) string { return s.EnrolledAt }},
-	{Title: "root", Value: func(s status) string { return fmt.Sprintf("%s (number %d)", s.Root, s.RootNumber) }},
-	{Title: "kem", Value: func(s status) string { return fmt.Sprintf("epoch %d until %s", s.KEMEpoch, s.KEMUntil) }},
-	{Title: "counter", Value: func(s status) string { return strconv.Itoa(int(s.Counter)) }},
-	{Title: "pending", Value: func(s status) string {
-		if s.Pending == nil {
-			return "none"
+// activationCode is text, or for - a line of standard input.
+func activationCode(cmd *cobra.Command, f enrolFlags, text string) (protocol.ActivationCode, error) {
+	if text == "-" {
+		if f.password.fd == 0 {
+			return protocol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot hold both the code and the password"),
+				"use another descriptor for the password, such as 3")
 		}
-		return s.Pending.Serial + ": resume it"
-	}},
-}
-
-func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show the enrolment and what is pending", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.open(cmd.Context(), true)
-			if err != nil {
-				return err
-			}
-			s, err := c.Status()
-			if err != nil {
-				return explain(err)
-			}
-			return statusTable.One(a.printer(cmd), statusOf(c, s))
-		},
+		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxCodeBytes)).ReadString('\n')
+		if err != nil && err != io.EOF {
+			return protocol.ActivationCode{}, cli.Fail(cli.IO, fmt.Errorf("reading the activation code: %w", err), "")
+		}
+		text = strings.TrimSpace(line)
 	}
-}
-
-func (a *app) receiptsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "receipts", Short: "List what became of each authorization, the oldest first", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.open(cmd.Context(), true)
-			if err != nil {
-				return err
-			}
-			list, err := c.Receipts()
-			if err != nil {
-				return explain(err)
-			}
-			var rows []outcome
-			for _, r := range list {
-				rows = append(rows, outcomeOf(c, r))
-			}
-			return outcomeTable.List(a.printer(cmd), rows)
-		},
-	}
+	code, err := protocol.ParseActivationCode(text)
+	return code, cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")
 }

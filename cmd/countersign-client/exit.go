@@ -18,10 +18,13 @@ var sentinels = []struct {
 	code cli.Code
 	hint string
 }{
-	{client.ErrUnknownOutcome, cli.TryAgain, "it may have been carried out: run countersign-client resume soon, before you try anew"},
+	{client.ErrUnknownOutcome, cli.TryAgain, "it may have been carried out: run countersign-client resume --link LINK while its time lasts, " +
+		"or countersign-client status --last --link LINK at any time, before you try anew"},
 	{client.ErrLocked, cli.TryAgain, "wait for the other countersign-client, or use another --state"},
 	{client.ErrNotEnrolled, cli.NotFound, "run countersign-client enrol first, or check --state"},
 	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists what became of each authorization"},
+	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt asks for a full one"},
+	{client.ErrReceipt, cli.BadSignature, "do not rely on it"},
 	{client.ErrEnrolled, cli.Failed, "use another --state for another enrolment"},
 	{client.ErrState, cli.IO, "restore the directory as a whole, or enrol anew with another --state"},
 	{client.ErrNotAuthentic, cli.BadSignature, "the device or the link has altered it; nothing was signed"},
@@ -54,12 +57,18 @@ var hints = map[protocol.Code]string{
 	protocol.CodeLink:              "check that the device is there and try again",
 	protocol.CodeTimeout:           "check that the device is there and try again",
 	protocol.CodeLinkBusy:          "somebody else is using the device, try again in a moment",
+	protocol.CodePassword:          "start again with the right password; too many wrong ones lock it",
+	protocol.CodeLocked:            "wait as long as it says, or have the operator run countersignctl client unlock",
 	protocol.CodeHSM:               "tell the operator of the appliance",
 }
 
 // explain gives an error its exit code and hint. The zero answer, for what is in no
 // table, is code 1.
 func explain(err error) error {
+	var retry *client.RetryError
+	if errors.As(err, &retry) {
+		return cli.Fail(cli.TryAgain, err, "run countersign-client resume --link LINK with the right password while its time lasts, or start again")
+	}
 	var known *cli.Error
 	if err == nil || errors.As(err, &known) {
 		return err
@@ -69,9 +78,9 @@ func explain(err error) error {
 			return cli.Fail(s.code, err, s.hint)
 		}
 	}
-	var retry *client.RetryError
-	if errors.As(err, &retry) {
-		return cli.Fail(cli.TryAgain, err, "")
+	var factor *client.FactorError
+	if errors.As(err, &factor) {
+		return cli.Fail(cli.Denied, err, "enrol anew in another --state, with a password and --uv as it needs; or refuse it")
 	}
 	if code, ok := protocol.CodeOf(err); ok {
 		return cli.Fail(exitOf(code), err, hints[code])

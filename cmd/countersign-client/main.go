@@ -17,7 +17,13 @@ import (
 	"countersign/cmd/internal/cli"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+// harden is for what the system at hand offers.
+var harden = func() {}
+
+func main() {
+	harden()
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,7 +49,8 @@ func newRoot(getenv func(string) string) *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.dir, "state", defaultState(getenv), "directory of the client's state")
 	a.format = cli.AddOutputFlag(root)
-	root.AddCommand(a.enrolCommand(), a.authorizeCommand(), a.resumeCommand(), a.receiptsCommand(), a.statusCommand())
+	root.AddCommand(a.enrolCommand(), a.authorizeCommand(), a.approveCommand(), a.dryRunCommand(), a.resumeCommand(),
+		a.receiptsCommand(), a.statusCommand())
 	return root
 }
 
@@ -60,11 +67,12 @@ func defaultState(getenv func(string) string) string {
 }
 
 // open opens the state. A command that only looks does not wait for one that works.
-func (a *app) open(ctx context.Context, readOnly bool) (*client.Client, error) {
+func (a *app) open(ctx context.Context, cfg client.Config) (*client.Client, error) {
 	if a.dir == "" {
 		return nil, cli.Fail(cli.Usage, fmt.Errorf("no directory for the state"), "give one with --state")
 	}
-	c, err := client.Open(ctx, client.Config{Dir: a.dir, ReadOnly: readOnly})
+	cfg.Dir = a.dir
+	c, err := client.Open(ctx, cfg)
 	return c, explain(err)
 }
 

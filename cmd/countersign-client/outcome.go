@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +28,9 @@ type outcome struct {
 	Amount      string        `json:"amount,omitempty"`
 	Text        string        `json:"text,omitempty"`
 	RetryS      int           `json:"retry_s,omitempty"`
-	Receipt     string        `json:"receipt,omitempty"` // of a full receipt: verified or unverified
+	TriesLeft   *uint64       `json:"tries_left,omitempty"` // passwords; none: not said
+	Approves    uint64        `json:"approves,omitempty"`   // service of the other client, of an approval for it
+	Receipt     string        `json:"receipt,omitempty"`    // of a full receipt: verified or unverified
 	At          string        `json:"at,omitempty"`
 }
 
@@ -40,7 +43,10 @@ func outcomeOf(c *client.Client, r client.Receipt) outcome {
 		At: r.At.Format(time.RFC3339),
 	}
 	if r.Known {
-		o.Result, o.Code, o.RetryS = r.Result.String(), r.Reason, int(r.Retry/time.Second)
+		o.Result, o.Code, o.RetryS, o.TriesLeft = r.Result.String(), r.Reason, int(r.Retry/time.Second), r.TriesLeft
+	}
+	if r.Approves != nil {
+		o.Approves = uint64(*r.Approves)
 	}
 	if o.Code != 0 {
 		o.Reason = o.Code.String()
@@ -70,18 +76,31 @@ var outcomeTable = cli.Table[outcome]{
 		return o.Result
 	}},
 	{Title: "serial", Value: func(o outcome) string { return o.Serial }},
-	{Title: "service", Value: func(o outcome) string { return o.ServiceName }},
+	{Title: "service", Value: func(o outcome) string {
+		if o.Approves != 0 {
+			return fmt.Sprintf("%s (service %d)", o.ServiceName, o.Approves)
+		}
+		return o.ServiceName
+	}},
 	{Title: "level", Value: func(o outcome) string {
 		if o.Level == 0 { // refused before the appliance named one
 			return ""
 		}
 		return strconv.Itoa(int(o.Level))
 	}},
-	{Title: "device", Value: func(o outcome) string { return o.DeviceName }},
+	{Title: "device", Value: func(o outcome) string { return quoted(o.DeviceName) }},
 	{Title: "amount", Value: func(o outcome) string { return o.Amount }},
-	{Title: "text", Value: func(o outcome) string { return o.Text }},
+	{Title: "text", Value: func(o outcome) string { return quoted(o.Text) }},
 	{Title: "receipt", Value: func(o outcome) string { return o.Receipt }},
 	{Title: "at", Value: func(o outcome) string { return o.At }},
+}
+
+// quoted marks the device's own words.
+func quoted(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strconv.Quote(s)
 }
 
 // report prints what is known of an authorization, and turns it into the exit
@@ -89,7 +108,7 @@ var outcomeTable = cli.Table[outcome]{
 func (a *app) report(cmd *cobra.Command, c *client.Client, r client.Receipt, err error) error {
 	var before *client.RefusedError
 	switch {
-	case errors.As(err, &before):
+	case r.Statement == nil && errors.As(err, &before):
 		return errors.Join(outcomeTable.One(a.printer(cmd), refused(c, before)), explain(err))
 	case r.Statement == nil:
 		return explain(err)
@@ -109,7 +128,9 @@ func verdict(r client.Receipt) error {
 	case r.Approved():
 		return nil
 	case r.Result == protocol.ResultPending:
-		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending), "a second approver is needed")
+		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending),
+			"another person approves at the same device with countersign-client approve --link LINK; then countersign-client status "+
+				r.Serial.String()+" --link LINK tells the outcome")
 	case r.Verdict == protocol.Refuse:
 		return cli.Fail(cli.Denied, errors.New("refused, as you said"), "")
 	}
@@ -118,8 +139,53 @@ func verdict(r client.Receipt) error {
 		exit = cli.Denied // an authentic denial, whatever its reason
 	}
 	text := r.Reason.String()
+	if r.TriesLeft != nil && r.Reason == protocol.CodePassword {
+		text += ", " + tries(*r.TriesLeft) + " left"
+	}
 	if r.Retry != 0 {
 		text += fmt.Sprintf(", retry in %v", r.Retry)
 	}
 	return cli.Fail(exit, fmt.Errorf("the appliance denies it: %s", text), hints[r.Reason])
+}
+
+// parseAmount reads "12.00 EUR", or "12.00" with the currency apart. There are as
+// many decimals as the currency has, or none.
+func parseAmount(amount, currency string) (*protocol.Amount, error) {
+	number, unit, both := strings.Cut(amount, " ")
+	if both == (currency != "") {
+		return nil, errors.New(`an amount is given as "12.00 EUR", or as 12.00 with --currency EUR`)
+	}
+	if !both {
+		unit = currency
+	}
+	digits, known := protocol.MinorDigits(unit)
+	if !known {
+		return nil, fmt.Errorf("unknown currency %q", unit)
+	}
+	whole, fraction, point := strings.Cut(number, ".")
+	if point && len(fraction) != digits || strings.Trim(whole+fraction, "0123456789") != "" || whole == "" {
+		return nil, fmt.Errorf("amount %q: want digits with %d decimals", number, digits)
+	}
+	if !point {
+		fraction = strings.Repeat("0", digits)
+	}
+	minor, err := strconv.ParseUint(whole+fraction, 10, 64)
+	if err != nil || minor >= protocol.MaxMinor {
+		return nil, fmt.Errorf("amount %q is too large", number)
+	}
+	return &protocol.Amount{Minor: minor, Currency: unit}, nil
+}
+
+// formatAmount writes what parseAmount reads; "" for none. A currency that is not
+// known counts minor units, which nobody is shown: the client stops before.
+func formatAmount(a *protocol.Amount) string {
+	if a == nil {
+		return ""
+	}
+	digits, _ := protocol.MinorDigits(a.Currency)
+	number := fmt.Sprintf("%0*d", digits+1, a.Minor)
+	if digits != 0 {
+		number = number[:len(number)-digits] + "." + number[len(number)-digits:]
+	}
+	return number + " " + a.Currency
 }

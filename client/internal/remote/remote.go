@@ -1,4 +1,6 @@
-package client
+// Package remote is the appliance as a client sees it while it enrols: HTTPS with a
+// server that the root of an activation code vouches for.
+package remote
 
 import (
 	"bytes"
@@ -20,8 +22,8 @@ const maxBody = 1 << 20
 
 const requestTimeout = 30 * time.Second
 
-// server is the appliance while the client enrols.
-type server struct {
+// Server is the appliance while the client enrols.
+type Server struct {
 	base *url.URL
 	http *http.Client
 	gate *gate
@@ -60,7 +62,8 @@ func (g *gate) check(conn tls.ConnectionState) error {
 	return err
 }
 
-func newServer(address string) (*server, error) {
+// New takes the appliance's address, https://host:port: CodeFormat for another.
+func New(address string) (*Server, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("appliance address %q is not https://host:port: %w", address, protocol.CodeFormat)
@@ -77,18 +80,19 @@ func newServer(address string) (*server, error) {
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: requestTimeout,
 	}
-	return &server{base: base, gate: g, http: &http.Client{
+	return &Server{base: base, gate: g, http: &http.Client{
 		Transport: transport, Timeout: requestTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
 
-func (s *server) close() { s.http.CloseIdleConnections() }
+// Close ends the connections that are kept.
+func (s *Server) Close() { s.http.CloseIdleConnections() }
 
-// trust fetches and resolves what the appliance says about its keys, and from then
+// Trust fetches and resolves what the appliance says about its keys, and from then
 // on talks to nobody but a server with a certificate of `ca`. The server that
 // answered must have one already.
-func (s *server) trust(ctx context.Context, root protocol.RootHash, now time.Time) (protocol.Trust, error) {
+func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Time) (protocol.Trust, error) {
 	body, conn, err := s.do(ctx, http.MethodGet, "trust", nil)
 	if err != nil {
 		return protocol.Trust{}, fmt.Errorf("fetching the appliance's keys: %w", err)
@@ -128,7 +132,8 @@ func caKeys(trust protocol.Trust) ([]protocol.PublicKey, error) {
 	return keys, nil
 }
 
-func (s *server) enrol(ctx context.Context, body []byte) (protocol.EnrolResponse, error) {
+// Enrol sends an enrolment request, as it was encoded.
+func (s *Server) Enrol(ctx context.Context, body []byte) (protocol.EnrolResponse, error) {
 	answer, _, err := s.do(ctx, http.MethodPost, "enrol", body)
 	if err != nil {
 		return protocol.EnrolResponse{}, fmt.Errorf("enrolling: %w", err)
@@ -136,9 +141,9 @@ func (s *server) enrol(ctx context.Context, body []byte) (protocol.EnrolResponse
 	return protocol.ParseEnrolResponse(answer)
 }
 
-// do gives the body of a 200, else a [ServerError]; an appliance that cannot be
+// do gives the body of a 200, else an [Error]; an appliance that cannot be
 // reached is CodeServerUnreachable.
-func (s *server) do(ctx context.Context, method, path string, body []byte) (answer []byte, conn tls.ConnectionState, err error) {
+func (s *Server) do(ctx context.Context, method, path string, body []byte) (answer []byte, conn tls.ConnectionState, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.base.JoinPath("v1", path).String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, conn, err
@@ -159,7 +164,28 @@ func (s *server) do(ctx context.Context, method, path string, body []byte) (answ
 	}
 	if resp.StatusCode != http.StatusOK {
 		problem, _ := protocol.ParseProblem(answer)
-		return nil, conn, &ServerError{Status: resp.StatusCode, Problem: problem}
+		return nil, conn, &Error{Status: resp.StatusCode, Problem: problem}
 	}
 	return answer, *resp.TLS, nil
 }
+
+func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
+
+// Error is an HTTP answer other than 200.
+type Error struct {
+	Status  int // HTTP status
+	Problem protocol.Problem
+}
+
+func (e *Error) Error() string {
+	text := fmt.Sprintf("the appliance answers %d", e.Status)
+	for _, part := range []string{e.Problem.Title, e.Problem.Detail} {
+		if part != "" {
+			text += ": " + fmt.Sprintf("%.200q", part)
+		}
+	}
+	return text
+}
+
+// Unwrap gives the problem's code, if it has one.
+func (e *Error) Unwrap() error { return e.Problem.Err() }

@@ -1,0 +1,109 @@
+// Package secret is what a phone keeps so that its user's password can be proved:
+// how the password is stretched, and the phone's own secret DS. The password itself
+// is kept nowhere.
+package secret
+
+import (
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+
+	"countersign/protocol"
+	"countersign/protocol/password"
+)
+
+// Kept is what stays on the phone of one enrolled password, PROTOCOL.md §4.1. It
+// prints as [redacted], and is written with DS, for a file of its owner only:
+//
+//	{"salt", "memory_kib", "iterations", "parallelism", "secret": DS}
+type Kept struct {
+	Salt   password.Salt
+	Params password.Params
+	DS     password.DeviceSecret
+}
+
+// New makes a salt and a DS.
+func New(params password.Params) Kept {
+	k := Kept{Params: params}
+	_, _ = rand.Read(k.Salt[:]) // never fails, see crypto/rand
+	_, _ = rand.Read(k.DS[:])
+	return k
+}
+
+// Verifier computes K_pw, which takes a time and k.Params.MemoryKiB of memory:
+// protocol.CodeFormat for a password that is not UTF-8.
+func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier, error) {
+	a, err := password.Stretch(string(text), k.Salt, k.Params)
+	if err != nil {
+		return password.Verifier{}, err
+	}
+	return k.DS.Bind(client, a).Verifier(), nil
+}
+
+// Enrolment wraps the verifier of a password for the appliance's key `enrol`, with an
+// ephemeral key that is forgotten at once. Root, Enrol and SigningKey of names are the
+// caller's.
+func (k Kept) Enrolment(names protocol.PasswordImport, text []byte) (*protocol.PasswordEnrolment, error) {
+	verifier, err := k.Verifier(protocol.ClientIDOf(names.SigningKey), text)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(verifier[:])
+	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making an ephemeral key: %w", err)
+	}
+	if names.Ephemeral, err = protocol.CompressPoint(ephemeral.PublicKey().Bytes()); err != nil {
+		return nil, err
+	}
+	wrapped, err := password.Wrap(verifier, ephemeral, names)
+	if err != nil {
+		return nil, err
+	}
+	return &protocol.PasswordEnrolment{
+		Salt: k.Salt, MemoryKiB: k.Params.MemoryKiB, Iterations: k.Params.Iterations, Parallelism: k.Params.Parallelism,
+		Ephemeral: names.Ephemeral, Wrapped: [protocol.WrappedVerifierSize]byte(wrapped),
+	}, nil
+}
+
+// Fits tells whether an enrolment was made of this.
+func (k Kept) Fits(p *protocol.PasswordEnrolment) bool {
+	return p != nil && p.Salt == k.Salt &&
+		k.Params == password.Params{MemoryKiB: p.MemoryKiB, Iterations: p.Iterations, Parallelism: p.Parallelism}
+}
+
+type keptJSON struct {
+	Salt        protocol.Base64 `json:"salt"`
+	MemoryKiB   uint32          `json:"memory_kib"`
+	Iterations  uint32          `json:"iterations"`
+	Parallelism uint8           `json:"parallelism"`
+	DS          protocol.Base64 `json:"secret"`
+}
+
+// MarshalJSON writes DS too.
+func (k Kept) MarshalJSON() ([]byte, error) {
+	return json.Marshal(keptJSON{k.Salt[:], k.Params.MemoryKiB, k.Params.Iterations, k.Params.Parallelism, k.DS[:]})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (k *Kept) UnmarshalJSON(b []byte) error {
+	var w keptJSON
+	if err := json.Unmarshal(b, &w); err != nil {
+		return err
+	}
+	if len(w.Salt) != len(k.Salt) || len(w.DS) != len(k.DS) {
+		return fmt.Errorf("password: salt or secret has another length")
+	}
+	*k = Kept{
+		Salt: password.Salt(w.Salt), DS: password.DeviceSecret(w.DS),
+		Params: password.Params{MemoryKiB: w.MemoryKiB, Iterations: w.Iterations, Parallelism: w.Parallelism},
+	}
+	return k.Params.Check()
+}
+
+// String keeps DS from printing.
+func (Kept) String() string { return "[redacted]" }
+
+// GoString keeps %#v from printing DS.
+func (Kept) GoString() string { return "[redacted]" }
