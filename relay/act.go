@@ -75,7 +75,7 @@ func newAct(d protocol.Decision, o protocol.Order) Act {
 // act does what was approved, if nobody has: journal, show, run, journal. The
 // phone's answer waits for it, but not longer than ActWait; the act goes on.
 func (r *Relay) act(ctx context.Context, s *session, d protocol.Decision) {
-	s.act()
+	s.leave()
 	first, err := r.journal.Begin(journal.Record{Transaction: d.Transaction, Service: d.Service, Amount: d.Amount})
 	if err != nil {
 		r.log.Error("not acting: the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
@@ -86,6 +86,13 @@ func (r *Relay) act(ctx context.Context, s *session, d protocol.Decision) {
 	if !first {
 		r.log.Info("not acting again", "transaction", d.Transaction.String())
 		r.metrics.acts.WithLabelValues("repeated").Inc()
+		return
+	}
+	r.pendings.finish(s.approved(d))
+	if !s.ticket.claim() {
+		r.log.Warn("not acting: the order was acted on, or is over", "transaction", d.Transaction.String(), "service", uint64(d.Service))
+		r.metrics.acts.WithLabelValues("failed").Inc()
+		r.finish(s, Settlement{Result: d.Result.String(), Decision: &d})
 		return
 	}
 	r.show(d)
@@ -141,8 +148,14 @@ func (r *Relay) perform(s *session, d protocol.Decision) {
 		r.log.Error("hook failed", "transaction", d.Transaction.String(), "service", uint64(d.Service), "error", err)
 		r.metrics.acts.WithLabelValues("failed").Inc()
 	}
-	if err := r.journal.Finish(d.Transaction, o.Performed); err != nil {
-		r.log.Error("act done, but the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
+	r.finish(s, o)
+}
+
+// finish makes the outcome of an approval durable and has it reported.
+func (r *Relay) finish(s *session, o Settlement) {
+	id := o.Decision.Transaction
+	if err := r.journal.Finish(id, o.Performed); err != nil {
+		r.log.Error("outcome known, but the journal cannot be written", "transaction", id.String(), "performed", o.Performed, "error", err)
 		r.fail(err)
 	}
 	s.ticket.settle(o)

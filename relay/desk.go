@@ -36,8 +36,9 @@ type orderJSON struct {
 }
 
 // resultJSON is the line that comes back when the order is settled; the next line
-// on the same connection is the next order. "result" is approved, denied, pending,
-// expired, refused, failed or invalid; only "approved" with "performed": true is one.
+// on the same connection is the next order. "result" is approved, denied, expired,
+// refused, failed or invalid; only "approved" with "performed": true is one. Before it
+// there may be lines with "pending": a second approver is waited for.
 type resultJSON struct {
 	Result      string           `json:"result"`
 	Code        protocol.Code    `json:"code,omitempty"`
@@ -70,7 +71,9 @@ type desk struct {
 type order struct {
 	protocol.Order
 	settled chan Settlement // of capacity 1
+	pending chan Settlement // of capacity 1
 	isGone  bool            // nobody waits for it any more; guarded by the desk's mu
+	ticket  *ticket         // nil until it is first given out; guarded by the desk's mu
 }
 
 func newDesk(c Config) (*desk, error) {
@@ -90,21 +93,34 @@ func (d *desk) close() error {
 }
 
 // take gives the order that waits longest; CodeLinkBusy if none does.
-func (d *desk) take() (ticket, error) {
+func (d *desk) take() (*ticket, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.waiting) == 0 {
-		return ticket{}, protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}
+		return nil, protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}
 	}
 	o := d.waiting[0]
 	d.waiting = slices.Delete(d.waiting, 0, 1)
-	return ticket{order: o.Order, isExact: true, settle: o.settle, putBack: func() { d.insert(0, o) }}, nil
+	if o.ticket == nil {
+		o.ticket = &ticket{
+			order: o.Order, isExact: true, isOnce: true, settle: o.settle,
+			putBack: func() { d.insert(0, o) }, isGone: func() bool { return d.isGone(o) },
+		}
+	}
+	return o.ticket, nil
+}
+
+func (d *desk) isGone(o *order) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return o.isGone
 }
 
 func (d *desk) insert(at int, o *order) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !o.isGone {
+	isClaimed := o.ticket != nil && o.ticket.claimed.Load()
+	if !o.isGone && !isClaimed {
 		d.waiting = slices.Insert(d.waiting, min(at, len(d.waiting)), o)
 	}
 }
@@ -134,8 +150,12 @@ func (d *desk) abandon(o *order) {
 }
 
 func (o *order) settle(s Settlement) {
+	to := o.settled
+	if !s.isFinal() {
+		to = o.pending
+	}
 	select {
-	case o.settled <- s:
+	case to <- s:
 	default:
 	}
 }
@@ -206,14 +226,19 @@ func (d *desk) answer(ctx context.Context, conn io.Writer, line []byte) error {
 	if err != nil {
 		return writeResult(conn, resultJSON{Result: "invalid", Code: protocol.CodeFormat, Error: err.Error()})
 	}
-	placed := &order{Order: o, settled: make(chan Settlement, 1)}
+	placed := &order{Order: o, settled: make(chan Settlement, 1), pending: make(chan Settlement, 1)}
 	d.insert(maxTills, placed)
 	timer := time.NewTimer(d.wait)
 	defer timer.Stop()
 	for {
 		select {
 		case s := <-placed.settled:
-			return writeResult(conn, resultOf(o, s))
+			return errors.Join(placed.writePending(conn), writeResult(conn, resultOf(o, s)))
+		case s := <-placed.pending:
+			if err := writeResult(conn, resultOf(o, s)); err != nil {
+				d.abandon(placed)
+				return err
+			}
 		case <-timer.C:
 			if d.withdraw(placed) {
 				placed.settle(Settlement{Result: ResultExpired, Code: protocol.CodeExpired})
@@ -224,6 +249,16 @@ func (d *desk) answer(ctx context.Context, conn io.Writer, line []byte) error {
 			d.abandon(placed)
 			return ctx.Err()
 		}
+	}
+}
+
+// writePending writes what came before the settlement and is not written yet.
+func (o *order) writePending(conn io.Writer) error {
+	select {
+	case s := <-o.pending:
+		return writeResult(conn, resultOf(o.Order, s))
+	default:
+		return nil
 	}
 }
 
@@ -261,7 +296,8 @@ func checkOrder(o protocol.Order) error {
 		return errors.New("order: service missing")
 	}
 	// What marshals and parses again is what the other side can read.
-	if _, err := protocol.ParseApplyRequest(protocol.ApplyRequest{M1: []byte{0}, Order: o, Link: protocol.LinkWire}.Marshal()); err != nil {
+	sent := protocol.ApplyRequest{M1: []byte{0}, Order: wired(o, true), Link: protocol.LinkWire}
+	if _, err := protocol.ParseApplyRequest(sent.Marshal()); err != nil {
 		return fmt.Errorf("order: %w", err)
 	}
 	return nil

@@ -42,29 +42,60 @@ type ask struct {
 	m1    []byte
 }
 
-// applyNew applies a new M1 with the order that is next.
+// applyNew applies a new M1 with the order that is next. Without one a phone can
+// still ask for a status or a dry run; it is told of the lack if it wants more.
 func (r *Relay) applyNew(ctx context.Context, s *session, a ask) error {
-	ticket, err := r.orders.take()
-	if err != nil {
-		return err
-	}
+	lack := r.order(s)
 	if _, err := rand.Read(s.nonce[:]); err != nil {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
-	s.ticket = ticket
+	request := protocol.ApplyRequest{
+		M1: a.m1, Order: wired(s.ticket.order, s.second != nil), Link: a.class, Floor: r.config.Floor,
+		Nonce: s.nonce, Strict: r.config.Strict,
+	}
+	if s.second != nil {
+		request.Handle = s.second.handle
+	}
 	sent := time.Now()
-	answer, err := r.client.Apply(ctx, protocol.ApplyRequest{
-		M1: a.m1, Order: ticket.order, Link: a.class, Floor: r.config.Floor, Nonce: s.nonce,
-	})
+	answer, err := r.client.Apply(ctx, request)
 	if err == nil {
 		err = s.fill(answer, sent)
 	}
+	if err == nil && lack != nil && s.isRefused() {
+		err = lack
+	}
 	if err != nil || s.handle == nil {
-		ticket.putBack()
+		s.giveBack()
 		return err
 	}
 	time.AfterFunc(time.Until(s.expires), s.expire)
 	return nil
+}
+
+// order gives a session its order: that of the approval which waits for a second
+// approver, else the next; lack says why there is none.
+func (r *Relay) order(s *session) (lack error) {
+	if s.second = r.pendings.current(); s.second != nil {
+		s.ticket, s.isLeft = s.second.ticket, true
+		return nil
+	}
+	if s.ticket, lack = r.orders.take(); lack != nil {
+		s.ticket = standingTicket(protocol.Order{}, true)
+	}
+	return lack
+}
+
+// giveBack is for a session that needs no order.
+func (s *session) giveBack() {
+	if s.leave() {
+		s.ticket.putBack()
+	}
+}
+
+// isRefused says whether the answer to M1 is an M2 of error form.
+func (s *session) isRefused() bool {
+	kind, err := protocol.Kind(s.answer)
+	return err == nil && kind == protocol.KindM2 && s.handle == nil
 }
 
 // fill takes over what the appliance answered; sent is when it was asked.
@@ -100,6 +131,8 @@ func (r *Relay) countersign(ctx context.Context, p *phone, m3 []byte) ([]byte, e
 		return nil, protocol.CodeExpired
 	}
 	defer s.end()
+	r.pendings.begin(s.second)
+	defer r.pendings.end(s.second)
 	sent := s.sentAt(m3)
 	answer, err := r.client.Countersign(ctx, protocol.CountersignRequest{Handle: s.handle, M3: m3})
 	if err != nil {
@@ -134,22 +167,44 @@ func (r *Relay) decided(ctx context.Context, s *session, v verdict) {
 		return
 	}
 	r.metrics.decisions.WithLabelValues(d.Result.String()).Inc()
-	if d.Result != protocol.ResultApproved {
-		r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
-		r.conclude(s, Settlement{Result: d.Result.String(), Code: d.Reason, Decision: &d})
-		return
+	switch d.Result {
+	case protocol.ResultApproved:
+		r.act(ctx, s, d)
+	case protocol.ResultPending:
+		r.wait(s, d, v.answer.NextHandle)
+	default:
+		r.deny(s, d)
 	}
-	r.act(ctx, s, d)
 }
 
-// undecided is an answer without a decision: a retry leaves the order open, a
-// denial that S makes none for ends it, and an approval is not one.
+// deny notes a signed denial; that of a second approval ends the order of the first.
+func (r *Relay) deny(s *session, d protocol.Decision) {
+	r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
+	o := Settlement{Result: d.Result.String(), Code: d.Reason, Decision: &d}
+	if p := s.approved(d); p != nil {
+		r.pendings.finish(p)
+		if p.ticket.claim() {
+			p.ticket.settle(o)
+		}
+	}
+	r.conclude(s, o)
+}
+
+// undecided is an answer without a decision. A retry leaves handle and order as
+// they are; a denial, which S makes no decision for, ends the order, unless it waits
+// for a second approver: another may come. Approved are a status and a dry run;
+// which service it was the device cannot see, and without a decision it acts in no
+// case. The order goes to the next phone.
 func (r *Relay) undecided(s *session, result protocol.Result) {
 	switch result {
 	case protocol.ResultRetry:
 		r.metrics.decisions.WithLabelValues(result.String()).Inc()
-	case protocol.ResultApproved:
-		r.log.Info("approved without a decision: nothing to act on")
+	case protocol.ResultApproved, protocol.ResultPending:
+		r.log.Info("nothing to act on: no decision", "result", result.String(), "code", uint8(protocol.CodeFormat))
+		r.metrics.decisions.WithLabelValues("none").Inc()
+		if result == protocol.ResultApproved {
+			s.giveBack()
+		}
 	default:
 		r.metrics.decisions.WithLabelValues(result.String()).Inc()
 		reason, _ := protocol.ReasonFor(result)
@@ -172,12 +227,21 @@ func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Dec
 
 func (r *Relay) check(s *session, v verdict) (protocol.Decision, error) {
 	trust := r.client.Trust()
+	challenges := []protocol.Challenge{s.chal}
+	if s.second != nil {
+		challenges = []protocol.Challenge{s.second.chal, s.chal}
+	}
 	d, err := protocol.DecisionCheck{
-		Root: trust.Root, KeyCerts: trust.KeyCerts(protocol.UseDecision), Now: trust.Time(uint64(time.Now().Unix())),
-		Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: []protocol.Challenge{s.chal},
+		Root: trust.Root, KeyCerts: append(trust.KeyCerts(protocol.UseDecision), trust.KeyCerts(protocol.UseClientCA)...),
+		Now:    trust.Time(uint64(time.Now().Unix())),
+		Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
 		Services: s.ticket.order.Services, Amount: s.ticket.order.Amount, Floor: r.config.Floor, Elapsed: time.Since(v.sent),
+		Strict: r.config.Strict,
 	}.Verify(v.answer.Decision)
 	if err != nil {
+		return d, err
+	}
+	if err := s.checkPending(d); err != nil {
 		return d, err
 	}
 	if s.ticket.isExact && s.ticket.order.Amount == nil && d.Amount != nil {

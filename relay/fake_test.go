@@ -76,6 +76,7 @@ type opened struct {
 	chal    protocol.Challenge
 	channel protocol.Channel
 	tx      protocol.TransactionID
+	first   *approval // that this is to be the second approval of; nil: none
 }
 
 // fake is an appliance with the real protocol and TLS, and keys in software. It
@@ -104,6 +105,7 @@ type fake struct {
 	sign     func(protocol.Decision) []byte // in place of the decision key
 	answer   func(*protocol.CountersignResponse)
 	mu2      []byte // an MU in place of M2
+	levels
 }
 
 func newFake(t testing.TB) *fake {
@@ -116,6 +118,8 @@ func newFake(t testing.TB) *fake {
 		outcomes: map[protocol.TransactionID]bool{}, fail: map[string]http.HandlerFunc{},
 	}
 	f.keyCerts = [][]byte{f.keyCert(protocol.UseKEM, 1, f.kemKey()), f.keyCert(protocol.UseDecision, 1, f.decision.public(t)), f.keyCert(protocol.UseCA, 1, f.ca.public(t))}
+	f.levels = newLevels(t)
+	f.keyCerts = append(f.keyCerts, f.keyCert(protocol.UseClientCA, 1, f.clientCA.public(t)))
 	f.caCert = f.certificate(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}, &f.ca.PublicKey)
@@ -133,6 +137,9 @@ func (f *fake) start(addr string) {
 	}, &key.PublicKey)
 	clients := x509.NewCertPool()
 	clients.AddCert(f.caCert)
+	for _, old := range f.oldCAs {
+		clients.AddCert(old)
+	}
 	f.server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
 	f.server.EnableHTTP2 = true
 	f.server.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -253,6 +260,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			refuse(w, err)
 			return
 		}
+		f.giveBack(outcome)
 		f.outcomes[outcome.Transaction] = outcome.Performed
 		w.WriteHeader(http.StatusNoContent)
 	}
@@ -327,11 +335,13 @@ func (f *fake) apply(w http.ResponseWriter, body []byte) {
 	_, _ = rand.Read(o.tx[:])
 	o.chal = protocol.NewChallenge(request.Nonce, o.u)
 	o.channel = protocol.NewChannel(es, request.M1, o.chal)
-	o.p2 = protocol.P2{
-		TTL: f.ttl, Now: uint32(time.Now().Unix()), Level: 1, Factors: protocol.FactorSignature, Device: f.deviceID().Handle(),
-		DeviceName: "Front door", Amount: request.Order.Amount, Text: request.Order.Text,
-	}.Marshal()
+	p2 := f.challenge(o)
+	o.p2 = p2.Marshal()
 	m2 := o.channel.SealM2(o.chal, o.p2)
+	if p2.Code != 0 {
+		_, _ = w.Write(protocol.ApplyResponse{M2: m2}.Marshal())
+		return
+	}
 	handle := rand.Text()
 	f.opened[handle] = o
 	_, _ = w.Write(protocol.ApplyResponse{M2: m2, Handle: []byte(handle), Level: 1, TTL: f.ttl}.Marshal())
@@ -358,42 +368,5 @@ func (f *fake) countersign(w http.ResponseWriter, body []byte) {
 		refuse(w, err)
 		return
 	}
-	_, _ = w.Write(f.decide(o, request.M3, p3.Verdict).Marshal())
-}
-
-func (f *fake) decide(o *opened, m3 []byte, v protocol.Verdict) protocol.CountersignResponse {
-	p1, err := protocol.ParseP1(o.p1)
-	must(f.t, err)
-	result := protocol.ResultApproved
-	if v != protocol.Approve {
-		result = protocol.ResultDenied
-	}
-	d := protocol.Decision{
-		Result: result, Statement: protocol.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2).Hash(), Transaction: o.tx,
-		Level: 1, Factors: protocol.FactorSignature, IssuedAt: uint64(time.Now().Unix()), Lifetime: 60, Device: f.deviceID(),
-		Service: p1.Service, Amount: o.request.Order.Amount, U: o.u, Pairwise: protocol.PairwiseID{7},
-	}
-	if f.mutate != nil {
-		f.mutate(&d)
-	}
-	d.Reason, _ = protocol.ReasonFor(d.Result)
-	var signed []byte
-	if f.sign != nil {
-		signed = f.sign(d)
-	} else {
-		signed, err = protocol.SignDecision(context.Background(), f.decision, f.epoch, d)
-		must(f.t, err)
-	}
-	reason := protocol.Code(0)
-	if result == protocol.ResultDenied {
-		reason = protocol.CodeUserRefused
-	}
-	var r protocol.ReceiptNonce
-	_, _ = rand.Read(r[:])
-	m4 := o.channel.SealM4(m3, r, protocol.P4{Result: result, Reason: reason}.Marshal())
-	answer := protocol.CountersignResponse{M4: m4, Result: result, Decision: signed}
-	if f.answer != nil {
-		f.answer(&answer)
-	}
-	return answer
+	_, _ = w.Write(f.decide(o, request.M3, p3).Marshal())
 }

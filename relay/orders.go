@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 
 	"countersign/protocol"
 )
@@ -14,12 +16,12 @@ type Orders struct {
 	Socket string             // path of the Unix socket on which a local program hands in orders
 }
 
-// The results of an order, beside those of a decision ("approved", "denied",
-// "pending").
+// The results of an order, beside those of a decision ("approved", "denied", and
+// "pending", which another one follows).
 const (
-	ResultExpired = "expired" // nobody took it up, or nobody countersigned in time
+	ResultExpired = "expired" // nobody took it up, or nobody countersigned or approved in time
 	ResultRefused = "refused" // the decision was not one that this device may act on
-	ResultFailed  = "failed"  // approved, but not acted on: the journal cannot be written
+	ResultFailed  = "failed"  // approved, but not acted on: see the log
 )
 
 // Settlement is what became of an order.
@@ -42,18 +44,41 @@ func (o Settlement) last() *Last {
 	return l
 }
 
-// ticket is an order given to one session.
+// isFinal says whether nothing follows a settlement.
+func (o Settlement) isFinal() bool { return o.Result != protocol.ResultPending.String() }
+
+// ticket is an order given to a session, and to those of second approvers.
 type ticket struct {
 	order   protocol.Order
 	isExact bool             // an order, not a list of what is accepted
-	settle  func(Settlement) // the first call counts; never nil
+	isOnce  bool             // acted on at most once
+	settle  func(Settlement) // the first final one counts; never nil
 	putBack func()           // the session came to nothing; never nil
+	isGone  func() bool      // nobody waits for it any more; never nil
+	claimed atomic.Bool      // it was acted on, or its time is over
+}
+
+// claim is true for whoever may act on the order or end it: of one for a single
+// act that is the first only.
+func (t *ticket) claim() bool { return !t.isOnce || t.claimed.CompareAndSwap(false, true) }
+
+// isOpen says whether the order can be given to a session.
+func (t *ticket) isOpen() bool { return !t.claimed.Load() && !t.isGone() }
+
+// wired is the order as the appliance gets it. A status and a dry run are always
+// possible; nobody acts on them.
+func wired(o protocol.Order, hasPending bool) protocol.Order {
+	o.Services = append(slices.Clone(o.Services), protocol.ServiceDryRun, protocol.ServiceStatus)
+	if hasPending {
+		o.Services = append(o.Services, protocol.ServiceCoApproval)
+	}
+	return o
 }
 
 // source gives orders to sessions.
 type source interface {
 	// take gives the order for the next M1; an error with a code if there is none.
-	take() (ticket, error)
+	take() (*ticket, error)
 	// run serves whoever hands in orders, until ctx is over.
 	run(ctx context.Context)
 	close() error
@@ -71,13 +96,13 @@ func newSource(c Config) (source, error) {
 	return nil, errors.New("relay: no orders")
 }
 
-func standingTicket(o protocol.Order, isExact bool) ticket {
-	return ticket{order: o, isExact: isExact, settle: func(Settlement) {}, putBack: func() {}}
+func standingTicket(o protocol.Order, isExact bool) *ticket {
+	return &ticket{order: o, isExact: isExact, settle: func(Settlement) {}, putBack: func() {}, isGone: func() bool { return false }}
 }
 
 // standing gives the same order to everybody.
-type standing struct{ ticket ticket }
+type standing struct{ ticket *ticket }
 
-func (s standing) take() (ticket, error)   { return s.ticket, nil }
+func (s standing) take() (*ticket, error)  { return s.ticket, nil }
 func (s standing) run(ctx context.Context) { <-ctx.Done() }
 func (s standing) close() error            { return nil }

@@ -25,6 +25,7 @@ func newTill(t *testing.T, c Config) *till {
 	conn, err := net.Dial("unix", c.Orders.Socket)
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
+	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
 	return &till{t, conn, bufio.NewScanner(conn)}
 }
 

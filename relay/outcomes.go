@@ -32,7 +32,19 @@ func (r *Relay) reportOutcomes(ctx context.Context) {
 			continue
 		}
 		wait = min(max(2*wait, firstReportPause), lastReportPause)
-		pause(ctx, wait)
+		r.awaitReport(ctx, wait)
+	}
+}
+
+// awaitReport waits for d, or for a new outcome: that came of a decision, so the
+// appliance is there again.
+func (r *Relay) awaitReport(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.unsettled:
+	case <-ctx.Done():
 	}
 }
 

@@ -29,6 +29,7 @@ type Config struct {
 	Links     []Link
 	Orders    Orders
 	Floor     protocol.Level // least level to act on
+	Strict    bool           // ask for the client's countersignature and verify that too
 	Hook      Hook
 	Display   io.Writer     // where service and amount are shown before the act; nil: nowhere
 	Log       hclog.Logger  // nil: none
@@ -40,6 +41,9 @@ type Config struct {
 	Grace     time.Duration // for what is under way when the relay is stopped, 500 ms
 	MaxLinks  int           // at a time; one more is told "link busy", 32
 	OrderWait time.Duration // for a phone to take up an order from the socket, 5 minutes
+	// ApprovalWait is for a second approver after the first, 5 minutes. The
+	// appliance has a limit of its own.
+	ApprovalWait time.Duration
 }
 
 // Link is a near-field listener.
@@ -59,6 +63,7 @@ func (c Config) withDefaults() Config {
 		{&c.ActWait, 2 * time.Second},
 		{&c.Grace, 500 * time.Millisecond},
 		{&c.OrderWait, 5 * time.Minute},
+		{&c.ApprovalWait, 5 * time.Minute},
 		{&c.Hook.Timeout, 10 * time.Second},
 	} {
 		if *d.value == 0 {
@@ -89,6 +94,7 @@ type Relay struct {
 	journal   *journal.Journal
 	orders    source
 	table     *table
+	pendings  *pendings
 	status    *statusFile
 	listeners []*link.Listener
 	slots     chan struct{} // one for each link in use
@@ -109,7 +115,7 @@ func New(c Config) (*Relay, error) {
 		return nil, err
 	}
 	r := &Relay{
-		config: c, log: c.Log, metrics: c.Metrics, table: newTable(), slots: make(chan struct{}, c.MaxLinks),
+		config: c, log: c.Log, metrics: c.Metrics, table: newTable(), pendings: newPendings(c.ApprovalWait), slots: make(chan struct{}, c.MaxLinks),
 		unsettled: make(chan struct{}, 1), fatal: make(chan error, 1), release: release,
 	}
 	if err := r.open(); err != nil {
@@ -238,6 +244,7 @@ func (r *Relay) close() {
 	for _, l := range r.listeners {
 		_ = l.Close() // closed already where Serve ran
 	}
+	r.pendings.close()
 	if r.orders != nil {
 		errs = append(errs, r.orders.close())
 	}

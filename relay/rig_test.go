@@ -109,6 +109,7 @@ type phoneClient struct {
 	es      protocol.Secret
 	channel protocol.Channel
 	m3      []byte
+	p3      []byte
 }
 
 func (g *rig) dial(t *testing.T) *link.Conn {
@@ -136,7 +137,12 @@ func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phon
 	t.Helper()
 	p := &phoneClient{t: t, fake: g.fake, conn: dialAt(t, addr), key: newSigningKey(t)}
 	serial := protocol.NewSerial(counter.Add(1), [8]byte{1})
-	p.p1 = protocol.P1{Client: protocol.ClientIDOf(p.key.public(t)), Serial: serial, Service: service, Level: 1}.Marshal()
+	p1 := protocol.P1{Client: protocol.ClientIDOf(p.key.public(t)), Serial: serial, Service: service, Level: 1}
+	if service == protocol.ServiceStatus {
+		p1.Asked = &serial
+	}
+	p.p1 = p1.Marshal()
+	g.set(func() { g.clients[p1.Client] = p.key.public(t) })
 	var err error
 	p.m1, p.es, err = protocol.SealM1(g.root.public(t).RootID(), 1, g.kemKey(), p.p1)
 	must(t, err)
@@ -167,7 +173,8 @@ func (p *phoneClient) challenge(v protocol.Verdict) (m2 []byte) {
 	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
 	sig, err := protocol.Countersign(p.t.Context(), p.key, statement, approval)
 	must(p.t, err)
-	p.m3 = p.channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+	p.p3 = protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal()
+	p.m3 = p.channel.SealM3(0, p.p3)
 	return m2
 }
 

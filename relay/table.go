@@ -14,7 +14,8 @@ import (
 type session struct {
 	m1     [sha256.Size]byte
 	nonce  protocol.Nonce
-	ticket ticket
+	ticket *ticket
+	second *pending      // passed to the appliance, so that M1 may be a second approver's; nil: none
 	ready  chan struct{} // closed once what follows is set
 
 	err     error
@@ -23,12 +24,13 @@ type session struct {
 	chal    protocol.Challenge
 	expires time.Time
 
-	mu    sync.Mutex             // guards what follows
-	sent  map[[32]byte]time.Time // when each M3 was first sent, by its SHA-256
-	first time.Time              // when the first of them was
-	calls int                    // M3s under way
-	over  bool                   // the ttl has ended
-	acted bool                   // the act settles the order
+	mu     sync.Mutex             // guards what follows
+	sent   map[[32]byte]time.Time // when each M3 was first sent, by its SHA-256
+	first  time.Time              // when the first of them was
+	calls  int                    // M3s under way
+	over   bool                   // the ttl has ended
+	isLeft bool                   // the order is not this session's to settle
+	waits  *pending               // that an M3 of this session came to; nil: none
 }
 
 // maxSent bounds the M3s that a session tells apart. An honest phone sends three.
@@ -63,7 +65,7 @@ func (s *session) expire() {
 }
 
 func (s *session) expireLocked() {
-	if s.over && s.calls == 0 && !s.acted {
+	if s.over && s.calls == 0 && !s.isLeft {
 		s.ticket.settle(Settlement{Result: ResultExpired, Code: protocol.CodeExpired})
 	}
 }
@@ -88,19 +90,21 @@ func (s *session) sentAt(m3 []byte) time.Time {
 	return at
 }
 
-// act notes that an approval of this session is acted on: from here on only the act
-// settles the order.
-func (s *session) act() {
+// leave notes that something else settles the order from here on: an act, a second
+// approver, or another session that gets it. It is true the first time.
+func (s *session) leave() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.acted = true
+	isFirst := !s.isLeft
+	s.isLeft = true
+	return isFirst
 }
 
-// settle tells who gave the order what came of it, unless an act will.
+// settle tells who gave the order what came of it, unless something else will.
 func (s *session) settle(o Settlement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.acted {
+	if !s.isLeft {
 		s.ticket.settle(o)
 	}
 }

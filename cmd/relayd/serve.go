@@ -150,6 +150,7 @@ func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
 func relayConfig(c *config.Relay) (relay.Config, error) {
 	r := relay.Config{
 		StateDir: c.StateDir, URL: c.Appliance.URL, CAFile: c.Appliance.CA, Floor: protocol.Level(c.Floor),
+		Strict: c.Strict, ApprovalWait: c.Order.ApprovalWait.Duration,
 		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration},
 	}
 	for _, l := range c.Links {

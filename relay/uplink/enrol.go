@@ -70,7 +70,7 @@ func enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	if err := checkServer(trust, server, now); err != nil {
+	if err := checkServer(certified(trust), server, now); err != nil {
 		return Identity{}, err
 	}
 	s := &State{dir: c.StateDir, key: key, trust: trust}
@@ -126,26 +126,6 @@ func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (protocol.De
 	}
 	answer, err := protocol.ParseDeviceEnrolResponse(raw)
 	return answer, server, err
-}
-
-// checkServer says whether the server's certificate is by a `ca` key that the
-// pinned root certified, of whatever epoch.
-func checkServer(trust protocol.Trust, server *x509.Certificate, now time.Time) error {
-	certs := trust.KeyCerts(protocol.UseCA)
-	for _, k := range trust.Later {
-		certs = append(certs, k.Raw)
-	}
-	err := fmt.Errorf("no key certificate of ca: %w", protocol.CodeCertificate)
-	for _, raw := range certs {
-		k, parseErr := protocol.VerifyKeyCert(raw, trust.Root)
-		if parseErr != nil || k.Use != protocol.UseCA {
-			continue
-		}
-		if err = protocol.CheckServerCertificate(server, k.Key, now); err == nil {
-			return nil
-		}
-	}
-	return err
 }
 
 func readRoots(file string) (*x509.CertPool, error) {

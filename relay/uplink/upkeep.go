@@ -89,6 +89,8 @@ func (c *Client) RefreshTrust(ctx context.Context) error {
 }
 
 func (c *Client) refresh(ctx context.Context) error {
+	c.refreshing.Lock()
+	defer c.refreshing.Unlock()
 	raw, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/trust"})
 	if err != nil {
 		return err

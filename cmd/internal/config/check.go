@@ -159,7 +159,13 @@ func (c *checks) listener(a Address) {
 	}
 }
 
+// maxServices leaves room for the protocol's own in a list of 256.
+const maxServices = 253
+
 func (c *checks) services(key string, ids []uint64) {
+	if len(ids) > maxServices {
+		c.fail(key, "%d services: at most %d are possible", len(ids), maxServices)
+	}
 	seen := make(map[uint64]bool)
 	for _, id := range ids {
 		switch {
@@ -174,6 +180,7 @@ func (c *checks) services(key string, ids []uint64) {
 
 func (c *checks) order(r Relay) {
 	c.oneOf("order.source", r.Order.Source, OrderAccept, OrderStatic, OrderSocket)
+	c.duration("order.approval_wait", r.Order.ApprovalWait, span[time.Duration]{10 * time.Second, time.Hour})
 	switch r.Order.Source {
 	case OrderAccept:
 		if len(r.Accept) == 0 {

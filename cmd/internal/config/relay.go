@@ -10,6 +10,7 @@ type Relay struct {
 	Links     []Link       `toml:"link"`
 	Accept    []uint64     `toml:"accept"` // services, each 16 or more
 	Floor     uint8        `toml:"floor"`  // least level to act on, 1 to 4
+	Strict    bool         `toml:"strict"` // verify the client's countersignature as well
 	Display   string       `toml:"display"`
 	Order     Order        `toml:"order"`
 	Hook      Hook         `toml:"hook"`
@@ -39,9 +40,11 @@ const (
 
 // Order says where a relay's orders come from.
 type Order struct {
-	Source string      `toml:"source"` // accept, static or socket
-	Socket string      `toml:"socket"` // path of the Unix socket, made with mode 0600
-	Static StaticOrder `toml:"static"`
+	Source string `toml:"source"` // accept, static or socket
+	Socket string `toml:"socket"` // path of the Unix socket, made with mode 0600
+	// ApprovalWait is for a second approver, 10 s to 1 h.
+	ApprovalWait Duration    `toml:"approval_wait"`
+	Static       StaticOrder `toml:"static"`
 }
 
 // StaticOrder is an order written in the file. Currency "" means no amount.
@@ -69,7 +72,7 @@ func DefaultRelay() Relay {
 		StateDir: "var",
 		Floor:    1,
 		Display:  "-",
-		Order:    Order{Source: OrderAccept},
+		Order:    Order{Source: OrderAccept, ApprovalWait: Duration{5 * time.Minute}},
 		Hook:     Hook{Timeout: Duration{10 * time.Second}},
 		Log:      Log{Level: "info", Format: "json"},
 	}

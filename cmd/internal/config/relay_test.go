@@ -2,8 +2,10 @@ package config
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // least is the smallest relay configuration that loads.
@@ -17,7 +19,7 @@ listen = "tcp:127.0.0.1:0"
 `
 
 func TestRelay(t *testing.T) {
-	path := write(t, "relay.toml", least+`
+	path := write(t, "relay.toml", "strict = true\n"+least+`
 [[link]]
 type = "wire"
 listen = "unix:link.sock"
@@ -39,6 +41,9 @@ command = ["./hooks/open", "--now"]
 	dir := filepath.Dir(path)
 	if got, want := r.Links[1].Listen.String(), "unix:"+dir+"/link.sock"; got != want {
 		t.Errorf("second link listens on %s, want %s", got, want)
+	}
+	if !r.Strict || r.Order.ApprovalWait.Duration != 5*time.Minute {
+		t.Errorf("strict %v, approval_wait %v", r.Strict, r.Order.ApprovalWait)
 	}
 	if r.Links[0].Class != "wire" || r.Links[1].Class != "nfc" {
 		t.Errorf("classes %q, %q", r.Links[0].Class, r.Links[1].Class)
@@ -74,6 +79,9 @@ func TestRelayRefuses(t *testing.T) {
 		{"reserved service", change("[100]", "[100, 15]"), "relay.toml:1: accept: service 15: want 16 or more"},
 		{"service twice", change("[100]", "[100, 100]"), "relay.toml:1: accept: service 100 is there twice"},
 		{"negative service", change("[100]", "[-1]"), "relay.toml:1: accept: service -1: want 16 or more"},
+		{"too many services", change("[100]", "["+numbers(100, 354)+"]"), "relay.toml:1: accept: 254 services: at most 253 are possible"},
+		{"strict as a word", "strict = \"yes\"\n" + least, "relay.toml:1: strict: "},
+		{"approval wait", least + "[order]\napproval_wait = \"9s\"\n", `relay.toml:9: order.approval_wait: "9s": want 10s to 1h0m0s`},
 		{"floor 0", "floor = 0\n" + least, "relay.toml:1: floor: 0: want 1 to 4"},
 		{"floor 5", "floor = 5\n" + least, "relay.toml:1: floor: 5: want 1 to 4"},
 		{"floor -1", "floor = -1\n" + least, "relay.toml:1: floor: "},
@@ -100,6 +108,14 @@ func TestRelayRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+func numbers(from, to int) string {
+	var list []string
+	for n := from; n < to; n++ {
+		list = append(list, strconv.Itoa(n))
+	}
+	return strings.Join(list, ", ")
 }
 
 func static(rest string) string {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxSecret is the longest secret accepted, in bytes.
@@ -88,6 +90,16 @@ func (s Secret) Resolve(from SecretSources) (SecretValue, error) {
 	return SecretValue{bytes: raw}, nil
 }
 
+// inherited refuses a descriptor that was not passed to the process: what the
+// process opened itself is closed on exec, what was passed to it cannot be.
+func inherited(fd int) error {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 || fd == 1 || fd == 2 {
+		return fmt.Errorf("no descriptor %d was passed to the process", fd)
+	}
+	return nil
+}
+
 func (s Secret) read(from SecretSources) ([]byte, error) {
 	if problems := s.check(""); len(problems) > 0 {
 		return nil, errors.New(problems[0].Text)
@@ -103,6 +115,9 @@ func (s Secret) read(from SecretSources) ([]byte, error) {
 		// ACL whose mask shows as group bits.
 		return readPrivate(filepath.Join(from.CredentialsDir, s.Name), 0o007)
 	case "fd":
+		if err := inherited(*s.FD); err != nil {
+			return nil, err
+		}
 		f := os.NewFile(uintptr(*s.FD), s.String())
 		if f == nil {
 			return nil, errors.New("no such file descriptor")

@@ -156,7 +156,7 @@ func TestSecretFromCredential(t *testing.T) {
 
 func TestSecretFromDescriptorOnce(t *testing.T) {
 	var pipe [2]int
-	if err := syscall.Pipe2(pipe[:], syscall.O_CLOEXEC); err != nil {
+	if err := syscall.Pipe2(pipe[:], 0); err != nil { // as one that was passed on
 		t.Fatal(err)
 	}
 	if _, err := syscall.Write(pipe[1], []byte("1234\n")); err != nil {
@@ -170,6 +170,13 @@ func TestSecretFromDescriptorOnce(t *testing.T) {
 	if err != nil || string(v.Bytes()) != "1234" {
 		t.Fatalf("%q, %v", v.Bytes(), err)
 	}
+	own, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = own.Close() }()
+	fd := int(own.Fd())
+	refused(t, Secret{Source: "fd", FD: &fd}, SecretSources{})
 	free := 1 << 19 // above every limit on descriptors in use here
 	refused(t, Secret{Source: "fd", FD: &free}, SecretSources{})
 }

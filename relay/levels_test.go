@@ -1,0 +1,205 @@
+package relay
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"countersign/protocol"
+)
+
+func TestStatusAndDryRun(t *testing.T) {
+	for _, service := range []protocol.Service{protocol.ServiceDryRun, protocol.ServiceStatus} {
+		g, l := deskRig(t, nil)
+		ask := func() {
+			p := g.phone(t, service)
+			p.challenge(protocol.Approve)
+			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
+				t.Errorf("service %v was told %v", service, p4.Result)
+			}
+			g.relay.table.of(p.m3).expire() // the order it was given is not its own any more
+		}
+		ask() // without an order
+		l.place(`{"service":200}`)
+		g.untilWaiting(t, 1)
+		ask()
+		if got := g.waiting(); got != 1 {
+			t.Errorf("service %v: %d orders wait afterwards, want the 1 it took", service, got)
+		}
+		if len(g.hookLog()) != 0 || len(g.steps(t)) != 0 {
+			t.Errorf("service %v: acts %v, journal %v", service, g.hookLog(), g.steps(t))
+		}
+		p := g.phone(t, 200)
+		p.challenge(protocol.Approve)
+		p.finish(p.conn)
+		if r := l.result(); r.Result != "approved" || !r.Performed {
+			t.Errorf("till was told %+v", r)
+		}
+	}
+}
+
+func TestApprovedWithoutDecision(t *testing.T) {
+	g := newRig(t)
+	g.set(func() { g.answer = func(a *protocol.CountersignResponse) { a.Decision = nil } })
+	p := g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
+		t.Errorf("M4 did not reach the phone: %v", p4.Result)
+	}
+	if len(g.hookLog()) != 0 || len(g.steps(t)) != 0 {
+		t.Errorf("acted without a decision: %v, %v", g.hookLog(), g.steps(t))
+	}
+}
+
+func TestStrict(t *testing.T) {
+	f, c := enrolled(t)
+	c.Strict = true
+	g := start(t, f, c)
+	for _, tc := range []struct {
+		name   string
+		mutate func(*protocol.Decision)
+		want   protocol.Code
+	}{
+		{"no evidence", func(d *protocol.Decision) { d.Evidence = nil }, protocol.CodeFormat},
+		{"forged countersignature", func(d *protocol.Decision) { d.Evidence[0].Signature[9]++ }, protocol.CodeSignature},
+		{"another statement", func(d *protocol.Decision) { d.Statement[0]++ }, protocol.CodePolicy},
+		{"no certificate", func(d *protocol.Decision) { d.Evidence[0].ClientCert = g.keyCerts[0] }, protocol.CodeFormat},
+		{"minted with another key", func(*protocol.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
+	} {
+		g.set(func() { g.mutate = tc.mutate })
+		for range 2 { // the change of the last case counts from the second time on
+			p := g.phone(t, 100)
+			p.challenge(protocol.Approve)
+			p.finish(p.conn)
+			if tc.want != protocol.CodeCertificate {
+				break
+			}
+		}
+		g.wantLast(t, ResultRefused, tc.want)
+	}
+	if got := len(g.hookLog()); got != 1 { // the first of the last case, still by the right key
+		t.Errorf("%d acts, want 1", got)
+	}
+}
+
+func TestRetry(t *testing.T) {
+	g := newRig(t)
+	g.set(func() { g.retries = 2 })
+	p := g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	for attempt, want := range []protocol.Result{protocol.ResultRetry, protocol.ResultRetry, protocol.ResultApproved} {
+		p.m3 = p.channel.SealM3(uint8(attempt), p.p3)
+		if p4 := p.finish(p.conn); p4.Result != want {
+			t.Errorf("attempt %d was told %v, want %v", attempt, p4.Result, want)
+		}
+	}
+	if got := len(g.hookLog()); got != 1 {
+		t.Errorf("%d acts, want 1", got)
+	}
+	g.set(func() { g.retries = 1 })
+	p = g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	p.finish(p.conn)
+	g.relay.table.of(p.m3).expire()
+	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), protocol.LinkError{Code: protocol.CodeExpired})
+}
+
+func TestRetryLeavesOrderOpen(t *testing.T) {
+	g, l := deskRig(t, func(f *fake, _ *Config) { f.retries = 1 })
+	l.place(`{"service":100}`)
+	g.untilWaiting(t, 1)
+	p := g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	p.finish(p.conn)
+	p.m3 = p.channel.SealM3(1, p.p3)
+	p.finish(p.conn)
+	if r := l.result(); r.Result != "approved" || !r.Performed {
+		t.Errorf("till was told %+v first of all", r)
+	}
+}
+
+func TestJammedATM(t *testing.T) {
+	f, c := enrolled(t)
+	f.limit = 1
+	c.Hook.Command = []string{"/bin/sh", "-c", `[ -e "$0" ] && cat >> "$0"`, c.Hook.Command[3]}
+	g := start(t, f, c)
+	told := func() protocol.P4 {
+		p := g.phone(t, 100)
+		p.challenge(protocol.Approve)
+		return p.finish(p.conn)
+	}
+	if p4 := told(); p4.Result != protocol.ResultApproved {
+		t.Fatalf("first: %v", p4.Result)
+	}
+	g.wantOutcomes(t, false)
+	writeEmpty(t, c.Hook.Command[3])
+	if p4 := told(); p4.Result != protocol.ResultApproved {
+		t.Errorf("after the jam: %v %v, want the limit back", p4.Result, p4.Reason)
+	}
+	g.wantOutcomes(t, false, true)
+	if p4 := told(); p4.Result != protocol.ResultDenied || p4.Reason != protocol.CodeLimit {
+		t.Errorf("third: %v %v, want the limit reached", p4.Result, p4.Reason)
+	}
+	if got := len(g.hookLog()); got != 1 {
+		t.Errorf("%d acts, want 1", got)
+	}
+}
+
+func TestOutcomeDoesNotWaitForPause(t *testing.T) {
+	g := newRig(t)
+	begun := make(chan bool)
+	go func() { g.relay.awaitReport(t.Context(), lastReportPause); close(begun) }()
+	eventually(t, "a new outcome ends the pause", func() bool {
+		select {
+		case g.relay.unsettled <- struct{}{}:
+		default:
+		}
+		select {
+		case <-begun:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+func TestCARotation(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		isKnown bool // the device has the new key certificate
+	}{{"certified by the root", true}, {"not certified", false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, c := enrolled(t)
+			g := start(t, f, c)
+			eventually(t, "the first trust is there", func() bool { return g.count("/v1/trust") == 1 && g.relay.Reachable() })
+			g.set(func() { f.rotateCA(tc.isKnown) })
+			must(t, g.relay.client.RefreshTrust(t.Context()))
+			addr := f.server.Listener.Addr().String()
+			f.stop()
+			f.start(addr)
+			p := g.phone(t, 100)
+			if !tc.isKnown {
+				wantError(t, ask1(t, p.conn, p.m1), protocol.LinkError{Code: protocol.CodeServerUnreachable})
+				return
+			}
+			p.challenge(protocol.Approve)
+			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved || len(g.hookLog()) != 1 {
+				t.Errorf("over TLS by the new ca: %v, %d acts", p4.Result, len(g.hookLog()))
+			}
+		})
+	}
+}
+
+func TestTooManyServicesForAnOrder(t *testing.T) {
+	o := protocol.Order{}
+	for i := range 254 {
+		o.Services = append(o.Services, protocol.Service(100+i))
+	}
+	if err := checkOrder(o); !errors.Is(err, protocol.CodeFormat) {
+		t.Errorf("254 services: %v, want a format error", err)
+	}
+	o.Services = slices.Delete(o.Services, 0, 1)
+	if err := checkOrder(o); err != nil {
+		t.Errorf("253 services: %v", err)
+	}
+}
