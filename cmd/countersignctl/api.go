@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path"
 	"time"
 
 	"countersign/appliance/admin"
@@ -74,7 +75,8 @@ func problem(res *http.Response) error {
 	case admin.ProblemNotFound:
 		code, hint = cli.NotFound, "countersignctl client list and device list show the names"
 	case admin.ProblemExists:
-		hint = "take another name, or wait until the open invitation expires"
+		name := path.Base(path.Dir(res.Request.URL.Path)) // …/client/NAME/invite
+		hint = name + " is enrolled or has an open code: --replace revokes it and makes a new one"
 	case admin.ProblemInput:
 		code = cli.Usage
 	case admin.ProblemUnavailable:

@@ -162,6 +162,11 @@ func (t *tool) noun(n noun) *cobra.Command {
 		&cobra.Command{Use: "resume NAME", Args: cobra.ExactArgs(1), Short: "Accept it again after suspend", RunE: n.set(t, "resume")},
 		t.revoke(n),
 	)
+	if !n.device {
+		cmd.AddCommand(&cobra.Command{
+			Use: "unlock NAME", Args: cobra.ExactArgs(1), Short: "Take passwords again after too many wrong ones", RunE: n.set(t, "unlock"),
+		})
+	}
 	return cmd
 }
 
@@ -183,10 +188,13 @@ func (t *tool) invite(n noun) *cobra.Command {
 			return invitedTable.One(t.printer(cmd), invited)
 		},
 	}
+	cmd.Flags().BoolVar(&req.Replace, "replace", false, "a lost "+n.one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is good, at most 720h")
 	if n.device {
 		cmd.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes (default NAME)")
 		cmd.Flags().Uint8Var(&req.Floor, "floor", 1, "lowest level that the device accepts, 1 to 4")
+	} else {
+		cmd.Flags().StringArrayVar(&req.Roles, "role", nil, "role of the new client, such as approver; may be given again")
 	}
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/cmd/internal/cli"
+	"countersign/protocol"
 )
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -24,6 +25,8 @@ var clientTable = cli.Table[admin.Client]{
 	{Title: "Name", Value: func(c admin.Client) string { return c.Name }},
 	{Title: "ID", Value: func(c admin.Client) string { return c.ID }},
 	{Title: "Status", Value: func(c admin.Client) string { return c.Status }},
+	{Title: "Roles", Value: func(c admin.Client) string { return strings.Join(c.Roles, ",") }},
+	{Title: "Password", Value: passwordWords},
 	{Title: "Highest", Value: func(c admin.Client) string { return number(c.Highest) }},
 	{Title: "Version", Value: func(c admin.Client) string { return number(c.Version) }},
 	{Title: "Enrolled", Value: func(c admin.Client) string { return date(c.CreatedAt) }},
@@ -51,6 +54,7 @@ var recordTable = cli.Table[admin.Record]{
 	{Title: "At", Value: func(r admin.Record) string { return date(r.At) }},
 	{Title: "Kind", Value: func(r admin.Record) string { return r.Kind }},
 	{Title: "Subject", Value: func(r admin.Record) string { return r.Subject }},
+	{Title: "Event", Value: eventWords},
 	{Title: "Leaf", Value: func(r admin.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
 }
 
@@ -79,4 +83,44 @@ func hsmWords(s admin.Status) string {
 		words[0] = "ready"
 	}
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
+}
+
+// eventWords tell records of one kind apart: the event of a change, and what a
+// decision came to.
+func eventWords(r admin.Record) string {
+	if event, ok := r.Fields["event"].(string); ok {
+		return event
+	}
+	if performed, ok := r.Fields["performed"].(bool); ok {
+		return map[bool]string{true: "performed", false: "not performed"}[performed]
+	}
+	reason, ok := r.Fields["reason"].(float64)
+	code := protocol.Code(reason)
+	switch {
+	case !ok:
+		return "-"
+	case code == 0:
+		return "approved"
+	case code == protocol.CodePending:
+		return "pending"
+	case r.Kind == "refused":
+		return "refused " + number(int64(code))
+	default:
+		return "denied " + number(int64(code))
+	}
+}
+
+func passwordWords(c admin.Client) string {
+	switch p := c.Password; {
+	case !p.Set:
+		return "none"
+	case p.Locked && p.LockedUntil == nil:
+		return "locked"
+	case p.Locked:
+		return "locked until " + date(*p.LockedUntil)
+	case p.Wrong > 0:
+		return "set, " + number(int64(p.Wrong)) + " wrong"
+	default:
+		return "set"
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,9 +26,9 @@ func initCommand(path *string) *cobra.Command {
 		Use: "init", Args: cobra.NoArgs,
 		Short: "Make keys, store, policy and trust domain on a token that exists",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+			return explain(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
 				return initialize(ctx, p, cfg.Trust.Domain)
-			})
+			}))
 		},
 	}
 }
@@ -36,13 +37,13 @@ func serveCommand(path *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
 				d, err := newDaemon(ctx, cfg, p)
 				if err != nil {
 					return err
 				}
 				return d.run(ctx)
-			})
+			}))
 		},
 	}
 }
@@ -60,12 +61,12 @@ func withParts(cmd *cobra.Command, path string, do func(context.Context, *config
 			err = closeErr
 		}
 	}
-	return end(cmd.Context(), err)
+	return err
 }
 
 // end is the result of a daemon: to be stopped while it starts is no failure.
-func end(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+func end(err error) error {
+	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return explain(err)
@@ -96,7 +97,7 @@ func devCommand() *cobra.Command {
 				return err
 			}
 			d.from = around(cmd, config.Log{Level: "info", Format: "json"})
-			return end(cmd.Context(), d.run(cmd.Context()))
+			return end(d.run(cmd.Context()))
 		},
 	}
 	cmd.Flags().StringVar(&d.dir, "dir", "", "directory of token, store and sockets")

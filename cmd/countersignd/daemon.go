@@ -2,93 +2,24 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store/sqlite"
+	"countersign/appliance/store"
+	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
 	"countersign/hsm"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
 )
-
-// parts are what every command of the daemon stands on: the store and the token.
-type parts struct {
-	store   *sqlite.Store
-	token   *worker.Pool
-	metrics *prometheus.Registry
-	log     hclog.Logger
-}
-
-// surroundings are what opening needs of the process: the logger and where secrets
-// may come from.
-type surroundings struct {
-	log     hclog.Logger
-	secrets config.SecretSources
-}
-
-// openParts opens the store first: it costs nothing, and a PIN is not tried
-// before everything else is known to be there.
-func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
-	p := &parts{metrics: prometheus.NewRegistry(), log: from.log}
-	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	var err error
-	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
-	}
-	from.secrets.What = "PIN of token " + cfg.HSM.TokenLabel
-	pin, err := cfg.HSM.Pin.Resolve(from.secrets)
-	if err != nil {
-		return nil, errors.Join(err, p.store.Close())
-	}
-	if p.token, err = p.openToken(ctx, cfg.HSM, wire.PIN(pin.Bytes())); err != nil {
-		return nil, errors.Join(err, p.store.Close())
-	}
-	return p, nil
-}
-
-func (p *parts) openToken(ctx context.Context, cfg config.HSM, pin wire.PIN) (*worker.Pool, error) {
-	binary, err := siblingOr(cfg.WorkerBinary, "hsm-worker")
-	if err != nil {
-		return nil, err
-	}
-	return worker.Open(ctx, worker.Config{
-		Binary: binary, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: pin,
-		Workers: cfg.Workers, Sessions: cfg.Sessions, Timeout: cfg.Timeout.Duration,
-		Logger: p.log.Named("hsm"), Registerer: p.metrics,
-	})
-}
-
-// siblingOr is the path, or the program of that name beside this one.
-func siblingOr(path, name string) (string, error) {
-	if path != "" {
-		return path, nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("finding %s: %w", name, err)
-	}
-	return filepath.Join(filepath.Dir(self), name), nil
-}
-
-func (p *parts) close() error {
-	p.token.Close()
-	return p.store.Close()
-}
 
 // daemon is the appliance on its listeners.
 type daemon struct {
@@ -97,7 +28,11 @@ type daemon struct {
 	appliance *appliance.Appliance
 	identity  *httpapi.Identity
 	servers   []httpapi.Server
+	storeDir  string
 }
+
+// errOtherDomain: config.toml names another trust domain than init made.
+var errOtherDomain = errors.New("another trust domain")
 
 // newDaemon loads keys and policy and opens the listeners; nothing is served yet.
 func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, error) {
@@ -106,6 +41,10 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	if d.keys, err = keyring.Load(ctx, p.token, p.store); err != nil {
 		return nil, err
 	}
+	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
+		return nil, fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+	}
+	d.storeDir = filepath.Dir(cfg.Store.Path)
 	d.appliance, err = appliance.New(ctx, appliance.Config{Store: p.store, Keys: d.keys, Logger: p.log, Metrics: p.metrics})
 	if err != nil {
 		return nil, err
@@ -113,7 +52,26 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), p.log); err != nil {
 		return nil, err
 	}
+	if err := d.writeCA(ctx, filepath.Join(cfg.StateDir, "ca.pem")); err != nil {
+		return nil, err
+	}
 	return d, d.listen(ctx, cfg)
+}
+
+// writeCA writes the authorities for devices that enrol: relayd enrol --ca.
+func (d *daemon) writeCA(ctx context.Context, path string) error {
+	authorities, err := d.keys.Authorities(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	var text []byte
+	for _, cert := range authorities {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	if err := os.WriteFile(path, text, 0o644); err != nil { //nolint:gosec // it is public
+		return cli.Fail(cli.IO, err, "state_dir must be writable")
+	}
+	return nil
 }
 
 func tlsNames(api config.API) []string {
@@ -161,7 +119,7 @@ func (d *daemon) hsmStatus() admin.HSM {
 
 func (d *daemon) checks() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
-		"store": d.appliance.Ready,
+		"store": d.storeReady,
 		"hsm": func(context.Context) error {
 			if s := d.token.State(); !s.Ready {
 				return errors.Join(hsm.ErrUnavailable, s.Err)
@@ -169,6 +127,21 @@ func (d *daemon) checks() map[string]httpapi.Check {
 			return nil
 		},
 	}
+}
+
+// leastFree is the room that commits need; with less the daemon is not ready.
+const leastFree = 1 << 20
+
+// storeReady: the store answers, and the disk below it has room for commits.
+func (d *daemon) storeReady(ctx context.Context) error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(d.storeDir, &disk); err != nil {
+		return fmt.Errorf("%s: %w", d.storeDir, err)
+	}
+	if free := disk.Bavail * uint64(disk.Bsize); free < leastFree {
+		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
+	}
+	return d.appliance.Ready(ctx)
 }
 
 // startTimeout bounds everything before the listeners answer.

@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"time"
 
 	"countersign/cmd/internal/config"
 )
@@ -43,18 +41,16 @@ func (d *dev) path(elements ...string) string {
 func (d *dev) url() string { return "https://" + d.daemon.address("api") }
 
 // run serves until ctx ends or the relay does.
-func (d *dev) run(ctx context.Context) error {
+func (d *dev) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, d.forgetInfo()) }()
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	p, err := d.prepare(start)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = p.close() }() // the store was closed by now or its error is logged
+	defer func() { err = errors.Join(err, p.close()) }()
 	if d.daemon, err = newDaemon(start, d.config(), p); err != nil {
-		return err
-	}
-	if err := d.writeCA(start); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancelCause(ctx)
@@ -84,7 +80,7 @@ func (d *dev) wait(ctx context.Context, stop context.CancelCauseFunc, served cha
 		relay.done <- err
 		stop(nil)
 		<-served
-		return fmt.Errorf("the relay ended by itself: %v", cmp.Or(err, errors.New("exit status 0")))
+		return fmt.Errorf("the relay ended by itself: %w", cmp.Or(err, errEnded))
 	case <-ctx.Done():
 		relay.stop()
 		relay.done <- nil
@@ -144,16 +140,13 @@ func (d *dev) config() *config.Appliance {
 	return &cfg
 }
 
-func (d *dev) writeCA(ctx context.Context) error {
-	authorities, err := d.daemon.keys.Authorities(ctx, time.Now())
-	if err != nil {
-		return err
+// forgetInfo: what does not run is not announced. A directory that was never ours
+// keeps what it has.
+func (d *dev) forgetInfo() error {
+	if d.locked == nil {
+		return nil
 	}
-	var text []byte
-	for _, cert := range authorities {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
-	}
-	return os.WriteFile(d.path("ca.pem"), text, 0o600)
+	return os.RemoveAll(d.path("dev.json"))
 }
 
 // writeInfo tells that all are ready; whoever sees the file sees it whole.

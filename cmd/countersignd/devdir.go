@@ -11,10 +11,21 @@ import (
 // errDirInUse: another dev runs in the directory.
 var errDirInUse = errors.New("directory is in use by another countersignd dev")
 
-// lock makes the directory this process's own until it ends.
+// errNotDev: the directory holds an appliance that dev did not make.
+var errNotDev = errors.New("directory holds a store or a PIN that countersignd dev did not make")
+
+// lock makes the directory this process's own until it ends. Its lock file is also
+// the mark of a directory that dev made: no other is touched.
 func (d *dev) lock() error {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return err
+	}
+	if _, err := os.Stat(d.path("lock")); errors.Is(err, os.ErrNotExist) {
+		for _, name := range []string{"pin", "countersign.db"} {
+			if _, err := os.Lstat(d.path(name)); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("%s: %w", d.dir, errNotDev)
+			}
+		}
 	}
 	f, err := os.OpenFile(d.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

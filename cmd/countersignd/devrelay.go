@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,6 +100,8 @@ level = "info"
 `, d.path("relay"), d.url(), d.path("ca.pem"), d.path("hook.log"))
 }
 
+var errEnded = errors.New("exit status 0")
+
 // readyPoll is how often the ready file is looked for.
 const readyPoll = 5 * time.Millisecond
 
@@ -117,7 +120,7 @@ func (r *devRelay) waitReady(ctx context.Context, path string) error {
 		select {
 		case err := <-r.done:
 			r.done <- err
-			return fmt.Errorf("relayd ended before it was ready: %w", err)
+			return fmt.Errorf("relayd ended before it was ready: %w", cmp.Or(err, errEnded))
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for relayd: %w", ctx.Err())
 		case <-ticker.C:

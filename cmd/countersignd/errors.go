@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"syscall"
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
@@ -21,9 +22,13 @@ var exits = []struct {
 	{hsm.ErrPIN, cli.Auth, "check hsm.pin: it was tried once and is not tried again, so that the token does not lock"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
-	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module and hsm.token_label, and that the token is there (pkcs11-tool --module … -L)"},
+	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
+	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
+	{errOtherDomain, cli.Config, "correct trust.domain: it was fixed by init"},
+	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},
+	{syscall.EADDRNOTAVAIL, cli.Config, "listen on an address of this machine"},
 	{errDirInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
 	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
 }

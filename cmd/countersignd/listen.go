@@ -24,7 +24,7 @@ func (d *daemon) listen(ctx context.Context, cfg *config.Appliance) error {
 	if err != nil {
 		return fmt.Errorf("admin.socket: %w", err)
 	}
-	apiHandler := &httpapi.API{Appliance: d.appliance, Devices: d.store, Logger: d.log.Named("api")}
+	apiHandler := &httpapi.API{Appliance: d.appliance, Logger: d.log.Named("api")}
 	adminHandler := &httpapi.Admin{Appliance: d.appliance, Keys: d.keys, HSM: d.hsmStatus, Logger: d.log.Named("admin")}
 	opsHandler := &httpapi.Ops{Checks: d.checks(), Gatherer: d.metrics}
 	d.servers = []httpapi.Server{

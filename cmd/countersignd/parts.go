@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"countersign/appliance/store/sqlite"
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+	"countersign/hsm/wire"
+	"countersign/hsm/worker"
+)
+
+// parts are what every command of the daemon stands on: the store and the token.
+type parts struct {
+	store   *sqlite.Store
+	token   *worker.Pool
+	metrics *prometheus.Registry
+	log     hclog.Logger
+}
+
+// surroundings are what opening needs of the process: the logger and where secrets
+// may come from.
+type surroundings struct {
+	log     hclog.Logger
+	secrets config.SecretSources
+}
+
+// openParts opens the store before the token: it costs nothing, and a PIN is not
+// tried before everything else is known to be there.
+func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
+	p := &parts{metrics: prometheus.NewRegistry(), log: from.log}
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, cli.Fail(cli.IO, fmt.Errorf("state directory: %w", err), "name a directory that this user may write, state_dir")
+	}
+	var err error
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
+	}
+	from.secrets.What = "PIN of token " + cfg.HSM.TokenLabel
+	pin, err := cfg.HSM.Pin.Resolve(from.secrets)
+	if err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	if p.token, err = p.openToken(ctx, cfg.HSM, wire.PIN(pin.Bytes())); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	return p, nil
+}
+
+func (p *parts) openToken(ctx context.Context, cfg config.HSM, pin wire.PIN) (*worker.Pool, error) {
+	binary, err := siblingOr(cfg.WorkerBinary, "hsm-worker")
+	if err != nil {
+		return nil, err
+	}
+	return worker.Open(ctx, worker.Config{
+		Binary: binary, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: pin,
+		Workers: cfg.Workers, Sessions: cfg.Sessions, Timeout: cfg.Timeout.Duration,
+		Logger: p.log.Named("hsm"), Registerer: p.metrics,
+	})
+}
+
+// siblingOr is the path, or the program of that name beside this one.
+func siblingOr(path, name string) (string, error) {
+	if path != "" {
+		return path, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("finding %s: %w", name, err)
+	}
+	return filepath.Join(filepath.Dir(self), name), nil
+}
+
+func (p *parts) close() error {
+	p.token.Close()
+	return p.store.Close()
+}
