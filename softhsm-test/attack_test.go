@@ -81,11 +81,13 @@ func TestDemo(t *testing.T) {
 		exit int
 		last string
 	}{
-		{"", 0, "demo: 9 scenes, 9 as expected"},
-		{"replay", 1, "demo: 9 scenes, 8 as expected"},
+		{"", 0, "demo: 19 scenes, 19 as expected"},
+		{"replay", 1, "demo: 19 scenes, 18 as expected"},
+		{"guard", 1, "demo: 19 scenes, 18 as expected"},
 		{"nonsense", 2, ""},
 	} {
 		t.Run("BREAK="+c.name, func(t *testing.T) {
+			t.Parallel()
 			bin := rig.Bin(filepath.Dir(demo))
 			r := must[rig.Result](t)(bin.Run(t.Context(), rig.Call{
 				Program: "demo", Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},

@@ -19,12 +19,18 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	return newBenchWith(t)
+}
+
+// newBenchWith adds to the environment of the programs.
+func newBenchWith(t *testing.T, env ...string) *bench {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "countersign-") // short: a Unix socket lies in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	a, err := rig.Start(t.Context(), rig.Config{Bin: programs, Dir: dir + "/dev"})
+	a, err := rig.Start(t.Context(), rig.Config{Bin: programs, Dir: dir + "/dev", Cwd: dir, Env: env})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,6 +61,13 @@ func (b *bench) phone(name string) *phone.Phone {
 	b.Helper()
 	code := must[string](b.T)(b.Invite(b.Context(), "client", name))
 	return must[*phone.Phone](b.T)(phone.Enrol(b.Context(), b.URL, code))
+}
+
+// phoneWith enrols one with more than a signing key, and these roles.
+func (b *bench) phoneWith(name string, m phone.Means, roles ...string) *phone.Phone {
+	b.Helper()
+	code := must[string](b.T)(b.Invite(b.Context(), "client", name, roles...))
+	return must[*phone.Phone](b.T)(phone.EnrolWith(b.Context(), phone.Application{URL: b.URL, Code: code, Means: m}))
 }
 
 // device enrols one.

@@ -236,14 +236,15 @@ func TestOrders(t *testing.T) {
 		floor    protocol.Level
 		strict   bool
 		code     protocol.Code
+		level    protocol.Level // 0: 1
 	}{
 		{name: "amounts agree", order: protocol.Order{Amount: euro(1200)}, proposal: &protocol.Proposal{Amount: euro(1200)}},
 		{name: "amounts differ", order: protocol.Order{Amount: euro(1201)}, proposal: &protocol.Proposal{Amount: euro(1200)}, code: protocol.CodePolicy},
 		{name: "texts differ", order: protocol.Order{Amount: euro(1), Text: "tea"}, proposal: &protocol.Proposal{Text: "coffee"}, code: protocol.CodePolicy},
 		{name: "another currency", order: protocol.Order{Amount: &protocol.Amount{Minor: 1200, Currency: "USD"}}, code: protocol.CodePolicy},
 		{name: "another service", order: protocol.Order{Services: []protocol.Service{100}}, code: protocol.CodeService},
-		{name: "floor of the device", order: protocol.Order{Amount: euro(1)}, floor: 2, code: protocol.CodeLevel},
-		{name: "strict device", order: protocol.Order{Amount: euro(1)}, strict: true, code: protocol.CodeLevel},
+		{name: "floor of the device", order: protocol.Order{Amount: euro(1)}, floor: 2, level: 2},
+		{name: "strict device", order: protocol.Order{Amount: euro(1)}, strict: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := p.Next(200)
@@ -257,6 +258,12 @@ func TestOrders(t *testing.T) {
 			}))
 			if err := s.Open(res.M2); err != nil || s.P2.Code != c.code {
 				t.Errorf("code %d, %v: want %d", uint8(s.P2.Code), err, uint8(c.code))
+			}
+			if want := max(c.level, 1); c.code == 0 && (s.P2.Level != want || res.Level != want) {
+				t.Errorf("level %d, the device is told %d: want %d", uint8(s.P2.Level), uint8(res.Level), uint8(want))
+			}
+			if got := s.P2.Factors.Has(protocol.FactorStrict); got != (c.strict && c.code == 0) {
+				t.Errorf("factors %v for strict %v", s.P2.Factors, c.strict)
 			}
 			if (res.Handle == nil) != (c.code != 0) {
 				t.Errorf("handle of %d bytes with code %d", len(res.Handle), uint8(c.code))

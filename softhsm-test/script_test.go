@@ -15,7 +15,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"countersign/protocol"
 	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/tamper"
 )
 
 // TestScripts runs the *.txtar beside this file. Beyond testscript's own they have
@@ -34,6 +36,8 @@ import (
 //	member VAR NAME         set VAR to a member of the JSON on standard output
 //	lines FILE COUNT        a file has so many lines
 //	expand FILE             put environment variables into a file
+//	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
+//	cut m3|m4               … and who cuts the link in place of forwarding the next one
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: ".", RequireExplicitExec: true, RequireUniqueNames: true,
@@ -41,6 +45,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "stop": cmdStop, "kill9": cmdKill9,
 			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
+			"proxy": cmdProxy, "cut": cmdCut,
 		},
 	})
 }
@@ -50,12 +55,22 @@ type daemons map[string]*rig.Daemon
 
 type daemonsKey struct{}
 
+// attacker is the newest proxy of one script.
+type attacker struct{ *tamper.Proxy }
+
+type attackerKey struct{}
+
 func setup(e *testscript.Env) error {
 	e.Setenv("PATH", string(programs)+":"+os.Getenv("PATH"))
 	e.Setenv("SPY", spyModule())
 	all := daemons{}
 	e.Values[daemonsKey{}] = all
+	mallory := &attacker{}
+	e.Values[attackerKey{}] = mallory
 	e.Defer(func() {
+		if mallory.Proxy != nil {
+			_ = mallory.Close() // the script is over; its own failure is what counts
+		}
 		for _, d := range all {
 			if d.Running() {
 				_ = d.Kill() // the script is over; its own failure is what counts
@@ -254,4 +269,26 @@ func cmdExpand(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs(args[0])
 	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
 	ts.Check(os.WriteFile(filepath.Clean(path), []byte(text), 0o600))
+}
+
+func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "LINK")
+	mallory := ts.Value(attackerKey{}).(*attacker)
+	if mallory.Proxy != nil {
+		mallory.Retarget(args[0])
+		return
+	}
+	proxy, err := tamper.New(args[0])
+	ts.Check(err)
+	mallory.Proxy = proxy
+	ts.Setenv("WIRE", proxy.Link())
+}
+
+func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "MESSAGE")
+	kind, ok := map[string]byte{"m3": protocol.KindM3, "m4": protocol.KindM4}[args[0]]
+	if !ok {
+		ts.Fatalf("usage: cut m3|m4")
+	}
+	ts.Value(attackerKey{}).(*attacker).Next(tamper.Rule{Kind: kind, Action: tamper.Cut})
 }

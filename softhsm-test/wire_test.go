@@ -210,36 +210,48 @@ func TestNonCanonical(t *testing.T) {
 	})
 }
 
-func TestRefusedBeforeTheUserIsAsked(t *testing.T) {
+// TestChallenges: what the appliance asks for, or refuses before the user is asked.
+func TestChallenges(t *testing.T) {
 	b := newBench(t)
 	p := b.phone("alice")
+	const (
+		one   = protocol.FactorSignature
+		two   = one | protocol.FactorPassword
+		three = two | protocol.FactorUV
+		four  = three | protocol.FactorSecondApprover
+	)
 	euro := func(minor uint64) *protocol.Proposal {
 		return &protocol.Proposal{Amount: &protocol.Amount{Minor: minor, Currency: "EUR"}}
 	}
 	for _, c := range []struct {
 		name string
 		p1   func(*protocol.P1)
-		code protocol.Code
+		want protocol.P2 // code, or level and factors
 	}{
-		{"service not accepted by the device", func(p *protocol.P1) { p.Service = 101 }, protocol.CodeService},
-		{"dry run", func(p *protocol.P1) { p.Service = 0 }, protocol.CodeService},
-		{"service without a meaning", func(p *protocol.P1) { p.Service = 1 }, protocol.CodeService},
-		{"status of a serial", func(p *protocol.P1) { p.Service, p.Asked = 2, &p.Serial }, protocol.CodeService},
-		{"co-approval", func(p *protocol.P1) { p.Service = 3 }, protocol.CodeService},
-		{"level asked for that is not built", func(p *protocol.P1) { p.Level = 2 }, protocol.CodeLevel},
-		{"level that does not exist", func(p *protocol.P1) { p.Level = 9 }, protocol.CodeLevel},
-		{"level 3 by policy", func(p *protocol.P1) { p.Service = 300 }, protocol.CodeLevel},
-		{"level 2 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(5000) }, protocol.CodeLevel},
-		{"level 4 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(1_000_000) }, protocol.CodeLevel},
-		{"largest amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor-1) }, protocol.CodeLevel},
-		{"just below level 2", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(4999) }, 0},
+		{"service not accepted by the device", func(p *protocol.P1) { p.Service = 101 }, protocol.P2{Code: protocol.CodeService}},
+		{"service without a meaning", func(p *protocol.P1) { p.Service = 1 }, protocol.P2{Code: protocol.CodeService}},
+		{"co-approval of nothing", func(p *protocol.P1) { p.Service = 3 }, protocol.P2{Code: protocol.CodeService}},
+		{"level that does not exist", func(p *protocol.P1) { p.Level = 9 }, protocol.P2{Code: protocol.CodeLevel}},
+		{"level 0", func(p *protocol.P1) { p.Level = 0 }, protocol.P2{Code: protocol.CodeLevel}},
+		{"dry run", func(p *protocol.P1) { p.Service = 0 }, protocol.P2{Level: 1, Factors: one}},
+		{"status of a serial", func(p *protocol.P1) { p.Service, p.Asked = 2, &p.Serial }, protocol.P2{Level: 1, Factors: one}},
+		{"just below level 2", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(4999) }, protocol.P2{Level: 1, Factors: one}},
+		{"level 2 asked for", func(p *protocol.P1) { p.Level = 2 }, protocol.P2{Level: 2, Factors: two}},
+		{"level 2 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(5000) }, protocol.P2{Level: 2, Factors: two}},
+		{"just below level 4", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(999_999) }, protocol.P2{Level: 2, Factors: two}},
+		{"level 3 by policy", func(p *protocol.P1) { p.Service = 300 }, protocol.P2{Level: 3, Factors: three}},
+		{"level 4 asked for", func(p *protocol.P1) { p.Level = 4 }, protocol.P2{Level: 4, Factors: four}},
+		{"level 4 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(1_000_000) }, protocol.P2{Level: 4, Factors: four}},
+		{"largest amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor-1) }, protocol.P2{Level: 4, Factors: four}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := p.Next(100)
 			c.p1(&p1)
 			b.changes(nothing, func() {
-				if s := b.challenge(b.link(), p, p1); s.P2.Code != c.code {
-					t.Errorf("code %d, want %d", uint8(s.P2.Code), uint8(c.code))
+				got := b.challenge(b.link(), p, p1).P2
+				if got.Code != c.want.Code || got.Level != c.want.Level || got.Factors != c.want.Factors {
+					t.Errorf("code %d, level %d, %v: want %d, %d, %v", uint8(got.Code), uint8(got.Level), got.Factors,
+						uint8(c.want.Code), uint8(c.want.Level), c.want.Factors)
 				}
 			})
 		})

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"path/filepath"
 
 	"countersign/protocol"
 	"countersign/softhsm-test/rig"
@@ -60,7 +59,7 @@ func (s *stage) replay(ctx context.Context) error {
 	}
 	if s.broken == "replay" {
 		s.say("   (BREAK=replay: the appliance's database is put back to before the authorization)")
-		if err := putBack(ctx, filepath.Join(s.Config.Dir, "countersign.db")); err != nil {
+		if err := putBack(ctx, s.database()); err != nil {
 			return err
 		}
 	}

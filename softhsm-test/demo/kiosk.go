@@ -2,12 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"countersign/protocol"
 	"countersign/softhsm-test/rig"
@@ -15,84 +10,18 @@ import (
 	"countersign/softhsm-test/rig/phone"
 )
 
-// kiosk is a second relayd, with an order of its own.
-type kiosk struct {
-	*rig.Daemon
-	link, hooklog string
-}
-
-const kioskConfig = `state_dir = %q
-[appliance]
-url = %q
-ca = %q
-[[link]]
-type = "wire"
-listen = "tcp:127.0.0.1:0"
-[order]
-source = "static"
-static = { service = 200, amount_minor = %d, currency = "EUR", text = "1 coffee" }
-[hook]
-command = ["/bin/sh", "-c", "cat >> \"$0\"", %q]
-`
-
-// openKiosk enrols the kiosk and starts it with an order of so many cents.
-func (s *stage) openKiosk(ctx context.Context, cents uint64) (*kiosk, error) {
-	code, err := s.Invite(ctx, "device", "kiosk")
-	if err != nil {
-		return nil, err
-	}
-	state := filepath.Join(s.dir, "kiosk")
-	r, err := s.Config.Bin.Run(ctx, rig.Call{Program: "relayd", Args: []string{"enrol", "--url", s.URL, "--ca", s.CA, "--state", state, code}})
-	if err != nil {
-		return nil, err
-	}
-	s.demand(r.Code == 0, "relayd enrol: exit code %d: %s", r.Code, r.Stderr)
-	k := &kiosk{hooklog: filepath.Join(s.dir, "kiosk.log")}
-	if err := os.WriteFile(k.hooklog, nil, 0o600); err != nil {
-		return nil, err
-	}
-	config, ready := filepath.Join(s.dir, "kiosk.toml"), filepath.Join(s.dir, "kiosk.json")
-	text := fmt.Sprintf(kioskConfig, state, s.URL, s.CA, cents, k.hooklog)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	k.Daemon, err = s.Config.Bin.Start(rig.Call{Program: "relayd", Args: []string{"serve", "--config", config, "--ready-file", ready}})
-	if err != nil {
-		return nil, err
-	}
-	return k, k.waitReady(ctx, ready)
-}
-
-func (k *kiosk) waitReady(ctx context.Context, path string) error {
-	return rig.Until(ctx, "the kiosk", func() (bool, error) {
-		raw, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) && k.Running() {
-			return false, nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("%w: %s", err, k.Log())
-		}
-		var ready struct{ Link string }
-		err = json.Unmarshal(raw, &ready)
-		k.link = ready.Link
-		return true, err
-	})
-}
-
 func (s *stage) otherOrder(ctx context.Context) (err error) {
 	cents := euros12.Minor
 	if s.broken == "order" {
 		s.say("   (BREAK=order: the kiosk's order is for 9.00 EUR)")
 		cents = 900
 	}
-	k, err := s.openKiosk(ctx, cents)
+	order := fmt.Sprintf("[order]\nsource = \"static\"\nstatic = { service = 200, amount_minor = %d, currency = \"EUR\", text = \"1 coffee\" }\n", cents)
+	k, err := s.openMachine(ctx, machineConfig{name: "kiosk", tables: order})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		_, stopErr := k.Stop()
-		err = errors.Join(err, stopErr)
-	}()
+	defer k.stop(&err)
 	for _, ask := range []struct {
 		what string
 		exit int
@@ -130,7 +59,7 @@ func (s *stage) liar(ctx context.Context) error {
 		return err
 	}
 	defer d.Close()
-	check, decision, err := s.approvedAt(ctx, d)
+	check, decision, err := s.approvedAt(ctx, "carla", d)
 	if err != nil {
 		return err
 	}
@@ -160,10 +89,11 @@ func (s *stage) liar(ctx context.Context) error {
 	return nil
 }
 
-// approvedAt runs an authorization of 12.00 EUR for carla at a device of the rig.
-func (s *stage) approvedAt(ctx context.Context, d *device.Device) (check protocol.DecisionCheck, decision []byte, err error) {
+// approvedAt runs an authorization of 12.00 EUR for a new phone at a device of the
+// rig.
+func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (check protocol.DecisionCheck, decision []byte, err error) {
 	order := protocol.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: euros12.Minor, Currency: euros12.Currency}}
-	code, err := s.Invite(ctx, "client", "carla")
+	code, err := s.Invite(ctx, "client", name)
 	if err != nil {
 		return check, nil, err
 	}

@@ -6,7 +6,7 @@
 //	demo: N scenes, M as expected
 //
 // and exit code 0 if M is N, else 1. BREAK=NAME breaks the product once, so that one
-// scene is not as expected: replay, bit, order, suspend. Another name is exit code 2.
+// scene is not as expected: replay, bit, order, suspend, guard, evidence, limit. Another name is exit code 2.
 package main
 
 import (
@@ -28,7 +28,7 @@ const (
 )
 
 // breaks are the values of BREAK.
-var breaks = []string{"", "replay", "bit", "order", "suspend"}
+var breaks = []string{"", "replay", "bit", "order", "suspend", "guard", "evidence", "limit"}
 
 func main() { os.Exit(run(os.Getenv, os.Stdout, os.Stderr)) }
 

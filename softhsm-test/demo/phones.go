@@ -20,31 +20,60 @@ const (
 	unknown      = 75 // the outcome is
 )
 
-// answer is what countersign-client prints with -o json.
+// answer is what countersign-client prints with -o json, and what it tells its user.
 type answer struct {
-	Result string        `json:"result"`
-	Code   protocol.Code `json:"code"`
-	Amount string        `json:"amount"`
+	Result    string        `json:"result"`
+	Code      protocol.Code `json:"code"`
+	Serial    string        `json:"serial"`
+	Amount    string        `json:"amount"`
+	Level     uint8         `json:"level"`
+	RetryS    int           `json:"retry_s"`
+	TriesLeft *uint64       `json:"tries_left"`
+
+	told string // standard error
+}
+
+// person runs countersign-client, and types these passwords when it asks.
+type person struct {
+	name  string
+	types []string
 }
 
 // client runs countersign-client for a phone, which must end with an exit code. It
 // is shown as it would be typed.
 func (s *stage) client(ctx context.Context, name string, want int, args ...string) (answer, error) {
-	full := append([]string{"--state", filepath.Join(s.dir, name), "-o", "json"}, args...)
-	r, err := s.Config.Bin.Run(ctx, rig.Call{Program: "countersign-client", Args: full})
+	return s.by(ctx, person{name: name}, want, args...)
+}
+
+func (s *stage) by(ctx context.Context, p person, want int, args ...string) (answer, error) {
+	call := rig.Call{Program: "countersign-client", Args: append([]string{"--state", filepath.Join(s.dir, p.name), "-o", "json"}, args...)}
+	if p.types != nil {
+		call.Args = append(call.Args, "--password-fd", "0")
+		call.Stdin = strings.Join(p.types, "\n") + "\n"
+	}
+	r, err := s.Config.Bin.Run(ctx, call)
 	if err != nil {
 		return answer{}, err
 	}
-	var a answer
+	a := answer{told: r.Stderr}
 	if r.Stdout != "" {
 		if err := json.Unmarshal([]byte(r.Stdout), &a); err != nil {
 			return a, fmt.Errorf("countersign-client printed %q: %w", r.Stdout, err)
 		}
 	}
-	s.say("   %-5s $ countersign-client %s", name, s.short(args))
-	s.say("           exit %d%s", r.Code, outcome(a, r.Stderr))
+	s.say("   %-5s $ countersign-client %s", p.name, s.short(args))
+	s.say("           %sexit %d%s", typed(p.types), r.Code, outcome(a, r.Stderr))
 	s.demand(r.Code == want, "exit code %d, wanted %d: %s", r.Code, want, strings.TrimSpace(r.Stderr))
 	return a, nil
+}
+
+// typed is what a bystander sees of passwords.
+func typed(passwords []string) string {
+	var b strings.Builder
+	for range passwords {
+		b.WriteString("password: •••••• ")
+	}
+	return b.String()
 }
 
 // short leaves out what only a machine wants to read.
@@ -58,8 +87,8 @@ func (s *stage) short(args []string) string {
 			a = "tcp:relay"
 		case a == s.URL:
 			a = "https://appliance"
-		case strings.HasPrefix(a, "tcp:"):
-			a = "tcp:kiosk"
+		case s.machines[a] != "":
+			a = "tcp:" + s.machines[a]
 		}
 		out = append(out, a)
 	}
@@ -71,6 +100,12 @@ func outcome(a answer, stderr string) string {
 		text := ": " + a.Result
 		if a.Code != 0 {
 			text += fmt.Sprintf(", code %d (%s)", uint8(a.Code), a.Code)
+		}
+		if a.TriesLeft != nil && a.Code == protocol.CodePassword {
+			text += fmt.Sprintf(", %d left", *a.TriesLeft)
+		}
+		if a.RetryS != 0 {
+			text += fmt.Sprintf(", try again in %d s", a.RetryS)
 		}
 		if a.Amount != "" {
 			text += ", " + a.Amount
@@ -90,7 +125,7 @@ func (s *stage) authorize(ctx context.Context, name string, want int, args ...st
 	return s.client(ctx, name, want, append([]string{"authorize", "--link", s.wire.Link(), "--yes", "--service"}, args...)...)
 }
 
-// enrol invites a phone and enrols it.
+// enrol invites a phone and enrols it, without a password.
 func (s *stage) enrol(ctx context.Context, name string) (code string, err error) {
 	if code, err = s.Invite(ctx, "client", name); err != nil {
 		return "", err
@@ -98,6 +133,25 @@ func (s *stage) enrol(ctx context.Context, name string) (code string, err error)
 	_, err = s.client(ctx, name, approved, "enrol", "--url", s.URL, code)
 	return code, err
 }
+
+// enrolWith invites a phone with a role and enrols it with its password; more are
+// flags of enrol.
+func (s *stage) enrolWith(ctx context.Context, name string, roles []string, more ...string) error {
+	code, err := s.Invite(ctx, "client", name, roles...)
+	if err != nil {
+		return err
+	}
+	if len(roles) != 0 {
+		s.say("   admin $ countersignctl client invite %s --role %s", name, strings.Join(roles, " --role "))
+	}
+	_, err = s.by(ctx, person{name, []string{right(name)}}, approved, append(append([]string{"enrol", "--url", s.URL}, more...), code)...)
+	return err
+}
+
+// right is a phone's password.
+func right(name string) string { return "correct horse of " + name }
+
+const wrong = "battery staple"
 
 // ctl runs countersignctl, which must succeed.
 func (s *stage) ctl(ctx context.Context, args ...string) error {

@@ -77,6 +77,87 @@ var scenes = []scene{
 		(*stage).stranger,
 		rig.Tally{Decisions: 1, Audited: 1},
 	},
+	{
+		"A payment that needs the password",
+		[]string{
+			"From 50.00 EUR the policy asks for the offline password. It is typed on the phone only; what the",
+			"appliance has of it is wrapped by a key in the token, and the token checks it.",
+		},
+		(*stage).password,
+		rig.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
+	},
+	{
+		"A wrong password, then the right one",
+		[]string{"Dora mistypes. She is told how many tries are left, and the same challenge takes another."},
+		(*stage).mistyped,
+		rig.Tally{Decisions: 1, Audited: 1, Refused: 1, Acts: 1},
+	},
+	{
+		"Locked, and unlocked by the administrator",
+		[]string{
+			"Somebody with Dora's phone guesses: three tries a challenge, five in all, then a back-off that",
+			"doubles. Not even the right password counts until it is over or the administrator unlocks.",
+		},
+		(*stage).locked,
+		rig.Tally{Decisions: 3, Audited: 3, Refused: 4, Acts: 1},
+	},
+	{
+		"The vault, at level 3",
+		[]string{
+			"It wants a second key, which the phone uses only after verifying its user, and the password.",
+			"Emil's phone has no such key: it can only refuse.",
+		},
+		(*stage).vault,
+		rig.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
+	},
+	{
+		"A large payment and a second person",
+		[]string{
+			"From 10,000.00 EUR a second person approves, with the role \"approver\", at the same device. Nothing",
+			"is done before; afterwards Dora's phone asks what became of it.",
+		},
+		(*stage).secondPerson,
+		rig.Tally{Clients: 1, Decisions: 3, Audited: 3, Acts: 1},
+	},
+	{
+		"The same phone twice",
+		[]string{"Frank has the role himself. For his own payment it is worth nothing."},
+		(*stage).sameTwice,
+		rig.Tally{Decisions: 2, Audited: 2},
+	},
+	{
+		"A second person without the role",
+		[]string{"Emil may not approve, so Frank's payment waits on. Grace may, and refuses: that ends it."},
+		(*stage).withoutRole,
+		rig.Tally{Clients: 1, Decisions: 4, Audited: 4},
+	},
+	{
+		"A strict device",
+		[]string{
+			"This till wants the phone's own countersignature, and verifies it. Its users are told so, and",
+			"no appliance can make up an approval there.",
+		},
+		(*stage).strict,
+		rig.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
+	},
+	{
+		"An outcome that nobody told",
+		[]string{
+			"The door opens, the answer is lost, and the appliance is killed (kill -9) with the relay. The door has",
+			"forgotten the session, so the phone cannot resume: it asks what became of its serial.",
+		},
+		(*stage).untold,
+		rig.Tally{Decisions: 4, Audited: 3, Acts: 1},
+	},
+	{
+		"The jammed cash machine",
+		[]string{
+			"Dora may have 50,000.00 EUR a day. The machine jams on 30,000.00, says so, and the appliance gives",
+			"the limit back: the second time it still fits, a third time it does not.",
+		},
+		(*stage).jammed,
+		rig.Tally{Devices: 1, Decisions: 5, Audited: 5},
+	},
 }
 
 func (s *stage) enrolment(ctx context.Context) error {

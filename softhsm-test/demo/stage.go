@@ -27,6 +27,9 @@ type stage struct {
 	dir   string
 	wire  *tamper.Proxy
 	wrong []string // of the scene that plays
+
+	machines map[string]string // names of further devices, by link
+	franks   string            // serial of frank's payment, which waits
 }
 
 func open(ctx context.Context, c config) (*stage, error) {
@@ -38,7 +41,7 @@ func open(ctx context.Context, c config) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{config: c, dir: dir}
+	s := &stage{config: c, dir: dir, machines: map[string]string{}}
 	if s.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

@@ -95,17 +95,21 @@ func (s *stage) trust(ctx context.Context) (protocol.Trust, error) {
 // putBack breaks the product: it takes the newest decision out of the database, as
 // if an old copy had been restored.
 func putBack(ctx context.Context, path string) error {
+	return alter(ctx, path,
+		`DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`,
+		`UPDATE client SET highest = -1 WHERE name = 'alice'`)
+}
+
+// alter writes to the database behind the appliance's back.
+func alter(ctx context.Context, path string, statements ...string) error {
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "_pragma=busy_timeout(2000)"}).String())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = db.Close() }() // what was written is committed
-	for _, statement := range []string{
-		`DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`,
-		`UPDATE client SET highest = -1 WHERE name = 'alice'`,
-	} {
+	for _, statement := range statements {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("putting the database back: %w", err)
+			return fmt.Errorf("writing to the database: %w", err)
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ type Config struct {
 	Dir    string   // of token, store and sockets; made if it is not there, used on if it is
 	Module string   // PKCS#11 module; "": SoftHSM
 	Env    []string // NAME=VALUE, beside the caller's environment
+	Cwd    string   // working directory, where core files would lie; "": the caller's
 }
 
 // Info is DIR/dev.json.
@@ -54,7 +55,7 @@ func (a *Appliance) Restart(ctx context.Context) error {
 		args = append(args, "--module", a.Config.Module)
 	}
 	var err error
-	if a.Daemon, err = a.Config.Bin.Start(Call{Program: "countersignd", Args: args, Env: a.Config.Env}); err != nil {
+	if a.Daemon, err = a.Config.Bin.Start(Call{Program: "countersignd", Args: args, Env: a.Config.Env, Dir: a.Config.Cwd}); err != nil {
 		return err
 	}
 	if a.Info, err = waitInfo(ctx, a.Daemon, path); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"countersign/appliance/admin"
@@ -33,10 +34,24 @@ func (a *Appliance) Status(ctx context.Context) (s admin.Status, err error) {
 	return s, err
 }
 
+// pageSize is how many audit records are asked for at once.
+const pageSize = 1000
+
 // Records are the audit records, the oldest first.
 func (a *Appliance) Records(ctx context.Context) (records []admin.Record, err error) {
-	err = a.ask(ctx, &records, "audit", "tail")
-	return records, err
+	for {
+		var page []admin.Record
+		after := "0"
+		if len(records) != 0 {
+			after = strconv.FormatUint(records[len(records)-1].Sequence, 10)
+		}
+		if err = a.ask(ctx, &page, "audit", "tail", "--after", after, "--limit", strconv.Itoa(pageSize)); err != nil {
+			return nil, err
+		}
+		if records = append(records, page...); len(page) < pageSize {
+			return records, nil
+		}
+	}
 }
 
 // Client is that of `countersignctl client show`.
@@ -45,21 +60,27 @@ func (a *Appliance) Client(ctx context.Context, name string) (c admin.Client, er
 	return c, err
 }
 
-// Invite makes an activation code for a new client or device (noun) of this name.
-func (a *Appliance) Invite(ctx context.Context, noun, name string) (code string, err error) {
+// Invite makes an activation code for a new client or device (noun) of this name,
+// which has these roles.
+func (a *Appliance) Invite(ctx context.Context, noun, name string, roles ...string) (code string, err error) {
+	args := []string{noun, "invite", name}
+	for _, role := range roles {
+		args = append(args, "--role", role)
+	}
 	var invited admin.Invited
-	err = a.ask(ctx, &invited, noun, "invite", name)
+	err = a.ask(ctx, &invited, args...)
 	return invited.ActivationCode, err
 }
 
 // Act is a line of the hook log: what a relay told its hook.
 type Act struct {
-	Transaction string  `json:"transaction"`
-	Service     uint64  `json:"service"`
-	Amount      *Amount `json:"amount"`
-	Level       uint8   `json:"level"`
-	Device      string  `json:"device"`
-	Pairwise    string  `json:"pairwise"`
+	Transaction string   `json:"transaction"`
+	Service     uint64   `json:"service"`
+	Amount      *Amount  `json:"amount"`
+	Level       uint8    `json:"level"`
+	Factors     []string `json:"factors"`
+	Device      string   `json:"device"`
+	Pairwise    string   `json:"pairwise"`
 }
 
 // Amount is money in minor units.

@@ -3,6 +3,8 @@ package phone
 import (
 	"bytes"
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/password"
 )
 
 // Refusal is an answer other than 200.
@@ -24,14 +27,25 @@ func (e *Refusal) Error() string {
 	return fmt.Sprintf("the appliance answers %d, code %d", e.Status, uint8(e.Code))
 }
 
-// Enrol enrols a new phone with an activation code at https://HOST:PORT,
-// PROTOCOL.md §5. A refusal is a [*Refusal].
+// Application is what a new phone enrols with.
+type Application struct {
+	URL   string // https://HOST:PORT
+	Code  string // activation code
+	Means Means
+}
+
+// Enrol enrols a new phone with its signing key only, at https://HOST:PORT.
 func Enrol(ctx context.Context, url, code string) (*Phone, error) {
-	activation, err := protocol.ParseActivationCode(code)
+	return EnrolWith(ctx, Application{URL: url, Code: code})
+}
+
+// EnrolWith enrols a new phone, PROTOCOL.md §5. A refusal is a [*Refusal].
+func EnrolWith(ctx context.Context, a Application) (*Phone, error) {
+	activation, err := protocol.ParseActivationCode(a.Code)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
-	trust, err := FetchTrust(ctx, url, activation.Root)
+	trust, err := FetchTrust(ctx, a.URL, activation.Root)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
@@ -39,11 +53,14 @@ func Enrol(ctx context.Context, url, code string) (*Phone, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.Give(a.Means); err != nil {
+		return nil, err
+	}
 	body, req, err := p.EnrolRequest(ctx, activation)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := PostEnrolment(ctx, Enrolment{URL: url, Trust: trust, Body: body})
+	raw, err := PostEnrolment(ctx, Enrolment{URL: a.URL, Trust: trust, Body: body})
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
@@ -57,16 +74,56 @@ func Enrol(ctx context.Context, url, code string) (*Phone, error) {
 
 // EnrolRequest makes the body of POST /v1/enrol.
 func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) ([]byte, protocol.EnrolRequest, error) {
-	point, err := protocol.CompressKey(&p.key.PublicKey)
-	if err != nil {
-		return nil, protocol.EnrolRequest{}, err
+	req := protocol.EnrolRequest{ActivationCode: code}
+	var err error
+	if req.SigningKey, err = protocol.CompressKey(&p.key.PublicKey); err != nil {
+		return nil, req, err
 	}
-	req, err := protocol.SignEnrol(ctx, protocol.EnrolRequest{ActivationCode: code, SigningKey: point}, p.key, nil)
-	if err != nil {
+	var uv protocol.DigestSigner
+	if p.uv != nil {
+		point, err := protocol.CompressKey(&p.uv.PublicKey)
+		if err != nil {
+			return nil, req, err
+		}
+		req.UVKey, uv = &point, *p.uv
+	}
+	if p.Verifier != nil {
+		if req.Password, err = p.wrapped(req.SigningKey); err != nil {
+			return nil, req, err
+		}
+	}
+	if req, err = protocol.SignEnrol(ctx, req, p.key, uv); err != nil {
 		return nil, req, err
 	}
 	body, err := json.Marshal(req)
 	return body, req, err
+}
+
+// wrapped is the verifier for the appliance's key `enrol` only, PROTOCOL.md §4.1.
+func (p *Phone) wrapped(own protocol.PublicKey) (*protocol.PasswordEnrolment, error) {
+	enrol, ok := p.Trust.Key(protocol.UseEnrol)
+	if !ok {
+		return nil, errors.New("phone: no enrol key")
+	}
+	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	point, err := protocol.CompressPoint(ephemeral.PublicKey().Bytes())
+	if err != nil {
+		return nil, err
+	}
+	raw, err := password.Wrap(*p.Verifier, ephemeral, protocol.PasswordImport{
+		Root: p.Trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: own,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cost := password.Default
+	return &protocol.PasswordEnrolment{
+		MemoryKiB: cost.MemoryKiB, Iterations: cost.Iterations, Parallelism: cost.Parallelism,
+		Ephemeral: point, Wrapped: [protocol.WrappedVerifierSize]byte(raw),
+	}, nil
 }
 
 // FetchTrust gets the trust document and follows it from the root of a code. Who

@@ -13,14 +13,17 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/password"
 )
 
 // Phone is an enrolled client, or a [Stranger].
 type Phone struct {
-	ID      protocol.ClientID
-	Trust   protocol.Trust
-	Counter uint32 // of the newest serial
-	key     key
+	ID       protocol.ClientID
+	Trust    protocol.Trust
+	Counter  uint32             // of the newest serial
+	Verifier *password.Verifier // K_pw; nil: no password
+	key      key
+	uv       *key // nil: none
 }
 
 // key signs digests with an ECDSA key in memory.
@@ -119,15 +122,6 @@ func (s *Session) Open(m2 []byte) error {
 
 // Statement is the information that is signed.
 func (s *Session) Statement() protocol.Statement { return s.stmt }
-
-// Countersign makes M3 of the first attempt.
-func (s *Session) Countersign(ctx context.Context, v protocol.Verdict) ([]byte, error) {
-	sig, err := protocol.Countersign(ctx, s.phone.key, s.stmt, protocol.Approval{Verdict: v, Slot: protocol.SlotSigning})
-	if err != nil {
-		return nil, fmt.Errorf("phone: %w", err)
-	}
-	return s.Seal(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}), nil
-}
 
 // Seal makes M3 of whatever P3.
 func (s *Session) Seal(attempt uint8, p3 protocol.P3) []byte {

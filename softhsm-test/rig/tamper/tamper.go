@@ -44,11 +44,11 @@ func (f Frame) Kind() byte { return f.Message[0] >> 4 }
 // Proxy listens where phones connect and forwards to a device. It is safe for
 // concurrent use.
 type Proxy struct {
-	target   string
 	listener net.Listener
 	links    sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
+	target string
 	rules  []Rule
 	frames []Frame
 	open   map[net.Conn]bool
@@ -68,6 +68,19 @@ func New(target string) (*Proxy, error) {
 
 // Link is where phones connect.
 func (p *Proxy) Link() string { return "tcp:" + p.listener.Addr().String() }
+
+// Retarget forwards new links to another address: that of a device that came back.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
+func (p *Proxy) device() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
+}
 
 // Next adds a rule.
 func (p *Proxy) Next(r Rule) {
@@ -103,7 +116,7 @@ func (p *Proxy) Last(kind byte) []byte {
 // Replay sends a recorded message to the device once more, on a link of its own,
 // and gives the answer.
 func (p *Proxy) Replay(ctx context.Context, message []byte) ([]byte, error) {
-	return wire.Ask(ctx, p.target, message)
+	return wire.Ask(ctx, p.device(), message)
 }
 
 // Close ends all links.
@@ -131,7 +144,7 @@ func (p *Proxy) accept() {
 
 // serve runs one link until either side ends it.
 func (p *Proxy) serve(phone net.Conn) {
-	device, err := wire.Dial(context.Background(), p.target)
+	device, err := wire.Dial(context.Background(), p.device())
 	if err != nil {
 		_ = phone.Close() // the phone sees a link that ends
 		return

@@ -1,0 +1,210 @@
+package arena
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// State is everything that an attack could have changed: each table of the store,
+// the audit records by kind, and the hook log of the appliance's own relay. Records
+// of kind "failures" are none of it: they come once a minute.
+type State struct {
+	tables map[string]table
+	acts   int
+}
+
+type table struct {
+	rows int
+	sum  [sha256.Size]byte
+}
+
+// Any is any change.
+const Any = -1 << 31
+
+// Effects are changes by table, in rows; "record/KIND" are audit records and "acts"
+// lines of the hook log. A table that is not named stays as it is to the bit; one
+// with 0 may have rows that changed.
+type Effects map[string]int
+
+// The usual effects.
+var (
+	Nothing = Effects{}
+	// Spent: one serial is spent, with its decision and record.
+	Spent = Effects{"decision": 1, "record/decision": 1, "client": 0}
+	// Tried: passwords were tried.
+	Tried = Effects{"guard": Any, "attempt": Any}
+	// Charged: limits were charged.
+	Charged = Effects{"used": Any, "charge": Any}
+)
+
+func (e Effects) String() string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(e)) {
+		switch n := e[name]; n {
+		case 0:
+			parts = append(parts, name+" altered")
+		case Any:
+			parts = append(parts, name+" in any way")
+		default:
+			parts = append(parts, fmt.Sprintf("%s %+d rows", name, n))
+		}
+	}
+	if parts == nil {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// And adds effects.
+func (e Effects) And(others ...Effects) Effects {
+	sum := maps.Clone(e)
+	for _, other := range others {
+		for name, n := range other {
+			if sum[name] == Any || n == Any {
+				sum[name] = Any
+				continue
+			}
+			sum[name] += n
+		}
+	}
+	return sum
+}
+
+// Refused is so many audit records of countersignatures that spent nothing.
+func Refused(n int) Effects { return Effects{"record/refused": n} }
+
+// State reads the state, in one read transaction.
+func (a *Arena) State(ctx context.Context) (State, error) {
+	s := State{tables: map[string]table{}}
+	tx, err := a.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return s, fmt.Errorf("reading the store: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was written
+	names, err := texts(ctx, tx, `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'record'`)
+	if err != nil {
+		return s, err
+	}
+	for _, name := range names {
+		if s.tables[name], err = digest(ctx, tx, `SELECT * FROM "`+name+`"`); err != nil {
+			return s, err
+		}
+	}
+	kinds, err := texts(ctx, tx, `SELECT DISTINCT kind FROM record WHERE kind <> 'failures'`)
+	if err != nil {
+		return s, err
+	}
+	for _, kind := range kinds {
+		if s.tables["record/"+kind], err = digest(ctx, tx, `SELECT leaf FROM (SELECT sequence AS leaf, kind FROM record) WHERE kind = ?`, kind); err != nil {
+			return s, err
+		}
+	}
+	acts, err := a.Acts()
+	s.acts = len(acts)
+	return s, err
+}
+
+// texts reads a column of strings.
+func texts(ctx context.Context, tx *sql.Tx, query string) (all []string, err error) {
+	rows, err := tx.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err tells
+	for rows.Next() {
+		var one string
+		if err := rows.Scan(&one); err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
+
+// digest hashes rows in the order they come.
+func digest(ctx context.Context, tx *sql.Tx, query string, args ...any) (t table, err error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return t, err
+	}
+	defer func() { _ = rows.Close() }() // Err tells
+	columns, err := rows.Columns()
+	if err != nil {
+		return t, err
+	}
+	values, into := make([]any, len(columns)), make([]any, len(columns))
+	for i := range values {
+		into[i] = &values[i]
+	}
+	h := sha256.New()
+	for ; rows.Next(); t.rows++ {
+		if err := rows.Scan(into...); err != nil {
+			return t, err
+		}
+		fmt.Fprintf(h, "%v\n", values)
+	}
+	t.sum = [sha256.Size]byte(h.Sum(nil))
+	return t, rows.Err()
+}
+
+// Leaves runs an attack between two looks at the state: one case. The error is the
+// attack's, or that of looking.
+func (a *Arena) Leaves(ctx context.Context, what string, want Effects, attack func() error) error {
+	before, err := a.State(ctx)
+	if err != nil {
+		return err
+	}
+	if err := attack(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	after, err := a.State(ctx)
+	if err != nil {
+		return err
+	}
+	wrong := before.against(after, want)
+	a.Check(wrong == nil, "%s: what it left: %s; wanted %s", what, strings.Join(wrong, ", "), want)
+	return nil
+}
+
+// against lists the changes that were not wanted.
+func (s State) against(after State, want Effects) (wrong []string) {
+	names := slices.Concat(slices.Collect(maps.Keys(s.tables)), slices.Collect(maps.Keys(after.tables)), slices.Collect(maps.Keys(want)))
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		old, now := s.tables[name], after.tables[name]
+		delta, named := want[name]
+		switch {
+		case name == "acts" || delta == Any:
+		case now.rows-old.rows != delta:
+			wrong = append(wrong, fmt.Sprintf("%s %+d rows", name, now.rows-old.rows))
+		case !named && now.sum != old.sum && now.rows != 0:
+			wrong = append(wrong, name+" altered")
+		}
+	}
+	if got := after.acts - s.acts; got != want["acts"] {
+		wrong = append(wrong, fmt.Sprintf("acts %+d", got))
+	}
+	return wrong
+}
+
+// Tamper writes to the store behind the appliance's back, as one who has its file
+// does.
+func (a *Arena) Tamper(ctx context.Context, statements ...string) error {
+	for _, statement := range statements {
+		if _, err := a.db.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("tampering with the store: %w", err)
+		}
+	}
+	return nil
+}
+
+// Outcomes counts the devices' reports.
+func (a *Arena) Outcomes(ctx context.Context) (n int, err error) {
+	err = a.db.QueryRowContext(ctx, `SELECT count(*) FROM record WHERE kind = 'outcome'`).Scan(&n)
+	return n, err
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/attack/arena"
+	"countersign/softhsm-test/attack/forge"
+)
+
+// decisions shows a device true decisions that are not for it, and forged ones.
+func decisions(ctx context.Context, a *arena.Arena) error {
+	alice, err := a.Equipped(ctx, "decision-alice")
+	if err != nil {
+		return err
+	}
+	true1, err := decided(ctx, a, a.Pay(alice, 1200))
+	if err != nil {
+		return err
+	}
+	true2, err := decided(ctx, a, a.Pay(alice, 1200))
+	if err != nil {
+		return err
+	}
+	return a.Leaves(ctx, "decisions shown around", arena.Nothing, func() error {
+		notForIt(a, true1, true2)
+		if err := resigned(ctx, a, true1, true2); err != nil {
+			return err
+		}
+		if err := certificates(ctx, a, true1); err != nil {
+			return err
+		}
+		return strictEvidence(ctx, a)
+	})
+}
+
+// truth is a decision of the appliance and what the device knows.
+type truth struct {
+	check    protocol.DecisionCheck
+	signed   []byte
+	decision protocol.Decision
+}
+
+func decided(ctx context.Context, a *arena.Arena, ask arena.Ask) (t truth, err error) {
+	s, err := ask.Must(ctx)
+	if err != nil {
+		return t, err
+	}
+	_, r, err := a.Approve(ctx, s, arena.Approved)
+	if err != nil {
+		return t, err
+	}
+	if t.check, err = s.Check(); err != nil {
+		return t, err
+	}
+	t.signed = r.Res.Decision
+	t.decision, err = t.check.Verify(t.signed)
+	return t, err
+}
+
+// shown is a decision with one thing that the device knows otherwise.
+type shown struct {
+	what   string
+	change func(*protocol.DecisionCheck)
+	code   protocol.Code
+}
+
+// notForIt: true decisions at the wrong device, order or time.
+func notForIt(a *arena.Arena, one, two truth) {
+	for _, c := range []shown{
+		{"its own", func(*protocol.DecisionCheck) {}, 0},
+		{"another device", func(c *protocol.DecisionCheck) { c.Device[7] ^= 1 }, protocol.CodeDevice},
+		{"another nonce", func(c *protocol.DecisionCheck) { c.Nonce[15] ^= 1 }, protocol.CodeReplayed},
+		{"another challenge", func(c *protocol.DecisionCheck) { c.Challenges = two.check.Challenges }, protocol.CodeReplayed},
+		{"the next customer", func(c *protocol.DecisionCheck) { c.Nonce, c.Challenges = two.check.Nonce, two.check.Challenges }, protocol.CodeReplayed},
+		{"the approver's challenge", func(c *protocol.DecisionCheck) { c.Challenges = append(c.Challenges, two.check.Challenges...) }, protocol.CodeReplayed},
+		{"another service", func(c *protocol.DecisionCheck) { c.Services = []protocol.Service{arena.Door} }, protocol.CodePolicy},
+		{"no service", func(c *protocol.DecisionCheck) { c.Services = nil }, protocol.CodePolicy},
+		{"another amount", func(c *protocol.DecisionCheck) { c.Amount = arena.Euros(4900) }, protocol.CodePolicy},
+		{"another currency", func(c *protocol.DecisionCheck) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
+		{"a higher floor", func(c *protocol.DecisionCheck) { c.Floor = 2 }, protocol.CodeLevel},
+		{"a day later", func(c *protocol.DecisionCheck) { c.Elapsed = 24 * time.Hour }, protocol.CodeExpired},
+		{"one second too late", func(c *protocol.DecisionCheck) { c.Elapsed = seconds(one.decision.Lifetime) + time.Second }, protocol.CodeExpired},
+		{"strict", func(c *protocol.DecisionCheck) { c.Strict = true }, protocol.CodeFormat},
+		{"another root", func(c *protocol.DecisionCheck) { c.Root = arena.NewKey().Point() }, protocol.CodeCertificate},
+		{"no certificates", func(c *protocol.DecisionCheck) { c.KeyCerts = nil }, protocol.CodeCertificate},
+		{"when its certificate is over", func(c *protocol.DecisionCheck) { c.Now += 100 * 366 * 24 * 3600 }, protocol.CodeCertificate},
+		{"before its certificate", func(c *protocol.DecisionCheck) { c.Now -= 366 * 24 * 3600 }, protocol.CodeCertificate},
+	} {
+		check := one.check
+		c.change(&check)
+		_, err := check.Verify(one.signed)
+		a.Code("true decision, "+c.what, err, c.code)
+	}
+}
+
+func seconds(n uint64) time.Duration { return time.Duration(n) * time.Second }
+
+// resigned: the payload of one decision under a key, a certificate or a signature that
+// is not its own.
+func resigned(ctx context.Context, a *arena.Arena, one, two truth) error {
+	m, mallory, root := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey()
+	cert := m.KeyCert(root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
+	self := m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
+	batch := m.Batch(mallory, one.decision, two.decision)
+	bad := m.Decision(mallory, 1, one.decision)
+	for _, c := range []struct {
+		what   string
+		signed []byte
+		certs  [][]byte
+	}{
+		{"by a key that nobody certified", bad, nil},
+		{"certified by another root", bad, [][]byte{cert}},
+		{"certified by itself", bad, [][]byte{self}},
+		{"under another kid", m.Decision(mallory, 2, one.decision), [][]byte{cert}},
+		{"in a batch of another key", batch[0], [][]byte{cert}},
+		{"payload of another", m.Splice(one.signed, two.signed, 2), nil},
+		{"signature of another", m.Splice(one.signed, two.signed, 3), nil},
+	} {
+		check := one.check
+		check.KeyCerts = append(c.certs, check.KeyCerts...)
+		_, err := check.Verify(c.signed)
+		a.Code("decision "+c.what, err, protocol.CodeCertificate)
+	}
+	for _, cert := range one.check.KeyCerts[:1] {
+		for bit := range 8 * len(cert) {
+			check := one.check
+			check.KeyCerts = [][]byte{flip(cert, bit)}
+			_, err := check.Verify(one.signed)
+			a.Code(fmt.Sprintf("bit %d of the key certificate %x", bit, cert), err, protocol.CodeCertificate)
+		}
+	}
+	return m.Err
+}
+
+// certificates: a domain whose root is honest and whose certificates are over, not
+// yet valid, superseded, or for another use. The first case is good.
+func certificates(ctx context.Context, a *arena.Arena, one truth) error {
+	m, root, old, fresh := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey(), arena.NewKey()
+	const day = 24 * 3600
+	now, two, three := arena.Now(), uint64(2), uint64(3)
+	cert := func(epoch uint64, key arena.Key, change func(*protocol.KeyCert)) []byte {
+		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseDecision, Key: key.Point()}
+		change(&k)
+		return m.KeyCert(root, k)
+	}
+	as := func(*protocol.KeyCert) {}
+	good := cert(1, old, as)
+	batch := m.Batch(old, one.decision, one.decision, one.decision)
+	for _, c := range []struct {
+		what   string
+		signed []byte
+		certs  [][]byte
+		code   protocol.Code
+	}{
+		{"good", m.Decision(old, 1, one.decision), [][]byte{good}, 0},
+		{"good, both epochs held", m.Decision(old, 1, one.decision), [][]byte{cert(2, fresh, as), good}, 0},
+		{"good batch", batch[1], [][]byte{good}, 0},
+		{"batch with another's leaf", m.Splice(batch[0], m.Batch(old, one.decision)[0], 1), [][]byte{good}, protocol.CodeFormat},
+		{"expired", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.NotAfter = now - 1 })}, protocol.CodeCertificate},
+		{"not yet valid", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}, protocol.CodeCertificate},
+		{"superseded by a minimum epoch", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch = &two })}, protocol.CodeCertificate},
+		{"superseded by one that is over itself", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch, k.NotAfter = &two, now-1 })}, protocol.CodeCertificate},
+		{"below its own minimum", m.Decision(fresh, 2, one.decision), [][]byte{cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch = &three })}, protocol.CodeCertificate},
+		{"for the use kem", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.Use = protocol.UseKEM })}, protocol.CodeCertificate},
+		{"for the use client-ca", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.Use = protocol.UseClientCA })}, protocol.CodeCertificate},
+		{"by the key of another epoch", m.Decision(fresh, 1, one.decision), [][]byte{good, cert(2, fresh, as)}, protocol.CodeCertificate},
+		{"by the root itself", m.Decision(root, 1, one.decision), [][]byte{good}, protocol.CodeCertificate},
+	} {
+		check := one.check
+		check.Root, check.KeyCerts = root.Point(), c.certs
+		_, err := check.Verify(c.signed)
+		a.Code("key certificate "+c.what, err, c.code)
+	}
+	return m.Err
+}
+
+// strictEvidence: the key `decision` is in the attacker's hands, client-ca and the
+// phones are not. A strict device takes an approval that was countersigned for this
+// challenge, and nothing else.
+func strictEvidence(ctx context.Context, a *arena.Arena) error {
+	d := &domain{Mint: &forge.Mint{Ctx: ctx}, root: arena.NewKey(), decision: arena.NewKey(), ca: arena.NewKey(), device: a.Till().ID}
+	alice, bob := a.Stranger(), a.Stranger()
+	certs := map[*arena.Phone][]byte{alice: d.ClientCert(d.ca, alice), bob: d.ClientCert(d.ca, bob)}
+	yes := d.ask(alice, arena.Door)
+	yesterday := d.ask(alice, arena.Door)
+	evidence := d.Evidence(alice, yes.statement, certs[alice])
+	for _, c := range []struct {
+		what   string
+		change func(*protocol.Decision, *protocol.Evidence)
+		code   protocol.Code
+	}{
+		{"what was countersigned", func(*protocol.Decision, *protocol.Evidence) {}, 0},
+		{"another statement's hash", func(d *protocol.Decision, _ *protocol.Evidence) { d.Statement[0] ^= 1 }, protocol.CodePolicy},
+		{"another level", func(d *protocol.Decision, _ *protocol.Evidence) { d.Level = 2 }, protocol.CodePolicy},
+		{"an amount", func(d *protocol.Decision, _ *protocol.Evidence) { d.Amount = arena.Euros(1) }, protocol.CodePolicy},
+		{"another service", func(d *protocol.Decision, _ *protocol.Evidence) { d.Service = arena.Vault }, protocol.CodePolicy},
+		{"a countersignature of yesterday", func(x *protocol.Decision, e *protocol.Evidence) {
+			*e = d.Evidence(alice, yesterday.statement, certs[alice])
+			x.Statement = yesterday.statement.Hash()
+		}, protocol.CodePolicy},
+		{"a refusal", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Verdict = protocol.Refuse }, protocol.CodeSignature},
+		{"a proof put in", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Proof = make([]byte, protocol.ProofSize) }, protocol.CodeSignature},
+		{"the UV slot", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Slot = protocol.SlotUV }, protocol.CodeSignature},
+		{"an altered signature", func(_ *protocol.Decision, e *protocol.Evidence) { e.Signature[63] ^= 1 }, protocol.CodeSignature},
+		{"another's signature", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[alice]) }, protocol.CodeSignature},
+		{"another's certificate", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[bob]) }, protocol.CodePolicy},
+		{"a certificate by another ca", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(arena.NewKey(), alice) }, protocol.CodeCertificate},
+		{"a certificate by the key decision", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(d.decision, alice) }, protocol.CodeCertificate},
+		{"no certificate", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = []byte{0} }, protocol.CodeFormat},
+	} {
+		decision, own := yes.decision(d), evidence
+		c.change(&decision, &own)
+		decision.Evidence = []protocol.Evidence{own}
+		_, err := d.check(yes).Verify(d.Decision(d.decision, 1, decision))
+		a.Code("strict device, decision key stolen: "+c.what, err, c.code)
+	}
+	_, err := d.check(yes).Verify(d.Decision(d.decision, 1, yes.decision(d)))
+	a.Code("strict device, decision key stolen: no evidence", err, protocol.CodeFormat)
+	return d.Err
+}
+
+// domain is a trust domain whose every key is here.
+type domain struct {
+	*forge.Mint
+	root, decision, ca arena.Key
+	device             protocol.DeviceID
+}
+
+// asked is a challenge of the domain and what was asked.
+type asked struct {
+	service   protocol.Service
+	nonce, u  protocol.Nonce
+	statement protocol.Statement
+}
+
+func (d *domain) ask(p *arena.Phone, service protocol.Service) asked {
+	k := asked{service: service, nonce: protocol.Nonce(arena.Random(16)), u: protocol.Nonce(arena.Random(16))}
+	p2 := protocol.P2{TTL: 90, Now: uint32(arena.Now()), Level: 1, Factors: 17, Device: d.device.Handle(), DeviceName: "Gate"}
+	root := d.root.Point()
+	k.statement = protocol.NewStatement(root.RootID(), p.Next(service, 1).Marshal(), protocol.NewChallenge(k.nonce, k.u), p2.Marshal())
+	return k
+}
+
+// decision approves what was asked.
+func (k asked) decision(d *domain) protocol.Decision {
+	return protocol.Decision{
+		Result: protocol.ResultApproved, Statement: k.statement.Hash(), Level: 1, Factors: 1, IssuedAt: arena.Now(), Lifetime: 60,
+		Device: d.device, Service: k.service, U: k.u,
+	}
+}
+
+func (d *domain) check(k asked) protocol.DecisionCheck {
+	return protocol.DecisionCheck{
+		Root: d.root.Point(), Now: arena.Now(), Device: d.device, Nonce: k.nonce,
+		Challenges: []protocol.Challenge{protocol.NewChallenge(k.nonce, k.u)}, Services: []protocol.Service{arena.Door, arena.Vault}, Strict: true,
+		KeyCerts: [][]byte{
+			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: d.decision.Point()}),
+			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseClientCA, Key: d.ca.Point()}),
+		},
+	}
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/attack/arena"
+	"countersign/softhsm-test/attack/forge"
+)
+
+// trust offers key updates that are forged, stale or superseded to a phone.
+func trust(ctx context.Context, a *arena.Arena) error {
+	mu, err := keyUpdate(ctx, a)
+	if err != nil {
+		return err
+	}
+	held := a.Till().Trust
+	flipUpdate(a, protocol.Trust{Root: held.Root, RootNumber: held.RootNumber, NextRootHash: held.NextRootHash}, mu)
+	same(a, offer{"the appliance's own MU", held, mu})
+	if err := wrongRoots(ctx, a); err != nil {
+		return err
+	}
+	return updates(ctx, a)
+}
+
+// keyUpdate asks for one by a kem epoch that is not held.
+func keyUpdate(ctx context.Context, a *arena.Arena) ([]byte, error) {
+	s := &arena.Session{Ask: a.AskFor(a.Stranger(), arena.Door, 1)}
+	var err error
+	if s.M1, s.ES, err = s.Seal(); err != nil {
+		return nil, err
+	}
+	s.Req.M1 = flip(s.M1, 15)
+	if err := s.Relay(ctx); err != nil {
+		return nil, err
+	}
+	a.Expect(s.Applied, arena.KeyUpdate)
+	a.Check(s.Handle == nil, "an MU came with a handle of %d bytes", len(s.Handle))
+	return s.M2, nil
+}
+
+// offer is an MU for a phone.
+type offer struct {
+	what string
+	held protocol.Trust
+	mu   []byte
+}
+
+// same: the phone's trust stays what it was.
+func same(a *arena.Arena, o offer) {
+	before, err := json.Marshal(o.held)
+	a.Code(o.what, err, 0)
+	got, _ := o.held.Update(o.mu, arena.Now())
+	after, err := json.Marshal(got)
+	a.Code(o.what, err, 0)
+	a.Check(bytes.Equal(before, after), "%s: trust became %s from %s by %x", o.what, after, before, o.mu)
+}
+
+// wrongRoots: who enrols with an activation code believes the root of its hash only.
+func wrongRoots(ctx context.Context, a *arena.Arena) error {
+	m, mallory, next := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey()
+	document, err := a.TrustDocument(ctx)
+	if err != nil {
+		return err
+	}
+	mine := protocol.TrustDocument{
+		RootKey: mallory.Point(), NextRootHash: forge.HashOf(next), RootCerts: [][]byte{m.RootCert(1, mallory, next)},
+		KeyCerts: [][]byte{m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseKEM, Key: mallory.Point()})},
+	}
+	swapped, mixed := mine, document
+	swapped.RootCerts = document.RootCerts
+	mixed.KeyCerts = mine.KeyCerts
+	point := mallory.Point()
+	genuine, forged := document.RootKey.RootHash(), point.RootHash()
+	for what, c := range map[string]struct {
+		document protocol.TrustDocument
+		hash     protocol.RootHash
+		code     protocol.Code
+	}{
+		"the appliance's":             {document, genuine, 0},
+		"another root":                {mine, genuine, protocol.CodeCertificate},
+		"another hash":                {document, forged, protocol.CodeCertificate},
+		"another root, genuine chain": {swapped, genuine, protocol.CodeCertificate},
+	} {
+		_, err := c.document.Resolve(c.hash, arena.Now())
+		a.Code("trust document, "+what, err, c.code)
+	}
+	got, err := mixed.Resolve(genuine, arena.Now())
+	a.Check(err == nil && len(got.Keys) == 0, "trust document, foreign key certificates: %d taken, %v", len(got.Keys), err)
+	return m.Err
+}
+
+// updates are for a phone in a domain whose roots are here; it holds epoch 5 of kem and
+// decision.
+func updates(ctx context.Context, a *arena.Arena) error {
+	m, mallory := &forge.Mint{Ctx: ctx}, arena.NewKey()
+	roots := []arena.Key{arena.NewKey(), arena.NewKey(), arena.NewKey(), arena.NewKey()}
+	cert := func(root arena.Key, epoch uint64, change func(*protocol.KeyCert)) []byte {
+		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseKEM, Key: mallory.Point()}
+		if change != nil {
+			change(&k)
+		}
+		return m.KeyCert(root, k)
+	}
+	decision := func(k *protocol.KeyCert) { k.Use = protocol.UseDecision }
+	first := roots[0].Point()
+	held, err := protocol.TrustDocument{
+		RootKey: roots[0].Point(), NextRootHash: forge.HashOf(roots[1]), RootCerts: [][]byte{m.RootCert(1, roots[0], roots[1])},
+		KeyCerts: [][]byte{cert(roots[0], 5, nil), cert(roots[0], 5, decision)},
+	}.Resolve(first.RootHash(), arena.Now())
+	if err != nil {
+		return err
+	}
+	const day = 24 * 3600
+	now, seven, eight := arena.Now(), uint64(7), uint64(8)
+	second := m.RootCert(2, roots[1], roots[2])
+	for _, c := range []struct {
+		what  string
+		certs [][]byte
+	}{
+		{"key certificate by a foreign root", [][]byte{cert(mallory, 6, nil)}},
+		{"the epoch it has, another key", [][]byte{cert(roots[0], 5, func(k *protocol.KeyCert) { k.Key = arena.NewKey().Point() })}},
+		{"an earlier epoch", [][]byte{cert(roots[0], 4, nil)}},
+		{"epoch 0", [][]byte{cert(roots[0], 0, nil)}},
+		{"an epoch too far ahead", [][]byte{cert(roots[0], 5+64, nil)}},
+		{"expired", [][]byte{cert(roots[0], 6, func(k *protocol.KeyCert) { k.NotAfter = now - 1 })}},
+		{"not yet valid", [][]byte{cert(roots[0], 6, func(k *protocol.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}},
+		{"below its own minimum", [][]byte{cert(roots[0], 7, func(k *protocol.KeyCert) { k.MinEpoch = &eight })}},
+		{"a second root that was not pinned", [][]byte{m.RootCert(2, mallory, roots[2]), cert(mallory, 6, nil)}},
+		{"the third root without the second", [][]byte{m.RootCert(3, roots[2], roots[3]), cert(roots[2], 6, nil)}},
+		{"the second root under another number", [][]byte{m.RootCert(3, roots[1], roots[2]), cert(roots[1], 6, nil)}},
+		{"the second root without a kem key", [][]byte{second, cert(roots[1], 6, decision)}},
+		{"the second root, kem key by the first", [][]byte{second, cert(roots[0], 6, nil)}},
+		{"the second root after the key", [][]byte{cert(roots[1], 6, nil), second}},
+		{"the first root again", [][]byte{m.RootCert(1, roots[0], mallory), cert(mallory, 6, nil)}},
+		{"nothing", nil},
+	} {
+		same(a, offer{"MU: " + c.what, held, protocol.KeyUpdate{Certs: c.certs}.Marshal()})
+	}
+	rotation := protocol.KeyUpdate{Certs: [][]byte{second, cert(roots[1], 6, nil)}}.Marshal()
+	for bit := range 8 * len(rotation) {
+		same(a, offer{fmt.Sprintf("bit %d of an MU with a new root", bit), held, flip(rotation, bit)})
+	}
+	rotated, err := held.Update(rotation, now)
+	a.Check(err == nil && rotated.Root == roots[1].Point() && len(rotated.Keys) == 1, "MU with a new root: %v, %d keys, %v", rotated.Root, len(rotated.Keys), err)
+	same(a, offer{"MU: back to the first root", rotated, protocol.KeyUpdate{Certs: [][]byte{m.RootCert(1, roots[0], roots[1]), cert(roots[0], 7, nil)}}.Marshal()})
+	minimum := protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 7, func(k *protocol.KeyCert) { k.Use, k.MinEpoch = protocol.UseDecision, &seven })}}.Marshal()
+	newer, err := held.Update(minimum, now)
+	a.Check(err == nil && len(newer.KeyCerts(protocol.UseDecision)) == 1, "a minimum epoch leaves %d decision keys, %v", len(newer.KeyCerts(protocol.UseDecision)), err)
+	same(a, offer{"MU: the epoch that was ruled out", newer, protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 5, decision)}}.Marshal()})
+	return m.Err
+}
+
+// storeRows alters rows behind the appliance's back; their MAC tells.
+func storeRows(ctx context.Context, a *arena.Arena) error {
+	mallory := arena.NewKey()
+	point := mallory.Point()
+	for _, c := range []struct {
+		name   string
+		before string // verb of the admin API
+		set    string
+		key    *arena.Key // that signs instead of the phone's
+	}{
+		{"key", "", fmt.Sprintf("signing_key = x'%x'", point[:]), &mallory},
+		{"honest-key", "", fmt.Sprintf("signing_key = x'%x'", point[:]), nil},
+		{"resumed", "suspend", "status = 1", nil},
+		{"verifier", "", "verifier = NULL", nil},
+		{"role", "", `roles = '["approver","uv"]'`, nil},
+		{"version", "", "version = version + 1", nil},
+	} {
+		phone, err := a.Equipped(ctx, "row-"+c.name)
+		if err != nil {
+			return err
+		}
+		if c.before != "" {
+			if err := a.Do(ctx, "client/"+phone.Name+"/"+c.before); err != nil {
+				return err
+			}
+		}
+		if err := a.Tamper(ctx, fmt.Sprintf("UPDATE client SET %s WHERE name = '%s'", c.set, phone.Name)); err != nil {
+			return err
+		}
+		s, err := a.AskFor(phone, arena.Door, 1).Must(ctx)
+		if err != nil {
+			return err
+		}
+		sign := s.Honest()
+		if c.key != nil {
+			sign.Key = *c.key
+		}
+		err = a.Leaves(ctx, "row altered: "+c.set, arena.Nothing, func() error {
+			return a.Play(ctx, arena.Move{What: "row altered: " + c.set, On: s, Sign: sign, Want: arena.Denied(protocol.CodeRefused)})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
