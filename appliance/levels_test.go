@@ -1,11 +1,14 @@
 package appliance_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
 	"countersign/appliance/store"
@@ -269,6 +272,34 @@ func TestUnattested(t *testing.T) {
 	alice := b.enrolFull("alice")
 	s := alice.challenge(vault, nil)
 	expect(t, s.must(s.with(0, nil)), protocol.ResultDenied, protocol.CodePolicy)
+}
+
+// TestAttestationHook: the format that the hook names is what policy accepts or not.
+func TestAttestationHook(t *testing.T) {
+	b := newBench(t)
+	b.addPolicy(2, []byte("[uv]\nattestation = [\"good\"]\n[[service]]\nid = 300\nname = \"vault\"\nlevel = 3\n"))
+	a, err := appliance.New(t.Context(), appliance.Config{
+		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
+		Attest: func(_ context.Context, a appliance.Attestation) (string, error) {
+			if string(a.Statement) == "genuine" {
+				return "good", nil
+			}
+			return "", errors.New("not genuine")
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Appliance = a
+	for statement, want := range map[string]protocol.Code{"genuine": 0, "forged": protocol.CodePolicy, "": protocol.CodePolicy} {
+		p := b.fullPhone()
+		p.attestation = []byte(statement)
+		b.enrolAs("phone-"+statement, p)
+		s := p.challenge(vault, nil)
+		if a := s.must(s.with(0, nil)); a.p4.Reason != want {
+			t.Errorf("attestation %q: code %d, want %d", statement, a.p4.Reason, want)
+		}
+	}
 }
 
 func TestStrict(t *testing.T) {

@@ -135,6 +135,8 @@ type phone struct {
 	uv      *softKey
 	k       *password.Verifier
 	counter uint32
+
+	attestation []byte // of the UV key; empty: none is sent
 }
 
 type softKey struct{ *ecdsa.PrivateKey }
@@ -180,11 +182,14 @@ func (b *bench) enrol(name string) *phone {
 // enrolFull enrols a phone with password and UV key, with these roles.
 func (b *bench) enrolFull(name string, roles ...string) *phone {
 	b.Helper()
-	p := b.stranger()
-	uv := newSoftKey()
+	return b.enrolAs(name, b.fullPhone(), roles...)
+}
+
+func (b *bench) fullPhone() *phone {
+	p, uv := b.stranger(), newSoftKey()
 	p.uv, p.k = &uv, new(password.Verifier)
 	_, _ = rand.Read(p.k[:])
-	return b.enrolAs(name, p, roles...)
+	return p
 }
 
 func (b *bench) enrolAs(name string, p *phone, roles ...string) *phone {
@@ -207,6 +212,9 @@ func (p *phone) request(code protocol.ActivationCode) []byte {
 	if p.uv != nil {
 		point := p.uv.point()
 		req.UVKey, uv = &point, *p.uv
+		if len(p.attestation) > 0 {
+			req.Attestation = p.attestation
+		}
 	}
 	if p.k != nil {
 		req.Password = p.password()

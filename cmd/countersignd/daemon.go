@@ -45,7 +45,9 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 		return nil, fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
 	d.storeDir = filepath.Dir(cfg.Store.Path)
-	d.appliance, err = appliance.New(ctx, appliance.Config{Store: p.store, Keys: d.keys, Logger: p.log, Metrics: p.metrics})
+	d.appliance, err = appliance.New(ctx, appliance.Config{
+		Store: p.store, Keys: d.keys, Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ type Appliance struct {
 	Admin    Admin  `toml:"admin"`
 	Ops      Ops    `toml:"ops"`
 	Trust    Trust  `toml:"trust"`
+	UV       UV     `toml:"uv"`
 	Log      Log    `toml:"log"`
 }
 
@@ -60,6 +61,12 @@ type Trust struct {
 	Domain string `toml:"domain"` // SPIFFE trust domain
 }
 
+// UV names who verifies the attestation of UV keys.
+type UV struct {
+	Attest  []string `toml:"attest"`  // command; empty is nobody
+	Timeout Duration `toml:"timeout"` // 100 ms to 1 minute
+}
+
 // Log says what is logged to standard error, and how.
 type Log struct {
 	Level  string `toml:"level"`  // trace, debug, info, warn or error
@@ -86,6 +93,7 @@ func DefaultAppliance() Appliance {
 		},
 		Ops:   Ops{Listen: "127.0.0.1:9443"},
 		Trust: Trust{Domain: "countersign.example"},
+		UV:    UV{Attest: []string{}, Timeout: Duration{5 * time.Second}},
 		Log:   Log{Level: "info", Format: "json"},
 	}
 }
@@ -108,6 +116,9 @@ func (a *Appliance) resolve(dir string) {
 	a.StateDir = under(dir, a.StateDir)
 	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket} {
 		*path = under(dir, *path)
+	}
+	if len(a.UV.Attest) > 0 {
+		a.UV.Attest[0] = command(dir, a.UV.Attest[0])
 	}
 	if a.Store.Path == "" {
 		a.Store.Path = filepath.Join(a.StateDir, "countersign.db")
@@ -135,6 +146,10 @@ func (a *Appliance) check() []Problem {
 	c.socket("admin.socket", a.Admin.Socket)
 	c.loopback("ops.listen", a.Ops.Listen)
 	c.trustDomain("trust.domain", a.Trust.Domain)
+	if len(a.UV.Attest) > 0 && a.UV.Attest[0] == "" {
+		c.fail("uv.attest", "the program is missing")
+	}
+	c.duration("uv.timeout", a.UV.Timeout, span[time.Duration]{100 * time.Millisecond, time.Minute})
 	c.log(a.Log)
 	return c.problems
 }
