@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,3 +76,24 @@ func (a *Appliance) openCountersign(ctx context.Context, device store.Device, re
 	c.key = store.AnswerKey{Client: c.p1.Client, Serial: c.p1.Serial, Attempt: attempt, M3: sha256.Sum256(req.M3)}
 	return c, nil
 }
+
+// Outcome stores a device's word on what it did with an approval. The first report
+// wins; one that says "not performed" gives the limits back. A transaction that is
+// not this device's is [ErrNoTransaction].
+func (a *Appliance) Outcome(ctx context.Context, device store.Device, req protocol.OutcomeRequest) error {
+	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
+		"transaction": req.Transaction[:], "performed": req.Performed,
+	})
+	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}
+	err := a.store.Report(ctx, report, rec)
+	if errors.Is(err, store.ErrNotFound) {
+		err = ErrNoTransaction
+	}
+	if err != nil {
+		return fmt.Errorf("outcome of transaction %s: %w", req.Transaction, err)
+	}
+	return nil
+}
+
+// ErrNoTransaction: this device has no such approved transaction.
+var ErrNoTransaction = errors.New("no such transaction")
