@@ -26,9 +26,10 @@ type countersigned struct {
 
 // Countersign answers a phone's M3 that a device relays. The order is that of
 // PROTOCOL.md §4: open, evidence, decision, one durable commit, signature, answer;
-// an M3 that was answered before gets that answer, whatever stands against it now. Errors carry a code that is answered over
-// HTTP, or wrap [hsm.ErrUnavailable] or [store.ErrUnavailable]; after such an
-// error the same M3 may be sent again.
+// an M3 that was answered before gets that answer, whatever stands against it now.
+// Errors carry a code that is answered over HTTP, or wrap [hsm.ErrUnavailable],
+// [store.ErrUnavailable] or a context error; after those the same M3 may be sent
+// again.
 func (a *Appliance) Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
 	c, err := a.openCountersign(ctx, device, req)
 	if err != nil {

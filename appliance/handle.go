@@ -21,7 +21,7 @@ import (
 // handle is what the appliance must remember between apply and countersign. It
 // travels sealed through the device (PROTOCOL.md §3.2):
 //
-//	hour uint32 | nonce[12] | AES-256-GCM(key of the hour, aad = device and hour, CBOR)
+//	hour uint32 | nonce[12] | AES-256-GCM(key of the hour, aad = device and hour, kind | CBOR)
 type handle struct {
 	_         struct{} `cbor:",toarray"`
 	Issued    int64    // Unix milliseconds
@@ -32,9 +32,9 @@ type handle struct {
 	P2        []byte
 	Challenge protocol.Challenge
 	U         protocol.Nonce
-	Policy    uint64 // version of the policy that decided the level
-	Reference string // of the order, for the audit record
-	First     *pending
+	Policy    uint64   // version of the policy that decided the level
+	Reference string   // of the order, for the audit record
+	First     *pending // of a second approval: what it approves
 }
 
 // answerLife is how long a countersignature is answered again, PROTOCOL.md §4;
@@ -104,7 +104,7 @@ func (a *Appliance) sealHandle(ctx context.Context, device protocol.DeviceID, h 
 	return a.seal(ctx, sealing{device: device, hour: hourOf(time.UnixMilli(h.Issued)), kind: kindSession}, h)
 }
 
-// openHandle opens a handle of this kind that this appliance, or a replica, sealed
+// openHandle opens a session's handle that this appliance, or a replica, sealed
 // for this device in the last 24 hours. Any other is dead: code 8.
 func (a *Appliance) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
 	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
