@@ -117,6 +117,14 @@ var (
 	// ErrUnavailable: the token cannot be reached or did not answer in time;
 	// another attempt later may succeed.
 	ErrUnavailable = errors.New("HSM unavailable")
+	// ErrGarbled: the token's answer cannot be right: it has the wrong length, or
+	// is a signature that does not verify. It wraps [ErrUnavailable].
+	ErrGarbled = fmt.Errorf("HSM gave a wrong answer: %w", ErrUnavailable)
+	// ErrBusy: more calls wait than can be answered in time. Nothing was done;
+	// another attempt a moment later may succeed.
+	ErrBusy = errors.New("HSM is busy")
+	// ErrLocked: nobody has given the PIN yet. It wraps [ErrUnavailable].
+	ErrLocked = fmt.Errorf("HSM waits for its PIN: %w", ErrUnavailable)
 	// ErrPIN: the token refused the PIN, or it is locked or expired. Never
 	// to be tried again without an administrator.
 	ErrPIN = errors.New("HSM refused the PIN")

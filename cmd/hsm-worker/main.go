@@ -29,13 +29,18 @@ const (
 	exitPIN         = 77
 )
 
-const socket = 3 // file descriptor
+// File descriptors that the parent left: the conversation, and a lane beside it
+// for calls that must not wait behind others.
+const (
+	socket = 3
+	lane   = 4
+)
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, _ io.Reader, _, stderr io.Writer) int {
-	if !inherited() || len(args) > 0 {
-		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with a socket as file descriptor 3, and not by hand.\n")
+	if !inherited(socket) || !inherited(lane) || len(args) > 0 {
+		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "hsm-worker", Output: stderr, DisableTime: true})
@@ -54,9 +59,11 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 
 func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// A session is a thread in the module or in a read: none waits for another.
-	runtime.GOMAXPROCS(cfg.Sessions + 1)
+	// One session more than asked for is the lane's.
+	sessions := cfg.Sessions + 1
+	runtime.GOMAXPROCS(sessions + 1)
 	token, err := pkcs11.Open(pkcs11.Config{
-		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions, Logger: log,
+		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: sessions, Logger: log,
 	})
 	if err != nil {
 		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too
@@ -68,7 +75,7 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices()}, nil); err != nil {
 		return exitProtocol
 	}
-	err = wire.Serve(conn, token, cfg.Sessions)
+	err = wire.Serve(conn, token, cfg.Sessions, wire.NewSocket(lane))
 	if errors.Is(err, wire.ErrFrame) {
 		log.Error("parent is not to be understood", "error", err)
 		return exitProtocol
@@ -79,10 +86,10 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	return exitOK
 }
 
-// inherited tells whether file descriptor 3 is the socket a parent left.
-func inherited() bool {
+// inherited tells whether a file descriptor is a socket that a parent left.
+func inherited(fd int) bool {
 	var st unix.Stat_t
-	err := unix.Fstat(socket, &st)
+	err := unix.Fstat(fd, &st)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
 }
 

@@ -24,18 +24,27 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// started runs the real binary with a socket as file descriptor 3.
-func started(t *testing.T, s hsmtest.SoftHSM) (*wire.Socket, *exec.Cmd, *bytes.Buffer) {
+// pair is a socket and what a child inherits of it.
+func pair(t *testing.T) (*wire.Socket, *os.File) {
 	t.Helper()
 	ours, theirs, err := wire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer theirs.Close()
 	t.Cleanup(func() { _ = ours.Close() })
+	return ours, theirs
+}
+
+// started runs the real binary with its sockets as file descriptors 3 and 4.
+func started(t *testing.T, s hsmtest.SoftHSM) (*wire.Socket, *exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	ours, theirs := pair(t)
+	defer theirs.Close()
+	_, lane := pair(t)
+	defer lane.Close()
 	cmd, stderr := exec.Command(hsmtest.Worker(t)), &bytes.Buffer{}
 	cmd.Env = append(os.Environ(), s.Env())
-	cmd.ExtraFiles, cmd.Stderr = []*os.File{theirs}, stderr
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{theirs, lane}, stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ const (
 	wrongKey               // the caller's key; keep the session
 	stop                   // the PIN; never try again
 	taken                  // the label of a new key; keep the session
+	nonsense               // the answer cannot be right; close the session, return
 	fine                   // no error
 	waiting                // the context ended before there was a session
 )
@@ -34,7 +35,7 @@ func (c class) harmless() bool { return c == fine || c == input || c == wrongKey
 var sentinel = map[class]error{
 	other: hsm.ErrUnavailable, reconnect: hsm.ErrUnavailable, refind: hsm.ErrKey, discard: hsm.ErrUnavailable,
 	busy: hsm.ErrUnavailable, input: hsm.ErrInput, wrongKey: hsm.ErrKey, stop: hsm.ErrPIN,
-	taken: hsm.ErrExists,
+	taken: hsm.ErrExists, nonsense: hsm.ErrGarbled,
 }
 
 // classes holds every return code with a class of its own (PKCS#11 v2.40 §5.1).
@@ -141,6 +142,8 @@ func classify(err error) class {
 		return taken
 	case errors.Is(err, errWrapped):
 		return input
+	case errors.Is(err, errShort):
+		return nonsense
 	}
 	code, ok := codeOf(err)
 	if !ok {

@@ -21,15 +21,22 @@ type Token interface {
 // farewell is how long answers under way may take once the token is dead.
 const farewell = 100 * time.Millisecond
 
-// Serve answers requests until the other side closes conn, which is nil, sends
-// something malformed, which is [ErrFrame], or the token dies, which is
-// [ErrLost]; the process is to end then. At most parallel calls are in the
-// token at once, more wait in the socket.
-func Serve(conn *Socket, token Token, parallel int) error {
-	s := &server{token: token, conn: conn}
-	ended := make(chan error, parallel)
-	for range parallel {
+// Serve answers requests until the other side closes a socket, which is nil,
+// sends something malformed, which is [ErrFrame], or the token dies, which is
+// [ErrLost]; the process is to end then. At most parallel calls of conn are in
+// the token at once, more wait in the socket. A call of a lane waits for none of
+// those: each lane has a server, and should find a session, of its own.
+func Serve(conn *Socket, token Token, parallel int, lanes ...*Socket) error {
+	ended := make(chan error, parallel+len(lanes))
+	serve := func(conn *Socket) {
+		s := &server{token: token, conn: conn}
 		go func() { ended <- s.work() }()
+	}
+	for range parallel {
+		serve(conn)
+	}
+	for _, lane := range lanes {
+		serve(lane)
 	}
 	select {
 	case err := <-ended:

@@ -20,8 +20,12 @@ const (
 	tick = 10 * time.Millisecond
 )
 
-// errDied: the worker ended before it answered; another one may.
-var errDied = errors.New("worker died")
+var (
+	// errDied: the worker ended before it answered; another one may.
+	errDied = errors.New("worker died")
+	// errLate: no answer in time. It wraps [hsm.ErrUnavailable].
+	errLate = fmt.Errorf("no answer in time: %w", hsm.ErrUnavailable)
+)
 
 // link is the conversation with one worker. Requests are written by their
 // callers. One of the callers that wait for an answer is the reader: it hands
@@ -31,17 +35,22 @@ var errDied = errors.New("worker died")
 type link struct {
 	sock    *wire.Socket
 	proc    *process
-	timeout time.Duration // of ordinary calls
+	lane    *link // beside the conversation, for canaries; a lane has none
 	started time.Time
-	done    chan struct{} // closed when the link is lost
-	buf     []byte        // the reader's
+	done    chan struct{}      // closed when the link is lost
+	buf     []byte             // the reader's
+	changed func(failed error) // told when silent changes; nil for nobody
 
-	late atomic.Bool  // somebody gave up waiting, no answer since
-	load atomic.Int64 // calls in flight
+	silent atomic.Bool  // somebody waited in vain, no answer since
+	load   atomic.Int64 // calls in flight
+	record record
+	pace   pace
 
 	mu        sync.Mutex // guards what follows
 	pending   map[uint32]*call
 	nextID    uint32
+	newest    uint32      // highest id that was answered
+	answered  time.Time   // last
 	reading   bool        // there is a reader
 	abandoned int         // pending calls nobody waits for
 	exited    bool        // the process ended
@@ -66,9 +75,9 @@ type call struct {
 	partial []byte // the answer so far
 }
 
-func newLink(sock *wire.Socket, proc *process, timeout time.Duration) *link {
+func newLink(sock *wire.Socket, proc *process) *link {
 	l := &link{
-		sock: sock, proc: proc, timeout: timeout, started: time.Now(),
+		sock: sock, proc: proc, started: time.Now(),
 		done: make(chan struct{}), buf: wire.Buffer(), pending: map[uint32]*call{},
 	}
 	l.dog = time.AfterFunc(time.Hour, l.watch)
@@ -85,6 +94,8 @@ func newLink(sock *wire.Socket, proc *process, timeout time.Duration) *link {
 	return l
 }
 
+func (l *link) pid() int { return l.proc.cmd.Process.Pid }
+
 // register makes a call pending.
 func (l *link) register(c *call) (id uint32, err error) {
 	l.mu.Lock()
@@ -92,8 +103,8 @@ func (l *link) register(c *call) (id uint32, err error) {
 	if l.cause != nil {
 		return 0, l.cause
 	}
-	if len(l.pending) >= maxInFlight {
-		return 0, fmt.Errorf("%d calls wait for worker %d: %w", maxInFlight, l.proc.cmd.Process.Pid, hsm.ErrUnavailable)
+	if most := l.pace.most(); len(l.pending) >= most {
+		return 0, fmt.Errorf("%d calls wait for worker %d: %w", most, l.pid(), hsm.ErrBusy)
 	}
 	l.nextID++
 	l.pending[l.nextID] = c
@@ -166,19 +177,44 @@ func (l *link) lost() bool {
 	}
 }
 
-// do sends a request and waits for its answer, the deadline or the end of ctx.
-// An error that wraps errDied or [wire.ErrLost] may be tried elsewhere.
-func (l *link) do(ctx context.Context, q wire.Request, deadline time.Time) (wire.Response, error) {
+// well tells whether an answer can be expected.
+func (l *link) well() bool { return !l.silent.Load() && !l.lost() }
+
+// suspect marks a worker that let somebody wait in vain.
+func (l *link) suspect() { l.setSilent(true) }
+
+func (l *link) setSilent(silent bool) {
+	if l.silent.Swap(silent) != silent && l.changed != nil {
+		go l.changed(nil)
+	}
+}
+
+// end waits for the process of a link that is lost, and releases what it had.
+func (l *link) end() {
+	if l.lane != nil {
+		l.lane.fail(l.failure())
+	}
+	l.proc.end()
+	_ = l.sock.Close()
+	if l.lane != nil {
+		_ = l.lane.sock.Close()
+	}
+}
+
+// do sends a request and waits for its answer, for as long as patience lasts or
+// until the end of ctx. An error that wraps errDied, errLate or [wire.ErrLost]
+// may be tried elsewhere.
+func (l *link) do(ctx context.Context, q wire.Request, patience patience) (wire.Response, error) {
 	w := waiters.Get().(*waiter)
 	w.waiting, w.gone, w.partial = false, false, nil
-	w.overdue = deadline.Add(grace)
+	w.overdue = patience.overdue
 	id, err := l.register(&w.call)
 	if err != nil {
 		waiters.Put(w)
 		return wire.Response{}, err
 	}
 	q.ID = id
-	turn := turn{l, w, id, deadline}
+	turn := turn{l, w, id, patience, time.Now()}
 	if err := turn.send(ctx, q); err != nil {
 		return wire.Response{}, err
 	}

@@ -66,7 +66,7 @@ func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
 		_ = cmd.Wait() // it is killed
 		close(proc.exited)
 	}()
-	l := newLink(ours, proc, time.Second)
+	l := newLink(ours, proc)
 	t.Cleanup(func() {
 		proc.kill()
 		<-l.done // the end of the process is noticed while nobody calls, or it was lost before
@@ -85,9 +85,10 @@ func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
 }
 
 func (l *link) mac(ctx context.Context, key hsm.KeyID, data string) ([]byte, error) {
-	const patience = 5 * time.Second
-	q := wire.Request{Op: wire.MAC, Key: key, Payload: []byte(data), Deadline: wire.Now() + int64(patience)}
-	p, err := l.do(ctx, q, time.Now().Add(patience))
+	const limit = 5 * time.Second
+	q := wire.Request{Op: wire.MAC, Key: key, Payload: []byte(data), Deadline: wire.Now() + int64(limit)}
+	end := time.Now().Add(limit)
+	p, err := l.do(ctx, q, patience{hedge: end, deadline: end, overdue: end.Add(grace)})
 	return p.Payload, err
 }
 

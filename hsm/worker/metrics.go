@@ -12,11 +12,11 @@ import (
 
 // metrics are this room's collectors.
 type metrics struct {
-	alive    prometheus.Gauge
-	restarts prometheus.Counter
-	queue    [wire.Keys + 1]prometheus.Observer // by operation
-	call     [wire.Keys + 1]prometheus.Observer
-	failed   [wire.Keys + 1]prometheus.Counter
+	alive, available                                  prometheus.Gauge
+	restarts, retries, garbled, quarantines, canaries prometheus.Counter
+	queue                                             [wire.Keys + 1]prometheus.Observer // by operation
+	call                                              [wire.Keys + 1]prometheus.Observer
+	failed                                            [wire.Keys + 1]prometheus.Counter
 }
 
 // buckets from 50 µs, a fast software token, to 3.3 s, beyond the deadline.
@@ -31,6 +31,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "countersign_hsm_worker_restarts_total", Help: "Workers started in place of a lost one.",
 		}),
 	}
+	m.available = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "countersign_hsm_available", Help: "1 while calls are let through to the HSM, 0 while they are refused at once.",
+	})
+	counters := []prometheus.Collector{}
+	for c, name := range map[*prometheus.Counter][2]string{
+		&m.retries:     {"retries_total", "HSM operations that were tried again on another worker."},
+		&m.garbled:     {"garbled_total", "Wrong answers of the HSM, none of which was released."},
+		&m.quarantines: {"quarantines_total", "Workers put out of service for wrong answers in a row."},
+		&m.canaries:    {"canary_failures_total", "Canaries that failed."},
+	} {
+		*c = prometheus.NewCounter(prometheus.CounterOpts{Name: "countersign_hsm_" + name[0], Help: name[1]})
+		counters = append(counters, *c)
+	}
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "countersign_hsm_seconds", Buckets: buckets,
 		Help: "Time of an HSM operation: call inside the token, queue on the way there and back.",
@@ -44,7 +57,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.failed[op] = failures.WithLabelValues(op.String())
 	}
 	if r != nil {
-		r.MustRegister(m.alive, m.restarts, seconds, failures)
+		r.MustRegister(append(counters, m.alive, m.available, m.restarts, seconds, failures)...)
 	}
 	return m
 }
@@ -55,7 +68,7 @@ func (m *metrics) observe(op wire.Op, total, call time.Duration, err error) {
 		m.call[op].Observe(call.Seconds())
 		m.queue[op].Observe(max(total-call, 0).Seconds())
 	}
-	if errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrPIN) {
+	if errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrBusy) {
 		m.failed[op].Inc()
 	}
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,50 +32,80 @@ func (p *Pool) fork() {
 	}
 }
 
-// start brings up one worker with its token open. The first refused PIN stops
-// the pool, and nobody who waited for the turn tries it again.
+// start brings up one worker, unless the pool has stopped.
 func (p *Pool) start(ctx context.Context) (*link, error) {
 	p.starting.Lock()
 	defer p.starting.Unlock()
 	if err := p.stopReason(); err != nil {
 		return nil, err
 	}
+	return p.launch(ctx)
+}
+
+// launch brings up one worker with its token open and its keys proven. The first
+// refused PIN stops the pool, and nobody who waited for the turn tries it again.
+// Callers hold starting.
+func (p *Pool) launch(ctx context.Context) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	sock, proc, err := p.spawn()
+	if err := p.cfg.Guard.arm(); err != nil {
+		p.stopIfRefused(err)
+		return nil, fmt.Errorf("starting worker: %w", err)
+	}
+	l, err := p.spawn()
 	if err != nil {
 		return nil, fmt.Errorf("starting worker: %v: %w", err, hsm.ErrUnavailable)
 	}
-	hello, err := p.introduce(ctx, sock)
+	if err = p.introduce(ctx, l); err == nil {
+		err = p.prove(ctx, l)
+	}
 	if err != nil {
-		_ = sock.Close()
-		proc.end()
-		p.stopIfRefused(err)
-		return nil, fmt.Errorf("starting worker: %w", err)
+		l.fail(err)
+		l.end()
+		return nil, fmt.Errorf("starting worker: %w", outward(err))
+	}
+	p.cfg.Logger.Info("worker ready", "pid", l.pid())
+	return l, nil
+}
+
+// introduce sends the configuration and waits for the token to be open.
+func (p *Pool) introduce(ctx context.Context, l *link) error {
+	unblock := context.AfterFunc(ctx, l.sock.Shutdown)
+	defer unblock()
+	pin, err := p.vault.read()
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	defer pin.Zero()
+	err = wire.WriteConfig(l.sock, wire.Config{
+		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
+		PIN: pin, Sessions: p.cfg.Sessions,
+	})
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	hello, err := wire.ReadHello(l.sock)
+	if err := p.judgePIN(err); err != nil {
+		return err
 	}
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
-	p.cfg.Logger.Info("worker ready", "pid", proc.cmd.Process.Pid)
-	return newLink(sock, proc, p.cfg.Timeout), nil
+	return errors.Join(l.sock.Tick(tick), l.lane.sock.Tick(tick))
 }
 
-// introduce sends the configuration and waits for the token to be open.
-func (p *Pool) introduce(ctx context.Context, sock *wire.Socket) (wire.Hello, error) {
-	unblock := context.AfterFunc(ctx, sock.Shutdown)
-	defer unblock()
-	err := wire.WriteConfig(sock, wire.Config{
-		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
-		PIN: p.cfg.PIN, Sessions: p.cfg.Sessions,
-	})
-	if err != nil {
-		return wire.Hello{}, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+// judgePIN puts the guard up over a PIN that was refused, before anybody learns
+// of it.
+func (p *Pool) judgePIN(err error) error {
+	if !errors.Is(err, hsm.ErrPIN) {
+		p.cfg.Guard.disarm()
+		return err
 	}
-	hello, err := wire.ReadHello(sock)
-	if err != nil {
-		return wire.Hello{}, err
+	if failed := p.cfg.Guard.raise(); failed != nil {
+		p.cfg.Logger.Error("a refused PIN could not be remembered: do not start again before it is right", "error", failed)
 	}
-	return hello, sock.Tick(tick)
+	p.stopIfRefused(err)
+	return err
 }
 
 // process is a running worker. Its owner is the link, which ends it.
@@ -83,14 +114,41 @@ type process struct {
 	exited chan struct{} // closed once it was waited for
 }
 
-func (p *Pool) spawn() (*wire.Socket, *process, error) {
+// spawn starts a process and returns the link to it, not yet introduced.
+func (p *Pool) spawn() (*link, error) {
 	ours, theirs, err := wire.Pair()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer theirs.Close() // the child has its own
+	ourLane, theirLane, err := wire.Pair()
+	if err != nil {
+		_ = ours.Close()
+		return nil, err
+	}
+	defer theirLane.Close()
+	proc, err := p.run(theirs, theirLane)
+	if err != nil {
+		return nil, errors.Join(err, ours.Close(), ourLane.Close())
+	}
+	l := newLink(ours, proc)
+	l.pace.sessions, l.pace.queue = p.cfg.Sessions, p.cfg.Timeout/10
+	l.changed = p.judge
+	l.lane = newLink(ourLane, proc)
+	go func() {
+		select {
+		case <-l.lane.done:
+			l.fail(l.lane.failure())
+		case <-l.done:
+		}
+	}()
+	return l, nil
+}
+
+// run starts hsm-worker with these files as descriptors 3 and up.
+func (p *Pool) run(files ...*os.File) (*process, error) {
 	cmd := exec.Command(p.cfg.Binary)
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = files
 	cmd.Stderr = p.cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{InferLevels: true})
 	cmd.WaitDelay = time.Second
 	// A group of its own: Ctrl-C in a terminal is for the parent, which ends
@@ -99,15 +157,14 @@ func (p *Pool) spawn() (*wire.Socket, *process, error) {
 	f := fork{cmd, make(chan error, 1)}
 	p.forks <- f
 	if err := <-f.done; err != nil {
-		_ = ours.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	proc := &process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 		close(proc.exited)
 	}()
-	return ours, proc, nil
+	return proc, nil
 }
 
 // end waits for a process whose socket is closed, and kills it when it stays.

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"time"
 
 	"countersign/hsm/wire"
 )
@@ -14,7 +15,11 @@ func (l *link) hand(p wire.Response) {
 	if c == nil {
 		return
 	}
-	l.late.Store(false)
+	l.setSilent(false)
+	l.answered = time.Now()
+	if after(p.ID, l.newest) {
+		l.newest = p.ID
+	}
 	if p.More || c.partial != nil {
 		c.partial = append(c.partial, p.Payload...)
 		p.Payload = c.partial
@@ -27,6 +32,8 @@ func (l *link) hand(p wire.Response) {
 		return
 	}
 	l.takeLocked(p.ID)
+	l.record.calls.Add(1)
+	l.pace.observe(p.Took)
 	if c.gone {
 		clear(p.Payload)
 		l.abandoned--

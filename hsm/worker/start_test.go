@@ -62,7 +62,9 @@ func TestRefusedPIN(t *testing.T) {
 func TestPINRefusedLater(t *testing.T) {
 	var starts func() int
 	r := newRig(t, func(c *Config) { c.Binary, starts = counted(t, c.Binary) })
-	copy(r.cfg.PIN, "another-pin")
+	if _, err := r.pool.vault.file.WriteAt([]byte("another-pin"), 0); err != nil {
+		t.Fatal(err)
+	}
 	for _, pid := range r.pids() {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -111,7 +113,7 @@ func TestOpenHungStart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	_, err := Open(ctx, Config{Binary: script})
+	_, err := Open(ctx, Config{Binary: script, PIN: wire.PIN("1234")})
 	if took := time.Since(start); !errors.Is(err, hsm.ErrUnavailable) || took > 2*time.Second {
 		t.Errorf("Open: %v after %s, want ErrUnavailable", err, took)
 	}

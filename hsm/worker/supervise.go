@@ -14,34 +14,41 @@ import (
 // a new series.
 const settled = 10 * time.Second
 
-// supervise replaces a worker whenever it is lost, until the pool stops.
+// supervise replaces a worker whenever it is lost, until the pool is closed. nil
+// is one that is to be started first.
 func (p *Pool) supervise(l *link) {
 	delay := time.Duration(0)
-	for l != nil {
-		<-l.done
-		p.remove(l)
-		l.proc.end()
-		_ = l.sock.Close()
-		if errors.Is(l.failure(), ErrClosed) {
+	for {
+		if l != nil {
+			<-l.done
+			p.remove(l)
+			l.end()
+			if errors.Is(l.failure(), ErrClosed) {
+				return
+			}
+			p.cfg.Logger.Warn("worker lost", "pid", l.pid(), "status", l.proc.cmd.ProcessState.String(), "error", l.failure())
+			if time.Since(l.started) > settled {
+				delay = 0
+			}
+		}
+		if l = p.replace(&delay); l == nil {
 			return
 		}
-		p.cfg.Logger.Warn("worker lost", "pid", l.proc.cmd.Process.Pid,
-			"status", l.proc.cmd.ProcessState.String(), "error", l.failure())
-		if time.Since(l.started) > settled {
-			delay = 0
-		}
-		l = p.replace(&delay)
 	}
 }
 
-// replace starts a worker, again and again; nil when the pool stopped.
+// replace starts a worker, again and again; nil when the pool was closed.
 func (p *Pool) replace(delay *time.Duration) *link {
 	for reported := false; ; {
-		if !p.pause(*delay) {
+		l, open := p.pause(*delay)
+		if !open {
 			return nil
 		}
 		*delay = min(max(2**delay, 20*time.Millisecond), maxBackOff)
-		l, err := p.start(context.Background())
+		var err error
+		if l == nil {
+			l, err = p.start(context.Background())
+		}
 		if err == nil {
 			p.metrics.restarts.Inc()
 			if !p.add(l) {
@@ -49,6 +56,7 @@ func (p *Pool) replace(delay *time.Duration) *link {
 			}
 			return l
 		}
+		p.judge(err)
 		if !reported {
 			p.cfg.Logger.Error("cannot start worker", "error", err)
 			reported = true
@@ -56,19 +64,37 @@ func (p *Pool) replace(delay *time.Duration) *link {
 	}
 }
 
-// pause waits for between half of d and d; false when the pool stopped.
-func (p *Pool) pause(d time.Duration) bool {
+// pause waits for between half of d and d and until workers may be started. It
+// returns a worker that was started meanwhile by Unlock; false when the pool was
+// closed.
+func (p *Pool) pause(d time.Duration) (*link, bool) {
 	if d > 0 {
 		d = d/2 + rand.N(d/2)
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return p.stopReason() == nil
-	case <-p.closed:
-		return false
+	for waited := false; ; {
+		changed := p.nextChange()
+		if waited && p.stopReason() == nil {
+			return nil, true
+		}
+		select {
+		case <-timer.C:
+			waited = true
+		case <-changed:
+		case l := <-p.spare:
+			return l, true
+		case <-p.closed:
+			return nil, false
+		}
 	}
+}
+
+// nextChange is closed when live, stopped or the breaker changes.
+func (p *Pool) nextChange() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
 }
 
 func (p *Pool) stopReason() error {
@@ -77,8 +103,8 @@ func (p *Pool) stopReason() error {
 	return p.stopped
 }
 
-// stop makes cause the reason why no worker is started any more. Those that
-// run stay; Close ends them.
+// stop makes cause the reason why no worker is started. Those that run stay;
+// Close ends them.
 func (p *Pool) stop(cause error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,12 +114,22 @@ func (p *Pool) stop(cause error) {
 	if p.stopped = cause; errors.Is(cause, ErrClosed) {
 		close(p.closed)
 	}
-	p.changeLocked(*p.live.Load())
+	p.signalLocked()
+}
+
+// resume lets workers be started again.
+func (p *Pool) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !errors.Is(p.stopped, ErrClosed) {
+		p.stopped = nil
+	}
+	p.signalLocked()
 }
 
 func (p *Pool) stopIfRefused(err error) {
 	if errors.Is(err, hsm.ErrPIN) {
-		p.cfg.Logger.Error("PIN refused, no worker will be started again", "error", err)
+		p.cfg.Logger.Error("PIN refused, no worker will be started before it is unlocked", "error", err)
 		p.stop(err)
 	}
 }
@@ -101,30 +137,41 @@ func (p *Pool) stopIfRefused(err error) {
 // add lets a worker take calls; false when the pool was closed meanwhile.
 func (p *Pool) add(l *link) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if errors.Is(p.stopped, ErrClosed) {
+		p.mu.Unlock()
 		l.fail(ErrClosed)
-		go func() {
-			l.proc.end()
-			_ = l.sock.Close()
-		}()
+		l.end()
 		return false
 	}
 	p.known.Clear()
 	p.changeLocked(append(slices.Clone(*p.live.Load()), l))
+	p.mu.Unlock()
+	p.judge(nil)
+	go p.watch(l)
 	return true
 }
 
 func (p *Pool) remove(l *link) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	live := slices.DeleteFunc(slices.Clone(*p.live.Load()), func(o *link) bool { return o == l })
-	p.changeLocked(live)
+	p.changeLocked(slices.DeleteFunc(slices.Clone(*p.live.Load()), func(o *link) bool { return o == l }))
+	p.mu.Unlock()
+	p.judge(nil)
 }
 
 func (p *Pool) changeLocked(live []*link) {
 	p.live.Store(&live)
 	p.metrics.alive.Set(float64(len(live)))
+	p.signalLocked()
+}
+
+// signal wakes who waits for a change.
+func (p *Pool) signal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.signalLocked()
+}
+
+func (p *Pool) signalLocked() {
 	close(p.changed)
 	p.changed = make(chan struct{})
 }

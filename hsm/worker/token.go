@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"crypto/ecdh"
-	"errors"
 	"fmt"
 	"time"
 
@@ -15,12 +14,17 @@ import (
 // slow is how many times longer generating and listing keys may take.
 const slow = 10
 
-// Sign implements [hsm.Token].
+// Sign implements [hsm.Token]. A signature is verified here, in software, before
+// it is handed on.
 func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, digest []byte) ([]byte, error) {
 	if err := border.Digest(digest); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Request{Op: wire.Sign, Key: key, Payload: digest}, 2*border.SecretLen)
+	k, err := p.key(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", wire.Sign, err)
+	}
+	return p.call(ctx, wire.Request{Op: wire.Sign, Key: key, Payload: digest}, func(sig []byte) error { return verify(k, digest, sig) })
 }
 
 // Derive implements [hsm.Token].
@@ -28,7 +32,7 @@ func (p *Pool) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) 
 	if err := border.Peer(peer); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Request{Op: wire.Derive, Key: key, Payload: peer.Bytes()}, border.SecretLen)
+	return p.call(ctx, wire.Request{Op: wire.Derive, Key: key, Payload: peer.Bytes()}, sized(border.SecretLen))
 }
 
 // MAC implements [hsm.Token].
@@ -36,7 +40,7 @@ func (p *Pool) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, err
 	if err := border.Data(data); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Request{Op: wire.MAC, Key: key, Payload: data}, border.SecretLen)
+	return p.call(ctx, wire.Request{Op: wire.MAC, Key: key, Payload: data}, sized(border.SecretLen))
 }
 
 // Import implements [hsm.Token]. Nothing stays on the token, so a worker that
@@ -45,7 +49,7 @@ func (p *Pool) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 	if err := border.Import(i); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Request{Op: wire.Import, Key: i.Enrol, Payload: wire.AppendImport(nil, i)}, border.WrappedLen)
+	return p.call(ctx, wire.Request{Op: wire.Import, Key: i.Enrol, Payload: wire.AppendImport(nil, i)}, sized(border.WrappedLen))
 }
 
 // MACWrapped implements [hsm.Token].
@@ -54,7 +58,7 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 		return nil, err
 	}
 	q := wire.Request{Op: wire.MACWrapped, Key: wrap, Payload: wire.AppendMACWrapped(nil, wrapped, data)}
-	return p.call(ctx, q, border.SecretLen)
+	return p.call(ctx, q, sized(border.SecretLen))
 }
 
 // Generate implements [hsm.Token]. It is not tried again when its worker dies:
@@ -70,12 +74,17 @@ func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) 
 	if len(keys) != 1 {
 		return hsm.Key{}, fmt.Errorf("generate: worker returned %d keys: %w", len(keys), hsm.ErrUnavailable)
 	}
+	p.book.add(keys[0])
 	return keys[0], nil
 }
 
 // Keys implements [hsm.Token].
 func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
-	return p.keys(ctx, wire.Request{Op: wire.Keys})
+	keys, err := p.keys(ctx, wire.Request{Op: wire.Keys})
+	if err == nil {
+		p.book.learn(keys)
+	}
+	return keys, err
 }
 
 func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
@@ -83,7 +92,7 @@ func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
 		p.generating.Lock()
 		defer p.generating.Unlock()
 	}
-	out, err := p.call(ctx, q, -1)
+	out, err := p.call(ctx, q, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,124 +103,32 @@ func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
 	return keys, nil
 }
 
-// call does one request within its deadline, and observes it. size is the
-// length of the answer in bytes, -1 for any.
-func (p *Pool) call(ctx context.Context, q wire.Request, size int) ([]byte, error) {
-	start, patience := time.Now(), p.cfg.Timeout
+// checkAnswer judges an answer before it is handed on: what is [hsm.ErrGarbled]
+// is asked for once more, elsewhere. nil takes any.
+type checkAnswer func(payload []byte) error
+
+func sized(size int) checkAnswer {
+	return func(payload []byte) error {
+		if len(payload) != size {
+			return fmt.Errorf("answer of %d bytes, want %d: %w", len(payload), size, hsm.ErrGarbled)
+		}
+		return nil
+	}
+}
+
+// call does one request within its deadline, and observes it.
+func (p *Pool) call(ctx context.Context, q wire.Request, check checkAnswer) ([]byte, error) {
+	start, limit := time.Now(), p.cfg.Timeout
 	if q.Op == wire.Generate || q.Op == wire.Keys {
-		patience *= slow
+		limit *= slow
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", q.Op, err)
 	}
-	answer, err := p.attempt(ctx, q, start.Add(patience))
+	answer, err := p.attempt(ctx, errand{q, check, start.Add(limit)})
 	p.metrics.observe(q.Op, time.Since(start), answer.Took, err)
-	if err == nil && size >= 0 && len(answer.Payload) != size {
-		err = fmt.Errorf("answer of %d bytes, want %d: %w", len(answer.Payload), size, hsm.ErrUnavailable)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", q.Op, err)
 	}
 	return answer.Payload, nil
-}
-
-// attempt tries a call on one worker and, when that one dies over it and the
-// call may be done twice, once more on another.
-func (p *Pool) attempt(ctx context.Context, q wire.Request, deadline time.Time) (wire.Response, error) {
-	q.Deadline = wire.Now() + int64(time.Until(deadline))
-	if earlier, ok := ctx.Deadline(); ok && earlier.Before(deadline) {
-		q.Deadline = wire.Now() + int64(time.Until(earlier))
-	}
-	var avoid *link
-	for {
-		l, err := p.pick(ctx, deadline, avoid)
-		if err != nil {
-			return wire.Response{}, err
-		}
-		answer, err := l.do(ctx, q, deadline)
-		if err == nil {
-			p.served(q)
-			return answer, nil
-		}
-		if !errors.Is(err, errDied) && !errors.Is(err, wire.ErrLost) && !p.keyLost(q, err) {
-			return answer, err
-		}
-		l.fail(err)
-		if avoid != nil || q.Op == wire.Generate {
-			return answer, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
-		}
-		avoid = l
-	}
-}
-
-// use is a key and what it was used for.
-type use struct {
-	key, wrap hsm.KeyID // wrap is the second key of an import
-	op        wire.Op
-}
-
-func useOf(q wire.Request) use {
-	u := use{key: q.Key, op: q.Op}
-	if q.Op == wire.Import {
-		copy(u.wrap[:], q.Payload)
-	}
-	return u
-}
-
-// served remembers that a key was there.
-func (p *Pool) served(q wire.Request) {
-	if _, known := p.known.Load(useOf(q)); !known {
-		p.known.Store(useOf(q), nil)
-	}
-}
-
-// keyLost tells a lost token from a key that never was: SoftHSM without its
-// directory says that there is no such key. A worker started afterwards is
-// believed again.
-func (p *Pool) keyLost(q wire.Request, err error) bool {
-	_, known := p.known.Load(useOf(q))
-	return known && errors.Is(err, hsm.ErrKey)
-}
-
-// pick returns the worker with the least to do, waiting for one when none is
-// there. One that let somebody wait in vain is the last choice.
-func (p *Pool) pick(ctx context.Context, deadline time.Time, avoid *link) (*link, error) {
-	if l := p.leastLoaded(avoid); l != nil {
-		return l, nil
-	}
-	timer := time.NewTimer(time.Until(deadline))
-	defer timer.Stop()
-	for {
-		p.mu.Lock()
-		changed, stopped := p.changed, p.stopped
-		p.mu.Unlock()
-		if l := p.leastLoaded(avoid); l != nil {
-			return l, nil
-		}
-		if stopped != nil {
-			return nil, stopped
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return nil, fmt.Errorf("no worker is there: %w", hsm.ErrUnavailable)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// leastLoaded prefers the first of several that are idle: its caches are warm.
-func (p *Pool) leastLoaded(avoid *link) (best *link) {
-	least := int64(0)
-	for _, l := range *p.live.Load() {
-		load := l.load.Load()
-		if l.late.Load() {
-			load += maxInFlight
-		}
-		if l != avoid && !l.lost() && (best == nil || load < least) {
-			best, least = l, load
-		}
-	}
-	return best
 }

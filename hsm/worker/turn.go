@@ -7,16 +7,24 @@ import (
 	"sync"
 	"time"
 
-	"countersign/hsm"
 	"countersign/hsm/wire"
 )
 
+// patience is how long a caller waits for one worker.
+type patience struct {
+	hedge     time.Time   // from here on another worker is worth asking
+	deadline  time.Time   // nobody waits any longer
+	overdue   time.Time   // the worker is killed
+	elsewhere func() bool // whether there is another to ask; nil is no
+}
+
 // turn is one call on a link, from its caller's side.
 type turn struct {
-	link     *link
-	w        *waiter
-	id       uint32
-	deadline time.Time
+	link *link
+	w    *waiter
+	id   uint32
+	patience
+	sent time.Time
 }
 
 // send writes the request. A worker that does not read for so long that the
@@ -50,16 +58,53 @@ func (t turn) ended(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if time.Now().Before(t.deadline) {
+	if !t.over() {
 		return nil
 	}
-	return t.tooLate()
+	return fmt.Errorf("worker %d: %w", t.link.pid(), errLate)
 }
 
-func (t turn) tooLate() error {
-	t.link.late.Store(true)
-	return fmt.Errorf("worker %d: no answer in time: %w", t.link.proc.cmd.Process.Pid, hsm.ErrUnavailable)
+// over tells that this worker is not to be waited for any longer: the deadline
+// has passed, or it has been silent while another one may answer. One that has
+// only much to do, and answers those who came before, is not silent.
+func (t turn) over() bool {
+	now := time.Now()
+	if now.Before(t.hedge) {
+		return false
+	}
+	silent, overtaken := t.link.silence(t.id, t.sent)
+	if silent {
+		t.link.suspect()
+	}
+	if !now.Before(t.deadline) {
+		return true
+	}
+	return (silent || overtaken) && t.elsewhere != nil && t.elsewhere()
 }
+
+// silence tells whether nothing was answered since a call was sent, and whether
+// one that was sent later was: then the call is not waiting for its turn, it is
+// in the token, and stuck there.
+func (l *link) silence(id uint32, sent time.Time) (silent, overtaken bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.answered.After(sent), after(l.newest, id)
+}
+
+// after compares ids, which begin again after 2³² calls.
+func after(a, b uint32) bool { return int32(a-b) > 0 }
+
+// nextLook is when over may have become true.
+func (t turn) nextLook() time.Duration {
+	now := time.Now()
+	if now.Before(t.hedge) {
+		return t.hedge.Sub(now)
+	}
+	return min(max(t.deadline.Sub(now), 0), lookAgain)
+}
+
+// lookAgain is how often a caller that is past its hedge looks for another worker.
+const lookAgain = 20 * time.Millisecond
 
 // wait returns the answer. An error says that there is none.
 func (t turn) wait(ctx context.Context) (wire.Response, error) {
@@ -72,25 +117,34 @@ func (t turn) wait(ctx context.Context) (wire.Response, error) {
 	}
 	t.w.waiting = true
 	l.mu.Unlock()
-	t.w.timer.Reset(time.Until(t.deadline))
 	defer t.w.timer.Stop()
+	for {
+		t.w.timer.Reset(t.nextLook())
+		select {
+		case n := <-t.w.news:
+			return t.learn(ctx, n)
+		case <-l.done:
+			return t.last()
+		case <-ctx.Done():
+			return t.giveUp(ctx.Err())
+		case <-t.w.timer.C:
+			if err := t.ended(ctx); err != nil {
+				return t.giveUp(err)
+			}
+		}
+	}
+}
+
+// last is for a link that is lost: the answer may have been the last one.
+func (t turn) last() (wire.Response, error) {
 	select {
 	case n := <-t.w.news:
-		return t.learn(ctx, n)
-	case <-l.done:
-		select {
-		case n := <-t.w.news: // it was the last one
-			if !n.read {
-				return n.answer, nil
-			}
-		default:
+		if !n.read {
+			return n.answer, nil
 		}
-		return wire.Response{}, l.failure()
-	case <-ctx.Done():
-		return t.giveUp(ctx.Err())
-	case <-t.w.timer.C:
-		return t.giveUp(t.tooLate())
+	default:
 	}
+	return wire.Response{}, t.link.failure()
 }
 
 func (t turn) learn(ctx context.Context, n news) (wire.Response, error) {

@@ -2,6 +2,12 @@
 // of package hsm over several hsm-worker processes. A PKCS#11 call cannot be
 // cancelled and a module can hang, crash or lose its token for good; a process
 // can be killed and started again, and the others go on meanwhile.
+//
+// A call goes to the worker with the least to do (route.go), over its [link];
+// what comes back is verified (verify.go) and asked for again elsewhere when it
+// is wrong, lost or late. Canaries (canary.go) use every key of every worker
+// every few seconds. While no worker is well the breaker (health.go) refuses
+// calls at once. Lost workers are replaced (supervise.go).
 package worker
 
 import (
@@ -28,8 +34,12 @@ const (
 	maxBackOff      = time.Second
 )
 
-// ErrClosed: the pool was closed. It wraps [hsm.ErrUnavailable].
-var ErrClosed = fmt.Errorf("worker pool closed: %w", hsm.ErrUnavailable)
+var (
+	// ErrClosed: the pool was closed. It wraps [hsm.ErrUnavailable].
+	ErrClosed = fmt.Errorf("worker pool closed: %w", hsm.ErrUnavailable)
+	// ErrUnlocked: the PIN was given and accepted before; there is nothing to unlock.
+	ErrUnlocked = errors.New("HSM is unlocked already")
+)
 
 // Config says how to reach a token. TokenLabel, TokenSerial or both select it.
 type Config struct {
@@ -37,12 +47,19 @@ type Config struct {
 	Module      string // path of the PKCS#11 module
 	TokenLabel  string
 	TokenSerial string
-	PIN         wire.PIN // taken over: workers started later need it; erased by Close
-	Workers     int      // processes, default 2
-	Sessions    int      // PKCS#11 sessions of each, default 4
+	// PIN is taken over and erased. Workers that are started later get it from
+	// an anonymous file outside this process's memory. An empty one is a locked
+	// start: see [Pool.Unlock].
+	PIN wire.PIN
+	// Guard is the file that remembers, across processes, that the token refused
+	// a PIN. "" remembers it in this process only.
+	Guard    Guard
+	Workers  int // processes, default 2
+	Sessions int // PKCS#11 sessions of each, default 4; one more is for canaries
 	// Timeout is what a call may take, default 2 s; generating and listing
-	// keys may take ten times that. A worker that has not answered a quarter
-	// of a second later is killed.
+	// keys may take ten times that. A worker that is silent for a quarter of it
+	// is asked nothing more while another one answers, and one that has not
+	// answered a quarter of a second after it is killed.
 	Timeout    time.Duration
 	Logger     hclog.Logger          // default none
 	Registerer prometheus.Registerer // nil for no metrics
@@ -53,19 +70,24 @@ type Config struct {
 type Pool struct {
 	cfg     Config
 	metrics *metrics
+	health  health
+	book    book
 	forks   chan fork
+	spare   chan *link              // a worker that Unlock started, for a supervisor
 	live    atomic.Pointer[[]*link] // replaced under mu, read without
 	closed  chan struct{}
 	running sync.WaitGroup // supervisors
 	ended   sync.Once      // closes forks
 	known   sync.Map       // use → nil, what worked since the last start of a worker
 
-	starting   sync.Mutex // one start, hence one login, at a time
+	starting   sync.Mutex // one start, hence one login, at a time; guards vault and begun
+	vault      *vault     // nil before there was a PIN
+	begun      bool       // there is a supervisor for each worker
 	generating sync.Mutex // one Generate at a time, so that labels stay unique
 
 	mu      sync.Mutex    // guards what follows
-	changed chan struct{} // closed and replaced when live or stopped changes
-	stopped error         // why no worker is started any more
+	changed chan struct{} // closed and replaced when live, stopped or the breaker changes
+	stopped error         // why no worker is started
 }
 
 // State is what /readyz asks.
@@ -73,28 +95,33 @@ type State struct {
 	Ready bool  // a worker is there to answer
 	Alive int   // worker processes with an open token
 	Want  int   // as configured
-	Err   error // why no worker will be started again: wraps [hsm.ErrPIN] or is [ErrClosed]
+	Err   error // why it is not ready: wraps [hsm.ErrPIN], [hsm.ErrLocked], [hsm.ErrUnavailable] or is [ErrClosed]
 }
 
-// Open starts one worker and, when that one has logged in, the others, so that
-// a refused PIN ([hsm.ErrPIN]) was tried exactly once. A module or token that
-// is not there is [hsm.ErrUnavailable]. ctx bounds the start only.
+// Open starts one worker and, when that one has logged in and proven its keys,
+// the others, so that a refused PIN ([hsm.ErrPIN]) was tried exactly once. A
+// module or token that is not there is [hsm.ErrUnavailable]. ctx bounds the start
+// only. Without a PIN the pool waits for [Pool.Unlock], and every call is
+// [hsm.ErrLocked].
 func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	cfg.defaults()
 	p := &Pool{
-		cfg: cfg, metrics: newMetrics(cfg.Registerer), forks: make(chan fork),
-		closed: make(chan struct{}), changed: make(chan struct{}),
+		cfg: cfg, metrics: newMetrics(cfg.Registerer), forks: make(chan fork), spare: make(chan *link, 1),
+		closed: make(chan struct{}), changed: make(chan struct{}), stopped: hsm.ErrLocked,
 	}
+	p.cfg.PIN = nil
 	p.live.Store(&[]*link{})
+	p.health.cause = hsm.ErrLocked
 	go p.fork()
-	for range cfg.Workers {
-		l, err := p.start(ctx)
-		if err != nil {
-			p.Close()
-			return nil, fmt.Errorf("opening HSM: %w", err)
-		}
-		p.add(l)
-		p.running.Go(func() { p.supervise(l) })
+	if len(cfg.PIN) == 0 {
+		return p, nil
+	}
+	p.starting.Lock()
+	err := p.unlock(ctx, cfg.PIN)
+	p.starting.Unlock()
+	if err != nil {
+		p.Close()
+		return nil, fmt.Errorf("opening HSM: %w", err)
 	}
 	return p, nil
 }
@@ -109,15 +136,21 @@ func (p *Pool) Close() {
 	}
 	p.running.Wait()
 	p.ended.Do(func() { close(p.forks) })
-	p.cfg.PIN.Zero()
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	p.vault.close()
+	p.vault = nil
 }
 
 // State reports how many workers are there.
 func (p *Pool) State() State {
-	alive := len(*p.live.Load())
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return State{Ready: alive > 0 && !errors.Is(p.stopped, ErrClosed), Alive: alive, Want: p.cfg.Workers, Err: p.stopped}
+	s := State{Alive: len(*p.live.Load()), Want: p.cfg.Workers, Err: p.stopReason()}
+	down := p.health.down()
+	s.Ready = down == nil && !errors.Is(s.Err, ErrClosed)
+	if s.Err == nil {
+		s.Err = down
+	}
+	return s
 }
 
 func (c *Config) defaults() {
