@@ -123,13 +123,6 @@ func (a *Appliance) Run(ctx context.Context) {
 	}
 }
 
-// Ready tells whether authorizations can be served now: the store answers. The
-// token's state is its own to tell.
-func (a *Appliance) Ready(ctx context.Context) error {
-	_, err := a.store.ActivePolicy(ctx)
-	return err
-}
-
 // codeFor is the one way from an error of the service to a code; ok is false for
 // what is not in the table, which a caller learns nothing of.
 func codeFor(err error) (code protocol.Code, ok bool) {

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -121,7 +120,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned, client s
 
 // proofIsRight recomputes the proof inside the token.
 func (a *Appliance) proofIsRight(ctx context.Context, c countersigned, client store.Client) (bool, error) {
-	mac, err := a.keys.CheckVerifier(ctx, client.Verifier, protocol.PasswordProofInput(c.statement.Hash()))
+	right, err := a.keys.CheckVerifier(ctx, client.Verifier, protocol.PasswordProofInput(c.statement.Hash()), c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
 		a.log.Error("a stored password verifier does not unwrap", "client", client.ID.String())
 		return false, nil
@@ -129,7 +128,7 @@ func (a *Appliance) proofIsRight(ctx context.Context, c countersigned, client st
 	if err != nil {
 		return false, fmt.Errorf("checking a password: %w", err)
 	}
-	return hmac.Equal(mac[:protocol.ProofSize], c.p3.Proof), nil
+	return right, nil
 }
 
 // wrong answers a wrong password that leaves more tries: result 2, stored, so that

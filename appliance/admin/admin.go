@@ -103,6 +103,33 @@ type HSM struct {
 	Wanted  int  `json:"wanted"`
 }
 
+// Token is one PKCS#11 token and its workers: GET hsm, and the answer of POST
+// hsm/unlock, whose body is the PIN.
+type Token struct {
+	Name     string   `json:"name"`
+	Label    string   `json:"label"`
+	Serial   string   `json:"serial,omitempty"`
+	Module   string   `json:"module"`
+	State    string   `json:"state"` // ready, degraded, unavailable, locked, pin-refused
+	Reason   string   `json:"reason,omitempty"`
+	Wanted   int      `json:"wanted"` // workers
+	Workers  []Worker `json:"workers"`
+	Sessions int      `json:"sessions"` // of each worker
+}
+
+// Worker is one worker process.
+type Worker struct {
+	PID      int        `json:"pid"`
+	State    string     `json:"state"` // well, silent
+	Started  time.Time  `json:"started_at"`
+	InFlight int        `json:"in_flight"`      // calls in the token or waiting
+	Most     int        `json:"most_in_flight"` // before more are refused as busy
+	Calls    uint64     `json:"calls"`          // answered
+	Wrong    int        `json:"wrong_in_a_row"`
+	Proven   *time.Time `json:"proven_at,omitempty"` // when an answer was last verified and right
+	CallUS   float64    `json:"call_us"`             // time of one call inside the token, smoothed, µs
+}
+
 // Counts of what the store holds.
 type Counts struct {
 	Clients     uint64 `json:"clients"`
@@ -129,5 +156,7 @@ const (
 	ProblemConflict    = "urn:countersign:problem:conflict"
 	ProblemInput       = "urn:countersign:problem:input"
 	ProblemUnavailable = "urn:countersign:problem:unavailable"
+	ProblemPIN         = "urn:countersign:problem:pin"
+	ProblemLocked      = "urn:countersign:problem:locked"
 	ProblemInternal    = "urn:countersign:problem:internal"
 )

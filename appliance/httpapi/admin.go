@@ -27,7 +27,8 @@ import (
 type Admin struct {
 	Appliance *appliance.Appliance
 	Keys      *keyring.Keyring
-	HSM       func() admin.HSM
+	Summary   func() admin.HSM
+	HSM       HSM
 	Logger    hclog.Logger
 }
 
@@ -38,6 +39,7 @@ type adminProcess func(r *http.Request) (any, error)
 // Handler of all routes. A verb is a POST.
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
+	a.HSM.routes(mux)
 	for route, p := range map[string]adminProcess{
 		"GET status":                a.status,
 		"GET key":                   a.keys,
@@ -60,13 +62,17 @@ func (a *Admin) Handler() http.Handler {
 }
 
 func (a *Admin) handle(mux *http.ServeMux, route string, p adminProcess) {
+	handleAdmin(mux, route, a.Logger, p)
+}
+
+func handleAdmin(mux *http.ServeMux, route string, log hclog.Logger, p adminProcess) {
 	method, path, _ := strings.Cut(route, " ")
 	mux.HandleFunc(method+" "+admin.Prefix+path, func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
 		value, err := p(r)
 		if err != nil {
 			problem := adminProblem(err)
-			a.Logger.Info("admin request failed", "path", r.URL.Path, "status", problem.Status, "error", err)
+			log.Info("admin request failed", "path", r.URL.Path, "status", problem.Status, "error", err)
 			writeProblem(w, problem.Status, problem)
 			return
 		}
@@ -79,7 +85,7 @@ func (a *Admin) status(r *http.Request) (any, error) {
 	o, err := a.Appliance.Overview(r.Context())
 	return admin.Status{
 		TrustDomain: o.Domain, RootKey: o.Root.String(), PolicyVersion: o.PolicyVersion, PolicyHash: o.PolicyHash.String(),
-		HSM: a.HSM(), Counts: admin.Counts(o.Tally), Uptime: uptime(),
+		HSM: a.Summary(), Counts: admin.Counts(o.Tally), Uptime: uptime(),
 	}, err
 }
 

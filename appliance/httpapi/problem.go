@@ -28,8 +28,8 @@ func problemFor(err error) protocol.Problem {
 	switch code, _ := protocol.CodeOf(err); {
 	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
 		retry.Code = protocol.CodeHSM
-	case code == protocol.CodeBusy:
-		retry.Code = code
+	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
+		retry.Code = protocol.CodeBusy
 	case errors.Is(err, appliance.ErrTaken):
 		return refused(http.StatusConflict)
 	case errors.Is(err, appliance.ErrNoTransaction):
@@ -93,9 +93,10 @@ func adminProblem(err error) admin.Problem {
 		{store.ErrConflict, http.StatusConflict, admin.ProblemConflict},
 		{appliance.ErrFinal, http.StatusConflict, admin.ProblemConflict},
 		{appliance.ErrForged, http.StatusConflict, admin.ProblemConflict},
+		{hsm.ErrPIN, http.StatusForbidden, admin.ProblemPIN},
+		{hsm.ErrBusy, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{store.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{hsm.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},
-		{hsm.ErrPIN, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{hsm.ErrKey, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 	} {
 		if errors.Is(err, row.err) {

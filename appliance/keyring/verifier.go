@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"crypto/ecdh"
+	"crypto/hmac"
 	"errors"
 	"fmt"
 	"time"
@@ -44,12 +45,22 @@ func (r *Keyring) ImportVerifier(ctx context.Context, i VerifierImport, now time
 	return nil, fmt.Errorf("importing a password verifier: %w", err)
 }
 
-// CheckVerifier is HMAC-SHA-256 of input under a stored verifier, made inside the
-// token in one round trip.
-func (r *Keyring) CheckVerifier(ctx context.Context, verifier, input []byte) ([]byte, error) {
+// CheckVerifier tells whether proof begins HMAC-SHA-256 of input under a stored
+// verifier, made inside the token. Where it does not, the token is asked again,
+// so that none of its errors counts as somebody's wrong password.
+func (r *Keyring) CheckVerifier(ctx context.Context, verifier, input, proof []byte) (right bool, err error) {
 	wrap, err := r.Current(Wrap, time.Time{})
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	return r.token.MACWrapped(ctx, wrap.ID, verifier, input)
+	ask := func() ([]byte, error) { return r.token.MACWrapped(ctx, wrap.ID, verifier, input) }
+	mac, err := ask()
+	if err == nil && !begins(mac, proof) {
+		mac, err = agreed(ask, mac)
+	}
+	return err == nil && begins(mac, proof), err
+}
+
+func begins(mac, proof []byte) bool {
+	return len(proof) == protocol.ProofSize && hmac.Equal(mac[:protocol.ProofSize], proof)
 }

@@ -24,6 +24,7 @@ const (
 	KindCeremony = "ceremony" // keys and trust made
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
+	KindHSM      = "hsm"      // the PIN of a token was given by an administrator
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
 )
 

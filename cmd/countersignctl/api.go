@@ -80,7 +80,11 @@ func problem(res *http.Response) error {
 	case admin.ProblemInput:
 		code = cli.Usage
 	case admin.ProblemUnavailable:
-		code, hint = cli.Unavailable, "countersignctl status tells which part is away"
+		code, hint = cli.Unavailable, "countersignctl hsm status tells whether it is the HSM"
+	case admin.ProblemPIN:
+		code, hint = cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one"
+	case admin.ProblemLocked:
+		code, hint = cli.Unavailable, "run countersignctl hsm unlock"
 	}
 	return cli.Fail(code, errors.New(p.Detail), hint)
 }

@@ -12,13 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
-	"countersign/appliance/admin"
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
-	"countersign/hsm"
 )
 
 // daemon is the appliance on its listeners.
@@ -27,37 +25,52 @@ type daemon struct {
 	keys      *keyring.Keyring
 	appliance *appliance.Appliance
 	identity  *httpapi.Identity
-	servers   []httpapi.Server
+	listeners listeners
+	config    *config.Appliance
 	storeDir  string
+	loaded    chan struct{} // closed when there is an appliance
 }
 
 // errOtherDomain: config.toml names another trust domain than init made.
 var errOtherDomain = errors.New("another trust domain")
 
-// newDaemon loads keys and policy and opens the listeners; nothing is served yet.
-func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, error) {
-	d := &daemon{parts: p}
-	var err error
-	if d.keys, err = keyring.Load(ctx, p.token, p.store); err != nil {
+// newDaemon opens the listeners and, unless the HSM is locked, loads keys and
+// policy; nothing is served yet.
+func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon, err error) {
+	d = &daemon{parts: p, config: cfg, storeDir: filepath.Dir(cfg.Store.Path), loaded: make(chan struct{})}
+	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
+	}
+	if d.locked() {
+		return d, nil
+	}
+	if err = d.load(ctx); err != nil {
+		d.listeners.close()
+		return nil, err
+	}
+	close(d.loaded)
+	return d, nil
+}
+
+// load makes the appliance from what store and token hold.
+func (d *daemon) load(ctx context.Context) (err error) {
+	cfg := d.config
+	if d.keys, err = keyring.Load(ctx, d.token, d.store); err != nil {
+		return err
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
-		return nil, fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
-	d.storeDir = filepath.Dir(cfg.Store.Path)
 	d.appliance, err = appliance.New(ctx, appliance.Config{
-		Store: p.store, Keys: d.keys, Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
+		Store: d.store, Keys: d.keys, Logger: d.log, Metrics: d.metrics, Attest: attestBy(cfg.UV),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), p.log); err != nil {
-		return nil, err
+	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), d.log); err != nil {
+		return err
 	}
-	if err := d.writeCA(ctx, filepath.Join(cfg.StateDir, "ca.pem")); err != nil {
-		return nil, err
-	}
-	return d, d.listen(ctx, cfg)
+	return d.writeCA(ctx, filepath.Join(cfg.StateDir, "ca.pem"))
 }
 
 // writeCA writes the authorities for devices that enrol: relayd enrol --ca.
@@ -86,6 +99,14 @@ func tlsNames(api config.API) []string {
 
 // run serves until ctx ends.
 func (d *daemon) run(ctx context.Context) error {
+	if d.locked() {
+		return d.runLocked(ctx)
+	}
+	return d.runServers(ctx, d.apiServer(), d.adminServer(d.adminHandler()), d.opsServer())
+}
+
+// runServers is what is done while there is an appliance.
+func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	finished := make(chan struct{})
@@ -95,7 +116,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}()
 	go d.identity.Run(ctx)
 	go d.watchDisk(ctx, stop)
-	err := httpapi.Serve(ctx, d.log, d.servers...)
+	err := httpapi.Serve(ctx, d.log, servers...)
 	stop(nil)
 	<-finished
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
@@ -114,17 +135,12 @@ func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 }
 
-func (d *daemon) hsmStatus() admin.HSM {
-	s := d.token.State()
-	return admin.HSM{Ready: s.Ready, Workers: s.Alive, Wanted: s.Want}
-}
-
 func (d *daemon) checks() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
 		"store": d.storeReady,
 		"hsm": func(context.Context) error {
 			if s := d.token.State(); !s.Ready {
-				return errors.Join(hsm.ErrUnavailable, s.Err)
+				return s.Err
 			}
 			return nil
 		},
@@ -143,7 +159,8 @@ func (d *daemon) storeReady(ctx context.Context) error {
 	if free := disk.Bavail * uint64(disk.Bsize); free < leastFree {
 		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
 	}
-	return d.appliance.Ready(ctx)
+	_, err := d.store.ActivePolicy(ctx)
+	return err
 }
 
 // startTimeout bounds everything before the listeners answer.

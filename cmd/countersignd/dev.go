@@ -38,7 +38,7 @@ func (d *dev) path(elements ...string) string {
 	return filepath.Join(append([]string{d.dir}, elements...)...)
 }
 
-func (d *dev) url() string { return "https://" + d.daemon.address("api") }
+func (d *dev) url() string { return "https://" + d.daemon.listeners.api.Addr().String() }
 
 // run serves until ctx ends or the relay does.
 func (d *dev) run(ctx context.Context) (err error) {
@@ -153,7 +153,7 @@ func (d *dev) forgetInfo() error {
 func (d *dev) writeInfo(link string) error {
 	info := devInfo{
 		URL: d.url(), CA: d.path("ca.pem"), Link: link,
-		Admin: "unix:" + d.path("admin.sock"), Ops: "http://" + d.daemon.address("ops"), Hooklog: d.path("hook.log"),
+		Admin: "unix:" + d.path("admin.sock"), Ops: "http://" + d.daemon.listeners.ops.Addr().String(), Hooklog: d.path("hook.log"),
 	}
 	hooklog, err := os.OpenFile(info.Hooklog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

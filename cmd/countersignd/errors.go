@@ -19,7 +19,8 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
-	{hsm.ErrPIN, cli.Auth, "check hsm.pin: it was tried once and is not tried again, so that the token does not lock"},
+	{hsm.ErrPIN, cli.Auth, "check hsm.pin, then run countersignctl hsm unlock: until then it is not tried again, so that the token does not lock"},
+	{hsm.ErrLocked, cli.Auth, "init takes the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},

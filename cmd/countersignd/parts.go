@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 
 // parts are what every command of the daemon stands on: the store and the token.
 type parts struct {
+	cfg     config.HSM
 	store   *sqlite.Store
 	token   *worker.Pool
 	metrics *prometheus.Registry
@@ -36,7 +38,7 @@ type surroundings struct {
 // openParts opens the store before the token: it costs nothing, and a PIN is not
 // tried before everything else is known to be there.
 func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
-	p := &parts{metrics: prometheus.NewRegistry(), log: from.log}
+	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: from.log}
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, cli.Fail(cli.IO, fmt.Errorf("state directory: %w", err), "name a directory that this user may write, state_dir")
@@ -45,27 +47,42 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
 	}
-	from.secrets.What = "PIN of token " + cfg.HSM.TokenLabel
-	pin, err := cfg.HSM.Pin.Resolve(from.secrets)
-	if err != nil {
-		return nil, errors.Join(err, p.store.Close())
-	}
-	if p.token, err = p.openToken(ctx, cfg.HSM, wire.PIN(pin.Bytes())); err != nil {
+	if p.token, err = p.openToken(ctx, cfg, from.secrets); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
 	return p, nil
 }
 
-func (p *parts) openToken(ctx context.Context, cfg config.HSM, pin wire.PIN) (*worker.Pool, error) {
-	binary, err := siblingOr(cfg.WorkerBinary, "hsm-worker")
+func (p *parts) openToken(ctx context.Context, cfg *config.Appliance, secrets config.SecretSources) (*worker.Pool, error) {
+	binary, err := siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
+	if err != nil {
+		return nil, err
+	}
+	guard := worker.Guard(filepath.Join(cfg.StateDir, worker.GuardFile))
+	pin, err := readPIN(cfg.HSM, guard, secrets)
 	if err != nil {
 		return nil, err
 	}
 	return worker.Open(ctx, worker.Config{
-		Binary: binary, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: pin,
-		Workers: cfg.Workers, Sessions: cfg.Sessions, Timeout: cfg.Timeout.Duration,
+		Binary: binary, Module: cfg.HSM.Module, TokenLabel: cfg.HSM.TokenLabel, TokenSerial: cfg.HSM.TokenSerial,
+		PIN: pin, Guard: guard,
+		Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
 		Logger: p.log.Named("hsm"), Registerer: p.metrics,
 	})
+}
+
+// readPIN reads the PIN from where the configuration says; nil is a locked start.
+// Nobody is asked for one that would not be tried.
+func readPIN(cfg config.HSM, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
+	if cfg.Pin.Source == config.SourceUnlock {
+		return nil, nil
+	}
+	if when, refused := guard.Refused(); refused {
+		return nil, fmt.Errorf("token %s: %w since %s", cfg.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+	}
+	secrets.What = "PIN of token " + cfg.TokenLabel
+	pin, err := cfg.Pin.Resolve(secrets)
+	return wire.PIN(pin.Bytes()), err
 }
 
 // siblingOr is the path, or the program of that name beside this one.

@@ -17,6 +17,9 @@ import (
 // guard since, so it was not asked again. It wraps [hsm.ErrPIN].
 var ErrRefusedBefore = fmt.Errorf("%w before, and it was not tried again", hsm.ErrPIN)
 
+// GuardFile is the name of a guard in the state directory of an appliance.
+const GuardFile = "pin-refused"
+
 // Guard is the file that says that the token refused a PIN. While it is there
 // no PIN is tried, by whatever process: a token locks after a few tries, and a
 // restart loop makes them in a second. "" guards nothing.

@@ -52,14 +52,16 @@ func (p *Pool) launch(ctx context.Context) (*link, error) {
 		p.stopIfRefused(err)
 		return nil, fmt.Errorf("starting worker: %w", err)
 	}
-	l, err := p.spawn()
+	c, err := p.spawn()
 	if err != nil {
 		return nil, fmt.Errorf("starting worker: %v: %w", err, hsm.ErrUnavailable)
 	}
-	if err = p.introduce(ctx, l); err == nil {
-		err = p.prove(ctx, l)
+	if err := p.introduce(ctx, c); err != nil {
+		c.end()
+		return nil, fmt.Errorf("starting worker: %w", err)
 	}
-	if err != nil {
+	l := p.linked(c)
+	if err := p.prove(ctx, l); err != nil {
 		l.fail(err)
 		l.end()
 		return nil, fmt.Errorf("starting worker: %w", outward(err))
@@ -69,29 +71,29 @@ func (p *Pool) launch(ctx context.Context) (*link, error) {
 }
 
 // introduce sends the configuration and waits for the token to be open.
-func (p *Pool) introduce(ctx context.Context, l *link) error {
-	unblock := context.AfterFunc(ctx, l.sock.Shutdown)
+func (p *Pool) introduce(ctx context.Context, c child) error {
+	unblock := context.AfterFunc(ctx, c.sock.Shutdown)
 	defer unblock()
 	pin, err := p.vault.read()
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
 	defer pin.Zero()
-	err = wire.WriteConfig(l.sock, wire.Config{
+	err = wire.WriteConfig(c.sock, wire.Config{
 		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
 		PIN: pin, Sessions: p.cfg.Sessions,
 	})
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
-	hello, err := wire.ReadHello(l.sock)
+	hello, err := wire.ReadHello(c.sock)
 	if err := p.judgePIN(err); err != nil {
 		return err
 	}
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
-	return errors.Join(l.sock.Tick(tick), l.lane.sock.Tick(tick))
+	return errors.Join(c.sock.Tick(tick), c.lane.Tick(tick))
 }
 
 // judgePIN puts the guard up over a PIN that was refused, before anybody learns
@@ -114,27 +116,46 @@ type process struct {
 	exited chan struct{} // closed once it was waited for
 }
 
-// spawn starts a process and returns the link to it, not yet introduced.
-func (p *Pool) spawn() (*link, error) {
+// child is a process that was started, and this side of its sockets.
+type child struct {
+	proc       *process
+	sock, lane *wire.Socket
+}
+
+func (c child) end() {
+	c.sock.Shutdown()
+	c.lane.Shutdown()
+	c.proc.end()
+	_ = c.sock.Close()
+	_ = c.lane.Close()
+}
+
+// spawn starts a process, not yet introduced.
+func (p *Pool) spawn() (c child, err error) {
 	ours, theirs, err := wire.Pair()
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	defer theirs.Close() // the child has its own
 	ourLane, theirLane, err := wire.Pair()
 	if err != nil {
-		_ = ours.Close()
-		return nil, err
+		return c, errors.Join(err, ours.Close())
 	}
 	defer theirLane.Close()
 	proc, err := p.run(theirs, theirLane)
 	if err != nil {
-		return nil, errors.Join(err, ours.Close(), ourLane.Close())
+		return c, errors.Join(err, ours.Close(), ourLane.Close())
 	}
-	l := newLink(ours, proc)
+	return child{proc, ours, ourLane}, nil
+}
+
+// linked makes a child that has introduced itself a worker. A lane that is lost
+// takes its link along.
+func (p *Pool) linked(c child) *link {
+	l := newLink(c.sock, c.proc)
 	l.pace.sessions, l.pace.queue = p.cfg.Sessions, p.cfg.Timeout/10
 	l.changed = p.judge
-	l.lane = newLink(ourLane, proc)
+	l.lane = newLink(c.lane, c.proc)
 	go func() {
 		select {
 		case <-l.lane.done:
@@ -142,7 +163,7 @@ func (p *Pool) spawn() (*link, error) {
 		case <-l.done:
 		}
 	}()
-	return l, nil
+	return l
 }
 
 // run starts hsm-worker with these files as descriptors 3 and up.

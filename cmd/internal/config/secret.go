@@ -13,14 +13,18 @@ import (
 //	pin = { source = "credential", name = "pin" }     systemd LoadCredential=
 //	pin = { source = "fd", fd = 3 }                   inherited file descriptor
 //	pin = { source = "prompt" }                       asked on the terminal
+//	pin = { source = "unlock" }                       given later, by countersignctl hsm unlock
 type Secret struct {
-	Source string `toml:"source"` // file, credential, fd or prompt
+	Source string `toml:"source"` // file, credential, fd, prompt or unlock
 	Path   string `toml:"path"`   // of a file
 	Name   string `toml:"name"`   // of a credential
 	FD     *int   `toml:"fd"`     // file descriptor, 0 or more
 }
 
-var secretSources = []string{"file", "credential", "fd", "prompt"}
+// SourceUnlock is a secret that is not there at the start.
+const SourceUnlock = "unlock"
+
+var secretSources = []string{"file", "credential", "fd", "prompt", SourceUnlock}
 
 // UnmarshalTOML reads the table. It never repeats a value in an error: who
 // writes a secret here by mistake must not find it in a log as well.
