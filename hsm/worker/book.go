@@ -41,6 +41,13 @@ func (b *book) learn(keys []hsm.Key) (gone []hsm.Key) {
 	return gone
 }
 
+// empty tells that no worker has listed the token's keys yet.
+func (b *book) empty() bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.keys == nil
+}
+
 // add is a key that was just made.
 func (b *book) add(k hsm.Key) {
 	b.mu.Lock()

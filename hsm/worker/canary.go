@@ -19,29 +19,46 @@ const (
 	strikes = 3
 )
 
-// prove lets a new worker use each key once before it is given calls. Keys that
-// are gone from the token are told, and not waited for.
+// prove lets a new worker show that it can use the token before it is given
+// calls. The first of a pool uses each key, so that a pair whose halves do not
+// match is known at the start; one that replaces another uses one key, and its
+// canaries the others soon after: a token that fails now and then would let
+// nobody in otherwise. Keys that are gone from the token are told, and not waited
+// for.
 func (p *Pool) prove(ctx context.Context, l *link) error {
 	keys, err := p.list(ctx, l)
 	if err != nil {
 		return err
 	}
+	first := p.book.empty()
 	for _, k := range p.book.learn(keys) {
 		p.cfg.Logger.Error("key is gone from the token", "key", k.Label, "id", k.ID.String())
 	}
-	for _, k := range p.book.testable() {
-		for {
-			err := p.test(ctx, lane{l.lane, p.cfg.Timeout, p.cfg.Timeout + grace}, k)
-			if err == nil {
-				l.sound()
-				break
-			}
-			if !errors.Is(err, hsm.ErrGarbled) || p.struck(l, err) {
-				return err
-			}
+	testable := p.book.testable()
+	if !first && len(testable) > 0 {
+		n := rand.N(len(testable))
+		testable = testable[n : n+1]
+	}
+	for _, k := range testable {
+		if err := p.proveKey(ctx, l, k); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// proveKey uses a key until it was used right, or wrong three times.
+func (p *Pool) proveKey(ctx context.Context, l *link, k hsm.Key) error {
+	for {
+		err := p.test(ctx, lane{l.lane, p.cfg.Timeout, p.cfg.Timeout + grace}, k)
+		if err == nil {
+			l.sound()
+			return nil
+		}
+		if !errors.Is(err, hsm.ErrGarbled) || p.struck(l, err) {
+			return err
+		}
+	}
 }
 
 // list asks this worker for the token's keys.
