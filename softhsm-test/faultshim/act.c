@@ -23,6 +23,13 @@ static unsigned char *output(const struct doing *d) {
 
 static bool has_verdict(int f) { return f == F_VERIFY || f == F_VERIFY_FINAL; }
 
+/* room is how many bytes of output the call gives room for, -1 if it has none. */
+static int64_t room(const struct doing *d) {
+	if (output(d) == NULL)
+		return -1;
+	return d->f == F_GENERATE_RANDOM ? (int64_t)d->args[2] : (int64_t)*(ul *)d->args[functions[d->f].outlen - 1];
+}
+
 /* spoilable: there is something to be spoiled, not only its length to be asked for. */
 static bool spoilable(const struct doing *d) { return has_verdict(d->f) || output(d) != NULL; }
 
@@ -129,10 +136,15 @@ static void lose_reply(struct doing *d, const struct rule *r) {
 		end_operation(d);
 }
 
+/* meant: the rule is about this call. */
+static bool meant(const struct rule *r, const struct doing *d) {
+	return r->match[d->f] && (r->size < 0 || r->size == room(d)) && (!spoils(r->action) || spoilable(d));
+}
+
 static void apply_before(struct rules *t, struct doing *d) {
 	for (int i = 0; i < t->count; i++) {
 		struct rule *r = &t->rule[i];
-		if (!r->match[d->f] || (spoils(r->action) && !spoilable(d)) || !rule_fires(r))
+		if (!meant(r, d) || !rule_fires(r))
 			continue;
 		count_fault(d->f, r);
 		before(d, r);

@@ -20,7 +20,7 @@
  * Control file: a rule or a setting a line, '#' starts a comment. A line that is not
  * understood ends the process: a fault that is not injected shows nothing.
  *
- *   FUNC ACTION [ARG] [skip=N] [every=N] [p=0..1] [each=N] [n=N] [keep=1]
+ *   FUNC ACTION [ARG] [size=N] [skip=N] [every=N] [p=0..1] [each=N] [n=N] [keep=1]
  *
  *   FUNC is a shell pattern over function names (C_Sign, C_*Init, C_*), or a class:
  *     @op       what costs a network HSM a round trip
@@ -45,10 +45,12 @@
  *     bitflip      flip one bit of it
  *     short        halve its length
  *
- *   All rules that match apply, in order. skip=N: not the first N matching calls;
- *   every=N: each Nth only; p=: with this probability; each=N: at most N times in one
- *   process; n=N: at most N times in all processes that share FAULTSHIM_COUNTS, or in
- *   this one without it. skip and every count in the same places as n.
+ *   All rules that match apply, in order. size=N: only calls that give room for N bytes
+ *   of output, which tells a P-256 signature (64) from a MAC (32) where the program knows
+ *   what it expects; skip=N: not the first N matching calls; every=N: each Nth only; p=:
+ *   with this probability; each=N: at most N times in one process; n=N: at most N times
+ *   in all processes that share FAULTSHIM_COUNTS, or in this one without it. skip and
+ *   every count in the same places as n.
  *   Output is that of C_Sign, C_SignFinal, C_Encrypt*, C_Decrypt*, C_Digest*, C_WrapKey
  *   and C_GenerateRandom; a call that asks for its length only is not spoiled. On
  *   C_Verify and C_VerifyFinal every one of these actions turns the verdict over.
@@ -134,7 +136,7 @@ struct rule {
 	bool match[FUNCTIONS];
 	enum action action;
 	ul arg;
-	int64_t skip, every, each, n; /* each, n: -1 for any number */
+	int64_t size, skip, every, each, n; /* size, each, n: -1 for any number */
 	bool keep;
 	double p;
 	_Atomic int64_t fired_here; /* in this process */

@@ -52,23 +52,29 @@ static enum action parse_action(const char *word) {
 	give_up("unknown action", word);
 }
 
+static bool named(const char *word, size_t length, const char *name) {
+	return strlen(name) == length && memcmp(word, name, length) == 0;
+}
+
 /* option reads name=value; false for another word. */
 static bool option(struct rule *r, const char *word) {
 	const char *value = strchr(word, '=');
 	if (value == NULL)
 		return false;
 	size_t name = (size_t)(value++ - word);
-	if (strncmp(word, "n", name) == 0)
+	if (named(word, name, "n"))
 		r->n = number(value, word);
-	else if (strncmp(word, "each", name) == 0)
+	else if (named(word, name, "each"))
 		r->each = number(value, word);
-	else if (strncmp(word, "skip", name) == 0)
+	else if (named(word, name, "size"))
+		r->size = number(value, word);
+	else if (named(word, name, "skip"))
 		r->skip = number(value, word);
-	else if (strncmp(word, "every", name) == 0)
+	else if (named(word, name, "every"))
 		r->every = number(value, word);
-	else if (strncmp(word, "keep", name) == 0)
+	else if (named(word, name, "keep"))
 		r->keep = number(value, word) != 0;
-	else if (*word == 'p' && name == 1)
+	else if (named(word, name, "p"))
 		r->p = atof(value);
 	else
 		give_up("unknown option", word);
@@ -86,7 +92,7 @@ static void parse_rule(struct rules *t, char **word, int words) {
 	if (t->count == MAX_RULES)
 		give_up("too many rules", word[0]);
 	struct rule *r = &t->rule[t->count++];
-	*r = (struct rule){.n = -1, .each = -1, .p = 1, .action = parse_action(word[1])};
+	*r = (struct rule){.n = -1, .each = -1, .size = -1, .p = 1, .action = parse_action(word[1])};
 	bool any = false;
 	for (int f = 0; f < FUNCTIONS; f++)
 		any |= r->match[f] = matches(word[0], f);

@@ -95,6 +95,23 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// TestSize: a rule for 64 bytes of output leaves the MACs alone.
+func TestSize(t *testing.T) {
+	s := newSigner(t, 1)
+	mac, err := s.pool.Generate(t.Context(), hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.set("C_Sign rv CKR_DATA_INVALID size=64")
+	if _, err := s.pool.MAC(t.Context(), mac.ID, []byte("data")); err != nil {
+		t.Error(err)
+	}
+	digest := newDigest()
+	if _, err := s.pool.Sign(t.Context(), s.key.ID, digest[:]); err == nil {
+		t.Error("a signature")
+	}
+}
+
 // TestParallel: a device that does one thing at a time.
 func TestParallel(t *testing.T) {
 	s := newSigner(t, 4)
