@@ -25,7 +25,7 @@ func (s *stage) audit(ctx context.Context) error {
 	decided := uint64(len(approved) + len(s.journal.denied))
 	s.check(tally.Decisions == decided && tally.Audited == decided,
 		"decisions answered %d, stored %d, audited %d", decided, tally.Decisions, tally.Audited)
-	s.check(acted == nil, "relay: %d approvals, %d acts: %v", len(forRelay), tally.Acts, acted)
+	s.check(acted == nil, "relay: %d approvals, %d acts%s", len(forRelay), tally.Acts, because(acted))
 	s.check(len(s.journal.bad) == 0, "signatures verified %d, bad ones or bad answers released %d%s",
 		s.journal.verified, len(s.journal.bad), first(s.journal.bad))
 	return nil

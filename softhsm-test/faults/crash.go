@@ -52,43 +52,59 @@ func sessionsDie(ctx context.Context, s *stage) error {
 			return err
 		}
 		r.within(time.Second, took, "sessions of both workers die: replaced")
-		if err := during(ctx, aWhile); err != nil {
-			return err
-		}
-		r.unharmed("sessions of both workers die")
-		return nil
+		return r.mostlyUnharmed(ctx, "sessions of both workers die")
 	})
 }
 
-// loginLost logs the token out behind both workers.
+// loginLost logs the token out behind one worker, then behind both.
 func loginLost(ctx context.Context, s *stage) error {
 	return s.inRush(ctx, func(r *rush) error {
-		before, err := r.Counts()
-		if err != nil {
+		if err := r.loggedOut(ctx, 1); err != nil {
 			return err
 		}
-		restarts, err := r.restarts(ctx)
-		if err != nil {
+		r.unharmed("login of one worker lost")
+		if err := r.loggedOut(ctx, 2); err != nil {
 			return err
 		}
-		took, err := r.replacesAll(ctx, 2, "C_SignInit logout each=1 n=2")
-		if err != nil {
-			return err
-		}
-		if err := during(ctx, aWhile); err != nil {
-			return err
-		}
-		r.say("both workers replaced after %v", took.Round(time.Millisecond))
-		after, err := r.Counts()
-		if err != nil {
-			return err
-		}
-		now, err := r.restarts(ctx)
-		logins := after.Minus(before)["C_Login"]
-		r.check(logins.Calls == uint64(now-restarts) && logins.Errors == 0, "workers replaced %d, C_Login %d, refused %d", now-restarts, logins.Calls, logins.Errors)
-		r.unharmed("login lost")
-		return err
+		return r.mostlyUnharmed(ctx, "login of both workers lost")
 	})
+}
+
+// loggedOut strikes so many workers, each of which is replaced with one C_Login.
+func (r *rush) loggedOut(ctx context.Context, workers int) error {
+	before, err := r.Counts()
+	if err != nil {
+		return err
+	}
+	restarts, err := r.restarts(ctx)
+	if err != nil {
+		return err
+	}
+	took, err := r.replacesAll(ctx, workers, fmt.Sprintf("C_SignInit logout each=1 n=%d", workers))
+	if err != nil {
+		return err
+	}
+	after, err := r.Counts()
+	if err != nil {
+		return err
+	}
+	now, err := r.restarts(ctx)
+	logins := after.Minus(before)["C_Login"]
+	r.check(logins.Calls == uint64(now-restarts) && logins.Errors == 0, "login lost: %d workers replaced after %v, C_Login %d, refused %d",
+		now-restarts, took.Round(time.Millisecond), logins.Calls, logins.Errors)
+	return err
+}
+
+// mostlyUnharmed is for a fault of both workers at once, which can strike a request
+// and its one internal retry: it then fails, once for each phone at most.
+func (r *rush) mostlyUnharmed(ctx context.Context, what string) error {
+	if err := during(ctx, aWhile); err != nil {
+		return err
+	}
+	since := r.journal.since(r.struck, time.Now())
+	failed := filter(since, exchange.failed)
+	r.check(len(failed) <= phones, "%s: %d requests, %d failed after a retry that failed too%s", what, len(since), len(failed), example(failed))
+	return nil
 }
 
 // segfault lets the module crash: one worker several times, then both at once.
@@ -107,13 +123,8 @@ func segfault(ctx context.Context, s *stage) error {
 		if err != nil {
 			return err
 		}
-		if err := during(ctx, aWhile); err != nil {
-			return err
-		}
 		r.within(time.Second, took, "both crashed at once: replaced")
-		failed := filter(r.journal.since(r.struck, time.Now()), exchange.failed)
-		r.check(len(failed) <= phones, "both crashed at once: %d requests failed, each phone's retry is one of them at most%s", len(failed), example(failed))
-		return nil
+		return r.mostlyUnharmed(ctx, "both crashed at once")
 	})
 }
 

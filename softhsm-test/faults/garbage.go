@@ -160,7 +160,7 @@ func (r *rush) retriedElsewhere(ctx context.Context) error {
 			asked = append(asked, f.PID)
 		}
 	}
-	r.check(worked == nil, "one bad signature: the authorization is approved: %v", worked)
+	r.check(worked == nil, "one bad signature: the authorization is approved%s", because(worked))
 	r.check(len(asked) == 2 && asked[0] != asked[1], "one bad signature: asked workers %v for it", asked)
 	return r.Clear()
 }

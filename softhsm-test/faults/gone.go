@@ -35,7 +35,8 @@ func hsmGone(ctx context.Context, s *stage) error {
 		return err
 	}
 	s.within(back, time.Since(begun), "put back: ready")
-	s.check(s.works(ctx) == nil, "an authorization is approved: %v", s.journal.last())
+	err = s.works(ctx)
+	s.check(err == nil, "an authorization is approved%s", because(err))
 	s.check(s.Running() && s.PID() == pid, "countersignd %d lives", pid)
 	return s.audit(ctx)
 }

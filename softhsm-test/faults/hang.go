@@ -64,6 +64,9 @@ func (r *rush) hangAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if _, err := r.whole(ctx); err != nil {
+		return err
+	}
 	return r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
 		return r.stopAll(ctx), nil
 	})

@@ -29,7 +29,7 @@ func (e exchange) foreseen() bool {
 }
 
 func (e exchange) String() string {
-	return fmt.Sprintf("%v: code %d, %v", e.took.Round(time.Millisecond), uint8(e.code), e.err)
+	return fmt.Sprintf("code %d after %v%s", uint8(e.code), e.took.Round(time.Millisecond), because(e.err))
 }
 
 // approval is an authorization that was approved, as its phone knows it.
@@ -117,7 +117,7 @@ func (j *journal) last() error {
 	if len(j.exchanges) == 0 {
 		return errors.New("nothing was sent")
 	}
-	return fmt.Errorf("%v, released: %v", j.exchanges[len(j.exchanges)-1], errors.Join(j.bad...))
+	return fmt.Errorf("last request: %v%s", j.exchanges[len(j.exchanges)-1], first(j.bad))
 }
 
 // rate is how many were approved per second in a time.

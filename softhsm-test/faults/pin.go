@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"countersign/softhsm-test/rig"
@@ -36,7 +36,7 @@ func wrongPIN(ctx context.Context, s *stage) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, rule := range []string{"set pin_tries 0", "set pin_tries 3"} {
+	for _, rule := range []string{"set pin_tries 0", fmt.Sprint("set pin_tries ", pinTries)} {
 		if err := errors.Join(s.Set(rule), os.WriteFile(s.pinFile(), []byte("wrong-pin\n"), 0o600)); err != nil {
 			return err
 		}
@@ -50,13 +50,14 @@ func wrongPIN(ctx context.Context, s *stage) (err error) {
 		if err != nil {
 			return err
 		}
-		s.check(r.Code == 0, "%s: countersignctl hsm unlock: exit code %d: %s", rule, r.Code, line(r.Stderr))
+		s.check(r.Code == 0, "%s: countersignctl hsm unlock: exit code %d %s", rule, r.Code, line(r.Stderr))
 	}
 	if err := v.start(ctx, s); err != nil {
-		s.check(false, "the right PIN, on a token that locks after %d wrong ones: %s", pinTries, line(err.Error()))
+		s.check(false, "the right PIN, on a token that locks after %d wrong ones%s", pinTries, because(err))
 		return nil
 	}
-	s.check(s.works(ctx) == nil, "the right PIN serves again: %v", s.journal.last())
+	err = s.works(ctx)
+	s.check(err == nil, "the right PIN serves again%s", because(err))
 	return nil
 }
 
@@ -94,11 +95,4 @@ func (s *stage) startInVain(ctx context.Context, v *service) (code int, err erro
 	defer cancel()
 	r, err := s.Config.Bin.Run(ctx, v.call)
 	return r.Code, err
-}
-
-// line is the first one of a text, for the report.
-func line(text string) string {
-	const most = 200
-	first, _, _ := strings.Cut(text, "\n")
-	return first[:min(len(first), most)]
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -27,6 +28,21 @@ func (r *report) check(ok bool, format string, args ...any) {
 		r.failed++
 	}
 	fmt.Fprintf(r.out, mark+" "+format+"\n", args...)
+}
+
+// because is what a line says of an error, nothing of none.
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + line(err.Error())
+}
+
+// line is the beginning of the first line of a text.
+func line(text string) string {
+	const most = 200
+	first, _, _ := strings.Cut(text, "\n")
+	return first[:min(len(first), most)]
 }
 
 // within is a check of a time.

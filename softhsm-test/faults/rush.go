@@ -8,7 +8,7 @@ import (
 )
 
 // phones is how many authorize at once, half of them over the relay.
-const phones = 8
+const phones = 12
 
 // warmUp is how long all is well before the fault, for comparison.
 const warmUp = 1500 * time.Millisecond
@@ -85,7 +85,7 @@ func example(some []exchange) string {
 	if len(some) == 0 {
 		return ""
 	}
-	return ", " + some[0].String()
+	return ", one of them " + some[0].String()
 }
 
 // inTime: every request to the appliance ended by its deadline.

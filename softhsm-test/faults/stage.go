@@ -79,7 +79,7 @@ func (s *stage) close() error {
 // once is a rule that strikes one call, or with BREAK=retry the retry of it as well.
 func (s *stage) once(rule string) string {
 	if s.broken == breakRetry {
-		return rule + " n=16"
+		return rule + " n=6"
 	}
 	return rule + " n=1"
 }
@@ -178,9 +178,8 @@ func during(ctx context.Context, d time.Duration) error {
 func (s *stage) works(ctx context.Context) error {
 	c := s.customers[0]
 	before := len(s.journal.approvals())
-	c.step(ctx)
-	if len(s.journal.approvals()) == before {
-		return fmt.Errorf("an authorization was not approved: %v", s.journal.last())
+	if c.step(ctx); len(s.journal.approvals()) == before {
+		return fmt.Errorf("not approved: %w", s.journal.last())
 	}
 	return nil
 }

@@ -33,11 +33,11 @@ const (
 	nameSize      = 32 // bytes of a name
 )
 
-// errCounts: the file was not written by the shim.
-var errCounts = errors.New("no counts of faultshim")
+// ErrCounts: the file was not written by the shim.
+var ErrCounts = errors.New("no counts of faultshim")
 
 // ReadCounts reads a file of FAULTSHIM_COUNTS while processes write it. Without the
-// file nothing was called yet.
+// file nothing was called yet. Another file is [ErrCounts].
 func ReadCounts(path string) (Counts, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -47,7 +47,7 @@ func ReadCounts(path string) (Counts, error) {
 		return nil, fmt.Errorf("reading counts: %w", err)
 	}
 	if len(raw) < functionsEnd || !bytes.HasPrefix(raw, []byte(countsMagic)) {
-		return nil, fmt.Errorf("reading counts: %s: %w", path, errCounts)
+		return nil, fmt.Errorf("reading counts: %s: %w", path, ErrCounts)
 	}
 	counts := Counts{}
 	for at := headerSize; at < functionsEnd; at += functionSize {

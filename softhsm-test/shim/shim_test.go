@@ -1,4 +1,4 @@
-package shim
+package shim_test
 
 import (
 	"bytes"
@@ -19,9 +19,11 @@ import (
 	"time"
 
 	"countersign/hsm/hsmtest"
+	"countersign/softhsm-test/shim"
+	"countersign/softhsm-test/shim/shimtest"
 )
 
-// bin is where the module lies, built as the Makefile builds it.
+// bin is where the module lies.
 var bin string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -30,7 +32,7 @@ func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "faultshim-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }() // at worst it stays in the temporary directory
-		bin, err = dir, build(filepath.Join(dir, Library))
+		bin, err = dir, shimtest.Build(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,29 +42,17 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-func build(out string) error {
-	sources, err := filepath.Glob("../faultshim/*.c")
-	if err != nil {
-		return err
-	}
-	args := append([]string{"-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", "-o", out}, sources...)
-	if text, err := exec.Command("gcc", append(args, "-ldl", "-lpthread")...).CombinedOutput(); err != nil {
-		return fmt.Errorf("building the fault shim: %w: %s", err, text)
-	}
-	return nil
-}
-
 // bed is a token behind the shim, with one P-256 key.
 type bed struct {
 	*testing.T
-	Shim
+	shim.Shim
 	hsm hsmtest.SoftHSM
 	key *ecdsa.PublicKey
 }
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	s, err := New(bin, t.TempDir())
+	s, err := shim.New(bin, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,14 +81,14 @@ func (b *bed) set(rules ...string) {
 }
 
 // counted are the counts of what a step does.
-func (b *bed) counted(step func()) Counts {
+func (b *bed) counted(step func()) shim.Counts {
 	b.Helper()
 	before := b.read()
 	step()
 	return b.read().Minus(before)
 }
 
-func (b *bed) read() Counts {
+func (b *bed) read() shim.Counts {
 	b.Helper()
 	c, err := b.Counts()
 	if err != nil {
@@ -349,7 +339,7 @@ func TestCounts(t *testing.T) {
 	if err != nil || len(faults) != 1 || faults[0].Function != "C_Sign" || faults[0].Action != "segv" || faults[0].PID <= 0 {
 		t.Errorf("log %v, %v", faults, err)
 	}
-	if _, err := ReadCounts(b.Module); !errors.Is(err, errCounts) {
+	if _, err := shim.ReadCounts(b.Module); !errors.Is(err, shim.ErrCounts) {
 		t.Errorf("counts of another file: %v", err)
 	}
 }
