@@ -12,7 +12,7 @@ DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test acceptance bench clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ $(addprefix bin/,$(PURE)): bin/%: FORCE
 	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/$*
 bin/hsm-worker: FORCE
 	@CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/hsm-worker
+bin/faultshim.so: $(wildcard softhsm-test/faultshim/*.c softhsm-test/faultshim/*.h)
+	@mkdir -p bin
+	@gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -fvisibility=hidden -o $@ $(filter %.c,$^) -ldl -lpthread
 FORCE:
 
 check: cross ## format, vet, staticcheck, arrows, pure-Go builds
@@ -45,7 +48,7 @@ cross:
 	  CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -o /dev/null $(addprefix ./cmd/,$(PURE)) 2>&1 || { echo "pure-Go build for linux/$$arch failed"; exit 1; }; \
 	done
 
-test: deps build ## run every test, with the race detector
+test: deps build bin/faultshim.so ## run every test, with the race detector
 	@go test -race -timeout 15m ./...
 
 demo: deps build ## narrate the main job with the real programs
@@ -56,7 +59,11 @@ attack-test: deps build ## play relay and phone at byte level against the real p
 	@go build -o bin/attack ./softhsm-test/attack
 	@bin/attack
 
-acceptance: demo attack-test ## the long harnesses
+hsm-faults: deps build bin/faultshim.so ## break the HSM in every way that is known, under load
+	@go build -o bin/faults ./softhsm-test/faults
+	@bin/faults
+
+acceptance: demo attack-test hsm-faults ## the long harnesses
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/rig"
+)
+
+// audit holds what was seen against what the appliance and its relay have written:
+// each serial was approved by one transaction, each is in the store and in the audit
+// records once, and relays acted on each of theirs once, and on nothing else.
+func (s *stage) audit(ctx context.Context) error {
+	if err := s.settled(ctx); err != nil {
+		return err
+	}
+	approved := s.journal.approvals()
+	twice, forRelay := doubles(approved)
+	s.check(twice == 0, "serials approved by more than one transaction: %d of %d", twice, len(approved))
+	tally, acted, err := s.tally(ctx, forRelay)
+	if err != nil {
+		return err
+	}
+	decided := uint64(len(approved) + len(s.journal.denied))
+	s.check(tally.Decisions == decided && tally.Audited == decided,
+		"decisions answered %d, stored %d, audited %d", decided, tally.Decisions, tally.Audited)
+	s.check(acted == nil, "relay: %d approvals, %d acts%s", len(forRelay), tally.Acts, because(acted))
+	s.check(len(s.journal.bad) == 0, "signatures verified %d, bad ones or bad answers released %d%s",
+		s.journal.verified, len(s.journal.bad), first(s.journal.bad))
+	return nil
+}
+
+func first(all []error) string {
+	if len(all) == 0 {
+		return ""
+	}
+	return ": " + all[0].Error()
+}
+
+// doubles counts serials with two transactions, and gives the transactions that a
+// relay acts on.
+func doubles(approved []approval) (twice int, forRelay map[string]bool) {
+	bySerial, forRelay := map[protocol.Serial]protocol.TransactionID{}, map[string]bool{}
+	for _, a := range approved {
+		if other, ok := bySerial[a.serial]; ok && other != a.transaction {
+			twice++
+		}
+		bySerial[a.serial] = a.transaction
+		if a.acts {
+			forRelay[fmt.Sprint(a.transaction)] = true
+		}
+	}
+	return twice, forRelay
+}
+
+// tally counts, once the relay has acted on all that it is to act on; wrong is what is
+// wrong with its acts.
+func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t rig.Tally, wrong, err error) {
+	waited := rig.Until(ctx, "the acts of the relay", func() (bool, error) {
+		acts, err := s.Acts()
+		return len(acts) >= len(forRelay), err
+	})
+	acts, err := s.Acts()
+	if err != nil {
+		return t, nil, err
+	}
+	if wrong = waited; wrong == nil {
+		wrong = judge(acts, forRelay)
+	}
+	t, err = s.Tally(ctx)
+	return t, wrong, err
+}
+
+func judge(acts []rig.Act, forRelay map[string]bool) error {
+	seen := map[string]bool{}
+	for _, act := range acts {
+		if seen[act.Transaction] {
+			return fmt.Errorf("%s was acted on twice", act.Transaction)
+		}
+		if seen[act.Transaction] = true; !forRelay[act.Transaction] {
+			return fmt.Errorf("%s was acted on, and no phone knows of it", act.Transaction)
+		}
+	}
+	return nil
+}

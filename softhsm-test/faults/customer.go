@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/rig/wire"
+)
+
+// customer is a phone that authorizes one thing after the other. A countersignature
+// that got no answer is sent again, the same bytes, before anything else.
+type customer struct {
+	*phone.Phone
+	way     way
+	journal *journal
+	open    *order
+}
+
+// order is one authorization on its way.
+type order struct {
+	*phone.Session
+	serial protocol.Serial
+	m2, m3 []byte
+	handle []byte
+	nonce  protocol.Nonce
+}
+
+// way is how messages of a phone come to the appliance.
+type way interface {
+	// apply sends M1 and fills m2 in.
+	apply(context.Context, *order) exchange
+	// countersign sends M3 and gives M4.
+	countersign(context.Context, *order) ([]byte, exchange)
+	// acts: who forwards also acts on an approval.
+	acts() bool
+}
+
+// pause is how long a customer waits who was turned away.
+const pause = 50 * time.Millisecond
+
+// shop authorizes until ctx ends. What is under way then comes to its end.
+func (c *customer) shop(ctx context.Context) {
+	for ctx.Err() == nil {
+		if !c.step(context.WithoutCancel(ctx)) {
+			_ = during(ctx, pause) // its end is seen above
+		}
+	}
+}
+
+// step makes an authorization, or sends again what is open; false if it was turned away.
+func (c *customer) step(ctx context.Context) bool {
+	if c.open == nil && !c.begin(ctx) {
+		return false
+	}
+	return c.settle(ctx)
+}
+
+func (c *customer) begin(ctx context.Context) bool {
+	p1 := c.Next(door)
+	p1.Capabilities = protocol.CapabilityFullReceipt
+	session, err := c.Apply(p1.Marshal())
+	if err != nil {
+		c.journal.blame(err)
+		return false
+	}
+	o := &order{Session: session, serial: p1.Serial, nonce: device.NewNonce()}
+	e := c.way.apply(ctx, o)
+	if c.journal.add(e); e.failed() {
+		return false
+	}
+	if err := o.Open(o.m2); err != nil || o.P2.Code != 0 {
+		c.journal.blame(fmt.Errorf("M2 of code %d: %w", uint8(o.P2.Code), err))
+		return false
+	}
+	if o.m3, err = o.Countersign(ctx, protocol.Approve); err != nil {
+		c.journal.blame(err)
+		return false
+	}
+	c.open = o
+	return true
+}
+
+func (c *customer) settle(ctx context.Context) bool {
+	o := c.open
+	m4, e := c.way.countersign(ctx, o)
+	if c.journal.add(e); e.failed() {
+		return false
+	}
+	p4, err := o.Result(o.m3, m4)
+	if err != nil {
+		c.journal.blame(fmt.Errorf("M4: %w", err))
+		return false
+	}
+	c.open = nil
+	if p4.Result != protocol.ResultApproved {
+		c.journal.deny(p4.Reason)
+		return true
+	}
+	keys := protocol.Keyring{Root: c.Trust.Root, KeyCerts: c.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
+	if d, ok := c.journal.check(keys.Verify, p4.Decision); ok {
+		c.journal.approve(approval{at: time.Now(), serial: o.serial, transaction: d.Transaction, acts: c.way.acts()})
+	}
+	return true
+}
+
+// overAPI is a device of the harness, which verifies what it is given.
+type overAPI struct {
+	gate    *device.Device
+	journal *journal
+}
+
+func (w *overAPI) acts() bool { return false }
+
+func (w *overAPI) post(ctx context.Context, path string, body []byte) ([]byte, exchange) {
+	e := exchange{begun: time.Now()}
+	answer, err := w.gate.Post(ctx, device.Call{Path: path, Type: protocol.BodyType, Body: body})
+	e.took, e.err, e.code, e.retryAfter = time.Since(e.begun), err, answer.Code, answer.RetryAfter != "" && answer.RetryAfter != "0"
+	if err == nil && answer.Status != http.StatusOK && e.code == 0 {
+		e.err = fmt.Errorf("status %d without a code", answer.Status)
+	}
+	return answer.Body, e
+}
+
+func (w *overAPI) apply(ctx context.Context, o *order) exchange {
+	req := protocol.ApplyRequest{M1: o.M1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: o.nonce}
+	body, e := w.post(ctx, "/v1/apply", req.Marshal())
+	if e.failed() {
+		return e
+	}
+	res, err := protocol.ParseApplyResponse(body)
+	o.m2, o.handle, e.err = res.M2, res.Handle, err
+	return e
+}
+
+func (w *overAPI) countersign(ctx context.Context, o *order) ([]byte, exchange) {
+	req := protocol.CountersignRequest{Handle: o.handle, M3: o.m3}
+	body, e := w.post(ctx, "/v1/countersign", req.Marshal())
+	if e.failed() {
+		return nil, e
+	}
+	res, err := protocol.ParseCountersignResponse(body)
+	if e.err = err; err == nil && res.Decision != nil {
+		w.verify(o, res.Decision)
+	}
+	return res.M4, e
+}
+
+func (w *overAPI) verify(o *order, decision []byte) {
+	check, err := w.gate.Check(o.nonce, o.m2)
+	if err != nil {
+		w.journal.blame(err)
+		return
+	}
+	check.Services = []protocol.Service{door}
+	w.journal.check(check.Verify, decision)
+}
+
+// overLink is a relay of the appliance.
+type overLink struct {
+	link string
+	conn *wire.Conn // nil: none
+}
+
+func (w *overLink) acts() bool { return true }
+
+func (w *overLink) apply(ctx context.Context, o *order) exchange {
+	w.hangUp()
+	var e exchange
+	o.m2, e = w.ask(ctx, o.M1)
+	return e
+}
+
+func (w *overLink) countersign(ctx context.Context, o *order) ([]byte, exchange) {
+	return w.ask(ctx, o.m3)
+}
+
+func (w *overLink) ask(ctx context.Context, message []byte) (answer []byte, e exchange) {
+	e = exchange{begun: time.Now(), overLink: true}
+	answer, e.err = w.say(ctx, message)
+	e.took = time.Since(e.begun)
+	if e.err != nil {
+		w.hangUp()
+		return nil, e
+	}
+	if me, err := protocol.ParseLinkError(answer); err == nil {
+		e.code, e.retryAfter = me.Code, me.Retry != 0
+	}
+	return answer, e
+}
+
+func (w *overLink) say(ctx context.Context, message []byte) ([]byte, error) {
+	if w.conn == nil {
+		conn, err := wire.Dial(ctx, w.link)
+		if err != nil {
+			return nil, err
+		}
+		w.conn = &conn
+	}
+	return w.conn.Ask(message)
+}
+
+func (w *overLink) hangUp() {
+	if w.conn != nil {
+		_ = w.conn.Close() // nothing is under way on it
+		w.conn = nil
+	}
+}
+
+// crowd lets all customers shop. stop lets what is under way come to its end.
+func (s *stage) crowd(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	for _, c := range s.customers {
+		go func() {
+			c.shop(ctx)
+			done <- struct{}{}
+		}()
+	}
+	return func() {
+		cancel()
+		for range s.customers {
+			<-done
+		}
+	}
+}
+
+// settled sends what is open until it is answered: after a fault nothing may be left
+// without an answer.
+func (s *stage) settled(ctx context.Context) error {
+	for _, c := range s.customers {
+		err := rig.Until(ctx, "an answer to what was open", func() (bool, error) {
+			return c.open == nil || c.settle(ctx), nil
+		})
+		if err != nil {
+			return errors.Join(err, s.journal.last())
+		}
+	}
+	return nil
+}

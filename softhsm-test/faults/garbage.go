@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/shim"
+)
+
+// badActions are the ways in which a signature can be bad; 64 bytes are P-256, so that
+// MACs are left alone.
+var badActions = []string{"garbage", "bitflip", "zeros", "short", "wrongkey"}
+
+func bad(action, chance string) string { return "C_Sign " + action + " size=64 p=" + chance }
+
+// garbage lets the token make bad signatures, in volume by worker processes of the
+// harness, and under a whole appliance.
+func garbage(ctx context.Context, s *stage) error {
+	if err := s.volume(ctx); err != nil {
+		return err
+	}
+	return s.inRush(ctx, func(r *rush) error {
+		for _, action := range badActions {
+			if err := errors.Join(r.strike(bad(action, "0.1")), during(ctx, aWhile)); err != nil {
+				return err
+			}
+			r.say("%s: %d requests, turned away %d", action, len(r.journal.since(r.struck, time.Now())), len(r.refusals(r.struck, time.Now())))
+		}
+		if err := r.enrolmentsSpoiled(ctx); err != nil {
+			return err
+		}
+		if err := r.quarantine(ctx); err != nil {
+			return err
+		}
+		return r.retriedElsewhere(ctx)
+	})
+}
+
+// enrolmentsSpoiled: certificates are signatures too.
+func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
+	if err := r.strike(bad("wrongkey", "0.4")); err != nil {
+		return err
+	}
+	const each = 8
+	var refused, wrong int
+	for i := range 2 * each {
+		err := r.enrolOne(ctx, i)
+		var byPhone *phone.Refusal
+		var byDevice *device.Refusal
+		switch {
+		case errors.As(err, &byPhone), errors.As(err, &byDevice):
+			refused++
+		case err != nil:
+			wrong++
+			r.say("enrolment %d: %v", i, err)
+		}
+	}
+	r.check(wrong == 0, "enrolments of phones and devices %d, refused %d, with a bad certificate %d", 2*each, refused, wrong)
+	return r.Clear()
+}
+
+// enrolOne enrols a phone or a device and verifies its certificate.
+func (r *rush) enrolOne(ctx context.Context, i int) error {
+	noun := []string{"client", "device"}[i%2]
+	code, err := r.Invite(ctx, noun, fmt.Sprintf("spoiled-%d", i))
+	if err != nil {
+		return err
+	}
+	if noun == "client" {
+		_, err := phone.Enrol(ctx, r.URL, code) // which verifies it
+		return err
+	}
+	d, err := device.Enrol(ctx, device.Config{URL: r.URL, CA: r.CA}, code)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return verifyChain(d.Chain, r.CA)
+}
+
+// verifyChain holds a device's certificate against the authorities of the appliance.
+func verifyChain(chain []string, ca string) error {
+	raw, err := os.ReadFile(ca)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(raw) {
+		return errors.New("no certificate in ca.pem")
+	}
+	block, _ := pem.Decode([]byte(chain[0]))
+	if block == nil {
+		return errors.New("certificate is no PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return err
+	}
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err
+}
+
+// quarantine: bad signatures one after the other take the worker out, and are told.
+func (r *rush) quarantine(ctx context.Context) error {
+	const metric = "countersign_hsm_quarantines_total"
+	before, err := r.ops.metric(ctx, metric)
+	if err != nil {
+		return err
+	}
+	if err := r.strike("C_Sign garbage size=64 each=3 n=6"); err != nil {
+		return err
+	}
+	seen := before
+	_ = rig.Until(ctx, "a quarantine", func() (bool, error) { // that there is none, the check says
+		seen, err = r.ops.metric(ctx, metric)
+		return seen > before || time.Since(r.struck) > back, err
+	})
+	took := time.Since(r.struck).Round(time.Millisecond)
+	r.check(seen > before, "three bad signatures of a worker in a row: %s rose by %.0f after %v", metric, seen-before, took)
+	r.check(strings.Contains(r.Log(), "quarantine"), "and the log says so")
+	if _, err := r.whole(ctx); err != nil {
+		return err
+	}
+	return r.Clear()
+}
+
+// retriedElsewhere: one bad signature is asked for again, of the other worker. "sleep
+// 0" writes down who was asked.
+func (r *rush) retriedElsewhere(ctx context.Context) error {
+	r.stop() // one call at a time
+	r.stop = func() {}
+	if err := r.settled(ctx); err != nil {
+		return err
+	}
+	rule := r.once("C_Sign garbage size=64")
+	if err := r.Set("C_Sign sleep 0 size=64", rule); err != nil {
+		return err
+	}
+	before, err := r.Injected()
+	if err != nil {
+		return err
+	}
+	worked := r.works(ctx)
+	all, err := r.Injected()
+	if err != nil {
+		return err
+	}
+	var asked []int
+	for _, f := range all[len(before):] {
+		if f.Action == "sleep" {
+			asked = append(asked, f.PID)
+		}
+	}
+	r.check(worked == nil, "one bad signature: the authorization is approved%s", because(worked))
+	r.check(len(asked) == 2 && asked[0] != asked[1], "one bad signature: asked workers %v for it", asked)
+	return r.Clear()
+}
+
+// poolShim steers the worker processes of the harness, apart from the appliance's.
+func (s *stage) poolShim() (shim.Shim, error) {
+	dir := s.dir + "/pool"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return shim.Shim{}, err
+	}
+	return shim.New(string(s.Config.Bin), dir)
+}

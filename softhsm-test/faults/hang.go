@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"countersign/softhsm-test/rig"
+)
+
+// replaced is what a worker may take to be killed and replaced after a deadline.
+const replaced = time.Second
+
+// hangOne stops one of two workers, which then hangs as in a module that does not
+// return.
+func hangOne(ctx context.Context, s *stage) error {
+	return s.inRush(ctx, func(r *rush) error { return r.hangOne(ctx) })
+}
+
+func (r *rush) hangOne(ctx context.Context) error {
+	workers, err := r.workers()
+	if err != nil || len(workers) != 2 {
+		return fmt.Errorf("%d workers: %w", len(workers), err)
+	}
+	victim := workers[0]
+	r.struck = time.Now()
+	if err := syscall.Kill(victim.PID, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	err = victim.Wait(ctx)
+	killed := time.Now()
+	if err != nil {
+		return err
+	}
+	took, err := r.whole(ctx, victim)
+	if err != nil {
+		return err
+	}
+	r.within(deadline+replaced, killed.Sub(r.struck)+took, "a worker that hangs is killed and replaced")
+	during := r.journal.rate(r.struck, killed)
+	r.check(during >= r.rate/2, "approvals per second: %.0f before, %.0f while one of two workers hung", r.rate, during)
+	r.inTime()
+	return nil
+}
+
+// Of a whole HSM that is away.
+const (
+	noticed = 2 * time.Second        // until /readyz says so
+	shed    = 100 * time.Millisecond // an answer when that is known
+	back    = 5 * time.Second        // from its return until all is well
+)
+
+// hangAll lets every call hang for 30 s, and then stops every worker there is, and
+// those that come in their place.
+func hangAll(ctx context.Context, s *stage) error {
+	return s.inRush(ctx, func(r *rush) error { return r.hangAll(ctx) })
+}
+
+func (r *rush) hangAll(ctx context.Context) error {
+	err := r.awayAndBack(ctx, "all calls hang", func() (func() error, error) {
+		return r.Clear, r.strike("C_* sleep 30000")
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := r.whole(ctx); err != nil {
+		return err
+	}
+	return r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
+		return r.stopAll(ctx), nil
+	})
+}
+
+// awayAndBack takes the HSM away for a while under load; away gives what brings it back.
+func (r *rush) awayAndBack(ctx context.Context, what string, away func() (func() error, error)) error {
+	r.struck = time.Now()
+	restore, err := away()
+	if err != nil {
+		return err
+	}
+	took, err := r.ops.ready(ctx, false)
+	if err != nil {
+		return err
+	}
+	r.within(noticed, took, what+": not ready")
+	known := r.struck.Add(deadline + margin)
+	if err := during(ctx, time.Until(known.Add(2*time.Second))); err != nil {
+		return err
+	}
+	r.shed(what, known)
+	if err := restore(); err != nil {
+		return err
+	}
+	if took, err = r.backAgain(ctx); err != nil {
+		return err
+	}
+	r.within(back, took, what+": back after it")
+	return nil
+}
+
+// shed holds what was asked since the absence was known.
+func (r *rush) shed(what string, known time.Time) {
+	first, later := r.refusals(r.struck, known), r.refusals(known, time.Now())
+	r.within(deadline+margin, quantile(first, 1), what+": 503 at the deadline, longest")
+	r.check(len(later) != 0, "%s: %d requests refused until the deadline, %d afterwards", what, len(first), len(later))
+	r.within(shed, quantile(later, 0.95), what+": refused afterwards, 95 % of them")
+	r.say("longest of them %v", quantile(later, 1).Round(time.Millisecond))
+	without := filter(later, func(e exchange) bool { return !e.retryAfter })
+	r.check(len(without) == 0, "%s: refusals without Retry-After: %d", what, len(without))
+}
+
+// backAgain waits until the appliance is ready and approves again.
+func (r *rush) backAgain(ctx context.Context) (time.Duration, error) {
+	begun := time.Now()
+	if _, err := r.ops.ready(ctx, true); err != nil {
+		return 0, err
+	}
+	n := len(r.journal.approvals())
+	err := rig.Until(ctx, "an approval", func() (bool, error) { return len(r.journal.approvals()) > n, nil })
+	return time.Since(begun), err
+}
+
+// stopAll stops all workers that there are until the function that it gives is called.
+func (r *rush) stopAll(ctx context.Context) func() error {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() {
+		stopped := map[int]bool{}
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		var err error
+		for ctx.Err() == nil && err == nil {
+			err = r.stopEach(stopped)
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+		r.say("stopped %d workers one after the other", len(stopped))
+		done <- err
+	}()
+	return func() error {
+		cancel()
+		return <-done
+	}
+}
+
+func (r *rush) stopEach(stopped map[int]bool) error {
+	workers, err := r.workers()
+	if err != nil {
+		return err
+	}
+	for _, w := range workers {
+		if stopped[w.PID] {
+			continue
+		}
+		if err := syscall.Kill(w.PID, syscall.SIGSTOP); err != nil && err != syscall.ESRCH {
+			return err
+		}
+		stopped[w.PID] = true
+	}
+	return nil
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"countersign/protocol"
+)
+
+// slow is a network HSM: 3 to 4 ms for each round trip, 8 sessions.
+func slow(ctx context.Context, s *stage) (err error) {
+	const sessions, shoppers, span = 4, 16, 3 * time.Second
+	if err := s.enrol(ctx, shoppers); err != nil {
+		return err
+	}
+	v, err := s.service(sessions)
+	if err != nil {
+		return err
+	}
+	defer v.end(&err)
+	if err := v.start(ctx, s); err != nil {
+		return err
+	}
+	for _, rules := range [][]string{nil, {"@op latency 3000", "@op jitter 1000"}} {
+		if err := s.Set(rules...); err != nil {
+			return err
+		}
+		m, err := s.closedLoop(ctx, span)
+		if err != nil {
+			return err
+		}
+		s.check(m.failed == 0 && m.rate > 0, "%d sessions, %d phones, %v: %.0f approvals/s, requests p50 %v, p99 %v, failed %d",
+			2*sessions, shoppers, rules, m.rate, m.p50.Round(100*time.Microsecond), m.p99.Round(100*time.Microsecond), m.failed)
+	}
+	s.check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
+	return nil
+}
+
+// measure is what a span of load came to.
+type measure struct {
+	rate     float64 // approvals per second
+	p50, p99 time.Duration
+	failed   int
+}
+
+// closedLoop lets all customers shop for a time.
+func (s *stage) closedLoop(ctx context.Context, span time.Duration) (measure, error) {
+	stop := s.crowd(ctx)
+	from := time.Now()
+	err := during(ctx, span)
+	to := time.Now()
+	stop()
+	all := s.journal.since(from, to)
+	m := measure{rate: s.journal.rate(from, to), p50: quantile(all, 0.5), p99: quantile(all, 0.99), failed: len(filter(all, exchange.failed))}
+	return m, err
+}
+
+// Of overload. The token is the limit: 4 sessions, 25 ms for each operation inside it.
+const (
+	few, many   = 16, 400 // phones that find the most there is, and that ask for more
+	times       = 3
+	quick       = 20 * time.Millisecond
+	alone       = 0.8 // of the most, where the generator has cores of its own
+	shared      = 0.6 // where it has not
+	ownCores    = 0.5 // CPU seconds per second of a generator that disturbs nobody
+	overloading = 5 * time.Second
+)
+
+// overload asks for three times of what the token can do, whatever comes back.
+func overload(ctx context.Context, s *stage) (err error) {
+	if err := s.enrol(ctx, many); err != nil {
+		return err
+	}
+	v, err := s.service(2)
+	if err != nil {
+		return err
+	}
+	defer v.end(&err)
+	if err := v.start(ctx, s); err != nil {
+		return err
+	}
+	if err := s.Set("@crypto latency 25000"); err != nil {
+		return err
+	}
+	everybody := s.customers
+	s.customers = everybody[:few]
+	most, err := s.closedLoop(ctx, 2*time.Second)
+	if err != nil {
+		return err
+	}
+	s.customers = everybody
+	s.check(most.rate > 0 && most.failed == 0, "the most: %.0f approvals/s, requests p50 %v, failed %d", most.rate, most.p50.Round(time.Millisecond), most.failed)
+	if err := s.flood(ctx, most.rate); err != nil {
+		return err
+	}
+	if err := s.settled(ctx); err != nil {
+		return err
+	}
+	s.check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
+	return nil
+}
+
+// flood measures goodput and refusals.
+func (s *stage) flood(ctx context.Context, most float64) error {
+	cpu := cpuTime()
+	from := time.Now()
+	asked, noPhone, err := s.openLoop(ctx, times*most)
+	to := time.Now()
+	if err != nil {
+		return err
+	}
+	share := (cpuTime() - cpu).Seconds() / to.Sub(from).Seconds()
+	limit := alone
+	if share > ownCores {
+		limit = shared
+	}
+	good := s.journal.rate(from, to)
+	s.check(good >= limit*most, "asked for %.0f/s: %.0f approvals/s, %.0f %% of the most (at least %.0f %%); generator's CPU %.2f cores",
+		times*most, good, 100*good/most, 100*limit, share)
+	s.say("arrivals %d, of them without a phone that was free %d", asked, noPhone)
+	all := s.journal.since(from, to)
+	refused := filter(all, exchange.failed)
+	strange := filter(refused, func(e exchange) bool { return !e.foreseen() })
+	s.check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))
+	late := filter(refused, func(e exchange) bool { return e.code != protocol.CodeBusy && e.took > quick })
+	s.check(len(late)*20 <= len(refused), "refused %d, p50 %v, p95 %v, of them after more than %v and not with code 16: %d",
+		len(refused), quantile(refused, 0.5).Round(time.Millisecond), quantile(refused, 0.95).Round(time.Millisecond), quick, len(late))
+	return nil
+}
+
+// openLoop lets a phone that is free ask at each tick, whatever became of those before.
+func (s *stage) openLoop(ctx context.Context, perSecond float64) (asked, noPhone int, err error) {
+	if perSecond <= 0 {
+		return 0, 0, fmt.Errorf("a token that does nothing")
+	}
+	free := make(chan *customer, len(s.customers))
+	for _, c := range s.customers {
+		free <- c
+	}
+	var all sync.WaitGroup
+	tick := time.NewTicker(time.Duration(float64(time.Second) / perSecond))
+	defer tick.Stop()
+	for end := time.Now().Add(overloading); time.Now().Before(end) && ctx.Err() == nil; asked++ {
+		<-tick.C
+		select {
+		case c := <-free:
+			all.Go(func() {
+				c.step(ctx)
+				free <- c
+			})
+		default:
+			noPhone++
+		}
+	}
+	all.Wait()
+	return asked, noPhone, ctx.Err()
+}
+
+// cpuTime is what this process has used so far.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail for this process
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

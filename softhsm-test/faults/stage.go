@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/shim"
+)
+
+type config struct {
+	bin    string
+	broken string // what to break, "" for nothing
+	out    io.Writer
+}
+
+// What the product promises of its HSM calls, and what is allowed on top for a
+// machine that is busy with this harness.
+const (
+	deadline = 2 * time.Second // hsm.timeout
+	margin   = 500 * time.Millisecond
+)
+
+// stage is an appliance with a relay on a token behind the fault shim, devices, and
+// phones that authorize.
+type stage struct {
+	config
+	*report
+	*rig.Appliance
+	shim.Shim
+	dir       string
+	gates     []*device.Device
+	customers []*customer
+	journal   *journal
+	ops       *ops
+}
+
+func open(ctx context.Context, c config, r *report) (*stage, error) {
+	bin, err := rig.Find(c.bin)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "countersign-faults-")
+	if err != nil {
+		return nil, err
+	}
+	s := &stage{config: c, report: r, dir: dir, journal: &journal{spoil: c.broken == breakRelease}}
+	if s.Shim, err = shim.New(string(bin), dir); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s.ops = newOps(s.Ops, s.PID())
+	return s, nil
+}
+
+// close ends the appliance, on whom the last scene may weigh, and removes what is left.
+func (s *stage) close() error {
+	for _, gate := range s.gates {
+		gate.Close()
+	}
+	_, err := s.Stop()
+	return errors.Join(err, os.RemoveAll(s.dir))
+}
+
+// once is a rule that strikes one call, or with BREAK=retry the retry of it as well.
+func (s *stage) once(rule string) string {
+	if s.broken == breakRetry {
+		return rule + " n=6"
+	}
+	return rule + " n=1"
+}
+
+// enrol enrols so many phones, which use two devices of the harness and the
+// appliance's own relay by turns.
+func (s *stage) enrol(ctx context.Context, phones int) error {
+	for i := range 2 {
+		code, err := s.Invite(ctx, "device", "gate-"+strconv.Itoa(i))
+		if err != nil {
+			return err
+		}
+		gate, err := device.Enrol(ctx, device.Config{URL: s.URL, CA: s.CA}, code)
+		if err != nil {
+			return err
+		}
+		s.gates = append(s.gates, gate)
+	}
+	s.customers = make([]*customer, phones)
+	var group errgroup.Group
+	group.SetLimit(4)
+	for i := range s.customers {
+		group.Go(func() (err error) {
+			s.customers[i], err = s.newCustomer(ctx, i)
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
+	code, err := s.Invite(ctx, "client", "phone-"+strconv.Itoa(i))
+	if err != nil {
+		return nil, err
+	}
+	p, err := phone.Enrol(ctx, s.URL, code)
+	if err != nil {
+		return nil, err
+	}
+	c := &customer{Phone: p, journal: s.journal}
+	if i%2 == 0 {
+		c.way = &overAPI{gate: s.gates[i/2%2], journal: s.journal}
+	} else {
+		c.way = &overLink{link: s.Link}
+	}
+	return c, nil
+}
+
+// workers are the HSM's processes.
+func (s *stage) workers() ([]rig.Process, error) {
+	children, err := s.Children()
+	if err != nil {
+		return nil, err
+	}
+	var workers []rig.Process
+	for _, p := range children {
+		if p.Name == "hsm-worker" {
+			workers = append(workers, p)
+		}
+	}
+	return workers, nil
+}
+
+// whole waits until two workers other than these serve; how long it took.
+func (s *stage) whole(ctx context.Context, lost ...rig.Process) (time.Duration, error) {
+	begun := time.Now()
+	err := rig.Until(ctx, "two workers", func() (bool, error) {
+		for _, p := range lost {
+			if running, err := p.Running(); running || err != nil {
+				return false, err
+			}
+		}
+		alive, err := s.ops.metric(ctx, "countersign_hsm_workers")
+		if err != nil || alive != 2 {
+			return false, err
+		}
+		workers, err := s.workers()
+		return len(workers) == 2, err
+	})
+	return time.Since(begun), err
+}
+
+// during lets the scene go on for a time.
+func during(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// works is one authorization that must be approved.
+func (s *stage) works(ctx context.Context) error {
+	c := s.customers[0]
+	before := len(s.journal.approvals())
+	if c.step(ctx); len(s.journal.approvals()) == before {
+		return fmt.Errorf("not approved: %w", s.journal.last())
+	}
+	return nil
+}
+
+// door is the service that everybody asks for.
+const door protocol.Service = 100

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/hsm"
+	"countersign/hsm/wire"
+	"countersign/hsm/worker"
+	"countersign/softhsm-test/shim"
+)
+
+const (
+	badSignatures = 10_000 // injected in all
+	signers       = 8
+	// volumeLimit is what they may take: a pool that works has long been through.
+	volumeLimit = 40 * time.Second
+)
+
+// signing is a pool of real workers that is asked for signatures, which are verified
+// here.
+type signing struct {
+	pool *worker.Pool
+	shim shim.Shim
+	id   hsm.KeyID
+	key  *ecdsa.PublicKey
+
+	good, refused, released atomic.Int64
+}
+
+// volume asks a pool of real workers for signatures until so many bad ones were made.
+func (s *stage) volume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, volumeLimit)
+	defer cancel()
+	g, closePool, err := s.newSigning(ctx)
+	if err != nil {
+		return err
+	}
+	defer closePool()
+	var rules []string
+	for _, action := range badActions {
+		rules = append(rules, bad(action, "0.02"))
+	}
+	if err := g.shim.Set(rules...); err != nil {
+		return err
+	}
+	begun := time.Now()
+	injected, err := g.run(ctx)
+	if err != nil {
+		return err
+	}
+	took := time.Since(begun)
+	s.check(injected >= badSignatures, "bad signatures made: %d", injected)
+	s.check(g.released.Load() == 0, "released by the pool of workers: %d bad, %d good, %d refused, in %v",
+		g.released.Load(), g.good.Load(), g.refused.Load(), took.Round(time.Millisecond))
+	return nil
+}
+
+// newSigning opens the pool on the appliance's token. Worker processes inherit the
+// environment, so it is this process's while they start.
+func (s *stage) newSigning(ctx context.Context) (*signing, func(), error) {
+	g := &signing{}
+	var err error
+	if g.shim, err = s.poolShim(); err != nil {
+		return nil, nil, err
+	}
+	pin, err := os.ReadFile(s.pinFile())
+	if err != nil {
+		return nil, nil, err
+	}
+	env := append(g.shim.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf"))
+	forget, err := setenv(env)
+	if err != nil {
+		return nil, nil, err
+	}
+	g.pool, err = worker.Open(ctx, worker.Config{
+		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev", PIN: wire.PIN(bytes.TrimSpace(pin)),
+		Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		forget()
+		return nil, nil, err
+	}
+	end := func() {
+		g.pool.Close()
+		forget()
+	}
+	if err = g.generate(ctx); err != nil {
+		end()
+	}
+	return g, end, err
+}
+
+func setenv(assignments []string) (forget func(), err error) {
+	for _, a := range assignments {
+		name, value, _ := strings.Cut(a, "=")
+		err = errors.Join(err, os.Setenv(name, value))
+	}
+	return func() {
+		for _, a := range assignments {
+			name, _, _ := strings.Cut(a, "=")
+			_ = os.Unsetenv(name) // it was set
+		}
+	}, err
+}
+
+func (g *signing) generate(ctx context.Context) error {
+	key, err := g.pool.Generate(ctx, hsm.KeySpec{Label: "volume@1", Usage: hsm.SignP256})
+	if err != nil {
+		return err
+	}
+	g.id = key.ID
+	g.key, err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), key.Public)
+	return err
+}
+
+// run signs until enough bad signatures were injected, and gives how many.
+func (g *signing) run(ctx context.Context) (injected uint64, err error) {
+	var all sync.WaitGroup
+	var enough atomic.Bool
+	for range signers {
+		all.Go(func() {
+			for ctx.Err() == nil && !enough.Load() {
+				g.sign(ctx)
+			}
+		})
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil && err == nil && injected < badSignatures {
+		<-tick.C
+		var counts shim.Counts
+		counts, err = g.shim.Counts()
+		injected = counts["C_Sign"].Faults
+	}
+	enough.Store(true)
+	all.Wait()
+	return injected, err
+}
+
+func (g *signing) sign(ctx context.Context) {
+	var digest [32]byte
+	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
+	sig, err := g.pool.Sign(ctx, g.id, digest[:])
+	switch {
+	case err != nil:
+		g.refused.Add(1)
+	case len(sig) == 64 && ecdsa.Verify(g.key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])):
+		g.good.Add(1)
+	default:
+		g.released.Add(1)
+	}
+}

@@ -1,0 +1,165 @@
+package shim_test
+
+import (
+	"crypto/ecdsa"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"countersign/hsm"
+	"countersign/hsm/hsmtest"
+	"countersign/hsm/wire"
+	"countersign/hsm/worker"
+)
+
+// pool opens one worker process of so many sessions on the token.
+func (b *bed) pool(sessions int) (*worker.Pool, error) {
+	b.Helper()
+	b.hsm.Setenv(b)
+	for _, assignment := range b.Env() {
+		name, value, _ := strings.Cut(assignment, "=")
+		b.Setenv(name, value)
+	}
+	p, err := worker.Open(b.Context(), worker.Config{
+		Binary: hsmtest.Worker(b), Module: b.Module, TokenLabel: b.hsm.Label, PIN: wire.PIN(b.hsm.PIN), Workers: 1, Sessions: sessions,
+	})
+	if err == nil {
+		b.Cleanup(p.Close)
+	}
+	return p, err
+}
+
+// signer is a pool with a key to sign with.
+type signer struct {
+	*bed
+	pool *worker.Pool
+	key  hsm.Key
+}
+
+func newSigner(t *testing.T, sessions int) *signer {
+	t.Helper()
+	return newBed(t).signer(sessions)
+}
+
+func (b *bed) signer(sessions int) *signer {
+	b.Helper()
+	pool, err := b.pool(sessions)
+	if err != nil {
+		b.Fatal(err)
+	}
+	key, err := pool.Generate(b.Context(), hsm.KeySpec{Label: "sign@1", Usage: hsm.SignP256})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &signer{b, pool, key}
+}
+
+// sign signs, and holds that what comes back is good.
+func (s *signer) sign() {
+	s.Helper()
+	digest := newDigest()
+	sig, err := s.pool.Sign(s.Context(), s.key.ID, digest[:])
+	if err != nil {
+		s.Error(err)
+		return
+	}
+	key, err := ecdsa.ParseUncompressedPublicKey(s.bed.key.Curve, s.key.Public)
+	if err != nil {
+		s.Error(err)
+		return
+	}
+	if !ecdsa.Verify(key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
+		s.Error("a signature that does not verify")
+	}
+}
+
+// TestKeep: with keep=1 the session of a call that failed has an active operation
+// still, and without it none.
+func TestKeep(t *testing.T) {
+	s := newSigner(t, 1)
+	for _, c := range []struct {
+		rule   string
+		errors uint64 // of C_SignInit
+	}{{"C_Sign rv CKR_DATA_INVALID n=1", 0}, {"C_Sign rv CKR_DATA_INVALID n=1 keep=1", 1}} {
+		s.set(c.rule)
+		digest := newDigest()
+		if _, err := s.pool.Sign(t.Context(), s.key.ID, digest[:]); err == nil {
+			t.Errorf("%s: no error", c.rule)
+		}
+		counts := s.counted(s.sign)
+		if got := counts["C_SignInit"].Errors; got != c.errors {
+			t.Errorf("%s: C_SignInit failed %d times afterwards, want %d", c.rule, got, c.errors)
+		}
+	}
+}
+
+// TestSize: a rule for 64 bytes of output leaves the MACs alone.
+func TestSize(t *testing.T) {
+	s := newSigner(t, 1)
+	mac, err := s.pool.Generate(t.Context(), hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.set("C_Sign rv CKR_DATA_INVALID size=64")
+	if _, err := s.pool.MAC(t.Context(), mac.ID, []byte("data")); err != nil {
+		t.Error(err)
+	}
+	digest := newDigest()
+	if _, err := s.pool.Sign(t.Context(), s.key.ID, digest[:]); err == nil {
+		t.Error("a signature")
+	}
+}
+
+// TestParallel: a device that does one thing at a time.
+func TestParallel(t *testing.T) {
+	s := newSigner(t, 4)
+	const calls, each = 8, 25 * time.Millisecond
+	all := func() time.Duration {
+		begun := time.Now()
+		var group sync.WaitGroup
+		for range calls {
+			group.Go(s.sign)
+		}
+		group.Wait()
+		return time.Since(begun)
+	}
+	s.set("C_Sign latency 25000")
+	if took := all(); took >= calls*each {
+		t.Errorf("%d calls in 4 sessions took %v", calls, took)
+	}
+	s.set("C_Sign latency 25000", "set parallel 1")
+	if took := all(); took < calls*each {
+		t.Errorf("%d calls one after the other took %v only", calls, took)
+	}
+}
+
+// TestMaxSessions: a limit that the token tells is kept, and one that it hides is
+// found out.
+func TestMaxSessions(t *testing.T) {
+	const sessions = 16
+	for _, c := range []struct {
+		hide  string
+		found bool
+	}{{"0", false}, {"1", true}} {
+		t.Run("hide_max "+c.hide, func(t *testing.T) {
+			b := newBed(t)
+			b.set("set max_sessions 8", "set hide_max "+c.hide, "C_Sign latency 20000")
+			s := b.signer(sessions)
+			counts := b.counted(func() {
+				var group sync.WaitGroup
+				for range sessions {
+					group.Go(func() {
+						digest := newDigest()
+						_, _ = s.pool.Sign(t.Context(), s.key.ID, digest[:]) // one too many may find no session
+					})
+				}
+				group.Wait()
+			})
+			if got := counts["C_OpenSession"]; got.Calls == 0 || (got.Errors != 0) != c.found {
+				t.Errorf("C_OpenSession: %+v", got)
+			}
+		})
+	}
+}
