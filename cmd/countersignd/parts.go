@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
+	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 )
@@ -56,6 +57,10 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	return p, nil
 }
 
+// serving are the keys without which there is no appliance: a module that cannot
+// have them is refused at start, not at the first request.
+var serving = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
+
 func (p *parts) openToken(ctx context.Context, cfg config.HSM, pin wire.PIN) (*worker.Pool, error) {
 	binary, err := siblingOr(cfg.WorkerBinary, "hsm-worker")
 	if err != nil {
@@ -63,6 +68,7 @@ func (p *parts) openToken(ctx context.Context, cfg config.HSM, pin wire.PIN) (*w
 	}
 	return worker.Open(ctx, worker.Config{
 		Binary: binary, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: pin,
+		InitArgs: cfg.InitArgs, Require: serving,
 		Workers: cfg.Workers, Sessions: cfg.Sessions, Timeout: cfg.Timeout.Duration,
 		Logger: p.log.Named("hsm"), Registerer: p.metrics,
 	})

@@ -56,7 +56,8 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// A session is a thread in the module or in a read: none waits for another.
 	runtime.GOMAXPROCS(cfg.Sessions + 1)
 	token, err := pkcs11.Open(pkcs11.Config{
-		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions, Logger: log,
+		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions,
+		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
 	})
 	if err != nil {
 		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too

@@ -22,19 +22,22 @@ const (
 	input                  // the caller's arguments; keep the session
 	wrongKey               // the caller's key; keep the session
 	stop                   // the PIN; never try again
-	taken                  // the label of a new key; keep the session
+	taken                  // the label or id of a new key; keep the session
+	lacking                // a function the module has not, for this key; keep the session
 	fine                   // no error
 	waiting                // the context ended before there was a session
 )
 
 // harmless tells that a session may be used again after the class.
-func (c class) harmless() bool { return c == fine || c == input || c == wrongKey || c == taken }
+func (c class) harmless() bool {
+	return c == fine || c == input || c == wrongKey || c == taken || c == lacking
+}
 
 // sentinel is what a caller of package hsm sees of a class.
 var sentinel = map[class]error{
 	other: hsm.ErrUnavailable, reconnect: hsm.ErrUnavailable, refind: hsm.ErrKey, discard: hsm.ErrUnavailable,
 	busy: hsm.ErrUnavailable, input: hsm.ErrInput, wrongKey: hsm.ErrKey, stop: hsm.ErrPIN,
-	taken: hsm.ErrExists,
+	taken: hsm.ErrExists, lacking: hsm.ErrUnsupported,
 }
 
 // classes holds every return code with a class of its own (PKCS#11 v2.40 §5.1).
@@ -78,6 +81,8 @@ var classes = map[pkcs11.Error]class{
 	pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT: wrongKey,
 	pkcs11.CKR_KEY_TYPE_INCONSISTENT:            wrongKey,
 	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED:       wrongKey,
+	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:           lacking,
+	pkcs11.CKR_KEY_NOT_WRAPPABLE:                lacking,
 	pkcs11.CKR_PIN_INCORRECT:                    stop,
 	pkcs11.CKR_PIN_EXPIRED:                      stop,
 	pkcs11.CKR_PIN_LOCKED:                       stop,
@@ -92,11 +97,18 @@ func classOf(code pkcs11.Error) class {
 	return classes[code]
 }
 
-// errTaken: the label of a new key is on the token already.
-var errTaken = errors.New("label is taken")
+// errTaken: the label or the id of a new key is on the token already.
+var errTaken = errors.New("label or id is taken")
 
-// errWrapped: what was to be unwrapped is not the wrapping of a secret of 32 bytes.
-var errWrapped = errors.New("not a wrapped secret")
+// errWrapped: what was to be opened was not sealed or wrapped for this, or is
+// not what it was said to be.
+var errWrapped = errors.New("not what was sealed or wrapped")
+
+// errLacking: the module can do it, but not for keys of this kind.
+var errLacking = errors.New("not for keys of this kind")
+
+// errUnknown: there is not exactly one key of that id.
+var errUnknown = errors.New("not one key has this id")
 
 // errShort: the module called a signature or secret of the wrong length a success.
 var errShort = errors.New("answer of the wrong length")
@@ -141,6 +153,10 @@ func classify(err error) class {
 		return taken
 	case errors.Is(err, errWrapped):
 		return input
+	case errors.Is(err, errLacking):
+		return lacking
+	case errors.Is(err, errUnknown):
+		return wrongKey
 	}
 	code, ok := codeOf(err)
 	if !ok {

@@ -30,6 +30,8 @@ type Config struct {
 	TokenSerial string       // CK_TOKEN_INFO.serialNumber, or empty
 	PIN         wire.PIN     // of CKU_USER; zeroed by Open
 	Sessions    int          // working sessions, default the number of cores
+	InitArgs    string       // pReserved of C_Initialize, or empty for none
+	Require     []hsm.Usage  // what serving depends on: Open fails where the module cannot
 	Logger      hclog.Logger // default none
 }
 
@@ -39,16 +41,18 @@ type Config struct {
 type Token struct {
 	ctx      *pkcs11.Ctx
 	native   native
-	keygen   *crypto11.Context
+	keygen   *crypto11.Context // nil where crypto11 cannot open the module
 	log      hclog.Logger
 	label    string
 	slot     uint
 	sessions chan *session // idle ones; nil stands for one to be opened
+	have     available
+	kwp      uint // mechanism that wraps as RFC 5649 does
 	missing  []string
 	// hostImport: the module cannot make the KEK of an import.
 	hostImport bool
 
-	genMu sync.Mutex // one Generate at a time, between its check and its end
+	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end
 
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object

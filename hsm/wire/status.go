@@ -17,6 +17,7 @@ const (
 	exists
 	input
 	lost // the worker is about to exit; another one may answer
+	unsupported
 
 	more status = 255 // no error, and not all of the payload
 )
@@ -29,13 +30,14 @@ var ErrLost error = &remoteError{"worker lost its token", hsm.ErrUnavailable}
 var sentinels = map[status]error{
 	unavailable: hsm.ErrUnavailable, pin: hsm.ErrPIN, key: hsm.ErrKey,
 	exists: hsm.ErrExists, input: hsm.ErrInput, lost: ErrLost,
+	unsupported: hsm.ErrUnsupported,
 }
 
 func statusOf(err error) status {
 	if err == nil {
 		return ok
 	}
-	for _, s := range []status{lost, pin, key, exists, input} {
+	for _, s := range []status{lost, pin, key, exists, input, unsupported} {
 		if errors.Is(err, sentinels[s]) {
 			return s
 		}

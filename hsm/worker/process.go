@@ -65,7 +65,7 @@ func (p *Pool) introduce(ctx context.Context, sock *wire.Socket) (wire.Hello, er
 	defer unblock()
 	err := wire.WriteConfig(sock, wire.Config{
 		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
-		PIN: p.cfg.PIN, Sessions: p.cfg.Sessions,
+		PIN: p.cfg.PIN, Sessions: p.cfg.Sessions, InitArgs: p.cfg.InitArgs, Require: p.cfg.Require,
 	})
 	if err != nil {
 		return wire.Hello{}, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)

@@ -12,15 +12,16 @@ import (
 	"countersign/hsm/wire"
 )
 
-// slow is how many times longer generating and listing keys may take.
+// slow is how many times longer [wire.Op.Slow] operations may take.
 const slow = 10
 
 // Sign implements [hsm.Token].
-func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, digest []byte) ([]byte, error) {
-	if err := border.Digest(digest); err != nil {
+func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	if err := border.Input(alg, input); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Request{Op: wire.Sign, Key: key, Payload: digest}, 2*border.SecretLen)
+	q := wire.Request{Op: wire.Sign, Key: key, Payload: wire.AppendSign(nil, alg, input)}
+	return p.call(ctx, q, border.SignatureLen(alg))
 }
 
 // Derive implements [hsm.Token].
@@ -57,48 +58,11 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 	return p.call(ctx, q, border.SecretLen)
 }
 
-// Generate implements [hsm.Token]. It is not tried again when its worker dies:
-// the key may be there then, see Keys.
-func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := border.Spec(spec); err != nil {
-		return hsm.Key{}, err
-	}
-	keys, err := p.keys(ctx, wire.Request{Op: wire.Generate, Payload: wire.AppendSpec(nil, spec)})
-	if err != nil {
-		return hsm.Key{}, err
-	}
-	if len(keys) != 1 {
-		return hsm.Key{}, fmt.Errorf("generate: worker returned %d keys: %w", len(keys), hsm.ErrUnavailable)
-	}
-	return keys[0], nil
-}
-
-// Keys implements [hsm.Token].
-func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
-	return p.keys(ctx, wire.Request{Op: wire.Keys})
-}
-
-func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
-	if q.Op == wire.Generate {
-		p.generating.Lock()
-		defer p.generating.Unlock()
-	}
-	out, err := p.call(ctx, q, -1)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := wire.ParseKeys(out)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %v: %w", q.Op, err, hsm.ErrUnavailable)
-	}
-	return keys, nil
-}
-
 // call does one request within its deadline, and observes it. size is the
 // length of the answer in bytes, -1 for any.
 func (p *Pool) call(ctx context.Context, q wire.Request, size int) ([]byte, error) {
 	start, patience := time.Now(), p.cfg.Timeout
-	if q.Op == wire.Generate || q.Op == wire.Keys {
+	if q.Op.Slow() {
 		patience *= slow
 	}
 	if err := ctx.Err(); err != nil {
@@ -137,7 +101,7 @@ func (p *Pool) attempt(ctx context.Context, q wire.Request, deadline time.Time) 
 			return answer, err
 		}
 		l.fail(err)
-		if avoid != nil || q.Op == wire.Generate {
+		if avoid != nil || !q.Op.Repeatable() {
 			return answer, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 		}
 		avoid = l
@@ -148,12 +112,16 @@ func (p *Pool) attempt(ctx context.Context, q wire.Request, deadline time.Time) 
 type use struct {
 	key, wrap hsm.KeyID // wrap is the second key of an import
 	op        wire.Op
+	alg       hsm.Algorithm // of a signature
 }
 
 func useOf(q wire.Request) use {
 	u := use{key: q.Key, op: q.Op}
-	if q.Op == wire.Import {
+	switch q.Op {
+	case wire.Import:
 		copy(u.wrap[:], q.Payload)
+	case wire.Sign:
+		u.alg = hsm.Algorithm(q.Payload[0])
 	}
 	return u
 }

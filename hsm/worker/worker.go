@@ -37,9 +37,11 @@ type Config struct {
 	Module      string // path of the PKCS#11 module
 	TokenLabel  string
 	TokenSerial string
-	PIN         wire.PIN // taken over: workers started later need it; erased by Close
-	Workers     int      // processes, default 2
-	Sessions    int      // PKCS#11 sessions of each, default 4
+	InitArgs    string      // for C_Initialize, or empty
+	Require     []hsm.Usage // what serving depends on: Open fails where the module cannot
+	PIN         wire.PIN    // taken over: workers started later need it; erased by Close
+	Workers     int         // processes, default 2
+	Sessions    int         // PKCS#11 sessions of each, default 4
 	// Timeout is what a call may take, default 2 s; generating and listing
 	// keys may take ten times that. A worker that has not answered a quarter
 	// of a second later is killed.
@@ -60,8 +62,8 @@ type Pool struct {
 	ended   sync.Once      // closes forks
 	known   sync.Map       // use → nil, what worked since the last start of a worker
 
-	starting   sync.Mutex // one start, hence one login, at a time
-	generating sync.Mutex // one Generate at a time, so that labels stay unique
+	starting sync.Mutex // one start, hence one login, at a time
+	keeping  sync.Mutex // one change of what is on the token at a time, so that labels stay unique
 
 	mu      sync.Mutex    // guards what follows
 	changed chan struct{} // closed and replaced when live or stopped changes
