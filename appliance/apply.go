@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -19,6 +20,7 @@ import (
 // HTTP, or wrap [hsm.ErrUnavailable].
 func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
 	now := a.now()
+	ctx = hsm.NewWork(ctx)
 	opened, err := a.open(ctx, req.M1, now)
 	if errors.Is(err, protocol.CodeStaleKey) {
 		return protocol.ApplyResponse{M2: a.keyUpdate(now)}, nil

@@ -71,6 +71,9 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 		}
 	}
 	settings := Settings{Domain: domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next}
+	if err := c.storeAuthorities(ctx, settings); err != nil {
+		return store.Trust{}, err
+	}
 	return store.Trust{Keys: c.rows, Settings: settings.values()}, nil
 }
 
@@ -88,9 +91,9 @@ func (c *ceremony) generate(ctx context.Context, name string, version uint64, us
 	}
 	row := store.Key{Name: name, Version: version, ID: made.ID, CreatedAt: c.now}
 	if made.Public != nil {
-		point, err := protocol.CompressPoint(made.Public)
+		point, err := pointOf(made)
 		if err != nil {
-			return nil, fmt.Errorf("public key of %s: %w", Label(name, version), err)
+			return nil, err
 		}
 		row.Public = point[:]
 	}
@@ -135,6 +138,28 @@ func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch
 		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
 	})
 	return err
+}
+
+// storeAuthorities puts the X.509 certificate of each ca epoch beside its key, so
+// that the tools of others see whose it is. Nothing here reads them, and a module
+// that has no certificates is as good.
+func (c *ceremony) storeAuthorities(ctx context.Context, settings Settings) error {
+	ring := &Keyring{token: c.token, settings: settings}
+	for _, row := range c.rows {
+		if row.Name != CA {
+			continue
+		}
+		key := Key{Key: row, Point: protocol.PublicKey(row.Public)}
+		cert, err := ring.authority(ctx, key)
+		if err != nil {
+			return err
+		}
+		err = c.token.StoreCertificate(ctx, hsm.Certificate{Key: key.ID, Label: key.label(), DER: cert.Raw})
+		if err != nil && !errors.Is(err, hsm.ErrUnsupported) {
+			return fmt.Errorf("storing the certificate of %s: %w", key.label(), err)
+		}
+	}
+	return nil
 }
 
 // Settings are the trust settings that the store keeps beside the keys.

@@ -112,7 +112,7 @@ func (r *Keyring) match(rows []store.Key, present []hsm.Key) error {
 		if !ok {
 			return fmt.Errorf("key %s (id %x) is in the registry but not on the token: %w", key.label(), row.ID, hsm.ErrUnavailable)
 		}
-		if err := key.comparePublic(found.Public); err != nil {
+		if err := key.comparePublic(found); err != nil {
 			return err
 		}
 		r.keys[row.Name] = append(r.keys[row.Name], key)
@@ -120,11 +120,20 @@ func (r *Keyring) match(rows []store.Key, present []hsm.Key) error {
 	return nil
 }
 
-func (k *Key) comparePublic(point []byte) error {
+// pointOf is the public half of a pair on P-256, compressed.
+func pointOf(k hsm.Key) (protocol.PublicKey, error) {
+	public, err := k.ECDH()
+	if err != nil {
+		return protocol.PublicKey{}, err
+	}
+	return protocol.CompressPoint(public.Bytes())
+}
+
+func (k *Key) comparePublic(onToken hsm.Key) error {
 	if k.Public == nil {
 		return nil
 	}
-	found, err := protocol.CompressPoint(point)
+	found, err := pointOf(onToken)
 	if err != nil {
 		return fmt.Errorf("public key of %s on the token: %w", k.label(), err)
 	}

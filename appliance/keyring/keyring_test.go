@@ -101,6 +101,30 @@ func TestLoadMissing(t *testing.T) {
 	}
 }
 
+// TestStoredAuthorities: the token holds the certificate of every ca epoch.
+func TestStoredAuthorities(t *testing.T) {
+	now := time.Now()
+	token, r := ceremony(t, now)
+	ring, err := keyring.Load(t.Context(), token, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := ring.Authorities(t.Context(), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := token.Certificates(t.Context())
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("%d certificates, %v; want %d", len(got), err, len(want))
+	}
+	for i, c := range got {
+		cert, err := x509.ParseCertificate(c.DER)
+		if err != nil || c.Label != keyring.Label(keyring.CA, uint64(i+1)) || cert.CheckSignatureFrom(want[i]) != nil {
+			t.Errorf("certificate %s of key %s, %v", c.Label, c.Key, err)
+		}
+	}
+}
+
 func TestCeremonyTwice(t *testing.T) {
 	token, _ := ceremony(t, time.Now())
 	if _, err := keyring.Ceremony(t.Context(), token, "test.example", time.Now()); !errors.Is(err, hsm.ErrExists) {
@@ -116,7 +140,7 @@ func TestCeremonyTwice(t *testing.T) {
 // liar signs with a key of its own choosing, as a broken token may.
 type liar struct{ hsm.Token }
 
-func (l liar) Sign(_ context.Context, _ hsm.KeyID, digest []byte) ([]byte, error) {
+func (l liar) Sign(_ context.Context, _ hsm.KeyID, _ hsm.Algorithm, digest []byte) ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err

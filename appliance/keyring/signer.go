@@ -32,7 +32,7 @@ func (r *Keyring) Signer(key Key) Signer { return Signer{token: r.token, key: ke
 // SignDigest signs a 32-byte SHA-256 digest and returns r‖s, 64 bytes, after
 // verifying it against the public key of the registry.
 func (s Signer) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
-	sig, err := s.token.Sign(ctx, s.key.ID, digest)
+	sig, err := s.token.Sign(ctx, s.key.ID, hsm.ES256, digest)
 	if err != nil {
 		return nil, fmt.Errorf("signing with %s: %w", s.key.label(), err)
 	}

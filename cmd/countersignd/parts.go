@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
+	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 )
@@ -53,6 +54,10 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	return p, nil
 }
 
+// serving are the keys without which there is no appliance: a module that cannot
+// have them is refused at start, not at the first request.
+var serving = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
+
 func (p *parts) openToken(ctx context.Context, cfg *config.Appliance, secrets config.SecretSources) (*worker.Pool, error) {
 	binary, err := siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
 	if err != nil {
@@ -65,7 +70,7 @@ func (p *parts) openToken(ctx context.Context, cfg *config.Appliance, secrets co
 	}
 	return worker.Open(ctx, worker.Config{
 		Binary: binary, Module: cfg.HSM.Module, TokenLabel: cfg.HSM.TokenLabel, TokenSerial: cfg.HSM.TokenSerial,
-		PIN: pin, Guard: guard,
+		InitArgs: cfg.HSM.InitArgs, Require: serving, PIN: pin, Guard: guard,
 		Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
 		Logger: p.log.Named("hsm"), Registerer: p.metrics,
 	})

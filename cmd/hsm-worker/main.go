@@ -63,7 +63,8 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	sessions := cfg.Sessions + 1
 	runtime.GOMAXPROCS(sessions + 1)
 	token, err := pkcs11.Open(pkcs11.Config{
-		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: sessions, Logger: log,
+		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: sessions,
+		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
 	})
 	if err != nil {
 		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too

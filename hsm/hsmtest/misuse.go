@@ -3,9 +3,7 @@ package hsmtest
 import (
 	"context"
 	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -14,76 +12,149 @@ import (
 	"countersign/hsm"
 )
 
-// ids are the keys of one round of calls.
-type ids struct{ sign, derive, mac, wrap hsm.KeyID }
+// deed is one call with good arguments, but for the key it is given.
+type deed struct {
+	name  string
+	usage hsm.Usage
+	do    func(context.Context, hsm.KeyID) error
+}
 
-// calls does one of each with good arguments and returns the errors by name.
-func (s *suite) calls(ctx context.Context, t *testing.T, k ids) map[string]error {
-	digest := sha256.Sum256(nil)
-	_, sign := s.token.Sign(ctx, k.sign, digest[:])
-	_, derive := s.token.Derive(ctx, k.derive, newPeer(t).PublicKey())
-	_, mac := s.token.MAC(ctx, k.mac, nil)
-	_, macWrapped := s.token.MACWrapped(ctx, k.wrap, s.kept, nil)
+// deeds are the calls that a module can do with the keys of several.
+func (s *suite) deeds(t *testing.T) (deeds []deed) {
+	t.Helper()
+	s.several(t)
+	add := func(name string, usage hsm.Usage, do func(context.Context, hsm.KeyID) error) {
+		if _, ok := s.made[usage]; ok {
+			deeds = append(deeds, deed{name, usage, do})
+		}
+	}
+	for usage, alg := range map[hsm.Usage]hsm.Algorithm{hsm.SignP256: hsm.ES256, hsm.SignEd25519: hsm.EdDSA, hsm.SignRSA2048: hsm.RS256} {
+		add("Sign "+alg.String(), usage, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Sign(ctx, id, alg, digest(alg, "x"))
+			return err
+		})
+	}
+	peer := newPeer(t).PublicKey()
+	add("Derive", hsm.DeriveP256, func(ctx context.Context, id hsm.KeyID) error {
+		_, err := s.token.Derive(ctx, id, peer)
+		return err
+	})
+	add("MAC", hsm.MACKey, func(ctx context.Context, id hsm.KeyID) error {
+		_, err := s.token.MAC(ctx, id, nil)
+		return err
+	})
+	if seal, ok := s.made[hsm.SealAES]; ok {
+		box, err := s.token.Encrypt(t.Context(), seal.ID, []byte("x"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add("Encrypt", hsm.SealAES, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Encrypt(ctx, id, []byte("x"), nil)
+			return err
+		})
+		add("Decrypt", hsm.SealAES, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Decrypt(ctx, id, box, nil)
+			return err
+		})
+	}
+	return append(deeds, s.passwordDeeds(t)...)
+}
+
+func (s *suite) passwordDeeds(t *testing.T) []deed {
+	t.Helper()
+	wrap, keeps := s.made[hsm.WrapKey]
+	enrol, derives := s.made[hsm.DeriveP256]
+	if !keeps || !derives {
+		return nil
+	}
+	if s.kept == nil {
+		s.kept = s.importSecret(t, wrap.ID, newSecret())
+	}
 	i := s.wrapped(t, newSecret())
-	i.Enrol, i.Wrap = k.derive, s.wrap.ID
-	_, importTo := s.token.Import(ctx, i)
-	i.Enrol, i.Wrap = s.derive.ID, k.wrap
-	_, importFor := s.token.Import(ctx, i)
-	return map[string]error{
-		"Sign": sign, "Derive": derive, "MAC": mac, "MACWrapped": macWrapped,
-		"Import by enrol": importTo, "Import by wrap": importFor,
+	return []deed{
+		{"MACWrapped", hsm.WrapKey, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.MACWrapped(ctx, id, s.kept, nil)
+			return err
+		}},
+		{"Import by enrol", hsm.DeriveP256, func(ctx context.Context, id hsm.KeyID) error {
+			i := i
+			i.Enrol, i.Wrap = id, wrap.ID
+			_, err := s.token.Import(ctx, i)
+			return err
+		}},
+		{"Import by wrap", hsm.WrapKey, func(ctx context.Context, id hsm.KeyID) error {
+			i := i
+			i.Enrol, i.Wrap = enrol.ID, id
+			_, err := s.token.Import(ctx, i)
+			return err
+		}},
 	}
 }
 
 func (s *suite) testWrongKey(t *testing.T) {
-	unknown := hsm.KeyID{1, 2, 3}
-	for _, k := range []ids{
-		{unknown, unknown, unknown, unknown},
-		{s.derive.ID, s.mac.ID, s.sign.ID, s.sign.ID},
-		{s.mac.ID, s.sign.ID, s.derive.ID, s.mac.ID},
-		{s.wrap.ID, s.wrap.ID, s.wrap.ID, s.derive.ID},
-	} {
-		for name, err := range s.calls(t.Context(), t, k) {
-			if !errors.Is(err, hsm.ErrKey) {
-				t.Errorf("%s with %v: %v, want ErrKey", name, k, err)
+	for _, d := range s.deeds(t) {
+		ids := map[string]hsm.KeyID{"unknown": {1, 2, 3}}
+		for _, k := range s.several(t) {
+			if k.Usage != d.usage {
+				ids[k.Usage.String()] = k.ID
+			}
+		}
+		for name, id := range ids {
+			if err := d.do(t.Context(), id); !errors.Is(err, hsm.ErrKey) {
+				t.Errorf("%s with key %s: %v, want ErrKey", d.name, name, err)
 			}
 		}
 	}
+	if err := s.token.Destroy(t.Context(), hsm.KeyID{1, 2, 3}); !errors.Is(err, hsm.ErrKey) {
+		t.Errorf("Destroy of an unknown key: %v, want ErrKey", err)
+	}
 }
 
-func (s *suite) testBadInput(t *testing.T) {
-	for _, n := range []int{0, 20, 31, 33, 64} {
-		if _, err := s.token.Sign(t.Context(), s.sign.ID, make([]byte, n)); !errors.Is(err, hsm.ErrInput) {
-			t.Errorf("Sign of %d bytes: %v, want ErrInput", n, err)
+func (s *suite) testCancelled(t *testing.T) {
+	deeds := s.deeds(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, d := range deeds {
+		if err := d.do(ctx, s.made[d.usage].ID); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v, want context.Canceled", d.name, err)
 		}
 	}
-	foreign, err := ecdh.P384().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := s.token.Keys(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Keys: %v, want context.Canceled", err)
 	}
-	for name, peer := range map[string]*ecdh.PublicKey{"nil": nil, "P-384": foreign.PublicKey()} {
-		if _, err := s.token.Derive(t.Context(), s.derive.ID, peer); !errors.Is(err, hsm.ErrInput) {
-			t.Errorf("Derive with peer %s: %v, want ErrInput", name, err)
+	if _, err := s.token.Certificates(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Certificates: %v, want context.Canceled", err)
+	}
+	for _, k := range s.several(t) {
+		spec := hsm.KeySpec{Label: s.prefix + "cancelled", Usage: k.Usage}
+		if _, err := s.token.Generate(ctx, spec); !errors.Is(err, context.Canceled) {
+			t.Errorf("Generate: %v, want context.Canceled", err)
+		}
+		if err := s.token.Destroy(ctx, k.ID); !errors.Is(err, context.Canceled) {
+			t.Errorf("Destroy: %v, want context.Canceled", err)
 		}
 	}
-	if _, err := s.token.MAC(t.Context(), s.mac.ID, make([]byte, 64<<10+1)); !errors.Is(err, hsm.ErrInput) {
-		t.Errorf("MAC of 64 KiB + 1: %v, want ErrInput", err)
+	for _, d := range deeds {
+		if err := d.do(t.Context(), s.made[d.usage].ID); err != nil {
+			t.Errorf("%s afterwards: %v", d.name, err)
+		}
 	}
 }
 
 func (s *suite) testConcurrent(t *testing.T) {
+	deeds := s.deeds(t)
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {
-			for i := range 20 {
-				digest := sha256.Sum256(fmt.Append(nil, g, i))
-				sig, err := s.token.Sign(t.Context(), s.sign.ID, digest[:])
-				if err != nil || !verifies(s.sign, digest[:], sig) {
-					t.Errorf("Sign in goroutine %d: %x, %v", g, sig, err)
+			for range 20 {
+				for _, d := range deeds {
+					if err := d.do(t.Context(), s.made[d.usage].ID); err != nil {
+						t.Errorf("%s in goroutine %d: %v", d.name, g, err)
+					}
 				}
-				for name, err := range s.calls(t.Context(), t, ids{s.sign.ID, s.derive.ID, s.mac.ID, s.wrap.ID}) {
-					if err != nil {
-						t.Errorf("%s in goroutine %d: %v", name, g, err)
+				if k, ok := s.made[hsm.SignP256]; ok {
+					if err := s.signed(t.Context(), k, hsm.ES256); err != nil {
+						t.Errorf("Sign in goroutine %d: %v", g, err)
 					}
 				}
 			}
@@ -92,41 +163,27 @@ func (s *suite) testConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-// exchanger lets crypto/hpke open with a key whose ECDH is done by the token.
-type exchanger struct {
-	suite  *suite
-	public *ecdh.PublicKey
+func foreign(t *testing.T) *ecdh.PublicKey {
+	t.Helper()
+	k, err := ecdh.P384().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.PublicKey()
 }
 
-var _ ecdh.KeyExchanger = exchanger{}
-
-func (e exchanger) PublicKey() *ecdh.PublicKey { return e.public }
-func (e exchanger) Curve() ecdh.Curve          { return e.public.Curve() }
-
-func (e exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
-	return e.suite.token.Derive(context.Background(), e.suite.derive.ID, peer)
-}
-
-func (s *suite) testHPKE(t *testing.T) {
-	public, err := ecdh.P256().NewPublicKey(s.derive.Public)
-	if err != nil {
-		t.Fatal(err)
+func (s *suite) testBadInput(t *testing.T) {
+	for name, peer := range map[string]*ecdh.PublicKey{"nil": nil, "P-384": foreign(t)} {
+		if _, err := s.token.Derive(t.Context(), hsm.KeyID{}, peer); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("Derive with peer %s: %v, want ErrInput", name, err)
+		}
 	}
-	recipient, err := hpke.NewDHKEMPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
+	for _, n := range []int{0, 27} {
+		if _, err := s.token.Decrypt(t.Context(), hsm.KeyID{}, make([]byte, n), nil); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("Decrypt of %d bytes: %v, want ErrInput", n, err)
+		}
 	}
-	info, secret := []byte("info"), "the request"
-	sealed, err := hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.AES128GCM(), info, []byte(secret))
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := hpke.NewDHKEMPrivateKey(exchanger{s, public})
-	if err != nil {
-		t.Fatal(err)
-	}
-	opened, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES128GCM(), info, sealed)
-	if err != nil || string(opened) != secret {
-		t.Errorf("opened %q, %v; want %q", opened, err, secret)
+	if _, err := s.token.Sign(t.Context(), hsm.KeyID{}, hsm.ES256, fmt.Append(nil, "short")); !errors.Is(err, hsm.ErrInput) {
+		t.Errorf("Sign of 5 bytes: %v, want ErrInput", err)
 	}
 }

@@ -2,7 +2,6 @@ package hsmtest
 
 import (
 	"bytes"
-	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -26,7 +25,7 @@ func newSecret() []byte {
 func WrapFor(tb testing.TB, enrol hsm.Key, secret []byte) hsm.Import {
 	tb.Helper()
 	i := hsm.Import{Enrol: enrol.ID, Context: sha256.Sum256([]byte("OA1 pw-enrol v1"))}
-	public, err := ecdh.P256().NewPublicKey(enrol.Public)
+	public, err := enrol.ECDH()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -48,8 +47,8 @@ func WrapFor(tb testing.TB, enrol hsm.Key, secret []byte) hsm.Import {
 
 func (s *suite) wrapped(t *testing.T, secret []byte) hsm.Import {
 	t.Helper()
-	i := WrapFor(t, s.derive, secret)
-	i.Wrap = s.wrap.ID
+	i := WrapFor(t, s.key(t, hsm.DeriveP256), secret)
+	i.Wrap = s.key(t, hsm.WrapKey).ID
 	return i
 }
 
@@ -58,9 +57,7 @@ func (s *suite) importSecret(t *testing.T, wrap hsm.KeyID, secret []byte) []byte
 	i := s.wrapped(t, secret)
 	i.Wrap = wrap
 	kept, err := s.token.Import(t.Context(), i)
-	if err != nil {
-		t.Fatalf("Import: %v", err)
-	}
+	must(t, err)
 	if len(kept) != 40 {
 		t.Fatalf("Import returned %d bytes, want 40", len(kept))
 	}
@@ -69,30 +66,21 @@ func (s *suite) importSecret(t *testing.T, wrap hsm.KeyID, secret []byte) []byte
 
 // Round trips often enough for a leading zero byte in Z to be among them.
 func (s *suite) testImport(t *testing.T) {
+	wrap := s.key(t, hsm.WrapKey).ID
 	for n := range 300 {
 		secret := newSecret()
-		kept := s.importSecret(t, s.wrap.ID, secret)
+		kept := s.importSecret(t, wrap, secret)
 		data := []byte(strings.Repeat("OA1 pw-proof v1", n%3))
 		if n == 0 {
 			data = make([]byte, 64<<10)
 		}
 		mac := hmac.New(sha256.New, secret)
 		mac.Write(data)
-		got, err := s.token.MACWrapped(t.Context(), s.wrap.ID, kept, data)
+		got, err := s.token.MACWrapped(t.Context(), wrap, kept, data)
 		if want := mac.Sum(nil); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("MACWrapped = %x, %v; want %x", got, err, want)
 		}
 	}
-}
-
-// flips returns b with one bit flipped, in several places.
-func flips(b []byte) (all [][]byte) {
-	for i := 0; i < len(b); i += 7 {
-		flipped := slices.Clone(b)
-		flipped[i] ^= 1 << (i % 8)
-		all = append(all, flipped)
-	}
-	return all
 }
 
 func (s *suite) testImportRefused(t *testing.T) {
@@ -121,17 +109,18 @@ func (s *suite) testImportRefused(t *testing.T) {
 }
 
 func (s *suite) testMACWrappedRefused(t *testing.T) {
-	other := s.generate(t, "wrap@2", hsm.WrapKey)
-	if _, err := s.token.MACWrapped(t.Context(), other.ID, s.kept, nil); !errors.Is(err, hsm.ErrInput) {
+	wrap, other := s.key(t, hsm.WrapKey).ID, s.generate(t, "wrap@2", hsm.WrapKey)
+	kept := s.importSecret(t, wrap, newSecret())
+	if _, err := s.token.MACWrapped(t.Context(), other.ID, kept, nil); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("under another key: %v, want ErrInput", err)
 	}
-	bad := append(flips(s.kept), nil, s.kept[:32], append(slices.Clone(s.kept), make([]byte, 8)...))
+	bad := append(flips(kept), nil, kept[:32], append(slices.Clone(kept), make([]byte, 8)...))
 	for _, b := range bad {
-		if mac, err := s.token.MACWrapped(t.Context(), s.wrap.ID, b, nil); !errors.Is(err, hsm.ErrInput) {
+		if mac, err := s.token.MACWrapped(t.Context(), wrap, b, nil); !errors.Is(err, hsm.ErrInput) {
 			t.Errorf("%x: %x, %v, want ErrInput", b, mac, err)
 		}
 	}
-	if _, err := s.token.MACWrapped(t.Context(), s.wrap.ID, s.kept, make([]byte, 64<<10+1)); !errors.Is(err, hsm.ErrInput) {
+	if _, err := s.token.MACWrapped(t.Context(), wrap, kept, make([]byte, 64<<10+1)); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("64 KiB + 1: %v, want ErrInput", err)
 	}
 }

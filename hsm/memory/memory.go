@@ -6,11 +6,10 @@ package memory
 import (
 	"cmp"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdh"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -24,38 +23,27 @@ import (
 // Token implements [hsm.Token] over a map. The zero value is not ready; use
 // [New]. Safe for concurrent use.
 type Token struct {
-	mu   sync.RWMutex // guards keys
-	keys map[hsm.KeyID]entry
-}
-
-// entry is one key; which of the three is set follows from its usage.
-type entry struct {
-	hsm.Key
-	signer *ecdsa.PrivateKey
-	ecdh   *ecdh.PrivateKey
-	secret []byte
+	mu    sync.RWMutex // guards what follows
+	keys  map[hsm.KeyID]entry
+	certs []hsm.Certificate
 }
 
 // New returns an empty token.
 func New() *Token { return &Token{keys: map[hsm.KeyID]entry{}} }
 
 // Sign implements [hsm.Token].
-func (t *Token) Sign(ctx context.Context, key hsm.KeyID, digest []byte) ([]byte, error) {
-	if err := border.Digest(digest); err != nil {
+func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	if err := border.Input(alg, input); err != nil {
 		return nil, err
 	}
-	e, err := t.find(ctx, key, hsm.SignP256)
+	e, err := t.get(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	r, s, err := ecdsa.Sign(rand.Reader, e.signer, digest)
-	if err != nil {
-		return nil, fmt.Errorf("signing: %v: %w", err, hsm.ErrUnavailable)
+	if err := border.Usage(e.Usage, alg); err != nil {
+		return nil, err
 	}
-	out := make([]byte, 2*border.SecretLen)
-	r.FillBytes(out[:border.SecretLen])
-	s.FillBytes(out[border.SecretLen:])
-	return out, nil
+	return e.sign(alg, input)
 }
 
 // Derive implements [hsm.Token].
@@ -126,27 +114,44 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 	return mac.Sum(nil), nil
 }
 
-// Generate implements [hsm.Token].
-func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := border.Spec(spec); err != nil {
-		return hsm.Key{}, err
+// Encrypt implements [hsm.Token].
+func (t *Token) Encrypt(ctx context.Context, key hsm.KeyID, plain, aad []byte) ([]byte, error) {
+	if err := border.Plain(plain, aad); err != nil {
+		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return hsm.Key{}, fmt.Errorf("generating key: %w", err)
-	}
-	e, err := newEntry(spec)
+	gcm, err := t.gcm(ctx, key)
 	if err != nil {
-		return hsm.Key{}, fmt.Errorf("generating key: %v: %w", err, hsm.ErrUnavailable)
+		return nil, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, k := range t.keys {
-		if k.Label == spec.Label {
-			return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, hsm.ErrExists)
-		}
+	return gcm.Seal(nil, nil, plain, aad), nil
+}
+
+// Decrypt implements [hsm.Token].
+func (t *Token) Decrypt(ctx context.Context, key hsm.KeyID, box, aad []byte) ([]byte, error) {
+	if err := border.Box(box, aad); err != nil {
+		return nil, err
 	}
-	t.keys[e.ID] = e
-	return e.copy(), nil
+	gcm, err := t.gcm(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := gcm.Open(nil, nil, box, aad)
+	if err != nil {
+		return nil, fmt.Errorf("decrypting: %v: %w", err, hsm.ErrInput)
+	}
+	return plain, nil
+}
+
+func (t *Token) gcm(ctx context.Context, key hsm.KeyID) (cipher.AEAD, error) {
+	e, err := t.find(ctx, key, hsm.SealAES)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(e.secret)
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %v: %w", key, err, hsm.ErrUnavailable)
+	}
+	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // Keys implements [hsm.Token]; the keys are sorted by label.
@@ -165,6 +170,14 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.Key, error) {
 }
 
 func (t *Token) find(ctx context.Context, id hsm.KeyID, usage hsm.Usage) (entry, error) {
+	e, err := t.get(ctx, id)
+	if err == nil && e.Usage != usage {
+		err = fmt.Errorf("key %s is for %s, not %s: %w", id, e.Usage, usage, hsm.ErrKey)
+	}
+	return e, err
+}
+
+func (t *Token) get(ctx context.Context, id hsm.KeyID) (entry, error) {
 	if err := ctx.Err(); err != nil {
 		return entry{}, fmt.Errorf("key %s: %w", id, err)
 	}
@@ -174,34 +187,5 @@ func (t *Token) find(ctx context.Context, id hsm.KeyID, usage hsm.Usage) (entry,
 	if !ok {
 		return entry{}, fmt.Errorf("key %s: %w", id, hsm.ErrKey)
 	}
-	if e.Usage != usage {
-		return entry{}, fmt.Errorf("key %s is for %s, not %s: %w", id, e.Usage, usage, hsm.ErrKey)
-	}
 	return e, nil
-}
-
-func newEntry(spec hsm.KeySpec) (e entry, err error) {
-	e.Label, e.Usage = spec.Label, spec.Usage
-	switch spec.Usage {
-	case hsm.SignP256, hsm.DeriveP256:
-		if e.ecdh, err = ecdh.P256().GenerateKey(rand.Reader); err != nil {
-			return e, err
-		}
-		e.Public = e.ecdh.PublicKey().Bytes()
-		if e.ID, err = border.KeyID(e.Public); err != nil {
-			return e, err
-		}
-		e.signer, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), e.ecdh.Bytes())
-	default:
-		e.secret = make([]byte, border.SecretLen)
-		_, _ = rand.Read(e.secret) // never fails, see crypto/rand.Read
-		_, _ = rand.Read(e.ID[:])
-	}
-	return e, err
-}
-
-func (e entry) copy() hsm.Key {
-	k := e.Key
-	k.Public = slices.Clone(k.Public)
-	return k
 }

@@ -16,26 +16,30 @@ type class uint8
 const (
 	other     class = iota // close the session, return
 	reconnect              // this process is of no more use; another one may be
+	dropped                // the session is gone: another one if the login is still there, else as reconnect
 	refind                 // resolve the key by CKA_ID, try once more
 	discard                // close the session, try once more
 	busy                   // wait and try again inside the deadline
 	input                  // the caller's arguments; keep the session
 	wrongKey               // the caller's key; keep the session
 	stop                   // the PIN; never try again
-	taken                  // the label of a new key; keep the session
+	taken                  // the label or id of a new key; keep the session
 	nonsense               // the answer cannot be right; close the session, return
+	lacking                // a function the module has not, for this key; keep the session
 	fine                   // no error
 	waiting                // the context ended before there was a session
 )
 
 // harmless tells that a session may be used again after the class.
-func (c class) harmless() bool { return c == fine || c == input || c == wrongKey || c == taken }
+func (c class) harmless() bool {
+	return c == fine || c == input || c == wrongKey || c == taken || c == lacking
+}
 
 // sentinel is what a caller of package hsm sees of a class.
 var sentinel = map[class]error{
-	other: hsm.ErrUnavailable, reconnect: hsm.ErrUnavailable, refind: hsm.ErrKey, discard: hsm.ErrUnavailable,
+	other: hsm.ErrUnavailable, reconnect: hsm.ErrUnavailable, dropped: hsm.ErrUnavailable, refind: hsm.ErrKey, discard: hsm.ErrUnavailable,
 	busy: hsm.ErrUnavailable, input: hsm.ErrInput, wrongKey: hsm.ErrKey, stop: hsm.ErrPIN,
-	taken: hsm.ErrExists, nonsense: hsm.ErrGarbled,
+	taken: hsm.ErrExists, lacking: hsm.ErrUnsupported, nonsense: hsm.ErrGarbled,
 }
 
 // classes holds every return code with a class of its own (PKCS#11 v2.40 §5.1).
@@ -45,8 +49,8 @@ var classes = map[pkcs11.Error]class{
 	pkcs11.CKR_DEVICE_ERROR:                     reconnect,
 	pkcs11.CKR_DEVICE_MEMORY:                    reconnect,
 	pkcs11.CKR_DEVICE_REMOVED:                   reconnect,
-	pkcs11.CKR_SESSION_CLOSED:                   reconnect,
-	pkcs11.CKR_SESSION_HANDLE_INVALID:           reconnect,
+	pkcs11.CKR_SESSION_CLOSED:                   dropped,
+	pkcs11.CKR_SESSION_HANDLE_INVALID:           dropped,
 	pkcs11.CKR_TOKEN_NOT_PRESENT:                reconnect,
 	pkcs11.CKR_TOKEN_NOT_RECOGNIZED:             reconnect,
 	pkcs11.CKR_USER_NOT_LOGGED_IN:               reconnect,
@@ -79,6 +83,8 @@ var classes = map[pkcs11.Error]class{
 	pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT: wrongKey,
 	pkcs11.CKR_KEY_TYPE_INCONSISTENT:            wrongKey,
 	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED:       wrongKey,
+	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:           lacking,
+	pkcs11.CKR_KEY_NOT_WRAPPABLE:                lacking,
 	pkcs11.CKR_PIN_INCORRECT:                    stop,
 	pkcs11.CKR_PIN_EXPIRED:                      stop,
 	pkcs11.CKR_PIN_LOCKED:                       stop,
@@ -93,11 +99,18 @@ func classOf(code pkcs11.Error) class {
 	return classes[code]
 }
 
-// errTaken: the label of a new key is on the token already.
-var errTaken = errors.New("label is taken")
+// errTaken: the label or the id of a new key is on the token already.
+var errTaken = errors.New("label or id is taken")
 
-// errWrapped: what was to be unwrapped is not the wrapping of a secret of 32 bytes.
-var errWrapped = errors.New("not a wrapped secret")
+// errWrapped: what was to be opened was not sealed or wrapped for this, or is
+// not what it was said to be.
+var errWrapped = errors.New("not what was sealed or wrapped")
+
+// errLacking: the module can do it, but not for keys of this kind.
+var errLacking = errors.New("not for keys of this kind")
+
+// errUnknown: there is not exactly one key of that id.
+var errUnknown = errors.New("not one key has this id")
 
 // errShort: the module called a signature or secret of the wrong length a success.
 var errShort = errors.New("answer of the wrong length")
@@ -144,6 +157,10 @@ func classify(err error) class {
 		return input
 	case errors.Is(err, errShort):
 		return nonsense
+	case errors.Is(err, errLacking):
+		return lacking
+	case errors.Is(err, errUnknown):
+		return wrongKey
 	}
 	code, ok := codeOf(err)
 	if !ok {

@@ -20,14 +20,16 @@ func TestClasses(t *testing.T) {
 		class    class
 		sentinel error
 	}{
-		"2 5 30 31 32 b0 b3 e0 e1 101 190 80000000 80000001": {reconnect, hsm.ErrUnavailable},
+		"2 5 30 31 32 e0 e1 101 190 80000000 80000001": {reconnect, hsm.ErrUnavailable},
+		"b0 b3":                                 {dropped, hsm.ErrUnavailable},
 		"60 82 f0 113":                          {refind, hsm.ErrKey},
 		"90 91":                                 {discard, hsm.ErrUnavailable},
 		"6 50 b1":                               {busy, hsm.ErrUnavailable},
 		"20 21 40 41 70 71 c0 c1 d0 d1 110 112": {input, hsm.ErrInput},
 		"62 63 68 f1 f2 114 115":                {wrongKey, hsm.ErrKey},
 		"a0 a3 a4":                              {stop, hsm.ErrPIN},
-		"54 7f":                                 {other, hsm.ErrUnavailable},
+		"54 69":                                 {lacking, hsm.ErrUnsupported},
+		"7f 1ff":                                {other, hsm.ErrUnavailable},
 	} {
 		for _, text := range strings.Fields(codes) {
 			var code uint
@@ -46,7 +48,7 @@ func TestClasses(t *testing.T) {
 func idle() *Token {
 	t := &Token{label: "test", log: hclog.NewNullLogger(), sessions: make(chan *session, 1), dead: make(chan struct{}), keys: map[hsm.KeyID]object{}}
 	t.ctx = shared.ctx
-	t.slot = shared.slot
+	t.slot, t.login = shared.slot, shared.login
 	t.sessions <- nil
 	return t
 }
@@ -60,6 +62,8 @@ func TestReactions(t *testing.T) {
 		dead  bool
 	}{
 		{"reconnect", []uint{0x32}, 1, hsm.ErrUnavailable, true},
+		{"dropped", []uint{0xb3, 0xb0, 0xb3, 0xb3, 0xb3}, 6, nil, false},
+		{"dropped for ever", []uint{0xb3, 0xb3, 0xb3, 0xb3, 0xb3, 0xb3, 0xb3, 0xb3, 0xb3}, 9, hsm.ErrUnavailable, true},
 		{"discard once", []uint{0x90}, 2, nil, false},
 		{"discard twice", []uint{0x90, 0x91}, 2, hsm.ErrUnavailable, false},
 		{"busy", []uint{0x06, 0xb1, 0x50}, 4, nil, false},
@@ -67,6 +71,12 @@ func TestReactions(t *testing.T) {
 		{"key", []uint{0x68}, 1, hsm.ErrKey, false},
 		{"PIN", []uint{0xa4}, 1, hsm.ErrPIN, false},
 		{"unknown", []uint{0x7f}, 1, hsm.ErrUnavailable, false},
+		{"lacking", []uint{0x54}, 1, hsm.ErrUnsupported, false},
+		{"host memory", []uint{0x02}, 1, hsm.ErrUnavailable, true},
+		{"vendor", []uint{0x80000001}, 1, hsm.ErrUnavailable, true},
+		{"stale handle", []uint{0x60}, 1, hsm.ErrKey, false},
+		{"mechanism", []uint{0x70}, 1, hsm.ErrInput, false},
+		{"busy, then input", []uint{0xb1, 0x71}, 2, hsm.ErrInput, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			token, calls := idle(), 0
@@ -112,24 +122,5 @@ func TestErrorText(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in %q", want, err)
 		}
-	}
-}
-
-func TestLackingMechanisms(t *testing.T) {
-	all := []uint{importing.code}
-	for _, c := range capabilities {
-		for _, m := range c.mechanisms {
-			all = append(all, m.code)
-		}
-	}
-	if required, notices := lacking(all); len(required)+len(notices) != 0 {
-		t.Errorf("all there: %q, %q", required, notices)
-	}
-	required, notices := lacking([]uint{pkcs11.CKM_EC_KEY_PAIR_GEN, pkcs11.CKM_ECDSA, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKM_SHA256_HMAC, pkcs11.CKM_AES_KEY_GEN})
-	if len(required) != 1 || required[0] != "module lacks CKM_ECDH1_DERIVE, needed for opening authorization requests" {
-		t.Errorf("required %q", required)
-	}
-	if len(notices) != 2 || !strings.HasPrefix(notices[0], "module lacks CKM_AES_ECB_ENCRYPT_DATA: ") || !strings.Contains(notices[1], "CKM_AES_KEY_WRAP_PAD") {
-		t.Errorf("notices %q", notices)
 	}
 }

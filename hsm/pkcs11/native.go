@@ -4,16 +4,24 @@ package pkcs11
 #cgo linux LDFLAGS: -ldl
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 
 // The few words of PKCS#11 v2.40 these calls need, in the layout of its C
 // headers on a platform where structures are not packed.
 typedef unsigned long ulong_t;
 typedef struct { ulong_t type; void *value; ulong_t len; } attribute;
-typedef struct { ulong_t mechanism; void *parameter; ulong_t len; } mechanism;
+typedef struct { ulong_t type; void *parameter; ulong_t len; } mechanism;
 typedef struct { unsigned char version[2]; void *fn[68]; } functions;
+typedef struct { void *data; ulong_t len; } bytes;
 
 // Places in CK_FUNCTION_LIST.
-enum { GET_ATTRIBUTE_VALUE = 24, SIGN = 43, GENERATE_KEY = 58, DERIVE_KEY = 62 };
+enum {
+	LOGIN = 18, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34,
+	SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, UNWRAP_KEY = 61, DERIVE_KEY = 62
+};
+
+typedef ulong_t (*init_fn)(ulong_t, mechanism *, ulong_t);
+typedef ulong_t (*data_fn)(ulong_t, void *, ulong_t, void *, ulong_t *);
 
 static functions *load(const char *module) {
 	void *handle = dlopen(module, RTLD_LAZY);
@@ -24,8 +32,40 @@ static functions *load(const char *module) {
 	return list;
 }
 
-static ulong_t sign(functions *f, ulong_t session, void *in, ulong_t in_len, void *out, ulong_t *out_len) {
-	return ((ulong_t (*)(ulong_t, void *, ulong_t, void *, ulong_t *))f->fn[SIGN])(session, in, in_len, out, out_len);
+// A call of two functions says in stage which of them answered.
+typedef struct { ulong_t rv; int stage; } outcome;
+
+static outcome both(functions *f, int init, ulong_t session, mechanism *m, ulong_t key, bytes in, void *out, ulong_t *out_len) {
+	ulong_t rv = ((init_fn)f->fn[init])(session, m, key);
+	if (rv != 0) return (outcome){ rv, 0 };
+	return (outcome){ ((data_fn)f->fn[init + 1])(session, in.data, in.len, out, out_len), 1 };
+}
+
+static outcome sign(functions *f, ulong_t session, ulong_t key, ulong_t type, void *param, ulong_t param_len,
+		void *in, ulong_t in_len, void *out, ulong_t *out_len) {
+	mechanism m = { type, param, param_len };
+	return both(f, SIGN_INIT, session, &m, key, (bytes){ in, in_len }, out, out_len);
+}
+
+// gcm is both calls of CKM_AES_GCM with a tag of 16 bytes. CK_GCM_PARAMS has
+// ulIvBits in the headers of v2.40, and has not in its text and with NSS: a
+// module that refuses the first is asked with the second. iv is read back, for
+// some modules make their own.
+static outcome gcm(functions *f, int init, ulong_t session, ulong_t key, void *iv, void *aad, ulong_t aad_len,
+		void *in, ulong_t in_len, void *out, ulong_t *out_len) {
+	struct { void *iv; ulong_t iv_len, iv_bits; void *aad; ulong_t aad_len, tag_bits; } bits = { iv, 12, 96, aad, aad_len, 128 };
+	struct { void *iv; ulong_t iv_len; void *aad; ulong_t aad_len, tag_bits; } plain = { iv, 12, aad, aad_len, 128 };
+	mechanism m = { 0x1087, &bits, sizeof bits };
+	ulong_t room = *out_len;
+	outcome o = both(f, init, session, &m, key, (bytes){ in, in_len }, out, out_len);
+	if (o.stage != 0 || o.rv != 0x71) return o;
+	m = (mechanism){ 0x1087, &plain, sizeof plain };
+	*out_len = room;
+	return both(f, init, session, &m, key, (bytes){ in, in_len }, out, out_len);
+}
+
+static ulong_t login(functions *f, ulong_t session, void *pin, ulong_t len) {
+	return ((ulong_t (*)(ulong_t, ulong_t, void *, ulong_t))f->fn[LOGIN])(session, 1, pin, len);
 }
 
 static ulong_t read_value(functions *f, ulong_t session, ulong_t object, void *out, ulong_t *out_len) {
@@ -39,20 +79,28 @@ static void set(attribute *list, ulong_t i, ulong_t type, void *value, ulong_t l
 	list[i] = (attribute){ type, value, len };
 }
 
-// generate adds CKA_UNWRAP_TEMPLATE {CKA_SENSITIVE true, CKA_EXTRACTABLE false}
-// in the last place of list, which the caller left free.
+// What a wrap key restores is CKA_SENSITIVE and not CKA_EXTRACTABLE. Its
+// CKA_UNWRAP_TEMPLATE says so, in the first place of a list, which the caller
+// left free: SoftHSM takes nothing more after CKA_MODIFIABLE.
+static unsigned char yes = 1, no = 0;
+static attribute unwrapped[2] = { { 0x103, &yes, 1 }, { 0x162, &no, 1 } };
+
 static ulong_t generate(functions *f, ulong_t session, ulong_t type, attribute *list, ulong_t n, ulong_t *key) {
-	unsigned char yes = 1, no = 0;
-	attribute unwrapped[2] = { { 0x103, &yes, 1 }, { 0x162, &no, 1 } };
 	mechanism m = { type, NULL, 0 };
-	set(list, n - 1, 0x40000212, unwrapped, sizeof unwrapped);
+	set(list, 0, 0x40000212, unwrapped, sizeof unwrapped);
 	return ((ulong_t (*)(ulong_t, mechanism *, attribute *, ulong_t, ulong_t *))f->fn[GENERATE_KEY])(session, &m, list, n, key);
 }
 
+static ulong_t unwrap(functions *f, ulong_t session, ulong_t type, ulong_t with, bytes wrapped, attribute *list, ulong_t n, ulong_t *key) {
+	mechanism m = { type, NULL, 0 };
+	set(list, 0, 0x40000212, unwrapped, sizeof unwrapped);
+	return ((ulong_t (*)(ulong_t, mechanism *, ulong_t, void *, ulong_t, attribute *, ulong_t, ulong_t *))f->fn[UNWRAP_KEY])(
+		session, &m, with, wrapped.data, wrapped.len, list, n, key);
+}
+
 // derive_data is C_DeriveKey with a CK_KEY_DERIVATION_STRING_DATA.
-static ulong_t derive_data(functions *f, ulong_t session, ulong_t base, void *data, ulong_t len, attribute *list, ulong_t n, ulong_t *key) {
-	struct { void *data; ulong_t len; } text = { data, len };
-	mechanism m = { 0x1104, &text, sizeof text };
+static ulong_t derive_data(functions *f, ulong_t session, ulong_t base, bytes data, attribute *list, ulong_t n, ulong_t *key) {
+	mechanism m = { 0x1104, &data, sizeof data };
 	return ((ulong_t (*)(ulong_t, mechanism *, ulong_t, attribute *, ulong_t, ulong_t *))f->fn[DERIVE_KEY])(session, &m, base, list, n, key);
 }
 */
@@ -62,11 +110,14 @@ import (
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
+
+	"countersign/hsm/internal/border"
 )
 
-// native makes the calls miekg/pkcs11 cannot: answers of a known size without
-// the length query before them (one round trip to a network HSM instead of
-// two), and attributes that are arrays. It shares the module miekg opened.
+// native makes the calls miekg/pkcs11 cannot: two functions in one step and
+// answers of a known size without the length query before them (one round trip
+// to a network HSM instead of two), parameters and attributes of a form it does
+// not know, and a PIN that leaves no copy. It shares the module miekg opened.
 type native struct{ list *C.functions }
 
 func loadNative(module string) (native, bool) {
@@ -76,21 +127,71 @@ func loadNative(module string) (native, bool) {
 	return n, n.list != nil
 }
 
-// sign is C_Sign; size is the length of the signature or MAC in bytes.
-func (n native) sign(session pkcs11.SessionHandle, in []byte, size int) ([]byte, error) {
-	out, length := make([]byte, size), C.ulong_t(size)
-	if len(in) == 0 {
-		in = []byte{0}[:0:1] // some modules refuse a null pointer
+// reserved hands args to C_Initialize as pReserved, a string in C memory that
+// stays: it is not said for how long a module looks at it.
+func reserved(args string) []pkcs11.InitializeOption {
+	if args == "" {
+		return nil
 	}
-	rv := C.sign(n.list, C.ulong_t(session), unsafe.Pointer(unsafe.SliceData(in)), C.ulong_t(len(in)),
-		unsafe.Pointer(unsafe.SliceData(out)), &length)
-	return checked(out, length, rv)
+	return []pkcs11.InitializeOption{pkcs11.InitializeWithReserved(unsafe.Pointer(C.CString(args)))}
+}
+
+// login is C_Login of CKU_USER.
+func (n native) login(session pkcs11.SessionHandle, pin []byte) error {
+	if rv := C.login(n.list, C.ulong_t(session), pointer(pin), C.ulong_t(len(pin))); rv != 0 {
+		return pkcs11.Error(rv)
+	}
+	return nil
+}
+
+// making is a mechanism with the bytes of its parameter, and how long in bytes
+// what it makes is.
+type making struct {
+	mechanism uint
+	parameter []byte
+	size      int
+}
+
+// sign is C_SignInit and C_Sign.
+func (n native) sign(s *session, key pkcs11.ObjectHandle, m making, in []byte) ([]byte, error) {
+	out, length := make([]byte, m.size), C.ulong_t(m.size)
+	o := C.sign(n.list, C.ulong_t(s.handle), C.ulong_t(key), C.ulong_t(m.mechanism), pointer(m.parameter), C.ulong_t(len(m.parameter)),
+		pointer(in), C.ulong_t(len(in)), pointer(out), &length)
+	return finished(out, length, o, [2]string{"C_SignInit", "C_Sign"})
+}
+
+// encrypt is C_EncryptInit and C_Encrypt with CKM_AES_GCM; nonce, 12 bytes, is
+// the one that was used afterwards.
+func (n native) encrypt(s *session, key pkcs11.ObjectHandle, nonce, plain, aad []byte) ([]byte, error) {
+	return n.gcm(C.ENCRYPT_INIT, s, key, nonce, aad, plain, len(plain)+border.TagLen)
+}
+
+// decrypt is C_DecryptInit and C_Decrypt with CKM_AES_GCM.
+func (n native) decrypt(s *session, key pkcs11.ObjectHandle, nonce, sealed, aad []byte) ([]byte, error) {
+	return n.gcm(C.DECRYPT_INIT, s, key, nonce, aad, sealed, len(sealed)-border.TagLen)
+}
+
+var gcmNames = map[C.int][2]string{
+	C.ENCRYPT_INIT: {"C_EncryptInit", "C_Encrypt"}, C.DECRYPT_INIT: {"C_DecryptInit", "C_Decrypt"},
+}
+
+// gcm has room for the tag in both directions: some modules ask for it.
+func (n native) gcm(init C.int, s *session, key pkcs11.ObjectHandle, nonce, aad, in []byte, size int) ([]byte, error) {
+	iv, more := C.CBytes(nonce), C.CBytes(aad) // the mechanism points to them
+	defer C.free(iv)
+	defer C.free(more)
+	out := make([]byte, len(in)+border.TagLen)
+	length := C.ulong_t(len(out))
+	o := C.gcm(n.list, init, C.ulong_t(s.handle), C.ulong_t(key), iv, more, C.ulong_t(len(aad)),
+		pointer(in), C.ulong_t(len(in)), pointer(out), &length)
+	copy(nonce, unsafe.Slice((*byte)(iv), len(nonce)))
+	return finished(out[:size], length, o, gcmNames[init])
 }
 
 // value reads CKA_VALUE of a secret of size bytes.
 func (n native) value(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, size int) ([]byte, error) {
 	out, length := make([]byte, size), C.ulong_t(size)
-	rv := C.read_value(n.list, C.ulong_t(session), C.ulong_t(object), unsafe.Pointer(unsafe.SliceData(out)), &length)
+	rv := C.read_value(n.list, C.ulong_t(session), C.ulong_t(object), pointer(out), &length)
 	return checked(out, length, rv)
 }
 
@@ -98,44 +199,71 @@ func (n native) value(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, 
 // key this one restores sensitive and not extractable.
 func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	size := len(template) + 1
-	list, free := attributes(template, size)
+	list, free := attributes(template, 1)
 	defer free()
 	var key C.ulong_t
-	if rv := C.generate(n.list, C.ulong_t(session), C.ulong_t(mechanism), list, C.ulong_t(size), &key); rv != 0 {
-		return 0, pkcs11.Error(rv)
-	}
-	return pkcs11.ObjectHandle(key), nil
+	rv := C.generate(n.list, C.ulong_t(session), C.ulong_t(mechanism), list, C.ulong_t(size), &key)
+	return handle(key, rv)
+}
+
+// unwrapWrapping is C_UnwrapKey to a wrap key like that of generateWrapping.
+func (n native) unwrapWrapping(s *session, mechanism uint, with pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	size := len(template) + 1
+	list, free := attributes(template, 1)
+	defer free()
+	in := C.bytes{C.CBytes(wrapped), C.ulong_t(len(wrapped))}
+	defer C.free(in.data)
+	var key C.ulong_t
+	rv := C.unwrap(n.list, C.ulong_t(s.handle), C.ulong_t(mechanism), C.ulong_t(with), in, list, C.ulong_t(size), &key)
+	return handle(key, rv)
 }
 
 // encryptData is C_DeriveKey with CKM_AES_ECB_ENCRYPT_DATA: the new key is the
 // encryption of data, whole blocks, under base.
 func (n native) encryptData(session pkcs11.SessionHandle, base pkcs11.ObjectHandle, data []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	list, free := attributes(template, len(template))
+	list, free := attributes(template, 0)
 	defer free()
-	in := C.CBytes(data)
-	defer C.free(in)
+	in := C.bytes{C.CBytes(data), C.ulong_t(len(data))}
+	defer C.free(in.data)
 	var key C.ulong_t
-	rv := C.derive_data(n.list, C.ulong_t(session), C.ulong_t(base), in, C.ulong_t(len(data)), list, C.ulong_t(len(template)), &key)
-	if rv != 0 {
-		return 0, pkcs11.Error(rv)
-	}
-	return pkcs11.ObjectHandle(key), nil
+	rv := C.derive_data(n.list, C.ulong_t(session), C.ulong_t(base), in, list, C.ulong_t(len(template)), &key)
+	return handle(key, rv)
 }
 
-// attributes copies a template into C memory, with room for size of them.
-func attributes(template []*pkcs11.Attribute, size int) (list *C.attribute, free func()) {
-	list = (*C.attribute)(C.calloc(C.size_t(size), C.sizeof_attribute))
+// attributes copies a template into C memory, after room for some more.
+func attributes(template []*pkcs11.Attribute, room int) (list *C.attribute, free func()) {
+	list = (*C.attribute)(C.calloc(C.size_t(room+len(template)), C.sizeof_attribute))
 	values := []unsafe.Pointer{unsafe.Pointer(list)}
 	for i, a := range template {
 		value := C.CBytes(a.Value)
 		values = append(values, value)
-		C.set(list, C.ulong_t(i), C.ulong_t(a.Type), value, C.ulong_t(len(a.Value)))
+		C.set(list, C.ulong_t(room+i), C.ulong_t(a.Type), value, C.ulong_t(len(a.Value)))
 	}
 	return list, func() {
 		for _, v := range values {
 			C.free(v)
 		}
 	}
+}
+
+// pointer is never null: some modules refuse that even for no bytes.
+func pointer(b []byte) unsafe.Pointer {
+	if cap(b) == 0 {
+		b = make([]byte, 1)
+	}
+	return unsafe.Pointer(unsafe.SliceData(b))
+}
+
+func handle(h, rv C.ulong_t) (pkcs11.ObjectHandle, error) {
+	if rv != 0 {
+		return 0, pkcs11.Error(rv)
+	}
+	return pkcs11.ObjectHandle(h), nil
+}
+
+func finished(out []byte, length C.ulong_t, o C.outcome, names [2]string) ([]byte, error) {
+	out, err := checked(out, length, o.rv)
+	return out, at(names[o.stage], err)
 }
 
 func checked(out []byte, length, rv C.ulong_t) ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
+	"countersign/hsm/internal/border"
 )
 
 // object is a key with the handle that uses it: the private half of a pair, or
@@ -17,10 +18,21 @@ type object struct {
 	handle pkcs11.ObjectHandle
 }
 
-// need is a key and what a call uses it for.
+// need is a key and what a call uses it for: a usage, or an algorithm.
 type need struct {
 	id    hsm.KeyID
 	usage hsm.Usage
+	alg   hsm.Algorithm
+}
+
+func (n need) fits(u hsm.Usage) error {
+	if n.alg != 0 {
+		return border.Usage(u, n.alg)
+	}
+	if u != n.usage {
+		return fmt.Errorf("key %s is for %s, not %s: %w", n.id, u, n.usage, hsm.ErrKey)
+	}
+	return nil
 }
 
 // use runs f with the key, resolved at its first use and once more when its
@@ -37,8 +49,8 @@ func (t *Token) useAll(ctx context.Context, keys []need, f func(*session, []obje
 		if err != nil {
 			return err
 		}
-		if o.Usage != k.usage {
-			return fmt.Errorf("key %s is for %s, not %s: %w", k.id, o.Usage, k.usage, hsm.ErrKey)
+		if err := k.fits(o.Usage); err != nil {
+			return err
 		}
 		found[i] = o
 	}
@@ -49,17 +61,20 @@ func (t *Token) useAll(ctx context.Context, keys []need, f func(*session, []obje
 	}
 	for i, k := range keys {
 		if found[i], err = t.resolve(ctx, k.id); err != nil {
-			return t.gone(failed, err)
+			return t.gone(ctx, failed, err)
 		}
 	}
 	return t.run(ctx, keys[0].id, func(s *session) error { return f(s, found) })
 }
 
-// gone is the error of a key that was stale and then not to be resolved. A
-// token that had the key and no longer has it is a lost token: SoftHSM without
-// its directory answers like this.
-func (t *Token) gone(stale, err error) error {
+// gone is the error of a key that was stale and then not to be resolved. While
+// there are others it was destroyed; a token that had keys and no longer has any
+// is a lost token: SoftHSM without its directory answers like this.
+func (t *Token) gone(ctx context.Context, stale, err error) error {
 	if !errors.Is(err, hsm.ErrKey) {
+		return err
+	}
+	if keys, unread := t.Keys(ctx); unread == nil && len(keys) > 0 {
 		return err
 	}
 	lost := fmt.Errorf("%v, then %v: %w", stale, err, hsm.ErrUnavailable)

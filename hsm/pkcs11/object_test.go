@@ -17,9 +17,13 @@ import (
 	"countersign/hsm"
 )
 
+// fresh is a label that no earlier test on the token had.
+func fresh(label string) string { return label + "-" + rand.Text()[:8] }
+
+// generate makes a key under a fresh label that begins with label.
 func generate(t *testing.T, label string, usage hsm.Usage) hsm.Key {
 	t.Helper()
-	k, err := shared.Generate(t.Context(), hsm.KeySpec{Label: label, Usage: usage})
+	k, err := shared.Generate(t.Context(), hsm.KeySpec{Label: fresh(label), Usage: usage})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +64,10 @@ func TestAttributes(t *testing.T) {
 		want  []string
 	}{
 		{hsm.SignP256, []string{"Private Key Object; EC", "Usage:      sign\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Allowed mechanisms: ECDSA\n", "Public Key Object; EC", "Usage:      verify\n"}},
+		{hsm.SignP384, []string{"Private Key Object; EC", "Usage:      sign\n", "Allowed mechanisms: ECDSA\n", "Public Key Object; EC", "Usage:      verify\n"}},
+		{hsm.SignEd25519, []string{"Private Key Object; EC_EDWARDS", "Usage:      sign\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Public Key Object; EC_EDWARDS"}},
+		{hsm.SignRSA2048, []string{"Private Key Object; RSA", "Usage:      sign\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Allowed mechanisms: RSA-PKCS,RSA-PKCS-PSS\n", "Public Key Object; RSA 2048 bits"}},
+		{hsm.SealAES, []string{"Secret Key Object; AES length 32", "Usage:      encrypt, decrypt\n", "Access:     sensitive, always sensitive, never extractable, local\n"}},
 		{hsm.DeriveP256, []string{"Private Key Object; EC", "Usage:      derive\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Allowed mechanisms: ECDH1-DERIVE\n"}},
 		{hsm.MACKey, []string{"Secret Key Object; Generic secret length 32", "Access:     sensitive, always sensitive, never extractable, local\n"}},
 		{hsm.WrapKey, []string{"Secret Key Object; AES length 32", "Usage:      wrap, unwrap\n", "Access:     sensitive, always sensitive, never extractable, local\n"}},
@@ -175,17 +183,17 @@ func TestAmbiguousID(t *testing.T) {
 	var twin pkcs11.ObjectHandle
 	raw(t, func(s *session) (err error) {
 		mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, nil)}
-		twin, err = shared.ctx.GenerateKey(s.handle, mech, profiles[hsm.MACKey].secret(k.ID[:], "twin"))
+		twin, err = shared.ctx.GenerateKey(s.handle, mech, profiles[hsm.MACKey].secret(k.ID[:], fresh("twin")))
 		return err
 	})
-	if listed(t, "ambiguous") {
+	if listed(t, k.Label) {
 		t.Error("an ambiguous key is listed")
 	}
-	if _, err := shared.Sign(t.Context(), k.ID, make([]byte, 32)); !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), "2 keys") {
+	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); !errors.Is(err, hsm.ErrKey) || !strings.Contains(err.Error(), "2 keys") {
 		t.Errorf("Sign: %v, want ErrKey for 2 keys", err)
 	}
 	raw(t, func(s *session) error { return shared.ctx.DestroyObject(s.handle, twin) })
-	if _, err := shared.Sign(t.Context(), k.ID, make([]byte, 32)); err != nil {
+	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); err != nil {
 		t.Errorf("Sign once there is one: %v", err)
 	}
 }
@@ -201,11 +209,15 @@ func TestHalfPair(t *testing.T) {
 		}
 		return shared.ctx.DestroyObject(s.handle, private[0])
 	})
-	if listed(t, "half") {
+	if listed(t, k.Label) {
 		t.Error("half a pair is listed")
 	}
-	if again := generate(t, "half", hsm.SignP256); again.ID == k.ID {
-		t.Error("the same key again")
+	again, err := shared.Generate(t.Context(), hsm.KeySpec{Label: k.Label, Usage: hsm.SignP256})
+	if err != nil || again.ID == k.ID {
+		t.Errorf("the label is not free, or the same key again: %v", err)
+	}
+	if err := shared.Destroy(t.Context(), k.ID); err != nil || len(objects(t, k.ID)) != 0 {
+		t.Errorf("Destroy leaves the half: %v", err)
 	}
 }
 
@@ -235,12 +247,12 @@ func TestDecodePoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, v := range map[string][]byte{"raw": point, "OCTET STRING": octets, "BIT STRING": bits} {
-		if got, err := decodePoint(v); err != nil || !slices.Equal(got, point) {
+		if got, err := decodePoint(v, 65); err != nil || !slices.Equal(got, point) {
 			t.Errorf("%s: %x, %v", name, got, err)
 		}
 	}
 	for name, v := range map[string][]byte{"empty": nil, "short": point[:64], "trailing": append(octets, 0), "text": []byte(hex.EncodeToString(point))} {
-		if got, err := decodePoint(v); err == nil {
+		if got, err := decodePoint(v, 65); err == nil {
 			t.Errorf("%s: %x", name, got)
 		}
 	}

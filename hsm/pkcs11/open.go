@@ -16,32 +16,105 @@ import (
 // the one that keeps the login.
 const reserve = 3
 
+// background is the context of what Open does, which ends with the process.
+var background = context.Background()
+
 // Open loads the module, selects the token, logs in once and reads its keys.
 // One Open per process. A refused PIN is [hsm.ErrPIN] after exactly one
-// C_Login; a module or token that is not there, or lacks a mechanism the
-// appliance cannot do without, is [hsm.ErrUnavailable].
+// C_Login; a module or token that is not there, or lacks a mechanism for what
+// cfg.Require names, is [hsm.ErrUnavailable].
 func Open(cfg Config) (*Token, error) {
 	defer cfg.PIN.Zero()
 	cfg.defaults()
-	info, err := look(cfg)
+	t, err := open(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
-	}
-	keygen, err := login(cfg, info)
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
-	}
-	t := &Token{
-		keygen: keygen, log: cfg.Logger, label: info.Label,
-		keys: map[hsm.KeyID]object{}, dead: make(chan struct{}),
-	}
-	if err := t.attach(cfg, info); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
-	}
-	if _, err := t.Keys(context.Background()); err != nil {
 		return nil, fmt.Errorf("opening %s: %w", cfg.Module, err)
 	}
 	return t, nil
+}
+
+func open(cfg Config) (*Token, error) {
+	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{})}
+	info, err := t.enter(cfg)
+	if err != nil {
+		return nil, err
+	}
+	t.label = info.Label
+	if err := t.checkMechanisms(cfg.Require); err != nil {
+		return nil, err
+	}
+	if err := t.attach(cfg, info); err != nil {
+		return nil, err
+	}
+	if err := t.chooseWrapping(); err != nil {
+		return nil, err
+	}
+	_, err = t.Keys(background)
+	return t, err
+}
+
+// enter initializes the module and logs in, by crypto11 where that can.
+func (t *Token) enter(cfg Config) (info pkcs11.TokenInfo, err error) {
+	if cfg.InitArgs != "" { // crypto11 has no way to hand them over
+		return t.enterAlone(cfg)
+	}
+	if info, err = look(cfg); err != nil {
+		return info, err
+	}
+	if limit := info.MaxRwSessionCount; limit != 0 && limit < reserve {
+		return t.enterAlone(cfg) // crypto11 panics on a token with one session
+	}
+	if t.keygen, err = login(cfg, info); err != nil {
+		return info, err
+	}
+	if err := t.load(cfg); err != nil {
+		return info, err
+	}
+	// A proxy has a state for each of its users; others are initialized by now.
+	if err := t.ctx.Initialize(); err != nil && err != pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+		return info, startError("C_Initialize", err)
+	}
+	t.slot, info, err = findToken(t.ctx, cfg.TokenLabel, cfg.TokenSerial)
+	return info, err
+}
+
+// enterAlone does without crypto11. The session that logged in stays open for
+// the life of the process, and with it the login of all others.
+func (t *Token) enterAlone(cfg Config) (info pkcs11.TokenInfo, err error) {
+	if err := t.load(cfg); err != nil {
+		return info, err
+	}
+	if err := t.ctx.Initialize(reserved(cfg.InitArgs)...); err != nil {
+		return info, startError("C_Initialize", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = t.ctx.Finalize() // nothing was made of it
+		}
+	}()
+	if t.slot, info, err = findToken(t.ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
+		return info, err
+	}
+	session, err := t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return info, startError("C_OpenSession", err)
+	}
+	if err := t.native.login(session, cfg.PIN); err != nil {
+		return info, startError("C_Login", err)
+	}
+	return info, nil
+}
+
+// load opens the library for the request path.
+func (t *Token) load(cfg Config) error {
+	if t.ctx = pkcs11.New(cfg.Module); t.ctx == nil {
+		return fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
+	}
+	var ok bool
+	if t.native, ok = loadNative(cfg.Module); !ok {
+		return fmt.Errorf("loading function list: %w", hsm.ErrUnavailable)
+	}
+	return nil
 }
 
 // look finds the token before crypto11 may: asked for a token that is not
@@ -103,21 +176,9 @@ func login(cfg Config, info pkcs11.TokenInfo) (keygen *crypto11.Context, err err
 	return keygen, nil
 }
 
-// attach opens the request path beside crypto11, in the module it initialized.
+// attach opens the request path. Its first session keeps the login.
 func (t *Token) attach(cfg Config, info pkcs11.TokenInfo) (err error) {
-	var ok bool
-	if t.native, ok = loadNative(cfg.Module); !ok {
-		return fmt.Errorf("loading function list: %w", hsm.ErrUnavailable)
-	}
-	t.ctx = pkcs11.New(cfg.Module)
-	if t.slot, _, err = findToken(t.ctx, info.Label, info.SerialNumber); err != nil {
-		return err
-	}
-	if err := t.checkMechanisms(); err != nil {
-		return err
-	}
-	login, err := t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	if err != nil {
+	if t.login, err = t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION); err != nil {
 		return startError("C_OpenSession", err)
 	}
 	n := cfg.Sessions
@@ -128,7 +189,7 @@ func (t *Token) attach(cfg Config, info pkcs11.TokenInfo) (err error) {
 	for range n {
 		t.sessions <- nil
 	}
-	go t.stayAlive(login)
+	go t.stayAlive()
 	return nil
 }
 

@@ -12,48 +12,12 @@ import (
 	"countersign/hsm/internal/kwp"
 )
 
-// Sign implements [hsm.Token] with CKM_ECDSA.
-func (t *Token) Sign(ctx context.Context, key hsm.KeyID, digest []byte) (signature []byte, err error) {
-	if err := border.Digest(digest); err != nil {
-		return nil, err
-	}
-	err = t.use(ctx, need{key, hsm.SignP256}, func(s *session, o object) (err error) {
-		signature, err = t.sign(s, o, pkcs11.CKM_ECDSA, digest)
-		return err
-	})
-	return signature, err
-}
-
-// MAC implements [hsm.Token] with CKM_SHA256_HMAC.
-func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) (mac []byte, err error) {
-	if err := border.Data(data); err != nil {
-		return nil, err
-	}
-	err = t.use(ctx, need{key, hsm.MACKey}, func(s *session, o object) (err error) {
-		mac, err = t.sign(s, o, pkcs11.CKM_SHA256_HMAC, data)
-		return err
-	})
-	return mac, err
-}
-
-func (t *Token) sign(s *session, o object, mech uint, in []byte) ([]byte, error) {
-	if err := t.ctx.SignInit(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(mech, nil)}, o.handle); err != nil {
-		return nil, at("C_SignInit", err)
-	}
-	size := border.SecretLen
-	if mech == pkcs11.CKM_ECDSA {
-		size = 2 * border.SecretLen
-	}
-	out, err := t.native.sign(s.handle, in, size)
-	return out, at("C_Sign", err)
-}
-
 // Derive implements [hsm.Token] with CKM_ECDH1_DERIVE and no KDF.
 func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) (z []byte, err error) {
 	if err := border.Peer(peer); err != nil {
 		return nil, err
 	}
-	err = t.use(ctx, need{key, hsm.DeriveP256}, func(s *session, o object) (err error) {
+	err = t.use(ctx, need{id: key, usage: hsm.DeriveP256}, func(s *session, o object) (err error) {
 		z, err = t.derive(s, o, peer.Bytes())
 		return err
 	})
@@ -64,9 +28,7 @@ func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey)
 // whatever happens: what cannot be destroyed closes its session, and the
 // object goes with that.
 func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) {
-	params := pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, peer)
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, params)}
-	secret, err := t.ctx.DeriveKey(s.handle, mech, o.handle, derived())
+	secret, err := t.ctx.DeriveKey(s.handle, agree(peer), o.handle, derived())
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
@@ -77,6 +39,11 @@ func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) 
 		return nil, err
 	}
 	return z, nil
+}
+
+func agree(peer []byte) []*pkcs11.Mechanism {
+	params := pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, peer)
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, params)}
 }
 
 // destroy ends a session object. Its failing is the call's, for it says that
@@ -105,7 +72,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 	if err := border.Import(i); err != nil {
 		return nil, err
 	}
-	keys := []need{{i.Enrol, hsm.DeriveP256}, {i.Wrap, hsm.WrapKey}}
+	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
 		if t.hostImport {
 			wrapped, err = t.importHere(s, o, i)
@@ -123,22 +90,22 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 	if err := border.MACWrapped(wrapped, data); err != nil {
 		return nil, err
 	}
-	err = t.use(ctx, need{wrap, hsm.WrapKey}, func(s *session, o object) (err error) {
-		secret, err := t.restore(s, o, wrapped)
+	err = t.use(ctx, need{id: wrap, usage: hsm.WrapKey}, func(s *session, o object) (err error) {
+		secret, err := t.unwrap(s, o, wrapped)
 		if err != nil {
 			return err
 		}
 		defer t.destroy(s, secret, &err)
-		mac, err = t.sign(s, object{handle: secret}, pkcs11.CKM_SHA256_HMAC, data)
+		mac, err = t.native.sign(s, secret, hmacSHA256, data)
 		return err
 	})
 	return mac, err
 }
 
-// restore makes a secret that wrap keeps a key for MACs that stays inside.
-func (t *Token) restore(s *session, wrap object, wrapped []byte) (pkcs11.ObjectHandle, error) {
+// unwrap makes a secret that wrap keeps a key for MACs that stays inside.
+func (t *Token) unwrap(s *session, wrap object, wrapped []byte) (pkcs11.ObjectHandle, error) {
 	template := passing(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, wrapPad, wrap.handle, wrapped, template)
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
 	return secret, t.judged(s, wrap, err)
 }
 
@@ -146,19 +113,12 @@ func (t *Token) restore(s *session, wrap object, wrapped []byte) (pkcs11.ObjectH
 // secret is extractable for as long as wrap needs that.
 func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []byte, err error) {
 	enrol, wrap := o[0], o[1]
-	params := pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, i.Ephemeral.Bytes())
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, params)}
-	z, err := t.ctx.DeriveKey(s.handle, mech, enrol.handle, sized(passing(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
+	kek, err := t.kek(s, enrol.handle, agreement{i.Ephemeral.Bytes(), i.Context}, pkcs11.CKA_UNWRAP)
 	if err != nil {
-		return nil, at("C_DeriveKey", err)
-	}
-	defer t.destroy(s, z, &err)
-	kek, err := t.native.encryptData(s.handle, z, i.Context[:], sized(passing(pkcs11.CKK_AES, false, pkcs11.CKA_UNWRAP)))
-	if err != nil {
-		return nil, at("C_DeriveKey", err)
+		return nil, err
 	}
 	defer t.destroy(s, kek, &err)
-	secret, err := t.ctx.UnwrapKey(s.handle, wrapPad, kek, i.Wrapped, passing(pkcs11.CKK_GENERIC_SECRET, true))
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, i.Wrapped, passing(pkcs11.CKK_GENERIC_SECRET, true))
 	if err != nil {
 		return nil, t.judged(s, wrap, err)
 	}
@@ -166,8 +126,26 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 	if err := t.whole(s, secret); err != nil {
 		return nil, err
 	}
-	wrapped, err = t.ctx.WrapKey(s.handle, wrapPad, wrap.handle, secret)
+	wrapped, err = t.ctx.WrapKey(s.handle, t.wrapping(), wrap.handle, secret)
 	return wrapped, at("C_WrapKey", err)
+}
+
+// agreement is the other side of an ECDH and what a KEK is made for.
+type agreement struct {
+	peer    []byte // point, 65 bytes
+	context [32]byte
+}
+
+// kek makes AES-256-ECB(key = Z, context) a key for the usages, with Z of a
+// private key and a peer. Neither leaves the module.
+func (t *Token) kek(s *session, private pkcs11.ObjectHandle, a agreement, usage ...uint) (kek pkcs11.ObjectHandle, err error) {
+	z, err := t.ctx.DeriveKey(s.handle, agree(a.peer), private, sized(passing(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
+	if err != nil {
+		return 0, at("C_DeriveKey", err)
+	}
+	defer t.destroy(s, z, &err)
+	kek, err = t.native.encryptData(s.handle, z, a.context[:], sized(passing(pkcs11.CKK_AES, false, usage...)))
+	return kek, at("C_DeriveKey", err)
 }
 
 // whole refuses a secret of less than 32 bytes, which its wrapping does not
@@ -208,7 +186,7 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 		return nil, at("C_CreateObject", err)
 	}
 	defer t.destroy(s, h, &err)
-	wrapped, err = t.ctx.WrapKey(s.handle, wrapPad, wrap.handle, h)
+	wrapped, err = t.ctx.WrapKey(s.handle, t.wrapping(), wrap.handle, h)
 	return wrapped, at("C_WrapKey", err)
 }
 
@@ -216,25 +194,26 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 // CKR_GENERAL_ERROR to what is not the wrapping of anything, as it does when it
 // is broken; but then it cannot unwrap either what wrap has just wrapped.
 func (t *Token) judged(s *session, wrap object, err error) error {
-	code, _ := codeOf(err)
-	if code != pkcs11.CKR_GENERAL_ERROR && code != pkcs11.CKR_FUNCTION_FAILED {
-		return at("C_UnwrapKey", err)
-	}
-	if t.proves(s, wrap) == nil {
+	if blames(err) && t.proves(s, wrap) == nil {
 		return at("C_UnwrapKey", errWrapped)
 	}
 	return at("C_UnwrapKey", err)
 }
 
+// blames tells of errors that a module has for what cannot be decrypted as
+// well as for its own failure.
+func blames(err error) bool {
+	code, _ := codeOf(err)
+	return code == pkcs11.CKR_GENERAL_ERROR || code == pkcs11.CKR_FUNCTION_FAILED || code == pkcs11.CKR_DEVICE_ERROR
+}
+
 func (t *Token) proves(s *session, wrap object) (err error) {
-	probe := make([]byte, border.SecretLen)
-	_, _ = rand.Read(probe) // never fails, see crypto/rand.Read
-	wrapped, err := t.wrap(s, wrap, probe)
+	wrapped, err := t.wrap(s, wrap, random(border.SecretLen))
 	if err != nil {
 		return err
 	}
 	template := passing(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, wrapPad, wrap.handle, wrapped, template)
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
 	if err != nil {
 		return err
 	}
@@ -242,7 +221,16 @@ func (t *Token) proves(s *session, wrap object) (err error) {
 	return nil
 }
 
-var wrapPad = []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil)}
+// wrapping is AES-KWP (RFC 5649) as the module calls it.
+func (t *Token) wrapping() []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(t.kwp, nil)}
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, see crypto/rand.Read
+	return b
+}
 
 // passing is the template of a session object with one usage or none, whose
 // value is never to be read.

@@ -30,6 +30,8 @@ type Config struct {
 	TokenSerial string       // CK_TOKEN_INFO.serialNumber, or empty
 	PIN         wire.PIN     // of CKU_USER; zeroed by Open
 	Sessions    int          // working sessions, default the number of cores
+	InitArgs    string       // pReserved of C_Initialize, or empty for none
+	Require     []hsm.Usage  // what serving depends on: Open fails where the module cannot
 	Logger      hclog.Logger // default none
 }
 
@@ -39,16 +41,19 @@ type Config struct {
 type Token struct {
 	ctx      *pkcs11.Ctx
 	native   native
-	keygen   *crypto11.Context
+	keygen   *crypto11.Context // nil where crypto11 cannot open the module
 	log      hclog.Logger
 	label    string
 	slot     uint
-	sessions chan *session // idle ones; nil stands for one to be opened
+	login    pkcs11.SessionHandle // holds the login, and is not used otherwise
+	sessions chan *session        // idle ones; nil stands for one to be opened
+	have     available
+	kwp      uint // mechanism that wraps as RFC 5649 does
 	missing  []string
 	// hostImport: the module cannot make the KEK of an import.
 	hostImport bool
 
-	genMu sync.Mutex // one Generate at a time, between its check and its end
+	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end
 
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object
@@ -73,7 +78,7 @@ func (t *Token) die(cause error) {
 
 // stayAlive keeps the login session busy for the life of the process and
 // notices a login that is gone while no request is there to notice it.
-func (t *Token) stayAlive(login pkcs11.SessionHandle) {
+func (t *Token) stayAlive() {
 	tick := time.NewTicker(keepAlive)
 	defer tick.Stop()
 	for {
@@ -82,15 +87,24 @@ func (t *Token) stayAlive(login pkcs11.SessionHandle) {
 			return
 		case <-tick.C:
 		}
-		info, err := t.ctx.GetSessionInfo(login)
-		if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
-			err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
-		}
-		if err != nil && classify(err) == reconnect {
-			t.die(at("C_GetSessionInfo", err))
+		if err := t.loggedIn(); err != nil {
+			t.die(err)
 			return
 		}
 	}
+}
+
+// loggedIn asks the session that holds the login whether it still does. Errors
+// that say nothing about it are none.
+func (t *Token) loggedIn() error {
+	info, err := t.ctx.GetSessionInfo(t.login)
+	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	if c := classify(err); err != nil && (c == reconnect || c == dropped) {
+		return at("C_GetSessionInfo", err)
+	}
+	return nil
 }
 
 func (c *Config) defaults() {

@@ -1,9 +1,8 @@
 package pkcs11
 
 import (
-	"encoding/asn1"
+	"crypto"
 	"encoding/binary"
-	"fmt"
 
 	"github.com/miekg/pkcs11"
 
@@ -14,13 +13,10 @@ import (
 // batch is how many handles one C_FindObjects returns.
 const batch = 256
 
-// oidP256 is CKA_EC_PARAMS of our keys, the DER of 1.2.840.10045.3.1.7.
-var oidP256 = []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}
-
 // read returns the keys on the token that fit the attributes and that the
 // appliance can use. Anything it does not understand is somebody else's.
 func (t *Token) read(s *session, match ...*pkcs11.Attribute) ([]object, error) {
-	points, err := t.points(s, match)
+	publics, err := t.publics(s, match)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +27,7 @@ func (t *Token) read(s *session, match ...*pkcs11.Attribute) ([]object, error) {
 			return nil, err
 		}
 		for _, h := range handles {
-			o, ours, err := t.describe(s, h, class, points)
+			o, ours, err := t.describe(s, h, class, publics)
 			if err != nil {
 				return nil, err
 			}
@@ -68,35 +64,35 @@ func (t *Token) findAll(s *session, template []*pkcs11.Attribute) (all []pkcs11.
 	}
 }
 
-// points reads the public points whose CKA_ID is their hash; a key pair of
-// ours has exactly one.
-func (t *Token) points(s *session, match []*pkcs11.Attribute) (map[hsm.KeyID][]byte, error) {
+// publics reads the public keys whose CKA_ID is their hash; a key pair of ours
+// has exactly one.
+func (t *Token) publics(s *session, match []*pkcs11.Attribute) (map[hsm.KeyID]half, error) {
 	handles, err := t.find(s, pkcs11.CKO_PUBLIC_KEY, match)
 	if err != nil {
 		return nil, err
 	}
-	points := map[hsm.KeyID][]byte{}
+	publics := map[hsm.KeyID]half{}
 	for _, h := range handles {
-		a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_EC_POINT)
+		a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE)
 		if err != nil {
 			return nil, err
 		}
-		if !ok || string(a[1]) != string(oidP256) {
+		if !ok || len(a[0]) != len(hsm.KeyID{}) {
 			continue
 		}
-		point, err := decodePoint(a[2])
+		p, ok, err := t.publicOf(s, h, ulong(a[1]))
 		if err != nil {
-			continue
+			return nil, err
 		}
-		if id, err := border.KeyID(point); err == nil && string(a[0]) == string(id[:]) {
-			points[id] = point
+		if ok && string(a[0]) == string(p.id[:]) {
+			publics[p.id] = p
 		}
 	}
-	return points, nil
+	return publics, nil
 }
 
 // describe reads one private or secret key; false when it is not one of ours.
-func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, points map[hsm.KeyID][]byte) (o object, ours bool, err error) {
+func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, publics map[hsm.KeyID]half) (o object, ours bool, err error) {
 	a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_KEY_TYPE,
 		pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE)
 	if err != nil || !ok || len(a[0]) != len(o.ID) || !truth(a[3]) || truth(a[4]) {
@@ -104,24 +100,35 @@ func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, points m
 	}
 	o.handle, o.Label = h, string(a[1])
 	copy(o.ID[:], a[0])
-	usage, ok, err := t.usage(s, h, class, ulong(a[2]))
-	if err != nil || !ok {
-		return o, false, err
-	}
-	o.Usage = usage
+	var public half
 	if class == pkcs11.CKO_PRIVATE_KEY {
-		o.Public, ok = points[o.ID]
+		if public, ok = publics[o.ID]; !ok {
+			return o, false, nil
+		}
+		o.Public = public.spki
 	}
-	return o, ok, nil
+	o.Usage, ok, err = t.usage(s, h, like{class, ulong(a[2]), public.key})
+	return o, ok, err
+}
+
+// like is what is known of a key before its usage is.
+type like struct {
+	class, keyType uint
+	public         crypto.PublicKey // of a pair
+}
+
+func (l like) mayBe(usage hsm.Usage) bool {
+	p := profiles[usage]
+	return p.class == l.class && p.keyType == l.keyType && (!usage.Pair() || border.Fits(usage, l.public))
 }
 
 // usage reads what a key may do. More than one usage makes it not ours.
-func (t *Token) usage(s *session, h pkcs11.ObjectHandle, class, keyType uint) (hsm.Usage, bool, error) {
-	for usage := hsm.SignP256; usage <= hsm.WrapKey; usage++ {
-		p := profiles[usage]
-		if p.class != class || p.keyType != keyType {
+func (t *Token) usage(s *session, h pkcs11.ObjectHandle, key like) (hsm.Usage, bool, error) {
+	for usage := hsm.SignP256; usage <= hsm.SealAES; usage++ {
+		if !key.mayBe(usage) {
 			continue
 		}
+		p := profiles[usage]
 		values, ok, err := t.attributes(s, h, p.usages...)
 		if err != nil {
 			return 0, false, err
@@ -164,21 +171,4 @@ func ulong(v []byte) uint {
 		return ^uint(0)
 	}
 	return uint(binary.NativeEndian.Uint64(v))
-}
-
-// decodePoint accepts CKA_EC_POINT as the standard's OCTET STRING, and as the
-// bare point and the BIT STRING that modules return instead.
-func decodePoint(v []byte) ([]byte, error) {
-	if len(v) == border.PointLen && v[0] == 4 {
-		return v, nil
-	}
-	var octets []byte
-	if rest, err := asn1.Unmarshal(v, &octets); err == nil && len(rest) == 0 && len(octets) == border.PointLen {
-		return octets, nil
-	}
-	var bits asn1.BitString
-	if rest, err := asn1.Unmarshal(v, &bits); err == nil && len(rest) == 0 && bits.BitLength == 8*border.PointLen {
-		return bits.Bytes, nil
-	}
-	return nil, fmt.Errorf("EC point of %d bytes is in no known encoding", len(v))
 }

@@ -14,6 +14,9 @@ import (
 // patience bounds the waiting for a busy token when the context does not.
 const patience = 2 * time.Second
 
+// maxDrops is how many sessions one call may lose under it.
+const maxDrops = 8
+
 // session is one PKCS#11 session of the pool. It belongs to one call at a time.
 type session struct {
 	handle pkcs11.SessionHandle
@@ -76,7 +79,7 @@ func (t *Token) once(ctx context.Context, f func(*session) error) (age time.Dura
 // run does f on a session and reacts to the class of its error. What it
 // returns is nil, a [*callError] or a wrapped context error.
 func (t *Token) run(ctx context.Context, key hsm.KeyID, f func(*session) error) error {
-	start, discarded := time.Now(), false
+	start, discarded, drops := time.Now(), false, 0
 	for pause := time.Millisecond; ; pause *= 2 {
 		age, outcome, err := t.once(ctx, f)
 		switch {
@@ -87,11 +90,14 @@ func (t *Token) run(ctx context.Context, key hsm.KeyID, f func(*session) error) 
 		case outcome == discard && !discarded:
 			discarded = true
 			continue
+		case outcome == dropped && drops < maxDrops && t.loggedIn() == nil:
+			drops++ // a network HSM drops a session now and then, and the others live
+			continue
 		case outcome == busy && time.Since(start) < patience && rest(ctx, pause):
 			continue
 		}
 		failed := &callError{err, t.label, key, age, time.Since(start), outcome}
-		if outcome == reconnect {
+		if outcome == reconnect || outcome == dropped {
 			t.die(failed)
 		}
 		return failed

@@ -21,7 +21,7 @@ func TestRestoredStaysInside(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		h, err := shared.restore(s, wrap, wrapped)
+		h, err := shared.unwrap(s, wrap, wrapped)
 		if err != nil {
 			return err
 		}
@@ -29,7 +29,7 @@ func TestRestoredStaysInside(t *testing.T) {
 		if _, err := shared.native.value(s.handle, h, 32); err != pkcs11.Error(pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
 			t.Errorf("reading the value: %v, want CKR_ATTRIBUTE_SENSITIVE", err)
 		}
-		if _, err := shared.ctx.WrapKey(s.handle, wrapPad, wrap.handle, h); err != pkcs11.Error(pkcs11.CKR_KEY_UNEXTRACTABLE) {
+		if _, err := shared.ctx.WrapKey(s.handle, shared.wrapping(), wrap.handle, h); err != pkcs11.Error(pkcs11.CKR_KEY_UNEXTRACTABLE) {
 			t.Errorf("wrapping it: %v, want CKR_KEY_UNEXTRACTABLE", err)
 		}
 		if _, ok, err := shared.attributes(s, h, pkcs11.CKA_SIGN); err != nil || !ok {

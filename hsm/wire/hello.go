@@ -9,28 +9,39 @@ import (
 	"countersign/hsm"
 )
 
-const version = 1
+const version = 2
 
 // Config is the first frame, parent to child: which token to open.
 type Config struct {
 	Module, TokenLabel, TokenSerial string
 	PIN                             PIN
-	Sessions                        int // 0 to 65535, 0 is the child's default
+	Sessions                        int         // 0 to 32767, 0 is the child's default
+	InitArgs                        string      // for C_Initialize, or empty
+	Require                         []hsm.Usage // what serving depends on, at most 255
 }
 
 // WriteConfig sends the first frame and erases the bytes it sent; c.PIN stays.
 func WriteConfig(w io.Writer, c Config) error {
-	for _, n := range []int{len(c.Module), len(c.TokenLabel), len(c.TokenSerial), len(c.PIN), c.Sessions} {
+	size := 32
+	for _, n := range []int{len(c.Module), len(c.TokenLabel), len(c.TokenSerial), len(c.PIN), len(c.InitArgs), c.Sessions} {
 		if n < 0 || n > math.MaxInt16 {
 			return fmt.Errorf("writing worker configuration: value of %d: %w", n, ErrFrame)
 		}
+		size += n
+	}
+	if len(c.Require) > math.MaxUint8 {
+		return fmt.Errorf("writing worker configuration: %d usages: %w", len(c.Require), ErrFrame)
 	}
 	// Made at its full size: growing would leave copies of the PIN behind.
-	buf := make([]byte, 0, 32+len(c.Module)+len(c.TokenLabel)+len(c.TokenSerial)+len(c.PIN))
+	buf := make([]byte, 0, size+len(c.Require))
 	buf = append(buf, version)
 	buf = appendText(appendText(appendText(buf, c.Module), c.TokenLabel), c.TokenSerial)
 	buf = binary.BigEndian.AppendUint16(appendText(buf, c.PIN), uint16(c.Sessions))
 	defer clear(buf)
+	buf = append(appendText(buf, c.InitArgs), byte(len(c.Require)))
+	for _, u := range c.Require {
+		buf = append(buf, byte(u))
+	}
 	if _, err := w.Write(buf); err != nil {
 		return fmt.Errorf("writing worker configuration: %w", err)
 	}
@@ -49,7 +60,10 @@ func ReadConfig(r io.Reader) (Config, error) {
 		return Config{}, fmt.Errorf("reading worker configuration: version %d: %w", v, ErrFrame)
 	}
 	c := Config{Module: string(in.text()), TokenLabel: string(in.text()), TokenSerial: string(in.text())}
-	c.PIN, c.Sessions = PIN(in.text()), in.u16()
+	c.PIN, c.Sessions, c.InitArgs = PIN(in.text()), in.u16(), string(in.text())
+	for range in.u8() {
+		c.Require = append(c.Require, hsm.Usage(in.u8()))
+	}
 	if err := in.done(); err != nil {
 		c.PIN.Zero()
 		return Config{}, fmt.Errorf("reading worker configuration: %w", err)

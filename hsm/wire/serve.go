@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"context"
-	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"io"
@@ -73,6 +71,7 @@ func (s *server) work() error {
 			return err
 		}
 		p := s.answer(q)
+		clear(b) // a secret may be in it
 		out, err = p.write(s.conn, out)
 		clear(p.Payload)
 		if errors.Is(err, io.ErrClosedPipe) {
@@ -107,38 +106,4 @@ func (s *server) answer(q Request) Response {
 		}
 	}
 	return p
-}
-
-func (s *server) call(ctx context.Context, q Request) ([]byte, error) {
-	switch q.Op {
-	case Sign:
-		return s.token.Sign(ctx, q.Key, q.Payload)
-	case Derive:
-		peer, err := ecdh.P256().NewPublicKey(q.Payload)
-		if err != nil {
-			return nil, fmt.Errorf("derive: %v: %w", err, hsm.ErrInput)
-		}
-		return s.token.Derive(ctx, q.Key, peer)
-	case MAC:
-		return s.token.MAC(ctx, q.Key, q.Payload)
-	case Import:
-		i, err := parseImport(q)
-		if err != nil {
-			return nil, err
-		}
-		return s.token.Import(ctx, i)
-	case MACWrapped:
-		wrapped, data := parseMACWrapped(q.Payload)
-		return s.token.MACWrapped(ctx, q.Key, wrapped, data)
-	case Generate:
-		k, err := s.token.Generate(ctx, parseSpec(q.Payload))
-		return appendKey(nil, k), err
-	default:
-		keys, err := s.token.Keys(ctx)
-		var out []byte
-		for _, k := range keys {
-			out = appendKey(out, k)
-		}
-		return out, err
-	}
 }

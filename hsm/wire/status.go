@@ -18,6 +18,7 @@ const (
 	input
 	lost // the worker is about to exit; another one may answer
 	garbled
+	unsupported
 
 	more status = 255 // no error, and not all of the payload
 )
@@ -29,14 +30,15 @@ var ErrLost error = &remoteError{"worker lost its token", hsm.ErrUnavailable}
 // sentinels is the one table between the two; what is in no row is unavailable.
 var sentinels = map[status]error{
 	unavailable: hsm.ErrUnavailable, pin: hsm.ErrPIN, key: hsm.ErrKey,
-	exists: hsm.ErrExists, input: hsm.ErrInput, lost: ErrLost, garbled: hsm.ErrGarbled,
+	exists: hsm.ErrExists, input: hsm.ErrInput, lost: ErrLost,
+	unsupported: hsm.ErrUnsupported, garbled: hsm.ErrGarbled,
 }
 
 func statusOf(err error) status {
 	if err == nil {
 		return ok
 	}
-	for _, s := range []status{lost, garbled, pin, key, exists, input} {
+	for _, s := range []status{lost, garbled, pin, key, exists, input, unsupported} {
 		if errors.Is(err, sentinels[s]) {
 			return s
 		}

@@ -5,8 +5,9 @@
 // Every frame is one message of a [Socket]; integers are big-endian, "text" is
 // a 2-byte length and that many bytes.
 //
-//	config    version(1) = 1, module(text), token label(text),
-//	          token serial(text), pin(text), sessions(2)
+//	config    version(1) = 2, module(text), token label(text),
+//	          token serial(text), pin(text), sessions(2),
+//	          init args(text), n(1), n × required usage(1)
 //	hello     status(1), message(text)                      when status ≠ 0
 //	          status(1), n(1), n × notice(text)             when status = 0
 //
@@ -20,21 +21,36 @@
 // of the error. A payload of more than 64 KiB comes in several responses with
 // one id, all but the last with status 255.
 //
-//	op            request payload         response payload
-//	1 sign        digest(32)              r‖s(64)
-//	2 derive      peer point(65)          Z(32)
-//	3 mac         data(0–65536)           MAC(32)
-//	4 import      wrap key(20) ephemeral  wrapped(40)
-//	              point(65) context(32)
-//	              wrapped(40)
-//	5 mac-wrapped wrapped(40)             MAC(32)
-//	              data(0–65536)
-//	6 generate    usage(1) label          key
-//	7 keys        –                       key*
+//	op             key      request payload         response payload
+//	1 sign         signs    alg(1) input(0–65536)   signature
+//	2 derive       derives  peer point(65)          Z(32)
+//	3 mac          MACs     data(0–65536)           MAC(32)
+//	4 import       enrol    wrap key(20) ephemeral  wrapped(40)
+//	                        point(65) context(32)
+//	                        wrapped(40)
+//	5 mac-wrapped  wrap     wrapped(40)             MAC(32)
+//	                        data(0–65536)
+//	6 generate     –        usage(1) label(text)    key
+//	                        n(1) n × point(65)
+//	7 keys         –        –                       key*
+//	8 encrypt      seals    n(4) aad(n) plain       box
+//	9 decrypt      seals    n(4) aad(n) box         plain
+//	10 restore     with     usage(1) label(text)    key
+//	                        id(20) public(text)
+//	                        sealed
+//	11 adopt       –        usage(1) label(text)    key
+//	                        private key(32)
+//	12 destroy     it       –                       –
+//	13 store-      its      label(text) DER         –
+//	certificate
+//	14 certifi-    –        –                       certificate*
+//	cates
 //
-// The key of an import is the one it was wrapped for.
+//	key           id(20) usage(1) label(text) public(text)
+//	              n(1) n × sealed(text)
+//	certificate   key(20) label(text) DER(text)
 //
-//	key           id(20) usage(1) label(text) public(text), 0 or 65 bytes
+// A public key is a SubjectPublicKeyInfo whose hash begins with the id, or empty.
 package wire
 
 import (

@@ -3,11 +3,13 @@ package wire
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +22,10 @@ import (
 )
 
 func TestConfigRoundTrip(t *testing.T) {
-	want := Config{Module: "/m.so", TokenLabel: "label", TokenSerial: "07", PIN: PIN("1234"), Sessions: 4}
+	want := Config{
+		Module: "/m.so", TokenLabel: "label", TokenSerial: "07", PIN: PIN("1234"), Sessions: 4,
+		InitArgs: "configdir='sql:/d'", Require: []hsm.Usage{hsm.SignP256, hsm.MACKey},
+	}
 	var buf bytes.Buffer
 	if err := WriteConfig(&buf, want); err != nil {
 		t.Fatal(err)
@@ -32,7 +37,7 @@ func TestConfigRoundTrip(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"cut":      frame[:len(frame)-1],
-		"version":  bytes.Replace(frame, []byte{1}, []byte{2}, 1),
+		"version":  append([]byte{1}, frame[1:]...),
 		"trailing": append(bytes.Clone(frame), 0),
 		"huge":     make([]byte, maxFrame+1),
 	} {
@@ -161,13 +166,21 @@ func TestServe(t *testing.T) {
 		t.Errorf("MAC %x, %v", p.Payload, p.Err)
 	}
 	for q, want := range map[*Request]error{
-		{Op: Sign, Payload: make([]byte, 20)}:                hsm.ErrInput,
-		{Op: Sign, Payload: make([]byte, 32)}:                hsm.ErrKey,
-		{Op: Derive, Payload: make([]byte, 65)}:              hsm.ErrInput,
-		{Op: Generate}:                                       hsm.ErrInput,
-		{Op: Generate, Payload: []byte("\x03mac@1")}:         hsm.ErrExists,
-		{Op: MAC, Key: keys[0].ID, Deadline: Now() - 1}:      hsm.ErrUnavailable,
-		{Op: MAC, Key: keys[0].ID, Deadline: -1, ID: 1 << 9}: hsm.ErrUnavailable,
+		{Op: Sign, Payload: AppendSign(nil, hsm.ES256, make([]byte, 20))}: hsm.ErrInput,
+		{Op: Sign, Payload: AppendSign(nil, hsm.ES256, make([]byte, 32))}: hsm.ErrKey,
+		{Op: Sign}:    hsm.ErrInput,
+		{Op: Encrypt}: hsm.ErrInput,
+		{Op: Decrypt, Payload: []byte{0, 0, 0, 9, 1}}:      hsm.ErrInput,
+		{Op: Encrypt, Payload: AppendCrypt(nil, nil, nil)}: hsm.ErrKey,
+		{Op: Restore}:                           hsm.ErrInput,
+		{Op: Adopt}:                             hsm.ErrInput,
+		{Op: Destroy}:                           hsm.ErrKey,
+		{Op: StoreCertificate}:                  hsm.ErrInput,
+		{Op: Derive, Payload: make([]byte, 65)}: hsm.ErrInput,
+		{Op: Generate}:                          hsm.ErrInput,
+		{Op: Generate, Payload: AppendSpec(nil, hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey})}: hsm.ErrExists,
+		{Op: MAC, Key: keys[0].ID, Deadline: Now() - 1}:                                          hsm.ErrUnavailable,
+		{Op: MAC, Key: keys[0].ID, Deadline: -1, ID: 1 << 9}:                                     hsm.ErrUnavailable,
 	} {
 		if p = ask(t, conn, *q); !errors.Is(p.Err, want) {
 			t.Errorf("%+v: %v, want %v", q, p.Err, want)
@@ -207,13 +220,47 @@ func TestServeMalformed(t *testing.T) {
 }
 
 func TestParseKeysRefuses(t *testing.T) {
-	good := appendKey(nil, hsm.Key{Label: "l", Public: make([]byte, 65)})
+	public := []byte("a public key")
+	sum := sha256.Sum256(public)
+	good := appendKey(nil, hsm.Key{ID: hsm.KeyID(sum[:20]), Label: "l", Public: public, Sealed: []hsm.Sealed{{1}, {2, 3}}})
+	if keys, err := ParseKeys(good); err != nil || len(keys) != 1 || len(keys[0].Sealed) != 2 {
+		t.Errorf("%v, %v", keys, err)
+	}
 	for name, bad := range map[string][]byte{
 		"cut": good[:len(good)-1], "trailing": append(bytes.Clone(good), 1),
-		"point": appendKey(nil, hsm.Key{Label: "l", Public: make([]byte, 64)}),
+		"id": appendKey(nil, hsm.Key{Label: "l", Public: public}),
 	} {
 		if keys, err := ParseKeys(bad); !errors.Is(err, ErrFrame) {
 			t.Errorf("%s: %v, %v, want ErrFrame", name, keys, err)
+		}
+	}
+}
+
+func TestParseCertificates(t *testing.T) {
+	want := []hsm.Certificate{{Key: hsm.KeyID{1}, Label: "ca@1", DER: []byte{2, 3}}, {Key: hsm.KeyID{4}, Label: "ca@2", DER: []byte{5}}}
+	var b []byte
+	for _, c := range want {
+		b = appendCertificate(b, c)
+	}
+	if got, err := ParseCertificates(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for name, bad := range map[string][]byte{"cut": b[:len(b)-1], "trailing": append(bytes.Clone(b), 0)} {
+		if got, err := ParseCertificates(bad); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s: %v, %v, want ErrFrame", name, got, err)
+		}
+	}
+}
+
+// What changes the token is done once; what makes or lists objects takes long.
+func TestOps(t *testing.T) {
+	once := []Op{Generate, Restore, Adopt, Destroy, StoreCertificate}
+	for op := Sign; op <= LastOp; op++ {
+		if op.String() == "" || op.Repeatable() == slices.Contains(once, op) {
+			t.Errorf("op %d, %q: repeatable %v", op, op, op.Repeatable())
+		}
+		if slow := !op.Repeatable() || op == Keys || op == Certificates; op.Slow() != slow {
+			t.Errorf("%s: slow %v", op, op.Slow())
 		}
 	}
 }
@@ -224,7 +271,7 @@ type many struct{ *mortal }
 func (many) Keys(context.Context) ([]hsm.Key, error) {
 	keys := make([]hsm.Key, 2000)
 	for i := range keys {
-		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.SignP256, Public: make([]byte, 65)}
+		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.MACKey, Sealed: []hsm.Sealed{make([]byte, 65)}}
 	}
 	return keys, nil
 }

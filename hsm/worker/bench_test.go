@@ -38,7 +38,7 @@ func (x *bench) operations() map[string]operation {
 	digest := make([]byte, 32)
 	return map[string]operation{
 		"sign": func(b *testing.B, token hsm.Token) {
-			_, err := token.Sign(b.Context(), x.sign, digest)
+			_, err := token.Sign(b.Context(), x.sign, hsm.ES256, digest)
 			check(b, err)
 		},
 		"derive": func(b *testing.B, token hsm.Token) {

@@ -48,9 +48,9 @@ func (p *Pool) prove(ctx context.Context, l *link) error {
 }
 
 // proveKey uses a key until it was used right, or wrong three times.
-func (p *Pool) proveKey(ctx context.Context, l *link, k hsm.Key) error {
+func (p *Pool) proveKey(ctx context.Context, l *link, k pinned) error {
 	for {
-		err := p.test(ctx, lane{l.lane, p.cfg.Timeout, p.cfg.Timeout + grace}, k)
+		err := p.try(ctx, lane{l.lane, p.cfg.Timeout, p.cfg.Timeout + grace}, k)
 		if err == nil {
 			l.sound()
 			return nil
@@ -94,9 +94,9 @@ func (p *Pool) watch(l *link) {
 }
 
 // canary is one test of one key, and what follows from it.
-func (p *Pool) canary(l *link, k hsm.Key) {
-	err := p.test(context.Background(), lane{l.lane, p.patience(), p.cfg.Timeout + grace}, k)
-	if l.lost() {
+func (p *Pool) canary(l *link, k pinned) {
+	err := p.try(context.Background(), lane{l.lane, p.patience(), p.cfg.Timeout + grace}, k)
+	if _, still := p.book.find(k.ID); l.lost() || !still {
 		return
 	}
 	switch {

@@ -96,14 +96,14 @@ func newLink(sock *wire.Socket, proc *process) *link {
 
 func (l *link) pid() int { return l.proc.cmd.Process.Pid }
 
-// register makes a call pending.
-func (l *link) register(c *call) (id uint32, err error) {
+// register makes a call pending; begins is for one of [hsm.NewWork].
+func (l *link) register(c *call, begins bool) (id uint32, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cause != nil {
 		return 0, l.cause
 	}
-	if most := l.pace.most(); len(l.pending) >= most {
+	if most := l.pace.most(begins); len(l.pending) >= most {
 		return 0, fmt.Errorf("%d calls wait for worker %d: %w", most, l.pid(), hsm.ErrBusy)
 	}
 	l.nextID++
@@ -208,7 +208,7 @@ func (l *link) do(ctx context.Context, q wire.Request, patience patience) (wire.
 	w := waiters.Get().(*waiter)
 	w.waiting, w.gone, w.partial = false, false, nil
 	w.overdue = patience.overdue
-	id, err := l.register(&w.call)
+	id, err := l.register(&w.call, hsm.IsNewWork(ctx))
 	if err != nil {
 		waiters.Put(w)
 		return wire.Response{}, err

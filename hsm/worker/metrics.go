@@ -14,9 +14,9 @@ import (
 type metrics struct {
 	alive, available                                  prometheus.Gauge
 	restarts, retries, garbled, quarantines, canaries prometheus.Counter
-	queue                                             [wire.Keys + 1]prometheus.Observer // by operation
-	call                                              [wire.Keys + 1]prometheus.Observer
-	failed                                            [wire.Keys + 1]prometheus.Counter
+	queue                                             [wire.LastOp + 1]prometheus.Observer // by operation
+	call                                              [wire.LastOp + 1]prometheus.Observer
+	failed                                            [wire.LastOp + 1]prometheus.Counter
 }
 
 // buckets from 50 µs, a fast software token, to 3.3 s, beyond the deadline.
@@ -51,7 +51,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "countersign_hsm_failures_total", Help: "HSM operations that failed for want of the HSM.",
 	}, []string{"op"})
-	for op := wire.Sign; op <= wire.Keys; op++ {
+	for op := wire.Sign; op <= wire.LastOp; op++ {
 		m.queue[op] = seconds.WithLabelValues(op.String(), "queue")
 		m.call[op] = seconds.WithLabelValues(op.String(), "call")
 		m.failed[op] = failures.WithLabelValues(op.String())

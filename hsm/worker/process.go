@@ -46,7 +46,8 @@ func (p *Pool) start(ctx context.Context) (*link, error) {
 // refused PIN stops the pool, and nobody who waited for the turn tries it again.
 // Callers hold starting.
 func (p *Pool) launch(ctx context.Context) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, p.startLimit())
 	defer cancel()
 	if err := p.cfg.Guard.arm(); err != nil {
 		p.stopIfRefused(err)
@@ -66,8 +67,18 @@ func (p *Pool) launch(ctx context.Context) (*link, error) {
 		l.end()
 		return nil, fmt.Errorf("starting worker: %w", outward(err))
 	}
+	p.longest = max(p.longest, time.Since(began))
 	p.cfg.Logger.Info("worker ready", "pid", l.pid())
 	return l, nil
+}
+
+// startLimit is how long a start may take: one that hangs keeps the next from
+// being tried, which may find the token well again.
+func (p *Pool) startLimit() time.Duration {
+	if p.longest == 0 {
+		return startTimeout
+	}
+	return min(max(3*p.longest, leastStart), startTimeout)
 }
 
 // introduce sends the configuration and waits for the token to be open.
@@ -81,7 +92,7 @@ func (p *Pool) introduce(ctx context.Context, c child) error {
 	defer pin.Zero()
 	err = wire.WriteConfig(c.sock, wire.Config{
 		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
-		PIN: pin, Sessions: p.cfg.Sessions,
+		PIN: pin, Sessions: p.cfg.Sessions, InitArgs: p.cfg.InitArgs, Require: p.cfg.Require,
 	})
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)

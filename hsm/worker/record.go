@@ -55,12 +55,16 @@ func (p *pace) observe(took time.Duration) {
 	p.took.Store(before + (int64(took)-before)/weight)
 }
 
-// most is how many calls may be in flight: four for each session at least.
-func (p *pace) most() int {
+// most is how many calls may be in flight, four for each session at least; and how
+// many for one that begins something to be let in, two at least.
+func (p *pace) most(begins bool) int {
 	took := p.took.Load()
 	if took <= 0 || p.sessions == 0 {
 		return maxInFlight
 	}
-	n := int64(p.sessions) * int64(p.queue) / took
-	return int(min(max(n, int64(4*p.sessions)), maxInFlight))
+	least, n := int64(4*p.sessions), int64(p.sessions)*int64(p.queue)/took
+	if begins {
+		least, n = least/2, n/4
+	}
+	return int(min(max(n, least), maxInFlight))
 }

@@ -38,7 +38,7 @@ func (p *Pool) attempt(ctx context.Context, e errand) (answer wire.Response, err
 		if err == nil {
 			return answer, nil
 		}
-		if n == tries || e.Op == wire.Generate || !p.again(l, e, err) {
+		if n == tries || !p.again(l, e, err) {
 			return answer, outward(err)
 		}
 		p.metrics.retries.Inc()
@@ -69,7 +69,7 @@ func (p *Pool) ask(ctx context.Context, l *link, e errand) (wire.Response, error
 // it has been silent for so long that another one is worth asking.
 func (p *Pool) bounds(l *link, e errand) patience {
 	w := patience{hedge: e.deadline, deadline: e.deadline, overdue: e.deadline.Add(grace)}
-	if e.Op != wire.Generate && e.Op != wire.Keys {
+	if !e.Op.Slow() {
 		w.hedge = time.Now().Add(p.patience())
 		w.elsewhere = func() bool { return p.another(l) }
 	}
@@ -81,12 +81,12 @@ func (p *Pool) again(l *link, e errand, err error) bool {
 	switch {
 	case errors.Is(err, errDied), errors.Is(err, wire.ErrLost), p.keyLost(e.Request, err):
 		l.fail(err)
-		return true
+		return e.Op.Repeatable()
 	case errors.Is(err, hsm.ErrGarbled):
 		p.struck(l, err)
-		return true
+		return e.Op.Repeatable()
 	default:
-		return errors.Is(err, errLate) && time.Now().Before(e.deadline)
+		return e.Op.Repeatable() && errors.Is(err, errLate) && time.Now().Before(e.deadline)
 	}
 }
 
@@ -103,12 +103,16 @@ func outward(err error) error {
 type use struct {
 	key, wrap hsm.KeyID // wrap is the second key of an import
 	op        wire.Op
+	alg       hsm.Algorithm // of a signature
 }
 
 func useOf(q wire.Request) use {
 	u := use{key: q.Key, op: q.Op}
-	if q.Op == wire.Import {
+	switch q.Op {
+	case wire.Import:
 		copy(u.wrap[:], q.Payload)
+	case wire.Sign:
+		u.alg = hsm.Algorithm(q.Payload[0])
 	}
 	return u
 }

@@ -74,7 +74,7 @@ func TestPINRefusedLater(t *testing.T) {
 		s := r.pool.State()
 		return errors.Is(s.Err, hsm.ErrPIN) && s.Alive == 0 && !s.Ready
 	})
-	if _, err := r.pool.Sign(t.Context(), hsm.KeyID{}, make([]byte, 32)); !errors.Is(err, hsm.ErrPIN) {
+	if _, err := r.pool.Sign(t.Context(), hsm.KeyID{}, hsm.ES256, make([]byte, 32)); !errors.Is(err, hsm.ErrPIN) {
 		t.Errorf("Sign: %v, want ErrPIN", err)
 	}
 	if n := starts(); n != 3 {
@@ -125,7 +125,7 @@ func TestTokenVanishesAndReturns(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Timeout = 300 * time.Millisecond })
 	id := r.generate(t, "sign@1", hsm.SignP256)
 	digest := sha256.Sum256(nil)
-	if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+	if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
 		t.Fatal(err)
 	}
 	tokens := filepath.Join(filepath.Dir(r.hsm.Conf), "tokens")
@@ -134,7 +134,7 @@ func TestTokenVanishesAndReturns(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, err := r.pool.Sign(t.Context(), id, digest[:]); !errors.Is(err, hsm.ErrUnavailable) {
+		if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); !errors.Is(err, hsm.ErrUnavailable) {
 			t.Fatalf("Sign: %v, want ErrUnavailable", err)
 		}
 	}
@@ -143,7 +143,7 @@ func TestTokenVanishesAndReturns(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all workers are back", 5*time.Second, func() bool { return r.pool.State().Alive == 2 })
-	if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+	if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
 		t.Errorf("Sign: %v", err)
 	}
 }

@@ -29,7 +29,7 @@ func (l *link) process() Process {
 	l.record.mu.Lock()
 	defer l.record.mu.Unlock()
 	return Process{
-		PID: l.pid(), Started: l.started, Well: l.well(), Calls: int(l.load.Load()), Most: l.pace.most(),
+		PID: l.pid(), Started: l.started, Well: l.well(), Calls: int(l.load.Load()), Most: l.pace.most(false),
 		Done: l.record.calls.Load(), Wrong: l.record.wrong, Proven: l.record.proven, Took: time.Duration(l.pace.took.Load()),
 	}
 }

@@ -11,20 +11,21 @@ import (
 	"countersign/hsm/wire"
 )
 
-// slow is how many times longer generating and listing keys may take.
+// slow is how many times longer [wire.Op.Slow] operations may take.
 const slow = 10
 
 // Sign implements [hsm.Token]. A signature is verified here, in software, before
 // it is handed on.
-func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, digest []byte) ([]byte, error) {
-	if err := border.Digest(digest); err != nil {
+func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	if err := border.Input(alg, input); err != nil {
 		return nil, err
 	}
-	k, err := p.key(ctx, key)
+	k, err := p.pinned(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", wire.Sign, err)
 	}
-	return p.call(ctx, wire.Request{Op: wire.Sign, Key: key, Payload: digest}, func(sig []byte) error { return verify(k, digest, sig) })
+	q := wire.Request{Op: wire.Sign, Key: key, Payload: wire.AppendSign(nil, alg, input)}
+	return p.call(ctx, q, func(sig []byte) error { return k.verify(alg, input, sig) })
 }
 
 // Derive implements [hsm.Token].
@@ -61,52 +62,11 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 	return p.call(ctx, q, sized(border.SecretLen))
 }
 
-// Generate implements [hsm.Token]. It is not tried again when its worker dies:
-// the key may be there then, see Keys.
-func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := border.Spec(spec); err != nil {
-		return hsm.Key{}, err
-	}
-	keys, err := p.keys(ctx, wire.Request{Op: wire.Generate, Payload: wire.AppendSpec(nil, spec)})
-	if err != nil {
-		return hsm.Key{}, err
-	}
-	if len(keys) != 1 {
-		return hsm.Key{}, fmt.Errorf("generate: worker returned %d keys: %w", len(keys), hsm.ErrUnavailable)
-	}
-	p.book.add(keys[0])
-	return keys[0], nil
-}
-
-// Keys implements [hsm.Token].
-func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
-	keys, err := p.keys(ctx, wire.Request{Op: wire.Keys})
-	if err == nil {
-		p.book.learn(keys)
-	}
-	return keys, err
-}
-
-func (p *Pool) keys(ctx context.Context, q wire.Request) ([]hsm.Key, error) {
-	if q.Op == wire.Generate {
-		p.generating.Lock()
-		defer p.generating.Unlock()
-	}
-	out, err := p.call(ctx, q, nil)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := wire.ParseKeys(out)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %v: %w", q.Op, err, hsm.ErrUnavailable)
-	}
-	return keys, nil
-}
-
 // checkAnswer judges an answer before it is handed on: what is [hsm.ErrGarbled]
 // is asked for once more, elsewhere. nil takes any.
 type checkAnswer func(payload []byte) error
 
+// sized takes answers of so many bytes.
 func sized(size int) checkAnswer {
 	return func(payload []byte) error {
 		if len(payload) != size {
@@ -119,7 +79,7 @@ func sized(size int) checkAnswer {
 // call does one request within its deadline, and observes it.
 func (p *Pool) call(ctx context.Context, q wire.Request, check checkAnswer) ([]byte, error) {
 	start, limit := time.Now(), p.cfg.Timeout
-	if q.Op == wire.Generate || q.Op == wire.Keys {
+	if q.Op.Slow() {
 		limit *= slow
 	}
 	if err := ctx.Err(); err != nil {

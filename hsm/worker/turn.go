@@ -31,7 +31,10 @@ type turn struct {
 // socket is full makes its callers wait, like one that does not answer.
 func (t turn) send(ctx context.Context, q wire.Request) error {
 	buf := frames.Get().(*[]byte)
-	defer frames.Put(buf)
+	defer func() {
+		clear(*buf) // a secret may be in it
+		frames.Put(buf)
+	}()
 	*buf = q.Append(*buf)
 	for {
 		_, err := t.link.sock.Write(*buf)

@@ -29,7 +29,8 @@ const (
 	defaultWorkers  = 2
 	defaultSessions = 4
 	defaultTimeout  = 2 * time.Second
-	startTimeout    = 15 * time.Second // from start of a process to its hello
+	startTimeout    = 15 * time.Second // from start of a process until it has proven its keys
+	leastStart      = 3 * time.Second  // for one that replaces another, however fast the first was
 	grace           = 250 * time.Millisecond
 	maxBackOff      = time.Second
 )
@@ -47,6 +48,8 @@ type Config struct {
 	Module      string // path of the PKCS#11 module
 	TokenLabel  string
 	TokenSerial string
+	InitArgs    string      // for C_Initialize, or empty
+	Require     []hsm.Usage // what serving depends on: Open fails where the module cannot
 	// PIN is taken over and erased. Workers that are started later get it from
 	// an anonymous file outside this process's memory. An empty one is a locked
 	// start: see [Pool.Unlock].
@@ -80,10 +83,11 @@ type Pool struct {
 	ended   sync.Once      // closes forks
 	known   sync.Map       // use → nil, what worked since the last start of a worker
 
-	starting   sync.Mutex // one start, hence one login, at a time; guards vault and begun
-	vault      *vault     // nil before there was a PIN
-	begun      bool       // there is a supervisor for each worker
-	generating sync.Mutex // one Generate at a time, so that labels stay unique
+	starting sync.Mutex    // one start, hence one login, at a time; guards what follows
+	vault    *vault        // nil before there was a PIN
+	begun    bool          // there is a supervisor for each worker
+	longest  time.Duration // that a start took which ended well
+	keeping  sync.Mutex    // one change of what is on the token at a time, so that labels stay unique
 
 	mu      sync.Mutex    // guards what follows
 	changed chan struct{} // closed and replaced when live, stopped or the breaker changes

@@ -152,7 +152,7 @@ func TestWorkersKilledUnderLoad(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range 8 {
 		call := func() error {
-			_, err := r.pool.Sign(t.Context(), id, digest[:])
+			_, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:])
 			return err
 		}
 		if n%2 == 1 { // neither leaves anything on the token
@@ -237,7 +237,7 @@ func TestHungWorker(t *testing.T) {
 	pid := r.pids()[0]
 	freeze(t, pid)
 	start, digest := time.Now(), sha256.Sum256(nil)
-	_, err := r.pool.Sign(t.Context(), id, digest[:])
+	_, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:])
 	if took := time.Since(start); !errors.Is(err, hsm.ErrUnavailable) || took < timeout || took > timeout+grace {
 		t.Errorf("Sign: %v after %s, want ErrUnavailable after %s", err, took, timeout)
 	}
@@ -245,7 +245,7 @@ func TestHungWorker(t *testing.T) {
 		pids := r.pids()
 		return len(pids) == 1 && pids[0] != pid
 	})
-	if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+	if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
 		t.Errorf("Sign on the new worker: %v", err)
 	}
 }
@@ -258,7 +258,7 @@ func TestHungWorkerIsAvoided(t *testing.T) {
 	freeze(t, r.pids()[0])
 	digest, failed := sha256.Sum256(nil), 0
 	for range 50 {
-		if _, err := r.pool.Sign(t.Context(), id, digest[:]); err != nil {
+		if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
 			failed++
 		}
 	}
@@ -274,7 +274,7 @@ func TestShorterContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	if _, err := r.pool.Sign(ctx, id, make([]byte, 32)); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := r.pool.Sign(ctx, id, hsm.ES256, make([]byte, 32)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Sign: %v, want context.DeadlineExceeded", err)
 	}
 	if took := time.Since(start); took > time.Second {

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"math/big"
 	"os"
@@ -123,8 +123,12 @@ func (g *signing) generate(ctx context.Context) error {
 		return err
 	}
 	g.id = key.ID
-	g.key, err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), key.Public)
-	return err
+	public, err := x509.ParsePKIXPublicKey(key.Public)
+	if err != nil {
+		return err
+	}
+	g.key = public.(*ecdsa.PublicKey)
+	return nil
 }
 
 // run signs until enough bad signatures were injected, and gives how many.
@@ -154,7 +158,7 @@ func (g *signing) run(ctx context.Context) (injected uint64, err error) {
 func (g *signing) sign(ctx context.Context) {
 	var digest [32]byte
 	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
-	sig, err := g.pool.Sign(ctx, g.id, digest[:])
+	sig, err := g.pool.Sign(ctx, g.id, hsm.ES256, digest[:])
 	switch {
 	case err != nil:
 		g.refused.Add(1)

@@ -26,6 +26,7 @@ type HSM struct {
 	Module       string   `toml:"module"`
 	TokenLabel   string   `toml:"token_label"`
 	TokenSerial  string   `toml:"token_serial"` // "" is any
+	InitArgs     string   `toml:"init_args"`    // of C_Initialize, at most 1024 bytes; "" is none
 	Pin          Secret   `toml:"pin"`
 	Workers      int      `toml:"workers"`       // processes, 1 to 64
 	Sessions     int      `toml:"sessions"`      // PKCS#11 sessions per worker, 1 to 1024
@@ -135,6 +136,7 @@ func (a *Appliance) check() []Problem {
 	c.filled("hsm.token_label", a.HSM.TokenLabel)
 	c.atMost("hsm.token_label", a.HSM.TokenLabel, 32)   // CK_TOKEN_INFO.label
 	c.atMost("hsm.token_serial", a.HSM.TokenSerial, 16) // CK_TOKEN_INFO.serialNumber
+	c.atMost("hsm.init_args", a.HSM.InitArgs, 1024)
 	c.problems = append(c.problems, a.HSM.Pin.check("hsm.pin")...)
 	c.number("hsm.workers", a.HSM.Workers, span[int]{1, 64})
 	c.number("hsm.sessions", a.HSM.Sessions, span[int]{1, 1024})
