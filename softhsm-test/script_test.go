@@ -18,12 +18,13 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/shim"
 )
 
 // TestScripts runs the *.txtar beside this file. Beyond testscript's own they have
 // these commands:
 //
-//	dev [MODULE]            start `countersignd dev` in $WORK/dev, called dev; sets URL API CA LINK ADMIN OPS HOOKLOG
+//	dev [MODULE [SECOND]]   start `countersignd dev` in $WORK/dev, called dev; sets URL API CA LINK ADMIN OPS HOOKLOG
 //	daemon NAME PROGRAM …   start a program in the background
 //	logged NAME RE [VAR …]  wait until the log of a daemon matches; sets each VAR to a group
 //	waitfor http URL CODE   wait until a GET is answered so
@@ -63,6 +64,7 @@ type attackerKey struct{}
 func setup(e *testscript.Env) error {
 	e.Setenv("PATH", string(programs)+":"+os.Getenv("PATH"))
 	e.Setenv("SPY", spyModule())
+	e.Setenv("SHIM", shimModule())
 	all := daemons{}
 	e.Values[daemonsKey{}] = all
 	mallory := &attacker{}
@@ -88,6 +90,18 @@ func spyModule() string {
 		return "pkcs11-spy.so not found: install opensc"
 	}
 	return found[0]
+}
+
+// shimModule is the fault shim, which the Makefile builds.
+func shimModule() string {
+	path, err := filepath.Abs(filepath.Join("..", "bin", shim.Library))
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return "the fault shim is not built: make bin/faultshim.so"
+	}
+	return path
 }
 
 func of(ts *testscript.TestScript) daemons { return ts.Value(daemonsKey{}).(daemons) }
@@ -124,6 +138,9 @@ func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
 	c := rig.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
 	if len(args) > 0 {
 		c.Module = args[0]
+	}
+	if len(args) > 1 {
+		c.SecondModule = args[1]
 	}
 	a, err := rig.Start(context.Background(), c)
 	ts.Check(err)

@@ -104,7 +104,7 @@ type HSM struct {
 }
 
 // Token is one PKCS#11 token and its workers: GET hsm, and the answer of POST
-// hsm/unlock, whose body is the PIN.
+// hsm/unlock, whose body is the PIN, and of POST hsm/<token>/{drain,resume}.
 type Token struct {
 	Name     string   `json:"name"`
 	Label    string   `json:"label"`
@@ -112,6 +112,8 @@ type Token struct {
 	Module   string   `json:"module"`
 	State    string   `json:"state"` // ready, degraded, unavailable, locked, pin-refused
 	Reason   string   `json:"reason,omitempty"`
+	Drained  bool     `json:"drained"`   // takes no calls
+	InFlight int      `json:"in_flight"` // calls it has not answered
 	Wanted   int      `json:"wanted"` // workers
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker

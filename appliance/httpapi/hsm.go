@@ -23,6 +23,9 @@ type HSM struct {
 	// Unlock tries a PIN once on the token of that name, "" for the only one. The
 	// PIN is the callee's to erase.
 	Unlock func(ctx context.Context, token string, pin []byte) error
+	// Drain lets a token finish what it does and gives it no more; false takes that
+	// back.
+	Drain  func(ctx context.Context, token string, drain bool) error
 	Logger hclog.Logger
 }
 
@@ -41,6 +44,14 @@ func (h *HSM) Handler() http.Handler {
 func (h *HSM) routes(mux *http.ServeMux) {
 	handleAdmin(mux, "GET hsm", h.Logger, func(*http.Request) (any, error) { return h.Status(), nil })
 	handleAdmin(mux, "POST hsm/unlock", h.Logger, h.unlock)
+	for verb, drain := range map[string]bool{"drain": true, "resume": false} {
+		handleAdmin(mux, "POST hsm/{token}/"+verb, h.Logger, func(r *http.Request) (any, error) {
+			if err := h.Drain(r.Context(), r.PathValue("token"), drain); err != nil {
+				return nil, err
+			}
+			return h.Status(), nil
+		})
+	}
 }
 
 // unlock takes the PIN as the body, byte for byte, so that it can be erased.

@@ -27,6 +27,8 @@ func (t *tool) hsm() *cobra.Command {
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
+		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance"),
+		t.hsmDrain("resume", "Give a drained token calls again"),
 	)
 	return cmd
 }
@@ -85,6 +87,25 @@ func usable(tokens []admin.Token) error {
 	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
 }
 
+// hsmDrain is a verb that changes whether a token takes calls.
+func (t *tool) hsmDrain(verb, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " TOKEN", Args: cobra.ExactArgs(1), Short: short,
+		Long: short + ".\nTOKEN is first or second, as countersignctl hsm status calls it. A restart of the daemon gives a drained token calls again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := t.api()
+			if err != nil {
+				return err
+			}
+			var tokens []admin.Token
+			if err := a.post(cmd.Context(), "hsm/"+url.PathEscape(args[0])+"/"+verb, struct{}{}, &tokens); err != nil {
+				return err
+			}
+			return t.printTokens(cmd, tokens)
+		},
+	}
+}
+
 // workerRow is a worker with its token, or a token without one.
 type workerRow struct {
 	admin.Token
@@ -93,7 +114,13 @@ type workerRow struct {
 
 var workerTable = cli.Table[workerRow]{
 	{Title: "Token", Value: func(r workerRow) string { return r.Name }},
-	{Title: "State", Value: func(r workerRow) string { return r.State }},
+	{Title: "Label", Value: func(r workerRow) string { return r.Label }},
+	{Title: "State", Value: func(r workerRow) string {
+		if r.Drained {
+			return r.State + ", drained"
+		}
+		return r.State
+	}},
 	{Title: "Worker", Value: r1(func(w admin.Worker) string { return strconv.Itoa(w.PID) })},
 	{Title: "Is", Value: r1(func(w admin.Worker) string { return w.State })},
 	{Title: "Since", Value: r1(func(w admin.Worker) string { return date(w.Started) })},

@@ -102,6 +102,7 @@ func devCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&d.dir, "dir", "", "directory of token, store and sockets")
 	cmd.Flags().StringVar(&d.module, "module", "", "PKCS#11 module in place of libsofthsm2.so")
+	cmd.Flags().StringVar(&d.second, "second-module", "", "PKCS#11 module of a second token with copies of all keys; without it there is one token")
 	_ = cmd.MarkFlagRequired("dir") // the flag is there
 	return cmd
 }

@@ -139,10 +139,10 @@ func (d *daemon) checks() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
 		"store": d.storeReady,
 		"hsm": func(context.Context) error {
-			if s := d.token.State(); !s.Ready {
-				return s.Err
+			if d.token.Ready() {
+				return nil
 			}
-			return nil
+			return d.tokenError()
 		},
 	}
 }

@@ -19,6 +19,7 @@ import (
 type dev struct {
 	dir    string
 	module string // "" is SoftHSM itself
+	second string // module of the second token; "" is none
 	from   surroundings
 	daemon *daemon
 	locked *os.File // keeps the directory's lock
@@ -99,7 +100,7 @@ func (d *dev) prepare(ctx context.Context) (*parts, error) {
 	if err := d.forgetUnfinished(); err != nil {
 		return nil, err
 	}
-	softhsm, err := devToken(ctx, d.dir)
+	softhsm, err := devTokens(ctx, d.dir, d.second != "")
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +134,11 @@ func (d *dev) config() *config.Appliance {
 	cfg.StateDir = d.dir
 	cfg.HSM.Module, cfg.HSM.TokenLabel = d.module, devLabel
 	cfg.HSM.Pin = config.Secret{Source: "file", Path: d.path("pin")}
+	if d.second != "" {
+		cfg.HSM.Second = config.Token{
+			Module: d.second, TokenLabel: devSecondLabel, Pin: config.Secret{Source: "file", Path: d.path("pin" + secondSuffix)},
+		}
+	}
 	cfg.Store.Path, cfg.Admin.Socket = d.path("countersign.db"), d.path("admin.sock")
 	cfg.API = config.API{Listen: "127.0.0.1:0", Names: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	cfg.Ops.Listen = "127.0.0.1:0"

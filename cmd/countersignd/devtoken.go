@@ -23,12 +23,17 @@ var softhsmModules = []string{
 	"/usr/local/lib/softhsm/libsofthsm2.so",
 }
 
-const devLabel = "countersign-dev"
+// Labels of the tokens of dev, and the suffix of the second one's PIN files.
+const (
+	devLabel       = "countersign-dev"
+	devSecondLabel = "countersign-dev-2"
+	secondSuffix   = "-second"
+)
 
-// devToken makes a SoftHSM token in dir, unless one is there, and points
-// SOFTHSM2_CONF of this process and its children to it. It returns the path of
-// SoftHSM's module.
-func devToken(ctx context.Context, dir string) (module string, err error) {
+// devTokens makes SoftHSM tokens in dir, one or two, unless they are there, and
+// points SOFTHSM2_CONF of this process and its children to them. It returns the
+// path of SoftHSM's module.
+func devTokens(ctx context.Context, dir string, two bool) (module string, err error) {
 	for _, path := range softhsmModules {
 		if _, statErr := os.Stat(path); statErr == nil {
 			module = path
@@ -46,35 +51,36 @@ func devToken(ctx context.Context, dir string) (module string, err error) {
 	if err := os.Setenv("SOFTHSM2_CONF", conf); err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(filepath.Join(dir, "pin")); err == nil {
-		return module, nil // the PIN is written last: the token is there
+	if _, err := os.Stat(filepath.Join(dir, "pin")); err != nil {
+		// Nothing is there: the first PIN is written after its token.
+		if err := errors.Join(os.RemoveAll(tokens), os.Mkdir(tokens, 0o700)); err != nil {
+			return "", err
+		}
+		if err := initToken(ctx, dir, devLabel, ""); err != nil {
+			return "", err
+		}
 	}
-	return module, initToken(ctx, dir, tokens)
+	if _, err := os.Stat(filepath.Join(dir, "pin"+secondSuffix)); err == nil || !two {
+		return module, nil
+	}
+	return module, initToken(ctx, dir, devSecondLabel, secondSuffix)
 }
 
 // initToken runs softhsm2-util, which alone sees the PINs on a command line: they
 // are this development token's only.
-func initToken(ctx context.Context, dir, tokens string) error {
-	if err := os.RemoveAll(tokens); err != nil {
-		return err
-	}
-	if err := os.Mkdir(tokens, 0o700); err != nil {
-		return err
-	}
+func initToken(ctx context.Context, dir, label, suffix string) error {
 	pin, soPIN := randomPIN(), randomPIN()
-	out, err := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", devLabel, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("softhsm2-util is not installed: %w", hsm.ErrUnavailable)
 	}
 	if err != nil {
 		return fmt.Errorf("softhsm2-util --init-token: %w: %s", err, out)
 	}
-	for name, value := range map[string]string{"so-pin": soPIN, "pin": pin} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(value+"\n"), 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "so-pin"+suffix), []byte(soPIN+"\n"), 0o600),
+		os.WriteFile(filepath.Join(dir, "pin"+suffix), []byte(pin+"\n"), 0o600),
+	)
 }
 
 func randomPIN() string {

@@ -8,31 +8,45 @@ import (
 	"countersign/appliance/admin"
 	"countersign/appliance/store"
 	"countersign/hsm"
+	"countersign/hsm/failover"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 )
 
 // hsmStatus is the short of it, for countersignctl status.
 func (d *daemon) hsmStatus() admin.HSM {
-	s := d.token.State()
-	return admin.HSM{Ready: s.Ready, Workers: s.Alive, Wanted: s.Want}
+	sum := admin.HSM{Ready: d.token.Ready()}
+	for _, t := range d.pools {
+		s := t.State()
+		sum.Workers += s.Alive
+		sum.Wanted += s.Want
+	}
+	return sum
 }
 
 // hsmTokens is the whole of it, for countersignctl hsm status.
 func (d *daemon) hsmTokens() []admin.Token {
-	t := admin.Token{
-		Name: d.cfg.TokenLabel, Label: d.cfg.TokenLabel, Serial: d.cfg.TokenSerial, Module: d.cfg.Module,
-		Sessions: d.cfg.Sessions, Workers: []admin.Worker{},
+	all := make([]admin.Token, 0, len(d.pools))
+	for _, t := range d.pools {
+		all = append(all, d.tokenWords(t))
 	}
-	state := d.token.State()
-	t.Wanted, t.State = state.Want, tokenState(state)
+	return all
+}
+
+func (d *daemon) tokenWords(t pool) admin.Token {
+	state := t.State()
+	words := admin.Token{
+		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
+		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []admin.Worker{},
+		Drained: d.token.Drained(t.Name), InFlight: t.InFlight(),
+	}
 	if state.Err != nil {
-		t.Reason = state.Err.Error()
+		words.Reason = state.Err.Error()
 	}
-	for _, w := range d.token.Processes() {
-		t.Workers = append(t.Workers, workerWords(w))
+	for _, w := range t.Processes() {
+		words.Workers = append(words.Workers, workerWords(w))
 	}
-	return []admin.Token{t}
+	return words
 }
 
 func tokenState(s worker.State) string {
@@ -64,12 +78,13 @@ func workerWords(w worker.Process) admin.Worker {
 	return out
 }
 
-// unlock gives the PIN to the token, and writes down that somebody did.
-func (d *daemon) unlock(ctx context.Context, token string, pin []byte) error {
-	if token != "" && token != d.cfg.TokenLabel {
-		return fmt.Errorf("token %q: %w", token, store.ErrNotFound)
+// unlock gives the PIN to a token, and writes down that somebody did.
+func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
+	t, err := d.waiting(name)
+	if err != nil {
+		return err
 	}
-	failed := d.token.Unlock(ctx, wire.PIN(pin))
+	failed := t.Unlock(ctx, wire.PIN(pin))
 	if errors.Is(failed, worker.ErrUnlocked) {
 		return fmt.Errorf("%w: %w", failed, store.ErrConflict)
 	}
@@ -77,11 +92,42 @@ func (d *daemon) unlock(ctx context.Context, token string, pin []byte) error {
 	if failed != nil {
 		event = "unlock failed"
 	}
-	rec := store.NewRecord(store.KindHSM, "token/"+d.cfg.TokenLabel, map[string]any{"event": event})
-	if err := errors.Join(failed, d.store.Append(ctx, rec)); err != nil {
+	if err := errors.Join(failed, d.record(ctx, t.Name, event)); err != nil {
 		return err
 	}
 	return d.untilLoaded(ctx)
+}
+
+// waiting is the token of that name, or with "" the first that waits for a PIN.
+func (d *daemon) waiting(name string) (pool, error) {
+	for _, t := range d.pools {
+		err := t.State().Err
+		if name == t.Name || name == "" && (errors.Is(err, hsm.ErrLocked) || errors.Is(err, hsm.ErrPIN)) {
+			return t, nil
+		}
+	}
+	if name == "" {
+		return pool{}, fmt.Errorf("%w: %w", worker.ErrUnlocked, store.ErrConflict)
+	}
+	return pool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
+}
+
+// drain takes a token out of service, or back.
+func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
+	err := d.token.Drain(ctx, name, drain)
+	switch {
+	case errors.Is(err, failover.ErrNoMember):
+		return fmt.Errorf("%w: %w", err, store.ErrNotFound)
+	case errors.Is(err, failover.ErrLast):
+		return fmt.Errorf("%w: %w", err, store.ErrConflict)
+	case err != nil:
+		return err
+	}
+	return d.record(ctx, name, map[bool]string{true: "drained", false: "resumed"}[drain])
+}
+
+func (d *daemon) record(ctx context.Context, token, event string) error {
+	return d.store.Append(ctx, store.NewRecord(store.KindHSM, "token/"+token, map[string]any{"event": event}))
 }
 
 // untilLoaded lets who unlocked the HSM go on when the appliance is there.

@@ -42,7 +42,7 @@ func (l listeners) close() {
 }
 
 func (d *daemon) hsmAPI() httpapi.HSM {
-	return httpapi.HSM{Status: d.hsmTokens, Unlock: d.unlock, Logger: d.log.Named("admin")}
+	return httpapi.HSM{Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain, Logger: d.log.Named("admin")}
 }
 
 func (d *daemon) adminHandler() http.Handler {

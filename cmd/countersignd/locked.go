@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"countersign/appliance/httpapi"
-	"countersign/hsm"
 )
-
-func (d *daemon) locked() bool { return errors.Is(d.token.State().Err, hsm.ErrLocked) }
 
 // runLocked serves nothing but health, the state of the HSM and its unlocking,
 // until somebody has given the PIN, and then all of it. The listeners are the same
@@ -43,7 +39,7 @@ const unlockedPoll = 20 * time.Millisecond
 func (d *daemon) untilUnlocked(ctx context.Context) bool {
 	tick := time.NewTicker(unlockedPoll)
 	defer tick.Stop()
-	for !d.token.State().Ready {
+	for !d.token.Ready() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

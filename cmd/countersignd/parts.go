@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,6 +17,7 @@ import (
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
 	"countersign/hsm"
+	"countersign/hsm/failover"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 )
@@ -24,9 +26,16 @@ import (
 type parts struct {
 	cfg     config.HSM
 	store   *sqlite.Store
-	token   *worker.Pool
+	token   *failover.Set
+	pools   []pool // what token is made of
 	metrics *prometheus.Registry
 	log     hclog.Logger
+}
+
+// pool is one token by its name.
+type pool struct {
+	config.TokenNamed
+	*worker.Pool
 }
 
 // surroundings are what opening needs of the process: the logger and where secrets
@@ -48,8 +57,8 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
 	}
-	if p.token, err = p.openToken(ctx, cfg, from.secrets); err != nil {
-		return nil, errors.Join(err, p.store.Close())
+	if err := p.openTokens(ctx, cfg, from.secrets); err != nil {
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
@@ -58,35 +67,83 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 // have them is refused at start, not at the first request.
 var serving = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
 
-func (p *parts) openToken(ctx context.Context, cfg *config.Appliance, secrets config.SecretSources) (*worker.Pool, error) {
+// openTokens opens each token. With two, one that is not there is waited for while
+// the other serves.
+func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets config.SecretSources) error {
 	binary, err := siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	guard := worker.Guard(filepath.Join(cfg.StateDir, worker.GuardFile))
-	pin, err := readPIN(cfg.HSM, guard, secrets)
-	if err != nil {
-		return nil, err
+	set := failover.Config{Timeout: cfg.HSM.Timeout.Duration, Logger: p.log.Named("hsm")}
+	tokens := cfg.HSM.Tokens()
+	for _, t := range tokens {
+		guard := worker.Guard(guardOf(cfg.StateDir, t.Name))
+		pin, err := readPIN(t, guard, secrets)
+		if err != nil {
+			return err
+		}
+		opened, err := worker.Open(ctx, worker.Config{
+			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
+			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
+			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
+			Logger:     p.log.Named("hsm").With("token", t.Name),
+			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
+		})
+		if err != nil {
+			return err
+		}
+		p.pools = append(p.pools, pool{t, opened})
+		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
 	}
-	return worker.Open(ctx, worker.Config{
-		Binary: binary, Module: cfg.HSM.Module, TokenLabel: cfg.HSM.TokenLabel, TokenSerial: cfg.HSM.TokenSerial,
-		InitArgs: cfg.HSM.InitArgs, Require: serving, PIN: pin, Guard: guard,
-		Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
-		Logger: p.log.Named("hsm"), Registerer: p.metrics,
-	})
+	p.token = failover.New(set)
+	return p.someToken()
+}
+
+// someToken is an error when no token is there and none waits for its PIN.
+func (p *parts) someToken() error {
+	if p.token.Ready() || p.locked() {
+		return nil
+	}
+	return p.tokenError()
+}
+
+// tokenError is why no token is ready.
+func (p *parts) tokenError() error {
+	var reasons []error
+	for _, t := range p.pools {
+		if err := t.State().Err; err != nil {
+			reasons = append(reasons, fmt.Errorf("%s token: %w", t.Name, err))
+		}
+	}
+	return errors.Join(reasons...)
+}
+
+// locked tells that nothing can be served before somebody gives a PIN.
+func (p *parts) locked() bool {
+	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
+}
+
+// guardOf is the file that says that a token refused its PIN: pin-refused, and for
+// the second token pin-refused.second.
+func guardOf(stateDir, token string) string {
+	name := worker.GuardFile
+	if token != "first" {
+		name += "." + token
+	}
+	return filepath.Join(stateDir, name)
 }
 
 // readPIN reads the PIN from where the configuration says; nil is a locked start.
 // Nobody is asked for one that would not be tried.
-func readPIN(cfg config.HSM, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
-	if cfg.Pin.Source == config.SourceUnlock {
+func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
+	if t.Pin.Source == config.SourceUnlock {
 		return nil, nil
 	}
 	if when, refused := guard.Refused(); refused {
-		return nil, fmt.Errorf("token %s: %w since %s", cfg.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%s token, %s: %w since %s", t.Name, t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
-	secrets.What = "PIN of token " + cfg.TokenLabel
-	pin, err := cfg.Pin.Resolve(secrets)
+	secrets.What = "PIN of token " + t.TokenLabel
+	pin, err := t.Pin.Resolve(secrets)
 	return wire.PIN(pin.Bytes()), err
 }
 
@@ -103,6 +160,8 @@ func siblingOr(path, name string) (string, error) {
 }
 
 func (p *parts) close() error {
-	p.token.Close()
+	for _, t := range p.pools {
+		t.Close()
+	}
 	return p.store.Close()
 }

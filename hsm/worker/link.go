@@ -72,6 +72,7 @@ type call struct {
 	news    chan news
 	waiting bool   // may be made the reader
 	gone    bool   // its caller gave up
+	slow    bool   // tells nothing of the pace of others
 	partial []byte // the answer so far
 }
 
@@ -207,7 +208,7 @@ func (l *link) end() {
 func (l *link) do(ctx context.Context, q wire.Request, patience patience) (wire.Response, error) {
 	w := waiters.Get().(*waiter)
 	w.waiting, w.gone, w.partial = false, false, nil
-	w.overdue = patience.overdue
+	w.overdue, w.slow = patience.overdue, q.Op.Slow()
 	id, err := l.register(&w.call, hsm.IsNewWork(ctx))
 	if err != nil {
 		waiters.Put(w)

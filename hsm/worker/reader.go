@@ -33,7 +33,9 @@ func (l *link) hand(p wire.Response) {
 	}
 	l.takeLocked(p.ID)
 	l.record.calls.Add(1)
-	l.pace.observe(p.Took)
+	if !c.slow {
+		l.pace.observe(p.Took)
+	}
 	if c.gone {
 		clear(p.Payload)
 		l.abandoned--

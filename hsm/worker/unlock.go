@@ -41,6 +41,11 @@ func (p *Pool) unlock(ctx context.Context, pin wire.PIN) error {
 	p.vault.close()
 	p.vault = vault
 	first, err := p.launch(ctx)
+	if p.cfg.Patient && errors.Is(err, hsm.ErrUnavailable) {
+		p.cfg.Logger.Error("token is not there, going on trying", "error", err)
+		p.judge(err)
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
@@ -49,17 +54,19 @@ func (p *Pool) unlock(ctx context.Context, pin wire.PIN) error {
 	return nil
 }
 
-// begin gives a worker to its supervisor, the first time with all the others.
-// Callers hold starting.
+// begin gives a worker, or nil, to its supervisor, the first time with all the
+// others. Callers hold starting.
 func (p *Pool) begin(ctx context.Context, first *link) {
 	if p.begun {
-		p.spare <- first
+		if first != nil {
+			p.spare <- first
+		}
 		return
 	}
 	p.begun = true
 	links := make([]*link, p.cfg.Workers) // nil is for the supervisor to start
 	links[0] = first
-	for i := 1; i < len(links); i++ {
+	for i := 1; i < len(links) && first != nil; i++ {
 		l, err := p.launch(ctx)
 		if err != nil {
 			p.cfg.Logger.Error("cannot start worker", "error", err)

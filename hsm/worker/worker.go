@@ -56,7 +56,10 @@ type Config struct {
 	PIN wire.PIN
 	// Guard is the file that remembers, across processes, that the token refused
 	// a PIN. "" remembers it in this process only.
-	Guard    Guard
+	Guard Guard
+	// Patient opens a pool whose token is not there, and goes on trying: for one
+	// of several, of which another can serve.
+	Patient  bool
 	Workers  int // processes, default 2
 	Sessions int // PKCS#11 sessions of each, default 4; one more is for canaries
 	// Timeout is what a call may take, default 2 s; generating and listing
@@ -144,6 +147,17 @@ func (p *Pool) Close() {
 	defer p.starting.Unlock()
 	p.vault.close()
 	p.vault = nil
+}
+
+// Ready tells whether calls are let through to the workers.
+func (p *Pool) Ready() bool { return p.State().Ready }
+
+// InFlight is how many calls were not answered yet.
+func (p *Pool) InFlight() (n int) {
+	for _, l := range *p.live.Load() {
+		n += int(l.load.Load())
+	}
+	return n
 }
 
 // State reports how many workers are there.

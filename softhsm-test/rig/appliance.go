@@ -12,11 +12,12 @@ import (
 
 // Config says which appliance is started, and where.
 type Config struct {
-	Bin    Bin
-	Dir    string   // of token, store and sockets; made if it is not there, used on if it is
-	Module string   // PKCS#11 module; "": SoftHSM
-	Env    []string // NAME=VALUE, beside the caller's environment
-	Cwd    string   // working directory, where core files would lie; "": the caller's
+	Bin          Bin
+	Dir          string   // of token, store and sockets; made if it is not there, used on if it is
+	Module       string   // PKCS#11 module; "": SoftHSM
+	SecondModule string   // PKCS#11 module of a second token; "": there is one
+	Env          []string // NAME=VALUE, beside the caller's environment
+	Cwd          string   // working directory, where core files would lie; "": the caller's
 }
 
 // Info is DIR/dev.json.
@@ -53,6 +54,9 @@ func (a *Appliance) Restart(ctx context.Context) error {
 	args := []string{"dev", "--dir", a.Config.Dir}
 	if a.Config.Module != "" {
 		args = append(args, "--module", a.Config.Module)
+	}
+	if a.Config.SecondModule != "" {
+		args = append(args, "--second-module", a.Config.SecondModule)
 	}
 	var err error
 	if a.Daemon, err = a.Config.Bin.Start(Call{Program: "countersignd", Args: args, Env: a.Config.Env, Dir: a.Config.Cwd}); err != nil {

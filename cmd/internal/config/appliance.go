@@ -32,6 +32,31 @@ type HSM struct {
 	Sessions     int      `toml:"sessions"`      // PKCS#11 sessions per worker, 1 to 1024
 	Timeout      Duration `toml:"timeout"`       // per operation, 10 ms to 1 minute
 	WorkerBinary string   `toml:"worker_binary"` // "" is hsm-worker beside the executable
+	Second       Token    `toml:"second"`
+}
+
+// Token is a PKCS#11 token that holds copies of the first one's keys.
+type Token struct {
+	Module      string `toml:"module"`
+	TokenLabel  string `toml:"token_label"` // "" is that there is none
+	TokenSerial string `toml:"token_serial"`
+	InitArgs    string `toml:"init_args"`
+	Pin         Secret `toml:"pin"`
+}
+
+// TokenNamed is a token with the name that administrators call it by.
+type TokenNamed struct {
+	Name string // "first", "second"
+	Token
+}
+
+// Tokens are the first and, where there is one, the second.
+func (h HSM) Tokens() []TokenNamed {
+	all := []TokenNamed{{"first", Token{Module: h.Module, TokenLabel: h.TokenLabel, TokenSerial: h.TokenSerial, InitArgs: h.InitArgs, Pin: h.Pin}}}
+	if h.Second.TokenLabel != "" {
+		all = append(all, TokenNamed{"second", h.Second})
+	}
+	return all
 }
 
 // Store names the database.
@@ -85,6 +110,7 @@ func DefaultAppliance() Appliance {
 			Workers:    2,
 			Sessions:   2,
 			Timeout:    Duration{2 * time.Second},
+			Second:     Token{Pin: Secret{Source: "file", Path: "var/pin-second"}},
 		},
 		Store: Store{Driver: "sqlite"},
 		API: API{
@@ -115,7 +141,7 @@ func (a *Appliance) Validate() error { return validate(a) }
 
 func (a *Appliance) resolve(dir string) {
 	a.StateDir = under(dir, a.StateDir)
-	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket} {
+	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.Second.Module, &a.HSM.Second.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket} {
 		*path = under(dir, *path)
 	}
 	if len(a.UV.Attest) > 0 {
@@ -132,12 +158,7 @@ func (a *Appliance) resolve(dir string) {
 func (a *Appliance) check() []Problem {
 	var c checks
 	c.filled("state_dir", a.StateDir)
-	c.filled("hsm.module", a.HSM.Module)
-	c.filled("hsm.token_label", a.HSM.TokenLabel)
-	c.atMost("hsm.token_label", a.HSM.TokenLabel, 32)   // CK_TOKEN_INFO.label
-	c.atMost("hsm.token_serial", a.HSM.TokenSerial, 16) // CK_TOKEN_INFO.serialNumber
-	c.atMost("hsm.init_args", a.HSM.InitArgs, 1024)
-	c.problems = append(c.problems, a.HSM.Pin.check("hsm.pin")...)
+	c.tokens(a.HSM)
 	c.number("hsm.workers", a.HSM.Workers, span[int]{1, 64})
 	c.number("hsm.sessions", a.HSM.Sessions, span[int]{1, 1024})
 	c.duration("hsm.timeout", a.HSM.Timeout, span[time.Duration]{10 * time.Millisecond, time.Minute})

@@ -60,6 +60,23 @@ func (c *checks) oneOf(key, s string, allowed ...string) {
 	}
 }
 
+// tokens checks the first token and, where there is one, the second, which must
+// be another.
+func (c *checks) tokens(h HSM) {
+	c.filled("hsm.token_label", h.TokenLabel)
+	for i, t := range h.Tokens() {
+		key := []string{"hsm.", "hsm.second."}[i]
+		c.filled(key+"module", t.Module)
+		c.atMost(key+"token_label", t.TokenLabel, 32)   // CK_TOKEN_INFO.label
+		c.atMost(key+"token_serial", t.TokenSerial, 16) // CK_TOKEN_INFO.serialNumber
+		c.atMost(key+"init_args", t.InitArgs, 1024)
+		c.problems = append(c.problems, t.Pin.check(key+"pin")...)
+	}
+	if second := h.Second; second.Module == h.Module && second.TokenLabel == h.TokenLabel && second.TokenSerial == h.TokenSerial {
+		c.fail("hsm.second.token_label", "this is the first token once more")
+	}
+}
+
 func (c *checks) hostPort(key, s string) {
 	if err := checkHostPort(s); err != nil {
 		c.fail(key, "%v", err)

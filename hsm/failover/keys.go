@@ -1,0 +1,195 @@
+package failover
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"countersign/hsm"
+)
+
+// transportLabel is of the key that a member has copies sealed for. It is made
+// when the first copy is.
+const transportLabel = "transport@1"
+
+// Keys implements [hsm.Token]: the keys of all members that can be asked, each
+// once. None of them reachable is [hsm.ErrUnavailable].
+func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
+	seen, reached := map[hsm.KeyID]bool{}, false
+	var failed []error
+	for _, m := range s.order() {
+		some, err := m.Keys(ctx)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("token %s: %w", m.Name, err))
+			continue
+		}
+		reached = true
+		for _, k := range some {
+			if !seen[k.ID] && k.Label != transportLabel {
+				seen[k.ID] = true
+				keys = append(keys, k)
+			}
+		}
+	}
+	if !reached {
+		return nil, gravest(failed)
+	}
+	return keys, nil
+}
+
+// Generate implements [hsm.Token]. The key is on every member, or on none: one
+// that is away or drained is [hsm.ErrUnavailable].
+func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	first, others, err := s.all()
+	if err != nil {
+		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
+	}
+	asked := len(spec.Recipients)
+	for _, m := range others {
+		recipient, err := m.recipient(ctx)
+		if err != nil {
+			return hsm.Key{}, fmt.Errorf("generating key %q: token %s: %w", spec.Label, m.Name, err)
+		}
+		spec.Recipients = append(spec.Recipients[:len(spec.Recipients):len(spec.Recipients)], recipient)
+	}
+	k, err := first.Generate(ctx, spec)
+	if err != nil {
+		return k, err
+	}
+	for i, m := range others {
+		copied := hsm.Restore{
+			Spec: hsm.KeySpec{Label: spec.Label, Usage: spec.Usage}, Sealed: k.Sealed[asked+i],
+			With: m.transport.ID, Public: k.Public, ID: k.ID,
+		}
+		if _, err := m.Restore(ctx, copied); err != nil {
+			return hsm.Key{}, s.undo(ctx, k, fmt.Errorf("copying key %q to token %s: %w", spec.Label, m.Name, err))
+		}
+	}
+	if k.Sealed = k.Sealed[:asked:asked]; asked == 0 {
+		k.Sealed = nil
+	}
+	return k, nil
+}
+
+// all is every member, the one that makes keys apart.
+func (s *Set) all() (first *member, others []*member, err error) {
+	for _, m := range s.members {
+		if m.drained.Load() || !m.Ready() {
+			return nil, nil, fmt.Errorf("token %s is away, and a new key is to be on every token: %w", m.Name, hsm.ErrUnavailable)
+		}
+	}
+	return s.members[0], s.members[1:], nil
+}
+
+// undo takes a key away that could not be copied everywhere.
+func (s *Set) undo(ctx context.Context, k hsm.Key, cause error) error {
+	for _, m := range s.members {
+		if err := m.Destroy(ctx, k.ID); err != nil && !errors.Is(err, hsm.ErrKey) {
+			s.log.Error("a key that could not be copied stays behind", "token", m.Name, "key", k.Label, "error", err)
+		}
+	}
+	return cause
+}
+
+// recipient is the member's transport key, made when there is none.
+func (m *member) recipient(ctx context.Context) (*ecdh.PublicKey, error) {
+	if m.transport.Public == nil {
+		keys, err := m.Keys(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			if k.Label == transportLabel && k.Usage == hsm.DeriveP256 {
+				m.transport = k
+			}
+		}
+	}
+	if m.transport.Public == nil {
+		var err error
+		if m.transport, err = m.Token.Generate(ctx, hsm.KeySpec{Label: transportLabel, Usage: hsm.DeriveP256}); err != nil {
+			return nil, err
+		}
+	}
+	return point(m.transport.Public)
+}
+
+// point reads a P-256 key from its SubjectPublicKeyInfo.
+func point(spki []byte) (*ecdh.PublicKey, error) {
+	public, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, fmt.Errorf("transport key: %v: %w", err, hsm.ErrKey)
+	}
+	key, ok := public.(interface {
+		ECDH() (*ecdh.PublicKey, error)
+	})
+	if !ok {
+		return nil, fmt.Errorf("transport key is a %T: %w", public, hsm.ErrKey)
+	}
+	return key.ECDH()
+}
+
+// Restore implements [hsm.Token], on every member.
+func (s *Set) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
+	return s.everywhere(func(m *member) (hsm.Key, error) { return m.Token.Restore(ctx, r) })
+}
+
+// Adopt implements [hsm.Token], on every member.
+func (s *Set) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
+	return s.everywhere(func(m *member) (hsm.Key, error) { return m.Token.Adopt(ctx, spec, private) })
+}
+
+// everywhere does what makes a key on all members; the first error ends it.
+func (s *Set) everywhere(do func(*member) (hsm.Key, error)) (k hsm.Key, err error) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	first, others, err := s.all()
+	if err != nil {
+		return k, err
+	}
+	if k, err = do(first); err != nil {
+		return k, fmt.Errorf("token %s: %w", first.Name, err)
+	}
+	for _, m := range others {
+		if _, err := do(m); err != nil {
+			return k, fmt.Errorf("token %s: %w", m.Name, err)
+		}
+	}
+	return k, nil
+}
+
+// Destroy implements [hsm.Token]: on every member, of which one at least must
+// have had the key. One that is away makes it an error, and the key stays there.
+func (s *Set) Destroy(ctx context.Context, key hsm.KeyID) error {
+	s.making.Lock()
+	defer s.making.Unlock()
+	had := false
+	var missing error
+	for _, m := range s.members {
+		switch err := m.Token.Destroy(ctx, key); {
+		case err == nil:
+			had = true
+		case errors.Is(err, hsm.ErrKey):
+			missing = err
+		default:
+			return fmt.Errorf("token %s: %w", m.Name, err)
+		}
+	}
+	if !had {
+		return missing
+	}
+	return nil
+}
+
+// StoreCertificate implements [hsm.Token], on every member.
+func (s *Set) StoreCertificate(ctx context.Context, c hsm.Certificate) error {
+	for _, m := range s.members {
+		if err := m.Token.StoreCertificate(ctx, c); err != nil {
+			return fmt.Errorf("token %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
