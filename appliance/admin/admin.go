@@ -114,7 +114,7 @@ type Token struct {
 	Reason   string   `json:"reason,omitempty"`
 	Drained  bool     `json:"drained"`   // takes no calls
 	InFlight int      `json:"in_flight"` // calls it has not answered
-	Wanted   int      `json:"wanted"` // workers
+	Wanted   int      `json:"wanted"`    // workers
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker
 }
