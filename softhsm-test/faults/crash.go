@@ -101,7 +101,7 @@ func (r *rush) mostlyUnharmed(ctx context.Context, what string) error {
 	if err := during(ctx, aWhile); err != nil {
 		return err
 	}
-	since := r.journal.since(r.struck, time.Now())
+	since := r.journal.touched(r.struck)
 	failed := filter(since, exchange.failed)
 	r.check(len(failed) <= phones, "%s: %d requests, %d failed after a retry that failed too%s", what, len(since), len(failed), example(failed))
 	return nil

@@ -111,6 +111,11 @@ func (j *journal) since(from, to time.Time) (some []exchange) {
 	return some
 }
 
+// touched are the exchanges that were under way at a time, or began after it.
+func (j *journal) touched(at time.Time) []exchange {
+	return filter(j.since(time.Time{}, time.Now()), func(e exchange) bool { return !e.begun.Add(e.took).Before(at) })
+}
+
 func (j *journal) last() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
