@@ -29,7 +29,7 @@ func (s *stage) audit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	decided := uint64(len(approved) + len(s.journal.denied))
+	decided := uint64(len(approved) + len(s.journal.denials()))
 	s.check(tally.Decisions == decided && tally.Audited == decided,
 		"decisions answered %d, stored %d, audited %d", decided, tally.Decisions, tally.Audited)
 	s.check(acted == nil, "relay: %d approvals, %d acts%s", len(forRelay), tally.Acts, because(acted))

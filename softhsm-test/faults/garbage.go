@@ -45,15 +45,17 @@ func garbage(ctx context.Context, s *stage) error {
 	})
 }
 
-// enrolmentsSpoiled: certificates are signatures too.
+// enrolmentsSpoiled: certificates are signatures too, and what an enrolment has written
+// under a bad MAC would never be found again.
 func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
-	if err := r.strike(bad("wrongkey", "0.4")); err != nil {
+	if err := r.strike(bad("wrongkey", "0.4"), "C_Sign garbage size=32 p=0.2"); err != nil {
 		return err
 	}
 	const each = 8
 	var refused, wrong int
+	var enrolled []*customer
 	for i := range 2 * each {
-		err := r.enrolOne(ctx, i)
+		c, err := r.enrolOne(ctx, i)
 		var byPhone *phone.Refusal
 		var byDevice *device.Refusal
 		switch {
@@ -62,29 +64,53 @@ func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
 		case err != nil:
 			wrong++
 			r.say("enrolment %d: %v", i, err)
+		default:
+			enrolled = append(enrolled, c)
 		}
 	}
 	r.check(wrong == 0, "enrolments of phones and devices %d, refused %d, with a bad certificate %d", 2*each, refused, wrong)
-	return r.Clear()
+	if err := r.Clear(); err != nil {
+		return err
+	}
+	return r.allWork(ctx, enrolled)
 }
 
-// enrolOne enrols a phone or a device and verifies its certificate.
-func (r *rush) enrolOne(ctx context.Context, i int) error {
+// allWork: each of them authorizes.
+func (r *rush) allWork(ctx context.Context, enrolled []*customer) error {
+	before := len(r.journal.denials())
+	for _, c := range enrolled {
+		err := rig.Until(ctx, "an answer for who was enrolled", func() (bool, error) { return c.step(ctx), nil })
+		if err != nil {
+			return errors.Join(err, r.journal.last())
+		}
+	}
+	denied := len(r.journal.denials()) - before
+	r.check(denied == 0, "who was enrolled meanwhile authorizes: %d of %d", len(enrolled)-denied, len(enrolled))
+	return nil
+}
+
+// enrolOne enrols a phone, or a device with a phone that is used there, and verifies its
+// certificate.
+func (r *rush) enrolOne(ctx context.Context, i int) (*customer, error) {
 	noun := []string{"client", "device"}[i%2]
 	code, err := r.Invite(ctx, noun, fmt.Sprintf("spoiled-%d", i))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if noun == "client" {
-		_, err := phone.Enrol(ctx, r.URL, code) // which verifies it
-		return err
+		p, err := phone.Enrol(ctx, r.URL, code) // which verifies it
+		return &customer{Phone: p, journal: r.journal, way: &overAPI{gate: r.gates[0], journal: r.journal}}, err
 	}
-	d, err := device.Enrol(ctx, device.Config{URL: r.URL, CA: r.CA}, code)
+	gate, err := device.Enrol(ctx, device.Config{URL: r.URL, CA: r.CA}, code)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer d.Close()
-	return verifyChain(d.Chain, r.CA)
+	r.gates = append(r.gates, gate)
+	if err := verifyChain(gate.Chain, r.CA); err != nil {
+		return nil, err
+	}
+	p, err := r.newPhone(ctx, fmt.Sprintf("at-spoiled-%d", i))
+	return &customer{Phone: p, journal: r.journal, way: &overAPI{gate: gate, journal: r.journal}}, err
 }
 
 // verifyChain holds a device's certificate against the authorities of the appliance.

@@ -99,6 +99,12 @@ func (j *journal) approvals() []approval {
 	return slices.Clone(j.approved)
 }
 
+func (j *journal) denials() []protocol.Code {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.denied)
+}
+
 // since are the exchanges that began in a time.
 func (j *journal) since(from, to time.Time) (some []exchange) {
 	j.mu.Lock()

@@ -110,12 +110,16 @@ func (s *stage) enrol(ctx context.Context, phones int) error {
 	return group.Wait()
 }
 
-func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
-	code, err := s.Invite(ctx, "client", "phone-"+strconv.Itoa(i))
+func (s *stage) newPhone(ctx context.Context, name string) (*phone.Phone, error) {
+	code, err := s.Invite(ctx, "client", name)
 	if err != nil {
 		return nil, err
 	}
-	p, err := phone.Enrol(ctx, s.URL, code)
+	return phone.Enrol(ctx, s.URL, code)
+}
+
+func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
+	p, err := s.newPhone(ctx, "phone-"+strconv.Itoa(i))
 	if err != nil {
 		return nil, err
 	}
