@@ -144,7 +144,9 @@ func playOne(ctx context.Context, c config, r *report, s scene) (err error) {
 	if err != nil {
 		return err
 	}
-	err = s.play(ctx, st)
+	if err = s.play(ctx, st); err != nil {
+		st.sayLog()
+	}
 	if closeErr := st.close(); err == nil {
 		err = closeErr
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -130,6 +131,15 @@ func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
 		c.way = &overLink{link: s.Link}
 	}
 	return c, nil
+}
+
+// sayLog prints the end of the appliance's log.
+func (s *stage) sayLog() {
+	const most = 8
+	lines := strings.Split(strings.TrimSpace(s.Log()), "\n")
+	for _, l := range lines[max(len(lines)-most, 0):] {
+		s.say("%s", line(l))
+	}
 }
 
 // workers are the HSM's processes.
