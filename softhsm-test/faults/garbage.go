@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -159,36 +160,58 @@ func (r *rush) quarantine(ctx context.Context) error {
 	return r.Clear()
 }
 
-// retriedElsewhere: one bad signature is asked for again, of the other worker. "sleep
-// 0" writes down who was asked.
+// retriedElsewhere: one bad signature is asked for again, of the other worker.
 func (r *rush) retriedElsewhere(ctx context.Context) error {
 	r.stop() // one call at a time
 	r.stop = func() {}
 	if err := r.settled(ctx); err != nil {
 		return err
 	}
-	rule := r.once("C_Sign garbage size=64")
-	if err := r.Set("C_Sign sleep 0 size=64", rule); err != nil {
-		return err
-	}
-	before, err := r.Injected()
-	if err != nil {
-		return err
-	}
-	worked := r.works(ctx)
-	all, err := r.Injected()
-	if err != nil {
-		return err
-	}
+	const tries = 3 // the appliance may look after its workers by a signature of its own
 	var asked []int
-	for _, f := range all[len(before):] {
-		if f.Action == "sleep" {
-			asked = append(asked, f.PID)
+	var worked error
+	for range tries {
+		var err error
+		if asked, worked, err = r.askedAfterOneBad(ctx); err != nil {
+			return err
+		}
+		if worked != nil || elsewhere(asked) {
+			break
 		}
 	}
 	r.check(worked == nil, "one bad signature: the authorization is approved%s", because(worked))
-	r.check(len(asked) == 2 && asked[0] != asked[1], "one bad signature: asked workers %v for it", asked)
+	r.check(elsewhere(asked), "one bad signature: made and asked for again by workers %v", asked)
 	return r.Clear()
+}
+
+func elsewhere(asked []int) bool {
+	return slices.ContainsFunc(asked, func(pid int) bool { return pid != asked[0] })
+}
+
+// askedAfterOneBad makes one authorization, and gives who made the bad signature and who
+// was asked for signatures after it. "sleep 0" writes that down.
+func (r *rush) askedAfterOneBad(ctx context.Context) (asked []int, worked, err error) {
+	if err := r.Set(r.once("C_Sign garbage size=64"), "C_Sign sleep 0 size=64"); err != nil {
+		return nil, nil, err
+	}
+	before, err := r.Injected()
+	if err != nil {
+		return nil, nil, err
+	}
+	worked = r.works(ctx)
+	all, err := r.Injected()
+	if err != nil {
+		return nil, nil, err
+	}
+	all = all[len(before):]
+	at := slices.IndexFunc(all, func(f shim.Fault) bool { return f.Action != "sleep" })
+	if at < 0 {
+		return nil, worked, nil
+	}
+	for _, f := range all[at:] {
+		asked = append(asked, f.PID)
+	}
+	return asked, worked, nil
 }
 
 // poolShim steers the worker processes of the harness, apart from the appliance's.
