@@ -32,9 +32,9 @@ $(addprefix bin/,$(PURE)): bin/%: FORCE
 	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/$*
 bin/hsm-worker: FORCE
 	@CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/hsm-worker
-bin/faultshim.so: $(wildcard softhsm-test/faultshim/*.c softhsm-test/faultshim/*.h)
+bin/faultshim.so: $(wildcard softhsm-test/faultshim/*)
 	@mkdir -p bin
-	@gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -fvisibility=hidden -o $@ $(filter %.c,$^) -ldl -lpthread
+	@softhsm-test/faultshim/build $@
 FORCE:
 
 check: cross ## format, vet, staticcheck, arrows, pure-Go builds

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -101,7 +102,7 @@ func (r *rush) mostlyUnharmed(ctx context.Context, what string) error {
 	if err := during(ctx, aWhile); err != nil {
 		return err
 	}
-	since := r.journal.since(r.struck, time.Now())
+	since := r.journal.touched(r.struck)
 	failed := filter(since, exchange.failed)
 	r.check(len(failed) <= phones, "%s: %d requests, %d failed after a retry that failed too%s", what, len(since), len(failed), example(failed))
 	return nil
@@ -178,25 +179,25 @@ func (r *rush) struckOnce(ctx context.Context, rule string) error {
 	return err
 }
 
+// Of a storm.
+const (
+	kills = 30
+	storm = 10 * time.Second
+)
+
 // restartStorm kills workers at random instants.
 func restartStorm(ctx context.Context, s *stage) error {
-	const kills, storm = 30, 10 * time.Second
 	return s.inRush(ctx, func(r *rush) error {
-		var instants []time.Duration
-		for range kills {
-			instants = append(instants, rand.N(storm))
+		stop, err := r.keepToken(ctx)
+		if err != nil {
+			return err
 		}
-		slices.Sort(instants)
 		r.struck = time.Now()
-		for _, at := range instants {
-			if err := during(ctx, time.Until(r.struck.Add(at))); err != nil {
-				return err
-			}
-			if err := r.killOne(ctx); err != nil {
-				return err
-			}
-		}
+		err = r.killAtRandom(ctx)
 		end := time.Now()
+		if err = errors.Join(err, stop()); err != nil {
+			return err
+		}
 		took, err := r.whole(ctx)
 		if err != nil {
 			return err
@@ -208,6 +209,23 @@ func restartStorm(ctx context.Context, s *stage) error {
 		r.inTime()
 		return nil
 	})
+}
+
+func (r *rush) killAtRandom(ctx context.Context) error {
+	var instants []time.Duration
+	for range kills {
+		instants = append(instants, rand.N(storm))
+	}
+	slices.Sort(instants)
+	for _, at := range instants {
+		if err := during(ctx, time.Until(r.struck.Add(at))); err != nil {
+			return err
+		}
+		if err := r.killOne(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // killOne kills a worker, whichever there is.

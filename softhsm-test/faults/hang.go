@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -67,9 +68,14 @@ func (r *rush) hangAll(ctx context.Context) error {
 	if _, err := r.whole(ctx); err != nil {
 		return err
 	}
-	return r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
+	stop, err := r.keepToken(ctx)
+	if err != nil {
+		return err
+	}
+	err = r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
 		return r.stopAll(ctx), nil
 	})
+	return errors.Join(err, stop())
 }
 
 // awayAndBack takes the HSM away for a while under load; away gives what brings it back.

@@ -99,6 +99,12 @@ func (j *journal) approvals() []approval {
 	return slices.Clone(j.approved)
 }
 
+func (j *journal) denials() []protocol.Code {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.denied)
+}
+
 // since are the exchanges that began in a time.
 func (j *journal) since(from, to time.Time) (some []exchange) {
 	j.mu.Lock()
@@ -109,6 +115,11 @@ func (j *journal) since(from, to time.Time) (some []exchange) {
 		}
 	}
 	return some
+}
+
+// touched are the exchanges that were under way at a time, or began after it.
+func (j *journal) touched(at time.Time) []exchange {
+	return filter(j.since(time.Time{}, time.Now()), func(e exchange) bool { return !e.begun.Add(e.took).Before(at) })
 }
 
 func (j *journal) last() error {

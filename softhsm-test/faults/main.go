@@ -9,7 +9,8 @@
 // and its exit code 0 if nothing failed, else 1. -only NAME[,NAME…] plays some of the
 // scenes; BREAK=NAME breaks the product once, so that scenes fail: release lets a bad
 // signature through behind the appliance, retry lets a fault strike the internal retry
-// too, guard takes away what keeps a refused PIN from being tried again. Another name
+// too, guard takes away what keeps a refused PIN from being tried again, act lets the
+// relay act twice. Another name
 // is exit code 2.
 package main
 
@@ -59,9 +60,10 @@ const (
 	breakRelease = "release"
 	breakRetry   = "retry"
 	breakGuard   = "guard"
+	breakAct     = "act"
 )
 
-var breaks = []string{"", breakRelease, breakRetry, breakGuard}
+var breaks = []string{"", breakRelease, breakRetry, breakGuard, breakAct}
 
 func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
 
@@ -142,7 +144,9 @@ func playOne(ctx context.Context, c config, r *report, s scene) (err error) {
 	if err != nil {
 		return err
 	}
-	err = s.play(ctx, st)
+	if err = s.play(ctx, st); err != nil {
+		st.sayLog()
+	}
 	if closeErr := st.close(); err == nil {
 		err = closeErr
 	}

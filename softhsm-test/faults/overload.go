@@ -63,10 +63,11 @@ const (
 	few, many   = 16, 400 // phones that find the most there is, and that ask for more
 	times       = 3
 	quick       = 20 * time.Millisecond
-	alone       = 0.8 // of the most, where the generator has cores of its own
-	shared      = 0.6 // where it has not
-	ownCores    = 0.5 // CPU seconds per second of a generator that disturbs nobody
-	overloading = 5 * time.Second
+	alone       = 0.8             // of the most, where the generator has cores of its own
+	shared      = 0.6             // where it has not
+	ownCores    = 0.5             // CPU seconds per second of a generator that disturbs nobody
+	filling     = 2 * time.Second // until queues are as long as they get
+	overloading = 6 * time.Second
 )
 
 // overload asks for three times of what the token can do, whatever comes back.
@@ -106,13 +107,13 @@ func overload(ctx context.Context, s *stage) (err error) {
 // flood measures goodput and refusals.
 func (s *stage) flood(ctx context.Context, most float64) error {
 	cpu := cpuTime()
-	from := time.Now()
+	begun := time.Now()
 	asked, noPhone, err := s.openLoop(ctx, times*most)
-	to := time.Now()
 	if err != nil {
 		return err
 	}
-	share := (cpuTime() - cpu).Seconds() / to.Sub(from).Seconds()
+	share := (cpuTime() - cpu).Seconds() / time.Since(begun).Seconds()
+	from, to := begun.Add(filling), begun.Add(overloading)
 	limit := alone
 	if share > ownCores {
 		limit = shared
@@ -121,7 +122,7 @@ func (s *stage) flood(ctx context.Context, most float64) error {
 	s.check(good >= limit*most, "asked for %.0f/s: %.0f approvals/s, %.0f %% of the most (at least %.0f %%); generator's CPU %.2f cores",
 		times*most, good, 100*good/most, 100*limit, share)
 	s.say("arrivals %d, of them without a phone that was free %d", asked, noPhone)
-	all := s.journal.since(from, to)
+	all := s.journal.since(begun, to)
 	refused := filter(all, exchange.failed)
 	strange := filter(refused, func(e exchange) bool { return !e.foreseen() })
 	s.check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))

@@ -94,9 +94,9 @@ func (r *rush) inTime() {
 	r.within(deadline+margin, quantile(direct, 1), "longest request")
 }
 
-// unharmed: since the fault nobody was turned away.
+// unharmed: by the fault nobody was turned away.
 func (r *rush) unharmed(what string) {
-	since := r.journal.since(r.struck, time.Now())
+	since := r.journal.touched(r.struck)
 	failed := filter(since, exchange.failed)
 	r.check(len(failed) == 0 && len(since) != 0, "%s: %d requests, %d failed%s", what, len(since), len(failed), example(failed))
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -110,12 +111,16 @@ func (s *stage) enrol(ctx context.Context, phones int) error {
 	return group.Wait()
 }
 
-func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
-	code, err := s.Invite(ctx, "client", "phone-"+strconv.Itoa(i))
+func (s *stage) newPhone(ctx context.Context, name string) (*phone.Phone, error) {
+	code, err := s.Invite(ctx, "client", name)
 	if err != nil {
 		return nil, err
 	}
-	p, err := phone.Enrol(ctx, s.URL, code)
+	return phone.Enrol(ctx, s.URL, code)
+}
+
+func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
+	p, err := s.newPhone(ctx, "phone-"+strconv.Itoa(i))
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +131,15 @@ func (s *stage) newCustomer(ctx context.Context, i int) (*customer, error) {
 		c.way = &overLink{link: s.Link}
 	}
 	return c, nil
+}
+
+// sayLog prints the end of the appliance's log.
+func (s *stage) sayLog() {
+	const most = 8
+	lines := strings.Split(strings.TrimSpace(s.Log()), "\n")
+	for _, l := range lines[max(len(lines)-most, 0):] {
+		s.say("%s", line(l))
+	}
 }
 
 // workers are the HSM's processes.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -51,8 +52,9 @@ func (s *stage) volume(ctx context.Context) error {
 	}
 	defer closePool()
 	var rules []string
-	for _, action := range badActions {
-		rules = append(rules, bad(action, "0.02"))
+	for i, action := range badActions {
+		// No two at once, and hardly three in a row from one worker: that is another check.
+		rules = append(rules, fmt.Sprintf("C_Sign %s size=64 every=%d", action, []int{47, 53, 59, 61, 67}[i]))
 	}
 	if err := g.shim.Set(rules...); err != nil {
 		return err

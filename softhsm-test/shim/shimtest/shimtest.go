@@ -2,7 +2,6 @@
 package shimtest
 
 import (
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -11,25 +10,14 @@ import (
 	"countersign/softhsm-test/shim"
 )
 
-// errSources: no C file where the module's sources are.
-var errSources = errors.New("no sources")
-
-// Build compiles faultshim.so into dir, with the flags of the Makefile.
+// Build compiles [shim.Library] into dir, as the Makefile does into bin.
 func Build(dir string) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("building the fault shim: %w", err)
 	}
-	sources, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(root)), "softhsm-test", "faultshim", "*.c"))
-	if err != nil || len(sources) == 0 {
-		return fmt.Errorf("building the fault shim: %w", errors.Join(err, errSources))
-	}
-	args := []string{
-		"-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden",
-		"-o", filepath.Join(dir, shim.Library),
-	}
-	args = append(append(args, sources...), "-ldl", "-lpthread")
-	if text, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
+	build := filepath.Join(strings.TrimSpace(string(root)), "softhsm-test", "faultshim", "build")
+	if text, err := exec.Command(build, filepath.Join(dir, shim.Library)).CombinedOutput(); err != nil {
 		return fmt.Errorf("building the fault shim: %w: %s", err, text)
 	}
 	return nil

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// keepToken makes SoftHSM keep what an HSM keeps. At each C_Login SoftHSM truncates
+// token.object and then writes the same bytes again, so that a process which is killed
+// in between leaves a token that is empty for ever. Until stop is called, one that stays
+// empty is put back; stop tells how often.
+func (s *stage) keepToken(ctx context.Context) (stop func() error, err error) {
+	files, err := filepath.Glob(filepath.Join(s.state(), "token", "*", "token.object"))
+	if err != nil || len(files) != 1 {
+		return nil, fmt.Errorf("looking for token.object: %d files: %w", len(files), err)
+	}
+	whole, err := os.ReadFile(files[0])
+	if err != nil || len(whole) == 0 {
+		return nil, errors.Join(err, errors.New("token.object is empty to begin with"))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	k := keeper{path: files[0], whole: whole}
+	go func() { done <- k.keep(ctx) }()
+	return func() error {
+		cancel()
+		err := <-done
+		if k.mended != 0 {
+			s.say("SoftHSM lost its token %d times to a kill in C_Login; it was put back", k.mended)
+		}
+		return err
+	}, nil
+}
+
+type keeper struct {
+	path   string
+	whole  []byte
+	mended int
+}
+
+// keep looks twice before it writes: a C_Login under way has the file empty too.
+func (k *keeper) keep(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for wasEmpty := false; ; {
+		info, err := os.Stat(k.path)
+		if err != nil {
+			return err
+		}
+		empty := info.Size() == 0
+		if empty && wasEmpty {
+			if err := os.WriteFile(k.path, k.whole, 0o600); err != nil {
+				return err
+			}
+			k.mended++
+		}
+		wasEmpty = empty
+		if ctx.Err() != nil && !empty {
+			return nil
+		}
+		<-tick.C
+	}
+}
