@@ -55,16 +55,16 @@ func (p *pace) observe(took time.Duration) {
 	p.took.Store(before + (int64(took)-before)/weight)
 }
 
-// most is how many calls may be in flight, four for each session at least; and how
-// many for one that begins something to be let in, two at least.
+// most is how many calls may be in flight, eight for each session at least; for one
+// that begins something to be let in it is half of that.
 func (p *pace) most(begins bool) int {
 	took := p.took.Load()
 	if took <= 0 || p.sessions == 0 {
 		return maxInFlight
 	}
-	least, n := int64(4*p.sessions), int64(p.sessions)*int64(p.queue)/took
+	n := max(int64(p.sessions)*int64(p.queue)/took, int64(8*p.sessions))
 	if begins {
-		least, n = least/2, n/4
+		n /= 2
 	}
-	return int(min(max(n, least), maxInFlight))
+	return int(min(n, maxInFlight))
 }

@@ -49,7 +49,7 @@ func (o *ops) ready(ctx context.Context, want bool) (time.Duration, error) {
 	return time.Since(begun), err
 }
 
-// metrics are all samples by name with labels.
+// metrics are all samples by name, with those that differ in labels added up.
 func (o *ops) metrics(ctx context.Context) (map[string]float64, error) {
 	_, body, err := o.get(ctx, "/metrics")
 	if err != nil {
@@ -66,12 +66,13 @@ func (o *ops) metrics(ctx context.Context) (map[string]float64, error) {
 		if err != nil {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
-		samples[text[:at]] = value
+		name, _, _ := strings.Cut(text[:at], "{")
+		samples[name] += value
 	}
 	return samples, nil
 }
 
-// metric is one sample, 0 if there is none.
+// metric is one of them, 0 if there is none.
 func (o *ops) metric(ctx context.Context, name string) (float64, error) {
 	all, err := o.metrics(ctx)
 	return all[name], err

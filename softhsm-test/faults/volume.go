@@ -164,9 +164,18 @@ func (g *signing) sign(ctx context.Context) {
 	switch {
 	case err != nil:
 		g.refused.Add(1)
+		pauseAfterRefusal(ctx)
 	case len(sig) == 64 && ecdsa.Verify(g.key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])):
 		g.good.Add(1)
 	default:
 		g.released.Add(1)
+	}
+}
+
+// pauseAfterRefusal leaves the processor to the workers that are being started.
+func pauseAfterRefusal(ctx context.Context) {
+	select {
+	case <-time.After(2 * time.Millisecond):
+	case <-ctx.Done():
 	}
 }
