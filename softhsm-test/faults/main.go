@@ -44,6 +44,7 @@ var scenes = []scene{
 	{"hang-one", hangOne},
 	{"hang-all", hangAll},
 	{"hsm-gone", hsmGone},
+	{"garbage-volume", volume},
 	{"garbage", garbage},
 	{"sessions-die", sessionsDie},
 	{"login-lost", loginLost},
