@@ -8,11 +8,15 @@ SHELL := /bin/bash
 PURE := countersignd countersignctl relayd countersign-client
 BIN  := $(addprefix bin/,$(PURE) hsm-worker)
 # Debian package and the file that shows it is there.
-DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr/bin/openssl libp11-kit-dev:/usr/include/p11-kit-1/p11-kit/pkcs11.h
+DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr/bin/openssl libp11-kit-dev:/usr/include/p11-kit-1/p11-kit/pkcs11.h \
+	libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
+# What the other PKCS#11 modules of the matrix come from.
+MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
+	libtpm2-pkcs11-1:/usr/share/doc/libtpm2-pkcs11-1 swtpm:/usr/bin/swtpm libtss2-tcti-swtpm0:/usr/share/doc/libtss2-tcti-swtpm0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench hsm-matrix clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +68,11 @@ hsm-faults: deps build bin/faultshim.so ## break the HSM in every way that is kn
 	@bin/faults
 
 acceptance: demo attack-test hsm-faults ## the long harnesses
+
+hsm-matrix: DEBS += $(MATRIX_DEBS)
+hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has
+	@go build -o bin/hsm-table ./softhsm-test/matrix/table
+	@{ COUNTERSIGN_MATRIX=all go test -json -count=1 -timeout 20m -run TestModules ./softhsm-test/matrix || true; } | tee bin/hsm-matrix.json | bin/hsm-table
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench

@@ -66,7 +66,8 @@ type Keeper interface {
 	Generate(ctx context.Context, spec KeySpec) (Key, error)
 	// Restore puts a key on the token from a sealed copy. A copy that does not
 	// open, or opens to another key than r.Public, is [ErrInput] and leaves
-	// nothing behind; a label or id that is taken is [ErrExists].
+	// nothing behind; one of a kind that the module cannot have by unwrapping is
+	// [ErrUnsupported]; a label or id that is taken is [ErrExists].
 	Restore(ctx context.Context, r Restore) (Key, error)
 	// Adopt puts a [DeriveP256] key from memory onto the token, so that sealed
 	// copies made for it can be restored there: for the recovery from a disaster

@@ -25,8 +25,10 @@ const (
 
 // How many requests are worked on at once; more are answered busy (429), so that a
 // flood costs memory for no more than these. Strangers have a gate of their own, and
-// nobody holds one while bytes are read or written or a refusal waits for its time.
+// so has what ends an authorization, that those that begin cannot keep it from its
+// end. Nobody holds one while bytes are read or written or a refusal waits for its time.
 const (
+	beginningInFlight = 128
 	devicesInFlight   = 256
 	strangersInFlight = 16
 )
@@ -63,13 +65,13 @@ func (a *API) Handler() http.Handler {
 		mux.HandleFunc(route, a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: strangers, process: p}))
 	}
 	mux.HandleFunc("POST /v1/renew", a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: devices, device: true, process: a.renew}))
-	for route, p := range map[string]process{
-		"POST /v1/apply":       a.apply,
-		"POST /v1/countersign": a.countersign,
-		"POST /v1/outcome":     a.outcome,
-	} {
-		mux.HandleFunc(route, a.handle(endpoint{media: protocol.BodyType, limit: maxCBOR, gate: devices, device: true, process: p}))
+	cbor := endpoint{media: protocol.BodyType, limit: maxCBOR, gate: devices, device: true}
+	for route, p := range map[string]process{"POST /v1/countersign": a.countersign, "POST /v1/outcome": a.outcome} {
+		cbor.process = p
+		mux.HandleFunc(route, a.handle(cbor))
 	}
+	cbor.gate, cbor.process = make(gate, beginningInFlight), a.apply
+	mux.HandleFunc("POST /v1/apply", a.handle(cbor))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		p := protocol.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound}
 		writeProblem(w, p.Status, p)

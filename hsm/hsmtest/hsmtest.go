@@ -102,7 +102,7 @@ var lackingName = regexp.MustCompile(`CK[MO]_[A-Z0-9_]+`)
 func must(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, hsm.ErrUnsupported) {
-		t.Skipf("module lacks %s (%v)", strings.Join(lackingName.FindAllString(err.Error(), -1), ", "), err)
+		t.Skipf("module lacks %s: %v", strings.Join(lackingName.FindAllString(err.Error(), -1), ", "), err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -151,8 +151,8 @@ func (s *suite) several(t *testing.T) (keys []hsm.Key) {
 		}
 		keys = append(keys, k)
 	}
-	if len(keys) < 2 {
-		t.Fatalf("the module can have %d kinds of keys", len(keys))
+	if len(keys) == 0 {
+		t.Skip("module lacks all kinds of keys")
 	}
 	return keys
 }

@@ -146,7 +146,7 @@ func (s *suite) testConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {
-			for range 20 {
+			for range 5 {
 				for _, d := range deeds {
 					if err := d.do(t.Context(), s.made[d.usage].ID); err != nil {
 						t.Errorf("%s in goroutine %d: %v", d.name, g, err)

@@ -173,7 +173,7 @@ func classify(err error) class {
 func unsupported(err error) bool {
 	code, _ := codeOf(err)
 	return code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID || code == pkcs11.CKR_ATTRIBUTE_VALUE_INVALID ||
-		code == pkcs11.CKR_TEMPLATE_INCONSISTENT
+		code == pkcs11.CKR_TEMPLATE_INCONSISTENT || code == pkcs11.CKR_ATTRIBUTE_READ_ONLY
 }
 
 // callError is what leaves the package: what was called, where, for how long.

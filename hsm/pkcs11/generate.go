@@ -30,16 +30,18 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 		return hsm.Key{}, err
 	}
 	var made hsm.Key
-	err := t.run(ctx, hsm.KeyID{}, func(s *session) (err error) {
-		switch {
-		case spec.Usage.Pair():
-			made, err = t.generatePair(s, spec)
-		case len(spec.Recipients) > 0:
-			made, err = t.generateCopied(s, spec)
-		default:
-			made, err = t.generateSecret(s, spec)
-		}
-		return err
+	err := t.run(ctx, hsm.KeyID{}, func(s *session) error {
+		return t.fitting(func() (err error) {
+			switch {
+			case spec.Usage.Pair():
+				made, err = t.generatePair(s, spec)
+			case len(spec.Recipients) > 0:
+				made, err = t.generateCopied(s, spec)
+			default:
+				made, err = t.generateSecret(s, spec)
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
@@ -78,7 +80,12 @@ func (t *Token) vacant(ctx context.Context, name *pkcs11.Attribute) error {
 // generateSecret makes a secret key where it is to stay.
 func (t *Token) generateSecret(s *session, spec hsm.KeySpec) (made hsm.Key, err error) {
 	copy(made.ID[:], random(len(made.ID)))
-	_, err = t.newSecret(s, spec.Usage, t.profile(spec.Usage).secret(made.ID[:], spec.Label))
+	template := t.profile(spec.Usage).secret(made.ID[:], spec.Label)
+	if t.extras >= most {
+		// Not on what gets to the token by a copy, in which SoftHSM refuses it.
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_COPYABLE, false))
+	}
+	_, err = t.newSecret(s, spec.Usage, template)
 	return made, err
 }
 
@@ -100,18 +107,13 @@ func (t *Token) generateCopied(s *session, spec hsm.KeySpec) (made hsm.Key, err 
 
 func (t *Token) newSecret(s *session, usage hsm.Usage, template []*pkcs11.Attribute) (key pkcs11.ObjectHandle, err error) {
 	p := t.profile(usage)
-	err = t.restricted(p, template, func(template []*pkcs11.Attribute) (err error) {
-		if usage == hsm.WrapKey {
-			key, err = t.native.generateWrapping(s.handle, p.keygen, template)
-			if !unsupported(err) {
-				return at("C_GenerateKey", err)
-			}
-			t.log.Warn("no CKA_UNWRAP_TEMPLATE", "token", t.label)
-		}
+	template = t.restricted(p, template)
+	if usage == hsm.WrapKey && t.extras >= most {
+		key, err = t.native.generateWrapping(s.handle, p.keygen, template)
+	} else {
 		key, err = t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
-		return at("C_GenerateKey", err)
-	})
-	return key, err
+	}
+	return key, at("C_GenerateKey", err)
 }
 
 // closed ends the time in which a draft is extractable, and returns the
@@ -170,15 +172,11 @@ type draft struct {
 // draft makes a pair that is extractable only for the sake of copies.
 func (t *Token) draft(s *session, spec hsm.KeySpec) (d draft, err error) {
 	p, id := profiles[spec.Usage], random(len(hsm.KeyID{}))
-	err = t.restricted(p, p.privateHalf(id, len(spec.Recipients) > 0), func(private []*pkcs11.Attribute) error {
-		if t.keygen == nil || spec.Usage == hsm.SignEd25519 {
-			d, err = t.draftAlone(s, p, pair{p.publicHalf(id), private})
-		} else {
-			d, err = t.draftByCrypto11(s, p, pair{p.publicHalf(id), private})
-		}
-		return err
-	})
-	return d, err
+	templates := pair{p.publicHalf(id), t.restricted(p, p.privateHalf(id, len(spec.Recipients) > 0))}
+	if t.keygen == nil || spec.Usage == hsm.SignEd25519 {
+		return t.draftAlone(s, p, templates)
+	}
+	return t.draftByCrypto11(s, p, templates)
 }
 
 // pair are the templates of both halves.
@@ -255,15 +253,4 @@ func (t *Token) half(s *session, class uint, template []*pkcs11.Attribute) (pkcs
 		return 0, err
 	}
 	return found[0], nil
-}
-
-// restricted calls f with CKA_ALLOWED_MECHANISMS in the template, and without
-// where the module does not know it.
-func (t *Token) restricted(p profile, template []*pkcs11.Attribute, f func([]*pkcs11.Attribute) error) error {
-	err := f(append([]*pkcs11.Attribute{p.restriction()}, template...))
-	if !unsupported(err) {
-		return err
-	}
-	t.log.Warn("no CKA_ALLOWED_MECHANISMS", "token", t.label)
-	return f(template)
 }

@@ -1,10 +1,7 @@
 package pkcs11
 
 /*
-#cgo linux LDFLAGS: -ldl
-#include <dlfcn.h>
 #include <stdlib.h>
-#include <string.h>
 
 // The few words of PKCS#11 v2.40 these calls need, in the layout of its C
 // headers on a platform where structures are not packed.
@@ -17,20 +14,11 @@ typedef struct { void *data; ulong_t len; } bytes;
 // Places in CK_FUNCTION_LIST.
 enum {
 	LOGIN = 18, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34,
-	SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, UNWRAP_KEY = 61, DERIVE_KEY = 62
+	SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61, DERIVE_KEY = 62
 };
 
 typedef ulong_t (*init_fn)(ulong_t, mechanism *, ulong_t);
 typedef ulong_t (*data_fn)(ulong_t, void *, ulong_t, void *, ulong_t *);
-
-static functions *load(const char *module) {
-	void *handle = dlopen(module, RTLD_LAZY);
-	if (handle == NULL) return NULL;
-	ulong_t (*get)(functions **) = dlsym(handle, "C_GetFunctionList");
-	functions *list = NULL;
-	if (get == NULL || get(&list) != 0) return NULL;
-	return list;
-}
 
 // A call of two functions says in stage which of them answered.
 typedef struct { ulong_t rv; int stage; } outcome;
@@ -91,6 +79,11 @@ static ulong_t generate(functions *f, ulong_t session, ulong_t type, attribute *
 	return ((ulong_t (*)(ulong_t, mechanism *, attribute *, ulong_t, ulong_t *))f->fn[GENERATE_KEY])(session, &m, list, n, key);
 }
 
+static ulong_t wrap(functions *f, ulong_t session, ulong_t type, ulong_t with, ulong_t key, void *out, ulong_t *out_len) {
+	mechanism m = { type, NULL, 0 };
+	return ((ulong_t (*)(ulong_t, mechanism *, ulong_t, ulong_t, void *, ulong_t *))f->fn[WRAP_KEY])(session, &m, with, key, out, out_len);
+}
+
 static ulong_t unwrap(functions *f, ulong_t session, ulong_t type, ulong_t with, bytes wrapped, attribute *list, ulong_t n, ulong_t *key) {
 	mechanism m = { type, NULL, 0 };
 	set(list, 0, 0x40000212, unwrapped, sizeof unwrapped);
@@ -120,11 +113,12 @@ import (
 // not know, and a PIN that leaves no copy. It shares the module miekg opened.
 type native struct{ list *C.functions }
 
-func loadNative(module string) (native, bool) {
-	path := C.CString(module)
-	defer C.free(unsafe.Pointer(path))
-	n := native{C.load(path)}
-	return n, n.list != nil
+// nativeOf takes the function list out of miekg's context, where it is private,
+// because asking the library for it again is no way to share sessions: p11-kit's
+// proxy gives a list and a state of its own to each who asks.
+func nativeOf(ctx *pkcs11.Ctx) native {
+	inner := *(**struct{ handle, list unsafe.Pointer })(unsafe.Pointer(ctx)) // struct ctx of miekg/pkcs11 v1.1.2
+	return native{(*C.functions)(inner.list)}
 }
 
 // reserved hands args to C_Initialize as pReserved, a string in C memory that
@@ -204,6 +198,19 @@ func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, t
 	var key C.ulong_t
 	rv := C.generate(n.list, C.ulong_t(session), C.ulong_t(mechanism), list, C.ulong_t(size), &key)
 	return handle(key, rv)
+}
+
+// maxWrapped is more than any key of ours has when it is wrapped.
+const maxWrapped = 8 << 10
+
+// wrap is C_WrapKey. NSS answers the length query with less than it then needs.
+func (n native) wrap(s *session, mechanism uint, with, key pkcs11.ObjectHandle) ([]byte, error) {
+	out, length := make([]byte, maxWrapped), C.ulong_t(maxWrapped)
+	rv := C.wrap(n.list, C.ulong_t(s.handle), C.ulong_t(mechanism), C.ulong_t(with), C.ulong_t(key), pointer(out), &length)
+	if rv != 0 {
+		return nil, pkcs11.Error(rv)
+	}
+	return append([]byte(nil), out[:min(length, maxWrapped)]...), nil
 }
 
 // unwrapWrapping is C_UnwrapKey to a wrap key like that of generateWrapping.

@@ -198,6 +198,36 @@ func TestAmbiguousID(t *testing.T) {
 	}
 }
 
+// stale gives a key a handle that is none, as after a change of the token.
+func stale(k hsm.Key) {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	o := shared.keys[k.ID]
+	o.handle = 1 << 30
+	shared.keys[k.ID] = o
+}
+
+// A handle that went stale is looked up again; a key that is gone while others
+// are there was destroyed, and the token is not lost.
+func TestStaleHandle(t *testing.T) {
+	k := generate(t, "stale", hsm.SignP256)
+	stale(k)
+	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); err != nil {
+		t.Errorf("Sign with a stale handle: %v", err)
+	}
+	for _, h := range objects(t, k.ID) {
+		raw(t, func(s *session) error { return shared.ctx.DestroyObject(s.handle, h) })
+	}
+	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); !errors.Is(err, hsm.ErrKey) {
+		t.Errorf("Sign with a key that another process destroyed: %v, want ErrKey", err)
+	}
+	select {
+	case <-shared.Dead():
+		t.Fatal("the token is dead")
+	default:
+	}
+}
+
 // What a process that died between the two copies leaves is a public key
 // alone. It is not used, and its label is free.
 func TestHalfPair(t *testing.T) {

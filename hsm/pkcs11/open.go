@@ -34,7 +34,7 @@ func Open(cfg Config) (*Token, error) {
 }
 
 func open(cfg Config) (*Token, error) {
-	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{})}
+	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), extras: full}
 	info, err := t.enter(cfg)
 	if err != nil {
 		return nil, err
@@ -54,14 +54,15 @@ func open(cfg Config) (*Token, error) {
 }
 
 // enter initializes the module and logs in, by crypto11 where that can.
-func (t *Token) enter(cfg Config) (info pkcs11.TokenInfo, err error) {
+func (t *Token) enter(cfg Config) (pkcs11.TokenInfo, error) {
 	if cfg.InitArgs != "" { // crypto11 has no way to hand them over
 		return t.enterAlone(cfg)
 	}
-	if info, err = look(cfg); err != nil {
+	info, shared, err := look(cfg)
+	if err != nil {
 		return info, err
 	}
-	if limit := info.MaxRwSessionCount; limit != 0 && limit < reserve {
+	if limit := info.MaxRwSessionCount; !shared || limit != 0 && limit < reserve {
 		return t.enterAlone(cfg) // crypto11 panics on a token with one session
 	}
 	if t.keygen, err = login(cfg, info); err != nil {
@@ -69,10 +70,6 @@ func (t *Token) enter(cfg Config) (info pkcs11.TokenInfo, err error) {
 	}
 	if err := t.load(cfg); err != nil {
 		return info, err
-	}
-	// A proxy has a state for each of its users; others are initialized by now.
-	if err := t.ctx.Initialize(); err != nil && err != pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
-		return info, startError("C_Initialize", err)
 	}
 	t.slot, info, err = findToken(t.ctx, cfg.TokenLabel, cfg.TokenSerial)
 	return info, err
@@ -110,27 +107,37 @@ func (t *Token) load(cfg Config) error {
 	if t.ctx = pkcs11.New(cfg.Module); t.ctx == nil {
 		return fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
 	}
-	var ok bool
-	if t.native, ok = loadNative(cfg.Module); !ok {
-		return fmt.Errorf("loading function list: %w", hsm.ErrUnavailable)
-	}
+	t.native = nativeOf(t.ctx)
 	return nil
 }
 
 // look finds the token before crypto11 may: asked for a token that is not
-// there, crypto11.Configure finalizes the module under its caller.
-func look(cfg Config) (pkcs11.TokenInfo, error) {
+// there, crypto11.Configure finalizes the module under its caller. shared tells
+// whether crypto11 will see what this package does in the module: p11-kit's
+// proxies have a state, with sessions and login, for each who opens them.
+func look(cfg Config) (info pkcs11.TokenInfo, shared bool, err error) {
 	ctx := pkcs11.New(cfg.Module)
 	if ctx == nil {
-		return pkcs11.TokenInfo{}, fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
+		return info, false, fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
 	}
 	defer ctx.Destroy()
 	if err := ctx.Initialize(); err != nil {
-		return pkcs11.TokenInfo{}, startError("C_Initialize", err)
+		return info, false, startError("C_Initialize", err)
 	}
 	defer func() { _ = ctx.Finalize() }() // crypto11 wants to initialize it itself
-	_, info, err := findToken(ctx, cfg.TokenLabel, cfg.TokenSerial)
-	return info, err
+	if _, info, err = findToken(ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
+		return info, false, err
+	}
+	again := pkcs11.New(cfg.Module)
+	if again == nil {
+		return info, false, fmt.Errorf("loading module again: %w", hsm.ErrUnavailable)
+	}
+	defer again.Destroy()
+	if again.Initialize() == nil {
+		_ = again.Finalize() // of a state of its own
+		return info, false, nil
+	}
+	return info, true, nil
 }
 
 // findToken asks all slots and refuses two tokens that fit.

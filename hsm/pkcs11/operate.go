@@ -126,7 +126,7 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 	if err := t.whole(s, secret); err != nil {
 		return nil, err
 	}
-	wrapped, err = t.ctx.WrapKey(s.handle, t.wrapping(), wrap.handle, secret)
+	wrapped, err = t.native.wrap(s, t.kwp, wrap.handle, secret)
 	return wrapped, at("C_WrapKey", err)
 }
 
@@ -186,7 +186,7 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 		return nil, at("C_CreateObject", err)
 	}
 	defer t.destroy(s, h, &err)
-	wrapped, err = t.ctx.WrapKey(s.handle, t.wrapping(), wrap.handle, h)
+	wrapped, err = t.native.wrap(s, t.kwp, wrap.handle, h)
 	return wrapped, at("C_WrapKey", err)
 }
 

@@ -53,7 +53,8 @@ type Token struct {
 	// hostImport: the module cannot make the KEK of an import.
 	hostImport bool
 
-	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end
+	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end; guards extras
+	extras extras
 
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -109,16 +110,14 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 		return 0, err
 	}
 	defer t.destroy(s, kek, &err)
-	p := t.profile(k.Usage)
-	err = t.restricted(p, p.kept(k), func(template []*pkcs11.Attribute) (err error) {
-		if k.Usage == hsm.WrapKey {
+	err = t.fitting(func() (err error) {
+		p := t.profile(k.Usage)
+		template := t.restricted(p, p.kept(k))
+		if k.Usage == hsm.WrapKey && t.extras >= most {
 			key, err = t.native.unwrapWrapping(s, t.kwp, kek, wrapped, template)
-			if !unsupported(err) {
-				return at("C_UnwrapKey", err)
-			}
-			t.log.Warn("no CKA_UNWRAP_TEMPLATE", "token", t.label)
+		} else {
+			key, err = t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, template)
 		}
-		key, err = t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, template)
 		return at("C_UnwrapKey", err)
 	})
 	if blames(err) {
@@ -144,8 +143,8 @@ func (t *Token) create(s *session, k hsm.Key, value []byte) (key pkcs11.ObjectHa
 	p := t.profile(k.Usage)
 	secret := pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)
 	defer clear(secret.Value)
-	template := append(p.kept(k), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
-	err = t.restricted(p, template, func(template []*pkcs11.Attribute) error {
+	err = t.fitting(func() error {
+		template := append(t.restricted(p, p.kept(k)), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
 		key, err = t.ctx.CreateObject(s.handle, template)
 		return at("C_CreateObject", err)
 	})
@@ -210,7 +209,9 @@ func (t *Token) prove(s *session, o object) error {
 
 // mismatch takes what a key of another kind or size answers for what it is.
 func mismatch(err error) error {
-	if c := classify(err); c == wrongKey || c == input || c == other {
+	code, _ := codeOf(err)
+	short := errors.Is(err, errShort) || code == pkcs11.CKR_BUFFER_TOO_SMALL
+	if c := classify(err); short || c == wrongKey || c == input {
 		return at("C_Sign", errWrapped)
 	}
 	return err

@@ -39,7 +39,7 @@ func (t *Token) seal(s *session, key pkcs11.ObjectHandle, spec hsm.KeySpec, reci
 		return nil, err
 	}
 	defer t.destroy(s, kek, &err)
-	wrapped, err := t.ctx.WrapKey(s.handle, t.wrapping(), kek, key)
+	wrapped, err := t.native.wrap(s, t.kwp, kek, key)
 	if err != nil {
 		return nil, at("C_WrapKey with CKM_AES_KEY_WRAP_PAD of a key for "+spec.Usage.String(), err)
 	}

@@ -133,11 +133,7 @@ func (p profile) verifying() []*pkcs11.Attribute {
 
 // secret is the template of a secret key of 32 bytes on the token.
 func (p profile) secret(id []byte, label string) []*pkcs11.Attribute {
-	list := append(p.guarded(false), final(id, label)...)
-	// Not on key pairs: they get to the token by a copy, in which SoftHSM
-	// refuses this attribute.
-	list = append(list, pkcs11.NewAttribute(pkcs11.CKA_COPYABLE, false))
-	return sized(append(list, p.kind()...))
+	return sized(append(append(p.guarded(false), p.kind()...), final(id, label)...))
 }
 
 // secretDraft is that of a secret key which is to be copied, as a session object.

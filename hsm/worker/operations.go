@@ -65,8 +65,9 @@ func (p *Pool) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.Privat
 	return p.key(ctx, wire.Request{Op: wire.Adopt, Payload: payload})
 }
 
-// Destroy implements [hsm.Token]. Workers that used the key learn that it is no
-// more when they are asked for it; their canaries no longer are from now on.
+// Destroy implements [hsm.Token]. Every worker lists the token's keys afterwards,
+// for a module may give the handle of the old key to a new one. One that does not
+// is replaced.
 func (p *Pool) Destroy(ctx context.Context, key hsm.KeyID) error {
 	k, known := p.book.find(key)
 	p.book.forget(key)
@@ -76,8 +77,17 @@ func (p *Pool) Destroy(ctx context.Context, key hsm.KeyID) error {
 	}
 	if err == nil {
 		p.known.Clear() // no sign of a lost token that it is gone now
+		p.relist(ctx)
 	}
 	return err
+}
+
+func (p *Pool) relist(ctx context.Context) {
+	for _, l := range *p.live.Load() {
+		if _, err := p.list(ctx, l); err != nil {
+			l.fail(err)
+		}
+	}
 }
 
 // StoreCertificate implements [hsm.Token].

@@ -1,0 +1,24 @@
+package matrix
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// nss is the soft token of Firefox. It wants arguments for C_Initialize, which
+// crypto11 cannot hand over, so it is opened without.
+var nss = module{
+	name: "NSS softokn", packages: []string{"libnss3", "libnss3-tools"}, everyDay: true,
+	setUp: func(t *testing.T) token {
+		dir := t.TempDir()
+		pin := filepath.Join(dir, "pin")
+		write(t, pin, "nss-pin-3097\n")
+		command(t, "certutil", "-N", "-d", "sql:"+dir, "-f", pin)
+		return token{
+			library: library(t, "libsoftokn3.so"), label: "NSS Certificate DB", pin: "nss-pin-3097",
+			initArgs: "configdir='sql:" + dir + "' certPrefix='' keyPrefix='' secmod='secmod.db' flags=",
+			timeout:  10 * time.Second, // it decrypts its database at each use of a key
+		}
+	},
+}

@@ -1,0 +1,17 @@
+package matrix
+
+import (
+	"testing"
+
+	"countersign/hsm/hsmtest"
+)
+
+// softHSM is the reference. hsm/worker runs the contract on it every day.
+var softHSM = module{
+	name: "SoftHSM", packages: []string{"softhsm2"},
+	setUp: func(t *testing.T) token {
+		s := hsmtest.NewSoftHSM(t)
+		s.Setenv(t)
+		return token{library: s.Module, label: s.Label, pin: s.PIN}
+	},
+}

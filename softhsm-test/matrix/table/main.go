@@ -1,0 +1,221 @@
+// Command table reads what go test -json prints of the contract on several
+// PKCS#11 modules and prints a table: which of them has which capability, or
+// what it lacks.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// root is the test whose children are the modules.
+const root = "TestModules/"
+
+// required are the modules without which the matrix is not worth its name.
+var required = []string{"SoftHSM", "NSS softokn", "p11-kit-proxy"}
+
+// columns are the capabilities in order, and how they are called in the table.
+var columns = [][2]string{
+	{"P-256", "P-256"},
+	{"P-384", "P-384"},
+	{"Ed25519", "Ed25519"},
+	{"PKCS1", "RSA PKCS#1"},
+	{"PSS", "RSA PSS"},
+	{"ECDH", "ECDH"},
+	{"HMAC", "HMAC"},
+	{"Password", "password check"},
+	{"Sealed", "sealed copy, restore"},
+	{"GCM", "AES-GCM"},
+	{"Certificate", "certificate"},
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) > 0 {
+		_, _ = fmt.Fprintln(stderr, "table reads go test -json from standard input")
+		return 2
+	}
+	modules, err := read(stdin)
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "reading go test -json:", err)
+		return 1
+	}
+	return print(stdout, modules)
+}
+
+// module is what the tests of one say.
+type module struct {
+	name, version, why string // why it has no capabilities
+	failed             bool
+	tests              []test // below it, in order of their end
+}
+
+type test struct{ name, action, output string }
+
+// event is a line of go test -json (go doc test2json).
+type event struct{ Action, Test, Output string }
+
+func read(r io.Reader) ([]*module, error) {
+	in := bufio.NewScanner(r)
+	in.Buffer(nil, 1<<20)
+	output, modules := map[string]string{}, []*module{}
+	for in.Scan() {
+		var e event
+		if json.Unmarshal(in.Bytes(), &e) != nil || !strings.HasPrefix(e.Test, root) {
+			continue
+		}
+		name, below, _ := strings.Cut(strings.TrimPrefix(e.Test, root), "/")
+		m := find(&modules, strings.ReplaceAll(name, "_", " "))
+		switch e.Action {
+		case "output":
+			output[e.Test] += e.Output
+		case "pass", "fail", "skip":
+			m.end(test{below, e.Action, output[e.Test]})
+		}
+	}
+	return modules, in.Err()
+}
+
+func find(modules *[]*module, name string) *module {
+	for _, m := range *modules {
+		if m.name == name {
+			return m
+		}
+	}
+	m := &module{name: name}
+	*modules = append(*modules, m)
+	return m
+}
+
+var logLine = regexp.MustCompile(`(?m)^\s+\S+\.go:\d+: (.*)$`)
+
+// end notes how a test ended; the module's own has no name.
+func (m *module) end(t test) {
+	if t.name != "" {
+		m.tests = append(m.tests, t)
+		return
+	}
+	m.failed = t.action == "fail"
+	for _, line := range logLine.FindAllStringSubmatch(t.output, -1) {
+		if version, ok := strings.CutPrefix(line[1], "version: "); ok {
+			m.version = version
+		} else if m.why == "" {
+			m.why = line[1]
+		}
+	}
+}
+
+func print(w io.Writer, modules []*module) int {
+	head, rule := "| module |", "|---|"
+	for _, c := range columns {
+		head, rule = head+" "+c[1]+" |", rule+"---|"
+	}
+	_, _ = fmt.Fprintf(w, "%s\n%s\n", head, rule)
+	passed, failed := 0, 0
+	for _, m := range modules {
+		_, _ = fmt.Fprintln(w, m.row())
+		switch {
+		case m.failed && len(m.tests) > 0, !m.serves() && slices.Contains(required, m.name):
+			failed++
+		case m.serves():
+			passed++
+		}
+	}
+	for _, name := range required {
+		if !slices.ContainsFunc(modules, func(m *module) bool { return m.name == name }) {
+			failed++
+		}
+	}
+	for _, m := range modules {
+		m.printFailures(w)
+	}
+	_, _ = fmt.Fprintf(w, "\nhsm-matrix: %d modules, %d passed, %d failed\n", len(modules), passed, failed)
+	if failed > 0 || len(modules) == 0 {
+		return 1
+	}
+	return 0
+}
+
+// printFailures names what failed, which may be none of the columns.
+func (m *module) printFailures(w io.Writer) {
+	for _, t := range m.tests {
+		if t.action == "fail" && !m.inner(t.name) {
+			_, _ = fmt.Fprintf(w, "\nfailed: %s, %s\n%s", m.name, t.name, t.output)
+		}
+	}
+}
+
+// serves tells whether at least one capability is there.
+func (m *module) serves() bool {
+	return slices.ContainsFunc(columns, func(c [2]string) bool { return strings.HasPrefix(m.cell(c[0]), "yes") })
+}
+
+func (m *module) row() string {
+	row := "| " + strings.TrimSpace(m.name+", "+m.version) + " |"
+	if len(m.tests) == 0 {
+		return row + " " + m.why + " |" + strings.Repeat(" |", len(columns)-1)
+	}
+	for _, c := range columns {
+		row += " " + m.cell(c[0]) + " |"
+	}
+	return row
+}
+
+// cell is yes only when the tests of a capability ran and passed.
+func (m *module) cell(capability string) string {
+	var passed int
+	var lacking, skipped []string
+	for _, t := range m.tests {
+		below, ok := strings.CutPrefix(t.name, capability+"/")
+		if !ok || m.inner(t.name) {
+			continue
+		}
+		switch t.action {
+		case "fail":
+			return "failed"
+		case "pass":
+			passed++
+		case "skip":
+			skipped = append(skipped, below[strings.LastIndex(below, "/")+1:])
+			lacking = append(lacking, names(t.output)...)
+		}
+	}
+	slices.Sort(lacking)
+	missing := strings.Join(slices.Compact(lacking), ", ")
+	switch {
+	case passed > 0 && len(skipped) == 0:
+		return "yes"
+	case passed > len(skipped):
+		slices.Sort(skipped)
+		return "yes, without " + strings.Join(slices.Compact(skipped), ", ")
+	case missing == "":
+		return "no"
+	}
+	return missing
+}
+
+// inner tells of a test that has tests below it.
+func (m *module) inner(name string) bool {
+	return slices.ContainsFunc(m.tests, func(t test) bool { return strings.HasPrefix(t.name, name+"/") })
+}
+
+var mechanism = regexp.MustCompile(`CK[MRO]_[A-Z0-9_]+`)
+
+// names are the mechanisms that a skipped test misses, or the return code that
+// stands for one.
+func names(output string) (all []string) {
+	for _, name := range mechanism.FindAllString(output, -1) {
+		if strings.HasPrefix(name, "CKR_") && len(all) > 0 {
+			continue
+		}
+		all = append(all, name)
+	}
+	return all
+}
