@@ -23,6 +23,7 @@ type Appliance struct {
 
 // HSM names the PKCS#11 module and token, and the worker processes before it.
 type HSM struct {
+	URI          string   `toml:"uri"` // in place of module, token_label and token_serial
 	Module       string   `toml:"module"`
 	TokenLabel   string   `toml:"token_label"`
 	TokenSerial  string   `toml:"token_serial"` // "" is any
@@ -132,7 +133,9 @@ func (a *Appliance) check() []Problem {
 	var c checks
 	c.filled("state_dir", a.StateDir)
 	c.filled("hsm.module", a.HSM.Module)
-	c.filled("hsm.token_label", a.HSM.TokenLabel)
+	if a.HSM.TokenSerial == "" || a.HSM.URI == "" {
+		c.filled("hsm.token_label", a.HSM.TokenLabel)
+	}
 	c.atMost("hsm.token_label", a.HSM.TokenLabel, 32)   // CK_TOKEN_INFO.label
 	c.atMost("hsm.token_serial", a.HSM.TokenSerial, 16) // CK_TOKEN_INFO.serialNumber
 	c.problems = append(c.problems, a.HSM.Pin.check("hsm.pin")...)
