@@ -24,21 +24,30 @@ const scheme = "pkcs11:"
 // intent.
 const maxLen = 4096
 
-// Names of the attributes this program itself asks for.
+// Names of attributes.
 const (
-	Token      = "token"       // CK_TOKEN_INFO.label
-	Serial     = "serial"      // CK_TOKEN_INFO.serialNumber
-	ModulePath = "module-path" // of the PKCS#11 library
-	pinValue   = "pin-value"
+	Token               = "token"                // CK_TOKEN_INFO.label
+	Manufacturer        = "manufacturer"         // CK_TOKEN_INFO.manufacturerID
+	Serial              = "serial"               // CK_TOKEN_INFO.serialNumber
+	Model               = "model"                // CK_TOKEN_INFO.model
+	LibraryManufacturer = "library-manufacturer" // CK_INFO.manufacturerID
+	LibraryVersion      = "library-version"      // CK_INFO.libraryVersion
+	LibraryDescription  = "library-description"  // CK_INFO.libraryDescription
+	SlotDescription     = "slot-description"     // CK_SLOT_INFO.slotDescription
+	SlotManufacturer    = "slot-manufacturer"    // CK_SLOT_INFO.manufacturerID
+	SlotID              = "slot-id"              // CK_SLOT_ID, decimal
+	ModulePath          = "module-path"          // of the PKCS#11 library
+
+	pinValue = "pin-value"
 )
 
 // pathNames and queryNames are the attributes of RFC 7512 §2.3 in its order.
 var (
 	pathNames = []string{
-		Token, "manufacturer", Serial, "model",
-		"library-manufacturer", "library-version", "library-description",
+		Token, Manufacturer, Serial, Model,
+		LibraryManufacturer, LibraryVersion, LibraryDescription,
 		"object", "type", "id",
-		"slot-description", "slot-manufacturer", "slot-id",
+		SlotDescription, SlotManufacturer, SlotID,
 	}
 	queryNames = []string{"pin-source", "module-name", ModulePath}
 )

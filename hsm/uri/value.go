@@ -74,9 +74,9 @@ func checkValue(name, value string) error {
 		return fmt.Errorf("not UTF-8: %w", ErrURI)
 	case name == "type" && !slices.Contains(types, value):
 		return fmt.Errorf("want one of %s: %w", strings.Join(types, ", "), ErrURI)
-	case name == "library-version" && !libraryVersion.MatchString(value):
+	case name == LibraryVersion && !libraryVersion.MatchString(value):
 		return fmt.Errorf("want MAJOR or MAJOR.MINOR in digits: %w", ErrURI)
-	case name == "slot-id" && !slotID.MatchString(value):
+	case name == SlotID && !slotID.MatchString(value):
 		return fmt.Errorf("want digits: %w", ErrURI)
 	}
 	return nil
