@@ -12,7 +12,7 @@ DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test acceptance bench clean cross
+.PHONY: help deps build check test demo attack-test acceptance bench hsm-bench clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,11 @@ acceptance: demo attack-test ## the long harnesses
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench
+
+hsm-bench: deps build ## hold the speed of the HSM service against the token's
+	@gcc -O2 -Wall -I/usr/include/p11-kit-1 -o bin/rawbench softhsm-test/rawbench/rawbench.c -ldl -lpthread
+	@go build -o bin/hsmbench ./softhsm-test/hsmbench
+	@bin/hsmbench
 
 clean: ## remove what was built
 	@rm -rf bin
