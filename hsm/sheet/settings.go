@@ -39,7 +39,7 @@ func Recommend(curves []Curve, m Machine) *Settings {
 		knee = max(knee, c.Knee)
 		slowest = max(slowest, c.At(c.Knee).P99)
 		first := c.At(1)
-		isLocal := first.CPU > first.Mean/2
+		isLocal := first.CPU > first.P50/2 // not the mean: others may be at work here
 		local = local || isLocal
 		if isLocal && m.Cores > 1 && c.At(c.Knee).Rate < parallel*first.Rate {
 			serial = c.Operation

@@ -10,7 +10,7 @@ import (
 func curve(op string, cpu, mean float64, rates ...float64) Curve {
 	c := Curve{Operation: op}
 	for i, r := range rates {
-		c.Points = append(c.Points, Point{1 << i, Stats{Rate: r, Mean: mean, CPU: cpu, P99: 2 * mean}})
+		c.Points = append(c.Points, Point{1 << i, Stats{Rate: r, P50: mean, CPU: cpu, P99: 2 * mean}})
 	}
 	c.Knee = Knee(c.Points)
 	return c

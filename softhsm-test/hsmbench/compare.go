@@ -22,7 +22,9 @@ type comparison struct {
 	base                func(context.Context, *stage, comparison) (float64, error)
 }
 
-// comparisons: the second one is what the appliance is set up as by default.
+// comparisons: the second one is what the appliance is set up as by default. The last
+// one has a session for each worker, for it asks what a process adds: with several,
+// two threads of one process may use both cores of a small machine already.
 var comparisons = []comparison{
 	{
 		"latency", "P-256 at 3 ms, 2 workers with 4 sessions", "8 sessions / 3 ms", 0.9, 3 * time.Millisecond,
