@@ -69,7 +69,7 @@ func (p *prober) findCosts() error {
 			}
 			n, seen = n+1, len(all)
 		}
-		p.cost(c.name, time.Since(start), n, fmt.Sprintf("%d of the objects on the token", seen))
+		p.cost(c.name, sheet.Each(time.Since(start), n), fmt.Sprintf("%d of the objects on the token", seen))
 	}
 	return nil
 }
@@ -83,18 +83,18 @@ func (p *prober) signCosts() error {
 	}
 	total := parts.Init + parts.Call
 	share := 100 * float64(parts.Init) / float64(max(total, 1))
-	p.cost("sign_init", parts.Init, plain.Calls, fmt.Sprintf("%.0f %% of a P-256 signature", share))
-	p.cost("sign", parts.Call, plain.Calls, "with a buffer of the known length")
+	p.cost("sign_init", sheet.Each(parts.Init, plain.Calls), fmt.Sprintf("%.0f %% of a P-256 signature", share))
+	p.cost("sign", sheet.Each(parts.Call, plain.Calls), "with a buffer of the known length")
 	loop.Query = true
 	asked, parts, err := p.Run(loop, p.costTime())
 	if err != nil {
 		p.found("length_query", refused(err))
 		return nil //nolint:nilerr // it is an answer
 	}
-	p.cost("sign_length_query", parts.Query, asked.Calls, "C_Sign with no buffer, which nothing here calls")
+	p.cost("sign_length_query", sheet.Each(parts.Query, asked.Calls), "C_Sign with no buffer, which nothing here calls")
 	return nil
 }
 
-func (p *prober) cost(name string, sum time.Duration, n int, note string) {
-	p.sheet.Costs = append(p.sheet.Costs, sheet.Cost{Name: name, US: sheet.Each(sum, n), Note: note})
+func (p *prober) cost(name string, us float64, note string) {
+	p.sheet.Costs = append(p.sheet.Costs, sheet.Cost{Name: name, US: us, Note: note})
 }

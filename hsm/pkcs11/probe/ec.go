@@ -85,33 +85,34 @@ func (p *prober) sign(m []*pkcs11.Mechanism, key pkcs11.ObjectHandle, in []byte)
 }
 
 func (p *prober) ecdsa(k pair, c curve) error {
-	digest := sha512.Sum512([]byte("probe"))
-	return p.ecdsaWith(pkcs11.CKM_ECDSA, k, c, digest[:c.size])
-}
-
-func (p *prober) ecdsaWith(mechanism uint, k pair, c curve, in []byte) error {
-	sig, err := p.sign(mech(mechanism, nil), k.private, in)
+	sum := sha512.Sum512([]byte("probe"))
+	digest := sum[:c.size]
+	sig, err := p.sign(mech(pkcs11.CKM_ECDSA, nil), k.private, digest)
 	if err != nil {
 		return err
 	}
-	digest := in
-	if mechanism == pkcs11.CKM_ECDSA_SHA256 {
-		sum := sha256.Sum256(in)
-		digest = sum[:]
-	}
-	public, ok := publicKey(k.point, c)
-	if !ok || len(sig) != 2*c.size {
-		return errWrong
-	}
-	r, s := new(big.Int).SetBytes(sig[:c.size]), new(big.Int).SetBytes(sig[c.size:])
-	if !ecdsa.Verify(public, digest, r, s) {
-		return errWrong
-	}
-	return nil
+	return verify(k.point, c, signed{digest, sig})
 }
 
 func (p *prober) ecdsaSHA256() error {
-	return p.ecdsaWith(pkcs11.CKM_ECDSA_SHA256, p.p256, curveP256, []byte("probe"))
+	sig, err := p.sign(mech(pkcs11.CKM_ECDSA_SHA256, nil), p.p256.private, []byte("probe"))
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256([]byte("probe"))
+	return verify(p.p256.point, curveP256, signed{digest[:], sig})
+}
+
+// signed is a digest with its signature r‖s.
+type signed struct{ digest, sig []byte }
+
+func verify(point []byte, c curve, s signed) error {
+	public, ok := publicKey(point, c)
+	if !ok || len(s.sig) != 2*c.size ||
+		!ecdsa.Verify(public, s.digest, new(big.Int).SetBytes(s.sig[:c.size]), new(big.Int).SetBytes(s.sig[c.size:])) {
+		return errWrong
+	}
+	return nil
 }
 
 func publicKey(v []byte, c curve) (*ecdsa.PublicKey, bool) {

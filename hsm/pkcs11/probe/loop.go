@@ -33,7 +33,7 @@ func Measure(ctx context.Context, cfg ours.Config, order sheet.Order) (sheet.Raw
 		}
 		c := sheet.Curve{Operation: j.name}
 		for _, n := range order.Sessions {
-			stats, err := measure(ctx, p.Raw, j.loop, n, order.Time)
+			stats, err := p.measure(j.loop, n, order.Time)
 			if err != nil {
 				return report, fmt.Errorf("measuring %s on %d sessions: %v: %w", j.name, n, err, hsm.ErrUnavailable)
 			}

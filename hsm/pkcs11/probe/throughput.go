@@ -37,7 +37,7 @@ func (p *prober) throughput() error {
 	for _, j := range jobs {
 		c := sheet.Curve{Operation: j.name}
 		for n := 1; n <= p.most() && p.hasTime() && n <= beyond*max(c.Knee, 1); n *= 2 {
-			stats, err := measure(p.ctx, p.Raw, j.loop, n, min(each, time.Until(p.end)))
+			stats, err := p.measure(j.loop, n, min(each, time.Until(p.end)))
 			if err != nil {
 				p.skip(j.name + " by sessions: " + err.Error())
 				break
@@ -81,11 +81,11 @@ func (p *prober) jobs() ([]job, error) {
 }
 
 // measure runs a loop on n sessions side by side, each with a thread of its own.
-func measure(ctx context.Context, raw *ours.Raw, l ours.Loop, n int, d time.Duration) (s sheet.Stats, err error) {
-	sessions, err := openSessions(raw, n)
+func (p *prober) measure(l ours.Loop, n int, d time.Duration) (s sheet.Stats, err error) {
+	sessions, err := openSessions(p.Raw, n)
 	defer func() {
 		for _, h := range sessions {
-			err = errors.Join(err, at("C_CloseSession", raw.CloseSession(h)))
+			err = errors.Join(err, at("C_CloseSession", p.CloseSession(h)))
 		}
 	}()
 	if err != nil {
@@ -97,7 +97,7 @@ func measure(ctx context.Context, raw *ours.Raw, l ours.Loop, n int, d time.Dura
 	for i, h := range sessions {
 		own := l
 		own.Session = h
-		wg.Go(func() { samples[i], failed[i] = repeat(ctx, raw, own, start.Add(d)) })
+		wg.Go(func() { samples[i], failed[i] = repeat(p.ctx, p.Raw, own, start.Add(d)) })
 	}
 	wg.Wait()
 	took, used := time.Since(start), cpuTime()-before
