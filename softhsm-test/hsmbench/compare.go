@@ -41,9 +41,9 @@ var comparisons = []comparison{
 		func(ctx context.Context, s *stage, _ comparison) (float64, error) { return s.rawbench(ctx, "sign") },
 	},
 	{
-		"derive", "ECDH, 2 workers with 2 sessions", "one worker with 2", 1.5, 0,
+		"derive", "ECDH, 2 workers with 1 session", "one worker with 1", 1.5, 0,
 		sheet.Derive,
-		service{2, 2, 16},
+		service{2, 1, 16},
 		func(ctx context.Context, s *stage, c comparison) (float64, error) {
 			c.service.workers = 1
 			return s.pool(ctx, c)

@@ -8,7 +8,7 @@
 //
 // and its exit code 0 if nothing was missed, else 1. -only NAME[,NAME…] runs some,
 // -time and -rounds measure more closely; BREAK=worker gives the service one worker
-// with one session in every comparison, so that aims are missed.
+// with one session and one caller in every measurement, so that aims are missed.
 package main
 
 import (
@@ -45,9 +45,13 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	if flags.Parse(args) != nil || flags.NArg() != 0 || *rounds < 1 || *each < time.Second || *each > time.Minute {
 		return exitUsage
 	}
+	wanted, err := choose(*only)
 	broken := getenv("BREAK")
-	if broken != "" && broken != "worker" {
-		fmt.Fprintf(stderr, "error: BREAK=%q is unknown: want worker\n", broken)
+	if err == nil && broken != "" && broken != "worker" {
+		err = fmt.Errorf("BREAK=%q is unknown: want worker", broken)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "error: %v\n", err)
 		return exitUsage
 	}
 	s, err := newStage(*bin, each.Round(time.Second), broken != "")
@@ -56,7 +60,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		return exitMissed
 	}
 	defer s.close()
-	missed, err := s.compare(ctx, plan{*only, *rounds, stdout})
+	missed, err := s.compare(ctx, plan{wanted, *rounds, stdout})
 	if err != nil {
 		fmt.Fprintf(stderr, "error: %v\n", err)
 	}
@@ -68,18 +72,30 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 
 // plan is which comparisons are made, how often, and where they are printed.
 type plan struct {
-	only   string
+	wanted []comparison
 	rounds int
 	out    io.Writer
+}
+
+// choose gives the comparisons of these names, all if there are none.
+func choose(only string) (wanted []comparison, err error) {
+	if only == "" {
+		return comparisons, nil
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(comparisons, func(c comparison) bool { return c.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no comparison %q", name)
+		}
+		wanted = append(wanted, comparisons[i])
+	}
+	return wanted, nil
 }
 
 // compare makes the comparisons and prints a line for each.
 func (s *stage) compare(ctx context.Context, p plan) (missed int, err error) {
 	reached := 0
-	for _, c := range comparisons {
-		if p.only != "" && !slices.Contains(strings.Split(p.only, ","), c.name) {
-			continue
-		}
+	for _, c := range p.wanted {
 		if c.latency > 0 && s.shim == "" {
 			fmt.Fprintf(p.out, "%-12s not measured: there is no faultshim.so beside the programs\n", c.name)
 			continue

@@ -60,7 +60,7 @@ func (s *stage) close() { _ = os.RemoveAll(s.dir) } // at worst it stays in a te
 // pool is the rate of an operation through the service.
 func (s *stage) pool(ctx context.Context, c comparison) (float64, error) {
 	if s.broken {
-		c.service.workers, c.service.sessions = 1, 1
+		c.service = service{1, 1, 1}
 	}
 	module, env := s.token.Module, []string{s.token.Env()}
 	if c.latency > 0 {
