@@ -23,18 +23,18 @@ type Raw struct {
 
 // Load makes the module ready and logs in nowhere. What is not there is
 // [hsm.ErrUnavailable].
-func Load(module string) (*Raw, error) {
-	r := &Raw{Ctx: pkcs11.New(module)}
+func Load(cfg Config) (*Raw, error) {
+	r := &Raw{Ctx: pkcs11.New(cfg.Module)}
 	if r.Ctx == nil {
-		return nil, fmt.Errorf("loading %s: %w", module, hsm.ErrUnavailable)
+		return nil, fmt.Errorf("loading %s: %w", cfg.Module, hsm.ErrUnavailable)
 	}
 	if err := r.Initialize(); err != nil {
 		return nil, startError("C_Initialize", err)
 	}
 	var ok, fast bool
-	r.native, ok = loadNative(module)
-	if r.loops, fast = loadLoops(module); !ok || !fast {
-		return nil, fmt.Errorf("loading function list of %s: %w", module, hsm.ErrUnavailable)
+	r.native, ok = loadNative(cfg.Module)
+	if r.loops, fast = loadLoops(cfg.Module); !ok || !fast {
+		return nil, fmt.Errorf("loading function list of %s: %w", cfg.Module, hsm.ErrUnavailable)
 	}
 	return r, nil
 }
@@ -44,7 +44,7 @@ func Load(module string) (*Raw, error) {
 // its last try, is not given one and is [hsm.ErrPIN] too: a study is not worth it.
 func OpenRaw(cfg Config) (*Raw, error) {
 	defer cfg.PIN.Zero()
-	r, err := Load(cfg.Module)
+	r, err := Load(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -81,10 +81,3 @@ func (r *Raw) GenerateWrapping(s pkcs11.SessionHandle, template []*pkcs11.Attrib
 func (r *Raw) EncryptData(s pkcs11.SessionHandle, base pkcs11.ObjectHandle, data []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	return r.native.encryptData(s, base, data, template)
 }
-
-// Unsupported tells that a template has an attribute that the module does not take.
-func Unsupported(err error) bool { return unsupported(err) }
-
-// DecodePoint reads CKA_EC_POINT of a P-256 key in any of the encodings that
-// modules use; the point is 65 bytes.
-func DecodePoint(v []byte) ([]byte, error) { return decodePoint(v) }

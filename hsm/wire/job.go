@@ -9,6 +9,10 @@ import (
 	"countersign/hsm"
 )
 
+// A child that was started for a job (hsm/sheet) reads one frame of JSON behind the
+// configuration, says no hello, answers with the responses of a request with id 0,
+// whose payload is JSON, and ends.
+
 // WriteOrder sends what a job is told, as one frame of JSON behind the
 // configuration.
 func WriteOrder(w io.Writer, order any) error {

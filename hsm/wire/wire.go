@@ -35,10 +35,6 @@
 // The key of an import is the one it was wrapped for.
 //
 //	key           id(20) usage(1) label(text) public(text), 0 or 65 bytes
-//
-// A child that was started for a job (hsm/sheet) reads one frame of JSON behind the
-// configuration, says no hello, answers with the responses of a request with id 0,
-// whose payload is JSON, and ends.
 package wire
 
 import (

@@ -29,7 +29,7 @@ var flagNames = []struct {
 
 // List tells of a module what can be seen without a login.
 func List(cfg ours.Config) (sheet.Module, error) {
-	raw, err := ours.Load(cfg.Module)
+	raw, err := ours.Load(cfg)
 	if err != nil {
 		return sheet.Module{}, err
 	}
