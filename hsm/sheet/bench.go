@@ -67,5 +67,5 @@ func ratio(a, b float64) float64 {
 	if b == 0 {
 		return 0
 	}
-	return a / b
+	return thousandth(a / b)
 }
