@@ -16,6 +16,7 @@ var benchTable = cli.Table[sheet.Measured]{
 	{Title: "p90 us", Value: func(m sheet.Measured) string { return decimal(m.P90, 0) }},
 	{Title: "p99 us", Value: func(m sheet.Measured) string { return decimal(m.P99, 0) }},
 	{Title: "Max us", Value: func(m sheet.Measured) string { return decimal(m.Max, 0) }},
+	{Title: "CPU us", Value: func(m sheet.Measured) string { return decimal(m.CPU, 0) }},
 	{Title: "Of raw, 1 thread", Value: func(m sheet.Measured) string { return percent(m.OfRawOne) }},
 	{Title: "Of raw, all sessions", Value: func(m sheet.Measured) string { return percent(m.OfRawAll) }},
 }

@@ -15,7 +15,7 @@ type Stats struct {
 	P90  float64 `json:"p90_us"`
 	P99  float64 `json:"p99_us"`
 	Max  float64 `json:"max_us"`
-	CPU  float64 `json:"cpu_us"` // of all threads of the process, for each call
+	CPU  float64 `json:"cpu_us"` // of all threads and worker processes, for each call
 }
 
 // Sample is what one thread measured: how often it called, and how long some of

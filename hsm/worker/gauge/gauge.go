@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"countersign/hsm"
 	"countersign/hsm/sheet"
 )
@@ -68,7 +66,7 @@ func (g *Gauge) Operation(name string) func(context.Context) error {
 const kept = 1 << 16
 
 // Measure calls from so many goroutines for a time. The first error ends it. CPU is
-// that of this process alone.
+// that of this process and of the children it has.
 func Measure(ctx context.Context, call func(context.Context) error, callers int, d time.Duration) (sheet.Stats, error) {
 	if err := call(ctx); err != nil { // so that caches are warm
 		return sheet.Stats{}, err
@@ -109,11 +107,4 @@ func repeat(ctx context.Context, call func(context.Context) error, end time.Time
 		s.Calls++
 	}
 	return s, nil
-}
-
-// cpuTime is what all threads of this process used.
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &u) // cannot fail for this process
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

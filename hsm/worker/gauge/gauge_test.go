@@ -3,6 +3,9 @@ package gauge
 import (
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,6 +32,24 @@ func TestOperations(t *testing.T) {
 		s, err := Measure(t.Context(), call, 3, 20*time.Millisecond)
 		if err != nil || s.Rate <= 0 || s.P50 <= 0 || s.Max < s.P99 || s.P99 < s.P90 || s.P90 < s.P50 {
 			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+	}
+}
+
+// The processor time of a child counts as soon as it is used.
+func TestChildrenCount(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "while :; do :; done")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	if !slices.Contains(children(), cmd.Process.Pid) {
+		t.Skip("this kernel does not list children")
+	}
+	before := cpuTime() - cpuOf(os.Getpid())
+	for deadline := time.Now().Add(10 * time.Second); cpuTime()-cpuOf(os.Getpid()) < before+50*time.Millisecond; {
+		if time.Now().After(deadline) {
+			t.Fatal("50 ms of a busy child were not counted in 10 s")
 		}
 	}
 }
