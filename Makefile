@@ -16,7 +16,7 @@ MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench hsm-matrix clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench hsm-bench hsm-matrix clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,11 @@ hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench
+
+hsm-bench: deps build ## hold the speed of the HSM service against the token's
+	@gcc -O2 -Wall -I/usr/include/p11-kit-1 -o bin/rawbench softhsm-test/rawbench/rawbench.c -ldl -lpthread
+	@go build -o bin/hsmbench ./softhsm-test/hsmbench
+	@bin/hsmbench
 
 clean: ## remove what was built
 	@rm -rf bin

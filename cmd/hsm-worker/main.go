@@ -1,6 +1,7 @@
 // Command hsm-worker holds one PKCS#11 token for the process that started it:
-// frame in, PKCS#11 call, frame out. It is started with a socket as file
-// descriptor 3 and is of no use by hand.
+// frame in, PKCS#11 call, frame out. With a job (hsm/sheet) as its argument it does
+// that once, reports and ends. It is started with a socket as file descriptor 3 and
+// is of no use by hand.
 package main
 
 import (
@@ -14,10 +15,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
-	"countersign/hsm/pkcs11"
-	"countersign/hsm/wire"
-
 	"countersign/hsm"
+	"countersign/hsm/pkcs11"
+	"countersign/hsm/sheet"
+	"countersign/hsm/wire"
 )
 
 // Exit codes.
@@ -39,7 +40,8 @@ const (
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, _ io.Reader, _, stderr io.Writer) int {
-	if !inherited(socket) || !inherited(lane) || len(args) > 0 {
+	job, known := jobOf(args)
+	if !known || !inherited(socket) || job == "" && !inherited(lane) {
 		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage
 	}
@@ -49,6 +51,9 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 		return exitUnavailable
 	}
 	conn := wire.NewSocket(socket)
+	if job != "" {
+		return do(conn, job, log)
+	}
 	cfg, err := wire.ReadConfig(conn)
 	if err != nil {
 		log.Error("no configuration", "error", err)
@@ -62,10 +67,9 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// One session more than asked for is the lane's.
 	sessions := cfg.Sessions + 1
 	runtime.GOMAXPROCS(sessions + 1)
-	token, err := pkcs11.Open(pkcs11.Config{
-		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: sessions,
-		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
-	})
+	opened := config(cfg, log)
+	opened.Sessions = sessions
+	token, err := pkcs11.Open(opened)
 	if err != nil {
 		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too
 		if errors.Is(err, hsm.ErrPIN) {
@@ -85,6 +89,22 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 		return exitUnavailable
 	}
 	return exitOK
+}
+
+func config(cfg wire.Config, log hclog.Logger) pkcs11.Config {
+	return pkcs11.Config{
+		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions,
+		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
+	}
+}
+
+// jobOf reads the arguments: none is serving, which is job "".
+func jobOf(args []string) (job sheet.Job, known bool) {
+	if len(args) == 0 {
+		return "", true
+	}
+	_, known = jobs[sheet.Job(args[0])]
+	return sheet.Job(args[0]), known && len(args) == 1
 }
 
 // inherited tells whether a file descriptor is a socket that a parent left.

@@ -51,6 +51,21 @@ func (g Guard) Lift() error {
 	return g.sync()
 }
 
+// Try lets do try a PIN, once. A guard that is up is [ErrRefusedBefore]; it goes up
+// when do says that the PIN was refused, [hsm.ErrPIN], before anybody learns of it.
+// Where it could not be put up the PIN is not tried.
+func (g Guard) Try(do func() error) error {
+	if err := g.arm(); err != nil {
+		return err
+	}
+	err := do()
+	if !errors.Is(err, hsm.ErrPIN) {
+		g.disarm()
+		return err
+	}
+	return errors.Join(err, g.raise())
+}
+
 func (g Guard) armed() string { return string(g) + ".armed" }
 
 // arm prepares for a refusal, so that putting the guard up takes no room on the

@@ -49,16 +49,13 @@ func (p *Pool) launch(ctx context.Context) (*link, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.startLimit())
 	defer cancel()
-	if err := p.cfg.Guard.arm(); err != nil {
-		p.stopIfRefused(err)
-		return nil, fmt.Errorf("starting worker: %w", err)
-	}
-	c, err := p.spawn()
+	var c child
+	err := p.cfg.Guard.Try(func() (err error) {
+		c, err = p.spawn(ctx)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("starting worker: %v: %w", err, hsm.ErrUnavailable)
-	}
-	if err := p.introduce(ctx, c); err != nil {
-		c.end()
+		p.stopIfRefused(err)
 		return nil, fmt.Errorf("starting worker: %w", err)
 	}
 	l := p.linked(c)
@@ -98,27 +95,13 @@ func (p *Pool) introduce(ctx context.Context, c child) error {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
 	hello, err := wire.ReadHello(c.sock)
-	if err := p.judgePIN(err); err != nil {
+	if err != nil {
 		return err
 	}
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
 	return errors.Join(c.sock.Tick(tick), c.lane.Tick(tick))
-}
-
-// judgePIN puts the guard up over a PIN that was refused, before anybody learns
-// of it.
-func (p *Pool) judgePIN(err error) error {
-	if !errors.Is(err, hsm.ErrPIN) {
-		p.cfg.Guard.disarm()
-		return err
-	}
-	if failed := p.cfg.Guard.raise(); failed != nil {
-		p.cfg.Logger.Error("a refused PIN could not be remembered: do not start again before it is right", "error", failed)
-	}
-	p.stopIfRefused(err)
-	return err
 }
 
 // process is a running worker. Its owner is the link, which ends it.
@@ -141,8 +124,21 @@ func (c child) end() {
 	_ = c.lane.Close()
 }
 
-// spawn starts a process, not yet introduced.
-func (p *Pool) spawn() (c child, err error) {
+// spawn starts a process and has it open its token.
+func (p *Pool) spawn(ctx context.Context) (child, error) {
+	c, err := p.fresh()
+	if err != nil {
+		return c, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	if err := p.introduce(ctx, c); err != nil {
+		c.end()
+		return c, err
+	}
+	return c, nil
+}
+
+// fresh is a process that was just started.
+func (p *Pool) fresh() (c child, err error) {
 	ours, theirs, err := wire.Pair()
 	if err != nil {
 		return c, err

@@ -25,6 +25,9 @@ func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input
 		return nil, fmt.Errorf("%s: %w", wire.Sign, err)
 	}
 	q := wire.Request{Op: wire.Sign, Key: key, Payload: wire.AppendSign(nil, alg, input)}
+	if p.cfg.Unverified {
+		return p.call(ctx, q, nil)
+	}
 	return p.call(ctx, q, func(sig []byte) error { return k.verify(alg, input, sig) })
 }
 

@@ -57,6 +57,9 @@ type Config struct {
 	// Guard is the file that remembers, across processes, that the token refused
 	// a PIN. "" remembers it in this process only.
 	Guard Guard
+	// Unverified hands signatures on as they come: for measuring what verifying
+	// costs, and for nothing else.
+	Unverified bool
 	// Patient opens a pool whose token is not there, and goes on trying: for one
 	// of several, of which another can serve.
 	Patient  bool

@@ -23,6 +23,7 @@ type Appliance struct {
 
 // HSM names the PKCS#11 module and token, and the worker processes before it.
 type HSM struct {
+	URI          string   `toml:"uri"` // in place of module, token_label and token_serial
 	Module       string   `toml:"module"`
 	TokenLabel   string   `toml:"token_label"`
 	TokenSerial  string   `toml:"token_serial"` // "" is any

@@ -63,7 +63,9 @@ func (c *checks) oneOf(key, s string, allowed ...string) {
 // tokens checks the first token and, where there is one, the second, which must
 // be another.
 func (c *checks) tokens(h HSM) {
-	c.filled("hsm.token_label", h.TokenLabel)
+	if h.TokenSerial == "" || h.URI == "" {
+		c.filled("hsm.token_label", h.TokenLabel)
+	}
 	for i, t := range h.Tokens() {
 		key := []string{"hsm.", "hsm.second."}[i]
 		c.filled(key+"module", t.Module)

@@ -79,6 +79,12 @@ type document interface {
 	check() []Problem
 }
 
+// namer is a document with one key that stands for several.
+type namer interface {
+	// name fills those several in, where the file does not define them itself.
+	name(defined func(key ...string) bool) []Problem
+}
+
 // load decodes a file over the defaults that into holds. Errors are [*Error].
 func load(path string, into document) error {
 	raw, err := os.ReadFile(path)
@@ -114,6 +120,9 @@ func decode(doc string, into document) ([]Problem, bool) {
 		return []Problem{decodeProblem(err)}, false
 	}
 	problems := unknownKeys(doc, md, into)
+	if n, ok := into.(namer); ok {
+		problems = append(problems, n.name(md.IsDefined)...)
+	}
 	if undecoded := md.Undecoded(); len(problems) == 0 && len(undecoded) > 0 {
 		problems = append(problems, Problem{Text: "unknown key " + undecoded[0].String()})
 	}

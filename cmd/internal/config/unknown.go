@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"countersign/hsm/uri"
 )
 
 // unknownKeys names every key that the structs do not have. It compares
@@ -33,7 +34,7 @@ func unknownKeys(doc string, md toml.MetaData, into document) []Problem {
 		}
 		reported[k.key.String()] = true
 		text := fmt.Sprintf("unknown key %s", k.key)
-		if near := nearest(k.key.String(), known); near != "" {
+		if near := uri.Nearest(k.key.String(), known); near != "" {
 			text += fmt.Sprintf(" (did you mean %s?)", near)
 		}
 		problems = append(problems, Problem{Line: k.line, Text: text})
@@ -67,35 +68,4 @@ func appendKeys(keys []string, t reflect.Type, prefix string) []string {
 		keys = appendKeys(keys, field.Type, prefix+tag+".")
 	}
 	return keys
-}
-
-// nearest returns the known key that was probably meant, or "".
-func nearest(key string, known []string) string {
-	best, bound := "", max(2, len(key)/4)
-	for _, k := range known {
-		if d := distance(strings.ToLower(key), k); d <= bound {
-			best, bound = k, d-1
-		}
-	}
-	return best
-}
-
-// distance is the number of bytes to insert, delete or replace (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"countersign/appliance/admin"
+	"countersign/cmd/internal/cli"
+)
+
+// hsmStatus prints one line a worker, and ends with 69 when no token is ready.
+func (t *tool) hsmStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show every token and worker process",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := t.api()
+			if err != nil {
+				return err
+			}
+			var tokens []admin.Token
+			if err := a.get(cmd.Context(), "hsm", &tokens); err != nil {
+				return err
+			}
+			if err := t.printTokens(cmd, tokens); err != nil {
+				return err
+			}
+			return usable(tokens)
+		},
+	}
+}
+
+func (t *tool) printTokens(cmd *cobra.Command, tokens []admin.Token) error {
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[admin.Token]{}.List(p, tokens)
+	}
+	var rows []workerRow
+	for _, token := range tokens {
+		for _, w := range token.Workers {
+			rows = append(rows, workerRow{token, w})
+		}
+		if len(token.Workers) == 0 {
+			rows = append(rows, workerRow{Token: token})
+		}
+	}
+	return workerTable.List(p, rows)
+}
+
+// usable is nil when a token answers.
+func usable(tokens []admin.Token) error {
+	var reasons []string
+	for _, token := range tokens {
+		if token.State == "ready" || token.State == "degraded" {
+			return nil
+		}
+		reasons = append(reasons, token.Name+": "+token.Reason)
+	}
+	hint := "the log of countersignd tells more"
+	if len(tokens) > 0 && (tokens[0].State == "locked" || tokens[0].State == "pin-refused") {
+		hint = "run countersignctl hsm unlock"
+	}
+	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+}
+
+// hsmDrain is a verb that changes whether a token takes calls.
+func (t *tool) hsmDrain(verb, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " TOKEN", Args: cobra.ExactArgs(1), Short: short,
+		Long: short + ".\nTOKEN is first or second, as countersignctl hsm status calls it. A restart of the daemon gives a drained token calls again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := t.api()
+			if err != nil {
+				return err
+			}
+			var tokens []admin.Token
+			if err := a.post(cmd.Context(), "hsm/"+url.PathEscape(args[0])+"/"+verb, struct{}{}, &tokens); err != nil {
+				return err
+			}
+			return t.printTokens(cmd, tokens)
+		},
+	}
+}
+
+// workerRow is a worker with its token, or a token without one.
+type workerRow struct {
+	admin.Token
+	Worker admin.Worker
+}
+
+var workerTable = cli.Table[workerRow]{
+	{Title: "Token", Value: func(r workerRow) string { return r.Name }},
+	{Title: "Label", Value: func(r workerRow) string { return r.Label }},
+	{Title: "State", Value: func(r workerRow) string {
+		if r.Drained {
+			return r.State + ", drained"
+		}
+		return r.State
+	}},
+	{Title: "Worker", Value: r1(func(w admin.Worker) string { return strconv.Itoa(w.PID) })},
+	{Title: "Is", Value: r1(func(w admin.Worker) string { return w.State })},
+	{Title: "Since", Value: r1(func(w admin.Worker) string { return date(w.Started) })},
+	{Title: "Calls", Value: r1(func(w admin.Worker) string { return number(w.Calls) })},
+	{Title: "In flight", Value: r1(func(w admin.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Call", Value: r1(func(w admin.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "Wrong", Value: r1(func(w admin.Worker) string { return strconv.Itoa(w.Wrong) })},
+	{Title: "Proven", Value: r1(func(w admin.Worker) string { return optionalDate(w.Proven) })},
+}
+
+// r1 is a column that a token without workers leaves empty.
+func r1(value func(admin.Worker) string) func(workerRow) string {
+	return func(r workerRow) string {
+		if r.Worker.PID == 0 {
+			return "-"
+		}
+		return value(r.Worker)
+	}
+}

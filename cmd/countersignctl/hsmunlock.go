@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"countersign/appliance/admin"
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+	"countersign/hsm/worker"
+)
+
+// unlocking is what hsm unlock is told.
+type unlocking struct {
+	token, file, stateDir string
+	fd                    int
+}
+
+func (t *tool) hsmUnlock() *cobra.Command {
+	var u unlocking
+	cmd := &cobra.Command{
+		Use: "unlock", Args: cobra.NoArgs, Short: "Give the PIN to a daemon that waits for it, or let a refused one be tried again",
+		Long: "Give the PIN to a daemon that was started without one, or whose PIN the token refused; it is tried once.\n" +
+			"When no daemon runs, lift the guard that a refused PIN left in its state directory: the next start tries hsm.pin once.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return t.unlock(cmd, u) },
+	}
+	cmd.Flags().StringVar(&u.token, "token", "", "name of the token, when there are several")
+	cmd.Flags().StringVar(&u.file, "pin-file", "", "file of mode 0600 with the PIN, in place of a prompt")
+	cmd.Flags().IntVar(&u.fd, "pin-fd", -1, "file descriptor with the PIN, in place of a prompt")
+	cmd.Flags().StringVar(&u.stateDir, "state-dir", "", "state_dir of a daemon that does not run (default the directory of --admin)")
+	return cmd
+}
+
+func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var tokens []admin.Token
+	err = a.get(cmd.Context(), "hsm", &tokens)
+	if nobodyAnswers(err) {
+		return t.liftGuard(cmd, u)
+	}
+	if err != nil {
+		return err
+	}
+	if !anyNeedsPIN(tokens, u.token) {
+		return cli.Fail(cli.Failed, errors.New("no token waits for a PIN"), "countersignctl hsm status tells their states")
+	}
+	pin, err := u.readPIN(cmd)
+	if err != nil {
+		return err
+	}
+	defer pin.Wipe()
+	if err := a.unlock(cmd.Context(), u.token, pin.Bytes(), &tokens); err != nil {
+		return err
+	}
+	return t.printTokens(cmd, tokens)
+}
+
+func anyNeedsPIN(tokens []admin.Token, name string) bool {
+	for _, token := range tokens {
+		if (name == "" || name == token.Name) && (token.State == "locked" || token.State == "pin-refused") {
+			return true
+		}
+	}
+	return false
+}
+
+// nobodyAnswers tells that there is no daemon at the socket, from every other error.
+func nobodyAnswers(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial"
+}
+
+func (u unlocking) readPIN(cmd *cobra.Command) (config.SecretValue, error) {
+	secret := config.Secret{Source: "prompt"}
+	switch {
+	case u.file != "":
+		secret = config.Secret{Source: "file", Path: u.file}
+	case u.fd >= 0:
+		secret = config.Secret{Source: "fd", FD: &u.fd}
+	}
+	return secret.Resolve(config.SecretSources{What: "PIN of the token", Prompt: cli.TerminalOf(cmd).Secret})
+}
+
+// unlock sends the PIN as it is, so that no copy of it is made on the way.
+func (a *api) unlock(ctx context.Context, token string, pin []byte, into any) error {
+	return a.do(ctx, http.MethodPost, "hsm/unlock?token="+url.QueryEscape(token), bytes.NewReader(pin), into)
+}
+
+// liftGuard lets the next start of a daemon try its PIN.
+func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
+	dir := u.stateDir
+	if dir == "" {
+		address, err := config.ParseAddress(t.address)
+		if err != nil || address.Network() != "unix" {
+			return cli.Fail(cli.Usage, errors.New("no daemon answers, and where its state is was not said"), "name it: --state-dir DIR")
+		}
+		dir = filepath.Dir(address.Target())
+	}
+	guard := worker.Guard(filepath.Join(dir, worker.GuardFile))
+	when, refused := guard.Refused()
+	if !refused {
+		return cli.Fail(cli.Failed, fmt.Errorf("no daemon answers at %s, and in %s no PIN was refused", t.address, dir),
+			"start countersignd, or name its state directory: --state-dir DIR")
+	}
+	if err := guard.Lift(); err != nil {
+		code := cli.IO
+		if errors.Is(err, fs.ErrPermission) {
+			code = cli.Auth
+		}
+		return cli.Fail(code, err, "run it as the user of countersignd")
+	}
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "The guard of %s is lifted: the next start of countersignd tries hsm.pin once. A wrong one counts on the token.\n",
+		when.UTC().Format(time.RFC3339))
+	return err
+}
