@@ -58,8 +58,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
-	"golang.org/x/sys/unix"
 )
 
 // Limits in bytes.
@@ -72,13 +70,6 @@ const (
 
 // ErrFrame: the other side sent what is no frame of this protocol.
 var ErrFrame = errors.New("malformed frame")
-
-// Now is CLOCK_MONOTONIC in nanoseconds, the clock of [Request.Deadline].
-func Now() int64 {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
-	return ts.Nano()
-}
 
 // Buffer is room for one frame, and for the byte that shows one too long.
 func Buffer() []byte { return make([]byte, maxFrame+1) }
