@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 type Config struct {
 	Store   store.Store
 	Keys    *keyring.Keyring
+	Token   string // label of the token, for the rows of the keys that are made on it
 	Logger  hclog.Logger
 	Metrics prometheus.Registerer // nil: not registered anywhere
 	Attest  Attest                // nil: attestations are of format "unverified"
@@ -64,6 +66,10 @@ type Appliance struct {
 	devices  deviceCache
 	failures failures
 	metrics  *metrics
+
+	tokenLabel string
+	keySteps   sync.Mutex // one step of a key's life at a time
+	renewals   renewals
 }
 
 // activePolicy is the store's newest policy, parsed.
@@ -85,7 +91,10 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	if c.RefusalTime == 0 {
 		c.RefusalTime = defaultRefusalTime
 	}
-	a := &Appliance{refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics)}
+	a := &Appliance{
+		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
+		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)},
+	}
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
 	}
@@ -106,8 +115,11 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 }
 
 // Run writes the minute's failure counts to the audit until ctx ends, and once
-// more then.
+// more then; beside that it brings client records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
+	var beside sync.WaitGroup
+	beside.Go(func() { a.runRenewals(ctx) })
+	defer beside.Wait()
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {

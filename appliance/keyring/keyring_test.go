@@ -29,6 +29,10 @@ func (r registry) AddTrust(context.Context, store.Trust, store.Record) error {
 	return errors.New("not part of these tests")
 }
 
+func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) error {
+	return errors.New("not part of these tests")
+}
+
 func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 	t.Helper()
 	token := memory.New()

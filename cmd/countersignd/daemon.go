@@ -29,6 +29,7 @@ type daemon struct {
 	identity  *httpapi.Identity
 	servers   []httpapi.Server
 	storeDir  string
+	caFile    string
 }
 
 // errOtherDomain: config.toml names another trust domain than init made.
@@ -41,12 +42,15 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	if d.keys, err = keyring.Load(ctx, p.token, p.store); err != nil {
 		return nil, err
 	}
+	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {
+		return nil, err
+	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return nil, fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
 	d.storeDir = filepath.Dir(cfg.Store.Path)
 	d.appliance, err = appliance.New(ctx, appliance.Config{
-		Store: p.store, Keys: d.keys, Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
+		Store: p.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
 	})
 	if err != nil {
 		return nil, err
@@ -54,14 +58,15 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), p.log); err != nil {
 		return nil, err
 	}
-	if err := d.writeCA(ctx, filepath.Join(cfg.StateDir, "ca.pem")); err != nil {
+	d.caFile = filepath.Join(cfg.StateDir, "ca.pem")
+	if err := d.writeCA(ctx); err != nil {
 		return nil, err
 	}
 	return d, d.listen(ctx, cfg)
 }
 
 // writeCA writes the authorities for devices that enrol: relayd enrol --ca.
-func (d *daemon) writeCA(ctx context.Context, path string) error {
+func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
 	if err != nil {
 		return err
@@ -70,7 +75,7 @@ func (d *daemon) writeCA(ctx context.Context, path string) error {
 	for _, cert := range authorities {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	if err := os.WriteFile(path, text, 0o644); err != nil { //nolint:gosec // it is public
+	if err := os.WriteFile(d.caFile, text, 0o644); err != nil { //nolint:gosec // it is public
 		return cli.Fail(cli.IO, err, "state_dir must be writable")
 	}
 	return nil
@@ -94,6 +99,7 @@ func (d *daemon) run(ctx context.Context) error {
 		d.appliance.Run(ctx)
 	}()
 	go d.identity.Run(ctx)
+	go d.followKeys(ctx)
 	go d.watchDisk(ctx, stop)
 	err := httpapi.Serve(ctx, d.log, d.servers...)
 	stop(nil)
@@ -102,6 +108,34 @@ func (d *daemon) run(ctx context.Context) error {
 		err = cause
 	}
 	return err
+}
+
+// followPause is between attempts to follow a change of the keys.
+const followPause = 10 * time.Second
+
+// followKeys gives the listener and the file of authorities what follows from the keys,
+// whenever those have changed.
+func (d *daemon) followKeys(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.keys.Changed():
+		}
+		for err := d.follow(ctx); err != nil && ctx.Err() == nil; err = d.follow(ctx) {
+			d.log.Error("TLS identity could not follow the keys", "error", err, "retry_in", followPause.String())
+			select {
+			case <-ctx.Done():
+			case <-time.After(followPause):
+			}
+		}
+	}
+}
+
+func (d *daemon) follow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, followPause)
+	defer cancel()
+	return errors.Join(d.identity.Renew(ctx), d.writeCA(ctx))
 }
 
 // watchDisk stops the daemon when an fsync failed: what is on the disk is unknown

@@ -25,7 +25,7 @@ func (d *daemon) listen(ctx context.Context, cfg *config.Appliance) error {
 		return fmt.Errorf("admin.socket: %w", err)
 	}
 	apiHandler := &httpapi.API{Appliance: d.appliance, Logger: d.log.Named("api")}
-	adminHandler := &httpapi.Admin{Appliance: d.appliance, Keys: d.keys, HSM: d.hsmStatus, Logger: d.log.Named("admin")}
+	adminHandler := &httpapi.Admin{Appliance: d.appliance, HSM: d.hsmStatus, Logger: d.log.Named("admin")}
 	opsHandler := &httpapi.Ops{Checks: d.checks(), Gatherer: d.metrics}
 	d.servers = []httpapi.Server{
 		{Name: "api", Listener: api, Handler: apiHandler.Handler(), TLS: d.identity.TLSConfig()},

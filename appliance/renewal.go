@@ -1,0 +1,178 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+)
+
+// Renewal is how far the client records have come to the mac and wrap keys in use.
+type Renewal struct {
+	Total   int    // client records
+	Left    int    // under an earlier key, as far as it is known
+	Running bool   // the background is at it
+	Problem string // why the last round did not come to its end; "" if it did
+}
+
+// renewals brings client records to the mac and wrap keys in use, in the background. It
+// keeps no state of its own: which records are left is read off the records, so that it
+// goes on after a crash wherever it was.
+type renewals struct {
+	asked chan struct{}
+
+	mu    sync.Mutex
+	state Renewal // guarded by mu
+}
+
+// wake asks for a round.
+func (r *renewals) wake() {
+	select {
+	case r.asked <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
+func (r *renewals) set(change func(*Renewal)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.state)
+}
+
+// Renewal is the state of the background work.
+func (a *Appliance) Renewal() Renewal {
+	a.renewals.mu.Lock()
+	defer a.renewals.mu.Unlock()
+	return a.renewals.state
+}
+
+// renewalPause is between rounds that failed.
+const renewalPause = time.Minute
+
+// runRenewals works through the records at the start and whenever it is asked, until
+// ctx ends.
+func (a *Appliance) runRenewals(ctx context.Context) {
+	for ctx.Err() == nil {
+		var again <-chan time.Time
+		if err := a.renewAll(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("client records could not all be brought to the keys in use", "error", err)
+			again = time.After(renewalPause)
+		}
+		select {
+		case <-ctx.Done():
+		case <-again:
+		case <-a.renewals.asked:
+		}
+	}
+}
+
+// renewAll does one round.
+func (a *Appliance) renewAll(ctx context.Context) error {
+	all, err := a.store.ListClients(ctx)
+	if err != nil {
+		return err
+	}
+	a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all), Left: len(all), Running: true} })
+	var problems []error
+	for _, c := range all {
+		if err := a.renewClient(ctx, c.ID); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		a.renewals.set(func(r *Renewal) { r.Left-- })
+	}
+	err = errors.Join(problems...)
+	a.renewals.set(func(r *Renewal) {
+		if r.Running = false; err != nil {
+			r.Problem = problems[0].Error()
+		}
+	})
+	return err
+}
+
+// renewClient brings one record to the keys in use. A record that is nobody's stays as
+// it is: to MAC it anew would make it somebody's.
+func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
+	var err error
+	for range casTries {
+		var c store.Client
+		if c, err = a.store.Client(ctx, id); err != nil {
+			return err
+		}
+		var stale bool
+		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) || err == nil && !stale {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("client %s: %w", c.ID, err)
+		}
+		c.Version++
+		if c, err = a.authenticate(ctx, c); err != nil {
+			return err
+		}
+		fields := map[string]any{"event": "renewed", "version": c.Version, "mac": c.MAC}
+		if err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return err
+}
+
+// renewed is a record with its verifier under the wrap key in use; stale tells that its
+// verifier or its MAC was not under the keys in use.
+func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client, stale bool, err error) {
+	under, err := a.macOf(ctx, c)
+	if err != nil {
+		return c, false, err
+	}
+	in, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return c, false, err
+	}
+	stale = under.Version != in.Version
+	if c.Verifier == nil {
+		return c, stale, nil
+	}
+	wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
+	if err != nil {
+		return c, stale, err
+	}
+	if wrapped != nil {
+		c.Verifier, stale = wrapped, true
+	}
+	return c, stale, nil
+}
+
+// countRenewals counts the records that are left, without changing any.
+func (a *Appliance) countRenewals(ctx context.Context) (Renewal, error) {
+	all, err := a.store.ListClients(ctx)
+	if err != nil {
+		return Renewal{}, err
+	}
+	in, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return Renewal{}, err
+	}
+	r := Renewal{Total: len(all)}
+	for _, c := range all {
+		under, err := a.macOf(ctx, c)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // nobody's
+		}
+		current := err == nil && under.Version == in.Version
+		if current && c.Verifier != nil {
+			current, err = a.keys.IsUnderCurrentWrap(ctx, c.Verifier, a.now())
+		}
+		if err != nil {
+			return r, err
+		}
+		if !current {
+			r.Left++
+		}
+	}
+	return r, nil
+}
