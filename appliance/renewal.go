@@ -60,7 +60,9 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		var again <-chan time.Time
 		if err := a.renewAll(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("client records could not all be brought to the keys in use", "error", err)
-			again = time.After(renewalPause)
+			if !errors.Is(err, keyring.ErrNoRewrap) { // which no second try helps
+				again = time.After(renewalPause)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -69,6 +71,9 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		}
 	}
 }
+
+// problemsKept ends a round in which nothing goes right.
+const problemsKept = 10
 
 // renewAll does one round.
 func (a *Appliance) renewAll(ctx context.Context) error {
@@ -80,7 +85,9 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	var problems []error
 	for _, c := range all {
 		if err := a.renewClient(ctx, c.ID); err != nil {
-			problems = append(problems, err)
+			if problems = append(problems, err); len(problems) == problemsKept {
+				break
+			}
 			continue
 		}
 		a.renewals.set(func(r *Renewal) { r.Left-- })
@@ -104,11 +111,11 @@ func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
 			return err
 		}
 		var stale bool
-		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) || err == nil && !stale {
+		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("client %s: %w", c.ID, err)
+		if err != nil || !stale {
+			return err
 		}
 		c.Version++
 		if c, err = a.authenticate(ctx, c); err != nil {
@@ -123,7 +130,8 @@ func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
 }
 
 // renewed is a record with its verifier under the wrap key in use; stale tells that its
-// verifier or its MAC was not under the keys in use.
+// verifier or its MAC was not under the keys in use. A record that is nobody's is
+// [store.ErrNotFound].
 func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client, stale bool, err error) {
 	under, err := a.macOf(ctx, c)
 	if err != nil {
@@ -138,13 +146,16 @@ func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client
 		return c, stale, nil
 	}
 	wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
-	if err != nil {
-		return c, stale, err
-	}
 	if wrapped != nil {
 		c.Verifier, stale = wrapped, true
 	}
-	return c, stale, nil
+	if stale && errors.Is(err, keyring.ErrNoRewrap) {
+		err = nil // the MAC at least; the next round says so again
+	}
+	if err != nil {
+		err = fmt.Errorf("verifier of client %s: %w", c.ID, err)
+	}
+	return c, stale, err
 }
 
 // countRenewals counts the records that are left, without changing any.
