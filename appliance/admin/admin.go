@@ -91,6 +91,30 @@ type Key struct {
 	DestroyedAt   *time.Time `json:"destroyed_at,omitempty"`
 }
 
+// KeyPlan is what is to be done with the keys: GET key/plan.
+type KeyPlan struct {
+	Auto    bool     `json:"auto"` // the appliance does it by itself
+	Keys    []KeyDue `json:"keys"`
+	Records Renewal  `json:"records"`
+}
+
+// KeyDue is when a key is to be rotated.
+type KeyDue struct {
+	Name     string     `json:"name"`
+	Version  uint64     `json:"version"`        // in use, 0: none
+	Standing string     `json:"standing"`       // not scheduled, scheduled, later, due, overdue
+	At       *time.Time `json:"at,omitempty"`   // none: never
+	Next     uint64     `json:"next,omitempty"` // version that waits, or comes by itself
+}
+
+// Renewal is how far client records have come to the mac and wrap keys in use.
+type Renewal struct {
+	Total   int    `json:"total"`
+	Left    int    `json:"left"`
+	Running bool   `json:"running"`
+	Problem string `json:"problem,omitempty"` // why some are left
+}
+
 // KeyStep is the body of POST key/<name>[@<version>]/{create,rotate,activate,retire,
 // suspend,resume,destroy}. The answer is every key version that it changes.
 type KeyStep struct {

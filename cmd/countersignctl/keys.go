@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -49,6 +50,10 @@ func (t *tool) key() *cobra.Command {
 			RunE: t.showKey,
 		},
 	)
+	cmd.AddCommand(&cobra.Command{
+		Use: "plan", Args: cobra.NoArgs, Short: "Show when each key is to be rotated, and how far client records have come",
+		RunE: t.keyPlan,
+	})
 	for _, v := range keyVerbs {
 		cmd.AddCommand(t.keyStep(v))
 	}
@@ -64,10 +69,30 @@ func (t *tool) showKey(cmd *cobra.Command, args []string) error {
 	if err := a.get(cmd.Context(), "key/"+url.PathEscape(args[0]), &keys); err != nil {
 		return err
 	}
-	if len(keys) == 1 {
+	if strings.Contains(args[0], "@") {
 		return keyDetails.One(t.printer(cmd), keys[0])
 	}
 	return keyDetails.List(t.printer(cmd), keys)
+}
+
+// keyPlan prints two tables, or one value.
+func (t *tool) keyPlan(cmd *cobra.Command, _ []string) error {
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var plan admin.KeyPlan
+	if err := a.get(cmd.Context(), "key/plan", &plan); err != nil {
+		return err
+	}
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[admin.KeyPlan]{}.One(p, plan)
+	}
+	if err := dueTable.List(p, plan.Keys); err != nil {
+		return err
+	}
+	return recordsTable.One(p, plan.Records)
 }
 
 func (t *tool) keyStep(v keyVerb) *cobra.Command {
