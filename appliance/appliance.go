@@ -73,7 +73,9 @@ type Appliance struct {
 	renewals   renewals
 	schedule   keyring.Schedule
 
-	scheduleProblem string // of Run alone: what was said last
+	// Of Run alone.
+	scheduleProblem string    // what was said last
+	attested        time.Time // when the token was last compared with the registry
 }
 
 // activePolicy is the store's newest policy, parsed.
@@ -121,14 +123,15 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 	return nil
 }
 
-// Run writes the minute's failure counts to the audit and keeps the schedule of the
-// keys until ctx ends, and the counts once more then; beside that it brings client
+// Run writes the minute's failure counts to the audit keeps the schedule of the
+// keys and compares them with the token once a day, until ctx ends, and the counts once more then; beside that it brings client
 // records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.runRenewals(ctx) })
 	defer beside.Wait()
 	a.keepSchedule(ctx)
+	a.attestDaily(ctx)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {
@@ -136,6 +139,7 @@ func (a *Appliance) Run(ctx context.Context) {
 		case <-ticker.C:
 			a.flushFailures(ctx)
 			a.keepSchedule(ctx)
+			a.attestDaily(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()

@@ -84,6 +84,10 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if a.keys.OneOfEach(a.now()) {
+		a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all)} })
+		return nil
+	}
 	a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all), Left: len(all), Running: true} })
 	var problems []error
 	var stuck error

@@ -91,6 +91,15 @@ type Key struct {
 	DestroyedAt   *time.Time `json:"destroyed_at,omitempty"`
 }
 
+// Finding is an object on the token as compared with the registry: GET key/attest.
+type Finding struct {
+	Key     string   `json:"key"` // name@version, or the label of an unknown object
+	ID      string   `json:"id"`
+	Good    bool     `json:"good"`
+	Unknown bool     `json:"unknown"` // no row has this id
+	Drift   []string `json:"drift"`   // what is not as it must be
+}
+
 // KeyPlan is what is to be done with the keys: GET key/plan.
 type KeyPlan struct {
 	Auto    bool     `json:"auto"` // the appliance does it by itself
@@ -120,7 +129,7 @@ type Renewal struct {
 type KeyStep struct {
 	DryRun      bool `json:"dry_run,omitempty"`     // only answer
 	Early       bool `json:"early,omitempty"`       // retire: before its overlap is over
-	Compromised bool `json:"compromised,omitempty"` // retire: for good
+	Compromised bool `json:"compromised,omitempty"` // retire: for good; rotate: rule out all earlier versions
 }
 
 // Record is one audit record: GET audit?after=N&limit=N.
@@ -176,6 +185,7 @@ const (
 	ProblemExists      = "urn:countersign:problem:exists"
 	ProblemConflict    = "urn:countersign:problem:conflict"
 	ProblemKeyStep     = "urn:countersign:problem:key-step"
+	ProblemUnsupported = "urn:countersign:problem:unsupported"
 	ProblemQuorum      = "urn:countersign:problem:quorum"
 	ProblemInput       = "urn:countersign:problem:input"
 	ProblemUnavailable = "urn:countersign:problem:unavailable"

@@ -75,6 +75,12 @@ func (l *life) load(token hsm.Token) {
 	}
 }
 
+// compromised rotates a key whose versions so far are known to others.
+func (l *life) compromised(name string) error {
+	l.Helper()
+	return l.do(keyring.Step{Verb: keyring.Rotate, Name: name, Compromised: true})
+}
+
 // take takes a step, or gives the error of its plan.
 func (l *life) take(verb keyring.Verb, ref string) error {
 	l.Helper()
@@ -82,8 +88,13 @@ func (l *life) take(verb keyring.Verb, ref string) error {
 	if err != nil {
 		l.Fatal(err)
 	}
+	return l.do(keyring.Step{Verb: verb, Name: name, Version: version})
+}
+
+func (l *life) do(s keyring.Step) error {
+	l.Helper()
 	l.now = l.now.Add(time.Second) // no two steps are at one time
-	p, err := l.Plan(keyring.Step{Verb: verb, Name: name, Version: version}, l.now)
+	p, err := l.Plan(s, l.now)
 	if err != nil {
 		return err
 	}
@@ -178,6 +189,45 @@ func TestNobodyLooks(t *testing.T) {
 	l.is(map[string]string{"decision@5": "active+", "decision@6": "pre-activation+"})
 	l.now = l.now.Add(366 * 24 * time.Hour)
 	l.is(map[string]string{"decision@5": "deactivated+", "decision@6": "active+"})
+}
+
+// TestCompromised: once the next version is in use, a device that knows of it takes
+// nothing by those before; until then it is told nothing.
+func TestCompromised(t *testing.T) {
+	l := newLife(t)
+	device, err := l.TrustDocument(l.now).Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow := func() {
+		t.Helper()
+		mu := protocol.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}
+		if device, err = device.Update(mu.Marshal(), uint64(l.now.Unix())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	certs := len(l.TrustDocument(l.now).KeyCerts)
+	l.must(keyring.Rotate, "decision") // one that rules nothing out is certified anew
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs-1 {
+		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs-1)
+	}
+	l.must(keyring.Activate, "decision")
+	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
+	follow()
+	if got := device.KeyCerts(protocol.UseDecision); len(got) != 1 {
+		t.Errorf("the device takes decisions by %d epochs, want 1", len(got))
+	}
+	if err := l.take(keyring.Activate, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+		t.Errorf("back to what is compromised: %v", err)
+	}
+	for _, name := range []string{keyring.MAC, keyring.CA, keyring.Wrap} {
+		if err := l.compromised(name); !errors.Is(err, keyring.ErrStep) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // hides is a token without the keys of one name.
@@ -305,4 +355,62 @@ func (s strayed) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey
 		z[0] ^= 1
 	}
 	return z, err
+}
+
+// telling is a token that tells attributes: those of a key as it was made, but for what
+// change does to them.
+type telling struct {
+	hsm.Token
+	change func([]keyring.Object) []keyring.Object
+}
+
+func (a telling) Objects(ctx context.Context) ([]keyring.Object, error) {
+	keys, err := a.Keys(ctx)
+	var all []keyring.Object
+	for _, k := range keys {
+		o := keyring.Object{ID: k.ID, Label: k.Label, Local: true, AlwaysSensitive: true, NeverExtractable: true}
+		o.Usages = map[hsm.Usage][]string{
+			hsm.SignP256: {"sign"}, hsm.DeriveP256: {"derive"}, hsm.MACKey: {"sign"}, hsm.WrapKey: {"unwrap", "wrap"},
+		}[k.Usage]
+		all = append(all, o)
+	}
+	return a.change(all), err
+}
+
+// TestAttest: each attribute that is not as it must be is a finding, and so is an object
+// too many or too few.
+func TestAttest(t *testing.T) {
+	l := newLife(t)
+	if _, err := l.Attest(t.Context()); !errors.Is(err, keyring.ErrNoAttest) {
+		t.Errorf("a token that tells nothing: %v", err)
+	}
+	for name, change := range map[string]func([]keyring.Object) []keyring.Object{
+		"":                          func(all []keyring.Object) []keyring.Object { return all },
+		"not CKA_LOCAL":             func(all []keyring.Object) []keyring.Object { all[0].Local = false; return all },
+		"not CKA_ALWAYS_SENSITIVE":  func(all []keyring.Object) []keyring.Object { all[0].AlwaysSensitive = false; return all },
+		"not CKA_NEVER_EXTRACTABLE": func(all []keyring.Object) []keyring.Object { all[0].NeverExtractable = false; return all },
+		"CKA_EXTRACTABLE":           func(all []keyring.Object) []keyring.Object { all[0].Extractable = true; return all },
+		"CKA_MODIFIABLE":            func(all []keyring.Object) []keyring.Object { all[0].Modifiable = true; return all },
+		"usages sign decrypt":       func(all []keyring.Object) []keyring.Object { all[0].Usages = []string{"sign", "decrypt"}; return all },
+		"mechanisms CKM_RSA_PKCS":   func(all []keyring.Object) []keyring.Object { all[0].Mechanisms = []string{"CKM_RSA_PKCS"}; return all },
+		"0 objects":                 func(all []keyring.Object) []keyring.Object { return all[1:] },
+		"unknown": func(all []keyring.Object) []keyring.Object {
+			return append(all, keyring.Object{Label: "stranger"})
+		},
+	} {
+		l.load(telling{l.token, change})
+		found, err := l.Attest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wrong []string
+		for _, f := range found {
+			if wrong = append(wrong, f.Drift...); f.Unknown {
+				wrong = append(wrong, "unknown")
+			}
+		}
+		if strings.Join(wrong, "; ") != name {
+			t.Errorf("found %q, want %q", wrong, name)
+		}
+	}
 }

@@ -76,6 +76,8 @@ func problem(res *http.Response) error {
 		code, hint = cli.NotFound, "countersignctl client list, device list and key list show the names"
 	case admin.ProblemKeyStep:
 		hint = "countersignctl key list shows where each version stands; retire --early does not wait"
+	case admin.ProblemUnsupported:
+		code, hint = cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"
 	case admin.ProblemQuorum:
 		code, hint = cli.Denied, "this version cannot take the approval of a second administrator, so nothing was destroyed"
 	case admin.ProblemExists:

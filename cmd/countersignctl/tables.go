@@ -72,6 +72,20 @@ var keyDetails = cli.Table[admin.Key]{
 	{Title: "Destroyed", Value: func(k admin.Key) string { return optionalDate(k.DestroyedAt) }},
 }
 
+var findingTable = cli.Table[admin.Finding]{
+	{Title: "Key", Value: func(f admin.Finding) string { return f.Key }},
+	{Title: "Finding", Value: func(f admin.Finding) string {
+		switch {
+		case f.Unknown:
+			return "unknown to the registry"
+		case !f.Good:
+			return strings.Join(f.Drift, ", ")
+		}
+		return "as it must be"
+	}},
+	{Title: "ID", Value: func(f admin.Finding) string { return f.ID }},
+}
+
 var dueTable = cli.Table[admin.KeyDue]{
 	{Title: "Key", Value: func(d admin.KeyDue) string { return d.Name + "@" + number(d.Version) }},
 	{Title: "Rotation", Value: func(d admin.KeyDue) string { return d.Standing }},

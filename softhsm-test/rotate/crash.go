@@ -28,10 +28,10 @@ func (s *stage) killAll(ctx context.Context) error {
 		}
 	}
 	var k kills
-	for range killRounds {
-		for _, turn := range turns {
-			if err := s.killTurn(ctx, &k, turn.name, turn.retire); err != nil {
-				return fmt.Errorf("%s: %w", turn.name, err)
+	for range s.times(killRounds) {
+		for _, t := range s.turns {
+			if err := s.killTurn(ctx, &k, t); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
 			}
 		}
 	}
@@ -44,7 +44,8 @@ type kills struct{ before, made, after int }
 
 // killTurn is one rotation with a kill in each step. The version that comes next is
 // known by the dry run.
-func (s *stage) killTurn(ctx context.Context, k *kills, name string, retire bool) error {
+func (s *stage) killTurn(ctx context.Context, k *kills, t turn) error {
+	name := t.name
 	old, err := s.active(ctx, name)
 	if err != nil {
 		return err
@@ -58,7 +59,7 @@ func (s *stage) killTurn(ctx context.Context, k *kills, name string, retire bool
 	if name == "root" {
 		steps[1] = append(steps[1], "--yes")
 	}
-	if retire {
+	if t.retire {
 		steps = append(steps, []string{"retire", old.ref(), "--early", "--yes"})
 	}
 	for _, step := range steps {

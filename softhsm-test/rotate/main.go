@@ -9,11 +9,14 @@
 // and its exit code 0 if nothing failed, else 1. BREAK=NAME breaks the product once, so
 // that cases fail: mac retires a version of mac before the records are made anew, cert
 // spoils the KeyCert of a new kem epoch, retired brings a retired kem epoch back. Another
-// name is exit code 2. COUNTERSIGN_SEED repeats the moments of the kills.
+// name is exit code 2. COUNTERSIGN_SEED repeats the moments of the kills; -keys
+// NAME[,NAME…] rotates some of the keys only, -quick each of them once. What follows on a
+// section that failed is left out.
 package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -45,11 +48,23 @@ var sections = []struct {
 // breaks are the values of BREAK.
 var breaks = []string{"", "mac", "cert", "retired"}
 
-func main() { os.Exit(run(os.Getenv, os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
 
-func run(getenv func(string) string, stdout, stderr io.Writer) int {
+func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	flags := flag.NewFlagSet("rotate", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	only := flags.String("keys", "", "keys to rotate, separated by commas; all if empty")
+	quick := flags.Bool("quick", false, "rotate each key once, with one kill in each step")
+	if flags.Parse(args) != nil || flags.NArg() != 0 {
+		return exitUsage
+	}
+	wanted, err := choose(*only)
+	if err != nil {
+		fmt.Fprintf(stderr, "error: -keys: %v\n", err)
+		return exitUsage
+	}
 	if broken := getenv("BREAK"); !slices.Contains(breaks, broken) {
 		fmt.Fprintf(stderr, "error: BREAK=%q is unknown\nhint: one of:%s\n", broken, strings.Join(breaks, " "))
 		return exitUsage
@@ -63,7 +78,7 @@ func run(getenv func(string) string, stdout, stderr io.Writer) int {
 	if bin == "" {
 		bin = "bin"
 	}
-	failed, err := play(ctx, config{bin: bin, broken: getenv("BREAK"), seed: seed, out: stdout})
+	failed, err := play(ctx, config{bin: bin, broken: getenv("BREAK"), seed: seed, turns: wanted, quick: *quick, out: stdout})
 	if err != nil {
 		fmt.Fprintf(stderr, "error: %v\nhint: make rotate-test\n", err)
 	}
@@ -71,6 +86,21 @@ func run(getenv func(string) string, stdout, stderr io.Writer) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// choose gives the turns of the named keys.
+func choose(only string) (wanted []turn, err error) {
+	if only == "" {
+		return turns, nil
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(turns, func(t turn) bool { return t.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no key %q", name)
+		}
+		wanted = append(wanted, turns[i])
+	}
+	return wanted, nil
 }
 
 func seedOf(s string) (uint64, error) {
@@ -88,6 +118,9 @@ func play(ctx context.Context, c config) (failed int, err error) {
 	}
 	for _, section := range sections {
 		s.Section(section.name, func() error { return section.run(s, ctx) })
+		if _, failed = s.Total(); failed > 0 {
+			break
+		}
 	}
 	err = s.close()
 	passed, failed := s.Total()

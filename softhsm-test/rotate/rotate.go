@@ -17,14 +17,16 @@ var errNone = errors.New("none in the list")
 
 func now() uint64 { return uint64(time.Now().Unix()) }
 
-// turns is how often each key is rotated, and whether the version before may be retired
-// at once: certificates of devices are by an old ca, and no token can wrap verifiers
-// anew yet.
-var turns = []struct {
+// turn is one key.
+type turn struct {
 	name   string
-	times  int
-	retire bool
-}{
+	times  int  // it is rotated so often
+	retire bool // and the version before is retired at once
+}
+
+// turns are all keys. Of ca and wrap the version before stays: certificates of devices
+// are by it, and verifiers are under it until the token's driver can wrap them anew.
+var turns = []turn{
 	{"decision", 2, true},
 	{"kem", 4, true},
 	{"client-ca", 2, true},
@@ -42,16 +44,16 @@ func (s *stage) rotateAll(ctx context.Context) error {
 		return err
 	}
 	l := s.start(ctx)
-	for _, turn := range turns {
-		for range turn.times {
-			if err = s.turn(ctx, l, turn.name, turn.retire); err != nil {
+	for _, t := range s.turns {
+		for range s.times(t.times) {
+			if err = s.turn(ctx, l, t); err != nil {
 				break
 			}
 		}
 		if err != nil {
 			break
 		}
-		s.Say("%s: %d times", turn.name, turn.times)
+		s.Say("%s: %d times", t.name, s.times(t.times))
 	}
 	if endErr := l.end(map[string]int{"acts": len(acts)}); err == nil {
 		err = endErr
@@ -59,14 +61,22 @@ func (s *stage) rotateAll(ctx context.Context) error {
 	return err
 }
 
+// times is n, or 1 where it is to be quick.
+func (s *stage) times(n int) int {
+	if s.quick {
+		return 1
+	}
+	return n
+}
+
 // turn rotates one key once: rotate, activate and retire, each with the load passing
 // over it.
-func (s *stage) turn(ctx context.Context, l *load, name string, retire bool) error {
-	old, err := s.active(ctx, name)
+func (s *stage) turn(ctx context.Context, l *load, t turn) error {
+	old, err := s.active(ctx, t.name)
 	if err != nil {
 		return err
 	}
-	next, err := s.rotate(ctx, l, name)
+	next, err := s.rotate(ctx, l, t.name)
 	if err != nil {
 		return err
 	}
@@ -76,7 +86,7 @@ func (s *stage) turn(ctx context.Context, l *load, name string, retire bool) err
 	if err := s.enrolsStill(ctx, l, next); err != nil {
 		return err
 	}
-	if !retire {
+	if !t.retire {
 		_, r, err := s.keys(ctx, "retire", old.ref(), "--yes")
 		s.Check(err == nil && r.Code == 1, "retiring %s at once: exit code %d, want 1: %v %s", old.ref(), r.Code, err, r.Stderr)
 		return err

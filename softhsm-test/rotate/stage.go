@@ -21,6 +21,8 @@ type config struct {
 	bin    string
 	broken string // what to break, "" for nothing
 	seed   uint64
+	turns  []turn
+	quick  bool
 	out    io.Writer
 }
 
