@@ -16,7 +16,7 @@ MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test hsm-faults acceptance bench hsm-bench hsm-matrix clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults rotate-test acceptance bench hsm-bench hsm-matrix clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,7 +67,11 @@ hsm-faults: deps build bin/faultshim.so ## break the HSM in every way that is kn
 	@go build -o bin/faults ./softhsm-test/faults
 	@bin/faults
 
-acceptance: demo attack-test hsm-faults ## the long harnesses
+rotate-test: deps build ## rotate every key under load, then with kill -9 within each step
+	@go build -o bin/rotate ./softhsm-test/rotate
+	@bin/rotate
+
+acceptance: demo attack-test hsm-faults rotate-test ## the long harnesses
 
 hsm-matrix: DEBS += $(MATRIX_DEBS)
 hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,11 +24,13 @@ import (
 
 // Config is what an appliance is made of.
 type Config struct {
-	Store   store.Store
-	Keys    *keyring.Keyring
-	Logger  hclog.Logger
-	Metrics prometheus.Registerer // nil: not registered anywhere
-	Attest  Attest                // nil: attestations are of format "unverified"
+	Store    store.Store
+	Keys     *keyring.Keyring
+	Token    string           // label of the token, for the rows of the keys that are made on it
+	Schedule keyring.Schedule // when keys are to be rotated
+	Logger   hclog.Logger
+	Metrics  prometheus.Registerer // nil: not registered anywhere
+	Attest   Attest                // nil: attestations are of format "unverified"
 	// RefusalTime is the least time that a refused countersignature takes, so
 	// that its length does not tell why; 0: 50 ms.
 	RefusalTime time.Duration
@@ -64,6 +67,15 @@ type Appliance struct {
 	devices  deviceCache
 	failures failures
 	metrics  *metrics
+
+	tokenLabel string
+	keySteps   sync.Mutex // one step of a key's life at a time
+	renewals   renewals
+	schedule   keyring.Schedule
+
+	// Of Run alone.
+	scheduleProblem string    // what was said last
+	attested        time.Time // when the token was last compared with the registry
 }
 
 // activePolicy is the store's newest policy, parsed.
@@ -85,9 +97,15 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	if c.RefusalTime == 0 {
 		c.RefusalTime = defaultRefusalTime
 	}
-	a := &Appliance{refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics)}
+	a := &Appliance{
+		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
+		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)}, schedule: c.Schedule,
+	}
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
+	}
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(newKeyMetrics(a))
 	}
 	return a, nil
 }
@@ -105,15 +123,23 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 	return nil
 }
 
-// Run writes the minute's failure counts to the audit until ctx ends, and once
-// more then.
+// Run writes the minute's failure counts to the audit keeps the schedule of the
+// keys and compares them with the token once a day, until ctx ends, and the counts once more then; beside that it brings client
+// records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
+	var beside sync.WaitGroup
+	beside.Go(func() { a.runRenewals(ctx) })
+	defer beside.Wait()
+	a.keepSchedule(ctx)
+	a.attestDaily(ctx)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
 			a.flushFailures(ctx)
+			a.keepSchedule(ctx)
+			a.attestDaily(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()

@@ -23,7 +23,7 @@ func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol
 	ctx = hsm.NewWork(ctx)
 	opened, err := a.open(ctx, req.M1, now)
 	if errors.Is(err, protocol.CodeStaleKey) {
-		return protocol.ApplyResponse{M2: a.keyUpdate(now)}, nil
+		return protocol.ApplyResponse{M2: a.keyUpdate(req.M1, now)}, nil
 	}
 	if err != nil {
 		return protocol.ApplyResponse{}, err
@@ -77,7 +77,7 @@ func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened,
 	if !held {
 		return opened{}, fmt.Errorf("kem epoch %d modulo 64: %w", message.Epoch, protocol.CodeStaleKey)
 	}
-	o := opened{root: a.keys.Root().RootID()}
+	o := opened{root: key.Root}
 	if o.raw, o.es, err = message.Open(key, o.root); err != nil {
 		return opened{}, fmt.Errorf("opening M1: %w", err)
 	}
@@ -89,8 +89,9 @@ func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened,
 }
 
 // keyUpdate is an MU with every KeyCert a phone may need to go on.
-func (a *Appliance) keyUpdate(now time.Time) []byte {
-	return protocol.KeyUpdate{Certs: a.keys.UpdateCerts(now)}.Marshal()
+func (a *Appliance) keyUpdate(m1 []byte, now time.Time) []byte {
+	message, _ := protocol.ParseM1(m1) // it was parsed before: that is how its epoch is known
+	return protocol.KeyUpdate{Certs: a.keys.UpdateCerts(message.Epoch, now)}.Marshal()
 }
 
 // challenge decides what the phone has to show and to sign.

@@ -89,9 +89,26 @@ func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]prot
 		if err != nil {
 			return nil, fmt.Errorf("certificate of client %s: %w", id, err)
 		}
-		all[i].ClientCert = client.Cert
+		if all[i].ClientCert, err = a.certificate(ctx, client); err != nil {
+			return nil, err
+		}
 	}
 	return all, nil
+}
+
+// certificate is a client's certificate as a strict device can verify it. One whose
+// epoch of client-ca is no longer given to devices, because the root was replaced or the
+// epoch retired, is signed anew by the epoch in use, for the same keys.
+func (a *Appliance) certificate(ctx context.Context, client store.Client) ([]byte, error) {
+	now := a.now()
+	if a.keys.HoldsClientCert(client.Cert, now) {
+		return client.Cert, nil
+	}
+	cert, err := a.keys.ClientCert(ctx, protocol.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}, now)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of client %s: %w", client.ID, err)
+	}
+	return cert, nil
 }
 
 // verdict is what the check of a password came to.
@@ -120,7 +137,8 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned, client s
 
 // proofIsRight recomputes the proof inside the token.
 func (a *Appliance) proofIsRight(ctx context.Context, c countersigned, client store.Client) (bool, error) {
-	right, err := a.keys.CheckVerifier(ctx, client.Verifier, protocol.PasswordProofInput(c.statement.Hash()), c.p3.Proof)
+	stored := keyring.Verifier{Wrapped: client.Verifier, Input: protocol.PasswordProofInput(c.statement.Hash())}
+	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
 		a.log.Error("a stored password verifier does not unwrap", "client", client.ID.String())
 		return false, nil

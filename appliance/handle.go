@@ -14,6 +14,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -46,24 +47,30 @@ const (
 	nonceSize = 12
 )
 
-// handleKeys holds the AEAD of each hour that a handle may come from. The keys
-// are derived on the token and kept in memory.
+// handleKeys holds the AEAD of each hour that a handle may come from, under each
+// version of the mac key. They are derived on the token and kept in memory.
 type handleKeys struct {
 	mu   sync.Mutex
-	aead map[uint32]cipher.AEAD // guarded by mu
+	aead map[handleKeyName]cipher.AEAD // guarded by mu
+}
+
+type handleKeyName struct {
+	hour uint32
+	mac  uint64 // version
 }
 
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / int64(time.Hour/time.Second)) }
 
-// handleKey is the AEAD of an hour.
-func (a *Appliance) handleKey(ctx context.Context, hour uint32) (cipher.AEAD, error) {
+// handleKey is the AEAD of an hour under a version of mac.
+func (a *Appliance) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (cipher.AEAD, error) {
+	name := handleKeyName{hour, mac.Version}
 	a.handles.mu.Lock()
-	known := a.handles.aead[hour]
+	known := a.handles.aead[name]
 	a.handles.mu.Unlock()
 	if known != nil {
 		return known, nil
 	}
-	key, err := a.keys.MAC(ctx, protocol.HandleKeyInput(hour))
+	key, err := a.keys.MAC(ctx, mac, protocol.HandleKeyInput(hour))
 	if err != nil {
 		return nil, fmt.Errorf("deriving the handle key: %w", err)
 	}
@@ -75,24 +82,24 @@ func (a *Appliance) handleKey(ctx context.Context, hour uint32) (cipher.AEAD, er
 	if err != nil {
 		return nil, err
 	}
-	a.handles.add(hour, aead)
+	a.handles.add(name, aead)
 	return aead, nil
 }
 
 // add keeps a key and forgets those of hours that no handle can come from.
-func (h *handleKeys) add(hour uint32, aead cipher.AEAD) {
+func (h *handleKeys) add(name handleKeyName, aead cipher.AEAD) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.aead == nil {
-		h.aead = map[uint32]cipher.AEAD{}
+		h.aead = map[handleKeyName]cipher.AEAD{}
 	}
-	h.aead[hour] = aead
-	newest := hour
+	h.aead[name] = aead
+	newest := name.hour
 	for known := range h.aead {
-		newest = max(newest, known)
+		newest = max(newest, known.hour)
 	}
 	for known := range h.aead {
-		if newest-known > hoursKept {
+		if newest-known.hour > hoursKept {
 			delete(h.aead, known)
 		}
 	}
@@ -124,7 +131,11 @@ const (
 )
 
 func (a *Appliance) seal(ctx context.Context, to sealing, v any) ([]byte, error) {
-	aead, err := a.handleKey(ctx, to.hour)
+	mac, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return nil, err
+	}
+	aead, err := a.handleKey(ctx, mac, to.hour)
 	if err != nil {
 		return nil, err
 	}
@@ -150,18 +161,34 @@ func (a *Appliance) unseal(ctx context.Context, from sealing, sealed []byte, int
 	if hour > current || current-hour > hoursKept {
 		return fmt.Errorf("handle of another day: %w", protocol.CodeExpired)
 	}
-	aead, err := a.handleKey(ctx, hour)
+	plain, err := a.openAny(ctx, sealing{device: from.device, hour: hour}, sealed)
 	if err != nil {
 		return err
-	}
-	plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], protocol.HandleAAD(from.device, hour))
-	if err != nil {
-		return fmt.Errorf("handle is not ours or not this device's: %w", protocol.CodeExpired)
 	}
 	if plain[0] != from.kind || cbor.Unmarshal(plain[1:], into) != nil {
 		return fmt.Errorf("handle of another kind or release: %w", protocol.CodeExpired)
 	}
 	return nil
+}
+
+// openAny opens a handle under the version of mac that sealed it: the one in use, or an
+// earlier one while its handles may be under way.
+func (a *Appliance) openAny(ctx context.Context, from sealing, sealed []byte) ([]byte, error) {
+	versions, err := a.keys.MACKeys(a.now())
+	if err != nil {
+		return nil, err
+	}
+	for _, mac := range versions {
+		aead, err := a.handleKey(ctx, mac, from.hour)
+		if err != nil {
+			return nil, err
+		}
+		plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], protocol.HandleAAD(from.device, from.hour))
+		if err == nil {
+			return plain, nil
+		}
+	}
+	return nil, fmt.Errorf("handle is not ours or not this device's: %w", protocol.CodeExpired)
 }
 
 // channel is the session as it stands after M2.

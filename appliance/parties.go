@@ -52,17 +52,37 @@ func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Cli
 	if a.records.has(id, row) {
 		return c, nil
 	}
-	mac, err := a.keys.MAC(ctx, input)
+	_, err = a.macOf(ctx, c)
+	if errors.Is(err, store.ErrNotFound) {
+		a.metrics.forged.Inc()
+		a.log.Error("client record was changed outside of the appliance", "client", id.String(), "version", c.Version)
+	}
 	if err != nil {
 		return store.Client{}, fmt.Errorf("record MAC of client %s: %w", id, err)
 	}
-	if !hmac.Equal(mac, c.MAC) {
-		a.metrics.forged.Inc()
-		a.log.Error("client record was changed outside of the appliance", "client", id.String(), "version", c.Version)
-		return store.Client{}, fmt.Errorf("record MAC of client %s: %w", id, store.ErrNotFound)
-	}
 	a.records.add(id, row)
 	return c, nil
+}
+
+// macOf is the version of mac that a client's row was MACed with: the one in use, or
+// an earlier one that is not retired while records are made anew. A MAC that fits none
+// is [store.ErrNotFound].
+func (a *Appliance) macOf(ctx context.Context, c store.Client) (keyring.Key, error) {
+	versions, err := a.keys.MACKeys(a.now())
+	if err != nil {
+		return keyring.Key{}, err
+	}
+	input := recordInput(c)
+	for _, key := range versions {
+		mac, err := a.keys.MAC(ctx, key, input)
+		if err != nil {
+			return key, err
+		}
+		if hmac.Equal(mac, c.MAC) {
+			return key, nil
+		}
+	}
+	return keyring.Key{}, store.ErrNotFound
 }
 
 // recordInput is what the record MAC of a client covers, PROTOCOL.md §2.1.
@@ -76,7 +96,11 @@ func recordInput(c store.Client) []byte {
 
 // authenticate gives a client row its MAC.
 func (a *Appliance) authenticate(ctx context.Context, c store.Client) (store.Client, error) {
-	mac, err := a.keys.MAC(ctx, recordInput(c))
+	key, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return c, err
+	}
+	mac, err := a.keys.MAC(ctx, key, recordInput(c))
 	if err != nil {
 		return c, fmt.Errorf("record MAC of client %s: %w", c.ID, err)
 	}
@@ -104,7 +128,11 @@ func (a *Appliance) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, 
 	if known {
 		return id, nil
 	}
-	mac, err := a.keys.MAC(ctx, protocol.PairwiseInput(p.client, p.device))
+	key, err := a.keys.PairwiseKey()
+	if err != nil {
+		return id, err
+	}
+	mac, err := a.keys.MAC(ctx, key, protocol.PairwiseInput(p.client, p.device))
 	if err != nil {
 		return id, fmt.Errorf("pairwise id: %w", err)
 	}

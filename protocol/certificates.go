@@ -237,6 +237,19 @@ func VerifyClientCert(b []byte, ca PublicKey, now uint64) (ClientCert, error) {
 	return p.ClientCert, p.verify(ca, now)
 }
 
+// VerifyClient is VerifyClientCert for this epoch of client-ca, which the certificate's kid
+// has to name modulo 256. Dates of the epoch itself are not looked at.
+func (k KeyCert) VerifyClient(b []byte, now uint64) error {
+	p, err := parseClientCert(b)
+	if err != nil {
+		return err
+	}
+	if p.kid != byte(k.Epoch) {
+		return certificateError("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
+	}
+	return p.verify(k.Key, now)
+}
+
 // parsedClientCert is a certificate whose signature is still to be verified.
 type parsedClientCert struct {
 	ClientCert

@@ -49,6 +49,7 @@ func (r *Relay) applyNew(ctx context.Context, s *session, a ask) error {
 	if _, err := rand.Read(s.nonce[:]); err != nil {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
+	s.root = r.client.Trust().Root.RootID()
 	request := protocol.ApplyRequest{
 		M1: a.m1, Order: wired(s.ticket.order, s.second != nil), Link: a.class, Floor: r.config.Floor,
 		Nonce: s.nonce, Strict: r.config.Strict,
@@ -141,13 +142,14 @@ func (r *Relay) countersign(ctx context.Context, p *phone, m3 []byte) ([]byte, e
 	if kind, err := protocol.Kind(answer.M4); err != nil || kind != protocol.KindM4 {
 		return nil, fmt.Errorf("answer to M3 is of kind %d, %v: %w", kind, err, protocol.CodeServerUnreachable)
 	}
-	r.decided(ctx, s, verdict{answer: answer, sent: sent})
+	r.decided(ctx, s, verdict{answer: answer, m3: m3, sent: sent})
 	return answer.M4, nil
 }
 
 // verdict is the answer to an M3, and when that M3 was first sent.
 type verdict struct {
 	answer protocol.CountersignResponse
+	m3     []byte
 	sent   time.Time
 }
 
@@ -213,7 +215,9 @@ func (r *Relay) undecided(s *session, result protocol.Result) {
 }
 
 // verify checks a decision as PROTOCOL.md §3.1 asks. One by a key that the device
-// does not know yet has the trust refreshed.
+// does not know yet has the trust refreshed. One by a key that it does not know any
+// more, because it has just followed to a new root, is asked for again: the same M3 has
+// the same decision, signed by the key of now.
 func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Decision, error) {
 	d, err := r.check(s, v)
 	if !errors.Is(err, protocol.CodeCertificate) {
@@ -222,19 +226,27 @@ func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Dec
 	if err := r.client.RefreshTrust(ctx); err != nil {
 		r.log.Warn("refreshing trust failed", "error", err)
 	}
+	if d, err = r.check(s, v); !errors.Is(err, protocol.CodeCertificate) {
+		return d, err
+	}
+	again, askErr := r.client.Countersign(ctx, protocol.CountersignRequest{Handle: s.handle, M3: v.m3})
+	if askErr != nil || again.Decision == nil {
+		return d, err
+	}
+	v.answer.Decision = again.Decision
 	return r.check(s, v)
 }
 
 func (r *Relay) check(s *session, v verdict) (protocol.Decision, error) {
 	trust := r.client.Trust()
-	challenges := []protocol.Challenge{s.chal}
+	challenges, roots := []protocol.Challenge{s.chal}, []protocol.RootID{s.root}
 	if s.second != nil {
-		challenges = []protocol.Challenge{s.second.chal, s.chal}
+		challenges, roots = []protocol.Challenge{s.second.chal, s.chal}, []protocol.RootID{s.second.root, s.root}
 	}
 	d, err := protocol.DecisionCheck{
 		Root: trust.Root, KeyCerts: append(trust.KeyCerts(protocol.UseDecision), trust.KeyCerts(protocol.UseClientCA)...),
-		Now:    trust.Time(uint64(time.Now().Unix())),
-		Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
+		Now:   trust.Time(uint64(time.Now().Unix())),
+		Begun: roots, Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
 		Services: s.ticket.order.Services, Amount: s.ticket.order.Amount, Floor: r.config.Floor, Elapsed: time.Since(v.sent),
 		Strict: r.config.Strict,
 	}.Verify(v.answer.Decision)

@@ -166,14 +166,17 @@ func TestOutcomeDoesNotWaitForPause(t *testing.T) {
 func TestCARotation(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
-		isKnown bool // the device has the new key certificate
-	}{{"certified by the root", true}, {"not certified", false}} {
+		isKnown bool // the root certified the new key
+		isLate  bool // the device learns of it only when it meets the server
+	}{{"certified by the root", true, false}, {"met with the server", true, true}, {"not certified", false, false}} {
 		t.Run(tc.name, func(t *testing.T) {
 			f, c := enrolled(t)
 			g := start(t, f, c)
 			eventually(t, "the first trust is there", func() bool { return g.count("/v1/trust") == 1 && g.relay.Reachable() })
 			g.set(func() { f.rotateCA(tc.isKnown) })
-			must(t, g.relay.client.RefreshTrust(t.Context()))
+			if !tc.isLate {
+				must(t, g.relay.client.RefreshTrust(t.Context()))
+			}
 			addr := f.server.Listener.Addr().String()
 			f.stop()
 			f.start(addr)

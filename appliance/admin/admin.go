@@ -64,15 +64,72 @@ type Device struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// Key is one key version: GET key.
+// Key is one key version: GET key, key/<name>[@<version>], and the answer of a step.
 type Key struct {
-	Name      string     `json:"name"`
-	Version   uint64     `json:"version"`
-	State     string     `json:"state"` // SP 800-57 part 1 §7: pre-activation, active, deactivated
-	ID        string     `json:"id"`    // CKA_ID, hex, 20 bytes
-	PublicKey string     `json:"public_key,omitempty"`
-	NotBefore *time.Time `json:"not_before,omitempty"`
-	NotAfter  *time.Time `json:"not_after,omitempty"`
+	Name      string   `json:"name"`
+	Version   uint64   `json:"version"`
+	State     string   `json:"state"`    // SP 800-57 part 1 §7: pre-activation, active, deactivated, suspended, compromised, destroyed
+	Accepted  bool     `json:"accepted"` // what was made with or for it is taken
+	Purpose   string   `json:"purpose"`
+	Algorithm string   `json:"algorithm"`
+	ID        string   `json:"id,omitempty"`          // CKA_ID, hex, 20 bytes; none: yet to be made
+	SPKI      string   `json:"spki_sha256,omitempty"` // hex, 32 bytes, of a key pair
+	PublicKey string   `json:"public_key,omitempty"`  // hex, 33 bytes, of a key pair
+	Root      uint64   `json:"root,omitempty"`        // number of the root that certified it
+	Origin    string   `json:"origin"`                // generated, restored, imported
+	Tokens    []string `json:"tokens"`                // labels
+	OnToken   bool     `json:"on_token"`
+
+	CreatedAt     time.Time  `json:"created_at"`
+	NotBefore     *time.Time `json:"not_before,omitempty"` // of its KeyCert
+	NotAfter      *time.Time `json:"not_after,omitempty"`
+	ActivatedAt   *time.Time `json:"activated_at,omitempty"` // in the future: it comes into use by itself then
+	OverlapUntil  *time.Time `json:"overlap_until,omitempty"`
+	RetiredAt     *time.Time `json:"retired_at,omitempty"`
+	SuspendedAt   *time.Time `json:"suspended_at,omitempty"`
+	CompromisedAt *time.Time `json:"compromised_at,omitempty"`
+	DestroyedAt   *time.Time `json:"destroyed_at,omitempty"`
+}
+
+// Finding is an object on the token as compared with the registry: GET key/attest.
+type Finding struct {
+	Key     string   `json:"key"` // name@version, or the label of an unknown object
+	ID      string   `json:"id"`
+	Good    bool     `json:"good"`
+	Unknown bool     `json:"unknown"` // no row has this id
+	Drift   []string `json:"drift"`   // what is not as it must be
+}
+
+// KeyPlan is what is to be done with the keys: GET key/plan.
+type KeyPlan struct {
+	Auto    bool     `json:"auto"` // the appliance does it by itself
+	Keys    []KeyDue `json:"keys"`
+	Records Renewal  `json:"records"`
+}
+
+// KeyDue is when a key is to be rotated.
+type KeyDue struct {
+	Name     string     `json:"name"`
+	Version  uint64     `json:"version"`        // in use, 0: none
+	Standing string     `json:"standing"`       // not scheduled, scheduled, later, due, overdue
+	At       *time.Time `json:"at,omitempty"`   // none: never
+	Next     uint64     `json:"next,omitempty"` // version that waits, or comes by itself
+}
+
+// Renewal is how far client records have come to the mac and wrap keys in use.
+type Renewal struct {
+	Total   int    `json:"total"`
+	Left    int    `json:"left"`
+	Running bool   `json:"running"`
+	Problem string `json:"problem,omitempty"` // why some are left
+}
+
+// KeyStep is the body of POST key/<name>[@<version>]/{create,rotate,activate,retire,
+// suspend,resume,destroy}. The answer is every key version that it changes.
+type KeyStep struct {
+	DryRun      bool `json:"dry_run,omitempty"`     // only answer
+	Early       bool `json:"early,omitempty"`       // retire: before its overlap is over
+	Compromised bool `json:"compromised,omitempty"` // retire: for good; rotate: rule out all earlier versions
 }
 
 // Record is one audit record: GET audit?after=N&limit=N.
@@ -156,6 +213,9 @@ const (
 	ProblemNotFound    = "urn:countersign:problem:not-found"
 	ProblemExists      = "urn:countersign:problem:exists"
 	ProblemConflict    = "urn:countersign:problem:conflict"
+	ProblemKeyStep     = "urn:countersign:problem:key-step"
+	ProblemUnsupported = "urn:countersign:problem:unsupported"
+	ProblemQuorum      = "urn:countersign:problem:quorum"
 	ProblemInput       = "urn:countersign:problem:input"
 	ProblemUnavailable = "urn:countersign:problem:unavailable"
 	ProblemPIN         = "urn:countersign:problem:pin"

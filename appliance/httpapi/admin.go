@@ -26,7 +26,6 @@ import (
 // or root.
 type Admin struct {
 	Appliance *appliance.Appliance
-	Keys      *keyring.Keyring
 	Summary   func() admin.HSM
 	HSM       HSM
 	Logger    hclog.Logger
@@ -43,6 +42,9 @@ func (a *Admin) Handler() http.Handler {
 	for route, p := range map[string]adminProcess{
 		"GET status":                a.status,
 		"GET key":                   a.keys,
+		"GET key/plan":              a.keyPlan,
+		"GET key/attest":            a.attestKeys,
+		"GET key/{name}":            a.key,
 		"GET audit":                 a.audit,
 		"GET client":                a.clients,
 		"GET client/{name}":         a.client,
@@ -57,6 +59,11 @@ func (a *Admin) Handler() http.Handler {
 	for verb, status := range map[string]store.Status{"suspend": store.Suspended, "resume": store.Active, "revoke": store.Revoked} {
 		a.handle(mux, "POST client/{name}/"+verb, a.setClient(status))
 		a.handle(mux, "POST device/{name}/"+verb, a.setDevice(status))
+	}
+	for _, verb := range []keyring.Verb{
+		keyring.Create, keyring.Rotate, keyring.Activate, keyring.Retire, keyring.Suspend, keyring.Resume, keyring.Destroy,
+	} {
+		a.handle(mux, "POST key/{name}/"+string(verb), a.changeKey(verb))
 	}
 	return mux
 }
@@ -94,10 +101,8 @@ func (a *Admin) inviteDevice(r *http.Request) (any, error) { return a.invite(r, 
 
 func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 	var req admin.Invite
-	decoder := json.NewDecoder(r.Body)
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: %v", appliance.ErrInput, err)
+	if err := decodeBody(r, &req); err != nil {
+		return nil, err
 	}
 	if req.TTLSeconds < 0 || req.TTLSeconds > int64(appliance.MaxInvitation/time.Second) {
 		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, req.TTLSeconds, int64(appliance.MaxInvitation/time.Second))
@@ -111,6 +116,16 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 		return nil, err
 	}
 	return admin.Invited{Name: name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}, nil
+}
+
+// decodeBody reads the JSON of a verb; no body is one without members.
+func decodeBody(r *http.Request, into any) error {
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %v", appliance.ErrInput, err)
+	}
+	return nil
 }
 
 func (a *Admin) clients(r *http.Request) (any, error) {
@@ -201,21 +216,6 @@ func deviceWords(d store.Device) admin.Device {
 		Name: d.Name, ID: d.ID.String(), SPIFFEID: d.SPIFFEID, Display: d.Display, Floor: uint8(d.Floor),
 		Status: d.Status.String(), Version: d.Version, CreatedAt: d.CreatedAt,
 	}
-}
-
-func (a *Admin) keys(*http.Request) (any, error) {
-	now, out := time.Now(), []admin.Key{}
-	for _, k := range a.Keys.Keys() {
-		w := admin.Key{Name: k.Name, Version: k.Version, State: k.State(now), ID: hex.EncodeToString(k.ID[:])}
-		if k.Public != nil {
-			w.PublicKey = k.Point.String()
-		}
-		if !k.NotBefore.IsZero() {
-			w.NotBefore, w.NotAfter = &k.NotBefore, &k.NotAfter
-		}
-		out = append(out, w)
-	}
-	return out, nil
 }
 
 // Bounds of one page of audit records.

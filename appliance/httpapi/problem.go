@@ -88,6 +88,14 @@ func adminProblem(err error) admin.Problem {
 		kind   string
 	}{
 		{appliance.ErrInput, http.StatusBadRequest, admin.ProblemInput},
+		{keyring.ErrKeyName, http.StatusNotFound, admin.ProblemNotFound},
+		{keyring.ErrStep, http.StatusConflict, admin.ProblemKeyStep},
+		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
+		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
+		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
+		{keyring.ErrNoAttest, http.StatusNotImplemented, admin.ProblemUnsupported},
+		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
+		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},
 		{store.ErrExists, http.StatusConflict, admin.ProblemExists},
 		{store.ErrConflict, http.StatusConflict, admin.ProblemConflict},

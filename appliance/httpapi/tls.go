@@ -29,7 +29,7 @@ type Identity struct {
 // NewIdentity issues the first certificate, for these DNS names and addresses.
 func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
-	return i, i.renew(ctx)
+	return i, i.Renew(ctx)
 }
 
 // TLSConfig for a listener: TLS 1.3; a client certificate is verified if given,
@@ -41,7 +41,9 @@ func (i *Identity) TLSConfig() *tls.Config {
 	}
 }
 
-func (i *Identity) renew(ctx context.Context) error {
+// Renew issues a new certificate by the ca key in use now, and takes the authorities of
+// now for callers. Connections that are there go on with the old ones.
+func (i *Identity) Renew(ctx context.Context) error {
 	now := time.Now()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -87,7 +89,7 @@ func (i *Identity) Run(ctx context.Context) {
 		if time.Now().Before(leaf.NotAfter.Add(-keyring.ServerCertLife / 2)) {
 			continue
 		}
-		if err := i.renew(ctx); err != nil {
+		if err := i.Renew(ctx); err != nil {
 			i.log.Error("TLS certificate could not be renewed", "error", err)
 		}
 	}

@@ -17,25 +17,29 @@ import (
 
 const day = 24 * time.Hour
 
-// certified is one use of the root's KeyCerts: which key it is, what it does on
-// the token, and how long an epoch of it lasts (SP 800-57 part 1 §5.3.6:
+// certified is one use of the root's KeyCerts: which key it is and how long an epoch of it lasts (SP 800-57 part 1 §5.3.6:
 // originator usage periods).
 type certified struct {
 	name   string
 	use    protocol.Use
-	usage  hsm.Usage
 	period time.Duration
 	linger time.Duration // for which the certificate outlives the period
+}
+
+// usages of all keys on the token.
+var usages = map[string]hsm.Usage{
+	Root: hsm.SignP256, KEM: hsm.DeriveP256, Decision: hsm.SignP256, CA: hsm.SignP256, ClientCA: hsm.SignP256,
+	Enrol: hsm.DeriveP256, Wrap: hsm.WrapKey, MAC: hsm.MACKey, Audit: hsm.SignP256,
 }
 
 // The kem certificate ends with its epoch, so that phones move on; the others
 // linger, so that what they signed last still verifies.
 var certifiedKeys = []certified{
-	{KEM, protocol.UseKEM, hsm.DeriveP256, 90 * day, 0},
-	{Decision, protocol.UseDecision, hsm.SignP256, 365 * day, 30 * day},
-	{CA, protocol.UseCA, hsm.SignP256, 365 * day, 90 * day},
-	{Enrol, protocol.UseEnrol, hsm.DeriveP256, 365 * day, 30 * day},
-	{ClientCA, protocol.UseClientCA, hsm.SignP256, 365 * day, clientCertLife},
+	{KEM, protocol.UseKEM, 90 * day, 0},
+	{Decision, protocol.UseDecision, 365 * day, 30 * day},
+	{CA, protocol.UseCA, 365 * day, 90 * day},
+	{Enrol, protocol.UseEnrol, 365 * day, 30 * day},
+	{ClientCA, protocol.UseClientCA, 365 * day, clientCertLife},
 }
 
 // epochsAhead is how many epochs one ceremony certifies, so that the root token
@@ -65,10 +69,12 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 			}
 		}
 	}
-	for name, usage := range map[string]hsm.Usage{Wrap: hsm.WrapKey, MAC: hsm.MACKey} {
-		if _, err := c.generate(ctx, name, 1, usage); err != nil {
+	for _, name := range []string{Wrap, MAC} {
+		row, err := c.generate(ctx, name, 1)
+		if err != nil {
 			return store.Trust{}, err
 		}
+		row.ActivatedAt = c.now
 	}
 	settings := Settings{Domain: domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next}
 	if err := c.storeAuthorities(ctx, settings); err != nil {
@@ -84,21 +90,31 @@ type ceremony struct {
 }
 
 // generate makes a key and remembers its row.
-func (c *ceremony) generate(ctx context.Context, name string, version uint64, usage hsm.Usage) (*store.Key, error) {
-	made, err := c.token.Generate(ctx, hsm.KeySpec{Label: Label(name, version), Usage: usage})
+func (c *ceremony) generate(ctx context.Context, name string, version uint64) (*store.Key, error) {
+	made, err := c.token.Generate(ctx, hsm.KeySpec{Label: Label(name, version), Usage: usages[name]})
 	if err != nil {
 		return nil, fmt.Errorf("making %s: %w", Label(name, version), err)
 	}
-	row := store.Key{Name: name, Version: version, ID: made.ID, CreatedAt: c.now}
-	if made.Public != nil {
-		point, err := pointOf(made)
-		if err != nil {
-			return nil, err
-		}
-		row.Public = point[:]
+	row, err := rowOf(made, store.Key{Name: name, Version: version, CreatedAt: c.now})
+	if err != nil {
+		return nil, err
 	}
 	c.rows = append(c.rows, row)
 	return &c.rows[len(c.rows)-1], nil
+}
+
+// rowOf puts what the token made into a row.
+func rowOf(made hsm.Key, row store.Key) (store.Key, error) {
+	row.ID, row.Origin, row.Revision = made.ID, store.Generated, 1
+	if made.Public == nil {
+		return row, nil
+	}
+	point, err := pointOf(made)
+	if err != nil {
+		return row, fmt.Errorf("public key of %s: %w", Label(row.Name, row.Version), err)
+	}
+	row.Public = point[:]
+	return row, nil
 }
 
 type rootKey struct {
@@ -110,12 +126,13 @@ type rootKey struct {
 // makeRoot makes root 1 and, for pre-rotation, root 2 (PROTOCOL.md §2.2): the
 // phones pin the hash of the second before it has signed anything.
 func (c *ceremony) makeRoot(ctx context.Context) (rootKey, error) {
-	first, err := c.generate(ctx, Root, 1, hsm.SignP256)
+	first, err := c.generate(ctx, Root, 1)
 	if err != nil {
 		return rootKey{}, err
 	}
+	first.ActivatedAt = c.now
 	key := Key{Key: *first, Point: protocol.PublicKey(first.Public)}
-	second, err := c.generate(ctx, Root, 2, hsm.SignP256)
+	second, err := c.generate(ctx, Root, 2)
 	if err != nil {
 		return rootKey{}, err
 	}
@@ -127,16 +144,14 @@ func (c *ceremony) makeRoot(ctx context.Context) (rootKey, error) {
 
 // certify makes one epoch of a certified key and its KeyCert.
 func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch uint64) error {
-	row, err := c.generate(ctx, k.name, epoch, k.usage)
+	row, err := c.generate(ctx, k.name, epoch)
 	if err != nil {
 		return err
 	}
 	row.NotBefore = c.now.Add(-startEarly + time.Duration(epoch-1)*k.period)
 	row.NotAfter = row.NotBefore.Add(k.period + k.linger)
-	row.Cert, err = protocol.SignKeyCert(ctx, root.signer, protocol.KeyCert{
-		Epoch: epoch, Use: k.use, Key: protocol.PublicKey(row.Public),
-		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
-	})
+	row.Root, row.ActivatedAt = 1, row.NotBefore
+	row.Cert, err = protocol.SignKeyCert(ctx, root.signer, k.certificate(*row))
 	return err
 }
 
@@ -144,13 +159,14 @@ func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch
 // that the tools of others see whose it is. Nothing here reads them, and a module
 // that has no certificates is as good.
 func (c *ceremony) storeAuthorities(ctx context.Context, settings Settings) error {
-	ring := &Keyring{token: c.token, settings: settings}
+	r := &Keyring{token: c.token}
+	r.live.Store(&ring{settings: settings})
 	for _, row := range c.rows {
 		if row.Name != CA {
 			continue
 		}
 		key := Key{Key: row, Point: protocol.PublicKey(row.Public)}
-		cert, err := ring.authority(ctx, key)
+		cert, err := r.authority(ctx, key)
 		if err != nil {
 			return err
 		}
@@ -160,6 +176,14 @@ func (c *ceremony) storeAuthorities(ctx context.Context, settings Settings) erro
 		}
 	}
 	return nil
+}
+
+// certificate is what a KeyCert of a row says, with the dates that the row has.
+func (k certified) certificate(row store.Key) protocol.KeyCert {
+	return protocol.KeyCert{
+		Epoch: row.Version, Use: k.use, Key: protocol.PublicKey(row.Public),
+		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
+	}
 }
 
 // Settings are the trust settings that the store keeps beside the keys.
@@ -215,5 +239,5 @@ func CheckDomain(domain string) error {
 
 // SPIFFEID is spiffe://<trust domain>/<kind>/<name>.
 func (r *Keyring) SPIFFEID(kind, name string) *url.URL {
-	return &url.URL{Scheme: "spiffe", Host: r.settings.Domain, Path: "/" + kind + "/" + name}
+	return &url.URL{Scheme: "spiffe", Host: r.Domain(), Path: "/" + kind + "/" + name}
 }

@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"time"
 
 	"countersign/protocol"
@@ -24,25 +25,30 @@ const (
 	clientCertLife = 5 * 365 * day
 )
 
-// Root is the current root key.
-func (r *Keyring) Root() protocol.PublicKey { return r.keys[Root][len(r.settings.RootCerts)-1].Point }
-
 // TrustDocument is the answer of GET /v1/trust.
 func (r *Keyring) TrustDocument(now time.Time) protocol.TrustDocument {
+	v := r.live.Load()
 	return protocol.TrustDocument{
-		RootKey: r.Root(), NextRootHash: r.settings.NextRootHash, RootCerts: r.settings.RootCerts, KeyCerts: r.KeyCerts(now),
+		RootKey: v.root().Point, NextRootHash: v.settings.NextRootHash, RootCerts: v.settings.RootCerts, KeyCerts: v.keyCerts(now),
 	}
 }
 
-// KeyCerts are all KeyCerts that have not ended at now.
-func (r *Keyring) KeyCerts(now time.Time) [][]byte {
+// keyCerts are the KeyCerts by the current root that have not ended at now and were
+// not withdrawn, those of epochs that have not begun among them.
+func (v *ring) keyCerts(now time.Time) [][]byte {
 	var certs [][]byte
-	for _, k := range r.Keys() {
-		if k.Cert != nil && !now.After(k.NotAfter) {
+	for _, k := range v.all() {
+		if v.published(k, now) && !now.After(k.NotAfter) {
 			certs = append(certs, k.Cert)
 		}
 	}
 	return certs
+}
+
+// published tells whether the key's KeyCert is given to phones and devices. One that
+// rules out the epoch in use is not, before it is in use itself.
+func (v *ring) published(k Key, now time.Time) bool {
+	return k.Name != Root && k.Cert != nil && k.Root == v.rootNumber() && k.held() && (!k.RulesOut || k.begun(now))
 }
 
 // ClientCert issues a client certificate, PROTOCOL.md §5.
@@ -53,6 +59,19 @@ func (r *Keyring) ClientCert(ctx context.Context, cert protocol.ClientCert, now 
 	}
 	cert.NotBefore, cert.NotAfter = uint64(now.Add(-startEarly).Unix()), uint64(now.Add(clientCertLife).Unix())
 	return protocol.SignClientCert(ctx, r.Signer(key), key.Version, cert)
+}
+
+// HoldsClientCert tells whether a strict device can verify a client certificate: it is
+// in its dates and its epoch of client-ca is one that devices are given.
+func (r *Keyring) HoldsClientCert(cert []byte, now time.Time) bool {
+	v := r.live.Load()
+	for _, k := range v.keys[ClientCA] {
+		epoch := protocol.KeyCert{Epoch: k.Version, Key: k.Point}
+		if v.published(k, now) && k.dated(now) && epoch.VerifyClient(cert, uint64(now.Unix())) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // Issuer is the certificate of the ca epoch that issues at now.
@@ -69,10 +88,7 @@ func (r *Keyring) Issuer(ctx context.Context, now time.Time) (*x509.Certificate,
 // start; what counts is the key, which a KeyCert certifies.
 func (r *Keyring) Authorities(ctx context.Context, now time.Time) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
-	for _, key := range r.keys[CA] {
-		if now.After(key.NotAfter) {
-			continue
-		}
+	for _, key := range r.live.Load().acceptedOf(CA, now) {
 		cert, err := r.authority(ctx, key)
 		if err != nil {
 			return nil, err
@@ -98,7 +114,7 @@ func (r *Keyring) authority(ctx context.Context, key Key) (*x509.Certificate, er
 }
 
 func (r *Keyring) caName(key Key) pkix.Name {
-	return pkix.Name{CommonName: fmt.Sprintf("%s ca %d", r.settings.Domain, key.Version)}
+	return pkix.Name{CommonName: fmt.Sprintf("%s ca %d", r.Domain(), key.Version)}
 }
 
 // issue signs template with the ca key; a nil public key means the ca's own.
@@ -177,17 +193,29 @@ func (r *Keyring) issueLeaf(ctx context.Context, template *x509.Certificate, pub
 	return r.issue(ctx, key, template, parent, public)
 }
 
-// UpdateCerts are the certificates of an MU: at most eight, RootCerts first, then
-// the kem KeyCerts that a phone can use now, and the newest of the other uses.
-func (r *Keyring) UpdateCerts(now time.Time) [][]byte {
-	certs := append([][]byte{}, r.settings.RootCerts[1:]...)
+// UpdateCerts are the certificates of an MU for a phone at the kem epoch that is e
+// modulo 64: at most eight, the RootCerts that follow on the root of that epoch first,
+// then the newest KeyCert of each use. Without that of kem it would be of no use, so
+// of RootCerts there are seven at most.
+func (r *Keyring) UpdateCerts(e uint8, now time.Time) [][]byte {
+	v := r.live.Load()
+	certs := append([][]byte{}, v.settings.RootCerts[v.rootOf(e):]...)
+	certs = certs[max(0, len(certs)-(protocol.MaxCerts-1)):]
 	for _, name := range []string{KEM, Decision, CA, Enrol, ClientCA} {
-		if key, err := r.Current(name, now); err == nil {
+		if key, err := v.current(name, now); err == nil {
 			certs = append(certs, key.Cert)
 		}
 	}
 	return certs[:min(len(certs), protocol.MaxCerts)]
 }
 
-// Domain is the SPIFFE trust domain.
-func (r *Keyring) Domain() string { return r.settings.Domain }
+// rootOf is the number of the root that certified the newest kem epoch that is e
+// modulo 64; 1 where there is none.
+func (v *ring) rootOf(e uint8) uint64 {
+	for _, k := range slices.Backward(v.keys[KEM]) {
+		if uint8(k.Version%64) == e {
+			return k.Root
+		}
+	}
+	return 1
+}

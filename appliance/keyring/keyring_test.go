@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -26,6 +27,10 @@ func (r registry) Settings(context.Context) (map[string][]byte, error) {
 }
 
 func (r registry) AddTrust(context.Context, store.Trust, store.Record) error {
+	return errors.New("not part of these tests")
+}
+
+func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) error {
 	return errors.New("not part of these tests")
 }
 
@@ -119,7 +124,10 @@ func TestStoredAuthorities(t *testing.T) {
 	}
 	for i, c := range got {
 		cert, err := x509.ParseCertificate(c.DER)
-		if err != nil || c.Label != keyring.Label(keyring.CA, uint64(i+1)) || cert.CheckSignatureFrom(want[i]) != nil {
+		known := slices.ContainsFunc(want, func(w *x509.Certificate) bool {
+			return w.SerialNumber.Int64() == int64(i+1) && cert != nil && cert.CheckSignatureFrom(w) == nil
+		})
+		if err != nil || c.Label != keyring.Label(keyring.CA, uint64(i+1)) || !known {
 			t.Errorf("certificate %s of key %s, %v", c.Label, c.Key, err)
 		}
 	}

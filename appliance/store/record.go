@@ -22,6 +22,7 @@ const (
 	KindFailures = "failures" // countersignatures that did not verify: one record per device and minute
 	KindOutcome  = "outcome"  // a device's report
 	KindCeremony = "ceremony" // keys and trust made
+	KindKeys     = "key"      // a key version was created, certified, activated, retired, …
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
 	KindHSM      = "hsm"      // the PIN of a token was given by an administrator
@@ -160,8 +161,21 @@ func fieldName(key any) string {
 }
 
 func inWords(value any) any {
-	if b, ok := value.([]byte); ok {
-		return hex.EncodeToString(b)
+	switch v := value.(type) {
+	case []byte:
+		return hex.EncodeToString(v)
+	case []any:
+		words := make([]any, len(v))
+		for i, one := range v {
+			words[i] = inWords(one)
+		}
+		return words
+	case map[any]any:
+		words := map[string]any{}
+		for key, one := range v {
+			words[fmt.Sprint(key)] = inWords(one)
+		}
+		return words
 	}
 	return value
 }

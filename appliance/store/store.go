@@ -156,7 +156,13 @@ type Keys interface {
 	// AddTrust stores the result of a ceremony in one transaction: keys and
 	// settings (trust domain, root certificates). ErrExists if any is there.
 	AddTrust(ctx context.Context, t Trust, rec Record) error
-	// Settings are the named values AddTrust stored.
+	// ChangeKeys stores one step of a key's life in one transaction: new rows
+	// (ErrExists if the version was ever used), rows written over that whose
+	// revision is Revision-1 (else ErrConflict; ErrNotFound if there is none),
+	// and settings written over what was there. Name, version, id and public
+	// key of a row are never written again.
+	ChangeKeys(ctx context.Context, c KeyChange, rec Record) error
+	// Settings are the named values that AddTrust and ChangeKeys stored.
 	Settings(ctx context.Context) (map[string][]byte, error)
 }
 
@@ -274,7 +280,21 @@ type Policy struct {
 	ActivatedAt time.Time
 }
 
-// Key is one key version in the registry. Times are zero for keys without dates.
+// Origin is how a key came onto its token. A key that was restored or imported
+// has lost the attributes that would tell (CKA_LOCAL, CKA_ALWAYS_SENSITIVE,
+// CKA_NEVER_EXTRACTABLE), so the registry remembers it.
+type Origin string
+
+// The origins; "" is of rows whose maker did not say.
+const (
+	Generated Origin = "generated"
+	Restored  Origin = "restored"
+	Imported  Origin = "imported"
+)
+
+// Key is one key version in the registry, with the dates of its life, SP 800-57
+// part 1 §7. A row is never deleted and its version never used again. A time is
+// zero where that has not happened, or does not exist for the key.
 type Key struct {
 	Name      string // "kem", "decision", … PROTOCOL.md §2.1
 	Version   uint64 // the epoch of a certified key
@@ -282,8 +302,26 @@ type Key struct {
 	Public    []byte // 33-byte point of a key pair, else nil
 	NotBefore time.Time
 	NotAfter  time.Time
-	Cert      []byte // its KeyCert, nil where it has none
+	Cert      []byte // its KeyCert, of root its RootCert; nil where it has none
 	CreatedAt time.Time
+
+	Root     uint64   // number of the root that certified it, 0 where none did
+	Origin   Origin   // how it came onto its tokens
+	Tokens   []string // labels of the tokens that have it
+	Revision uint64   // of this row: one more with each change
+
+	ActivatedAt   time.Time // when it became, or is to become, the one in use
+	RetiredAt     time.Time // nothing under it is accepted from then on
+	SuspendedAt   time.Time // not used until it is resumed
+	CompromisedAt time.Time // not trusted, which nothing undoes
+	DestroyedAt   time.Time // no token has it any more
+}
+
+// KeyChange is one step of a key's life.
+type KeyChange struct {
+	Add      []Key
+	Update   []Key // each with the Revision that follows on its row's
+	Settings map[string][]byte
 }
 
 // Trust is the result of a key ceremony.

@@ -73,7 +73,13 @@ func problem(res *http.Response) error {
 	code, hint := cli.Failed, ""
 	switch p.Type {
 	case admin.ProblemNotFound:
-		code, hint = cli.NotFound, "countersignctl client list and device list show the names"
+		code, hint = cli.NotFound, "countersignctl client list, device list and key list show the names"
+	case admin.ProblemKeyStep:
+		hint = "countersignctl key list shows where each version stands; retire --early does not wait"
+	case admin.ProblemUnsupported:
+		code, hint = cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"
+	case admin.ProblemQuorum:
+		code, hint = cli.Denied, "this version cannot take the approval of a second administrator, so nothing was destroyed"
 	case admin.ProblemExists:
 		name := path.Base(path.Dir(res.Request.URL.Path)) // …/client/NAME/invite
 		hint = name + " is enrolled or has an open code: --replace revokes it and makes a new one"

@@ -77,15 +77,6 @@ func (t *tool) status() *cobra.Command {
 	}
 }
 
-func (t *tool) key() *cobra.Command {
-	cmd := &cobra.Command{Use: "key", Short: "Look at the keys in the HSM"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "list", Args: cobra.NoArgs, Short: "List every key version with state and dates",
-		RunE: list(t, keyTable, func() string { return "key" }),
-	})
-	return cmd
-}
-
 func (t *tool) audit() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit records"}
 	var after uint64

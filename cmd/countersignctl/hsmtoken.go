@@ -52,7 +52,9 @@ func (g *target) load() error {
 			return err
 		}
 		g.hsm = over(a.HSM, flags)
-		g.guard = worker.Guard(filepath.Join(a.StateDir, worker.GuardFile))
+		if _, err := os.Stat(a.StateDir); err == nil { // else there is no appliance yet to be guarded
+			g.guard = worker.Guard(filepath.Join(a.StateDir, worker.GuardFile))
+		}
 	} else {
 		g.hsm = over(config.HSM{Pin: config.Secret{Source: "prompt"}}, flags)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"time"
@@ -42,11 +43,76 @@ var deviceTable = cli.Table[admin.Device]{
 }
 
 var keyTable = cli.Table[admin.Key]{
-	{Title: "Key", Value: func(k admin.Key) string { return k.Name + "@" + number(k.Version) }},
-	{Title: "State", Value: func(k admin.Key) string { return k.State }},
+	{Title: "Key", Value: keyRef},
+	{Title: "State", Value: keyStateWords},
+	{Title: "Activated", Value: func(k admin.Key) string { return optionalDate(k.ActivatedAt) }},
 	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},
 	{Title: "Not after", Value: func(k admin.Key) string { return optionalDate(k.NotAfter) }},
+	{Title: "ID", Value: func(k admin.Key) string { return cmp.Or(k.ID, "-") }},
+}
+
+var keyDetails = cli.Table[admin.Key]{
+	{Title: "Key", Value: keyRef},
+	{Title: "State", Value: keyStateWords},
+	{Title: "Purpose", Value: func(k admin.Key) string { return k.Purpose }},
+	{Title: "Algorithm", Value: func(k admin.Key) string { return k.Algorithm }},
 	{Title: "ID", Value: func(k admin.Key) string { return k.ID }},
+	{Title: "SPKI SHA-256", Value: func(k admin.Key) string { return cmp.Or(k.SPKI, "-") }},
+	{Title: "Origin", Value: func(k admin.Key) string { return k.Origin }},
+	{Title: "Tokens", Value: func(k admin.Key) string { return cmp.Or(strings.Join(k.Tokens, ","), "-") }},
+	{Title: "Root", Value: func(k admin.Key) string { return number(k.Root) }},
+	{Title: "Created", Value: func(k admin.Key) string { return date(k.CreatedAt) }},
+	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},
+	{Title: "Not after", Value: func(k admin.Key) string { return optionalDate(k.NotAfter) }},
+	{Title: "Activated", Value: func(k admin.Key) string { return optionalDate(k.ActivatedAt) }},
+	{Title: "Overlap until", Value: func(k admin.Key) string { return optionalDate(k.OverlapUntil) }},
+	{Title: "Retired", Value: func(k admin.Key) string { return optionalDate(k.RetiredAt) }},
+	{Title: "Suspended", Value: func(k admin.Key) string { return optionalDate(k.SuspendedAt) }},
+	{Title: "Compromised", Value: func(k admin.Key) string { return optionalDate(k.CompromisedAt) }},
+	{Title: "Destroyed", Value: func(k admin.Key) string { return optionalDate(k.DestroyedAt) }},
+}
+
+var findingTable = cli.Table[admin.Finding]{
+	{Title: "Key", Value: func(f admin.Finding) string { return f.Key }},
+	{Title: "Finding", Value: func(f admin.Finding) string {
+		switch {
+		case f.Unknown:
+			return "unknown to the registry"
+		case !f.Good:
+			return strings.Join(f.Drift, ", ")
+		}
+		return "as it must be"
+	}},
+	{Title: "ID", Value: func(f admin.Finding) string { return f.ID }},
+}
+
+var dueTable = cli.Table[admin.KeyDue]{
+	{Title: "Key", Value: func(d admin.KeyDue) string { return d.Name + "@" + number(d.Version) }},
+	{Title: "Rotation", Value: func(d admin.KeyDue) string { return d.Standing }},
+	{Title: "At", Value: func(d admin.KeyDue) string { return optionalDate(d.At) }},
+	{Title: "Next", Value: func(d admin.KeyDue) string {
+		if d.Next == 0 {
+			return "-"
+		}
+		return d.Name + "@" + number(d.Next)
+	}},
+}
+
+var recordsTable = cli.Table[admin.Renewal]{
+	{Title: "Client records", Value: func(r admin.Renewal) string {
+		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
+	}},
+	{Title: "Left because", Value: func(r admin.Renewal) string { return cmp.Or(r.Problem, "-") }},
+}
+
+func keyRef(k admin.Key) string { return k.Name + "@" + number(k.Version) }
+
+// keyStateWords tells a deactivated key that still verifies from one that does not.
+func keyStateWords(k admin.Key) string {
+	if k.State == "deactivated" && k.Accepted {
+		return "deactivated (verify only)"
+	}
+	return k.State
 }
 
 var recordTable = cli.Table[admin.Record]{

@@ -27,7 +27,7 @@ func initCommand(path *string) *cobra.Command {
 		Short: "Make keys, store, policy and trust domain on a token that exists",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return explain(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
-				return initialize(ctx, p, cfg.Trust.Domain)
+				return initialize(ctx, p, cfg)
 			}))
 		},
 	}

@@ -29,6 +29,7 @@ type daemon struct {
 	config    *config.Appliance
 	storeDir  string
 	loaded    chan struct{} // closed when there is an appliance
+	caFile    string
 }
 
 // errOtherDomain: config.toml names another trust domain than init made.
@@ -58,11 +59,14 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	if d.keys, err = keyring.Load(ctx, d.token, d.store); err != nil {
 		return err
 	}
+	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {
+		return err
+	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
-		Store: d.store, Keys: d.keys, Logger: d.log, Metrics: d.metrics, Attest: attestBy(cfg.UV),
+		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics, Attest: attestBy(cfg.UV),
 	})
 	if err != nil {
 		return err
@@ -70,11 +74,23 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), d.log); err != nil {
 		return err
 	}
-	return d.writeCA(ctx, filepath.Join(cfg.StateDir, "ca.pem"))
+	d.caFile = filepath.Join(cfg.StateDir, "ca.pem")
+	return d.writeCA(ctx)
+}
+
+func schedule(k config.KeySchedule) keyring.Schedule {
+	return keyring.Schedule{
+		Notice: k.Notice.Duration, Auto: k.Auto,
+		Periods: map[string]time.Duration{
+			keyring.Root: k.Root.Duration, keyring.KEM: k.KEM.Duration, keyring.Decision: k.Decision.Duration,
+			keyring.CA: k.CA.Duration, keyring.ClientCA: k.ClientCA.Duration, keyring.Enrol: k.Enrol.Duration,
+			keyring.Wrap: k.Wrap.Duration, keyring.MAC: k.MAC.Duration,
+		},
+	}
 }
 
 // writeCA writes the authorities for devices that enrol: relayd enrol --ca.
-func (d *daemon) writeCA(ctx context.Context, path string) error {
+func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
 	if err != nil {
 		return err
@@ -83,7 +99,12 @@ func (d *daemon) writeCA(ctx context.Context, path string) error {
 	for _, cert := range authorities {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	if err := os.WriteFile(path, text, 0o644); err != nil { //nolint:gosec // it is public
+	// As a whole: a device may be reading it, and a kill may fall in between.
+	err = os.WriteFile(d.caFile+".new", text, 0o644) //nolint:gosec // it is public
+	if err == nil {
+		err = os.Rename(d.caFile+".new", d.caFile)
+	}
+	if err != nil {
 		return cli.Fail(cli.IO, err, "state_dir must be writable")
 	}
 	return nil
@@ -115,6 +136,7 @@ func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) erro
 		d.appliance.Run(ctx)
 	}()
 	go d.identity.Run(ctx)
+	go d.followKeys(ctx)
 	go d.watchDisk(ctx, stop)
 	err := httpapi.Serve(ctx, d.log, servers...)
 	stop(nil)
@@ -123,6 +145,34 @@ func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) erro
 		err = cause
 	}
 	return err
+}
+
+// followPause is between attempts to follow a change of the keys.
+const followPause = 10 * time.Second
+
+// followKeys gives the listener and the file of authorities what follows from the keys,
+// whenever those have changed.
+func (d *daemon) followKeys(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.keys.Changed():
+		}
+		for err := d.follow(ctx); err != nil && ctx.Err() == nil; err = d.follow(ctx) {
+			d.log.Error("TLS identity could not follow the keys", "error", err, "retry_in", followPause.String())
+			select {
+			case <-ctx.Done():
+			case <-time.After(followPause):
+			}
+		}
+	}
+}
+
+func (d *daemon) follow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, followPause)
+	defer cancel()
+	return errors.Join(d.identity.Renew(ctx), d.writeCA(ctx))
 }
 
 // watchDisk stops the daemon when an fsync failed: what is on the disk is unknown
@@ -143,6 +193,20 @@ func (d *daemon) checks() map[string]httpapi.Check {
 				return nil
 			}
 			return d.tokenError()
+		},
+	}
+}
+
+// warnings tell what is to be done, and make the daemon no less ready.
+func (d *daemon) warnings() map[string]httpapi.Check {
+	return map[string]httpapi.Check{
+		"keys": func(ctx context.Context) error {
+			select {
+			case <-d.loaded:
+				return d.appliance.KeysReady(ctx)
+			default:
+				return nil
+			}
 		},
 	}
 }

@@ -117,7 +117,7 @@ func (d *dev) prepare(ctx context.Context) (*parts, error) {
 	}
 	settings, err := p.store.Settings(ctx)
 	if err == nil && len(settings) == 0 {
-		err = initialize(ctx, p, cfg.Trust.Domain)
+		err = initialize(ctx, p, cfg)
 	}
 	if err == nil {
 		err = os.WriteFile(d.path(readyMark), nil, 0o600)

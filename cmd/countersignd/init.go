@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/cmd/internal/config"
 	"countersign/policy"
 )
 
@@ -17,7 +18,8 @@ var errInitialized = errors.New("the store is initialized already; init never re
 // initialize makes keys, policy and trust domain on a token and a store that have
 // none. The trust comes last: a run that was interrupted before it left no
 // appliance behind, and says so when it is repeated.
-func initialize(ctx context.Context, p *parts, domain string) error {
+func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
+	domain := cfg.Trust.Domain
 	settings, err := p.store.Settings(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the store: %w", err)
@@ -35,6 +37,9 @@ func initialize(ctx context.Context, p *parts, domain string) error {
 	trust, err := keyring.Ceremony(ctx, p.token, domain, now)
 	if err != nil {
 		return fmt.Errorf("key ceremony: %w", err)
+	}
+	for i := range trust.Keys {
+		trust.Keys[i].Tokens = []string{cfg.HSM.TokenLabel}
 	}
 	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{"event": "ceremony", "keys": len(trust.Keys)})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {

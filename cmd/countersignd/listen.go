@@ -47,7 +47,7 @@ func (d *daemon) hsmAPI() httpapi.HSM {
 
 func (d *daemon) adminHandler() http.Handler {
 	admin := &httpapi.Admin{
-		Appliance: d.appliance, Keys: d.keys, Summary: d.hsmStatus, HSM: d.hsmAPI(), Logger: d.log.Named("admin"),
+		Appliance: d.appliance, Summary: d.hsmStatus, HSM: d.hsmAPI(), Logger: d.log.Named("admin"),
 	}
 	return admin.Handler()
 }
@@ -57,7 +57,7 @@ func (d *daemon) adminServer(h http.Handler) httpapi.Server {
 }
 
 func (d *daemon) opsServer() httpapi.Server {
-	ops := &httpapi.Ops{Checks: d.checks(), Gatherer: d.metrics}
+	ops := &httpapi.Ops{Checks: d.checks(), Warnings: d.warnings(), Gatherer: d.metrics}
 	return httpapi.Server{Name: "ops", Listener: d.listeners.ops, Handler: ops.Handler()}
 }
 

@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -32,10 +33,11 @@ type Config struct {
 type Client struct {
 	config     Config
 	http       *conn
+	open       *conn // to any server, without a certificate: for what proves itself
 	reachable  atomic.Bool
 	started    atomic.Uint64 // calls
 	refreshing sync.Mutex    // one refresh at a time, so that an older answer does not undo a newer one
-	refreshed  atomic.Int64  // Unix seconds of the last refresh that a decision asked for
+	refreshed  time.Time     // guarded by refreshing; when the last one that was asked for began
 
 	mu   sync.Mutex // guards what follows, and changes of reachable
 	last uint64     // call that reachable is of
@@ -62,6 +64,11 @@ func NewClient(c Config) (*Client, error) {
 		VerifyConnection:   server{roots: roots, host: base.Hostname(), trust: client.Trust}.verify,
 	}
 	client.http = newHTTP(c.URL, config, c.Timeout)
+	anybody := &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, //nolint:gosec // G402: what comes this way is verified under the pinned root
+	}
+	client.open = newHTTP(c.URL, anybody, c.Timeout)
 	return client, nil
 }
 
@@ -104,7 +111,17 @@ func (c *Client) post(ctx context.Context, path, mediaType string, body []byte) 
 	return c.call(ctx, request{http.MethodPost, path, mediaType, body})
 }
 
+// call makes a call, and once more if the server was not known and the trust, asked for
+// again, may have its key of ca.
 func (c *Client) call(ctx context.Context, r request) ([]byte, error) {
+	body, err := c.callOnce(ctx, r)
+	if errors.Is(err, errStranger) && c.RefreshTrust(ctx) == nil {
+		body, err = c.callOnce(ctx, r)
+	}
+	return body, err
+}
+
+func (c *Client) callOnce(ctx context.Context, r request) ([]byte, error) {
 	number := c.started.Add(1)
 	body, err := c.http.call(ctx, r)
 	code, _ := protocol.CodeOf(err)
@@ -144,4 +161,7 @@ func (c *Client) Trust() protocol.Trust {
 func now(t protocol.Trust) uint64 { return t.Time(uint64(time.Now().Unix())) }
 
 // Close closes the connections that are not in use.
-func (c *Client) Close() { c.http.closeIdle() }
+func (c *Client) Close() {
+	c.http.closeIdle()
+	c.open.closeIdle()
+}

@@ -43,6 +43,9 @@ func (e *StatusError) Unwrap() error {
 	return e.Code
 }
 
+// errStranger: the server's certificate is by no authority that this device knows.
+var errStranger = errors.New("server is not known")
+
 // conn makes calls over HTTP/2 and connects again by itself.
 type conn struct {
 	url     string
@@ -89,6 +92,8 @@ func (c *conn) call(ctx context.Context, r request) ([]byte, error) {
 		return body, err
 	case isTimeout(ctx, err):
 		return nil, fmt.Errorf("calling %s: %v: %w", r.path, err, protocol.CodeTimeout)
+	case errors.Is(err, protocol.CodeCertificate):
+		return nil, fmt.Errorf("calling %s: %w: %v: %w", r.path, errStranger, err, protocol.CodeServerUnreachable)
 	}
 	return nil, fmt.Errorf("calling %s: %v: %w", r.path, err, protocol.CodeServerUnreachable)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -18,7 +19,7 @@ const (
 	lookPeriod  = time.Minute      // between looks at the clock, which may jump
 	firstPause  = 2 * time.Second  // after a failure, doubling up to lastPause
 	lastPause   = 10 * time.Minute // after many
-	askedPause  = 30 * time.Second // between refreshes that a decision asks for
+	askedPause  = time.Second      // between refreshes that a decision asks for
 )
 
 // Run keeps the trust fresh and the certificate valid until ctx is over: the
@@ -78,20 +79,42 @@ func (t *task) run(ctx context.Context, c *Client, next time.Time) {
 	}
 }
 
-// RefreshTrust fetches the trust for a decision by a key that is not known,
-// unless that was tried a moment ago. An error leaves the trust as it is.
+// RefreshTrust fetches the trust for a decision by a key that is not known, or for a
+// server that is not. One that began after this was called will do; at most one a
+// second is made, and who comes in between waits. An error leaves the trust as it is.
 func (c *Client) RefreshTrust(ctx context.Context) error {
-	last, at := c.refreshed.Load(), time.Now().Unix()
-	if at-last < int64(askedPause/time.Second) || !c.refreshed.CompareAndSwap(last, at) {
+	asked := time.Now()
+	c.refreshing.Lock()
+	defer c.refreshing.Unlock()
+	if c.refreshed.After(asked) {
 		return nil
 	}
-	return c.refresh(ctx)
+	timer := time.NewTimer(time.Until(c.refreshed.Add(askedPause)))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+	}
+	c.refreshed = time.Now()
+	return c.refreshLocked(ctx)
 }
 
 func (c *Client) refresh(ctx context.Context) error {
 	c.refreshing.Lock()
 	defer c.refreshing.Unlock()
-	raw, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/trust"})
+	return c.refreshLocked(ctx)
+}
+
+// refreshLocked asks a server that is not known as well: what a trust document says is
+// believed for the pinned root's signatures, and the server may be known by nothing but
+// what it says.
+func (c *Client) refreshLocked(ctx context.Context) error {
+	trust := request{method: http.MethodGet, path: "/v1/trust"}
+	raw, err := c.callOnce(ctx, trust)
+	if errors.Is(err, errStranger) {
+		raw, err = c.open.call(ctx, trust)
+	}
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"countersign/appliance/store"
 )
@@ -29,37 +27,6 @@ func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record)
 			int64(p.Version), blob(p.Document), usec(p.ActivatedAt))
 		if err != nil {
 			return err
-		}
-		return t.append(rec)
-	})
-}
-
-// ListKeys implements [store.Keys].
-func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
-	q := query{doing: "listing keys", sql: `SELECT name, version, id, public, not_before_us, not_after_us, cert, created_us
-		FROM key ORDER BY name, version`}
-	return list(ctx, s.r, q, func(row scanner) (k store.Key, err error) {
-		err = row.Scan(&k.Name, &k.Version, fixed(k.ID[:]), &k.Public,
-			stamp{&k.NotBefore}, stamp{&k.NotAfter}, &k.Cert, stamp{&k.CreatedAt})
-		return k, err
-	})
-}
-
-// AddTrust implements [store.Keys].
-func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Record) error {
-	return s.write(ctx, "adding trust", func(t *txn) error {
-		for _, k := range trust.Keys {
-			_, err := t.exec(`INSERT INTO key (name, version, id, public, not_before_us, not_after_us, cert, created_us)
-				VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-				k.Name, int64(k.Version), k.ID[:], blob(k.Public), usec(k.NotBefore), usec(k.NotAfter), blob(k.Cert), usec(k.CreatedAt))
-			if err != nil {
-				return err
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(trust.Settings)) {
-			if _, err := t.exec(`INSERT INTO setting (name, value) VALUES (?, ?)`, name, blob(trust.Settings[name])); err != nil {
-				return err
-			}
 		}
 		return t.append(rec)
 	})

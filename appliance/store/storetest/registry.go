@@ -10,6 +10,7 @@ import (
 var registryTests = map[string]func(*testing.T, *fixture){
 	"Policy":  testPolicy,
 	"Trust":   testTrust,
+	"Keys":    testKeys,
 	"Records": testRecords,
 	"Tally":   testTally,
 }
@@ -55,6 +56,50 @@ func testTrust(t *testing.T, f *fixture) {
 	f.must(err)
 	f.same(got, settings)
 	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{next}}, Note("")))
+}
+
+func testKeys(t *testing.T, f *fixture) {
+	change := func(c store.KeyChange) func() error {
+		return func() error { return f.ChangeKeys(t.Context(), c, Note("key")) }
+	}
+	one := store.Key{
+		Name: "kem", Version: 1, ID: [20]byte{1}, Public: make([]byte, 33), Cert: []byte("cert"), CreatedAt: Epoch,
+		Root: 1, Origin: store.Generated, Tokens: []string{"countersign"}, Revision: 1, ActivatedAt: Epoch,
+	}
+	two := one
+	two.Version, two.ID, two.ActivatedAt = 2, [20]byte{2}, Epoch.Add(time.Hour)
+	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{one}, Settings: map[string][]byte{"a": {1}}}, Note("ceremony")))
+	f.must(change(store.KeyChange{Add: []store.Key{two}, Settings: map[string][]byte{"a": {2}, "b": {3}}})())
+
+	retired := one
+	retired.Revision, retired.RetiredAt, retired.Cert = 2, Epoch.Add(time.Minute), []byte("another")
+	three := two
+	three.Version, three.ID = 3, [20]byte{3}
+	for want, c := range map[error]store.KeyChange{
+		store.ErrExists:   {Add: []store.Key{three, two}},
+		store.ErrConflict: {Add: []store.Key{three}, Update: []store.Key{one}, Settings: map[string][]byte{"a": {9}}},
+		store.ErrNotFound: {Add: []store.Key{three}, Update: []store.Key{{Name: "kem", Version: 9, Revision: 2}}},
+	} {
+		f.unchanged(want, change(c))
+	}
+	f.must(change(store.KeyChange{Update: []store.Key{retired}})())
+	f.unchanged(store.ErrConflict, change(store.KeyChange{Update: []store.Key{retired}}))
+	keys, err := f.ListKeys(t.Context())
+	f.must(err)
+	f.same(keys, []store.Key{retired, two})
+	settings, err := f.Settings(t.Context())
+	f.must(err)
+	f.same(settings, map[string][]byte{"a": {2}, "b": {3}})
+
+	gone := retired
+	gone.Revision, gone.CompromisedAt, gone.DestroyedAt = 3, Epoch, Epoch
+	f.must(change(store.KeyChange{Update: []store.Key{gone}})())
+	gone.Revision, gone.DestroyedAt = 4, time.Time{}
+	before := f.tally()
+	if err := change(store.KeyChange{Update: []store.Key{gone}})(); err == nil {
+		t.Fatal("a destroyed key came back")
+	}
+	f.same(f.tally(), before)
 }
 
 func testRecords(t *testing.T, f *fixture) {

@@ -1,0 +1,113 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+)
+
+// ErrQuorum: the step takes the approval of a second administrator.
+var ErrQuorum = errors.New("the approval of a second administrator is missing")
+
+// Keys are all key versions as they stand now.
+func (a *Appliance) Keys() []keyring.View { return a.keys.Views(a.now()) }
+
+// PlanKey says what a step of a key's life comes to, and does nothing. Errors are those
+// of [keyring.Keyring.Plan].
+func (a *Appliance) PlanKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+	a.keySteps.Lock()
+	defer a.keySteps.Unlock()
+	plan, err := a.planKeyLocked(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return a.keys.Preview(plan), nil
+}
+
+// ChangeKey takes a step: what it needs of the token is made first, then rows, settings
+// and audit record become durable in one transaction, and only then is anything of it
+// used. Interrupted anywhere, the same step again goes on where it stopped: a key that
+// was made and not stored is taken up, and a step that was stored is not taken twice.
+// Errors are those of [keyring.Keyring.Plan], [ErrQuorum], and of token and store.
+func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+	a.keySteps.Lock()
+	defer a.keySteps.Unlock()
+	// A step before may have been stored although the store could not say so.
+	if err := a.keys.Reload(ctx, a.store); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
+	}
+	plan, err := a.planKeyLocked(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.approved(s); err != nil {
+		return nil, err
+	}
+	change, err := a.keys.Carry(ctx, plan, a.tokenLabel)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
+	}
+	if len(change.Add)+len(change.Update) > 0 {
+		if err := a.store.ChangeKeys(ctx, change, keyRecord(s, change)); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
+		}
+	}
+	// Also where nothing was to be stored: an earlier run may have come no further.
+	if err := a.keys.Reload(ctx, a.store); err != nil {
+		return nil, fmt.Errorf("%s %s is stored, and not in use before it is repeated: %w", s.Verb, s.Name, err)
+	}
+	a.renewals.wake()
+	return a.keys.Shown(plan, a.now()), nil
+}
+
+// planKeyLocked adds to the keyring's plan what only the store can know: nothing that
+// is stored may depend on what is given up.
+func (a *Appliance) planKeyLocked(ctx context.Context, s keyring.Step) (keyring.Plan, error) {
+	plan, err := a.keys.Plan(s, a.now())
+	if err != nil || s.Verb != keyring.Retire || s.Name != keyring.MAC && s.Name != keyring.Wrap {
+		return plan, err
+	}
+	total, left, err := a.under(ctx, s.Name)
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d of %d client records are still under an earlier %s: %w", left, total, s.Name, keyring.ErrEarly)
+	}
+	return plan, err
+}
+
+// approved is where a step waits for its quorum: nobody can give one yet, so that what
+// needs one is refused.
+func (a *Appliance) approved(s keyring.Step) error {
+	if s.Verb != keyring.Destroy {
+		return nil
+	}
+	return fmt.Errorf("destroying %s: %w", keyring.Label(s.Name, s.Version), ErrQuorum)
+}
+
+// keyRecord is the audit record of a step: each row with its dates, as it is from then on.
+func keyRecord(s keyring.Step, c store.KeyChange) store.Record {
+	var rows []map[string]any
+	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
+		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}
+		for name, at := range map[string]time.Time{
+			"not_before": k.NotBefore, "not_after": k.NotAfter, "activated": k.ActivatedAt, "retired": k.RetiredAt,
+			"suspended": k.SuspendedAt, "compromised": k.CompromisedAt, "destroyed": k.DestroyedAt,
+		} {
+			if !at.IsZero() {
+				row[name] = at.Unix()
+			}
+		}
+		if k.Cert != nil {
+			row["cert"] = k.Cert
+		}
+		rows = append(rows, row)
+	}
+	fields := map[string]any{"event": string(s.Verb), "rows": rows}
+	if s.Early {
+		fields["early"] = true
+	}
+	return store.NewRecord(store.KindKeys, "key/"+s.Name, fields)
+}
