@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -74,12 +73,9 @@ func (a *Appliance) macOf(ctx context.Context, c store.Client) (keyring.Key, err
 	}
 	input := recordInput(c)
 	for _, key := range versions {
-		mac, err := a.keys.MAC(ctx, key, input)
-		if err != nil {
+		right, err := a.keys.CheckMAC(ctx, key, input, c.MAC)
+		if err != nil || right {
 			return key, err
-		}
-		if hmac.Equal(mac, c.MAC) {
-			return key, nil
 		}
 	}
 	return keyring.Key{}, store.ErrNotFound

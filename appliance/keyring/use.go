@@ -66,6 +66,20 @@ func (r *Keyring) MAC(ctx context.Context, key Key, input []byte) ([]byte, error
 	return mac, nil
 }
 
+// CheckMAC tells whether mac is what [Keyring.MAC] gave for the input. A MAC that the
+// token gives again is right at once; another one is asked for until two agree.
+func (r *Keyring) CheckMAC(ctx context.Context, key Key, input, mac []byte) (bool, error) {
+	ask := func() ([]byte, error) { return r.token.MAC(ctx, key.ID, input) }
+	again, err := ask()
+	if err == nil && !hmac.Equal(again, mac) {
+		again, err = agreed(ask, again)
+	}
+	if err != nil {
+		return false, fmt.Errorf("MAC by %s: %w", key.label(), err)
+	}
+	return hmac.Equal(again, mac), nil
+}
+
 // agreed is the first answer that came twice, of three at most, those before
 // included: a token that errs once costs one call more, and one that errs always
 // is [hsm.ErrGarbled].
