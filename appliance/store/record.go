@@ -26,6 +26,9 @@ const (
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
+	KindAdmins   = "admin"    // an administrator was added or changed
+	KindChanges  = "change"   // a change was requested, countersigned, executed, …
+	KindDoctor   = "doctor"   // somebody had the appliance examined
 )
 
 // decisionRecord is the body of a decision's audit record, PROTOCOL.md §4:
