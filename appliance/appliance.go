@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ type Config struct {
 	Logger  hclog.Logger
 	Metrics prometheus.Registerer // nil: not registered anywhere
 	Attest  Attest                // nil: attestations are of format "unverified"
+	// Effects are kinds of change that are made elsewhere, beside those of this package.
+	Effects map[policy.Kind]Effect
 	// RefusalTime is the least time that a refused countersignature takes, so
 	// that its length does not tell why; 0: 50 ms.
 	RefusalTime time.Duration
@@ -70,6 +73,9 @@ type Appliance struct {
 	tokenLabel string
 	keySteps   sync.Mutex // one step of a key's life at a time
 	renewals   renewals
+
+	effects  map[policy.Kind]Effect
+	changing sync.Mutex // one change request at a time
 }
 
 // activePolicy is the store's newest policy, parsed.
@@ -95,9 +101,12 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
 		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)},
 	}
+	a.effects = a.builtin()
+	maps.Copy(a.effects, c.Effects)
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
 	}
+	a.warnOfQuorums(ctx)
 	return a, nil
 }
 
@@ -115,17 +124,21 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 }
 
 // Run writes the minute's failure counts to the audit until ctx ends, and once
-// more then; beside that it brings client records to the keys in use.
+// more then; beside that it brings client records to the keys in use, and goes on with
+// changes that were interrupted.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.runRenewals(ctx) })
 	defer beside.Wait()
+	a.resumeChanges(ctx)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
 			a.flushFailures(ctx)
+			a.resumeChanges(ctx)
+			a.expireChanges(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()

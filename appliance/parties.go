@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -68,21 +67,7 @@ func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Cli
 // an earlier one that is not retired while records are made anew. A MAC that fits none
 // is [store.ErrNotFound].
 func (a *Appliance) macOf(ctx context.Context, c store.Client) (keyring.Key, error) {
-	versions, err := a.keys.MACKeys(a.now())
-	if err != nil {
-		return keyring.Key{}, err
-	}
-	input := recordInput(c)
-	for _, key := range versions {
-		mac, err := a.keys.MAC(ctx, key, input)
-		if err != nil {
-			return key, err
-		}
-		if hmac.Equal(mac, c.MAC) {
-			return key, nil
-		}
-	}
-	return keyring.Key{}, store.ErrNotFound
+	return a.macFor(ctx, recordInput(c), c.MAC)
 }
 
 // recordInput is what the record MAC of a client covers, PROTOCOL.md §2.1.

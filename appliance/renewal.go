@@ -92,6 +92,9 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 		}
 		a.renewals.set(func(r *Renewal) { r.Left-- })
 	}
+	if err := a.renewAdmins(ctx); err != nil {
+		problems = append(problems, err)
+	}
 	err = errors.Join(problems...)
 	a.renewals.set(func(r *Renewal) {
 		if r.Running = false; err != nil {
@@ -185,5 +188,7 @@ func (a *Appliance) countRenewals(ctx context.Context) (Renewal, error) {
 			r.Left++
 		}
 	}
-	return r, nil
+	admins, err := a.staleAdmins(ctx)
+	r.Total, r.Left = r.Total+len(admins), r.Left+len(admins)
+	return r, err
 }

@@ -20,6 +20,8 @@ type Invite struct {
 	// Replace revokes the party of this name, if it is enrolled, and withdraws an
 	// open code for it.
 	Replace bool `json:"replace,omitempty"`
+
+	DryRun bool `json:"dry_run,omitempty"` // device: only answer, with a [Change]
 }
 
 // Invited is the answer. The code is told once and kept as a hash only.
@@ -144,6 +146,11 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
+
+	// With ProblemQuorum: the request that waits, and the activation code that is good
+	// once it is executed, told this once.
+	Change  *Change  `json:"change,omitempty"`
+	Invited *Invited `json:"invited,omitempty"`
 }
 
 // The problem types.
@@ -153,6 +160,9 @@ const (
 	ProblemConflict    = "urn:countersign:problem:conflict"
 	ProblemKeyStep     = "urn:countersign:problem:key-step"
 	ProblemQuorum      = "urn:countersign:problem:quorum"
+	ProblemOver        = "urn:countersign:problem:change-over"
+	ProblemSigner      = "urn:countersign:problem:signer"
+	ProblemSignature   = "urn:countersign:problem:signature"
 	ProblemInput       = "urn:countersign:problem:input"
 	ProblemUnavailable = "urn:countersign:problem:unavailable"
 	ProblemInternal    = "urn:countersign:problem:internal"

@@ -55,7 +55,7 @@ type ring struct {
 type Key struct {
 	store.Key
 	Point   protocol.PublicKey // of a key pair, else zero
-	OnToken bool               // false only of roots, whose token may lie in a safe
+	OnToken bool               // false only of roots, whose token may lie in a safe, and of what is destroyed
 }
 
 func (k Key) label() string { return Label(k.Name, k.Version) }
@@ -135,6 +135,7 @@ func (v *ring) match(rows []store.Key, present []hsm.Key) error {
 func (k *Key) find(found []hsm.Key) error {
 	switch {
 	case !k.DestroyedAt.IsZero():
+		k.OnToken = len(found) > 0 // an interruption left it there, see Erase
 		return nil
 	case len(found) == 0 && k.Name == Root:
 		return nil // its token may lie in a safe

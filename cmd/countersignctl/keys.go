@@ -85,6 +85,7 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print what it would come to")
+	waitFlag(cmd)
 	if v.confirm != nil {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	}
@@ -113,7 +114,7 @@ func (t *tool) takeStep(cmd *cobra.Command, path string, step admin.KeyStep) err
 	}
 	var keys []admin.Key
 	if err := a.post(cmd.Context(), path, step, &keys); err != nil {
-		return err
+		return t.waiting(cmd, err)
 	}
 	return keyTable.List(t.printer(cmd), keys)
 }

@@ -75,10 +75,12 @@ func (d *daemon) writeCA(ctx context.Context) error {
 	for _, cert := range authorities {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	if err := os.WriteFile(d.caFile, text, 0o644); err != nil { //nolint:gosec // it is public
-		return cli.Fail(cli.IO, err, "state_dir must be writable")
+	// Whoever reads the file meanwhile finds it whole.
+	err = os.WriteFile(d.caFile+".new", text, 0o644) //nolint:gosec // it is public
+	if err == nil {
+		err = os.Rename(d.caFile+".new", d.caFile)
 	}
-	return nil
+	return cli.Fail(cli.IO, err, "state_dir must be writable")
 }
 
 func tlsNames(api config.API) []string {
