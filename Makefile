@@ -12,7 +12,7 @@ DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test acceptance bench clean cross
+.PHONY: help deps build check test demo attack-test rotate-test acceptance bench clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,7 +56,11 @@ attack-test: deps build ## play relay and phone at byte level against the real p
 	@go build -o bin/attack ./softhsm-test/attack
 	@bin/attack
 
-acceptance: demo attack-test ## the long harnesses
+rotate-test: deps build ## rotate every key under load, then with kill -9 within each step
+	@go build -o bin/rotate ./softhsm-test/rotate
+	@bin/rotate
+
+acceptance: demo attack-test rotate-test ## the long harnesses
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench

@@ -13,7 +13,7 @@ import (
 	"countersign/protocol"
 )
 
-// adminInput is what the record MAC of an administrator covers, PROTOCOL.md §7.34.
+// adminInput is what the record MAC of an administrator covers, PROTOCOL.md §7.35.
 func adminInput(one store.Admin) []byte {
 	return protocol.RecordInput(protocol.Record{
 		Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,

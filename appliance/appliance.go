@@ -25,12 +25,13 @@ import (
 
 // Config is what an appliance is made of.
 type Config struct {
-	Store   store.Store
-	Keys    *keyring.Keyring
-	Token   string // label of the token, for the rows of the keys that are made on it
-	Logger  hclog.Logger
-	Metrics prometheus.Registerer // nil: not registered anywhere
-	Attest  Attest                // nil: attestations are of format "unverified"
+	Store    store.Store
+	Keys     *keyring.Keyring
+	Token    string           // label of the token, for the rows of the keys that are made on it
+	Schedule keyring.Schedule // when keys are to be rotated
+	Logger   hclog.Logger
+	Metrics  prometheus.Registerer // nil: not registered anywhere
+	Attest   Attest                // nil: attestations are of format "unverified"
 	// Effects are kinds of change that are made elsewhere, beside those of this package.
 	Effects map[policy.Kind]Effect
 	// RefusalTime is the least time that a refused countersignature takes, so
@@ -73,9 +74,14 @@ type Appliance struct {
 	tokenLabel string
 	keySteps   sync.Mutex // one step of a key's life at a time
 	renewals   renewals
+	schedule   keyring.Schedule
 
 	effects  map[policy.Kind]Effect
 	changing sync.Mutex // one change request at a time
+
+	// Of Run alone.
+	scheduleProblem string    // what was said last
+	attested        time.Time // when the token was last compared with the registry
 }
 
 // activePolicy is the store's newest policy, parsed.
@@ -99,12 +105,15 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	}
 	a := &Appliance{
 		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
-		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)},
+		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)}, schedule: c.Schedule,
 	}
 	a.effects = a.builtin()
 	maps.Copy(a.effects, c.Effects)
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
+	}
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(newKeyMetrics(a))
 	}
 	a.warnOfQuorums(ctx)
 	return a, nil
@@ -123,14 +132,17 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 	return nil
 }
 
-// Run writes the minute's failure counts to the audit until ctx ends, and once
-// more then; beside that it brings client records to the keys in use, and goes on with
-// changes that were interrupted.
+// Run writes the minute's failure counts to the audit, keeps the schedule of the keys,
+// compares them with the token once a day and goes on with changes that were
+// interrupted, until ctx ends, and the counts once more then; beside that it brings
+// client records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.runRenewals(ctx) })
 	defer beside.Wait()
 	a.resumeChanges(ctx)
+	a.keepSchedule(ctx)
+	a.attestDaily(ctx)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {
@@ -139,6 +151,8 @@ func (a *Appliance) Run(ctx context.Context) {
 			a.flushFailures(ctx)
 			a.resumeChanges(ctx)
 			a.expireChanges(ctx)
+			a.keepSchedule(ctx)
+			a.attestDaily(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()

@@ -494,7 +494,7 @@ func TestDestroy(t *testing.T) {
 }
 
 // TestMACRotation: administrators and requests under way outlive a rotation of mac.
-func TestMACRotation(t *testing.T) {
+func TestAdminsOutliveMAC(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	c := b.waits(invitation("door"))
 	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {

@@ -53,6 +53,10 @@ func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
 	a.keySteps.Lock()
 	defer a.keySteps.Unlock()
+	// A step before may have been stored although the store could not say so.
+	if err := a.keys.Reload(ctx, a.store); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
+	}
 	plan, err := a.planKeyLocked(ctx, s)
 	if err != nil {
 		return nil, err
@@ -86,9 +90,9 @@ func (a *Appliance) planKeyLocked(ctx context.Context, s keyring.Step) (keyring.
 	if err != nil || s.Verb != keyring.Retire || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
-	progress, err := a.countRenewals(ctx)
-	if err == nil && progress.Left > 0 {
-		err = fmt.Errorf("%d of %d client records are still under an earlier %s: %w", progress.Left, progress.Total, s.Name, keyring.ErrEarly)
+	total, left, err := a.under(ctx, s.Name)
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d of %d client records are still under an earlier %s: %w", left, total, s.Name, keyring.ErrEarly)
 	}
 	return plan, err
 }

@@ -18,6 +18,7 @@ type metrics struct {
 	authorizations *prometheus.CounterVec
 	repeats        prometheus.Counter
 	forged         prometheus.Counter
+	strange        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -34,9 +35,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		forged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "countersign_forged_records_total", Help: "Client rows whose record MAC did not fit.",
 		}),
+		strange: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "countersign_strange_keys", Help: "Keys on the token that were unknown to the registry, or not as it has them, at the last comparison.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.applies, m.authorizations, m.repeats, m.forged)
+		reg.MustRegister(m.applies, m.authorizations, m.repeats, m.forged, m.strange)
 	}
 	return m
 }

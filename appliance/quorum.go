@@ -17,7 +17,7 @@ import (
 )
 
 // localWord is the admin socket's countersignature: a MAC by the token, so that nobody
-// who writes to the database gives it. PROTOCOL.md §7.34.
+// who writes to the database gives it. PROTOCOL.md §7.35.
 func (a *Appliance) localWord(ctx context.Context, h change.Hash) (s store.ChangeSignature, err error) {
 	key, err := a.keys.Current(keyring.MAC, a.now())
 	if err != nil {

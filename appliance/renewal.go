@@ -14,9 +14,9 @@ import (
 // Renewal is how far the client records have come to the mac and wrap keys in use.
 type Renewal struct {
 	Total   int    // client records
-	Left    int    // under an earlier key, as far as it is known
+	Left    int    // of them not looked at yet, or under an earlier key
 	Running bool   // the background is at it
-	Problem string // why the last round did not come to its end; "" if it did
+	Problem string // why some are left; "" if none is, or it runs
 }
 
 // renewals brings client records to the mac and wrap keys in use, in the background. It
@@ -58,11 +58,13 @@ const renewalPause = time.Minute
 func (a *Appliance) runRenewals(ctx context.Context) {
 	for ctx.Err() == nil {
 		var again <-chan time.Time
-		if err := a.renewAll(ctx); err != nil && ctx.Err() == nil {
+		switch err := a.renewAll(ctx); {
+		case ctx.Err() != nil || err == nil:
+		case errors.Is(err, keyring.ErrNoRewrap): // which no second try helps
+			a.log.Warn("password verifiers stay under an earlier wrap key", "left", a.Renewal().Left, "error", err)
+		default:
 			a.log.Error("client records could not all be brought to the keys in use", "error", err)
-			if !errors.Is(err, keyring.ErrNoRewrap) { // which no second try helps
-				again = time.After(renewalPause)
-			}
+			again = time.After(renewalPause)
 		}
 		select {
 		case <-ctx.Done():
@@ -75,30 +77,42 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 // problemsKept ends a round in which nothing goes right.
 const problemsKept = 10
 
-// renewAll does one round.
+// renewAll does one round. Its error wraps [keyring.ErrNoRewrap] if that is all that is
+// wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
 	all, err := a.store.ListClients(ctx)
 	if err != nil {
 		return err
 	}
+	if a.keys.OneOfEach(a.now()) {
+		a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all)} })
+		return nil
+	}
 	a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all), Left: len(all), Running: true} })
 	var problems []error
+	var stuck error
 	for _, c := range all {
-		if err := a.renewClient(ctx, c.ID); err != nil {
-			if problems = append(problems, err); len(problems) == problemsKept {
-				break
-			}
-			continue
+		switch err := a.renewClient(ctx, c.ID); {
+		case err == nil:
+			a.renewals.set(func(r *Renewal) { r.Left-- })
+		case errors.Is(err, keyring.ErrNoRewrap):
+			stuck = err
+		default:
+			problems = append(problems, err)
 		}
-		a.renewals.set(func(r *Renewal) { r.Left-- })
+		if len(problems) == problemsKept || ctx.Err() != nil {
+			break
+		}
 	}
 	if err := a.renewAdmins(ctx); err != nil {
 		problems = append(problems, err)
 	}
-	err = errors.Join(problems...)
+	if err = errors.Join(problems...); err == nil {
+		err = stuck
+	}
 	a.renewals.set(func(r *Renewal) {
 		if r.Running = false; err != nil {
-			r.Problem = problems[0].Error()
+			r.Problem = err.Error()
 		}
 	})
 	return err
@@ -117,16 +131,17 @@ func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
 		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) {
 			return nil
 		}
-		if err != nil || !stale {
+		if !stale {
 			return err
 		}
+		stuck := err // of the verifier, where the MAC at least is made anew
 		c.Version++
 		if c, err = a.authenticate(ctx, c); err != nil {
 			return err
 		}
 		fields := map[string]any{"event": "renewed", "version": c.Version, "mac": c.MAC}
 		if err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
-			return err
+			return errors.Join(err, stuck)
 		}
 	}
 	return err
@@ -152,43 +167,42 @@ func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client
 	if wrapped != nil {
 		c.Verifier, stale = wrapped, true
 	}
-	if stale && errors.Is(err, keyring.ErrNoRewrap) {
-		err = nil // the MAC at least; the next round says so again
-	}
 	if err != nil {
 		err = fmt.Errorf("verifier of client %s: %w", c.ID, err)
 	}
-	return c, stale, err
+	return c, stale && (err == nil || errors.Is(err, keyring.ErrNoRewrap)), err
 }
 
-// countRenewals counts the records that are left, without changing any.
-func (a *Appliance) countRenewals(ctx context.Context) (Renewal, error) {
+// under counts the client records, and those that are still under an earlier version
+// of mac or wrap, without changing any.
+func (a *Appliance) under(ctx context.Context, name string) (total, left int, err error) {
 	all, err := a.store.ListClients(ctx)
 	if err != nil {
-		return Renewal{}, err
+		return 0, 0, err
 	}
-	in, err := a.keys.Current(keyring.MAC, a.now())
+	in, err := a.keys.Current(name, a.now())
 	if err != nil {
-		return Renewal{}, err
+		return 0, 0, err
 	}
-	r := Renewal{Total: len(all)}
 	for _, c := range all {
-		under, err := a.macOf(ctx, c)
-		if errors.Is(err, store.ErrNotFound) {
-			continue // nobody's
-		}
-		current := err == nil && under.Version == in.Version
-		if current && c.Verifier != nil {
+		current := true
+		if name == keyring.MAC {
+			var key keyring.Key
+			key, err = a.macOf(ctx, c)
+			current = key.Version == in.Version || errors.Is(err, store.ErrNotFound) // or nobody's
+		} else if c.Verifier != nil {
 			current, err = a.keys.IsUnderCurrentWrap(ctx, c.Verifier, a.now())
 		}
-		if err != nil {
-			return r, err
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return 0, 0, err
 		}
 		if !current {
-			r.Left++
+			left++
 		}
 	}
+	if name != keyring.MAC {
+		return len(all), left, nil
+	}
 	admins, err := a.staleAdmins(ctx)
-	r.Total, r.Left = r.Total+len(admins), r.Left+len(admins)
-	return r, err
+	return len(all) + len(admins), left + len(admins), err
 }

@@ -66,7 +66,8 @@ func (k Keyring) Verify(b []byte) (Decision, error) {
 type DecisionCheck struct {
 	Root       PublicKey
 	KeyCerts   [][]byte
-	Now        uint64 // Unix seconds, for the dates of certificates only
+	Now        uint64   // Unix seconds, for the dates of certificates only
+	Begun      []RootID // under which the statements may be beside Root's: what was pinned when each apply was sent
 	Device     DeviceID
 	Nonce      Nonce         // of the newest apply
 	Challenges []Challenge   // bytes 1..16 of the M2 forwarded; of both, in order, if the apply carried a handle
@@ -216,7 +217,7 @@ func (c DecisionCheck) checkStatements(d Decision, all []checkedEvidence) error 
 		switch f := e.fields; {
 		case e.Statement.Hash() != hashes[i]:
 			return evidenceError("statement is not the one decided on")
-		case f.Challenge != challenges[i] || f.Root != c.Root.RootID():
+		case f.Challenge != challenges[i] || f.Root != c.Root.RootID() && !slices.Contains(c.Begun, f.Root):
 			return evidenceError("statement is over another challenge or root")
 		case f.P1.Service != services[i]:
 			return evidenceError("statement is for another service")

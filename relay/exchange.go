@@ -49,6 +49,7 @@ func (r *Relay) applyNew(ctx context.Context, s *session, a ask) error {
 	if _, err := rand.Read(s.nonce[:]); err != nil {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
+	s.root = r.client.Trust().Root.RootID()
 	request := protocol.ApplyRequest{
 		M1: a.m1, Order: wired(s.ticket.order, s.second != nil), Link: a.class, Floor: r.config.Floor,
 		Nonce: s.nonce, Strict: r.config.Strict,
@@ -238,14 +239,14 @@ func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Dec
 
 func (r *Relay) check(s *session, v verdict) (protocol.Decision, error) {
 	trust := r.client.Trust()
-	challenges := []protocol.Challenge{s.chal}
+	challenges, roots := []protocol.Challenge{s.chal}, []protocol.RootID{s.root}
 	if s.second != nil {
-		challenges = []protocol.Challenge{s.second.chal, s.chal}
+		challenges, roots = []protocol.Challenge{s.second.chal, s.chal}, []protocol.RootID{s.second.root, s.root}
 	}
 	d, err := protocol.DecisionCheck{
 		Root: trust.Root, KeyCerts: append(trust.KeyCerts(protocol.UseDecision), trust.KeyCerts(protocol.UseClientCA)...),
-		Now:    trust.Time(uint64(time.Now().Unix())),
-		Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
+		Now:   trust.Time(uint64(time.Now().Unix())),
+		Begun: roots, Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
 		Services: s.ticket.order.Services, Amount: s.ticket.order.Amount, Floor: r.config.Floor, Elapsed: time.Since(v.sent),
 		Strict: r.config.Strict,
 	}.Verify(v.answer.Decision)

@@ -13,6 +13,7 @@ import (
 type pending struct {
 	handle []byte // names it to the appliance; nil: nobody can approve it
 	chal   protocol.Challenge
+	root   protocol.RootID   // pinned when its apply was sent
 	first  protocol.Decision // the verified one of result 3
 	ticket *ticket
 
@@ -191,6 +192,6 @@ func (s *session) waitFor(d protocol.Decision, handle []byte) (p *pending, isNew
 		return s.waits, false
 	}
 	s.isLeft = true
-	s.waits = &pending{handle: handle, chal: s.chal, first: d, ticket: s.ticket}
+	s.waits = &pending{handle: handle, chal: s.chal, root: s.root, first: d, ticket: s.ticket}
 	return s.waits, true
 }

@@ -14,6 +14,7 @@ import (
 type session struct {
 	m1     [sha256.Size]byte
 	nonce  protocol.Nonce
+	root   protocol.RootID // pinned when M1 was applied: the device may have followed to another since
 	ticket *ticket
 	second *pending      // passed to the appliance, so that M1 may be a second approver's; nil: none
 	ready  chan struct{} // closed once what follows is set

@@ -93,12 +93,45 @@ type Key struct {
 	DestroyedAt   *time.Time `json:"destroyed_at,omitempty"`
 }
 
+// Finding is an object on the token as compared with the registry: GET key/attest.
+type Finding struct {
+	Key     string   `json:"key"` // name@version, or the label of an unknown object
+	ID      string   `json:"id"`
+	Good    bool     `json:"good"`
+	Unknown bool     `json:"unknown"` // no row has this id
+	Drift   []string `json:"drift"`   // what is not as it must be
+}
+
+// KeyPlan is what is to be done with the keys: GET key/plan.
+type KeyPlan struct {
+	Auto    bool     `json:"auto"` // the appliance does it by itself
+	Keys    []KeyDue `json:"keys"`
+	Records Renewal  `json:"records"`
+}
+
+// KeyDue is when a key is to be rotated.
+type KeyDue struct {
+	Name     string     `json:"name"`
+	Version  uint64     `json:"version"`        // in use, 0: none
+	Standing string     `json:"standing"`       // not scheduled, scheduled, later, due, overdue
+	At       *time.Time `json:"at,omitempty"`   // none: never
+	Next     uint64     `json:"next,omitempty"` // version that waits, or comes by itself
+}
+
+// Renewal is how far client records have come to the mac and wrap keys in use.
+type Renewal struct {
+	Total   int    `json:"total"`
+	Left    int    `json:"left"`
+	Running bool   `json:"running"`
+	Problem string `json:"problem,omitempty"` // why some are left
+}
+
 // KeyStep is the body of POST key/<name>[@<version>]/{create,rotate,activate,retire,
 // suspend,resume,destroy}. The answer is every key version that it changes.
 type KeyStep struct {
 	DryRun      bool `json:"dry_run,omitempty"`     // only answer
 	Early       bool `json:"early,omitempty"`       // retire: before its overlap is over
-	Compromised bool `json:"compromised,omitempty"` // retire: for good
+	Compromised bool `json:"compromised,omitempty"` // retire: for good; rotate: rule out all earlier versions
 }
 
 // Record is one audit record: GET audit?after=N&limit=N.
@@ -159,6 +192,7 @@ const (
 	ProblemExists      = "urn:countersign:problem:exists"
 	ProblemConflict    = "urn:countersign:problem:conflict"
 	ProblemKeyStep     = "urn:countersign:problem:key-step"
+	ProblemUnsupported = "urn:countersign:problem:unsupported"
 	ProblemQuorum      = "urn:countersign:problem:quorum"
 	ProblemOver        = "urn:countersign:problem:change-over"
 	ProblemSigner      = "urn:countersign:problem:signer"

@@ -40,6 +40,8 @@ func (a *Admin) Handler() http.Handler {
 	for route, p := range map[string]adminProcess{
 		"GET status":                a.status,
 		"GET key":                   a.keys,
+		"GET key/plan":              a.keyPlan,
+		"GET key/attest":            a.attestKeys,
 		"GET key/{name}":            a.key,
 		"GET audit":                 a.audit,
 		"GET client":                a.clients,

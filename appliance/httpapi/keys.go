@@ -32,6 +32,30 @@ func (a *Admin) key(r *http.Request) (any, error) {
 	return allKeyWords(found), nil
 }
 
+// keyPlan is what is to be done.
+func (a *Admin) keyPlan(*http.Request) (any, error) {
+	plan := admin.KeyPlan{Auto: a.Appliance.KeepsSchedule(), Keys: []admin.KeyDue{}, Records: admin.Renewal(a.Appliance.Renewal())}
+	for _, d := range a.Appliance.KeysDue() {
+		plan.Keys = append(plan.Keys, admin.KeyDue{Name: d.Name, Version: d.Version, Standing: string(d.Standing), At: when(d.At), Next: d.Next})
+	}
+	return plan, nil
+}
+
+// attestKeys compares the token with the registry.
+func (a *Admin) attestKeys(r *http.Request) (any, error) {
+	found, err := a.Appliance.AttestKeys(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := []admin.Finding{}
+	for _, f := range found {
+		out = append(out, admin.Finding{
+			Key: f.Name, ID: f.ID.String(), Good: !f.Unknown && f.Drift == nil, Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
+		})
+	}
+	return out, nil
+}
+
 // changeKey takes a step of a key's life, or says what it would come to.
 func (a *Admin) changeKey(verb keyring.Verb) adminProcess {
 	return func(r *http.Request) (any, error) {

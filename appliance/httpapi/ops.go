@@ -16,6 +16,7 @@ type Check func(ctx context.Context) error
 // Ops serves health and metrics, on loopback, in plain HTTP.
 type Ops struct {
 	Checks   map[string]Check // by dependency: "hsm", "store"
+	Warnings map[string]Check // told in /readyz, and no reason not to be ready: "keys"
 	Gatherer prometheus.Gatherer
 }
 
@@ -34,7 +35,7 @@ func (o *Ops) Handler() http.Handler {
 }
 
 // ready answers 200 when every dependency can be used, else 503, with a reason for
-// each.
+// each, and warnings.
 func (o *Ops) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
@@ -43,6 +44,12 @@ func (o *Ops) ready(w http.ResponseWriter, r *http.Request) {
 		reasons[name] = "ok"
 		if err := check(ctx); err != nil {
 			status, reasons[name] = http.StatusServiceUnavailable, err.Error()
+		}
+	}
+	for name, check := range o.Warnings {
+		reasons[name] = "ok"
+		if err := check(ctx); err != nil {
+			reasons[name] = "warning: " + err.Error()
 		}
 	}
 	writeHealth(w, status, reasons)

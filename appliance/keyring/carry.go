@@ -89,7 +89,11 @@ func (r *Keyring) certify(ctx context.Context, e *Edit, edits []Edit) (err error
 	if e.Name != Root {
 		k, _ := certifiedNamed(e.Name)
 		root, _ := v.find(Root, e.Root)
-		e.Cert, err = signCert(ctx, r.Signer(root), k.use, e.Key)
+		cert := k.certificate(e.Key)
+		if e.rulesOut {
+			cert.MinEpoch = &cert.Epoch
+		}
+		e.Cert, err = protocol.SignKeyCert(ctx, r.Signer(root), cert)
 		return err
 	}
 	after, ok := v.find(Root, e.Version+1)

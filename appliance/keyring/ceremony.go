@@ -148,16 +148,16 @@ func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch
 	row.NotBefore = c.now.Add(-startEarly + time.Duration(epoch-1)*k.period)
 	row.NotAfter = row.NotBefore.Add(k.period + k.linger)
 	row.Root, row.ActivatedAt = 1, row.NotBefore
-	row.Cert, err = signCert(ctx, root.signer, k.use, *row)
+	row.Cert, err = protocol.SignKeyCert(ctx, root.signer, k.certificate(*row))
 	return err
 }
 
-// signCert makes the KeyCert of a row, with the dates that it has.
-func signCert(ctx context.Context, root Signer, use protocol.Use, row store.Key) ([]byte, error) {
-	return protocol.SignKeyCert(ctx, root, protocol.KeyCert{
-		Epoch: row.Version, Use: use, Key: protocol.PublicKey(row.Public),
+// certificate is what a KeyCert of a row says, with the dates that the row has.
+func (k certified) certificate(row store.Key) protocol.KeyCert {
+	return protocol.KeyCert{
+		Epoch: row.Version, Use: k.use, Key: protocol.PublicKey(row.Public),
 		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
-	})
+	}
 }
 
 // Settings are the trust settings that the store keeps beside the keys.

@@ -38,16 +38,17 @@ func (r *Keyring) TrustDocument(now time.Time) protocol.TrustDocument {
 func (v *ring) keyCerts(now time.Time) [][]byte {
 	var certs [][]byte
 	for _, k := range v.all() {
-		if v.published(k) && !now.After(k.NotAfter) {
+		if v.published(k, now) && !now.After(k.NotAfter) {
 			certs = append(certs, k.Cert)
 		}
 	}
 	return certs
 }
 
-// published tells whether the key's KeyCert is given to phones and devices.
-func (v *ring) published(k Key) bool {
-	return k.Name != Root && k.Cert != nil && k.Root == v.rootNumber() && k.held()
+// published tells whether the key's KeyCert is given to phones and devices. One that
+// rules out the epoch in use is not, before it is in use itself.
+func (v *ring) published(k Key, now time.Time) bool {
+	return k.Name != Root && k.Cert != nil && k.Root == v.rootNumber() && k.held() && (!k.RulesOut || k.begun(now))
 }
 
 // ClientCert issues a client certificate, PROTOCOL.md §5.
@@ -66,7 +67,7 @@ func (r *Keyring) HoldsClientCert(cert []byte, now time.Time) bool {
 	v := r.live.Load()
 	for _, k := range v.keys[ClientCA] {
 		epoch := protocol.KeyCert{Epoch: k.Version, Key: k.Point}
-		if v.published(k) && k.dated(now) && epoch.VerifyClient(cert, uint64(now.Unix())) == nil {
+		if v.published(k, now) && k.dated(now) && epoch.VerifyClient(cert, uint64(now.Unix())) == nil {
 			return true
 		}
 	}

@@ -56,6 +56,9 @@ type Key struct {
 	store.Key
 	Point   protocol.PublicKey // of a key pair, else zero
 	OnToken bool               // false only of roots, whose token may lie in a safe, and of what is destroyed
+	// RulesOut: its KeyCert rules out every earlier epoch (field 6), since those
+	// were compromised.
+	RulesOut bool
 }
 
 func (k Key) label() string { return Label(k.Name, k.Version) }
@@ -128,7 +131,22 @@ func (v *ring) match(rows []store.Key, present []hsm.Key) error {
 		}
 		v.keys[row.Name] = append(v.keys[row.Name], key)
 	}
+	for _, versions := range v.keys {
+		for i := range versions {
+			versions[i].RulesOut = v.rulesOut(versions[i])
+		}
+	}
 	return nil
+}
+
+// rulesOut reads field 6 of a key's KeyCert.
+func (v *ring) rulesOut(k Key) bool {
+	root, ok := v.find(Root, k.Root)
+	if !ok || k.Cert == nil || k.Name == Root {
+		return false
+	}
+	cert, err := protocol.VerifyKeyCert(k.Cert, root.Point)
+	return err == nil && cert.MinEpoch != nil
 }
 
 // find compares a row with the objects of its CKA_ID.

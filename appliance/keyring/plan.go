@@ -43,7 +43,7 @@ type Step struct {
 	Name        string
 	Version     uint64 // 0: the one that waits, or, to retire, the oldest that is still accepted
 	Early       bool   // retire before the overlap is over
-	Compromised bool   // retire for good
+	Compromised bool   // retire for good; rotate: the next version rules out all earlier ones
 }
 
 // ParseRef reads NAME or NAME@VERSION: an error wrapping [ErrKeyName] for another
@@ -79,6 +79,7 @@ type Edit struct {
 	Kept      bool // nothing changes: the step was taken before
 	generated bool // its key is to be made
 	certified bool // its certificate is to be signed
+	rulesOut  bool // … and to rule out every earlier epoch
 }
 
 // Plan says what a step comes to at now, and does nothing. Errors wrap [ErrKeyName],
@@ -157,10 +158,13 @@ func (p *planner) rotate() error {
 	if err != nil {
 		return err
 	}
-	if k, ok := p.waiting(p.Name); ok {
+	k, isCertified := certifiedNamed(p.Name)
+	if p.Compromised && (!isCertified || p.Name == CA) {
+		return fmt.Errorf("no certificate can rule out a version of %s: rotate it, activate it, and retire the old one as compromised: %w", p.Name, ErrStep)
+	}
+	if k, ok := p.waiting(p.Name); ok && k.RulesOut == p.Compromised {
 		return p.keep(k)
 	}
-	k, isCertified := certifiedNamed(p.Name)
 	if !isCertified {
 		p.make(p.Name)
 		return nil
@@ -198,7 +202,7 @@ func (p *planner) certifyNext(k certified, in Key) error {
 
 // certify has a row certified by the current root from now on.
 func (p *planner) certify(e *Edit, k certified) {
-	e.certified, e.Root = true, p.rootNumber()
+	e.certified, e.rulesOut, e.Root = true, p.Compromised, p.rootNumber()
 	e.NotBefore = p.now.Truncate(time.Second).Add(-startEarly)
 	if end := e.NotBefore.Add(startEarly + k.period + k.linger); end.After(e.NotAfter) {
 		e.NotAfter = end
@@ -206,7 +210,7 @@ func (p *planner) certify(e *Edit, k certified) {
 }
 
 // next is the first version after in that never was in use and that the current root
-// certified.
+// certified, whether it could be used now or later.
 func (p *planner) next(in Key) (Key, bool) {
 	for _, k := range p.keys[in.Name] {
 		if k.Version > in.Version && k.held() && !k.begun(p.now) && k.Root == p.rootNumber() {
@@ -252,7 +256,23 @@ func (p *planner) activate() error {
 	}
 	e := p.edit(k.Key)
 	e.ActivatedAt, e.RetiredAt = p.now, time.Time{}
+	if k.RulesOut {
+		p.ruleOut(k)
+	}
 	return nil
+}
+
+// ruleOut ends every version before k: whoever has its KeyCert takes nothing by them.
+func (p *planner) ruleOut(k Key) {
+	for _, old := range p.keys[k.Name] {
+		if old.Version < k.Version && old.CompromisedAt.IsZero() && old.DestroyedAt.IsZero() {
+			e := p.edit(old.Key)
+			e.CompromisedAt = p.now
+			if e.RetiredAt.IsZero() {
+				e.RetiredAt = p.now
+			}
+		}
+	}
 }
 
 // meant is the version that a step names, or else the one that find finds.

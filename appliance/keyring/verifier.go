@@ -120,3 +120,10 @@ func (r *Keyring) IsUnderCurrentWrap(ctx context.Context, verifier []byte, now t
 	}
 	return err == nil, err
 }
+
+// OneOfEach tells that only one version of mac and one of wrap is accepted, so that
+// nothing can be under another.
+func (r *Keyring) OneOfEach(now time.Time) bool {
+	v := r.live.Load()
+	return len(v.acceptedOf(MAC, now)) == 1 && len(v.acceptedOf(Wrap, now)) == 1
+}

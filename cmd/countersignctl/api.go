@@ -76,6 +76,8 @@ func problem(res *http.Response) error {
 		code, hint = cli.NotFound, "the list of its noun shows the names: client, device, key, admin, change"
 	case admin.ProblemKeyStep:
 		hint = "countersignctl key list shows where each version stands; retire --early does not wait"
+	case admin.ProblemUnsupported:
+		code, hint = cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"
 	case admin.ProblemQuorum:
 		failed = &quorumError{error: failed, change: p.Change, invited: p.Invited}
 		code, hint = cli.Denied, "countersignctl change list shows what waits"

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,12 +26,16 @@ func rootOnly(ref string) bool { return ref == "root" || len(ref) > 5 && ref[:5]
 
 var keyVerbs = []keyVerb{
 	{verb: "create", argument: "NAME", short: "Make the first version of a key that has none"},
-	{verb: "rotate", argument: "NAME", short: "Make or certify the next version, which waits for activate"},
+	{verb: "rotate", argument: "NAME", short: "Make or certify the next version, which waits for activate", flags: rotateFlags},
 	{verb: "activate", argument: "NAME[@VERSION]", short: "Put the version that waits, or an earlier one, into use at once", confirm: rootOnly},
 	{verb: "retire", argument: "NAME[@VERSION]", short: "Accept nothing any more that was made with a version no longer in use", confirm: always, flags: retireFlags},
 	{verb: "suspend", argument: "NAME@VERSION", short: "Do not use a version until it is resumed"},
 	{verb: "resume", argument: "NAME@VERSION", short: "Use a version again after suspend"},
 	{verb: "destroy", argument: "NAME@VERSION", short: "Remove a retired version from its token, for ever", confirm: always},
+}
+
+func rotateFlags(cmd *cobra.Command, step *admin.KeyStep) {
+	cmd.Flags().BoolVar(&step.Compromised, "compromised", false, "the versions so far were compromised: once it is activated, the next one rules them out wherever it is known")
 }
 
 func retireFlags(cmd *cobra.Command, step *admin.KeyStep) {
@@ -49,6 +55,13 @@ func (t *tool) key() *cobra.Command {
 			RunE: t.showKey,
 		},
 	)
+	cmd.AddCommand(&cobra.Command{
+		Use: "plan", Args: cobra.NoArgs, Short: "Show when each key is to be rotated, and how far client records have come",
+		RunE: t.keyPlan,
+	}, &cobra.Command{
+		Use: "attest", Args: cobra.NoArgs, Short: "Compare every key object on the token with the registry; exit 1 if one is not as it must be",
+		RunE: t.attest,
+	})
 	for _, v := range keyVerbs {
 		cmd.AddCommand(t.keyStep(v))
 	}
@@ -64,10 +77,50 @@ func (t *tool) showKey(cmd *cobra.Command, args []string) error {
 	if err := a.get(cmd.Context(), "key/"+url.PathEscape(args[0]), &keys); err != nil {
 		return err
 	}
-	if len(keys) == 1 {
+	if strings.Contains(args[0], "@") {
 		return keyDetails.One(t.printer(cmd), keys[0])
 	}
 	return keyDetails.List(t.printer(cmd), keys)
+}
+
+func (t *tool) attest(cmd *cobra.Command, _ []string) error {
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var found []admin.Finding
+	if err := a.get(cmd.Context(), "key/attest", &found); err != nil {
+		return err
+	}
+	if err := findingTable.List(t.printer(cmd), found); err != nil {
+		return err
+	}
+	wrong := slices.DeleteFunc(found, func(f admin.Finding) bool { return f.Good })
+	if len(wrong) > 0 {
+		return cli.Fail(cli.Failed, fmt.Errorf("%d keys on the token are not as the registry has them, %s first", len(wrong), wrong[0].Key),
+			"an unknown object was put there by somebody, or left by an interrupted step; one that drifted is not to be trusted: rotate it")
+	}
+	return nil
+}
+
+// keyPlan prints two tables, or one value.
+func (t *tool) keyPlan(cmd *cobra.Command, _ []string) error {
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var plan admin.KeyPlan
+	if err := a.get(cmd.Context(), "key/plan", &plan); err != nil {
+		return err
+	}
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[admin.KeyPlan]{}.One(p, plan)
+	}
+	if err := dueTable.List(p, plan.Keys); err != nil {
+		return err
+	}
+	return recordsTable.One(p, plan.Records)
 }
 
 func (t *tool) keyStep(v keyVerb) *cobra.Command {

@@ -72,6 +72,39 @@ var keyDetails = cli.Table[admin.Key]{
 	{Title: "Destroyed", Value: func(k admin.Key) string { return optionalDate(k.DestroyedAt) }},
 }
 
+var findingTable = cli.Table[admin.Finding]{
+	{Title: "Key", Value: func(f admin.Finding) string { return f.Key }},
+	{Title: "Finding", Value: func(f admin.Finding) string {
+		switch {
+		case f.Unknown:
+			return "unknown to the registry"
+		case !f.Good:
+			return strings.Join(f.Drift, ", ")
+		}
+		return "as it must be"
+	}},
+	{Title: "ID", Value: func(f admin.Finding) string { return f.ID }},
+}
+
+var dueTable = cli.Table[admin.KeyDue]{
+	{Title: "Key", Value: func(d admin.KeyDue) string { return d.Name + "@" + number(d.Version) }},
+	{Title: "Rotation", Value: func(d admin.KeyDue) string { return d.Standing }},
+	{Title: "At", Value: func(d admin.KeyDue) string { return optionalDate(d.At) }},
+	{Title: "Next", Value: func(d admin.KeyDue) string {
+		if d.Next == 0 {
+			return "-"
+		}
+		return d.Name + "@" + number(d.Next)
+	}},
+}
+
+var recordsTable = cli.Table[admin.Renewal]{
+	{Title: "Client records", Value: func(r admin.Renewal) string {
+		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
+	}},
+	{Title: "Left because", Value: func(r admin.Renewal) string { return cmp.Or(r.Problem, "-") }},
+}
+
 func keyRef(k admin.Key) string { return k.Name + "@" + number(k.Version) }
 
 // keyStateWords tells a deactivated key that still verifies from one that does not, and

@@ -50,7 +50,7 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	}
 	d.storeDir = filepath.Dir(cfg.Store.Path)
 	d.appliance, err = appliance.New(ctx, appliance.Config{
-		Store: p.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
+		Store: p.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: p.log, Metrics: p.metrics, Attest: attestBy(cfg.UV),
 	})
 	if err != nil {
 		return nil, err
@@ -65,6 +65,17 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (*daemon, e
 	return d, d.listen(ctx, cfg)
 }
 
+func schedule(k config.KeySchedule) keyring.Schedule {
+	return keyring.Schedule{
+		Notice: k.Notice.Duration, Auto: k.Auto,
+		Periods: map[string]time.Duration{
+			keyring.Root: k.Root.Duration, keyring.KEM: k.KEM.Duration, keyring.Decision: k.Decision.Duration,
+			keyring.CA: k.CA.Duration, keyring.ClientCA: k.ClientCA.Duration, keyring.Enrol: k.Enrol.Duration,
+			keyring.Wrap: k.Wrap.Duration, keyring.MAC: k.MAC.Duration,
+		},
+	}
+}
+
 // writeCA writes the authorities for devices that enrol: relayd enrol --ca.
 func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
@@ -75,12 +86,15 @@ func (d *daemon) writeCA(ctx context.Context) error {
 	for _, cert := range authorities {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	// Whoever reads the file meanwhile finds it whole.
+	// As a whole: a device may be reading it, and a kill may fall in between.
 	err = os.WriteFile(d.caFile+".new", text, 0o644) //nolint:gosec // it is public
 	if err == nil {
 		err = os.Rename(d.caFile+".new", d.caFile)
 	}
-	return cli.Fail(cli.IO, err, "state_dir must be writable")
+	if err != nil {
+		return cli.Fail(cli.IO, err, "state_dir must be writable")
+	}
+	return nil
 }
 
 func tlsNames(api config.API) []string {

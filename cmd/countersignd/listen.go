@@ -26,7 +26,7 @@ func (d *daemon) listen(ctx context.Context, cfg *config.Appliance) error {
 	}
 	apiHandler := &httpapi.API{Appliance: d.appliance, Logger: d.log.Named("api")}
 	adminHandler := &httpapi.Admin{Appliance: d.appliance, HSM: d.hsmStatus, Logger: d.log.Named("admin")}
-	opsHandler := &httpapi.Ops{Checks: d.checks(), Gatherer: d.metrics}
+	opsHandler := &httpapi.Ops{Checks: d.checks(), Warnings: map[string]httpapi.Check{"keys": d.appliance.KeysReady}, Gatherer: d.metrics}
 	d.servers = []httpapi.Server{
 		{Name: "api", Listener: api, Handler: apiHandler.Handler(), TLS: d.identity.TLSConfig()},
 		{Name: "admin", Listener: socket, Handler: adminHandler.Handler()},

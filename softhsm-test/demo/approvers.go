@@ -90,12 +90,12 @@ func (s *stage) withoutRole(ctx context.Context) error {
 
 // jammed pays 30,000.00 EUR three times, at a machine that jams on the first.
 func (s *stage) jammed(ctx context.Context) (err error) {
-	atm, err := s.openMachine(ctx, machineConfig{name: "atm", keys: "accept = [200]"})
+	atm, err := s.openMachine(ctx, rig.MachineConfig{Name: "atm", Keys: "accept = [200]"})
 	if err != nil {
 		return err
 	}
-	defer atm.stop(&err)
-	if err := atm.jam(true); err != nil {
+	defer stop(atm, &err)
+	if err := atm.Jam(true); err != nil {
 		return err
 	}
 	if err := s.withdraw(ctx, atm); err != nil {
@@ -110,28 +110,28 @@ func (s *stage) jammed(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := atm.jam(false); err != nil {
+	if err := atm.Jam(false); err != nil {
 		return err
 	}
 	if err := s.withdraw(ctx, atm); err != nil {
 		return err
 	}
-	a, err := s.payAt(ctx, atm.link, knows("dora"), denied, "30000.00 EUR")
+	a, err := s.payAt(ctx, atm.Link, knows("dora"), denied, "30000.00 EUR")
 	if err != nil {
 		return err
 	}
 	s.demand(a.Code == protocol.CodeLimit, "code %d", uint8(a.Code))
-	acts, err := atm.acts()
+	acts, err := atm.Acts()
 	s.demand(len(acts) == 1, "the machine paid %d times", len(acts))
 	return err
 }
 
 // withdraw is 30,000.00 EUR for dora, approved by frank.
-func (s *stage) withdraw(ctx context.Context, atm *machine) error {
-	if _, err := s.payAt(ctx, atm.link, knows("dora"), unknown, "30000.00 EUR"); err != nil {
+func (s *stage) withdraw(ctx context.Context, atm *rig.Machine) error {
+	if _, err := s.payAt(ctx, atm.Link, knows("dora"), unknown, "30000.00 EUR"); err != nil {
 		return err
 	}
-	_, err := s.by(ctx, knows("frank"), approved, "approve", "--link", atm.link, "--yes")
+	_, err := s.by(ctx, knows("frank"), approved, "approve", "--link", atm.Link, "--yes")
 	return err
 }
 

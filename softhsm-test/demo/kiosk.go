@@ -17,11 +17,11 @@ func (s *stage) otherOrder(ctx context.Context) (err error) {
 		cents = 900
 	}
 	order := fmt.Sprintf("[order]\nsource = \"static\"\nstatic = { service = 200, amount_minor = %d, currency = \"EUR\", text = \"1 coffee\" }\n", cents)
-	k, err := s.openMachine(ctx, machineConfig{name: "kiosk", tables: order})
+	k, err := s.openMachine(ctx, rig.MachineConfig{Name: "kiosk", Tables: order})
 	if err != nil {
 		return err
 	}
-	defer k.stop(&err)
+	defer stop(k, &err)
 	for _, ask := range []struct {
 		what string
 		exit int
@@ -33,13 +33,13 @@ func (s *stage) otherOrder(ctx context.Context) (err error) {
 		{"They agree:", approved, 0, []string{"200", "--amount", "12.00 EUR"}},
 	} {
 		s.say("   %s", ask.what)
-		a, err := s.client(ctx, "alice", ask.exit, append([]string{"authorize", "--link", k.link, "--yes", "--service"}, ask.args...)...)
+		a, err := s.client(ctx, "alice", ask.exit, append([]string{"authorize", "--link", k.Link, "--yes", "--service"}, ask.args...)...)
 		if err != nil {
 			return err
 		}
 		s.demand(a.Code == ask.code, "code %d, wanted %d", uint8(a.Code), uint8(ask.code))
 	}
-	acts, err := rig.ReadActs(k.hooklog)
+	acts, err := rig.ReadActs(k.Hooklog)
 	if err != nil {
 		return err
 	}

@@ -14,18 +14,18 @@ const learns = "the device learns who you are"
 
 // strict pays at a till that verifies the countersignature itself.
 func (s *stage) strict(ctx context.Context) (err error) {
-	till, err := s.openMachine(ctx, machineConfig{name: "till", keys: "accept = [200]\nstrict = true"})
+	till, err := s.openMachine(ctx, rig.MachineConfig{Name: "till", Keys: "accept = [200]\nstrict = true"})
 	if err != nil {
 		return err
 	}
-	defer till.stop(&err)
-	a, err := s.payAt(ctx, till.link, knows("dora"), approved, "63.00 EUR")
+	defer stop(till, &err)
+	a, err := s.payAt(ctx, till.Link, knows("dora"), approved, "63.00 EUR")
 	if err != nil {
 		return err
 	}
 	s.say("           her phone says: %s", learns)
 	s.demand(strings.Contains(a.told, learns), "she was told %s", a.told)
-	acts, err := till.acts()
+	acts, err := till.Acts()
 	if err != nil {
 		return err
 	}

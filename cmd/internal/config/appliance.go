@@ -10,15 +10,16 @@ import (
 // loaded. What each key means is written in the sample file, config.toml at the
 // root of the repository.
 type Appliance struct {
-	StateDir string `toml:"state_dir"`
-	HSM      HSM    `toml:"hsm"`
-	Store    Store  `toml:"store"`
-	API      API    `toml:"api"`
-	Admin    Admin  `toml:"admin"`
-	Ops      Ops    `toml:"ops"`
-	Trust    Trust  `toml:"trust"`
-	UV       UV     `toml:"uv"`
-	Log      Log    `toml:"log"`
+	StateDir string      `toml:"state_dir"`
+	HSM      HSM         `toml:"hsm"`
+	Store    Store       `toml:"store"`
+	API      API         `toml:"api"`
+	Admin    Admin       `toml:"admin"`
+	Ops      Ops         `toml:"ops"`
+	Trust    Trust       `toml:"trust"`
+	Keys     KeySchedule `toml:"keys"`
+	UV       UV          `toml:"uv"`
+	Log      Log         `toml:"log"`
 }
 
 // HSM names the PKCS#11 module and token, and the worker processes before it.
@@ -61,6 +62,21 @@ type Trust struct {
 	Domain string `toml:"domain"` // SPIFFE trust domain
 }
 
+// KeySchedule says how long a version of each key is to be in use; 0: as long as its
+// certificate, or for ever.
+type KeySchedule struct {
+	Auto     bool     `toml:"auto"`
+	Notice   Duration `toml:"notice"` // 0 to 90 days
+	KEM      Duration `toml:"kem"`    // this and what follows: 0, or 1 hour to 10 years
+	Decision Duration `toml:"decision"`
+	CA       Duration `toml:"ca"`
+	ClientCA Duration `toml:"client_ca"`
+	Enrol    Duration `toml:"enrol"`
+	Wrap     Duration `toml:"wrap"`
+	MAC      Duration `toml:"mac"`
+	Root     Duration `toml:"root"`
+}
+
 // UV names who verifies the attestation of UV keys.
 type UV struct {
 	Attest  []string `toml:"attest"`  // command; empty is nobody
@@ -72,6 +88,8 @@ type Log struct {
 	Level  string `toml:"level"`  // trace, debug, info, warn or error
 	Format string `toml:"format"` // json or text
 }
+
+const day = 24 * time.Hour
 
 // DefaultAppliance returns the defaults, with paths still relative.
 func DefaultAppliance() Appliance {
@@ -93,8 +111,12 @@ func DefaultAppliance() Appliance {
 		},
 		Ops:   Ops{Listen: "127.0.0.1:9443"},
 		Trust: Trust{Domain: "countersign.example"},
-		UV:    UV{Attest: []string{}, Timeout: Duration{5 * time.Second}},
-		Log:   Log{Level: "info", Format: "json"},
+		Keys: KeySchedule{
+			Notice: Duration{14 * day}, KEM: Duration{90 * day}, Decision: Duration{365 * day}, CA: Duration{365 * day},
+			ClientCA: Duration{365 * day}, Enrol: Duration{365 * day}, Wrap: Duration{2 * 365 * day}, MAC: Duration{2 * 365 * day},
+		},
+		UV:  UV{Attest: []string{}, Timeout: Duration{5 * time.Second}},
+		Log: Log{Level: "info", Format: "json"},
 	}
 }
 
@@ -146,6 +168,7 @@ func (a *Appliance) check() []Problem {
 	c.socket("admin.socket", a.Admin.Socket)
 	c.loopback("ops.listen", a.Ops.Listen)
 	c.trustDomain("trust.domain", a.Trust.Domain)
+	c.keys(a.Keys)
 	if len(a.UV.Attest) > 0 && a.UV.Attest[0] == "" {
 		c.fail("uv.attest", "the program is missing")
 	}

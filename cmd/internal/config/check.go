@@ -111,6 +111,27 @@ func (c *checks) trustDomain(key, s string) {
 	}
 }
 
+func (c *checks) keys(k KeySchedule) {
+	c.duration("keys.notice", k.Notice, span[time.Duration]{0, 90 * day})
+	for _, row := range []struct {
+		key    string
+		period Duration
+	}{
+		{"kem", k.KEM},
+		{"decision", k.Decision},
+		{"ca", k.CA},
+		{"client_ca", k.ClientCA},
+		{"enrol", k.Enrol},
+		{"wrap", k.Wrap},
+		{"mac", k.MAC},
+		{"root", k.Root},
+	} {
+		if row.period.Duration != 0 {
+			c.duration("keys."+row.key, row.period, span[time.Duration]{time.Hour, 10 * 365 * day})
+		}
+	}
+}
+
 func (c *checks) log(l Log) {
 	c.oneOf("log.level", l.Level, "trace", "debug", "info", "warn", "error")
 	c.oneOf("log.format", l.Format, "json", "text")

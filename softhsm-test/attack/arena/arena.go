@@ -61,7 +61,7 @@ func Open(ctx context.Context, c Config) (*Arena, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Arena{Report: &Report{out: c.Out}, Break: c.Break, Quiet: c.Quiet, dir: dir}
+	a := &Arena{Report: NewReport(c.Out), Break: c.Break, Quiet: c.Quiet, dir: dir}
 	if a.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

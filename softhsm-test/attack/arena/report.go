@@ -22,6 +22,9 @@ type Report struct {
 	all, allFailed int
 }
 
+// NewReport prints to out.
+func NewReport(out io.Writer) *Report { return &Report{out: out} }
+
 // Check is one case.
 func (r *Report) Check(ok bool, format string, args ...any) {
 	r.mu.Lock()

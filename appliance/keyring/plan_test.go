@@ -1,0 +1,416 @@
+package keyring_test
+
+import (
+	"context"
+	"crypto/ecdh"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/hsm"
+	"countersign/hsm/memory"
+	"countersign/protocol"
+)
+
+// life is a registry in memory that steps change, with its token.
+type life struct {
+	*testing.T
+	*keyring.Keyring
+	token hsm.Token
+	trust store.Trust
+	now   time.Time
+}
+
+func (l *life) ListKeys(context.Context) ([]store.Key, error) { return l.trust.Keys, nil }
+
+func (l *life) Settings(context.Context) (map[string][]byte, error) { return l.trust.Settings, nil }
+
+func (l *life) AddTrust(context.Context, store.Trust, store.Record) error { return store.ErrExists }
+
+// ChangeKeys holds the contract as far as steps rely on it: new rows are new, and a row
+// is written over the revision before.
+func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ store.Record) error {
+	find := func(k store.Key) int {
+		return slices.IndexFunc(l.trust.Keys, func(o store.Key) bool { return o.Name == k.Name && o.Version == k.Version })
+	}
+	for _, k := range c.Add {
+		if find(k) >= 0 {
+			return store.ErrExists
+		}
+	}
+	for _, k := range c.Update {
+		if i := find(k); i < 0 || l.trust.Keys[i].Revision != k.Revision-1 {
+			return store.ErrConflict
+		}
+	}
+	for _, k := range c.Update {
+		l.trust.Keys[find(k)] = k
+	}
+	l.trust.Keys = append(l.trust.Keys, c.Add...)
+	maps.Copy(l.trust.Settings, c.Settings)
+	return nil
+}
+
+func newLife(t *testing.T) *life {
+	t.Helper()
+	l := &life{T: t, token: memory.New(), now: time.Now().Truncate(time.Second)}
+	var err error
+	if l.trust, err = keyring.Ceremony(t.Context(), l.token, "test.example", l.now); err != nil {
+		t.Fatal(err)
+	}
+	l.load(l.token)
+	return l
+}
+
+func (l *life) load(token hsm.Token) {
+	l.Helper()
+	var err error
+	if l.Keyring, err = keyring.Load(l.Context(), token, l); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// compromised rotates a key whose versions so far are known to others.
+func (l *life) compromised(name string) error {
+	l.Helper()
+	return l.do(keyring.Step{Verb: keyring.Rotate, Name: name, Compromised: true})
+}
+
+// take takes a step, or gives the error of its plan.
+func (l *life) take(verb keyring.Verb, ref string) error {
+	l.Helper()
+	name, version, err := keyring.ParseRef(ref)
+	if err != nil {
+		l.Fatal(err)
+	}
+	return l.do(keyring.Step{Verb: verb, Name: name, Version: version})
+}
+
+func (l *life) do(s keyring.Step) error {
+	l.Helper()
+	l.now = l.now.Add(time.Second) // no two steps are at one time
+	p, err := l.Plan(s, l.now)
+	if err != nil {
+		return err
+	}
+	c, err := l.Carry(l.Context(), p, "test")
+	if err != nil {
+		l.Fatal(err)
+	}
+	if err := l.ChangeKeys(l.Context(), c, store.Record{}); err != nil {
+		l.Fatal(err)
+	}
+	if err := l.Reload(l.Context(), l); err != nil {
+		l.Fatal(err)
+	}
+	return nil
+}
+
+func (l *life) must(verb keyring.Verb, ref string) {
+	l.Helper()
+	if err := l.take(verb, ref); err != nil {
+		l.Fatalf("%s %s: %v", verb, ref, err)
+	}
+}
+
+// state is STATE, with "+" where the version is accepted.
+func (l *life) state(ref string) string {
+	l.Helper()
+	for _, v := range l.Views(l.now) {
+		if keyring.Label(v.Name, v.Version) == ref {
+			return string(v.State) + map[bool]string{true: "+"}[v.Accepted]
+		}
+	}
+	return "none"
+}
+
+func (l *life) is(want map[string]string) {
+	l.Helper()
+	for ref, state := range want {
+		if got := l.state(ref); got != state {
+			l.Errorf("%s is %s, want %s", ref, got, state)
+		}
+	}
+}
+
+// TestLife goes through a life: steps, the states after them, and which are refused.
+func TestLife(t *testing.T) {
+	l := newLife(t)
+	l.is(map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "root@2": "pre-activation+", "mac@1": "active+"})
+	for _, c := range []struct {
+		verb keyring.Verb
+		ref  string
+		err  error
+		then map[string]string
+	}{
+		{keyring.Activate, "kem@2", keyring.ErrStep, nil}, // not certified yet
+		{keyring.Rotate, "kem", nil, map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "kem@5": "none"}},
+		{keyring.Activate, "kem", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
+		{keyring.Retire, "kem", keyring.ErrEarly, nil},
+		{keyring.Suspend, "kem@1", nil, map[string]string{"kem@1": "suspended"}},
+		{keyring.Suspend, "kem@2", keyring.ErrStep, nil}, // nothing could take over
+		{keyring.Resume, "kem@1", nil, map[string]string{"kem@1": "deactivated+"}},
+		{keyring.Activate, "kem@1", nil, map[string]string{"kem@1": "active+", "kem@2": "deactivated+"}},
+		{keyring.Activate, "kem@2", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
+		{keyring.Retire, "kem@2", keyring.ErrStep, nil},
+		{keyring.Create, "kem", keyring.ErrStep, nil},
+		{keyring.Create, "audit", nil, map[string]string{"audit@1": "active+"}},
+		{keyring.Destroy, "kem@1", keyring.ErrStep, nil}, // still accepted
+		{keyring.Activate, "kem@9", keyring.ErrKeyName, nil},
+		{keyring.Rotate, "mac", nil, map[string]string{"mac@1": "active+", "mac@2": "pre-activation+"}},
+		{keyring.Rotate, "mac", nil, map[string]string{"mac@2": "pre-activation+", "mac@3": "none"}},
+	} {
+		if err := l.take(c.verb, c.ref); !errors.Is(err, c.err) {
+			t.Fatalf("%s %s: %v, want %v", c.verb, c.ref, err, c.err)
+		}
+		l.is(c.then)
+	}
+	l.now = l.now.Add(31 * 24 * time.Hour)
+	l.must(keyring.Retire, "kem")
+	l.is(map[string]string{"kem@1": "deactivated", "kem@2": "active+"})
+	l.must(keyring.Activate, "kem@1") // taken back
+	l.is(map[string]string{"kem@1": "active+", "kem@2": "deactivated+"})
+}
+
+// TestNobodyLooks: prepared epochs come into use by themselves, and one that was rotated
+// to and forgotten does when the one in use ends.
+func TestNobodyLooks(t *testing.T) {
+	l := newLife(t)
+	for range 4 {
+		l.must(keyring.Rotate, "decision")
+		l.must(keyring.Activate, "decision")
+	}
+	l.must(keyring.Rotate, "decision") // decision@6, and forgotten
+	l.is(map[string]string{"decision@5": "active+", "decision@6": "pre-activation+"})
+	l.now = l.now.Add(366 * 24 * time.Hour)
+	l.is(map[string]string{"decision@5": "deactivated+", "decision@6": "active+"})
+}
+
+// TestCompromised: once the next version is in use, a device that knows of it takes
+// nothing by those before; until then it is told nothing.
+func TestCompromised(t *testing.T) {
+	l := newLife(t)
+	device, err := l.TrustDocument(l.now).Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow := func() {
+		t.Helper()
+		mu := protocol.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}
+		if device, err = device.Update(mu.Marshal(), uint64(l.now.Unix())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	certs := len(l.TrustDocument(l.now).KeyCerts)
+	l.must(keyring.Rotate, "decision") // one that rules nothing out is certified anew
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs-1 {
+		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs-1)
+	}
+	l.must(keyring.Activate, "decision")
+	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
+	follow()
+	if got := device.KeyCerts(protocol.UseDecision); len(got) != 1 {
+		t.Errorf("the device takes decisions by %d epochs, want 1", len(got))
+	}
+	if err := l.take(keyring.Activate, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+		t.Errorf("back to what is compromised: %v", err)
+	}
+	for _, name := range []string{keyring.MAC, keyring.CA, keyring.Wrap} {
+		if err := l.compromised(name); !errors.Is(err, keyring.ErrStep) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// hides is a token without the keys of one name.
+type hides struct {
+	hsm.Token
+	name string
+}
+
+func (h hides) Keys(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := h.Token.Keys(ctx)
+	return slices.DeleteFunc(keys, func(k hsm.Key) bool { return strings.HasPrefix(k.Label, h.name+"@") }), err
+}
+
+// TestRootAway: with the root in its safe an epoch can wait for its time, and nothing
+// else; what is no root is missed.
+func TestRootAway(t *testing.T) {
+	l := newLife(t)
+	l.load(hides{l.token, "root"})
+	err := l.take(keyring.Rotate, "kem")
+	if !errors.Is(err, keyring.ErrRootAway) || !strings.Contains(err.Error(), "kem@2 is certified from ") {
+		t.Errorf("rotating early: %v", err)
+	}
+	if err := l.take(keyring.Rotate, "root"); !errors.Is(err, keyring.ErrRootAway) {
+		t.Errorf("rotating the root: %v", err)
+	}
+	l.must(keyring.Rotate, "mac")
+	l.must(keyring.Activate, "mac")
+	l.now = l.now.Add(100 * 24 * time.Hour)
+	l.is(map[string]string{"kem@2": "active+"})
+	if _, err := keyring.Load(t.Context(), hides{l.token, "kem"}, l); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("without kem: %v", err)
+	}
+}
+
+// TestRoots: a phone that pinned the first root follows three further ones from one key
+// update, and a new root is not given out before it is activated.
+func TestRoots(t *testing.T) {
+	l := newLife(t)
+	before := l.TrustDocument(l.now)
+	phone, err := before.Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for root := uint64(2); root <= 4; root++ {
+		certs := len(l.TrustDocument(l.now).KeyCerts)
+		l.must(keyring.Rotate, "root")
+		if d := l.TrustDocument(l.now); len(d.RootCerts) != int(root)-1 || len(d.KeyCerts) != certs {
+			t.Fatalf("root %d waits, and the document has %d roots and %d KeyCerts, had %d", root, len(d.RootCerts), len(d.KeyCerts), certs)
+		}
+		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+			if err := l.take(verb, "kem"); !errors.Is(err, keyring.ErrStep) {
+				t.Fatalf("%s kem while a root waits: %v", verb, err)
+			}
+		}
+		l.must(keyring.Activate, "root")
+	}
+	kem, _ := phone.Key(protocol.UseKEM)
+	if _, held, err := l.Recipient(t.Context(), uint8(kem.Epoch), l.now); held || err != nil {
+		t.Errorf("kem epoch of the first root is held: %v", err)
+	}
+	mu := protocol.KeyUpdate{Certs: l.UpdateCerts(uint8(kem.Epoch), l.now)}
+	followed, err := phone.Update(mu.Marshal(), uint64(l.now.Unix()))
+	if err != nil || followed.RootNumber != 4 || followed.Root != l.Root() {
+		t.Fatalf("the phone is at root %d, %v", followed.RootNumber, err)
+	}
+	kem, _ = followed.Key(protocol.UseKEM)
+	to, held, err := l.Recipient(t.Context(), uint8(kem.Epoch), l.now)
+	if err != nil || !held || to.Root != followed.Root.RootID() {
+		t.Errorf("kem epoch %d of the new root: held %v, %v", kem.Epoch, held, err)
+	}
+	if err := l.SelfTest(t.Context(), l.now); err != nil {
+		t.Error(err)
+	}
+	if err := l.take(keyring.Activate, "root@2"); !errors.Is(err, keyring.ErrStep) {
+		t.Errorf("back to root 2: %v", err)
+	}
+}
+
+// TestRootTakenBack: a root that waits can be retired, and rotated to again.
+func TestRootTakenBack(t *testing.T) {
+	l := newLife(t)
+	l.must(keyring.Rotate, "root")
+	l.must(keyring.Retire, "root")
+	l.is(map[string]string{"kem@5": "deactivated", "kem@1": "active+"})
+	l.must(keyring.Rotate, "kem")
+	l.must(keyring.Activate, "kem")
+	l.must(keyring.Rotate, "root")
+	l.must(keyring.Activate, "root")
+	l.is(map[string]string{"root@2": "active+", "kem@6": "active+", "kem@3": "deactivated"})
+}
+
+// twins is a token with two objects of one CKA_ID.
+type twins struct{ hsm.Token }
+
+func (w twins) Keys(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := w.Token.Keys(ctx)
+	return append(keys, keys[0]), err
+}
+
+// TestStart: what is not exactly as the registry has it is an outage at start.
+func TestStart(t *testing.T) {
+	l := newLife(t)
+	if _, err := keyring.Load(t.Context(), twins{l.token}, l); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
+		t.Errorf("two objects of one id: %v", err)
+	}
+	if err := l.SelfTest(t.Context(), l.now); err != nil {
+		t.Errorf("a whole token: %v", err)
+	}
+	l.load(liar{l.token})
+	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrBadSignature) {
+		t.Errorf("a token that signs with another key: %v", err)
+	}
+	l.load(strayed{l.token})
+	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrSelfTest) {
+		t.Errorf("a token that agrees on another secret: %v", err)
+	}
+}
+
+// strayed is a token that agrees on a secret of its own.
+type strayed struct{ hsm.Token }
+
+func (s strayed) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
+	z, err := s.Token.Derive(ctx, key, peer)
+	if err == nil {
+		z[0] ^= 1
+	}
+	return z, err
+}
+
+// telling is a token that tells attributes: those of a key as it was made, but for what
+// change does to them.
+type telling struct {
+	hsm.Token
+	change func([]keyring.Object) []keyring.Object
+}
+
+func (a telling) Objects(ctx context.Context) ([]keyring.Object, error) {
+	keys, err := a.Keys(ctx)
+	var all []keyring.Object
+	for _, k := range keys {
+		o := keyring.Object{ID: k.ID, Label: k.Label, Local: true, AlwaysSensitive: true, NeverExtractable: true}
+		o.Usages = map[hsm.Usage][]string{
+			hsm.SignP256: {"sign"}, hsm.DeriveP256: {"derive"}, hsm.MACKey: {"sign"}, hsm.WrapKey: {"unwrap", "wrap"},
+		}[k.Usage]
+		all = append(all, o)
+	}
+	return a.change(all), err
+}
+
+// TestAttest: each attribute that is not as it must be is a finding, and so is an object
+// too many or too few.
+func TestAttest(t *testing.T) {
+	l := newLife(t)
+	if _, err := l.Attest(t.Context()); !errors.Is(err, keyring.ErrNoAttest) {
+		t.Errorf("a token that tells nothing: %v", err)
+	}
+	for name, change := range map[string]func([]keyring.Object) []keyring.Object{
+		"":                          func(all []keyring.Object) []keyring.Object { return all },
+		"not CKA_LOCAL":             func(all []keyring.Object) []keyring.Object { all[0].Local = false; return all },
+		"not CKA_ALWAYS_SENSITIVE":  func(all []keyring.Object) []keyring.Object { all[0].AlwaysSensitive = false; return all },
+		"not CKA_NEVER_EXTRACTABLE": func(all []keyring.Object) []keyring.Object { all[0].NeverExtractable = false; return all },
+		"CKA_EXTRACTABLE":           func(all []keyring.Object) []keyring.Object { all[0].Extractable = true; return all },
+		"CKA_MODIFIABLE":            func(all []keyring.Object) []keyring.Object { all[0].Modifiable = true; return all },
+		"usages sign decrypt":       func(all []keyring.Object) []keyring.Object { all[0].Usages = []string{"sign", "decrypt"}; return all },
+		"mechanisms CKM_RSA_PKCS":   func(all []keyring.Object) []keyring.Object { all[0].Mechanisms = []string{"CKM_RSA_PKCS"}; return all },
+		"0 objects":                 func(all []keyring.Object) []keyring.Object { return all[1:] },
+		"unknown": func(all []keyring.Object) []keyring.Object {
+			return append(all, keyring.Object{Label: "stranger"})
+		},
+	} {
+		l.load(telling{l.token, change})
+		found, err := l.Attest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wrong []string
+		for _, f := range found {
+			if wrong = append(wrong, f.Drift...); f.Unknown {
+				wrong = append(wrong, "unknown")
+			}
+		}
+		if strings.Join(wrong, "; ") != name {
+			t.Errorf("found %q, want %q", wrong, name)
+		}
+	}
+}

@@ -1,0 +1,220 @@
+package appliance_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// step takes a step that must be possible.
+func (b *bench) step(verb keyring.Verb, ref string) {
+	b.Helper()
+	if _, err := b.tryStep(keyring.Step{Verb: verb}, ref); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) tryStep(s keyring.Step, ref string) ([]keyring.View, error) {
+	b.Helper()
+	var err error
+	if s.Name, s.Version, err = keyring.ParseRef(ref); err != nil {
+		b.Fatal(err)
+	}
+	return b.ChangeKey(b.Context(), s)
+}
+
+func (b *bench) version(name string) uint64 {
+	b.Helper()
+	k, err := b.keys.Current(name, b.clock.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return k.Version
+}
+
+// runUntil runs the appliance's background until a condition holds.
+func (b *bench) runUntil(what string, ok func() bool) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+	ended := make(chan struct{})
+	go func() { defer close(ended); b.Appliance.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for !ok() {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			b.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// TestMACRotation: handles under way and pairwise ids outlive a version of mac, records
+// are made anew, and only then can it be retired.
+func TestMACRotation(t *testing.T) {
+	b := newBench(t)
+	alice := b.enrol("alice")
+	first, err := alice.challenge(door, nil).decision()
+	if err != nil {
+		t.Fatal(err)
+	}
+	underWay := alice.challenge(door, nil)
+	b.step(keyring.Rotate, "mac")
+	b.step(keyring.Activate, "mac")
+	if b.version(keyring.MAC) != 2 {
+		t.Fatalf("mac@%d is in use", b.version(keyring.MAC))
+	}
+	second, err := underWay.decision()
+	if err != nil {
+		t.Fatalf("a handle that was under way: %v", err)
+	}
+	if first.Pairwise != second.Pairwise {
+		t.Error("the pairwise id has changed")
+	}
+	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+		t.Errorf("retired under records: %v", err)
+	}
+	before := b.client("alice")
+	b.runUntil("records made anew", func() bool { return b.client("alice").Version == before.Version+1 })
+	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+		t.Errorf("retired while handles are under way: %v", err)
+	}
+	b.clock.advance(25 * time.Hour)
+	b.step(keyring.Retire, "mac@1")
+	b.restart() // forgets what was checked
+	third, err := alice.challenge(door, nil).decision()
+	if err != nil || third.Pairwise != first.Pairwise {
+		t.Errorf("after mac@1 was retired: %v, pairwise id %v, want %v", err, third.Pairwise, first.Pairwise)
+	}
+}
+
+func (b *bench) client(name string) store.Client {
+	b.Helper()
+	c, err := b.ClientNamed(b.Context(), name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// decision approves a challenge and gives the decision, whoever signed it.
+func (s *session) decision() (protocol.Decision, error) {
+	a, err := s.send(s.m3(protocol.Approve))
+	if err != nil {
+		return protocol.Decision{}, err
+	}
+	return s.verify(a.res.Decision, nil)
+}
+
+// TestForgedRecordStays: what is nobody's is not made anybody's by a rotation.
+func TestForgedRecordStays(t *testing.T) {
+	b := newBench(t)
+	b.enrol("alice")
+	bob := b.enrol("bob")
+	forged := b.client("bob")
+	forged.Version, forged.Roles = forged.Version+1, []string{"approver"}
+	if err := b.store.UpdateClient(t.Context(), forged, store.NewRecord(store.KindClients, "client/bob", nil)); err != nil {
+		t.Fatal(err)
+	}
+	b.step(keyring.Rotate, "mac")
+	b.step(keyring.Activate, "mac")
+	b.runUntil("records made anew", func() bool { return b.client("alice").Version == 2 })
+	if _, err := bob.challenge(door, nil).decision(); err == nil || b.client("bob").Version != forged.Version {
+		t.Errorf("the forged record was made anew: %v", err)
+	}
+}
+
+// breaking fails ChangeKeys, stored or not.
+type breaking struct {
+	store.Store
+	stored bool
+}
+
+func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.Record) error {
+	if f.stored {
+		if err := f.Store.ChangeKeys(ctx, c, rec); err != nil {
+			return err
+		}
+	}
+	return store.ErrUnavailable
+}
+
+// TestInterruptedStep: a step that fails at the store, stored or not, is repeated and
+// comes to the same end: one key on the token, one row, one record.
+func TestInterruptedStep(t *testing.T) {
+	for _, stored := range []bool{false, true} {
+		b := newBench(t)
+		whole := b.store
+		records := b.tally().Records
+		for _, step := range []keyring.Step{{Verb: keyring.Rotate}, {Verb: keyring.Activate, Version: 2}} {
+			b.store = breaking{whole, stored}
+			b.restart()
+			ref := keyring.MAC
+			if step.Version != 0 {
+				ref = "mac@2"
+			}
+			if _, err := b.tryStep(step, ref); !errors.Is(err, store.ErrUnavailable) {
+				t.Fatalf("%s: %v", step.Verb, err)
+			}
+			b.store = whole
+			b.restart()
+			b.step(step.Verb, ref)
+		}
+		keys, err := b.token.Keys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := 0
+		for _, k := range keys {
+			if strings.HasPrefix(k.Label, "mac@") {
+				count++
+			}
+		}
+		if count != 2 || b.version(keyring.MAC) != 2 || b.tally().Records != records+2 {
+			t.Errorf("stored %v: %d keys of mac, mac@%d in use, %d records more", stored, count, b.version(keyring.MAC), b.tally().Records-records)
+		}
+	}
+}
+
+// TestSchedule: what is overdue is said, and done where the appliance may.
+func TestSchedule(t *testing.T) {
+	b := newBench(t)
+	schedule := keyring.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
+	with := func(auto bool) {
+		schedule.Auto = auto
+		var err error
+		b.Appliance, err = appliance.New(t.Context(), appliance.Config{
+			Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now, Schedule: schedule,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	with(false)
+	if err := b.KeysReady(t.Context()); err != nil {
+		t.Errorf("at once: %v", err)
+	}
+	b.clock.advance(50 * 24 * time.Hour)
+	err := b.KeysReady(t.Context())
+	if !errors.Is(err, appliance.ErrKeysDue) || !strings.Contains(err.Error(), "kem@1 is overdue") || !strings.Contains(err.Error(), "mac@1 is overdue") {
+		t.Errorf("overdue: %v", err)
+	}
+	if strings.Contains(err.Error(), "decision") {
+		t.Errorf("decision is not due: %v", err)
+	}
+	with(true)
+	b.runUntil("rotated by itself", func() bool { return b.version(keyring.KEM) == 2 && b.version(keyring.MAC) == 2 })
+	if err := b.KeysReady(t.Context()); err != nil {
+		t.Errorf("after the rotation: %v", err)
+	}
+}
