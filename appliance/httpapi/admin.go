@@ -39,6 +39,7 @@ func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for route, p := range map[string]adminProcess{
 		"GET status":                a.status,
+		"GET doctor":                a.doctor,
 		"GET key":                   a.keys,
 		"GET key/plan":              a.keyPlan,
 		"GET key/attest":            a.attestKeys,
