@@ -201,7 +201,13 @@ func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) 
 	if c.State == store.ChangeOpen && a.over(r) {
 		c.State = store.ChangeExpired
 	}
-	return c, a.judge(ctx, &c, row.Signatures)
+	if c.EndedAt.IsZero() {
+		return c, a.judge(ctx, &c, row.Signatures)
+	}
+	// It is history: policy and administrators may be others now.
+	c.Required, c.Signed = row.Required, row.Signed
+	c.Decision = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Choice: policy.Approve, Signers: row.Signed})
+	return c, nil
 }
 
 func (a *Appliance) over(r change.Request) bool { return uint64(a.now().Unix()) >= r.Expires }
@@ -239,8 +245,12 @@ func (a *Appliance) openLocked(ctx context.Context, id change.ID) (Change, error
 
 // endLocked ends an open request that nothing was done for. c.Reason says why.
 func (a *Appliance) endLocked(ctx context.Context, c Change, to store.ChangeState) error {
-	e := store.ChangeEnd{ID: c.Hash.ID(), From: store.ChangeOpen, To: to, Reason: c.Reason, At: a.now()}
-	return a.store.EndChange(ctx, e, a.transcript(ctx, c, to))
+	return a.store.EndChange(ctx, a.step(c, store.ChangeOpen, to), a.transcript(ctx, c, to))
+}
+
+// step moves a request on, with what it stands at now.
+func (a *Appliance) step(c Change, from, to store.ChangeState) store.ChangeEnd {
+	return store.ChangeEnd{ID: c.Hash.ID(), From: from, To: to, Reason: c.Reason, Required: c.Required, Signed: c.Signed, At: a.now()}
 }
 
 // expireChanges ends the open requests whose time is over.

@@ -29,7 +29,14 @@ func (a *Appliance) askForKey(ctx context.Context, s keyring.Step) (ask Ask, gat
 	if s.Version == 0 {
 		s.Version = a.rootInUse() + 1
 	}
-	return Ask{Kind: policy.RootRotate, Parameters: change.Parameters{"verb": string(s.Verb), "version": s.Version}}, true, nil
+	p := change.Parameters{"verb": string(s.Verb), "version": s.Version}
+	if s.Early {
+		p["early"] = true
+	}
+	if s.Compromised {
+		p["compromised"] = true
+	}
+	return Ask{Kind: policy.RootRotate, Parameters: p}, true, nil
 }
 
 func keptOnly(p keyring.Plan) bool {
@@ -74,7 +81,10 @@ func (a *Appliance) destroyKey(ctx context.Context, p change.Parameters) (any, e
 }
 
 func rootStep(p change.Parameters) keyring.Step {
-	s := keyring.Step{Verb: keyring.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version")}
+	s := keyring.Step{
+		Verb: keyring.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
+		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
+	}
 	if s.Verb == keyring.Rotate {
 		s.Version = 0 // it is always the next that is readied
 	}

@@ -195,9 +195,8 @@ func (a *Appliance) advanceLocked(ctx context.Context, id change.ID) (Change, er
 	if err := a.refuseStaleLocked(ctx, c); err != nil {
 		return c, err
 	}
-	take := store.ChangeEnd{ID: id, From: store.ChangeOpen, To: store.ChangeTaken, At: a.now()}
 	rec := changeRecord(id, map[string]any{"event": "taken", "kind": c.Kind.String(), "signed": c.Signed, "required": c.Required})
-	if err := a.store.EndChange(ctx, take, rec); err != nil {
+	if err := a.store.EndChange(ctx, a.step(c, store.ChangeOpen, store.ChangeTaken), rec); err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
 	}
 	return a.executeLocked(ctx, c)
@@ -217,11 +216,11 @@ func (a *Appliance) executeLocked(ctx context.Context, c Change) (Change, error)
 	if transient(err) {
 		return c, fmt.Errorf("change %s is taken and will be gone on with: %w", c.Hash.ID(), err)
 	}
-	end := store.ChangeEnd{ID: c.Hash.ID(), From: store.ChangeTaken, To: store.ChangeExecuted, At: a.now()}
+	to := store.ChangeExecuted
 	if err != nil {
-		end.To, end.Reason = store.ChangeFailed, err.Error()
+		to, c.Reason = store.ChangeFailed, err.Error()
 	}
-	c.Reason = end.Reason
+	end := a.step(c, store.ChangeTaken, to)
 	if stored := a.store.EndChange(ctx, end, a.transcript(ctx, c, end.To)); stored != nil {
 		return c, errors.Join(err, fmt.Errorf("change %s was made and its end was not stored: %w", c.Hash.ID(), stored))
 	}
@@ -267,8 +266,8 @@ func (a *Appliance) resumeChanges(ctx context.Context) {
 // was done is for people to find out.
 func (a *Appliance) reportLocked(ctx context.Context, c Change) error {
 	c.Reason = "interrupted, and the quorum is not there any more: look whether it was done"
-	e := store.ChangeEnd{ID: c.Hash.ID(), From: store.ChangeTaken, To: store.ChangeFailed, Reason: c.Reason, At: a.now()}
-	return errors.Join(&Waiting{c}, a.store.EndChange(ctx, e, a.transcript(ctx, c, store.ChangeFailed)))
+	end := a.step(c, store.ChangeTaken, store.ChangeFailed)
+	return errors.Join(&Waiting{c}, a.store.EndChange(ctx, end, a.transcript(ctx, c, store.ChangeFailed)))
 }
 
 // transcript is the audit record of the end of a request: all that was signed, by whom

@@ -72,6 +72,11 @@ type Change struct {
 	ExpiresAt  time.Time
 	EndedAt    time.Time // zero while it is open or taken
 	Signatures []ChangeSignature
+
+	// As they were when it was taken, or ended: what the policy required, and who
+	// had countersigned and counted. Zero while it is open.
+	Required int
+	Signed   []string
 }
 
 // ChangeSignature is that of one administrator, or the word of the admin socket.
@@ -86,5 +91,7 @@ type ChangeEnd struct {
 	ID       [8]byte
 	From, To ChangeState
 	Reason   string
+	Required int
+	Signed   []string
 	At       time.Time
 }

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/cmd/internal/cli"
+	"countersign/policy"
 	"countersign/protocol"
 )
 
@@ -28,10 +29,7 @@ func (t *tool) admin() *cobra.Command {
 	cmd.AddCommand(
 		t.addAdmin(), t.listAdmins(), t.keygen(),
 		&cobra.Command{Use: "show NAME", Args: cobra.ExactArgs(1), Short: "Show one", RunE: show(t, adminTable, adminPath)},
-		&cobra.Command{
-			Use: "suspend NAME", Args: cobra.ExactArgs(1), Short: "Take no countersignature of it until it is resumed, at once and without a quorum",
-			RunE: act(t, adminTable, "admin", "suspend"),
-		},
+		t.suspendAdmin(),
 		t.adminStep("resume", "Take countersignatures of it again after suspend", false),
 		t.adminStep("revoke", "Take no countersignature of it for ever", true),
 	)
@@ -68,6 +66,24 @@ func warnOfQuorums(cmd *cobra.Command, p admin.Policy) {
 	}
 }
 
+// tellQuorum says what a kind of change takes, after a dry run that shows what it does.
+func (t *tool) tellQuorum(cmd *cobra.Command, kind policy.Kind) error {
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var p admin.Policy
+	if err := a.get(cmd.Context(), "policy", &p); err != nil {
+		return err
+	}
+	for _, q := range p.Quorums {
+		if q.Kind == kind.String() {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s takes %d administrators, and %d can countersign\n", q.Kind, q.Required, q.Able)
+		}
+	}
+	return nil
+}
+
 func (t *tool) addAdmin() *cobra.Command {
 	var req admin.Administer
 	var file, point string
@@ -84,6 +100,21 @@ func (t *tool) addAdmin() *cobra.Command {
 	cmd.Flags().StringVar(&point, "public", "", "public key in hex, a point of P-256 of 33 or 65 bytes")
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
 	waitFlag(cmd)
+	return cmd
+}
+
+func (t *tool) suspendAdmin() *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use: "suspend NAME", Args: cobra.ExactArgs(1), Short: "Take no countersignature of it until it is resumed, at once and without a quorum",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if dry {
+				return show(t, adminTable, adminPath)(cmd, args)
+			}
+			return act(t, adminTable, "admin", "suspend")(cmd, args)
+		},
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show who would be suspended")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"countersign/appliance/admin"
 	"countersign/appliance/change"
 	"countersign/cmd/internal/cli"
+	"countersign/protocol"
 )
 
 func (t *tool) change() *cobra.Command {
@@ -159,23 +161,67 @@ func (t *tool) handIn(cmd *cobra.Command, id string, signature []byte) error {
 }
 
 func (t *tool) addSignature() *cobra.Command {
-	return &cobra.Command{
+	var dry bool
+	cmd := &cobra.Command{
 		Use: "add-signature ID FILE", Args: cobra.ExactArgs(2), Short: "Hand in a signature that was made elsewhere; FILE - is standard input",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			read := func() ([]byte, error) { return os.ReadFile(args[1]) }
-			if args[1] == "-" {
-				read = func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxSignature)) }
-			}
-			signature, err := read()
+			raw, err := readSignature(cmd.InOrStdin(), args[1])
 			if err != nil {
 				return cli.Fail(cli.IO, fmt.Errorf("reading the signature: %w", err), "")
 			}
-			if _, err := change.ParseSignature(signature); err != nil {
+			signature, err := change.ParseSignature(raw)
+			if err != nil {
 				return cli.Fail(cli.BadSignature, err, "want what countersignctl change sign --offline writes, see CHANGE.md")
 			}
-			return t.handIn(cmd, args[0], signature)
+			if dry {
+				return t.tryOut(cmd, args[0], signature)
+			}
+			return t.handIn(cmd, args[0], raw)
 		},
 	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only verify it")
+	return cmd
+}
+
+func readSignature(stdin io.Reader, path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(io.LimitReader(stdin, maxSignature))
+	}
+	return os.ReadFile(path)
+}
+
+// tryOut verifies a signature here, by the key that the appliance has of its signer.
+func (t *tool) tryOut(cmd *cobra.Command, id string, signature change.Signature) error {
+	_, hash, _, err := t.fetch(cmd.Context(), id)
+	if err != nil {
+		return err
+	}
+	a, err := t.api()
+	if err != nil {
+		return err
+	}
+	var all []admin.Administrator
+	if err := a.get(cmd.Context(), "admin", &all); err != nil {
+		return err
+	}
+	for _, one := range all {
+		if one.Signer != signature.Signer.String() {
+			continue
+		}
+		raw, err := hex.DecodeString(one.PublicKey)
+		if err != nil {
+			return fmt.Errorf("public key of %s: %w", one.Name, err)
+		}
+		public, err := protocol.ParsePublicKey(raw)
+		if err != nil {
+			return fmt.Errorf("public key of %s: %w", one.Name, err)
+		}
+		if err := signature.Verify(hash, public); err != nil {
+			return cli.Fail(cli.BadSignature, err, "was it made for this request?")
+		}
+		return adminTable.One(t.printer(cmd), one)
+	}
+	return cli.Fail(cli.Denied, fmt.Errorf("no administrator has key %s", signature.Signer), "countersignctl admin list")
 }
 
 // maxSignature bounds what is read for a signature of 83 bytes.

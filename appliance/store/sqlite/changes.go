@@ -39,8 +39,12 @@ func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record
 // AddChange implements [store.Changes].
 func (s *Store) AddChange(ctx context.Context, c store.Change, rec store.Record) error {
 	return s.write(ctx, "adding change request", func(t *txn) error {
-		ref, err := t.insert(`INSERT INTO change (id, document, state, reason, created_us, expires_us, ended_us) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			c.ID[:], c.Document, string(c.State), c.Reason, usec(c.CreatedAt), usec(c.ExpiresAt), usec(c.EndedAt))
+		signed, err := rolesText(c.Signed)
+		if err != nil {
+			return err
+		}
+		ref, err := t.insert(`INSERT INTO change (id, document, state, reason, created_us, expires_us, ended_us, required, signed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			c.ID[:], c.Document, string(c.State), c.Reason, usec(c.CreatedAt), usec(c.ExpiresAt), usec(c.EndedAt), int64(c.Required), signed)
 		if err != nil {
 			return err
 		}
@@ -59,7 +63,7 @@ func (t *txn) insertSignature(ref int64, s store.ChangeSignature) error {
 	return err
 }
 
-const changeColumns = `id, document, state, reason, created_us, expires_us, ended_us, ref`
+const changeColumns = `id, document, state, reason, created_us, expires_us, ended_us, required, signed, ref`
 
 // changeRow is a request with the key of its row.
 type changeRow struct {
@@ -68,7 +72,7 @@ type changeRow struct {
 }
 
 func scanChange(s scanner) (c changeRow, err error) {
-	err = s.Scan(fixed(c.ID[:]), &c.Document, &c.State, &c.Reason, stamp{&c.CreatedAt}, stamp{&c.ExpiresAt}, stamp{&c.EndedAt}, &c.ref)
+	err = s.Scan(fixed(c.ID[:]), &c.Document, &c.State, &c.Reason, stamp{&c.CreatedAt}, stamp{&c.ExpiresAt}, stamp{&c.EndedAt}, &c.Required, roles{&c.Signed}, &c.ref)
 	return c, err
 }
 
@@ -136,8 +140,12 @@ func (s *Store) EndChange(ctx context.Context, e store.ChangeEnd, rec store.Reco
 		if e.To != store.ChangeTaken {
 			ended = usec(e.At)
 		}
-		n, err := t.exec(`UPDATE change SET state = ?, reason = ?, ended_us = ? WHERE id = ? AND state = ?`,
-			string(e.To), e.Reason, ended, e.ID[:], string(e.From))
+		signed, err := rolesText(e.Signed)
+		if err != nil {
+			return err
+		}
+		n, err := t.exec(`UPDATE change SET state = ?, reason = ?, ended_us = ?, required = ?, signed = ? WHERE id = ? AND state = ?`,
+			string(e.To), e.Reason, ended, int64(e.Required), signed, e.ID[:], string(e.From))
 		return t.updated(change{n, err, `SELECT 1 FROM change WHERE id = ?`, e.ID[:]}, rec)
 	})
 }

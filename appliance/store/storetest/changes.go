@@ -108,7 +108,7 @@ func testChangeEnds(t *testing.T, f *fixture) {
 		f.must(f.AddChange(t.Context(), c, Note("change")))
 		move := func(from, to store.ChangeState) func() error {
 			return func() error {
-				e := store.ChangeEnd{ID: c.ID, From: from, To: to, Reason: "because", At: Epoch.Add(time.Hour)}
+				e := store.ChangeEnd{ID: c.ID, From: from, To: to, Reason: "because", Required: 2, Signed: []string{"ann", "local"}, At: Epoch.Add(time.Hour)}
 				return f.EndChange(t.Context(), e, Note("end"))
 			}
 		}
@@ -122,6 +122,7 @@ func testChangeEnds(t *testing.T, f *fixture) {
 		got, err = f.Change(t.Context(), c.ID)
 		f.must(err)
 		c.State, c.Reason, c.EndedAt = end, "because", Epoch.Add(time.Hour)
+		c.Required, c.Signed = 2, []string{"ann", "local"}
 		f.same(got, c)
 		for _, to := range append(ends, store.ChangeOpen, store.ChangeTaken) {
 			before := f.tally()

@@ -21,7 +21,9 @@ CREATE TABLE change (
     reason     TEXT    NOT NULL,
     created_us INTEGER NOT NULL,
     expires_us INTEGER NOT NULL,
-    ended_us   INTEGER
+    ended_us   INTEGER,
+    required   INTEGER NOT NULL, -- as it was when it was taken or ended
+    signed     TEXT    NOT NULL  -- JSON array of names, the same
 ) STRICT;
 
 CREATE TABLE change_signature (
