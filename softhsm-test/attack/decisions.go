@@ -140,7 +140,7 @@ func resigned(ctx context.Context, a *arena.Arena, one, two truth) error {
 func certificates(ctx context.Context, a *arena.Arena, one truth) error {
 	m, root, old, fresh := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey(), arena.NewKey()
 	const day = 24 * 3600
-	now, two, three := arena.Now(), uint64(2), uint64(3)
+	now, two, three := one.check.Now, uint64(2), uint64(3)
 	cert := func(epoch uint64, key arena.Key, change func(*protocol.KeyCert)) []byte {
 		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseDecision, Key: key.Point()}
 		change(&k)

@@ -19,9 +19,14 @@ func (s *stage) wakeAll(ctx context.Context) error {
 			s.Check(err == nil && r.Code == 0, "%s at %s: exit code %d: %v %s", name, at, r.Code, err, r.Stderr)
 		}
 	}
+	if err := s.enrolWith(ctx, "late", s.late); err != nil {
+		return err
+	}
+	r, err := s.authorize(ctx, "late", s.Link)
+	s.Check(err == nil && r.Code == 0, "late, by a code that names the first root: exit code %d: %v %s", r.Code, err, r.Stderr)
 	acts, err := s.asleep.Acts()
 	s.Check(err == nil && len(acts) == len(sleepers), "the device that slept acted %d times, want %d: %v", len(acts), len(sleepers), err)
-	r, err := s.authorize(ctx, "mallory", s.asleep.Link)
+	r, err = s.authorize(ctx, "mallory", s.asleep.Link)
 	s.Check(err == nil && r.Code == exitDenied, "mallory: exit code %d, want %d: %v", r.Code, exitDenied, err)
 	return err
 }

@@ -37,6 +37,7 @@ type stage struct {
 	strict *rig.Machine
 	asleep *rig.Machine
 	insist *insistent // a phone that will not follow
+	late   string     // activation code from before everything
 }
 
 // password of every phone that has one.
@@ -88,6 +89,9 @@ func (s *stage) furnish(ctx context.Context) (err error) {
 	if s.insist, err = newInsistent(ctx, s.Appliance); err != nil {
 		return err
 	}
+	if s.late, err = s.Invite(ctx, "client", "late"); err != nil {
+		return err
+	}
 	return s.must(ctx, "client", "suspend", "mallory")
 }
 
@@ -99,6 +103,10 @@ func (s *stage) enrol(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	return s.enrolWith(ctx, name, code)
+}
+
+func (s *stage) enrolWith(ctx context.Context, name, code string) error {
 	args := []string{"enrol", "--url", s.URL}
 	if plain(name) != name {
 		args = append(args, "--password-file", s.passwordFile())
