@@ -33,6 +33,7 @@ type Invite struct {
 	// Replace is for a lost phone or a stolen device: the party of this name, if
 	// there is one, is revoked, and an open code for it is withdrawn.
 	Replace bool
+	Life    time.Duration // device: how long administrators may countersign, as [Ask]
 }
 
 // maxName keeps a name fit for SPIFFE IDs, file names and tables.
@@ -167,7 +168,7 @@ func (i Invite) ask(code protocol.ActivationCode) Ask {
 	return Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),
 		"replace": i.Replace, "code_sha256": sum[:],
-	}}
+	}, Life: i.Life}
 }
 
 // invitedDevice reads the parameters that ask writes.

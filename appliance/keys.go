@@ -30,10 +30,15 @@ func (a *Appliance) PlanKey(ctx context.Context, s keyring.Step) ([]keyring.View
 	return a.keys.Preview(plan), nil
 }
 
-// ChangeKey takes a step, or asks for it where it takes a quorum: the error is a
-// [*Waiting] then. Other errors are those of [keyring.Keyring.Plan], [Appliance.Ask], and
-// of token and store.
+// ChangeKey is [Appliance.ChangeKeyWithin] for as long as requests are good by default.
 func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+	return a.ChangeKeyWithin(ctx, s, 0)
+}
+
+// ChangeKeyWithin takes a step, or asks for it where it takes a quorum, which has until
+// life is over: the error is a [*Waiting] then. Other errors are those of
+// [keyring.Keyring.Plan], [Appliance.Ask], and of token and store.
+func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyring.Step, life time.Duration) ([]keyring.View, error) {
 	ask, gated, err := a.askForKey(ctx, s)
 	if err != nil {
 		return nil, err
@@ -41,6 +46,7 @@ func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 	if !gated {
 		return a.changeKey(ctx, s)
 	}
+	ask.Life = life
 	c, err := a.Ask(ctx, ask)
 	if err != nil {
 		return nil, err

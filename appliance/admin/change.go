@@ -2,6 +2,9 @@ package admin
 
 import "time"
 
+// Every verb that may take a quorum has ?life_s=SECONDS: how long administrators may
+// countersign, at most 7 days; the default is 24 hours.
+
 // Change is one change request: GET change, change/<id>, and the answer of POST
 // change/<id>/{sign,withdraw}.
 type Change struct {

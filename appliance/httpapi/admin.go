@@ -109,9 +109,13 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, req.TTLSeconds, int64(appliance.MaxInvitation/time.Second))
 	}
 	name := r.PathValue("name")
+	life, err := lifeOf(r)
+	if err != nil {
+		return nil, err
+	}
 	i := appliance.Invite{
 		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor), Roles: req.Roles,
-		Replace: req.Replace,
+		Replace: req.Replace, Life: life,
 	}
 	if req.DryRun {
 		return a.previewInvite(r.Context(), i)

@@ -102,14 +102,29 @@ func changeWords(c appliance.Change) admin.Change {
 	return w
 }
 
+// lifeOf is how long administrators may countersign what is asked for: ?life_s=SECONDS
+// of every verb that may take a quorum; 0 is the default.
+func lifeOf(r *http.Request) (time.Duration, error) {
+	seconds, err := queryNumber(r, "life_s", 0)
+	most := uint64(change.MaxLife / time.Second)
+	if err == nil && (seconds > most || seconds == 0 && r.URL.Query().Has("life_s")) {
+		err = fmt.Errorf("%w: life_s %d: want 1 to %d", appliance.ErrInput, seconds, most)
+	}
+	return time.Duration(seconds) * time.Second, err
+}
+
 // ask makes a change or only says what it would be; words turns its result into those
 // of the API.
-func (a *Admin) ask(ctx context.Context, ask appliance.Ask, dry bool, words func(any) any) (any, error) {
+func (a *Admin) ask(r *http.Request, ask appliance.Ask, dry bool, words func(any) any) (any, error) {
+	var err error
+	if ask.Life, err = lifeOf(r); err != nil {
+		return nil, err
+	}
 	if dry {
-		c, err := a.Appliance.Preview(ctx, ask)
+		c, err := a.Appliance.Preview(r.Context(), ask)
 		return changeWords(c), err
 	}
-	c, err := a.Appliance.Ask(ctx, ask)
+	c, err := a.Appliance.Ask(r.Context(), ask)
 	if err == nil && c.State != store.ChangeExecuted {
 		err = &appliance.Waiting{Change: c}
 	}
@@ -142,7 +157,7 @@ func (a *Admin) addAdmin(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: public_key: %v", appliance.ErrInput, err)
 	}
-	return a.ask(r.Context(), appliance.AskAdmin(r.PathValue("name"), key), req.DryRun, administratorOf)
+	return a.ask(r, appliance.AskAdmin(r.PathValue("name"), key), req.DryRun, administratorOf)
 }
 
 // publicKey reads a point of P-256 in hex, compressed or not.
@@ -172,7 +187,7 @@ func (a *Admin) askForAdmin(asking func(context.Context, string) (appliance.Ask,
 		if err != nil {
 			return nil, err
 		}
-		return a.ask(r.Context(), ask, req.DryRun, administratorOf)
+		return a.ask(r, ask, req.DryRun, administratorOf)
 	}
 }
 
@@ -198,7 +213,7 @@ func (a *Admin) applyPolicy(r *http.Request) (any, error) {
 	if err := decodeBody(r, &req); err != nil {
 		return nil, err
 	}
-	return a.ask(r.Context(), appliance.AskPolicy([]byte(req.Document)), req.DryRun, func(result any) any {
+	return a.ask(r, appliance.AskPolicy([]byte(req.Document)), req.DryRun, func(result any) any {
 		p, _ := result.(appliance.Policy)
 		return policyWords(p)
 	})

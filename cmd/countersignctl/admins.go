@@ -99,7 +99,7 @@ func (t *tool) addAdmin() *cobra.Command {
 	cmd.Flags().StringVar(&file, "key", "", "PEM of the key, public or private, on P-256; only the public half is read")
 	cmd.Flags().StringVar(&point, "public", "", "public key in hex, a point of P-256 of 33 or 65 bytes")
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
-	waitFlag(cmd)
+	quorumFlags(cmd)
 	return cmd
 }
 
@@ -140,7 +140,7 @@ func (t *tool) adminStep(verb, short string, confirm bool) *cobra.Command {
 	if confirm {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	}
-	waitFlag(cmd)
+	quorumFlags(cmd)
 	return cmd
 }
 
@@ -162,13 +162,13 @@ func askFor[T any](t *tool, cmd *cobra.Command, q asked[T]) error {
 	}
 	if q.dry {
 		var c admin.Change
-		if err := a.post(cmd.Context(), q.path, q.body, &c); err != nil {
+		if err := a.post(cmd.Context(), within(cmd, q.path), q.body, &c); err != nil {
 			return err
 		}
 		return changeDetails.One(t.printer(cmd), c)
 	}
 	var value T
-	if err := a.post(cmd.Context(), q.path, q.body, &value); err != nil {
+	if err := a.post(cmd.Context(), within(cmd, q.path), q.body, &value); err != nil {
 		return t.waiting(cmd, err)
 	}
 	return q.table.One(t.printer(cmd), value)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,7 +139,17 @@ func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
 	}
 }
 
-// waitFlag is of commands that may need a quorum.
-func waitFlag(cmd *cobra.Command) {
+// quorumFlags are of commands that may need a quorum.
+func quorumFlags(cmd *cobra.Command) {
 	cmd.Flags().Bool("wait", false, "where more administrators have to countersign: wait for them")
+	cmd.Flags().Duration("expires", change.DefaultLife, "how long they may, at most 168h")
+}
+
+// within puts the time that --expires gives into a path of the API.
+func within(cmd *cobra.Command, path string) string {
+	life, err := cmd.Flags().GetDuration("expires")
+	if err != nil || !cmd.Flags().Changed("expires") {
+		return path
+	}
+	return path + "?life_s=" + strconv.FormatInt(int64(life/time.Second), 10)
 }

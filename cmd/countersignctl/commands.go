@@ -174,7 +174,7 @@ func (t *tool) invite(n noun) *cobra.Command {
 	cmd.Flags().BoolVar(&req.Replace, "replace", false, "a lost "+n.one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is good, at most 720h")
 	if n.device {
-		waitFlag(cmd)
+		quorumFlags(cmd)
 		cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
 		cmd.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes (default NAME)")
 		cmd.Flags().Uint8Var(&req.Floor, "floor", 1, "lowest level that the device accepts, 1 to 4")

@@ -143,7 +143,7 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print what it would come to")
-	waitFlag(cmd)
+	quorumFlags(cmd)
 	if v.confirm != nil {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	}
@@ -182,7 +182,7 @@ func (t *tool) takeStep(cmd *cobra.Command, path string, step admin.KeyStep) err
 		return err
 	}
 	var keys []admin.Key
-	if err := a.post(cmd.Context(), path, step, &keys); err != nil {
+	if err := a.post(cmd.Context(), within(cmd, path), step, &keys); err != nil {
 		return t.waiting(cmd, err)
 	}
 	return keyTable.List(t.printer(cmd), keys)

@@ -106,6 +106,6 @@ func (t *tool) applyPolicy() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
-	waitFlag(cmd)
+	quorumFlags(cmd)
 	return cmd
 }
