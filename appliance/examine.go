@@ -123,7 +123,7 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 			short = append(short, fmt.Sprintf("%s takes %d", q.Kind, q.Required))
 		}
 	}
-	f.Detail = fmt.Sprintf("%d administrators can countersign", all[0].Able)
+	f.Detail = fmt.Sprintf("able to countersign: %d", all[0].Able)
 	if short != nil {
 		f.Err = fmt.Errorf("%s administrators", strings.Join(short, ", "))
 	}
