@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 
 	"countersign/appliance/store"
@@ -71,14 +72,16 @@ func Label(name string, version uint64) string { return fmt.Sprintf("%s@%d", nam
 // the error wraps [hsm.ErrUnavailable].
 func Load(ctx context.Context, token hsm.Token, registry store.Keys) (*Keyring, error) {
 	r := &Keyring{token: token, changed: make(chan struct{}, 1)}
-	return r, r.Reload(ctx, registry)
+	first, err := read(ctx, token, registry)
+	r.live.Store(first)
+	return r, err
 }
 
 // Reload reads the registry again and takes over what it says, as a whole or, on an
 // error of Load, not at all.
 func (r *Keyring) Reload(ctx context.Context, registry store.Keys) error {
 	next, err := read(ctx, r.token, registry)
-	if err != nil {
+	if err != nil || reflect.DeepEqual(next, r.live.Load()) {
 		return err
 	}
 	r.live.Store(next)
