@@ -2,13 +2,8 @@ package appliance
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"regexp"
-	"strings"
-	"time"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -24,123 +19,6 @@ var (
 	// ErrFinal: the party was revoked, which nothing undoes.
 	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
 )
-
-// Defaults and bounds of an activation code's life.
-const (
-	DefaultInvitation = 24 * time.Hour
-	MaxInvitation     = 30 * 24 * time.Hour
-)
-
-// Invite asks for an activation code.
-type Invite struct {
-	Kind    store.Kind
-	Name    string
-	TTL     time.Duration  // 0: DefaultInvitation
-	Display string         // device: at most 24 bytes; default Name
-	Floor   protocol.Level // device; default 1
-	Roles   []string       // client
-	// Replace is for a lost phone or a stolen device: the party of this name, if
-	// there is one, is revoked, and an open code for it is withdrawn.
-	Replace bool
-}
-
-// maxName keeps a name fit for SPIFFE IDs, file names and tables.
-const maxName = 64
-
-func (i Invite) validate() error {
-	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
-	switch {
-	case idLike.MatchString(i.Name):
-		return fmt.Errorf("%w: name %q looks like an id", ErrInput, i.Name)
-	case i.Name == "" || len(i.Name) > maxName || strings.Trim(i.Name, allowed) != "" || strings.Trim(i.Name, ".") == "":
-		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, i.Name, maxName)
-	case i.TTL < 0 || i.TTL > MaxInvitation:
-		return fmt.Errorf("%w: ttl %v: want at most %v", ErrInput, i.TTL, MaxInvitation)
-	case i.Kind == store.KindClient:
-		return checkRoles(i.Roles)
-	case i.Floor < 1 || i.Floor > 4:
-		return fmt.Errorf("%w: floor %d: want 1 to 4", ErrInput, i.Floor)
-	}
-	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
-		return fmt.Errorf("%w: display name: %w", ErrInput, err)
-	}
-	return nil
-}
-
-// idLike names would be taken for ids in audit records.
-var idLike = regexp.MustCompile(`^[0-9a-f]{16}$`)
-
-var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
-
-// checkRoles refuses what is not a role's name, and the role that only an
-// accepted attestation gives.
-func checkRoles(roles []string) error {
-	for _, role := range roles {
-		if !roleName.MatchString(role) || role == RoleUV {
-			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", ErrInput, role, RoleUV)
-		}
-	}
-	return nil
-}
-
-func (i Invite) withDefaults() Invite {
-	if i.TTL == 0 {
-		i.TTL = DefaultInvitation
-	}
-	if i.Kind == store.KindDevice {
-		if i.Display == "" {
-			i.Display = i.Name
-		}
-		i.Floor = max(i.Floor, 1)
-	}
-	return i
-}
-
-// Invite makes a single-use activation code and keeps its hash. The code is
-// nowhere but in the answer. With Replace the party of that name is revoked first,
-// durably, even should the invitation fail then. Errors wrap [ErrInput],
-// [store.ErrExists] or, with Replace, those of SetClientStatus.
-func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
-	i = i.withDefaults()
-	if err := i.validate(); err != nil {
-		return protocol.ActivationCode{}, time.Time{}, err
-	}
-	if i.Replace {
-		if err := a.retire(ctx, i.Kind, i.Name); err != nil {
-			return protocol.ActivationCode{}, time.Time{}, err
-		}
-	}
-	var random [13]byte
-	_, _ = rand.Read(random[:]) // never fails, crypto/rand
-	code, now := protocol.NewActivationCode(a.keys.Root().RootHash(), random), a.now().UTC()
-	invitation := store.Invitation{
-		Code: sha256.Sum256([]byte(code.String())), Kind: i.Kind, Name: i.Name,
-		Display: i.Display, Floor: i.Floor, Roles: i.Roles, Replace: i.Replace, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
-	}
-	fields := map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()}
-	if i.Replace {
-		fields["replace"] = true
-	}
-	rec := a.record(string(i.Kind), i.Name, fields)
-	if err := a.store.Invite(ctx, invitation, rec); err != nil {
-		return protocol.ActivationCode{}, time.Time{}, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
-	}
-	return code, invitation.ExpiresAt, nil
-}
-
-// retire revokes the party of a name, if there is one.
-func (a *Appliance) retire(ctx context.Context, kind store.Kind, name string) error {
-	var err error
-	if kind == store.KindClient {
-		_, err = a.SetClientStatus(ctx, name, store.Revoked)
-	} else {
-		_, err = a.SetDeviceStatus(ctx, name, store.Revoked)
-	}
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
-}
 
 // record makes an audit record about a party; kind is a Kind constant of store.
 func (a *Appliance) record(kind, name string, fields map[string]any) store.Record {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ type Config struct {
 	Logger   hclog.Logger
 	Metrics  prometheus.Registerer // nil: not registered anywhere
 	Attest   Attest                // nil: attestations are of format "unverified"
+	// Effects are kinds of change that are made elsewhere, beside those of this package.
+	Effects map[policy.Kind]Effect
 	// RefusalTime is the least time that a refused countersignature takes, so
 	// that its length does not tell why; 0: 50 ms.
 	RefusalTime time.Duration
@@ -73,6 +76,9 @@ type Appliance struct {
 	renewals   renewals
 	schedule   keyring.Schedule
 
+	effects  map[policy.Kind]Effect
+	changing sync.Mutex // one change request at a time
+
 	// Of Run alone.
 	scheduleProblem string    // what was said last
 	attested        time.Time // when the token was last compared with the registry
@@ -101,12 +107,15 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
 		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)}, schedule: c.Schedule,
 	}
+	a.effects = a.builtin()
+	maps.Copy(a.effects, c.Effects)
 	if err := a.loadPolicy(ctx); err != nil {
 		return nil, err
 	}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(newKeyMetrics(a))
 	}
+	a.warnOfQuorums(ctx)
 	return a, nil
 }
 
@@ -123,13 +132,15 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 	return nil
 }
 
-// Run writes the minute's failure counts to the audit keeps the schedule of the
-// keys and compares them with the token once a day, until ctx ends, and the counts once more then; beside that it brings client
-// records to the keys in use.
+// Run writes the minute's failure counts to the audit, keeps the schedule of the keys,
+// compares them with the token once a day and goes on with changes that were
+// interrupted, until ctx ends, and the counts once more then; beside that it brings
+// client records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.runRenewals(ctx) })
 	defer beside.Wait()
+	a.resumeChanges(ctx)
 	a.keepSchedule(ctx)
 	a.attestDaily(ctx)
 	ticker := time.NewTicker(time.Minute)
@@ -138,6 +149,8 @@ func (a *Appliance) Run(ctx context.Context) {
 		select {
 		case <-ticker.C:
 			a.flushFailures(ctx)
+			a.resumeChanges(ctx)
+			a.expireChanges(ctx)
 			a.keepSchedule(ctx)
 			a.attestDaily(ctx)
 		case <-ctx.Done():

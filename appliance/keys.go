@@ -10,11 +10,13 @@ import (
 	"countersign/appliance/store"
 )
 
-// ErrQuorum: the step takes the approval of a second administrator.
-var ErrQuorum = errors.New("the approval of a second administrator is missing")
-
 // Keys are all key versions as they stand now.
 func (a *Appliance) Keys() []keyring.View { return a.keys.Views(a.now()) }
+
+// AttestKeys compares every object on the token with the registry.
+func (a *Appliance) AttestKeys(ctx context.Context) ([]keyring.Finding, error) {
+	return a.keys.Attest(ctx)
+}
 
 // PlanKey says what a step of a key's life comes to, and does nothing. Errors are those
 // of [keyring.Keyring.Plan].
@@ -28,12 +30,38 @@ func (a *Appliance) PlanKey(ctx context.Context, s keyring.Step) ([]keyring.View
 	return a.keys.Preview(plan), nil
 }
 
-// ChangeKey takes a step: what it needs of the token is made first, then rows, settings
+// ChangeKey is [Appliance.ChangeKeyWithin] for as long as requests are good by default.
+func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+	return a.ChangeKeyWithin(ctx, s, 0)
+}
+
+// ChangeKeyWithin takes a step, or asks for it where it takes a quorum, which has until
+// life is over: the error is a [*Waiting] then. Other errors are those of
+// [keyring.Keyring.Plan], [Appliance.Ask], and of token and store.
+func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyring.Step, life time.Duration) ([]keyring.View, error) {
+	ask, gated, err := a.askForKey(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if !gated {
+		return a.changeKey(ctx, s)
+	}
+	ask.Life = life
+	c, err := a.Ask(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	result, err := c.done()
+	views, _ := result.([]keyring.View)
+	return views, err
+}
+
+// changeKey takes a step: what it needs of the token is made first, then rows, settings
 // and audit record become durable in one transaction, and only then is anything of it
 // used. Interrupted anywhere, the same step again goes on where it stopped: a key that
-// was made and not stored is taken up, and a step that was stored is not taken twice.
-// Errors are those of [keyring.Keyring.Plan], [ErrQuorum], and of token and store.
-func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+// was made and not stored is taken up, a step that was stored is not taken twice, and
+// a key that was given up and not removed is removed.
+func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
 	a.keySteps.Lock()
 	defer a.keySteps.Unlock()
 	// A step before may have been stored although the store could not say so.
@@ -42,9 +70,6 @@ func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 	}
 	plan, err := a.planKeyLocked(ctx, s)
 	if err != nil {
-		return nil, err
-	}
-	if err := a.approved(s); err != nil {
 		return nil, err
 	}
 	change, err := a.keys.Carry(ctx, plan, a.tokenLabel)
@@ -57,8 +82,8 @@ func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 		}
 	}
 	// Also where nothing was to be stored: an earlier run may have come no further.
-	if err := a.keys.Reload(ctx, a.store); err != nil {
-		return nil, fmt.Errorf("%s %s is stored, and not in use before it is repeated: %w", s.Verb, s.Name, err)
+	if err := errors.Join(a.keys.Erase(ctx, plan), a.keys.Reload(ctx, a.store)); err != nil {
+		return nil, fmt.Errorf("%s %s is stored, and not complete before it is repeated: %w", s.Verb, s.Name, err)
 	}
 	a.renewals.wake()
 	return a.keys.Shown(plan, a.now()), nil
@@ -76,15 +101,6 @@ func (a *Appliance) planKeyLocked(ctx context.Context, s keyring.Step) (keyring.
 		err = fmt.Errorf("%d of %d client records are still under an earlier %s: %w", left, total, s.Name, keyring.ErrEarly)
 	}
 	return plan, err
-}
-
-// approved is where a step waits for its quorum: nobody can give one yet, so that what
-// needs one is refused.
-func (a *Appliance) approved(s keyring.Step) error {
-	if s.Verb != keyring.Destroy {
-		return nil
-	}
-	return fmt.Errorf("destroying %s: %w", keyring.Label(s.Name, s.Version), ErrQuorum)
 }
 
 // keyRecord is the audit record of a step: each row with its dates, as it is from then on.

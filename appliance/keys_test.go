@@ -218,20 +218,3 @@ func TestSchedule(t *testing.T) {
 		t.Errorf("after the rotation: %v", err)
 	}
 }
-
-// TestDestroy: nobody can give the second approval.
-func TestDestroy(t *testing.T) {
-	b := newBench(t)
-	b.step(keyring.Rotate, "decision")
-	b.step(keyring.Activate, "decision")
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "decision@1"); err != nil {
-		t.Fatal(err)
-	}
-	records := b.tally().Records
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Destroy}, "decision@1"); !errors.Is(err, appliance.ErrQuorum) {
-		t.Errorf("destroyed: %v", err)
-	}
-	if b.tally().Records != records {
-		t.Error("something was stored")
-	}
-}

@@ -67,18 +67,7 @@ func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Cli
 // an earlier one that is not retired while records are made anew. A MAC that fits none
 // is [store.ErrNotFound].
 func (a *Appliance) macOf(ctx context.Context, c store.Client) (keyring.Key, error) {
-	versions, err := a.keys.MACKeys(a.now())
-	if err != nil {
-		return keyring.Key{}, err
-	}
-	input := recordInput(c)
-	for _, key := range versions {
-		right, err := a.keys.CheckMAC(ctx, key, input, c.MAC)
-		if err != nil || right {
-			return key, err
-		}
-	}
-	return keyring.Key{}, store.ErrNotFound
+	return a.macFor(ctx, recordInput(c), c.MAC)
 }
 
 // recordInput is what the record MAC of a client covers, PROTOCOL.md §2.1.

@@ -104,6 +104,9 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 			break
 		}
 	}
+	if err := a.renewAdmins(ctx); err != nil {
+		problems = append(problems, err)
+	}
 	if err = errors.Join(problems...); err == nil {
 		err = stuck
 	}
@@ -197,5 +200,9 @@ func (a *Appliance) under(ctx context.Context, name string) (total, left int, er
 			left++
 		}
 	}
-	return len(all), left, nil
+	if name != keyring.MAC {
+		return len(all), left, nil
+	}
+	admins, err := a.staleAdmins(ctx)
+	return len(all) + len(admins), left + len(admins), err
 }

@@ -31,7 +31,7 @@ func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome,
 		return a.refuse(ctx, c, code)
 	}
 	if !c.wantsPassword() || c.p3.Proof == nil || client.Verifier == nil || client.Status != store.Active {
-		return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(policy.Factors(c.p2.Factors), evidence)})
+		return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(c.required(), evidence)})
 	}
 	if out, err := a.store.Answered(ctx, c.key); !errors.Is(err, store.ErrNotFound) {
 		return out, err // before the guard counts it as one more try
@@ -41,7 +41,7 @@ func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome,
 		return store.Outcome{}, err
 	}
 	evidence.Password = checked.right
-	return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(policy.Factors(c.p2.Factors), evidence), password: checked})
+	return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(c.required(), evidence), password: checked})
 }
 
 // judged is a countersignature whose evidence was examined.
@@ -74,6 +74,10 @@ func (a *Appliance) conclude(ctx context.Context, c countersigned, j judged) (st
 		return store.Outcome{}, fmt.Errorf("committing the decision: %w", err)
 	}
 	return out, nil
+}
+
+func (c countersigned) required() policy.Requirement {
+	return policy.Requirement{Factors: policy.Factors(c.p2.Factors)}
 }
 
 // wantsPassword: the challenge asks for one, and the user did not refuse.

@@ -27,14 +27,28 @@ func ParseChoice(s string) (Choice, error) {
 
 func (c Choice) String() string { return nameOf(choiceNames, int(c)) }
 
-// Evidence is what was established about one countersignature. A field is true
-// only after the check it names succeeded; the zero value is no evidence.
+// Evidence is what was established about one countersignature, or about a change
+// that administrators countersign. A field is true only after the check it names
+// succeeded; the zero value is no evidence.
 type Evidence struct {
 	Choice         Choice
 	Signature      bool // the countersignature verifies under the enrolled key of its slot
 	Password       bool // the password proof was recomputed inside the HSM and is equal
 	UVKey          bool // the verified signature was made by the client's UV key (slot 3)
 	SecondApprover bool // another client with the right role approved the same statement
+	// Signers are the administrators whose signature of a change's hash verifies and
+	// who may sign now, and [Local]. One of them who is named twice counts once.
+	Signers []string
+}
+
+// signers is how many there are.
+func (e Evidence) signers() int {
+	distinct := map[string]bool{}
+	for _, s := range e.Signers {
+		distinct[s] = s != ""
+	}
+	delete(distinct, "")
+	return len(distinct)
 }
 
 // Factors returns the factors that the evidence proves.
@@ -60,8 +74,8 @@ func (e Evidence) Factors() Factors {
 // allowed; the zero value denies.
 type Outcome uint8
 
-// The outcomes. Pending lacks the second approver and nothing else: no service
-// is given yet.
+// The outcomes. Pending lacks the second approver or further administrators and
+// nothing else: nothing is given yet.
 const (
 	Denied Outcome = iota
 	Pending
@@ -89,6 +103,8 @@ type Decision struct {
 	refused  bool
 	verified Factors
 	missing  Factors
+	signed   int
+	required int // administrators
 }
 
 // Outcome returns the verdict.
@@ -108,24 +124,43 @@ func (d Decision) Verified() Factors { return d.verified }
 // this outcome is possible.
 func (d Decision) Missing() Factors { return d.missing }
 
-// Decide judges evidence against the factors of a [Grant]. It approves only if
-// the user approved and every required factor is proved. Factors without a
-// signature are no requirement that Decide knows, and it denies.
-func Decide(required Factors, e Evidence) Decision {
-	required &^= FactorStrict
-	d := Decision{verified: e.Factors()}
-	d.missing = required &^ d.verified
+// Signed returns how many administrators countersigned, each counted once.
+func (d Decision) Signed() int { return d.signed }
+
+// MissingAdministrators returns how many more have to countersign.
+func (d Decision) MissingAdministrators() int { return max(d.required-d.signed, 0) }
+
+// Requirement is what must be proved before anything is allowed: factors of one
+// user, administrators who countersign, or both. The zero value can not be met.
+type Requirement struct {
+	Factors        Factors
+	Administrators int // different ones
+}
+
+// known reports whether the requirement is one that Decide knows.
+func (r Requirement) known() bool {
+	return r.Factors.Has(FactorSignature) || r.Factors == 0 && r.Administrators > 0
+}
+
+// Decide judges evidence against the factors of a [Grant] or the quorum of a change.
+// It approves only if the answer is to approve and everything required is proved.
+// Factors without a signature are no requirement that Decide knows, and it denies.
+func Decide(required Requirement, e Evidence) Decision {
+	required.Factors &^= FactorStrict
+	d := Decision{verified: e.Factors(), signed: e.signers(), required: required.Administrators}
+	d.missing = required.Factors &^ d.verified
+	begun := required.Factors != 0 || d.signed > 0
 	switch {
-	case !required.Has(FactorSignature):
+	case !required.known():
 		d.missing |= FactorSignature
 	case e.Choice == Refuse:
 		// A refusal is signed, but carries no other factor (PROTOCOL.md §3).
 		d.missing &= FactorSignature
 		d.refused = e.Signature
 	case e.Choice != Approve:
-	case d.missing == 0:
+	case d.missing == 0 && d.MissingAdministrators() == 0:
 		d.outcome = Approved
-	case d.missing == FactorSecondApprover:
+	case d.missing&^FactorSecondApprover == 0 && begun:
 		d.outcome = Pending
 	}
 	return d

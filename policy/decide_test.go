@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 )
 
@@ -25,13 +26,33 @@ func truthTable() []byte {
 		for _, choice := range []Choice{Unanswered, Refuse, Approve} {
 			for bits := range uint8(16) {
 				e := evidenceFrom(choice, bits)
-				d := Decide(Required(level), e)
+				d := Decide(Requirement{Factors: Required(level)}, e)
 				fmt.Fprintf(&b, "%s  %s  %s -> %s  %t  %s\n",
 					level, choice, e.Factors(), d.Outcome(), d.Refused(), d.Missing())
 			}
 		}
 	}
+	quorumTable(&b)
 	return b.Bytes()
+}
+
+// quorumTable is of changes: every choice, quorum and set of up to three signers, of
+// whom each may have signed twice.
+func quorumTable(b *bytes.Buffer) {
+	fmt.Fprintln(b, "# administrators  choice  signers -> outcome  missing administrators")
+	names := []string{Local, "ann", "bob"}
+	for administrators := range 5 {
+		for _, choice := range []Choice{Unanswered, Refuse, Approve} {
+			for times := range 27 {
+				e := Evidence{Choice: choice}
+				for i, rest := 0, times; i < len(names); i, rest = i+1, rest/3 {
+					e.Signers = append(e.Signers, slices.Repeat(names[i:i+1], rest%3)...)
+				}
+				d := Decide(Requirement{Administrators: administrators}, e)
+				fmt.Fprintf(b, "%d  %s  %q -> %s  %d\n", administrators, choice, e.Signers, d.Outcome(), d.MissingAdministrators())
+			}
+		}
+	}
 }
 
 func TestDecideGolden(t *testing.T) {
@@ -64,7 +85,7 @@ func TestDecideCounts(t *testing.T) {
 		approved, pending := 0, 0
 		for bits := range uint8(16) {
 			for _, choice := range []Choice{Unanswered, Refuse, Approve, 3, 255} {
-				d := Decide(Required(Level(level)), evidenceFrom(choice, bits))
+				d := Decide(Requirement{Factors: Required(Level(level))}, evidenceFrom(choice, bits))
 				if d.Outcome() != Denied && choice != Approve {
 					t.Errorf("level %d: %s, and %s", level, choice, d.Outcome())
 				}
@@ -102,7 +123,7 @@ func TestDecideSpecialCases(t *testing.T) {
 		{"unknown choice", FactorSignature, evidenceFrom(Choice(3), 15), Denied, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := Decide(tc.required, tc.e)
+			d := Decide(Requirement{Factors: tc.required}, tc.e)
 			if d.Outcome() != tc.outcome || d.Missing() != tc.missing || d.Refused() {
 				t.Errorf("%s, missing %s, refused %t; want %s, missing %s", d.Outcome(), d.Missing(), d.Refused(), tc.outcome, tc.missing)
 			}
@@ -147,19 +168,19 @@ func FuzzMoreEvidence(f *testing.F) {
 	f.Add(uint8(3), uint8(16), uint8(0), uint8(3))
 	f.Fuzz(func(t *testing.T, required, harder, bits, more uint8) {
 		less := evidenceFrom(Approve, bits)
-		d := Decide(Factors(required), less)
-		if got := Decide(Factors(required), evidenceFrom(Approve, bits|more)); got.Outcome() < d.Outcome() {
+		d := Decide(Requirement{Factors: Factors(required)}, less)
+		if got := Decide(Requirement{Factors: Factors(required)}, evidenceFrom(Approve, bits|more)); got.Outcome() < d.Outcome() {
 			t.Fatalf("required %s: %s with %s, %s with %s more", Factors(required), d.Outcome(), less.Factors(), got.Outcome(), Factors(more))
 		}
 		for _, c := range []Choice{Unanswered, Refuse} {
-			if got := Decide(Factors(required), evidenceFrom(c, bits|more)); got.Outcome() != Denied {
+			if got := Decide(Requirement{Factors: Factors(required)}, evidenceFrom(c, bits|more)); got.Outcome() != Denied {
 				t.Fatalf("%s: %s", c, got.Outcome())
 			}
 		}
 		if required&1 == 0 {
 			return // no requirement at all: denied, and more of it may be one
 		}
-		if got := Decide(Factors(required|harder), less); got.Outcome() > d.Outcome() {
+		if got := Decide(Requirement{Factors: Factors(required | harder)}, less); got.Outcome() > d.Outcome() {
 			t.Fatalf("%s with %s required, %s with %s", d.Outcome(), Factors(required), got.Outcome(), Factors(required|harder))
 		}
 	})

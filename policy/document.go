@@ -43,9 +43,10 @@ func (p Problems) Error() string {
 // document is policy.toml as written. Values are kept as they came, so that
 // wrong types are reported together with everything else.
 type document struct {
-	Service  []rawService `toml:"service"`
-	UV       rawUV        `toml:"uv"`
-	Approval rawApproval  `toml:"approval"`
+	Service  []rawService     `toml:"service"`
+	UV       rawUV            `toml:"uv"`
+	Approval rawApproval      `toml:"approval"`
+	Quorum   map[string]value `toml:"quorum"`
 }
 
 type rawService struct {
@@ -118,6 +119,7 @@ func unlocated(keys []toml.Key) []located {
 func examine(raw document, keys []located) (*Policy, Problems) {
 	c := checker{problems: unknownKeys(keys), lines: serviceLines(keys)}
 	p := &Policy{services: c.services(raw), approval: c.approval(raw.Approval), attestation: c.attestation(raw.UV)}
+	p.quorum, p.keysOnly = c.quorums(raw.Quorum, keys)
 	return p, c.problems
 }
 
@@ -144,7 +146,7 @@ func unknownKeys(keys []located) Problems {
 	collectKeys(reflect.TypeFor[document](), "", known)
 	var problems Problems
 	for _, k := range keys {
-		if !known[k.key.String()] {
+		if !known[k.key.String()] && !(len(k.key) > 1 && k.key[0] == "quorum") { // which quorums judges
 			problems = append(problems, Problem{Line: k.line, Text: fmt.Sprintf("unknown key %s", k.key)})
 		}
 	}

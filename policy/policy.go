@@ -28,6 +28,8 @@ type Policy struct {
 	approval Approval
 	// attestation formats of UV keys that count
 	attestation []string
+	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent
+	keysOnly    bool         // the admin socket is no administrator
 }
 
 type service struct {

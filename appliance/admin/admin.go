@@ -20,6 +20,8 @@ type Invite struct {
 	// Replace revokes the party of this name, if it is enrolled, and withdraws an
 	// open code for it.
 	Replace bool `json:"replace,omitempty"`
+
+	DryRun bool `json:"dry_run,omitempty"` // device: only answer, with a [Change]
 }
 
 // Invited is the answer. The code is told once and kept as a hash only.
@@ -206,6 +208,11 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
+
+	// With ProblemQuorum: the request that waits, and the activation code that is good
+	// once it is executed, told this once.
+	Change  *Change  `json:"change,omitempty"`
+	Invited *Invited `json:"invited,omitempty"`
 }
 
 // The problem types.
@@ -216,6 +223,9 @@ const (
 	ProblemKeyStep     = "urn:countersign:problem:key-step"
 	ProblemUnsupported = "urn:countersign:problem:unsupported"
 	ProblemQuorum      = "urn:countersign:problem:quorum"
+	ProblemOver        = "urn:countersign:problem:change-over"
+	ProblemSigner      = "urn:countersign:problem:signer"
+	ProblemSignature   = "urn:countersign:problem:signature"
 	ProblemInput       = "urn:countersign:problem:input"
 	ProblemUnavailable = "urn:countersign:problem:unavailable"
 	ProblemPIN         = "urn:countersign:problem:pin"

@@ -41,6 +41,7 @@ func (a *Admin) Handler() http.Handler {
 	a.HSM.routes(mux)
 	for route, p := range map[string]adminProcess{
 		"GET status":                a.status,
+		"GET doctor":                a.doctor,
 		"GET key":                   a.keys,
 		"GET key/plan":              a.keyPlan,
 		"GET key/attest":            a.attestKeys,
@@ -65,8 +66,14 @@ func (a *Admin) Handler() http.Handler {
 	} {
 		a.handle(mux, "POST key/{name}/"+string(verb), a.changeKey(verb))
 	}
+	for route, p := range a.quorumRoutes() {
+		a.handle(mux, route, p)
+	}
 	return mux
 }
+
+// maxAdmin bounds a body, bytes: a policy of 64 KiB, escaped for JSON.
+const maxAdmin = 256 << 10
 
 func (a *Admin) handle(mux *http.ServeMux, route string, p adminProcess) {
 	handleAdmin(mux, route, a.Logger, p)
@@ -75,7 +82,7 @@ func (a *Admin) handle(mux *http.ServeMux, route string, p adminProcess) {
 func handleAdmin(mux *http.ServeMux, route string, log hclog.Logger, p adminProcess) {
 	method, path, _ := strings.Cut(route, " ")
 	mux.HandleFunc(method+" "+admin.Prefix+path, func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
+		r.Body = http.MaxBytesReader(w, r.Body, maxAdmin)
 		value, err := p(r)
 		if err != nil {
 			problem := adminProblem(err)
@@ -108,14 +115,39 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, req.TTLSeconds, int64(appliance.MaxInvitation/time.Second))
 	}
 	name := r.PathValue("name")
-	code, expires, err := a.Appliance.Invite(r.Context(), appliance.Invite{
-		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor), Roles: req.Roles,
-		Replace: req.Replace,
-	})
+	life, err := lifeOf(r)
 	if err != nil {
 		return nil, err
 	}
-	return admin.Invited{Name: name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}, nil
+	i := appliance.Invite{
+		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor), Roles: req.Roles,
+		Replace: req.Replace, Life: life,
+	}
+	if req.DryRun {
+		return a.previewInvite(r.Context(), i)
+	}
+	code, expires, err := a.Appliance.Invite(r.Context(), i)
+	invited := admin.Invited{Name: name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
+	if errors.Is(err, appliance.ErrQuorum) {
+		return nil, &invitedLater{error: err, Invited: invited}
+	}
+	return invited, err
+}
+
+// invitedLater is an invitation that waits for administrators, with its code.
+type invitedLater struct {
+	error
+	admin.Invited
+}
+
+func (i *invitedLater) Unwrap() error { return i.error }
+
+func (a *Admin) previewInvite(ctx context.Context, i appliance.Invite) (any, error) {
+	if i.Kind != store.KindDevice {
+		return nil, fmt.Errorf("%w: dry_run is of devices: inviting a client changes nothing else", appliance.ErrInput)
+	}
+	c, err := a.Appliance.PreviewInvite(ctx, i)
+	return changeWords(c), err
 }
 
 // decodeBody reads the JSON of a verb; no body is one without members.

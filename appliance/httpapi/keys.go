@@ -68,15 +68,17 @@ func (a *Admin) changeKey(verb keyring.Verb) adminProcess {
 			return nil, err
 		}
 		step := keyring.Step{Verb: verb, Name: name, Version: version, Early: req.Early, Compromised: req.Compromised}
-		do := a.Appliance.ChangeKey
-		if req.DryRun {
-			do = a.Appliance.PlanKey
-		}
-		views, err := do(r.Context(), step)
+		life, err := lifeOf(r)
 		if err != nil {
 			return nil, err
 		}
-		return allKeyWords(views), nil
+		var views []keyring.View
+		if req.DryRun {
+			views, err = a.Appliance.PlanKey(r.Context(), step)
+		} else {
+			views, err = a.Appliance.ChangeKeyWithin(r.Context(), step, life)
+		}
+		return allKeyWords(views), err
 	}
 }
 

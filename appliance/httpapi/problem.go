@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
+	"countersign/appliance/change"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
@@ -82,6 +83,20 @@ func writeProblem(w http.ResponseWriter, status int, p any) {
 
 // adminProblem is the table of the admin API, which tells its caller everything.
 func adminProblem(err error) admin.Problem {
+	p := plainProblem(err)
+	var waiting *appliance.Waiting
+	if errors.As(err, &waiting) {
+		words := changeWords(waiting.Change)
+		p.Change = &words
+	}
+	var invited *invitedLater
+	if errors.As(err, &invited) {
+		p.Invited = &invited.Invited
+	}
+	return p
+}
+
+func plainProblem(err error) admin.Problem {
 	for _, row := range []struct {
 		err    error
 		status int
@@ -95,6 +110,9 @@ func adminProblem(err error) admin.Problem {
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoAttest, http.StatusNotImplemented, admin.ProblemUnsupported},
 		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
+		{appliance.ErrOver, http.StatusConflict, admin.ProblemOver},
+		{appliance.ErrSigner, http.StatusForbidden, admin.ProblemSigner},
+		{change.ErrSignature, http.StatusForbidden, admin.ProblemSignature},
 		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},
 		{store.ErrExists, http.StatusConflict, admin.ProblemExists},

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 
 	"countersign/appliance/store"
@@ -55,7 +56,7 @@ type ring struct {
 type Key struct {
 	store.Key
 	Point   protocol.PublicKey // of a key pair, else zero
-	OnToken bool               // false only of roots, whose token may lie in a safe
+	OnToken bool               // false only of roots, whose token may lie in a safe, and of what is destroyed
 	// RulesOut: its KeyCert rules out every earlier epoch (field 6), since those
 	// were compromised.
 	RulesOut bool
@@ -71,14 +72,16 @@ func Label(name string, version uint64) string { return fmt.Sprintf("%s@%d", nam
 // the error wraps [hsm.ErrUnavailable].
 func Load(ctx context.Context, token hsm.Token, registry store.Keys) (*Keyring, error) {
 	r := &Keyring{token: token, changed: make(chan struct{}, 1)}
-	return r, r.Reload(ctx, registry)
+	first, err := read(ctx, token, registry)
+	r.live.Store(first)
+	return r, err
 }
 
 // Reload reads the registry again and takes over what it says, as a whole or, on an
 // error of Load, not at all.
 func (r *Keyring) Reload(ctx context.Context, registry store.Keys) error {
 	next, err := read(ctx, r.token, registry)
-	if err != nil {
+	if err != nil || reflect.DeepEqual(next, r.live.Load()) {
 		return err
 	}
 	r.live.Store(next)
@@ -162,6 +165,7 @@ func (v *ring) rulesOut(k Key) bool {
 func (k *Key) find(found []hsm.Key) error {
 	switch {
 	case !k.DestroyedAt.IsZero():
+		k.OnToken = len(found) > 0 // an interruption left it there, see Erase
 		return nil
 	case len(found) == 0 && k.Name == Root:
 		return nil // its token may lie in a safe

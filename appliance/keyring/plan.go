@@ -127,6 +127,11 @@ func (p *planner) make(name string) *Edit {
 	if all := p.keys[name]; len(all) > 0 {
 		version = all[len(all)-1].Version + 1
 	}
+	for _, e := range p.Edits {
+		if e.Name == name && e.Version >= version {
+			version = e.Version + 1
+		}
+	}
 	row := store.Key{Name: name, Version: version, CreatedAt: p.now, Revision: 1, Origin: store.Generated}
 	p.Edits = append(p.Edits, Edit{Key: row, IsNew: true, generated: true})
 	return &p.Edits[len(p.Edits)-1]
@@ -175,10 +180,10 @@ func (p *planner) rotate() error {
 	return p.certifyNext(k, in)
 }
 
-// certifyNext takes the prepared epoch that follows on the one in use, or makes one.
-// Either way its KeyCert is good from now on, ends no sooner than it was to, and the
-// epoch comes into use by itself when that in use ends: an appliance that nobody
-// looks after goes on.
+// certifyNext takes the prepared epoch that follows on the one in use, or makes one. Its
+// KeyCert is good from now on. Not activated, it comes into use by itself when that in
+// use ends: an appliance that nobody looks after goes on. While the root is there, the
+// epochs after it are dated anew, and there are as many as after a ceremony.
 func (p *planner) certifyNext(k certified, in Key) error {
 	prepared, ok := p.next(in)
 	if !p.root().OnToken {
@@ -192,21 +197,43 @@ func (p *planner) certifyNext(k certified, in Key) error {
 		e = p.edit(prepared.Key)
 	} else {
 		e = p.make(p.Name)
-		if end := in.NotAfter.Add(-k.linger); end.After(p.now) {
-			e.ActivatedAt = end
-		}
 	}
 	p.certify(e, k)
+	if e.ActivatedAt = in.NotAfter.Add(-k.linger); !e.ActivatedAt.After(p.now) {
+		e.ActivatedAt = time.Time{}
+	}
+	p.prepare(k, e.Key)
 	return nil
+}
+
+// prepare dates the epochs after first, one period each, and makes those that are
+// missing. They come into use by themselves.
+func (p *planner) prepare(k certified, first store.Key) {
+	var later []Key
+	for _, other := range p.keys[k.name] {
+		if other.Version > first.Version && other.held() && !other.begun(p.now) && other.Root == first.Root {
+			later = append(later, other)
+		}
+	}
+	begin := first.NotBefore
+	for i := range max(epochsAhead-1, len(later)) {
+		var e *Edit
+		if i < len(later) {
+			e = p.edit(later[i].Key)
+		} else {
+			e = p.make(k.name)
+		}
+		begin = begin.Add(k.period)
+		e.certified, e.Root = true, first.Root
+		e.NotBefore, e.NotAfter, e.ActivatedAt = begin, begin.Add(k.period+k.linger), begin
+	}
 }
 
 // certify has a row certified by the current root from now on.
 func (p *planner) certify(e *Edit, k certified) {
 	e.certified, e.rulesOut, e.Root = true, p.Compromised, p.rootNumber()
 	e.NotBefore = p.now.Truncate(time.Second).Add(-startEarly)
-	if end := e.NotBefore.Add(startEarly + k.period + k.linger); end.After(e.NotAfter) {
-		e.NotAfter = end
-	}
+	e.NotAfter = e.NotBefore.Add(startEarly + k.period + k.linger)
 }
 
 // next is the first version after in that never was in use and that the current root

@@ -149,7 +149,7 @@ func TestLife(t *testing.T) {
 		then map[string]string
 	}{
 		{keyring.Activate, "kem@2", keyring.ErrStep, nil}, // not certified yet
-		{keyring.Rotate, "kem", nil, map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "kem@5": "none"}},
+		{keyring.Rotate, "kem", nil, map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "kem@5": "pre-activation+", "kem@6": "none"}},
 		{keyring.Activate, "kem", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
 		{keyring.Retire, "kem", keyring.ErrEarly, nil},
 		{keyring.Suspend, "kem@1", nil, map[string]string{"kem@1": "suspended"}},
@@ -177,18 +177,29 @@ func TestLife(t *testing.T) {
 	l.is(map[string]string{"kem@1": "active+", "kem@2": "deactivated+"})
 }
 
-// TestNobodyLooks: prepared epochs come into use by themselves, and one that was rotated
-// to and forgotten does when the one in use ends.
+// TestNobodyLooks: prepared epochs come into use by themselves, and so does one that was
+// rotated to and forgotten; without a gap, for as long as any was prepared.
 func TestNobodyLooks(t *testing.T) {
 	l := newLife(t)
 	for range 4 {
-		l.must(keyring.Rotate, "decision")
-		l.must(keyring.Activate, "decision")
+		l.must(keyring.Rotate, "kem")
+		l.must(keyring.Activate, "kem")
 	}
-	l.must(keyring.Rotate, "decision") // decision@6, and forgotten
-	l.is(map[string]string{"decision@5": "active+", "decision@6": "pre-activation+"})
-	l.now = l.now.Add(366 * 24 * time.Hour)
-	l.is(map[string]string{"decision@5": "deactivated+", "decision@6": "active+"})
+	l.must(keyring.Rotate, "kem") // kem@6, and forgotten
+	l.is(map[string]string{"kem@5": "active+", "kem@6": "pre-activation+", "kem@9": "pre-activation+", "kem@10": "none"})
+	begin := l.now
+	used := map[uint64]bool{}
+	for l.now.Before(begin.Add((4*90 - 1) * 24 * time.Hour)) { // the first began a day early
+		k, err := l.Current(keyring.KEM, l.now)
+		if err != nil {
+			t.Fatalf("after %v: %v", l.now.Sub(begin), err)
+		}
+		used[k.Version] = true
+		l.now = l.now.Add(12 * time.Hour)
+	}
+	if len(used) != 5 || !used[5] || !used[9] {
+		t.Errorf("versions in use one after the other: %v, want 5 to 9", used)
+	}
 }
 
 // TestCompromised: once the next version is in use, a device that knows of it takes
@@ -211,8 +222,8 @@ func TestCompromised(t *testing.T) {
 	if err := l.compromised("decision"); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs-1 {
-		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs-1)
+	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs { // one more was prepared
+		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs)
 	}
 	l.must(keyring.Activate, "decision")
 	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
@@ -316,7 +327,7 @@ func TestRootTakenBack(t *testing.T) {
 	l.must(keyring.Activate, "kem")
 	l.must(keyring.Rotate, "root")
 	l.must(keyring.Activate, "root")
-	l.is(map[string]string{"root@2": "active+", "kem@6": "active+", "kem@3": "deactivated"})
+	l.is(map[string]string{"root@2": "active+", "kem@10": "active+", "kem@11": "pre-activation+", "kem@3": "deactivated"})
 }
 
 // twins is a token with two objects of one CKA_ID.

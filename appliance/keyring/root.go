@@ -9,8 +9,8 @@ import (
 // rotateRoot readies the next root, PROTOCOL.md §2.2: its RootCert, which names the
 // root after it, and a new epoch of every certified key, certified by it. Those epochs
 // have the key pairs that are in use: it is the root that is replaced, and whatever
-// was signed with them, certificates of devices among it, goes on. Nothing of it is
-// given to anybody before it is activated, since a device that follows to a new root
+// was signed with them, certificates of devices among it, goes on. More epochs are prepared,
+// as a ceremony does. Nothing of it is given to anybody before it is activated, since a device that follows to a new root
 // forgets what the old one certified.
 func (p *planner) rotateRoot() error {
 	next, ok := p.find(Root, p.rootNumber()+1)
@@ -35,6 +35,7 @@ func (p *planner) rotateRoot() error {
 		e.ID, e.Public, e.Origin, e.Tokens, e.generated = in.ID, in.Public, in.Origin, in.Tokens, false
 		p.certify(e, k)
 		e.Root = next.Version
+		p.prepare(k, e.Key)
 	}
 	return nil
 }
@@ -74,7 +75,9 @@ func (p *planner) activateRoot() error {
 		switch {
 		case k.Name == Root || k.Cert == nil || !k.held():
 		case k.Root == next.Version:
-			p.edit(k.Key).ActivatedAt = p.now
+			if k.ActivatedAt.IsZero() { // else it has its time
+				p.edit(k.Key).ActivatedAt = p.now
+			}
 		case !k.begun(p.now):
 			p.edit(k.Key).RetiredAt = p.now
 		}

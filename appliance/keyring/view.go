@@ -91,7 +91,7 @@ func (v *ring) after(p Plan) *ring {
 		row := Key{Key: e.Key, OnToken: true}
 		old, ok := v.find(e.Name, e.Version)
 		if ok {
-			row.Point, row.OnToken = old.Point, old.OnToken
+			row.Point, row.OnToken = old.Point, old.OnToken && e.DestroyedAt.IsZero()
 		}
 		kept := slices.DeleteFunc(slices.Clone(next.keys[e.Name]), func(k Key) bool { return k.Version == e.Version })
 		next.keys[e.Name] = append(kept, row)

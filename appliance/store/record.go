@@ -27,6 +27,9 @@ const (
 	KindClients  = "client"   // a client was invited, enrolled or changed
 	KindHSM      = "hsm"      // the PIN of a token was given by an administrator
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
+	KindAdmins   = "admin"    // an administrator was added or changed
+	KindChanges  = "change"   // a change was requested, countersigned, executed, …
+	KindDoctor   = "doctor"   // somebody had the appliance examined
 )
 
 // decisionRecord is the body of a decision's audit record, PROTOCOL.md §4:

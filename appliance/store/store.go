@@ -48,6 +48,8 @@ type Store interface {
 	Tries
 	Policies
 	Keys
+	Admins
+	Changes
 	Audit
 	// Close makes what was begun durable. Every later call returns
 	// ErrUnavailable, but for a further Close.

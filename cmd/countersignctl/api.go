@@ -70,16 +70,26 @@ func problem(res *http.Response) error {
 	if err := json.NewDecoder(res.Body).Decode(&p); err != nil || p.Type == "" {
 		return fmt.Errorf("the appliance answered %s", res.Status)
 	}
-	code, hint := cli.Failed, ""
+	code, hint, failed := cli.Failed, "", errors.New(p.Detail)
 	switch p.Type {
 	case admin.ProblemNotFound:
-		code, hint = cli.NotFound, "countersignctl client list, device list and key list show the names"
+		code, hint = cli.NotFound, "the list of its noun shows the names: client, device, key, admin, change"
 	case admin.ProblemKeyStep:
 		hint = "countersignctl key list shows where each version stands; retire --early does not wait"
 	case admin.ProblemUnsupported:
 		code, hint = cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"
 	case admin.ProblemQuorum:
-		code, hint = cli.Denied, "this version cannot take the approval of a second administrator, so nothing was destroyed"
+		failed = &quorumError{error: failed, change: p.Change, invited: p.Invited}
+		code, hint = cli.Denied, "countersignctl change list shows what waits"
+		if p.Change != nil {
+			hint = "countersignctl change sign " + p.Change.ID + ", with --key or --pkcs11"
+		}
+	case admin.ProblemOver:
+		code, hint = cli.Denied, "ask for the change again: a request is good once"
+	case admin.ProblemSigner:
+		code, hint = cli.Denied, "countersignctl admin list shows who may countersign"
+	case admin.ProblemSignature:
+		code, hint = cli.BadSignature, "sign the document that countersignctl change export prints, as CHANGE.md has it"
 	case admin.ProblemExists:
 		name := path.Base(path.Dir(res.Request.URL.Path)) // …/client/NAME/invite
 		hint = name + " is enrolled or has an open code: --replace revokes it and makes a new one"
@@ -92,5 +102,12 @@ func problem(res *http.Response) error {
 	case admin.ProblemLocked:
 		code, hint = cli.Unavailable, "run countersignctl hsm unlock"
 	}
-	return cli.Fail(code, errors.New(p.Detail), hint)
+	return cli.Fail(code, failed, hint)
+}
+
+// quorumError is of a change that waits for administrators.
+type quorumError struct {
+	error
+	change  *admin.Change
+	invited *admin.Invited
 }

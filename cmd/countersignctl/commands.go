@@ -24,7 +24,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
 	t.format = cli.AddOutputFlag(cmd)
-	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.audit(), t.hsm())
+	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.hsm(), t.admin(), t.change(), t.policy(), t.audit())
 	return cmd
 }
 
@@ -111,7 +111,7 @@ var clientNoun = noun{
 		return show(t, clientTable, func(args []string) string { return "client/" + url.PathEscape(args[0]) })
 	},
 	set: func(t *tool, verb string) func(*cobra.Command, []string) error {
-		return change(t, clientTable, "client", verb)
+		return act(t, clientTable, "client", verb)
 	},
 }
 
@@ -124,12 +124,12 @@ var deviceNoun = noun{
 		return show(t, deviceTable, func(args []string) string { return "device/" + url.PathEscape(args[0]) })
 	},
 	set: func(t *tool, verb string) func(*cobra.Command, []string) error {
-		return change(t, deviceTable, "device", verb)
+		return act(t, deviceTable, "device", verb)
 	},
 }
 
-// change posts a verb for a name and prints what became of it.
-func change[T any](t *tool, table cli.Table[T], noun, verb string) func(*cobra.Command, []string) error {
+// act posts a verb for a name and prints what became of it.
+func act[T any](t *tool, table cli.Table[T], noun, verb string) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a, err := t.api()
 		if err != nil {
@@ -167,21 +167,15 @@ func (t *tool) invite(n noun) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "invite NAME", Args: cobra.ExactArgs(1), Short: "Make a single-use activation code for a new " + n.one,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := t.api()
-			if err != nil {
-				return err
-			}
 			req.TTLSeconds = int64(ttl / time.Second)
-			var invited admin.Invited
-			if err := a.post(cmd.Context(), n.name+"/"+url.PathEscape(args[0])+"/invite", req, &invited); err != nil {
-				return err
-			}
-			return invitedTable.One(t.printer(cmd), invited)
+			return askFor(t, cmd, asked[admin.Invited]{invitedTable, n.name + "/" + url.PathEscape(args[0]) + "/invite", req, req.DryRun})
 		},
 	}
 	cmd.Flags().BoolVar(&req.Replace, "replace", false, "a lost "+n.one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is good, at most 720h")
 	if n.device {
+		quorumFlags(cmd)
+		cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
 		cmd.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes (default NAME)")
 		cmd.Flags().Uint8Var(&req.Floor, "floor", 1, "lowest level that the device accepts, 1 to 4")
 	} else {

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/cmd/internal/cli"
+	"countersign/policy"
 )
 
 // keyVerb is a step of a key's life as a command.
@@ -134,10 +135,15 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 					return err
 				}
 			}
-			return t.takeStep(cmd, "key/"+url.PathEscape(args[0])+"/"+v.verb, step)
+			err := t.takeStep(cmd, "key/"+url.PathEscape(args[0])+"/"+v.verb, step)
+			if kind := v.kind(args[0]); err == nil && step.DryRun && kind != "" {
+				err = t.tellQuorum(cmd, kind)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print what it would come to")
+	quorumFlags(cmd)
 	if v.confirm != nil {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	}
@@ -145,6 +151,17 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 		v.flags(cmd, &step)
 	}
 	return cmd
+}
+
+// kind of change that the step is, "" where it takes no quorum.
+func (v keyVerb) kind(ref string) policy.Kind {
+	switch {
+	case v.verb == "destroy":
+		return policy.KeyDestroy
+	case rootOnly(ref):
+		return policy.RootRotate
+	}
+	return ""
 }
 
 func confirmStep(cmd *cobra.Command, verb, ref string) error {
@@ -165,8 +182,8 @@ func (t *tool) takeStep(cmd *cobra.Command, path string, step admin.KeyStep) err
 		return err
 	}
 	var keys []admin.Key
-	if err := a.post(cmd.Context(), path, step, &keys); err != nil {
-		return err
+	if err := a.post(cmd.Context(), within(cmd, path), step, &keys); err != nil {
+		return t.waiting(cmd, err)
 	}
 	return keyTable.List(t.printer(cmd), keys)
 }

@@ -107,8 +107,12 @@ var recordsTable = cli.Table[admin.Renewal]{
 
 func keyRef(k admin.Key) string { return k.Name + "@" + number(k.Version) }
 
-// keyStateWords tells a deactivated key that still verifies from one that does not.
+// keyStateWords tells a deactivated key that still verifies from one that does not, and
+// a destroyed one that is gone from one that its driver left behind.
 func keyStateWords(k admin.Key) string {
+	if k.State == "destroyed" && k.OnToken {
+		return "destroyed (still on the token)"
+	}
 	if k.State == "deactivated" && k.Accepted {
 		return "deactivated (verify only)"
 	}

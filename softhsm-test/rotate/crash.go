@@ -16,9 +16,9 @@ import (
 // killRounds is how often each key is rotated with a kill in each of its steps.
 const killRounds = 2
 
-// longestStep bounds the random time from a step's begin to the kill: about what the
-// slowest takes, so that kills fall before, within and after it.
-const longestStep = 60 * time.Millisecond
+// longestStep bounds the random time from when a step may have reached the daemon to the
+// kill: about what the slowest takes, so that kills fall before, within and after it.
+const longestStep = 100 * time.Millisecond
 
 // killAll kills the daemon within every step of every key.
 func (s *stage) killAll(ctx context.Context) error {
@@ -40,7 +40,11 @@ func (s *stage) killAll(ctx context.Context) error {
 }
 
 // kills counts where they fell.
-type kills struct{ before, made, after int }
+type kills struct {
+	before, made, after int
+
+	reach time.Duration // half of what a command takes that does nothing
+}
 
 // killTurn is one rotation with a kill in each step. The version that comes next is
 // known by the dry run.
@@ -50,7 +54,9 @@ func (s *stage) killTurn(ctx context.Context, k *kills, t turn) error {
 	if err != nil {
 		return err
 	}
+	begun := time.Now()
 	planned, r, err := s.keys(ctx, "rotate", name, "--dry-run")
+	k.reach = time.Since(begun) / 2
 	if err != nil || len(planned) == 0 {
 		return fmt.Errorf("key rotate %s --dry-run: exit code %d: %s: %w", name, r.Code, r.Stderr, err)
 	}
@@ -85,7 +91,7 @@ func (s *stage) killStep(ctx context.Context, k *kills, step []string) error {
 		_, _, err := s.keys(ctx, step...)
 		begun <- err
 	}()
-	timer := time.NewTimer(time.Duration(s.random.Int64N(int64(longestStep))))
+	timer := time.NewTimer(k.reach + time.Duration(s.random.Int64N(int64(longestStep))))
 	select {
 	case <-timer.C:
 	case <-ctx.Done():

@@ -123,6 +123,10 @@ func colored(w io.Writer, getenv func(string) string) bool {
 	return getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
 }
 
+// Printable shows control characters of what somebody else wrote, so that they do not
+// reach a terminal.
+func Printable(s string) string { return printable(s) }
+
 // printable shows control characters instead of sending them to a terminal:
 // names and messages may come from somebody else.
 func printable(s string) string {

@@ -1,0 +1,266 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"countersign/appliance/change"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// adminInput is what the record MAC of an administrator covers, PROTOCOL.md §7.35.
+func adminInput(one store.Admin) []byte {
+	return protocol.RecordInput(protocol.Record{
+		Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
+	})
+}
+
+// admins are the administrators whose record MAC fits: a row that was changed outside
+// of the appliance is nobody's, and is reported.
+func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
+	all, err := a.store.ListAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var authentic []store.Admin
+	for _, one := range all {
+		row := string(adminInput(one)) + string(one.MAC)
+		if !a.records.has(one.ID, row) {
+			_, err := a.macFor(ctx, adminInput(one), one.MAC)
+			if errors.Is(err, store.ErrNotFound) {
+				a.metrics.forged.Inc()
+				a.log.Error("administrator was changed outside of the appliance", "admin", one.Name, "version", one.Version)
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("record MAC of administrator %q: %w", one.Name, err)
+			}
+			a.records.add(one.ID, row)
+		}
+		authentic = append(authentic, one)
+	}
+	return authentic, nil
+}
+
+// Admins lists all administrators by name.
+func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) { return a.admins(ctx) }
+
+// AdminNamed finds an administrator by name, or [store.ErrNotFound].
+func (a *Appliance) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
+	all, err := a.admins(ctx)
+	return named(all, err, name, func(one store.Admin) string { return one.Name })
+}
+
+// AskAdmin is the change that adding an administrator is.
+func AskAdmin(name string, key protocol.PublicKey) Ask {
+	return Ask{Kind: policy.AdminAdd, Parameters: change.Parameters{"name": name, "public_key": key[:]}}
+}
+
+// AskResume is the change that ends the suspension of an administrator.
+func (a *Appliance) AskResume(ctx context.Context, name string) (Ask, error) {
+	one, err := a.AdminNamed(ctx, name)
+	ask := AskAdmin(name, one.Key)
+	ask.Parameters["resume"] = true
+	return ask, err
+}
+
+// AskRevoke is the change that revoking an administrator is.
+func (a *Appliance) AskRevoke(ctx context.Context, name string) (Ask, error) {
+	one, err := a.AdminNamed(ctx, name)
+	return Ask{Kind: policy.AdminRevoke, Parameters: change.Parameters{"name": name, "signer": one.ID[:]}}, err
+}
+
+// SuspendAdmin takes an administrator's vote away until it is given back, at once and
+// without a quorum: it is the brake. Errors wrap [store.ErrNotFound], [ErrFinal] or
+// [ErrInput] where nobody could undo it.
+func (a *Appliance) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
+	return a.setAdmin(ctx, name, store.Suspended)
+}
+
+func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) (store.Admin, error) {
+	one, err := a.AdminNamed(ctx, name)
+	switch {
+	case err != nil || one.Status == to:
+		return one, err
+	case one.Status == store.Revoked:
+		return one, fmt.Errorf("administrator %q: %w", name, ErrFinal)
+	case to != store.Active:
+		if err := a.keepsWay(ctx, a.policy.Load().Policy, name); err != nil {
+			return one, err
+		}
+	}
+	one.Status, one.Version = to, one.Version+1
+	if one, err = a.authenticateAdmin(ctx, one); err != nil {
+		return one, err
+	}
+	return one, a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, name, changed(to, one.Version, one.MAC)))
+}
+
+func (a *Appliance) authenticateAdmin(ctx context.Context, one store.Admin) (store.Admin, error) {
+	key, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return one, err
+	}
+	if one.MAC, err = a.keys.MAC(ctx, key, adminInput(one)); err != nil {
+		return one, fmt.Errorf("record MAC of administrator %q: %w", one.Name, err)
+	}
+	return one, nil
+}
+
+// able is how many can countersign, without one of them.
+func (a *Appliance) able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
+	all, err := a.admins(ctx)
+	n := 0
+	if rules.CountsLocal() {
+		n++
+	}
+	for _, one := range all {
+		if one.Status == store.Active && one.Name != without {
+			n++
+		}
+	}
+	return n, err
+}
+
+// keepsWay refuses what would leave nobody able to add administrators nor to change the
+// policy: no administrator could undo it.
+func (a *Appliance) keepsWay(ctx context.Context, rules *policy.Policy, without string) error {
+	n, err := a.able(ctx, rules, without)
+	if err == nil && n < rules.Quorum(policy.AdminAdd).Administrators && n < rules.Quorum(policy.PolicyApply).Administrators {
+		err = fmt.Errorf("%w: %d administrators would be left, too few for admin.add and for policy.apply", ErrInput, n)
+	}
+	return err
+}
+
+// roster is what changes of administrators are based on: all of them.
+func (a *Appliance) roster(ctx context.Context) (any, error) {
+	all, err := a.admins(ctx)
+	rows := []any{}
+	for _, one := range all {
+		rows = append(rows, []any{one.ID[:], one.Version})
+	}
+	return rows, err
+}
+
+func (a *Appliance) addAdminBase(ctx context.Context, p change.Parameters) (any, error) {
+	name := p.Text("name")
+	key, err := protocol.ParsePublicKey(p.Bytes("public_key"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrInput, err)
+	}
+	if name == policy.Local {
+		return nil, fmt.Errorf("%w: %q is the admin socket", ErrInput, name)
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	all, err := a.store.ListAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(all, func(one store.Admin) bool { return one.Name == name || one.Key == key })
+	switch resume := p.Truth("resume"); {
+	case i >= 0 && !resume:
+		return nil, fmt.Errorf("administrator %q has this name or key: %w", all[i].Name, store.ErrExists)
+	case resume && (i < 0 || all[i].Name != name || all[i].Key != key):
+		return nil, fmt.Errorf("administrator %q: %w", name, store.ErrNotFound)
+	case resume && all[i].Status == store.Revoked:
+		return nil, fmt.Errorf("administrator %q: %w", name, ErrFinal)
+	}
+	return a.roster(ctx)
+}
+
+// addAdmin is found done by the row that it writes.
+func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, error) {
+	if p.Truth("resume") {
+		one, err := a.setAdmin(ctx, p.Text("name"), store.Active)
+		return one, err
+	}
+	key, err := protocol.ParsePublicKey(p.Bytes("public_key"))
+	if err != nil {
+		return nil, err
+	}
+	if one, err := a.AdminNamed(ctx, p.Text("name")); !errors.Is(err, store.ErrNotFound) {
+		if err == nil && one.Key != key {
+			err = store.ErrExists
+		}
+		return one, err
+	}
+	one := store.Admin{
+		ID: change.SignerOf(key), Name: p.Text("name"), Key: key, Status: store.Active, Version: 1, CreatedAt: store.Stamp(a.now()),
+	}
+	if one, err = a.authenticateAdmin(ctx, one); err != nil {
+		return nil, err
+	}
+	fields := map[string]any{"event": "added", "public_key": key[:], "mac": one.MAC}
+	return one, a.store.AddAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
+}
+
+func (a *Appliance) revokeAdminBase(ctx context.Context, p change.Parameters) (any, error) {
+	one, err := a.AdminNamed(ctx, p.Text("name"))
+	switch {
+	case err != nil:
+		return nil, err
+	case string(one.ID[:]) != string(p.Bytes("signer")):
+		return nil, fmt.Errorf("administrator %q with that key: %w", one.Name, store.ErrNotFound)
+	case one.Status == store.Revoked:
+		return nil, fmt.Errorf("administrator %q: %w", one.Name, ErrFinal)
+	}
+	if err := a.keepsWay(ctx, a.policy.Load().Policy, one.Name); err != nil {
+		return nil, err
+	}
+	return a.roster(ctx)
+}
+
+func (a *Appliance) revokeAdmin(ctx context.Context, p change.Parameters) (any, error) {
+	one, err := a.setAdmin(ctx, p.Text("name"), store.Revoked)
+	return one, err
+}
+
+// staleAdmins are those whose MAC is under an earlier version of mac.
+func (a *Appliance) staleAdmins(ctx context.Context) ([]store.Admin, error) {
+	all, err := a.store.ListAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in, err := a.keys.Current(keyring.MAC, a.now())
+	if err != nil {
+		return nil, err
+	}
+	var stale []store.Admin
+	for _, one := range all {
+		under, err := a.macFor(ctx, adminInput(one), one.MAC)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // nobody's, and stays so
+		}
+		if err != nil {
+			return nil, err
+		}
+		if under.Version != in.Version {
+			stale = append(stale, one)
+		}
+	}
+	return stale, nil
+}
+
+// renewAdmins brings their records to the mac key in use.
+func (a *Appliance) renewAdmins(ctx context.Context) error {
+	stale, err := a.staleAdmins(ctx)
+	for _, one := range stale {
+		one.Version++
+		if one, err = a.authenticateAdmin(ctx, one); err != nil {
+			return err
+		}
+		fields := map[string]any{"event": "renewed", "version": one.Version, "mac": one.MAC}
+		err = a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
+		if err != nil && !errors.Is(err, store.ErrConflict) { // whoever was faster wrote under the key in use
+			return err
+		}
+	}
+	return err
+}

@@ -1,0 +1,110 @@
+package appliance_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance"
+	"countersign/appliance/change"
+	"countersign/appliance/store"
+	"countersign/hsm"
+	"countersign/policy"
+)
+
+// backup is an effect of another room: it counts what it does, and fails as it is told.
+type backup struct {
+	mu   sync.Mutex
+	done int   // guarded by mu
+	err  error // guarded by mu
+}
+
+func (k *backup) effect() appliance.Effect {
+	return appliance.Effect{
+		Base: func(_ context.Context, p change.Parameters) (any, error) { return p.Text("name"), nil },
+		Do: func(context.Context, change.Parameters) (any, error) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			if k.err == nil {
+				k.done++
+			}
+			return k.done, k.err
+		},
+	}
+}
+
+func (b *board) with(k *backup) {
+	b.Helper()
+	a, err := appliance.New(b.Context(), appliance.Config{
+		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
+		Effects: map[policy.Kind]appliance.Effect{policy.KeyBackup: k.effect()},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Appliance = a
+}
+
+// TestEffectElsewhere: what fails for good is ended, what fails because the token is
+// away is not.
+func TestEffectElsewhere(t *testing.T) {
+	b := newBoard(t, "[quorum]\n\"key.backup\" = 2\n")
+	ask := appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"name": "wrap"}}
+	if _, err := b.Ask(t.Context(), ask); !errors.Is(err, appliance.ErrInput) {
+		t.Fatalf("an appliance without that effect: %v", err)
+	}
+	k := &backup{err: hsm.ErrInput}
+	b.with(k)
+	c := b.waits(ask)
+	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
+		t.Errorf("failing for good: %v", err)
+	}
+	if c, err := b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeFailed || c.Reason == "" {
+		t.Errorf("%s, %q: %v", c.State, c.Reason, err)
+	}
+	k.err = hsm.ErrUnavailable
+	c = b.waits(ask)
+	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("token away: %v", err)
+	}
+	if c, err := b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeTaken {
+		t.Errorf("%s: %v", c.State, err)
+	}
+	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.bob.sign(t, c.Hash)); !errors.Is(err, appliance.ErrOver) {
+		t.Errorf("signed while taken: %v", err)
+	}
+	if _, err := b.WithdrawChange(t.Context(), c.Hash.ID()); !errors.Is(err, appliance.ErrOver) {
+		t.Errorf("withdrawn while taken: %v", err)
+	}
+}
+
+// TestRacingSigners: three administrators sign at once, many times each; the change is
+// made once.
+func TestRacingSigners(t *testing.T) {
+	b := newBoard(t, "[quorum]\n\"key.backup\" = 3\n")
+	k := &backup{}
+	b.with(k)
+	c, err := b.Ask(t.Context(), appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"name": "wrap"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var racing sync.WaitGroup
+	for range 8 {
+		for _, raw := range [][]byte{b.ann.sign(t, c.Hash), b.bob.sign(t, c.Hash), b.cat.sign(t, c.Hash), nil} {
+			racing.Go(func() {
+				_, err := b.SignChange(t.Context(), c.Hash.ID(), raw)
+				if err != nil && !errors.Is(err, appliance.ErrOver) {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	racing.Wait()
+	c, err = b.ChangeOf(t.Context(), c.Hash.ID())
+	if err != nil || c.State != store.ChangeExecuted || k.done != 1 || len(c.Signed) != 3 {
+		t.Errorf("%s, done %d times, signed by %v: %v", c.State, k.done, c.Signed, err)
+	}
+}

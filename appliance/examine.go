@@ -1,0 +1,154 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+)
+
+// Finding is what one examination came to.
+type Finding struct {
+	Check  string // "hsm", "keys", "store", "clock", "dates", "quorum", "changes"
+	Err    error  // nil: all is well
+	Warn   bool   // the error is no outage
+	Detail string // figures
+	Advice string // what to do about the error, one sentence
+}
+
+// Figures from which an examination warns.
+const (
+	slowSign  = 500 * time.Millisecond
+	slowStore = 100 * time.Millisecond
+	aheadMost = 2 * time.Second
+)
+
+// Examine uses token and store as requests do, and looks at dates, quorums and
+// interrupted changes. It writes one audit record, to see that it can.
+func (a *Appliance) Examine(ctx context.Context) []Finding {
+	return []Finding{
+		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineClock(ctx),
+		a.examineDates(ctx), a.examineQuorums(ctx), a.examineChanges(ctx),
+	}
+}
+
+// slow finishes an examination that took a time.
+func (f Finding) slow(took, most time.Duration) Finding {
+	f.Detail = fmt.Sprintf("%s %.1f ms", f.Detail, float64(took.Microseconds())/1000)
+	if f.Err == nil && took > most {
+		f.Err, f.Warn = fmt.Errorf("took %v, more than %v", took.Round(time.Millisecond), most), true
+	}
+	return f
+}
+
+// examineHSM has the token sign once; the signature is verified in software.
+func (a *Appliance) examineHSM(ctx context.Context) Finding {
+	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "countersignctl status shows the workers; look at the token and its network"}
+	key, err := a.keys.Current(keyring.Decision, a.now())
+	if err != nil {
+		f.Err = err
+		return f
+	}
+	var digest [sha256.Size]byte
+	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
+	start := time.Now()
+	_, f.Err = a.keys.Signer(key).SignDigest(ctx, digest[:])
+	return f.slow(time.Since(start), slowSign)
+}
+
+func (a *Appliance) examineKeys(ctx context.Context) Finding {
+	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
+	start := time.Now()
+	f.Err = a.keys.SelfTest(ctx, a.now())
+	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keys.Keys()), float64(time.Since(start).Microseconds())/1000)
+	return f
+}
+
+func (a *Appliance) examineStore(ctx context.Context) Finding {
+	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "look at the disk below store.path, and at who else writes to it"}
+	start := time.Now()
+	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
+	return f.slow(time.Since(start), slowStore)
+}
+
+// examineClock compares the clock with the records that were written by it.
+func (a *Appliance) examineClock(ctx context.Context) Finding {
+	f := Finding{Check: "clock", Advice: "set the clock, and keep it by NTP: certificates and challenges go by it"}
+	tally, err := a.store.Tally(ctx)
+	if err != nil || tally.Records == 0 {
+		f.Err = err
+		return f
+	}
+	last, err := a.store.Records(ctx, tally.Records-1, 1)
+	if err != nil || len(last) == 0 {
+		f.Err = err
+		return f
+	}
+	now := a.now()
+	f.Detail = now.UTC().Format(time.RFC3339)
+	if ahead := last[0].At.Sub(now); ahead > aheadMost {
+		f.Err = fmt.Errorf("%v behind the newest audit record", ahead.Round(time.Second))
+	}
+	return f
+}
+
+func (a *Appliance) examineDates(ctx context.Context) Finding {
+	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "countersignctl key plan, then key rotate and key activate"}
+	f.Err = a.KeysReady(ctx)
+	f.Warn = true
+	for _, d := range a.KeysDue() {
+		if d.Version == 0 && errors.Is(f.Err, ErrKeysDue) {
+			f.Warn = false // none is in use
+		}
+	}
+	return f
+}
+
+func (a *Appliance) examineQuorums(ctx context.Context) Finding {
+	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums"}
+	all, err := a.quorums(ctx, a.policy.Load().Policy)
+	if err != nil {
+		f.Err, f.Warn = err, false
+		return f
+	}
+	var short []string
+	for _, q := range all {
+		if q.Able < q.Required {
+			short = append(short, fmt.Sprintf("%s takes %d", q.Kind, q.Required))
+		}
+	}
+	f.Detail = fmt.Sprintf("able to countersign: %d", all[0].Able)
+	if short != nil {
+		f.Err = fmt.Errorf("%s administrators", strings.Join(short, ", "))
+	}
+	return f
+}
+
+func (a *Appliance) examineChanges(ctx context.Context) Finding {
+	f := Finding{Check: "changes", Warn: true, Advice: "it is gone on with every minute; the log says what it waits for"}
+	all, err := a.store.ListChanges(ctx, changesShown)
+	if err != nil {
+		f.Err, f.Warn = err, false
+		return f
+	}
+	open, taken := 0, 0
+	for _, row := range all {
+		switch {
+		case row.State == store.ChangeTaken:
+			taken++
+		case row.State == store.ChangeOpen && a.now().Before(row.ExpiresAt):
+			open++
+		}
+	}
+	f.Detail = fmt.Sprintf("%d requests are open", open)
+	if taken > 0 {
+		f.Err = fmt.Errorf("%d changes were interrupted", taken)
+	}
+	return f
+}

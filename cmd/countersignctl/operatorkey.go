@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"countersign/appliance/change"
+	"countersign/cmd/internal/cli"
+	"countersign/protocol"
+)
+
+// operatorKey is a key that countersigns, wherever it is.
+type operatorKey struct {
+	signer protocol.DigestSigner
+	public protocol.PublicKey
+}
+
+// keyFlags say where an operator's key is.
+type keyFlags struct {
+	file   string
+	pkcs11 tokenFlags
+}
+
+func (k *keyFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&k.file, "key", "", "operator's key, PKCS#8 PEM, mode 0600: for development")
+	k.pkcs11.add(cmd)
+}
+
+// sign gives the COSE_Sign1 of a hash; nil without a key.
+func (k keyFlags) sign(cmd *cobra.Command, hash change.Hash) ([]byte, error) {
+	var signature change.Signature
+	with := func(ctx context.Context, key operatorKey) (err error) {
+		signature, err = change.Sign(ctx, key.signer, key.public, hash)
+		return err
+	}
+	switch {
+	case k.file != "" && k.pkcs11.uri != "":
+		return nil, cli.Fail(cli.Usage, errors.New("--key and --pkcs11 exclude each other"), "")
+	case k.file != "":
+		key, err := readKey(k.file)
+		if err == nil {
+			err = with(cmd.Context(), key)
+		}
+		return signature.Marshal(), err
+	case k.pkcs11.uri != "":
+		err := k.pkcs11.use(cmd, with)
+		return signature.Marshal(), err
+	}
+	return nil, nil
+}
+
+// maxKeyFile bounds the file of a key, in bytes.
+const maxKeyFile = 16 << 10
+
+// readKey reads a P-256 key from PKCS#8 PEM (RFC 5958) that nobody else can read.
+func readKey(path string) (k operatorKey, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key: %w", err), "")
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key: %w", err), "")
+	}
+	if info.Mode().Perm()&0o077 != 0 || !info.Mode().IsRegular() {
+		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key %s: mode %04o lets others use it", path, info.Mode().Perm()), "chmod 600 "+path)
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
+	if err != nil {
+		return k, cli.Fail(cli.IO, fmt.Errorf("operator's key: %w", err), "")
+	}
+	private, err := parseKey(raw)
+	if err != nil {
+		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key %s: %w", path, err), "countersignctl admin keygen makes one")
+	}
+	k.signer = change.FileKey{PrivateKey: private}
+	k.public, err = protocol.CompressKey(&private.PublicKey)
+	return k, err
+}
+
+func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {
+	block, rest := pem.Decode(raw)
+	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, errors.New("want one PEM block, PRIVATE KEY")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	private, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok || private.Curve != elliptic.P256() {
+		return nil, errors.New("want a key on P-256")
+	}
+	return private, nil
+}
+
+// writeKey makes a key and its file, which must not be there.
+func writeKey(path string) (key protocol.PublicKey, err error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return key, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return key, err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "name a file that is not there")
+	}
+	err = errors.Join(pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: der}), f.Sync(), f.Close())
+	if err != nil {
+		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "")
+	}
+	return protocol.CompressKey(&private.PublicKey)
+}
+
+// readPublic reads a public key: PEM of a public or a private key in a file, or a point
+// in hex.
+func readPublic(file, point string) (string, error) {
+	switch {
+	case (file == "") == (point == ""):
+		return "", cli.Fail(cli.Usage, errors.New("want --key or --public"), "--key takes PEM, --public a point in hex, 33 or 65 bytes")
+	case point != "":
+		return point, nil
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return "", cli.Fail(cli.IO, fmt.Errorf("reading the key: %w", err), "")
+	}
+	public, err := parsePublic(raw)
+	if err != nil {
+		return "", cli.Fail(cli.Usage, fmt.Errorf("%s: %w", file, err), "want PEM of a key on P-256, PUBLIC KEY or PRIVATE KEY")
+	}
+	compressed, err := protocol.CompressKey(public)
+	return hex.EncodeToString(compressed[:]), err
+}
+
+func parsePublic(raw []byte) (*ecdsa.PublicKey, error) {
+	if private, err := parseKey(raw); err == nil {
+		return &private.PublicKey, nil
+	}
+	block, _ := pem.Decode(raw)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, errors.New("no PEM of a key")
+	}
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := parsed.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, errors.New("not a key on P-256")
+	}
+	return public, nil
+}

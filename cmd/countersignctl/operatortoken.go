@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+	"countersign/hsm"
+	"countersign/hsm/uri"
+	"countersign/hsm/wire"
+	"countersign/hsm/worker"
+	"countersign/protocol"
+)
+
+// tokenFlags name a key on an operator's token.
+type tokenFlags struct{ uri, pinFile string }
+
+func (f *tokenFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.uri, "pkcs11", "", "operator's key on a token, RFC 7512: pkcs11:token=LABEL;object=LABEL?module-path=FILE")
+	cmd.Flags().StringVar(&f.pinFile, "pin-file", "", "file of the token's PIN, mode 0600 (default: asked on the terminal)")
+}
+
+// tokenURI is what of a PKCS#11 URI is needed to find one key.
+type tokenURI struct{ token, serial, object, id, module string }
+
+// parseURI reads a PKCS#11 URI that names one key of one token.
+func parseURI(s string) (u tokenURI, err error) {
+	parsed, err := uri.Parse(s)
+	if err != nil {
+		return u, err
+	}
+	into := map[string]*string{"token": &u.token, "serial": &u.serial, "object": &u.object, "id": &u.id}
+	for _, a := range parsed.Path() {
+		where, known := into[a.Name]
+		switch {
+		case known:
+			*where = a.Value
+		case a.Name != "type" || a.Value != "private":
+			// It could be the one that tells two keys apart.
+			return u, fmt.Errorf("PKCS#11 URI: %s=%s is not looked at here", a.Name, a.Value)
+		}
+	}
+	u.module = config.DefaultAppliance().HSM.Module
+	if path, ok := parsed.Get("module-path"); ok {
+		u.module = path
+	}
+	if u.token == "" && u.serial == "" || u.object == "" && u.id == "" {
+		return u, errors.New("PKCS#11 URI: want token or serial, and object or id")
+	}
+	return u, nil
+}
+
+// open logs in to the token in a worker process of its own. The PIN is tried once.
+func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
+	u, err := parseURI(f.uri)
+	if err != nil {
+		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return u, nil, fmt.Errorf("finding hsm-worker: %w", err)
+	}
+	secret := config.Secret{Source: "prompt"}
+	if f.pinFile != "" {
+		secret = config.Secret{Source: "file", Path: f.pinFile}
+	}
+	pin, err := secret.Resolve(config.SecretSources{What: "PIN of token " + u.token + u.serial, Prompt: cli.TerminalOf(cmd).Secret})
+	if err != nil {
+		return u, nil, err
+	}
+	pool, err := worker.Open(cmd.Context(), worker.Config{
+		Binary: filepath.Join(filepath.Dir(self), "hsm-worker"), Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
+		PIN: wire.PIN(pin.Bytes()), Workers: 1, Sessions: 1,
+	})
+	switch {
+	case errors.Is(err, hsm.ErrPIN):
+		err = cli.Fail(cli.Auth, err, "it was tried once and is not tried again; look how many tries the token has left")
+	case err != nil:
+		err = cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
+	}
+	return u, pool, err
+}
+
+// use runs do with the one key that the URI names.
+func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey) error) error {
+	u, pool, err := f.open(cmd)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	all, err := pool.Keys(cmd.Context())
+	if err != nil {
+		return cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+	}
+	var found []hsm.Key
+	for _, k := range all {
+		if k.Usage == hsm.SignP256 && (u.object == "" || u.object == k.Label) && (u.id == "" || u.id == string(k.ID[:])) {
+			found = append(found, k)
+		}
+	}
+	if len(found) != 1 {
+		return cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", len(found)),
+			"the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it")
+	}
+	key, err := onToken(pool, found[0])
+	if err != nil {
+		return err
+	}
+	return do(cmd.Context(), key)
+}
+
+// make generates the key that the URI names; its label must not be there.
+func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
+	u, pool, err := f.open(cmd)
+	if err != nil {
+		return key, err
+	}
+	defer pool.Close()
+	if u.object == "" || u.id != "" {
+		return key, cli.Fail(cli.Usage, errors.New("a new key takes an object and no id"), "")
+	}
+	made, err := pool.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
+	if err != nil {
+		return key, cli.Fail(cli.Failed, fmt.Errorf("making the key: %w", err), "")
+	}
+	return onToken(pool, made)
+}
+
+func onToken(pool *worker.Pool, k hsm.Key) (operatorKey, error) {
+	point, err := k.ECDH()
+	if err != nil {
+		return operatorKey{}, err
+	}
+	public, err := protocol.CompressPoint(point.Bytes())
+	return operatorKey{signer: tokenSigner{pool, k.ID}, public: public}, err
+}
+
+// tokenSigner is a key on the token; change.Sign verifies what it signs.
+type tokenSigner struct {
+	pool *worker.Pool
+	id   hsm.KeyID
+}
+
+// SignDigest implements [protocol.DigestSigner].
+func (s tokenSigner) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
+	rs, err := s.pool.Sign(ctx, s.id, hsm.ES256, digest)
+	return rs, cli.Fail(cli.Unavailable, err, "")
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"countersign/appliance/admin"
+	"countersign/cmd/internal/cli"
+	"countersign/policy"
+)
+
+var policyTable = cli.Table[admin.Policy]{
+	{Title: "Version", Value: func(p admin.Policy) string { return number(p.Version) }},
+	{Title: "Hash", Value: func(p admin.Policy) string { return p.Hash }},
+	{Title: "Activated", Value: func(p admin.Policy) string { return date(p.ActivatedAt) }},
+	{Title: "Quorums", Value: quorumList},
+}
+
+func quorumList(p admin.Policy) string {
+	var words []string
+	for _, q := range p.Quorums {
+		words = append(words, fmt.Sprintf("%s %d", q.Kind, q.Required))
+	}
+	return strings.Join(words, ", ")
+}
+
+func (t *tool) policy() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Look at the policy, check a new one and apply it"}
+	cmd.AddCommand(
+		t.showPolicy(), t.applyPolicy(),
+		&cobra.Command{
+			Use: "check FILE", Args: cobra.ExactArgs(1), Short: "Check a policy document, and ask nobody",
+			RunE: func(cmd *cobra.Command, args []string) error {
+				document, err := readPolicy(args[0])
+				if err == nil {
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good, hash %s\n", args[0], hashOfPolicy(document))
+				}
+				return err
+			},
+		},
+	)
+	return cmd
+}
+
+func hashOfPolicy(document []byte) string {
+	p, err := policy.Parse(document)
+	if err != nil {
+		return "-"
+	}
+	sum := p.Hash()
+	return hex.EncodeToString(sum[:])
+}
+
+// readPolicy reads a document and reports everything that is wrong with it.
+func readPolicy(path string) ([]byte, error) {
+	document, err := os.ReadFile(path)
+	if err != nil {
+		return nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
+	}
+	if _, err := policy.Parse(document); err != nil {
+		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the one in force")
+	}
+	return document, nil
+}
+
+func (t *tool) showPolicy() *cobra.Command {
+	var documentOnly bool
+	cmd := &cobra.Command{
+		Use: "show", Args: cobra.NoArgs, Short: "Show the policy in force and its quorums",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := t.api()
+			if err != nil {
+				return err
+			}
+			var p admin.Policy
+			if err := a.get(cmd.Context(), "policy", &p); err != nil {
+				return err
+			}
+			if documentOnly {
+				_, err := fmt.Fprint(cmd.OutOrStdout(), p.Document)
+				return err
+			}
+			warnOfQuorums(cmd, p)
+			return policyTable.One(t.printer(cmd), p)
+		},
+	}
+	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied")
+	return cmd
+}
+
+func (t *tool) applyPolicy() *cobra.Command {
+	var req admin.Apply
+	cmd := &cobra.Command{
+		Use: "apply FILE", Args: cobra.ExactArgs(1), Short: "Make a document the policy in force",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			document, err := readPolicy(args[0])
+			if err != nil {
+				return err
+			}
+			req.Document = string(document)
+			return askFor(t, cmd, asked[admin.Policy]{policyTable, "policy/apply", req, req.DryRun})
+		},
+	}
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
+	quorumFlags(cmd)
+	return cmd
+}

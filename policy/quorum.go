@@ -1,0 +1,115 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Kind names what a change request asks for, as it stands in [quorum] and in the
+// request itself.
+type Kind string
+
+// The kinds of change that wait for a quorum.
+const (
+	KeyDestroy   Kind = "key.destroy"
+	KeyBackup    Kind = "key.backup"
+	KeyRestore   Kind = "key.restore"
+	RootRotate   Kind = "root.rotate" // and activate, and taking it back
+	DeviceInvite Kind = "device.invite"
+	AdminAdd     Kind = "admin.add" // and resume
+	AdminRevoke  Kind = "admin.revoke"
+	PolicyApply  Kind = "policy.apply"
+)
+
+var kinds = []Kind{KeyDestroy, KeyBackup, KeyRestore, RootRotate, DeviceInvite, AdminAdd, AdminRevoke, PolicyApply}
+
+// Kinds lists all kinds of change.
+func Kinds() []Kind { return slices.Clone(kinds) }
+
+// ParseKind reads what [Kind.String] writes.
+func ParseKind(s string) (Kind, error) {
+	if !slices.Contains(kinds, Kind(s)) {
+		return "", fmt.Errorf("kind of change %q: want one of %v", s, kinds)
+	}
+	return Kind(s), nil
+}
+
+func (k Kind) String() string { return string(k) }
+
+// Local is the signer that the appliance's own admin socket is. It is one identity,
+// whoever may connect to it.
+const Local = "local"
+
+// maxQuorum bounds a quorum, in administrators.
+const maxQuorum = 16
+
+// Quorum returns what a change of this kind requires: of the document, or one
+// administrator.
+func (p *Policy) Quorum(k Kind) Requirement {
+	return Requirement{Administrators: max(p.quorum[k], 1)}
+}
+
+// CountsLocal reports whether the admin socket counts as an administrator.
+func (p *Policy) CountsLocal() bool { return !p.keysOnly }
+
+// quorums reads [quorum]. A kind may be written with quotes or without: for TOML these
+// are a key with a dot and a table in a table.
+func (c *checker) quorums(raw map[string]value, keys []located) (map[Kind]int, bool) {
+	found, keysOnly := map[Kind]int{}, false
+	flat := c.flattened(raw)
+	for _, name := range slices.Sorted(maps.Keys(flat)) {
+		c.subject, c.line = "quorum: ", lineOf(keys, "quorum."+name)
+		v := flat[name]
+		if name == Local {
+			counts, ok := v.raw.(bool)
+			if !ok {
+				c.fail("local: want true or false, found %s", v)
+			}
+			keysOnly = !counts
+			continue
+		}
+		kind, err := ParseKind(name)
+		if err != nil {
+			c.fail("%v, or local", err)
+			continue
+		}
+		n, ok := v.raw.(int64)
+		if !ok || n < 1 || n > maxQuorum {
+			c.fail("%s: want 1 to %d administrators, found %s", kind, maxQuorum, v)
+		}
+		found[kind] = int(n)
+	}
+	return found, keysOnly
+}
+
+func (c *checker) flattened(raw map[string]value) map[string]value {
+	flat := map[string]value{}
+	put := func(name string, v value) {
+		if _, twice := flat[name]; twice {
+			c.subject, c.line = "quorum: ", 0
+			c.fail("%s is there twice", name)
+		}
+		flat[name] = v
+	}
+	for name, v := range raw {
+		table, ok := v.raw.(map[string]any)
+		if !ok {
+			put(name, v)
+		}
+		for verb, n := range table {
+			put(name+"."+verb, value{n})
+		}
+	}
+	return flat
+}
+
+func lineOf(keys []located, name string) int {
+	for _, k := range keys {
+		if strings.Join(k.key, ".") == name {
+			return k.line
+		}
+	}
+	return 0
+}

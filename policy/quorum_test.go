@@ -1,0 +1,110 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+const quorumBase = "[[service]]\nid = 16\nname = \"x\"\nlevel = 1\n"
+
+func TestQuorum(t *testing.T) {
+	doc := quorumBase + "[quorum]\n\"key.destroy\" = 2\nadmin.add = 3\nlocal = false\n"
+	p := mustParse(t, doc)
+	for kind, want := range map[Kind]int{KeyDestroy: 2, AdminAdd: 3, AdminRevoke: 1, PolicyApply: 1} {
+		if got := p.Quorum(kind); got.Administrators != want || got.Factors != 0 {
+			t.Errorf("%s: %+v, want %d administrators", kind, got, want)
+		}
+	}
+	if p.CountsLocal() {
+		t.Error("local counts")
+	}
+	if p := mustParse(t, string(Default())); !p.CountsLocal() || p.Quorum(KeyDestroy).Administrators != 1 {
+		t.Error("the default policy asks for more than the admin socket")
+	}
+	if got := (&Policy{}).Quorum(PolicyApply); got.Administrators != 1 {
+		t.Errorf("the zero policy asks for %d", got.Administrators)
+	}
+}
+
+func TestQuorumRefused(t *testing.T) {
+	for text, want := range map[string]string{
+		"\"key.destroy\" = 0":                       "line 6: quorum: key.destroy: want 1 to 16 administrators, found 0",
+		"key.destroy = 17":                          "line 6: quorum: key.destroy: want 1 to 16",
+		"\"key.destroy\" = \"two\"":                 "line 6: quorum: key.destroy: want 1 to 16 administrators, found \"two\"",
+		"\"key.destory\" = 2":                       "line 6: quorum: kind of change \"key.destory\": want one of",
+		"local = 1":                                 "line 6: quorum: local: want true or false",
+		"key.destroy = 2\n\"key.destroy\" = 3":      "quorum: key.destroy is there twice",
+		"x = 2":                                     "line 6: quorum: kind of change \"x\"",
+		"\"key.destroy\" = 2\n[quorums]\nlocal = 1": "unknown key quorums",
+	} {
+		_, err := Parse([]byte(quorumBase + "[quorum]\n" + text + "\n"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestKindsReadBack(t *testing.T) {
+	for _, k := range Kinds() {
+		if got, err := ParseKind(k.String()); err != nil || got != k {
+			t.Errorf("%s: %s, %v", k, got, err)
+		}
+	}
+	if _, err := ParseKind("key.create"); err == nil {
+		t.Error("key.create needs no quorum and was read as a kind")
+	}
+}
+
+// TestDecideQuorum says in words what the golden file says in lines.
+func TestDecideQuorum(t *testing.T) {
+	two := Requirement{Administrators: 2}
+	for _, tc := range []struct {
+		name     string
+		required Requirement
+		e        Evidence
+		outcome  Outcome
+		missing  int
+	}{
+		{"nobody", two, Evidence{Choice: Approve}, Denied, 2},
+		{"nobody has no name", two, Evidence{Choice: Approve, Signers: []string{"", ""}}, Denied, 2},
+		{"one", two, Evidence{Choice: Approve, Signers: []string{"ann"}}, Pending, 1},
+		{"one twice counts once", two, Evidence{Choice: Approve, Signers: []string{"ann", "ann"}}, Pending, 1},
+		{"local twice counts once", two, Evidence{Choice: Approve, Signers: []string{Local, Local}}, Pending, 1},
+		{"two", two, Evidence{Choice: Approve, Signers: []string{"ann", "bob"}}, Approved, 0},
+		{"two, withdrawn", two, Evidence{Choice: Refuse, Signers: []string{"ann", "bob"}}, Denied, 0},
+		{"no answer", two, Evidence{Signers: []string{"ann", "bob"}}, Denied, 0},
+		{"nothing is required", Requirement{}, Evidence{Choice: Approve, Signature: true, Signers: []string{"ann"}}, Denied, 0},
+		{"officers and a signature", Requirement{Factors: FactorSignature, Administrators: 1}, Evidence{Choice: Approve, Signers: []string{"ann"}}, Denied, 0},
+		{"a signature and no officer", Requirement{Factors: FactorSignature, Administrators: 1}, Evidence{Choice: Approve, Signature: true}, Pending, 1},
+	} {
+		if d := Decide(tc.required, tc.e); d.Outcome() != tc.outcome || d.MissingAdministrators() != tc.missing {
+			t.Errorf("%s: %s, %d missing; want %s, %d", tc.name, d.Outcome(), d.MissingAdministrators(), tc.outcome, tc.missing)
+		}
+	}
+}
+
+// FuzzMoreSigners: a signer who is added, or whose factors are, never turns an outcome
+// into a lesser one, a larger quorum never into a greater one.
+func FuzzMoreSigners(f *testing.F) {
+	f.Add(uint8(2), uint8(0), uint8(0), "ann", "bob")
+	f.Add(uint8(1), uint8(1), uint8(1), "", "local")
+	f.Fuzz(func(t *testing.T, administrators, factors, bits uint8, signers, more string) {
+		required := Requirement{Factors: Factors(factors), Administrators: int(administrators % 20)}
+		e := evidenceFrom(Approve, bits)
+		e.Signers = strings.Split(signers, ",")
+		d := Decide(required, e)
+		wider := e
+		wider.Signers = append(slices.Clone(e.Signers), more)
+		if got := Decide(required, wider); got.Outcome() < d.Outcome() || got.MissingAdministrators() > d.MissingAdministrators() {
+			t.Fatalf("%+v: %s with %q, %s with %q more", required, d.Outcome(), e.Signers, got.Outcome(), more)
+		}
+		if required.Administrators == 0 {
+			return // perhaps no requirement at all
+		}
+		required.Administrators++
+		if got := Decide(required, e); got.Outcome() > d.Outcome() {
+			t.Fatalf("%s, and %s with a larger quorum", d.Outcome(), got.Outcome())
+		}
+	})
+}
