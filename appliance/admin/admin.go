@@ -171,6 +171,7 @@ type Token struct {
 	Module   string   `json:"module"`
 	State    string   `json:"state"` // ready, degraded, unavailable, locked, pin-refused
 	Reason   string   `json:"reason,omitempty"`
+	NeedsPIN bool     `json:"needs_pin"` // starts no worker before POST hsm/unlock
 	Drained  bool     `json:"drained"`   // takes no calls
 	InFlight int      `json:"in_flight"` // calls it has not answered
 	Wanted   int      `json:"wanted"`    // workers

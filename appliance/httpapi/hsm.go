@@ -56,13 +56,12 @@ func (h *HSM) routes(mux *http.ServeMux) {
 
 // unlock takes the PIN as the body, byte for byte, so that it can be erased.
 func (h *HSM) unlock(r *http.Request) (any, error) {
-	pin := make([]byte, maxPIN+1)
+	pin, err := io.ReadAll(io.LimitReader(r.Body, maxPIN+1)) // into one buffer: it grows beyond 512 bytes only
 	defer clear(pin)
-	n, err := io.ReadFull(r.Body, pin)
-	if err == nil || n == 0 {
-		return nil, fmt.Errorf("%w: the body is to be the PIN, 1 to %d bytes", appliance.ErrInput, maxPIN)
+	if err != nil || len(pin) == 0 || len(pin) > maxPIN {
+		return nil, fmt.Errorf("%w: the body is to be the PIN, 1 to %d bytes, and whole", appliance.ErrInput, maxPIN)
 	}
-	if err := h.Unlock(r.Context(), r.URL.Query().Get("token"), pin[:n]); err != nil {
+	if err := h.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err
 	}
 	return h.Status(), nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,7 +62,7 @@ func usable(tokens []admin.Token) error {
 		reasons = append(reasons, token.Name+": "+token.Reason)
 	}
 	hint := "the log of countersignd tells more"
-	if len(tokens) > 0 && (tokens[0].State == "locked" || tokens[0].State == "pin-refused") {
+	if slices.ContainsFunc(tokens, func(t admin.Token) bool { return t.NeedsPIN }) {
 		hint = "run countersignctl hsm unlock"
 	}
 	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)

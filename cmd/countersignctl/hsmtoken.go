@@ -51,9 +51,9 @@ func (g *target) load() error {
 		if err != nil {
 			return err
 		}
-		g.hsm = over(a.HSM, flags)
-		if _, err := os.Stat(a.StateDir); err == nil { // else there is no appliance yet to be guarded
-			g.guard = worker.Guard(filepath.Join(a.StateDir, worker.GuardFile))
+		g.hsm, g.guard = over(a.HSM, flags), guardFor(a, flags)
+		if g.guard == "" && flags.Pin.Source == "" && another(a.HSM, flags) {
+			g.hsm.Pin = config.Secret{Source: "prompt"}
 		}
 	} else {
 		g.hsm = over(config.HSM{Pin: config.Secret{Source: "prompt"}}, flags)
@@ -67,6 +67,21 @@ func (g *target) load() error {
 	}
 	g.hsm.WorkerBinary = filepath.Join(filepath.Dir(self), "hsm-worker")
 	return nil
+}
+
+// another tells whether the flags name a token that is not the configuration's, with
+// another PIN.
+func another(h, flags config.HSM) bool {
+	return flags.TokenLabel != "" && flags.TokenLabel != h.TokenLabel || flags.TokenSerial != "" && flags.TokenSerial != h.TokenSerial
+}
+
+// guardFor is the guard of the configuration's token, none for another and none where
+// there is no appliance yet.
+func guardFor(a *config.Appliance, flags config.HSM) worker.Guard {
+	if _, err := os.Stat(a.StateDir); err != nil || another(a.HSM, flags) {
+		return ""
+	}
+	return worker.GuardOf(a.StateDir, "first")
 }
 
 // pin is where the flags say the PIN is; no source when they do not.

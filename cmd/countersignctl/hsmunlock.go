@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,6 +56,9 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 		return err
 	}
 	if !anyNeedsPIN(tokens, u.token) {
+		if t.guardIsUp(u) { // by another program than the daemon, whose PIN is good
+			return t.liftGuard(cmd, u)
+		}
 		return cli.Fail(cli.Failed, errors.New("no token waits for a PIN"), "countersignctl hsm status tells their states")
 	}
 	pin, err := u.readPIN(cmd)
@@ -70,7 +74,7 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 
 func anyNeedsPIN(tokens []admin.Token, name string) bool {
 	for _, token := range tokens {
-		if (name == "" || name == token.Name) && (token.State == "locked" || token.State == "pin-refused") {
+		if (name == "" || name == token.Name) && token.NeedsPIN {
 			return true
 		}
 	}
@@ -99,21 +103,59 @@ func (a *api) unlock(ctx context.Context, token string, pin []byte, into any) er
 	return a.do(ctx, http.MethodPost, "hsm/unlock?token="+url.QueryEscape(token), bytes.NewReader(pin), into)
 }
 
+// stateDir is where the guards are, "" where that is not known.
+func (t *tool) stateDir(u unlocking) string {
+	if u.stateDir != "" {
+		return u.stateDir
+	}
+	address, err := config.ParseAddress(t.address)
+	if err != nil || address.Network() != "unix" {
+		return ""
+	}
+	return filepath.Dir(address.Target())
+}
+
+// guards are those of the token that is named, or of all.
+func (t *tool) guards(u unlocking) []worker.Guard {
+	names := []string{"first", "second"}
+	if u.token != "" {
+		names = []string{u.token}
+	}
+	var all []worker.Guard
+	for _, name := range names {
+		all = append(all, worker.GuardOf(t.stateDir(u), name))
+	}
+	return all
+}
+
+func (t *tool) guardIsUp(u unlocking) bool {
+	return t.stateDir(u) != "" && slices.ContainsFunc(t.guards(u), func(g worker.Guard) bool {
+		_, up := g.Refused()
+		return up
+	})
+}
+
 // liftGuard lets the next start of a daemon try its PIN.
 func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
-	dir := u.stateDir
-	if dir == "" {
-		address, err := config.ParseAddress(t.address)
-		if err != nil || address.Network() != "unix" {
-			return cli.Fail(cli.Usage, errors.New("no daemon answers, and where its state is was not said"), "name it: --state-dir DIR")
-		}
-		dir = filepath.Dir(address.Target())
+	if t.stateDir(u) == "" {
+		return cli.Fail(cli.Usage, errors.New("no daemon answers, and where its state is was not said"), "name it: --state-dir DIR")
 	}
-	guard := worker.Guard(filepath.Join(dir, worker.GuardFile))
-	when, refused := guard.Refused()
-	if !refused {
-		return cli.Fail(cli.Failed, fmt.Errorf("no daemon answers at %s, and in %s no PIN was refused", t.address, dir),
+	if !t.guardIsUp(u) {
+		return cli.Fail(cli.Failed, fmt.Errorf("no daemon answers at %s, and in %s no PIN was refused", t.address, t.stateDir(u)),
 			"start countersignd, or name its state directory: --state-dir DIR")
+	}
+	for _, guard := range t.guards(u) {
+		if err := lift(cmd, guard); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func lift(cmd *cobra.Command, guard worker.Guard) error {
+	when, up := guard.Refused()
+	if !up {
+		return nil
 	}
 	if err := guard.Lift(); err != nil {
 		code := cli.IO
@@ -122,7 +164,7 @@ func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
 		}
 		return cli.Fail(code, err, "run it as the user of countersignd")
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "The guard of %s is lifted: the next start of countersignd tries hsm.pin once. A wrong one counts on the token.\n",
-		when.UTC().Format(time.RFC3339))
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s is lifted: the next start of countersignd tries the configured PIN once. A wrong one counts on the token.\n",
+		filepath.Base(string(guard)), when.UTC().Format(time.RFC3339))
 	return err
 }

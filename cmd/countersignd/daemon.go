@@ -28,6 +28,7 @@ type daemon struct {
 	listeners listeners
 	config    *config.Appliance
 	storeDir  string
+	waits     bool          // started locked
 	loaded    chan struct{} // closed when there is an appliance
 	caFile    string
 }
@@ -42,7 +43,7 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if d.locked() {
+	if d.waits = d.locked(); d.waits {
 		return d, nil
 	}
 	if err = d.load(ctx); err != nil {
@@ -120,7 +121,7 @@ func tlsNames(api config.API) []string {
 
 // run serves until ctx ends.
 func (d *daemon) run(ctx context.Context) error {
-	if d.locked() {
+	if d.waits {
 		return d.runLocked(ctx)
 	}
 	return d.runServers(ctx, d.apiServer(), d.adminServer(d.adminHandler()), d.opsServer())

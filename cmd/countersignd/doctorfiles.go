@@ -58,7 +58,7 @@ func (d *doctor) file(f file) {
 
 // pinRefused tells whether the guard of the first token is up.
 func (d *doctor) pinRefused() (since string, up bool) {
-	when, up := worker.Guard(guardOf(d.cfg.StateDir, "first")).Refused()
+	when, up := worker.GuardOf(d.cfg.StateDir, "first").Refused()
 	if up && !when.IsZero() {
 		since = " since " + when.UTC().Format(time.RFC3339)
 	}

@@ -8,6 +8,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/cmd/internal/cli"
 	"countersign/hsm"
+	"countersign/hsm/worker"
 )
 
 // errDisk: an fsync failed, or the database is corrupt.
@@ -19,6 +20,7 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
+	{worker.ErrGuard, cli.IO, "state_dir must be readable and writable, with room: without the file pin-refused no PIN is tried"},
 	{hsm.ErrPIN, cli.Auth, "check hsm.pin, then run countersignctl hsm unlock: until then it is not tried again, so that the token does not lock"},
 	{hsm.ErrLocked, cli.Auth, "init takes the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
 	{errInitialized, cli.Failed, "run countersignd serve"},

@@ -42,6 +42,7 @@ func (d *daemon) tokenWords(t pool) admin.Token {
 	}
 	if state.Err != nil {
 		words.Reason = state.Err.Error()
+		words.NeedsPIN = errors.Is(state.Err, hsm.ErrPIN) || errors.Is(state.Err, hsm.ErrLocked)
 	}
 	for _, w := range t.Processes() {
 		words.Workers = append(words.Workers, workerWords(w))
@@ -53,6 +54,8 @@ func tokenState(s worker.State) string {
 	switch {
 	case errors.Is(s.Err, hsm.ErrPIN) && s.Alive == 0:
 		return "pin-refused"
+	case errors.Is(s.Err, hsm.ErrPIN):
+		return "degraded"
 	case errors.Is(s.Err, hsm.ErrLocked):
 		return "locked"
 	case !s.Ready:
@@ -84,9 +87,12 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 	if err != nil {
 		return err
 	}
+	// Who hangs up has asked all the same: the outcome is to be known and written down.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
 	failed := t.Unlock(ctx, wire.PIN(pin))
 	if errors.Is(failed, worker.ErrUnlocked) {
-		return fmt.Errorf("%w: %w", failed, store.ErrConflict)
+		return conflict{failed}
 	}
 	event := "unlocked"
 	if failed != nil {
@@ -107,24 +113,31 @@ func (d *daemon) waiting(name string) (pool, error) {
 		}
 	}
 	if name == "" {
-		return pool{}, fmt.Errorf("%w: %w", worker.ErrUnlocked, store.ErrConflict)
+		return pool{}, conflict{worker.ErrUnlocked}
 	}
 	return pool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
 }
 
 // drain takes a token out of service, or back.
 func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
-	err := d.token.Drain(ctx, name, drain)
-	switch {
+	switch err := d.token.Drain(name, drain); {
 	case errors.Is(err, failover.ErrNoMember):
 		return fmt.Errorf("%w: %w", err, store.ErrNotFound)
 	case errors.Is(err, failover.ErrLast):
-		return fmt.Errorf("%w: %w", err, store.ErrConflict)
+		return conflict{err}
 	case err != nil:
 		return err
 	}
-	return d.record(ctx, name, map[bool]string{true: "drained", false: "resumed"}[drain])
+	if err := d.record(ctx, name, map[bool]string{true: "drained", false: "resumed"}[drain]); err != nil || !drain {
+		return err
+	}
+	return d.token.Idle(ctx, name)
 }
+
+// conflict is answered as [store.ErrConflict], in its own words.
+type conflict struct{ error }
+
+func (c conflict) Unwrap() []error { return []error{c.error, store.ErrConflict} }
 
 func (d *daemon) record(ctx context.Context, token, event string) error {
 	return d.store.Append(ctx, store.NewRecord(store.KindHSM, "token/"+token, map[string]any{"event": event}))

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"countersign/appliance/httpapi"
+	"countersign/hsm"
 )
 
 // runLocked serves nothing but health, the state of the HSM and its unlocking,
@@ -19,10 +21,7 @@ func (d *daemon) runLocked(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return httpapi.Serve(ctx, d.log, d.adminServer(admin), d.opsServer()) })
 	group.Go(func() error {
-		if !d.untilUnlocked(ctx) {
-			return nil
-		}
-		if err := d.load(ctx); err != nil {
+		if err := d.loadUnlocked(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
 		admin.Use(d.adminHandler())
@@ -32,6 +31,19 @@ func (d *daemon) runLocked(ctx context.Context) error {
 	return group.Wait()
 }
 
+// loadUnlocked waits for the PIN and loads. A token that goes away meanwhile is waited
+// for: the PIN is not to be given twice for it.
+func (d *daemon) loadUnlocked(ctx context.Context) error {
+	for d.untilUnlocked(ctx) {
+		err := d.load(ctx)
+		if !errors.Is(err, hsm.ErrUnavailable) {
+			return err
+		}
+		d.log.Error("loading keys and policy, trying again", "error", err)
+	}
+	return nil
+}
+
 // unlockedPoll is how often a locked daemon looks whether it is unlocked.
 const unlockedPoll = 20 * time.Millisecond
 
@@ -39,12 +51,14 @@ const unlockedPoll = 20 * time.Millisecond
 func (d *daemon) untilUnlocked(ctx context.Context) bool {
 	tick := time.NewTicker(unlockedPoll)
 	defer tick.Stop()
-	for !d.token.Ready() {
+	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return false
 		}
+		if d.token.Ready() {
+			return true
+		}
 	}
-	return true
 }

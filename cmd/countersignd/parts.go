@@ -77,10 +77,10 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 	set := failover.Config{Timeout: cfg.HSM.Timeout.Duration, Logger: p.log.Named("hsm")}
 	tokens := cfg.HSM.Tokens()
 	for _, t := range tokens {
-		guard := worker.Guard(guardOf(cfg.StateDir, t.Name))
+		guard := worker.GuardOf(cfg.StateDir, t.Name)
 		pin, err := readPIN(t, guard, secrets)
-		if err != nil {
-			return err
+		if err != nil && (len(tokens) == 1 || !errors.Is(err, hsm.ErrPIN)) {
+			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
 		opened, err := worker.Open(ctx, worker.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
@@ -90,7 +90,7 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
 		})
 		if err != nil {
-			return err
+			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
 		p.pools = append(p.pools, pool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
@@ -115,22 +115,15 @@ func (p *parts) tokenError() error {
 			reasons = append(reasons, fmt.Errorf("%s token: %w", t.Name, err))
 		}
 	}
+	if len(reasons) == 0 {
+		return fmt.Errorf("every token is drained: %w", hsm.ErrUnavailable)
+	}
 	return errors.Join(reasons...)
 }
 
 // locked tells that nothing can be served before somebody gives a PIN.
 func (p *parts) locked() bool {
 	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
-}
-
-// guardOf is the file that says that a token refused its PIN: pin-refused, and for
-// the second token pin-refused.second.
-func guardOf(stateDir, token string) string {
-	name := worker.GuardFile
-	if token != "first" {
-		name += "." + token
-	}
-	return filepath.Join(stateDir, name)
 }
 
 // readPIN reads the PIN from where the configuration says; nil is a locked start.
@@ -140,7 +133,7 @@ func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSourc
 		return nil, nil
 	}
 	if when, refused := guard.Refused(); refused {
-		return nil, fmt.Errorf("%s token, %s: %w since %s", t.Name, t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
 	secrets.What = "PIN of token " + t.TokenLabel
 	pin, err := t.Pin.Resolve(secrets)

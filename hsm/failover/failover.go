@@ -50,7 +50,8 @@ type Set struct {
 	timeout time.Duration
 	log     hclog.Logger
 
-	making sync.Mutex // one key is made at a time
+	making   sync.Mutex // one key is made at a time
+	draining sync.Mutex // one change of who is drained at a time
 }
 
 type member struct {
@@ -84,10 +85,12 @@ func (s *Set) Drained(name string) bool {
 	return err == nil && m.drained.Load()
 }
 
-// Drain lets a member finish the calls it has and gives it no more; false takes
-// that back. It returns when nothing is in flight there or ctx ends. The last
-// member that takes calls is [ErrLast], a name that is none [ErrNoMember].
-func (s *Set) Drain(ctx context.Context, name string, drain bool) error {
+// Drain gives a member no more calls; false takes that back. The last member that
+// takes calls is [ErrLast], a name that is none [ErrNoMember]. A call that was given
+// to it just before may still be on its way: see [Set.Idle].
+func (s *Set) Drain(name string, drain bool) error {
+	s.draining.Lock()
+	defer s.draining.Unlock()
 	m, err := s.find(name)
 	if err != nil {
 		return err
@@ -97,8 +100,14 @@ func (s *Set) Drain(ctx context.Context, name string, drain bool) error {
 	}
 	m.drained.Store(drain)
 	s.log.Info("token drained", "token", name, "drained", drain)
-	if !drain {
-		return nil
+	return nil
+}
+
+// Idle waits until a member has answered all its calls.
+func (s *Set) Idle(ctx context.Context, name string) error {
+	m, err := s.find(name)
+	if err != nil {
+		return err
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -106,7 +115,7 @@ func (s *Set) Drain(ctx context.Context, name string, drain bool) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("draining token %s, %d calls in flight: %w", name, m.InFlight(), ctx.Err())
+			return fmt.Errorf("token %s has %d calls in flight: %w", name, m.InFlight(), ctx.Err())
 		}
 	}
 	return nil

@@ -153,23 +153,26 @@ func TestDrain(t *testing.T) {
 	first.flying.Store(1)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := s.Drain(ctx, "first", true); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Drain with a call in flight: %v", err)
+	if err := s.Drain("first", true); err != nil {
+		t.Error(err)
+	}
+	if err := s.Idle(ctx, "first"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Idle with a call in flight: %v", err)
 	}
 	first.flying.Store(0)
-	if err := s.Drain(t.Context(), "first", true); err != nil {
+	if err := s.Idle(t.Context(), "first"); err != nil {
 		t.Error(err)
 	}
 	if err := sign(t.Context(), s, k); err != nil || first.signed.Load() != 0 || second.signed.Load() != 1 {
 		t.Errorf("drained: %v, %d and %d signed", err, first.signed.Load(), second.signed.Load())
 	}
-	if err := s.Drain(t.Context(), "second", true); !errors.Is(err, ErrLast) {
+	if err := s.Drain("second", true); !errors.Is(err, ErrLast) {
 		t.Errorf("Drain of the last: %v, want ErrLast", err)
 	}
-	if err := s.Drain(t.Context(), "third", true); !errors.Is(err, ErrNoMember) {
+	if err := s.Drain("third", true); !errors.Is(err, ErrNoMember) {
 		t.Errorf("Drain of none: %v, want ErrNoMember", err)
 	}
-	if err := s.Drain(t.Context(), "first", false); err != nil {
+	if err := s.Drain("first", false); err != nil {
 		t.Error(err)
 	}
 	if err := sign(t.Context(), s, k); err != nil || first.signed.Load() != 1 {

@@ -66,7 +66,8 @@ func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 			With: m.transport.ID, Public: k.Public, ID: k.ID,
 		}
 		if _, err := m.Restore(ctx, copied); err != nil {
-			return hsm.Key{}, s.undo(ctx, k, fmt.Errorf("copying key %q to token %s: %w", spec.Label, m.Name, err))
+			s.undo(ctx, k, s.members[:i+1])
+			return hsm.Key{}, fmt.Errorf("copying key %q to token %s: %w", spec.Label, m.Name, err)
 		}
 	}
 	if k.Sealed = k.Sealed[:asked:asked]; asked == 0 {
@@ -85,14 +86,15 @@ func (s *Set) all() (first *member, others []*member, err error) {
 	return s.members[0], s.members[1:], nil
 }
 
-// undo takes a key away that could not be copied everywhere.
-func (s *Set) undo(ctx context.Context, k hsm.Key, cause error) error {
-	for _, m := range s.members {
+// undo takes a key away from those that got it, since the next did not.
+func (s *Set) undo(ctx context.Context, k hsm.Key, got []*member) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*s.timeout)
+	defer cancel()
+	for _, m := range got {
 		if err := m.Destroy(ctx, k.ID); err != nil && !errors.Is(err, hsm.ErrKey) {
 			s.log.Error("a key that could not be copied stays behind", "token", m.Name, "key", k.Label, "error", err)
 		}
 	}
-	return cause
 }
 
 // recipient is the member's transport key, made when there is none.
@@ -134,16 +136,16 @@ func point(spki []byte) (*ecdh.PublicKey, error) {
 
 // Restore implements [hsm.Token], on every member.
 func (s *Set) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
-	return s.everywhere(func(m *member) (hsm.Key, error) { return m.Token.Restore(ctx, r) })
+	return s.everywhere(ctx, func(m *member) (hsm.Key, error) { return m.Token.Restore(ctx, r) })
 }
 
 // Adopt implements [hsm.Token], on every member.
 func (s *Set) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
-	return s.everywhere(func(m *member) (hsm.Key, error) { return m.Token.Adopt(ctx, spec, private) })
+	return s.everywhere(ctx, func(m *member) (hsm.Key, error) { return m.Token.Adopt(ctx, spec, private) })
 }
 
-// everywhere does what makes a key on all members; the first error ends it.
-func (s *Set) everywhere(do func(*member) (hsm.Key, error)) (k hsm.Key, err error) {
+// everywhere does what makes a key on all members, or on none.
+func (s *Set) everywhere(ctx context.Context, do func(*member) (hsm.Key, error)) (k hsm.Key, err error) {
 	s.making.Lock()
 	defer s.making.Unlock()
 	first, others, err := s.all()
@@ -153,9 +155,10 @@ func (s *Set) everywhere(do func(*member) (hsm.Key, error)) (k hsm.Key, err erro
 	if k, err = do(first); err != nil {
 		return k, fmt.Errorf("token %s: %w", first.Name, err)
 	}
-	for _, m := range others {
+	for i, m := range others {
 		if _, err := do(m); err != nil {
-			return k, fmt.Errorf("token %s: %w", m.Name, err)
+			s.undo(ctx, k, s.members[:i+1])
+			return hsm.Key{}, fmt.Errorf("token %s: %w", m.Name, err)
 		}
 	}
 	return k, nil

@@ -49,6 +49,10 @@ func open(cfg Config) (*Token, error) {
 	if err := t.chooseWrapping(); err != nil {
 		return nil, err
 	}
+	// A module may call a login a success that was none.
+	if err := t.loggedIn(); err != nil {
+		return nil, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
 	_, err = t.Keys(background)
 	return t, err
 }
@@ -59,6 +63,9 @@ func (t *Token) enter(cfg Config) (pkcs11.TokenInfo, error) {
 		return t.enterAlone(cfg)
 	}
 	info, shared, err := look(cfg)
+	if err == nil {
+		err = spares(info)
+	}
 	if err != nil {
 		return info, err
 	}
@@ -90,6 +97,9 @@ func (t *Token) enterAlone(cfg Config) (info pkcs11.TokenInfo, err error) {
 		}
 	}()
 	if t.slot, info, err = findToken(t.ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
+		return info, err
+	}
+	if err := spares(info); err != nil {
 		return info, err
 	}
 	session, err := t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
@@ -160,6 +170,15 @@ func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.T
 		return 0, found, fmt.Errorf("%d tokens have label %q and serial %q: %w", matches, label, serial, hsm.ErrUnavailable)
 	}
 	return slot, found, nil
+}
+
+// spares refuses to log in where one more wrong PIN locks the token, or has (PKCS#11
+// v2.40 §3.2, CK_TOKEN_INFO flags): whoever tried before did not learn the outcome.
+func spares(info pkcs11.TokenInfo) error {
+	if info.Flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) == 0 {
+		return nil
+	}
+	return fmt.Errorf("token %s says that its PIN is locked or at its last try, log in once with the vendor's tool: %w", info.Label, hsm.ErrPIN)
 }
 
 // login lets crypto11 initialize the module and log in; its long-term session

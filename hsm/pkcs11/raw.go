@@ -48,8 +48,8 @@ func OpenRaw(cfg Config) (*Raw, error) {
 	if r.Slot, r.Info, err = findToken(r.Ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
 		return nil, err
 	}
-	if r.Info.Flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) != 0 {
-		return nil, fmt.Errorf("token %s says that its PIN is locked or at its last try: %w", r.Info.Label, hsm.ErrPIN)
+	if err := spares(r.Info); err != nil {
+		return nil, err
 	}
 	if r.Login, err = r.Session(); err != nil {
 		return nil, startError("C_OpenSession", err)

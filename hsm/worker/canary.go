@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -31,6 +32,9 @@ func (p *Pool) prove(ctx context.Context, l *link) error {
 		return err
 	}
 	first := p.book.empty()
+	if len(keys) == 0 && len(p.book.testable()) > 0 { // not logged in, or another token
+		return fmt.Errorf("the token has lost its keys: %w", hsm.ErrUnavailable)
+	}
 	for _, k := range p.book.learn(keys) {
 		p.cfg.Logger.Error("key is gone from the token", "key", k.Label, "id", k.ID.String())
 	}
@@ -102,6 +106,7 @@ func (p *Pool) canary(l *link, k pinned) {
 	switch {
 	case err == nil:
 		l.sound()
+		l.setSilent(false) // what the lane answers, the others may hope for
 		p.judge(nil)
 		return
 	case errors.Is(err, hsm.ErrGarbled):

@@ -17,6 +17,10 @@ import (
 // guard since, so it was not asked again. It wraps [hsm.ErrPIN].
 var ErrRefusedBefore = fmt.Errorf("%w before, and it was not tried again", hsm.ErrPIN)
 
+// ErrGuard: the guard cannot be read or written, so no PIN is tried. It wraps
+// [hsm.ErrUnavailable].
+var ErrGuard = fmt.Errorf("the PIN guard cannot be kept: %w", hsm.ErrUnavailable)
+
 // GuardFile is the name of a guard in the state directory of an appliance.
 const GuardFile = "pin-refused"
 
@@ -24,6 +28,16 @@ const GuardFile = "pin-refused"
 // no PIN is tried, by whatever process: a token locks after a few tries, and a
 // restart loop makes them in a second. "" guards nothing.
 type Guard string
+
+// GuardOf is the guard of a token in the state directory of an appliance: pin-refused
+// of the "first", pin-refused.NAME of another.
+func GuardOf(stateDir, token string) Guard {
+	name := GuardFile
+	if token != "first" {
+		name += "." + token
+	}
+	return Guard(filepath.Join(stateDir, name))
+}
 
 // Refused tells when the PIN was refused; false when it was not.
 func (g Guard) Refused() (when time.Time, refused bool) {
@@ -46,7 +60,7 @@ func (g Guard) Lift() error {
 		return nil
 	}
 	if err := os.Remove(string(g)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("lifting the PIN guard: %w", err)
+		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
 	return g.sync()
 }
@@ -78,16 +92,20 @@ func (g Guard) arm() error {
 	if when, refused := g.Refused(); refused {
 		return fmt.Errorf("%w (%s says so since %s)", ErrRefusedBefore, g, when.UTC().Format(time.RFC3339))
 	}
+	if err := g.write(g.armed()); err != nil {
+		return fmt.Errorf("%w: %w", ErrGuard, err)
+	}
+	return nil
+}
+
+func (g Guard) write(path string) error {
 	const text = "The token refused the PIN. It is not tried again until `countersignctl hsm unlock`.\n"
-	f, err := os.OpenFile(g.armed(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err == nil {
 		_, err = f.WriteString(text)
 		err = errors.Join(err, f.Sync(), f.Close())
 	}
-	if err != nil {
-		return fmt.Errorf("preparing the PIN guard: %w", err)
-	}
-	return nil
+	return err
 }
 
 // raise makes the refusal last.
@@ -97,8 +115,12 @@ func (g Guard) raise() error {
 	}
 	now := time.Now()
 	_ = os.Chtimes(g.armed(), now, now) // it is the time that Refused tells
-	if err := os.Rename(g.armed(), string(g)); err != nil {
-		return fmt.Errorf("raising the PIN guard: %w", err)
+	err := os.Rename(g.armed(), string(g))
+	if errors.Is(err, fs.ErrNotExist) { // it was not armed, or another process disarmed it
+		err = g.write(string(g))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
 	return g.sync()
 }
@@ -114,11 +136,11 @@ func (g Guard) disarm() {
 func (g Guard) sync() error {
 	dir, err := os.Open(filepath.Dir(string(g)))
 	if err != nil {
-		return fmt.Errorf("PIN guard: %w", err)
+		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
 	err = unix.Fsync(int(dir.Fd()))
 	if err := errors.Join(err, dir.Close()); err != nil {
-		return fmt.Errorf("PIN guard: %w", err)
+		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
 	return nil
 }

@@ -22,7 +22,6 @@ type health struct {
 	mu    sync.Mutex // guards what follows
 	cause error      // why it is open; nil is closed
 	since time.Time  // when the last worker was gone or hung; zero while one is well
-	look  *time.Timer
 }
 
 // down is why calls are refused at once; nil when they are not.
@@ -53,7 +52,7 @@ func (p *Pool) judge(failed error) {
 	default:
 		if h.since.IsZero() {
 			h.since = time.Now()
-			h.look = time.AfterFunc(p.patience(), func() { p.judge(nil) })
+			time.AfterFunc(p.patience(), func() { p.judge(nil) })
 		}
 		if failed != nil {
 			cause = failed

@@ -83,6 +83,7 @@ func (p *Pool) Destroy(ctx context.Context, key hsm.KeyID) error {
 }
 
 func (p *Pool) relist(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
 	for _, l := range *p.live.Load() {
 		if _, err := p.list(ctx, l); err != nil {
 			l.fail(err)

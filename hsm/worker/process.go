@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,33 +28,38 @@ type fork struct {
 // started it ends, not when the process does.
 func (p *Pool) fork() {
 	runtime.LockOSThread()
-	for f := range p.forks {
-		f.done <- f.cmd.Start()
+	for {
+		select {
+		case f := <-p.forks:
+			f.done <- f.cmd.Start()
+		case <-p.over:
+			return
+		}
 	}
 }
 
-// start brings up one worker, unless the pool has stopped.
-func (p *Pool) start(ctx context.Context) (*link, error) {
-	p.starting.Lock()
-	defer p.starting.Unlock()
-	if err := p.stopReason(); err != nil {
+// start brings up one worker with its token open and its keys proven. One start,
+// and so one login, is made at a time; one that takes longer than leastStart lets
+// the next go ahead, for it may hang where a new process would not. may is asked
+// when it is this one's turn. The pool stops at a refused PIN before the next one has
+// its turn.
+func (p *Pool) start(ctx context.Context, limit time.Duration, may func() error) (*link, error) {
+	select {
+	case p.turnstile <- struct{}{}:
+	case <-p.closed:
+		return nil, ErrClosed
+	}
+	next := sync.OnceFunc(func() { <-p.turnstile })
+	defer next()
+	if err := may(); err != nil {
 		return nil, err
 	}
-	return p.launch(ctx)
-}
-
-// launch brings up one worker with its token open and its keys proven. The first
-// refused PIN stops the pool, and nobody who waited for the turn tries it again.
-// Callers hold starting.
-func (p *Pool) launch(ctx context.Context) (*link, error) {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, p.startLimit())
+	defer time.AfterFunc(leastStart, next).Stop()
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var c child
-	err := p.cfg.Guard.Try(func() (err error) {
-		c, err = p.spawn(ctx)
-		return err
-	})
+	defer context.AfterFunc(p.life, cancel)()
+	began := time.Now()
+	c, err := p.spawn(ctx)
 	if err != nil {
 		p.stopIfRefused(err)
 		return nil, fmt.Errorf("starting worker: %w", err)
@@ -64,25 +70,44 @@ func (p *Pool) launch(ctx context.Context) (*link, error) {
 		l.end()
 		return nil, fmt.Errorf("starting worker: %w", outward(err))
 	}
-	p.longest = max(p.longest, time.Since(began))
+	p.took(time.Since(began))
 	p.cfg.Logger.Info("worker ready", "pid", l.pid())
 	return l, nil
 }
 
-// startLimit is how long a start may take: one that hangs keeps the next from
-// being tried, which may find the token well again.
-func (p *Pool) startLimit() time.Duration {
-	if p.longest == 0 {
+// took remembers the longest start that ended well.
+func (p *Pool) took(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.longest = max(p.longest, d)
+}
+
+// startLimit is how long the n-th start in a row of a supervisor may take, which
+// replaces a worker: three times the longest that ended well. That a token may have
+// become slower, every other supervisor finds out by waiting for long; the others
+// give up early, for a start that hangs finds no token that is well again.
+func (p *Pool) startLimit(slot, n int) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n > 0 && (slot+n*p.alone())%2 == 0 {
 		return startTimeout
 	}
 	return min(max(3*p.longest, leastStart), startTimeout)
+}
+
+// alone is 1 where there is one supervisor, which does both by turns.
+func (p *Pool) alone() int {
+	if p.cfg.Workers == 1 {
+		return 1
+	}
+	return 0
 }
 
 // introduce sends the configuration and waits for the token to be open.
 func (p *Pool) introduce(ctx context.Context, c child) error {
 	unblock := context.AfterFunc(ctx, c.sock.Shutdown)
 	defer unblock()
-	pin, err := p.vault.read()
+	pin, err := p.pin()
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
@@ -108,6 +133,13 @@ func (p *Pool) introduce(ctx context.Context, c child) error {
 type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once it was waited for
+}
+
+// pin is the PIN of the vault, for the caller to erase.
+func (p *Pool) pin() (wire.PIN, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.vault.read()
 }
 
 // child is a process that was started, and this side of its sockets.
@@ -183,7 +215,11 @@ func (p *Pool) run(files ...*os.File) (*process, error) {
 	// its workers after the calls under way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	f := fork{cmd, make(chan error, 1)}
-	p.forks <- f
+	select {
+	case p.forks <- f:
+	case <-p.over:
+		return nil, ErrClosed
+	}
 	if err := <-f.done; err != nil {
 		return nil, err
 	}

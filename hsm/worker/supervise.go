@@ -16,7 +16,7 @@ const settled = 10 * time.Second
 
 // supervise replaces a worker whenever it is lost, until the pool is closed. nil
 // is one that is to be started first.
-func (p *Pool) supervise(l *link) {
+func (p *Pool) supervise(slot int, l *link) {
 	delay := time.Duration(0)
 	for {
 		if l != nil {
@@ -31,15 +31,17 @@ func (p *Pool) supervise(l *link) {
 				delay = 0
 			}
 		}
-		if l = p.replace(&delay); l == nil {
+		if l = p.replace(slot, &delay); l == nil {
 			return
 		}
 	}
 }
 
-// replace starts a worker, again and again; nil when the pool was closed.
-func (p *Pool) replace(delay *time.Duration) *link {
-	for reported := false; ; {
+// replace starts a worker, again and again; nil when the pool was closed. Its PIN
+// was accepted before, so that it asks no guard, which another program may have put
+// up; but a refusal puts it up.
+func (p *Pool) replace(slot int, delay *time.Duration) *link {
+	for n := 0; ; n++ {
 		l, open := p.pause(*delay)
 		if !open {
 			return nil
@@ -47,7 +49,7 @@ func (p *Pool) replace(delay *time.Duration) *link {
 		*delay = min(max(2**delay, 20*time.Millisecond), maxBackOff)
 		var err error
 		if l == nil {
-			l, err = p.start(context.Background())
+			l, err = p.start(context.Background(), p.startLimit(slot, n), p.stopReason)
 		}
 		if err == nil {
 			p.metrics.restarts.Inc()
@@ -56,10 +58,10 @@ func (p *Pool) replace(delay *time.Duration) *link {
 			}
 			return l
 		}
+		p.refusedLater(err)
 		p.judge(err)
-		if !reported {
+		if n == 0 {
 			p.cfg.Logger.Error("cannot start worker", "error", err)
-			reported = true
 		}
 	}
 }
@@ -113,6 +115,7 @@ func (p *Pool) stop(cause error) {
 	}
 	if p.stopped = cause; errors.Is(cause, ErrClosed) {
 		close(p.closed)
+		p.die()
 	}
 	p.signalLocked()
 }
@@ -127,8 +130,19 @@ func (p *Pool) resume() {
 	p.signalLocked()
 }
 
+// refusedLater puts the guard up over a PIN that was accepted before and is no longer.
+func (p *Pool) refusedLater(err error) {
+	if !errors.Is(err, hsm.ErrPIN) || errors.Is(p.stopReason(), ErrRefusedBefore) {
+		return
+	}
+	if failed := p.cfg.Guard.raise(); failed != nil {
+		p.cfg.Logger.Error("a refused PIN could not be remembered: do not start again before it is right", "error", failed)
+	}
+}
+
 func (p *Pool) stopIfRefused(err error) {
 	if errors.Is(err, hsm.ErrPIN) {
+		p.refusals.Add(1)
 		p.cfg.Logger.Error("PIN refused, no worker will be started before it is unlocked", "error", err)
 		p.stop(err)
 	}
@@ -139,8 +153,7 @@ func (p *Pool) add(l *link) bool {
 	p.mu.Lock()
 	if errors.Is(p.stopped, ErrClosed) {
 		p.mu.Unlock()
-		l.fail(ErrClosed)
-		l.end()
+		discard(l)
 		return false
 	}
 	p.known.Clear()

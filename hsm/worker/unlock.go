@@ -11,13 +11,15 @@ import (
 
 // Unlock gives a PIN to a pool that has none or whose PIN was refused, lifts the
 // guard, and tries the PIN once. One that is refused is [hsm.ErrPIN] and puts the
-// guard up again; a token that cannot be reached is [hsm.ErrUnavailable], with the
-// guard down; a pool that runs is [ErrUnlocked]. The PIN is taken over
-// and erased.
+// guard up again; so is one that waited while another was refused, and is not
+// tried. A token that cannot be reached is [hsm.ErrUnavailable]; a patient pool
+// keeps the PIN for it all the same. A pool that runs is [ErrUnlocked]. The PIN is
+// taken over and erased.
 func (p *Pool) Unlock(ctx context.Context, pin wire.PIN) error {
 	defer pin.Zero()
-	p.starting.Lock()
-	defer p.starting.Unlock()
+	refused := p.refusals.Load()
+	p.unlocking.Lock()
+	defer p.unlocking.Unlock()
 	switch stopped := p.stopReason(); {
 	case stopped == nil:
 		return ErrUnlocked
@@ -25,6 +27,8 @@ func (p *Pool) Unlock(ctx context.Context, pin wire.PIN) error {
 		return stopped
 	case len(pin) == 0:
 		return fmt.Errorf("no PIN: %w", hsm.ErrInput)
+	case refused != p.refusals.Load():
+		return fmt.Errorf("another PIN was refused meanwhile, this one was not tried: %w", hsm.ErrPIN)
 	}
 	if err := p.cfg.Guard.Lift(); err != nil { // somebody has thought about it
 		return err
@@ -32,34 +36,55 @@ func (p *Pool) Unlock(ctx context.Context, pin wire.PIN) error {
 	return p.unlock(ctx, pin)
 }
 
-// unlock starts with a PIN, unless the guard is up. Callers hold starting.
+// unlock starts with a PIN, unless the guard is up. Callers hold unlocking.
 func (p *Pool) unlock(ctx context.Context, pin wire.PIN) error {
-	vault, err := newVault(pin)
-	if err != nil {
-		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	if err := p.keep(pin); err != nil {
+		return err
 	}
-	p.vault.close()
-	p.vault = vault
-	first, err := p.launch(ctx)
-	if p.cfg.Patient && errors.Is(err, hsm.ErrUnavailable) {
+	var first *link
+	err := p.cfg.Guard.Try(func() (err error) {
+		first, err = p.start(ctx, startTimeout, func() error { return nil })
+		return err
+	})
+	if err != nil && !(p.cfg.Patient && errors.Is(err, hsm.ErrUnavailable)) {
+		if errors.Is(err, ErrRefusedBefore) { // else the start has said so
+			p.stopIfRefused(err)
+		}
+		return err
+	}
+	if err != nil {
 		p.cfg.Logger.Error("token is not there, going on trying", "error", err)
 		p.judge(err)
-		err = nil
-	}
-	if err != nil {
-		return err
 	}
 	p.resume()
 	p.begin(ctx, first)
+	return err
+}
+
+// keep puts the PIN where starts find it, in place of one before.
+func (p *Pool) keep(pin wire.PIN) error {
+	fresh, err := newVault(pin)
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vault.close()
+	p.vault = fresh
 	return nil
 }
 
 // begin gives a worker, or nil, to its supervisor, the first time with all the
-// others. Callers hold starting.
+// others. Callers hold unlocking, as does Close before it waits for supervisors.
 func (p *Pool) begin(ctx context.Context, first *link) {
+	if p.isClosed() {
+		discard(first)
+		return
+	}
 	if p.begun {
 		if first != nil {
 			p.spare <- first
+			p.settle(ctx)
 		}
 		return
 	}
@@ -67,17 +92,41 @@ func (p *Pool) begin(ctx context.Context, first *link) {
 	links := make([]*link, p.cfg.Workers) // nil is for the supervisor to start
 	links[0] = first
 	for i := 1; i < len(links) && first != nil; i++ {
-		l, err := p.launch(ctx)
+		l, err := p.start(ctx, startTimeout, p.stopReason)
 		if err != nil {
 			p.cfg.Logger.Error("cannot start worker", "error", err)
 			break
 		}
 		links[i] = l
 	}
-	for _, l := range links {
+	for slot, l := range links {
 		if l != nil && !p.add(l) {
 			l = nil
 		}
-		p.running.Go(func() { p.supervise(l) })
+		p.running.Go(func() { p.supervise(slot, l) })
+	}
+}
+
+// settle waits until the pool is ready, so that who unlocked it finds it so.
+func (p *Pool) settle(ctx context.Context) {
+	for {
+		changed := p.nextChange()
+		if p.Ready() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-p.closed:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func discard(l *link) {
+	if l != nil {
+		l.fail(ErrClosed)
+		l.end()
 	}
 }

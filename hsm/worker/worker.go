@@ -60,8 +60,8 @@ type Config struct {
 	// Unverified hands signatures on as they come: for measuring what verifying
 	// costs, and for nothing else.
 	Unverified bool
-	// Patient opens a pool whose token is not there, and goes on trying: for one
-	// of several, of which another can serve.
+	// Patient opens a pool whose token is not there, and goes on trying, or refuses
+	// its PIN: for one of several, of which another can serve.
 	Patient  bool
 	Workers  int // processes, default 2
 	Sessions int // PKCS#11 sessions of each, default 4; one more is for canaries
@@ -86,18 +86,25 @@ type Pool struct {
 	live    atomic.Pointer[[]*link] // replaced under mu, read without
 	closed  chan struct{}
 	running sync.WaitGroup // supervisors
-	ended   sync.Once      // closes forks
+	ended   sync.Once      // closes over
 	known   sync.Map       // use → nil, what worked since the last start of a worker
 
-	starting sync.Mutex    // one start, hence one login, at a time; guards what follows
-	vault    *vault        // nil before there was a PIN
-	begun    bool          // there is a supervisor for each worker
-	longest  time.Duration // that a start took which ended well
-	keeping  sync.Mutex    // one change of what is on the token at a time, so that labels stay unique
+	refusals  atomic.Int64  // PINs that the token refused
+	turnstile chan struct{} // holds one start, hence one login, at a time
+	over      chan struct{} // closed when nothing is forked any more
+	life      context.Context
+	die       context.CancelFunc // ends life
+
+	unlocking sync.Mutex // one Unlock at a time; guards begun
+	begun     bool       // there is a supervisor for each worker
+
+	keeping sync.Mutex // one change of what is on the token at a time, so that labels stay unique
 
 	mu      sync.Mutex    // guards what follows
 	changed chan struct{} // closed and replaced when live, stopped or the breaker changes
 	stopped error         // why no worker is started
+	vault   *vault        // nil before there was a PIN
+	longest time.Duration // that a start took which ended well
 }
 
 // State is what /readyz asks.
@@ -117,23 +124,33 @@ func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	cfg.defaults()
 	p := &Pool{
 		cfg: cfg, metrics: newMetrics(cfg.Registerer), forks: make(chan fork), spare: make(chan *link, 1),
-		closed: make(chan struct{}), changed: make(chan struct{}), stopped: hsm.ErrLocked,
+		turnstile: make(chan struct{}, 1), over: make(chan struct{}),
+		closed: make(chan struct{}), changed: make(chan struct{}), stopped: cfg.waitsFor(),
 	}
+	p.life, p.die = context.WithCancel(context.Background())
 	p.cfg.PIN = nil
 	p.live.Store(&[]*link{})
-	p.health.cause = hsm.ErrLocked
+	p.health.cause = p.stopped
 	go p.fork()
 	if len(cfg.PIN) == 0 {
 		return p, nil
 	}
-	p.starting.Lock()
+	p.unlocking.Lock()
 	err := p.unlock(ctx, cfg.PIN)
-	p.starting.Unlock()
-	if err != nil {
+	p.unlocking.Unlock()
+	if err != nil && !(cfg.Patient && (errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrPIN))) {
 		p.Close()
 		return nil, fmt.Errorf("opening HSM: %w", err)
 	}
 	return p, nil
+}
+
+// waitsFor is why a pool that was just made starts no worker.
+func (c *Config) waitsFor() error {
+	if when, refused := c.Guard.Refused(); refused {
+		return fmt.Errorf("%w since %s", ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+	}
+	return hsm.ErrLocked
 }
 
 // Close ends the workers and erases the PIN; a second Close waits for the
@@ -141,13 +158,20 @@ func Open(ctx context.Context, cfg Config) (*Pool, error) {
 // [hsm.ErrUnavailable].
 func (p *Pool) Close() {
 	p.stop(ErrClosed)
+	p.unlocking.Lock() // one under way ends now
+	defer p.unlocking.Unlock()
 	for _, l := range *p.live.Load() {
 		l.fail(ErrClosed)
 	}
 	p.running.Wait()
-	p.ended.Do(func() { close(p.forks) })
-	p.starting.Lock()
-	defer p.starting.Unlock()
+	select {
+	case l := <-p.spare:
+		discard(l)
+	default:
+	}
+	p.ended.Do(func() { close(p.over) })
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.vault.close()
 	p.vault = nil
 }

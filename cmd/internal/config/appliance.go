@@ -55,7 +55,7 @@ type TokenNamed struct {
 // Tokens are the first and, where there is one, the second.
 func (h HSM) Tokens() []TokenNamed {
 	all := []TokenNamed{{"first", Token{Module: h.Module, TokenLabel: h.TokenLabel, TokenSerial: h.TokenSerial, InitArgs: h.InitArgs, Pin: h.Pin}}}
-	if h.Second.TokenLabel != "" {
+	if h.Second.TokenLabel != "" || h.Second.TokenSerial != "" {
 		all = append(all, TokenNamed{"second", h.Second})
 	}
 	return all

@@ -74,6 +74,9 @@ func (c *checks) tokens(h HSM) {
 		c.atMost(key+"init_args", t.InitArgs, 1024)
 		c.problems = append(c.problems, t.Pin.check(key+"pin")...)
 	}
+	if second := h.Second; len(h.Tokens()) == 1 && (second.Module != "" || second.InitArgs != "") {
+		c.fail("hsm.second.token_label", "missing: which token of the second module is meant?")
+	}
 	if second := h.Second; second.Module == h.Module && second.TokenLabel == h.TokenLabel && second.TokenSerial == h.TokenSerial {
 		c.fail("hsm.second.token_label", "this is the first token once more")
 	}
