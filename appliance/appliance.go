@@ -72,6 +72,7 @@ type Appliance struct {
 	keySteps   sync.Mutex // one step of a key's life at a time
 	renewals   renewals
 	schedule   keyring.Schedule
+	strange    strangeKeys
 
 	// Of Run alone.
 	scheduleProblem string    // what was said last

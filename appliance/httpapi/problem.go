@@ -93,7 +93,7 @@ func adminProblem(err error) admin.Problem {
 		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
-		{keyring.ErrNoAttest, http.StatusNotImplemented, admin.ProblemUnsupported},
+		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
 		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
 		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},
