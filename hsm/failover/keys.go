@@ -41,7 +41,7 @@ func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 }
 
 // Objects implements [hsm.Token]: the objects of all members that are not drained,
-// each with the name of its member. One that cannot be asked is an error, for what is
+// each with the name of its member where there are several. One that cannot be asked is an error, for what is
 // not compared is not known to be right.
 func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 	for _, m := range s.members {
@@ -53,7 +53,9 @@ func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 			return nil, fmt.Errorf("token %s: %w", m.Name, err)
 		}
 		for _, o := range foreign(some) {
-			o.Token = m.Name
+			if len(s.members) > 1 {
+				o.Token = m.Name
+			}
 			all = append(all, o)
 		}
 	}
