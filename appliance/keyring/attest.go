@@ -102,9 +102,7 @@ func drift(o hsm.Object, k Key) (drift []string) {
 	for _, name := range (must &^ o.True).Names() {
 		drift = append(drift, "not "+name)
 	}
-	for _, name := range (never & o.True).Names() {
-		drift = append(drift, name)
-	}
+	drift = append(drift, (never & o.True).Names()...)
 	if o.Told&hsm.AttrExtractable == 0 {
 		drift = append(drift, "CKA_EXTRACTABLE not told")
 	}

@@ -39,7 +39,9 @@ func (s *suite) testObjects(t *testing.T) {
 		if !o.Has(closed) || o.True&hsm.AttrExtractable != 0 || o.True&^o.Told != 0 {
 			t.Errorf("%s is %v of %v", k.Label, o.True.Names(), o.Told.Names())
 		}
-		t.Logf("%s: %v %v", k.Label, o.True.Names(), o.Mechanisms)
+		if missing := hsm.AttrAges & o.Told &^ o.True; missing != 0 {
+			t.Errorf("%s was made here, and is not %v", k.Label, missing.Names())
+		}
 	}
 	k := s.generate(t, "gone", hsm.MACKey)
 	before, err := s.token.Objects(t.Context())
@@ -60,7 +62,6 @@ func (s *suite) testObjectsTell(t *testing.T) {
 		_, err := s.token.Restore(t.Context(), r)
 		must(t, err)
 		restored := s.object(t, k)
-		t.Logf("%s: made %v, restored %v", usage, made.True.Names(), restored.True.Names())
 		if !k.Copied || made.Has(hsm.AttrNeverExtractable) {
 			t.Errorf("%s: copies were made, and it is %v", usage, made.True.Names())
 		}

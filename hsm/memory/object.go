@@ -27,9 +27,6 @@ var forms = map[hsm.Usage]form{
 	hsm.SealAES:     {"CKK_AES", hsm.AttrEncrypt | hsm.AttrDecrypt, []string{"CKM_AES_GCM"}},
 }
 
-// ages are the attributes that tell of a key's youth.
-const ages = hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable
-
 // object is the key as a PKCS#11 token would describe it.
 func (e entry) object() hsm.Object {
 	f := forms[e.Usage]
@@ -37,7 +34,7 @@ func (e entry) object() hsm.Object {
 	if e.Usage.Pair() {
 		o.Class = "CKO_PRIVATE_KEY"
 	}
-	o.Told = hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | ages
+	o.Told = hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | hsm.AttrAges
 	o.True = hsm.AttrPrivate | hsm.AttrSensitive | f.usages | e.born
 	return o
 }

@@ -45,8 +45,12 @@ func newKeyClass(name string, class uint, usages []uint) keyClass {
 }
 
 // Objects implements [hsm.Token], reading the token with C_FindObjects and
-// C_GetAttributeValue.
+// C_GetAttributeValue. What the module does not keep of its own keys is not told.
 func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
+	kept, err := t.keptAges(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing objects: %w", err)
+	}
 	err = t.run(ctx, hsm.KeyID{}, func(s *session) error {
 		all = nil
 		for _, c := range keyClasses {
@@ -59,6 +63,8 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				if err != nil {
 					return err
 				}
+				o.Told &^= hsm.AttrAges &^ kept[c.class]
+				o.True &= o.Told
 				all = append(all, o)
 			}
 		}
