@@ -75,6 +75,7 @@ type Appliance struct {
 	keySteps   sync.Mutex // one step of a key's life at a time
 	renewals   renewals
 	schedule   keyring.Schedule
+	strange    strangeKeys
 
 	effects  map[policy.Kind]Effect
 	changing sync.Mutex // one change request at a time

@@ -13,11 +13,6 @@ import (
 // Keys are all key versions as they stand now.
 func (a *Appliance) Keys() []keyring.View { return a.keys.Views(a.now()) }
 
-// AttestKeys compares every object on the token with the registry.
-func (a *Appliance) AttestKeys(ctx context.Context) ([]keyring.Finding, error) {
-	return a.keys.Attest(ctx)
-}
-
 // PlanKey says what a step of a key's life comes to, and does nothing. Errors are those
 // of [keyring.Keyring.Plan].
 func (a *Appliance) PlanKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {

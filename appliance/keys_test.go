@@ -12,6 +12,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/hsm"
 	"countersign/protocol"
 )
 
@@ -216,5 +217,60 @@ func TestSchedule(t *testing.T) {
 	b.runUntil("rotated by itself", func() bool { return b.version(keyring.KEM) == 2 && b.version(keyring.MAC) == 2 })
 	if err := b.KeysReady(t.Context()); err != nil {
 		t.Errorf("after the rotation: %v", err)
+	}
+}
+
+// TestWrapRotation: verifiers are wrapped anew in the background, and only then can the
+// version before be retired; the passwords still work.
+func TestWrapRotation(t *testing.T) {
+	b := newBench(t)
+	alice := b.enrolFull("alice")
+	b.enrol("bob") // without a password
+	before := b.client("alice")
+	b.step(keyring.Rotate, "wrap")
+	b.step(keyring.Activate, "wrap")
+	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "wrap@1"); !errors.Is(err, keyring.ErrEarly) {
+		t.Errorf("retired under a verifier: %v", err)
+	}
+	b.runUntil("verifiers wrapped anew", func() bool { return b.client("alice").Version == before.Version+1 })
+	if after := b.client("alice"); string(after.Verifier) == string(before.Verifier) {
+		t.Error("the verifier is as it was")
+	}
+	b.step(keyring.Retire, "wrap@1")
+	b.restart()
+	s := alice.challenge(payment, eur(5000))
+	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
+	if left := b.Renewal().Left; left != 0 {
+		t.Errorf("%d records are left", left)
+	}
+}
+
+// TestAttestKeys: what a comparison finds is a warning until the next one finds nothing.
+func TestAttestKeys(t *testing.T) {
+	b := newBench(t)
+	good := func() bool {
+		t.Helper()
+		found, err := b.AttestKeys(t.Context())
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%d findings, %v", len(found), err)
+		}
+		return b.KeysAttested(t.Context()) == nil
+	}
+	if !good() {
+		t.Fatal(b.KeysAttested(t.Context()))
+	}
+	stranger, err := b.token.Generate(t.Context(), hsm.KeySpec{Label: "stranger", Usage: hsm.MACKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.runUntil("a warning", func() bool { return b.KeysAttested(t.Context()) != nil })
+	if err := b.KeysAttested(t.Context()); !errors.Is(err, appliance.ErrStrangeKeys) || !strings.Contains(err.Error(), "stranger") {
+		t.Error(err)
+	}
+	if err := b.token.Destroy(t.Context(), stranger.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !good() {
+		t.Error(b.KeysAttested(t.Context()))
 	}
 }

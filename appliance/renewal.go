@@ -9,6 +9,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/hsm"
 )
 
 // Renewal is how far the client records have come to the mac and wrap keys in use.
@@ -60,7 +61,7 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		var again <-chan time.Time
 		switch err := a.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
-		case errors.Is(err, keyring.ErrNoRewrap): // which no second try helps
+		case errors.Is(err, hsm.ErrUnsupported): // which no second try helps
 			a.log.Warn("password verifiers stay under an earlier wrap key", "left", a.Renewal().Left, "error", err)
 		default:
 			a.log.Error("client records could not all be brought to the keys in use", "error", err)
@@ -77,7 +78,7 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 // problemsKept ends a round in which nothing goes right.
 const problemsKept = 10
 
-// renewAll does one round. Its error wraps [keyring.ErrNoRewrap] if that is all that is
+// renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
 // wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
 	all, err := a.store.ListClients(ctx)
@@ -95,7 +96,7 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 		switch err := a.renewClient(ctx, c.ID); {
 		case err == nil:
 			a.renewals.set(func(r *Renewal) { r.Left-- })
-		case errors.Is(err, keyring.ErrNoRewrap):
+		case errors.Is(err, hsm.ErrUnsupported):
 			stuck = err
 		default:
 			problems = append(problems, err)
@@ -170,7 +171,7 @@ func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client
 	if err != nil {
 		err = fmt.Errorf("verifier of client %s: %w", c.ID, err)
 	}
-	return c, stale && (err == nil || errors.Is(err, keyring.ErrNoRewrap)), err
+	return c, stale && (err == nil || errors.Is(err, hsm.ErrUnsupported)), err
 }
 
 // under counts the client records, and those that are still under an earlier version

@@ -14,8 +14,9 @@ import (
 
 // Signer signs with keys that stay on a token.
 type Signer interface {
-	// Sign returns a signature of alg, verified by the caller before it leaves
-	// the appliance. input is the digest, of exactly the length of alg's hash;
+	// Sign returns a signature of alg that was verified in software, with the public
+	// key that key is the hash of; one that does not verify is [ErrGarbled] and never
+	// handed on, so no caller verifies again. input is the digest, of exactly the length of alg's hash;
 	// with [EdDSA] it is the message itself, 0 to 64 KiB. Anything else is
 	// [ErrInput], an alg that the key is not for is [ErrKey]. ECDSA comes as r‖s,
 	// 64 or 96 bytes, EdDSA as R‖S, 64 bytes, RSA in the length of its modulus.
@@ -46,6 +47,12 @@ type Token interface {
 	// trip. The secret is a session object inside the token and destroyed
 	// afterwards. What does not unwrap is [ErrInput].
 	MACWrapped(ctx context.Context, wrap KeyID, wrapped, data []byte) ([]byte, error)
+	// Rewrap moves a secret that [WrapKey] key r.From keeps to the one r.To, inside
+	// the token, and returns it wrapped anew, 40 bytes. Nothing stays on the token.
+	// What does not unwrap is [ErrInput]; a key r.From whose CKA_UNWRAP_TEMPLATE lets
+	// nothing out again is [ErrUnsupported]. Nothing here can verify the outcome:
+	// compare the MACs of both before the old one is given up.
+	Rewrap(ctx context.Context, r Rewrap) (wrapped []byte, err error)
 	// Encrypt seals plain and authenticates aad, 64 KiB in all, with a [SealAES]
 	// key: AES-256-GCM as nonce(12)‖ciphertext‖tag(16). The nonce is random, or
 	// the module's own where it makes one: at most 2³² boxes for each key
@@ -55,6 +62,10 @@ type Token interface {
 	Decrypt(ctx context.Context, key KeyID, box, aad []byte) ([]byte, error)
 	// Keys lists the keys this appliance can use; foreign objects are left out.
 	Keys(ctx context.Context) ([]Key, error)
+	// Objects lists every private and secret key object on the token, those of
+	// others too, with the attributes that it tells. An object that cannot be read
+	// is listed with what could be.
+	Objects(ctx context.Context) ([]Object, error)
 	Keeper
 }
 

@@ -87,6 +87,9 @@ type Key struct {
 	Usage  Usage
 	Public []byte   // SubjectPublicKeyInfo of a key pair, DER (RFC 5280 §4.1.2.7), else nil
 	Sealed []Sealed // from Generate only: a copy for each recipient, in their order
+	// Copied, from Generate only, tells that sealed copies were made, for those
+	// recipients or to have the key on other tokens: it was extractable until then.
+	Copied bool
 }
 
 // ECDH is the public half of a key pair on P-256; of any other key it is
@@ -132,6 +135,12 @@ type Import struct {
 	Ephemeral *ecdh.PublicKey // of whoever wrapped it
 	Context   [32]byte        // KEK = AES-256-ECB(key = Z, Context)
 	Wrapped   []byte          // AES-KWP (RFC 5649) under the KEK, 40 bytes
+}
+
+// Rewrap is a 32-byte secret on its way from one WrapKey key to another.
+type Rewrap struct {
+	From, To KeyID
+	Wrapped  []byte // AES-KWP (RFC 5649) under From, 40 bytes
 }
 
 // Certificate is an X.509 certificate beside the key pair it is for.

@@ -21,6 +21,8 @@ func TestRotate(t *testing.T) {
 	}{
 		{"", "decision", 0},
 		{"mac", "mac", 1},
+		{"", "wrap", 0},
+		{"wrap", "wrap", 1},
 		{"cert", "kem", 1},
 		{"retired", "kem", 1},
 		{"nonsense", "kem", 2},

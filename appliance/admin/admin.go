@@ -78,7 +78,7 @@ type Key struct {
 	SPKI      string   `json:"spki_sha256,omitempty"` // hex, 32 bytes, of a key pair
 	PublicKey string   `json:"public_key,omitempty"`  // hex, 33 bytes, of a key pair
 	Root      uint64   `json:"root,omitempty"`        // number of the root that certified it
-	Origin    string   `json:"origin"`                // generated, restored, imported
+	Origin    string   `json:"origin"`                // generated, copied, restored, imported
 	Tokens    []string `json:"tokens"`                // labels
 	OnToken   bool     `json:"on_token"`
 
@@ -95,8 +95,10 @@ type Key struct {
 
 // Finding is an object on the token as compared with the registry: GET key/attest.
 type Finding struct {
-	Key     string   `json:"key"` // name@version, or the label of an unknown object
-	ID      string   `json:"id"`
+	Key     string   `json:"key"`              // name@version, or the label of an unknown object
+	Token   string   `json:"token,omitempty"`  // which of several
+	ID      string   `json:"id"`               // CKA_ID, hex
+	Origin  string   `json:"origin,omitempty"` // generated, copied, restored, imported; "": no row has this id
 	Good    bool     `json:"good"`
 	Unknown bool     `json:"unknown"` // no row has this id
 	Drift   []string `json:"drift"`   // what is not as it must be

@@ -50,7 +50,8 @@ func (a *Admin) attestKeys(r *http.Request) (any, error) {
 	out := []admin.Finding{}
 	for _, f := range found {
 		out = append(out, admin.Finding{
-			Key: f.Name, ID: f.ID.String(), Good: !f.Unknown && f.Drift == nil, Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
+			Key: f.Name, Token: f.Token, ID: hex.EncodeToString(f.ID), Origin: string(f.Origin),
+			Good: f.Good(), Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
 		})
 	}
 	return out, nil

@@ -108,7 +108,7 @@ func plainProblem(err error) admin.Problem {
 		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
-		{keyring.ErrNoAttest, http.StatusNotImplemented, admin.ProblemUnsupported},
+		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
 		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
 		{appliance.ErrOver, http.StatusConflict, admin.ProblemOver},
 		{appliance.ErrSigner, http.StatusForbidden, admin.ProblemSigner},

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -79,7 +80,17 @@ func (r *Keyring) leftBehind(ctx context.Context, label string, usage hsm.Usage)
 	if slices.ContainsFunc(r.Keys(), func(k Key) bool { return k.ID == found[0].ID }) {
 		return hsm.Key{}, fmt.Errorf("key %s is another version: %w", found[0].ID, hsm.ErrExists)
 	}
-	return found[0], nil
+	k := found[0]
+	k.Copied, err = r.wasCopied(ctx, k.ID)
+	return k, err
+}
+
+// wasCopied reads off the token whether sealed copies of a key were made at its birth.
+func (r *Keyring) wasCopied(ctx context.Context, id hsm.KeyID) (bool, error) {
+	objects, err := r.token.Objects(ctx)
+	return slices.ContainsFunc(objects, func(o hsm.Object) bool {
+		return bytes.Equal(o.ID, id[:]) && o.Told&^o.True&hsm.AttrNeverExtractable != 0
+	}), err
 }
 
 // certify signs the certificate of a row: of a root its own RootCert, which names the

@@ -106,6 +106,9 @@ func (c *ceremony) generate(ctx context.Context, name string, version uint64) (*
 // rowOf puts what the token made into a row.
 func rowOf(made hsm.Key, row store.Key) (store.Key, error) {
 	row.ID, row.Origin, row.Revision = made.ID, store.Generated, 1
+	if made.Copied {
+		row.Origin = store.Copied
+	}
 	if made.Public == nil {
 		return row, nil
 	}

@@ -1,6 +1,6 @@
 // Package keyring is the appliance's keys by name and date: which key of the
 // registry is used now, for what, and how the token is asked to use it. Private
-// keys stay on the token; a signature is verified here before anybody gets it.
+// keys stay on the token.
 package keyring
 
 import (

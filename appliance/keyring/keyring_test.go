@@ -163,27 +163,6 @@ func (l liar) Sign(_ context.Context, _ hsm.KeyID, _ hsm.Algorithm, digest []byt
 	return sig, nil
 }
 
-// TestBadSignature: a signature that does not verify is never handed on.
-func TestBadSignature(t *testing.T) {
-	now := time.Now()
-	token, r := ceremony(t, now)
-	ring, err := keyring.Load(t.Context(), liar{token}, r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ring.Current(keyring.Decision, now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sig, err := ring.Signer(key).SignDigest(t.Context(), make([]byte, 32))
-	if !errors.Is(err, keyring.ErrBadSignature) || !errors.Is(err, hsm.ErrUnavailable) || sig != nil {
-		t.Errorf("%d bytes, %v; want none and a bad signature", len(sig), err)
-	}
-	if _, err := ring.Authorities(t.Context(), now); !errors.Is(err, keyring.ErrBadSignature) {
-		t.Errorf("certificate: %v, want a bad signature", err)
-	}
-}
-
 func TestCertificates(t *testing.T) {
 	now := time.Now()
 	ring := load(t, now)

@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
+	"countersign/hsm/failover"
 	"countersign/hsm/memory"
 	"countersign/protocol"
 )
@@ -58,7 +61,12 @@ func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ store.Record) 
 
 func newLife(t *testing.T) *life {
 	t.Helper()
-	l := &life{T: t, token: memory.New(), now: time.Now().Truncate(time.Second)}
+	return newLifeOn(t, memory.New())
+}
+
+func newLifeOn(t *testing.T, token hsm.Token) *life {
+	t.Helper()
+	l := &life{T: t, token: token, now: time.Now().Truncate(time.Second)}
 	var err error
 	if l.trust, err = keyring.Ceremony(t.Context(), l.token, "test.example", l.now); err != nil {
 		t.Fatal(err)
@@ -348,7 +356,7 @@ func TestStart(t *testing.T) {
 		t.Errorf("a whole token: %v", err)
 	}
 	l.load(liar{l.token})
-	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrBadSignature) {
+	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrSelfTest) {
 		t.Errorf("a token that signs with another key: %v", err)
 	}
 	l.load(strayed{l.token})
@@ -368,60 +376,123 @@ func (s strayed) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey
 	return z, err
 }
 
-// telling is a token that tells attributes: those of a key as it was made, but for what
-// change does to them.
+// telling is a token that tells of its objects what change makes of it.
 type telling struct {
 	hsm.Token
-	change func([]keyring.Object) []keyring.Object
+	change func([]hsm.Object) []hsm.Object
 }
 
-func (a telling) Objects(ctx context.Context) ([]keyring.Object, error) {
-	keys, err := a.Keys(ctx)
-	var all []keyring.Object
-	for _, k := range keys {
-		o := keyring.Object{ID: k.ID, Label: k.Label, Local: true, AlwaysSensitive: true, NeverExtractable: true}
-		o.Usages = map[hsm.Usage][]string{
-			hsm.SignP256: {"sign"}, hsm.DeriveP256: {"derive"}, hsm.MACKey: {"sign"}, hsm.WrapKey: {"unwrap", "wrap"},
-		}[k.Usage]
-		all = append(all, o)
-	}
+func (a telling) Objects(ctx context.Context) ([]hsm.Object, error) {
+	all, err := a.Token.Objects(ctx)
 	return a.change(all), err
+}
+
+// attested loads a token and gives what is wrong with it in one line.
+func (l *life) attested(token hsm.Token) string {
+	l.Helper()
+	l.load(token)
+	found, err := l.Attest(l.Context())
+	if err != nil {
+		l.Fatal(err)
+	}
+	var wrong []string
+	for _, f := range found {
+		if wrong = append(wrong, f.Drift...); f.Unknown {
+			wrong = append(wrong, "unknown")
+		}
+	}
+	return strings.Join(wrong, "; ")
 }
 
 // TestAttest: each attribute that is not as it must be is a finding, and so is an object
 // too many or too few.
 func TestAttest(t *testing.T) {
 	l := newLife(t)
-	if _, err := l.Attest(t.Context()); !errors.Is(err, keyring.ErrNoAttest) {
-		t.Errorf("a token that tells nothing: %v", err)
-	}
-	for name, change := range map[string]func([]keyring.Object) []keyring.Object{
-		"":                          func(all []keyring.Object) []keyring.Object { return all },
-		"not CKA_LOCAL":             func(all []keyring.Object) []keyring.Object { all[0].Local = false; return all },
-		"not CKA_ALWAYS_SENSITIVE":  func(all []keyring.Object) []keyring.Object { all[0].AlwaysSensitive = false; return all },
-		"not CKA_NEVER_EXTRACTABLE": func(all []keyring.Object) []keyring.Object { all[0].NeverExtractable = false; return all },
-		"CKA_EXTRACTABLE":           func(all []keyring.Object) []keyring.Object { all[0].Extractable = true; return all },
-		"CKA_MODIFIABLE":            func(all []keyring.Object) []keyring.Object { all[0].Modifiable = true; return all },
-		"usages sign decrypt":       func(all []keyring.Object) []keyring.Object { all[0].Usages = []string{"sign", "decrypt"}; return all },
-		"mechanisms CKM_RSA_PKCS":   func(all []keyring.Object) []keyring.Object { all[0].Mechanisms = []string{"CKM_RSA_PKCS"}; return all },
-		"0 objects":                 func(all []keyring.Object) []keyring.Object { return all[1:] },
-		"unknown": func(all []keyring.Object) []keyring.Object {
-			return append(all, keyring.Object{Label: "stranger"})
-		},
+	for name, change := range map[string]func(o *hsm.Object){
+		"":                              func(*hsm.Object) {},
+		"not CKA_LOCAL":                 func(o *hsm.Object) { o.True &^= hsm.AttrLocal },
+		"not CKA_ALWAYS_SENSITIVE":      func(o *hsm.Object) { o.True &^= hsm.AttrAlwaysSensitive },
+		"not CKA_NEVER_EXTRACTABLE":     func(o *hsm.Object) { o.True &^= hsm.AttrNeverExtractable },
+		"not CKA_SENSITIVE":             func(o *hsm.Object) { o.True &^= hsm.AttrSensitive },
+		"not CKA_PRIVATE":               func(o *hsm.Object) { o.True &^= hsm.AttrPrivate },
+		"CKA_EXTRACTABLE":               func(o *hsm.Object) { o.True |= hsm.AttrExtractable },
+		"CKA_EXTRACTABLE not told":      func(o *hsm.Object) { o.Told &^= hsm.AttrExtractable },
+		"CKA_MODIFIABLE":                func(o *hsm.Object) { o.True |= hsm.AttrModifiable },
+		"usages CKA_SIGN CKA_DECRYPT":   func(o *hsm.Object) { o.True |= hsm.AttrDecrypt },
+		"mechanisms CKM_RSA_PKCS":       func(o *hsm.Object) { o.Mechanisms = []string{"CKM_RSA_PKCS"} },
+		"CKO_SECRET_KEY of CKK_EC":      func(o *hsm.Object) { o.Class = "CKO_SECRET_KEY" },
+		"unknown; 0 objects":            func(o *hsm.Object) { o.ID = []byte{1, 2, 3} },
+		"mechanisms CKM_ECDSA CKM_ECDH": func(o *hsm.Object) { o.Mechanisms = []string{"CKM_ECDSA", "CKM_ECDH"} },
 	} {
-		l.load(telling{l.token, change})
-		found, err := l.Attest(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		change := func(all []hsm.Object) []hsm.Object {
+			change(&all[slices.IndexFunc(all, func(o hsm.Object) bool { return o.Label == "ca@1" })])
+			return all
 		}
-		var wrong []string
-		for _, f := range found {
-			if wrong = append(wrong, f.Drift...); f.Unknown {
-				wrong = append(wrong, "unknown")
-			}
+		if wrong := l.attested(telling{l.token, change}); wrong != name {
+			t.Errorf("found %q, want %q", wrong, name)
 		}
-		if strings.Join(wrong, "; ") != name {
+	}
+	for name, change := range map[string]func([]hsm.Object) []hsm.Object{
+		"unknown":   func(all []hsm.Object) []hsm.Object { return append(all, hsm.Object{Label: "stranger"}) },
+		"0 objects": func(all []hsm.Object) []hsm.Object { return all[1:] },
+		"2 objects": func(all []hsm.Object) []hsm.Object { return append(all, all[0]) },
+	} {
+		if wrong := l.attested(telling{l.token, change}); wrong != name {
 			t.Errorf("found %q, want %q", wrong, name)
 		}
 	}
 }
+
+// TestAttestSilent: a token that keeps fewer attributes than others is no reason for alarm.
+func TestAttestSilent(t *testing.T) {
+	l := newLife(t)
+	silent := func(all []hsm.Object) []hsm.Object {
+		const unknown = hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable | hsm.AttrModifiable
+		for i := range all {
+			all[i].True, all[i].Told, all[i].Mechanisms = all[i].True&^unknown, all[i].Told&^unknown, nil
+		}
+		return all
+	}
+	if wrong := l.attested(telling{l.token, silent}); wrong != "" {
+		t.Errorf("found %q", wrong)
+	}
+}
+
+// TestAttestSeveral: of two tokens with the same keys each is compared, and a key that was
+// made on one and copied to the other has lost there what copies lose.
+func TestAttestSeveral(t *testing.T) {
+	first, second := memory.New(), memory.New()
+	set := failover.New(failover.Config{
+		Members: []failover.Member{{Name: "first", Token: at{first}}, {Name: "second", Token: at{second}}},
+		Timeout: time.Second, Logger: hclog.NewNullLogger(),
+	})
+	l := newLifeOn(t, set)
+	if wrong := l.attested(set); wrong != "" {
+		t.Fatalf("as made: %q", wrong)
+	}
+	if l.Keys()[0].Origin != store.Copied {
+		t.Errorf("origin %q", l.Keys()[0].Origin)
+	}
+	wrap, err := l.Current(keyring.Wrap, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Destroy(t.Context(), wrap.ID); err != nil {
+		t.Fatal(err)
+	}
+	if wrong := l.attested(set); wrong != "0 objects" {
+		t.Errorf("one key gone from the second token: %q", wrong)
+	}
+	if _, err := second.Generate(t.Context(), hsm.KeySpec{Label: "wrap@1", Usage: hsm.WrapKey}); err != nil {
+		t.Fatal(err)
+	}
+	if wrong := l.attested(set); wrong != "unknown; 0 objects" {
+		t.Errorf("another in its place: %q", wrong)
+	}
+}
+
+// at is a token in memory that is always there.
+type at struct{ *memory.Token }
+
+func (at) Ready() bool   { return true }
+func (at) InFlight() int { return 0 }

@@ -43,7 +43,10 @@ func (r *Keyring) test(ctx context.Context, k Key) error {
 	case hsm.SignP256:
 		var digest [sha256.Size]byte
 		_, _ = rand.Read(digest[:]) // never fails, crypto/rand
-		_, err := r.Signer(k).SignDigest(ctx, digest[:])
+		sig, err := r.Signer(k).SignDigest(ctx, digest[:])
+		if err == nil && !k.Point.VerifyDigest(digest[:], sig) {
+			err = fmt.Errorf("a signature that does not verify: %w", ErrSelfTest)
+		}
 		return err
 	case hsm.DeriveP256:
 		return r.testDerive(ctx, k)

@@ -75,32 +75,13 @@ func begins(mac, proof []byte) bool {
 // Verifier is a stored password verifier, 40 bytes, and what it is to MAC.
 type Verifier struct{ Wrapped, Input []byte }
 
-// Rewrapper is a token that can move a wrapped secret of 32 bytes from one [hsm.WrapKey]
-// key to another without its leaving the token: C_UnwrapKey to a session object that may
-// be wrapped, then C_WrapKey. What does not unwrap is [hsm.ErrInput].
-type Rewrapper interface {
-	Rewrap(ctx context.Context, r Rewrapping) (wrapped []byte, err error)
-}
-
-// Rewrapping is a secret on its way from one wrap key to another.
-type Rewrapping struct {
-	From, To hsm.KeyID
-	Wrapped  []byte // 40 bytes
-}
-
-// ErrNoRewrap: the token cannot move a secret from one wrap key to another.
-var ErrNoRewrap = errors.New("the token's driver cannot wrap a verifier anew")
-
 // Rewrap gives a stored verifier under the wrap key in use, nil where it is that
-// already. Errors are [ErrNoRewrap] and those of the token.
+// already. It is handed on only when both make the same MAC, for the old one is given up
+// then. A wrap key that does not let its verifiers go is [hsm.ErrUnsupported].
 func (r *Keyring) Rewrap(ctx context.Context, verifier []byte, now time.Time) ([]byte, error) {
 	is, err := r.IsUnderCurrentWrap(ctx, verifier, now)
 	if err != nil || is {
 		return nil, err
-	}
-	token, ok := r.token.(Rewrapper)
-	if !ok {
-		return nil, ErrNoRewrap
 	}
 	v := r.live.Load()
 	to, err := v.current(Wrap, now)
@@ -109,13 +90,34 @@ func (r *Keyring) Rewrap(ctx context.Context, verifier []byte, now time.Time) ([
 	}
 	err = fmt.Errorf("wrapping a verifier anew: %w", ErrNoKey)
 	for _, from := range v.acceptedOf(Wrap, now)[1:] {
-		wrapped, tried := token.Rewrap(ctx, Rewrapping{From: from.ID, To: to.ID, Wrapped: verifier})
-		if !errors.Is(tried, hsm.ErrInput) {
-			return wrapped, tried
+		move := hsm.Rewrap{From: from.ID, To: to.ID, Wrapped: verifier}
+		wrapped, tried := r.token.Rewrap(ctx, move)
+		if tried == nil {
+			if err := r.sameVerifier(ctx, move, wrapped); err != nil {
+				return nil, err
+			}
+			return wrapped, nil
 		}
-		err = tried
+		if err = tried; !errors.Is(err, hsm.ErrInput) {
+			return nil, err
+		}
 	}
 	return nil, err
+}
+
+// sameVerifier holds a verifier that was wrapped anew to the one before. Another is
+// [hsm.ErrGarbled].
+func (r *Keyring) sameVerifier(ctx context.Context, move hsm.Rewrap, wrapped []byte) error {
+	input := protocol.PasswordProofInput([32]byte{})
+	before, err := r.token.MACWrapped(ctx, move.From, move.Wrapped, input)
+	if err != nil {
+		return fmt.Errorf("comparing a verifier that was wrapped anew: %w", err)
+	}
+	after, err := r.token.MACWrapped(ctx, move.To, wrapped, input)
+	if errors.Is(err, hsm.ErrInput) || err == nil && !hmac.Equal(before, after) {
+		return fmt.Errorf("a verifier that was wrapped anew is another: %w", hsm.ErrGarbled)
+	}
+	return err
 }
 
 // IsUnderCurrentWrap tells whether a stored verifier is under the wrap key in use. The

@@ -289,7 +289,8 @@ type Origin string
 
 // The origins; "" is of rows whose maker did not say.
 const (
-	Generated Origin = "generated"
+	Generated Origin = "generated" // on its token, to stay there
+	Copied    Origin = "copied"    // generated on its first token, with sealed copies made at its birth
 	Restored  Origin = "restored"
 	Imported  Origin = "imported"
 )

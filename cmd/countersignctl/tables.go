@@ -77,12 +77,14 @@ var findingTable = cli.Table[admin.Finding]{
 	{Title: "Finding", Value: func(f admin.Finding) string {
 		switch {
 		case f.Unknown:
-			return "unknown to the registry"
+			return "unknown"
 		case !f.Good:
-			return strings.Join(f.Drift, ", ")
+			return "drift: " + strings.Join(f.Drift, ", ")
 		}
-		return "as it must be"
+		return "ok"
 	}},
+	{Title: "Origin", Value: func(f admin.Finding) string { return cmp.Or(f.Origin, "-") }},
+	{Title: "Token", Value: func(f admin.Finding) string { return cmp.Or(f.Token, "-") }},
 	{Title: "ID", Value: func(f admin.Finding) string { return f.ID }},
 }
 

@@ -201,14 +201,20 @@ func (d *daemon) checks() map[string]httpapi.Check {
 // warnings tell what is to be done, and make the daemon no less ready.
 func (d *daemon) warnings() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
-		"keys": func(ctx context.Context) error {
-			select {
-			case <-d.loaded:
-				return d.appliance.KeysReady(ctx)
-			default:
-				return nil
-			}
-		},
+		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
+		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
+	}
+}
+
+// onceLoaded has nothing to say before there is an appliance.
+func (d *daemon) onceLoaded(check httpapi.Check) httpapi.Check {
+	return func(ctx context.Context) error {
+		select {
+		case <-d.loaded:
+			return check(ctx)
+		default:
+			return nil
+		}
 	}
 }
 

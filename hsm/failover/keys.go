@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 
 	"countersign/hsm"
 )
@@ -39,6 +40,41 @@ func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 	return keys, nil
 }
 
+// Objects implements [hsm.Token]: the objects of all members that are not drained,
+// each with the name of its member where there are several. One that cannot be asked is an error, for what is
+// not compared is not known to be right.
+func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
+	for _, m := range s.members {
+		if m.drained.Load() {
+			continue
+		}
+		some, err := m.Objects(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("token %s: %w", m.Name, err)
+		}
+		for _, o := range foreign(some) {
+			if len(s.members) > 1 {
+				o.Token = m.Name
+			}
+			all = append(all, o)
+		}
+	}
+	return all, nil
+}
+
+// foreign takes a member's own transport key out of its list: one that was made
+// there, can never have been anywhere else, and does nothing but derive.
+func foreign(objects []hsm.Object) []hsm.Object {
+	const closed = hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable
+	i := slices.IndexFunc(objects, func(o hsm.Object) bool {
+		return o.Label == transportLabel && o.True == closed|hsm.AttrDerive
+	})
+	if i < 0 {
+		return objects
+	}
+	return slices.Delete(objects, i, i+1)
+}
+
 // Generate implements [hsm.Token]. The key is on every member, or on none: one
 // that is away or drained is [hsm.ErrUnavailable].
 func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
@@ -70,6 +106,7 @@ func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 			return hsm.Key{}, fmt.Errorf("copying key %q to token %s: %w", spec.Label, m.Name, err)
 		}
 	}
+	k.Copied = len(spec.Recipients) > 0
 	if k.Sealed = k.Sealed[:asked:asked]; asked == 0 {
 		k.Sealed = nil
 	}

@@ -46,3 +46,8 @@ func (s *Set) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []by
 func (s *Set) Certificates(ctx context.Context) ([]hsm.Certificate, error) {
 	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]hsm.Certificate, error) { return t.Certificates(ctx) })
 }
+
+// Rewrap implements [hsm.Token].
+func (s *Set) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Rewrap(ctx, r) })
+}

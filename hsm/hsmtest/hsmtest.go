@@ -82,6 +82,8 @@ func (s *suite) password(t *testing.T) {
 	t.Run("Import", s.testImport)
 	t.Run("ImportRefused", s.testImportRefused)
 	t.Run("MACWrappedRefused", s.testMACWrappedRefused)
+	t.Run("Rewrap", s.testRewrap)
+	t.Run("RewrapRefused", s.testRewrapRefused)
 }
 
 func (s *suite) rules(t *testing.T) {
@@ -89,6 +91,7 @@ func (s *suite) rules(t *testing.T) {
 	t.Run("Exists", s.testExists)
 	t.Run("BadSpec", s.testBadSpec)
 	t.Run("List", s.testKeys)
+	t.Run("Objects", s.testObjects)
 	t.Run("BadInput", s.testBadInput)
 	t.Run("WrongKey", s.testWrongKey)
 	t.Run("Cancelled", s.testCancelled)
@@ -96,7 +99,7 @@ func (s *suite) rules(t *testing.T) {
 	t.Run("Destroy", s.testDestroy)
 }
 
-var lackingName = regexp.MustCompile(`CK[MO]_[A-Z0-9_]+`)
+var lackingName = regexp.MustCompile(`CK[AMO]_[A-Z0-9_]+`)
 
 // must skips what the module cannot and ends what went wrong.
 func must(t *testing.T, err error) {

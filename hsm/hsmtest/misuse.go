@@ -72,6 +72,14 @@ func (s *suite) passwordDeeds(t *testing.T) []deed {
 	}
 	i := s.wrapped(t, newSecret())
 	return []deed{
+		{"Rewrap from", hsm.WrapKey, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Rewrap(ctx, hsm.Rewrap{From: id, To: wrap.ID, Wrapped: s.kept})
+			return err
+		}},
+		{"Rewrap to", hsm.WrapKey, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Rewrap(ctx, hsm.Rewrap{From: wrap.ID, To: id, Wrapped: s.kept})
+			return err
+		}},
 		{"MACWrapped", hsm.WrapKey, func(ctx context.Context, id hsm.KeyID) error {
 			_, err := s.token.MACWrapped(ctx, id, s.kept, nil)
 			return err
@@ -121,6 +129,9 @@ func (s *suite) testCancelled(t *testing.T) {
 	}
 	if _, err := s.token.Keys(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Keys: %v, want context.Canceled", err)
+	}
+	if _, err := s.token.Objects(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Objects: %v, want context.Canceled", err)
 	}
 	if _, err := s.token.Certificates(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Certificates: %v, want context.Canceled", err)

@@ -31,6 +31,7 @@ func (s *suite) sealed(t *testing.T) {
 	}
 	t.Run("Refused", s.testRestoreRefused)
 	t.Run("Recipients", s.testRecipients)
+	t.Run("Objects", s.testObjectsTell)
 	t.Run("Adopt", s.testAdopt)
 }
 

@@ -22,6 +22,7 @@ type entry struct {
 	signer crypto.Signer
 	ecdh   *ecdh.PrivateKey
 	secret []byte
+	born   hsm.Attributes // of AttrLocal, AttrAlwaysSensitive and AttrNeverExtractable
 }
 
 func (e entry) copy() hsm.Key {

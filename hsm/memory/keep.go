@@ -29,8 +29,11 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 	if err != nil {
 		return hsm.Key{}, fmt.Errorf("generating key: %w", err)
 	}
+	if e.born = hsm.AttrLocal | hsm.AttrAlwaysSensitive; sealed == nil {
+		e.born |= hsm.AttrNeverExtractable
+	}
 	k, err := t.add(e)
-	k.Sealed = sealed
+	k.Sealed, k.Copied = sealed, sealed != nil
 	return k, err
 }
 

@@ -31,7 +31,7 @@ type Token struct {
 // New returns an empty token.
 func New() *Token { return &Token{keys: map[hsm.KeyID]entry{}} }
 
-// Sign implements [hsm.Token].
+// Sign implements [hsm.Token]; its signatures are right by construction.
 func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
 	if err := border.Input(alg, input); err != nil {
 		return nil, err
@@ -114,6 +114,26 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 	return mac.Sum(nil), nil
 }
 
+// Rewrap implements [hsm.Token].
+func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
+	if err := border.Wrapped(r.Wrapped); err != nil {
+		return nil, err
+	}
+	from, err := t.find(ctx, r.From, hsm.WrapKey)
+	if err != nil {
+		return nil, err
+	}
+	to, err := t.find(ctx, r.To, hsm.WrapKey)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := kwp.Unwrap(from.secret, r.Wrapped)
+	if err != nil {
+		return nil, err
+	}
+	return kwp.Wrap(to.secret, secret)
+}
+
 // Encrypt implements [hsm.Token].
 func (t *Token) Encrypt(ctx context.Context, key hsm.KeyID, plain, aad []byte) ([]byte, error) {
 	if err := border.Plain(plain, aad); err != nil {
@@ -167,6 +187,22 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.Key, error) {
 	}
 	slices.SortFunc(keys, func(a, b hsm.Key) int { return cmp.Compare(a.Label, b.Label) })
 	return keys, nil
+}
+
+// Objects implements [hsm.Token] with what a PKCS#11 token would tell of its keys;
+// they are sorted by label.
+func (t *Token) Objects(ctx context.Context) ([]hsm.Object, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("listing objects: %w", err)
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	objects := make([]hsm.Object, 0, len(t.keys))
+	for _, e := range t.keys {
+		objects = append(objects, e.object())
+	}
+	slices.SortFunc(objects, func(a, b hsm.Object) int { return cmp.Compare(a.Label, b.Label) })
+	return objects, nil
 }
 
 func (t *Token) find(ctx context.Context, id hsm.KeyID, usage hsm.Usage) (entry, error) {

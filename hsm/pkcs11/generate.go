@@ -47,7 +47,7 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
 	}
 	o, err := t.resolve(ctx, made.ID)
-	o.Sealed = made.Sealed
+	o.Sealed, o.Copied = made.Sealed, len(made.Sealed) > 0
 	return o.Key, err
 }
 

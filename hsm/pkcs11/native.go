@@ -67,11 +67,12 @@ static void set(attribute *list, ulong_t i, ulong_t type, void *value, ulong_t l
 	list[i] = (attribute){ type, value, len };
 }
 
-// What a wrap key restores is CKA_SENSITIVE and not CKA_EXTRACTABLE. Its
-// CKA_UNWRAP_TEMPLATE says so, in the first place of a list, which the caller
-// left free: SoftHSM takes nothing more after CKA_MODIFIABLE.
-static unsigned char yes = 1, no = 0;
-static attribute unwrapped[2] = { { 0x103, &yes, 1 }, { 0x162, &no, 1 } };
+// What a wrap key restores is CKA_SENSITIVE. Its CKA_UNWRAP_TEMPLATE says so, in
+// the first place of a list, which the caller left free: SoftHSM takes nothing
+// more after CKA_MODIFIABLE. It does not say CKA_EXTRACTABLE false, for then
+// nothing could ever be moved to another wrap key.
+static unsigned char yes = 1;
+static attribute unwrapped[1] = { { 0x103, &yes, 1 } };
 
 static ulong_t generate(functions *f, ulong_t session, ulong_t type, attribute *list, ulong_t n, ulong_t *key) {
 	mechanism m = { type, NULL, 0 };
@@ -190,7 +191,7 @@ func (n native) value(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, 
 }
 
 // generateWrapping is C_GenerateKey with an unwrap template that keeps every
-// key this one restores sensitive and not extractable.
+// key this one restores sensitive.
 func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	size := len(template) + 1
 	list, free := attributes(template, 1)

@@ -53,8 +53,9 @@ type Token struct {
 	// hostImport: the module cannot make the KEK of an import.
 	hostImport bool
 
-	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end; guards extras
+	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end; guards extras and ages
 	extras extras
+	ages   map[uint]hsm.Attributes // by class, see keptAges; nil: not tried yet
 
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object

@@ -68,7 +68,7 @@ func (r *Raw) Session() (pkcs11.SessionHandle, error) {
 }
 
 // GenerateWrapping is C_GenerateKey of an AES key with CKA_UNWRAP_TEMPLATE, which
-// keeps what it unwraps sensitive and not extractable.
+// keeps what it unwraps sensitive.
 func (r *Raw) GenerateWrapping(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	return r.native.generateWrapping(s, pkcs11.CKM_AES_KEY_GEN, template)
 }

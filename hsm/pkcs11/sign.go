@@ -25,7 +25,8 @@ var signing = map[hsm.Algorithm]capability{
 }
 
 // Sign implements [hsm.Token] with CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS and
-// CKM_RSA_PKCS_PSS.
+// CKM_RSA_PKCS_PSS. It leaves the verifying to package worker, outside of the
+// process that the module shares.
 func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) (signature []byte, err error) {
 	if err := border.Input(alg, input); err != nil {
 		return nil, err

@@ -31,6 +31,12 @@ func (s *server) call(ctx context.Context, q Request) ([]byte, error) {
 	case MACWrapped:
 		wrapped, data := parseMACWrapped(q.Payload)
 		return s.token.MACWrapped(ctx, q.Key, wrapped, data)
+	case Rewrap:
+		r, err := parseRewrap(q)
+		if err != nil {
+			return nil, err
+		}
+		return s.token.Rewrap(ctx, r)
 	case Encrypt, Decrypt:
 		return s.crypt(ctx, q)
 	case Destroy:
@@ -41,7 +47,7 @@ func (s *server) call(ctx context.Context, q Request) ([]byte, error) {
 			return nil, err
 		}
 		return nil, s.token.StoreCertificate(ctx, c)
-	case Keys, Certificates:
+	case Keys, Certificates, Objects:
 		return s.list(ctx, q.Op)
 	default:
 		k, err := s.keep(ctx, q)
@@ -60,19 +66,25 @@ func (s *server) crypt(ctx context.Context, q Request) ([]byte, error) {
 	return s.token.Decrypt(ctx, q.Key, text, aad)
 }
 
-func (s *server) list(ctx context.Context, op Op) (out []byte, err error) {
-	if op == Certificates {
+func (s *server) list(ctx context.Context, op Op) ([]byte, error) {
+	switch op {
+	case Certificates:
 		certs, err := s.token.Certificates(ctx)
-		for _, c := range certs {
-			out = appendCertificate(out, c)
-		}
-		return out, err
+		return appendAll(appendCertificate, certs), err
+	case Objects:
+		objects, err := s.token.Objects(ctx)
+		return appendAll(appendObject, objects), err
+	default:
+		keys, err := s.token.Keys(ctx)
+		return appendAll(appendKey, keys), err
 	}
-	keys, err := s.token.Keys(ctx)
-	for _, k := range keys {
-		out = appendKey(out, k)
+}
+
+func appendAll[T any](one func([]byte, T) []byte, all []T) (out []byte) {
+	for _, v := range all {
+		out = one(out, v)
 	}
-	return out, err
+	return out
 }
 
 // keep does what ends in a new key.

@@ -21,18 +21,24 @@ const (
 	Destroy
 	StoreCertificate
 	Certificates
+	Rewrap
+	Objects
 
-	LastOp = Certificates
+	LastOp = Objects
 )
 
 var opNames = [...]string{
 	Sign: "sign", Derive: "derive", MAC: "mac", Import: "import", MACWrapped: "mac-wrapped",
 	Generate: "generate", Keys: "keys", Encrypt: "encrypt", Decrypt: "decrypt", Restore: "restore",
 	Adopt: "adopt", Destroy: "destroy", StoreCertificate: "store-certificate", Certificates: "certificates",
+	Rewrap: "rewrap", Objects: "objects",
 }
 
 // String is the op label of metrics.
 func (o Op) String() string { return opNames[o] }
+
+// listing are the operations that read all objects of a kind.
+var listing = []Op{Keys, Certificates, Objects}
 
 // keeping are the operations that change what is on the token.
 var keeping = []Op{Generate, Restore, Adopt, Destroy, StoreCertificate}
@@ -43,4 +49,4 @@ func (o Op) Repeatable() bool { return !slices.Contains(keeping, o) }
 
 // Slow tells whether an operation makes or lists objects, which takes longer
 // than to use one.
-func (o Op) Slow() bool { return !o.Repeatable() || o == Keys || o == Certificates }
+func (o Op) Slow() bool { return !o.Repeatable() || slices.Contains(listing, o) }

@@ -53,6 +53,18 @@ func parseMACWrapped(b []byte) (wrapped, data []byte) {
 	return b[:n], b[n:]
 }
 
+// AppendRewrap writes the payload of a rewrap request, whose key is r.From.
+func AppendRewrap(buf []byte, r hsm.Rewrap) []byte {
+	return append(append(buf, r.To[:]...), r.Wrapped...)
+}
+
+func parseRewrap(q Request) (hsm.Rewrap, error) {
+	in, r := reader{rest: q.Payload}, hsm.Rewrap{From: q.Key}
+	copy(r.To[:], in.bytes(len(r.To)))
+	r.Wrapped = in.bytes(border.WrappedLen)
+	return r, in.input(Rewrap)
+}
+
 // AppendCrypt writes the payload of an encrypt or decrypt request; text is what
 // is to be encrypted or decrypted.
 func AppendCrypt(buf, text, aad []byte) []byte {
@@ -187,6 +199,7 @@ func parseKey(in *reader) (k hsm.Key) {
 	for range in.u8() {
 		k.Sealed = append(k.Sealed, bytes.Clone(in.text()))
 	}
+	k.Copied = len(k.Sealed) > 0
 	return k
 }
 

@@ -45,10 +45,15 @@
 //	certificate
 //	14 certifi-    –        –                       certificate*
 //	cates
+//	15 rewrap      from     wrap key(20)            wrapped(40)
+//	                        wrapped(40)
+//	16 objects     –        –                       object*
 //
 //	key           id(20) usage(1) label(text) public(text)
 //	              n(1) n × sealed(text)
 //	certificate   key(20) label(text) DER(text)
+//	object        class(text) key type(text) id(text) label(text)
+//	              true(4) told(4) n(2) n × mechanism(text)
 //
 // A public key is a SubjectPublicKeyInfo whose hash begins with the id, or empty.
 package wire

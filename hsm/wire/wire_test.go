@@ -170,6 +170,7 @@ func TestServe(t *testing.T) {
 		{Op: Sign, Payload: AppendSign(nil, hsm.ES256, make([]byte, 32))}: hsm.ErrKey,
 		{Op: Sign}:    hsm.ErrInput,
 		{Op: Encrypt}: hsm.ErrInput,
+		{Op: Rewrap}:  hsm.ErrInput,
 		{Op: Decrypt, Payload: []byte{0, 0, 0, 9, 1}}:      hsm.ErrInput,
 		{Op: Encrypt, Payload: AppendCrypt(nil, nil, nil)}: hsm.ErrKey,
 		{Op: Restore}:                           hsm.ErrInput,
@@ -252,6 +253,29 @@ func TestParseCertificates(t *testing.T) {
 	}
 }
 
+func TestParseObjects(t *testing.T) {
+	want := []hsm.Object{
+		{Class: "CKO_PRIVATE_KEY", KeyType: "CKK_EC", ID: []byte{1, 2, 3}, Label: "kem@1", True: hsm.AttrDerive, Told: hsm.AttrUsages, Mechanisms: []string{"CKM_ECDSA", "0x7"}},
+		{Class: "CKO_SECRET_KEY", ID: []byte{}},
+	}
+	var b []byte
+	for _, o := range want {
+		b = appendObject(b, o)
+	}
+	if got, err := ParseObjects(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for n := range b {
+		if got, err := ParseObjects(b[:n]); err == nil && len(got) > 1 {
+			t.Errorf("cut to %d bytes: %v", n, got)
+		}
+	}
+	long := appendObject(nil, hsm.Object{Label: strings.Repeat("x", 1<<17), ID: make([]byte, 1<<17)})
+	if got, err := ParseObjects(long); err != nil || len(got) != 1 || len(got[0].Label) != maxText || len(got[0].ID) != maxText {
+		t.Errorf("a long label: %v", err)
+	}
+}
+
 // What changes the token is done once; what makes or lists objects takes long.
 func TestOps(t *testing.T) {
 	once := []Op{Generate, Restore, Adopt, Destroy, StoreCertificate}
@@ -259,7 +283,7 @@ func TestOps(t *testing.T) {
 		if op.String() == "" || op.Repeatable() == slices.Contains(once, op) {
 			t.Errorf("op %d, %q: repeatable %v", op, op, op.Repeatable())
 		}
-		if slow := !op.Repeatable() || op == Keys || op == Certificates; op.Slow() != slow {
+		if slow := !op.Repeatable() || op == Keys || op == Certificates || op == Objects; op.Slow() != slow {
 			t.Errorf("%s: slow %v", op, op.Slow())
 		}
 	}
@@ -271,7 +295,7 @@ type many struct{ *mortal }
 func (many) Keys(context.Context) ([]hsm.Key, error) {
 	keys := make([]hsm.Key, 2000)
 	for i := range keys {
-		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.MACKey, Sealed: []hsm.Sealed{make([]byte, 65)}}
+		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.MACKey, Sealed: []hsm.Sealed{make([]byte, 65)}, Copied: true}
 	}
 	return keys, nil
 }

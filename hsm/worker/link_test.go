@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,11 +18,22 @@ import (
 	"countersign/hsm/wire"
 )
 
-// gated is a token whose MAC over "wait" lasts until the gate is opened.
+// gated is a token whose MAC over "wait" lasts until the gate is opened, and that may
+// sign with another key than it was asked to.
 type gated struct {
 	*memory.Token
 	entered chan struct{}
 	gate    chan struct{}
+	liesBy  atomic.Pointer[hsm.KeyID]
+	signed  atomic.Int64
+}
+
+func (g *gated) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	g.signed.Add(1)
+	if other := g.liesBy.Load(); other != nil {
+		key = *other
+	}
+	return g.Token.Sign(ctx, key, alg, input)
 }
 
 func (g *gated) Dead() <-chan struct{} { return nil }
@@ -50,7 +62,7 @@ func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
 	if err := ours.Tick(tick); err != nil {
 		t.Fatal(err)
 	}
-	theirs, token := wire.NewSocket(fd), &gated{memory.New(), make(chan struct{}, 8), make(chan struct{})}
+	theirs, token := wire.NewSocket(fd), &gated{Token: memory.New(), entered: make(chan struct{}, 8), gate: make(chan struct{})}
 	k, err := token.Generate(t.Context(), hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey})
 	if err != nil {
 		t.Fatal(err)

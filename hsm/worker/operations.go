@@ -37,6 +37,19 @@ func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return keys, err
 }
 
+// Objects implements [hsm.Token].
+func (p *Pool) Objects(ctx context.Context) ([]hsm.Object, error) {
+	out, err := p.call(ctx, wire.Request{Op: wire.Objects}, nil)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := wire.ParseObjects(out)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %v: %w", wire.Objects, err, hsm.ErrUnavailable)
+	}
+	return objects, nil
+}
+
 // Generate implements [hsm.Token]. Like all that changes the token, it is not
 // tried again when its worker dies: the key may be there then, see Keys.
 func (p *Pool) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {

@@ -101,7 +101,7 @@ func outward(err error) error {
 
 // use is a key and what it was used for.
 type use struct {
-	key, wrap hsm.KeyID // wrap is the second key of an import
+	key, wrap hsm.KeyID // wrap is the second key of an import or a rewrap
 	op        wire.Op
 	alg       hsm.Algorithm // of a signature
 }
@@ -109,7 +109,7 @@ type use struct {
 func useOf(q wire.Request) use {
 	u := use{key: q.Key, op: q.Op}
 	switch q.Op {
-	case wire.Import:
+	case wire.Import, wire.Rewrap:
 		copy(u.wrap[:], q.Payload)
 	case wire.Sign:
 		u.alg = hsm.Algorithm(q.Payload[0])

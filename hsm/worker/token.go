@@ -65,6 +65,15 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 	return p.call(ctx, q, sized(border.SecretLen))
 }
 
+// Rewrap implements [hsm.Token]. Like an import it leaves nothing on the token.
+func (p *Pool) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
+	if err := border.Wrapped(r.Wrapped); err != nil {
+		return nil, err
+	}
+	q := wire.Request{Op: wire.Rewrap, Key: r.From, Payload: wire.AppendRewrap(nil, r)}
+	return p.call(ctx, q, sized(border.WrappedLen))
+}
+
 // checkAnswer judges an answer before it is handed on: what is [hsm.ErrGarbled]
 // is asked for once more, elsewhere. nil takes any.
 type checkAnswer func(payload []byte) error

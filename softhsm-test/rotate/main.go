@@ -7,11 +7,11 @@
 //	rotate-test: N passed, N failed
 //
 // and its exit code 0 if nothing failed, else 1. BREAK=NAME breaks the product once, so
-// that cases fail: mac retires a version of mac before the records are made anew, cert
-// spoils the KeyCert of a new kem epoch, retired brings a retired kem epoch back. Another
-// name is exit code 2. COUNTERSIGN_SEED repeats the moments of the kills; -keys
-// NAME[,NAME…] rotates some of the keys only, -quick each of them once. What follows on a
-// section that failed is left out.
+// that cases fail: mac retires a version of mac before the records are made anew, wrap one
+// of wrap before the verifiers are, cert spoils the KeyCert of a new kem epoch, retired
+// brings a retired kem epoch back. Another name is exit code 2. COUNTERSIGN_SEED repeats
+// the moments of the kills; -keys NAME[,NAME…] rotates some of the keys only, -quick each
+// of them once. What follows on a section that failed is left out.
 package main
 
 import (
@@ -46,7 +46,7 @@ var sections = []struct {
 }
 
 // breaks are the values of BREAK.
-var breaks = []string{"", "mac", "cert", "retired"}
+var breaks = []string{"", "mac", "wrap", "cert", "retired"}
 
 func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
 

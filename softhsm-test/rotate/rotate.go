@@ -24,8 +24,7 @@ type turn struct {
 	retire bool // and the version before is retired at once
 }
 
-// turns are all keys. Of ca and wrap the version before stays: certificates of devices
-// are by it, and verifiers are under it until the token's driver can wrap them anew.
+// turns are all keys. Of ca the version before stays: certificates of devices are by it.
 var turns = []turn{
 	{"decision", 2, true},
 	{"kem", 4, true},
@@ -33,7 +32,7 @@ var turns = []turn{
 	{"enrol", 2, true},
 	{"ca", 2, false},
 	{"mac", 2, true},
-	{"wrap", 1, false},
+	{"wrap", 2, true},
 	{"root", 3, false},
 }
 
@@ -80,6 +79,9 @@ func (s *stage) turn(ctx context.Context, l *load, t turn) error {
 	if err != nil {
 		return err
 	}
+	if s.wrapped, err = s.verifiers(ctx); err != nil {
+		return err
+	}
 	if err := s.activate(ctx, l, next); err != nil {
 		return err
 	}
@@ -90,6 +92,9 @@ func (s *stage) turn(ctx context.Context, l *load, t turn) error {
 		_, r, err := s.keys(ctx, "retire", old.ref(), "--yes")
 		s.Check(err == nil && r.Code == 1, "retiring %s at once: exit code %d, want 1: %v %s", old.ref(), r.Code, err, r.Stderr)
 		return err
+	}
+	if t.name == "wrap" {
+		return s.retireWrap(ctx, l, old)
 	}
 	return s.retire(ctx, l, old)
 }
@@ -153,6 +158,9 @@ func (s *stage) breakBefore(ctx context.Context, next key) error {
 	case s.broken == "mac" && next.ref() == "mac@2":
 		s.Say("(BREAK=mac: mac@1 is retired before any record is made anew)")
 		return s.tamper(ctx, `UPDATE key SET retired_us = 1 WHERE name = 'mac' AND version = 1`)
+	case s.broken == "wrap" && next.ref() == "wrap@2":
+		s.Say("(BREAK=wrap: wrap@1 is retired before any verifier is wrapped anew)")
+		return s.tamper(ctx, `UPDATE key SET retired_us = 1 WHERE name = 'wrap' AND version = 1`)
 	case s.broken == "cert" && next.ref() == "kem@2":
 		s.Say("(BREAK=cert: the KeyCert of kem@2 is spoilt)")
 		return s.tamper(ctx, `UPDATE key SET cert = zeroblob(127) WHERE name = 'kem' AND version = 2`)

@@ -3,9 +3,9 @@ package main
 import "context"
 
 // sleepers are phones that were enrolled before anything was rotated and are used for
-// the first time when all is over: four kem epochs and three roots later, one with a
+// the first time when all is over: four kem epochs and three roots later, most with a
 // password under the first mac and wrap.
-var sleepers = []string{"eve", "frank+"}
+var sleepers = []string{"eve", "frank+", "grace+", "heidi+", "ivan+", "judy+"}
 
 // wakeAll: phones that slept go on, at a device that was there all the time and at one
 // that slept as well.

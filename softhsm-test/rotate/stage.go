@@ -38,6 +38,8 @@ type stage struct {
 	asleep *rig.Machine
 	insist *insistent // a phone that will not follow
 	late   string     // activation code from before everything
+
+	wrapped map[string]bool // verifiers in the store before the step
 }
 
 // password of every phone that has one.
@@ -149,10 +151,15 @@ func (s *stage) must(ctx context.Context, args ...string) error {
 	return err
 }
 
+// database is the appliance's, as the driver names it.
+func (s *stage) database() string {
+	source := url.URL{Scheme: "file", Path: filepath.Join(s.dir, "dev", "countersign.db"), RawQuery: "_pragma=busy_timeout(5000)"}
+	return source.String()
+}
+
 // tamper writes to the store behind the appliance's back.
 func (s *stage) tamper(ctx context.Context, statement string) error {
-	source := url.URL{Scheme: "file", Path: filepath.Join(s.dir, "dev", "countersign.db"), RawQuery: "_pragma=busy_timeout(5000)"}
-	db, err := sql.Open("sqlite", source.String())
+	db, err := sql.Open("sqlite", s.database())
 	if err != nil {
 		return err
 	}
