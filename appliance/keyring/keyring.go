@@ -102,7 +102,7 @@ func read(ctx context.Context, token hsm.Token, registry store.Keys) (*ring, err
 	if err != nil {
 		return nil, fmt.Errorf("reading the trust settings: %w", err)
 	}
-	settings, err := parseSettings(values)
+	settings, err := ParseSettings(values)
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +200,9 @@ func (v *ring) all() []Key {
 	}
 	return all
 }
+
+// Settings are the trust settings in force.
+func (r *Keyring) Settings() Settings { return r.live.Load().settings }
 
 // Domain is the SPIFFE trust domain.
 func (r *Keyring) Domain() string { return r.live.Load().settings.Domain }
