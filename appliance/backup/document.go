@@ -37,6 +37,9 @@ type Point struct {
 	Leaf     [32]byte // SHA-256(salt ‖ record)
 }
 
+// PointOf puts a point of a store into words.
+func PointOf(p store.Point) Point { return Point{Sequence: p.Sequence, At: micros(p.At), Leaf: p.Leaf} }
+
 // Time of the point, in UTC.
 func (p Point) Time() time.Time { return stamp(p.At) }
 

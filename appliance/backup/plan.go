@@ -81,6 +81,9 @@ func (c Coverage) Recipients() (all []custody.Point) {
 	return all
 }
 
+// MissingLabels are the labels of the rows of keys without a sealed copy.
+func (c Coverage) MissingLabels() []string { return Labels(c.Missing) }
+
 // Labels of the rows of keys.
 func Labels(keys []store.Key) (labels []string) {
 	for _, k := range keys {

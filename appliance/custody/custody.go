@@ -28,6 +28,9 @@ var (
 	ErrMixed = errors.New("shares of different backup keys")
 	// ErrSealed: the share's file is not for any of the identities.
 	ErrSealed = errors.New("no identity opens this share")
+	// ErrPassphrase: the share's file is for a passphrase, and none that was given. It
+	// wraps [ErrSealed].
+	ErrPassphrase = fmt.Errorf("%w: it takes its passphrase", ErrSealed)
 	// ErrThreshold: such a split is not made.
 	ErrThreshold = errors.New("want 2 to 32 shares, and a threshold from 2 to their number")
 )

@@ -150,7 +150,7 @@ func TestPassphrase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for phrase, want := range map[string]error{string(secret): nil, "four words that anybody says": ErrSealed} {
+	for phrase, want := range map[string]error{string(secret): nil, "four words that anybody says": ErrPassphrase} {
 		id, err := Unlock([]byte(phrase))
 		if err != nil {
 			t.Fatal(err)
@@ -158,6 +158,9 @@ func TestPassphrase(t *testing.T) {
 		if _, err := Open(file, []age.Identity{id}); !errors.Is(err, want) {
 			t.Errorf("%q: %v, want %v", phrase, err, want)
 		}
+	}
+	if _, err := Open(file, nil); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("without any: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -73,16 +74,23 @@ func (s Share) Seal(to age.Recipient) ([]byte, error) {
 func Locked(file []byte) bool { return !bytes.HasPrefix(file, []byte(shareTitle)) }
 
 // Open reads a share from its file. A file that none of the identities opens is
-// [ErrSealed]; what is in it or about it is wrong is [ErrShare].
+// [ErrSealed], or [ErrPassphrase] where it is for a passphrase; what is in it or about it is wrong is [ErrShare].
 func Open(file []byte, identities []age.Identity) (Share, error) {
 	if !Locked(file) {
 		return ParseShare(file)
 	}
 	if len(identities) == 0 {
-		return Share{}, ErrSealed
+		nobody, err := age.GenerateX25519Identity() // to learn for whom it is
+		if err != nil {
+			return Share{}, err
+		}
+		identities = []age.Identity{nobody}
 	}
 	r, err := age.Decrypt(dearmored(file), identities...)
 	var none *age.NoIdentityMatchError
+	if errors.As(err, &none) && slices.Equal(none.StanzaTypes, []string{"scrypt"}) {
+		return Share{}, ErrPassphrase
+	}
 	if errors.As(err, &none) {
 		return Share{}, ErrSealed
 	}

@@ -94,6 +94,7 @@ func adminProblem(err error) admin.Problem {
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoAttest, http.StatusNotImplemented, admin.ProblemUnsupported},
+		{appliance.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
 		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
 		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},

@@ -30,6 +30,9 @@ const (
 // [Create].
 const Audit = "audit"
 
+// Needed are the keys without which there is no appliance.
+var Needed = []string{KEM, Decision, CA, ClientCA, Enrol, Wrap, MAC}
+
 // names are all of them, in the order of lists.
 var names = []string{Root, KEM, Decision, CA, ClientCA, Enrol, Wrap, MAC, Audit}
 

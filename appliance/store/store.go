@@ -20,6 +20,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"os"
 	"time"
 
 	"countersign/protocol"
@@ -168,13 +169,31 @@ type Keys interface {
 	Settings(ctx context.Context) (map[string][]byte, error)
 }
 
-// Recovery is of a store that comes back from a copy after a disaster.
+// Recovery is of copies, and of a store that comes back from one after a disaster.
 type Recovery interface {
+	// Copy is the store as of one moment, made while it serves, one at a time
+	// (another is ErrUnavailable). The file was checked, has no name any more and is
+	// the caller's to close.
+	Copy(ctx context.Context) (Copy, error)
 	// Recover stores in one transaction what else is known of the keys, the policy
 	// if it is newer than the active one, and denies as expired every decision that
 	// was pending: whoever was to approve may have done so after the copy was made.
 	// Errors are those of ChangeKeys.
 	Recover(ctx context.Context, r Recovered, rec Record) error
+}
+
+// Copy is a store in a file.
+type Copy struct {
+	*os.File
+	Point Point
+	Size  int64 // bytes
+}
+
+// Point is a moment of a store: that of its newest audit record.
+type Point struct {
+	Sequence uint64 // 0: there is none
+	At       time.Time
+	Leaf     [32]byte // of that record
 }
 
 // Recovered is what a store gets when it comes back.

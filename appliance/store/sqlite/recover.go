@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -34,50 +33,45 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 	})
 }
 
-// Point is the moment of which a copy of the store is.
-type Point struct {
-	Sequence uint64 // of its newest audit record, 0 for none
-	At       time.Time
-	Leaf     [32]byte // of that record
-}
+// copySuffix is of the file in which a copy is made. Only one that was interrupted
+// has a name for long, and is removed by the next Open.
+const copySuffix = ".copy"
 
-// Copy writes the store as of one moment into a new file of mode 0600, which must
-// not exist, while it serves: VACUUM INTO, in a transaction that reads. The copy is
-// durable and was checked when it returns; what an error leaves is removed.
-func (s *Store) Copy(ctx context.Context, path string) (point Point, err error) {
+// Copy implements [store.Recovery] with VACUUM INTO (SQLite), in a transaction that
+// reads. It takes as much room again beside the database.
+func (s *Store) Copy(ctx context.Context) (store.Copy, error) {
+	path := s.path + copySuffix
 	// It is made here, so that it never has another mode; SQLite takes an empty file.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
-		return point, fmt.Errorf("copying the store: %w", unavailable(err))
+		return store.Copy{}, fmt.Errorf("copying the store: %w", unavailable(err))
 	}
-	if point, err = s.copyInto(ctx, f); err == nil {
-		err = f.Close()
-	} else {
+	c := store.Copy{File: f}
+	err = s.copyInto(ctx, &c)
+	err = errors.Join(err, os.Remove(path))
+	if err != nil {
 		_ = f.Close() // the first error counts
+		return store.Copy{}, fmt.Errorf("copying the store: %w", unavailable(err))
 	}
-	if err != nil {
-		_ = os.Remove(path) // it is no copy
-		return point, fmt.Errorf("copying the store: %w", err)
-	}
-	return point, nil
+	return c, nil
 }
 
-func (s *Store) copyInto(ctx context.Context, f *os.File) (point Point, err error) {
-	if _, err := s.r.db.ExecContext(ctx, "VACUUM INTO ?", f.Name()); err != nil {
-		return point, unavailable(err)
+func (s *Store) copyInto(ctx context.Context, c *store.Copy) error {
+	if _, err := s.r.db.ExecContext(ctx, "VACUUM INTO ?", c.Name()); err != nil {
+		return err
 	}
-	if err := f.Sync(); err != nil {
-		return point, unavailable(err)
+	info, err := c.Stat()
+	if err != nil {
+		return err
 	}
-	if err := syncDir(filepath.Dir(f.Name())); err != nil {
-		return point, err
-	}
-	return Check(ctx, f.Name())
+	c.Size = info.Size()
+	c.Point, err = Check(ctx, c.Name())
+	return err
 }
 
 // Check reads a copy of a store from beginning to end: PRAGMA integrity_check and
 // foreign_key_check (SQLite). All its errors wrap [store.ErrUnavailable].
-func Check(ctx context.Context, path string) (point Point, err error) {
+func Check(ctx context.Context, path string) (point store.Point, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
 		return point, unavailable(err)
@@ -93,7 +87,7 @@ func Check(ctx context.Context, path string) (point Point, err error) {
 	return point, err
 }
 
-func check(ctx context.Context, db *sql.DB) (point Point, err error) {
+func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	if err := identify(ctx, db); err != nil {
 		return point, err
 	}
@@ -113,7 +107,7 @@ func check(ctx context.Context, db *sql.DB) (point Point, err error) {
 }
 
 // newest is the last audit record of a store.
-func newest(ctx context.Context, db *sql.DB) (point Point, err error) {
+func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	var r store.Record
 	err = db.QueryRowContext(ctx, `SELECT sequence, at_us, salt, body FROM record ORDER BY sequence DESC LIMIT 1`).
 		Scan(&r.Sequence, stamp{&r.At}, fixed(r.Salt[:]), &r.Body)
@@ -123,5 +117,5 @@ func newest(ctx context.Context, db *sql.DB) (point Point, err error) {
 	if err != nil {
 		return point, unavailable(err)
 	}
-	return Point{Sequence: r.Sequence, At: r.At, Leaf: r.Leaf()}, nil
+	return store.Point{Sequence: r.Sequence, At: r.At, Leaf: r.Leaf()}, nil
 }

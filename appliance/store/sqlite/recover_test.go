@@ -3,7 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"errors"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -32,18 +32,14 @@ func TestCopyWhileServing(t *testing.T) {
 			}
 		}
 	}()
-	path := filepath.Join(dir, "copy.db")
-	point, err := s.Copy(t.Context(), path)
+	copied, err := s.Copy(t.Context())
 	stop.Store(true)
 	if err := errors.Join(err, <-ended); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
-		t.Errorf("the copy: %v, %v", info, err)
-	}
-	again, err := s.Copy(t.Context(), path)
-	if !errors.Is(err, fs.ErrExist) {
-		t.Errorf("over a copy: %v, %v", again, err)
+	point, path := copied.Point, saved(t, copied)
+	if left, err := filepath.Glob(filepath.Join(dir, "*.copy")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 	restored := openAt(t, path)
 	records, err := restored.Records(t.Context(), point.Sequence-1, 2)
@@ -56,6 +52,39 @@ func TestCopyWhileServing(t *testing.T) {
 	}
 }
 
+// saved keeps a copy in a file of its own.
+func saved(t *testing.T, c store.Copy) string {
+	t.Helper()
+	raw, err := io.ReadAll(c)
+	if err := errors.Join(err, c.Close()); err != nil || int64(len(raw)) != c.Size {
+		t.Fatalf("%d bytes of %d: %v", len(raw), c.Size, err)
+	}
+	path := filepath.Join(t.TempDir(), "copy.db")
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A copy that was interrupted is in nobody's way, and two at once are not made.
+func TestCopyLeftBehind(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	if err := os.WriteFile(path+".copy", []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openAt(t, path)
+	c, err := s.Copy(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Close(), os.WriteFile(path+".copy", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Copy(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("while another is made: %v", err)
+	}
+}
+
 // Check tells what is damaged, and what is no store at all.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
@@ -63,11 +92,11 @@ func TestCheck(t *testing.T) {
 	if _, err := storetest.Seed(t.Context(), s, "alice"); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "copy.db")
-	point, err := s.Copy(t.Context(), path)
+	copied, err := s.Copy(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	point, path := copied.Point, saved(t, copied)
 	if got, err := Check(t.Context(), path); err != nil || got != point {
 		t.Fatalf("an untouched copy: %v, %v", got, err)
 	}
