@@ -24,7 +24,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
 	t.format = cli.AddOutputFlag(cmd)
-	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.audit(), t.hsm())
+	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.store(), t.audit(), t.hsm())
 	return cmd
 }
 
