@@ -102,7 +102,7 @@ func (h *house) restorer(state backup.State, token hsm.Token) backup.Restorer {
 	h.must(err)
 	private, err := custody.Combine(h.shares[:2])
 	h.must(err)
-	return backup.Restorer{Token: token, Items: covered.Items, Keys: []*ecdh.PrivateKey{private}}
+	return backup.Restorer{Token: token, Items: covered.Items, Keys: []*ecdh.PrivateKey{private}, Marker: backup.NewMarker()}
 }
 
 // A backup written before and a database copied after rotations, or the other way
@@ -134,7 +134,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	}
 	fresh := memory.New()
 	r := h.restorer(merged.State, fresh)
-	if err := errors.Join(r.Check(), r.Sweep(t.Context(), false), r.Run(t.Context())); err != nil {
+	if err := errors.Join(r.Check(), r.Sweep(t.Context()), r.Run(t.Context()), r.Done(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	s := openStore(t, filepath.Join(t.TempDir(), "s.db"))
@@ -165,7 +165,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	if err != nil || len(there) != len(r.Items) {
 		t.Errorf("%d keys on the token, want %d: %v", len(there), len(r.Items), err)
 	}
-	if err := r.Sweep(t.Context(), false); !errors.Is(err, backup.ErrTokenUsed) {
+	if err := r.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
 		t.Errorf("a second restore: %v", err)
 	}
 	if before, after := h.mac(t, h.Keyring), h.mac(t, ring); !bytes.Equal(before, after) {
@@ -284,6 +284,26 @@ func (f *failing) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 	return f.Token.Restore(ctx, r)
 }
 
+// twice does each restore again, as after a worker that was lost when it had done it.
+type twice struct{ hsm.Token }
+
+func (w twice) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
+	if _, err := w.Token.Restore(ctx, r); err != nil {
+		return hsm.Key{}, err
+	}
+	return w.Token.Restore(ctx, r)
+}
+
+func TestDoneBefore(t *testing.T) {
+	h := newHouse(t)
+	token := memory.New()
+	r := h.restorer(h.state(), twice{token})
+	h.must(r.Run(t.Context()))
+	if there, err := token.Keys(t.Context()); err != nil || len(there) != len(r.Items)+1 {
+		t.Errorf("%d keys: %v", len(there), err)
+	}
+}
+
 // What was interrupted is taken back, and what could not be is swept before the next.
 func TestInterrupted(t *testing.T) {
 	h := newHouse(t)
@@ -297,14 +317,25 @@ func TestInterrupted(t *testing.T) {
 	h.empty(token)
 
 	h.must(r.Run(t.Context()))
-	if err := r.Sweep(t.Context(), false); !errors.Is(err, backup.ErrTokenUsed) {
-		t.Errorf("without a mark of an interruption: %v", err)
+	h.must(r.Sweep(t.Context()))
+	h.empty(token)
+	h.must(r.Run(t.Context()))
+	other := r
+	other.Marker = backup.NewMarker()
+	for range 2 { // while it goes on, and when it is done: it is as the token that was lost
+		if err := other.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
+			t.Errorf("by a restore that did not put it there: %v", err)
+		}
+		h.must(r.Done(t.Context()))
 	}
-	h.must(r.Sweep(t.Context(), true))
+	if err := r.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
+		t.Errorf("once it is done: %v", err)
+	}
+	h.must(r.Undo(t.Context()))
 	h.empty(token)
 	_, err := token.Generate(t.Context(), hsm.KeySpec{Label: "kem@1", Usage: hsm.DeriveP256})
 	h.must(err)
-	if err := r.Sweep(t.Context(), true); !errors.Is(err, backup.ErrTokenUsed) {
+	if err := r.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
 		t.Errorf("a key of the same label that is another: %v", err)
 	}
 }

@@ -38,6 +38,9 @@ func serveCommand(path *string) *cobra.Command {
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+				if err := tidy(ctx, cfg, p); err != nil {
+					return err
+				}
 				d, err := newDaemon(ctx, cfg, p)
 				if err != nil {
 					return err

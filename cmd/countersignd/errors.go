@@ -27,7 +27,7 @@ var exits = []struct {
 	{backup.ErrOther, cli.Failed, "backup, database and root are to be of one appliance and one history"},
 	{backup.ErrTokenUsed, cli.Failed, "restore onto a token that was just initialized; its label goes into hsm.token_label"},
 	{backup.ErrShares, cli.Denied, "countersignctl key custodians check tells which backup key a share is of"},
-	{backup.ErrCopy, cli.Failed, "nothing was restored; take another copy of the backup"},
+	{backup.ErrCopy, cli.Failed, "nothing was restored; an older backup may have this copy whole"},
 	{errStoreThere, cli.Failed, "if that appliance is really lost, move its store away first"},
 	{errLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
 	{errRestoring, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},

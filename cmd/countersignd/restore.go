@@ -110,13 +110,22 @@ func (r *restoration) run(cmd *cobra.Command) (err error) {
 	onWork := *r.cfg
 	onWork.Store.Path = r.work
 	p, err := openParts(ctx, &onWork, around(cmd, r.cfg.Log))
-	if err == nil {
-		err = errors.Join(r.restore(ctx, p), p.close())
-	}
 	if err != nil {
 		return errors.Join(err, r.removeWork())
 	}
-	return r.putInPlace()
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := r.restore(ctx, p); err != nil {
+		return errors.Join(err, p.store.Close(), r.removeWork())
+	}
+	// A cut from here on is a restore to be run again until the store is in place, and
+	// after that something for the next start to tidy up.
+	if err := p.store.Close(); err != nil {
+		return err
+	}
+	if err := r.putInPlace(); err != nil {
+		return err
+	}
+	return tidy(ctx, r.cfg, p)
 }
 
 // vacant: there is no store where one is to come.
@@ -186,22 +195,31 @@ func (r *restoration) restore(ctx context.Context, p *parts) (err error) {
 		return err
 	}
 	restorer := backup.Restorer{Token: p.token, Items: r.merged.Items, Keys: r.keys}
+	if restorer.Marker, err = markerOf(r.cfg); err != nil {
+		return err
+	}
 	if err := restorer.Check(); err != nil {
 		return err
 	}
-	if err := restorer.Sweep(ctx, r.interrupted()); err != nil {
+	if err := restorer.Sweep(ctx); err != nil {
 		return err
 	}
-	if err := r.mark(); err != nil {
+	if err := r.mark(restorer.Marker); err != nil {
 		return err
 	}
-	if err = restorer.Run(ctx); err == nil {
-		if err = r.finish(ctx, p); err != nil {
-			err = errors.Join(err, restorer.Undo(ctx))
-		}
-	}
-	if err != nil {
+	if err := r.onto(ctx, p, restorer); err != nil {
 		return errors.Join(err, r.unmark(ctx, p))
+	}
+	return nil
+}
+
+// onto is all that changes the token.
+func (r *restoration) onto(ctx context.Context, p *parts, restorer backup.Restorer) error {
+	if err := restorer.Run(ctx); err != nil {
+		return err
+	}
+	if err := r.finish(ctx, p); err != nil {
+		return errors.Join(err, restorer.Undo(ctx))
 	}
 	return nil
 }
@@ -304,4 +322,4 @@ func (r *restoration) statement() (c backup.Copy, err error) {
 	return c, nil
 }
 
-func (r *restoration) markPath() string { return filepath.Join(r.cfg.StateDir, restoring) }
+func markPath(cfg *config.Appliance) string { return filepath.Join(cfg.StateDir, restoring) }

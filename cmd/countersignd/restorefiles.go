@@ -75,19 +75,29 @@ func (r *restoration) removeWork() error {
 	return errors.Join(failed...)
 }
 
-// interrupted tells whether a restore before this one did not end.
-func (r *restoration) interrupted() bool { return exists(r.markPath()) }
+// markerOf is the marker of the restore before this one, if it did not end, or a new one.
+func markerOf(cfg *config.Appliance) (string, error) {
+	text, err := os.ReadFile(markPath(cfg))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(text) == 0: // cut off before the token was touched
+		return backup.NewMarker(), nil
+	case err != nil:
+		return "", cli.Fail(cli.IO, err, "")
+	}
+	return string(text), nil
+}
 
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }
 
-// mark says durably that what is on the token from now on is a restore's.
-func (r *restoration) mark() error {
-	f, err := os.OpenFile(r.markPath(), os.O_WRONLY|os.O_CREATE, 0o600)
+// mark says durably which marker shows that what is on the token is a restore's.
+func (r *restoration) mark(marker string) error {
+	f, err := os.OpenFile(markPath(r.cfg), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err == nil {
-		err = errors.Join(f.Sync(), f.Close(), syncDir(r.cfg.StateDir))
+		_, err = f.WriteString(marker)
+		err = errors.Join(err, f.Sync(), f.Close(), syncDir(r.cfg.StateDir))
 	}
 	return cli.Fail(cli.IO, err, "state_dir must be writable")
 }
@@ -106,7 +116,7 @@ func (r *restoration) unmark(ctx context.Context, p *parts) error {
 	if err != nil || len(there) > 0 {
 		return err
 	}
-	return os.Remove(r.markPath())
+	return os.Remove(markPath(r.cfg))
 }
 
 // putInPlace is the moment from which there is an appliance again.
@@ -116,7 +126,7 @@ func (r *restoration) putInPlace() error {
 		err = syncDir(filepath.Dir(r.cfg.Store.Path))
 	}
 	if err == nil {
-		err = errors.Join(r.removeWork(), os.Remove(r.markPath()))
+		err = r.removeWork()
 	}
 	return cli.Fail(cli.IO, err, "run restore again")
 }
@@ -124,8 +134,24 @@ func (r *restoration) putInPlace() error {
 // finished refuses to begin anything else where a restore was cut off: what it left on
 // the token is of no appliance.
 func finished(cfg *config.Appliance) error {
-	if exists(filepath.Join(cfg.StateDir, restoring)) && !exists(cfg.Store.Path) {
+	if exists(markPath(cfg)) && !exists(cfg.Store.Path) {
 		return fmt.Errorf("%s: %w", cfg.StateDir, errRestoring)
 	}
 	return nil
+}
+
+// tidy takes the marks of a restore away once its store is in place: at its end, or
+// with the next start.
+func tidy(ctx context.Context, cfg *config.Appliance, p *parts) error {
+	if !exists(markPath(cfg)) || p.locked() {
+		return nil
+	}
+	marker, err := markerOf(cfg)
+	if err != nil {
+		return err
+	}
+	if err := (backup.Restorer{Token: p.token, Marker: marker}).Done(ctx); err != nil {
+		return err
+	}
+	return cli.Fail(cli.IO, os.Remove(markPath(cfg)), "")
 }
