@@ -10,12 +10,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"countersign/appliance/backup"
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
+	"countersign/hsm/failover"
 	"countersign/hsm/memory"
 )
 
@@ -292,6 +295,33 @@ func (w twice) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 		return hsm.Key{}, err
 	}
 	return w.Token.Restore(ctx, r)
+}
+
+// sure is a token in memory as a member of a set.
+type sure struct{ *memory.Token }
+
+func (sure) Ready() bool   { return true }
+func (sure) InFlight() int { return 0 }
+
+// TestTwoTokens: what comes back is on both tokens, and nothing else.
+func TestTwoTokens(t *testing.T) {
+	h := newHouse(t)
+	first, second := memory.New(), memory.New()
+	set := failover.New(failover.Config{
+		Members: []failover.Member{{Name: "first", Token: sure{first}}, {Name: "second", Token: sure{second}}},
+		Timeout: time.Second, Logger: hclog.NewNullLogger(),
+	})
+	r := h.restorer(h.state(), set)
+	h.must(errors.Join(r.Sweep(t.Context()), r.Run(t.Context()), r.Done(t.Context())))
+	for name, token := range map[string]hsm.Token{"first": first, "second": second} {
+		there, err := token.Keys(t.Context())
+		here := slices.DeleteFunc(there, func(k hsm.Key) bool { return k.Label == "transport@1" }) // the second's own
+		if err != nil || len(here) != len(r.Items) {
+			t.Errorf("%s token: %d keys, want %d: %v", name, len(here), len(r.Items), err)
+		}
+	}
+	h.must(r.Undo(t.Context()))
+	h.empty(set)
 }
 
 func TestDoneBefore(t *testing.T) {
