@@ -13,10 +13,12 @@ DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr
 # What the other PKCS#11 modules of the matrix come from.
 MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 	libtpm2-pkcs11-1:/usr/share/doc/libtpm2-pkcs11-1 swtpm:/usr/bin/swtpm libtss2-tcti-swtpm0:/usr/share/doc/libtss2-tcti-swtpm0
+# What makes and opens custodians' files in the disaster test.
+DISASTER_DEBS := age:/usr/bin/age
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test hsm-faults rotate-test acceptance bench hsm-bench hsm-matrix clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test acceptance bench hsm-bench hsm-matrix clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,7 +73,12 @@ rotate-test: deps build ## rotate every key under load, then with kill -9 within
 	@go build -o bin/rotate ./softhsm-test/rotate
 	@bin/rotate
 
-acceptance: demo attack-test hsm-faults rotate-test ## the long harnesses
+disaster-test: DEBS += $(DISASTER_DEBS)
+disaster-test: deps build ## lose token and state, and come back from backup, database and shares
+	@go build -o bin/disaster ./softhsm-test/disaster
+	@bin/disaster
+
+acceptance: demo attack-test hsm-faults rotate-test disaster-test ## the long harnesses
 
 hsm-matrix: DEBS += $(MATRIX_DEBS)
 hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has

@@ -15,14 +15,14 @@ import (
 	"countersign/policy"
 )
 
-// backup is an effect of another room: it counts what it does, and fails as it is told.
-type backup struct {
+// counting is an effect of another room: it counts what it does, and fails as it is told.
+type counting struct {
 	mu   sync.Mutex
 	done int   // guarded by mu
 	err  error // guarded by mu
 }
 
-func (k *backup) effect() appliance.Effect {
+func (k *counting) effect() appliance.Effect {
 	return appliance.Effect{
 		Base: func(_ context.Context, p change.Parameters) (any, error) { return p.Text("name"), nil },
 		Do: func(context.Context, change.Parameters) (any, error) {
@@ -36,7 +36,7 @@ func (k *backup) effect() appliance.Effect {
 	}
 }
 
-func (b *board) with(k *backup) {
+func (b *board) with(k *counting) {
 	b.Helper()
 	a, err := appliance.New(b.Context(), appliance.Config{
 		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
@@ -56,7 +56,7 @@ func TestEffectElsewhere(t *testing.T) {
 	if _, err := b.Ask(t.Context(), ask); !errors.Is(err, appliance.ErrInput) {
 		t.Fatalf("an appliance without that effect: %v", err)
 	}
-	k := &backup{err: hsm.ErrInput}
+	k := &counting{err: hsm.ErrInput}
 	b.with(k)
 	c := b.waits(ask)
 	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
@@ -85,7 +85,7 @@ func TestEffectElsewhere(t *testing.T) {
 // made once.
 func TestRacingSigners(t *testing.T) {
 	b := newBoard(t, "[quorum]\n\"key.backup\" = 3\n")
-	k := &backup{}
+	k := &counting{}
 	b.with(k)
 	c, err := b.Ask(t.Context(), appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"name": "wrap"}})
 	if err != nil {

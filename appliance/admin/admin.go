@@ -81,6 +81,7 @@ type Key struct {
 	Origin    string   `json:"origin"`                // generated, copied, restored, imported
 	Tokens    []string `json:"tokens"`                // labels
 	OnToken   bool     `json:"on_token"`
+	SealedFor string   `json:"sealed_for,omitempty"` // hex, 33 bytes: backup key that a sealed copy is for
 
 	CreatedAt     time.Time  `json:"created_at"`
 	NotBefore     *time.Time `json:"not_before,omitempty"` // of its KeyCert
@@ -225,6 +226,7 @@ const (
 	ProblemConflict    = "urn:countersign:problem:conflict"
 	ProblemKeyStep     = "urn:countersign:problem:key-step"
 	ProblemUnsupported = "urn:countersign:problem:unsupported"
+	ProblemUncovered   = "urn:countersign:problem:uncovered"
 	ProblemQuorum      = "urn:countersign:problem:quorum"
 	ProblemOver        = "urn:countersign:problem:change-over"
 	ProblemSigner      = "urn:countersign:problem:signer"

@@ -46,6 +46,7 @@ func (a *Admin) Handler() http.Handler {
 		"GET key/plan":              a.keyPlan,
 		"GET key/attest":            a.attestKeys,
 		"GET key/{name}":            a.key,
+		"POST key/backup":           a.backUpKeys,
 		"GET audit":                 a.audit,
 		"GET client":                a.clients,
 		"GET client/{name}":         a.client,
@@ -69,6 +70,11 @@ func (a *Admin) Handler() http.Handler {
 	for route, p := range a.quorumRoutes() {
 		a.handle(mux, route, p)
 	}
+	mux.HandleFunc("POST "+admin.Prefix+"store/backup", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.copyStore(w, r); err != nil {
+			failAdmin(w, r, a.Logger, err)
+		}
+	})
 	return mux
 }
 
@@ -85,14 +91,18 @@ func handleAdmin(mux *http.ServeMux, route string, log hclog.Logger, p adminProc
 		r.Body = http.MaxBytesReader(w, r.Body, maxAdmin)
 		value, err := p(r)
 		if err != nil {
-			problem := adminProblem(err)
-			log.Info("admin request failed", "path", r.URL.Path, "status", problem.Status, "error", err)
-			writeProblem(w, problem.Status, problem)
+			failAdmin(w, r, log, err)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(value) // the peer is gone: nothing to do
 	})
+}
+
+func failAdmin(w http.ResponseWriter, r *http.Request, log hclog.Logger, err error) {
+	problem := adminProblem(err)
+	log.Info("admin request failed", "path", r.URL.Path, "status", problem.Status, "error", err)
+	writeProblem(w, problem.Status, problem)
 }
 
 func (a *Admin) status(r *http.Request) (any, error) {

@@ -100,6 +100,9 @@ func keyWords(v keyring.View) admin.Key {
 		SuspendedAt: when(v.SuspendedAt), CompromisedAt: when(v.CompromisedAt), DestroyedAt: when(v.DestroyedAt),
 		OverlapUntil: when(v.OverlapEnd),
 	}
+	if v.Sealed != nil {
+		w.SealedFor = hex.EncodeToString(v.SealedFor)
+	}
 	if v.ID != (hsm.KeyID{}) {
 		w.ID = hex.EncodeToString(v.ID[:])
 	}

@@ -109,6 +109,7 @@ func plainProblem(err error) admin.Problem {
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
+		{appliance.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
 		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
 		{appliance.ErrOver, http.StatusConflict, admin.ProblemOver},
 		{appliance.ErrSigner, http.StatusForbidden, admin.ProblemSigner},

@@ -115,17 +115,17 @@ func drift(o hsm.Object, k Key) (drift []string) {
 	if o.Mechanisms != nil && (len(o.Mechanisms) != 1 || !slices.Contains(want.mechanisms, o.Mechanisms[0])) {
 		drift = append(drift, "mechanisms "+strings.Join(o.Mechanisms, " "))
 	}
-	for _, name := range (born(o, k) & o.Told &^ o.True).Names() {
+	for _, name := range (youth(o, k) & o.Told &^ o.True).Names() {
 		drift = append(drift, "not "+name)
 	}
 	return drift
 }
 
-// born are the attributes that tell of a key's youth, as far as the way in which it
+// youth are the attributes that tell of a key's youth, as far as the way in which it
 // came onto this token has left them (PKCS#11 v2.40 §4.9): what was made there to stay
 // has all three; making sealed copies takes the last, and what was put together from
 // elsewhere has none.
-func born(o hsm.Object, k Key) hsm.Attributes {
+func youth(o hsm.Object, k Key) hsm.Attributes {
 	const made = hsm.AttrLocal | hsm.AttrAlwaysSensitive
 	switch {
 	case k.Origin == store.Generated:

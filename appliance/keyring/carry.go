@@ -48,18 +48,22 @@ func (r *Keyring) Carry(ctx context.Context, p Plan, label string) (store.KeyCha
 }
 
 // generate makes the key of a new version. One with its label is on the token already
-// if this step was interrupted after it was made.
+// if this step was interrupted after it was made, or if the store is an old copy and the
+// key is in use: so it is taken up and never replaced, though its sealed copy is lost.
 func (r *Keyring) generate(ctx context.Context, e *Edit) error {
-	label, usage := Label(e.Name, e.Version), usages[e.Name]
-	made, err := r.token.Generate(ctx, hsm.KeySpec{Label: label, Usage: usage})
+	label := Label(e.Name, e.Version)
+	row, err := born(ctx, r.token, e.Key)
 	if errors.Is(err, hsm.ErrExists) {
-		made, err = r.leftBehind(ctx, label, usage)
+		var found hsm.Key
+		if found, err = r.leftBehind(ctx, label, usages[e.Name]); err == nil {
+			row, err = rowOf(found, e.Key)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("making %s: %w", label, err)
 	}
-	e.Key, err = rowOf(made, e.Key)
-	return err
+	e.Key = row
+	return nil
 }
 
 // leftBehind finds a key that was made and never stored.

@@ -3,8 +3,6 @@ package keyring
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -80,7 +78,7 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 	if err := c.storeAuthorities(ctx, settings); err != nil {
 		return store.Trust{}, err
 	}
-	return store.Trust{Keys: c.rows, Settings: settings.values()}, nil
+	return store.Trust{Keys: c.rows, Settings: settings.Values()}, nil
 }
 
 type ceremony struct {
@@ -91,13 +89,9 @@ type ceremony struct {
 
 // generate makes a key and remembers its row.
 func (c *ceremony) generate(ctx context.Context, name string, version uint64) (*store.Key, error) {
-	made, err := c.token.Generate(ctx, hsm.KeySpec{Label: Label(name, version), Usage: usages[name]})
+	row, err := born(ctx, c.token, store.Key{Name: name, Version: version, CreatedAt: c.now})
 	if err != nil {
 		return nil, fmt.Errorf("making %s: %w", Label(name, version), err)
-	}
-	row, err := rowOf(made, store.Key{Name: name, Version: version, CreatedAt: c.now})
-	if err != nil {
-		return nil, err
 	}
 	c.rows = append(c.rows, row)
 	return &c.rows[len(c.rows)-1], nil
@@ -158,27 +152,17 @@ func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch
 	return err
 }
 
-// storeAuthorities puts the X.509 certificate of each ca epoch beside its key, so
-// that the tools of others see whose it is. Nothing here reads them, and a module
-// that has no certificates is as good.
+// storeAuthorities does so for the keys of the ceremony.
 func (c *ceremony) storeAuthorities(ctx context.Context, settings Settings) error {
 	r := &Keyring{token: c.token}
-	r.live.Store(&ring{settings: settings})
+	v := &ring{settings: settings, keys: map[string][]Key{}}
 	for _, row := range c.rows {
-		if row.Name != CA {
-			continue
-		}
-		key := Key{Key: row, Point: protocol.PublicKey(row.Public)}
-		cert, err := r.authority(ctx, key)
-		if err != nil {
-			return err
-		}
-		err = c.token.StoreCertificate(ctx, hsm.Certificate{Key: key.ID, Label: key.label(), DER: cert.Raw})
-		if err != nil && !errors.Is(err, hsm.ErrUnsupported) {
-			return fmt.Errorf("storing the certificate of %s: %w", key.label(), err)
+		if row.Name == CA {
+			v.keys[CA] = append(v.keys[CA], Key{Key: row, Point: protocol.PublicKey(row.Public)})
 		}
 	}
-	return nil
+	r.live.Store(v)
+	return r.StoreAuthorities(ctx)
 }
 
 // certificate is what a KeyCert of a row says, with the dates that the row has.
@@ -187,47 +171,6 @@ func (k certified) certificate(row store.Key) protocol.KeyCert {
 		Epoch: row.Version, Use: k.use, Key: protocol.PublicKey(row.Public),
 		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
 	}
-}
-
-// Settings are the trust settings that the store keeps beside the keys.
-type Settings struct {
-	Domain       string   // SPIFFE trust domain
-	RootCerts    [][]byte // RootCert(1) to the current one
-	NextRootHash [32]byte
-}
-
-const (
-	settingDomain = "trust_domain"
-	settingRoots  = "root_certs"
-	settingNext   = "next_root_hash"
-)
-
-func (s Settings) values() map[string][]byte {
-	var roots []byte
-	for _, cert := range s.RootCerts {
-		roots = binary.BigEndian.AppendUint16(roots, uint16(len(cert)))
-		roots = append(roots, cert...)
-	}
-	return map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
-}
-
-// ErrNotInitialized: no ceremony has been held for this store.
-var ErrNotInitialized = errors.New("the store holds no keys and no trust")
-
-func parseSettings(values map[string][]byte) (Settings, error) {
-	s := Settings{Domain: string(values[settingDomain])}
-	if s.Domain == "" || copy(s.NextRootHash[:], values[settingNext]) != len(s.NextRootHash) {
-		return s, ErrNotInitialized
-	}
-	for b := values[settingRoots]; len(b) > 0; {
-		if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
-			return s, fmt.Errorf("root certificates are cut off: %w", ErrNotInitialized)
-		}
-		n := int(binary.BigEndian.Uint16(b))
-		s.RootCerts = append(s.RootCerts, b[2:2+n])
-		b = b[2+n:]
-	}
-	return s, nil
 }
 
 // CheckDomain checks a SPIFFE trust domain: lower-case letters, digits, dots,

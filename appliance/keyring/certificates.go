@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"countersign/hsm"
 	"countersign/protocol"
 )
 
@@ -99,6 +101,26 @@ func (r *Keyring) Authorities(ctx context.Context, now time.Time) ([]*x509.Certi
 		return nil, fmt.Errorf("key %q: %w", CA, ErrNoKey)
 	}
 	return out, nil
+}
+
+// StoreAuthorities puts the X.509 certificate of each ca epoch beside its key, so that
+// the tools of others see whose it is. Nothing here reads them, and a module that has
+// no certificates is as good.
+func (r *Keyring) StoreAuthorities(ctx context.Context) error {
+	for _, key := range r.live.Load().keys[CA] {
+		if !key.DestroyedAt.IsZero() {
+			continue
+		}
+		cert, err := r.authority(ctx, key)
+		if err != nil {
+			return err
+		}
+		err = r.token.StoreCertificate(ctx, hsm.Certificate{Key: key.ID, Label: key.label(), DER: cert.Raw})
+		if err != nil && !errors.Is(err, hsm.ErrUnsupported) {
+			return fmt.Errorf("storing the certificate of %s: %w", key.label(), err)
+		}
+	}
+	return nil
 }
 
 func (r *Keyring) authority(ctx context.Context, key Key) (*x509.Certificate, error) {

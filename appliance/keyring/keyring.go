@@ -31,6 +31,9 @@ const (
 // [Create].
 const Audit = "audit"
 
+// Needed are the keys without which there is no appliance.
+var Needed = []string{KEM, Decision, CA, ClientCA, Enrol, Wrap, MAC}
+
 // names are all of them, in the order of lists.
 var names = []string{Root, KEM, Decision, CA, ClientCA, Enrol, Wrap, MAC, Audit}
 
@@ -105,7 +108,7 @@ func read(ctx context.Context, token hsm.Token, registry store.Keys) (*ring, err
 	if err != nil {
 		return nil, fmt.Errorf("reading the trust settings: %w", err)
 	}
-	settings, err := parseSettings(values)
+	settings, err := ParseSettings(values)
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +207,9 @@ func (v *ring) all() []Key {
 	}
 	return all
 }
+
+// Settings are the trust settings in force.
+func (r *Keyring) Settings() Settings { return r.live.Load().settings }
 
 // Domain is the SPIFFE trust domain.
 func (r *Keyring) Domain() string { return r.live.Load().settings.Domain }

@@ -108,5 +108,5 @@ func (p Plan) trust(s Settings) map[string][]byte {
 		return nil
 	}
 	s.RootCerts, s.NextRootHash = p.Roots, p.hash
-	return s.values()
+	return s.Values()
 }

@@ -26,6 +26,7 @@ const (
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
 	KindHSM      = "hsm"      // the PIN of a token was given by an administrator
+	KindStore    = "store"    // the database was copied, or came back from a copy
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
 	KindAdmins   = "admin"    // an administrator was added or changed
 	KindChanges  = "change"   // a change was requested, countersigned, executed, …

@@ -20,6 +20,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"os"
 	"time"
 
 	"countersign/protocol"
@@ -50,6 +51,7 @@ type Store interface {
 	Keys
 	Admins
 	Changes
+	Recovery
 	Audit
 	// Close makes what was begun durable. Every later call returns
 	// ErrUnavailable, but for a further Close.
@@ -161,11 +163,46 @@ type Keys interface {
 	// ChangeKeys stores one step of a key's life in one transaction: new rows
 	// (ErrExists if the version was ever used), rows written over that whose
 	// revision is Revision-1 (else ErrConflict; ErrNotFound if there is none),
-	// and settings written over what was there. Name, version, id and public
-	// key of a row are never written again.
+	// and settings written over what was there. Name, version, id, public key and
+	// sealed copy of a row are never written again, but for the copy of a key that
+	// is destroyed, which is erased.
 	ChangeKeys(ctx context.Context, c KeyChange, rec Record) error
 	// Settings are the named values that AddTrust and ChangeKeys stored.
 	Settings(ctx context.Context) (map[string][]byte, error)
+}
+
+// Recovery is of copies, and of a store that comes back from one after a disaster.
+type Recovery interface {
+	// Copy is the store as of one moment, made while it serves, one at a time
+	// (another is ErrUnavailable). The file was checked, has no name any more and is
+	// the caller's to close.
+	Copy(ctx context.Context) (Copy, error)
+	// Recover stores in one transaction what else is known of the keys, the policy
+	// if it is newer than the active one, and denies as expired every decision that
+	// was pending: whoever was to approve may have done so after the copy was made.
+	// Errors are those of ChangeKeys.
+	Recover(ctx context.Context, r Recovered, rec Record) error
+}
+
+// Copy is a store in a file.
+type Copy struct {
+	*os.File
+	Point Point
+	Size  int64 // bytes
+}
+
+// Point is a moment of a store: that of its newest audit record.
+type Point struct {
+	Sequence uint64 // 0: there is none
+	At       time.Time
+	Leaf     [32]byte // of that record
+}
+
+// Recovered is what a store gets when it comes back.
+type Recovered struct {
+	KeyChange
+	Policy Policy // Version 0: none
+	At     time.Time
 }
 
 // Audit is the outbox of audit records, in the order of their commit.
@@ -318,6 +355,12 @@ type Key struct {
 	SuspendedAt   time.Time // not used until it is resumed
 	CompromisedAt time.Time // not trusted, which nothing undoes
 	DestroyedAt   time.Time // no token has it any more
+
+	// Sealed is the copy that was made with the key (hsm.Sealed), nil where there is
+	// none; it goes when the key is destroyed. A pair of several rows has its copy in
+	// the row of whose name it was made.
+	Sealed    []byte
+	SealedFor []byte // 33-byte point of the backup key that opens it
 }
 
 // KeyChange is one step of a key's life.

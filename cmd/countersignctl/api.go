@@ -52,7 +52,7 @@ func (a *api) do(ctx context.Context, method, path string, body io.Reader, into 
 	req.Header.Set("Content-Type", "application/json")
 	res, err := a.client.Do(req)
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("asking the appliance: %w", errors.Unwrap(err)), "is countersignd running, and is --admin its socket?")
+		return unanswered(err)
 	}
 	defer func() { _ = res.Body.Close() }() // it was read, or an error is returned
 	if res.StatusCode != http.StatusOK {
@@ -62,6 +62,11 @@ func (a *api) do(ctx context.Context, method, path string, body io.Reader, into 
 		return fmt.Errorf("reading the answer of the appliance: %w", err)
 	}
 	return nil
+}
+
+// unanswered is the error of a request that got no answer.
+func unanswered(err error) error {
+	return cli.Fail(cli.Unavailable, fmt.Errorf("asking the appliance: %w", errors.Unwrap(err)), "is countersignd running, and is --admin its socket?")
 }
 
 // problem turns a problem+json answer into an error with exit code and advice.
@@ -90,6 +95,8 @@ func problem(res *http.Response) error {
 		code, hint = cli.Denied, "countersignctl admin list shows who may countersign"
 	case admin.ProblemSignature:
 		code, hint = cli.BadSignature, "sign the document that countersignctl change export prints, as CHANGE.md has it"
+	case admin.ProblemUncovered:
+		hint = "a copy is sealed only while a key is made: set backup.recipient, then rotate these keys; --partial leaves them out"
 	case admin.ProblemExists:
 		name := path.Base(path.Dir(res.Request.URL.Path)) // …/client/NAME/invite
 		hint = name + " is enrolled or has an open code: --replace revokes it and makes a new one"

@@ -24,7 +24,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
 	t.format = cli.AddOutputFlag(cmd)
-	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.hsm(), t.admin(), t.change(), t.policy(), t.audit())
+	cmd.AddCommand(t.status(), t.noun(clientNoun), t.noun(deviceNoun), t.key(), t.hsm(), t.admin(), t.change(), t.policy(), t.store(), t.audit())
 	return cmd
 }
 

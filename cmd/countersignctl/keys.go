@@ -62,7 +62,7 @@ func (t *tool) key() *cobra.Command {
 	}, &cobra.Command{
 		Use: "attest", Args: cobra.NoArgs, Short: "Compare every key object on the token with the registry; exit 1 if one is not as it must be",
 		RunE: t.attest,
-	})
+	}, t.keyBackup(), t.custodians())
 	for _, v := range keyVerbs {
 		cmd.AddCommand(t.keyStep(v))
 	}

@@ -60,6 +60,7 @@ var keyDetails = cli.Table[admin.Key]{
 	{Title: "SPKI SHA-256", Value: func(k admin.Key) string { return cmp.Or(k.SPKI, "-") }},
 	{Title: "Origin", Value: func(k admin.Key) string { return k.Origin }},
 	{Title: "Tokens", Value: func(k admin.Key) string { return cmp.Or(strings.Join(k.Tokens, ","), "-") }},
+	{Title: "Sealed for", Value: func(k admin.Key) string { return cmp.Or(k.SealedFor, "-") }},
 	{Title: "Root", Value: func(k admin.Key) string { return number(k.Root) }},
 	{Title: "Created", Value: func(k admin.Key) string { return date(k.CreatedAt) }},
 	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},

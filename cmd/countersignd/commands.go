@@ -17,7 +17,7 @@ import (
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignd", Short: "HSM-backed appliance for offline service authorization"}
 	path := cmd.PersistentFlags().String("config", "config.toml", "configuration file")
-	cmd.AddCommand(initCommand(path), serveCommand(path), configCommand(path), doctorCommand(path), devCommand())
+	cmd.AddCommand(initCommand(path), serveCommand(path), restoreCommand(path), configCommand(path), doctorCommand(path), devCommand())
 	return cmd
 }
 
@@ -38,6 +38,9 @@ func serveCommand(path *string) *cobra.Command {
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+				if err := tidy(ctx, cfg, p); err != nil {
+					return err
+				}
 				d, err := newDaemon(ctx, cfg, p)
 				if err != nil {
 					return err
@@ -51,6 +54,9 @@ func serveCommand(path *string) *cobra.Command {
 // withParts loads the configuration, opens store and token, and closes them.
 func withParts(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
 	cfg, err := config.LoadAppliance(path)
+	if err == nil {
+		err = finished(cfg)
+	}
 	if err != nil {
 		return err
 	}
@@ -103,6 +109,7 @@ func devCommand() *cobra.Command {
 	cmd.Flags().StringVar(&d.dir, "dir", "", "directory of token, store and sockets")
 	cmd.Flags().StringVar(&d.module, "module", "", "PKCS#11 module in place of libsofthsm2.so")
 	cmd.Flags().StringVar(&d.second, "second-module", "", "PKCS#11 module of a second token with copies of all keys; without it there is one token")
+	cmd.Flags().StringVar(&d.recipient, "backup-recipient", "", "backup.pub of countersignctl key custodians init: keys are made with sealed copies for it")
 	_ = cmd.MarkFlagRequired("dir") // the flag is there
 	return cmd
 }

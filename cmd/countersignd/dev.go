@@ -20,9 +20,11 @@ type dev struct {
 	dir    string
 	module string // "" is SoftHSM itself
 	second string // module of the second token; "" is none
-	from   surroundings
-	daemon *daemon
-	locked *os.File // keeps the directory's lock
+	// recipient is the file of the backup key's public half; "" is none
+	recipient string
+	from      surroundings
+	daemon    *daemon
+	locked    *os.File // keeps the directory's lock
 }
 
 // devInfo is DIR/dev.json, written once all are ready.
@@ -143,6 +145,7 @@ func (d *dev) config() *config.Appliance {
 	cfg.API = config.API{Listen: "127.0.0.1:0", Names: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	cfg.Ops.Listen = "127.0.0.1:0"
 	cfg.Trust.Domain = "dev.countersign.example"
+	cfg.Backup.Recipient = d.recipient
 	return &cfg
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"syscall"
 
+	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/cli"
@@ -24,6 +25,14 @@ var exits = []struct {
 	{hsm.ErrPIN, cli.Auth, "check hsm.pin, then run countersignctl hsm unlock: until then it is not tried again, so that the token does not lock"},
 	{hsm.ErrLocked, cli.Auth, "init takes the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
+	{backup.ErrFile, cli.Failed, "the file was changed, cut off or is another kind: take another copy of it"},
+	{backup.ErrOther, cli.Failed, "backup, database and root are to be of one appliance and one history"},
+	{backup.ErrTokenUsed, cli.Failed, "restore onto a token that was just initialized; its label goes into hsm.token_label"},
+	{backup.ErrShares, cli.Denied, "countersignctl key custodians check tells which backup key a share is of"},
+	{backup.ErrCopy, cli.Failed, "nothing was restored; an older backup may have this copy whole"},
+	{errStoreThere, cli.Failed, "if that appliance is really lost, move its store away first"},
+	{errLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
+	{errRestoring, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},

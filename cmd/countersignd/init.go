@@ -34,7 +34,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	if err := addFirstPolicy(ctx, p.store, now); err != nil {
 		return err
 	}
-	trust, err := keyring.Ceremony(ctx, p.token, domain, now)
+	trust, err := keyring.Ceremony(ctx, p.backed(), domain, now)
 	if err != nil {
 		return fmt.Errorf("key ceremony: %w", err)
 	}
@@ -46,6 +46,10 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 		return fmt.Errorf("storing keys and trust: %w", err)
 	}
 	p.log.Info("initialized", "trust_domain", domain, "keys", len(trust.Keys))
+	if p.escrow == nil {
+		p.log.Warn("there is no way back: these keys have no sealed copies, and are lost with their token",
+			"hint", "countersignctl key custodians init, backup.recipient in config.toml, and init on an empty token")
+	}
 	return nil
 }
 

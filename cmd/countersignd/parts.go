@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"countersign/appliance/custody"
+	"countersign/appliance/keyring"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
@@ -27,7 +30,8 @@ type parts struct {
 	cfg     config.HSM
 	store   *sqlite.Store
 	token   *failover.Set
-	pools   []pool // what token is made of
+	escrow  *ecdh.PublicKey // for whom new keys get a sealed copy; nil: nobody
+	pools   []pool          // what token is made of
 	metrics *prometheus.Registry
 	log     hclog.Logger
 }
@@ -54,6 +58,9 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 		return nil, cli.Fail(cli.IO, fmt.Errorf("state directory: %w", err), "name a directory that this user may write, state_dir")
 	}
 	var err error
+	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
+		return nil, err
+	}
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
 	}
@@ -62,6 +69,25 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	}
 	return p, nil
 }
+
+// readRecipient reads the backup key's public half; "" is that there is none.
+func readRecipient(path string) (*ecdh.PublicKey, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %w", err), "countersignctl key custodians init writes it, backup.pub")
+	}
+	key, err := custody.ParsePublicPEM(text)
+	if err != nil {
+		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %s: %w", path, err), "countersignctl key custodians init writes it, backup.pub")
+	}
+	return key, nil
+}
+
+// backed is the token on which keys are made.
+func (p *parts) backed() hsm.Token { return keyring.Backed{Token: p.token, Recipient: p.escrow} }
 
 // serving are the keys without which there is no appliance: a module that cannot
 // have them is refused at start, not at the first request.

@@ -10,6 +10,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,6 +35,7 @@ type Config struct {
 
 // Store is a [store.Store] in a SQLite file.
 type Store struct {
+	path  string
 	w     *writer
 	r     *reader
 	lock  *os.File
@@ -80,6 +82,9 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	if err := create(path); err != nil {
 		return nil, err
 	}
+	if err := os.Remove(path + copySuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, unavailable(err)
+	}
 	wdb, err := sql.Open("sqlite", dsn(path, "rw"))
 	if err != nil {
 		return nil, unavailable(err)
@@ -98,7 +103,7 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	}
 	rdb.SetMaxOpenConns(readers)
 	rdb.SetMaxIdleConns(readers)
-	s := &Store{w: w, r: &reader{db: rdb}}
+	s := &Store{path: path, w: w, r: &reader{db: rdb}}
 	s.close = sync.OnceValue(s.closeAll)
 	go s.w.run()
 	return s, nil

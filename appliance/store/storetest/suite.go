@@ -17,7 +17,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	for _, group := range []map[string]func(*testing.T, *fixture){
 		partyTests, invitationTests, spendTests, limitTests, reportTests, registryTests, concurrencyTests,
-		tryTests, approvalTests, statusTests, replaceTests, changeTests,
+		tryTests, approvalTests, statusTests, replaceTests, changeTests, recoveryTests,
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {

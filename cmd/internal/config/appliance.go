@@ -18,6 +18,7 @@ type Appliance struct {
 	Ops      Ops         `toml:"ops"`
 	Trust    Trust       `toml:"trust"`
 	Keys     KeySchedule `toml:"keys"`
+	Backup   Backup      `toml:"backup"`
 	UV       UV          `toml:"uv"`
 	Log      Log         `toml:"log"`
 }
@@ -104,6 +105,11 @@ type KeySchedule struct {
 	Root     Duration `toml:"root"`
 }
 
+// Backup names who can bring keys back.
+type Backup struct {
+	Recipient string `toml:"recipient"` // file of the backup key's public half; "" is nobody
+}
+
 // UV names who verifies the attestation of UV keys.
 type UV struct {
 	Attest  []string `toml:"attest"`  // command; empty is nobody
@@ -164,7 +170,7 @@ func (a *Appliance) Validate() error { return validate(a) }
 
 func (a *Appliance) resolve(dir string) {
 	a.StateDir = under(dir, a.StateDir)
-	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.Second.Module, &a.HSM.Second.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket} {
+	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.Second.Module, &a.HSM.Second.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket, &a.Backup.Recipient} {
 		*path = under(dir, *path)
 	}
 	if len(a.UV.Attest) > 0 {

@@ -1,0 +1,89 @@
+package keyring
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Settings are the trust settings that the store keeps beside the keys.
+type Settings struct {
+	Domain       string   // SPIFFE trust domain
+	RootCerts    [][]byte // RootCert(1) to the current one
+	NextRootHash [32]byte
+	// RestoredAt is when the store last came back from a copy, zero for never: what
+	// was asked before is not answered with an approval, since it may have been spent.
+	RestoredAt time.Time
+}
+
+const (
+	settingDomain   = "trust_domain"
+	settingRoots    = "root_certs"
+	settingNext     = "next_root_hash"
+	settingRestored = "restored_at" // Unix microseconds, 8 bytes, big endian
+)
+
+// Values are the settings as the store keeps them.
+func (s Settings) Values() map[string][]byte {
+	var roots []byte
+	for _, cert := range s.RootCerts {
+		roots = binary.BigEndian.AppendUint16(roots, uint16(len(cert)))
+		roots = append(roots, cert...)
+	}
+	values := map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
+	if !s.RestoredAt.IsZero() {
+		values[settingRestored] = binary.BigEndian.AppendUint64(nil, uint64(s.RestoredAt.UnixMicro()))
+	}
+	return values
+}
+
+// ErrNotInitialized: no ceremony has been held for this store.
+var ErrNotInitialized = errors.New("the store holds no keys and no trust")
+
+// ParseSettings reads what [Settings.Values] writes; errors wrap [ErrNotInitialized].
+func ParseSettings(values map[string][]byte) (Settings, error) {
+	s := Settings{Domain: string(values[settingDomain])}
+	if s.Domain == "" || copy(s.NextRootHash[:], values[settingNext]) != len(s.NextRootHash) {
+		return s, ErrNotInitialized
+	}
+	for b := values[settingRoots]; len(b) > 0; {
+		if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
+			return s, fmt.Errorf("root certificates are cut off: %w", ErrNotInitialized)
+		}
+		n := int(binary.BigEndian.Uint16(b))
+		s.RootCerts = append(s.RootCerts, b[2:2+n])
+		b = b[2+n:]
+	}
+	if b := values[settingRestored]; b != nil {
+		if len(b) != 8 {
+			return s, fmt.Errorf("time of the restore of %d bytes: %w", len(b), ErrNotInitialized)
+		}
+		s.RestoredAt = time.UnixMicro(int64(binary.BigEndian.Uint64(b))).UTC()
+	}
+	return s, nil
+}
+
+// ErrOtherTrust: two settings are not of one appliance.
+var ErrOtherTrust = errors.New("of another appliance")
+
+// Newer is the later of two settings of one appliance: those with more roots. An error
+// wraps [ErrOtherTrust].
+func (s Settings) Newer(other Settings) (Settings, error) {
+	if s.Domain != other.Domain {
+		return s, fmt.Errorf("trust domains %q and %q: %w", s.Domain, other.Domain, ErrOtherTrust)
+	}
+	for i := range min(len(s.RootCerts), len(other.RootCerts)) {
+		if !bytes.Equal(s.RootCerts[i], other.RootCerts[i]) {
+			return s, fmt.Errorf("certificates of root %d differ: %w", i+1, ErrOtherTrust)
+		}
+	}
+	if len(s.RootCerts) == len(other.RootCerts) && s.NextRootHash != other.NextRootHash {
+		return s, fmt.Errorf("hashes of the next root differ: %w", ErrOtherTrust)
+	}
+	if len(other.RootCerts) > len(s.RootCerts) {
+		return other, nil
+	}
+	return s, nil
+}

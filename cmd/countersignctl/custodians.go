@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"countersign/appliance/custody"
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+	"countersign/cmd/internal/custodian"
+)
+
+// custodians is the noun of those who hold the shares of the backup key. Nothing of it
+// asks the appliance: it may well be run on another machine.
+func (t *tool) custodians() *cobra.Command {
+	cmd := &cobra.Command{Use: "custodians", Short: "Split a backup key among people, and look at their shares"}
+	cmd.AddCommand(t.custodiansInit(), t.custodiansCheck())
+	return cmd
+}
+
+// splitting is what key custodians init is told.
+type splitting struct {
+	threshold   int
+	recipients  []string
+	passphrases []string // files
+	asked       int
+	out         string
+}
+
+func (t *tool) custodiansInit() *cobra.Command {
+	var s splitting
+	cmd := &cobra.Command{
+		Use: "init --threshold M --out DIR", Args: cobra.NoArgs,
+		Short: "Make a backup key, split it, and write a share for each custodian; the key itself is kept nowhere",
+		Long: "Make a backup key in memory, split it so that M custodians together bring it back, and write share-N.age for each of them\n" +
+			"and backup.pub, which config.toml names as backup.recipient. Each --recipient, --passphrase-file and question of --passphrases is one custodian.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return t.split(cmd, s) },
+	}
+	cmd.Flags().IntVar(&s.threshold, "threshold", 0, "how many custodians bring the key back, 2 to their number")
+	cmd.Flags().StringArrayVar(&s.recipients, "recipient", nil, "age recipient of a custodian, age1…; may be given again")
+	cmd.Flags().StringArrayVar(&s.passphrases, "passphrase-file", nil, "file of mode 0600 with a custodian's passphrase, 16 bytes at least; may be given again")
+	cmd.Flags().IntVar(&s.asked, "passphrases", 0, "ask so many custodians for a passphrase on the terminal")
+	cmd.Flags().StringVar(&s.out, "out", "", "directory for the shares and backup.pub, made if it is not there")
+	_ = cmd.MarkFlagRequired("threshold") // the flags are there
+	_ = cmd.MarkFlagRequired("out")
+	return cmd
+}
+
+// publicName is of the file that config.toml names.
+const publicName = "backup.pub"
+
+func (t *tool) split(cmd *cobra.Command, s splitting) error {
+	noCore()
+	people, err := s.people(cmd)
+	if err != nil {
+		return err
+	}
+	scheme := custody.Scheme{Threshold: s.threshold, Shares: len(people)}
+	if err := scheme.Check(); err != nil {
+		return cli.Fail(cli.Usage, err, "a --recipient, --passphrase-file or question for each custodian, and --threshold how many of them it takes")
+	}
+	if err := s.vacant(len(people)); err != nil {
+		return err
+	}
+	public, shares, err := custody.Make(scheme)
+	if err != nil {
+		return err
+	}
+	var written []shareWords
+	for i, share := range shares {
+		file, err := share.Seal(people[i])
+		if err != nil {
+			return err
+		}
+		written = append(written, wordsOf(s.path(i+1), share))
+		if err := writeBytes(s.path(i+1), file); err != nil {
+			return err
+		}
+	}
+	text, err := custody.PublicPEM(public)
+	if err != nil {
+		return err
+	}
+	if err := writeBytes(filepath.Join(s.out, publicName), text); err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "The backup key exists in these shares only. Give each custodian one and keep none; have each run countersignctl key custodians check.\n"+
+		"Before countersignd init, config.toml is to have: [backup] recipient = %q\n", filepath.Join(s.out, publicName))
+	return shareTable.List(t.printer(cmd), written)
+}
+
+func (s splitting) path(n int) string { return filepath.Join(s.out, fmt.Sprintf("share-%d.age", n)) }
+
+// vacant makes the directory and refuses one in which another split lies.
+func (s splitting) vacant(n int) error {
+	if err := os.MkdirAll(s.out, 0o700); err != nil {
+		return cli.Fail(cli.IO, err, "name a directory that you may write")
+	}
+	paths := []string{filepath.Join(s.out, publicName)}
+	for i := range n {
+		paths = append(paths, s.path(i+1))
+	}
+	for _, path := range paths {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return cli.Fail(cli.Failed, fmt.Errorf("%s is there already", path), "take an empty directory: a backup key is never written over")
+		}
+	}
+	return nil
+}
+
+// people are the custodians, in the order of recipients, passphrase files, questions.
+func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
+	for _, r := range s.recipients {
+		to, err := custody.Recipient(r)
+		if err != nil {
+			return nil, cli.Fail(cli.Usage, err, "age-keygen prints a custodian's recipient, age1…")
+		}
+		all = append(all, to)
+	}
+	for _, path := range s.passphrases {
+		secret, err := config.Secret{Source: "file", Path: path}.Resolve(config.SecretSources{})
+		if err != nil {
+			return nil, err
+		}
+		if all, err = withPassphrase(all, secret.Bytes()); err != nil {
+			return nil, err
+		}
+	}
+	for range s.asked {
+		secret, err := askTwice(cmd, fmt.Sprintf("Passphrase of custodian %d: ", len(all)+1))
+		if err != nil {
+			return nil, err
+		}
+		if all, err = withPassphrase(all, secret); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func withPassphrase(all []age.Recipient, secret []byte) ([]age.Recipient, error) {
+	defer clear(secret)
+	to, err := custody.Passphrase(secret)
+	if err != nil {
+		return nil, cli.Fail(cli.Usage, err, "take several words that nobody would guess")
+	}
+	return append(all, to), nil
+}
+
+func askTwice(cmd *cobra.Command, question string) ([]byte, error) {
+	terminal := cli.TerminalOf(cmd)
+	first, err := terminal.Secret(question)
+	if err != nil {
+		return nil, err
+	}
+	again, err := terminal.Secret("Once more: ")
+	defer clear(again)
+	if err == nil && !bytes.Equal(first, again) {
+		err = cli.Fail(cli.Auth, errors.New("the two passphrases differ"), "nothing was made; run it again")
+	}
+	return first, err
+}
+
+func (t *tool) custodiansCheck() *cobra.Command {
+	var public string
+	cmd := &cobra.Command{
+		Use: "check --share FILE", Args: cobra.NoArgs, Short: "Open shares and tell whether they are good, and of which backup key",
+	}
+	flags := custodian.AddFlags(cmd)
+	cmd.Flags().StringVar(&public, "backup-key", "", "backup.pub that the shares are to be of")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		noCore()
+		shares, err := flags.Read(cli.TerminalOf(cmd).Secret)
+		if err != nil {
+			return err
+		}
+		var words []shareWords
+		for i, s := range shares {
+			if err := fits(s, public); err != nil {
+				return fmt.Errorf("%s: %w", flags.Shares[i], err)
+			}
+			words = append(words, wordsOf(flags.Shares[i], s))
+		}
+		return shareTable.List(t.printer(cmd), words)
+	}
+	return cmd
+}
+
+// fits holds a share against backup.pub, if one is named.
+func fits(s custody.Share, path string) error {
+	if path == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return cli.Fail(cli.IO, err, "")
+	}
+	key, err := custody.ParsePublicPEM(text)
+	if err != nil {
+		return cli.Fail(cli.Config, err, "--backup-key is the backup.pub of countersignctl key custodians init")
+	}
+	if custody.PointOf(key) != s.Key() {
+		return custodian.Explain(fmt.Errorf("%s, not of %s: %w", s, custody.PointOf(key), custody.ErrMixed))
+	}
+	return nil
+}
+
+// shareWords are what is told of a share.
+type shareWords struct {
+	File      string `json:"file"`
+	Share     int    `json:"share"`
+	Of        int    `json:"of"`
+	Threshold int    `json:"threshold"`
+	BackupKey string `json:"backup_key"` // hex, 33 bytes
+}
+
+func wordsOf(path string, s custody.Share) shareWords {
+	return shareWords{File: path, Share: s.Number, Of: s.Of, Threshold: s.Threshold(), BackupKey: s.Key().String()}
+}
+
+var shareTable = cli.Table[shareWords]{
+	{Title: "File", Value: func(s shareWords) string { return s.File }},
+	{Title: "Share", Value: func(s shareWords) string { return number(s.Share) + " of " + number(s.Of) }},
+	{Title: "Needed", Value: func(s shareWords) string { return number(s.Threshold) }},
+	{Title: "Backup key", Value: func(s shareWords) string { return s.BackupKey }},
+}
+
+func writeBytes(path string, b []byte) error {
+	return writeWhole(path, func(w io.Writer) error {
+		_, err := w.Write(b)
+		return cli.Fail(cli.IO, err, "")
+	})
+}
+
+// noCore keeps what a process knows out of core files and of other processes' reach.
+func noCore() {
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+}

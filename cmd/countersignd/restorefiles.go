@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"countersign/appliance/backup"
+	"countersign/appliance/store/sqlite"
+	"countersign/cmd/internal/cli"
+	"countersign/cmd/internal/config"
+)
+
+// fetchDatabase copies the database to where it is worked on, and checks it: against
+// its statement, and from beginning to end.
+func (r *restoration) fetchDatabase(ctx context.Context) error {
+	if err := r.removeWork(); err != nil {
+		return err
+	}
+	size, sum, err := copyFile(r.flags.database, r.work)
+	if err != nil {
+		return cli.Fail(cli.IO, fmt.Errorf("copying the database: %w", err), "")
+	}
+	if err := r.checkDatabase(ctx, backup.Copy{SHA256: sum, Size: uint64(size)}); err != nil {
+		return errors.Join(err, r.removeWork())
+	}
+	return nil
+}
+
+func (r *restoration) checkDatabase(ctx context.Context, got backup.Copy) (err error) {
+	if !r.flags.unsigned {
+		said, err := r.statement()
+		if err != nil {
+			return err
+		}
+		if said.SHA256 != got.SHA256 || said.Size != got.Size {
+			return fmt.Errorf("%s is not the file that its statement is of: %w", r.flags.database, backup.ErrFile)
+		}
+	}
+	if r.point, err = sqlite.Check(ctx, r.work); err != nil {
+		return fmt.Errorf("%s: %w", r.flags.database, err)
+	}
+	return nil
+}
+
+// copyFile makes a new file of mode 0600, durable.
+func copyFile(from, to string) (size int64, sum [32]byte, err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return 0, sum, err
+	}
+	defer func() { _ = in.Close() }() // it was read only
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, sum, err
+	}
+	hash := sha256.New()
+	size, err = io.Copy(io.MultiWriter(out, hash), in)
+	return size, [32]byte(hash.Sum(nil)), errors.Join(err, out.Sync(), out.Close())
+}
+
+// removeWork removes the database that is worked on, with what SQLite has beside it.
+func (r *restoration) removeWork() error {
+	var failed []error
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+		if err := os.Remove(r.work + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// markerOf is the marker of the restore before this one, if it did not end, or a new one.
+func markerOf(cfg *config.Appliance) (string, error) {
+	text, err := os.ReadFile(markPath(cfg))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(text) == 0: // cut off before the token was touched
+		return backup.NewMarker(), nil
+	case err != nil:
+		return "", cli.Fail(cli.IO, err, "")
+	}
+	return string(text), nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// mark says durably which marker shows that what is on the token is a restore's.
+func (r *restoration) mark(marker string) error {
+	f, err := os.OpenFile(markPath(r.cfg), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err == nil {
+		_, err = f.WriteString(marker)
+		err = errors.Join(err, f.Sync(), f.Close(), syncDir(r.cfg.StateDir))
+	}
+	return cli.Fail(cli.IO, err, "state_dir must be writable")
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// unmark takes the mark back once nothing is on the token.
+func (r *restoration) unmark(ctx context.Context, p *parts) error {
+	there, err := p.token.Keys(context.WithoutCancel(ctx))
+	if err != nil || len(there) > 0 {
+		return err
+	}
+	return os.Remove(markPath(r.cfg))
+}
+
+// putInPlace is the moment from which there is an appliance again.
+func (r *restoration) putInPlace() error {
+	err := os.Rename(r.work, r.cfg.Store.Path)
+	if err == nil {
+		err = syncDir(filepath.Dir(r.cfg.Store.Path))
+	}
+	if err == nil {
+		err = r.removeWork()
+	}
+	return cli.Fail(cli.IO, err, "run restore again")
+}
+
+// finished refuses to begin anything else where a restore was cut off: what it left on
+// the token is of no appliance.
+func finished(cfg *config.Appliance) error {
+	if exists(markPath(cfg)) && !exists(cfg.Store.Path) {
+		return fmt.Errorf("%s: %w", cfg.StateDir, errRestoring)
+	}
+	return nil
+}
+
+// tidy takes the marks of a restore away once its store is in place: at its end, or
+// with the next start.
+func tidy(ctx context.Context, cfg *config.Appliance, p *parts) error {
+	if !exists(markPath(cfg)) || p.locked() {
+		return nil
+	}
+	marker, err := markerOf(cfg)
+	if err != nil {
+		return err
+	}
+	if err := (backup.Restorer{Token: p.token, Marker: marker}).Done(ctx); err != nil {
+		return err
+	}
+	return cli.Fail(cli.IO, os.Remove(markPath(cfg)), "")
+}
