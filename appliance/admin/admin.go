@@ -94,7 +94,8 @@ type Key struct {
 
 // Finding is an object on the token as compared with the registry: GET key/attest.
 type Finding struct {
-	Key     string   `json:"key"` // name@version, or the label of an unknown object
+	Key     string   `json:"key"`              // name@version, or the label of an unknown object
+	Origin  string   `json:"origin,omitempty"` // generated, restored, imported, by the registry
 	ID      string   `json:"id"`
 	Good    bool     `json:"good"`
 	Unknown bool     `json:"unknown"` // no row has this id

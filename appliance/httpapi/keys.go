@@ -50,7 +50,7 @@ func (a *Admin) attestKeys(r *http.Request) (any, error) {
 	out := []admin.Finding{}
 	for _, f := range found {
 		out = append(out, admin.Finding{
-			Key: f.Name, ID: f.ID.String(), Good: !f.Unknown && f.Drift == nil, Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
+			Key: f.Name, Origin: string(f.Origin), ID: f.ID.String(), Good: !f.Unknown && f.Drift == nil, Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
 		})
 	}
 	return out, nil

@@ -36,7 +36,8 @@ var ErrNoAttest = errors.New("the token's driver does not tell the attributes of
 
 // Finding is an object of the token as it was compared with the registry.
 type Finding struct {
-	Name    string // name@version, or the object's label where no row knows it
+	Name    string       // name@version, or the object's label where no row knows it
+	Origin  store.Origin // how the registry has it that the key came here; "" where no row knows it
 	ID      hsm.KeyID
 	Drift   []string // what is not as it must be; nil: all is
 	Unknown bool     // no row has this id
@@ -62,7 +63,7 @@ func (r *Keyring) Attest(ctx context.Context) ([]Finding, error) {
 	}
 	for _, k := range v.all() {
 		if n := seen[k.ID]; k.OnToken && n != 1 {
-			found = append(found, Finding{Name: k.label(), ID: k.ID, Drift: []string{fmt.Sprintf("%d objects", n)}})
+			found = append(found, Finding{Name: k.label(), Origin: k.Origin, ID: k.ID, Drift: []string{fmt.Sprintf("%d objects", n)}})
 		}
 	}
 	return found, nil
@@ -74,7 +75,7 @@ func (v *ring) attest(o Object) Finding {
 		return Finding{Name: o.Label, ID: o.ID, Unknown: true}
 	}
 	k := v.all()[i]
-	return Finding{Name: k.label(), ID: k.ID, Drift: o.drift(k)}
+	return Finding{Name: k.label(), Origin: k.Origin, ID: k.ID, Drift: o.drift(k)}
 }
 
 // expected are the usages and the one mechanism of each kind of key.

@@ -75,6 +75,7 @@ var keyDetails = cli.Table[admin.Key]{
 
 var findingTable = cli.Table[admin.Finding]{
 	{Title: "Key", Value: func(f admin.Finding) string { return f.Key }},
+	{Title: "Origin", Value: func(f admin.Finding) string { return cmp.Or(f.Origin, "-") }},
 	{Title: "Finding", Value: func(f admin.Finding) string {
 		switch {
 		case f.Unknown:
