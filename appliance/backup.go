@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"countersign/appliance/backup"
+	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/policy"
 )
 
 // ErrUncovered: keys have no sealed copy, so that a backup would bring back less than
@@ -23,29 +27,42 @@ type KeyBackup struct {
 	SHA256 [32]byte // of the file
 }
 
-// BackUpKeys makes a backup of all keys, with the trust settings and the policy. Keys
-// without a sealed copy are [ErrUncovered], unless partial says that this is known.
-func (a *Appliance) BackUpKeys(ctx context.Context, partial bool) (b KeyBackup, err error) {
-	if err := a.mayBackUp(ctx); err != nil {
+// BackUp is how a backup of the keys is asked for.
+type BackUp struct {
+	Partial bool          // though some keys have no sealed copy
+	Dry     bool          // tell what it would cover, and make none
+	Life    time.Duration // that others may countersign, 0: [change.DefaultLife]
+}
+
+// BackUpKeys makes a backup of all keys, with the trust settings and the policy, or asks
+// for it where that takes a quorum: the error is a [*Waiting] then, and once it was
+// countersigned the same is given for an hour. Keys without a sealed copy are
+// [ErrUncovered], unless Partial says that this is known.
+func (a *Appliance) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
+	// Nobody is asked for what cannot be; and no step of a key is kept waiting for it.
+	if _, _, err := a.coverage(ctx, ask); err != nil {
 		return b, err
+	}
+	if !ask.Dry {
+		if err := a.mayBackUp(ctx, ask); err != nil {
+			return b, err
+		}
 	}
 	a.keySteps.Lock()
 	defer a.keySteps.Unlock()
-	state, err := backup.StateOf(ctx, a.store)
+	state, covered, err := a.coverage(ctx, ask)
 	if err != nil {
-		return b, fmt.Errorf("backing up keys: %w", err)
+		return b, err
 	}
-	if b.Coverage, err = backup.Cover(state.Keys); err != nil {
-		return b, fmt.Errorf("backing up keys: %w", err)
-	}
-	if len(b.Missing) > 0 && !partial {
-		return b, fmt.Errorf("%w: %v", ErrUncovered, backup.Labels(b.Missing))
-	}
+	b.Coverage = covered
 	point, err := a.point(ctx)
 	if err != nil {
 		return b, fmt.Errorf("backing up keys: %w", err)
 	}
 	b.Document = backup.NewDocument(state, point, a.now())
+	if ask.Dry {
+		return b, nil
+	}
 	if b.File, err = backup.Write(ctx, a.keys, b.Document, a.now()); err != nil {
 		return b, err
 	}
@@ -59,9 +76,62 @@ func (a *Appliance) BackUpKeys(ctx context.Context, partial bool) (b KeyBackup, 
 	return b, nil
 }
 
-// mayBackUp is where a backup waits for its quorum: none is asked for yet. What it
-// gives away is of use only to who has the shares too.
-func (a *Appliance) mayBackUp(context.Context) error { return nil }
+// coverage is what the registry has, and which of its keys a backup would hold.
+func (a *Appliance) coverage(ctx context.Context, ask BackUp) (state backup.State, c backup.Coverage, err error) {
+	if state, err = backup.StateOf(ctx, a.store); err != nil {
+		return state, c, fmt.Errorf("backing up keys: %w", err)
+	}
+	if c, err = backup.Cover(state.Keys); err != nil {
+		return state, c, fmt.Errorf("backing up keys: %w", err)
+	}
+	if len(c.Missing) > 0 && !ask.Partial {
+		err = fmt.Errorf("%w: %v", ErrUncovered, backup.Labels(c.Missing))
+	}
+	return state, c, err
+}
+
+// grantPeriod is for how long what was countersigned may be fetched.
+const grantPeriod = time.Hour
+
+// mayBackUp is nil once enough administrators have countersigned this backup.
+func (a *Appliance) mayBackUp(ctx context.Context, b BackUp) error {
+	ask := Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": b.Partial}, Life: b.Life}
+	granted, err := a.granted(ctx, ask)
+	if err != nil || granted {
+		return err
+	}
+	c, err := a.Ask(ctx, ask)
+	if err == nil {
+		_, err = c.done()
+	}
+	return err
+}
+
+// granted looks for a request for the same, about the same state, that was executed
+// lately by countersignatures that count still.
+func (a *Appliance) granted(ctx context.Context, ask Ask) (bool, error) {
+	base, err := a.base(ctx, ask.Kind, ask.Parameters)
+	if err != nil {
+		return false, err
+	}
+	all, err := a.Changes(ctx)
+	return slices.ContainsFunc(all, func(c Change) bool {
+		return c.Kind == ask.Kind && c.State == store.ChangeExecuted && c.Base == base &&
+			len(c.Signed) >= c.Required && a.now().Before(c.EndedAt.Add(grantPeriod))
+	}), err
+}
+
+// backupBase is which keys a backup would hold, and whether it may lack some.
+func (a *Appliance) backupBase(_ context.Context, p change.Parameters) (any, error) {
+	state := []any{p.Truth("partial")}
+	for _, k := range a.keys.Keys() {
+		state = append(state, []any{k.Name, k.Version, k.ID[:]})
+	}
+	return state, nil
+}
+
+// allowBackup does nothing: who asked fetches the backup.
+func (a *Appliance) allowBackup(context.Context, change.Parameters) (any, error) { return nil, nil }
 
 // point is the store's newest audit record.
 func (a *Appliance) point(ctx context.Context) (p backup.Point, err error) {

@@ -30,6 +30,7 @@ type Effect struct {
 func (a *Appliance) builtin() map[policy.Kind]Effect {
 	return map[policy.Kind]Effect{
 		policy.KeyDestroy:   {Base: a.keyBase, Do: a.destroyKey},
+		policy.KeyBackup:    {Base: a.backupBase, Do: a.allowBackup},
 		policy.RootRotate:   {Base: a.rootBase, Do: a.rotateRoot},
 		policy.DeviceInvite: {Base: a.inviteBase, Do: a.inviteDevice},
 		policy.AdminAdd:     {Base: a.addAdminBase, Do: a.addAdmin},

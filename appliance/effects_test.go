@@ -40,7 +40,7 @@ func (b *board) with(k *counting) {
 	b.Helper()
 	a, err := appliance.New(b.Context(), appliance.Config{
 		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
-		Effects: map[policy.Kind]appliance.Effect{policy.KeyBackup: k.effect()},
+		Effects: map[policy.Kind]appliance.Effect{policy.KeyRestore: k.effect()},
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -51,8 +51,8 @@ func (b *board) with(k *counting) {
 // TestEffectElsewhere: what fails for good is ended, what fails because the token is
 // away is not.
 func TestEffectElsewhere(t *testing.T) {
-	b := newBoard(t, "[quorum]\n\"key.backup\" = 2\n")
-	ask := appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"name": "wrap"}}
+	b := newBoard(t, "[quorum]\n\"key.restore\" = 2\n")
+	ask := appliance.Ask{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
 	if _, err := b.Ask(t.Context(), ask); !errors.Is(err, appliance.ErrInput) {
 		t.Fatalf("an appliance without that effect: %v", err)
 	}
@@ -84,10 +84,10 @@ func TestEffectElsewhere(t *testing.T) {
 // TestRacingSigners: three administrators sign at once, many times each; the change is
 // made once.
 func TestRacingSigners(t *testing.T) {
-	b := newBoard(t, "[quorum]\n\"key.backup\" = 3\n")
+	b := newBoard(t, "[quorum]\n\"key.restore\" = 3\n")
 	k := &counting{}
 	b.with(k)
-	c, err := b.Ask(t.Context(), appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"name": "wrap"}})
+	c, err := b.Ask(t.Context(), appliance.Ask{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}})
 	if err != nil {
 		t.Fatal(err)
 	}

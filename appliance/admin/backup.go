@@ -5,6 +5,7 @@ import "time"
 // BackUpKeys is the body of POST key/backup.
 type BackUpKeys struct {
 	Partial bool `json:"partial,omitempty"` // though some keys have no sealed copy
+	DryRun  bool `json:"dry_run,omitempty"` // tell what it would cover, and make none
 }
 
 // KeyBackup is its answer.

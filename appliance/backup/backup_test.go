@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -385,5 +386,40 @@ func TestUncovered(t *testing.T) {
 		if gone := !k.DestroyedAt.IsZero(); gone != (k.Name == keyring.KEM && k.Version == 4) {
 			t.Errorf("%s@%d destroyed: %v", k.Name, k.Version, gone)
 		}
+	}
+}
+
+// FuzzRead: whatever is read, nothing but what was signed is taken.
+func FuzzRead(f *testing.F) {
+	good, err := os.ReadFile("testdata/backup.bin")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte("\x85\x6akey backup\x40\x80\x40\x40"))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		if b, err := backup.Read(file); err == nil && !bytes.Equal(file, good) {
+			t.Fatalf("taken: %v", b.Document)
+		}
+	})
+}
+
+// TestFile holds the format: a file of today is read for ever.
+func TestFile(t *testing.T) {
+	file, err := os.ReadFile("testdata/backup.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := backup.Read(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := b.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := backup.Cover(state.Keys)
+	if err != nil || len(c.Items) != 24 || len(c.Missing) != 0 || len(c.Recipients()) != 1 || state.Settings.Domain != "test.example" {
+		t.Errorf("%d keys, %d missing, domain %s: %v", len(c.Items), len(c.Missing), state.Settings.Domain, err)
 	}
 }

@@ -17,7 +17,11 @@ func (a *Admin) backUpKeys(r *http.Request) (any, error) {
 	if err := decodeBody(r, &req); err != nil {
 		return nil, err
 	}
-	b, err := a.Appliance.BackUpKeys(r.Context(), req.Partial)
+	life, err := lifeOf(r)
+	if err != nil {
+		return nil, err
+	}
+	b, err := a.Appliance.BackUpKeys(r.Context(), appliance.BackUp{Partial: req.Partial, Dry: req.DryRun, Life: life})
 	if err != nil {
 		return nil, err
 	}

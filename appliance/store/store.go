@@ -177,10 +177,10 @@ type Recovery interface {
 	// (another is ErrUnavailable). The file was checked, has no name any more and is
 	// the caller's to close.
 	Copy(ctx context.Context) (Copy, error)
-	// Recover stores in one transaction what else is known of the keys, the policy
-	// if it is newer than the active one, and denies as expired every decision that
-	// was pending: whoever was to approve may have done so after the copy was made.
-	// Errors are those of ChangeKeys.
+	// Recover stores in one transaction what else is known of the keys, and the policy
+	// if it is newer than the active one. What may have come to its end after the copy
+	// was made ends: a decision that was pending is denied as expired, and an
+	// invitation that was open expires at r.At. Errors are those of ChangeKeys.
 	Recover(ctx context.Context, r Recovered, rec Record) error
 }
 

@@ -30,21 +30,37 @@ func (t *tool) keyBackup() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var made admin.KeyBackup
-			if err := a.post(cmd.Context(), "key/backup", req, &made); err != nil {
+			made, err := t.fetchBackup(cmd, a, req)
+			if err != nil {
 				return err
 			}
-			if err := writeBytes(out, made.File); err != nil {
-				return err
+			if !req.DryRun {
+				if err := writeBytes(out, made.File); err != nil {
+					return err
+				}
 			}
 			made.File = nil
 			return keyBackupTable.One(t.printer(cmd), made)
 		},
 	}
+	quorumFlags(cmd)
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only tell what the backup would cover")
 	cmd.Flags().StringVar(&out, "out", "", "file to write, mode 0600; one that is there is replaced as a whole")
 	cmd.Flags().BoolVar(&req.Partial, "partial", false, "though some keys have no sealed copy and will not come back")
 	_ = cmd.MarkFlagRequired("out") // the flag is there
 	return cmd
+}
+
+// fetchBackup asks for a backup, and with --wait again once others have countersigned.
+func (t *tool) fetchBackup(cmd *cobra.Command, a *api, req admin.BackUpKeys) (made admin.KeyBackup, err error) {
+	path := within(cmd, "key/backup")
+	if err = a.post(cmd.Context(), path, req, &made); err == nil {
+		return made, nil
+	}
+	if err := t.waiting(cmd, err); err != nil {
+		return made, err
+	}
+	return made, a.post(cmd.Context(), path, req, &made)
 }
 
 var keyBackupTable = cli.Table[admin.KeyBackup]{

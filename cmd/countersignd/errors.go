@@ -34,6 +34,7 @@ var exits = []struct {
 	{errLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
 	{errRestoring, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
+	{hsm.ErrUnsupported, cli.Failed, "countersignctl hsm probe tells what the module can do; one that makes no sealed copies goes with backup.recipient = \"\", and without a way back"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/ecdh"
 	"errors"
 	"fmt"
@@ -185,116 +184,6 @@ func combine(shares []custody.Share) (keys []*ecdh.PrivateKey, err error) {
 	return keys, nil
 }
 
-// restore does the work on the token and the database; after an error both are as if
-// it had not begun, or the mark stays.
-func (r *restoration) restore(ctx context.Context, p *parts) (err error) {
-	if p.locked() {
-		return p.tokenError()
-	}
-	if err := r.merge(ctx, p); err != nil {
-		return err
-	}
-	restorer := backup.Restorer{Token: p.token, Items: r.merged.Items, Keys: r.keys}
-	if restorer.Marker, err = markerOf(r.cfg); err != nil {
-		return err
-	}
-	if err := restorer.Check(); err != nil {
-		return err
-	}
-	if err := restorer.Sweep(ctx); err != nil {
-		return err
-	}
-	if err := r.mark(restorer.Marker); err != nil {
-		return err
-	}
-	if err := r.onto(ctx, p, restorer); err != nil {
-		return errors.Join(err, r.unmark(ctx, p))
-	}
-	return nil
-}
-
-// onto is all that changes the token.
-func (r *restoration) onto(ctx context.Context, p *parts, restorer backup.Restorer) error {
-	if err := restorer.Run(ctx); err != nil {
-		return err
-	}
-	if err := r.finish(ctx, p); err != nil {
-		return errors.Join(err, restorer.Undo(ctx))
-	}
-	return nil
-}
-
-// merge holds database and backup together.
-func (r *restoration) merge(ctx context.Context, p *parts) error {
-	if err := r.sameHistory(ctx, p.store); err != nil {
-		return err
-	}
-	database, err := backup.StateOf(ctx, p.store)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", r.flags.database, err)
-	}
-	document, err := r.backup.State()
-	if err != nil {
-		return err
-	}
-	if r.merged, err = backup.Merge(database, document); err != nil {
-		return err
-	}
-	if lost := r.merged.Lost(); len(lost) > 0 && !r.flags.partial {
-		return fmt.Errorf("%w: %v", errLost, backup.Labels(lost))
-	}
-	return nil
-}
-
-// sameHistory finds the record at which the backup was made, in a database that is
-// newer.
-func (r *restoration) sameHistory(ctx context.Context, s store.Audit) error {
-	at := r.backup.Point.Sequence
-	if at == 0 || at > r.point.Sequence {
-		return nil
-	}
-	records, err := s.Records(ctx, at-1, 1)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", r.flags.database, err)
-	}
-	if len(records) != 1 || records[0].Leaf() != r.backup.Point.Leaf {
-		return fmt.Errorf("audit record %d of the database is not the one that the backup knows: %w", at, backup.ErrOther)
-	}
-	return nil
-}
-
-// finish makes the database say what happened, and has every key show that it is the
-// one it is said to be.
-func (r *restoration) finish(ctx context.Context, p *parts) error {
-	rec := store.NewRecord(store.KindStore, "restore", map[string]any{
-		"event": "restored", "backup_sha256": r.backup.SHA256[:], "backup_at": r.backup.At, "keys": len(r.merged.Items),
-		"missing": append([]string{}, r.merged.MissingLabels()...), "sequence": r.point.Sequence, "shares": r.shareNumbers(), "signed": !r.flags.unsigned,
-	})
-	if err := p.store.Recover(ctx, r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now), rec); err != nil {
-		return fmt.Errorf("recording the restore: %w", err)
-	}
-	keys, err := keyring.Load(ctx, p.token, p.store)
-	if err != nil {
-		return err
-	}
-	if err := keys.SelfTest(ctx, r.now); err != nil {
-		return err
-	}
-	for _, name := range keyring.Needed {
-		if _, err := keys.Current(name, r.now); err != nil {
-			return err
-		}
-	}
-	return keys.StoreAuthorities(ctx)
-}
-
-func (r *restoration) shareNumbers() (all []int) {
-	for _, s := range r.shares {
-		all = append(all, s.Number)
-	}
-	return all
-}
-
 // report is what the administrator is told.
 func (r *restoration) report() string {
 	out := fmt.Sprintf("restored %d keys onto token %s, and the database as of audit record %d, %s\n",
@@ -304,22 +193,6 @@ func (r *restoration) report() string {
 	}
 	return out + "What was done after that record is forgotten: repeat the revocations and invitations since, see docs/RECOVERY.md.\n" +
 		"Next: countersignd serve, then countersignctl status, key backup and store backup."
-}
-
-// statement reads what vouches for the database.
-func (r *restoration) statement() (c backup.Copy, err error) {
-	file, err := os.ReadFile(r.flags.database + ".sig")
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, cli.Fail(cli.Failed, fmt.Errorf("nothing vouches for the database: %w", err),
-			"countersignctl store backup writes FILE.sig beside FILE; a copy by other means is taken with --unsigned-database")
-	}
-	if err != nil {
-		return c, cli.Fail(cli.IO, err, "")
-	}
-	if c, err = r.backup.Vouched(file); err != nil {
-		return c, fmt.Errorf("%s.sig: %w", r.flags.database, err)
-	}
-	return c, nil
 }
 
 func markPath(cfg *config.Appliance) string { return filepath.Join(cfg.StateDir, restoring) }

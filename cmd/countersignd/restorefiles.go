@@ -48,6 +48,22 @@ func (r *restoration) checkDatabase(ctx context.Context, got backup.Copy) (err e
 	return nil
 }
 
+// statement reads what vouches for the database.
+func (r *restoration) statement() (c backup.Copy, err error) {
+	file, err := os.ReadFile(r.flags.database + ".sig")
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, cli.Fail(cli.Failed, fmt.Errorf("nothing vouches for the database: %w", err),
+			"countersignctl store backup writes FILE.sig beside FILE; a copy by other means is taken with --unsigned-database")
+	}
+	if err != nil {
+		return c, cli.Fail(cli.IO, err, "")
+	}
+	if c, err = r.backup.Vouched(file); err != nil {
+		return c, fmt.Errorf("%s.sig: %w", r.flags.database, err)
+	}
+	return c, nil
+}
+
 // copyFile makes a new file of mode 0600, durable.
 func copyFile(from, to string) (size int64, sum [32]byte, err error) {
 	in, err := os.Open(from)

@@ -36,6 +36,9 @@ func (s *stage) backUp(ctx context.Context) error {
 	if err := s.authorize(ctx, s.door, authorization{"erin", 4, later}); err != nil { // it waits, for ever
 		return err
 	}
+	if s.code, err = s.Invite(ctx, "client", "hugo"); err != nil {
+		return err
+	}
 	if _, err := s.must(ctx, "store", "backup", "--out", s.path("store.backup")); err != nil {
 		return err
 	}

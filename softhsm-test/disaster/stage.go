@@ -37,6 +37,7 @@ type stage struct {
 
 	custodians []string // recipients of the custodians who have a key
 	approved   int      // acts that there must be
+	code       string   // activation code that was open when the database was copied
 }
 
 // Of every phone that has one; of the third custodian; of the token.

@@ -29,6 +29,10 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 		if err != nil {
 			return err
 		}
+		_, err = t.exec(`UPDATE invitation SET expires_us = ?1 WHERE used_us IS NULL AND expires_us > ?1`, usec(r.At))
+		if err != nil {
+			return err
+		}
 		return t.append(rec)
 	})
 }

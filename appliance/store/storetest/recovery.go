@@ -41,7 +41,8 @@ func (f *fixture) keys() []store.Key {
 	return keys
 }
 
-// What waited for an approver when the copy was made waits no more.
+// What waited for an approver when the copy was made waits no more, and a code that was
+// open is not.
 func testRecover(t *testing.T, f *fixture) {
 	waiting, q := f.waits(f.p.pending(5)), f.approver("bob")
 	done := f.waits(f.p.pending(6))
@@ -49,16 +50,20 @@ func testRecover(t *testing.T, f *fixture) {
 	k := store.Key{Name: "mac", Version: 1, ID: [20]byte{1}, Origin: store.Generated, Revision: 1, Sealed: []byte("sealed"), SealedFor: make([]byte, 33)}
 	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{k}}, Note("ceremony")))
 
+	open := NewInvitation(store.KindClient, "carol")
+	f.must(f.Invite(t.Context(), open, Note("invited")))
+
 	k.Origin, k.Revision = store.Restored, 2
 	added := k
 	added.Version, added.ID, added.Revision = 2, [20]byte{2}, 1
-	r := store.Recovered{KeyChange: store.KeyChange{Add: []store.Key{added}, Update: []store.Key{k}, Settings: map[string][]byte{"a": {1}}}, At: Epoch.Add(time.Minute)}
+	r := store.Recovered{KeyChange: store.KeyChange{Add: []store.Key{added}, Update: []store.Key{k}, Settings: map[string][]byte{"a": {1}}}, At: Epoch.Add(time.Second)}
 	f.must(f.Recover(t.Context(), r, Note("recovered")))
 	f.same(f.keys(), []store.Key{k, added})
 	settings, err := f.Settings(t.Context())
 	f.must(err)
 	f.same(settings, map[string][]byte{"a": {1}})
 	f.concludes(q.approves(2, waiting), protocol.ResultDenied, protocol.CodeSerial)
+	f.unchanged(store.ErrUsed, func() error { return f.EnrolClient(t.Context(), UseOf(open), NewClient("carol"), Note("enrolled")) })
 	f.unchanged(store.ErrExists, func() error { return f.Recover(t.Context(), r, Note("again")) })
 }
 
