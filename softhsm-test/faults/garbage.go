@@ -42,6 +42,9 @@ func garbage(ctx context.Context, s *stage) error {
 	})
 }
 
+// unavailable is the exit code of a command that had no answer of the HSM.
+const unavailable = 69
+
 // enrolmentsSpoiled: certificates are signatures too, and what an enrolment has written
 // under a bad MAC would never be found again.
 func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
@@ -55,8 +58,9 @@ func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
 		c, err := r.enrolOne(ctx, i)
 		var byPhone *phone.Refusal
 		var byDevice *device.Refusal
+		var byCommand *rig.Exit
 		switch {
-		case errors.As(err, &byPhone), errors.As(err, &byDevice):
+		case errors.As(err, &byPhone), errors.As(err, &byDevice), errors.As(err, &byCommand) && byCommand.Code == unavailable:
 			refused++
 		case err != nil:
 			wrong++

@@ -16,6 +16,16 @@ func (a *Appliance) Ctl(ctx context.Context, args ...string) (Result, error) {
 	return a.Config.Bin.Run(ctx, Call{Program: "countersignctl", Args: append([]string{"--admin", a.Admin}, args...)})
 }
 
+// Exit is a command that ended with another exit code than 0.
+type Exit struct {
+	Command, Stderr string
+	Code            int
+}
+
+func (e *Exit) Error() string {
+	return fmt.Sprintf("%s: exit code %d: %s", e.Command, e.Code, e.Stderr)
+}
+
 // ask runs countersignctl with -o json, which must end with exit code 0.
 func (a *Appliance) ask(ctx context.Context, into any, args ...string) error {
 	r, err := a.Ctl(ctx, append(args, "-o", "json")...)
@@ -23,7 +33,7 @@ func (a *Appliance) ask(ctx context.Context, into any, args ...string) error {
 		return err
 	}
 	if r.Code != 0 {
-		return fmt.Errorf("countersignctl %s: exit code %d: %s", strings.Join(args, " "), r.Code, r.Stderr)
+		return &Exit{Command: "countersignctl " + strings.Join(args, " "), Code: r.Code, Stderr: r.Stderr}
 	}
 	return json.Unmarshal([]byte(r.Stdout), into)
 }
