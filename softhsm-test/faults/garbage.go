@@ -143,7 +143,7 @@ func (r *rush) quarantine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.strike("C_Sign garbage size=64 each=3 n=6"); err != nil {
+	if err := r.strike("C_Sign garbage size=64 each=6 n=12"); err != nil {
 		return err
 	}
 	seen := before
