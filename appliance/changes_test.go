@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -324,6 +325,31 @@ func TestNobodyLocksEverybodyOut(t *testing.T) {
 	}
 	if _, err := b.SuspendAdmin(t.Context(), "cat"); !errors.Is(err, appliance.ErrInput) {
 		t.Errorf("suspending the last who could undo it: %v", err)
+	}
+}
+
+// TestSuspendedAtOnce: of three who are suspended at once, two stay, for they could not be
+// brought back otherwise.
+func TestSuspendedAtOnce(t *testing.T) {
+	for range 5 {
+		b := newBoard(t, twoOfThree+"local = false\n")
+		var racing sync.WaitGroup
+		for _, o := range []operator{b.ann, b.bob, b.cat} {
+			racing.Go(func() {
+				if _, err := b.SuspendAdmin(t.Context(), o.name); err != nil && !errors.Is(err, appliance.ErrInput) {
+					t.Error(err)
+				}
+			})
+		}
+		racing.Wait()
+		all, err := b.Admins(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		active := slices.DeleteFunc(all, func(one store.Admin) bool { return one.Status != store.Active })
+		if len(active) != 2 {
+			t.Fatalf("%d administrators are left", len(active))
+		}
 	}
 }
 
