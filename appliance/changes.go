@@ -190,7 +190,8 @@ func (a *Appliance) Changes(ctx context.Context) ([]Change, error) {
 	return all, nil
 }
 
-// view reads a stored request and judges it as things are now.
+// view reads a stored request and judges it as things are now. One of another appliance
+// is over, whatever its row says.
 func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) {
 	hash := change.HashOf(row.Document)
 	r, err := change.Parse(row.Document)
@@ -198,6 +199,10 @@ func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) 
 		return Change{}, fmt.Errorf("change %s: %w", change.ID(row.ID), errors.Join(err, ErrForged))
 	}
 	c := Change{Request: r, Hash: hash, Document: row.Document, State: row.State, Reason: row.Reason, EndedAt: row.EndedAt}
+	if r.Domain != a.keys.Domain() { // the same operators may have signed it there
+		c.State, c.Reason = store.ChangeFailed, fmt.Sprintf("of another appliance: its domain is %q", r.Domain)
+		return c, nil
+	}
 	if c.State == store.ChangeOpen && a.over(r) {
 		c.State = store.ChangeExpired
 	}

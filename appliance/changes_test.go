@@ -7,7 +7,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -379,5 +381,49 @@ func TestForgedRows(t *testing.T) {
 	before := b.invitations()
 	if got := b.resumed(forged.ID); got.State != store.ChangeFailed || b.invitations() != before {
 		t.Errorf("a forged request is %s, %d invitations more", got.State, b.invitations()-before)
+	}
+}
+
+// TestAnotherAppliance: what the same operators signed for another appliance is neither
+// made, nor gone on with, nor shown as good.
+func TestAnotherAppliance(t *testing.T) {
+	b := newBoard(t, twoOfThree)
+	for i, state := range []store.ChangeState{store.ChangeOpen, store.ChangeTaken, store.ChangeExecuted} {
+		c, err := b.Preview(t.Context(), appliance.AskPolicy(quorumPolicy(fmt.Sprintf("[quorum]\n\"key.backup\" = %d\n", i+1))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := c.Request
+		r.Domain = "other.example"
+		h := change.HashOf(r.Marshal())
+		row := store.Change{ID: h.ID(), Document: r.Marshal(), State: state, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour)}
+		if state == store.ChangeExecuted {
+			row.EndedAt, row.Required, row.Signed = b.clock.Now(), 2, []string{"ann", "bob"}
+		}
+		for _, o := range []operator{b.ann, b.bob} {
+			row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.public), Signature: o.sign(t, h), At: b.clock.Now()})
+		}
+		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.SignChange(t.Context(), h.ID(), b.cat.sign(t, h)); !errors.Is(err, appliance.ErrOver) {
+			t.Errorf("%s: signed: %v", state, err)
+		}
+		rules, err := b.Policy(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.runUntil("a look at what was taken", func() bool {
+			row, err := b.store.Change(t.Context(), h.ID())
+			return err == nil && row.State != store.ChangeTaken
+		})
+		after, err := b.Policy(t.Context())
+		if err != nil || after.Version != rules.Version {
+			t.Errorf("%s: policy %d was %d: %v", state, after.Version, rules.Version, err)
+		}
+		got, err := b.ChangeOf(t.Context(), h.ID())
+		if err != nil || got.State != store.ChangeFailed || got.Decision.Approved() || !strings.Contains(got.Reason, "other.example") {
+			t.Errorf("%s: shown as %s, %q: %v", state, got.State, got.Reason, err)
+		}
 	}
 }
