@@ -276,6 +276,8 @@ func (p *planner) activate() error {
 		return p.keep(k)
 	case state != PreActivation && state != Deactivated:
 		return fmt.Errorf("%s is %s: %w", k.label(), state, ErrStep)
+	case !k.OnToken:
+		return fmt.Errorf("%s is not on the token: %w", k.label(), ErrStep)
 	case !k.dated(p.now):
 		return fmt.Errorf("%s is certified from %s to %s: %w", k.label(), k.NotBefore.Format(time.RFC3339), k.NotAfter.Format(time.RFC3339), ErrStep)
 	case k.Cert != nil && k.Root != p.rootNumber():
@@ -438,6 +440,9 @@ func (p *planner) resume() error {
 	}
 	if k.SuspendedAt.IsZero() {
 		return p.keep(k)
+	}
+	if k.Name != Root && !k.OnToken && k.DestroyedAt.IsZero() {
+		return fmt.Errorf("%s is not on the token: %w", k.label(), ErrStep)
 	}
 	p.edit(k.Key).SuspendedAt = time.Time{}
 	return nil

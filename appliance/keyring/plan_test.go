@@ -281,6 +281,50 @@ func TestRootAway(t *testing.T) {
 	}
 }
 
+// TestRetiredIsGone: a retired key that is not on the token is no outage. It is told, does
+// not come back, and can be given up.
+func TestRetiredIsGone(t *testing.T) {
+	l := newLife(t)
+	old, err := l.Current(keyring.Decision, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyring.Rotate, "decision")
+	l.must(keyring.Activate, "decision")
+	if err := l.token.Destroy(t.Context(), old.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keyring.Load(t.Context(), l.token, l); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("gone while it is accepted: %v", err)
+	}
+	l.must(keyring.Suspend, "decision@1")
+	if wrong := l.attested(l.token); wrong != "0 objects" {
+		t.Errorf("suspended: found %q", wrong)
+	}
+	if err := l.take(keyring.Resume, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+		t.Errorf("resumed: %v", err)
+	}
+	if err := l.do(keyring.Step{Verb: keyring.Retire, Name: "decision", Version: 1, Compromised: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range l.Keys() {
+		if k.Name == keyring.Decision && k.Version == 1 && k.OnToken {
+			t.Error("decision@1 is shown as on the token")
+		}
+	}
+	p, err := l.Plan(keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyring.Destroy, "decision@1")
+	if err := l.Erase(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	if wrong := l.attested(l.token); wrong != "" {
+		t.Errorf("destroyed: found %q", wrong)
+	}
+}
+
 // TestRoots: a phone that pinned the first root follows three further ones from one key
 // update, and a new root is not given out before it is activated.
 func TestRoots(t *testing.T) {
