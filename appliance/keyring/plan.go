@@ -154,13 +154,14 @@ func (p *planner) create() error {
 }
 
 // rotate makes the next version, or certifies one that a ceremony made for later, so
-// that it can be activated. One that waits already is not made twice.
+// that it can be activated. One that waits already is not made twice. Where none is in
+// use, all of them over or given up, it is the way back.
 func (p *planner) rotate() error {
 	if p.Name == Root {
 		return p.rotateRoot()
 	}
 	in, err := p.current(p.Name, p.now)
-	if err != nil {
+	if err != nil && len(p.keys[p.Name]) == 0 {
 		return err
 	}
 	k, isCertified := certifiedNamed(p.Name)
@@ -182,7 +183,8 @@ func (p *planner) rotate() error {
 
 // certifyNext takes the prepared epoch that follows on the one in use, or makes one. Its
 // KeyCert is good from now on. Not activated, it comes into use by itself when that in
-// use ends: an appliance that nobody looks after goes on. While the root is there, the
+// use ends: an appliance that nobody looks after goes on. Where none is in use, and in is
+// zero, it waits to be activated. While the root is there, the
 // epochs after it are dated anew, and there are as many as after a ceremony.
 func (p *planner) certifyNext(k certified, in Key) error {
 	prepared, ok := p.next(in)
@@ -239,7 +241,7 @@ func (p *planner) certify(e *Edit, k certified) {
 // next is the first version after in that never was in use and that the current root
 // certified, whether it could be used now or later.
 func (p *planner) next(in Key) (Key, bool) {
-	for _, k := range p.keys[in.Name] {
+	for _, k := range p.keys[p.Name] {
 		if k.Version > in.Version && k.held() && !k.begun(p.now) && k.Root == p.rootNumber() {
 			return k, true
 		}

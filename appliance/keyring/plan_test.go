@@ -281,6 +281,29 @@ func TestRootAway(t *testing.T) {
 	}
 }
 
+// TestNoneInUse: with the root there, a key of which every version is over comes back.
+func TestNoneInUse(t *testing.T) {
+	l := newLife(t)
+	l.now = l.now.Add(20 * 365 * 24 * time.Hour)
+	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
+		if _, err := l.Current(name, l.now); !errors.Is(err, keyring.ErrNoKey) {
+			t.Fatalf("%s after 20 years: %v", name, err)
+		}
+		l.must(keyring.Rotate, name)
+		l.must(keyring.Activate, name)
+		k, err := l.Current(name, l.now)
+		if err != nil || l.now.Sub(k.NotBefore) > 2*24*time.Hour {
+			t.Errorf("%s is certified from %v: %v", name, k.NotBefore, err)
+		}
+	}
+	if err := l.SelfTest(t.Context(), l.now); err != nil {
+		t.Error(err)
+	}
+	if err := l.take(keyring.Rotate, "audit"); !errors.Is(err, keyring.ErrNoKey) { // create makes the first
+		t.Errorf("audit, of which there is none: %v", err)
+	}
+}
+
 // TestRetiredIsGone: a retired key that is not on the token is no outage. It is told, does
 // not come back, and can be given up.
 func TestRetiredIsGone(t *testing.T) {
