@@ -339,6 +339,9 @@ func (p *planner) retire() error {
 	if !k.RetiredAt.IsZero() && (!p.Compromised || !k.CompromisedAt.IsZero()) {
 		return p.keep(k)
 	}
+	if err := p.notOfWaitingRoot(k); err != nil {
+		return err
+	}
 	if err := p.replaced(k); err != nil {
 		return err
 	}
@@ -413,6 +416,9 @@ func (p *planner) suspend() error {
 	}
 	if !k.SuspendedAt.IsZero() {
 		return p.keep(k)
+	}
+	if err := p.notOfWaitingRoot(k); err != nil {
+		return err
 	}
 	if err := p.notAlone(k); err != nil {
 		return err

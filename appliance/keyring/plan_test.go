@@ -405,6 +405,30 @@ func TestRootTakenBack(t *testing.T) {
 	l.is(map[string]string{"root@2": "active+", "kem@10": "active+", "kem@11": "pre-activation+", "kem@3": "deactivated"})
 }
 
+// TestRootKeepsItsKeys: what a root that waits has certified is not taken from it, and one
+// under which a key would have no version does not come into use.
+func TestRootKeepsItsKeys(t *testing.T) {
+	l := newLife(t)
+	l.must(keyring.Rotate, "root")
+	for _, verb := range []keyring.Verb{keyring.Suspend, keyring.Retire} {
+		if err := l.take(verb, "kem@5"); !errors.Is(err, keyring.ErrStep) {
+			t.Errorf("%s kem@5: %v", verb, err)
+		}
+	}
+	i := slices.IndexFunc(l.trust.Keys, func(k store.Key) bool { return k.Name == "kem" && k.Version == 5 })
+	l.trust.Keys[i].SuspendedAt = l.now // as an earlier program did
+	if err := l.Reload(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.take(keyring.Activate, "root"); !errors.Is(err, keyring.ErrStep) || !strings.Contains(err.Error(), "no version of kem") {
+		t.Errorf("activated without kem: %v", err)
+	}
+	l.is(map[string]string{"kem@1": "active+"})
+	l.must(keyring.Resume, "kem@5")
+	l.must(keyring.Activate, "root")
+	l.is(map[string]string{"kem@5": "active+"})
+}
+
 // twins is a token with two objects of one CKA_ID.
 type twins struct{ hsm.Token }
 
