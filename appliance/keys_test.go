@@ -220,6 +220,29 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
+// TestNoneInUse: without a key that requests need the appliance is not ready.
+func TestNoneInUse(t *testing.T) {
+	b := newBench(t)
+	if err := b.KeysInUse(t.Context()); err != nil {
+		t.Errorf("at once: %v", err)
+	}
+	b.clock.advance(5 * 365 * 24 * time.Hour)
+	err := b.KeysInUse(t.Context())
+	if !errors.Is(err, appliance.ErrNoneInUse) || !strings.Contains(err.Error(), "decision") || strings.Contains(err.Error(), "mac") {
+		t.Errorf("after five years: %v", err)
+	}
+	if err := b.KeysReady(t.Context()); !strings.Contains(err.Error(), "decision: none is in use") || strings.Contains(err.Error(), "0001") {
+		t.Errorf("what is due: %v", err)
+	}
+	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
+		b.step(keyring.Rotate, name)
+		b.step(keyring.Activate, name)
+	}
+	if err := b.KeysInUse(t.Context()); err != nil {
+		t.Errorf("after new versions: %v", err)
+	}
+}
+
 // TestWrapRotation: verifiers are wrapped anew in the background, and only then can the
 // version before be retired; the passwords still work.
 func TestWrapRotation(t *testing.T) {
