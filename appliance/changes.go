@@ -78,14 +78,17 @@ func (a *Appliance) Ask(ctx context.Context, ask Ask) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if id, ok, err := a.sameOpen(ctx, r); ok || err != nil {
-		if err != nil {
-			return Change{}, err
-		}
+	id, isOpen, err := a.sameOpen(ctx, r)
+	switch {
+	case err != nil:
+		return Change{}, err
+	case isOpen && a.policy.Load().CountsLocal():
+		return a.signLocked(ctx, id, nil)
+	case isOpen:
 		return a.advanceLocked(ctx, id)
 	}
 	document := r.Marshal()
-	id := change.HashOf(document).ID()
+	id = change.HashOf(document).ID()
 	word, err := a.localWord(ctx, change.HashOf(document))
 	if err != nil {
 		return Change{}, err

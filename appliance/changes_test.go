@@ -153,6 +153,9 @@ func TestKeysOnly(t *testing.T) {
 	if err != nil || c.Decision.MissingAdministrators() != 2 {
 		t.Fatalf("%d missing: %v", c.Decision.MissingAdministrators(), err)
 	}
+	if _, err := b.SignChange(t.Context(), c.Hash.ID(), nil); !errors.Is(err, appliance.ErrSigner) {
+		t.Errorf("the socket signs: %v", err)
+	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
 		t.Fatalf("one of three: %s, %d missing", c.State, c.Decision.MissingAdministrators())
 	}
@@ -327,6 +330,38 @@ func TestNobodyLocksEverybodyOut(t *testing.T) {
 	}
 	if _, err := b.SuspendAdmin(t.Context(), "cat"); !errors.Is(err, appliance.ErrInput) {
 		t.Errorf("suspending the last who could undo it: %v", err)
+	}
+}
+
+// TestWordAgain: a word of the admin socket that does not count, its key was given up, is
+// replaced when it is given again, signing or asking.
+func TestWordAgain(t *testing.T) {
+	b := newBoard(t, twoOfThree)
+	for _, asking := range []bool{false, true} {
+		ask := invitation("door")
+		c, err := b.Preview(t.Context(), ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := store.Change{
+			ID: c.Hash.ID(), Document: c.Document, State: store.ChangeOpen, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour),
+			Signatures: []store.ChangeSignature{{Signature: make([]byte, 32), At: b.clock.Now()}},
+		}
+		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+			t.Fatal(err)
+		}
+		if asking {
+			again := b.waits(ask)
+			if again.Hash != c.Hash {
+				t.Error("the same request is there twice")
+			}
+			c = again
+		} else {
+			c = b.signed(c, nil)
+		}
+		if !slices.Equal(c.Signed, []string{"local"}) {
+			t.Errorf("signed by %v", c.Signed)
+		}
 	}
 }
 
