@@ -168,7 +168,8 @@ func (p *planner) rotate() error {
 	if p.Compromised && (!isCertified || p.Name == CA) {
 		return fmt.Errorf("no certificate can rule out a version of %s: rotate it, activate it, and retire the old one as compromised: %w", p.Name, ErrStep)
 	}
-	if k, ok := p.waiting(p.Name); ok && k.RulesOut == p.Compromised {
+	// One that rules out those before it is not certified anew without that.
+	if k, ok := p.waiting(p.Name); ok && (k.RulesOut || !p.Compromised) {
 		return p.keep(k)
 	}
 	if !isCertified {

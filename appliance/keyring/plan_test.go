@@ -233,6 +233,7 @@ func TestCompromised(t *testing.T) {
 	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs { // one more was prepared
 		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs)
 	}
+	l.must(keyring.Rotate, "decision") // which leaves what waits as it is
 	l.must(keyring.Activate, "decision")
 	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
 	follow()
