@@ -79,9 +79,12 @@ func (a *Appliance) AskRevoke(ctx context.Context, name string) (Ask, error) {
 // without a quorum: it is the brake. Errors wrap [store.ErrNotFound], [ErrFinal] or
 // [ErrInput] where nobody could undo it.
 func (a *Appliance) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
+	a.changing.Lock() // of two at once, each would count on the other's vote
+	defer a.changing.Unlock()
 	return a.setAdmin(ctx, name, store.Suspended)
 }
 
+// setAdmin is called with changing held.
 func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) (store.Admin, error) {
 	one, err := a.AdminNamed(ctx, name)
 	switch {

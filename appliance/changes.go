@@ -78,14 +78,17 @@ func (a *Appliance) Ask(ctx context.Context, ask Ask) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if id, ok, err := a.sameOpen(ctx, r); ok || err != nil {
-		if err != nil {
-			return Change{}, err
-		}
+	id, isOpen, err := a.sameOpen(ctx, r)
+	switch {
+	case err != nil:
+		return Change{}, err
+	case isOpen && a.policy.Load().CountsLocal():
+		return a.signLocked(ctx, id, nil)
+	case isOpen:
 		return a.advanceLocked(ctx, id)
 	}
 	document := r.Marshal()
-	id := change.HashOf(document).ID()
+	id = change.HashOf(document).ID()
 	word, err := a.localWord(ctx, change.HashOf(document))
 	if err != nil {
 		return Change{}, err
@@ -190,7 +193,8 @@ func (a *Appliance) Changes(ctx context.Context) ([]Change, error) {
 	return all, nil
 }
 
-// view reads a stored request and judges it as things are now.
+// view reads a stored request and judges it as things are now. One of another appliance
+// is over, whatever its row says.
 func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) {
 	hash := change.HashOf(row.Document)
 	r, err := change.Parse(row.Document)
@@ -198,6 +202,10 @@ func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) 
 		return Change{}, fmt.Errorf("change %s: %w", change.ID(row.ID), errors.Join(err, ErrForged))
 	}
 	c := Change{Request: r, Hash: hash, Document: row.Document, State: row.State, Reason: row.Reason, EndedAt: row.EndedAt}
+	if r.Domain != a.keys.Domain() { // the same operators may have signed it there
+		c.State, c.Reason = store.ChangeFailed, fmt.Sprintf("of another appliance: its domain is %q", r.Domain)
+		return c, nil
+	}
 	if c.State == store.ChangeOpen && a.over(r) {
 		c.State = store.ChangeExpired
 	}

@@ -7,7 +7,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -149,6 +152,9 @@ func TestKeysOnly(t *testing.T) {
 	c, err := b.Ask(t.Context(), invitation("door"))
 	if err != nil || c.Decision.MissingAdministrators() != 2 {
 		t.Fatalf("%d missing: %v", c.Decision.MissingAdministrators(), err)
+	}
+	if _, err := b.SignChange(t.Context(), c.Hash.ID(), nil); !errors.Is(err, appliance.ErrSigner) {
+		t.Errorf("the socket signs: %v", err)
 	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
 		t.Fatalf("one of three: %s, %d missing", c.State, c.Decision.MissingAdministrators())
@@ -327,6 +333,63 @@ func TestNobodyLocksEverybodyOut(t *testing.T) {
 	}
 }
 
+// TestWordAgain: a word of the admin socket that does not count, its key was given up, is
+// replaced when it is given again, signing or asking.
+func TestWordAgain(t *testing.T) {
+	b := newBoard(t, twoOfThree)
+	for _, asking := range []bool{false, true} {
+		ask := invitation("door")
+		c, err := b.Preview(t.Context(), ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := store.Change{
+			ID: c.Hash.ID(), Document: c.Document, State: store.ChangeOpen, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour),
+			Signatures: []store.ChangeSignature{{Signature: make([]byte, 32), At: b.clock.Now()}},
+		}
+		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+			t.Fatal(err)
+		}
+		if asking {
+			again := b.waits(ask)
+			if again.Hash != c.Hash {
+				t.Error("the same request is there twice")
+			}
+			c = again
+		} else {
+			c = b.signed(c, nil)
+		}
+		if !slices.Equal(c.Signed, []string{"local"}) {
+			t.Errorf("signed by %v", c.Signed)
+		}
+	}
+}
+
+// TestSuspendedAtOnce: of three who are suspended at once, two stay, for they could not be
+// brought back otherwise.
+func TestSuspendedAtOnce(t *testing.T) {
+	for range 5 {
+		b := newBoard(t, twoOfThree+"local = false\n")
+		var racing sync.WaitGroup
+		for _, o := range []operator{b.ann, b.bob, b.cat} {
+			racing.Go(func() {
+				if _, err := b.SuspendAdmin(t.Context(), o.name); err != nil && !errors.Is(err, appliance.ErrInput) {
+					t.Error(err)
+				}
+			})
+		}
+		racing.Wait()
+		all, err := b.Admins(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		active := slices.DeleteFunc(all, func(one store.Admin) bool { return one.Status != store.Active })
+		if len(active) != 2 {
+			t.Fatalf("%d administrators are left", len(active))
+		}
+	}
+}
+
 // TestForgedRows: who writes to the database adds no vote.
 func TestForgedRows(t *testing.T) {
 	b := newBoard(t, twoOfThree)
@@ -353,5 +416,49 @@ func TestForgedRows(t *testing.T) {
 	before := b.invitations()
 	if got := b.resumed(forged.ID); got.State != store.ChangeFailed || b.invitations() != before {
 		t.Errorf("a forged request is %s, %d invitations more", got.State, b.invitations()-before)
+	}
+}
+
+// TestAnotherAppliance: what the same operators signed for another appliance is neither
+// made, nor gone on with, nor shown as good.
+func TestAnotherAppliance(t *testing.T) {
+	b := newBoard(t, twoOfThree)
+	for i, state := range []store.ChangeState{store.ChangeOpen, store.ChangeTaken, store.ChangeExecuted} {
+		c, err := b.Preview(t.Context(), appliance.AskPolicy(quorumPolicy(fmt.Sprintf("[quorum]\n\"key.backup\" = %d\n", i+1))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := c.Request
+		r.Domain = "other.example"
+		h := change.HashOf(r.Marshal())
+		row := store.Change{ID: h.ID(), Document: r.Marshal(), State: state, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour)}
+		if state == store.ChangeExecuted {
+			row.EndedAt, row.Required, row.Signed = b.clock.Now(), 2, []string{"ann", "bob"}
+		}
+		for _, o := range []operator{b.ann, b.bob} {
+			row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.public), Signature: o.sign(t, h), At: b.clock.Now()})
+		}
+		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.SignChange(t.Context(), h.ID(), b.cat.sign(t, h)); !errors.Is(err, appliance.ErrOver) {
+			t.Errorf("%s: signed: %v", state, err)
+		}
+		rules, err := b.Policy(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.runUntil("a look at what was taken", func() bool {
+			row, err := b.store.Change(t.Context(), h.ID())
+			return err == nil && row.State != store.ChangeTaken
+		})
+		after, err := b.Policy(t.Context())
+		if err != nil || after.Version != rules.Version {
+			t.Errorf("%s: policy %d was %d: %v", state, after.Version, rules.Version, err)
+		}
+		got, err := b.ChangeOf(t.Context(), h.ID())
+		if err != nil || got.State != store.ChangeFailed || got.Decision.Approved() || !strings.Contains(got.Reason, "other.example") {
+			t.Errorf("%s: shown as %s, %q: %v", state, got.State, got.Reason, err)
+		}
 	}
 }

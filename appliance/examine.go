@@ -111,8 +111,9 @@ func (a *Appliance) examineDates(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
-	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums"}
-	all, err := a.quorums(ctx, a.policy.Load().Policy)
+	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums; those of policy.apply and admin.add are to be the greatest"}
+	rules := a.policy.Load().Policy
+	all, err := a.quorums(ctx, rules)
 	if err != nil {
 		f.Err, f.Warn = err, false
 		return f
@@ -124,8 +125,15 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 		}
 	}
 	f.Detail = fmt.Sprintf("able to countersign: %d", all[0].Able)
+	var wrong []string
 	if short != nil {
-		f.Err = fmt.Errorf("%s administrators", strings.Join(short, ", "))
+		wrong = append(wrong, strings.Join(short, ", ")+" administrators")
+	}
+	for _, e := range rules.Evasions() {
+		wrong = append(wrong, e.String())
+	}
+	if wrong != nil {
+		f.Err = errors.New(strings.Join(wrong, "; "))
 	}
 	return f
 }

@@ -87,6 +87,8 @@ func (a *Appliance) resumeChanges(ctx context.Context) {
 		c, err := a.view(ctx, row)
 		switch {
 		case err != nil:
+		case c.State != store.ChangeTaken:
+			err = errors.Join(fmt.Errorf("%w: %s", ErrForged, c.Reason), a.endTakenLocked(ctx, c))
 		case !c.Decision.Approved():
 			err = a.reportLocked(ctx, c)
 		default:
@@ -104,8 +106,12 @@ func (a *Appliance) resumeChanges(ctx context.Context) {
 // was done is for people to find out.
 func (a *Appliance) reportLocked(ctx context.Context, c Change) error {
 	c.Reason = "interrupted, and the quorum is not there any more: look whether it was done"
-	end := a.step(c, store.ChangeTaken, store.ChangeFailed)
-	return errors.Join(&Waiting{c}, a.store.EndChange(ctx, end, a.transcript(ctx, c, store.ChangeFailed)))
+	return errors.Join(&Waiting{c}, a.endTakenLocked(ctx, c))
+}
+
+// endTakenLocked ends a request that is taken and is not to be made. c.Reason says why.
+func (a *Appliance) endTakenLocked(ctx context.Context, c Change) error {
+	return a.store.EndChange(ctx, a.step(c, store.ChangeTaken, store.ChangeFailed), a.transcript(ctx, c, store.ChangeFailed))
 }
 
 // transcript is the audit record of the end of a request: all that was signed, by whom

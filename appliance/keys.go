@@ -88,14 +88,32 @@ func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 // is stored may depend on what is given up.
 func (a *Appliance) planKeyLocked(ctx context.Context, s keyring.Step) (keyring.Plan, error) {
 	plan, err := a.keys.Plan(s, a.now())
-	if err != nil || s.Verb != keyring.Retire || s.Name != keyring.MAC && s.Name != keyring.Wrap {
+	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
-	total, left, err := a.under(ctx, s.Name)
-	if err == nil && left > 0 {
-		err = fmt.Errorf("%d of %d client records are still under an earlier %s: %w", left, total, s.Name, keyring.ErrEarly)
+	switch s.Verb {
+	case keyring.Suspend, keyring.Retire, keyring.Destroy:
+		return plan, a.freed(ctx, plan)
 	}
-	return plan, err
+	return plan, nil
+}
+
+// freed tells whether nothing is under the versions that a plan gives up.
+func (a *Appliance) freed(ctx context.Context, plan keyring.Plan) error {
+	for _, e := range plan.Edits {
+		key, there := a.keys.Held(e.Name, e.Version)
+		if e.Kept || !there {
+			continue
+		}
+		total, under, err := a.under(ctx, key)
+		if err == nil && under > 0 {
+			err = fmt.Errorf("%d of %d records are still under %s: %w", under, total, keyring.Label(e.Name, e.Version), keyring.ErrEarly)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keyRecord is the audit record of a step: each row with its dates, as it is from then on.

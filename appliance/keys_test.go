@@ -220,6 +220,29 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
+// TestNoneInUse: without a key that requests need the appliance is not ready.
+func TestNoneInUse(t *testing.T) {
+	b := newBench(t)
+	if err := b.KeysInUse(t.Context()); err != nil {
+		t.Errorf("at once: %v", err)
+	}
+	b.clock.advance(5 * 365 * 24 * time.Hour)
+	err := b.KeysInUse(t.Context())
+	if !errors.Is(err, appliance.ErrNoneInUse) || !strings.Contains(err.Error(), "decision") || strings.Contains(err.Error(), "mac") {
+		t.Errorf("after five years: %v", err)
+	}
+	if err := b.KeysReady(t.Context()); !strings.Contains(err.Error(), "decision: none is in use") || strings.Contains(err.Error(), "0001") {
+		t.Errorf("what is due: %v", err)
+	}
+	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
+		b.step(keyring.Rotate, name)
+		b.step(keyring.Activate, name)
+	}
+	if err := b.KeysInUse(t.Context()); err != nil {
+		t.Errorf("after new versions: %v", err)
+	}
+}
+
 // TestWrapRotation: verifiers are wrapped anew in the background, and only then can the
 // version before be retired; the passwords still work.
 func TestWrapRotation(t *testing.T) {
@@ -243,6 +266,72 @@ func TestWrapRotation(t *testing.T) {
 	if left := b.Renewal().Left; left != 0 {
 		t.Errorf("%d records are left", left)
 	}
+}
+
+// TestRecordsKeepTheirKeys: no version of mac or wrap is given up while anything that is
+// stored is under it, whichever way it goes and whatever else was suspended before.
+func TestRecordsKeepTheirKeys(t *testing.T) {
+	b := newBoard(t, twoOfThree)
+	b.enrolFull("alice")
+	c := b.waits(invitation("lift"))
+	for _, name := range []string{"mac", "wrap"} {
+		b.step(keyring.Rotate, name)
+		b.step(keyring.Activate, name)
+		for _, s := range []keyring.Step{{Verb: keyring.Suspend}, {Verb: keyring.Retire, Early: true}, {Verb: keyring.Retire, Compromised: true}} {
+			_, err := b.tryStep(s, name+"@1")
+			if !errors.Is(err, keyring.ErrEarly) || !strings.Contains(err.Error(), "records are still under "+name+"@1") {
+				t.Errorf("%s %s@1 under records: %v", s.Verb, name, err)
+			}
+		}
+	}
+	before := b.client("alice").Version
+	b.runUntil("records made anew", func() bool {
+		all, err := b.store.ListAdmins(t.Context())
+		return err == nil && all[0].Version > 1 && all[1].Version > 1 && all[2].Version > 1 && b.client("alice").Version > before
+	})
+	if _, err := b.tryStep(keyring.Step{Verb: keyring.Suspend}, "mac@1"); !errors.Is(err, keyring.ErrEarly) || !strings.Contains(err.Error(), "1 of 5 ") {
+		t.Errorf("suspended under an open request: %v", err)
+	}
+	b.step(keyring.Suspend, "wrap@1")
+	if _, err := b.WithdrawChange(t.Context(), c.Hash.ID()); err != nil {
+		t.Fatal(err)
+	}
+	b.step(keyring.Suspend, "mac@1")
+	b.step(keyring.Resume, "mac@1")
+}
+
+// TestLeftUnderSuspended: a record under a version that is not accepted is left, and is
+// brought to the one in use when that comes back.
+func TestLeftUnderSuspended(t *testing.T) {
+	b := newBench(t)
+	b.enrolFull("alice")
+	old := b.client("alice")
+	for _, name := range []string{"mac", "wrap"} {
+		b.step(keyring.Rotate, name)
+		b.step(keyring.Activate, name)
+	}
+	b.runUntil("records made anew", func() bool { return b.client("alice").Version > old.Version })
+	b.step(keyring.Suspend, "mac@1")
+	b.step(keyring.Suspend, "wrap@1")
+	// The database of before is restored.
+	old.Version = b.client("alice").Version + 1
+	input := protocol.RecordInput(protocol.Record{
+		Kind: string(store.KindClients), Client: old.ID, SigningKey: old.SigningKey, UVKey: old.UVKey, Verifier: old.Verifier,
+		Status: uint64(old.Status), Roles: old.Roles, Version: old.Version,
+	})
+	first, _ := b.keys.Held(keyring.MAC, 1)
+	var err error
+	if old.MAC, err = b.keys.MAC(t.Context(), first, input); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.store.UpdateClient(t.Context(), old, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	b.runUntil("a look", func() bool { r := b.Renewal(); return !r.Running && r.Left == 1 && r.Problem != "" })
+	b.step(keyring.Resume, "mac@1")
+	b.step(keyring.Resume, "wrap@1")
+	b.runUntil("records made anew", func() bool { return b.client("alice").Version > old.Version && b.Renewal().Left == 0 })
 }
 
 // TestAttestKeys: what a comparison finds is a warning until the next one finds nothing.

@@ -45,7 +45,7 @@ func (a *Appliance) quorums(ctx context.Context, rules *policy.Policy) ([]Quorum
 	return all, err
 }
 
-// warnOfQuorums tells of quorums that cannot be met.
+// warnOfQuorums tells of quorums that cannot be met, and of those that fewer get round.
 func (a *Appliance) warnOfQuorums(ctx context.Context) {
 	all, err := a.quorums(ctx, a.policy.Load().Policy)
 	if err != nil {
@@ -56,6 +56,9 @@ func (a *Appliance) warnOfQuorums(ctx context.Context) {
 		if q.Able < q.Required {
 			a.log.Warn("policy requires more administrators than there are", "change", q.Kind.String(), "required", q.Required, "there", q.Able)
 		}
+	}
+	for _, e := range a.policy.Load().Evasions() {
+		a.log.Warn("policy has a quorum that fewer administrators can change", "change", e.Kind.String(), "required", e.Takes, "by", e.By.String(), "fewer", e.Fewer)
 	}
 }
 

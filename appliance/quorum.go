@@ -105,12 +105,17 @@ func (a *Appliance) macFor(ctx context.Context, input, mac []byte) (keyring.Key,
 
 // SignChange takes a countersignature of an open request: an administrator's COSE_Sign1
 // (CHANGE.md), or without one the word of the admin socket. The one that completes the
-// quorum makes the change. A signer who signs again counts once. Errors wrap
-// [store.ErrNotFound], [ErrOver], [ErrSigner], [change.ErrSignature] or what the change
-// itself failed with; a quorum that is still not there is none.
+// quorum makes the change. A signer who signs again counts once; what of his does not count
+// any more is replaced. Errors wrap [store.ErrNotFound], [ErrOver], [ErrSigner],
+// [change.ErrSignature] or what the change itself failed with; a quorum that is still not
+// there is none.
 func (a *Appliance) SignChange(ctx context.Context, id change.ID, raw []byte) (Change, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	return a.signLocked(ctx, id, raw)
+}
+
+func (a *Appliance) signLocked(ctx context.Context, id change.ID, raw []byte) (Change, error) {
 	c, err := a.openLocked(ctx, id)
 	if err != nil {
 		return c, err
@@ -123,13 +128,22 @@ func (a *Appliance) SignChange(ctx context.Context, id change.ID, raw []byte) (C
 		return c, err
 	}
 	rec := changeRecord(id, map[string]any{"event": "countersigned", "by": name, "signer": row.Signer[:], "signature": row.Signature})
-	if err := a.store.SignChange(ctx, id, row, rec); err != nil && !errors.Is(err, store.ErrExists) {
+	err = a.store.SignChange(ctx, id, row, rec)
+	if errors.Is(err, store.ErrExists) {
+		if err = nil; !slices.Contains(c.Signed, name) { // the mac key of a word was given up
+			err = a.store.ResignChange(ctx, id, row, rec)
+		}
+	}
+	if err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
 	}
 	return a.advanceLocked(ctx, id)
 }
 
 func (a *Appliance) checkSignature(ctx context.Context, c Change, raw []byte) (row store.ChangeSignature, name string, err error) {
+	if raw == nil && !a.policy.Load().CountsLocal() {
+		return row, "", fmt.Errorf("the admin socket does not count: %w", ErrSigner)
+	}
 	if raw == nil {
 		row, err = a.localWord(ctx, c.Hash)
 		return row, policy.Local, err

@@ -61,8 +61,8 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		var again <-chan time.Time
 		switch err := a.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
-		case errors.Is(err, hsm.ErrUnsupported): // which no second try helps
-			a.log.Warn("password verifiers stay under an earlier wrap key", "left", a.Renewal().Left, "error", err)
+		case stays(err): // which no second try helps
+			a.log.Warn("client records stay as they are", "left", a.Renewal().Left, "error", err)
 		default:
 			a.log.Error("client records could not all be brought to the keys in use", "error", err)
 			again = time.After(renewalPause)
@@ -78,14 +78,21 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 // problemsKept ends a round in which nothing goes right.
 const problemsKept = 10
 
-// renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
-// wrong.
+// errUnfit: a record fits no version of mac that is accepted. It is nobody's, or of a
+// version that was suspended.
+var errUnfit = errors.New("under no mac key that is accepted")
+
+// stays tells of a record that no second try brings to the keys in use.
+func stays(err error) bool { return errors.Is(err, errUnfit) || errors.Is(err, hsm.ErrUnsupported) }
+
+// renewAll does one round. Its error wraps [errUnfit] or [hsm.ErrUnsupported] if that is
+// all that is wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
 	all, err := a.store.ListClients(ctx)
 	if err != nil {
 		return err
 	}
-	if a.keys.OneOfEach(a.now()) {
+	if a.keys.OneOfEach() {
 		a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all)} })
 		return nil
 	}
@@ -96,7 +103,7 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 		switch err := a.renewClient(ctx, c.ID); {
 		case err == nil:
 			a.renewals.set(func(r *Renewal) { r.Left-- })
-		case errors.Is(err, hsm.ErrUnsupported):
+		case stays(err):
 			stuck = err
 		default:
 			problems = append(problems, err)
@@ -130,7 +137,7 @@ func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
 		}
 		var stale bool
 		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) {
-			return nil
+			return fmt.Errorf("record of client %s: %w", id, errUnfit)
 		}
 		if !stale {
 			return err
@@ -172,38 +179,4 @@ func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client
 		err = fmt.Errorf("verifier of client %s: %w", c.ID, err)
 	}
 	return c, stale && (err == nil || errors.Is(err, hsm.ErrUnsupported)), err
-}
-
-// under counts the client records, and those that are still under an earlier version
-// of mac or wrap, without changing any.
-func (a *Appliance) under(ctx context.Context, name string) (total, left int, err error) {
-	all, err := a.store.ListClients(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	in, err := a.keys.Current(name, a.now())
-	if err != nil {
-		return 0, 0, err
-	}
-	for _, c := range all {
-		current := true
-		if name == keyring.MAC {
-			var key keyring.Key
-			key, err = a.macOf(ctx, c)
-			current = key.Version == in.Version || errors.Is(err, store.ErrNotFound) // or nobody's
-		} else if c.Verifier != nil {
-			current, err = a.keys.IsUnderCurrentWrap(ctx, c.Verifier, a.now())
-		}
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return 0, 0, err
-		}
-		if !current {
-			left++
-		}
-	}
-	if name != keyring.MAC {
-		return len(all), left, nil
-	}
-	admins, err := a.staleAdmins(ctx)
-	return len(all) + len(admins), left + len(admins), err
 }

@@ -21,11 +21,35 @@ func (a *Appliance) KeepsSchedule() bool { return a.schedule.Auto }
 // ErrKeysDue: keys are to be rotated. Nothing fails by that yet.
 var ErrKeysDue = errors.New("keys are to be rotated")
 
+// ErrNoneInUse: a key that requests need has no version in use.
+var ErrNoneInUse = errors.New("none is in use")
+
+// KeysInUse names the keys that requests need and that have no version in use, with an
+// error that wraps [ErrNoneInUse], or is nil.
+func (a *Appliance) KeysInUse(context.Context) error {
+	var without []string
+	for _, name := range keyring.Needed {
+		if _, err := a.keys.Current(name, a.now()); err != nil {
+			without = append(without, name)
+		}
+	}
+	if without != nil {
+		return fmt.Errorf("%s: %w", strings.Join(without, ", "), ErrNoneInUse)
+	}
+	if k, err := a.keys.PairwiseKey(); err != nil || !k.OnToken {
+		return fmt.Errorf("%s, which makes the pairwise ids, is not on the token: %w", keyring.Label(k.Name, k.Version), ErrNoneInUse)
+	}
+	return nil
+}
+
 // KeysReady names the keys that are due or overdue, or is nil.
 func (a *Appliance) KeysReady(context.Context) error {
 	var words []string
 	for _, d := range a.KeysDue() {
-		if d.Standing == keyring.DueNow || d.Standing == keyring.Overdue {
+		switch {
+		case d.Version == 0:
+			words = append(words, d.Name+": none is in use")
+		case d.Standing == keyring.DueNow || d.Standing == keyring.Overdue:
 			words = append(words, fmt.Sprintf("%s is %s (%s)", keyring.Label(d.Name, d.Version), d.Standing, d.At.UTC().Format(time.DateOnly)))
 		}
 	}

@@ -51,6 +51,35 @@ func (p *Policy) Quorum(k Kind) Requirement {
 	return Requirement{Administrators: max(p.quorum[k], 1)}
 }
 
+// Evasion is a quorum that fewer administrators can get round.
+type Evasion struct {
+	Kind  Kind // takes Takes administrators
+	By    Kind // takes Fewer: lowers the quorum, or adds administrators who sign
+	Takes int
+	Fewer int
+}
+
+func (e Evasion) String() string {
+	return fmt.Sprintf("%s takes %d administrators, and %d can change that by %s", e.Kind, e.Takes, e.Fewer, e.By)
+}
+
+// Evasions lists the quorums that are greater than that of policy.apply or of admin.add,
+// of which the smaller one is named.
+func (p *Policy) Evasions() []Evasion {
+	by := PolicyApply
+	if p.Quorum(AdminAdd).Administrators < p.Quorum(PolicyApply).Administrators {
+		by = AdminAdd
+	}
+	fewer := p.Quorum(by).Administrators
+	var all []Evasion
+	for _, k := range kinds {
+		if takes := p.Quorum(k).Administrators; takes > fewer {
+			all = append(all, Evasion{Kind: k, By: by, Takes: takes, Fewer: fewer})
+		}
+	}
+	return all
+}
+
 // CountsLocal reports whether the admin socket counts as an administrator.
 func (p *Policy) CountsLocal() bool { return !p.keysOnly }
 

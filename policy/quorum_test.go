@@ -108,3 +108,25 @@ func FuzzMoreSigners(f *testing.F) {
 		}
 	})
 }
+
+// TestEvasions: a quorum is worth no more than the least of those by which it is changed.
+func TestEvasions(t *testing.T) {
+	for quorum, want := range map[string][]string{
+		"":                      nil,
+		"\"key.destroy\" = 2\n": {"key.destroy takes 2 administrators, and 1 can change that by policy.apply"},
+		"\"key.destroy\" = 2\n\"policy.apply\" = 2\n": {
+			"key.destroy takes 2 administrators, and 1 can change that by admin.add",
+			"policy.apply takes 2 administrators, and 1 can change that by admin.add",
+		},
+		"\"key.destroy\" = 2\n\"policy.apply\" = 2\n\"admin.add\" = 2\n": nil,
+	} {
+		p := mustParse(t, quorumBase+"[quorum]\n"+quorum)
+		var got []string
+		for _, e := range p.Evasions() {
+			got = append(got, e.String())
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", quorum, got, want)
+		}
+	}
+}

@@ -15,7 +15,7 @@ type Check func(ctx context.Context) error
 
 // Ops serves health and metrics, on loopback, in plain HTTP.
 type Ops struct {
-	Checks   map[string]Check // by dependency: "hsm", "store"
+	Checks   map[string]Check // by dependency: "hsm", "store", "keys_in_use"
 	Warnings map[string]Check // told in /readyz, and no reason not to be ready: "keys"
 	Gatherer prometheus.Gatherer
 }

@@ -55,13 +55,17 @@ func (r *Keyring) Attest(ctx context.Context) ([]Finding, error) {
 func (v *ring) miscounted(counts map[string]map[hsm.KeyID]int) (found []Finding) {
 	for _, token := range slices.Sorted(maps.Keys(counts)) {
 		for _, k := range v.all() {
-			if n := counts[token][k.ID]; k.OnToken && n != 1 {
+			if n := counts[token][k.ID]; k.expected() && n != 1 {
 				found = append(found, Finding{Name: k.label(), Token: token, ID: k.ID[:], Origin: k.Origin, Drift: []string{fmt.Sprintf("%d objects", n)}})
 			}
 		}
 	}
 	return found
 }
+
+// expected tells whether a key has an object: all but roots, whose token may lie in a
+// safe, and what is destroyed, unless they were found.
+func (k Key) expected() bool { return k.OnToken || k.Name != Root && k.DestroyedAt.IsZero() }
 
 // attest compares one object. Versions that a new root certified again have the key
 // pair of the first, whose name the object has.

@@ -59,7 +59,7 @@ type ring struct {
 type Key struct {
 	store.Key
 	Point   protocol.PublicKey // of a key pair, else zero
-	OnToken bool               // false only of roots, whose token may lie in a safe, and of what is destroyed
+	OnToken bool               // false only of roots, whose token may lie in a safe, of what is destroyed, and of what is gone and not held
 	// RulesOut: its KeyCert rules out every earlier epoch (field 6), since those
 	// were compromised.
 	RulesOut bool
@@ -70,9 +70,10 @@ func (k Key) label() string { return Label(k.Name, k.Version) }
 // Label is the CKA_LABEL of a key version: name@version.
 func Label(name string, version uint64) string { return fmt.Sprintf("%s@%d", name, version) }
 
-// Load reads the registry and finds each of its keys on the token. A key that is
-// in the registry and not on the token is an outage, never a reason to make one:
-// the error wraps [hsm.ErrUnavailable].
+// Load reads the registry and finds each of its keys on the token. A key that is in use,
+// accepted or waits and is not on the token is an outage, never a reason to make one: the
+// error wraps [hsm.ErrUnavailable]. One that was retired or suspended is missed by
+// [Keyring.Attest].
 func Load(ctx context.Context, token hsm.Token, registry store.Keys) (*Keyring, error) {
 	r := &Keyring{token: token, changed: make(chan struct{}, 1)}
 	first, err := read(ctx, token, registry)
@@ -172,6 +173,8 @@ func (k *Key) find(found []hsm.Key) error {
 		return nil
 	case len(found) == 0 && k.Name == Root:
 		return nil // its token may lie in a safe
+	case len(found) == 0 && !k.held():
+		return nil // nothing is made or taken by it, see Attest
 	case len(found) == 0:
 		return fmt.Errorf("key %s (id %x) is in the registry but not on the token: %w", k.label(), k.ID, hsm.ErrUnavailable)
 	case len(found) > 1:

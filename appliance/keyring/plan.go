@@ -154,20 +154,22 @@ func (p *planner) create() error {
 }
 
 // rotate makes the next version, or certifies one that a ceremony made for later, so
-// that it can be activated. One that waits already is not made twice.
+// that it can be activated. One that waits already is not made twice. Where none is in
+// use, all of them over or given up, it is the way back.
 func (p *planner) rotate() error {
 	if p.Name == Root {
 		return p.rotateRoot()
 	}
 	in, err := p.current(p.Name, p.now)
-	if err != nil {
+	if err != nil && len(p.keys[p.Name]) == 0 {
 		return err
 	}
 	k, isCertified := certifiedNamed(p.Name)
 	if p.Compromised && (!isCertified || p.Name == CA) {
 		return fmt.Errorf("no certificate can rule out a version of %s: rotate it, activate it, and retire the old one as compromised: %w", p.Name, ErrStep)
 	}
-	if k, ok := p.waiting(p.Name); ok && k.RulesOut == p.Compromised {
+	// One that rules out those before it is not certified anew without that.
+	if k, ok := p.waiting(p.Name); ok && (k.RulesOut || !p.Compromised) {
 		return p.keep(k)
 	}
 	if !isCertified {
@@ -182,7 +184,8 @@ func (p *planner) rotate() error {
 
 // certifyNext takes the prepared epoch that follows on the one in use, or makes one. Its
 // KeyCert is good from now on. Not activated, it comes into use by itself when that in
-// use ends: an appliance that nobody looks after goes on. While the root is there, the
+// use ends: an appliance that nobody looks after goes on. Where none is in use, and in is
+// zero, it waits to be activated. While the root is there, the
 // epochs after it are dated anew, and there are as many as after a ceremony.
 func (p *planner) certifyNext(k certified, in Key) error {
 	prepared, ok := p.next(in)
@@ -239,7 +242,7 @@ func (p *planner) certify(e *Edit, k certified) {
 // next is the first version after in that never was in use and that the current root
 // certified, whether it could be used now or later.
 func (p *planner) next(in Key) (Key, bool) {
-	for _, k := range p.keys[in.Name] {
+	for _, k := range p.keys[p.Name] {
 		if k.Version > in.Version && k.held() && !k.begun(p.now) && k.Root == p.rootNumber() {
 			return k, true
 		}
@@ -276,6 +279,8 @@ func (p *planner) activate() error {
 		return p.keep(k)
 	case state != PreActivation && state != Deactivated:
 		return fmt.Errorf("%s is %s: %w", k.label(), state, ErrStep)
+	case !k.OnToken:
+		return fmt.Errorf("%s is not on the token: %w", k.label(), ErrStep)
 	case !k.dated(p.now):
 		return fmt.Errorf("%s is certified from %s to %s: %w", k.label(), k.NotBefore.Format(time.RFC3339), k.NotAfter.Format(time.RFC3339), ErrStep)
 	case k.Cert != nil && k.Root != p.rootNumber():
@@ -334,6 +339,9 @@ func (p *planner) retire() error {
 	}
 	if !k.RetiredAt.IsZero() && (!p.Compromised || !k.CompromisedAt.IsZero()) {
 		return p.keep(k)
+	}
+	if err := p.notOfWaitingRoot(k); err != nil {
+		return err
 	}
 	if err := p.replaced(k); err != nil {
 		return err
@@ -410,6 +418,9 @@ func (p *planner) suspend() error {
 	if !k.SuspendedAt.IsZero() {
 		return p.keep(k)
 	}
+	if err := p.notOfWaitingRoot(k); err != nil {
+		return err
+	}
 	if err := p.notAlone(k); err != nil {
 		return err
 	}
@@ -438,6 +449,9 @@ func (p *planner) resume() error {
 	}
 	if k.SuspendedAt.IsZero() {
 		return p.keep(k)
+	}
+	if k.Name != Root && !k.OnToken && k.DestroyedAt.IsZero() {
+		return fmt.Errorf("%s is not on the token: %w", k.label(), ErrStep)
 	}
 	p.edit(k.Key).SuspendedAt = time.Time{}
 	return nil

@@ -233,6 +233,7 @@ func TestCompromised(t *testing.T) {
 	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs { // one more was prepared
 		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs)
 	}
+	l.must(keyring.Rotate, "decision") // which leaves what waits as it is
 	l.must(keyring.Activate, "decision")
 	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
 	follow()
@@ -278,6 +279,73 @@ func TestRootAway(t *testing.T) {
 	l.is(map[string]string{"kem@2": "active+"})
 	if _, err := keyring.Load(t.Context(), hides{l.token, "kem"}, l); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("without kem: %v", err)
+	}
+}
+
+// TestNoneInUse: with the root there, a key of which every version is over comes back.
+func TestNoneInUse(t *testing.T) {
+	l := newLife(t)
+	l.now = l.now.Add(20 * 365 * 24 * time.Hour)
+	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
+		if _, err := l.Current(name, l.now); !errors.Is(err, keyring.ErrNoKey) {
+			t.Fatalf("%s after 20 years: %v", name, err)
+		}
+		l.must(keyring.Rotate, name)
+		l.must(keyring.Activate, name)
+		k, err := l.Current(name, l.now)
+		if err != nil || l.now.Sub(k.NotBefore) > 2*24*time.Hour {
+			t.Errorf("%s is certified from %v: %v", name, k.NotBefore, err)
+		}
+	}
+	if err := l.SelfTest(t.Context(), l.now); err != nil {
+		t.Error(err)
+	}
+	if err := l.take(keyring.Rotate, "audit"); !errors.Is(err, keyring.ErrNoKey) { // create makes the first
+		t.Errorf("audit, of which there is none: %v", err)
+	}
+}
+
+// TestRetiredIsGone: a retired key that is not on the token is no outage. It is told, does
+// not come back, and can be given up.
+func TestRetiredIsGone(t *testing.T) {
+	l := newLife(t)
+	old, err := l.Current(keyring.Decision, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyring.Rotate, "decision")
+	l.must(keyring.Activate, "decision")
+	if err := l.token.Destroy(t.Context(), old.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keyring.Load(t.Context(), l.token, l); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("gone while it is accepted: %v", err)
+	}
+	l.must(keyring.Suspend, "decision@1")
+	if wrong := l.attested(l.token); wrong != "0 objects" {
+		t.Errorf("suspended: found %q", wrong)
+	}
+	if err := l.take(keyring.Resume, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+		t.Errorf("resumed: %v", err)
+	}
+	if err := l.do(keyring.Step{Verb: keyring.Retire, Name: "decision", Version: 1, Compromised: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range l.Keys() {
+		if k.Name == keyring.Decision && k.Version == 1 && k.OnToken {
+			t.Error("decision@1 is shown as on the token")
+		}
+	}
+	p, err := l.Plan(keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyring.Destroy, "decision@1")
+	if err := l.Erase(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	if wrong := l.attested(l.token); wrong != "" {
+		t.Errorf("destroyed: found %q", wrong)
 	}
 }
 
@@ -336,6 +404,30 @@ func TestRootTakenBack(t *testing.T) {
 	l.must(keyring.Rotate, "root")
 	l.must(keyring.Activate, "root")
 	l.is(map[string]string{"root@2": "active+", "kem@10": "active+", "kem@11": "pre-activation+", "kem@3": "deactivated"})
+}
+
+// TestRootKeepsItsKeys: what a root that waits has certified is not taken from it, and one
+// under which a key would have no version does not come into use.
+func TestRootKeepsItsKeys(t *testing.T) {
+	l := newLife(t)
+	l.must(keyring.Rotate, "root")
+	for _, verb := range []keyring.Verb{keyring.Suspend, keyring.Retire} {
+		if err := l.take(verb, "kem@5"); !errors.Is(err, keyring.ErrStep) {
+			t.Errorf("%s kem@5: %v", verb, err)
+		}
+	}
+	i := slices.IndexFunc(l.trust.Keys, func(k store.Key) bool { return k.Name == "kem" && k.Version == 5 })
+	l.trust.Keys[i].SuspendedAt = l.now // as an earlier program did
+	if err := l.Reload(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.take(keyring.Activate, "root"); !errors.Is(err, keyring.ErrStep) || !strings.Contains(err.Error(), "no version of kem") {
+		t.Errorf("activated without kem: %v", err)
+	}
+	l.is(map[string]string{"kem@1": "active+"})
+	l.must(keyring.Resume, "kem@5")
+	l.must(keyring.Activate, "root")
+	l.is(map[string]string{"kem@5": "active+"})
 }
 
 // twins is a token with two objects of one CKA_ID.

@@ -83,6 +83,26 @@ func (p *planner) activateRoot() error {
 		}
 	}
 	p.Roots, p.hash = append(slices.Clone(p.settings.RootCerts), next.Cert), sha256.Sum256(after.Public)
+	return p.allInUse()
+}
+
+// allInUse tells whether each certified key has a version in use once a root is
+// activated: no other root could certify one.
+func (p *planner) allInUse() error {
+	then := p.ring.after(p.Plan)
+	for _, k := range certifiedKeys {
+		if _, err := then.current(k.name, p.now); err != nil {
+			return fmt.Errorf("no version of %s would be in use: retire the root that waits and rotate to it again: %w", k.name, ErrStep)
+		}
+	}
+	return nil
+}
+
+// notOfWaitingRoot: what a root that waits has certified goes with it or not at all.
+func (p *planner) notOfWaitingRoot(k Key) error {
+	if next, ok := p.rootWaits(); ok && k.Name != Root && k.Root == next.Version && k.Cert != nil {
+		return fmt.Errorf("%s is certified by %s, which waits: activate or retire that first: %w", k.label(), next.label(), ErrStep)
+	}
 	return nil
 }
 

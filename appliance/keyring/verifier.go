@@ -125,19 +125,42 @@ func (r *Keyring) sameVerifier(ctx context.Context, move hsm.Rewrap, wrapped []b
 func (r *Keyring) IsUnderCurrentWrap(ctx context.Context, verifier []byte, now time.Time) (bool, error) {
 	v := r.live.Load()
 	in, err := v.current(Wrap, now)
-	if err != nil || len(v.acceptedOf(Wrap, now)) == 1 {
+	if err != nil || v.remaining(Wrap) == 1 {
 		return err == nil, err
 	}
-	_, err = r.token.MACWrapped(ctx, in.ID, verifier, protocol.PasswordProofInput([32]byte{}))
+	return r.IsUnder(ctx, in, verifier)
+}
+
+// IsUnder tells whether a stored verifier is under a version of wrap.
+func (r *Keyring) IsUnder(ctx context.Context, wrap Key, verifier []byte) (bool, error) {
+	_, err := r.token.MACWrapped(ctx, wrap.ID, verifier, protocol.PasswordProofInput([32]byte{}))
 	if errors.Is(err, hsm.ErrInput) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// OneOfEach tells that only one version of mac and one of wrap is accepted, so that
-// nothing can be under another.
-func (r *Keyring) OneOfEach(now time.Time) bool {
+// OneOfEach tells that only one version of mac and one of wrap is not destroyed, so that
+// nothing can be under another: one that was suspended or retired may still keep records,
+// those of a restored database among them.
+func (r *Keyring) OneOfEach() bool {
 	v := r.live.Load()
-	return len(v.acceptedOf(MAC, now)) == 1 && len(v.acceptedOf(Wrap, now)) == 1
+	return v.remaining(MAC) == 1 && v.remaining(Wrap) == 1
+}
+
+// remaining counts the versions of a key that are not destroyed.
+func (v *ring) remaining(name string) (n int) {
+	for _, k := range v.keys[name] {
+		if k.DestroyedAt.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+// Held is a version whose key is on the token, whether it is accepted or not; ok is false
+// where there is none.
+func (r *Keyring) Held(name string, version uint64) (k Key, ok bool) {
+	k, ok = r.live.Load().find(name, version)
+	return k, ok && k.OnToken && k.DestroyedAt.IsZero()
 }

@@ -43,6 +43,9 @@ type Changes interface {
 	// SignChange adds a signature to a request that is open: ErrConflict if it is
 	// not, ErrExists if that signer has signed it, ErrNotFound if there is none.
 	SignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
+	// ResignChange writes s over what the same signer signed of an open request:
+	// ErrConflict if it is not open, ErrNotFound if he has not signed it.
+	ResignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
 	// EndChange moves a request from e.From to e.To: ErrConflict if it is not
 	// there, ErrNotFound if there is none. From an end nothing leads on.
 	EndChange(ctx context.Context, e ChangeEnd, rec Record) error

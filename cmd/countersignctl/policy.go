@@ -35,7 +35,7 @@ func (t *tool) policy() *cobra.Command {
 		&cobra.Command{
 			Use: "check FILE", Args: cobra.ExactArgs(1), Short: "Check a policy document, and ask nobody",
 			RunE: func(cmd *cobra.Command, args []string) error {
-				document, err := readPolicy(args[0])
+				document, err := readPolicy(cmd, args[0])
 				if err == nil {
 					_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good, hash %s\n", args[0], hashOfPolicy(document))
 				}
@@ -55,14 +55,19 @@ func hashOfPolicy(document []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readPolicy reads a document and reports everything that is wrong with it.
-func readPolicy(path string) ([]byte, error) {
+// readPolicy reads a document and reports everything that is wrong with it. Quorums that
+// fewer administrators can change are a warning.
+func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
 	document, err := os.ReadFile(path)
 	if err != nil {
 		return nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
 	}
-	if _, err := policy.Parse(document); err != nil {
+	parsed, err := policy.Parse(document)
+	if err != nil {
 		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the one in force")
+	}
+	for _, e := range parsed.Evasions() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", e)
 	}
 	return document, nil
 }
@@ -97,7 +102,7 @@ func (t *tool) applyPolicy() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "apply FILE", Args: cobra.ExactArgs(1), Short: "Make a document the policy in force",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			document, err := readPolicy(args[0])
+			document, err := readPolicy(cmd, args[0])
 			if err != nil {
 				return err
 			}

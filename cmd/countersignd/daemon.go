@@ -195,6 +195,7 @@ func (d *daemon) checks() map[string]httpapi.Check {
 			}
 			return d.tokenError()
 		},
+		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysInUse(ctx) }),
 	}
 }
 

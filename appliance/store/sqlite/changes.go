@@ -118,19 +118,44 @@ func (s *Store) withSignatures(ctx context.Context, c changeRow) (_ store.Change
 // SignChange implements [store.Changes].
 func (s *Store) SignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
 	return s.write(ctx, "signing change request", func(t *txn) error {
-		var ref int64
-		var state store.ChangeState
-		if err := t.row(`SELECT ref, state FROM change WHERE id = ?`, id[:]).Scan(&ref, &state); err != nil {
+		ref, err := t.openChange(id)
+		if err != nil {
 			return err
-		}
-		if state != store.ChangeOpen {
-			return store.ErrConflict
 		}
 		if err := t.insertSignature(ref, signature); err != nil {
 			return err
 		}
 		return t.append(rec)
 	})
+}
+
+// ResignChange implements [store.Changes].
+func (s *Store) ResignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
+	return s.write(ctx, "signing change request again", func(t *txn) error {
+		ref, err := t.openChange(id)
+		if err != nil {
+			return err
+		}
+		n, err := t.exec(`UPDATE change_signature SET signature = ?, at_us = ? WHERE change = ? AND signer = ?`,
+			blob(signature.Signature), usec(signature.At), ref, signature.Signer[:])
+		if err == nil && n == 0 {
+			err = store.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		return t.append(rec)
+	})
+}
+
+// openChange is the row of a request, or [store.ErrConflict] of one that is not open.
+func (t *txn) openChange(id [8]byte) (ref int64, err error) {
+	var state store.ChangeState
+	err = t.row(`SELECT ref, state FROM change WHERE id = ?`, id[:]).Scan(&ref, &state)
+	if err == nil && state != store.ChangeOpen {
+		err = store.ErrConflict
+	}
+	return ref, err
 }
 
 // EndChange implements [store.Changes].

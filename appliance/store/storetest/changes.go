@@ -97,8 +97,19 @@ func testChangeSigning(t *testing.T, f *fixture) {
 	got, err := f.Change(t.Context(), c.ID)
 	f.must(err)
 	f.same(got.Signatures, append(c.Signatures, one))
+	again := store.ChangeSignature{Signer: one.Signer, Signature: []byte("another"), At: Epoch.Add(time.Hour)}
+	resign := func(id [8]byte, s store.ChangeSignature) func() error {
+		return func() error { return f.ResignChange(t.Context(), id, s, Note("signed again")) }
+	}
+	f.must(resign(c.ID, again)())
+	f.unchanged(store.ErrNotFound, resign(c.ID, store.ChangeSignature{Signer: [8]byte{2}, At: Epoch}))
+	f.unchanged(store.ErrNotFound, resign([8]byte{9}, again))
+	got, err = f.Change(t.Context(), c.ID)
+	f.must(err)
+	f.same(got.Signatures, append(c.Signatures, again))
 	f.must(f.EndChange(t.Context(), store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeWithdrawn, At: Epoch}, Note("")))
 	f.unchanged(store.ErrConflict, sign(c.ID, store.ChangeSignature{Signer: [8]byte{2}, At: Epoch}))
+	f.unchanged(store.ErrConflict, resign(c.ID, again))
 }
 
 func testChangeEnds(t *testing.T, f *fixture) {
