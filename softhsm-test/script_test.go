@@ -37,6 +37,7 @@ import (
 //	member VAR NAME         set VAR to a member of the JSON on standard output
 //	lines FILE COUNT        a file has so many lines
 //	expand FILE             put environment variables into a file
+//	sql FILE STATEMENT      change a store that nobody has open
 //	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
 //	cut m3|m4               … and who cuts the link in place of forwarding the next one
 func TestScripts(t *testing.T) {
@@ -46,7 +47,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "stop": cmdStop, "kill9": cmdKill9,
 			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
-			"proxy": cmdProxy, "cut": cmdCut,
+			"proxy": cmdProxy, "cut": cmdCut, "sql": cmdSQL,
 		},
 	})
 }
@@ -286,6 +287,11 @@ func cmdExpand(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs(args[0])
 	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
 	ts.Check(os.WriteFile(filepath.Clean(path), []byte(text), 0o600))
+}
+
+func cmdSQL(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "sql FILE")
+	ts.Check(execSQL(context.Background(), ts.MkAbs(args[0]), args[1]))
 }
 
 func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {

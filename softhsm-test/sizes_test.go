@@ -1,14 +1,16 @@
 package softhsmtest
 
 import (
+	"context"
 	"database/sql"
+	"errors"
 	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver of the store that the policy is put into
+	_ "modernc.org/sqlite" // the driver of the store
 
 	"countersign/policy"
 	"countersign/protocol"
@@ -43,18 +45,24 @@ func (b *bench) activate(services string) {
 		b.Fatal(err)
 	}
 	path := filepath.Join(b.Config.Dir, "countersign.db")
-	db := must[*sql.DB](b.T)(sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path}).String()))
-	_, err := db.ExecContext(b.Context(), `INSERT INTO policy (version, document, activated_us) VALUES (2, ?, ?)`,
+	err := execSQL(b.Context(), path, `INSERT INTO policy (version, document, activated_us) VALUES (2, ?, ?)`,
 		append(policy.Default(), services...), time.Now().UnixMicro())
 	if err != nil {
-		b.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
 		b.Fatal(err)
 	}
 	if err := b.Restart(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// execSQL changes the store in that file, which nobody has open.
+func execSQL(ctx context.Context, path, statement string, args ...any) error {
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path}).String())
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, statement, args...)
+	return errors.Join(err, db.Close())
 }
 
 // sizesAsked is one authorization, and the sizes of its messages.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -26,18 +27,34 @@ type Identity struct {
 	current atomic.Pointer[tls.Config]
 }
 
-// NewIdentity issues the first certificate, for these DNS names and addresses.
+// errNoIdentity is told in the log of a handshake.
+var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in use, rotate it with countersignctl key rotate ca")
+
+// NewIdentity issues the first certificate, for these DNS names and addresses. With no
+// version of ca in use there is none: every handshake fails until Renew has one, so
+// that an appliance that was off for long starts, and its ca can be rotated.
 func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
-	return i, i.Renew(ctx)
+	err := i.Renew(ctx)
+	if errors.Is(err, keyring.ErrNoKey) {
+		log.Error("the API answers nobody", "error", errNoIdentity)
+		return i, nil
+	}
+	return i, err
 }
 
 // TLSConfig for a listener: TLS 1.3; a client certificate is verified if given,
 // and required by route.
 func (i *Identity) TLSConfig() *tls.Config {
 	return &tls.Config{
-		MinVersion:         tls.VersionTLS13,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.current.Load(), nil },
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			config := i.current.Load()
+			if config == nil {
+				return nil, errNoIdentity
+			}
+			return config, nil
+		},
 	}
 }
 
@@ -85,12 +102,17 @@ func (i *Identity) Run(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		leaf := i.current.Load().Certificates[0].Leaf
-		if time.Now().Before(leaf.NotAfter.Add(-keyring.ServerCertLife / 2)) {
+		if i.fresh(time.Now()) {
 			continue
 		}
 		if err := i.Renew(ctx); err != nil {
 			i.log.Error("TLS certificate could not be renewed", "error", err)
 		}
 	}
+}
+
+// fresh: there is a certificate, in the first half of its life.
+func (i *Identity) fresh(now time.Time) bool {
+	config := i.current.Load()
+	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyring.ServerCertLife/2))
 }

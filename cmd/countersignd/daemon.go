@@ -90,9 +90,13 @@ func schedule(k config.KeySchedule) keyring.Schedule {
 	}
 }
 
-// writeCA writes the authorities for devices that enrol: relayd enrol --ca.
+// writeCA writes the authorities for devices that enrol: relayd enrol --ca. With no ca
+// in use the file stays as it is.
 func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
+	if errors.Is(err, keyring.ErrNoKey) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -164,6 +168,7 @@ func (d *daemon) followKeys(ctx context.Context) {
 			d.log.Error("TLS identity could not follow the keys", "error", err, "retry_in", followPause.String())
 			select {
 			case <-ctx.Done():
+			case <-d.keys.Changed():
 			case <-time.After(followPause):
 			}
 		}
