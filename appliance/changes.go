@@ -176,7 +176,8 @@ func (a *Appliance) ChangeOf(ctx context.Context, id change.ID) (Change, error) 
 	return a.view(ctx, row)
 }
 
-// Changes lists requests, the newest first.
+// Changes lists requests, the newest first, without rows that are no request: the log
+// tells of those.
 func (a *Appliance) Changes(ctx context.Context) ([]Change, error) {
 	rows, err := a.store.ListChanges(ctx, changesShown)
 	if err != nil {
@@ -185,6 +186,10 @@ func (a *Appliance) Changes(ctx context.Context) ([]Change, error) {
 	var all []Change
 	for _, row := range rows {
 		c, err := a.view(ctx, row)
+		if errors.Is(err, ErrForged) {
+			a.log.Error("a row is no change request", "error", err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

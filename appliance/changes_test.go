@@ -417,6 +417,19 @@ func TestForgedRows(t *testing.T) {
 	if got := b.resumed(forged.ID); got.State != store.ChangeFailed || b.invitations() != before {
 		t.Errorf("a forged request is %s, %d invitations more", got.State, b.invitations()-before)
 	}
+	listed, err := b.Changes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	garbage := store.Change{
+		ID: change.ID{1}, Document: []byte("no request"), State: store.ChangeOpen, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour),
+	}
+	if err := b.store.AddChange(t.Context(), garbage, rec); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := b.Changes(t.Context()); err != nil || len(all) != len(listed) {
+		t.Errorf("beside a row that is no request %d are listed, not %d: %v", len(all), len(listed), err)
+	}
 }
 
 // TestAnotherAppliance: what the same operators signed for another appliance is neither

@@ -32,7 +32,7 @@ var keyVerbs = []keyVerb{
 	{verb: "retire", argument: "NAME[@VERSION]", short: "Accept nothing any more that was made with a version no longer in use", confirm: always, flags: retireFlags},
 	{verb: "suspend", argument: "NAME@VERSION", short: "Do not use a version until it is resumed"},
 	{verb: "resume", argument: "NAME@VERSION", short: "Use a version again after suspend"},
-	{verb: "destroy", argument: "NAME@VERSION", short: "Remove a retired version from its token, for ever", confirm: always},
+	{verb: "destroy", argument: "NAME@VERSION", short: "Remove a retired version from its token, for ever; with the oldest mac, every client gets new pairwise ids", confirm: always},
 }
 
 func rotateFlags(cmd *cobra.Command, step *admin.KeyStep) {
