@@ -9,12 +9,10 @@ PURE := countersignd countersignctl relayd countersign-client
 BIN  := $(addprefix bin/,$(PURE) hsm-worker)
 # Debian package and the file that shows it is there.
 DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr/bin/openssl libp11-kit-dev:/usr/include/p11-kit-1/p11-kit/pkcs11.h \
-	libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
+	age:/usr/bin/age libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
 # What the other PKCS#11 modules of the matrix come from.
 MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 	libtpm2-pkcs11-1:/usr/share/doc/libtpm2-pkcs11-1 swtpm:/usr/bin/swtpm libtss2-tcti-swtpm0:/usr/share/doc/libtss2-tcti-swtpm0
-# What makes and opens custodians' files in the disaster test.
-DISASTER_DEBS := age:/usr/bin/age
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
@@ -73,7 +71,6 @@ rotate-test: deps build ## rotate every key under load, then with kill -9 within
 	@go build -o bin/rotate ./softhsm-test/rotate
 	@bin/rotate
 
-disaster-test: DEBS += $(DISASTER_DEBS)
 disaster-test: deps build ## lose token and state, and come back from backup, database and shares
 	@go build -o bin/disaster ./softhsm-test/disaster
 	@bin/disaster

@@ -12,7 +12,7 @@ import (
 // TestDisaster holds make disaster-test to its word, and that it can fail.
 func TestDisaster(t *testing.T) {
 	if _, err := exec.LookPath("age"); err != nil {
-		t.Skip("age is not installed; make disaster-test installs it")
+		t.Fatal("age is not installed: run make deps")
 	}
 	disaster := filepath.Join(t.TempDir(), "disaster")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", disaster, "countersign/softhsm-test/disaster").CombinedOutput(); err != nil {

@@ -110,17 +110,8 @@ func (s *stage) firstAfter(m1 []byte) []byte {
 
 // killed kills the appliance without a word to it, and starts it again.
 func (s *stage) killed(ctx context.Context) error {
-	children, err := s.Children()
-	if err != nil {
+	if err := s.KillAll(ctx); err != nil {
 		return err
-	}
-	if err := s.Kill(); err != nil {
-		return err
-	}
-	for _, c := range children {
-		if err := c.Wait(ctx); err != nil {
-			return err
-		}
 	}
 	if err := s.Restart(ctx); err != nil {
 		return err

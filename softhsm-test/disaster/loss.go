@@ -93,17 +93,8 @@ func (s *stage) spoil(ctx context.Context, path string) (err error) {
 
 // disaster destroys token and state. Phones, devices, custodians and files remain.
 func (s *stage) disaster(ctx context.Context) error {
-	children, err := s.Children()
-	if err != nil {
+	if err := s.KillAll(ctx); err != nil {
 		return err
-	}
-	if err := s.Kill(); err != nil {
-		return err
-	}
-	for _, c := range children {
-		if err := c.Wait(ctx); err != nil {
-			return err
-		}
 	}
 	if err := errors.Join(os.RemoveAll(s.path("state")), s.newToken(ctx)); err != nil {
 		return err

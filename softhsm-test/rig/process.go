@@ -48,6 +48,23 @@ func (d *Daemon) Children() ([]Process, error) {
 	return children, nil
 }
 
+// KillAll is Kill, and waits until nothing that the daemon started is left.
+func (d *Daemon) KillAll(ctx context.Context) error {
+	children, err := d.Children()
+	if err != nil {
+		return err
+	}
+	if err := d.Kill(); err != nil {
+		return err
+	}
+	for _, c := range children {
+		if err := c.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 }

@@ -96,7 +96,7 @@ func (s *stage) killStep(ctx context.Context, k *kills, step []string) error {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	if err := errors.Join(s.killDaemon(ctx), <-begun); err != nil {
+	if err := errors.Join(s.KillAll(ctx), <-begun); err != nil {
 		return err
 	}
 	if err := s.Restart(ctx); err != nil {
@@ -118,23 +118,6 @@ func (s *stage) killStep(ctx context.Context, k *kills, step []string) error {
 	r, err := s.authorize(ctx, "crash", s.Link)
 	s.Check(err == nil && r.Code == 0, "authorization after %v: exit code %d: %v %s", step, r.Code, err, r.Stderr)
 	return err
-}
-
-// killDaemon kills the daemon and waits until nothing that it started is left.
-func (s *stage) killDaemon(ctx context.Context) error {
-	children, err := s.Children()
-	if err != nil {
-		return err
-	}
-	if err := s.Kill(); err != nil {
-		return err
-	}
-	for _, c := range children {
-		if err := c.Wait(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *stage) repeat(ctx context.Context, step []string) error {
