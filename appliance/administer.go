@@ -13,9 +13,9 @@ import (
 var (
 	// ErrInput: the request is wrong; the message says how.
 	ErrInput = errors.New("bad request")
-	// ErrForged: the client's row was changed outside of the appliance, so that
-	// it is nobody's. Enrol the person anew under another name.
-	ErrForged = errors.New("the record was changed outside of the appliance and is not trusted")
+	// ErrForged: the record was changed outside of the appliance, so that it is
+	// nobody's. Enrol the person anew under another name.
+	ErrForged = store.ErrForged
 	// ErrFinal: the party was revoked, which nothing undoes.
 	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
 )
@@ -76,10 +76,7 @@ func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.S
 			return c, fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		if c, err = a.authenticate(ctx, c); err != nil {
-			return c, err
-		}
-		err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, name, changed(to, c.Version, c.MAC)))
+		err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, name, changed(to, c.Version)))
 		if !errors.Is(err, store.ErrConflict) {
 			return c, err
 		}
@@ -87,16 +84,12 @@ func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.S
 	return store.Client{}, err
 }
 
-// authentic is a client found by name whose record MAC fits: a row that was changed
-// outside of the appliance must not get a new MAC by being suspended and resumed.
+// authentic is a client found by name whose record fits its seal: one that was changed
+// outside of the appliance must not get a new seal by being suspended and resumed.
 func (a *Appliance) authentic(ctx context.Context, name string) (store.Client, error) {
 	c, err := a.ClientNamed(ctx, name)
-	if err != nil {
-		return c, err
-	}
-	c, err = a.client(ctx, c.ID)
-	if errors.Is(err, store.ErrNotFound) {
-		return c, fmt.Errorf("client %q: %w", name, ErrForged)
+	if err == nil && c.Status == 0 {
+		err = fmt.Errorf("client %q: %w", name, ErrForged)
 	}
 	return c, err
 }
@@ -109,11 +102,14 @@ func (a *Appliance) SetDeviceStatus(ctx context.Context, name string, to store.S
 		if d, err = a.DeviceNamed(ctx, name); err != nil || d.Status == to {
 			return d, err
 		}
+		if d.Status == 0 {
+			return d, fmt.Errorf("device %q: %w", name, ErrForged)
+		}
 		if d.Status == store.Revoked {
 			return d, fmt.Errorf("device %q: %w", name, ErrFinal)
 		}
 		d.Status, d.Version = to, d.Version+1
-		err = a.store.UpdateDevice(ctx, d, a.record(store.KindDevices, name, changed(to, d.Version, nil)))
+		err = a.store.UpdateDevice(ctx, d, a.record(store.KindDevices, name, changed(to, d.Version)))
 		a.devices.forget(d.SPIFFEID)
 		if !errors.Is(err, store.ErrConflict) {
 			return d, err
@@ -122,17 +118,13 @@ func (a *Appliance) SetDeviceStatus(ctx context.Context, name string, to store.S
 	return store.Device{}, err
 }
 
-func changed(to store.Status, version uint64, mac []byte) map[string]any {
-	fields := map[string]any{"event": to.String(), "version": version}
-	if mac != nil {
-		fields["mac"] = mac
-	}
-	return fields
+func changed(to store.Status, version uint64) map[string]any {
+	return map[string]any{"event": to.String(), "version": version}
 }
 
 // Unlock sets a client's password guard back to zero.
 func (a *Appliance) Unlock(ctx context.Context, name string) (store.Client, error) {
-	c, err := a.ClientNamed(ctx, name)
+	c, err := a.authentic(ctx, name)
 	if err != nil {
 		return c, err
 	}

@@ -7,52 +7,19 @@ import (
 	"slices"
 
 	"countersign/appliance/change"
-	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
 )
 
-// adminInput is what the record MAC of an administrator covers, PROTOCOL.md §7.35.
-func adminInput(one store.Admin) []byte {
-	return protocol.RecordInput(protocol.Record{
-		Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
-	})
-}
-
-// admins are the administrators whose record MAC fits: a row that was changed outside
-// of the appliance is nobody's, and is reported.
-func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
-	all, err := a.store.ListAdmins(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var authentic []store.Admin
-	for _, one := range all {
-		row := string(adminInput(one)) + string(one.MAC)
-		if !a.records.has(one.ID, row) {
-			_, err := a.macFor(ctx, adminInput(one), one.MAC)
-			if errors.Is(err, store.ErrNotFound) {
-				a.metrics.forged.Inc()
-				a.log.Error("administrator was changed outside of the appliance", "admin", one.Name, "version", one.Version)
-				continue
-			}
-			if err != nil {
-				return nil, fmt.Errorf("record MAC of administrator %q: %w", one.Name, err)
-			}
-			a.records.add(one.ID, row)
-		}
-		authentic = append(authentic, one)
-	}
-	return authentic, nil
-}
-
 // Admins lists all administrators by name.
-func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) { return a.admins(ctx) }
+func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) {
+	return a.store.ListAdmins(ctx)
+}
 
 // AdminNamed finds an administrator by name, or [store.ErrNotFound].
 func (a *Appliance) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
-	all, err := a.admins(ctx)
+	all, err := a.store.ListAdmins(ctx)
 	return named(all, err, name, func(one store.Admin) string { return one.Name })
 }
 
@@ -98,26 +65,12 @@ func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) 
 		}
 	}
 	one.Status, one.Version = to, one.Version+1
-	if one, err = a.authenticateAdmin(ctx, one); err != nil {
-		return one, err
-	}
-	return one, a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, name, changed(to, one.Version, one.MAC)))
-}
-
-func (a *Appliance) authenticateAdmin(ctx context.Context, one store.Admin) (store.Admin, error) {
-	key, err := a.keys.Current(keyring.MAC, a.now())
-	if err != nil {
-		return one, err
-	}
-	if one.MAC, err = a.keys.MAC(ctx, key, adminInput(one)); err != nil {
-		return one, fmt.Errorf("record MAC of administrator %q: %w", one.Name, err)
-	}
-	return one, nil
+	return one, a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, name, changed(to, one.Version)))
 }
 
 // able is how many can countersign, without one of them.
 func (a *Appliance) able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
-	all, err := a.admins(ctx)
+	all, err := a.store.ListAdmins(ctx)
 	n := 0
 	if rules.CountsLocal() {
 		n++
@@ -142,7 +95,7 @@ func (a *Appliance) keepsWay(ctx context.Context, rules *policy.Policy, without 
 
 // roster is what changes of administrators are based on: all of them.
 func (a *Appliance) roster(ctx context.Context) (any, error) {
-	all, err := a.admins(ctx)
+	all, err := a.store.ListAdmins(ctx)
 	rows := []any{}
 	for _, one := range all {
 		rows = append(rows, []any{one.ID[:], one.Version})
@@ -197,10 +150,7 @@ func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, err
 	one := store.Admin{
 		ID: change.SignerOf(key), Name: p.Text("name"), Key: key, Status: store.Active, Version: 1, CreatedAt: store.Stamp(a.now()),
 	}
-	if one, err = a.authenticateAdmin(ctx, one); err != nil {
-		return nil, err
-	}
-	fields := map[string]any{"event": "added", "public_key": key[:], "mac": one.MAC}
+	fields := map[string]any{"event": "added", "public_key": key[:]}
 	return one, a.store.AddAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
 }
 
@@ -223,47 +173,4 @@ func (a *Appliance) revokeAdminBase(ctx context.Context, p change.Parameters) (a
 func (a *Appliance) revokeAdmin(ctx context.Context, p change.Parameters) (any, error) {
 	one, err := a.setAdmin(ctx, p.Text("name"), store.Revoked)
 	return one, err
-}
-
-// staleAdmins are those whose MAC is under an earlier version of mac.
-func (a *Appliance) staleAdmins(ctx context.Context) ([]store.Admin, error) {
-	all, err := a.store.ListAdmins(ctx)
-	if err != nil {
-		return nil, err
-	}
-	in, err := a.keys.Current(keyring.MAC, a.now())
-	if err != nil {
-		return nil, err
-	}
-	var stale []store.Admin
-	for _, one := range all {
-		under, err := a.macFor(ctx, adminInput(one), one.MAC)
-		if errors.Is(err, store.ErrNotFound) {
-			continue // nobody's, and stays so
-		}
-		if err != nil {
-			return nil, err
-		}
-		if under.Version != in.Version {
-			stale = append(stale, one)
-		}
-	}
-	return stale, nil
-}
-
-// renewAdmins brings their records to the mac key in use.
-func (a *Appliance) renewAdmins(ctx context.Context) error {
-	stale, err := a.staleAdmins(ctx)
-	for _, one := range stale {
-		one.Version++
-		if one, err = a.authenticateAdmin(ctx, one); err != nil {
-			return err
-		}
-		fields := map[string]any{"event": "renewed", "version": one.Version, "mac": one.MAC}
-		err = a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
-		if err != nil && !errors.Is(err, store.ErrConflict) { // whoever was faster wrote under the key in use
-			return err
-		}
-	}
-	return err
 }

@@ -26,7 +26,7 @@ import (
 // Config is what an appliance is made of.
 type Config struct {
 	Store    store.Store
-	Keys     *keyring.Keyring
+	Keys     *keyring.Keyring // it keeps the seals, whose alarm is the appliance's from then on
 	Token    string           // label of the token, for the rows of the keys that are made on it
 	Schedule keyring.Schedule // when keys are to be rotated
 	Logger   hclog.Logger
@@ -59,13 +59,14 @@ type Attestation struct {
 type Appliance struct {
 	store    store.Store
 	keys     *keyring.Keyring
+	seals    *store.Seals
 	log      hclog.Logger
 	now      func() time.Time
 	attest   Attest
 	refusal  time.Duration
 	policy   atomic.Pointer[activePolicy]
 	handles  handleKeys
-	records  recordCache
+	alarms   alarms
 	pairs    pairwiseCache
 	devices  deviceCache
 	failures failures
@@ -105,9 +106,10 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 		c.RefusalTime = defaultRefusalTime
 	}
 	a := &Appliance{
-		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
+		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, seals: c.Keys.Seals(), log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
 		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)}, schedule: c.Schedule,
 	}
+	a.seals.Alarm(a.alarm)
 	a.effects = a.builtin()
 	maps.Copy(a.effects, c.Effects)
 	if err := a.loadPolicy(ctx); err != nil {
@@ -136,7 +138,7 @@ func (a *Appliance) loadPolicy(ctx context.Context) error {
 // Run writes the minute's failure counts to the audit, keeps the schedule of the keys,
 // compares them with the token once a day and goes on with changes that were
 // interrupted, until ctx ends, and the counts once more then; beside that it brings
-// client records to the keys in use.
+// records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.runRenewals(ctx) })

@@ -438,14 +438,8 @@ func TestFullReceipt(t *testing.T) {
 func TestForgedRow(t *testing.T) {
 	b := newBench(t)
 	alice, mallory := b.enrol("alice"), newSoftKey()
-	c, err := b.ClientNamed(t.Context(), "alice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.SigningKey, c.Version = mallory.point(), c.Version+1 // by hand in the database, the MAC left as it was
-	if err := b.store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
-		t.Fatal(err)
-	}
+	point := mallory.point()
+	b.tamper(1, `UPDATE client SET signing_key = ? WHERE name = 'alice'`, point[:])
 	alice.key = mallory
 	s := alice.challenge(door, nil)
 	if a := s.must(s.m3(protocol.Approve)); a.p4.Reason != protocol.CodeRefused {

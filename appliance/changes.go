@@ -89,12 +89,8 @@ func (a *Appliance) Ask(ctx context.Context, ask Ask) (Change, error) {
 	}
 	document := r.Marshal()
 	id = change.HashOf(document).ID()
-	word, err := a.localWord(ctx, change.HashOf(document))
-	if err != nil {
-		return Change{}, err
-	}
 	row := store.Change{
-		ID: id, Document: document, State: store.ChangeOpen, Signatures: []store.ChangeSignature{word},
+		ID: id, Document: document, State: store.ChangeOpen, Signatures: []store.ChangeSignature{a.localWord()},
 		CreatedAt: time.Unix(int64(r.Created), 0), ExpiresAt: time.Unix(int64(r.Expires), 0),
 	}
 	rec := changeRecord(id, map[string]any{"event": "requested", "kind": r.Kind.String(), "document": document})
@@ -112,11 +108,7 @@ func (a *Appliance) Preview(ctx context.Context, ask Ask) (Change, error) {
 		return Change{}, err
 	}
 	document := r.Marshal()
-	word, err := a.localWord(ctx, change.HashOf(document))
-	if err != nil {
-		return Change{}, err
-	}
-	return a.view(ctx, store.Change{ID: change.HashOf(document).ID(), Document: document, Signatures: []store.ChangeSignature{word}})
+	return a.view(ctx, store.Change{ID: change.HashOf(document).ID(), Document: document, Signatures: []store.ChangeSignature{a.localWord()}})
 }
 
 // request is the document of a change, made now.

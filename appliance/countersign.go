@@ -36,6 +36,10 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 		return protocol.CountersignResponse{}, err
 	}
 	out, err := a.settle(ctx, c)
+	if errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) { // the store has raised the alarm
+		out, err = store.Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeRefused}, nil
+		a.failures.count(c.device.ID, protocol.CodeRefused)
+	}
 	if err != nil {
 		return protocol.CountersignResponse{}, err
 	}
@@ -87,7 +91,7 @@ func (a *Appliance) Outcome(ctx context.Context, device store.Device, req protoc
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}
 	err := a.store.Report(ctx, report, rec)
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) {
 		err = ErrNoTransaction
 	}
 	if err != nil {

@@ -44,7 +44,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := a.record(store.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:], "mac": c.MAC})
+	rec := a.record(store.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
 	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolClient(ctx, u, c, rec) })
 }
 
@@ -53,7 +53,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 func (a *Appliance) invitation(ctx context.Context, code protocol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = a.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrForged):
 		return i, false, fmt.Errorf("activation code is unknown: %w", protocol.CodeRefused)
 	case err != nil:
 		return i, false, err
@@ -78,6 +78,8 @@ func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invi
 			return again.Response, nil
 		}
 		return nil, fmt.Errorf("activation code of %q: %w", i.Name, protocol.CodeRefused)
+	case errors.Is(err, store.ErrForged):
+		return nil, fmt.Errorf("activation code of %q: %w: %w", i.Name, err, protocol.CodeRefused)
 	case errors.Is(err, store.ErrExists):
 		return nil, fmt.Errorf("enrolling %q: %w", i.Name, ErrTaken)
 	case err != nil:
@@ -104,10 +106,7 @@ func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i 
 	}
 	now := a.now()
 	c.Cert, err = a.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
-	if err != nil {
-		return c, err
-	}
-	return a.authenticate(ctx, c)
+	return c, err
 }
 
 // unverified is the format of attestation bytes that nobody here can read.

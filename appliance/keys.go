@@ -71,6 +71,9 @@ func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
+	if s.Name == keyring.MAC {
+		change.MAC = a.keys.SealedUnder(plan)
+	}
 	if len(change.Add)+len(change.Update) > 0 {
 		if err := a.store.ChangeKeys(ctx, change, keyRecord(s, change)); err != nil {
 			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)

@@ -2,6 +2,7 @@ package appliance_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -85,8 +86,7 @@ func TestMACRotation(t *testing.T) {
 	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
 		t.Errorf("retired under records: %v", err)
 	}
-	before := b.client("alice")
-	b.runUntil("records made anew", func() bool { return b.client("alice").Version == before.Version+1 })
+	b.runUntil("records sealed anew", func() bool { return b.underNothing(1) })
 	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
 		t.Errorf("retired while handles are under way: %v", err)
 	}
@@ -122,16 +122,15 @@ func TestForgedRecordStays(t *testing.T) {
 	b := newBench(t)
 	b.enrol("alice")
 	bob := b.enrol("bob")
-	forged := b.client("bob")
-	forged.Version, forged.Roles = forged.Version+1, []string{"approver"}
-	if err := b.store.UpdateClient(t.Context(), forged, store.NewRecord(store.KindClients, "client/bob", nil)); err != nil {
-		t.Fatal(err)
-	}
+	b.tamper(1, `UPDATE client SET roles = '["approver"]' WHERE name = 'bob'`)
 	b.step(keyring.Rotate, "mac")
 	b.step(keyring.Activate, "mac")
-	b.runUntil("records made anew", func() bool { return b.client("alice").Version == 2 })
-	if _, err := bob.challenge(door, nil).decision(); err == nil || b.client("bob").Version != forged.Version {
-		t.Errorf("the forged record was made anew: %v", err)
+	b.runUntil("records sealed anew", func() bool {
+		_, under, err := b.store.Under(t.Context(), 1)
+		return err == nil && under == 1
+	})
+	if _, err := bob.challenge(door, nil).decision(); err == nil || b.client("bob").Status != 0 {
+		t.Errorf("the forged record was sealed anew: %v", err)
 	}
 }
 
@@ -285,53 +284,47 @@ func TestRecordsKeepTheirKeys(t *testing.T) {
 		}
 	}
 	before := b.client("alice").Version
-	b.runUntil("records made anew", func() bool {
-		all, err := b.store.ListAdmins(t.Context())
-		return err == nil && all[0].Version > 1 && all[1].Version > 1 && all[2].Version > 1 && b.client("alice").Version > before
-	})
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Suspend}, "mac@1"); !errors.Is(err, keyring.ErrEarly) || !strings.Contains(err.Error(), "1 of 5 ") {
-		t.Errorf("suspended under an open request: %v", err)
-	}
+	b.runUntil("records sealed anew", func() bool { return b.underNothing(1) && b.client("alice").Version > before })
 	b.step(keyring.Suspend, "wrap@1")
-	if _, err := b.WithdrawChange(t.Context(), c.Hash.ID()); err != nil {
-		t.Fatal(err)
+	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeExecuted {
+		t.Errorf("a request that was under way is %s", c.State)
 	}
 	b.step(keyring.Suspend, "mac@1")
 	b.step(keyring.Resume, "mac@1")
 }
 
-// TestLeftUnderSuspended: a record under a version that is not accepted is left, and is
-// brought to the one in use when that comes back.
+// TestLeftUnderSuspended: a record that was put back under a version which is suspended is
+// left, and is brought to the one in use when that version comes back.
 func TestLeftUnderSuspended(t *testing.T) {
 	b := newBench(t)
-	b.enrolFull("alice")
-	old := b.client("alice")
+	alice := b.enrolFull("alice")
+	db, err := sql.Open("sqlite", b.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	var verifier, seal []byte
+	if err := db.QueryRow(`SELECT verifier, seal FROM client`).Scan(&verifier, &seal); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"mac", "wrap"} {
 		b.step(keyring.Rotate, name)
 		b.step(keyring.Activate, name)
 	}
-	b.runUntil("records made anew", func() bool { return b.client("alice").Version > old.Version })
+	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 })
 	b.step(keyring.Suspend, "mac@1")
 	b.step(keyring.Suspend, "wrap@1")
-	// The database of before is restored.
-	old.Version = b.client("alice").Version + 1
-	input := protocol.RecordInput(protocol.Record{
-		Kind: string(store.KindClients), Client: old.ID, SigningKey: old.SigningKey, UVKey: old.UVKey, Verifier: old.Verifier,
-		Status: uint64(old.Status), Roles: old.Roles, Version: old.Version,
-	})
-	first, _ := b.keys.Held(keyring.MAC, 1)
-	var err error
-	if old.MAC, err = b.keys.MAC(t.Context(), first, input); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.store.UpdateClient(t.Context(), old, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
-		t.Fatal(err)
-	}
+	b.tamper(1, `UPDATE client SET verifier = ?, version = 1, seal = ?`, verifier, seal)
 	b.restart()
-	b.runUntil("a look", func() bool { r := b.Renewal(); return !r.Running && r.Left == 1 && r.Problem != "" })
+	if c := b.client("alice"); c.Status != 0 {
+		t.Errorf("a record under a suspended version of mac is %s", c.Status)
+	}
+	b.runUntil("a look", func() bool { r := b.Renewal(); return !r.Running && r.Total > 0 })
 	b.step(keyring.Resume, "mac@1")
 	b.step(keyring.Resume, "wrap@1")
-	b.runUntil("records made anew", func() bool { return b.client("alice").Version > old.Version && b.Renewal().Left == 0 })
+	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 && b.Renewal().Left == 0 })
+	s := alice.challenge(payment, eur(5000))
+	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
 }
 
 // TestAttestKeys: what a comparison finds is a warning until the next one finds nothing.

@@ -122,18 +122,12 @@ func TestNoVerifier(t *testing.T) {
 	}
 }
 
-// TestForgedRowIsNotBlessed: suspend and resume do not give a forged row a MAC.
+// TestForgedRowIsNotBlessed: suspend and resume do not give a forged row a seal.
 func TestForgedRowIsNotBlessed(t *testing.T) {
 	b := newBench(t)
 	b.enrol("alice")
-	c, err := b.ClientNamed(t.Context(), "alice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.SigningKey, c.Version = newSoftKey().point(), c.Version+1
-	if err := b.store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
-		t.Fatal(err)
-	}
+	point := newSoftKey().point()
+	b.tamper(1, `UPDATE client SET signing_key = ? WHERE name = 'alice'`, point[:])
 	if _, err := b.SetClientStatus(t.Context(), "alice", store.Suspended); !errors.Is(err, appliance.ErrForged) {
 		t.Errorf("suspending a forged row: %v, want forged", err)
 	}

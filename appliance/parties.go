@@ -13,85 +13,21 @@ import (
 	"countersign/protocol"
 )
 
-// recordCache remembers which row versions have a good MAC, so that the token is
-// asked once per version and not once per request. A row that was changed behind
-// the appliance's back has another digest and is checked anew.
-type recordCache struct {
-	mu   sync.Mutex
-	good map[protocol.ClientID]string // guarded by mu; MAC input and MAC of the row
-}
-
-// recordsKept bounds each cache here; beyond it everything is checked anew.
-const recordsKept = 50_000
-
-func (r *recordCache) has(id protocol.ClientID, row string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.good[id] == row
-}
-
-func (r *recordCache) add(id protocol.ClientID, row string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.good == nil || len(r.good) >= recordsKept {
-		r.good = map[protocol.ClientID]string{}
-	}
-	r.good[id] = row
-}
-
-// client reads a client's row and checks its record MAC. A row whose MAC does not
-// fit was not written by an appliance: it is reported and treated as unknown.
+// client reads a client's record. One that does not fit its seal is reported by the
+// store, and treated as unknown.
 func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Client, error) {
 	c, err := a.store.Client(ctx, id)
+	if errors.Is(err, store.ErrForged) {
+		err = fmt.Errorf("%w: %w", err, store.ErrNotFound)
+	}
 	if err != nil {
 		return store.Client{}, fmt.Errorf("client %s: %w", id, err)
 	}
-	input := recordInput(c)
-	row := string(input) + string(c.MAC)
-	if a.records.has(id, row) {
-		return c, nil
-	}
-	_, err = a.macOf(ctx, c)
-	if errors.Is(err, store.ErrNotFound) {
-		a.metrics.forged.Inc()
-		a.log.Error("client record was changed outside of the appliance", "client", id.String(), "version", c.Version)
-	}
-	if err != nil {
-		return store.Client{}, fmt.Errorf("record MAC of client %s: %w", id, err)
-	}
-	a.records.add(id, row)
 	return c, nil
 }
 
-// macOf is the version of mac that a client's row was MACed with: the one in use, or
-// an earlier one that is not retired while records are made anew. A MAC that fits none
-// is [store.ErrNotFound].
-func (a *Appliance) macOf(ctx context.Context, c store.Client) (keyring.Key, error) {
-	return a.macFor(ctx, recordInput(c), c.MAC)
-}
-
-// recordInput is what the record MAC of a client covers, PROTOCOL.md §2.1.
-func recordInput(c store.Client) []byte {
-	r := protocol.Record{
-		Kind: string(store.KindClient), Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey,
-		Verifier: c.Verifier, Status: uint64(c.Status), Roles: c.Roles, Version: c.Version,
-	}
-	return protocol.RecordInput(r)
-}
-
-// authenticate gives a client row its MAC.
-func (a *Appliance) authenticate(ctx context.Context, c store.Client) (store.Client, error) {
-	key, err := a.keys.Current(keyring.MAC, a.now())
-	if err != nil {
-		return c, err
-	}
-	mac, err := a.keys.MAC(ctx, key, recordInput(c))
-	if err != nil {
-		return c, fmt.Errorf("record MAC of client %s: %w", c.ID, err)
-	}
-	c.MAC = mac
-	return c, nil
-}
+// recordsKept bounds each cache here; beyond it everything is asked for anew.
+const recordsKept = 50_000
 
 // pair is a client at a device.
 type pair struct {
@@ -196,7 +132,7 @@ func (a *Appliance) Device(ctx context.Context, spiffeID string) (store.Device, 
 		device, err = a.store.Device(ctx, protocol.DeviceIDOf(spiffeID))
 	}
 	switch {
-	case errors.Is(err, store.ErrNotFound), err == nil && (device.SPIFFEID != spiffeID || device.Status != store.Active):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrForged), err == nil && (device.SPIFFEID != spiffeID || device.Status != store.Active):
 		return store.Device{}, fmt.Errorf("%s is not an active device: %w", spiffeID, protocol.CodeDevice)
 	case err != nil:
 		return store.Device{}, fmt.Errorf("device %s: %w", spiffeID, err)

@@ -6,7 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -47,8 +49,10 @@ type bench struct {
 	*testing.T
 	*appliance.Appliance
 	store  store.Store
+	path   string // of the database
 	token  *memory.Token
 	keys   *keyring.Keyring
+	seals  *store.Seals
 	clock  *clock
 	device store.Device
 	trust  protocol.Trust
@@ -57,20 +61,26 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	ctx := t.Context()
-	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
+	path := filepath.Join(t.TempDir(), "countersign.db")
+	s, err := sqlite.Open(ctx, sqlite.Config{Path: path, Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	b := &bench{T: t, store: s, token: memory.New(), clock: &clock{now: time.Now().Truncate(time.Second)}}
+	b := &bench{T: t, store: s, path: path, token: memory.New(), clock: &clock{now: time.Now().Truncate(time.Second)}}
 	trust, err := keyring.Ceremony(ctx, b.token, "test.example", b.clock.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil)); err != nil {
+	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.clock.Now()}
+	b.seals = store.NewSeals(nil)
+	err = errors.Join(keyring.FirstSeals(ctx, b.token, trust, b.seals), s.Unseal(ctx, b.seals, nil))
+	if err == nil {
+		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	b.addPolicy(1, policy.Default())
 	if b.keys, err = keyring.Load(ctx, b.token, s); err != nil {
 		t.Fatal(err)
 	}
@@ -83,9 +93,37 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// tamper runs a statement on the database as another program would, and requires that it
+// changes so many rows.
+func (b *bench) tamper(rows int64, statement string, args ...any) {
+	b.Helper()
+	db, err := sql.Open("sqlite", b.path+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	res, err := db.Exec(statement, args...)
+	if err != nil {
+		b.Fatalf("%s: %v", statement, err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n != rows {
+		b.Fatalf("%s: %d rows, %v", statement, n, err)
+	}
+}
+
+// underNothing reports whether no record in force is under a version of mac.
+func (b *bench) underNothing(version uint64) bool {
+	b.Helper()
+	_, under, err := b.store.Under(b.Context(), version)
+	return err == nil && under == 0
+}
+
 // restart makes a new appliance on the same store and token.
 func (b *bench) restart() {
 	b.Helper()
+	if err := b.keys.Keep(b.Context(), b.seals); err != nil {
+		b.Fatal(err)
+	}
 	a, err := appliance.New(b.Context(), appliance.Config{Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now})
 	if err != nil {
 		b.Fatal(err)

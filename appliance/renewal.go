@@ -4,23 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
+	"countersign/protocol"
 )
 
-// Renewal is how far the client records have come to the mac and wrap keys in use.
+// Renewal is how far the records have come to the mac and wrap keys in use.
 type Renewal struct {
-	Total   int    // client records
+	Total   int    // seals of records in force, and verifiers
 	Left    int    // of them not looked at yet, or under an earlier key
 	Running bool   // the background is at it
 	Problem string // why some are left; "" if none is, or it runs
 }
 
-// renewals brings client records to the mac and wrap keys in use, in the background. It
+// renewals brings records to the mac and wrap keys in use, in the background. It
 // keeps no state of its own: which records are left is read off the records, so that it
 // goes on after a crash wherever it was.
 type renewals struct {
@@ -78,45 +80,33 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 // problemsKept ends a round in which nothing goes right.
 const problemsKept = 10
 
-// errUnfit: a record fits no version of mac that is accepted. It is nobody's, or of a
-// version that was suspended.
-var errUnfit = errors.New("under no mac key that is accepted")
-
 // stays tells of a record that no second try brings to the keys in use.
-func stays(err error) bool { return errors.Is(err, errUnfit) || errors.Is(err, hsm.ErrUnsupported) }
+func stays(err error) bool {
+	return errors.Is(err, store.ErrForged) || errors.Is(err, hsm.ErrUnsupported)
+}
 
-// renewAll does one round. Its error wraps [errUnfit] or [hsm.ErrUnsupported] if that is
-// all that is wrong.
+// resealBatch is how many records one transaction brings to the mac key in use.
+const resealBatch = 500
+
+// renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
+// wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
-	all, err := a.store.ListClients(ctx)
+	total, under, err := a.store.Under(ctx, a.seals.InForce())
 	if err != nil {
 		return err
 	}
-	if a.keys.OneOfEach() {
-		a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all)} })
-		return nil
+	clients, err := a.withVerifiers(ctx)
+	if err != nil {
+		return err
 	}
-	a.renewals.set(func(r *Renewal) { *r = Renewal{Total: len(all), Left: len(all), Running: true} })
-	var problems []error
-	var stuck error
-	for _, c := range all {
-		switch err := a.renewClient(ctx, c.ID); {
-		case err == nil:
-			a.renewals.set(func(r *Renewal) { r.Left-- })
-		case stays(err):
-			stuck = err
-		default:
-			problems = append(problems, err)
-		}
-		if len(problems) == problemsKept || ctx.Err() != nil {
-			break
-		}
+	a.renewals.set(func(r *Renewal) {
+		*r = Renewal{Total: int(total) + len(clients), Left: int(total-under) + len(clients), Running: true}
+	})
+	if !a.keys.OneOf(keyring.MAC) {
+		err = a.resealAll(ctx)
 	}
-	if err := a.renewAdmins(ctx); err != nil {
-		problems = append(problems, err)
-	}
-	if err = errors.Join(problems...); err == nil {
-		err = stuck
+	if err == nil {
+		err = a.rewrapAll(ctx, clients)
 	}
 	a.renewals.set(func(r *Renewal) {
 		if r.Running = false; err != nil {
@@ -126,57 +116,80 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	return err
 }
 
-// renewClient brings one record to the keys in use. A record that is nobody's stays as
-// it is: to MAC it anew would make it somebody's.
-func (a *Appliance) renewClient(ctx context.Context, id [8]byte) error {
+// withVerifiers are the clients whose verifiers may be under another wrap key.
+func (a *Appliance) withVerifiers(ctx context.Context) ([]store.Client, error) {
+	if a.keys.OneOf(keyring.Wrap) {
+		return nil, nil
+	}
+	all, err := a.store.ListClients(ctx)
+	return slices.DeleteFunc(all, func(c store.Client) bool { return c.Verifier == nil }), err
+}
+
+// resealAll brings the seals of all records in force to the mac key in use, in batches
+// with one audit record each. What does not fit its seal stays as it is.
+func (a *Appliance) resealAll(ctx context.Context) error {
+	version := a.seals.InForce()
+	rec := func(n int) store.Record {
+		return store.NewRecord(store.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
+	}
+	var at store.Cursor
+	for done := false; !done; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var n int
+		var err error
+		if at, n, done, err = a.store.Reseal(ctx, at, resealBatch, rec); err != nil {
+			return fmt.Errorf("sealing records anew: %w", err)
+		}
+		a.renewals.set(func(r *Renewal) { r.Left = max(r.Left-n, 0) })
+	}
+	return nil
+}
+
+// rewrapAll brings verifiers to the wrap key in use.
+func (a *Appliance) rewrapAll(ctx context.Context, clients []store.Client) error {
+	var problems []error
+	var stuck error
+	for _, c := range clients {
+		switch err := a.rewrap(ctx, c.ID); {
+		case err == nil:
+			a.renewals.set(func(r *Renewal) { r.Left = max(r.Left-1, 0) })
+		case stays(err):
+			stuck = err
+		default:
+			problems = append(problems, err)
+		}
+		if len(problems) == problemsKept || ctx.Err() != nil {
+			break
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return err
+	}
+	return stuck
+}
+
+// rewrap brings one verifier to the wrap key in use.
+func (a *Appliance) rewrap(ctx context.Context, id protocol.ClientID) error {
 	var err error
 	for range casTries {
 		var c store.Client
 		if c, err = a.store.Client(ctx, id); err != nil {
 			return err
 		}
-		var stale bool
-		if c, stale, err = a.renewed(ctx, c); errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("record of client %s: %w", id, errUnfit)
+		wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
+		if err != nil {
+			return fmt.Errorf("verifier of client %s: %w", c.ID, err)
 		}
-		if !stale {
-			return err
+		if wrapped == nil {
+			return nil
 		}
-		stuck := err // of the verifier, where the MAC at least is made anew
-		c.Version++
-		if c, err = a.authenticate(ctx, c); err != nil {
-			return err
-		}
-		fields := map[string]any{"event": "renewed", "version": c.Version, "mac": c.MAC}
+		c.Verifier, c.Version = wrapped, c.Version+1
+		fields := map[string]any{"event": "renewed", "version": c.Version}
 		if err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
-			return errors.Join(err, stuck)
+			return err
 		}
 	}
 	return err
-}
-
-// renewed is a record with its verifier under the wrap key in use; stale tells that its
-// verifier or its MAC was not under the keys in use. A record that is nobody's is
-// [store.ErrNotFound].
-func (a *Appliance) renewed(ctx context.Context, c store.Client) (_ store.Client, stale bool, err error) {
-	under, err := a.macOf(ctx, c)
-	if err != nil {
-		return c, false, err
-	}
-	in, err := a.keys.Current(keyring.MAC, a.now())
-	if err != nil {
-		return c, false, err
-	}
-	stale = under.Version != in.Version
-	if c.Verifier == nil {
-		return c, stale, nil
-	}
-	wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
-	if wrapped != nil {
-		c.Verifier, stale = wrapped, true
-	}
-	if err != nil {
-		err = fmt.Errorf("verifier of client %s: %w", c.ID, err)
-	}
-	return c, stale && (err == nil || errors.Is(err, hsm.ErrUnsupported)), err
 }

@@ -196,7 +196,7 @@ func charges(grant policy.Grant, amount *protocol.Amount, now time.Time) []store
 			AmountLimit: limit.Amount, CountLimit: limit.Count,
 		}
 		if amount != nil {
-			c.Amount = amount.Minor
+			c.Amount, c.Currency = amount.Minor, amount.Currency
 		}
 		out = append(out, c)
 	}

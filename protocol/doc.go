@@ -32,6 +32,7 @@ const (
 	domainPwProof     = "OA1 pw-proof v1"
 	domainPwEnrol     = "OA1 pw-enrol v1"
 	domainRecord      = "OA1 record v1"
+	domainSeal        = "OA1 seal v1"
 	domainPairwise    = "OA1 pairwise v1"
 	domainHandle      = "OA1 handle v1"
 )

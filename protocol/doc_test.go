@@ -63,7 +63,7 @@ func TestTextHoldsDomains(t *testing.T) {
 	inCode := []string{
 		domainHPKE, domainSession, domainM2, domainM3, domainM4, domainChallenge, domainStatement, domainCountersign,
 		domainDecision, domainKeyCert, domainRootCert, domainClientCert, domainClientID, domainEnrol, domainPwBind,
-		domainPwVerifier, domainPwProof, domainPwEnrol, domainRecord, domainPairwise, domainHandle,
+		domainPwVerifier, domainPwProof, domainPwEnrol, domainRecord, domainSeal, domainPairwise, domainHandle,
 	}
 	slices.Sort(inText)
 	slices.Sort(inCode)

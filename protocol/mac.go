@@ -25,7 +25,11 @@ func PairwiseInput(client ClientID, device DeviceID) []byte {
 	return slices.Concat([]byte(domainPairwise), client[:], device[:])
 }
 
-// Record is what the record MAC covers of a stored client, PROTOCOL.md §2.1.
+// SealKeyInput is what `mac` MACs for the key of the seals, PROTOCOL.md §2.1: all 32
+// bytes of the result are the key.
+func SealKeyInput() []byte { return []byte(domainSeal) }
+
+// Record is what the record MAC covered of a client in stores of before the seals.
 type Record struct {
 	Kind       string
 	Client     ClientID
@@ -37,7 +41,7 @@ type Record struct {
 	Version    uint64 // rises with each change, so that an old row does not come back
 }
 
-// RecordInput is what `mac` MACs for a record: the domain string, then det-CBOR
+// RecordInput is what `mac` MACed for such a record: the domain string, then det-CBOR
 // [kind, client id, signing key, uv key or h”, wrapped verifier or h”, status,
 // roles, version].
 func RecordInput(r Record) []byte {

@@ -45,6 +45,7 @@ var ErrNoKey = errors.New("no valid key")
 type Keyring struct {
 	token hsm.Token
 	live  atomic.Pointer[ring]
+	seals atomic.Pointer[store.Seals] // nil: none follow
 	// changed has a value when the ring was replaced, see Changed.
 	changed chan struct{}
 }
@@ -86,6 +87,9 @@ func Load(ctx context.Context, token hsm.Token, registry store.Keys) (*Keyring, 
 func (r *Keyring) Reload(ctx context.Context, registry store.Keys) error {
 	next, err := read(ctx, r.token, registry)
 	if err != nil || reflect.DeepEqual(next, r.live.Load()) {
+		return err
+	}
+	if err := r.follow(ctx, next); err != nil {
 		return err
 	}
 	r.live.Store(next)

@@ -140,13 +140,9 @@ func (r *Keyring) IsUnder(ctx context.Context, wrap Key, verifier []byte) (bool,
 	return err == nil, err
 }
 
-// OneOfEach tells that only one version of mac and one of wrap is not destroyed, so that
-// nothing can be under another: one that was suspended or retired may still keep records,
-// those of a restored database among them.
-func (r *Keyring) OneOfEach() bool {
-	v := r.live.Load()
-	return v.remaining(MAC) == 1 && v.remaining(Wrap) == 1
-}
+// OneOf reports whether no more than one version of a key is left: nothing can be under
+// another then.
+func (r *Keyring) OneOf(name string) bool { return r.live.Load().remaining(name) <= 1 }
 
 // remaining counts the versions of a key that are not destroyed.
 func (v *ring) remaining(name string) (n int) {

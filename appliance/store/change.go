@@ -14,7 +14,7 @@ type Admins interface {
 	// AddAdmin stores a new one; ErrExists if the name or the key was ever
 	// another's: who was revoked keeps both.
 	AddAdmin(ctx context.Context, a Admin, rec Record) error
-	// UpdateAdmin writes status, version and MAC of a over the row whose version
+	// UpdateAdmin writes status, version and change of a over the row whose version
 	// is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such id.
 	UpdateAdmin(ctx context.Context, a Admin, rec Record) error
 }
@@ -26,8 +26,8 @@ type Admin struct {
 	Key       protocol.PublicKey
 	Status    Status
 	Version   uint64 // 1 at first, one more with each change
-	MAC       []byte // HMAC over the fields above by the HSM's mac key, 32 bytes
 	CreatedAt time.Time
+	Change    [8]byte // change request that stands behind it; zero: none
 }
 
 // Changes are the change requests that administrators countersign. A row is never

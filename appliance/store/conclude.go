@@ -72,7 +72,7 @@ func (s Spend) answered(v View) *Outcome {
 		return &again
 	}
 	if b := s.among(v.Begun); b != nil && b.Answered {
-		again := b.outcome()
+		again := b.Outcome()
 		return &again
 	}
 	return nil

@@ -83,6 +83,7 @@ type Charge struct {
 	Period      time.Duration // length of the window, whole seconds
 	Window      time.Time     // its start, a multiple of Period since the Unix epoch
 	Amount      uint64        // minor units that this approval takes
+	Currency    string        // of the amounts; "" where the service has none
 	AmountLimit uint64        // most minor units in a window
 	CountLimit  uint64        // most approvals in a window
 }

@@ -12,6 +12,11 @@
 // the outcome unknown too. Only Try has no record: that of its attempt comes with
 // the answer, through Wrong or Spend.
 //
+// Every record from which authority flows has a [Seal], which is verified where the
+// record is used, within the transaction that uses it; what does not fit is an error that
+// wraps [ErrForged]. Before the store is unsealed (see [Sealing]) there is nothing to
+// verify by, and all but Append, Records, Tally, Copy and Close return [ErrSealed].
+//
 // Times come back in UTC and in whole microseconds, see [Stamp]. A byte slice, list
 // or map without elements comes back as nil or empty.
 package store
@@ -52,6 +57,7 @@ type Store interface {
 	Admins
 	Changes
 	Recovery
+	Sealing
 	Audit
 	// Close makes what was begun durable. Every later call returns
 	// ErrUnavailable, but for a further Close.
@@ -62,7 +68,8 @@ type Store interface {
 type Clients interface {
 	// Client finds a client by id, or ErrNotFound.
 	Client(ctx context.Context, id protocol.ClientID) (Client, error)
-	// ListClients lists all clients by name.
+	// ListClients lists all clients by name. One whose record does not fit its seal
+	// has ID and Name only, and so no [Status] that allows anything.
 	ListClients(ctx context.Context) ([]Client, error)
 	// UpdateClient writes c over the row whose version is c.Version-1, or
 	// returns ErrConflict; ErrNotFound if there is no such id, ErrExists if the
@@ -75,7 +82,7 @@ type Clients interface {
 type Devices interface {
 	// Device finds a device by id, or ErrNotFound.
 	Device(ctx context.Context, id protocol.DeviceID) (Device, error)
-	// ListDevices lists all devices by name.
+	// ListDevices works as ListClients.
 	ListDevices(ctx context.Context) ([]Device, error)
 	// UpdateDevice works as UpdateClient.
 	UpdateDevice(ctx context.Context, d Device, rec Record) error
@@ -148,6 +155,8 @@ type Tries interface {
 type Policies interface {
 	// ActivePolicy is the newest, or ErrNotFound in an empty store.
 	ActivePolicy(ctx context.Context) (Policy, error)
+	// PolicyAt is one that is or was active, or ErrNotFound.
+	PolicyAt(ctx context.Context, version uint64) (Policy, error)
 	// AddPolicy makes p the active policy; p.Version must be the active
 	// version + 1 (1 in an empty store), else ErrConflict.
 	AddPolicy(ctx context.Context, p Policy, rec Record) error
@@ -157,15 +166,18 @@ type Policies interface {
 type Keys interface {
 	// ListKeys lists all keys by name and version.
 	ListKeys(ctx context.Context) ([]Key, error)
-	// AddTrust stores the result of a ceremony in one transaction: keys and
-	// settings (trust domain, root certificates). ErrExists if any is there.
+	// AddTrust stores the result of a ceremony in one transaction, with the head on
+	// which everything hangs from then on: keys, settings (trust domain, root
+	// certificates) and the first policy. ErrExists if there was one before. Of a
+	// store without a head everything else but Append is ErrNotFound or empty.
 	AddTrust(ctx context.Context, t Trust, rec Record) error
 	// ChangeKeys stores one step of a key's life in one transaction: new rows
 	// (ErrExists if the version was ever used), rows written over that whose
 	// revision is Revision-1 (else ErrConflict; ErrNotFound if there is none),
 	// and settings written over what was there. Name, version, id, public key and
 	// sealed copy of a row are never written again, but for the copy of a key that
-	// is destroyed, which is erased.
+	// is destroyed, which is erased. With c.MAC new seals are of that version of mac
+	// from this one on; it never goes back.
 	ChangeKeys(ctx context.Context, c KeyChange, rec Record) error
 	// Settings are the named values that AddTrust and ChangeKeys stored.
 	Settings(ctx context.Context) (map[string][]byte, error)
@@ -203,6 +215,43 @@ type Recovered struct {
 	KeyChange
 	Policy Policy // Version 0: none
 	At     time.Time
+}
+
+// Sealing is of the seals as a whole.
+type Sealing interface {
+	// Claims returns what the store says, which nothing has verified: where to look
+	// for the keys that verify it, and what a backup is held against.
+	Claims(ctx context.Context) (Claims, error)
+	// Unseal verifies the head, the schema and all that hangs on the head, and lets the
+	// store serve from then on. It takes the version in force from the head. The head
+	// may not be older than the anchor says, which follows it from then on; nil is for
+	// none. An error wraps [ErrForged] or [ErrUnavailable].
+	Unseal(ctx context.Context, s *Seals, a Anchor) error
+	// Reseal brings records in force that are under an earlier version of mac to the
+	// one in force, each after it was verified: at most so many after a cursor, which
+	// is zero at first. Its record is stored where any was brought. done says that
+	// there are no more. What does not fit stays as it is, and is an alarm.
+	Reseal(ctx context.Context, after Cursor, most int, rec func(n int) Record) (next Cursor, n int, done bool, err error)
+	// Under counts the records in force, and those of them that are under a version
+	// of mac.
+	Under(ctx context.Context, version uint64) (total, under uint64, err error)
+	// Verify reads all records in force, and the schema, and returns how many there
+	// are and what does not fit.
+	Verify(ctx context.Context) (records uint64, forged []error, err error)
+}
+
+// Claims is what a store says before it is unsealed.
+type Claims struct {
+	Founded  bool // it has a head
+	Keys     []Key
+	Settings map[string][]byte
+	Policy   Policy // the newest; Version 0: none
+}
+
+// Cursor is a place among the records that Reseal works through.
+type Cursor struct {
+	Table int
+	Ref   int64
 }
 
 // Audit is the outbox of audit records, in the order of their commit.
@@ -244,10 +293,9 @@ type Client struct {
 	Status     Status
 	Roles      []string
 	Version    uint64 // 1 at enrolment, one more with each change
-	Cert       []byte // its client certificate; proves itself, so no MAC covers it
-	MAC        []byte // HMAC over the fields above by the HSM's mac key, 32 bytes
-	Highest    int64  // highest spent counter, -1 when none
+	Cert       []byte // its client certificate
 	CreatedAt  time.Time
+	Highest    int64 // highest spent counter, -1 when none: of its [Restraint]
 }
 
 // RetiredName is what a revoked client is called once its name is another's: NAME~
@@ -294,6 +342,8 @@ type Invitation struct {
 	UsedAt    time.Time // zero while open
 	Request   [32]byte  // SHA-256 of the request that used it
 	Response  []byte    // what that request was answered
+	Number    uint64    // given by the store, see [OpenSet]
+	Change    [8]byte   // change request that stands behind it; zero: none
 }
 
 // Use is the act of using an invitation up.
@@ -317,6 +367,7 @@ type Policy struct {
 	Version     uint64
 	Document    []byte
 	ActivatedAt time.Time
+	Change      [8]byte // change request that stands behind it; zero: none
 }
 
 // Origin is how a key came onto its token. A key that was restored or imported
@@ -368,12 +419,14 @@ type KeyChange struct {
 	Add      []Key
 	Update   []Key // each with the Revision that follows on its row's
 	Settings map[string][]byte
+	MAC      uint64 // version of mac that new seals are of; 0: as before
 }
 
 // Trust is the result of a key ceremony.
 type Trust struct {
 	Keys     []Key
 	Settings map[string][]byte
+	Policy   Policy // Version 1
 }
 
 // Record is one audit record. Its leaf in the log is SHA-256(Salt || Body).

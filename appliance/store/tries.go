@@ -101,7 +101,8 @@ type Begun struct {
 	At        time.Time
 }
 
-func (b Begun) outcome() Outcome {
+// Outcome is the answer to the attempt, which was "retry".
+func (b Begun) Outcome() Outcome {
 	return Outcome{
 		Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: b.TriesLeft, At: b.At, Replayed: true,
 	}

@@ -53,6 +53,9 @@ func child(t *testing.T, env, path string) *exec.Cmd {
 func spender(path string, w io.Writer) error {
 	ctx := context.Background()
 	s, err := Open(ctx, Config{Path: path})
+	if err == nil {
+		_, err = storetest.Unseal(ctx, s)
+	}
 	if err != nil {
 		return err
 	}
@@ -195,10 +198,36 @@ func checkCrashed(t *testing.T, path string, acked []string) {
 	if n, err := s.Tally(t.Context()); err != nil || n.Decisions != decisions {
 		t.Fatalf("%d decision records, tally %+v, %v", decisions, n, err)
 	}
+	checkCharged(t, s, decisions)
+	if n, forged, err := s.Verify(t.Context()); err != nil || len(forged) != 0 || n == 0 {
+		t.Fatalf("%d records, of them forged: %v, %v", n, forged, err)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	checkIntegrity(t, path)
+}
+
+// checkCharged requires that each decision was charged once.
+func checkCharged(t *testing.T, s *Store, decisions uint64) {
+	t.Helper()
+	clients, err := s.ListClients(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var charged uint64
+	for _, c := range clients {
+		r, err := s.client(t.Context(), c.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range r.Windows {
+			charged += w.Count
+		}
+	}
+	if charged != decisions {
+		t.Fatalf("%d decisions, %d were charged", decisions, charged)
+	}
 }
 
 func parseAck(t *testing.T, line string) (key store.AnswerKey, salt string) {
@@ -217,12 +246,11 @@ func parseAck(t *testing.T, line string) (key store.AnswerKey, salt string) {
 func checkIntegrity(t *testing.T, path string) {
 	t.Helper()
 	for query, want := range map[string]string{
-		"PRAGMA integrity_check":                                        "ok",
-		"SELECT count(*) FROM pragma_foreign_key_check":                 "0",
-		"SELECT count(*) - (SELECT count(*) FROM charge) FROM decision": "0",
-		"SELECT count(*) - (SELECT sum(count) FROM used) FROM decision": "0",
-		`SELECT count(*) FROM client WHERE highest <>
-			(SELECT coalesce(max(counter), -1) FROM decision WHERE client = client.ref)`: "0",
+		"PRAGMA integrity_check":                        "ok",
+		"SELECT count(*) FROM pragma_foreign_key_check": "0",
+		"SELECT count(*) - (SELECT count(*) FROM decision WHERE charges IS NOT NULL) FROM decision": "0",
+		`SELECT count(*) FROM restraint WHERE highest <>
+			(SELECT coalesce(max(counter), -1) FROM decision WHERE client = restraint.client)`: "0",
 	} {
 		if got := ask(t, path, query); got != want {
 			t.Fatalf("%s: %s, want %s", query, got, want)

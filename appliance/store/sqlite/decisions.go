@@ -8,38 +8,53 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
 const decisionColumns = `s.counter, s.random, s.attempt, s.m3, s.result, s.reason, s.payload, s.decided_us,
-	s.asked_result, s.asked_reason, s.role, s.expires_us, s.final_result, s.final_reason, s.final_us`
+	s.dry, s.first_client, s.first_serial, s.asked_result, s.asked_reason, s.role, s.expires_us,
+	s.final_result, s.final_reason, s.final_us, s.charges, coalesce(s.performed, 0), s.reported_us, s.seal`
 
-// spentRow is where the decisionColumns are scanned to.
-type spentRow struct {
-	store.Spent
+// keptRow is where the decisionColumns are scanned to.
+type keptRow struct {
+	store.Kept
 	counter                  uint32
-	payload                  []byte
+	payload, charges, seal   []byte
+	firstClient, firstSerial []byte
 	role                     sql.NullString
 	asked, askedReason       sql.Null[uint8]
 	finalResult, finalReason sql.Null[uint8]
 	expires, finalAt         time.Time
 }
 
-func (r *spentRow) dest() []any {
+func (r *keptRow) dest() []any {
 	out := &r.Outcome
 	return []any{
 		&r.counter, fixed(r.Serial[4:]), &r.Attempt, fixed(r.M3[:]), &out.Result, &out.Reason, &r.payload,
 		stamp{&out.At},
-		&r.asked, &r.askedReason, &r.role,
+		&r.Dry, &r.firstClient, &r.firstSerial, &r.asked, &r.askedReason, &r.role,
 		stamp{&r.expires},
 		&r.finalResult, &r.finalReason,
 		stamp{&r.finalAt},
+		&r.charges, &r.Performed,
+		stamp{&r.ReportedAt},
+		&r.seal,
 	}
 }
 
-// spent is the row for a client who is known to the caller.
-func (r *spentRow) spent(client protocol.ClientID) (*store.Spent, error) {
+// open turns what was scanned into the decision of a client, and verifies it.
+func (r *keptRow) open(v *vault, client protocol.ClientID) error {
+	if err := r.read(v, client); err != nil {
+		return err
+	}
+	return v.check(r.Kept, r.seal)
+}
+
+// read turns what was scanned into the decision of a client.
+func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 	r.Client = client
 	binary.BigEndian.PutUint32(r.Serial[:4], r.counter)
 	if r.role.Valid {
@@ -51,48 +66,124 @@ func (r *spentRow) spent(client protocol.ClientID) (*store.Spent, error) {
 	if r.asked.Valid {
 		r.Outcome.Asked = &protocol.AskedResult{Result: protocol.Result(r.asked.V), Reason: protocol.Code(r.askedReason.V)}
 	}
-	if r.Outcome.Result == protocol.ResultRetry {
-		return &r.Spent, nil // an attempt, which has no decision
+	if r.firstClient != nil || r.firstSerial != nil {
+		r.First = &store.Approves{}
+		if copy(r.First.Client[:], r.firstClient) != len(r.firstClient) || copy(r.First.Serial[:], r.firstSerial) != len(r.firstSerial) {
+			return v.seals.Report(fmt.Sprintf("the first approval of serial %v cannot be read", r.Serial))
+		}
 	}
 	var err error
-	if r.Outcome.Decision, err = protocol.ParseDecision(r.payload); err != nil {
-		return nil, fmt.Errorf("stored decision of serial %v: %v", r.Serial, err)
+	if r.Outcome.Decision, err = protocol.ParseDecision(r.payload); err != nil || unpackCharges(r.charges, &r.Charges) != nil {
+		return v.seals.Report(fmt.Sprintf("the decision of serial %v cannot be read", r.Serial))
+	}
+	return nil
+}
+
+// chargeRow is a charge in the column.
+type chargeRow struct {
+	_        struct{} `cbor:",toarray"`
+	Service  protocol.Service
+	Period   int64 // seconds
+	Start    int64 // Unix seconds
+	Currency string
+	Amount   uint64
+}
+
+func packCharges(all []store.Charge) any {
+	var rows []chargeRow
+	for _, c := range all {
+		rows = append(rows, chargeRow{
+			Service: c.Service, Period: int64(c.Period / time.Second), Start: c.Window.Unix(), Currency: c.Currency, Amount: c.Amount,
+		})
+	}
+	return pack(rows)
+}
+
+func unpackCharges(b []byte, into *[]store.Charge) error {
+	var rows []chargeRow
+	if len(b) > 0 {
+		if err := cbor.Unmarshal(b, &rows); err != nil {
+			return err
+		}
+	}
+	for _, r := range rows {
+		*into = append(*into, store.Charge{
+			Service: r.Service, Period: time.Duration(r.Period) * time.Second, Window: time.Unix(r.Start, 0).UTC(),
+			Currency: r.Currency, Amount: r.Amount,
+		})
+	}
+	return nil
+}
+
+// kept reads the decision on a counter of a client, or [sql.ErrNoRows].
+func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int64, r keptRow, err error) {
+	v, err := t.unsealed()
+	if err != nil {
+		return 0, r, err
+	}
+	err = t.row(`SELECT s.ref, `+decisionColumns+` FROM decision s WHERE s.client = ? AND s.counter = ?`,
+		client, int64(counter)).Scan(append([]any{&ref}, r.dest()...)...)
+	if err == nil {
+		err = r.open(v, id)
+	}
+	return ref, r, err
+}
+
+// spent is that decision, nil if there is none.
+func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
+	_, r, err := t.kept(client, id, serial.Counter())
+	if err != nil {
+		return nil, unlessNoRow(err)
 	}
 	return &r.Spent, nil
 }
 
-// spent reads the decision on a counter of a client, nil if there is none.
-func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (ref int64, _ *store.Spent, err error) {
-	var r spentRow
-	err = t.row(`SELECT s.ref, `+decisionColumns+` FROM decision s WHERE s.client = ? AND s.counter = ?`,
-		client, int64(serial.Counter())).Scan(append([]any{&ref}, r.dest()...)...)
+// Answered implements [store.Decisions].
+func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (out store.Outcome, err error) {
+	const doing = "reading answer"
+	v, err := s.unsealed()
 	if err != nil {
-		return 0, nil, unlessNoRow(err)
+		return out, fmt.Errorf("%s: %w", doing, err)
 	}
-	spent, err := r.spent(id)
-	return ref, spent, err
+	out, err = s.decided(ctx, v, key)
+	if errors.Is(err, sql.ErrNoRows) {
+		out, err = s.answered(ctx, v, key)
+	}
+	if err != nil {
+		return store.Outcome{}, readError(ctx, doing, err)
+	}
+	out.Replayed = true
+	return out, nil
 }
 
-// Answered implements [store.Decisions].
-func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (store.Outcome, error) {
-	var r spentRow
-	row := s.r.row(ctx, `SELECT `+decisionColumns+`, 0 FROM client c JOIN decision s ON s.client = c.ref
-			WHERE c.id = ?1 AND s.counter = ?2 AND s.attempt = ?3 AND s.random = ?4 AND s.m3 = ?5
-		UNION ALL SELECT a.counter, a.random, a.attempt, a.m3, ?6, ?7, NULL, a.begun_us,
-				NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.tries_left FROM client c JOIN attempt a ON a.client = c.ref
-			WHERE c.id = ?1 AND a.counter = ?2 AND a.attempt = ?3 AND a.random = ?4 AND a.m3 = ?5 AND a.answered = 1`,
-		key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt), key.Serial[4:], key.M3[:],
-		int64(protocol.ResultRetry), int64(protocol.CodePassword))
-	err := row.Scan(append(r.dest(), &r.Outcome.TriesLeft)...)
-	if err != nil {
-		return store.Outcome{}, readError(ctx, "reading answer", err)
+// decided is the outcome of the decision that answered these bytes. One that only a
+// version of mac vouches for which was given up is answered no more.
+func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
+	var r keptRow
+	err := s.r.row(ctx, `SELECT `+decisionColumns+` FROM client c JOIN decision s ON s.client = c.ref
+		WHERE c.id = ? AND s.counter = ? AND s.attempt = ? AND s.random = ? AND s.m3 = ?`,
+		key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt), key.Serial[4:], key.M3[:]).Scan(r.dest()...)
+	if err == nil {
+		err = r.open(v, key.Client)
 	}
-	spent, err := r.spent(key.Client)
-	if err != nil {
-		return store.Outcome{}, readError(ctx, "reading answer", err)
+	if err == nil && r.AnswerKey != key {
+		err = v.seals.Report("a decision was found that was not asked for")
 	}
-	spent.Outcome.Replayed = true
-	return spent.Outcome, nil
+	if _, past := v.seals.Holds(store.ParseSeal(r.seal).Version); err == nil && past {
+		err = sql.ErrNoRows
+	}
+	return r.Outcome, err
+}
+
+// answered is the outcome of the attempt with these bytes that was answered "retry".
+func (s *Store) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
+	b, err := openAttempt(s.r.row(ctx, `SELECT a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
+		FROM client c JOIN attempt a ON a.client = c.ref WHERE c.id = ? AND a.counter = ? AND a.attempt = ?`,
+		key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt)), v, key)
+	if err == nil && (!b.Answered || b.AnswerKey != key) {
+		err = sql.ErrNoRows
+	}
+	return b.Outcome(), err
 }
 
 // Spend implements [store.Decisions].
@@ -104,7 +195,7 @@ func (s *Store) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error
 			return err
 		}
 		done = sp.Conclude(v)
-		return t.conclude(spending{sp, p, done, v.Used})
+		return t.conclude(&spending{Spend: sp, parties: p, done: done})
 	})
 	if err != nil {
 		return store.Outcome{}, err // done may still be written to
@@ -114,10 +205,13 @@ func (s *Store) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error
 
 // parties are the rows a countersignature is about.
 type parties struct {
-	client, device int64
-	begun          int   // attempts under the counter
-	payer          int64 // whose limits are charged: the client, or the first one
-	first          int64 // decision that is approved, or 0
+	client    int64
+	restraint store.Restraint
+	begun     int   // attempts under the counter
+	payer     int64 // whose limits are charged: the client, or the first one
+	pays      store.Restraint
+	first     *keptRow // decision that is approved, nil if there is none
+	firstRef  int64
 }
 
 // spending is a concluded Spend on its way into the tables.
@@ -125,64 +219,65 @@ type spending struct {
 	store.Spend
 	parties
 	done store.Conclusion
-	used []store.Used
 }
 
-// view reads what Conclude needs. The transaction is the only one that writes.
+// view reads what Conclude needs, and verifies it. The transaction is the only one that
+// writes.
 func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
-	if p, v, err = t.viewParties(s); err != nil {
+	if v.PolicyVersion, err = t.activePolicy(); err != nil {
 		return p, v, err
 	}
-	if v.Begun, err = t.begun(p.client, s.AnswerKey, p.begun); err != nil {
+	var c clientRow
+	if p.client, c, err = t.client(byClientID, s.Client[:]); err != nil {
 		return p, v, err
 	}
-	if _, v.Spent, err = t.spent(p.client, s.Client, s.Serial); err != nil {
+	d, err := t.device(byDeviceID, s.Decision.Device[:])
+	if err != nil {
+		return p, v, err
+	}
+	v.Client, v.Device, p.restraint = c.Client, d.Device, c.Restraint
+	if v.Begun, err = t.attempts(p.client, s.AnswerKey, p.restraint); err != nil {
+		return p, v, err
+	}
+	p.begun = len(v.Begun)
+	if v.Spent, err = t.spent(p.client, s.Client, s.Serial); err != nil {
 		return p, v, err
 	}
 	if s.Asks != nil {
-		if _, v.Asked, err = t.spent(p.client, s.Client, *s.Asks); err != nil {
+		if v.Asked, err = t.spent(p.client, s.Client, *s.Asks); err != nil {
 			return p, v, err
 		}
 	}
-	if p.payer = p.client; s.Approves != nil {
-		if p.payer, p.first, err = t.viewFirst(*s.Approves, &v); err != nil {
+	if p.payer, p.pays = p.client, p.restraint; s.Approves != nil {
+		if err := t.viewFirst(*s.Approves, &p, &v); err != nil {
 			return p, v, err
 		}
 	}
 	for _, charge := range s.Charges {
-		u, err := t.used(p.payer, charge)
-		if err != nil {
-			return p, v, err
-		}
-		v.Used = append(v.Used, u)
+		v.Used = append(v.Used, p.pays.Used(charge))
 	}
 	return p, v, nil
 }
 
-func (t *txn) viewParties(s store.Spend) (p parties, v store.View, err error) {
-	var c clientRow
-	dest := append([]any{&p.client}, c.dest()...)
-	dest = append(append(dest, &p.device), deviceDest(&v.Device)...)
-	err = t.row(`SELECT c.ref, `+clientColumns+`, d.ref, `+deviceColumns+`, (SELECT coalesce(max(version), 0) FROM policy),
-			(SELECT count(*) FROM attempt a WHERE a.client = c.ref AND a.counter = ?)
-		FROM client c, device d WHERE c.id = ? AND d.id = ?`, int64(s.Serial.Counter()), s.Client[:], s.Decision.Device[:]).
-		Scan(append(dest, &v.PolicyVersion, &p.begun)...)
-	v.Client = c.client()
-	return p, v, err
+// activePolicy is the version of the policy that the head says is active, 0 for none.
+func (t *txn) activePolicy() (uint64, error) {
+	h, err := t.head()
+	return h.Policy, unlessNoRow(err)
 }
 
 // viewFirst reads the decision that is to be approved, and its client.
-func (t *txn) viewFirst(a store.Approves, v *store.View) (client, first int64, err error) {
-	var c clientRow
-	err = t.row(`SELECT c.ref, `+clientColumns+` FROM client c WHERE c.id = ?`, a.Client[:]).
-		Scan(append([]any{&client}, c.dest()...)...)
+func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
+	ref, c, err := t.client(byClientID, a.Client[:])
 	if err != nil {
-		return 0, 0, unlessNoRow(err)
+		return unlessNoRow(err)
 	}
-	one := c.client()
-	v.FirstClient = &one
-	first, v.First, err = t.spent(client, a.Client, a.Serial)
-	return client, first, err
+	p.payer, p.pays, v.FirstClient = ref, c.Restraint, &c.Client
+	firstRef, first, err := t.kept(ref, a.Client, a.Serial.Counter())
+	if err != nil {
+		return unlessNoRow(err)
+	}
+	p.firstRef, p.first, v.First = firstRef, &first, &first.Spent
+	return nil
 }
 
 func unlessNoRow(err error) error {
@@ -192,17 +287,9 @@ func unlessNoRow(err error) error {
 	return err
 }
 
-func seconds(d time.Duration) int64 { return int64(d / time.Second) }
-
-func (t *txn) used(client int64, c store.Charge) (u store.Used, err error) {
-	err = t.row(`SELECT amount, count FROM used WHERE client = ? AND service = ? AND period_s = ? AND window_us = ?`,
-		client, int64(c.Service), seconds(c.Period), c.Window.UnixMicro()).Scan(&u.Amount, &u.Count)
-	return u, unlessNoRow(err)
-}
-
 // conclude stores what the conclusion says.
-func (t *txn) conclude(s spending) error {
-	for _, step := range []func(spending) error{t.spend, t.finalize, t.settle} {
+func (t *txn) conclude(s *spending) error {
+	for _, step := range []func(*spending) error{t.spend, t.finalize, t.settle} {
 		if err := step(s); err != nil {
 			return err
 		}
@@ -218,144 +305,167 @@ func (t *txn) conclude(s spending) error {
 	return nil
 }
 
-func (t *txn) spend(s spending) error {
+// spend raises the counter, charges the limits and stores the decision.
+func (t *txn) spend(s *spending) error {
 	if !s.done.Spend {
 		return nil
 	}
-	if err := t.raise(s); err != nil {
+	if int64(s.Serial.Counter()) <= s.restraint.Highest { // whatever was concluded
+		return fmt.Errorf("counter %d is not above the highest", s.Serial.Counter())
+	}
+	own := store.Kept{Spent: store.Spent{AnswerKey: s.AnswerKey, Outcome: s.done.Outcome, Pending: s.done.Waits}, First: s.Approves}
+	if own.Charges = s.charged(); s.done.ResetGuard {
+		s.restraint.Guard = store.Guard{}
+	}
+	s.restraint.Spend(s.Serial.Counter())
+	if err := t.updateRestraint(s.client, s.restraint); err != nil {
 		return err
 	}
-	own := store.Spent{AnswerKey: s.AnswerKey, Outcome: s.done.Outcome, Pending: s.done.Waits}
-	ref, err := t.insertDecision(s, own)
-	if err != nil {
-		return err
-	}
-	if err := t.dropAttempts(s); err != nil {
-		return err
-	}
-	if s.done.ResetGuard {
-		if err := t.resetGuard(s.client); err != nil {
+	if s.payer != s.client && len(own.Charges) > 0 {
+		if err := t.updateRestraint(s.payer, s.pays); err != nil {
 			return err
 		}
 	}
-	if s.first != 0 {
-		ref = s.first
+	if err := t.insertDecision(s.client, own); err != nil {
+		return err
 	}
-	return t.charge(s, ref)
+	return t.dropAttempts(*s)
 }
 
-// raise holds the rule that counters only rise once more, whatever was concluded.
-func (t *txn) raise(s spending) error {
-	counter := int64(s.Serial.Counter())
-	n, err := t.exec(`UPDATE client SET highest = ? WHERE ref = ? AND highest < ?`, counter, s.client, counter)
-	if err == nil && n != 1 {
-		err = fmt.Errorf("counter %d is not above the highest", counter)
+// charged adds the charges to the windows of whoever pays, and returns those that count.
+func (s *spending) charged() []store.Charge {
+	switch {
+	case !s.done.Charge:
+		return nil
+	case s.payer == s.client:
+		return s.restraint.Charge(s.Charges)
+	default:
+		return s.pays.Charge(s.Charges)
 	}
+}
+
+// insertDecision stores a new decision of a client.
+func (t *txn) insertDecision(client int64, k store.Kept) error {
+	var role, expires, asked, askedReason, firstClient, firstSerial any
+	if k.Pending != nil {
+		role, expires = k.Pending.Role, usec(k.Pending.Expires)
+	}
+	if a := k.Outcome.Asked; a != nil {
+		asked, askedReason = int64(a.Result), int64(a.Reason)
+	}
+	if k.First != nil {
+		firstClient, firstSerial = k.First.Client[:], k.First.Serial[:]
+	}
+	out := k.Outcome
+	// what is dry is approved to the client and denied to any device
+	k.Dry = out.Result == protocol.ResultApproved && out.Decision.Result != out.Result
+	seal, err := t.seal(k)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO decision (client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us,
+			dry, first_client, first_serial, role, expires_us, asked_result, asked_reason, charges, seal)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		client, int64(k.Serial.Counter()), k.Serial[4:], int64(k.Attempt), k.M3[:], out.Decision.Transaction[:],
+		int64(out.Result), int64(out.Reason), out.Decision.Marshal(), out.At.UnixMicro(),
+		k.Dry, firstClient, firstSerial, role, expires, asked, askedReason, packCharges(k.Charges), seal)
 	return err
 }
 
-// insertDecision stores a decision that s has made: its own, or one it settles.
-func (t *txn) insertDecision(s spending, d store.Spent) (ref int64, err error) {
-	var role, expires, asked, askedReason, first any
-	if d.Pending != nil {
-		role, expires = d.Pending.Role, usec(d.Pending.Expires)
-	}
-	if a := d.Outcome.Asked; a != nil {
-		asked, askedReason = int64(a.Result), int64(a.Reason)
-	}
-	if s.first != 0 {
-		first = s.first
-	}
-	out := d.Outcome
-	// what is dry is approved to the client and denied to any device
-	dry := out.Result == protocol.ResultApproved && out.Decision.Result != out.Result
-	return t.insert(`INSERT INTO decision (client, counter, random, attempt, m3, device, transaction_id, result, reason, payload, decided_us,
-			dry, first, role, expires_us, asked_result, asked_reason)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		s.client, int64(d.Serial.Counter()), d.Serial[4:], int64(d.Attempt), d.M3[:], s.device, out.Decision.Transaction[:],
-		int64(out.Result), int64(out.Reason), out.Decision.Marshal(), out.At.UnixMicro(),
-		dry, first, role, expires, asked, askedReason)
-}
-
 // finalize ends a decision only if it still waits, whatever was concluded.
-func (t *txn) finalize(s spending) error {
+func (t *txn) finalize(s *spending) error {
 	f := s.done.Finalize
 	if f == nil {
 		return nil
 	}
-	n, err := t.exec(`UPDATE decision SET final_result = ?, final_reason = ?, final_us = ?
-		WHERE client = (SELECT ref FROM client WHERE id = ?) AND counter = ? AND random = ? AND result = 3 AND final_result IS NULL`,
-		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), f.Client[:], int64(f.Serial.Counter()), f.Serial[4:])
-	if err == nil && n != 1 {
-		err = fmt.Errorf("serial %v of client %v is not pending", f.Serial, f.Client)
+	ref, k := s.firstRef, s.first
+	if k == nil { // it is of the client's own, asked about
+		asked, r, err := t.kept(s.client, f.Client, f.Serial.Counter())
+		if err != nil {
+			return err
+		}
+		ref, k = asked, &r
 	}
+	if k.Client != f.Client || k.Serial != f.Serial || k.Outcome.Result != protocol.ResultPending || k.Final != nil {
+		return fmt.Errorf("serial %v of client %v is not pending", f.Serial, f.Client)
+	}
+	return t.putFinal(ref, k.Kept, f.Final)
+}
+
+func (t *txn) putFinal(ref int64, k store.Kept, f store.Final) error {
+	k.Final = &f
+	seal, err := t.seal(k)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE decision SET final_result = ?, final_reason = ?, final_us = ?, seal = ? WHERE ref = ?`,
+		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), seal, ref)
 	return err
 }
 
-func (t *txn) settle(s spending) error {
+func (t *txn) settle(s *spending) error {
 	if s.done.Settle == nil {
 		return nil
 	}
-	_, err := t.insertDecision(s, *s.done.Settle)
-	return err
-}
-
-// charge writes down the charges and adds them to their windows. Charges of the
-// same window are one.
-func (t *txn) charge(s spending, decision int64) error {
-	if !s.done.Charge {
-		return nil
-	}
-	for i, c := range s.Charges {
-		n, err := t.exec(`INSERT INTO charge (decision, service, period_s, window_us, amount)
-			VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			decision, int64(c.Service), seconds(c.Period), c.Window.UnixMicro(), saturated(c.Amount, 0))
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			continue
-		}
-		_, err = t.exec(`INSERT OR REPLACE INTO used (client, service, period_s, window_us, amount, count) VALUES (?, ?, ?, ?, ?, ?)`,
-			s.payer, int64(c.Service), seconds(c.Period), c.Window.UnixMicro(),
-			saturated(s.used[i].Amount, c.Amount), saturated(s.used[i].Count, 1))
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return t.insertDecision(s.client, store.Kept{Spent: *s.done.Settle})
 }
 
 // Report implements [store.Decisions].
 func (s *Store) Report(ctx context.Context, r store.Report, rec store.Record) error {
 	return s.write(ctx, "reporting outcome", func(t *txn) error {
-		var ref, charged, payer int64
-		var reported time.Time
-		err := t.row(`SELECT s.ref, coalesce(f.ref, s.ref), coalesce(f.client, s.client), s.reported_us
-			FROM decision s JOIN device d ON d.ref = s.device LEFT JOIN decision f ON f.ref = s.first
-			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0 AND d.id = ?`, r.Transaction[:], r.Device[:]).
-			Scan(&ref, &charged, &payer, stamp{&reported})
-		if err != nil || !reported.IsZero() {
-			return err
-		}
-		_, err = t.exec(`UPDATE decision SET performed = ?, reported_us = ? WHERE ref = ?`, r.Performed, r.At.UnixMicro(), ref)
+		var ref, client int64
+		var id protocol.ClientID
+		var counter uint32
+		err := t.row(`SELECT s.ref, s.client, c.id, s.counter FROM decision s JOIN client c ON c.ref = s.client
+			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0`, r.Transaction[:]).Scan(&ref, &client, fixed(id[:]), &counter)
 		if err != nil {
 			return err
 		}
-		if err := t.giveBack(charged, payer, r.Performed); err != nil {
+		_, k, err := t.kept(client, id, counter)
+		switch {
+		case err != nil:
+			return err
+		case k.Outcome.Decision.Transaction != r.Transaction || k.Dry || k.Outcome.Result != protocol.ResultApproved:
+			return t.reportForged(fmt.Sprintf("transaction %s is found by another decision", r.Transaction))
+		case k.Outcome.Decision.Device != r.Device:
+			return store.ErrNotFound
+		case !k.ReportedAt.IsZero():
+			return nil
+		}
+		k.Performed, k.ReportedAt = r.Performed, store.Stamp(r.At)
+		if err := t.giveBack(k); err != nil {
+			return err
+		}
+		seal, err := t.seal(k.Kept)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(`UPDATE decision SET performed = ?, reported_us = ?, seal = ? WHERE ref = ?`, k.Performed, k.ReportedAt.UnixMicro(), seal, ref)
+		if err != nil {
 			return err
 		}
 		return t.append(rec)
 	})
 }
 
-// giveBack takes the charges off their windows, unless they were earned.
-func (t *txn) giveBack(decision, client int64, performed bool) error {
-	if performed {
+// giveBack takes the charges off their windows, unless they were earned. One that only a
+// version of mac vouches for which was given up gives nothing back.
+func (t *txn) giveBack(k keptRow) error {
+	v, err := t.unsealed()
+	if err != nil {
+		return err
+	}
+	if _, past := v.seals.Holds(store.ParseSeal(k.seal).Version); past || k.Performed || len(k.Charges) == 0 {
 		return nil
 	}
-	_, err := t.exec(`UPDATE used SET amount = max(used.amount - c.amount, 0), count = max(count - 1, 0)
-		FROM charge c WHERE c.decision = ? AND used.client = ? AND used.service = c.service
-			AND used.period_s = c.period_s AND used.window_us = c.window_us`, decision, client)
-	return err
+	payer := k.Client
+	if k.First != nil {
+		payer = k.First.Client
+	}
+	ref, c, err := t.client(byClientID, payer[:])
+	if err != nil {
+		return err
+	}
+	c.GiveBack(k.Charges)
+	return t.updateRestraint(ref, c.Restraint)
 }

@@ -108,14 +108,55 @@ const applicationID = 0x4F41314E
 
 // schemaVersion is the number of the newest migration; each writes its own into
 // user_version.
-const schemaVersion = 5
+const schemaVersion = 8
 
-// migrate checks that the file is ours and not newer than this program, turns WAL
-// on and brings the schema up to date.
-func migrate(ctx context.Context, db *sql.DB) error {
-	if err := identify(ctx, db); err != nil {
+// ErrMigrate means that the store has the schema of an older program. Only
+// countersignd migrate changes a schema, and seals it.
+var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
+
+// makeSchema checks that the file is ours, turns WAL on, and makes the schema in an empty
+// file.
+func makeSchema(ctx context.Context, db *sql.DB) error {
+	version, err := identify(ctx, db)
+	if err != nil {
 		return err
 	}
+	if version > schemaVersion { // it is judged by what it says of itself, see verifySchema
+		if err := hasHead(ctx, db, version); err != nil {
+			return err
+		}
+	}
+	if err := useWAL(ctx, db); err != nil {
+		return err
+	}
+	switch {
+	case version == 0:
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion && !founded(ctx, db): // an interruption left it half made
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion:
+		return fmt.Errorf("%w (schema %d, this program knows %d)", ErrMigrate, version, schemaVersion)
+	}
+	return nil
+}
+
+// hasHead refuses a newer schema that does not even have the table which says what it is.
+func hasHead(ctx context.Context, db *sql.DB, version int64) error {
+	var heads int
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&heads); err != nil {
+		return fmt.Errorf("%w: schema %d was made by a newer version of this program, which knows %d", store.ErrUnavailable, version, schemaVersion)
+	}
+	return nil
+}
+
+// founded reports whether anything was stored, or may have been.
+func founded(ctx context.Context, db *sql.DB) bool {
+	var rows int
+	err := db.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM key) + (SELECT count(*) FROM policy) + (SELECT count(*) FROM client)").Scan(&rows)
+	return err != nil || rows > 0
+}
+
+func useWAL(ctx context.Context, db *sql.DB) error {
 	var mode string
 	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
 		return unavailable(err)
@@ -123,12 +164,17 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if mode != "wal" {
 		return fmt.Errorf("%w: journal mode is %s: the file system has no shared memory for WAL", store.ErrUnavailable, mode)
 	}
+	return nil
+}
+
+// upTo brings the schema to a version.
+func upTo(ctx context.Context, db *sql.DB, version int64) error {
 	p, err := provider(db)
 	if err != nil {
 		return err
 	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("migrating: %w", unavailable(err))
+	if _, err := p.UpTo(ctx, version); err != nil {
+		return fmt.Errorf("migrating to schema %d: %w", version, unavailable(err))
 	}
 	return nil
 }
@@ -142,22 +188,20 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 		goose.WithLogger(goose.NopLogger()), goose.WithDisableGlobalRegistry(true))
 }
 
-// identify refuses a file that is not an empty database or one of ours.
-func identify(ctx context.Context, db *sql.DB) error {
-	var id, version, tables int
-	err := errors.Join(
+// identify refuses a file that is not an empty database or one of ours, and returns the
+// version of its schema.
+func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
+	var id, tables int
+	err = errors.Join(
 		db.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id),
 		db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version),
 		db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name NOT IN ('goose_db_version', 'sqlite_sequence')").Scan(&tables),
 	)
 	switch {
 	case err != nil:
-		return unavailable(err)
-	case id != applicationID && (id != 0 || tables != 0):
-		return fmt.Errorf("%w: not a Countersign store", store.ErrUnavailable)
-	case version > schemaVersion:
-		return fmt.Errorf("%w: schema %d was made by a newer version of this program, which knows %d", store.ErrUnavailable, version, schemaVersion)
-	default:
-		return nil
+		return 0, unavailable(err)
+	case id != applicationID && (id != 0 || tables != 0), id == applicationID && version == 0:
+		return 0, fmt.Errorf("%w: not a Countersign store", store.ErrUnavailable)
 	}
+	return version, nil
 }

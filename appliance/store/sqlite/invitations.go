@@ -2,42 +2,73 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
-	"time"
 
 	"countersign/appliance/store"
 )
 
-const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response`
+const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response, number, change, seal`
 
-func scanInvitation(s scanner) (i store.Invitation, err error) {
+// invitationRow is where the invitationColumns are scanned to.
+type invitationRow struct {
+	store.Invitation
+	seal []byte
+}
+
+func scanInvitation(s scanner) (i invitationRow, err error) {
 	err = s.Scan(fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, roles{&i.Roles}, &i.Floor,
-		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response)
+		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response,
+		&i.Number, fixed(i.Change[:]), &i.seal)
 	return i, err
 }
 
+const findInvitation = `SELECT ` + invitationColumns + ` FROM invitation WHERE code = ?`
+
 // Invitation implements [store.Invitations].
 func (s *Store) Invitation(ctx context.Context, code [32]byte) (store.Invitation, error) {
-	i, err := scanInvitation(s.r.row(ctx, `SELECT `+invitationColumns+` FROM invitation WHERE code = ?`, code[:]))
-	return i, readError(ctx, "reading invitation", err)
+	v, err := s.unsealed()
+	var i invitationRow
+	if err == nil {
+		i, err = scanInvitation(s.r.row(ctx, findInvitation, code[:]))
+	}
+	if err == nil {
+		err = v.check(i.Invitation, i.seal)
+	}
+	if err != nil {
+		return store.Invitation{}, readError(ctx, "reading invitation", err)
+	}
+	return i.Invitation, nil
+}
+
+// moveInvitations changes the set of open invitations.
+func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
+	return t.move([]store.Hanging{store.HangingInvitations}, func(*store.Head) error {
+		open, err := t.openSet()
+		if err != nil {
+			return err
+		}
+		if err := do(&open); err != nil {
+			return err
+		}
+		return t.putOpenSet(open)
+	})
 }
 
 // Invite implements [store.Invitations].
 func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record) error {
 	return s.write(ctx, "inviting", func(t *txn) error {
-		if err := t.withdraw(i); err != nil {
-			return err
-		}
-		if err := t.nameFree(i); err != nil {
-			return err
-		}
-		r, err := rolesText(i.Roles)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt))
+		err := t.moveInvitations(func(open *store.OpenSet) (err error) {
+			if err := t.expire(open, i); err != nil {
+				return err
+			}
+			if err := t.nameFree(i); err != nil {
+				return err
+			}
+			*open, i.Number = open.Open()
+			return t.insertInvitation(i)
+		})
 		if err != nil {
 			return err
 		}
@@ -45,16 +76,57 @@ func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record
 	})
 }
 
+func (t *txn) insertInvitation(i store.Invitation) error {
+	r, err := rolesText(i.Roles)
+	if err != nil {
+		return err
+	}
+	seal, err := t.seal(i)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us, number, change, seal)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt),
+		int64(i.Number), idOrNull(i.Change), seal)
+	return err
+}
+
+// idOrNull is NULL for an id of zeros.
+func idOrNull(id [8]byte) any {
+	if id == [8]byte{} {
+		return nil
+	}
+	return id[:]
+}
+
 // partyTable are the tables of the enrolled, by kind.
 var partyTable = map[store.Kind]string{store.KindClient: "client", store.KindDevice: "device"}
 
-// withdraw ends the open invitations that i replaces.
-func (t *txn) withdraw(i store.Invitation) error {
-	if !i.Replace {
-		return nil
+// expire takes out of the set what is over when i is made: invitations whose time has
+// come, and those that i replaces, whose time ends now.
+func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
+	if i.Replace {
+		all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation
+			WHERE kind = ?1 AND name = ?2 AND used_us IS NULL AND expires_us > ?3`, string(i.Kind), i.Name, i.CreatedAt.UnixMicro())
+		if err != nil {
+			return err
+		}
+		for _, old := range all {
+			if err := t.check(old.Invitation, old.seal); err != nil {
+				return err
+			}
+			old.ExpiresAt = i.CreatedAt
+			if err := t.putInvitation(old.Invitation); err != nil {
+				return err
+			}
+		}
 	}
-	_, err := t.exec(`UPDATE invitation SET expires_us = ?3 WHERE kind = ?1 AND name = ?2 AND used_us IS NULL AND expires_us > ?3`,
-		string(i.Kind), i.Name, i.CreatedAt.UnixMicro())
+	over, err := collect(t, func(s scanner) (n uint64, err error) {
+		err = s.Scan(&n)
+		return n, err
+	}, `SELECT number FROM invitation WHERE used_us IS NULL AND expires_us <= ? AND number >= ?`, i.CreatedAt.UnixMicro(), int64(open.Base))
+	*open = open.Close(over...) // a number that is wrong closes an invitation, and opens none
 	return err
 }
 
@@ -81,8 +153,7 @@ func (s *Store) EnrolClient(ctx context.Context, u store.Use, c store.Client, re
 		if err := t.use(u, store.KindClient); err != nil {
 			return err
 		}
-		_, err := t.exec(`UPDATE client SET name = `+retiredName+` WHERE name = ? AND status = ?`, c.Name, int64(store.Revoked))
-		if err != nil {
+		if err := t.freeClientName(c.Name); err != nil {
 			return err
 		}
 		if err := t.insertClient(c); err != nil {
@@ -90,6 +161,19 @@ func (s *Store) EnrolClient(ctx context.Context, u store.Use, c store.Client, re
 		}
 		return t.append(rec)
 	})
+}
+
+// freeClientName gives a revoked client of the name its retired one.
+func (t *txn) freeClientName(name string) error {
+	ref, old, err := t.client(`c.name = ?`, name)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && old.Status != store.Revoked {
+		return nil // the name is free, or the insertion fails by it
+	}
+	if err == nil {
+		old.Name = old.RetiredName()
+		err = t.putClient(ref, old.Client)
+	}
+	return err
 }
 
 // EnrolDevice implements [store.Invitations].
@@ -105,38 +189,75 @@ func (s *Store) EnrolDevice(ctx context.Context, u store.Use, d store.Device, re
 	})
 }
 
-// retiredName is [store.Client.RetiredName] in SQL.
-const retiredName = `name || '~' || lower(hex(substr(id, 1, 4)))`
-
 // enrolDevice stores a device in its revoked row, or in a new one: the id follows
 // from the name, so that a revoked device of the same name cannot keep its own.
 func (t *txn) enrolDevice(d store.Device) error {
-	_, err := t.exec(`UPDATE device SET name = `+retiredName+` WHERE name = ? AND status = ? AND id <> ?`,
-		d.Name, int64(store.Revoked), d.ID[:])
-	if err != nil {
+	namesake, err := t.device(`d.name = ?`, d.Name)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
 		return err
+	case namesake.Status == store.Revoked && namesake.ID != d.ID:
+		namesake.Name = namesake.RetiredName()
+		if err := t.putDevice(namesake.Device); err != nil {
+			return err
+		}
 	}
-	n, err := t.exec(`UPDATE device SET name = ?, display = ?, floor = ?, status = ?, version = version + 1, created_us = ?
-		WHERE id = ? AND spiffe_id = ? AND status = ?`,
-		d.Name, d.Display, int64(d.Floor), int64(d.Status), usec(d.CreatedAt), d.ID[:], d.SPIFFEID, int64(store.Revoked))
-	if err != nil || n == 1 {
+	old, err := t.device(byDeviceID, d.ID[:])
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return t.insertDevice(d)
+	case err != nil:
 		return err
+	case old.Status != store.Revoked || old.SPIFFEID != d.SPIFFEID:
+		return store.ErrExists
 	}
-	return t.insertDevice(d)
+	d.Version = old.Version + 1
+	return t.putDevice(d)
 }
 
 // use marks an open invitation of this kind as used.
 func (t *txn) use(u store.Use, kind store.Kind) error {
-	var used, expires time.Time
-	err := t.row(`SELECT used_us, expires_us FROM invitation WHERE code = ? AND kind = ?`,
-		u.Code[:], string(kind)).Scan(stamp{&used}, stamp{&expires})
+	return t.moveInvitations(func(open *store.OpenSet) error {
+		i, err := scanInvitation(t.row(findInvitation, u.Code[:]))
+		if err == nil {
+			err = t.check(i.Invitation, i.seal)
+		}
+		switch {
+		case err != nil:
+			return err
+		case i.Kind != kind:
+			return store.ErrNotFound
+		case !i.UsedAt.IsZero() || !u.At.Before(i.ExpiresAt):
+			return store.ErrUsed
+		case !open.Has(i.Number):
+			return t.reportForged(fmt.Sprintf("invitation %d of %q is not open any more, and its row says that it is", i.Number, i.Name))
+		}
+		i.UsedAt, i.Request, i.Response = store.Stamp(u.At), u.Request, u.Response
+		*open = open.Close(i.Number)
+		return t.putInvitation(i.Invitation)
+	})
+}
+
+func (t *txn) reportForged(what string) error {
+	v, err := t.unsealed()
 	if err != nil {
 		return err
 	}
-	if !used.IsZero() || !u.At.Before(expires) {
-		return store.ErrUsed
+	return v.seals.Report(what)
+}
+
+// putInvitation writes what changes of an invitation: its end.
+func (t *txn) putInvitation(i store.Invitation) error {
+	seal, err := t.seal(i)
+	if err != nil {
+		return err
 	}
-	_, err = t.exec(`UPDATE invitation SET used_us = ?, request = ?, response = ? WHERE code = ?`,
-		u.At.UnixMicro(), u.Request[:], blob(u.Response), u.Code[:])
+	request := any(nil)
+	if !i.UsedAt.IsZero() {
+		request = i.Request[:]
+	}
+	_, err = t.exec(`UPDATE invitation SET expires_us = ?, used_us = ?, request = ?, response = ?, seal = ? WHERE code = ?`,
+		usec(i.ExpiresAt), usec(i.UsedAt), request, blob(i.Response), seal, i.Code[:])
 	return err
 }

@@ -2,6 +2,8 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"maps"
 	"slices"
 
@@ -10,21 +12,54 @@ import (
 
 const keyColumns = `name, version, id, public, not_before_us, not_after_us, cert, created_us,
 	root, origin, tokens, revision, activated_us, retired_us, suspended_us, compromised_us, destroyed_us,
-	sealed, sealed_for`
+	sealed, sealed_for, seal`
 
-func scanKey(s scanner) (k store.Key, err error) {
+// keyRow is where the keyColumns are scanned to.
+type keyRow struct {
+	store.Key
+	seal []byte
+}
+
+func scanKey(s scanner) (k keyRow, err error) {
 	err = s.Scan(&k.Name, &k.Version, fixed(k.ID[:]), &k.Public,
 		stamp{&k.NotBefore}, stamp{&k.NotAfter}, &k.Cert, stamp{&k.CreatedAt},
 		&k.Root, &k.Origin, roles{&k.Tokens}, &k.Revision,
 		stamp{&k.ActivatedAt}, stamp{&k.RetiredAt}, stamp{&k.SuspendedAt}, stamp{&k.CompromisedAt}, stamp{&k.DestroyedAt},
-		&k.Sealed, &k.SealedFor)
+		&k.Sealed, &k.SealedFor, &k.seal)
 	return k, err
+}
+
+// hanging reads all records of a kind on one snapshot, each verified, and all against the
+// head. A store that was not founded has none.
+func hanging[R any](ctx context.Context, s *Store, q query, kind store.Hanging, scan func(*vault, scanner) (R, error)) (all []R, err error) {
+	var floor uint64
+	if v := s.vault.Load(); v != nil {
+		floor = v.revision.Load() // before the snapshot, which may see a later one
+	}
+	err = s.read(ctx, q.doing, func(from snapshot, v *vault) error {
+		h, err := v.head(from, floor)
+		if err != nil {
+			return unlessNoRow(err)
+		}
+		if err := v.hangs(from, h, kind); err != nil {
+			return err
+		}
+		all, err = collect(from, func(row scanner) (R, error) { return scan(v, row) }, q.sql, q.args...)
+		return err
+	})
+	return all, err
 }
 
 // ListKeys implements [store.Keys].
 func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
 	q := query{doing: "listing keys", sql: `SELECT ` + keyColumns + ` FROM key ORDER BY name, version`}
-	return list(ctx, s.r, q, scanKey)
+	return hanging(ctx, s, q, store.HangingKeys, func(v *vault, row scanner) (store.Key, error) {
+		k, err := scanKey(row)
+		if err == nil {
+			err = v.check(k.Key, k.seal)
+		}
+		return k.Key, err
+	})
 }
 
 func (t *txn) insertKey(k store.Key) error {
@@ -32,59 +67,108 @@ func (t *txn) insertKey(k store.Key) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(`INSERT INTO key (`+keyColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	seal, err := t.seal(k)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO key (`+keyColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		k.Name, int64(k.Version), k.ID[:], blob(k.Public), usec(k.NotBefore), usec(k.NotAfter), blob(k.Cert), usec(k.CreatedAt),
 		int64(k.Root), string(k.Origin), tokens, int64(k.Revision),
 		usec(k.ActivatedAt), usec(k.RetiredAt), usec(k.SuspendedAt), usec(k.CompromisedAt), usec(k.DestroyedAt),
-		blob(k.Sealed), blob(k.SealedFor))
+		blob(k.Sealed), blob(k.SealedFor), seal)
 	return err
 }
 
 // updateKey writes what may change of a row whose revision is the one before. The
 // copy of a key that is destroyed goes with it.
 func (t *txn) updateKey(k store.Key) error {
+	old, err := scanKey(t.row(`SELECT `+keyColumns+` FROM key WHERE name = ? AND version = ?`, k.Name, int64(k.Version)))
+	if err == nil {
+		err = t.check(old.Key, old.seal)
+	}
+	if err != nil {
+		return err
+	}
+	if old.Revision != k.Revision-1 {
+		return store.ErrConflict
+	}
+	k.ID, k.Public, k.CreatedAt, k.Sealed, k.SealedFor = old.ID, old.Public, old.CreatedAt, old.Sealed, old.SealedFor
+	if !k.DestroyedAt.IsZero() {
+		k.Sealed, k.SealedFor = nil, nil
+	}
 	tokens, err := rolesText(k.Tokens)
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`UPDATE key SET not_before_us = ?, not_after_us = ?, cert = ?, root = ?, origin = ?, tokens = ?, revision = ?,
-		activated_us = ?, retired_us = ?, suspended_us = ?, compromised_us = ?, destroyed_us = ?12,
-		sealed = CASE WHEN ?12 IS NULL THEN sealed END, sealed_for = CASE WHEN ?12 IS NULL THEN sealed_for END
-		WHERE name = ? AND version = ? AND revision = ?`,
+	seal, err := t.seal(k)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE key SET not_before_us = ?, not_after_us = ?, cert = ?, root = ?, origin = ?, tokens = ?, revision = ?,
+		activated_us = ?, retired_us = ?, suspended_us = ?, compromised_us = ?, destroyed_us = ?,
+		sealed = ?, sealed_for = ?, seal = ? WHERE name = ? AND version = ?`,
 		usec(k.NotBefore), usec(k.NotAfter), blob(k.Cert), int64(k.Root), string(k.Origin), tokens, int64(k.Revision),
 		usec(k.ActivatedAt), usec(k.RetiredAt), usec(k.SuspendedAt), usec(k.CompromisedAt), usec(k.DestroyedAt),
-		k.Name, int64(k.Version), int64(k.Revision-1))
-	if err != nil || n == 1 {
-		return err
-	}
-	var there int
-	if err := t.row(`SELECT 1 FROM key WHERE name = ? AND version = ?`, k.Name, int64(k.Version)).Scan(&there); err != nil {
-		return err
-	}
-	return store.ErrConflict
+		blob(k.Sealed), blob(k.SealedFor), seal, k.Name, int64(k.Version))
+	return err
 }
 
 // AddTrust implements [store.Keys].
 func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Record) error {
 	return s.write(ctx, "adding trust", func(t *txn) error {
-		for _, k := range trust.Keys {
-			if err := t.insertKey(k); err != nil {
-				return err
+		if _, err := t.head(); !errors.Is(err, sql.ErrNoRows) {
+			if err == nil {
+				err = store.ErrExists
 			}
+			return err
 		}
-		for _, name := range slices.Sorted(maps.Keys(trust.Settings)) {
-			if _, err := t.exec(`INSERT INTO setting (name, value) VALUES (?, ?)`, name, blob(trust.Settings[name])); err != nil {
-				return err
-			}
+		v, err := t.unsealed()
+		if err != nil {
+			return err
+		}
+		h := store.Head{MAC: v.seals.InForce()}
+		if err := t.found(&h, trust); err != nil {
+			return err
 		}
 		return t.append(rec)
 	})
 }
 
+// found writes the first head, and what hangs on it.
+func (t *txn) found(h *store.Head, trust store.Trust) error {
+	for _, k := range trust.Keys {
+		if err := t.insertKey(k); err != nil {
+			return err
+		}
+	}
+	schema, err := schemaOf(t)
+	if err != nil {
+		return err
+	}
+	settings := maps.Clone(trust.Settings)
+	if settings == nil {
+		settings = map[string][]byte{}
+	}
+	settings[schemaSetting] = manifest(schema)
+	if err := t.putSettings(settings); err != nil {
+		return err
+	}
+	if trust.Policy.Version != 0 {
+		if err := t.insertPolicy(h, trust.Policy); err != nil {
+			return err
+		}
+	}
+	return t.putHead(*h, store.AllHanging()...)
+}
+
 // ChangeKeys implements [store.Keys].
 func (s *Store) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.Record) error {
 	return s.write(ctx, "changing keys", func(t *txn) error {
-		if err := t.changeKeys(c); err != nil {
+		err := t.move([]store.Hanging{store.HangingKeys, store.HangingSettings}, func(h *store.Head) error {
+			h.MAC = max(h.MAC, c.MAC)
+			return t.changeKeys(c)
+		})
+		if err != nil {
 			return err
 		}
 		return t.append(rec)
@@ -102,9 +186,17 @@ func (t *txn) changeKeys(c store.KeyChange) error {
 			return err
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.Settings)) {
-		_, err := t.exec(`INSERT INTO setting (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2`,
-			name, blob(c.Settings[name]))
+	return t.putSettings(c.Settings)
+}
+
+func (t *txn) putSettings(settings map[string][]byte) error {
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		seal, err := t.seal(store.Setting{Name: name, Value: settings[name]})
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(`INSERT INTO setting (name, value, seal) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET value = ?2, seal = ?3`,
+			name, blob(settings[name]), seal)
 		if err != nil {
 			return err
 		}

@@ -40,10 +40,7 @@ func TestMigrateKeys(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := openAt(t, path).ListKeys(t.Context())
-	if err != nil || len(keys) != 4 {
-		t.Fatalf("%d keys, %v", len(keys), err)
-	}
+	keys := migratedKeys(t, path)
 	for i, want := range []struct {
 		root      uint64
 		activated time.Time
@@ -52,6 +49,32 @@ func TestMigrateKeys(t *testing.T) {
 			t.Errorf("%s@%d is %+v, want root %d, activated %v", k.Name, k.Version, k, want.root, want.activated)
 		}
 	}
+}
+
+// migratedKeys brings the schema up and reads the keys, which nothing has sealed.
+func migratedKeys(t *testing.T, path string) []store.Key {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn(path, "rw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := upTo(t.Context(), db, 7); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	keys, err := collect(snapshot{t.Context(), tx}, func(s scanner) (store.Key, error) {
+		k, err := scanKey(s)
+		return k.Key, err
+	}, `SELECT `+keyColumns+` FROM key ORDER BY name, version`)
+	if err != nil || len(keys) != 4 {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	return keys
 }
 
 // TestKeyTriggers: the table itself holds that a version stays what it is, whoever

@@ -19,13 +19,21 @@ import (
 	"countersign/protocol"
 )
 
-// TestMigrate brings a file of the first schema, with rows in it, up to date.
+// TestMigrate seals a file of the first schema, with rows in it.
 func TestMigrate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	parties := storetest.Parties{Client: storetest.NewClient("alice"), Device: storetest.NewDevice("door")}
 	spend := parties.Spend(7)
 	parties.Client.Highest, parties.Client.Cert, parties.Client.Roles = 7, nil, nil
 	fillFirst(t, path, spend, parties)
+	if _, err := Open(t.Context(), Config{Path: path}); !errors.Is(err, ErrMigrate) {
+		t.Fatalf("an old store was opened: %v", err)
+	}
+	sealOld(t, path)
+	if _, err := OpenOld(t.Context(), path); !errors.Is(err, store.ErrExists) {
+		t.Fatalf("a sealed store was migrated again: %v", err)
+	}
+
 	c, d := parties.Client, parties.Device
 	s := openAt(t, path)
 	if got, err := s.Client(t.Context(), c.ID); err != nil || !reflect.DeepEqual(got, c) {
@@ -34,23 +42,56 @@ func TestMigrate(t *testing.T) {
 	if out, err := s.Answered(t.Context(), spend.AnswerKey); err != nil || out.Decision.Transaction != spend.Decision.Transaction {
 		t.Errorf("answered %+v, %v", out, err)
 	}
-	if i, err := s.Invitation(t.Context(), [32]byte{}); err != nil || i.Name != "bob" || i.Roles != nil {
+	if i, err := s.Invitation(t.Context(), [32]byte{}); err != nil || i.Name != "bob" || i.Roles != nil || i.ExpiresAt.After(storetest.Epoch) {
 		t.Errorf("invitation %+v, %v", i, err)
 	}
-	if g, err := s.Guard(t.Context(), c.ID); err != nil || g.Wrong != 0 {
-		t.Errorf("guard %+v, %v", g, err)
+	r, err := s.client(t.Context(), c.ID)
+	if err != nil || r.Guard.Wrong != 0 || len(r.Windows) != 1 || r.Windows[0].Amount != 600 || r.Windows[0].Currency != "EUR" {
+		t.Errorf("restraint %+v, %v", r.Restraint, err)
 	}
 	report := store.Report{Device: d.ID, Transaction: spend.Decision.Transaction, At: storetest.Epoch}
 	if err := s.Report(t.Context(), report, storetest.Note("")); err != nil {
 		t.Error(err)
 	}
-	if err := s.Close(); err != nil {
+	if r, err = s.client(t.Context(), c.ID); err != nil || r.Windows[0].Amount != 0 {
+		t.Errorf("nothing was given back: %+v, %v", r.Restraint, err)
+	}
+	if n, forged, err := s.Verify(t.Context()); err != nil || len(forged) != 0 || n == 0 {
+		t.Errorf("%d records, %v, %v", n, forged, err)
+	}
+}
+
+// sealOld seals all that an old store has.
+func sealOld(t *testing.T, path string) {
+	t.Helper()
+	old, err := OpenOld(t.Context(), path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for query, want := range map[string]string{"PRAGMA user_version": "5", "SELECT amount FROM used": "0"} {
-		if got := ask(t, path, query); got != want {
-			t.Errorf("%s: %s, want %s", query, got, want)
+	defer func() {
+		if err := old.Close(); err != nil {
+			t.Error(err)
 		}
+	}()
+	contents, err := old.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seals := store.NewSeals(nil)
+	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Use(1)
+	s := Sealing{
+		Seals: seals, Settings: contents.Settings, Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{},
+		Currency: func(protocol.Service) string { return "EUR" }, Now: storetest.Epoch, Record: storetest.Note("sealed"),
+	}
+	for _, c := range contents.Clients {
+		s.Clients[c.ID] = true
+	}
+	if err := old.Seal(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Put(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -75,13 +116,14 @@ func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties
 		}
 	}
 	exec(`INSERT INTO client VALUES (1, ?, ?, ?, NULL, ?, 1, '[]', 1, ?, 7, ?)`,
-		c.ID[:], c.Name, c.SigningKey[:], c.Verifier, c.MAC, c.CreatedAt.UnixMicro())
+		c.ID[:], c.Name, c.SigningKey[:], c.Verifier, make([]byte, 32), c.CreatedAt.UnixMicro())
 	exec(`INSERT INTO device VALUES (1, ?, ?, ?, ?, 1, 1, 1, ?)`,
 		d.ID[:], d.Name, d.SPIFFEID, d.Display, d.CreatedAt.UnixMicro())
 	exec(`INSERT INTO decision VALUES (1, 1, 7, ?, 0, ?, 1, ?, 1, 0, ?, ?, NULL, NULL)`,
 		spend.Serial[4:], spend.M3[:], spend.Decision.Transaction[:], spend.Decision.Marshal(), spend.Now.UnixMicro())
 	exec(`INSERT INTO charge VALUES (1, 200, 86400, 0, 600)`)
 	exec(`INSERT INTO used VALUES (1, 200, 86400, 0, 600, 1)`)
+	exec(`INSERT INTO policy VALUES (1, ?, 1)`, []byte("one"))
 	exec(`INSERT INTO invitation VALUES (?, 'client', 'bob', '', 0, 1, 2, NULL, NULL, NULL)`, make([]byte, 32))
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
@@ -112,10 +154,10 @@ func TestTriggers(t *testing.T) {
 		}
 	}
 	for statement, want := range map[string]string{
-		"UPDATE guard SET wrong = 2":                            "does not go back",
-		"UPDATE guard SET wrong = 3":                            "does not go back",
-		"UPDATE guard SET wrong = 5":                            "does not go back",
-		"DELETE FROM guard":                                     "is not deleted",
+		"UPDATE restraint SET wrong = 2":                        "does not go back",
+		"UPDATE restraint SET highest = 3":                      "does not go back",
+		"UPDATE restraint SET wrong = 5":                        "does not go back",
+		"DELETE FROM restraint":                                 "is not deleted",
 		"UPDATE decision SET final_result = 1 WHERE result = 3": "is not changed",
 		"UPDATE decision SET final_us = 1 WHERE result = 3":     "is not changed",
 		"UPDATE decision SET final_result = 1 WHERE result = 1": "CHECK constraint failed",
@@ -164,7 +206,7 @@ func TestAttemptsDropped(t *testing.T) {
 	if got := attempts(t, s); got != 2 { // those that were answered "retry"
 		t.Fatalf("%d attempts are kept", got)
 	}
-	spendRight(4, 2*time.Hour+answersKept)
+	spendRight(4, 2*time.Hour+store.AnswersKept)
 	if got := attempts(t, s); got != 1 {
 		t.Fatalf("%d attempts are kept after two days", got)
 	}
@@ -186,6 +228,9 @@ const guessers = 4 // of one client
 func guesser(path string, w io.Writer) error {
 	ctx := context.Background()
 	s, err := Open(ctx, Config{Path: path})
+	if err == nil {
+		_, err = storetest.Unseal(ctx, s)
+	}
 	if err != nil {
 		return err
 	}
@@ -265,10 +310,10 @@ func checkGuards(t *testing.T, path string, begun map[string]int) {
 	}
 	for query, want := range map[string]string{
 		"PRAGMA integrity_check": "ok",
-		"SELECT count(*) FROM guard WHERE wrong <> (SELECT count(*) FROM attempt a WHERE a.client = guard.client)":        "0",
-		"SELECT count(*) FROM guard WHERE json_array_length(recent) <> min(wrong, 5)":                                     "0",
-		"SELECT count(*) FROM guard WHERE (wrong >= 5) AND until_us IS NULL":                                              "0",
-		"SELECT count(*) FROM attempt a WHERE NOT EXISTS (SELECT 1 FROM guard g WHERE g.client = a.client AND wrong > 0)": "0",
+		"SELECT count(*) FROM restraint WHERE wrong <> (SELECT count(*) FROM attempt a WHERE a.client = restraint.client)":    "0",
+		"SELECT count(*) FROM restraint WHERE json_array_length(recent) <> min(wrong, 5)":                                     "0",
+		"SELECT count(*) FROM restraint WHERE (wrong >= 5) AND until_us IS NULL":                                              "0",
+		"SELECT count(*) FROM attempt a WHERE NOT EXISTS (SELECT 1 FROM restraint g WHERE g.client = a.client AND wrong > 0)": "0",
 	} {
 		if got := ask(t, path, query); got != want {
 			t.Fatalf("%s: %s, want %s", query, got, want)

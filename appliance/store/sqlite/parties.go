@@ -2,80 +2,213 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
 const (
-	clientColumns = `c.id, c.name, c.signing_key, c.uv_key, c.verifier, c.status, c.roles, c.version, c.cert, c.mac, c.highest, c.created_us`
-	deviceColumns = `d.id, d.name, d.spiffe_id, d.display, d.floor, d.status, d.version, d.created_us`
+	clientColumns = `c.id, c.name, c.signing_key, c.uv_key, c.verifier, c.status, c.roles, c.version, c.cert, c.created_us, c.seal,
+		r.highest, r.wrong, r.recent, r.until_us, r.begun, r.windows, r.seal`
+	deviceColumns = `d.id, d.name, d.spiffe_id, d.display, d.floor, d.status, d.version, d.created_us, d.seal`
+
+	clientTables = `client c LEFT JOIN restraint r ON r.client = c.ref`
 )
 
-// clientRow is where the clientColumns are scanned to.
+// clientRow is a client with what restricts it, as the clientColumns are scanned.
 type clientRow struct {
 	store.Client
-	uvKey []byte
+	store.Restraint
+	uvKey           []byte
+	highest         sql.Null[int64]
+	wrong           sql.Null[uint32]
+	clientSeal      []byte
+	restraintSeal   []byte
+	begunB, windows []byte
 }
 
 func (r *clientRow) dest() []any {
 	return []any{
 		fixed(r.ID[:]), &r.Name, fixed(r.SigningKey[:]), &r.uvKey, &r.Verifier, &r.Status,
 		roles{&r.Roles},
-		&r.Version, &r.Cert, &r.MAC, &r.Highest,
+		&r.Version, &r.Cert,
 		stamp{&r.CreatedAt},
+		&r.clientSeal,
+		&r.highest, &r.wrong,
+		times{&r.Guard.Recent},
+		stamp{&r.Guard.Until},
+		&r.begunB, &r.windows, &r.restraintSeal,
 	}
 }
 
-func (r *clientRow) client() store.Client {
+// open turns what was scanned into the records, and verifies both.
+func (r *clientRow) open(v *vault) error {
+	if err := r.read(v); err != nil {
+		return err
+	}
+	if err := v.check(r.Client, r.clientSeal); err != nil {
+		return err
+	}
+	return v.check(r.Restraint, r.restraintSeal)
+}
+
+// read turns what was scanned into the records.
+func (r *clientRow) read(v *vault) error {
 	if r.uvKey != nil {
-		key := protocol.PublicKey(r.uvKey) // the table checks its length
+		if len(r.uvKey) != len(protocol.PublicKey{}) {
+			return v.seals.Report(fmt.Sprintf("the uv key of client %s has %d bytes", r.ID, len(r.uvKey)))
+		}
+		key := protocol.PublicKey(r.uvKey)
 		r.UVKey = &key
 	}
-	return r.Client
-}
-
-func scanClient(s scanner) (store.Client, error) {
-	var r clientRow
-	if err := s.Scan(r.dest()...); err != nil {
-		return store.Client{}, err
+	r.Restraint.Client, r.Restraint.Highest, r.Guard.Wrong = r.ID, r.highest.V, r.wrong.V
+	if !r.highest.Valid || unpack(r.begunB, &r.Begun) != nil || unpack(r.windows, &r.Windows) != nil {
+		return v.seals.Report(fmt.Sprintf("what restricts client %s is missing or cannot be read", r.ID))
 	}
-	return r.client(), nil
+	r.Client.Highest = r.highest.V
+	return nil
 }
 
-func deviceDest(d *store.Device) []any {
+// pack encodes a list for a column; an empty one is NULL.
+func pack[T any](list []T) any {
+	if len(list) == 0 {
+		return nil
+	}
+	b, err := cbor.Marshal(list)
+	if err != nil {
+		panic(err) // a type that cannot be encoded: a defect, not input
+	}
+	return b
+}
+
+func unpack[T any](b []byte, into *[]T) error {
+	if len(b) == 0 {
+		return nil
+	}
+	return cbor.Unmarshal(b, into)
+}
+
+// openClient reads and verifies a client by a condition on c, which has to find the one
+// that is asked for.
+func openClient(from source, v *vault, where string, arg any) (ref int64, r clientRow, err error) {
+	err = from.row(`SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE `+where, arg).
+		Scan(append([]any{&ref}, r.dest()...)...)
+	if err == nil {
+		err = r.open(v)
+	}
+	return ref, r, err
+}
+
+// client reads and verifies a client within the transaction.
+func (t *txn) client(where string, arg any) (ref int64, r clientRow, err error) {
+	v, err := t.unsealed()
+	if err != nil {
+		return 0, r, err
+	}
+	return openClient(t, v, where, arg)
+}
+
+const byClientID = `c.id = ?`
+
+// deviceRow is where the deviceColumns are scanned to.
+type deviceRow struct {
+	store.Device
+	seal []byte
+}
+
+func (r *deviceRow) dest() []any {
 	return []any{
-		fixed(d.ID[:]), &d.Name, &d.SPIFFEID, &d.Display, &d.Floor, &d.Status, &d.Version, stamp{&d.CreatedAt},
+		fixed(r.ID[:]), &r.Name, &r.SPIFFEID, &r.Display, &r.Floor, &r.Status, &r.Version, stamp{&r.CreatedAt}, &r.seal,
 	}
 }
 
-func scanDevice(s scanner) (d store.Device, err error) {
-	err = s.Scan(deviceDest(&d)...)
-	return d, err
+func (t *txn) device(where string, arg any) (r deviceRow, err error) {
+	err = t.row(`SELECT `+deviceColumns+` FROM device d WHERE `+where, arg).Scan(r.dest()...)
+	if err == nil {
+		err = t.check(r.Device, r.seal)
+	}
+	return r, err
 }
+
+const byDeviceID = `d.id = ?`
 
 // Client implements [store.Clients].
-func (s *Store) Client(ctx context.Context, id protocol.ClientID) (store.Client, error) {
-	c, err := scanClient(s.r.row(ctx, `SELECT `+clientColumns+` FROM client c WHERE c.id = ?`, id[:]))
-	return c, readError(ctx, "reading client", err)
+func (s *Store) Client(ctx context.Context, id protocol.ClientID) (c store.Client, err error) {
+	r, err := s.client(ctx, id)
+	return r.Client, readError(ctx, "reading client", err)
+}
+
+func (s *Store) client(ctx context.Context, id protocol.ClientID) (r clientRow, err error) {
+	v, err := s.unsealed()
+	if err != nil {
+		return r, err
+	}
+	err = s.r.row(ctx, `SELECT `+clientColumns+` FROM `+clientTables+` WHERE c.id = ?`, id[:]).Scan(r.dest()...)
+	if err == nil {
+		err = r.open(v)
+	}
+	if err != nil {
+		return clientRow{}, err // what does not fit is not given to anybody
+	}
+	return r, nil
 }
 
 // ListClients implements [store.Clients].
 func (s *Store) ListClients(ctx context.Context) ([]store.Client, error) {
-	q := query{doing: "listing clients", sql: `SELECT ` + clientColumns + ` FROM client c ORDER BY c.name`}
-	return list(ctx, s.r, q, scanClient)
+	v, err := s.unsealed()
+	if err != nil {
+		return nil, fmt.Errorf("listing clients: %w", err)
+	}
+	q := query{doing: "listing clients", sql: `SELECT ` + clientColumns + ` FROM ` + clientTables + ` ORDER BY c.name`}
+	return list(ctx, s.r, q, func(row scanner) (store.Client, error) {
+		var r clientRow
+		if err := row.Scan(r.dest()...); err != nil {
+			return r.Client, err
+		}
+		if r.open(v) != nil {
+			return store.Client{ID: r.ID, Name: r.Name}, nil
+		}
+		return r.Client, nil
+	})
 }
 
 // Device implements [store.Devices].
 func (s *Store) Device(ctx context.Context, id protocol.DeviceID) (store.Device, error) {
-	d, err := scanDevice(s.r.row(ctx, `SELECT `+deviceColumns+` FROM device d WHERE d.id = ?`, id[:]))
-	return d, readError(ctx, "reading device", err)
+	v, err := s.unsealed()
+	var r deviceRow
+	if err == nil {
+		err = s.r.row(ctx, `SELECT `+deviceColumns+` FROM device d WHERE d.id = ?`, id[:]).Scan(r.dest()...)
+	}
+	if err == nil {
+		err = v.check(r.Device, r.seal)
+	}
+	if err != nil {
+		return store.Device{}, readError(ctx, "reading device", err)
+	}
+	return r.Device, nil
 }
 
 // ListDevices implements [store.Devices].
 func (s *Store) ListDevices(ctx context.Context) ([]store.Device, error) {
+	v, err := s.unsealed()
+	if err != nil {
+		return nil, fmt.Errorf("listing devices: %w", err)
+	}
 	q := query{doing: "listing devices", sql: `SELECT ` + deviceColumns + ` FROM device d ORDER BY d.name`}
-	return list(ctx, s.r, q, scanDevice)
+	return list(ctx, s.r, q, func(row scanner) (store.Device, error) {
+		var r deviceRow
+		if err := row.Scan(r.dest()...); err != nil {
+			return r.Device, err
+		}
+		if v.check(r.Device, r.seal) != nil {
+			return store.Device{ID: r.ID, Name: r.Name}, nil
+		}
+		return r.Device, nil
+	})
 }
 
 func uvKey(c store.Client) any {
@@ -85,69 +218,120 @@ func uvKey(c store.Client) any {
 	return c.UVKey[:]
 }
 
+// insertClient stores a new client with what restricts it.
 func (t *txn) insertClient(c store.Client) error {
 	r, err := rolesText(c.Roles)
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(`INSERT INTO client (id, name, signing_key, uv_key, verifier, status, roles, version, cert, mac, highest, created_us)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	c.CreatedAt = store.Stamp(c.CreatedAt)
+	seal, err := t.seal(c)
+	if err != nil {
+		return err
+	}
+	ref, err := t.insert(`INSERT INTO client (id, name, signing_key, uv_key, verifier, status, roles, version, cert, created_us, seal)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		c.ID[:], c.Name, c.SigningKey[:], uvKey(c), blob(c.Verifier), int64(c.Status), r,
-		int64(c.Version), blob(c.Cert), blob(c.MAC), c.Highest, usec(c.CreatedAt))
+		int64(c.Version), blob(c.Cert), usec(c.CreatedAt), seal)
+	if err != nil {
+		return err
+	}
+	restraint := store.Restraint{Client: c.ID, Highest: c.Highest}
+	if seal, err = t.seal(restraint); err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO restraint (client, highest, wrong, recent, seal) VALUES (?, ?, 0, '[]', ?)`, ref, c.Highest, seal)
+	return err
+}
+
+// updateRestraint writes what restricts a client. The table's triggers hold once more
+// that counters only rise.
+func (t *txn) updateRestraint(client int64, r store.Restraint) error {
+	recent, err := timesText(r.Guard.Recent)
+	if err != nil {
+		return err
+	}
+	seal, err := t.seal(r)
+	if err != nil {
+		return err
+	}
+	n, err := t.exec(`UPDATE restraint SET highest = ?, wrong = ?, recent = ?, until_us = ?, begun = ?, windows = ?, seal = ? WHERE client = ?`,
+		r.Highest, int64(r.Guard.Wrong), recent, usec(r.Guard.Until), pack(r.Begun), pack(r.Windows), seal, client)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("nothing restricts client %s", r.Client)
+	}
 	return err
 }
 
 func (t *txn) insertDevice(d store.Device) error {
-	_, err := t.exec(`INSERT INTO device (id, name, spiffe_id, display, floor, status, version, created_us)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		d.ID[:], d.Name, d.SPIFFEID, d.Display, int64(d.Floor), int64(d.Status), int64(d.Version), usec(d.CreatedAt))
+	seal, err := t.seal(d)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO device (id, name, spiffe_id, display, floor, status, version, created_us, seal)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		d.ID[:], d.Name, d.SPIFFEID, d.Display, int64(d.Floor), int64(d.Status), int64(d.Version), usec(d.CreatedAt), seal)
 	return err
 }
 
 // UpdateClient implements [store.Clients].
 func (s *Store) UpdateClient(ctx context.Context, c store.Client, rec store.Record) error {
 	return s.write(ctx, "updating client", func(t *txn) error {
-		r, err := rolesText(c.Roles)
+		ref, old, err := t.client(byClientID, c.ID[:])
 		if err != nil {
 			return err
 		}
-		n, err := t.exec(`UPDATE client SET name = ?, signing_key = ?, uv_key = ?, verifier = ?, status = ?,
-			roles = ?, version = ?, cert = ?, mac = ? WHERE id = ? AND version = ?`,
-			c.Name, c.SigningKey[:], uvKey(c), blob(c.Verifier), int64(c.Status),
-			r, int64(c.Version), blob(c.Cert), blob(c.MAC), c.ID[:], int64(c.Version-1))
-		return t.updated(change{n, err, `SELECT 1 FROM client WHERE id = ?`, c.ID[:]}, rec)
+		if old.Version != c.Version-1 {
+			return store.ErrConflict
+		}
+		c.CreatedAt = old.CreatedAt
+		if err := t.putClient(ref, c); err != nil {
+			return err
+		}
+		return t.append(rec)
 	})
+}
+
+func (t *txn) putClient(ref int64, c store.Client) error {
+	r, err := rolesText(c.Roles)
+	if err != nil {
+		return err
+	}
+	seal, err := t.seal(c)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE client SET name = ?, signing_key = ?, uv_key = ?, verifier = ?, status = ?,
+		roles = ?, version = ?, cert = ?, seal = ? WHERE ref = ?`,
+		c.Name, c.SigningKey[:], uvKey(c), blob(c.Verifier), int64(c.Status), r, int64(c.Version), blob(c.Cert), seal, ref)
+	return err
 }
 
 // UpdateDevice implements [store.Devices].
 func (s *Store) UpdateDevice(ctx context.Context, d store.Device, rec store.Record) error {
 	return s.write(ctx, "updating device", func(t *txn) error {
-		n, err := t.exec(`UPDATE device SET name = ?, spiffe_id = ?, display = ?, floor = ?, status = ?, version = ?
-			WHERE id = ? AND version = ?`,
-			d.Name, d.SPIFFEID, d.Display, int64(d.Floor), int64(d.Status), int64(d.Version), d.ID[:], int64(d.Version-1))
-		return t.updated(change{n, err, `SELECT 1 FROM device WHERE id = ?`, d.ID[:]}, rec)
+		old, err := t.device(byDeviceID, d.ID[:])
+		if err != nil {
+			return err
+		}
+		if old.Version != d.Version-1 {
+			return store.ErrConflict
+		}
+		d.CreatedAt = old.CreatedAt
+		if err := t.putDevice(d); err != nil {
+			return err
+		}
+		return t.append(rec)
 	})
 }
 
-// change is what an update of one row at a known version came to, and the query
-// that finds the row at any version.
-type change struct {
-	rows int64
-	err  error
-	find string
-	id   []byte
-}
-
-func (t *txn) updated(c change, rec store.Record) error {
-	if c.err != nil {
-		return c.err
-	}
-	if c.rows == 1 {
-		return t.append(rec)
-	}
-	var there int
-	if err := t.row(c.find, c.id).Scan(&there); err != nil {
+func (t *txn) putDevice(d store.Device) error {
+	seal, err := t.seal(d)
+	if err != nil {
 		return err
 	}
-	return store.ErrConflict
+	_, err = t.exec(`UPDATE device SET name = ?, spiffe_id = ?, display = ?, floor = ?, status = ?, version = ?, created_us = ?, seal = ?
+		WHERE id = ?`,
+		d.Name, d.SPIFFEID, d.Display, int64(d.Floor), int64(d.Status), int64(d.Version), usec(d.CreatedAt), seal, d.ID[:])
+	return err
 }

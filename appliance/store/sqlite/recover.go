@@ -15,26 +15,87 @@ import (
 // Recover implements [store.Recovery].
 func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record) error {
 	return s.write(ctx, "recovering", func(t *txn) error {
-		if err := t.changeKeys(r.KeyChange); err != nil {
-			return err
-		}
-		_, err := t.exec(`INSERT INTO policy (version, document, activated_us)
-			SELECT ?1, ?2, ?3 WHERE ?1 > (SELECT coalesce(max(version), 0) FROM policy)`,
-			int64(r.Policy.Version), blob(r.Policy.Document), usec(r.Policy.ActivatedAt))
+		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
+		err := t.move(kinds, func(h *store.Head) error {
+			h.MAC = max(h.MAC, r.MAC)
+			if err := t.changeKeys(r.KeyChange); err != nil {
+				return err
+			}
+			if r.Policy.Version > h.Policy {
+				if err := t.insertPolicy(h, r.Policy); err != nil {
+					return err
+				}
+			}
+			return t.endInvitations(r)
+		})
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(`UPDATE decision SET final_result = ?, final_reason = ?, final_us = ? WHERE result = ? AND final_result IS NULL`,
-			int64(protocol.ResultDenied), int64(protocol.CodeExpired), usec(r.At), int64(protocol.ResultPending))
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(`UPDATE invitation SET expires_us = ?1 WHERE used_us IS NULL AND expires_us > ?1`, usec(r.At))
-		if err != nil {
+		if err := t.endPending(r); err != nil {
 			return err
 		}
 		return t.append(rec)
 	})
+}
+
+// endInvitations expires those that are open. A row that does not fit its seal is left
+// to itself: it is good for nothing.
+func (t *txn) endInvitations(r store.Recovered) error {
+	v, err := t.unsealed()
+	if err != nil {
+		return err
+	}
+	all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL AND expires_us > ?`, usec(r.At))
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if v.check(i.Invitation, i.seal) != nil {
+			continue
+		}
+		i.ExpiresAt = store.Stamp(r.At)
+		if err := t.putInvitation(i.Invitation); err != nil {
+			return err
+		}
+	}
+	open, err := t.openSet()
+	if err != nil {
+		return err
+	}
+	return t.putOpenSet(store.OpenSet{Next: open.Next, Base: open.Next / 8 * 8})
+}
+
+// endPending denies what waits, as expired. A row that does not fit its seal is left to
+// itself.
+func (t *txn) endPending(r store.Recovered) error {
+	type waiting struct {
+		ref int64
+		id  protocol.ClientID
+		*keptRow
+	}
+	v, err := t.unsealed()
+	if err != nil {
+		return err
+	}
+	all, err := collect(t, func(s scanner) (w waiting, err error) {
+		w.keptRow = &keptRow{}
+		err = s.Scan(append([]any{&w.ref, fixed(w.id[:])}, w.dest()...)...)
+		return w, err
+	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
+		WHERE s.result = ? AND s.final_result IS NULL`, int64(protocol.ResultPending))
+	if err != nil {
+		return err
+	}
+	for _, w := range all {
+		if w.open(v, w.id) != nil {
+			continue
+		}
+		final := store.Final{Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: store.Stamp(r.At)}
+		if err := t.putFinal(w.ref, w.Kept, final); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // copySuffix is of the file in which a copy is made. Only one that was interrupted
@@ -92,7 +153,7 @@ func Check(ctx context.Context, path string) (point store.Point, err error) {
 }
 
 func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
-	if err := identify(ctx, db); err != nil {
+	if _, err := identify(ctx, db); err != nil {
 		return point, err
 	}
 	var verdict string

@@ -2,29 +2,72 @@ package sqlite
 
 import (
 	"context"
+	"crypto/sha256"
 
 	"countersign/appliance/store"
 )
 
+const policyColumns = `version, document, activated_us, change, seal`
+
+// policyRow is where the policyColumns are scanned to.
+type policyRow struct {
+	store.Policy
+	seal []byte
+}
+
+func scanPolicy(s scanner) (p policyRow, err error) {
+	err = s.Scan(&p.Version, &p.Document, stamp{&p.ActivatedAt}, fixed(p.Change[:]), &p.seal)
+	return p, err
+}
+
 // ActivePolicy implements [store.Policies].
-func (s *Store) ActivePolicy(ctx context.Context) (p store.Policy, err error) {
-	err = s.r.row(ctx, `SELECT version, document, activated_us FROM policy ORDER BY version DESC LIMIT 1`).
-		Scan(&p.Version, &p.Document, stamp{&p.ActivatedAt})
-	return p, readError(ctx, "reading policy", err)
+func (s *Store) ActivePolicy(ctx context.Context) (store.Policy, error) {
+	return s.policy(ctx, func(h store.Head) uint64 { return h.Policy })
+}
+
+// PolicyAt implements [store.Policies].
+func (s *Store) PolicyAt(ctx context.Context, version uint64) (store.Policy, error) {
+	return s.policy(ctx, func(store.Head) uint64 { return version })
+}
+
+func (s *Store) policy(ctx context.Context, which func(store.Head) uint64) (p store.Policy, err error) {
+	var floor uint64
+	if v := s.vault.Load(); v != nil {
+		floor = v.revision.Load()
+	}
+	err = s.read(ctx, "reading policy", func(from snapshot, v *vault) error {
+		h, err := v.head(from, floor)
+		if err != nil {
+			return err
+		}
+		if err := v.hangs(from, h, store.HangingPolicies); err != nil {
+			return err
+		}
+		r, err := scanPolicy(from.row(`SELECT `+policyColumns+` FROM policy WHERE version = ?`, int64(which(h))))
+		if err == nil {
+			err = v.check(r.Policy, r.seal)
+		}
+		if err == nil && r.Version == h.Policy && hashOf(r.Document) != h.PolicyHash {
+			err = v.seals.Report("the active policy is not the one of the head")
+		}
+		p = r.Policy
+		return err
+	})
+	if err != nil {
+		return store.Policy{}, err
+	}
+	return p, nil
 }
 
 // AddPolicy implements [store.Policies].
 func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record) error {
 	return s.write(ctx, "adding policy", func(t *txn) error {
-		var active uint64
-		if err := t.row(`SELECT coalesce(max(version), 0) FROM policy`).Scan(&active); err != nil {
-			return err
-		}
-		if p.Version != active+1 {
-			return store.ErrConflict
-		}
-		_, err := t.exec(`INSERT INTO policy (version, document, activated_us) VALUES (?, ?, ?)`,
-			int64(p.Version), blob(p.Document), usec(p.ActivatedAt))
+		err := t.move([]store.Hanging{store.HangingPolicies}, func(h *store.Head) error {
+			if p.Version != h.Policy+1 {
+				return store.ErrConflict
+			}
+			return t.insertPolicy(h, p)
+		})
 		if err != nil {
 			return err
 		}
@@ -32,23 +75,38 @@ func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record)
 	})
 }
 
+func hashOf(document []byte) [sha256.Size]byte { return sha256.Sum256(document) }
+
+// insertPolicy makes a policy the active one.
+func (t *txn) insertPolicy(h *store.Head, p store.Policy) error {
+	seal, err := t.seal(p)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO policy (`+policyColumns+`) VALUES (?, ?, ?, ?, ?)`,
+		int64(p.Version), blob(p.Document), usec(p.ActivatedAt), idOrNull(p.Change), seal)
+	h.Policy, h.PolicyHash = p.Version, hashOf(p.Document)
+	return err
+}
+
 // Settings implements [store.Keys].
 func (s *Store) Settings(ctx context.Context) (map[string][]byte, error) {
-	type setting struct {
-		name  string
-		value []byte
-	}
-	q := query{doing: "reading settings", sql: `SELECT name, value FROM setting`}
-	all, err := list(ctx, s.r, q, func(row scanner) (v setting, err error) {
-		err = row.Scan(&v.name, &v.value)
-		return v, err
+	q := query{doing: "reading settings", sql: `SELECT name, value, seal FROM setting`}
+	all, err := hanging(ctx, s, q, store.HangingSettings, func(v *vault, row scanner) (one store.Setting, err error) {
+		var seal []byte
+		if err := row.Scan(&one.Name, &one.Value, &seal); err != nil {
+			return one, err
+		}
+		return one, v.check(one, seal)
 	})
 	if err != nil {
 		return nil, err
 	}
 	m := make(map[string][]byte, len(all))
-	for _, v := range all {
-		m[v.name] = v.value
+	for _, one := range all {
+		if one.Name != schemaSetting { // it is the driver's own
+			m[one.Name] = one.Value
+		}
 	}
 	return m, nil
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -29,6 +30,8 @@ type Config struct {
 	// directory with mode 0700, where they do not exist. Beside it lie
 	// Path-wal, Path-shm and Path.lock.
 	Path string
+	// Existing refuses to make a store where there is none.
+	Existing bool
 	// Logger for failures that no caller is told in full; nil for none.
 	Logger hclog.Logger
 }
@@ -36,6 +39,7 @@ type Config struct {
 // Store is a [store.Store] in a SQLite file.
 type Store struct {
 	path  string
+	vault atomic.Pointer[vault] // nil: sealed
 	w     *writer
 	r     *reader
 	lock  *os.File
@@ -44,15 +48,18 @@ type Store struct {
 
 var _ store.Store = (*Store)(nil)
 
-// Open opens the store and brings its schema up to date. All its errors wrap
-// [store.ErrUnavailable]: the file is in use by another process, is not a store,
-// was made by a newer version, or cannot be read or written.
+// Open opens the store, sealed, or makes an empty one. All its errors wrap
+// [store.ErrUnavailable]: the file is in use by another process, is not a store, has an
+// older schema ([ErrMigrate]), or cannot be read or written.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
 	path, err := filepath.Abs(c.Path)
 	if err != nil {
+		return nil, unavailable(err)
+	}
+	if _, err := os.Stat(path); c.Existing && err != nil {
 		return nil, unavailable(err)
 	}
 	s, err := open(ctx, path, c.Logger)
@@ -90,10 +97,11 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 		return nil, unavailable(err)
 	}
 	wdb.SetMaxOpenConns(1)
-	if err := migrate(ctx, wdb); err != nil {
+	if err := makeSchema(ctx, wdb); err != nil {
 		return nil, errors.Join(err, wdb.Close())
 	}
-	w, err := newWriter(ctx, wdb, log)
+	s := &Store{path: path}
+	w, err := newWriter(ctx, wdb, &s.vault, log)
 	if err != nil {
 		return nil, errors.Join(err, wdb.Close())
 	}
@@ -103,7 +111,7 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	}
 	rdb.SetMaxOpenConns(readers)
 	rdb.SetMaxIdleConns(readers)
-	s := &Store{path: path, w: w, r: &reader{db: rdb}}
+	s.w, s.r = w, &reader{db: rdb}
 	s.close = sync.OnceValue(s.closeAll)
 	go s.w.run()
 	return s, nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // txn is the writer's connection with its prepared statements, as an operation
@@ -13,9 +14,15 @@ import (
 type txn struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
+	vault *atomic.Pointer[vault]
+
+	// Revision of the head that the group has written, 0 for none, and its mac.
+	moved, movedMAC uint64
 }
 
-func newTxn(conn *sql.Conn) *txn { return &txn{conn: conn, stmts: map[string]*sql.Stmt{}} }
+func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
+	return &txn{conn: conn, stmts: map[string]*sql.Stmt{}, vault: v}
+}
 
 func (t *txn) prepare(query string) (*sql.Stmt, error) {
 	if s, ok := t.stmts[query]; ok {
@@ -61,6 +68,15 @@ func (t *txn) row(query string, args ...any) scanner {
 		return failed{err}
 	}
 	return s.QueryRow(args...)
+}
+
+// rows are the rows of a query, which the caller closes.
+func (t *txn) rows(query string, args ...any) (*sql.Rows, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.Query(args...)
 }
 
 // close gives the connection back to its pool, which is closed next.

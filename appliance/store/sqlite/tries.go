@@ -2,48 +2,89 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"time"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
-const guardColumns = `coalesce(g.wrong, 0), g.recent, g.until_us`
+const attemptColumns = `random, m3, answered, tries_left, begun_us, seal`
 
-func guardDest(g *store.Guard) []any { return []any{&g.Wrong, times{&g.Recent}, stamp{&g.Until}} }
+// attempt reads one attempt by its number, or [sql.ErrNoRows].
+func openAttempt(row scanner, v *vault, k store.AnswerKey) (b store.Begun, err error) {
+	b.AnswerKey = store.AnswerKey{Client: k.Client, Attempt: k.Attempt}
+	binary.BigEndian.PutUint32(b.Serial[:4], k.Serial.Counter())
+	var seal []byte
+	err = row.Scan(fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At}, &seal)
+	if err == nil {
+		err = v.check(b, seal)
+	}
+	return b, err
+}
 
-// begun reads the attempts under a counter, which are numbered from 0.
+func (t *txn) attempt(client int64, k store.AnswerKey) (b store.Begun, err error) {
+	v, err := t.unsealed()
+	if err != nil {
+		return b, err
+	}
+	return openAttempt(t.row(`SELECT `+attemptColumns+` FROM attempt WHERE client = ? AND counter = ? AND attempt = ?`,
+		client, int64(k.Serial.Counter()), int64(k.Attempt)), v, k)
+}
+
+// begun reads the attempts under a counter, which are numbered from 0. How many there are
+// is what restricts the client's word: one that is missing is forged.
 func (t *txn) begun(client int64, k store.AnswerKey, n int) ([]store.Begun, error) {
 	var all []store.Begun
-	for attempt := range n {
-		b := store.Begun{AnswerKey: store.AnswerKey{Client: k.Client, Attempt: uint8(attempt)}}
-		err := t.row(`SELECT random, m3, answered, tries_left, begun_us FROM attempt WHERE client = ? AND counter = ? AND attempt = ?`,
-			client, int64(k.Serial.Counter()), attempt).
-			Scan(fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At})
+	for i := range n {
+		k.Attempt = uint8(i)
+		b, err := t.attempt(client, k)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = t.reportForged(fmt.Sprintf("attempt %d under counter %d of client %s is missing", i, k.Serial.Counter(), k.Client))
+		}
 		if err != nil {
 			return nil, err
 		}
-		binary.BigEndian.PutUint32(b.Serial[:4], k.Serial.Counter())
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// answeredAttempt is the attempt with exactly these bytes, nil if there is none.
+func (t *txn) answeredAttempt(client int64, k store.AnswerKey) (*store.Begun, error) {
+	b, err := t.attempt(client, k)
+	if err != nil || b.AnswerKey != k {
+		return nil, unlessNoRow(err)
+	}
+	return &b, nil
 }
 
 // Try implements [store.Tries].
 func (s *Store) Try(ctx context.Context, a store.Attempt) (store.Tried, error) {
 	var tried store.Tried
 	err := s.write(ctx, "counting password attempt", func(t *txn) error {
-		client, v, err := t.attemptView(a)
+		ref, client, err := t.client(byClientID, a.Client[:])
 		if err != nil {
 			return err
 		}
-		tried = a.Conclude(v)
-		if err := t.addAttempt(client, tried.Begun); err != nil {
+		v := store.AttemptView{Client: client.Client, Guard: client.Guard}
+		if v.Begun, err = t.attempts(ref, a.AnswerKey, client.Restraint); err != nil {
 			return err
 		}
-		return t.raiseGuard(client, tried.Guard)
+		if v.Spent, err = t.spent(ref, a.Client, a.Serial); err != nil {
+			return err
+		}
+		if tried = a.Conclude(v); tried.Begun == nil {
+			return nil
+		}
+		if err := t.addAttempt(ref, *tried.Begun); err != nil {
+			return err
+		}
+		client.Guard = *tried.Guard
+		client.Begin(a.Serial.Counter())
+		return t.updateRestraint(ref, client.Restraint)
 	})
 	if err != nil {
 		return store.Tried{}, err // tried may still be written to
@@ -51,64 +92,28 @@ func (s *Store) Try(ctx context.Context, a store.Attempt) (store.Tried, error) {
 	return tried, nil
 }
 
-func (t *txn) attemptView(a store.Attempt) (client int64, v store.AttemptView, err error) {
-	var (
-		c     clientRow
-		begun int
-	)
-	dest := append([]any{&client}, c.dest()...)
-	dest = append(append(dest, guardDest(&v.Guard)...), &begun)
-	err = t.row(`SELECT c.ref, `+clientColumns+`, `+guardColumns+`,
-			(SELECT count(*) FROM attempt a WHERE a.client = c.ref AND a.counter = ?)
-		FROM client c LEFT JOIN guard g ON g.client = c.ref WHERE c.id = ?`,
-		int64(a.Serial.Counter()), a.Client[:]).Scan(dest...)
-	if err != nil {
-		return client, v, err
+// attempts are those under the counter of a serial: all that were begun, while it may be
+// spent, and later the one with these bytes.
+func (t *txn) attempts(client int64, k store.AnswerKey, r store.Restraint) ([]store.Begun, error) {
+	if int64(k.Serial.Counter()) > r.Highest {
+		return t.begun(client, k, r.Attempts(k.Serial.Counter()))
 	}
-	v.Client = c.client()
-	if v.Begun, err = t.begun(client, a.AnswerKey, begun); err != nil {
-		return client, v, err
-	}
-	_, v.Spent, err = t.spent(client, a.Client, a.Serial)
-	return client, v, err
-}
-
-func (t *txn) addAttempt(client int64, b *store.Begun) error {
+	b, err := t.answeredAttempt(client, k)
 	if b == nil {
-		return nil
+		return nil, err
 	}
-	_, err := t.exec(`INSERT INTO attempt (client, counter, attempt, random, m3, tries_left, begun_us) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-		client, int64(b.Serial.Counter()), int64(b.Attempt), b.Serial[4:], b.M3[:], int64(b.TriesLeft), b.At.UnixMicro())
-	return err
+	return []store.Begun{*b}, nil
 }
 
-// raiseGuard holds the rule that the count only rises once more, whatever was
-// concluded; the table's triggers hold it too.
-func (t *txn) raiseGuard(client int64, g *store.Guard) error {
-	if g == nil {
-		return nil
-	}
-	recent, err := timesText(g.Recent)
+func (t *txn) addAttempt(client int64, b store.Begun) error {
+	seal, err := t.seal(b)
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO guard (client, wrong, recent, until_us) VALUES (?, ?, ?, ?)
-		ON CONFLICT (client) DO UPDATE SET wrong = excluded.wrong, recent = excluded.recent, until_us = excluded.until_us
-			WHERE guard.wrong = excluded.wrong - 1`, client, int64(g.Wrong), recent, usec(g.Until))
-	if err == nil && n != 1 {
-		err = fmt.Errorf("a password guard of %d wrong tries does not follow on the stored one", g.Wrong)
-	}
+	_, err = t.exec(`INSERT INTO attempt (client, counter, attempt, random, m3, tries_left, begun_us, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		client, int64(b.Serial.Counter()), int64(b.Attempt), b.Serial[4:], b.M3[:], int64(b.TriesLeft), b.At.UnixMicro(), seal)
 	return err
 }
-
-func (t *txn) resetGuard(client int64) error {
-	_, err := t.exec(`UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL WHERE client = ?`, client)
-	return err
-}
-
-// answersKept is longer than any handle lives, so that every M3 that may still be
-// repeated is answered as before.
-const answersKept = 48 * time.Hour
 
 // dropAttempts deletes what nobody will ask for any more, now that the serial is
 // spent: its attempt that was not answered "retry" is answered by the decision.
@@ -117,44 +122,55 @@ func (t *txn) dropAttempts(s spending) error {
 		return nil
 	}
 	_, err := t.exec(`DELETE FROM attempt WHERE client = ?1 AND (counter = ?2 AND answered = 0 OR counter <= ?2 AND begun_us < ?3)`,
-		s.client, int64(s.Serial.Counter()), s.Now.Add(-answersKept).UnixMicro())
+		s.client, int64(s.Serial.Counter()), s.Now.Add(-store.AnswersKept).UnixMicro())
 	return err
 }
-
-const thisAttempt = ` client = (SELECT ref FROM client WHERE id = ?1) AND counter = ?2 AND attempt = ?3 AND random = ?4 AND m3 = ?5`
 
 // Wrong implements [store.Tries].
 func (s *Store) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uint64, rec store.Record) error {
 	return s.write(ctx, "storing wrong password", func(t *txn) error {
-		args := []any{key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt), key.Serial[4:], key.M3[:]}
-		n, err := t.exec(`UPDATE attempt SET answered = 1, tries_left = ?6 WHERE answered = 0 AND`+thisAttempt,
-			append(args, saturated(triesLeft, 0))...)
+		ref, _, err := t.client(byClientID, key.Client[:])
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			var there int
-			return t.row(`SELECT 1 FROM attempt WHERE`+thisAttempt, args...).Scan(&there)
+		b, err := t.answeredAttempt(ref, key)
+		switch {
+		case err != nil:
+			return err
+		case b == nil:
+			return store.ErrNotFound
+		case b.Answered:
+			return nil
+		}
+		b.Answered, b.TriesLeft = true, uint64(saturated(triesLeft, 0))
+		seal, err := t.seal(*b)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(`UPDATE attempt SET answered = 1, tries_left = ?, seal = ? WHERE client = ? AND counter = ? AND attempt = ?`,
+			int64(b.TriesLeft), seal, ref, int64(key.Serial.Counter()), int64(key.Attempt))
+		if err != nil {
+			return err
 		}
 		return t.append(rec)
 	})
 }
 
 // Guard implements [store.Tries].
-func (s *Store) Guard(ctx context.Context, id protocol.ClientID) (g store.Guard, err error) {
-	err = s.r.row(ctx, `SELECT `+guardColumns+` FROM client c LEFT JOIN guard g ON g.client = c.ref WHERE c.id = ?`, id[:]).
-		Scan(guardDest(&g)...)
-	return g, readError(ctx, "reading password guard", err)
+func (s *Store) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
+	r, err := s.client(ctx, id)
+	return r.Guard, readError(ctx, "reading password guard", err)
 }
 
 // Unlock implements [store.Tries].
 func (s *Store) Unlock(ctx context.Context, id protocol.ClientID, rec store.Record) error {
 	return s.write(ctx, "unlocking password", func(t *txn) error {
-		var client int64
-		if err := t.row(`SELECT ref FROM client WHERE id = ?`, id[:]).Scan(&client); err != nil {
+		ref, client, err := t.client(byClientID, id[:])
+		if err != nil {
 			return err
 		}
-		if err := t.resetGuard(client); err != nil {
+		client.Guard = store.Guard{}
+		if err := t.updateRestraint(ref, client.Restraint); err != nil {
 			return err
 		}
 		return t.append(rec)

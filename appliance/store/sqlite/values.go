@@ -81,7 +81,9 @@ func (s stamp) Scan(src any) error {
 	case nil:
 		*s.t = time.Time{}
 	case int64:
-		*s.t = time.UnixMicro(v).UTC()
+		if *s.t = time.UnixMicro(v).UTC(); v == 0 { // as a seal has it
+			*s.t = time.Time{}
+		}
 	default:
 		return fmt.Errorf("time stored as %T", src)
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -28,6 +29,7 @@ type op struct {
 	ctx    context.Context
 	do     func(*txn) error
 	result error      // of do
+	moved  bool       // it moved the head
 	done   chan error // takes one
 }
 
@@ -48,13 +50,13 @@ type writer struct {
 	since  int   // operations since the last checkpoint
 }
 
-func newWriter(ctx context.Context, db *sql.DB, log hclog.Logger) (*writer, error) {
+func newWriter(ctx context.Context, db *sql.DB, v *atomic.Pointer[vault], log hclog.Logger) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	return &writer{
-		db: db, log: log, txn: newTxn(conn),
+		db: db, log: log, txn: newTxn(conn, v),
 		queue:   make(chan *op, queueLength),
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),
@@ -139,13 +141,38 @@ func (w *writer) commit(first *op) {
 		w.abort(err)
 	}
 	w.since += len(w.ops)
+	behind := error(nil)
+	if err == nil {
+		behind = w.follow()
+	}
 	for i, o := range w.ops {
 		w.ops[i] = nil
-		if err != nil {
+		switch {
+		case err != nil:
 			o.result = unavailable(err)
+		case o.moved && behind != nil: // it is durable, and its caller may ask again
+			o.result = unavailable(behind)
 		}
 		o.done <- o.result
 	}
+}
+
+// follow takes over a head that became durable, and lets the anchor follow.
+func (w *writer) follow() error {
+	v := w.txn.vault.Load()
+	if v == nil || w.txn.moved == 0 {
+		return nil
+	}
+	v.revision.Store(w.txn.moved)
+	v.seals.Use(w.txn.movedMAC)
+	if v.anchor == nil {
+		return nil
+	}
+	err := v.anchor.Advance(w.txn.moved, w.txn.movedMAC)
+	if err != nil {
+		w.log.Error("the anchor could not follow the store", "error", err)
+	}
+	return err
 }
 
 func (w *writer) next() *op {
@@ -165,8 +192,11 @@ func (w *writer) begin() error {
 	if w.broken != nil {
 		return w.broken
 	}
-	_, err := w.txn.exec("BEGIN IMMEDIATE")
-	return err
+	w.txn.moved = 0
+	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	return w.txn.schemaUnchanged()
 }
 
 // apply runs one operation so that it can fail alone; an error that it returns is
@@ -178,6 +208,7 @@ func (w *writer) apply(o *op) error {
 	if _, err := w.txn.exec("SAVEPOINT op"); err != nil {
 		return err
 	}
+	moved := w.txn.moved
 	err := o.do(w.txn)
 	named, alone := own(err)
 	if !alone {
@@ -187,7 +218,9 @@ func (w *writer) apply(o *op) error {
 		if _, err := w.txn.exec("ROLLBACK TO op"); err != nil {
 			return err
 		}
+		w.txn.moved = moved
 	}
+	o.moved = w.txn.moved != moved
 	_, err = w.txn.exec("RELEASE op")
 	return err
 }

@@ -132,7 +132,7 @@ func TestCommitFails(t *testing.T) {
 			if _, err := tx.exec("PRAGMA defer_foreign_keys = 1"); err != nil {
 				return err
 			}
-			_, err := tx.exec("INSERT INTO used VALUES (999, 1, 1, 1, 1, 1)")
+			_, err := tx.exec("INSERT INTO restraint (client, highest, wrong, recent) VALUES (999, -1, 0, '[]')")
 			return err
 		},
 		"transaction lost": func(tx *txn) error {

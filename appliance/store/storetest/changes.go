@@ -16,10 +16,9 @@ var changeTests = map[string]func(*testing.T, *fixture){
 
 // NewAdmin is an active administrator with a fresh key.
 func NewAdmin(name string) store.Admin {
-	a := store.Admin{Name: name, Status: store.Active, Version: 1, MAC: make([]byte, 32), CreatedAt: Epoch}
+	a := store.Admin{Name: name, Status: store.Active, Version: 1, CreatedAt: Epoch}
 	random(a.ID[:])
 	random(a.Key[:])
-	random(a.MAC)
 	return a
 }
 
@@ -56,7 +55,7 @@ func testAdmins(t *testing.T, f *fixture) {
 	}
 	f.unchanged(store.ErrConflict, update(bob))
 	f.unchanged(store.ErrNotFound, update(NewAdmin("carol")))
-	bob.Status, bob.Version, bob.MAC = store.Revoked, 2, ann.MAC
+	bob.Status, bob.Version, bob.Change = store.Revoked, 2, [8]byte{7}
 	f.must(update(bob)())
 	f.unchanged(store.ErrConflict, update(bob))
 	all, err = f.ListAdmins(t.Context())

@@ -19,13 +19,21 @@ type Parties struct {
 	Device store.Device
 }
 
-// Seed makes policy 1 active, if there is none, and enrols a client and a device
+// Unseal unseals a store with a key that every test knows, under mac@1.
+func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) {
+	seals := store.NewSeals(nil)
+	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Use(1)
+	return seals, s.Unseal(ctx, seals, nil)
+}
+
+// Seed founds the store with policy 1, if it has none, and enrols a client and a device
 // of this name.
 func Seed(ctx context.Context, s store.Store, name string) (Parties, error) {
 	p := Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
 	if _, err := s.ActivePolicy(ctx); errors.Is(err, store.ErrNotFound) {
-		err = s.AddPolicy(ctx, store.Policy{Version: 1, Document: []byte("one"), ActivatedAt: Epoch}, Note("policy"))
-		if err != nil {
+		first := store.Policy{Version: 1, Document: []byte("one"), ActivatedAt: Epoch}
+		if err := s.AddTrust(ctx, store.Trust{Policy: first}, Note("policy")); err != nil {
 			return p, err
 		}
 	}
@@ -48,11 +56,10 @@ func random(b []byte) { _, _ = rand.Read(b) } // never fails, crypto/rand
 func NewClient(name string) store.Client {
 	c := store.Client{
 		Name: name, Status: store.Active, Roles: []string{"guest", "owner"}, Version: 1,
-		MAC: make([]byte, 32), Verifier: make([]byte, 40), Cert: make([]byte, 120), Highest: -1, CreatedAt: Epoch,
+		Verifier: make([]byte, 40), Cert: make([]byte, 120), Highest: -1, CreatedAt: Epoch,
 	}
 	random(c.SigningKey[:])
 	c.SigningKey[0] = 2
-	random(c.MAC)
 	random(c.Verifier)
 	random(c.Cert)
 	c.ID = protocol.ClientIDOf(c.SigningKey)

@@ -20,7 +20,7 @@ func testSealedCopies(t *testing.T, f *fixture) {
 		Name: "mac", Version: 1, ID: [20]byte{1}, CreatedAt: Epoch, Origin: store.Generated, Revision: 1,
 		Sealed: []byte("sealed"), SealedFor: make([]byte, 33),
 	}
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{k}}, Note("ceremony")))
+	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{k}}, Note("ceremony")))
 	f.same(f.keys(), []store.Key{k})
 	retired := k
 	retired.Revision, retired.RetiredAt, retired.Sealed, retired.SealedFor = 2, Epoch, []byte("another"), nil
@@ -48,7 +48,7 @@ func testRecover(t *testing.T, f *fixture) {
 	done := f.waits(f.p.pending(6))
 	f.concludes(q.approves(1, done), protocol.ResultApproved, 0)
 	k := store.Key{Name: "mac", Version: 1, ID: [20]byte{1}, Origin: store.Generated, Revision: 1, Sealed: []byte("sealed"), SealedFor: make([]byte, 33)}
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{k}}, Note("ceremony")))
+	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{k}}, Note("ceremony")))
 
 	open := NewInvitation(store.KindClient, "carol")
 	f.must(f.Invite(t.Context(), open, Note("invited")))

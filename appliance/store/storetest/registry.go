@@ -27,6 +27,11 @@ func testPolicy(t *testing.T, f *fixture) {
 	got, err := f.ActivePolicy(t.Context())
 	f.must(err)
 	f.same(got, two)
+	got, err = f.PolicyAt(t.Context(), 1)
+	f.must(err)
+	f.same(got.Document, []byte("one"))
+	_, err = f.PolicyAt(t.Context(), 3)
+	f.fails(err, store.ErrNotFound)
 }
 
 func testTrust(t *testing.T, f *fixture) {
@@ -36,7 +41,7 @@ func testTrust(t *testing.T, f *fixture) {
 		NotBefore: Epoch, NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), CreatedAt: Epoch,
 	}
 	settings := map[string][]byte{"trust_domain": []byte("example.org"), "root_certs": {0, 1, 2}}
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{mac, kem}, Settings: settings}, Note("ceremony")))
+	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{mac, kem}, Settings: settings}, Note("ceremony")))
 	keys, err := f.ListKeys(t.Context())
 	f.must(err)
 	f.same(keys, []store.Key{kem, mac})
@@ -46,16 +51,11 @@ func testTrust(t *testing.T, f *fixture) {
 
 	next := kem
 	next.Version = 8
-	for _, trust := range []store.Trust{
-		{Keys: []store.Key{next, mac}},
-		{Keys: []store.Key{next}, Settings: map[string][]byte{"new": {1}, "trust_domain": {2}}},
-	} {
-		f.unchanged(store.ErrExists, func() error { return f.AddTrust(t.Context(), trust, Note("")) })
-	}
+	trust := store.Trust{Keys: []store.Key{next}, Settings: map[string][]byte{"new": {1}}} // a store is founded once
+	f.unchanged(store.ErrExists, func() error { return f.AddTrust(t.Context(), trust, Note("")) })
 	got, err = f.Settings(t.Context())
 	f.must(err)
 	f.same(got, settings)
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{next}}, Note("")))
 }
 
 func testKeys(t *testing.T, f *fixture) {
@@ -68,7 +68,7 @@ func testKeys(t *testing.T, f *fixture) {
 	}
 	two := one
 	two.Version, two.ID, two.ActivatedAt = 2, [20]byte{2}, Epoch.Add(time.Hour)
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{one}, Settings: map[string][]byte{"a": {1}}}, Note("ceremony")))
+	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{one}, Settings: map[string][]byte{"a": {1}}}, Note("ceremony")))
 	f.must(change(store.KeyChange{Add: []store.Key{two}, Settings: map[string][]byte{"a": {2}, "b": {3}}})())
 
 	retired := one
@@ -137,7 +137,7 @@ func testTally(t *testing.T, f *fixture) {
 	f.must(err)
 	f.approves(f.p.Spend(1))
 	f.approves(f.p.Spend(2))
-	f.must(f.AddTrust(t.Context(), store.Trust{Keys: []store.Key{{Name: "root"}, {Name: "kem"}, {Name: "ca"}}}, Note("")))
+	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{{Name: "root"}, {Name: "kem"}, {Name: "ca"}}}, Note("")))
 	// 1 policy, and 2 invitations and 2 enrolments for each of the names
 	f.same(f.tally(), store.Tally{Clients: 2, Devices: 2, Invitations: 4, Decisions: 2, Records: 12, Keys: 3})
 }

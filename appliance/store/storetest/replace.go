@@ -50,9 +50,7 @@ func testReplaceInvitation(t *testing.T, f *fixture) {
 	stored := fresh
 	stored.Replace = false
 	for _, want := range []store.Invitation{lost, device, other, stored} { // nothing but the lost one has changed
-		got, err := f.Invitation(t.Context(), want.Code)
-		f.must(err)
-		f.same(got, want)
+		f.sameInvitation(want)
 	}
 	f.unchanged(store.ErrUsed, func() error { return f.EnrolClient(t.Context(), UseOf(lost), NewClient("bob"), Note("")) })
 	f.unchanged(store.ErrExists, func() error { // an open one still is in the way of one that does not replace it

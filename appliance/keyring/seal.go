@@ -1,0 +1,100 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"countersign/appliance/store"
+	"countersign/hsm"
+	"countersign/protocol"
+)
+
+// Unseal asks the token for the keys of the seals, PROTOCOL.md §2.1, and unseals the store
+// with them. Where to ask is what the rows of the mac keys say, which nothing has verified
+// yet: a row that lies gives a key under which the head does not verify. anchor is what
+// the host remembers of the store. Errors are those of the token and of
+// [store.Sealing.Unseal].
+func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.Seals, anchor store.Anchor) error {
+	claims, err := s.Claims(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range claims.Keys {
+		if row.Name != MAC || !row.DestroyedAt.IsZero() {
+			continue
+		}
+		err := addSealKey(ctx, token, seals, Key{Key: row})
+		if err != nil && !errors.Is(err, hsm.ErrKey) { // a key that is not there vouches for nothing
+			return err
+		}
+	}
+	return s.Unseal(ctx, seals, anchor)
+}
+
+// addSealKey asks the token for the key of the seals of one version of mac, until two
+// answers agree.
+func addSealKey(ctx context.Context, token hsm.Token, seals *store.Seals, mac Key) error {
+	key, err := agreed(func() ([]byte, error) { return token.MAC(ctx, mac.ID, protocol.SealKeyInput()) })
+	if err != nil {
+		return fmt.Errorf("the key of the seals by %s: %w", mac.label(), err)
+	}
+	seals.Add(mac.Version, key, !mac.held())
+	return nil
+}
+
+// FirstSeals are the seals of a trust domain that a ceremony has just made.
+func FirstSeals(ctx context.Context, token hsm.Token, trust store.Trust, seals *store.Seals) error {
+	for _, row := range trust.Keys {
+		if row.Name == MAC {
+			if err := addSealKey(ctx, token, seals, Key{Key: row}); err != nil {
+				return err
+			}
+			seals.Use(row.Version)
+		}
+	}
+	return nil
+}
+
+// Keep lets seals follow the registry, now and with each Reload: the key of a new version
+// of mac is asked for, one that was given up vouches for what is over only, and one that
+// was destroyed for nothing.
+func (r *Keyring) Keep(ctx context.Context, seals *store.Seals) error {
+	r.seals.Store(seals)
+	return r.follow(ctx, r.live.Load())
+}
+
+// Seals are those that Keep was given.
+func (r *Keyring) Seals() *store.Seals { return r.seals.Load() }
+
+func (r *Keyring) follow(ctx context.Context, v *ring) error {
+	seals := r.seals.Load()
+	if seals == nil {
+		return nil
+	}
+	for _, k := range v.keys[MAC] {
+		held, _ := seals.Holds(k.Version)
+		switch {
+		case !k.DestroyedAt.IsZero():
+			seals.Remove(k.Version)
+		case held:
+			seals.GiveUp(k.Version, !k.held())
+		case k.OnToken:
+			if err := addSealKey(ctx, r.token, seals, k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SealedUnder is the version of mac that new seals are to be of once a plan is carried
+// out: the newest that was activated.
+func (r *Keyring) SealedUnder(p Plan) (newest uint64) {
+	for _, k := range r.live.Load().after(p).keys[MAC] {
+		if !k.ActivatedAt.IsZero() && k.held() {
+			newest = max(newest, k.Version)
+		}
+	}
+	return newest
+}

@@ -1,0 +1,146 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Head is the one record on which hangs what a seal alone cannot show: that nothing is
+// missing, and that nothing is an old version of itself. Its revision rises with every
+// change of it and never goes back; the host remembers it outside of the store.
+type Head struct {
+	_          struct{} `cbor:",toarray"`
+	Revision   uint64
+	MAC        uint64            // version of mac that new seals are of
+	Policy     uint64            // version of the active policy
+	PolicyHash [sha256.Size]byte // of its document
+	Digests    [hangingKinds][sha256.Size]byte
+}
+
+// Hanging is a kind of records of which the head holds a digest.
+type Hanging uint8
+
+// The kinds. Of change requests those hang that are open or taken, of invitations the
+// set of those that are open, see [OpenSet].
+const (
+	HangingKeys Hanging = iota
+	HangingSettings
+	HangingPolicies
+	HangingAdmins
+	HangingChanges
+	HangingInvitations
+	hangingKinds
+)
+
+var hangingNames = [hangingKinds]string{"keys", "settings", "policies", "administrators", "open change requests", "open invitations"}
+
+func (h Hanging) String() string { return hangingNames[h] }
+
+// AllHanging lists the kinds.
+func AllHanging() (all []Hanging) {
+	for h := range hangingKinds {
+		all = append(all, h)
+	}
+	return all
+}
+
+// DigestOf is the digest of a kind: SHA-256 over the seals of its records, as
+// [Seal.Bytes] writes them, in the order of their keys.
+func DigestOf(seals [][]byte) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, seal := range seals {
+		h.Write(seal)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+// Marshal returns the head as drivers store it: a det-CBOR array.
+func (h Head) Marshal() []byte { return encode(h) }
+
+// ParseHead reads what Marshal writes.
+func ParseHead(b []byte) (h Head, err error) {
+	if err := cbor.Unmarshal(b, &h); err != nil || !bytes.Equal(h.Marshal(), b) {
+		return h, fmt.Errorf("the head cannot be read: %w", ErrForged)
+	}
+	return h, nil
+}
+
+func (h Head) sealed() sealed {
+	return sealed{table: "head", key: []byte("head"), fields: struct {
+		Body []byte `cbor:"1,keyasint"`
+	}{h.Marshal()}}
+}
+
+// OpenSet is the set of the invitations that are open, by their numbers, which rise and
+// are never used again: a bitmap that begins at the lowest number. An invitation that is
+// not in it was used or has expired, whatever its row says.
+type OpenSet struct {
+	_    struct{} `cbor:",toarray"`
+	Next uint64   // number of the next invitation, from 1
+	Base uint64   // number of the first bit, a multiple of 8
+	Bits []byte
+}
+
+// Has reports whether an invitation is open.
+func (o OpenSet) Has(number uint64) bool {
+	i := number/8 - o.Base/8
+	return number >= o.Base && i < uint64(len(o.Bits)) && o.Bits[i]&(1<<(number%8)) != 0
+}
+
+// Open returns the set with one invitation more, and its number.
+func (o OpenSet) Open() (OpenSet, uint64) {
+	number := max(o.Next, 1)
+	if len(o.Bits) == 0 {
+		o.Base = number / 8 * 8
+	}
+	bits := make([]byte, max(uint64(len(o.Bits)), number/8-o.Base/8+1))
+	copy(bits, o.Bits)
+	bits[number/8-o.Base/8] |= 1 << (number % 8)
+	o.Bits, o.Next = bits, number+1
+	return o, number
+}
+
+// Close returns the set without some invitations.
+func (o OpenSet) Close(numbers ...uint64) OpenSet {
+	o.Bits = bytes.Clone(o.Bits)
+	for _, number := range numbers {
+		if o.Has(number) {
+			o.Bits[number/8-o.Base/8] &^= 1 << (number % 8)
+		}
+	}
+	for len(o.Bits) > 0 && o.Bits[0] == 0 {
+		o.Bits, o.Base = o.Bits[1:], o.Base+8
+	}
+	return o
+}
+
+// Marshal returns the set as drivers store it: a det-CBOR array.
+func (o OpenSet) Marshal() []byte { return encode(o) }
+
+// ParseOpenSet reads what Marshal writes.
+func ParseOpenSet(b []byte) (o OpenSet, err error) {
+	if err := cbor.Unmarshal(b, &o); err != nil || o.Base%8 != 0 || !bytes.Equal(o.Marshal(), b) {
+		return o, fmt.Errorf("the set of open invitations cannot be read: %w", ErrForged)
+	}
+	return o, nil
+}
+
+func (o OpenSet) sealed() sealed {
+	return sealed{table: "head", key: []byte("invitations"), fields: struct {
+		Body []byte `cbor:"1,keyasint"`
+	}{o.Marshal()}}
+}
+
+// Anchor remembers outside of the store how far it has come, so that nobody puts an
+// older one in its place. Both figures never go back.
+type Anchor interface {
+	// Floor returns the newest revision of the head and version of mac in force that
+	// the host has seen; zeros if it has seen none.
+	Floor() (revision, mac uint64)
+	// Advance makes both durable.
+	Advance(revision, mac uint64) error
+}

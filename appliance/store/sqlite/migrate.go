@@ -1,0 +1,524 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// Suffixes of the files that a migration makes.
+const (
+	migratingSuffix = ".migrating" // what is worked on
+	unsealedSuffix  = ".unsealed"  // what was there before
+)
+
+// Old is a store that nothing has sealed yet, of this release's schema or an earlier one,
+// on its way to being sealed. It is worked on in a copy beside it.
+type Old struct {
+	path string
+	lock *os.File
+	db   *sql.DB
+	txn  *txn
+}
+
+// OldClient is a client with the MAC of its record (releases before the seals).
+type OldClient struct {
+	store.Client
+	MAC []byte
+	Restraint
+}
+
+// Restraint is what restricts the client.
+type Restraint = store.Restraint
+
+// OldAdmin is an administrator with the MAC of its record.
+type OldAdmin struct {
+	store.Admin
+	MAC []byte
+}
+
+// Contents is what an old store has that somebody must judge before it is sealed.
+type Contents struct {
+	store.Claims
+	Clients []OldClient
+	Devices []store.Device
+	Admins  []OldAdmin
+	Changes []store.Change
+}
+
+// OpenOld copies a store that is not sealed and brings the schema of the copy up. The
+// store stays as it is until [Old.Put]. One that is sealed is [store.ErrExists].
+func OpenOld(ctx context.Context, path string) (*Old, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return nil, unavailable(err)
+	}
+	held, err := lock(path)
+	if err != nil {
+		return nil, err
+	}
+	o := &Old{path: path, lock: held}
+	if err := o.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("migrating %s: %w", path, err), o.Close())
+	}
+	return o, nil
+}
+
+func (o *Old) open(ctx context.Context) error {
+	work := o.path + migratingSuffix
+	if err := removeDatabase(work); err != nil {
+		return unavailable(err)
+	}
+	if err := copyDatabase(ctx, o.path, work); err != nil {
+		return err
+	}
+	db, err := sql.Open("sqlite", dsn(work, "rw"))
+	if err != nil {
+		return unavailable(err)
+	}
+	o.db = db
+	db.SetMaxOpenConns(1)
+	version, err := identify(ctx, db)
+	switch {
+	case err != nil:
+		return err
+	case version >= schemaVersion:
+		return fmt.Errorf("it is sealed already: %w", store.ErrExists)
+	}
+	if err := upTo(ctx, db, schemaVersion-1); err != nil {
+		return err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return unavailable(err)
+	}
+	o.txn = newTxn(conn, new(atomic.Pointer[vault]))
+	_, err = o.txn.exec("BEGIN IMMEDIATE")
+	return err
+}
+
+// copyDatabase makes a copy of a database that nobody has open, its log included.
+func copyDatabase(ctx context.Context, from, to string) error {
+	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode) // SQLite takes an empty file
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	db, err := sql.Open("sqlite", dsn(from, "rw"))
+	if err != nil {
+		return unavailable(err)
+	}
+	if _, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err == nil {
+		_, err = db.ExecContext(ctx, "VACUUM INTO ?", to)
+	}
+	if err = errors.Join(err, db.Close()); err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
+
+func removeDatabase(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close gives the migration up, unless it was put in place.
+func (o *Old) Close() error {
+	var errs []error
+	if o.txn != nil {
+		errs = append(errs, o.txn.close())
+	}
+	if o.db != nil {
+		errs = append(errs, o.db.Close())
+	}
+	o.txn, o.db = nil, nil
+	errs = append(errs, removeDatabase(o.path+migratingSuffix), o.lock.Close())
+	return errors.Join(errs...)
+}
+
+// Read reads what is to be judged.
+func (o *Old) Read() (c Contents, err error) {
+	t := o.txn
+	for _, read := range []func() error{
+		func() error { return claims(t, &c.Claims) },
+		func() (err error) {
+			c.Devices, err = collect(t, func(s scanner) (store.Device, error) {
+				var r deviceRow
+				err := s.Scan(r.dest()...)
+				return r.Device, err
+			}, `SELECT `+deviceColumns+` FROM device d ORDER BY d.name`)
+			return err
+		},
+		func() (err error) { c.Clients, err = o.clients(); return err },
+		func() (err error) {
+			c.Admins, err = collect(t, func(s scanner) (a OldAdmin, err error) {
+				r, err := scanAdmin(withMAC{s, &a.MAC})
+				a.Admin = r.Admin
+				return a, err
+			}, `SELECT mac, `+adminColumns+` FROM admin ORDER BY name`)
+			return err
+		},
+		func() (err error) {
+			rows, err := readChangeRows(t, nil)
+			for _, r := range rows {
+				c.Changes = append(c.Changes, r.record.(store.Change))
+			}
+			return err
+		},
+	} {
+		if err := read(); err != nil {
+			return c, fmt.Errorf("reading %s: %w", o.path, unavailable(err))
+		}
+	}
+	return c, nil
+}
+
+// withMAC scans a MAC before the columns.
+type withMAC struct {
+	scanner
+	mac *[]byte
+}
+
+func (w withMAC) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.mac}, dest...)...) }
+
+// clients are those with their MACs and with what their limits were charged, of which old
+// stores do not know the currency.
+func (o *Old) clients() ([]OldClient, error) {
+	quiet := &vault{seals: store.NewSeals(nil)} // nothing is verified here
+	clients, err := collect(o.txn, func(s scanner) (c OldClient, err error) {
+		r := &clientRow{}
+		if err := s.Scan(append([]any{&c.MAC}, r.dest()...)...); err != nil {
+			return c, err
+		}
+		if err := r.read(quiet); err != nil {
+			return c, err
+		}
+		c.Client, c.Restraint = r.Client, r.Restraint
+		return c, nil
+	}, `SELECT c.mac, `+clientColumns+` FROM `+clientTables+` ORDER BY c.name`)
+	if err != nil {
+		return nil, err
+	}
+	type window struct {
+		id protocol.ClientID
+		store.Window
+	}
+	windows, err := collect(o.txn, func(s scanner) (w window, err error) {
+		err = s.Scan(fixed(w.id[:]), &w.Service, &w.Period, &w.Start, &w.Amount, &w.Count)
+		return w, err
+	}, `SELECT c.id, u.service, u.period_s, u.window_us / 1000000, u.amount, u.count FROM used u JOIN client c ON c.ref = u.client
+		ORDER BY u.window_us DESC`)
+	byID := map[protocol.ClientID]*OldClient{}
+	for i := range clients {
+		byID[clients[i].ID] = &clients[i]
+	}
+	for _, w := range windows {
+		c := byID[w.id]
+		older := 0
+		for _, known := range c.Windows {
+			if known.Service == w.Service && known.Period == w.Period {
+				older++
+			}
+		}
+		if older < 2 { // no more are remembered
+			c.Windows = append(c.Windows, w.Window)
+		}
+	}
+	return clients, err
+}
+
+// Sealing says how an old store is sealed.
+type Sealing struct {
+	Seals    *store.Seals      // with the version in force
+	Settings map[string][]byte // in place of what there is
+	// Clients and administrators whose records are sealed. The other clients stay
+	// without a seal and are nobody's, the other administrators go.
+	Clients map[protocol.ClientID]bool
+	Admins  map[[8]byte]bool
+	// Currency is that of a service, for the limits; "" where it has none.
+	Currency func(protocol.Service) string
+	Now      time.Time
+	Record   store.Record // of the migration
+}
+
+// Seal seals what is trusted. What grants something and cannot be verified ends:
+// invitations that are open, approvals that wait, requests that are open, and stored
+// answers.
+func (o *Old) Seal(ctx context.Context, s Sealing) error {
+	v := &vault{seals: s.Seals}
+	o.txn.vault.Store(v)
+	for _, step := range []func(Sealing) error{o.endWhatGrants, o.sealClients, o.sealAdmins, o.moveCharges, o.sealRest} {
+		if err := step(s); err != nil {
+			return fmt.Errorf("sealing %s: %w", o.path, unavailable(err))
+		}
+	}
+	if err := o.txn.append(s.Record); err != nil {
+		return unavailable(err)
+	}
+	if _, err := o.txn.exec("COMMIT"); err != nil {
+		return unavailable(err)
+	}
+	return o.finish(ctx, s)
+}
+
+// finish drops what the seals replace, and makes the head.
+func (o *Old) finish(ctx context.Context, s Sealing) error {
+	err := o.txn.close()
+	o.txn = nil
+	if err != nil {
+		return unavailable(err)
+	}
+	if err := upTo(ctx, o.db, schemaVersion); err != nil {
+		return err
+	}
+	conn, err := o.db.Conn(ctx)
+	if err != nil {
+		return unavailable(err)
+	}
+	o.txn = newTxn(conn, new(atomic.Pointer[vault]))
+	o.txn.vault.Store(&vault{seals: s.Seals})
+	_, err = o.txn.exec("BEGIN IMMEDIATE")
+	if err == nil {
+		err = o.makeHead(s)
+	}
+	if err == nil {
+		_, err = o.txn.exec("COMMIT")
+	}
+	if err != nil {
+		return fmt.Errorf("sealing %s: %w", o.path, unavailable(err))
+	}
+	return nil
+}
+
+// makeHead writes the settings, the schema among them, and the head.
+func (o *Old) makeHead(s Sealing) error {
+	t := o.txn
+	schema, err := schemaOf(t)
+	if err != nil {
+		return err
+	}
+	settings := map[string][]byte{schemaSetting: manifest(schema)}
+	for name, value := range s.Settings {
+		settings[name] = value
+	}
+	if _, err := t.exec(`DELETE FROM setting`); err != nil {
+		return err
+	}
+	if err := t.putSettings(settings); err != nil {
+		return err
+	}
+	h := store.Head{MAC: s.Seals.InForce()}
+	var document []byte
+	if err := t.row(`SELECT version, document FROM policy ORDER BY version DESC LIMIT 1`).Scan(&h.Policy, &document); err != nil {
+		return err
+	}
+	h.PolicyHash = hashOf(document)
+	return t.putHead(h, store.AllHanging()...)
+}
+
+func (o *Old) endWhatGrants(s Sealing) error {
+	now := store.Stamp(s.Now).UnixMicro()
+	for _, q := range []struct {
+		query string
+		args  []any
+	}{
+		{`DELETE FROM attempt`, nil},
+		{`UPDATE decision SET final_result = 0, final_reason = ?, final_us = ? WHERE result = 3 AND final_result IS NULL`, []any{int64(protocol.CodeExpired), now}},
+		{`UPDATE invitation SET expires_us = ?1 WHERE used_us IS NULL AND (expires_us > ?1 OR expires_us IS NULL)`, []any{now}},
+		{`UPDATE invitation SET request = NULL, response = NULL`, nil},
+		{`UPDATE change SET state = 'failed', reason = 'ended by countersignd migrate', ended_us = ? WHERE state IN ('open', 'taken')`, []any{now}},
+	} {
+		if _, err := o.txn.exec(q.query, q.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *Old) sealClients(s Sealing) error {
+	clients, err := o.clients()
+	for _, c := range clients {
+		if !s.Clients[c.ID] {
+			continue
+		}
+		for i := range c.Windows {
+			c.Windows[i].Currency = s.Currency(c.Windows[i].Service)
+		}
+		var ref int64
+		if err := o.txn.row(`SELECT ref FROM client WHERE id = ?`, c.ID[:]).Scan(&ref); err != nil {
+			return err
+		}
+		if err := o.txn.putClient(ref, c.Client); err != nil {
+			return err
+		}
+		if err := o.txn.updateRestraint(ref, c.Restraint); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (o *Old) sealAdmins(s Sealing) error {
+	rows, err := readAdmins(o.txn, nil)
+	for _, r := range rows {
+		id := r.record.(store.Admin).ID
+		if s.Admins[id] {
+			err = o.sealRow(r)
+		} else {
+			_, err = o.txn.exec(`DELETE FROM admin WHERE id = ?`, id[:]) // it would keep all others from being read
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (o *Old) sealRow(r sealedRow) error {
+	if r.err != nil {
+		return r.err
+	}
+	seal, err := o.txn.seal(r.record)
+	if err != nil {
+		return err
+	}
+	return r.put(o.txn, seal)
+}
+
+// moveCharges writes what was charged for a decision into the decision, of a second
+// approval into that one.
+func (o *Old) moveCharges(s Sealing) error {
+	type charge struct {
+		decision int64
+		store.Charge
+	}
+	all, err := collect(o.txn, func(sc scanner) (c charge, err error) {
+		var period, start int64
+		err = sc.Scan(&c.decision, &c.Service, &period, &start, &c.Amount)
+		c.Period, c.Window = time.Duration(period)*time.Second, time.UnixMicro(start).UTC()
+		return c, err
+	}, `SELECT coalesce(a.ref, c.decision), c.service, c.period_s, c.window_us, c.amount
+		FROM charge c LEFT JOIN decision a ON a.first = c.decision AND a.result = 1 ORDER BY 1, 2, 3, 4`)
+	byDecision := map[int64][]store.Charge{}
+	for _, c := range all {
+		c.Currency = s.Currency(c.Service)
+		byDecision[c.decision] = append(byDecision[c.decision], c.Charge)
+	}
+	for ref, charges := range byDecision {
+		if _, err := o.txn.exec(`UPDATE decision SET charges = ? WHERE ref = ?`, packCharges(charges), ref); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// sealRest seals the tables that nobody judges record by record.
+func (o *Old) sealRest(Sealing) error {
+	quiet := &vault{seals: store.NewSeals(nil)}
+	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
+		rows, err := read(o.txn, quiet)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if err := o.sealRow(r); err != nil {
+				return err
+			}
+		}
+	}
+	for _, read := range []func(source, *vault, int64, int) ([]sealedRow, error){readDevices, readInvitations, readAllDecisions} {
+		for after := int64(0); ; {
+			rows, err := read(o.txn, quiet, after, verifyBatch)
+			if err != nil {
+				return err
+			}
+			if len(rows) == 0 {
+				break
+			}
+			for _, r := range rows {
+				after = r.ref
+				if err := o.sealRow(r); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Put puts the sealed store in place of the old one, which stays beside it.
+func (o *Old) Put() (before string, err error) {
+	if err := errors.Join(o.txn.close(), o.db.Close()); err != nil {
+		return "", unavailable(err)
+	}
+	o.txn, o.db = nil, nil
+	before = o.path + unsealedSuffix
+	if err := o.replace(before); err != nil {
+		return "", unavailable(err)
+	}
+	return before, nil
+}
+
+func (o *Old) replace(before string) error {
+	if err := syncFile(o.path + migratingSuffix); err != nil {
+		return err
+	}
+	// The old store is kept by another name first, and replaced at once then.
+	if err := removeDatabase(before); err != nil {
+		return err
+	}
+	if err := copyPlain(o.path, before); err != nil {
+		return err
+	}
+	if err := os.Rename(o.path+migratingSuffix, o.path); err != nil {
+		return err
+	}
+	for _, suffix := range []string{"-wal", "-shm"} { // of the old one
+		if err := os.Remove(o.path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(o.path))
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// copyPlain copies a file, durably.
+func copyPlain(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }() // it was read only
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
+}

@@ -1,0 +1,396 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// sealedRow is a record as it was read, with the seal that it has, and how to write
+// another.
+type sealedRow struct {
+	ref    int64 // place of the row in its table
+	record store.Sealed
+	seal   []byte
+	err    error // it could not be read as a record
+	put    func(t *txn, seal []byte) error
+}
+
+// sealedTable is a table whose records are brought to another version of mac in batches.
+type sealedTable struct {
+	name  string
+	where string // of the records in force, with ?1 for the time from which answers are kept, microseconds
+	read  func(from source, v *vault, after int64, most int) ([]sealedRow, error)
+}
+
+// tables are those that grow. What hangs on the head is brought over at once, before.
+var tables = []sealedTable{
+	{"client", "true", readClients},
+	{"restraint", "true", readRestraints},
+	{"device", "true", readDevices},
+	{"invitation", "true", readInvitations},
+	{"decision", "decided_us >= ?1 OR result = 3 AND final_result IS NULL", readDecisions},
+	{"attempt", "begun_us >= ?1", readAttempts},
+}
+
+// hangingTables are those whose records hang on the head, and the head's own.
+var hangingTables = []string{"head", "key", "setting", "policy", "admin", "change"}
+
+func answersFrom() int64 { return time.Now().Add(-store.AnswersKept).UnixMicro() }
+
+// put returns how the seal of a row is written.
+func put(query string, args ...any) func(*txn, []byte) error {
+	return func(t *txn, seal []byte) error {
+		_, err := t.exec(query, append([]any{seal}, args...)...)
+		return err
+	}
+}
+
+func readClients(from source, v *vault, after int64, most int) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		ref, r, err := scanClientRow(s)
+		return sealedRow{ref, &r.Client, r.clientSeal, r.read(v), put(`UPDATE client SET seal = ? WHERE ref = ?`, ref)}, err
+	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
+}
+
+func readRestraints(from source, v *vault, after int64, most int) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		ref, r, err := scanClientRow(s)
+		return sealedRow{ref, &r.Restraint, r.restraintSeal, r.read(v), put(`UPDATE restraint SET seal = ? WHERE client = ?`, ref)}, err
+	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
+}
+
+func scanClientRow(s scanner) (ref int64, r *clientRow, err error) {
+	r = &clientRow{}
+	err = s.Scan(append([]any{&ref}, r.dest()...)...)
+	return ref, r, err
+}
+
+func readDevices(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var ref int64
+		var r deviceRow
+		err := s.Scan(append([]any{&ref}, r.dest()...)...)
+		return sealedRow{ref, r.Device, r.seal, nil, put(`UPDATE device SET seal = ? WHERE ref = ?`, ref)}, err
+	}, `SELECT d.ref, `+deviceColumns+` FROM device d WHERE d.ref > ? ORDER BY d.ref LIMIT ?`, after, most)
+}
+
+func readInvitations(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var ref int64
+		i, err := scanInvitation(withRef{s, &ref})
+		return sealedRow{ref, i.Invitation, i.seal, nil, put(`UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)}, err
+	}, `SELECT rowid, `+invitationColumns+` FROM invitation WHERE rowid > ? ORDER BY rowid LIMIT ?`, after, most)
+}
+
+// withRef scans the place of a row before its columns.
+type withRef struct {
+	scanner
+	ref *int64
+}
+
+func (w withRef) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.ref}, dest...)...) }
+
+func readDecisions(from source, v *vault, after int64, most int) ([]sealedRow, error) {
+	return readDecisionsSince(from, v, after, most, answersFrom())
+}
+
+func readAllDecisions(from source, v *vault, after int64, most int) ([]sealedRow, error) {
+	return readDecisionsSince(from, v, after, most, math.MinInt64)
+}
+
+// readDecisionsSince reads those from a time on, microseconds, and those that wait.
+func readDecisionsSince(from source, v *vault, after int64, most int, since int64) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var ref int64
+		var id protocol.ClientID
+		r := &keptRow{}
+		err := s.Scan(append([]any{&ref, fixed(id[:])}, r.dest()...)...)
+		return sealedRow{ref, &r.Kept, r.seal, r.read(v, id), put(`UPDATE decision SET seal = ? WHERE ref = ?`, ref)}, err
+	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
+		WHERE s.ref > ? AND (s.decided_us >= ? OR s.result = 3 AND s.final_result IS NULL) ORDER BY s.ref LIMIT ?`,
+		after, since, most)
+}
+
+// readAttempts reads those of so many clients.
+func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var ref int64
+		var counter uint32
+		var b store.Begun
+		var seal []byte
+		err := s.Scan(&ref, fixed(b.Client[:]), &counter, &b.Attempt, fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At}, &seal)
+		binary.BigEndian.PutUint32(b.Serial[:4], counter)
+		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}, err
+	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
+		FROM attempt a JOIN client c ON c.ref = a.client WHERE a.begun_us >= ?3 AND a.client > ?1 AND a.client <= (
+			SELECT max(client) FROM (SELECT DISTINCT client FROM attempt WHERE client > ?1 ORDER BY client LIMIT ?2))
+		ORDER BY a.client`, after, most, answersFrom())
+}
+
+// Reseal implements [store.Sealing].
+func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) store.Record) (next store.Cursor, n int, done bool, err error) {
+	err = s.write(ctx, "sealing records anew", func(t *txn) error {
+		next, n, done = after, 0, false
+		if after == (store.Cursor{}) {
+			next.Table = 1
+			n, err = t.resealHanging()
+		} else {
+			next, n, err = t.resealTable(after, most)
+			done = next.Table > len(tables)
+		}
+		if err != nil || n == 0 {
+			return err
+		}
+		return t.append(rec(n))
+	})
+	return next, n, done, err
+}
+
+// resealTable brings one batch of a table over.
+func (t *txn) resealTable(after store.Cursor, most int) (next store.Cursor, n int, err error) {
+	v, err := t.unsealed()
+	if err != nil || after.Table > len(tables) {
+		return store.Cursor{Table: len(tables) + 1}, 0, err
+	}
+	rows, err := tables[after.Table-1].read(t, v, after.Ref, most)
+	if err != nil {
+		return after, 0, err
+	}
+	for _, r := range rows {
+		after.Ref = r.ref
+		brought, err := t.reseal(v, r)
+		if err != nil {
+			return after, n, err
+		}
+		if brought {
+			n++
+		}
+	}
+	if len(rows) == 0 {
+		return store.Cursor{Table: after.Table + 1}, n, nil
+	}
+	return after, n, nil
+}
+
+// reseal brings one record to the version in force, if it is under another and fits.
+func (t *txn) reseal(v *vault, r sealedRow) (bool, error) {
+	if r.err != nil || store.ParseSeal(r.seal).Version == v.seals.InForce() || v.check(r.record, r.seal) != nil {
+		return false, nil // the alarm has heard of it
+	}
+	seal, err := t.seal(r.record)
+	if err != nil {
+		return false, err
+	}
+	return true, r.put(t, seal)
+}
+
+// resealHanging brings over all that hangs on the head, and the head.
+func (t *txn) resealHanging() (n int, err error) {
+	v, err := t.unsealed()
+	if err != nil {
+		return 0, err
+	}
+	rows, err := hangingRows(t, v)
+	if err != nil {
+		return 0, err
+	}
+	stale := func(seal []byte) bool { return store.ParseSeal(seal).Version != v.seals.InForce() }
+	for _, r := range rows {
+		if stale(r.seal) {
+			n++
+		}
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	return n, t.move(store.AllHanging(), func(*store.Head) error {
+		for _, r := range rows {
+			if !stale(r.seal) {
+				continue
+			}
+			if err := v.check(r.record, r.seal); err != nil {
+				return err
+			}
+			seal, err := t.seal(r.record)
+			if err == nil {
+				err = r.put(t, seal)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// hangingRows reads all that hangs on the head, change requests that have ended among it.
+func hangingRows(from source, v *vault) (all []sealedRow, err error) {
+	for _, read := range []func(source, *vault) ([]sealedRow, error){readOpenSet, readKeys, readSettings, readPolicies, readAdmins, readChangeRows} {
+		rows, err := read(from, v)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rows...)
+	}
+	return all, nil
+}
+
+func readOpenSet(from source, v *vault) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var body, seal []byte
+		if err := s.Scan(&body, &seal); err != nil {
+			return sealedRow{}, err
+		}
+		o, err := store.ParseOpenSet(body)
+		if err != nil {
+			err = v.seals.Report("the set of open invitations cannot be read")
+		}
+		return sealedRow{0, o, seal, nil, put(`UPDATE head SET seal = ? WHERE name = 'invitations'`)}, err
+	}, `SELECT body, seal FROM head WHERE name = 'invitations'`)
+}
+
+func readKeys(from source, _ *vault) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		k, err := scanKey(s)
+		return sealedRow{0, k.Key, k.seal, nil, put(`UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, int64(k.Version))}, err
+	}, `SELECT `+keyColumns+` FROM key`)
+}
+
+func readSettings(from source, _ *vault) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var one store.Setting
+		var seal []byte
+		err := s.Scan(&one.Name, &one.Value, &seal)
+		return sealedRow{0, one, seal, nil, put(`UPDATE setting SET seal = ? WHERE name = ?`, one.Name)}, err
+	}, `SELECT name, value, seal FROM setting`)
+}
+
+func readPolicies(from source, _ *vault) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		p, err := scanPolicy(s)
+		return sealedRow{0, p.Policy, p.seal, nil, put(`UPDATE policy SET seal = ? WHERE version = ?`, int64(p.Version))}, err
+	}, `SELECT `+policyColumns+` FROM policy`)
+}
+
+func readAdmins(from source, _ *vault) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		a, err := scanAdmin(s)
+		return sealedRow{0, a.Admin, a.seal, nil, put(`UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])}, err
+	}, `SELECT `+adminColumns+` FROM admin`)
+}
+
+func readChangeRows(from source, _ *vault) (all []sealedRow, err error) {
+	rows, err := collect(from, scanChange, `SELECT `+changeColumns+` FROM change`)
+	for _, c := range rows {
+		if err == nil {
+			c.Signatures, err = collect(from, scanSignature, changeSignatures, c.ref)
+		}
+		all = append(all, sealedRow{0, c.Change, c.seal, nil, put(`UPDATE change SET seal = ? WHERE ref = ?`, c.ref)})
+	}
+	return all, err
+}
+
+// Under implements [store.Sealing].
+func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64, err error) {
+	prefix := binary.BigEndian.AppendUint64(nil, version)
+	count := func(from source, table, where string, args ...any) error {
+		var all, those uint64
+		err := from.row(fmt.Sprintf(`SELECT count(*), count(*) FILTER (WHERE substr(seal, 1, 8) = ?2) FROM %s WHERE %s`, table, where), args...).Scan(&all, &those)
+		total, under = total+all, under+those
+		return err
+	}
+	err = s.read(ctx, "counting seals", func(from snapshot, _ *vault) error {
+		total, under = 0, 0
+		for _, name := range hangingTables {
+			if err := count(from, name, "true", nil, prefix); err != nil {
+				return err
+			}
+		}
+		for _, t := range tables {
+			if err := count(from, t.name, t.where, answersFrom(), prefix); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return total, under, err
+}
+
+// verifyBatch is how many records Verify reads at once.
+const verifyBatch = 1000
+
+// Verify implements [store.Sealing].
+func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err error) {
+	var floor uint64
+	if v := s.vault.Load(); v != nil {
+		floor = v.revision.Load()
+	}
+	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
+		look := func(err error) error {
+			records++
+			if errors.Is(err, store.ErrForged) {
+				forged = append(forged, err)
+				return nil
+			}
+			return err
+		}
+		h, err := v.head(from, floor)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err := look(err); err != nil {
+			return err
+		}
+		if err := look(v.verifySchema(from)); err != nil {
+			return err
+		}
+		for _, kind := range store.AllHanging() {
+			if err := look(v.hangs(from, h, kind)); err != nil {
+				return err
+			}
+		}
+		rows, err := hangingRows(from, v)
+		if err != nil {
+			return look(err)
+		}
+		for _, r := range rows {
+			if err := look(v.check(r.record, r.seal)); err != nil {
+				return err
+			}
+		}
+		for _, table := range tables {
+			if err := verifyTable(from, v, table, look); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return records, forged, err
+}
+
+func verifyTable(from source, v *vault, table sealedTable, look func(error) error) error {
+	var after int64
+	for {
+		rows, err := table.read(from, v, after, verifyBatch)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for _, r := range rows {
+			after = r.ref
+			if r.err == nil {
+				r.err = v.check(r.record, r.seal)
+			}
+			if err := look(r.err); err != nil {
+				return err
+			}
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package sqlite
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"countersign/appliance/store"
+)
+
+// schemaSetting is the sealed setting that says what the schema is: its first line is
+// "schema N readable by M", for the migration that made it and the oldest program that
+// may use it; then one line for each table, index, trigger and view, with the SHA-256 of
+// its definition. A program of release N-1 so takes what the migration of N has added,
+// and nothing that anybody else did.
+const schemaSetting = "schema"
+
+// readableBy is the oldest schema version whose programs may use this one.
+const readableBy = 8
+
+// object is a table, index, trigger or view by its type and name.
+type object struct{ kind, name string }
+
+func (o object) String() string { return o.kind + " " + o.name }
+
+// schemaOf reads what the database has: each object with the hash of its definition.
+func schemaOf(from source) (map[object]string, error) {
+	type row struct {
+		object
+		hash string
+	}
+	all, err := collect(from, func(s scanner) (r row, err error) {
+		var table string
+		var definition sql.NullString // NULL: an index that SQLite made for a constraint
+		err = s.Scan(&r.kind, &r.name, &table, &definition)
+		r.hash = fmt.Sprintf("%x", sha256.Sum256([]byte(table+"\n"+definition.String)))
+		return r, err
+	}, `SELECT type, name, tbl_name, sql FROM sqlite_schema`)
+	found := map[object]string{}
+	for _, r := range all {
+		found[r.object] = r.hash
+	}
+	return found, err
+}
+
+// manifest is the value of the setting for a schema.
+func manifest(schema map[object]string) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "schema %d readable by %d\n", schemaVersion, readableBy)
+	for _, o := range slices.SortedFunc(maps.Keys(schema), func(a, b object) int { return strings.Compare(a.String(), b.String()) }) {
+		fmt.Fprintf(&b, "%s %s\n", o, schema[o])
+	}
+	return []byte(b.String())
+}
+
+// parseManifest reads what manifest writes. The manifest is sealed: what cannot be read
+// is of a newer program.
+func parseManifest(text []byte) (readable int, schema map[object]string, err error) {
+	var version int
+	first, rest, _ := strings.Cut(string(text), "\n")
+	if n, err := fmt.Sscanf(first, "schema %d readable by %d", &version, &readable); n != 2 || err != nil {
+		return 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, first)
+	}
+	schema = map[object]string{}
+	for line := range strings.Lines(rest) {
+		words := strings.Fields(line)
+		if len(words) != 3 {
+			return 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, line)
+		}
+		schema[object{words[0], words[1]}] = words[2]
+	}
+	return readable, schema, nil
+}
+
+// foreign names what differs from the schema of the manifest.
+func foreign(found, want map[object]string) (names []string) {
+	for o, hash := range found {
+		switch known, ok := want[o]; {
+		case !ok:
+			names = append(names, o.String()+" is foreign")
+		case known != hash:
+			names = append(names, o.String()+" was changed")
+		}
+	}
+	for o := range want {
+		if _, ok := found[o]; !ok {
+			names = append(names, o.String()+" is missing")
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// verifySchema compares the schema with the sealed manifest.
+func (v *vault) verifySchema(from source) error {
+	var text, seal []byte
+	err := from.row(`SELECT value, seal FROM setting WHERE name = ?`, schemaSetting).Scan(&text, &seal)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v.seals.Report("the setting " + schemaSetting + " is missing")
+	}
+	if err == nil {
+		err = v.check(store.Setting{Name: schemaSetting, Value: text}, seal)
+	}
+	if err != nil {
+		return err
+	}
+	readable, want, err := parseManifest(text)
+	if err != nil {
+		return err
+	}
+	if readable > schemaVersion {
+		return fmt.Errorf("%w: the schema is for programs that know schema %d, and this one knows %d: run a newer release",
+			store.ErrUnavailable, readable, schemaVersion)
+	}
+	found, err := schemaOf(from)
+	if err != nil {
+		return err
+	}
+	if names := foreign(found, want); len(names) > 0 {
+		return v.seals.Report("the schema is not what countersignd made: " + strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// schemaUnchanged compares the number that SQLite raises with each change of the schema
+// with the one of the schema that was verified. It runs in each transaction that writes:
+// a trigger that is made while the daemon runs could put old records back, seals and all.
+func (t *txn) schemaUnchanged() error {
+	v := t.vault.Load()
+	if v == nil {
+		return nil
+	}
+	var now int64
+	if err := t.row("PRAGMA schema_version").Scan(&now); err != nil {
+		return err
+	}
+	if now != v.schema {
+		return v.seals.Report("another program changed the schema while this one served: stop it, and look with countersignd doctor")
+	}
+	return nil
+}
+
+// Unseal implements [store.Sealing].
+func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
+	v := &vault{seals: seals, anchor: anchor}
+	err := s.write(ctx, "unsealing the store", func(t *txn) error { return v.open(t) })
+	if err != nil {
+		return err
+	}
+	if h := v.revision.Load(); h > 0 && anchor != nil {
+		if err := anchor.Advance(h, seals.InForce()); err != nil {
+			return fmt.Errorf("unsealing the store: %w: %w", store.ErrUnavailable, err)
+		}
+	}
+	return nil
+}
+
+// open verifies what there is, and makes it the vault of the store.
+func (v *vault) open(t *txn) error {
+	if err := t.row("PRAGMA schema_version").Scan(&v.schema); err != nil {
+		return err
+	}
+	var revision, mac uint64
+	if v.anchor != nil {
+		revision, mac = v.anchor.Floor()
+	}
+	h, err := v.head(t, revision)
+	switch {
+	case errors.Is(err, sql.ErrNoRows): // not founded yet
+		t.vault.Store(v)
+		return nil
+	case err != nil:
+		return err
+	case h.MAC < mac:
+		return v.seals.Report(fmt.Sprintf("the head is under mac@%d, and mac@%d was in force before", h.MAC, mac))
+	}
+	for _, kind := range store.AllHanging() {
+		if err := v.hangs(t, h, kind); err != nil {
+			return err
+		}
+	}
+	if err := v.verifySchema(t); err != nil {
+		return err
+	}
+	v.seals.Use(h.MAC)
+	v.revision.Store(h.Revision)
+	t.vault.Store(v)
+	return nil
+}
+
+// Claims implements [store.Sealing].
+func (s *Store) Claims(ctx context.Context) (c store.Claims, err error) {
+	const doing = "reading what the store claims"
+	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return c, readError(ctx, doing, err)
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was written
+	from := snapshot{ctx, tx}
+	var heads int
+	if err := from.row(`SELECT count(*) FROM head WHERE name = 'head'`).Scan(&heads); err != nil {
+		return c, readError(ctx, doing, err)
+	}
+	c.Founded = heads > 0
+	return c, readError(ctx, doing, claims(from, &c))
+}
+
+// claims reads keys, settings and the newest policy, of any schema from 7 on.
+func claims(from source, c *store.Claims) (err error) {
+	c.Keys, err = collect(from, func(s scanner) (store.Key, error) {
+		k, err := scanKey(s)
+		return k.Key, err
+	}, `SELECT `+keyColumns+` FROM key ORDER BY name, version`)
+	if err != nil {
+		return err
+	}
+	c.Settings = map[string][]byte{}
+	_, err = collect(from, func(s scanner) (none struct{}, err error) {
+		var one store.Setting
+		if err = s.Scan(&one.Name, &one.Value); one.Name != schemaSetting {
+			c.Settings[one.Name] = one.Value
+		}
+		return none, err
+	}, `SELECT name, value FROM setting`)
+	if err != nil {
+		return err
+	}
+	p, err := scanPolicy(from.row(`SELECT ` + policyColumns + ` FROM policy ORDER BY version DESC LIMIT 1`))
+	c.Policy = p.Policy
+	return unlessNoRow(err)
+}
