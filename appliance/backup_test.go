@@ -30,7 +30,7 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(t.Context(), keyring.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store); err != nil {
+	if b.keys, err = keyring.Load(t.Context(), keyring.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store, keyring.Pins{Root: b.keys.Root()}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()

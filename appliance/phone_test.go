@@ -81,7 +81,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(ctx, b.token, s); err != nil {
+	if b.keys, err = keyring.Load(ctx, b.token, s, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()

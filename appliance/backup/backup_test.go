@@ -21,6 +21,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
+	"countersign/protocol"
 )
 
 // house is an appliance's keys: a token in memory and a store on the disk.
@@ -48,7 +49,7 @@ func newHouse(t *testing.T) *house {
 	h.store = openStore(t, filepath.Join(t.TempDir(), "s.db"))
 	h.must(h.store.AddPolicy(t.Context(), store.Policy{Version: 1, Document: []byte("one")}, note()))
 	h.must(h.store.AddTrust(t.Context(), trust, note()))
-	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store)
+	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
 	h.must(err)
 	return h
 }
@@ -150,7 +151,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := keyring.Load(t.Context(), fresh, s)
+	ring, err := keyring.Load(t.Context(), fresh, s, keyring.Pins{Root: h.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,13 +11,16 @@ import (
 )
 
 // Unseal asks the token for the keys of the seals, PROTOCOL.md §2.1, and unseals the store
-// with them. Where to ask is what the rows of the mac keys say, which nothing has verified
-// yet: a row that lies gives a key under which the head does not verify. anchor is what
-// the host remembers of the store. Errors are those of the token and of
+// with them, once its roots are those that are pinned. Where to ask is what the rows of
+// the mac keys say, which nothing has verified yet: a row that lies gives a key under
+// which the head does not verify. Errors are those of [Verify], of the token and of
 // [store.Sealing.Unseal].
-func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.Seals, anchor store.Anchor) error {
+func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.Seals, pins Pins) error {
 	claims, err := s.Claims(ctx)
 	if err != nil {
+		return err
+	}
+	if err := Verify(claims, pins); err != nil {
 		return err
 	}
 	for _, row := range claims.Keys {
@@ -29,7 +32,10 @@ func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.
 			return err
 		}
 	}
-	return s.Unseal(ctx, seals, anchor)
+	if pins.Anchor == nil {
+		return s.Unseal(ctx, seals, nil)
+	}
+	return s.Unseal(ctx, seals, pins.Anchor)
 }
 
 // addSealKey asks the token for the key of the seals of one version of mac, until two

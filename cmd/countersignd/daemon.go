@@ -57,7 +57,7 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 // load makes the appliance from what store and token hold.
 func (d *daemon) load(ctx context.Context) (err error) {
 	cfg := d.config
-	if d.keys, err = keyring.Load(ctx, d.backed(), d.store); err != nil {
+	if d.keys, err = d.registry(ctx, d.pins()); err != nil {
 		return err
 	}
 	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {
@@ -237,6 +237,9 @@ func (d *daemon) storeReady(ctx context.Context) error {
 		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
 	}
 	_, err := d.store.ActivePolicy(ctx)
+	if errors.Is(err, store.ErrSealed) && d.waits { // for the PIN, which the check of the HSM says
+		return nil
+	}
 	return err
 }
 

@@ -117,8 +117,8 @@ func (d *dev) prepare(ctx context.Context) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings, err := p.store.Settings(ctx)
-	if err == nil && len(settings) == 0 {
+	claims, err := p.store.Claims(ctx)
+	if err == nil && !claims.Founded && len(claims.Settings) == 0 {
 		err = initialize(ctx, p, cfg)
 	}
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/config"
@@ -16,30 +17,40 @@ import (
 var errInitialized = errors.New("the store is initialized already; init never replaces a trust domain")
 
 // initialize makes keys, policy and trust domain on a token and a store that have
-// none. The trust comes last: a run that was interrupted before it left no
-// appliance behind, and says so when it is repeated.
+// none, and the anchor. The trust comes last: a run that was interrupted before it left
+// no appliance behind, and says so when it is repeated.
 func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	domain := cfg.Trust.Domain
-	settings, err := p.store.Settings(ctx)
+	claims, err := p.store.Claims(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the store: %w", err)
 	}
-	if len(settings) > 0 {
+	if claims.Founded || len(claims.Settings) > 0 {
 		return errInitialized
+	}
+	if at := p.anchor.Current(); at.Root > 0 {
+		return fmt.Errorf("%s has root %d, %s: %w", anchorPath(cfg), at.Root, at.Key, anchor.ErrThere)
 	}
 	if err := refuseUsedToken(ctx, p); err != nil {
 		return err
 	}
 	now := time.Now().UTC()
-	if err := addFirstPolicy(ctx, p.store, now); err != nil {
-		return err
-	}
 	trust, err := keyring.Ceremony(ctx, p.backed(), domain, now)
 	if err != nil {
 		return fmt.Errorf("key ceremony: %w", err)
 	}
+	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
 	for i := range trust.Keys {
 		trust.Keys[i].Tokens = []string{cfg.HSM.TokenLabel}
+	}
+	if err := anchorFirst(p, cfg, trust); err != nil {
+		return err
+	}
+	if err := keyring.FirstSeals(ctx, p.token, trust, p.seals); err != nil {
+		return err
+	}
+	if err := p.store.Unseal(ctx, p.seals, p.anchor); err != nil {
+		return err
 	}
 	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{"event": "ceremony", "keys": len(trust.Keys)})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {
@@ -53,6 +64,21 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	return nil
 }
 
+// anchorFirst makes the anchor before the store has the root: so there is no store whose
+// root nothing vouches for.
+func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
+	settings, err := keyring.ParseSettings(trust.Settings)
+	if err != nil {
+		return err
+	}
+	first, err := settings.Anchor()
+	if err != nil {
+		return err
+	}
+	p.anchor, err = anchor.Create(anchorPath(cfg), first)
+	return err
+}
+
 // errTokenUsed: the token holds keys that no store vouches for.
 var errTokenUsed = errors.New("the token holds keys already, and the store knows none of them")
 
@@ -63,17 +89,6 @@ func refuseUsedToken(ctx context.Context, p *parts) error {
 	}
 	if len(keys) > 0 {
 		return fmt.Errorf("%w: %d keys, %s first", errTokenUsed, len(keys), keys[0].Label)
-	}
-	return nil
-}
-
-func addFirstPolicy(ctx context.Context, s store.Policies, now time.Time) error {
-	if _, err := s.ActivePolicy(ctx); !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	rec := store.NewRecord(store.KindPolicy, "policy/1", map[string]any{"event": "activated", "version": 1})
-	if err := s.AddPolicy(ctx, store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}, rec); err != nil {
-		return fmt.Errorf("storing the default policy: %w", err)
 	}
 	return nil
 }

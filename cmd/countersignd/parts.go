@@ -14,8 +14,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
@@ -23,12 +25,16 @@ import (
 	"countersign/hsm/failover"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/protocol"
 )
 
 // parts are what every command of the daemon stands on: the store and the token.
 type parts struct {
 	cfg     config.HSM
 	store   *sqlite.Store
+	seals   *store.Seals       // what the store is unsealed with
+	anchor  *anchor.File       // what the store is held against, with root
+	root    protocol.PublicKey // trust.root; zero: none
 	token   *failover.Set
 	escrow  *ecdh.PublicKey // for whom new keys get a sealed copy; nil: nobody
 	pools   []pool          // what token is made of
@@ -53,12 +59,19 @@ type surroundings struct {
 // tried before everything else is known to be there.
 func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
 	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: from.log}
+	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, cli.Fail(cli.IO, fmt.Errorf("state directory: %w", err), "name a directory that this user may write, state_dir")
 	}
 	var err error
 	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
+		return nil, err
+	}
+	if p.root, err = parseRoot(cfg.Trust.Root); err != nil {
+		return nil, cli.Fail(cli.Config, fmt.Errorf("trust.root: %w", err), "")
+	}
+	if p.anchor, err = anchor.Open(anchorPath(cfg)); err != nil {
 		return nil, err
 	}
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
@@ -84,6 +97,21 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %s: %w", path, err), "countersignctl key custodians init writes it, backup.pub")
 	}
 	return key, nil
+}
+
+// pins are the roots that the keys in the store are held against.
+func (p *parts) pins() keyring.Pins { return keyring.Pins{Anchor: p.anchor, Root: p.root} }
+
+// registry unseals the store and loads its keys, held against pins.
+func (p *parts) registry(ctx context.Context, pins keyring.Pins) (*keyring.Keyring, error) {
+	if err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins); err != nil {
+		return nil, err
+	}
+	keys, err := keyring.Load(ctx, p.backed(), p.store, pins)
+	if err != nil {
+		return nil, err
+	}
+	return keys, keys.Keep(ctx, p.seals)
 }
 
 // backed is the token on which keys are made.

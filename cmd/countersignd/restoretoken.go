@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
@@ -98,7 +99,11 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	if err := p.store.Recover(ctx, r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now), rec); err != nil {
 		return fmt.Errorf("recording the restore: %w", err)
 	}
-	keys, err := keyring.Load(ctx, p.token, p.store)
+	first, err := r.backup.FirstRoot()
+	if err != nil {
+		return err
+	}
+	keys, err := keyring.Load(ctx, p.token, p.store, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: first})
 	if err != nil {
 		return err
 	}
@@ -110,7 +115,14 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 			return err
 		}
 	}
-	return keys.StoreAuthorities(ctx)
+	if err := keys.StoreAuthorities(ctx); err != nil {
+		return err
+	}
+	claims, err := p.store.Claims(ctx)
+	if err != nil {
+		return err
+	}
+	return keyring.Verify(claims, keyring.Pins{Anchor: p.anchor, Root: first}) // which writes the anchor, last
 }
 
 func (r *restoration) shareNumbers() (all []int) {
