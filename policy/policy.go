@@ -52,6 +52,9 @@ type tier struct {
 // first 8 (PROTOCOL.md §3.1, field 13).
 func (p *Policy) Hash() [sha256.Size]byte { return p.hash }
 
+// Currency returns the currency of a service's amounts, "" where it has none.
+func (p *Policy) Currency(service uint64) string { return p.services[service].currency }
+
 // Floor is the least level a policy ever asks for a service. A client gets the
 // floors at enrolment and refuses a challenge below them (PROTOCOL.md §4, §5).
 type Floor struct {

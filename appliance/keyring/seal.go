@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"fmt"
 
@@ -47,6 +48,58 @@ func addSealKey(ctx context.Context, token hsm.Token, seals *store.Seals, mac Ke
 	}
 	seals.Add(mac.Version, key, !mac.held())
 	return nil
+}
+
+// Unsealed verifies records of a store that nothing has sealed yet, by the MACs that
+// releases before the seals gave them.
+type Unsealed struct {
+	token hsm.Token
+	macs  []Key
+}
+
+// ReadUnsealed holds what an unsealed store claims against pins, as [Unseal] does, and
+// gives seals the keys of its versions of mac.
+func ReadUnsealed(ctx context.Context, token hsm.Token, c store.Claims, seals *store.Seals, pins Pins) (*Unsealed, error) {
+	if err := Verify(c, pins); err != nil {
+		return nil, err
+	}
+	u := &Unsealed{token: token}
+	for _, row := range c.Keys {
+		k := Key{Key: row}
+		if k.Name != MAC || !k.DestroyedAt.IsZero() {
+			continue
+		}
+		if err := addSealKey(ctx, token, seals, k); err != nil {
+			return nil, err
+		}
+		if k.held() {
+			u.macs = append(u.macs, k)
+		}
+		if k.held() && !k.ActivatedAt.IsZero() {
+			seals.Use(k.Version)
+		}
+	}
+	if seals.InForce() == 0 {
+		return nil, fmt.Errorf("key %q: %w", MAC, ErrNoKey)
+	}
+	return u, nil
+}
+
+// Fits reports whether a MAC is that of a record, under any version of mac that is
+// accepted.
+func (u *Unsealed) Fits(ctx context.Context, r protocol.Record, mac []byte) (bool, error) {
+	input := protocol.RecordInput(r)
+	for _, k := range u.macs {
+		ask := func() ([]byte, error) { return u.token.MAC(ctx, k.ID, input) }
+		again, err := ask()
+		if err == nil && !hmac.Equal(again, mac) {
+			again, err = agreed(ask, again)
+		}
+		if err != nil || hmac.Equal(again, mac) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // FirstSeals are the seals of a trust domain that a ceremony has just made.

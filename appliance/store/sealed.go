@@ -3,8 +3,8 @@ package store
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"slices"
+	"strconv"
 	"time"
 
 	"countersign/protocol"
@@ -161,7 +161,7 @@ func (b Begun) sealed() sealed {
 }
 
 func (p Policy) sealed() sealed {
-	return sealed{"policy", binary.BigEndian.AppendUint64(nil, p.Version), struct {
+	return sealed{"policy", strconv.AppendUint(nil, p.Version, 10), struct {
 		Document  []byte `cbor:"1,keyasint,omitempty"`
 		Activated int64  `cbor:"2,keyasint,omitempty"`
 		Change    []byte `cbor:"3,keyasint,omitempty"`
@@ -169,7 +169,7 @@ func (p Policy) sealed() sealed {
 }
 
 func (k Key) sealed() sealed {
-	return sealed{"key", binary.BigEndian.AppendUint64([]byte(k.Name+"@"), k.Version), struct {
+	return sealed{"key", strconv.AppendUint([]byte(k.Name+"@"), k.Version, 10), struct {
 		ID          []byte   `cbor:"1,keyasint,omitempty"`
 		Public      []byte   `cbor:"2,keyasint,omitempty"`
 		NotBefore   int64    `cbor:"3,keyasint,omitempty"`

@@ -17,7 +17,7 @@ import (
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignd", Short: "HSM-backed appliance for offline service authorization"}
 	path := cmd.PersistentFlags().String("config", "config.toml", "configuration file")
-	cmd.AddCommand(initCommand(path), serveCommand(path), anchorCommand(path), restoreCommand(path), configCommand(path), doctorCommand(path), devCommand())
+	cmd.AddCommand(initCommand(path), serveCommand(path), migrateCommand(path), anchorCommand(path), restoreCommand(path), configCommand(path), doctorCommand(path), devCommand())
 	return cmd
 }
 

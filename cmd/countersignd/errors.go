@@ -8,6 +8,7 @@ import (
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/worker"
@@ -37,6 +38,10 @@ var exits = []struct {
 	{keyring.ErrUnpinned, cli.Failed, unpinnedHint},
 	{keyring.ErrRoots, cli.BadSignature, olderHint},
 	{keyring.ErrRow, cli.BadSignature, "take the store back that this host had: nothing but an appliance's own steps writes its keys"},
+	{errSealedBefore, cli.BadSignature, "take the store back that this host had: only countersignd seals a store, and only once"},
+	{errExpect, cli.Failed, "read the list again: the store, or what is trusted of it, has changed"},
+	{sqlite.ErrMigrate, cli.Failed, "stop every countersignd, copy store.path away, and run countersignd migrate --seal --root KEY"},
+	{store.ErrForged, cli.BadSignature, "somebody else wrote to the database: countersignd doctor names what; stop, look who, and take back a copy that is good (docs/RECOVERY.md)"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
 	{backup.ErrFile, cli.Failed, "the file was changed, cut off or is another kind: take another copy of it"},
 	{backup.ErrOther, cli.Failed, "backup, database and root are to be of one appliance and one history"},

@@ -58,6 +58,21 @@ type surroundings struct {
 // openParts opens the store before the token: it costs nothing, and a PIN is not
 // tried before everything else is known to be there.
 func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
+	p, err := newParts(cfg, from)
+	if err != nil {
+		return nil, err
+	}
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
+	}
+	if err := p.openTokens(ctx, cfg, from.secrets); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+// newParts makes and reads what lies beside store and token.
+func newParts(cfg *config.Appliance, from surroundings) (*parts, error) {
 	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: from.log}
 	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -71,16 +86,8 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	if p.root, err = parseRoot(cfg.Trust.Root); err != nil {
 		return nil, cli.Fail(cli.Config, fmt.Errorf("trust.root: %w", err), "")
 	}
-	if p.anchor, err = anchor.Open(anchorPath(cfg)); err != nil {
-		return nil, err
-	}
-	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
-	}
-	if err := p.openTokens(ctx, cfg, from.secrets); err != nil {
-		return nil, errors.Join(err, p.close())
-	}
-	return p, nil
+	p.anchor, err = anchor.Open(anchorPath(cfg))
+	return p, err
 }
 
 // readRecipient reads the backup key's public half; "" is that there is none.
@@ -209,6 +216,9 @@ func siblingOr(path, name string) (string, error) {
 func (p *parts) close() error {
 	for _, t := range p.pools {
 		t.Close()
+	}
+	if p.store == nil {
+		return nil
 	}
 	return p.store.Close()
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"countersign/appliance/store"
 )
 
 // txn is the writer's connection with its prepared statements, as an operation
@@ -170,6 +172,7 @@ func readError(ctx context.Context, doing string, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		named = ctx.Err()
+	case errors.Is(err, store.ErrForged):
 	case alone && resultCode(err) == 0 && named == err:
 		named = unavailable(err) // closed, or a row that does not parse
 	}
