@@ -147,11 +147,12 @@ func (m Merged) Lost() []store.Key {
 }
 
 // Recovered is what the store gets: each key that was restored says so, with the label
-// of its token, and one that is lost is destroyed.
+// of its token, and one that is lost is destroyed. A new handle epoch ends every
+// challenge that is under way, since the copy does not know which were answered.
 func (m Merged) Recovered(token string, now time.Time) store.Recovered {
 	now = now.UTC().Truncate(time.Microsecond)
 	settings := m.Settings
-	settings.RestoredAt = now
+	settings.HandleEpoch = keyring.NewHandleEpoch()
 	r := store.Recovered{Policy: m.Policy, At: now}
 	r.Settings = settings.Values()
 	restored := map[[20]byte]bool{}

@@ -113,6 +113,9 @@ func read(ctx context.Context, token hsm.Token, registry store.Keys) (*ring, err
 	if err != nil {
 		return nil, err
 	}
+	if settings.HandleEpoch == (protocol.HandleEpoch{}) {
+		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
+	}
 	present, err := token.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing the token's keys: %w", err)

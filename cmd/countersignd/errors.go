@@ -38,6 +38,7 @@ var exits = []struct {
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
+	{keyring.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate, once"},
 	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
 	{errOtherDomain, cli.Config, "correct trust.domain: it was fixed by init"},
 	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},
