@@ -47,7 +47,7 @@ func TestBackUpKeys(t *testing.T) {
 	if len(made.Items) != 1 || made.Items[0].Spec.Label != "mac@2" {
 		t.Errorf("covered: %v", made.Items)
 	}
-	read, err := backup.Read(made.File)
+	read, err := backup.Read(made.File, backup.Known{Root: b.keys.Root()})
 	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.keys.Keys()) || read.Point.Sequence != b.tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
@@ -72,7 +72,7 @@ func TestCopyStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, err := backup.Read(keys.File)
+	read, err := backup.Read(keys.File, backup.Known{Root: b.keys.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}

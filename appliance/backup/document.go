@@ -25,6 +25,8 @@ var (
 	// ErrOther: two files, or a file and what it is held against, are not of one
 	// appliance, or not of one history.
 	ErrOther = errors.New("of another appliance or another history")
+	// ErrRuledOut: the decision key that signed does not count any more.
+	ErrRuledOut = errors.New("signed by a key that does not count any more")
 )
 
 const documentVersion = 1
@@ -160,8 +162,8 @@ func NewDocument(s State, point Point, now time.Time) Document {
 // Time at which the document was made, in UTC.
 func (d Document) Time() time.Time { return stamp(d.At) }
 
-// State that the document has; errors wrap [ErrFile].
-func (d Document) State() (s State, err error) {
+// state that the document has; errors wrap [ErrFile].
+func (d Document) state() (s State, err error) {
 	if s.Settings, err = keyring.ParseSettings(d.Settings); err != nil {
 		return s, fmt.Errorf("trust settings: %v: %w", err, ErrFile)
 	}

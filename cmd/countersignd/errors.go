@@ -26,6 +26,7 @@ var exits = []struct {
 	{hsm.ErrLocked, cli.Auth, "init takes the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
 	{backup.ErrFile, cli.Failed, "the file was changed, cut off or is another kind: take another copy of it"},
+	{backup.ErrRuledOut, cli.Failed, "take a backup and a copy of the database from after that key was replaced"},
 	{backup.ErrOther, cli.Failed, "backup, database and root are to be of one appliance and one history"},
 	{backup.ErrTokenUsed, cli.Failed, "restore onto a token that was just initialized; its label goes into hsm.token_label"},
 	{backup.ErrShares, cli.Denied, "countersignctl key custodians check tells which backup key a share is of"},

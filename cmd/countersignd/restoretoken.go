@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
@@ -58,12 +60,16 @@ func (r *restoration) merge(ctx context.Context, p *parts) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
-	document, err := r.backup.State()
+	if r.flags.unsigned {
+		r.merged, err = r.backup.Alone(database, r.now)
+	} else {
+		r.merged, err = r.backup.Join(r.vouch, database)
+	}
 	if err != nil {
 		return err
 	}
-	if r.merged, err = backup.Merge(database, document); err != nil {
-		return err
+	if r.ended, err = backup.Ended(ctx, p.store, r.point); err != nil {
+		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
 	if lost := r.merged.Lost(); len(lost) > 0 && !r.flags.partial {
 		return fmt.Errorf("%w: %v", errLost, backup.Labels(lost))
@@ -94,9 +100,13 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	rec := store.NewRecord(store.KindStore, "restore", map[string]any{
 		"event": "restored", "backup_sha256": r.backup.SHA256[:], "backup_at": r.backup.At, "keys": len(r.merged.Items),
 		"missing": append([]string{}, r.merged.MissingLabels()...), "sequence": r.point.Sequence, "shares": r.shareNumbers(), "signed": !r.flags.unsigned,
+		"root": r.root[:], "decision_epoch": r.backup.By.Epoch,
 	})
 	if err := p.store.Recover(ctx, r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now), rec); err != nil {
 		return fmt.Errorf("recording the restore: %w", err)
+	}
+	if err := r.took(ctx, p.store); err != nil {
+		return err
 	}
 	keys, err := keyring.Load(ctx, p.token, p.store)
 	if err != nil {
@@ -111,6 +121,21 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 		}
 	}
 	return keys.StoreAuthorities(ctx)
+}
+
+// took finds that the trust and the policy in force are those that were merged, whatever
+// else the database has.
+func (r *restoration) took(ctx context.Context, s backup.Source) error {
+	now, err := backup.StateOf(ctx, s)
+	if err != nil {
+		return fmt.Errorf("reading the database again: %w", err)
+	}
+	want := r.merged.State
+	want.Settings.HandleEpoch = now.Settings.HandleEpoch // a new one
+	if !reflect.DeepEqual(now.Settings, want.Settings) || now.Policy.Version != want.Policy.Version || !bytes.Equal(now.Policy.Document, want.Policy.Document) {
+		return fmt.Errorf("%s does not keep the trust or the policy that it is given: %w", r.flags.database, backup.ErrFile)
+	}
+	return nil
 }
 
 func (r *restoration) shareNumbers() (all []int) {
