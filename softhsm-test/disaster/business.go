@@ -25,6 +25,7 @@ var people = []person{
 	{name: "frank", extra: []string{"--uv", "--password-file"}, roles: []string{"approver"}},
 	{name: "erin", extra: []string{"--uv", "--password-file"}},
 	{name: "mallory"},
+	{name: "otto"},
 }
 
 // business splits the backup key, holds the ceremony, opens the doors, and has
@@ -55,6 +56,19 @@ func (s *stage) business(ctx context.Context) error {
 		if _, err := s.must(ctx, append([]string{"key"}, step...)...); err != nil {
 			return err
 		}
+	}
+	for _, ref := range []string{"root@1", "root@2"} {
+		r, err := s.must(ctx, "key", "show", ref, "-o", "json")
+		if err != nil {
+			return err
+		}
+		var key struct {
+			PublicKey string `json:"public_key"`
+		}
+		if err := json.Unmarshal([]byte(r.Stdout), &key); err != nil {
+			return err
+		}
+		s.roots = append(s.roots, key.PublicKey)
 	}
 	return s.everybody(ctx)
 }
