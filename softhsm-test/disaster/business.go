@@ -52,8 +52,17 @@ func (s *stage) business(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, step := range [][]string{{"rotate", "kem"}, {"activate", "kem"}, {"rotate", "root"}, {"activate", "root", "--yes"}} {
-		if _, err := s.must(ctx, append([]string{"key"}, step...)...); err != nil {
+	for _, step := range [][]string{
+		{"key", "rotate", "kem"},
+		{"key", "activate", "kem"},
+		{"key", "rotate", "root"},
+		{"key", "activate", "root", "--yes"},
+		{"key", "backup", "--out", s.path("keys.ruled-out")},
+		{"store", "backup", "--out", s.path("store.ruled-out")},
+		{"key", "rotate", "decision", "--compromised"},
+		{"key", "activate", "decision"},
+	} {
+		if _, err := s.must(ctx, step...); err != nil {
 			return err
 		}
 	}

@@ -14,16 +14,33 @@ import (
 	"countersign/protocol"
 )
 
-// forger has the files, and keys of his own.
-type forger struct{ root, decision soft }
+// forger has the files, keys of his own, and certificates by them.
+type forger struct {
+	decision  soft
+	root      protocol.PublicKey
+	rootCert  []byte
+	certified []byte // KeyCert of decision
+}
 
 // soft is a key in memory.
 type soft struct{ *ecdsa.PrivateKey }
 
-func newForger() (f forger, err error) {
-	root, errRoot := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	decision, errDecision := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	return forger{soft{root}, soft{decision}}, errors.Join(errRoot, errDecision)
+func newForger(ctx context.Context) (f forger, err error) {
+	root, errRoot := newSoft()
+	decision, errDecision := newSoft()
+	if err := errors.Join(errRoot, errDecision); err != nil {
+		return f, err
+	}
+	rootKey, errRoot := protocol.CompressKey(&root.PublicKey)
+	decisionKey, errDecision := protocol.CompressKey(&decision.PublicKey)
+	rootCert, errCert := protocol.SignRootCert(ctx, root, protocol.RootCert{Number: 1, Key: rootKey})
+	certified, errKeyCert := protocol.SignKeyCert(ctx, root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: decisionKey, NotAfter: 1 << 40})
+	return forger{decision, rootKey, rootCert, certified}, errors.Join(errRoot, errDecision, errCert, errKeyCert)
+}
+
+func newSoft() (soft, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	return soft{key}, err
 }
 
 func (s soft) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
@@ -36,8 +53,6 @@ func (s soft) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	v.FillBytes(sig[32:])
 	return sig, nil
 }
-
-func (s soft) public() (protocol.PublicKey, error) { return protocol.CompressKey(&s.PublicKey) }
 
 // signedFile is the form of a key backup and of a database's statement.
 type signedFile struct {
@@ -59,16 +74,11 @@ func (f forger) resign(ctx context.Context, from, to string) error {
 	if err := cbor.Unmarshal(raw, &file); err != nil {
 		return err
 	}
-	root, errRoot := f.root.public()
-	decision, errDecision := f.decision.public()
-	first, errFirst := protocol.SignRootCert(ctx, f.root, protocol.RootCert{Number: 1, Key: root})
-	cert, errCert := protocol.SignKeyCert(ctx, f.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: decision, NotAfter: 1 << 40})
 	digest := sha256.Sum256(protocol.SigStructure("countersign "+file.Kind+" v1", file.Payload))
-	signature, errSign := f.decision.SignDigest(ctx, digest[:])
-	if err := errors.Join(errRoot, errDecision, errFirst, errCert, errSign); err != nil {
+	file.Roots, file.Cert = [][]byte{f.rootCert}, f.certified
+	if file.Signature, err = f.decision.SignDigest(ctx, digest[:]); err != nil {
 		return err
 	}
-	file.Roots, file.Cert, file.Signature = [][]byte{first}, cert, signature
 	if raw, err = cbor.Marshal(file); err != nil {
 		return err
 	}
@@ -77,7 +87,7 @@ func (f forger) resign(ctx context.Context, from, to string) error {
 
 // resigned puts files by a forger in place of the backup, of the statement, or of both.
 func (s *stage) resigned(ctx context.Context, f *files, keys, statement bool) error {
-	by, err := newForger()
+	by, err := newForger(ctx)
 	if err != nil {
 		return err
 	}

@@ -21,16 +21,8 @@ func (s *stage) backUp(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, step := range [][]string{
-		{"key", "backup", "--out", s.path("keys.ruled-out")},
-		{"store", "backup", "--out", s.path("store.ruled-out")},
-		{"key", "rotate", "decision", "--compromised"},
-		{"key", "activate", "decision"},
-		{"client", "revoke", "otto", "--yes"},
-	} {
-		if _, err := s.must(ctx, step...); err != nil {
-			return err
-		}
+	if _, err := s.must(ctx, "client", "revoke", "otto", "--yes"); err != nil {
+		return err
 	}
 	r, err := s.must(ctx, "key", "backup", "--out", s.path("keys.backup"), "-o", "json")
 	if err != nil {

@@ -100,15 +100,15 @@ func (s *stage) bad(ctx context.Context) []refusal {
 		{"a damaged database", 1, "not the file that its statement is of", func(f *files) error { return s.withSig(f, s.flip) }},
 		{"a database without its statement", 1, "nothing vouches", func(f *files) error { return s.another(f) }},
 		{"a sealed copy that was changed", 1, "another in the backup", func(f *files) error { return s.spoilt(ctx, f) }},
-		{"no root", 2, "no root of this appliance is named", func(f *files) error { f.root = ""; return nil }},
-		{"another root", 1, "another appliance", func(f *files) error { return s.strangersRoot(f) }},
+		{"another root", 1, "another appliance", func(f *files) error { return strangersRoot(ctx, f) }},
+		{"both by a root of their own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, true) }},
 		{"a backup by a root of its own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, false) }},
 		{"a statement by a root of its own", 1, "no root that vouches for the database is", func(f *files) error { return s.resigned(ctx, f, false, true) }},
-		{"both by a root of their own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, true) }},
 		{"a statement that was cut off", 1, "not what an appliance signed", func(f *files) error { return s.cutSig(f) }},
 		{"a backup by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.backup = s.path("keys.ruled-out"); return nil }},
 		{"a database by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.database = s.path("store.ruled-out"); return nil }},
 		{"files below the least epoch", 1, "below 99", func(f *files) error { f.rest = append(f.rest, "--min-epoch", "99"); return nil }},
+		{"no root", 2, "no root of this appliance is named", func(f *files) error { f.root = ""; return nil }},
 	}
 }
 
@@ -138,13 +138,9 @@ func (s *stage) cut(path *string) error {
 }
 
 // strangersRoot is a root of nobody here.
-func (s *stage) strangersRoot(f *files) error {
-	by, err := newForger()
-	if err != nil {
-		return err
-	}
-	key, err := by.root.public()
-	f.root = key.String()
+func strangersRoot(ctx context.Context, f *files) error {
+	by, err := newForger(ctx)
+	f.root = by.root.String()
 	return err
 }
 
