@@ -35,7 +35,7 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(t.Context(), keyring.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store); err != nil {
+	if b.keys, err = keyring.Load(t.Context(), keyring.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store, keyring.Pins{Root: b.keys.Root()}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()
@@ -108,7 +108,7 @@ func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
 	if err := s.Recover(b.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
 		b.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(b.Context(), b.token, s); err != nil {
+	if b.keys, err = keyring.Load(b.Context(), b.token, s, keyring.Pins{Root: b.keys.Root()}); err != nil {
 		b.Fatal(err)
 	}
 	b.store = s

@@ -111,7 +111,7 @@ func (e *erasable) Keys(ctx context.Context) ([]hsm.Key, error) {
 func TestDestroy(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	token := &erasable{Token: b.token, gone: map[hsm.KeyID]int{}}
-	keys, err := keyring.Load(t.Context(), token, b.store)
+	keys, err := keyring.Load(t.Context(), token, b.store, keyring.Pins{Root: b.keys.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.addPolicy(1, policy.Default())
-	if b.keys, err = keyring.Load(ctx, b.token, s); err != nil {
+	if b.keys, err = keyring.Load(ctx, b.token, s, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()

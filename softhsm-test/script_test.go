@@ -30,7 +30,7 @@ import (
 //	waitfor http URL CODE   wait until a GET is answered so
 //	waitfor json URL MEMBER VALUE  … and its JSON has that member
 //	waitfor end NAME CODE   wait until a daemon has ended with an exit code
-//	stop NAME               SIGTERM; it ends within 2 s with exit code 0
+//	halt NAME               SIGTERM; it ends within 2 s with exit code 0
 //	kill9 NAME              kill -9, and wait until nothing it started remains
 //	killchildren NAME PROGRAM COUNT  kill -9 so many of its children
 //	exits CODE PROGRAM …    run a program, which ends with exactly that code
@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		Dir: ".", RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "stop": cmdStop, "kill9": cmdKill9,
+			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "halt": cmdHalt, "kill9": cmdKill9,
 			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
 			"proxy": cmdProxy, "cut": cmdCut, "sql": cmdSQL,
 		},
@@ -217,7 +217,7 @@ func get(url string) (status int, members map[string]any) {
 	return res.StatusCode, members
 }
 
-func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+func cmdHalt(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME")
 	_, err := named(ts, args[0]).Stop()
 	ts.Check(err)

@@ -50,7 +50,7 @@ func newHouse(t *testing.T) *house {
 	h.store = openStore(t, filepath.Join(t.TempDir(), "s.db"))
 	h.must(h.store.AddPolicy(t.Context(), store.Policy{Version: 1, Document: []byte("one")}, note()))
 	h.must(h.store.AddTrust(t.Context(), trust, note()))
-	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store)
+	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
 	h.must(err)
 	return h
 }
@@ -164,7 +164,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := keyring.Load(t.Context(), fresh, s)
+	ring, err := keyring.Load(t.Context(), fresh, s, keyring.Pins{Root: h.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,14 +77,14 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 	if s.Kind != kind {
 		return s, by, fmt.Errorf("a %.40q, want a %q: %w", s.Kind, kind, ErrFile)
 	}
-	c, err := follow(s.Roots)
+	roots, err := keyring.Follow(s.Roots)
 	if err == nil {
-		by, err = s.verify(c)
+		by, err = s.verify(roots[len(roots)-1])
 	}
 	if err != nil {
 		return s, by, fmt.Errorf("signature of the %s: %v: %w", kind, err, ErrFile)
 	}
-	if !slices.Contains(c.keys, known.Root) {
+	if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {
 		return s, by, fmt.Errorf("no root that vouches for the %s is %s: %w", kind, known.Root, ErrOther)
 	}
 	if by.By.Epoch < known.MinEpoch {
@@ -94,9 +94,9 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 	return s, by, nil
 }
 
-// verify verifies the signature under a chain that was followed.
-func (s signed) verify(c chain) (Signature, error) {
-	key, err := protocol.VerifyKeyCert(s.Cert, c.last.Key)
+// verify verifies the signature under the newest root of a chain that was followed.
+func (s signed) verify(root protocol.RootCert) (Signature, error) {
+	key, err := protocol.VerifyKeyCert(s.Cert, root.Key)
 	if err != nil {
 		return Signature{}, err
 	}

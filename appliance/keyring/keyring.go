@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"sync/atomic"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -44,6 +45,7 @@ var ErrNoKey = errors.New("no valid key")
 // that Reload replaces as a whole: whoever works with a [Key] goes on with it.
 type Keyring struct {
 	token hsm.Token
+	pins  Pins
 	live  atomic.Pointer[ring]
 	// changed has a value when the ring was replaced, see Changed.
 	changed chan struct{}
@@ -70,21 +72,24 @@ func (k Key) label() string { return Label(k.Name, k.Version) }
 // Label is the CKA_LABEL of a key version: name@version.
 func Label(name string, version uint64) string { return fmt.Sprintf("%s@%d", name, version) }
 
-// Load reads the registry and finds each of its keys on the token. A key that is in use,
-// accepted or waits and is not on the token is an outage, never a reason to make one: the
-// error wraps [hsm.ErrUnavailable]. One that was retired or suspended is missed by
-// [Keyring.Attest].
-func Load(ctx context.Context, token hsm.Token, registry store.Keys) (*Keyring, error) {
-	r := &Keyring{token: token, changed: make(chan struct{}, 1)}
-	first, err := read(ctx, token, registry)
+// Load reads the registry, verifies all of it under the pins (see [Verify]) and finds each
+// of its keys on the token. A key that is in use, accepted or waits and is not on the token
+// is an outage, never a reason to make one: the error wraps [hsm.ErrUnavailable]. One that
+// was retired or suspended is missed by [Keyring.Attest].
+func Load(ctx context.Context, token hsm.Token, registry store.Keys, pins Pins) (*Keyring, error) {
+	if pins.Anchor == nil {
+		pins.Anchor = anchor.InMemory(anchor.Anchor{}) // from now on the chain gets no shorter
+	}
+	r := &Keyring{token: token, pins: pins, changed: make(chan struct{}, 1)}
+	first, err := r.read(ctx, registry)
 	r.live.Store(first)
 	return r, err
 }
 
-// Reload reads the registry again and takes over what it says, as a whole or, on an
-// error of Load, not at all.
+// Reload reads and verifies the registry again and takes over what it says, as a whole or,
+// on an error of Load, not at all. The anchor has moved before a new root is used.
 func (r *Keyring) Reload(ctx context.Context, registry store.Keys) error {
-	next, err := read(ctx, r.token, registry)
+	next, err := r.read(ctx, registry)
 	if err != nil || reflect.DeepEqual(next, r.live.Load()) {
 		return err
 	}
@@ -100,51 +105,34 @@ func (r *Keyring) Reload(ctx context.Context, registry store.Keys) error {
 // It is for one receiver.
 func (r *Keyring) Changed() <-chan struct{} { return r.changed }
 
-func read(ctx context.Context, token hsm.Token, registry store.Keys) (*ring, error) {
-	rows, err := registry.ListKeys(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reading the key registry: %w", err)
-	}
-	values, err := registry.Settings(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reading the trust settings: %w", err)
-	}
-	settings, err := ParseSettings(values)
+func (r *Keyring) read(ctx context.Context, registry store.Keys) (*ring, error) {
+	keys, settings, err := r.pins.verified(ctx, registry)
 	if err != nil {
 		return nil, err
 	}
 	if settings.HandleEpoch == (protocol.HandleEpoch{}) {
 		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
 	}
-	present, err := token.Keys(ctx)
+	present, err := r.token.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing the token's keys: %w", err)
 	}
 	next := &ring{keys: map[string][]Key{}, settings: settings}
-	return next, next.match(rows, present)
+	return next, next.match(keys, present)
 }
 
-// match joins the registry's rows with what the token has. Each key is asked for by
+// match joins the registry's keys with what the token has. Each key is asked for by
 // its CKA_ID, and there must be one object of it.
-func (v *ring) match(rows []store.Key, present []hsm.Key) error {
+func (v *ring) match(keys []Key, present []hsm.Key) error {
 	byID := make(map[hsm.KeyID][]hsm.Key, len(present))
 	for _, k := range present {
 		byID[k.ID] = append(byID[k.ID], k)
 	}
-	for _, row := range rows {
-		key := Key{Key: row}
-		if row.Public != nil {
-			key.Point = protocol.PublicKey(row.Public)
-		}
-		if err := key.find(byID[row.ID]); err != nil {
+	for _, key := range keys {
+		if err := key.find(byID[key.ID]); err != nil {
 			return err
 		}
-		v.keys[row.Name] = append(v.keys[row.Name], key)
-	}
-	for _, versions := range v.keys {
-		for i := range versions {
-			versions[i].RulesOut = v.rulesOut(versions[i])
-		}
+		v.keys[key.Name] = append(v.keys[key.Name], key)
 	}
 	return nil
 }
@@ -158,16 +146,6 @@ func pointOf(k hsm.Key) (protocol.PublicKey, error) {
 	return protocol.CompressPoint(public.Bytes())
 }
 
-// rulesOut reads field 6 of a key's KeyCert.
-func (v *ring) rulesOut(k Key) bool {
-	root, ok := v.find(Root, k.Root)
-	if !ok || k.Cert == nil || k.Name == Root {
-		return false
-	}
-	cert, err := protocol.VerifyKeyCert(k.Cert, root.Point)
-	return err == nil && cert.MinEpoch != nil
-}
-
 // find compares a row with the objects of its CKA_ID.
 func (k *Key) find(found []hsm.Key) error {
 	switch {
@@ -175,7 +153,7 @@ func (k *Key) find(found []hsm.Key) error {
 		k.OnToken = len(found) > 0 // an interruption left it there, see Erase
 		return nil
 	case len(found) == 0 && k.Name == Root:
-		return nil // its token may lie in a safe
+		return nil // its token may lie in a safe, and the chain vouches for its row
 	case len(found) == 0 && !k.held():
 		return nil // nothing is made or taken by it, see Attest
 	case len(found) == 0:

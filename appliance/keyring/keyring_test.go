@@ -34,6 +34,11 @@ func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) err
 	return errors.New("not part of these tests")
 }
 
+// pinned pins the first root of a ceremony.
+func pinned(trust store.Trust) keyring.Pins {
+	return keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}
+}
+
 func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 	t.Helper()
 	token := memory.New()
@@ -47,7 +52,7 @@ func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 func load(t *testing.T, now time.Time) *keyring.Keyring {
 	t.Helper()
 	token, r := ceremony(t, now)
-	ring, err := keyring.Load(t.Context(), token, r)
+	ring, err := keyring.Load(t.Context(), token, r, pinned(r.trust))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,12 +102,12 @@ func TestRecipientGrace(t *testing.T) {
 // TestLoadMissing: a key that the registry has and the token has not is an outage.
 func TestLoadMissing(t *testing.T) {
 	_, r := ceremony(t, time.Now())
-	if _, err := keyring.Load(t.Context(), memory.New(), r); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyring.Load(t.Context(), memory.New(), r, pinned(r.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("%v, want unavailable", err)
 	}
 	empty := registry{}
-	if _, err := keyring.Load(t.Context(), memory.New(), empty); err == nil {
-		t.Error("an empty registry was loaded")
+	if _, err := keyring.Load(t.Context(), memory.New(), empty, pinned(r.trust)); !errors.Is(err, keyring.ErrNotInitialized) {
+		t.Errorf("an empty registry: %v", err)
 	}
 }
 
@@ -114,7 +119,7 @@ func TestLoadOld(t *testing.T) {
 	}{{nil, keyring.ErrOldStore}, {make([]byte, 16), keyring.ErrOldStore}, {make([]byte, 15), keyring.ErrNotInitialized}} {
 		token, r := ceremony(t, time.Now())
 		r.trust.Settings["handle_epoch"] = c.epoch
-		if _, err := keyring.Load(t.Context(), token, r); !errors.Is(err, c.want) {
+		if _, err := keyring.Load(t.Context(), token, r, pinned(r.trust)); !errors.Is(err, c.want) {
 			t.Errorf("handle epoch %x: %v, want %v", c.epoch, err, c.want)
 		}
 	}
@@ -124,7 +129,7 @@ func TestLoadOld(t *testing.T) {
 func TestStoredAuthorities(t *testing.T) {
 	now := time.Now()
 	token, r := ceremony(t, now)
-	ring, err := keyring.Load(t.Context(), token, r)
+	ring, err := keyring.Load(t.Context(), token, r, pinned(r.trust))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func newLifeOn(t *testing.T, token hsm.Token) *life {
 func (l *life) load(token hsm.Token) {
 	l.Helper()
 	var err error
-	if l.Keyring, err = keyring.Load(l.Context(), token, l); err != nil {
+	if l.Keyring, err = keyring.Load(l.Context(), token, l, pinned(l.trust)); err != nil {
 		l.Fatal(err)
 	}
 }
@@ -277,7 +277,7 @@ func TestRootAway(t *testing.T) {
 	l.must(keyring.Activate, "mac")
 	l.now = l.now.Add(100 * 24 * time.Hour)
 	l.is(map[string]string{"kem@2": "active+"})
-	if _, err := keyring.Load(t.Context(), hides{l.token, "kem"}, l); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyring.Load(t.Context(), hides{l.token, "kem"}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("without kem: %v", err)
 	}
 }
@@ -318,7 +318,7 @@ func TestRetiredIsGone(t *testing.T) {
 	if err := l.token.Destroy(t.Context(), old.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keyring.Load(t.Context(), l.token, l); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyring.Load(t.Context(), l.token, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("gone while it is accepted: %v", err)
 	}
 	l.must(keyring.Suspend, "decision@1")
@@ -441,7 +441,7 @@ func (w twins) Keys(ctx context.Context) ([]hsm.Key, error) {
 // TestStart: what is not exactly as the registry has it is an outage at start.
 func TestStart(t *testing.T) {
 	l := newLife(t)
-	if _, err := keyring.Load(t.Context(), twins{l.token}, l); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
+	if _, err := keyring.Load(t.Context(), twins{l.token}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
 		t.Errorf("two objects of one id: %v", err)
 	}
 	if err := l.SelfTest(t.Context(), l.now); err != nil {

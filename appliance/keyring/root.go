@@ -22,8 +22,13 @@ func (p *planner) rotateRoot() error {
 	case !next.OnToken:
 		return fmt.Errorf("%s: %w", next.label(), ErrRootAway)
 	}
-	if _, made := p.find(Root, next.Version+1); !made {
+	// Where a rotation was taken back the root after it is there. Nothing in the registry
+	// vouches for it, so it is taken from the token or not at all.
+	switch after, made := p.find(Root, next.Version+1); {
+	case !made:
 		p.make(Root)
+	case !after.OnToken:
+		return fmt.Errorf("%s: %w", after.label(), ErrRootAway)
 	}
 	p.edit(next.Key).certified = true
 	for _, k := range certifiedKeys {

@@ -59,9 +59,10 @@ var (
 // ParseSettings reads what [Settings.Values] writes; errors wrap [ErrNotInitialized].
 func ParseSettings(values map[string][]byte) (Settings, error) {
 	s := Settings{Domain: string(values[settingDomain])}
-	if s.Domain == "" || copy(s.NextRootHash[:], values[settingNext]) != len(s.NextRootHash) {
+	if s.Domain == "" || len(values[settingNext]) != len(s.NextRootHash) {
 		return s, ErrNotInitialized
 	}
+	s.NextRootHash = [32]byte(values[settingNext])
 	for b := values[settingRoots]; len(b) > 0; {
 		if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
 			return s, fmt.Errorf("root certificates are cut off: %w", ErrNotInitialized)

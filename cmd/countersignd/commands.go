@@ -17,7 +17,7 @@ import (
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignd", Short: "HSM-backed appliance for offline service authorization"}
 	path := cmd.PersistentFlags().String("config", "config.toml", "configuration file")
-	cmd.AddCommand(initCommand(path), serveCommand(path), restoreCommand(path), configCommand(path), doctorCommand(path), devCommand())
+	cmd.AddCommand(initCommand(path), serveCommand(path), anchorCommand(path), restoreCommand(path), configCommand(path), doctorCommand(path), devCommand())
 	return cmd
 }
 
@@ -27,7 +27,11 @@ func initCommand(path *string) *cobra.Command {
 		Short: "Make keys, store, policy and trust domain on a token that exists",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return explain(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
-				return initialize(ctx, p, cfg)
+				if err := initialize(ctx, p, cfg); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), rootLine(p.anchor.Current().Key))
+				return err
 			}))
 		},
 	}

@@ -57,7 +57,7 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 // load makes the appliance from what store and token hold.
 func (d *daemon) load(ctx context.Context) (err error) {
 	cfg := d.config
-	if d.keys, err = keyring.Load(ctx, d.backed(), d.store); err != nil {
+	if d.keys, err = keyring.Load(ctx, d.backed(), d.store, d.pins()); err != nil {
 		return err
 	}
 	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {

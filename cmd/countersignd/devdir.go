@@ -47,7 +47,7 @@ func (d *dev) forgetUnfinished() error {
 	if _, err := os.Stat(d.path(readyMark)); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	for _, name := range []string{"pin", "so-pin", "pin" + secondSuffix, "so-pin" + secondSuffix, "token", "countersign.db", "countersign.db-wal", "countersign.db-shm", "relay"} {
+	for _, name := range []string{"pin", "so-pin", "pin" + secondSuffix, "so-pin" + secondSuffix, "token", "countersign.db", "countersign.db-wal", "countersign.db-shm", "anchor", "relay"} {
 		if err := os.RemoveAll(d.path(name)); err != nil {
 			return err
 		}

@@ -85,7 +85,7 @@ func (d *doctor) refuses(check string, err error, code cli.Code, advice string) 
 }
 
 // classes are the exit codes of failures, the one to be looked at first at first.
-var classes = []cli.Code{cli.Config, cli.Auth, cli.IO, cli.Unavailable, cli.Failed}
+var classes = []cli.Code{cli.Config, cli.BadSignature, cli.Auth, cli.IO, cli.Unavailable, cli.Failed}
 
 // verdict is the end of the program: the class of what failed.
 func (d *doctor) verdict() error {

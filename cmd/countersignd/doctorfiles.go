@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"countersign/appliance/anchor"
 	"countersign/cmd/internal/cli"
 	"countersign/hsm/worker"
 )
@@ -30,6 +31,7 @@ func (d *doctor) files() {
 		d.ok("pin", pin.String())
 	}
 	d.guard()
+	d.anchor()
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		d.file(file{check: "store file", path: d.cfg.Store.Path + suffix, forbidden: 0o077, optional: true, code: cli.Config})
 	}
@@ -72,6 +74,23 @@ func (d *doctor) guard() {
 	}
 	d.refuses("pin guard", fmt.Errorf("the token refused the PIN%s, and it is not tried again", since), cli.Auth,
 		"countersignctl hsm unlock with the right PIN lifts the guard")
+}
+
+// anchor tells what the store is held against.
+func (d *doctor) anchor() {
+	path := anchorPath(d.cfg)
+	a, err := anchor.Read(path)
+	switch {
+	case errors.Is(err, anchor.ErrNone) && d.cfg.Trust.Root == "":
+		d.fails("anchor", fmt.Errorf("%w; trust.root names no root either", err))
+	case errors.Is(err, anchor.ErrNone):
+		d.warns("anchor", err.Error(), "countersignd serve makes it from trust.root")
+	case err != nil:
+		d.fails("anchor", err)
+	default:
+		d.ok("anchor", fmt.Sprintf("root %d, %s, revision %d, mac %d", a.Root, a.Key, a.Revision, a.MAC))
+		d.file(file{check: "anchor file", path: path, forbidden: 0o077, code: cli.Config})
+	}
 }
 
 func (d *doctor) workerBinary() {

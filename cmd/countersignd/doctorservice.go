@@ -16,6 +16,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
+	"countersign/appliance/anchor"
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
 	"countersign/cmd/internal/cli"
@@ -134,7 +135,8 @@ func (d *doctor) open(ctx context.Context) {
 }
 
 func (d *doctor) examineParts(ctx context.Context, p *parts) ([]admin.Examination, error) {
-	keys, err := keyring.Load(ctx, p.token, p.store)
+	looks := keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root} // an examination moves nothing
+	keys, err := keyring.Load(ctx, p.token, p.store, looks)
 	if err != nil {
 		return nil, err
 	}

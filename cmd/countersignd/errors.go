@@ -4,6 +4,7 @@ import (
 	"errors"
 	"syscall"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
@@ -15,6 +16,10 @@ import (
 // errDisk: an fsync failed, or the database is corrupt.
 var errDisk = errors.New("the store's disk failed")
 
+const unpinnedHint = "run countersignd anchor --root KEY, for countersignd dev with --dir DIR; KEY is what init printed or a phone pinned, never what this store says"
+
+const olderHint = "take the store back that this host had; trust.root or --root may be mistyped, but never correct them, or the anchor, to what a store says"
+
 // exits is the one table from errors to exit codes and advice.
 var exits = []struct {
 	err  error
@@ -24,6 +29,14 @@ var exits = []struct {
 	{worker.ErrGuard, cli.IO, "state_dir must be readable and writable, with room: without the file pin-refused no PIN is tried"},
 	{hsm.ErrPIN, cli.Auth, "check hsm.pin, then run countersignctl hsm unlock: until then it is not tried again, so that the token does not lock"},
 	{hsm.ErrLocked, cli.Auth, "init takes the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
+	{anchor.ErrThere, cli.Failed, "an appliance was here: bring it back with restore; where init was cut off and nobody uses that root, move the anchor away"},
+	{anchor.ErrDamaged, cli.IO, "move it away and run countersignd anchor --root KEY; a copy from before knows less than it did"},
+	{anchor.ErrNone, cli.Failed, unpinnedHint},
+	{anchor.ErrBack, cli.BadSignature, olderHint},
+	{anchor.ErrOther, cli.BadSignature, olderHint},
+	{keyring.ErrUnpinned, cli.Failed, unpinnedHint},
+	{keyring.ErrRoots, cli.BadSignature, olderHint},
+	{keyring.ErrRow, cli.BadSignature, "take the store back that this host had: nothing but an appliance's own steps writes its keys"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
 	{backup.ErrFile, cli.Failed, "the file was changed, cut off or is another kind: take another copy of it"},
 	{backup.ErrRuledOut, cli.Failed, "take a backup and a copy of the database from after that key was replaced"},

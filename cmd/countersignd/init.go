@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/config"
@@ -16,8 +17,8 @@ import (
 var errInitialized = errors.New("the store is initialized already; init never replaces a trust domain")
 
 // initialize makes keys, policy and trust domain on a token and a store that have
-// none. The trust comes last: a run that was interrupted before it left no
-// appliance behind, and says so when it is repeated.
+// none, and the anchor. The trust comes last: a run that was interrupted before it left
+// no appliance behind, and says so when it is repeated.
 func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	domain := cfg.Trust.Domain
 	settings, err := p.store.Settings(ctx)
@@ -26,6 +27,9 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	}
 	if len(settings) > 0 {
 		return errInitialized
+	}
+	if at := p.anchor.Current(); at.Root > 0 {
+		return fmt.Errorf("%s has root %d, %s: %w", anchorPath(cfg), at.Root, at.Key, anchor.ErrThere)
 	}
 	if err := refuseUsedToken(ctx, p); err != nil {
 		return err
@@ -41,6 +45,9 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	for i := range trust.Keys {
 		trust.Keys[i].Tokens = []string{cfg.HSM.TokenLabel}
 	}
+	if err := anchorFirst(p, cfg, trust); err != nil {
+		return err
+	}
 	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{"event": "ceremony", "keys": len(trust.Keys)})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {
 		return fmt.Errorf("storing keys and trust: %w", err)
@@ -51,6 +58,21 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 			"hint", "countersignctl key custodians init, backup.recipient in config.toml, and init on an empty token")
 	}
 	return nil
+}
+
+// anchorFirst makes the anchor before the store has the root: so there is no store whose
+// root nothing vouches for.
+func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
+	settings, err := keyring.ParseSettings(trust.Settings)
+	if err != nil {
+		return err
+	}
+	first, err := settings.Anchor()
+	if err != nil {
+		return err
+	}
+	p.anchor, err = anchor.Create(anchorPath(cfg), first)
+	return err
 }
 
 // errTokenUsed: the token holds keys that no store vouches for.

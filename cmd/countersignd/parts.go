@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store/sqlite"
@@ -23,12 +24,15 @@ import (
 	"countersign/hsm/failover"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/protocol"
 )
 
 // parts are what every command of the daemon stands on: the store and the token.
 type parts struct {
 	cfg     config.HSM
 	store   *sqlite.Store
+	anchor  *anchor.File       // what the store is held against, with root
+	root    protocol.PublicKey // trust.root; zero: none
 	token   *failover.Set
 	escrow  *ecdh.PublicKey // for whom new keys get a sealed copy; nil: nobody
 	pools   []pool          // what token is made of
@@ -61,6 +65,12 @@ func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*
 	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
 		return nil, err
 	}
+	if p.root, err = parseRoot(cfg.Trust.Root); err != nil {
+		return nil, cli.Fail(cli.Config, fmt.Errorf("trust.root: %w", err), "")
+	}
+	if p.anchor, err = anchor.Open(anchorPath(cfg)); err != nil {
+		return nil, err
+	}
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
 	}
@@ -85,6 +95,9 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 	}
 	return key, nil
 }
+
+// pins are the roots that the keys in the store are held against.
+func (p *parts) pins() keyring.Pins { return keyring.Pins{Anchor: p.anchor, Root: p.root} }
 
 // backed is the token on which keys are made.
 func (p *parts) backed() hsm.Token { return keyring.Backed{Token: p.token, Recipient: p.escrow} }

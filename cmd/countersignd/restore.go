@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"crypto/ecdh"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,7 +54,7 @@ func restoreCommand(path *string) *cobra.Command {
 	f := restoreFlags{Flags: custodian.AddFlags(cmd)}
 	cmd.Flags().StringVar(&f.backup, "backup", "", "file of countersignctl key backup")
 	cmd.Flags().StringVar(&f.database, "database", "", "file of countersignctl store backup, with its .sig beside it")
-	cmd.Flags().StringVar(&f.root, "root", "", "public key of any root of this appliance, as countersignctl status and key show root print it: files that no chain with it has signed are refused")
+	cmd.Flags().StringVar(&f.root, "root", "", "public key of any root of this appliance, as countersignd init and countersignctl status print it (default trust.root): files that no chain with it has signed are refused")
 	cmd.Flags().Uint64Var(&f.minEpoch, "min-epoch", 0, "least epoch of the decision key that may have signed backup and database, where earlier ones may be in strange hands")
 	cmd.Flags().BoolVar(&f.partial, "partial", false, "though some keys have no sealed copy: they are recorded as destroyed")
 	cmd.Flags().BoolVar(&f.unsigned, "unsigned-database", false, "the database is a copy by other means, such as the disk of the lost host: keys, trust and policy come from the backup alone")
@@ -84,6 +84,7 @@ type restoration struct {
 	shares []custody.Share
 	keys   []*ecdh.PrivateKey // one for each split that shares are of
 	root   protocol.PublicKey // that the administrator knows
+	newest protocol.PublicKey // root, of what was restored
 
 	work   string // database that is worked on
 	merged backup.Merged
@@ -162,17 +163,15 @@ func (r *restoration) readBackup() error {
 	return nil
 }
 
-// knownRoot is the root that the administrator names: no file vouches for its own.
+// knownRoot is the root that the administrator names, by flag or as trust.root: no file
+// vouches for its own.
 func (r *restoration) knownRoot() (key protocol.PublicKey, err error) {
-	if r.flags.root == "" {
-		return key, cli.Fail(cli.Usage, errNoRoot, "--root 03…: the public key of any root of this appliance, from the custodians' paper or wherever it was kept apart from the backups")
+	digits := cmp.Or(r.flags.root, r.cfg.Trust.Root)
+	if digits == "" {
+		return key, cli.Fail(cli.Usage, errNoRoot, "--root 03…, or trust.root: the public key of any root of this appliance, from the custodians' paper or wherever it was kept apart from the backups")
 	}
-	raw, err := hex.DecodeString(r.flags.root)
-	if err == nil {
-		key, err = protocol.ParsePublicKey(raw)
-	}
-	if err != nil {
-		return key, cli.Fail(cli.Usage, fmt.Errorf("--root %q: %w", r.flags.root, err), "66 hexadecimal digits, as countersignctl status prints them")
+	if key, err = parseRoot(digits); err != nil {
+		return key, cli.Fail(cli.Usage, err, "66 hexadecimal digits, as countersignd init and countersignctl status print them")
 	}
 	return key, nil
 }
@@ -216,6 +215,7 @@ func (r *restoration) report() string {
 	if len(r.ended) == 0 {
 		out += "  none\n"
 	}
+	out += rootLine(r.newest) + "\n"
 	return out + "What was done after that record is forgotten: repeat the revocations and invitations since, see docs/RECOVERY.md.\n" +
 		"Next: countersignd serve, then countersignctl status, key backup and store backup."
 }

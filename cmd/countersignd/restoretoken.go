@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"reflect"
 
+	"countersign/appliance/anchor"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/protocol"
 )
 
 // restore does the work on the token and the database; after an error both are as if
@@ -108,7 +110,7 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	if err := r.took(ctx, p.store); err != nil {
 		return err
 	}
-	keys, err := keyring.Load(ctx, p.token, p.store)
+	keys, err := keyring.Load(ctx, p.token, p.store, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: r.root})
 	if err != nil {
 		return err
 	}
@@ -120,7 +122,16 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 			return err
 		}
 	}
-	return keys.StoreAuthorities(ctx)
+	if err := keys.StoreAuthorities(ctx); err != nil {
+		return err
+	}
+	pins := keyring.Pins{Anchor: p.anchor, Root: r.root}
+	if p.root != (protocol.PublicKey{}) {
+		pins.Root = p.root // serve will want that one
+	}
+	err = keyring.Verify(ctx, p.store, pins) // which writes the anchor, last
+	r.newest = p.anchor.Current().Key
+	return err
 }
 
 // took finds that the trust and the policy in force are those that were merged, whatever

@@ -88,6 +88,7 @@ type Ops struct {
 // Trust is what certificates are issued under.
 type Trust struct {
 	Domain string `toml:"domain"` // SPIFFE trust domain
+	Root   string `toml:"root"`   // public key of a root, 66 hex digits; "" is none
 }
 
 // KeySchedule says how long a version of each key is to be in use; 0: as long as its
@@ -198,6 +199,7 @@ func (a *Appliance) check() []Problem {
 	c.socket("admin.socket", a.Admin.Socket)
 	c.loopback("ops.listen", a.Ops.Listen)
 	c.trustDomain("trust.domain", a.Trust.Domain)
+	c.point("trust.root", a.Trust.Root)
 	c.keys(a.Keys)
 	if len(a.UV.Attest) > 0 && a.UV.Attest[0] == "" {
 		c.fail("uv.attest", "the program is missing")

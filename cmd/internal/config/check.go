@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"countersign/appliance/custody"
 )
 
 // checks collects problems; each method adds at most what its name says.
@@ -130,6 +132,16 @@ var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 func (c *checks) trustDomain(key, s string) {
 	if !trustDomain.MatchString(s) {
 		c.fail(key, "%q: want 1 to 255 lower-case letters, digits, dots, dashes or underscores", s)
+	}
+}
+
+// point is a public key on P-256 in compressed form, or nothing.
+func (c *checks) point(key, s string) {
+	if s == "" {
+		return
+	}
+	if _, err := custody.ParsePoint(s); err != nil {
+		c.fail(key, "%q: want a public key, the 66 hexadecimal digits that countersignd init prints", s)
 	}
 }
 

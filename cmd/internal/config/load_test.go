@@ -126,6 +126,7 @@ func TestWrongValues(t *testing.T) {
 		{"ops on every address", "[ops]\nlisten = \":9443\"\n", `config.toml:2: ops.listen: ":9443": want a loopback address`},
 		{"ops on a name", "[ops]\nlisten = \"localhost.example:1\"\n", `want a loopback address`},
 		{"ops missing", "[ops]\nlisten = \"\"\n", `config.toml:2: ops.listen: "": want HOST:PORT`},
+		{"root", "[trust]\nroot = \"03ab\"\n", `config.toml:2: trust.root: "03ab": want a public key, the 66 hexadecimal digits`},
 		{"domain", "[trust]\ndomain = \"Example.org\"\n", `config.toml:2: trust.domain: "Example.org": want 1 to 255 lower-case`},
 		{"log level", "[log]\nlevel = \"loud\"\n", `config.toml:2: log.level: "loud": want trace, debug, info, warn, error`},
 		{"log format", "[log]\nformat = \"xml\"\n", `config.toml:2: log.format: "xml": want json, text`},

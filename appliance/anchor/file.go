@@ -1,0 +1,134 @@
+package anchor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"countersign/protocol"
+)
+
+// File is an anchor and the file that keeps it. No value of it ever goes back. It is safe
+// for concurrent use; no other process may write the file meanwhile.
+type File struct {
+	path string // "": the anchor is held in memory only
+
+	mu      sync.Mutex
+	current Anchor // zero: there is none yet
+	unsure  bool   // the last write failed: the file may say current, or what was before
+}
+
+// Open reads the anchor at path. There may be none yet: [File.Root] makes it then.
+func Open(path string) (*File, error) {
+	a, err := Read(path)
+	if err != nil && !errors.Is(err, ErrNone) {
+		return nil, err
+	}
+	return &File{path: path, current: a}, nil
+}
+
+// Create makes the file, which must not be there: [ErrThere].
+func Create(path string, a Anchor) (*File, error) {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil, cmp.Or(err, fmt.Errorf("%s: %w", path, ErrThere))
+	}
+	if err := a.check(a.values()); err != nil {
+		return nil, fmt.Errorf("making an anchor: %w", err)
+	}
+	f := &File{path: path}
+	return f, f.moveLocked(a) // nobody else has it yet
+}
+
+// InMemory is an anchor that no file keeps: for a program that only looks, and for tests.
+func InMemory(a Anchor) *File { return &File{current: a} }
+
+// Current returns the anchor as it is now. Its Root is 0 where there is none.
+func (f *File) Current() Anchor {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.current
+}
+
+// Advance moves revision and version of mac forward. It is durable when Advance returns,
+// and costs nothing where it is so already. A smaller value is [ErrBack]; without an
+// anchor it is [ErrNone].
+func (f *File) Advance(revision, mac uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := f.current
+	switch {
+	case next.Root == 0:
+		return fmt.Errorf("%s: %w", f.path, ErrNone)
+	case revision < next.Revision:
+		return fmt.Errorf("revision %d after %d: %w", revision, next.Revision, ErrBack)
+	case mac < next.MAC:
+		return fmt.Errorf("mac %d after %d: %w", mac, next.MAC, ErrBack)
+	}
+	next.Revision, next.MAC = revision, mac
+	return f.moveLocked(next)
+}
+
+// Root moves the root forward, or makes the anchor where there is none. The caller has
+// verified the chain that leads from the anchor's root to this one. A smaller number is
+// [ErrBack]; another key or certificate under the same number is [ErrOther].
+func (f *File) Root(number uint64, key protocol.PublicKey, certHash [32]byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := f.current
+	switch {
+	case number < next.Root:
+		return fmt.Errorf("root %d after %d: %w", number, next.Root, ErrBack)
+	case number == next.Root && (key != next.Key || certHash != next.CertHash):
+		return fmt.Errorf("root %d is %s here: %w", number, next.Key, ErrOther)
+	}
+	next.Root, next.Key, next.CertHash = number, key, certHash
+	if err := next.check(next.values()); err != nil {
+		return fmt.Errorf("moving the anchor: %w", err)
+	}
+	return f.moveLocked(next)
+}
+
+// moveLocked makes next the anchor. After an error the file may say it or not, so it is
+// the anchor all the same, and the next call writes again.
+func (f *File) moveLocked(next Anchor) error {
+	if next == f.current && !f.unsure {
+		return nil
+	}
+	f.current, f.unsure = next, true
+	if f.path != "" {
+		if err := write(f.path, next.text()); err != nil {
+			return fmt.Errorf("writing the anchor: %w", err)
+		}
+	}
+	f.unsure = false
+	return nil
+}
+
+// write replaces the file as a whole and durably: a kill leaves the one before or the one
+// after.
+func write(path string, text []byte) error {
+	temp := path + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

@@ -1,0 +1,430 @@
+package keyring_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"countersign/appliance/anchor"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/hsm/memory"
+	"countersign/protocol"
+)
+
+// mallory is a root key of an attacker's own.
+type mallory struct{ *ecdsa.PrivateKey }
+
+func newMallory(t *testing.T) mallory {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mallory{key}
+}
+
+func (m mallory) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
+	r, s, err := ecdsa.Sign(rand.Reader, m.PrivateKey, digest)
+	if err != nil {
+		return nil, err
+	}
+	sig := make([]byte, protocol.SignatureSize)
+	r.FillBytes(sig[:32])
+	s.FillBytes(sig[32:])
+	return sig, nil
+}
+
+func (m mallory) point(t *testing.T) protocol.PublicKey {
+	t.Helper()
+	p, err := protocol.CompressKey(&m.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// takes puts his key into a row, with the id that goes with it.
+func (m mallory) takes(t *testing.T, k *store.Key) {
+	t.Helper()
+	p := m.point(t)
+	spki, err := keyring.Key{Key: store.Key{Public: p[:]}}.SPKI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(spki)
+	k.Public, k.ID = p[:], [20]byte(sum[:20])
+}
+
+func (m mallory) rootCert(t *testing.T, number uint64, next [32]byte) []byte {
+	t.Helper()
+	cert, err := protocol.SignRootCert(t.Context(), m, protocol.RootCert{Number: number, Key: m.point(t), NextHash: next})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+var useOf = map[string]protocol.Use{
+	"kem": protocol.UseKEM, "decision": protocol.UseDecision, "ca": protocol.UseCA, "enrol": protocol.UseEnrol, "client-ca": protocol.UseClientCA,
+}
+
+// signs makes the KeyCert of a row.
+func (m mallory) signs(t *testing.T, k *store.Key) {
+	t.Helper()
+	cert, err := protocol.SignKeyCert(t.Context(), m, protocol.KeyCert{
+		Epoch: k.Version, Use: useOf[k.Name], Key: protocol.PublicKey(k.Public),
+		NotBefore: uint64(k.NotBefore.Unix()), NotAfter: uint64(k.NotAfter.Unix()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Cert = cert
+}
+
+// forged puts roots of an attacker's own, as many as there were, into a registry: they
+// certify the keys that are on the token.
+func (l *life) forged(trust store.Trust) store.Trust {
+	l.Helper()
+	settings := l.parsed(trust)
+	var roots []mallory
+	for range len(settings.RootCerts) + 1 {
+		roots = append(roots, newMallory(l.T))
+	}
+	for i := range settings.RootCerts {
+		next := roots[i+1].point(l.T)
+		settings.NextRootHash = sha256.Sum256(next[:])
+		settings.RootCerts[i] = roots[i].rootCert(l.T, uint64(i+1), settings.NextRootHash)
+	}
+	trust.Keys = slices.DeleteFunc(trust.Keys, func(k store.Key) bool { return k.Name == keyring.Root && int(k.Version) > len(roots) })
+	for i := range trust.Keys {
+		switch k := &trust.Keys[i]; {
+		case k.Name == keyring.Root:
+			roots[k.Version-1].takes(l.T, k)
+			if k.Cert != nil {
+				k.Cert = settings.RootCerts[k.Version-1]
+			}
+		case k.Cert != nil:
+			roots[k.Root-1].signs(l.T, k)
+		}
+	}
+	trust.Settings = settings.Values()
+	return trust
+}
+
+func (l *life) parsed(trust store.Trust) keyring.Settings {
+	l.Helper()
+	settings, err := keyring.ParseSettings(trust.Settings)
+	if err != nil {
+		l.Fatal(err)
+	}
+	return settings
+}
+
+func cloned(t store.Trust) store.Trust {
+	return store.Trust{Keys: slices.Clone(t.Keys), Settings: maps.Clone(t.Settings)}
+}
+
+// row is a row to be changed.
+func row(t *testing.T, trust store.Trust, name string, version uint64) *store.Key {
+	t.Helper()
+	for i := range trust.Keys {
+		if k := &trust.Keys[i]; k.Name == name && k.Version == version {
+			return k
+		}
+	}
+	t.Fatalf("no row %s@%d", name, version)
+	return nil
+}
+
+// TestForgedRegistry: a registry that is not the appliance's own is not loaded, whatever
+// of it was changed, by whichever pin it is held against.
+func TestForgedRegistry(t *testing.T) {
+	l := newLife(t)
+	before := cloned(l.trust)
+	l.must(keyring.Rotate, "root")
+	l.must(keyring.Activate, "root")
+	settings := l.parsed(l.trust)
+	at, err := settings.Anchor()
+	if err != nil || at.Root != 2 || at.Key != l.Root() {
+		t.Fatalf("anchor %+v, %v", at, err)
+	}
+	other := func(store.Trust) store.Trust { return newLife(t).trust }
+	edit := func(name string, version uint64, change func(k *store.Key)) func(store.Trust) store.Trust {
+		return func(trust store.Trust) store.Trust {
+			change(row(t, trust, name, version))
+			return trust
+		}
+	}
+	withRoots := func(change func(s *keyring.Settings)) func(store.Trust) store.Trust {
+		return func(trust store.Trust) store.Trust {
+			s := l.parsed(trust)
+			s.RootCerts = slices.Clone(s.RootCerts)
+			change(&s)
+			trust.Settings = s.Values()
+			return trust
+		}
+	}
+	swap := func(a, b string, version, with uint64) func(store.Trust) store.Trust {
+		return func(trust store.Trust) store.Trust {
+			k, o := row(t, trust, a, version), row(t, trust, b, with)
+			k.Cert, o.Cert = o.Cert, k.Cert
+			return trust
+		}
+	}
+	again := func(number uint64) []byte { // a certificate of a genuine root that never was in the chain
+		cert, err := protocol.SignRootCert(t.Context(), l.Signer(keyOf(l, "root", number)), protocol.RootCert{
+			Number: number, Key: keyOf(l, "root", number).Point, NextHash: settings.NextRootHash,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	for name, c := range map[string]struct {
+		forge func(store.Trust) store.Trust
+		err   error
+	}{
+		"roots of his own":          {l.forged, keyring.ErrRoots},
+		"another appliance's":       {other, keyring.ErrRoots},
+		"no root":                   {withRoots(func(s *keyring.Settings) { s.RootCerts = nil }), keyring.ErrRoots},
+		"first root is gone":        {withRoots(func(s *keyring.Settings) { s.RootCerts = s.RootCerts[1:] }), keyring.ErrRoots},
+		"roots in another order":    {withRoots(func(s *keyring.Settings) { slices.Reverse(s.RootCerts) }), keyring.ErrRoots},
+		"a root twice":              {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, s.RootCerts[1]) }), keyring.ErrRoots},
+		"no certificate":            {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = []byte{1} }), keyring.ErrRoots},
+		"a root of his own follows": {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, newMallory(t).rootCert(t, 3, [32]byte{})) }), keyring.ErrRoots},
+		"a root of his own, twice":  {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = newMallory(t).rootCert(t, 2, s.NextRootHash) }), keyring.ErrRoots},
+		"another next root":         {withRoots(func(s *keyring.Settings) { s.NextRootHash[0]++ }), keyring.ErrRoots},
+		"next root hash is short":   {func(trust store.Trust) store.Trust { trust.Settings["next_root_hash"] = []byte{1}; return trust }, keyring.ErrNotInitialized},
+		"next root hash is long": {func(trust store.Trust) store.Trust {
+			trust.Settings["next_root_hash"] = append(bytes.Clone(trust.Settings["next_root_hash"]), 0)
+			return trust
+		}, keyring.ErrNotInitialized},
+
+		"KeyCerts of two epochs swapped":   {swap("decision", "decision", 5, 6), keyring.ErrRow},
+		"KeyCerts of two uses swapped":     {swap("decision", "client-ca", 5, 5), keyring.ErrRow},
+		"KeyCert of the root before":       {swap("kem", "kem", 1, 5), keyring.ErrRow},
+		"KeyCert by a root of his own":     {edit("decision", 5, func(k *store.Key) { newMallory(t).signs(t, k) }), keyring.ErrRow},
+		"key of his own":                   {edit("decision", 5, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
+		"key of his own, certified by him": {edit("decision", 5, func(k *store.Key) { m := newMallory(t); m.takes(t, k); m.signs(t, k) }), keyring.ErrRow},
+		"no KeyCert":                       {edit("decision", 5, func(k *store.Key) { k.Cert = nil }), keyring.ErrRow},
+		"no KeyCert and no root":           {edit("decision", 5, func(k *store.Key) { k.Cert, k.Root = nil, 0 }), keyring.ErrRow},
+		"another root":                     {edit("decision", 5, func(k *store.Key) { k.Root = 1 }), keyring.ErrRow},
+		"a root that is not there":         {edit("decision", 5, func(k *store.Key) { k.Root = 4 }), keyring.ErrRow},
+		"a root that certifies later":      {edit("decision", 5, func(k *store.Key) { k.Root = 3 }), keyring.ErrRow},
+		"another epoch":                    {edit("decision", 8, func(k *store.Key) { k.Version = 9 }), keyring.ErrRow},
+		"another use":                      {edit("decision", 8, func(k *store.Key) { k.Name, k.Version = "ca", 9 }), keyring.ErrRow},
+		"not-before":                       {edit("kem", 5, func(k *store.Key) { k.NotBefore = k.NotBefore.AddDate(0, 0, -1) }), keyring.ErrRow},
+		"not-after":                        {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(9, 0, 0) }), keyring.ErrRow},
+		"no not-after":                     {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(-5000, 0, 0) }), keyring.ErrRow},
+		"id of another key":                {edit("decision", 5, func(k *store.Key) { k.ID = keyOf(l, "client-ca", 5).ID }), keyring.ErrRow},
+		"public key is short":              {edit("decision", 5, func(k *store.Key) { k.Public = k.Public[:32] }), keyring.ErrRow},
+		"no public key":                    {edit("decision", 5, func(k *store.Key) { k.Public = nil }), keyring.ErrRow},
+		"mac with a certificate":           {edit("mac", 1, func(k *store.Key) { k.Cert, k.Root = keyOf(l, "kem", 5).Cert, 2 }), keyring.ErrRow},
+
+		"root row with a key of his own":       {edit("root", 2, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
+		"row of the first root":                {edit("root", 1, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
+		"row of the next root":                 {edit("root", 3, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
+		"root row without certificate":         {edit("root", 2, func(k *store.Key) { k.Cert = nil }), keyring.ErrRow},
+		"root row with another certificate":    {edit("root", 2, func(k *store.Key) { k.Cert = again(2) }), keyring.ErrRow},
+		"first root with another's":            {edit("root", 1, func(k *store.Key) { k.Cert = again(2) }), keyring.ErrRow},
+		"next root with a certificate of his":  {edit("root", 3, func(k *store.Key) { k.Cert = newMallory(t).rootCert(t, 3, [32]byte{}) }), keyring.ErrRow},
+		"root row under another number":        {edit("root", 3, func(k *store.Key) { k.Version = 5 }), keyring.ErrRow},
+		"root row is gone":                     {edit("root", 2, func(k *store.Key) { k.Name = "stranger" }), keyring.ErrRow},
+		"a root of his own after the next one": {func(trust store.Trust) store.Trust { return l.withRoot(trust, 5) }, keyring.ErrRow},
+	} {
+		for pin, pins := range map[string]keyring.Pins{
+			"anchor":     {Anchor: anchor.InMemory(at)},
+			"first root": {Root: keyOf(l, "root", 1).Point},
+			"both":       {Anchor: anchor.InMemory(at), Root: keyOf(l, "root", 2).Point},
+		} {
+			forged := registry{c.forge(cloned(l.trust))}
+			if err := keyring.Verify(t.Context(), forged, pins); !errors.Is(err, c.err) {
+				t.Errorf("%s, held against %s: %v, want %v", name, pin, err, c.err)
+			}
+			if _, err := keyring.Load(t.Context(), l.token, forged, pins); !errors.Is(err, c.err) {
+				t.Errorf("%s, loaded against %s: %v, want %v", name, pin, err, c.err)
+			}
+			if pins.Anchor != nil && pins.Anchor.Current() != at {
+				t.Errorf("%s moved the anchor to %+v", name, pins.Anchor.Current())
+			}
+		}
+		if err := l.Reload(t.Context(), registry{c.forge(cloned(l.trust))}); !errors.Is(err, c.err) {
+			t.Errorf("%s, while it is served: %v, want %v", name, err, c.err)
+		}
+	}
+	for name, old := range map[string]store.Trust{"the registry of before": before, "forged from before": l.forged(cloned(before))} {
+		if _, err := keyring.Load(t.Context(), l.token, registry{old}, keyring.Pins{Anchor: anchor.InMemory(at)}); !errors.Is(err, keyring.ErrRoots) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := l.Reload(t.Context(), registry{old}); !errors.Is(err, keyring.ErrRoots) {
+			t.Errorf("%s, while it is served: %v", name, err)
+		}
+	}
+	if l.Root() != at.Key || len(l.TrustDocument(l.now).RootCerts) != 2 {
+		t.Error("a registry that was refused is served")
+	}
+	if err := l.Reload(t.Context(), l); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	otherCert := at
+	otherCert.CertHash = sha256.Sum256(again(2))
+	if err := keyring.Verify(t.Context(), l, keyring.Pins{Anchor: anchor.InMemory(otherCert)}); !errors.Is(err, keyring.ErrRoots) {
+		t.Errorf("another certificate of the same root: %v", err)
+	}
+}
+
+// withRoot adds a root of an attacker's own.
+func (l *life) withRoot(trust store.Trust, number uint64) store.Trust {
+	k := store.Key{Name: keyring.Root, Version: number, Revision: 1, CreatedAt: l.now}
+	newMallory(l.T).takes(l.T, &k)
+	trust.Keys = append(trust.Keys, k)
+	return trust
+}
+
+func keyOf(l *life, name string, version uint64) keyring.Key {
+	l.Helper()
+	k, ok := l.Held(name, version)
+	if !ok {
+		l.Fatalf("no key %s@%d", name, version)
+	}
+	return k
+}
+
+// TestPins: without one nothing is trusted; any root of the chain will do; an anchor that
+// knows fewer roots is moved, and one that knows more refuses.
+func TestPins(t *testing.T) {
+	l := newLife(t)
+	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{}); !errors.Is(err, keyring.ErrUnpinned) {
+		t.Errorf("no pin: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "anchor")
+	open := func() *anchor.File {
+		t.Helper()
+		f, err := anchor.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open()}); !errors.Is(err, keyring.ErrUnpinned) {
+		t.Errorf("no anchor yet: %v", err)
+	}
+	first := l.Root()
+	if err := keyring.Verify(t.Context(), l, keyring.Pins{Anchor: open(), Root: first}); err != nil {
+		t.Fatal(err)
+	}
+	for number := uint64(1); number <= 3; number++ {
+		if got := open().Current(); got.Root != number || got.Key != l.Root() {
+			t.Errorf("anchor at root %d, %s; want %d, %s", got.Root, got.Key, number, l.Root())
+		}
+		l.must(keyring.Rotate, "root")
+		if err := keyring.Verify(t.Context(), l, keyring.Pins{Anchor: open()}); err != nil || open().Current().Root != number {
+			t.Errorf("root %d waits, and the anchor is at %d: %v", number+1, open().Current().Root, err)
+		}
+		l.must(keyring.Activate, "root")
+		for _, root := range []protocol.PublicKey{first, l.Root(), {}} {
+			if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open(), Root: root}); err != nil {
+				t.Errorf("pinned %s: %v", root, err)
+			}
+		}
+	}
+	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open(), Root: newMallory(t).point(t)}); !errors.Is(err, keyring.ErrRoots) {
+		t.Errorf("another root is pinned beside the anchor: %v", err)
+	}
+	ahead := open().Current()
+	ahead.Root++
+	if err := keyring.Verify(t.Context(), l, keyring.Pins{Anchor: anchor.InMemory(ahead), Root: first}); !errors.Is(err, keyring.ErrRoots) {
+		t.Errorf("a root fewer than the anchor knows: %v", err)
+	}
+}
+
+// TestAnchoredFirst: a new root is not used before the anchor has it.
+func TestAnchoredFirst(t *testing.T) {
+	l := newLife(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file, err := anchor.Open(filepath.Join(dir, "anchor"))
+	if err == nil {
+		l.Keyring, err = keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: file, Root: l.Root()})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := l.Root()
+	l.must(keyring.Rotate, "root")
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Plan(keyring.Step{Verb: keyring.Activate, Name: keyring.Root}, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Carry(t.Context(), p, "test")
+	if err == nil {
+		err = l.ChangeKeys(t.Context(), c, store.Record{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reload(t.Context(), l); err == nil || l.Root() != first {
+		t.Errorf("root %s is used and not anchored: %v", l.Root(), err)
+	}
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reload(t.Context(), l); err != nil || l.Root() == first {
+		t.Errorf("still root %s: %v", l.Root(), err)
+	}
+	if a, err := anchor.Read(filepath.Join(dir, "anchor")); err != nil || a.Root != 2 || a.Key != l.Root() {
+		t.Errorf("anchor %+v, %v", a, err)
+	}
+}
+
+// TestRootAfterTheNext: the root that a rotation made and that was taken back is named by
+// none, so the next rotation takes it from the token or not at all.
+func TestRootAfterTheNext(t *testing.T) {
+	l := newLife(t)
+	l.must(keyring.Rotate, "root")
+	l.must(keyring.Retire, "root")
+	l.load(hides{l.token, "root"})
+	l.load(l.token)
+	kept := cloned(l.trust)
+	newMallory(t).takes(t, row(t, l.trust, "root", 3))
+	l.load(l.token)
+	if err := l.take(keyring.Rotate, "root"); !errors.Is(err, keyring.ErrRootAway) {
+		t.Errorf("root 2 is to name a root 3 of his own: %v", err)
+	}
+	l.trust = kept
+	l.load(l.token)
+	l.must(keyring.Rotate, "root")
+	l.must(keyring.Activate, "root")
+	if l.Root() != keyOf(l, "root", 2).Point {
+		t.Errorf("root %s", l.Root())
+	}
+}
+
+// TestOwnCeremony: a registry of an attacker's own from a ceremony of his own, with the
+// token of the appliance or with his, is not loaded.
+func TestOwnCeremony(t *testing.T) {
+	l := newLife(t)
+	token := memory.New()
+	his, err := keyring.Ceremony(t.Context(), token, "test.example", l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keyring.Load(t.Context(), token, registry{his}, pinned(l.trust)); !errors.Is(err, keyring.ErrRoots) {
+		t.Errorf("%v, want ErrRoots", err)
+	}
+}
