@@ -365,8 +365,16 @@ func TestOverrule(t *testing.T) {
 	if len(m.Ignored) != len(database.Keys)+1 {
 		t.Errorf("ignored: %v", m.Ignored)
 	}
+}
+
+// A key that is another in the database, and a root that the backup does not know, are
+// another history.
+func TestOverruleOther(t *testing.T) {
+	h := newHouse(t)
+	b := h.read(h.written())
+	i := slices.IndexFunc(b.State.Keys, func(k store.Key) bool { return k.Name == keyring.KEM })
 	for name, change := range map[string]func(*store.Key){
-		"id": func(k *store.Key) { k.ID[0] ^= 1 }, "public key": func(k *store.Key) { k.Public = want["kem@1"].Public },
+		"id": func(k *store.Key) { k.ID[0] ^= 1 }, "public key": func(k *store.Key) { k.Public = b.State.Keys[i].Public },
 		"copy": func(k *store.Key) { k.Sealed = []byte("x") }, "root": func(k *store.Key) { *k = store.Key{Name: keyring.Root, Version: 3} },
 	} {
 		bad := h.state()

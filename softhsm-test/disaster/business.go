@@ -66,6 +66,14 @@ func (s *stage) business(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.noteRoots(ctx); err != nil {
+		return err
+	}
+	return s.everybody(ctx)
+}
+
+// noteRoots is the custodians' paper.
+func (s *stage) noteRoots(ctx context.Context) error {
 	for _, ref := range []string{"root@1", "root@2"} {
 		r, err := s.must(ctx, "key", "show", ref, "-o", "json")
 		if err != nil {
@@ -79,7 +87,7 @@ func (s *stage) business(ctx context.Context) error {
 		}
 		s.roots = append(s.roots, key.PublicKey)
 	}
-	return s.everybody(ctx)
+	return nil
 }
 
 // split makes the backup key. Debian's age opens what was made for one who has a key.

@@ -29,7 +29,7 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(`UPDATE invitation SET expires_us = ?1 WHERE used_us IS NULL AND expires_us > ?1`, usec(r.At))
+		_, err = t.exec(`UPDATE invitation SET expires_us = min(expires_us, ?1, coalesce(created_us, 0)) WHERE used_us IS NULL`, usec(r.At))
 		if err != nil {
 			return err
 		}
