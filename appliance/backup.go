@@ -153,9 +153,12 @@ type StoreCopy struct {
 	Statement  []byte // package backup's
 }
 
-// CopyStore copies the database while it serves. Errors are those of [store.Recovery]
-// and of the token.
+// CopyStore copies the database while it serves. No step of a key is made meanwhile, for
+// the roots in the copy have to be those that sign it. Errors are those of
+// [store.Recovery] and of the token.
 func (a *Appliance) CopyStore(ctx context.Context) (c StoreCopy, err error) {
+	a.keySteps.Lock()
+	defer a.keySteps.Unlock()
 	if c.Copy, err = a.store.Copy(ctx); err != nil {
 		return c, err
 	}

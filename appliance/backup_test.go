@@ -5,13 +5,18 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 )
 
@@ -42,7 +47,7 @@ func TestBackUpKeys(t *testing.T) {
 	if len(made.Items) != 1 || made.Items[0].Spec.Label != "mac@2" {
 		t.Errorf("covered: %v", made.Items)
 	}
-	read, err := backup.Read(made.File)
+	read, err := backup.Read(made.File, backup.Known{Root: b.keys.Root()})
 	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.keys.Keys()) || read.Point.Sequence != b.tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
@@ -67,7 +72,7 @@ func TestCopyStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, err := backup.Read(keys.File)
+	read, err := backup.Read(keys.File, backup.Known{Root: b.keys.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,40 +81,90 @@ func TestCopyStore(t *testing.T) {
 	}
 }
 
-// TestForgotten: a store that came back from a copy may not know what was spent, so a
-// challenge from before is dead; what it does know is answered as it was.
+// comesBack is the appliance again, on a copy of its store that is restored at a time
+// that the host's clock shows.
+func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
+	b.Helper()
+	path := filepath.Join(b.TempDir(), "copy.db")
+	raw, err := io.ReadAll(from)
+	if err := errors.Join(err, from.Close(), os.WriteFile(path, raw, 0o600)); err != nil {
+		b.Fatal(err)
+	}
+	s, err := sqlite.Open(b.Context(), sqlite.Config{Path: path, Logger: hclog.NewNullLogger()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = s.Close() })
+	if err := keyring.Unseal(b.Context(), b.token, s, b.seals, keyring.Pins{Root: b.keys.Root()}); err != nil {
+		b.Fatal(err)
+	}
+	state, err := backup.StateOf(b.Context(), s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	merged, err := backup.Merge(state, state)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := merged.Recovered("fresh", clock)
+	r.Add, r.Update = nil, nil // the token is the same
+	if err := s.Recover(b.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+		b.Fatal(err)
+	}
+	if b.keys, err = keyring.Load(b.Context(), b.token, s, keyring.Pins{Root: b.keys.Root()}); err != nil {
+		b.Fatal(err)
+	}
+	b.store = s
+	b.restart()
+}
+
+func (b *bench) copyStore() appliance.StoreCopy {
+	b.Helper()
+	c, err := b.CopyStore(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// TestForgotten: a store that came back from a copy does not know what was spent since,
+// so every handle from before it is dead, whatever the clock of the host says.
 func TestForgotten(t *testing.T) {
+	for name, behind := range map[string]time.Duration{"clock right": 0, "clock behind": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			alice := b.enrol("alice")
+			answered, open := alice.challenge(door, nil), alice.challenge(door, nil)
+			copied := b.copyStore()
+			m3 := answered.m3(protocol.Approve)
+			if a := answered.must(m3); a.p4.Result != protocol.ResultApproved {
+				t.Fatalf("result %s", a.p4.Result)
+			}
+			b.clock.advance(time.Second)
+			b.comesBack(copied, b.clock.Now().Add(-behind))
+			for what, s := range map[string]func() (answer, error){
+				"that was answered": func() (answer, error) { return answered.send(m3) },
+				"that was open":     func() (answer, error) { return open.send(open.m3(protocol.Approve)) },
+			} {
+				if a, err := s(); !errors.Is(err, protocol.CodeExpired) {
+					t.Errorf("a challenge %s before the restore: result %s, %v; want code 8", what, a.p4.Result, err)
+				}
+			}
+			next := alice.challenge(door, nil)
+			if a := next.must(next.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
+				t.Errorf("a challenge from after it: code %d", a.p4.Reason)
+			}
+		})
+	}
+}
+
+// A rotation of the root keeps the handles that are under way.
+func TestHandleEpochStays(t *testing.T) {
 	b := newBench(t)
-	alice := b.enrol("alice")
-	known, open := alice.challenge(door, nil), alice.challenge(door, nil)
-	m3 := known.m3(protocol.Approve)
-	if a := known.must(m3); a.p4.Result != protocol.ResultApproved {
-		t.Fatalf("result %s", a.p4.Result)
-	}
-	b.clock.advance(time.Second)
-	settings := b.keys.Settings()
-	settings.RestoredAt = b.clock.Now()
-	r := store.Recovered{At: b.clock.Now()}
-	r.Settings = settings.Values()
-	if err := b.store.Recover(t.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.keys.Reload(t.Context(), b.store); err != nil {
-		t.Fatal(err)
-	}
-	if a := open.must(open.m3(protocol.Approve)); a.p4.Reason != protocol.CodeExpired {
-		t.Errorf("a challenge from before the restore: result %s, code %d, want 8", a.p4.Result, a.p4.Reason)
-	}
-	if a := known.must(m3); a.p4.Result != protocol.ResultApproved {
-		t.Errorf("what was answered before: result %s, code %d", a.p4.Result, a.p4.Reason)
-	}
-	next := alice.challenge(door, nil)
-	if a := next.must(next.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
-		t.Errorf("a challenge from after it: code %d", a.p4.Reason)
-	}
+	s := b.enrol("alice").challenge(door, nil)
 	b.step(keyring.Rotate, "root")
 	b.step(keyring.Activate, "root")
-	if b.keys.Settings().RestoredAt.IsZero() {
-		t.Error("a rotation of the root forgot the restore")
+	if a := s.must(s.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
+		t.Errorf("result %s, code %d", a.p4.Result, a.p4.Reason)
 	}
 }

@@ -22,7 +22,7 @@ import (
 // handle is what the appliance must remember between apply and countersign. It
 // travels sealed through the device (PROTOCOL.md §3.2):
 //
-//	hour uint32 | nonce[12] | AES-256-GCM(key of the hour, aad = device and hour, kind | CBOR)
+//	hour uint32 | nonce[12] | AES-256-GCM(key of the hour and handle epoch, aad = device and hour, kind | CBOR)
 type handle struct {
 	_         struct{} `cbor:",toarray"`
 	Issued    int64    // Unix milliseconds
@@ -55,22 +55,23 @@ type handleKeys struct {
 }
 
 type handleKeyName struct {
-	hour uint32
-	mac  uint64 // version
+	hour  uint32
+	mac   uint64 // version
+	epoch protocol.HandleEpoch
 }
 
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / int64(time.Hour/time.Second)) }
 
 // handleKey is the AEAD of an hour under a version of mac.
 func (a *Appliance) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (cipher.AEAD, error) {
-	name := handleKeyName{hour, mac.Version}
+	name := handleKeyName{hour: hour, mac: mac.Version, epoch: a.keys.Settings().HandleEpoch}
 	a.handles.mu.Lock()
 	known := a.handles.aead[name]
 	a.handles.mu.Unlock()
 	if known != nil {
 		return known, nil
 	}
-	key, err := a.keys.MAC(ctx, mac, protocol.HandleKeyInput(hour))
+	key, err := a.keys.MAC(ctx, mac, protocol.HandleKeyInput(hour, name.epoch))
 	if err != nil {
 		return nil, fmt.Errorf("deriving the handle key: %w", err)
 	}
@@ -112,7 +113,8 @@ func (a *Appliance) sealHandle(ctx context.Context, device protocol.DeviceID, h 
 }
 
 // openHandle opens a session's handle that this appliance, or a replica, sealed
-// for this device in the last 24 hours. Any other is dead: code 8.
+// for this device in the last 24 hours and since the last restore. Any other is dead:
+// code 8.
 func (a *Appliance) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
 	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
 }

@@ -74,7 +74,7 @@ func newBench(t *testing.T) *bench {
 	}
 	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.clock.Now()}
 	b.seals = store.NewSeals(nil)
-	err = errors.Join(keyring.FirstSeals(ctx, b.token, trust, b.seals), s.Unseal(ctx, b.seals, nil))
+	err = errors.Join(keyring.SealKeys(ctx, b.token, trust.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
 	if err == nil {
 		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
 	}

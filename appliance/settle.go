@@ -17,7 +17,7 @@ import (
 // nothing. A repeat of what was answered is found by the transaction itself, or
 // looked for before a refusal.
 func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome, error) {
-	if c.expired(a.now()) || c.forgotten(a.keys.Settings().RestoredAt) {
+	if c.expired(a.now()) {
 		return a.refuse(ctx, c, protocol.CodeExpired)
 	}
 	if c.key.Attempt != 0 && !c.p2.Factors.Has(protocol.FactorPassword) {
@@ -90,12 +90,6 @@ func (c countersigned) wantsPassword() bool {
 func (c countersigned) expired(now time.Time) bool {
 	issued := time.UnixMilli(c.handle.Issued)
 	return now.Before(issued) || now.After(issued.Add(time.Duration(c.p2.TTL)*time.Second))
-}
-
-// forgotten: the challenge is from before the store came back from a copy, which may
-// not know that it was answered.
-func (c countersigned) forgotten(restored time.Time) bool {
-	return time.UnixMilli(c.handle.Issued).Before(restored)
 }
 
 // describe is what the store is told: the decision as it will be if nothing in

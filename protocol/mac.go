@@ -9,10 +9,14 @@ import (
 // keys held elsewhere: `mac` in the HSM (PROTOCOL.md §2.1, §3.2), or the
 // password verifier (§4.1). Each begins with its own domain string.
 
+// HandleEpoch is 16 random bytes by which the handles of one life of an appliance
+// differ from those before a restore. It is no secret.
+type HandleEpoch [16]byte
+
 // HandleKeyInput is what `mac` MACs for the AES-256 key of one hour's handles,
 // PROTOCOL.md §3.2. hour counts hours since the Unix epoch.
-func HandleKeyInput(hour uint32) []byte {
-	return binary.BigEndian.AppendUint32([]byte(domainHandle), hour)
+func HandleKeyInput(hour uint32, epoch HandleEpoch) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte(domainHandle), hour), epoch[:]...)
 }
 
 // HandleAAD is the additional data that binds a handle to its device and hour.

@@ -365,6 +365,7 @@ type deriveIn struct {
 	RootKey    hexBytes `json:"root_key"`
 	SPIFFEID   string   `json:"spiffe_id"`
 	Hour       uint32   `json:"hour"`
+	Epoch      hexBytes `json:"handle_epoch"`
 }
 
 func deriveVector(in deriveIn) (any, error) {
@@ -388,7 +389,7 @@ func deriveVector(in deriveIn) (any, error) {
 		"client_id":  client.String(),
 		"device_id":  device.String(),
 		"pairwise":   mac(PairwiseInput(client, device))[:8],
-		"handle_key": mac(HandleKeyInput(in.Hour)),
+		"handle_key": mac(HandleKeyInput(in.Hour, HandleEpoch(in.Epoch))),
 		"handle_aad": hexBytes(HandleAAD(device, in.Hour)),
 		"root_id":    root.RootID().String(),
 		"root_hash":  hexBytes(rootHash[:]),

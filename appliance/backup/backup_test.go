@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdh"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -47,11 +48,21 @@ func newHouse(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	h.store = openStore(t, filepath.Join(t.TempDir(), "s.db"))
-	h.must(h.store.AddPolicy(t.Context(), store.Policy{Version: 1, Document: []byte("one")}, note()))
-	h.must(h.store.AddTrust(t.Context(), trust, note()))
+	trust.Policy = store.Policy{Version: 1, Document: []byte("one")}
+	h.must(found(t, h.token, h.store, trust))
 	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
 	h.must(err)
 	return h
+}
+
+// found unseals an empty store and stores a trust.
+func found(t *testing.T, token hsm.Token, s *sqlite.Store, trust store.Trust) error {
+	t.Helper()
+	seals := store.NewSeals(nil)
+	if err := errors.Join(keyring.SealKeys(t.Context(), token, trust.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
+		return err
+	}
+	return s.AddTrust(t.Context(), trust, note())
 }
 
 func note() store.Record {
@@ -90,6 +101,21 @@ func (h *house) written() []byte {
 	return file
 }
 
+// known is root 1, which is on the custodians' paper.
+func (h *house) known() backup.Known {
+	h.Helper()
+	first, err := protocol.VerifyRootCert(h.Settings().RootCerts[0])
+	h.must(err)
+	return backup.Known{Root: first.Key}
+}
+
+func (h *house) read(file []byte) backup.Backup {
+	h.Helper()
+	b, err := backup.Read(file, h.known())
+	h.must(err)
+	return b
+}
+
 func (h *house) step(s keyring.Step) {
 	h.Helper()
 	plan, err := h.Plan(s, time.Now())
@@ -123,10 +149,7 @@ func TestRestore(t *testing.T) {
 		h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.MAC})
 		h.step(keyring.Step{Verb: keyring.Activate, Name: keyring.MAC})
 	}
-	b, err := backup.Read(h.written())
-	h.must(err)
-	late, err := b.State()
-	h.must(err)
+	late := h.read(h.written()).State
 	for name, states := range map[string][2]backup.State{"backup newer": {early, late}, "database newer": {late, early}} {
 		t.Run(name, func(t *testing.T) { h.comesBack(t, states[0], states[1]) })
 	}
@@ -143,9 +166,11 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 		t.Fatal(err)
 	}
 	s := openStore(t, filepath.Join(t.TempDir(), "s.db"))
+	seals := store.NewSeals(nil)
 	err = errors.Join(
-		s.AddPolicy(t.Context(), database.Policy, note()),
-		s.AddTrust(t.Context(), store.Trust{Keys: database.Keys, Settings: database.Settings.Values()}, note()),
+		found(t, fresh, s, store.Trust{Keys: database.Keys, Settings: database.Settings.Values(), Policy: database.Policy}),
+		keyring.Unseal(t.Context(), fresh, s, seals, keyring.Pins{Root: h.known().Root}),
+		keyring.SealKeys(t.Context(), fresh, merged.Keys, seals),
 		s.Recover(t.Context(), merged.Recovered("fresh", time.Now()), note()),
 	)
 	if err != nil {
@@ -158,7 +183,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	if err := ring.SelfTest(t.Context(), time.Now()); err != nil {
 		t.Error(err)
 	}
-	if got := len(ring.Keys()); got != len(h.Keys()) || ring.Root() != h.Root() || ring.Settings().RestoredAt.IsZero() {
+	if got := len(ring.Keys()); got != len(h.Keys()) || ring.Root() != h.Root() || ring.Settings().HandleEpoch == h.Settings().HandleEpoch {
 		t.Errorf("%d key versions, root %s; want %d, %s", got, ring.Root(), len(h.Keys()), h.Root())
 	}
 	for _, k := range ring.Keys() {
@@ -199,12 +224,12 @@ func TestTampered(t *testing.T) {
 	for i := 0; i < len(file); i += 1 + i%13 {
 		bad := bytes.Clone(file)
 		bad[i] ^= 1
-		if _, err := backup.Read(bad); !errors.Is(err, backup.ErrFile) {
+		if _, err := backup.Read(bad, h.known()); !errors.Is(err, backup.ErrFile) {
 			t.Fatalf("byte %d of %d: %v", i, len(file), err)
 		}
 	}
 	for _, bad := range [][]byte{nil, file[:len(file)-1], append(bytes.Clone(file), 0)} {
-		if _, err := backup.Read(bad); !errors.Is(err, backup.ErrFile) {
+		if _, err := backup.Read(bad, h.known()); !errors.Is(err, backup.ErrFile) {
 			t.Errorf("%d bytes: %v", len(bad), err)
 		}
 	}
@@ -213,15 +238,14 @@ func TestTampered(t *testing.T) {
 // A statement about a database counts for the appliance that made it, and is no backup.
 func TestVouched(t *testing.T) {
 	h, other := newHouse(t), newHouse(t)
-	b, err := backup.Read(h.written())
-	h.must(err)
+	b := h.read(h.written())
 	want := backup.Copy{SHA256: [32]byte{1}, Size: 7, Point: backup.Point{Sequence: 3}}
 	file, err := backup.Vouch(t.Context(), h, want, time.Now())
 	h.must(err)
-	if got, err := b.Vouched(file); err != nil || got != want {
+	if got, err := b.Vouched(file); err != nil || got.Copy != want {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := backup.Read(file); !errors.Is(err, backup.ErrFile) {
+	if _, err := backup.Read(file, h.known()); !errors.Is(err, backup.ErrFile) {
 		t.Errorf("read as a backup: %v", err)
 	}
 	if _, err := b.Vouched(h.written()); !errors.Is(err, backup.ErrFile) {
@@ -399,10 +423,20 @@ func FuzzRead(f *testing.F) {
 	f.Add(good)
 	f.Add([]byte("\x85\x6akey backup\x40\x80\x40\x40"))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		if b, err := backup.Read(file); err == nil && !bytes.Equal(file, good) {
+		if b, err := backup.Read(file, bornWith(t)); err == nil && !bytes.Equal(file, good) {
 			t.Fatalf("taken: %v", b.Document)
 		}
 	})
+}
+
+// bornWith is root 1 of testdata/backup.bin.
+func bornWith(t testing.TB) backup.Known {
+	t.Helper()
+	root, err := hex.DecodeString("02fb88236fedc02cef97fb027a25ed1e1a2be92e7521b5368657cbfa71d4ad07aa")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return backup.Known{Root: protocol.PublicKey(root)}
 }
 
 // TestFile holds the format: a file of today is read for ever.
@@ -411,14 +445,11 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := backup.Read(file)
+	b, err := backup.Read(file, bornWith(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := b.State()
-	if err != nil {
-		t.Fatal(err)
-	}
+	state := b.State
 	c, err := backup.Cover(state.Keys)
 	if err != nil || len(c.Items) != 24 || len(c.Missing) != 0 || len(c.Recipients()) != 1 || state.Settings.Domain != "test.example" {
 		t.Errorf("%d keys, %d missing, domain %s: %v", len(c.Items), len(c.Missing), state.Settings.Domain, err)

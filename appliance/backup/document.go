@@ -25,6 +25,8 @@ var (
 	// ErrOther: two files, or a file and what it is held against, are not of one
 	// appliance, or not of one history.
 	ErrOther = errors.New("of another appliance or another history")
+	// ErrRuledOut: the decision key that signed does not count any more.
+	ErrRuledOut = errors.New("signed by a key that does not count any more")
 )
 
 const documentVersion = 1
@@ -131,17 +133,25 @@ type Source interface {
 
 // StateOf reads the state of a store that holds one.
 func StateOf(ctx context.Context, from Source) (s State, err error) {
-	if s.Keys, err = from.ListKeys(ctx); err != nil {
+	var c store.Claims
+	if c.Keys, err = from.ListKeys(ctx); err != nil {
 		return s, err
 	}
-	values, err := from.Settings(ctx)
-	if err != nil {
+	if c.Settings, err = from.Settings(ctx); err != nil {
 		return s, err
 	}
-	if s.Settings, err = keyring.ParseSettings(values); err != nil {
+	if c.Policy, err = from.ActivePolicy(ctx); err != nil {
 		return s, err
 	}
-	s.Policy, err = from.ActivePolicy(ctx)
+	return Claimed(c)
+}
+
+// Claimed is the state that a store claims before it is unsealed.
+func Claimed(c store.Claims) (s State, err error) {
+	s.Keys, s.Policy = c.Keys, c.Policy
+	if s.Settings, err = keyring.ParseSettings(c.Settings); err == nil && s.Policy.Version == 0 {
+		err = fmt.Errorf("the active policy: %w", store.ErrNotFound)
+	}
 	return s, err
 }
 
@@ -160,8 +170,8 @@ func NewDocument(s State, point Point, now time.Time) Document {
 // Time at which the document was made, in UTC.
 func (d Document) Time() time.Time { return stamp(d.At) }
 
-// State that the document has; errors wrap [ErrFile].
-func (d Document) State() (s State, err error) {
+// state that the document has; errors wrap [ErrFile].
+func (d Document) state() (s State, err error) {
 	if s.Settings, err = keyring.ParseSettings(d.Settings); err != nil {
 		return s, fmt.Errorf("trust settings: %v: %w", err, ErrFile)
 	}

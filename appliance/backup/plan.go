@@ -96,7 +96,8 @@ func Labels(keys []store.Key) (labels []string) {
 type Merged struct {
 	State
 	Coverage
-	stored map[string]store.Key // rows of the database by label
+	Ignored []string             // what of the database does not count, as name@version
+	stored  map[string]store.Key // rows of the database by label
 }
 
 // Merge takes of each key and of the trust whatever is newer. Errors wrap [ErrOther]
@@ -134,6 +135,56 @@ func Merge(database, document State) (m Merged, err error) {
 	return m, err
 }
 
+// Overrule takes keys, trust and policy from the document, whatever a database says that
+// nothing vouches for. What the database takes away stays away, as the store would have
+// it: a key that is destroyed or compromised. A version that the document does not know
+// is recorded as destroyed, so that it is never another key. Errors wrap [ErrOther] or
+// [ErrFile].
+func Overrule(database, document State, now time.Time) (m Merged, err error) {
+	m = Merged{State: document, stored: map[string]store.Key{}}
+	m.Keys = slices.Clone(document.Keys)
+	known := map[string]*store.Key{}
+	for i := range m.Keys {
+		known[keyring.Label(m.Keys[i].Name, m.Keys[i].Version)] = &m.Keys[i]
+	}
+	var unknown []store.Key
+	for _, old := range database.Keys {
+		label := keyring.Label(old.Name, old.Version)
+		m.stored[label] = old
+		k, ok := known[label]
+		switch {
+		case !ok && old.Name == keyring.Root:
+			return m, fmt.Errorf("the database knows %s and the backup does not: %w", label, ErrOther)
+		case ok && !sameKey(*k, old):
+			return m, fmt.Errorf("%s is one key in the database and another in the backup: %w", label, ErrOther)
+		case !ok:
+			old.DestroyedAt = stamp(micros(now))
+			unknown = append(unknown, old)
+		default:
+			k.DestroyedAt, k.CompromisedAt = earlier(k.DestroyedAt, old.DestroyedAt), earlier(k.CompromisedAt, old.CompromisedAt)
+		}
+		if !ok || old.Revision > k.Revision {
+			m.Ignored = append(m.Ignored, label)
+		}
+	}
+	m.Keys = append(m.Keys, unknown...)
+	newer := database.Policy.Version > document.Policy.Version
+	if newer || database.Policy.Version == document.Policy.Version && !bytes.Equal(database.Policy.Document, document.Policy.Document) {
+		m.Ignored = append(m.Ignored, keyring.Label("policy", database.Policy.Version))
+		m.Policy.Version, m.Policy.ActivatedAt = database.Policy.Version+1, stamp(micros(now))
+	}
+	m.Coverage, err = Cover(m.Keys)
+	return m, err
+}
+
+// earlier is the first of two times, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // sameKey: the copies are equal too, except where one was erased.
 func sameKey(a, b store.Key) bool {
 	return a.ID == b.ID && bytes.Equal(a.Public, b.Public) &&
@@ -147,13 +198,14 @@ func (m Merged) Lost() []store.Key {
 }
 
 // Recovered is what the store gets: each key that was restored says so, with the label
-// of its token, and one that is lost is destroyed.
+// of its token, and one that is lost is destroyed. A new handle epoch ends every
+// challenge that is under way, since the copy does not know which were answered.
 func (m Merged) Recovered(token string, now time.Time) store.Recovered {
 	now = now.UTC().Truncate(time.Microsecond)
 	settings := m.Settings
-	settings.RestoredAt = now
+	settings.HandleEpoch = keyring.NewHandleEpoch()
 	r := store.Recovered{Policy: m.Policy, At: now}
-	r.Settings = settings.Values()
+	r.Settings, r.MAC = settings.Values(), keyring.NewestMAC(m.Keys)
 	restored := map[[20]byte]bool{}
 	for _, i := range m.Items {
 		restored[i.ID] = true

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"countersign/appliance/keyring"
@@ -52,61 +54,79 @@ func sign(ctx context.Context, by Signer, s signed, now time.Time) ([]byte, erro
 	return marshal(s), nil
 }
 
-// open reads a file of a kind and verifies it down to the first root that it names
-// itself: whose root that is, is for the caller to hold against what he knows.
-func open(kind string, file []byte) (signed, error) {
-	s, err := parse[signed](file)
-	if err != nil {
-		return s, err
-	}
-	if s.Kind != kind {
-		return s, fmt.Errorf("a %.40q, want a %q: %w", s.Kind, kind, ErrFile)
-	}
-	if err := s.verify(); err != nil {
-		return s, fmt.Errorf("signature of the %s: %v: %w", kind, err, ErrFile)
-	}
-	return s, nil
+// Known is what an administrator knows of the appliance, whatever the files say.
+type Known struct {
+	Root     protocol.PublicKey // one of its roots
+	MinEpoch uint64             // of the decision key: what an earlier one signed is refused
 }
 
-func (s signed) verify() error {
-	if len(s.Roots) == 0 {
-		return fmt.Errorf("no root: %w", ErrFile)
+// Signature is a signature that was verified.
+type Signature struct {
+	By    protocol.KeyCert // of the decision key
+	roots [][]byte         // RootCerts from root 1 to the one that certified it
+	known Known            // by which it was verified
+}
+
+// open reads a file of a kind and verifies it. The chain of roots that it brings is good
+// for nothing unless the known root is in it: from there on each root names the next.
+// The roots before it are vouched for by the payload, which has to list the same.
+func (known Known) open(kind string, file []byte) (s signed, by Signature, err error) {
+	if s, err = parse[signed](file); err != nil {
+		return s, by, err
 	}
-	first, err := protocol.VerifyRootCert(s.Roots[0])
+	if s.Kind != kind {
+		return s, by, fmt.Errorf("a %.40q, want a %q: %w", s.Kind, kind, ErrFile)
+	}
+	roots, err := keyring.Follow(s.Roots)
+	if err == nil {
+		by, err = s.verify(roots[len(roots)-1])
+	}
 	if err != nil {
-		return err
+		return s, by, fmt.Errorf("signature of the %s: %v: %w", kind, err, ErrFile)
 	}
-	root, err := protocol.FollowRoots(0, sha256.Sum256(first.Key[:]), s.Roots)
-	if err != nil {
-		return err
+	if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {
+		return s, by, fmt.Errorf("no root that vouches for the %s is %s: %w", kind, known.Root, ErrOther)
 	}
+	if by.By.Epoch < known.MinEpoch {
+		return s, by, fmt.Errorf("the %s is by decision epoch %d, below %d: %w", kind, by.By.Epoch, known.MinEpoch, ErrRuledOut)
+	}
+	by.known = known
+	return s, by, nil
+}
+
+// verify verifies the signature under the newest root of a chain that was followed.
+func (s signed) verify(root protocol.RootCert) (Signature, error) {
 	key, err := protocol.VerifyKeyCert(s.Cert, root.Key)
 	if err != nil {
-		return err
+		return Signature{}, err
 	}
 	digest := sha256.Sum256(protocol.SigStructure(aad(s.Kind), s.Payload))
 	if key.Use != protocol.UseDecision || !key.Key.VerifyDigest(digest[:], s.Signature) {
-		return fmt.Errorf("not by the decision key: %w", ErrFile)
+		return Signature{}, errors.New("not by the decision key")
+	}
+	return Signature{By: key, roots: s.Roots}, nil
+}
+
+// vouchesFor reports whether the roots of a state are the chain that signed it.
+func (by Signature) vouchesFor(s State) error {
+	if !slices.EqualFunc(by.roots, s.Settings.RootCerts, bytes.Equal) {
+		return fmt.Errorf("its root_certs are not the chain that signed: %w", ErrFile)
 	}
 	return nil
 }
 
-// follows tells whether the roots of two files are of one appliance: the one list
-// begins with the other.
-func (s signed) follows(other signed) bool {
-	for i := range min(len(s.Roots), len(other.Roots)) {
-		if !bytes.Equal(s.Roots[i], other.Roots[i]) {
-			return false
-		}
-	}
-	return true
+// follows reports whether two chains are of one appliance: the one begins with the other.
+func (by Signature) follows(other Signature) bool {
+	n := min(len(by.roots), len(other.roots))
+	return slices.EqualFunc(by.roots[:n], other.roots[:n], bytes.Equal)
 }
 
 // Backup is a file of keys that was read and verified.
 type Backup struct {
 	Document
+	Signature
+	State  State    // of the document
 	SHA256 [32]byte // of the file
-	signed signed
 }
 
 // Write signs a document.
@@ -118,20 +138,27 @@ func Write(ctx context.Context, by Signer, d Document, now time.Time) ([]byte, e
 	return file, nil
 }
 
-// Read reads what [Write] made; errors wrap [ErrFile].
-func Read(file []byte) (Backup, error) {
-	s, err := open(kindKeys, file)
+// Read reads what [Write] made by the appliance that is known; errors wrap [ErrFile],
+// [ErrOther] or [ErrRuledOut].
+func Read(file []byte, known Known) (b Backup, err error) {
+	s, by, err := known.open(kindKeys, file)
 	if err != nil {
-		return Backup{}, err
+		return b, err
 	}
-	d, err := parseDocument(s.Payload)
-	return Backup{Document: d, SHA256: sha256.Sum256(file), signed: s}, err
-}
-
-// FirstRoot is the public key of root 1, which every phone and device was born with.
-func (b Backup) FirstRoot() (protocol.PublicKey, error) {
-	first, err := protocol.VerifyRootCert(b.signed.Roots[0])
-	return first.Key, err
+	b = Backup{Signature: by, SHA256: sha256.Sum256(file)}
+	if b.Document, err = parseDocument(s.Payload); err != nil {
+		return b, err
+	}
+	if b.State, err = b.Document.state(); err != nil {
+		return b, err
+	}
+	if err := by.vouchesFor(b.State); err != nil {
+		return b, fmt.Errorf("the backup: %w", err)
+	}
+	if err := b.State.counts(by.By, b.Time()); err != nil {
+		return b, fmt.Errorf("the backup: %w", err)
+	}
+	return b, nil
 }
 
 // Copy is the statement that goes with a copy of the database.
@@ -151,15 +178,50 @@ func Vouch(ctx context.Context, by Signer, c Copy, now time.Time) ([]byte, error
 	return file, nil
 }
 
-// Vouched reads what [Vouch] made, by the appliance of this backup; errors wrap
-// [ErrFile] or [ErrOther].
-func (b Backup) Vouched(file []byte) (Copy, error) {
-	s, err := open(kindDatabase, file)
+// Statement is a statement that was read and verified.
+type Statement struct {
+	Copy
+	Signature
+}
+
+// Vouched reads what [Vouch] made by the appliance of this backup; errors wrap
+// [ErrFile], [ErrOther] or [ErrRuledOut].
+func (b Backup) Vouched(file []byte) (v Statement, err error) {
+	s, by, err := b.known.open(kindDatabase, file)
 	if err != nil {
-		return Copy{}, err
+		return v, err
 	}
-	if !s.follows(b.signed) {
-		return Copy{}, fmt.Errorf("the database has other roots than the backup: %w", ErrOther)
+	if !by.follows(b.Signature) {
+		return v, fmt.Errorf("the database has other roots than the backup: %w", ErrOther)
 	}
-	return parse[Copy](s.Payload)
+	v.Signature = by
+	v.Copy, err = parse[Copy](s.Payload)
+	return v, err
+}
+
+// Join checks a database that its statement vouches for, holds it and the backup against
+// what signed either, and merges them. Errors wrap [ErrFile], [ErrOther] or
+// [ErrRuledOut].
+func (b Backup) Join(v Statement, database State) (m Merged, err error) {
+	if err := v.vouchesFor(database); err != nil {
+		return m, fmt.Errorf("the database: %w", err)
+	}
+	for _, check := range []error{
+		database.counts(v.By, v.Point.Time()), database.counts(b.By, v.Point.Time()), b.State.counts(v.By, b.Time()),
+	} {
+		if check != nil {
+			return m, check
+		}
+	}
+	return Merge(database, b.State)
+}
+
+// Alone is what a backup brings back beside a database that nothing vouches for: see
+// [Overrule]. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
+func (b Backup) Alone(database State, now time.Time) (Merged, error) {
+	m, err := Overrule(database, b.State, now)
+	if err != nil {
+		return m, err
+	}
+	return m, m.counts(b.By, b.Time())
 }

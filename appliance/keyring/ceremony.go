@@ -74,7 +74,7 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 		}
 		row.ActivatedAt = c.now
 	}
-	settings := Settings{Domain: domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next}
+	settings := Settings{Domain: domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next, HandleEpoch: NewHandleEpoch()}
 	if err := c.storeAuthorities(ctx, settings); err != nil {
 		return store.Trust{}, err
 	}

@@ -43,6 +43,16 @@ func Verify(c store.Claims, pins Pins) error {
 	return err
 }
 
+// Verified verifies rows by the chain of roots in the settings, as [Load] does. Whether the
+// first root is to be trusted it does not say. Errors wrap [ErrRoots] or [ErrRow].
+func (s Settings) Verified(rows []store.Key) ([]Key, error) {
+	c, err := s.chain()
+	if err != nil {
+		return nil, err
+	}
+	return c.keys(rows)
+}
+
 // Anchor is the anchor of the newest root, at the end of a chain that is verified from
 // its first root on. Whether the first is to be trusted it does not say.
 func (s Settings) Anchor() (anchor.Anchor, error) {
@@ -129,25 +139,34 @@ func (c chain) anchor() anchor.Anchor {
 	return anchor.Anchor{Root: newest.Number, Key: newest.Key, CertHash: sha256.Sum256(c.certs[len(c.certs)-1])}
 }
 
-// chain follows the RootCerts of the settings from the first on.
-func (s Settings) chain() (chain, error) {
-	c := chain{certs: s.RootCerts}
-	if len(c.certs) == 0 {
-		return c, fmt.Errorf("%w: there is none", ErrRoots)
+// Follow verifies RootCerts from that of root 1 on, each by the one before. The first
+// vouches for itself: the caller looks for a root that he knows. Errors wrap [ErrRoots].
+func Follow(certs [][]byte) (roots []protocol.RootCert, err error) {
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%w: there is none", ErrRoots)
 	}
-	first, err := protocol.VerifyRootCert(c.certs[0])
+	first, err := protocol.VerifyRootCert(certs[0])
 	if err != nil {
-		return c, fmt.Errorf("%w: root 1: %w", ErrRoots, err)
+		return nil, fmt.Errorf("%w: root 1: %w", ErrRoots, err)
 	}
 	next := sha256.Sum256(first.Key[:])
-	for i, cert := range c.certs {
+	for i, cert := range certs {
 		root, err := protocol.FollowRoots(uint64(i), next, [][]byte{cert})
 		if err != nil {
-			return c, fmt.Errorf("%w: root %d: %w", ErrRoots, i+1, err)
+			return nil, fmt.Errorf("%w: root %d: %w", ErrRoots, i+1, err)
 		}
-		c.roots, next = append(c.roots, root), root.NextHash
+		roots, next = append(roots, root), root.NextHash
 	}
-	if next != s.NextRootHash {
+	return roots, nil
+}
+
+// chain follows the RootCerts of the settings from the first on.
+func (s Settings) chain() (c chain, err error) {
+	c.certs = s.RootCerts
+	if c.roots, err = Follow(c.certs); err != nil {
+		return c, err
+	}
+	if c.newest().NextHash != s.NextRootHash {
 		return c, fmt.Errorf("%w: root %d names another next root than the settings", ErrRoots, c.length())
 	}
 	return c, nil

@@ -114,6 +114,9 @@ func (r *Keyring) read(ctx context.Context, registry store.Keys) (*ring, error) 
 	if err != nil {
 		return nil, err
 	}
+	if settings.HandleEpoch == (protocol.HandleEpoch{}) {
+		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
+	}
 	present, err := r.token.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing the token's keys: %w", err)

@@ -111,6 +111,20 @@ func TestLoadMissing(t *testing.T) {
 	}
 }
 
+// A store of a release before the handle epoch says so; one whose epoch was cut is none.
+func TestLoadOld(t *testing.T) {
+	for _, c := range []struct {
+		epoch []byte
+		want  error
+	}{{nil, keyring.ErrOldStore}, {make([]byte, 16), keyring.ErrOldStore}, {make([]byte, 15), keyring.ErrNotInitialized}} {
+		token, r := ceremony(t, time.Now())
+		r.trust.Settings["handle_epoch"] = c.epoch
+		if _, err := keyring.Load(t.Context(), token, r, pinned(r.trust)); !errors.Is(err, c.want) {
+			t.Errorf("handle epoch %x: %v, want %v", c.epoch, err, c.want)
+		}
+	}
+}
+
 // TestStoredAuthorities: the token holds the certificate of every ca epoch.
 func TestStoredAuthorities(t *testing.T) {
 	now := time.Now()

@@ -63,26 +63,47 @@ func ReadUnsealed(ctx context.Context, token hsm.Token, c store.Claims, seals *s
 	if err := Verify(c, pins); err != nil {
 		return nil, err
 	}
+	if err := SealKeys(ctx, token, c.Keys, seals); err != nil {
+		return nil, err
+	}
 	u := &Unsealed{token: token}
 	for _, row := range c.Keys {
+		if k := (Key{Key: row}); k.Name == MAC && k.held() {
+			u.macs = append(u.macs, k)
+		}
+	}
+	return u, nil
+}
+
+// SealKeys gives seals the keys of the versions of mac among rows, and lets them use the
+// newest that was activated.
+func SealKeys(ctx context.Context, token hsm.Token, rows []store.Key, seals *store.Seals) error {
+	for _, row := range rows {
 		k := Key{Key: row}
 		if k.Name != MAC || !k.DestroyedAt.IsZero() {
 			continue
 		}
 		if err := addSealKey(ctx, token, seals, k); err != nil {
-			return nil, err
-		}
-		if k.held() {
-			u.macs = append(u.macs, k)
-		}
-		if k.held() && !k.ActivatedAt.IsZero() {
-			seals.Use(k.Version)
+			return err
 		}
 	}
-	if seals.InForce() == 0 {
-		return nil, fmt.Errorf("key %q: %w", MAC, ErrNoKey)
+	newest := NewestMAC(rows)
+	if newest == 0 {
+		return fmt.Errorf("key %q: %w", MAC, ErrNoKey)
 	}
-	return u, nil
+	seals.Use(newest)
+	return nil
+}
+
+// NewestMAC is the newest version of mac among rows that was activated and not given up,
+// 0 if there is none: new seals are of that one.
+func NewestMAC(rows []store.Key) (newest uint64) {
+	for _, row := range rows {
+		if k := (Key{Key: row}); k.Name == MAC && k.held() && !k.ActivatedAt.IsZero() {
+			newest = max(newest, k.Version)
+		}
+	}
+	return newest
 }
 
 // Fits reports whether a MAC is that of a record, under any version of mac that is
@@ -100,19 +121,6 @@ func (u *Unsealed) Fits(ctx context.Context, r protocol.Record, mac []byte) (boo
 		}
 	}
 	return false, nil
-}
-
-// FirstSeals are the seals of a trust domain that a ceremony has just made.
-func FirstSeals(ctx context.Context, token hsm.Token, trust store.Trust, seals *store.Seals) error {
-	for _, row := range trust.Keys {
-		if row.Name == MAC {
-			if err := addSealKey(ctx, token, seals, Key{Key: row}); err != nil {
-				return err
-			}
-			seals.Use(row.Version)
-		}
-	}
-	return nil
 }
 
 // Keep lets seals follow the registry, now and with each Reload: the key of a new version
@@ -148,12 +156,11 @@ func (r *Keyring) follow(ctx context.Context, v *ring) error {
 }
 
 // SealedUnder is the version of mac that new seals are to be of once a plan is carried
-// out: the newest that was activated.
-func (r *Keyring) SealedUnder(p Plan) (newest uint64) {
+// out.
+func (r *Keyring) SealedUnder(p Plan) uint64 {
+	var rows []store.Key
 	for _, k := range r.live.Load().after(p).keys[MAC] {
-		if !k.ActivatedAt.IsZero() && k.held() {
-			newest = max(newest, k.Version)
-		}
+		rows = append(rows, k.Key)
 	}
-	return newest
+	return NewestMAC(rows)
 }

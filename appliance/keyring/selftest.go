@@ -51,7 +51,7 @@ func (r *Keyring) test(ctx context.Context, k Key) error {
 	case hsm.DeriveP256:
 		return r.testDerive(ctx, k)
 	case hsm.MACKey:
-		_, err := r.MAC(ctx, k, protocol.HandleKeyInput(0))
+		_, err := r.MAC(ctx, k, protocol.HandleKeyInput(0, protocol.HandleEpoch{}))
 		return err
 	}
 	return nil // of wrap: with enrol

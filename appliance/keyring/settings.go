@@ -2,10 +2,12 @@ package keyring
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
+
+	"countersign/protocol"
 )
 
 // Settings are the trust settings that the store keeps beside the keys.
@@ -13,16 +15,17 @@ type Settings struct {
 	Domain       string   // SPIFFE trust domain
 	RootCerts    [][]byte // RootCert(1) to the current one
 	NextRootHash [32]byte
-	// RestoredAt is when the store last came back from a copy, zero for never: what
-	// was asked before is not answered with an approval, since it may have been spent.
-	RestoredAt time.Time
+	// HandleEpoch enters the key of every handle. The ceremony makes it, and each
+	// restore another, so that no challenge from before is answered: it may have been
+	// spent. A document or store of a release before it has zero.
+	HandleEpoch protocol.HandleEpoch
 }
 
 const (
-	settingDomain   = "trust_domain"
-	settingRoots    = "root_certs"
-	settingNext     = "next_root_hash"
-	settingRestored = "restored_at" // Unix microseconds, 8 bytes, big endian
+	settingDomain = "trust_domain"
+	settingRoots  = "root_certs"
+	settingNext   = "next_root_hash"
+	settingEpoch  = "handle_epoch"
 )
 
 // Values are the settings as the store keeps them.
@@ -33,14 +36,25 @@ func (s Settings) Values() map[string][]byte {
 		roots = append(roots, cert...)
 	}
 	values := map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
-	if !s.RestoredAt.IsZero() {
-		values[settingRestored] = binary.BigEndian.AppendUint64(nil, uint64(s.RestoredAt.UnixMicro()))
+	if s.HandleEpoch != (protocol.HandleEpoch{}) {
+		values[settingEpoch] = s.HandleEpoch[:]
 	}
 	return values
 }
 
-// ErrNotInitialized: no ceremony has been held for this store.
-var ErrNotInitialized = errors.New("the store holds no keys and no trust")
+// NewHandleEpoch is one that no handle has been under.
+func NewHandleEpoch() (e protocol.HandleEpoch) {
+	_, _ = rand.Read(e[:]) // never fails, crypto/rand
+	return e
+}
+
+// Sentinels of the settings.
+var (
+	// ErrNotInitialized: no ceremony has been held for this store.
+	ErrNotInitialized = errors.New("the store holds no keys and no trust")
+	// ErrOldStore: the store is of an earlier release and lacks what this one needs.
+	ErrOldStore = errors.New("the store is of an earlier release")
+)
 
 // ParseSettings reads what [Settings.Values] writes; errors wrap [ErrNotInitialized].
 func ParseSettings(values map[string][]byte) (Settings, error) {
@@ -57,11 +71,11 @@ func ParseSettings(values map[string][]byte) (Settings, error) {
 		s.RootCerts = append(s.RootCerts, b[2:2+n])
 		b = b[2+n:]
 	}
-	if b := values[settingRestored]; b != nil {
-		if len(b) != 8 {
-			return s, fmt.Errorf("time of the restore of %d bytes: %w", len(b), ErrNotInitialized)
+	if b := values[settingEpoch]; b != nil {
+		if len(b) != len(s.HandleEpoch) {
+			return s, fmt.Errorf("handle epoch of %d bytes: %w", len(b), ErrNotInitialized)
 		}
-		s.RestoredAt = time.UnixMicro(int64(binary.BigEndian.Uint64(b))).UTC()
+		s.HandleEpoch = protocol.HandleEpoch(b)
 	}
 	return s, nil
 }

@@ -192,7 +192,8 @@ type Recovery interface {
 	// Recover stores in one transaction what else is known of the keys, and the policy
 	// if it is newer than the active one. What may have come to its end after the copy
 	// was made ends: a decision that was pending is denied as expired, and an
-	// invitation that was open expires at r.At. Errors are those of ChangeKeys.
+	// invitation that was open has expired since it was made, for the host's clock may
+	// be ahead. Errors are those of ChangeKeys.
 	Recover(ctx context.Context, r Recovered, rec Record) error
 }
 
@@ -213,8 +214,9 @@ type Point struct {
 // Recovered is what a store gets when it comes back.
 type Recovered struct {
 	KeyChange
-	Policy Policy // Version 0: none
-	At     time.Time
+	Policy   Policy // Version 0: none
+	At       time.Time
+	Revision uint64 // the head's is above it from then on
 }
 
 // Sealing is of the seals as a whole.

@@ -35,6 +35,11 @@ func parseRoot(digits string) (key protocol.PublicKey, err error) {
 	return key, nil
 }
 
+// rootLine is what the administrator is given to keep.
+func rootLine(key protocol.PublicKey) string {
+	return fmt.Sprintf("root = \"%s\" # for [trust] in config.toml, and for restore: keep it elsewhere too", key)
+}
+
 func anchorCommand(path *string) *cobra.Command {
 	var root, dir string
 	cmd := &cobra.Command{

@@ -30,7 +30,7 @@ func initCommand(path *string) *cobra.Command {
 				if err := initialize(ctx, p, cfg); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "root = \"%s\" # for [trust] in config.toml, and for restore: keep it elsewhere too\n", p.anchor.Current().Key)
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), rootLine(p.anchor.Current().Key))
 				return err
 			}))
 		},

@@ -46,7 +46,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	if err := anchorFirst(p, cfg, trust); err != nil {
 		return err
 	}
-	if err := keyring.FirstSeals(ctx, p.token, trust, p.seals); err != nil {
+	if err := keyring.SealKeys(ctx, p.token, trust.Keys, p.seals); err != nil {
 		return err
 	}
 	if err := p.store.Unseal(ctx, p.seals, p.anchor); err != nil {

@@ -115,7 +115,12 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 	if len(m.contents.Settings) == 0 {
 		return fmt.Errorf("%s: %w", m.cfg.Store.Path, keyring.ErrNotInitialized)
 	}
-	keyring.NewHandleEpoch(m.contents.Settings) // which makes every challenge of before dead
+	settings, err := keyring.ParseSettings(m.contents.Settings)
+	if err != nil {
+		return err
+	}
+	settings.HandleEpoch = keyring.NewHandleEpoch() // no challenge of before is answered
+	m.contents.Settings = settings.Values()
 	if err := m.parts.openTokens(ctx, m.cfg, from.secrets); err != nil {
 		return err
 	}
@@ -192,7 +197,7 @@ func (m *migration) readClients(ctx context.Context) error {
 			continue
 		}
 		m.sealing.Clients[c.ID] = true
-		m.say("client %s (%s), %s, roles %v, highest counter %d, %d wrong passwords", c.Name, c.ID, c.Status, c.Roles, c.Highest, c.Guard.Wrong)
+		m.say("client %s (%s), %s, roles %v, highest counter %d, %d wrong passwords", c.Name, c.ID, c.Status, c.Roles, c.Restraint.Highest, c.Guard.Wrong)
 		for _, w := range c.Windows {
 			m.say("  service %d used since %s: %d times, %d", w.Service, time.Unix(w.Start, 0).UTC().Format(time.RFC3339), w.Count, w.Amount)
 		}

@@ -34,11 +34,10 @@ func (r *restoration) fetchDatabase(ctx context.Context) error {
 
 func (r *restoration) checkDatabase(ctx context.Context, got backup.Copy) (err error) {
 	if !r.flags.unsigned {
-		said, err := r.statement()
-		if err != nil {
+		if r.vouch, err = r.statement(); err != nil {
 			return err
 		}
-		if said.SHA256 != got.SHA256 || said.Size != got.Size {
+		if said := r.vouch.Copy; said.SHA256 != got.SHA256 || said.Size != got.Size {
 			return fmt.Errorf("%s is not the file that its statement is of: %w", r.flags.database, backup.ErrFile)
 		}
 	}
@@ -49,19 +48,19 @@ func (r *restoration) checkDatabase(ctx context.Context, got backup.Copy) (err e
 }
 
 // statement reads what vouches for the database.
-func (r *restoration) statement() (c backup.Copy, err error) {
+func (r *restoration) statement() (v backup.Statement, err error) {
 	file, err := os.ReadFile(r.flags.database + ".sig")
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, cli.Fail(cli.Failed, fmt.Errorf("nothing vouches for the database: %w", err),
+		return v, cli.Fail(cli.Failed, fmt.Errorf("nothing vouches for the database: %w", err),
 			"countersignctl store backup writes FILE.sig beside FILE; a copy by other means is taken with --unsigned-database")
 	}
 	if err != nil {
-		return c, cli.Fail(cli.IO, err, "")
+		return v, cli.Fail(cli.IO, err, "")
 	}
-	if c, err = r.backup.Vouched(file); err != nil {
-		return c, fmt.Errorf("%s.sig: %w", r.flags.database, err)
+	if v, err = r.backup.Vouched(file); err != nil {
+		return v, fmt.Errorf("%s.sig: %w", r.flags.database, err)
 	}
-	return c, nil
+	return v, nil
 }
 
 // copyFile makes a new file of mode 0600, durable.
@@ -83,7 +82,7 @@ func copyFile(from, to string) (size int64, sum [32]byte, err error) {
 // removeWork removes the database that is worked on, with what SQLite has beside it.
 func (r *restoration) removeWork() error {
 	var failed []error
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock", ".unsealed", ".unsealed.lock", ".migrating"} {
 		if err := os.Remove(r.work + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = append(failed, err)
 		}

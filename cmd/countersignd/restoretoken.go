@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
+	"countersign/policy"
+	"countersign/protocol"
 )
 
 // restore does the work on the token and the database; after an error both are as if
@@ -52,19 +57,27 @@ func (r *restoration) onto(ctx context.Context, p *parts, restorer backup.Restor
 
 // merge holds database and backup together.
 func (r *restoration) merge(ctx context.Context, p *parts) error {
-	if err := r.sameHistory(ctx, p.store); err != nil {
-		return err
-	}
-	database, err := backup.StateOf(ctx, p.store)
+	claims, records, err := r.claims(ctx, p)
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
-	document, err := r.backup.State()
+	if err := r.sameHistory(ctx, records); err != nil {
+		return err
+	}
+	database, err := backup.Claimed(claims)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", r.flags.database, err)
+	}
+	if r.flags.unsigned {
+		r.merged, err = r.backup.Alone(database, r.now)
+	} else {
+		r.merged, err = r.backup.Join(r.vouch, database)
+	}
 	if err != nil {
 		return err
 	}
-	if r.merged, err = backup.Merge(database, document); err != nil {
-		return err
+	if r.ended, err = backup.Ended(ctx, records, r.point); err != nil {
+		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
 	if lost := r.merged.Lost(); len(lost) > 0 && !r.flags.partial {
 		return fmt.Errorf("%w: %v", errLost, backup.Labels(lost))
@@ -72,9 +85,19 @@ func (r *restoration) merge(ctx context.Context, p *parts) error {
 	return nil
 }
 
+// claims is what the database says, which its statement vouches for, or nothing.
+func (r *restoration) claims(ctx context.Context, p *parts) (store.Claims, backup.Records, error) {
+	if r.old != nil {
+		contents, err := r.old.Read()
+		return contents.Claims, r.old, err
+	}
+	c, err := p.store.Claims(ctx)
+	return c, p.store, err
+}
+
 // sameHistory finds the record at which the backup was made, in a database that is
 // newer.
-func (r *restoration) sameHistory(ctx context.Context, s store.Audit) error {
+func (r *restoration) sameHistory(ctx context.Context, s backup.Records) error {
 	at := r.backup.Point.Sequence
 	if at == 0 || at > r.point.Sequence {
 		return nil
@@ -95,15 +118,23 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	rec := store.NewRecord(store.KindStore, "restore", map[string]any{
 		"event": "restored", "backup_sha256": r.backup.SHA256[:], "backup_at": r.backup.At, "keys": len(r.merged.Items),
 		"missing": append([]string{}, r.merged.MissingLabels()...), "sequence": r.point.Sequence, "shares": r.shareNumbers(), "signed": !r.flags.unsigned,
+		"root": r.root[:], "decision_epoch": r.backup.By.Epoch,
 	})
-	if err := p.store.Recover(ctx, r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now), rec); err != nil {
-		return fmt.Errorf("recording the restore: %w", err)
-	}
-	first, err := r.backup.FirstRoot()
-	if err != nil {
+	if err := r.unseal(ctx, p); err != nil {
 		return err
 	}
-	keys, err := keyring.Load(ctx, p.token, p.store, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: first})
+	recovered := r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now)
+	recovered.Revision, _ = p.anchor.Floor()
+	if err := p.store.Recover(ctx, recovered, rec); err != nil {
+		return fmt.Errorf("recording the restore: %w", err)
+	}
+	if err := r.took(ctx, p.store); err != nil {
+		return err
+	}
+	if err := r.verify(ctx, p); err != nil {
+		return err
+	}
+	keys, err := keyring.Load(ctx, p.token, p.store, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: r.root})
 	if err != nil {
 		return err
 	}
@@ -118,11 +149,113 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	if err := keys.StoreAuthorities(ctx); err != nil {
 		return err
 	}
+	return r.moveAnchor(ctx, p)
+}
+
+// unseal verifies schema and seals of the database under the mac keys that are on the
+// token now. A database of a release before the seals is sealed first, for its statement
+// vouches for it.
+func (r *restoration) unseal(ctx context.Context, p *parts) error {
+	if r.old != nil {
+		if err := r.sealOld(ctx, p); err != nil {
+			return err
+		}
+	}
+	// Of an older copy revision and mac may be behind those that the anchor knows.
+	at := p.anchor.Current()
+	at.Revision, at.MAC = 0, 0
+	if err := keyring.Unseal(ctx, p.token, p.store, p.seals, keyring.Pins{Anchor: anchor.InMemory(at), Root: r.root}); err != nil {
+		return fmt.Errorf("%s: %w", r.flags.database, err)
+	}
+	return keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals) // those that only the backup knows
+}
+
+// verify reads every record in force. In a database that nothing but its seals vouches
+// for, what does not fit stays behind.
+func (r *restoration) verify(ctx context.Context, p *parts) error {
+	_, forged, err := p.store.Verify(ctx)
+	if err != nil {
+		return err
+	}
+	if r.forged = forged; len(forged) > 0 && !r.flags.unsigned {
+		return fmt.Errorf("%s: %w", r.flags.database, errors.Join(forged...))
+	}
+	return nil
+}
+
+// moveAnchor writes the anchor, last: root, revision and mac of what was restored.
+func (r *restoration) moveAnchor(ctx context.Context, p *parts) error {
 	claims, err := p.store.Claims(ctx)
 	if err != nil {
 		return err
 	}
-	return keyring.Verify(claims, keyring.Pins{Anchor: p.anchor, Root: first}) // which writes the anchor, last
+	pins := keyring.Pins{Anchor: p.anchor, Root: r.root}
+	if p.root != (protocol.PublicKey{}) {
+		pins.Root = p.root // serve will want that one
+	}
+	if err := keyring.Verify(claims, pins); err != nil {
+		return err
+	}
+	r.newest = p.anchor.Current().Key
+	return p.store.Unseal(ctx, p.seals, p.anchor)
+}
+
+// sealOld seals a database of a release before the seals.
+func (r *restoration) sealOld(ctx context.Context, p *parts) error {
+	if err := keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
+		return err
+	}
+	contents, err := r.old.Read()
+	if err != nil {
+		return err
+	}
+	rules, err := policy.Parse(contents.Policy.Document)
+	if err != nil {
+		return fmt.Errorf("policy of %s: %w", r.flags.database, err)
+	}
+	settings := r.merged.Settings
+	settings.HandleEpoch = keyring.NewHandleEpoch()
+	sealing := sqlite.Sealing{
+		Seals: p.seals, Settings: settings.Values(), Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: r.now,
+		Currency: func(s protocol.Service) string { return rules.Currency(uint64(s)) },
+		Record:   store.NewRecord(store.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.point.Sequence}),
+	}
+	for _, c := range contents.Clients {
+		sealing.Clients[c.ID] = true
+	}
+	for _, one := range contents.Admins {
+		sealing.Admins[one.ID] = true
+	}
+	if err := r.old.Seal(ctx, sealing); err != nil {
+		return err
+	}
+	if _, err := r.old.Put(); err != nil {
+		return err
+	}
+	if err := r.old.Close(); err != nil {
+		return err
+	}
+	p.store, err = sqlite.Open(ctx, sqlite.Config{Path: r.work, Existing: true, Logger: p.log.Named("store")})
+	return err
+}
+
+// took finds that the trust and the policy in force are those that were merged, whatever
+// else the database has.
+func (r *restoration) took(ctx context.Context, s store.Sealing) error {
+	claims, err := s.Claims(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the database again: %w", err)
+	}
+	now, err := backup.Claimed(claims)
+	if err != nil {
+		return fmt.Errorf("reading the database again: %w", err)
+	}
+	want := r.merged.State
+	want.Settings.HandleEpoch = now.Settings.HandleEpoch // a new one
+	if !reflect.DeepEqual(now.Settings, want.Settings) || now.Policy.Version != want.Policy.Version || !bytes.Equal(now.Policy.Document, want.Policy.Document) {
+		return fmt.Errorf("%s does not keep the trust or the policy that it is given: %w", r.flags.database, backup.ErrFile)
+	}
+	return nil
 }
 
 func (r *restoration) shareNumbers() (all []int) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"countersign/softhsm-test/rig"
@@ -135,6 +136,9 @@ func (s *stage) restore(ctx context.Context) error {
 		return fmt.Errorf("countersignd restore: exit code %d: %s", r.Code, r.Stderr)
 	}
 	s.Say("restored in %v", time.Since(begun).Round(10*time.Millisecond))
+	for _, says := range []string{" client/otto revoked", ", signed by decision@6 of "} {
+		s.Check(strings.Contains(r.Stdout, says), "the report does not say %q: %s", says, r.Stdout)
+	}
 	s.Check(!exists(s.path("state", "restoring")) && !exists(s.path("state", "countersign.db.restoring")), "something of the restore is left in the state")
 	r, err = s.countersignd(ctx, f.args()...)
 	s.Check(err == nil && r.Code == 1, "a second restore: exit code %d, want 1: %v %s", r.Code, err, r.Stderr)

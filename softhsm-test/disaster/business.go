@@ -25,6 +25,7 @@ var people = []person{
 	{name: "frank", extra: []string{"--uv", "--password-file"}, roles: []string{"approver"}},
 	{name: "erin", extra: []string{"--uv", "--password-file"}},
 	{name: "mallory"},
+	{name: "otto"},
 }
 
 // business splits the backup key, holds the ceremony, opens the doors, and has
@@ -51,12 +52,42 @@ func (s *stage) business(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, step := range [][]string{{"rotate", "kem"}, {"activate", "kem"}, {"rotate", "root"}, {"activate", "root", "--yes"}} {
-		if _, err := s.must(ctx, append([]string{"key"}, step...)...); err != nil {
+	for _, step := range [][]string{
+		{"key", "rotate", "kem"},
+		{"key", "activate", "kem"},
+		{"key", "rotate", "root"},
+		{"key", "activate", "root", "--yes"},
+		{"key", "backup", "--out", s.path("keys.ruled-out")},
+		{"store", "backup", "--out", s.path("store.ruled-out")},
+		{"key", "rotate", "decision", "--compromised"},
+		{"key", "activate", "decision"},
+	} {
+		if _, err := s.must(ctx, step...); err != nil {
 			return err
 		}
 	}
+	if err := s.noteRoots(ctx); err != nil {
+		return err
+	}
 	return s.everybody(ctx)
+}
+
+// noteRoots is the custodians' paper.
+func (s *stage) noteRoots(ctx context.Context) error {
+	for _, ref := range []string{"root@1", "root@2"} {
+		r, err := s.must(ctx, "key", "show", ref, "-o", "json")
+		if err != nil {
+			return err
+		}
+		var key struct {
+			PublicKey string `json:"public_key"`
+		}
+		if err := json.Unmarshal([]byte(r.Stdout), &key); err != nil {
+			return err
+		}
+		s.roots = append(s.roots, key.PublicKey)
+	}
+	return nil
 }
 
 // split makes the backup key. Debian's age opens what was made for one who has a key.

@@ -21,6 +21,9 @@ func (s *stage) backUp(ctx context.Context) error {
 			return err
 		}
 	}
+	if _, err := s.must(ctx, "client", "revoke", "otto", "--yes"); err != nil {
+		return err
+	}
 	r, err := s.must(ctx, "key", "backup", "--out", s.path("keys.backup"), "-o", "json")
 	if err != nil {
 		return err

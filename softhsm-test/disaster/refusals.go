@@ -12,28 +12,31 @@ import (
 
 // files is what a restore is given.
 type files struct {
-	backup, database string
-	shares           []string
-	rest             []string
+	root, backup, database string
+	shares                 []string
+	rest                   []string
 }
 
 // good is enough: a share that Debian's age opened, and one by its passphrase.
 func (s *stage) good() files {
 	return files{
-		backup: s.path("keys.backup"), database: s.path("store.backup"), shares: []string{s.path("share-1.txt"), s.share(3)},
+		root: s.roots[0], backup: s.path("keys.backup"), database: s.path("store.backup"), shares: []string{s.path("share-1.txt"), s.share(3)},
 		rest: []string{"--passphrase-file", s.path("passphrase")},
 	}
 }
 
-// keyed takes no passphrase, whose stretching takes a second.
+// keyed takes no passphrase, whose stretching takes a second, and knows the second root.
 func (s *stage) keyed() files {
 	f := s.good()
-	f.shares, f.rest = []string{s.path("share-1.txt"), s.share(2)}, []string{"--identity", s.path("ben.key")}
+	f.root, f.shares, f.rest = s.roots[1], []string{s.path("share-1.txt"), s.share(2)}, []string{"--identity", s.path("ben.key")}
 	return f
 }
 
 func (f files) args() []string {
 	args := append([]string{"restore", "--backup", f.backup, "--database", f.database}, f.rest...)
+	if f.root != "" {
+		args = append(args, "--root", f.root)
+	}
 	for _, share := range f.shares {
 		args = append(args, "--share", share)
 	}
@@ -97,7 +100,15 @@ func (s *stage) bad(ctx context.Context) []refusal {
 		{"a damaged database", 1, "not the file that its statement is of", func(f *files) error { return s.withSig(f, s.flip) }},
 		{"a database without its statement", 1, "nothing vouches", func(f *files) error { return s.another(f) }},
 		{"a sealed copy that was changed", 1, "another in the backup", func(f *files) error { return s.spoilt(ctx, f) }},
-		{"another root", 1, "another appliance", func(f *files) error { f.rest = append(f.rest, "--root", "02"+strings.Repeat("00", 32)); return nil }},
+		{"another root", 1, "another appliance", func(f *files) error { return strangersRoot(ctx, f) }},
+		{"both by a root of their own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, true) }},
+		{"a backup by a root of its own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, false) }},
+		{"a statement by a root of its own", 1, "no root that vouches for the database is", func(f *files) error { return s.resigned(ctx, f, false, true) }},
+		{"a statement that was cut off", 1, "not what an appliance signed", func(f *files) error { return s.cutSig(f) }},
+		{"a backup by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.backup = s.path("keys.ruled-out"); return nil }},
+		{"a database by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.database = s.path("store.ruled-out"); return nil }},
+		{"files below the least epoch", 1, "below 99", func(f *files) error { f.rest = append(f.rest, "--min-epoch", "99"); return nil }},
+		{"no root", 2, "no root of this appliance is named", func(f *files) error { f.root = ""; return nil }},
 	}
 }
 
@@ -126,6 +137,26 @@ func (s *stage) cut(path *string) error {
 	return os.WriteFile(*path, raw[:len(raw)-1], 0o600)
 }
 
+// strangersRoot is a root of nobody here.
+func strangersRoot(ctx context.Context, f *files) error {
+	by, err := newForger(ctx)
+	f.root = by.root.String()
+	return err
+}
+
+// cutSig cuts the statement off.
+func (s *stage) cutSig(f *files) error {
+	sig := f.database + ".sig"
+	if err := s.another(f); err != nil {
+		return err
+	}
+	raw, err := os.ReadFile(sig)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(f.database+".sig", raw[:len(raw)-1], 0o600)
+}
+
 // withSig damages the database and keeps its statement beside it.
 func (s *stage) withSig(f *files, damage func(*string, int) error) error {
 	sig, err := os.ReadFile(f.database + ".sig")
@@ -151,6 +182,9 @@ func (s *stage) another(f *files) error {
 		return err
 	}
 	f.database = s.path("another")
+	if err := os.Remove(f.database + ".sig"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return os.WriteFile(f.database, raw, 0o600)
 }
 

@@ -38,6 +38,7 @@ type stage struct {
 	custodians []string // recipients of the custodians who have a key
 	approved   int      // acts that there must be
 	code       string   // activation code that was open when the database was copied
+	roots      []string // public keys of roots 1 and 2, as the custodians' paper has them
 }
 
 // Of every phone that has one; of the third custodian; of the token.

@@ -192,6 +192,11 @@ func (o *Old) Read() (c Contents, err error) {
 	return c, nil
 }
 
+// Records lists up to limit audit records with a sequence number above after.
+func (o *Old) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
+	return collect(o.txn, scanRecord, listRecords, int64(after), max(limit, 0))
+}
+
 // withMAC scans a MAC before the columns.
 type withMAC struct {
 	scanner

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -17,7 +18,7 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 	return s.write(ctx, "recovering", func(t *txn) error {
 		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
 		err := t.move(kinds, func(h *store.Head) error {
-			h.MAC = max(h.MAC, r.MAC)
+			h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision)
 			if err := t.changeKeys(r.KeyChange); err != nil {
 				return err
 			}
@@ -38,14 +39,14 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 	})
 }
 
-// endInvitations expires those that are open. A row that does not fit its seal is left
-// to itself: it is good for nothing.
+// endInvitations ends those that are open, whatever clock they were made by. A row that
+// does not fit its seal is left to itself: it is good for nothing.
 func (t *txn) endInvitations(r store.Recovered) error {
 	v, err := t.unsealed()
 	if err != nil {
 		return err
 	}
-	all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL AND expires_us > ?`, usec(r.At))
+	all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL`)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,11 @@ func (t *txn) endInvitations(r store.Recovered) error {
 		if v.check(i.Invitation, i.seal) != nil {
 			continue
 		}
-		i.ExpiresAt = store.Stamp(r.At)
+		for _, end := range []time.Time{store.Stamp(r.At), i.CreatedAt} {
+			if end.Before(i.ExpiresAt) {
+				i.ExpiresAt = end
+			}
+		}
 		if err := t.putInvitation(i.Invitation); err != nil {
 			return err
 		}

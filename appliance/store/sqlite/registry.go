@@ -124,15 +124,15 @@ func (s *Store) Append(ctx context.Context, rec store.Record) error {
 
 // Records implements [store.Audit].
 func (s *Store) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
-	q := query{
-		doing: "reading records",
-		sql:   `SELECT sequence, at_us, kind, subject, salt, body FROM record WHERE sequence > ? ORDER BY sequence LIMIT ?`,
-		args:  []any{int64(after), max(limit, 0)},
-	}
-	return list(ctx, s.r, q, func(row scanner) (r store.Record, err error) {
-		err = row.Scan(&r.Sequence, stamp{&r.At}, &r.Kind, &r.Subject, fixed(r.Salt[:]), &r.Body)
-		return r, err
-	})
+	q := query{doing: "reading records", sql: listRecords, args: []any{int64(after), max(limit, 0)}}
+	return list(ctx, s.r, q, scanRecord)
+}
+
+const listRecords = `SELECT sequence, at_us, kind, subject, salt, body FROM record WHERE sequence > ? ORDER BY sequence LIMIT ?`
+
+func scanRecord(row scanner) (r store.Record, err error) {
+	err = row.Scan(&r.Sequence, stamp{&r.At}, &r.Kind, &r.Subject, fixed(r.Salt[:]), &r.Body)
+	return r, err
 }
 
 // Tally implements [store.Audit].

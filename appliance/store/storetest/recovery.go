@@ -11,6 +11,7 @@ import (
 var recoveryTests = map[string]func(*testing.T, *fixture){
 	"SealedCopies":  testSealedCopies,
 	"Recover":       testRecover,
+	"RecoverAhead":  testRecoverAhead,
 	"RecoverPolicy": testRecoverPolicy,
 }
 
@@ -65,6 +66,14 @@ func testRecover(t *testing.T, f *fixture) {
 	f.concludes(q.approves(2, waiting), protocol.ResultDenied, protocol.CodeSerial)
 	f.unchanged(store.ErrUsed, func() error { return f.EnrolClient(t.Context(), UseOf(open), NewClient("carol"), Note("enrolled")) })
 	f.unchanged(store.ErrExists, func() error { return f.Recover(t.Context(), r, Note("again")) })
+}
+
+// A code that was open is dead on a host whose clock is ahead, too.
+func testRecoverAhead(t *testing.T, f *fixture) {
+	open := NewInvitation(store.KindClient, "carol")
+	f.must(f.Invite(t.Context(), open, Note("invited")))
+	f.must(f.Recover(t.Context(), store.Recovered{At: Epoch.Add(30 * time.Minute)}, Note("recovered")))
+	f.unchanged(store.ErrUsed, func() error { return f.EnrolClient(t.Context(), UseOf(open), NewClient("carol"), Note("enrolled")) })
 }
 
 // A policy of the backup comes into force only where it is newer.
