@@ -30,6 +30,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if code, asked := retireIfAsked(); asked {
+		return code
+	}
 	return m.Run()
 }
 

@@ -38,6 +38,7 @@ import (
 //	lines FILE COUNT        a file has so many lines
 //	expand FILE             put environment variables into a file
 //	sql FILE STATEMENT      change a store that nobody has open
+//	retire DIR NAME …       retire every version of keys in a store that nobody has open
 //	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
 //	cut m3|m4               … and who cuts the link in place of forwarding the next one
 func TestScripts(t *testing.T) {
@@ -47,7 +48,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "halt": cmdHalt, "kill9": cmdKill9,
 			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
-			"proxy": cmdProxy, "cut": cmdCut, "sql": cmdSQL,
+			"proxy": cmdProxy, "cut": cmdCut, "sql": cmdSQL, "retire": cmdRetire,
 		},
 	})
 }

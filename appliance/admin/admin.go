@@ -121,7 +121,7 @@ type KeyDue struct {
 	Next     uint64     `json:"next,omitempty"` // version that waits, or comes by itself
 }
 
-// Renewal is how far client records have come to the mac and wrap keys in use.
+// Renewal is how far records have come to the mac and wrap keys in use.
 type Renewal struct {
 	Total   int    `json:"total"`
 	Left    int    `json:"left"`

@@ -197,6 +197,14 @@ func (m Merged) Lost() []store.Key {
 	return slices.DeleteFunc(slices.Clone(m.Missing), func(k store.Key) bool { return k.Name == keyring.Root })
 }
 
+// Founded says that the store was founded with the merged keys, and has no other rows.
+func (m *Merged) Founded() {
+	m.stored = map[string]store.Key{}
+	for _, k := range m.Keys {
+		m.stored[keyring.Label(k.Name, k.Version)] = k
+	}
+}
+
 // Recovered is what the store gets: each key that was restored says so, with the label
 // of its token, and one that is lost is destroyed. A new handle epoch ends every
 // challenge that is under way, since the copy does not know which were answered.

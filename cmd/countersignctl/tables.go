@@ -102,7 +102,7 @@ var dueTable = cli.Table[admin.KeyDue]{
 }
 
 var recordsTable = cli.Table[admin.Renewal]{
-	{Title: "Client records", Value: func(r admin.Renewal) string {
+	{Title: "Records", Value: func(r admin.Renewal) string {
 		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
 	}},
 	{Title: "Left because", Value: func(r admin.Renewal) string { return cmp.Or(r.Problem, "-") }},

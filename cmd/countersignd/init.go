@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -52,7 +53,10 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	if err := p.store.Unseal(ctx, p.seals, p.anchor); err != nil {
 		return err
 	}
-	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{"event": "ceremony", "keys": len(trust.Keys)})
+	policyHash := sha256.Sum256(trust.Policy.Document)
+	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{
+		"event": "ceremony", "keys": len(trust.Keys), "policy": trust.Policy.Version, "policy_sha256": policyHash[:],
+	})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {
 		return fmt.Errorf("storing keys and trust: %w", err)
 	}

@@ -93,10 +93,12 @@ type restoration struct {
 	work   string      // database that is worked on
 	old    *sqlite.Old // it, where it is of a release before the seals; nil: it is not
 	forged []error     // records that do not fit their seals
-	merged backup.Merged
-	point  store.Point    // of the database as it came
-	ended  []store.Record // that revoked or suspended somebody shortly before
-	now    time.Time
+	// salvaged is why the database as a whole was not believed, nil if it was
+	salvaged error
+	merged   backup.Merged
+	point    store.Point    // of the database as it came
+	ended    []store.Record // that revoked or suspended somebody shortly before
+	now      time.Time
 }
 
 // run reads and checks everything that can be before the token is touched.
@@ -247,6 +249,10 @@ func (r *restoration) report() string {
 	}
 	if len(r.merged.Ignored) > 0 {
 		out += fmt.Sprintf("newer in the database, and not taken from it: %v\n", r.merged.Ignored)
+	}
+	if r.salvaged != nil {
+		out += cli.Printable(fmt.Sprintf("the database is not whole (%v): clients, devices and decisions whose seals verify were taken,", r.salvaged)) + "\n" +
+			"administrators, change requests and invitations were not: add and invite them again\n"
 	}
 	if len(r.forged) > 0 {
 		out += fmt.Sprintf("%d records do not fit their seals, and are nobody's:\n", len(r.forged))

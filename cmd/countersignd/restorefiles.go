@@ -79,10 +79,13 @@ func copyFile(from, to string) (size int64, sum [32]byte, err error) {
 	return size, [32]byte(hash.Sum(nil)), errors.Join(err, out.Sync(), out.Close())
 }
 
+// salvagedSuffix is of the database that is made of what could be salvaged.
+const salvagedSuffix = ".salvaged"
+
 // removeWork removes the database that is worked on, with what SQLite has beside it.
 func (r *restoration) removeWork() error {
 	var failed []error
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock", ".unsealed", ".unsealed.lock", ".migrating"} {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock", ".unsealed", ".migrating", salvagedSuffix, salvagedSuffix + ".lock"} {
 		if err := os.Remove(r.work + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = append(failed, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 
 	"countersign/appliance/anchor"
@@ -12,6 +13,8 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
+	"countersign/cmd/internal/cli"
+	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -164,10 +167,46 @@ func (r *restoration) unseal(ctx context.Context, p *parts) error {
 	// Of an older copy revision and mac may be behind those that the anchor knows.
 	at := p.anchor.Current()
 	at.Revision, at.MAC = 0, 0
-	if err := keyring.Unseal(ctx, p.token, p.store, p.seals, keyring.Pins{Anchor: anchor.InMemory(at), Root: r.root}); err != nil {
+	pins := keyring.Pins{Anchor: anchor.InMemory(at), Root: r.root}
+	err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins)
+	if err == nil {
+		err = keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals) // those that only the backup knows
+	}
+	if err != nil && r.flags.unsigned && !errors.Is(err, hsm.ErrUnavailable) {
+		err = r.salvage(ctx, p, err)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", r.flags.database, err)
 	}
-	return keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals) // those that only the backup knows
+	return nil
+}
+
+// salvage makes a new database of the trust that the backup has, with the records of this
+// one whose seals verify.
+func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error {
+	if err := p.store.Close(); err != nil {
+		return err
+	}
+	p.seals = store.NewSeals(nil) // what was learned from the database is not believed
+	if err := keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
+		return err
+	}
+	trust := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
+	rec := store.NewRecord(store.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
+	left, err := sqlite.Salvage(ctx, r.work, r.work+salvagedSuffix, p.seals, trust, rec)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(r.work+salvagedSuffix, r.work); err != nil {
+		return cli.Fail(cli.IO, err, "")
+	}
+	r.merged.Founded()
+	r.salvaged, r.forged = cause, left
+	p.store, err = sqlite.Open(ctx, sqlite.Config{Path: r.work, Existing: true, Logger: p.log.Named("store")})
+	if err != nil {
+		return err
+	}
+	return p.store.Unseal(ctx, p.seals, nil)
 }
 
 // verify reads every record in force. In a database that nothing but its seals vouches
@@ -177,7 +216,7 @@ func (r *restoration) verify(ctx context.Context, p *parts) error {
 	if err != nil {
 		return err
 	}
-	if r.forged = forged; len(forged) > 0 && !r.flags.unsigned {
+	if r.forged = append(r.forged, forged...); len(forged) > 0 && !r.flags.unsigned {
 		return fmt.Errorf("%s: %w", r.flags.database, errors.Join(forged...))
 	}
 	return nil

@@ -450,21 +450,9 @@ func (o *Old) sealRest(Sealing) error {
 			}
 		}
 	}
-	for _, read := range []func(source, *vault, int64, int) ([]sealedRow, error){readDevices, readInvitations, readAllDecisions} {
-		for after := int64(0); ; {
-			rows, err := read(o.txn, quiet, after, verifyBatch)
-			if err != nil {
-				return err
-			}
-			if len(rows) == 0 {
-				break
-			}
-			for _, r := range rows {
-				after = r.ref
-				if err := o.sealRow(r); err != nil {
-					return err
-				}
-			}
+	for _, table := range []sealedTable{{name: "device", read: readDevices}, {name: "invitation", read: readInvitations}, {name: "decision", read: readAllDecisions}} {
+		if err := eachRow(o.txn, quiet, table, o.sealRow); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -367,30 +367,17 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 			}
 		}
 		for _, table := range tables {
-			if err := verifyTable(from, v, table, look); err != nil {
+			err := eachRow(from, v, table, func(r sealedRow) error {
+				if r.err == nil {
+					r.err = v.check(r.record, r.seal)
+				}
+				return look(r.err)
+			})
+			if err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	return records, forged, err
-}
-
-func verifyTable(from source, v *vault, table sealedTable, look func(error) error) error {
-	var after int64
-	for {
-		rows, err := table.read(from, v, after, verifyBatch)
-		if err != nil || len(rows) == 0 {
-			return err
-		}
-		for _, r := range rows {
-			after = r.ref
-			if r.err == nil {
-				r.err = v.check(r.record, r.seal)
-			}
-			if err := look(r.err); err != nil {
-				return err
-			}
-		}
-	}
 }

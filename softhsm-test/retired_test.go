@@ -1,0 +1,100 @@
+package softhsmtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"countersign/appliance/anchor"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
+	"countersign/hsm/wire"
+	"countersign/hsm/worker"
+)
+
+// retireEnv makes the test binary retire keys, and nothing else: a process of its own,
+// since the token's module reads SOFTHSM2_CONF of its process.
+const retireEnv = "COUNTERSIGN_TEST_RETIRE"
+
+// cmdRetire retires every version of some keys in a store that nobody has open, as time
+// would have done: no command does that.
+func cmdRetire(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "DIR NAME")
+	bin, err := filepath.Abs(string(programs))
+	ts.Check(err)
+	cmd := exec.Command(os.Args[0])
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(append(os.Environ(), environment(ts)...), retireEnv+"="+strings.Join(args, " "), "COUNTERSIGN_BIN="+bin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		ts.Fatalf("retiring %v: %v: %s", args, err, out)
+	}
+}
+
+// retire does the work of cmdRetire, for a token called countersign whose PIN is in ./pin.
+func retire(dir string, names ...string) error {
+	ctx := context.Background()
+	pin, err := os.ReadFile("pin")
+	if err != nil {
+		return err
+	}
+	token, err := worker.Open(ctx, worker.Config{
+		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: "countersign",
+		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		return err
+	}
+	defer token.Close()
+	file, err := anchor.Open(filepath.Join(dir, "anchor"))
+	if err != nil {
+		return err
+	}
+	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(dir, "countersign.db"), Existing: true})
+	if err != nil {
+		return err
+	}
+	err = keyring.Unseal(ctx, token, s, store.NewSeals(nil), keyring.Pins{Anchor: file})
+	if err == nil {
+		err = retireAll(ctx, s, names)
+	}
+	return errors.Join(err, s.Close())
+}
+
+func retireAll(ctx context.Context, s store.Keys, names []string) error {
+	keys, err := s.ListKeys(ctx)
+	if err != nil {
+		return err
+	}
+	var c store.KeyChange
+	for _, k := range keys {
+		for _, name := range names {
+			if k.Name == name {
+				k.RetiredAt, k.Revision = time.Now(), k.Revision+1
+				c.Update = append(c.Update, k)
+			}
+		}
+	}
+	return s.ChangeKeys(ctx, c, store.NewRecord(store.KindKeys, "key/test", map[string]any{"event": "retired"}))
+}
+
+// retireIfAsked is the whole of the process that cmdRetire starts.
+func retireIfAsked() (code int, asked bool) {
+	words := strings.Fields(os.Getenv(retireEnv))
+	if len(words) == 0 {
+		return 0, false
+	}
+	if err := retire(words[0], words[1:]...); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1, true
+	}
+	return 0, true
+}
