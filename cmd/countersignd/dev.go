@@ -131,6 +131,24 @@ func (d *dev) prepare(ctx context.Context) (*parts, error) {
 	return p, nil
 }
 
+// devConfig is the configuration of a directory of dev that nobody else has open, with its
+// token at hand.
+func devConfig(ctx context.Context, dir string) (*config.Appliance, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &dev{dir: dir}
+	if !exists(d.path(readyMark)) {
+		return nil, fmt.Errorf("%s: %w", dir, errNotDev)
+	}
+	if err := d.lock(); err != nil {
+		return nil, err
+	}
+	d.module, err = devTokens(ctx, d.dir, false)
+	return d.config(), err
+}
+
 func (d *dev) config() *config.Appliance {
 	cfg := config.DefaultAppliance()
 	cfg.StateDir = d.dir

@@ -31,6 +31,7 @@ var (
 func migrateCommand(path *string) *cobra.Command {
 	var m migration
 	var seal bool
+	var dir string
 	cmd := &cobra.Command{
 		Use: "migrate --seal --root KEY", Args: cobra.NoArgs,
 		Short: "Seal a store of a release before the seals",
@@ -43,12 +44,17 @@ func migrateCommand(path *string) *cobra.Command {
 	cmd.Flags().BoolVar(&seal, "seal", false, "seal the store")
 	cmd.Flags().StringVar(&m.root, "root", "", "public key of a root of this appliance, as countersignctl key show root prints it")
 	cmd.Flags().StringVar(&m.expect, "expect", "", "hash of the list that you have read; without it the list is printed and nothing is changed")
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of countersignd dev, in place of the configuration")
 	_ = cmd.MarkFlagRequired("seal") // the flags are there
 	_ = cmd.MarkFlagRequired("root")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.LoadAppliance(*path)
+		load := func() (*config.Appliance, error) { return config.LoadAppliance(*path) }
+		if dir != "" {
+			load = func() (*config.Appliance, error) { return devConfig(cmd.Context(), dir) }
+		}
+		cfg, err := load()
 		if err != nil {
-			return err
+			return explain(err)
 		}
 		m.cfg, m.now = cfg, time.Now().UTC()
 		said, err := m.run(cmd)
@@ -145,6 +151,9 @@ func (m *migration) say(format string, args ...any) {
 }
 
 func (m *migration) readPolicy(context.Context) error {
+	e := m.contents.Ending
+	m.say("ends: %d open activation codes, %d approvals that wait, %d open change requests, %d password attempts, and every challenge under way",
+		e.Invitations, e.Approvals, e.Changes, e.Attempts)
 	p := m.contents.Policy
 	rules, err := policy.Parse(p.Document)
 	if err != nil {

@@ -50,11 +50,16 @@ type OldAdmin struct {
 // Contents is what an old store has that somebody must judge before it is sealed.
 type Contents struct {
 	store.Claims
+	Ending   Ending
 	Clients []OldClient
 	Devices []store.Device
 	Admins  []OldAdmin
 	Changes []store.Change
 }
+
+// Ending counts what ends when the store is sealed, since it grants something that nothing
+// verifies.
+type Ending struct{ Invitations, Approvals, Changes, Attempts int }
 
 // OpenOld copies a store that is not sealed and brings the schema of the copy up. The
 // store stays as it is until [Old.Put]. One that is sealed is [store.ErrExists].
@@ -141,8 +146,11 @@ func removeDatabase(path string) error {
 	return nil
 }
 
-// Close gives the migration up, unless it was put in place.
+// Close gives the migration up, unless it was put in place. It may be called twice.
 func (o *Old) Close() error {
+	if o.lock == nil {
+		return nil
+	}
 	var errs []error
 	if o.txn != nil {
 		errs = append(errs, o.txn.close())
@@ -152,6 +160,7 @@ func (o *Old) Close() error {
 	}
 	o.txn, o.db = nil, nil
 	errs = append(errs, removeDatabase(o.path+migratingSuffix), o.lock.Close())
+	o.lock = nil
 	return errors.Join(errs...)
 }
 
@@ -160,6 +169,12 @@ func (o *Old) Read() (c Contents, err error) {
 	t := o.txn
 	for _, read := range []func() error{
 		func() error { return claims(t, &c.Claims) },
+		func() error {
+			return t.row(`SELECT (SELECT count(*) FROM invitation WHERE used_us IS NULL AND expires_us > ?1),
+				(SELECT count(*) FROM decision WHERE result = 3 AND final_result IS NULL),
+				(SELECT count(*) FROM change WHERE state IN ('open', 'taken')), (SELECT count(*) FROM attempt)`, time.Now().UnixMicro()).
+				Scan(&c.Ending.Invitations, &c.Ending.Approvals, &c.Ending.Changes, &c.Ending.Attempts)
+		},
 		func() (err error) {
 			c.Devices, err = collect(t, func(s scanner) (store.Device, error) {
 				var r deviceRow
