@@ -5,10 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	_ "modernc.org/sqlite" // the driver of the store
 
@@ -37,21 +37,15 @@ levels = [
 ]
 `
 
-// activate makes the default policy and these services the newest one, and starts the
-// appliance again.
+// activate makes the default policy and these services the newest one.
 func (b *bench) activate(services string) {
 	b.Helper()
-	if _, err := b.Stop(); err != nil {
+	path := filepath.Join(b.TempDir(), "policy.toml")
+	if err := os.WriteFile(path, append(policy.Default(), services...), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	path := filepath.Join(b.Config.Dir, "countersign.db")
-	err := execSQL(b.Context(), path, `INSERT INTO policy (version, document, activated_us) VALUES (2, ?, ?)`,
-		append(policy.Default(), services...), time.Now().UnixMicro())
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := b.Restart(b.Context()); err != nil {
-		b.Fatal(err)
+	if r, err := b.Ctl(b.Context(), "policy", "apply", path); err != nil || r.Code != 0 {
+		b.Fatalf("%+v, %v", r, err)
 	}
 }
 

@@ -50,7 +50,7 @@ type OldAdmin struct {
 // Contents is what an old store has that somebody must judge before it is sealed.
 type Contents struct {
 	store.Claims
-	Ending   Ending
+	Ending  Ending
 	Clients []OldClient
 	Devices []store.Device
 	Admins  []OldAdmin
