@@ -2,6 +2,7 @@ package world
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -167,7 +168,11 @@ func (b *builder) leaveOpen(ctx context.Context) (err error) {
 
 // interrupt leaves a request as an appliance does that is killed when it was taken.
 func (b *builder) interrupt(ctx context.Context) error {
-	c, err := b.PreviewInvite(ctx, appliance.Invite{Kind: store.KindDevice, Name: "door-4"})
+	b.Codes["door-4"] = protocol.NewActivationCode(b.Hash(), [13]byte{4})
+	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
+	c, err := b.Preview(ctx, appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],
+	}})
 	if err != nil {
 		return err
 	}

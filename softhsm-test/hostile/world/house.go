@@ -39,6 +39,7 @@ type House struct {
 	Token *memory.Token
 	Clock *Clock
 
+	before  float64 // alarms of the house that stood here
 	log     *journal
 	metrics *prometheus.Registry
 }
@@ -129,7 +130,12 @@ const workLimit = 5 * time.Second
 
 // Alarms counts what the appliance reported as forged: its metrics of that name, or its
 // log where it did not start.
-func (h *House) Alarms() (n float64) {
+func (h *House) Alarms() float64 { return h.before + h.alarms() }
+
+// Remember counts alarms of an appliance that was here before.
+func (h *House) Remember(alarms float64) { h.before = alarms }
+
+func (h *House) alarms() (n float64) {
 	families, _ := h.metrics.Gather() // what there is
 	for _, f := range families {
 		for _, m := range f.GetMetric() {

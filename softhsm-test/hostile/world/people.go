@@ -69,8 +69,15 @@ var cast = []struct {
 	full  bool // with password and UV key
 	roles []string
 }{
-	{"alice", true, nil}, {"carol", true, nil}, {"fred", true, []string{"approver"}}, {"bob", true, nil}, {"rob", false, nil},
-	{"ruth", true, []string{"approver"}}, {"sam", true, nil}, {"dora", true, nil}, {"lena", true, nil},
+	{"alice", true, nil},
+	{"carol", true, nil},
+	{"fred", true, []string{"approver"}},
+	{"bob", true, nil},
+	{"rob", false, nil},
+	{"ruth", true, []string{"approver"}},
+	{"sam", true, nil},
+	{"dora", true, nil},
+	{"lena", true, nil},
 }
 
 // populate enrols devices and phones.
@@ -187,6 +194,11 @@ func (b *builder) request(ctx context.Context) error {
 	if _, err := b.Ask(ctx, appliance.AskPolicy(strictPolicy())); err != nil {
 		return err
 	}
+	strict, err := b.Policy(ctx)
+	if err != nil {
+		return err
+	}
+	b.Strict = strict.Hash
 	stale, err := b.Ask(ctx, appliance.AskAdmin("dan", b.Operators["mallory"].Public))
 	if err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
@@ -38,22 +37,20 @@ type World struct {
 	Operators map[string]Operator
 	Changes   map[string]appliance.Change
 	Dialogs   map[string]*Dialog
-	Backup    []byte // of the keys, as of the end
-	Vouched   []byte // statement of the database, as of the end
-	Lenient   []byte // a policy that nobody has applied
+	Backup    []byte   // of the keys, as of the end
+	Vouched   []byte   // statement of the database, as of the end
+	Lenient   []byte   // a policy that nobody has applied
+	Strict    [32]byte // hash of the policy in force
 
 	token *memory.Token
 }
 
-// Restored gives the keys of a backup a token of their own.
-func (w *World) Restored() *memory.Token { return memory.New() }
-
-// Clock returns a clock that stands where the building ended.
-func (w *World) Clock() *Clock { return NewClock(w.Now) }
+// EmptyToken is where the keys of a backup come back.
+func EmptyToken() *memory.Token { return memory.New() }
 
 // Place is where a copy of the world's database stands, with a token of its own.
 func (w *World) Place(path string) Place {
-	return Place{Path: path, Token: w.token.Clone(), Escrow: w.Escrow, Clock: w.Clock()}
+	return Place{Path: path, Token: w.token.Clone(), Escrow: w.Escrow, Clock: NewClock(w.Now)}
 }
 
 // Hash pins the true root.
@@ -81,20 +78,26 @@ func Build(ctx context.Context, dir string) (*World, error) {
 		name string
 		do   func(context.Context) error
 	}{
-		{"administrators", b.appoint}, {"devices and phones", b.populate}, {"snapshot", b.snapshot}, {"requests", b.request},
-		{"rotations", b.rotate}, {"departures", b.depart}, {"first dialogs", b.converse}, {"snapshot", b.snapshot},
-		{"answers", b.settle}, {"invitations", b.invite}, {"open requests", b.leaveOpen}, {"backup", b.backUp},
+		{"administrators", b.appoint},
+		{"devices and phones", b.populate},
+		{"snapshot", b.snapshot},
+		{"requests", b.request},
+		{"rotations", b.rotate},
+		{"departures", b.depart},
+		{"first dialogs", b.converse},
+		{"snapshot", b.snapshot},
+		{"answers", b.settle},
+		{"invitations", b.invite},
+		{"open requests", b.leaveOpen},
+		{"backup", b.backUp},
 	} {
 		if err := step.do(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("building the world: %s: %w", step.name, err), b.Close())
 		}
 	}
-	b.Now = b.Clock().Now()
+	b.Now = b.place.Clock.Now()
 	return b.World, errors.Join(b.Close(), CopyFile(b.Template, b.place.Path))
 }
-
-// Clock is that of the house: a builder has two.
-func (b *builder) Clock() *Clock { return b.place.Clock }
 
 // found holds the ceremony. The clock stands at noon, so that no window of a limit ends
 // meanwhile.
@@ -179,6 +182,10 @@ func (b *builder) rotate(ctx context.Context) error {
 			}
 		}
 	}
+	b.place.Clock.Advance(time.Second)
+	if _, err := b.ChangeKey(ctx, keyring.Step{Verb: keyring.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
+		return err
+	}
 	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
 	return errors.Join(b.Work(ctx, done), b.follow())
 }
@@ -197,6 +204,3 @@ func (b *builder) backUp(ctx context.Context) error {
 	b.Vouched = c.Statement
 	return c.Close()
 }
-
-// State is what a store knows of its keys.
-func (h *House) State(ctx context.Context) (backup.State, error) { return backup.StateOf(ctx, h.Store) }
