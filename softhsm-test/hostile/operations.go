@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 
+	"countersign/appliance/store"
 	"countersign/protocol"
 	"countersign/softhsm-test/hostile/world"
 	"countersign/softhsm-test/rig/phone"
@@ -44,6 +46,7 @@ var authorizations = []operation{
 	{"password, right", byPhone("alice", pay(5000)), paid("alice", "5000 EUR", 2)},
 	{"password, wrong", wrongPassword("alice", pay(5000)), []grant{{`alice is shown "gate"`, 2}}},
 	{"password, right but locked", byPhone("dora", pay(5000)), []grant{{`dora is shown "gate"`, 2}}},
+	{"password, locked after guesses", lockedAfter("alice", 6), []grant{{`alice is shown "gate"`, 2}}},
 	{"password as alice, bob's", inName("alice", "bob", pay(5000)), []grant{{`alice by bob is shown "gate"`, 2}}},
 	{
 		"UV key, strict", byPhone("alice", strict),
@@ -153,8 +156,11 @@ func byFirst(who string, first func(*world.World) *world.Dialog) func(*scene, co
 // repeats send an M3 again that was answered.
 var repeats = []operation{
 	{"again: refused", again("refused"), nil},
+	{"again: refused, when alice is revoked", afterRevocation("refused"), nil},
 	{"again: approved", again("approved"), []grant{{"again " + approved1, 1}}},
 	{"again: approved with a password", again("asked once"), []grant{{"again approved: 7000 EUR of 200 at gate by decision@2", 2}}},
+	{"again: by the thief of a phone", again("stolen"), nil},
+	{"again: a password that was locked", again("locked"), nil},
 	{"again: a wrong password", again("begun"), nil},
 	{"again: pending", again("pending"), []grant{{"again pending: 1000000 EUR of 200 at gate by decision@2", 4}}},
 	{"again: second that approved", again("second of final"), []grant{{"again approved: 1000000 EUR of 200 at gate by decision@2", 4}}},
@@ -173,6 +179,16 @@ func again(name string) func(*scene, context.Context) error {
 		}
 		s.decided("again", &d, a)
 		return refusal(a)
+	}
+}
+
+// afterRevocation is again, once alice is revoked.
+func afterRevocation(name string) func(*scene, context.Context) error {
+	return func(s *scene, ctx context.Context) error {
+		if _, err := s.SetClientStatus(ctx, "alice", store.Revoked); err != nil {
+			return err
+		}
+		return again(name)(s, ctx)
 	}
 }
 
@@ -202,6 +218,7 @@ var payments = []operation{
 	{"limit: what is left", byPhone("lena", pay(40_000)), paid("lena", "40000 EUR", 1)},
 	{"limit: given back", report("paid 5", "gate", 900_000, 200_000), paid("lena", "900000 EUR", 2)},
 	{"limit: given back after a report", report("paid 4", "gate", 100_000), []grant{{`lena is shown "gate"`, 2}}},
+	{"limit: paid in parts", inParts, append(paid("lena", "40000 EUR", 1), grant{`lena, over the limit, is shown "gate"`, 1})},
 	{"limit: given back by another", report("paid 5", "safe", 100_000), []grant{{`lena is shown "gate"`, 2}}},
 }
 
@@ -224,5 +241,29 @@ func report(name, at string, sums ...uint64) func(*scene, context.Context) error
 			}
 		}
 		return reported
+	}
+}
+
+// inParts pays what is left, and then once more.
+func inParts(s *scene, ctx context.Context) error {
+	p := *s.Phones["lena"]
+	err := s.approve(ctx, "lena", &p, pay(40_000))
+	return errors.Join(err, s.approve(ctx, "lena, over the limit,", &p, pay(45_000)))
+}
+
+// lockedAfter guesses a password, and then has it right.
+func lockedAfter(who string, guesses int) func(*scene, context.Context) error {
+	return func(s *scene, ctx context.Context) error {
+		p := *s.Phones[who]
+		for range guesses {
+			d, err := s.Apply(ctx, &p, pay(5000))
+			if err != nil {
+				return err
+			}
+			if err := s.Guess(ctx, d, 0); err != nil {
+				return err
+			}
+		}
+		return s.approve(ctx, who, &p, pay(5000))
 	}
 }

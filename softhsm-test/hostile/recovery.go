@@ -20,9 +20,29 @@ var recovery = []operation{
 	{"restore, then level 1 by ruth", restored(byPhone("ruth", door)), []grant{{`ruth is shown "gate"`, 1}}},
 	{"restore, then UV key as alice, bob's", restored(inName("alice", "bob", strict)), []grant{{`alice by bob is shown "gate"`, 3}}},
 	{"restore, then second by bob", restored(second("bob", "pending")), []grant{{`bob is shown "gate"`, 4}}},
+	{
+		"restore, then first and second by bob", restored(afresh("bob")),
+		[]grant{{"carol pending: 1000000 EUR of 200 at gate by decision@2", 4}, {`carol is shown "gate"`, 4}, {`bob is shown "gate"`, 4}},
+	},
 	{"restore, then trust document", restored(func(s *scene, _ context.Context) error { return s.believed() }), trusted},
 	{"restore, then start", restored(standing), inForce},
 	{"restore, then enrol by a made-up code", restored(enrol("made up")), nil},
+}
+
+// afresh has carol ask for a second approval, and another give it.
+func afresh(who string) func(*scene, context.Context) error {
+	return func(s *scene, ctx context.Context) error {
+		p := *s.Phones["carol"]
+		first, err := s.begin(ctx, "carol", &p, pay(1_000_000))
+		if err != nil {
+			return err
+		}
+		if err := s.Approve(ctx, first); err != nil {
+			return err
+		}
+		s.decided("carol", first, first.Answer)
+		return byFirst(who, func(*world.World) *world.Dialog { return first })(s, ctx)
+	}
 }
 
 // restored runs an operation on what comes back.

@@ -53,8 +53,8 @@ func (a Alteration) String() string {
 // ErrImpossible: the schema does not admit it.
 var ErrImpossible = errors.New("the schema does not admit it")
 
-// Apply alters a database file, in one transaction. The triggers of the schema are taken
-// away for that and put back. An error may wrap [ErrImpossible].
+// Apply alters a database file, in one transaction. Triggers of the schema that are in the
+// way are taken away for that and put back. An error may wrap [ErrImpossible].
 func (a Alteration) Apply(ctx context.Context, path string) (err error) {
 	db, err := Connect(path)
 	if err != nil {
@@ -65,14 +65,28 @@ func (a Alteration) Apply(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	do := func(ctx context.Context, tx *sql.Tx) error { return unguarded(ctx, tx, a.do) }
-	if a.bare {
-		do = a.do
-	}
-	if err := do(ctx, tx); err != nil {
+	if err := a.within(ctx, tx); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", a, err), tx.Rollback())
 	}
 	return tx.Commit()
+}
+
+// within does it with the triggers that there are if they let it, for the schema is then
+// as it was even for one who counts its versions.
+func (a Alteration) within(ctx context.Context, tx *sql.Tx) error {
+	if a.bare {
+		return a.do(ctx, tx)
+	}
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT hostile"); err != nil {
+		return err
+	}
+	if a.do(ctx, tx) == nil {
+		return nil
+	}
+	if _, err := tx.ExecContext(ctx, "ROLLBACK TO hostile"); err != nil {
+		return err
+	}
+	return unguarded(ctx, tx, a.do)
 }
 
 // unguarded does something without the triggers that there are.
@@ -149,9 +163,9 @@ func (t Table) delete(ctx context.Context, tx *sql.Tx, r Row) error {
 	return change(ctx, tx, "DELETE FROM "+quoted(t.Name)+" WHERE "+where, args...)
 }
 
-// SQL is an alteration by statements, one after the other. What triggers there are stay.
+// SQL is an alteration by statements, one after the other.
 func SQL(name string, statements ...string) Alteration {
-	return Alteration{Kind: Direct, Row: name, bare: true, do: func(ctx context.Context, tx *sql.Tx) error {
+	return Alteration{Kind: Direct, Row: name, do: func(ctx context.Context, tx *sql.Tx) error {
 		for _, s := range statements {
 			if _, err := tx.ExecContext(ctx, s); err != nil {
 				return fmt.Errorf("%s: %w", s, err)

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/softhsm-test/rig/phone"
 )
 
 // converse begins dialogs that are answered later, and those that will be known to have
@@ -26,6 +27,9 @@ func (b *builder) converse(ctx context.Context) error {
 		return nil
 	}
 	level4 := Ask{Service: Payment, Amount: EUR(1_000_000)}
+	if err := b.steal(ctx); err != nil {
+		return err
+	}
 	return errors.Join(
 		begin("refused", "alice", Ask{Service: Payment, Amount: EUR(900_000)}),
 		begin("approved", "alice", Ask{Service: Door}),
@@ -33,6 +37,27 @@ func (b *builder) converse(ctx context.Context) error {
 		begin("begun", "alice", Ask{Service: Payment, Amount: EUR(6000)}),
 		begin("pending", "carol", level4), begin("final", "carol", level4), begin("denied", "carol", level4),
 	)
+}
+
+// steal has a thief use alice's phone, with her signing key and a UV key of the thief's own.
+// The appliance knows alice's UV key and refuses that one: the thief refuses first, so that
+// a decision is stored, and then has an approval in hand.
+func (b *builder) steal(ctx context.Context) error {
+	thief := *b.Phones["alice"]
+	if err := thief.Give(phone.Full()); err != nil {
+		return err
+	}
+	b.Phones["thief"] = &thief
+	d, err := b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true})
+	if err != nil {
+		return err
+	}
+	if err := b.Refuse(ctx, d); err != nil {
+		return err
+	}
+	d.M3, err = d.Countersign(ctx, protocol.Approve)
+	b.Dialogs["stolen"], b.Phones["alice"].Counter = d, thief.Counter
+	return err
 }
 
 // settle answers them.
@@ -91,12 +116,25 @@ func (b *builder) spend(ctx context.Context) error {
 		}
 		b.Dialogs[fmt.Sprintf("paid %d", i+1)] = d
 	}
+	if err := b.tryLocked(ctx); err != nil {
+		return err
+	}
 	performed := b.Dialogs["paid 4"]
 	id, err := b.Transaction(performed)
 	if err != nil {
 		return err
 	}
 	return b.Outcome(ctx, performed.Device, protocol.OutcomeRequest{Transaction: id, Performed: true})
+}
+
+// tryLocked has dora try the right password while it is locked.
+func (b *builder) tryLocked(ctx context.Context) error {
+	d, err := b.House.Apply(ctx, b.Phones["dora"], Ask{Service: Payment, Amount: EUR(5000)})
+	if err != nil {
+		return err
+	}
+	b.Dialogs["locked"] = d
+	return b.Approve(ctx, d)
 }
 
 // Transaction is the id of what a dialog came to.
