@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/change"
 	"countersign/protocol"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
@@ -41,7 +42,7 @@ var findings = []finding{
 	{"4: a root of the attacker's own", "setting", foreignRoot, []string{"trust document", "invite a phone"}, false},
 	{"5: a trigger lends bob a role", "client", lentRole, []string{"second by bob", "restore, then first and second by bob"}, false},
 	{"5: the same while it runs", "client", lentRole, []string{"second by bob"}, true},
-	{"5: a trigger forgets what was spent", "used", statement("CREATE TRIGGER hostile AFTER UPDATE ON used BEGIN UPDATE used SET amount = 0, count = 0; END"), []string{"limit: paid in parts"}, true},
+	{"5: a trigger forgets what was spent", "used", statement("CREATE TRIGGER hostile AFTER INSERT ON used BEGIN UPDATE used SET amount = 0, count = 0; END"), []string{"limit: paid in parts"}, true},
 	{"5: a trigger forgets what was guessed", "guard", statement("CREATE TRIGGER hostile AFTER INSERT ON record BEGIN UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL; END"), []string{"password, locked after guesses"}, true},
 	{"6: rob and bob swap names", "client", swapped("client", "rob", "bob"), []string{"revoke rob", "suspend rob"}, false},
 	{"6: the safe and shed swap names", "device", swapped("device", "safe", "shed"), []string{"revoke the safe"}, false},
@@ -58,6 +59,7 @@ var findings = []finding{
 	{"6: a guess is one that was begun", "attempt", begunAttempt, []string{"again: a password that was locked"}, false},
 	{"6: a suspended administrator is active", "admin", statement("UPDATE admin SET status = 1"), []string{"suspended ben signs", "start"}, false},
 	{"6: a vote of the admin socket", "change_signature", forgedVote, []string{"start, and go on with what was taken"}, false},
+	{"6: votes of an administrator who is none", "change_signature", forgedAdmin, []string{"start, and go on with what was taken"}, false},
 	{"6: a retired key is not retired", "key", statement("UPDATE key SET retired_us = NULL"), []string{"trust document"}, false},
 }
 
@@ -72,8 +74,9 @@ func (s *stage) directed(ctx context.Context) error {
 		}
 	}
 	return s.all(ctx, cases, func(v verdict) {
-		s.Say("%-8s %s: %s: %s", v.outcome, v.attempt.Row, v.operation.name, plain(v.told))
-		s.count(v)
+		s.table.add(v)
+		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
+		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
 	})
 }
 
@@ -181,6 +184,19 @@ func forgedVote(w *world.World) rows.Alteration {
 		return errors.Join(
 			execs(ctx, tx, `UPDATE change SET state = 'taken' WHERE id = ?`, id[:]),
 			execs(ctx, tx, `INSERT INTO change_signature (change, signer, signature, at_us) SELECT ref, x'0102030405060708', x'00', created_us FROM change WHERE id = ?`, id[:]))
+	})
+}
+
+// forgedAdmin makes mallory an administrator who voted.
+func forgedAdmin(w *world.World) rows.Alteration {
+	id, mallory := w.Changes["open"].Hash.ID(), w.Operators["mallory"]
+	signer := change.SignerOf(mallory.Public)
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		vote, err := mallory.Sign(ctx, w.Changes["open"].Hash)
+		return errors.Join(err,
+			execs(ctx, tx, "INSERT INTO admin (id, name, public, status, version, mac, created_us) SELECT ?, 'mallory', ?, 1, 1, mac, created_us FROM admin WHERE name = 'ann'", signer[:], mallory.Public[:]),
+			execs(ctx, tx, "UPDATE change SET state = 'taken' WHERE id = ?", id[:]),
+			execs(ctx, tx, "INSERT INTO change_signature (change, signer, signature, at_us) SELECT ref, ?, ?, created_us FROM change WHERE id = ?", signer[:], vote, id[:]))
 	})
 }
 

@@ -65,7 +65,7 @@ func (h *House) Apply(ctx context.Context, p *phone.Phone, ask Ask) (*Dialog, er
 	if d.Session, err = p.Apply(p1.Marshal()); err != nil {
 		return nil, err
 	}
-	res, err := h.Appliance.Apply(ctx, d.Device, d.request())
+	res, err := h.Appliance.Apply(ctx, d.Device, d.Request())
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +76,8 @@ func (h *House) Apply(ctx context.Context, p *phone.Phone, ask Ask) (*Dialog, er
 	return d, err
 }
 
-// request is what the device sends.
-func (d *Dialog) request() protocol.ApplyRequest {
+// Request is what the device sends.
+func (d *Dialog) Request() protocol.ApplyRequest {
 	req := protocol.ApplyRequest{M1: d.M1, Nonce: d.Nonce, Link: protocol.LinkWire, Strict: d.Strict}
 	req.Order = protocol.Order{Services: []protocol.Service{d.Service}, Amount: d.Amount}
 	if d.First != nil {

@@ -1,5 +1,0 @@
-package main
-
-import "context"
-
-func (s *stage) programs(context.Context) error { return nil }
