@@ -24,6 +24,8 @@ var administration = []operation{
 	{"start", standing, inForce},
 	{"start, and go on with what was taken", resume, append([]grant{{what: "door-4 is invited"}}, inForce...)},
 	{"ann signs what is open", sign("ann", "open"), append([]grant{{what: "open is executed"}, {what: "door-3 is invited"}}, inForce...)},
+	{"ann signs the policy", sign("ann", "policy"), append([]grant{{what: "policy is executed"}, {what: "policy 3, another one"}}, inForce...)},
+	{"ann signs the new administrator", sign("ann", "admin"), append([]grant{{what: "admin is executed"}, {what: "administrator eve with another key"}}, inForce...)},
 	{"suspended ben signs", sign("ben", "open"), inForce},
 	{"stranger mallory signs", sign("mallory", "open"), inForce},
 	{"local signs again", sign("", "open"), inForce},
@@ -164,7 +166,7 @@ func sign(who, which string) func(*scene, context.Context) error {
 		if err == nil && got.State == store.ChangeExecuted {
 			s.grant("%s is executed", which)
 		}
-		if who == "ann" {
+		if which == "open" {
 			err = errors.Join(err, s.alsoSign(ctx))
 		}
 		return errors.Join(err, s.after(ctx))

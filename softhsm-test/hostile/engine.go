@@ -58,15 +58,21 @@ func (s *stage) wholesale(ctx context.Context) error {
 			cases = append(cases, attempt{Alteration: a, operation: o})
 		}
 	}
-	err = s.all(ctx, cases, func(v verdict) {
+	err = s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
 		s.count(v)
 		if plain(v.told) != usual[v.operation.name] {
 			s.read(v.Table, v.operation.name)
 		}
 	})
+	if s.quick { // what reads a table is not known then, and records are altered under all operations
+		clear(s.reads)
+		return err
+	}
 	for _, t := range tables {
-		if len(s.reads[t.Name]) == 0 {
-			s.Say("table %s: no operation reads it", t.Name)
+		if n := len(s.reads[t.Name]); n == 0 || n < 8 {
+			s.Say("table %s is read by %v", t.Name, slices.Sorted(maps.Keys(s.reads[t.Name])))
+		} else {
+			s.Say("table %s is read by %d operations", t.Name, n)
 		}
 	}
 	return err
@@ -125,9 +131,10 @@ func named(name string) operation {
 
 // Cases of the sections that are sampled.
 const (
-	recordCases = 6000
-	quickCases  = 250
+	recordCases = 8000
+	quickCases  = 150
 	quickSchema = 12
+	quickWhole  = 60
 )
 
 // records alters records one by one, under the operations that read their table.
@@ -192,15 +199,17 @@ func (s *stage) sample(cases []attempt, n int) []attempt {
 	return cases[:n]
 }
 
+// unproved are tables from which no authority flows: audit records are read by people.
+var unproved = []string{"record"}
+
 // prove holds BREAK=seal to its word: each record that is altered has a case that is
 // granted when no seal is checked.
-func (s *stage) prove() {
-	if s.broken != "seal" {
-		return
-	}
-	for _, record := range slices.Sorted(maps.Keys(s.table.counts)) {
-		if record != "directed" && record != "schema" {
-			s.Check(s.table.proven(record), "unproven: no alteration of %s grants anything", record)
+func (s *stage) prove(ctx context.Context) error {
+	tables, err := rows.Read(ctx, s.Template)
+	for _, t := range tables {
+		if !slices.Contains(unproved, t.Name) {
+			s.Check(s.table.proven(t.Name), "unproven: no alteration of %s grants anything", t.Name)
 		}
 	}
+	return err
 }

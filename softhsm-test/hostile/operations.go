@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -22,8 +21,26 @@ type operation struct {
 
 const approved1 = "approved: nothing of 100 at gate by decision@2"
 
-// operations are all of them, in the order of the table.
-var operations = slices.Concat(authorizations, repeats, payments, enrolments, administration, recovery)
+// groups are the columns of the table.
+var groups = []struct {
+	name       string
+	operations []operation
+}{
+	{"authorize", authorizations},
+	{"again", repeats},
+	{"limits", payments},
+	{"enrol", enrolments},
+	{"administer", administration},
+	{"restore", recovery},
+}
+
+// operations are all of them.
+var operations = func() (all []operation) {
+	for _, g := range groups {
+		all = append(all, g.operations...)
+	}
+	return all
+}()
 
 // door asks the gate to open.
 var door = world.Ask{Service: world.Door}

@@ -106,7 +106,9 @@ func robbed(ctx context.Context, v *visit) (err error) {
 	return err
 }
 
-func revoked(ctx context.Context, v *visit) error { return v.must(ctx, "client", "revoke", "--yes", v.name) }
+func revoked(ctx context.Context, v *visit) error {
+	return v.must(ctx, "client", "revoke", "--yes", v.name)
+}
 
 func inventing(_ context.Context, v *visit) error {
 	var random [13]byte

@@ -10,23 +10,21 @@ import (
 
 // table counts outcomes: records × operations × outcome.
 type table struct {
-	counts map[string]map[string]map[outcome]int // by record, then operation
+	counts map[string]map[string]tally // by record, then operation
 }
 
-func newTable() *table { return &table{counts: map[string]map[string]map[outcome]int{}} }
+type tally map[outcome]int
+
+func newTable() *table { return &table{counts: map[string]map[string]tally{}} }
 
 func (t *table) add(v verdict) {
-	record := v.Table
-	if record == "" {
-		record = "directed"
+	if t.counts[v.Table] == nil {
+		t.counts[v.Table] = map[string]tally{}
 	}
-	if t.counts[record] == nil {
-		t.counts[record] = map[string]map[outcome]int{}
+	if t.counts[v.Table][v.operation.name] == nil {
+		t.counts[v.Table][v.operation.name] = tally{}
 	}
-	if t.counts[record][v.operation.name] == nil {
-		t.counts[record][v.operation.name] = map[outcome]int{}
-	}
-	t.counts[record][v.operation.name][v.outcome]++
+	t.counts[v.Table][v.operation.name][v.outcome]++
 }
 
 // letters of the outcomes in the table.
@@ -35,67 +33,60 @@ var letters = []struct {
 	letter string
 }{{refused, "r"}, {harmless, "h"}, {alarm, "a"}, {conceded, "c"}, {crashed, "x"}, {granted, "G"}}
 
-// print writes one line for each record and operation, and the sum of each record.
+// print writes a line for each record with a column for each group of operations. Below
+// it stand the operations that granted what they should not.
 func (t *table) print(out io.Writer) {
-	fmt.Fprintln(out, "record × operation: refused, harmless, alarm, conceded, crashed (x), GRANTED")
+	if len(t.counts) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "cases by outcome: r refused, h harmless, a alarm, c conceded, x crashed, G GRANTED")
+	fmt.Fprintf(out, "%-17s", "record")
+	for _, g := range groups {
+		fmt.Fprintf(out, " %-24s", g.name)
+	}
+	fmt.Fprintln(out)
 	for _, record := range slices.Sorted(maps.Keys(t.counts)) {
-		sum := map[outcome]int{}
-		var cells []string
-		for _, o := range operations {
-			counts := t.counts[record][o.name]
-			if len(counts) == 0 {
-				continue
-			}
-			cells = append(cells, o.name+" "+spell(counts))
-			for k, n := range counts {
-				sum[k] += n
-			}
+		line := fmt.Sprintf("%-17s", record)
+		for _, g := range groups {
+			line += fmt.Sprintf(" %-24s", t.sum(record, g.operations))
 		}
-		fmt.Fprintf(out, "%-17s %s\n", record, spell(sum))
-		for line := range wrapped(cells, 150) {
-			fmt.Fprintf(out, "    %s\n", line)
+		fmt.Fprintln(out, strings.TrimRight(line, " "))
+	}
+	t.printGranted(out)
+}
+
+func (t *table) printGranted(out io.Writer) {
+	for _, record := range slices.Sorted(maps.Keys(t.counts)) {
+		for _, o := range operations {
+			if n := t.counts[record][o.name][granted]; n > 0 {
+				fmt.Fprintf(out, "GRANTED %4d by %s: %s\n", n, record, o.name)
+			}
 		}
 	}
 }
 
-func spell(counts map[outcome]int) string {
+func (t *table) sum(record string, of []operation) tally {
+	sum := tally{}
+	for _, o := range of {
+		for k, n := range t.counts[record][o.name] {
+			sum[k] += n
+		}
+	}
+	return sum
+}
+
+func (t tally) String() string {
 	var parts []string
 	for _, l := range letters {
-		if n := counts[l.outcome]; n > 0 {
+		if n := t[l.outcome]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%s%d", l.letter, n))
 		}
+	}
+	if parts == nil {
+		return "-"
 	}
 	return strings.Join(parts, " ")
 }
 
-// wrapped joins cells to lines of at most that many bytes, if they fit.
-func wrapped(cells []string, width int) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		line := ""
-		for _, c := range cells {
-			if line != "" && len(line)+len(c)+2 > width {
-				if !yield(line) {
-					return
-				}
-				line = ""
-			}
-			if line != "" {
-				line += "; "
-			}
-			line += c
-		}
-		if line != "" {
-			yield(line)
-		}
-	}
-}
-
-// proven reports which records had a case that was granted.
-func (t *table) proven(record string) bool {
-	for _, counts := range t.counts[record] {
-		if counts[granted] > 0 {
-			return true
-		}
-	}
-	return false
-}
+// proven reports whether a case of a record was granted.
+func (t *table) proven(record string) bool { return t.sum(record, operations)[granted] > 0 }
