@@ -41,7 +41,7 @@ func (s *stage) untouched(ctx context.Context) error {
 	})
 }
 
-// wholesale takes and spoils whole tables under every operation. What changes by that
+// wholesale takes, spoils and puts back whole tables under every operation. What changes by that
 // reads the table.
 func (s *stage) wholesale(ctx context.Context) error {
 	tables, err := rows.Read(ctx, s.Template)
@@ -52,15 +52,19 @@ func (s *stage) wholesale(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	earlier, err := s.earlier(ctx)
+	if err != nil {
+		return err
+	}
 	var cases []attempt
-	for _, a := range rows.Wholesale(tables) {
-		for _, o := range operations {
-			cases = append(cases, attempt{Alteration: a, operation: o})
+	for _, a := range append(rows.Wholesale(tables), rows.Rollbacks(earlier...)...) {
+		for i, o := range operations {
+			cases = append(cases, attempt{a, o, a.Replays && i%2 == 1})
 		}
 	}
 	err = s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
 		s.count(v)
-		if plain(v.told) != usual[v.operation.name] {
+		if (v.Kind == rows.Empty || v.Kind == rows.Mangle) && plain(v.told) != usual[v.operation.name] {
 			s.read(v.Table, v.operation.name)
 		}
 	})
@@ -143,13 +147,9 @@ func (s *stage) records(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var earlier [][]rows.Table
-	for _, path := range s.Earlier {
-		then, err := rows.Read(ctx, path)
-		if err != nil {
-			return err
-		}
-		earlier = append(earlier, then)
+	earlier, err := s.earlier(ctx)
+	if err != nil {
+		return err
 	}
 	cases := s.spread(rows.Generate(now, earlier...))
 	n := recordCases
@@ -158,6 +158,18 @@ func (s *stage) records(ctx context.Context) error {
 	}
 	s.Say("%d cases of %d", min(n, len(cases)), len(cases))
 	return s.all(ctx, cases[:min(n, len(cases))], s.count)
+}
+
+// earlier is the database as it once was.
+func (s *stage) earlier(ctx context.Context) (all [][]rows.Table, err error) {
+	for _, path := range s.Earlier {
+		then, err := rows.Read(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, then)
+	}
+	return all, nil
 }
 
 // spread orders cases so that any number of the first ones have of everything: one of

@@ -63,7 +63,7 @@ func (s *scene) decided(who string, d *world.Dialog, a world.Answer) {
 	if err != nil || got.Result != protocol.ResultApproved && got.Result != protocol.ResultPending {
 		return
 	}
-	what := fmt.Sprintf("%s %s: %s of %d at %s by decision@%d", who, got.Result, amount(got.Amount), got.Service, d.Device.Name, epoch)
+	what := fmt.Sprintf("%s %s: %s of %d at %s by decision@%d", who, got.Result, amount(got.Amount), got.Service, d.Ask.Device, epoch)
 	if got.Statement != expected(d).Hash() {
 		what += ", of another statement"
 	}

@@ -231,13 +231,29 @@ func (t Table) ofRow(r Row) (all []Alteration) {
 		Alteration{Table: t.Name, Kind: Insert, Row: "like " + t.name(r), do: func(ctx context.Context, tx *sql.Tx) error { return t.copied(ctx, tx, r) }})
 	for _, other := range spread(t.Rows, 4) {
 		if !slices.EqualFunc(r, other, equal) {
-			all = append(all, Alteration{
-				Table: t.Name, Kind: Swap, Row: t.name(r) + " and " + t.name(other),
-				do: func(ctx context.Context, tx *sql.Tx) error { return t.swapRows(ctx, tx, r, other) },
-			})
+			all = append(all,
+				Alteration{
+					Table: t.Name, Kind: Swap, Row: t.name(r) + " and " + t.name(other),
+					do: func(ctx context.Context, tx *sql.Tx) error { return t.swapRows(ctx, tx, r, other) },
+				},
+				Alteration{
+					Table: t.Name, Kind: Other, Row: t.name(r) + " from " + t.name(other),
+					do: func(ctx context.Context, tx *sql.Tx) error { return t.set(ctx, tx, r, t.shared(other)) },
+				})
 		}
 	}
 	return all
+}
+
+// shared are the values of a record that others may have too.
+func (t Table) shared(r Row) map[int]any {
+	values := map[int]any{}
+	for i, c := range t.Columns {
+		if !c.Key && !c.Unique {
+			values[i] = r[i]
+		}
+	}
+	return values
 }
 
 // copied inserts a record again under another key; then also with other values in the
@@ -300,6 +316,45 @@ func (t Table) replays(then []Table) (all []Alteration) {
 		}
 	}
 	return spreadOf(all, 24)
+}
+
+// Rollbacks put each table, and then all of them, back as they were in an earlier reading.
+func Rollbacks(earlier ...[]Table) (all []Alteration) {
+	for n, then := range earlier {
+		back := func(ctx context.Context, tx *sql.Tx, tables []Table) error {
+			for _, old := range tables {
+				if err := old.rollBack(ctx, tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		what := fmt.Sprintf("all, as at moment %d", n)
+		for _, old := range then {
+			all = append(all, Alteration{
+				Table: old.Name, Kind: Older, Row: what, Replays: true,
+				do: func(ctx context.Context, tx *sql.Tx) error { return back(ctx, tx, []Table{old}) },
+			})
+		}
+		all = append(all, Alteration{
+			Table: "every table", Kind: Older, Row: what, Replays: true,
+			do: func(ctx context.Context, tx *sql.Tx) error { return back(ctx, tx, then) },
+		})
+	}
+	return all
+}
+
+// rollBack leaves the rows of this reading, and no others.
+func (t Table) rollBack(ctx context.Context, tx *sql.Tx) error {
+	if _, err := tx.ExecContext(ctx, "DELETE FROM "+quoted(t.Name)); err != nil {
+		return err
+	}
+	for _, r := range t.Rows {
+		if err := t.insert(ctx, tx, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func spreadOf(all []Alteration, n int) (some []Alteration) {

@@ -22,6 +22,7 @@ type Column struct {
 	NotNull bool
 	Key     bool // of the primary key
 	Refers  bool // to a row of another table
+	Unique  bool // no two rows have the same
 }
 
 // Table is one table with its rows as they were read.
@@ -95,7 +96,12 @@ func (db DB) table(ctx context.Context, name string) (t Table, err error) {
 	if t.Columns, err = db.columns(ctx, name); err != nil {
 		return t, err
 	}
+	unique, err := db.strings(ctx, `SELECT i.name FROM pragma_index_list(?) l, pragma_index_info(l.name) i WHERE l."unique" = 1 AND i.name IS NOT NULL`, name)
+	if err != nil {
+		return t, err
+	}
 	for i := range t.Columns {
+		t.Columns[i].Unique = slices.Contains(unique, t.Columns[i].Name)
 		t.Columns[i].Refers = slices.Contains(refers, t.Columns[i].Name)
 	}
 	t.Rows, err = db.rows(ctx, t)
