@@ -16,6 +16,9 @@ func (s *stage) count(v verdict) {
 	if v.outcome == crashed {
 		s.once(v.err.Error(), "crashed: %s: %v", v.attempt, v.err)
 	}
+	if s.tell && v.outcome >= conceded {
+		s.Say("%s: %s: %v %v", v.outcome, v.attempt, v.extra, v.err)
+	}
 	s.Check(v.outcome != granted, "GRANTED %v by %s", v.extra, v.attempt)
 }
 

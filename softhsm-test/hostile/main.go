@@ -7,7 +7,8 @@
 //
 //	hostile-test: N passed, N failed
 //
-// and its exit code 0 if nothing failed, else 1. -quick runs a sample; -only NAME[,NAME…]
+// and its exit code 0 if nothing failed, else 1. -quick runs a sample; -all
+// prints each case that was granted, conceded or crashed; -only NAME[,NAME…]
 // some of the sections; COUNTERSIGN_SEED repeats a sample. BREAK=NAME builds harness and
 // product with one line of the product broken, so that cases fail; see overlay.go. Another
 // name is exit code 2.
@@ -60,6 +61,7 @@ type config struct {
 	seed   uint64
 	only   []string
 	quick  bool
+	tell   bool
 	out    io.Writer
 }
 
@@ -73,6 +75,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	flags := flag.NewFlagSet("hostile", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	only := flags.String("only", "", "sections to run, separated by commas, by how their names begin; all if empty")
+	flags.BoolVar(&c.tell, "all", false, "print each case that was granted, conceded or crashed")
 	flags.BoolVar(&c.quick, "quick", false, "run a sample of the cases")
 	if flags.Parse(args) != nil || flags.NArg() != 0 {
 		return exitUsage
