@@ -159,7 +159,7 @@ func (s *stage) records(ctx context.Context) error {
 	if s.quick {
 		n = quickCases
 	}
-	s.Say("%d cases of %d", min(n, len(cases)), len(cases))
+	s.Say("%d cases of %d, the first of them one of each column and way to alter it", min(n, len(cases)), len(cases))
 	return s.all(ctx, cases[:min(n, len(cases))], s.count)
 }
 
