@@ -192,6 +192,7 @@ func (s *stage) spread(all []rows.Alteration) (cases []attempt) {
 	for _, name := range names {
 		s.random.Shuffle(len(groups[name]), func(i, j int) { g := groups[name]; g[i], g[j] = g[j], g[i] })
 	}
+	s.random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	for turn := 0; ; turn++ {
 		before := len(cases)
 		for _, name := range names {
