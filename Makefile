@@ -16,7 +16,7 @@ MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test acceptance bench hsm-bench hsm-matrix clean cross
+.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test hostile-test acceptance bench hsm-bench hsm-matrix clean cross
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,7 +75,11 @@ disaster-test: deps build ## lose token and state, and come back from backup, da
 	@go build -o bin/disaster ./softhsm-test/disaster
 	@bin/disaster
 
-acceptance: demo attack-test hsm-faults rotate-test disaster-test ## the long harnesses
+hostile-test: deps build ## write to the database and to backup files behind the appliance's back
+	@go build -o bin/hostile ./softhsm-test/hostile
+	@bin/hostile
+
+acceptance: demo attack-test hsm-faults rotate-test disaster-test hostile-test ## the long harnesses
 
 hsm-matrix: DEBS += $(MATRIX_DEBS)
 hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has

@@ -12,6 +12,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -224,4 +225,11 @@ func (t *Token) get(ctx context.Context, id hsm.KeyID) (entry, error) {
 		return entry{}, fmt.Errorf("key %s: %w", id, hsm.ErrKey)
 	}
 	return e, nil
+}
+
+// Clone returns a token with the same keys, which goes its own way from then on.
+func (t *Token) Clone() *Token {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return &Token{keys: maps.Clone(t.keys), certs: slices.Clone(t.certs)}
 }

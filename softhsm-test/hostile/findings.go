@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/appliance/change"
+	"countersign/protocol"
+	"countersign/softhsm-test/hostile/rows"
+	"countersign/softhsm-test/hostile/world"
+)
+
+// finding is an attack that once succeeded, or a neighbour of it. Each is a case for every
+// operation that it names.
+type finding struct {
+	name       string
+	table      string // that it is a proof about
+	alter      func(*world.World) rows.Alteration
+	operations []string
+	live       bool
+}
+
+// findings of one who writes to the database. They name tables and columns, as nothing
+// else here does.
+var findings = []finding{
+	{"1: a refusal is made an approval", "decision", forgedDecision("refused", protocol.ResultApproved), []string{"again: refused", "restore, then a refusal again", "status of a refusal"}, false},
+	{"1: the same while it runs", "decision", forgedDecision("refused", protocol.ResultApproved), []string{"again: refused", "again: refused, when alice is revoked"}, true},
+	{"1: what waits for a second approver is made an approval", "decision", forgedDecision("pending", protocol.ResultApproved), []string{"again: pending"}, false},
+	{"1: what a second approver refused is made an approval", "decision", forgedDecision("second of denied", protocol.ResultApproved), []string{"again: second that refused"}, false},
+	{"1: what was denied waits again", "decision", statement("UPDATE decision SET final_result = NULL, final_reason = NULL, final_us = NULL WHERE final_result = 0"), []string{"second of what was denied"}, false},
+	{"2: the UV key of a thief, and no certificate", "client", stolenUV, []string{"again: by the thief of a phone"}, false},
+	{"2: the same while it runs", "client", stolenUV, []string{"again: by the thief of a phone"}, true},
+	{"3: an invitation of an approver", "invitation", forgedInvitation("client"), []string{"enrol by a made-up code"}, false},
+	{"3: an invitation of a device", "invitation", forgedInvitation("device"), []string{"enrol a device by a made-up code"}, true},
+	{"3: a used invitation is open again", "invitation", statement("UPDATE invitation SET used_us = NULL, request = NULL, response = NULL, name = name || '-2'"), []string{"enrol by a used code", "enrol a device by a used code"}, false},
+	{"3: an expired invitation lives on", "invitation", statement("UPDATE invitation SET expires_us = expires_us + 86400000000"), []string{"enrol by an expired code"}, false},
+	{"3: an invitation gets a role", "invitation", statement(`UPDATE invitation SET roles = '["approver"]' WHERE used_us IS NULL`), []string{"enrol by an open code"}, false},
+	{"4: a root of the attacker's own", "setting", foreignRoot, []string{"trust document", "invite a phone"}, false},
+	{"5: a trigger lends bob a role", "client", lentRole, []string{"second by bob", "restore, then first and second by bob"}, false},
+	{"5: the same while it runs", "client", lentRole, []string{"second by bob"}, true},
+	{"5: a trigger forgets what was spent", "used", statement("CREATE TRIGGER hostile AFTER INSERT ON used BEGIN UPDATE used SET amount = 0, count = 0; END"), []string{"limit: paid in parts"}, true},
+	{"5: a trigger forgets what was guessed", "guard", statement("CREATE TRIGGER hostile AFTER INSERT ON record BEGIN UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL; END"), []string{"password, locked after guesses"}, true},
+	{"6: rob and bob swap names", "client", swapped("client", "rob", "bob"), []string{"revoke rob", "suspend rob"}, false},
+	{"6: the safe and shed swap names", "device", swapped("device", "safe", "shed"), []string{"revoke the safe"}, false},
+	{"6: a backup nobody voted for is executed", "change", executed("backup"), []string{"key backup without votes"}, false},
+	{"6: a device nobody voted for is taken", "change", taken("open"), []string{"start, and go on with what was taken"}, false},
+	{"6: the gate has another name", "device", statement("UPDATE device SET display = 'The safe' WHERE name = 'gate'"), []string{"level 1 by alice"}, false},
+	{"6: the safe has a lower floor", "device", statement("UPDATE device SET floor = 1 WHERE name = 'safe'"), []string{"level 1 at the safe, floor 2"}, false},
+	{"6: a revoked device is active", "device", statement("UPDATE device SET status = 1 WHERE name = 'shed'"), []string{"renew revoked shed's certificate", "level 1 at revoked shed"}, false},
+	{"6: limits used are forgotten", "used", statement("UPDATE used SET amount = 0, count = 0"), []string{"limit: more than is left"}, false},
+	{"6: more is given back than was charged", "charge", statement("UPDATE charge SET amount = amount * 2"), []string{"limit: given back"}, false},
+	{"6: a report is forgotten", "decision", statement("UPDATE decision SET performed = NULL, reported_us = NULL"), []string{"limit: given back after a report"}, false},
+	{"6: the lenient policy", "policy", lenientPolicy, []string{"start", "first at level 4", "ask for a device"}, false},
+	{"6: a password is not locked", "guard", statement("UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL"), []string{"password, right but locked"}, false},
+	{"6: a guess is one that was begun", "attempt", begunAttempt, []string{"again: a password that was locked"}, false},
+	{"6: a suspended administrator is active", "admin", statement("UPDATE admin SET status = 1"), []string{"suspended ben signs", "start"}, false},
+	{"6: a vote of the admin socket", "change_signature", forgedVote, []string{"start, and go on with what was taken"}, false},
+	{"6: votes of an administrator who is none", "change_signature", forgedAdmin, []string{"start, and go on with what was taken"}, false},
+	{"6: a retired key is not retired", "key", statement("UPDATE key SET retired_us = NULL"), []string{"trust document"}, false},
+}
+
+// directed runs the findings.
+func (s *stage) directed(ctx context.Context) error {
+	var cases []attempt
+	for _, f := range findings {
+		a := f.alter(s.World)
+		a.Table, a.Row = f.table, f.name
+		for _, name := range f.operations {
+			cases = append(cases, attempt{a, named(name), f.live})
+		}
+	}
+	return s.all(ctx, cases, func(v verdict) {
+		s.table.add(v)
+		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
+		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
+	})
+}
+
+func statement(texts ...string) func(*world.World) rows.Alteration {
+	return func(*world.World) rows.Alteration { return rows.SQL("", texts...) }
+}
+
+// execs runs statements with arguments.
+func execs(ctx context.Context, tx *sql.Tx, text string, args ...any) error {
+	res, err := tx.ExecContext(ctx, text, args...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", text, err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(fmt.Errorf("%s: no row", text), err)
+	}
+	return nil
+}
+
+// forgedDecision changes what is stored of a dialog, without a thought of who signed what.
+func forgedDecision(dialog string, to protocol.Result) func(*world.World) rows.Alteration {
+	return func(w *world.World) rows.Alteration {
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error { return forge(ctx, tx, w.Dialogs[dialog], to) })
+	}
+}
+
+func forge(ctx context.Context, tx *sql.Tx, d *world.Dialog, to protocol.Result) error {
+	const which = " WHERE counter = ? AND random = ?"
+	counter, random := int64(d.Serial.Counter()), d.Serial[4:]
+	var payload []byte
+	if err := tx.QueryRowContext(ctx, "SELECT payload FROM decision"+which, counter, random).Scan(&payload); err != nil {
+		return err
+	}
+	decision, err := protocol.ParseDecision(payload)
+	if err != nil {
+		return err
+	}
+	decision.Result, decision.Lifetime, decision.Factors = to, honestLifetime, protocol.Factors(1<<uint(decision.Level)-1)
+	decision.Reason, _ = protocol.ReasonFor(to)
+	sum := sha256.Sum256(d.M3)
+	return execs(ctx, tx, "UPDATE decision SET result = ?, reason = 0, payload = ?, m3 = ?, role = NULL, expires_us = NULL, final_result = NULL, final_reason = NULL, final_us = NULL"+which,
+		int64(to), decision.Marshal(), sum[:], counter, random)
+}
+
+// stolenUV gives alice's row the UV key of the thief of her phone, and the thief's
+// approval a decision.
+func stolenUV(w *world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		_, req, err := w.Phones["thief"].EnrolRequest(ctx, w.Codes["made up"])
+		if err != nil {
+			return err
+		}
+		err = execs(ctx, tx, "UPDATE client SET uv_key = ?, cert = NULL WHERE id = ?", req.UVKey[:], w.Phones["thief"].ID[:])
+		return errors.Join(err, forge(ctx, tx, w.Dialogs["stolen"], protocol.ResultApproved))
+	})
+}
+
+func forgedInvitation(kind string) func(*world.World) rows.Alteration {
+	return func(w *world.World) rows.Alteration {
+		sum := sha256.Sum256([]byte(w.Codes["made up"].String()))
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+			return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles) VALUES (?, ?, 'eve', 'gate', 1, ?, ?, '["approver"]')`,
+				sum[:], kind, w.Now.UnixMicro(), w.Now.Add(time.Hour).UnixMicro())
+		})
+	}
+}
+
+// lentRole: the MAC of bob's row is checked before a password is counted, and the role is
+// looked at after it.
+func lentRole(*world.World) rows.Alteration {
+	return rows.SQL("",
+		`CREATE TRIGGER hostile_lend AFTER INSERT ON attempt BEGIN UPDATE client SET roles = '["approver","uv"]' WHERE name = 'bob'; END`,
+		`CREATE TRIGGER hostile_back AFTER INSERT ON decision BEGIN UPDATE client SET roles = '["uv"]' WHERE name = 'bob'; END`)
+}
+
+func swapped(table, a, b string) func(*world.World) rows.Alteration {
+	return statement(
+		fmt.Sprintf("UPDATE %s SET name = 'parked' WHERE name = '%s'", table, a),
+		fmt.Sprintf("UPDATE %s SET name = '%s' WHERE name = '%s'", table, a, b),
+		fmt.Sprintf("UPDATE %s SET name = '%s' WHERE name = 'parked'", table, b))
+}
+
+func executed(which string) func(*world.World) rows.Alteration {
+	return func(w *world.World) rows.Alteration {
+		id := w.Changes[which].Hash.ID()
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+			return execs(ctx, tx, `UPDATE change SET state = 'executed', required = 1, signed = '["local"]', ended_us = ? WHERE id = ?`, w.Now.UnixMicro(), id[:])
+		})
+	}
+}
+
+func taken(which string) func(*world.World) rows.Alteration {
+	return func(w *world.World) rows.Alteration {
+		id := w.Changes[which].Hash.ID()
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+			return execs(ctx, tx, `UPDATE change SET state = 'taken', required = 1 WHERE id = ?`, id[:])
+		})
+	}
+}
+
+// forgedVote takes a request that waits, and adds a vote of the admin socket that is none.
+func forgedVote(w *world.World) rows.Alteration {
+	id := w.Changes["open"].Hash.ID()
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return errors.Join(
+			execs(ctx, tx, `UPDATE change SET state = 'taken' WHERE id = ?`, id[:]),
+			execs(ctx, tx, `INSERT INTO change_signature (change, signer, signature, at_us) SELECT ref, x'0102030405060708', x'00', created_us FROM change WHERE id = ?`, id[:]))
+	})
+}
+
+// forgedAdmin makes mallory an administrator who voted.
+func forgedAdmin(w *world.World) rows.Alteration {
+	id, mallory := w.Changes["open"].Hash.ID(), w.Operators["mallory"]
+	signer := change.SignerOf(mallory.Public)
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		vote, err := mallory.Sign(ctx, w.Changes["open"].Hash)
+		return errors.Join(err,
+			execs(ctx, tx, "INSERT INTO admin (id, name, public, status, version, mac, created_us) SELECT ?, 'mallory', ?, 1, 1, mac, created_us FROM admin WHERE name = 'ann'", signer[:], mallory.Public[:]),
+			execs(ctx, tx, "UPDATE change SET state = 'taken' WHERE id = ?", id[:]),
+			execs(ctx, tx, "INSERT INTO change_signature (change, signer, signature, at_us) SELECT ref, ?, ?, created_us FROM change WHERE id = ?", signer[:], vote, id[:]))
+	})
+}
+
+func lenientPolicy(w *world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return execs(ctx, tx, "UPDATE policy SET document = ? WHERE version = 2", w.Lenient)
+	})
+}
+
+// begunAttempt has a guess look like one that was counted before.
+func begunAttempt(w *world.World) rows.Alteration {
+	d := w.Dialogs["locked"]
+	sum := sha256.Sum256(d.M3)
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return execs(ctx, tx, "INSERT INTO attempt (client, counter, attempt, random, m3, answered, tries_left, begun_us) SELECT ref, ?, 0, ?, ?, 0, 2, ? FROM client WHERE name = 'dora'",
+			int64(d.Serial.Counter()), d.Serial[4:], sum[:], w.Now.UnixMicro())
+	})
+}

@@ -1,0 +1,228 @@
+package world
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign/appliance"
+	"countersign/appliance/change"
+	"countersign/appliance/store"
+	"countersign/policy"
+	"countersign/protocol"
+	"countersign/softhsm-test/rig/phone"
+)
+
+// converse begins dialogs that are answered later, and those that will be known to have
+// been answered earlier.
+func (b *builder) converse(ctx context.Context) error {
+	begin := func(name, who string, ask Ask) error {
+		d, err := b.House.Apply(ctx, b.Phones[who], ask)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		b.Dialogs[name] = d
+		return nil
+	}
+	level4 := Ask{Service: Payment, Amount: EUR(1_000_000)}
+	if err := b.steal(ctx); err != nil {
+		return err
+	}
+	return errors.Join(
+		begin("refused", "alice", Ask{Service: Payment, Amount: EUR(900_000)}),
+		begin("approved", "alice", Ask{Service: Door}),
+		begin("asked once", "alice", Ask{Service: Payment, Amount: EUR(7000)}),
+		begin("begun", "alice", Ask{Service: Payment, Amount: EUR(6000)}),
+		begin("pending", "carol", level4), begin("final", "carol", level4), begin("denied", "carol", level4),
+	)
+}
+
+// steal has a thief use alice's phone, with her signing key and a UV key of the thief's own.
+// The appliance knows alice's UV key and refuses that one: the thief refuses first, so that
+// a decision is stored, and then has an approval in hand.
+func (b *builder) steal(ctx context.Context) error {
+	thief := *b.Phones["alice"]
+	if err := thief.Give(phone.Full()); err != nil {
+		return err
+	}
+	b.Phones["thief"] = &thief
+	d, err := b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true})
+	if err != nil {
+		return err
+	}
+	if err := b.Refuse(ctx, d); err != nil {
+		return err
+	}
+	d.M3, err = d.Countersign(ctx, protocol.Approve)
+	b.Dialogs["stolen"], b.Phones["alice"].Counter = d, thief.Counter
+	return err
+}
+
+// settle answers them.
+func (b *builder) settle(ctx context.Context) error {
+	d := b.Dialogs
+	err := errors.Join(
+		b.Refuse(ctx, d["refused"]), b.Approve(ctx, d["approved"]), b.Approve(ctx, d["asked once"]), b.Guess(ctx, d["begun"], 0),
+		b.Approve(ctx, d["pending"]), b.Approve(ctx, d["final"]), b.Approve(ctx, d["denied"]),
+	)
+	if err != nil {
+		return err
+	}
+	if err := b.second(ctx, "final", b.Approve); err != nil {
+		return err
+	}
+	if err := b.second(ctx, "denied", b.Refuse); err != nil {
+		return err
+	}
+	return errors.Join(b.lock(ctx), b.spend(ctx))
+}
+
+// second has the second approver answer.
+func (b *builder) second(ctx context.Context, first string, answer func(context.Context, *Dialog) error) error {
+	d, err := b.House.Apply(ctx, b.Phones["fred"], Ask{Service: protocol.ServiceCoApproval, First: b.Dialogs[first]})
+	if err != nil {
+		return err
+	}
+	b.Dialogs["second of "+first] = d
+	return answer(ctx, d)
+}
+
+// lock has dora's password guessed until it is locked.
+func (b *builder) lock(ctx context.Context) error {
+	for range 5 {
+		d, err := b.House.Apply(ctx, b.Phones["dora"], Ask{Service: Payment, Amount: EUR(5000)})
+		if err != nil {
+			return err
+		}
+		if err := b.Guess(ctx, d, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spend has lena pay 49,500 of the 50,000 EUR that she may a day. What became of the
+// last two payments: one was performed, of the other nobody has heard.
+func (b *builder) spend(ctx context.Context) error {
+	for i := range 5 {
+		d, err := b.House.Apply(ctx, b.Phones["lena"], Ask{Service: Payment, Amount: EUR(990_000)})
+		if err != nil {
+			return err
+		}
+		if err := b.Approve(ctx, d); err != nil {
+			return err
+		}
+		b.Dialogs[fmt.Sprintf("paid %d", i+1)] = d
+	}
+	if err := b.tryLocked(ctx); err != nil {
+		return err
+	}
+	performed := b.Dialogs["paid 4"]
+	id, err := b.Transaction(performed)
+	if err != nil {
+		return err
+	}
+	return b.Outcome(ctx, performed.Device, protocol.OutcomeRequest{Transaction: id, Performed: true})
+}
+
+// tryLocked has dora try the right password while it is locked.
+func (b *builder) tryLocked(ctx context.Context) error {
+	d, err := b.House.Apply(ctx, b.Phones["dora"], Ask{Service: Payment, Amount: EUR(5000)})
+	if err != nil {
+		return err
+	}
+	b.Dialogs["locked"] = d
+	return b.Approve(ctx, d)
+}
+
+// Transaction is the id of what a dialog came to.
+func (w *World) Transaction(d *Dialog) (protocol.TransactionID, error) {
+	got, err := d.Check(w.Root, w.Certs, uint64(time.Now().Unix())).Verify(d.Answer.Decision())
+	return got.Transaction, err
+}
+
+// Decision is what the device got, nil where there is none.
+func (a Answer) Decision() []byte { return a.CountersignResponse.Decision }
+
+// invite leaves invitations of each kind: open, used, and expired.
+func (b *builder) invite(ctx context.Context) error {
+	late, _, err1 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
+	open, _, err2 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "nora"})
+	b.Codes["late"], b.Codes["nora"] = late, open
+	var random [13]byte
+	copy(random[:], "of no invitat")
+	b.Codes["made up"] = protocol.NewActivationCode(b.Hash(), random)
+	till, err3 := b.asksFor(ctx, "till", time.Hour)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	_, err := b.signed(ctx, till)
+	return err
+}
+
+// leaveOpen leaves change requests in each state.
+func (b *builder) leaveOpen(ctx context.Context) (err error) {
+	c := b.Changes
+	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, appliance.ErrOver) {
+		return fmt.Errorf("a stale request: %v", err)
+	}
+	if c["expired"], err = b.asksFor(ctx, "door-1", 2*time.Second); err != nil {
+		return err
+	}
+	if c["withdrawn"], err = b.asksFor(ctx, "door-2", time.Hour); err != nil {
+		return err
+	}
+	if _, err := b.WithdrawChange(ctx, c["withdrawn"].Hash.ID()); err != nil {
+		return err
+	}
+	b.place.Clock.Advance(3 * time.Second) // the late invitation expires too
+	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, appliance.ErrOver) {
+		return fmt.Errorf("an expired request: %v", err)
+	}
+	if c["open"], err = b.asksFor(ctx, "door-3", time.Hour); err != nil {
+		return err
+	}
+	if c["policy"], err = b.Ask(ctx, appliance.AskPolicy(b.Lenient)); err != nil {
+		return err
+	}
+	if c["admin"], err = b.Ask(ctx, appliance.AskAdmin("eve", b.Operators["mallory"].Public)); err != nil {
+		return err
+	}
+	backUp := appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
+	if c["backup"], err = b.Ask(ctx, backUp); err != nil {
+		return err
+	}
+	backUp.Parameters = change.Parameters{"partial": false}
+	if c["executed"], err = b.Ask(ctx, backUp); err != nil {
+		return err
+	}
+	if _, err = b.signed(ctx, c["executed"]); err != nil {
+		return err
+	}
+	return b.interrupt(ctx)
+}
+
+// interrupt leaves a request as an appliance does that is killed when it was taken.
+func (b *builder) interrupt(ctx context.Context) error {
+	b.Codes["door-4"] = protocol.NewActivationCode(b.Hash(), [13]byte{4})
+	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
+	c, err := b.Preview(ctx, appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],
+	}})
+	if err != nil {
+		return err
+	}
+	now := b.place.Clock.Now()
+	row := store.Change{ID: c.Hash.ID(), Document: c.Document, State: store.ChangeTaken, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
+	for _, name := range []string{"ann", "cat"} {
+		raw, err := b.Operators[name].Sign(ctx, c.Hash)
+		if err != nil {
+			return err
+		}
+		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
+	}
+	b.Changes["taken"] = c
+	return b.Store.AddChange(ctx, row, store.NewRecord(store.KindChanges, "change", nil))
+}

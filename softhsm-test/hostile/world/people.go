@@ -1,0 +1,228 @@
+package world
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"time"
+
+	"countersign/appliance"
+	"countersign/appliance/change"
+	"countersign/appliance/store"
+	"countersign/policy"
+	"countersign/protocol"
+	"countersign/softhsm-test/rig/phone"
+)
+
+// Operator is an administrator with a key in memory.
+type Operator struct {
+	Name   string
+	Public protocol.PublicKey
+	key    change.FileKey
+}
+
+func newOperator(name string) (Operator, error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Operator{}, err
+	}
+	public, err := protocol.CompressKey(&private.PublicKey)
+	return Operator{name, public, change.FileKey{PrivateKey: private}}, err
+}
+
+// Sign countersigns a change request.
+func (o Operator) Sign(ctx context.Context, h change.Hash) ([]byte, error) {
+	s, err := change.Sign(ctx, o.key, o.Public, h)
+	if err != nil {
+		return nil, err
+	}
+	return s.Marshal(), nil
+}
+
+// appoint makes three administrators; mallory is none, and has a key.
+func (b *builder) appoint(ctx context.Context) error {
+	for _, name := range []string{"ann", "ben", "cat", "mallory"} {
+		o, err := newOperator(name)
+		if err != nil {
+			return err
+		}
+		if b.Operators[name] = o; name == "mallory" {
+			continue
+		}
+		if _, err := b.Ask(ctx, appliance.AskAdmin(name, o.Public)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cast are the phones. bob is the attacker's accomplice: a client like any other, whose
+// keys the attacker has. mallory was never enrolled.
+var cast = []struct {
+	name  string
+	full  bool // with password and UV key
+	roles []string
+}{
+	{"alice", true, nil},
+	{"carol", true, nil},
+	{"fred", true, []string{"approver"}},
+	{"bob", true, nil},
+	{"rob", false, nil},
+	{"ruth", true, []string{"approver"}},
+	{"sam", true, nil},
+	{"dora", true, nil},
+	{"lena", true, nil},
+}
+
+// populate enrols devices and phones.
+func (b *builder) populate(ctx context.Context) error {
+	for _, d := range []appliance.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
+		d.Kind = store.KindDevice
+		code, _, err := b.Invite(ctx, d)
+		if err != nil {
+			return err
+		}
+		b.Codes["used by "+d.Name] = code
+		if _, err := b.EnrolDevice(ctx, DeviceRequest(code)); err != nil {
+			return err
+		}
+	}
+	for _, c := range cast {
+		code, _, err := b.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles})
+		if err != nil {
+			return err
+		}
+		b.Codes["used by "+c.name] = code
+		p, err := b.Stranger(c.full)
+		if err != nil {
+			return err
+		}
+		if _, err := b.EnrolPhone(ctx, p, code); err != nil {
+			return err
+		}
+		b.Phones[c.name] = p
+	}
+	mallory, err := b.Stranger(true)
+	b.Phones["mallory"] = mallory
+	return err
+}
+
+// Stranger is a phone that nobody has enrolled.
+func (w *World) Stranger(full bool) (*phone.Phone, error) {
+	p, err := phone.Stranger(w.Genuine)
+	if err == nil && full {
+		err = p.Give(phone.Full())
+	}
+	return p, err
+}
+
+// EnrolPhone enrols a phone.
+func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code protocol.ActivationCode) (protocol.EnrolResponse, error) {
+	body, _, err := p.EnrolRequest(ctx, code)
+	if err != nil {
+		return protocol.EnrolResponse{}, err
+	}
+	raw, err := h.Enrol(ctx, body)
+	if err != nil {
+		return protocol.EnrolResponse{}, err
+	}
+	return protocol.ParseEnrolResponse(raw)
+}
+
+// CSR is a request for a certificate of a new key.
+func CSR() string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err) // never fails, crypto/rand
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		panic(err) // of a key of P-256
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+}
+
+// DeviceRequest is the body with which a device enrols.
+func DeviceRequest(code protocol.ActivationCode) []byte {
+	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: CSR()})
+	if err != nil {
+		panic(err) // of two strings
+	}
+	return body
+}
+
+// depart has those leave who will have left.
+func (b *builder) depart(ctx context.Context) error {
+	_, err1 := b.SetClientStatus(ctx, "sam", store.Suspended)
+	_, err2 := b.SetClientStatus(ctx, "ruth", store.Revoked)
+	_, err3 := b.SetDeviceStatus(ctx, "shed", store.Revoked)
+	_, err4 := b.SuspendAdmin(ctx, "ben")
+	return errors.Join(err1, err2, err3, err4)
+}
+
+// quorums are what the policy in force adds to the default.
+const quorums = `[quorum]
+local = true
+"key.destroy" = 2
+"key.backup" = 2
+"root.rotate" = 2
+"device.invite" = 2
+"admin.add" = 2
+"admin.revoke" = 2
+"policy.apply" = 2
+`
+
+// Policies: the one in force, and one that would grant everything.
+func strictPolicy() []byte {
+	return bytes.Replace(policy.Default(), []byte("[quorum]\nlocal = true\n"), []byte(quorums), 1)
+}
+
+// lenientPolicy differs from the default in nothing but a level.
+func lenientPolicy() []byte {
+	return bytes.Replace(policy.Default(), []byte("from = \"10000.00\", level = 4"), []byte("from = \"10000.00\", level = 2"), 1)
+}
+
+// request asks for the changes whose time is before the others.
+func (b *builder) request(ctx context.Context) error {
+	b.Lenient = lenientPolicy()
+	if _, err := b.Ask(ctx, appliance.AskPolicy(strictPolicy())); err != nil {
+		return err
+	}
+	strict, err := b.Policy(ctx)
+	if err != nil {
+		return err
+	}
+	b.Strict = strict.Hash
+	stale, err := b.Ask(ctx, appliance.AskAdmin("dan", b.Operators["mallory"].Public))
+	if err != nil {
+		return err
+	}
+	b.Changes["failed"] = stale
+	return nil
+}
+
+// asksFor asks for the invitation of a device; the code is kept under the device's name.
+func (b *builder) asksFor(ctx context.Context, name string, life time.Duration) (appliance.Change, error) {
+	code, _, err := b.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Life: life})
+	b.Codes[name] = code
+	var waits *appliance.Waiting
+	if !errors.As(err, &waits) {
+		return appliance.Change{}, errors.Join(errors.New("a device was invited without a second vote"), err)
+	}
+	return waits.Change, nil
+}
+
+// signed has ann countersign.
+func (b *builder) signed(ctx context.Context, c appliance.Change) (appliance.Change, error) {
+	raw, err := b.Operators["ann"].Sign(ctx, c.Hash)
+	if err != nil {
+		return c, err
+	}
+	return b.SignChange(ctx, c.Hash.ID(), raw)
+}

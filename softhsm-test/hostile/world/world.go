@@ -1,0 +1,206 @@
+package world
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"countersign/appliance"
+	"countersign/appliance/custody"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/appliance/store/sqlite"
+	"countersign/hsm/memory"
+	"countersign/policy"
+	"countersign/protocol"
+	"countersign/softhsm-test/rig/phone"
+)
+
+// World is what the building left: files, a token, and what everybody holds.
+type World struct {
+	Template string   // database file, closed
+	Earlier  []string // the same at earlier moments, the oldest first
+	Now      time.Time
+	Escrow   *ecdh.PublicKey
+	Shares   []custody.Share
+
+	Root    protocol.PublicKey // the true one
+	Genuine protocol.Trust     // followed from it at the end
+	Certs   [][]byte           // KeyCerts of decision and client-ca that devices may know
+
+	Phones    map[string]*phone.Phone
+	Codes     map[string]protocol.ActivationCode
+	Operators map[string]Operator
+	Changes   map[string]appliance.Change
+	Dialogs   map[string]*Dialog
+	Backup    []byte   // of the keys, as of the end
+	Vouched   []byte   // statement of the database, as of the end
+	Lenient   []byte   // a policy that nobody has applied
+	Strict    [32]byte // hash of the policy in force
+
+	token *memory.Token
+}
+
+// EmptyToken is where the keys of a backup come back.
+func EmptyToken() *memory.Token { return memory.New() }
+
+// Place is where a copy of the world's database stands, with a token of its own.
+func (w *World) Place(path string) Place {
+	return Place{Path: path, Token: w.token.Clone(), Escrow: w.Escrow, Clock: NewClock(w.Now)}
+}
+
+// Hash pins the true root.
+func (w *World) Hash() protocol.RootHash { return w.Root.RootHash() }
+
+// builder builds a world in a directory.
+type builder struct {
+	*World
+	*House
+	dir   string
+	place Place
+}
+
+// Build builds a world. It takes a second or two.
+func Build(ctx context.Context, dir string) (*World, error) {
+	b := &builder{dir: dir, World: &World{
+		Template: filepath.Join(dir, "template.db"),
+		Phones:   map[string]*phone.Phone{}, Codes: map[string]protocol.ActivationCode{}, Operators: map[string]Operator{},
+		Changes: map[string]appliance.Change{}, Dialogs: map[string]*Dialog{},
+	}}
+	if err := b.found(ctx); err != nil {
+		return nil, err
+	}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"administrators", b.appoint},
+		{"devices and phones", b.populate},
+		{"snapshot", b.snapshot},
+		{"requests", b.request},
+		{"rotations", b.rotate},
+		{"departures", b.depart},
+		{"first dialogs", b.converse},
+		{"snapshot", b.snapshot},
+		{"answers", b.settle},
+		{"invitations", b.invite},
+		{"open requests", b.leaveOpen},
+		{"backup", b.backUp},
+	} {
+		if err := step.do(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("building the world: %s: %w", step.name, err), b.Close())
+		}
+	}
+	b.Now = b.place.Clock.Now()
+	return b.World, errors.Join(b.Close(), CopyFile(b.Template, b.place.Path))
+}
+
+// found holds the ceremony. The clock stands at noon, so that no window of a limit ends
+// meanwhile.
+func (b *builder) found(ctx context.Context) error {
+	noon := time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour)
+	public, shares, err := custody.Make(custody.Scheme{Threshold: 2, Shares: 3})
+	if err != nil {
+		return err
+	}
+	b.Escrow, b.Shares, b.token = public, shares, memory.New()
+	b.place = Place{Path: filepath.Join(b.dir, "building.db"), Token: b.token, Escrow: public, Clock: NewClock(noon)}
+	s, err := sqlite.Open(ctx, sqlite.Config{Path: b.place.Path})
+	if err != nil {
+		return err
+	}
+	trust, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
+	if err == nil {
+		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	}
+	if err == nil {
+		first := store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
+		err = s.AddPolicy(ctx, first, store.NewRecord(store.KindPolicy, "policy", nil))
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	return b.reopen(ctx)
+}
+
+func (b *builder) reopen(ctx context.Context) (err error) {
+	if b.House, err = Open(ctx, b.place); err != nil {
+		return err
+	}
+	b.Root = b.Keys.Root()
+	return b.follow()
+}
+
+// follow takes the trust document of now as every honest party does.
+func (b *builder) follow() (err error) {
+	if b.Genuine, err = b.Verify(b.Hash()); err != nil {
+		return err
+	}
+	for _, use := range []protocol.Use{protocol.UseDecision, protocol.UseClientCA} {
+		for _, cert := range b.Genuine.KeyCerts(use) {
+			if !contains(b.Certs, cert) {
+				b.Certs = append(b.Certs, cert)
+			}
+		}
+	}
+	for _, p := range b.Phones {
+		p.Trust = b.Genuine
+	}
+	return nil
+}
+
+func contains(all [][]byte, one []byte) bool {
+	for _, b := range all {
+		if bytes.Equal(b, one) {
+			return true
+		}
+	}
+	return false
+}
+
+// snapshot keeps the database as it is now.
+func (b *builder) snapshot(ctx context.Context) error {
+	path := filepath.Join(b.dir, fmt.Sprintf("earlier-%d.db", len(b.Earlier)))
+	b.Earlier = append(b.Earlier, path)
+	if err := errors.Join(b.Close(), CopyFile(path, b.place.Path)); err != nil {
+		return err
+	}
+	return b.reopen(ctx)
+}
+
+// rotate rotates what goes to phones, what signs and what seals, once each.
+func (b *builder) rotate(ctx context.Context) error {
+	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
+		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+			b.place.Clock.Advance(time.Second)
+			if _, err := b.ChangeKey(ctx, keyring.Step{Verb: verb, Name: name}); err != nil {
+				return fmt.Errorf("%s %s: %w", verb, name, err)
+			}
+		}
+	}
+	b.place.Clock.Advance(time.Second)
+	if _, err := b.ChangeKey(ctx, keyring.Step{Verb: keyring.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
+		return err
+	}
+	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
+	return errors.Join(b.Work(ctx, done), b.follow())
+}
+
+// backUp makes what somebody could touch on its way.
+func (b *builder) backUp(ctx context.Context) error {
+	made, err := b.BackUpKeys(ctx, appliance.BackUp{})
+	if err != nil {
+		return err
+	}
+	b.Backup = made.File
+	c, err := b.CopyStore(ctx)
+	if err != nil {
+		return err
+	}
+	b.Vouched = c.Statement
+	return c.Close()
+}

@@ -1,0 +1,43 @@
+package softhsmtest
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"countersign/softhsm-test/rig"
+)
+
+// TestHostile holds make hostile-test to its word with a sample: the world without an
+// alteration passes, the exit code says what the last line says, and breaks are built.
+func TestHostile(t *testing.T) {
+	hostile := filepath.Join(t.TempDir(), "hostile")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", hostile, "countersign/softhsm-test/hostile").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, c := range []struct {
+		name, only string
+		exit       int
+	}{
+		{"", "the untouched world", 0},
+		{"", "the untouched world,directed,schema,whole,records", 1}, // 0 once records are sealed
+		{"seal", "the untouched world", 1},                           // nothing was altered, so that no record is proven
+		{"schema", "the untouched world", 2},                         // there is nothing to break yet
+		{"nonsense", "the untouched world", 2},
+		{"", "nothing", 2},
+	} {
+		t.Run("BREAK="+c.name+" "+c.only, func(t *testing.T) {
+			bin := rig.Bin(filepath.Dir(hostile))
+			r := must[rig.Result](t)(bin.Run(t.Context(), rig.Call{
+				Program: "hostile", Args: []string{"-quick", "-only", c.only}, Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},
+			}))
+			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
+			last := lines[len(lines)-1]
+			good := strings.HasPrefix(last, "hostile-test: ") && strings.HasSuffix(last, " passed, 0 failed")
+			if r.Code != c.exit || good != (c.exit == 0) {
+				t.Errorf("exit code %d, last line %q: want %d\n%s%s", r.Code, last, c.exit, r.Stdout, r.Stderr)
+			}
+		})
+	}
+}
