@@ -35,9 +35,15 @@ var outcomeNames = map[outcome]string{
 func (o outcome) String() string { return outcomeNames[o] }
 
 // concededTables are those whose records, put back as a whole as they once were, may give
-// what they gave then: a revocation undone, a serial reopened while its challenge lives, a
-// pending decision pending again. Nothing here is newer than an audit record that is gone.
-var concededTables = map[string]bool{"client": true, "device": true, "decision": true, "record": true}
+// what they gave then, as SECURITY.md lists it under "What a seal cannot show". The names
+// and their order are those of the list.
+var concededTables = map[string]bool{"client": true, "restraint": true, "device": true, "decision": true, "record": true, together: true, everything: true}
+
+// Tables that are put back at once.
+const (
+	together   = "client+restraint+device+decision+attempt" // what does not hang on the head
+	everything = "all and the anchor"
+)
 
 // attempt is one case before it is run.
 type attempt struct {
@@ -76,7 +82,7 @@ const caseLimit = 20 * time.Second
 func (l *lab) run(ctx context.Context, c attempt, worker int) (verdict, error) {
 	path := filepath.Join(l.dir, fmt.Sprintf("case-%d.db", worker))
 	defer remove(path)
-	if err := world.CopyFile(path, l.Template); err != nil {
+	if err := world.CopyHouse(path, l.Template); err != nil {
 		return verdict{}, err
 	}
 	if !c.live {
@@ -156,7 +162,7 @@ func judge(c attempt, h *world.House, grants []grant, err error) verdict {
 }
 
 func remove(path string) {
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock", ".copy", ".anchor", ".anchor.new", ".salvaged", ".salvaged-wal", ".salvaged-shm", ".salvaged.lock"} {
 		_ = os.Remove(path + suffix) // at worst it stays in the temporary directory
 	}
 }

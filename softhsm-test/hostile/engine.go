@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"countersign/softhsm-test/hostile/rows"
+	"countersign/softhsm-test/hostile/world"
 )
 
 // count is one case: it passes unless something was granted that should not be.
@@ -60,7 +61,15 @@ func (s *stage) wholesale(ctx context.Context) error {
 		return err
 	}
 	var cases []attempt
-	for _, a := range append(rows.Wholesale(tables), rows.Rollbacks(earlier...)...) {
+	all := append(rows.Wholesale(tables), rows.Rollbacks(earlier...)...)
+	for n, then := range earlier {
+		back := rows.RollBack(n, then).Beside(func(path string) error {
+			return world.CopyFile(world.AnchorOf(path), world.AnchorOf(s.Earlier[n]))
+		})
+		back.Table = everything
+		all = append(all, back, rows.RollBack(n, then, strings.Split(together, "+")...))
+	}
+	for _, a := range all {
 		for i, o := range operations {
 			cases = append(cases, attempt{a, o, a.Replays && i%2 == 1})
 		}
@@ -111,21 +120,6 @@ func plain(text string) string {
 		}
 	}
 	return strings.Join(words, " ")
-}
-
-// schema alters the schema under some operations.
-func (s *stage) schema(ctx context.Context) error {
-	all, err := rows.Schemas(ctx, s.Template)
-	if err != nil {
-		return err
-	}
-	var cases []attempt
-	for i, a := range all {
-		for _, name := range []string{"start", "level 1 by alice", "second by bob", "again: refused"} {
-			cases = append(cases, attempt{a, named(name), i%2 == 1})
-		}
-	}
-	return s.all(ctx, s.sample(cases, quickSchema), s.count)
 }
 
 func named(name string) operation {

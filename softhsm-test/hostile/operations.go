@@ -179,6 +179,7 @@ var repeats = []operation{
 	{"again: by the thief of a phone", again("stolen"), nil},
 	{"again: a password that was locked", again("locked"), nil},
 	{"again: a wrong password", again("begun"), nil},
+	{"again: another password in place of a guess", again("guessed anew"), nil},
 	{"again: pending", again("pending"), []grant{{"again pending: 1000000 EUR of 200 at gate by decision@2", 4}}},
 	{"again: second that approved", again("second of final"), []grant{{"again approved: 1000000 EUR of 200 at gate by decision@2", 4}}},
 	{"again: second that refused", again("second of denied"), nil},
