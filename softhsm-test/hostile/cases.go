@@ -45,6 +45,16 @@ const (
 	everything = "all and the anchor"
 )
 
+// concedes: of all tables put back, without the anchor, a running appliance uses what does
+// not hang on the head, and a host that lost its anchor restores what it is given.
+func (c attempt) concedes() bool {
+	if c.Replays && c.Table == rows.Everything {
+		group := groupOf(c.operation)
+		return group == "restore" || c.live && group != "enrol" && group != "administer"
+	}
+	return c.Replays && concededTables[c.Table]
+}
+
 // attempt is one case before it is run.
 type attempt struct {
 	rows.Alteration
@@ -145,7 +155,7 @@ func judge(c attempt, h *world.House, grants []grant, err error) verdict {
 	}
 	alarmed := world.Told(err) || h != nil && h.Alarms() > 0
 	switch {
-	case len(v.extra) > 0 && c.Replays && concededTables[c.Table]:
+	case len(v.extra) > 0 && c.concedes():
 		v.outcome = conceded
 	case len(v.extra) > 0:
 		v.outcome = granted

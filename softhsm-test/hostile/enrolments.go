@@ -78,7 +78,7 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 		s.certified(who, got.Certificates)
 		all, err := s.Devices(ctx)
 		for _, d := range all {
-			if strings.Contains(fmt.Sprint(s.grants), d.SPIFFEID) {
+			if d.SPIFFEID != "" && strings.Contains(fmt.Sprint(s.grants), d.SPIFFEID) {
 				s.grants = append(s.grants, grant{fmt.Sprintf("%s is %s, shown as %q", who, d.Name, d.Display), uint64(d.Floor)})
 			}
 		}

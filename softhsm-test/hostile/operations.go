@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -32,6 +33,16 @@ var groups = []struct {
 	{"enrol", enrolments},
 	{"administer", administration},
 	{"restore", recovery},
+}
+
+// groupOf is the name of an operation's group.
+func groupOf(o operation) string {
+	for _, g := range groups {
+		if slices.ContainsFunc(g.operations, func(one operation) bool { return one.name == o.name }) {
+			return g.name
+		}
+	}
+	return ""
 }
 
 // operations are all of them.
