@@ -14,8 +14,9 @@ type Admins interface {
 	// AddAdmin stores a new one; ErrExists if the name or the key was ever
 	// another's: who was revoked keeps both.
 	AddAdmin(ctx context.Context, a Admin, rec Record) error
-	// UpdateAdmin writes status, version and MAC of a over the row whose version
-	// is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such id.
+	// UpdateAdmin writes status, version, MAC and change of a over the row whose
+	// version is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such
+	// id.
 	UpdateAdmin(ctx context.Context, a Admin, rec Record) error
 }
 
@@ -28,6 +29,7 @@ type Admin struct {
 	Version   uint64 // 1 at first, one more with each change
 	MAC       []byte // HMAC over the fields above by the HSM's mac key, 32 bytes
 	CreatedAt time.Time
+	Change    [8]byte // id of the change request that gave him his vote last; zero: there is none
 }
 
 // Changes are the change requests that administrators countersign. A row is never
@@ -46,6 +48,10 @@ type Changes interface {
 	// ResignChange writes s over what the same signer signed of an open request:
 	// ErrConflict if it is not open, ErrNotFound if he has not signed it.
 	ResignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
+	// RenewWord writes s, by the signer that is all zeros, over what the admin socket
+	// signed of a request, whatever became of it since: ErrNotFound if there is no
+	// such request or the socket has not signed it.
+	RenewWord(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
 	// EndChange moves a request from e.From to e.To: ErrConflict if it is not
 	// there, ErrNotFound if there is none. From an end nothing leads on.
 	EndChange(ctx context.Context, e ChangeEnd, rec Record) error

@@ -148,6 +148,8 @@ type Tries interface {
 type Policies interface {
 	// ActivePolicy is the newest, or ErrNotFound in an empty store.
 	ActivePolicy(ctx context.Context) (Policy, error)
+	// PolicyAt is the policy of this version, active or not, or ErrNotFound.
+	PolicyAt(ctx context.Context, version uint64) (Policy, error)
 	// AddPolicy makes p the active policy; p.Version must be the active
 	// version + 1 (1 in an empty store), else ErrConflict.
 	AddPolicy(ctx context.Context, p Policy, rec Record) error
@@ -294,6 +296,7 @@ type Invitation struct {
 	UsedAt    time.Time // zero while open
 	Request   [32]byte  // SHA-256 of the request that used it
 	Response  []byte    // what that request was answered
+	Change    [8]byte   // id of the change request behind it; zero: there is none
 }
 
 // Use is the act of using an invitation up.
@@ -317,6 +320,7 @@ type Policy struct {
 	Version     uint64
 	Document    []byte
 	ActivatedAt time.Time
+	Change      [8]byte // id of the change request behind it; zero: there is none
 }
 
 // Origin is how a key came onto its token. A key that was restored or imported

@@ -6,11 +6,13 @@ import (
 	"countersign/appliance/store"
 )
 
+const adminColumns = `id, name, public, status, version, mac, created_us, change`
+
 // ListAdmins implements [store.Admins].
 func (s *Store) ListAdmins(ctx context.Context) ([]store.Admin, error) {
-	q := query{doing: "listing administrators", sql: `SELECT id, name, public, status, version, mac, created_us FROM admin ORDER BY name`}
+	q := query{doing: "listing administrators", sql: `SELECT ` + adminColumns + ` FROM admin ORDER BY name`}
 	return list(ctx, s.r, q, func(row scanner) (a store.Admin, err error) {
-		err = row.Scan(fixed(a.ID[:]), &a.Name, fixed(a.Key[:]), &a.Status, &a.Version, &a.MAC, stamp{&a.CreatedAt})
+		err = row.Scan(fixed(a.ID[:]), &a.Name, fixed(a.Key[:]), &a.Status, &a.Version, &a.MAC, stamp{&a.CreatedAt}, fixed(a.Change[:]))
 		return a, err
 	})
 }
@@ -18,8 +20,8 @@ func (s *Store) ListAdmins(ctx context.Context) ([]store.Admin, error) {
 // AddAdmin implements [store.Admins].
 func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
 	return s.write(ctx, "adding administrator", func(t *txn) error {
-		_, err := t.exec(`INSERT INTO admin (id, name, public, status, version, mac, created_us) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			a.ID[:], a.Name, a.Key[:], int64(a.Status), int64(a.Version), blob(a.MAC), usec(a.CreatedAt))
+		_, err := t.exec(`INSERT INTO admin (`+adminColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			a.ID[:], a.Name, a.Key[:], int64(a.Status), int64(a.Version), blob(a.MAC), usec(a.CreatedAt), behind(a.Change))
 		if err != nil {
 			return err
 		}
@@ -30,8 +32,8 @@ func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) e
 // UpdateAdmin implements [store.Admins].
 func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
 	return s.write(ctx, "updating administrator", func(t *txn) error {
-		n, err := t.exec(`UPDATE admin SET status = ?, version = ?, mac = ? WHERE id = ? AND version = ?`,
-			int64(a.Status), int64(a.Version), blob(a.MAC), a.ID[:], int64(a.Version-1))
+		n, err := t.exec(`UPDATE admin SET status = ?, version = ?, mac = ?, change = ? WHERE id = ? AND version = ?`,
+			int64(a.Status), int64(a.Version), blob(a.MAC), behind(a.Change), a.ID[:], int64(a.Version-1))
 		return t.updated(change{n, err, `SELECT 1 FROM admin WHERE id = ?`, a.ID[:]}, rec)
 	})
 }
@@ -136,16 +138,33 @@ func (s *Store) ResignChange(ctx context.Context, id [8]byte, signature store.Ch
 		if err != nil {
 			return err
 		}
-		n, err := t.exec(`UPDATE change_signature SET signature = ?, at_us = ? WHERE change = ? AND signer = ?`,
-			blob(signature.Signature), usec(signature.At), ref, signature.Signer[:])
-		if err == nil && n == 0 {
-			err = store.ErrNotFound
-		}
-		if err != nil {
+		return t.resign(ref, signature, rec)
+	})
+}
+
+// RenewWord implements [store.Changes].
+func (s *Store) RenewWord(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
+	return s.write(ctx, "renewing a word of a change request", func(t *txn) error {
+		var ref int64
+		if err := t.row(`SELECT ref FROM change WHERE id = ?`, id[:]).Scan(&ref); err != nil {
 			return err
 		}
-		return t.append(rec)
+		signature.Signer = [8]byte{}
+		return t.resign(ref, signature, rec)
 	})
+}
+
+// resign writes over what the same signer signed of a request.
+func (t *txn) resign(ref int64, s store.ChangeSignature, rec store.Record) error {
+	n, err := t.exec(`UPDATE change_signature SET signature = ?, at_us = ? WHERE change = ? AND signer = ?`,
+		blob(s.Signature), usec(s.At), ref, s.Signer[:])
+	if err == nil && n == 0 {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	return t.append(rec)
 }
 
 // openChange is the row of a request, or [store.ErrConflict] of one that is not open.

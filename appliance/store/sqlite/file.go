@@ -108,7 +108,7 @@ const applicationID = 0x4F41314E
 
 // schemaVersion is the number of the newest migration; each writes its own into
 // user_version.
-const schemaVersion = 5
+const schemaVersion = 6
 
 // migrate checks that the file is ours and not newer than this program, turns WAL
 // on and brings the schema up to date.

@@ -8,11 +8,11 @@ import (
 	"countersign/appliance/store"
 )
 
-const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response`
+const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response, change`
 
 func scanInvitation(s scanner) (i store.Invitation, err error) {
 	err = s.Scan(fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, roles{&i.Roles}, &i.Floor,
-		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response)
+		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response, fixed(i.Change[:]))
 	return i, err
 }
 
@@ -35,9 +35,9 @@ func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt))
+		_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us, change)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt), behind(i.Change))
 		if err != nil {
 			return err
 		}

@@ -47,7 +47,7 @@ func TestMigrate(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for query, want := range map[string]string{"PRAGMA user_version": "5", "SELECT amount FROM used": "0"} {
+	for query, want := range map[string]string{"PRAGMA user_version": "6", "SELECT amount FROM used": "0"} {
 		if got := ask(t, path, query); got != want {
 			t.Errorf("%s: %s, want %s", query, got, want)
 		}

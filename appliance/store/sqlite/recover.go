@@ -18,9 +18,9 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 		if err := t.changeKeys(r.KeyChange); err != nil {
 			return err
 		}
-		_, err := t.exec(`INSERT INTO policy (version, document, activated_us)
-			SELECT ?1, ?2, ?3 WHERE ?1 > (SELECT coalesce(max(version), 0) FROM policy)`,
-			int64(r.Policy.Version), blob(r.Policy.Document), usec(r.Policy.ActivatedAt))
+		_, err := t.exec(`INSERT INTO policy (`+policyColumns+`)
+			SELECT ?1, ?2, ?3, ?4 WHERE ?1 > (SELECT coalesce(max(version), 0) FROM policy)`,
+			int64(r.Policy.Version), blob(r.Policy.Document), usec(r.Policy.ActivatedAt), behind(r.Policy.Change))
 		if err != nil {
 			return err
 		}

@@ -8,9 +8,21 @@ import (
 
 // ActivePolicy implements [store.Policies].
 func (s *Store) ActivePolicy(ctx context.Context) (p store.Policy, err error) {
-	err = s.r.row(ctx, `SELECT version, document, activated_us FROM policy ORDER BY version DESC LIMIT 1`).
-		Scan(&p.Version, &p.Document, stamp{&p.ActivatedAt})
+	p, err = scanPolicy(s.r.row(ctx, `SELECT `+policyColumns+` FROM policy ORDER BY version DESC LIMIT 1`))
 	return p, readError(ctx, "reading policy", err)
+}
+
+// PolicyAt implements [store.Policies].
+func (s *Store) PolicyAt(ctx context.Context, version uint64) (p store.Policy, err error) {
+	p, err = scanPolicy(s.r.row(ctx, `SELECT `+policyColumns+` FROM policy WHERE version = ?`, int64(version)))
+	return p, readError(ctx, "reading policy", err)
+}
+
+const policyColumns = `version, document, activated_us, change`
+
+func scanPolicy(s scanner) (p store.Policy, err error) {
+	err = s.Scan(&p.Version, &p.Document, stamp{&p.ActivatedAt}, fixed(p.Change[:]))
+	return p, err
 }
 
 // AddPolicy implements [store.Policies].
@@ -23,8 +35,8 @@ func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record)
 		if p.Version != active+1 {
 			return store.ErrConflict
 		}
-		_, err := t.exec(`INSERT INTO policy (version, document, activated_us) VALUES (?, ?, ?)`,
-			int64(p.Version), blob(p.Document), usec(p.ActivatedAt))
+		_, err := t.exec(`INSERT INTO policy (`+policyColumns+`) VALUES (?, ?, ?, ?)`,
+			int64(p.Version), blob(p.Document), usec(p.ActivatedAt), behind(p.Change))
 		if err != nil {
 			return err
 		}

@@ -64,6 +64,14 @@ func blob(b []byte) any {
 	return b
 }
 
+// behind is the id of a change request as it is stored, NULL where there is none.
+func behind(id [8]byte) any {
+	if id == [8]byte{} {
+		return nil
+	}
+	return id[:]
+}
+
 // usec is a time as it is stored.
 func usec(t time.Time) any {
 	if t.IsZero() {

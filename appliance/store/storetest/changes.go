@@ -12,11 +12,12 @@ var changeTests = map[string]func(*testing.T, *fixture){
 	"Changes":       testChanges,
 	"ChangeSigning": testChangeSigning,
 	"ChangeEnds":    testChangeEnds,
+	"RenewWord":     testRenewWord,
 }
 
 // NewAdmin is an active administrator with a fresh key.
 func NewAdmin(name string) store.Admin {
-	a := store.Admin{Name: name, Status: store.Active, Version: 1, MAC: make([]byte, 32), CreatedAt: Epoch}
+	a := store.Admin{Name: name, Status: store.Active, Version: 1, MAC: make([]byte, 32), CreatedAt: Epoch, Change: [8]byte{1}}
 	random(a.ID[:])
 	random(a.Key[:])
 	random(a.MAC)
@@ -42,6 +43,7 @@ func testAdmins(t *testing.T, f *fixture) {
 		return func() error { return f.UpdateAdmin(t.Context(), a, Note("admin")) }
 	}
 	bob, ann := NewAdmin("bob"), NewAdmin("ann")
+	ann.Change = [8]byte{}
 	f.must(add(bob)())
 	f.must(add(ann)())
 	all, err := f.ListAdmins(t.Context())
@@ -56,7 +58,7 @@ func testAdmins(t *testing.T, f *fixture) {
 	}
 	f.unchanged(store.ErrConflict, update(bob))
 	f.unchanged(store.ErrNotFound, update(NewAdmin("carol")))
-	bob.Status, bob.Version, bob.MAC = store.Revoked, 2, ann.MAC
+	bob.Status, bob.Version, bob.MAC, bob.Change = store.Revoked, 2, ann.MAC, [8]byte{2}
 	f.must(update(bob)())
 	f.unchanged(store.ErrConflict, update(bob))
 	all, err = f.ListAdmins(t.Context())
@@ -110,6 +112,31 @@ func testChangeSigning(t *testing.T, f *fixture) {
 	f.must(f.EndChange(t.Context(), store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeWithdrawn, At: Epoch}, Note("")))
 	f.unchanged(store.ErrConflict, sign(c.ID, store.ChangeSignature{Signer: [8]byte{2}, At: Epoch}))
 	f.unchanged(store.ErrConflict, resign(c.ID, again))
+}
+
+// The word of the admin socket is renewed of a request that is over too, and of no other
+// signer nor request.
+func testRenewWord(t *testing.T, f *fixture) {
+	c, unsaid := NewChange(), NewChange()
+	one := store.ChangeSignature{Signer: [8]byte{1}, Signature: []byte("signature"), At: Epoch}
+	c.Signatures = append(c.Signatures, one)
+	unsaid.Signatures = []store.ChangeSignature{one}
+	for _, c := range []store.Change{c, unsaid} {
+		f.must(f.AddChange(t.Context(), c, Note("change")))
+	}
+	f.must(f.EndChange(t.Context(), store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeTaken, At: Epoch}, Note("")))
+	renew := func(id [8]byte) func() error {
+		return func() error {
+			word := store.ChangeSignature{Signature: []byte("word"), At: Epoch}
+			return f.RenewWord(t.Context(), id, word, Note("renewed"))
+		}
+	}
+	f.must(renew(c.ID)())
+	got, err := f.Change(t.Context(), c.ID)
+	f.must(err)
+	f.same(got.Signatures, []store.ChangeSignature{{Signature: []byte("word"), At: Epoch}, one})
+	f.unchanged(store.ErrNotFound, renew(unsaid.ID))
+	f.unchanged(store.ErrNotFound, renew([8]byte{9}))
 }
 
 func testChangeEnds(t *testing.T, f *fixture) {

@@ -74,7 +74,7 @@ func NewInvitation(kind store.Kind, name string) store.Invitation {
 	random(i.Code[:])
 	switch kind {
 	case store.KindDevice:
-		i.Display, i.Floor = "Door", 2
+		i.Display, i.Floor, i.Change = "Door", 2, [8]byte{7}
 	case store.KindClient:
 		i.Roles = []string{"approver", "guest"}
 	}

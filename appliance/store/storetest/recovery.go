@@ -73,10 +73,14 @@ func testRecoverPolicy(t *testing.T, f *fixture) {
 		version, want uint64
 		document      string
 	}{{0, 1, "one"}, {1, 1, "one"}, {4, 4, "four"}, {3, 4, "four"}} {
-		p := store.Policy{Version: c.version, Document: []byte("four"), ActivatedAt: Epoch}
+		p := store.Policy{Version: c.version, Document: []byte("four"), ActivatedAt: Epoch, Change: [8]byte{byte(c.version)}}
 		f.must(f.Recover(t.Context(), store.Recovered{Policy: p, At: Epoch}, Note("recovered")))
 		got, err := f.ActivePolicy(t.Context())
 		f.must(err)
-		f.same(got, store.Policy{Version: c.want, Document: []byte(c.document), ActivatedAt: Epoch})
+		want := store.Policy{Version: c.want, Document: []byte(c.document), ActivatedAt: Epoch}
+		if c.want == 4 {
+			want.Change = [8]byte{4}
+		}
+		f.same(got, want)
 	}
 }

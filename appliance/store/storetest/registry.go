@@ -24,9 +24,18 @@ func testPolicy(t *testing.T, f *fixture) {
 	}
 	two := store.Policy{Version: 2, Document: []byte("two"), ActivatedAt: Epoch}
 	f.must(add(two)())
+	three := store.Policy{Version: 3, Document: []byte("three"), ActivatedAt: Epoch, Change: [8]byte{3}}
+	f.must(add(three)())
 	got, err := f.ActivePolicy(t.Context())
 	f.must(err)
-	f.same(got, two)
+	f.same(got, three)
+	for _, want := range []store.Policy{two, three} {
+		got, err := f.PolicyAt(t.Context(), want.Version)
+		f.must(err)
+		f.same(got, want)
+	}
+	_, err = f.PolicyAt(t.Context(), 4)
+	f.fails(err, store.ErrNotFound)
 }
 
 func testTrust(t *testing.T, f *fixture) {
