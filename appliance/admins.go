@@ -20,9 +20,30 @@ func adminInput(one store.Admin) []byte {
 	})
 }
 
-// admins are the administrators whose record MAC fits: a row that was changed outside
-// of the appliance is nobody's, and is reported.
+// admins are the administrators whose record MAC fits and who were countersigned: a row
+// that was changed outside of the appliance is nobody's, and is reported.
 func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
+	all, err := a.authenticAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var countersigned []store.Admin
+	for _, one := range all {
+		err := a.askedFor(ctx, behindAdmin(one))
+		if errors.Is(err, ErrForged) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		countersigned = append(countersigned, one)
+	}
+	return countersigned, nil
+}
+
+// authenticAdmins are those whose record MAC fits. They may have countersigned the
+// requests that stand behind each other.
+func (a *Appliance) authenticAdmins(ctx context.Context) ([]store.Admin, error) {
 	all, err := a.store.ListAdmins(ctx)
 	if err != nil {
 		return nil, err
@@ -81,11 +102,12 @@ func (a *Appliance) AskRevoke(ctx context.Context, name string) (Ask, error) {
 func (a *Appliance) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
 	a.changing.Lock() // of two at once, each would count on the other's vote
 	defer a.changing.Unlock()
-	return a.setAdmin(ctx, name, store.Suspended)
+	return a.setAdmin(ctx, name, store.Suspended, change.ID{})
 }
 
-// setAdmin is called with changing held.
-func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) (store.Admin, error) {
+// setAdmin is called with changing held. by is the request that gives him his vote; zero
+// where it is taken from him.
+func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status, by change.ID) (store.Admin, error) {
 	one, err := a.AdminNamed(ctx, name)
 	switch {
 	case err != nil || one.Status == to:
@@ -97,7 +119,9 @@ func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) 
 			return one, err
 		}
 	}
-	one.Status, one.Version = to, one.Version+1
+	if one.Status, one.Version = to, one.Version+1; by != (change.ID{}) {
+		one.Change = by
+	}
 	if one, err = a.authenticateAdmin(ctx, one); err != nil {
 		return one, err
 	}
@@ -179,9 +203,10 @@ func (a *Appliance) addAdminBase(ctx context.Context, p change.Parameters) (any,
 }
 
 // addAdmin is found done by the row that it writes.
-func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, error) {
+func (a *Appliance) addAdmin(ctx context.Context, c Change) (any, error) {
+	p := c.Parameters
 	if p.Truth("resume") {
-		one, err := a.setAdmin(ctx, p.Text("name"), store.Active)
+		one, err := a.setAdmin(ctx, p.Text("name"), store.Active, c.Hash.ID())
 		return one, err
 	}
 	key, err := protocol.ParsePublicKey(p.Bytes("public_key"))
@@ -196,6 +221,7 @@ func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, err
 	}
 	one := store.Admin{
 		ID: change.SignerOf(key), Name: p.Text("name"), Key: key, Status: store.Active, Version: 1, CreatedAt: store.Stamp(a.now()),
+		Change: c.Hash.ID(),
 	}
 	if one, err = a.authenticateAdmin(ctx, one); err != nil {
 		return nil, err
@@ -220,8 +246,8 @@ func (a *Appliance) revokeAdminBase(ctx context.Context, p change.Parameters) (a
 	return a.roster(ctx)
 }
 
-func (a *Appliance) revokeAdmin(ctx context.Context, p change.Parameters) (any, error) {
-	one, err := a.setAdmin(ctx, p.Text("name"), store.Revoked)
+func (a *Appliance) revokeAdmin(ctx context.Context, c Change) (any, error) {
+	one, err := a.setAdmin(ctx, c.Parameters.Text("name"), store.Revoked, change.ID{})
 	return one, err
 }
 

@@ -22,6 +22,7 @@ type countersigned struct {
 	p2        protocol.P2
 	p3        protocol.P3
 	statement protocol.Statement
+	seen      examined
 }
 
 // Countersign answers a phone's M3 that a device relays. The order is that of
@@ -33,6 +34,9 @@ type countersigned struct {
 func (a *Appliance) Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
 	c, err := a.openCountersign(ctx, device, req)
 	if err != nil {
+		return protocol.CountersignResponse{}, err
+	}
+	if c.seen, err = a.examine(ctx, c); err != nil {
 		return protocol.CountersignResponse{}, err
 	}
 	out, err := a.settle(ctx, c)

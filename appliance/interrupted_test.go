@@ -69,7 +69,7 @@ func TestInterrupted(t *testing.T) {
 	ask := invitation("gate-2")
 	c = b.taken(ask)
 	code := [32]byte(ask.Parameters.Bytes("code_sha256"))
-	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour)}
+	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour), Change: c.Hash.ID()}
 	if err := b.store.Invite(t.Context(), made, store.NewRecord(store.KindDevices, "device", nil)); err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "countersign_repeats_total", Help: "M3 answered from the stored outcome.",
 		}),
 		forged: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "countersign_forged_records_total", Help: "Client rows whose record MAC did not fit.",
+			Name: "countersign_forged_records_total", Help: "Records that were changed outside of the appliance.",
 		}),
 		strange: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "countersign_strange_keys", Help: "Keys on the token that were unknown to the registry, or not as it has them, at the last comparison.",
