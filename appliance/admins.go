@@ -12,14 +12,35 @@ import (
 	"countersign/protocol"
 )
 
+// admins are the administrators who were countersigned. One of whom no request says so is
+// nobody, and is reported.
+func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
+	all, err := a.store.ListAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var countersigned []store.Admin
+	for _, one := range all {
+		err := a.askedFor(ctx, behindAdmin(one))
+		if errors.Is(err, ErrForged) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		countersigned = append(countersigned, one)
+	}
+	return countersigned, nil
+}
+
 // Admins lists all administrators by name.
 func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) {
-	return a.store.ListAdmins(ctx)
+	return a.admins(ctx)
 }
 
 // AdminNamed finds an administrator by name, or [store.ErrNotFound].
 func (a *Appliance) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
-	all, err := a.store.ListAdmins(ctx)
+	all, err := a.admins(ctx)
 	return named(all, err, name, func(one store.Admin) string { return one.Name })
 }
 
@@ -48,11 +69,12 @@ func (a *Appliance) AskRevoke(ctx context.Context, name string) (Ask, error) {
 func (a *Appliance) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
 	a.changing.Lock() // of two at once, each would count on the other's vote
 	defer a.changing.Unlock()
-	return a.setAdmin(ctx, name, store.Suspended)
+	return a.setAdmin(ctx, name, store.Suspended, change.ID{})
 }
 
-// setAdmin is called with changing held.
-func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) (store.Admin, error) {
+// setAdmin is called with changing held. by is the request that gives him his vote; zero
+// where it is taken from him.
+func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status, by change.ID) (store.Admin, error) {
 	one, err := a.AdminNamed(ctx, name)
 	switch {
 	case err != nil || one.Status == to:
@@ -64,13 +86,15 @@ func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status) 
 			return one, err
 		}
 	}
-	one.Status, one.Version = to, one.Version+1
+	if one.Status, one.Version = to, one.Version+1; by != (change.ID{}) {
+		one.Change = by
+	}
 	return one, a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, name, changed(to, one.Version)))
 }
 
 // able is how many can countersign, without one of them.
 func (a *Appliance) able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
-	all, err := a.store.ListAdmins(ctx)
+	all, err := a.admins(ctx)
 	n := 0
 	if rules.CountsLocal() {
 		n++
@@ -95,7 +119,7 @@ func (a *Appliance) keepsWay(ctx context.Context, rules *policy.Policy, without 
 
 // roster is what changes of administrators are based on: all of them.
 func (a *Appliance) roster(ctx context.Context) (any, error) {
-	all, err := a.store.ListAdmins(ctx)
+	all, err := a.admins(ctx)
 	rows := []any{}
 	for _, one := range all {
 		rows = append(rows, []any{one.ID[:], one.Version})
@@ -115,7 +139,7 @@ func (a *Appliance) addAdminBase(ctx context.Context, p change.Parameters) (any,
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	all, err := a.store.ListAdmins(ctx)
+	all, err := a.admins(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +156,10 @@ func (a *Appliance) addAdminBase(ctx context.Context, p change.Parameters) (any,
 }
 
 // addAdmin is found done by the row that it writes.
-func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, error) {
+func (a *Appliance) addAdmin(ctx context.Context, c Change) (any, error) {
+	p := c.Parameters
 	if p.Truth("resume") {
-		one, err := a.setAdmin(ctx, p.Text("name"), store.Active)
+		one, err := a.setAdmin(ctx, p.Text("name"), store.Active, c.Hash.ID())
 		return one, err
 	}
 	key, err := protocol.ParsePublicKey(p.Bytes("public_key"))
@@ -149,6 +174,7 @@ func (a *Appliance) addAdmin(ctx context.Context, p change.Parameters) (any, err
 	}
 	one := store.Admin{
 		ID: change.SignerOf(key), Name: p.Text("name"), Key: key, Status: store.Active, Version: 1, CreatedAt: store.Stamp(a.now()),
+		Change: c.Hash.ID(),
 	}
 	fields := map[string]any{"event": "added", "public_key": key[:]}
 	return one, a.store.AddAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
@@ -170,7 +196,7 @@ func (a *Appliance) revokeAdminBase(ctx context.Context, p change.Parameters) (a
 	return a.roster(ctx)
 }
 
-func (a *Appliance) revokeAdmin(ctx context.Context, p change.Parameters) (any, error) {
-	one, err := a.setAdmin(ctx, p.Text("name"), store.Revoked)
+func (a *Appliance) revokeAdmin(ctx context.Context, c Change) (any, error) {
+	one, err := a.setAdmin(ctx, c.Parameters.Text("name"), store.Revoked, change.ID{})
 	return one, err
 }

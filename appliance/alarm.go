@@ -1,6 +1,9 @@
 package appliance
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -29,6 +32,17 @@ func (a *alarms) isNew(text string, now time.Time) bool {
 	}
 	a.said[text] = now
 	return true
+}
+
+// ErrForgedRecords means that records did not fit their seals since the start.
+var ErrForgedRecords = errors.New("records did not fit their seals")
+
+// RecordsFit is [ErrForgedRecords] when any record that was read did not fit its seal.
+func (a *Appliance) RecordsFit(context.Context) error {
+	if n := a.seals.Forged(); n > 0 {
+		return fmt.Errorf("%w, %d times since the start: countersignd doctor names them", ErrForgedRecords, n)
+	}
+	return nil
 }
 
 // alarm is what the seals call.

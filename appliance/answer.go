@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -25,14 +26,17 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 	case out.Reason == protocol.CodeLocked:
 		p4.Retry, err = a.lockedFor(ctx, c)
 	case out.Result == protocol.ResultApproved && c.p1.Service != protocol.ServiceDryRun && c.p1.Service != protocol.ServiceStatus:
-		res.Decision, err = a.signDecision(ctx, c, out.Decision)
+		res.Decision, err = a.signDecision(ctx, c, out)
 		if c.p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
 			p4.Decision = res.Decision
 		}
 	case out.Result == protocol.ResultPending:
-		if res.Decision, err = a.signDecision(ctx, c, out.Decision); err == nil {
+		if res.Decision, err = a.signDecision(ctx, c, out); err == nil {
 			res.NextHandle, err = a.sealPending(ctx, c, out.Decision)
 		}
+	}
+	if errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) { // the alarm has heard of it
+		return a.answer(ctx, c, a.nobodys(c))
 	}
 	if err != nil {
 		return protocol.CountersignResponse{}, err
@@ -59,15 +63,21 @@ func (a *Appliance) lockedFor(ctx context.Context, c countersigned) (*uint64, er
 	return &seconds, nil
 }
 
-// errDenied is a defect of this package: nothing that was denied reaches the signer.
-var errDenied = errors.New("a denied decision was to be signed")
+// nobodys is the answer where a record does not fit its seal, or a decision not what it was
+// made from: a refusal like any other.
+func (a *Appliance) nobodys(c countersigned) store.Outcome {
+	a.failures.count(c.device.ID, protocol.CodeRefused)
+	return store.Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeRefused}
+}
 
-// signDecision signs a stored decision, with the key of today: what is asked for
-// again may be signed by a later epoch than at first. A strict device gets the
+// signDecision signs a stored decision, with the key of today: what is asked for again may
+// be signed by a later epoch than at first. It signs what it has made again from handle,
+// evidence and policy, and only if that is what is stored. A strict device gets the
 // evidence with it.
-func (a *Appliance) signDecision(ctx context.Context, c countersigned, d protocol.Decision) ([]byte, error) {
-	if d.Result != protocol.ResultApproved && d.Result != protocol.ResultPending {
-		return nil, errDenied
+func (a *Appliance) signDecision(ctx context.Context, c countersigned, out store.Outcome) ([]byte, error) {
+	d, err := a.rebuilt(ctx, c, out)
+	if err != nil {
+		return nil, err
 	}
 	key, err := a.keys.Current(keyring.Decision, a.now())
 	if err != nil {
@@ -77,4 +87,31 @@ func (a *Appliance) signDecision(ctx context.Context, c countersigned, d protoco
 		return nil, err
 	}
 	return protocol.SignDecision(ctx, a.keys.Signer(key), key.Version, d)
+}
+
+// rebuilt makes the decision again, as describe made it: statement, level, factors, device,
+// service, amount, pairwise id, u, lifetime and policy hash. Transaction id and issued-at
+// are those of the stored outcome, as are its result and that the password was right: its
+// seal binds them to this M3. An error wraps [ErrForged] where the stored decision is
+// another, and the alarm has heard of it.
+func (a *Appliance) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d protocol.Decision, err error) {
+	if c.seen.code != 0 {
+		return d, a.seals.Report(fmt.Sprintf("serial %v is approved, and its evidence is refused with code %d", c.key.Serial, c.seen.code))
+	}
+	s, err := a.describe(ctx, c, judged{decision: c.decided(c.hasPassword()), password: verdict{right: c.hasPassword()}})
+	if errors.Is(err, store.ErrNotFound) {
+		return d, a.seals.Report(fmt.Sprintf("the policy of serial %v: %v", c.key.Serial, err))
+	}
+	if err != nil {
+		return d, err
+	}
+	want := s.Unopposed()
+	d = want.Decision
+	if d.IssuedAt = out.Decision.IssuedAt; c.handle.First == nil {
+		d.Transaction = out.Decision.Transaction
+	}
+	if want.Result != out.Result || want.Reason != out.Reason || !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {
+		return d, a.seals.Report(fmt.Sprintf("the decision of serial %v is not the one that its evidence comes to", c.key.Serial))
+	}
+	return d, nil
 }

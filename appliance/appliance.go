@@ -8,7 +8,6 @@ package appliance
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -65,6 +64,8 @@ type Appliance struct {
 	attest   Attest
 	refusal  time.Duration
 	policy   atomic.Pointer[activePolicy]
+	policies policyCache
+	behind   behindCache
 	handles  handleKeys
 	alarms   alarms
 	pairs    pairwiseCache
@@ -84,17 +85,6 @@ type Appliance struct {
 	// Of Run alone.
 	scheduleProblem string    // what was said last
 	attested        time.Time // when the token was last compared with the registry
-}
-
-// activePolicy is the store's newest policy, parsed.
-type activePolicy struct {
-	*policy.Policy
-	version uint64
-}
-
-func (p *activePolicy) wireHash() protocol.PolicyHash {
-	sum := p.Hash()
-	return protocol.PolicyHash(sum[:8])
 }
 
 // New loads the active policy and makes an appliance. It starts nothing; see Run.
@@ -120,19 +110,6 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	}
 	a.warnOfQuorums(ctx)
 	return a, nil
-}
-
-func (a *Appliance) loadPolicy(ctx context.Context) error {
-	row, err := a.store.ActivePolicy(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the active policy: %w", err)
-	}
-	parsed, err := policy.Parse(row.Document)
-	if err != nil {
-		return fmt.Errorf("policy version %d in the store: %w", row.Version, err)
-	}
-	a.policy.Store(&activePolicy{Policy: parsed, version: row.Version})
-	return nil
 }
 
 // Run writes the minute's failure counts to the audit, keeps the schedule of the keys,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"countersign/appliance/backup"
@@ -107,18 +106,40 @@ func (a *Appliance) mayBackUp(ctx context.Context, b BackUp) error {
 	return err
 }
 
-// granted looks for a request for the same, about the same state, that was executed
-// lately by countersignatures that count still.
+// granted looks for a request for the same, about the same state and so by the same
+// policy, that was executed lately, and judges it again.
 func (a *Appliance) granted(ctx context.Context, ask Ask) (bool, error) {
 	base, err := a.base(ctx, ask.Kind, ask.Parameters)
 	if err != nil {
 		return false, err
 	}
-	all, err := a.Changes(ctx)
-	return slices.ContainsFunc(all, func(c Change) bool {
-		return c.Kind == ask.Kind && c.State == store.ChangeExecuted && c.Base == base &&
-			len(c.Signed) >= c.Required && a.now().Before(c.EndedAt.Add(grantPeriod))
-	}), err
+	all, err := a.store.ListChanges(ctx, changesShown)
+	if err != nil {
+		return false, err
+	}
+	for _, row := range all {
+		r, err := change.Parse(row.Document)
+		if err != nil || r.Kind != ask.Kind || r.Base != base || row.State != store.ChangeExecuted || !a.isFresh(row, r) {
+			continue
+		}
+		err = a.askedFor(ctx, behind{
+			what: ask.Kind.String(), change: row.ID, kind: ask.Kind,
+			fits: func(p change.Parameters) bool { return p.Truth("partial") == ask.Parameters.Truth("partial") },
+		})
+		if !errors.Is(err, ErrForged) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// isFresh: it was executed lately. Whatever its row says, that was not after it expired.
+func (a *Appliance) isFresh(row store.Change, r change.Request) bool {
+	ended := row.EndedAt
+	if last := time.Unix(int64(r.Expires), 0); ended.After(last) {
+		ended = last
+	}
+	return a.now().Before(ended.Add(grantPeriod))
 }
 
 // backupBase is which keys a backup would hold, and whether it may lack some.
@@ -131,7 +152,7 @@ func (a *Appliance) backupBase(_ context.Context, p change.Parameters) (any, err
 }
 
 // allowBackup does nothing: who asked fetches the backup.
-func (a *Appliance) allowBackup(context.Context, change.Parameters) (any, error) { return nil, nil }
+func (a *Appliance) allowBackup(context.Context, Change) (any, error) { return nil, nil }
 
 // point is the store's newest audit record.
 func (a *Appliance) point(ctx context.Context) (p backup.Point, err error) {

@@ -22,6 +22,7 @@ type countersigned struct {
 	p2        protocol.P2
 	p3        protocol.P3
 	statement protocol.Statement
+	seen      examined
 }
 
 // Countersign answers a phone's M3 that a device relays. The order is that of
@@ -35,10 +36,12 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 	if err != nil {
 		return protocol.CountersignResponse{}, err
 	}
+	if c.seen, err = a.examine(ctx, c); err != nil {
+		return protocol.CountersignResponse{}, err
+	}
 	out, err := a.settle(ctx, c)
 	if errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) { // the store has raised the alarm
-		out, err = store.Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeRefused}, nil
-		a.failures.count(c.device.ID, protocol.CodeRefused)
+		out, err = a.nobodys(c), nil
 	}
 	if err != nil {
 		return protocol.CountersignResponse{}, err

@@ -18,12 +18,13 @@ type Effect struct {
 	// again. It also refuses parameters that make no sense, or cannot come true as
 	// things are: its errors are the caller's answer, most of them [ErrInput].
 	Base func(ctx context.Context, p change.Parameters) (any, error)
-	// Do makes the change and gives what the caller is told of it. It is called
+	// Do makes the change and gives what the caller is told of it. A record that it
+	// makes names the request, by c.Hash.ID(), so that it can be judged again. It is called
 	// once for a request, and again only if the appliance was interrupted, or the
 	// token or the store was away, before its end was stored: then it has to find
 	// out what was done, and go on from there or return an error. What it writes
 	// carries its own audit record.
-	Do func(ctx context.Context, p change.Parameters) (any, error)
+	Do func(ctx context.Context, c Change) (any, error)
 }
 
 // builtin are the effects of this package. Config.Effects has those of others.
@@ -68,8 +69,11 @@ func (a *Appliance) base(ctx context.Context, k policy.Kind, p change.Parameters
 	if err != nil {
 		return sum, err
 	}
-	rules := a.policy.Load().Hash()
-	body, err := baseMode.Marshal([]any{k.String(), rules, state})
+	return baseOf(k, a.policy.Load().Policy, state)
+}
+
+func baseOf(k policy.Kind, rules *policy.Policy, state any) (sum [32]byte, err error) {
+	body, err := baseMode.Marshal([]any{k.String(), rules.Hash(), state})
 	if err != nil {
 		return sum, fmt.Errorf("base of %s: %w", k, err)
 	}

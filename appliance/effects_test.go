@@ -25,7 +25,7 @@ type counting struct {
 func (k *counting) effect() appliance.Effect {
 	return appliance.Effect{
 		Base: func(_ context.Context, p change.Parameters) (any, error) { return p.Text("name"), nil },
-		Do: func(context.Context, change.Parameters) (any, error) {
+		Do: func(context.Context, appliance.Change) (any, error) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
 			if k.err == nil {

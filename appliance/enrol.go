@@ -151,6 +151,11 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 	if err != nil || answered {
 		return invitation.Response, err
 	}
+	if err := a.askedFor(ctx, behindInvitation(invitation)); errors.Is(err, ErrForged) {
+		return nil, fmt.Errorf("%w: %w", err, protocol.CodeRefused)
+	} else if err != nil {
+		return nil, err
+	}
 	public, err := requestKey(req.CSR)
 	if err != nil {
 		return nil, err

@@ -14,29 +14,49 @@ import (
 	"countersign/protocol"
 )
 
+// examined is what is known of a countersignature before its password is checked.
+type examined struct {
+	client   store.Client
+	evidence policy.Evidence
+	code     protocol.Code // not 0: it is refused for that
+	strict   []issued      // of a strict device: what it verifies, in the order of the statements
+}
+
+// issued is a countersignature with what was found out of its client's certificate.
+type issued struct {
+	protocol.Evidence
+	keys protocol.ClientCert // that the client's record names
+	held bool                // a strict device can verify the certificate as it is
+}
+
 // examine verifies the countersignature with the enrolled key. For a client that
 // is unknown the same work is done with a key that nobody has, and the code is
 // the uniform one.
-func (a *Appliance) examine(ctx context.Context, c countersigned) (store.Client, policy.Evidence, protocol.Code, error) {
-	client, err := a.client(ctx, c.p1.Client)
+func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, err error) {
+	e.client, err = a.client(ctx, c.p1.Client)
 	known := !errors.Is(err, store.ErrNotFound)
 	if err != nil && known {
-		return client, policy.Evidence{}, 0, err
+		return e, err
 	}
-	err = protocol.VerifyCountersign(signingKey(client, c.p3.Slot), c.statement, c.p3.Approval(), c.p3.Signature[:])
+	err = protocol.VerifyCountersign(signingKey(e.client, c.p3.Slot), c.statement, c.p3.Approval(), c.p3.Signature[:])
 	switch {
-	case !known, err != nil && client.Status != store.Active:
-		return client, policy.Evidence{}, protocol.CodeRefused, nil
+	case !known, err != nil && e.client.Status != store.Active:
+		e.code = protocol.CodeRefused
+		return e, nil
 	case err != nil:
-		return client, policy.Evidence{}, protocol.CodeSignature, nil
+		e.code = protocol.CodeSignature
+		return e, nil
 	}
-	evidence := policy.Evidence{Choice: policy.Refuse, Signature: true}
+	e.evidence = policy.Evidence{Choice: policy.Refuse, Signature: true}
 	if c.p3.Verdict == protocol.Approve {
-		evidence.Choice = policy.Approve
+		e.evidence.Choice = policy.Approve
 	}
-	evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(client.Roles, RoleUV)
-	evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
-	return client, evidence, 0, nil
+	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, RoleUV)
+	e.evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
+	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, ErrForged) {
+		e.code, err = protocol.CodeRefused, nil
+	}
+	return e, err
 }
 
 // RoleUV marks a client whose UV key counts as a factor: policy accepted its
@@ -70,45 +90,62 @@ func signingKey(client store.Client, slot uint64) protocol.PublicKey {
 	}
 }
 
-// strictEvidence is what a strict device verifies by itself: one countersignature,
-// or two with a second approver.
-func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
+// strict is what a strict device verifies by itself: one countersignature, or two with a
+// second approver. It is looked at before anything is decided, and an error that wraps
+// [ErrForged] is of a client whose record or certificate is nobody's.
+func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Client) ([]issued, error) {
 	if !c.p2.Factors.Has(protocol.FactorStrict) {
 		return nil, nil
 	}
-	own := protocol.Evidence{Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature}
-	all := []protocol.Evidence{own}
-	ids := []protocol.ClientID{c.p1.Client}
-	if first := c.handle.First; first != nil {
-		approval := protocol.Approval{Verdict: protocol.Approve, Slot: first.Slot, Proof: first.Proof}
-		all = []protocol.Evidence{{Statement: first.Statement, Approval: approval, Signature: first.Signature}, own}
-		ids = []protocol.ClientID{first.Client, c.p1.Client}
+	own, err := a.issuedTo(client, protocol.Evidence{Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature})
+	first := c.handle.First
+	if err != nil || first == nil {
+		return []issued{own}, err
 	}
-	for i, id := range ids {
-		client, err := a.store.Client(ctx, id)
-		if err != nil {
-			return nil, fmt.Errorf("certificate of client %s: %w", id, err)
-		}
-		if all[i].ClientCert, err = a.certificate(ctx, client); err != nil {
-			return nil, err
-		}
+	other, err := a.client(ctx, first.Client)
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("first client %s: %w", first.Client, ErrForged)
 	}
-	return all, nil
+	if err != nil {
+		return nil, err
+	}
+	approval := protocol.Approval{Verdict: protocol.Approve, Slot: first.Slot, Proof: first.Proof}
+	before, err := a.issuedTo(other, protocol.Evidence{Statement: first.Statement, Approval: approval, Signature: first.Signature})
+	return []issued{before, own}, err
 }
 
-// certificate is a client's certificate as a strict device can verify it. One whose
-// epoch of client-ca is no longer given to devices, because the root was replaced or the
-// epoch retired, is signed anew by the epoch in use, for the same keys.
-func (a *Appliance) certificate(ctx context.Context, client store.Client) ([]byte, error) {
-	now := a.now()
-	if a.keys.HoldsClientCert(client.Cert, now) {
-		return client.Cert, nil
+// issuedTo puts a client's certificate to what he countersigned. A certificate that no
+// epoch of client-ca has signed for these very keys is reported, and never made good by a
+// new one: the keys may be anybody's. One by an epoch that was compromised says nothing,
+// for anybody may have signed it. Then the record itself has to do, whose seal fits.
+func (a *Appliance) issuedTo(client store.Client, e protocol.Evidence) (issued, error) {
+	i := issued{Evidence: e, keys: protocol.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}}
+	cert, err := a.keys.ReadClientCert(client.Cert, a.now())
+	if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {
+		err = errors.New("it names another client or other keys")
 	}
-	cert, err := a.keys.ClientCert(ctx, protocol.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}, now)
 	if err != nil {
-		return nil, fmt.Errorf("certificate of client %s: %w", client.ID, err)
+		return i, a.seals.Report(fmt.Sprintf("certificate of client %s: %v", client.ID, err))
 	}
-	return cert, nil
+	i.ClientCert, i.held = client.Cert, cert.Held && cert.SameParty(i.keys)
+	return i, nil
+}
+
+// strictEvidence is what a strict device gets. A certificate whose epoch of client-ca is
+// no longer given to devices, because the root was replaced or the epoch retired, is
+// signed anew by the epoch in use, for the same keys.
+func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
+	var all []protocol.Evidence
+	for _, i := range c.seen.strict {
+		if !i.held {
+			var err error
+			if i.ClientCert, err = a.keys.ClientCert(ctx, i.keys, a.now()); err != nil {
+				return nil, fmt.Errorf("certificate of client %s: %w", i.keys.Client, err)
+			}
+		}
+		all = append(all, i.Evidence)
+	}
+	return all, nil
 }
 
 // verdict is what the check of a password came to.
@@ -120,7 +157,7 @@ type verdict struct {
 
 // checkPassword counts the attempt, durably, and only then lets the token check
 // it: a crash, a race or a lost answer never gives a guess back.
-func (a *Appliance) checkPassword(ctx context.Context, c countersigned, client store.Client) (verdict, error) {
+func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
 	tried, err := a.store.Try(ctx, store.Attempt{AnswerKey: c.key, Device: c.device.ID, Now: a.now().UTC()})
 	if err != nil {
 		return verdict{}, fmt.Errorf("counting a password attempt: %w", err)
@@ -128,7 +165,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned, client s
 	if tried.Code != 0 {
 		return verdict{code: tried.Code, tried: tried}, nil
 	}
-	right, err := a.proofIsRight(ctx, c, client)
+	right, err := a.proofIsRight(ctx, c)
 	if err != nil || right {
 		return verdict{right: right}, err
 	}
@@ -136,11 +173,11 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned, client s
 }
 
 // proofIsRight recomputes the proof inside the token.
-func (a *Appliance) proofIsRight(ctx context.Context, c countersigned, client store.Client) (bool, error) {
-	stored := keyring.Verifier{Wrapped: client.Verifier, Input: protocol.PasswordProofInput(c.statement.Hash())}
+func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
+	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: protocol.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
-		a.log.Error("a stored password verifier does not unwrap", "client", client.ID.String())
+		a.log.Error("a stored password verifier does not unwrap", "client", c.p1.Client.String())
 		return false, nil
 	}
 	if err != nil {
@@ -152,7 +189,7 @@ func (a *Appliance) proofIsRight(ctx context.Context, c countersigned, client st
 // wrong answers a wrong password that leaves more tries: result 2, stored, so that
 // the same M3 is answered the same.
 func (a *Appliance) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
-	spend := a.spend(c, policy.Decision{})
+	spend := c.spend(a.now(), a.policy.Load(), policy.Decision{})
 	if err := a.store.Wrong(ctx, c.key, left, spend.Refused(protocol.CodePassword)); err != nil {
 		return store.Outcome{}, fmt.Errorf("storing a wrong password: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 
 // Finding is what one examination came to.
 type Finding struct {
-	Check  string // "hsm", "keys", "store", "clock", "dates", "quorum", "changes"
+	Check  string // "hsm", "keys", "store", "seals", "clock", "dates", "quorum", "changes"
 	Err    error  // nil: all is well
 	Warn   bool   // the error is no outage
 	Detail string // figures
@@ -33,7 +33,7 @@ const (
 // interrupted changes. It writes one audit record, to see that it can.
 func (a *Appliance) Examine(ctx context.Context) []Finding {
 	return []Finding{
-		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineClock(ctx),
+		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineSeals(ctx), a.examineClock(ctx),
 		a.examineDates(ctx), a.examineQuorums(ctx), a.examineChanges(ctx),
 	}
 }
@@ -76,6 +76,25 @@ func (a *Appliance) examineStore(ctx context.Context) Finding {
 	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
 	return f.slow(time.Since(start), slowStore)
 }
+
+// examineSeals verifies the seal of every record in force, and the schema.
+func (a *Appliance) examineSeals(ctx context.Context) Finding {
+	f := Finding{Check: "seals", Advice: "somebody else wrote to the database: look who, and bring a good copy back (docs/RECOVERY.md)"}
+	records, forged, err := a.store.Verify(ctx)
+	f.Detail = fmt.Sprintf("%d records in force verified under mac@%d", records, a.seals.InForce())
+	switch {
+	case err != nil:
+		f.Err = err
+	case len(forged) > forgedShown:
+		f.Err = errors.Join(append(forged[:forgedShown:forgedShown], fmt.Errorf("and %d more", len(forged)-forgedShown))...)
+	default:
+		f.Err = errors.Join(forged...)
+	}
+	return f
+}
+
+// forgedShown is how many records that do not fit an examination names.
+const forgedShown = 10
 
 // examineClock compares the clock with the records that were written by it.
 func (a *Appliance) examineClock(ctx context.Context) Finding {

@@ -49,7 +49,7 @@ func (a *Appliance) executeLocked(ctx context.Context, c Change) (Change, error)
 	e, err := a.effect(c.Kind)
 	var result any
 	if err == nil {
-		result, err = e.Do(ctx, c.Parameters)
+		result, err = e.Do(ctx, c)
 	}
 	if transient(err) {
 		return c, fmt.Errorf("change %s is taken and will be gone on with: %w", c.Hash.ID(), err)

@@ -49,6 +49,7 @@ func (b *board) taken(ask appliance.Ask) appliance.Change {
 		b.Fatal(err)
 	}
 	row := store.Change{ID: c.Hash.ID(), Document: c.Document, State: store.ChangeTaken, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour)}
+	row.Required, row.Signed = 2, []string{"ann", "bob"}
 	for _, o := range []operator{b.ann, b.bob} {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.public), Signature: o.sign(b.T, c.Hash), At: b.clock.Now()})
 	}
@@ -69,7 +70,7 @@ func TestInterrupted(t *testing.T) {
 	ask := invitation("gate-2")
 	c = b.taken(ask)
 	code := [32]byte(ask.Parameters.Bytes("code_sha256"))
-	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour)}
+	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour), Change: c.Hash.ID()}
 	if err := b.store.Invite(t.Context(), made, store.NewRecord(store.KindDevices, "device", nil)); err != nil {
 		t.Fatal(err)
 	}

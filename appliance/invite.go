@@ -118,7 +118,7 @@ func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCo
 		expires, _ := result.(time.Time)
 		return code, expires, err
 	}
-	expires, err := a.invite(ctx, i, hashOf(code))
+	expires, err := a.invite(ctx, i, store.Invitation{Code: hashOf(code)})
 	return code, expires, err
 }
 
@@ -139,8 +139,9 @@ func (a *Appliance) newCode() protocol.ActivationCode {
 
 func hashOf(code protocol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
-// invite stores an invitation by the SHA-256 of its code.
-func (a *Appliance) invite(ctx context.Context, i Invite, code [32]byte) (expires time.Time, err error) {
+// invite stores an invitation. The row has the SHA-256 of its code, and the change behind
+// it if there is one.
+func (a *Appliance) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
 	if i.Replace {
 		if err := a.retire(ctx, i.Kind, i.Name); err != nil {
 			return expires, err
@@ -148,7 +149,7 @@ func (a *Appliance) invite(ctx context.Context, i Invite, code [32]byte) (expire
 	}
 	now := a.now().UTC()
 	invitation := store.Invitation{
-		Code: code, Kind: i.Kind, Name: i.Name,
+		Code: row.Code, Change: row.Change, Kind: i.Kind, Name: i.Name,
 		Display: i.Display, Floor: i.Floor, Roles: i.Roles, Replace: i.Replace, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
 	}
 	fields := map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()}
@@ -200,16 +201,20 @@ func (a *Appliance) inviteBase(ctx context.Context, p change.Parameters) (any, e
 }
 
 // inviteDevice is found done by its code: the party of that name may be enrolled
-// already, and is not revoked for that.
-func (a *Appliance) inviteDevice(ctx context.Context, p change.Parameters) (any, error) {
-	i, code, err := invitedDevice(p)
+// already, and is not revoked for that. Of another request it is not this one's.
+func (a *Appliance) inviteDevice(ctx context.Context, c Change) (any, error) {
+	i, code, err := invitedDevice(c.Parameters)
 	if err != nil {
 		return nil, err
 	}
-	if made, err := a.store.Invitation(ctx, code); !errors.Is(err, store.ErrNotFound) {
+	made, err := a.store.Invitation(ctx, code)
+	switch {
+	case err == nil && made.Change != c.Hash.ID():
+		return nil, fmt.Errorf("inviting device %q: %w", i.Name, store.ErrExists)
+	case !errors.Is(err, store.ErrNotFound):
 		return made.ExpiresAt, err
 	}
-	expires, err := a.invite(ctx, i, code)
+	expires, err := a.invite(ctx, i, store.Invitation{Code: code, Change: c.Hash.ID()})
 	return expires, err
 }
 

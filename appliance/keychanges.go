@@ -75,7 +75,8 @@ func (a *Appliance) keyBase(ctx context.Context, p change.Parameters) (any, erro
 	return a.versions(name), err
 }
 
-func (a *Appliance) destroyKey(ctx context.Context, p change.Parameters) (any, error) {
+func (a *Appliance) destroyKey(ctx context.Context, c Change) (any, error) {
+	p := c.Parameters
 	views, err := a.changeKey(ctx, keyring.Step{Verb: keyring.Destroy, Name: p.Text("name"), Version: p.Number("version")})
 	return views, err
 }
@@ -102,7 +103,8 @@ func (a *Appliance) rootBase(ctx context.Context, p change.Parameters) (any, err
 // rotateRoot takes a step of the root. A rotation that was done is kept by the step
 // itself, and so is an activation; one that was taken back is found by its root, which
 // has no certificate any more.
-func (a *Appliance) rotateRoot(ctx context.Context, p change.Parameters) (any, error) {
+func (a *Appliance) rotateRoot(ctx context.Context, c Change) (any, error) {
+	p := c.Parameters
 	s := rootStep(p)
 	for _, v := range a.keys.Views(a.now()) {
 		if s.Verb == keyring.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {

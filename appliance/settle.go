@@ -23,30 +23,31 @@ func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome,
 	if c.key.Attempt != 0 && !c.p2.Factors.Has(protocol.FactorPassword) {
 		return a.refuse(ctx, c, protocol.CodeSerial) // nothing was answered 2, so there is no second attempt
 	}
-	client, evidence, code, err := a.examine(ctx, c)
-	if err != nil {
-		return store.Outcome{}, err
+	if c.seen.code != 0 {
+		return a.refuse(ctx, c, c.seen.code)
 	}
-	if code != 0 {
-		return a.refuse(ctx, c, code)
-	}
-	if !c.wantsPassword() || c.p3.Proof == nil || client.Verifier == nil || client.Status != store.Active {
-		return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(c.required(), evidence)})
+	if !c.hasPassword() || c.seen.client.Status != store.Active {
+		return a.conclude(ctx, c, judged{decision: policy.Decide(c.required(), c.seen.evidence)})
 	}
 	if out, err := a.store.Answered(ctx, c.key); !errors.Is(err, store.ErrNotFound) {
 		return out, err // before the guard counts it as one more try
 	}
-	checked, err := a.checkPassword(ctx, c, client)
+	checked, err := a.checkPassword(ctx, c)
 	if err != nil {
 		return store.Outcome{}, err
 	}
-	evidence.Password = checked.right
-	return a.conclude(ctx, c, judged{client: client, decision: policy.Decide(c.required(), evidence), password: checked})
+	return a.conclude(ctx, c, judged{decision: c.decided(checked.right), password: checked})
 }
 
-// judged is a countersignature whose evidence was examined.
+// decided is what the evidence comes to if the password is right, or is not.
+func (c countersigned) decided(right bool) policy.Decision {
+	evidence := c.seen.evidence
+	evidence.Password = right
+	return policy.Decide(c.required(), evidence)
+}
+
+// judged is a countersignature whose evidence was judged.
 type judged struct {
-	client   store.Client
 	decision policy.Decision
 	password verdict
 }
@@ -66,6 +67,9 @@ func (a *Appliance) conclude(ctx context.Context, c countersigned, j judged) (st
 		return a.refuseVerified(ctx, c, code)
 	}
 	spend, err := a.describe(ctx, c, j)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, ErrForged) {
+		return a.refuseVerified(ctx, c, protocol.CodePolicy) // the policy of the challenge is gone
+	}
 	if err != nil {
 		return store.Outcome{}, err
 	}
@@ -85,6 +89,11 @@ func (c countersigned) wantsPassword() bool {
 	return c.p2.Factors.Has(protocol.FactorPassword) && c.p3.Verdict == protocol.Approve
 }
 
+// hasPassword: it asks for one, and there is one to be checked against the client's.
+func (c countersigned) hasPassword() bool {
+	return c.wantsPassword() && c.p3.Proof != nil && c.seen.client.Verifier != nil
+}
+
 // expired compares with the appliance's clock; a clock that went back extends no
 // challenge.
 func (c countersigned) expired(now time.Time) bool {
@@ -93,10 +102,16 @@ func (c countersigned) expired(now time.Time) bool {
 }
 
 // describe is what the store is told: the decision as it will be if nothing in
-// the transaction stands against it.
+// the transaction stands against it. It is made here and nowhere else, from the handle,
+// the evidence and the policy that the challenge was made under: once to be stored, and
+// again before it is signed.
 func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (store.Spend, error) {
-	s := a.spend(c, j.decision)
-	s.Denial = j.denial()
+	rules, err := a.policyAt(ctx, c.handle.Policy)
+	if err != nil {
+		return store.Spend{}, err
+	}
+	s := c.spend(a.now(), rules, j.decision)
+	s.Denial = c.denial(j)
 	s.Right = j.password.right
 	switch {
 	case c.p1.Service == protocol.ServiceDryRun:
@@ -104,22 +119,21 @@ func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (st
 	case c.p1.Service == protocol.ServiceStatus:
 		s.Dry, s.Asks = true, c.p1.Asked
 	case j.decision.Outcome() == policy.Pending && c.handle.First == nil:
-		approval := a.policy.Load().Approval()
+		approval := rules.Approval()
 		s.Pending = &store.Pending{Role: approval.Role, Expires: s.Now.Add(approval.Expires)}
 	}
-	a.grant(c, &s)
+	c.grant(rules, &s)
 	if first := c.handle.First; first != nil {
 		c.approve(&s, *first)
 		return s, nil
 	}
-	var err error
 	s.Decision.Pairwise, err = a.pairwise(ctx, pair{c.p1.Client, c.device.ID})
 	return s, err
 }
 
 // spend is what every description has in common.
-func (a *Appliance) spend(c countersigned, decided policy.Decision) store.Spend {
-	now := a.now().UTC()
+func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.Decision) store.Spend {
+	now = now.UTC()
 	return store.Spend{
 		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: store.NewSalt(), Now: now,
 		Evidence: store.Evidence{
@@ -128,19 +142,19 @@ func (a *Appliance) spend(c countersigned, decided policy.Decision) store.Spend 
 		Decision: protocol.Decision{
 			Statement: c.statement.Hash(), Transaction: newTransaction(), Level: c.p2.Level,
 			Factors: protocol.Factors(decided.Verified()), IssuedAt: uint64(now.Unix()),
-			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: a.policy.Load().wireHash(), U: c.handle.U,
+			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: rules.wireHash(), U: c.handle.U,
 		},
 	}
 }
 
 // grant asks the policy once more, for limits and lifetime; what it demands above
 // what was signed is a denial.
-func (a *Appliance) grant(c countersigned, s *store.Spend) {
+func (c countersigned) grant(rules *activePolicy, s *store.Spend) {
 	service := c.p1.Service
 	if c.p2.FirstService != nil {
 		service = *c.p2.FirstService
 	}
-	grant, err := a.policy.Load().Level(policy.Request{
+	grant, err := rules.Level(policy.Request{
 		Service: uint64(service), Amount: policyAmount(c.p2.Amount), Requested: policy.Level(c.p2.Level),
 	})
 	if err != nil || grant.Level > policy.Level(c.p2.Level) {
@@ -166,7 +180,7 @@ func (c countersigned) approve(s *store.Spend, first pending) {
 }
 
 // denial is why the evidence does not approve: 0 if it does.
-func (j judged) denial() protocol.Code {
+func (c countersigned) denial(j judged) protocol.Code {
 	missing := j.decision.Missing()
 	switch {
 	case j.decision.Outcome() != policy.Denied:
@@ -175,7 +189,7 @@ func (j judged) denial() protocol.Code {
 		return protocol.CodeUserRefused
 	case j.password.code == protocol.CodePassword && j.password.tried.Guarded:
 		return protocol.CodeLocked
-	case missing.Has(policy.FactorPassword) && j.client.Verifier != nil:
+	case missing.Has(policy.FactorPassword) && c.seen.client.Verifier != nil:
 		return protocol.CodePassword
 	default:
 		return protocol.CodePolicy
@@ -214,7 +228,7 @@ func (a *Appliance) refuse(ctx context.Context, c countersigned, code protocol.C
 
 // refuseVerified refuses without spending what a client did sign: one audit record.
 func (a *Appliance) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
-	rec := a.spend(c, policy.Decision{}).Refused(code)
+	rec := c.spend(a.now(), a.policy.Load(), policy.Decision{}).Refused(code)
 	if err := a.store.Append(ctx, rec); err != nil {
 		return store.Outcome{}, fmt.Errorf("recording a refusal: %w", err)
 	}

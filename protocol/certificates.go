@@ -237,17 +237,32 @@ func VerifyClientCert(b []byte, ca PublicKey, now uint64) (ClientCert, error) {
 	return p.ClientCert, p.verify(ca, now)
 }
 
-// VerifyClient is VerifyClientCert for this epoch of client-ca, which the certificate's kid
-// has to name modulo 256. Dates of the epoch itself are not looked at.
-func (k KeyCert) VerifyClient(b []byte, now uint64) error {
+// ReadClient reads a client certificate of this epoch of client-ca, which the certificate's
+// kid has to name modulo 256: CodeFormat, or CodeCertificate where the epoch has not signed
+// it. No dates are looked at: see [ClientCert.ValidAt].
+func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 	p, err := parseClientCert(b)
 	if err != nil {
-		return err
+		return ClientCert{}, err
 	}
 	if p.kid != byte(k.Epoch) {
-		return certificateError("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
+		return ClientCert{}, certificateError("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
 	}
-	return p.verify(k.Key, now)
+	return p.ClientCert, p.verifySignature(k.Key)
+}
+
+// ValidAt checks the dates; now is Unix seconds. CodeCertificate.
+func (c ClientCert) ValidAt(now uint64) error {
+	if now < c.NotBefore || now > c.NotAfter {
+		return certificateError("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
+	}
+	return nil
+}
+
+// SameParty tells whether two certificates are of one client with the same keys.
+func (c ClientCert) SameParty(other ClientCert) bool {
+	hasUV, otherUV := c.UVKey != nil, other.UVKey != nil
+	return c.Client == other.Client && c.SigningKey == other.SigningKey && hasUV == otherUV && (!hasUV || *c.UVKey == *other.UVKey)
 }
 
 // parsedClientCert is a certificate whose signature is still to be verified.
@@ -265,14 +280,18 @@ func parseClientCert(b []byte) (p parsedClientCert, err error) {
 }
 
 func (p parsedClientCert) verify(ca PublicKey, now uint64) error {
+	if err := p.verifySignature(ca); err != nil {
+		return err
+	}
+	return p.ValidAt(now)
+}
+
+func (p parsedClientCert) verifySignature(ca PublicKey) error {
 	if !p.signed.verify(ca, domainClientCert) {
 		return certificateError("certificate of client %v is not signed by client-ca", p.Client)
 	}
 	if ClientIDOf(p.SigningKey) != p.Client {
 		return certificateError("certificate of client %v has another client's signing key", p.Client)
-	}
-	if now < p.NotBefore || now > p.NotAfter {
-		return certificateError("certificate of client %v is valid from %d to %d", p.Client, p.NotBefore, p.NotAfter)
 	}
 	return nil
 }

@@ -63,17 +63,39 @@ func (r *Keyring) ClientCert(ctx context.Context, cert protocol.ClientCert, now 
 	return protocol.SignClientCert(ctx, r.Signer(key), key.Version, cert)
 }
 
-// HoldsClientCert tells whether a strict device can verify a client certificate: it is
-// in its dates and its epoch of client-ca is one that devices are given.
-func (r *Keyring) HoldsClientCert(cert []byte, now time.Time) bool {
+// Issued is a client certificate that an epoch of client-ca has signed.
+type Issued struct {
+	protocol.ClientCert
+	// Held: a strict device can verify it. It is in its dates and its epoch is one that
+	// devices are given.
+	Held bool
+	// Doubtful: its epoch was compromised, or ruled out by a later one, so that anybody
+	// may have signed it.
+	Doubtful bool
+}
+
+// ReadClientCert reads a client certificate of any epoch of client-ca: the one in use, one
+// that is over or retired, one of an earlier root. Of which epoch it is, its kid tells
+// modulo 256. An error wraps [protocol.CodeFormat] or [protocol.CodeCertificate].
+func (r *Keyring) ReadClientCert(cert []byte, now time.Time) (Issued, error) {
 	v := r.live.Load()
-	for _, k := range v.keys[ClientCA] {
-		epoch := protocol.KeyCert{Epoch: k.Version, Key: k.Point}
-		if v.published(k, now) && k.dated(now) && epoch.VerifyClient(cert, uint64(now.Unix())) == nil {
-			return true
+	err := fmt.Errorf("key %q: %w", ClientCA, protocol.CodeCertificate)
+	for _, k := range slices.Backward(v.keys[ClientCA]) {
+		var i Issued
+		if i.ClientCert, err = (protocol.KeyCert{Epoch: k.Version, Key: k.Point}).ReadClient(cert); err == nil {
+			i.Held = v.published(k, now) && k.dated(now) && i.ValidAt(uint64(now.Unix())) == nil
+			i.Doubtful = !k.CompromisedAt.IsZero() || v.isRuledOut(k, now)
+			return i, nil
 		}
 	}
-	return false
+	return Issued{}, err
+}
+
+// isRuledOut: the KeyCert of a later version that has begun rules this one out.
+func (v *ring) isRuledOut(k Key, now time.Time) bool {
+	return slices.ContainsFunc(v.keys[k.Name], func(later Key) bool {
+		return later.Version > k.Version && later.RulesOut && later.begun(now)
+	})
 }
 
 // Issuer is the certificate of the ca epoch that issues at now.

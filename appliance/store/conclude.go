@@ -234,6 +234,10 @@ func (s Spend) outcome(reason protocol.Code) Outcome {
 	}
 }
 
+// Unopposed is the outcome if nothing in the transaction stands against s: the denial that
+// the evidence came to, or the approval.
+func (s Spend) Unopposed() Outcome { return s.outcome(s.Denial) }
+
 func (s Spend) denied(reason protocol.Code) Outcome {
 	out := s.decided(protocol.ResultDenied)
 	out.Reason = reason

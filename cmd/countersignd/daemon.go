@@ -208,6 +208,7 @@ func (d *daemon) checks() map[string]httpapi.Check {
 func (d *daemon) warnings() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
+		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
 	}
 }
