@@ -77,6 +77,7 @@ type verdict struct {
 	extra []grant // that should not have been
 	err   error   // of the operation
 	told  string  // grants and error: what the outcome was made of
+	heard string  // log of the appliance
 }
 
 // lab runs cases, each on a copy of the world's database.
@@ -152,6 +153,9 @@ func judge(c attempt, h *world.House, grants []grant, err error) verdict {
 		if !g.within(c.honest) {
 			v.extra = append(v.extra, g)
 		}
+	}
+	if h != nil {
+		v.heard = h.Heard()
 	}
 	alarmed := world.Told(err) || h != nil && h.Alarms() > 0
 	switch {

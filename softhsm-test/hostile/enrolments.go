@@ -89,7 +89,7 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 // renew asks for a certificate as the API does: for the device that a certificate names.
 func renew(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		d, err := s.Device(ctx, s.Keys.SPIFFEID("device", name).String())
+		d, err := s.Device(ctx, "spiffe://"+world.Domain+"/device/"+name)
 		if err != nil {
 			return err
 		}

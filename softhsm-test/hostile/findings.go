@@ -211,7 +211,7 @@ func forgedAdmin(w *world.World) rows.Alteration {
 
 func lenientPolicy(w *world.World) rows.Alteration {
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
-		return execs(ctx, tx, "UPDATE policy SET document = ? WHERE version = 2", w.Lenient)
+		return execs(ctx, tx, "UPDATE policy SET document = ?, change = NULL WHERE version = 2", w.Lenient)
 	})
 }
 

@@ -156,6 +156,16 @@ func (h *House) Alarm(err error) { _, _ = h.log.Write([]byte(err.Error() + "\n")
 // log where it did not start.
 func (h *House) Alarms() float64 { return h.before + h.alarms() }
 
+// Heard is its log.
+func (h *House) Heard() string {
+	if h.log == nil {
+		return ""
+	}
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	return h.log.text.String()
+}
+
 // Remember counts alarms of an appliance that was here before.
 func (h *House) Remember(alarms float64) { h.before = alarms }
 
