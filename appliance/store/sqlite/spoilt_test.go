@@ -68,10 +68,14 @@ func TestSalvageSpoilt(t *testing.T) {
 	}{
 		{"nothing", nil, 0, store.Active},
 		{"a client with a decision", []string{`UPDATE client SET status = 2 WHERE name = 'alice'`}, 2, store.Active},
-		{"a client twice", []string{`DROP INDEX IF EXISTS client_name`, `CREATE TABLE other AS SELECT * FROM client`, `UPDATE other SET ref = ref + 100`, `INSERT INTO other SELECT * FROM client`,
-			`PRAGMA legacy_alter_table = 1`, `ALTER TABLE client RENAME TO gone`, `ALTER TABLE other RENAME TO client`}, 1, store.Active},
-		{"a view that never ends", []string{`PRAGMA legacy_alter_table = 1`, `ALTER TABLE client RENAME TO gone`,
-			`CREATE VIEW client AS SELECT 1000 - ref AS ref, id, name, signing_key, uv_key, verifier, status, roles, version, cert, created_us, seal FROM gone`}, 0, 0},
+		{"a client twice", []string{
+			`DROP INDEX IF EXISTS client_name`, `CREATE TABLE other AS SELECT * FROM client`, `UPDATE other SET ref = ref + 100`, `INSERT INTO other SELECT * FROM client`,
+			`PRAGMA legacy_alter_table = 1`, `ALTER TABLE client RENAME TO gone`, `ALTER TABLE other RENAME TO client`,
+		}, 1, store.Active},
+		{"a view that never ends", []string{
+			`PRAGMA legacy_alter_table = 1`, `ALTER TABLE client RENAME TO gone`,
+			`CREATE VIEW client AS SELECT 1000 - ref AS ref, id, name, signing_key, uv_key, verifier, status, roles, version, cert, created_us, seal FROM gone`,
+		}, 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, seals := unsealedNew(t)
