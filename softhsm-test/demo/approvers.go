@@ -104,17 +104,20 @@ func (s *stage) jammed(ctx context.Context) (err error) {
 	if err := s.reported(ctx, "atm"); err != nil {
 		return err
 	}
-	if s.broken == "limit" {
-		s.say("   (BREAK=limit: what the jammed payment was charged is charged again)")
-		if err := alter(ctx, s.database(), `UPDATE used SET amount = amount + 3000000`); err != nil {
-			return err
-		}
+	if err := s.keep(ctx); err != nil {
+		return err
 	}
 	if err := atm.Jam(false); err != nil {
 		return err
 	}
 	if err := s.withdraw(ctx, atm); err != nil {
 		return err
+	}
+	if s.broken == "limit" {
+		s.say("   (BREAK=limit: what the payment was charged is forgotten: the record is put back in the database)")
+		if err := s.putBack(ctx); err != nil {
+			return err
+		}
 	}
 	a, err := s.payAt(ctx, atm.Link, knows("dora"), denied, "30000.00 EUR")
 	if err != nil {

@@ -49,6 +49,9 @@ func (s *stage) resume(ctx context.Context) error {
 
 // replay loses M4, lets the phone resume, and then plays the recording.
 func (s *stage) replay(ctx context.Context) error {
+	if err := s.keep(ctx); err != nil {
+		return err
+	}
 	s.wire.Next(tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
@@ -59,7 +62,7 @@ func (s *stage) replay(ctx context.Context) error {
 	}
 	if s.broken == "replay" {
 		s.say("   (BREAK=replay: the appliance's database is put back to before the authorization)")
-		if err := putBack(ctx, s.database()); err != nil {
+		if err := s.putBack(ctx, `DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`); err != nil {
 			return err
 		}
 	}

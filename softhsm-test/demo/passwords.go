@@ -65,14 +65,17 @@ func (s *stage) mistyped(ctx context.Context) error {
 }
 
 func (s *stage) locked(ctx context.Context) error {
+	if err := s.keep(ctx); err != nil {
+		return err
+	}
 	a, err := s.pay(ctx, dora(wrong, wrong, wrong), denied, "62.00 EUR")
 	if err != nil {
 		return err
 	}
 	s.demand(a.Code == protocol.CodePassword, "code %d", uint8(a.Code))
 	if s.broken == "guard" {
-		s.say("   (BREAK=guard: the count of wrong passwords is set back in the database)")
-		if err := alter(ctx, s.database(), `UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL`); err != nil {
+		s.say("   (BREAK=guard: the count of wrong passwords is put back in the database)")
+		if err := s.putBack(ctx); err != nil {
 			return err
 		}
 	}

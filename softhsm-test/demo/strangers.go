@@ -4,8 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 
 	_ "modernc.org/sqlite" // the driver of the store that BREAK=replay puts back
@@ -92,13 +96,25 @@ func (s *stage) trust(ctx context.Context) (protocol.Trust, error) {
 	return phone.FetchTrust(ctx, s.URL, root.RootHash())
 }
 
-// putBack breaks the product: it takes the newest decision out of the database, as
-// if an old copy had been restored.
-func putBack(ctx context.Context, path string) error {
-	return alter(ctx, path,
-		`DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`,
-		`UPDATE client SET highest = -1 WHERE name = 'alice'`)
+// keep keeps what restricts clients as it is now, with its seals, beside the database.
+func (s *stage) keep(ctx context.Context) error {
+	if s.broken == "" {
+		return nil
+	}
+	if err := os.Remove(s.kept()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return alter(ctx, s.database(), `ATTACH DATABASE '`+s.kept()+`' AS kept`, `CREATE TABLE kept.restraint AS SELECT * FROM restraint`)
 }
+
+// putBack breaks the product by what a seal cannot show: it puts back whole what keep
+// has kept, as if an old copy had been restored. REPLACE fires no trigger.
+func (s *stage) putBack(ctx context.Context, also ...string) error {
+	return alter(ctx, s.database(), append(also,
+		`ATTACH DATABASE '`+s.kept()+`' AS kept`, `INSERT OR REPLACE INTO restraint SELECT * FROM kept.restraint`)...)
+}
+
+func (s *stage) kept() string { return filepath.Join(s.dir, "kept.db") }
 
 // alter writes to the database behind the appliance's back.
 func alter(ctx context.Context, path string, statements ...string) error {
@@ -107,6 +123,7 @@ func alter(ctx context.Context, path string, statements ...string) error {
 		return err
 	}
 	defer func() { _ = db.Close() }() // what was written is committed
+	db.SetMaxOpenConns(1)             // what is attached is of one connection
 	for _, statement := range statements {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("writing to the database: %w", err)

@@ -8,8 +8,8 @@
 //	disaster-test: N passed, N failed
 //
 // and its exit code 0 if nothing failed, else 1. BREAK=NAME breaks the product once, so
-// that cases fail: share damages the file of a share, seal a sealed copy before it is
-// backed up, database the copy of the database. Another name is exit code 2.
+// that cases fail: share damages the file of a share, seal a sealed copy when it is made,
+// database the copy of the database. Another name is exit code 2.
 // COUNTERSIGN_SEED repeats the moments of the kills; -quick has fewer. What follows on
 // a section that failed is left out.
 package main
@@ -26,6 +26,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/broken"
 )
 
 // Exit codes.
@@ -93,7 +96,22 @@ func seedOf(s string) (uint64, error) {
 	return strconv.ParseUint(s, 10, 64)
 }
 
+// spoilt damages the sealed copy of a key when it is made: by a countersignd that is built
+// so, for who writes to the database cannot.
+var spoilt = []broken.Edit{{
+	File: "appliance/keyring/backed.go", Old: "\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
+	New: "\tif row.Name == Wrap && row.Version == 1 {\n\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t}\n\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
+}}
+
 func play(ctx context.Context, c config) (failed int, err error) {
+	if c.broken == "seal" {
+		dir, err := broken.Daemon(ctx, rig.Bin(c.bin), spoilt)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = os.RemoveAll(dir) }() // at worst it stays in the temporary directory
+		c.bin = dir
+	}
 	fmt.Fprintf(c.out, "COUNTERSIGN_SEED=%d\n", c.seed)
 	s, err := open(ctx, c)
 	if err != nil {

@@ -7,9 +7,10 @@
 //	rotate-test: N passed, N failed
 //
 // and its exit code 0 if nothing failed, else 1. BREAK=NAME breaks the product once, so
-// that cases fail: mac retires a version of mac before the records are made anew, wrap one
-// of wrap before the verifiers are, cert spoils the KeyCert of a new kem epoch, retired
-// brings a retired kem epoch back. Another name is exit code 2. COUNTERSIGN_SEED repeats
+// that cases fail: mac retires a version of mac before the records are sealed anew, wrap
+// gives one of wrap up before the verifiers are wrapped anew, retired accepts a retired kem
+// epoch (these three by a countersignd that is built so), cert spoils the KeyCert of a new
+// kem epoch. Another name is exit code 2. COUNTERSIGN_SEED repeats
 // the moments of the kills; -keys NAME[,NAME…] rotates some of the keys only, -quick each
 // of them once. What follows on a section that failed is left out.
 package main
@@ -26,6 +27,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/rig/broken"
 )
 
 // Exit codes.
@@ -47,6 +51,21 @@ var sections = []struct {
 
 // breaks are the values of BREAK.
 var breaks = []string{"", "mac", "wrap", "cert", "retired"}
+
+// edits are those that take another countersignd.
+var edits = map[string][]broken.Edit{
+	"mac": {
+		{File: "appliance/keys.go", Old: "if err == nil && under > 0 {", New: "if false {"},
+		{File: "appliance/renewal.go", Old: "if !a.keys.OneOf(keyring.MAC) {", New: "if false {"},
+	},
+	"wrap": {
+		{File: "appliance/keyring/verifier.go", Old: "r.live.Load().acceptedOf(Wrap, time.Now()) {", New: "r.live.Load().acceptedOf(Wrap, time.Now())[:1] {"},
+		{File: "appliance/keyring/verifier.go", Old: "range v.acceptedOf(Wrap, now)[1:] {", New: "range v.acceptedOf(Wrap, now)[:0] {"},
+	},
+	"retired": {
+		{File: "appliance/keyring/use.go", Old: "range v.acceptedOf(KEM, now) {", New: "range v.keys[KEM] {"},
+	},
+}
 
 func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
 
@@ -111,6 +130,14 @@ func seedOf(s string) (uint64, error) {
 }
 
 func play(ctx context.Context, c config) (failed int, err error) {
+	if e := edits[c.broken]; e != nil {
+		dir, err := broken.Daemon(ctx, rig.Bin(c.bin), e)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = os.RemoveAll(dir) }() // at worst it stays in the temporary directory
+		c.bin = dir
+	}
 	fmt.Fprintf(c.out, "COUNTERSIGN_SEED=%d\n", c.seed)
 	s, err := open(ctx, c)
 	if err != nil {
