@@ -171,8 +171,11 @@ func (m *migration) readKeys(context.Context) error {
 			name string
 			at   time.Time
 		}{
-			{"activated", k.ActivatedAt}, {"retired", k.RetiredAt}, {"suspended", k.SuspendedAt},
-			{"compromised", k.CompromisedAt}, {"destroyed", k.DestroyedAt},
+			{"activated", k.ActivatedAt},
+			{"retired", k.RetiredAt},
+			{"suspended", k.SuspendedAt},
+			{"compromised", k.CompromisedAt},
+			{"destroyed", k.DestroyedAt},
 		} {
 			if !d.at.IsZero() {
 				dates = append(dates, ", "+d.name+" "+d.at.UTC().Format(time.RFC3339))
