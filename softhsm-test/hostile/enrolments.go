@@ -78,7 +78,7 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 		s.certified(who, got.Certificates)
 		all, err := s.Devices(ctx)
 		for _, d := range all {
-			if strings.Contains(fmt.Sprint(s.grants), d.SPIFFEID) {
+			if d.SPIFFEID != "" && strings.Contains(fmt.Sprint(s.grants), d.SPIFFEID) {
 				s.grants = append(s.grants, grant{fmt.Sprintf("%s is %s, shown as %q", who, d.Name, d.Display), uint64(d.Floor)})
 			}
 		}
@@ -89,7 +89,7 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 // renew asks for a certificate as the API does: for the device that a certificate names.
 func renew(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		d, err := s.Device(ctx, s.Keys.SPIFFEID("device", name).String())
+		d, err := s.Device(ctx, "spiffe://"+world.Domain+"/device/"+name)
 		if err != nil {
 			return err
 		}

@@ -21,34 +21,23 @@ import (
 )
 
 // believed is what `countersignd restore --root` does to decide whether a backup of the
-// keys is the appliance's: read, and look for the root.
-func believed(file []byte, root protocol.PublicKey) (backup.State, error) {
-	read, err := backup.Read(file)
-	if err != nil {
-		return backup.State{}, err
-	}
-	state, err := read.State()
-	if err != nil {
-		return state, err
-	}
-	for _, k := range state.Keys {
-		if k.Name == keyring.Root && bytes.Equal(k.Public, root[:]) && k.Cert != nil {
-			return state, nil
-		}
-	}
-	return state, fmt.Errorf("no root of it is %s: %w", root, backup.ErrOther)
+// keys is the appliance's.
+func believed(file []byte, root protocol.PublicKey) (backup.Backup, error) {
+	return backup.Read(file, backup.Known{Root: root})
 }
 
 // vouched is what it does to decide whether a copy of the database is the appliance's.
 func vouched(file, statement []byte, root protocol.PublicKey) error {
-	if _, err := believed(file, root); err != nil {
-		return err
-	}
-	read, err := backup.Read(file)
-	if err == nil {
-		_, err = read.Vouched(statement)
-	}
+	_, err := statementOf(file, statement, root)
 	return err
+}
+
+func statementOf(keys, statement []byte, root protocol.PublicKey) (backup.Statement, error) {
+	read, err := believed(keys, root)
+	if err != nil {
+		return backup.Statement{}, err
+	}
+	return read.Vouched(statement)
 }
 
 // signedFile is the form of both files, as package backup draws it.
@@ -221,7 +210,7 @@ func (s *stage) damaged(name string, f set, root protocol.PublicKey) {
 		taken func([]byte) error
 	}{
 		{f.keys, func(b []byte) error { return vouched(b, f.statement, root) }},
-		{f.statement, func(b []byte) error { _, err := statementOf(f.keys, b); return err }},
+		{f.statement, func(b []byte) error { return vouched(f.keys, b, root) }},
 	} {
 		for range 40 {
 			at := s.random.IntN(len(file.bytes))
@@ -233,14 +222,6 @@ func (s *stage) damaged(name string, f set, root protocol.PublicKey) {
 	}
 }
 
-func statementOf(keys, statement []byte) (backup.Copy, error) {
-	read, err := backup.Read(keys)
-	if err != nil {
-		return backup.Copy{}, err
-	}
-	return read.Vouched(statement)
-}
-
 // rotatedRoot are the files of the appliance once root 2 is in use.
 func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 	set
@@ -249,7 +230,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 ) {
 	path := filepath.Join(s.dir, "rotated.db")
 	defer remove(path)
-	if err := world.CopyFile(path, s.Template); err != nil {
+	if err := world.CopyHouse(path, s.Template); err != nil {
 		return r, err
 	}
 	h, err := world.Open(ctx, s.Place(path))
@@ -300,7 +281,7 @@ func (s *stage) behind(ctx context.Context) error {
 	c := attempt{Alteration: nothing, operation: operation{name: "restore with a clock that is behind"}}
 	path := filepath.Join(s.dir, "behind.db")
 	defer remove(path)
-	if err := world.CopyFile(path, s.Earlier[len(s.Earlier)-1]); err != nil {
+	if err := world.CopyHouse(path, s.Earlier[len(s.Earlier)-1]); err != nil {
 		return err
 	}
 	place := s.Place(path)

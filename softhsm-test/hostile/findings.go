@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -8,7 +9,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"countersign/appliance/change"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
 	"countersign/protocol"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
@@ -36,14 +41,14 @@ var findings = []finding{
 	{"2: the same while it runs", "client", stolenUV, []string{"again: by the thief of a phone"}, true},
 	{"3: an invitation of an approver", "invitation", forgedInvitation("client"), []string{"enrol by a made-up code"}, false},
 	{"3: an invitation of a device", "invitation", forgedInvitation("device"), []string{"enrol a device by a made-up code"}, true},
-	{"3: a used invitation is open again", "invitation", statement("UPDATE invitation SET used_us = NULL, request = NULL, response = NULL, name = name || '-2'"), []string{"enrol by a used code", "enrol a device by a used code"}, false},
-	{"3: an expired invitation lives on", "invitation", statement("UPDATE invitation SET expires_us = expires_us + 86400000000"), []string{"enrol by an expired code"}, false},
+	{"3: a used invitation is open again", "invitation", statement("UPDATE invitation SET used_us = NULL, request = NULL, response = NULL, name = name || '-2', number = " + openNumber), []string{"enrol by a used code", "enrol a device by a used code"}, false},
+	{"3: an expired invitation lives on", "invitation", statement("UPDATE invitation SET expires_us = expires_us + 86400000000, number = " + openNumber), []string{"enrol by an expired code"}, false},
 	{"3: an invitation gets a role", "invitation", statement(`UPDATE invitation SET roles = '["approver"]' WHERE used_us IS NULL`), []string{"enrol by an open code"}, false},
 	{"4: a root of the attacker's own", "setting", foreignRoot, []string{"trust document", "invite a phone"}, false},
 	{"5: a trigger lends bob a role", "client", lentRole, []string{"second by bob", "restore, then first and second by bob"}, false},
 	{"5: the same while it runs", "client", lentRole, []string{"second by bob"}, true},
-	{"5: a trigger forgets what was spent", "used", statement("CREATE TRIGGER hostile AFTER INSERT ON used BEGIN UPDATE used SET amount = 0, count = 0; END"), []string{"limit: paid in parts"}, true},
-	{"5: a trigger forgets what was guessed", "guard", statement("CREATE TRIGGER hostile AFTER INSERT ON record BEGIN UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL; END"), []string{"password, locked after guesses"}, true},
+	{"5: a trigger forgets what was spent", "restraint", statement("CREATE TRIGGER hostile AFTER UPDATE OF windows ON restraint BEGIN UPDATE restraint SET windows = NULL; END"), []string{"limit: paid in parts"}, true},
+	{"5: a trigger forgets what was guessed", "restraint", statement("CREATE TRIGGER hostile AFTER INSERT ON attempt BEGIN UPDATE restraint SET wrong = 0, recent = '[]', until_us = NULL; END"), []string{"password, locked after guesses"}, true},
 	{"6: rob and bob swap names", "client", swapped("client", "rob", "bob"), []string{"revoke rob", "suspend rob"}, false},
 	{"6: the safe and shed swap names", "device", swapped("device", "safe", "shed"), []string{"revoke the safe"}, false},
 	{"6: a backup nobody voted for is executed", "change", executed("backup"), []string{"key backup without votes"}, false},
@@ -51,12 +56,16 @@ var findings = []finding{
 	{"6: the gate has another name", "device", statement("UPDATE device SET display = 'The safe' WHERE name = 'gate'"), []string{"level 1 by alice"}, false},
 	{"6: the safe has a lower floor", "device", statement("UPDATE device SET floor = 1 WHERE name = 'safe'"), []string{"level 1 at the safe, floor 2"}, false},
 	{"6: a revoked device is active", "device", statement("UPDATE device SET status = 1 WHERE name = 'shed'"), []string{"renew revoked shed's certificate", "level 1 at revoked shed"}, false},
-	{"6: limits used are forgotten", "used", statement("UPDATE used SET amount = 0, count = 0"), []string{"limit: more than is left"}, false},
-	{"6: more is given back than was charged", "charge", statement("UPDATE charge SET amount = amount * 2"), []string{"limit: given back"}, false},
-	{"6: a report is forgotten", "decision", statement("UPDATE decision SET performed = NULL, reported_us = NULL"), []string{"limit: given back after a report"}, false},
+	{"6: limits used are forgotten", "restraint", statement("UPDATE restraint SET windows = NULL"), []string{"limit: more than is left"}, false},
+	{"6: more is given back than was charged", "decision", doubledCharges, []string{"limit: given back"}, false},
+	{"6: a report is forgotten", "decision", statement("UPDATE decision SET performed = 0, reported_us = NULL"), []string{"limit: given back after a report"}, false},
 	{"6: the lenient policy", "policy", lenientPolicy, []string{"start", "first at level 4", "ask for a device"}, false},
-	{"6: a password is not locked", "guard", statement("UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL"), []string{"password, right but locked"}, false},
-	{"6: a guess is one that was begun", "attempt", begunAttempt, []string{"again: a password that was locked"}, false},
+	{"6: a password is not locked", "restraint", statement("UPDATE restraint SET wrong = 0, recent = '[]', until_us = NULL"), []string{"password, right but locked"}, false},
+	{"6: a guess is one that was begun", "attempt", begunAttempt, []string{"again: another password in place of a guess"}, false},
+	{"6: a guess that was begun is not known", "attempt", statement("DELETE FROM attempt"), []string{"again: another password in place of a guess", "again: a password that was locked"}, false},
+	{"6: the policy that was replaced is in force", "head", earlierPolicy, []string{"start", "first at level 4"}, false},
+	{"6: every invitation is open", "head", reopenedSet, []string{"enrol by a used code", "enrol by an expired code", "enrol a device by a used code"}, false},
+	{"6: another trust domain", "setting", otherDomain, []string{"enrol a device by an open code", "renew the gate's certificate"}, false},
 	{"6: a suspended administrator is active", "admin", statement("UPDATE admin SET status = 1"), []string{"suspended ben signs", "start"}, false},
 	{"6: a vote of the admin socket", "change_signature", forgedVote, []string{"start, and go on with what was taken"}, false},
 	{"6: votes of an administrator who is none", "change_signature", forgedAdmin, []string{"start, and go on with what was taken"}, false},
@@ -138,7 +147,7 @@ func forgedInvitation(kind string) func(*world.World) rows.Alteration {
 	return func(w *world.World) rows.Alteration {
 		sum := sha256.Sum256([]byte(w.Codes["made up"].String()))
 		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
-			return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles) VALUES (?, ?, 'eve', 'gate', 1, ?, ?, '["approver"]')`,
+			return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles, number) VALUES (?, ?, 'eve', 'gate', 1, ?, ?, '["approver"]', `+openNumber+`)`,
 				sum[:], kind, w.Now.UnixMicro(), w.Now.Add(time.Hour).UnixMicro())
 		})
 	}
@@ -194,7 +203,7 @@ func forgedAdmin(w *world.World) rows.Alteration {
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
 		vote, err := mallory.Sign(ctx, w.Changes["open"].Hash)
 		return errors.Join(err,
-			execs(ctx, tx, "INSERT INTO admin (id, name, public, status, version, mac, created_us) SELECT ?, 'mallory', ?, 1, 1, mac, created_us FROM admin WHERE name = 'ann'", signer[:], mallory.Public[:]),
+			execs(ctx, tx, "INSERT INTO admin (id, name, public, status, version, created_us, seal) SELECT ?, 'mallory', ?, 1, 1, created_us, seal FROM admin WHERE name = 'ann'", signer[:], mallory.Public[:]),
 			execs(ctx, tx, "UPDATE change SET state = 'taken' WHERE id = ?", id[:]),
 			execs(ctx, tx, "INSERT INTO change_signature (change, signer, signature, at_us) SELECT ref, ?, ?, created_us FROM change WHERE id = ?", signer[:], vote, id[:]))
 	})
@@ -202,16 +211,102 @@ func forgedAdmin(w *world.World) rows.Alteration {
 
 func lenientPolicy(w *world.World) rows.Alteration {
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
-		return execs(ctx, tx, "UPDATE policy SET document = ? WHERE version = 2", w.Lenient)
+		return execs(ctx, tx, "UPDATE policy SET document = ?, change = NULL WHERE version = 2", w.Lenient)
 	})
 }
 
-// begunAttempt has a guess look like one that was counted before.
+// begunAttempt has a guess look like the one that was counted before.
 func begunAttempt(w *world.World) rows.Alteration {
-	d := w.Dialogs["locked"]
+	d := w.Dialogs["guessed anew"]
 	sum := sha256.Sum256(d.M3)
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
-		return execs(ctx, tx, "INSERT INTO attempt (client, counter, attempt, random, m3, answered, tries_left, begun_us) SELECT ref, ?, 0, ?, ?, 0, 2, ? FROM client WHERE name = 'dora'",
-			int64(d.Serial.Counter()), d.Serial[4:], sum[:], w.Now.UnixMicro())
+		return execs(ctx, tx, "UPDATE attempt SET m3 = ?, answered = 0 WHERE counter = ? AND random = ?", sum[:], int64(d.Serial.Counter()), d.Serial[4:])
+	})
+}
+
+// openNumber is that of an invitation which is open.
+const openNumber = "(SELECT number FROM invitation WHERE name = 'nora')"
+
+// doubledCharges has more to give back than was charged.
+func doubledCharges(w *world.World) rows.Alteration {
+	d := w.Dialogs["paid 5"]
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		var packed []byte
+		err := tx.QueryRowContext(ctx, "SELECT charges FROM decision WHERE counter = ? AND random = ?", int64(d.Serial.Counter()), d.Serial[4:]).Scan(&packed)
+		if err != nil {
+			return err
+		}
+		var charges [][]any
+		if err := cbor.Unmarshal(packed, &charges); err != nil {
+			return err
+		}
+		for _, c := range charges {
+			amount, ok := c[len(c)-1].(uint64)
+			if !ok {
+				return errors.New("a charge without an amount")
+			}
+			c[len(c)-1] = 2 * amount
+		}
+		return execs(ctx, tx, "UPDATE decision SET charges = ? WHERE counter = ? AND random = ?", encoded(charges), int64(d.Serial.Counter()), d.Serial[4:])
+	})
+}
+
+// reopenedSet has each invitation that ever was be open.
+func reopenedSet(*world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return alterHead(ctx, tx, "invitations", func(body []byte) ([]byte, error) {
+			set, err := store.ParseOpenSet(body)
+			if err != nil {
+				return nil, err
+			}
+			set.Base, set.Bits = 0, bytes.Repeat([]byte{0xff}, int(set.Next/8)+1)
+			return set.Marshal(), nil
+		})
+	})
+}
+
+// earlierPolicy has the policy that was replaced be the active one.
+func earlierPolicy(*world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		var document []byte
+		if err := tx.QueryRowContext(ctx, "SELECT document FROM policy WHERE version = 1").Scan(&document); err != nil {
+			return err
+		}
+		return alterHead(ctx, tx, "head", func(body []byte) ([]byte, error) {
+			h, err := store.ParseHead(body)
+			h.Policy, h.PolicyHash = 1, sha256.Sum256(document)
+			return h.Marshal(), err
+		})
+	})
+}
+
+func alterHead(ctx context.Context, tx *sql.Tx, name string, alter func([]byte) ([]byte, error)) error {
+	var body []byte
+	err := tx.QueryRowContext(ctx, "SELECT body FROM head WHERE name = ?", name).Scan(&body)
+	if err == nil {
+		body, err = alter(body)
+	}
+	if err != nil {
+		return err
+	}
+	return execs(ctx, tx, "UPDATE head SET body = ? WHERE name = ?", body, name)
+}
+
+// otherDomain names the appliance of another trust domain: devices get certificates of it.
+func otherDomain(*world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		own := keyring.Settings{Domain: "other.example"}.Values()
+		found, err := tx.QueryContext(ctx, "SELECT name FROM setting WHERE CAST(value AS TEXT) = ?", world.Domain)
+		if err != nil {
+			return err
+		}
+		var name string
+		for found.Next() {
+			err = errors.Join(err, found.Scan(&name))
+		}
+		if err := errors.Join(err, found.Err(), found.Close()); err != nil {
+			return err
+		}
+		return execs(ctx, tx, "UPDATE setting SET value = ? WHERE name = ?", own[name], name)
 	})
 }

@@ -44,6 +44,8 @@ type scene struct {
 	*world.World
 	place  world.Place
 	grants []grant
+	// salvaged is why a restore did not believe the database as a whole, nil if it did
+	salvaged error
 }
 
 func (s *scene) grant(format string, args ...any) {

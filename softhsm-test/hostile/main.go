@@ -46,6 +46,7 @@ var sections = []struct {
 }{
 	{"the untouched world", (*stage).untouched},
 	{"directed: a writer of the database", (*stage).directed},
+	{"directed: a reader of the seal keys", (*stage).stolenSeals},
 	{"directed: backup files", (*stage).files},
 	{"schema", (*stage).schema},
 	{"whole tables", (*stage).wholesale},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
@@ -32,6 +33,16 @@ var groups = []struct {
 	{"enrol", enrolments},
 	{"administer", administration},
 	{"restore", recovery},
+}
+
+// groupOf is the name of an operation's group.
+func groupOf(o operation) string {
+	for _, g := range groups {
+		if slices.ContainsFunc(g.operations, func(one operation) bool { return one.name == o.name }) {
+			return g.name
+		}
+	}
+	return ""
 }
 
 // operations are all of them.
@@ -179,6 +190,7 @@ var repeats = []operation{
 	{"again: by the thief of a phone", again("stolen"), nil},
 	{"again: a password that was locked", again("locked"), nil},
 	{"again: a wrong password", again("begun"), nil},
+	{"again: another password in place of a guess", again("guessed anew"), nil},
 	{"again: pending", again("pending"), []grant{{"again pending: 1000000 EUR of 200 at gate by decision@2", 4}}},
 	{"again: second that approved", again("second of final"), []grant{{"again approved: 1000000 EUR of 200 at gate by decision@2", 4}}},
 	{"again: second that refused", again("second of denied"), nil},

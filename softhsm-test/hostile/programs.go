@@ -162,7 +162,7 @@ func onName(statement string) func(*visit) rows.Alteration {
 func ofCode(v *visit) rows.Alteration {
 	sum := sha256.Sum256([]byte(v.code.String()))
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
-		return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles) VALUES (?, 'client', ?, '', 0, ?, ?, '["approver"]')`,
+		return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles, number) VALUES (?, 'client', ?, '', 0, ?, ?, '["approver"]', 1)`,
 			sum[:], v.name+"-new", time.Now().UnixMicro(), time.Now().Add(time.Hour).UnixMicro())
 	})
 }

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/store"
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/hostile/rows"
@@ -27,9 +29,11 @@ func foreignRoot(w *world.World) rows.Alteration {
 				return err
 			}
 		}
-		point := root.key.Point()
-		id := sha256.Sum256(point[:])
-		if err := execs(ctx, tx, "UPDATE key SET public = ?, id = ? WHERE name = 'root' AND version = 1", point[:], id[:20]); err != nil {
+		row, err := root.row(store.Key{})
+		if err != nil {
+			return err
+		}
+		if err := execs(ctx, tx, "UPDATE key SET public = ?, id = ? WHERE name = 'root' AND version = 1", row.Public, row.ID[:]); err != nil {
 			return err
 		}
 		return root.certifyAll(ctx, tx, w.Root)
@@ -49,6 +53,22 @@ func newRoot(ctx context.Context) (r foreign, err error) {
 	r.next = sha256.Sum256(point[:])
 	r.cert, err = protocol.SignRootCert(ctx, r.key, protocol.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
 	return r, err
+}
+
+// row is that of this root in the registry.
+func (r foreign) row(k store.Key) (store.Key, error) {
+	point := r.key.Point()
+	key := keyring.Key{Key: k}
+	key.Public = point[:]
+	public, err := point.ECDSA()
+	if err != nil {
+		return k, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	sum := sha256.Sum256(spki)
+	key.ID, key.Cert = [20]byte(sum[:20]), nil
+	key.Sealed, key.SealedFor = nil, nil
+	return key.Key, err
 }
 
 // certify signs what the true root certified.

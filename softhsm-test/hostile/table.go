@@ -11,6 +11,7 @@ import (
 // table counts outcomes: records × operations × outcome.
 type table struct {
 	counts map[string]map[string]tally // by record, then operation
+	gave   []string                    // what was granted that should not be
 }
 
 type tally map[outcome]int
@@ -25,6 +26,11 @@ func (t *table) add(v verdict) {
 		t.counts[v.Table][v.operation.name] = tally{}
 	}
 	t.counts[v.Table][v.operation.name][v.outcome]++
+	if v.outcome == granted {
+		for _, g := range v.extra {
+			t.gave = append(t.gave, g.what)
+		}
+	}
 }
 
 // letters of the outcomes in the table.

@@ -67,7 +67,7 @@ func migratedKeys(t *testing.T, path string) []store.Key {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	keys, err := collect(snapshot{t.Context(), tx}, func(s scanner) (store.Key, error) {
+	keys, err := collect(snapshot{ctx: t.Context(), tx: tx}, func(s scanner) (store.Key, error) {
 		k, err := scanKey(s)
 		return k.Key, err
 	}, `SELECT `+keyColumns+` FROM key ORDER BY name, version`)

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
@@ -166,13 +167,14 @@ func (s *Store) ListClients(ctx context.Context) ([]store.Client, error) {
 	q := query{doing: "listing clients", sql: `SELECT ` + clientColumns + ` FROM ` + clientTables + ` ORDER BY c.name`}
 	return list(ctx, s.r, q, func(row scanner) (store.Client, error) {
 		var r clientRow
-		if err := row.Scan(r.dest()...); err != nil {
-			return r.Client, err
+		err := row.Scan(r.dest()...)
+		if err == nil {
+			err = r.open(v)
 		}
-		if r.open(v) != nil {
+		if errors.Is(err, store.ErrForged) {
 			return store.Client{ID: r.ID, Name: r.Name}, nil
 		}
-		return r.Client, nil
+		return r.Client, err
 	})
 }
 
@@ -201,13 +203,14 @@ func (s *Store) ListDevices(ctx context.Context) ([]store.Device, error) {
 	q := query{doing: "listing devices", sql: `SELECT ` + deviceColumns + ` FROM device d ORDER BY d.name`}
 	return list(ctx, s.r, q, func(row scanner) (store.Device, error) {
 		var r deviceRow
-		if err := row.Scan(r.dest()...); err != nil {
-			return r.Device, err
+		err := row.Scan(r.dest()...)
+		if err == nil {
+			err = v.check(r.Device, r.seal)
 		}
-		if v.check(r.Device, r.seal) != nil {
+		if errors.Is(err, store.ErrForged) {
 			return store.Device{ID: r.ID, Name: r.Name}, nil
 		}
-		return r.Device, nil
+		return r.Device, err
 	})
 }
 

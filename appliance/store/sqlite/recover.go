@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -46,12 +47,18 @@ func (t *txn) endInvitations(r store.Recovered) error {
 	if err != nil {
 		return err
 	}
-	all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL`)
+	all, err := collect(t, func(s scanner) (invitationRow, error) {
+		i, err := scanInvitation(s)
+		if errors.Is(err, store.ErrForged) {
+			return invitationRow{}, nil
+		}
+		return i, err
+	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL`)
 	if err != nil {
 		return err
 	}
 	for _, i := range all {
-		if v.check(i.Invitation, i.seal) != nil {
+		if i.seal == nil || v.check(i.Invitation, i.seal) != nil {
 			continue
 		}
 		for _, end := range []time.Time{store.Stamp(r.At), i.CreatedAt} {
@@ -85,6 +92,9 @@ func (t *txn) endPending(r store.Recovered) error {
 	all, err := collect(t, func(s scanner) (w waiting, err error) {
 		w.keptRow = &keptRow{}
 		err = s.Scan(append([]any{&w.ref, fixed(w.id[:])}, w.dest()...)...)
+		if errors.Is(err, store.ErrForged) {
+			return waiting{}, nil
+		}
 		return w, err
 	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
 		WHERE s.result = ? AND s.final_result IS NULL`, int64(protocol.ResultPending))
@@ -92,7 +102,7 @@ func (t *txn) endPending(r store.Recovered) error {
 		return err
 	}
 	for _, w := range all {
-		if w.open(v, w.id) != nil {
+		if w.keptRow == nil || w.open(v, w.id) != nil {
 			continue
 		}
 		final := store.Final{Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: store.Stamp(r.At)}
@@ -162,13 +172,13 @@ func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 		return point, err
 	}
 	var verdict string
-	var orphans int
+	var orphans sql.NullString
 	err = errors.Join(
 		db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&verdict),
-		db.QueryRowContext(ctx, "SELECT count(*) FROM pragma_foreign_key_check").Scan(&orphans),
+		db.QueryRowContext(ctx, `SELECT group_concat(DISTINCT "table" || ' refers to ' || parent) FROM pragma_foreign_key_check`).Scan(&orphans),
 	)
-	if err == nil && (verdict != "ok" || orphans > 0) {
-		err = fmt.Errorf("the database is damaged: %s, %d rows refer to none", verdict, orphans)
+	if err == nil && (verdict != "ok" || orphans.Valid) {
+		err = fmt.Errorf("the database is damaged: %s, rows that are missing: %s", verdict, cmp.Or(orphans.String, "none"))
 	}
 	if err != nil {
 		return point, unavailable(err)

@@ -23,6 +23,14 @@ type sealedRow struct {
 	put    func(t *txn, seal []byte) error
 }
 
+// unless makes one that cannot be read a row which is nobody's, beside those that can.
+func (r sealedRow) unless(err error) (sealedRow, error) {
+	if errors.Is(err, store.ErrForged) {
+		r.err, err = err, nil
+	}
+	return r, err
+}
+
 // sealedTable is a table whose records are brought to another version of mac in batches.
 type sealedTable struct {
 	name  string
@@ -55,21 +63,23 @@ func put(query string, args ...any) func(*txn, []byte) error {
 
 func readClients(from source, v *vault, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
-		ref, r, err := scanClientRow(s)
-		return sealedRow{ref, &r.Client, r.clientSeal, r.read(v), put(`UPDATE client SET seal = ? WHERE ref = ?`, ref)}, err
+		ref, r, err := scanClientRow(s, v)
+		return sealedRow{ref, &r.Client, r.clientSeal, nil, put(`UPDATE client SET seal = ? WHERE ref = ?`, ref)}.unless(err)
 	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
 }
 
 func readRestraints(from source, v *vault, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
-		ref, r, err := scanClientRow(s)
-		return sealedRow{ref, &r.Restraint, r.restraintSeal, r.read(v), put(`UPDATE restraint SET seal = ? WHERE client = ?`, ref)}, err
+		ref, r, err := scanClientRow(s, v)
+		return sealedRow{ref, &r.Restraint, r.restraintSeal, nil, put(`UPDATE restraint SET seal = ? WHERE client = ?`, ref)}.unless(err)
 	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
 }
 
-func scanClientRow(s scanner) (ref int64, r *clientRow, err error) {
+func scanClientRow(s scanner, v *vault) (ref int64, r *clientRow, err error) {
 	r = &clientRow{}
-	err = s.Scan(append([]any{&ref}, r.dest()...)...)
+	if err = s.Scan(append([]any{&ref}, r.dest()...)...); err == nil {
+		err = r.read(v)
+	}
 	return ref, r, err
 }
 
@@ -78,7 +88,7 @@ func readDevices(from source, _ *vault, after int64, most int) ([]sealedRow, err
 		var ref int64
 		var r deviceRow
 		err := s.Scan(append([]any{&ref}, r.dest()...)...)
-		return sealedRow{ref, r.Device, r.seal, nil, put(`UPDATE device SET seal = ? WHERE ref = ?`, ref)}, err
+		return sealedRow{ref, r.Device, r.seal, nil, put(`UPDATE device SET seal = ? WHERE ref = ?`, ref)}.unless(err)
 	}, `SELECT d.ref, `+deviceColumns+` FROM device d WHERE d.ref > ? ORDER BY d.ref LIMIT ?`, after, most)
 }
 
@@ -86,7 +96,7 @@ func readInvitations(from source, _ *vault, after int64, most int) ([]sealedRow,
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
 		i, err := scanInvitation(withRef{s, &ref})
-		return sealedRow{ref, i.Invitation, i.seal, nil, put(`UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)}, err
+		return sealedRow{ref, i.Invitation, i.seal, nil, put(`UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)}.unless(err)
 	}, `SELECT rowid, `+invitationColumns+` FROM invitation WHERE rowid > ? ORDER BY rowid LIMIT ?`, after, most)
 }
 
@@ -113,7 +123,10 @@ func readDecisionsSince(from source, v *vault, after int64, most int, since int6
 		var id protocol.ClientID
 		r := &keptRow{}
 		err := s.Scan(append([]any{&ref, fixed(id[:])}, r.dest()...)...)
-		return sealedRow{ref, &r.Kept, r.seal, r.read(v, id), put(`UPDATE decision SET seal = ? WHERE ref = ?`, ref)}, err
+		if err == nil {
+			err = r.read(v, id)
+		}
+		return sealedRow{ref, &r.Kept, r.seal, nil, put(`UPDATE decision SET seal = ? WHERE ref = ?`, ref)}.unless(err)
 	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
 		WHERE s.ref > ? AND (s.decided_us >= ? OR s.result = 3 AND s.final_result IS NULL) ORDER BY s.ref LIMIT ?`,
 		after, since, most)
@@ -128,7 +141,7 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 		var seal []byte
 		err := s.Scan(&ref, fixed(b.Client[:]), &counter, &b.Attempt, fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At}, &seal)
 		binary.BigEndian.PutUint32(b.Serial[:4], counter)
-		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}, err
+		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}.unless(err)
 	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM attempt a JOIN client c ON c.ref = a.client WHERE a.begun_us >= ?3 AND a.client > ?1 AND a.client <= (
 			SELECT max(client) FROM (SELECT DISTINCT client FROM attempt WHERE client > ?1 ORDER BY client LIMIT ?2))

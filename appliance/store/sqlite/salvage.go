@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	lib "modernc.org/sqlite/lib"
+
 	"countersign/appliance/store"
 )
 
@@ -72,7 +74,7 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 	v := &vault{seals: seals}
 	for _, t := range salvaged {
-		err := eachRow(snapshot{ctx, read}, v, t.table, func(r sealedRow) error {
+		err := eachRow(snapshot{ctx, read, v}, v, t.table, func(r sealedRow) error {
 			if r.err == nil {
 				r.err = v.check(r.record, r.seal)
 			}
@@ -82,6 +84,9 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 			}
 			if r.err == nil {
 				_, r.err = tx.ExecContext(ctx, t.copy, r.ref)
+			}
+			if resultCode(r.err)&0xff == lib.SQLITE_CONSTRAINT { // it is there twice, or its client is not
+				left, r.err = append(left, fmt.Errorf("row %d of %s has no place: %w", r.ref, t.table.name, r.err)), nil
 			}
 			return r.err
 		})
@@ -105,6 +110,7 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 // eachRow reads a table from beginning to end, in batches.
 func eachRow(from source, v *vault, t sealedTable, do func(sealedRow) error) error {
 	for after := int64(0); ; {
+		before := after
 		rows, err := t.read(from, v, after, verifyBatch)
 		if err != nil || len(rows) == 0 {
 			return err
@@ -114,6 +120,9 @@ func eachRow(from source, v *vault, t sealedTable, do func(sealedRow) error) err
 			if err := do(r); err != nil {
 				return err
 			}
+		}
+		if after <= before { // of a schema that is not ours, it would go on for ever
+			return fmt.Errorf("rows of %s are out of order: %w", t.name, store.ErrForged)
 		}
 	}
 }

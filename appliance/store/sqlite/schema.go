@@ -201,7 +201,7 @@ func (s *Store) Claims(ctx context.Context) (c store.Claims, err error) {
 		return c, readError(ctx, doing, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	from := snapshot{ctx, tx}
+	from := snapshot{ctx, tx, nil}
 	var heads int
 	if err := from.row(`SELECT count(*) FROM head WHERE name = 'head'`).Scan(&heads); err != nil {
 		return c, readError(ctx, doing, err)

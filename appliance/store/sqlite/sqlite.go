@@ -111,7 +111,7 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	}
 	rdb.SetMaxOpenConns(readers)
 	rdb.SetMaxIdleConns(readers)
-	s.w, s.r = w, &reader{db: rdb}
+	s.w, s.r = w, &reader{db: rdb, vault: &s.vault}
 	s.close = sync.OnceValue(s.closeAll)
 	go s.w.run()
 	return s, nil

@@ -69,7 +69,7 @@ func (t *txn) row(query string, args ...any) scanner {
 	if err != nil {
 		return failed{err}
 	}
-	return s.QueryRow(args...)
+	return careful{s.QueryRow(args...), t.vault.Load(), query}
 }
 
 // rows are the rows of a query, which the caller closes.
@@ -101,6 +101,7 @@ func (f failed) Scan(...any) error { return f.err }
 // reader is the pool of connections that read, with its prepared statements.
 type reader struct {
 	db    *sql.DB
+	vault *atomic.Pointer[vault]
 	stmts sync.Map // query → *sql.Stmt
 }
 
@@ -123,7 +124,7 @@ func (r *reader) row(ctx context.Context, query string, args ...any) scanner {
 	if err != nil {
 		return failed{err}
 	}
-	return s.QueryRowContext(ctx, args...)
+	return careful{s.QueryRowContext(ctx, args...), r.vault.Load(), query}
 }
 
 // query is a list to be read: what and where, and the query with its arguments.
@@ -154,7 +155,7 @@ func scanAll[T any](ctx context.Context, r *reader, q query, scan func(scanner) 
 	defer func() { _ = rows.Close() }()
 	var all []T
 	for rows.Next() {
-		v, err := scan(rows)
+		v, err := scan(careful{rows, r.vault.Load(), q.sql})
 		if err != nil {
 			return nil, err
 		}
@@ -172,9 +173,9 @@ func readError(ctx context.Context, doing string, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		named = ctx.Err()
-	case errors.Is(err, store.ErrForged):
+	case errors.Is(err, store.ErrForged): // a record that does not fit, or a row that does not parse
 	case alone && resultCode(err) == 0 && named == err:
-		named = unavailable(err) // closed, or a row that does not parse
+		named = unavailable(err) // closed
 	}
 	return fmt.Errorf("%s: %w", doing, named)
 }

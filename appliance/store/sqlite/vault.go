@@ -61,16 +61,21 @@ func (t *txn) seal(r store.Sealed) ([]byte, error) {
 type source interface {
 	row(query string, args ...any) scanner
 	rows(query string, args ...any) (*sql.Rows, error)
+	verifier() *vault // nil: sealed
 }
 
 // snapshot is a transaction that only reads, for what takes more than one statement.
 type snapshot struct {
-	ctx context.Context
-	tx  *sql.Tx
+	ctx   context.Context
+	tx    *sql.Tx
+	vault *vault
 }
 
+func (s snapshot) verifier() *vault { return s.vault }
+func (t *txn) verifier() *vault     { return t.vault.Load() }
+
 func (s snapshot) row(query string, args ...any) scanner {
-	return s.tx.QueryRowContext(s.ctx, query, args...)
+	return careful{s.tx.QueryRowContext(s.ctx, query, args...), s.vault, query}
 }
 
 func (s snapshot) rows(query string, args ...any) (*sql.Rows, error) {
@@ -88,7 +93,7 @@ func (s *Store) read(ctx context.Context, doing string, do func(snapshot, *vault
 		return readError(ctx, doing, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	return readError(ctx, doing, do(snapshot{ctx, tx}, v))
+	return readError(ctx, doing, do(snapshot{ctx, tx, v}, v))
 }
 
 // collect reads all rows of a query through scan.
@@ -100,7 +105,7 @@ func collect[T any](from source, scan func(scanner) (T, error), query string, ar
 	defer func() { _ = rows.Close() }() // read to the end, or failed already
 	var all []T
 	for rows.Next() {
-		one, err := scan(rows)
+		one, err := scan(careful{rows, from.verifier(), query})
 		if err != nil {
 			return nil, err
 		}

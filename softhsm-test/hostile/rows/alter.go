@@ -16,9 +16,12 @@ type Alteration struct {
 	Row    string // which record, in words
 	// Replays: records are as a whole what they once were.
 	Replays bool
+	// Names what of the schema is altered, as the appliance has to name it.
+	Names string
 
-	bare bool // the triggers stay as they are
-	do   func(context.Context, *sql.Tx) error
+	bare  bool                    // the triggers stay as they are
+	files func(path string) error // done before, beside the database
+	do    func(context.Context, *sql.Tx) error
 }
 
 // Kind is how it is altered.
@@ -56,6 +59,11 @@ var ErrImpossible = errors.New("the schema does not admit it")
 // Apply alters a database file, in one transaction. Triggers of the schema that are in the
 // way are taken away for that and put back. An error may wrap [ErrImpossible].
 func (a Alteration) Apply(ctx context.Context, path string) (err error) {
+	if a.files != nil {
+		if err := a.files(path); err != nil {
+			return err
+		}
+	}
 	db, err := Connect(path)
 	if err != nil {
 		return err
@@ -173,6 +181,12 @@ func SQL(name string, statements ...string) Alteration {
 		}
 		return nil
 	}}
+}
+
+// Beside has something else done too, before, to what lies beside the database.
+func (a Alteration) Beside(do func(path string) error) Alteration {
+	a.files = do
+	return a
 }
 
 // Func is an alteration by a function.

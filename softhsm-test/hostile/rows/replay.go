@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // replays puts records back as they were in an earlier reading: each column, and whole;
@@ -37,30 +38,38 @@ func (t Table) replays(then []Table) (all []Alteration) {
 	return spreadOf(all, 24)
 }
 
+// Everything is the name of all tables at once.
+const Everything = "every table"
+
 // Rollbacks put each table, and then all of them, back as they were in an earlier reading.
 func Rollbacks(earlier ...[]Table) (all []Alteration) {
 	for n, then := range earlier {
-		back := func(ctx context.Context, tx *sql.Tx, tables []Table) error {
-			for _, old := range tables {
-				if err := old.rollBack(ctx, tx); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		what := fmt.Sprintf("all, as at moment %d", n)
 		for _, old := range then {
-			all = append(all, Alteration{
-				Table: old.Name, Kind: Older, Row: what, Replays: true,
-				do: func(ctx context.Context, tx *sql.Tx) error { return back(ctx, tx, []Table{old}) },
-			})
+			all = append(all, RollBack(n, then, old.Name))
 		}
-		all = append(all, Alteration{
-			Table: "every table", Kind: Older, Row: what, Replays: true,
-			do: func(ctx context.Context, tx *sql.Tx) error { return back(ctx, tx, then) },
-		})
+		all = append(all, RollBack(n, then))
 	}
 	return all
+}
+
+// RollBack puts some tables, or all if none is named, back as they were at moment n.
+func RollBack(n int, then []Table, names ...string) Alteration {
+	a := Alteration{Table: Everything, Kind: Older, Row: fmt.Sprintf("all, as at moment %d", n), Replays: true}
+	if len(names) > 0 {
+		a.Table = strings.Join(names, "+")
+	}
+	a.do = func(ctx context.Context, tx *sql.Tx) error {
+		for _, old := range then {
+			if len(names) > 0 && !slices.Contains(names, old.Name) {
+				continue
+			}
+			if err := old.rollBack(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return a
 }
 
 // rollBack leaves the rows of this reading, and no others.

@@ -76,7 +76,15 @@ func (b *builder) settle(ctx context.Context) error {
 	if err := b.second(ctx, "denied", b.Refuse); err != nil {
 		return err
 	}
-	return errors.Join(b.lock(ctx), b.spend(ctx))
+	return errors.Join(b.guessAnew(ctx), b.lock(ctx), b.spend(ctx))
+}
+
+// guessAnew has another password in hand for the attempt that was begun.
+func (b *builder) guessAnew(ctx context.Context) (err error) {
+	d := *b.Dialogs["begun"]
+	d.M3, err = d.Countersign(ctx, protocol.Approve)
+	b.Dialogs["guessed anew"] = &d
+	return err
 }
 
 // second has the second approver answer.

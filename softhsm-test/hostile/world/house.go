@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"countersign/appliance"
+	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -31,13 +32,15 @@ import (
 // Domain is the trust domain of every appliance here.
 const Domain = "test.example"
 
-// House is an appliance that is open: one database file, one token.
+// House is an appliance that is open: one database file and its anchor, one token.
 type House struct {
 	*appliance.Appliance
-	Store *sqlite.Store
-	Keys  *keyring.Keyring
-	Token *memory.Token
-	Clock *Clock
+	Store  *sqlite.Store
+	Keys   *keyring.Keyring
+	Seals  *store.Seals
+	Anchor *anchor.File
+	Token  *memory.Token
+	Clock  *Clock
 
 	before  float64 // alarms of the house that stood here
 	log     *journal
@@ -46,11 +49,15 @@ type House struct {
 
 // Place is where a house stands.
 type Place struct {
-	Path   string // of the database
+	Path   string             // of the database; the anchor is beside it, see AnchorOf
+	Root   protocol.PublicKey // trust.root; zero: the anchor alone pins
 	Token  *memory.Token
 	Escrow *ecdh.PublicKey // the backup key
 	Clock  *Clock
 }
+
+// AnchorOf is the anchor that goes with a database.
+func AnchorOf(path string) string { return path + ".anchor" }
 
 // Clock is a clock that is set by hand.
 type Clock struct {
@@ -78,15 +85,19 @@ func (c *Clock) Advance(d time.Duration) {
 // Unix is the time of the clock in seconds.
 func (c *Clock) Unix() uint64 { return uint64(c.Now().Unix()) }
 
-// Open starts an appliance, as `countersignd serve` does: registry, self-test, policy.
-// The caller calls Close.
+// Open starts an appliance, as `countersignd serve` does: anchor, seals, registry, policy.
+// The caller calls Close, where there is a house.
 func Open(ctx context.Context, p Place) (*House, error) {
 	h := &House{Token: p.Token, Clock: p.Clock, log: &journal{}, metrics: prometheus.NewRegistry()}
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: h.log})
 	var err error
+	if h.Anchor, err = anchor.Open(AnchorOf(p.Path)); err != nil {
+		return nil, err
+	}
 	if h.Store, err = sqlite.Open(ctx, sqlite.Config{Path: p.Path, Logger: logger}); err != nil {
 		return nil, err
 	}
+	h.Seals = store.NewSeals(h.Alarm)
 	if err := h.load(ctx, p, logger); err != nil {
 		return h, errors.Join(err, h.Store.Close())
 	}
@@ -95,7 +106,14 @@ func Open(ctx context.Context, p Place) (*House, error) {
 
 func (h *House) load(ctx context.Context, p Place, logger hclog.Logger) (err error) {
 	token := keyring.Backed{Token: hsm.Token(p.Token), Recipient: p.Escrow}
-	if h.Keys, err = keyring.Load(ctx, token, h.Store); err != nil {
+	pins := keyring.Pins{Anchor: h.Anchor, Root: p.Root}
+	if err := keyring.Unseal(ctx, token, h.Store, h.Seals, pins); err != nil {
+		return err
+	}
+	if h.Keys, err = keyring.Load(ctx, token, h.Store, pins); err != nil {
+		return err
+	}
+	if err := h.Keys.Keep(ctx, h.Seals); err != nil {
 		return err
 	}
 	h.Appliance, err = appliance.New(ctx, appliance.Config{
@@ -128,9 +146,25 @@ func (h *House) Work(ctx context.Context, until func() bool) error {
 
 const workLimit = 5 * time.Second
 
+// Quiet makes what hears alarms, of a house that is not open.
+func (h *House) Quiet() { h.log, h.metrics = &journal{}, prometheus.NewRegistry() }
+
+// Alarm is of the seals while there is no appliance to hear it.
+func (h *House) Alarm(err error) { _, _ = h.log.Write([]byte(err.Error() + "\n")) } // to memory
+
 // Alarms counts what the appliance reported as forged: its metrics of that name, or its
 // log where it did not start.
 func (h *House) Alarms() float64 { return h.before + h.alarms() }
+
+// Heard is its log.
+func (h *House) Heard() string {
+	if h.log == nil {
+		return ""
+	}
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	return h.log.text.String()
+}
 
 // Remember counts alarms of an appliance that was here before.
 func (h *House) Remember(alarms float64) { h.before = alarms }
@@ -188,6 +222,11 @@ func (h *House) Verify(root protocol.RootHash) (protocol.Trust, error) {
 // DeviceOf reads a device as it stands.
 func (h *House) device(ctx context.Context, name string) (store.Device, error) {
 	return h.Device(ctx, h.Keys.SPIFFEID("device", name).String())
+}
+
+// CopyHouse copies a database that is closed, with its anchor.
+func CopyHouse(to, from string) error {
+	return errors.Join(CopyFile(to, from), CopyFile(AnchorOf(to), AnchorOf(from)))
 }
 
 // CopyFile copies a database that is closed.

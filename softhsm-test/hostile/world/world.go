@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"countersign/appliance"
+	"countersign/appliance/anchor"
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
+	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
@@ -22,7 +24,7 @@ import (
 
 // World is what the building left: files, a token, and what everybody holds.
 type World struct {
-	Template string   // database file, closed
+	Template string   // database file, closed, with its anchor
 	Earlier  []string // the same at earlier moments, the oldest first
 	Now      time.Time
 	Escrow   *ecdh.PublicKey
@@ -50,7 +52,7 @@ func EmptyToken() *memory.Token { return memory.New() }
 
 // Place is where a copy of the world's database stands, with a token of its own.
 func (w *World) Place(path string) Place {
-	return Place{Path: path, Token: w.token.Clone(), Escrow: w.Escrow, Clock: NewClock(w.Now)}
+	return Place{Path: path, Root: w.Root, Token: w.token.Clone(), Escrow: w.Escrow, Clock: NewClock(w.Now)}
 }
 
 // Hash pins the true root.
@@ -96,7 +98,7 @@ func Build(ctx context.Context, dir string) (*World, error) {
 		}
 	}
 	b.Now = b.place.Clock.Now()
-	return b.World, errors.Join(b.Close(), CopyFile(b.Template, b.place.Path))
+	return b.World, errors.Join(b.Close(), CopyHouse(b.Template, b.place.Path))
 }
 
 // found holds the ceremony. The clock stands at noon, so that no window of a limit ends
@@ -115,16 +117,45 @@ func (b *builder) found(ctx context.Context) error {
 	}
 	trust, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
 	if err == nil {
-		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
-	}
-	if err == nil {
-		first := store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
-		err = s.AddPolicy(ctx, first, store.NewRecord(store.KindPolicy, "policy", nil))
+		trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
+		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: trust, Anchor: AnchorOf(b.place.Path)})
 	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		return err
 	}
 	return b.reopen(ctx)
+}
+
+// Founding is what a store is founded with.
+type Founding struct {
+	Store  *sqlite.Store
+	Token  hsm.Token
+	Trust  store.Trust
+	Anchor string // file of it
+}
+
+// Found does what `countersignd init` does after the ceremony.
+func Found(ctx context.Context, f Founding) error {
+	settings, err := keyring.ParseSettings(f.Trust.Settings)
+	if err != nil {
+		return err
+	}
+	first, err := settings.Anchor()
+	if err != nil {
+		return err
+	}
+	at, err := anchor.Create(f.Anchor, first)
+	if err != nil {
+		return err
+	}
+	seals := store.NewSeals(nil)
+	if err := keyring.SealKeys(ctx, f.Token, f.Trust.Keys, seals); err != nil {
+		return err
+	}
+	if err := f.Store.Unseal(ctx, seals, at); err != nil {
+		return err
+	}
+	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {
@@ -166,7 +197,7 @@ func contains(all [][]byte, one []byte) bool {
 func (b *builder) snapshot(ctx context.Context) error {
 	path := filepath.Join(b.dir, fmt.Sprintf("earlier-%d.db", len(b.Earlier)))
 	b.Earlier = append(b.Earlier, path)
-	if err := errors.Join(b.Close(), CopyFile(path, b.place.Path)); err != nil {
+	if err := errors.Join(b.Close(), CopyHouse(path, b.place.Path)); err != nil {
 		return err
 	}
 	return b.reopen(ctx)
