@@ -30,7 +30,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if code, asked := retireIfAsked(); asked {
+	if code, asked := offlineIfAsked(); asked {
 		return code
 	}
 	return m.Run()

@@ -39,6 +39,7 @@ import (
 //	expand FILE             put environment variables into a file
 //	sql FILE STATEMENT      change a store that nobody has open
 //	retire DIR NAME …       retire every version of keys in a store that nobody has open
+//	older DIR               the stopped store of dev as a release before the seals would have it
 //	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
 //	cut m3|m4               … and who cuts the link in place of forwarding the next one
 func TestScripts(t *testing.T) {
@@ -49,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"dev": cmdDev, "daemon": cmdDaemon, "logged": cmdLogged, "waitfor": cmdWaitfor, "halt": cmdHalt, "kill9": cmdKill9,
 			"killchildren": cmdKillChildren, "exits": cmdExits, "member": cmdMember, "lines": cmdLines, "expand": cmdExpand,
 			"proxy": cmdProxy, "cut": cmdCut, "sql": cmdSQL, "retire": cmdRetire,
+			"older": cmdOlder,
 		},
 	})
 }

@@ -85,8 +85,11 @@ type migration struct {
 func (m *migration) run(cmd *cobra.Command) (said string, err error) {
 	ctx := cmd.Context()
 	root, err := parseRoot(m.root)
-	if err != nil || m.root == "" {
-		return "", cli.Fail(cli.Usage, errors.Join(err, errors.New("--root: want a root's public key")), "KEY is 66 hexadecimal digits")
+	if err == nil && m.root == "" {
+		err = errors.New("--root is empty: want a root's public key")
+	}
+	if err != nil {
+		return "", cli.Fail(cli.Usage, err, "KEY is 66 hexadecimal digits")
 	}
 	if m.parts, err = newParts(m.cfg, around(cmd, m.cfg.Log)); err != nil {
 		return "", err
@@ -171,8 +174,11 @@ func (m *migration) readKeys(context.Context) error {
 			name string
 			at   time.Time
 		}{
-			{"activated", k.ActivatedAt}, {"retired", k.RetiredAt}, {"suspended", k.SuspendedAt},
-			{"compromised", k.CompromisedAt}, {"destroyed", k.DestroyedAt},
+			{"activated", k.ActivatedAt},
+			{"retired", k.RetiredAt},
+			{"suspended", k.SuspendedAt},
+			{"compromised", k.CompromisedAt},
+			{"destroyed", k.DestroyedAt},
 		} {
 			if !d.at.IsZero() {
 				dates = append(dates, ", "+d.name+" "+d.at.UTC().Format(time.RFC3339))
@@ -202,7 +208,7 @@ func (m *migration) readClients(ctx context.Context) error {
 			return fmt.Errorf("record MAC of client %s: %w", c.ID, err)
 		}
 		if !fits {
-			m.say("client %s (%s): its record MAC does not fit, so it is nobody's from now on", c.Name, c.ID)
+			m.say("client %s (%s): its record MAC does not fit, so it is revoked", c.Name, c.ID)
 			continue
 		}
 		m.sealing.Clients[c.ID] = true
@@ -297,10 +303,8 @@ func (m *migration) seal(ctx context.Context, root protocol.PublicKey, sum strin
 		return "", err
 	}
 	records, forged, err := m.parts.store.Verify(ctx)
-	if err == nil && len(forged) > len(m.contents.Clients)-len(m.sealing.Clients) {
-		err = errors.Join(forged...)
-	}
-	return fmt.Sprintf("sealed: %d records in force verified, %d clients are nobody's\nThe store as it was is %s: remove it once all is well.\n"+
+	err = errors.Join(append(forged, err)...)
+	return fmt.Sprintf("sealed: %d records in force verified, %d clients are revoked\nThe store as it was is %s: remove it once all is well.\n"+
 		"Next: countersignd serve, then countersignctl key backup and store backup.",
 		records, len(m.contents.Clients)-len(m.sealing.Clients), before), err
 }

@@ -203,6 +203,10 @@ func (p pair) badSignatures(ctx context.Context) error {
 
 // lockOut: five wrong ones lock, the right one does not unlock, an administrator does.
 func (p pair) lockOut(ctx context.Context) error {
+	putBack, err := p.Restraints(ctx)
+	if err != nil {
+		return err
+	}
 	for i := range store.FreeTries {
 		s, err := p.password(ctx)
 		if err != nil {
@@ -217,7 +221,7 @@ func (p pair) lockOut(ctx context.Context) error {
 		}
 	}
 	if p.Break == "guard" {
-		if err := p.Tamper(ctx, `UPDATE guard SET wrong = 0, recent = '[]', until_us = NULL`); err != nil {
+		if err := putBack(ctx); err != nil {
 			return err
 		}
 	}

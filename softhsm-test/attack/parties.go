@@ -210,7 +210,7 @@ func (e applicant) kinds(ctx context.Context) error {
 
 // reuse: a code works once, for one request; a key enrols once.
 func (e applicant) reuse(ctx context.Context) error {
-	enrolled := arena.Effects{"client": 1, "record/client": 1, "invitation": 0}
+	enrolled := arena.Effects{"client": 1, "restraint": 1, "record/client": 1, "invitation": 0, "head": 0}
 	err := e.Leaves(ctx, "the enrolment and its repeats", enrolled, func() error {
 		for _, what := range []string{"the enrolment", "the same bytes again"} {
 			if err := e.send(ctx, what, e.req, welcome); err != nil {

@@ -74,7 +74,11 @@ func (p pair) repeatedM3(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.Leaves(ctx, "an M3 and its repeats", arena.Spent.And(arena.Effects{"record/client": 2}), func() error {
+	putBack, err := p.Restraints(ctx)
+	if err != nil {
+		return err
+	}
+	return p.Leaves(ctx, "an M3 and its repeats", arena.Spent.And(arena.Effects{"client": 0, "record/client": 2}), func() error {
 		m3, first, err := p.Approve(ctx, s, arena.Approved)
 		if err != nil {
 			return err
@@ -82,8 +86,11 @@ func (p pair) repeatedM3(ctx context.Context) error {
 		seen := map[string]bool{string(first.Res.M4): true}
 		for i := range 4 {
 			if i == 1 && p.Break == "replay" {
-				err := p.Tamper(ctx, `DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`, `UPDATE client SET highest = -1 WHERE name = 'replay-alice'`)
-				if err != nil {
+				// Put back as it was before the serial was spent, seals and all.
+				if err := p.Tamper(ctx, `DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`); err != nil {
+					return err
+				}
+				if err := putBack(ctx); err != nil {
 					return err
 				}
 			}
@@ -241,7 +248,7 @@ func (p pair) stormOfGuesses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	left := arena.Refused(1).And(arena.Effects{"guard": 0, "attempt": 1})
+	left := arena.Refused(1).And(arena.Effects{"restraint": 0, "attempt": 1})
 	replies, err := p.storm(ctx, hail{"wrong password", s, s.Guess(0), arena.Retry, left})
 	if err != nil {
 		return err

@@ -57,6 +57,10 @@ func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 	r.Client = client
 	binary.BigEndian.PutUint32(r.Serial[:4], r.counter)
+	if r.finalResult.Valid != r.finalReason.Valid || r.asked.Valid != r.askedReason.Valid ||
+		r.role.Valid == r.expires.IsZero() || r.finalResult.Valid == r.finalAt.IsZero() {
+		return v.seals.Report(fmt.Sprintf("the decision of serial %v has half a result", r.Serial))
+	}
 	if r.role.Valid {
 		r.Pending = &store.Pending{Role: r.role.String, Expires: r.expires}
 	}

@@ -270,8 +270,8 @@ func (o *Old) clients() ([]OldClient, error) {
 type Sealing struct {
 	Seals    *store.Seals      // with the version in force
 	Settings map[string][]byte // in place of what there is
-	// Clients and administrators whose records are sealed. The other clients stay
-	// without a seal and are nobody's, the other administrators go.
+	// Clients and administrators whose records are trusted. The other clients are
+	// revoked, the other administrators go.
 	Clients map[protocol.ClientID]bool
 	Admins  map[[8]byte]bool
 	// Currency is that of a service, for the limits; "" where it has none.
@@ -378,7 +378,7 @@ func (o *Old) sealClients(s Sealing) error {
 	clients, err := o.clients()
 	for _, c := range clients {
 		if !s.Clients[c.ID] {
-			continue
+			c.Status = store.Revoked
 		}
 		for i := range c.Windows {
 			c.Windows[i].Currency = s.Currency(c.Windows[i].Service)

@@ -379,6 +379,9 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 				return err
 			}
 		}
+		if err := v.strays(from, look); err != nil {
+			return err
+		}
 		for _, table := range tables {
 			err := eachRow(from, v, table, func(r sealedRow) error {
 				if r.err == nil {
@@ -393,4 +396,24 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 		return nil
 	})
 	return records, forged, err
+}
+
+// strays looks at the rows that refer to no other, which no listing that joins would find.
+func (v *vault) strays(from snapshot, look func(error) error) error {
+	rows, err := from.rows(`SELECT "table", coalesce(rowid, 0), parent FROM pragma_foreign_key_check`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var table, parent string
+		var ref int64
+		if err := rows.Scan(&table, &ref, &parent); err != nil {
+			return err
+		}
+		if err := look(v.seals.Report(fmt.Sprintf("row %d of table %q belongs to no row of %q", ref, table, parent))); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }

@@ -35,11 +35,11 @@ type Effects map[string]int
 var (
 	Nothing = Effects{}
 	// Spent: one serial is spent, with its decision and record.
-	Spent = Effects{"decision": 1, "record/decision": 1, "client": 0}
+	Spent = Effects{"decision": 1, "record/decision": 1, "restraint": 0}
 	// Tried: passwords were tried.
-	Tried = Effects{"guard": Any, "attempt": Any}
+	Tried = Effects{"restraint": 0, "attempt": Any}
 	// Charged: limits were charged.
-	Charged = Effects{"used": Any, "charge": Any}
+	Charged = Effects{"restraint": 0}
 )
 
 func (e Effects) String() string {
@@ -201,6 +201,42 @@ func (a *Arena) Tamper(ctx context.Context, statements ...string) error {
 		}
 	}
 	return nil
+}
+
+// Restraints remembers what restricts the clients, and returns what puts it back as it was,
+// seals and all.
+func (a *Arena) Restraints(ctx context.Context) (putBack func(context.Context) error, err error) {
+	rows, err := a.db.QueryContext(ctx, `SELECT * FROM restraint`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // read to the end
+	columns, err := rows.Columns()
+	if err != nil {
+		return nil, err
+	}
+	var all [][]any
+	for rows.Next() {
+		row := make([]any, len(columns))
+		into := make([]any, len(columns))
+		for i := range row {
+			into[i] = &row[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return nil, err
+		}
+		all = append(all, row)
+	}
+	return func(ctx context.Context) error {
+		// A row that is replaced is not updated, so that no trigger holds it.
+		statement := `INSERT OR REPLACE INTO restraint VALUES (?` + strings.Repeat(", ?", len(columns)-1) + `)`
+		for _, row := range all {
+			if _, err := a.db.ExecContext(ctx, statement, row...); err != nil {
+				return fmt.Errorf("tampering with the store: %w", err)
+			}
+		}
+		return nil
+	}, rows.Err()
 }
 
 // Outcomes counts the devices' reports.

@@ -21,35 +21,66 @@ import (
 	"countersign/hsm/worker"
 )
 
-// retireEnv makes the test binary retire keys, and nothing else: a process of its own,
-// since the token's module reads SOFTHSM2_CONF of its process.
-const retireEnv = "COUNTERSIGN_TEST_RETIRE"
+// offlineEnv makes the test binary carry out a command on a store that nobody has open,
+// and nothing else: a process of its own, since the token's module reads SOFTHSM2_CONF of
+// its process.
+const offlineEnv = "COUNTERSIGN_TEST_OFFLINE"
 
 // cmdRetire retires every version of some keys in a store that nobody has open, as time
 // would have done: no command does that.
 func cmdRetire(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "DIR NAME")
+	offline(ts, environment(ts), append([]string{"retire"}, args...)...)
+}
+
+// offline runs a command in a process of its own, in the directory of the script.
+func offline(ts *testscript.TestScript, env []string, args ...string) {
 	bin, err := filepath.Abs(string(programs))
 	ts.Check(err)
 	cmd := exec.Command(os.Args[0])
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(append(os.Environ(), environment(ts)...), retireEnv+"="+strings.Join(args, " "), "COUNTERSIGN_BIN="+bin)
+	cmd.Env = append(append(os.Environ(), env...), offlineEnv+"="+strings.Join(args, " "), "COUNTERSIGN_BIN="+bin)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		ts.Fatalf("retiring %v: %v: %s", args, err, out)
+		ts.Fatalf("%v: %v: %s", args, err, out)
 	}
+}
+
+// offlineIfAsked is the whole of the process that offline starts.
+func offlineIfAsked() (code int, asked bool) {
+	words := strings.Fields(os.Getenv(offlineEnv))
+	if len(words) < 2 {
+		return 0, false
+	}
+	var err error
+	switch dir := words[1]; words[0] {
+	case "retire":
+		err = retire(dir, words[2:]...)
+	case "older":
+		err = older(dir, words[2])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1, true
+	}
+	return 0, true
+}
+
+// openToken opens a SoftHSM token that no other process has open.
+func openToken(ctx context.Context, label, pinFile string) (*worker.Pool, error) {
+	pin, err := os.ReadFile(pinFile)
+	if err != nil {
+		return nil, err
+	}
+	return worker.Open(ctx, worker.Config{
+		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: label,
+		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+	})
 }
 
 // retire does the work of cmdRetire, for a token called countersign whose PIN is in ./pin.
 func retire(dir string, names ...string) error {
 	ctx := context.Background()
-	pin, err := os.ReadFile("pin")
-	if err != nil {
-		return err
-	}
-	token, err := worker.Open(ctx, worker.Config{
-		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: "countersign",
-		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
-	})
+	token, err := openToken(ctx, "countersign", "pin")
 	if err != nil {
 		return err
 	}
@@ -84,17 +115,4 @@ func retireAll(ctx context.Context, s store.Keys, names []string) error {
 		}
 	}
 	return s.ChangeKeys(ctx, c, store.NewRecord(store.KindKeys, "key/test", map[string]any{"event": "retired"}))
-}
-
-// retireIfAsked is the whole of the process that cmdRetire starts.
-func retireIfAsked() (code int, asked bool) {
-	words := strings.Fields(os.Getenv(retireEnv))
-	if len(words) == 0 {
-		return 0, false
-	}
-	if err := retire(words[0], words[1:]...); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1, true
-	}
-	return 0, true
 }

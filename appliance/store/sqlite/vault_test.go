@@ -1,0 +1,286 @@
+package sqlite
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/storetest"
+)
+
+// memoryAnchor remembers as a host does.
+type memoryAnchor struct{ revision, mac uint64 }
+
+func (a *memoryAnchor) Floor() (revision, mac uint64) { return a.revision, a.mac }
+
+func (a *memoryAnchor) Advance(revision, mac uint64) error {
+	if revision < a.revision || mac < a.mac {
+		return errors.New("the anchor does not go back")
+	}
+	a.revision, a.mac = revision, mac
+	return nil
+}
+
+func testSeals() *store.Seals {
+	s := store.NewSeals(nil)
+	s.Add(1, make([]byte, store.SealKeySize), false)
+	s.Add(2, append(make([]byte, store.SealKeySize-1), 2), false)
+	s.Use(1)
+	return s
+}
+
+// founded is a closed store at a path, with a client, a device and two administrators.
+func foundedAt(t *testing.T, path string, a store.Anchor) storetest.Parties {
+	t.Helper()
+	s, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
+		t.Fatal(err)
+	}
+	p, err := storetest.Seed(t.Context(), s, "alice")
+	err = errors.Join(err, s.AddAdmin(t.Context(), storetest.NewAdmin("ann"), storetest.Note("")),
+		s.AddAdmin(t.Context(), storetest.NewAdmin("bob"), storetest.Note("")), s.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// unseals opens and unseals what is at a path, and closes it.
+func unseals(t *testing.T, path string, a store.Anchor) error {
+	t.Helper()
+	s, err := Open(t.Context(), Config{Path: path, Existing: true})
+	if err != nil {
+		return err
+	}
+	err = s.Unseal(t.Context(), testSeals(), a)
+	return errors.Join(err, s.Close())
+}
+
+// TestForeignSchema: what no release made is refused by name at the start.
+func TestForeignSchema(t *testing.T) {
+	for name, c := range map[string]struct{ statement, want string }{
+		"table":          {`CREATE TABLE mine (x)`, "table mine is foreign"},
+		"view":           {`CREATE VIEW clients AS SELECT * FROM client`, "view clients is foreign"},
+		"index":          {`CREATE INDEX quick ON client (status)`, "index quick is foreign"},
+		"trigger":        {`CREATE TRIGGER lend AFTER INSERT ON record BEGIN UPDATE client SET roles = '["approver"]'; END`, "trigger lend is foreign"},
+		"column":         {`ALTER TABLE client ADD COLUMN mine TEXT`, "table client was changed"},
+		"dropped":        {`DROP TRIGGER restraint_rises`, "trigger restraint_rises is missing"},
+		"dropped index":  {`DROP INDEX decision_approved`, "index decision_approved is missing"},
+		"replaced":       {`DROP TRIGGER record_not_deleted; CREATE TRIGGER record_not_deleted BEFORE DELETE ON record BEGIN SELECT 1; END`, "trigger record_not_deleted was changed"},
+		"table for view": {`ALTER TABLE device RENAME TO device_; CREATE VIEW device AS SELECT * FROM device_`, "view device is foreign"},
+		"statistics":     {`ANALYZE`, "table sqlite_stat1 is foreign"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s.db")
+			foundedAt(t, path, nil)
+			raw(t, path, c.statement)
+			if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestSchemaWhileServing: a schema that another program changes while the store serves ends
+// all writing, and is named by Verify.
+func TestSchemaWhileServing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	p := foundedAt(t, path, nil)
+	s, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Spend(t.Context(), p.Spend(1)); err != nil {
+		t.Fatal(err)
+	}
+	raw(t, path, `CREATE TRIGGER lend AFTER INSERT ON record BEGIN UPDATE client SET roles = '["approver"]'; END`)
+	if _, err := s.Spend(t.Context(), p.Spend(2)); !errors.Is(err, store.ErrForged) || !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("spent: %v", err)
+	}
+	_, forged, err := s.Verify(t.Context())
+	if err != nil || len(forged) != 1 || !strings.Contains(forged[0].Error(), "trigger lend is foreign") {
+		t.Errorf("verified: %v, %v", forged, err)
+	}
+	raw(t, path, `DROP TRIGGER lend`)
+	if _, err := s.Spend(t.Context(), p.Spend(3)); !errors.Is(err, store.ErrForged) {
+		t.Errorf("spent after it was taken away again: %v", err)
+	}
+	if err := s.Append(t.Context(), storetest.Note("")); err == nil {
+		t.Error("a record was appended")
+	}
+}
+
+// TestHangs: for what hangs on the head, missing, old and foreign rows are refused at once.
+func TestHangs(t *testing.T) {
+	for name, c := range map[string]struct{ statement, want string }{
+		"administrator gone":   {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators are not those of the head"},
+		"administrator copied": {`INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`, "administrators are not those of the head"},
+		"policy gone":          {`DELETE FROM policy`, "policies are not those of the head"},
+		"setting gone":         {`DELETE FROM setting WHERE name = 'schema'`, "settings are not those of the head"},
+		"setting added":        {`INSERT INTO setting (name, value, seal) SELECT 'x', value, seal FROM setting`, "settings are not those of the head"},
+		"key added":            {`INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`, "keys are not those of the head"},
+		"open set gone":        {`DELETE FROM head WHERE name = 'invitations'`, "open invitations are not those of the head"},
+		"head changed":         {`UPDATE head SET body = zeroblob(10) WHERE name = 'head'`, "the head cannot be read"},
+		"head sealed by none":  {`UPDATE head SET seal = zeroblob(40) WHERE name = 'head'`, "its seal is under mac@0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s.db")
+			foundedAt(t, path, nil)
+			raw(t, path, c.statement)
+			if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestOldStore: the whole database put back to an earlier moment is refused, while the
+// anchor knows better; so is an empty one.
+func TestOldStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	a := &memoryAnchor{}
+	foundedAt(t, path, a)
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(s.Unseal(t.Context(), testSeals(), a), s.AddAdmin(t.Context(), storetest.NewAdmin("cat"), storetest.Note("")), s.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unseals(t, path, a); err != nil {
+		t.Fatal(err)
+	}
+	newest := *a
+	if err := os.WriteFile(path, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unseals(t, path, a); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), "was there before") {
+		t.Errorf("an older database: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	empty, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = empty.Close() }()
+	if err := empty.Unseal(t.Context(), testSeals(), a); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), "the head is missing") {
+		t.Errorf("an empty database: %v", err)
+	}
+	if *a != newest {
+		t.Errorf("the anchor went from %+v to %+v", newest, *a)
+	}
+	if err := unseals(t, filepath.Join(t.TempDir(), "none.db"), nil); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("no database: %v", err)
+	}
+}
+
+// TestPutBackWhileServing: what hangs on the head is not put back while the store serves,
+// head and all.
+func TestPutBackWhileServing(t *testing.T) {
+	s, _ := unsealedNew(t)
+	p, err := storetest.Seed(t.Context(), s, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tamper(t, s, `CREATE TEMP TABLE old AS SELECT name, body, seal FROM head`)
+	ann := storetest.NewAdmin("ann")
+	if err := s.AddAdmin(t.Context(), ann, storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	tamper(t, s, `UPDATE head SET (body, seal) = (SELECT body, seal FROM old WHERE old.name = head.name)`)
+	for name, do := range map[string]func() error{
+		"an administrator": func() error { return s.AddAdmin(t.Context(), storetest.NewAdmin("bob"), storetest.Note("")) },
+		"an invitation": func() error {
+			return s.Invite(t.Context(), storetest.NewInvitation(store.KindClient, "carol"), storetest.Note(""))
+		},
+		"a list":   func() error { _, err := s.ListAdmins(t.Context()); return err },
+		"a policy": func() error { _, err := s.ActivePolicy(t.Context()); return err },
+		"a serial": func() error { _, err := s.Spend(t.Context(), p.Spend(1)); return err },
+	} {
+		if err := do(); !errors.Is(err, store.ErrForged) {
+			t.Errorf("%s under an old head: %v", name, err)
+		}
+	}
+}
+
+// TestSealed: before it is unsealed a store gives nothing, and takes nothing but records.
+func TestSealed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	p := foundedAt(t, path, nil)
+	s, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	_, err1 := s.Client(t.Context(), p.Client.ID)
+	_, err2 := s.ListKeys(t.Context())
+	_, err3 := s.Spend(t.Context(), p.Spend(1))
+	_, err4 := s.ActivePolicy(t.Context())
+	for i, err := range []error{err1, err2, err3, err4, s.UpdateDevice(t.Context(), p.Device, storetest.Note(""))} {
+		if !errors.Is(err, store.ErrSealed) || !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	if err := s.Append(t.Context(), storetest.Note("")); err != nil {
+		t.Error(err)
+	}
+	if c, err := s.Claims(t.Context()); err != nil || !c.Founded || c.Policy.Version != 1 {
+		t.Errorf("claims %+v, %v", c, err)
+	}
+}
+
+// TestNewerSchema: a program takes what the migration of the next release added, because
+// the sealed list names it, and not where that says that it is too old.
+func TestNewerSchema(t *testing.T) {
+	for readable, want := range map[string]string{"readable by 8": "", "readable by 9": "run a newer release", "for everybody": "does not know"} {
+		path := filepath.Join(t.TempDir(), "s.db")
+		foundedAt(t, path, nil)
+		s, err := Open(t.Context(), Config{Path: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Unseal(t.Context(), testSeals(), nil); err != nil {
+			t.Fatal(err)
+		}
+		err = s.write(t.Context(), "migrating", func(tx *txn) error {
+			for _, statement := range []string{`CREATE TABLE later (x INTEGER) STRICT`, `ALTER TABLE device ADD COLUMN later TEXT`, `PRAGMA user_version = 9`} {
+				if _, err := tx.exec(statement); err != nil {
+					return err
+				}
+			}
+			return tx.move([]store.Hanging{store.HangingSettings}, func(*store.Head) error {
+				schema, err := schemaOf(tx)
+				if err != nil {
+					return err
+				}
+				text := strings.Replace(string(manifest(schema)), "readable by 8", readable, 1)
+				return tx.putSettings(map[string][]byte{schemaSetting: []byte(text)})
+			})
+		})
+		if err = errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		err = unseals(t, path, nil)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", readable, err, want)
+		}
+	}
+}
