@@ -21,9 +21,13 @@ func TestHostile(t *testing.T) {
 		exit       int
 	}{
 		{"", "the untouched world", 0},
-		{"", "the untouched world,directed,schema,whole,records", 1}, // 0 once records are sealed
-		{"seal", "the untouched world", 1},                           // nothing was altered, so that no record is proven
-		{"schema", "the untouched world", 2},                         // there is nothing to break yet
+		{"", "the untouched world,directed,schema,whole,records", 0},
+		{"seal", "directed: a writer", 1},
+		{"seal", "the untouched world", 1}, // nothing was altered, so that no record is proven
+		{"head", "directed: a writer", 1},
+		{"rebuild", "directed: a reader", 1},
+		{"root", "directed: a reader", 1},
+		{"schema", "schema", 1},
 		{"nonsense", "the untouched world", 2},
 		{"", "nothing", 2},
 	} {

@@ -21,11 +21,8 @@ func (s *stage) count(v verdict) {
 	if s.tell && v.outcome >= conceded {
 		s.Say("%s: %s: %v %v", v.outcome, v.attempt, v.extra, v.err)
 	}
-	s.Check(v.outcome != granted, "GRANTED %v by %s", v.extra, v.attempt)
-	s.Check(v.outcome != crashed, "crashed: %s", v.attempt)
-	if v.outcome != alarm && v.err != nil && strings.Contains(v.err.Error(), "sql: Scan error") {
-		s.Check(false, "no alarm: %s: %v", v.attempt, v.err)
-	}
+	unread := v.outcome != alarm && v.err != nil && strings.Contains(v.err.Error(), "sql: Scan error")
+	s.Check(v.outcome != granted && v.outcome != crashed && !unread, "%s %v by %s: %v", v.outcome, v.extra, v.attempt, v.err)
 }
 
 // once says something the first time that it is said.
@@ -77,6 +74,9 @@ func (s *stage) wholesale(ctx context.Context) error {
 	for _, a := range all {
 		for i, o := range operations {
 			cases = append(cases, attempt{a, o, a.Replays && i%2 == 1})
+			if a.Replays && concededTables[a.Table] { // what comes of it is all shown
+				cases = append(cases, attempt{a, o, i%2 == 0})
+			}
 		}
 	}
 	err = s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
@@ -137,10 +137,10 @@ func named(name string) operation {
 
 // Cases of the sections that are sampled.
 const (
-	recordCases = 8000
-	quickCases  = 150
-	quickSchema = 12
-	quickWhole  = 60
+	recordCases = 5000
+	quickCases  = 120
+	quickSchema = 8
+	quickWhole  = 40
 )
 
 // records alters records one by one, under the operations that read their table.

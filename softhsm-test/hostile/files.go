@@ -275,13 +275,16 @@ func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) er
 	return err
 }
 
+// beforeAnswers is the moment at which all is asked and nothing answered.
+const beforeAnswers = 1
+
 // behind restores a copy from before an approval on a host whose clock is behind, and
 // sends what was approved again once the clock is right.
 func (s *stage) behind(ctx context.Context) error {
 	c := attempt{Alteration: nothing, operation: operation{name: "restore with a clock that is behind"}}
 	path := filepath.Join(s.dir, "behind.db")
 	defer remove(path)
-	if err := world.CopyHouse(path, s.Earlier[len(s.Earlier)-1]); err != nil {
+	if err := world.CopyHouse(path, s.Earlier[beforeAnswers]); err != nil {
 		return err
 	}
 	place := s.Place(path)

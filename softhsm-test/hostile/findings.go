@@ -69,6 +69,10 @@ var findings = []finding{
 	{"6: a suspended administrator is active", "admin", statement("UPDATE admin SET status = 1"), []string{"suspended ben signs", "start"}, false},
 	{"6: a vote of the admin socket", "change_signature", forgedVote, []string{"start, and go on with what was taken"}, false},
 	{"6: votes of an administrator who is none", "change_signature", forgedAdmin, []string{"start, and go on with what was taken"}, false},
+	{"7: administrators as they once were", "admin", putBack("admin"), []string{"start", "suspended ben signs"}, false},
+	{"7: keys and settings as they once were", "key", putBack("key", "setting"), []string{"trust document", "start"}, false},
+	{"7: policies as they once were", "policy", putBack("policy"), []string{"start", "first at level 4"}, false},
+	{"7: all as it once was, but for the anchor", rows.Everything, putBack(), []string{"start", "suspended ben signs"}, false},
 	{"6: a retired key is not retired", "key", statement("UPDATE key SET retired_us = NULL"), []string{"trust document"}, false},
 }
 
@@ -87,6 +91,17 @@ func (s *stage) directed(ctx context.Context) error {
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
 	})
+}
+
+// putBack puts tables, or all of them, back as they were before anybody left.
+func putBack(tables ...string) func(*world.World) rows.Alteration {
+	return func(w *world.World) rows.Alteration {
+		then, err := rows.Read(context.Background(), w.Earlier[0])
+		if err != nil {
+			return rows.Func("", func(context.Context, *sql.Tx) error { return err })
+		}
+		return rows.RollBack(0, then, tables...)
+	}
 }
 
 func statement(texts ...string) func(*world.World) rows.Alteration {

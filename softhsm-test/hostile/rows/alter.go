@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -158,7 +159,29 @@ func (t Table) set(ctx context.Context, tx *sql.Tx, r Row, values map[int]any) e
 		}
 	}
 	where, key := t.key(r)
-	return change(ctx, tx, "UPDATE "+quoted(t.Name)+" SET "+strings.Join(parts, ", ")+" WHERE "+where, append(args, key...)...)
+	err := change(ctx, tx, "UPDATE "+quoted(t.Name)+" SET "+strings.Join(parts, ", ")+" WHERE "+where, append(args, key...)...)
+	if err == nil {
+		return nil
+	}
+	next := slices.Clone(r)
+	for i, c := range t.Columns {
+		if v, ok := values[i]; ok && c.Key {
+			return err
+		} else if ok {
+			next[i] = v
+		}
+	}
+	if t.replace(ctx, tx, next) == nil {
+		return nil
+	}
+	return err
+}
+
+// replace puts a row in the place of the one with its key. No trigger but those of an
+// insertion fires for that.
+func (t Table) replace(ctx context.Context, tx *sql.Tx, r Row) error {
+	marks := strings.TrimSuffix(strings.Repeat("?, ", len(r)), ", ")
+	return change(ctx, tx, "INSERT OR REPLACE INTO "+quoted(t.Name)+" ("+t.list()+") VALUES ("+marks+")", r...)
 }
 
 func (t Table) insert(ctx context.Context, tx *sql.Tx, r Row) error {

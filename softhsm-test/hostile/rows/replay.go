@@ -74,11 +74,20 @@ func RollBack(n int, then []Table, names ...string) Alteration {
 
 // rollBack leaves the rows of this reading, and no others.
 func (t Table) rollBack(ctx context.Context, tx *sql.Tx) error {
-	if _, err := tx.ExecContext(ctx, "DELETE FROM "+quoted(t.Name)); err != nil {
+	now, err := readRows(ctx, tx, t)
+	if err != nil {
 		return err
 	}
+	for _, r := range now {
+		if _, ok := t.Same(r); ok {
+			continue
+		}
+		if err := t.delete(ctx, tx, r); err != nil {
+			return err
+		}
+	}
 	for _, r := range t.Rows {
-		if err := t.insert(ctx, tx, r); err != nil {
+		if err := t.replace(ctx, tx, r); err != nil {
 			return err
 		}
 	}

@@ -124,7 +124,12 @@ func (db DB) columns(ctx context.Context, table string) (all []Column, err error
 	return all, rows.Err()
 }
 
-func (db DB) rows(ctx context.Context, t Table) (all []Row, err error) {
+func (db DB) rows(ctx context.Context, t Table) (all []Row, err error) { return readRows(ctx, db, t) }
+
+func readRows(ctx context.Context, db interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}, t Table,
+) (all []Row, err error) {
 	rows, err := db.QueryContext(ctx, "SELECT "+t.list()+" FROM "+quoted(t.Name)+" ORDER BY 1")
 	if err != nil {
 		return nil, err

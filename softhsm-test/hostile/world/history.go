@@ -70,6 +70,9 @@ func (b *builder) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.snapshot(ctx); err != nil { // approvals wait
+		return err
+	}
 	if err := b.second(ctx, "final", b.Approve); err != nil {
 		return err
 	}
