@@ -12,18 +12,6 @@ import (
 // pair, 20 random bytes for a secret key.
 type KeyID [20]byte
 
-// ParseKeyID reads the 40 hexadecimal digits that [KeyID.String] writes.
-func ParseKeyID(s string) (KeyID, error) {
-	var id KeyID
-	if hex.DecodedLen(len(s)) != len(id) {
-		return id, fmt.Errorf("key id %q: want %d hexadecimal digits", s, hex.EncodedLen(len(id)))
-	}
-	if _, err := hex.Decode(id[:], []byte(s)); err != nil {
-		return id, fmt.Errorf("key id %q: %w", s, err)
-	}
-	return id, nil
-}
-
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
 
 // Usage is the one thing a key may do; a key has exactly one. Sealed copies

@@ -114,12 +114,6 @@ func ParseClientID(s string) (id ClientID, err error) {
 	return id, err
 }
 
-// ParseDeviceID reads the 16 hexadecimal digits that String writes.
-func ParseDeviceID(s string) (id DeviceID, err error) {
-	err = parseHex(id[:], "device id", s)
-	return id, err
-}
-
 // ParseTransactionID reads the 16 hexadecimal digits that String writes.
 func ParseTransactionID(s string) (id TransactionID, err error) {
 	err = parseHex(id[:], "transaction id", s)

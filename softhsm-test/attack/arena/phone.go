@@ -63,15 +63,6 @@ type Phone struct {
 	Cert    []byte // its client certificate
 }
 
-// Trust is what a phone pins, from the appliance's own document.
-func (a *Arena) Trust(ctx context.Context, root protocol.RootHash) (protocol.Trust, error) {
-	document, err := a.TrustDocument(ctx)
-	if err != nil {
-		return protocol.Trust{}, err
-	}
-	return document.Resolve(root, Now())
-}
-
 // TrustDocument is the answer of GET /v1/trust.
 func (a *Arena) TrustDocument(ctx context.Context) (protocol.TrustDocument, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL+"/v1/trust", nil)
