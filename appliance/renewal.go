@@ -91,6 +91,19 @@ const resealBatch = 500
 // renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
 // wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
+	err := a.renewRound(ctx)
+	a.renewals.set(func(r *Renewal) {
+		switch r.Running = false; {
+		case err != nil:
+			r.Problem = err.Error()
+		case r.Left > 0:
+			r.Problem = fmt.Sprintf("%d records do not fit their seals", r.Left)
+		}
+	})
+	return err
+}
+
+func (a *Appliance) renewRound(ctx context.Context) error {
 	total, under, err := a.store.Under(ctx, a.seals.InForce())
 	if err != nil {
 		return err
@@ -108,11 +121,6 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	if err == nil {
 		err = a.rewrapAll(ctx, clients)
 	}
-	a.renewals.set(func(r *Renewal) {
-		if r.Running = false; err != nil {
-			r.Problem = err.Error()
-		}
-	})
 	return err
 }
 

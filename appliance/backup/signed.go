@@ -217,9 +217,9 @@ func (b Backup) Join(v Statement, database State) (m Merged, err error) {
 }
 
 // Alone is what a backup brings back beside a database that nothing vouches for: see
-// [Overrule]. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
+// overrule. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
 func (b Backup) Alone(database State, now time.Time) (Merged, error) {
-	m, err := Overrule(database, b.State, now)
+	m, err := overrule(database, b.State, now)
 	if err != nil {
 		return m, err
 	}

@@ -24,7 +24,7 @@ var ErrSealed = fmt.Errorf("%w: its records cannot be verified before it is unse
 // Sizes of a seal, bytes.
 const (
 	SealKeySize = 32
-	SealSize    = 8 + sha256.Size
+	sealSize    = 8 + sha256.Size
 )
 
 // Seal vouches for one record: HMAC-SHA-256, under the seal key of a version of mac,
@@ -41,12 +41,12 @@ type Seal struct {
 
 // Bytes returns the seal as drivers store it: version, 8 bytes big-endian, and MAC.
 func (s Seal) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(make([]byte, 0, SealSize), s.Version), s.MAC[:]...)
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, sealSize), s.Version), s.MAC[:]...)
 }
 
 // ParseSeal reads what Bytes writes. What is no seal is one that fits no record.
 func ParseSeal(b []byte) (s Seal) {
-	if len(b) == SealSize {
+	if len(b) == sealSize {
 		s.Version = binary.BigEndian.Uint64(b)
 		copy(s.MAC[:], b[8:])
 	}

@@ -50,6 +50,7 @@ var exits = []struct {
 	{backup.ErrShares, cli.Denied, "countersignctl key custodians check tells which backup key a share is of"},
 	{backup.ErrCopy, cli.Failed, "nothing was restored; an older backup may have this copy whole"},
 	{errStoreThere, cli.Failed, "if that appliance is really lost, move its store away first"},
+	{errOldMAC, cli.Failed, "take a key backup from after that rotation; where there is none, restore on a host that has no anchor"},
 	{errLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
 	{errUnsealed, cli.Failed, "take the copy that countersignctl store backup wrote, with its .sig"},
 	{errRestoring, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},

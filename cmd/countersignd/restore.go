@@ -28,6 +28,8 @@ var (
 	errStoreThere = errors.New("there is a store already; restore never replaces one")
 	// errNoRoot: there is nothing to hold the files against.
 	errNoRoot = errors.New("no root of this appliance is named, and no file vouches for its own")
+	// errOldMAC: the anchor would refuse what comes back.
+	errOldMAC = errors.New("the anchor of this host is ahead of the files")
 	// errLost: keys without a sealed copy will not come back.
 	errLost = errors.New("keys without a sealed copy do not come back")
 	// errUnsealed: nothing vouches for the database, not even its seals.

@@ -277,6 +277,8 @@ type Sealing struct {
 	// revoked, the other administrators go.
 	Clients map[protocol.ClientID]bool
 	Admins  map[[8]byte]bool
+	// Countersignatures that do not verify, by the id of the request: they go.
+	Unverified map[[8]byte][]store.ChangeSignature
 	// Currency is that of a service, for the limits; "" where it has none.
 	Currency func(protocol.Service) string
 	Now      time.Time
@@ -464,8 +466,16 @@ func (o *Old) moveCharges(s Sealing) error {
 }
 
 // sealRest seals the tables that nobody judges record by record.
-func (o *Old) sealRest(Sealing) error {
+func (o *Old) sealRest(s Sealing) error {
 	quiet := &vault{seals: store.NewSeals(nil)}
+	for id, all := range s.Unverified {
+		for _, one := range all {
+			const remove = `DELETE FROM change_signature WHERE signer = ? AND change = (SELECT ref FROM change WHERE id = ?)`
+			if _, err := o.txn.exec(remove, one.Signer[:], id[:]); err != nil {
+				return err
+			}
+		}
+	}
 	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
 		rows, err := read(o.txn, quiet)
 		if err != nil {

@@ -40,13 +40,19 @@ type sealedTable struct {
 
 // tables are those that grow. What hangs on the head is brought over at once, before.
 var tables = []sealedTable{
-	{"client", "true", readClients},
-	{"restraint", "true", readRestraints},
-	{"device", "true", readDevices},
+	clientTable,
+	restraintTable,
+	deviceTable,
 	{"invitation", "true", readInvitations},
 	{"decision", "decided_us >= ?1 OR result = 3 AND final_result IS NULL", readDecisions},
 	{"attempt", "begun_us >= ?1", readAttempts},
 }
+
+var (
+	clientTable    = sealedTable{"client", "true", readClients}
+	restraintTable = sealedTable{"restraint", "true", readRestraints}
+	deviceTable    = sealedTable{"device", "true", readDevices}
+)
 
 // hangingTables are those whose records hang on the head, and the head's own.
 var hangingTables = []string{"head", "key", "setting", "policy", "admin", "change"}
