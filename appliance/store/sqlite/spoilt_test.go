@@ -15,7 +15,7 @@ import (
 // TestSpoiltRows: a row that whoever writes to the file made unreadable is an alarm, is
 // nobody's, and hides no other.
 func TestSpoiltRows(t *testing.T) {
-	for _, c := range []struct{ name, statement string }{
+	for _, row := range []struct{ name, statement string }{
 		{"a number out of range", `UPDATE client SET status = 300 WHERE name = 'alice'`},
 		{"a negative number", `UPDATE client SET version = -1 WHERE name = 'alice'`},
 		{"no JSON", `UPDATE client SET roles = '[' WHERE name = 'alice'`},
@@ -24,8 +24,9 @@ func TestSpoiltRows(t *testing.T) {
 		{"a decision", `UPDATE decision SET random = x'00'`},
 		{"an attempt", `UPDATE attempt SET m3 = x'00'`},
 		{"an invitation", `UPDATE invitation SET roles = 'x' WHERE name = 'alice'`},
+		{"a signature", `UPDATE change_signature SET signer = x'00'`},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(row.name, func(t *testing.T) {
 			s, seals := unsealedNew(t)
 			alice, err := storetest.Seed(t.Context(), s, "alice")
 			if err != nil {
@@ -38,13 +39,16 @@ func TestSpoiltRows(t *testing.T) {
 			spend.Now, attempt.Now = time.Now(), time.Now()
 			_, spent := s.Spend(t.Context(), spend)
 			_, tried := s.Try(t.Context(), attempt)
-			if err := errors.Join(spent, tried); err != nil {
+			c := storetest.NewChange()
+			end := store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeWithdrawn, At: storetest.Epoch}
+			asked := s.AddChange(t.Context(), c, storetest.Note(""))
+			if err := errors.Join(spent, tried, asked, s.EndChange(t.Context(), end, storetest.Note(""))); err != nil {
 				t.Fatal(err)
 			}
-			spoil(t, s.path, "PRAGMA ignore_check_constraints = 1", c.statement)
+			spoil(t, s.path, "PRAGMA ignore_check_constraints = 1", row.statement, `UPDATE device SET floor = 3 WHERE name LIKE 'bob%'`)
 			before := seals.Forged()
 			records, forged, err := s.Verify(t.Context())
-			if err != nil || len(forged) == 0 || records < 10 || seals.Forged() == before {
+			if err != nil || len(forged) < 2 || records < 10 || seals.Forged() == before {
 				t.Errorf("of %d records %v do not fit: %v", records, forged, err)
 			}
 			all, err := s.ListClients(t.Context())
