@@ -12,8 +12,8 @@ import (
 	"countersign/protocol"
 )
 
-// admins are the administrators who were countersigned. One of whom no request says so is
-// nobody, and is reported.
+// admins returns the administrators whom a change request added. It reports and leaves
+// out any other.
 func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
 	all, err := a.store.ListAdmins(ctx)
 	if err != nil {

@@ -47,7 +47,7 @@ type OldAdmin struct {
 	MAC []byte
 }
 
-// Contents is what an old store has that somebody must judge before it is sealed.
+// Contents is what an administrator must judge in an old store.
 type Contents struct {
 	store.Claims
 	Ending  Ending
@@ -451,7 +451,7 @@ func (o *Old) moveCharges(s Sealing) error {
 	return err
 }
 
-// sealRest seals the tables that nobody judges record by record.
+// sealRest seals the tables that are not judged record by record.
 func (o *Old) sealRest(Sealing) error {
 	quiet := &vault{seals: store.NewSeals(nil)}
 	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
