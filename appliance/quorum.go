@@ -12,7 +12,7 @@ import (
 )
 
 // localWord is the admin socket's countersignature. The seal of the request vouches for
-// it, so that nobody who writes to the database gives it. PROTOCOL.md §7.35.
+// it, so that a writer of the database cannot give it. PROTOCOL.md §7.35.
 func (a *Appliance) localWord() store.ChangeSignature { return store.ChangeSignature{At: a.now()} }
 
 // judge fills in who countersigned and counts, who could, and what that comes to.

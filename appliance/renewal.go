@@ -64,9 +64,9 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		switch err := a.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
 		case stays(err): // which no second try helps
-			a.log.Warn("client records stay as they are", "left", a.Renewal().Left, "error", err)
+			a.log.Warn("some records stay under an earlier key", "left", a.Renewal().Left, "error", err)
 		default:
-			a.log.Error("client records could not all be brought to the keys in use", "error", err)
+			a.log.Error("not all records could be brought to the keys in use", "error", err)
 			again = time.After(renewalPause)
 		}
 		select {

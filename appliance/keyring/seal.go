@@ -175,8 +175,8 @@ func (r *Keyring) follow(ctx context.Context, v *ring) error {
 	return nil
 }
 
-// SealedUnder is the version of mac that new seals are to be of once a plan is carried
-// out.
+// SealedUnder returns the version of mac under which new records are sealed once the plan
+// is carried out.
 func (r *Keyring) SealedUnder(p Plan) uint64 {
 	var rows []store.Key
 	for _, k := range r.live.Load().after(p).keys[MAC] {

@@ -145,8 +145,8 @@ func (o OpenSet) sealed() sealed {
 	}{o.Marshal()}}
 }
 
-// Anchor remembers outside of the store how far it has come, so that nobody puts an
-// older one in its place. Both figures never go back.
+// Anchor remembers outside of the store how far it has come, so that an older one is
+// refused. Both figures never go back.
 type Anchor interface {
 	// Floor returns the newest revision of the head and version of mac in force that
 	// the host has seen; zeros if it has seen none.

@@ -18,7 +18,7 @@ import (
 // no appliance of this trust domain wrote it, or wrote it there, or it is an old one.
 var ErrForged = errors.New("the record was changed outside of the appliance and is not trusted")
 
-// ErrSealed means that nobody has unsealed the store yet; it wraps [ErrUnavailable].
+// ErrSealed means that the store is not unsealed yet. It wraps [ErrUnavailable].
 var ErrSealed = fmt.Errorf("%w: its records cannot be verified before it is unsealed", ErrUnavailable)
 
 // Sizes of a seal, bytes.
@@ -32,8 +32,9 @@ const (
 //
 //	[table tstr, key bstr, version of mac uint, {field number: value}]
 //
-// with every field that is not zero (PROTOCOL.md §2.1). A record that is copied under
-// another key, or into another table, does not fit its seal.
+// with every field that is not zero (PROTOCOL.md §2.1). The counter of what restricts a
+// client is always there, for 0 is a counter. A record that is copied under another key,
+// or into another table, does not fit its seal.
 type Seal struct {
 	Version uint64 // of mac
 	MAC     [sha256.Size]byte

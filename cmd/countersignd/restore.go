@@ -257,7 +257,7 @@ func (r *restoration) report() string {
 			"administrators, change requests and invitations were not: add and invite them again\n"
 	}
 	if len(r.forged) > 0 {
-		out += fmt.Sprintf("%d records do not fit their seals, and are nobody's:\n", len(r.forged))
+		out += fmt.Sprintf("%d records do not fit their seals and were ignored:\n", len(r.forged))
 		for _, err := range r.forged {
 			out += cli.Printable("  "+err.Error()) + "\n"
 		}

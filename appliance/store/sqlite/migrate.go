@@ -44,7 +44,7 @@ type OldAdmin struct {
 	MAC []byte
 }
 
-// Contents is what an old store has that somebody must judge before it is sealed.
+// Contents is what an administrator must judge in an old store.
 type Contents struct {
 	store.Claims
 	Ending  Ending
@@ -465,7 +465,7 @@ func (o *Old) moveCharges(s Sealing) error {
 	return err
 }
 
-// sealRest seals the tables that nobody judges record by record.
+// sealRest seals the tables that are not judged record by record.
 func (o *Old) sealRest(s Sealing) error {
 	quiet := &vault{seals: store.NewSeals(nil)}
 	for id, all := range s.Unverified {

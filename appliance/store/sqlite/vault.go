@@ -159,7 +159,7 @@ func digest(from source, kind store.Hanging) (sum [32]byte, err error) {
 func (v *vault) hangs(from source, h store.Head, kind store.Hanging) error {
 	found, err := digest(from, kind)
 	if err == nil && found != h.Digests[kind] {
-		err = v.seals.Report(fmt.Sprintf("%s are not those of the head: one is missing, is too many or is an old one", kind))
+		err = v.seals.Report(fmt.Sprintf("%s do not match the head: a record is missing, old or foreign", kind))
 	}
 	return err
 }
