@@ -29,7 +29,11 @@ func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.
 		return err
 	}
 	for _, row := range claims.Keys {
-		if row.Name != MAC || !row.DestroyedAt.IsZero() {
+		switch {
+		case row.Name != MAC:
+			continue
+		case !row.DestroyedAt.IsZero():
+			seals.Remove(row.Version)
 			continue
 		}
 		if label, ok := labels[row.ID]; ok && label != Label(MAC, row.Version) { // a version that was given up, by another number

@@ -87,8 +87,9 @@ type Seals struct {
 }
 
 type sealKey struct {
-	past bool // its version was given up: it vouches for what is over only
-	pool sync.Pool
+	past      bool // its version was given up: it vouches for what is over only
+	destroyed bool // there is no key any more
+	pool      sync.Pool
 }
 
 // NewSeals returns seals without keys. alarm is called with each record that does not
@@ -120,14 +121,29 @@ func (s *Seals) Add(version uint64, key []byte, past bool) {
 func (s *Seals) Remove(version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.keys, version)
+	s.keys[version] = &sealKey{destroyed: true}
+}
+
+// Forgotten reports whether nothing can vouch for a record any more, and nothing need: it is
+// over, and the version of mac of its seal was destroyed. It is as if it were not there.
+func (s *Seals) Forgotten(r Sealed, seal Seal) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	key := s.keys[seal.Version]
+	return key != nil && key.destroyed && isOver(r)
+}
+
+// isOver reports whether nothing can come of a record any more.
+func isOver(r Sealed) bool {
+	one, ok := r.(interface{ over() bool })
+	return ok && one.over()
 }
 
 // GiveUp sets whether a version is past, see Add.
 func (s *Seals) GiveUp(version uint64, past bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := s.keys[version]; k != nil && k.past != past {
+	if k := s.keys[version]; k != nil && !k.destroyed && k.past != past {
 		next := &sealKey{past: past}
 		next.pool.New = k.pool.New
 		s.keys[version] = next
@@ -160,7 +176,10 @@ func (s *Seals) Forged() uint64 { return s.forged.Load() }
 func (s *Seals) key(version uint64) *sealKey {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.keys[version]
+	if key := s.keys[version]; key != nil && !key.destroyed {
+		return key
+	}
+	return nil
 }
 
 // Make returns the seal of a record under the version in force.
@@ -180,11 +199,10 @@ func (s *Seals) MakeUnder(r Sealed, version uint64) (Seal, error) {
 func (s *Seals) Check(r Sealed, seal Seal) error {
 	record := r.sealed()
 	key := s.key(seal.Version)
-	over, isOver := r.(interface{ over() bool })
 	switch {
 	case key == nil:
 		return s.report(fmt.Errorf("%s: its seal is under mac@%d, which is not there: %w", record, seal.Version, ErrForged))
-	case key.past && !(isOver && over.over()):
+	case key.past && !isOver(r):
 		return s.report(fmt.Errorf("%s: its seal is under mac@%d, which was given up: %w", record, seal.Version, ErrForged))
 	}
 	if mac := key.mac(record, seal.Version); !hmac.Equal(mac[:], seal.MAC[:]) {

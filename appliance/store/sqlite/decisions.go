@@ -45,10 +45,14 @@ func (r *keptRow) dest() []any {
 	}
 }
 
-// open turns what was scanned into the decision of a client, and verifies it.
+// open turns what was scanned into the decision of a client, and verifies it. One that is
+// forgotten is [sql.ErrNoRows].
 func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 	if err := r.read(v, client); err != nil {
 		return err
+	}
+	if v.seals.Forgotten(r.Kept, store.ParseSeal(r.seal)) {
+		return sql.ErrNoRows
 	}
 	return v.check(r.Kept, r.seal)
 }

@@ -51,10 +51,12 @@ func TestReseal(t *testing.T) {
 	young.Now = time.Now()
 	a := p.Attempt(3)
 	a.Now = time.Now()
+	gone := p.Spend(0)
+	_, fourth := s.Spend(t.Context(), gone)
 	_, first := s.Spend(t.Context(), old)
 	_, second := s.Spend(t.Context(), young)
 	_, third := s.Try(t.Context(), a)
-	if err := errors.Join(first, second, third, s.AddAdmin(t.Context(), storetest.NewAdmin("ann"), storetest.Note("")), s.AddChange(t.Context(), storetest.NewChange(), storetest.Note(""))); err != nil {
+	if err := errors.Join(first, second, third, fourth, s.AddAdmin(t.Context(), storetest.NewAdmin("ann"), storetest.Note("")), s.AddChange(t.Context(), storetest.NewChange(), storetest.Note(""))); err != nil {
 		t.Fatal(err)
 	}
 	tamper(t, s, `UPDATE device SET floor = 4 WHERE name = 'bob-door'`)
@@ -89,6 +91,18 @@ func TestReseal(t *testing.T) {
 	report := store.Report{Device: p.Device.ID, Transaction: old.Decision.Transaction, At: time.Now()}
 	if err := s.Report(t.Context(), report, storetest.Note("")); err != nil {
 		t.Errorf("a report on an old decision: %v", err)
+	}
+	seals.Remove(1)
+	before := seals.Forged()
+	report = store.Report{Device: p.Device.ID, Transaction: gone.Decision.Transaction, At: time.Now()}
+	if err := s.Report(t.Context(), report, storetest.Note("")); !errors.Is(err, store.ErrNotFound) || seals.Forged() != before {
+		t.Errorf("a report on a decision that nothing vouches for: %v, %d alarms", err, seals.Forged()-before)
+	}
+	if _, err := s.Answered(t.Context(), gone.AnswerKey); !errors.Is(err, store.ErrNotFound) || seals.Forged() != before {
+		t.Errorf("a decision that nothing vouches for is answered: %v, %d alarms", err, seals.Forged()-before)
+	}
+	if _, err := s.Spend(t.Context(), gone); err != nil {
+		t.Errorf("its serial again: %v", err)
 	}
 	if records, batches, err := resealAll(t.Context(), s); err != nil || records != 0 {
 		t.Errorf("again: %d records in %d batches: %v", records, batches, err)
