@@ -13,8 +13,8 @@ import (
 var (
 	// ErrInput: the request is wrong; the message says how.
 	ErrInput = errors.New("bad request")
-	// ErrForged: the record was changed outside of the appliance, so that it is
-	// nobody's. Enrol the person anew under another name.
+	// ErrForged: the record was changed outside of the appliance and grants nothing.
+	// Enrol the person anew under another name.
 	ErrForged = store.ErrForged
 	// ErrFinal: the party was revoked, which nothing undoes.
 	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")

@@ -12,9 +12,9 @@ import (
 	"countersign/protocol"
 )
 
-// admins are the administrators who were countersigned. One of whom no request says so is
-// nobody, and is reported.
-func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
+// Admins lists the administrators whom a change request added, by name. It reports and
+// leaves out any other.
+func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) {
 	all, err := a.store.ListAdmins(ctx)
 	if err != nil {
 		return nil, err
@@ -33,14 +33,9 @@ func (a *Appliance) admins(ctx context.Context) ([]store.Admin, error) {
 	return countersigned, nil
 }
 
-// Admins lists all administrators by name.
-func (a *Appliance) Admins(ctx context.Context) ([]store.Admin, error) {
-	return a.admins(ctx)
-}
-
 // AdminNamed finds an administrator by name, or [store.ErrNotFound].
 func (a *Appliance) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
-	all, err := a.admins(ctx)
+	all, err := a.Admins(ctx)
 	return named(all, err, name, func(one store.Admin) string { return one.Name })
 }
 
@@ -94,7 +89,7 @@ func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status, 
 
 // able is how many can countersign, without one of them.
 func (a *Appliance) able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
-	all, err := a.admins(ctx)
+	all, err := a.Admins(ctx)
 	n := 0
 	if rules.CountsLocal() {
 		n++
@@ -119,7 +114,7 @@ func (a *Appliance) keepsWay(ctx context.Context, rules *policy.Policy, without 
 
 // roster is what changes of administrators are based on: all of them.
 func (a *Appliance) roster(ctx context.Context) (any, error) {
-	all, err := a.admins(ctx)
+	all, err := a.Admins(ctx)
 	rows := []any{}
 	for _, one := range all {
 		rows = append(rows, []any{one.ID[:], one.Version})
@@ -139,7 +134,7 @@ func (a *Appliance) addAdminBase(ctx context.Context, p change.Parameters) (any,
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	all, err := a.admins(ctx)
+	all, err := a.Admins(ctx)
 	if err != nil {
 		return nil, err
 	}

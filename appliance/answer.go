@@ -35,7 +35,7 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 			res.NextHandle, err = a.sealPending(ctx, c, out.Decision)
 		}
 	}
-	if errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) { // the alarm has heard of it
+	if isForged(err) {
 		return a.answer(ctx, c, a.nobodys(c))
 	}
 	if err != nil {
@@ -61,6 +61,12 @@ func (a *Appliance) lockedFor(ctx context.Context, c countersigned) (*uint64, er
 	}
 	seconds := uint64((wait + time.Second - 1) / time.Second)
 	return &seconds, nil
+}
+
+// isForged reports whether a record does not fit, and the store can be used all the same. The
+// alarm has heard of it.
+func isForged(err error) bool {
+	return errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable)
 }
 
 // nobodys is the answer where a record does not fit its seal, or a decision not what it was

@@ -118,8 +118,12 @@ func (a *Appliance) judgeAgain(ctx context.Context, row store.Change, b behind) 
 // contentOf is a request with all that its judgement rests on.
 func contentOf(row store.Change) [32]byte {
 	sum := sha256.New()
-	_ = binary.Write(sum, binary.BigEndian, []uint64{uint64(row.Required), uint64(len(row.Document))}) // never fails, hash.Hash
+	_ = binary.Write(sum, binary.BigEndian, []uint64{uint64(row.Required), uint64(len(row.Document)), uint64(len(row.Signed))}) // never fails, hash.Hash
 	sum.Write(row.Document)
+	for _, name := range row.Signed {
+		one := sha256.Sum256([]byte(name))
+		sum.Write(one[:])
+	}
 	for _, s := range row.Signatures {
 		one := sha256.Sum256(append(slices.Clone(s.Signer[:]), s.Signature...))
 		sum.Write(one[:])

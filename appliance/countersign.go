@@ -40,7 +40,7 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 		return protocol.CountersignResponse{}, err
 	}
 	out, err := a.settle(ctx, c)
-	if errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) { // the store has raised the alarm
+	if isForged(err) {
 		out, err = a.nobodys(c), nil
 	}
 	if err != nil {
@@ -94,7 +94,7 @@ func (a *Appliance) Outcome(ctx context.Context, device store.Device, req protoc
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}
 	err := a.store.Report(ctx, report, rec)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable) {
+	if errors.Is(err, store.ErrNotFound) || isForged(err) {
 		err = ErrNoTransaction
 	}
 	if err != nil {

@@ -53,7 +53,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 func (a *Appliance) invitation(ctx context.Context, code protocol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = a.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
 	switch {
-	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrForged):
+	case errors.Is(err, store.ErrNotFound), isForged(err):
 		return i, false, fmt.Errorf("activation code is unknown: %w", protocol.CodeRefused)
 	case err != nil:
 		return i, false, err
@@ -78,7 +78,7 @@ func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invi
 			return again.Response, nil
 		}
 		return nil, fmt.Errorf("activation code of %q: %w", i.Name, protocol.CodeRefused)
-	case errors.Is(err, store.ErrForged):
+	case isForged(err):
 		return nil, fmt.Errorf("activation code of %q: %w: %w", i.Name, err, protocol.CodeRefused)
 	case errors.Is(err, store.ErrExists):
 		return nil, fmt.Errorf("enrolling %q: %w", i.Name, ErrTaken)

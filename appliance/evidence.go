@@ -60,7 +60,7 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, e
 }
 
 // RoleUV marks a client whose UV key counts as a factor: policy accepted its
-// attestation at enrolment. Roles are covered by the record MAC.
+// attestation at enrolment. The client's seal covers its roles.
 const RoleUV = "uv"
 
 // decoyKey is a point whose private key nobody has: its x coordinate is the first

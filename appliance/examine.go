@@ -79,7 +79,7 @@ func (a *Appliance) examineStore(ctx context.Context) Finding {
 
 // examineSeals verifies the seal of every record in force, and the schema.
 func (a *Appliance) examineSeals(ctx context.Context) Finding {
-	f := Finding{Check: "seals", Advice: "somebody else wrote to the database: look who, and bring a good copy back (docs/RECOVERY.md)"}
+	f := Finding{Check: "seals", Advice: "another program wrote to the database: find it, and restore a good copy (docs/RECOVERY.md)"}
 	records, forged, err := a.store.Verify(ctx)
 	f.Detail = fmt.Sprintf("%d records in force verified under mac@%d", records, a.seals.InForce())
 	switch {

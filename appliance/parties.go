@@ -17,7 +17,7 @@ import (
 // store, and treated as unknown.
 func (a *Appliance) client(ctx context.Context, id protocol.ClientID) (store.Client, error) {
 	c, err := a.store.Client(ctx, id)
-	if errors.Is(err, store.ErrForged) {
+	if isForged(err) {
 		err = fmt.Errorf("%w: %w", err, store.ErrNotFound)
 	}
 	if err != nil {
@@ -132,7 +132,7 @@ func (a *Appliance) Device(ctx context.Context, spiffeID string) (store.Device, 
 		device, err = a.store.Device(ctx, protocol.DeviceIDOf(spiffeID))
 	}
 	switch {
-	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrForged), err == nil && (device.SPIFFEID != spiffeID || device.Status != store.Active):
+	case errors.Is(err, store.ErrNotFound), isForged(err), err == nil && (device.SPIFFEID != spiffeID || device.Status != store.Active):
 		return store.Device{}, fmt.Errorf("%s is not an active device: %w", spiffeID, protocol.CodeDevice)
 	case err != nil:
 		return store.Device{}, fmt.Errorf("device %s: %w", spiffeID, err)

@@ -12,12 +12,12 @@ import (
 )
 
 // localWord is the admin socket's countersignature. The seal of the request vouches for
-// it, so that nobody who writes to the database gives it. PROTOCOL.md §7.35.
+// it, so that a writer of the database cannot give it. PROTOCOL.md §7.35.
 func (a *Appliance) localWord() store.ChangeSignature { return store.ChangeSignature{At: a.now()} }
 
 // judge fills in who countersigned and counts, who could, and what that comes to.
 func (a *Appliance) judge(ctx context.Context, c *Change, signatures []store.ChangeSignature) error {
-	admins, err := a.admins(ctx)
+	admins, err := a.Admins(ctx)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (a *Appliance) checkSignature(ctx context.Context, c Change, raw []byte) (r
 	if err != nil {
 		return row, "", err
 	}
-	admins, err := a.admins(ctx)
+	admins, err := a.Admins(ctx)
 	if err != nil {
 		return row, "", err
 	}

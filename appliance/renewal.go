@@ -64,9 +64,9 @@ func (a *Appliance) runRenewals(ctx context.Context) {
 		switch err := a.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
 		case stays(err): // which no second try helps
-			a.log.Warn("client records stay as they are", "left", a.Renewal().Left, "error", err)
+			a.log.Warn("some records stay under an earlier key", "left", a.Renewal().Left, "error", err)
 		default:
-			a.log.Error("client records could not all be brought to the keys in use", "error", err)
+			a.log.Error("not all records could be brought to the keys in use", "error", err)
 			again = time.After(renewalPause)
 		}
 		select {
@@ -91,6 +91,19 @@ const resealBatch = 500
 // renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
 // wrong.
 func (a *Appliance) renewAll(ctx context.Context) error {
+	err := a.renewRound(ctx)
+	a.renewals.set(func(r *Renewal) {
+		switch r.Running = false; {
+		case err != nil:
+			r.Problem = err.Error()
+		case r.Left > 0:
+			r.Problem = fmt.Sprintf("%d records do not fit their seals", r.Left)
+		}
+	})
+	return err
+}
+
+func (a *Appliance) renewRound(ctx context.Context) error {
 	total, under, err := a.store.Under(ctx, a.seals.InForce())
 	if err != nil {
 		return err
@@ -108,11 +121,6 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	if err == nil {
 		err = a.rewrapAll(ctx, clients)
 	}
-	a.renewals.set(func(r *Renewal) {
-		if r.Running = false; err != nil {
-			r.Problem = err.Error()
-		}
-	})
 	return err
 }
 

@@ -259,7 +259,7 @@ func (c ClientCert) ValidAt(now uint64) error {
 	return nil
 }
 
-// SameParty tells whether two certificates are of one client with the same keys.
+// SameParty reports whether two certificates name one client and the same keys.
 func (c ClientCert) SameParty(other ClientCert) bool {
 	hasUV, otherUV := c.UVKey != nil, other.UVKey != nil
 	return c.Client == other.Client && c.SigningKey == other.SigningKey && hasUV == otherUV && (!hasUV || *c.UVKey == *other.UVKey)

@@ -391,6 +391,7 @@ func deriveVector(in deriveIn) (any, error) {
 		"pairwise":   mac(PairwiseInput(client, device))[:8],
 		"handle_key": mac(HandleKeyInput(in.Hour, HandleEpoch(in.Epoch))),
 		"handle_aad": hexBytes(HandleAAD(device, in.Hour)),
+		"seal_key":   mac(SealKeyInput()),
 		"root_id":    root.RootID().String(),
 		"root_hash":  hexBytes(rootHash[:]),
 	}, nil

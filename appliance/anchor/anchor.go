@@ -50,8 +50,8 @@ type Anchor struct {
 }
 
 const preamble = `# The anchor of this appliance: its newest root, and the newest revision and version
-# of mac of its database. countersignd writes it and refuses a database that does not
-# go on from it. Keep it: it is not to be edited, copied back or removed.
+# of mac of its database. countersignd writes it and refuses a database that is older
+# or has other roots. Do not edit it, copy it back or remove it.
 `
 
 // text is the file.

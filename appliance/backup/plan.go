@@ -135,12 +135,12 @@ func Merge(database, document State) (m Merged, err error) {
 	return m, err
 }
 
-// Overrule takes keys, trust and policy from the document, whatever a database says that
+// overrule takes keys, trust and policy from the document, whatever a database says that
 // nothing vouches for. What the database takes away stays away, as the store would have
 // it: a key that is destroyed or compromised. A version that the document does not know
 // is recorded as destroyed, so that it is never another key. Errors wrap [ErrOther] or
 // [ErrFile].
-func Overrule(database, document State, now time.Time) (m Merged, err error) {
+func overrule(database, document State, now time.Time) (m Merged, err error) {
 	m = Merged{State: document, stored: map[string]store.Key{}}
 	m.Keys = slices.Clone(document.Keys)
 	known := map[string]*store.Key{}
@@ -197,8 +197,8 @@ func (m Merged) Lost() []store.Key {
 	return slices.DeleteFunc(slices.Clone(m.Missing), func(k store.Key) bool { return k.Name == keyring.Root })
 }
 
-// Founded says that the store was founded with the merged keys, and has no other rows.
-func (m *Merged) Founded() {
+// MarkFounded notes that the store was founded with the merged keys, and has no other rows.
+func (m *Merged) MarkFounded() {
 	m.stored = map[string]store.Key{}
 	for _, k := range m.Keys {
 		m.stored[keyring.Label(k.Name, k.Version)] = k

@@ -107,7 +107,7 @@ func (s signed) verify(root protocol.RootCert) (Signature, error) {
 	return Signature{By: key, roots: s.Roots}, nil
 }
 
-// vouchesFor reports whether the roots of a state are the chain that signed it.
+// vouchesFor returns an error unless the state's roots are the chain that signed it.
 func (by Signature) vouchesFor(s State) error {
 	if !slices.EqualFunc(by.roots, s.Settings.RootCerts, bytes.Equal) {
 		return fmt.Errorf("its root_certs are not the chain that signed: %w", ErrFile)
@@ -217,9 +217,9 @@ func (b Backup) Join(v Statement, database State) (m Merged, err error) {
 }
 
 // Alone is what a backup brings back beside a database that nothing vouches for: see
-// [Overrule]. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
+// overrule. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
 func (b Backup) Alone(database State, now time.Time) (Merged, error) {
-	m, err := Overrule(database, b.State, now)
+	m, err := overrule(database, b.State, now)
 	if err != nil {
 		return m, err
 	}

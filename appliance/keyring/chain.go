@@ -29,7 +29,7 @@ var (
 	ErrUnpinned = errors.New("no root is pinned: there is no anchor, and trust.root names none")
 	// ErrRoots: the registry's chain of roots is broken, is too short, or is not the one
 	// that is pinned.
-	ErrRoots = errors.New("the roots in the database are not those of this appliance")
+	ErrRoots = errors.New("the database does not have the roots of this appliance")
 	// ErrRow: a row of the registry is not what its root certified.
 	ErrRow = errors.New("a key in the database is not what a root of this appliance certified")
 )
@@ -43,8 +43,8 @@ func Verify(c store.Claims, pins Pins) error {
 	return err
 }
 
-// Verified verifies rows by the chain of roots in the settings, as [Load] does. Whether the
-// first root is to be trusted it does not say. Errors wrap [ErrRoots] or [ErrRow].
+// Verified verifies rows by the chain of roots in the settings, as [Load] does. It does not
+// decide whether the first root is trusted. Errors wrap [ErrRoots] or [ErrRow].
 func (s Settings) Verified(rows []store.Key) ([]Key, error) {
 	c, err := s.chain()
 	if err != nil {
@@ -54,7 +54,7 @@ func (s Settings) Verified(rows []store.Key) ([]Key, error) {
 }
 
 // Anchor is the anchor of the newest root, at the end of a chain that is verified from
-// its first root on. Whether the first is to be trusted it does not say.
+// its first root on. It does not decide whether the first root is trusted.
 func (s Settings) Anchor() (anchor.Anchor, error) {
 	c, err := s.chain()
 	if err != nil {

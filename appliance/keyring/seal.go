@@ -24,9 +24,16 @@ func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.
 	if err := Verify(claims, pins); err != nil {
 		return err
 	}
+	labels, err := labelsOf(ctx, token)
+	if err != nil {
+		return err
+	}
 	for _, row := range claims.Keys {
 		if row.Name != MAC || !row.DestroyedAt.IsZero() {
 			continue
+		}
+		if label, ok := labels[row.ID]; ok && label != Label(MAC, row.Version) { // a version that was given up, by another number
+			return fmt.Errorf("the registry has key %x as %s, and the token as %s: %w", row.ID, Label(MAC, row.Version), label, store.ErrForged)
 		}
 		err := addSealKey(ctx, token, seals, Key{Key: row})
 		if err != nil && !errors.Is(err, hsm.ErrKey) { // a key that is not there vouches for nothing
@@ -37,6 +44,19 @@ func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.
 		return s.Unseal(ctx, seals, nil)
 	}
 	return s.Unseal(ctx, seals, pins.Anchor)
+}
+
+// labelsOf are the labels of the keys on the token.
+func labelsOf(ctx context.Context, token hsm.Token) (map[hsm.KeyID]string, error) {
+	keys, err := token.Keys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing the token's keys: %w", err)
+	}
+	labels := map[hsm.KeyID]string{}
+	for _, k := range keys {
+		labels[k.ID] = k.Label
+	}
+	return labels, nil
 }
 
 // addSealKey asks the token for the key of the seals of one version of mac, until two
@@ -155,8 +175,8 @@ func (r *Keyring) follow(ctx context.Context, v *ring) error {
 	return nil
 }
 
-// SealedUnder is the version of mac that new seals are to be of once a plan is carried
-// out.
+// SealedUnder returns the version of mac under which new records are sealed once the plan
+// is carried out.
 func (r *Keyring) SealedUnder(p Plan) uint64 {
 	var rows []store.Key
 	for _, k := range r.live.Load().after(p).keys[MAC] {

@@ -16,7 +16,7 @@ func Purpose(name string) string { return purposes[name] }
 var purposes = map[string]string{
 	Root: "certifies the other keys", KEM: "phones encrypt to it", Decision: "signs decisions and receipts",
 	CA: "issues X.509 certificates", ClientCA: "issues client certificates", Enrol: "takes password verifiers in",
-	Wrap: "keeps password verifiers", MAC: "record MACs, handles, pairwise ids", Audit: "signs checkpoints of the audit log",
+	Wrap: "keeps password verifiers", MAC: "seals, handles, pairwise ids", Audit: "signs checkpoints of the audit log",
 }
 
 // UsageOf is what a key of this name does on the token.

@@ -65,6 +65,9 @@ const (
 	ChangeWithdrawn ChangeState = "withdrawn"
 )
 
+// Ended reports whether nothing leads on from the state.
+func (s ChangeState) Ended() bool { return s != ChangeOpen && s != ChangeTaken }
+
 // Change is one change request.
 type Change struct {
 	ID         [8]byte // first 8 bytes of SHA-256(Document)

@@ -91,6 +91,16 @@ func (o OpenSet) Has(number uint64) bool {
 	return number >= o.Base && i < uint64(len(o.Bits)) && o.Bits[i]&(1<<(number%8)) != 0
 }
 
+// Numbers lists the invitations that are open.
+func (o OpenSet) Numbers() (all []uint64) {
+	for number := o.Base; number < o.Base+8*uint64(len(o.Bits)); number++ {
+		if o.Has(number) {
+			all = append(all, number)
+		}
+	}
+	return all
+}
+
 // Open returns the set with one invitation more, and its number.
 func (o OpenSet) Open() (OpenSet, uint64) {
 	number := max(o.Next, 1)
@@ -135,8 +145,8 @@ func (o OpenSet) sealed() sealed {
 	}{o.Marshal()}}
 }
 
-// Anchor remembers outside of the store how far it has come, so that nobody puts an
-// older one in its place. Both figures never go back.
+// Anchor remembers outside of the store how far it has come, so that an older one is
+// refused. Both figures never go back.
 type Anchor interface {
 	// Floor returns the newest revision of the head and version of mac in force that
 	// the host has seen; zeros if it has seen none.

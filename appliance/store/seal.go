@@ -18,13 +18,13 @@ import (
 // no appliance of this trust domain wrote it, or wrote it there, or it is an old one.
 var ErrForged = errors.New("the record was changed outside of the appliance and is not trusted")
 
-// ErrSealed means that nobody has unsealed the store yet; it wraps [ErrUnavailable].
+// ErrSealed means that the store is not unsealed yet. It wraps [ErrUnavailable].
 var ErrSealed = fmt.Errorf("%w: its records cannot be verified before it is unsealed", ErrUnavailable)
 
 // Sizes of a seal, bytes.
 const (
 	SealKeySize = 32
-	SealSize    = 8 + sha256.Size
+	sealSize    = 8 + sha256.Size
 )
 
 // Seal vouches for one record: HMAC-SHA-256, under the seal key of a version of mac,
@@ -32,8 +32,9 @@ const (
 //
 //	[table tstr, key bstr, version of mac uint, {field number: value}]
 //
-// with every field that is not zero (PROTOCOL.md §2.1). A record that is copied under
-// another key, or into another table, does not fit its seal.
+// with every field that is not zero (PROTOCOL.md §2.1). The counter of what restricts a
+// client is always there, for 0 is a counter. A record that is copied under another key,
+// or into another table, does not fit its seal.
 type Seal struct {
 	Version uint64 // of mac
 	MAC     [sha256.Size]byte
@@ -41,12 +42,12 @@ type Seal struct {
 
 // Bytes returns the seal as drivers store it: version, 8 bytes big-endian, and MAC.
 func (s Seal) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(make([]byte, 0, SealSize), s.Version), s.MAC[:]...)
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, sealSize), s.Version), s.MAC[:]...)
 }
 
 // ParseSeal reads what Bytes writes. What is no seal is one that fits no record.
 func ParseSeal(b []byte) (s Seal) {
-	if len(b) == SealSize {
+	if len(b) == sealSize {
 		s.Version = binary.BigEndian.Uint64(b)
 		copy(s.MAC[:], b[8:])
 	}

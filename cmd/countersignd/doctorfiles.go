@@ -76,7 +76,7 @@ func (d *doctor) guard() {
 		"countersignctl hsm unlock with the right PIN lifts the guard")
 }
 
-// anchor tells what the store is held against.
+// anchor checks the file that the store is compared with.
 func (d *doctor) anchor() {
 	path := anchorPath(d.cfg)
 	a, err := anchor.Read(path)

@@ -139,7 +139,7 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 	}
 	m.sealing = sqlite.Sealing{
 		Seals: m.parts.seals, Settings: m.contents.Settings,
-		Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: m.now,
+		Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Unverified: map[[8]byte][]store.ChangeSignature{}, Now: m.now,
 	}
 	for _, step := range []func(context.Context) error{m.readPolicy, m.readKeys, m.readDevices, m.readClients, m.readAdmins, m.readChanges} {
 		if err := step(ctx); err != nil {
@@ -150,7 +150,7 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 }
 
 func (m *migration) say(format string, args ...any) {
-	m.list = append(m.list, fmt.Sprintf(format, args...))
+	m.list = append(m.list, cli.Printable(fmt.Sprintf(format, args...)))
 }
 
 func (m *migration) readPolicy(context.Context) error {
@@ -238,7 +238,8 @@ func (m *migration) readAdmins(ctx context.Context) error {
 	return nil
 }
 
-// readChanges lists requests that were made and whose signatures do not all verify.
+// readChanges lists requests that were made and whose signatures do not all verify. Such
+// a signature counts for nothing any more.
 func (m *migration) readChanges(ctx context.Context) error {
 	for _, c := range m.contents.Changes {
 		if c.State != store.ChangeExecuted {
@@ -250,7 +251,8 @@ func (m *migration) readChanges(ctx context.Context) error {
 				return err
 			}
 			if !ok {
-				m.say("change %s was made, and a signature by %x does not verify", change.ID(c.ID), s.Signer)
+				m.sealing.Unverified[c.ID] = append(m.sealing.Unverified[c.ID], s)
+				m.say("change %s was made, and a signature by %x does not verify: the signature goes", change.ID(c.ID), s.Signer)
 			}
 		}
 	}

@@ -28,6 +28,8 @@ var (
 	errStoreThere = errors.New("there is a store already; restore never replaces one")
 	// errNoRoot: there is nothing to hold the files against.
 	errNoRoot = errors.New("no root of this appliance is named, and no file vouches for its own")
+	// errOldMAC: the anchor would refuse what comes back.
+	errOldMAC = errors.New("the anchor of this host is ahead of the files")
 	// errLost: keys without a sealed copy will not come back.
 	errLost = errors.New("keys without a sealed copy do not come back")
 	// errUnsealed: nothing vouches for the database, not even its seals.
@@ -255,7 +257,7 @@ func (r *restoration) report() string {
 			"administrators, change requests and invitations were not: add and invite them again\n"
 	}
 	if len(r.forged) > 0 {
-		out += fmt.Sprintf("%d records do not fit their seals, and are nobody's:\n", len(r.forged))
+		out += fmt.Sprintf("%d records do not fit their seals and were ignored:\n", len(r.forged))
 		for _, err := range r.forged {
 			out += cli.Printable("  "+err.Error()) + "\n"
 		}

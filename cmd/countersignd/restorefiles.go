@@ -85,9 +85,11 @@ const salvagedSuffix = ".salvaged"
 // removeWork removes the database that is worked on, with what SQLite has beside it.
 func (r *restoration) removeWork() error {
 	var failed []error
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock", ".unsealed", ".migrating", salvagedSuffix, salvagedSuffix + ".lock"} {
-		if err := os.Remove(r.work + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			failed = append(failed, err)
+	for _, database := range []string{"", ".unsealed", ".migrating", salvagedSuffix} {
+		for _, suffix := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+			if err := os.Remove(r.work + database + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				failed = append(failed, err)
+			}
 		}
 	}
 	return errors.Join(failed...)

@@ -82,6 +82,9 @@ func (r *restoration) merge(ctx context.Context, p *parts) error {
 	if r.ended, err = backup.Ended(ctx, records, r.point); err != nil {
 		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
+	if _, mac := p.anchor.Floor(); keyring.NewestMAC(r.merged.Keys) < mac {
+		return fmt.Errorf("this host had mac@%d in force, and the files know mac@%d at most: %w", mac, keyring.NewestMAC(r.merged.Keys), errOldMAC)
+	}
 	if lost := r.merged.Lost(); len(lost) > 0 && !r.flags.partial {
 		return fmt.Errorf("%w: %v", errLost, backup.Labels(lost))
 	}
@@ -200,7 +203,7 @@ func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error 
 	if err := os.Rename(r.work+salvagedSuffix, r.work); err != nil {
 		return cli.Fail(cli.IO, err, "")
 	}
-	r.merged.Founded()
+	r.merged.MarkFounded()
 	r.salvaged, r.forged = cause, left
 	p.store, err = sqlite.Open(ctx, sqlite.Config{Path: r.work, Existing: true, Logger: p.log.Named("store")})
 	if err != nil {

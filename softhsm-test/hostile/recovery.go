@@ -184,7 +184,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 	if err := os.Rename(fresh, r.place.Path); err != nil {
 		return err
 	}
-	r.merged.Founded()
+	r.merged.MarkFounded()
 	if r.store, err = sqlite.Open(ctx, sqlite.Config{Path: r.place.Path, Existing: true}); err != nil {
 		return err
 	}

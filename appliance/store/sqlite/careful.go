@@ -7,9 +7,9 @@ import (
 	"countersign/appliance/store"
 )
 
-// careful is a row that whoever writes to the file may have spoilt. What does not fit its
-// columns, a NULL or a number out of range, was changed outside of the appliance: that is
-// an alarm, where there is somebody to hear it, and no failure of the store.
+// careful scans a row that a writer of the file may have spoilt. A value that does not fit
+// its column (a NULL, a number out of range) raises the alarm where there is a vault; it is
+// no failure of the store.
 type careful struct {
 	scanner
 	vault *vault // nil: sealed

@@ -131,10 +131,13 @@ func (s *Store) readChanges(ctx context.Context, q query) (all []store.Change, e
 		}
 		rows, err := collect(from, scanChange, q.sql, q.args...)
 		for _, row := range rows {
-			if row, err = openChange(from, v, row); err != nil {
+			row, err := openChange(from, v, row)
+			switch {
+			case err == nil:
+				all = append(all, row.Change)
+			case !errors.Is(err, store.ErrForged) || !row.State.Ended(): // the head has those that are open
 				return err
 			}
-			all = append(all, row.Change)
 		}
 		return err
 	})

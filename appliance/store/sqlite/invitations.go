@@ -107,19 +107,8 @@ var partyTable = map[store.Kind]string{store.KindClient: "client", store.KindDev
 // come, and those that i replaces, whose time ends now.
 func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
 	if i.Replace {
-		all, err := collect(t, scanInvitation, `SELECT `+invitationColumns+` FROM invitation
-			WHERE kind = ?1 AND name = ?2 AND used_us IS NULL AND expires_us > ?3`, string(i.Kind), i.Name, i.CreatedAt.UnixMicro())
-		if err != nil {
+		if err := t.replaced(open, i); err != nil {
 			return err
-		}
-		for _, old := range all {
-			if err := t.check(old.Invitation, old.seal); err != nil {
-				return err
-			}
-			old.ExpiresAt = i.CreatedAt
-			if err := t.putInvitation(old.Invitation); err != nil {
-				return err
-			}
 		}
 	}
 	over, err := collect(t, func(s scanner) (n uint64, err error) {
@@ -128,6 +117,44 @@ func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
 	}, `SELECT number FROM invitation WHERE used_us IS NULL AND expires_us <= ? AND number >= ?`, i.CreatedAt.UnixMicro(), int64(open.Base))
 	*open = open.Close(over...) // a number that is wrong closes an invitation, and opens none
 	return err
+}
+
+// replaced ends the open invitations that i replaces. One that is open and whose row does
+// not fit might be such a one, under another name for the moment: it is closed.
+func (t *txn) replaced(open *store.OpenSet, i store.Invitation) error {
+	v, err := t.unsealed()
+	if err != nil {
+		return err
+	}
+	rows, err := collect(t, func(s scanner) (sealedRow, error) {
+		row, err := scanInvitation(s)
+		return sealedRow{0, row.Invitation, row.seal, nil, nil}.unless(err)
+	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL AND number >= ?`, int64(open.Base))
+	if err != nil {
+		return err
+	}
+	fits := map[uint64]bool{}
+	for _, r := range rows {
+		old := r.record.(store.Invitation)
+		if r.err != nil || !open.Has(old.Number) || v.check(old, r.seal) != nil {
+			continue
+		}
+		fits[old.Number] = true
+		if old.Kind != i.Kind || old.Name != i.Name || !old.ExpiresAt.After(i.CreatedAt) {
+			continue
+		}
+		old.ExpiresAt = i.CreatedAt
+		if err := t.putInvitation(old); err != nil {
+			return err
+		}
+	}
+	for _, number := range open.Numbers() {
+		if !fits[number] {
+			_ = v.seals.Report(fmt.Sprintf("invitation %d is open, and has no row that fits", number)) // it is closed for that
+			*open = open.Close(number)
+		}
+	}
+	return nil
 }
 
 // nameFree finds no enrolled party of the name and no open invitation for it. A

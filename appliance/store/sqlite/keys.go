@@ -127,7 +127,7 @@ func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Recor
 			return err
 		}
 		h := store.Head{MAC: v.seals.InForce()}
-		if err := t.found(&h, trust); err != nil {
+		if err := t.found(ctx, &h, trust); err != nil {
 			return err
 		}
 		return t.append(rec)
@@ -135,13 +135,13 @@ func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Recor
 }
 
 // found writes the first head, and what hangs on it.
-func (t *txn) found(h *store.Head, trust store.Trust) error {
+func (t *txn) found(ctx context.Context, h *store.Head, trust store.Trust) error {
 	for _, k := range trust.Keys {
 		if err := t.insertKey(k); err != nil {
 			return err
 		}
 	}
-	schema, err := schemaOf(t)
+	schema, err := ours(ctx, t)
 	if err != nil {
 		return err
 	}

@@ -35,11 +35,8 @@ type Old struct {
 type OldClient struct {
 	store.Client
 	MAC []byte
-	Restraint
+	store.Restraint
 }
-
-// Restraint is what restricts the client.
-type Restraint = store.Restraint
 
 // OldAdmin is an administrator with the MAC of its record.
 type OldAdmin struct {
@@ -47,7 +44,7 @@ type OldAdmin struct {
 	MAC []byte
 }
 
-// Contents is what an old store has that somebody must judge before it is sealed.
+// Contents is what an administrator must judge in an old store.
 type Contents struct {
 	store.Claims
 	Ending  Ending
@@ -102,6 +99,13 @@ func (o *Old) open(ctx context.Context) error {
 		return err
 	case version >= schemaVersion:
 		return fmt.Errorf("it is sealed already: %w", store.ErrExists)
+	}
+	found, err := schemaIn(ctx, db)
+	if err == nil {
+		err = onlyOurs(ctx, found, version)
+	}
+	if err != nil {
+		return err
 	}
 	if err := upTo(ctx, db, schemaVersion-1); err != nil {
 		return err
@@ -186,7 +190,7 @@ func (o *Old) Read() (c Contents, err error) {
 		func() (err error) { c.Clients, err = o.clients(); return err },
 		func() (err error) {
 			c.Admins, err = collect(t, func(s scanner) (a OldAdmin, err error) {
-				r, err := scanAdmin(withMAC{s, &a.MAC})
+				r, err := scanAdmin(withFirst{s, &a.MAC})
 				a.Admin = r.Admin
 				return a, err
 			}, `SELECT mac, `+adminColumns+` FROM admin ORDER BY name`)
@@ -195,6 +199,7 @@ func (o *Old) Read() (c Contents, err error) {
 		func() (err error) {
 			rows, err := readChangeRows(t, nil)
 			for _, r := range rows {
+				err = errors.Join(err, r.err)
 				c.Changes = append(c.Changes, r.record.(store.Change))
 			}
 			return err
@@ -211,14 +216,6 @@ func (o *Old) Read() (c Contents, err error) {
 func (o *Old) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
 	return collect(o.txn, scanRecord, listRecords, int64(after), max(limit, 0))
 }
-
-// withMAC scans a MAC before the columns.
-type withMAC struct {
-	scanner
-	mac *[]byte
-}
-
-func (w withMAC) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.mac}, dest...)...) }
 
 // clients are those with their MACs and with what their limits were charged, of which old
 // stores do not know the currency.
@@ -247,12 +244,18 @@ func (o *Old) clients() ([]OldClient, error) {
 		return w, err
 	}, `SELECT c.id, u.service, u.period_s, u.window_us / 1000000, u.amount, u.count FROM used u JOIN client c ON c.ref = u.client
 		ORDER BY u.window_us DESC`)
+	if err != nil {
+		return nil, err
+	}
 	byID := map[protocol.ClientID]*OldClient{}
 	for i := range clients {
 		byID[clients[i].ID] = &clients[i]
 	}
 	for _, w := range windows {
 		c := byID[w.id]
+		if c == nil {
+			continue
+		}
 		older := 0
 		for _, known := range c.Windows {
 			if known.Service == w.Service && known.Period == w.Period {
@@ -263,7 +266,7 @@ func (o *Old) clients() ([]OldClient, error) {
 			c.Windows = append(c.Windows, w.Window)
 		}
 	}
-	return clients, err
+	return clients, nil
 }
 
 // Sealing says how an old store is sealed.
@@ -274,6 +277,8 @@ type Sealing struct {
 	// revoked, the other administrators go.
 	Clients map[protocol.ClientID]bool
 	Admins  map[[8]byte]bool
+	// Countersignatures that do not verify, by the id of the request: they go.
+	Unverified map[[8]byte][]store.ChangeSignature
 	// Currency is that of a service, for the limits; "" where it has none.
 	Currency func(protocol.Service) string
 	Now      time.Time
@@ -318,7 +323,7 @@ func (o *Old) finish(ctx context.Context, s Sealing) error {
 	o.txn.vault.Store(&vault{seals: s.Seals})
 	_, err = o.txn.exec("BEGIN IMMEDIATE")
 	if err == nil {
-		err = o.makeHead(s)
+		err = o.makeHead(ctx, s)
 	}
 	if err == nil {
 		_, err = o.txn.exec("COMMIT")
@@ -330,9 +335,9 @@ func (o *Old) finish(ctx context.Context, s Sealing) error {
 }
 
 // makeHead writes the settings, the schema among them, and the head.
-func (o *Old) makeHead(s Sealing) error {
+func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	t := o.txn
-	schema, err := schemaOf(t)
+	schema, err := ours(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -376,6 +381,9 @@ func (o *Old) endWhatGrants(s Sealing) error {
 
 func (o *Old) sealClients(s Sealing) error {
 	clients, err := o.clients()
+	if err != nil {
+		return err
+	}
 	for _, c := range clients {
 		if !s.Clients[c.ID] {
 			c.Status = store.Revoked
@@ -399,6 +407,9 @@ func (o *Old) sealClients(s Sealing) error {
 
 func (o *Old) sealAdmins(s Sealing) error {
 	rows, err := readAdmins(o.txn, nil)
+	if err != nil {
+		return err
+	}
 	for _, r := range rows {
 		id := r.record.(store.Admin).ID
 		if s.Admins[id] {
@@ -438,6 +449,9 @@ func (o *Old) moveCharges(s Sealing) error {
 		return c, err
 	}, `SELECT coalesce(a.ref, c.decision), c.service, c.period_s, c.window_us, c.amount
 		FROM charge c LEFT JOIN decision a ON a.first = c.decision AND a.result = 1 ORDER BY 1, 2, 3, 4`)
+	if err != nil {
+		return err
+	}
 	byDecision := map[int64][]store.Charge{}
 	for _, c := range all {
 		c.Currency = s.Currency(c.Service)
@@ -451,9 +465,17 @@ func (o *Old) moveCharges(s Sealing) error {
 	return err
 }
 
-// sealRest seals the tables that nobody judges record by record.
-func (o *Old) sealRest(Sealing) error {
+// sealRest seals the tables that are not judged record by record.
+func (o *Old) sealRest(s Sealing) error {
 	quiet := &vault{seals: store.NewSeals(nil)}
+	for id, all := range s.Unverified {
+		for _, one := range all {
+			const remove = `DELETE FROM change_signature WHERE signer = ? AND change = (SELECT ref FROM change WHERE id = ?)`
+			if _, err := o.txn.exec(remove, one.Signer[:], id[:]); err != nil {
+				return err
+			}
+		}
+	}
 	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
 		rows, err := read(o.txn, quiet)
 		if err != nil {

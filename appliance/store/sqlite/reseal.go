@@ -40,13 +40,19 @@ type sealedTable struct {
 
 // tables are those that grow. What hangs on the head is brought over at once, before.
 var tables = []sealedTable{
-	{"client", "true", readClients},
-	{"restraint", "true", readRestraints},
-	{"device", "true", readDevices},
+	clientTable,
+	restraintTable,
+	deviceTable,
 	{"invitation", "true", readInvitations},
 	{"decision", "decided_us >= ?1 OR result = 3 AND final_result IS NULL", readDecisions},
 	{"attempt", "begun_us >= ?1", readAttempts},
 }
+
+var (
+	clientTable    = sealedTable{"client", "true", readClients}
+	restraintTable = sealedTable{"restraint", "true", readRestraints}
+	deviceTable    = sealedTable{"device", "true", readDevices}
+)
 
 // hangingTables are those whose records hang on the head, and the head's own.
 var hangingTables = []string{"head", "key", "setting", "policy", "admin", "change"}
@@ -95,18 +101,18 @@ func readDevices(from source, _ *vault, after int64, most int) ([]sealedRow, err
 func readInvitations(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
-		i, err := scanInvitation(withRef{s, &ref})
+		i, err := scanInvitation(withFirst{s, &ref})
 		return sealedRow{ref, i.Invitation, i.seal, nil, put(`UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)}.unless(err)
 	}, `SELECT rowid, `+invitationColumns+` FROM invitation WHERE rowid > ? ORDER BY rowid LIMIT ?`, after, most)
 }
 
-// withRef scans the place of a row before its columns.
-type withRef struct {
+// withFirst scans one column before the others.
+type withFirst struct {
 	scanner
-	ref *int64
+	first any
 }
 
-func (w withRef) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.ref}, dest...)...) }
+func (w withFirst) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.first}, dest...)...) }
 
 func readDecisions(from source, v *vault, after int64, most int) ([]sealedRow, error) {
 	return readDecisionsSince(from, v, after, most, answersFrom())
@@ -144,7 +150,7 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}.unless(err)
 	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM attempt a JOIN client c ON c.ref = a.client WHERE a.begun_us >= ?3 AND a.client > ?1 AND a.client <= (
-			SELECT max(client) FROM (SELECT DISTINCT client FROM attempt WHERE client > ?1 ORDER BY client LIMIT ?2))
+			SELECT max(client) FROM (SELECT DISTINCT client FROM attempt WHERE client > ?1 AND begun_us >= ?3 ORDER BY client LIMIT ?2))
 		ORDER BY a.client`, after, most, answersFrom())
 }
 
@@ -198,14 +204,23 @@ func (t *txn) reseal(v *vault, r sealedRow) (bool, error) {
 	if r.err != nil || store.ParseSeal(r.seal).Version == v.seals.InForce() || v.check(r.record, r.seal) != nil {
 		return false, nil // the alarm has heard of it
 	}
-	seal, err := t.seal(r.record)
-	if err != nil {
-		return false, err
-	}
-	return true, r.put(t, seal)
+	return true, t.sealAgain(r)
 }
 
-// resealHanging brings over all that hangs on the head, and the head.
+// sealAgain gives a record that was read a seal under the version in force.
+func (t *txn) sealAgain(r sealedRow) error {
+	if r.err != nil {
+		return r.err
+	}
+	seal, err := t.seal(r.record)
+	if err != nil {
+		return err
+	}
+	return r.put(t, seal)
+}
+
+// resealHanging brings over all that hangs on the head, and the head. A change request
+// that has ended and does not fit stays as it is.
 func (t *txn) resealHanging() (n int, err error) {
 	v, err := t.unsealed()
 	if err != nil {
@@ -215,28 +230,25 @@ func (t *txn) resealHanging() (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	stale := func(seal []byte) bool { return store.ParseSeal(seal).Version != v.seals.InForce() }
+	var stale []sealedRow
 	for _, r := range rows {
-		if stale(r.seal) {
-			n++
+		if store.ParseSeal(r.seal).Version == v.seals.InForce() {
+			continue
 		}
+		if r.err == nil {
+			r.err = v.check(r.record, r.seal)
+		}
+		if c, ok := r.record.(store.Change); ok && c.State.Ended() && r.err != nil {
+			continue
+		}
+		stale = append(stale, r)
 	}
-	if n == 0 {
+	if len(stale) == 0 {
 		return 0, nil
 	}
-	return n, t.move(store.AllHanging(), func(*store.Head) error {
-		for _, r := range rows {
-			if !stale(r.seal) {
-				continue
-			}
-			if err := v.check(r.record, r.seal); err != nil {
-				return err
-			}
-			seal, err := t.seal(r.record)
-			if err == nil {
-				err = r.put(t, seal)
-			}
-			if err != nil {
+	return len(stale), t.move(store.AllHanging(), func(*store.Head) error {
+		for _, r := range stale {
+			if err := t.sealAgain(r); err != nil {
 				return err
 			}
 		}
@@ -260,20 +272,17 @@ func readOpenSet(from source, v *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var body, seal []byte
 		if err := s.Scan(&body, &seal); err != nil {
-			return sealedRow{}, err
+			return sealedRow{}.unless(err)
 		}
-		o, err := store.ParseOpenSet(body)
-		if err != nil {
-			err = v.seals.Report("the set of open invitations cannot be read")
-		}
-		return sealedRow{0, o, seal, nil, put(`UPDATE head SET seal = ? WHERE name = 'invitations'`)}, err
+		o, err := v.parseOpenSet(body)
+		return sealedRow{0, o, seal, nil, put(`UPDATE head SET seal = ? WHERE name = 'invitations'`)}.unless(err)
 	}, `SELECT body, seal FROM head WHERE name = 'invitations'`)
 }
 
 func readKeys(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		k, err := scanKey(s)
-		return sealedRow{0, k.Key, k.seal, nil, put(`UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, int64(k.Version))}, err
+		return sealedRow{0, k.Key, k.seal, nil, put(`UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, int64(k.Version))}.unless(err)
 	}, `SELECT `+keyColumns+` FROM key`)
 }
 
@@ -282,31 +291,37 @@ func readSettings(from source, _ *vault) ([]sealedRow, error) {
 		var one store.Setting
 		var seal []byte
 		err := s.Scan(&one.Name, &one.Value, &seal)
-		return sealedRow{0, one, seal, nil, put(`UPDATE setting SET seal = ? WHERE name = ?`, one.Name)}, err
+		return sealedRow{0, one, seal, nil, put(`UPDATE setting SET seal = ? WHERE name = ?`, one.Name)}.unless(err)
 	}, `SELECT name, value, seal FROM setting`)
 }
 
 func readPolicies(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		p, err := scanPolicy(s)
-		return sealedRow{0, p.Policy, p.seal, nil, put(`UPDATE policy SET seal = ? WHERE version = ?`, int64(p.Version))}, err
+		return sealedRow{0, p.Policy, p.seal, nil, put(`UPDATE policy SET seal = ? WHERE version = ?`, int64(p.Version))}.unless(err)
 	}, `SELECT `+policyColumns+` FROM policy`)
 }
 
 func readAdmins(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		a, err := scanAdmin(s)
-		return sealedRow{0, a.Admin, a.seal, nil, put(`UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])}, err
+		return sealedRow{0, a.Admin, a.seal, nil, put(`UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])}.unless(err)
 	}, `SELECT `+adminColumns+` FROM admin`)
 }
 
-func readChangeRows(from source, _ *vault) (all []sealedRow, err error) {
-	rows, err := collect(from, scanChange, `SELECT `+changeColumns+` FROM change`)
-	for _, c := range rows {
-		if err == nil {
-			c.Signatures, err = collect(from, scanSignature, changeSignatures, c.ref)
+func readChangeRows(from source, _ *vault) ([]sealedRow, error) {
+	all, err := collect(from, func(s scanner) (sealedRow, error) {
+		c, err := scanChange(s)
+		return sealedRow{c.ref, c.Change, c.seal, nil, put(`UPDATE change SET seal = ? WHERE ref = ?`, c.ref)}.unless(err)
+	}, `SELECT `+changeColumns+` FROM change`)
+	for i, r := range all {
+		if err != nil || r.err != nil {
+			continue
 		}
-		all = append(all, sealedRow{0, c.Change, c.seal, nil, put(`UPDATE change SET seal = ? WHERE ref = ?`, c.ref)})
+		c := r.record.(store.Change)
+		c.Signatures, err = collect(from, scanSignature, changeSignatures, r.ref)
+		all[i].record = c
+		all[i], err = all[i].unless(err)
 	}
 	return all, err
 }
@@ -348,7 +363,6 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 	}
 	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
 		look := func(err error) error {
-			records++
 			if errors.Is(err, store.ErrForged) {
 				forged = append(forged, err)
 				return nil
@@ -370,26 +384,28 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 				return err
 			}
 		}
-		rows, err := hangingRows(from, v)
-		if err != nil {
-			return look(err)
-		}
-		for _, r := range rows {
-			if err := look(v.check(r.record, r.seal)); err != nil {
-				return err
-			}
-		}
 		if err := v.strays(from, look); err != nil {
 			return err
 		}
+		records = 1 // the head
+		row := func(r sealedRow) error {
+			records++
+			if r.err == nil {
+				r.err = v.check(r.record, r.seal)
+			}
+			return look(r.err)
+		}
+		rows, err := hangingRows(from, v)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if err := row(r); err != nil {
+				return err
+			}
+		}
 		for _, table := range tables {
-			err := eachRow(from, v, table, func(r sealedRow) error {
-				if r.err == nil {
-					r.err = v.check(r.record, r.seal)
-				}
-				return look(r.err)
-			})
-			if err != nil {
+			if err := eachRow(from, v, table, row); err != nil {
 				return err
 			}
 		}

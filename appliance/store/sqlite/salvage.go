@@ -17,9 +17,9 @@ var salvaged = []struct {
 	table sealedTable
 	copy  string
 }{
-	{tables[0], `INSERT INTO client SELECT * FROM old.client WHERE ref = ?`},
-	{tables[1], `INSERT INTO restraint SELECT * FROM old.restraint WHERE client = ?`},
-	{tables[2], `INSERT INTO device SELECT * FROM old.device WHERE ref = ?`},
+	{clientTable, `INSERT INTO client SELECT * FROM old.client WHERE ref = ?`},
+	{restraintTable, `INSERT INTO restraint SELECT * FROM old.restraint WHERE client = ?`},
+	{deviceTable, `INSERT INTO device SELECT * FROM old.device WHERE ref = ?`},
 	{sealedTable{"decision", "true", readAllDecisions}, `INSERT INTO decision SELECT * FROM old.decision WHERE ref = ?`},
 }
 

@@ -96,6 +96,57 @@ func foreign(found, want map[object]string) (names []string) {
 	return names
 }
 
+// made is the schema that the migrations up to a version make.
+func made(ctx context.Context, version int64) (map[object]string, error) {
+	db, err := sql.Open("sqlite", ":memory:")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = db.Close() }() // nothing of it is kept
+	db.SetMaxOpenConns(1)             // each connection has a memory of its own
+	if err := upTo(ctx, db, version); err != nil {
+		return nil, err
+	}
+	return schemaIn(ctx, db)
+}
+
+// schemaIn reads the schema of a database that has no writer yet.
+func schemaIn(ctx context.Context, db *sql.DB) (map[object]string, error) {
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was written
+	return schemaOf(snapshot{ctx, tx, nil})
+}
+
+// onlyOurs returns an error that wraps [store.ErrForged] unless a schema is what the
+// migrations up to a version make. Nothing may be sealed before: a trigger that is there
+// already could change what is sealed, and would be on the sealed list.
+func onlyOurs(ctx context.Context, found map[object]string, version int64) error {
+	want, err := made(ctx, version)
+	if err != nil {
+		return err
+	}
+	goose := object{"table", "goose_db_version"} // is worded by the library
+	if _, there := found[goose]; there {
+		want[goose] = found[goose]
+	}
+	if names := foreign(found, want); len(names) > 0 {
+		return fmt.Errorf("the schema is not what countersignd made: %s: %w", strings.Join(names, ", "), store.ErrForged)
+	}
+	return nil
+}
+
+// ours is the schema of a store that is about to be sealed.
+func ours(ctx context.Context, t *txn) (map[object]string, error) {
+	found, err := schemaOf(t)
+	if err == nil {
+		err = onlyOurs(ctx, found, schemaVersion)
+	}
+	return found, err
+}
+
 // verifySchema compares the schema with the sealed manifest.
 func (v *vault) verifySchema(from source) error {
 	var text, seal []byte
@@ -157,10 +208,11 @@ func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anc
 			return fmt.Errorf("unsealing the store: %w: %w", store.ErrUnavailable, err)
 		}
 	}
+	s.vault.Store(v)
 	return nil
 }
 
-// open verifies what there is, and makes it the vault of the store.
+// open verifies what there is.
 func (v *vault) open(t *txn) error {
 	if err := t.row("PRAGMA schema_version").Scan(&v.schema); err != nil {
 		return err
@@ -171,9 +223,13 @@ func (v *vault) open(t *txn) error {
 	}
 	h, err := v.head(t, revision)
 	switch {
-	case errors.Is(err, sql.ErrNoRows): // not founded yet
-		t.vault.Store(v)
-		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		var some bool
+		err := t.row(`SELECT EXISTS (SELECT 1 FROM key) OR EXISTS (SELECT 1 FROM setting) OR EXISTS (SELECT 1 FROM client)`).Scan(&some)
+		if err == nil && some {
+			err = v.seals.Report("the head is missing")
+		}
+		return err // nil: not founded yet
 	case err != nil:
 		return err
 	case h.MAC < mac:
@@ -189,7 +245,6 @@ func (v *vault) open(t *txn) error {
 	}
 	v.seals.Use(h.MAC)
 	v.revision.Store(h.Revision)
-	t.vault.Store(v)
 	return nil
 }
 

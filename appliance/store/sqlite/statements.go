@@ -18,9 +18,12 @@ type txn struct {
 	stmts map[string]*sql.Stmt
 	vault *atomic.Pointer[vault]
 
-	// Revision of the head that the group has written, 0 for none, and its mac.
-	moved, movedMAC uint64
+	moved moved
 }
+
+// moved is the head that a group of operations has written: its revision, 0 for none, and
+// its version of mac.
+type moved struct{ revision, mac uint64 }
 
 func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
 	return &txn{conn: conn, stmts: map[string]*sql.Stmt{}, vault: v}

@@ -13,7 +13,7 @@ import (
 
 const attemptColumns = `random, m3, answered, tries_left, begun_us, seal`
 
-// attempt reads one attempt by its number, or [sql.ErrNoRows].
+// openAttempt reads an attempt from its row and checks its seal, or returns [sql.ErrNoRows].
 func openAttempt(row scanner, v *vault, k store.AnswerKey) (b store.Begun, err error) {
 	b.AnswerKey = store.AnswerKey{Client: k.Client, Attempt: k.Attempt}
 	binary.BigEndian.PutUint32(b.Serial[:4], k.Serial.Counter())

@@ -159,7 +159,7 @@ func digest(from source, kind store.Hanging) (sum [32]byte, err error) {
 func (v *vault) hangs(from source, h store.Head, kind store.Hanging) error {
 	found, err := digest(from, kind)
 	if err == nil && found != h.Digests[kind] {
-		err = v.seals.Report(fmt.Sprintf("%s are not those of the head: one is missing, is too many or is an old one", kind))
+		err = v.seals.Report(fmt.Sprintf("%s do not match the head: a record is missing, old or foreign", kind))
 	}
 	return err
 }
@@ -170,7 +170,7 @@ func (t *txn) head() (store.Head, error) {
 	if err != nil {
 		return store.Head{}, err
 	}
-	return v.head(t, max(v.revision.Load(), t.moved))
+	return v.head(t, max(v.revision.Load(), t.moved.revision))
 }
 
 // hanging verifies records of kinds that hang on the head, and returns it.
@@ -220,7 +220,7 @@ func (t *txn) putHead(h store.Head, kinds ...store.Hanging) (err error) {
 	_, err = t.exec(`INSERT INTO head (name, body, seal) VALUES ('head', ?1, ?2) ON CONFLICT (name) DO UPDATE SET body = ?1, seal = ?2`,
 		h.Marshal(), seal.Bytes())
 	if err == nil {
-		t.moved, t.movedMAC = h.Revision, h.MAC
+		t.moved = moved{h.Revision, h.MAC}
 	}
 	return err
 }
@@ -232,10 +232,22 @@ func (t *txn) openSet() (o store.OpenSet, err error) {
 	if err := t.row(`SELECT body, seal FROM head WHERE name = 'invitations'`).Scan(&body, &seal); err != nil {
 		return o, unlessNoRow(err)
 	}
-	if o, err = store.ParseOpenSet(body); err != nil {
-		return o, err
+	v, err := t.unsealed()
+	if err == nil {
+		o, err = v.parseOpenSet(body)
 	}
-	return o, t.check(o, seal)
+	if err == nil {
+		err = v.check(o, seal)
+	}
+	return o, err
+}
+
+func (v *vault) parseOpenSet(body []byte) (store.OpenSet, error) {
+	o, err := store.ParseOpenSet(body)
+	if err != nil {
+		err = v.seals.Report("the set of open invitations cannot be read")
+	}
+	return o, err
 }
 
 func (t *txn) putOpenSet(o store.OpenSet) error {

@@ -32,7 +32,7 @@ func testSeals() *store.Seals {
 	return s
 }
 
-// founded is a closed store at a path, with a client, a device and two administrators.
+// foundedAt is a closed store at a path, with a client, a device and two administrators.
 func foundedAt(t *testing.T, path string, a store.Anchor) storetest.Parties {
 	t.Helper()
 	s, err := Open(t.Context(), Config{Path: path})
@@ -124,13 +124,13 @@ func TestSchemaWhileServing(t *testing.T) {
 // TestHangs: for what hangs on the head, missing, old and foreign rows are refused at once.
 func TestHangs(t *testing.T) {
 	for name, c := range map[string]struct{ statement, want string }{
-		"administrator gone":   {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators are not those of the head"},
-		"administrator copied": {`INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`, "administrators are not those of the head"},
-		"policy gone":          {`DELETE FROM policy`, "policies are not those of the head"},
-		"setting gone":         {`DELETE FROM setting WHERE name = 'schema'`, "settings are not those of the head"},
-		"setting added":        {`INSERT INTO setting (name, value, seal) SELECT 'x', value, seal FROM setting`, "settings are not those of the head"},
-		"key added":            {`INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`, "keys are not those of the head"},
-		"open set gone":        {`DELETE FROM head WHERE name = 'invitations'`, "open invitations are not those of the head"},
+		"administrator gone":   {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators do not match the head"},
+		"administrator copied": {`INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`, "administrators do not match the head"},
+		"policy gone":          {`DELETE FROM policy`, "policies do not match the head"},
+		"setting gone":         {`DELETE FROM setting WHERE name = 'schema'`, "settings do not match the head"},
+		"setting added":        {`INSERT INTO setting (name, value, seal) SELECT 'x', value, seal FROM setting`, "settings do not match the head"},
+		"key added":            {`INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`, "keys do not match the head"},
+		"open set gone":        {`DELETE FROM head WHERE name = 'invitations'`, "open invitations do not match the head"},
 		"head changed":         {`UPDATE head SET body = zeroblob(10) WHERE name = 'head'`, "the head cannot be read"},
 		"head sealed by none":  {`UPDATE head SET seal = zeroblob(40) WHERE name = 'head'`, "its seal is under mac@0"},
 	} {

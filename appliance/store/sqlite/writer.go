@@ -160,15 +160,15 @@ func (w *writer) commit(first *op) {
 // follow takes over a head that became durable, and lets the anchor follow.
 func (w *writer) follow() error {
 	v := w.txn.vault.Load()
-	if v == nil || w.txn.moved == 0 {
+	if v == nil || w.txn.moved.revision == 0 {
 		return nil
 	}
-	v.revision.Store(w.txn.moved)
-	v.seals.Use(w.txn.movedMAC)
+	v.revision.Store(w.txn.moved.revision)
+	v.seals.Use(w.txn.moved.mac)
 	if v.anchor == nil {
 		return nil
 	}
-	err := v.anchor.Advance(w.txn.moved, w.txn.movedMAC)
+	err := v.anchor.Advance(w.txn.moved.revision, w.txn.moved.mac)
 	if err != nil {
 		w.log.Error("the anchor could not follow the store", "error", err)
 	}
@@ -192,7 +192,7 @@ func (w *writer) begin() error {
 	if w.broken != nil {
 		return w.broken
 	}
-	w.txn.moved = 0
+	w.txn.moved = moved{}
 	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (w *writer) apply(o *op) error {
 	if _, err := w.txn.exec("SAVEPOINT op"); err != nil {
 		return err
 	}
-	moved := w.txn.moved
+	before := w.txn.moved
 	err := o.do(w.txn)
 	named, alone := own(err)
 	if !alone {
@@ -218,9 +218,9 @@ func (w *writer) apply(o *op) error {
 		if _, err := w.txn.exec("ROLLBACK TO op"); err != nil {
 			return err
 		}
-		w.txn.moved = moved
+		w.txn.moved = before
 	}
-	o.moved = w.txn.moved != moved
+	o.moved = w.txn.moved != before
 	_, err = w.txn.exec("RELEASE op")
 	return err
 }
