@@ -89,6 +89,9 @@ func (s *stage) directed(ctx context.Context) error {
 	return s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
+		if s.tell {
+			s.Say("         %v; %s", v.err, v.heard)
+		}
 		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
 	})
 }
@@ -322,6 +325,8 @@ func otherDomain(*world.World) rows.Alteration {
 		if err := errors.Join(err, found.Err(), found.Close()); err != nil {
 			return err
 		}
-		return execs(ctx, tx, "UPDATE setting SET value = ? WHERE name = ?", own[name], name)
+		return errors.Join( // what administrators signed is of the true one
+			execs(ctx, tx, "UPDATE policy SET change = NULL"),
+			execs(ctx, tx, "UPDATE setting SET value = ? WHERE name = ?", own[name], name))
 	})
 }

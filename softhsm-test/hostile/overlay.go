@@ -55,7 +55,7 @@ var breaks = map[string][]broken.Edit{
 	},
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {
-		edit(schemaGo, "if names := foreign(found, want); len(names) > 0 {", "if names := foreign(found, want); false {"),
+		edit(schemaGo, "len(names) > 0 {\n\t\treturn v.seals.Report(", "false {\n\t\treturn v.seals.Report("),
 		edit(schemaGo, "if now != v.schema {", "if false {"),
 	},
 	// The root of the database, and of a backup, is believed.
