@@ -26,6 +26,8 @@ var (
 	ErrDamaged = errors.New("the anchor is damaged")
 	// ErrBack: a value is smaller than the anchor's.
 	ErrBack = errors.New("the anchor does not go back")
+	// ErrBranch: the database has another head of the anchor's revision.
+	ErrBranch = errors.New("the anchor has another head of this revision")
 	// ErrOther: the anchor has another root under this number.
 	ErrOther = errors.New("the anchor has another root under this number")
 )
@@ -38,6 +40,7 @@ var (
 //	cert 5f…
 //	revision 17
 //	mac 1
+//	head 9c…
 //
 // Each line is a name, one space and the value. All are there, once and in this order.
 // Numbers are decimal, bytes are lower-case hex. Anything else is an error.
@@ -47,6 +50,7 @@ type Anchor struct {
 	CertHash [32]byte           // SHA-256 of its RootCert
 	Revision uint64             // newest revision of the database's head
 	MAC      uint64             // newest version of mac in force
+	Head     [32]byte           // SHA-256 of the head of that revision; zeros: not known
 }
 
 const preamble = `# The anchor of this appliance: its newest root, and the newest revision and version
@@ -58,7 +62,7 @@ const preamble = `# The anchor of this appliance: its newest root, and the newes
 func (a Anchor) text() []byte { return append([]byte(preamble), a.values()...) }
 
 func (a Anchor) values() []byte {
-	return fmt.Appendf(nil, "root %d\nkey %x\ncert %x\nrevision %d\nmac %d\n", a.Root, a.Key[:], a.CertHash[:], a.Revision, a.MAC)
+	return fmt.Appendf(nil, "root %d\nkey %x\ncert %x\nrevision %d\nmac %d\nhead %x\n", a.Root, a.Key[:], a.CertHash[:], a.Revision, a.MAC, a.Head[:])
 }
 
 // maxSize bounds the file, bytes.
@@ -102,6 +106,7 @@ func parse(text []byte) (a Anchor, err error) {
 		{"cert", fixed(a.CertHash[:])},
 		{"revision", number(&a.Revision)},
 		{"mac", number(&a.MAC)},
+		{"head", fixed(a.Head[:])},
 	}
 	if len(lines) != len(read)+1 || lines[len(read)] != "" {
 		return a, fmt.Errorf("it has %d lines of values, want %d", len(lines)-1, len(read))

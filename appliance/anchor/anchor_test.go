@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
@@ -76,7 +77,7 @@ func TestForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Advance(1, 1); !errors.Is(err, anchor.ErrNone) {
+	if err := f.Advance(store.Mark{Revision: 1, MAC: 1}); !errors.Is(err, anchor.ErrNone) {
 		t.Errorf("advancing none: %v", err)
 	}
 	first, second := newKey(t), newKey(t)
@@ -93,10 +94,10 @@ func TestForward(t *testing.T) {
 		{"another key", func() error { return f.Root(2, second, hash) }, anchor.ErrOther},
 		{"another certificate", func() error { return f.Root(2, first, [32]byte{2}) }, anchor.ErrOther},
 		{"root 1", func() error { return f.Root(1, second, hash) }, anchor.ErrBack},
-		{"revision", func() error { return f.Advance(5, 1) }, nil},
-		{"revision back", func() error { return f.Advance(4, 1) }, anchor.ErrBack},
-		{"mac", func() error { return f.Advance(5, 3) }, nil},
-		{"mac back", func() error { return f.Advance(6, 2) }, anchor.ErrBack},
+		{"revision", func() error { return f.Advance(store.Mark{Revision: 5, MAC: 1}) }, nil},
+		{"revision back", func() error { return f.Advance(store.Mark{Revision: 4, MAC: 1}) }, anchor.ErrBack},
+		{"mac", func() error { return f.Advance(store.Mark{Revision: 5, MAC: 3}) }, nil},
+		{"mac back", func() error { return f.Advance(store.Mark{Revision: 6, MAC: 2}) }, anchor.ErrBack},
 		{"root 4", func() error { return f.Root(4, second, hash) }, nil},
 	} {
 		before, _ := anchor.Read(path)
@@ -128,7 +129,7 @@ func TestNothingToWrite(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(f.Advance(2, 1), f.Root(1, a.Key, a.CertHash)); err != nil {
+	if err := errors.Join(f.Advance(store.Mark{Revision: 2, MAC: 1}), f.Root(1, a.Key, a.CertHash)); err != nil {
 		t.Error(err)
 	}
 	if _, err := anchor.Read(path); !errors.Is(err, anchor.ErrNone) {
@@ -151,17 +152,17 @@ func TestWriteFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := f.Advance(3, 0); err == nil {
+		if err := f.Advance(store.Mark{Revision: 3, MAC: 0}); err == nil {
 			t.Error("written into no directory")
 		}
 	}
-	if err := f.Advance(2, 0); !errors.Is(err, anchor.ErrBack) {
+	if err := f.Advance(store.Mark{Revision: 2, MAC: 0}); !errors.Is(err, anchor.ErrBack) {
 		t.Errorf("going back: %v", err)
 	}
 	if err := os.Rename(dir+".away", dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Advance(3, 0); err != nil {
+	if err := f.Advance(store.Mark{Revision: 3, MAC: 0}); err != nil {
 		t.Error(err)
 	}
 	reads(t, path, f.Current())
@@ -234,7 +235,7 @@ func TestConcurrent(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range uint64(8) {
 		group.Go(func() {
-			if err := f.Advance(i, 0); err != nil && !errors.Is(err, anchor.ErrBack) {
+			if err := f.Advance(store.Mark{Revision: i, MAC: 0}); err != nil && !errors.Is(err, anchor.ErrBack) {
 				t.Error(err)
 			}
 			if err := f.Root(i+1, key, [32]byte{}); err != nil && !errors.Is(err, anchor.ErrBack) {
@@ -258,7 +259,7 @@ func TestMain(m *testing.M) {
 	f, err := anchor.Open(path)
 	for err == nil {
 		next := f.Current().Revision + 1
-		if err = f.Advance(next, 1); err == nil {
+		if err = f.Advance(store.Mark{Revision: next, MAC: 1}); err == nil {
 			fmt.Println(next)
 		}
 	}

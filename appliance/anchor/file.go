@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
@@ -53,28 +54,31 @@ func (f *File) Current() Anchor {
 	return f.current
 }
 
-// Floor returns the revision and the version of mac that were in force last.
-func (f *File) Floor() (revision, mac uint64) {
+// Floor returns the mark of the newest head.
+func (f *File) Floor() store.Mark {
 	a := f.Current()
-	return a.Revision, a.MAC
+	return store.Mark{Revision: a.Revision, MAC: a.MAC, Head: a.Head}
 }
 
-// Advance moves revision and version of mac forward. It is durable when Advance returns,
-// and costs nothing where it is so already. A smaller value is [ErrBack]; without an
-// anchor it is [ErrNone].
-func (f *File) Advance(revision, mac uint64) error {
+// Advance moves revision and version of mac forward, to the head of that revision. It is
+// durable when Advance returns, and costs nothing where it is so already. A smaller value
+// is [ErrBack], another head of the same revision is [ErrBranch]; without an anchor it is
+// [ErrNone].
+func (f *File) Advance(m store.Mark) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	next := f.current
 	switch {
 	case next.Root == 0:
 		return fmt.Errorf("%s: %w", f.path, ErrNone)
-	case revision < next.Revision:
-		return fmt.Errorf("revision %d after %d: %w", revision, next.Revision, ErrBack)
-	case mac < next.MAC:
-		return fmt.Errorf("mac %d after %d: %w", mac, next.MAC, ErrBack)
+	case m.Revision < next.Revision:
+		return fmt.Errorf("revision %d after %d: %w", m.Revision, next.Revision, ErrBack)
+	case m.MAC < next.MAC:
+		return fmt.Errorf("mac %d after %d: %w", m.MAC, next.MAC, ErrBack)
+	case m.Revision == next.Revision && next.Head != [32]byte{} && m.Head != next.Head:
+		return fmt.Errorf("revision %d: %w", m.Revision, ErrBranch)
 	}
-	next.Revision, next.MAC = revision, mac
+	next.Revision, next.MAC, next.Head = m.Revision, m.MAC, m.Head
 	return f.moveLocked(next)
 }
 

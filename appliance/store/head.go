@@ -2,8 +2,12 @@ package store
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -39,6 +43,26 @@ var hangingNames = [hangingKinds]string{"keys", "settings", "policies", "adminis
 
 func (h Hanging) String() string { return hangingNames[h] }
 
+// HangingOf returns the kind of a record that hangs on the head, or that did: a change
+// request that has ended is ok, and hangs no more.
+func HangingOf(r Sealed) (kind Hanging, ok bool) {
+	switch r.(type) {
+	case Key:
+		return HangingKeys, true
+	case Setting:
+		return HangingSettings, true
+	case Policy:
+		return HangingPolicies, true
+	case Admin:
+		return HangingAdmins, true
+	case Change:
+		return HangingChanges, true
+	case OpenSet:
+		return HangingInvitations, true
+	}
+	return 0, false
+}
+
 // AllHanging lists the kinds.
 func AllHanging() (all []Hanging) {
 	for h := range hangingKinds {
@@ -48,11 +72,11 @@ func AllHanging() (all []Hanging) {
 }
 
 // DigestOf is the digest of a kind: SHA-256 over the seals of its records, as
-// [Seal.Bytes] writes them, in the order of their keys.
-func DigestOf(seals [][]byte) (sum [sha256.Size]byte) {
+// [Seal.Bytes] writes them, in the order of their places.
+func DigestOf(seals map[string]Seal) (sum [sha256.Size]byte) {
 	h := sha256.New()
-	for _, seal := range seals {
-		h.Write(seal)
+	for _, place := range slices.Sorted(maps.Keys(seals)) {
+		h.Write(seals[place].Bytes())
 	}
 	h.Sum(sum[:0])
 	return sum
@@ -114,6 +138,14 @@ func (o OpenSet) Open() (OpenSet, uint64) {
 	return o, number
 }
 
+// Far returns an empty set that begins at a number which was never used, whatever was
+// invited since the copy was made that a store is restored from: a random one.
+func (o OpenSet) Far() OpenSet {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails, crypto/rand
+	return OpenSet{Next: max(o.Next, 1) + binary.BigEndian.Uint64(b[:])>>4}
+}
+
 // Close returns the set without some invitations.
 func (o OpenSet) Close(numbers ...uint64) OpenSet {
 	o.Bits = bytes.Clone(o.Bits)
@@ -148,9 +180,27 @@ func (o OpenSet) sealed() sealed {
 // Anchor remembers outside of the store how far it has come, so that an older one is
 // refused. Both figures never go back.
 type Anchor interface {
-	// Floor returns the newest revision of the head and version of mac in force that
-	// the host has seen; zeros if it has seen none.
-	Floor() (revision, mac uint64)
-	// Advance makes both durable.
-	Advance(revision, mac uint64) error
+	// Floor returns the newest mark that the host has seen; zero if it has seen none.
+	Floor() Mark
+	// Advance makes a mark durable.
+	Advance(Mark) error
+}
+
+// Mark is what a host remembers of the newest head.
+type Mark struct {
+	Revision uint64
+	MAC      uint64   // version of mac in force
+	Head     [32]byte // SHA-256 of the head of this revision; zeros: not known
+}
+
+// MarkOf returns the mark of a head.
+func MarkOf(h Head) Mark {
+	return Mark{Revision: h.Revision, MAC: h.MAC, Head: sha256.Sum256(h.Marshal())}
+}
+
+// Allows reports whether a head is no older than the mark, and none of another branch: of
+// one revision there is one head.
+func (m Mark) Allows(h Head) bool {
+	return h.Revision > m.Revision ||
+		h.Revision == m.Revision && (m.Head == [32]byte{} || m.Head == sha256.Sum256(h.Marshal()))
 }

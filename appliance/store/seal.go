@@ -124,6 +124,13 @@ func (s *Seals) Remove(version uint64) {
 	s.keys[version] = &sealKey{destroyed: true}
 }
 
+// Place is the table and the key of a record, as its seal covers them: no two records of a
+// store have one place.
+func Place(r Sealed) string {
+	s := r.sealed()
+	return s.table + "\x00" + string(s.key)
+}
+
 // Forgotten reports whether nothing can vouch for a record any more, and nothing need: it is
 // over, and the version of mac of its seal was destroyed. It is as if it were not there.
 func (s *Seals) Forgotten(r Sealed, seal Seal) bool {

@@ -95,7 +95,7 @@ func (m *migration) run(cmd *cobra.Command) (said string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, m.parts.close()) }()
-	if revision, _ := m.parts.anchor.Floor(); revision > 0 {
+	if revision := m.parts.anchor.Floor().Revision; revision > 0 {
 		return "", fmt.Errorf("%s knows revision %d: %w", anchorPath(m.cfg), revision, errSealedBefore)
 	}
 	if m.old, err = sqlite.OpenOld(ctx, m.cfg.Store.Path); err != nil {

@@ -6,12 +6,14 @@ import (
 	"crypto/ecdh"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"countersign/appliance/backup"
 	"countersign/appliance/custody"
@@ -28,6 +30,8 @@ var (
 	errStoreThere = errors.New("there is a store already; restore never replaces one")
 	// errNoRoot: there is nothing to hold the files against.
 	errNoRoot = errors.New("no root of this appliance is named, and no file vouches for its own")
+	// errTwoRestores: two would work on one database.
+	errTwoRestores = errors.New("another countersignd restore is running")
 	// errOldMAC: the anchor would refuse what comes back.
 	errOldMAC = errors.New("the anchor of this host is ahead of the files")
 	// errLost: keys without a sealed copy will not come back.
@@ -125,6 +129,11 @@ func (r *restoration) run(cmd *cobra.Command) (err error) {
 	if err := os.MkdirAll(r.cfg.StateDir, 0o700); err != nil {
 		return cli.Fail(cli.IO, err, "name a directory that this user may write, state_dir")
 	}
+	turn, err := r.alone()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, turn.Close()) }()
 	if err := r.fetchDatabase(ctx); err != nil {
 		return err
 	}
@@ -181,6 +190,22 @@ func (r *restoration) closeStore(p *parts) (err error) {
 		err = errors.Join(err, p.store.Close())
 	}
 	return err
+}
+
+// alone keeps any other restore out of the state directory until what it returns is closed,
+// and looks again whether there is a store.
+func (r *restoration) alone() (turn io.Closer, err error) {
+	f, err := os.OpenFile(filepath.Join(r.cfg.StateDir, "restore.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, cli.Fail(cli.IO, err, "")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", f.Name(), errTwoRestores), f.Close())
+	}
+	if err := r.vacant(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // vacant: there is no store where one is to come.

@@ -82,8 +82,8 @@ func (r *restoration) merge(ctx context.Context, p *parts) error {
 	if r.ended, err = backup.Ended(ctx, records, r.point); err != nil {
 		return fmt.Errorf("reading %s: %w", r.flags.database, err)
 	}
-	if _, mac := p.anchor.Floor(); keyring.NewestMAC(r.merged.Keys) < mac {
-		return fmt.Errorf("this host had mac@%d in force, and the files know mac@%d at most: %w", mac, keyring.NewestMAC(r.merged.Keys), errOldMAC)
+	if had, has := p.anchor.Floor().MAC, keyring.NewestMAC(r.merged.Keys); has < had {
+		return fmt.Errorf("this host had mac@%d in force, and the files know mac@%d at most: %w", had, has, errOldMAC)
 	}
 	if lost := r.merged.Lost(); len(lost) > 0 && !r.flags.partial {
 		return fmt.Errorf("%w: %v", errLost, backup.Labels(lost))
@@ -130,7 +130,7 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 		return err
 	}
 	recovered := r.merged.Recovered(r.cfg.HSM.TokenLabel, r.now)
-	recovered.Revision, _ = p.anchor.Floor()
+	recovered.Revision = p.anchor.Floor().Revision
 	if err := p.store.Recover(ctx, recovered, rec); err != nil {
 		return fmt.Errorf("recording the restore: %w", err)
 	}
@@ -169,7 +169,7 @@ func (r *restoration) unseal(ctx context.Context, p *parts) error {
 	}
 	// Of an older copy revision and mac may be behind those that the anchor knows.
 	at := p.anchor.Current()
-	at.Revision, at.MAC = 0, 0
+	at.Revision, at.MAC, at.Head = 0, 0, [32]byte{}
 	pins := keyring.Pins{Anchor: anchor.InMemory(at), Root: r.root}
 	err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins)
 	if err == nil {

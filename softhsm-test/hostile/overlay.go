@@ -20,6 +20,7 @@ func edit(file, old, to string) broken.Edit { return broken.Edit{File: file, Old
 // Files that are broken.
 const (
 	sealGo     = "appliance/store/seal.go"
+	hangingGo  = "appliance/store/sqlite/hanging.go"
 	vaultGo    = "appliance/store/sqlite/vault.go"
 	schemaGo   = "appliance/store/sqlite/schema.go"
 	registryGo = "appliance/store/sqlite/registry.go"
@@ -32,8 +33,9 @@ const (
 
 // unhung: what hangs on the head is not compared with it.
 var unhung = []broken.Edit{
-	edit(vaultGo, "if err == nil && found != h.Digests[kind] {", "if false && found != h.Digests[kind] {"),
-	edit(registryGo, "if err == nil && r.Version == h.Policy && hashOf(r.Document) != h.PolicyHash {", "if false {"),
+	edit(hangingGo, "err == nil && found != h.Digests[kind] {", "false && found != h.Digests[kind] {"),
+	edit(hangingGo, "want != nil && want.digest() != h.Digests[kind] {", "false && want != nil {"),
+	edit(registryGo, "if err == nil && p.Version == h.Policy && hashOf(p.Document) != h.PolicyHash {", "if false {"),
 }
 
 // breaks are the values of BREAK, each with what it breaks.
@@ -56,7 +58,7 @@ var breaks = map[string][]broken.Edit{
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {
 		edit(schemaGo, "len(names) > 0 {\n\t\treturn v.seals.Report(", "false {\n\t\treturn v.seals.Report("),
-		edit(schemaGo, "if now != v.schema {", "if false {"),
+		edit(schemaGo, "v.foreign || schema != v.cookie; v.foreign {", "v.foreign || schema != v.cookie; false {"),
 	},
 	// The root of the database, and of a backup, is believed.
 	"root": {
@@ -66,8 +68,8 @@ var breaks = map[string][]broken.Edit{
 	},
 	// The head is not looked at: what is gone is not missed, and what is old is as good.
 	"head": append([]broken.Edit{
-		edit(vaultGo, "if h.Revision < floor || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
-		edit(schemaGo, "case h.MAC < mac:", "case false && h.MAC < mac:"),
+		edit(vaultGo, "if !floor.Allows(h) || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
+		edit(schemaGo, "case h.MAC < floor.MAC:", "case false && h.MAC < floor.MAC:"),
 	}, unhung...),
 }
 

@@ -1,10 +1,12 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"countersign/appliance/store"
@@ -25,14 +27,9 @@ func scanAdmin(s scanner) (a adminRow, err error) {
 
 // ListAdmins implements [store.Admins].
 func (s *Store) ListAdmins(ctx context.Context) ([]store.Admin, error) {
-	q := query{doing: "listing administrators", sql: `SELECT ` + adminColumns + ` FROM admin ORDER BY name`}
-	return hanging(ctx, s, q, store.HangingAdmins, func(v *vault, row scanner) (store.Admin, error) {
-		a, err := scanAdmin(row)
-		if err == nil {
-			err = v.check(a.Admin, a.seal)
-		}
-		return a.Admin, err
-	})
+	all, err := listHanging[store.Admin](ctx, s, "listing administrators", store.HangingAdmins)
+	slices.SortFunc(all, func(a, b store.Admin) int { return cmp.Compare(a.Name, b.Name) })
+	return all, err
 }
 
 // AddAdmin implements [store.Admins].
@@ -58,10 +55,7 @@ func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) e
 func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
 	return s.write(ctx, "updating administrator", func(t *txn) error {
 		err := t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error {
-			old, err := scanAdmin(t.row(`SELECT `+adminColumns+` FROM admin WHERE id = ?`, a.ID[:]))
-			if err == nil {
-				err = t.check(old.Admin, old.seal)
-			}
+			old, err := find(t.hung[store.HangingAdmins], a)
 			switch {
 			case err != nil:
 				return err
@@ -69,7 +63,7 @@ func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record
 				return store.ErrConflict
 			}
 			old.Status, old.Version, old.Change = a.Status, a.Version, a.Change
-			seal, err := t.seal(old.Admin)
+			seal, err := t.seal(old)
 			if err != nil {
 				return err
 			}
@@ -106,51 +100,33 @@ func scanSignature(s scanner) (one store.ChangeSignature, err error) {
 	return one, err
 }
 
-// openChange reads the signatures of a request, and verifies the whole.
-func openChange(from source, v *vault, c changeRow) (changeRow, error) {
-	var err error
-	if c.Signatures, err = collect(from, scanSignature, changeSignatures, c.ref); err != nil {
-		return c, err
-	}
-	return c, v.check(c.Change, c.seal)
-}
-
-// readChanges reads requests on one snapshot, against the head.
-func (s *Store) readChanges(ctx context.Context, q query) (all []store.Change, err error) {
-	var floor uint64
-	if v := s.vault.Load(); v != nil {
-		floor = v.revision.Load()
-	}
-	err = s.read(ctx, q.doing, func(from snapshot, v *vault) error {
-		h, err := v.head(from, floor)
-		if err != nil {
-			return unlessNoRow(err)
-		}
-		if err := v.hangs(from, h, store.HangingChanges); err != nil {
-			return err
-		}
-		rows, err := collect(from, scanChange, q.sql, q.args...)
-		for _, row := range rows {
-			row, err := openChange(from, v, row)
-			switch {
-			case err == nil:
-				all = append(all, row.Change)
-			case !errors.Is(err, store.ErrForged) || !row.State.Ended(): // the head has those that are open
-				return err
+// changes reads requests on one snapshot, the newest first: those that are open, and of
+// those that have ended the ones that fit, until enough are there.
+func (s *Store) changes(ctx context.Context, doing string, enough func([]store.Change) bool, wanted func(store.Change) bool) (list []store.Change, err error) {
+	err = s.onHead(ctx, doing, store.HangingChanges, func(_ store.Head, v *vault, all hanging, ended []sealedRow) error {
+		open := slices.Collect(maps.Values(all))
+		rows := slices.SortedFunc(slices.Values(append(open, ended...)), func(a, b sealedRow) int { return cmp.Compare(b.ref, a.ref) })
+		for _, r := range rows {
+			c := r.record.(store.Change)
+			if enough(list) {
+				break
+			}
+			if wanted(c) && (!c.State.Ended() || v.check(c, r.seal) == nil) {
+				list = append(list, c)
 			}
 		}
-		return err
+		return nil
 	})
-	if err != nil {
-		return nil, err
+	if errors.Is(err, store.ErrNotFound) { // not founded
+		err = nil
 	}
-	return all, nil
+	return list, err
 }
 
 // Change implements [store.Changes].
 func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 	const doing = "reading change request"
-	all, err := s.readChanges(ctx, query{doing: doing, sql: `SELECT ` + changeColumns + ` FROM change WHERE id = ?`, args: []any{id[:]}})
+	all, err := s.changes(ctx, doing, func(found []store.Change) bool { return len(found) > 0 }, func(c store.Change) bool { return c.ID == id })
 	if err != nil {
 		return store.Change{}, err
 	}
@@ -162,8 +138,7 @@ func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 
 // ListChanges implements [store.Changes].
 func (s *Store) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
-	q := query{doing: "listing change requests", sql: `SELECT ` + changeColumns + ` FROM change ORDER BY ref DESC LIMIT ?`, args: []any{max(limit, 0)}}
-	return s.readChanges(ctx, q)
+	return s.changes(ctx, "listing change requests", func(found []store.Change) bool { return len(found) >= limit }, func(store.Change) bool { return true })
 }
 
 // moveChange changes one request, or adds one, and with it the head.
@@ -171,16 +146,19 @@ func (t *txn) moveChange(do func() error) error {
 	return t.move([]store.Hanging{store.HangingChanges}, func(*store.Head) error { return do() })
 }
 
-// change reads and verifies a request within the transaction.
+// change is a request that is open or taken, within a move of the head. One that has ended
+// is [store.ErrConflict].
 func (t *txn) change(id [8]byte) (c changeRow, err error) {
-	v, err := t.unsealed()
-	if err != nil {
-		return c, err
+	r, ok := t.hung[store.HangingChanges][store.Place(store.Change{ID: id})]
+	if ok {
+		return changeRow{r.record.(store.Change), r.ref, r.seal}, nil
 	}
-	if c, err = scanChange(t.row(`SELECT `+changeColumns+` FROM change WHERE id = ?`, id[:])); err != nil {
-		return c, err
+	var ended bool
+	err = t.row(`SELECT EXISTS (SELECT 1 FROM change WHERE id = ?)`, id[:]).Scan(&ended)
+	if err == nil && ended {
+		return c, store.ErrConflict
 	}
-	return openChange(t, v, c)
+	return c, cmp.Or(err, sql.ErrNoRows)
 }
 
 // AddChange implements [store.Changes].

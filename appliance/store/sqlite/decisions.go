@@ -137,13 +137,23 @@ func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int6
 	return ref, r, err
 }
 
-// spent is that decision, nil if there is none.
+// spent is that decision, nil if there is none. One that only a version of mac vouches for
+// which was given up answers nothing: its counter is spent, and no more.
 func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
 	_, r, err := t.kept(client, id, serial.Counter())
+	if err == nil && t.vault.Load().pastSeal(r.seal) {
+		err = sql.ErrNoRows
+	}
 	if err != nil {
 		return nil, unlessNoRow(err)
 	}
 	return &r.Spent, nil
+}
+
+// pastSeal reports whether a seal is of a version of mac that was given up.
+func (v *vault) pastSeal(seal []byte) bool {
+	_, past := v.seals.Holds(store.ParseSeal(seal).Version)
+	return past
 }
 
 // Answered implements [store.Decisions].
@@ -177,7 +187,7 @@ func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (sto
 	if err == nil && r.AnswerKey != key {
 		err = v.seals.Report("a decision was found that was not asked for")
 	}
-	if _, past := v.seals.Holds(store.ParseSeal(r.seal).Version); err == nil && past {
+	if err == nil && v.pastSeal(r.seal) {
 		err = sql.ErrNoRows
 	}
 	return r.Outcome, err

@@ -45,10 +45,7 @@ func (s *Store) Invitation(ctx context.Context, code [32]byte) (store.Invitation
 // moveInvitations changes the set of open invitations.
 func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
 	return t.move([]store.Hanging{store.HangingInvitations}, func(*store.Head) error {
-		open, err := t.openSet()
-		if err != nil {
-			return err
-		}
+		open := t.openSet()
 		if err := do(&open); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -29,37 +30,13 @@ func scanKey(s scanner) (k keyRow, err error) {
 	return k, err
 }
 
-// hanging reads all records of a kind on one snapshot, each verified, and all against the
-// head. A store that was not founded has none.
-func hanging[R any](ctx context.Context, s *Store, q query, kind store.Hanging, scan func(*vault, scanner) (R, error)) (all []R, err error) {
-	var floor uint64
-	if v := s.vault.Load(); v != nil {
-		floor = v.revision.Load() // before the snapshot, which may see a later one
-	}
-	err = s.read(ctx, q.doing, func(from snapshot, v *vault) error {
-		h, err := v.head(from, floor)
-		if err != nil {
-			return unlessNoRow(err)
-		}
-		if err := v.hangs(from, h, kind); err != nil {
-			return err
-		}
-		all, err = collect(from, func(row scanner) (R, error) { return scan(v, row) }, q.sql, q.args...)
-		return err
-	})
-	return all, err
-}
-
 // ListKeys implements [store.Keys].
 func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
-	q := query{doing: "listing keys", sql: `SELECT ` + keyColumns + ` FROM key ORDER BY name, version`}
-	return hanging(ctx, s, q, store.HangingKeys, func(v *vault, row scanner) (store.Key, error) {
-		k, err := scanKey(row)
-		if err == nil {
-			err = v.check(k.Key, k.seal)
-		}
-		return k.Key, err
+	all, err := listHanging[store.Key](ctx, s, "listing keys", store.HangingKeys)
+	slices.SortFunc(all, func(a, b store.Key) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version))
 	})
+	return all, err
 }
 
 func (t *txn) insertKey(k store.Key) error {
@@ -82,10 +59,7 @@ func (t *txn) insertKey(k store.Key) error {
 // updateKey writes what may change of a row whose revision is the one before. The
 // copy of a key that is destroyed goes with it.
 func (t *txn) updateKey(k store.Key) error {
-	old, err := scanKey(t.row(`SELECT `+keyColumns+` FROM key WHERE name = ? AND version = ?`, k.Name, int64(k.Version)))
-	if err == nil {
-		err = t.check(old.Key, old.seal)
-	}
+	old, err := find(t.hung[store.HangingKeys], k)
 	if err != nil {
 		return err
 	}
@@ -144,6 +118,9 @@ func (t *txn) found(ctx context.Context, h *store.Head, trust store.Trust) error
 	schema, err := ours(ctx, t)
 	if err != nil {
 		return err
+	}
+	if v := t.vault.Load(); v != nil {
+		v.schema = schema
 	}
 	settings := maps.Clone(trust.Settings)
 	if settings == nil {

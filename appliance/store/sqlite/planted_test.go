@@ -175,7 +175,7 @@ func TestMovedThenFailed(t *testing.T) {
 	if (first == nil) == (second == nil) {
 		t.Fatalf("%v, %v: want one error", first, second)
 	}
-	if a.mac != 1 || a.revision != 2 {
-		t.Errorf("the anchor has revision %d and mac@%d", a.revision, a.mac)
+	if a.MAC != 1 || a.Revision != 2 {
+		t.Errorf("the anchor has revision %d and mac@%d", a.Revision, a.MAC)
 	}
 }

@@ -70,11 +70,7 @@ func (t *txn) endInvitations(r store.Recovered) error {
 			return err
 		}
 	}
-	open, err := t.openSet()
-	if err != nil {
-		return err
-	}
-	return t.putOpenSet(store.OpenSet{Next: open.Next, Base: open.Next / 8 * 8})
+	return t.putOpenSet(store.OpenSet{Next: t.openSet().Next}.Far())
 }
 
 // endPending denies what waits, as expired. A row that does not fit its seal is left to

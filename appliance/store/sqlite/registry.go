@@ -31,26 +31,11 @@ func (s *Store) PolicyAt(ctx context.Context, version uint64) (store.Policy, err
 }
 
 func (s *Store) policy(ctx context.Context, which func(store.Head) uint64) (p store.Policy, err error) {
-	var floor uint64
-	if v := s.vault.Load(); v != nil {
-		floor = v.revision.Load()
-	}
-	err = s.read(ctx, "reading policy", func(from snapshot, v *vault) error {
-		h, err := v.head(from, floor)
-		if err != nil {
-			return err
-		}
-		if err := v.hangs(from, h, store.HangingPolicies); err != nil {
-			return err
-		}
-		r, err := scanPolicy(from.row(`SELECT `+policyColumns+` FROM policy WHERE version = ?`, int64(which(h))))
-		if err == nil {
-			err = v.check(r.Policy, r.seal)
-		}
-		if err == nil && r.Version == h.Policy && hashOf(r.Document) != h.PolicyHash {
+	err = s.onHead(ctx, "reading policy", store.HangingPolicies, func(h store.Head, v *vault, all hanging, _ []sealedRow) (err error) {
+		p, err = find(all, store.Policy{Version: which(h)})
+		if err == nil && p.Version == h.Policy && hashOf(p.Document) != h.PolicyHash {
 			err = v.seals.Report("the active policy is not the one of the head")
 		}
-		p = r.Policy
 		return err
 	})
 	if err != nil {
@@ -91,14 +76,7 @@ func (t *txn) insertPolicy(h *store.Head, p store.Policy) error {
 
 // Settings implements [store.Keys].
 func (s *Store) Settings(ctx context.Context) (map[string][]byte, error) {
-	q := query{doing: "reading settings", sql: `SELECT name, value, seal FROM setting`}
-	all, err := hanging(ctx, s, q, store.HangingSettings, func(v *vault, row scanner) (one store.Setting, err error) {
-		var seal []byte
-		if err := row.Scan(&one.Name, &one.Value, &seal); err != nil {
-			return one, err
-		}
-		return one, v.check(one, seal)
-	})
+	all, err := listHanging[store.Setting](ctx, s, "reading settings", store.HangingSettings)
 	if err != nil {
 		return nil, err
 	}

@@ -159,7 +159,7 @@ func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec fu
 	err = s.write(ctx, "sealing records anew", func(t *txn) error {
 		next, n, done = after, 0, false
 		if after == (store.Cursor{}) {
-			next.Table = 1
+			next = store.Cursor{Table: 1, Ref: math.MinInt64}
 			n, err = t.resealHanging()
 		} else {
 			next, n, err = t.resealTable(after, most)
@@ -194,7 +194,7 @@ func (t *txn) resealTable(after store.Cursor, most int) (next store.Cursor, n in
 		}
 	}
 	if len(rows) == 0 {
-		return store.Cursor{Table: after.Table + 1}, n, nil
+		return store.Cursor{Table: after.Table + 1, Ref: math.MinInt64}, n, nil
 	}
 	return after, n, nil
 }
@@ -258,7 +258,7 @@ func (t *txn) resealHanging() (n int, err error) {
 
 // hangingRows reads all that hangs on the head, change requests that have ended among it.
 func hangingRows(from source, v *vault) (all []sealedRow, err error) {
-	for _, read := range []func(source, *vault) ([]sealedRow, error){readOpenSet, readKeys, readSettings, readPolicies, readAdmins, readChangeRows} {
+	for _, read := range readHanging {
 		rows, err := read(from, v)
 		if err != nil {
 			return nil, err
@@ -283,7 +283,7 @@ func readKeys(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		k, err := scanKey(s)
 		return sealedRow{0, k.Key, k.seal, nil, put(`UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, int64(k.Version))}.unless(err)
-	}, `SELECT `+keyColumns+` FROM key`)
+	}, `SELECT `+keyColumns+` FROM key NOT INDEXED`)
 }
 
 func readSettings(from source, _ *vault) ([]sealedRow, error) {
@@ -292,28 +292,28 @@ func readSettings(from source, _ *vault) ([]sealedRow, error) {
 		var seal []byte
 		err := s.Scan(&one.Name, &one.Value, &seal)
 		return sealedRow{0, one, seal, nil, put(`UPDATE setting SET seal = ? WHERE name = ?`, one.Name)}.unless(err)
-	}, `SELECT name, value, seal FROM setting`)
+	}, `SELECT name, value, seal FROM setting NOT INDEXED`)
 }
 
 func readPolicies(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		p, err := scanPolicy(s)
 		return sealedRow{0, p.Policy, p.seal, nil, put(`UPDATE policy SET seal = ? WHERE version = ?`, int64(p.Version))}.unless(err)
-	}, `SELECT `+policyColumns+` FROM policy`)
+	}, `SELECT `+policyColumns+` FROM policy NOT INDEXED`)
 }
 
 func readAdmins(from source, _ *vault) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		a, err := scanAdmin(s)
 		return sealedRow{0, a.Admin, a.seal, nil, put(`UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])}.unless(err)
-	}, `SELECT `+adminColumns+` FROM admin`)
+	}, `SELECT `+adminColumns+` FROM admin NOT INDEXED`)
 }
 
 func readChangeRows(from source, _ *vault) ([]sealedRow, error) {
 	all, err := collect(from, func(s scanner) (sealedRow, error) {
 		c, err := scanChange(s)
 		return sealedRow{c.ref, c.Change, c.seal, nil, put(`UPDATE change SET seal = ? WHERE ref = ?`, c.ref)}.unless(err)
-	}, `SELECT `+changeColumns+` FROM change`)
+	}, `SELECT `+changeColumns+` FROM change NOT INDEXED`)
 	for i, r := range all {
 		if err != nil || r.err != nil {
 			continue
@@ -357,10 +357,6 @@ const verifyBatch = 1000
 
 // Verify implements [store.Sealing].
 func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err error) {
-	var floor uint64
-	if v := s.vault.Load(); v != nil {
-		floor = v.revision.Load()
-	}
 	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
 		look := func(err error) error {
 			if errors.Is(err, store.ErrForged) {
@@ -369,18 +365,23 @@ func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err
 			}
 			return err
 		}
-		h, err := v.head(from, floor)
+		h, err := v.head(from, from.floor)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err := look(err); err != nil {
 			return err
 		}
-		if err := look(v.verifySchema(from)); err != nil {
+		settings, _, err := v.hanging(from, store.HangingSettings)
+		if err != nil {
+			return look(err)
+		}
+		if err := look(v.verifySchema(from, settings)); err != nil {
 			return err
 		}
 		for _, kind := range store.AllHanging() {
-			if err := look(v.hangs(from, h, kind)); err != nil {
+			_, _, err := v.hangs(from, h, kind)
+			if err := look(err); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 
 	lib "modernc.org/sqlite/lib"
 
@@ -74,7 +75,7 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 	v := &vault{seals: seals}
 	for _, t := range salvaged {
-		err := eachRow(snapshot{ctx, read, v}, v, t.table, func(r sealedRow) error {
+		err := eachRow(snapshot{ctx: ctx, tx: read, vault: v}, v, t.table, func(r sealedRow) error {
 			if r.err == nil {
 				r.err = v.check(r.record, r.seal)
 			}
@@ -109,7 +110,7 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 
 // eachRow reads a table from beginning to end, in batches.
 func eachRow(from source, v *vault, t sealedTable, do func(sealedRow) error) error {
-	for after := int64(0); ; {
+	for after := int64(math.MinInt64); ; {
 		before := after
 		rows, err := t.read(from, v, after, verifyBatch)
 		if err != nil || len(rows) == 0 {

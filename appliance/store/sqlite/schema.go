@@ -117,7 +117,7 @@ func schemaIn(ctx context.Context, db *sql.DB) (map[object]string, error) {
 		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	return schemaOf(snapshot{ctx, tx, nil})
+	return schemaOf(snapshot{ctx: ctx, tx: tx})
 }
 
 // onlyOurs returns an error that wraps [store.ErrForged] unless a schema is what the
@@ -147,19 +147,13 @@ func ours(ctx context.Context, t *txn) (map[object]string, error) {
 	return found, err
 }
 
-// verifySchema compares the schema with the sealed manifest.
-func (v *vault) verifySchema(from source) error {
-	var text, seal []byte
-	err := from.row(`SELECT value, seal FROM setting WHERE name = ?`, schemaSetting).Scan(&text, &seal)
-	if errors.Is(err, sql.ErrNoRows) {
+// verifySchema compares the schema with the sealed manifest, which is among the settings.
+func (v *vault) verifySchema(from source, settings hanging) error {
+	setting, err := find(settings, store.Setting{Name: schemaSetting})
+	if err != nil {
 		return v.seals.Report("the setting " + schemaSetting + " is missing")
 	}
-	if err == nil {
-		err = v.check(store.Setting{Name: schemaSetting, Value: text}, seal)
-	}
-	if err != nil {
-		return err
-	}
+	text := setting.Value
 	readable, want, err := parseManifest(text)
 	if err != nil {
 		return err
@@ -178,35 +172,55 @@ func (v *vault) verifySchema(from source) error {
 	return nil
 }
 
-// schemaUnchanged compares the number that SQLite raises with each change of the schema
-// with the one of the schema that was verified. It runs in each transaction that writes:
-// a trigger that is made while the daemon runs could put old records back, seals and all.
+// schemaUnchanged holds the schema against the one that was verified. It runs in each
+// transaction that writes: a trigger that is made while the daemon runs could put old
+// records back, seals and all. SQLite's number of the schema can be put back, so any write
+// of another program makes the connection forget the schema that it has read, and has the
+// whole compared. What was foreign once stays so until a restart.
 func (t *txn) schemaUnchanged() error {
 	v := t.vault.Load()
 	if v == nil {
 		return nil
 	}
-	var now int64
-	if err := t.row("PRAGMA schema_version").Scan(&now); err != nil {
+	var schema, data int64
+	err := errors.Join(t.row("PRAGMA schema_version").Scan(&schema), t.row("PRAGMA data_version").Scan(&data))
+	if err != nil {
 		return err
 	}
-	if now != v.schema {
+	if v.schema != nil && data != v.data && !v.foreign {
+		found, err := t.parsedAnew()
+		if err != nil {
+			return err
+		}
+		v.foreign = len(foreign(found, v.schema)) > 0
+	}
+	v.data = data
+	if v.foreign = v.foreign || schema != v.cookie; v.foreign {
 		return v.seals.Report("another program changed the schema while this one served: stop it, and look with countersignd doctor")
 	}
 	return nil
 }
 
+// parsedAnew makes the connection forget the schema that it has read, and reads it. In a
+// transaction that writes nobody changes it meanwhile.
+func (t *txn) parsedAnew() (map[object]string, error) {
+	if _, err := t.conn.ExecContext(context.Background(), "PRAGMA writable_schema = RESET"); err != nil {
+		return nil, err
+	}
+	return schemaOf(t)
+}
+
 // Unseal implements [store.Sealing].
 func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
 	v := &vault{seals: seals, anchor: anchor}
-	err := s.write(ctx, "unsealing the store", func(t *txn) error { return v.open(t) })
+	const doing = "unsealing the store"
+	err := s.write(ctx, doing, func(t *txn) error { return v.open(t) })
 	if err != nil {
 		return err
 	}
-	if h := v.revision.Load(); h > 0 && anchor != nil {
-		if err := anchor.Advance(h, seals.InForce()); err != nil {
-			return fmt.Errorf("unsealing the store: %w: %w", store.ErrUnavailable, err)
-		}
+	v.behind.Store(v.newest.Load() != nil)
+	if err := v.catchUp(); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
 	}
 	s.vault.Store(v)
 	return nil
@@ -214,14 +228,18 @@ func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anc
 
 // open verifies what there is.
 func (v *vault) open(t *txn) error {
-	if err := t.row("PRAGMA schema_version").Scan(&v.schema); err != nil {
+	schema, err := t.parsedAnew()
+	if err == nil {
+		err = errors.Join(t.row("PRAGMA schema_version").Scan(&v.cookie), t.row("PRAGMA data_version").Scan(&v.data))
+	}
+	if err != nil {
 		return err
 	}
-	var revision, mac uint64
+	var floor store.Mark
 	if v.anchor != nil {
-		revision, mac = v.anchor.Floor()
+		floor = v.anchor.Floor()
 	}
-	h, err := v.head(t, revision)
+	h, err := v.head(t, floor)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		var some bool
@@ -232,19 +250,26 @@ func (v *vault) open(t *txn) error {
 		return err // nil: not founded yet
 	case err != nil:
 		return err
-	case h.MAC < mac:
-		return v.seals.Report(fmt.Sprintf("the head is under mac@%d, and mac@%d was in force before", h.MAC, mac))
+	case h.MAC < floor.MAC:
+		return v.seals.Report(fmt.Sprintf("the head is under mac@%d, and mac@%d was in force before", h.MAC, floor.MAC))
 	}
+	var settings hanging
 	for _, kind := range store.AllHanging() {
-		if err := v.hangs(t, h, kind); err != nil {
+		all, _, err := v.hangs(t, h, kind)
+		if err != nil {
 			return err
 		}
+		if kind == store.HangingSettings {
+			settings = all
+		}
 	}
-	if err := v.verifySchema(t); err != nil {
+	if err := v.verifySchema(t, settings); err != nil {
 		return err
 	}
+	m := store.MarkOf(h)
+	v.schema = schema
 	v.seals.Use(h.MAC)
-	v.revision.Store(h.Revision)
+	v.newest.Store(&m)
 	return nil
 }
 
@@ -256,7 +281,7 @@ func (s *Store) Claims(ctx context.Context) (c store.Claims, err error) {
 		return c, readError(ctx, doing, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	from := snapshot{ctx, tx, nil}
+	from := snapshot{ctx: ctx, tx: tx}
 	var heads int
 	if err := from.row(`SELECT count(*) FROM head WHERE name = 'head'`).Scan(&heads); err != nil {
 		return c, readError(ctx, doing, err)

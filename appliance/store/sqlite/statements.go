@@ -18,12 +18,9 @@ type txn struct {
 	stmts map[string]*sql.Stmt
 	vault *atomic.Pointer[vault]
 
-	moved moved
+	moved store.Mark                // of the head that the group has written; zero: none
+	hung  map[store.Hanging]hanging // what hangs on the head, while it moves
 }
-
-// moved is the head that a group of operations has written: its revision, 0 for none, and
-// its version of mac.
-type moved struct{ revision, mac uint64 }
 
 func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
 	return &txn{conn: conn, stmts: map[string]*sql.Stmt{}, vault: v}

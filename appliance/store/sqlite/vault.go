@@ -12,10 +12,36 @@ import (
 
 // vault is what the store verifies its records by, once it is unsealed.
 type vault struct {
-	seals    *store.Seals
-	anchor   store.Anchor  // nil: none
-	revision atomic.Uint64 // newest of the head that is durable
-	schema   int64         // PRAGMA schema_version; of the writer alone
+	seals  *store.Seals
+	anchor store.Anchor               // nil: none
+	newest atomic.Pointer[store.Mark] // of the head that is durable; nil: none yet
+	behind atomic.Bool                // the anchor is: the head moves no further
+
+	// Of the writer alone.
+	schema       map[object]string // that was verified; nil: the store was not founded yet
+	foreign      bool              // another program changed it
+	cookie, data int64             // PRAGMA schema_version and data_version
+}
+
+// mark is of the newest head that is durable, zero if there is none.
+func (v *vault) mark() store.Mark {
+	if m := v.newest.Load(); m != nil {
+		return *m
+	}
+	return store.Mark{}
+}
+
+// catchUp lets the anchor follow the head. While it cannot, the head does not move, so that
+// no more than one revision is ever without an anchor.
+func (v *vault) catchUp() error {
+	if v.anchor == nil || !v.behind.Load() {
+		return nil
+	}
+	if err := v.anchor.Advance(v.mark()); err != nil {
+		return fmt.Errorf("%w: the anchor cannot follow: %w", store.ErrUnavailable, err)
+	}
+	v.behind.Store(false)
+	return nil
 }
 
 // unsealed returns the vault, or [store.ErrSealed].
@@ -54,7 +80,11 @@ func (t *txn) seal(r store.Sealed) ([]byte, error) {
 		return nil, err
 	}
 	seal, err := v.seals.Make(r)
-	return seal.Bytes(), err
+	if err != nil {
+		return nil, err
+	}
+	t.hangs(r, seal.Bytes())
+	return seal.Bytes(), nil
 }
 
 // source is where rows are read from: the writer's transaction, or a snapshot.
@@ -66,6 +96,7 @@ type source interface {
 
 // snapshot is a transaction that only reads, for what takes more than one statement.
 type snapshot struct {
+	floor store.Mark // newest head that was durable before the snapshot
 	ctx   context.Context
 	tx    *sql.Tx
 	vault *vault
@@ -88,12 +119,13 @@ func (s *Store) read(ctx context.Context, doing string, do func(snapshot, *vault
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	floor := v.mark() // before the snapshot, which may see a later one
 	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return readError(ctx, doing, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	return readError(ctx, doing, do(snapshot{ctx, tx, v}, v))
+	return readError(ctx, doing, do(snapshot{floor, ctx, tx, v}, v))
 }
 
 // collect reads all rows of a query through scan.
@@ -114,12 +146,12 @@ func collect[T any](from source, scan func(scanner) (T, error), query string, ar
 	return all, rows.Err()
 }
 
-// head reads and verifies the head. floor is the least revision that it may have.
+// head reads and verifies the head, which floor allows.
 // A store that has none, and never had, is [sql.ErrNoRows].
-func (v *vault) head(from source, floor uint64) (h store.Head, err error) {
+func (v *vault) head(from source, floor store.Mark) (h store.Head, err error) {
 	var body, seal []byte
 	err = from.row(`SELECT body, seal FROM head WHERE name = 'head'`).Scan(&body, &seal)
-	if errors.Is(err, sql.ErrNoRows) && floor > 0 {
+	if errors.Is(err, sql.ErrNoRows) && floor.Revision > 0 {
 		return h, v.seals.Report("the head is missing")
 	}
 	if err != nil {
@@ -131,131 +163,8 @@ func (v *vault) head(from source, floor uint64) (h store.Head, err error) {
 	if err := v.check(h, seal); err != nil {
 		return h, err
 	}
-	if h.Revision < floor || h.MAC != store.ParseSeal(seal).Version {
-		return h, v.seals.Report(fmt.Sprintf("the head has revision %d under mac@%d, and revision %d was there before", h.Revision, h.MAC, floor))
+	if !floor.Allows(h) || h.MAC != store.ParseSeal(seal).Version {
+		return h, v.seals.Report(fmt.Sprintf("the head has revision %d under mac@%d, and another of revision %d was there before", h.Revision, h.MAC, floor.Revision))
 	}
 	return h, nil
-}
-
-// hangingSeals are the seals of a kind in the order of their keys.
-var hangingSeals = map[store.Hanging]string{
-	store.HangingKeys:        `SELECT seal FROM key ORDER BY name, version`,
-	store.HangingSettings:    `SELECT seal FROM setting ORDER BY name`,
-	store.HangingPolicies:    `SELECT seal FROM policy ORDER BY version`,
-	store.HangingAdmins:      `SELECT seal FROM admin ORDER BY id`,
-	store.HangingChanges:     `SELECT seal FROM change WHERE state IN ('open', 'taken') ORDER BY id`,
-	store.HangingInvitations: `SELECT seal FROM head WHERE name = 'invitations'`,
-}
-
-func digest(from source, kind store.Hanging) (sum [32]byte, err error) {
-	seals, err := collect(from, func(s scanner) (seal []byte, err error) {
-		err = s.Scan(&seal)
-		return seal, err
-	}, hangingSeals[kind])
-	return store.DigestOf(seals), err
-}
-
-// hangs verifies that the records of a kind are those that the head has.
-func (v *vault) hangs(from source, h store.Head, kind store.Hanging) error {
-	found, err := digest(from, kind)
-	if err == nil && found != h.Digests[kind] {
-		err = v.seals.Report(fmt.Sprintf("%s do not match the head: a record is missing, old or foreign", kind))
-	}
-	return err
-}
-
-// head is that of the transaction.
-func (t *txn) head() (store.Head, error) {
-	v, err := t.unsealed()
-	if err != nil {
-		return store.Head{}, err
-	}
-	return v.head(t, max(v.revision.Load(), t.moved.revision))
-}
-
-// hanging verifies records of kinds that hang on the head, and returns it.
-func (t *txn) hanging(kinds ...store.Hanging) (store.Head, error) {
-	h, err := t.head()
-	if err != nil {
-		return h, err
-	}
-	v, err := t.unsealed()
-	for _, kind := range kinds {
-		if err == nil {
-			err = v.hangs(t, h, kind)
-		}
-	}
-	return h, err
-}
-
-// move changes records that hang on the head, and the head with them. They are verified
-// before.
-func (t *txn) move(kinds []store.Hanging, do func(*store.Head) error) error {
-	h, err := t.hanging(kinds...)
-	if err != nil {
-		return err
-	}
-	if err := do(&h); err != nil {
-		return err
-	}
-	return t.putHead(h, kinds...)
-}
-
-// putHead writes the next revision of the head, with new digests of some kinds.
-func (t *txn) putHead(h store.Head, kinds ...store.Hanging) (err error) {
-	for _, kind := range kinds {
-		if h.Digests[kind], err = digest(t, kind); err != nil {
-			return err
-		}
-	}
-	h.Revision++
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	seal, err := v.seals.MakeUnder(h, h.MAC)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`INSERT INTO head (name, body, seal) VALUES ('head', ?1, ?2) ON CONFLICT (name) DO UPDATE SET body = ?1, seal = ?2`,
-		h.Marshal(), seal.Bytes())
-	if err == nil {
-		t.moved = moved{h.Revision, h.MAC}
-	}
-	return err
-}
-
-// openSet reads the set of open invitations. The caller has verified that it hangs on
-// the head.
-func (t *txn) openSet() (o store.OpenSet, err error) {
-	var body, seal []byte
-	if err := t.row(`SELECT body, seal FROM head WHERE name = 'invitations'`).Scan(&body, &seal); err != nil {
-		return o, unlessNoRow(err)
-	}
-	v, err := t.unsealed()
-	if err == nil {
-		o, err = v.parseOpenSet(body)
-	}
-	if err == nil {
-		err = v.check(o, seal)
-	}
-	return o, err
-}
-
-func (v *vault) parseOpenSet(body []byte) (store.OpenSet, error) {
-	o, err := store.ParseOpenSet(body)
-	if err != nil {
-		err = v.seals.Report("the set of open invitations cannot be read")
-	}
-	return o, err
-}
-
-func (t *txn) putOpenSet(o store.OpenSet) error {
-	seal, err := t.seal(o)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`INSERT INTO head (name, body, seal) VALUES ('invitations', ?1, ?2) ON CONFLICT (name) DO UPDATE SET body = ?1, seal = ?2`,
-		o.Marshal(), seal)
-	return err
 }

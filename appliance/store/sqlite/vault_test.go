@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -12,15 +13,15 @@ import (
 )
 
 // memoryAnchor remembers as a host does.
-type memoryAnchor struct{ revision, mac uint64 }
+type memoryAnchor struct{ store.Mark }
 
-func (a *memoryAnchor) Floor() (revision, mac uint64) { return a.revision, a.mac }
+func (a *memoryAnchor) Floor() store.Mark { return a.Mark }
 
-func (a *memoryAnchor) Advance(revision, mac uint64) error {
-	if revision < a.revision || mac < a.mac {
+func (a *memoryAnchor) Advance(m store.Mark) error {
+	if m.Revision < a.Revision || m.MAC < a.MAC {
 		return errors.New("the anchor does not go back")
 	}
-	a.revision, a.mac = revision, mac
+	a.Mark = m
 	return nil
 }
 
@@ -121,18 +122,15 @@ func TestSchemaWhileServing(t *testing.T) {
 	}
 }
 
-// TestHangs: for what hangs on the head, missing, old and foreign rows are refused at once.
+// TestHangs: for what hangs on the head, missing and old rows are refused at once.
 func TestHangs(t *testing.T) {
 	for name, c := range map[string]struct{ statement, want string }{
-		"administrator gone":   {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators do not match the head"},
-		"administrator copied": {`INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`, "administrators do not match the head"},
-		"policy gone":          {`DELETE FROM policy`, "policies do not match the head"},
-		"setting gone":         {`DELETE FROM setting WHERE name = 'schema'`, "settings do not match the head"},
-		"setting added":        {`INSERT INTO setting (name, value, seal) SELECT 'x', value, seal FROM setting`, "settings do not match the head"},
-		"key added":            {`INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`, "keys do not match the head"},
-		"open set gone":        {`DELETE FROM head WHERE name = 'invitations'`, "open invitations do not match the head"},
-		"head changed":         {`UPDATE head SET body = zeroblob(10) WHERE name = 'head'`, "the head cannot be read"},
-		"head sealed by none":  {`UPDATE head SET seal = zeroblob(40) WHERE name = 'head'`, "its seal is under mac@0"},
+		"administrator gone":  {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators do not match the head"},
+		"policy gone":         {`DELETE FROM policy`, "policies do not match the head"},
+		"setting gone":        {`DELETE FROM setting WHERE name = 'schema'`, "settings do not match the head"},
+		"open set gone":       {`DELETE FROM head WHERE name = 'invitations'`, "open invitations do not match the head"},
+		"head changed":        {`UPDATE head SET body = zeroblob(10) WHERE name = 'head'`, "the head cannot be read"},
+		"head sealed by none": {`UPDATE head SET seal = zeroblob(40) WHERE name = 'head'`, "its seal is under mac@0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s.db")
@@ -143,6 +141,53 @@ func TestHangs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAdded: a row that fits no seal is an alarm, and is in no list.
+func TestAdded(t *testing.T) {
+	for name, statement := range map[string]string{
+		"administrator": `INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`,
+		"setting":       `INSERT INTO setting (name, value, seal) SELECT 'x', value, seal FROM setting`,
+		"key":           `INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s.db")
+			foundedAt(t, path, nil)
+			s := openAt(t, path)
+			before, beforeKeys, beforeSettings := lists(t, s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			raw(t, path, statement)
+			s, err := Open(t.Context(), Config{Path: path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = s.Close() })
+			seals := testSeals()
+			if err := s.Unseal(t.Context(), seals, nil); err != nil || seals.Forged() == 0 {
+				t.Fatalf("%d alarms: %v", seals.Forged(), err)
+			}
+			admins, keys, settings := lists(t, s)
+			if !reflect.DeepEqual(admins, before) || !reflect.DeepEqual(keys, beforeKeys) || !reflect.DeepEqual(settings, beforeSettings) {
+				t.Errorf("%v, %v, %v", admins, keys, settings)
+			}
+			if err := s.AddAdmin(t.Context(), storetest.NewAdmin("cat"), storetest.Note("")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func lists(t *testing.T, s *Store) (admins []store.Admin, keys []store.Key, settings map[string][]byte) {
+	t.Helper()
+	admins, err1 := s.ListAdmins(t.Context())
+	keys, err2 := s.ListKeys(t.Context())
+	settings, err3 := s.Settings(t.Context())
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	return admins, keys, settings
 }
 
 // TestOldStore: the whole database put back to an earlier moment is refused, while the

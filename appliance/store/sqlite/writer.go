@@ -160,15 +160,14 @@ func (w *writer) commit(first *op) {
 // follow takes over a head that became durable, and lets the anchor follow.
 func (w *writer) follow() error {
 	v := w.txn.vault.Load()
-	if v == nil || w.txn.moved.revision == 0 {
+	if v == nil || w.txn.moved.Revision == 0 {
 		return nil
 	}
-	v.revision.Store(w.txn.moved.revision)
-	v.seals.Use(w.txn.moved.mac)
-	if v.anchor == nil {
-		return nil
-	}
-	err := v.anchor.Advance(w.txn.moved.revision, w.txn.moved.mac)
+	m := w.txn.moved
+	v.newest.Store(&m)
+	v.behind.Store(true)
+	v.seals.Use(w.txn.moved.MAC)
+	err := v.catchUp()
 	if err != nil {
 		w.log.Error("the anchor could not follow the store", "error", err)
 	}
@@ -192,7 +191,7 @@ func (w *writer) begin() error {
 	if w.broken != nil {
 		return w.broken
 	}
-	w.txn.moved = moved{}
+	w.txn.moved = store.Mark{}
 	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}

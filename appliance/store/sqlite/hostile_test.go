@@ -1,0 +1,461 @@
+package sqlite
+
+// What a writer of the SQLite file tried who has no key.
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/storetest"
+)
+
+// behindSchema runs statements on the file under another schema, and puts sqlite_schema
+// back byte for byte: what indexes, STRICT and triggers hold does not hold meanwhile, and
+// no cookie changes. Bytes written to the pages do the same.
+func behindSchema(t *testing.T, path string, edit []string, body ...string) {
+	t.Helper()
+	type row struct {
+		id, root          int64
+		kind, name, table string
+		sql               sql.NullString
+	}
+	var saved []row
+	conn := func(do func(*sql.DB)) {
+		db, err := sql.Open("sqlite", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = db.Close() }()
+		db.SetMaxOpenConns(1)
+		do(db)
+	}
+	exec := func(db *sql.DB, statement string, args ...any) {
+		if _, err := db.ExecContext(t.Context(), statement, args...); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	conn(func(db *sql.DB) {
+		rows, err := db.QueryContext(t.Context(), `SELECT rowid, type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY rowid`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			var r row
+			if err := rows.Scan(&r.id, &r.kind, &r.name, &r.table, &r.root, &r.sql); err != nil {
+				t.Fatal(err)
+			}
+			saved = append(saved, r)
+		}
+		_ = rows.Close()
+		exec(db, `PRAGMA writable_schema = 1`)
+		for _, s := range edit {
+			exec(db, s)
+		}
+	})
+	conn(func(db *sql.DB) {
+		exec(db, `PRAGMA foreign_keys = 0`)
+		exec(db, `PRAGMA ignore_check_constraints = 1`)
+		for _, s := range body {
+			exec(db, s)
+		}
+	})
+	conn(func(db *sql.DB) {
+		exec(db, `PRAGMA writable_schema = 1`)
+		exec(db, `DELETE FROM sqlite_schema`)
+		for _, r := range saved {
+			exec(db, `INSERT INTO sqlite_schema (rowid, type, name, tbl_name, rootpage, sql) VALUES (?, ?, ?, ?, ?, ?)`, r.id, r.kind, r.name, r.table, r.root, r.sql)
+		}
+	})
+}
+
+// loosen takes uniqueness, STRICT and triggers off a table.
+func loosen(table string) []string {
+	return []string{
+		fmt.Sprintf(`DELETE FROM sqlite_schema WHERE tbl_name = '%s' AND type IN ('trigger', 'index')`, table),
+		fmt.Sprintf(`UPDATE sqlite_schema SET sql = replace(replace(replace(replace(sql, 'BLOB    PRIMARY KEY', 'BLOB'), 'TEXT PRIMARY KEY', 'TEXT'), 'UNIQUE', ''), ') STRICT', ')') WHERE name = '%s'`, table),
+	}
+}
+
+// serving is an unsealed store that serves, and its seals, with administrators ann and bob.
+func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Parties) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s.db")
+	p := foundedAt(t, path, a)
+	s, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, a); err != nil {
+		t.Fatal(err)
+	}
+	return s, seals, p
+}
+
+func bobOf(t *testing.T, s *Store) store.Admin {
+	t.Helper()
+	all, err := s.ListAdmins(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		if a.Name == "bob" {
+			return a
+		}
+	}
+	t.Fatal("no bob")
+	return store.Admin{}
+}
+
+func suspendBob(t *testing.T, s *Store) {
+	t.Helper()
+	bob := bobOf(t, s)
+	bob.Status, bob.Version = store.Suspended, bob.Version+1
+	if err := s.UpdateAdmin(t.Context(), bob, storetest.Note("bob is suspended")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lender is a trigger that puts administrator bob back as he was, seal and all, within the
+// transaction that suspends him, before the digest of the head is taken.
+func lender(t *testing.T, path string) string {
+	t.Helper()
+	seal := ask(t, path, `SELECT hex(seal) FROM admin WHERE name = 'bob'`)
+	return fmt.Sprintf(`CREATE TRIGGER lend AFTER UPDATE OF status ON admin BEGIN UPDATE admin SET status = 1, version = 1, seal = x'%s' WHERE name = 'bob'; END`, seal)
+}
+
+// TestSchemaCookie: the number that schemaUnchanged compares can be put back. A
+// trigger is made, one transaction is refused (an alarm), the number is put back, and from
+// then on the trigger runs within the transactions of the appliance.
+func TestSchemaCookie(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	cookie := ask(t, s.path, "PRAGMA schema_version")
+	raw(t, s.path, lender(t, s.path))
+	if err := s.Append(t.Context(), storetest.Note("")); !errors.Is(err, store.ErrForged) {
+		t.Fatalf("the trigger is not noticed: %v", err)
+	}
+	raw(t, s.path, "PRAGMA schema_version = "+cookie)
+	if err := s.Append(t.Context(), storetest.Note("")); err == nil {
+		t.Error("the store writes again, with a foreign trigger")
+	}
+	before := seals.Forged()
+	bob := bobOf(t, s)
+	bob.Status, bob.Version = store.Suspended, 2
+	if err := s.UpdateAdmin(t.Context(), bob, storetest.Note("bob is suspended")); err != nil {
+		return // refused: it holds
+	}
+	if bob := bobOf(t, s); bob.Status == store.Active {
+		t.Errorf("bob was suspended, the audit says so, and he is %s; further alarms: %d", bob.Status, seals.Forged()-before)
+	}
+	raw(t, s.path, "DROP TRIGGER lend; PRAGMA schema_version = "+cookie)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unseals(t, s.path, nil); err == nil {
+		t.Error("and after a restart the head vouches for him")
+	}
+}
+
+// TestSchemaBeforeUnseal: a daemon opens the store, reads its schema, and waits for the
+// PIN. What the connections have read then is not what is verified afterwards. No alarm.
+func TestSchemaBeforeUnseal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	foundedAt(t, path, nil)
+	cookie := ask(t, path, "PRAGMA schema_version")
+	raw(t, path, lender(t, path)+"; PRAGMA schema_version = "+cookie)
+	s, err := Open(t.Context(), Config{Path: path}) // locked: it waits for the PIN
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	raw(t, path, "BEGIN; DROP TRIGGER lend; PRAGMA schema_version = "+cookie+"; COMMIT")
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, nil); err != nil {
+		t.Fatal(err)
+	}
+	suspendBob(t, s)
+	if bob := bobOf(t, s); bob.Status == store.Active {
+		t.Errorf("bob was suspended and is %s; alarms: %d", bob.Status, seals.Forged())
+	}
+}
+
+// TestIndexOfAdmins: the digest goes by the index of ids, the list by the index of
+// names. A row that only the second has is an administrator.
+func TestIndexOfAdmins(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	raw(t, s.path, `CREATE TABLE kept AS SELECT * FROM admin WHERE name = 'bob'`) // the attacker's notebook
+	raw(t, s.path, `ATTACH '`+s.path+`.notes' AS notes; CREATE TABLE notes.old AS SELECT * FROM admin WHERE name = 'bob'; DROP TABLE kept; PRAGMA schema_version = `+fmt.Sprint(s.vault.Load().cookie))
+	suspendBob(t, s)
+	raw(t, s.path, `ATTACH '`+s.path+`.notes' AS notes; CREATE TABLE notes.new AS SELECT * FROM admin WHERE name = 'bob'`)
+	attach := `ATTACH '` + s.path + `.notes' AS notes`
+	// With the index of names alone: the row of today goes, the one of before comes.
+	onlyNames := append([]string{
+		`UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_admin_2') WHERE name = 'sqlite_autoindex_admin_1'`,
+		`DELETE FROM sqlite_schema WHERE name IN ('sqlite_autoindex_admin_2', 'sqlite_autoindex_admin_3') OR tbl_name = 'admin' AND type = 'trigger'`,
+	}, `UPDATE sqlite_schema SET sql = replace(replace(replace(sql, 'BLOB    PRIMARY KEY', 'BLOB'), 'BLOB    NOT NULL UNIQUE', 'BLOB'), ') STRICT', ')') WHERE name = 'admin'`)
+	behindSchema(t, s.path, onlyNames, attach, `DELETE FROM admin WHERE name = 'bob'`, `INSERT INTO admin SELECT * FROM notes.old`, `UPDATE admin SET rowid = 99 WHERE name = 'bob'`)
+	// Without any index: the row of today comes back, where the index of ids has it.
+	behindSchema(t, s.path, loosen("admin"), attach, `INSERT INTO admin SELECT * FROM notes.new`, `UPDATE admin SET rowid = 2 WHERE name = 'bob' AND status = 2`)
+	before := seals.Forged()
+	all, err := s.ListAdmins(t.Context())
+	for _, a := range all {
+		if a.Name == "bob" && a.Status == store.Active {
+			t.Errorf("bob was suspended and is %s again; alarms: %d", a.Status, seals.Forged()-before)
+		}
+	}
+	t.Log(len(all), err)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unseals(t, s.path, nil); err == nil {
+		t.Error("it is unsealed after a restart")
+	}
+}
+
+// TestIndexOfSettings: the digest goes by the index of names, the list over the table.
+func TestIndexOfSettings(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	put := func(value string) {
+		if err := s.ChangeKeys(t.Context(), store.KeyChange{Settings: map[string][]byte{"handle_epoch": []byte(value)}}, storetest.Note("")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("old")
+	seal := ask(t, s.path, `SELECT hex(seal) FROM setting WHERE name = 'handle_epoch'`)
+	put("new")
+	behindSchema(t, s.path, loosen("setting"), `INSERT INTO setting (rowid, name, value, seal) VALUES (999, 'handle_epoch', x'`+fmt.Sprintf("%x", "old")+`', x'`+seal+`')`)
+	before := seals.Forged()
+	if m, err := s.Settings(t.Context()); err == nil && string(m["handle_epoch"]) == "old" {
+		t.Errorf("the setting is %q again; alarms: %d", m["handle_epoch"], seals.Forged()-before)
+	}
+	if _, forged, err := s.Verify(t.Context()); err != nil || len(forged) == 0 {
+		t.Errorf("doctor finds %v, %v", forged, err)
+	}
+}
+
+// takenOnce is a change request that was taken and executed, and how its row was meanwhile.
+func takenOnce(t *testing.T, s *Store) (id [8]byte, seal string) {
+	t.Helper()
+	c := storetest.NewChange()
+	taken := store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeTaken, Required: 1, Signed: []string{"local"}, At: storetest.Epoch}
+	err := s.AddChange(t.Context(), c, storetest.Note(""))
+	if err = errors.Join(err, s.EndChange(t.Context(), taken, storetest.Note(""))); err != nil {
+		t.Fatal(err)
+	}
+	seal = ask(t, s.path, `SELECT hex(seal) FROM change`) // it stays in the log for long
+	taken.From, taken.To = store.ChangeTaken, store.ChangeExecuted
+	if err := s.EndChange(t.Context(), taken, storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	return c.ID, seal
+}
+
+// TestTypeOfState: the digest has the requests whose state is the text 'taken'. A state
+// that is the blob 'taken' is none to SQL, and one to Go: one bit of the record's header.
+func TestTypeOfState(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	id, seal := takenOnce(t, s)
+	behindSchema(t, s.path, loosen("change"), `UPDATE change SET state = CAST('taken' AS BLOB), ended_us = NULL, seal = x'`+seal+`'`)
+	before := seals.Forged()
+	all, err := s.ListChanges(t.Context(), 10)
+	if err == nil && len(all) == 1 && all[0].State == store.ChangeTaken {
+		t.Errorf("a request that was executed is %s again, and is gone on with; alarms: %d", all[0].State, seals.Forged()-before)
+	}
+	if one, err := s.Change(t.Context(), id); err == nil && one.State == store.ChangeTaken {
+		t.Errorf("by its id too")
+	}
+	if _, forged, err := s.Verify(t.Context()); err != nil || len(forged) == 0 {
+		t.Errorf("doctor finds %v, %v", forged, err)
+	}
+}
+
+// TestIndexOfChanges: the digest goes by the index of ids, the list over the table.
+func TestIndexOfChanges(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	_, seal := takenOnce(t, s)
+	behindSchema(t, s.path, loosen("change"),
+		`INSERT INTO change (ref, id, document, state, reason, created_us, expires_us, ended_us, required, signed, seal)
+			SELECT ref + 1, id, document, 'taken', reason, created_us, expires_us, NULL, required, signed, x'`+seal+`' FROM change`)
+	behindSchema(t, s.path, nil, `INSERT INTO change_signature SELECT change + 1, signer, signature, at_us FROM change_signature`)
+	before := seals.Forged()
+	all, err := s.ListChanges(t.Context(), 10)
+	if err == nil && len(all) > 0 && all[0].State == store.ChangeTaken {
+		t.Errorf("a request that was executed is %s again; alarms: %d", all[0].State, seals.Forged()-before)
+	}
+	t.Log(len(all), err)
+}
+
+// fullAnchor is on a disk that is full now and then: what it is told is lost with the
+// process.
+type fullAnchor struct {
+	memoryAnchor
+	full bool
+}
+
+func (a *fullAnchor) Advance(m store.Mark) error {
+	if a.full {
+		return errors.New("no space left on device")
+	}
+	return a.memoryAnchor.Advance(m)
+}
+
+// TestForkedHead: the anchor knows a revision and not which head it is of. While the
+// anchor cannot be written (whoever writes to the database can fill the disk), heads go on;
+// of what comes after a restart from the old file there is another branch with higher
+// numbers, which the anchor takes.
+func TestForkedHead(t *testing.T) {
+	a := &fullAnchor{}
+	s, _, _ := serving(t, a)
+	at := filepath.Join(t.TempDir(), "r.db")
+	save := func(to string) { raw(t, s.path, `VACUUM INTO '`+to+`'`) }
+	save(at)
+	a.full = true
+	for range 3 { // each is told "unavailable", and is durable
+		if err := s.AddAdmin(t.Context(), storetest.NewAdmin(fmt.Sprint(time.Now().UnixNano())), storetest.Note("")); !errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	branch := filepath.Join(t.TempDir(), "branch.db")
+	save(branch)
+	_ = s.Close()
+	a.full = false
+	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
+		t.Fatal(err)
+	}
+	suspendBob(t, s) // durable, answered, and anchored
+	_ = s.Close()
+	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
+		t.Errorf("bob was suspended, which was answered and anchored, and is active again; alarms: %d", seals.Forged())
+	}
+}
+
+// TestNumbersAfterRestore: the numbers of invitations begin again where the copy was
+// made. A row of the time that is forgotten, with a good seal, is open as soon as another
+// invitation has its number.
+func TestNumbersAfterRestore(t *testing.T) {
+	s, _, _ := serving(t, nil)
+	at := filepath.Join(t.TempDir(), "copy.db")
+	raw(t, s.path, `VACUUM INTO '`+at+`'`)
+	carol := storetest.NewInvitation(store.KindClient, "carol")
+	if err := s.Invite(t.Context(), carol, storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	notes := filepath.Join(t.TempDir(), "notes.db")
+	raw(t, s.path, `ATTACH '`+notes+`' AS n; CREATE TABLE n.i AS SELECT * FROM invitation WHERE name = 'carol'`)
+	if err := s.EnrolClient(t.Context(), storetest.UseOf(carol), storetest.NewClient("carol"), storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close() // the token is lost, and the appliance restored from the copy
+	s, err := Open(t.Context(), Config{Path: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recover(t.Context(), store.Recovered{At: storetest.Epoch.Add(time.Second), Revision: 1000}, storetest.Note("restored")); err != nil {
+		t.Fatal(err)
+	}
+	dave := storetest.NewInvitation(store.KindClient, "dave")
+	dave.CreatedAt = storetest.Epoch.Add(2 * time.Second)
+	if err := s.Invite(t.Context(), dave, storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	raw(t, at, `ATTACH '`+notes+`' AS n; INSERT INTO invitation SELECT * FROM n.i`)
+	if err := s.EnrolClient(t.Context(), storetest.UseOf(carol), storetest.NewClient("carol"), storetest.Note("")); err == nil {
+		t.Errorf("enrolled by a code of before the restore, which was used, and which restore says it has ended; alarms: %d", seals.Forged())
+	}
+}
+
+// TestGivenUpSealAnswers: who learned the seal key of a version of mac that was given up
+// as compromised seals a decision of three days ago for a serial that nobody has spent. Spend
+// answers it as an approval, whatever stands against it now.
+func TestGivenUpSealAnswers(t *testing.T) {
+	s, seals, p := serving(t, nil)
+	rotated(t, s, seals)
+	if _, _, err := resealAll(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	seals.GiveUp(1, true)
+	c, err := s.Client(t.Context(), p.Client.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Status, c.Version = store.Suspended, c.Version+1
+	if err := s.UpdateClient(t.Context(), c, storetest.Note("suspended")); err != nil {
+		t.Fatal(err)
+	}
+	spend := p.Spend(5)
+	spend.Now = time.Now()
+	out := spend.Unopposed()
+	out.At = store.Stamp(time.Now().Add(-72 * time.Hour))
+	seal, err := seals.MakeUnder(store.Kept{Spent: store.Spent{AnswerKey: spend.AnswerKey, Outcome: out}}, 1) // the attacker has that key
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw(t, s.path, fmt.Sprintf(`INSERT INTO decision (client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us, dry, seal)
+		SELECT ref, 5, x'%x', 0, x'%x', x'%x', 1, 0, x'%x', %d, 0, x'%x' FROM client WHERE name = 'alice'`,
+		spend.Serial[4:], spend.M3[:], out.Decision.Transaction[:], out.Decision.Marshal(), out.At.UnixMicro(), seal.Bytes()))
+	if got, err := s.Spend(t.Context(), spend); err == nil && got.Result == out.Result {
+		t.Errorf("a suspended client is answered result %d, reason %d; alarms: %d", got.Result, got.Reason, seals.Forged())
+	}
+}
+
+// TestViewForReaders: nothing that reads looks at the schema. A view that shows an old
+// row now and then, and the one of today at other times, passes the digest by the one
+// reading and is believed by the next.
+func TestViewForReaders(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	old := ask(t, s.path, `SELECT hex(seal) FROM admin WHERE name = 'bob'`)
+	suspendBob(t, s)
+	raw(t, s.path, `PRAGMA legacy_alter_table = 1; ALTER TABLE admin RENAME TO admin_; CREATE VIEW admin AS
+		SELECT id, name, public, iif(r, 1, status) AS status, iif(r, 1, version) AS version, created_us, change, iif(r, x'`+old+`', seal) AS seal FROM
+		(SELECT a.*, name = 'bob' AND q AS r FROM (SELECT random() % 2 = 0 AS q LIMIT 1) CROSS JOIN admin_ a LIMIT 100)`)
+	for i := range 60 {
+		if all, err := s.ListAdmins(t.Context()); err == nil {
+			for _, a := range all {
+				if a.Name == "bob" && a.Status == store.Active {
+					t.Fatalf("bob was suspended and is %s, at reading %d; alarms: %d", a.Status, i+1, seals.Forged())
+				}
+			}
+		}
+	}
+}
+
+// TestHiddenFromDoctor: Verify and Reseal begin above row 0; a row below it serves, and
+// neither looks at it.
+func TestHiddenFromDoctor(t *testing.T) {
+	s, seals, p := serving(t, nil)
+	spoil(t, s.path, "PRAGMA foreign_keys = 0", `UPDATE restraint SET client = -5`, `UPDATE client SET ref = -5`)
+	if _, err := s.Client(t.Context(), p.Client.ID); err != nil {
+		t.Skip(err)
+	}
+	rotated(t, s, seals)
+	if _, _, err := resealAll(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if total, under, err := s.Under(t.Context(), 1); err == nil && under > 0 {
+		t.Errorf("%d of %d records are never brought over: mac@1 cannot be retired", under, total)
+	}
+	raw(t, s.path, `UPDATE client SET seal = zeroblob(40)`)
+	if n, forged, err := s.Verify(t.Context()); err != nil || len(forged) == 0 {
+		t.Errorf("doctor does not see a forged row: %d records, %v, %v", n, forged, err)
+	}
+}
