@@ -12,6 +12,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/storetest"
+	"countersign/protocol"
 )
 
 // behindSchema runs statements on the file under another schema, and puts sqlite_schema
@@ -457,5 +458,42 @@ func TestHiddenFromDoctor(t *testing.T) {
 	raw(t, s.path, `UPDATE client SET seal = zeroblob(40)`)
 	if n, forged, err := s.Verify(t.Context()); err != nil || len(forged) == 0 {
 		t.Errorf("doctor does not see a forged row: %d records, %v, %v", n, forged, err)
+	}
+}
+
+// TestDecisionRemoved: without its row an approved serial stays spent. A phone that asks is
+// told that it was denied, which SECURITY.md concedes.
+func TestDecisionRemoved(t *testing.T) {
+	s, _, p := serving(t, nil)
+	first := p.Spend(5)
+	if out, err := s.Spend(t.Context(), first); err != nil || out.Result != protocol.ResultApproved {
+		t.Fatal(out, err)
+	}
+	raw(t, s.path, `DELETE FROM decision`)
+	if out, err := s.Spend(t.Context(), first); err != nil || out.Result != protocol.ResultDenied || out.Replayed {
+		t.Errorf("its serial again: %+v, %v", out, err)
+	}
+	status := p.Spend(6)
+	status.Asks = &first.Serial
+	if out, err := s.Spend(t.Context(), status); err != nil || out.Asked == nil || out.Asked.Result != protocol.ResultDenied {
+		t.Errorf("asked about it: %+v, %v", out, err)
+	}
+}
+
+// TestClientHidden: what SECURITY.md concedes of a row that is hidden for a moment: there are
+// two clients of one name, each with its own key, and both serve.
+func TestClientHidden(t *testing.T) {
+	s, seals, p := serving(t, nil)
+	i, other := storetest.NewInvitation(store.KindClient, "alice"), storetest.NewClient("alice")
+	tamper(t, s, `UPDATE client SET name = 'hidden' WHERE name = 'alice'`)
+	err := errors.Join(s.Invite(t.Context(), i, storetest.Note("")), s.EnrolClient(t.Context(), storetest.UseOf(i), other, storetest.Note("")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	behindSchema(t, s.path, loosen("client"), `UPDATE client SET name = 'alice' WHERE name = 'hidden'`)
+	for _, id := range []protocol.ClientID{p.Client.ID, other.ID} {
+		if c, err := s.Client(t.Context(), id); err != nil || c.Name != "alice" {
+			t.Errorf("client %s: %+v, %v; %d alarms", id, c, err, seals.Forged())
+		}
 	}
 }
