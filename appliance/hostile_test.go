@@ -157,6 +157,45 @@ func TestSignsWhatItMadeAgain(t *testing.T) {
 	}
 }
 
+// written answers one M3 with what another would have come to, as if it were stored.
+type written struct {
+	store.Store
+	out *store.Outcome
+}
+
+func (w *written) Spend(_ context.Context, sp store.Spend) (store.Outcome, error) {
+	out := sp.Unopposed()
+	w.out = &out
+	return out, store.ErrUnavailable
+}
+
+func (w *written) Answered(ctx context.Context, key store.AnswerKey) (store.Outcome, error) {
+	if w.out == nil {
+		return w.Store.Answered(ctx, key)
+	}
+	return *w.out, nil
+}
+
+// TestEvidenceOfAnother: what is stored as approved is not signed for a countersignature that
+// does not verify, though all else fits.
+func TestEvidenceOfAnother(t *testing.T) {
+	b := newBench(t)
+	alice := b.enrolFull("alice")
+	b.store = &written{Store: b.store}
+	b.restart()
+	s := alice.challenge(door, nil)
+	if _, err := s.send(s.with(0, nil)); err == nil {
+		t.Fatal("nothing is unavailable")
+	}
+	alice.key = newSoftKey()
+	b.forgeries(func() {
+		a, err := s.send(s.with(0, nil))
+		if err == nil && (a.res.Decision != nil || a.p4.Result != protocol.ResultDenied) {
+			t.Errorf("answered %s, code %d, with a decision of %d bytes", a.p4.Result, a.p4.Reason, len(a.res.Decision))
+		}
+	})
+}
+
 // TestStolenUVKey: the UV key of a thief in the client's row, and its certificate emptied,
 // give a strict device nothing.
 func TestStolenUVKey(t *testing.T) {

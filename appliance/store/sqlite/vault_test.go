@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -327,5 +328,28 @@ func TestNewerSchema(t *testing.T) {
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", readable, err, want)
 		}
+	}
+}
+
+// TestHeadUnderOldKey: a head that says mac@2 is in force has a seal of mac@2.
+func TestHeadUnderOldKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	foundedAt(t, path, nil)
+	s := openAt(t, path)
+	err := s.read(t.Context(), "reading", func(from snapshot, v *vault) error {
+		h, err := v.head(from, store.Mark{})
+		if err != nil {
+			return err
+		}
+		h.MAC = 2
+		seal, err := v.seals.MakeUnder(h, 1)
+		raw(t, path, fmt.Sprintf(`UPDATE head SET body = x'%x', seal = x'%x' WHERE name = 'head'`, h.Marshal(), seal.Bytes()))
+		return err
+	})
+	if err = errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) {
+		t.Error(err)
 	}
 }
