@@ -195,7 +195,7 @@ func (r *restoration) closeStore(p *parts) (err error) {
 // alone keeps any other restore out of the state directory until what it returns is closed,
 // and looks again whether there is a store.
 func (r *restoration) alone() (turn io.Closer, err error) {
-	f, err := os.OpenFile(filepath.Join(r.cfg.StateDir, "restore.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.Open(r.cfg.StateDir) // no file of its own: a restore that is refused leaves nothing
 	if err != nil {
 		return nil, cli.Fail(cli.IO, err, "")
 	}
