@@ -497,3 +497,19 @@ func TestClientHidden(t *testing.T) {
 		}
 	}
 }
+
+// TestWriteThatMissed: a suspension that an index leads past the row is no suspension, and
+// is not answered as one.
+func TestWriteThatMissed(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	bob := bobOf(t, s)
+	raw(t, s.path, `UPDATE admin SET id = x'0102030405060708' WHERE name = 'bob'`)
+	behindSchema(t, s.path, loosen("admin"), fmt.Sprintf(`UPDATE admin SET id = x'%x' WHERE name = 'bob'`, bob.ID[:]))
+	bob.Status, bob.Version = store.Suspended, bob.Version+1
+	if err := s.UpdateAdmin(t.Context(), bob, storetest.Note("")); !errors.Is(err, store.ErrForged) || seals.Forged() == 0 {
+		t.Errorf("suspended: %v, %d alarms", err, seals.Forged())
+	}
+	if bob := bobOf(t, s); bob.Status != store.Active {
+		t.Errorf("bob is %s", bob.Status)
+	}
+}
