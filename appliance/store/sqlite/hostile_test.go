@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -511,5 +512,45 @@ func TestWriteThatMissed(t *testing.T) {
 	}
 	if bob := bobOf(t, s); bob.Status != store.Active {
 		t.Errorf("bob is %s", bob.Status)
+	}
+}
+
+// TestSchemaBehindCookie: a trigger that is made with the number of the schema put back, in
+// one transaction, is noticed too.
+func TestSchemaBehindCookie(t *testing.T) {
+	s, _, _ := serving(t, nil)
+	cookie := ask(t, s.path, "PRAGMA schema_version")
+	raw(t, s.path, "BEGIN; "+lender(t, s.path)+"; PRAGMA schema_version = "+cookie+"; COMMIT")
+	if err := s.Append(t.Context(), storetest.Note("")); !errors.Is(err, store.ErrForged) {
+		t.Errorf("appended: %v", err)
+	}
+}
+
+// TestOtherWriter: what another program writes without the schema keeps nothing from
+// serving.
+func TestOtherWriter(t *testing.T) {
+	s, _, p := serving(t, nil)
+	raw(t, s.path, `UPDATE device SET floor = floor + 1`)
+	if err := s.Append(t.Context(), storetest.Note("")); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Device(t.Context(), p.Device.ID); !errors.Is(err, store.ErrForged) {
+		t.Error(err)
+	}
+}
+
+// TestStorageClass: a value of another storage class is an alarm, where Go would read the
+// same.
+func TestStorageClass(t *testing.T) {
+	for _, column := range []string{"client.name", "client.roles", "client.status", "restraint.highest", "restraint.wrong", "device.display", "device.floor", "admin.name"} {
+		table, name, _ := strings.Cut(column, ".")
+		s, seals, p := serving(t, nil)
+		behindSchema(t, s.path, loosen(table), fmt.Sprintf(`UPDATE %s SET %s = CAST(%[2]s AS BLOB)`, table, name))
+		_, err := s.Client(t.Context(), p.Client.ID)
+		_, err2 := s.Device(t.Context(), p.Device.ID)
+		_, err3 := s.ListAdmins(t.Context())
+		if err := errors.Join(err, err2, err3); !errors.Is(err, store.ErrForged) || seals.Forged() == 0 {
+			t.Errorf("%s: %v, %d alarms", column, err, seals.Forged())
+		}
 	}
 }
