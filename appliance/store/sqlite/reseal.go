@@ -156,21 +156,26 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 
 // Reseal implements [store.Sealing].
 func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) store.Record) (next store.Cursor, n int, done bool, err error) {
-	err = s.write(ctx, "sealing records anew", func(t *txn) error {
-		next, n, done = after, 0, false
+	var did struct { // by the writer, which may go on when ctx ends
+		next store.Cursor
+		n    int
+	}
+	err = s.write(ctx, "sealing records anew", func(t *txn) (err error) {
 		if after == (store.Cursor{}) {
-			next = store.Cursor{Table: 1, Ref: math.MinInt64}
-			n, err = t.resealHanging()
+			did.next = store.Cursor{Table: 1, Ref: math.MinInt64}
+			did.n, err = t.resealHanging()
 		} else {
-			next, n, err = t.resealTable(after, most)
-			done = next.Table > len(tables)
+			did.next, did.n, err = t.resealTable(after, most)
 		}
-		if err != nil || n == 0 {
+		if err != nil || did.n == 0 {
 			return err
 		}
-		return t.append(rec(n))
+		return t.append(rec(did.n))
 	})
-	return next, n, done, err
+	if err != nil {
+		return after, 0, false, err
+	}
+	return did.next, did.n, did.next.Table > len(tables), nil
 }
 
 // resealTable brings one batch of a table over.
