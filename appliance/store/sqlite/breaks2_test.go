@@ -1,0 +1,198 @@
+package sqlite
+
+// The second round of a writer of the SQLite file who has no key.
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/storetest"
+)
+
+// TestForkedGroup: a group commits several moves of the head, and the anchor cannot be
+// written after it (or the process is killed in between). Of the two revisions that are in
+// the file only the first has its like in the branch that goes on from the file of before:
+// the second is above whatever the anchor was told of the other branch.
+func TestForkedGroup(t *testing.T) {
+	a := &fullAnchor{}
+	s, _, _ := serving(t, a)
+	at := filepath.Join(t.TempDir(), "r.db")
+	save := func(to string) { raw(t, s.path, `VACUUM INTO '`+to+`'`) }
+	save(at)
+	release := hold(t, s)
+	a.full = true
+	errs := make(chan error)
+	for _, name := range []string{"carol", "dave"} { // two administrators, or two votes, at once
+		go func() {
+			errs <- s.AddAdmin(context.Background(), storetest.NewAdmin(name), storetest.Note(""))
+		}()
+	}
+	s.waitQueued(2)
+	release()
+	for range 2 {
+		if err := <-errs; !errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	branch := filepath.Join(t.TempDir(), "branch.db")
+	save(branch)
+	_ = s.Close()
+	a.full = false
+	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
+		t.Fatal(err)
+	}
+	suspendBob(t, s) // durable, answered, and anchored
+	_ = s.Close()
+	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
+		t.Errorf("bob was suspended, which was answered and anchored, and is active again; alarms: %d", seals.Forged())
+	}
+}
+
+// TestRestoredThenBefore: a host is lost with its anchor, and restored on another from a
+// copy. The file of the lost host has more revisions than the restored one, under the same
+// keys: whatever the restored appliance has anchored, it is taken.
+func TestRestoredThenBefore(t *testing.T) {
+	s, _, _ := serving(t, &memoryAnchor{})
+	at, lost := filepath.Join(t.TempDir(), "copy.db"), filepath.Join(t.TempDir(), "lost.db")
+	raw(t, s.path, `VACUUM INTO '`+at+`'`)
+	for _, name := range []string{"carol", "dave", "erin", "frank"} { // life goes on after the backup
+		i := storetest.NewInvitation(store.KindClient, name)
+		if err := s.Invite(t.Context(), i, storetest.Note("")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw(t, s.path, `VACUUM INTO '`+lost+`'`)
+	_ = s.Close()
+
+	a := &memoryAnchor{} // of the new host
+	s, err := Open(t.Context(), Config{Path: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
+		t.Fatal(err)
+	}
+	// cmd/countersignd/restoretoken.go: Revision is that of the anchor
+	if err := s.Recover(t.Context(), store.Recovered{At: time.Now(), Revision: a.Floor().Revision}, storetest.Note("restored")); err != nil {
+		t.Fatal(err)
+	}
+	suspendBob(t, s) // answered and anchored on the new host
+	_ = s.Close()
+
+	if s, err = Open(t.Context(), Config{Path: lost}); err != nil { // put in the place of the restored one
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, a); err == nil {
+		t.Errorf("the anchor allows the head of the lost host; bob, suspended since, is %s; alarms: %d", bobOf(t, s).Status, seals.Forged())
+		if err := s.EnrolClient(t.Context(), storetest.UseOf(storetest.NewInvitation(store.KindClient, "carol")), storetest.NewClient("carol"), storetest.Note("")); err == nil {
+			t.Error("and a code is open that the restore has ended")
+		}
+	}
+}
+
+// TestKeepsMACInForce: a row that fits no seal is never brought over, and Under counts it:
+// freed() then lets nobody retire, suspend or destroy the version that it names, not as
+// compromised either. Who learned the seal key of mac@1 and writes the file keeps its key
+// good for ever by one row of rubbish.
+func TestKeepsMACInForce(t *testing.T) {
+	const rubbish = `'executed', '', 1, 1, 1, '[]', CAST(x'0000000000000001' || zeroblob(32) AS BLOB)`
+	for name, plant := range map[string]string{
+		"change":     `INSERT INTO change (id, document, state, reason, created_us, expires_us, required, signed, seal) VALUES (x'0102030405060708', x'00', ` + rubbish + `)`,
+		"invitation": `INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us, number, seal) VALUES (zeroblob(32), 'client', 'x', '', '[]', 0, 1, 1, 77, CAST(x'0000000000000001' || zeroblob(32) AS BLOB))`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, seals, _ := serving(t, nil)
+			rotated(t, s, seals)
+			raw(t, s.path, plant)
+			if _, _, err := resealAll(t.Context(), s); err != nil {
+				t.Error(err)
+			}
+			if total, under, err := s.Under(t.Context(), 1); err != nil || under > 0 {
+				t.Errorf("%d of %d records are under mac@1, which nobody can give up: %v", under, total, err)
+			}
+		})
+	}
+}
+
+// TestRubbishStopsReseal: one row more that hangs on nothing (its seal is rubbish, or its id
+// is) does not keep the store from serving, and ends every Reseal: nothing is brought over to
+// a new mac, not even the rows that fit.
+func TestRubbishStopsReseal(t *testing.T) {
+	for name, plant := range map[string]string{
+		"change": `PRAGMA ignore_check_constraints = 1; INSERT INTO change (id, document, state, reason, created_us, expires_us, required, signed, seal)
+			VALUES (x'01', x'00', 'executed', '', 1, 1, 1, '[]', zeroblob(40))`,
+		"setting": `INSERT INTO setting (name, value, seal) VALUES ('rubbish', x'00', zeroblob(40))`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, seals, _ := serving(t, nil)
+			raw(t, s.path, plant)
+			if _, err := s.ListAdmins(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.ListChanges(t.Context(), 9); err != nil {
+				t.Fatal(err) // it serves
+			}
+			if _, err := s.Settings(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			suspendBob(t, s) // and its head moves
+			rotated(t, s, seals)
+			if _, _, err := resealAll(t.Context(), s); err != nil {
+				t.Errorf("nothing is brought over: %v", err)
+			}
+			if total, under, err := s.Under(t.Context(), 1); err != nil || under > 0 {
+				t.Errorf("%d of %d records are still under mac@1: %v", under, total, err)
+			}
+		})
+	}
+}
+
+// TestOldAttempt: nobody attacks. A password attempt of three days ago was under a counter
+// that is still above the highest; its seal is not brought over, since it is old, and the
+// version of mac is given up. The next word under that counter is an alarm.
+func TestOldAttempt(t *testing.T) {
+	s, seals, p := serving(t, nil)
+	old := p.Attempt(4)
+	old.Now = time.Now().Add(-72 * time.Hour)
+	if tried, err := s.Try(t.Context(), old); err != nil || tried.Begun == nil {
+		t.Fatal(tried, err)
+	}
+	if err := s.Wrong(t.Context(), old.AnswerKey, 4, storetest.Note("")); err != nil {
+		t.Fatal(err)
+	}
+	rotated(t, s, seals)
+	if _, _, err := resealAll(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, under, err := s.Under(t.Context(), 1); err != nil || under > 0 {
+		t.Fatal(under, err) // mac@1 may be given up
+	}
+	seals.GiveUp(1, true)
+	next := p.Attempt(4)
+	next.Now, next.Attempt, next.M3 = time.Now(), 1, [32]byte{9}
+	if tried, err := s.Try(t.Context(), next); err != nil {
+		t.Errorf("the next attempt: %+v, %v; %d alarms", tried, err, seals.Forged())
+	}
+	if _, err := s.Spend(t.Context(), p.Spend(4)); err != nil {
+		t.Errorf("the right password: %v; %d alarms", err, seals.Forged())
+	}
+	spend := p.Spend(5)
+	if _, err := s.Spend(t.Context(), spend); err != nil {
+		t.Errorf("the next counter: %v; %d alarms", err, seals.Forged())
+	}
+}
