@@ -19,7 +19,8 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 	return s.write(ctx, "recovering", func(t *txn) error {
 		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
 		err := t.move(kinds, func(h *store.Head) error {
-			h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision)
+			// Above every head of the host that was lost, which had moved less than once a microsecond.
+			h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision, uint64(max(r.At.UnixMicro(), 0)))
 			if err := t.changeKeys(r.KeyChange); err != nil {
 				return err
 			}

@@ -45,7 +45,7 @@ var tables = []sealedTable{
 	deviceTable,
 	{"invitation", "true", readInvitations},
 	{"decision", "decided_us >= ?1 OR result = 3 AND final_result IS NULL", readDecisions},
-	{"attempt", "begun_us >= ?1", readAttempts},
+	{"attempt", "begun_us >= ?1 OR counter > (SELECT highest FROM restraint r WHERE r.client = attempt.client)", readAttempts},
 }
 
 var (
@@ -138,7 +138,8 @@ func readDecisionsSince(from source, v *vault, after int64, most int, since int6
 		after, since, most)
 }
 
-// readAttempts reads those of so many clients.
+// readAttempts reads those of so many clients: the recent, and those under a counter that may
+// still be spent, all of which the next one is judged by.
 func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
@@ -149,8 +150,10 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 		binary.BigEndian.PutUint32(b.Serial[:4], counter)
 		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}.unless(err)
 	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
-		FROM attempt a JOIN client c ON c.ref = a.client WHERE a.begun_us >= ?3 AND a.client > ?1 AND a.client <= (
-			SELECT max(client) FROM (SELECT DISTINCT client FROM attempt WHERE client > ?1 AND begun_us >= ?3 ORDER BY client LIMIT ?2))
+		FROM attempt a JOIN client c ON c.ref = a.client JOIN restraint r ON r.client = a.client
+		WHERE (a.begun_us >= ?3 OR a.counter > r.highest) AND a.client > ?1 AND a.client <= (
+			SELECT max(client) FROM (SELECT DISTINCT b.client FROM attempt b JOIN restraint q ON q.client = b.client
+				WHERE b.client > ?1 AND (b.begun_us >= ?3 OR b.counter > q.highest) ORDER BY b.client LIMIT ?2))
 		ORDER BY a.client`, after, most, answersFrom())
 }
 
@@ -225,7 +228,7 @@ func (t *txn) sealAgain(r sealedRow) error {
 }
 
 // resealHanging brings over all that hangs on the head, and the head. A change request
-// that has ended and does not fit stays as it is.
+// what does not fit stays as it is.
 func (t *txn) resealHanging() (n int, err error) {
 	v, err := t.unsealed()
 	if err != nil {
@@ -243,7 +246,7 @@ func (t *txn) resealHanging() (n int, err error) {
 		if r.err == nil {
 			r.err = v.check(r.record, r.seal)
 		}
-		if c, ok := r.record.(store.Change); ok && c.State.Ended() && r.err != nil {
+		if r.err != nil { // if it hangs on the head all the same, the head will not move
 			continue
 		}
 		stale = append(stale, r)
@@ -340,7 +343,7 @@ func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64,
 		total, under = total+all, under+those
 		return err
 	}
-	err = s.read(ctx, "counting seals", func(from snapshot, _ *vault) error {
+	err = s.read(ctx, "counting seals", func(from snapshot, v *vault) (err error) {
 		total, under = 0, 0
 		for _, name := range hangingTables {
 			if err := count(from, name, "true", nil, prefix); err != nil {
@@ -352,9 +355,41 @@ func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64,
 				return err
 			}
 		}
-		return nil
+		if under > 0 { // what only says so keeps no key in force
+			under, err = v.fitting(from, version)
+		}
+		return err
 	})
 	return total, under, err
+}
+
+// fitting counts the records in force that fit a seal of this version.
+func (v *vault) fitting(from source, version uint64) (n uint64, err error) {
+	one := func(r sealedRow) error {
+		if r.err == nil && store.ParseSeal(r.seal).Version == version && v.check(r.record, r.seal) == nil {
+			n++
+		}
+		return nil
+	}
+	switch h, err := v.head(from, store.Mark{}); {
+	case err == nil && h.MAC == version:
+		n++
+	case err != nil && !errors.Is(err, store.ErrForged) && !errors.Is(err, sql.ErrNoRows):
+		return n, err
+	}
+	rows, err := hangingRows(from, v)
+	if err != nil {
+		return n, err
+	}
+	for _, r := range rows {
+		_ = one(r) // never fails
+	}
+	for _, t := range tables {
+		if err := eachRow(from, v, t, one); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // verifyBatch is how many records Verify reads at once.

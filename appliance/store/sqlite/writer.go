@@ -174,8 +174,10 @@ func (w *writer) follow() error {
 	return err
 }
 
+// next is one more operation of the group. One that moves the head is the last of its
+// group, so that no more than one revision is ever without an anchor.
 func (w *writer) next() *op {
-	if len(w.ops) == groupSize {
+	if len(w.ops) == groupSize || w.txn.moved.Revision != 0 {
 		return nil
 	}
 	select {
