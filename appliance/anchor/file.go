@@ -111,7 +111,7 @@ func (f *File) moveLocked(next Anchor) error {
 	f.current, f.unsure = next, true
 	if f.path != "" {
 		if err := write(f.path, next.text()); err != nil {
-			return fmt.Errorf("writing the anchor: %w", err)
+			return fmt.Errorf("%w: writing the anchor: %w", store.ErrUnavailable, err)
 		}
 	}
 	f.unsure = false

@@ -143,7 +143,7 @@ func (o OpenSet) Open() (OpenSet, uint64) {
 func (o OpenSet) Far() OpenSet {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails, crypto/rand
-	return OpenSet{Next: max(o.Next, 1) + binary.BigEndian.Uint64(b[:])>>4}
+	return OpenSet{Next: max(o.Next, 1) + binary.BigEndian.Uint64(b[:])>>24}
 }
 
 // Close returns the set without some invitations.

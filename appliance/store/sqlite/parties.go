@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -101,6 +102,9 @@ func openClient(from source, v *vault, where string, arg any) (ref int64, r clie
 	if err == nil {
 		err = r.open(v)
 	}
+	if id, ok := arg.([]byte); err == nil && ok && !bytes.Equal(id, r.ID[:]) {
+		err = v.seals.Report(fmt.Sprintf("client %s was found, and another was asked for", r.ID))
+	}
 	return ref, r, err
 }
 
@@ -152,6 +156,9 @@ func (s *Store) client(ctx context.Context, id protocol.ClientID) (r clientRow, 
 	if err == nil {
 		err = r.open(v)
 	}
+	if err == nil && r.ID != id {
+		err = v.seals.Report(fmt.Sprintf("client %s was found, and another was asked for", r.ID))
+	}
 	if err != nil {
 		return clientRow{}, err // what does not fit is not given to anybody
 	}
@@ -187,6 +194,9 @@ func (s *Store) Device(ctx context.Context, id protocol.DeviceID) (store.Device,
 	}
 	if err == nil {
 		err = v.check(r.Device, r.seal)
+	}
+	if err == nil && r.ID != id {
+		err = v.seals.Report(fmt.Sprintf("device %s was found, and another was asked for", r.ID))
 	}
 	if err != nil {
 		return store.Device{}, readError(ctx, "reading device", err)

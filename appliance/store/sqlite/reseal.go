@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -227,8 +228,8 @@ func (t *txn) sealAgain(r sealedRow) error {
 	return r.put(t, seal)
 }
 
-// resealHanging brings over all that hangs on the head, and the head. A change request
-// what does not fit stays as it is.
+// resealHanging brings over all that hangs on the head, and the head. What does not fit
+// stays as it is.
 func (t *txn) resealHanging() (n int, err error) {
 	v, err := t.unsealed()
 	if err != nil {
@@ -343,7 +344,7 @@ func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64,
 		total, under = total+all, under+those
 		return err
 	}
-	err = s.read(ctx, "counting seals", func(from snapshot, v *vault) (err error) {
+	err = s.read(ctx, "counting seals", func(from snapshot, v *vault) error {
 		total, under = 0, 0
 		for _, name := range hangingTables {
 			if err := count(from, name, "true", nil, prefix); err != nil {
@@ -355,41 +356,48 @@ func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64,
 				return err
 			}
 		}
-		if under > 0 { // what only says so keeps no key in force
-			under, err = v.fitting(from, version)
+		if under > 0 && version != v.seals.InForce() { // what only says so keeps no key in force
+			some, err := v.anyUnder(from, version)
+			if err != nil || !some {
+				under = 0
+			}
+			return err
 		}
-		return err
+		return nil
 	})
 	return total, under, err
 }
 
-// fitting counts the records in force that fit a seal of this version.
-func (v *vault) fitting(from source, version uint64) (n uint64, err error) {
-	one := func(r sealedRow) error {
+// errEnough ends a walk over the records.
+var errEnough = errors.New("enough was read")
+
+// anyUnder reports whether a record in force fits a seal of this version.
+func (v *vault) anyUnder(from source, version uint64) (bool, error) {
+	look := func(r sealedRow) error {
 		if r.err == nil && store.ParseSeal(r.seal).Version == version && v.check(r.record, r.seal) == nil {
-			n++
+			return errEnough
 		}
 		return nil
 	}
 	switch h, err := v.head(from, store.Mark{}); {
 	case err == nil && h.MAC == version:
-		n++
+		return true, nil
 	case err != nil && !errors.Is(err, store.ErrForged) && !errors.Is(err, sql.ErrNoRows):
-		return n, err
+		return false, err
 	}
 	rows, err := hangingRows(from, v)
-	if err != nil {
-		return n, err
-	}
 	for _, r := range rows {
-		_ = one(r) // never fails
+		err = cmp.Or(err, look(r))
 	}
 	for _, t := range tables {
-		if err := eachRow(from, v, t, one); err != nil {
-			return n, err
+		if err == nil {
+			err = eachRow(from, v, t, look)
 		}
 	}
-	return n, nil
+	if errors.Is(err, errEnough) {
+		return true, nil
+	}
+	return false, err
 }
 
 // verifyBatch is how many records Verify reads at once.

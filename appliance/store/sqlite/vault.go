@@ -38,7 +38,7 @@ func (v *vault) catchUp() error {
 		return nil
 	}
 	if err := v.anchor.Advance(v.mark()); err != nil {
-		return fmt.Errorf("%w: the anchor cannot follow: %w", store.ErrUnavailable, err)
+		return unavailable(fmt.Errorf("the anchor cannot follow: %w", err))
 	}
 	v.behind.Store(false)
 	return nil
