@@ -1,6 +1,6 @@
 package sqlite
 
-// The second round of a writer of the SQLite file who has no key.
+// Branches of one database, and rubbish in it.
 
 import (
 	"context"
