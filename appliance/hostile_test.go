@@ -93,7 +93,7 @@ type lying struct {
 	lie func(*store.Outcome)
 }
 
-func (l lying) Spend(ctx context.Context, s store.Spend) (store.Outcome, error) {
+func (l *lying) Spend(ctx context.Context, s store.Spend) (store.Outcome, error) {
 	out, err := l.Store.Spend(ctx, s)
 	l.lie(&out)
 	return out, err
@@ -103,6 +103,11 @@ func (l lying) Spend(ctx context.Context, s store.Spend) (store.Outcome, error) 
 // come to is not signed, whatever vouches for it.
 func TestSignsWhatItMadeAgain(t *testing.T) {
 	second := [32]byte{1}
+	b := newBench(t)
+	alice := b.enrolFull("alice")
+	liar := &lying{Store: b.store}
+	b.store = liar
+	b.restart()
 	for name, lie := range map[string]func(*store.Outcome){
 		"statement":        func(o *store.Outcome) { o.Decision.Statement[0]++ },
 		"second statement": func(o *store.Outcome) { o.Decision.SecondStatement = &second },
@@ -120,12 +125,8 @@ func TestSignsWhatItMadeAgain(t *testing.T) {
 		"reason":           func(o *store.Outcome) { o.Reason = protocol.CodeLimit },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			alice := b.enrolFull("alice")
-			whole := b.store
-			b.store = lying{whole, lie}
-			b.restart()
-			s := alice.challenge(payment, eur(6000))
+			liar.lie = lie
+			s := alice.challenge(payment, eur(200))
 			b.forgeries(func() {
 				a, err := s.send(s.with(0, nil))
 				if err == nil && (a.res.Decision != nil || a.p4.Result != protocol.ResultDenied || a.p4.Reason != protocol.CodeRefused) {
@@ -138,20 +139,14 @@ func TestSignsWhatItMadeAgain(t *testing.T) {
 		"nothing":     func(*store.Outcome) {},
 		"transaction": func(o *store.Outcome) { o.Decision.Transaction[0]++ }, // which the record itself has to hold
 	} {
-		b := newBench(t)
-		alice := b.enrolFull("alice")
-		b.store = lying{b.store, lie}
-		b.restart()
-		if a := alice.challenge(payment, eur(6000)).withRight(); a.res.Decision == nil {
+		liar.lie = lie
+		if a := alice.challenge(payment, eur(200)).withRight(); a.res.Decision == nil {
 			t.Errorf("%s: no decision", name)
 		}
 	}
 	// A user who refused has approved nothing, whatever is stored.
-	b := newBench(t)
-	alice := b.enrolFull("alice")
-	b.store = lying{b.store, func(o *store.Outcome) { o.Result, o.Reason, o.Decision.Result, o.Decision.Reason = 1, 0, 1, 0 }}
-	b.restart()
-	s := alice.challenge(payment, eur(6000))
+	liar.lie = func(o *store.Outcome) { o.Result, o.Reason, o.Decision.Result, o.Decision.Reason = 1, 0, 1, 0 }
+	s := alice.challenge(payment, eur(200))
 	if a, err := s.send(s.m3(protocol.Refuse)); err == nil && a.res.Decision != nil {
 		t.Error("a refusal was signed as an approval")
 	}

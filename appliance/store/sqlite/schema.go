@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"countersign/appliance/store"
 )
@@ -96,8 +97,22 @@ func foreign(found, want map[object]string) (names []string) {
 	return names
 }
 
+// madeBefore has what made has returned, by version: it is always the same.
+var madeBefore sync.Map
+
 // made is the schema that the migrations up to a version make.
 func made(ctx context.Context, version int64) (map[object]string, error) {
+	if schema, ok := madeBefore.Load(version); ok {
+		return maps.Clone(schema.(map[object]string)), nil
+	}
+	schema, err := makeOnce(ctx, version)
+	if err == nil {
+		madeBefore.Store(version, maps.Clone(schema))
+	}
+	return schema, err
+}
+
+func makeOnce(ctx context.Context, version int64) (map[object]string, error) {
 	db, err := sql.Open("sqlite", ":memory:")
 	if err != nil {
 		return nil, err
