@@ -17,11 +17,8 @@ import (
 	"countersign/protocol"
 )
 
-// TestUnsuspended: an administrator was suspended, given back his vote by a quorum, and
-// is suspended again: the brake. Whoever writes to the database puts the request that gave it
-// back as it was while it was taken (it is in the log), with the state as a blob: the digest
-// of the head does not see it, the list does. Within a minute the appliance itself makes him
-// active again, under a good seal.
+// TestUnsuspended: a request that gave an administrator his vote back is not carried out again
+// when its row of before is put back, with the state as a BLOB.
 func TestUnsuspended(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	suspend := func() {
@@ -86,8 +83,7 @@ func (b *board) putBackTaken(id [8]byte, seal []byte) {
 	_ = db.Close()
 }
 
-// TestOldPolicyAgain: the same with policy.apply: a policy that was replaced is in force
-// again, as a new version with a good seal.
+// TestOldPolicyAgain: the same for the request that applied a policy which was replaced.
 func TestOldPolicyAgain(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	lax := b.taken(appliance.AskPolicy(quorumPolicy(twoOfThree + "\n# lax\n")))
@@ -114,9 +110,8 @@ func TestOldPolicyAgain(t *testing.T) {
 	}
 }
 
-// TestCompromisedMAC: mac@1 was compromised, and mac@2 is in force, which the anchor
-// knows. Who learned the seal key of mac@1 says in the database that the object of mac@2 is
-// that of mac@1 (its id is nothing that anybody verifies before), and seals all anew.
+// TestCompromisedMAC: a database that was sealed by a version of mac which was given up is not
+// taken as one of the next version, though its rows say that both are one key.
 func TestCompromisedMAC(t *testing.T) {
 	b := newBench(t)
 	b.step("rotate", "mac")

@@ -216,7 +216,7 @@ type Recovered struct {
 	KeyChange
 	Policy   Policy // Version 0: none
 	At       time.Time
-	Revision uint64 // the head's is above it from then on
+	Revision uint64 // the head's is above it from then on, and above At in microseconds
 }
 
 // Sealing is of the seals as a whole.
@@ -235,7 +235,8 @@ type Sealing interface {
 	// there are no more. What does not fit stays as it is, and is an alarm.
 	Reseal(ctx context.Context, after Cursor, most int, rec func(n int) Record) (next Cursor, n int, done bool, err error)
 	// Under counts the records in force, and those of them that are under a version
-	// of mac.
+	// of mac. Of an earlier version than the one in force the count is zero unless one
+	// of them fits its seal.
 	Under(ctx context.Context, version uint64) (total, under uint64, err error)
 	// Verify reads all records in force, and the schema, and returns how many there
 	// are and what does not fit.

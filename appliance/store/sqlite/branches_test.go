@@ -13,10 +13,8 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// TestForkedGroup: a group commits several moves of the head, and the anchor cannot be
-// written after it (or the process is killed in between). Of the two revisions that are in
-// the file only the first has its like in the branch that goes on from the file of before:
-// the second is above whatever the anchor was told of the other branch.
+// TestForkedGroup: no group moves the head twice, so that a branch is never more than one
+// revision ahead of the anchor.
 func TestForkedGroup(t *testing.T) {
 	a := &fullAnchor{}
 	s, _, _ := serving(t, a)
@@ -61,9 +59,8 @@ func TestForkedGroup(t *testing.T) {
 	}
 }
 
-// TestRestoredThenBefore: a host is lost with its anchor, and restored on another from a
-// copy. The file of the lost host has more revisions than the restored one, under the same
-// keys: whatever the restored appliance has anchored, it is taken.
+// TestRestoredThenBefore: the file of a host that was lost is refused where its backup was
+// restored, on a host that never saw the old anchor.
 func TestRestoredThenBefore(t *testing.T) {
 	s, _, _ := serving(t, &memoryAnchor{})
 	at, lost := filepath.Join(t.TempDir(), "copy.db"), filepath.Join(t.TempDir(), "lost.db")
@@ -105,10 +102,7 @@ func TestRestoredThenBefore(t *testing.T) {
 	}
 }
 
-// TestKeepsMACInForce: a row that fits no seal is never brought over, and Under counts it:
-// freed() then lets nobody retire, suspend or destroy the version that it names, not as
-// compromised either. Who learned the seal key of mac@1 and writes the file keeps its key
-// good for ever by one row of rubbish.
+// TestKeepsMACInForce: a row that fits no seal keeps no version of mac from being retired.
 func TestKeepsMACInForce(t *testing.T) {
 	const rubbish = `'executed', '', 1, 1, 1, '[]', CAST(x'0000000000000001' || zeroblob(32) AS BLOB)`
 	for name, plant := range map[string]string{
@@ -129,9 +123,7 @@ func TestKeepsMACInForce(t *testing.T) {
 	}
 }
 
-// TestRubbishStopsReseal: one row more that hangs on nothing (its seal is rubbish, or its id
-// is) does not keep the store from serving, and ends every Reseal: nothing is brought over to
-// a new mac, not even the rows that fit.
+// TestRubbishStopsReseal: a row that fits no seal keeps no other from being sealed anew.
 func TestRubbishStopsReseal(t *testing.T) {
 	for name, plant := range map[string]string{
 		"change": `PRAGMA ignore_check_constraints = 1; INSERT INTO change (id, document, state, reason, created_us, expires_us, required, signed, seal)
@@ -162,9 +154,7 @@ func TestRubbishStopsReseal(t *testing.T) {
 	}
 }
 
-// TestOldAttempt: nobody attacks. A password attempt of three days ago was under a counter
-// that is still above the highest; its seal is not brought over, since it is old, and the
-// version of mac is given up. The next word under that counter is an alarm.
+// TestOldAttempt: an old password attempt under a counter that is not spent is sealed anew.
 func TestOldAttempt(t *testing.T) {
 	s, seals, p := serving(t, nil)
 	old := p.Attempt(4)
