@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"countersign/protocol"
 )
 
 // Bounds and defaults of [approval] and [uv].
@@ -80,7 +82,7 @@ func (c *checker) attestation(r rawUV) []string {
 
 // The protocol's own services that end without a decision (PROTOCOL.md §3): they
 // need a signature, and more only if the client or the device asks for it.
-var reserved = map[uint64]service{
-	0: {id: 0, name: "dry-run", tiers: []tier{{level: LevelSignature}}, ttl: defaultTTL, lifetime: defaultLifetime},
-	2: {id: 2, name: "status", tiers: []tier{{level: LevelSignature}}, ttl: defaultTTL, lifetime: defaultLifetime},
+var reserved = map[protocol.Service]service{
+	protocol.ServiceDryRun: {id: protocol.ServiceDryRun, name: "dry-run", tiers: []tier{{level: 1}}, ttl: defaultTTL, lifetime: defaultLifetime},
+	protocol.ServiceStatus: {id: protocol.ServiceStatus, name: "status", tiers: []tier{{level: 1}}, ttl: defaultTTL, lifetime: defaultLifetime},
 }

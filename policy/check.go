@@ -3,7 +3,10 @@ package policy
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"time"
+
+	"countersign/protocol"
 )
 
 // Bounds of a policy document; the defaults of absent keys beside them.
@@ -31,9 +34,9 @@ func (c *checker) fail(format string, args ...any) {
 	c.problems = append(c.problems, Problem{Line: c.line, Text: c.subject + fmt.Sprintf(format, args...)})
 }
 
-func (c *checker) services(raw document) map[uint64]service {
-	services := make(map[uint64]service)
-	ids, names := make(map[uint64]int), make(map[string]int)
+func (c *checker) services(raw document) map[protocol.Service]service {
+	services := make(map[protocol.Service]service)
+	ids, names := make(map[protocol.Service]int), make(map[string]int)
 	for i, r := range raw.Service {
 		c.begin(i)
 		s := c.service(r)
@@ -75,7 +78,7 @@ func (c *checker) service(r rawService) service {
 	return s
 }
 
-func (c *checker) id(v value) uint64 {
+func (c *checker) id(v value) protocol.Service {
 	id, ok := v.raw.(int64)
 	switch {
 	case v.raw == nil:
@@ -85,7 +88,7 @@ func (c *checker) id(v value) uint64 {
 	case id < minService:
 		c.fail("id %d: want %d or more, the lower ones are the protocol's own", id, minService)
 	default:
-		return uint64(id)
+		return protocol.Service(id)
 	}
 	return 0
 }
@@ -105,18 +108,18 @@ func (c *checker) name(v value) string {
 	return ""
 }
 
-func (c *checker) level(v value, where string) Level {
+func (c *checker) level(v value, where string) protocol.Level {
 	n, ok := v.raw.(int64)
 	switch {
 	case v.raw == nil:
 		c.fail("%slevel is missing", where)
 	case !ok:
 		c.fail("%slevel: want 1, 2, 3 or 4, found %s", where, v)
-	case n < 1 || n > int64(LevelSecondApprover):
-		c.fail("%slevel %d: want 1, 2, 3 or 4", where, n)
-	default:
-		return Level(n)
 	}
+	if level, err := protocol.ParseLevel(strconv.FormatInt(n, 10)); err == nil {
+		return level
+	}
+	c.fail("%slevel %d: want 1, 2, 3 or 4", where, n)
 	return 0
 }
 

@@ -10,6 +10,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"countersign/protocol"
 )
 
 //go:embed policy.toml
@@ -24,7 +26,7 @@ func Default() []byte { return slices.Clone(defaultDocument) }
 // denies everything.
 type Policy struct {
 	hash     [sha256.Size]byte
-	services map[uint64]service
+	services map[protocol.Service]service
 	approval Approval
 	// attestation formats of UV keys that count
 	attestation []string
@@ -33,7 +35,7 @@ type Policy struct {
 }
 
 type service struct {
-	id       uint64
+	id       protocol.Service
 	name     string
 	currency string // "" of a service without a price
 	tiers    []tier // never empty; the first starts at 0; both fields rise
@@ -45,7 +47,7 @@ type service struct {
 // tier is the level demanded from an amount upward.
 type tier struct {
 	from  uint64 // minor units
-	level Level
+	level protocol.Level
 }
 
 // Hash returns SHA-256 of the document's bytes, 32 bytes. Decisions carry the
@@ -53,22 +55,16 @@ type tier struct {
 func (p *Policy) Hash() [sha256.Size]byte { return p.hash }
 
 // Currency returns the currency of a service's amounts, "" where it has none.
-func (p *Policy) Currency(service uint64) string { return p.services[service].currency }
+func (p *Policy) Currency(service protocol.Service) string { return p.services[service].currency }
 
-// Floor is the least level a policy ever asks for a service. A client gets the
-// floors at enrolment and refuses a challenge below them (PROTOCOL.md §4, §5).
-type Floor struct {
-	Service  uint64
-	MinLevel Level
-}
-
-// Floors returns one floor per service, in the order of service numbers.
-func (p *Policy) Floors() []Floor {
-	var floors []Floor
+// Floors returns the least level of each service, in the order of service numbers.
+// A client gets them at enrolment (PROTOCOL.md §4, §5).
+func (p *Policy) Floors() []protocol.Floor {
+	var floors []protocol.Floor
 	for s := range maps.Values(p.services) {
-		floors = append(floors, Floor{Service: s.id, MinLevel: s.tiers[0].level})
+		floors = append(floors, protocol.Floor{Service: s.id, MinLevel: s.tiers[0].level})
 	}
-	slices.SortFunc(floors, func(a, b Floor) int { return cmp.Compare(a.Service, b.Service) })
+	slices.SortFunc(floors, func(a, b protocol.Floor) int { return cmp.Compare(a.Service, b.Service) })
 	return floors
 }
 

@@ -1,8 +1,13 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
+
+	"countersign/protocol"
 )
 
 // money is the currency of a service being checked.
@@ -39,7 +44,7 @@ func (c *checker) money(v value) money {
 		c.fail("currency: want a string such as \"EUR\", found %s", v)
 		return money{given: true}
 	}
-	digits, err := MinorDigits(code)
+	digits, err := minorDigits(code)
 	if err != nil {
 		c.fail("%v", err)
 		return money{given: true}
@@ -127,4 +132,41 @@ func (c *checker) limitAmount(v value, where string, m money) uint64 {
 		c.fail("%samount: want more than zero", where)
 	}
 	return minor
+}
+
+// parseMinor reads a decimal number of major units as minor units.
+func parseMinor(s string, digits int) (uint64, error) {
+	whole, fraction, dotted := strings.Cut(s, ".")
+	switch {
+	case !allDigits(whole) || dotted && !allDigits(fraction):
+		return 0, errors.New("want digits with at most one decimal point")
+	case len(whole) > 1 && whole[0] == '0':
+		return 0, errors.New("a leading zero is not allowed")
+	case dotted && len(fraction) != digits:
+		return 0, fmt.Errorf("want %d digits after the decimal point or none, found %d", digits, len(fraction))
+	}
+	if !dotted {
+		fraction = strings.Repeat("0", digits)
+	}
+	minor, err := strconv.ParseUint(whole+fraction, 10, 64)
+	if err != nil || minor > protocol.MaxMinor {
+		return 0, fmt.Errorf("at most %d minor units are allowed", uint64(protocol.MaxMinor))
+	}
+	return minor, nil
+}
+
+func allDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// minorDigits returns the number of digits of a currency's minor unit.
+func minorDigits(currency string) (int, error) {
+	if len(currency) != 3 || strings.Trim(currency, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+		return 0, fmt.Errorf("currency %q: want three letters A to Z", currency)
+	}
+	digits, known := protocol.MinorDigits(currency)
+	if !known {
+		return 0, fmt.Errorf("currency %q: no active ISO 4217 code with a known minor unit", currency)
+	}
+	return digits, nil
 }

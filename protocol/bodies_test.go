@@ -81,7 +81,7 @@ func TestApplyRequestRefuses(t *testing.T) {
 		"service null":         func(_, o m) { o[1] = nil },
 		"negative service":     func(_, o m) { o[1] = -1 },
 		"currency":             func(_, o m) { o[2] = []any{1, "eur"} },
-		"amount 10^15":         func(_, o m) { o[2] = []any{uint64(protocol.MaxMinor), "EUR"} },
+		"amount 10^15":         func(_, o m) { o[2] = []any{uint64(protocol.MaxMinor + 1), "EUR"} },
 		"empty text":           func(_, o m) { o[3] = "" },
 		"control character":    func(_, o m) { o[3] = "a\nb" },
 		"text of 45 bytes":     func(_, o m) { o[3] = string(bytes.Repeat([]byte("a"), 45)) },

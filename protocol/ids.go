@@ -127,12 +127,12 @@ type Amount struct {
 	Currency string
 }
 
-// MaxMinor is the first amount that is too large.
-const MaxMinor = 1_000_000_000_000_000
+// MaxMinor is the largest amount, in minor units.
+const MaxMinor = 999_999_999_999_999
 
-// Validate checks the currency and that the amount is below [MaxMinor]: CodeFormat.
+// Validate checks the currency and that the amount is at most [MaxMinor]: CodeFormat.
 func (a Amount) Validate() error {
-	if a.Minor >= MaxMinor {
+	if a.Minor > MaxMinor {
 		return CodeFormat.Errorf("amount %d is not below 10^15", a.Minor)
 	}
 	if !isCurrency(a.Currency) {

@@ -52,6 +52,12 @@ func (l Level) Factors() (f Factors, ok bool) {
 	return Factors(1)<<l - 1, true
 }
 
+// Floor is the least level of a service, for the client's own table.
+type Floor struct {
+	Service  Service `json:"service"`
+	MinLevel Level   `json:"min_level"`
+}
+
 // Factors are the bits of P2.4.
 type Factors uint8
 

@@ -170,7 +170,7 @@ func parseAmount(amount, currency string) (*protocol.Amount, error) {
 		fraction = strings.Repeat("0", digits)
 	}
 	minor, err := strconv.ParseUint(whole+fraction, 10, 64)
-	if err != nil || minor >= protocol.MaxMinor {
+	if err != nil || minor > protocol.MaxMinor {
 		return nil, fmt.Errorf("amount %q is too large", number)
 	}
 	return &protocol.Amount{Minor: minor, Currency: unit}, nil

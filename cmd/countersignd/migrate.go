@@ -163,7 +163,7 @@ func (m *migration) readPolicy(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("policy version %d: %w", p.Version, err)
 	}
-	m.sealing.Currency = func(s protocol.Service) string { return rules.Currency(uint64(s)) }
+	m.sealing.Currency = func(s protocol.Service) string { return rules.Currency(s) }
 	m.say("policy %d, hash %x", p.Version, rules.Hash())
 	return nil
 }
