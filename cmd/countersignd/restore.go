@@ -19,9 +19,9 @@ import (
 	"countersign/appliance/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
-	"countersign/cmd/internal/custodian"
+	"countersign/internal/cli"
+	"countersign/internal/config"
+	"countersign/internal/custodian"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
