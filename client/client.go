@@ -15,7 +15,7 @@ import (
 	"io/fs"
 	"time"
 
-	"countersign/client/internal/durable"
+	"countersign/internal/durable"
 	"countersign/protocol"
 )
 

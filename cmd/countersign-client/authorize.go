@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 	"countersign/relay/link"
 )

@@ -16,7 +16,7 @@ import (
 
 	"countersign/client"
 	"countersign/client/clienttest"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

@@ -15,8 +15,8 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/policy"
 	"countersign/protocol"
 )

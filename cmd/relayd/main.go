@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

@@ -12,11 +12,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 	"countersign/relay"
 	"countersign/relay/journal"
+
+	"countersign/internal/durable"
 )
 
 type serveFlags struct {
@@ -122,10 +124,7 @@ func writeReady(name string, r *relay.Relay) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
+	return durable.WriteFile(name, append(raw, '\n'), 0o600)
 }
 
 type nopCloser struct{ io.Writer }

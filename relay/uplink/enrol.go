@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 // EnrolConfig says where a device enrols, and as whom.
@@ -88,7 +90,7 @@ func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 	csr, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if csr, err = newRequest(key); err == nil {
-			err = writeFile(name, csr)
+			err = durable.WriteFile(name, csr, 0o600)
 		}
 	}
 	if err != nil {
