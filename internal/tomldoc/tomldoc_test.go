@@ -18,7 +18,7 @@ func TestLocate(t *testing.T) {
 	for _, k := range Locate(doc, md) {
 		got = append(got, k.Path.String()+":"+strconv.Itoa(k.Line))
 	}
-	want := []string{"a:1", "t:3", "t.b:4", "s:7", "s.c:8", "s.c.d:8", "s:11", "s.c:12", "s.c.e:12"}
+	want := []string{"a:1", "t:3", "t.b:4", "s:7", "s.c:8", "s.c.d:8", "s:11", "s.c.e:12"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
