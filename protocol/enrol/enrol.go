@@ -281,7 +281,7 @@ type enrolResponseJSON struct {
 	NextRootHash protocol.Base64   `json:"next_root_hash"`
 	KeyCerts     []protocol.Base64 `json:"key_certs"`
 	ClientCert   protocol.Base64   `json:"client_cert"`
-	Floors       []protocol.Floor           `json:"floors"`
+	Floors       []protocol.Floor  `json:"floors"`
 }
 
 // MarshalJSON writes the answer as on the wire.

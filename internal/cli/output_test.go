@@ -57,7 +57,7 @@ func TestList(t *testing.T) {
     - "a"
     - "no"
   empty: {}
-- name: "x\u001b[2J\u009bé"
+- name: "x\e[2J\x9Bé"
   count: 0
   tags: null
   more:
@@ -65,7 +65,7 @@ func TestList(t *testing.T) {
       - - 1.5
         - true
       - b: null
-        "c d": "1e3"
+        c d: "1e3"
   empty: null
 `},
 	} {

@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"github.com/BurntSushi/toml"
+
+	"countersign/internal/tomldoc"
 )
 
 const (
-	applianceSample = "../../../config.toml"
+	applianceSample = "../../config.toml"
 	relaySample     = "relay.toml"
 )
 
@@ -31,7 +33,7 @@ func TestSampleConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := filepath.Abs("../../..")
+	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,11 +87,15 @@ func checkSample(t *testing.T, path string, configuration any) {
 	}
 	lines := strings.Split(string(raw), "\n")
 	var written []string
-	for _, k := range locate(string(raw)) {
-		written = append(written, k.key.String())
-		text := lines[k.line-1]
-		if !strings.HasPrefix(text, "[") && !strings.HasPrefix(lines[k.line-2], "# ") {
-			t.Errorf("%s:%d: %s has no comment", path, k.line, k.key)
+	md, err := toml.Decode(string(raw), new(map[string]any))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range tomldoc.Locate(string(raw), md) {
+		written = append(written, k.Path.String())
+		text := lines[k.Line-1]
+		if !strings.HasPrefix(text, "[") && !strings.HasPrefix(lines[k.Line-2], "# ") {
+			t.Errorf("%s:%d: %s has no comment", path, k.Line, k.Path)
 		}
 	}
 	keys := Keys(configuration)

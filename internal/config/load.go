@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"countersign/internal/tomldoc"
 )
 
 // Exit codes of errors of this package, for whoever ends the program.
@@ -100,54 +100,43 @@ func load(path string, into document) error {
 	if err != nil {
 		return &Error{Path: path, Problems: []Problem{{Text: err.Error()}}, cause: err}
 	}
-	problems, decoded := decode(string(raw), into)
-	if decoded {
-		into.resolve(dir)
-		problems = append(problems, into.check()...)
-	}
+	problems := decode(string(raw), into, dir)
 	if len(problems) == 0 {
 		return nil
 	}
-	place(string(raw), problems)
 	return &Error{Path: path, Problems: problems}
 }
 
-// decode returns unknown keys and true, or the one problem that stopped the
-// decoder and false: then nothing else can be said about the document.
-func decode(doc string, into document) ([]Problem, bool) {
-	md, err := toml.Decode(doc, into)
+// decode fills a document in from its text. It returns everything that is wrong, in the order
+// of lines, or only the error that stopped the decoder.
+func decode(text string, into document, dir string) []Problem {
+	md, err := toml.Decode(text, into)
 	if err != nil {
-		return []Problem{decodeProblem(err)}, false
+		return []Problem{decodeProblem(err)}
 	}
-	problems := unknownKeys(doc, md, into)
+	problems := unknownKeys(text, md, into)
 	if n, ok := into.(namer); ok {
 		problems = append(problems, n.name(md.IsDefined)...)
 	}
 	if undecoded := md.Undecoded(); len(problems) == 0 && len(undecoded) > 0 {
 		problems = append(problems, Problem{Text: "unknown key " + undecoded[0].String()})
 	}
-	return problems, true
+	into.resolve(dir)
+	problems = append(problems, into.check()...)
+	if len(problems) > 0 {
+		place(tomldoc.Locate(text, md), problems)
+	}
+	return problems
 }
-
-var decodePrefix = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*?)"\): `)
 
 // decodeProblem turns the decoder's error into a problem with key and line.
 func decodeProblem(err error) Problem {
-	var syntax toml.ParseError
-	if errors.As(err, &syntax) {
-		return Problem{Line: syntax.Position.Line, Key: syntax.LastKey, Text: syntax.Message}
-	}
-	text := err.Error()
-	if m := decodePrefix.FindStringSubmatch(text); m != nil {
-		line, _ := strconv.Atoi(m[1]) // digits by the expression above
-		return Problem{Line: line, Key: m[2], Text: text[len(m[0]):]}
-	}
-	return Problem{Text: strings.TrimPrefix(text, "toml: ")}
+	line, key, text := tomldoc.Explain(err)
+	return Problem{Line: line, Key: key, Text: text}
 }
 
 // place gives problems the lines of their keys and sorts them.
-func place(doc string, problems []Problem) {
-	keys := locate(doc)
+func place(keys []tomldoc.Key, problems []Problem) {
 	for i := range problems {
 		if p := &problems[i]; p.Line == 0 && p.Key != "" {
 			p.Line = lineOf(keys, *p)
@@ -158,18 +147,18 @@ func place(doc string, problems []Problem) {
 
 // lineOf returns the line of a key, or of the innermost table around it that
 // the file has.
-func lineOf(keys []located, p Problem) int {
+func lineOf(keys []tomldoc.Key, p Problem) int {
 	entry, line, depth := 0, 0, 0
 	table, _, _ := strings.Cut(p.Key, ".")
 	for _, k := range keys {
-		name := k.key.String()
+		name := k.Path.String()
 		if name == table {
 			entry++
 		}
 		inside := p.entry == 0 || p.entry == entry
 		around := name == p.Key || strings.HasPrefix(p.Key, name+".")
 		if inside && around && len(name) >= depth {
-			line, depth = k.line, len(name)
+			line, depth = k.Line, len(name)
 		}
 	}
 	return line
