@@ -3,7 +3,7 @@ package protocol
 import (
 	"context"
 
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 )
 
 // DigestSigner signs 32-byte SHA-256 digests with one P-256 key and returns r‖s,
@@ -14,5 +14,5 @@ type DigestSigner interface {
 
 // SigStructure is the Sig_structure of RFC 9052 §4.4 for an ES256 signature.
 func SigStructure(aad string, payload []byte) []byte {
-	return det.Marshal([]any{"Signature1", []byte{0xA1, 0x01, 0x26}, []byte(aad), payload})
+	return cbor.Marshal([]any{"Signature1", []byte{0xA1, 0x01, 0x26}, []byte(aad), payload})
 }

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 	"countersign/protocol/trust"
@@ -143,7 +143,7 @@ func (r Request) SigStructure() []byte {
 	if r.Password != nil {
 		eph, wrapped = r.Password.Ephemeral[:], r.Password.Wrapped[:]
 	}
-	sum := sha256.Sum256(det.Marshal([]any{r.ActivationCode.String(), r.SigningKey, uv, eph, wrapped}))
+	sum := sha256.Sum256(cbor.Marshal([]any{r.ActivationCode.String(), r.SigningKey, uv, eph, wrapped}))
 	return protocol.SigStructure(domain.Enrol, sum[:])
 }
 

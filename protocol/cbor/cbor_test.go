@@ -1,10 +1,14 @@
-package det
+package cbor
 
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"math"
+	"reflect"
 	"testing"
+
+	"github.com/fxamacker/cbor/v2"
 )
 
 func unhex(t testing.TB, s string) []byte {
@@ -14,6 +18,14 @@ func unhex(t testing.TB, s string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func canonical(b []byte) error {
+	_, rest, err := Next(b)
+	if err == nil && len(rest) != 0 {
+		err = errors.New("trailing bytes")
+	}
+	return err
 }
 
 func TestCanonical(t *testing.T) {
@@ -68,7 +80,7 @@ func TestCanonical(t *testing.T) {
 		{"8181818181818181" + "00", true},
 		{"818181818181818181" + "00", false},
 	} {
-		if err := Canonical(unhex(t, c.cbor)); (err == nil) != c.good {
+		if err := canonical(unhex(t, c.cbor)); (err == nil) != c.good {
 			t.Errorf("%s: %v, want good %v", c.cbor, err, c.good)
 		}
 	}
@@ -128,27 +140,103 @@ func TestUnmarshalMap(t *testing.T) {
 		A uint64 `cbor:"1,keyasint"`
 	}
 	var v one
-	if err := UnmarshalMap(unhex(t, "a20107184002"), &v, 1); err != nil || v.A != 7 {
+	if err := UnmarshalMap(unhex(t, "a20107184002"), &v); err != nil || v.A != 7 {
 		t.Errorf("got %+v, %v", v, err)
 	}
 	for _, bad := range []string{"a201070208", "a201072000", "8107", "a1010700"} {
-		if err := UnmarshalMap(unhex(t, bad), &v, 1); err == nil {
+		if err := UnmarshalMap(unhex(t, bad), &v); err == nil {
 			t.Errorf("%s decodes", bad)
 		}
 	}
 }
 
-// FuzzCanonical: the checker takes exactly what the encoder would have written.
+// member1 has what the structs of OA1 have.
+type member1 struct {
+	Level  uint8    `cbor:"1,keyasint"`
+	ID     [2]byte  `cbor:"2,keyasint"`
+	Bytes  []byte   `cbor:"3,keyasint"`
+	Amount *pair    `cbor:"4,keyasint,omitempty"`
+	List   [][]byte `cbor:"5,keyasint"`
+	Inner  struct {
+		Sign int64 `cbor:"-1,keyasint"`
+	} `cbor:"6,keyasint"`
+	Raw     RawMessage           `cbor:"7,keyasint"`
+	Headers map[int64]RawMessage `cbor:"8,keyasint"`
+	embedded
+}
+
+type embedded struct {
+	Text *string `cbor:"9,keyasint,omitempty"`
+}
+
+type pair struct {
+	_     struct{} `cbor:",toarray"`
+	Minor uint64
+	Unit  string
+}
+
+func samples() []member1 {
+	text := "x"
+	return []member1{
+		{Level: 4, Raw: RawMessage{0x01}, Headers: map[int64]RawMessage{}},
+		{
+			Level: 255, ID: [2]byte{1, 2}, Bytes: []byte{}, Amount: &pair{Minor: math.MaxUint64, Unit: "EUR"}, List: [][]byte{{1}, nil},
+			Inner: struct {
+				Sign int64 `cbor:"-1,keyasint"`
+			}{-7}, Raw: RawMessage{0x82, 0x01, 0xf6},
+			Headers: map[int64]RawMessage{4: {0x41, 0x01}, -1: {0x00}}, embedded: embedded{Text: &text},
+		},
+	}
+}
+
+func TestUnmarshal(t *testing.T) {
+	for _, want := range samples() {
+		var got member1
+		if err := Unmarshal(Marshal(want), &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got\n%+v, %v, want\n%+v", got, err, want)
+		}
+	}
+}
+
+// FuzzUnmarshal: the decoder takes exactly the items that a lenient decoder fills the
+// struct from and that the struct is written as.
+func FuzzUnmarshal(f *testing.F) {
+	for _, s := range samples() {
+		b := Marshal(s)
+		f.Add(b)
+		for i := range b {
+			for _, c := range []byte{0xf6, 0x00, 0x40, 0x80, 0xa0, b[i] ^ 1, b[i] + 1} {
+				changed := bytes.Clone(b)
+				changed[i] = c
+				f.Add(changed)
+			}
+			f.Add(append(bytes.Clone(b[:i]), b[i+1:]...))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var strict, lenient member1
+		err := Unmarshal(b, &strict)
+		want := canonical(b) == nil && cbor.Unmarshal(b, &lenient) == nil && bytes.Equal(Marshal(lenient), b)
+		if (err == nil) != want {
+			t.Fatalf("%x: %v, want it taken %v", b, err, want)
+		}
+		if err == nil && !bytes.Equal(Marshal(strict), b) {
+			t.Fatalf("%x comes back as %x", b, Marshal(strict))
+		}
+	})
+}
+
+// FuzzCanonical: Next takes exactly what the encoder would have written.
 func FuzzCanonical(f *testing.F) {
 	for _, s := range []string{"a10102", "820102", "1818", "f6", "a220002100", "9f01ff", "6161"} {
 		f.Add(unhex(f, s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if Canonical(b) != nil {
+		if canonical(b) != nil {
 			return
 		}
 		var v any
-		if err := decode(b, &v); err != nil {
+		if err := cbor.Unmarshal(b, &v); err != nil {
 			t.Fatalf("%x is canonical, and yet: %v", b, err)
 		}
 		if back := Marshal(v); !bytes.Equal(back, b) {

@@ -1,8 +1,26 @@
-package det
+package cbor
+
+import "github.com/fxamacker/cbor/v2"
+
+var encMode = func() cbor.EncMode {
+	mode, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}()
+
+// Marshal encodes v deterministically. It panics on a type that cannot be encoded.
+func Marshal(v any) []byte {
+	b, err := encMode.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
 
 // Builder writes a map of at most 23 keys, which the caller gives in rising
-// order. It exists because the messages of every authorization are small and of
-// known form.
+// order. It is for messages of every authorization, which [Marshal] would slow down.
 type Builder struct {
 	b []byte
 	n byte
