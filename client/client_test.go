@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
+	"countersign/softhsm-test/clienttest"
 )
 
 // approverFunc is an Approver of one function.
