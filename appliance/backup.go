@@ -8,8 +8,8 @@ import (
 	"io"
 	"time"
 
-	"countersign/appliance/backup"
 	"countersign/appliance/change"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/policy"
 )

@@ -13,8 +13,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"

@@ -5,8 +5,8 @@ import (
 	"syscall"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"

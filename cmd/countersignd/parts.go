@@ -15,8 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"

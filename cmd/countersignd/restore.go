@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"countersign/appliance/backup"
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"

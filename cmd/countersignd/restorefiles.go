@@ -10,7 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"countersign/appliance/backup"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"

@@ -9,8 +9,8 @@ import (
 	"reflect"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"

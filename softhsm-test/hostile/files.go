@@ -13,8 +13,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/hostile/world"

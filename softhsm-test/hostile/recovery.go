@@ -8,9 +8,9 @@ import (
 	"os"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/backup"
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"

@@ -10,7 +10,7 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
 )

@@ -11,8 +11,8 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"

@@ -14,9 +14,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance/backup"
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"

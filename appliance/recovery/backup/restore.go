@@ -11,7 +11,7 @@ import (
 	"slices"
 	"time"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 	"countersign/hsm"
 )
 

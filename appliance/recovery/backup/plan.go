@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/hsm"
 )

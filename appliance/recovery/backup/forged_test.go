@@ -15,8 +15,8 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
