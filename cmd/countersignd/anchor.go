@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
@@ -102,7 +103,7 @@ func writeAnchor(ctx context.Context, cfg *config.Appliance, root string) (a anc
 	}
 	claims, err := s.Claims(ctx)
 	if err == nil {
-		err = keyring.Verify(claims, keyring.Pins{Anchor: file, Root: key})
+		err = (keyuse.Pins{Anchor: file, Root: key}).Verify(claims)
 	}
 	if closeErr := s.Close(); err == nil {
 		err = closeErr

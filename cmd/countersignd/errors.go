@@ -6,6 +6,8 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -36,9 +38,9 @@ var exits = []struct {
 	{anchor.ErrBack, cli.BadSignature, olderHint},
 	{anchor.ErrBranch, cli.BadSignature, olderHint},
 	{anchor.ErrOther, cli.BadSignature, olderHint},
-	{keyring.ErrUnpinned, cli.Failed, unpinnedHint},
-	{keyring.ErrRoots, cli.BadSignature, olderHint},
-	{keyring.ErrRow, cli.BadSignature, "take the store back that this host had: nothing but an appliance's own steps writes its keys"},
+	{chain.ErrUnpinned, cli.Failed, unpinnedHint},
+	{chain.ErrRoots, cli.BadSignature, olderHint},
+	{chain.ErrRow, cli.BadSignature, "take the store back that this host had: nothing but an appliance's own steps writes its keys"},
 	{errSealedBefore, cli.BadSignature, "take the store back that this host had: only countersignd seals a store, and only once"},
 	{errExpect, cli.Failed, "read the list again: the store, or what is trusted of it, has changed"},
 	{sqlite.ErrMigrate, cli.Failed, "stop every countersignd, copy store.path away, and run countersignd migrate --seal --root KEY"},
@@ -61,7 +63,7 @@ var exits = []struct {
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
-	{keyring.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
+	{keyuse.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
 	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
 	{errOtherDomain, cli.Config, "correct trust.domain: it was fixed by init"},
 	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/cmd/internal/config"
 	"countersign/policy"
@@ -36,7 +39,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 		return err
 	}
 	now := time.Now().UTC()
-	trust, err := keyring.Ceremony(ctx, p.backed(), domain, now)
+	trust, err := keylife.Ceremony(ctx, p.backed(), domain, now)
 	if err != nil {
 		return fmt.Errorf("key ceremony: %w", err)
 	}
@@ -47,7 +50,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	if err := anchorFirst(p, cfg, trust); err != nil {
 		return err
 	}
-	if err := keyring.SealKeys(ctx, p.token, trust.Keys, p.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, p.token, trust.Keys, p.seals); err != nil {
 		return err
 	}
 	if err := p.store.Unseal(ctx, p.seals, p.anchor); err != nil {
@@ -75,7 +78,7 @@ func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
 	if err != nil {
 		return err
 	}
-	first, err := settings.Anchor()
+	first, err := chain.Anchor(settings)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/cmd/internal/cli"
@@ -76,7 +77,7 @@ type migration struct {
 	parts    *parts
 	old      *sqlite.Old
 	contents sqlite.Contents
-	unsealed *keyring.Unsealed
+	macs     []keyring.Key // held versions of mac
 	sealing  sqlite.Sealing
 	list     []string // what an administrator is to confirm
 }
@@ -133,9 +134,17 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 	if err := m.parts.openTokens(ctx, m.cfg, from.secrets); err != nil {
 		return err
 	}
-	pins := keyring.Pins{Anchor: anchor.InMemory(m.parts.anchor.Current()), Root: root}
-	if m.unsealed, err = keyring.ReadUnsealed(ctx, m.parts.token, m.contents.Claims, m.parts.seals, pins); err != nil {
+	pins := keyuse.Pins{Anchor: anchor.InMemory(m.parts.anchor.Current()), Root: root}
+	if err := pins.Verify(m.contents.Claims); err != nil {
 		return err
+	}
+	if err := keyuse.SealKeys(ctx, m.parts.token, m.contents.Keys, m.parts.seals); err != nil {
+		return err
+	}
+	for _, row := range m.contents.Keys {
+		if k := (keyring.Key{Key: row}); k.Name == keyring.MAC && k.Held() {
+			m.macs = append(m.macs, k)
+		}
 	}
 	m.sealing = sqlite.Sealing{
 		Seals: m.parts.seals, Settings: m.contents.Settings,
@@ -147,6 +156,17 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 		}
 	}
 	return nil
+}
+
+// fits reports whether mac is the record's MAC, as releases before the seals wrote it,
+// under any held version of mac.
+func (m *migration) fits(ctx context.Context, r protocol.Record, mac []byte) (fits bool, err error) {
+	for _, k := range m.macs {
+		if fits, err = keyuse.CheckMAC(ctx, m.parts.token, k, protocol.RecordInput(r), mac); err != nil || fits {
+			break
+		}
+	}
+	return fits, err
 }
 
 func (m *migration) say(format string, args ...any) {
@@ -200,7 +220,7 @@ func (m *migration) readDevices(context.Context) error {
 // guards and limits.
 func (m *migration) readClients(ctx context.Context) error {
 	for _, c := range m.contents.Clients {
-		fits, err := m.unsealed.Fits(ctx, protocol.Record{
+		fits, err := m.fits(ctx, protocol.Record{
 			Kind: string(store.KindClient), Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey, Verifier: c.Verifier,
 			Status: uint64(c.Status), Roles: c.Roles, Version: c.Version,
 		}, c.MAC)
@@ -222,7 +242,7 @@ func (m *migration) readClients(ctx context.Context) error {
 
 func (m *migration) readAdmins(ctx context.Context) error {
 	for _, one := range m.contents.Admins {
-		fits, err := m.unsealed.Fits(ctx, protocol.Record{
+		fits, err := m.fits(ctx, protocol.Record{
 			Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
 		}, one.MAC)
 		if err != nil {
@@ -262,7 +282,7 @@ func (m *migration) readChanges(ctx context.Context) error {
 func (m *migration) signed(ctx context.Context, c store.Change, s store.ChangeSignature) (bool, error) {
 	hash := change.HashOf(c.Document)
 	if s.Signer == [8]byte{} { // the word of the admin socket
-		return m.unsealed.Fits(ctx, protocol.Record{
+		return m.fits(ctx, protocol.Record{
 			Kind: "change", Client: protocol.ClientID(hash.ID()), Verifier: hash[:], Status: uint64(store.Active), Roles: []string{policy.Local}, Version: 1,
 		}, s.Signature)
 	}
@@ -287,8 +307,8 @@ func (m *migration) seal(ctx context.Context, root protocol.PublicKey, sum strin
 	if err := m.old.Seal(ctx, m.sealing); err != nil {
 		return "", err
 	}
-	pins := keyring.Pins{Anchor: m.parts.anchor, Root: root}
-	if err := keyring.Verify(m.contents.Claims, pins); err != nil { // which makes the anchor
+	pins := keyuse.Pins{Anchor: m.parts.anchor, Root: root}
+	if err := pins.Verify(m.contents.Claims); err != nil { // which makes the anchor
 		return "", err
 	}
 	before, err := m.old.Put()

@@ -9,7 +9,9 @@ import (
 	"reflect"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -140,11 +142,11 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 	if err := r.verify(ctx, p); err != nil {
 		return err
 	}
-	keys, err := keyring.Load(ctx, p.token, p.store, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: r.root})
+	keys, err := keyuse.Load(ctx, p.token, p.store, keyuse.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: r.root})
 	if err != nil {
 		return err
 	}
-	if err := keys.SelfTest(ctx, r.now); err != nil {
+	if err := keylife.SelfTest(ctx, keys, r.now); err != nil {
 		return err
 	}
 	for _, name := range keyring.Needed {
@@ -152,7 +154,7 @@ func (r *restoration) finish(ctx context.Context, p *parts) error {
 			return err
 		}
 	}
-	if err := keys.StoreAuthorities(ctx); err != nil {
+	if err := keylife.StoreAuthorities(ctx, keys); err != nil {
 		return err
 	}
 	return r.moveAnchor(ctx, p)
@@ -170,10 +172,10 @@ func (r *restoration) unseal(ctx context.Context, p *parts) error {
 	// Of an older copy revision and mac may be behind those that the anchor knows.
 	at := p.anchor.Current()
 	at.Revision, at.MAC, at.Head = 0, 0, [32]byte{}
-	pins := keyring.Pins{Anchor: anchor.InMemory(at), Root: r.root}
-	err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins)
+	pins := keyuse.Pins{Anchor: anchor.InMemory(at), Root: r.root}
+	err := keyuse.Unseal(ctx, p.token, p.store, p.seals, pins)
 	if err == nil {
-		err = keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals) // those that only the backup knows
+		err = keyuse.SealKeys(ctx, p.token, r.merged.Keys, p.seals) // those that only the backup knows
 	}
 	if err != nil && r.flags.unsigned && !errors.Is(err, hsm.ErrUnavailable) {
 		err = r.salvage(ctx, p, err)
@@ -191,7 +193,7 @@ func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error 
 		return err
 	}
 	p.seals = store.NewSeals(nil) // what was learned from the database is not believed
-	if err := keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
 		return err
 	}
 	trust := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
@@ -231,11 +233,11 @@ func (r *restoration) moveAnchor(ctx context.Context, p *parts) error {
 	if err != nil {
 		return err
 	}
-	pins := keyring.Pins{Anchor: p.anchor, Root: r.root}
+	pins := keyuse.Pins{Anchor: p.anchor, Root: r.root}
 	if p.root != (protocol.PublicKey{}) {
 		pins.Root = p.root // serve will want that one
 	}
-	if err := keyring.Verify(claims, pins); err != nil {
+	if err := pins.Verify(claims); err != nil {
 		return err
 	}
 	r.newest = p.anchor.Current().Key
@@ -244,7 +246,7 @@ func (r *restoration) moveAnchor(ctx context.Context, p *parts) error {
 
 // sealOld seals a database of a release before the seals.
 func (r *restoration) sealOld(ctx context.Context, p *parts) error {
-	if err := keyring.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, p.token, r.merged.Keys, p.seals); err != nil {
 		return err
 	}
 	contents, err := r.old.Read()

@@ -14,7 +14,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
@@ -28,7 +31,7 @@ import (
 // house is an appliance's keys: a token in memory and a store on the disk.
 type house struct {
 	*testing.T
-	*keyring.Keyring
+	*keyuse.Keys
 	token  hsm.Token
 	store  *sqlite.Store
 	shares []custody.Share
@@ -42,15 +45,15 @@ func newHouse(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	h.shares = shares
-	h.token = keyring.Backed{Token: memory.New(), Recipient: public}
-	trust, err := keyring.Ceremony(t.Context(), h.token, "test.example", time.Now())
+	h.token = keylife.Backed{Token: memory.New(), Recipient: public}
+	trust, err := keylife.Ceremony(t.Context(), h.token, "test.example", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.store = openStore(t, filepath.Join(t.TempDir(), "s.db"))
 	trust.Policy = store.Policy{Version: 1, Document: []byte("one")}
 	h.must(found(t, h.token, h.store, trust))
-	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
+	h.Keys, err = keyuse.Load(t.Context(), h.token, h.store, keyuse.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
 	h.must(err)
 	return h
 }
@@ -59,7 +62,7 @@ func newHouse(t *testing.T) *house {
 func found(t *testing.T, token hsm.Token, s *sqlite.Store, trust store.Trust) error {
 	t.Helper()
 	seals := store.NewSeals(nil)
-	if err := errors.Join(keyring.SealKeys(t.Context(), token, trust.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
+	if err := errors.Join(keyuse.SealKeys(t.Context(), token, trust.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
 		return err
 	}
 	return s.AddTrust(t.Context(), trust, note())
@@ -116,11 +119,11 @@ func (h *house) read(file []byte) backup.Backup {
 	return b
 }
 
-func (h *house) step(s keyring.Step) {
+func (h *house) step(s keyplan.Step) {
 	h.Helper()
-	plan, err := h.Plan(s, time.Now())
+	plan, err := keyplan.New(h.Ring(), s, time.Now())
 	h.must(err)
-	change, err := h.Carry(h.Context(), plan, "first")
+	change, err := keylife.Carry(h.Context(), h.Keys, plan, "first")
 	h.must(err)
 	h.must(h.store.ChangeKeys(h.Context(), change, note()))
 	h.must(h.Reload(h.Context(), h.store))
@@ -140,14 +143,14 @@ func (h *house) restorer(state backup.State, token hsm.Token) backup.Restorer {
 // round, come back as one, on a fresh token, where every key does what it did.
 func TestRestore(t *testing.T) {
 	h := newHouse(t)
-	h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.KEM})
-	h.step(keyring.Step{Verb: keyring.Activate, Name: keyring.KEM})
+	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.KEM})
+	h.step(keyplan.Step{Verb: keyplan.Activate, Name: keyring.KEM})
 	early := h.state()
-	h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.Root})
-	h.step(keyring.Step{Verb: keyring.Activate, Name: keyring.Root})
+	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.Root})
+	h.step(keyplan.Step{Verb: keyplan.Activate, Name: keyring.Root})
 	for range 2 {
-		h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.MAC})
-		h.step(keyring.Step{Verb: keyring.Activate, Name: keyring.MAC})
+		h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.MAC})
+		h.step(keyplan.Step{Verb: keyplan.Activate, Name: keyring.MAC})
 	}
 	late := h.read(h.written()).State
 	for name, states := range map[string][2]backup.State{"backup newer": {early, late}, "database newer": {late, early}} {
@@ -169,24 +172,24 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	seals := store.NewSeals(nil)
 	err = errors.Join(
 		found(t, fresh, s, store.Trust{Keys: database.Keys, Settings: database.Settings.Values(), Policy: database.Policy}),
-		keyring.Unseal(t.Context(), fresh, s, seals, keyring.Pins{Root: h.known().Root}),
-		keyring.SealKeys(t.Context(), fresh, merged.Keys, seals),
+		keyuse.Unseal(t.Context(), fresh, s, seals, keyuse.Pins{Root: h.known().Root}),
+		keyuse.SealKeys(t.Context(), fresh, merged.Keys, seals),
 		s.Recover(t.Context(), merged.Recovered("fresh", time.Now()), note()),
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := keyring.Load(t.Context(), fresh, s, keyring.Pins{Root: h.Root()})
+	ring, err := keyuse.Load(t.Context(), fresh, s, keyuse.Pins{Root: h.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ring.SelfTest(t.Context(), time.Now()); err != nil {
+	if err := keylife.SelfTest(t.Context(), ring, time.Now()); err != nil {
 		t.Error(err)
 	}
-	if got := len(ring.Keys()); got != len(h.Keys()) || ring.Root() != h.Root() || ring.Settings().HandleEpoch == h.Settings().HandleEpoch {
-		t.Errorf("%d key versions, root %s; want %d, %s", got, ring.Root(), len(h.Keys()), h.Root())
+	if got := len(ring.Ring().Keys()); got != len(h.Ring().Keys()) || ring.Root() != h.Root() || ring.Settings().HandleEpoch == h.Settings().HandleEpoch {
+		t.Errorf("%d key versions, root %s; want %d, %s", got, ring.Root(), len(h.Ring().Keys()), h.Root())
 	}
-	for _, k := range ring.Keys() {
+	for _, k := range ring.Ring().Keys() {
 		if k.Origin != store.Restored || !slices.Equal(k.Tokens, []string{"fresh"}) || !k.OnToken {
 			t.Errorf("%s@%d: origin %s, tokens %v", k.Name, k.Version, k.Origin, k.Tokens)
 		}
@@ -198,13 +201,13 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	if err := r.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
 		t.Errorf("a second restore: %v", err)
 	}
-	if before, after := h.mac(t, h.Keyring), h.mac(t, ring); !bytes.Equal(before, after) {
+	if before, after := h.mac(t, h.Keys), h.mac(t, ring); !bytes.Equal(before, after) {
 		t.Error("mac is another key")
 	}
 }
 
 // mac is what only the same mac key makes.
-func (h *house) mac(t *testing.T, ring *keyring.Keyring) []byte {
+func (h *house) mac(t *testing.T, ring *keyuse.Keys) []byte {
 	t.Helper()
 	key, err := ring.Current(keyring.MAC, time.Now())
 	if err != nil {

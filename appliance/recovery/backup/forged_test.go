@@ -15,6 +15,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
@@ -29,11 +30,11 @@ func (h *house) vouched() []byte {
 	return file
 }
 
-func (h *house) rotate(s keyring.Step) {
+func (h *house) rotate(s keyplan.Step) {
 	h.Helper()
-	s.Verb = keyring.Rotate
+	s.Verb = keyplan.Rotate
 	h.step(s)
-	h.step(keyring.Step{Verb: keyring.Activate, Name: s.Name})
+	h.step(keyplan.Step{Verb: keyplan.Activate, Name: s.Name})
 }
 
 // signing is a document of any state, signed by the house.
@@ -109,7 +110,7 @@ func TestGenuine(t *testing.T) {
 			}
 		}
 		if rotations < 2 {
-			h.rotate(keyring.Step{Name: keyring.Root})
+			h.rotate(keyplan.Step{Name: keyring.Root})
 		}
 	}
 	// The one chain begins with the other.
@@ -129,7 +130,7 @@ func TestGenuine(t *testing.T) {
 // The roots before the known one are nobody's word but the payload's.
 func TestForgedPrefix(t *testing.T) {
 	h := newHouse(t)
-	h.rotate(keyring.Step{Name: keyring.Root})
+	h.rotate(keyplan.Step{Name: keyring.Root})
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	h.must(err)
 	public, err := protocol.CompressKey(&key.PublicKey)
@@ -174,7 +175,7 @@ func TestMixed(t *testing.T) {
 	if _, err := b.Join(v, other.state()); !errors.Is(err, backup.ErrFile) {
 		t.Errorf("a statement beside another's database: %v", err)
 	}
-	h.rotate(keyring.Step{Name: keyring.Root})
+	h.rotate(keyplan.Step{Name: keyring.Root})
 	if _, err := b.Join(v, h.state()); !errors.Is(err, backup.ErrFile) {
 		t.Errorf("a database whose roots are more than those that signed: %v", err)
 	}
@@ -186,7 +187,7 @@ func TestMixed(t *testing.T) {
 // Each row says what its root certified, whoever signs them all.
 func TestForgedRows(t *testing.T) {
 	h := newHouse(t)
-	h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.Root}) // root 2 waits, root 3 is made
+	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.Root}) // root 2 waits, root 3 is made
 	row := func(s *backup.State, name string, version uint64) *store.Key {
 		i := slices.IndexFunc(s.Keys, func(k store.Key) bool { return k.Name == name && k.Version == version })
 		return &s.Keys[i]
@@ -233,7 +234,7 @@ func TestForgedRows(t *testing.T) {
 // A decision key that was taken out of use for good vouches for no file.
 func TestRuledOut(t *testing.T) {
 	for name, step := range map[string]func(*house){
-		"ruled out":   func(h *house) { h.rotate(keyring.Step{Name: keyring.Decision, Compromised: true}) },
+		"ruled out":   func(h *house) { h.rotate(keyplan.Step{Name: keyring.Decision, Compromised: true}) },
 		"compromised": func(h *house) { h.compromised() },
 	} {
 		t.Run(name, func(t *testing.T) { h := newHouse(t); h.ruledOut(func() { step(h) }) })
@@ -242,8 +243,8 @@ func TestRuledOut(t *testing.T) {
 
 // compromised replaces decision@1 and retires it for good.
 func (h *house) compromised() {
-	h.rotate(keyring.Step{Name: keyring.Decision})
-	h.step(keyring.Step{Verb: keyring.Retire, Name: keyring.Decision, Version: 1, Compromised: true})
+	h.rotate(keyplan.Step{Name: keyring.Decision})
+	h.step(keyplan.Step{Verb: keyplan.Retire, Name: keyring.Decision, Version: 1, Compromised: true})
 }
 
 func (h *house) ruledOut(step func()) {
@@ -292,7 +293,7 @@ func (h *house) ruledOut(step func()) {
 func TestRulesOutInUse(t *testing.T) {
 	h := newHouse(t)
 	old := h.vouched()
-	h.step(keyring.Step{Verb: keyring.Rotate, Name: keyring.Decision, Compromised: true})
+	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.Decision, Compromised: true})
 	b := h.read(h.written())
 	v, err := b.Vouched(h.vouched())
 	h.must(err)
@@ -300,7 +301,7 @@ func TestRulesOutInUse(t *testing.T) {
 		t.Errorf("before it is in use, by epoch %d: %v", b.By.Epoch, err)
 	}
 	state := h.state()
-	h.step(keyring.Step{Verb: keyring.Activate, Name: keyring.Decision})
+	h.step(keyplan.Step{Verb: keyplan.Activate, Name: keyring.Decision})
 	after := h.state()
 	for i := range after.Keys {
 		after.Keys[i].CompromisedAt = time.Time{}

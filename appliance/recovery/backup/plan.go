@@ -125,14 +125,34 @@ func Merge(database, document State) (m Merged, err error) {
 	slices.SortFunc(m.Keys, func(a, b store.Key) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version))
 	})
-	if m.Settings, err = database.Settings.Newer(document.Settings); err != nil {
-		return m, fmt.Errorf("%w: %w", err, ErrOther)
+	if m.Settings, err = newer(database.Settings, document.Settings); err != nil {
+		return m, err
 	}
 	if m.Policy = database.Policy; document.Policy.Version > m.Policy.Version {
 		m.Policy = document.Policy
 	}
 	m.Coverage, err = Cover(m.Keys)
 	return m, err
+}
+
+// newer returns the later of two settings of one appliance: those with more roots. An
+// error wraps [ErrOther].
+func newer(a, b keyring.Settings) (keyring.Settings, error) {
+	if a.Domain != b.Domain {
+		return a, fmt.Errorf("trust domains %q and %q: %w", a.Domain, b.Domain, ErrOther)
+	}
+	for i := range min(len(a.RootCerts), len(b.RootCerts)) {
+		if !bytes.Equal(a.RootCerts[i], b.RootCerts[i]) {
+			return a, fmt.Errorf("certificates of root %d differ: %w", i+1, ErrOther)
+		}
+	}
+	if len(a.RootCerts) == len(b.RootCerts) && a.NextRootHash != b.NextRootHash {
+		return a, fmt.Errorf("hashes of the next root differ: %w", ErrOther)
+	}
+	if len(b.RootCerts) > len(a.RootCerts) {
+		return b, nil
+	}
+	return a, nil
 }
 
 // overrule takes keys, trust and policy from the document, whatever a database says that

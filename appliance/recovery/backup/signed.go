@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/protocol"
 )
 
@@ -36,7 +38,7 @@ func aad(kind string) string { return "countersign " + kind + " v1" }
 // Signer is the keyring as far as a signature takes it.
 type Signer interface {
 	Current(name string, now time.Time) (keyring.Key, error)
-	Signer(keyring.Key) keyring.Signer
+	Signer(keyring.Key) keyuse.Signer
 	Settings() keyring.Settings
 }
 
@@ -77,7 +79,7 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 	if s.Kind != kind {
 		return s, by, fmt.Errorf("a %.40q, want a %q: %w", s.Kind, kind, ErrFile)
 	}
-	roots, err := keyring.Follow(s.Roots)
+	roots, err := chain.Follow(s.Roots)
 	if err == nil {
 		by, err = s.verify(roots[len(roots)-1])
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
 	"countersign/protocol"
 )
 
@@ -12,7 +13,7 @@ import (
 // state as of a time has against a decision key: a version in use that rules its epoch
 // out, or its pair marked compromised. Errors wrap [ErrFile] or [ErrRuledOut].
 func (s State) counts(by protocol.KeyCert, at time.Time) error {
-	keys, err := s.Settings.Verified(s.Keys)
+	keys, err := chain.Keys(s.Settings, s.Keys)
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, ErrFile)
 	}

@@ -1,4 +1,4 @@
-package keyring_test
+package keylife_test
 
 import (
 	"context"
@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -35,24 +37,24 @@ func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) err
 }
 
 // pinned pins the first root of a ceremony.
-func pinned(trust store.Trust) keyring.Pins {
-	return keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}
+func pinned(trust store.Trust) keyuse.Pins {
+	return keyuse.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}
 }
 
 func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 	t.Helper()
 	token := memory.New()
-	trust, err := keyring.Ceremony(t.Context(), token, "test.example", now)
+	trust, err := keylife.Ceremony(t.Context(), token, "test.example", now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return token, registry{trust}
 }
 
-func load(t *testing.T, now time.Time) *keyring.Keyring {
+func load(t *testing.T, now time.Time) *keyuse.Keys {
 	t.Helper()
 	token, r := ceremony(t, now)
-	ring, err := keyring.Load(t.Context(), token, r, pinned(r.trust))
+	ring, err := keyuse.Load(t.Context(), token, r, pinned(r.trust))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,11 +104,11 @@ func TestRecipientGrace(t *testing.T) {
 // TestLoadMissing: a key that the registry has and the token has not is an outage.
 func TestLoadMissing(t *testing.T) {
 	_, r := ceremony(t, time.Now())
-	if _, err := keyring.Load(t.Context(), memory.New(), r, pinned(r.trust)); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyuse.Load(t.Context(), memory.New(), r, pinned(r.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("%v, want unavailable", err)
 	}
 	empty := registry{}
-	if _, err := keyring.Load(t.Context(), memory.New(), empty, pinned(r.trust)); !errors.Is(err, keyring.ErrNotInitialized) {
+	if _, err := keyuse.Load(t.Context(), memory.New(), empty, pinned(r.trust)); !errors.Is(err, keyring.ErrNotInitialized) {
 		t.Errorf("an empty registry: %v", err)
 	}
 }
@@ -116,10 +118,10 @@ func TestLoadOld(t *testing.T) {
 	for _, c := range []struct {
 		epoch []byte
 		want  error
-	}{{nil, keyring.ErrOldStore}, {make([]byte, 16), keyring.ErrOldStore}, {make([]byte, 15), keyring.ErrNotInitialized}} {
+	}{{nil, keyuse.ErrOldStore}, {make([]byte, 16), keyuse.ErrOldStore}, {make([]byte, 15), keyring.ErrNotInitialized}} {
 		token, r := ceremony(t, time.Now())
 		r.trust.Settings["handle_epoch"] = c.epoch
-		if _, err := keyring.Load(t.Context(), token, r, pinned(r.trust)); !errors.Is(err, c.want) {
+		if _, err := keyuse.Load(t.Context(), token, r, pinned(r.trust)); !errors.Is(err, c.want) {
 			t.Errorf("handle epoch %x: %v, want %v", c.epoch, err, c.want)
 		}
 	}
@@ -129,7 +131,7 @@ func TestLoadOld(t *testing.T) {
 func TestStoredAuthorities(t *testing.T) {
 	now := time.Now()
 	token, r := ceremony(t, now)
-	ring, err := keyring.Load(t.Context(), token, r, pinned(r.trust))
+	ring, err := keyuse.Load(t.Context(), token, r, pinned(r.trust))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,11 +156,11 @@ func TestStoredAuthorities(t *testing.T) {
 
 func TestCeremonyTwice(t *testing.T) {
 	token, _ := ceremony(t, time.Now())
-	if _, err := keyring.Ceremony(t.Context(), token, "test.example", time.Now()); !errors.Is(err, hsm.ErrExists) {
+	if _, err := keylife.Ceremony(t.Context(), token, "test.example", time.Now()); !errors.Is(err, hsm.ErrExists) {
 		t.Errorf("second ceremony: %v, want exists", err)
 	}
 	for _, domain := range []string{"", "Upper.example", "a b", "a/b"} {
-		if _, err := keyring.Ceremony(t.Context(), memory.New(), domain, time.Now()); err == nil {
+		if _, err := keylife.Ceremony(t.Context(), memory.New(), domain, time.Now()); err == nil {
 			t.Errorf("trust domain %q was taken", domain)
 		}
 	}

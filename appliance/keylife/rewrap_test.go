@@ -1,4 +1,4 @@
-package keyring_test
+package keylife_test
 
 import (
 	"context"
@@ -8,14 +8,17 @@ import (
 	"fmt"
 	"testing"
 
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/password"
 )
 
 // imported is a verifier as the appliance keeps it, with a proof and what it is of.
-func (l *life) imported() (stored keyring.Verifier, proof []byte) {
+func (l *life) imported() (stored keyuse.Verifier, proof []byte) {
 	l.Helper()
 	own, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
@@ -34,12 +37,12 @@ func (l *life) imported() (stored keyring.Verifier, proof []byte) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	kept, err := l.ImportVerifier(l.Context(), keyring.VerifierImport{Ephemeral: own.PublicKey(), Point: point, Wrapped: sent}, l.now)
+	kept, err := l.ImportVerifier(l.Context(), keyuse.VerifierImport{Ephemeral: own.PublicKey(), Point: point, Wrapped: sent}, l.now)
 	if err != nil {
 		l.Fatal(err)
 	}
 	right := verifier.Proof([32]byte{7})
-	return keyring.Verifier{Wrapped: kept, Input: protocol.PasswordProofInput([32]byte{7})}, right[:]
+	return keyuse.Verifier{Wrapped: kept, Input: protocol.PasswordProofInput([32]byte{7})}, right[:]
 }
 
 // TestRewrap: a verifier follows to the third version of wrap from the first and from the
@@ -47,28 +50,28 @@ func (l *life) imported() (stored keyring.Verifier, proof []byte) {
 func TestRewrap(t *testing.T) {
 	l := newLife(t)
 	first, proof := l.imported()
-	if moved, err := l.Rewrap(t.Context(), first.Wrapped, l.now); err != nil || moved != nil {
+	if moved, err := keylife.Rewrap(t.Context(), l.Keys, first.Wrapped, l.now); err != nil || moved != nil {
 		t.Errorf("under the key in use: %x, %v", moved, err)
 	}
-	l.must(keyring.Rotate, "wrap")
-	l.must(keyring.Activate, "wrap")
+	l.must(keyplan.Rotate, "wrap")
+	l.must(keyplan.Activate, "wrap")
 	second, _ := l.imported()
-	l.must(keyring.Rotate, "wrap")
-	l.must(keyring.Activate, "wrap")
-	for _, v := range []keyring.Verifier{first, second} {
-		moved, err := l.Rewrap(t.Context(), v.Wrapped, l.now)
+	l.must(keyplan.Rotate, "wrap")
+	l.must(keyplan.Activate, "wrap")
+	for _, v := range []keyuse.Verifier{first, second} {
+		moved, err := keylife.Rewrap(t.Context(), l.Keys, v.Wrapped, l.now)
 		if err != nil || len(moved) != 40 {
 			t.Fatalf("%x, %v", moved, err)
 		}
-		if in, err := l.IsUnderCurrentWrap(t.Context(), moved, l.now); err != nil || !in {
-			t.Errorf("under the key in use: %v, %v", in, err)
+		if again, err := keylife.Rewrap(t.Context(), l.Keys, moved, l.now); err != nil || again != nil {
+			t.Errorf("not under the key in use: %x, %v", again, err)
 		}
 		v.Wrapped = moved
 		if right, err := l.CheckVerifier(t.Context(), v, proof); err != nil || !right {
 			t.Errorf("its password: %v, %v", right, err)
 		}
 	}
-	if _, err := l.Rewrap(t.Context(), make([]byte, 40), l.now); !errors.Is(err, hsm.ErrInput) {
+	if _, err := keylife.Rewrap(t.Context(), l.Keys, make([]byte, 40), l.now); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("no verifier: %v", err)
 	}
 }
@@ -92,8 +95,8 @@ func (g garbling) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
 func TestRewrapGarbled(t *testing.T) {
 	l := newLife(t)
 	other, _ := l.imported()
-	l.must(keyring.Rotate, "wrap")
-	l.must(keyring.Activate, "wrap")
+	l.must(keyplan.Rotate, "wrap")
+	l.must(keyplan.Activate, "wrap")
 	stored, _ := l.imported()
 	for _, c := range []struct {
 		moved func([]byte) ([]byte, error)
@@ -104,10 +107,10 @@ func TestRewrapGarbled(t *testing.T) {
 		{func([]byte) ([]byte, error) { return nil, fmt.Errorf("CKA_UNWRAP_TEMPLATE: %w", hsm.ErrUnsupported) }, hsm.ErrUnsupported},
 	} {
 		l.load(garbling{l.token, c.moved})
-		if moved, err := l.Rewrap(t.Context(), other.Wrapped, l.now); !errors.Is(err, c.want) || moved != nil {
+		if moved, err := keylife.Rewrap(t.Context(), l.Keys, other.Wrapped, l.now); !errors.Is(err, c.want) || moved != nil {
 			t.Errorf("%x, %v, want %v", moved, err, c.want)
 		}
-		if moved, err := l.Rewrap(t.Context(), stored.Wrapped, l.now); err != nil || moved != nil {
+		if moved, err := keylife.Rewrap(t.Context(), l.Keys, stored.Wrapped, l.now); err != nil || moved != nil {
 			t.Errorf("one that stays: %x, %v", moved, err)
 		}
 	}

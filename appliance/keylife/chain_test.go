@@ -1,4 +1,4 @@
-package keyring_test
+package keylife_test
 
 import (
 	"bytes"
@@ -15,7 +15,11 @@ import (
 	"testing"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm/memory"
 	"countersign/protocol"
@@ -151,10 +155,10 @@ func row(t *testing.T, trust store.Trust, name string, version uint64) *store.Ke
 func TestForgedRegistry(t *testing.T) {
 	l := newLife(t)
 	before := cloned(l.trust)
-	l.must(keyring.Rotate, "root")
-	l.must(keyring.Activate, "root")
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Activate, "root")
 	settings := l.parsed(l.trust)
-	at, err := settings.Anchor()
+	at, err := chain.Anchor(settings)
 	if err != nil || at.Root != 2 || at.Key != l.Root() {
 		t.Fatalf("anchor %+v, %v", at, err)
 	}
@@ -194,64 +198,64 @@ func TestForgedRegistry(t *testing.T) {
 		forge func(store.Trust) store.Trust
 		err   error
 	}{
-		"roots of his own":          {l.forged, keyring.ErrRoots},
-		"another appliance's":       {other, keyring.ErrRoots},
-		"no root":                   {withRoots(func(s *keyring.Settings) { s.RootCerts = nil }), keyring.ErrRoots},
-		"first root is gone":        {withRoots(func(s *keyring.Settings) { s.RootCerts = s.RootCerts[1:] }), keyring.ErrRoots},
-		"roots in another order":    {withRoots(func(s *keyring.Settings) { slices.Reverse(s.RootCerts) }), keyring.ErrRoots},
-		"a root twice":              {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, s.RootCerts[1]) }), keyring.ErrRoots},
-		"no certificate":            {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = []byte{1} }), keyring.ErrRoots},
-		"a root of his own follows": {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, newMallory(t).rootCert(t, 3, [32]byte{})) }), keyring.ErrRoots},
-		"a root of his own, twice":  {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = newMallory(t).rootCert(t, 2, s.NextRootHash) }), keyring.ErrRoots},
-		"another next root":         {withRoots(func(s *keyring.Settings) { s.NextRootHash[0]++ }), keyring.ErrRoots},
+		"roots of his own":          {l.forged, chain.ErrRoots},
+		"another appliance's":       {other, chain.ErrRoots},
+		"no root":                   {withRoots(func(s *keyring.Settings) { s.RootCerts = nil }), chain.ErrRoots},
+		"first root is gone":        {withRoots(func(s *keyring.Settings) { s.RootCerts = s.RootCerts[1:] }), chain.ErrRoots},
+		"roots in another order":    {withRoots(func(s *keyring.Settings) { slices.Reverse(s.RootCerts) }), chain.ErrRoots},
+		"a root twice":              {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, s.RootCerts[1]) }), chain.ErrRoots},
+		"no certificate":            {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = []byte{1} }), chain.ErrRoots},
+		"a root of his own follows": {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, newMallory(t).rootCert(t, 3, [32]byte{})) }), chain.ErrRoots},
+		"a root of his own, twice":  {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = newMallory(t).rootCert(t, 2, s.NextRootHash) }), chain.ErrRoots},
+		"another next root":         {withRoots(func(s *keyring.Settings) { s.NextRootHash[0]++ }), chain.ErrRoots},
 		"next root hash is short":   {func(trust store.Trust) store.Trust { trust.Settings["next_root_hash"] = []byte{1}; return trust }, keyring.ErrNotInitialized},
 		"next root hash is long": {func(trust store.Trust) store.Trust {
 			trust.Settings["next_root_hash"] = append(bytes.Clone(trust.Settings["next_root_hash"]), 0)
 			return trust
 		}, keyring.ErrNotInitialized},
 
-		"KeyCerts of two epochs swapped":   {swap("decision", "decision", 5, 6), keyring.ErrRow},
-		"KeyCerts of two uses swapped":     {swap("decision", "client-ca", 5, 5), keyring.ErrRow},
-		"KeyCert of the root before":       {swap("kem", "kem", 1, 5), keyring.ErrRow},
-		"KeyCert by a root of his own":     {edit("decision", 5, func(k *store.Key) { newMallory(t).signs(t, k) }), keyring.ErrRow},
-		"key of his own":                   {edit("decision", 5, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
-		"key of his own, certified by him": {edit("decision", 5, func(k *store.Key) { m := newMallory(t); m.takes(t, k); m.signs(t, k) }), keyring.ErrRow},
-		"no KeyCert":                       {edit("decision", 5, func(k *store.Key) { k.Cert = nil }), keyring.ErrRow},
-		"no KeyCert and no root":           {edit("decision", 5, func(k *store.Key) { k.Cert, k.Root = nil, 0 }), keyring.ErrRow},
-		"another root":                     {edit("decision", 5, func(k *store.Key) { k.Root = 1 }), keyring.ErrRow},
-		"a root that is not there":         {edit("decision", 5, func(k *store.Key) { k.Root = 4 }), keyring.ErrRow},
-		"a root that certifies later":      {edit("decision", 5, func(k *store.Key) { k.Root = 3 }), keyring.ErrRow},
-		"another epoch":                    {edit("decision", 8, func(k *store.Key) { k.Version = 9 }), keyring.ErrRow},
-		"another use":                      {edit("decision", 8, func(k *store.Key) { k.Name, k.Version = "ca", 9 }), keyring.ErrRow},
-		"not-before":                       {edit("kem", 5, func(k *store.Key) { k.NotBefore = k.NotBefore.AddDate(0, 0, -1) }), keyring.ErrRow},
-		"not-after":                        {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(9, 0, 0) }), keyring.ErrRow},
-		"no not-after":                     {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(-5000, 0, 0) }), keyring.ErrRow},
-		"id of another key":                {edit("decision", 5, func(k *store.Key) { k.ID = keyOf(l, "client-ca", 5).ID }), keyring.ErrRow},
-		"public key is short":              {edit("decision", 5, func(k *store.Key) { k.Public = k.Public[:32] }), keyring.ErrRow},
-		"no public key":                    {edit("decision", 5, func(k *store.Key) { k.Public = nil }), keyring.ErrRow},
-		"mac with a certificate":           {edit("mac", 1, func(k *store.Key) { k.Cert, k.Root = keyOf(l, "kem", 5).Cert, 2 }), keyring.ErrRow},
+		"KeyCerts of two epochs swapped":   {swap("decision", "decision", 5, 6), chain.ErrRow},
+		"KeyCerts of two uses swapped":     {swap("decision", "client-ca", 5, 5), chain.ErrRow},
+		"KeyCert of the root before":       {swap("kem", "kem", 1, 5), chain.ErrRow},
+		"KeyCert by a root of his own":     {edit("decision", 5, func(k *store.Key) { newMallory(t).signs(t, k) }), chain.ErrRow},
+		"key of his own":                   {edit("decision", 5, func(k *store.Key) { newMallory(t).takes(t, k) }), chain.ErrRow},
+		"key of his own, certified by him": {edit("decision", 5, func(k *store.Key) { m := newMallory(t); m.takes(t, k); m.signs(t, k) }), chain.ErrRow},
+		"no KeyCert":                       {edit("decision", 5, func(k *store.Key) { k.Cert = nil }), chain.ErrRow},
+		"no KeyCert and no root":           {edit("decision", 5, func(k *store.Key) { k.Cert, k.Root = nil, 0 }), chain.ErrRow},
+		"another root":                     {edit("decision", 5, func(k *store.Key) { k.Root = 1 }), chain.ErrRow},
+		"a root that is not there":         {edit("decision", 5, func(k *store.Key) { k.Root = 4 }), chain.ErrRow},
+		"a root that certifies later":      {edit("decision", 5, func(k *store.Key) { k.Root = 3 }), chain.ErrRow},
+		"another epoch":                    {edit("decision", 8, func(k *store.Key) { k.Version = 9 }), chain.ErrRow},
+		"another use":                      {edit("decision", 8, func(k *store.Key) { k.Name, k.Version = "ca", 9 }), chain.ErrRow},
+		"not-before":                       {edit("kem", 5, func(k *store.Key) { k.NotBefore = k.NotBefore.AddDate(0, 0, -1) }), chain.ErrRow},
+		"not-after":                        {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(9, 0, 0) }), chain.ErrRow},
+		"no not-after":                     {edit("kem", 5, func(k *store.Key) { k.NotAfter = k.NotAfter.AddDate(-5000, 0, 0) }), chain.ErrRow},
+		"id of another key":                {edit("decision", 5, func(k *store.Key) { k.ID = keyOf(l, "client-ca", 5).ID }), chain.ErrRow},
+		"public key is short":              {edit("decision", 5, func(k *store.Key) { k.Public = k.Public[:32] }), chain.ErrRow},
+		"no public key":                    {edit("decision", 5, func(k *store.Key) { k.Public = nil }), chain.ErrRow},
+		"mac with a certificate":           {edit("mac", 1, func(k *store.Key) { k.Cert, k.Root = keyOf(l, "kem", 5).Cert, 2 }), chain.ErrRow},
 
-		"root row with a key of his own":       {edit("root", 2, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
-		"row of the first root":                {edit("root", 1, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
-		"row of the next root":                 {edit("root", 3, func(k *store.Key) { newMallory(t).takes(t, k) }), keyring.ErrRow},
-		"root row without certificate":         {edit("root", 2, func(k *store.Key) { k.Cert = nil }), keyring.ErrRow},
-		"root row with another certificate":    {edit("root", 2, func(k *store.Key) { k.Cert = again(2) }), keyring.ErrRow},
-		"first root with another's":            {edit("root", 1, func(k *store.Key) { k.Cert = again(2) }), keyring.ErrRow},
-		"next root with a certificate of his":  {edit("root", 3, func(k *store.Key) { k.Cert = newMallory(t).rootCert(t, 3, [32]byte{}) }), keyring.ErrRow},
-		"root row under another number":        {edit("root", 3, func(k *store.Key) { k.Version = 5 }), keyring.ErrRow},
-		"root row is gone":                     {edit("root", 2, func(k *store.Key) { k.Name = "stranger" }), keyring.ErrRow},
-		"a root of his own after the next one": {func(trust store.Trust) store.Trust { return l.withRoot(trust, 5) }, keyring.ErrRow},
+		"root row with a key of his own":       {edit("root", 2, func(k *store.Key) { newMallory(t).takes(t, k) }), chain.ErrRow},
+		"row of the first root":                {edit("root", 1, func(k *store.Key) { newMallory(t).takes(t, k) }), chain.ErrRow},
+		"row of the next root":                 {edit("root", 3, func(k *store.Key) { newMallory(t).takes(t, k) }), chain.ErrRow},
+		"root row without certificate":         {edit("root", 2, func(k *store.Key) { k.Cert = nil }), chain.ErrRow},
+		"root row with another certificate":    {edit("root", 2, func(k *store.Key) { k.Cert = again(2) }), chain.ErrRow},
+		"first root with another's":            {edit("root", 1, func(k *store.Key) { k.Cert = again(2) }), chain.ErrRow},
+		"next root with a certificate of his":  {edit("root", 3, func(k *store.Key) { k.Cert = newMallory(t).rootCert(t, 3, [32]byte{}) }), chain.ErrRow},
+		"root row under another number":        {edit("root", 3, func(k *store.Key) { k.Version = 5 }), chain.ErrRow},
+		"root row is gone":                     {edit("root", 2, func(k *store.Key) { k.Name = "stranger" }), chain.ErrRow},
+		"a root of his own after the next one": {func(trust store.Trust) store.Trust { return l.withRoot(trust, 5) }, chain.ErrRow},
 	} {
-		for pin, pins := range map[string]keyring.Pins{
+		for pin, pins := range map[string]keyuse.Pins{
 			"anchor":     {Anchor: anchor.InMemory(at)},
 			"first root": {Root: keyOf(l, "root", 1).Point},
 			"both":       {Anchor: anchor.InMemory(at), Root: keyOf(l, "root", 2).Point},
 		} {
 			forged := registry{c.forge(cloned(l.trust))}
-			if err := keyring.Verify(claimsOf(t, forged), pins); !errors.Is(err, c.err) {
+			if err := pins.Verify(claimsOf(t, forged)); !errors.Is(err, c.err) {
 				t.Errorf("%s, held against %s: %v, want %v", name, pin, err, c.err)
 			}
-			if _, err := keyring.Load(t.Context(), l.token, forged, pins); !errors.Is(err, c.err) {
+			if _, err := keyuse.Load(t.Context(), l.token, forged, pins); !errors.Is(err, c.err) {
 				t.Errorf("%s, loaded against %s: %v, want %v", name, pin, err, c.err)
 			}
 			if pins.Anchor != nil && pins.Anchor.Current() != at {
@@ -263,10 +267,10 @@ func TestForgedRegistry(t *testing.T) {
 		}
 	}
 	for name, old := range map[string]store.Trust{"the registry of before": before, "forged from before": l.forged(cloned(before))} {
-		if _, err := keyring.Load(t.Context(), l.token, registry{old}, keyring.Pins{Anchor: anchor.InMemory(at)}); !errors.Is(err, keyring.ErrRoots) {
+		if _, err := keyuse.Load(t.Context(), l.token, registry{old}, keyuse.Pins{Anchor: anchor.InMemory(at)}); !errors.Is(err, chain.ErrRoots) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := l.Reload(t.Context(), registry{old}); !errors.Is(err, keyring.ErrRoots) {
+		if err := l.Reload(t.Context(), registry{old}); !errors.Is(err, chain.ErrRoots) {
 			t.Errorf("%s, while it is served: %v", name, err)
 		}
 	}
@@ -278,7 +282,7 @@ func TestForgedRegistry(t *testing.T) {
 	}
 	otherCert := at
 	otherCert.CertHash = sha256.Sum256(again(2))
-	if err := keyring.Verify(claimsOf(t, l), keyring.Pins{Anchor: anchor.InMemory(otherCert)}); !errors.Is(err, keyring.ErrRoots) {
+	if err := (keyuse.Pins{Anchor: anchor.InMemory(otherCert)}).Verify(claimsOf(t, l)); !errors.Is(err, chain.ErrRoots) {
 		t.Errorf("another certificate of the same root: %v", err)
 	}
 }
@@ -293,7 +297,7 @@ func (l *life) withRoot(trust store.Trust, number uint64) store.Trust {
 
 func keyOf(l *life, name string, version uint64) keyring.Key {
 	l.Helper()
-	k, ok := l.Held(name, version)
+	k, ok := l.Ring().Find(name, version)
 	if !ok {
 		l.Fatalf("no key %s@%d", name, version)
 	}
@@ -304,7 +308,7 @@ func keyOf(l *life, name string, version uint64) keyring.Key {
 // knows fewer roots is moved, and one that knows more refuses.
 func TestPins(t *testing.T) {
 	l := newLife(t)
-	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{}); !errors.Is(err, keyring.ErrUnpinned) {
+	if _, err := keyuse.Load(t.Context(), l.token, l, keyuse.Pins{}); !errors.Is(err, chain.ErrUnpinned) {
 		t.Errorf("no pin: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "anchor")
@@ -316,34 +320,34 @@ func TestPins(t *testing.T) {
 		}
 		return f
 	}
-	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open()}); !errors.Is(err, keyring.ErrUnpinned) {
+	if _, err := keyuse.Load(t.Context(), l.token, l, keyuse.Pins{Anchor: open()}); !errors.Is(err, chain.ErrUnpinned) {
 		t.Errorf("no anchor yet: %v", err)
 	}
 	first := l.Root()
-	if err := keyring.Verify(claimsOf(t, l), keyring.Pins{Anchor: open(), Root: first}); err != nil {
+	if err := (keyuse.Pins{Anchor: open(), Root: first}).Verify(claimsOf(t, l)); err != nil {
 		t.Fatal(err)
 	}
 	for number := uint64(1); number <= 3; number++ {
 		if got := open().Current(); got.Root != number || got.Key != l.Root() {
 			t.Errorf("anchor at root %d, %s; want %d, %s", got.Root, got.Key, number, l.Root())
 		}
-		l.must(keyring.Rotate, "root")
-		if err := keyring.Verify(claimsOf(t, l), keyring.Pins{Anchor: open()}); err != nil || open().Current().Root != number {
+		l.must(keyplan.Rotate, "root")
+		if err := (keyuse.Pins{Anchor: open()}).Verify(claimsOf(t, l)); err != nil || open().Current().Root != number {
 			t.Errorf("root %d waits, and the anchor is at %d: %v", number+1, open().Current().Root, err)
 		}
-		l.must(keyring.Activate, "root")
+		l.must(keyplan.Activate, "root")
 		for _, root := range []protocol.PublicKey{first, l.Root(), {}} {
-			if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open(), Root: root}); err != nil {
+			if _, err := keyuse.Load(t.Context(), l.token, l, keyuse.Pins{Anchor: open(), Root: root}); err != nil {
 				t.Errorf("pinned %s: %v", root, err)
 			}
 		}
 	}
-	if _, err := keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: open(), Root: newMallory(t).point(t)}); !errors.Is(err, keyring.ErrRoots) {
+	if _, err := keyuse.Load(t.Context(), l.token, l, keyuse.Pins{Anchor: open(), Root: newMallory(t).point(t)}); !errors.Is(err, chain.ErrRoots) {
 		t.Errorf("another root is pinned beside the anchor: %v", err)
 	}
 	ahead := open().Current()
 	ahead.Root++
-	if err := keyring.Verify(claimsOf(t, l), keyring.Pins{Anchor: anchor.InMemory(ahead), Root: first}); !errors.Is(err, keyring.ErrRoots) {
+	if err := (keyuse.Pins{Anchor: anchor.InMemory(ahead), Root: first}).Verify(claimsOf(t, l)); !errors.Is(err, chain.ErrRoots) {
 		t.Errorf("a root fewer than the anchor knows: %v", err)
 	}
 }
@@ -357,21 +361,21 @@ func TestAnchoredFirst(t *testing.T) {
 	}
 	file, err := anchor.Open(filepath.Join(dir, "anchor"))
 	if err == nil {
-		l.Keyring, err = keyring.Load(t.Context(), l.token, l, keyring.Pins{Anchor: file, Root: l.Root()})
+		l.Keys, err = keyuse.Load(t.Context(), l.token, l, keyuse.Pins{Anchor: file, Root: l.Root()})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	first := l.Root()
-	l.must(keyring.Rotate, "root")
+	l.must(keyplan.Rotate, "root")
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
 	}
-	p, err := l.Plan(keyring.Step{Verb: keyring.Activate, Name: keyring.Root}, l.now)
+	p, err := keyplan.New(l.Ring(), keyplan.Step{Verb: keyplan.Activate, Name: keyring.Root}, l.now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.Carry(t.Context(), p, "test")
+	c, err := keylife.Carry(t.Context(), l.Keys, p, "test")
 	if err == nil {
 		err = l.ChangeKeys(t.Context(), c, store.Record{})
 	}
@@ -396,20 +400,20 @@ func TestAnchoredFirst(t *testing.T) {
 // none, so the next rotation takes it from the token or not at all.
 func TestRootAfterTheNext(t *testing.T) {
 	l := newLife(t)
-	l.must(keyring.Rotate, "root")
-	l.must(keyring.Retire, "root")
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Retire, "root")
 	l.load(hides{l.token, "root"})
 	l.load(l.token)
 	kept := cloned(l.trust)
 	newMallory(t).takes(t, row(t, l.trust, "root", 3))
 	l.load(l.token)
-	if err := l.take(keyring.Rotate, "root"); !errors.Is(err, keyring.ErrRootAway) {
+	if err := l.take(keyplan.Rotate, "root"); !errors.Is(err, keyplan.ErrRootAway) {
 		t.Errorf("root 2 is to name a root 3 of his own: %v", err)
 	}
 	l.trust = kept
 	l.load(l.token)
-	l.must(keyring.Rotate, "root")
-	l.must(keyring.Activate, "root")
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Activate, "root")
 	if l.Root() != keyOf(l, "root", 2).Point {
 		t.Errorf("root %s", l.Root())
 	}
@@ -420,11 +424,11 @@ func TestRootAfterTheNext(t *testing.T) {
 func TestOwnCeremony(t *testing.T) {
 	l := newLife(t)
 	token := memory.New()
-	his, err := keyring.Ceremony(t.Context(), token, "test.example", l.now)
+	his, err := keylife.Ceremony(t.Context(), token, "test.example", l.now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keyring.Load(t.Context(), token, registry{his}, pinned(l.trust)); !errors.Is(err, keyring.ErrRoots) {
+	if _, err := keyuse.Load(t.Context(), token, registry{his}, pinned(l.trust)); !errors.Is(err, chain.ErrRoots) {
 		t.Errorf("%v, want ErrRoots", err)
 	}
 }

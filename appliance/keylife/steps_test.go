@@ -1,4 +1,4 @@
-package keyring_test
+package keylife_test
 
 import (
 	"context"
@@ -12,7 +12,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/failover"
@@ -23,7 +26,7 @@ import (
 // life is a registry in memory that steps change, with its token.
 type life struct {
 	*testing.T
-	*keyring.Keyring
+	*keyuse.Keys
 	token hsm.Token
 	trust store.Trust
 	now   time.Time
@@ -68,7 +71,7 @@ func newLifeOn(t *testing.T, token hsm.Token) *life {
 	t.Helper()
 	l := &life{T: t, token: token, now: time.Now().Truncate(time.Second)}
 	var err error
-	if l.trust, err = keyring.Ceremony(t.Context(), l.token, "test.example", l.now); err != nil {
+	if l.trust, err = keylife.Ceremony(t.Context(), l.token, "test.example", l.now); err != nil {
 		t.Fatal(err)
 	}
 	l.load(l.token)
@@ -78,7 +81,7 @@ func newLifeOn(t *testing.T, token hsm.Token) *life {
 func (l *life) load(token hsm.Token) {
 	l.Helper()
 	var err error
-	if l.Keyring, err = keyring.Load(l.Context(), token, l, pinned(l.trust)); err != nil {
+	if l.Keys, err = keyuse.Load(l.Context(), token, l, pinned(l.trust)); err != nil {
 		l.Fatal(err)
 	}
 }
@@ -86,27 +89,27 @@ func (l *life) load(token hsm.Token) {
 // compromised rotates a key whose versions so far are known to others.
 func (l *life) compromised(name string) error {
 	l.Helper()
-	return l.do(keyring.Step{Verb: keyring.Rotate, Name: name, Compromised: true})
+	return l.do(keyplan.Step{Verb: keyplan.Rotate, Name: name, Compromised: true})
 }
 
 // take takes a step, or gives the error of its plan.
-func (l *life) take(verb keyring.Verb, ref string) error {
+func (l *life) take(verb keyplan.Verb, ref string) error {
 	l.Helper()
-	name, version, err := keyring.ParseRef(ref)
+	name, version, err := keyplan.ParseRef(ref)
 	if err != nil {
 		l.Fatal(err)
 	}
-	return l.do(keyring.Step{Verb: verb, Name: name, Version: version})
+	return l.do(keyplan.Step{Verb: verb, Name: name, Version: version})
 }
 
-func (l *life) do(s keyring.Step) error {
+func (l *life) do(s keyplan.Step) error {
 	l.Helper()
 	l.now = l.now.Add(time.Second) // no two steps are at one time
-	p, err := l.Plan(s, l.now)
+	p, err := keyplan.New(l.Ring(), s, l.now)
 	if err != nil {
 		return err
 	}
-	c, err := l.Carry(l.Context(), p, "test")
+	c, err := keylife.Carry(l.Context(), l.Keys, p, "test")
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -119,7 +122,7 @@ func (l *life) do(s keyring.Step) error {
 	return nil
 }
 
-func (l *life) must(verb keyring.Verb, ref string) {
+func (l *life) must(verb keyplan.Verb, ref string) {
 	l.Helper()
 	if err := l.take(verb, ref); err != nil {
 		l.Fatalf("%s %s: %v", verb, ref, err)
@@ -129,7 +132,7 @@ func (l *life) must(verb keyring.Verb, ref string) {
 // state is STATE, with "+" where the version is accepted.
 func (l *life) state(ref string) string {
 	l.Helper()
-	for _, v := range l.Views(l.now) {
+	for _, v := range keyplan.Views(l.Ring(), l.now) {
 		if keyring.Label(v.Name, v.Version) == ref {
 			return string(v.State) + map[bool]string{true: "+"}[v.Accepted]
 		}
@@ -151,27 +154,27 @@ func TestLife(t *testing.T) {
 	l := newLife(t)
 	l.is(map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "root@2": "pre-activation+", "mac@1": "active+"})
 	for _, c := range []struct {
-		verb keyring.Verb
+		verb keyplan.Verb
 		ref  string
 		err  error
 		then map[string]string
 	}{
-		{keyring.Activate, "kem@2", keyring.ErrStep, nil}, // not certified yet
-		{keyring.Rotate, "kem", nil, map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "kem@5": "pre-activation+", "kem@6": "none"}},
-		{keyring.Activate, "kem", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
-		{keyring.Retire, "kem", keyring.ErrEarly, nil},
-		{keyring.Suspend, "kem@1", nil, map[string]string{"kem@1": "suspended"}},
-		{keyring.Suspend, "kem@2", keyring.ErrStep, nil}, // nothing could take over
-		{keyring.Resume, "kem@1", nil, map[string]string{"kem@1": "deactivated+"}},
-		{keyring.Activate, "kem@1", nil, map[string]string{"kem@1": "active+", "kem@2": "deactivated+"}},
-		{keyring.Activate, "kem@2", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
-		{keyring.Retire, "kem@2", keyring.ErrStep, nil},
-		{keyring.Create, "kem", keyring.ErrStep, nil},
-		{keyring.Create, "audit", nil, map[string]string{"audit@1": "active+"}},
-		{keyring.Destroy, "kem@1", keyring.ErrStep, nil}, // still accepted
-		{keyring.Activate, "kem@9", keyring.ErrKeyName, nil},
-		{keyring.Rotate, "mac", nil, map[string]string{"mac@1": "active+", "mac@2": "pre-activation+"}},
-		{keyring.Rotate, "mac", nil, map[string]string{"mac@2": "pre-activation+", "mac@3": "none"}},
+		{keyplan.Activate, "kem@2", keyplan.ErrStep, nil}, // not certified yet
+		{keyplan.Rotate, "kem", nil, map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "kem@5": "pre-activation+", "kem@6": "none"}},
+		{keyplan.Activate, "kem", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
+		{keyplan.Retire, "kem", keyplan.ErrEarly, nil},
+		{keyplan.Suspend, "kem@1", nil, map[string]string{"kem@1": "suspended"}},
+		{keyplan.Suspend, "kem@2", keyplan.ErrStep, nil}, // nothing could take over
+		{keyplan.Resume, "kem@1", nil, map[string]string{"kem@1": "deactivated+"}},
+		{keyplan.Activate, "kem@1", nil, map[string]string{"kem@1": "active+", "kem@2": "deactivated+"}},
+		{keyplan.Activate, "kem@2", nil, map[string]string{"kem@1": "deactivated+", "kem@2": "active+"}},
+		{keyplan.Retire, "kem@2", keyplan.ErrStep, nil},
+		{keyplan.Create, "kem", keyplan.ErrStep, nil},
+		{keyplan.Create, "audit", nil, map[string]string{"audit@1": "active+"}},
+		{keyplan.Destroy, "kem@1", keyplan.ErrStep, nil}, // still accepted
+		{keyplan.Activate, "kem@9", keyplan.ErrKeyName, nil},
+		{keyplan.Rotate, "mac", nil, map[string]string{"mac@1": "active+", "mac@2": "pre-activation+"}},
+		{keyplan.Rotate, "mac", nil, map[string]string{"mac@2": "pre-activation+", "mac@3": "none"}},
 	} {
 		if err := l.take(c.verb, c.ref); !errors.Is(err, c.err) {
 			t.Fatalf("%s %s: %v, want %v", c.verb, c.ref, err, c.err)
@@ -179,9 +182,9 @@ func TestLife(t *testing.T) {
 		l.is(c.then)
 	}
 	l.now = l.now.Add(31 * 24 * time.Hour)
-	l.must(keyring.Retire, "kem")
+	l.must(keyplan.Retire, "kem")
 	l.is(map[string]string{"kem@1": "deactivated", "kem@2": "active+"})
-	l.must(keyring.Activate, "kem@1") // taken back
+	l.must(keyplan.Activate, "kem@1") // taken back
 	l.is(map[string]string{"kem@1": "active+", "kem@2": "deactivated+"})
 }
 
@@ -190,10 +193,10 @@ func TestLife(t *testing.T) {
 func TestNobodyLooks(t *testing.T) {
 	l := newLife(t)
 	for range 4 {
-		l.must(keyring.Rotate, "kem")
-		l.must(keyring.Activate, "kem")
+		l.must(keyplan.Rotate, "kem")
+		l.must(keyplan.Activate, "kem")
 	}
-	l.must(keyring.Rotate, "kem") // kem@6, and forgotten
+	l.must(keyplan.Rotate, "kem") // kem@6, and forgotten
 	l.is(map[string]string{"kem@5": "active+", "kem@6": "pre-activation+", "kem@9": "pre-activation+", "kem@10": "none"})
 	begin := l.now
 	used := map[uint64]bool{}
@@ -226,25 +229,25 @@ func TestCompromised(t *testing.T) {
 		}
 	}
 	certs := len(l.TrustDocument(l.now).KeyCerts)
-	l.must(keyring.Rotate, "decision") // one that rules nothing out is certified anew
+	l.must(keyplan.Rotate, "decision") // one that rules nothing out is certified anew
 	if err := l.compromised("decision"); err != nil {
 		t.Fatal(err)
 	}
 	if got := len(l.TrustDocument(l.now).KeyCerts); got != certs { // one more was prepared
 		t.Errorf("%d KeyCerts are given out while the step waits, want %d", got, certs)
 	}
-	l.must(keyring.Rotate, "decision") // which leaves what waits as it is
-	l.must(keyring.Activate, "decision")
+	l.must(keyplan.Rotate, "decision") // which leaves what waits as it is
+	l.must(keyplan.Activate, "decision")
 	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
 	follow()
 	if got := device.KeyCerts(protocol.UseDecision); len(got) != 1 {
 		t.Errorf("the device takes decisions by %d epochs, want 1", len(got))
 	}
-	if err := l.take(keyring.Activate, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+	if err := l.take(keyplan.Activate, "decision@1"); !errors.Is(err, keyplan.ErrStep) {
 		t.Errorf("back to what is compromised: %v", err)
 	}
 	for _, name := range []string{keyring.MAC, keyring.CA, keyring.Wrap} {
-		if err := l.compromised(name); !errors.Is(err, keyring.ErrStep) {
+		if err := l.compromised(name); !errors.Is(err, keyplan.ErrStep) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -266,18 +269,18 @@ func (h hides) Keys(ctx context.Context) ([]hsm.Key, error) {
 func TestRootAway(t *testing.T) {
 	l := newLife(t)
 	l.load(hides{l.token, "root"})
-	err := l.take(keyring.Rotate, "kem")
-	if !errors.Is(err, keyring.ErrRootAway) || !strings.Contains(err.Error(), "kem@2 is certified from ") {
+	err := l.take(keyplan.Rotate, "kem")
+	if !errors.Is(err, keyplan.ErrRootAway) || !strings.Contains(err.Error(), "kem@2 is certified from ") {
 		t.Errorf("rotating early: %v", err)
 	}
-	if err := l.take(keyring.Rotate, "root"); !errors.Is(err, keyring.ErrRootAway) {
+	if err := l.take(keyplan.Rotate, "root"); !errors.Is(err, keyplan.ErrRootAway) {
 		t.Errorf("rotating the root: %v", err)
 	}
-	l.must(keyring.Rotate, "mac")
-	l.must(keyring.Activate, "mac")
+	l.must(keyplan.Rotate, "mac")
+	l.must(keyplan.Activate, "mac")
 	l.now = l.now.Add(100 * 24 * time.Hour)
 	l.is(map[string]string{"kem@2": "active+"})
-	if _, err := keyring.Load(t.Context(), hides{l.token, "kem"}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyuse.Load(t.Context(), hides{l.token, "kem"}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("without kem: %v", err)
 	}
 }
@@ -290,17 +293,17 @@ func TestNoneInUse(t *testing.T) {
 		if _, err := l.Current(name, l.now); !errors.Is(err, keyring.ErrNoKey) {
 			t.Fatalf("%s after 20 years: %v", name, err)
 		}
-		l.must(keyring.Rotate, name)
-		l.must(keyring.Activate, name)
+		l.must(keyplan.Rotate, name)
+		l.must(keyplan.Activate, name)
 		k, err := l.Current(name, l.now)
 		if err != nil || l.now.Sub(k.NotBefore) > 2*24*time.Hour {
 			t.Errorf("%s is certified from %v: %v", name, k.NotBefore, err)
 		}
 	}
-	if err := l.SelfTest(t.Context(), l.now); err != nil {
+	if err := keylife.SelfTest(t.Context(), l.Keys, l.now); err != nil {
 		t.Error(err)
 	}
-	if err := l.take(keyring.Rotate, "audit"); !errors.Is(err, keyring.ErrNoKey) { // create makes the first
+	if err := l.take(keyplan.Rotate, "audit"); !errors.Is(err, keyring.ErrNoKey) { // create makes the first
 		t.Errorf("audit, of which there is none: %v", err)
 	}
 }
@@ -313,35 +316,35 @@ func TestRetiredIsGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.must(keyring.Rotate, "decision")
-	l.must(keyring.Activate, "decision")
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
 	if err := l.token.Destroy(t.Context(), old.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keyring.Load(t.Context(), l.token, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := keyuse.Load(t.Context(), l.token, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("gone while it is accepted: %v", err)
 	}
-	l.must(keyring.Suspend, "decision@1")
+	l.must(keyplan.Suspend, "decision@1")
 	if wrong := l.attested(l.token); wrong != "0 objects" {
 		t.Errorf("suspended: found %q", wrong)
 	}
-	if err := l.take(keyring.Resume, "decision@1"); !errors.Is(err, keyring.ErrStep) {
+	if err := l.take(keyplan.Resume, "decision@1"); !errors.Is(err, keyplan.ErrStep) {
 		t.Errorf("resumed: %v", err)
 	}
-	if err := l.do(keyring.Step{Verb: keyring.Retire, Name: "decision", Version: 1, Compromised: true}); err != nil {
+	if err := l.do(keyplan.Step{Verb: keyplan.Retire, Name: "decision", Version: 1, Compromised: true}); err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range l.Keys() {
+	for _, k := range l.Ring().Keys() {
 		if k.Name == keyring.Decision && k.Version == 1 && k.OnToken {
 			t.Error("decision@1 is shown as on the token")
 		}
 	}
-	p, err := l.Plan(keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}, l.now)
+	p, err := keyplan.New(l.Ring(), keyplan.Step{Verb: keyplan.Destroy, Name: "decision", Version: 1}, l.now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.must(keyring.Destroy, "decision@1")
-	if err := l.Erase(t.Context(), p); err != nil {
+	l.must(keyplan.Destroy, "decision@1")
+	if err := keylife.Erase(t.Context(), l.Keys, p); err != nil {
 		t.Error(err)
 	}
 	if wrong := l.attested(l.token); wrong != "" {
@@ -360,16 +363,16 @@ func TestRoots(t *testing.T) {
 	}
 	for root := uint64(2); root <= 4; root++ {
 		certs := len(l.TrustDocument(l.now).KeyCerts)
-		l.must(keyring.Rotate, "root")
+		l.must(keyplan.Rotate, "root")
 		if d := l.TrustDocument(l.now); len(d.RootCerts) != int(root)-1 || len(d.KeyCerts) != certs {
 			t.Fatalf("root %d waits, and the document has %d roots and %d KeyCerts, had %d", root, len(d.RootCerts), len(d.KeyCerts), certs)
 		}
-		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-			if err := l.take(verb, "kem"); !errors.Is(err, keyring.ErrStep) {
+		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
+			if err := l.take(verb, "kem"); !errors.Is(err, keyplan.ErrStep) {
 				t.Fatalf("%s kem while a root waits: %v", verb, err)
 			}
 		}
-		l.must(keyring.Activate, "root")
+		l.must(keyplan.Activate, "root")
 	}
 	kem, _ := phone.Key(protocol.UseKEM)
 	if _, held, err := l.Recipient(t.Context(), uint8(kem.Epoch), l.now); held || err != nil {
@@ -385,10 +388,10 @@ func TestRoots(t *testing.T) {
 	if err != nil || !held || to.Root != followed.Root.RootID() {
 		t.Errorf("kem epoch %d of the new root: held %v, %v", kem.Epoch, held, err)
 	}
-	if err := l.SelfTest(t.Context(), l.now); err != nil {
+	if err := keylife.SelfTest(t.Context(), l.Keys, l.now); err != nil {
 		t.Error(err)
 	}
-	if err := l.take(keyring.Activate, "root@2"); !errors.Is(err, keyring.ErrStep) {
+	if err := l.take(keyplan.Activate, "root@2"); !errors.Is(err, keyplan.ErrStep) {
 		t.Errorf("back to root 2: %v", err)
 	}
 }
@@ -396,13 +399,13 @@ func TestRoots(t *testing.T) {
 // TestRootTakenBack: a root that waits can be retired, and rotated to again.
 func TestRootTakenBack(t *testing.T) {
 	l := newLife(t)
-	l.must(keyring.Rotate, "root")
-	l.must(keyring.Retire, "root")
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Retire, "root")
 	l.is(map[string]string{"kem@5": "deactivated", "kem@1": "active+"})
-	l.must(keyring.Rotate, "kem")
-	l.must(keyring.Activate, "kem")
-	l.must(keyring.Rotate, "root")
-	l.must(keyring.Activate, "root")
+	l.must(keyplan.Rotate, "kem")
+	l.must(keyplan.Activate, "kem")
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Activate, "root")
 	l.is(map[string]string{"root@2": "active+", "kem@10": "active+", "kem@11": "pre-activation+", "kem@3": "deactivated"})
 }
 
@@ -410,9 +413,9 @@ func TestRootTakenBack(t *testing.T) {
 // under which a key would have no version does not come into use.
 func TestRootKeepsItsKeys(t *testing.T) {
 	l := newLife(t)
-	l.must(keyring.Rotate, "root")
-	for _, verb := range []keyring.Verb{keyring.Suspend, keyring.Retire} {
-		if err := l.take(verb, "kem@5"); !errors.Is(err, keyring.ErrStep) {
+	l.must(keyplan.Rotate, "root")
+	for _, verb := range []keyplan.Verb{keyplan.Suspend, keyplan.Retire} {
+		if err := l.take(verb, "kem@5"); !errors.Is(err, keyplan.ErrStep) {
 			t.Errorf("%s kem@5: %v", verb, err)
 		}
 	}
@@ -421,12 +424,12 @@ func TestRootKeepsItsKeys(t *testing.T) {
 	if err := l.Reload(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.take(keyring.Activate, "root"); !errors.Is(err, keyring.ErrStep) || !strings.Contains(err.Error(), "no version of kem") {
+	if err := l.take(keyplan.Activate, "root"); !errors.Is(err, keyplan.ErrStep) || !strings.Contains(err.Error(), "no version of kem") {
 		t.Errorf("activated without kem: %v", err)
 	}
 	l.is(map[string]string{"kem@1": "active+"})
-	l.must(keyring.Resume, "kem@5")
-	l.must(keyring.Activate, "root")
+	l.must(keyplan.Resume, "kem@5")
+	l.must(keyplan.Activate, "root")
 	l.is(map[string]string{"kem@5": "active+"})
 }
 
@@ -441,18 +444,18 @@ func (w twins) Keys(ctx context.Context) ([]hsm.Key, error) {
 // TestStart: what is not exactly as the registry has it is an outage at start.
 func TestStart(t *testing.T) {
 	l := newLife(t)
-	if _, err := keyring.Load(t.Context(), twins{l.token}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
+	if _, err := keyuse.Load(t.Context(), twins{l.token}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
 		t.Errorf("two objects of one id: %v", err)
 	}
-	if err := l.SelfTest(t.Context(), l.now); err != nil {
+	if err := keylife.SelfTest(t.Context(), l.Keys, l.now); err != nil {
 		t.Errorf("a whole token: %v", err)
 	}
 	l.load(liar{l.token})
-	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrSelfTest) {
+	if err := keylife.SelfTest(t.Context(), l.Keys, l.now); !errors.Is(err, keylife.ErrSelfTest) {
 		t.Errorf("a token that signs with another key: %v", err)
 	}
 	l.load(strayed{l.token})
-	if err := l.SelfTest(t.Context(), l.now); !errors.Is(err, keyring.ErrSelfTest) {
+	if err := keylife.SelfTest(t.Context(), l.Keys, l.now); !errors.Is(err, keylife.ErrSelfTest) {
 		t.Errorf("a token that agrees on another secret: %v", err)
 	}
 }
@@ -483,7 +486,7 @@ func (a telling) Objects(ctx context.Context) ([]hsm.Object, error) {
 func (l *life) attested(token hsm.Token) string {
 	l.Helper()
 	l.load(token)
-	found, err := l.Attest(l.Context())
+	found, err := keylife.Attest(l.Context(), l.Keys)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -562,8 +565,8 @@ func TestAttestSeveral(t *testing.T) {
 	if wrong := l.attested(set); wrong != "" {
 		t.Fatalf("as made: %q", wrong)
 	}
-	if l.Keys()[0].Origin != store.Copied {
-		t.Errorf("origin %q", l.Keys()[0].Origin)
+	if l.Ring().Keys()[0].Origin != store.Copied {
+		t.Errorf("origin %q", l.Ring().Keys()[0].Origin)
 	}
 	wrap, err := l.Current(keyring.Wrap, l.now)
 	if err != nil {
