@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Carry does on the token what a plan needs and returns what the store must keep. Nothing
@@ -57,7 +58,7 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 	if err := c.carry(ctx); err != nil {
 		return store.Trust{}, err
 	}
-	var trust store.Trust
+	var pinned store.Trust
 	settings := keyring.Settings{Domain: domain, HandleEpoch: keyring.NewHandleEpoch()}
 	var authorities []keyring.Key
 	for _, e := range plan.Edits {
@@ -70,11 +71,11 @@ func Ceremony(ctx context.Context, token hsm.Token, domain string, now time.Time
 		case e.Name == keyring.CA:
 			authorities = append(authorities, key)
 		}
-		trust.Keys = append(trust.Keys, key.Key)
+		pinned.Keys = append(pinned.Keys, key.Key)
 	}
-	trust.Settings = settings.Values()
+	pinned.Settings = settings.Values()
 	ring := (&keyring.Ring{}).With(settings, authorities...)
-	return trust, StoreAuthorities(ctx, keyuse.Unverified(token, ring))
+	return pinned, StoreAuthorities(ctx, keyuse.Unverified(token, ring))
 }
 
 // checkDomain checks a SPIFFE trust domain: lower-case letters, digits, dots, dashes and
@@ -200,7 +201,7 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 		if e.RulesOut {
 			cert.MinEpoch = &cert.Epoch
 		}
-		e.Cert, err = protocol.SignKeyCert(ctx, c.Signer(root), cert)
+		e.Cert, err = trust.SignKeyCert(ctx, c.Signer(root), cert)
 		return err
 	}
 	after, ok := c.find(keyring.Root, e.Version+1)
@@ -208,7 +209,7 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 		return fmt.Errorf("%s: the root after it: %w", keyring.Label(keyring.Root, e.Version), keyring.ErrNoKey)
 	}
 	root := keyOf(*e)
-	e.Cert, err = protocol.SignRootCert(ctx, c.Signer(root), protocol.RootCert{
+	e.Cert, err = trust.SignRootCert(ctx, c.Signer(root), trust.RootCert{
 		Number: e.Version, Key: root.Point, NextHash: sha256.Sum256(after.Public),
 	})
 	return err

@@ -10,7 +10,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/hsm"
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Rewrap returns a stored verifier under the wrap key in use, or nil if it already is.
@@ -45,7 +45,7 @@ func Rewrap(ctx context.Context, keys *keyuse.Keys, verifier []byte, now time.Ti
 // sameVerifier compares a rewrapped verifier with the original. A difference is
 // [hsm.ErrGarbled].
 func sameVerifier(ctx context.Context, token hsm.Token, move hsm.Rewrap, wrapped []byte) error {
-	input := protocol.PasswordProofInput([32]byte{})
+	input := derive.PasswordProofInput([32]byte{})
 	before, err := token.MACWrapped(ctx, move.From, move.Wrapped, input)
 	if err != nil {
 		return fmt.Errorf("comparing a rewrapped verifier: %w", err)
@@ -59,7 +59,7 @@ func sameVerifier(ctx context.Context, token hsm.Token, move hsm.Rewrap, wrapped
 
 // IsUnder reports whether a stored verifier is under a version of wrap.
 func IsUnder(ctx context.Context, keys *keyuse.Keys, wrap keyring.Key, verifier []byte) (bool, error) {
-	_, err := keys.Token().MACWrapped(ctx, wrap.ID, verifier, protocol.PasswordProofInput([32]byte{}))
+	_, err := keys.Token().MACWrapped(ctx, wrap.ID, verifier, derive.PasswordProofInput([32]byte{}))
 	if errors.Is(err, hsm.ErrInput) {
 		return false, nil
 	}

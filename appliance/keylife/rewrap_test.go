@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 	"countersign/protocol/password"
 )
 
@@ -33,7 +34,7 @@ func (l *life) imported() (stored keyuse.Verifier, proof []byte) {
 		l.Fatal(err)
 	}
 	verifier := password.Verifier{1, 2, 3}
-	sent, err := password.Wrap(verifier, own, protocol.PasswordImport{Root: l.Root().RootID(), Ephemeral: point, Enrol: enrol.Point})
+	sent, err := password.Wrap(verifier, own, derive.PasswordImport{Root: l.Root().RootID(), Ephemeral: point, Enrol: enrol.Point})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func (l *life) imported() (stored keyuse.Verifier, proof []byte) {
 		l.Fatal(err)
 	}
 	right := verifier.Proof([32]byte{7})
-	return keyuse.Verifier{Wrapped: kept, Input: protocol.PasswordProofInput([32]byte{7})}, right[:]
+	return keyuse.Verifier{Wrapped: kept, Input: derive.PasswordProofInput([32]byte{7})}, right[:]
 }
 
 // TestRewrap: a verifier follows to the third version of wrap from the first and from the

@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 	"countersign/protocol/password"
 )
 
@@ -52,7 +53,7 @@ func test(ctx context.Context, keys *keyuse.Keys, k keyring.Key) error {
 	case hsm.DeriveP256:
 		return testDerive(ctx, keys.Token(), k)
 	case hsm.MACKey:
-		_, err := keys.MAC(ctx, k, protocol.HandleKeyInput(0, protocol.HandleEpoch{}))
+		_, err := keys.MAC(ctx, k, derive.HandleKeyInput(0, derive.HandleEpoch{}))
 		return err
 	}
 	return nil // wrap is tested with enrol
@@ -111,7 +112,7 @@ func testPassword(ctx context.Context, token hsm.Token, t passwordTest) error {
 	}
 	var verifier password.Verifier
 	_, _ = rand.Read(verifier[:]) // never fails, crypto/rand
-	names := protocol.PasswordImport{Root: t.root.Point.RootID(), Ephemeral: point, Enrol: t.enrol.Point}
+	names := derive.PasswordImport{Root: t.root.Point.RootID(), Ephemeral: point, Enrol: t.enrol.Point}
 	sent, err := password.Wrap(verifier, own, names)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func testPassword(ctx context.Context, token hsm.Token, t passwordTest) error {
 	if err != nil {
 		return err
 	}
-	input := protocol.PasswordProofInput([32]byte{})
+	input := derive.PasswordProofInput([32]byte{})
 	got, err := token.MACWrapped(ctx, t.wrap.ID, kept, input)
 	mac := hmac.New(sha256.New, verifier[:])
 	mac.Write(input)

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Names of the keys, PROTOCOL.md §2.1.
@@ -57,9 +58,9 @@ var purposes = map[string]string{
 // Purpose describes a key in a few words: PROTOCOL.md §2.1.
 func Purpose(name string) string { return purposes[name] }
 
-var uses = map[string]protocol.Use{
-	KEM: protocol.UseKEM, Decision: protocol.UseDecision, CA: protocol.UseCA, Enrol: protocol.UseEnrol,
-	ClientCA: protocol.UseClientCA,
+var uses = map[string]trust.Use{
+	KEM: trust.UseKEM, Decision: trust.UseDecision, CA: trust.UseCA, Enrol: trust.UseEnrol,
+	ClientCA: trust.UseClientCA,
 }
 
 // IsCertified reports whether versions of this key have a KeyCert by a root.
@@ -93,8 +94,8 @@ func (k Key) SPKI() ([]byte, error) {
 }
 
 // KeyCert returns the contents of the KeyCert for this row, with the row's dates.
-func (k Key) KeyCert() protocol.KeyCert {
-	return protocol.KeyCert{
+func (k Key) KeyCert() trust.KeyCert {
+	return trust.KeyCert{
 		Epoch: k.Version, Use: uses[k.Name], Key: protocol.PublicKey(k.Public),
 		NotBefore: uint64(k.NotBefore.Unix()), NotAfter: uint64(k.NotAfter.Unix()),
 	}

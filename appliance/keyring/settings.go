@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Settings are the trust settings that the store keeps with the keys.
@@ -17,7 +17,7 @@ type Settings struct {
 	// HandleEpoch enters the key of every handle. The ceremony chooses it, and each
 	// restore another, so that no challenge from before the restore is answered: it may
 	// have been spent. Zero in documents and stores of releases that lack it.
-	HandleEpoch protocol.HandleEpoch
+	HandleEpoch derive.HandleEpoch
 }
 
 const (
@@ -35,14 +35,14 @@ func (s Settings) Values() map[string][]byte {
 		roots = append(roots, cert...)
 	}
 	values := map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
-	if s.HandleEpoch != (protocol.HandleEpoch{}) {
+	if s.HandleEpoch != (derive.HandleEpoch{}) {
 		values[settingEpoch] = s.HandleEpoch[:]
 	}
 	return values
 }
 
 // NewHandleEpoch returns a random handle epoch.
-func NewHandleEpoch() (e protocol.HandleEpoch) {
+func NewHandleEpoch() (e derive.HandleEpoch) {
 	_, _ = rand.Read(e[:]) // never fails, crypto/rand
 	return e
 }
@@ -69,7 +69,7 @@ func ParseSettings(values map[string][]byte) (Settings, error) {
 		if len(b) != len(s.HandleEpoch) {
 			return s, fmt.Errorf("handle epoch of %d bytes: %w", len(b), ErrNotInitialized)
 		}
-		s.HandleEpoch = protocol.HandleEpoch(b)
+		s.HandleEpoch = derive.HandleEpoch(b)
 	}
 	return s, nil
 }

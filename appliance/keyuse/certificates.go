@@ -20,6 +20,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Lifetimes of certificates.
@@ -39,9 +40,9 @@ const (
 
 // TrustDocument returns the answer of GET /v1/trust. It has the KeyCerts by the current
 // root that have not ended at now and were not withdrawn, including future epochs.
-func (k *Keys) TrustDocument(now time.Time) protocol.TrustDocument {
+func (k *Keys) TrustDocument(now time.Time) trust.Document {
 	ring := k.Ring()
-	d := protocol.TrustDocument{
+	d := trust.Document{
 		RootKey: ring.Root().Point, NextRootHash: ring.Settings.NextRootHash, RootCerts: ring.Settings.RootCerts,
 	}
 	for _, key := range ring.Keys() {
@@ -59,19 +60,19 @@ func published(ring *keyring.Ring, k keyring.Key, now time.Time) bool {
 }
 
 // ClientCert issues a client certificate, PROTOCOL.md §5.
-func (k *Keys) ClientCert(ctx context.Context, cert protocol.ClientCert, now time.Time) ([]byte, error) {
+func (k *Keys) ClientCert(ctx context.Context, cert trust.ClientCert, now time.Time) ([]byte, error) {
 	key, err := k.Current(keyring.ClientCA, now)
 	if err != nil {
 		return nil, err
 	}
 	cert.NotBefore = uint64(now.Add(-clientCertEarly).Unix())
 	cert.NotAfter = uint64(now.Add(keyring.ClientCertLife).Unix())
-	return protocol.SignClientCert(ctx, k.Signer(key), key.Version, cert)
+	return trust.SignClientCert(ctx, k.Signer(key), key.Version, cert)
 }
 
 // Issued is a client certificate that an epoch of client-ca has signed.
 type Issued struct {
-	protocol.ClientCert
+	trust.ClientCert
 	// Held means that a strict device can verify it: it is within its dates, and its epoch
 	// is published to devices.
 	Held bool
@@ -88,7 +89,7 @@ func (k *Keys) ReadClientCert(cert []byte, now time.Time) (Issued, error) {
 	err := fmt.Errorf("key %q: %w", keyring.ClientCA, protocol.CodeCertificate)
 	for _, ca := range slices.Backward(ring.Versions(keyring.ClientCA)) {
 		var i Issued
-		if i.ClientCert, err = (protocol.KeyCert{Epoch: ca.Version, Key: ca.Point}).ReadClient(cert); err == nil {
+		if i.ClientCert, err = (trust.KeyCert{Epoch: ca.Version, Key: ca.Point}).ReadClient(cert); err == nil {
 			i.Held = published(ring, ca, now) && ca.Dated(now) && i.ValidAt(uint64(now.Unix())) == nil
 			ruledOut := slices.ContainsFunc(ring.Versions(ca.Name), func(later keyring.Key) bool {
 				return later.Version > ca.Version && later.RulesOut && later.Begun(now)
@@ -253,13 +254,13 @@ func (k *Keys) issueLeaf(ctx context.Context, template *x509.Certificate, public
 func (k *Keys) UpdateCerts(e uint8, now time.Time) [][]byte {
 	ring := k.Ring()
 	certs := append([][]byte{}, ring.Settings.RootCerts[rootOf(ring, e):]...)
-	certs = certs[max(0, len(certs)-(protocol.MaxCerts-1)):]
+	certs = certs[max(0, len(certs)-(trust.MaxCerts-1)):]
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.CA, keyring.Enrol, keyring.ClientCA} {
 		if key, err := ring.Current(name, now); err == nil {
 			certs = append(certs, key.Cert)
 		}
 	}
-	return certs[:min(len(certs), protocol.MaxCerts)]
+	return certs[:min(len(certs), trust.MaxCerts)]
 }
 
 // rootOf returns the number of the root that certified the newest kem epoch that is e

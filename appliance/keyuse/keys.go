@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // ErrOldStore means that the store is from an earlier release and lacks what this one
@@ -115,7 +116,7 @@ func (k *Keys) read(ctx context.Context, registry store.Keys) (*keyring.Ring, er
 	if err != nil {
 		return nil, err
 	}
-	if settings.HandleEpoch == (protocol.HandleEpoch{}) {
+	if settings.HandleEpoch == (derive.HandleEpoch{}) {
 		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
 	}
 	present, err := k.token.Keys(ctx)

@@ -8,7 +8,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Unseal verifies the store's roots under the pins, asks the token for the keys of the
@@ -56,7 +56,7 @@ func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.
 // addSealKey asks the token for the seal key of one version of mac until two answers
 // agree.
 func addSealKey(ctx context.Context, token hsm.Token, seals *store.Seals, mac keyring.Key) error {
-	key, err := agreed(func() ([]byte, error) { return token.MAC(ctx, mac.ID, protocol.SealKeyInput()) })
+	key, err := agreed(func() ([]byte, error) { return token.MAC(ctx, mac.ID, derive.SealKeyInput()) })
 	if err != nil {
 		return fmt.Errorf("seal key of %s: %w", mac.Label(), err)
 	}

@@ -12,6 +12,8 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/message"
 )
 
 // Recipient decrypts what phones encrypt to one kem epoch.
@@ -163,7 +165,7 @@ func (k *Keys) ImportVerifier(ctx context.Context, i VerifierImport, now time.Ti
 		if !enrol.Dated(now) || !known {
 			continue
 		}
-		what := protocol.PasswordImport{
+		what := derive.PasswordImport{
 			Root: root.Point.RootID(), Ephemeral: i.Point, Enrol: enrol.Point, SigningKey: i.SigningKey,
 		}
 		wrapped, err = k.token.Import(ctx, hsm.Import{
@@ -201,5 +203,5 @@ func (k *Keys) CheckVerifier(ctx context.Context, stored Verifier, proof []byte)
 }
 
 func hasProof(mac, proof []byte) bool {
-	return len(proof) == protocol.ProofSize && hmac.Equal(mac[:protocol.ProofSize], proof)
+	return len(proof) == message.ProofSize && hmac.Equal(mac[:message.ProofSize], proof)
 }

@@ -13,8 +13,8 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

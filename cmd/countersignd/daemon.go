@@ -18,8 +18,8 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // daemon is the appliance on its listeners.

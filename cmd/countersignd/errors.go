@@ -11,7 +11,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/worker"
 )

@@ -13,7 +13,7 @@ import (
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 	"countersign/policy"
 )
 

@@ -16,10 +16,11 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 var (
@@ -160,9 +161,9 @@ func (m *migration) read(ctx context.Context, from surroundings, root protocol.P
 
 // fits reports whether mac is the record's MAC, as releases before the seals wrote it,
 // under any held version of mac.
-func (m *migration) fits(ctx context.Context, r protocol.Record, mac []byte) (fits bool, err error) {
+func (m *migration) fits(ctx context.Context, r derive.Record, mac []byte) (fits bool, err error) {
 	for _, k := range m.macs {
-		if fits, err = keyuse.CheckMAC(ctx, m.parts.token, k, protocol.RecordInput(r), mac); err != nil || fits {
+		if fits, err = keyuse.CheckMAC(ctx, m.parts.token, k, derive.RecordInput(r), mac); err != nil || fits {
 			break
 		}
 	}
@@ -220,7 +221,7 @@ func (m *migration) readDevices(context.Context) error {
 // guards and limits.
 func (m *migration) readClients(ctx context.Context) error {
 	for _, c := range m.contents.Clients {
-		fits, err := m.fits(ctx, protocol.Record{
+		fits, err := m.fits(ctx, derive.Record{
 			Kind: string(store.KindClient), Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey, Verifier: c.Verifier,
 			Status: uint64(c.Status), Roles: c.Roles, Version: c.Version,
 		}, c.MAC)
@@ -242,7 +243,7 @@ func (m *migration) readClients(ctx context.Context) error {
 
 func (m *migration) readAdmins(ctx context.Context) error {
 	for _, one := range m.contents.Admins {
-		fits, err := m.fits(ctx, protocol.Record{
+		fits, err := m.fits(ctx, derive.Record{
 			Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
 		}, one.MAC)
 		if err != nil {
@@ -282,7 +283,7 @@ func (m *migration) readChanges(ctx context.Context) error {
 func (m *migration) signed(ctx context.Context, c store.Change, s store.ChangeSignature) (bool, error) {
 	hash := change.HashOf(c.Document)
 	if s.Signer == [8]byte{} { // the word of the admin socket
-		return m.fits(ctx, protocol.Record{
+		return m.fits(ctx, derive.Record{
 			Kind: "change", Client: protocol.ClientID(hash.ID()), Verifier: hash[:], Status: uint64(store.Active), Roles: []string{policy.Local}, Version: 1,
 		}, s.Signature)
 	}

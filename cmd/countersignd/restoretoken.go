@@ -15,7 +15,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"

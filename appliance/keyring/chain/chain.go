@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 var (
@@ -101,25 +102,25 @@ func (p Pins) in(c chain) error {
 // one before.
 type chain struct {
 	certs [][]byte
-	roots []protocol.RootCert // decoded certs
+	roots []trust.RootCert // decoded certs
 }
 
-func (c chain) length() uint64            { return uint64(len(c.roots)) }
-func (c chain) newest() protocol.RootCert { return c.roots[len(c.roots)-1] }
+func (c chain) length() uint64         { return uint64(len(c.roots)) }
+func (c chain) newest() trust.RootCert { return c.roots[len(c.roots)-1] }
 
 // Follow verifies RootCerts from root 1 on, each by the one before. The first vouches
 // for itself: the caller must find a root that he knows. Errors wrap [ErrRoots].
-func Follow(certs [][]byte) (roots []protocol.RootCert, err error) {
+func Follow(certs [][]byte) (roots []trust.RootCert, err error) {
 	if len(certs) == 0 {
 		return nil, fmt.Errorf("%w: there is none", ErrRoots)
 	}
-	first, err := protocol.VerifyRootCert(certs[0])
+	first, err := trust.VerifyRootCert(certs[0])
 	if err != nil {
 		return nil, fmt.Errorf("%w: root 1: %w", ErrRoots, err)
 	}
 	next := sha256.Sum256(first.Key[:])
 	for i, cert := range certs {
-		root, err := protocol.FollowRoots(uint64(i), next, [][]byte{cert})
+		root, err := trust.FollowRoots(uint64(i), next, [][]byte{cert})
 		if err != nil {
 			return nil, fmt.Errorf("%w: root %d: %w", ErrRoots, i+1, err)
 		}
@@ -220,7 +221,7 @@ func (c chain) rootKeys(rows []store.Key) (map[uint64]protocol.PublicKey, error)
 			break
 		}
 		var err error
-		if last, err = protocol.FollowRoots(last.Number, last.NextHash, [][]byte{row.Cert}); err != nil {
+		if last, err = trust.FollowRoots(last.Number, last.NextHash, [][]byte{row.Cert}); err != nil {
 			return nil, fmt.Errorf("%w: certificate of %s: %w", ErrRow, label(row), err)
 		}
 	}
@@ -254,7 +255,7 @@ func verify(k *keyring.Key, roots map[uint64]protocol.PublicKey) error {
 	if !ok {
 		return fmt.Errorf("%w: %s is certified by root %d, which is not known", ErrRow, k.Label(), k.Root)
 	}
-	cert, err := protocol.VerifyKeyCert(k.Cert, root)
+	cert, err := trust.VerifyKeyCert(k.Cert, root)
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrRow, k.Label(), err)
 	}
@@ -267,7 +268,7 @@ func verify(k *keyring.Key, roots map[uint64]protocol.PublicKey) error {
 
 // differs names the first field of a KeyCert that differs from the row, or returns "". A
 // KeyCert may rule out the epochs before it, and no others.
-func differs(cert, row protocol.KeyCert) string {
+func differs(cert, row trust.KeyCert) string {
 	for _, field := range []struct {
 		name string
 		same bool
