@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 
 	"countersign/appliance/anchor"
@@ -15,8 +14,9 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/internal/cli"
 	"countersign/hsm"
+	"countersign/internal/cli"
+	"countersign/internal/durable"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -202,7 +202,7 @@ func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error 
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(r.work+salvagedSuffix, r.work); err != nil {
+	if err := durable.Rename(r.work+salvagedSuffix, r.work); err != nil {
 		return cli.Fail(cli.IO, err, "")
 	}
 	r.merged.MarkFounded()
