@@ -38,18 +38,18 @@ func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) err
 }
 
 // pinned pins the first root of a ceremony.
-func pinned(pinnedNow store.Trust) keyuse.Pins {
-	return keyuse.Pins{Root: protocol.PublicKey(pinnedNow.Keys[0].Public)}
+func pinned(trusted store.Trust) keyuse.Pins {
+	return keyuse.Pins{Root: protocol.PublicKey(trusted.Keys[0].Public)}
 }
 
 func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 	t.Helper()
 	token := memory.New()
-	pinnedNow, err := keylife.Ceremony(t.Context(), token, "test.example", now)
+	trusted, err := keylife.Ceremony(t.Context(), token, "test.example", now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return token, registry{pinnedNow}
+	return token, registry{trusted}
 }
 
 func load(t *testing.T, now time.Time) *keyuse.Keys {
@@ -69,11 +69,11 @@ func TestTrustChain(t *testing.T) {
 	ring := load(t, now)
 	for days, epoch := range map[int]uint64{0: 1, 100: 2, 200: 3, 300: 4} {
 		then := now.Add(time.Duration(days) * 24 * time.Hour)
-		pinnedNow, err := ring.TrustDocument(then).Resolve(ring.Root().RootHash(), uint64(then.Unix()))
+		trusted, err := ring.TrustDocument(then).Resolve(ring.Root().RootHash(), uint64(then.Unix()))
 		if err != nil {
 			t.Fatal(err)
 		}
-		kem, ok := pinnedNow.Key(trust.UseKEM)
+		kem, ok := trusted.Key(trust.UseKEM)
 		if !ok || kem.Epoch != epoch {
 			t.Errorf("after %d days: kem epoch %d, want %d", days, kem.Epoch, epoch)
 		}

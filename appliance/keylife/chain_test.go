@@ -98,9 +98,9 @@ func (m mallory) signs(t *testing.T, k *store.Key) {
 
 // forged puts roots of an attacker's own, as many as there were, into a registry: they
 // certify the keys that are on the token.
-func (l *life) forged(pinnedNow store.Trust) store.Trust {
+func (l *life) forged(trusted store.Trust) store.Trust {
 	l.Helper()
-	settings := l.parsed(pinnedNow)
+	settings := l.parsed(trusted)
 	var roots []mallory
 	for range len(settings.RootCerts) + 1 {
 		roots = append(roots, newMallory(l.T))
@@ -110,9 +110,9 @@ func (l *life) forged(pinnedNow store.Trust) store.Trust {
 		settings.NextRootHash = sha256.Sum256(next[:])
 		settings.RootCerts[i] = roots[i].rootCert(l.T, uint64(i+1), settings.NextRootHash)
 	}
-	pinnedNow.Keys = slices.DeleteFunc(pinnedNow.Keys, func(k store.Key) bool { return k.Name == keyring.Root && int(k.Version) > len(roots) })
-	for i := range pinnedNow.Keys {
-		switch k := &pinnedNow.Keys[i]; {
+	trusted.Keys = slices.DeleteFunc(trusted.Keys, func(k store.Key) bool { return k.Name == keyring.Root && int(k.Version) > len(roots) })
+	for i := range trusted.Keys {
+		switch k := &trusted.Keys[i]; {
 		case k.Name == keyring.Root:
 			roots[k.Version-1].takes(l.T, k)
 			if k.Cert != nil {
@@ -122,13 +122,13 @@ func (l *life) forged(pinnedNow store.Trust) store.Trust {
 			roots[k.Root-1].signs(l.T, k)
 		}
 	}
-	pinnedNow.Settings = settings.Values()
-	return pinnedNow
+	trusted.Settings = settings.Values()
+	return trusted
 }
 
-func (l *life) parsed(pinnedNow store.Trust) keyring.Settings {
+func (l *life) parsed(trusted store.Trust) keyring.Settings {
 	l.Helper()
-	settings, err := keyring.ParseSettings(pinnedNow.Settings)
+	settings, err := keyring.ParseSettings(trusted.Settings)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -140,10 +140,10 @@ func cloned(t store.Trust) store.Trust {
 }
 
 // row is a row to be changed.
-func row(t *testing.T, pinnedNow store.Trust, name string, version uint64) *store.Key {
+func row(t *testing.T, trusted store.Trust, name string, version uint64) *store.Key {
 	t.Helper()
-	for i := range pinnedNow.Keys {
-		if k := &pinnedNow.Keys[i]; k.Name == name && k.Version == version {
+	for i := range trusted.Keys {
+		if k := &trusted.Keys[i]; k.Name == name && k.Version == version {
 			return k
 		}
 	}
@@ -165,25 +165,25 @@ func TestForgedRegistry(t *testing.T) {
 	}
 	other := func(store.Trust) store.Trust { return newLife(t).trust }
 	edit := func(name string, version uint64, change func(k *store.Key)) func(store.Trust) store.Trust {
-		return func(pinnedNow store.Trust) store.Trust {
-			change(row(t, pinnedNow, name, version))
-			return pinnedNow
+		return func(trusted store.Trust) store.Trust {
+			change(row(t, trusted, name, version))
+			return trusted
 		}
 	}
 	withRoots := func(change func(s *keyring.Settings)) func(store.Trust) store.Trust {
-		return func(pinnedNow store.Trust) store.Trust {
-			s := l.parsed(pinnedNow)
+		return func(trusted store.Trust) store.Trust {
+			s := l.parsed(trusted)
 			s.RootCerts = slices.Clone(s.RootCerts)
 			change(&s)
-			pinnedNow.Settings = s.Values()
-			return pinnedNow
+			trusted.Settings = s.Values()
+			return trusted
 		}
 	}
 	swap := func(a, b string, version, with uint64) func(store.Trust) store.Trust {
-		return func(pinnedNow store.Trust) store.Trust {
-			k, o := row(t, pinnedNow, a, version), row(t, pinnedNow, b, with)
+		return func(trusted store.Trust) store.Trust {
+			k, o := row(t, trusted, a, version), row(t, trusted, b, with)
 			k.Cert, o.Cert = o.Cert, k.Cert
-			return pinnedNow
+			return trusted
 		}
 	}
 	again := func(number uint64) []byte { // a certificate of a genuine root that never was in the chain
@@ -209,13 +209,13 @@ func TestForgedRegistry(t *testing.T) {
 		"a root of his own follows": {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, newMallory(t).rootCert(t, 3, [32]byte{})) }), chain.ErrRoots},
 		"a root of his own, twice":  {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = newMallory(t).rootCert(t, 2, s.NextRootHash) }), chain.ErrRoots},
 		"another next root":         {withRoots(func(s *keyring.Settings) { s.NextRootHash[0]++ }), chain.ErrRoots},
-		"next root hash is short": {func(pinnedNow store.Trust) store.Trust {
-			pinnedNow.Settings["next_root_hash"] = []byte{1}
-			return pinnedNow
+		"next root hash is short": {func(trusted store.Trust) store.Trust {
+			trusted.Settings["next_root_hash"] = []byte{1}
+			return trusted
 		}, keyring.ErrNotInitialized},
-		"next root hash is long": {func(pinnedNow store.Trust) store.Trust {
-			pinnedNow.Settings["next_root_hash"] = append(bytes.Clone(pinnedNow.Settings["next_root_hash"]), 0)
-			return pinnedNow
+		"next root hash is long": {func(trusted store.Trust) store.Trust {
+			trusted.Settings["next_root_hash"] = append(bytes.Clone(trusted.Settings["next_root_hash"]), 0)
+			return trusted
 		}, keyring.ErrNotInitialized},
 
 		"KeyCerts of two epochs swapped":   {swap("decision", "decision", 5, 6), chain.ErrRow},
@@ -248,7 +248,7 @@ func TestForgedRegistry(t *testing.T) {
 		"next root with a certificate of his":  {edit("root", 3, func(k *store.Key) { k.Cert = newMallory(t).rootCert(t, 3, [32]byte{}) }), chain.ErrRow},
 		"root row under another number":        {edit("root", 3, func(k *store.Key) { k.Version = 5 }), chain.ErrRow},
 		"root row is gone":                     {edit("root", 2, func(k *store.Key) { k.Name = "stranger" }), chain.ErrRow},
-		"a root of his own after the next one": {func(pinnedNow store.Trust) store.Trust { return l.withRoot(pinnedNow, 5) }, chain.ErrRow},
+		"a root of his own after the next one": {func(trusted store.Trust) store.Trust { return l.withRoot(trusted, 5) }, chain.ErrRow},
 	} {
 		for pin, pins := range map[string]keyuse.Pins{
 			"anchor":     {Anchor: anchor.InMemory(at)},
@@ -292,11 +292,11 @@ func TestForgedRegistry(t *testing.T) {
 }
 
 // withRoot adds a root of an attacker's own.
-func (l *life) withRoot(pinnedNow store.Trust, number uint64) store.Trust {
+func (l *life) withRoot(trusted store.Trust, number uint64) store.Trust {
 	k := store.Key{Name: keyring.Root, Version: number, Revision: 1, CreatedAt: l.now}
 	newMallory(l.T).takes(l.T, &k)
-	pinnedNow.Keys = append(pinnedNow.Keys, k)
-	return pinnedNow
+	trusted.Keys = append(trusted.Keys, k)
+	return trusted
 }
 
 func keyOf(l *life, name string, version uint64) keyring.Key {

@@ -9,6 +9,7 @@ import (
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -41,7 +42,7 @@ var exits = []struct {
 	{chain.ErrUnpinned, cli.Failed, unpinnedHint},
 	{chain.ErrRoots, cli.BadSignature, olderHint},
 	{chain.ErrRow, cli.BadSignature, "take the store back that this host had: nothing but an appliance's own steps writes its keys"},
-	{errSealedBefore, cli.BadSignature, "take the store back that this host had: only countersignd seals a store, and only once"},
+	{restore.ErrSealedBefore, cli.BadSignature, "take the store back that this host had: only countersignd seals a store, and only once"},
 	{errExpect, cli.Failed, "read the list again: the store, or what is trusted of it, has changed"},
 	{sqlite.ErrMigrate, cli.Failed, "stop every countersignd, copy store.path away, and run countersignd migrate --seal --root KEY"},
 	{store.ErrForged, cli.BadSignature, "another program wrote to the database; countersignd doctor names the records: stop the daemon, find the program and restore a good copy (docs/RECOVERY.md)"},
@@ -52,12 +53,12 @@ var exits = []struct {
 	{backup.ErrTokenUsed, cli.Failed, "restore onto a token that was just initialized; its label goes into hsm.token_label"},
 	{backup.ErrShares, cli.Denied, "countersignctl key custodians check tells which backup key a share is of"},
 	{backup.ErrCopy, cli.Failed, "nothing was restored; an older backup may have this copy whole"},
-	{errStoreThere, cli.Failed, "if that appliance is really lost, move its store away first"},
-	{errTwoRestores, cli.Unavailable, "wait until it is done"},
-	{errOldMAC, cli.Failed, "take a key backup from after that rotation; where there is none, restore on a host that has no anchor"},
-	{errLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
-	{errUnsealed, cli.Failed, "take the copy that countersignctl store backup wrote, with its .sig"},
-	{errRestoring, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},
+	{restore.ErrStoreExists, cli.Failed, "if that appliance is really lost, move its store away first"},
+	{restore.ErrRunning, cli.Unavailable, "wait until it is done"},
+	{restore.ErrOldMAC, cli.Failed, "take a key backup from after that rotation; where there is none, restore on a host that has no anchor"},
+	{restore.ErrLost, cli.Failed, "--partial brings the others back and records these as destroyed: they were made before there was a backup key"},
+	{restore.ErrUnsealed, cli.Failed, "take the copy that countersignctl store backup wrote, with its .sig"},
+	{restore.ErrInterrupted, cli.Failed, "run countersignd restore again, with the same files: it takes up what is there"},
 	{errTokenUsed, cli.Failed, "use an empty token; an interrupted init leaves keys behind: initialize the token again"},
 	{hsm.ErrUnsupported, cli.Failed, "countersignctl hsm probe tells what the module can do; one that makes no sealed copies goes with backup.recipient = \"\", and without a way back"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is there (pkcs11-tool --module … -L); two of one label need hsm.token_serial"},
@@ -65,7 +66,10 @@ var exits = []struct {
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
 	{keyuse.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
 	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
-	{errOtherDomain, cli.Config, "correct trust.domain: it was fixed by init"},
+	{errOtherDomain, cli.Config, "correct trust.domain: init has set it"},
+	{restore.ErrDomain, cli.Config, "correct trust.domain: init has set it"},
+	{restore.ErrNoStatement, cli.Failed, "countersignctl store backup writes FILE.sig next to FILE; accept a copy made by other means with --unsigned-database"},
+	{restore.ErrFiles, cli.IO, "the files must be readable, and state_dir and the directory of store.path writable"},
 	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},
 	{syscall.EADDRNOTAVAIL, cli.Config, "listen on an address of this machine"},
 	{errDirInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},

@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/custody"
+	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -120,6 +121,21 @@ func (p *parts) registry(ctx context.Context, pins keyuse.Pins) (*keyuse.Keys, e
 		return nil, err
 	}
 	return keys, keys.Keep(ctx, p.seals)
+}
+
+// host describes this host for a restore or a migration.
+func (p *parts) host(cfg *config.Appliance, from surroundings) restore.Host {
+	return restore.Host{
+		StateDir: cfg.StateDir, Store: cfg.Store.Path, Label: cfg.HSM.TokenLabel, Root: p.root,
+		Anchor: p.anchor, Seals: p.seals, Log: p.log,
+		Token: func(ctx context.Context) (hsm.Token, error) {
+			err := p.openTokens(ctx, cfg, from.secrets)
+			if err == nil && p.locked() {
+				err = p.tokenError()
+			}
+			return p.token, err
+		},
+	}
 }
 
 // backed is the token on which keys are made.
