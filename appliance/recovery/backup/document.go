@@ -1,7 +1,7 @@
-// Package backup is what brings a lost appliance back: the document that holds all of
-// its keys, each sealed for the backup key, with the trust they stand for; the signed
-// statement that goes with a copy of the database; and the way of both onto a fresh
-// token. The shares of the backup key itself are package custody's.
+// Package backup seals, restores and verifies copies of the appliance's keys. A backup is
+// a signed document with all keys, each sealed for the backup key, and the trust settings
+// and policy. A copy of the database has a signed statement. Package custody splits the
+// backup key into shares.
 package backup
 
 import (
@@ -18,38 +18,37 @@ import (
 	"countersign/appliance/store"
 )
 
-// Sentinels.
 var (
-	// ErrFile: not a file of this kind, or one that was changed.
+	// ErrFile means that a file is of another kind, or was changed.
 	ErrFile = errors.New("not what an appliance signed")
-	// ErrOther: two files, or a file and what it is held against, are not of one
-	// appliance, or not of one history.
+	// ErrOther means that two files, or a file and a pinned root, belong to different
+	// appliances or histories.
 	ErrOther = errors.New("of another appliance or another history")
-	// ErrRuledOut: the decision key that signed does not count any more.
-	ErrRuledOut = errors.New("signed by a key that does not count any more")
+	// ErrRuledOut means that the decision key that signed was ruled out or compromised.
+	ErrRuledOut = errors.New("signed by a key that no longer counts")
 )
 
 const documentVersion = 1
 
-// Point is a moment of the store: that of its newest audit record.
+// Point is a moment of the store: its newest audit record.
 type Point struct {
 	_        struct{} `cbor:",toarray"`
-	Sequence uint64   // 0: there is none
+	Sequence uint64   // 0: no record
 	At       int64    // Unix microseconds
 	Leaf     [32]byte // SHA-256(salt ‖ record)
 }
 
-// PointOf puts a point of a store into words.
+// PointOf converts a point of a store.
 func PointOf(p store.Point) Point { return Point{Sequence: p.Sequence, At: micros(p.At), Leaf: p.Leaf} }
 
-// Time of the point, in UTC.
+// Time returns the time of the point in UTC.
 func (p Point) Time() time.Time { return stamp(p.At) }
 
-// Document is everything but the database and the secret of the backup key, in the
+// Document holds everything except the database and the private backup key, in the
 // deterministic encoding of RFC 8949 §4.2.1.
 type Document struct {
 	Version  uint64            `cbor:"1,keyasint"`
-	At       int64             `cbor:"2,keyasint"` // when it was made, Unix microseconds
+	At       int64             `cbor:"2,keyasint"` // creation time, Unix microseconds
 	Point    Point             `cbor:"3,keyasint"` // of the store at that time
 	Settings map[string][]byte `cbor:"4,keyasint"` // keyring.Settings
 	Policy   policyRow         `cbor:"5,keyasint"`
@@ -60,7 +59,7 @@ type policyRow struct {
 	_         struct{} `cbor:",toarray"`
 	Version   uint64
 	Document  []byte
-	Activated int64 // Unix microseconds; here and below 0 is none
+	Activated int64 // Unix microseconds; 0: never, here and below
 }
 
 type keyRow struct {
@@ -117,21 +116,21 @@ func (r keyRow) key() store.Key {
 	}
 }
 
-// State is what a store knows of its keys.
+// State holds the keys, trust settings and policy of a store.
 type State struct {
 	Keys     []store.Key
 	Settings keyring.Settings
 	Policy   store.Policy
 }
 
-// Source is the part of a store that a state is read from.
+// Source is the part of a store that [StateOf] reads.
 type Source interface {
 	ListKeys(ctx context.Context) ([]store.Key, error)
 	Settings(ctx context.Context) (map[string][]byte, error)
 	ActivePolicy(ctx context.Context) (store.Policy, error)
 }
 
-// StateOf reads the state of a store that holds one.
+// StateOf reads the state of a store.
 func StateOf(ctx context.Context, from Source) (s State, err error) {
 	var c store.Claims
 	if c.Keys, err = from.ListKeys(ctx); err != nil {
@@ -146,7 +145,7 @@ func StateOf(ctx context.Context, from Source) (s State, err error) {
 	return Claimed(c)
 }
 
-// Claimed is the state that a store claims before it is unsealed.
+// Claimed returns the state that a store claims before it is unsealed.
 func Claimed(c store.Claims) (s State, err error) {
 	s.Keys, s.Policy = c.Keys, c.Policy
 	if s.Settings, err = keyring.ParseSettings(c.Settings); err == nil && s.Policy.Version == 0 {
@@ -155,7 +154,7 @@ func Claimed(c store.Claims) (s State, err error) {
 	return s, err
 }
 
-// NewDocument puts the state of a store at a point into a document.
+// NewDocument returns the document of a store's state at a point.
 func NewDocument(s State, point Point, now time.Time) Document {
 	d := Document{
 		Version: documentVersion, At: micros(now), Point: point, Settings: s.Settings.Values(),
@@ -167,10 +166,10 @@ func NewDocument(s State, point Point, now time.Time) Document {
 	return d
 }
 
-// Time at which the document was made, in UTC.
+// Time returns the creation time in UTC.
 func (d Document) Time() time.Time { return stamp(d.At) }
 
-// state that the document has; errors wrap [ErrFile].
+// state decodes the state. Errors wrap [ErrFile].
 func (d Document) state() (s State, err error) {
 	if s.Settings, err = keyring.ParseSettings(d.Settings); err != nil {
 		return s, fmt.Errorf("trust settings: %v: %w", err, ErrFile)
@@ -199,7 +198,7 @@ func must[T any](v T, err error) T {
 
 func marshal(v any) []byte { return must(encMode.Marshal(v)) }
 
-// parse reads what marshal writes, byte for byte; errors wrap [ErrFile].
+// parse decodes canonical CBOR. Errors wrap [ErrFile].
 func parse[T any](b []byte) (v T, err error) {
 	if err := decMode.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("%v: %w", err, ErrFile)
@@ -210,7 +209,7 @@ func parse[T any](b []byte) (v T, err error) {
 	return v, nil
 }
 
-// parseDocument reads a document of this version.
+// parseDocument decodes a document of this version.
 func parseDocument(b []byte) (Document, error) {
 	d, err := parse[Document](b)
 	if err == nil && d.Version != documentVersion {
@@ -218,7 +217,7 @@ func parseDocument(b []byte) (Document, error) {
 	}
 	known := func(r keyRow) bool { return keyring.UsageOf(r.Name) != 0 && r.Version != 0 && r.Revision != 0 }
 	if err == nil && slices.ContainsFunc(d.Rows, func(r keyRow) bool { return !known(r) }) {
-		err = fmt.Errorf("a row of a key that is none: %w", ErrFile)
+		err = fmt.Errorf("a row of an unknown key: %w", ErrFile)
 	}
 	return d, err
 }

@@ -16,19 +16,19 @@ import (
 	"countersign/protocol/trust"
 )
 
-// signed is the form of both files, det-CBOR: what they hold, and the way from the
-// first root to the decision key that signed it. COSE's Sig_structure (RFC 9052 §4.4)
-// with the external_aad "countersign KIND v1" is what is signed.
+// signed is the format of both files in deterministic CBOR: the payload, and the
+// certificates from the first root to the decision key that signed. The signature is over
+// COSE's Sig_structure (RFC 9052 §4.4) with the external_aad "countersign KIND v1".
 type signed struct {
 	_         struct{} `cbor:",toarray"`
 	Kind      string
 	Payload   []byte
-	Roots     [][]byte // RootCert(1) to that of the root which certified the key
+	Roots     [][]byte // RootCert(1) to that of the root that certified the key
 	Cert      []byte   // KeyCert of the decision epoch
 	Signature []byte   // ES256, r‖s, 64 bytes
 }
 
-// The kinds.
+// Kinds of signed files.
 const (
 	kindKeys     = "key backup"
 	kindDatabase = "database"
@@ -36,14 +36,14 @@ const (
 
 func aad(kind string) string { return "countersign " + kind + " v1" }
 
-// Signer is the keyring as far as a signature takes it.
+// Signer is the part of [keyuse.Keys] that signs.
 type Signer interface {
 	Current(name string, now time.Time) (keyring.Key, error)
 	Signer(keyring.Key) keyuse.Signer
 	Settings() keyring.Settings
 }
 
-// sign makes a file with the decision key in use at now.
+// sign returns a file signed with the decision key in use at now.
 func sign(ctx context.Context, by Signer, s signed, now time.Time) ([]byte, error) {
 	key, err := by.Current(keyring.Decision, now)
 	if err != nil {
@@ -57,22 +57,22 @@ func sign(ctx context.Context, by Signer, s signed, now time.Time) ([]byte, erro
 	return marshal(s), nil
 }
 
-// Known is what an administrator knows of the appliance, whatever the files say.
+// Known is what an administrator knows of the appliance independently of its files.
 type Known struct {
 	Root     protocol.PublicKey // one of its roots
-	MinEpoch uint64             // of the decision key: what an earlier one signed is refused
+	MinEpoch uint64             // of the decision key; files signed by an earlier one are refused
 }
 
-// Signature is a signature that was verified.
+// Signature is a verified signature.
 type Signature struct {
 	By    trust.KeyCert // of the decision key
 	roots [][]byte      // RootCerts from root 1 to the one that certified it
-	known Known         // by which it was verified
+	known Known
 }
 
-// open reads a file of a kind and verifies it. The chain of roots that it brings is good
-// for nothing unless the known root is in it: from there on each root names the next.
-// The roots before it are vouched for by the payload, which has to list the same.
+// open decodes a file of a kind and verifies it. The file's chain of roots must contain the
+// known root: from there on each root names the next. The payload vouches for the roots
+// before it and must list the same ones.
 func (known Known) open(kind string, file []byte) (s signed, by Signature, err error) {
 	if s, err = parse[signed](file); err != nil {
 		return s, by, err
@@ -97,7 +97,7 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 	return s, by, nil
 }
 
-// verify verifies the signature under the newest root of a chain that was followed.
+// verify verifies the signature under the newest root of a verified chain.
 func (s signed) verify(root trust.RootCert) (Signature, error) {
 	key, err := trust.VerifyKeyCert(s.Cert, root.Key)
 	if err != nil {
@@ -110,7 +110,7 @@ func (s signed) verify(root trust.RootCert) (Signature, error) {
 	return Signature{By: key, roots: s.Roots}, nil
 }
 
-// vouchesFor returns an error unless the state's roots are the chain that signed it.
+// vouchesFor returns an error unless the state has the roots of the signature.
 func (by Signature) vouchesFor(s State) error {
 	if !slices.EqualFunc(by.roots, s.Settings.RootCerts, bytes.Equal) {
 		return fmt.Errorf("its root_certs are not the chain that signed: %w", ErrFile)
@@ -118,13 +118,13 @@ func (by Signature) vouchesFor(s State) error {
 	return nil
 }
 
-// follows reports whether two chains are of one appliance: the one begins with the other.
+// follows reports whether one chain of roots is a prefix of the other.
 func (by Signature) follows(other Signature) bool {
 	n := min(len(by.roots), len(other.roots))
 	return slices.EqualFunc(by.roots[:n], other.roots[:n], bytes.Equal)
 }
 
-// Backup is a file of keys that was read and verified.
+// Backup is a verified file of keys.
 type Backup struct {
 	Document
 	Signature
@@ -141,8 +141,8 @@ func Write(ctx context.Context, by Signer, d Document, now time.Time) ([]byte, e
 	return file, nil
 }
 
-// Read reads what [Write] made by the appliance that is known; errors wrap [ErrFile],
-// [ErrOther] or [ErrRuledOut].
+// Read decodes and verifies a file of [Write]. Errors wrap [ErrFile], [ErrOther] or
+// [ErrRuledOut].
 func Read(file []byte, known Known) (b Backup, err error) {
 	s, by, err := known.open(kindKeys, file)
 	if err != nil {
@@ -164,7 +164,7 @@ func Read(file []byte, known Known) (b Backup, err error) {
 	return b, nil
 }
 
-// Copy is the statement that goes with a copy of the database.
+// Copy is the payload of the statement for a copy of the database.
 type Copy struct {
 	_      struct{} `cbor:",toarray"`
 	SHA256 [32]byte // of the file
@@ -181,14 +181,14 @@ func Vouch(ctx context.Context, by Signer, c Copy, now time.Time) ([]byte, error
 	return file, nil
 }
 
-// Statement is a statement that was read and verified.
+// Statement is a verified statement.
 type Statement struct {
 	Copy
 	Signature
 }
 
-// Vouched reads what [Vouch] made by the appliance of this backup; errors wrap
-// [ErrFile], [ErrOther] or [ErrRuledOut].
+// Vouched decodes and verifies a statement of [Vouch] by the appliance of this backup.
+// Errors wrap [ErrFile], [ErrOther] or [ErrRuledOut].
 func (b Backup) Vouched(file []byte) (v Statement, err error) {
 	s, by, err := b.known.open(kindDatabase, file)
 	if err != nil {
@@ -202,8 +202,8 @@ func (b Backup) Vouched(file []byte) (v Statement, err error) {
 	return v, err
 }
 
-// Join checks a database that its statement vouches for, holds it and the backup against
-// what signed either, and merges them. Errors wrap [ErrFile], [ErrOther] or
+// Join verifies a database with a statement, checks that database and backup accept the
+// keys that signed both files, and merges them. Errors wrap [ErrFile], [ErrOther] or
 // [ErrRuledOut].
 func (b Backup) Join(v Statement, database State) (m Merged, err error) {
 	if err := v.vouchesFor(database); err != nil {
@@ -219,12 +219,41 @@ func (b Backup) Join(v Statement, database State) (m Merged, err error) {
 	return Merge(database, b.State)
 }
 
-// Alone is what a backup brings back beside a database that nothing vouches for: see
-// overrule. Errors wrap [ErrOther], [ErrFile] or [ErrRuledOut].
+// Alone merges the backup with a database without a statement: see overrule. Errors wrap
+// [ErrOther], [ErrFile] or [ErrRuledOut].
 func (b Backup) Alone(database State, now time.Time) (Merged, error) {
 	m, err := overrule(database, b.State, now)
 	if err != nil {
 		return m, err
 	}
 	return m, m.counts(b.By, b.Time())
+}
+
+// counts verifies each row of a state under the roots in its settings. It returns an error
+// if the state as of a time has a version in use that rules the decision key's epoch out,
+// or has marked the key as compromised. Errors wrap [ErrFile] or [ErrRuledOut].
+func (s State) counts(by trust.KeyCert, at time.Time) error {
+	keys, err := chain.Keys(s.Settings, s.Keys)
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, ErrFile)
+	}
+	for _, k := range keys {
+		if k.Name != keyring.Decision {
+			continue
+		}
+		label := keyring.Label(k.Name, k.Version)
+		if !k.CompromisedAt.IsZero() && k.Point == by.Key {
+			return fmt.Errorf("%s is marked compromised: %w", label, ErrRuledOut)
+		}
+		if k.RulesOut && k.Version > by.Epoch && inUse(k, at) {
+			return fmt.Errorf("%s rules out every epoch before it, and %d signed: %w", label, by.Epoch, ErrRuledOut)
+		}
+	}
+	return nil
+}
+
+// inUse reports whether a version has come into use by a time. A rotation that was taken
+// back does not count.
+func inUse(k keyring.Key, at time.Time) bool {
+	return !k.ActivatedAt.IsZero() && !k.ActivatedAt.After(at) && (k.RetiredAt.IsZero() || !k.RetiredAt.Before(k.ActivatedAt))
 }

@@ -1,11 +1,11 @@
-// Package custody is the backup key in the hands of people: its private half exists
-// only while it is split and while a lost appliance is brought back. Between the two
-// it is M of N shares, each in a file that one custodian can open.
+// Package custody splits the backup key into N shares, of which M recover it. Each share
+// is in a file that one custodian can open. The private key exists only while it is split
+// and during a restore.
 //
-// The split is Shamir's over the scalar field of P-256 with Feldman's commitments, so
-// that each share can be told from a wrong one by itself. Its arithmetic
-// (cloudflare/circl) is not in constant time: both ceremonies are for a machine that
-// nobody else computes on meanwhile. The files are those of age (age-encryption.org/v1).
+// The split is Shamir's over the scalar field of P-256 with Feldman's commitments, so that
+// each share can be verified by itself. Its arithmetic (cloudflare/circl) is not
+// constant-time: run both ceremonies on a machine without other users. The files have the
+// format of age (age-encryption.org/v1).
 package custody
 
 import (
@@ -18,25 +18,24 @@ import (
 	"github.com/cloudflare/circl/secretsharing"
 )
 
-// Sentinels.
 var (
-	// ErrShare: not a share, or one that was changed.
+	// ErrShare means that a file or text is no share, or was changed.
 	ErrShare = errors.New("not a share of a backup key")
-	// ErrFew: there are fewer different shares than the threshold.
+	// ErrFew means that there are fewer different shares than the threshold.
 	ErrFew = errors.New("not enough shares")
-	// ErrMixed: shares of more than one split.
+	// ErrMixed means that shares belong to more than one split.
 	ErrMixed = errors.New("shares of different backup keys")
-	// ErrSealed: the share's file is not for any of the identities.
+	// ErrSealed means that none of the identities opens the share's file.
 	ErrSealed = errors.New("no identity opens this share")
-	// ErrPassphrase: the share's file is for a passphrase, and none that was given. It
-	// wraps [ErrSealed].
+	// ErrPassphrase means that the share's file needs a passphrase, and not one that was
+	// given. It wraps [ErrSealed].
 	ErrPassphrase = fmt.Errorf("%w: it takes its passphrase", ErrSealed)
-	// ErrThreshold: such a split is not made.
+	// ErrThreshold means that a scheme is out of range.
 	ErrThreshold = errors.New("want 2 to 32 shares, and a threshold from 2 to their number")
 )
 
-// MaxShares is the largest number of custodians. With a threshold of one each of them
-// would be the whole bank, so that is refused.
+// MaxShares is the maximum number of custodians. A threshold of one is refused, because
+// each custodian alone could recover the key.
 const (
 	MaxShares    = 32
 	minThreshold = 2
@@ -44,10 +43,10 @@ const (
 
 var p256 = group.P256
 
-// Scheme is how many shares are made, and how many bring the key back.
+// Scheme says how many shares there are, and how many recover the key.
 type Scheme struct{ Threshold, Shares int }
 
-// Check refuses a scheme with [ErrThreshold].
+// Check returns an error wrapping [ErrThreshold] if the scheme is out of range.
 func (s Scheme) Check() error {
 	if s.Threshold < minThreshold || s.Threshold > s.Shares || s.Shares > MaxShares {
 		return fmt.Errorf("%d of %d: %w", s.Threshold, s.Shares, ErrThreshold)
@@ -55,7 +54,7 @@ func (s Scheme) Check() error {
 	return nil
 }
 
-// Make makes a backup key, splits it and forgets it.
+// Make generates a backup key, splits it and forgets it.
 func Make(s Scheme) (*ecdh.PublicKey, []Share, error) {
 	if err := s.Check(); err != nil {
 		return nil, nil, err
@@ -96,8 +95,8 @@ func split(s Scheme, private *ecdh.PrivateKey) ([]Share, error) {
 	return shares, nil
 }
 
-// Combine brings the private half back from shares of one split, of which the same one
-// counts once. Errors wrap [ErrShare], [ErrMixed] or [ErrFew].
+// Combine recovers the private key from shares of one split. A repeated share counts once.
+// Errors wrap [ErrShare], [ErrMixed] or [ErrFew].
 func Combine(shares []Share) (*ecdh.PrivateKey, error) {
 	distinct, err := together(shares)
 	if err != nil {
@@ -117,17 +116,18 @@ func Combine(shares []Share) (*ecdh.PrivateKey, error) {
 		return nil, fmt.Errorf("combining shares: %v: %w", err, ErrShare)
 	}
 	if public, err := shares[0].Key().ECDH(); err != nil || !private.PublicKey().Equal(public) {
-		return nil, fmt.Errorf("combining shares: they come to another key than %s: %w", shares[0].Key(), ErrShare)
+		return nil, fmt.Errorf("combining shares: the result is another key than %s: %w", shares[0].Key(), ErrShare)
 	}
 	return private, nil
 }
 
-// together checks that shares are of one split, good and enough.
+// together checks that shares belong to one split, are valid and reach the threshold.
 func together(shares []Share) (distinct []secretsharing.Share, err error) {
 	seen := map[int]bool{}
 	for _, s := range shares {
 		if !s.sameSplit(shares[0]) {
-			return nil, fmt.Errorf("share %d is of backup key %s, share %d of %s: %w", shares[0].Number, shares[0].Key(), s.Number, s.Key(), ErrMixed)
+			return nil, fmt.Errorf("share %d is of backup key %s, share %d of %s: %w",
+				shares[0].Number, shares[0].Key(), s.Number, s.Key(), ErrMixed)
 		}
 		one, err := s.scalars()
 		if err != nil {
@@ -139,10 +139,11 @@ func together(shares []Share) (distinct []secretsharing.Share, err error) {
 		}
 	}
 	if len(shares) == 0 {
-		return nil, fmt.Errorf("no share at all: %w", ErrFew)
+		return nil, fmt.Errorf("no shares: %w", ErrFew)
 	}
 	if len(distinct) < shares[0].Threshold() {
-		return nil, fmt.Errorf("%d different shares of backup key %s, %d are needed: %w", len(distinct), shares[0].Key(), shares[0].Threshold(), ErrFew)
+		return nil, fmt.Errorf("%d different shares of backup key %s, %d are needed: %w",
+			len(distinct), shares[0].Key(), shares[0].Threshold(), ErrFew)
 	}
 	return distinct, nil
 }

@@ -15,20 +15,20 @@ import (
 // maxFile bounds a share's file, in bytes; one with 32 commitments has 4 KiB.
 const maxFile = 64 << 10
 
-// Recipient reads an age recipient, "age1…"; errors tell what is wrong with it.
+// Recipient parses an age recipient, "age1…".
 func Recipient(s string) (age.Recipient, error) {
 	all, err := age.ParseRecipients(strings.NewReader(s))
 	if err != nil {
 		return nil, fmt.Errorf("age recipient: %w", err)
 	}
 	if len(all) != 1 {
-		return nil, fmt.Errorf("age recipient: %d of them, want one custodian for one share", len(all))
+		return nil, fmt.Errorf("age recipient: got %d, want one custodian for one share", len(all))
 	}
 	return all[0], nil
 }
 
-// Passphrase is a custodian who keeps a passphrase in the head and no key: 16 bytes at
-// least (age's scrypt recipient, N = 2¹⁸).
+// Passphrase returns the recipient of a custodian with a passphrase instead of a key, at
+// least 16 bytes (age's scrypt recipient, N = 2¹⁸).
 func Passphrase(secret []byte) (age.Recipient, error) {
 	const least = 16
 	if len(secret) < least {
@@ -37,20 +37,20 @@ func Passphrase(secret []byte) (age.Recipient, error) {
 	return age.NewScryptRecipient(string(secret))
 }
 
-// Unlock is the identity of a custodian with a passphrase.
+// Unlock returns the identity of a custodian with a passphrase.
 func Unlock(secret []byte) (age.Identity, error) { return age.NewScryptIdentity(string(secret)) }
 
-// Identities reads an age identity file, as age-keygen writes it.
+// Identities parses an age identity file, as written by age-keygen.
 func Identities(file []byte) ([]age.Identity, error) {
 	ids, err := age.ParseIdentities(bytes.NewReader(file))
 	if err != nil {
-		return nil, errors.New("age identities: the file is not one of age-keygen") // never what it holds
+		return nil, errors.New("age identities: age-keygen did not write this file") // never its content
 	}
 	return ids, nil
 }
 
-// Seal makes the file of a share for one custodian: armored, so that it can be
-// printed. `age -d` shows its text.
+// Seal returns the file of a share for one custodian. It is armored, so that it can be
+// printed; `age -d` decrypts it.
 func (s Share) Seal(to age.Recipient) ([]byte, error) {
 	var out bytes.Buffer
 	armored := armor.NewWriter(&out)
@@ -69,22 +69,23 @@ func (s Share) Seal(to age.Recipient) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Locked tells whether a share's file is still encrypted: its custodian may have opened
-// it already, with `age -d` and a device of his own.
+// Locked reports whether a share's file is still encrypted. Its custodian may have decrypted
+// it with `age -d` and another device.
 func Locked(file []byte) bool { return !bytes.HasPrefix(file, []byte(shareTitle)) }
 
-// Open reads a share from its file. A file that none of the identities opens is
-// [ErrSealed], or [ErrPassphrase] where it is for a passphrase; what is in it or about it is wrong is [ErrShare].
+// Open reads a share from its file. If none of the identities opens it, the error is
+// [ErrPassphrase] for a file with a passphrase and [ErrSealed] for others. Other errors
+// wrap [ErrShare].
 func Open(file []byte, identities []age.Identity) (Share, error) {
 	if !Locked(file) {
 		return ParseShare(file)
 	}
 	if len(identities) == 0 {
-		nobody, err := age.GenerateX25519Identity() // to learn for whom it is
+		unused, err := age.GenerateX25519Identity() // to learn the type of recipient
 		if err != nil {
 			return Share{}, err
 		}
-		identities = []age.Identity{nobody}
+		identities = []age.Identity{unused}
 	}
 	r, err := age.Decrypt(dearmored(file), identities...)
 	var none *age.NoIdentityMatchError

@@ -12,13 +12,13 @@ import (
 	"math/big"
 )
 
-// ErrPublic: not the public half of a backup key.
+// ErrPublic means that a text is not the public half of a backup key.
 var ErrPublic = errors.New("not the public half of a backup key: want a P-256 key as PEM, PUBLIC KEY")
 
 // Point is a public key on P-256 in compressed form, 33 bytes (SEC 1 §2.3.3).
 type Point [33]byte
 
-// PointOf is the compressed form of a key on P-256.
+// PointOf returns the compressed form of a P-256 key.
 func PointOf(key *ecdh.PublicKey) (p Point) {
 	b := key.Bytes() // 04 ‖ x ‖ y
 	p[0] = 2 + b[64]&1
@@ -26,8 +26,7 @@ func PointOf(key *ecdh.PublicKey) (p Point) {
 	return p
 }
 
-// ParsePoint reads the 66 hexadecimal digits that String writes; errors wrap
-// [ErrPublic].
+// ParsePoint parses 66 hexadecimal digits. Errors wrap [ErrPublic].
 func ParsePoint(s string) (p Point, err error) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(p) {
@@ -40,7 +39,7 @@ func ParsePoint(s string) (p Point, err error) {
 
 func (p Point) String() string { return hex.EncodeToString(p[:]) }
 
-// ECDH is the key for key agreement; errors wrap [ErrPublic].
+// ECDH returns the key for key agreement. Errors wrap [ErrPublic].
 func (p Point) ECDH() (*ecdh.PublicKey, error) {
 	x, y := elliptic.UnmarshalCompressed(elliptic.P256(), p[:])
 	if x == nil {
@@ -57,8 +56,8 @@ func uncompressed(x, y *big.Int) []byte {
 	return b
 }
 
-// PublicPEM is the file that config.toml names: a SubjectPublicKeyInfo (RFC 5280
-// §4.1.2.7) as PEM (RFC 7468 §13).
+// PublicPEM returns the file for backup.recipient in config.toml: a SubjectPublicKeyInfo
+// (RFC 5280 §4.1.2.7) as PEM (RFC 7468 §13).
 func PublicPEM(key *ecdh.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
@@ -67,7 +66,7 @@ func PublicPEM(key *ecdh.PublicKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
 }
 
-// ParsePublicPEM reads what [PublicPEM] writes; errors wrap [ErrPublic].
+// ParsePublicPEM parses a file of [PublicPEM]. Errors wrap [ErrPublic].
 func ParsePublicPEM(text []byte) (*ecdh.PublicKey, error) {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "PUBLIC KEY" || len(rest) > 0 {

@@ -11,8 +11,7 @@ import (
 	"github.com/cloudflare/circl/secretsharing"
 )
 
-// Share is one custodian's part of a backup key. Its text, which its file holds
-// encrypted, is
+// Share is one custodian's part of a backup key. Its file holds this text, encrypted:
 //
 //	countersign backup share v1
 //	key 02…                       66 hexadecimal digits: the public half, compressed
@@ -30,13 +29,13 @@ type Share struct {
 
 const shareTitle = "countersign backup share v1"
 
-// Key is the public half of the key that the share is of.
+// Key returns the public half of the backup key.
 func (s Share) Key() Point { return s.Commitments[0] }
 
-// Threshold is how many shares bring the key back.
+// Threshold returns how many shares recover the key.
 func (s Share) Threshold() int { return len(s.Commitments) }
 
-// String tells which share it is, never its value.
+// String describes the share without its value.
 func (s Share) String() string {
 	return fmt.Sprintf("share %d of %d of backup key %s, %d are needed", s.Number, s.Of, s.Key(), s.Threshold())
 }
@@ -44,7 +43,7 @@ func (s Share) String() string {
 // Format writes String for every verb.
 func (s Share) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
-// text is what the share's file holds.
+// text returns the text of the share's file.
 func (s Share) text() []byte {
 	var b []byte
 	b = fmt.Appendf(b, "%s\nkey %s\nshare %d of %d\nthreshold %d\n", shareTitle, s.Key(), s.Number, s.Of, s.Threshold())
@@ -54,12 +53,12 @@ func (s Share) text() []byte {
 	return fmt.Appendf(b, "value %x\n", s.value[:])
 }
 
-// ParseShare reads the text of a share and holds the value against the commitments.
-// Errors wrap [ErrShare] and never repeat a line.
+// ParseShare parses the text of a share and verifies the value with the commitments. Errors
+// wrap [ErrShare] and never contain a line of the text.
 func ParseShare(text []byte) (s Share, err error) {
 	lines := strings.Split(string(text), "\n")
 	if len(lines) < 6 || len(lines) > 6+MaxShares || lines[0] != shareTitle {
-		return s, fmt.Errorf("text of another form: %w", ErrShare)
+		return s, fmt.Errorf("unexpected format: %w", ErrShare)
 	}
 	var threshold int
 	if _, err := fmt.Sscanf(lines[2]+" "+lines[3], "share %d of %d threshold %d", &s.Number, &s.Of, &threshold); err != nil {
@@ -86,12 +85,12 @@ func ParseShare(text []byte) (s Share, err error) {
 	return s, err
 }
 
-// sameSplit tells whether shares belong together.
+// sameSplit reports whether shares belong to one split.
 func (s Share) sameSplit(other Share) bool {
 	return s.Of == other.Of && slices.Equal(s.Commitments, other.Commitments)
 }
 
-// scalars is the share for the arithmetic, checked (Feldman 1987).
+// scalars converts and verifies the share (Feldman 1987).
 func (s Share) scalars() (one secretsharing.Share, err error) {
 	one.ID, one.Value = p256.NewScalar().SetUint64(uint64(s.Number)), p256.NewScalar()
 	if err := one.Value.UnmarshalBinary(s.value[:]); err != nil {
@@ -101,7 +100,7 @@ func (s Share) scalars() (one secretsharing.Share, err error) {
 	for _, c := range s.Commitments {
 		e := p256.NewElement()
 		if err := e.UnmarshalBinary(c[:]); err != nil || e.IsIdentity() {
-			return one, fmt.Errorf("share %d: a commitment is no point of P-256: %w", s.Number, ErrShare)
+			return one, fmt.Errorf("share %d: a commitment is not a point on P-256: %w", s.Number, ErrShare)
 		}
 		commitment = append(commitment, e)
 	}

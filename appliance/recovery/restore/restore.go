@@ -24,7 +24,7 @@ import (
 
 var (
 	// ErrStoreExists means that the host has a store. A restore never replaces one.
-	ErrStoreExists = errors.New("a store exists; restore never replaces one")
+	ErrStoreExists = errors.New("there is a store already; restore never replaces one")
 	// ErrRunning means that another restore works on the same state directory.
 	ErrRunning = errors.New("another restore is running")
 	// ErrInterrupted means that a restore was interrupted and must be run again.

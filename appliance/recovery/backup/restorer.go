@@ -15,37 +15,36 @@ import (
 	"countersign/hsm"
 )
 
-// Sentinels of a restore.
 var (
-	// ErrTokenUsed: the token has keys that this restore would not put there.
+	// ErrTokenUsed means that the token has keys that this restore would not put there.
 	ErrTokenUsed = errors.New("the token is not empty")
-	// ErrShares: no shares were given for a backup key that copies are sealed for, or
-	// for one that none is.
+	// ErrShares means that shares are missing for a backup key that copies are sealed
+	// for, or were given for another key.
 	ErrShares = errors.New("shares of another backup key")
-	// ErrCopy: a sealed copy does not open to its key.
+	// ErrCopy means that a sealed copy does not open to its key.
 	ErrCopy = errors.New("a sealed copy does not open")
 )
 
-// adoptedLabel is of the backup key while it is on the token.
+// adoptedLabel is the label of the backup key while it is on the token.
 const adoptedLabel = "recovery@1"
 
-// NewMarker is the label of a restore that begins.
+// NewMarker returns the marker of a new restore.
 func NewMarker() string { return "restoring-" + rand.Text() }
 
-// undoTime bounds how long what was begun may take to be taken back, seconds.
+// undoTime is the timeout for undoing a restore.
 const undoTime = 60 * time.Second
 
 // Restorer puts keys onto a token.
 type Restorer struct {
 	Token hsm.Token
 	Items []Item
-	Keys  []*ecdh.PrivateKey // each backup key that an item is for, and no other
-	// Marker is the label of a key that is on the token from the first to the last of
-	// a restore: random, so that no other token has it.
+	Keys  []*ecdh.PrivateKey // the backup keys of the items, and no others
+	// Marker is the label of a key that is on the token during the whole restore. It is
+	// random, so that no other token has it.
 	Marker string
 }
 
-// Check holds the backup keys against the items; an error wraps [ErrShares].
+// Check compares the backup keys with the items. An error wraps [ErrShares].
 func (r Restorer) Check() error {
 	wanted := Coverage{Items: r.Items}.Recipients()
 	for _, k := range r.Keys {
@@ -55,15 +54,15 @@ func (r Restorer) Check() error {
 	}
 	for _, p := range wanted {
 		if !slices.ContainsFunc(r.Keys, func(k *ecdh.PrivateKey) bool { return custody.PointOf(k.PublicKey()) == p }) {
-			return fmt.Errorf("copies are sealed for backup key %s, of which there are no shares: %w", p, ErrShares)
+			return fmt.Errorf("copies are sealed for backup key %s, and its shares are missing: %w", p, ErrShares)
 		}
 	}
 	return nil
 }
 
-// Sweep removes from the token what an interrupted restore left, which the marker shows
-// to be a restore's: the token on which the appliance lived has the same keys and no
-// marker. A token with anything else is [ErrTokenUsed].
+// Sweep removes the keys of an interrupted restore from the token. The marker identifies
+// them: the token of the lost appliance has the same keys and no marker. If the token has
+// other keys, the error is [ErrTokenUsed].
 func (r Restorer) Sweep(ctx context.Context) error {
 	there, err := r.Token.Keys(ctx)
 	if err != nil {
@@ -89,8 +88,8 @@ func (r Restorer) ours(k hsm.Key) bool {
 		slices.ContainsFunc(r.Items, func(i Item) bool { return i.ID == k.ID && i.Spec.Label == k.Label })
 }
 
-// Run puts all keys onto the token, or none, and the marker first of all. The backup
-// keys are there meanwhile, and gone when it returns, whatever comes. An error wraps
+// Run puts all keys onto the token, or none; the marker comes first. The backup keys are on
+// the token meanwhile and removed before Run returns, also after an error. An error wraps
 // [ErrCopy] or [ErrTokenUsed], or is the token's.
 func (r Restorer) Run(ctx context.Context) error {
 	if err := r.run(ctx); err != nil {
@@ -112,7 +111,7 @@ func (r Restorer) run(ctx context.Context) error {
 	return nil
 }
 
-// Done takes the marker off a token on which everything was found good.
+// Done removes the marker from the token.
 func (r Restorer) Done(ctx context.Context) error {
 	there, err := r.Token.Keys(ctx)
 	for _, k := range there {
@@ -121,12 +120,12 @@ func (r Restorer) Done(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("taking the mark off the token: %w", err)
+		return fmt.Errorf("removing the marker from the token: %w", err)
 	}
 	return nil
 }
 
-// with restores all that one backup key opens.
+// with restores all keys that one backup key opens.
 func (r Restorer) with(ctx context.Context, private *ecdh.PrivateKey) error {
 	id, err := idOf(private.PublicKey())
 	if err != nil {
@@ -149,8 +148,8 @@ func (r Restorer) with(ctx context.Context, private *ecdh.PrivateKey) error {
 	return nil
 }
 
-// unlessThere takes a key that exists already for what it is: a call whose worker was
-// lost was made again after it had been done. Before this restore the token had none.
+// unlessThere accepts that a key exists already: after a worker was lost, its call was
+// repeated although it had succeeded. Before this restore the token had no keys.
 func (r Restorer) unlessThere(ctx context.Context, want hsm.Key, err error) error {
 	if !errors.Is(err, hsm.ErrExists) {
 		return err
@@ -163,7 +162,7 @@ func (r Restorer) unlessThere(ctx context.Context, want hsm.Key, err error) erro
 	return err
 }
 
-// idOf is the CKA_ID of a key pair.
+// idOf returns the CKA_ID of a key pair.
 func idOf(public *ecdh.PublicKey) (id hsm.KeyID, err error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
@@ -173,8 +172,8 @@ func idOf(public *ecdh.PublicKey) (id hsm.KeyID, err error) {
 	return hsm.KeyID(sum[:len(id)]), nil
 }
 
-// named gives the errors of a token their meaning here. A label is taken by an object
-// that the token does not list as a key: it is somebody else's.
+// named converts errors of the token. A label may be taken by an object that the token
+// does not list as a key, and that this restore did not make.
 func named(err error) error {
 	switch {
 	case errors.Is(err, hsm.ErrInput):
@@ -185,7 +184,7 @@ func named(err error) error {
 	return err
 }
 
-// forget destroys a backup key on the token; that it was never there is good.
+// forget destroys a backup key on the token. A missing key is no error.
 func (r Restorer) forget(ctx context.Context, private *ecdh.PrivateKey) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
@@ -194,13 +193,13 @@ func (r Restorer) forget(ctx context.Context, private *ecdh.PrivateKey) error {
 		err = r.Token.Destroy(ctx, id)
 	}
 	if err != nil && !errors.Is(err, hsm.ErrKey) {
-		return fmt.Errorf("the backup key may be on the token still: initialize the token again: %w", err)
+		return fmt.Errorf("the backup key may still be on the token: initialize the token again: %w", err)
 	}
 	return nil
 }
 
-// Undo removes from the token what Run has put there, the marker last. Keys go by id,
-// for half of a pair is not listed as a key.
+// Undo removes everything that Run put onto the token, the marker last. It goes by id,
+// because half of a key pair is not listed as a key.
 func (r Restorer) Undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
@@ -217,7 +216,7 @@ func (r Restorer) Undo(ctx context.Context) error {
 		failed = r.Done(ctx)
 	}
 	if failed != nil {
-		return fmt.Errorf("taking the restore back, initialize the token again: %w", failed)
+		return fmt.Errorf("undoing the restore, initialize the token again: %w", failed)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package backup
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -19,14 +20,14 @@ type Item struct {
 	For         custody.Point // the backup key that opens the copy
 }
 
-// Coverage tells of all keys that are not destroyed which can be restored. A pair that
-// several rows have counts once.
+// Coverage lists which of the keys that are not destroyed can be restored. A key pair in
+// several rows counts once.
 type Coverage struct {
 	Items   []Item
-	Missing []store.Key // rows of keys without a sealed copy
+	Missing []store.Key // rows without a sealed copy
 }
 
-// Cover looks for the sealed copy of each key. Errors wrap [ErrFile].
+// Cover finds the sealed copy of each key. Errors wrap [ErrFile].
 func Cover(keys []store.Key) (c Coverage, err error) {
 	copies := map[[20]byte]store.Key{} // the row that has the copy
 	for _, k := range keys {
@@ -53,11 +54,11 @@ func Cover(keys []store.Key) (c Coverage, err error) {
 	return c, nil
 }
 
-// itemOf is how a row's key comes back. The copy opens under the label that the key
-// was made with, which is that of the row.
+// itemOf returns how to restore a row's key. The copy opens under the label of the row,
+// which the key was generated with.
 func itemOf(k store.Key) (i Item, err error) {
 	if len(k.SealedFor) != len(i.For) {
-		return i, fmt.Errorf("%s: for whom its copy is sealed: %w", keyring.Label(k.Name, k.Version), ErrFile)
+		return i, fmt.Errorf("%s: recipient of its copy: %w", keyring.Label(k.Name, k.Version), ErrFile)
 	}
 	i = Item{For: custody.Point(k.SealedFor), Restore: hsm.Restore{
 		Spec: hsm.KeySpec{Label: keyring.Label(k.Name, k.Version), Usage: keyring.UsageOf(k.Name)}, Sealed: k.Sealed, ID: k.ID,
@@ -71,7 +72,7 @@ func itemOf(k store.Key) (i Item, err error) {
 	return i, nil
 }
 
-// Recipients are the backup keys of a coverage, each once.
+// Recipients returns the backup keys of a coverage, each once.
 func (c Coverage) Recipients() (all []custody.Point) {
 	for _, i := range c.Items {
 		if !slices.Contains(all, i.For) {
@@ -81,10 +82,10 @@ func (c Coverage) Recipients() (all []custody.Point) {
 	return all
 }
 
-// MissingLabels are the labels of the rows of keys without a sealed copy.
+// MissingLabels returns the labels of the rows without a sealed copy.
 func (c Coverage) MissingLabels() []string { return Labels(c.Missing) }
 
-// Labels of the rows of keys.
+// Labels returns the labels of rows.
 func Labels(keys []store.Key) (labels []string) {
 	for _, k := range keys {
 		labels = append(labels, keyring.Label(k.Name, k.Version))
@@ -92,16 +93,16 @@ func Labels(keys []store.Key) (labels []string) {
 	return labels
 }
 
-// Merged is what a database and a backup know together.
+// Merged combines a database and a backup.
 type Merged struct {
 	State
 	Coverage
-	Ignored []string             // what of the database does not count, as name@version
+	Ignored []string             // rows of the database that were ignored, as name@version
 	stored  map[string]store.Key // rows of the database by label
 }
 
-// Merge takes of each key and of the trust whatever is newer. Errors wrap [ErrOther]
-// or [ErrFile].
+// Merge takes the newer of each key, of the trust settings and of the policy. Errors wrap
+// [ErrOther] or [ErrFile].
 func Merge(database, document State) (m Merged, err error) {
 	m.stored = map[string]store.Key{}
 	rows := map[string]store.Key{}
@@ -155,11 +156,10 @@ func newer(a, b keyring.Settings) (keyring.Settings, error) {
 	return a, nil
 }
 
-// overrule takes keys, trust and policy from the document, whatever a database says that
-// nothing vouches for. What the database takes away stays away, as the store would have
-// it: a key that is destroyed or compromised. A version that the document does not know
-// is recorded as destroyed, so that it is never another key. Errors wrap [ErrOther] or
-// [ErrFile].
+// overrule takes keys, trust and policy from the document, because nothing vouches for the
+// database. A key that the database has as destroyed or compromised stays so. A version
+// that the document lacks is recorded as destroyed, so that its number is not used again.
+// Errors wrap [ErrOther] or [ErrFile].
 func overrule(database, document State, now time.Time) (m Merged, err error) {
 	m = Merged{State: document, stored: map[string]store.Key{}}
 	m.Keys = slices.Clone(document.Keys)
@@ -174,7 +174,7 @@ func overrule(database, document State, now time.Time) (m Merged, err error) {
 		k, ok := known[label]
 		switch {
 		case !ok && old.Name == keyring.Root:
-			return m, fmt.Errorf("the database knows %s and the backup does not: %w", label, ErrOther)
+			return m, fmt.Errorf("the database has %s and the backup does not: %w", label, ErrOther)
 		case ok && !sameKey(*k, old):
 			return m, fmt.Errorf("%s is one key in the database and another in the backup: %w", label, ErrOther)
 		case !ok:
@@ -197,7 +197,7 @@ func overrule(database, document State, now time.Time) (m Merged, err error) {
 	return m, err
 }
 
-// earlier is the first of two times, of which zero is none.
+// earlier returns the earlier of two times; zero means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -205,19 +205,21 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// sameKey: the copies are equal too, except where one was erased.
+// sameKey reports whether two rows have the same key and, unless one was erased, the same
+// sealed copy.
 func sameKey(a, b store.Key) bool {
 	return a.ID == b.ID && bytes.Equal(a.Public, b.Public) &&
 		(a.Sealed == nil || b.Sealed == nil || bytes.Equal(a.Sealed, b.Sealed) && bytes.Equal(a.SealedFor, b.SealedFor))
 }
 
-// Lost are the keys that no copy brings back, apart from roots: the token of a root may
-// lie in a safe.
+// Lost returns the keys that no copy restores, except roots, whose token may lie in a
+// safe.
 func (m Merged) Lost() []store.Key {
 	return slices.DeleteFunc(slices.Clone(m.Missing), func(k store.Key) bool { return k.Name == keyring.Root })
 }
 
-// MarkFounded notes that the store was founded with the merged keys, and has no other rows.
+// MarkFounded records that the store was created with the merged keys and has no other
+// rows.
 func (m *Merged) MarkFounded() {
 	m.stored = map[string]store.Key{}
 	for _, k := range m.Keys {
@@ -225,9 +227,9 @@ func (m *Merged) MarkFounded() {
 	}
 }
 
-// Recovered is what the store gets: each key that was restored says so, with the label
-// of its token, and one that is lost is destroyed. A new handle epoch ends every
-// challenge that is under way, since the copy does not know which were answered.
+// Recovered returns the change to the store: restored keys get this origin and the label
+// of their token, lost ones are destroyed. A new handle epoch ends every open challenge,
+// because the copy lacks those that were answered later.
 func (m Merged) Recovered(token string, now time.Time) store.Recovered {
 	now = now.UTC().Truncate(time.Microsecond)
 	settings := m.Settings
@@ -253,4 +255,47 @@ func (m Merged) Recovered(token string, now time.Time) store.Recovered {
 		}
 	}
 	return r
+}
+
+// How far before its newest record Ended searches a copy, and how many records it reads
+// at a time.
+const (
+	endedSpan = 30 * 24 * time.Hour
+	endedPage = 500
+)
+
+// Records are the audit records of a store.
+type Records interface {
+	Records(ctx context.Context, after uint64, limit int) ([]store.Record, error)
+}
+
+// Ended returns the audit records of the 30 days before a point that revoked or suspended
+// clients, devices or administrators, the oldest first.
+func Ended(ctx context.Context, from Records, point store.Point) (ended []store.Record, err error) {
+	since := point.At.Add(-endedSpan)
+	for last, young := point.Sequence, true; last > 0 && young; last -= min(last, endedPage) {
+		first := last - min(last, endedPage)
+		page, err := from.Records(ctx, first, int(last-first))
+		if err != nil {
+			return nil, err
+		}
+		young = false
+		for _, r := range slices.Backward(page) {
+			recent := !r.At.Before(since)
+			young = young || recent
+			if recent && endsOne(r) {
+				ended = append(ended, r)
+			}
+		}
+	}
+	slices.Reverse(ended)
+	return ended, nil
+}
+
+func endsOne(r store.Record) bool {
+	if !slices.Contains([]string{store.KindClients, store.KindDevices, store.KindAdmins}, r.Kind) {
+		return false
+	}
+	event := r.Words()["event"]
+	return event == store.Revoked.String() || event == store.Suspended.String()
 }
