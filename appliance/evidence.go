@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"slices"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -176,7 +176,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict
 
 // proofIsRight recomputes the proof inside the token.
 func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
-	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
+	stored := keyuse.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
 		a.log.Error("a stored password verifier does not unwrap", "client", c.p1.Client.String())
@@ -205,7 +205,7 @@ func (a *Appliance) importVerifier(ctx context.Context, req enrol.Request) ([]by
 	if err != nil {
 		return nil, fmt.Errorf("password.ephemeral: %w", err)
 	}
-	wrapped, err := a.keys.ImportVerifier(ctx, keyring.VerifierImport{
+	wrapped, err := a.keys.ImportVerifier(ctx, keyuse.VerifierImport{
 		Ephemeral: ephemeral, Point: p.Ephemeral, SigningKey: req.SigningKey, Wrapped: p.Wrapped[:],
 	}, a.now())
 	if errors.Is(err, hsm.ErrInput) {
