@@ -10,14 +10,14 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
 	"countersign/policy"
 )
 
 // answering is an appliance that answers every question with one request.
-func answering(t *testing.T, c admin.Change) string {
+func answering(t *testing.T, c adminapi.Change) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	listener, err := net.Listen("unix", socket)
@@ -60,13 +60,13 @@ func TestSignsWhatItReads(t *testing.T) {
 	asked := request("decision")
 	id := change.HashOf(asked).ID().String()
 	for name, document := range map[string][]byte{"another request": request("kem"), "no request": []byte("x"), "nothing": nil} {
-		lie := admin.Change{ID: id, Hash: change.HashOf(asked).String(), Kind: "key.destroy", Document: document}
+		lie := adminapi.Change{ID: id, Hash: change.HashOf(asked).String(), Kind: "key.destroy", Document: document}
 		code, stdout, stderr := run(t, answering(t, lie), "change", "sign", id, "--key", key, "--yes")
 		if code != int(cli.BadSignature) || stdout != "" || strings.Contains(stderr, "name =") {
 			t.Errorf("%s: exit code %d, %q, %q", name, code, stdout, stderr)
 		}
 	}
-	lie := admin.Change{ID: id, Kind: "device.invite", Parameters: map[string]any{"name": "gate-7"}, Document: asked}
+	lie := adminapi.Change{ID: id, Kind: "device.invite", Parameters: map[string]any{"name": "gate-7"}, Document: asked}
 	code, stdout, stderr := run(t, answering(t, lie), "change", "sign", id, "--key", key, "--dry-run")
 	if code != 0 || stdout != "" || !strings.Contains(stderr, "kind     key.destroy") || !strings.Contains(stderr, "name = decision") {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)

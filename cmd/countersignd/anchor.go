@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store/sqlite"
 	"countersign/internal/cli"
@@ -72,11 +73,7 @@ func anchored(path, dir string) (*config.Appliance, error) {
 	if dir == "" {
 		return config.LoadAppliance(path)
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	return (&dev{dir: dir}).config(), nil
+	return dev.Config(dir)
 }
 
 // writeAnchor verifies the store under a root and moves the anchor to its newest. It

@@ -6,6 +6,7 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/backup"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -62,11 +63,11 @@ var exits = []struct {
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
 	{keyring.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
-	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
+	{dev.ErrForeign, cli.Failed, "take an empty directory for dev; serve runs what is there"},
 	{errOtherDomain, cli.Config, "correct trust.domain: it was fixed by init"},
 	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},
 	{syscall.EADDRNOTAVAIL, cli.Config, "listen on an address of this machine"},
-	{errDirInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
+	{dev.ErrInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
 	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/change"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -50,7 +51,7 @@ func migrateCommand(path *string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		load := func() (*config.Appliance, error) { return config.LoadAppliance(*path) }
 		if dir != "" {
-			load = func() (*config.Appliance, error) { return devConfig(cmd.Context(), dir) }
+			load = func() (*config.Appliance, error) { return dev.Take(cmd.Context(), dir) }
 		}
 		cfg, err := load()
 		if err != nil {
@@ -91,7 +92,7 @@ func (m *migration) run(cmd *cobra.Command) (said string, err error) {
 	if err != nil {
 		return "", cli.Fail(cli.Usage, err, "KEY is 66 hexadecimal digits")
 	}
-	if m.parts, err = newParts(m.cfg, around(cmd, m.cfg.Log)); err != nil {
+	if m.parts, err = newParts(m.cfg, environmentOf(cmd, m.cfg.Log)); err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, m.parts.close()) }()
@@ -102,7 +103,7 @@ func (m *migration) run(cmd *cobra.Command) (said string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, m.old.Close()) }()
-	if err := m.read(ctx, around(cmd, m.cfg.Log), root); err != nil {
+	if err := m.read(ctx, environmentOf(cmd, m.cfg.Log), root); err != nil {
 		return "", err
 	}
 	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(m.list, "\n")+"\n")))
@@ -117,7 +118,7 @@ func (m *migration) run(cmd *cobra.Command) (said string, err error) {
 }
 
 // read reads the store, verifies what can be verified, and lists the rest.
-func (m *migration) read(ctx context.Context, from surroundings, root protocol.PublicKey) (err error) {
+func (m *migration) read(ctx context.Context, from environment, root protocol.PublicKey) (err error) {
 	if m.contents, err = m.old.Read(); err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func (r *restoration) run(cmd *cobra.Command) (err error) {
 	if err := r.fetchDatabase(ctx); err != nil {
 		return err
 	}
-	p, err := r.open(ctx, around(cmd, r.cfg.Log))
+	p, err := r.open(ctx, environmentOf(cmd, r.cfg.Log))
 	if err != nil {
 		return errors.Join(err, r.removeWork())
 	}
@@ -158,7 +158,7 @@ func (r *restoration) run(cmd *cobra.Command) (err error) {
 }
 
 // open opens the database that is worked on, and the token.
-func (r *restoration) open(ctx context.Context, from surroundings) (*parts, error) {
+func (r *restoration) open(ctx context.Context, from environment) (*parts, error) {
 	old, err := sqlite.OpenOld(ctx, r.work)
 	if errors.Is(err, store.ErrExists) { // it is sealed
 		onWork := *r.cfg

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"bufio"
@@ -12,59 +12,58 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"countersign/appliance/adminapi/server"
 	"countersign/internal/cli"
 )
 
-// host examines the machine: disk, clock and core files.
+// host checks the machine: disk, clock and core files.
 func (d *doctor) host() {
 	d.disk()
 	d.synchronized()
 	d.coreLimit()
 }
 
-// littleFree is the room below which the doctor warns; with less than leastFree the
-// daemon is not ready.
+// littleFree is the free space, in bytes, below which the doctor warns.
 const littleFree = 256 << 20
 
 func (d *doctor) disk() {
 	dir := filepath.Dir(d.cfg.Store.Path)
 	var disk unix.Statfs_t
 	if err := unix.Statfs(dir, &disk); err != nil {
-		d.refuses("disk", fmt.Errorf("%s: %w", dir, err), cli.IO, "store.path has to be on a disk that is there")
+		d.refuses("disk", fmt.Errorf("%s: %w", dir, err), cli.IO, "store.path must be on a mounted disk")
 		return
 	}
 	free := disk.Bavail * uint64(disk.Bsize)
 	detail := fmt.Sprintf("%s: %d MiB free, %d files", dir, free>>20, disk.Ffree)
 	noFiles := disk.Files > 0 && disk.Ffree == 0
 	switch {
-	case free < leastFree || noFiles:
-		d.refuses("disk", fmt.Errorf("%s", detail), cli.IO, "make room: nothing is approved without it")
+	case free < d.LeastFree || noFiles:
+		d.refuses("disk", fmt.Errorf("%s", detail), cli.IO, "free some space: without it the appliance approves nothing")
 	case free < littleFree:
-		d.warns("disk", detail, "make room before nothing is approved any more")
+		d.warns("disk", detail, "free some space before the appliance can approve nothing")
 	default:
 		d.ok("disk", detail)
 	}
 }
 
-// staUnsync of adjtimex(2): nobody keeps the clock.
+// staUnsync of adjtimex(2): the clock is not synchronized.
 const staUnsync = 0x0040
 
-// synchronized asks the kernel whether anybody keeps the clock.
+// synchronized asks the kernel whether the clock is synchronized.
 func (d *doctor) synchronized() {
 	var tx unix.Timex
 	if _, err := unix.Adjtimex(&tx); err != nil {
-		d.warns("time service", "the kernel does not say: "+err.Error(), "see that NTP keeps the clock")
+		d.warns("time service", "adjtimex: "+err.Error(), "make sure that NTP synchronizes the clock")
 		return
 	}
 	if tx.Status&staUnsync != 0 {
-		d.warns("time service", "nobody keeps the clock", "run an NTP client; a clock that is off lets challenges expire early or late")
+		d.warns("time service", "the clock is not synchronized", "run an NTP client: with a wrong clock, challenges expire early or late")
 		return
 	}
-	d.ok("time service", fmt.Sprintf("the clock is kept, within %v", time.Duration(tx.Maxerror)*time.Microsecond))
+	d.ok("time service", fmt.Sprintf("the clock is synchronized, within %v", time.Duration(tx.Maxerror)*time.Microsecond))
 }
 
-// coreLimit looks at the daemon that runs, or at this process, which hardens itself in
-// the same way.
+// coreLimit checks the running daemon, or else this process, which hardens itself in the same way.
 func (d *doctor) coreLimit() {
 	pid := os.Getpid()
 	if running, ok := d.daemonPID(); ok {
@@ -73,37 +72,30 @@ func (d *doctor) coreLimit() {
 	soft, err := coreLimitOf(pid)
 	switch {
 	case err != nil:
-		d.warns("core files", err.Error(), "see that the daemon leaves no core files")
+		d.warns("core files", err.Error(), "make sure that the daemon leaves no core files")
 	case soft != "0":
-		d.refuses("core files", fmt.Errorf("process %d may leave core files of %s bytes, with the PIN in them", pid, soft), cli.Failed, "restart the daemon; set LimitCORE=0")
+		err = fmt.Errorf("process %d may leave core files of %s bytes, with the PIN in them", pid, soft)
+		d.refuses("core files", err, cli.Failed, "restart the daemon; set LimitCORE=0")
 	default:
 		d.ok("core files", fmt.Sprintf("process %d leaves none", pid))
 	}
 }
 
-// daemonPID is whoever listens on the admin socket, by the credentials that the kernel
-// keeps (SO_PEERCRED).
+// daemonPID returns the process that listens on the admin socket.
 func (d *doctor) daemonPID() (int, bool) {
 	conn, err := net.DialTimeout("unix", d.cfg.Admin.Socket, time.Second)
 	if err != nil {
 		return 0, false
 	}
 	defer func() { _ = conn.Close() }() // nothing was sent
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	peer, err := server.Peer(conn)
 	if err != nil {
 		return 0, false
 	}
-	var credentials *unix.Ucred
-	controlErr := raw.Control(func(fd uintptr) {
-		credentials, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err != nil || controlErr != nil {
-		return 0, false
-	}
-	return int(credentials.Pid), true
+	return int(peer.Pid), true
 }
 
-// coreLimitOf is the soft limit of core files in /proc/PID/limits, "0" or bytes.
+// coreLimitOf returns the soft limit of core files in /proc/PID/limits, "0" or bytes.
 func coreLimitOf(pid int) (string, error) {
 	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "limits"))
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package dev
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"countersign/hsm"
 )
 
-// softhsmModules are where distributions put SoftHSM.
+// softhsmModules are the paths at which distributions install SoftHSM.
 var softhsmModules = []string{
 	"/usr/lib/softhsm/libsofthsm2.so",
 	"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -23,17 +23,16 @@ var softhsmModules = []string{
 	"/usr/local/lib/softhsm/libsofthsm2.so",
 }
 
-// Labels of the tokens of dev, and the suffix of the second one's PIN files.
+// Labels of the tokens, and the suffix of the second token's PIN files.
 const (
-	devLabel       = "countersign-dev"
-	devSecondLabel = "countersign-dev-2"
-	secondSuffix   = "-second"
+	tokenLabel   = "countersign-dev"
+	secondLabel  = "countersign-dev-2"
+	secondSuffix = "-second"
 )
 
-// devTokens makes SoftHSM tokens in dir, one or two, unless they are there, and
-// points SOFTHSM2_CONF of this process and its children to them. It returns the
-// path of SoftHSM's module.
-func devTokens(ctx context.Context, dir string, two bool) (module string, err error) {
+// initTokens creates one or two SoftHSM tokens in dir, unless they exist, and sets SOFTHSM2_CONF of this process and its
+// children. It returns the path of SoftHSM's module.
+func initTokens(ctx context.Context, dir string, two bool) (module string, err error) {
 	for _, path := range softhsmModules {
 		if _, statErr := os.Stat(path); statErr == nil {
 			module = path
@@ -52,25 +51,26 @@ func devTokens(ctx context.Context, dir string, two bool) (module string, err er
 		return "", err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "pin")); err != nil {
-		// Nothing is there: the first PIN is written after its token.
+		// No token is complete: each PIN is written after its token.
 		if err := errors.Join(os.RemoveAll(tokens), os.Mkdir(tokens, 0o700)); err != nil {
 			return "", err
 		}
-		if err := initToken(ctx, dir, devLabel, ""); err != nil {
+		if err := initToken(ctx, dir, tokenLabel, ""); err != nil {
 			return "", err
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "pin"+secondSuffix)); err == nil || !two {
 		return module, nil
 	}
-	return module, initToken(ctx, dir, devSecondLabel, secondSuffix)
+	return module, initToken(ctx, dir, secondLabel, secondSuffix)
 }
 
-// initToken runs softhsm2-util, which alone sees the PINs on a command line: they
-// are this development token's only.
+// initToken runs softhsm2-util, the only program that gets a PIN on its command line: the PINs of development tokens
+// protect nothing else.
 func initToken(ctx context.Context, dir, label, suffix string) error {
 	pin, soPIN := randomPIN(), randomPIN()
-	out, err := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "softhsm2-util",
+		"--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("softhsm2-util is not installed: %w", hsm.ErrUnavailable)
 	}

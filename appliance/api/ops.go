@@ -1,4 +1,4 @@
-package httpapi
+package api
 
 import (
 	"context"
@@ -10,20 +10,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Check tells whether one dependency can be used now; nil is yes.
+// Check returns nil if a dependency can be used now.
 type Check func(ctx context.Context) error
 
-// Ops serves health and metrics, on loopback, in plain HTTP.
+// Ops serves health and metrics in plain HTTP, on loopback.
 type Ops struct {
 	Checks   map[string]Check // by dependency: "hsm", "store", "keys_in_use"
-	Warnings map[string]Check // told in /readyz, and no reason not to be ready: "keys"
+	Warnings map[string]Check // shown in /readyz without making the appliance unready: "keys"
 	Gatherer prometheus.Gatherer
 }
 
-// checkTimeout bounds one look at all dependencies.
+// checkTimeout bounds all checks of one request together.
 const checkTimeout = time.Second
 
-// Handler of /livez, /readyz and /metrics.
+// Handler returns the handler of /livez, /readyz and /metrics.
 func (o *Ops) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -34,8 +34,7 @@ func (o *Ops) Handler() http.Handler {
 	return mux
 }
 
-// ready answers 200 when every dependency can be used, else 503, with a reason for
-// each, and warnings.
+// ready answers 200 if every dependency can be used, else 503, with the state of each dependency and the warnings.
 func (o *Ops) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
@@ -58,5 +57,5 @@ func (o *Ops) ready(w http.ResponseWriter, r *http.Request) {
 func writeHealth(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the peer is gone: nothing to do
+	_ = json.NewEncoder(w).Encode(v) // an error means that the peer is gone
 }

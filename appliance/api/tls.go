@@ -1,4 +1,4 @@
-package httpapi
+package api
 
 import (
 	"context"
@@ -17,9 +17,9 @@ import (
 	"countersign/appliance/keyring"
 )
 
-// Identity is the API's TLS identity: a P-256 key in memory and a certificate of
-// 24 hours from the ca key, renewed at half-life. With the key in memory the
-// daemon can answer 503, and does not hang, when the token is away.
+// Identity is the API's TLS identity: a P-256 key in memory and a certificate by the ca key, which is valid for 24
+// hours and renewed after 12. With the key in memory the daemon can answer 503 instead of hanging when the token is
+// unavailable.
 type Identity struct {
 	keys    *keyring.Keyring
 	names   []string
@@ -27,24 +27,24 @@ type Identity struct {
 	current atomic.Pointer[tls.Config]
 }
 
-// errNoIdentity is told in the log of a handshake.
+// errNoIdentity is the error of a handshake without a certificate. Its text is logged.
 var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in use, rotate it with countersignctl key rotate ca")
 
-// NewIdentity issues the first certificate, for these DNS names and addresses. With no
-// version of ca in use there is none: every handshake fails until Renew has one, so
-// that an appliance that was off for long starts, and its ca can be rotated.
+// NewIdentity issues the first certificate, for these DNS names and addresses. If no version of ca is in use it issues
+// none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and an
+// administrator can rotate its ca.
 func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
 	err := i.Renew(ctx)
 	if errors.Is(err, keyring.ErrNoKey) {
-		log.Error("the API answers nobody", "error", errNoIdentity)
+		log.Error("the API refuses every connection", "error", errNoIdentity)
 		return i, nil
 	}
 	return i, err
 }
 
-// TLSConfig for a listener: TLS 1.3; a client certificate is verified if given,
-// and required by route.
+// TLSConfig returns the configuration of a listener: TLS 1.3. A client certificate is verified if there is one; some
+// routes require one.
 func (i *Identity) TLSConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -58,8 +58,8 @@ func (i *Identity) TLSConfig() *tls.Config {
 	}
 }
 
-// Renew issues a new certificate by the ca key in use now, and takes the authorities of
-// now for callers. Connections that are there go on with the old ones.
+// Renew issues a new certificate by the ca key in use now, and reads the authorities of client certificates again. Open
+// connections keep the old ones.
 func (i *Identity) Renew(ctx context.Context) error {
 	now := time.Now()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -88,13 +88,13 @@ func (i *Identity) Renew(ctx context.Context) error {
 	return nil
 }
 
-// look is how often the certificate's dates are compared with the clock on the
-// wall, which goes on while a suspended machine's timers do not.
-const look = time.Minute
+// renewPoll is how often the certificate's dates are compared with the wall clock, which, unlike timers, advances
+// while the machine is suspended.
+const renewPoll = time.Minute
 
-// Run renews the certificate at half of its life, until ctx ends.
+// Run renews the certificate after half of its lifetime, until ctx ends.
 func (i *Identity) Run(ctx context.Context) {
-	ticker := time.NewTicker(look)
+	ticker := time.NewTicker(renewPoll)
 	defer ticker.Stop()
 	for {
 		select {
@@ -106,12 +106,12 @@ func (i *Identity) Run(ctx context.Context) {
 			continue
 		}
 		if err := i.Renew(ctx); err != nil {
-			i.log.Error("TLS certificate could not be renewed", "error", err)
+			i.log.Error("TLS certificate was not renewed", "error", err)
 		}
 	}
 }
 
-// fresh: there is a certificate, in the first half of its life.
+// fresh reports whether there is a certificate in the first half of its lifetime.
 func (i *Identity) fresh(now time.Time) bool {
 	config := i.current.Load()
 	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyring.ServerCertLife/2))

@@ -1,9 +1,4 @@
-// Package httpapi puts the appliance's doors on listeners: the API for phones and
-// devices over TLS 1.3, the admin API on a Unix socket, and health and metrics on
-// loopback. Handlers come in two halves: here identity, bounds, decoding, encoding
-// and the one table from errors to answers; what a request means is decided in
-// package appliance.
-package httpapi
+package api
 
 import (
 	"context"
@@ -11,13 +6,14 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 )
 
-// Timeouts of every listener: slow senders are cut off.
+// Timeouts of every listener. They cut off slow senders.
 const (
 	headerTimeout = 5 * time.Second
 	readTimeout   = 10 * time.Second
@@ -34,8 +30,8 @@ type Server struct {
 	TLS      *tls.Config // nil: plain
 }
 
-// Serve runs servers until ctx ends, then lets what is under way finish for one
-// second. It returns the first error that is not the end of ctx.
+// Serve runs servers until ctx ends, then gives the requests in progress one second to finish. It returns the first
+// error other than the end of ctx.
 func Serve(ctx context.Context, log hclog.Logger, servers ...Server) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, s := range servers {
@@ -79,4 +75,21 @@ func shutdown(server *http.Server) error {
 		return server.Close()
 	}
 	return nil
+}
+
+// Switch is a handler that can be replaced while it serves.
+type Switch struct{ current atomic.Pointer[http.Handler] }
+
+// NewSwitch returns a switch that uses h first.
+func NewSwitch(h http.Handler) *Switch {
+	s := &Switch{}
+	s.Use(h)
+	return s
+}
+
+// Use sets the handler of all requests that arrive from now on.
+func (s *Switch) Use(h http.Handler) { s.current.Store(&h) }
+
+func (s *Switch) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	(*s.current.Load()).ServeHTTP(w, r)
 }
