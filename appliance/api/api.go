@@ -19,6 +19,9 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // Bounds of request bodies, in bytes. An apply request has at most two near-field messages of M1, an order and a
@@ -42,19 +45,19 @@ const (
 type Authorizer interface {
 	// DeviceOf returns the enrolled, active device of a verified certificate, else code 15.
 	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
-	Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error)
-	Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error)
+	Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error)
+	Countersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error)
 	// AnswerAfter returns how long after a request arrived its answer is sent.
-	AnswerAfter(res protocol.CountersignResponse) time.Duration
-	Outcome(ctx context.Context, device store.Device, req protocol.OutcomeRequest) error
+	AnswerAfter(res deviceapi.CountersignResponse) time.Duration
+	Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error
 }
 
 // Enroller enrols phones and devices.
 type Enroller interface {
-	Trust() protocol.TrustDocument
+	Trust() trust.Document
 	Enrol(ctx context.Context, body []byte) ([]byte, error)
 	EnrolDevice(ctx context.Context, body []byte) ([]byte, error)
-	Renew(ctx context.Context, device store.Device, req protocol.RenewRequest) (protocol.RenewResponse, error)
+	Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error)
 }
 
 // API serves phones and devices (PROTOCOL.md §5).
@@ -68,7 +71,7 @@ type API struct {
 func (a *API) Handler() http.Handler {
 	unknown := endpoint{media: "application/json", limit: maxJSON, gate: make(gate, unknownInFlight)}
 	renew := endpoint{media: "application/json", limit: maxJSON, gate: make(gate, deviceInFlight), device: true}
-	device := endpoint{media: protocol.BodyType, limit: maxCBOR, gate: renew.gate, device: true}
+	device := endpoint{media: deviceapi.BodyType, limit: maxCBOR, gate: renew.gate, device: true}
 	apply := device
 	apply.gate = make(gate, applyInFlight)
 	mux := http.NewServeMux()
@@ -80,7 +83,7 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/countersign", a.handle(device, a.countersign))
 	mux.HandleFunc("POST /v1/outcome", a.handle(device, a.outcome))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, protocol.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound})
+		writeProblem(w, deviceapi.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound})
 	})
 	return mux
 }
@@ -189,15 +192,15 @@ func (a *API) trust(context.Context, request) (reply, error) {
 	return reply{body: body}, err
 }
 
-func enrolBy(enrol func(context.Context, []byte) ([]byte, error)) process {
+func enrolBy(enrolKey func(context.Context, []byte) ([]byte, error)) process {
 	return func(ctx context.Context, q request) (reply, error) {
-		body, err := enrol(ctx, q.body)
+		body, err := enrolKey(ctx, q.body)
 		return reply{body: body}, err
 	}
 }
 
 func (a *API) renew(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseRenewRequest(q.body)
+	req, err := enrol.ParseRenewRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -210,7 +213,7 @@ func (a *API) renew(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) apply(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseApplyRequest(q.body)
+	req, err := deviceapi.ParseApplyRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -222,7 +225,7 @@ func (a *API) apply(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) countersign(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseCountersignRequest(q.body)
+	req, err := deviceapi.ParseCountersignRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -234,7 +237,7 @@ func (a *API) countersign(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) outcome(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseOutcomeRequest(q.body)
+	req, err := deviceapi.ParseOutcomeRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}

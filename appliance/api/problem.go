@@ -14,13 +14,14 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 )
 
 // retryAfter is the wait that a caller is asked for when token or store is unavailable or busy.
 const retryAfter = time.Second
 
 // problem is the table from errors to answers. Any other error is an internal error without detail.
-func problem(err error) protocol.Problem {
+func problem(err error) deviceapi.Problem {
 	retry := protocol.Retry{After: retryAfter}
 	switch code, _ := protocol.CodeOf(err); {
 	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
@@ -31,20 +32,20 @@ func problem(err error) protocol.Problem {
 		return refused(http.StatusConflict)
 	case errors.Is(err, appliance.ErrNoTransaction):
 		return refused(http.StatusNotFound)
-	case code.HTTPStatus() == http.StatusInternalServerError:
-		return protocol.ProblemOf(nil)
+	case deviceapi.HTTPStatus(code) == http.StatusInternalServerError:
+		return deviceapi.ProblemOf(nil)
 	default:
-		return protocol.ProblemOf(code)
+		return deviceapi.ProblemOf(code)
 	}
-	return protocol.ProblemOf(retry)
+	return deviceapi.ProblemOf(retry)
 }
 
 func isAny(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-func refused(status int) protocol.Problem {
-	p := protocol.ProblemOf(protocol.CodeRefused)
+func refused(status int) deviceapi.Problem {
+	p := deviceapi.ProblemOf(protocol.CodeRefused)
 	p.Status = status
 	return p
 }
@@ -70,8 +71,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeProblem(w, p)
 }
 
-func writeProblem(w http.ResponseWriter, p protocol.Problem) {
-	w.Header().Set("Content-Type", protocol.ProblemType)
+func writeProblem(w http.ResponseWriter, p deviceapi.Problem) {
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // an error means that the peer is gone
 }

@@ -16,7 +16,7 @@ import (
 
 	"countersign/internal/config"
 	"countersign/internal/durable"
-	"countersign/protocol"
+	"countersign/protocol/enrol"
 )
 
 var (
@@ -43,7 +43,7 @@ type Daemon interface {
 	// Device returns store.ErrNotFound if no device of this name is enrolled.
 	Device(ctx context.Context, name string) error
 	// InviteDevice returns an activation code for a new device.
-	InviteDevice(ctx context.Context, name, display string) (protocol.ActivationCode, error)
+	InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error)
 	Run(ctx context.Context) error
 	Close() error
 }

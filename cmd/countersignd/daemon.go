@@ -21,7 +21,7 @@ import (
 	"countersign/internal/config"
 
 	"countersign/internal/durable"
-	"countersign/protocol"
+	"countersign/protocol/enrol"
 )
 
 // daemon runs an appliance on its listeners.
@@ -313,7 +313,7 @@ func (d devDaemon) Device(ctx context.Context, name string) error {
 	return err
 }
 
-func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (protocol.ActivationCode, error) {
+func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error) {
 	code, _, err := d.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Display: display})
 	return code, err
 }

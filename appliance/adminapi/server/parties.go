@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 )
 
 // Overview summarizes and examines the appliance, and reads its audit records.
@@ -41,7 +42,7 @@ type Parties interface {
 
 // Invites makes activation codes.
 type Invites interface {
-	Invite(ctx context.Context, i appliance.Invite) (protocol.ActivationCode, time.Time, error)
+	Invite(ctx context.Context, i appliance.Invite) (enrol.ActivationCode, time.Time, error)
 	PreviewInvite(ctx context.Context, i appliance.Invite) (appliance.Change, error)
 }
 

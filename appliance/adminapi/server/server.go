@@ -18,7 +18,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
-	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 )
 
 // Bounds of request bodies, in bytes.
@@ -176,7 +176,7 @@ func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func writeProblem(w http.ResponseWriter, p adminapi.Problem) {
-	w.Header().Set("Content-Type", protocol.ProblemType)
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // an error means that the peer is gone
 }

@@ -1,9 +1,16 @@
-package protocol
+// Package deviceapi implements the bodies that devices and the appliance exchange
+// over HTTP: apply, countersign, outcome and problem+json (PROTOCOL.md §5).
+package deviceapi
 
 import (
 	"slices"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/strict"
+	"countersign/protocol/message"
 )
 
 // BodyType is the media type of the CBOR bodies of PROTOCOL.md §5.
@@ -18,9 +25,9 @@ type ApplyRequest struct {
 	M1     []byte
 	Order  Order
 	Link   LinkClass
-	Floor  Level  // 0: none
-	Handle []byte // of the pending first countersign, for a co-approval; nil: none
-	Nonce  Nonce
+	Floor  protocol.Level // 0: none
+	Handle []byte         // of the pending first countersign, for a co-approval; nil: none
+	Nonce  protocol.Nonce
 	Strict bool
 }
 
@@ -28,15 +35,15 @@ type wireApply struct {
 	M1     []byte          `cbor:"1,keyasint"`
 	Order  cbor.RawMessage `cbor:"2,keyasint"`
 	Link   LinkClass       `cbor:"3,keyasint"`
-	Floor  *Level          `cbor:"4,keyasint,omitempty"`
+	Floor  *protocol.Level `cbor:"4,keyasint,omitempty"`
 	Handle *[]byte         `cbor:"5,keyasint,omitempty"`
-	Nonce  Nonce           `cbor:"6,keyasint"`
+	Nonce  protocol.Nonce  `cbor:"6,keyasint"`
 	Strict *uint64         `cbor:"7,keyasint,omitempty"`
 }
 
 // Marshal writes the body.
 func (r ApplyRequest) Marshal() []byte {
-	w := wireApply{M1: present(r.M1), Order: r.Order.marshal(), Link: r.Link, Nonce: r.Nonce, Handle: optionalBytes(r.Handle)}
+	w := wireApply{M1: strict.NonNil(r.M1), Order: r.Order.marshal(), Link: r.Link, Nonce: r.Nonce, Handle: optionalBytes(r.Handle)}
 	if r.Floor != 0 {
 		w.Floor = &r.Floor
 	}
@@ -44,7 +51,7 @@ func (r ApplyRequest) Marshal() []byte {
 		w.Strict = new(uint64)
 		*w.Strict = 1
 	}
-	return marshal(w)
+	return det.Marshal(w)
 }
 
 func optionalBytes(b []byte) *[]byte {
@@ -57,7 +64,7 @@ func optionalBytes(b []byte) *[]byte {
 // ParseApplyRequest reads the body: CodeFormat. M1 is not looked into.
 func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	var w wireApply
-	if err := unmarshalExact(b, &w, 1, 2, 3, 4, 5, 6, 7); err != nil {
+	if err := strict.Map(b, &w, 1, 2, 3, 4, 5, 6, 7); err != nil {
 		return ApplyRequest{}, err
 	}
 	order, err := parseOrder(w.Order)
@@ -66,17 +73,17 @@ func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	}
 	r := ApplyRequest{M1: w.M1, Order: order, Link: w.Link, Nonce: w.Nonce, Strict: w.Strict != nil}
 	if !r.Link.known() || r.Strict && *w.Strict != 1 {
-		return ApplyRequest{}, formatError("apply: link class or strict has no such value")
+		return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: link class or strict has no such value")
 	}
 	if w.Floor != nil {
 		if r.Floor = *w.Floor; !isLevel(r.Floor) {
-			return ApplyRequest{}, formatError("apply: floor %d", r.Floor)
+			return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: floor %d", r.Floor)
 		}
 	}
 	if w.Handle != nil {
 		r.Handle = *w.Handle
 	}
-	return r, checkLengths(carried{"M1", r.M1, MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, w.Handle == nil})
+	return r, checkLengths(carried{"M1", r.M1, message.MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, w.Handle == nil})
 }
 
 // carried is a byte string inside a body.
@@ -90,54 +97,54 @@ type carried struct {
 func checkLengths(list ...carried) error {
 	for _, c := range list {
 		if len(c.value) > c.most || len(c.value) == 0 && !c.optional {
-			return formatError("%s of %d bytes: want 1 to %d", c.name, len(c.value), c.most)
+			return protocol.CodeFormat.Errorf("%s of %d bytes: want 1 to %d", c.name, len(c.value), c.most)
 		}
 	}
 	return nil
 }
 
-func isLevel(l Level) bool { _, ok := l.Factors(); return ok }
+func isLevel(l protocol.Level) bool { _, ok := l.Factors(); return ok }
 
 // ApplyResponse answers it: {1: M2, 2: handle, 3: level, 4: ttl}, or {1} alone where
 // M2 is an MU or of the error form; then Handle is nil.
 type ApplyResponse struct {
 	M2     []byte
 	Handle []byte
-	Level  Level
+	Level  protocol.Level
 	TTL    uint64 // seconds
 }
 
 type wireApplyAnswer struct {
-	M2     []byte  `cbor:"1,keyasint"`
-	Handle *[]byte `cbor:"2,keyasint,omitempty"`
-	Level  *Level  `cbor:"3,keyasint,omitempty"`
-	TTL    *uint64 `cbor:"4,keyasint,omitempty"`
+	M2     []byte          `cbor:"1,keyasint"`
+	Handle *[]byte         `cbor:"2,keyasint,omitempty"`
+	Level  *protocol.Level `cbor:"3,keyasint,omitempty"`
+	TTL    *uint64         `cbor:"4,keyasint,omitempty"`
 }
 
 // Marshal writes the body.
 func (r ApplyResponse) Marshal() []byte {
-	w := wireApplyAnswer{M2: present(r.M2)}
+	w := wireApplyAnswer{M2: strict.NonNil(r.M2)}
 	if r.Handle != nil {
 		w.Handle, w.Level, w.TTL = &r.Handle, &r.Level, &r.TTL
 	}
-	return marshal(w)
+	return det.Marshal(w)
 }
 
 // ParseApplyResponse reads the body: CodeFormat.
 func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 	var w wireApplyAnswer
-	if err := unmarshalExact(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
 		return ApplyResponse{}, err
 	}
 	r := ApplyResponse{M2: w.M2}
 	if w.Handle == nil && w.Level == nil && w.TTL == nil {
-		return r, checkLengths(carried{"M2", r.M2, MaxFrame, false})
+		return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false})
 	}
 	if w.Handle == nil || w.Level == nil || w.TTL == nil || !isLevel(*w.Level) {
-		return ApplyResponse{}, formatError("apply answer: handle, level and ttl come together")
+		return ApplyResponse{}, protocol.CodeFormat.Errorf("apply answer: handle, level and ttl come together")
 	}
 	r.Handle, r.Level, r.TTL = *w.Handle, *w.Level, *w.TTL
-	return r, checkLengths(carried{"M2", r.M2, MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, false})
+	return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, false})
 }
 
 // LinkClass says by what near-field link D hears C; it is D's claim.
@@ -168,14 +175,14 @@ func ParseLinkClass(s string) (LinkClass, error) {
 	if i := slices.Index(linkNames, s); i >= int(LinkWire) {
 		return LinkClass(i), nil
 	}
-	return 0, formatError("link class %q", s)
+	return 0, protocol.CodeFormat.Errorf("link class %q", s)
 }
 
 // Order is what D has to sell or to open, key 2 of an [ApplyRequest]:
 // {1: service or [service, …], ?2: [amount, currency], ?3: text, ?4: reference}.
 type Order struct {
-	Services  []Service // one: an order; several: those D accepts without one
-	Amount    *Amount
+	Services  []protocol.Service // one: an order; several: those D accepts without one
+	Amount    *protocol.Amount
 	Text      string // up to 44 bytes, shown to the user
 	Reference string // up to 64 bytes, D's own, for S's audit record
 }
@@ -187,18 +194,18 @@ const MaxReferenceBytes = 64
 const maxServices = 256
 
 type wireOrder struct {
-	Services  cbor.RawMessage `cbor:"1,keyasint"`
-	Amount    *Amount         `cbor:"2,keyasint,omitempty"`
-	Text      *string         `cbor:"3,keyasint,omitempty"`
-	Reference *string         `cbor:"4,keyasint,omitempty"`
+	Services  cbor.RawMessage  `cbor:"1,keyasint"`
+	Amount    *protocol.Amount `cbor:"2,keyasint,omitempty"`
+	Text      *string          `cbor:"3,keyasint,omitempty"`
+	Reference *string          `cbor:"4,keyasint,omitempty"`
 }
 
 func (o Order) marshal() []byte {
-	w := wireOrder{Services: marshal(o.Services), Amount: o.Amount, Text: nonEmpty(o.Text), Reference: nonEmpty(o.Reference)}
+	w := wireOrder{Services: det.Marshal(o.Services), Amount: o.Amount, Text: nonEmpty(o.Text), Reference: nonEmpty(o.Reference)}
 	if len(o.Services) == 1 {
-		w.Services = marshal(o.Services[0])
+		w.Services = det.Marshal(o.Services[0])
 	}
-	return marshal(w)
+	return det.Marshal(w)
 }
 
 func nonEmpty(s string) *string {
@@ -210,18 +217,18 @@ func nonEmpty(s string) *string {
 
 func parseOrder(b []byte) (o Order, err error) {
 	var w wireOrder
-	if err := unmarshalExact(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
 		return o, err
 	}
 	if o.Services, err = parseServices(w.Services); err != nil {
 		return o, err
 	}
 	if o.Amount = w.Amount; o.Amount != nil {
-		if err := o.Amount.validate(); err != nil {
+		if err := o.Amount.Validate(); err != nil {
 			return o, err
 		}
 	}
-	if o.Text, err = parseOptionalText("order text", w.Text, MaxTextBytes); err != nil {
+	if o.Text, err = parseOptionalText("order text", w.Text, message.MaxTextBytes); err != nil {
 		return o, err
 	}
 	o.Reference, err = parseOptionalText("order reference", w.Reference, MaxReferenceBytes)
@@ -230,21 +237,21 @@ func parseOrder(b []byte) (o Order, err error) {
 
 // parseServices reads one service, or a list of two or more without repeats. A
 // list of one would be a second way to write the same.
-func parseServices(b []byte) ([]Service, error) {
-	var one Service
-	if unmarshalSame(b, &one) == nil {
-		return []Service{one}, nil
+func parseServices(b []byte) ([]protocol.Service, error) {
+	var one protocol.Service
+	if strict.Item(b, &one) == nil {
+		return []protocol.Service{one}, nil
 	}
-	var list []Service
-	if err := unmarshalSame(b, &list); err != nil {
+	var list []protocol.Service
+	if err := strict.Item(b, &list); err != nil {
 		return nil, err
 	}
 	if len(list) < 2 || len(list) > maxServices {
-		return nil, formatError("order lists %d services", len(list))
+		return nil, protocol.CodeFormat.Errorf("order lists %d services", len(list))
 	}
 	sorted := slices.Sorted(slices.Values(list))
 	if len(slices.Compact(sorted)) != len(list) {
-		return nil, formatError("order lists a service twice")
+		return nil, protocol.CodeFormat.Errorf("order lists a service twice")
 	}
 	return list, nil
 }
@@ -254,9 +261,9 @@ func parseOptionalText(name string, s *string, maxBytes int) (string, error) {
 		return "", nil
 	}
 	if *s == "" {
-		return "", formatError("%s is empty", name)
+		return "", protocol.CodeFormat.Errorf("%s is empty", name)
 	}
-	return *s, CheckText(*s, maxBytes)
+	return *s, message.CheckText(*s, maxBytes)
 }
 
 // CountersignRequest is the body of POST /v1/countersign: {1: handle, 2: M3}.
@@ -267,15 +274,15 @@ type CountersignRequest struct {
 
 // Marshal writes the body.
 func (r CountersignRequest) Marshal() []byte {
-	return marshal(CountersignRequest{Handle: present(r.Handle), M3: present(r.M3)})
+	return det.Marshal(CountersignRequest{Handle: strict.NonNil(r.Handle), M3: strict.NonNil(r.M3)})
 }
 
 // ParseCountersignRequest reads the body: CodeFormat. M3 is not looked into.
 func ParseCountersignRequest(b []byte) (r CountersignRequest, err error) {
-	if err := unmarshalExact(b, &r, 1, 2); err != nil {
+	if err := strict.Map(b, &r, 1, 2); err != nil {
 		return CountersignRequest{}, err
 	}
-	return r, checkLengths(carried{"handle", r.Handle, MaxHandle, false}, carried{"M3", r.M3, MaxFrame, false})
+	return r, checkLengths(carried{"handle", r.Handle, MaxHandle, false}, carried{"M3", r.M3, message.MaxFrame, false})
 }
 
 // MaxDecision is the longest decision that is taken, in bytes: one with strict
@@ -286,33 +293,33 @@ const MaxDecision = 8192
 // {1: M4, 2: result, ?3: decision, ?4: next handle}.
 type CountersignResponse struct {
 	M4         []byte
-	Result     Result
+	Result     protocol.Result
 	Decision   []byte // nil: none
 	NextHandle []byte // with ResultPending, for the second approver; nil: none
 }
 
 type wireCountersignAnswer struct {
-	M4         []byte  `cbor:"1,keyasint"`
-	Result     Result  `cbor:"2,keyasint"`
-	Decision   *[]byte `cbor:"3,keyasint,omitempty"`
-	NextHandle *[]byte `cbor:"4,keyasint,omitempty"`
+	M4         []byte          `cbor:"1,keyasint"`
+	Result     protocol.Result `cbor:"2,keyasint"`
+	Decision   *[]byte         `cbor:"3,keyasint,omitempty"`
+	NextHandle *[]byte         `cbor:"4,keyasint,omitempty"`
 }
 
 // Marshal writes the body.
 func (r CountersignResponse) Marshal() []byte {
-	return marshal(wireCountersignAnswer{present(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
+	return det.Marshal(wireCountersignAnswer{strict.NonNil(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
 }
 
 // ParseCountersignResponse reads the body: CodeFormat. The decision is for
-// [DecisionCheck].
+// [Check].
 func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 	var w wireCountersignAnswer
-	if err := unmarshalExact(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
 		return CountersignResponse{}, err
 	}
 	r := CountersignResponse{M4: w.M4, Result: w.Result}
-	if r.Result > ResultPending {
-		return CountersignResponse{}, formatError("countersign answer: %v", r.Result)
+	if r.Result > protocol.ResultPending {
+		return CountersignResponse{}, protocol.CodeFormat.Errorf("countersign answer: %v", r.Result)
 	}
 	if w.Decision != nil {
 		r.Decision = *w.Decision
@@ -321,7 +328,7 @@ func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 		r.NextHandle = *w.NextHandle
 	}
 	return r, checkLengths(
-		carried{"M4", r.M4, MaxFrame, false},
+		carried{"M4", r.M4, message.MaxFrame, false},
 		carried{"decision", r.Decision, MaxDecision, w.Decision == nil},
 		carried{"next handle", r.NextHandle, MaxHandle, w.NextHandle == nil},
 	)
@@ -330,13 +337,13 @@ func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 // OutcomeRequest is the body of POST /v1/outcome:
 // {1: transaction id, 2: performed (0 or 1)}.
 type OutcomeRequest struct {
-	Transaction TransactionID
+	Transaction protocol.TransactionID
 	Performed   bool // false gives the limits back
 }
 
 type wireOutcome struct {
-	Transaction TransactionID `cbor:"1,keyasint"`
-	Performed   uint64        `cbor:"2,keyasint"`
+	Transaction protocol.TransactionID `cbor:"1,keyasint"`
+	Performed   uint64                 `cbor:"2,keyasint"`
 }
 
 // Marshal writes the body.
@@ -345,17 +352,17 @@ func (r OutcomeRequest) Marshal() []byte {
 	if r.Performed {
 		w.Performed = 1
 	}
-	return marshal(w)
+	return det.Marshal(w)
 }
 
 // ParseOutcomeRequest reads the body: CodeFormat.
 func ParseOutcomeRequest(b []byte) (OutcomeRequest, error) {
 	var w wireOutcome
-	if err := unmarshalExact(b, &w, 1, 2); err != nil {
+	if err := strict.Map(b, &w, 1, 2); err != nil {
 		return OutcomeRequest{}, err
 	}
 	if w.Performed > 1 {
-		return OutcomeRequest{}, formatError("outcome: performed is %d", w.Performed)
+		return OutcomeRequest{}, protocol.CodeFormat.Errorf("outcome: performed is %d", w.Performed)
 	}
 	return OutcomeRequest{Transaction: w.Transaction, Performed: w.Performed == 1}, nil
 }

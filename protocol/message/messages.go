@@ -1,12 +1,18 @@
-package protocol
+// Package message implements the messages of an authorization: M1 to M4 and ME
+// with their payloads P1 to P4, the keys of a challenge, the statement and its
+// countersignature, and the frames of a wire link (PROTOCOL.md §3 and §5).
+package message
 
 import (
-	"bytes"
 	"crypto/hpke"
 	"fmt"
 
-	"countersign/protocol/internal/det"
+	"countersign/protocol"
+	"countersign/protocol/internal/domain"
 )
+
+// Version is the protocol version, the low nibble of every message's first byte.
+const Version = 1
 
 // The kinds of messages on the near-field link: the high nibble of byte 0.
 const (
@@ -22,14 +28,14 @@ const (
 // else that is no message [CodeFormat]; the rest of m is not looked at.
 func Kind(m []byte) (byte, error) {
 	if len(m) == 0 {
-		return 0, formatError("empty message")
+		return 0, protocol.CodeFormat.Errorf("empty message")
 	}
 	kind, version := m[0]>>4, m[0]&15
 	if version != Version {
-		return 0, fmt.Errorf("protocol version %d: %w", version, CodeVersion)
+		return 0, fmt.Errorf("protocol version %d: %w", version, protocol.CodeVersion)
 	}
 	if (kind < KindM1 || kind > KindKeyUpdate) && kind != KindLinkError {
-		return 0, formatError("message kind %d", kind)
+		return 0, protocol.CodeFormat.Errorf("message kind %d", kind)
 	}
 	return kind, nil
 }
@@ -41,7 +47,7 @@ func checkKind(m []byte, want byte, least int) error {
 		return err
 	}
 	if kind != want || len(m) < least {
-		return formatError("message of kind %d and %d bytes, want kind %d and %d bytes or more", kind, len(m), want, least)
+		return protocol.CodeFormat.Errorf("message of kind %d and %d bytes, want kind %d and %d bytes or more", kind, len(m), want, least)
 	}
 	return nil
 }
@@ -50,8 +56,8 @@ func checkKind(m []byte, want byte, least int) error {
 const (
 	tagSize      = 16
 	m1HeaderSize = 2
-	m1ClearSize  = m1HeaderSize + len(PublicKey{})
-	m2HeaderSize = 1 + len(Challenge{})
+	m1ClearSize  = m1HeaderSize + len(protocol.PublicKey{})
+	m2HeaderSize = 1 + len(protocol.Challenge{})
 	m3HeaderSize = 2
 	m4HeaderSize = m3HeaderSize + len(ReceiptNonce{})
 )
@@ -81,12 +87,12 @@ func ParseM1(b []byte) (M1, error) {
 	}
 	m := M1{Suite: b[1]/epochModulus + 1, Epoch: b[1] % epochModulus, raw: b}
 	if m.Suite != suite1 {
-		return M1{}, fmt.Errorf("suite %d: %w", m.Suite, CodeVersion)
+		return M1{}, fmt.Errorf("suite %d: %w", m.Suite, protocol.CodeVersion)
 	}
 	if len(b) < m1ClearSize+tagSize {
-		return M1{}, formatError("M1 of %d bytes", len(b))
+		return M1{}, protocol.CodeFormat.Errorf("M1 of %d bytes", len(b))
 	}
-	point, err := PublicKey(b[m1HeaderSize:m1ClearSize]).ECDH()
+	point, err := protocol.PublicKey(b[m1HeaderSize:m1ClearSize]).ECDH()
 	if err != nil {
 		return M1{}, fmt.Errorf("M1: %w", err)
 	}
@@ -98,15 +104,15 @@ func ParseM1(b []byte) (M1, error) {
 // elsewhere (see [hpke.NewDHKEMPrivateKey]): an error of the key is passed on as
 // it is, an M1 that does not open is [CodeFormat]. root is the root that certified
 // the key.
-func (m M1) Open(key hpke.PrivateKey, root RootID) (p1 []byte, es Secret, err error) {
+func (m M1) Open(key hpke.PrivateKey, root protocol.RootID) (p1 []byte, es Secret, err error) {
 	r, err := hpke.NewRecipient(m.enc, key, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
 	if err != nil {
 		return nil, es, fmt.Errorf("opening M1: %w", err)
 	}
 	if p1, err = r.Open(m.raw[:m1HeaderSize], m.raw[m1ClearSize:]); err != nil {
-		return nil, es, formatError("M1 does not open")
+		return nil, es, protocol.CodeFormat.Errorf("M1 does not open")
 	}
-	exported, err := r.Export(domainSession, len(es))
+	exported, err := r.Export(domain.Session, len(es))
 	if err != nil {
 		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
 	}
@@ -114,7 +120,7 @@ func (m M1) Open(key hpke.PrivateKey, root RootID) (p1 []byte, es Secret, err er
 }
 
 // SealM1 makes an M1 for the kem key of this epoch, which root certified.
-func SealM1(root RootID, epoch uint64, key PublicKey, p1 []byte) (m1 []byte, es Secret, err error) {
+func SealM1(root protocol.RootID, epoch uint64, key protocol.PublicKey, p1 []byte) (m1 []byte, es Secret, err error) {
 	point, err := key.ECDH()
 	if err != nil {
 		return nil, es, fmt.Errorf("kem key: %w", err)
@@ -132,19 +138,22 @@ func SealM1(root RootID, epoch uint64, key PublicKey, p1 []byte) (m1 []byte, es 
 	if err != nil {
 		return nil, es, fmt.Errorf("sealing M1: %w", err)
 	}
-	exported, err := sender.Export(domainSession, len(es))
+	exported, err := sender.Export(domain.Session, len(es))
 	if err != nil {
 		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
 	}
-	encC := compress(enc)
+	encC, err := protocol.CompressPoint(enc)
+	if err != nil {
+		return nil, es, fmt.Errorf("sealing M1: %w", err)
+	}
 	return append(append(m1, encC[:]...), sealed...), Secret(exported), nil
 }
 
-func hpkeInfo(root RootID) []byte { return append([]byte(domainHPKE), root[:]...) }
+func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }
 
 // LinkError is an ME: made by D, not authentic, advisory only.
 type LinkError struct {
-	Code Code
+	Code protocol.Code
 	// Retry is in seconds.
 	Retry uint8
 }
@@ -162,44 +171,7 @@ func ParseLinkError(b []byte) (LinkError, error) {
 		return LinkError{}, err
 	}
 	if len(b) != linkErrorSize {
-		return LinkError{}, formatError("ME of %d bytes", len(b))
+		return LinkError{}, protocol.CodeFormat.Errorf("ME of %d bytes", len(b))
 	}
-	return LinkError{Code: Code(b[1]), Retry: b[2]}, nil
-}
-
-// KeyUpdate is an MU: RootCerts, then KeyCerts, each encoded.
-type KeyUpdate struct{ Certs [][]byte }
-
-// MaxCerts is how many certificates an MU holds.
-const MaxCerts = 8
-
-const keyUpdateHeaderSize = 2
-
-// Marshal gives the bytes of an MU of at most [MaxCerts] certificates.
-func (u KeyUpdate) Marshal() []byte {
-	header := []byte{KindKeyUpdate<<4 | Version, byte(len(u.Certs))}
-	return append(header, bytes.Join(u.Certs, nil)...)
-}
-
-// ParseKeyUpdate splits an MU, and says nothing of its certificates but that each
-// is one canonical CBOR item. They share memory with b.
-func ParseKeyUpdate(b []byte) (KeyUpdate, error) {
-	if err := checkKind(b, KindKeyUpdate, keyUpdateHeaderSize); err != nil {
-		return KeyUpdate{}, err
-	}
-	n, rest := int(b[1]), b[keyUpdateHeaderSize:]
-	if n > MaxCerts {
-		return KeyUpdate{}, formatError("MU of %d certificates", n)
-	}
-	u := KeyUpdate{Certs: make([][]byte, n)}
-	for i := range u.Certs {
-		var err error
-		if u.Certs[i], rest, err = det.Next(rest); err != nil {
-			return KeyUpdate{}, formatError("MU: %v", err)
-		}
-	}
-	if len(rest) != 0 {
-		return KeyUpdate{}, formatError("MU: %d trailing bytes", len(rest))
-	}
-	return u, nil
+	return LinkError{Code: protocol.Code(b[1]), Retry: b[2]}, nil
 }

@@ -1,13 +1,14 @@
-package protocol
+package message
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"time"
 
+	"countersign/protocol"
 	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
 )
 
 // Statement is STMT, the information to be signed, encoded: det-CBOR
@@ -15,9 +16,9 @@ import (
 type Statement []byte
 
 // NewStatement joins what the client signs. p1 and p2 are the bytes as sent.
-func NewStatement(root RootID, p1 []byte, chal Challenge, p2 []byte) Statement {
+func NewStatement(root protocol.RootID, p1 []byte, chal protocol.Challenge, p2 []byte) Statement {
 	b := make([]byte, 0, statementOverhead+len(p1)+len(p2))
-	b = det.AppendText(det.AppendArray(b, 5), domainStatement)
+	b = det.AppendText(det.AppendArray(b, 5), domain.Statement)
 	b = det.AppendBytes(det.AppendBytes(b, root[:]), p1)
 	return det.AppendBytes(det.AppendBytes(b, chal[:]), p2)
 }
@@ -33,9 +34,9 @@ func (s Statement) String() string { return hex.EncodeToString(s) }
 
 // StatementFields are the parts of a [Statement], decoded and as they came.
 type StatementFields struct {
-	Root      RootID
+	Root      protocol.RootID
 	P1        P1
-	Challenge Challenge
+	Challenge protocol.Challenge
 	P2        P2
 
 	RawP1, RawP2 []byte
@@ -46,7 +47,7 @@ type StatementFields struct {
 func ParseStatement(b []byte) (StatementFields, error) {
 	f, err := splitStatement(b)
 	if err != nil {
-		return f, formatError("statement: %v", err)
+		return f, protocol.CodeFormat.Errorf("statement: %v", err)
 	}
 	if f.P1, err = ParseP1(f.RawP1); err != nil {
 		return f, fmt.Errorf("statement: %w", err)
@@ -55,7 +56,7 @@ func ParseStatement(b []byte) (StatementFields, error) {
 		return f, fmt.Errorf("statement: %w", err)
 	}
 	if f.P2.Code != 0 {
-		return f, formatError("statement: P2 is an error")
+		return f, protocol.CodeFormat.Errorf("statement: P2 is an error")
 	}
 	return f, nil
 }
@@ -71,8 +72,8 @@ func splitStatement(b []byte) (f StatementFields, err error) {
 	if len(parts) != 5 {
 		return f, fmt.Errorf("%d items, want 5", len(parts))
 	}
-	if domain, err := det.Text(parts[0]); err != nil || domain != domainStatement {
-		return f, fmt.Errorf("domain string is not %q", domainStatement)
+	if got, err := det.Text(parts[0]); err != nil || got != domain.Statement {
+		return f, fmt.Errorf("domain string is not %q", domain.Statement)
 	}
 	for i, dst := range [][]byte{1: f.Root[:], 3: f.Challenge[:]} {
 		if dst == nil {
@@ -93,7 +94,7 @@ func splitStatement(b []byte) (f StatementFields, err error) {
 
 // Approval is what the client signs besides the statement.
 type Approval struct {
-	Verdict Verdict
+	Verdict protocol.Verdict
 	// Slot is [SlotSigning] or [SlotUV].
 	Slot uint64
 	// Proof is the password proof, or nil.
@@ -103,7 +104,7 @@ type Approval struct {
 // sigStructure is what a countersignature is over: the Sig_structure of
 // RFC 9052 §4.4 with the detached payload [bstr(STMT), decision, slot, proof].
 func (s Statement) sigStructure(a Approval) []byte {
-	return SigStructure(domainCountersign, s.payload(a))
+	return protocol.SigStructure(domain.Countersign, s.payload(a))
 }
 
 func (s Statement) payload(a Approval) []byte {
@@ -116,24 +117,24 @@ func (s Statement) payload(a Approval) []byte {
 const payloadOverhead = 24
 
 // Countersign signs a statement with the client's key of a.Slot.
-func Countersign(ctx context.Context, signer DigestSigner, s Statement, a Approval) (sig [SignatureSize]byte, err error) {
+func Countersign(ctx context.Context, signer protocol.DigestSigner, s Statement, a Approval) (sig [protocol.SignatureSize]byte, err error) {
 	digest := sha256.Sum256(s.sigStructure(a))
 	b, err := signer.SignDigest(ctx, digest[:])
 	if err != nil {
 		return sig, fmt.Errorf("countersigning: %w", err)
 	}
-	if len(b) != SignatureSize {
-		return sig, fmt.Errorf("countersigning: signature of %d bytes, want %d", len(b), SignatureSize)
+	if len(b) != protocol.SignatureSize {
+		return sig, fmt.Errorf("countersigning: signature of %d bytes, want %d", len(b), protocol.SignatureSize)
 	}
-	return [SignatureSize]byte(b), nil
+	return [protocol.SignatureSize]byte(b), nil
 }
 
 // VerifyCountersign checks a countersignature with the client's key of a.Slot.
 // A bad one, of whatever length, is [CodeSignature].
-func VerifyCountersign(key PublicKey, s Statement, a Approval, sig []byte) error {
+func VerifyCountersign(key protocol.PublicKey, s Statement, a Approval, sig []byte) error {
 	digest := sha256.Sum256(s.sigStructure(a))
 	if !key.VerifyDigest(digest[:], sig) {
-		return CodeSignature
+		return protocol.CodeSignature
 	}
 	return nil
 }
@@ -142,13 +143,13 @@ func VerifyCountersign(key PublicKey, s Statement, a Approval, sig []byte) error
 // against before its user sees it.
 type Expectation struct {
 	// Service is that of P1.
-	Service Service
+	Service protocol.Service
 	// Requested is the level of P1.
-	Requested Level
+	Requested protocol.Level
 	// Floor is C's own least level for a service; nil is 1 for each.
-	Floor func(Service) Level
+	Floor func(protocol.Service) protocol.Level
 	// Amount and Text are what C proposed, nil or "" where it did not.
-	Amount *Amount
+	Amount *protocol.Amount
 	Text   string
 }
 
@@ -161,8 +162,8 @@ func (p P2) Acceptable(want Expectation) error {
 	if p.Code != 0 {
 		return p.refusal()
 	}
-	if (want.Service == ServiceCoApproval) != (p.FirstStatement != nil) {
-		return formatError("P2: a first statement goes with service 3 and only there")
+	if (want.Service == protocol.ServiceCoApproval) != (p.FirstStatement != nil) {
+		return protocol.CodeFormat.Errorf("P2: a first statement goes with service 3 and only there")
 	}
 	if err := p.checkLevel(want); err != nil {
 		return err
@@ -174,45 +175,41 @@ func (p P2) refusal() error {
 	if p.Retry == nil {
 		return p.Code
 	}
-	return Retry{Code: p.Code, After: seconds(*p.Retry)}
+	return protocol.Retry{Code: p.Code, After: protocol.Seconds(*p.Retry)}
 }
 
-// seconds does not overflow.
-func seconds(n uint64) time.Duration {
-	const most = uint64(1<<63-1) / uint64(time.Second)
-	return time.Duration(min(n, most)) * time.Second
-}
+const knownFactors = protocol.FactorSignature | protocol.FactorPassword | protocol.FactorUV | protocol.FactorSecondApprover | protocol.FactorStrict
 
 func (p P2) checkLevel(want Expectation) error {
 	service := want.Service
-	if service == ServiceCoApproval {
+	if service == protocol.ServiceCoApproval {
 		service = *p.FirstService
 	}
-	floor := Level(1)
+	floor := protocol.Level(1)
 	if want.Floor != nil {
 		floor = want.Floor(service)
 	}
 	if least := max(floor, want.Requested); p.Level < least {
-		return fmt.Errorf("level %v, want %v or more: %w", p.Level, least, CodeLevel)
+		return fmt.Errorf("level %v, want %v or more: %w", p.Level, least, protocol.CodeLevel)
 	}
 	needed, ok := p.Level.Factors()
 	if !ok || !p.Factors.Has(needed) || !knownFactors.Has(p.Factors) {
-		return fmt.Errorf("level %v with factors %v: %w", p.Level, p.Factors, CodeLevel)
+		return fmt.Errorf("level %v with factors %v: %w", p.Level, p.Factors, protocol.CodeLevel)
 	}
 	return nil
 }
 
 func (p P2) checkContent(want Expectation) error {
 	if p.Amount != nil {
-		if _, known := MinorDigits(p.Amount.Currency); !known {
-			return fmt.Errorf("unknown currency %v: %w", p.Amount.Currency, CodePolicy)
+		if _, known := protocol.MinorDigits(p.Amount.Currency); !known {
+			return fmt.Errorf("unknown currency %v: %w", p.Amount.Currency, protocol.CodePolicy)
 		}
 	}
 	if want.Amount != nil && (p.Amount == nil || *p.Amount != *want.Amount) {
-		return fmt.Errorf("amount %v, proposed %v: %w", p.Amount, want.Amount, CodePolicy)
+		return fmt.Errorf("amount %v, proposed %v: %w", p.Amount, want.Amount, protocol.CodePolicy)
 	}
 	if want.Text != "" && p.Text != want.Text {
-		return fmt.Errorf("text %q, proposed %q: %w", p.Text, want.Text, CodePolicy)
+		return fmt.Errorf("text %q, proposed %q: %w", p.Text, want.Text, protocol.CodePolicy)
 	}
 	return nil
 }

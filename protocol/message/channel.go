@@ -1,4 +1,4 @@
-package protocol
+package message
 
 import (
 	"crypto/aes"
@@ -6,6 +6,9 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/domain"
 )
 
 // ReceiptNonce is r: 8 fresh random bytes for each M4 made.
@@ -24,7 +27,7 @@ type Channel struct {
 }
 
 // NewChannel derives the channel of an M1 and a challenge. It keeps m1.
-func NewChannel(es Secret, m1 []byte, chal Challenge) Channel {
+func NewChannel(es Secret, m1 []byte, chal protocol.Challenge) Channel {
 	prk := must(hkdf.Extract(sha256.New, es[:], chal[:]))
 	return Channel{PRK: Secret(prk), TH1: sha256.Sum256(m1), m1: m1}
 }
@@ -69,7 +72,7 @@ func (a aead) seal(clear, plaintext []byte) []byte {
 func (a aead) open(m []byte, clear int) ([]byte, error) {
 	plaintext, err := a.gcm().Open(nil, a.nonce[:], m[clear:], m[:clear])
 	if err != nil {
-		return nil, formatError("message of kind %d does not open", m[0]>>4)
+		return nil, protocol.CodeFormat.Errorf("message of kind %d does not open", m[0]>>4)
 	}
 	return plaintext, nil
 }
@@ -86,25 +89,25 @@ func transcript(first, then []byte) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-func (c Channel) keys2() aead { return c.derive(domainM2, c.TH1[:]) }
+func (c Channel) keys2() aead { return c.derive(domain.M2, c.TH1[:]) }
 
-func (c Channel) keys3(attempt uint8) aead { return c.derive(domainM3, []byte{attempt}, c.TH2[:]) }
+func (c Channel) keys3(attempt uint8) aead { return c.derive(domain.M3, []byte{attempt}, c.TH2[:]) }
 
 func (c Channel) keys4(m3 []byte, r ReceiptNonce) aead {
 	th3 := transcript(c.TH2[:], m3)
-	return c.derive(domainM4, m3[1:2], r[:], th3[:])
+	return c.derive(domain.M4, m3[1:2], r[:], th3[:])
 }
 
 // ChallengeOf reads chal, which M2 has in clear.
-func ChallengeOf(m2 []byte) (Challenge, error) {
+func ChallengeOf(m2 []byte) (protocol.Challenge, error) {
 	if err := checkKind(m2, KindM2, m2HeaderSize+tagSize); err != nil {
-		return Challenge{}, err
+		return protocol.Challenge{}, err
 	}
-	return Challenge(m2[1:m2HeaderSize]), nil
+	return protocol.Challenge(m2[1:m2HeaderSize]), nil
 }
 
 // SealM2 makes M2 and sets TH2. The challenge is that of [NewChannel].
-func (c *Channel) SealM2(chal Challenge, p2 []byte) []byte {
+func (c *Channel) SealM2(chal protocol.Challenge, p2 []byte) []byte {
 	clear := append(header(KindM2, m2HeaderSize+len(p2)+tagSize), chal[:]...)
 	m2 := c.keys2().seal(clear, p2)
 	c.TH2 = transcript(c.m1, m2)
@@ -153,7 +156,18 @@ func (c Channel) OpenM4(m3, m4 []byte) (p4 []byte, err error) {
 		return nil, err
 	}
 	if m4[1] != m3[1] {
-		return nil, formatError("M4 of attempt %d, want %d", m4[1], m3[1])
+		return nil, protocol.CodeFormat.Errorf("M4 of attempt %d, want %d", m4[1], m3[1])
 	}
 	return c.keys4(m3, ReceiptNonce(m4[m3HeaderSize:m4HeaderSize])).open(m4, m4HeaderSize)
 }
+
+// Secret is 32 secret bytes, ES or PRK. It does not print.
+type Secret [32]byte
+
+func (Secret) String() string { return "[redacted]" }
+
+// GoString keeps %#v from printing the bytes.
+func (Secret) GoString() string { return "[redacted]" }
+
+// MarshalText keeps encoders of logs from writing the bytes.
+func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }

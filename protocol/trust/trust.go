@@ -1,4 +1,6 @@
-package protocol
+// Package trust implements the certificates of roots, of the appliance's keys and
+// of clients, and the trust state that clients and devices keep (PROTOCOL.md §2.2).
+package trust
 
 import (
 	"bytes"
@@ -7,36 +9,39 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/strict"
 )
 
-// TrustedKey is a verified key certificate with the bytes it came in.
-type TrustedKey struct {
+// Key is a verified key certificate with the bytes it came in.
+type Key struct {
 	KeyCert
 	Raw []byte
 }
 
-// Trust is what a client or a device pins and stores: one root, the hash of the
+// State is what a client or a device pins and stores: one root, the hash of the
 // next, and the keys certified by it, PROTOCOL.md §2.2. It is a value: every
 // method that changes something returns a new one. A use goes from epoch to epoch
 // upwards and never back.
-type Trust struct {
-	Root         PublicKey
+type State struct {
+	Root         protocol.PublicKey
 	RootNumber   uint64
 	NextRootHash [32]byte
-	Keys         map[Use]TrustedKey // the adopted epoch of each use
-	Earlier      []TrustedKey       // adopted before it and not ruled out; decisions may still be signed by these
-	Later        []TrustedKey       // from enrolment, verified, for Adopt once their time has come
+	Keys         map[Use]Key // the adopted epoch of each use
+	Earlier      []Key       // adopted before it and not ruled out; decisions may still be signed by these
+	Later        []Key       // from enrolment, verified, for Adopt once their time has come
 }
 
 // Key gives the adopted key of a use.
-func (t Trust) Key(use Use) (key TrustedKey, ok bool) {
+func (t State) Key(use Use) (key Key, ok bool) {
 	key, ok = t.Keys[use]
 	return key, ok
 }
 
 // KeyCerts lists the certificates of one use as received, the adopted one first:
-// what [DecisionCheck] takes.
-func (t Trust) KeyCerts(use Use) [][]byte {
+// what [Check] takes.
+func (t State) KeyCerts(use Use) [][]byte {
 	var raw [][]byte
 	if k, ok := t.Keys[use]; ok {
 		raw = append(raw, k.Raw)
@@ -51,7 +56,7 @@ func (t Trust) KeyCerts(use Use) [][]byte {
 
 // KeyAt finds the adopted or earlier key of a use with this epoch mod 64, the
 // six low bits of se.
-func (t Trust) KeyAt(use Use, epoch uint8) (key TrustedKey, ok bool) {
+func (t State) KeyAt(use Use, epoch uint8) (key Key, ok bool) {
 	if k, ok := t.Keys[use]; ok && k.Epoch%64 == uint64(epoch) {
 		return k, true
 	}
@@ -60,12 +65,12 @@ func (t Trust) KeyAt(use Use, epoch uint8) (key TrustedKey, ok bool) {
 			return k, true
 		}
 	}
-	return TrustedKey{}, false
+	return Key{}, false
 }
 
 // Time is the time by which C judges dates, PROTOCOL.md §4: its own clock, but
 // not before the newest not-before that the root has signed. Unix seconds.
-func (t Trust) Time(clock uint64) uint64 {
+func (t State) Time(clock uint64) uint64 {
 	for _, k := range t.Keys {
 		clock = max(clock, k.NotBefore)
 	}
@@ -75,8 +80,8 @@ func (t Trust) Time(clock uint64) uint64 {
 // Update applies an MU, PROTOCOL.md §2.2 and §3. What is not acceptable is left
 // out; only a malformed MU is an error (CodeFormat). If its RootCerts lead to a new
 // root, only KeyCerts of the last root count, and without a kem key among them nothing
-// changes at all. now is Unix seconds, see [Trust.Time].
-func (t Trust) Update(mu []byte, now uint64) (Trust, error) {
+// changes at all. now is Unix seconds, see [State.Time].
+func (t State) Update(mu []byte, now uint64) (State, error) {
 	update, err := ParseKeyUpdate(mu)
 	if err != nil {
 		return t, err
@@ -85,7 +90,7 @@ func (t Trust) Update(mu []byte, now uint64) (Trust, error) {
 	changed := next.RootNumber != t.RootNumber
 	for _, b := range rest {
 		if k, err := VerifyKeyCert(b, next.Root); err == nil {
-			next, _ = next.adopt(TrustedKey{k, bytes.Clone(b)}, now)
+			next, _ = next.adopt(Key{k, bytes.Clone(b)}, now)
 		}
 	}
 	if _, ok := next.Keys[UseKEM]; changed && !ok {
@@ -95,26 +100,26 @@ func (t Trust) Update(mu []byte, now uint64) (Trust, error) {
 }
 
 // advance follows the root certificates at the beginning and gives the others.
-func (t Trust) advance(certs [][]byte) (next Trust, rest [][]byte) {
+func (t State) advance(certs [][]byte) (next State, rest [][]byte) {
 	for i, b := range certs {
 		r, err := VerifyRootCert(b)
 		switch {
 		case isFormat(err):
 			return t, certs[i:]
 		case err == nil && r.follows(t.RootNumber, t.NextRootHash):
-			t = Trust{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash}
+			t = State{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash}
 		}
 	}
 	return t, nil
 }
 
 func isFormat(err error) bool {
-	code, _ := CodeOf(err)
-	return code == CodeFormat
+	code, _ := protocol.CodeOf(err)
+	return code == protocol.CodeFormat
 }
 
 // adopt makes a verified key the one of its use, if it is acceptable.
-func (t Trust) adopt(k TrustedKey, now uint64) (Trust, bool) {
+func (t State) adopt(k Key, now uint64) (State, bool) {
 	var stored *uint64
 	old, held := t.Keys[k.Use]
 	if held {
@@ -125,13 +130,13 @@ func (t Trust) adopt(k TrustedKey, now uint64) (Trust, bool) {
 	}
 	t.Keys = maps.Clone(t.Keys)
 	if t.Keys == nil {
-		t.Keys = map[Use]TrustedKey{}
+		t.Keys = map[Use]Key{}
 	}
 	t.Keys[k.Use] = k
 	if held {
 		t.Earlier = append(slices.Clone(t.Earlier), old)
 	}
-	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), func(e TrustedKey) bool {
+	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), func(e Key) bool {
 		return e.Use == k.Use && (ruledOut(e.Epoch, k.MinEpoch) || !e.TakesM2At(now))
 	})
 	return t, true
@@ -141,8 +146,8 @@ func ruledOut(epoch uint64, minimum *uint64) bool { return minimum != nil && epo
 
 // Adopt takes over the keys of later epochs whose time has come (a day before
 // their not-before). Call it before a key is used. now is Unix seconds.
-func (t Trust) Adopt(now uint64) Trust {
-	var later []TrustedKey
+func (t State) Adopt(now uint64) State {
+	var later []Key
 	for _, k := range t.Later {
 		if k.begins() > now {
 			later = append(later, k)
@@ -154,28 +159,28 @@ func (t Trust) Adopt(now uint64) Trust {
 	return t
 }
 
-// withKeyCerts adds the certificates of an enrolment, those of later epochs
-// for [Trust.Adopt]. Those of another root are left out.
-func (t Trust) withKeyCerts(certs [][]byte, now uint64) Trust {
+// WithKeyCerts returns the trust with the certificates of an enrolment; those of
+// later epochs wait for [State.Adopt]. It leaves out certificates of another root.
+func (t State) WithKeyCerts(certs [][]byte, now uint64) State {
 	t.Later = slices.Clone(t.Later)
 	for _, b := range certs {
-		known := slices.ContainsFunc(t.Later, func(k TrustedKey) bool { return bytes.Equal(k.Raw, b) })
+		known := slices.ContainsFunc(t.Later, func(k Key) bool { return bytes.Equal(k.Raw, b) })
 		if k, err := VerifyKeyCert(b, t.Root); err == nil && !known {
-			t.Later = append(t.Later, TrustedKey{k, bytes.Clone(b)})
+			t.Later = append(t.Later, Key{k, bytes.Clone(b)})
 		}
 	}
-	slices.SortStableFunc(t.Later, func(a, b TrustedKey) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	slices.SortStableFunc(t.Later, func(a, b Key) int { return cmp.Compare(a.Epoch, b.Epoch) })
 	return t.Adopt(now)
 }
 
-// TrustDocument is the answer of GET /v1/trust, PROTOCOL.md §5. As JSON its
+// Document is the answer of GET /v1/trust, PROTOCOL.md §5. As JSON its
 // members are base64url without padding:
 //
 //	{"root_key", "next_root_hash", "root_certs": [RootCert(1…current)], "key_certs": []}
 //
-// Nobody believes it before [TrustDocument.Resolve].
-type TrustDocument struct {
-	RootKey      PublicKey
+// Nobody believes it before [Document.Resolve].
+type Document struct {
+	RootKey      protocol.PublicKey
 	NextRootHash [32]byte
 	RootCerts    [][]byte
 	KeyCerts     [][]byte
@@ -183,83 +188,83 @@ type TrustDocument struct {
 
 // Resolve finds the root of an activation code's hash and follows the chain from
 // it to the current root: CodeCertificate where it does not lead there. KeyCerts that
-// are not acceptable are left out, those of later epochs kept for [Trust.Adopt].
+// are not acceptable are left out, those of later epochs kept for [State.Adopt].
 // now is Unix seconds.
-func (d TrustDocument) Resolve(hash RootHash, now uint64) (Trust, error) {
+func (d Document) Resolve(hash protocol.RootHash, now uint64) (State, error) {
 	for i, b := range d.RootCerts {
 		first, err := VerifyRootCert(b)
 		if err != nil {
-			return Trust{}, err
+			return State{}, err
 		}
 		if first.Key.RootHash() == hash {
 			return d.resolveFrom(first, d.RootCerts[i+1:], now)
 		}
 	}
-	return Trust{}, certificateError("no root certificate has the hash of the activation code")
+	return State{}, protocol.CodeCertificate.Errorf("no root certificate has the hash of the activation code")
 }
 
-func (d TrustDocument) resolveFrom(last RootCert, later [][]byte, now uint64) (Trust, error) {
+func (d Document) resolveFrom(last RootCert, later [][]byte, now uint64) (State, error) {
 	if len(later) != 0 {
 		var err error
 		if last, err = FollowRoots(last.Number, last.NextHash, later); err != nil {
-			return Trust{}, err
+			return State{}, err
 		}
 	}
 	if last.Key != d.RootKey || last.NextHash != d.NextRootHash {
-		return Trust{}, certificateError("root certificates lead to root %d, which is not the document's root_key", last.Number)
+		return State{}, protocol.CodeCertificate.Errorf("root certificates lead to root %d, which is not the document's root_key", last.Number)
 	}
-	t := Trust{Root: last.Key, RootNumber: last.Number, NextRootHash: last.NextHash}
-	return t.withKeyCerts(d.KeyCerts, now), nil
+	t := State{Root: last.Key, RootNumber: last.Number, NextRootHash: last.NextHash}
+	return t.WithKeyCerts(d.KeyCerts, now), nil
 }
 
 type trustDocumentJSON struct {
-	RootKey      Base64   `json:"root_key"`
-	NextRootHash Base64   `json:"next_root_hash"`
-	RootCerts    []Base64 `json:"root_certs"`
-	KeyCerts     []Base64 `json:"key_certs"`
+	RootKey      protocol.Base64   `json:"root_key"`
+	NextRootHash protocol.Base64   `json:"next_root_hash"`
+	RootCerts    []protocol.Base64 `json:"root_certs"`
+	KeyCerts     []protocol.Base64 `json:"key_certs"`
 }
 
 // MarshalJSON writes the document as on the wire.
-func (d TrustDocument) MarshalJSON() ([]byte, error) {
-	return json.Marshal(trustDocumentJSON{d.RootKey[:], d.NextRootHash[:], toBase64(d.RootCerts), toBase64(d.KeyCerts)})
+func (d Document) MarshalJSON() ([]byte, error) {
+	return json.Marshal(trustDocumentJSON{d.RootKey[:], d.NextRootHash[:], strict.ToBase64(d.RootCerts), strict.ToBase64(d.KeyCerts)})
 }
 
-// UnmarshalJSON reads the document strictly: see [ParseTrustDocument].
-func (d *TrustDocument) UnmarshalJSON(b []byte) (err error) {
-	*d, err = ParseTrustDocument(b)
+// UnmarshalJSON reads the document strictly: see [ParseDocument].
+func (d *Document) UnmarshalJSON(b []byte) (err error) {
+	*d, err = ParseDocument(b)
 	return err
 }
 
-// ParseTrustDocument reads the JSON of GET /v1/trust: CodeFormat on unknown or
+// ParseDocument reads the JSON of GET /v1/trust: CodeFormat on unknown or
 // duplicate members, padding, and whatever is missing.
-func ParseTrustDocument(b []byte) (d TrustDocument, err error) {
+func ParseDocument(b []byte) (d Document, err error) {
 	var w trustDocumentJSON
-	if err := strictJSON(b, &w); err != nil {
+	if err := strict.JSON(b, &w); err != nil {
 		return d, err
 	}
-	if d.RootKey, err = ParsePublicKey(w.RootKey); err != nil {
+	if d.RootKey, err = protocol.ParsePublicKey(w.RootKey); err != nil {
 		return d, fmt.Errorf("root_key: %w", err)
 	}
-	if err := fixed(d.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
+	if err := strict.Fixed(d.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
 		return d, err
 	}
-	d.RootCerts, d.KeyCerts = fromBase64(w.RootCerts), fromBase64(w.KeyCerts)
+	d.RootCerts, d.KeyCerts = strict.FromBase64(w.RootCerts), strict.FromBase64(w.KeyCerts)
 	return d, nil
 }
 
 type trustJSON struct {
-	RootKey      Base64   `json:"root_key"`
-	RootNumber   uint64   `json:"root_number"`
-	NextRootHash Base64   `json:"next_root_hash"`
-	Adopted      []Base64 `json:"adopted"`
-	Earlier      []Base64 `json:"earlier"`
-	Later        []Base64 `json:"later"`
+	RootKey      protocol.Base64   `json:"root_key"`
+	RootNumber   uint64            `json:"root_number"`
+	NextRootHash protocol.Base64   `json:"next_root_hash"`
+	Adopted      []protocol.Base64 `json:"adopted"`
+	Earlier      []protocol.Base64 `json:"earlier"`
+	Later        []protocol.Base64 `json:"later"`
 }
 
 // MarshalJSON writes what is stored of a Trust: the pinned root and the
 // certificates as received.
-func (t Trust) MarshalJSON() ([]byte, error) {
-	w := trustJSON{RootKey: t.Root[:], RootNumber: t.RootNumber, NextRootHash: t.NextRootHash[:], Adopted: []Base64{}}
+func (t State) MarshalJSON() ([]byte, error) {
+	w := trustJSON{RootKey: t.Root[:], RootNumber: t.RootNumber, NextRootHash: t.NextRootHash[:], Adopted: []protocol.Base64{}}
 	for use := UseKEM; use <= UseClientCA; use++ {
 		if k, ok := t.Keys[use]; ok {
 			w.Adopted = append(w.Adopted, k.Raw)
@@ -269,8 +274,8 @@ func (t Trust) MarshalJSON() ([]byte, error) {
 	return json.Marshal(w)
 }
 
-func rawOf(keys []TrustedKey) []Base64 {
-	raw := []Base64{}
+func rawOf(keys []Key) []protocol.Base64 {
+	raw := []protocol.Base64{}
 	for _, k := range keys {
 		raw = append(raw, k.Raw)
 	}
@@ -279,16 +284,16 @@ func rawOf(keys []TrustedKey) []Base64 {
 
 // UnmarshalJSON reads what MarshalJSON wrote and verifies every certificate
 // again under the pinned root: CodeFormat or CodeCertificate.
-func (t *Trust) UnmarshalJSON(b []byte) (err error) {
+func (t *State) UnmarshalJSON(b []byte) (err error) {
 	var w trustJSON
-	if err := strictJSON(b, &w); err != nil {
+	if err := strict.JSON(b, &w); err != nil {
 		return err
 	}
-	u := Trust{RootNumber: w.RootNumber}
-	if u.Root, err = ParsePublicKey(w.RootKey); err != nil {
+	u := State{RootNumber: w.RootNumber}
+	if u.Root, err = protocol.ParsePublicKey(w.RootKey); err != nil {
 		return err
 	}
-	if err := fixed(u.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
+	if err := strict.Fixed(u.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
 		return err
 	}
 	if err := u.load(w); err != nil {
@@ -298,17 +303,17 @@ func (t *Trust) UnmarshalJSON(b []byte) (err error) {
 	return nil
 }
 
-func (t *Trust) load(w trustJSON) error {
+func (t *State) load(w trustJSON) error {
 	adopted, err := t.verified(w.Adopted)
 	if err != nil {
 		return err
 	}
 	for _, k := range adopted {
 		if _, ok := t.Keys[k.Use]; ok {
-			return formatError("two adopted keys of use %v", k.Use)
+			return protocol.CodeFormat.Errorf("two adopted keys of use %v", k.Use)
 		}
 		if t.Keys == nil {
-			t.Keys = map[Use]TrustedKey{}
+			t.Keys = map[Use]Key{}
 		}
 		t.Keys[k.Use] = k
 	}
@@ -319,13 +324,13 @@ func (t *Trust) load(w trustJSON) error {
 	return err
 }
 
-func (t *Trust) verified(certs []Base64) (keys []TrustedKey, err error) {
+func (t *State) verified(certs []protocol.Base64) (keys []Key, err error) {
 	for _, b := range certs {
 		k, err := VerifyKeyCert(b, t.Root)
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, TrustedKey{k, b})
+		keys = append(keys, Key{k, b})
 	}
 	return keys, nil
 }

@@ -1,10 +1,16 @@
-package protocol
+package receipt
 
 import (
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/internal/strict"
 )
 
 // The Merkle tree of RFC 9162 §2.1 over SHA-256. Leaves and nodes hash with
@@ -98,7 +104,7 @@ func VerifyInclusion(entry []byte, in Inclusion, root Hash) error {
 		return err
 	}
 	if computed != root {
-		return certificateError("entry is not in the tree")
+		return protocol.CodeCertificate.Errorf("entry is not in the tree")
 	}
 	return nil
 }
@@ -106,12 +112,12 @@ func VerifyInclusion(entry []byte, in Inclusion, root Hash) error {
 // rootOf computes the root that the path leads to. The names are those of the RFC.
 func (in Inclusion) rootOf(entry []byte) (Hash, error) {
 	if in.Index >= in.Size {
-		return Hash{}, certificateError("leaf %d of a tree of %d", in.Index, in.Size)
+		return Hash{}, protocol.CodeCertificate.Errorf("leaf %d of a tree of %d", in.Index, in.Size)
 	}
 	fn, sn, r := in.Index, in.Size-1, leafHash(entry)
 	for _, p := range in.Path {
 		if sn == 0 {
-			return Hash{}, certificateError("inclusion path is too long")
+			return Hash{}, protocol.CodeCertificate.Errorf("inclusion path is too long")
 		}
 		if fn&1 == 1 || fn == sn {
 			r = nodeHash(p, r)
@@ -124,7 +130,7 @@ func (in Inclusion) rootOf(entry []byte) (Hash, error) {
 		fn, sn = fn>>1, sn>>1
 	}
 	if sn != 0 {
-		return Hash{}, certificateError("inclusion path is too short")
+		return Hash{}, protocol.CodeCertificate.Errorf("inclusion path is too short")
 	}
 	return r, nil
 }
@@ -164,17 +170,17 @@ const batchHead = 0x82
 
 // signTree signs the root of the tree of entries once and gives the batch form
 // of each.
-func signTree(ctx context.Context, signer DigestSigner, aad string, kid []byte, entries [][]byte) ([][]byte, error) {
+func signTree(ctx context.Context, signer protocol.DigestSigner, aad string, kid []byte, entries [][]byte) ([][]byte, error) {
 	root, paths := merkleTree(entries)
-	digest := sha256.Sum256(sigStructure(protectedReceipt, aad, root[:]))
+	digest := sha256.Sum256(cose.Structure(protectedReceipt, aad, root[:]))
 	sig, err := signer.SignDigest(ctx, digest[:])
 	if err != nil {
 		return nil, fmt.Errorf("signing a tree of %d: %w", len(entries), err)
 	}
 	out := make([][]byte, len(entries))
 	for i, entry := range entries {
-		proof := marshal(Inclusion{Size: uint64(len(entries)), Index: uint64(i), Path: paths[i]})
-		out[i] = marshal(batched{Entry: entry, Receipt: marshal(receipt{
+		proof := det.Marshal(Inclusion{Size: uint64(len(entries)), Index: uint64(i), Path: paths[i]})
+		out[i] = det.Marshal(batched{Entry: entry, Receipt: det.Marshal(receipt{
 			Protected:   protectedReceipt,
 			Unprotected: receiptHeader{Kid: kid, Proofs: receiptProofs{Inclusion: [][]byte{proof}}},
 			Signature:   sig,
@@ -183,14 +189,14 @@ func signTree(ctx context.Context, signer DigestSigner, aad string, kid []byte, 
 	return out, nil
 }
 
-// SignDecisions signs decisions with one signature of the key `decision` of this
+// SignAll signs decisions with one signature of the key `decision` of this
 // epoch. A lone one gets the plain form.
-func SignDecisions(ctx context.Context, signer DigestSigner, epoch uint64, decisions []Decision) ([][]byte, error) {
+func SignAll(ctx context.Context, signer protocol.DigestSigner, epoch uint64, decisions []Decision) ([][]byte, error) {
 	switch len(decisions) {
 	case 0:
 		return nil, nil
 	case 1:
-		b, err := SignDecision(ctx, signer, epoch, decisions[0])
+		b, err := Sign(ctx, signer, epoch, decisions[0])
 		if err != nil {
 			return nil, err
 		}
@@ -200,12 +206,12 @@ func SignDecisions(ctx context.Context, signer DigestSigner, epoch uint64, decis
 	for i, d := range decisions {
 		entries[i] = d.Marshal()
 	}
-	return signTree(ctx, signer, domainDecision, kidOf(epoch), entries)
+	return signTree(ctx, signer, domain.Decision, cose.Kid(epoch), entries)
 }
 
-// SignLeaf is a leaf of the signing API: det-CBOR [16 random bytes, document], so
+// Leaf is a leaf of the signing API: det-CBOR [16 random bytes, document], so
 // that one receipt tells nothing about the other leaves.
-type SignLeaf struct {
+type Leaf struct {
 	_        struct{} `cbor:",toarray"`
 	Random   [16]byte
 	Document []byte
@@ -214,31 +220,31 @@ type SignLeaf struct {
 // SignDocuments signs documents of the signing API with one signature of one of
 // its own keys, never of `decision`. The external_aad is empty, for stock
 // verifiers.
-func SignDocuments(ctx context.Context, signer DigestSigner, epoch uint64, leaves []SignLeaf) ([][]byte, error) {
+func SignDocuments(ctx context.Context, signer protocol.DigestSigner, epoch uint64, leaves []Leaf) ([][]byte, error) {
 	entries := make([][]byte, len(leaves))
 	for i, l := range leaves {
-		l.Document = present(l.Document)
-		entries[i] = marshal(l)
+		l.Document = strict.NonNil(l.Document)
+		entries[i] = det.Marshal(l)
 	}
 	if len(entries) == 0 {
 		return nil, nil
 	}
-	return signTree(ctx, signer, "", kidOf(epoch), entries)
+	return signTree(ctx, signer, "", cose.Kid(epoch), entries)
 }
 
-// VerifySignReceipt verifies a [receipt, leaf] of the signing API under its key
+// VerifyDocument verifies a [receipt, leaf] of the signing API under its key
 // and gives the document: CodeFormat or CodeCertificate.
-func VerifySignReceipt(b []byte, key PublicKey) (document []byte, err error) {
+func VerifyDocument(b []byte, key protocol.PublicKey) (document []byte, err error) {
 	p, err := parseBatched(b)
 	if err != nil {
 		return nil, err
 	}
-	var leaf SignLeaf
-	if err := unmarshalSame(p.payload, &leaf); err != nil {
+	var leaf Leaf
+	if err := strict.Item(p.payload, &leaf); err != nil {
 		return nil, err
 	}
 	if leaf.Document == nil {
-		return nil, formatError("leaf has no document")
+		return nil, protocol.CodeFormat.Errorf("leaf has no document")
 	}
 	return leaf.Document, p.verify(key, "")
 }
@@ -247,7 +253,7 @@ func VerifySignReceipt(b []byte, key PublicKey) (document []byte, err error) {
 type signed struct {
 	payload   []byte
 	kid       byte
-	plain     Sign1
+	plain     cose.Sign1
 	inclusion *Inclusion // nil: plain form
 	signature []byte
 }
@@ -256,41 +262,41 @@ func parseSigned(b []byte) (signed, error) {
 	if len(b) != 0 && b[0] == batchHead {
 		return parseBatched(b)
 	}
-	s, kid, err := parseSign1(b, true)
+	s, kid, err := cose.Parse(b, true)
 	return signed{payload: s.Payload, kid: kid, plain: s}, err
 }
 
 func parseBatched(b []byte) (signed, error) {
 	var w batched
-	if err := unmarshalSame(b, &w); err != nil {
+	if err := strict.Item(b, &w); err != nil {
 		return signed{}, err
 	}
 	var r receipt
-	if err := unmarshalSame(w.Receipt, &r); err != nil {
+	if err := strict.Item(w.Receipt, &r); err != nil {
 		return signed{}, err
 	}
 	header := r.Unprotected
-	if !bytes.Equal(r.Protected, protectedReceipt) || r.Payload != nil || len(r.Signature) != SignatureSize {
-		return signed{}, formatError("receipt is not a detached ES256 signature of an RFC 9162 tree")
+	if !bytes.Equal(r.Protected, protectedReceipt) || r.Payload != nil || len(r.Signature) != protocol.SignatureSize {
+		return signed{}, protocol.CodeFormat.Errorf("receipt is not a detached ES256 signature of an RFC 9162 tree")
 	}
 	if len(header.Kid) != 1 || len(header.Proofs.Inclusion) != 1 {
-		return signed{}, formatError("receipt has not one kid byte and one inclusion proof")
+		return signed{}, protocol.CodeFormat.Errorf("receipt has not one kid byte and one inclusion proof")
 	}
 	var in Inclusion
-	if err := unmarshalSame(header.Proofs.Inclusion[0], &in); err != nil {
+	if err := strict.Item(header.Proofs.Inclusion[0], &in); err != nil {
 		return signed{}, err
 	}
 	if in.Path == nil {
-		return signed{}, formatError("inclusion proof has no path")
+		return signed{}, protocol.CodeFormat.Errorf("inclusion proof has no path")
 	}
 	return signed{payload: w.Entry, kid: header.Kid[0], inclusion: &in, signature: r.Signature}, nil
 }
 
 // verify checks signature and inclusion: CodeCertificate if not good.
-func (s signed) verify(key PublicKey, aad string) error {
+func (s signed) verify(key protocol.PublicKey, aad string) error {
 	if s.inclusion == nil {
-		if !s.plain.verify(key, aad) {
-			return certificateError("signature is not good")
+		if !s.plain.Verify(key, aad) {
+			return protocol.CodeCertificate.Errorf("signature is not good")
 		}
 		return nil
 	}
@@ -298,9 +304,9 @@ func (s signed) verify(key PublicKey, aad string) error {
 	if err != nil {
 		return err
 	}
-	digest := sha256.Sum256(sigStructure(protectedReceipt, aad, root[:]))
+	digest := sha256.Sum256(cose.Structure(protectedReceipt, aad, root[:]))
 	if !key.VerifyDigest(digest[:], s.signature) {
-		return certificateError("signature over the tree is not good")
+		return protocol.CodeCertificate.Errorf("signature over the tree is not good")
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
-package protocol
+package message
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+
+	"countersign/protocol"
 )
 
 // MaxFrame is the longest message on a wire link, in bytes, PROTOCOL.md §5.
@@ -26,7 +28,7 @@ func ReadFrame(r io.Reader) ([]byte, error) {
 	}
 	n := binary.BigEndian.Uint16(head[:])
 	if n == 0 || n > MaxFrame {
-		return nil, formatError("frame of %d bytes: want 1 to %d", n, MaxFrame)
+		return nil, protocol.CodeFormat.Errorf("frame of %d bytes: want 1 to %d", n, MaxFrame)
 	}
 	msg := make([]byte, n)
 	if _, err := io.ReadFull(r, msg); err != nil {
@@ -42,7 +44,7 @@ func ReadFrame(r io.Reader) ([]byte, error) {
 // empty or too long.
 func WriteFrame(w io.Writer, msg []byte) error {
 	if len(msg) == 0 || len(msg) > MaxFrame {
-		return formatError("message of %d bytes: want 1 to %d", len(msg), MaxFrame)
+		return protocol.CodeFormat.Errorf("message of %d bytes: want 1 to %d", len(msg), MaxFrame)
 	}
 	frame := make([]byte, frameHead, frameHead+len(msg))
 	binary.BigEndian.PutUint16(frame, uint16(len(msg)))

@@ -1,8 +1,9 @@
-package protocol
+// Package strict decodes CBOR and JSON and accepts only the form that OA1 writes.
+// Its errors wrap protocol.CodeFormat.
+package strict
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,24 +12,23 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"countersign/protocol"
 	"countersign/protocol/internal/det"
 )
 
 // marshal, unmarshal and unmarshalMap are the codec of package det with its
 // errors turned into [CodeFormat].
 
-func marshal(v any) []byte { return det.Marshal(v) }
-
 func unmarshal(b []byte, v any) error {
 	if err := det.Unmarshal(b, v); err != nil {
-		return formatError("%v", err)
+		return protocol.CodeFormat.Errorf("%v", err)
 	}
 	return nil
 }
 
 func unmarshalMap(b []byte, v any, known ...uint64) error {
 	if err := det.UnmarshalMap(b, v, known...); err != nil {
-		return formatError("%v", err)
+		return protocol.CodeFormat.Errorf("%v", err)
 	}
 	return nil
 }
@@ -37,10 +37,10 @@ func unmarshalMap(b []byte, v any, known ...uint64) error {
 // it, PROTOCOL.md §2.
 const firstIgnoredKey = 64
 
-// unmarshalExact decodes an integer-keyed map and requires that v marshals back
+// Map decodes an integer-keyed map and requires that v marshals back
 // to the same bytes, ignored keys aside. The library takes null for anything and
 // a byte string of any length for an array; this does not.
-func unmarshalExact(b []byte, v any, known ...uint64) error {
+func Map(b []byte, v any, known ...uint64) error {
 	if err := unmarshalMap(b, v, known...); err != nil {
 		return err
 	}
@@ -48,19 +48,19 @@ func unmarshalExact(b []byte, v any, known ...uint64) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(marshal(v), kept) {
-		return formatError("CBOR map has a member of another type or length")
+	if !bytes.Equal(det.Marshal(v), kept) {
+		return protocol.CodeFormat.Errorf("CBOR map has a member of another type or length")
 	}
 	return nil
 }
 
-// unmarshalSame is unmarshalExact for what is not a map.
-func unmarshalSame(b []byte, v any) error {
+// Item decodes an item that is not a map the same way.
+func Item(b []byte, v any) error {
 	if err := unmarshal(b, v); err != nil {
 		return err
 	}
-	if !bytes.Equal(marshal(v), b) {
-		return formatError("CBOR item has a member of another type or length")
+	if !bytes.Equal(det.Marshal(v), b) {
+		return protocol.CodeFormat.Errorf("CBOR item has a member of another type or length")
 	}
 	return nil
 }
@@ -80,44 +80,20 @@ func withoutIgnored(b []byte) ([]byte, error) {
 	if len(m) == before {
 		return b, nil
 	}
-	return marshal(m), nil
+	return det.Marshal(m), nil
 }
 
-// Base64 is a byte string that is base64url without padding in JSON, RFC 4648
-// §5, in its one canonical form.
-type Base64 []byte
-
-var base64url = base64.RawURLEncoding.Strict()
-
-func (b Base64) String() string { return base64url.EncodeToString(b) }
-
-// MarshalText writes base64url without padding.
-func (b Base64) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
-
-// UnmarshalText refuses padding, white space and set bits after the end:
-// CodeFormat.
-func (b *Base64) UnmarshalText(text []byte) error {
-	// The library skips line breaks, which are not base64url.
-	if bytes.ContainsAny(text, "\r\n") {
-		return formatError("base64url with a line break")
-	}
-	decoded, err := base64url.AppendDecode([]byte{}, text)
-	if err != nil {
-		return formatError("base64url without padding: %v", err)
-	}
-	*b = decoded
-	return nil
-}
-
-func toBase64(list [][]byte) []Base64 {
-	out := make([]Base64, len(list))
+// ToBase64 converts a list for JSON.
+func ToBase64(list [][]byte) []protocol.Base64 {
+	out := make([]protocol.Base64, len(list))
 	for i, b := range list {
 		out[i] = b
 	}
 	return out
 }
 
-func fromBase64(list []Base64) [][]byte {
+// FromBase64 is the inverse of [ToBase64].
+func FromBase64(list []protocol.Base64) [][]byte {
 	out := make([][]byte, len(list))
 	for i, b := range list {
 		out[i] = b
@@ -125,10 +101,10 @@ func fromBase64(list []Base64) [][]byte {
 	return out
 }
 
-// fixed copies b to dst and requires the length to be right.
-func fixed(dst []byte, name string, b []byte) error {
+// Fixed copies b to dst and requires the length to be right.
+func Fixed(dst []byte, name string, b []byte) error {
 	if len(b) != len(dst) {
-		return formatError("%s has %d bytes: want %d", name, len(b), len(dst))
+		return protocol.CodeFormat.Errorf("%s has %d bytes: want %d", name, len(b), len(dst))
 	}
 	copy(dst, b)
 	return nil
@@ -137,20 +113,20 @@ func fixed(dst []byte, name string, b []byte) error {
 // maxJSONDepth is far above the deepest document of OA1, which has three levels.
 const maxJSONDepth = 16
 
-// strictJSON reads one JSON object into v: CodeFormat on unknown or duplicate
+// JSON reads one JSON object into v: CodeFormat on unknown or duplicate
 // members, members in another case than ours, null, bytes that are not UTF-8, and
 // trailing data.
-func strictJSON(b []byte, v any) error {
+func JSON(b []byte, v any) error {
 	if !utf8.Valid(b) {
-		return formatError("JSON is not UTF-8")
+		return protocol.CodeFormat.Errorf("JSON is not UTF-8")
 	}
 	if err := checkMembers(b); err != nil {
-		return formatError("JSON: %v", err)
+		return protocol.CodeFormat.Errorf("JSON: %v", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return formatError("JSON: %v", err)
+		return protocol.CodeFormat.Errorf("JSON: %v", err)
 	}
 	return nil
 }
@@ -228,4 +204,12 @@ func checkValue(d *json.Decoder, depth int) error {
 		_, err = d.Token()
 	}
 	return err
+}
+
+// NonNil turns nil, which CBOR writes as null, into the empty byte string.
+func NonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
 }

@@ -1,4 +1,4 @@
-package protocol
+package trust
 
 import (
 	"context"
@@ -7,6 +7,12 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/internal/strict"
 )
 
 // Use is what a certified key is for, field 2 of a [KeyCert].
@@ -39,7 +45,7 @@ func ParseUse(s string) (Use, error) {
 			return u, nil
 		}
 	}
-	return 0, formatError("key use %q", s)
+	return 0, protocol.CodeFormat.Errorf("key use %q", s)
 }
 
 // KeyCert certifies one epoch of one of the appliance's keys under a root,
@@ -48,12 +54,12 @@ func ParseUse(s string) (Use, error) {
 //	COSE_Sign1 by root, external_aad "OA1 keycert v1", payload
 //	{1: epoch, 2: use, 3: key bstr33, 4: not-before, 5: not-after, ?6: minimum epoch}
 type KeyCert struct {
-	Epoch     uint64    `cbor:"1,keyasint"`
-	Use       Use       `cbor:"2,keyasint"`
-	Key       PublicKey `cbor:"3,keyasint"`
-	NotBefore uint64    `cbor:"4,keyasint"`           // Unix seconds
-	NotAfter  uint64    `cbor:"5,keyasint"`           // Unix seconds, the last good one
-	MinEpoch  *uint64   `cbor:"6,keyasint,omitempty"` // rules out every smaller epoch of this use
+	Epoch     uint64             `cbor:"1,keyasint"`
+	Use       Use                `cbor:"2,keyasint"`
+	Key       protocol.PublicKey `cbor:"3,keyasint"`
+	NotBefore uint64             `cbor:"4,keyasint"`           // Unix seconds
+	NotAfter  uint64             `cbor:"5,keyasint"`           // Unix seconds, the last good one
+	MinEpoch  *uint64            `cbor:"6,keyasint,omitempty"` // rules out every smaller epoch of this use
 }
 
 const (
@@ -63,8 +69,8 @@ const (
 )
 
 // SignKeyCert makes a certificate; signer is the root key.
-func SignKeyCert(ctx context.Context, signer DigestSigner, k KeyCert) ([]byte, error) {
-	b, err := sign1(ctx, signer, domainKeyCert, marshal(k), nil)
+func SignKeyCert(ctx context.Context, signer protocol.DigestSigner, k KeyCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.KeyCert, det.Marshal(k), nil)
 	if err != nil {
 		return nil, fmt.Errorf("signing key certificate of %v epoch %d: %w", k.Use, k.Epoch, err)
 	}
@@ -73,7 +79,7 @@ func SignKeyCert(ctx context.Context, signer DigestSigner, k KeyCert) ([]byte, e
 
 // VerifyKeyCert reads a certificate and checks the signature by root: CodeFormat
 // or CodeCertificate. Dates and epochs are for [KeyCert.AcceptableAt].
-func VerifyKeyCert(b []byte, root PublicKey) (KeyCert, error) {
+func VerifyKeyCert(b []byte, root protocol.PublicKey) (KeyCert, error) {
 	s, k, err := parseKeyCert(b)
 	if err != nil {
 		return KeyCert{}, err
@@ -81,25 +87,25 @@ func VerifyKeyCert(b []byte, root PublicKey) (KeyCert, error) {
 	return k, k.verify(s, root)
 }
 
-func (k KeyCert) verify(s Sign1, root PublicKey) error {
-	if !s.verify(root, domainKeyCert) {
-		return certificateError("key certificate of %v epoch %d is not signed by root %v", k.Use, k.Epoch, root.RootID())
+func (k KeyCert) verify(s cose.Sign1, root protocol.PublicKey) error {
+	if !s.Verify(root, domain.KeyCert) {
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d is not signed by root %v", k.Use, k.Epoch, root.RootID())
 	}
-	if _, err := ParsePublicKey(k.Key[:]); err != nil {
-		return certificateError("key certificate of %v epoch %d has no point of P-256", k.Use, k.Epoch)
+	if _, err := protocol.ParsePublicKey(k.Key[:]); err != nil {
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d has no point of P-256", k.Use, k.Epoch)
 	}
 	return nil
 }
 
-func parseKeyCert(b []byte) (s Sign1, k KeyCert, err error) {
-	if s, _, err = parseSign1(b, false); err != nil {
+func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
+	if s, _, err = cose.Parse(b, false); err != nil {
 		return s, k, err
 	}
-	if err := unmarshalExact(s.Payload, &k, 1, 2, 3, 4, 5, 6); err != nil {
+	if err := strict.Map(s.Payload, &k, 1, 2, 3, 4, 5, 6); err != nil {
 		return s, k, err
 	}
 	if _, ok := useNames[k.Use]; !ok {
-		return s, k, formatError("key certificate for unknown %v", k.Use)
+		return s, k, protocol.CodeFormat.Errorf("key certificate for unknown %v", k.Use)
 	}
 	return s, k, nil
 }
@@ -109,20 +115,20 @@ func parseKeyCert(b []byte) (s Sign1, k KeyCert, err error) {
 // for this use, nil if none. now is Unix seconds.
 func (k KeyCert) AcceptableAt(now uint64, stored *uint64) error {
 	if k.MinEpoch != nil && *k.MinEpoch > k.Epoch {
-		return certificateError("%v epoch %d is below its own minimum %d", k.Use, k.Epoch, *k.MinEpoch)
+		return protocol.CodeCertificate.Errorf("%v epoch %d is below its own minimum %d", k.Use, k.Epoch, *k.MinEpoch)
 	}
 	if stored != nil && (k.Epoch <= *stored || k.Epoch-*stored > maxEpochStep) {
-		return certificateError("%v epoch %d does not follow the stored %d", k.Use, k.Epoch, *stored)
+		return protocol.CodeCertificate.Errorf("%v epoch %d does not follow the stored %d", k.Use, k.Epoch, *stored)
 	}
 	return k.validAt(now)
 }
 
 func (k KeyCert) validAt(now uint64) error {
 	if k.begins() > now {
-		return certificateError("%v epoch %d is not valid before %d", k.Use, k.Epoch, k.NotBefore)
+		return protocol.CodeCertificate.Errorf("%v epoch %d is not valid before %d", k.Use, k.Epoch, k.NotBefore)
 	}
 	if k.NotAfter < now {
-		return certificateError("%v epoch %d was valid until %d", k.Use, k.Epoch, k.NotAfter)
+		return protocol.CodeCertificate.Errorf("%v epoch %d was valid until %d", k.Use, k.Epoch, k.NotAfter)
 	}
 	return nil
 }
@@ -136,25 +142,21 @@ func (k KeyCert) TakesM2At(now uint64) bool {
 	return now <= k.NotAfter || now-k.NotAfter < kemGrace
 }
 
-func certificateError(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, CodeCertificate)...)
-}
-
 // RootCert introduces root number n and commits to the key of n+1 by its hash,
 // PROTOCOL.md §2.2. It travels as
 //
 //	COSE_Sign1 by root n itself, external_aad "OA1 rootcert v1", payload
 //	{1: n, 2: key bstr33, 3: SHA-256(key of n+1) bstr32, 4: reason uint}
 type RootCert struct {
-	Number   uint64    `cbor:"1,keyasint"`
-	Key      PublicKey `cbor:"2,keyasint"`
-	NextHash [32]byte  `cbor:"3,keyasint"`
-	Reason   uint64    `cbor:"4,keyasint"`
+	Number   uint64             `cbor:"1,keyasint"`
+	Key      protocol.PublicKey `cbor:"2,keyasint"`
+	NextHash [32]byte           `cbor:"3,keyasint"`
+	Reason   uint64             `cbor:"4,keyasint"`
 }
 
 // SignRootCert makes a certificate; signer holds r.Key.
-func SignRootCert(ctx context.Context, signer DigestSigner, r RootCert) ([]byte, error) {
-	b, err := sign1(ctx, signer, domainRootCert, marshal(r), nil)
+func SignRootCert(ctx context.Context, signer protocol.DigestSigner, r RootCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.RootCert, det.Marshal(r), nil)
 	if err != nil {
 		return nil, fmt.Errorf("signing certificate of root %d: %w", r.Number, err)
 	}
@@ -165,16 +167,16 @@ func SignRootCert(ctx context.Context, signer DigestSigner, r RootCert) ([]byte,
 // CodeFormat or CodeCertificate. That says nothing yet of whether the key is
 // one to trust: see [FollowRoots].
 func VerifyRootCert(b []byte) (RootCert, error) {
-	s, _, err := parseSign1(b, false)
+	s, _, err := cose.Parse(b, false)
 	if err != nil {
 		return RootCert{}, err
 	}
 	var r RootCert
-	if err := unmarshalExact(s.Payload, &r, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(s.Payload, &r, 1, 2, 3, 4); err != nil {
 		return RootCert{}, err
 	}
-	if !s.verify(r.Key, domainRootCert) {
-		return RootCert{}, certificateError("root certificate %d is not signed by its own key", r.Number)
+	if !s.Verify(r.Key, domain.RootCert) {
+		return RootCert{}, protocol.CodeCertificate.Errorf("root certificate %d is not signed by its own key", r.Number)
 	}
 	return r, nil
 }
@@ -190,7 +192,7 @@ func (r RootCert) follows(n uint64, next [32]byte) bool {
 func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error) {
 	last := RootCert{Number: number, NextHash: next}
 	if len(certs) == 0 {
-		return last, certificateError("no root certificate")
+		return last, protocol.CodeCertificate.Errorf("no root certificate")
 	}
 	for _, b := range certs {
 		r, err := VerifyRootCert(b)
@@ -198,7 +200,7 @@ func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error)
 			return last, err
 		}
 		if !r.follows(last.Number, last.NextHash) {
-			return last, certificateError("root certificate %d does not follow root %d", r.Number, last.Number)
+			return last, protocol.CodeCertificate.Errorf("root certificate %d does not follow root %d", r.Number, last.Number)
 		}
 		last = r
 	}
@@ -210,16 +212,16 @@ func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error)
 //	COSE_Sign1 by client-ca, {4: kid}, external_aad "OA1 clientcert v1", payload
 //	{1: client id, 2: signing key, ?3: uv key, 4: not-before, 5: not-after}
 type ClientCert struct {
-	Client     ClientID   `cbor:"1,keyasint"`
-	SigningKey PublicKey  `cbor:"2,keyasint"`
-	UVKey      *PublicKey `cbor:"3,keyasint,omitempty"`
-	NotBefore  uint64     `cbor:"4,keyasint"` // Unix seconds
-	NotAfter   uint64     `cbor:"5,keyasint"` // Unix seconds, the last good one
+	Client     protocol.ClientID   `cbor:"1,keyasint"`
+	SigningKey protocol.PublicKey  `cbor:"2,keyasint"`
+	UVKey      *protocol.PublicKey `cbor:"3,keyasint,omitempty"`
+	NotBefore  uint64              `cbor:"4,keyasint"` // Unix seconds
+	NotAfter   uint64              `cbor:"5,keyasint"` // Unix seconds, the last good one
 }
 
 // SignClientCert makes a certificate; signer is client-ca of this epoch.
-func SignClientCert(ctx context.Context, signer DigestSigner, epoch uint64, c ClientCert) ([]byte, error) {
-	b, err := sign1(ctx, signer, domainClientCert, marshal(c), kidOf(epoch))
+func SignClientCert(ctx context.Context, signer protocol.DigestSigner, epoch uint64, c ClientCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.ClientCert, det.Marshal(c), cose.Kid(epoch))
 	if err != nil {
 		return nil, fmt.Errorf("signing certificate of client %v: %w", c.Client, err)
 	}
@@ -229,7 +231,7 @@ func SignClientCert(ctx context.Context, signer DigestSigner, epoch uint64, c Cl
 // VerifyClientCert reads a certificate and checks it against the key of
 // client-ca, its dates and that the id is the hash of the signing key:
 // CodeFormat or CodeCertificate. now is Unix seconds.
-func VerifyClientCert(b []byte, ca PublicKey, now uint64) (ClientCert, error) {
+func VerifyClientCert(b []byte, ca protocol.PublicKey, now uint64) (ClientCert, error) {
 	p, err := parseClientCert(b)
 	if err != nil {
 		return ClientCert{}, err
@@ -246,7 +248,7 @@ func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 		return ClientCert{}, err
 	}
 	if p.kid != byte(k.Epoch) {
-		return ClientCert{}, certificateError("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
+		return ClientCert{}, protocol.CodeCertificate.Errorf("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
 	}
 	return p.ClientCert, p.verifySignature(k.Key)
 }
@@ -254,7 +256,7 @@ func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 // ValidAt checks the dates; now is Unix seconds. CodeCertificate.
 func (c ClientCert) ValidAt(now uint64) error {
 	if now < c.NotBefore || now > c.NotAfter {
-		return certificateError("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
+		return protocol.CodeCertificate.Errorf("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
 	}
 	return nil
 }
@@ -268,72 +270,69 @@ func (c ClientCert) SameParty(other ClientCert) bool {
 // parsedClientCert is a certificate whose signature is still to be verified.
 type parsedClientCert struct {
 	ClientCert
-	signed Sign1
+	signed cose.Sign1
 	kid    byte
 }
 
 func parseClientCert(b []byte) (p parsedClientCert, err error) {
-	if p.signed, p.kid, err = parseSign1(b, true); err != nil {
+	if p.signed, p.kid, err = cose.Parse(b, true); err != nil {
 		return p, err
 	}
-	return p, unmarshalExact(p.signed.Payload, &p.ClientCert, 1, 2, 3, 4, 5)
+	return p, strict.Map(p.signed.Payload, &p.ClientCert, 1, 2, 3, 4, 5)
 }
 
-func (p parsedClientCert) verify(ca PublicKey, now uint64) error {
+func (p parsedClientCert) verify(ca protocol.PublicKey, now uint64) error {
 	if err := p.verifySignature(ca); err != nil {
 		return err
 	}
 	return p.ValidAt(now)
 }
 
-func (p parsedClientCert) verifySignature(ca PublicKey) error {
-	if !p.signed.verify(ca, domainClientCert) {
-		return certificateError("certificate of client %v is not signed by client-ca", p.Client)
+func (p parsedClientCert) verifySignature(ca protocol.PublicKey) error {
+	if !p.signed.Verify(ca, domain.ClientCert) {
+		return protocol.CodeCertificate.Errorf("certificate of client %v is not signed by client-ca", p.Client)
 	}
-	if ClientIDOf(p.SigningKey) != p.Client {
-		return certificateError("certificate of client %v has another client's signing key", p.Client)
+	if protocol.ClientIDOf(p.SigningKey) != p.Client {
+		return protocol.CodeCertificate.Errorf("certificate of client %v has another client's signing key", p.Client)
 	}
 	return nil
 }
 
 // KeyOf gives the key of a slot of P3.4: 1 the signing key, 3 the UV key.
-func (c ClientCert) KeyOf(slot uint64) (key PublicKey, ok bool) {
+func (c ClientCert) KeyOf(slot uint64) (key protocol.PublicKey, ok bool) {
 	switch {
-	case slot == SlotSigning:
+	case slot == protocol.SlotSigning:
 		return c.SigningKey, true
-	case slot == SlotUV && c.UVKey != nil:
+	case slot == protocol.SlotUV && c.UVKey != nil:
 		return *c.UVKey, true
 	}
-	return PublicKey{}, false
+	return protocol.PublicKey{}, false
 }
 
 // CheckServerCertificate says whether a client may enrol at the TLS server with
 // this certificate, PROTOCOL.md §5: signed by the key of the `ca` KeyCert, in its
 // dates, and with EKU serverAuth, which no other certificate has. CodeCertificate
 // if not. The host name is not looked at: the key is the identity.
-func CheckServerCertificate(cert *x509.Certificate, ca PublicKey, now time.Time) error {
+func CheckServerCertificate(cert *x509.Certificate, ca protocol.PublicKey, now time.Time) error {
 	key, err := ca.ECDSA()
 	if err != nil {
-		return certificateError("ca key: %v", err)
+		return protocol.CodeCertificate.Errorf("ca key: %v", err)
 	}
 	issuer := x509.Certificate{PublicKeyAlgorithm: x509.ECDSA, PublicKey: key}
 	if cert.SignatureAlgorithm != x509.ECDSAWithSHA256 {
-		return certificateError("server certificate is signed with %v", cert.SignatureAlgorithm)
+		return protocol.CodeCertificate.Errorf("server certificate is signed with %v", cert.SignatureAlgorithm)
 	}
 	if err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil {
-		return certificateError("server certificate: %v", err)
+		return protocol.CodeCertificate.Errorf("server certificate: %v", err)
 	}
 	if !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
-		return certificateError("server certificate has no EKU serverAuth")
+		return protocol.CodeCertificate.Errorf("server certificate has no EKU serverAuth")
 	}
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
-		return certificateError("server certificate is valid from %v to %v", cert.NotBefore, cert.NotAfter)
+		return protocol.CodeCertificate.Errorf("server certificate is valid from %v to %v", cert.NotBefore, cert.NotAfter)
 	}
 	if len(cert.UnhandledCriticalExtensions) != 0 {
-		return certificateError("server certificate has critical extension %v", cert.UnhandledCriticalExtensions[0])
+		return protocol.CodeCertificate.Errorf("server certificate has critical extension %v", cert.UnhandledCriticalExtensions[0])
 	}
 	return nil
 }
-
-// kidOf is the kid header of an epoch: the epoch mod 256, one byte.
-func kidOf(epoch uint64) []byte { return []byte{byte(epoch)} }
