@@ -10,14 +10,14 @@ import (
 
 func TestStatusAndDryRun(t *testing.T) {
 	for _, service := range []protocol.Service{protocol.ServiceDryRun, protocol.ServiceStatus} {
-		g, l := deskRig(t, nil)
+		g, l := socketRig(t, nil)
 		ask := func() {
 			p := g.phone(t, service)
 			p.challenge(protocol.Approve)
 			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
 				t.Errorf("service %v was told %v", service, p4.Result)
 			}
-			g.relay.table.of(p.m3).expire() // the order it was given is not its own any more
+			g.expire(p.m3) // the order it was given is not its own any more
 		}
 		ask() // without an order
 		l.place(`{"service":200}`)
@@ -33,7 +33,7 @@ func TestStatusAndDryRun(t *testing.T) {
 		p.challenge(protocol.Approve)
 		p.finish(p.conn)
 		if r := l.result(); r.Result != "approved" || !r.Performed {
-			t.Errorf("till was told %+v", r)
+			t.Errorf("program got %+v", r)
 		}
 	}
 }
@@ -75,7 +75,7 @@ func TestStrict(t *testing.T) {
 				break
 			}
 		}
-		g.wantLast(t, ResultRefused, tc.want)
+		g.wantLast(t, resultRefused, tc.want)
 	}
 	if got := len(g.hookLog()); got != 1 { // the first of the last case, still by the right key
 		t.Errorf("%d acts, want 1", got)
@@ -100,12 +100,12 @@ func TestRetry(t *testing.T) {
 	p = g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
-	g.relay.table.of(p.m3).expire()
+	g.expire(p.m3)
 	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), protocol.LinkError{Code: protocol.CodeExpired})
 }
 
 func TestRetryLeavesOrderOpen(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.retries = 1 })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.retries = 1 })
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
@@ -114,7 +114,7 @@ func TestRetryLeavesOrderOpen(t *testing.T) {
 	p.m3 = p.channel.SealM3(1, p.p3)
 	p.finish(p.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed {
-		t.Errorf("till was told %+v first of all", r)
+		t.Errorf("program got %+v first of all", r)
 	}
 }
 

@@ -15,12 +15,12 @@ import (
 
 // phone is one link in use.
 type phone struct {
-	conn    *link.Conn
-	class   protocol.LinkClass
-	session *session // of the M1 that was last accepted on this link; nil: none yet
+	conn      *link.Conn
+	class     protocol.LinkClass
+	challenge *challenge // of the last M1 on this link; nil: none yet
 }
 
-// accept serves the phones that connect, each on its own, until the listener is
+// accept serves the phones that connect, each in its own goroutine, until the listener is
 // closed, and waits for them.
 func (r *Relay) accept(ctx context.Context, l *link.Listener, class protocol.LinkClass) {
 	var phones sync.WaitGroup
@@ -35,14 +35,18 @@ func (r *Relay) accept(ctx context.Context, l *link.Listener, class protocol.Lin
 			pause(ctx, 100*time.Millisecond)
 			continue
 		}
+		p := &phone{conn: conn, class: class}
 		select {
 		case r.slots <- struct{}{}:
 			phones.Go(func() {
 				defer func() { <-r.slots }()
-				r.serve(ctx, &phone{conn: conn, class: class})
+				r.serve(ctx, p)
 			})
 		default:
-			r.turnAway(conn)
+			// Sending does not block: the message fits into any buffer.
+			conn.SetTimeouts(link.Timeouts{Send: time.Second})
+			r.send(p, r.linkError(protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}))
+			_ = conn.Close()
 		}
 	}
 }
@@ -56,61 +60,53 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// turnAway tells a phone that the device is busy. It does not wait: the message
-// fits into any buffer.
-func (r *Relay) turnAway(conn *link.Conn) {
-	conn.SetTimeouts(link.Timeouts{Send: time.Second})
-	r.sendError(&phone{conn: conn}, protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause})
-	_ = conn.Close()
-}
-
-// serve answers one phone, message by message, until it leaves, is idle for too
-// long or says what is no message.
+// serve answers the frames of one phone until it leaves, is idle for too long or sends
+// something that is not a frame.
 func (r *Relay) serve(ctx context.Context, p *phone) {
 	r.metrics.links.Inc()
 	defer r.metrics.links.Dec()
 	defer func() { _ = p.conn.Close() }()
-	if !r.table.join(p) {
+	if !r.join(p) {
 		return
 	}
-	defer r.table.leave(p)
+	defer r.leave(p)
 	p.conn.SetTimeouts(link.Timeouts{Receive: r.config.Idle, Send: r.config.Send})
 	for {
-		message, err := p.conn.Receive()
+		frame, err := p.conn.Receive()
 		if errors.Is(err, protocol.CodeFormat) {
-			r.sendError(p, protocol.CodeFormat)
+			r.send(p, r.linkError(protocol.CodeFormat))
 		}
 		if err != nil {
-			r.ended(err)
+			r.logEnd(err)
 			return
 		}
-		answer, err := r.answer(ctx, p, message)
+		answer, err := r.answer(ctx, p, frame)
 		if err != nil {
 			answer = r.linkError(err)
 		}
-		if err := p.conn.Send(answer); err != nil {
-			r.ended(err)
+		if !r.send(p, answer) {
 			return
 		}
 	}
 }
 
-// ended logs the end of a link where it is not the usual one.
-func (r *Relay) ended(err error) {
-	usual := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
-	if !usual {
+func (r *Relay) send(p *phone, message []byte) bool {
+	err := p.conn.Send(message)
+	if err != nil {
+		r.logEnd(err)
+	}
+	return err == nil
+}
+
+// logEnd logs an unusual end of a link.
+func (r *Relay) logEnd(err error) {
+	isUsual := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
+	if !isUsual {
 		r.log.Debug("link ended", "error", err)
 	}
 }
 
-func (r *Relay) sendError(p *phone, err error) {
-	if err := p.conn.Send(r.linkError(err)); err != nil {
-		r.ended(err)
-	}
-}
-
-// linkError makes the ME for an error; one without a code is no fault of the
-// phone's.
+// linkError returns the ME for an error. An error without a code is not the phone's fault.
 func (r *Relay) linkError(err error) []byte {
 	code, ok := protocol.CodeOf(err)
 	if !ok {
@@ -127,20 +123,20 @@ func (r *Relay) linkError(err error) []byte {
 	return m.Marshal()
 }
 
-// answer makes the message that goes back for one that came in. Only its kind is
-// looked at.
-func (r *Relay) answer(ctx context.Context, p *phone, message []byte) ([]byte, error) {
-	kind, err := protocol.Kind(message)
+// answer returns the answer to a frame. The relay reads only the frame's kind.
+func (r *Relay) answer(ctx context.Context, p *phone, frame []byte) ([]byte, error) {
+	kind, err := protocol.Kind(frame)
 	if err != nil {
 		return nil, err
 	}
+	x := &exchange{ctx: ctx, link: p.class, frame: frame}
 	switch kind {
 	case protocol.KindM1:
 		r.metrics.messages.WithLabelValues("m1").Inc()
-		return r.apply(ctx, p, message)
+		return r.answerM1(p, x)
 	case protocol.KindM3:
 		r.metrics.messages.WithLabelValues("m3").Inc()
-		return r.countersign(ctx, p, message)
+		return r.answerM3(p, x)
 	}
-	return nil, protocol.CodeFormat // one that a device sends, never gets
+	return nil, protocol.CodeFormat // a device sends these kinds and never receives them
 }

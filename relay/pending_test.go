@@ -117,14 +117,14 @@ func (g *rig) waiting0(handle []byte) *approval {
 }
 
 func TestSecondApproverOfOrder(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200,"amount":1250,"currency":"EUR","text":"Safe","reference":"T-17"}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	if r := l.result(); r.Result != "pending" || r.Code != protocol.CodePending || r.Performed || r.Transaction == "" {
-		t.Errorf("till was told %+v, want pending", r)
+		t.Errorf("program got %+v, want pending", r)
 	}
-	other := newTill(t, g.relay.config)
+	other := newProgram(t, g.relay.config)
 	other.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	stranger := g.approver(t, protocol.Refuse)
@@ -137,27 +137,27 @@ func TestSecondApproverOfOrder(t *testing.T) {
 	}
 	second.finish(second.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed || r.Service != 200 || r.Reference != "T-17" {
-		t.Errorf("till was told %+v, want approved", r)
+		t.Errorf("program got %+v, want approved", r)
 	}
 	g.set(func() { g.isFour = false })
 	next := g.phone(t, 100)
 	next.challenge(protocol.Approve)
 	next.finish(next.conn)
 	if r := other.result(); r.Result != "approved" || r.Service != 100 {
-		t.Errorf("the next till was told %+v", r)
+		t.Errorf("the next program got %+v", r)
 	}
 }
 
 func TestSecondApprovalTooLate(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = time.Minute })
+	g, l := socketRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = time.Minute })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	l.result()
 	second := g.approver(t, protocol.Approve)
-	g.relay.pendings.expire(g.relay.pendings.current())
+	g.endWait()
 	if r := l.result(); r.Result != "expired" || r.Code != protocol.CodeExpired {
-		t.Errorf("till was told %+v, want expired", r)
+		t.Errorf("program got %+v, want expired", r)
 	}
 	second.finish(second.conn)
 	if len(g.hookLog()) != 0 {
@@ -172,19 +172,19 @@ func TestSecondApprovalTooLate(t *testing.T) {
 }
 
 func TestPendingExpires(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = 20 * time.Millisecond })
+	g, l := socketRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = 20 * time.Millisecond })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	for _, want := range []string{"pending", "expired"} {
 		if r := l.result(); r.Result != want {
-			t.Errorf("till was told %+v, want %s", r, want)
+			t.Errorf("program got %+v, want %s", r, want)
 		}
 	}
 }
 
 func TestOrderIsActedOnOnce(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
@@ -195,7 +195,7 @@ func TestOrderIsActedOnOnce(t *testing.T) {
 	another.challenge(protocol.Approve)
 	another.finish(another.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed {
-		t.Errorf("till was told %+v", r)
+		t.Errorf("program got %+v", r)
 	}
 	second.finish(second.conn)
 	if got := len(g.hookLog()); got != 1 {
@@ -234,13 +234,13 @@ func TestForgedFinalDecisions(t *testing.T) {
 		if len(g.hookLog()) != 0 || len(g.steps(t)) != 0 {
 			t.Fatalf("%s: acts %v, journal %v", name, g.hookLog(), g.steps(t))
 		}
-		g.wantLast(t, ResultRefused, protocol.CodeReplayed)
+		g.wantLast(t, resultRefused, protocol.CodeReplayed)
 	}
 	g.set(func() { g.mutate = func(d *protocol.Decision) { d.Result = protocol.ResultDenied } })
 	p := g.approver(t, protocol.Approve)
 	p.finish(p.conn)
 	g.wantLast(t, "denied", protocol.CodeRefused)
-	if g.relay.pendings.current() != nil || len(g.hookLog()) != 0 {
+	if g.isOffered() || len(g.hookLog()) != 0 {
 		t.Error("a signed denial leaves the approval pending, or was acted on")
 	}
 }
@@ -261,7 +261,7 @@ func TestOrdinaryWhilePending(t *testing.T) {
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved || len(g.hookLog()) != 1 {
 		t.Errorf("an ordinary phone: %v, %d acts", p4.Result, len(g.hookLog()))
 	}
-	if g.relay.pendings.current() == nil {
+	if !g.isOffered() {
 		t.Error("an ordinary decision ends what is pending")
 	}
 }
@@ -278,42 +278,42 @@ func TestPendingWithoutHandle(t *testing.T) {
 }
 
 func TestTwoOrdersPending(t *testing.T) {
-	g, a := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
-	b := newTill(t, g.relay.config)
-	phones := map[*till]*phoneClient{}
-	for l, line := range map[*till]string{a: `{"service":100}`, b: `{"service":200}`} {
+	g, a := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	b := newProgram(t, g.relay.config)
+	phones := map[*program]*phoneClient{}
+	for l, line := range map[*program]string{a: `{"service":100}`, b: `{"service":200}`} {
 		l.place(line)
 		g.untilWaiting(t, 1)
-		service := map[*till]protocol.Service{a: 100, b: 200}[l]
+		service := map[*program]protocol.Service{a: 100, b: 200}[l]
 		phones[l] = g.phone(t, service)
 		phones[l].challenge(protocol.Approve)
 	}
-	for _, l := range []*till{a, b} {
+	for _, l := range []*program{a, b} {
 		phones[l].finish(phones[l].conn)
 		if r := l.result(); r.Result != "pending" {
-			t.Fatalf("till was told %+v, want pending", r)
+			t.Fatalf("program got %+v, want pending", r)
 		}
 	}
-	for _, l := range []*till{b, a} {
+	for _, l := range []*program{b, a} {
 		phones[a].finish(phones[a].conn) // a repeat is not newer; it counts once the newer one is done
 		second := g.approver(t, protocol.Approve)
 		second.finish(second.conn)
-		want := map[*till]protocol.Service{a: 100, b: 200}[l]
+		want := map[*program]protocol.Service{a: 100, b: 200}[l]
 		if r := l.result(); r.Result != "approved" || !r.Performed || r.Service != want {
-			t.Errorf("till was told %+v, want approved, service %v", r, want)
+			t.Errorf("program got %+v, want approved, service %v", r, want)
 		}
 	}
 }
 
-func TestPendingOrderOfTillThatLeft(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+func TestPendingOrderOfProgramThatLeft(t *testing.T) {
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	l.result()
-	if g.relay.pendings.current() == nil {
+	if !g.isOffered() {
 		t.Fatal("nothing is pending")
 	}
 	must(t, l.conn.Close())
-	eventually(t, "its approval is not asked for any more", func() bool { return g.relay.pendings.current() == nil })
+	eventually(t, "its approval is not asked for any more", func() bool { return !g.isOffered() })
 }

@@ -5,6 +5,7 @@ package relay
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -92,9 +93,7 @@ type Relay struct {
 	metrics   *Metrics
 	client    *uplink.Client
 	journal   *journal.Journal
-	orders    source
-	table     *table
-	pendings  *pendings
+	socket    *orderSocket // nil: orders come from the configuration
 	status    *statusFile
 	listeners []*link.Listener
 	slots     chan struct{} // one for each link in use
@@ -103,6 +102,8 @@ type Relay struct {
 	acts      sync.WaitGroup
 	display   sync.Mutex // one line at a time
 	release   func()
+
+	registry
 }
 
 // New opens the state directory, which no other process may use
@@ -115,8 +116,9 @@ func New(c Config) (*Relay, error) {
 		return nil, err
 	}
 	r := &Relay{
-		config: c, log: c.Log, metrics: c.Metrics, table: newTable(), pendings: newPendings(c.ApprovalWait), slots: make(chan struct{}, c.MaxLinks),
+		config: c, log: c.Log, metrics: c.Metrics, slots: make(chan struct{}, c.MaxLinks),
 		unsettled: make(chan struct{}, 1), fatal: make(chan error, 1), release: release,
+		registry: registry{byM1: map[[sha256.Size]byte]*challenge{}, phones: map[*phone]bool{}},
 	}
 	if err := r.open(); err != nil {
 		r.close()
@@ -141,8 +143,13 @@ func (r *Relay) open() error {
 		return err
 	}
 	r.status = newStatusFile(r)
-	if r.orders, err = newSource(r.config); err != nil {
+	if r.standing, err = r.config.Orders.standing(); err != nil {
 		return err
+	}
+	if r.standing == nil {
+		if r.socket, err = newOrderSocket(r); err != nil {
+			return err
+		}
 	}
 	for _, l := range r.config.Links {
 		listener, err := link.Listen(l.Listen)
@@ -188,7 +195,9 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	upkeep.Go(func() { r.client.Run(ctx) })
 	upkeep.Go(func() { r.reportOutcomes(ctx) })
-	upkeep.Go(func() { r.orders.run(ctx) })
+	if r.socket != nil {
+		upkeep.Go(func() { r.socket.run(ctx) })
+	}
 
 	var err error
 	select {
@@ -201,7 +210,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	grace := time.AfterFunc(r.config.Grace, stopCalls)
 	defer grace.Stop()
-	r.table.close()
+	r.stopReceiving()
 	links.Wait()
 	waitFor(&r.acts, calls.Done())
 	upkeep.Wait()
@@ -244,9 +253,8 @@ func (r *Relay) close() {
 	for _, l := range r.listeners {
 		_ = l.Close() // closed already where Serve ran
 	}
-	r.pendings.close()
-	if r.orders != nil {
-		errs = append(errs, r.orders.close())
+	if r.socket != nil {
+		errs = append(errs, r.socket.close())
 	}
 	if r.client != nil {
 		r.client.Close()

@@ -441,9 +441,8 @@ func TestChallengeEnds(t *testing.T) {
 	g := start(t, f, c)
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
-	s := g.relay.table.of(p.m3)
-	eventually(t, "the ttl ends", func() bool { return !s.live() })
-	s.expire()
+	live := g.challengeOf(p.m3)
+	eventually(t, "the ttl ends", func() bool { return !live.isLive() })
 	wantError(t, ask1(t, p.conn, p.m3), protocol.LinkError{Code: protocol.CodeExpired})
 	if got := g.count("/v1/countersign"); got != 0 {
 		t.Errorf("%d M3 forwarded after the ttl", got)

@@ -83,6 +83,37 @@ func (g *rig) hookLog() []string {
 	return strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n")[:bytes.Count(raw, []byte("\n"))]
 }
 
+// challengeOf returns the challenge that an M3 without an M1 belongs to.
+func (g *rig) challengeOf(m3 []byte) *challenge {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	return g.relay.liveLocked(nil, m3)
+}
+
+// expire ends the challenge of an M3.
+func (g *rig) expire(m3 []byte) {
+	c := g.challengeOf(m3)
+	g.relay.mu.Lock()
+	c.expires = time.Now()
+	g.relay.mu.Unlock()
+	g.relay.endChallenge(c)
+}
+
+// isOffered reports whether an approval is offered to second approvers.
+func (g *rig) isOffered() bool {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	return g.relay.newest != nil && g.relay.newest.isOffered()
+}
+
+// endWait ends the wait for a second approver.
+func (g *rig) endWait() {
+	g.relay.mu.Lock()
+	a := g.relay.newest
+	g.relay.mu.Unlock()
+	g.relay.step(nil, a, event{kind: waitEnded, pending: a.pending})
+}
+
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()

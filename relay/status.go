@@ -67,6 +67,17 @@ type Last struct {
 	Service     protocol.Service `json:"service,omitempty"`
 }
 
+func (r result) last() *Last {
+	l := &Last{Result: r.Result, Code: r.Code}
+	if r.Decision != nil {
+		l.Transaction, l.Service = r.Decision.Transaction.String(), r.Decision.Service
+	}
+	if r.Decision != nil && r.Decision.Result == protocol.ResultApproved && !r.Performed {
+		l.Result = resultFailed
+	}
+	return l
+}
+
 // String is one line that can be read out.
 func (s Status) String() string {
 	parts := []string{fmt.Sprintf("%s (device %s)", s.Name, s.Device)}
