@@ -131,12 +131,6 @@ func (r *Relay) runHook(x *exchange, a *authorization, res result) {
 	r.step(x, a, event{kind: acted, result: res})
 }
 
-func (r *Relay) decline(res result) {
-	d := res.Decision
-	r.log.Warn("not acting: the order was acted on, or is over", "transaction", d.Transaction.String(), "service", uint64(d.Service))
-	r.metrics.acts.WithLabelValues("failed").Inc()
-}
-
 // killWait limits how long descendants of a hook that ended may keep its files open.
 const killWait = time.Second
 

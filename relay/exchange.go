@@ -221,7 +221,9 @@ func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
 			r.log.Info("not acting again", "transaction", f.result.Decision.Transaction.String())
 			r.metrics.acts.WithLabelValues("repeated").Inc()
 		case decline:
-			r.decline(f.result)
+			d := f.result.Decision
+			r.log.Warn("not acting: the order was acted on, or is over", "transaction", d.Transaction.String(), "service", uint64(d.Service))
+			r.metrics.acts.WithLabelValues("failed").Inc()
 		case finish:
 			r.finish(f.result)
 		case await:
@@ -252,7 +254,7 @@ func (r *Relay) forwardApply(x *exchange) {
 		r.step(x, c.authorization, event{kind: returned})
 		return
 	}
-	time.AfterFunc(time.Until(c.expires), func() { r.endChallenge(c) })
+	time.AfterFunc(time.Until(c.expires), func() { r.step(x, c.authorization, event{kind: challengeEnded}) })
 }
 
 // fill asks the appliance for a challenge and stores its answer.
@@ -287,10 +289,6 @@ func (r *Relay) fill(x *exchange) error {
 	c.handle = answer.Handle
 	c.expires = sent.Add(time.Duration(min(answer.TTL, maxTTL)) * time.Second)
 	return nil
-}
-
-func (r *Relay) endChallenge(c *challenge) {
-	r.step(&exchange{challenge: c}, c.authorization, event{kind: challengeEnded})
 }
 
 // forward sends M3 to the appliance. Whatever the answer means for the device, the phone
@@ -348,8 +346,7 @@ func (r *Relay) decide(x *exchange) {
 	}
 	r.metrics.decisions.WithLabelValues(d.Result.String()).Inc()
 	a, e := c.authorization, event{kind: concluded, result: result{Result: d.Result.String(), Code: d.Reason, Decision: &d}}
-	second := c.secondFor(d)
-	if second != nil {
+	if second := c.secondFor(d); second != nil {
 		a, e.kind = second.authorization, denied
 	}
 	switch d.Result {

@@ -1,9 +1,10 @@
-// Package relay is what an authorization device does: it carries messages
-// between phones on a near-field link and the appliance, without reading them, verifies
-// the appliance's decision down to the pinned root, and acts on it at most once.
+// Package relay implements an authorization device. It forwards messages between phones on a
+// near-field link and the appliance without reading them, verifies the appliance's decision
+// down to the pinned root, and acts on it at most once.
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -21,29 +22,28 @@ import (
 	"countersign/relay/uplink"
 )
 
-// Config is what a relay needs. Zero values of durations and numbers are the
-// defaults named beside them.
+// Config configures a relay. A zero duration or number stands for the default named beside it.
 type Config struct {
 	StateDir  string
 	URL       string // https://HOST:PORT of the appliance
-	CAFile    string // PEM, what the appliance's certificate chains to
+	CAFile    string // PEM, roots of the appliance's certificate
 	Links     []Link
 	Orders    Orders
-	Floor     protocol.Level // least level to act on
-	Strict    bool           // ask for the client's countersignature and verify that too
+	Floor     protocol.Level // lowest level to act on
+	Strict    bool           // ask for the client's countersignature and verify it too
 	Hook      Hook
-	Display   io.Writer     // where service and amount are shown before the act; nil: nowhere
+	Display   io.Writer     // shows service and amount before the act; nil: none
 	Log       hclog.Logger  // nil: none
 	Metrics   *Metrics      // nil: not registered
 	Timeout   time.Duration // of a call to the appliance, 10 s
 	Idle      time.Duration // after which a link without a message is closed, 2 minutes
 	Send      time.Duration // for a phone to take an answer, 10 s
-	ActWait   time.Duration // by which an answer waits for the hook, 2 s
-	Grace     time.Duration // for what is under way when the relay is stopped, 500 ms
-	MaxLinks  int           // at a time; one more is told "link busy", 32
+	ActWait   time.Duration // for which an answer waits for the hook, 2 s
+	Grace     time.Duration // for exchanges under way when the relay stops, 500 ms
+	MaxLinks  int           // at a time; more phones get "link busy", 32
 	OrderWait time.Duration // for a phone to take up an order from the socket, 5 minutes
-	// ApprovalWait is for a second approver after the first, 5 minutes. The
-	// appliance has a limit of its own.
+	// ApprovalWait is for a second approver after the first, 5 minutes. The appliance has its
+	// own limit.
 	ApprovalWait time.Duration
 }
 
@@ -54,26 +54,15 @@ type Link struct {
 }
 
 func (c Config) withDefaults() Config {
-	for _, d := range []struct {
-		value    *time.Duration
-		standard time.Duration
-	}{
-		{&c.Timeout, uplink.DefaultTimeout},
-		{&c.Idle, 2 * time.Minute},
-		{&c.Send, 10 * time.Second},
-		{&c.ActWait, 2 * time.Second},
-		{&c.Grace, 500 * time.Millisecond},
-		{&c.OrderWait, 5 * time.Minute},
-		{&c.ApprovalWait, 5 * time.Minute},
-		{&c.Hook.Timeout, 10 * time.Second},
-	} {
-		if *d.value == 0 {
-			*d.value = d.standard
-		}
-	}
-	if c.MaxLinks == 0 {
-		c.MaxLinks = 32
-	}
+	c.Timeout = cmp.Or(c.Timeout, uplink.DefaultTimeout)
+	c.Idle = cmp.Or(c.Idle, 2*time.Minute)
+	c.Send = cmp.Or(c.Send, 10*time.Second)
+	c.ActWait = cmp.Or(c.ActWait, 2*time.Second)
+	c.Grace = cmp.Or(c.Grace, 500*time.Millisecond)
+	c.OrderWait = cmp.Or(c.OrderWait, 5*time.Minute)
+	c.ApprovalWait = cmp.Or(c.ApprovalWait, 5*time.Minute)
+	c.Hook.Timeout = cmp.Or(c.Hook.Timeout, 10*time.Second)
+	c.MaxLinks = cmp.Or(c.MaxLinks, 32)
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
@@ -97,7 +86,7 @@ type Relay struct {
 	status    *statusFile
 	listeners []*link.Listener
 	slots     chan struct{} // one for each link in use
-	unsettled chan struct{} // says that the journal has an outcome to report
+	unsettled chan struct{} // signals that the journal has an outcome to report
 	fatal     chan error
 	acts      sync.WaitGroup
 	display   sync.Mutex // one line at a time
@@ -106,9 +95,9 @@ type Relay struct {
 	registry
 }
 
-// New opens the state directory, which no other process may use
-// ([uplink.ErrLocked]) and which must be enrolled ([uplink.ErrNotEnrolled]), and the
-// listeners. The caller calls Serve.
+// New opens the listeners and the state directory, which must be enrolled
+// ([uplink.ErrNotEnrolled]) and not in use by another process ([uplink.ErrLocked]). The caller
+// then calls Serve.
 func New(c Config) (*Relay, error) {
 	c = c.withDefaults()
 	release, err := uplink.Lock(c.StateDir)
@@ -170,21 +159,21 @@ func (r *Relay) Links() []string {
 	return addrs
 }
 
-// Identity tells who the device is.
+// Identity returns the device's identity.
 func (r *Relay) Identity() uplink.Identity { return r.client.Identity() }
 
-// Reachable says whether the appliance answered the last call.
+// Reachable reports whether the appliance answered the last call.
 func (r *Relay) Reachable() bool { return r.client.Reachable() }
 
-// Serve runs the device until ctx is over, which is no error, or until the
-// journal cannot be written. It gives what is under way the grace to end; a hook
-// that runs longer goes on by itself, and its transaction is unconfirmed.
+// Serve runs the device until ctx is over, which is not an error, or until the journal cannot
+// be written. Exchanges under way have Grace to end. A hook that runs longer keeps running;
+// its transaction is unconfirmed.
 func (r *Relay) Serve(ctx context.Context) error {
 	defer r.close()
 	r.reportLeftOver()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Calls outlive ctx by the grace: an approval that was granted is acted on.
+	// Calls outlive ctx by Grace, so that the device acts on an approval that was granted.
 	calls, stopCalls := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopCalls()
 
@@ -206,7 +195,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	cancel()
 	for _, l := range r.listeners {
-		_ = l.Close() // its own goroutine sees that it is closed
+		_ = l.Close() // accept sees the error
 	}
 	grace := time.AfterFunc(r.config.Grace, stopCalls)
 	defer grace.Stop()
@@ -217,7 +206,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 	return err
 }
 
-// waitFor waits for group, or for limit.
+// waitFor waits for group or for limit.
 func waitFor(group *sync.WaitGroup, limit <-chan struct{}) {
 	done := make(chan struct{})
 	go func() { group.Wait(); close(done) }()
@@ -227,7 +216,7 @@ func waitFor(group *sync.WaitGroup, limit <-chan struct{}) {
 	}
 }
 
-// fail stops the relay: without a journal it must not act, and so is of no use.
+// fail stops the relay, which must not act without its journal.
 func (r *Relay) fail(err error) {
 	select {
 	case r.fatal <- err:
@@ -235,7 +224,7 @@ func (r *Relay) fail(err error) {
 	}
 }
 
-// reportLeftOver tells the operator what a crash has left unconfirmed, once.
+// reportLeftOver reports each act that a crash has left unconfirmed to the operator, once.
 func (r *Relay) reportLeftOver() {
 	for _, id := range r.journal.LeftOver() {
 		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id.String())
@@ -251,7 +240,7 @@ func (r *Relay) reportLeftOver() {
 func (r *Relay) close() {
 	var errs []error
 	for _, l := range r.listeners {
-		_ = l.Close() // closed already where Serve ran
+		_ = l.Close() // Serve may have closed it
 	}
 	if r.socket != nil {
 		errs = append(errs, r.socket.close())

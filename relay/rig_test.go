@@ -96,7 +96,7 @@ func (g *rig) expire(m3 []byte) {
 	g.relay.mu.Lock()
 	c.expires = time.Now()
 	g.relay.mu.Unlock()
-	g.relay.endChallenge(c)
+	g.relay.step(&exchange{challenge: c}, c.authorization, event{kind: challengeEnded})
 }
 
 // isOffered reports whether an approval is offered to second approvers.
@@ -110,8 +110,9 @@ func (g *rig) isOffered() bool {
 func (g *rig) endWait() {
 	g.relay.mu.Lock()
 	a := g.relay.newest
+	e := event{kind: waitEnded, pending: a.pending}
 	g.relay.mu.Unlock()
-	g.relay.step(nil, a, event{kind: waitEnded, pending: a.pending})
+	g.relay.step(nil, a, e)
 }
 
 // eventually waits for a condition.
