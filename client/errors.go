@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"countersign/client/internal/durable"
+	"countersign/internal/durable"
 	"countersign/client/internal/remote"
 	"countersign/protocol"
 )

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 	"countersign/relay/journal"
 	"countersign/relay/uplink"
 )
@@ -65,7 +67,7 @@ func (a Act) MarshalJSON() ([]byte, error) {
 	}{a.Transaction.String(), plain(a)})
 }
 
-func newAct(d protocol.Decision, o protocol.Order) Act {
+func newAct(d receipt.Decision, o deviceapi.Order) Act {
 	return Act{
 		Transaction: d.Transaction, Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
 		Factors: strings.Split(d.Factors.String(), "+"), Device: d.Device.String(), Pairwise: d.Pairwise.String(),
@@ -92,7 +94,7 @@ func (r *Relay) act(x *exchange, a *authorization, res result) {
 }
 
 // show writes an approval on the display.
-func (r *Relay) show(d protocol.Decision) {
+func (r *Relay) show(d receipt.Decision) {
 	line := fmt.Sprintf("approved: service %v", d.Service)
 	if d.Amount != nil {
 		line += ", " + decimal(*d.Amount)
@@ -203,7 +205,7 @@ func (r *Relay) awaitReport(ctx context.Context, d time.Duration) {
 // reportAll reports whether the appliance has every outcome.
 func (r *Relay) reportAll(ctx context.Context) bool {
 	for _, o := range r.journal.Unsettled() {
-		err := r.client.Outcome(ctx, protocol.OutcomeRequest{Transaction: o.Transaction, Performed: o.Performed})
+		err := r.client.Outcome(ctx, deviceapi.OutcomeRequest{Transaction: o.Transaction, Performed: o.Performed})
 		if err != nil && !r.isFinal(o, err) {
 			return false
 		}

@@ -6,12 +6,14 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 )
 
 // authorization is one order on its way to an act. Relay.step moves it from state to state.
 type authorization struct {
 	progress // guarded by registry.mu; only step changes it
-	order    protocol.Order
+	order    deviceapi.Order
 	isExact  bool        // an order without an amount allows none; false: the decision sets the amount
 	owner    *challenge  // of the phone that took the order up; guarded by registry.mu
 	results  chan result // to the program that placed the order; nil: it comes from the configuration
@@ -121,7 +123,7 @@ const (
 type result struct {
 	Result    string
 	Code      protocol.Code
-	Decision  *protocol.Decision // verified; nil: there is none
+	Decision  *receipt.Decision // verified; nil: there is none
 	Performed bool
 }
 
@@ -153,19 +155,19 @@ type pending struct {
 	authorization *authorization
 	handle        []byte // names it to the appliance; nil: no second approver can be asked
 	chal          protocol.Challenge
-	root          protocol.RootID   // pinned when its M1 was applied
-	first         protocol.Decision // verified, of result 3
+	root          protocol.RootID  // pinned when its M1 was applied
+	first         receipt.Decision // verified, of result 3
 }
 
 // exchange is one frame under way.
 type exchange struct {
 	ctx       context.Context
 	challenge *challenge
-	link      protocol.LinkClass           // of M1
-	frame     []byte                       // M1 or M3
-	sent      time.Time                    // when M3 was first sent
-	answer    protocol.CountersignResponse // to M3
-	reply     []byte                       // for the phone
-	err       error                        // for the phone, in place of reply
-	fatal     error                        // for the relay
+	link      deviceapi.LinkClass           // of M1
+	frame     []byte                        // M1 or M3
+	sent      time.Time                     // when M3 was first sent
+	answer    deviceapi.CountersignResponse // to M3
+	reply     []byte                        // for the phone
+	err       error                         // for the phone, in place of reply
+	fatal     error                         // for the relay
 }

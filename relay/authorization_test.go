@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // first and other are two approvals that wait for a second approver.
@@ -197,7 +198,7 @@ func TestTransitions(t *testing.T) {
 				from = change(t, from, row.with)
 				e := event{
 					kind: row.event, isOwner: strings.Contains(row.with, "owner"), pending: row.pending,
-					result: result{Result: "some", Decision: &protocol.Decision{}},
+					result: result{Result: "some", Decision: &receipt.Decision{}},
 				}
 				changes, names, _ := strings.Cut(cell, "|")
 				want, wantEffects := change(t, from, changes), wanted(t, names, e.result)

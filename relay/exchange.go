@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 	"countersign/relay/journal"
 )
 
@@ -247,7 +250,7 @@ func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
 func (r *Relay) forwardApply(x *exchange) {
 	c := x.challenge
 	x.err = r.fill(x)
-	if kind, err := protocol.Kind(c.answer); x.err == nil && err == nil && kind == protocol.KindM2 && c.handle == nil {
+	if kind, err := message.Kind(c.answer); x.err == nil && err == nil && kind == message.KindM2 && c.handle == nil {
 		x.err = c.lack // if there is no order: the phone wanted more than a status or a dry run
 	}
 	if x.err != nil || c.handle == nil {
@@ -264,7 +267,7 @@ func (r *Relay) fill(x *exchange) error {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
 	c.root = r.client.Trust().Root.RootID()
-	request := protocol.ApplyRequest{
+	request := deviceapi.ApplyRequest{
 		M1: x.frame, Order: withServices(c.authorization.order, c.second != nil), Link: x.link, Floor: r.config.Floor,
 		Nonce: c.nonce, Strict: r.config.Strict,
 	}
@@ -276,14 +279,14 @@ func (r *Relay) fill(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if err := wantKind("M1", answer.M2, protocol.KindM2, protocol.KindKeyUpdate); err != nil {
+	if err := wantKind("M1", answer.M2, message.KindM2, message.KindKeyUpdate); err != nil {
 		return err
 	}
 	c.answer, c.expires = answer.M2, sent.Add(errorLife)
 	if answer.Handle == nil {
 		return nil
 	}
-	if c.chal, err = protocol.ChallengeOf(answer.M2); err != nil {
+	if c.chal, err = message.ChallengeOf(answer.M2); err != nil {
 		return fmt.Errorf("answer to M1 with a handle: %v: %w", err, protocol.CodeServerUnreachable)
 	}
 	c.handle = answer.Handle
@@ -294,10 +297,10 @@ func (r *Relay) fill(x *exchange) error {
 // forward sends M3 to the appliance. Whatever the answer means for the device, the phone
 // gets its M4.
 func (r *Relay) forward(x *exchange) {
-	request := protocol.CountersignRequest{Handle: x.challenge.handle, M3: x.frame}
+	request := deviceapi.CountersignRequest{Handle: x.challenge.handle, M3: x.frame}
 	answer, err := r.client.Countersign(x.ctx, request)
 	if err == nil {
-		err = wantKind("M3", answer.M4, protocol.KindM4)
+		err = wantKind("M3", answer.M4, message.KindM4)
 	}
 	if err != nil {
 		x.err = err
@@ -327,7 +330,7 @@ func (r *Relay) undecided(x *exchange, answer protocol.Result) {
 		}
 	default:
 		r.metrics.decisions.WithLabelValues(answer.String()).Inc()
-		reason, _ := protocol.ReasonFor(answer)
+		reason, _ := receipt.ReasonFor(answer)
 		r.step(x, a, event{kind: concluded, result: result{Result: answer.String(), Code: reason}})
 	}
 }
@@ -403,7 +406,7 @@ func (r *Relay) tell(a *authorization, res result) {
 }
 
 func wantKind(to string, answer []byte, kinds ...byte) error {
-	kind, err := protocol.Kind(answer)
+	kind, err := message.Kind(answer)
 	if err == nil && slices.Contains(kinds, kind) {
 		return nil
 	}

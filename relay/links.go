@@ -10,19 +10,21 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/relay/link"
 )
 
 // phone is one link in use.
 type phone struct {
 	conn      *link.Conn
-	class     protocol.LinkClass
+	class     deviceapi.LinkClass
 	challenge *challenge // of the last M1 on this link; nil: none yet
 }
 
 // accept serves the phones that connect, each in its own goroutine, until the listener is
 // closed, and waits for them.
-func (r *Relay) accept(ctx context.Context, l *link.Listener, class protocol.LinkClass) {
+func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.LinkClass) {
 	var phones sync.WaitGroup
 	defer phones.Wait()
 	for {
@@ -90,8 +92,8 @@ func (r *Relay) serve(ctx context.Context, p *phone) {
 	}
 }
 
-func (r *Relay) send(p *phone, message []byte) bool {
-	err := p.conn.Send(message)
+func (r *Relay) send(p *phone, msg []byte) bool {
+	err := p.conn.Send(msg)
 	if err != nil {
 		r.logEnd(err)
 	}
@@ -115,7 +117,7 @@ func (r *Relay) linkError(err error) []byte {
 	}
 	r.metrics.errors.WithLabelValues(code.String()).Inc()
 	r.log.Debug("link error", "code", uint8(code), "error", err)
-	m := protocol.LinkError{Code: code}
+	m := message.LinkError{Code: code}
 	var retry protocol.Retry
 	if errors.As(err, &retry) {
 		m.Retry = uint8(min(255, (max(retry.After, 0)+time.Second-1)/time.Second))
@@ -125,16 +127,16 @@ func (r *Relay) linkError(err error) []byte {
 
 // answer returns the answer to a frame. The relay reads only the frame's kind.
 func (r *Relay) answer(ctx context.Context, p *phone, frame []byte) ([]byte, error) {
-	kind, err := protocol.Kind(frame)
+	kind, err := message.Kind(frame)
 	if err != nil {
 		return nil, err
 	}
 	x := &exchange{ctx: ctx, link: p.class, frame: frame}
 	switch kind {
-	case protocol.KindM1:
+	case message.KindM1:
 		r.metrics.messages.WithLabelValues("m1").Inc()
 		return r.answerM1(p, x)
-	case protocol.KindM3:
+	case message.KindM3:
 		r.metrics.messages.WithLabelValues("m3").Inc()
 		return r.answerM3(p, x)
 	}

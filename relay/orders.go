@@ -14,13 +14,14 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/link"
 )
 
 // Orders says what phones are asked to approve. Exactly one field is set.
 type Orders struct {
 	Accept []protocol.Service // services without an order: service and amount come from the decision
-	Static *protocol.Order    // the same order for every phone
+	Static *deviceapi.Order   // the same order for every phone
 	Socket string             // path of the Unix socket on which local programs place orders
 }
 
@@ -32,13 +33,13 @@ func (o Orders) standing() (*authorization, error) {
 	case o.Static != nil:
 		return &authorization{order: *o.Static, isExact: true}, nil
 	case len(o.Accept) != 0:
-		return &authorization{order: protocol.Order{Services: o.Accept}}, nil
+		return &authorization{order: deviceapi.Order{Services: o.Accept}}, nil
 	}
 	return nil, errors.New("relay: no orders")
 }
 
 // withServices returns the order for the appliance. A status and a dry run are always possible.
-func withServices(o protocol.Order, hasPending bool) protocol.Order {
+func withServices(o deviceapi.Order, hasPending bool) deviceapi.Order {
 	o.Services = append(slices.Clone(o.Services), protocol.ServiceDryRun, protocol.ServiceStatus)
 	if hasPending {
 		o.Services = append(o.Services, protocol.ServiceCoApproval)
@@ -199,17 +200,17 @@ func (s *orderSocket) answer(ctx context.Context, conn io.Writer, line []byte) e
 	}
 }
 
-func parseOrder(line []byte) (protocol.Order, error) {
+func parseOrder(line []byte) (deviceapi.Order, error) {
 	var w orderJSON
 	in := json.NewDecoder(bytes.NewReader(line))
 	in.DisallowUnknownFields()
 	if err := in.Decode(&w); err != nil {
-		return protocol.Order{}, fmt.Errorf("order: %w", err)
+		return deviceapi.Order{}, fmt.Errorf("order: %w", err)
 	}
 	if in.More() {
-		return protocol.Order{}, errors.New("order: more than one object in a line")
+		return deviceapi.Order{}, errors.New("order: more than one object in a line")
 	}
-	o := protocol.Order{Services: w.Services, Text: w.Text, Reference: w.Reference}
+	o := deviceapi.Order{Services: w.Services, Text: w.Text, Reference: w.Reference}
 	if w.Service != nil {
 		o.Services = append(o.Services, *w.Service)
 	}
@@ -223,7 +224,7 @@ func parseOrder(line []byte) (protocol.Order, error) {
 }
 
 // checkOrder returns an error for an order that the appliance would refuse.
-func checkOrder(o protocol.Order) error {
+func checkOrder(o deviceapi.Order) error {
 	for _, s := range o.Services {
 		if s < protocol.FirstService {
 			return fmt.Errorf("order: service %v: want %v or more", s, protocol.FirstService)
@@ -233,14 +234,14 @@ func checkOrder(o protocol.Order) error {
 		return errors.New("order: service missing")
 	}
 	// The appliance can read an order that marshals and parses again.
-	sent := protocol.ApplyRequest{M1: []byte{0}, Order: withServices(o, true), Link: protocol.LinkWire}
-	if _, err := protocol.ParseApplyRequest(sent.Marshal()); err != nil {
+	sent := deviceapi.ApplyRequest{M1: []byte{0}, Order: withServices(o, true), Link: deviceapi.LinkWire}
+	if _, err := deviceapi.ParseApplyRequest(sent.Marshal()); err != nil {
 		return fmt.Errorf("order: %w", err)
 	}
 	return nil
 }
 
-func resultOf(o protocol.Order, s result) resultJSON {
+func resultOf(o deviceapi.Order, s result) resultJSON {
 	w := resultJSON{Result: s.Result, Code: s.Code, Performed: s.Performed, Reference: o.Reference}
 	if d := s.Decision; d != nil {
 		w.Transaction, w.Service, w.Level, w.Amount = d.Transaction.String(), d.Service, d.Level, amountJSON(d.Amount)

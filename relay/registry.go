@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // Limits of what the device remembers.
@@ -180,7 +181,7 @@ func (g *registry) remove(a *authorization) {
 }
 
 // pend keeps a verified decision of result 3 for a second approver and returns its event.
-func (r *Relay) pend(x *exchange, d protocol.Decision) (eventKind, *pending) {
+func (r *Relay) pend(x *exchange, d receipt.Decision) (eventKind, *pending) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := x.challenge

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/journal"
 	"countersign/relay/link"
 	"countersign/relay/uplink"
@@ -50,7 +51,7 @@ type Config struct {
 // Link is a near-field listener.
 type Link struct {
 	Listen string // "tcp:HOST:PORT" or "unix:/PATH"
-	Class  protocol.LinkClass
+	Class  deviceapi.LinkClass
 }
 
 func (c Config) withDefaults() Config {

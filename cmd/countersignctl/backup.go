@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // keyBackup writes all keys, sealed, with the trust and the policy, to one file.

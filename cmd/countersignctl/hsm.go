@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm"
 )
 

@@ -3,7 +3,7 @@ package main
 import (
 	"slices"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm/sheet"
 )
 

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker/errand"

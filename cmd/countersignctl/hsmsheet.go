@@ -5,7 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm/sheet"
 )
 

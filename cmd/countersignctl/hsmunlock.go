@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/hsm/worker"
 )
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm/sheet"
 	"countersign/hsm/uri"
 	"countersign/hsm/worker/errand"

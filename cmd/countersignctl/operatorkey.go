@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/change"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

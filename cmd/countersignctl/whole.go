@@ -7,7 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // writeWhole writes a file of mode 0600 that is there whole and durable, or as it was

@@ -15,8 +15,8 @@ import (
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // daemon is the appliance on its listeners.

@@ -10,7 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 )
 
 // dev is everything on loopback for development and tests: token, store, trust

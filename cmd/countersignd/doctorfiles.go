@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"countersign/appliance/anchor"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm/worker"
 )
 

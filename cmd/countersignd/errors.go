@@ -9,7 +9,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/worker"
 )

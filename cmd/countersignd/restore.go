@@ -19,10 +19,11 @@ import (
 	"countersign/appliance/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
-	"countersign/cmd/internal/custodian"
+	"countersign/internal/cli"
+	"countersign/internal/config"
+	"countersign/internal/custodian"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 var (
@@ -300,7 +301,7 @@ func (r *restoration) report() string {
 }
 
 // epoch names a decision key and its dates.
-func epoch(by protocol.KeyCert) string {
+func epoch(by trust.KeyCert) string {
 	return fmt.Sprintf("decision@%d of %s to %s", by.Epoch, dated(time.Unix(int64(by.NotBefore), 0)), dated(time.Unix(int64(by.NotAfter), 0)))
 }
 

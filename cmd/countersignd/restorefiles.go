@@ -12,8 +12,8 @@ import (
 
 	"countersign/appliance/backup"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // fetchDatabase copies the database to where it is worked on, and checks it: against

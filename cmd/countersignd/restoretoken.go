@@ -13,7 +13,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"

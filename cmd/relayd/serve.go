@@ -12,9 +12,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay"
 	"countersign/relay/journal"
 )
@@ -154,7 +155,7 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration},
 	}
 	for _, l := range c.Links {
-		class, err := protocol.ParseLinkClass(l.Class)
+		class, err := deviceapi.ParseLinkClass(l.Class)
 		if err != nil {
 			return r, err
 		}
@@ -173,8 +174,8 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 	return r, nil
 }
 
-func staticOrder(o config.StaticOrder) *protocol.Order {
-	order := &protocol.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
+func staticOrder(o config.StaticOrder) *deviceapi.Order {
+	order := &deviceapi.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
 	if o.Currency != "" {
 		order.Amount = &protocol.Amount{Minor: o.AmountMinor, Currency: o.Currency}
 	}

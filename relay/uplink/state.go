@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // The errors that a caller may want to tell apart.
@@ -59,7 +60,7 @@ type State struct {
 	mu          sync.RWMutex // guards what follows
 	certificate *tls.Certificate
 	identity    Identity
-	trust       protocol.Trust
+	trust       trust.State
 }
 
 // The names of the files.
@@ -71,8 +72,8 @@ const (
 )
 
 type deviceJSON struct {
-	Certificates []string       `json:"certificates"`
-	Trust        protocol.Trust `json:"trust"`
+	Certificates []string    `json:"certificates"`
+	Trust        trust.State `json:"trust"`
 }
 
 // Open reads the state of an enrolled device: [ErrNotEnrolled] where there is
@@ -128,14 +129,14 @@ func (s *State) Identity() Identity {
 }
 
 // Trust gives the pinned root and the keys certified by it.
-func (s *State) Trust() protocol.Trust {
+func (s *State) Trust() trust.State {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.trust
 }
 
 // setTrust stores what a refresh gave.
-func (s *State) setTrust(t protocol.Trust) error {
+func (s *State) setTrust(t trust.State) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.saveLocked(s.certificate, t); err != nil {
@@ -170,8 +171,8 @@ func (s *State) tlsCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, e
 	return s.certificate, nil
 }
 
-func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) error {
-	w := deviceJSON{Trust: trust}
+func (s *State) saveLocked(certificate *tls.Certificate, pinned trust.State) error {
+	w := deviceJSON{Trust: pinned}
 	for _, der := range certificate.Certificate {
 		w.Certificates = append(w.Certificates, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	}

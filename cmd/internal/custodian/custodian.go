@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/custody"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // Flags name the files of shares and what opens them.
