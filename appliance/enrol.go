@@ -136,7 +136,7 @@ func (a *Appliance) enrolResponse(c store.Client) ([]byte, error) {
 		Client: c.ID, RootKey: pinned.RootKey, NextRootHash: pinned.NextRootHash, KeyCerts: pinned.KeyCerts, ClientCert: c.Cert,
 	}
 	for _, floor := range a.policy.Load().Floors() {
-		response.Floors = append(response.Floors, protocol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
+		response.Floors = append(response.Floors, enrol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
 	}
 	return json.Marshal(response)
 }

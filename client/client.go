@@ -17,6 +17,7 @@ import (
 
 	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 	"countersign/protocol/message"
 	"countersign/protocol/trust"
 )
@@ -245,7 +246,7 @@ type Status struct {
 	KEMEpoch   uint64
 	KEMUntil   time.Time
 	Counter    uint32
-	Floors     []protocol.Floor
+	Floors     []enrol.Floor
 	Factors    protocol.Factors // that it was enrolled with
 	Pending    *Receipt         // countersigned, without a final answer
 }

@@ -49,13 +49,13 @@ type enrolling struct {
 }
 
 type enrolment struct {
-	URL        string           `json:"url"`
-	SigningKey protocol.Base64  `json:"signing_key"`
-	UVKey      protocol.Base64  `json:"uv_key,omitempty"`
-	Password   *secret.Kept     `json:"password,omitempty"`
-	ClientCert protocol.Base64  `json:"client_cert"`
-	Floors     []protocol.Floor `json:"floors"`
-	At         time.Time        `json:"at"`
+	URL        string          `json:"url"`
+	SigningKey protocol.Base64 `json:"signing_key"`
+	UVKey      protocol.Base64 `json:"uv_key,omitempty"`
+	Password   *secret.Kept    `json:"password,omitempty"`
+	ClientCert protocol.Base64 `json:"client_cert"`
+	Floors     []enrol.Floor   `json:"floors"`
+	At         time.Time       `json:"at"`
 }
 
 func (e enrolment) key() protocol.PublicKey { return protocol.PublicKey(e.SigningKey) }

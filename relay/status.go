@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/relay/uplink"
 )
@@ -174,8 +175,5 @@ func (f *statusFile) writeLocked() error {
 		return err
 	}
 	name := filepath.Join(f.relay.config.StateDir, statusName)
-	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
+	return durable.WriteFile(name, append(raw, '\n'), 0o600)
 }

@@ -148,7 +148,7 @@ func (a *Appliance) enrolLocked(r *http.Request, req enrol.Request) []byte {
 	}
 	answer := enrol.Response{
 		Client: req.ClientID(), RootKey: first.Key, NextRootHash: first.NextHash, KeyCerts: a.keyCertsLocked(), ClientCert: cert,
-		Floors: []protocol.Floor{{Service: 300, MinLevel: 3}},
+		Floors: []enrol.Floor{{Service: 300, MinLevel: 3}},
 	}
 	if a.do.OtherRoot {
 		answer.RootKey = a.rogue.Public()

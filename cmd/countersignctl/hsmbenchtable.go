@@ -3,8 +3,8 @@ package main
 import (
 	"slices"
 
-	"countersign/internal/cli"
 	"countersign/hsm/sheet"
+	"countersign/internal/cli"
 )
 
 var benchTable = cli.Table[sheet.Measured]{

@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
+	"countersign/hsm/worker"
 	"countersign/internal/cli"
 	"countersign/internal/config"
-	"countersign/hsm/worker"
 )
 
 // unlocking is what hsm unlock is told.

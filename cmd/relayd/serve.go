@@ -18,6 +18,8 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/relay"
 	"countersign/relay/journal"
+
+	"countersign/internal/durable"
 )
 
 type serveFlags struct {
@@ -123,10 +125,7 @@ func writeReady(name string, r *relay.Relay) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
+	return durable.WriteFile(name, append(raw, '\n'), 0o600)
 }
 
 type nopCloser struct{ io.Writer }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"countersign/internal/durable"
 	"countersign/protocol/enrol"
 )
 
@@ -88,7 +89,7 @@ func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 	csr, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if csr, err = newRequest(key); err == nil {
-			err = writeFile(name, csr)
+			err = durable.WriteFile(name, csr, 0o600)
 		}
 	}
 	if err != nil {

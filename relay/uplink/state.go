@@ -19,9 +19,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
@@ -104,21 +104,17 @@ func Open(dir string) (*State, error) {
 // Lock takes a state directory for this process until release is called or the
 // process ends: [ErrLocked] if another has it, [ErrNotEnrolled] if it is not there.
 func Lock(dir string) (release func(), err error) {
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) { // the directory
+	lock, err := durable.Lock(filepath.Join(dir, lockFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // the directory
 		err = ErrNotEnrolled
+	case errors.Is(err, durable.ErrLocked):
+		err = ErrLocked
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locking state %s: %w", dir, err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, fmt.Errorf("locking state %s: %w", dir, err)
-	}
-	return func() { _ = file.Close() }, nil
+	return func() { _ = lock.Close() }, nil
 }
 
 // Identity tells who the device is.
@@ -180,7 +176,7 @@ func (s *State) saveLocked(certificate *tls.Certificate, pinned trust.State) err
 	if err != nil {
 		return fmt.Errorf("saving state: %w", err)
 	}
-	return writeFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'))
+	return durable.WriteFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'), 0o600)
 }
 
 // parse checks that a chain is for this device's key and names a device.
@@ -253,27 +249,5 @@ func makeKey(dir string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-}
-
-// writeFile replaces a file as a whole, durably, with mode 0600.
-func writeFile(name string, content []byte) error {
-	file, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err = file.Write(content); err == nil {
-		err = file.Sync()
-	}
-	if err = errors.Join(err, file.Close()); err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return key, durable.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }

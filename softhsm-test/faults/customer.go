@@ -10,6 +10,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
@@ -107,7 +108,8 @@ func (c *customer) settle(ctx context.Context) bool {
 		return true
 	}
 	keys := trust.Keyring{Root: c.Trust.Root, KeyCerts: c.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
-	if d, ok := c.journal.check(keys.Verify, p4.Decision); ok {
+	verify := func(b []byte) (receipt.Decision, error) { return receipt.Verify(keys, b) }
+	if d, ok := c.journal.check(verify, p4.Decision); ok {
 		c.journal.approve(approval{at: time.Now(), serial: o.serial, transaction: d.Transaction, acts: c.way.acts()})
 	}
 	return true
