@@ -171,7 +171,7 @@ func (r *Relay) Reachable() bool { return r.client.Reachable() }
 // its transaction is unconfirmed.
 func (r *Relay) Serve(ctx context.Context) error {
 	defer r.close()
-	r.reportLeftOver()
+	r.reportInterrupted()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Calls outlive ctx by Grace, so that the device acts on an approval that was granted.
@@ -225,12 +225,12 @@ func (r *Relay) fail(err error) {
 	}
 }
 
-// reportLeftOver reports each act that a crash has left unconfirmed to the operator, once.
-func (r *Relay) reportLeftOver() {
-	for _, id := range r.journal.LeftOver() {
+// reportInterrupted reports each act that a crash has left unconfirmed to the operator, once.
+func (r *Relay) reportInterrupted() {
+	for _, id := range r.journal.Interrupted() {
 		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id.String())
 		r.metrics.acts.WithLabelValues("unconfirmed").Inc()
-		if err := r.journal.Told(id); err != nil {
+		if err := r.journal.MarkUnconfirmed(id); err != nil {
 			r.fail(err)
 			return
 		}
