@@ -93,7 +93,7 @@ func TestOrderFromSocket(t *testing.T) {
 		t.Errorf("program got %+v", r)
 	}
 	if lines := g.hookLog(); len(lines) != 1 || !strings.Contains(lines[0], `"reference":"T-17"`) {
-		t.Errorf("hook was told %v", lines)
+		t.Errorf("hook got %v", lines)
 	}
 	next := g.phone(t, 200)
 	wantError(t, ask1(t, next.conn, next.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
@@ -127,15 +127,15 @@ func TestOrderExpires(t *testing.T) {
 	g, l := socketRig(t, func(f *fake, c *Config) { c.OrderWait = 30 * time.Millisecond; f.ttl = 1 })
 	l.place(`{"service":100}`)
 	if r := l.result(); r.Result != "expired" || r.Code != protocol.CodeExpired {
-		t.Errorf("an order that nobody took up: %+v", r)
+		t.Errorf("an order that no phone took up: %+v", r)
 	}
-	g.relay.socket.wait = time.Minute // read when the next order is placed
+	g.relay.socket.wait = time.Minute // applies to the next order
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if r := l.result(); r.Result != "expired" {
-		t.Errorf("an order that nobody countersigned: %+v", r)
+		t.Errorf("an order that no phone countersigned: %+v", r)
 	}
 }
 
@@ -155,7 +155,7 @@ func TestOrderOfProgramThatLeft(t *testing.T) {
 	g.relay.step(nil, a, event{kind: abandoned})
 	g.relay.step(x, a, event{kind: returned})
 	if x.challenge.authorization != a || g.waiting() != 0 {
-		t.Error("an order that nobody waits for is given to the next phone")
+		t.Error("the next phone gets an order of a program that left")
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// applied gives the apply that came last.
+// applied returns the last apply.
 func (g *rig) applied(t *testing.T) deviceapi.ApplyRequest {
 	t.Helper()
 	g.mu.Lock()
@@ -23,7 +23,7 @@ func (g *rig) applied(t *testing.T) deviceapi.ApplyRequest {
 	return request
 }
 
-// firstOf starts a rig at level 4 and countersigns for the first time.
+// firstOf starts a rig at level 4 and countersigns once.
 func firstOf(t *testing.T, service protocol.Service, change func(*fake, *Config)) (*rig, *phoneClient) {
 	t.Helper()
 	f, c := enrolled(t)
@@ -40,12 +40,12 @@ func (g *rig) first(t *testing.T, service protocol.Service) *phoneClient {
 	p := g.phone(t, service)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultPending || p4.Reason != protocol.CodePending {
-		t.Fatalf("first phone was told %v %v, want pending", p4.Result, p4.Reason)
+		t.Fatalf("first phone got %v %v, want pending", p4.Result, p4.Reason)
 	}
 	return p
 }
 
-// approver is a phone that was challenged for the second approval.
+// approver returns a phone with a challenge for the second approval.
 func (g *rig) approver(t *testing.T, v protocol.Verdict) *phoneClient {
 	t.Helper()
 	p := g.phone(t, protocol.ServiceCoApproval)
@@ -96,15 +96,15 @@ func TestSecondApprover(t *testing.T) {
 		}
 		for range 3 {
 			if p4 := second.finish(second.conn); p4.Result != protocol.ResultApproved {
-				t.Fatalf("second phone was told %v", p4.Result)
+				t.Fatalf("second phone got %v", p4.Result)
 			}
 		}
 		if lines := g.hookLog(); len(lines) != 1 || !strings.Contains(lines[0], `"service":200`) || !strings.Contains(lines[0], `"second-approver"`) {
-			t.Errorf("hook was told %v, want one act for service 200", lines)
+			t.Errorf("hook got %v, want one act for service 200", lines)
 		}
 		g.wantOutcomes(t, true)
 		if p4 := first.finish(first.conn); p4.Result != protocol.ResultPending {
-			t.Errorf("a repeat of the first was told %v", p4.Result)
+			t.Errorf("a repeat of the first got %v", p4.Result)
 		}
 		g.phone(t, 200).challenge(protocol.Approve)
 		if r := g.applied(t); r.Handle != nil {
@@ -132,11 +132,11 @@ func TestSecondApproverOfOrder(t *testing.T) {
 	g.untilWaiting(t, 1)
 	stranger := g.approver(t, protocol.Refuse)
 	if p4 := stranger.finish(stranger.conn); p4.Result != protocol.ResultDenied {
-		t.Errorf("who refused was told %v", p4.Result)
+		t.Errorf("the phone that refused got %v", p4.Result)
 	}
 	second := g.approver(t, protocol.Approve)
 	if r := g.applied(t); *r.Order.Amount != (protocol.Amount{Minor: 1250, Currency: "EUR"}) || r.Order.Text != "Safe" {
-		t.Errorf("the second approver's order is %+v, want that of the pending one", r.Order)
+		t.Errorf("the second approver's order is %+v, want the pending one", r.Order)
 	}
 	second.finish(second.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed || r.Service != 200 || r.Reference != "T-17" {
@@ -248,7 +248,7 @@ func TestForgedFinalDecisions(t *testing.T) {
 	}
 }
 
-// waitingU is u of the first challenge; the fake's mu is held.
+// waitingU returns u of the first challenge. The caller holds the fake's mu.
 func (g *rig) waitingU() (u protocol.Nonce) {
 	for _, a := range g.fake.waiting {
 		u = a.opened.u
@@ -276,7 +276,7 @@ func TestPendingWithoutHandle(t *testing.T) {
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if r := g.applied(t); r.Handle != nil {
-		t.Errorf("handle %q from nowhere", r.Handle)
+		t.Errorf("handle %q, want none", r.Handle)
 	}
 }
 
@@ -298,7 +298,7 @@ func TestTwoOrdersPending(t *testing.T) {
 		}
 	}
 	for _, l := range []*program{b, a} {
-		phones[a].finish(phones[a].conn) // a repeat is not newer; it counts once the newer one is done
+		phones[a].finish(phones[a].conn) // a repeat is not newer; it is offered once the newer one is done
 		second := g.approver(t, protocol.Approve)
 		second.finish(second.conn)
 		want := map[*program]protocol.Service{a: 100, b: 200}[l]
@@ -318,5 +318,5 @@ func TestPendingOrderOfProgramThatLeft(t *testing.T) {
 		t.Fatal("nothing is pending")
 	}
 	must(t, l.conn.Close())
-	eventually(t, "its approval is not asked for any more", func() bool { return !g.isOffered() })
+	eventually(t, "its approval is no longer offered", func() bool { return !g.isOffered() })
 }

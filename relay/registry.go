@@ -204,7 +204,7 @@ func (r *Relay) await(a *authorization, res result) {
 	p := a.pending
 	r.mu.Unlock()
 	if p.handle == nil {
-		r.log.Warn("nobody can approve: the answer has no handle", "transaction", d.Transaction.String())
+		r.log.Warn("no second approver can be asked: the answer has no handle", "transaction", d.Transaction.String())
 	}
 	time.AfterFunc(r.config.ApprovalWait, func() { r.step(nil, a, event{kind: waitEnded, pending: p}) })
 }

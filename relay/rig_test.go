@@ -27,16 +27,16 @@ type rig struct {
 	*fake
 	dir   string
 	relay *Relay
-	stop  func() error // waits for the end
+	stop  func() error // and waits until it has stopped
 }
 
-// enrolled is a fake and a config of a device that it knows.
+// enrolled returns a fake and the configuration of a device that it has enrolled.
 func enrolled(t *testing.T) (*fake, Config) {
 	t.Helper()
 	return enrolledFor(t, time.Hour)
 }
 
-// enrolledFor gives the device certificates of this life.
+// enrolledFor sets the life of the device's certificates.
 func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
 	t.Helper()
 	f := newFake(t)
@@ -132,7 +132,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// phoneClient is a phone: the client's side of the protocol on one link.
+// phoneClient is the client's side of the protocol on one link.
 type phoneClient struct {
 	t       *testing.T
 	fake    *fake
@@ -183,7 +183,7 @@ func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phon
 	return p
 }
 
-// ask1 sends a message and gives the answer.
+// ask1 sends a message and returns the answer.
 func ask1(t *testing.T, conn *link.Conn, msg []byte) []byte {
 	t.Helper()
 	must(t, conn.Send(msg))
