@@ -33,16 +33,16 @@ type Hook struct {
 
 // Act is the input of a hook: the decision, with the text and reference of the order.
 type Act struct {
-	Transaction protocol.TransactionID `json:"-"`
-	Service     protocol.Service       `json:"service"`
-	Amount      *ActAmount             `json:"amount"`
-	Level       protocol.Level         `json:"level"`
-	Factors     []string               `json:"factors"`
-	Device      string                 `json:"device"`
-	Pairwise    string                 `json:"pairwise"` // the client's identifier at this device only
-	IssuedAt    time.Time              `json:"issued_at"`
-	Text        string                 `json:"text,omitempty"`
-	Reference   string                 `json:"reference,omitempty"`
+	Transaction string           `json:"transaction"` // 16 hexadecimal digits
+	Service     protocol.Service `json:"service"`
+	Amount      *ActAmount       `json:"amount"`
+	Level       protocol.Level   `json:"level"`
+	Factors     []string         `json:"factors"`
+	Device      string           `json:"device"`
+	Pairwise    string           `json:"pairwise"` // the client's identifier at this device only
+	IssuedAt    time.Time        `json:"issued_at"`
+	Text        string           `json:"text,omitempty"`
+	Reference   string           `json:"reference,omitempty"`
 }
 
 // ActAmount is an amount in minor units.
@@ -58,18 +58,9 @@ func amountJSON(a *protocol.Amount) *ActAmount {
 	return &ActAmount{a.Minor, a.Currency}
 }
 
-// MarshalJSON writes the transaction first, as 16 hexadecimal digits.
-func (a Act) MarshalJSON() ([]byte, error) {
-	type plain Act
-	return json.Marshal(struct {
-		Transaction string `json:"transaction"`
-		plain
-	}{a.Transaction.String(), plain(a)})
-}
-
 func newAct(d receipt.Decision, o deviceapi.Order) Act {
 	return Act{
-		Transaction: d.Transaction, Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
+		Transaction: d.Transaction.String(), Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
 		Factors: strings.Split(d.Factors.String(), "+"), Device: d.Device.String(), Pairwise: d.Pairwise.String(),
 		IssuedAt: time.Unix(int64(d.IssuedAt), 0).UTC(), Text: o.Text, Reference: o.Reference,
 	}
@@ -84,11 +75,9 @@ func (r *Relay) act(x *exchange, a *authorization, res result) {
 		defer close(done)
 		r.runHook(x, a, res)
 	})
-	wait := time.NewTimer(r.config.ActWait)
-	defer wait.Stop()
 	select {
 	case <-done:
-	case <-wait.C:
+	case <-time.After(r.config.ActWait):
 	case <-x.ctx.Done():
 	}
 }
@@ -172,8 +161,8 @@ const (
 	lastReportPause  = 5 * time.Minute
 )
 
-// reportOutcomes reports to the appliance whether approvals were acted on, those of earlier
-// runs first, until ctx is over. The journal keeps an outcome until the appliance has acknowledged it.
+// reportOutcomes reports to the appliance whether the device has acted on approvals, also in
+// earlier runs, until ctx is over. The journal keeps an outcome until the appliance has acknowledged it.
 func (r *Relay) reportOutcomes(ctx context.Context) {
 	wait := time.Duration(0)
 	for ctx.Err() == nil {
@@ -193,10 +182,8 @@ func (r *Relay) reportOutcomes(ctx context.Context) {
 // awaitReport waits for d or for a new outcome, which shows that the appliance can be
 // reached again.
 func (r *Relay) awaitReport(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 	case <-r.unsettled:
 	case <-ctx.Done():
 	}

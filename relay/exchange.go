@@ -10,7 +10,6 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
-	"countersign/relay/journal"
 )
 
 const (
@@ -34,7 +33,9 @@ func (r *Relay) answerM1(p *phone, x *exchange) ([]byte, error) {
 	if isNew {
 		r.perform(x, c.authorization, todo)
 		if c.err = x.err; c.err != nil { // the phone may try again
-			r.forget(c)
+			r.mu.Lock()
+			r.forgetLocked(c)
+			r.mu.Unlock()
 		}
 		close(c.ready)
 	}
@@ -366,7 +367,7 @@ func (r *Relay) decide(x *exchange) {
 // begin makes it durable that the act begins. Without the journal the device does not act.
 func (r *Relay) begin(x *exchange, a *authorization, res result) {
 	d := res.Decision
-	isFirst, err := r.journal.Begin(journal.Record{Transaction: d.Transaction, Service: d.Service, Amount: d.Amount})
+	isFirst, err := r.journal.Begin(d.Transaction, d.Service, d.Amount)
 	e := event{kind: known, result: res}
 	switch {
 	case err != nil:

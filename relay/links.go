@@ -15,16 +15,23 @@ import (
 	"countersign/relay/link"
 )
 
+// listener accepts links of one class.
+type listener struct {
+	*link.Listener
+	class deviceapi.LinkClass
+}
+
 // phone is one link in use.
 type phone struct {
 	conn      *link.Conn
 	class     deviceapi.LinkClass
-	challenge *challenge // of the last M1 on this link; nil: none yet
+	calls     context.Context // for the answers; it outlives the context of receiving
+	challenge *challenge      // of the last M1 on this link; nil: none yet
 }
 
 // accept serves the phones that connect, each in its own goroutine, until the listener is
-// closed, and waits for them.
-func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.LinkClass) {
+// closed, and waits for them. They receive until ctx is over; calls is the context of the answers.
+func (r *Relay) accept(ctx, calls context.Context, l listener) {
 	var phones sync.WaitGroup
 	defer phones.Wait()
 	for {
@@ -37,7 +44,7 @@ func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.Li
 			pause(ctx, 100*time.Millisecond)
 			continue
 		}
-		p := &phone{conn: conn, class: class}
+		p := &phone{conn: conn, class: l.class, calls: calls}
 		select {
 		case r.slots <- struct{}{}:
 			phones.Go(func() {
@@ -54,24 +61,20 @@ func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.Li
 }
 
 func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-	case <-timer.C:
+	case <-time.After(d):
 	}
 }
 
 // serve answers the frames of one phone until it leaves, is idle for too long or sends
-// something that is not a frame.
+// something that is not a frame, or until ctx is over. An answer that is being made is still sent.
 func (r *Relay) serve(ctx context.Context, p *phone) {
 	r.metrics.links.Inc()
 	defer r.metrics.links.Dec()
 	defer func() { _ = p.conn.Close() }()
-	if !r.join(p) {
-		return
-	}
-	defer r.leave(p)
+	stop := context.AfterFunc(ctx, p.conn.Stop)
+	defer stop()
 	p.conn.SetTimeouts(link.Timeouts{Receive: r.config.Idle, Send: r.config.Send})
 	for {
 		frame, err := p.conn.Receive()
@@ -82,7 +85,7 @@ func (r *Relay) serve(ctx context.Context, p *phone) {
 			r.logEnd(err)
 			return
 		}
-		answer, err := r.answer(ctx, p, frame)
+		answer, err := r.answer(p, frame)
 		if err != nil {
 			answer = r.linkError(err)
 		}
@@ -126,12 +129,12 @@ func (r *Relay) linkError(err error) []byte {
 }
 
 // answer returns the answer to a frame. The relay reads only the frame's kind.
-func (r *Relay) answer(ctx context.Context, p *phone, frame []byte) ([]byte, error) {
+func (r *Relay) answer(p *phone, frame []byte) ([]byte, error) {
 	kind, err := message.Kind(frame)
 	if err != nil {
 		return nil, err
 	}
-	x := &exchange{ctx: ctx, link: p.class, frame: frame}
+	x := &exchange{ctx: p.calls, link: p.class, frame: frame}
 	switch kind {
 	case message.KindM1:
 		r.metrics.messages.WithLabelValues("m1").Inc()

@@ -63,13 +63,10 @@ func (c *challenge) sentAtLocked(m3 []byte) time.Time {
 type registry struct {
 	// mu guards the following fields, the progress and owner of every authorization, and
 	// the marked fields of every challenge. It is never held during a call or a write.
-	mu        sync.Mutex
-	byM1      map[[sha256.Size]byte]*challenge
-	byAge     []*challenge     // newest last
-	orders    []*authorization // that programs placed, oldest first
-	newest    *authorization   // the approval that came last to wait for a second approver
-	phones    map[*phone]bool  // links in use
-	isStopped bool             // no more links are served
+	mu         sync.Mutex
+	challenges []*challenge     // newest last
+	orders     []*authorization // that programs placed, oldest first
+	newest     *authorization   // the approval that came last to wait for a second approver
 
 	standing *authorization // to copy for each M1; nil: programs place the orders
 }
@@ -77,21 +74,20 @@ type registry struct {
 // challengeLocked returns the challenge of x's M1. A new one gets an order; the caller then
 // sets the answer and closes ready. [protocol.CodeLinkBusy] if too many are under way.
 func (g *registry) challengeLocked(x *exchange) (c *challenge, isNew bool, err error) {
-	g.dropExpiredLocked()
-	hash := sha256.Sum256(x.frame)
-	if c, isKnown := g.byM1[hash]; isKnown {
-		return c, false, nil
+	now, hash := time.Now(), sha256.Sum256(x.frame)
+	g.challenges = slices.DeleteFunc(g.challenges, func(c *challenge) bool { return c.isReady() && !now.Before(c.expires) })
+	if i := slices.IndexFunc(g.challenges, func(c *challenge) bool { return c.m1 == hash }); i >= 0 {
+		return g.challenges[i], false, nil
 	}
-	if len(g.byAge) >= maxChallenges {
-		oldest := slices.IndexFunc(g.byAge, (*challenge).isReady)
+	if len(g.challenges) >= maxChallenges {
+		oldest := slices.IndexFunc(g.challenges, (*challenge).isReady)
 		if oldest < 0 {
 			return nil, false, protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}
 		}
-		g.forgetLocked(g.byAge[oldest])
+		g.forgetLocked(g.challenges[oldest])
 	}
 	c = &challenge{m1: hash, ready: make(chan struct{}), sent: map[[sha256.Size]byte]time.Time{}}
-	g.byM1[hash] = c
-	g.byAge = append(g.byAge, c)
+	g.challenges = append(g.challenges, c)
 	g.assignLocked(c)
 	x.challenge = c
 	return c, true, nil
@@ -123,14 +119,14 @@ func (g *registry) assignLocked(c *challenge) {
 // without an M1 belongs to the challenge for which it was sent before, else to the newest: a
 // phone that lost its link need not send M1 again.
 func (g *registry) liveLocked(ofLink *challenge, m3 []byte) (newest *challenge) {
-	if ofLink != nil && ofLink.isLive() {
+	switch {
+	case ofLink != nil && ofLink.isLive():
 		return ofLink
-	}
-	if ofLink != nil {
+	case ofLink != nil:
 		return nil
 	}
 	hash := sha256.Sum256(m3)
-	for _, c := range slices.Backward(g.byAge) {
+	for _, c := range slices.Backward(g.challenges) {
 		if !c.isLive() {
 			continue
 		}
@@ -144,26 +140,8 @@ func (g *registry) liveLocked(ofLink *challenge, m3 []byte) (newest *challenge) 
 	return newest
 }
 
-func (g *registry) dropExpiredLocked() {
-	now := time.Now()
-	g.byAge = slices.DeleteFunc(g.byAge, func(c *challenge) bool {
-		isOver := c.isReady() && !now.Before(c.expires)
-		if isOver {
-			delete(g.byM1, c.m1)
-		}
-		return isOver
-	})
-}
-
-func (g *registry) forget(c *challenge) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.forgetLocked(c)
-}
-
 func (g *registry) forgetLocked(c *challenge) {
-	g.byAge = slices.DeleteFunc(g.byAge, func(other *challenge) bool { return other == c })
-	delete(g.byM1, c.m1)
+	g.challenges = slices.DeleteFunc(g.challenges, func(other *challenge) bool { return other == c })
 }
 
 // place offers an order of a program to the next phone.
@@ -215,32 +193,5 @@ func (r *Relay) relist(a *authorization) {
 	defer r.mu.Unlock()
 	if r.newest == nil || !r.newest.isOffered() {
 		r.newest = a
-	}
-}
-
-// join notes that a link is in use; false if the device is stopping.
-func (g *registry) join(p *phone) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.isStopped {
-		g.phones[p] = true
-	}
-	return !g.isStopped
-}
-
-func (g *registry) leave(p *phone) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.phones, p)
-}
-
-// stopReceiving ends the wait for messages on all links. An answer that is being made is
-// still sent.
-func (g *registry) stopReceiving() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.isStopped = true
-	for p := range g.phones {
-		p.conn.Stop()
 	}
 }

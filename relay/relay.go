@@ -6,7 +6,6 @@ package relay
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -85,7 +84,7 @@ type Relay struct {
 	journal   *journal.Journal
 	socket    *orderSocket // nil: orders come from the configuration
 	status    *statusFile
-	listeners []*link.Listener
+	listeners []listener
 	slots     chan struct{} // one for each link in use
 	unsettled chan struct{} // signals that the journal has an outcome to report
 	fatal     chan error
@@ -108,7 +107,6 @@ func New(c Config) (*Relay, error) {
 	r := &Relay{
 		config: c, log: c.Log, metrics: c.Metrics, slots: make(chan struct{}, c.MaxLinks),
 		unsettled: make(chan struct{}, 1), fatal: make(chan error, 1), release: release,
-		registry: registry{byM1: map[[sha256.Size]byte]*challenge{}, phones: map[*phone]bool{}},
 	}
 	if err := r.open(); err != nil {
 		r.close()
@@ -142,11 +140,11 @@ func (r *Relay) open() error {
 		}
 	}
 	for _, l := range r.config.Links {
-		listener, err := link.Listen(l.Listen)
+		inner, err := link.Listen(l.Listen)
 		if err != nil {
 			return err
 		}
-		r.listeners = append(r.listeners, listener)
+		r.listeners = append(r.listeners, listener{inner, l.Class})
 	}
 	return nil
 }
@@ -179,9 +177,8 @@ func (r *Relay) Serve(ctx context.Context) error {
 	defer stopCalls()
 
 	var links, upkeep sync.WaitGroup
-	for i, l := range r.listeners {
-		class := r.config.Links[i].Class
-		links.Go(func() { r.accept(calls, l, class) })
+	for _, l := range r.listeners {
+		links.Go(func() { r.accept(ctx, calls, l) })
 	}
 	upkeep.Go(func() { r.client.Run(ctx) })
 	upkeep.Go(func() { r.reportOutcomes(ctx) })
@@ -200,7 +197,6 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	grace := time.AfterFunc(r.config.Grace, stopCalls)
 	defer grace.Stop()
-	r.stopReceiving()
 	links.Wait()
 	waitFor(&r.acts, calls.Done())
 	upkeep.Wait()

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,73 +20,46 @@ import (
 	"countersign/protocol"
 )
 
-// Step is the last stored step of a transaction.
-type Step string
+// step is the last stored step of a transaction. A transaction is started once, then done or
+// failed, and finally settled. If the process dies while it is started, it is unconfirmed: the
+// act may or may not have taken place, and it is not repeated.
+type step string
 
-// Steps. A transaction is started once, then done or failed, and finally settled. If the
-// process dies while it is started, it is unconfirmed: the act may or may not have taken
-// place, and it is not repeated.
 const (
-	Started     Step = "started"     // durable before the act begins
-	Done        Step = "done"        // the act was performed
-	Failed      Step = "failed"      // the act was not performed
-	Unconfirmed Step = "unconfirmed" // started before a crash, reported to the operator
-	Settled     Step = "settled"     // the appliance knows the outcome, or refuses it
+	started     step = "started"     // durable before the act begins
+	done        step = "done"        // the act was performed
+	failed      step = "failed"      // the act was not performed
+	unconfirmed step = "unconfirmed" // started before a crash, reported to the operator
+	settled     step = "settled"     // the appliance knows the outcome, or refuses it
 )
 
 // ErrCorrupt means that a line other than the last cannot be read. Such a journal is not opened:
 // the device could act twice.
 var ErrCorrupt = errors.New("journal is corrupt")
 
-// Record is one line. Only started lines have Service and Amount, for people who read the file.
-type Record struct {
-	At          time.Time
-	Transaction protocol.TransactionID
-	Step        Step
-	Service     protocol.Service
-	Amount      *protocol.Amount
+// line is one line. Only started lines have Service and Amount, for people who read the file.
+type line struct {
+	At          time.Time        `json:"at"`
+	Transaction string           `json:"transaction"` // 16 hexadecimal digits
+	Step        step             `json:"step"`
+	Service     protocol.Service `json:"service,omitempty"`
+	Amount      *amount          `json:"amount,omitempty"`
 }
 
-type amountJSON struct {
+type amount struct {
 	Minor    uint64 `json:"minor"`
 	Currency string `json:"currency"`
 }
 
-type recordJSON struct {
-	At          time.Time        `json:"at"`
-	Transaction string           `json:"transaction"`
-	Step        Step             `json:"step"`
-	Service     protocol.Service `json:"service,omitempty"`
-	Amount      *amountJSON      `json:"amount,omitempty"`
-}
-
-// MarshalJSON encodes a line without its newline.
-func (r Record) MarshalJSON() ([]byte, error) {
-	w := recordJSON{At: r.At, Transaction: r.Transaction.String(), Step: r.Step, Service: r.Service}
-	if r.Amount != nil {
-		w.Amount = &amountJSON{r.Amount.Minor, r.Amount.Currency}
+func parseLine(raw []byte) (l line, id protocol.TransactionID, err error) {
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return l, id, err
 	}
-	return json.Marshal(w)
-}
-
-// UnmarshalJSON decodes a line.
-func (r *Record) UnmarshalJSON(b []byte) error {
-	var w recordJSON
-	if err := json.Unmarshal(b, &w); err != nil {
-		return err
+	if !slices.Contains([]step{started, done, failed, unconfirmed, settled}, l.Step) {
+		return l, id, ErrCorrupt
 	}
-	if !slices.Contains([]Step{Started, Done, Failed, Unconfirmed, Settled}, w.Step) {
-		return fmt.Errorf("journal step %q: %w", w.Step, ErrCorrupt)
-	}
-	id, err := protocol.ParseTransactionID(w.Transaction)
-	if err != nil {
-		return err
-	}
-	*r = Record{At: w.At, Transaction: id, Step: w.Step, Service: w.Service}
-	if w.Amount != nil {
-		r.Amount = &protocol.Amount{Minor: w.Amount.Minor, Currency: w.Amount.Currency}
-	}
-	return nil
+	id, err = protocol.ParseTransactionID(l.Transaction)
+	return l, id, err
 }
 
 // Outcome is an outcome that the appliance does not know yet.
@@ -119,7 +93,7 @@ type Journal struct {
 	file        *os.File
 	size        int64
 	compact     int64 // size from which to try again
-	index       map[protocol.TransactionID]Record
+	index       map[protocol.TransactionID]line
 	broken      error
 	interrupted []protocol.TransactionID
 }
@@ -136,12 +110,12 @@ func Open(c Config) (*Journal, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	j := &Journal{config: c, compact: c.MaxBytes, index: map[protocol.TransactionID]Record{}}
+	j := &Journal{config: c, compact: c.MaxBytes, index: map[protocol.TransactionID]line{}}
 	if err := j.load(); err != nil {
 		return nil, fmt.Errorf("opening journal %s: %w", c.Path, err)
 	}
-	for id, r := range j.index {
-		if r.Step == Started {
+	for id, l := range j.index {
+		if l.Step == started {
 			j.interrupted = append(j.interrupted, id)
 		}
 	}
@@ -174,16 +148,16 @@ const maxLine = 4096
 func (j *Journal) read() error {
 	lines := bufio.NewReaderSize(j.file, maxLine)
 	for {
-		line, err := lines.ReadSlice('\n')
-		if len(line) == 0 && errors.Is(err, io.EOF) {
+		raw, err := lines.ReadSlice('\n')
+		if len(raw) == 0 && errors.Is(err, io.EOF) {
 			return nil
 		}
-		var r Record
-		if err != nil || json.Unmarshal(line, &r) != nil {
-			return torn(lines, string(line))
+		l, id, parseErr := parseLine(raw)
+		if err != nil || parseErr != nil {
+			return torn(lines, string(raw))
 		}
-		j.index[r.Transaction] = r
-		j.size += int64(len(line))
+		j.index[id] = l
+		j.size += int64(len(raw))
 	}
 }
 
@@ -218,39 +192,38 @@ func (j *Journal) Interrupted() []protocol.TransactionID { return j.interrupted 
 // Begin durably records that the caller is about to act on a transaction. It returns true once
 // for each transaction; false means that the caller must not act, because an earlier call
 // returned true. An error means that the caller must not act either.
-func (j *Journal) Begin(r Record) (isFirst bool, err error) {
+func (j *Journal) Begin(id protocol.TransactionID, service protocol.Service, a *protocol.Amount) (isFirst bool, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
 		return false, j.broken
 	}
-	if _, known := j.index[r.Transaction]; known {
+	if _, isKnown := j.index[id]; isKnown {
 		return false, nil
 	}
-	r.Step, r.At = Started, j.now()
-	if err := j.appendLocked(r); err != nil {
-		return false, err
+	l := line{Step: started, Service: service}
+	if a != nil {
+		l.Amount = &amount{a.Minor, a.Currency}
 	}
-	return true, nil
+	err = j.appendLocked(id, l)
+	return err == nil, err
 }
 
 // Finish durably records the outcome of an act.
 func (j *Journal) Finish(id protocol.TransactionID, performed bool) error {
 	if performed {
-		return j.advance(id, Done)
+		return j.advance(id, done)
 	}
-	return j.advance(id, Failed)
+	return j.advance(id, failed)
 }
 
 // MarkUnconfirmed records that the operator knows of an interrupted transaction.
-func (j *Journal) MarkUnconfirmed(id protocol.TransactionID) error { return j.advance(id, Unconfirmed) }
+func (j *Journal) MarkUnconfirmed(id protocol.TransactionID) error { return j.advance(id, unconfirmed) }
 
 // Settle records that the appliance has accepted or refused an outcome.
-func (j *Journal) Settle(id protocol.TransactionID) error { return j.advance(id, Settled) }
+func (j *Journal) Settle(id protocol.TransactionID) error { return j.advance(id, settled) }
 
-func (j *Journal) now() time.Time { return j.config.Now().UTC().Truncate(time.Millisecond) }
-
-func (j *Journal) advance(id protocol.TransactionID, to Step) error {
+func (j *Journal) advance(id protocol.TransactionID, to step) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
@@ -259,39 +232,38 @@ func (j *Journal) advance(id protocol.TransactionID, to Step) error {
 	if _, known := j.index[id]; !known {
 		return fmt.Errorf("journal has no transaction %v", id)
 	}
-	return j.appendLocked(Record{At: j.now(), Transaction: id, Step: to})
+	return j.appendLocked(id, line{Step: to})
 }
 
 // Unsettled lists the outcomes that the appliance does not know yet, oldest first.
 func (j *Journal) Unsettled() []Outcome {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var records []Record
-	for _, r := range j.index {
-		if r.Step == Done || r.Step == Failed {
-			records = append(records, r)
+	var outcomes []Outcome
+	for id, l := range j.index {
+		if l.Step == done || l.Step == failed {
+			outcomes = append(outcomes, Outcome{Transaction: id, Performed: l.Step == done})
 		}
 	}
-	slices.SortFunc(records, func(a, b Record) int { return a.At.Compare(b.At) })
-	outcomes := make([]Outcome, len(records))
-	for i, r := range records {
-		outcomes[i] = Outcome{Transaction: r.Transaction, Performed: r.Step == Done}
-	}
+	slices.SortFunc(outcomes, func(a, b Outcome) int {
+		return j.index[a.Transaction].At.Compare(j.index[b.Transaction].At)
+	})
 	return outcomes
 }
 
 // appendLocked durably writes one line and then changes the index.
-func (j *Journal) appendLocked(r Record) error {
+func (j *Journal) appendLocked(id protocol.TransactionID, l line) error {
 	if j.size >= j.compact {
 		if err := j.compactLocked(); err != nil {
 			return j.breakLocked(err)
 		}
 	}
-	line, err := json.Marshal(r)
+	l.At, l.Transaction = j.config.Now().UTC().Truncate(time.Millisecond), id.String()
+	raw, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	n, err := j.file.Write(append(line, '\n'))
+	n, err := j.file.Write(append(raw, '\n'))
 	if err == nil {
 		err = j.file.Sync()
 	}
@@ -299,7 +271,7 @@ func (j *Journal) appendLocked(r Record) error {
 		return j.breakLocked(err)
 	}
 	j.size += int64(n)
-	j.index[r.Transaction] = r
+	j.index[id] = l
 	return nil
 }
 
@@ -307,15 +279,10 @@ func (j *Journal) appendLocked(r Record) error {
 // or that the appliance or the operator does not know of.
 func (j *Journal) compactLocked() error {
 	oldest := j.config.Now().Add(-j.config.Keep)
-	var kept []Record
-	for id, r := range j.index {
-		if r.At.Before(oldest) && (r.Step == Settled || r.Step == Unconfirmed) {
-			delete(j.index, id)
-			continue
-		}
-		kept = append(kept, r)
-	}
-	slices.SortFunc(kept, func(a, b Record) int { return a.At.Compare(b.At) })
+	maps.DeleteFunc(j.index, func(_ protocol.TransactionID, l line) bool {
+		return l.At.Before(oldest) && (l.Step == settled || l.Step == unconfirmed)
+	})
+	kept := slices.SortedFunc(maps.Values(j.index), func(a, b line) int { return a.At.Compare(b.At) })
 	file, size, err := replace(j.config.Path, kept)
 	if err != nil {
 		return err
@@ -327,11 +294,11 @@ func (j *Journal) compactLocked() error {
 }
 
 // replace durably replaces the journal and returns the new file, open for appending.
-func replace(path string, records []Record) (*os.File, int64, error) {
+func replace(path string, all []line) (*os.File, int64, error) {
 	var content bytes.Buffer
 	lines := json.NewEncoder(&content)
-	for _, r := range records {
-		if err := lines.Encode(r); err != nil {
+	for _, l := range all {
+		if err := lines.Encode(l); err != nil {
 			return nil, 0, err
 		}
 	}

@@ -26,7 +26,7 @@ func id(n byte) protocol.TransactionID { return protocol.TransactionID{7: n} }
 
 func begin(t *testing.T, j *Journal, n byte) bool {
 	t.Helper()
-	first, err := j.Begin(Record{Transaction: id(n), Service: 200, Amount: &protocol.Amount{Minor: 250, Currency: "EUR"}})
+	first, err := j.Begin(id(n), 200, &protocol.Amount{Minor: 250, Currency: "EUR"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func TestBeginOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 100 {
 		all.Go(func() {
-			if first, err := j.Begin(Record{Transaction: id(1)}); err == nil && first {
+			if first, err := j.Begin(id(1), 200, nil); err == nil && first {
 				won.Store(i, true)
 			}
 		})
@@ -202,7 +202,7 @@ func TestNoActAfterFailedWrite(t *testing.T) {
 	j := open(t, Config{Path: filepath.Join(t.TempDir(), "journal")})
 	must(t, j.file.Close())
 	for range 2 {
-		if first, err := j.Begin(Record{Transaction: id(1)}); first || !errors.Is(err, os.ErrClosed) {
+		if first, err := j.Begin(id(1), 200, nil); first || !errors.Is(err, os.ErrClosed) {
 			t.Errorf("may act: %v, %v; want the error of the write", first, err)
 		}
 	}

@@ -82,21 +82,13 @@ func NewClient(c Config) (*Client, error) {
 // Apply forwards an M1.
 func (c *Client) Apply(ctx context.Context, r deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	body, err := c.post(ctx, "/v1/apply", deviceapi.BodyType, r.Marshal())
-	if err != nil {
-		return deviceapi.ApplyResponse{}, err
-	}
-	answer, err := deviceapi.ParseApplyResponse(body)
-	return answer, unreadable(err)
+	return parsed(body, err, deviceapi.ParseApplyResponse)
 }
 
 // Countersign forwards an M3.
 func (c *Client) Countersign(ctx context.Context, r deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
 	body, err := c.post(ctx, "/v1/countersign", deviceapi.BodyType, r.Marshal())
-	if err != nil {
-		return deviceapi.CountersignResponse{}, err
-	}
-	answer, err := deviceapi.ParseCountersignResponse(body)
-	return answer, unreadable(err)
+	return parsed(body, err, deviceapi.ParseCountersignResponse)
 }
 
 // Outcome reports whether an approved act was performed. The first report wins.
@@ -105,13 +97,15 @@ func (c *Client) Outcome(ctx context.Context, r deviceapi.OutcomeRequest) error 
 	return err
 }
 
-// unreadable returns the error for an answer that does not parse. For the phone the appliance
-// is unreachable.
-func unreadable(err error) error {
-	if err == nil {
-		return nil
+// parsed parses the answer of a call. If it does not parse, the appliance counts as unreachable.
+func parsed[T any](body []byte, err error, parse func([]byte) (T, error)) (answer T, _ error) {
+	if err != nil {
+		return answer, err
 	}
-	return fmt.Errorf("answer of the appliance: %v: %w", err, protocol.CodeServerUnreachable)
+	if answer, err = parse(body); err != nil {
+		return answer, fmt.Errorf("answer of the appliance: %v: %w", err, protocol.CodeServerUnreachable)
+	}
+	return answer, nil
 }
 
 func (c *Client) post(ctx context.Context, path, mediaType string, body []byte) ([]byte, error) {

@@ -41,12 +41,10 @@ func (c *Client) Run(ctx context.Context) {
 		if refresh.next.Before(next) {
 			next = refresh.next
 		}
-		timer := time.NewTimer(min(lookPeriod, time.Until(next)))
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(min(lookPeriod, time.Until(next))):
 		}
-		timer.Stop()
 	}
 }
 
@@ -90,12 +88,10 @@ func (c *Client) RefreshTrust(ctx context.Context) error {
 	if c.refreshed.After(asked) {
 		return nil
 	}
-	timer := time.NewTimer(time.Until(c.refreshed.Add(askedPause)))
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-timer.C:
+	case <-time.After(time.Until(c.refreshed.Add(askedPause))):
 	}
 	c.refreshed = time.Now()
 	return c.refreshLocked(ctx)
