@@ -109,14 +109,14 @@ func decimal(a protocol.Amount) string {
 }
 
 func (r *Relay) runHook(x *exchange, a *authorization, res result) {
-	d, begun := res.Decision, time.Now()
-	err := r.config.Hook.run(newAct(*d, a.order))
+	start := time.Now()
+	err := r.config.Hook.run(newAct(*res.Decision, a.order))
 	res.Performed = err == nil
 	if err == nil {
-		r.log.Info("acted", "transaction", d.Transaction.String(), "service", uint64(d.Service), "took", time.Since(begun).String())
+		r.log.Info("acted", res.logFields("took", time.Since(start).String())...)
 		r.metrics.acts.WithLabelValues("done").Inc()
 	} else {
-		r.log.Error("hook failed", "transaction", d.Transaction.String(), "service", uint64(d.Service), "error", err)
+		r.log.Error("hook failed", res.logFields("error", err)...)
 		r.metrics.acts.WithLabelValues("failed").Inc()
 	}
 	r.step(x, a, event{kind: acted, result: res})
@@ -215,6 +215,7 @@ func (r *Relay) isFinal(o journal.Outcome, err error) bool {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return false
 	}
-	r.log.Error("outcome refused", "transaction", o.Transaction.String(), "performed", o.Performed, "status", answer.Status)
+	r.log.Error("outcome refused",
+		"transaction", o.Transaction.String(), "performed", o.Performed, "status", answer.Status)
 	return true
 }

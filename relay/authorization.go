@@ -69,7 +69,7 @@ const (
 	eventKinds                      // their number
 )
 
-// event is what happened, with what is known of it.
+// event is one occurrence with its details.
 type event struct {
 	kind    eventKind
 	isOwner bool     // it concerns the challenge of the phone that took the order up
@@ -91,7 +91,7 @@ const (
 	finish                    // journal the outcome and have it reported to the appliance
 	await                     // offer the approval to second approvers, for a limited time
 	relist                    // offer it again, if no other one is offered
-	tell                      // send the result to the program that placed the order
+	inform                    // send the result to the program that placed the order
 	record                    // write the result to the status file
 	reply                     // answer the phone's frame
 	stop                      // stop the relay
@@ -111,20 +111,25 @@ func effects(r result, kinds ...effectKind) []effect {
 	return all
 }
 
-// Results of an order, beside those of a decision ("approved", "denied", and "pending", which
-// is not the last).
+// Results of an order, in addition to the results of a decision: "approved", "denied", and
+// "pending", which is not final.
 const (
 	resultExpired = "expired" // no phone took it up, countersigned or approved in time
 	resultRefused = "refused" // this device may not act on the decision
 	resultFailed  = "failed"  // approved, but not acted on; the log says why
 )
 
-// result is what a decision, or its absence, means for an order.
+// result is the result of an order.
 type result struct {
 	Result    string
 	Code      protocol.Code
 	Decision  *receipt.Decision // verified; nil: there is none
 	Performed bool
+}
+
+// logFields returns the decision's fields for the log, followed by more.
+func (r result) logFields(more ...any) []any {
+	return append([]any{"transaction", r.Decision.Transaction.String(), "service", uint64(r.Decision.Service)}, more...)
 }
 
 func (r result) isFinal() bool { return r.Result != protocol.ResultPending.String() }

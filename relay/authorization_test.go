@@ -10,7 +10,7 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// first and other are two approvals that wait for a second approver.
+// firstPending and otherPending are two approvals that wait for a second approver.
 var firstPending, otherPending = &pending{handle: []byte{1}}, &pending{handle: []byte{2}}
 
 // columns are the progress of an authorization before the event.
@@ -24,104 +24,90 @@ var columns = []struct {
 	{"waiting", progress{state: waiting, pending: firstPending}},
 	{"acting", progress{state: acting, isSpent: true}},
 	{"settled", progress{state: settled}},
-	{"settled, spent", progress{state: settled, isSpent: true}},
+	{"spent", progress{state: settled, isSpent: true}},
 }
 
-// row has the transitions of one event. A cell is what changes, then "|" and the effects; an
-// empty cell means that the event changes nothing.
+// row has the transitions of one event. Each rule is "columns: change | effects"; the last one is
+// for "else", all other columns. An event without a change and effects has the rule "else:".
 type row struct {
 	event   eventKind
 	with    string // "owner", and what else holds before the event
 	pending *pending
-	cells   []string // as many as columns, or one for all
+	rules   string
 }
 
 var table = []row{
-	{taken, "", nil, []string{"applied | apply", "| apply", "| apply", "| apply", "| apply", "| apply", "| apply"}},
+	{taken, "", nil, "offered: applied | apply; else: | apply"},
 
-	{returned, "owner", nil, []string{"", "offered", "offered", "", "", "", ""}},
-	{returned, "owner gone", nil, []string{"", "settled", "settled", "", "", "", ""}},
-	{returned, "owner over", nil, []string{"", "offered -over", "offered -over", "", "", "", ""}},
-	{returned, "", nil, []string{""}},
+	{returned, "owner", nil, "applied countersigning: offered; else:"},
+	{returned, "owner gone", nil, "applied countersigning: settled; else:"},
+	{returned, "owner over", nil, "applied countersigning: offered -over; else:"},
+	{returned, "", nil, "else:"},
 
-	{challengeEnded, "owner calls=0", nil, []string{"", "settled +spent | expired", "settled +spent | expired", "", "", "", ""}},
-	{challengeEnded, "owner calls=1", nil, []string{"", "+over", "+over", "", "", "", ""}},
-	{challengeEnded, "calls=0", nil, []string{""}},
+	{challengeEnded, "owner calls=0", nil, "applied countersigning: settled +spent | expired; else:"},
+	{challengeEnded, "owner calls=1", nil, "applied countersigning: +over; else:"},
+	{challengeEnded, "calls=0", nil, "else:"},
 
-	{countersigned, "owner calls=0", nil, []string{
-		"calls=1 | forward", "countersigning calls=1 | forward", "calls=1 | forward", "calls=1 | forward", "calls=1 | forward", "calls=1 | forward", "calls=1 | forward",
-	}},
-	{countersigned, "calls=0", nil, []string{"calls=1 | forward"}},
+	{countersigned, "owner calls=0", nil, "applied: countersigning calls=1 | forward; else: calls=1 | forward"},
+	{countersigned, "calls=0", nil, "else: calls=1 | forward"},
 
-	{answered, "calls=1", nil, []string{
-		"calls=0 | reply", "calls=0 | reply", "applied calls=0 | reply", "calls=0 | reply", "calls=0 | reply", "calls=0 | reply", "calls=0 | reply",
-	}},
-	{answered, "calls=2 over", nil, []string{"calls=1 | reply"}},
-	{answered, "calls=1 over", nil, []string{
-		"calls=0 | reply", "settled calls=0 -over +spent | reply expired", "settled calls=0 -over +spent | reply expired",
-		"settled calls=0 -over +spent | reply expired", "calls=0 | reply", "calls=0 | reply", "calls=0 | reply",
-	}},
+	{answered, "calls=1", nil, "countersigning: applied calls=0 | reply; else: calls=0 | reply"},
+	{answered, "calls=2 over", nil, "else: calls=1 | reply"},
+	{answered, "calls=1 over", nil, "applied countersigning waiting: settled calls=0 -over +spent | reply expired; " +
+		"else: calls=0 | reply"},
 
-	{decided, "", nil, []string{"| verify"}},
+	{decided, "", nil, "else: | verify"},
 
-	{concluded, "owner", nil, []string{
-		"| record", "settled | tell record", "settled | tell record", "| record", "| record", "| record", "| record",
-	}},
-	{concluded, "owner over", nil, []string{
-		"| record", "settled -over | tell record", "settled -over | tell record", "| record", "| record", "| record", "| record",
-	}},
-	{concluded, "", nil, []string{"| record"}},
+	{concluded, "owner", nil, "applied countersigning: settled | inform record; else: | record"},
+	{concluded, "owner over", nil, "applied countersigning: settled -over | inform record; else: | record"},
+	{concluded, "", nil, "else: | record"},
 
-	{denied, "", nil, []string{"| record", "| record", "| record", "settled +spent | tell record", "| record", "| record", "| record"}},
-	{denied, "calls=2 over", nil, []string{
-		"| record", "| record", "| record", "settled -over +spent | tell record", "| record", "| record", "| record",
-	}},
+	{denied, "", nil, "waiting: settled +spent | inform record; else: | record"},
+	{denied, "calls=2 over", nil, "waiting: settled -over +spent | inform record; else: | record"},
 
-	{pended, "", otherPending, []string{
-		"waiting other | await tell record", "waiting other | await tell record", "waiting other | await tell record",
-		"other | await tell record", "| record", "waiting other | await tell record", "| record",
-	}},
-	{pended, "over closed", otherPending, []string{
-		"waiting other -over -closed | await tell record", "waiting other -over -closed | await tell record",
-		"waiting other -over -closed | await tell record", "other -over -closed | await tell record", "| record",
-		"waiting other -over -closed | await tell record", "| record",
-	}},
+	{pended, "", otherPending, "acting spent: | record; else: waiting other | await inform record"},
+	{pended, "over closed", otherPending, "acting spent: | record; " +
+		"else: waiting other -over -closed | await inform record"},
 
-	{repeated, "", firstPending, []string{"", "", "", "| relist", "", "", ""}},
-	{repeated, "", otherPending, []string{""}},
-	{repeated, "over", firstPending, []string{""}},
-	{repeated, "gone", firstPending, []string{""}},
-	{repeated, "closed", firstPending, []string{""}},
+	{repeated, "", firstPending, "waiting: | relist; else:"},
+	{repeated, "", otherPending, "else:"},
+	{repeated, "over", firstPending, "else:"},
+	{repeated, "gone", firstPending, "else:"},
+	{repeated, "closed", firstPending, "else:"},
 
-	{approved, "", nil, []string{"| begin"}},
-	{begun, "", nil, []string{
-		"acting +spent | act", "acting +spent | act", "acting +spent | act", "acting +spent | act",
-		"| decline finish record", "acting +spent | act", "| decline finish record",
-	}},
-	{begun, "calls=2 over gone", nil, []string{
-		"acting +spent -over | act", "acting +spent -over | act", "acting +spent -over | act", "acting +spent -over | act",
-		"| decline finish record", "acting +spent -over | act", "| decline finish record",
-	}},
-	{known, "", nil, []string{"| skip"}},
-	{unjournalled, "", nil, []string{
-		"settled | tell stop", "settled | tell stop", "settled | tell stop", "settled | tell stop", "| stop", "| tell stop", "| tell stop",
-	}},
-	{acted, "", nil, []string{
-		"| finish record", "| finish record", "| finish record", "| finish record", "settled | finish tell record", "| finish record", "| finish record",
-	}},
+	{approved, "", nil, "else: | begin"},
+	{begun, "", nil, "acting spent: | decline finish record; else: acting +spent | act"},
+	{begun, "calls=2 over gone", nil, "acting spent: | decline finish record; else: acting +spent -over | act"},
+	{known, "", nil, "else: | skip"},
+	{unjournalled, "", nil, "acting: | stop; else: settled | inform stop"},
+	{acted, "", nil, "acting: settled | finish inform record; else: | finish record"},
 
-	{waitEnded, "calls=0", firstPending, []string{"", "", "", "settled +spent | expired", "", "", ""}},
-	{waitEnded, "calls=1", firstPending, []string{"", "", "", "+over", "", "", ""}},
-	{waitEnded, "", otherPending, []string{""}},
-	{superseded, "", nil, []string{"", "", "", "+closed", "", "", ""}},
-	{withdrawn, "calls=2", nil, []string{"settled +spent | expired", "", "", "", "", "", ""}},
-	{abandoned, "", nil, []string{"settled +gone", "+gone", "+gone", "+gone", "+gone", "+gone", "+gone"}},
+	{waitEnded, "calls=0", firstPending, "waiting: settled +spent | expired; else:"},
+	{waitEnded, "calls=1", firstPending, "waiting: +over; else:"},
+	{waitEnded, "", otherPending, "else:"},
+	{superseded, "", nil, "waiting: +closed; else:"},
+	{withdrawn, "calls=2", nil, "offered: settled +spent | expired; else:"},
+	{abandoned, "", nil, "offered: settled +gone; else: +gone"},
+}
+
+// cell returns the rule of a row for a column.
+func (r row) cell(t *testing.T, column string) string {
+	t.Helper()
+	for rule := range strings.SplitSeq(r.rules, ";") {
+		names, cell, _ := strings.Cut(rule, ":")
+		if fields := strings.Fields(names); slices.Contains(fields, column) || slices.Contains(fields, "else") {
+			return cell
+		}
+	}
+	t.Fatalf("event %d, %q: no rule for %s", r.event, r.with, column)
+	return ""
 }
 
 var stateNames = []string{"offered", "applied", "countersigning", "waiting", "acting", "settled"}
 
 var effectNames = []string{
-	"apply", "forward", "verify", "begin", "act", "skip", "decline", "finish", "await", "relist", "tell", "record", "reply", "stop",
+	"apply", "forward", "verify", "begin", "act", "skip", "decline", "finish", "await", "relist", "inform", "record",
+	"reply", "stop",
 }
 
 // change applies the words of a cell to a progress.
@@ -161,7 +147,7 @@ func wanted(t *testing.T, names string, r result) (all []effect) {
 	t.Helper()
 	for _, name := range strings.Fields(names) {
 		if name == "expired" {
-			all = append(all, effect{tell, result{Result: "expired", Code: protocol.CodeExpired}})
+			all = append(all, effect{inform, result{Result: "expired", Code: protocol.CodeExpired}})
 			continue
 		}
 		i := slices.Index(effectNames, name)
@@ -183,14 +169,10 @@ func TestTransitions(t *testing.T) {
 	var seen [eventKinds]bool
 	for _, row := range table {
 		seen[row.event] = true
-		if n := len(row.cells); n != 1 && n != len(columns) {
-			t.Fatalf("event %d, %q: %d cells", row.event, row.with, n)
-		}
-		for i, column := range columns {
-			cell := row.cells[min(i, len(row.cells)-1)]
+		for _, column := range columns {
+			cell := row.cell(t, column.name)
 			for _, isOnce := range []bool{true, false} {
-				isSpentColumn := column.from.state == settled && column.from.isSpent
-				if !isOnce && (isSpentColumn || row.event == begun && column.from.state == acting) {
+				if !isOnce && (column.name == "spent" || row.event == begun && column.name == "acting") {
 					continue // never spent; TestStandingOrder has the second act
 				}
 				from := column.from
@@ -204,7 +186,8 @@ func TestTransitions(t *testing.T) {
 				want, wantEffects := change(t, from, changes), wanted(t, names, e.result)
 				got, gotEffects := from.next(e)
 				if got != want || !slices.Equal(gotEffects, wantEffects) {
-					t.Errorf("event %d, %q, in %s, once %v:\ngot  %+v %v\nwant %+v %v", row.event, row.with, column.name, isOnce, got, gotEffects, want, wantEffects)
+					t.Errorf("event %d, %q, in %s, once %v:\ngot  %+v %v\nwant %+v %v",
+						row.event, row.with, column.name, isOnce, got, gotEffects, want, wantEffects)
 				}
 			}
 		}

@@ -111,10 +111,10 @@ func (p progress) notApproved(e event) (progress, []effect) {
 	switch {
 	case e.kind == concluded && e.isOwner && p.isTaken():
 		p.state, p.isOver = settled, false
-		return p, effects(e.result, tell, record)
+		return p, effects(e.result, inform, record)
 	case e.kind == denied && p.state == waiting:
 		p.state, p.isSpent, p.isOver = settled, p.isOnce, false
-		return p, effects(e.result, tell, record)
+		return p, effects(e.result, inform, record)
 	case e.kind == repeated:
 		if p.isOffered() && p.pending == e.pending {
 			return p, effects(result{}, relist)
@@ -122,7 +122,7 @@ func (p progress) notApproved(e event) (progress, []effect) {
 		return p, nil
 	case e.kind == pended && p.state != acting && !p.isSpent:
 		p.state, p.pending, p.isOver, p.isClosed = waiting, e.pending, false, false
-		return p, effects(e.result, await, tell, record)
+		return p, effects(e.result, await, inform, record)
 	}
 	return p, effects(e.result, record)
 }
@@ -140,7 +140,7 @@ func (p progress) towardsAct(e event) (progress, []effect) {
 		return p, effects(e.result, stop) // the act under way has a result of its own
 	case e.kind == unjournalled:
 		p.state = settled
-		return p, effects(e.result, tell, stop)
+		return p, effects(e.result, inform, stop)
 	case e.kind == begun && p.isSpent:
 		return p, effects(e.result, decline, finish, record)
 	case e.kind == begun:
@@ -148,7 +148,7 @@ func (p progress) towardsAct(e event) (progress, []effect) {
 		return p, effects(e.result, act)
 	case p.state == acting:
 		p.state = settled
-		return p, effects(e.result, finish, tell, record)
+		return p, effects(e.result, finish, inform, record)
 	}
 	return p, effects(e.result, finish, record)
 }
@@ -163,7 +163,7 @@ func (p progress) expired() (progress, []effect) {
 
 func (p progress) expire() (progress, []effect) {
 	p.state, p.isSpent, p.isOver = settled, p.isOnce, false
-	return p, effects(result{Result: resultExpired, Code: protocol.CodeExpired}, tell)
+	return p, effects(result{Result: resultExpired, Code: protocol.CodeExpired}, inform)
 }
 
 // withoutAnswer handles what happens between answers of the appliance.
@@ -225,8 +225,7 @@ func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
 			r.log.Info("not acting again", "transaction", f.result.Decision.Transaction.String())
 			r.metrics.acts.WithLabelValues("repeated").Inc()
 		case decline:
-			d := f.result.Decision
-			r.log.Warn("not acting: the order was acted on, or is over", "transaction", d.Transaction.String(), "service", uint64(d.Service))
+			r.log.Warn("not acting: the order was acted on, or is over", f.result.logFields()...)
 			r.metrics.acts.WithLabelValues("failed").Inc()
 		case finish:
 			r.finish(f.result)
@@ -234,8 +233,8 @@ func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
 			r.await(a, f.result)
 		case relist:
 			r.relist(a)
-		case tell:
-			r.tell(a, f.result)
+		case inform:
+			r.inform(a, f.result)
 		case record:
 			r.status.update(f.result.last())
 		case reply:
@@ -295,8 +294,8 @@ func (r *Relay) fill(x *exchange) error {
 	return nil
 }
 
-// forward sends M3 to the appliance. Whatever the answer means for the device, the phone
-// gets its M4.
+// forward sends M3 to the appliance. The phone gets its M4 regardless of what the
+// device does with the answer.
 func (r *Relay) forward(x *exchange) {
 	request := deviceapi.CountersignRequest{Handle: x.challenge.handle, M3: x.frame}
 	answer, err := r.client.Countersign(x.ctx, request)
@@ -349,7 +348,8 @@ func (r *Relay) decide(x *exchange) {
 		return
 	}
 	r.metrics.decisions.WithLabelValues(d.Result.String()).Inc()
-	a, e := c.authorization, event{kind: concluded, result: result{Result: d.Result.String(), Code: d.Reason, Decision: &d}}
+	a, res := c.authorization, result{Result: d.Result.String(), Code: d.Reason, Decision: &d}
+	e := event{kind: concluded, result: res}
 	if second := c.secondFor(d); second != nil {
 		a, e.kind = second.authorization, denied
 	}
@@ -359,7 +359,7 @@ func (r *Relay) decide(x *exchange) {
 	case protocol.ResultPending:
 		e.kind, e.pending = r.pend(x, d)
 	default:
-		r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
+		r.log.Info("decision", res.logFields("result", d.Result.String())...)
 	}
 	r.step(x, a, e)
 }
@@ -384,7 +384,8 @@ func (r *Relay) begin(x *exchange, a *authorization, res result) {
 func (r *Relay) finish(res result) {
 	id := res.Decision.Transaction
 	if err := r.journal.Finish(id, res.Performed); err != nil {
-		r.log.Error("outcome known, but the journal cannot be written", "transaction", id.String(), "performed", res.Performed, "error", err)
+		r.log.Error("outcome known, but the journal cannot be written",
+			"transaction", id.String(), "performed", res.Performed, "error", err)
 		r.fail(err)
 	}
 	select {
@@ -393,8 +394,8 @@ func (r *Relay) finish(res result) {
 	}
 }
 
-// tell sends a result to the program that placed the order. The first final one counts.
-func (r *Relay) tell(a *authorization, res result) {
+// inform sends a result to the program that placed the order. The first final one counts.
+func (r *Relay) inform(a *authorization, res result) {
 	r.mu.Lock() // so that pending results leave room for a final one
 	defer r.mu.Unlock()
 	if !res.isFinal() && len(a.results) > 0 {

@@ -75,7 +75,9 @@ type registry struct {
 // sets the answer and closes ready. [protocol.CodeLinkBusy] if too many are under way.
 func (g *registry) challengeLocked(x *exchange) (c *challenge, isNew bool, err error) {
 	now, hash := time.Now(), sha256.Sum256(x.frame)
-	g.challenges = slices.DeleteFunc(g.challenges, func(c *challenge) bool { return c.isReady() && !now.Before(c.expires) })
+	g.challenges = slices.DeleteFunc(g.challenges, func(c *challenge) bool {
+		return c.isReady() && !now.Before(c.expires)
+	})
 	if i := slices.IndexFunc(g.challenges, func(c *challenge) bool { return c.m1 == hash }); i >= 0 {
 		return g.challenges[i], false, nil
 	}
@@ -170,10 +172,9 @@ func (r *Relay) pend(x *exchange, d receipt.Decision) (eventKind, *pending) {
 	return pended, c.waits
 }
 
-// await names the approval of a in each following apply until it ends or a newer one takes its place.
+// await names the approval of a in each later apply until it ends or a newer one replaces it.
 func (r *Relay) await(a *authorization, res result) {
-	d := res.Decision
-	r.log.Info("awaiting a second approver", "transaction", d.Transaction.String(), "service", uint64(d.Service), "wait", r.config.ApprovalWait.String())
+	r.log.Info("awaiting a second approver", res.logFields("wait", r.config.ApprovalWait.String())...)
 	r.mu.Lock()
 	if before := r.newest; before != nil && before != a && !a.isOnce {
 		before.moveLocked(nil, event{kind: superseded})
@@ -182,7 +183,8 @@ func (r *Relay) await(a *authorization, res result) {
 	p := a.pending
 	r.mu.Unlock()
 	if p.handle == nil {
-		r.log.Warn("no second approver can be asked: the answer has no handle", "transaction", d.Transaction.String())
+		r.log.Warn("no second approver can be asked: the answer has no handle",
+			"transaction", res.Decision.Transaction.String())
 	}
 	time.AfterFunc(r.config.ApprovalWait, func() { r.step(nil, a, event{kind: waitEnded, pending: p}) })
 }

@@ -30,11 +30,12 @@ type Metrics struct {
 // NewMetrics returns the collectors and registers them unless registry is nil.
 func NewMetrics(registry prometheus.Registerer) *Metrics {
 	counter := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "countersign", Subsystem: "relay", Name: name, Help: help}, []string{label})
+		opts := prometheus.CounterOpts{Namespace: "countersign", Subsystem: "relay", Name: name, Help: help}
+		return prometheus.NewCounterVec(opts, []string{label})
 	}
 	m := &Metrics{
 		messages:  counter("messages_total", "Messages of phones that were forwarded.", "kind"),
-		decisions: counter("decisions_total", "Answers to countersignatures; refused are decisions that did not verify.", "result"),
+		decisions: counter("decisions_total", "Answers to M3; refused are decisions that did not verify.", "result"),
 		acts:      counter("acts_total", "Acts; repeated are approvals that the device had acted on before.", "result"),
 		errors:    counter("link_errors_total", "Link errors sent to phones.", "code"),
 		links: prometheus.NewGauge(prometheus.GaugeOpts{

@@ -43,7 +43,8 @@ func (r *Relay) check(x *exchange, decision []byte) (receipt.Decision, error) {
 		Root: pinned.Root, KeyCerts: append(pinned.KeyCerts(trust.UseDecision), pinned.KeyCerts(trust.UseClientCA)...),
 		Now:   pinned.Time(uint64(time.Now().Unix())),
 		Begun: roots, Device: r.client.Identity().ID, Nonce: c.nonce, Challenges: challenges,
-		Services: order.Services, Amount: order.Amount, Floor: r.config.Floor, Elapsed: time.Since(x.sent), Strict: r.config.Strict,
+		Services: order.Services, Amount: order.Amount, Floor: r.config.Floor, Elapsed: time.Since(x.sent),
+		Strict: r.config.Strict,
 	}.Verify(decision)
 	if err != nil {
 		return d, err
@@ -67,7 +68,8 @@ func (c *challenge) checkSecond(d receipt.Decision) error {
 	case d.Result == protocol.ResultPending:
 		return fmt.Errorf("decision of a second approver is pending: %w", protocol.CodeReplayed)
 	case d.Statement != p.first.Statement || d.Transaction != p.first.Transaction:
-		return fmt.Errorf("decision of a second approver on another statement than transaction %v: %w", p.first.Transaction, protocol.CodeReplayed)
+		return fmt.Errorf("decision of a second approver on another statement than transaction %v: %w",
+			p.first.Transaction, protocol.CodeReplayed)
 	}
 	return nil
 }

@@ -40,7 +40,8 @@ func serve() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runServe(cmd, f) },
 	}
 	addConfigFlag(cmd, &f.config)
-	cmd.Flags().StringVar(&f.readyFile, "ready-file", "", "write this file once phones can connect: {\"link\", \"links\", \"device_id\"}")
+	cmd.Flags().StringVar(&f.readyFile, "ready-file", "",
+		"write this file once phones can connect: {\"link\", \"links\", \"device_id\"}")
 	cmd.Flags().BoolVar(&f.onEOF, "exit-on-stdin-eof", false, "stop when standard input ends, for parent processes")
 	return cmd
 }
@@ -60,7 +61,8 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	}
 	defer func() { _ = display.Close() }() // nothing is buffered
 	log := hclog.New(&hclog.LoggerOptions{
-		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(), JSONFormat: c.Log.Format == "json",
+		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(),
+		JSONFormat: c.Log.Format == "json",
 	})
 	registry := prometheus.NewRegistry()
 	rc, err := relayConfig(c)
@@ -110,7 +112,8 @@ func openFailure(err error) error {
 	var path *os.PathError
 	switch {
 	case errors.Is(err, journal.ErrCorrupt):
-		return cli.Fail(cli.IO, err, "without its journal the device could act twice: examine the file before you move it away")
+		return cli.Fail(cli.IO, err,
+			"without its journal the device could act twice: examine the file before you move it away")
 	case errors.As(err, &path):
 		return cli.Fail(cli.IO, err, "")
 	}
@@ -176,7 +179,8 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 }
 
 func staticOrder(o config.StaticOrder) *deviceapi.Order {
-	order := &deviceapi.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
+	services := []protocol.Service{protocol.Service(o.Service)}
+	order := &deviceapi.Order{Services: services, Text: o.Text, Reference: o.Reference}
 	if o.Currency != "" {
 		order.Amount = &protocol.Amount{Minor: o.AmountMinor, Currency: o.Currency}
 	}

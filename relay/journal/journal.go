@@ -192,7 +192,9 @@ func (j *Journal) Interrupted() []protocol.TransactionID { return j.interrupted 
 // Begin durably records that the caller is about to act on a transaction. It returns true once
 // for each transaction; false means that the caller must not act, because an earlier call
 // returned true. An error means that the caller must not act either.
-func (j *Journal) Begin(id protocol.TransactionID, service protocol.Service, a *protocol.Amount) (isFirst bool, err error) {
+func (j *Journal) Begin(
+	id protocol.TransactionID, service protocol.Service, a *protocol.Amount,
+) (isFirst bool, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {

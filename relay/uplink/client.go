@@ -86,7 +86,9 @@ func (c *Client) Apply(ctx context.Context, r deviceapi.ApplyRequest) (deviceapi
 }
 
 // Countersign forwards an M3.
-func (c *Client) Countersign(ctx context.Context, r deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
+func (c *Client) Countersign(
+	ctx context.Context, r deviceapi.CountersignRequest,
+) (deviceapi.CountersignResponse, error) {
 	body, err := c.post(ctx, "/v1/countersign", deviceapi.BodyType, r.Marshal())
 	return parsed(body, err, deviceapi.ParseCountersignResponse)
 }
@@ -219,7 +221,8 @@ func newHTTP(url string, config *tls.Config, timeout time.Duration) *conn {
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	refuse := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &conn{url: strings.TrimSuffix(url, "/"), timeout: timeout, client: &http.Client{Transport: transport, CheckRedirect: refuse}}
+	client := &http.Client{Transport: transport, CheckRedirect: refuse}
+	return &conn{url: strings.TrimSuffix(url, "/"), timeout: timeout, client: client}
 }
 
 func (c *conn) closeIdle() { c.client.CloseIdleConnections() }

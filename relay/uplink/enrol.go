@@ -100,7 +100,8 @@ func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 // newRequest returns a PKCS #10 request in PEM without a subject. The appliance takes the name
 // from the activation code or from the present certificate.
 func newRequest(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
+	template := &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
 		return nil, fmt.Errorf("making certificate request: %w", err)
 	}

@@ -145,7 +145,8 @@ func (s *State) setCertificates(chain []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.identity.SPIFFE != "" && identity.SPIFFE != s.identity.SPIFFE {
-		return fmt.Errorf("certificate is for %s, this device is %s: %w", identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
+		return fmt.Errorf("certificate is for %s, this device is %s: %w",
+			identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
 	}
 	if err := s.saveLocked(certificate, s.trust); err != nil {
 		return err
@@ -198,7 +199,8 @@ func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
 
 func identityOf(leaf *x509.Certificate) (Identity, error) {
 	if len(leaf.URIs) != 1 {
-		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w", len(leaf.URIs), protocol.CodeCertificate)
+		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w",
+			len(leaf.URIs), protocol.CodeCertificate)
 	}
 	u := leaf.URIs[0]
 	if u.Scheme != "spiffe" || u.Host == "" || !strings.HasPrefix(u.Path, "/device/") {
