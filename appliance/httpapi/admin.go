@@ -16,7 +16,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -62,8 +62,8 @@ func (a *Admin) Handler() http.Handler {
 		a.handle(mux, "POST client/{name}/"+verb, a.setClient(status))
 		a.handle(mux, "POST device/{name}/"+verb, a.setDevice(status))
 	}
-	for _, verb := range []keyring.Verb{
-		keyring.Create, keyring.Rotate, keyring.Activate, keyring.Retire, keyring.Suspend, keyring.Resume, keyring.Destroy,
+	for _, verb := range []keyplan.Verb{
+		keyplan.Create, keyplan.Rotate, keyplan.Activate, keyplan.Retire, keyplan.Suspend, keyplan.Resume, keyplan.Destroy,
 	} {
 		a.handle(mux, "POST key/{name}/"+string(verb), a.changeKey(verb))
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/appliance/admin"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/hsm"
 )
@@ -16,18 +17,18 @@ func (a *Admin) keys(*http.Request) (any, error) { return allKeyWords(a.Applianc
 
 // key shows one version, NAME@VERSION, or every version of a name.
 func (a *Admin) key(r *http.Request) (any, error) {
-	name, version, err := keyring.ParseRef(r.PathValue("name"))
+	name, version, err := keyplan.ParseRef(r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
-	var found []keyring.View
+	var found []keyplan.View
 	for _, v := range a.Appliance.Keys() {
 		if v.Name == name && (version == 0 || v.Version == version) {
 			found = append(found, v)
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("key %s: %w", r.PathValue("name"), keyring.ErrKeyName)
+		return nil, fmt.Errorf("key %s: %w", r.PathValue("name"), keyplan.ErrKeyName)
 	}
 	return allKeyWords(found), nil
 }
@@ -58,22 +59,22 @@ func (a *Admin) attestKeys(r *http.Request) (any, error) {
 }
 
 // changeKey takes a step of a key's life, or says what it would come to.
-func (a *Admin) changeKey(verb keyring.Verb) adminProcess {
+func (a *Admin) changeKey(verb keyplan.Verb) adminProcess {
 	return func(r *http.Request) (any, error) {
 		var req admin.KeyStep
 		if err := decodeBody(r, &req); err != nil {
 			return nil, err
 		}
-		name, version, err := keyring.ParseRef(r.PathValue("name"))
+		name, version, err := keyplan.ParseRef(r.PathValue("name"))
 		if err != nil {
 			return nil, err
 		}
-		step := keyring.Step{Verb: verb, Name: name, Version: version, Early: req.Early, Compromised: req.Compromised}
+		step := keyplan.Step{Verb: verb, Name: name, Version: version, Early: req.Early, Compromised: req.Compromised}
 		life, err := lifeOf(r)
 		if err != nil {
 			return nil, err
 		}
-		var views []keyring.View
+		var views []keyplan.View
 		if req.DryRun {
 			views, err = a.Appliance.PlanKey(r.Context(), step)
 		} else {
@@ -83,7 +84,7 @@ func (a *Admin) changeKey(verb keyring.Verb) adminProcess {
 	}
 }
 
-func allKeyWords(views []keyring.View) []admin.Key {
+func allKeyWords(views []keyplan.View) []admin.Key {
 	out := []admin.Key{}
 	for _, v := range views {
 		out = append(out, keyWords(v))
@@ -91,7 +92,7 @@ func allKeyWords(views []keyring.View) []admin.Key {
 	return out
 }
 
-func keyWords(v keyring.View) admin.Key {
+func keyWords(v keyplan.View) admin.Key {
 	w := admin.Key{
 		Name: v.Name, Version: v.Version, State: string(v.State), Accepted: v.Accepted,
 		Purpose: keyring.Purpose(v.Name), Algorithm: keyring.UsageOf(v.Name).String(),
@@ -114,7 +115,7 @@ func keyWords(v keyring.View) admin.Key {
 }
 
 // spki is the SHA-256 of the SubjectPublicKeyInfo, of which CKA_ID is the beginning.
-func spki(v keyring.View) string {
+func spki(v keyplan.View) string {
 	der, err := v.SPKI()
 	if err != nil {
 		return ""

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/admin"
 	"countersign/appliance/change"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
@@ -104,10 +105,10 @@ func plainProblem(err error) admin.Problem {
 		kind   string
 	}{
 		{appliance.ErrInput, http.StatusBadRequest, admin.ProblemInput},
-		{keyring.ErrKeyName, http.StatusNotFound, admin.ProblemNotFound},
-		{keyring.ErrStep, http.StatusConflict, admin.ProblemKeyStep},
-		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
-		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
+		{keyplan.ErrKeyName, http.StatusNotFound, admin.ProblemNotFound},
+		{keyplan.ErrStep, http.StatusConflict, admin.ProblemKeyStep},
+		{keyplan.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
+		{keyplan.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
 		{appliance.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},

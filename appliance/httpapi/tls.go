@@ -15,13 +15,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 )
 
 // Identity is the API's TLS identity: a P-256 key in memory and a certificate of
 // 24 hours from the ca key, renewed at half-life. With the key in memory the
 // daemon can answer 503, and does not hang, when the token is away.
 type Identity struct {
-	keys    *keyring.Keyring
+	keys    *keyuse.Keys
 	names   []string
 	log     hclog.Logger
 	current atomic.Pointer[tls.Config]
@@ -33,7 +34,7 @@ var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in
 // NewIdentity issues the first certificate, for these DNS names and addresses. With no
 // version of ca in use there is none: every handshake fails until Renew has one, so
 // that an appliance that was off for long starts, and its ca can be rotated.
-func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
+func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
 	err := i.Renew(ctx)
 	if errors.Is(err, keyring.ErrNoKey) {
@@ -114,5 +115,5 @@ func (i *Identity) Run(ctx context.Context) {
 // fresh: there is a certificate, in the first half of its life.
 func (i *Identity) fresh(now time.Time) bool {
 	config := i.current.Load()
-	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyring.ServerCertLife/2))
+	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyuse.ServerCertLife/2))
 }

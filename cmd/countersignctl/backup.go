@@ -17,7 +17,6 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/internal/cli"
-
 	"countersign/internal/durable"
 )
 

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 	"countersign/internal/cli"
 	"countersign/internal/custodian"
 )

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"countersign/appliance/recovery/restore"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -42,8 +43,10 @@ func serveCommand(path *string) *cobra.Command {
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
-				if err := tidy(ctx, cfg, p); err != nil {
-					return err
+				if !p.locked() {
+					if err := p.host(cfg, surroundings{}).Tidy(ctx, p.token); err != nil {
+						return err
+					}
 				}
 				d, err := newDaemon(ctx, cfg, p)
 				if err != nil {
@@ -59,7 +62,7 @@ func serveCommand(path *string) *cobra.Command {
 func withParts(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
 	cfg, err := config.LoadAppliance(path)
 	if err == nil {
-		err = finished(cfg)
+		err = restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}.Unfinished()
 	}
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 
 	"countersign/internal/config"
-
 	"countersign/internal/durable"
 )
 

@@ -18,7 +18,7 @@ import (
 	"countersign/appliance/admin"
 	"countersign/appliance/anchor"
 	"countersign/appliance/httpapi"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/internal/cli"
 )
 
@@ -102,7 +102,7 @@ func (d *doctor) tlsIdentity(ctx context.Context) {
 	defer func() { _ = conn.Close() }() // nothing was sent
 	leaf := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
 	detail := fmt.Sprintf("of %s, good until %s", d.cfg.API.Listen, leaf.NotAfter.UTC().Format(time.RFC3339))
-	if time.Until(leaf.NotAfter) < keyring.ServerCertLife/4 {
+	if time.Until(leaf.NotAfter) < keyuse.ServerCertLife/4 {
 		d.warns("certificate", detail, advice)
 		return
 	}
@@ -135,7 +135,7 @@ func (d *doctor) open(ctx context.Context) {
 }
 
 func (d *doctor) examineParts(ctx context.Context, p *parts) ([]admin.Examination, error) {
-	looks := keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root} // an examination moves nothing
+	looks := keyuse.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root} // an examination moves nothing
 	keys, err := p.registry(ctx, looks)
 	if err != nil {
 		return nil, err
