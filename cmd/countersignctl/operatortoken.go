@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -62,9 +60,9 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
 	if err != nil {
 		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
 	}
-	self, err := os.Executable()
+	binary, err := beside("hsm-worker")
 	if err != nil {
-		return u, nil, fmt.Errorf("finding hsm-worker: %w", err)
+		return u, nil, err
 	}
 	secret := config.Secret{Source: "prompt"}
 	if f.pinFile != "" {
@@ -75,7 +73,7 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
 		return u, nil, err
 	}
 	pool, err := worker.Open(cmd.Context(), worker.Config{
-		Binary: filepath.Join(filepath.Dir(self), "hsm-worker"), Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
+		Binary: binary, Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
 		PIN: wire.PIN(pin.Bytes()), Workers: 1, Sessions: 1,
 	})
 	switch {

@@ -1,7 +1,6 @@
 // Command hsm-worker holds one PKCS#11 token for the process that started it:
-// frame in, PKCS#11 call, frame out. With a job (hsm/sheet) as its argument it does
-// that once, reports and ends. It is started with a socket as file descriptor 3 and
-// is of no use by hand.
+// frame in, PKCS#11 call, frame out. It takes no argument: its parent starts it with
+// sockets as file descriptors 3 and 4.
 package main
 
 import (
@@ -17,7 +16,6 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/pkcs11"
-	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
 )
 
@@ -40,8 +38,7 @@ const (
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, _ io.Reader, _, stderr io.Writer) int {
-	job, known := jobOf(args)
-	if !known || !inherited(socket) || job == "" && !inherited(lane) {
+	if len(args) > 0 || !inherited(socket) || !inherited(lane) {
 		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage
 	}
@@ -51,9 +48,6 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 		return exitUnavailable
 	}
 	conn := wire.NewSocket(socket)
-	if job != "" {
-		return do(conn, job, log)
-	}
 	cfg, err := wire.ReadConfig(conn)
 	if err != nil {
 		log.Error("no configuration", "error", err)
@@ -96,15 +90,6 @@ func config(cfg wire.Config, log hclog.Logger) pkcs11.Config {
 		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions,
 		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
 	}
-}
-
-// jobOf reads the arguments: none is serving, which is job "".
-func jobOf(args []string) (job sheet.Job, known bool) {
-	if len(args) == 0 {
-		return "", true
-	}
-	_, known = jobs[sheet.Job(args[0])]
-	return sheet.Job(args[0]), known && len(args) == 1
 }
 
 // inherited tells whether a file descriptor is a socket that a parent left.
