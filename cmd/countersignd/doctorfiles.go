@@ -9,7 +9,7 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/cmd/internal/cli"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // file is one that the daemon relies on, and who may do what with it.
@@ -60,7 +60,7 @@ func (d *doctor) file(f file) {
 
 // pinRefused tells whether the guard of the first token is up.
 func (d *doctor) pinRefused() (since string, up bool) {
-	when, up := worker.GuardOf(d.cfg.StateDir, "first").Refused()
+	when, up := pool.GuardOf(d.cfg.StateDir, "first").Refused()
 	if up && !when.IsZero() {
 		since = " since " + when.UTC().Format(time.RFC3339)
 	}

@@ -23,8 +23,7 @@ import (
 	"countersign/cmd/internal/config"
 	"countersign/hsm"
 	"countersign/hsm/failover"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/protocol"
 )
 
@@ -37,15 +36,15 @@ type parts struct {
 	root    protocol.PublicKey // trust.root; zero: none
 	token   *failover.Set
 	escrow  *ecdh.PublicKey // for whom new keys get a sealed copy; nil: nobody
-	pools   []pool          // what token is made of
+	pools   []tokenPool     // what token is made of
 	metrics *prometheus.Registry
 	log     hclog.Logger
 }
 
-// pool is one token by its name.
-type pool struct {
+// tokenPool is one token by its name.
+type tokenPool struct {
 	config.TokenNamed
-	*worker.Pool
+	*pool.Pool
 }
 
 // surroundings are what opening needs of the process: the logger and where secrets
@@ -138,12 +137,12 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 	set := failover.Config{Timeout: cfg.HSM.Timeout.Duration, Logger: p.log.Named("hsm")}
 	tokens := cfg.HSM.Tokens()
 	for _, t := range tokens {
-		guard := worker.GuardOf(cfg.StateDir, t.Name)
+		guard := pool.GuardOf(cfg.StateDir, t.Name)
 		pin, err := readPIN(t, guard, secrets)
 		if err != nil && (len(tokens) == 1 || !errors.Is(err, hsm.ErrPIN)) {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		opened, err := worker.Open(ctx, worker.Config{
+		opened, err := pool.Open(ctx, pool.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
 			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
 			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
@@ -153,7 +152,7 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 		if err != nil {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		p.pools = append(p.pools, pool{t, opened})
+		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
 	}
 	p.token = failover.New(set)
@@ -184,21 +183,21 @@ func (p *parts) tokenError() error {
 
 // locked tells that nothing can be served before somebody gives a PIN.
 func (p *parts) locked() bool {
-	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
+	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t tokenPool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
 }
 
 // readPIN reads the PIN from where the configuration says; nil is a locked start.
 // Nobody is asked for one that would not be tried.
-func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
+func readPIN(t config.TokenNamed, guard pool.Guard, secrets config.SecretSources) (hsm.PIN, error) {
 	if t.Pin.Source == config.SourceUnlock {
 		return nil, nil
 	}
 	if when, refused := guard.Refused(); refused {
-		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
 	secrets.What = "PIN of token " + t.TokenLabel
 	pin, err := t.Pin.Resolve(secrets)
-	return wire.PIN(pin.Bytes()), err
+	return hsm.PIN(pin.Bytes()), err
 }
 
 // siblingOr is the path, or the program of that name beside this one.

@@ -17,8 +17,9 @@ import (
 	"countersign/cmd/hsm-probe/internal/probe"
 	"countersign/cmd/hsm-probe/internal/report"
 	"countersign/cmd/internal/cli"
+	"countersign/hsm"
+	"countersign/hsm/pool"
 	"countersign/hsm/wire"
-	"countersign/hsm/worker"
 )
 
 // bench is one comparison of the service with its token.
@@ -96,7 +97,7 @@ func (b *bench) check() error {
 
 // run measures the token first, so that a refused PIN was tried once, then the
 // service, and cleans up whatever happens.
-func (b *bench) run(ctx context.Context, pin wire.PIN) (r report.Bench, err error) {
+func (b *bench) run(ctx context.Context, pin hsm.PIN) (r report.Bench, err error) {
 	r = report.Bench{Workers: b.workers, Sessions: b.sessions, Callers: b.callers, Seconds: b.time.Seconds()}
 	if err := b.raw(ctx, pin, &r); err != nil {
 		return r, err
@@ -109,7 +110,7 @@ func (b *bench) run(ctx context.Context, pin wire.PIN) (r report.Bench, err erro
 	return r, nil
 }
 
-func (b *bench) raw(ctx context.Context, pin wire.PIN, r *report.Bench) error {
+func (b *bench) raw(ctx context.Context, pin hsm.PIN, r *report.Bench) error {
 	threads := slices.Compact([]int{1, b.workers * b.sessions})
 	var raw report.Raw
 	err := b.do(ctx, job{
@@ -123,15 +124,15 @@ func (b *bench) raw(ctx context.Context, pin wire.PIN, r *report.Bench) error {
 // cleanPatience bounds the removal of keys after the end of everything else.
 const cleanPatience = 15 * time.Second
 
-func (b *bench) clean(ctx context.Context, pin wire.PIN) error {
+func (b *bench) clean(ctx context.Context, pin hsm.PIN) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
 	defer cancel()
 	var cleaned report.Cleaned
 	return b.do(ctx, job{name: cleanJob, token: wire.Config{PIN: bytes.Clone(pin)}}, &cleaned)
 }
 
-func (b *bench) service(ctx context.Context, pin wire.PIN, r *report.Bench) error {
-	pool, err := worker.Open(ctx, worker.Config{
+func (b *bench) service(ctx context.Context, pin hsm.PIN, r *report.Bench) error {
+	opened, err := pool.Open(ctx, pool.Config{
 		Binary: b.hsm.WorkerBinary, Module: b.hsm.Module, TokenLabel: b.hsm.TokenLabel, TokenSerial: b.hsm.TokenSerial,
 		InitArgs: b.hsm.InitArgs, PIN: bytes.Clone(pin), Guard: b.guard, Unverified: true, Workers: b.workers, Sessions: b.sessions, Timeout: b.hsm.Timeout.Duration,
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "hsm", Level: hclog.Warn, Output: os.Stderr}),
@@ -139,8 +140,8 @@ func (b *bench) service(ctx context.Context, pin wire.PIN, r *report.Bench) erro
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	g, err := measure.New(ctx, pool)
+	defer opened.Close()
+	g, err := measure.New(ctx, opened)
 	if err != nil {
 		return err
 	}

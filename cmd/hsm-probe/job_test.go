@@ -31,7 +31,7 @@ func jobOn(t *testing.T, s hsmtest.SoftHSM, name jobName) job {
 	s.Setenv(t)
 	return job{
 		name: name, stderr: os.Stderr, order: probe.Order{Quick: true},
-		token: wire.Config{Module: s.Module, TokenLabel: s.Label, PIN: wire.PIN(s.PIN)},
+		token: wire.Config{Module: s.Module, TokenLabel: s.Label, PIN: hsm.PIN(s.PIN)},
 	}
 }
 
@@ -115,7 +115,7 @@ func TestProbeMissing(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
 	conf, err := os.ReadFile(token.Conf)
 	if err == nil {
-		err = os.WriteFile(token.Conf, append(conf, "slots.mechanisms = -,CKM_ECDH1_DERIVE,CKM_AES_GCM\n"...), 0o600)
+		err = os.WriteFile(token.Conf, append(conf, "slots.mechanisms = -,CKM_ECDH1_DERIVE,CKM_EDDSA\n"...), 0o600)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestProbeMissing(t *testing.T) {
 	if want := []string{"CKM_ECDH1_DERIVE (derive-p256), needed for opening authorization requests"}; !slices.Equal(s.Missing, want) {
 		t.Errorf("missing %q, want %q", s.Missing, want)
 	}
-	if found := verdicts(s); found["derive-p256"] != report.NotListed || found["seal-aes"] != report.NotListed || found["sign-p256"] != report.Works {
+	if found := verdicts(s); found["derive-p256"] != report.NotListed || found["sign-ed25519"] != report.NotListed || found["sign-p256"] != report.Works {
 		t.Errorf("%v", found)
 	}
 }
@@ -197,7 +197,7 @@ func TestRefusals(t *testing.T) {
 		change func(*job)
 		want   error
 	}{
-		"PIN":    {func(e *job) { e.token.PIN = wire.PIN("wrong-canary") }, hsm.ErrPIN},
+		"PIN":    {func(e *job) { e.token.PIN = hsm.PIN("wrong-canary") }, hsm.ErrPIN},
 		"token":  {func(e *job) { e.token.TokenLabel = "another" }, hsm.ErrUnavailable},
 		"module": {func(e *job) { e.token.Module = "/nonexistent.so" }, hsm.ErrUnavailable},
 		"binary": {func(e *job) { e.binary = "/nonexistent" }, hsm.ErrUnavailable},

@@ -11,6 +11,7 @@ import (
 	"countersign/cmd/hsm-probe/internal/probe"
 	"countersign/cmd/hsm-probe/internal/report"
 	"countersign/cmd/internal/cli"
+	"countersign/hsm"
 	"countersign/hsm/wire"
 )
 
@@ -56,7 +57,7 @@ is missing.`,
 	return cmd
 }
 
-func (g *target) probe(ctx context.Context, pin wire.PIN, order probe.Order) (s report.Sheet, err error) {
+func (g *target) probe(ctx context.Context, pin hsm.PIN, order probe.Order) (s report.Sheet, err error) {
 	limit := patience
 	if order.Quick {
 		limit = quickPatience

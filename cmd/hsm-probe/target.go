@@ -13,8 +13,7 @@ import (
 	"countersign/cmd/internal/cli"
 	"countersign/cmd/internal/config"
 	"countersign/hsm"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // target is the token that a command is about: that of a configuration file, or one
@@ -23,7 +22,7 @@ type target struct {
 	configPath string
 	hsm        config.HSM // of flags, then whole
 	pinFD      int
-	guard      worker.Guard // of the appliance whose configuration it is
+	guard      pool.Guard // of the appliance whose configuration it is
 }
 
 // flags gives a command the flags that select a token.
@@ -76,11 +75,11 @@ func another(h, flags config.HSM) bool {
 
 // guardFor is the guard of the configuration's token, none for another and none where
 // there is no appliance yet.
-func guardFor(a *config.Appliance, flags config.HSM) worker.Guard {
+func guardFor(a *config.Appliance, flags config.HSM) pool.Guard {
 	if _, err := os.Stat(a.StateDir); err != nil || another(a.HSM, flags) {
 		return ""
 	}
-	return worker.GuardOf(a.StateDir, "first")
+	return pool.GuardOf(a.StateDir, "first")
 }
 
 // pin is where the flags say the PIN is; no source when they do not.
@@ -118,7 +117,7 @@ func over(h, flags config.HSM) config.HSM {
 var errNoToken = errors.New("neither --token-label nor --token-serial")
 
 // secret reads the PIN, once.
-func (g *target) secret(cmd *cobra.Command) (wire.PIN, error) {
+func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 	name := g.hsm.TokenLabel
 	if name == "" {
 		name = g.hsm.TokenSerial
@@ -127,7 +126,7 @@ func (g *target) secret(cmd *cobra.Command) (wire.PIN, error) {
 		return nil, cli.Fail(cli.Usage, errNoToken, "countersignctl hsm uri pkcs11: --module … tells which tokens are there")
 	}
 	if when, refused := g.guard.Refused(); refused {
-		return nil, fmt.Errorf("token %s: %w since %s", name, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("token %s: %w since %s", name, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
 	if g.hsm.Pin.Source == config.SourceUnlock {
 		g.hsm.Pin.Source = "prompt"
@@ -135,7 +134,7 @@ func (g *target) secret(cmd *cobra.Command) (wire.PIN, error) {
 	pin, err := g.hsm.Pin.Resolve(config.SecretSources{
 		What: "PIN of token " + name, CredentialsDir: os.Getenv("CREDENTIALS_DIRECTORY"), Prompt: cli.TerminalOf(cmd).Secret,
 	})
-	return wire.PIN(pin.Bytes()), err
+	return hsm.PIN(pin.Bytes()), err
 }
 
 // do runs one job on the target; the PIN is erased.

@@ -17,6 +17,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/pkcs11"
 	"countersign/hsm/wire"
+	"countersign/hsm/worker"
 )
 
 // Exit codes.
@@ -28,17 +29,17 @@ const (
 	exitPIN         = 77
 )
 
-// File descriptors that the parent left: the conversation, and a lane beside it
-// for calls that must not wait behind others.
+// File descriptors that the parent left: the conversation, and a second one for
+// canaries, which must not wait behind other calls.
 const (
-	socket = 3
-	lane   = 4
+	socket   = 3
+	canaries = 4
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, _ io.Reader, _, stderr io.Writer) int {
-	if len(args) > 0 || !inherited(socket) || !inherited(lane) {
+	if len(args) > 0 || !inherited(socket) || !inherited(canaries) {
 		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage
 	}
@@ -58,7 +59,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 
 func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// A session is a thread in the module or in a read: none waits for another.
-	// One session more than asked for is the lane's.
+	// One session more than asked for is for canaries.
 	sessions := cfg.Sessions + 1
 	runtime.GOMAXPROCS(sessions + 1)
 	opened := config(cfg, log)
@@ -74,9 +75,9 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices()}, nil); err != nil {
 		return exitProtocol
 	}
-	err = wire.Serve(conn, token, cfg.Sessions, wire.NewSocket(lane))
+	err = worker.Serve(conn, token, cfg.Sessions, wire.NewSocket(canaries))
 	if errors.Is(err, wire.ErrFrame) {
-		log.Error("parent is not to be understood", "error", err)
+		log.Error("malformed message from parent", "error", err)
 		return exitProtocol
 	}
 	if err != nil {

@@ -52,7 +52,7 @@ func (p *prober) same(got, want []byte, err error) error {
 
 func (p *prober) makeAES() (err error) {
 	p.aes, err = p.generate(pkcs11.CKM_AES_KEY_GEN, readable(pkcs11.CKK_AES,
-		pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_DERIVE)...)
+		pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE)...)
 	return err
 }
 
@@ -151,41 +151,4 @@ func (p *prober) encryptData() error {
 	block.Encrypt(want, data)
 	block.Encrypt(want[16:], data[16:])
 	return p.same(got, want, nil)
-}
-
-// gcm seals and opens, and opens nothing that was altered.
-func (p *prober) gcm() error {
-	if p.aes == 0 {
-		return errNoKey
-	}
-	plain := []byte("probe")
-	params := pkcs11.NewGCMParams(make([]byte, 12), []byte("aad"), 128)
-	defer params.Free()
-	if err := p.EncryptInit(p.main, mech(pkcs11.CKM_AES_GCM, params), p.aes); err != nil {
-		return at("C_EncryptInit", err)
-	}
-	box, err := p.Encrypt(p.main, plain)
-	if err != nil {
-		return at("C_Encrypt", err)
-	}
-	nonce := params.IV() // the module may have made its own
-	got, err := p.openGCM(nonce, box)
-	if err = p.same(got, plain, err); err != nil {
-		return err
-	}
-	box[len(box)-1] ^= 1
-	if _, err := p.openGCM(nonce, box); err == nil {
-		return errOpen
-	}
-	return nil
-}
-
-func (p *prober) openGCM(nonce, box []byte) ([]byte, error) {
-	params := pkcs11.NewGCMParams(nonce, []byte("aad"), 128)
-	defer params.Free()
-	if err := p.DecryptInit(p.main, mech(pkcs11.CKM_AES_GCM, params), p.aes); err != nil {
-		return nil, at("C_DecryptInit", err)
-	}
-	plain, err := p.Decrypt(p.main, box)
-	return plain, at("C_Decrypt", err)
 }

@@ -40,7 +40,6 @@ const (
 	password = "keeping password verifiers"
 	copies   = "sealed copies of keys"
 	serving  = "the signing API"
-	sealing  = "sealing data"
 )
 
 // trials are in an order in which keys exist before they are used.
@@ -57,7 +56,6 @@ var trials = []trial{
 	{"wrap-pad-ec", "CKM_AES_KEY_WRAP_PAD", ckmAESKeyWrapPad, false, copies, func(p *prober) error { return p.wrapPair(ckmAESKeyWrapPad) }},
 	{"wrap-secret", "CKM_AES_KEY_WRAP", pkcs11.CKM_AES_KEY_WRAP, false, copies, func(p *prober) error { return p.wrapSecret(pkcs11.CKM_AES_KEY_WRAP) }},
 	{"wrap-ec", "CKM_AES_KEY_WRAP", pkcs11.CKM_AES_KEY_WRAP, false, copies, func(p *prober) error { return p.wrapPair(pkcs11.CKM_AES_KEY_WRAP) }},
-	{"seal-aes", "CKM_AES_GCM", pkcs11.CKM_AES_GCM, false, sealing, (*prober).gcm},
 	{"generate-p384", "CKM_EC_KEY_PAIR_GEN", pkcs11.CKM_EC_KEY_PAIR_GEN, false, serving, (*prober).makeP384},
 	{"sign-p384", "CKM_ECDSA", pkcs11.CKM_ECDSA, false, serving, func(p *prober) error { return p.ecdsa(p.p384, curveP384) }},
 	{"generate-ed25519", "CKM_EC_EDWARDS_KEY_PAIR_GEN", ckmEdwardsKeyPairGen, false, serving, (*prober).makeEd25519},
