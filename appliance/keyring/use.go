@@ -84,7 +84,7 @@ func (r *Keyring) CheckMAC(ctx context.Context, key Key, input, mac []byte) (boo
 // included: a token that errs once costs one call more, and one that errs always
 // is [hsm.ErrGarbled].
 func agreed(ask func() ([]byte, error), before ...[]byte) ([]byte, error) {
-	for len(before) < 3 {
+	for len(before) < hsm.Tries {
 		answer, err := ask()
 		if err != nil {
 			return nil, err
