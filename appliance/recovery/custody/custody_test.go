@@ -7,10 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"countersign/protocol"
+
 	"filippo.io/age"
 )
 
-func made(t testing.TB, s Scheme) (Point, []Share) {
+func made(t testing.TB, s Scheme) (protocol.PublicKey, []Share) {
 	t.Helper()
 	public, shares, err := Make(s)
 	if err != nil {

@@ -152,7 +152,7 @@ func (r *restoration) readBackup() error {
 
 // combine recovers each key that shares are of.
 func combine(shares []custody.Share) (keys []*ecdh.PrivateKey, err error) {
-	sets := map[custody.Point][]custody.Share{}
+	sets := map[protocol.PublicKey][]custody.Share{}
 	for _, s := range shares {
 		sets[s.Key()] = append(sets[s.Key()], s)
 	}
