@@ -251,8 +251,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	return r.openSealed(ctx)
 }
 
-// took returns an error unless the merged trust and policy are in force, whatever else
-// the database holds.
+// took returns an error unless the merged trust and policy are in force in the database.
 func (r *restoration) took(ctx context.Context) error {
 	claims, err := r.store.Claims(ctx)
 	if err != nil {
