@@ -52,10 +52,7 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, e
 		e.code = protocol.CodeSignature
 		return e, nil
 	}
-	e.evidence = policy.Evidence{Choice: policy.Refuse, Signature: true}
-	if c.p3.Verdict == protocol.Approve {
-		e.evidence.Choice = policy.Approve
-	}
+	e.evidence = policy.Evidence{Verdict: c.p3.Verdict, Signature: true}
 	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, RoleUV)
 	e.evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
 	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, ErrForged) {
@@ -194,7 +191,7 @@ func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, er
 // wrong answers a wrong password that leaves more tries: result 2, stored, so that
 // the same M3 is answered the same.
 func (a *Appliance) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
-	spend := c.spend(a.now(), a.policy.Load(), policy.Decision{})
+	spend := c.spend(a.now(), a.policy.Load(), policy.Ruling{})
 	if err := a.store.Wrong(ctx, c.key, left, spend.Refused(protocol.CodePassword)); err != nil {
 		return store.Outcome{}, fmt.Errorf("storing a wrong password: %w", err)
 	}

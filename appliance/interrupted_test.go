@@ -128,7 +128,7 @@ func TestDestroy(t *testing.T) {
 	destroy := keyplan.Step{Verb: keyplan.Destroy, Name: "decision", Version: 1}
 	_, err = b.ChangeKey(t.Context(), destroy)
 	var waiting *appliance.Waiting
-	if !errors.As(err, &waiting) || !errors.Is(err, appliance.ErrQuorum) || waiting.Decision.MissingAdministrators() != 1 {
+	if !errors.As(err, &waiting) || !errors.Is(err, appliance.ErrQuorum) || waiting.Ruling.MissingAdministrators() != 1 {
 		t.Fatalf("one of two: %v", err)
 	}
 	if len(token.gone) != 0 {

@@ -229,7 +229,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	settings.HandleEpoch = keyring.NewHandleEpoch()
 	sealing := sqlite.Sealing{
 		Seals: r.Seals, Settings: settings.Values(), Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: r.now,
-		Currency: func(s protocol.Service) string { return rules.Currency(uint64(s)) },
+		Currency: func(s protocol.Service) string { return rules.Currency(s) },
 		Record:   store.NewRecord(store.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.Point.Sequence}),
 	}
 	for _, c := range contents.Clients {

@@ -122,7 +122,7 @@ func (m *Migration) readPolicy() error {
 	if err != nil {
 		return fmt.Errorf("policy version %d: %w", p.Version, err)
 	}
-	m.sealing.Currency = func(s protocol.Service) string { return rules.Currency(uint64(s)) }
+	m.sealing.Currency = func(s protocol.Service) string { return rules.Currency(s) }
 	m.say("policy %d, hash %x", p.Version, rules.Hash())
 	return nil
 }
