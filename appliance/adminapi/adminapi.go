@@ -414,34 +414,15 @@ const (
 	CheckFail = "fail"
 )
 
-// Problem is an error answer (RFC 9457). Type is one of the Problem… constants.
+// Problem is an error answer (RFC 9457). Type is one of package problem.
 type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 
-	// With ProblemQuorum: the change request that waits, and the activation code that becomes valid once the change is
-	// executed. The code is shown this once.
+	// With problem.Quorum: the change request that waits, and the activation code that becomes valid once the change
+	// is executed. The code is shown this once.
 	Change  *Change  `json:"change,omitempty"`
 	Invited *Invited `json:"invited,omitempty"`
 }
-
-// The problem types.
-const (
-	ProblemNotFound    = "urn:countersign:problem:not-found"
-	ProblemExists      = "urn:countersign:problem:exists"
-	ProblemConflict    = "urn:countersign:problem:conflict"
-	ProblemKeyStep     = "urn:countersign:problem:key-step"
-	ProblemUnsupported = "urn:countersign:problem:unsupported"
-	ProblemUncovered   = "urn:countersign:problem:uncovered"
-	ProblemQuorum      = "urn:countersign:problem:quorum"
-	ProblemOver        = "urn:countersign:problem:change-over"
-	ProblemSigner      = "urn:countersign:problem:signer"
-	ProblemSignature   = "urn:countersign:problem:signature"
-	ProblemInput       = "urn:countersign:problem:input"
-	ProblemUnavailable = "urn:countersign:problem:unavailable"
-	ProblemPIN         = "urn:countersign:problem:pin"
-	ProblemLocked      = "urn:countersign:problem:locked"
-	ProblemInternal    = "urn:countersign:problem:internal"
-)

@@ -153,8 +153,8 @@ func Config(path string) (*config.Appliance, error) {
 	return (&dir{Options: Options{Dir: path}}).config(), err
 }
 
-// Take returns the configuration of a directory that Run used before. It locks the directory until the process ends, and
-// makes the token available to this process.
+// Take returns the configuration of a directory that Run used before. It locks the directory until the process ends,
+// and makes the token available to this process.
 func Take(ctx context.Context, path string) (*config.Appliance, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {

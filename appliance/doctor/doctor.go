@@ -1,5 +1,5 @@
-// Package doctor examines an installation: configuration, files, host, HSM and store. A running daemon examines HSM and
-// store itself, when it is asked; without one the doctor opens both. It changes nothing but one audit record.
+// Package doctor examines an installation: configuration, files, host, HSM and store. A running daemon examines HSM
+// and store itself, when it is asked; without one the doctor opens both. It changes nothing but one audit record.
 package doctor
 
 import (

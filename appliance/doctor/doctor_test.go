@@ -142,8 +142,8 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
-// TestWithoutDaemon: the doctor opens store and token itself, but neither a store that does not exist nor a token that
-// refused its PIN.
+// TestWithoutDaemon: the doctor opens store and token itself, but neither a store that does not exist nor a token
+// that refused its PIN.
 func TestWithoutDaemon(t *testing.T) {
 	p := newPatient(t)
 	if s := p.examine(); s["daemon"] != "warn" || s["hsm"] != "ok" || p.opened != 1 {

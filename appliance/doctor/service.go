@@ -17,8 +17,8 @@ import (
 	"countersign/internal/cli"
 )
 
-// service checks HSM and store. A running daemon has the store's lock and the token's login, so it checks them itself;
-// without a daemon this process opens them.
+// service checks HSM and store. A running daemon has the store's lock and the token's login, so it checks them
+// itself; without a daemon this process opens them.
 func (d *doctor) service(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()

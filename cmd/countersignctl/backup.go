@@ -100,8 +100,8 @@ var storeCopyTable = cli.Table[adminapi.StoreCopy]{
 // sigSuffix is the suffix of the statement beside a copy of the database.
 const sigSuffix = ".sig"
 
-// copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier copy,
-// so that a statement never lies beside another file than its own.
+// copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier
+// copy, so that a statement never lies beside another file than its own.
 func (t *tool) copyStore(cmd *cobra.Command, path string) (made adminapi.StoreCopy, err error) {
 	c, err := t.caller()
 	if err != nil {
@@ -136,8 +136,8 @@ func copyChecked(w io.Writer, database io.Reader, want adminapi.StoreCopy) error
 	return nil
 }
 
-// writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless write returned an error with
-// another code.
+// writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless write returned an error
+// with another code.
 func writeWhole(path string, write func(io.Writer) error) error {
 	var wrote error
 	err := durable.Replace(path, func(w io.Writer) error { wrote = write(w); return wrote })

@@ -115,8 +115,8 @@ func sendChange[Req, Res any](t *tool, cmd *cobra.Command, p proposal[Req, Res],
 	return p.table.One(t.printer(cmd), value)
 }
 
-// waiting prints the request for which a command waits and, with --wait, waits until it ends. It returns any other error
-// unchanged.
+// waiting prints the request for which a command waits and, with --wait, waits until it ends. It returns any other
+// error unchanged.
 func (t *tool) waiting(cmd *cobra.Command, err error) error {
 	var e *adminapi.Error
 	if !errors.As(err, &e) || e.Change == nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -126,26 +127,26 @@ var problems = map[string]struct {
 	code cli.Code
 	hint string
 }{
-	adminapi.ProblemNotFound:    {cli.NotFound, "list shows the names of each noun: client, device, key, admin, change"},
-	adminapi.ProblemKeyStep:     {cli.Failed, "countersignctl key list shows the state of each version; retire --early does not wait"},
-	adminapi.ProblemUnsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
-	adminapi.ProblemQuorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
-	adminapi.ProblemOver:        {cli.Denied, "request the change again: a request is executed at most once"},
-	adminapi.ProblemSigner:      {cli.Denied, "countersignctl admin list shows who may countersign"},
-	adminapi.ProblemSignature: {
+	problem.NotFound:    {cli.NotFound, "list shows the names of each noun: client, device, key, admin, change"},
+	problem.KeyStep:     {cli.Failed, "countersignctl key list shows the state of each version; retire --early does not wait"},
+	problem.Unsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
+	problem.Quorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
+	problem.Over:        {cli.Denied, "request the change again: a request is executed at most once"},
+	problem.Signer:      {cli.Denied, "countersignctl admin list shows who may countersign"},
+	problem.Signature: {
 		cli.BadSignature, "sign the document that countersignctl change export prints, as CHANGE.md describes",
 	},
-	adminapi.ProblemUncovered: {
+	problem.Uncovered: {
 		cli.Failed, "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
 	},
-	adminapi.ProblemExists:      {cli.Failed, "%s is enrolled or has an open code: --replace revokes it and makes a new one"},
-	adminapi.ProblemConflict:    {cli.Failed, ""},
-	adminapi.ProblemInput:       {cli.Usage, ""},
-	adminapi.ProblemUnavailable: {cli.Unavailable, "countersignctl hsm status shows whether it is the HSM"},
-	adminapi.ProblemPIN: {
+	problem.Exists:      {cli.Failed, "%s is enrolled or has an open code: --replace revokes it and makes a new one"},
+	problem.Conflict:    {cli.Failed, ""},
+	problem.Input:       {cli.Usage, ""},
+	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows whether it is the HSM"},
+	problem.PIN: {
 		cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one",
 	},
-	adminapi.ProblemLocked: {cli.Unavailable, "run countersignctl hsm unlock"},
+	problem.Locked: {cli.Unavailable, "run countersignctl hsm unlock"},
 }
 
 // explain gives an error of the admin API its exit code and hint.
@@ -161,9 +162,9 @@ func explain(err error) error {
 	switch {
 	case !ok:
 		row.code = cli.Failed
-	case e.Type == adminapi.ProblemExists && len(e.Names) > 0:
+	case e.Type == problem.Exists && len(e.Names) > 0:
 		row.hint = fmt.Sprintf(row.hint, e.Names[0])
-	case e.Type == adminapi.ProblemQuorum && e.Change != nil:
+	case e.Type == problem.Quorum && e.Change != nil:
 		row.hint = "countersignctl change sign " + e.Change.ID + ", with --key or --pkcs11"
 	}
 	return cli.Fail(row.code, err, row.hint)

@@ -184,8 +184,8 @@ func (p *parts) locked() bool {
 	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
 }
 
-// readPIN reads the PIN from its configured source. It returns nil for a locked start, and does not ask for a PIN that
-// would not be tried.
+// readPIN reads the PIN from its configured source. It returns nil for a locked start, and does not ask for a PIN
+// that would not be tried.
 func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
 	if t.Pin.Source == config.SourceUnlock {
 		return nil, nil

@@ -14,50 +14,26 @@ import (
 	"countersign/protocol"
 )
 
-// Requests keeps change requests and makes changes.
-type Requests interface {
-	Changes(ctx context.Context) ([]appliance.Change, error)
-	ChangeOf(ctx context.Context, id change.ID) (appliance.Change, error)
-	SignChange(ctx context.Context, id change.ID, signature []byte) (appliance.Change, error)
-	WithdrawChange(ctx context.Context, id change.ID) (appliance.Change, error)
-	Preview(ctx context.Context, ask appliance.Ask) (appliance.Change, error)
-	Ask(ctx context.Context, ask appliance.Ask) (appliance.Change, error)
-	SuspendAdmin(ctx context.Context, name string) (store.Admin, error)
-	AskResume(ctx context.Context, name string) (appliance.Ask, error)
-	AskRevoke(ctx context.Context, name string) (appliance.Ask, error)
-}
-
-// Administrators reads the administrators.
-type Administrators interface {
-	Admins(ctx context.Context) ([]store.Admin, error)
-	AdminNamed(ctx context.Context, name string) (store.Admin, error)
-}
-
-// Policies reads the active policy.
-type Policies interface {
-	Policy(ctx context.Context) (appliance.Policy, error)
-}
-
 func (s *Server) bindChanges(m *mux) {
 	r := adminapi.Routes
 	bind(m, r.ChangeList, func(r *http.Request, _ adminapi.None) ([]adminapi.Change, error) {
-		all, err := s.Requests.Changes(r.Context())
+		all, err := s.Appliance.Changes(r.Context())
 		return each(all, changeJSON), err
 	})
-	bind(m, r.ChangeShow, oneChange(s.Requests.ChangeOf))
+	bind(m, r.ChangeShow, oneChange(s.Appliance.ChangeOf))
 	bind(m, r.ChangeSign, s.signChange)
-	bind(m, r.ChangeWithdraw, oneChange(s.Requests.WithdrawChange))
+	bind(m, r.ChangeWithdraw, oneChange(s.Appliance.WithdrawChange))
 	bind(m, r.AdminList, func(r *http.Request, _ adminapi.None) ([]adminapi.Administrator, error) {
-		all, err := s.Administrators.Admins(r.Context())
+		all, err := s.Appliance.Admins(r.Context())
 		return each(all, administratorJSON), err
 	})
-	bind(m, r.AdminShow, oneAdmin(s.Administrators.AdminNamed))
-	bind(m, r.AdminSuspend, oneAdmin(s.Requests.SuspendAdmin))
+	bind(m, r.AdminShow, oneAdmin(s.Appliance.AdminNamed))
+	bind(m, r.AdminSuspend, oneAdmin(s.Appliance.SuspendAdmin))
 	bindPreviewed(m, r.AdminAdd, s.addAdmin)
-	bindPreviewed(m, r.AdminResume, s.askForAdmin(s.Requests.AskResume))
-	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(s.Requests.AskRevoke))
+	bindPreviewed(m, r.AdminResume, s.askForAdmin(s.Appliance.AskResume))
+	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(s.Appliance.AskRevoke))
 	bind(m, r.PolicyShow, func(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
-		p, err := s.Policies.Policy(r.Context())
+		p, err := s.Appliance.Policy(r.Context())
 		return policyJSON(p), err
 	})
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
@@ -86,7 +62,7 @@ func oneChange(get func(context.Context, change.ID) (appliance.Change, error)) h
 // signChange answers with a quorum problem while the request needs more signatures.
 func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Change, error) {
 	return oneChange(func(ctx context.Context, id change.ID) (appliance.Change, error) {
-		c, err := s.Requests.SignChange(ctx, id, body.Signature)
+		c, err := s.Appliance.SignChange(ctx, id, body.Signature)
 		if err == nil && c.State == store.ChangeOpen {
 			err = &appliance.Waiting{Change: c}
 		}
@@ -131,11 +107,11 @@ func ask[Res any](
 		return nil, out, err
 	}
 	if dry {
-		c, err := s.Requests.Preview(r.Context(), a)
+		c, err := s.Appliance.Preview(r.Context(), a)
 		preview := changeJSON(c)
 		return &preview, out, err
 	}
-	c, err := s.Requests.Ask(r.Context(), a)
+	c, err := s.Appliance.Ask(r.Context(), a)
 	if err == nil && c.State != store.ChangeExecuted {
 		err = &appliance.Waiting{Change: c}
 	}

@@ -13,50 +13,19 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
 )
-
-// Overview summarizes and examines the appliance, and reads its audit records.
-type Overview interface {
-	Overview(ctx context.Context) (appliance.Overview, error)
-	Records(ctx context.Context, after uint64, limit int) ([]store.Record, error)
-	Examiner
-}
-
-// Examiner examines token and store.
-type Examiner interface {
-	Examine(ctx context.Context) []appliance.Finding
-}
-
-// Parties reads and changes the enrolled clients and devices.
-type Parties interface {
-	Clients(ctx context.Context) ([]store.Client, error)
-	ClientNamed(ctx context.Context, name string) (store.Client, error)
-	SetClientStatus(ctx context.Context, name string, to store.Status) (store.Client, error)
-	Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error)
-	Unlock(ctx context.Context, name string) (store.Client, error)
-	Devices(ctx context.Context) ([]store.Device, error)
-	DeviceNamed(ctx context.Context, name string) (store.Device, error)
-	SetDeviceStatus(ctx context.Context, name string, to store.Status) (store.Device, error)
-}
-
-// Invites makes activation codes.
-type Invites interface {
-	Invite(ctx context.Context, i appliance.Invite) (enrol.ActivationCode, time.Time, error)
-	PreviewInvite(ctx context.Context, i appliance.Invite) (appliance.Change, error)
-}
 
 func (s *Server) bindParties(m *mux) {
 	r := adminapi.Routes
 	bind(m, r.ClientList, s.clients)
-	bind(m, r.ClientShow, s.oneClient(s.Parties.ClientNamed))
-	bind(m, r.ClientUnlock, s.oneClient(s.Parties.Unlock))
+	bind(m, r.ClientShow, s.oneClient(s.Appliance.ClientNamed))
+	bind(m, r.ClientUnlock, s.oneClient(s.Appliance.Unlock))
 	bind(m, r.ClientSuspend, s.setClient(store.Suspended))
 	bind(m, r.ClientResume, s.setClient(store.Active))
 	bind(m, r.ClientRevoke, s.setClient(store.Revoked))
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
 	bind(m, r.DeviceList, s.devices)
-	bind(m, r.DeviceShow, oneDevice(s.Parties.DeviceNamed))
+	bind(m, r.DeviceShow, oneDevice(s.Appliance.DeviceNamed))
 	bind(m, r.DeviceSuspend, s.setDevice(store.Suspended))
 	bind(m, r.DeviceResume, s.setDevice(store.Active))
 	bind(m, r.DeviceRevoke, s.setDevice(store.Revoked))
@@ -64,7 +33,7 @@ func (s *Server) bindParties(m *mux) {
 }
 
 func (s *Server) status(r *http.Request, _ adminapi.None) (adminapi.Status, error) {
-	o, err := s.Overview.Overview(r.Context())
+	o, err := s.Appliance.Overview(r.Context())
 	return adminapi.Status{
 		TrustDomain: o.Domain, RootKey: o.Root.String(), PolicyVersion: o.PolicyVersion, PolicyHash: o.PolicyHash.String(),
 		HSM: s.HSM.Summary(), Counts: adminapi.Counts(o.Tally), Uptime: time.Since(s.StartedAt).Seconds(),
@@ -84,11 +53,11 @@ func (s *Server) invite(kind store.Kind) invited {
 			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", appliance.ErrInput)
 			return nil, adminapi.Invited{}, err
 		case body.DryRun:
-			c, err := s.Invites.PreviewInvite(r.Context(), i)
+			c, err := s.Appliance.PreviewInvite(r.Context(), i)
 			preview := changeJSON(c)
 			return &preview, adminapi.Invited{}, err
 		}
-		code, expires, err := s.Invites.Invite(r.Context(), i)
+		code, expires, err := s.Appliance.Invite(r.Context(), i)
 		made := adminapi.Invited{Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
 		if errors.Is(err, appliance.ErrQuorum) {
 			err = &invitedLater{error: err, Invited: made}
@@ -118,7 +87,7 @@ type invitedLater struct {
 func (i *invitedLater) Unwrap() error { return i.error }
 
 func (s *Server) clients(r *http.Request, _ adminapi.None) ([]adminapi.Client, error) {
-	all, err := s.Parties.Clients(r.Context())
+	all, err := s.Appliance.Clients(r.Context())
 	out := make([]adminapi.Client, len(all))
 	for i := range all {
 		if err == nil {
@@ -141,12 +110,12 @@ func (s *Server) oneClient(get func(context.Context, string) (store.Client, erro
 
 func (s *Server) setClient(to store.Status) handler[adminapi.None, adminapi.Client] {
 	return s.oneClient(func(ctx context.Context, name string) (store.Client, error) {
-		return s.Parties.SetClientStatus(ctx, name, to)
+		return s.Appliance.SetClientStatus(ctx, name, to)
 	})
 }
 
 func (s *Server) devices(r *http.Request, _ adminapi.None) ([]adminapi.Device, error) {
-	all, err := s.Parties.Devices(r.Context())
+	all, err := s.Appliance.Devices(r.Context())
 	return each(all, deviceJSON), err
 }
 
@@ -160,12 +129,12 @@ func oneDevice(get func(context.Context, string) (store.Device, error)) handler[
 
 func (s *Server) setDevice(to store.Status) handler[adminapi.None, adminapi.Device] {
 	return oneDevice(func(ctx context.Context, name string) (store.Device, error) {
-		return s.Parties.SetDeviceStatus(ctx, name, to)
+		return s.Appliance.SetDeviceStatus(ctx, name, to)
 	})
 }
 
 func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Client, error) {
-	guard, err := s.Parties.Guard(ctx, c.ID)
+	guard, err := s.Appliance.Guard(ctx, c.ID)
 	if err != nil {
 		return adminapi.Client{}, err
 	}
@@ -203,7 +172,7 @@ func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, err
 	if err != nil {
 		return nil, err
 	}
-	records, err := s.Overview.Records(r.Context(), after, int(min(limit, auditPageMax)))
+	records, err := s.Appliance.Records(r.Context(), after, int(min(limit, auditPageMax)))
 	return each(records, recordJSON), err
 }
 

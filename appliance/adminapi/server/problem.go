@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
@@ -19,35 +20,35 @@ var problems = []struct {
 	status int
 	kind   string
 }{
-	{appliance.ErrInput, http.StatusBadRequest, adminapi.ProblemInput},
-	{keyring.ErrKeyName, http.StatusNotFound, adminapi.ProblemNotFound},
-	{keyring.ErrStep, http.StatusConflict, adminapi.ProblemKeyStep},
-	{keyring.ErrEarly, http.StatusConflict, adminapi.ProblemKeyStep},
-	{keyring.ErrRootAway, http.StatusConflict, adminapi.ProblemKeyStep},
-	{keyring.ErrNoKey, http.StatusConflict, adminapi.ProblemKeyStep},
-	{hsm.ErrUnsupported, http.StatusNotImplemented, adminapi.ProblemUnsupported},
-	{appliance.ErrUncovered, http.StatusConflict, adminapi.ProblemUncovered},
-	{appliance.ErrQuorum, http.StatusForbidden, adminapi.ProblemQuorum},
-	{appliance.ErrOver, http.StatusConflict, adminapi.ProblemOver},
-	{appliance.ErrSigner, http.StatusForbidden, adminapi.ProblemSigner},
-	{change.ErrSignature, http.StatusForbidden, adminapi.ProblemSignature},
-	{hsm.ErrExists, http.StatusConflict, adminapi.ProblemConflict},
-	{store.ErrNotFound, http.StatusNotFound, adminapi.ProblemNotFound},
-	{store.ErrExists, http.StatusConflict, adminapi.ProblemExists},
-	{store.ErrConflict, http.StatusConflict, adminapi.ProblemConflict},
-	{appliance.ErrFinal, http.StatusConflict, adminapi.ProblemConflict},
-	{appliance.ErrForged, http.StatusConflict, adminapi.ProblemConflict},
-	{hsm.ErrPIN, http.StatusForbidden, adminapi.ProblemPIN},
-	{hsm.ErrBusy, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
-	{store.ErrUnavailable, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
-	{hsm.ErrUnavailable, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
-	{hsm.ErrKey, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
+	{appliance.ErrInput, http.StatusBadRequest, problem.Input},
+	{keyring.ErrKeyName, http.StatusNotFound, problem.NotFound},
+	{keyring.ErrStep, http.StatusConflict, problem.KeyStep},
+	{keyring.ErrEarly, http.StatusConflict, problem.KeyStep},
+	{keyring.ErrRootAway, http.StatusConflict, problem.KeyStep},
+	{keyring.ErrNoKey, http.StatusConflict, problem.KeyStep},
+	{hsm.ErrUnsupported, http.StatusNotImplemented, problem.Unsupported},
+	{appliance.ErrUncovered, http.StatusConflict, problem.Uncovered},
+	{appliance.ErrQuorum, http.StatusForbidden, problem.Quorum},
+	{appliance.ErrOver, http.StatusConflict, problem.Over},
+	{appliance.ErrSigner, http.StatusForbidden, problem.Signer},
+	{change.ErrSignature, http.StatusForbidden, problem.Signature},
+	{hsm.ErrExists, http.StatusConflict, problem.Conflict},
+	{store.ErrNotFound, http.StatusNotFound, problem.NotFound},
+	{store.ErrExists, http.StatusConflict, problem.Exists},
+	{store.ErrConflict, http.StatusConflict, problem.Conflict},
+	{appliance.ErrFinal, http.StatusConflict, problem.Conflict},
+	{appliance.ErrForged, http.StatusConflict, problem.Conflict},
+	{hsm.ErrPIN, http.StatusForbidden, problem.PIN},
+	{hsm.ErrBusy, http.StatusServiceUnavailable, problem.Unavailable},
+	{store.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
+	{hsm.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
+	{hsm.ErrKey, http.StatusServiceUnavailable, problem.Unavailable},
 }
 
-// problem returns the answer to an error. Administrators see its whole text.
-func problem(err error) adminapi.Problem {
+// problemOf returns the answer to an error. Administrators see its whole text.
+func problemOf(err error) adminapi.Problem {
 	p := adminapi.Problem{
-		Type: adminapi.ProblemInternal, Title: "internal error", Status: http.StatusInternalServerError, Detail: err.Error(),
+		Type: problem.Internal, Title: "internal error", Status: http.StatusInternalServerError, Detail: err.Error(),
 	}
 	for _, row := range problems {
 		if errors.Is(err, row.err) {
@@ -68,9 +69,9 @@ func problem(err error) adminapi.Problem {
 }
 
 // Examinations examines an appliance.
-func Examinations(ctx context.Context, e Examiner) []adminapi.Examination {
+func Examinations(ctx context.Context, a *appliance.Appliance) []adminapi.Examination {
 	out := []adminapi.Examination{}
-	for _, f := range e.Examine(ctx) {
+	for _, f := range a.Examine(ctx) {
 		x := adminapi.Examination{Check: f.Check, Status: adminapi.CheckOK, Detail: f.Detail}
 		if f.Err != nil {
 			x.Detail, x.Advice = f.Err.Error(), f.Advice

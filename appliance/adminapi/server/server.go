@@ -1,8 +1,8 @@
 // Package server serves the admin API of package adminapi on a Unix socket. The socket has mode 0600 and accepts only
 // the daemon's own user and root, so every caller is the one identity "local".
 //
-// A handler decodes the request, calls the service that does the work, and translates its answer. Package server makes
-// no decisions.
+// A handler decodes the request, calls the service that does the work, and translates its answer. Package server
+// makes no decisions.
 package server
 
 import (
@@ -18,6 +18,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/protocol/deviceapi"
 )
 
@@ -27,19 +28,12 @@ const (
 	maxPIN  = 255       // the longest PIN of the known tokens (CK_TOKEN_INFO.ulMaxPinLen)
 )
 
-// Server has the services behind the admin API.
+// Server serves an appliance to administrators.
 type Server struct {
-	Overview       Overview
-	Parties        Parties
-	Invites        Invites
-	Keys           Keys
-	Recovery       Recovery
-	Requests       Requests
-	Administrators Administrators
-	Policies       Policies
-	HSM            HSM
-	Logger         hclog.Logger
-	StartedAt      time.Time
+	Appliance *appliance.Appliance
+	HSM       HSM
+	Logger    hclog.Logger
+	StartedAt time.Time
 }
 
 // HSM has the endpoints that need no appliance: they are served while the token is still locked.
@@ -58,7 +52,7 @@ func (s *Server) Handler() http.Handler {
 	r := adminapi.Routes
 	bind(m, r.Status, s.status)
 	bind(m, r.Doctor, func(req *http.Request, _ adminapi.None) ([]adminapi.Examination, error) {
-		return Examinations(req.Context(), s.Overview), nil
+		return Examinations(req.Context(), s.Appliance), nil
 	})
 	bind(m, r.Audit, s.audit)
 	s.bindParties(m)
@@ -72,7 +66,7 @@ func (s *Server) LockedHandler() http.Handler {
 	m := s.mux()
 	m.HandleFunc(adminapi.Prefix, func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, adminapi.Problem{
-			Type: adminapi.ProblemLocked, Title: "locked", Status: http.StatusServiceUnavailable, Detail: "the HSM waits for its PIN",
+			Type: problem.Locked, Title: "locked", Status: http.StatusServiceUnavailable, Detail: "the HSM waits for its PIN",
 		})
 	})
 	return m
@@ -170,7 +164,7 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 }
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
-	p := problem(err)
+	p := problemOf(err)
 	m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
 	writeProblem(w, p)
 }
