@@ -15,44 +15,30 @@ import (
 )
 
 func (s *Server) bindChanges(m *mux) {
-	r := adminapi.Routes
-	bind(m, r.ChangeList, func(r *http.Request, _ adminapi.None) ([]adminapi.Change, error) {
-		all, err := s.Appliance.Changes(r.Context())
-		return each(all, changeJSON), err
-	})
-	bind(m, r.ChangeShow, oneChange(s.Appliance.ChangeOf))
+	r, a := adminapi.Routes, s.Appliance
+	bind(m, r.ChangeList, many(a.Changes, changeJSON))
+	bind(m, r.ChangeShow, oneChange(a.ChangeOf))
 	bind(m, r.ChangeSign, s.signChange)
-	bind(m, r.ChangeWithdraw, oneChange(s.Appliance.WithdrawChange))
-	bind(m, r.AdminList, func(r *http.Request, _ adminapi.None) ([]adminapi.Administrator, error) {
-		all, err := s.Appliance.Admins(r.Context())
-		return each(all, administratorJSON), err
-	})
-	bind(m, r.AdminShow, oneAdmin(s.Appliance.AdminNamed))
-	bind(m, r.AdminSuspend, oneAdmin(s.Appliance.SuspendAdmin))
+	bind(m, r.ChangeWithdraw, oneChange(a.WithdrawChange))
+	bind(m, r.AdminList, many(a.Admins, administratorJSON))
+	bind(m, r.AdminShow, one(a.AdminNamed, administratorJSON))
+	bind(m, r.AdminSuspend, one(a.SuspendAdmin, administratorJSON))
 	bindPreviewed(m, r.AdminAdd, s.addAdmin)
-	bindPreviewed(m, r.AdminResume, s.askForAdmin(s.Appliance.AskResume))
-	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(s.Appliance.AskRevoke))
+	bindPreviewed(m, r.AdminResume, s.askForAdmin(a.AskResume))
+	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(a.AskRevoke))
 	bind(m, r.PolicyShow, func(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
-		p, err := s.Appliance.Policy(r.Context())
+		p, err := a.Policy(r.Context())
 		return policyJSON(p), err
 	})
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
 }
 
-func changeID(r *http.Request) (change.ID, error) {
-	id, err := change.ParseID(r.PathValue("id"))
-	if err != nil {
-		err = fmt.Errorf("%w: %v", appliance.ErrInput, err)
-	}
-	return id, err
-}
-
 // oneChange answers with the change request that get returns.
 func oneChange(get func(context.Context, change.ID) (appliance.Change, error)) handler[adminapi.None, adminapi.Change] {
 	return func(r *http.Request, _ adminapi.None) (adminapi.Change, error) {
-		id, err := changeID(r)
+		id, err := change.ParseID(r.PathValue("id"))
 		if err != nil {
-			return adminapi.Change{}, err
+			return adminapi.Change{}, fmt.Errorf("%w: %v", appliance.ErrInput, err)
 		}
 		c, err := get(r.Context(), id)
 		return changeJSON(c), err
@@ -151,14 +137,6 @@ func (s *Server) askForAdmin(asking func(context.Context, string) (appliance.Ask
 			return nil, adminapi.Administrator{}, err
 		}
 		return ask(s, r, a, body.DryRun, administratorOf)
-	}
-}
-
-// oneAdmin answers with the administrator that get returns.
-func oneAdmin(get func(context.Context, string) (store.Admin, error)) handler[adminapi.None, adminapi.Administrator] {
-	return func(r *http.Request, _ adminapi.None) (adminapi.Administrator, error) {
-		a, err := get(r.Context(), r.PathValue("name"))
-		return administratorJSON(a), err
 	}
 }
 

@@ -16,20 +16,27 @@ import (
 )
 
 func (s *Server) bindParties(m *mux) {
-	r := adminapi.Routes
+	r, a := adminapi.Routes, s.Appliance
 	bind(m, r.ClientList, s.clients)
-	bind(m, r.ClientShow, s.oneClient(s.Appliance.ClientNamed))
-	bind(m, r.ClientUnlock, s.oneClient(s.Appliance.Unlock))
-	bind(m, r.ClientSuspend, s.setClient(store.Suspended))
-	bind(m, r.ClientResume, s.setClient(store.Active))
-	bind(m, r.ClientRevoke, s.setClient(store.Revoked))
+	bind(m, r.ClientShow, s.client(a.ClientNamed))
+	bind(m, r.ClientUnlock, s.client(a.Unlock))
+	bind(m, r.ClientSuspend, s.client(to(a.SetClientStatus, store.Suspended)))
+	bind(m, r.ClientResume, s.client(to(a.SetClientStatus, store.Active)))
+	bind(m, r.ClientRevoke, s.client(to(a.SetClientStatus, store.Revoked)))
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
-	bind(m, r.DeviceList, s.devices)
-	bind(m, r.DeviceShow, oneDevice(s.Appliance.DeviceNamed))
-	bind(m, r.DeviceSuspend, s.setDevice(store.Suspended))
-	bind(m, r.DeviceResume, s.setDevice(store.Active))
-	bind(m, r.DeviceRevoke, s.setDevice(store.Revoked))
+	bind(m, r.DeviceList, many(a.Devices, deviceJSON))
+	bind(m, r.DeviceShow, one(a.DeviceNamed, deviceJSON))
+	bind(m, r.DeviceSuspend, one(to(a.SetDeviceStatus, store.Suspended), deviceJSON))
+	bind(m, r.DeviceResume, one(to(a.SetDeviceStatus, store.Active), deviceJSON))
+	bind(m, r.DeviceRevoke, one(to(a.SetDeviceStatus, store.Revoked), deviceJSON))
 	bindPreviewed(m, r.DeviceInvite, s.invite(store.KindDevice))
+}
+
+// to returns a function that sets one status.
+func to[T any](
+	set func(context.Context, string, store.Status) (T, error), status store.Status,
+) func(context.Context, string) (T, error) {
+	return func(ctx context.Context, name string) (T, error) { return set(ctx, name, status) }
 }
 
 func (s *Server) status(r *http.Request, _ adminapi.None) (adminapi.Status, error) {
@@ -97,8 +104,8 @@ func (s *Server) clients(r *http.Request, _ adminapi.None) ([]adminapi.Client, e
 	return out, err
 }
 
-// oneClient answers with the client that get returns.
-func (s *Server) oneClient(get func(context.Context, string) (store.Client, error)) handler[adminapi.None, adminapi.Client] {
+// client answers with the client that get returns.
+func (s *Server) client(get func(context.Context, string) (store.Client, error)) handler[adminapi.None, adminapi.Client] {
 	return func(r *http.Request, _ adminapi.None) (adminapi.Client, error) {
 		c, err := get(r.Context(), r.PathValue("name"))
 		if err != nil {
@@ -106,31 +113,6 @@ func (s *Server) oneClient(get func(context.Context, string) (store.Client, erro
 		}
 		return s.clientJSON(r.Context(), c)
 	}
-}
-
-func (s *Server) setClient(to store.Status) handler[adminapi.None, adminapi.Client] {
-	return s.oneClient(func(ctx context.Context, name string) (store.Client, error) {
-		return s.Appliance.SetClientStatus(ctx, name, to)
-	})
-}
-
-func (s *Server) devices(r *http.Request, _ adminapi.None) ([]adminapi.Device, error) {
-	all, err := s.Appliance.Devices(r.Context())
-	return each(all, deviceJSON), err
-}
-
-// oneDevice answers with the device that get returns.
-func oneDevice(get func(context.Context, string) (store.Device, error)) handler[adminapi.None, adminapi.Device] {
-	return func(r *http.Request, _ adminapi.None) (adminapi.Device, error) {
-		d, err := get(r.Context(), r.PathValue("name"))
-		return deviceJSON(d), err
-	}
-}
-
-func (s *Server) setDevice(to store.Status) handler[adminapi.None, adminapi.Device] {
-	return oneDevice(func(ctx context.Context, name string) (store.Device, error) {
-		return s.Appliance.SetDeviceStatus(ctx, name, to)
-	})
 }
 
 func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Client, error) {
@@ -195,15 +177,6 @@ func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
 		return 0, fmt.Errorf("%w: %s=%q: want a number", appliance.ErrInput, name, s)
 	}
 	return n, nil
-}
-
-// each applies f to every element. The result is never nil, so that its JSON is an array.
-func each[A, B any](in []A, f func(A) B) []B {
-	out := make([]B, len(in))
-	for i, a := range in {
-		out[i] = f(a)
-	}
-	return out
 }
 
 // when returns nil for the zero time, so that its JSON is absent.
