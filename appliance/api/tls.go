@@ -15,13 +15,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 )
 
 // Identity is the API's TLS identity: a P-256 key in memory and a certificate by the ca key, which is valid for 24
 // hours and renewed after 12. With the key in memory the daemon can answer 503 instead of hanging when the token is
 // unavailable.
 type Identity struct {
-	keys    *keyring.Keyring
+	keys    *keyuse.Keys
 	names   []string
 	log     hclog.Logger
 	current atomic.Pointer[tls.Config]
@@ -33,7 +34,7 @@ var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in
 // NewIdentity issues the first certificate, for these DNS names and addresses. If no version of ca is in use it
 // issues none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and
 // an administrator can rotate its ca.
-func NewIdentity(ctx context.Context, keys *keyring.Keyring, names []string, log hclog.Logger) (*Identity, error) {
+func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
 	err := i.Renew(ctx)
 	if errors.Is(err, keyring.ErrNoKey) {
@@ -114,5 +115,5 @@ func (i *Identity) Run(ctx context.Context) {
 // fresh reports whether there is a certificate in the first half of its lifetime.
 func (i *Identity) fresh(now time.Time) bool {
 	config := i.current.Load()
-	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyring.ServerCertLife/2))
+	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyuse.ServerCertLife/2))
 }

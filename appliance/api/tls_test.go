@@ -17,7 +17,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
@@ -26,7 +27,7 @@ import (
 )
 
 // newKeys returns the keys of a new appliance with a real store.
-func newKeys(t *testing.T) *keyring.Keyring {
+func newKeys(t *testing.T) *keyuse.Keys {
 	t.Helper()
 	ctx, now := t.Context(), time.Now()
 	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
@@ -35,19 +36,19 @@ func newKeys(t *testing.T) *keyring.Keyring {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	token, seals := memory.New(), store.NewSeals(nil)
-	founded, err := keyring.Ceremony(ctx, token, "test.example", now)
+	founded, err := keylife.Ceremony(ctx, token, "test.example", now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	founded.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
-	err = errors.Join(keyring.SealKeys(ctx, token, founded.Keys, seals), s.Unseal(ctx, seals, nil))
+	err = errors.Join(keyuse.SealKeys(ctx, token, founded.Keys, seals), s.Unseal(ctx, seals, nil))
 	if err == nil {
 		err = s.AddTrust(ctx, founded, store.NewRecord(store.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := keyring.Load(ctx, token, s, keyring.Pins{Root: protocol.PublicKey(founded.Keys[0].Public)})
+	keys, err := keyuse.Load(ctx, token, s, keyuse.Pins{Root: protocol.PublicKey(founded.Keys[0].Public)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +135,7 @@ func TestIdentityAges(t *testing.T) {
 	}
 	now := time.Now()
 	for age, want := range map[time.Duration]bool{
-		0: true, keyring.ServerCertLife/2 - time.Hour: true, keyring.ServerCertLife/2 + time.Hour: false,
+		0: true, keyuse.ServerCertLife/2 - time.Hour: true, keyuse.ServerCertLife/2 + time.Hour: false,
 	} {
 		if got := i.fresh(now.Add(age)); got != want {
 			t.Errorf("after %v fresh is %v", age, got)

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"countersign/appliance/adminapi"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -164,7 +164,7 @@ func (d *doctor) tlsIdentity(ctx context.Context) {
 	defer func() { _ = conn.Close() }() // nothing was sent
 	leaf := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
 	detail := fmt.Sprintf("of %s, good until %s", d.cfg.API.Listen, leaf.NotAfter.UTC().Format(time.RFC3339))
-	if time.Until(leaf.NotAfter) < keyring.ServerCertLife/4 {
+	if time.Until(leaf.NotAfter) < keyuse.ServerCertLife/4 {
 		d.warns("certificate", detail, advice)
 		return
 	}

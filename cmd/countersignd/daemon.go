@@ -19,11 +19,13 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/api"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/internal/cli"
 	"countersign/internal/config"
-
 	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
@@ -32,7 +34,7 @@ import (
 // daemon runs an appliance on its listeners.
 type daemon struct {
 	*parts
-	keys      *keyring.Keyring
+	keys      *keyuse.Keys
 	appliance *appliance.Appliance
 	identity  *api.Identity
 	listeners listeners
@@ -73,7 +75,7 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	if d.keys, err = d.registry(ctx, d.pins()); err != nil {
 		return err
 	}
-	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {
+	if err := keylife.SelfTest(ctx, d.keys, time.Now()); err != nil {
 		return err
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
@@ -93,8 +95,8 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	return d.writeCA(ctx)
 }
 
-func schedule(k config.KeySchedule) keyring.Schedule {
-	return keyring.Schedule{
+func schedule(k config.KeySchedule) keyplan.Schedule {
+	return keyplan.Schedule{
 		Notice: k.Notice.Duration, Auto: k.Auto,
 		Periods: map[string]time.Duration{
 			keyring.Root: k.Root.Duration, keyring.KEM: k.KEM.Duration, keyring.Decision: k.Decision.Duration,

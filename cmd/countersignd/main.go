@@ -19,7 +19,8 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/dev"
 	"countersign/appliance/doctor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/restore"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -70,8 +71,10 @@ func serveCommand(path *string) *cobra.Command {
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
-				if err := tidy(ctx, cfg, p); err != nil {
-					return err
+				if !p.locked() {
+					if err := p.host(cfg, environment{}).Tidy(ctx, p.token); err != nil {
+						return err
+					}
 				}
 				d, err := newDaemon(ctx, cfg, p)
 				if err != nil {
@@ -87,7 +90,7 @@ func serveCommand(path *string) *cobra.Command {
 func withParts(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
 	cfg, err := config.LoadAppliance(path)
 	if err == nil {
-		err = finished(cfg)
+		err = restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}.Unfinished()
 	}
 	if err != nil {
 		return err
@@ -162,7 +165,7 @@ func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	keys, err := p.registry(ctx, keyring.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root})
+	keys, err := p.registry(ctx, keyuse.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root})
 	if err != nil {
 		return nil, err
 	}

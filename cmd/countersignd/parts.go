@@ -15,8 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/custody"
+	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -104,23 +106,38 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 	return key, cli.Fail(cli.Config, err, "countersignctl key custodians init writes it, backup.pub")
 }
 
-// pins returns the roots with which the keys in the store are compared.
-func (p *parts) pins() keyring.Pins { return keyring.Pins{Anchor: p.anchor, Root: p.root} }
+// pins are the roots that the keys in the store are held against.
+func (p *parts) pins() keyuse.Pins { return keyuse.Pins{Anchor: p.anchor, Root: p.root} }
 
-// registry unseals the store, loads its keys and compares them with pins.
-func (p *parts) registry(ctx context.Context, pins keyring.Pins) (*keyring.Keyring, error) {
-	if err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins); err != nil {
+// registry unseals the store and loads its keys, held against pins.
+func (p *parts) registry(ctx context.Context, pins keyuse.Pins) (*keyuse.Keys, error) {
+	if err := keyuse.Unseal(ctx, p.token, p.store, p.seals, pins); err != nil {
 		return nil, err
 	}
-	keys, err := keyring.Load(ctx, p.backed(), p.store, pins)
+	keys, err := keyuse.Load(ctx, p.backed(), p.store, pins)
 	if err != nil {
 		return nil, err
 	}
 	return keys, keys.Keep(ctx, p.seals)
 }
 
-// backed returns the token on which keys are generated.
-func (p *parts) backed() hsm.Token { return keyring.Backed{Token: p.token, Recipient: p.escrow} }
+// host describes this host for a restore or a migration.
+func (p *parts) host(cfg *config.Appliance, from environment) restore.Host {
+	return restore.Host{
+		StateDir: cfg.StateDir, Store: cfg.Store.Path, Label: cfg.HSM.TokenLabel, Root: p.root,
+		Anchor: p.anchor, Seals: p.seals, Log: p.log,
+		Token: func(ctx context.Context) (hsm.Token, error) {
+			err := p.openTokens(ctx, cfg, from.secrets)
+			if err == nil && p.locked() {
+				err = p.tokenError()
+			}
+			return p.token, err
+		},
+	}
+}
+
+// backed is the token on which keys are made.
+func (p *parts) backed() hsm.Token { return keylife.Backed{Token: p.token, Recipient: p.escrow} }
 
 // serving are the usages that every appliance needs. A module without them is refused at the start, not at the first
 // request.

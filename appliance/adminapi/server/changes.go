@@ -59,7 +59,7 @@ func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Chang
 func changeJSON(c appliance.Change) adminapi.Change {
 	out := adminapi.Change{
 		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: map[string]any{}, Document: c.Document,
-		State: string(c.State), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Decision.MissingAdministrators(),
+		State: string(c.State), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Ruling.MissingAdministrators(),
 		Signed: append([]string{}, c.Signed...), Missing: append([]string{}, c.Missing...),
 		CreatedAt: time.Unix(int64(c.Created), 0).UTC(), ExpiresAt: time.Unix(int64(c.Expires), 0).UTC(), EndedAt: when(c.EndedAt),
 	}

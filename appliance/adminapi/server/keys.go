@@ -12,6 +12,8 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/hsm"
 )
@@ -24,13 +26,13 @@ func (s *Server) bindKeys(m *mux) {
 	bind(m, r.KeyShow, s.key)
 	bind(m, r.KeyPlan, s.keyPlan)
 	bind(m, r.KeyAttest, s.attestKeys)
-	bind(m, r.KeyCreate, s.step(keyring.Create))
-	bind(m, r.KeyRotate, s.step(keyring.Rotate))
-	bind(m, r.KeyActivate, s.step(keyring.Activate))
-	bind(m, r.KeyRetire, s.step(keyring.Retire))
-	bind(m, r.KeySuspend, s.step(keyring.Suspend))
-	bind(m, r.KeyResume, s.step(keyring.Resume))
-	bind(m, r.KeyDestroy, s.step(keyring.Destroy))
+	bind(m, r.KeyCreate, s.step(keyplan.Create))
+	bind(m, r.KeyRotate, s.step(keyplan.Rotate))
+	bind(m, r.KeyActivate, s.step(keyplan.Activate))
+	bind(m, r.KeyRetire, s.step(keyplan.Retire))
+	bind(m, r.KeySuspend, s.step(keyplan.Suspend))
+	bind(m, r.KeyResume, s.step(keyplan.Resume))
+	bind(m, r.KeyDestroy, s.step(keyplan.Destroy))
 	bind(m, r.KeyBackup, s.backUpKeys)
 	m.HandleFunc(r.StoreBackup.Pattern(), func(w http.ResponseWriter, req *http.Request) {
 		if err := s.copyStore(w, req); err != nil {
@@ -41,7 +43,7 @@ func (s *Server) bindKeys(m *mux) {
 
 // key answers with one version, NAME@VERSION, or with every version of a name.
 func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
-	name, version, err := keyring.ParseRef(r.PathValue("name"))
+	name, version, err := keyplan.ParseRef(r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,7 @@ func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("key %s: %w", r.PathValue("name"), keyring.ErrKeyName)
+		return nil, fmt.Errorf("key %s: %w", r.PathValue("name"), keyplan.ErrKeyName)
 	}
 	return found, nil
 }
@@ -60,7 +62,7 @@ func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
 func (s *Server) keyPlan(*http.Request, adminapi.None) (adminapi.KeyPlan, error) {
 	return adminapi.KeyPlan{
 		Auto: s.Appliance.KeepsSchedule(), Records: adminapi.Renewal(s.Appliance.Renewal()),
-		Keys: each(s.Appliance.KeysDue(), func(d keyring.Due) adminapi.KeyDue {
+		Keys: each(s.Appliance.KeysDue(), func(d keyplan.Due) adminapi.KeyDue {
 			return adminapi.KeyDue{Name: d.Name, Version: d.Version, Standing: string(d.Standing), At: when(d.At), Next: d.Next}
 		}),
 	}, nil
@@ -68,7 +70,7 @@ func (s *Server) keyPlan(*http.Request, adminapi.None) (adminapi.KeyPlan, error)
 
 func (s *Server) attestKeys(r *http.Request, _ adminapi.None) ([]adminapi.Finding, error) {
 	found, err := s.Appliance.AttestKeys(r.Context())
-	return each(found, func(f keyring.Finding) adminapi.Finding {
+	return each(found, func(f keylife.Finding) adminapi.Finding {
 		return adminapi.Finding{
 			Key: f.Name, Token: f.Token, ID: hex.EncodeToString(f.ID), Origin: string(f.Origin),
 			Good: f.Good(), Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
@@ -77,18 +79,18 @@ func (s *Server) attestKeys(r *http.Request, _ adminapi.None) ([]adminapi.Findin
 }
 
 // step takes a step, or with dry_run answers with its result without taking it.
-func (s *Server) step(verb keyring.Verb) handler[adminapi.KeyStep, []adminapi.Key] {
+func (s *Server) step(verb keyplan.Verb) handler[adminapi.KeyStep, []adminapi.Key] {
 	return func(r *http.Request, body adminapi.KeyStep) ([]adminapi.Key, error) {
-		name, version, err := keyring.ParseRef(r.PathValue("name"))
+		name, version, err := keyplan.ParseRef(r.PathValue("name"))
 		if err != nil {
 			return nil, err
 		}
-		step := keyring.Step{Verb: verb, Name: name, Version: version, Early: body.Early, Compromised: body.Compromised}
+		step := keyplan.Step{Verb: verb, Name: name, Version: version, Early: body.Early, Compromised: body.Compromised}
 		life, err := lifeOf(r)
 		if err != nil {
 			return nil, err
 		}
-		var views []keyring.View
+		var views []keyplan.View
 		if body.DryRun {
 			views, err = s.Appliance.PlanKey(r.Context(), step)
 		} else {
@@ -98,7 +100,7 @@ func (s *Server) step(verb keyring.Verb) handler[adminapi.KeyStep, []adminapi.Ke
 	}
 }
 
-func keyJSON(v keyring.View) adminapi.Key {
+func keyJSON(v keyplan.View) adminapi.Key {
 	k := adminapi.Key{
 		Name: v.Name, Version: v.Version, State: string(v.State), Accepted: v.Accepted,
 		Purpose: keyring.Purpose(v.Name), Algorithm: keyring.UsageOf(v.Name).String(),

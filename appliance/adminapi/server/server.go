@@ -20,6 +20,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/change"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
@@ -211,10 +212,10 @@ var problems = []struct {
 	kind   string
 }{
 	{appliance.ErrInput, http.StatusBadRequest, problem.Input},
-	{keyring.ErrKeyName, http.StatusNotFound, problem.NotFound},
-	{keyring.ErrStep, http.StatusConflict, problem.KeyStep},
-	{keyring.ErrEarly, http.StatusConflict, problem.KeyStep},
-	{keyring.ErrRootAway, http.StatusConflict, problem.KeyStep},
+	{keyplan.ErrKeyName, http.StatusNotFound, problem.NotFound},
+	{keyplan.ErrStep, http.StatusConflict, problem.KeyStep},
+	{keyplan.ErrEarly, http.StatusConflict, problem.KeyStep},
+	{keyplan.ErrRootAway, http.StatusConflict, problem.KeyStep},
 	{keyring.ErrNoKey, http.StatusConflict, problem.KeyStep},
 	{hsm.ErrUnsupported, http.StatusNotImplemented, problem.Unsupported},
 	{appliance.ErrUncovered, http.StatusConflict, problem.Uncovered},

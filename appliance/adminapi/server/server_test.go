@@ -27,7 +27,8 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -55,20 +56,20 @@ func newBench(t *testing.T) *bench {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	token := memory.New()
-	trust, err := keyring.Ceremony(ctx, token, "test.example", now)
+	trust, err := keylife.Ceremony(ctx, token, "test.example", now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
 	seals := store.NewSeals(nil)
-	err = errors.Join(keyring.SealKeys(ctx, token, trust.Keys, seals), s.Unseal(ctx, seals, nil))
+	err = errors.Join(keyuse.SealKeys(ctx, token, trust.Keys, seals), s.Unseal(ctx, seals, nil))
 	if err == nil {
 		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := keyring.Load(ctx, token, s, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
+	keys, err := keyuse.Load(ctx, token, s, keyuse.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
 	if err == nil {
 		err = keys.Keep(ctx, seals)
 	}
