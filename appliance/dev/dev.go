@@ -1,5 +1,5 @@
-// Package dev runs a whole installation on loopback for development and tests: a SoftHSM token, a store, a trust domain,
-// the appliance and a relay, all in one directory. It continues with the contents of a directory that it used before.
+// Package dev runs a whole installation on loopback for development and tests: a SoftHSM token, a store, a trust
+// domain, the appliance and a relay, all in one directory. It continues with a directory that it used before.
 package dev
 
 import (

@@ -195,7 +195,7 @@ func TestBesideDaemon(t *testing.T) {
 	}
 }
 
-// TestVerdict: the exit code is that of the most urgent failure, and the advice that of the first.
+// TestVerdict: the exit code comes from the most urgent failure, and the advice from the first.
 func TestVerdict(t *testing.T) {
 	fail := func(check string, code cli.Code) adminapi.Examination {
 		return adminapi.Examination{Check: check, Status: adminapi.CheckFail, ExitCode: int(code), Advice: "look at " + check}

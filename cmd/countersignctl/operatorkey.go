@@ -129,7 +129,7 @@ func writeKey(path string) (key protocol.PublicKey, err error) {
 	return protocol.CompressKey(&private.PublicKey)
 }
 
-// readPublic returns a public key in hex: that of a PEM file with a public or private key, or the given point.
+// readPublic returns a public key in hex, from a PEM file with a public or private key or from the given point.
 func readPublic(file, point string) (string, error) {
 	switch {
 	case (file == "") == (point == ""):

@@ -151,7 +151,7 @@ func (b *bench) enrolDevice(name string) {
 	}
 }
 
-// TestEveryRouteIsServed: the handler has exactly the patterns of the table, and while it is locked only those of the HSM.
+// TestEveryRouteIsServed: the handler serves every route of the table, and while it is locked only the HSM routes.
 func TestEveryRouteIsServed(t *testing.T) {
 	b := newBench(t)
 	full, locked := b.server.Handler().(*mux), b.server.LockedHandler().(*mux)
