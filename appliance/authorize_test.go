@@ -11,7 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance"
+	"countersign/appliance/authorize"
+	"countersign/appliance/enrol"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
@@ -59,7 +60,7 @@ func TestApproved(t *testing.T) {
 	if rec := b.lastRecord(); rec.Kind != store.KindDecision || rec.Subject != "client/"+alice.id.String() {
 		t.Errorf("record is %s about %s", rec.Kind, rec.Subject)
 	}
-	if c, _ := b.ClientNamed(t.Context(), "alice"); c.Highest != 1 {
+	if c, _ := b.Parties.ClientNamed(t.Context(), "alice"); c.Highest != 1 {
 		t.Errorf("highest counter is %d", c.Highest)
 	}
 }
@@ -182,7 +183,7 @@ func TestSettledRefusals(t *testing.T) {
 		sessions[name] = p.challenge(door, nil)
 	}
 	for name, to := range map[string]store.Status{"suspended": store.Suspended, "revoked": store.Revoked} {
-		if _, err := b.SetClientStatus(t.Context(), name, to); err != nil {
+		if _, err := b.Parties.SetClientStatus(t.Context(), name, to); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -264,7 +265,7 @@ func TestHandles(t *testing.T) {
 	s := alice.challenge(door, nil)
 	m3 := s.m3(protocol.Approve)
 	countersign := func(d store.Device, handle []byte) error {
-		_, err := b.Countersign(t.Context(), d, protocol.CountersignRequest{Handle: handle, M3: m3})
+		_, err := b.Authorize.Countersign(t.Context(), d, protocol.CountersignRequest{Handle: handle, M3: m3})
 		return err
 	}
 	if err := countersign(other, s.res.Handle); !errors.Is(err, protocol.CodeExpired) {
@@ -299,7 +300,7 @@ func TestFlippedBits(t *testing.T) {
 	for i := range len(s.m1) * 8 {
 		m1 := append([]byte{}, s.m1...)
 		m1[i/8] ^= 1 << (i % 8)
-		res, err := b.Apply(t.Context(), b.device, protocol.ApplyRequest{
+		res, err := b.Authorize.Apply(t.Context(), b.device, protocol.ApplyRequest{
 			M1: m1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.nonce,
 		})
 		if kind, _ := protocol.Kind(res.M2); err == nil && kind != protocol.KindKeyUpdate {
@@ -366,11 +367,11 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := b.Outcome(t.Context(), b.device, protocol.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
+		if err := b.Authorize.Outcome(t.Context(), b.device, protocol.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := b.Outcome(t.Context(), b.enrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, appliance.ErrNoTransaction) {
+	if err := b.Authorize.Outcome(t.Context(), b.enrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, authorize.ErrNoTransaction) {
 		t.Errorf("another device's report: %v, want not found", err)
 	}
 	for _, step := range []struct {
@@ -388,7 +389,7 @@ func TestStaleKemEpoch(t *testing.T) {
 	alice := b.enrol("alice")
 	b.clock.advance(130 * 24 * time.Hour)
 	s := alice.sealOnly()
-	res, err := b.Apply(t.Context(), b.device, protocol.ApplyRequest{
+	res, err := b.Authorize.Apply(t.Context(), b.device, protocol.ApplyRequest{
 		M1: s.m1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.nonce,
 	})
 	if err != nil || res.Handle != nil {
@@ -452,26 +453,26 @@ func TestEnrolOnce(t *testing.T) {
 	code := b.invite(store.KindClient, "alice")
 	alice, mallory := b.stranger(), b.stranger()
 	body := alice.request(code)
-	first, err := b.Enrol(t.Context(), body)
+	first, err := b.Enrol.Client(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := b.Enrol(t.Context(), body)
+	again, err := b.Enrol.Client(t.Context(), body)
 	if err != nil || string(again) != string(first) {
 		t.Errorf("identical repeat: %v, the same answer: %v", err, string(again) == string(first))
 	}
-	if _, err := b.Enrol(t.Context(), mallory.request(code)); !errors.Is(err, protocol.CodeRefused) {
+	if _, err := b.Enrol.Client(t.Context(), mallory.request(code)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("code used by another: %v, want code 4", err)
 	}
-	if _, err := b.Enrol(t.Context(), alice.request(b.invite(store.KindClient, "bob"))); !errors.Is(err, appliance.ErrTaken) {
+	if _, err := b.Enrol.Client(t.Context(), alice.request(b.invite(store.KindClient, "bob"))); !errors.Is(err, enrol.ErrTaken) {
 		t.Errorf("same key twice: %v, want taken", err)
 	}
-	if _, err := b.Enrol(t.Context(), mallory.request(b.invite(store.KindDevice, "pos"))); !errors.Is(err, protocol.CodeRefused) {
+	if _, err := b.Enrol.Client(t.Context(), mallory.request(b.invite(store.KindDevice, "pos"))); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("device's code: %v, want code 4", err)
 	}
 	late := b.invite(store.KindClient, "carol")
 	b.clock.advance(25 * time.Hour)
-	if _, err := b.Enrol(t.Context(), mallory.request(late)); !errors.Is(err, protocol.CodeRefused) {
+	if _, err := b.Enrol.Client(t.Context(), mallory.request(late)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("expired code: %v, want code 4", err)
 	}
 }

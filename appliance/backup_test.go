@@ -12,9 +12,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
@@ -25,7 +25,7 @@ import (
 func TestBackUpKeys(t *testing.T) {
 	b := newBench(t)
 	before := b.tally()
-	if _, err := b.BackUpKeys(t.Context(), appliance.BackUp{}); !errors.Is(err, appliance.ErrUncovered) {
+	if _, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{}); !errors.Is(err, recovery.ErrUncovered) {
 		t.Errorf("%v, want ErrUncovered", err)
 	}
 	if b.tally() != before {
@@ -40,7 +40,7 @@ func TestBackUpKeys(t *testing.T) {
 	}
 	b.restart()
 	b.step(keyring.Rotate, "mac")
-	made, err := b.BackUpKeys(t.Context(), appliance.BackUp{Partial: true})
+	made, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestBackUpKeys(t *testing.T) {
 func TestCopyStore(t *testing.T) {
 	b := newBench(t)
 	b.enrol("alice")
-	c, err := b.CopyStore(t.Context())
+	c, err := b.Recovery.CopyStore(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestCopyStore(t *testing.T) {
 	if err := errors.Join(err, c.Close()); err != nil || int64(len(raw)) != c.Size {
 		t.Errorf("%d bytes of %d: %v", len(raw), c.Size, err)
 	}
-	keys, err := b.BackUpKeys(t.Context(), appliance.BackUp{Partial: true})
+	keys, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestCopyStore(t *testing.T) {
 
 // comesBack is the appliance again, on a copy of its store that is restored at a time
 // that the host's clock shows.
-func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
+func (b *bench) comesBack(from recovery.StoreCopy, clock time.Time) {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "copy.db")
 	raw, err := io.ReadAll(from)
@@ -118,9 +118,9 @@ func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
 	b.restart()
 }
 
-func (b *bench) copyStore() appliance.StoreCopy {
+func (b *bench) copyStore() recovery.StoreCopy {
 	b.Helper()
-	c, err := b.CopyStore(b.Context())
+	c, err := b.Recovery.CopyStore(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}

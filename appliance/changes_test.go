@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/parties"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
@@ -74,15 +76,15 @@ func newBoard(t *testing.T, quorum string) *board {
 	t.Helper()
 	b := &board{bench: newBench(t), ann: newOperator(t, "ann"), bob: newOperator(t, "bob"), cat: newOperator(t, "cat")}
 	for _, o := range []operator{b.ann, b.bob, b.cat} {
-		b.executes(appliance.AskAdmin(o.name, o.public))
+		b.executes(requests.DraftAdmin(o.name, o.public))
 	}
-	b.executes(appliance.AskPolicy(quorumPolicy(quorum)))
+	b.executes(rules.Draft(quorumPolicy(quorum)))
 	return b
 }
 
-func (b *board) executes(ask appliance.Ask) appliance.Change {
+func (b *board) executes(ask change.Draft) requests.Change {
 	b.Helper()
-	c, err := b.Ask(b.Context(), ask)
+	c, err := b.Requests.Ask(b.Context(), ask)
 	if err != nil || c.State != store.ChangeExecuted {
 		b.Fatalf("%s is %s: %v", ask.Kind, c.State, err)
 	}
@@ -90,18 +92,18 @@ func (b *board) executes(ask appliance.Ask) appliance.Change {
 }
 
 // waits asks for a change that waits for one more.
-func (b *board) waits(ask appliance.Ask) appliance.Change {
+func (b *board) waits(ask change.Draft) requests.Change {
 	b.Helper()
-	c, err := b.Ask(b.Context(), ask)
+	c, err := b.Requests.Ask(b.Context(), ask)
 	if err != nil || c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
 		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Decision.MissingAdministrators(), err)
 	}
 	return c
 }
 
-func (b *board) signed(c appliance.Change, raw []byte) appliance.Change {
+func (b *board) signed(c requests.Change, raw []byte) requests.Change {
 	b.Helper()
-	c, err := b.SignChange(b.Context(), c.Hash.ID(), raw)
+	c, err := b.Requests.Sign(b.Context(), c.Hash.ID(), raw)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -109,10 +111,10 @@ func (b *board) signed(c appliance.Change, raw []byte) appliance.Change {
 }
 
 // invitation asks for a device; each has a name of its own.
-func invitation(name string) appliance.Ask {
+func invitation(name string) change.Draft {
 	code := make([]byte, 32)
 	_, _ = rand.Read(code)
-	return appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": name, "display": name, "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": code,
 	}}
 }
@@ -141,7 +143,7 @@ func TestQuorum(t *testing.T) {
 	if rec.Kind != store.KindChanges || words["event"] != "executed" || len(words["signatures"].([]any)) != 2 {
 		t.Errorf("transcript is %v", words)
 	}
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("after execution: %v", err)
 	}
 }
@@ -149,11 +151,11 @@ func TestQuorum(t *testing.T) {
 // TestKeysOnly: with local = false the socket asks and does not count.
 func TestKeysOnly(t *testing.T) {
 	b := newBoard(t, twoOfThree+"local = false\n")
-	c, err := b.Ask(t.Context(), invitation("door"))
+	c, err := b.Requests.Ask(t.Context(), invitation("door"))
 	if err != nil || c.Decision.MissingAdministrators() != 2 {
 		t.Fatalf("%d missing: %v", c.Decision.MissingAdministrators(), err)
 	}
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), nil); !errors.Is(err, appliance.ErrSigner) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), nil); !errors.Is(err, requests.ErrSigner) {
 		t.Errorf("the socket signs: %v", err)
 	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
@@ -172,7 +174,7 @@ func TestAttacks(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	stranger := newOperator(t, "eve")
 	suspended := b.cat
-	if _, err := b.SuspendAdmin(t.Context(), suspended.name); err != nil {
+	if _, err := b.Requests.SuspendAdmin(t.Context(), suspended.name); err != nil {
 		t.Fatal(err)
 	}
 	other := b.waits(invitation("other"))
@@ -196,24 +198,24 @@ func TestAttacks(t *testing.T) {
 		"a byte altered in the request":   {b.ann.sign(t, change.HashOf(altered)), change.ErrSignature},
 		"another request's":               {b.ann.sign(t, other.Hash), change.ErrSignature},
 		"another external_aad":            {wrongAAD, change.ErrSignature},
-		"a stranger's":                    {stranger.sign(t, c.Hash), appliance.ErrSigner},
+		"a stranger's":                    {stranger.sign(t, c.Hash), requests.ErrSigner},
 		"a stranger's in ann's name":      {asAnn.Marshal(), change.ErrSignature},
-		"a suspended administrator's":     {suspended.sign(t, c.Hash), appliance.ErrSigner},
+		"a suspended administrator's":     {suspended.sign(t, c.Hash), requests.ErrSigner},
 		"nothing":                         {[]byte{}, change.ErrSignature},
 		"trailing byte":                   {append(bytes.Clone(good), 0), change.ErrSignature},
 	} {
-		if _, err := b.SignChange(t.Context(), c.Hash.ID(), attack.raw); !errors.Is(err, attack.want) {
+		if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), attack.raw); !errors.Is(err, attack.want) {
 			t.Errorf("%s: %v, want %v", name, err, attack.want)
 		}
 	}
-	if c, err = b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
+	if c, err = b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
 		t.Fatalf("request is %s, %d signed: %v", c.State, c.Decision.Signed(), err)
 	}
-	if _, err := b.SignChange(t.Context(), change.ID{1}, good); !errors.Is(err, store.ErrNotFound) {
+	if _, err := b.Requests.Sign(t.Context(), change.ID{1}, good); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an id that is not there: %v", err)
 	}
 	b.clock.advance(change.DefaultLife)
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), good); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), good); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("expired: %v", err)
 	}
 	if rec := b.lastRecord().Words(); rec["event"] != "expired" {
@@ -251,20 +253,20 @@ func digestOf(b []byte) []byte { sum := change.HashOf(b); return sum[:] }
 // suspended or revoked.
 func TestSignerLeaves(t *testing.T) {
 	b := newBoard(t, "[quorum]\n\"device.invite\" = 3\n")
-	c, err := b.Ask(t.Context(), invitation("door"))
+	c, err := b.Requests.Ask(t.Context(), invitation("door"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.Decision.Signed() != 2 {
 		t.Fatalf("%d signed", c.Decision.Signed())
 	}
-	if _, err := b.SuspendAdmin(t.Context(), "ann"); err != nil {
+	if _, err := b.Requests.SuspendAdmin(t.Context(), "ann"); err != nil {
 		t.Fatal(err)
 	}
 	if c = b.signed(c, b.bob.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.Signed() != 2 {
 		t.Fatalf("with a suspended signer: %s, %d signed", c.State, c.Decision.Signed())
 	}
-	resume, err := b.AskResume(t.Context(), "ann")
+	resume, err := b.Requests.DraftResume(t.Context(), "ann")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,21 +281,21 @@ func TestSignerLeaves(t *testing.T) {
 func TestStale(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	dora := newOperator(t, "dora")
-	add := b.waits(appliance.AskAdmin("dora", dora.public))
-	if _, err := b.SuspendAdmin(t.Context(), "cat"); err != nil {
+	add := b.waits(requests.DraftAdmin("dora", dora.public))
+	if _, err := b.Requests.SuspendAdmin(t.Context(), "cat"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.SignChange(t.Context(), add.Hash.ID(), b.ann.sign(t, add.Hash)); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), add.Hash.ID(), b.ann.sign(t, add.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("after another change of the administrators: %v", err)
 	}
-	invite, rules := b.waits(invitation("door")), b.waits(appliance.AskPolicy(quorumPolicy("[quorum]\n")))
+	invite, rules := b.waits(invitation("door")), b.waits(rules.Draft(quorumPolicy("[quorum]\n")))
 	if rules = b.signed(rules, b.ann.sign(t, rules.Hash)); rules.State != store.ChangeExecuted {
 		t.Fatalf("policy is %s", rules.State)
 	}
-	if _, err := b.SignChange(t.Context(), invite.Hash.ID(), b.ann.sign(t, invite.Hash)); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), invite.Hash.ID(), b.ann.sign(t, invite.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("after a change of the policy: %v", err)
 	}
-	if c, err := b.ChangeOf(t.Context(), invite.Hash.ID()); err != nil || c.State != store.ChangeFailed {
+	if c, err := b.Requests.Get(t.Context(), invite.Hash.ID()); err != nil || c.State != store.ChangeFailed {
 		t.Errorf("stale request is %s: %v", c.State, err)
 	}
 	b.executes(invitation("door")) // under the new policy
@@ -306,11 +308,11 @@ func TestWithdrawn(t *testing.T) {
 	if again := b.waits(ask); again.Hash != c.Hash {
 		t.Error("the same request is there twice")
 	}
-	gone, err := b.WithdrawChange(t.Context(), c.Hash.ID())
+	gone, err := b.Requests.Withdraw(t.Context(), c.Hash.ID())
 	if err != nil || gone.State != store.ChangeWithdrawn {
 		t.Fatalf("%s: %v", gone.State, err)
 	}
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("after withdrawal: %v", err)
 	}
 	if again := b.waits(ask); again.Hash == c.Hash {
@@ -320,15 +322,15 @@ func TestWithdrawn(t *testing.T) {
 
 func TestNobodyLocksEverybodyOut(t *testing.T) {
 	b := newBoard(t, twoOfThree)
-	if _, err := b.Ask(t.Context(), appliance.AskPolicy(quorumPolicy("[quorum]\nadmin.add = 5\npolicy.apply = 5\n"))); !errors.Is(err, appliance.ErrInput) {
+	if _, err := b.Requests.Ask(t.Context(), rules.Draft(quorumPolicy("[quorum]\nadmin.add = 5\npolicy.apply = 5\n"))); !errors.Is(err, parties.ErrInput) {
 		t.Errorf("a policy that locks everybody out: %v", err)
 	}
 	for _, name := range []string{"ann", "bob"} {
-		if _, err := b.SuspendAdmin(t.Context(), name); err != nil {
+		if _, err := b.Requests.SuspendAdmin(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := b.SuspendAdmin(t.Context(), "cat"); !errors.Is(err, appliance.ErrInput) {
+	if _, err := b.Requests.SuspendAdmin(t.Context(), "cat"); !errors.Is(err, parties.ErrInput) {
 		t.Errorf("suspending the last who could undo it: %v", err)
 	}
 }
@@ -339,7 +341,7 @@ func TestWordAgain(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	for _, asking := range []bool{false, true} {
 		ask := invitation("door")
-		c, err := b.Preview(t.Context(), ask)
+		c, err := b.Requests.Preview(t.Context(), ask)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -373,13 +375,13 @@ func TestSuspendedAtOnce(t *testing.T) {
 		var racing sync.WaitGroup
 		for _, o := range []operator{b.ann, b.bob, b.cat} {
 			racing.Go(func() {
-				if _, err := b.SuspendAdmin(t.Context(), o.name); err != nil && !errors.Is(err, appliance.ErrInput) {
+				if _, err := b.Requests.SuspendAdmin(t.Context(), o.name); err != nil && !errors.Is(err, parties.ErrInput) {
 					t.Error(err)
 				}
 			})
 		}
 		racing.Wait()
-		all, err := b.Admins(t.Context())
+		all, err := b.Quorum.Admins(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -399,7 +401,7 @@ func TestForgedRows(t *testing.T) {
 	b.tamper(1, `INSERT INTO admin (id, name, public, status, version, created_us, seal) SELECT ?, 'eve', ?, 1, 1, created_us, seal FROM admin WHERE name = 'ann'`,
 		id[:], eve.public[:])
 	alarms := b.seals.Forged()
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), eve.sign(t, c.Hash)); err == nil || b.seals.Forged() == alarms {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), eve.sign(t, c.Hash)); err == nil || b.seals.Forged() == alarms {
 		t.Errorf("a forged administrator: %v", err)
 	}
 
@@ -412,8 +414,8 @@ func TestForgedRows(t *testing.T) {
 	b.tamper(1, `INSERT INTO change (id, document, state, reason, created_us, expires_us, required, signed, seal)
 		SELECT ?, ?, 'taken', '', created_us, expires_us, 1, signed, seal FROM change WHERE state = 'open'`, forged[:], document)
 	before, alarms := b.invitations(), b.seals.Forged()
-	all, err := b.Changes(t.Context())
-	listed := slices.ContainsFunc(all, func(c appliance.Change) bool { return c.Hash.ID() == forged })
+	all, err := b.Requests.List(t.Context())
+	listed := slices.ContainsFunc(all, func(c requests.Change) bool { return c.Hash.ID() == forged })
 	if err != nil || listed || b.seals.Forged() == alarms {
 		t.Errorf("a forged request among %d: %v, %v", len(all), listed, err)
 	}
@@ -427,7 +429,7 @@ func TestForgedRows(t *testing.T) {
 func TestAnotherAppliance(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	for i, state := range []store.ChangeState{store.ChangeOpen, store.ChangeTaken, store.ChangeExecuted} {
-		c, err := b.Preview(t.Context(), appliance.AskPolicy(quorumPolicy(fmt.Sprintf("[quorum]\n\"key.backup\" = %d\n", i+1))))
+		c, err := b.Requests.Preview(t.Context(), rules.Draft(quorumPolicy(fmt.Sprintf("[quorum]\n\"key.backup\" = %d\n", i+1))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -444,10 +446,10 @@ func TestAnotherAppliance(t *testing.T) {
 		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.SignChange(t.Context(), h.ID(), b.cat.sign(t, h)); !errors.Is(err, appliance.ErrOver) {
+		if _, err := b.Requests.Sign(t.Context(), h.ID(), b.cat.sign(t, h)); !errors.Is(err, requests.ErrOver) {
 			t.Errorf("%s: signed: %v", state, err)
 		}
-		rules, err := b.Policy(t.Context())
+		rules, err := b.Rules.Policy(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -455,11 +457,11 @@ func TestAnotherAppliance(t *testing.T) {
 			row, err := b.store.Change(t.Context(), h.ID())
 			return err == nil && row.State != store.ChangeTaken
 		})
-		after, err := b.Policy(t.Context())
+		after, err := b.Rules.Policy(t.Context())
 		if err != nil || after.Version != rules.Version {
 			t.Errorf("%s: policy %d was %d: %v", state, after.Version, rules.Version, err)
 		}
-		got, err := b.ChangeOf(t.Context(), h.ID())
+		got, err := b.Requests.Get(t.Context(), h.ID())
 		if err != nil || got.State != store.ChangeFailed || got.Decision.Approved() || !strings.Contains(got.Reason, "other.example") {
 			t.Errorf("%s: shown as %s, %q: %v", state, got.State, got.Reason, err)
 		}

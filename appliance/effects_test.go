@@ -10,6 +10,8 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -22,10 +24,10 @@ type counting struct {
 	err  error // guarded by mu
 }
 
-func (k *counting) effect() appliance.Effect {
-	return appliance.Effect{
+func (k *counting) effect() requests.Effect {
+	return requests.Effect{
 		Base: func(_ context.Context, p change.Parameters) (any, error) { return p.Text("name"), nil },
-		Do: func(context.Context, appliance.Change) (any, error) {
+		Do: func(context.Context, change.ID, change.Parameters) (any, error) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
 			if k.err == nil {
@@ -40,11 +42,11 @@ func (b *board) with(k *counting) {
 	b.Helper()
 	a, err := appliance.New(b.Context(), appliance.Config{
 		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
-		Effects: map[policy.Kind]appliance.Effect{policy.KeyRestore: k.effect()},
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
+	a.Requests.Register(policy.KeyRestore, k.effect())
 	b.Appliance = a
 }
 
@@ -52,31 +54,31 @@ func (b *board) with(k *counting) {
 // away is not.
 func TestEffectElsewhere(t *testing.T) {
 	b := newBoard(t, "[quorum]\n\"key.restore\" = 2\n")
-	ask := appliance.Ask{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
-	if _, err := b.Ask(t.Context(), ask); !errors.Is(err, appliance.ErrInput) {
+	ask := change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
+	if _, err := b.Requests.Ask(t.Context(), ask); !errors.Is(err, parties.ErrInput) {
 		t.Fatalf("an appliance without that effect: %v", err)
 	}
 	k := &counting{err: hsm.ErrInput}
 	b.with(k)
 	c := b.waits(ask)
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("failing for good: %v", err)
 	}
-	if c, err := b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeFailed || c.Reason == "" {
+	if c, err := b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeFailed || c.Reason == "" {
 		t.Errorf("%s, %q: %v", c.State, c.Reason, err)
 	}
 	k.err = hsm.ErrUnavailable
 	c = b.waits(ask)
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("token away: %v", err)
 	}
-	if c, err := b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeTaken {
+	if c, err := b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeTaken {
 		t.Errorf("%s: %v", c.State, err)
 	}
-	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.bob.sign(t, c.Hash)); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.bob.sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("signed while taken: %v", err)
 	}
-	if _, err := b.WithdrawChange(t.Context(), c.Hash.ID()); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.Requests.Withdraw(t.Context(), c.Hash.ID()); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("withdrawn while taken: %v", err)
 	}
 }
@@ -87,7 +89,7 @@ func TestRacingSigners(t *testing.T) {
 	b := newBoard(t, "[quorum]\n\"key.restore\" = 3\n")
 	k := &counting{}
 	b.with(k)
-	c, err := b.Ask(t.Context(), appliance.Ask{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}})
+	c, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,15 +97,15 @@ func TestRacingSigners(t *testing.T) {
 	for range 8 {
 		for _, raw := range [][]byte{b.ann.sign(t, c.Hash), b.bob.sign(t, c.Hash), b.cat.sign(t, c.Hash), nil} {
 			racing.Go(func() {
-				_, err := b.SignChange(t.Context(), c.Hash.ID(), raw)
-				if err != nil && !errors.Is(err, appliance.ErrOver) {
+				_, err := b.Requests.Sign(t.Context(), c.Hash.ID(), raw)
+				if err != nil && !errors.Is(err, requests.ErrOver) {
 					t.Error(err)
 				}
 			})
 		}
 	}
 	racing.Wait()
-	c, err = b.ChangeOf(t.Context(), c.Hash.ID())
+	c, err = b.Requests.Get(t.Context(), c.Hash.ID())
 	if err != nil || c.State != store.ChangeExecuted || k.done != 1 || len(c.Signed) != 3 {
 		t.Errorf("%s, done %d times, signed by %v: %v", c.State, k.done, c.Signed, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -50,7 +52,7 @@ func TestRefusalStaysRefused(t *testing.T) {
 			b.tamper(1, `UPDATE decision SET result = 1, reason = 0, payload = ? WHERE result = 0`, d.Marshal())
 		},
 		"result, and the client is revoked": func(b *bench, d protocol.Decision) {
-			if _, err := b.SetClientStatus(b.Context(), "alice", store.Revoked); err != nil {
+			if _, err := b.Parties.SetClientStatus(b.Context(), "alice", store.Revoked); err != nil {
 				b.Fatal(err)
 			}
 			d.Result, d.Reason = protocol.ResultApproved, 0
@@ -264,7 +266,7 @@ func TestForgedInvitation(t *testing.T) {
 			code := protocol.NewActivationCode(b.keys.Root().RootHash(), [13]byte{1})
 			forge(b, sha256.Sum256([]byte(code.String())))
 			b.forgeries(func() {
-				if _, err := b.Enrol(t.Context(), b.stranger().request(code)); !errors.Is(err, protocol.CodeRefused) {
+				if _, err := b.Enrol.Client(t.Context(), b.stranger().request(code)); !errors.Is(err, protocol.CodeRefused) {
 					t.Errorf("enrolled: %v", err)
 				}
 			})
@@ -278,13 +280,13 @@ func TestUsedInvitationPutBack(t *testing.T) {
 	b := newBench(t)
 	code := b.invite(store.KindClient, "alice")
 	seal := column[[]byte](b, `SELECT seal FROM invitation WHERE name = 'alice'`)
-	if _, err := b.Enrol(t.Context(), b.stranger().request(code)); err != nil {
+	if _, err := b.Enrol.Client(t.Context(), b.stranger().request(code)); err != nil {
 		t.Fatal(err)
 	}
 	b.tamper(1, `UPDATE invitation SET used_us = NULL, request = NULL, response = NULL, seal = ? WHERE name = 'alice'`, seal)
 	b.tamper(1, `UPDATE client SET name = 'gone' WHERE name = 'alice'`)
 	b.forgeries(func() {
-		if _, err := b.Enrol(t.Context(), b.stranger().request(code)); !errors.Is(err, protocol.CodeRefused) {
+		if _, err := b.Enrol.Client(t.Context(), b.stranger().request(code)); !errors.Is(err, protocol.CodeRefused) {
 			t.Errorf("enrolled: %v", err)
 		}
 	})
@@ -316,7 +318,7 @@ func TestSwappedNames(t *testing.T) {
 	b.tamper(1, `UPDATE client SET name = 'alice' WHERE name = 'bob'`)
 	b.tamper(1, `UPDATE client SET name = 'bob' WHERE name = 'x'`)
 	b.forgeries(func() {
-		if _, err := b.SetClientStatus(t.Context(), "alice", store.Revoked); !errors.Is(err, appliance.ErrForged) {
+		if _, err := b.Parties.SetClientStatus(t.Context(), "alice", store.Revoked); !errors.Is(err, store.ErrForged) {
 			t.Errorf("revoked somebody: %v", err)
 		}
 	})
@@ -326,13 +328,13 @@ func TestSwappedNames(t *testing.T) {
 // backup.
 func TestForgedVote(t *testing.T) {
 	b := newBoard(t, "[quorum]\n\"key.backup\" = 3\n")
-	ask := appliance.BackUp{Partial: true}
-	if _, err := b.BackUpKeys(t.Context(), ask); !errors.Is(err, appliance.ErrQuorum) {
+	ask := recovery.BackUp{Partial: true}
+	if _, err := b.Recovery.BackUpKeys(t.Context(), ask); !errors.Is(err, requests.ErrQuorum) {
 		t.Fatal(err)
 	}
 	b.tamper(1, `UPDATE change SET state = 'executed', required = 1, signed = '["local"]', ended_us = ? WHERE state = 'open'`, b.clock.Now().UnixMicro())
 	b.forgeries(func() {
-		if _, err := b.BackUpKeys(t.Context(), ask); err == nil {
+		if _, err := b.Recovery.BackUpKeys(t.Context(), ask); err == nil {
 			t.Error("a backup that nobody voted for")
 		}
 	})
@@ -349,14 +351,14 @@ func TestForgedDevice(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			if name == "status" {
-				if _, err := b.SetDeviceStatus(t.Context(), "gate", store.Revoked); err != nil {
+				if _, err := b.Parties.SetDeviceStatus(t.Context(), "gate", store.Revoked); err != nil {
 					t.Fatal(err)
 				}
 			}
 			b.tamper(1, statement)
 			b.restart()
 			b.forgeries(func() {
-				if _, err := b.Device(t.Context(), b.device.SPIFFEID); !errors.Is(err, protocol.CodeDevice) {
+				if _, err := b.Parties.Device(t.Context(), b.device.SPIFFEID); !errors.Is(err, protocol.CodeDevice) {
 					t.Errorf("it is a device: %v", err)
 				}
 			})
@@ -396,7 +398,7 @@ func TestPolicyOfNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err := a.Policy(t.Context()); err != nil || p.Version != 1 {
+	if p, err := a.Rules.Policy(t.Context()); err != nil || p.Version != 1 {
 		t.Errorf("after a start policy %d is in force: %v", p.Version, err)
 	}
 }

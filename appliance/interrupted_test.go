@@ -7,9 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keyring"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -17,7 +18,7 @@ import (
 
 // resumed starts an appliance anew and waits until it is through with a request that
 // was taken.
-func (b *board) resumed(id change.ID) appliance.Change {
+func (b *board) resumed(id change.ID) requests.Change {
 	b.Helper()
 	b.restart()
 	ctx, stop := context.WithCancel(b.Context())
@@ -31,7 +32,7 @@ func (b *board) resumed(id change.ID) appliance.Change {
 		<-ended
 	}()
 	for tick := time.Tick(time.Millisecond); ; <-tick {
-		c, err := b.ChangeOf(b.Context(), id)
+		c, err := b.Requests.Get(b.Context(), id)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -42,9 +43,9 @@ func (b *board) resumed(id change.ID) appliance.Change {
 }
 
 // taken stores a request as an appliance that was killed after it was taken leaves it.
-func (b *board) taken(ask appliance.Ask) appliance.Change {
+func (b *board) taken(ask change.Draft) requests.Change {
 	b.Helper()
-	c, err := b.Preview(b.Context(), ask)
+	c, err := b.Requests.Preview(b.Context(), ask)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -77,11 +78,11 @@ func TestInterrupted(t *testing.T) {
 	if c = b.resumed(c.Hash.ID()); c.State != store.ChangeExecuted || b.invitations() != before+2 {
 		t.Fatalf("killed after: %s, %d invitations more", c.State, b.invitations()-before)
 	}
-	add := b.taken(appliance.AskAdmin("dora", newOperator(t, "dora").public))
+	add := b.taken(requests.DraftAdmin("dora", newOperator(t, "dora").public))
 	if add = b.resumed(add.Hash.ID()); add.State != store.ChangeExecuted {
 		t.Errorf("adding an administrator: %s, %s", add.State, add.Reason)
 	}
-	rules := b.taken(appliance.AskPolicy(quorumPolicy("[quorum]\n")))
+	rules := b.taken(rules.Draft(quorumPolicy("[quorum]\n")))
 	if rules = b.resumed(rules.Hash.ID()); rules.State != store.ChangeExecuted {
 		t.Errorf("applying a policy: %s, %s", rules.State, rules.Reason)
 	}
@@ -119,33 +120,33 @@ func TestDestroy(t *testing.T) {
 	b.keys = keys
 	b.restart()
 	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate, keyring.Retire} {
-		if _, err := b.ChangeKey(t.Context(), keyring.Step{Verb: verb, Name: "decision", Early: verb == keyring.Retire}); err != nil {
+		if _, err := b.Keys.Take(t.Context(), keyring.Step{Verb: verb, Name: "decision", Early: verb == keyring.Retire}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	destroy := keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}
-	_, err = b.ChangeKey(t.Context(), destroy)
-	var waiting *appliance.Waiting
-	if !errors.As(err, &waiting) || !errors.Is(err, appliance.ErrQuorum) || waiting.Decision.MissingAdministrators() != 1 {
+	_, err = b.Keys.Take(t.Context(), destroy)
+	var waiting *requests.Waiting
+	if !errors.As(err, &waiting) || !errors.Is(err, requests.ErrQuorum) || waiting.Decision.MissingAdministrators() != 1 {
 		t.Fatalf("one of two: %v", err)
 	}
 	if len(token.gone) != 0 {
 		t.Fatal("the key is gone before the quorum was there")
 	}
 	token.away = true
-	if _, err := b.SignChange(t.Context(), waiting.Hash.ID(), b.cat.sign(t, waiting.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
+	if _, err := b.Requests.Sign(t.Context(), waiting.Hash.ID(), b.cat.sign(t, waiting.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Fatalf("token away: %v", err)
 	}
 	token.away = false
 	if c := b.resumed(waiting.Hash.ID()); c.State != store.ChangeExecuted {
 		t.Fatalf("token back: %s, %s", c.State, c.Reason)
 	}
-	for _, v := range b.Keys() {
+	for _, v := range b.Keys.List() {
 		if v.Name == "decision" && v.Version == 1 && (v.State != keyring.Destroyed || v.OnToken || token.gone[v.ID] != 1) {
 			t.Errorf("decision@1 is %s, on the token %t, destroyed %d times", v.State, v.OnToken, token.gone[v.ID])
 		}
 	}
-	if views, err := b.ChangeKey(t.Context(), destroy); err != nil || views[0].State != keyring.Destroyed {
+	if views, err := b.Keys.Take(t.Context(), destroy); err != nil || views[0].State != keyring.Destroyed {
 		t.Errorf("again: %v, %v", views, err)
 	}
 }
@@ -155,18 +156,18 @@ func TestAdminsOutliveMAC(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	c := b.waits(invitation("door"))
 	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-		if _, err := b.ChangeKey(t.Context(), keyring.Step{Verb: verb, Name: keyring.MAC}); err != nil {
+		if _, err := b.Keys.Take(t.Context(), keyring.Step{Verb: verb, Name: keyring.MAC}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	retire := keyring.Step{Verb: keyring.Retire, Name: keyring.MAC, Version: 1, Early: true}
-	if _, err := b.ChangeKey(t.Context(), retire); !errors.Is(err, keyring.ErrEarly) {
+	if _, err := b.Keys.Take(t.Context(), retire); !errors.Is(err, keyring.ErrEarly) {
 		t.Errorf("retired while administrators are under it: %v", err)
 	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeExecuted {
 		t.Errorf("request is %s, signed by %v", c.State, c.Signed)
 	}
-	all, err := b.Admins(t.Context())
+	all, err := b.Quorum.Admins(t.Context())
 	if err != nil || len(all) != 3 {
 		t.Fatalf("%d administrators: %v", len(all), err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
@@ -31,7 +32,7 @@ func (b *bench) tryStep(s keyring.Step, ref string) ([]keyring.View, error) {
 	if s.Name, s.Version, err = keyring.ParseRef(ref); err != nil {
 		b.Fatal(err)
 	}
-	return b.ChangeKey(b.Context(), s)
+	return b.Keys.Take(b.Context(), s)
 }
 
 func (b *bench) version(name string) uint64 {
@@ -101,7 +102,7 @@ func TestMACRotation(t *testing.T) {
 
 func (b *bench) client(name string) store.Client {
 	b.Helper()
-	c, err := b.ClientNamed(b.Context(), name)
+	c, err := b.Parties.ClientNamed(b.Context(), name)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -201,12 +202,12 @@ func TestSchedule(t *testing.T) {
 		}
 	}
 	with(false)
-	if err := b.KeysReady(t.Context()); err != nil {
+	if err := b.Keys.CheckDue(t.Context()); err != nil {
 		t.Errorf("at once: %v", err)
 	}
 	b.clock.advance(50 * 24 * time.Hour)
-	err := b.KeysReady(t.Context())
-	if !errors.Is(err, appliance.ErrKeysDue) || !strings.Contains(err.Error(), "kem@1 is overdue") || !strings.Contains(err.Error(), "mac@1 is overdue") {
+	err := b.Keys.CheckDue(t.Context())
+	if !errors.Is(err, keylife.ErrDue) || !strings.Contains(err.Error(), "kem@1 is overdue") || !strings.Contains(err.Error(), "mac@1 is overdue") {
 		t.Errorf("overdue: %v", err)
 	}
 	if strings.Contains(err.Error(), "decision") {
@@ -214,7 +215,7 @@ func TestSchedule(t *testing.T) {
 	}
 	with(true)
 	b.runUntil("rotated by itself", func() bool { return b.version(keyring.KEM) == 2 && b.version(keyring.MAC) == 2 })
-	if err := b.KeysReady(t.Context()); err != nil {
+	if err := b.Keys.CheckDue(t.Context()); err != nil {
 		t.Errorf("after the rotation: %v", err)
 	}
 }
@@ -222,22 +223,22 @@ func TestSchedule(t *testing.T) {
 // TestNoneInUse: without a key that requests need the appliance is not ready.
 func TestNoneInUse(t *testing.T) {
 	b := newBench(t)
-	if err := b.KeysInUse(t.Context()); err != nil {
+	if err := b.Keys.CheckInUse(t.Context()); err != nil {
 		t.Errorf("at once: %v", err)
 	}
 	b.clock.advance(5 * 365 * 24 * time.Hour)
-	err := b.KeysInUse(t.Context())
-	if !errors.Is(err, appliance.ErrNoneInUse) || !strings.Contains(err.Error(), "decision") || strings.Contains(err.Error(), "mac") {
+	err := b.Keys.CheckInUse(t.Context())
+	if !errors.Is(err, keylife.ErrNoneInUse) || !strings.Contains(err.Error(), "decision") || strings.Contains(err.Error(), "mac") {
 		t.Errorf("after five years: %v", err)
 	}
-	if err := b.KeysReady(t.Context()); !strings.Contains(err.Error(), "decision: none is in use") || strings.Contains(err.Error(), "0001") {
+	if err := b.Keys.CheckDue(t.Context()); !strings.Contains(err.Error(), "decision: none is in use") || strings.Contains(err.Error(), "0001") {
 		t.Errorf("what is due: %v", err)
 	}
 	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
 		b.step(keyring.Rotate, name)
 		b.step(keyring.Activate, name)
 	}
-	if err := b.KeysInUse(t.Context()); err != nil {
+	if err := b.Keys.CheckInUse(t.Context()); err != nil {
 		t.Errorf("after new versions: %v", err)
 	}
 }
@@ -262,7 +263,7 @@ func TestWrapRotation(t *testing.T) {
 	b.restart()
 	s := alice.challenge(payment, eur(5000))
 	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
-	if left := b.Renewal().Left; left != 0 {
+	if left := b.Keys.Renewal().Left; left != 0 {
 		t.Errorf("%d records are left", left)
 	}
 }
@@ -319,10 +320,10 @@ func TestLeftUnderSuspended(t *testing.T) {
 	if c := b.client("alice"); c.Status != 0 {
 		t.Errorf("a record under a suspended version of mac is %s", c.Status)
 	}
-	b.runUntil("a look", func() bool { r := b.Renewal(); return !r.Running && r.Total > 0 })
+	b.runUntil("a look", func() bool { r := b.Keys.Renewal(); return !r.Running && r.Total > 0 })
 	b.step(keyring.Resume, "mac@1")
 	b.step(keyring.Resume, "wrap@1")
-	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 && b.Renewal().Left == 0 })
+	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 && b.Keys.Renewal().Left == 0 })
 	s := alice.challenge(payment, eur(5000))
 	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
 }
@@ -332,27 +333,27 @@ func TestAttestKeys(t *testing.T) {
 	b := newBench(t)
 	good := func() bool {
 		t.Helper()
-		found, err := b.AttestKeys(t.Context())
+		found, err := b.Keys.Attest(t.Context())
 		if err != nil || len(found) == 0 {
 			t.Fatalf("%d findings, %v", len(found), err)
 		}
-		return b.KeysAttested(t.Context()) == nil
+		return b.Keys.CheckAttested(t.Context()) == nil
 	}
 	if !good() {
-		t.Fatal(b.KeysAttested(t.Context()))
+		t.Fatal(b.Keys.CheckAttested(t.Context()))
 	}
 	stranger, err := b.token.Generate(t.Context(), hsm.KeySpec{Label: "stranger", Usage: hsm.MACKey})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.runUntil("a warning", func() bool { return b.KeysAttested(t.Context()) != nil })
-	if err := b.KeysAttested(t.Context()); !errors.Is(err, appliance.ErrStrangeKeys) || !strings.Contains(err.Error(), "stranger") {
+	b.runUntil("a warning", func() bool { return b.Keys.CheckAttested(t.Context()) != nil })
+	if err := b.Keys.CheckAttested(t.Context()); !errors.Is(err, keylife.ErrStrange) || !strings.Contains(err.Error(), "stranger") {
 		t.Error(err)
 	}
 	if err := b.token.Destroy(t.Context(), stranger.ID); err != nil {
 		t.Fatal(err)
 	}
 	if !good() {
-		t.Error(b.KeysAttested(t.Context()))
+		t.Error(b.Keys.CheckAttested(t.Context()))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
+	"countersign/appliance/enrol"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -128,7 +129,7 @@ func TestForgedRowIsNotBlessed(t *testing.T) {
 	b.enrol("alice")
 	point := newSoftKey().point()
 	b.tamper(1, `UPDATE client SET signing_key = ? WHERE name = 'alice'`, point[:])
-	if _, err := b.SetClientStatus(t.Context(), "alice", store.Suspended); !errors.Is(err, appliance.ErrForged) {
+	if _, err := b.Parties.SetClientStatus(t.Context(), "alice", store.Suspended); !errors.Is(err, store.ErrForged) {
 		t.Errorf("suspending a forged row: %v, want forged", err)
 	}
 }
@@ -200,7 +201,7 @@ func TestLockOut(t *testing.T) {
 	if a.p4.Retry != nil {
 		t.Errorf("hard lock with a time to wait: %d", *a.p4.Retry)
 	}
-	if _, err := b.Unlock(t.Context(), "alice"); err != nil {
+	if _, err := b.Parties.Unlock(t.Context(), "alice"); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
@@ -274,7 +275,7 @@ func TestAttestationHook(t *testing.T) {
 	b.addPolicy(2, []byte("[uv]\nattestation = [\"good\"]\n[[service]]\nid = 300\nname = \"vault\"\nlevel = 3\n"))
 	a, err := appliance.New(t.Context(), appliance.Config{
 		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
-		Attest: func(_ context.Context, a appliance.Attestation) (string, error) {
+		Attest: func(_ context.Context, a enrol.Attestation) (string, error) {
 			if string(a.Statement) == "genuine" {
 				return "good", nil
 			}
@@ -443,12 +444,12 @@ func TestRefusalsLookAlike(t *testing.T) {
 	for name, p := range map[string]*phone{"wrong password": alice, "suspended": sam, "unknown": mallory} {
 		sessions[name] = p.challenge(payment, eur(5000))
 	}
-	if _, err := b.SetClientStatus(t.Context(), "sam", store.Suspended); err != nil {
+	if _, err := b.Parties.SetClientStatus(t.Context(), "sam", store.Suspended); err != nil {
 		t.Fatal(err)
 	}
 	for name, s := range sessions {
 		a := s.must(s.with(0, wrongProof))
-		if after := b.AnswerAfter(a.res); after != 50*time.Millisecond {
+		if after := b.Authorize.AnswerAfter(a.res); after != 50*time.Millisecond {
 			t.Errorf("%s: answered after %v, want 50 ms", name, after)
 		}
 		if a.p4.Result == protocol.ResultApproved || len(a.res.M4) != 33 {

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
@@ -85,7 +86,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.restart()
-	b.trust, err = b.Trust().Resolve(b.keys.Root().RootHash(), uint64(b.clock.Now().Unix()))
+	b.trust, err = b.Enrol.Trust().Resolve(b.keys.Root().RootHash(), uint64(b.clock.Now().Unix()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +142,7 @@ func (b *bench) addPolicy(version uint64, doc []byte) {
 
 func (b *bench) invite(kind store.Kind, name string) protocol.ActivationCode {
 	b.Helper()
-	code, _, err := b.Invite(b.Context(), appliance.Invite{Kind: kind, Name: name})
+	code, _, err := b.Enrol.Invite(b.Context(), enrol.Invite{Kind: kind, Name: name})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -154,10 +155,10 @@ func (b *bench) enrolDevice(name string) store.Device {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := b.EnrolDevice(b.Context(), body); err != nil {
+	if _, err := b.Enrol.Device(b.Context(), body); err != nil {
 		b.Fatal(err)
 	}
-	d, err := b.DeviceNamed(b.Context(), name)
+	d, err := b.Parties.DeviceNamed(b.Context(), name)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -233,11 +234,11 @@ func (b *bench) fullPhone() *phone {
 func (b *bench) enrolAs(name string, p *phone, roles ...string) *phone {
 	b.Helper()
 	p.name = name
-	code, _, err := b.Invite(b.Context(), appliance.Invite{Kind: store.KindClient, Name: name, Roles: roles})
+	code, _, err := b.Enrol.Invite(b.Context(), enrol.Invite{Kind: store.KindClient, Name: name, Roles: roles})
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := b.Enrol(b.Context(), p.request(code)); err != nil {
+	if _, err := b.Enrol.Client(b.Context(), p.request(code)); err != nil {
 		b.Fatal(err)
 	}
 	return p
@@ -333,7 +334,7 @@ func (p *phone) applyWith(p1 protocol.P1, req protocol.ApplyRequest) (*session, 
 		p.b.Fatal(err)
 	}
 	req.M1, req.Nonce = s.m1, s.nonce
-	s.res, err = p.b.Apply(p.b.Context(), p.b.device, req)
+	s.res, err = p.b.Authorize.Apply(p.b.Context(), p.b.device, req)
 	if err != nil {
 		return s, err
 	}
@@ -411,7 +412,7 @@ type answer struct {
 func (s *session) send(m3 []byte) (answer, error) {
 	t := s.p.b
 	t.Helper()
-	res, err := t.Countersign(t.Context(), t.device, protocol.CountersignRequest{Handle: s.res.Handle, M3: m3})
+	res, err := t.Authorize.Countersign(t.Context(), t.device, protocol.CountersignRequest{Handle: s.res.Handle, M3: m3})
 	if err != nil {
 		return answer{}, err
 	}

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
@@ -22,12 +22,12 @@ import (
 func TestUnsuspended(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	suspend := func() {
-		if _, err := b.SuspendAdmin(t.Context(), "cat"); err != nil {
+		if _, err := b.Requests.SuspendAdmin(t.Context(), "cat"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	suspend()
-	ask, err := b.AskResume(t.Context(), "cat")
+	ask, err := b.Requests.DraftResume(t.Context(), "cat")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestUnsuspended(t *testing.T) {
 	defer stop()
 	b.restart()
 	b.Appliance.Run(ctx)
-	one, err := b.AdminNamed(t.Context(), "cat")
+	one, err := b.Quorum.AdminNamed(t.Context(), "cat")
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		t.Fatal(err)
 	}
@@ -86,12 +86,12 @@ func (b *board) putBackTaken(id [8]byte, seal []byte) {
 // TestOldPolicyAgain: the same for the request that applied a policy which was replaced.
 func TestOldPolicyAgain(t *testing.T) {
 	b := newBoard(t, twoOfThree)
-	lax := b.taken(appliance.AskPolicy(quorumPolicy(twoOfThree + "\n# lax\n")))
+	lax := b.taken(rules.Draft(quorumPolicy(twoOfThree + "\n# lax\n")))
 	seal := column[[]byte](b.bench, `SELECT seal FROM change WHERE state = 'taken'`)
 	if lax = b.resumed(lax.Hash.ID()); lax.State != store.ChangeExecuted {
 		t.Fatal(lax.State, lax.Reason)
 	}
-	strict := b.taken(appliance.AskPolicy(quorumPolicy(twoOfThree + "\n# strict\n")))
+	strict := b.taken(rules.Draft(quorumPolicy(twoOfThree + "\n# strict\n")))
 	if strict = b.resumed(strict.Hash.ID()); strict.State != store.ChangeExecuted {
 		t.Fatal(strict.State, strict.Reason)
 	}

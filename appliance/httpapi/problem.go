@@ -9,10 +9,14 @@ import (
 	"strconv"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/admin"
+	"countersign/appliance/authorize"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -31,9 +35,9 @@ func problemFor(err error) protocol.Problem {
 		retry.Code = protocol.CodeHSM
 	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
 		retry.Code = protocol.CodeBusy
-	case errors.Is(err, appliance.ErrTaken):
+	case errors.Is(err, enrol.ErrTaken):
 		return refused(http.StatusConflict)
-	case errors.Is(err, appliance.ErrNoTransaction):
+	case errors.Is(err, authorize.ErrNoTransaction):
 		return refused(http.StatusNotFound)
 	case code.HTTPStatus() == http.StatusInternalServerError:
 		return protocol.ProblemOf(nil)
@@ -84,7 +88,7 @@ func writeProblem(w http.ResponseWriter, status int, p any) {
 // adminProblem is the table of the admin API, which tells its caller everything.
 func adminProblem(err error) admin.Problem {
 	p := plainProblem(err)
-	var waiting *appliance.Waiting
+	var waiting *requests.Waiting
 	if errors.As(err, &waiting) {
 		words := changeWords(waiting.Change)
 		p.Change = &words
@@ -102,24 +106,24 @@ func plainProblem(err error) admin.Problem {
 		status int
 		kind   string
 	}{
-		{appliance.ErrInput, http.StatusBadRequest, admin.ProblemInput},
+		{parties.ErrInput, http.StatusBadRequest, admin.ProblemInput},
 		{keyring.ErrKeyName, http.StatusNotFound, admin.ProblemNotFound},
 		{keyring.ErrStep, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
-		{appliance.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
-		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
-		{appliance.ErrOver, http.StatusConflict, admin.ProblemOver},
-		{appliance.ErrSigner, http.StatusForbidden, admin.ProblemSigner},
+		{recovery.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
+		{requests.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
+		{requests.ErrOver, http.StatusConflict, admin.ProblemOver},
+		{requests.ErrSigner, http.StatusForbidden, admin.ProblemSigner},
 		{change.ErrSignature, http.StatusForbidden, admin.ProblemSignature},
 		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},
 		{store.ErrExists, http.StatusConflict, admin.ProblemExists},
 		{store.ErrConflict, http.StatusConflict, admin.ProblemConflict},
-		{appliance.ErrFinal, http.StatusConflict, admin.ProblemConflict},
-		{appliance.ErrForged, http.StatusConflict, admin.ProblemConflict},
+		{parties.ErrFinal, http.StatusConflict, admin.ProblemConflict},
+		{store.ErrForged, http.StatusConflict, admin.ProblemConflict},
 		{hsm.ErrPIN, http.StatusForbidden, admin.ProblemPIN},
 		{hsm.ErrBusy, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{store.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},

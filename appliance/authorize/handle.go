@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"context"
@@ -63,7 +63,7 @@ type handleKeyName struct {
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / int64(time.Hour/time.Second)) }
 
 // handleKey is the AEAD of an hour under a version of mac.
-func (a *Appliance) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (cipher.AEAD, error) {
+func (a *Service) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (cipher.AEAD, error) {
 	name := handleKeyName{hour: hour, mac: mac.Version, epoch: a.keys.Settings().HandleEpoch}
 	a.handles.mu.Lock()
 	known := a.handles.aead[name]
@@ -108,14 +108,14 @@ func (h *handleKeys) add(name handleKeyName, aead cipher.AEAD) {
 
 const hoursKept = uint32(answerLife / time.Hour)
 
-func (a *Appliance) sealHandle(ctx context.Context, device protocol.DeviceID, h handle) ([]byte, error) {
+func (a *Service) sealHandle(ctx context.Context, device protocol.DeviceID, h handle) ([]byte, error) {
 	return a.seal(ctx, sealing{device: device, hour: hourOf(time.UnixMilli(h.Issued)), kind: kindSession}, h)
 }
 
 // openHandle opens a session's handle that this appliance, or a replica, sealed
 // for this device in the last 24 hours and since the last restore. Any other is dead:
 // code 8.
-func (a *Appliance) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
+func (a *Service) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
 	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
 }
 
@@ -132,7 +132,7 @@ const (
 	kindPending
 )
 
-func (a *Appliance) seal(ctx context.Context, to sealing, v any) ([]byte, error) {
+func (a *Service) seal(ctx context.Context, to sealing, v any) ([]byte, error) {
 	mac, err := a.keys.Current(keyring.MAC, a.now())
 	if err != nil {
 		return nil, err
@@ -155,7 +155,7 @@ func (a *Appliance) seal(ctx context.Context, to sealing, v any) ([]byte, error)
 	return out, nil
 }
 
-func (a *Appliance) unseal(ctx context.Context, from sealing, sealed []byte, into any) error {
+func (a *Service) unseal(ctx context.Context, from sealing, sealed []byte, into any) error {
 	if len(sealed) <= hourSize+nonceSize || len(sealed) > protocol.MaxHandle {
 		return fmt.Errorf("handle of %d bytes: %w", len(sealed), protocol.CodeExpired)
 	}
@@ -175,7 +175,7 @@ func (a *Appliance) unseal(ctx context.Context, from sealing, sealed []byte, int
 
 // openAny opens a handle under the version of mac that sealed it: the one in use, or an
 // earlier one while its handles may be under way.
-func (a *Appliance) openAny(ctx context.Context, from sealing, sealed []byte) ([]byte, error) {
+func (a *Service) openAny(ctx context.Context, from sealing, sealed []byte) ([]byte, error) {
 	versions, err := a.keys.MACKeys(a.now())
 	if err != nil {
 		return nil, err
@@ -214,7 +214,7 @@ type pending struct {
 	Factors     protocol.Factors
 }
 
-func (a *Appliance) sealPending(ctx context.Context, c countersigned, d protocol.Decision) ([]byte, error) {
+func (a *Service) sealPending(ctx context.Context, c countersigned, d protocol.Decision) ([]byte, error) {
 	return a.seal(ctx, sealing{device: c.device.ID, hour: hourOf(a.now()), kind: kindPending}, pending{
 		Client: c.p1.Client, Serial: c.p1.Serial, Statement: c.statement, Slot: c.p3.Slot, Proof: c.p3.Proof,
 		Signature: c.p3.Signature, Transaction: d.Transaction, Pairwise: d.Pairwise, Factors: d.Factors,
@@ -223,7 +223,7 @@ func (a *Appliance) sealPending(ctx context.Context, c countersigned, d protocol
 
 // pendingOf opens the handle of a co-approval. With other services it is ignored,
 // and none or a dead one is no error here: the phone is told 6.
-func (a *Appliance) pendingOf(ctx context.Context, device store.Device, req protocol.ApplyRequest, p1 protocol.P1) (*pending, error) {
+func (a *Service) pendingOf(ctx context.Context, device store.Device, req protocol.ApplyRequest, p1 protocol.P1) (*pending, error) {
 	if p1.Service != protocol.ServiceCoApproval || req.Handle == nil {
 		return nil, nil
 	}
@@ -236,7 +236,7 @@ func (a *Appliance) pendingOf(ctx context.Context, device store.Device, req prot
 }
 
 // coChallenge repeats to the second approver what the first one signed.
-func (a *Appliance) coChallenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
+func (a *Service) coChallenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
 	if first == nil {
 		return protocol.P2{}, fmt.Errorf("no handle of a pending approval: %w", protocol.CodeService)
 	}

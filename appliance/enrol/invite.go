@@ -1,4 +1,4 @@
-package appliance
+package enrol
 
 import (
 	"context"
@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"countersign/appliance/change"
+	"countersign/appliance/change/quorum"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
@@ -36,40 +38,23 @@ type Invite struct {
 	Life    time.Duration // device: how long administrators may countersign, as [Ask]
 }
 
-// maxName keeps a name fit for SPIFFE IDs, file names and tables.
-const maxName = 64
-
-func checkName(name string) error {
-	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
-	switch {
-	case idLike.MatchString(name):
-		return fmt.Errorf("%w: name %q looks like an id", ErrInput, name)
-	case name == "" || len(name) > maxName || strings.Trim(name, allowed) != "" || strings.Trim(name, ".") == "":
-		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, name, maxName)
-	}
-	return nil
-}
-
 func (i Invite) validate() error {
-	if err := checkName(i.Name); err != nil {
+	if err := parties.CheckName(i.Name); err != nil {
 		return err
 	}
 	switch {
 	case i.TTL < 0 || i.TTL > MaxInvitation:
-		return fmt.Errorf("%w: ttl %v: want at most %v", ErrInput, i.TTL, MaxInvitation)
+		return fmt.Errorf("%w: ttl %v: want at most %v", parties.ErrInput, i.TTL, MaxInvitation)
 	case i.Kind == store.KindClient:
 		return checkRoles(i.Roles)
 	case i.Floor < 1 || i.Floor > 4:
-		return fmt.Errorf("%w: floor %d: want 1 to 4", ErrInput, i.Floor)
+		return fmt.Errorf("%w: floor %d: want 1 to 4", parties.ErrInput, i.Floor)
 	}
 	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
-		return fmt.Errorf("%w: display name: %w", ErrInput, err)
+		return fmt.Errorf("%w: display name: %w", parties.ErrInput, err)
 	}
 	return nil
 }
-
-// idLike names would be taken for ids in audit records.
-var idLike = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
 var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 
@@ -77,8 +62,8 @@ var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 // accepted attestation gives.
 func checkRoles(roles []string) error {
 	for _, role := range roles {
-		if !roleName.MatchString(role) || role == RoleUV {
-			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", ErrInput, role, RoleUV)
+		if !roleName.MatchString(role) || role == parties.RoleUV {
+			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, parties.RoleUV)
 		}
 	}
 	return nil
@@ -100,54 +85,54 @@ func (i Invite) withDefaults() Invite {
 // Invite makes a single-use activation code and keeps its hash. The code is
 // nowhere but in the answer. With Replace the party of that name is revoked first,
 // durably, even should the invitation fail then. That of a device is a change: where it
-// waits for administrators the error is a [*Waiting], and the code is good once they
-// have countersigned. Other errors wrap [ErrInput], [store.ErrExists] or, with Replace,
+// waits for administrators the error is a [*requests.Waiting], and the code is good once they
+// have countersigned. Other errors wrap [parties.ErrInput], [store.ErrExists] or, with Replace,
 // those of SetClientStatus.
-func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
+func (s *Service) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
 		return protocol.ActivationCode{}, time.Time{}, err
 	}
-	code := a.newCode()
+	code := s.newCode()
 	if i.Kind == store.KindDevice {
-		c, err := a.Ask(ctx, i.ask(code))
+		c, err := s.requests.Ask(ctx, i.ask(code))
 		if err != nil {
 			return protocol.ActivationCode{}, time.Time{}, err
 		}
-		result, err := c.done()
+		result, err := c.Done()
 		expires, _ := result.(time.Time)
 		return code, expires, err
 	}
-	expires, err := a.invite(ctx, i, store.Invitation{Code: hashOf(code)})
+	expires, err := s.invite(ctx, i, store.Invitation{Code: hashOf(code)})
 	return code, expires, err
 }
 
 // PreviewInvite says what an invitation would come to, and does nothing.
-func (a *Appliance) PreviewInvite(ctx context.Context, i Invite) (Change, error) {
+func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
-		return Change{}, err
+		return requests.Change{}, err
 	}
-	return a.Preview(ctx, i.ask(a.newCode()))
+	return s.requests.Preview(ctx, i.ask(s.newCode()))
 }
 
-func (a *Appliance) newCode() protocol.ActivationCode {
+func (s *Service) newCode() protocol.ActivationCode {
 	var random [13]byte
 	_, _ = rand.Read(random[:]) // never fails, crypto/rand
-	return protocol.NewActivationCode(a.keys.Root().RootHash(), random)
+	return protocol.NewActivationCode(s.keys.Root().RootHash(), random)
 }
 
 func hashOf(code protocol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
 // invite stores an invitation. The row has the SHA-256 of its code, and the change behind
 // it if there is one.
-func (a *Appliance) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
+func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
 	if i.Replace {
-		if err := a.retire(ctx, i.Kind, i.Name); err != nil {
+		if err := s.retire(ctx, i.Kind, i.Name); err != nil {
 			return expires, err
 		}
 	}
-	now := a.now().UTC()
+	now := s.now().UTC()
 	invitation := store.Invitation{
 		Code: row.Code, Change: row.Change, Kind: i.Kind, Name: i.Name,
 		Display: i.Display, Floor: i.Floor, Roles: i.Roles, Replace: i.Replace, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
@@ -156,17 +141,17 @@ func (a *Appliance) invite(ctx context.Context, i Invite, row store.Invitation) 
 	if i.Replace {
 		fields["replace"] = true
 	}
-	rec := a.record(string(i.Kind), i.Name, fields)
-	if err := a.store.Invite(ctx, invitation, rec); err != nil {
+	rec := parties.Record(string(i.Kind), i.Name, fields)
+	if err := s.store.Invite(ctx, invitation, rec); err != nil {
 		return expires, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
 	}
 	return invitation.ExpiresAt, nil
 }
 
 // ask is the change that inviting a device is.
-func (i Invite) ask(code protocol.ActivationCode) Ask {
+func (i Invite) ask(code protocol.ActivationCode) change.Draft {
 	sum := hashOf(code)
-	return Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),
 		"replace": i.Replace, "code_sha256": sum[:],
 	}, Life: i.Life}
@@ -181,16 +166,16 @@ func invitedDevice(p change.Parameters) (i Invite, code [32]byte, err error) {
 	if sum := p.Bytes("code_sha256"); len(sum) == len(code) {
 		return i, [32]byte(sum), i.validate()
 	}
-	return i, code, fmt.Errorf("%w: code_sha256: want 32 bytes", ErrInput)
+	return i, code, fmt.Errorf("%w: code_sha256: want 32 bytes", parties.ErrInput)
 }
 
 // inviteBase is the device that has the name, if there is one.
-func (a *Appliance) inviteBase(ctx context.Context, p change.Parameters) (any, error) {
+func (s *Service) inviteBase(ctx context.Context, p change.Parameters) (any, error) {
 	i, _, err := invitedDevice(p)
 	if err != nil {
 		return nil, err
 	}
-	d, err := a.DeviceNamed(ctx, i.Name)
+	d, err := s.parties.DeviceNamed(ctx, i.Name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
@@ -202,29 +187,41 @@ func (a *Appliance) inviteBase(ctx context.Context, p change.Parameters) (any, e
 
 // inviteDevice is found done by its code: the party of that name may be enrolled
 // already, and is not revoked for that. Of another request it is not this one's.
-func (a *Appliance) inviteDevice(ctx context.Context, c Change) (any, error) {
-	i, code, err := invitedDevice(c.Parameters)
+func (s *Service) inviteDevice(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
+	i, code, err := invitedDevice(p)
 	if err != nil {
 		return nil, err
 	}
-	made, err := a.store.Invitation(ctx, code)
+	made, err := s.store.Invitation(ctx, code)
 	switch {
-	case err == nil && made.Change != c.Hash.ID():
+	case err == nil && made.Change != id:
 		return nil, fmt.Errorf("inviting device %q: %w", i.Name, store.ErrExists)
 	case !errors.Is(err, store.ErrNotFound):
 		return made.ExpiresAt, err
 	}
-	expires, err := a.invite(ctx, i, store.Invitation{Code: code, Change: c.Hash.ID()})
+	expires, err := s.invite(ctx, i, store.Invitation{Code: code, Change: id})
 	return expires, err
 }
 
+// recordOf describes a device's invitation for the verification of the change request
+// behind it.
+func recordOf(i store.Invitation) quorum.Record {
+	return quorum.Record{
+		What: "invitation of device " + i.Name, Change: i.Change, Kind: policy.DeviceInvite,
+		Fits: func(p change.Parameters) bool {
+			asked, code, err := invitedDevice(p)
+			return err == nil && code == i.Code && asked.Kind == i.Kind && asked.Name == i.Name && asked.Display == i.Display && asked.Floor == i.Floor
+		},
+	}
+}
+
 // retire revokes the party of a name, if there is one.
-func (a *Appliance) retire(ctx context.Context, kind store.Kind, name string) error {
+func (s *Service) retire(ctx context.Context, kind store.Kind, name string) error {
 	var err error
 	if kind == store.KindClient {
-		_, err = a.SetClientStatus(ctx, name, store.Revoked)
+		_, err = s.parties.SetClientStatus(ctx, name, store.Revoked)
 	} else {
-		_, err = a.SetDeviceStatus(ctx, name, store.Revoked)
+		_, err = s.parties.SetDeviceStatus(ctx, name, store.Revoked)
 	}
 	if errors.Is(err, store.ErrNotFound) {
 		return nil

@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 // handle that brings it back, with a key update, or with the error form of P2.
 // It stores nothing. Errors carry a code of PROTOCOL.md §4 that is answered over
 // HTTP, or wrap [hsm.ErrUnavailable].
-func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
+func (a *Service) Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
 	now := a.now()
 	ctx = hsm.NewWork(ctx)
 	opened, err := a.open(ctx, req.M1, now)
@@ -44,7 +44,7 @@ func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol
 	m2 := channel.SealM2(chal, raw)
 	sealed, err := a.sealHandle(ctx, device.ID, handle{
 		Issued: now.UnixMilli(), PRK: channel.PRK[:], TH2: channel.TH2[:], Root: opened.root, P1: opened.raw, P2: raw,
-		Challenge: chal, U: u, Policy: a.policy.Load().version, Reference: req.Order.Reference, First: first,
+		Challenge: chal, U: u, Policy: a.rules.Active().Number, Reference: req.Order.Reference, First: first,
 	})
 	if err != nil {
 		return protocol.ApplyResponse{}, err
@@ -65,7 +65,7 @@ type opened struct {
 const maxP1 = 256
 
 // open decrypts M1 with the one ECDH that the token does.
-func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
+func (a *Service) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
 	message, err := protocol.ParseM1(m1)
 	if err != nil {
 		return opened{}, err
@@ -89,13 +89,13 @@ func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened,
 }
 
 // keyUpdate is an MU with every KeyCert a phone may need to go on.
-func (a *Appliance) keyUpdate(m1 []byte, now time.Time) []byte {
+func (a *Service) keyUpdate(m1 []byte, now time.Time) []byte {
 	message, _ := protocol.ParseM1(m1) // it was parsed before: that is how its epoch is known
 	return protocol.KeyUpdate{Certs: a.keys.UpdateCerts(message.Epoch, now)}.Marshal()
 }
 
 // challenge decides what the phone has to show and to sign.
-func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
+func (a *Service) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
 	if slow(req.Link) && p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
 		return protocol.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
 	}
@@ -113,7 +113,7 @@ func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1
 	if err != nil || requested == 0 {
 		return protocol.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
 	}
-	grant, err := a.policy.Load().Level(policy.Request{
+	grant, err := a.rules.Active().Level(policy.Request{
 		Service: uint64(p1.Service), Amount: policyAmount(amount),
 		Requested: requested, DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
 	})
@@ -159,7 +159,7 @@ func policyAmount(a *protocol.Amount) *policy.Amount {
 
 // refuseApply seals the error form of P2; an error without a code is not the
 // phone's business and goes up.
-func (a *Appliance) refuseApply(channel protocol.Channel, chal protocol.Challenge, cause error) (protocol.ApplyResponse, error) {
+func (a *Service) refuseApply(channel protocol.Channel, chal protocol.Challenge, cause error) (protocol.ApplyResponse, error) {
 	code, ok := codeFor(cause)
 	if !ok {
 		return protocol.ApplyResponse{}, cause
@@ -172,4 +172,30 @@ func (a *Appliance) refuseApply(channel protocol.Channel, chal protocol.Challeng
 func newNonce() (n protocol.Nonce) {
 	_, _ = rand.Read(n[:]) // never fails, crypto/rand
 	return n
+}
+
+// codeFor is the one way from an error of the service to a code. ok is false for an error
+// that is not in the table, of which the caller learns nothing.
+func codeFor(err error) (code protocol.Code, ok bool) {
+	if code, ok = protocol.CodeOf(err); ok {
+		return code, true
+	}
+	for _, row := range policyCodes {
+		if errors.Is(err, row.err) {
+			return row.code, true
+		}
+	}
+	return 0, false
+}
+
+var policyCodes = []struct {
+	err  error
+	code protocol.Code
+}{
+	{policy.ErrServiceUnknown, protocol.CodeService},
+	{policy.ErrLevelUnavailable, protocol.CodeLevel},
+	{policy.ErrAmountRequired, protocol.CodePolicy},
+	{policy.ErrAmountNotAllowed, protocol.CodePolicy},
+	{policy.ErrAmountTooLarge, protocol.CodePolicy},
+	{policy.ErrCurrency, protocol.CodePolicy},
 }

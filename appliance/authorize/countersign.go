@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -31,7 +32,7 @@ type countersigned struct {
 // Errors carry a code that is answered over HTTP, or wrap [hsm.ErrUnavailable],
 // [store.ErrUnavailable] or a context error; after those the same M3 may be sent
 // again.
-func (a *Appliance) Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
+func (a *Service) Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
 	c, err := a.openCountersign(ctx, device, req)
 	if err != nil {
 		return protocol.CountersignResponse{}, err
@@ -40,7 +41,7 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 		return protocol.CountersignResponse{}, err
 	}
 	out, err := a.settle(ctx, c)
-	if isForged(err) {
+	if parties.Forged(err) {
 		out, err = a.nobodys(c), nil
 	}
 	if err != nil {
@@ -53,14 +54,14 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 // at one time, because an unknown client costs no durable write and no call of the
 // token, a wrong password costs both, and nobody is to tell them apart by the clock.
 // Work that takes longer than that is not hidden.
-func (a *Appliance) AnswerAfter(res protocol.CountersignResponse) time.Duration {
+func (a *Service) AnswerAfter(res protocol.CountersignResponse) time.Duration {
 	if res.Decision != nil {
 		return 0
 	}
 	return a.refusal
 }
 
-func (a *Appliance) openCountersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (countersigned, error) {
+func (a *Service) openCountersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (countersigned, error) {
 	c := countersigned{device: device, m3: req.M3}
 	var err error
 	if c.handle, err = a.openHandle(ctx, device.ID, req.Handle); err != nil {
@@ -88,13 +89,13 @@ func (a *Appliance) openCountersign(ctx context.Context, device store.Device, re
 // Outcome stores a device's word on what it did with an approval. The first report
 // wins; one that says "not performed" gives the limits back. A transaction that is
 // not this device's is [ErrNoTransaction].
-func (a *Appliance) Outcome(ctx context.Context, device store.Device, req protocol.OutcomeRequest) error {
+func (a *Service) Outcome(ctx context.Context, device store.Device, req protocol.OutcomeRequest) error {
 	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
 		"transaction": req.Transaction[:], "performed": req.Performed,
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}
 	err := a.store.Report(ctx, report, rec)
-	if errors.Is(err, store.ErrNotFound) || isForged(err) {
+	if errors.Is(err, store.ErrNotFound) || parties.Forged(err) {
 		err = ErrNoTransaction
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"bytes"
@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
 // answer signs what was approved, or waits for a second approver, and seals the
 // result for the phone.
-func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outcome) (protocol.CountersignResponse, error) {
+func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome) (protocol.CountersignResponse, error) {
 	res := protocol.CountersignResponse{Result: out.Result}
 	p4 := protocol.P4{Result: out.Result, Reason: out.Reason, Asked: out.Asked}
 	if c.wantsPassword() && (out.Result == protocol.ResultRetry || out.Result == protocol.ResultDenied) {
@@ -35,7 +36,7 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 			res.NextHandle, err = a.sealPending(ctx, c, out.Decision)
 		}
 	}
-	if isForged(err) {
+	if parties.Forged(err) {
 		return a.answer(ctx, c, a.nobodys(c))
 	}
 	if err != nil {
@@ -50,7 +51,7 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 
 // lockedFor is how long the password is locked, whole seconds rounded up, 0 where
 // it is no more; nil until an administrator unlocks it.
-func (a *Appliance) lockedFor(ctx context.Context, c countersigned) (*uint64, error) {
+func (a *Service) lockedFor(ctx context.Context, c countersigned) (*uint64, error) {
 	guard, err := a.store.Guard(ctx, c.p1.Client)
 	if err != nil {
 		return nil, fmt.Errorf("password guard of client %s: %w", c.p1.Client, err)
@@ -63,16 +64,10 @@ func (a *Appliance) lockedFor(ctx context.Context, c countersigned) (*uint64, er
 	return &seconds, nil
 }
 
-// isForged reports whether a record does not fit, and the store can be used all the same. The
-// alarm has heard of it.
-func isForged(err error) bool {
-	return errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable)
-}
-
 // nobodys is the answer where a record does not fit its seal, or a decision not what it was
 // made from: a refusal like any other.
-func (a *Appliance) nobodys(c countersigned) store.Outcome {
-	a.failures.count(c.device.ID, protocol.CodeRefused)
+func (a *Service) nobodys(c countersigned) store.Outcome {
+	a.failures.add(c.device.ID, protocol.CodeRefused, 1)
 	return store.Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeRefused}
 }
 
@@ -80,7 +75,7 @@ func (a *Appliance) nobodys(c countersigned) store.Outcome {
 // be signed by a later epoch than at first. It signs what it has made again from handle,
 // evidence and policy, and only if that is what is stored. A strict device gets the
 // evidence with it.
-func (a *Appliance) signDecision(ctx context.Context, c countersigned, out store.Outcome) ([]byte, error) {
+func (a *Service) signDecision(ctx context.Context, c countersigned, out store.Outcome) ([]byte, error) {
 	d, err := a.rebuilt(ctx, c, out)
 	if err != nil {
 		return nil, err
@@ -98,15 +93,15 @@ func (a *Appliance) signDecision(ctx context.Context, c countersigned, out store
 // rebuilt makes the decision again, as describe made it: statement, level, factors, device,
 // service, amount, pairwise id, u, lifetime and policy hash. Transaction id and issued-at
 // are those of the stored outcome, as are its result and that the password was right: its
-// seal binds them to this M3. An error wraps [ErrForged] where the stored decision is
+// seal binds them to this M3. An error wraps [store.ErrForged] where the stored decision is
 // another, and the alarm has heard of it.
-func (a *Appliance) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d protocol.Decision, err error) {
+func (a *Service) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d protocol.Decision, err error) {
 	if c.seen.code != 0 {
-		return d, a.seals.Report(fmt.Sprintf("serial %v is approved, and its evidence is refused with code %d", c.key.Serial, c.seen.code))
+		return d, a.keys.Seals().Report(fmt.Sprintf("serial %v is approved, and its evidence is refused with code %d", c.key.Serial, c.seen.code))
 	}
 	s, err := a.describe(ctx, c, judged{decision: c.decided(c.hasPassword()), password: verdict{right: c.hasPassword()}})
 	if errors.Is(err, store.ErrNotFound) {
-		return d, a.seals.Report(fmt.Sprintf("the policy of serial %v: %v", c.key.Serial, err))
+		return d, a.keys.Seals().Report(fmt.Sprintf("the policy of serial %v: %v", c.key.Serial, err))
 	}
 	if err != nil {
 		return d, err
@@ -117,7 +112,7 @@ func (a *Appliance) rebuilt(ctx context.Context, c countersigned, out store.Outc
 		d.Transaction = out.Decision.Transaction
 	}
 	if want.Result != out.Result || want.Reason != out.Reason || !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {
-		return d, a.seals.Report(fmt.Sprintf("the decision of serial %v is not the one that its evidence comes to", c.key.Serial))
+		return d, a.keys.Seals().Report(fmt.Sprintf("the decision of serial %v is not the one that its evidence comes to", c.key.Serial))
 	}
 	return d, nil
 }

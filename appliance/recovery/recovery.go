@@ -1,4 +1,6 @@
-package appliance
+// Package recovery makes what a lost appliance is recovered from: backups of its keys and
+// copies of its database.
+package recovery
 
 import (
 	"context"
@@ -10,9 +12,38 @@ import (
 
 	"countersign/appliance/backup"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/policy"
 )
+
+// Service makes backups. It is safe for concurrent use.
+type Service struct {
+	store    store.Store
+	keyring  *keyring.Keyring
+	keys     *keylife.Service
+	requests *requests.Service
+	now      func() time.Time
+}
+
+// Config holds what a Service needs.
+type Config struct {
+	Store    store.Store
+	Keyring  *keyring.Keyring
+	Keys     *keylife.Service
+	Requests *requests.Service
+	Now      func() time.Time
+}
+
+// New returns a service and registers the effect of [policy.KeyBackup].
+func New(c Config) *Service {
+	s := &Service{store: c.Store, keyring: c.Keyring, keys: c.Keys, requests: c.Requests, now: c.Now}
+	c.Requests.Register(policy.KeyBackup, requests.Effect{Base: s.base, Do: s.allow})
+	return s
+}
 
 // ErrUncovered: keys have no sealed copy, so that a backup would bring back less than
 // there is.
@@ -37,47 +68,46 @@ type BackUp struct {
 // for it where that takes a quorum: the error is a [*Waiting] then, and once it was
 // countersigned the same is given for an hour. Keys without a sealed copy are
 // [ErrUncovered], unless Partial says that this is known.
-func (a *Appliance) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
+func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
 	// Nobody is asked for what cannot be; and no step of a key is kept waiting for it.
-	if _, _, err := a.coverage(ctx, ask); err != nil {
+	if _, _, err := s.coverage(ctx, ask); err != nil {
 		return b, err
 	}
 	if !ask.Dry {
-		if err := a.mayBackUp(ctx, ask); err != nil {
+		if err := s.mayBackUp(ctx, ask); err != nil {
 			return b, err
 		}
 	}
-	a.keySteps.Lock()
-	defer a.keySteps.Unlock()
-	state, covered, err := a.coverage(ctx, ask)
+	defer s.keys.Pause()()
+	state, covered, err := s.coverage(ctx, ask)
 	if err != nil {
 		return b, err
 	}
 	b.Coverage = covered
-	point, err := a.point(ctx)
+	point, err := s.point(ctx)
 	if err != nil {
 		return b, fmt.Errorf("backing up keys: %w", err)
 	}
-	b.Document = backup.NewDocument(state, point, a.now())
+	b.Document = backup.NewDocument(state, point, s.now())
 	if ask.Dry {
 		return b, nil
 	}
-	if b.File, err = backup.Write(ctx, a.keys, b.Document, a.now()); err != nil {
+	if b.File, err = backup.Write(ctx, s.keyring, b.Document, s.now()); err != nil {
 		return b, err
 	}
 	b.SHA256 = sha256.Sum256(b.File)
-	rec := a.record(store.KindKeys, "backup", map[string]any{
+	rec := parties.Record(store.KindKeys, "backup", map[string]any{
 		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
 	})
-	if err := a.store.Append(ctx, rec); err != nil {
+	if err := s.store.Append(ctx, rec); err != nil {
 		return b, fmt.Errorf("backing up keys: %w", err)
 	}
 	return b, nil
 }
 
 // coverage is what the registry has, and which of its keys a backup would hold.
-func (a *Appliance) coverage(ctx context.Context, ask BackUp) (state backup.State, c backup.Coverage, err error) {
-	if state, err = backup.StateOf(ctx, a.store); err != nil {
+func (s *Service) coverage(ctx context.Context, ask BackUp) (state backup.State, c backup.Coverage, err error) {
+	if state, err = backup.StateOf(ctx, s.store); err != nil {
 		return state, c, fmt.Errorf("backing up keys: %w", err)
 	}
 	if c, err = backup.Cover(state.Keys); err != nil {
@@ -92,75 +122,39 @@ func (a *Appliance) coverage(ctx context.Context, ask BackUp) (state backup.Stat
 // grantPeriod is for how long what was countersigned may be fetched.
 const grantPeriod = time.Hour
 
-// mayBackUp is nil once enough administrators have countersigned this backup.
-func (a *Appliance) mayBackUp(ctx context.Context, b BackUp) error {
-	ask := Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": b.Partial}, Life: b.Life}
-	granted, err := a.granted(ctx, ask)
+// mayBackUp returns nil once enough administrators have countersigned this backup.
+func (s *Service) mayBackUp(ctx context.Context, b BackUp) error {
+	d := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": b.Partial}, Life: b.Life}
+	granted, err := s.requests.Executed(ctx, d, grantPeriod)
 	if err != nil || granted {
 		return err
 	}
-	c, err := a.Ask(ctx, ask)
+	c, err := s.requests.Ask(ctx, d)
 	if err == nil {
-		_, err = c.done()
+		_, err = c.Done()
 	}
 	return err
 }
 
-// granted looks for a request for the same, about the same state and so by the same
-// policy, that was executed lately, and judges it again.
-func (a *Appliance) granted(ctx context.Context, ask Ask) (bool, error) {
-	base, err := a.base(ctx, ask.Kind, ask.Parameters)
-	if err != nil {
-		return false, err
-	}
-	all, err := a.store.ListChanges(ctx, changesShown)
-	if err != nil {
-		return false, err
-	}
-	for _, row := range all {
-		r, err := change.Parse(row.Document)
-		if err != nil || r.Kind != ask.Kind || r.Base != base || row.State != store.ChangeExecuted || !a.isFresh(row, r) {
-			continue
-		}
-		err = a.askedFor(ctx, behind{
-			what: ask.Kind.String(), change: row.ID, kind: ask.Kind,
-			fits: func(p change.Parameters) bool { return p.Truth("partial") == ask.Parameters.Truth("partial") },
-		})
-		if !errors.Is(err, ErrForged) {
-			return err == nil, err
-		}
-	}
-	return false, nil
-}
-
-// isFresh: it was executed lately. Whatever its row says, that was not after it expired.
-func (a *Appliance) isFresh(row store.Change, r change.Request) bool {
-	ended := row.EndedAt
-	if last := time.Unix(int64(r.Expires), 0); ended.After(last) {
-		ended = last
-	}
-	return a.now().Before(ended.Add(grantPeriod))
-}
-
-// backupBase is which keys a backup would hold, and whether it may lack some.
-func (a *Appliance) backupBase(_ context.Context, p change.Parameters) (any, error) {
+// base returns which keys a backup would hold, and whether it may lack some.
+func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 	state := []any{p.Truth("partial")}
-	for _, k := range a.keys.Keys() {
+	for _, k := range s.keyring.Keys() {
 		state = append(state, []any{k.Name, k.Version, k.ID[:]})
 	}
 	return state, nil
 }
 
-// allowBackup does nothing: who asked fetches the backup.
-func (a *Appliance) allowBackup(context.Context, Change) (any, error) { return nil, nil }
+// allow does nothing: the administrator who asked fetches the backup.
+func (s *Service) allow(context.Context, change.ID, change.Parameters) (any, error) { return nil, nil }
 
 // point is the store's newest audit record.
-func (a *Appliance) point(ctx context.Context) (p backup.Point, err error) {
-	tally, err := a.store.Tally(ctx)
+func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
+	tally, err := s.store.Tally(ctx)
 	if err != nil || tally.Records == 0 {
 		return p, err
 	}
-	records, err := a.store.Records(ctx, tally.Records-1, 1)
+	records, err := s.store.Records(ctx, tally.Records-1, 1)
 	if err != nil || len(records) == 0 {
 		return p, err
 	}
@@ -177,20 +171,19 @@ type StoreCopy struct {
 // CopyStore copies the database while it serves. No step of a key is made meanwhile, for
 // the roots in the copy have to be those that sign it. Errors are those of
 // [store.Recovery] and of the token.
-func (a *Appliance) CopyStore(ctx context.Context) (c StoreCopy, err error) {
-	a.keySteps.Lock()
-	defer a.keySteps.Unlock()
-	if c.Copy, err = a.store.Copy(ctx); err != nil {
+func (s *Service) CopyStore(ctx context.Context) (c StoreCopy, err error) {
+	defer s.keys.Pause()()
+	if c.Copy, err = s.store.Copy(ctx); err != nil {
 		return c, err
 	}
-	if err := a.vouch(ctx, &c); err != nil {
+	if err := s.vouch(ctx, &c); err != nil {
 		_ = c.Close() // the first error counts
 		return c, err
 	}
 	return c, nil
 }
 
-func (a *Appliance) vouch(ctx context.Context, c *StoreCopy) error {
+func (s *Service) vouch(ctx context.Context, c *StoreCopy) error {
 	sum := sha256.New()
 	_, err := io.Copy(sum, c)
 	if err == nil {
@@ -201,10 +194,10 @@ func (a *Appliance) vouch(ctx context.Context, c *StoreCopy) error {
 	}
 	c.SHA256 = [32]byte(sum.Sum(nil))
 	statement := backup.Copy{SHA256: c.SHA256, Size: uint64(c.Size), Point: backup.PointOf(c.Point)}
-	if c.Statement, err = backup.Vouch(ctx, a.keys, statement, a.now()); err != nil {
+	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
 		return err
 	}
-	return a.store.Append(ctx, a.record(store.KindStore, "backup", map[string]any{
+	return s.store.Append(ctx, parties.Record(store.KindStore, "backup", map[string]any{
 		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
 	}))
 }

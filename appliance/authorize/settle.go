@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"cmp"
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
@@ -16,7 +17,7 @@ import (
 // settle decides a countersignature. A refusal here, before the transaction, spends
 // nothing. A repeat of what was answered is found by the transaction itself, or
 // looked for before a refusal.
-func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome, error) {
+func (a *Service) settle(ctx context.Context, c countersigned) (store.Outcome, error) {
 	if c.expired(a.now()) {
 		return a.refuse(ctx, c, protocol.CodeExpired)
 	}
@@ -54,7 +55,7 @@ type judged struct {
 
 // conclude commits what the evidence came to, or refuses an attempt that is
 // locked or out of turn without spending the serial.
-func (a *Appliance) conclude(ctx context.Context, c countersigned, j judged) (store.Outcome, error) {
+func (a *Service) conclude(ctx context.Context, c countersigned, j judged) (store.Outcome, error) {
 	switch code, tried := j.password.code, j.password.tried; {
 	case code == protocol.CodePassword && tried.Answered:
 		return store.Outcome{Result: protocol.ResultRetry, Reason: code, TriesLeft: tried.TriesLeft, Replayed: true}, nil
@@ -67,7 +68,7 @@ func (a *Appliance) conclude(ctx context.Context, c countersigned, j judged) (st
 		return a.refuseVerified(ctx, c, code)
 	}
 	spend, err := a.describe(ctx, c, j)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, ErrForged) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrForged) {
 		return a.refuseVerified(ctx, c, protocol.CodePolicy) // the policy of the challenge is gone
 	}
 	if err != nil {
@@ -105,8 +106,8 @@ func (c countersigned) expired(now time.Time) bool {
 // the transaction stands against it. It is made here and nowhere else, from the handle,
 // the evidence and the policy that the challenge was made under: once to be stored, and
 // again before it is signed.
-func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (store.Spend, error) {
-	rules, err := a.policyAt(ctx, c.handle.Policy)
+func (a *Service) describe(ctx context.Context, c countersigned, j judged) (store.Spend, error) {
+	rules, err := a.rules.At(ctx, c.handle.Policy)
 	if err != nil {
 		return store.Spend{}, err
 	}
@@ -132,7 +133,7 @@ func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (st
 }
 
 // spend is what every description has in common.
-func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.Decision) store.Spend {
+func (c countersigned) spend(now time.Time, rules *rules.Version, decided policy.Decision) store.Spend {
 	now = now.UTC()
 	return store.Spend{
 		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: store.NewSalt(), Now: now,
@@ -142,14 +143,14 @@ func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.
 		Decision: protocol.Decision{
 			Statement: c.statement.Hash(), Transaction: newTransaction(), Level: c.p2.Level,
 			Factors: protocol.Factors(decided.Verified()), IssuedAt: uint64(now.Unix()),
-			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: rules.wireHash(), U: c.handle.U,
+			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: rules.WireHash(), U: c.handle.U,
 		},
 	}
 }
 
 // grant asks the policy once more, for limits and lifetime; what it demands above
 // what was signed is a denial.
-func (c countersigned) grant(rules *activePolicy, s *store.Spend) {
+func (c countersigned) grant(rules *rules.Version, s *store.Spend) {
 	service := c.p1.Service
 	if c.p2.FirstService != nil {
 		service = *c.p2.FirstService
@@ -218,17 +219,17 @@ func newTransaction() (id protocol.TransactionID) {
 
 // refuse is an outcome that is not stored, unless this very M3 was answered before;
 // the failure is counted for the audit.
-func (a *Appliance) refuse(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
+func (a *Service) refuse(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
 	if out, err := a.store.Answered(ctx, c.key); !errors.Is(err, store.ErrNotFound) {
 		return out, err
 	}
-	a.failures.count(c.device.ID, code)
+	a.failures.add(c.device.ID, code, 1)
 	return store.Outcome{Result: protocol.ResultDenied, Reason: code}, nil
 }
 
 // refuseVerified refuses without spending what a client did sign: one audit record.
-func (a *Appliance) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
-	rec := c.spend(a.now(), a.policy.Load(), policy.Decision{}).Refused(code)
+func (a *Service) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
+	rec := c.spend(a.now(), a.rules.Active(), policy.Decision{}).Refused(code)
 	if err := a.store.Append(ctx, rec); err != nil {
 		return store.Outcome{}, fmt.Errorf("recording a refusal: %w", err)
 	}

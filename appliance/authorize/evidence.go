@@ -1,4 +1,4 @@
-package appliance
+package authorize
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -32,8 +33,8 @@ type issued struct {
 // examine verifies the countersignature with the enrolled key. For a client that
 // is unknown the same work is done with a key that nobody has, and the code is
 // the uniform one.
-func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, err error) {
-	e.client, err = a.client(ctx, c.p1.Client)
+func (a *Service) examine(ctx context.Context, c countersigned) (e examined, err error) {
+	e.client, err = a.parties.Client(ctx, c.p1.Client)
 	known := !errors.Is(err, store.ErrNotFound)
 	if err != nil && known {
 		return e, err
@@ -51,17 +52,13 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, e
 	if c.p3.Verdict == protocol.Approve {
 		e.evidence.Choice = policy.Approve
 	}
-	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, RoleUV)
+	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, parties.RoleUV)
 	e.evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
-	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, ErrForged) {
+	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, store.ErrForged) {
 		e.code, err = protocol.CodeRefused, nil
 	}
 	return e, err
 }
-
-// RoleUV marks a client whose UV key counts as a factor: policy accepted its
-// attestation at enrolment. The client's seal covers its roles.
-const RoleUV = "uv"
 
 // decoyKey is a point whose private key nobody has: its x coordinate is the first
 // on the curve that follows SHA-256("countersign decoy").
@@ -92,8 +89,8 @@ func signingKey(client store.Client, slot uint64) protocol.PublicKey {
 
 // strict is what a strict device verifies by itself: one countersignature, or two with a
 // second approver. It is looked at before anything is decided, and an error that wraps
-// [ErrForged] is of a client whose record or certificate is nobody's.
-func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Client) ([]issued, error) {
+// [store.ErrForged] is of a client whose record or certificate is nobody's.
+func (a *Service) strict(ctx context.Context, c countersigned, client store.Client) ([]issued, error) {
 	if !c.p2.Factors.Has(protocol.FactorStrict) {
 		return nil, nil
 	}
@@ -102,9 +99,9 @@ func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Cl
 	if err != nil || first == nil {
 		return []issued{own}, err
 	}
-	other, err := a.client(ctx, first.Client)
+	other, err := a.parties.Client(ctx, first.Client)
 	if errors.Is(err, store.ErrNotFound) {
-		err = fmt.Errorf("first client %s: %w", first.Client, ErrForged)
+		err = fmt.Errorf("first client %s: %w", first.Client, store.ErrForged)
 	}
 	if err != nil {
 		return nil, err
@@ -118,14 +115,14 @@ func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Cl
 // epoch of client-ca has signed for these very keys is reported, and never made good by a
 // new one: the keys may be anybody's. One by an epoch that was compromised says nothing,
 // for anybody may have signed it. Then the record itself has to do, whose seal fits.
-func (a *Appliance) issuedTo(client store.Client, e protocol.Evidence) (issued, error) {
+func (a *Service) issuedTo(client store.Client, e protocol.Evidence) (issued, error) {
 	i := issued{Evidence: e, keys: protocol.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}}
 	cert, err := a.keys.ReadClientCert(client.Cert, a.now())
 	if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {
 		err = errors.New("it names another client or other keys")
 	}
 	if err != nil {
-		return i, a.seals.Report(fmt.Sprintf("certificate of client %s: %v", client.ID, err))
+		return i, a.keys.Seals().Report(fmt.Sprintf("certificate of client %s: %v", client.ID, err))
 	}
 	i.ClientCert, i.held = client.Cert, cert.Held && cert.SameParty(i.keys)
 	return i, nil
@@ -134,7 +131,7 @@ func (a *Appliance) issuedTo(client store.Client, e protocol.Evidence) (issued, 
 // strictEvidence is what a strict device gets. A certificate whose epoch of client-ca is
 // no longer given to devices, because the root was replaced or the epoch retired, is
 // signed anew by the epoch in use, for the same keys.
-func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
+func (a *Service) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
 	var all []protocol.Evidence
 	for _, i := range c.seen.strict {
 		if !i.held {
@@ -157,7 +154,7 @@ type verdict struct {
 
 // checkPassword counts the attempt, durably, and only then lets the token check
 // it: a crash, a race or a lost answer never gives a guess back.
-func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
+func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
 	tried, err := a.store.Try(ctx, store.Attempt{AnswerKey: c.key, Device: c.device.ID, Now: a.now().UTC()})
 	if err != nil {
 		return verdict{}, fmt.Errorf("counting a password attempt: %w", err)
@@ -173,7 +170,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict
 }
 
 // proofIsRight recomputes the proof inside the token.
-func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
+func (a *Service) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
 	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: protocol.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
@@ -188,26 +185,10 @@ func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, er
 
 // wrong answers a wrong password that leaves more tries: result 2, stored, so that
 // the same M3 is answered the same.
-func (a *Appliance) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
-	spend := c.spend(a.now(), a.policy.Load(), policy.Decision{})
+func (a *Service) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
+	spend := c.spend(a.now(), a.rules.Active(), policy.Decision{})
 	if err := a.store.Wrong(ctx, c.key, left, spend.Refused(protocol.CodePassword)); err != nil {
 		return store.Outcome{}, fmt.Errorf("storing a wrong password: %w", err)
 	}
 	return store.Outcome{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: left}, nil
-}
-
-// importVerifier takes the password of an enrolment into the token's custody.
-func (a *Appliance) importVerifier(ctx context.Context, req protocol.EnrolRequest) ([]byte, error) {
-	p := req.Password
-	ephemeral, err := p.Ephemeral.ECDH()
-	if err != nil {
-		return nil, fmt.Errorf("password.ephemeral: %w", err)
-	}
-	wrapped, err := a.keys.ImportVerifier(ctx, keyring.VerifierImport{
-		Ephemeral: ephemeral, Point: p.Ephemeral, SigningKey: req.SigningKey, Wrapped: p.Wrapped[:],
-	}, a.now())
-	if errors.Is(err, hsm.ErrInput) {
-		return nil, fmt.Errorf("password.wrapped does not unwrap: %w", protocol.CodeFormat)
-	}
-	return wrapped, err
 }

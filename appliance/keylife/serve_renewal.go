@@ -1,4 +1,4 @@
-package appliance
+package keylife
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -47,32 +48,32 @@ func (r *renewals) set(change func(*Renewal)) {
 }
 
 // Renewal is the state of the background work.
-func (a *Appliance) Renewal() Renewal {
-	a.renewals.mu.Lock()
-	defer a.renewals.mu.Unlock()
-	return a.renewals.state
+func (k *Service) Renewal() Renewal {
+	k.renewals.mu.Lock()
+	defer k.renewals.mu.Unlock()
+	return k.renewals.state
 }
 
 // renewalPause is between rounds that failed.
 const renewalPause = time.Minute
 
-// runRenewals works through the records at the start and whenever it is asked, until
+// Renew works through the records at the start and whenever it is asked, until
 // ctx ends.
-func (a *Appliance) runRenewals(ctx context.Context) {
+func (k *Service) Renew(ctx context.Context) {
 	for ctx.Err() == nil {
 		var again <-chan time.Time
-		switch err := a.renewAll(ctx); {
+		switch err := k.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
 		case stays(err): // which no second try helps
-			a.log.Warn("some records stay under an earlier key", "left", a.Renewal().Left, "error", err)
+			k.log.Warn("some records stay under an earlier key", "left", k.Renewal().Left, "error", err)
 		default:
-			a.log.Error("not all records could be brought to the keys in use", "error", err)
+			k.log.Error("not all records could be brought to the keys in use", "error", err)
 			again = time.After(renewalPause)
 		}
 		select {
 		case <-ctx.Done():
 		case <-again:
-		case <-a.renewals.asked:
+		case <-k.renewals.asked:
 		}
 	}
 }
@@ -90,9 +91,9 @@ const resealBatch = 500
 
 // renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
 // wrong.
-func (a *Appliance) renewAll(ctx context.Context) error {
-	err := a.renewRound(ctx)
-	a.renewals.set(func(r *Renewal) {
+func (k *Service) renewAll(ctx context.Context) error {
+	err := k.renewRound(ctx)
+	k.renewals.set(func(r *Renewal) {
 		switch r.Running = false; {
 		case err != nil:
 			r.Problem = err.Error()
@@ -103,40 +104,40 @@ func (a *Appliance) renewAll(ctx context.Context) error {
 	return err
 }
 
-func (a *Appliance) renewRound(ctx context.Context) error {
-	total, under, err := a.store.Under(ctx, a.seals.InForce())
+func (k *Service) renewRound(ctx context.Context) error {
+	total, under, err := k.store.Under(ctx, k.seals.InForce())
 	if err != nil {
 		return err
 	}
-	clients, err := a.withVerifiers(ctx)
+	clients, err := k.withVerifiers(ctx)
 	if err != nil {
 		return err
 	}
-	a.renewals.set(func(r *Renewal) {
+	k.renewals.set(func(r *Renewal) {
 		*r = Renewal{Total: int(total) + len(clients), Left: int(total-under) + len(clients), Running: true}
 	})
-	if !a.keys.OneOf(keyring.MAC) {
-		err = a.resealAll(ctx)
+	if !k.keys.OneOf(keyring.MAC) {
+		err = k.resealAll(ctx)
 	}
 	if err == nil {
-		err = a.rewrapAll(ctx, clients)
+		err = k.rewrapAll(ctx, clients)
 	}
 	return err
 }
 
 // withVerifiers are the clients whose verifiers may be under another wrap key.
-func (a *Appliance) withVerifiers(ctx context.Context) ([]store.Client, error) {
-	if a.keys.OneOf(keyring.Wrap) {
+func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
+	if k.keys.OneOf(keyring.Wrap) {
 		return nil, nil
 	}
-	all, err := a.store.ListClients(ctx)
+	all, err := k.store.ListClients(ctx)
 	return slices.DeleteFunc(all, func(c store.Client) bool { return c.Verifier == nil }), err
 }
 
 // resealAll brings the seals of all records in force to the mac key in use, in batches
 // with one audit record each. What does not fit its seal stays as it is.
-func (a *Appliance) resealAll(ctx context.Context) error {
-	version := a.seals.InForce()
+func (k *Service) resealAll(ctx context.Context) error {
+	version := k.seals.InForce()
 	rec := func(n int) store.Record {
 		return store.NewRecord(store.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
 	}
@@ -147,22 +148,22 @@ func (a *Appliance) resealAll(ctx context.Context) error {
 		}
 		var n int
 		var err error
-		if at, n, done, err = a.store.Reseal(ctx, at, resealBatch, rec); err != nil {
+		if at, n, done, err = k.store.Reseal(ctx, at, resealBatch, rec); err != nil {
 			return fmt.Errorf("sealing records anew: %w", err)
 		}
-		a.renewals.set(func(r *Renewal) { r.Left = max(r.Left-n, 0) })
+		k.renewals.set(func(r *Renewal) { r.Left = max(r.Left-n, 0) })
 	}
 	return nil
 }
 
 // rewrapAll brings verifiers to the wrap key in use.
-func (a *Appliance) rewrapAll(ctx context.Context, clients []store.Client) error {
+func (k *Service) rewrapAll(ctx context.Context, clients []store.Client) error {
 	var problems []error
 	var stuck error
 	for _, c := range clients {
-		switch err := a.rewrap(ctx, c.ID); {
+		switch err := k.rewrap(ctx, c.ID); {
 		case err == nil:
-			a.renewals.set(func(r *Renewal) { r.Left = max(r.Left-1, 0) })
+			k.renewals.set(func(r *Renewal) { r.Left = max(r.Left-1, 0) })
 		case stays(err):
 			stuck = err
 		default:
@@ -179,14 +180,13 @@ func (a *Appliance) rewrapAll(ctx context.Context, clients []store.Client) error
 }
 
 // rewrap brings one verifier to the wrap key in use.
-func (a *Appliance) rewrap(ctx context.Context, id protocol.ClientID) error {
-	var err error
-	for range casTries {
-		var c store.Client
-		if c, err = a.store.Client(ctx, id); err != nil {
+func (k *Service) rewrap(ctx context.Context, id protocol.ClientID) error {
+	return parties.Retry(func() error {
+		c, err := k.store.Client(ctx, id)
+		if err != nil {
 			return err
 		}
-		wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
+		wrapped, err := k.keys.Rewrap(ctx, c.Verifier, k.now())
 		if err != nil {
 			return fmt.Errorf("verifier of client %s: %w", c.ID, err)
 		}
@@ -195,9 +195,6 @@ func (a *Appliance) rewrap(ctx context.Context, id protocol.ClientID) error {
 		}
 		c.Verifier, c.Version = wrapped, c.Version+1
 		fields := map[string]any{"event": "renewed", "version": c.Version}
-		if err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
-			return err
-		}
-	}
-	return err
+		return k.store.UpdateClient(ctx, c, parties.Record(store.KindClients, c.Name, fields))
+	})
 }
