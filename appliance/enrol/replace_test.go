@@ -1,4 +1,4 @@
-package appliance_test
+package enrol_test
 
 import (
 	"crypto/x509"
@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"countersign/appliance/appliancetest"
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
 
-func (b *bench) replace(i enrol.Invite) protocol.ActivationCode {
+func replace(b *appliancetest.Bench, i enrol.Invite) protocol.ActivationCode {
 	b.Helper()
 	i.Replace = true
 	code, _, err := b.Enrol.Invite(b.Context(), i)
@@ -25,45 +26,45 @@ func (b *bench) replace(i enrol.Invite) protocol.ActivationCode {
 }
 
 func TestLostPhone(t *testing.T) {
-	b := newBench(t)
-	lost, found := b.enrol("alice"), b.stranger()
-	begun := lost.challenge(door, nil)
-	withdrawn := b.replace(enrol.Invite{Kind: store.KindClient, Name: "alice"})
-	if a := begun.must(begun.m3(protocol.Approve)); a.p4.Reason != protocol.CodeRefused {
-		t.Errorf("the lost phone: code %d, want 4", a.p4.Reason)
+	b := appliancetest.New(t)
+	lost, found := b.EnrolPhone("alice"), b.Stranger()
+	begun := lost.Challenge(appliancetest.Door, nil)
+	withdrawn := replace(b, enrol.Invite{Kind: store.KindClient, Name: "alice"})
+	if a := begun.Must(begun.M3(protocol.Approve)); a.P4.Reason != protocol.CodeRefused {
+		t.Errorf("the lost phone: code %d, want 4", a.P4.Reason)
 	}
-	if _, err := b.Enrol.Client(b.Context(), lost.request(withdrawn)); !errors.Is(err, enrol.ErrTaken) {
+	if _, err := b.Enrol.Client(b.Context(), lost.Request(withdrawn)); !errors.Is(err, enrol.ErrTaken) {
 		t.Errorf("the lost phone's key again: %v, want taken", err)
 	}
 	// The first code went astray too.
-	code := b.replace(enrol.Invite{Kind: store.KindClient, Name: "alice", Roles: []string{"guest"}})
-	if _, err := b.Enrol.Client(b.Context(), b.stranger().request(withdrawn)); !errors.Is(err, protocol.CodeRefused) {
+	code := replace(b, enrol.Invite{Kind: store.KindClient, Name: "alice", Roles: []string{"guest"}})
+	if _, err := b.Enrol.Client(b.Context(), b.Stranger().Request(withdrawn)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("withdrawn code: %v, want code 4", err)
 	}
-	found.name = "alice"
-	if _, err := b.Enrol.Client(b.Context(), found.request(code)); err != nil {
+	found.Name = "alice"
+	if _, err := b.Enrol.Client(b.Context(), found.Request(code)); err != nil {
 		t.Fatal(err)
 	}
-	s := found.challenge(door, nil)
-	if a := s.must(s.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
-		t.Errorf("the new phone: %s, code %d", a.p4.Result, a.p4.Reason)
+	s := found.Challenge(appliancetest.Door, nil)
+	if a := s.Must(s.M3(protocol.Approve)); a.P4.Result != protocol.ResultApproved {
+		t.Errorf("the new phone: %s, code %d", a.P4.Result, a.P4.Reason)
 	}
-	s = lost.challenge(door, nil)
-	if a := s.must(s.m3(protocol.Approve)); a.p4.Reason != protocol.CodeRefused {
-		t.Errorf("the lost phone afterwards: code %d, want 4", a.p4.Reason)
+	s = lost.Challenge(appliancetest.Door, nil)
+	if a := s.Must(s.M3(protocol.Approve)); a.P4.Reason != protocol.CodeRefused {
+		t.Errorf("the lost phone afterwards: code %d, want 4", a.P4.Reason)
 	}
 	checkNames(t, b, found, lost)
 }
 
 // checkNames requires that the new phone has the name, and that the lost one stays
 // revoked under another.
-func checkNames(t *testing.T, b *bench, found, lost *phone) {
+func checkNames(t *testing.T, b *appliancetest.Bench, found, lost *appliancetest.Phone) {
 	t.Helper()
-	if c, err := b.Parties.ClientNamed(t.Context(), "alice"); err != nil || c.ID != found.id || c.Version != 1 || c.Status != store.Active {
+	if c, err := b.Parties.ClientNamed(t.Context(), "alice"); err != nil || c.ID != found.ID || c.Version != 1 || c.Status != store.Active {
 		t.Errorf("alice is %+v, %v", c, err)
 	}
-	retired := "alice~" + lost.id.String()[:8]
-	if c, err := b.Parties.ClientNamed(t.Context(), retired); err != nil || c.ID != lost.id || c.Status != store.Revoked {
+	retired := "alice~" + lost.ID.String()[:8]
+	if c, err := b.Parties.ClientNamed(t.Context(), retired); err != nil || c.ID != lost.ID || c.Status != store.Revoked {
 		t.Errorf("%s is %+v, %v", retired, c, err)
 	}
 	if _, err := b.Parties.SetClientStatus(t.Context(), retired, store.Active); !errors.Is(err, parties.ErrFinal) {
@@ -72,8 +73,8 @@ func checkNames(t *testing.T, b *bench, found, lost *phone) {
 }
 
 func TestReplaceRefused(t *testing.T) {
-	b := newBench(t)
-	b.enrol("alice")
+	b := appliancetest.New(t)
+	b.EnrolPhone("alice")
 	for name, i := range map[string]enrol.Invite{
 		"without replace": {Kind: store.KindClient, Name: "alice"},
 		"bad role":        {Kind: store.KindClient, Name: "alice", Roles: []string{"No Role"}, Replace: true},
@@ -86,13 +87,13 @@ func TestReplaceRefused(t *testing.T) {
 	if c, err := b.Parties.ClientNamed(t.Context(), "alice"); err != nil || c.Status != store.Active {
 		t.Errorf("after invitations that were refused alice is %s, %v", c.Status, err)
 	}
-	b.replace(enrol.Invite{Kind: store.KindClient, Name: "nobody"}) // nobody to revoke
+	replace(b, enrol.Invite{Kind: store.KindClient, Name: "nobody"}) // nobody to revoke
 }
 
 // certificate enrols a device and returns its certificate.
-func (b *bench) certificate(code protocol.ActivationCode) *x509.Certificate {
+func certificate(b *appliancetest.Bench, code protocol.ActivationCode) *x509.Certificate {
 	b.Helper()
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: newCSR(b.T)})
+	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: appliancetest.NewCSR(b.T)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -115,18 +116,18 @@ func (b *bench) certificate(code protocol.ActivationCode) *x509.Certificate {
 // The certificate of the stolen device has not expired and names the same SPIFFE
 // ID as that of the new one.
 func TestStolenDevice(t *testing.T) {
-	b := newBench(t)
-	stolen := b.certificate(b.invite(store.KindDevice, "till"))
+	b := appliancetest.New(t)
+	stolen := certificate(b, b.Code(store.KindDevice, "till"))
 	first, err := b.Parties.DeviceOf(t.Context(), stolen)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.clock.advance(time.Minute)
-	code := b.replace(enrol.Invite{Kind: store.KindDevice, Name: "till", Display: "New till", Floor: 2})
+	b.Clock.Advance(time.Minute)
+	code := replace(b, enrol.Invite{Kind: store.KindDevice, Name: "till", Display: "New till", Floor: 2})
 	if _, err := b.Parties.DeviceOf(t.Context(), stolen); !errors.Is(err, protocol.CodeDevice) {
 		t.Errorf("stolen device: %v, want code 15", err)
 	}
-	fresh := b.certificate(code)
+	fresh := certificate(b, code)
 	second, err := b.Parties.DeviceOf(t.Context(), fresh)
 	if err != nil {
 		t.Fatal(err)

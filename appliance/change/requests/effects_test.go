@@ -1,4 +1,4 @@
-package appliance_test
+package requests_test
 
 import (
 	"context"
@@ -6,9 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/hashicorp/go-hclog"
-
-	"countersign/appliance"
+	"countersign/appliance/appliancetest"
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/parties"
@@ -38,44 +36,32 @@ func (k *counting) effect() requests.Effect {
 	}
 }
 
-func (b *board) with(k *counting) {
-	b.Helper()
-	a, err := appliance.New(b.Context(), appliance.Config{
-		Store: b.store, Keys: b.keys, Logger: hclog.NewNullLogger(), Now: b.clock.Now,
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	a.Requests.Register(policy.KeyRestore, k.effect())
-	b.Appliance = a
-}
-
 // TestEffectElsewhere: what fails for good is ended, what fails because the token is
 // away is not.
 func TestEffectElsewhere(t *testing.T) {
-	b := newBoard(t, "[quorum]\n\"key.restore\" = 2\n")
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 2\n")
 	ask := change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
 	if _, err := b.Requests.Ask(t.Context(), ask); !errors.Is(err, parties.ErrInput) {
 		t.Fatalf("an appliance without that effect: %v", err)
 	}
 	k := &counting{err: hsm.ErrInput}
-	b.with(k)
-	c := b.waits(ask)
-	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
+	b.Requests.Register(policy.KeyRestore, k.effect())
+	c := b.Waits(ask)
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("failing for good: %v", err)
 	}
 	if c, err := b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeFailed || c.Reason == "" {
 		t.Errorf("%s, %q: %v", c.State, c.Reason, err)
 	}
 	k.err = hsm.ErrUnavailable
-	c = b.waits(ask)
-	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
+	c = b.Waits(ask)
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("token away: %v", err)
 	}
 	if c, err := b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeTaken {
 		t.Errorf("%s: %v", c.State, err)
 	}
-	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.bob.sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Bob.Sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
 		t.Errorf("signed while taken: %v", err)
 	}
 	if _, err := b.Requests.Withdraw(t.Context(), c.Hash.ID()); !errors.Is(err, requests.ErrOver) {
@@ -86,16 +72,16 @@ func TestEffectElsewhere(t *testing.T) {
 // TestRacingSigners: three administrators sign at once, many times each; the change is
 // made once.
 func TestRacingSigners(t *testing.T) {
-	b := newBoard(t, "[quorum]\n\"key.restore\" = 3\n")
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 3\n")
 	k := &counting{}
-	b.with(k)
+	b.Requests.Register(policy.KeyRestore, k.effect())
 	c, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var racing sync.WaitGroup
 	for range 8 {
-		for _, raw := range [][]byte{b.ann.sign(t, c.Hash), b.bob.sign(t, c.Hash), b.cat.sign(t, c.Hash), nil} {
+		for _, raw := range [][]byte{b.Ann.Sign(t, c.Hash), b.Bob.Sign(t, c.Hash), b.Cat.Sign(t, c.Hash), nil} {
 			racing.Go(func() {
 				_, err := b.Requests.Sign(t.Context(), c.Hash.ID(), raw)
 				if err != nil && !errors.Is(err, requests.ErrOver) {
