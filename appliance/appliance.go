@@ -18,7 +18,8 @@ import (
 	"countersign/appliance/change/requests"
 	"countersign/appliance/enrol"
 	"countersign/appliance/keylife"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/recovery"
 	"countersign/appliance/rules"
@@ -30,9 +31,9 @@ import (
 // Config holds what an appliance is made of.
 type Config struct {
 	Store    store.Store
-	Keys     *keyring.Keyring // New takes over the alarm of its seals
+	Keys     *keyuse.Keys     // New takes over the alarm of its seals
 	Token    string           // label of the token, for the rows of keys that are made on it
-	Schedule keyring.Schedule // when keys are due for rotation
+	Schedule keyplan.Schedule // when keys are due for rotation
 	Logger   hclog.Logger
 	Metrics  prometheus.Registerer // nil: not registered anywhere
 	Attest   enrol.Attest          // nil: attestations are of format "unverified"
@@ -54,7 +55,7 @@ type Appliance struct {
 	Recovery  *recovery.Service
 
 	store   store.Store
-	keyring *keyring.Keyring
+	keyring *keyuse.Keys
 	seals   *store.Seals
 	now     func() time.Time
 	alarm   *alarm

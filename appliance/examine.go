@@ -59,7 +59,7 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 	var digest [sha256.Size]byte
 	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
 	start := time.Now()
-	_, f.Err = a.keyring.Signer(key).SignDigest(ctx, digest[:])
+	_, f.Err = a.keyuse.Signer(key).SignDigest(ctx, digest[:])
 	return f.slow(time.Since(start), slowSign)
 }
 

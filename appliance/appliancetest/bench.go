@@ -22,12 +22,16 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/enrol"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
+	protocolenrol "countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // Clock is a clock that a test sets.
@@ -57,11 +61,11 @@ type Bench struct {
 	Store   store.Store
 	Path    string // of the database
 	Token   *memory.Token
-	Keyring *keyring.Keyring
+	Keyring *keyuse.Keys
 	Seals   *store.Seals
 	Clock   *Clock
 	Gate    store.Device
-	Trust   protocol.Trust
+	Trust   trust.State
 }
 
 // template is an appliance as its database file and its token. The first bench of a process
@@ -135,19 +139,19 @@ func found(t *testing.T) *Bench {
 	b := newBench(t, memory.New())
 	s := openStore(t, b.Path)
 	b.Store = s
-	trust, err := keyring.Ceremony(ctx, b.Token, "test.example", b.Clock.Now())
+	pinned, err := keylife.Ceremony(ctx, b.Token, "test.example", b.Clock.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.Clock.Now()}
-	err = errors.Join(keyring.SealKeys(ctx, b.Token, trust.Keys, b.Seals), s.Unseal(ctx, b.Seals, nil))
+	pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.Clock.Now()}
+	err = errors.Join(keyuse.SealKeys(ctx, b.Token, pinned.Keys, b.Seals), s.Unseal(ctx, b.Seals, nil))
 	if err == nil {
-		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
+		err = s.AddTrust(ctx, pinned, store.NewRecord(store.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.Load(protocol.PublicKey(trust.Keys[0].Public))
+	b.Load(protocol.PublicKey(pinned.Keys[0].Public))
 	b.EnrolDevice("gate")
 	return b
 }
@@ -161,7 +165,7 @@ func (m template) open(t *testing.T) *Bench {
 	}
 	s := openStore(t, b.Path)
 	b.Store = s
-	if err := keyring.Unseal(t.Context(), b.Token, s, b.Seals, keyring.Pins{Root: m.root}); err != nil {
+	if err := keyuse.Unseal(t.Context(), b.Token, s, b.Seals, keyuse.Pins{Root: m.root}); err != nil {
 		t.Fatal(err)
 	}
 	b.Load(m.root)
@@ -176,7 +180,7 @@ func (m template) open(t *testing.T) *Bench {
 func (b *Bench) Load(root protocol.PublicKey) {
 	b.Helper()
 	var err error
-	if b.Keyring, err = keyring.Load(b.Context(), b.Token, b.Store, keyring.Pins{Root: root}); err != nil {
+	if b.Keyring, err = keyuse.Load(b.Context(), b.Token, b.Store, keyuse.Pins{Root: root}); err != nil {
 		b.Fatal(err)
 	}
 	b.Restart()
@@ -237,7 +241,7 @@ func (b *Bench) AddPolicy(version uint64, doc []byte) {
 }
 
 // Code invites a party and returns its activation code.
-func (b *Bench) Code(kind store.Kind, name string) protocol.ActivationCode {
+func (b *Bench) Code(kind store.Kind, name string) protocolenrol.ActivationCode {
 	b.Helper()
 	code, _, err := b.Enrol.Invite(b.Context(), enrol.Invite{Kind: kind, Name: name})
 	if err != nil {
@@ -249,7 +253,7 @@ func (b *Bench) Code(kind store.Kind, name string) protocol.ActivationCode {
 // EnrolDevice invites and enrols a device.
 func (b *Bench) EnrolDevice(name string) store.Device {
 	b.Helper()
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: b.Code(store.KindDevice, name), CSR: NewCSR(b.T)})
+	body, err := json.Marshal(protocolenrol.DeviceRequest{ActivationCode: b.Code(store.KindDevice, name), CSR: NewCSR(b.T)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -298,18 +302,18 @@ func (b *Bench) LastRecord() store.Record {
 }
 
 // Step takes a step of a key that must be possible.
-func (b *Bench) Step(verb keyring.Verb, ref string) {
+func (b *Bench) Step(verb keyplan.Verb, ref string) {
 	b.Helper()
-	if _, err := b.TryStep(keyring.Step{Verb: verb}, ref); err != nil {
+	if _, err := b.TryStep(keyplan.Step{Verb: verb}, ref); err != nil {
 		b.Fatal(err)
 	}
 }
 
 // TryStep takes a step of a key, such as "mac@2".
-func (b *Bench) TryStep(s keyring.Step, ref string) ([]keyring.View, error) {
+func (b *Bench) TryStep(s keyplan.Step, ref string) ([]keyplan.View, error) {
 	b.Helper()
 	var err error
-	if s.Name, s.Version, err = keyring.ParseRef(ref); err != nil {
+	if s.Name, s.Version, err = keyplan.ParseRef(ref); err != nil {
 		b.Fatal(err)
 	}
 	return b.Keys.Take(b.Context(), s)

@@ -99,8 +99,8 @@ func (b *Board) Executes(ask change.Draft) requests.Change {
 func (b *Board) Waits(ask change.Draft) requests.Change {
 	b.Helper()
 	c, err := b.Requests.Ask(b.Context(), ask)
-	if err != nil || c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
-		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Decision.MissingAdministrators(), err)
+	if err != nil || c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Ruling.MissingAdministrators(), err)
 	}
 	return c
 }

@@ -13,7 +13,13 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/deviceapi"
+	protocolenrol "countersign/protocol/enrol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // Services of the default policy.
@@ -27,7 +33,7 @@ const (
 func EUR(minor uint64) *protocol.Amount { return &protocol.Amount{Minor: minor, Currency: "EUR"} }
 
 // WrongProof is the proof of a wrong password.
-var WrongProof = make([]byte, protocol.ProofSize)
+var WrongProof = make([]byte, message.ProofSize)
 
 // Phone is the client's side, from the protocol package alone.
 type Phone struct {
@@ -116,9 +122,9 @@ func (b *Bench) EnrolAs(name string, p *Phone, roles ...string) *Phone {
 }
 
 // Request returns the phone's enrolment request.
-func (p *Phone) Request(code protocol.ActivationCode) []byte {
+func (p *Phone) Request(code protocolenrol.ActivationCode) []byte {
 	p.b.Helper()
-	req := protocol.EnrolRequest{ActivationCode: code, SigningKey: p.Key.Point()}
+	req := protocolenrol.Request{ActivationCode: code, SigningKey: p.Key.Point()}
 	var uv protocol.DigestSigner
 	if p.UV != nil {
 		point := p.UV.Point()
@@ -130,7 +136,7 @@ func (p *Phone) Request(code protocol.ActivationCode) []byte {
 	if p.Verifier != nil {
 		req.Password = p.password()
 	}
-	req, err := protocol.SignEnrol(p.b.Context(), req, p.Key, uv)
+	req, err := protocolenrol.Sign(p.b.Context(), req, p.Key, uv)
 	if err != nil {
 		p.b.Fatal(err)
 	}
@@ -142,7 +148,7 @@ func (p *Phone) Request(code protocol.ActivationCode) []byte {
 }
 
 // password wraps the phone's verifier for the appliance's enrol key.
-func (p *Phone) password() *protocol.PasswordEnrolment {
+func (p *Phone) password() *protocolenrol.Password {
 	p.b.Helper()
 	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
@@ -152,44 +158,44 @@ func (p *Phone) password() *protocol.PasswordEnrolment {
 	if err != nil {
 		p.b.Fatal(err)
 	}
-	enrol, _ := p.b.Trust.Key(protocol.UseEnrol)
-	wrapped, err := password.Wrap(*p.Verifier, ephemeral, protocol.PasswordImport{
+	enrol, _ := p.b.Trust.Key(trust.UseEnrol)
+	wrapped, err := password.Wrap(*p.Verifier, ephemeral, derive.PasswordImport{
 		Root: p.b.Trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: p.Key.Point(),
 	})
 	if err != nil {
 		p.b.Fatal(err)
 	}
 	d := password.Default
-	return &protocol.PasswordEnrolment{
+	return &protocolenrol.Password{
 		MemoryKiB: d.MemoryKiB, Iterations: d.Iterations, Parallelism: uint8(d.Parallelism), Ephemeral: point, Wrapped: [40]byte(wrapped),
 	}
 }
 
 // P1 returns the phone's next application.
-func (p *Phone) P1(service protocol.Service) protocol.P1 {
+func (p *Phone) P1(service protocol.Service) message.P1 {
 	p.Counter++
 	var random [8]byte
 	_, _ = rand.Read(random[:])
-	return protocol.P1{Client: p.ID, Serial: protocol.NewSerial(p.Counter, random), Service: service, Level: 1}
+	return message.P1{Client: p.ID, Serial: protocol.NewSerial(p.Counter, random), Service: service, Level: 1}
 }
 
 // Apply runs the first round trip.
-func (p *Phone) Apply(p1 protocol.P1, order protocol.Order) (*Session, error) {
+func (p *Phone) Apply(p1 message.P1, order deviceapi.Order) (*Session, error) {
 	p.b.Helper()
-	return p.ApplyWith(p1, protocol.ApplyRequest{Order: order, Link: protocol.LinkWire})
+	return p.ApplyWith(p1, deviceapi.ApplyRequest{Order: order, Link: deviceapi.LinkWire})
 }
 
 // ApplyWith is Apply with the rest of what the device sends.
-func (p *Phone) ApplyWith(p1 protocol.P1, req protocol.ApplyRequest) (*Session, error) {
+func (p *Phone) ApplyWith(p1 message.P1, req deviceapi.ApplyRequest) (*Session, error) {
 	p.b.Helper()
-	kem, ok := p.b.Trust.Key(protocol.UseKEM)
+	kem, ok := p.b.Trust.Key(trust.UseKEM)
 	if !ok {
 		p.b.Fatal("no kem key")
 	}
 	s := &Session{p: p, P1: p1}
 	_, _ = rand.Read(s.Nonce[:])
 	var err error
-	if s.M1, s.es, err = protocol.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
+	if s.M1, s.es, err = message.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	req.M1, req.Nonce = s.M1, s.Nonce
@@ -204,10 +210,10 @@ func (p *Phone) ApplyWith(p1 protocol.P1, req protocol.ApplyRequest) (*Session, 
 // SealOnly returns a session with an M1 that is not sent.
 func (p *Phone) SealOnly() *Session {
 	p.b.Helper()
-	kem, _ := p.b.Trust.Key(protocol.UseKEM)
+	kem, _ := p.b.Trust.Key(trust.UseKEM)
 	s := &Session{p: p, P1: p.P1(Door)}
 	var err error
-	if s.M1, s.es, err = protocol.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, s.P1.Marshal()); err != nil {
+	if s.M1, s.es, err = message.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, s.P1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	return s
@@ -216,38 +222,38 @@ func (p *Phone) SealOnly() *Session {
 // Session is one authorization as the phone sees it.
 type Session struct {
 	p         *Phone
-	P1        protocol.P1
+	P1        message.P1
 	M1        []byte
-	Channel   protocol.Channel
-	es        protocol.Secret
+	Channel   message.Channel
+	es        message.Secret
 	Nonce     protocol.Nonce
-	Res       protocol.ApplyResponse
-	P2        protocol.P2
-	Statement protocol.Statement
+	Res       deviceapi.ApplyResponse
+	P2        message.P2
+	Statement message.Statement
 }
 
 func (s *Session) open() {
 	t := s.p.b
 	t.Helper()
-	chal, err := protocol.ChallengeOf(s.Res.M2)
+	chal, err := message.ChallengeOf(s.Res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Channel = protocol.NewChannel(s.es, s.M1, chal)
+	s.Channel = message.NewChannel(s.es, s.M1, chal)
 	raw, err := s.Channel.OpenM2(s.Res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.P2, err = protocol.ParseP2(raw); err != nil {
+	if s.P2, err = message.ParseP2(raw); err != nil {
 		t.Fatal(err)
 	}
-	s.Statement = protocol.NewStatement(t.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
+	s.Statement = message.NewStatement(t.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
 }
 
 // Challenge is Apply for an order of this one service, which must be granted.
 func (p *Phone) Challenge(service protocol.Service, amount *protocol.Amount) *Session {
 	p.b.Helper()
-	s, err := p.Apply(p.P1(service), protocol.Order{Services: []protocol.Service{service}, Amount: amount})
+	s, err := p.Apply(p.P1(service), deviceapi.Order{Services: []protocol.Service{service}, Amount: amount})
 	if err != nil {
 		p.b.Fatal(err)
 	}
@@ -260,18 +266,18 @@ func (p *Phone) Challenge(service protocol.Service, amount *protocol.Amount) *Se
 // m3 is the phone's Answer.
 func (s *Session) M3(v protocol.Verdict) []byte {
 	s.p.b.Helper()
-	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
-	sig, err := protocol.Countersign(s.p.b.Context(), s.p.Key, s.Statement, approval)
+	approval := message.Approval{Verdict: v, Slot: protocol.SlotSigning}
+	sig, err := message.Countersign(s.p.b.Context(), s.p.Key, s.Statement, approval)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	return s.Channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+	return s.Channel.SealM3(0, message.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
 }
 
 // With returns an M3 with this attempt and proof; nil is the proof of the right password.
 func (s *Session) With(attempt uint8, proof []byte) []byte {
 	s.p.b.Helper()
-	approval := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: proof}
+	approval := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: proof}
 	var signer protocol.DigestSigner = s.p.Key
 	if s.P2.Factors.Has(protocol.FactorUV) {
 		approval.Slot, signer = protocol.SlotUV, *s.p.UV
@@ -280,11 +286,11 @@ func (s *Session) With(attempt uint8, proof []byte) []byte {
 		right := s.p.Verifier.Proof(s.Statement.Hash())
 		approval.Proof = right[:]
 	}
-	sig, err := protocol.Countersign(s.p.b.Context(), signer, s.Statement, approval)
+	sig, err := message.Countersign(s.p.b.Context(), signer, s.Statement, approval)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	return s.Channel.SealM3(attempt, protocol.P3{Verdict: protocol.Approve, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal())
+	return s.Channel.SealM3(attempt, message.P3{Verdict: protocol.Approve, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal())
 }
 
 // Right answers with the right password.
@@ -295,15 +301,15 @@ func (s *Session) Approve() Answer { return s.Must(s.M3(protocol.Approve)) }
 
 // Answer is the answer to an M3.
 type Answer struct {
-	P4  protocol.P4
-	Res protocol.CountersignResponse
+	P4  message.P4
+	Res deviceapi.CountersignResponse
 }
 
 // Send sends an M3.
 func (s *Session) Send(m3 []byte) (Answer, error) {
 	t := s.p.b
 	t.Helper()
-	res, err := t.Authorize.Countersign(t.Context(), t.Gate, protocol.CountersignRequest{Handle: s.Res.Handle, M3: m3})
+	res, err := t.Authorize.Countersign(t.Context(), t.Gate, deviceapi.CountersignRequest{Handle: s.Res.Handle, M3: m3})
 	if err != nil {
 		return Answer{}, err
 	}
@@ -311,7 +317,7 @@ func (s *Session) Send(m3 []byte) (Answer, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,37 +338,37 @@ func (s *Session) Must(m3 []byte) Answer {
 }
 
 // Verify checks a decision as the device does.
-func (s *Session) Verify(decision []byte, amount *protocol.Amount) (protocol.Decision, error) {
-	chal, err := protocol.ChallengeOf(s.Res.M2)
+func (s *Session) Verify(decision []byte, amount *protocol.Amount) (receipt.Decision, error) {
+	chal, err := message.ChallengeOf(s.Res.M2)
 	if err != nil {
-		return protocol.Decision{}, err
+		return receipt.Decision{}, err
 	}
-	return protocol.DecisionCheck{
-		Root: s.p.b.Trust.Root, KeyCerts: s.p.b.Trust.KeyCerts(protocol.UseDecision), Now: uint64(s.p.b.Clock.Now().Unix()),
+	return receipt.Check{
+		Root: s.p.b.Trust.Root, KeyCerts: s.p.b.Trust.KeyCerts(trust.UseDecision), Now: uint64(s.p.b.Clock.Now().Unix()),
 		Device: s.p.b.Gate.ID, Nonce: s.Nonce, Challenges: []protocol.Challenge{chal},
 		Services: []protocol.Service{s.P1.Service}, Amount: amount, Floor: 1,
 	}.Verify(decision)
 }
 
 // Check returns what a device at this level verifies a decision by.
-func (s *Session) Check(level protocol.Level, services ...protocol.Service) protocol.DecisionCheck {
+func (s *Session) Check(level protocol.Level, services ...protocol.Service) receipt.Check {
 	s.p.b.Helper()
-	chal, err := protocol.ChallengeOf(s.Res.M2)
+	chal, err := message.ChallengeOf(s.Res.M2)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	certs := slices.Concat(s.p.b.Trust.KeyCerts(protocol.UseDecision), s.p.b.Trust.KeyCerts(protocol.UseClientCA))
-	return protocol.DecisionCheck{
+	certs := slices.Concat(s.p.b.Trust.KeyCerts(trust.UseDecision), s.p.b.Trust.KeyCerts(trust.UseClientCA))
+	return receipt.Check{
 		Root: s.p.b.Trust.Root, KeyCerts: certs, Now: uint64(s.p.b.Clock.Now().Unix()),
 		Device: s.p.b.Gate.ID, Nonce: s.Nonce, Challenges: []protocol.Challenge{chal}, Services: services, Floor: level,
 	}
 }
 
 // Decision approves a challenge and returns the verified decision.
-func (s *Session) Decision() (protocol.Decision, error) {
+func (s *Session) Decision() (receipt.Decision, error) {
 	a, err := s.Send(s.M3(protocol.Approve))
 	if err != nil {
-		return protocol.Decision{}, err
+		return receipt.Decision{}, err
 	}
 	return s.Verify(a.Res.Decision, nil)
 }
@@ -393,8 +399,8 @@ func (b *Bench) Pending(p *Phone) (*Session, Answer) {
 // Second is the challenge to a second approver.
 func (p *Phone) Second(handle []byte) *Session {
 	p.b.Helper()
-	s, err := p.ApplyWith(p.P1(protocol.ServiceCoApproval), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{Payment}, Amount: EUR(1_000_000)}, Link: protocol.LinkWire, Handle: handle,
+	s, err := p.ApplyWith(p.P1(protocol.ServiceCoApproval), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{Payment}, Amount: EUR(1_000_000)}, Link: deviceapi.LinkWire, Handle: handle,
 	})
 	if err != nil || s.P2.Code != 0 {
 		p.b.Fatalf("second challenge: code %d, %v", s.P2.Code, err)

@@ -14,17 +14,18 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Service authorizes what phones ask for. It is safe for concurrent use.
 type Service struct {
 	store    store.Store
-	keys     *keyring.Keyring
+	keys     *keyuse.Keys
 	parties  *parties.Parties
 	rules    *rules.Rules
 	log      hclog.Logger
@@ -39,7 +40,7 @@ type Service struct {
 // Config holds what a Service needs.
 type Config struct {
 	Store   store.Store
-	Keys    *keyring.Keyring
+	Keys    *keyuse.Keys
 	Parties *parties.Parties
 	Rules   *rules.Rules
 	Logger  hclog.Logger
@@ -173,7 +174,7 @@ func (a *Service) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, er
 	if err != nil {
 		return id, err
 	}
-	mac, err := a.keys.MAC(ctx, key, protocol.PairwiseInput(p.client, p.device))
+	mac, err := a.keys.MAC(ctx, key, derive.PairwiseInput(p.client, p.device))
 	if err != nil {
 		return id, fmt.Errorf("pairwise id: %w", err)
 	}

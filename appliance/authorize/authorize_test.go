@@ -11,6 +11,10 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 func TestApproved(t *testing.T) {
@@ -55,26 +59,26 @@ func TestApplyStoresNothing(t *testing.T) {
 func TestApplyRefused(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
-	amount := func(a *protocol.Amount) *protocol.Proposal { return &protocol.Proposal{Amount: a} }
+	amount := func(a *protocol.Amount) *message.Proposal { return &message.Proposal{Amount: a} }
 	for _, c := range []struct {
 		name    string
 		service protocol.Service
 		level   protocol.Level
-		propose *protocol.Proposal
-		order   protocol.Order
+		propose *message.Proposal
+		order   deviceapi.Order
 		want    protocol.Code
 	}{
-		{"another service than ordered", door, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodeService},
-		{"service not in the policy", 999, 1, nil, protocol.Order{Services: []protocol.Service{999}}, protocol.CodeService},
-		{"dry run that the device does not take", 0, 1, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeService},
-		{"second approval of nothing", 3, 1, nil, protocol.Order{Services: []protocol.Service{3, payment}}, protocol.CodeService},
-		{"reserved service", 4, 1, nil, protocol.Order{Services: []protocol.Service{4}}, protocol.CodeService},
-		{"no level", door, 0, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
-		{"level out of range", door, 9, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
-		{"amount missing", payment, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodePolicy},
-		{"amount for a door", door, 1, nil, protocol.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
-		{"amounts differ", payment, 1, amount(eur(100)), protocol.Order{Services: []protocol.Service{payment}, Amount: eur(101)}, protocol.CodePolicy},
-		{"texts differ", door, 1, &protocol.Proposal{Text: "a"}, protocol.Order{Services: []protocol.Service{door}, Text: "b"}, protocol.CodePolicy},
+		{"another service than ordered", door, 1, nil, deviceapi.Order{Services: []protocol.Service{payment}}, protocol.CodeService},
+		{"service not in the policy", 999, 1, nil, deviceapi.Order{Services: []protocol.Service{999}}, protocol.CodeService},
+		{"dry run that the device does not take", 0, 1, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeService},
+		{"second approval of nothing", 3, 1, nil, deviceapi.Order{Services: []protocol.Service{3, payment}}, protocol.CodeService},
+		{"reserved service", 4, 1, nil, deviceapi.Order{Services: []protocol.Service{4}}, protocol.CodeService},
+		{"no level", door, 0, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
+		{"level out of range", door, 9, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
+		{"amount missing", payment, 1, nil, deviceapi.Order{Services: []protocol.Service{payment}}, protocol.CodePolicy},
+		{"amount for a door", door, 1, nil, deviceapi.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
+		{"amounts differ", payment, 1, amount(eur(100)), deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(101)}, protocol.CodePolicy},
+		{"texts differ", door, 1, &message.Proposal{Text: "a"}, deviceapi.Order{Services: []protocol.Service{door}, Text: "b"}, protocol.CodePolicy},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := alice.P1(c.service)
@@ -162,11 +166,11 @@ func TestSettledRefusals(t *testing.T) {
 		}
 	}
 	forged := func(s *appliancetest.Session) []byte {
-		sig, err := protocol.Countersign(t.Context(), appliancetest.NewSoftKey(), s.Statement, protocol.Approval{Verdict: protocol.Approve, Slot: 1})
+		sig, err := message.Countersign(t.Context(), appliancetest.NewSoftKey(), s.Statement, message.Approval{Verdict: protocol.Approve, Slot: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.Channel.SealM3(0, protocol.P3{Verdict: protocol.Approve, Signature: sig, Slot: 1}.Marshal())
+		return s.Channel.SealM3(0, message.P3{Verdict: protocol.Approve, Signature: sig, Slot: 1}.Marshal())
 	}
 	before := b.Tally()
 	for _, c := range []struct {
@@ -181,7 +185,7 @@ func TestSettledRefusals(t *testing.T) {
 		{"suspended client, bad signature", "suspended", forged, protocol.CodeRefused, false},
 		{"bad signature", "alice", forged, protocol.CodeSignature, false},
 		{"attempt 1 after nothing", "alice", func(s *appliancetest.Session) []byte {
-			return s.Channel.SealM3(1, protocol.P3{Verdict: protocol.Approve, Slot: 1}.Marshal())
+			return s.Channel.SealM3(1, message.P3{Verdict: protocol.Approve, Slot: 1}.Marshal())
 		}, protocol.CodeSerial, false},
 		{"revoked client", "revoked", func(s *appliancetest.Session) []byte { return s.M3(protocol.Approve) }, protocol.CodeRefused, true},
 		{"suspended client", "suspended", func(s *appliancetest.Session) []byte { return s.M3(protocol.Approve) }, protocol.CodeSuspended, true},
@@ -239,7 +243,7 @@ func TestHandles(t *testing.T) {
 	s := alice.Challenge(door, nil)
 	m3 := s.M3(protocol.Approve)
 	countersign := func(d store.Device, handle []byte) error {
-		_, err := b.Authorize.Countersign(t.Context(), d, protocol.CountersignRequest{Handle: handle, M3: m3})
+		_, err := b.Authorize.Countersign(t.Context(), d, deviceapi.CountersignRequest{Handle: handle, M3: m3})
 		return err
 	}
 	if err := countersign(other, s.Res.Handle); !errors.Is(err, protocol.CodeExpired) {
@@ -274,10 +278,10 @@ func TestFlippedBits(t *testing.T) {
 	for i := range len(s.M1) * 8 {
 		m1 := append([]byte{}, s.M1...)
 		m1[i/8] ^= 1 << (i % 8)
-		res, err := b.Authorize.Apply(t.Context(), b.Gate, protocol.ApplyRequest{
-			M1: m1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.Nonce,
+		res, err := b.Authorize.Apply(t.Context(), b.Gate, deviceapi.ApplyRequest{
+			M1: m1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: s.Nonce,
 		})
-		if kind, _ := protocol.Kind(res.M2); err == nil && kind != protocol.KindKeyUpdate {
+		if kind, _ := message.Kind(res.M2); err == nil && kind != message.KindKeyUpdate {
 			t.Fatalf("M1 with bit %d flipped was answered with a challenge", i)
 		}
 	}
@@ -336,16 +340,16 @@ func TestLimits(t *testing.T) {
 			t.Fatalf("%d cents: code %d, want %d", step.minor, a.P4.Reason, step.want)
 		}
 	}
-	d, err := protocol.Keyring{Root: b.Trust.Root, KeyCerts: b.Trust.KeyCerts(protocol.UseDecision), Now: uint64(b.Clock.Now().Unix())}.Verify(first.Res.Decision)
+	d, err := receipt.Verify(trust.Keyring{Root: b.Trust.Root, KeyCerts: b.Trust.KeyCerts(trust.UseDecision), Now: uint64(b.Clock.Now().Unix())}, first.Res.Decision)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := b.Authorize.Outcome(t.Context(), b.Gate, protocol.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
+		if err := b.Authorize.Outcome(t.Context(), b.Gate, deviceapi.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := b.Authorize.Outcome(t.Context(), b.EnrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, authorize.ErrNoTransaction) {
+	if err := b.Authorize.Outcome(t.Context(), b.EnrolDevice("other"), deviceapi.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, authorize.ErrNoTransaction) {
 		t.Errorf("another device's report: %v, want not found", err)
 	}
 	for _, step := range []struct {
@@ -363,20 +367,20 @@ func TestStaleKemEpoch(t *testing.T) {
 	alice := b.EnrolPhone("alice")
 	b.Clock.Advance(130 * 24 * time.Hour)
 	s := alice.SealOnly()
-	res, err := b.Authorize.Apply(t.Context(), b.Gate, protocol.ApplyRequest{
-		M1: s.M1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.Nonce,
+	res, err := b.Authorize.Apply(t.Context(), b.Gate, deviceapi.ApplyRequest{
+		M1: s.M1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: s.Nonce,
 	})
 	if err != nil || res.Handle != nil {
 		t.Fatalf("%v, handle of %d bytes", err, len(res.Handle))
 	}
-	trust, err := b.Trust.Update(res.M2, uint64(b.Clock.Now().Unix()))
+	pinned, err := b.Trust.Update(res.M2, uint64(b.Clock.Now().Unix()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if kem, _ := trust.Key(protocol.UseKEM); kem.Epoch != 2 {
+	if kem, _ := pinned.Key(trust.UseKEM); kem.Epoch != 2 {
 		t.Fatalf("kem epoch %d after the key update, want 2", kem.Epoch)
 	}
-	b.Trust = trust
+	b.Trust = pinned
 	again := alice.Challenge(door, nil)
 	if a := again.Must(again.M3(protocol.Approve)); a.P4.Result != protocol.ResultApproved {
 		t.Errorf("code %d", a.P4.Reason)
@@ -387,8 +391,8 @@ func TestFullReceipt(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
 	p1 := alice.P1(door)
-	p1.Capabilities = protocol.CapabilityFullReceipt
-	s, err := alice.Apply(p1, protocol.Order{Services: []protocol.Service{door}})
+	p1.Capabilities = message.CapabilityFullReceipt
+	s, err := alice.Apply(p1, deviceapi.Order{Services: []protocol.Service{door}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,23 +8,25 @@ import (
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 )
 
 // TestRefusalStaysRefused: a stored refusal that is made an approval is signed by nobody.
 func TestRefusalStaysRefused(t *testing.T) {
-	for name, change := range map[string]func(b *appliancetest.Bench, refused protocol.Decision){
-		"result": func(b *appliancetest.Bench, d protocol.Decision) {
+	for name, change := range map[string]func(b *appliancetest.Bench, refused receipt.Decision){
+		"result": func(b *appliancetest.Bench, d receipt.Decision) {
 			d.Result, d.Reason, d.Factors = protocol.ResultApproved, 0, protocol.FactorSignature|protocol.FactorPassword
 			b.Tamper(1, `UPDATE decision SET result = 1, reason = 0, payload = ? WHERE result = 0`, d.Marshal())
 		},
-		"result, and the client is revoked": func(b *appliancetest.Bench, d protocol.Decision) {
+		"result, and the client is revoked": func(b *appliancetest.Bench, d receipt.Decision) {
 			if _, err := b.Parties.SetClientStatus(b.Context(), "alice", store.Revoked); err != nil {
 				b.Fatal(err)
 			}
 			d.Result, d.Reason = protocol.ResultApproved, 0
 			b.Tamper(1, `UPDATE decision SET result = 1, reason = 0, payload = ? WHERE result = 0`, d.Marshal())
 		},
-		"another decision": func(b *appliancetest.Bench, _ protocol.Decision) {
+		"another decision": func(b *appliancetest.Bench, _ receipt.Decision) {
 			b.Tamper(1, `UPDATE decision SET (result, reason, payload, seal) =
 				(SELECT a.result, a.reason, a.payload, a.seal FROM decision a WHERE a.result = 1) WHERE result = 0`)
 		},
@@ -36,7 +38,7 @@ func TestRefusalStaysRefused(t *testing.T) {
 			s := alice.Challenge(payment, eur(900_000))
 			m3 := s.M3(protocol.Refuse)
 			expect(t, s.Must(m3), protocol.ResultDenied, protocol.CodeUserRefused)
-			refused, err := protocol.ParseDecision(appliancetest.Column[[]byte](b, `SELECT payload FROM decision WHERE result = 0`))
+			refused, err := receipt.Parse(appliancetest.Column[[]byte](b, `SELECT payload FROM decision WHERE result = 0`))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,8 +166,8 @@ func TestStolenUVKey(t *testing.T) {
 	point := thief.Point()
 	b.Tamper(1, `UPDATE client SET uv_key = ?, cert = NULL`, point[:])
 	alice.UV = &thief
-	s, err := alice.ApplyWith(alice.P1(vault), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{vault}}, Link: protocol.LinkWire, Strict: true,
+	s, err := alice.ApplyWith(alice.P1(vault), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{vault}}, Link: deviceapi.LinkWire, Strict: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,8 +196,8 @@ func TestCertificateOfTheClient(t *testing.T) {
 			if err := b.Store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
 				t.Fatal(err)
 			}
-			s, err := alice.ApplyWith(alice.P1(payment), protocol.ApplyRequest{
-				Order: protocol.Order{Services: []protocol.Service{payment}, Amount: eur(6000)}, Link: protocol.LinkWire, Strict: true,
+			s, err := alice.ApplyWith(alice.P1(payment), deviceapi.ApplyRequest{
+				Order: deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(6000)}, Link: deviceapi.LinkWire, Strict: true,
 			})
 			if err != nil {
 				t.Fatal(err)

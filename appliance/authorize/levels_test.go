@@ -8,6 +8,8 @@ import (
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 )
 
 func TestPassword(t *testing.T) {
@@ -214,8 +216,8 @@ func TestVault(t *testing.T) {
 func TestStrict(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
-	s, err := alice.ApplyWith(alice.P1(vault), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{vault}}, Link: protocol.LinkWire, Strict: true,
+	s, err := alice.ApplyWith(alice.P1(vault), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{vault}}, Link: deviceapi.LinkWire, Strict: true,
 	})
 	if err != nil || s.P2.Factors != 23 {
 		t.Fatalf("factors %s, %v", s.P2.Factors, err)
@@ -234,11 +236,11 @@ func TestStatus(t *testing.T) {
 	alice := b.EnrolPhone("alice")
 	known, lost := alice.Challenge(door, nil), alice.Challenge(door, nil)
 	expect(t, known.Must(known.M3(protocol.Approve)), protocol.ResultApproved, 0)
-	ask := func(serial protocol.Serial) protocol.AskedResult {
+	ask := func(serial protocol.Serial) message.AskedResult {
 		t.Helper()
 		p1 := alice.P1(protocol.ServiceStatus)
 		p1.Asked = &serial
-		s, err := alice.Apply(p1, protocol.Order{Services: []protocol.Service{door, protocol.ServiceStatus}})
+		s, err := alice.Apply(p1, deviceapi.Order{Services: []protocol.Service{door, protocol.ServiceStatus}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -249,10 +251,10 @@ func TestStatus(t *testing.T) {
 		}
 		return *a.P4.Asked
 	}
-	if got := ask(known.P1.Serial); got != (protocol.AskedResult{Result: protocol.ResultApproved}) {
+	if got := ask(known.P1.Serial); got != (message.AskedResult{Result: protocol.ResultApproved}) {
 		t.Errorf("approved serial: %+v", got)
 	}
-	denied := protocol.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
+	denied := message.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
 	if got := ask(lost.P1.Serial); got != denied {
 		t.Errorf("lost serial: %+v", got)
 	}
@@ -267,7 +269,7 @@ func TestStatus(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
-	s, err := alice.Apply(alice.P1(protocol.ServiceDryRun), protocol.Order{Services: []protocol.Service{door, protocol.ServiceDryRun}})
+	s, err := alice.Apply(alice.P1(protocol.ServiceDryRun), deviceapi.Order{Services: []protocol.Service{door, protocol.ServiceDryRun}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +295,7 @@ func TestSecondApprover(t *testing.T) {
 	a := s.Must(s.With(0, nil))
 	expect(t, a, protocol.ResultApproved, 0)
 	check := s.Check(4, payment)
-	chal, err := protocol.ChallengeOf(first.Res.M2)
+	chal, err := message.ChallengeOf(first.Res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}

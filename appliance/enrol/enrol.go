@@ -18,19 +18,21 @@ import (
 
 	"countersign/appliance/change/quorum"
 	"countersign/appliance/change/requests"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // Service enrols clients and devices. It is safe for concurrent use.
 type Service struct {
 	store    store.Store
-	keys     *keyring.Keyring
+	keys     *keyuse.Keys
 	parties  *parties.Parties
 	judge    *quorum.Judge
 	rules    *rules.Rules
@@ -43,7 +45,7 @@ type Service struct {
 // Config holds what a Service needs.
 type Config struct {
 	Store    store.Store
-	Keys     *keyring.Keyring
+	Keys     *keyuse.Keys
 	Parties  *parties.Parties
 	Judge    *quorum.Judge
 	Rules    *rules.Rules
@@ -79,13 +81,13 @@ type Attestation struct {
 var ErrTaken = errors.New("this key is enrolled already")
 
 // Trust is the answer of GET /v1/trust.
-func (s *Service) Trust() protocol.TrustDocument { return s.keys.TrustDocument(s.now()) }
+func (s *Service) Trust() trust.Document { return s.keys.TrustDocument(s.now()) }
 
 // Client enrols the phone that holds an activation code, once. body is the request
 // as received: a byte-identical repeat gets the same answer. A code that is
 // unknown, used, expired or of another kind is [protocol.CodeRefused].
 func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
-	req, err := protocol.ParseEnrolRequest(body)
+	req, err := enrol.ParseRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
 
 // invitation finds the invitation of a code. answered tells that this very request
 // used it, so that its stored response is the answer.
-func (s *Service) invitation(ctx context.Context, code protocol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
+func (s *Service) invitation(ctx context.Context, code enrol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = s.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
 	switch {
 	case errors.Is(err, store.ErrNotFound), parties.Forged(err):
@@ -126,9 +128,9 @@ func (s *Service) invitation(ctx context.Context, code protocol.ActivationCode, 
 
 // use stores an enrolment. When two identical requests race, the one that comes
 // second gets the answer of the first.
-func (s *Service) use(ctx context.Context, body, response []byte, i store.Invitation, enrol func(store.Use) error) ([]byte, error) {
+func (s *Service) use(ctx context.Context, body, response []byte, i store.Invitation, enrolKey func(store.Use) error) ([]byte, error) {
 	u := store.Use{Code: i.Code, At: s.now().UTC(), Request: sha256.Sum256(body), Response: response}
-	err := enrol(u)
+	err := enrolKey(u)
 	switch {
 	case errors.Is(err, store.ErrUsed):
 		if again, findErr := s.store.Invitation(ctx, i.Code); findErr == nil && again.SameRequest(u.Request) {
@@ -147,7 +149,7 @@ func (s *Service) use(ctx context.Context, body, response []byte, i store.Invita
 
 // newClient is the row of an enrolling client, with its verifier in the token's
 // custody and its roles settled.
-func (s *Service) newClient(ctx context.Context, req protocol.EnrolRequest, i store.Invitation) (store.Client, error) {
+func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invitation) (store.Client, error) {
 	c := store.Client{
 		ID: protocol.ClientIDOf(req.SigningKey), Name: i.Name, SigningKey: req.SigningKey, UVKey: req.UVKey,
 		Status: store.Active, Roles: slices.Clone(i.Roles), Version: 1, Highest: -1, CreatedAt: s.now().UTC(),
@@ -162,7 +164,7 @@ func (s *Service) newClient(ctx context.Context, req protocol.EnrolRequest, i st
 		c.Roles = append(c.Roles, parties.RoleUV)
 	}
 	now := s.now()
-	c.Cert, err = s.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
+	c.Cert, err = s.keys.ClientCert(ctx, trust.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
 	return c, err
 }
 
@@ -170,7 +172,7 @@ func (s *Service) newClient(ctx context.Context, req protocol.EnrolRequest, i st
 const unverified = "unverified"
 
 // attestation names the format of a UV key's attestation, as the hook verified it.
-func (s *Service) attestation(ctx context.Context, req protocol.EnrolRequest) string {
+func (s *Service) attestation(ctx context.Context, req enrol.Request) string {
 	if req.Attestation == nil {
 		return policy.NoAttestation
 	}
@@ -186,13 +188,11 @@ func (s *Service) attestation(ctx context.Context, req protocol.EnrolRequest) st
 }
 
 func (s *Service) enrolResponse(c store.Client) ([]byte, error) {
-	trust := s.Trust()
-	response := protocol.EnrolResponse{
-		Client: c.ID, RootKey: trust.RootKey, NextRootHash: trust.NextRootHash, KeyCerts: trust.KeyCerts, ClientCert: c.Cert,
+	pinned := s.Trust()
+	response := enrol.Response{
+		Client: c.ID, RootKey: pinned.RootKey, NextRootHash: pinned.NextRootHash, KeyCerts: pinned.KeyCerts, ClientCert: c.Cert,
 	}
-	for _, floor := range s.rules.Active().Floors() {
-		response.Floors = append(response.Floors, protocol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
-	}
+	response.Floors = s.rules.Active().Floors()
 	return json.Marshal(response)
 }
 
@@ -200,7 +200,7 @@ func (s *Service) enrolResponse(c store.Client) ([]byte, error) {
 // Client does a phone. The device's name is the invitation's, whatever the CSR
 // says.
 func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
-	req, err := protocol.ParseDeviceEnrolRequest(body)
+	req, err := enrol.ParseDeviceRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	response, err := json.Marshal(protocol.DeviceEnrolResponse{Certificates: certificates, Trust: s.keys.TrustDocument(now)})
+	response, err := json.Marshal(enrol.DeviceResponse{Certificates: certificates, Trust: s.keys.TrustDocument(now)})
 	if err != nil {
 		return nil, err
 	}
@@ -237,20 +237,20 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 }
 
 // Renew gives a device a new certificate for the key of its CSR.
-func (s *Service) Renew(ctx context.Context, device store.Device, req protocol.RenewRequest) (protocol.RenewResponse, error) {
+func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error) {
 	public, err := requestKey(req.CSR)
 	if err != nil {
-		return protocol.RenewResponse{}, err
+		return enrol.RenewResponse{}, err
 	}
 	certificates, err := s.deviceCertificates(ctx, device, public, s.now())
 	if err != nil {
-		return protocol.RenewResponse{}, err
+		return enrol.RenewResponse{}, err
 	}
 	rec := parties.Record(store.KindDevices, device.Name, map[string]any{"event": "renewed"})
 	if err := s.store.Append(ctx, rec); err != nil {
-		return protocol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
+		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}
-	return protocol.RenewResponse{Certificates: certificates}, nil
+	return enrol.RenewResponse{Certificates: certificates}, nil
 }
 
 // deviceCertificates are the device's new certificate and its issuer's, PEM.
@@ -295,13 +295,13 @@ func requestKey(csr string) (*ecdsa.PublicKey, error) {
 }
 
 // importVerifier takes the password of an enrolment into the token's custody.
-func (s *Service) importVerifier(ctx context.Context, req protocol.EnrolRequest) ([]byte, error) {
+func (s *Service) importVerifier(ctx context.Context, req enrol.Request) ([]byte, error) {
 	p := req.Password
 	ephemeral, err := p.Ephemeral.ECDH()
 	if err != nil {
 		return nil, fmt.Errorf("password.ephemeral: %w", err)
 	}
-	wrapped, err := s.keys.ImportVerifier(ctx, keyring.VerifierImport{
+	wrapped, err := s.keys.ImportVerifier(ctx, keyuse.VerifierImport{
 		Ephemeral: ephemeral, Point: p.Ephemeral, SigningKey: req.SigningKey, Wrapped: p.Wrapped[:],
 	}, s.now())
 	if errors.Is(err, hsm.ErrInput) {

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	protocolenrol "countersign/protocol/enrol"
 )
 
 func TestEnrolOnce(t *testing.T) {
@@ -61,7 +62,7 @@ func TestForgedInvitation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := appliancetest.New(t)
 			b.EnrolPhone("alice")
-			code := protocol.NewActivationCode(b.Keyring.Root().RootHash(), [13]byte{1})
+			code := protocolenrol.NewActivationCode(b.Keyring.Root().RootHash(), [13]byte{1})
 			forge(b, sha256.Sum256([]byte(code.String())))
 			b.Forgeries(func() {
 				if _, err := b.Enrol.Client(t.Context(), b.Stranger().Request(code)); !errors.Is(err, protocol.CodeRefused) {

@@ -16,6 +16,8 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 )
 
 // Defaults and bounds of an activation code's life.
@@ -50,7 +52,7 @@ func (i Invite) validate() error {
 	case i.Floor < 1 || i.Floor > 4:
 		return fmt.Errorf("%w: floor %d: want 1 to 4", parties.ErrInput, i.Floor)
 	}
-	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
+	if err := message.CheckText(i.Display, message.MaxNameBytes); err != nil {
 		return fmt.Errorf("%w: display name: %w", parties.ErrInput, err)
 	}
 	return nil
@@ -88,16 +90,16 @@ func (i Invite) withDefaults() Invite {
 // waits for administrators the error is a [*requests.Waiting], and the code is good once they
 // have countersigned. Other errors wrap [parties.ErrInput], [store.ErrExists] or, with Replace,
 // those of SetClientStatus.
-func (s *Service) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
+func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
-		return protocol.ActivationCode{}, time.Time{}, err
+		return enrol.ActivationCode{}, time.Time{}, err
 	}
 	code := s.newCode()
 	if i.Kind == store.KindDevice {
 		c, err := s.requests.Ask(ctx, i.ask(code))
 		if err != nil {
-			return protocol.ActivationCode{}, time.Time{}, err
+			return enrol.ActivationCode{}, time.Time{}, err
 		}
 		result, err := c.Done()
 		expires, _ := result.(time.Time)
@@ -116,13 +118,13 @@ func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change,
 	return s.requests.Preview(ctx, i.ask(s.newCode()))
 }
 
-func (s *Service) newCode() protocol.ActivationCode {
+func (s *Service) newCode() enrol.ActivationCode {
 	var random [13]byte
 	_, _ = rand.Read(random[:]) // never fails, crypto/rand
-	return protocol.NewActivationCode(s.keys.Root().RootHash(), random)
+	return enrol.NewActivationCode(s.keys.Root().RootHash(), random)
 }
 
-func hashOf(code protocol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
+func hashOf(code enrol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
 // invite stores an invitation. The row has the SHA-256 of its code, and the change behind
 // it if there is one.
@@ -149,7 +151,7 @@ func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (e
 }
 
 // ask is the change that inviting a device is.
-func (i Invite) ask(code protocol.ActivationCode) change.Draft {
+func (i Invite) ask(code enrol.ActivationCode) change.Draft {
 	sum := hashOf(code)
 	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),

@@ -13,9 +13,10 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	protocolenrol "countersign/protocol/enrol"
 )
 
-func replace(b *appliancetest.Bench, i enrol.Invite) protocol.ActivationCode {
+func replace(b *appliancetest.Bench, i enrol.Invite) protocolenrol.ActivationCode {
 	b.Helper()
 	i.Replace = true
 	code, _, err := b.Enrol.Invite(b.Context(), i)
@@ -91,9 +92,9 @@ func TestReplaceRefused(t *testing.T) {
 }
 
 // certificate enrols a device and returns its certificate.
-func certificate(b *appliancetest.Bench, code protocol.ActivationCode) *x509.Certificate {
+func certificate(b *appliancetest.Bench, code protocolenrol.ActivationCode) *x509.Certificate {
 	b.Helper()
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: appliancetest.NewCSR(b.T)})
+	body, err := json.Marshal(protocolenrol.DeviceRequest{ActivationCode: code, CSR: appliancetest.NewCSR(b.T)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -101,7 +102,7 @@ func certificate(b *appliancetest.Bench, code protocol.ActivationCode) *x509.Cer
 	if err != nil {
 		b.Fatal(err)
 	}
-	var enrolled protocol.DeviceEnrolResponse
+	var enrolled protocolenrol.DeviceResponse
 	if err := json.Unmarshal(response, &enrolled); err != nil {
 		b.Fatal(err)
 	}

@@ -16,10 +16,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/admin"
-	"countersign/appliance/change/requests"
-	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
-	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -124,24 +121,24 @@ func (a *Admin) invite(r *http.Request, kind store.Kind) (any, error) {
 	if err := decodeBody(r, &req); err != nil {
 		return nil, err
 	}
-	if req.TTLSeconds < 0 || req.TTLSeconds > int64(enrol.MaxInvitation/time.Second) {
-		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", parties.ErrInput, req.TTLSeconds, int64(enrol.MaxInvitation/time.Second))
+	if req.TTLSeconds < 0 || req.TTLSeconds > int64(appliance.MaxInvitation/time.Second) {
+		return nil, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, req.TTLSeconds, int64(appliance.MaxInvitation/time.Second))
 	}
 	name := r.PathValue("name")
 	life, err := lifeOf(r)
 	if err != nil {
 		return nil, err
 	}
-	i := enrol.Invite{
+	i := appliance.Invite{
 		Kind: kind, Name: name, TTL: time.Duration(req.TTLSeconds) * time.Second, Display: req.Display, Floor: protocol.Level(req.Floor), Roles: req.Roles,
 		Replace: req.Replace, Life: life,
 	}
 	if req.DryRun {
 		return a.previewInvite(r.Context(), i)
 	}
-	code, expires, err := a.Appliance.Enrol.Invite(r.Context(), i)
+	code, expires, err := a.Appliance.Invite(r.Context(), i)
 	invited := admin.Invited{Name: name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
-	if errors.Is(err, requests.ErrQuorum) {
+	if errors.Is(err, appliance.ErrQuorum) {
 		return nil, &invitedLater{error: err, Invited: invited}
 	}
 	return invited, err
@@ -155,11 +152,11 @@ type invitedLater struct {
 
 func (i *invitedLater) Unwrap() error { return i.error }
 
-func (a *Admin) previewInvite(ctx context.Context, i enrol.Invite) (any, error) {
+func (a *Admin) previewInvite(ctx context.Context, i appliance.Invite) (any, error) {
 	if i.Kind != store.KindDevice {
-		return nil, fmt.Errorf("%w: dry_run is of devices: inviting a client changes nothing else", parties.ErrInput)
+		return nil, fmt.Errorf("%w: dry_run is of devices: inviting a client changes nothing else", appliance.ErrInput)
 	}
-	c, err := a.Appliance.Enrol.PreviewInvite(ctx, i)
+	c, err := a.Appliance.PreviewInvite(ctx, i)
 	return changeWords(c), err
 }
 
@@ -168,13 +165,13 @@ func decodeBody(r *http.Request, into any) error {
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: %v", parties.ErrInput, err)
+		return fmt.Errorf("%w: %v", appliance.ErrInput, err)
 	}
 	return nil
 }
 
 func (a *Admin) clients(r *http.Request) (any, error) {
-	all, err := a.Appliance.Parties.Clients(r.Context())
+	all, err := a.Appliance.Clients(r.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +187,7 @@ func (a *Admin) clients(r *http.Request) (any, error) {
 }
 
 func (a *Admin) devices(r *http.Request) (any, error) {
-	all, err := a.Appliance.Parties.Devices(r.Context())
+	all, err := a.Appliance.Devices(r.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +199,7 @@ func (a *Admin) devices(r *http.Request) (any, error) {
 }
 
 func (a *Admin) client(r *http.Request) (any, error) {
-	c, err := a.Appliance.Parties.ClientNamed(r.Context(), r.PathValue("name"))
+	c, err := a.Appliance.ClientNamed(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +207,7 @@ func (a *Admin) client(r *http.Request) (any, error) {
 }
 
 func (a *Admin) unlock(r *http.Request) (any, error) {
-	c, err := a.Appliance.Parties.Unlock(r.Context(), r.PathValue("name"))
+	c, err := a.Appliance.Unlock(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
@@ -218,13 +215,13 @@ func (a *Admin) unlock(r *http.Request) (any, error) {
 }
 
 func (a *Admin) device(r *http.Request) (any, error) {
-	d, err := a.Appliance.Parties.DeviceNamed(r.Context(), r.PathValue("name"))
+	d, err := a.Appliance.DeviceNamed(r.Context(), r.PathValue("name"))
 	return deviceWords(d), err
 }
 
 func (a *Admin) setClient(to store.Status) adminProcess {
 	return func(r *http.Request) (any, error) {
-		c, err := a.Appliance.Parties.SetClientStatus(r.Context(), r.PathValue("name"), to)
+		c, err := a.Appliance.SetClientStatus(r.Context(), r.PathValue("name"), to)
 		if err != nil {
 			return nil, err
 		}
@@ -234,13 +231,13 @@ func (a *Admin) setClient(to store.Status) adminProcess {
 
 func (a *Admin) setDevice(to store.Status) adminProcess {
 	return func(r *http.Request) (any, error) {
-		d, err := a.Appliance.Parties.SetDeviceStatus(r.Context(), r.PathValue("name"), to)
+		d, err := a.Appliance.SetDeviceStatus(r.Context(), r.PathValue("name"), to)
 		return deviceWords(d), err
 	}
 }
 
 func (a *Admin) clientWords(ctx context.Context, c store.Client) (admin.Client, error) {
-	guard, err := a.Appliance.Parties.Guard(ctx, c.ID)
+	guard, err := a.Appliance.Guard(ctx, c.ID)
 	if err != nil {
 		return admin.Client{}, err
 	}
@@ -296,7 +293,7 @@ func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s=%q: want a number", parties.ErrInput, name, s)
+		return 0, fmt.Errorf("%w: %s=%q: want a number", appliance.ErrInput, name, s)
 	}
 	return n, nil
 }

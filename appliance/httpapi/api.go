@@ -159,17 +159,17 @@ func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error
 }
 
 func (a *API) trust(context.Context, request) (reply, error) {
-	body, err := a.Appliance.Enrol.Trust().MarshalJSON()
+	body, err := a.Appliance.Trust().MarshalJSON()
 	return reply{body: body}, err
 }
 
 func (a *API) enrol(ctx context.Context, q request) (reply, error) {
-	body, err := a.Appliance.Enrol.Client(ctx, q.body)
+	body, err := a.Appliance.Enrol(ctx, q.body)
 	return reply{body: body}, err
 }
 
 func (a *API) enrolDevice(ctx context.Context, q request) (reply, error) {
-	body, err := a.Appliance.Enrol.Device(ctx, q.body)
+	body, err := a.Appliance.EnrolDevice(ctx, q.body)
 	return reply{body: body}, err
 }
 
@@ -178,7 +178,7 @@ func (a *API) renew(ctx context.Context, q request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	res, err := a.Appliance.Enrol.Renew(ctx, q.device, req)
+	res, err := a.Appliance.Renew(ctx, q.device, req)
 	if err != nil {
 		return reply{}, err
 	}
@@ -191,7 +191,7 @@ func (a *API) apply(ctx context.Context, q request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	res, err := a.Appliance.Authorize.Apply(ctx, q.device, req)
+	res, err := a.Appliance.Apply(ctx, q.device, req)
 	if err != nil {
 		return reply{}, err
 	}
@@ -203,11 +203,11 @@ func (a *API) countersign(ctx context.Context, q request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	res, err := a.Appliance.Authorize.Countersign(ctx, q.device, req)
+	res, err := a.Appliance.Countersign(ctx, q.device, req)
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{body: res.Marshal(), after: a.Appliance.Authorize.AnswerAfter(res)}, nil
+	return reply{body: res.Marshal(), after: a.Appliance.AnswerAfter(res)}, nil
 }
 
 func (a *API) outcome(ctx context.Context, q request) (reply, error) {
@@ -215,7 +215,7 @@ func (a *API) outcome(ctx context.Context, q request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{}, a.Appliance.Authorize.Outcome(ctx, q.device, req)
+	return reply{}, a.Appliance.Outcome(ctx, q.device, req)
 }
 
 // caller is the enrolled, active device of the TLS certificate, or code 15. TLS
@@ -224,5 +224,5 @@ func (a *API) caller(r *http.Request) (store.Device, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates[0].URIs) != 1 {
 		return store.Device{}, fmt.Errorf("no client certificate with one SPIFFE ID: %w", protocol.CodeDevice)
 	}
-	return a.Appliance.Parties.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
+	return a.Appliance.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
 }

@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"countersign/appliance"
 	"countersign/appliance/admin"
-	"countersign/appliance/recovery"
 )
 
 func (a *Admin) backUpKeys(r *http.Request) (any, error) {
@@ -21,14 +21,14 @@ func (a *Admin) backUpKeys(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := a.Appliance.Recovery.BackUpKeys(r.Context(), recovery.BackUp{Partial: req.Partial, Dry: req.DryRun, Life: life})
+	b, err := a.Appliance.BackUpKeys(r.Context(), appliance.BackUp{Partial: req.Partial, Dry: req.DryRun, Life: life})
 	if err != nil {
 		return nil, err
 	}
 	return keyBackupWords(b), nil
 }
 
-func keyBackupWords(b recovery.KeyBackup) admin.KeyBackup {
+func keyBackupWords(b appliance.KeyBackup) admin.KeyBackup {
 	words := admin.KeyBackup{
 		At: b.Document.Time(), Sequence: b.Document.Point.Sequence, Keys: []string{}, Missing: []string{}, BackupKeys: []string{},
 		SHA256: hex.EncodeToString(b.SHA256[:]), File: b.File,
@@ -52,7 +52,7 @@ func (a *Admin) copyStore(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(copyTimeout)); err != nil {
 		return err
 	}
-	c, err := a.Appliance.Recovery.CopyStore(r.Context())
+	c, err := a.Appliance.CopyStore(r.Context())
 	if err != nil {
 		return err
 	}

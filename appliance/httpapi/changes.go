@@ -7,11 +7,9 @@ import (
 	"net/http"
 	"time"
 
+	"countersign/appliance"
 	"countersign/appliance/admin"
 	"countersign/appliance/change"
-	"countersign/appliance/change/requests"
-	"countersign/appliance/parties"
-	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -27,15 +25,15 @@ func (a *Admin) quorumRoutes() map[string]adminProcess {
 		"GET admin/{name}":          a.admin,
 		"POST admin/{name}/add":     a.addAdmin,
 		"POST admin/{name}/suspend": a.suspendAdmin,
-		"POST admin/{name}/resume":  a.askForAdmin(a.Appliance.Requests.DraftResume),
-		"POST admin/{name}/revoke":  a.askForAdmin(a.Appliance.Requests.DraftRevoke),
+		"POST admin/{name}/resume":  a.askForAdmin(a.Appliance.AskResume),
+		"POST admin/{name}/revoke":  a.askForAdmin(a.Appliance.AskRevoke),
 		"GET policy":                a.policy,
 		"POST policy/apply":         a.applyPolicy,
 	}
 }
 
 func (a *Admin) changes(r *http.Request) (any, error) {
-	all, err := a.Appliance.Requests.List(r.Context())
+	all, err := a.Appliance.Changes(r.Context())
 	out := []admin.Change{}
 	for _, c := range all {
 		out = append(out, changeWords(c))
@@ -46,7 +44,7 @@ func (a *Admin) changes(r *http.Request) (any, error) {
 func changeID(r *http.Request) (change.ID, error) {
 	id, err := change.ParseID(r.PathValue("id"))
 	if err != nil {
-		err = fmt.Errorf("%w: %v", parties.ErrInput, err)
+		err = fmt.Errorf("%w: %v", appliance.ErrInput, err)
 	}
 	return id, err
 }
@@ -56,7 +54,7 @@ func (a *Admin) change(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.Appliance.Requests.Get(r.Context(), id)
+	c, err := a.Appliance.ChangeOf(r.Context(), id)
 	return changeWords(c), err
 }
 
@@ -69,9 +67,9 @@ func (a *Admin) signChange(r *http.Request) (any, error) {
 	if err := decodeBody(r, &req); err != nil {
 		return nil, err
 	}
-	c, err := a.Appliance.Requests.Sign(r.Context(), id, req.Signature)
+	c, err := a.Appliance.SignChange(r.Context(), id, req.Signature)
 	if err == nil && c.State == store.ChangeOpen {
-		err = &requests.Waiting{Change: c}
+		err = &appliance.Waiting{Change: c}
 	}
 	return changeWords(c), err
 }
@@ -81,11 +79,11 @@ func (a *Admin) withdrawChange(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.Appliance.Requests.Withdraw(r.Context(), id)
+	c, err := a.Appliance.WithdrawChange(r.Context(), id)
 	return changeWords(c), err
 }
 
-func changeWords(c requests.Change) admin.Change {
+func changeWords(c appliance.Change) admin.Change {
 	w := admin.Change{
 		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: map[string]any{}, Document: c.Document,
 		State: string(c.State), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Decision.MissingAdministrators(),
@@ -110,25 +108,25 @@ func lifeOf(r *http.Request) (time.Duration, error) {
 	seconds, err := queryNumber(r, "life_s", 0)
 	most := uint64(change.MaxLife / time.Second)
 	if err == nil && (seconds > most || seconds == 0 && r.URL.Query().Has("life_s")) {
-		err = fmt.Errorf("%w: life_s %d: want 1 to %d", parties.ErrInput, seconds, most)
+		err = fmt.Errorf("%w: life_s %d: want 1 to %d", appliance.ErrInput, seconds, most)
 	}
 	return time.Duration(seconds) * time.Second, err
 }
 
 // ask makes a change or only says what it would be; words turns its result into those
 // of the API.
-func (a *Admin) ask(r *http.Request, ask change.Draft, dry bool, words func(any) any) (any, error) {
+func (a *Admin) ask(r *http.Request, ask appliance.Ask, dry bool, words func(any) any) (any, error) {
 	var err error
 	if ask.Life, err = lifeOf(r); err != nil {
 		return nil, err
 	}
 	if dry {
-		c, err := a.Appliance.Requests.Preview(r.Context(), ask)
+		c, err := a.Appliance.Preview(r.Context(), ask)
 		return changeWords(c), err
 	}
-	c, err := a.Appliance.Requests.Ask(r.Context(), ask)
+	c, err := a.Appliance.Ask(r.Context(), ask)
 	if err == nil && c.State != store.ChangeExecuted {
-		err = &requests.Waiting{Change: c}
+		err = &appliance.Waiting{Change: c}
 	}
 	if err != nil {
 		return nil, err
@@ -137,7 +135,7 @@ func (a *Admin) ask(r *http.Request, ask change.Draft, dry bool, words func(any)
 }
 
 func (a *Admin) admins(r *http.Request) (any, error) {
-	all, err := a.Appliance.Quorum.Admins(r.Context())
+	all, err := a.Appliance.Admins(r.Context())
 	out := []admin.Administrator{}
 	for _, one := range all {
 		out = append(out, administratorWords(one))
@@ -146,7 +144,7 @@ func (a *Admin) admins(r *http.Request) (any, error) {
 }
 
 func (a *Admin) admin(r *http.Request) (any, error) {
-	one, err := a.Appliance.Quorum.AdminNamed(r.Context(), r.PathValue("name"))
+	one, err := a.Appliance.AdminNamed(r.Context(), r.PathValue("name"))
 	return administratorWords(one), err
 }
 
@@ -157,9 +155,9 @@ func (a *Admin) addAdmin(r *http.Request) (any, error) {
 	}
 	key, err := publicKey(req.PublicKey)
 	if err != nil {
-		return nil, fmt.Errorf("%w: public_key: %v", parties.ErrInput, err)
+		return nil, fmt.Errorf("%w: public_key: %v", appliance.ErrInput, err)
 	}
-	return a.ask(r, requests.DraftAdmin(r.PathValue("name"), key), req.DryRun, administratorOf)
+	return a.ask(r, appliance.AskAdmin(r.PathValue("name"), key), req.DryRun, administratorOf)
 }
 
 // publicKey reads a point of P-256 in hex, compressed or not.
@@ -175,11 +173,11 @@ func publicKey(s string) (key protocol.PublicKey, err error) {
 }
 
 func (a *Admin) suspendAdmin(r *http.Request) (any, error) {
-	one, err := a.Appliance.Requests.SuspendAdmin(r.Context(), r.PathValue("name"))
+	one, err := a.Appliance.SuspendAdmin(r.Context(), r.PathValue("name"))
 	return administratorWords(one), err
 }
 
-func (a *Admin) askForAdmin(asking func(context.Context, string) (change.Draft, error)) adminProcess {
+func (a *Admin) askForAdmin(asking func(context.Context, string) (appliance.Ask, error)) adminProcess {
 	return func(r *http.Request) (any, error) {
 		var req admin.Administer
 		if err := decodeBody(r, &req); err != nil {
@@ -206,7 +204,7 @@ func administratorWords(one store.Admin) admin.Administrator {
 }
 
 func (a *Admin) policy(r *http.Request) (any, error) {
-	p, err := a.Appliance.Rules.Policy(r.Context())
+	p, err := a.Appliance.Policy(r.Context())
 	return policyWords(p), err
 }
 
@@ -215,13 +213,13 @@ func (a *Admin) applyPolicy(r *http.Request) (any, error) {
 	if err := decodeBody(r, &req); err != nil {
 		return nil, err
 	}
-	return a.ask(r, rules.Draft([]byte(req.Document)), req.DryRun, func(result any) any {
-		p, _ := result.(rules.Policy)
+	return a.ask(r, appliance.AskPolicy([]byte(req.Document)), req.DryRun, func(result any) any {
+		p, _ := result.(appliance.Policy)
 		return policyWords(p)
 	})
 }
 
-func policyWords(p rules.Policy) admin.Policy {
+func policyWords(p appliance.Policy) admin.Policy {
 	w := admin.Policy{
 		Version: p.Version, Hash: hex.EncodeToString(p.Hash[:]), ActivatedAt: p.ActivatedAt, Document: string(p.Document), Quorums: []admin.Quorum{},
 	}

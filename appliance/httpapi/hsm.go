@@ -8,8 +8,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"countersign/appliance"
 	"countersign/appliance/admin"
-	"countersign/appliance/parties"
 )
 
 // maxPIN is the longest PIN taken, in bytes; tokens take at most 255 (CK_TOKEN_INFO.ulMaxPinLen
@@ -59,7 +59,7 @@ func (h *HSM) unlock(r *http.Request) (any, error) {
 	pin, err := io.ReadAll(io.LimitReader(r.Body, maxPIN+1)) // into one buffer: it grows beyond 512 bytes only
 	defer clear(pin)
 	if err != nil || len(pin) == 0 || len(pin) > maxPIN {
-		return nil, fmt.Errorf("%w: the body is to be the PIN, 1 to %d bytes, and whole", parties.ErrInput, maxPIN)
+		return nil, fmt.Errorf("%w: the body is to be the PIN, 1 to %d bytes, and whole", appliance.ErrInput, maxPIN)
 	}
 	if err := h.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err

@@ -12,7 +12,7 @@ import (
 	"countersign/hsm"
 )
 
-func (a *Admin) keys(*http.Request) (any, error) { return allKeyWords(a.Appliance.Keys.List()), nil }
+func (a *Admin) keys(*http.Request) (any, error) { return allKeyWords(a.Appliance.Keys()), nil }
 
 // key shows one version, NAME@VERSION, or every version of a name.
 func (a *Admin) key(r *http.Request) (any, error) {
@@ -21,7 +21,7 @@ func (a *Admin) key(r *http.Request) (any, error) {
 		return nil, err
 	}
 	var found []keyring.View
-	for _, v := range a.Appliance.Keys.List() {
+	for _, v := range a.Appliance.Keys() {
 		if v.Name == name && (version == 0 || v.Version == version) {
 			found = append(found, v)
 		}
@@ -34,8 +34,8 @@ func (a *Admin) key(r *http.Request) (any, error) {
 
 // keyPlan is what is to be done.
 func (a *Admin) keyPlan(*http.Request) (any, error) {
-	plan := admin.KeyPlan{Auto: a.Appliance.Keys.Auto(), Keys: []admin.KeyDue{}, Records: admin.Renewal(a.Appliance.Keys.Renewal())}
-	for _, d := range a.Appliance.Keys.Due() {
+	plan := admin.KeyPlan{Auto: a.Appliance.KeepsSchedule(), Keys: []admin.KeyDue{}, Records: admin.Renewal(a.Appliance.Renewal())}
+	for _, d := range a.Appliance.KeysDue() {
 		plan.Keys = append(plan.Keys, admin.KeyDue{Name: d.Name, Version: d.Version, Standing: string(d.Standing), At: when(d.At), Next: d.Next})
 	}
 	return plan, nil
@@ -43,7 +43,7 @@ func (a *Admin) keyPlan(*http.Request) (any, error) {
 
 // attestKeys compares the token with the registry.
 func (a *Admin) attestKeys(r *http.Request) (any, error) {
-	found, err := a.Appliance.Keys.Attest(r.Context())
+	found, err := a.Appliance.AttestKeys(r.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +75,9 @@ func (a *Admin) changeKey(verb keyring.Verb) adminProcess {
 		}
 		var views []keyring.View
 		if req.DryRun {
-			views, err = a.Appliance.Keys.Plan(r.Context(), step)
+			views, err = a.Appliance.PlanKey(r.Context(), step)
 		} else {
-			views, err = a.Appliance.Keys.TakeWithin(r.Context(), step, life)
+			views, err = a.Appliance.ChangeKeyWithin(r.Context(), step, life)
 		}
 		return allKeyWords(views), err
 	}

@@ -9,14 +9,10 @@ import (
 	"strconv"
 	"time"
 
+	"countersign/appliance"
 	"countersign/appliance/admin"
-	"countersign/appliance/authorize"
 	"countersign/appliance/change"
-	"countersign/appliance/change/requests"
-	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
-	"countersign/appliance/parties"
-	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -35,9 +31,9 @@ func problemFor(err error) protocol.Problem {
 		retry.Code = protocol.CodeHSM
 	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
 		retry.Code = protocol.CodeBusy
-	case errors.Is(err, enrol.ErrTaken):
+	case errors.Is(err, appliance.ErrTaken):
 		return refused(http.StatusConflict)
-	case errors.Is(err, authorize.ErrNoTransaction):
+	case errors.Is(err, appliance.ErrNoTransaction):
 		return refused(http.StatusNotFound)
 	case code.HTTPStatus() == http.StatusInternalServerError:
 		return protocol.ProblemOf(nil)
@@ -88,7 +84,7 @@ func writeProblem(w http.ResponseWriter, status int, p any) {
 // adminProblem is the table of the admin API, which tells its caller everything.
 func adminProblem(err error) admin.Problem {
 	p := plainProblem(err)
-	var waiting *requests.Waiting
+	var waiting *appliance.Waiting
 	if errors.As(err, &waiting) {
 		words := changeWords(waiting.Change)
 		p.Change = &words
@@ -106,24 +102,24 @@ func plainProblem(err error) admin.Problem {
 		status int
 		kind   string
 	}{
-		{parties.ErrInput, http.StatusBadRequest, admin.ProblemInput},
+		{appliance.ErrInput, http.StatusBadRequest, admin.ProblemInput},
 		{keyring.ErrKeyName, http.StatusNotFound, admin.ProblemNotFound},
 		{keyring.ErrStep, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrEarly, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrRootAway, http.StatusConflict, admin.ProblemKeyStep},
 		{keyring.ErrNoKey, http.StatusConflict, admin.ProblemKeyStep},
 		{hsm.ErrUnsupported, http.StatusNotImplemented, admin.ProblemUnsupported},
-		{recovery.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
-		{requests.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
-		{requests.ErrOver, http.StatusConflict, admin.ProblemOver},
-		{requests.ErrSigner, http.StatusForbidden, admin.ProblemSigner},
+		{appliance.ErrUncovered, http.StatusConflict, admin.ProblemUncovered},
+		{appliance.ErrQuorum, http.StatusForbidden, admin.ProblemQuorum},
+		{appliance.ErrOver, http.StatusConflict, admin.ProblemOver},
+		{appliance.ErrSigner, http.StatusForbidden, admin.ProblemSigner},
 		{change.ErrSignature, http.StatusForbidden, admin.ProblemSignature},
 		{hsm.ErrExists, http.StatusConflict, admin.ProblemConflict},
 		{store.ErrNotFound, http.StatusNotFound, admin.ProblemNotFound},
 		{store.ErrExists, http.StatusConflict, admin.ProblemExists},
 		{store.ErrConflict, http.StatusConflict, admin.ProblemConflict},
-		{parties.ErrFinal, http.StatusConflict, admin.ProblemConflict},
-		{store.ErrForged, http.StatusConflict, admin.ProblemConflict},
+		{appliance.ErrFinal, http.StatusConflict, admin.ProblemConflict},
+		{appliance.ErrForged, http.StatusConflict, admin.ProblemConflict},
 		{hsm.ErrPIN, http.StatusForbidden, admin.ProblemPIN},
 		{hsm.ErrBusy, http.StatusServiceUnavailable, admin.ProblemUnavailable},
 		{store.ErrUnavailable, http.StatusServiceUnavailable, admin.ProblemUnavailable},

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -95,7 +95,7 @@ func (p *Parties) DeviceOf(ctx context.Context, cert *x509.Certificate) (store.D
 	if err != nil {
 		return store.Device{}, err
 	}
-	if keyring.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
+	if keyuse.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
 		return store.Device{}, fmt.Errorf("%s was enrolled again after this certificate: %w", device.SPIFFEID, protocol.CodeDevice)
 	}
 	return device, nil

@@ -10,12 +10,12 @@ import (
 	"io"
 	"time"
 
-	"countersign/appliance/backup"
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/policy"
 )
@@ -23,7 +23,7 @@ import (
 // Service makes backups. It is safe for concurrent use.
 type Service struct {
 	store    store.Store
-	keyring  *keyring.Keyring
+	keyring  *keyuse.Keys
 	keys     *keylife.Service
 	requests *requests.Service
 	now      func() time.Time
@@ -32,7 +32,7 @@ type Service struct {
 // Config holds what a Service needs.
 type Config struct {
 	Store    store.Store
-	Keyring  *keyring.Keyring
+	Keyring  *keyuse.Keys
 	Keys     *keylife.Service
 	Requests *requests.Service
 	Now      func() time.Time

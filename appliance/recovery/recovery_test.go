@@ -13,10 +13,12 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/appliancetest"
-	"countersign/appliance/backup"
 	"countersign/appliance/change/requests"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
@@ -37,11 +39,11 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.Keyring, err = keyring.Load(t.Context(), keyring.Backed{Token: b.Token, Recipient: escrow.PublicKey()}, b.Store, keyring.Pins{Root: b.Keyring.Root()}); err != nil {
+	if b.Keyring, err = keyuse.Load(t.Context(), keylife.Backed{Token: b.Token, Recipient: escrow.PublicKey()}, b.Store, keyuse.Pins{Root: b.Keyring.Root()}); err != nil {
 		t.Fatal(err)
 	}
 	b.Restart()
-	b.Step(keyring.Rotate, "mac")
+	b.Step(keyplan.Rotate, "mac")
 	made, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +99,7 @@ func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time)
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.Close() })
-	if err := keyring.Unseal(b.Context(), b.Token, s, b.Seals, keyring.Pins{Root: b.Keyring.Root()}); err != nil {
+	if err := keyuse.Unseal(b.Context(), b.Token, s, b.Seals, keyuse.Pins{Root: b.Keyring.Root()}); err != nil {
 		b.Fatal(err)
 	}
 	state, err := backup.StateOf(b.Context(), s)
@@ -113,7 +115,7 @@ func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time)
 	if err := s.Recover(b.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
 		b.Fatal(err)
 	}
-	if b.Keyring, err = keyring.Load(b.Context(), b.Token, s, keyring.Pins{Root: b.Keyring.Root()}); err != nil {
+	if b.Keyring, err = keyuse.Load(b.Context(), b.Token, s, keyuse.Pins{Root: b.Keyring.Root()}); err != nil {
 		b.Fatal(err)
 	}
 	b.Store = s
@@ -164,8 +166,8 @@ func TestForgotten(t *testing.T) {
 func TestHandleEpochStays(t *testing.T) {
 	b := appliancetest.New(t)
 	s := b.EnrolPhone("alice").Challenge(appliancetest.Door, nil)
-	b.Step(keyring.Rotate, "root")
-	b.Step(keyring.Activate, "root")
+	b.Step(keyplan.Rotate, "root")
+	b.Step(keyplan.Activate, "root")
 	if a := s.Must(s.M3(protocol.Approve)); a.P4.Result != protocol.ResultApproved {
 		t.Errorf("result %s, code %d", a.P4.Result, a.P4.Reason)
 	}

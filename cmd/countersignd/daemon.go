@@ -200,16 +200,16 @@ func (d *daemon) checks() map[string]httpapi.Check {
 			}
 			return d.tokenError()
 		},
-		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
+		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysInUse(ctx) }),
 	}
 }
 
 // warnings tell what is to be done, and make the daemon no less ready.
 func (d *daemon) warnings() map[string]httpapi.Check {
 	return map[string]httpapi.Check{
-		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
+		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
-		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
+		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/appliance/enrol"
+	"countersign/appliance"
 	"countersign/appliance/store"
 )
 
@@ -62,7 +62,7 @@ func (d *dev) startRelay(ctx context.Context) (*devRelay, error) {
 
 func (d *dev) enrolRelay(ctx context.Context, binary string) error {
 	state := d.path("relay")
-	if _, err := d.daemon.appliance.Parties.DeviceNamed(ctx, devDevice); !errors.Is(err, store.ErrNotFound) {
+	if _, err := d.daemon.appliance.DeviceNamed(ctx, devDevice); !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	if err := os.RemoveAll(state); err != nil {
@@ -71,7 +71,7 @@ func (d *dev) enrolRelay(ctx context.Context, binary string) error {
 	if err := os.Mkdir(state, 0o700); err != nil {
 		return err
 	}
-	code, _, err := d.daemon.appliance.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: devDevice, Display: devDisplay})
+	code, _, err := d.daemon.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: devDevice, Display: devDisplay})
 	if err != nil {
 		return err
 	}

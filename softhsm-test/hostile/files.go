@@ -12,8 +12,8 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"countersign/appliance"
 	"countersign/appliance/backup"
-	"countersign/appliance/change/requests"
 	"countersign/appliance/keyring"
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
@@ -252,7 +252,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 	if r.keys, err = backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()); err != nil {
 		return r, err
 	}
-	c, err := h.Recovery.CopyStore(ctx)
+	c, err := h.CopyStore(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -262,8 +262,8 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 
 // voted takes a step of the root for which ann votes too.
 func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) error {
-	_, err := h.Appliance.Keys.Take(ctx, keyring.Step{Verb: verb, Name: keyring.Root})
-	var waits *requests.Waiting
+	_, err := h.ChangeKey(ctx, keyring.Step{Verb: verb, Name: keyring.Root})
+	var waits *appliance.Waiting
 	if !errors.As(err, &waits) {
 		return errors.Join(errors.New("a step of the root without a second vote"), err)
 	}
@@ -271,7 +271,7 @@ func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) er
 	if err != nil {
 		return err
 	}
-	_, err = h.Requests.Sign(ctx, waits.Hash.ID(), raw)
+	_, err = h.SignChange(ctx, waits.Hash.ID(), raw)
 	return err
 }
 

@@ -127,7 +127,7 @@ type certificate struct {
 // certificates are the genuine KeyCerts of decision, and those of client-ca: what devices
 // had before, and what the house gives now.
 func (s *scene) certificates() (decision []certificate, clientCA [][]byte) {
-	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Enrol.Trust().KeyCerts...) {
+	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Trust().KeyCerts...) {
 		cert, err := protocol.VerifyKeyCert(raw, s.Root)
 		switch {
 		case err != nil:
@@ -176,7 +176,7 @@ func (s *scene) certified(what string, certificates []string) {
 	if err != nil || len(cert.URIs) != 1 {
 		return
 	}
-	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(protocol.UseCA)), s.House.Enrol.Trust().KeyCerts...) {
+	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(protocol.UseCA)), s.House.Trust().KeyCerts...) {
 		ca, err := protocol.VerifyKeyCert(raw, s.Root)
 		if err == nil && ca.Use == protocol.UseCA && signedBy(cert, ca.Key) {
 			s.grant("%s: X.509 certificate of %s", what, cert.URIs[0])

@@ -26,9 +26,9 @@ const (
 	registryGo = "appliance/store/sqlite/registry.go"
 	chainGo    = "appliance/keyring/chain.go"
 	signedGo   = "appliance/backup/signed.go"
-	answerGo   = "appliance/authorize/answer.go"
-	evidenceGo = "appliance/authorize/evidence.go"
-	recordGo   = "appliance/change/quorum/record.go"
+	answerGo   = "appliance/answer.go"
+	evidenceGo = "appliance/evidence.go"
+	behindGo   = "appliance/behind.go"
 )
 
 // unhung: what hangs on the head is not compared with it.
@@ -53,7 +53,7 @@ var breaks = map[string][]broken.Edit{
 			"if d = out.Decision; false && !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {",
 		),
 		edit(evidenceGo, "if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {", "if err = nil; false {"),
-		edit(recordGo, "if r.Change == (change.ID{}) {", "if r.Fits != nil {\n\t\treturn nil\n\t}\n\tif r.Change == (change.ID{}) {"),
+		edit(behindGo, "if b.change == (change.ID{}) {", "if b.fits != nil {\n\t\treturn nil\n\t}\n\tif b.change == (change.ID{}) {"),
 	},
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {

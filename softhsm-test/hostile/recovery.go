@@ -17,9 +17,9 @@ import (
 	"countersign/softhsm-test/hostile/world"
 )
 
-// restoring brings the altered database back with the genuine backup of the keys, as
+// recovery brings the altered database back with the genuine backup of the keys, as
 // `countersignd restore --unsigned-database` does, and goes on with it.
-var restoring = []operation{
+var recovery = []operation{
 	{"restore, then a refusal again", restored(again("refused")), nil},
 	{"restore, then level 1 by rob", restored(byPhone("rob", door)), []grant{{"rob " + approved1, 1}, {`rob is shown "gate"`, 1}}},
 	{"restore, then level 1 by ruth", restored(byPhone("ruth", door)), []grant{{`ruth is shown "gate"`, 1}}},
@@ -31,7 +31,7 @@ var restoring = []operation{
 	},
 	{"restore, then trust document", restored(func(s *scene, _ context.Context) error { return s.believed() }), trusted},
 	{"restore, then start", restored(standing), inForce},
-	{"restore, then enrol by a made-up code", restored(enrolBy("made up")), nil},
+	{"restore, then enrol by a made-up code", restored(enrol("made up")), nil},
 }
 
 // afresh has carol ask for a second approval, and another give it.

@@ -55,8 +55,8 @@ var breaks = []string{"", "mac", "wrap", "cert", "retired"}
 // edits are those that take another countersignd.
 var edits = map[string][]broken.Edit{
 	"mac": {
-		{File: "appliance/keylife/serve.go", Old: "if err == nil && under > 0 {", New: "if false {"},
-		{File: "appliance/keylife/serve_renewal.go", Old: "if !k.keys.OneOf(keyring.MAC) {", New: "if false {"},
+		{File: "appliance/keys.go", Old: "if err == nil && under > 0 {", New: "if false {"},
+		{File: "appliance/renewal.go", Old: "if !a.keys.OneOf(keyring.MAC) {", New: "if false {"},
 	},
 	"wrap": {
 		{File: "appliance/keyring/verifier.go", Old: "r.live.Load().acceptedOf(Wrap, time.Now()) {", New: "r.live.Load().acceptedOf(Wrap, time.Now())[:1] {"},

@@ -83,7 +83,7 @@ func transient(err error) bool {
 // advanceLocked makes the change if the quorum is there.
 func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, error) {
 	c, err := s.Get(ctx, id)
-	if err != nil || !c.Decision.Approved() || c.State != store.ChangeOpen {
+	if err != nil || !c.Ruling.Approved() || c.State != store.ChangeOpen {
 		return c, err
 	}
 	// Whoever asked may go away; what was begun is brought to its end.
@@ -148,7 +148,7 @@ func (s *Service) Resume(ctx context.Context) {
 		case err != nil:
 		case c.State != store.ChangeTaken:
 			err = errors.Join(fmt.Errorf("%w: %s", store.ErrForged, c.Reason), s.endTakenLocked(ctx, c))
-		case !c.Decision.Approved():
+		case !c.Ruling.Approved():
 			err = s.reportLocked(ctx, c)
 		default:
 			c, err = s.executeLocked(ctx, c)

@@ -20,6 +20,7 @@ import (
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
+	"countersign/protocol"
 )
 
 // Errors of change requests.
@@ -77,7 +78,7 @@ type Change struct {
 	State    store.ChangeState // "" for a dry run, which stores nothing
 	Reason   string
 	EndedAt  time.Time
-	Decision policy.Decision
+	Ruling   policy.Ruling
 	Required int
 	Signed   []string // names of the administrators whose signatures count
 	Missing  []string // names of the administrators who could still sign
@@ -88,7 +89,7 @@ type Change struct {
 type Waiting struct{ Change }
 
 func (w *Waiting) Error() string {
-	return fmt.Sprintf("%s waits: %d of %d administrators, %d more", w.Kind, w.Decision.Signed(), w.Required, w.Decision.MissingAdministrators())
+	return fmt.Sprintf("%s waits: %d of %d administrators, %d more", w.Kind, w.Ruling.Signed(), w.Required, w.Ruling.MissingAdministrators())
 }
 
 // Unwrap returns [ErrQuorum].
@@ -250,7 +251,7 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 	}
 	// It is history: policy and administrators may be others now.
 	c.Required, c.Signed = row.Required, row.Signed
-	c.Decision = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Choice: policy.Approve, Signers: row.Signed})
+	c.Ruling = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Verdict: protocol.Approve, Signers: row.Signed})
 	return c, nil
 }
 

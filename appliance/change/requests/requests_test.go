@@ -28,8 +28,8 @@ func TestQuorum(t *testing.T) {
 	if !slices.Equal(c.Signed, []string{"local"}) || !slices.Equal(c.Missing, []string{"ann", "bob", "cat"}) {
 		t.Errorf("signed by %v, missing %v", c.Signed, c.Missing)
 	}
-	if c = b.Signed(c, nil); c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Errorf("local twice counts %d", c.Decision.Signed())
+	if c = b.Signed(c, nil); c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Errorf("local twice counts %d", c.Ruling.Signed())
 	}
 	if b.Invitations() != before {
 		t.Fatal("a device was invited before the quorum was there")
@@ -51,17 +51,17 @@ func TestQuorum(t *testing.T) {
 func TestKeysOnly(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree+"local = false\n")
 	c, err := b.Requests.Ask(t.Context(), appliancetest.Invitation("door"))
-	if err != nil || c.Decision.MissingAdministrators() != 2 {
-		t.Fatalf("%d missing: %v", c.Decision.MissingAdministrators(), err)
+	if err != nil || c.Ruling.MissingAdministrators() != 2 {
+		t.Fatalf("%d missing: %v", c.Ruling.MissingAdministrators(), err)
 	}
 	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), nil); !errors.Is(err, requests.ErrSigner) {
 		t.Errorf("the socket signs: %v", err)
 	}
-	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
-		t.Fatalf("one of three: %s, %d missing", c.State, c.Decision.MissingAdministrators())
+	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		t.Fatalf("one of three: %s, %d missing", c.State, c.Ruling.MissingAdministrators())
 	}
-	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Fatalf("one twice: %s, counts %d", c.State, c.Decision.Signed())
+	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Fatalf("one twice: %s, counts %d", c.State, c.Ruling.Signed())
 	}
 	if c = b.Signed(c, b.Cat.Sign(t, c.Hash)); c.State != store.ChangeExecuted {
 		t.Fatalf("two of three: %s", c.State)
@@ -107,8 +107,8 @@ func TestAttacks(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, attack.want)
 		}
 	}
-	if c, err = b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Fatalf("request is %s, %d signed: %v", c.State, c.Decision.Signed(), err)
+	if c, err = b.Requests.Get(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Fatalf("request is %s, %d signed: %v", c.State, c.Ruling.Signed(), err)
 	}
 	if _, err := b.Requests.Sign(t.Context(), change.ID{1}, good); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an id that is not there: %v", err)
@@ -156,14 +156,14 @@ func TestSignerLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.Decision.Signed() != 2 {
-		t.Fatalf("%d signed", c.Decision.Signed())
+	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.Ruling.Signed() != 2 {
+		t.Fatalf("%d signed", c.Ruling.Signed())
 	}
 	if _, err := b.Requests.SuspendAdmin(t.Context(), "ann"); err != nil {
 		t.Fatal(err)
 	}
-	if c = b.Signed(c, b.Bob.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.Signed() != 2 {
-		t.Fatalf("with a suspended signer: %s, %d signed", c.State, c.Decision.Signed())
+	if c = b.Signed(c, b.Bob.Sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.Signed() != 2 {
+		t.Fatalf("with a suspended signer: %s, %d signed", c.State, c.Ruling.Signed())
 	}
 	resume, err := b.Requests.DraftResume(t.Context(), "ann")
 	if err != nil {
@@ -171,7 +171,7 @@ func TestSignerLeaves(t *testing.T) {
 	}
 	b.Executes(resume)
 	if c = b.Signed(c, nil); c.State != store.ChangeExecuted {
-		t.Fatalf("resumed: %s, %d signed", c.State, c.Decision.Signed())
+		t.Fatalf("resumed: %s, %d signed", c.State, c.Ruling.Signed())
 	}
 }
 
@@ -361,7 +361,7 @@ func TestAnotherAppliance(t *testing.T) {
 			t.Errorf("%s: policy %d was %d: %v", state, after.Version, rules.Version, err)
 		}
 		got, err := b.Requests.Get(t.Context(), h.ID())
-		if err != nil || got.State != store.ChangeFailed || got.Decision.Approved() || !strings.Contains(got.Reason, "other.example") {
+		if err != nil || got.State != store.ChangeFailed || got.Ruling.Approved() || !strings.Contains(got.Reason, "other.example") {
 			t.Errorf("%s: shown as %s, %q: %v", state, got.State, got.Reason, err)
 		}
 	}

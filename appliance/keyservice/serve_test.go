@@ -13,7 +13,9 @@ import (
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -45,21 +47,21 @@ func (e *erasable) Keys(ctx context.Context) ([]hsm.Key, error) {
 func TestDestroy(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	token := &erasable{Token: b.Token, gone: map[hsm.KeyID]int{}}
-	keys, err := keyring.Load(t.Context(), token, b.Store, keyring.Pins{Root: b.Keyring.Root()})
+	keys, err := keyuse.Load(t.Context(), token, b.Store, keyuse.Pins{Root: b.Keyring.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.Keyring = keys
 	b.Restart()
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate, keyring.Retire} {
-		if _, err := b.Keys.Take(t.Context(), keyring.Step{Verb: verb, Name: "decision", Early: verb == keyring.Retire}); err != nil {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate, keyplan.Retire} {
+		if _, err := b.Keys.Take(t.Context(), keyplan.Step{Verb: verb, Name: "decision", Early: verb == keyplan.Retire}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	destroy := keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}
+	destroy := keyplan.Step{Verb: keyplan.Destroy, Name: "decision", Version: 1}
 	_, err = b.Keys.Take(t.Context(), destroy)
 	var waiting *requests.Waiting
-	if !errors.As(err, &waiting) || !errors.Is(err, requests.ErrQuorum) || waiting.Decision.MissingAdministrators() != 1 {
+	if !errors.As(err, &waiting) || !errors.Is(err, requests.ErrQuorum) || waiting.Ruling.MissingAdministrators() != 1 {
 		t.Fatalf("one of two: %v", err)
 	}
 	if len(token.gone) != 0 {
@@ -87,13 +89,13 @@ func TestDestroy(t *testing.T) {
 func TestAdminsOutliveMAC(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	c := b.Waits(appliancetest.Invitation("door"))
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-		if _, err := b.Keys.Take(t.Context(), keyring.Step{Verb: verb, Name: keyring.MAC}); err != nil {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
+		if _, err := b.Keys.Take(t.Context(), keyplan.Step{Verb: verb, Name: keyring.MAC}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	retire := keyring.Step{Verb: keyring.Retire, Name: keyring.MAC, Version: 1, Early: true}
-	if _, err := b.Keys.Take(t.Context(), retire); !errors.Is(err, keyring.ErrEarly) {
+	retire := keyplan.Step{Verb: keyplan.Retire, Name: keyring.MAC, Version: 1, Early: true}
+	if _, err := b.Keys.Take(t.Context(), retire); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired while administrators are under it: %v", err)
 	}
 	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeExecuted {
@@ -115,8 +117,8 @@ func TestMACRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	underWay := alice.Challenge(appliancetest.Door, nil)
-	b.Step(keyring.Rotate, "mac")
-	b.Step(keyring.Activate, "mac")
+	b.Step(keyplan.Rotate, "mac")
+	b.Step(keyplan.Activate, "mac")
 	if b.Version(keyring.MAC) != 2 {
 		t.Fatalf("mac@%d is in use", b.Version(keyring.MAC))
 	}
@@ -127,15 +129,15 @@ func TestMACRotation(t *testing.T) {
 	if first.Pairwise != second.Pairwise {
 		t.Error("the pairwise id has changed")
 	}
-	if _, err := b.TryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+	if _, err := b.TryStep(keyplan.Step{Verb: keyplan.Retire, Early: true}, "mac@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired under records: %v", err)
 	}
 	b.RunUntil("records sealed anew", func() bool { return b.UnderNothing(1) })
-	if _, err := b.TryStep(keyring.Step{Verb: keyring.Retire}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+	if _, err := b.TryStep(keyplan.Step{Verb: keyplan.Retire}, "mac@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired while handles are under way: %v", err)
 	}
 	b.Clock.Advance(25 * time.Hour)
-	b.Step(keyring.Retire, "mac@1")
+	b.Step(keyplan.Retire, "mac@1")
 	b.Restart() // forgets what was checked
 	third, err := alice.Challenge(appliancetest.Door, nil).Decision()
 	if err != nil || third.Pairwise != first.Pairwise {
@@ -149,8 +151,8 @@ func TestForgedRecordStays(t *testing.T) {
 	b.EnrolPhone("alice")
 	bob := b.EnrolPhone("bob")
 	b.Tamper(1, `UPDATE client SET roles = '["approver"]' WHERE name = 'bob'`)
-	b.Step(keyring.Rotate, "mac")
-	b.Step(keyring.Activate, "mac")
+	b.Step(keyplan.Rotate, "mac")
+	b.Step(keyplan.Activate, "mac")
 	b.RunUntil("records sealed anew", func() bool {
 		_, under, err := b.Store.Under(t.Context(), 1)
 		return err == nil && under == 0
@@ -182,7 +184,7 @@ func TestInterruptedStep(t *testing.T) {
 		b := appliancetest.New(t)
 		whole := b.Store
 		records := b.Tally().Records
-		for _, step := range []keyring.Step{{Verb: keyring.Rotate}, {Verb: keyring.Activate, Version: 2}} {
+		for _, step := range []keyplan.Step{{Verb: keyplan.Rotate}, {Verb: keyplan.Activate, Version: 2}} {
 			b.Store = breaking{whole, stored}
 			b.Restart()
 			ref := keyring.MAC
@@ -215,7 +217,7 @@ func TestInterruptedStep(t *testing.T) {
 // TestSchedule: what is overdue is said, and done where the appliance may.
 func TestSchedule(t *testing.T) {
 	b := appliancetest.New(t)
-	schedule := keyring.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
+	schedule := keyplan.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
 	with := func(auto bool) {
 		schedule.Auto = auto
 		b.Restart(func(c *appliance.Config) { c.Schedule = schedule })
@@ -254,8 +256,8 @@ func TestNoneInUse(t *testing.T) {
 		t.Errorf("what is due: %v", err)
 	}
 	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
-		b.Step(keyring.Rotate, name)
-		b.Step(keyring.Activate, name)
+		b.Step(keyplan.Rotate, name)
+		b.Step(keyplan.Activate, name)
 	}
 	if err := b.Keys.CheckInUse(t.Context()); err != nil {
 		t.Errorf("after new versions: %v", err)
@@ -269,16 +271,16 @@ func TestWrapRotation(t *testing.T) {
 	alice := b.EnrolFull("alice")
 	b.EnrolPhone("bob") // without a password
 	before := b.Client("alice")
-	b.Step(keyring.Rotate, "wrap")
-	b.Step(keyring.Activate, "wrap")
-	if _, err := b.TryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "wrap@1"); !errors.Is(err, keyring.ErrEarly) {
+	b.Step(keyplan.Rotate, "wrap")
+	b.Step(keyplan.Activate, "wrap")
+	if _, err := b.TryStep(keyplan.Step{Verb: keyplan.Retire, Early: true}, "wrap@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired under a verifier: %v", err)
 	}
 	b.RunUntil("verifiers wrapped anew", func() bool { return b.Client("alice").Version == before.Version+1 })
 	if after := b.Client("alice"); string(after.Verifier) == string(before.Verifier) {
 		t.Error("the verifier is as it was")
 	}
-	b.Step(keyring.Retire, "wrap@1")
+	b.Step(keyplan.Retire, "wrap@1")
 	b.Restart()
 	s := alice.Challenge(appliancetest.Payment, appliancetest.EUR(5000))
 	appliancetest.Expect(t, s.Must(s.With(0, nil)), protocol.ResultApproved, 0)
@@ -294,23 +296,23 @@ func TestRecordsKeepTheirKeys(t *testing.T) {
 	b.EnrolFull("alice")
 	c := b.Waits(appliancetest.Invitation("lift"))
 	for _, name := range []string{"mac", "wrap"} {
-		b.Step(keyring.Rotate, name)
-		b.Step(keyring.Activate, name)
-		for _, s := range []keyring.Step{{Verb: keyring.Suspend}, {Verb: keyring.Retire, Early: true}, {Verb: keyring.Retire, Compromised: true}} {
+		b.Step(keyplan.Rotate, name)
+		b.Step(keyplan.Activate, name)
+		for _, s := range []keyplan.Step{{Verb: keyplan.Suspend}, {Verb: keyplan.Retire, Early: true}, {Verb: keyplan.Retire, Compromised: true}} {
 			_, err := b.TryStep(s, name+"@1")
-			if !errors.Is(err, keyring.ErrEarly) || !strings.Contains(err.Error(), "records are still under "+name+"@1") {
+			if !errors.Is(err, keyplan.ErrEarly) || !strings.Contains(err.Error(), "records are still under "+name+"@1") {
 				t.Errorf("%s %s@1 under records: %v", s.Verb, name, err)
 			}
 		}
 	}
 	before := b.Client("alice").Version
 	b.RunUntil("records sealed anew", func() bool { return b.UnderNothing(1) && b.Client("alice").Version > before })
-	b.Step(keyring.Suspend, "wrap@1")
+	b.Step(keyplan.Suspend, "wrap@1")
 	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeExecuted {
 		t.Errorf("a request that was under way is %s", c.State)
 	}
-	b.Step(keyring.Suspend, "mac@1")
-	b.Step(keyring.Resume, "mac@1")
+	b.Step(keyplan.Suspend, "mac@1")
+	b.Step(keyplan.Resume, "mac@1")
 }
 
 // TestLeftUnderSuspended: a record that was put back under a version which is suspended is
@@ -328,20 +330,20 @@ func TestLeftUnderSuspended(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"mac", "wrap"} {
-		b.Step(keyring.Rotate, name)
-		b.Step(keyring.Activate, name)
+		b.Step(keyplan.Rotate, name)
+		b.Step(keyplan.Activate, name)
 	}
 	b.RunUntil("records made anew", func() bool { return b.UnderNothing(1) && b.Client("alice").Version == 2 })
-	b.Step(keyring.Suspend, "mac@1")
-	b.Step(keyring.Suspend, "wrap@1")
+	b.Step(keyplan.Suspend, "mac@1")
+	b.Step(keyplan.Suspend, "wrap@1")
 	b.Tamper(1, `UPDATE client SET verifier = ?, version = 1, seal = ?`, verifier, seal)
 	b.Restart()
 	if c := b.Client("alice"); c.Status != 0 {
 		t.Errorf("a record under a suspended version of mac is %s", c.Status)
 	}
 	b.RunUntil("a look", func() bool { r := b.Keys.Renewal(); return !r.Running && r.Total > 0 })
-	b.Step(keyring.Resume, "mac@1")
-	b.Step(keyring.Resume, "wrap@1")
+	b.Step(keyplan.Resume, "mac@1")
+	b.Step(keyplan.Resume, "wrap@1")
 	b.RunUntil("records made anew", func() bool { return b.UnderNothing(1) && b.Client("alice").Version == 2 && b.Keys.Renewal().Left == 0 })
 	s := alice.Challenge(appliancetest.Payment, appliancetest.EUR(5000))
 	appliancetest.Expect(t, s.Must(s.With(0, nil)), protocol.ResultApproved, 0)
@@ -352,7 +354,7 @@ func TestAttestKeys(t *testing.T) {
 	b := appliancetest.New(t)
 	good := func() bool {
 		t.Helper()
-		found, err := b.Keys.Attest(t.Context())
+		found, err := keylife.Attest(t.Context(), b.Keys)
 		if err != nil || len(found) == 0 {
 			t.Fatalf("%d findings, %v", len(found), err)
 		}

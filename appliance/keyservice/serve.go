@@ -14,7 +14,10 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/policy"
@@ -23,11 +26,11 @@ import (
 // Service keeps the keys of an appliance. It is safe for concurrent use.
 type Service struct {
 	store    store.Store
-	keys     *keyring.Keyring
+	keys     *keyuse.Keys
 	seals    *store.Seals
 	requests *requests.Service
 	token    string
-	schedule keyring.Schedule
+	schedule keyplan.Schedule
 	log      hclog.Logger
 	now      func() time.Time
 	renewals renewals
@@ -44,10 +47,10 @@ type Service struct {
 // Config holds what a Service needs.
 type Config struct {
 	Store    store.Store
-	Keys     *keyring.Keyring
+	Keys     *keyuse.Keys
 	Requests *requests.Service
 	Token    string           // label of the token, for the rows of keys that are made on it
-	Schedule keyring.Schedule // when keys are due for rotation
+	Schedule keyplan.Schedule // when keys are due for rotation
 	Logger   hclog.Logger
 	Metrics  prometheus.Registerer // nil: not registered anywhere
 	Now      func() time.Time
@@ -85,29 +88,29 @@ func (k *Service) Pause() (resume func()) {
 }
 
 // Keys are all key versions as they stand now.
-func (k *Service) List() []keyring.View { return k.keys.Views(k.now()) }
+func (k *Service) List() []keyplan.View { return keyplan.Views(k.keys.Ring(), k.now()) }
 
 // Plan says what a step of a key's life comes to, and does nothing. Errors are those
-// of [keyring.Keyring.Plan].
-func (k *Service) Plan(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+// of [keyplan.New].
+func (k *Service) Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	plan, err := k.planLocked(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	return k.keys.Preview(plan), nil
+	return plan.Preview(k.keys.Ring()), nil
 }
 
 // Take is [Service.TakeWithin] for as long as requests are good by default.
-func (k *Service) Take(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	return k.TakeWithin(ctx, s, 0)
 }
 
 // TakeWithin takes a step, or asks for it where it takes a quorum, which has until
 // life is over: the error is a [*Waiting] then. Other errors are those of
-// [keyring.Keyring.Plan], [Service.Ask], and of token and store.
-func (k *Service) TakeWithin(ctx context.Context, s keyring.Step, life time.Duration) ([]keyring.View, error) {
+// [keyplan.New], [Service.Ask], and of token and store.
+func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
 	d, gated, err := k.draft(ctx, s)
 	if err != nil {
 		return nil, err
@@ -121,7 +124,7 @@ func (k *Service) TakeWithin(ctx context.Context, s keyring.Step, life time.Dura
 		return nil, err
 	}
 	result, err := c.Done()
-	views, _ := result.([]keyring.View)
+	views, _ := result.([]keyplan.View)
 	return views, err
 }
 
@@ -130,7 +133,7 @@ func (k *Service) TakeWithin(ctx context.Context, s keyring.Step, life time.Dura
 // used. Interrupted anywhere, the same step again goes on where it stopped: a key that
 // was made and not stored is taken up, a step that was stored is not taken twice, and
 // a key that was given up and not removed is removed.
-func (k *Service) take(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	// A step before may have been stored although the store could not say so.
@@ -141,12 +144,12 @@ func (k *Service) take(ctx context.Context, s keyring.Step) ([]keyring.View, err
 	if err != nil {
 		return nil, err
 	}
-	made, err := k.keys.Carry(ctx, plan, k.token)
+	made, err := keylife.Carry(ctx, k.keys, plan, k.token)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
 	if s.Name == keyring.MAC {
-		made.MAC = k.keys.SealedUnder(plan)
+		made.MAC = plan.SealedUnder(k.keys.Ring())
 	}
 	if len(made.Add)+len(made.Update) > 0 {
 		if err := k.store.ChangeKeys(ctx, made, keyRecord(s, made)); err != nil {
@@ -154,29 +157,29 @@ func (k *Service) take(ctx context.Context, s keyring.Step) ([]keyring.View, err
 		}
 	}
 	// Also where nothing was to be stored: an earlier run may have come no further.
-	if err := errors.Join(k.keys.Erase(ctx, plan), k.keys.Reload(ctx, k.store)); err != nil {
+	if err := errors.Join(keylife.Erase(ctx, k.keys, plan), k.keys.Reload(ctx, k.store)); err != nil {
 		return nil, fmt.Errorf("%s %s is stored, and not complete before it is repeated: %w", s.Verb, s.Name, err)
 	}
 	k.renewals.wake()
-	return k.keys.Shown(plan, k.now()), nil
+	return plan.Views(k.keys.Ring(), k.now()), nil
 }
 
 // planLocked adds to the keyring's plan what only the store can know: nothing that
 // is stored may depend on what is given up.
-func (k *Service) planLocked(ctx context.Context, s keyring.Step) (keyring.Plan, error) {
-	plan, err := k.keys.Plan(s, k.now())
+func (k *Service) planLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan, error) {
+	plan, err := keyplan.New(k.keys.Ring(), s, k.now())
 	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
 	switch s.Verb {
-	case keyring.Suspend, keyring.Retire, keyring.Destroy:
+	case keyplan.Suspend, keyplan.Retire, keyplan.Destroy:
 		return plan, k.freed(ctx, plan)
 	}
 	return plan, nil
 }
 
 // freed tells whether nothing is under the versions that a plan gives up.
-func (k *Service) freed(ctx context.Context, plan keyring.Plan) error {
+func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
 	for _, e := range plan.Edits {
 		key, there := k.keys.Held(e.Name, e.Version)
 		if e.Kept || !there {
@@ -184,7 +187,7 @@ func (k *Service) freed(ctx context.Context, plan keyring.Plan) error {
 		}
 		total, under, err := k.under(ctx, key)
 		if err == nil && under > 0 {
-			err = fmt.Errorf("%d of %d records are still under %s: %w", under, total, keyring.Label(e.Name, e.Version), keyring.ErrEarly)
+			err = fmt.Errorf("%d of %d records are still under %s: %w", under, total, keyring.Label(e.Name, e.Version), keyplan.ErrEarly)
 		}
 		if err != nil {
 			return err
@@ -194,7 +197,7 @@ func (k *Service) freed(ctx context.Context, plan keyring.Plan) error {
 }
 
 // keyRecord is the audit record of a step: each row with its dates, as it is from then on.
-func keyRecord(s keyring.Step, c store.KeyChange) store.Record {
+func keyRecord(s keyplan.Step, c store.KeyChange) store.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
 		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}
@@ -221,8 +224,8 @@ func keyRecord(s keyring.Step, c store.KeyChange) store.Record {
 // draft is the change request of a step that takes a quorum: whatever destroys a
 // key, and whatever becomes of the root. gated is false for the others, and where the
 // step has nothing left to do.
-func (k *Service) draft(ctx context.Context, s keyring.Step) (d change.Draft, gated bool, err error) {
-	if s.Verb != keyring.Destroy && s.Name != keyring.Root {
+func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
+	if s.Verb != keyplan.Destroy && s.Name != keyring.Root {
 		return d, false, nil
 	}
 	k.steps.Lock()
@@ -231,7 +234,7 @@ func (k *Service) draft(ctx context.Context, s keyring.Step) (d change.Draft, ga
 	if err != nil || keptOnly(plan) {
 		return d, false, err
 	}
-	if s.Verb == keyring.Destroy {
+	if s.Verb == keyplan.Destroy {
 		p := change.Parameters{"name": s.Name, "version": s.Version}
 		return change.Draft{Kind: policy.KeyDestroy, Parameters: p}, true, nil
 	}
@@ -248,7 +251,7 @@ func (k *Service) draft(ctx context.Context, s keyring.Step) (d change.Draft, ga
 	return change.Draft{Kind: policy.RootRotate, Parameters: p}, true, nil
 }
 
-func keptOnly(p keyring.Plan) bool {
+func keptOnly(p keyplan.Plan) bool {
 	for _, e := range p.Edits {
 		if !e.Kept {
 			return false
@@ -259,7 +262,7 @@ func keptOnly(p keyring.Plan) bool {
 
 // rootInUse is the number of the current root.
 func (k *Service) rootInUse() uint64 {
-	for _, v := range k.keys.Views(k.now()) {
+	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
 		if v.Name == keyring.Root && v.State == keyring.Active {
 			return v.Version
 		}
@@ -270,7 +273,7 @@ func (k *Service) rootInUse() uint64 {
 // versions are the rows that a step of a key is based on.
 func (k *Service) versions(name string) any {
 	rows := []any{}
-	for _, k := range k.keys.Keys() {
+	for _, k := range k.keys.Ring().Keys() {
 		if k.Name == name {
 			rows = append(rows, []any{k.Name, k.Version, k.Revision})
 		}
@@ -280,28 +283,28 @@ func (k *Service) versions(name string) any {
 
 func (k *Service) keyBase(ctx context.Context, p change.Parameters) (any, error) {
 	name := p.Text("name")
-	_, err := k.Plan(ctx, keyring.Step{Verb: keyring.Destroy, Name: name, Version: p.Number("version")})
+	_, err := k.Plan(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: name, Version: p.Number("version")})
 	return k.versions(name), err
 }
 
 func (k *Service) destroyKey(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
-	views, err := k.take(ctx, keyring.Step{Verb: keyring.Destroy, Name: p.Text("name"), Version: p.Number("version")})
+	views, err := k.take(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: p.Text("name"), Version: p.Number("version")})
 	return views, err
 }
 
-func rootStep(p change.Parameters) keyring.Step {
-	s := keyring.Step{
-		Verb: keyring.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
+func rootStep(p change.Parameters) keyplan.Step {
+	s := keyplan.Step{
+		Verb: keyplan.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
 		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
 	}
-	if s.Verb == keyring.Rotate {
+	if s.Verb == keyplan.Rotate {
 		s.Version = 0 // it is always the next that is readied
 	}
 	return s
 }
 
 func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error) {
-	if p.Text("verb") == string(keyring.Rotate) && p.Number("version") != k.rootInUse()+1 {
+	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse()+1 {
 		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
 	}
 	_, err := k.Plan(ctx, rootStep(p))
@@ -313,13 +316,13 @@ func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error
 // has no certificate any more.
 func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
 	s := rootStep(p)
-	for _, v := range k.keys.Views(k.now()) {
-		if s.Verb == keyring.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
-			return []keyring.View{v}, nil
+	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
+		if s.Verb == keyplan.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
+			return []keyplan.View{v}, nil
 		}
 	}
-	if s.Verb == keyring.Rotate && p.Number("version") != k.rootInUse()+1 {
-		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyring.ErrStep)
+	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
+		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
 	views, err := k.take(ctx, s)
 	return views, err
@@ -337,7 +340,7 @@ func (k *Service) under(ctx context.Context, key keyring.Key) (total, under uint
 			continue
 		}
 		total++
-		is, err := k.keys.IsUnder(ctx, key, c.Verifier)
+		is, err := keylife.IsUnder(ctx, k.keys, key, c.Verifier)
 		if err != nil {
 			return 0, 0, err
 		}

@@ -7,10 +7,13 @@ import (
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // TestCompromisedMAC: a database that was sealed by a version of mac which was given up is not
@@ -35,7 +38,7 @@ func TestCompromisedMAC(t *testing.T) {
 	if one == nil || two == nil || two.ActivatedAt.IsZero() {
 		t.Fatalf("%+v %+v", one, two)
 	}
-	leaked, err := b.Token.MAC(t.Context(), one.ID, protocol.SealKeyInput())
+	leaked, err := b.Token.MAC(t.Context(), one.ID, derive.SealKeyInput())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,20 +71,20 @@ func TestCompromisedMAC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, err := settings.Anchor()
+	at, err := chain.Anchor(settings)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at.Revision, at.MAC = 20, 2
-	pins := keyring.Pins{Anchor: anchor.InMemory(at), Root: b.Keyring.Root()}
+	pins := keyuse.Pins{Anchor: anchor.InMemory(at), Root: b.Keyring.Root()}
 	genuine := store.NewSeals(func(err error) { t.Log("alarm:", err) })
-	if err := keyring.Unseal(t.Context(), b.Token, s, genuine, pins); err != nil {
+	if err := keyuse.Unseal(t.Context(), b.Token, s, genuine, pins); err != nil {
 		t.Log(err)
 		return
 	}
-	keys, err := keyring.Load(t.Context(), b.Token, s, pins)
+	keys, err := keyuse.Load(t.Context(), b.Token, s, pins)
 	if err == nil {
-		err = errors.Join(keys.Keep(t.Context(), genuine), keys.SelfTest(t.Context(), b.Clock.Now()))
+		err = errors.Join(keys.Keep(t.Context(), genuine), keylife.SelfTest(t.Context(), keys, b.Clock.Now()))
 	}
 	all, _ := s.ListAdmins(t.Context())
 	if err == nil && len(all) == 1 {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
@@ -116,7 +117,7 @@ func (k *Service) renewRound(ctx context.Context) error {
 	k.renewals.set(func(r *Renewal) {
 		*r = Renewal{Total: int(total) + len(clients), Left: int(total-under) + len(clients), Running: true}
 	})
-	if !k.keys.OneOf(keyring.MAC) {
+	if !k.keys.Ring().OneOf(keyring.MAC) {
 		err = k.resealAll(ctx)
 	}
 	if err == nil {
@@ -127,7 +128,7 @@ func (k *Service) renewRound(ctx context.Context) error {
 
 // withVerifiers are the clients whose verifiers may be under another wrap key.
 func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
-	if k.keys.OneOf(keyring.Wrap) {
+	if k.keys.Ring().OneOf(keyring.Wrap) {
 		return nil, nil
 	}
 	all, err := k.store.ListClients(ctx)
@@ -186,7 +187,7 @@ func (k *Service) rewrap(ctx context.Context, id protocol.ClientID) error {
 		if err != nil {
 			return err
 		}
-		wrapped, err := k.keys.Rewrap(ctx, c.Verifier, k.now())
+		wrapped, err := keylife.Rewrap(ctx, k.keys, c.Verifier, k.now())
 		if err != nil {
 			return fmt.Errorf("verifier of client %s: %w", c.ID, err)
 		}

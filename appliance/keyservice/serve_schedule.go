@@ -10,11 +10,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 )
 
 // Due tells when each key is to be rotated.
-func (k *Service) Due() []keyring.Due { return k.keys.Due(k.schedule, k.now()) }
+func (k *Service) Due() []keyplan.Due { return k.schedule.Due(k.keys.Ring(), k.now()) }
 
 // Auto tells whether the appliance rotates keys by itself.
 func (k *Service) Auto() bool { return k.schedule.Auto }
@@ -50,7 +52,7 @@ func (k *Service) CheckDue(context.Context) error {
 		switch {
 		case d.Version == 0:
 			words = append(words, d.Name+": none is in use")
-		case d.Standing == keyring.DueNow || d.Standing == keyring.Overdue:
+		case d.Standing == keyplan.DueNow || d.Standing == keyplan.Overdue:
 			words = append(words, fmt.Sprintf("%s is %s (%s)", keyring.Label(d.Name, d.Version), d.Standing, d.At.UTC().Format(time.DateOnly)))
 		}
 	}
@@ -68,11 +70,11 @@ func (k *Service) keepSchedule(ctx context.Context) {
 	}
 	var problems []string
 	for _, d := range k.Due() {
-		if d.Name == keyring.Root || d.Standing != keyring.DueNow && d.Standing != keyring.Overdue {
+		if d.Name == keyring.Root || d.Standing != keyplan.DueNow && d.Standing != keyplan.Overdue {
 			continue
 		}
-		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-			if err := k.scheduled(ctx, keyring.Step{Verb: verb, Name: d.Name}); err != nil {
+		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
+			if err := k.scheduled(ctx, keyplan.Step{Verb: verb, Name: d.Name}); err != nil {
 				problems = append(problems, err.Error())
 				break
 			}
@@ -82,7 +84,7 @@ func (k *Service) keepSchedule(ctx context.Context) {
 		if end := v.OverlapEnd; v.Name == keyring.Root || end.IsZero() || k.now().Before(end) {
 			continue
 		}
-		if err := k.scheduled(ctx, keyring.Step{Verb: keyring.Retire, Name: v.Name, Version: v.Version}); err != nil {
+		if err := k.scheduled(ctx, keyplan.Step{Verb: keyplan.Retire, Name: v.Name, Version: v.Version}); err != nil {
 			problems = append(problems, err.Error())
 		}
 	}
@@ -93,7 +95,7 @@ func (k *Service) keepSchedule(ctx context.Context) {
 	}
 }
 
-func (k *Service) scheduled(ctx context.Context, s keyring.Step) error {
+func (k *Service) scheduled(ctx context.Context, s keyplan.Step) error {
 	_, err := k.Take(ctx, s)
 	if err == nil {
 		k.log.Info("key step taken by schedule", "verb", string(s.Verb), "key", s.Name)
@@ -141,19 +143,19 @@ var ErrStrange = errors.New("keys on the token are not as they must be")
 // strangeKeys are what the last comparison of the token with the registry found wrong.
 type strangeKeys struct {
 	mu    sync.Mutex
-	found []keyring.Finding // guarded by mu
+	found []keylife.Finding // guarded by mu
 }
 
 // Attest compares every object on the token with the registry. What it finds stands
 // in the metric and in [Service.CheckAttested] until the next comparison.
-func (k *Service) Attest(ctx context.Context) ([]keyring.Finding, error) {
+func (k *Service) Attest(ctx context.Context) ([]keylife.Finding, error) {
 	k.steps.Lock() // a key that is just made has no row yet
 	defer k.steps.Unlock()
-	found, err := k.keys.Attest(ctx)
+	found, err := keylife.Attest(ctx, k.keys)
 	if err != nil {
 		return nil, err
 	}
-	var strange []keyring.Finding
+	var strange []keylife.Finding
 	for _, f := range found {
 		if !f.Good() {
 			strange = append(strange, f)
@@ -180,13 +182,13 @@ func (k *Service) CheckAttested(context.Context) error {
 // attestDaily compares once a day, and says what is wrong where operators look: in the
 // log, in a metric and as a warning in /readyz.
 func (k *Service) attestDaily(ctx context.Context) {
-	if k.now().Before(k.attested.Add(keyring.AttestPeriod)) {
+	if k.now().Before(k.attested.Add(keylife.AttestPeriod)) {
 		return
 	}
 	found, err := k.Attest(ctx)
 	if err != nil {
 		k.log.Warn("the keys on the token could not be compared with the registry", "error", err)
-		k.attested = k.now().Add(time.Hour - keyring.AttestPeriod)
+		k.attested = k.now().Add(time.Hour - keylife.AttestPeriod)
 		return
 	}
 	k.attested = k.now()
