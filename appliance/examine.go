@@ -59,15 +59,15 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 	var digest [sha256.Size]byte
 	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
 	start := time.Now()
-	_, f.Err = a.keyuse.Signer(key).SignDigest(ctx, digest[:])
+	_, f.Err = a.keyring.Signer(key).SignDigest(ctx, digest[:])
 	return f.slow(time.Since(start), slowSign)
 }
 
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
 	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
 	start := time.Now()
-	f.Err = a.keyring.SelfTest(ctx, a.now())
-	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Keys()), float64(time.Since(start).Microseconds())/1000)
+	f.Err = keylife.SelfTest(ctx, a.keyring, a.now())
+	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
 	return f
 }
 

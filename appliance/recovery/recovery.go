@@ -139,7 +139,7 @@ func (s *Service) mayBackUp(ctx context.Context, b BackUp) error {
 // base returns which keys a backup would hold, and whether it may lack some.
 func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 	state := []any{p.Truth("partial")}
-	for _, k := range s.keyring.Keys() {
+	for _, k := range s.keyring.Ring().Keys() {
 		state = append(state, []any{k.Name, k.Version, k.ID[:]})
 	}
 	return state, nil

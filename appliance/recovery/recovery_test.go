@@ -52,7 +52,7 @@ func TestBackUpKeys(t *testing.T) {
 		t.Errorf("covered: %v", made.Items)
 	}
 	read, err := backup.Read(made.File, backup.Known{Root: b.Keyring.Root()})
-	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.Keyring.Keys()) || read.Point.Sequence != b.Tally().Records-1 {
+	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.Keyring.Ring().Keys()) || read.Point.Sequence != b.Tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
 	if rec := b.LastRecord(); rec.Kind != store.KindKeys || rec.Words()["event"] != "backed up" {

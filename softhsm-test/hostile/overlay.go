@@ -24,11 +24,12 @@ const (
 	vaultGo    = "appliance/store/sqlite/vault.go"
 	schemaGo   = "appliance/store/sqlite/schema.go"
 	registryGo = "appliance/store/sqlite/registry.go"
-	chainGo    = "appliance/keyring/chain.go"
-	signedGo   = "appliance/backup/signed.go"
-	answerGo   = "appliance/answer.go"
-	evidenceGo = "appliance/evidence.go"
-	behindGo   = "appliance/behind.go"
+	chainGo    = "appliance/keyring/chain/chain.go"
+	keysGo     = "appliance/keyuse/keys.go"
+	signedGo   = "appliance/recovery/backup/signed.go"
+	answerGo   = "appliance/authorize/answer.go"
+	evidenceGo = "appliance/authorize/evidence.go"
+	recordGo   = "appliance/change/quorum/record.go"
 )
 
 // unhung: what hangs on the head is not compared with it.
@@ -53,7 +54,7 @@ var breaks = map[string][]broken.Edit{
 			"if d = out.Decision; false && !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {",
 		),
 		edit(evidenceGo, "if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {", "if err = nil; false {"),
-		edit(behindGo, "if b.change == (change.ID{}) {", "if b.fits != nil {\n\t\treturn nil\n\t}\n\tif b.change == (change.ID{}) {"),
+		edit(recordGo, "if r.Change == (change.ID{}) {", "if r.Fits != nil {\n\t\treturn nil\n\t}\n\tif r.Change == (change.ID{}) {"),
 	},
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {
@@ -63,8 +64,8 @@ var breaks = map[string][]broken.Edit{
 	// The root of the database, and of a backup, is believed.
 	"root": {
 		edit(chainGo, "func (p Pins) in(c chain) error {\n", "func (p Pins) in(c chain) error {\n\tif c.roots != nil {\n\t\treturn nil\n\t}\n"),
-		edit(chainGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
-		edit(signedGo, "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key != known.Root || true }) {"),
+		edit(keysGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
+		edit(signedGo, "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key != known.Root || true }) {"),
 	},
 	// The head is not looked at: what is gone is not missed, and what is old is as good.
 	"head": append([]broken.Edit{
