@@ -7,19 +7,19 @@ import (
 	"testing"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 // TestAttackedLink runs countersign-client over a link on which one message is
 // altered, swallowed or cut off, and then lets it find out what became of it.
 func TestAttackedLink(t *testing.T) {
 	b := newBench(t)
-	proxy := must[*tamper.Proxy](t)(tamper.New(b.Link))
+	proxy := must[*link.Proxy](t)(link.NewProxy(b.Link))
 	t.Cleanup(func() { _ = proxy.Close() })
 	state := filepath.Join(t.TempDir(), "alice")
 	client := func(args ...string) int {
-		r, err := programs.Run(t.Context(), rig.Call{Program: "countersign-client", Args: append([]string{"--state", state}, args...)})
+		r, err := programs.Run(t.Context(), harness.Call{Program: "countersign-client", Args: append([]string{"--state", state}, args...)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -31,24 +31,24 @@ func TestAttackedLink(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name   string
-		rule   tamper.Rule
+		rule   link.Rule
 		exit   int
 		resume int // exit code of resume; 5: there is nothing pending
-		leaves rig.Tally
+		leaves harness.Tally
 	}{
-		{"M1 altered", tamper.Rule{Kind: protocol.KindM1, Bit: -1}, 1, 5, nothing},
-		{"M1 of version 2", tamper.Rule{Kind: protocol.KindM1, Bit: 6}, 1, 5, nothing},
-		{"M1 cut", tamper.Rule{Kind: protocol.KindM1, Action: tamper.Cut}, 69, 5, nothing},
-		{"M2 altered", tamper.Rule{Kind: protocol.KindM2, Bit: -1}, 4, 5, nothing},
-		{"challenge altered", tamper.Rule{Kind: protocol.KindM2, Bit: 8}, 4, 5, nothing},
-		{"M2 turned into another message", tamper.Rule{Kind: protocol.KindM2, Bit: 1}, 4, 5, nothing},
-		{"M2 cut", tamper.Rule{Kind: protocol.KindM2, Action: tamper.Cut}, 69, 5, nothing},
-		{"M3 altered", tamper.Rule{Kind: protocol.KindM3, Bit: -1}, 75, 0, acted},
-		{"attempt altered", tamper.Rule{Kind: protocol.KindM3, Bit: 15}, 75, 0, acted},
-		{"M3 cut", tamper.Rule{Kind: protocol.KindM3, Action: tamper.Cut}, 75, 0, acted},
-		{"M4 altered", tamper.Rule{Kind: protocol.KindM4, Bit: -1}, 75, 0, acted},
-		{"r altered", tamper.Rule{Kind: protocol.KindM4, Bit: 16}, 75, 0, acted},
-		{"M4 cut", tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut}, 75, 0, acted},
+		{"M1 altered", link.Rule{Kind: protocol.KindM1, Bit: -1}, 1, 5, nothing},
+		{"M1 of version 2", link.Rule{Kind: protocol.KindM1, Bit: 6}, 1, 5, nothing},
+		{"M1 cut", link.Rule{Kind: protocol.KindM1, Action: link.Cut}, 69, 5, nothing},
+		{"M2 altered", link.Rule{Kind: protocol.KindM2, Bit: -1}, 4, 5, nothing},
+		{"challenge altered", link.Rule{Kind: protocol.KindM2, Bit: 8}, 4, 5, nothing},
+		{"M2 turned into another message", link.Rule{Kind: protocol.KindM2, Bit: 1}, 4, 5, nothing},
+		{"M2 cut", link.Rule{Kind: protocol.KindM2, Action: link.Cut}, 69, 5, nothing},
+		{"M3 altered", link.Rule{Kind: protocol.KindM3, Bit: -1}, 75, 0, acted},
+		{"attempt altered", link.Rule{Kind: protocol.KindM3, Bit: 15}, 75, 0, acted},
+		{"M3 cut", link.Rule{Kind: protocol.KindM3, Action: link.Cut}, 75, 0, acted},
+		{"M4 altered", link.Rule{Kind: protocol.KindM4, Bit: -1}, 75, 0, acted},
+		{"r altered", link.Rule{Kind: protocol.KindM4, Bit: 16}, 75, 0, acted},
+		{"M4 cut", link.Rule{Kind: protocol.KindM4, Action: link.Cut}, 75, 0, acted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			proxy.Reset()
@@ -88,8 +88,8 @@ func TestDemo(t *testing.T) {
 	} {
 		t.Run("BREAK="+c.name, func(t *testing.T) {
 			t.Parallel()
-			bin := rig.Bin(filepath.Dir(demo))
-			r := must[rig.Result](t)(bin.Run(t.Context(), rig.Call{
+			bin := harness.Bin(filepath.Dir(demo))
+			r := must[harness.Result](t)(bin.Run(t.Context(), harness.Call{
 				Program: "demo", Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},
 			}))
 			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")

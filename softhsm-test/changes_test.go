@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"countersign/appliance/admin"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // TestKilledChanges: an appliance that is killed while it makes a change makes it once:
@@ -25,7 +25,7 @@ func TestKilledChanges(t *testing.T) {
 		if verb == "activate" {
 			args = append(args, "--yes")
 		}
-		asking := must[*rig.Daemon](t)(programs.Start(rig.Call{Program: "countersignctl", Args: args}))
+		asking := must[*harness.Daemon](t)(programs.Start(harness.Call{Program: "countersignctl", Args: args}))
 		b.killAt(before + at)
 		if _, err := asking.Wait(t.Context()); err != nil {
 			t.Fatal(err)
@@ -36,7 +36,7 @@ func TestKilledChanges(t *testing.T) {
 		c := b.ended()
 		// What was not taken is asked for again: the same request, if it is still open.
 		if c.State == "open" {
-			r := must[rig.Result](t)(b.Ctl(t.Context(), args[2:]...))
+			r := must[harness.Result](t)(b.Ctl(t.Context(), args[2:]...))
 			if c = b.ended(); r.Code != 0 {
 				t.Fatalf("round %d: exit code %d: %s", round, r.Code, r.Stderr)
 			}
@@ -65,12 +65,12 @@ func TestKilledChanges(t *testing.T) {
 // its children are gone.
 func (b *bench) killAt(records int) {
 	b.Helper()
-	children := must[[]rig.Process](b.T)(b.Children())
+	children := must[[]harness.Process](b.T)(b.Children())
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", b.Admin[len("unix:"):])
 	}}}
 	defer client.CloseIdleConnections()
-	err := rig.Until(b.Context(), fmt.Sprintf("audit record %d", records), func() (bool, error) {
+	err := harness.Until(b.Context(), fmt.Sprintf("audit record %d", records), func() (bool, error) {
 		res, err := client.Get(fmt.Sprintf("http://appliance/v1/admin/audit?after=%d", records-1))
 		if err != nil {
 			return false, err
@@ -96,7 +96,7 @@ func (b *bench) killAt(records int) {
 // ended is the newest change once it is not under way any more.
 func (b *bench) ended() (c admin.Change) {
 	b.Helper()
-	err := rig.Until(b.Context(), "the end of the change", func() (bool, error) {
+	err := harness.Until(b.Context(), "the end of the change", func() (bool, error) {
 		r, err := b.Ctl(b.Context(), "change", "list", "-o", "json")
 		if err != nil {
 			return false, err

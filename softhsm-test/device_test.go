@@ -19,9 +19,9 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/harness/link"
 )
 
 // cborPaths are the calls of a device.
@@ -200,10 +200,10 @@ func TestHandles(t *testing.T) {
 		handle []byte
 		want   device.Refusal
 	}{
-		{"first bit altered", gate, tamper.Flip(handle, 0), dead},
-		{"hour altered", gate, tamper.Flip(handle, 31), dead},
-		{"nonce altered", gate, tamper.Flip(handle, 40), dead},
-		{"last bit altered", gate, tamper.Flip(handle, -1), dead},
+		{"first bit altered", gate, link.Flip(handle, 0), dead},
+		{"hour altered", gate, link.Flip(handle, 31), dead},
+		{"nonce altered", gate, link.Flip(handle, 40), dead},
+		{"last bit altered", gate, link.Flip(handle, -1), dead},
 		{"cut short", gate, handle[:10], dead},
 		{"of another device", other, handle, dead},
 		{"longer than any", gate, make([]byte, protocol.MaxHandle+1), malformed},
@@ -311,7 +311,7 @@ func TestDecisionForAnotherOrder(t *testing.T) {
 		}
 	}
 	for bit := 0; bit < 8*len(res.Decision); bit += 7 {
-		if _, err := check.Verify(tamper.Flip(res.Decision, bit)); err == nil {
+		if _, err := check.Verify(link.Flip(res.Decision, bit)); err == nil {
 			t.Errorf("a decision with bit %d changed was taken", bit)
 		}
 	}

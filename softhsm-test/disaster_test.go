@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // TestDisaster holds make disaster-test to its word, and that it can fail.
@@ -20,7 +20,7 @@ func TestDisaster(t *testing.T) {
 	}
 	for broken, exit := range map[string]int{"": 0, "share": 1, "seal": 1, "database": 1, "nonsense": 2} {
 		t.Run("BREAK="+broken, func(t *testing.T) {
-			r := must[rig.Result](t)(rig.Bin(filepath.Dir(disaster)).Run(t.Context(), rig.Call{
+			r := must[harness.Result](t)(harness.Bin(filepath.Dir(disaster)).Run(t.Context(), harness.Call{
 				Program: "disaster", Args: []string{"-quick"}, Env: []string{"BREAK=" + broken, "COUNTERSIGN_BIN=" + string(programs)},
 			}))
 			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // TestKilledAppliance: what was answered before kill -9 is answered again after it,
@@ -26,7 +26,7 @@ func TestKilledAppliance(t *testing.T) {
 	first := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
 	before := b.tally()
 
-	children := must[[]rig.Process](t)(b.Children())
+	children := must[[]harness.Process](t)(b.Children())
 	names := []string{}
 	for _, c := range children {
 		names = append(names, c.Name)
@@ -110,8 +110,8 @@ func TestActivationCodes(t *testing.T) {
 	text := must[string](t)(b.Invite(t.Context(), "client", "alice"))
 	code := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(text))
 	trust := must[protocol.Trust](t)(phone.FetchTrust(t.Context(), b.URL, code.Root))
-	p := must[*phone.Phone](t)(phone.Stranger(trust))
-	other := must[*phone.Phone](t)(phone.Stranger(trust))
+	p := phone.Stranger(trust)
+	other := phone.Stranger(trust)
 	post := func(p *phone.Phone, code protocol.ActivationCode, alter func([]byte) []byte) ([]byte, error) {
 		body, _, err := p.EnrolRequest(t.Context(), code)
 		if err != nil {
@@ -150,7 +150,7 @@ func TestActivationCodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	enrolment := phone.Enrolment{URL: b.URL, Trust: trust, Body: body}
-	b.changes(rig.Tally{Clients: 1}, func() {
+	b.changes(harness.Tally{Clients: 1}, func() {
 		first := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment))
 		if again := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment)); !bytes.Equal(first, again) {
 			t.Errorf("answered %s, then %s", first, again)

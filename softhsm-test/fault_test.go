@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
 )
 
 // TestTokenGone takes the token away under a running appliance: 503 and not ready,
@@ -26,7 +26,7 @@ func TestTokenGone(t *testing.T) {
 	if err := os.Rename(token, away); err != nil {
 		t.Fatal(err)
 	}
-	workers := must[[]rig.Process](t)(b.Children())
+	workers := must[[]harness.Process](t)(b.Children())
 	for _, w := range workers {
 		if w.Name != "hsm-worker" {
 			continue
@@ -62,7 +62,7 @@ func TestTokenGone(t *testing.T) {
 // readyz waits for an answer of /readyz.
 func (b *bench) readyz(want int) {
 	b.Helper()
-	err := rig.Until(b.Context(), "/readyz", func() (bool, error) {
+	err := harness.Until(b.Context(), "/readyz", func() (bool, error) {
 		res, err := http.Get(b.Ops + "/readyz")
 		if err != nil {
 			return false, err
@@ -87,7 +87,7 @@ func TestStopWithOpenConnections(t *testing.T) {
 	t.Cleanup(func() { _ = half.Close() })
 	silent := must[*tls.Conn](t)(tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})) // and not a word
 	t.Cleanup(func() { _ = silent.Close() })
-	children := must[[]rig.Process](t)(b.Children())
+	children := must[[]harness.Process](t)(b.Children())
 	took, err := b.Stop()
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/shim/shimtest"
 )
 
@@ -17,7 +17,7 @@ func TestFaults(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "faults"), "countersign/softhsm-test/faults").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, p := range rig.Programs {
+	for _, p := range harness.Programs {
 		if err := os.Symlink(programs.Path(p), filepath.Join(dir, p)); err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func TestFaults(t *testing.T) {
 		{"nonsense", 2, ""},
 	} {
 		t.Run("BREAK="+c.name, func(t *testing.T) {
-			r := must[rig.Result](t)(rig.Bin(dir).Run(t.Context(), rig.Call{
+			r := must[harness.Result](t)(harness.Bin(dir).Run(t.Context(), harness.Call{
 				Program: "faults", Args: []string{"-only", "busy"}, Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + dir},
 			}))
 			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")

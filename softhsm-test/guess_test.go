@@ -18,9 +18,9 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 const (
@@ -298,7 +298,7 @@ func (g *guessing) send(s *guessed, a phone.Answer) (p4 protocol.P4, err error) 
 // insist repeats a call while the appliance is away or busy. Another refusal is an
 // error.
 func (g *guessing) insist(call func(*device.Device) error) error {
-	return rig.Until(g.Context(), "an answer", func() (bool, error) {
+	return harness.Until(g.Context(), "an answer", func() (bool, error) {
 		err := call(g.gate.Load())
 		var refused *device.Refusal
 		if errors.As(err, &refused) && refused.Status != http.StatusTooManyRequests && refused.Status != http.StatusServiceUnavailable {

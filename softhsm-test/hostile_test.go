@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // TestHostile holds make hostile-test to its word with a sample: the world without an
@@ -27,8 +27,8 @@ func TestHostile(t *testing.T) {
 		{"", "nothing", 2},
 	} {
 		t.Run("BREAK="+c.name+" "+c.only, func(t *testing.T) {
-			bin := rig.Bin(filepath.Dir(hostile))
-			r := must[rig.Result](t)(bin.Run(t.Context(), rig.Call{
+			bin := harness.Bin(filepath.Dir(hostile))
+			r := must[harness.Result](t)(bin.Run(t.Context(), harness.Call{
 				Program: "hostile", Args: []string{"-quick", "-only", c.only}, Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},
 			}))
 			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")

@@ -12,11 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // programs are those that every test of this package starts.
-var programs rig.Bin
+var programs harness.Bin
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -38,30 +38,30 @@ func run(m *testing.M) int {
 
 // findPrograms takes the directory that COUNTERSIGN_BIN names, or ../bin if it is
 // whole and no source is newer, or builds the programs into dir.
-func findPrograms(dir string) (rig.Bin, error) {
+func findPrograms(dir string) (harness.Bin, error) {
 	if named := os.Getenv("COUNTERSIGN_BIN"); named != "" {
-		return rig.Find(named)
+		return harness.Find(named)
 	}
-	if bin, err := rig.Find("../bin"); err == nil {
+	if bin, err := harness.Find("../bin"); err == nil {
 		if fresh, err := isFresh(bin); fresh || err != nil {
 			return bin, err
 		}
 	}
 	args := []string{"build", "-o", dir + "/"}
-	for _, p := range rig.Programs {
+	for _, p := range harness.Programs {
 		args = append(args, "countersign/cmd/"+p)
 	}
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the programs: %w: %s", err, out)
 	}
-	return rig.Find(dir)
+	return harness.Find(dir)
 }
 
 // isFresh says whether every program is newer than every source file it could be
 // made of.
-func isFresh(bin rig.Bin) (bool, error) {
+func isFresh(bin harness.Bin) (bool, error) {
 	oldest := time.Now()
-	for _, p := range rig.Programs {
+	for _, p := range harness.Programs {
 		info, err := os.Stat(bin.Path(p))
 		if err != nil {
 			return false, err

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // TestRotate holds make rotate-test to its word for one key, and that it can fail.
@@ -29,8 +29,8 @@ func TestRotate(t *testing.T) {
 		{"", "nothing", 2},
 	} {
 		t.Run("BREAK="+c.name+" "+c.keys, func(t *testing.T) {
-			bin := rig.Bin(filepath.Dir(rotate))
-			r := must[rig.Result](t)(bin.Run(t.Context(), rig.Call{
+			bin := harness.Bin(filepath.Dir(rotate))
+			r := must[harness.Result](t)(bin.Run(t.Context(), harness.Call{
 				Program: "rotate", Args: []string{"-quick", "-keys", c.keys}, Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},
 			}))
 			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")

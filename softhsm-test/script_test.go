@@ -16,8 +16,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 	"countersign/softhsm-test/shim"
 )
 
@@ -56,12 +56,12 @@ func TestScripts(t *testing.T) {
 }
 
 // daemons are those of one script, by name.
-type daemons map[string]*rig.Daemon
+type daemons map[string]*harness.Daemon
 
 type daemonsKey struct{}
 
 // attacker is the newest proxy of one script.
-type attacker struct{ *tamper.Proxy }
+type attacker struct{ *link.Proxy }
 
 type attackerKey struct{}
 
@@ -110,7 +110,7 @@ func shimModule() string {
 
 func of(ts *testscript.TestScript) daemons { return ts.Value(daemonsKey{}).(daemons) }
 
-func named(ts *testscript.TestScript, name string) *rig.Daemon {
+func named(ts *testscript.TestScript, name string) *harness.Daemon {
 	d, ok := of(ts)[name]
 	if !ok {
 		ts.Fatalf("no daemon is called %q", name)
@@ -139,14 +139,14 @@ func environment(ts *testscript.TestScript) []string {
 
 func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "")
-	c := rig.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
+	c := harness.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
 	if len(args) > 0 {
 		c.Module = args[0]
 	}
 	if len(args) > 1 {
 		c.SecondModule = args[1]
 	}
-	a, err := rig.Start(context.Background(), c)
+	a, err := harness.Start(context.Background(), c)
 	ts.Check(err)
 	of(ts)["dev"] = a.Daemon
 	for name, value := range map[string]string{
@@ -159,7 +159,7 @@ func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME PROGRAM")
-	d, err := programs.Start(rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	d, err := programs.Start(harness.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
 	ts.Check(err)
 	of(ts)[args[0]] = d
 }
@@ -168,7 +168,7 @@ func cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME RE")
 	d, pattern := named(ts, args[0]), regexp.MustCompile(args[1])
 	var groups []string
-	err := rig.Until(context.Background(), "the log to match "+args[1], func() (bool, error) {
+	err := harness.Until(context.Background(), "the log to match "+args[1], func() (bool, error) {
 		groups = pattern.FindStringSubmatch(d.Log())
 		if groups == nil && !d.Running() {
 			return false, fmt.Errorf("%s ended: %s", args[0], d.Log())
@@ -187,13 +187,13 @@ func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "WHAT WHERE VALUE")
 	switch args[0] {
 	case "http":
-		ts.Check(rig.Until(context.Background(), args[1]+" to answer "+args[2], func() (bool, error) {
+		ts.Check(harness.Until(context.Background(), args[1]+" to answer "+args[2], func() (bool, error) {
 			status, _ := get(args[1]) // not there yet is not so
 			return strconv.Itoa(status) == args[2], nil
 		}))
 	case "json":
 		need(ts, neg, args, "json URL MEMBER VALUE")
-		ts.Check(rig.Until(context.Background(), args[1]+" to have "+args[2], func() (bool, error) {
+		ts.Check(harness.Until(context.Background(), args[1]+" to have "+args[2], func() (bool, error) {
 			_, members := get(args[1])
 			return fmt.Sprint(members[args[2]]) == args[3], nil
 		}))
@@ -244,7 +244,7 @@ func cmdKillChildren(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME PROGRAM COUNT")
 	children, err := named(ts, args[0]).Children()
 	ts.Check(err)
-	children = slices.DeleteFunc(children, func(p rig.Process) bool { return p.Name != args[1] })
+	children = slices.DeleteFunc(children, func(p harness.Process) bool { return p.Name != args[1] })
 	if strconv.Itoa(len(children)) != args[2] {
 		ts.Fatalf("%d children are %s", len(children), args[1])
 	}
@@ -258,7 +258,7 @@ func cmdKillChildren(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "CODE PROGRAM")
-	r, err := programs.Run(context.Background(), rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	r, err := programs.Run(context.Background(), harness.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
 	ts.Check(err)
 	fmt.Fprint(ts.Stdout(), r.Stdout)
 	fmt.Fprint(ts.Stderr(), r.Stderr)
@@ -304,7 +304,7 @@ func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 		mallory.Retarget(args[0])
 		return
 	}
-	proxy, err := tamper.New(args[0])
+	proxy, err := link.NewProxy(args[0])
 	ts.Check(err)
 	mallory.Proxy = proxy
 	ts.Setenv("WIRE", proxy.Link())
@@ -316,5 +316,5 @@ func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("usage: cut m3|m4")
 	}
-	ts.Value(attackerKey{}).(*attacker).Next(tamper.Rule{Kind: kind, Action: tamper.Cut})
+	ts.Value(attackerKey{}).(*attacker).Next(link.Rule{Kind: kind, Action: link.Cut})
 }

@@ -21,7 +21,7 @@ import (
 
 	"countersign/protocol"
 	"countersign/protocol/password"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // encodings are how a secret could be written, in text and in binary files. base64
@@ -89,7 +89,7 @@ func TestSecrets(t *testing.T) {
 	if !bytes.Contains(metrics, []byte("countersign_")) {
 		t.Errorf("metrics: %.200s", metrics)
 	}
-	audit := must[rig.Result](t)(b.Ctl(t.Context(), "audit", "tail", "-o", "json"))
+	audit := must[harness.Result](t)(b.Ctl(t.Context(), "audit", "tail", "-o", "json"))
 	if !strings.Contains(audit.Stdout, `"refused"`) { // the wrong password
 		t.Errorf("audit: %.200s", audit.Stdout)
 	}
@@ -120,7 +120,7 @@ func TestSecrets(t *testing.T) {
 type canaried struct {
 	secrets secrets
 	id      protocol.ClientID
-	relay   *rig.Daemon // a second one, where it has been as well
+	relay   *harness.Daemon // a second one, where it has been as well
 	said    string      // all that countersign-client printed
 }
 
@@ -133,7 +133,7 @@ func (b *bench) canary() canaried {
 	c := canaried{}
 	call := func(want int, stdin string, args ...string) {
 		b.Helper()
-		r := must[rig.Result](b.T)(programs.Run(b.Context(), rig.Call{
+		r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{
 			Program: "countersign-client", Args: append([]string{"--state", state, "-o", "json", "--password-fd", "0"}, args...), Stdin: stdin,
 			Dir: b.Config.Cwd, Env: b.Config.Env,
 		}))
@@ -208,11 +208,11 @@ level = "trace"
 `
 
 // strictRelay starts a relay that is told all that a relay may be told.
-func (b *bench) strictRelay() (*rig.Daemon, string) {
+func (b *bench) strictRelay() (*harness.Daemon, string) {
 	b.Helper()
 	code := must[string](b.T)(b.Invite(b.Context(), "device", "till"))
 	state := filepath.Join(b.Config.Cwd, "till")
-	r := must[rig.Result](b.T)(programs.Run(b.Context(), rig.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state, code}}))
+	r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state, code}}))
 	if r.Code != 0 {
 		b.Fatalf("relayd enrol: exit code %d: %s", r.Code, r.Stderr)
 	}
@@ -220,11 +220,11 @@ func (b *bench) strictRelay() (*rig.Daemon, string) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, strictRelayTOML, state, b.URL, b.CA), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	d := must[*rig.Daemon](b.T)(programs.Start(rig.Call{Program: "relayd", Args: []string{"serve", "--config", config}, Dir: b.Config.Cwd, Env: b.Config.Env}))
+	d := must[*harness.Daemon](b.T)(programs.Start(harness.Call{Program: "relayd", Args: []string{"serve", "--config", config}, Dir: b.Config.Cwd, Env: b.Config.Env}))
 	b.Cleanup(func() { _ = d.Kill() }) // it has crashed by then, or the test has failed
 	link := regexp.MustCompile(`"links":\["(tcp:[^"]+)"\]`)
 	var found []string
-	err := rig.Until(b.Context(), "the relay", func() (bool, error) {
+	err := harness.Until(b.Context(), "the relay", func() (bool, error) {
 		found = link.FindStringSubmatch(d.Log())
 		return found != nil, nil
 	})
@@ -249,7 +249,7 @@ func allowCores(t *testing.T) {
 
 // crash makes every program die as of a fault, first the relay. Those that know
 // secrets leave no core; that of the relay is searched like any file.
-func (b *bench) crash(relay *rig.Daemon) {
+func (b *bench) crash(relay *harness.Daemon) {
 	b.Helper()
 	abort := func(pid int) {
 		if err := syscall.Kill(pid, syscall.SIGABRT); err != nil {
@@ -265,7 +265,7 @@ func (b *bench) crash(relay *rig.Daemon) {
 			b.Fatal(err)
 		}
 	}
-	children := must[[]rig.Process](b.T)(b.Children())
+	children := must[[]harness.Process](b.T)(b.Children())
 	for _, c := range children {
 		if c.Name == "hsm-worker" {
 			abort(c.PID)

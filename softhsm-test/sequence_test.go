@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // TestReplayedM3 sends the same countersignature again and again.
@@ -70,7 +70,7 @@ func TestSerials(t *testing.T) {
 			again := spent
 			again.Serial = c.serial
 			before := b.highest("alice")
-			b.changes(rig.Tally{Refused: 1}, func() {
+			b.changes(harness.Tally{Refused: 1}, func() {
 				wantResult(t, b.authorize(p, again), protocol.P4{Reason: c.code})
 			})
 			if after := b.highest("alice"); after != before {
@@ -141,7 +141,7 @@ func TestUnknownClient(t *testing.T) {
 	if r, err := b.Ctl(t.Context(), "client", "suspend", "carol"); err != nil || r.Code != 0 {
 		t.Fatalf("suspend: %+v, %v", r, err)
 	}
-	stranger := must[*phone.Phone](t)(phone.Stranger(known.Trust))
+	stranger := phone.Stranger(known.Trust)
 	forged := *other
 	forged.ID = known.ID // another's key under a known name
 	views := map[string]wireView{}
@@ -178,7 +178,7 @@ func TestUnknownClient(t *testing.T) {
 			t.Errorf("%s: sizes %v, a refused one has %v", name, views[name], views["refused"])
 		}
 	}
-	if acts := must[[]rig.Act](t)(b.Acts()); len(acts) != 0 {
+	if acts := must[[]harness.Act](t)(b.Acts()); len(acts) != 0 {
 		t.Errorf("acts %+v", acts)
 	}
 }

@@ -14,8 +14,8 @@ import (
 
 	"countersign/policy"
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // wideServices are of numbers that take two bytes on the wire, which PROTOCOL.md §3

@@ -10,9 +10,9 @@ import (
 	"testing"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/harness/link"
 )
 
 // TestIndependentClient is a client that knows only PROTOCOL.md.
@@ -44,7 +44,7 @@ func TestIndependentClient(t *testing.T) {
 	if s.P2.DeviceName != "Countersign dev box" || s.P2.Level != 1 || s.P2.Factors != protocol.FactorSignature {
 		t.Errorf("challenge %+v", s.P2)
 	}
-	acts := must[[]rig.Act](t)(b.Acts())
+	acts := must[[]harness.Act](t)(b.Acts())
 	if act := acts[len(acts)-1]; act.Service != 100 || act.Level != 1 || act.Amount != nil || act.Device[:8] != s.P2.Device.String() {
 		t.Errorf("act %+v", act)
 	}
@@ -112,12 +112,12 @@ func TestFlippedBits(t *testing.T) {
 	s := b.apply(p, p.Next(100))
 	b.changes(nothing, func() {
 		for bit := 0; bit < 8*len(s.M1); bit += 3 {
-			wantRejected(t, must[[]byte](t)(c.Ask(tamper.Flip(s.M1, bit))), bit)
+			wantRejected(t, must[[]byte](t)(c.Ask(link.Flip(s.M1, bit))), bit)
 		}
 	})
 	m2 := must[[]byte](t)(c.Ask(s.M1))
 	for bit := 8; bit < 8*len(m2); bit += 5 {
-		if err := s.Open(tamper.Flip(m2, bit)); err == nil {
+		if err := s.Open(link.Flip(m2, bit)); err == nil {
 			t.Errorf("M2 with bit %d changed was opened", bit)
 		}
 	}
@@ -127,7 +127,7 @@ func TestFlippedBits(t *testing.T) {
 	m3 := b.m3(s, protocol.Approve)
 	b.changes(nothing, func() {
 		for bit := 0; bit < 8*len(m3); bit += 3 {
-			wantRejected(t, must[[]byte](t)(c.Ask(tamper.Flip(m3, bit))), bit)
+			wantRejected(t, must[[]byte](t)(c.Ask(link.Flip(m3, bit))), bit)
 		}
 	})
 	b.changes(acted, func() {

@@ -8,8 +8,8 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/wire"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 // flip gives a copy with one bit changed. Bit 0 is the highest of byte 0.
@@ -276,12 +276,12 @@ func ownRelay(ctx context.Context, a *arena.Arena) error {
 	if err != nil {
 		return err
 	}
-	conn, err := wire.Dial(ctx, a.Link)
+	conn, err := link.Dial(ctx, a.Link)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // every answer is there, or an error is returned
-	r := link{a, conn}
+	r := relayLink{a, conn}
 	s := &arena.Session{Ask: a.AskFor(alice, arena.Door, 1)}
 	if s.M1, s.ES, err = s.Seal(); err != nil {
 		return err
@@ -321,14 +321,14 @@ func ownRelay(ctx context.Context, a *arena.Arena) error {
 }
 
 // link is one connection to the relay.
-type link struct {
+type relayLink struct {
 	*arena.Arena
-	conn wire.Conn
+	conn link.Conn
 }
 
 // flipped sends a message with every bit changed in turn; each is answered by an ME,
 // or an MU where the key epoch is another.
-func (l link) flipped(message []byte) error {
+func (l relayLink) flipped(message []byte) error {
 	for bit := range 8 * len(message) {
 		answer, err := l.conn.Ask(flip(message, bit))
 		if err != nil {
@@ -341,7 +341,7 @@ func (l link) flipped(message []byte) error {
 }
 
 // answered sends M3, which must be answered by an approval.
-func (l link) answered(s *arena.Session, m3 []byte) error {
+func (l relayLink) answered(s *arena.Session, m3 []byte) error {
 	m4, err := l.conn.Ask(m3)
 	if err != nil {
 		return err
@@ -356,7 +356,7 @@ func (l link) answered(s *arena.Session, m3 []byte) error {
 }
 
 // approved is answered, and waits until the relay has told what it did.
-func (l link) approved(ctx context.Context, s *arena.Session, m3 []byte) error {
+func (l relayLink) approved(ctx context.Context, s *arena.Session, m3 []byte) error {
 	before, err := l.Outcomes(ctx)
 	if err != nil {
 		return err
@@ -364,7 +364,7 @@ func (l link) approved(ctx context.Context, s *arena.Session, m3 []byte) error {
 	if err := l.answered(s, m3); err != nil {
 		return err
 	}
-	return rig.Until(ctx, "the relay's report", func() (bool, error) {
+	return harness.Until(ctx, "the relay's report", func() (bool, error) {
 		now, err := l.Outcomes(ctx)
 		return now > before, err
 	})

@@ -13,7 +13,7 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/forge"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness/device"
 )
 
 const jsonType = "application/json"

@@ -7,7 +7,7 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness/device"
 )
 
 // replays sends again, doubled, at once and in another order.

@@ -12,7 +12,7 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/twosample"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness/device"
 )
 
 // significance is that of all comparisons of a phase together: each of them is held

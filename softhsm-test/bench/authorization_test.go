@@ -14,9 +14,9 @@ import (
 	"testing"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 const door protocol.Service = 100
@@ -27,13 +27,13 @@ var levels = []protocol.Level{1, 2, 3}
 // site is a running appliance with a device that talks to it over loopback TLS.
 type site struct {
 	*testing.B
-	*rig.Appliance
+	*harness.Appliance
 	device *device.Device
 }
 
 func newSite(b *testing.B) *site {
 	b.Helper()
-	programs, err := rig.Find("../../bin")
+	programs, err := harness.Find("../../bin")
 	if err != nil {
 		b.Fatalf("%v: run make build", err)
 	}
@@ -42,7 +42,7 @@ func newSite(b *testing.B) *site {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	a, err := rig.Start(b.Context(), rig.Config{Bin: programs, Dir: dir + "/dev"})
+	a, err := harness.Start(b.Context(), harness.Config{Bin: programs, Dir: dir + "/dev"})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // knows types the right password once.
@@ -47,7 +47,7 @@ func (s *stage) secondPerson(ctx context.Context) error {
 		return err
 	}
 	s.demand(a.Amount == "10000.00 EUR" && a.Level == 4, "frank approved %q at level %d", a.Amount, a.Level)
-	if err := s.lastAct(rig.Act{Service: 200, Level: 4, Factors: []string{"signature", "password", "uv", "second-approver"}}); err != nil {
+	if err := s.lastAct(harness.Act{Service: 200, Level: 4, Factors: []string{"signature", "password", "uv", "second-approver"}}); err != nil {
 		return err
 	}
 	a, err = s.became(ctx, "dora", approved, last)
@@ -90,7 +90,7 @@ func (s *stage) withoutRole(ctx context.Context) error {
 
 // jammed pays 30,000.00 EUR three times, at a machine that jams on the first.
 func (s *stage) jammed(ctx context.Context) (err error) {
-	atm, err := s.openMachine(ctx, rig.MachineConfig{Name: "atm", Keys: "accept = [200]"})
+	atm, err := s.openMachine(ctx, harness.MachineConfig{Name: "atm", Keys: "accept = [200]"})
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (s *stage) jammed(ctx context.Context) (err error) {
 }
 
 // withdraw is 30,000.00 EUR for dora, approved by frank.
-func (s *stage) withdraw(ctx context.Context, atm *rig.Machine) error {
+func (s *stage) withdraw(ctx context.Context, atm *harness.Machine) error {
 	if _, err := s.payAt(ctx, atm.Link, knows("dora"), unknown, "30000.00 EUR"); err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (s *stage) withdraw(ctx context.Context, atm *rig.Machine) error {
 
 // reported waits for a machine's word that it did not perform.
 func (s *stage) reported(ctx context.Context, name string) error {
-	err := rig.Until(ctx, "the report of "+name, func() (bool, error) {
+	err := harness.Until(ctx, "the report of "+name, func() (bool, error) {
 		records, err := s.Records(ctx)
 		if err != nil {
 			return false, err

@@ -5,8 +5,8 @@ import (
 	"context"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 // alteredBit alters M1 to M4, one after the other.
@@ -26,7 +26,7 @@ func (s *stage) alteredBit(ctx context.Context) error {
 		if s.broken == "bit" && step.kind == protocol.KindM2 {
 			s.say("   (BREAK=bit: the phone is given the challenge as if nothing had been altered)")
 		} else {
-			s.wire.Next(tamper.Rule{Kind: step.kind, Action: tamper.Alter, Bit: -1})
+			s.wire.Next(link.Rule{Kind: step.kind, Action: link.Alter, Bit: -1})
 		}
 		if _, err := s.authorize(ctx, "alice", step.exit, "100"); err != nil {
 			return err
@@ -52,7 +52,7 @@ func (s *stage) replay(ctx context.Context) error {
 	if err := s.keep(ctx); err != nil {
 		return err
 	}
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut})
+	s.wire.Next(link.Rule{Kind: protocol.KindM4, Action: link.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}
@@ -110,4 +110,4 @@ func (s *stage) sizes() (sizes []int) {
 	return sizes
 }
 
-var euros12 = rig.Amount{Minor: 1200, Currency: "EUR"}
+var euros12 = harness.Amount{Minor: 1200, Currency: "EUR"}

@@ -5,9 +5,9 @@ import (
 	"fmt"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 func (s *stage) otherOrder(ctx context.Context) (err error) {
@@ -17,7 +17,7 @@ func (s *stage) otherOrder(ctx context.Context) (err error) {
 		cents = 900
 	}
 	order := fmt.Sprintf("[order]\nsource = \"static\"\nstatic = { service = 200, amount_minor = %d, currency = \"EUR\", text = \"1 coffee\" }\n", cents)
-	k, err := s.openMachine(ctx, rig.MachineConfig{Name: "kiosk", Tables: order})
+	k, err := s.openMachine(ctx, harness.MachineConfig{Name: "kiosk", Tables: order})
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (s *stage) otherOrder(ctx context.Context) (err error) {
 		}
 		s.demand(a.Code == ask.code, "code %d, wanted %d", uint8(a.Code), uint8(ask.code))
 	}
-	acts, err := rig.ReadActs(k.Hooklog)
+	acts, err := harness.ReadActs(k.Hooklog)
 	if err != nil {
 		return err
 	}

@@ -5,16 +5,16 @@ import (
 	"strings"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/link"
 )
 
 const learns = "the device learns who you are"
 
 // strict pays at a till that verifies the countersignature itself.
 func (s *stage) strict(ctx context.Context) (err error) {
-	till, err := s.openMachine(ctx, rig.MachineConfig{Name: "till", Keys: "accept = [200]\nstrict = true"})
+	till, err := s.openMachine(ctx, harness.MachineConfig{Name: "till", Keys: "accept = [200]\nstrict = true"})
 	if err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func (s *stage) strict(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.demand(len(acts) == 1 && acts[0].Amount != nil && *acts[0].Amount == rig.Amount{Minor: 6300, Currency: "EUR"}, "the till's hook was told %+v", acts)
+	s.demand(len(acts) == 1 && acts[0].Amount != nil && *acts[0].Amount == harness.Amount{Minor: 6300, Currency: "EUR"}, "the till's hook was told %+v", acts)
 	return s.evidence(ctx)
 }
 
@@ -61,7 +61,7 @@ func (s *stage) evidence(ctx context.Context) error {
 
 // untold loses an answer and then everything that could repeat it.
 func (s *stage) untold(ctx context.Context) error {
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut})
+	s.wire.Next(link.Rule{Kind: protocol.KindM4, Action: link.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (s *stage) untold(ctx context.Context) error {
 	}
 	s.demand(a.Result == "approved", "result %q", a.Result)
 	s.say("   The next time it is the countersignature that is lost. Asking makes that final:")
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM3, Action: tamper.Cut})
+	s.wire.Next(link.Rule{Kind: protocol.KindM3, Action: link.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}

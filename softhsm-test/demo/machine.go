@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // openMachine enrols a machine and starts it.
-func (s *stage) openMachine(ctx context.Context, c rig.MachineConfig) (*rig.Machine, error) {
+func (s *stage) openMachine(ctx context.Context, c harness.MachineConfig) (*harness.Machine, error) {
 	c.Dir = s.dir
 	m, err := s.OpenMachine(ctx, c)
 	if err == nil {
@@ -18,7 +18,7 @@ func (s *stage) openMachine(ctx context.Context, c rig.MachineConfig) (*rig.Mach
 }
 
 // stop stops a machine and adds to err what goes wrong.
-func stop(m *rig.Machine, err *error) {
+func stop(m *harness.Machine, err *error) {
 	_, stopErr := m.Stop()
 	*err = errors.Join(*err, stopErr)
 }

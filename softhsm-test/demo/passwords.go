@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // database is the appliance's.
@@ -35,11 +35,11 @@ func (s *stage) password(ctx context.Context) error {
 	}
 	s.demand(a.Level == 2 && a.Amount == "60.00 EUR", "level %d, amount %q", a.Level, a.Amount)
 	s.traffic()
-	return s.lastAct(rig.Act{Service: 200, Level: 2, Factors: []string{"signature", "password"}})
+	return s.lastAct(harness.Act{Service: 200, Level: 2, Factors: []string{"signature", "password"}})
 }
 
 // lastAct compares what the relay's hook was told last.
-func (s *stage) lastAct(want rig.Act) error {
+func (s *stage) lastAct(want harness.Act) error {
 	acts, err := s.Acts()
 	if err != nil || len(acts) == 0 {
 		s.blame("no act")
@@ -108,5 +108,5 @@ func (s *stage) vault(ctx context.Context) error {
 		return err
 	}
 	s.demand(a.Level == 3, "level %d", a.Level)
-	return s.lastAct(rig.Act{Service: 300, Level: 3, Factors: []string{"signature", "password", "uv"}})
+	return s.lastAct(harness.Act{Service: 300, Level: 3, Factors: []string{"signature", "password", "uv"}})
 }

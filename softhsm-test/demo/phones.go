@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // The exit codes of countersign-client that scenes look for.
@@ -46,7 +46,7 @@ func (s *stage) client(ctx context.Context, name string, want int, args ...strin
 }
 
 func (s *stage) by(ctx context.Context, p person, want int, args ...string) (answer, error) {
-	call := rig.Call{Program: "countersign-client", Args: append([]string{"--state", filepath.Join(s.dir, p.name), "-o", "json"}, args...)}
+	call := harness.Call{Program: "countersign-client", Args: append([]string{"--state", filepath.Join(s.dir, p.name), "-o", "json"}, args...)}
 	if p.types != nil {
 		call.Args = append(call.Args, "--password-fd", "0")
 		call.Stdin = strings.Join(p.types, "\n") + "\n"

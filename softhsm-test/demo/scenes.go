@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 var scenes = []scene{
@@ -18,25 +18,25 @@ var scenes = []scene{
 			"appliance's root key, so no other server is believed. A code works once.",
 		},
 		(*stage).enrolment,
-		rig.Tally{Clients: 1},
+		harness.Tally{Clients: 1},
 	},
 	{
 		"A door is opened",
 		[]string{"Alice's phone has no network: four messages by way of the relay, one signature."},
 		(*stage).door,
-		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+		harness.Tally{Decisions: 1, Audited: 1, Acts: 1},
 	},
 	{
 		"Refused by the user",
 		[]string{"Bob reads what is asked and says no. The refusal is signed and kept; nothing is done."},
 		(*stage).refusal,
-		rig.Tally{Clients: 1, Decisions: 1, Audited: 1},
+		harness.Tally{Clients: 1, Decisions: 1, Audited: 1},
 	},
 	{
 		"A small payment",
 		[]string{"The phone proposes 12.00 EUR; what it signs, the audit record and the till's hook all say so."},
 		(*stage).payment,
-		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+		harness.Tally{Decisions: 1, Audited: 1, Acts: 1},
 	},
 	{
 		"One bit altered on the way",
@@ -45,7 +45,7 @@ var scenes = []scene{
 			"a phone that lost an answer finds out what became of its request.",
 		},
 		(*stage).alteredBit,
-		rig.Tally{Decisions: 2, Audited: 2, Acts: 2},
+		harness.Tally{Decisions: 2, Audited: 2, Acts: 2},
 	},
 	{
 		"A replay",
@@ -54,7 +54,7 @@ var scenes = []scene{
 			"his recording of it. The same result comes back each time, and the door opens once.",
 		},
 		(*stage).replay,
-		rig.Tally{Decisions: 1, Audited: 1, Acts: 1},
+		harness.Tally{Decisions: 1, Audited: 1, Acts: 1},
 	},
 	{
 		"A device that claims another order",
@@ -63,19 +63,19 @@ var scenes = []scene{
 			"there, and a lying device's true decision is worth nothing for another order.",
 		},
 		(*stage).otherOrder,
-		rig.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
+		harness.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
 	},
 	{
 		"A suspended phone",
 		[]string{"Lost, suspended, found, resumed. Only a true signature is told \"suspended\"."},
 		(*stage).suspension,
-		rig.Tally{Decisions: 2, Audited: 2, Acts: 1},
+		harness.Tally{Decisions: 2, Audited: 2, Acts: 1},
 	},
 	{
 		"A phone that nobody enrolled",
 		[]string{"On the wire it looks like one that was refused: same messages, same sizes, no early answer."},
 		(*stage).stranger,
-		rig.Tally{Decisions: 1, Audited: 1},
+		harness.Tally{Decisions: 1, Audited: 1},
 	},
 	{
 		"A payment that needs the password",
@@ -84,13 +84,13 @@ var scenes = []scene{
 			"appliance has of it is wrapped by a key in the token, and the token checks it.",
 		},
 		(*stage).password,
-		rig.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
+		harness.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
 	},
 	{
 		"A wrong password, then the right one",
 		[]string{"Dora mistypes. She is told how many tries are left, and the same challenge takes another."},
 		(*stage).mistyped,
-		rig.Tally{Decisions: 1, Audited: 1, Refused: 1, Acts: 1},
+		harness.Tally{Decisions: 1, Audited: 1, Refused: 1, Acts: 1},
 	},
 	{
 		"Locked, and unlocked by the administrator",
@@ -99,7 +99,7 @@ var scenes = []scene{
 			"doubles. Not even the right password counts until it is over or the administrator unlocks.",
 		},
 		(*stage).locked,
-		rig.Tally{Decisions: 3, Audited: 3, Refused: 4, Acts: 1},
+		harness.Tally{Decisions: 3, Audited: 3, Refused: 4, Acts: 1},
 	},
 	{
 		"The vault, at level 3",
@@ -108,7 +108,7 @@ var scenes = []scene{
 			"Emil's phone has no such key: it can only refuse.",
 		},
 		(*stage).vault,
-		rig.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
+		harness.Tally{Clients: 1, Decisions: 1, Audited: 1, Acts: 1},
 	},
 	{
 		"A large payment and a second person",
@@ -117,19 +117,19 @@ var scenes = []scene{
 			"is done before; afterwards Dora's phone asks what became of it.",
 		},
 		(*stage).secondPerson,
-		rig.Tally{Clients: 1, Decisions: 3, Audited: 3, Acts: 1},
+		harness.Tally{Clients: 1, Decisions: 3, Audited: 3, Acts: 1},
 	},
 	{
 		"The same phone twice",
 		[]string{"Frank has the role himself. For his own payment it is worth nothing."},
 		(*stage).sameTwice,
-		rig.Tally{Decisions: 2, Audited: 2},
+		harness.Tally{Decisions: 2, Audited: 2},
 	},
 	{
 		"A second person without the role",
 		[]string{"Emil may not approve, so Frank's payment waits on. Grace may, and refuses: that ends it."},
 		(*stage).withoutRole,
-		rig.Tally{Clients: 1, Decisions: 4, Audited: 4},
+		harness.Tally{Clients: 1, Decisions: 4, Audited: 4},
 	},
 	{
 		"A strict device",
@@ -138,7 +138,7 @@ var scenes = []scene{
 			"no appliance can make up an approval there.",
 		},
 		(*stage).strict,
-		rig.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
+		harness.Tally{Clients: 1, Devices: 2, Decisions: 2, Audited: 2},
 	},
 	{
 		"An outcome that nobody told",
@@ -147,7 +147,7 @@ var scenes = []scene{
 			"forgotten the session, so the phone cannot resume: it asks what became of its serial.",
 		},
 		(*stage).untold,
-		rig.Tally{Decisions: 4, Audited: 3, Acts: 1},
+		harness.Tally{Decisions: 4, Audited: 3, Acts: 1},
 	},
 	{
 		"The jammed cash machine",
@@ -156,7 +156,7 @@ var scenes = []scene{
 			"the limit back: the second time it still fits, a third time it does not.",
 		},
 		(*stage).jammed,
-		rig.Tally{Devices: 1, Decisions: 5, Audited: 5},
+		harness.Tally{Devices: 1, Decisions: 5, Audited: 5},
 	},
 }
 
@@ -244,6 +244,6 @@ func (s *stage) payment(ctx context.Context) error {
 		return err
 	}
 	act := acts[len(acts)-1]
-	s.demand(act.Service == 200 && act.Amount != nil && *act.Amount == rig.Amount{Minor: 1200, Currency: "EUR"}, "act %+v", act)
+	s.demand(act.Service == 200 && act.Amount != nil && *act.Amount == harness.Amount{Minor: 1200, Currency: "EUR"}, "act %+v", act)
 	return nil
 }

@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 type config struct {
@@ -23,9 +23,9 @@ type config struct {
 // and the phones.
 type stage struct {
 	config
-	*rig.Appliance
+	*harness.Appliance
 	dir   string
-	wire  *tamper.Proxy
+	wire  *link.Proxy
 	wrong []string // of the scene that plays
 
 	machines map[string]string // names of further devices, by link
@@ -33,7 +33,7 @@ type stage struct {
 }
 
 func open(ctx context.Context, c config) (*stage, error) {
-	bin, err := rig.Find(c.bin)
+	bin, err := harness.Find(c.bin)
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +42,10 @@ func open(ctx context.Context, c config) (*stage, error) {
 		return nil, err
 	}
 	s := &stage{config: c, dir: dir, machines: map[string]string{}}
-	if s.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
+	if s.Appliance, err = harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if s.wire, err = tamper.New(s.Link); err != nil {
+	if s.wire, err = link.NewProxy(s.Link); err != nil {
 		return nil, errors.Join(err, s.Kill(), os.RemoveAll(dir))
 	}
 	s.say("Countersign: a phone without a network authorizes with its signature, and an appliance")
@@ -68,7 +68,7 @@ type scene struct {
 	title string
 	story []string
 	play  func(*stage, context.Context) error
-	want  rig.Tally // more than before
+	want  harness.Tally // more than before
 }
 
 // play plays every scene and counts those that went as expected.
@@ -114,14 +114,14 @@ func (s *stage) counted(ctx context.Context, sc scene) error {
 	return nil
 }
 
-func minus(a, b rig.Tally) rig.Tally {
-	return rig.Tally{
+func minus(a, b harness.Tally) harness.Tally {
+	return harness.Tally{
 		Clients: a.Clients - b.Clients, Devices: a.Devices - b.Devices, Decisions: a.Decisions - b.Decisions,
 		Audited: a.Audited - b.Audited, Refused: a.Refused - b.Refused, Acts: a.Acts - b.Acts,
 	}
 }
 
-func words(t rig.Tally) string {
+func words(t harness.Tally) string {
 	var parts []string
 	for _, p := range []struct {
 		n    uint64

@@ -15,8 +15,8 @@ import (
 	_ "modernc.org/sqlite" // the driver of the store that BREAK=replay puts back
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/wire"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/harness/link"
 )
 
 // stranger compares a phone that nobody enrolled with bob, who refuses.
@@ -45,11 +45,8 @@ func (s *stage) stray(ctx context.Context) (protocol.Code, error) {
 	if err != nil {
 		return 0, err
 	}
-	p, err := phone.Stranger(trust)
-	if err != nil {
-		return 0, err
-	}
-	conn, err := wire.Dial(ctx, s.wire.Link())
+	p := phone.Stranger(trust)
+	conn, err := link.Dial(ctx, s.wire.Link())
 	if err != nil {
 		return 0, err
 	}

@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // audit holds what was seen against what the appliance and its relay have written:
@@ -73,8 +73,8 @@ func doubles(approved []approval) (twice int, forRelay map[string]bool) {
 
 // tally counts, once the relay has acted on all that it is to act on; wrong is what is
 // wrong with its acts.
-func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t rig.Tally, wrong, err error) {
-	waited := rig.Until(ctx, "the acts of the relay", func() (bool, error) {
+func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t harness.Tally, wrong, err error) {
+	waited := harness.Until(ctx, "the acts of the relay", func() (bool, error) {
 		acts, err := s.Acts()
 		return len(acts) >= len(forRelay), err
 	})
@@ -89,7 +89,7 @@ func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t rig.Tall
 	return t, wrong, err
 }
 
-func judge(acts []rig.Act, forRelay map[string]bool) error {
+func judge(acts []harness.Act, forRelay map[string]bool) error {
 	seen := map[string]bool{}
 	for _, act := range acts {
 		if seen[act.Transaction] {

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 func TestDoubles(t *testing.T) {
@@ -38,9 +38,9 @@ func TestJudge(t *testing.T) {
 		"twice":     {[]string{"a", "b", "a"}, false},
 		"unknown":   {[]string{"a", "c"}, false},
 	} {
-		var acts []rig.Act
+		var acts []harness.Act
 		for _, transaction := range c.acts {
-			acts = append(acts, rig.Act{Transaction: transaction})
+			acts = append(acts, harness.Act{Transaction: transaction})
 		}
 		if err := judge(acts, known); (err == nil) != c.good {
 			t.Errorf("%s: %v", name, err)

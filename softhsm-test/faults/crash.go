@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // aWhile is how long the load goes on after a fault that costs nobody anything.
@@ -29,7 +29,7 @@ func (r *rush) replacesAll(ctx context.Context, n int, rule string) (time.Durati
 	if err := r.strike(rule); err != nil {
 		return 0, err
 	}
-	err = rig.Until(ctx, fmt.Sprintf("%d restarts after %s", n, rule), func() (bool, error) {
+	err = harness.Until(ctx, fmt.Sprintf("%d restarts after %s", n, rule), func() (bool, error) {
 		now, err := r.restarts(ctx)
 		return now >= before+n, err
 	})
@@ -166,7 +166,7 @@ func (r *rush) struckOnce(ctx context.Context, rule string) error {
 	if err := r.strike(r.once(rule)); err != nil {
 		return err
 	}
-	err = rig.Until(ctx, rule, func() (bool, error) {
+	err = harness.Until(ctx, rule, func() (bool, error) {
 		now, err := r.Counts()
 		return now.Minus(before).Faults() != 0, err
 	})
@@ -174,7 +174,7 @@ func (r *rush) struckOnce(ctx context.Context, rule string) error {
 		return err
 	}
 	n := len(r.journal.approvals()) + 4*phones
-	err = rig.Until(ctx, "approvals after "+rule, func() (bool, error) { return len(r.journal.approvals()) >= n, nil })
+	err = harness.Until(ctx, "approvals after "+rule, func() (bool, error) { return len(r.journal.approvals()) >= n, nil })
 	r.unharmed(rule + " once")
 	return err
 }
@@ -230,8 +230,8 @@ func (r *rush) killAtRandom(ctx context.Context) error {
 
 // killOne kills a worker, whichever there is.
 func (r *rush) killOne(ctx context.Context) error {
-	var workers []rig.Process
-	err := rig.Until(ctx, "a worker", func() (ok bool, err error) {
+	var workers []harness.Process
+	err := harness.Until(ctx, "a worker", func() (ok bool, err error) {
 		workers, err = r.workers()
 		return len(workers) != 0, err
 	})

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/wire"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/harness/link"
 )
 
 // customer is a phone that authorizes one thing after the other. A countersignature
@@ -165,7 +165,7 @@ func (w *overAPI) verify(o *order, decision []byte) {
 // overLink is a relay of the appliance.
 type overLink struct {
 	link string
-	conn *wire.Conn // nil: none
+	conn *link.Conn // nil: none
 }
 
 func (w *overLink) acts() bool { return true }
@@ -197,7 +197,7 @@ func (w *overLink) ask(ctx context.Context, message []byte) (answer []byte, e ex
 
 func (w *overLink) say(ctx context.Context, message []byte) ([]byte, error) {
 	if w.conn == nil {
-		conn, err := wire.Dial(ctx, w.link)
+		conn, err := link.Dial(ctx, w.link)
 		if err != nil {
 			return nil, err
 		}
@@ -235,7 +235,7 @@ func (s *stage) crowd(ctx context.Context) (stop func()) {
 // without an answer.
 func (s *stage) settled(ctx context.Context) error {
 	for _, c := range s.customers {
-		err := rig.Until(ctx, "an answer to what was open", func() (bool, error) {
+		err := harness.Until(ctx, "an answer to what was open", func() (bool, error) {
 			return c.open == nil || c.settle(ctx), nil
 		})
 		if err != nil {

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/shim"
 )
 
@@ -58,7 +58,7 @@ func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
 		c, err := r.enrolOne(ctx, i)
 		var byPhone *phone.Refusal
 		var byDevice *device.Refusal
-		var byCommand *rig.Exit
+		var byCommand *harness.Exit
 		switch {
 		case errors.As(err, &byPhone), errors.As(err, &byDevice), errors.As(err, &byCommand) && byCommand.Code == unavailable:
 			refused++
@@ -80,7 +80,7 @@ func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
 func (r *rush) allWork(ctx context.Context, enrolled []*customer) error {
 	before := len(r.journal.denials())
 	for _, c := range enrolled {
-		err := rig.Until(ctx, "an answer for who was enrolled", func() (bool, error) { return c.step(ctx), nil })
+		err := harness.Until(ctx, "an answer for who was enrolled", func() (bool, error) { return c.step(ctx), nil })
 		if err != nil {
 			return errors.Join(err, r.journal.last())
 		}
@@ -147,7 +147,7 @@ func (r *rush) quarantine(ctx context.Context) error {
 		return err
 	}
 	seen := before
-	_ = rig.Until(ctx, "a quarantine", func() (bool, error) { // that there is none, the check says
+	_ = harness.Until(ctx, "a quarantine", func() (bool, error) { // that there is none, the check says
 		seen, err = r.ops.metric(ctx, metric)
 		return seen > before || time.Since(r.struck) > back, err
 	})

@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"time"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // replaced is what a worker may take to be killed and replaced after a deadline.
@@ -123,7 +123,7 @@ func (r *rush) backAgain(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	n := len(r.journal.approvals())
-	err := rig.Until(ctx, "an approval", func() (bool, error) { return len(r.journal.approvals()) > n, nil })
+	err := harness.Until(ctx, "an approval", func() (bool, error) { return len(r.journal.approvals()) > n, nil })
 	return time.Since(begun), err
 }
 

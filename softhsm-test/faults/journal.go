@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness/link"
 )
 
 // exchange is one request and what came of it.
@@ -62,7 +62,7 @@ func (j *journal) add(e exchange) {
 func (j *journal) check(verify func([]byte) (protocol.Decision, error), signed []byte) (protocol.Decision, bool) {
 	j.mu.Lock()
 	if j.spoil && len(signed) != 0 {
-		signed, j.spoil = tamper.Flip(signed, 8*len(signed)-1), false
+		signed, j.spoil = link.Flip(signed, 8*len(signed)-1), false
 	}
 	j.mu.Unlock()
 	d, err := verify(signed) // not under the lock: all phones verify

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // ops reads what the appliance tells its operator.
@@ -42,7 +42,7 @@ func (o *ops) get(ctx context.Context, path string) (status int, body []byte, er
 // ready waits for an answer of /readyz; how long it took.
 func (o *ops) ready(ctx context.Context, want bool) (time.Duration, error) {
 	begun := time.Now()
-	err := rig.Until(ctx, fmt.Sprintf("/readyz to be %v", want), func() (bool, error) {
+	err := harness.Until(ctx, fmt.Sprintf("/readyz to be %v", want), func() (bool, error) {
 		status, _, err := o.get(ctx, "/readyz")
 		return (status == http.StatusOK) == want, err
 	})

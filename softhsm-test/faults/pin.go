@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // Of a refused PIN.
@@ -46,7 +46,7 @@ func wrongPIN(ctx context.Context, s *stage) (err error) {
 		if err := os.WriteFile(s.pinFile(), right, 0o600); err != nil {
 			return err
 		}
-		r, err := s.Config.Bin.Run(ctx, rig.Call{Program: "countersignctl", Args: []string{"hsm", "unlock", "--state-dir", s.state()}})
+		r, err := s.Config.Bin.Run(ctx, harness.Call{Program: "countersignctl", Args: []string{"hsm", "unlock", "--state-dir", s.state()}})
 		if err != nil {
 			return err
 		}

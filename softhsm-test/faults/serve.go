@@ -8,14 +8,14 @@ import (
 	"os"
 	"path/filepath"
 
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // service is `countersignd serve` on what the stage's appliance, which was stopped,
 // has left: token, store, phones.
 type service struct {
-	*rig.Daemon
-	call rig.Call
+	*harness.Daemon
+	call harness.Call
 	url  string
 	ops  *ops
 }
@@ -52,7 +52,7 @@ func (s *stage) service(sessions int) (*service, error) {
 	}
 	path := filepath.Join(s.dir, "serve.toml")
 	text := fmt.Sprintf(serveTOML, s.state(), s.Module, s.pinFile(), sessions, addresses[0], addresses[1])
-	v := &service{url: "https://" + addresses[0], call: rig.Call{
+	v := &service{url: "https://" + addresses[0], call: harness.Call{
 		Program: "countersignd", Args: []string{"serve", "--config", path},
 		Env: append(s.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf")),
 	}}
@@ -75,7 +75,7 @@ func (v *service) start(ctx context.Context, s *stage) (err error) {
 		return err
 	}
 	v.ops.pid = v.PID()
-	err = rig.Until(ctx, "countersignd serve", func() (bool, error) {
+	err = harness.Until(ctx, "countersignd serve", func() (bool, error) {
 		if !v.Running() {
 			return false, fmt.Errorf("it ended: %s", v.Log())
 		}

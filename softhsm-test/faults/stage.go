@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/shim"
 )
 
@@ -38,7 +38,7 @@ const (
 type stage struct {
 	config
 	*report
-	*rig.Appliance
+	*harness.Appliance
 	shim.Shim
 	dir       string
 	gates     []*device.Device
@@ -48,7 +48,7 @@ type stage struct {
 }
 
 func open(ctx context.Context, c config, r *report) (*stage, error) {
-	bin, err := rig.Find(c.bin)
+	bin, err := harness.Find(c.bin)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func open(ctx context.Context, c config, r *report) (*stage, error) {
 	if s.Shim, err = shim.New(string(bin), dir); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	s.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()})
+	s.Appliance, err = harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -143,12 +143,12 @@ func (s *stage) sayLog() {
 }
 
 // workers are the HSM's processes.
-func (s *stage) workers() ([]rig.Process, error) {
+func (s *stage) workers() ([]harness.Process, error) {
 	children, err := s.Children()
 	if err != nil {
 		return nil, err
 	}
-	var workers []rig.Process
+	var workers []harness.Process
 	for _, p := range children {
 		if p.Name == "hsm-worker" {
 			workers = append(workers, p)
@@ -158,9 +158,9 @@ func (s *stage) workers() ([]rig.Process, error) {
 }
 
 // whole waits until two workers other than these serve; how long it took.
-func (s *stage) whole(ctx context.Context, lost ...rig.Process) (time.Duration, error) {
+func (s *stage) whole(ctx context.Context, lost ...harness.Process) (time.Duration, error) {
 	begun := time.Now()
-	err := rig.Until(ctx, "two workers", func() (bool, error) {
+	err := harness.Until(ctx, "two workers", func() (bool, error) {
 		for _, p := range lost {
 			if running, err := p.Running(); running || err != nil {
 				return false, err

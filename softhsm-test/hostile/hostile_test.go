@@ -1,49 +1,100 @@
-package main
+// Package hostile plays an attacker who can write to the database of an appliance, also while
+// it runs, and one who can change its backup files. Neither holds a key. The tests alter every
+// column of every record that the schema has, insert, delete, swap and restore records, create
+// triggers, and forge backups. Then they run each operation that reads an altered record, and
+// compare the rights that it granted with those that the people of the world hold.
+package hostile
 
 import (
-	"errors"
+	"context"
+	"flag"
+	"maps"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 
-	"countersign/softhsm-test/hostile/rows"
-	"countersign/softhsm-test/rig/broken"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/hostile/world"
 )
 
-// TestJudge holds the oracle: what the untouched world gives, or less, is fine.
-func TestJudge(t *testing.T) {
-	o := operation{name: "x", honest: []grant{{"door", 2}}}
-	table := func(name string, replays bool) attempt {
-		return attempt{Alteration: rows.Alteration{Table: name, Replays: replays}, operation: o}
-	}
-	denied := errors.New("denied")
-	for _, c := range []struct {
-		name   string
-		at     attempt
-		grants []grant
-		err    error
-		want   outcome
-	}{
-		{"as ever", table("client", false), []grant{{"door", 2}}, nil, harmless},
-		{"at a higher level", table("client", false), []grant{{"door", 3}}, nil, harmless},
-		{"nothing", table("client", false), nil, nil, refused},
-		{"an error", table("client", false), nil, denied, refused},
-		{"a forgery that is told", table("client", false), nil, errors.New("a record does not fit its seal"), alarm},
-		{"at a lower level", table("client", false), []grant{{"door", 1}}, nil, granted},
-		{"another door, and an error", table("client", false), []grant{{"safe", 2}}, denied, granted},
-		{"a record as it once was", table("client", true), []grant{{"safe", 2}}, nil, conceded},
-		{"a policy as it once was", table("policy", true), []grant{{"safe", 2}}, nil, granted},
-		{"a panic", table("client", false), nil, errPanic, crashed},
-	} {
-		if v := judge(c.at, nil, c.grants, c.err); v.outcome != c.want {
-			t.Errorf("%s: %s, want %s", c.name, v.outcome, c.want)
-		}
-	}
+var sections = []struct {
+	name string
+	run  func(*stage, context.Context) error
+}{
+	{"the untouched world", (*stage).untouched},
+	{"directed: a writer of the database", (*stage).directed},
+	{"directed: a reader of the seal keys", (*stage).stolenSeals},
+	{"directed: backup files", (*stage).files},
+	{"schema", (*stage).schema},
+	{"whole tables", (*stage).wholesale},
+	{"records", (*stage).records},
+	{"countersignd dev", (*stage).programs},
 }
 
-// TestBreaks: each edit that the table has fits the product of today.
-func TestBreaks(t *testing.T) {
-	for name, edits := range breaks {
-		if _, err := broken.Overlay(t.Context(), t.TempDir(), edits); err != nil {
-			t.Errorf("BREAK=%s: %v", name, err)
-		}
+var printAll = flag.Bool("all", false, "print each case that was granted, conceded or crashed")
+
+func TestMain(m *testing.M) {
+	s := harness.Suite{Name: "hostile-test", Breaks: slices.Sorted(maps.Keys(breaks))}
+	for _, section := range sections {
+		s.Sections = append(s.Sections, section.name)
 	}
+	harness.Main(m, s)
+}
+
+// stage is the state that the sections share.
+type stage struct {
+	*harness.Report
+	lab
+	*table
+	random *mathrand.Rand
+	shown  map[string]int
+	reads  map[string]map[string]bool // operations by the table that they read
+}
+
+// TestHostile runs a sample of the cases under -short.
+func TestHostile(t *testing.T) {
+	if harness.Break() != os.Getenv(builtWith) {
+		rebuild(t)
+	}
+	harness.Run(t, func(r *harness.Report) {
+		dir := harness.TempDir(t)
+		s := &stage{
+			Report: r, lab: lab{World: harness.Must(world.Build(t.Context(), dir)), dir: dir}, table: newTable(),
+			random: harness.Seed(t), shown: map[string]int{}, reads: map[string]map[string]bool{},
+		}
+		for _, section := range sections {
+			s.Section(section.name, func() { harness.Do(section.run(s, t.Context())) })
+		}
+		if harness.Break() == "seal" {
+			s.Section("each record is proven", func() { harness.Do(s.prove(t.Context())) })
+		}
+		s.table.print(t.Output())
+	})
+}
+
+// builtWith names the environment variable with the value of BREAK that the process, and
+// countersignd in COUNTERSIGN_BIN, were built with.
+const builtWith = "COUNTERSIGN_BUILT_WITH_BREAK"
+
+// rebuild builds the tests and countersignd with the edits of BREAK, and replaces this process.
+func rebuild(t *testing.T) {
+	bin, err := harness.Must(harness.Built()).Broken(t.Context(), breaks[harness.Break()], "countersign/softhsm-test/hostile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := append(os.Environ(), "COUNTERSIGN_BIN="+string(bin), builtWith+"="+harness.Break())
+	t.Fatal(syscall.Exec(filepath.Join(string(bin), "hostile.test"), os.Args, env))
+}
+
+// TestBreaks runs one break. TestEdits checks that the edits of the others fit the source.
+func TestBreaks(t *testing.T) {
+	harness.TestBreaks(
+		t,
+		harness.Broken{Break: "seal", Args: []string{"-only", "directed: a writer"}, Exit: 1},
+		harness.Broken{Break: "nonsense", Exit: 2},
+		harness.Broken{Args: []string{"-only", "nothing"}, Exit: 2},
+	)
 }

@@ -25,8 +25,8 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/protocol"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
 )
 
 // Config says where the programs are, and what is broken on purpose.
@@ -39,7 +39,7 @@ type Config struct {
 
 // Arena is one appliance under attack.
 type Arena struct {
-	*rig.Appliance
+	*harness.Appliance
 	*Report
 	Break string
 	Quiet int
@@ -53,7 +53,7 @@ type Arena struct {
 
 // Open starts an appliance. The caller calls Close.
 func Open(ctx context.Context, c Config) (*Arena, error) {
-	bin, err := rig.Find(c.Bin)
+	bin, err := harness.Find(c.Bin)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func Open(ctx context.Context, c Config) (*Arena, error) {
 		return nil, err
 	}
 	a := &Arena{Report: NewReport(c.Out), Break: c.Break, Quiet: c.Quiet, dir: dir}
-	if a.Appliance, err = rig.Start(ctx, rig.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
+	if a.Appliance, err = harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := a.connect(ctx); err != nil {

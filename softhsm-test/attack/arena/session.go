@@ -8,7 +8,7 @@ import (
 	"net/http"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/device"
+	"countersign/softhsm-test/harness/device"
 )
 
 // The services of the default policy.

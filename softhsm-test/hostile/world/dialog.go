@@ -6,8 +6,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // The services of the policy.

@@ -19,7 +19,7 @@ import (
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // World is what the building left: files, a token, and what everybody holds.

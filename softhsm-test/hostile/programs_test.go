@@ -1,0 +1,241 @@
+package hostile
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"countersign/protocol"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/hostile/rows"
+	"countersign/softhsm-test/hostile/world"
+)
+
+// kind is one way to attack the real programs.
+type kind struct {
+	name    string
+	prepare func(context.Context, *visit) error
+	alter   func(*visit) rows.Alteration
+	attack  func(context.Context, *visit) (granted bool, err error)
+}
+
+// kinds of alterations of rows; lending is by triggers.
+var (
+	kinds = []kind{
+		{"a refusal is made an approval", refusing, ofDialog(protocol.ResultApproved), repeating},
+		{"what waits is made an approval", waiting, ofDialog(protocol.ResultApproved), repeating},
+		{"a thief's UV key, and no certificate", robbed, ofThief, repeating},
+		{"a revoked client is active", revoked, onName("UPDATE client SET status = 1 WHERE name = ?"), entering},
+		{"an invitation that nobody made", inventing, ofCode, enrolling},
+		{"an open invitation gets a role", invitedOpen, onName(`UPDATE invitation SET roles = '["approver"]' WHERE name = ? || '-new'`), enrollingAsApprover},
+		{"two clients swap names", pairing, swapping, revokingByName},
+		{"a client has another's signing key", pairing, lending, impersonating},
+	}
+	triggers = []kind{{"a trigger lends a role", waitingFor, lentTo, approving}}
+)
+
+// Rounds of the real programs: each alters two records of each kind.
+const (
+	rounds      = 6
+	quickRounds = 1
+)
+
+// programs attacks `countersignd dev` with a token of SoftHSM.
+func (s *stage) programs(ctx context.Context) error {
+	bin, err := harness.Built()
+	if err != nil {
+		return err
+	}
+	t, err := openTown(ctx, bin, filepath.Join(s.dir, "dev"))
+	if err != nil {
+		return err
+	}
+	n, each := rounds, append(slices.Clone(kinds), kinds...)
+	if testing.Short() {
+		n, each = quickRounds, kinds
+	}
+	judge := func(k kind, granted bool) { s.Check(!granted, "GRANTED by the real programs: %s", k.name) }
+	for i := range n {
+		r := round{live: i%3 == 2, kinds: each, visits: make([]*visit, len(each))}
+		if err := t.play(ctx, r, judge); err != nil {
+			return errors.Join(err, t.close())
+		}
+	}
+	for i := range 4 {
+		if testing.Short() && i > 0 {
+			break
+		}
+		if err := t.play(ctx, round{live: i%2 == 0, kinds: triggers, visits: make([]*visit, 1)}, judge); err != nil {
+			return errors.Join(err, t.close())
+		}
+	}
+	return t.close()
+}
+
+func refusing(ctx context.Context, v *visit) (err error) {
+	if v.dialog, err = v.apply(ctx, v.phone, pay(900_000)); err == nil {
+		_, err = v.says(ctx, v.dialog, protocol.Refuse)
+	}
+	return err
+}
+
+func waiting(ctx context.Context, v *visit) (err error) {
+	if v.dialog, err = v.apply(ctx, v.phone, pay(1_000_000)); err == nil {
+		_, err = v.says(ctx, v.dialog, protocol.Approve)
+	}
+	return err
+}
+
+// robbed: the thief of a phone has a UV key of his own, refuses, and then approves.
+func robbed(ctx context.Context, v *visit) (err error) {
+	v.phone.Give(phone.Full())
+	if v.dialog, err = v.apply(ctx, v.phone, strict); err == nil {
+		_, err = v.says(ctx, v.dialog, protocol.Refuse)
+	}
+	if err == nil {
+		v.dialog.M3, err = v.dialog.Countersign(ctx, protocol.Approve)
+	}
+	return err
+}
+
+func revoked(ctx context.Context, v *visit) error {
+	return v.must(ctx, "client", "revoke", "--yes", v.name)
+}
+
+func inventing(_ context.Context, v *visit) error {
+	var random [13]byte
+	copy(random[:], v.name)
+	v.code = protocol.NewActivationCode(v.root.RootHash(), random)
+	return nil
+}
+
+func invitedOpen(ctx context.Context, v *visit) error {
+	code, err := v.Invite(ctx, "client", v.name+"-new")
+	if err == nil {
+		v.code, err = protocol.ParseActivationCode(code)
+	}
+	return err
+}
+
+func pairing(ctx context.Context, v *visit) (err error) {
+	v.other, err = v.newcomer(ctx)
+	return err
+}
+
+// waitingFor has another's approval wait for a second approver.
+func waitingFor(ctx context.Context, v *visit) error {
+	return errors.Join(pairing(ctx, v), waiting(ctx, v.other))
+}
+
+func ofDialog(to protocol.Result) func(*visit) rows.Alteration {
+	return func(v *visit) rows.Alteration {
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error { return forge(ctx, tx, v.dialog, to) })
+	}
+}
+
+func ofThief(v *visit) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		_, req, err := v.phone.EnrolRequest(ctx, v.code)
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			execs(ctx, tx, "UPDATE client SET uv_key = ?, cert = NULL WHERE name = ?", req.UVKey[:], v.name),
+			forge(ctx, tx, v.dialog, protocol.ResultApproved))
+	})
+}
+
+func onName(statement string) func(*visit) rows.Alteration {
+	return func(v *visit) rows.Alteration {
+		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error { return execs(ctx, tx, statement, v.name) })
+	}
+}
+
+func ofCode(v *visit) rows.Alteration {
+	sum := sha256.Sum256([]byte(v.code.String()))
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return execs(ctx, tx, `INSERT INTO invitation (code, kind, name, display, floor, created_us, expires_us, roles, number) VALUES (?, 'client', ?, '', 0, ?, ?, '["approver"]', 1)`,
+			sum[:], v.name+"-new", time.Now().UnixMicro(), time.Now().Add(time.Hour).UnixMicro())
+	})
+}
+
+func swapping(v *visit) rows.Alteration { return swapped("client", v.name, v.other.name)(nil) }
+
+func lending(v *visit) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		return errors.Join(
+			execs(ctx, tx, "DELETE FROM client WHERE name = ?", v.other.name),
+			execs(ctx, tx, "UPDATE client SET signing_key = ? WHERE name = ?", signingKey(ctx, v.other), v.name))
+	})
+}
+
+func signingKey(ctx context.Context, v *visit) []byte {
+	_, req, err := v.phone.EnrolRequest(ctx, v.code)
+	if err != nil {
+		return nil
+	}
+	return req.SigningKey[:]
+}
+
+func lentTo(v *visit) rows.Alteration {
+	return rows.SQL("",
+		fmt.Sprintf(`CREATE TRIGGER hostile_lend AFTER INSERT ON attempt BEGIN UPDATE client SET roles = '["approver","uv"]' WHERE name = '%s'; END`, v.name),
+		fmt.Sprintf(`CREATE TRIGGER hostile_back AFTER INSERT ON decision BEGIN UPDATE client SET roles = '["uv"]' WHERE name = '%s'; END`, v.name))
+}
+
+func repeating(ctx context.Context, v *visit) (bool, error) {
+	return v.send(ctx, v.dialog, v.dialog.M3)
+}
+
+func entering(ctx context.Context, v *visit) (bool, error) { return v.enters(ctx, v.phone) }
+
+func (v *visit) enters(ctx context.Context, p *phone.Phone) (bool, error) {
+	d, err := v.apply(ctx, p, door)
+	if err != nil {
+		return false, err
+	}
+	return v.says(ctx, d, protocol.Approve)
+}
+
+func enrolling(ctx context.Context, v *visit) (bool, error) {
+	_, err := phone.EnrolWith(ctx, phone.Application{URL: v.URL, Code: v.code.String()})
+	return err == nil, err
+}
+
+func enrollingAsApprover(ctx context.Context, v *visit) (bool, error) {
+	if enrolled, err := enrolling(ctx, v); !enrolled {
+		return false, err
+	}
+	c, err := v.Client(ctx, v.name+"-new")
+	return slices.Contains(c.Roles, "approver"), err
+}
+
+func revokingByName(ctx context.Context, v *visit) (bool, error) {
+	if err := revoked(ctx, v); err != nil {
+		return false, err
+	}
+	return entering(ctx, v)
+}
+
+// impersonating says that it is the one, and signs as the other.
+func impersonating(ctx context.Context, v *visit) (bool, error) {
+	p := *v.other.phone
+	p.ID, p.Counter = v.phone.ID, 100
+	return v.enters(ctx, &p)
+}
+
+// approving gives the second approval.
+func approving(ctx context.Context, v *visit) (bool, error) {
+	d, err := v.apply(ctx, v.phone, world.Ask{Service: protocol.ServiceCoApproval, First: v.other.dialog})
+	if err != nil {
+		return false, err
+	}
+	return v.says(ctx, d, protocol.Approve)
+}
