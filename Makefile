@@ -60,7 +60,7 @@ demo: deps build ## narrate the main job with the real programs
 	@bin/demo
 
 attack-test: deps build ## play relay and phone at byte level against the real programs
-	@go build -o bin/attack ./softhsm-test/attack
+	@go test -c -o bin/attack ./softhsm-test/attack
 	@bin/attack
 
 hsm-faults: deps build bin/faultshim.so ## break the HSM in every way that is known, under load

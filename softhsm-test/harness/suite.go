@@ -126,6 +126,9 @@ func (s Suite) choose() error {
 	return flag.Set("test.run", "/("+strings.Join(patterns, "|")+")")
 }
 
+// Chosen reports whether -only names sections.
+func Chosen() bool { return *only != "" }
+
 // running are the daemons of this process that have not ended, in the order of their starts.
 var running struct {
 	sync.Mutex

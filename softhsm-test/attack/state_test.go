@@ -1,4 +1,4 @@
-package arena
+package attack
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"countersign/softhsm-test/harness"
 )
 
 // State is everything that an attack could have changed: each table of the store,
@@ -79,96 +81,64 @@ func (e Effects) And(others ...Effects) Effects {
 func Refused(n int) Effects { return Effects{"record/refused": n} }
 
 // State reads the state, in one read transaction.
-func (a *Arena) State(ctx context.Context) (State, error) {
+func (a *Arena) State(ctx context.Context) State {
 	s := State{tables: map[string]table{}}
-	tx, err := a.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return s, fmt.Errorf("reading the store: %w", err)
-	}
+	tx := harness.Must(a.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}))
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	names, err := texts(ctx, tx, `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'record'`)
-	if err != nil {
-		return s, err
-	}
+	names := texts(ctx, tx, `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'record'`)
 	for _, name := range names {
-		if s.tables[name], err = digest(ctx, tx, `SELECT * FROM "`+name+`"`); err != nil {
-			return s, err
-		}
+		s.tables[name] = digest(ctx, tx, `SELECT * FROM "`+name+`"`)
 	}
-	kinds, err := texts(ctx, tx, `SELECT DISTINCT kind FROM record WHERE kind <> 'failures'`)
-	if err != nil {
-		return s, err
-	}
+	kinds := texts(ctx, tx, `SELECT DISTINCT kind FROM record WHERE kind <> 'failures'`)
 	for _, kind := range kinds {
-		if s.tables["record/"+kind], err = digest(ctx, tx, `SELECT leaf FROM (SELECT sequence AS leaf, kind FROM record) WHERE kind = ?`, kind); err != nil {
-			return s, err
-		}
+		s.tables["record/"+kind] = digest(ctx, tx, `SELECT leaf FROM (SELECT sequence AS leaf, kind FROM record) WHERE kind = ?`, kind)
 	}
 	acts, err := a.Acts()
 	s.acts = len(acts)
-	return s, err
+	harness.Do(err)
+	return s
 }
 
 // texts reads a column of strings.
-func texts(ctx context.Context, tx *sql.Tx, query string) (all []string, err error) {
-	rows, err := tx.QueryContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
+func texts(ctx context.Context, tx *sql.Tx, query string) (all []string) {
+	rows := harness.Must(tx.QueryContext(ctx, query))
 	defer func() { _ = rows.Close() }() // Err tells
 	for rows.Next() {
 		var one string
-		if err := rows.Scan(&one); err != nil {
-			return nil, err
-		}
+		harness.Do(rows.Scan(&one))
 		all = append(all, one)
 	}
-	return all, rows.Err()
+	harness.Do(rows.Err())
+	return all
 }
 
 // digest hashes rows in the order they come.
-func digest(ctx context.Context, tx *sql.Tx, query string, args ...any) (t table, err error) {
-	rows, err := tx.QueryContext(ctx, query, args...)
-	if err != nil {
-		return t, err
-	}
+func digest(ctx context.Context, tx *sql.Tx, query string, args ...any) (t table) {
+	rows := harness.Must(tx.QueryContext(ctx, query, args...))
 	defer func() { _ = rows.Close() }() // Err tells
-	columns, err := rows.Columns()
-	if err != nil {
-		return t, err
-	}
+	columns := harness.Must(rows.Columns())
 	values, into := make([]any, len(columns)), make([]any, len(columns))
 	for i := range values {
 		into[i] = &values[i]
 	}
 	h := sha256.New()
 	for ; rows.Next(); t.rows++ {
-		if err := rows.Scan(into...); err != nil {
-			return t, err
-		}
+		harness.Do(rows.Scan(into...))
 		fmt.Fprintf(h, "%v\n", values)
 	}
 	t.sum = [sha256.Size]byte(h.Sum(nil))
-	return t, rows.Err()
+	harness.Do(rows.Err())
+	return t
 }
 
 // Leaves runs an attack between two looks at the state: one case. The error is the
 // attack's, or that of looking.
-func (a *Arena) Leaves(ctx context.Context, what string, want Effects, attack func() error) error {
-	before, err := a.State(ctx)
-	if err != nil {
-		return err
-	}
-	if err := attack(); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	after, err := a.State(ctx)
-	if err != nil {
-		return err
-	}
+func (a *Arena) Leaves(ctx context.Context, what string, want Effects, attack func()) {
+	before := a.State(ctx)
+	attack()
+	after := a.State(ctx)
 	wrong := before.against(after, want)
 	a.Check(wrong == nil, "%s: what it left: %s; wanted %s", what, strings.Join(wrong, ", "), want)
-	return nil
 }
 
 // against lists the changes that were not wanted.
@@ -194,27 +164,18 @@ func (s State) against(after State, want Effects) (wrong []string) {
 
 // Tamper writes to the store behind the appliance's back, as one who has its file
 // does.
-func (a *Arena) Tamper(ctx context.Context, statements ...string) error {
+func (a *Arena) Tamper(ctx context.Context, statements ...string) {
 	for _, statement := range statements {
-		if _, err := a.db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("tampering with the store: %w", err)
-		}
+		harness.Must(a.db.ExecContext(ctx, statement))
 	}
-	return nil
 }
 
 // Restraints remembers what restricts the clients, and returns what puts it back as it was,
 // seals and all.
-func (a *Arena) Restraints(ctx context.Context) (putBack func(context.Context) error, err error) {
-	rows, err := a.db.QueryContext(ctx, `SELECT * FROM restraint`)
-	if err != nil {
-		return nil, err
-	}
+func (a *Arena) Restraints(ctx context.Context) (putBack func(context.Context)) {
+	rows := harness.Must(a.db.QueryContext(ctx, `SELECT * FROM restraint`))
 	defer func() { _ = rows.Close() }() // read to the end
-	columns, err := rows.Columns()
-	if err != nil {
-		return nil, err
-	}
+	columns := harness.Must(rows.Columns())
 	var all [][]any
 	for rows.Next() {
 		row := make([]any, len(columns))
@@ -222,25 +183,21 @@ func (a *Arena) Restraints(ctx context.Context) (putBack func(context.Context) e
 		for i := range row {
 			into[i] = &row[i]
 		}
-		if err := rows.Scan(into...); err != nil {
-			return nil, err
-		}
+		harness.Do(rows.Scan(into...))
 		all = append(all, row)
 	}
-	return func(ctx context.Context) error {
+	harness.Do(rows.Err())
+	return func(ctx context.Context) {
 		// A row that is replaced is not updated, so that no trigger holds it.
 		statement := `INSERT OR REPLACE INTO restraint VALUES (?` + strings.Repeat(", ?", len(columns)-1) + `)`
 		for _, row := range all {
-			if _, err := a.db.ExecContext(ctx, statement, row...); err != nil {
-				return fmt.Errorf("tampering with the store: %w", err)
-			}
+			harness.Must(a.db.ExecContext(ctx, statement, row...))
 		}
-		return nil
-	}, rows.Err()
+	}
 }
 
 // Outcomes counts the devices' reports.
-func (a *Arena) Outcomes(ctx context.Context) (n int, err error) {
-	err = a.db.QueryRowContext(ctx, `SELECT count(*) FROM record WHERE kind = 'outcome'`).Scan(&n)
-	return n, err
+func (a *Arena) Outcomes(ctx context.Context) (n int) {
+	harness.Do(a.db.QueryRowContext(ctx, `SELECT count(*) FROM record WHERE kind = 'outcome'`).Scan(&n))
+	return n
 }

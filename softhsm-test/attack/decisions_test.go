@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"context"
@@ -6,33 +6,19 @@ import (
 	"time"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/attack/arena"
-	"countersign/softhsm-test/attack/forge"
+	"countersign/softhsm-test/harness"
 )
 
 // decisions shows a device true decisions that are not for it, and forged ones.
-func decisions(ctx context.Context, a *arena.Arena) error {
-	alice, err := a.Equipped(ctx, "decision-alice")
-	if err != nil {
-		return err
-	}
-	true1, err := decided(ctx, a, a.Pay(alice, 1200))
-	if err != nil {
-		return err
-	}
-	true2, err := decided(ctx, a, a.Pay(alice, 1200))
-	if err != nil {
-		return err
-	}
-	return a.Leaves(ctx, "decisions shown around", arena.Nothing, func() error {
+func decisions(ctx context.Context, a *Arena) {
+	alice := a.Equipped(ctx, "decision-alice")
+	true1 := decided(ctx, a, a.Pay(alice, 1200))
+	true2 := decided(ctx, a, a.Pay(alice, 1200))
+	a.Leaves(ctx, "decisions shown around", Nothing, func() {
 		notForIt(a, true1, true2)
-		if err := resigned(ctx, a, true1, true2); err != nil {
-			return err
-		}
-		if err := certificates(ctx, a, true1); err != nil {
-			return err
-		}
-		return strictEvidence(ctx, a)
+		resigned(ctx, a, true1, true2)
+		certificates(ctx, a, true1)
+		strictEvidence(ctx, a)
 	})
 }
 
@@ -43,21 +29,13 @@ type truth struct {
 	decision protocol.Decision
 }
 
-func decided(ctx context.Context, a *arena.Arena, ask arena.Ask) (t truth, err error) {
-	s, err := ask.Must(ctx)
-	if err != nil {
-		return t, err
-	}
-	_, r, err := a.Approve(ctx, s, arena.Approved)
-	if err != nil {
-		return t, err
-	}
-	if t.check, err = s.Check(); err != nil {
-		return t, err
-	}
+func decided(ctx context.Context, a *Arena, ask Ask) (t truth) {
+	s := ask.Must(ctx)
+	_, r := a.Approve(ctx, s, Approved)
+	t.check = s.Check()
 	t.signed = r.Res.Decision
-	t.decision, err = t.check.Verify(t.signed)
-	return t, err
+	t.decision = harness.Must(t.check.Verify(t.signed))
+	return t
 }
 
 // shown is a decision with one thing that the device knows otherwise.
@@ -68,7 +46,7 @@ type shown struct {
 }
 
 // notForIt: true decisions at the wrong device, order or time.
-func notForIt(a *arena.Arena, one, two truth) {
+func notForIt(a *Arena, one, two truth) {
 	for _, c := range []shown{
 		{"its own", func(*protocol.DecisionCheck) {}, 0},
 		{"another device", func(c *protocol.DecisionCheck) { c.Device[7] ^= 1 }, protocol.CodeDevice},
@@ -76,15 +54,15 @@ func notForIt(a *arena.Arena, one, two truth) {
 		{"another challenge", func(c *protocol.DecisionCheck) { c.Challenges = two.check.Challenges }, protocol.CodeReplayed},
 		{"the next customer", func(c *protocol.DecisionCheck) { c.Nonce, c.Challenges = two.check.Nonce, two.check.Challenges }, protocol.CodeReplayed},
 		{"the approver's challenge", func(c *protocol.DecisionCheck) { c.Challenges = append(c.Challenges, two.check.Challenges...) }, protocol.CodeReplayed},
-		{"another service", func(c *protocol.DecisionCheck) { c.Services = []protocol.Service{arena.Door} }, protocol.CodePolicy},
+		{"another service", func(c *protocol.DecisionCheck) { c.Services = []protocol.Service{Door} }, protocol.CodePolicy},
 		{"no service", func(c *protocol.DecisionCheck) { c.Services = nil }, protocol.CodePolicy},
-		{"another amount", func(c *protocol.DecisionCheck) { c.Amount = arena.Euros(4900) }, protocol.CodePolicy},
+		{"another amount", func(c *protocol.DecisionCheck) { c.Amount = Euros(4900) }, protocol.CodePolicy},
 		{"another currency", func(c *protocol.DecisionCheck) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
 		{"a higher floor", func(c *protocol.DecisionCheck) { c.Floor = 2 }, protocol.CodeLevel},
 		{"a day later", func(c *protocol.DecisionCheck) { c.Elapsed = 24 * time.Hour }, protocol.CodeExpired},
 		{"one second too late", func(c *protocol.DecisionCheck) { c.Elapsed = seconds(one.decision.Lifetime) + time.Second }, protocol.CodeExpired},
 		{"strict", func(c *protocol.DecisionCheck) { c.Strict = true }, protocol.CodeFormat},
-		{"another root", func(c *protocol.DecisionCheck) { c.Root = arena.NewKey().Point() }, protocol.CodeCertificate},
+		{"another root", func(c *protocol.DecisionCheck) { c.Root = NewKey().Point() }, protocol.CodeCertificate},
 		{"no certificates", func(c *protocol.DecisionCheck) { c.KeyCerts = nil }, protocol.CodeCertificate},
 		{"when its certificate is over", func(c *protocol.DecisionCheck) { c.Now += 100 * 366 * 24 * 3600 }, protocol.CodeCertificate},
 		{"before its certificate", func(c *protocol.DecisionCheck) { c.Now -= 366 * 24 * 3600 }, protocol.CodeCertificate},
@@ -100,8 +78,8 @@ func seconds(n uint64) time.Duration { return time.Duration(n) * time.Second }
 
 // resigned: the payload of one decision under a key, a certificate or a signature that
 // is not its own.
-func resigned(ctx context.Context, a *arena.Arena, one, two truth) error {
-	m, mallory, root := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey()
+func resigned(ctx context.Context, a *Arena, one, two truth) {
+	m, mallory, root := &Mint{Ctx: ctx}, NewKey(), NewKey()
 	cert := m.KeyCert(root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
 	self := m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
 	batch := m.Batch(mallory, one.decision, two.decision)
@@ -132,16 +110,15 @@ func resigned(ctx context.Context, a *arena.Arena, one, two truth) error {
 			a.Code(fmt.Sprintf("bit %d of the key certificate %x", bit, cert), err, protocol.CodeCertificate)
 		}
 	}
-	return m.Err
 }
 
 // certificates: a domain whose root is honest and whose certificates are over, not
 // yet valid, superseded, or for another use. The first case is good.
-func certificates(ctx context.Context, a *arena.Arena, one truth) error {
-	m, root, old, fresh := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey(), arena.NewKey()
+func certificates(ctx context.Context, a *Arena, one truth) {
+	m, root, old, fresh := &Mint{Ctx: ctx}, NewKey(), NewKey(), NewKey()
 	const day = 24 * 3600
 	now, two, three := one.check.Now, uint64(2), uint64(3)
-	cert := func(epoch uint64, key arena.Key, change func(*protocol.KeyCert)) []byte {
+	cert := func(epoch uint64, key Key, change func(*protocol.KeyCert)) []byte {
 		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseDecision, Key: key.Point()}
 		change(&k)
 		return m.KeyCert(root, k)
@@ -174,18 +151,17 @@ func certificates(ctx context.Context, a *arena.Arena, one truth) error {
 		_, err := check.Verify(c.signed)
 		a.Code("key certificate "+c.what, err, c.code)
 	}
-	return m.Err
 }
 
 // strictEvidence: the key `decision` is in the attacker's hands, client-ca and the
 // phones are not. A strict device takes an approval that was countersigned for this
 // challenge, and nothing else.
-func strictEvidence(ctx context.Context, a *arena.Arena) error {
-	d := &domain{Mint: &forge.Mint{Ctx: ctx}, root: arena.NewKey(), decision: arena.NewKey(), ca: arena.NewKey(), device: a.Till().ID}
+func strictEvidence(ctx context.Context, a *Arena) {
+	d := &domain{Mint: &Mint{Ctx: ctx}, root: NewKey(), decision: NewKey(), ca: NewKey(), device: a.Till().ID}
 	alice, bob := a.Stranger(), a.Stranger()
-	certs := map[*arena.Phone][]byte{alice: d.ClientCert(d.ca, alice), bob: d.ClientCert(d.ca, bob)}
-	yes := d.ask(alice, arena.Door)
-	yesterday := d.ask(alice, arena.Door)
+	certs := map[*Phone][]byte{alice: d.ClientCert(d.ca, alice), bob: d.ClientCert(d.ca, bob)}
+	yes := d.ask(alice, Door)
+	yesterday := d.ask(alice, Door)
 	evidence := d.Evidence(alice, yes.statement, certs[alice])
 	for _, c := range []struct {
 		what   string
@@ -195,8 +171,8 @@ func strictEvidence(ctx context.Context, a *arena.Arena) error {
 		{"what was countersigned", func(*protocol.Decision, *protocol.Evidence) {}, 0},
 		{"another statement's hash", func(d *protocol.Decision, _ *protocol.Evidence) { d.Statement[0] ^= 1 }, protocol.CodePolicy},
 		{"another level", func(d *protocol.Decision, _ *protocol.Evidence) { d.Level = 2 }, protocol.CodePolicy},
-		{"an amount", func(d *protocol.Decision, _ *protocol.Evidence) { d.Amount = arena.Euros(1) }, protocol.CodePolicy},
-		{"another service", func(d *protocol.Decision, _ *protocol.Evidence) { d.Service = arena.Vault }, protocol.CodePolicy},
+		{"an amount", func(d *protocol.Decision, _ *protocol.Evidence) { d.Amount = Euros(1) }, protocol.CodePolicy},
+		{"another service", func(d *protocol.Decision, _ *protocol.Evidence) { d.Service = Vault }, protocol.CodePolicy},
 		{"a countersignature of yesterday", func(x *protocol.Decision, e *protocol.Evidence) {
 			*e = d.Evidence(alice, yesterday.statement, certs[alice])
 			x.Statement = yesterday.statement.Hash()
@@ -207,7 +183,7 @@ func strictEvidence(ctx context.Context, a *arena.Arena) error {
 		{"an altered signature", func(_ *protocol.Decision, e *protocol.Evidence) { e.Signature[63] ^= 1 }, protocol.CodeSignature},
 		{"another's signature", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[alice]) }, protocol.CodeSignature},
 		{"another's certificate", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[bob]) }, protocol.CodePolicy},
-		{"a certificate by another ca", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(arena.NewKey(), alice) }, protocol.CodeCertificate},
+		{"a certificate by another ca", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(NewKey(), alice) }, protocol.CodeCertificate},
 		{"a certificate by the key decision", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(d.decision, alice) }, protocol.CodeCertificate},
 		{"no certificate", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = []byte{0} }, protocol.CodeFormat},
 	} {
@@ -219,13 +195,12 @@ func strictEvidence(ctx context.Context, a *arena.Arena) error {
 	}
 	_, err := d.check(yes).Verify(d.Decision(d.decision, 1, yes.decision(d)))
 	a.Code("strict device, decision key stolen: no evidence", err, protocol.CodeFormat)
-	return d.Err
 }
 
 // domain is a trust domain whose every key is here.
 type domain struct {
-	*forge.Mint
-	root, decision, ca arena.Key
+	*Mint
+	root, decision, ca Key
 	device             protocol.DeviceID
 }
 
@@ -236,9 +211,9 @@ type asked struct {
 	statement protocol.Statement
 }
 
-func (d *domain) ask(p *arena.Phone, service protocol.Service) asked {
-	k := asked{service: service, nonce: protocol.Nonce(arena.Random(16)), u: protocol.Nonce(arena.Random(16))}
-	p2 := protocol.P2{TTL: 90, Now: uint32(arena.Now()), Level: 1, Factors: 17, Device: d.device.Handle(), DeviceName: "Gate"}
+func (d *domain) ask(p *Phone, service protocol.Service) asked {
+	k := asked{service: service, nonce: protocol.Nonce(Random(16)), u: protocol.Nonce(Random(16))}
+	p2 := protocol.P2{TTL: 90, Now: uint32(Now()), Level: 1, Factors: 17, Device: d.device.Handle(), DeviceName: "Gate"}
 	root := d.root.Point()
 	k.statement = protocol.NewStatement(root.RootID(), p.Next(service, 1).Marshal(), protocol.NewChallenge(k.nonce, k.u), p2.Marshal())
 	return k
@@ -247,15 +222,15 @@ func (d *domain) ask(p *arena.Phone, service protocol.Service) asked {
 // decision approves what was asked.
 func (k asked) decision(d *domain) protocol.Decision {
 	return protocol.Decision{
-		Result: protocol.ResultApproved, Statement: k.statement.Hash(), Level: 1, Factors: 1, IssuedAt: arena.Now(), Lifetime: 60,
+		Result: protocol.ResultApproved, Statement: k.statement.Hash(), Level: 1, Factors: 1, IssuedAt: Now(), Lifetime: 60,
 		Device: d.device, Service: k.service, U: k.u,
 	}
 }
 
 func (d *domain) check(k asked) protocol.DecisionCheck {
 	return protocol.DecisionCheck{
-		Root: d.root.Point(), Now: arena.Now(), Device: d.device, Nonce: k.nonce,
-		Challenges: []protocol.Challenge{protocol.NewChallenge(k.nonce, k.u)}, Services: []protocol.Service{arena.Door, arena.Vault}, Strict: true,
+		Root: d.root.Point(), Now: Now(), Device: d.device, Nonce: k.nonce,
+		Challenges: []protocol.Challenge{protocol.NewChallenge(k.nonce, k.u)}, Services: []protocol.Service{Door, Vault}, Strict: true,
 		KeyCerts: [][]byte{
 			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: d.decision.Point()}),
 			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseClientCA, Key: d.ca.Point()}),

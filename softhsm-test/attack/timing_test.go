@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"context"
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/twosample"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 )
 
@@ -33,9 +33,9 @@ type phase struct {
 // since the serials of one must rise.
 type class struct {
 	name   string
-	phones []*arena.Phone
-	sign   func(*arena.Session) arena.Sign
-	want   arena.Verdict
+	phones []*Phone
+	sign   func(*Session) Sign
+	want   Verdict
 
 	mu    sync.Mutex // guards what follows
 	micro []float64  // round trips of countersign, µs
@@ -45,24 +45,16 @@ type class struct {
 // timing compares what a relay sees of a client that is unknown, of one that is
 // suspended and of a wrong password: the sizes of all messages and the times of the
 // countersign round trip, tried in one random order.
-func timing(ctx context.Context, a *arena.Arena) error {
-	for _, p := range []phase{{"busy", 8, 2000, 50}, {"quiet", 1, a.Quiet, 10}} {
-		if err := p.run(ctx, a); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
+func timing(ctx context.Context, a *Arena) {
+	for _, p := range []phase{{"busy", 8, 2000, 50}, {"quiet", 1, *quiet, 10}} {
+		p.run(ctx, a)
 	}
-	return nil
 }
 
-func (p phase) run(ctx context.Context, a *arena.Arena) error {
-	classes, err := p.refused(ctx, a)
-	if err != nil {
-		return err
-	}
+func (p phase) run(ctx context.Context, a *Arena) {
+	classes := p.refused(ctx, a)
 	a.Say("%s: %d tries of each class, %d at once", p.name, p.tries, p.lanes)
-	if err := p.measure(ctx, a, classes); err != nil {
-		return err
-	}
+	p.measure(ctx, a, classes)
 	first := classes[0]
 	for _, c := range classes {
 		a.Say("%-34s median %7.1f µs, quartiles %7.1f and %7.1f; bytes %s", c.name,
@@ -75,7 +67,6 @@ func (p phase) run(ctx context.Context, a *arena.Arena) error {
 		apart(a, first, c, 2*len(classes[1:]))
 	}
 	a.Say("%s: told apart would be a shift of %.0f µs", p.name, visible(first.micro, classes[1].micro, 2*len(classes[1:])))
-	return nil
 }
 
 // measured are the messages whose sizes are compared.
@@ -90,20 +81,20 @@ func sizesOf(sizes map[string]int) (text string) {
 
 // refused makes the classes; the first is what the others are compared with, and the
 // second is the first once more: the control of the measurement itself.
-func (p phase) refused(ctx context.Context, a *arena.Arena) ([]*class, error) {
-	forger := arena.NewKey()
-	forged := func(s *arena.Session) arena.Sign {
+func (p phase) refused(ctx context.Context, a *Arena) []*class {
+	forger := NewKey()
+	forged := func(s *Session) Sign {
 		sign := s.Guess(0)
 		sign.Key = forger
 		return sign
 	}
-	guess := func(s *arena.Session) arena.Sign { return s.Guess(0) }
+	guess := func(s *Session) Sign { return s.Guess(0) }
 	classes := []*class{
-		{name: "unknown client", sign: guess, want: arena.Denied(protocol.CodeRefused)},
-		{name: "another unknown client (control)", sign: guess, want: arena.Denied(protocol.CodeRefused)},
-		{name: "suspended client, bad signature", sign: forged, want: arena.Denied(protocol.CodeRefused)},
-		{name: "suspended client, good signature", sign: guess, want: arena.Denied(protocol.CodeSuspended)},
-		{name: "wrong password", sign: guess, want: arena.Retry},
+		{name: "unknown client", sign: guess, want: Denied(protocol.CodeRefused)},
+		{name: "another unknown client (control)", sign: guess, want: Denied(protocol.CodeRefused)},
+		{name: "suspended client, bad signature", sign: forged, want: Denied(protocol.CodeRefused)},
+		{name: "suspended client, good signature", sign: guess, want: Denied(protocol.CodeSuspended)},
+		{name: "wrong password", sign: guess, want: Retry},
 	}
 	for lane := range p.lanes {
 		for i, c := range classes {
@@ -113,23 +104,19 @@ func (p phase) refused(ctx context.Context, a *arena.Arena) ([]*class, error) {
 				continue
 			}
 			name := fmt.Sprintf("timing-%s-%d-%d", p.name, i, lane)
-			if _, err := a.Enrol(ctx, name, phone); err != nil {
-				return nil, err
-			}
-			if c.want == arena.Retry {
+			a.Enrol(ctx, name, phone)
+			if c.want == Retry {
 				continue
 			}
-			if err := a.Do(ctx, "client/"+name+"/suspend"); err != nil {
-				return nil, err
-			}
+			a.Do(ctx, "client/"+name+"/suspend")
 		}
 	}
-	return classes, nil
+	return classes
 }
 
 // shuffled is the one random order of all tries, the warm ones first.
-func (p phase) shuffled(a *arena.Arena, classes []*class) []*class {
-	seed := [32]byte(arena.Random(32))
+func (p phase) shuffled(a *Arena, classes []*class) []*class {
+	seed := [32]byte(Random(32))
 	a.Say("order by ChaCha8 with seed %x", seed)
 	source := mathrand.New(mathrand.NewChaCha8(seed))
 	var order []*class
@@ -145,7 +132,7 @@ func (p phase) shuffled(a *arena.Arena, classes []*class) []*class {
 }
 
 // measure tries each class so often, in one random order over all lanes.
-func (p phase) measure(ctx context.Context, a *arena.Arena, classes []*class) error {
+func (p phase) measure(ctx context.Context, a *Arena, classes []*class) {
 	queue := make(chan try)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -164,14 +151,14 @@ func (p phase) measure(ctx context.Context, a *arena.Arena, classes []*class) er
 			l := lane{a, number, a.Till().At(a.URL), 0} // a connection of its own
 			defer l.till.Close()
 			for t := range queue {
-				if err := l.run(ctx, t); err != nil {
+				if err := harness.Try(func() { l.run(ctx, t) }); err != nil {
 					return fmt.Errorf("%s: %w", t.class.name, err)
 				}
 			}
 			return nil
 		})
 	}
-	return group.Wait()
+	harness.Do(group.Wait())
 }
 
 // try is one authorization to be made; counts if it is measured.
@@ -181,7 +168,7 @@ type try struct {
 }
 
 type lane struct {
-	*arena.Arena
+	*Arena
 	number  int
 	till    *device.Device
 	guesses int // wrong passwords so far
@@ -191,37 +178,28 @@ type lane struct {
 const unlockEvery = 4
 
 // run makes one authorization, of which only the countersign round trip is timed.
-func (l *lane) run(ctx context.Context, t try) error {
+func (l *lane) run(ctx context.Context, t try) {
 	phone := t.class.phones[l.number]
-	ask := l.AskFor(phone, arena.Door, 2)
+	ask := l.AskFor(phone, Door, 2)
 	ask.At = l.till
-	s, err := ask.Must(ctx)
-	if err != nil {
-		return err
-	}
-	m3, err := s.M3(ctx, t.class.sign(s))
-	if err != nil {
-		return err
-	}
+	s := ask.Must(ctx)
+	m3 := s.M3(ctx, t.class.sign(s))
 	begun := time.Now()
-	r, err := s.Send(ctx, m3)
+	r := s.Send(ctx, m3)
 	took := time.Since(begun)
-	if err != nil {
-		return err
-	}
 	l.Expect(r.Named(t.class.name), t.class.want)
 	if t.counts {
 		t.class.add(took, map[string]int{
 			"M1": len(s.M1), "M2": len(s.M2), "M3": len(m3), "M4": len(r.Res.M4), "handle": len(s.Handle), "body of the answer": len(r.Answer),
 		})
 	}
-	if t.class.want != arena.Retry {
-		return nil
+	if t.class.want != Retry {
+		return
 	}
 	if l.guesses++; l.guesses%unlockEvery != 0 {
-		return nil
+		return
 	}
-	return l.Do(ctx, "client/"+phone.Name+"/unlock")
+	l.Do(ctx, "client/"+phone.Name+"/unlock")
 }
 
 // add takes one measured try.
@@ -232,7 +210,7 @@ func (c *class) add(took time.Duration, sizes map[string]int) {
 }
 
 // apart is two cases: neither test tells the two classes apart.
-func apart(a *arena.Arena, x, y *class, comparisons int) {
+func apart(a *Arena, x, y *class, comparisons int) {
 	share := significance / float64(comparisons)
 	difference := twosample.Median(y.micro) - twosample.Median(x.micro)
 	z, p := twosample.MannWhitney(y.micro, x.micro)

@@ -1,13 +1,13 @@
-package arena
+package attack
 
 import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"countersign/protocol"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 )
 
@@ -64,86 +64,68 @@ type Session struct {
 }
 
 // Seal makes M1.
-func (k Ask) Seal() (m1 []byte, es protocol.Secret, err error) {
+func (k Ask) Seal() (m1 []byte, es protocol.Secret) {
 	kem, ok := k.Phone.Trust.Key(protocol.UseKEM)
 	if !ok {
-		return nil, es, errors.New("phone: no kem key")
+		harness.Do(errors.New("phone: no kem key"))
+		return nil, es
 	}
-	return protocol.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal())
+	return harness.Must2(protocol.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal()))
 }
 
 // Apply relays the application. A refusal is no error.
-func (k Ask) Apply(ctx context.Context) (*Session, error) {
+func (k Ask) Apply(ctx context.Context) *Session {
 	s := &Session{Ask: k}
-	var err error
-	if s.M1, s.ES, err = k.Seal(); err != nil {
-		return nil, err
-	}
+	s.M1, s.ES = k.Seal()
 	s.Req.M1 = s.M1
 	if s.Req.Nonce == (protocol.Nonce{}) {
 		_, _ = rand.Read(s.Req.Nonce[:]) // never fails, crypto/rand
 	}
-	return s, s.Relay(ctx)
+	s.Relay(ctx)
+	return s
 }
 
 // Relay posts the apply of a session whose M1 is made, and opens what comes back.
-func (s *Session) Relay(ctx context.Context) error {
+func (s *Session) Relay(ctx context.Context) {
 	s.Applied = Sent{What: "apply", Message: s.Req.M1}
-	answer, err := s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()})
-	if err != nil {
-		return err
-	}
+	answer := harness.Must(s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()}))
 	s.Applied.Answer = answer.Body
 	if answer.Status != http.StatusOK {
 		s.Applied.Verdict = HTTP(answer.Status, answer.Code)
-		return nil
+		return
 	}
-	res, err := protocol.ParseApplyResponse(answer.Body)
-	if err != nil {
-		return err
-	}
+	res := harness.Must(protocol.ParseApplyResponse(answer.Body))
 	s.M2, s.Handle, s.Level = res.M2, res.Handle, res.Level
 	if kind, err := protocol.Kind(res.M2); err != nil || kind == protocol.KindKeyUpdate {
 		s.Applied.Verdict = KeyUpdate
-		return err
+		harness.Do(err)
+		return
 	}
-	if err := s.Open(res.M2); err != nil {
-		return err
-	}
+	s.Open(res.M2)
 	s.Applied.Verdict = Challenged
 	if s.P2.Code != 0 {
 		s.Applied.Verdict = InM2(s.P2.Code)
 	}
-	return nil
 }
 
 // Open opens M2 as the phone does.
-func (s *Session) Open(m2 []byte) error {
-	chal, err := protocol.ChallengeOf(m2)
-	if err != nil {
-		return err
-	}
+func (s *Session) Open(m2 []byte) {
+	chal := harness.Must(protocol.ChallengeOf(m2))
 	channel := protocol.NewChannel(s.ES, s.M1, chal)
-	raw, err := channel.OpenM2(m2)
-	if err != nil {
-		return err
-	}
-	p2, err := protocol.ParseP2(raw)
-	if err != nil {
-		return err
-	}
+	raw := harness.Must(channel.OpenM2(m2))
+	p2 := harness.Must(protocol.ParseP2(raw))
 	s.Channel, s.P2 = channel, p2
 	s.Stmt = protocol.NewStatement(s.Phone.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
-	return nil
 }
 
 // Must is Apply that must bring a challenge.
-func (k Ask) Must(ctx context.Context) (*Session, error) {
-	s, err := k.Apply(ctx)
-	if err == nil && s.Applied.Verdict != Challenged {
-		err = fmt.Errorf("apply of %s for service %d: %s", k.Phone.Name, k.P1.Service, s.Applied.Verdict)
+func (k Ask) Must(ctx context.Context) *Session {
+	s := k.Apply(ctx)
+	if s.Applied.Verdict != Challenged {
+		harness.Fail("apply of %s for service %d: %s", k.Phone.Name, k.P1.Service, s.Applied.Verdict)
+		return nil
 	}
-	return s, err
+	return s
 }
 
 // Sign is what goes into an M3.
@@ -162,7 +144,7 @@ func (s *Session) Honest() Sign {
 		sign.Slot, sign.Key = protocol.SlotUV, *s.Phone.UV
 	}
 	if s.P2.Factors.Has(protocol.FactorPassword) {
-		proof := s.Phone.K.Proof(s.Stmt.Hash())
+		proof := s.Phone.Verifier.Proof(s.Stmt.Hash())
 		sign.Proof = proof[:]
 	}
 	return sign
@@ -177,14 +159,11 @@ func (s *Session) Guess(attempt uint8) Sign {
 }
 
 // M3 makes a message.
-func (s *Session) M3(ctx context.Context, sign Sign) ([]byte, error) {
+func (s *Session) M3(ctx context.Context, sign Sign) []byte {
 	approval := protocol.Approval{Verdict: sign.Verdict, Slot: sign.Slot, Proof: sign.Proof}
-	sig, err := protocol.Countersign(ctx, sign.Key, s.Stmt, approval)
-	if err != nil {
-		return nil, err
-	}
+	sig := harness.Must(protocol.Countersign(ctx, sign.Key, s.Stmt, approval))
 	p3 := protocol.P3{Verdict: sign.Verdict, Signature: sig, Slot: sign.Slot, Proof: sign.Proof}
-	return s.Channel.SealM3(sign.Attempt, p3.Marshal()), nil
+	return s.Channel.SealM3(sign.Attempt, p3.Marshal())
 }
 
 // Reply is what came back for an M3.
@@ -201,52 +180,40 @@ func (r Reply) Named(what string) Sent {
 }
 
 // Send posts an M3 under the session's own handle and at its own device.
-func (s *Session) Send(ctx context.Context, m3 []byte) (Reply, error) {
+func (s *Session) Send(ctx context.Context, m3 []byte) Reply {
 	return s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: s.Handle, M3: m3})
 }
 
 // SendAt posts whatever wherever. An M4 is opened as this session's answer to the
 // M3.
-func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.CountersignRequest) (Reply, error) {
+func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.CountersignRequest) Reply {
 	r := Reply{Sent: Sent{What: "countersign", Message: req.M3}}
-	answer, err := at.Post(ctx, device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()})
-	if err != nil {
-		return r, err
-	}
+	answer := harness.Must(at.Post(ctx, device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()}))
 	r.Answer = answer.Body
 	if answer.Status != http.StatusOK {
 		r.Verdict = HTTP(answer.Status, answer.Code)
-		return r, nil
+		return r
 	}
-	if r.Res, err = protocol.ParseCountersignResponse(answer.Body); err != nil {
-		return r, err
-	}
-	raw, err := s.Channel.OpenM4(req.M3, r.Res.M4)
-	if err != nil {
-		return r, fmt.Errorf("M4: %w", err)
-	}
-	if r.P4, err = protocol.ParseP4(raw); err != nil {
-		return r, fmt.Errorf("P4: %w", err)
-	}
+	r.Res = harness.Must(protocol.ParseCountersignResponse(answer.Body))
+	raw := harness.Must(s.Channel.OpenM4(req.M3, r.Res.M4))
+	r.P4 = harness.Must(protocol.ParseP4(raw))
 	r.Verdict = InM4(r.P4.Result, r.P4.Reason)
 	if r.P4.Result != r.Res.Result {
-		return r, fmt.Errorf("the phone is told %s, the device %s", r.P4.Result, r.Res.Result)
+		harness.Fail("the phone is told %s, the device %s", r.P4.Result, r.Res.Result)
+		return r
 	}
-	return r, nil
+	return r
 }
 
 // Try makes an M3 and sends it.
-func (s *Session) Try(ctx context.Context, sign Sign) (Reply, error) {
-	m3, err := s.M3(ctx, sign)
-	if err != nil {
-		return Reply{}, err
-	}
+func (s *Session) Try(ctx context.Context, sign Sign) Reply {
+	m3 := s.M3(ctx, sign)
 	return s.Send(ctx, m3)
 }
 
 // Check is what the device knows, for a decision on this session or, with a second
 // approver's, on this and that session.
-func (s *Session) Check(second ...*Session) (protocol.DecisionCheck, error) {
+func (s *Session) Check(second ...*Session) protocol.DecisionCheck {
 	last := s
 	for _, last = range second {
 	}
@@ -257,5 +224,6 @@ func (s *Session) Check(second ...*Session) (protocol.DecisionCheck, error) {
 	}
 	check.KeyCerts = append(check.KeyCerts, s.At.Trust.KeyCerts(protocol.UseClientCA)...)
 	check.Services, check.Amount, check.Floor, check.Strict = s.Req.Order.Services, s.Req.Order.Amount, s.P2.Level, s.Req.Strict
-	return check, err
+	harness.Do(err)
+	return check
 }

@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bytes"
@@ -7,39 +7,28 @@ import (
 	"fmt"
 
 	"countersign/protocol"
-	"countersign/softhsm-test/attack/arena"
-	"countersign/softhsm-test/attack/forge"
+	"countersign/softhsm-test/harness"
 )
 
 // trust offers key updates that are forged, stale or superseded to a phone.
-func trust(ctx context.Context, a *arena.Arena) error {
-	mu, err := keyUpdate(ctx, a)
-	if err != nil {
-		return err
-	}
+func trust(ctx context.Context, a *Arena) {
+	mu := keyUpdate(ctx, a)
 	held := a.Till().Trust
 	flipUpdate(a, protocol.Trust{Root: held.Root, RootNumber: held.RootNumber, NextRootHash: held.NextRootHash}, mu)
 	same(a, offer{"the appliance's own MU", held, mu})
-	if err := wrongRoots(ctx, a); err != nil {
-		return err
-	}
-	return updates(ctx, a)
+	wrongRoots(ctx, a)
+	updates(ctx, a)
 }
 
 // keyUpdate asks for one by a kem epoch that is not held.
-func keyUpdate(ctx context.Context, a *arena.Arena) ([]byte, error) {
-	s := &arena.Session{Ask: a.AskFor(a.Stranger(), arena.Door, 1)}
-	var err error
-	if s.M1, s.ES, err = s.Seal(); err != nil {
-		return nil, err
-	}
+func keyUpdate(ctx context.Context, a *Arena) []byte {
+	s := &Session{Ask: a.AskFor(a.Stranger(), Door, 1)}
+	s.M1, s.ES = s.Seal()
 	s.Req.M1 = flip(s.M1, 15)
-	if err := s.Relay(ctx); err != nil {
-		return nil, err
-	}
-	a.Expect(s.Applied, arena.KeyUpdate)
+	s.Relay(ctx)
+	a.Expect(s.Applied, KeyUpdate)
 	a.Check(s.Handle == nil, "an MU came with a handle of %d bytes", len(s.Handle))
-	return s.M2, nil
+	return s.M2
 }
 
 // offer is an MU for a phone.
@@ -50,24 +39,21 @@ type offer struct {
 }
 
 // same: the phone's trust stays what it was.
-func same(a *arena.Arena, o offer) {
+func same(a *Arena, o offer) {
 	before, err := json.Marshal(o.held)
 	a.Code(o.what, err, 0)
-	got, _ := o.held.Update(o.mu, arena.Now())
+	got, _ := o.held.Update(o.mu, Now())
 	after, err := json.Marshal(got)
 	a.Code(o.what, err, 0)
 	a.Check(bytes.Equal(before, after), "%s: trust became %s from %s by %x", o.what, after, before, o.mu)
 }
 
 // wrongRoots: who enrols with an activation code believes the root of its hash only.
-func wrongRoots(ctx context.Context, a *arena.Arena) error {
-	m, mallory, next := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey()
-	document, err := a.TrustDocument(ctx)
-	if err != nil {
-		return err
-	}
+func wrongRoots(ctx context.Context, a *Arena) {
+	m, mallory, next := &Mint{Ctx: ctx}, NewKey(), NewKey()
+	document := a.TrustDocument(ctx)
 	mine := protocol.TrustDocument{
-		RootKey: mallory.Point(), NextRootHash: forge.HashOf(next), RootCerts: [][]byte{m.RootCert(1, mallory, next)},
+		RootKey: mallory.Point(), NextRootHash: HashOf(next), RootCerts: [][]byte{m.RootCert(1, mallory, next)},
 		KeyCerts: [][]byte{m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseKEM, Key: mallory.Point()})},
 	}
 	swapped, mixed := mine, document
@@ -85,20 +71,19 @@ func wrongRoots(ctx context.Context, a *arena.Arena) error {
 		"another hash":                {document, forged, protocol.CodeCertificate},
 		"another root, genuine chain": {swapped, genuine, protocol.CodeCertificate},
 	} {
-		_, err := c.document.Resolve(c.hash, arena.Now())
+		_, err := c.document.Resolve(c.hash, Now())
 		a.Code("trust document, "+what, err, c.code)
 	}
-	got, err := mixed.Resolve(genuine, arena.Now())
+	got, err := mixed.Resolve(genuine, Now())
 	a.Check(err == nil && len(got.Keys) == 0, "trust document, foreign key certificates: %d taken, %v", len(got.Keys), err)
-	return m.Err
 }
 
 // updates are for a phone in a domain whose roots are here; it holds epoch 5 of kem and
 // decision.
-func updates(ctx context.Context, a *arena.Arena) error {
-	m, mallory := &forge.Mint{Ctx: ctx}, arena.NewKey()
-	roots := []arena.Key{arena.NewKey(), arena.NewKey(), arena.NewKey(), arena.NewKey()}
-	cert := func(root arena.Key, epoch uint64, change func(*protocol.KeyCert)) []byte {
+func updates(ctx context.Context, a *Arena) {
+	m, mallory := &Mint{Ctx: ctx}, NewKey()
+	roots := []Key{NewKey(), NewKey(), NewKey(), NewKey()}
+	cert := func(root Key, epoch uint64, change func(*protocol.KeyCert)) []byte {
 		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseKEM, Key: mallory.Point()}
 		if change != nil {
 			change(&k)
@@ -107,22 +92,19 @@ func updates(ctx context.Context, a *arena.Arena) error {
 	}
 	decision := func(k *protocol.KeyCert) { k.Use = protocol.UseDecision }
 	first := roots[0].Point()
-	held, err := protocol.TrustDocument{
-		RootKey: roots[0].Point(), NextRootHash: forge.HashOf(roots[1]), RootCerts: [][]byte{m.RootCert(1, roots[0], roots[1])},
+	held := harness.Must(protocol.TrustDocument{
+		RootKey: roots[0].Point(), NextRootHash: HashOf(roots[1]), RootCerts: [][]byte{m.RootCert(1, roots[0], roots[1])},
 		KeyCerts: [][]byte{cert(roots[0], 5, nil), cert(roots[0], 5, decision)},
-	}.Resolve(first.RootHash(), arena.Now())
-	if err != nil {
-		return err
-	}
+	}.Resolve(first.RootHash(), Now()))
 	const day = 24 * 3600
-	now, seven, eight := arena.Now(), uint64(7), uint64(8)
+	now, seven, eight := Now(), uint64(7), uint64(8)
 	second := m.RootCert(2, roots[1], roots[2])
 	for _, c := range []struct {
 		what  string
 		certs [][]byte
 	}{
 		{"key certificate by a foreign root", [][]byte{cert(mallory, 6, nil)}},
-		{"the epoch it has, another key", [][]byte{cert(roots[0], 5, func(k *protocol.KeyCert) { k.Key = arena.NewKey().Point() })}},
+		{"the epoch it has, another key", [][]byte{cert(roots[0], 5, func(k *protocol.KeyCert) { k.Key = NewKey().Point() })}},
 		{"an earlier epoch", [][]byte{cert(roots[0], 4, nil)}},
 		{"epoch 0", [][]byte{cert(roots[0], 0, nil)}},
 		{"an epoch too far ahead", [][]byte{cert(roots[0], 5+64, nil)}},
@@ -151,18 +133,17 @@ func updates(ctx context.Context, a *arena.Arena) error {
 	newer, err := held.Update(minimum, now)
 	a.Check(err == nil && len(newer.KeyCerts(protocol.UseDecision)) == 1, "a minimum epoch leaves %d decision keys, %v", len(newer.KeyCerts(protocol.UseDecision)), err)
 	same(a, offer{"MU: the epoch that was ruled out", newer, protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 5, decision)}}.Marshal()})
-	return m.Err
 }
 
 // storeRows alters rows behind the appliance's back; their MAC tells.
-func storeRows(ctx context.Context, a *arena.Arena) error {
-	mallory := arena.NewKey()
+func storeRows(ctx context.Context, a *Arena) {
+	mallory := NewKey()
 	point := mallory.Point()
 	for _, c := range []struct {
 		name   string
 		before string // verb of the admin API
 		set    string
-		key    *arena.Key // that signs instead of the phone's
+		key    *Key // that signs instead of the phone's
 	}{
 		{"key", "", fmt.Sprintf("signing_key = x'%x'", point[:]), &mallory},
 		{"honest-key", "", fmt.Sprintf("signing_key = x'%x'", point[:]), nil},
@@ -171,32 +152,18 @@ func storeRows(ctx context.Context, a *arena.Arena) error {
 		{"role", "", `roles = '["approver","uv"]'`, nil},
 		{"version", "", "version = version + 1", nil},
 	} {
-		phone, err := a.Equipped(ctx, "row-"+c.name)
-		if err != nil {
-			return err
-		}
+		phone := a.Equipped(ctx, "row-"+c.name)
 		if c.before != "" {
-			if err := a.Do(ctx, "client/"+phone.Name+"/"+c.before); err != nil {
-				return err
-			}
+			a.Do(ctx, "client/"+phone.Name+"/"+c.before)
 		}
-		if err := a.Tamper(ctx, fmt.Sprintf("UPDATE client SET %s WHERE name = '%s'", c.set, phone.Name)); err != nil {
-			return err
-		}
-		s, err := a.AskFor(phone, arena.Door, 1).Must(ctx)
-		if err != nil {
-			return err
-		}
+		a.Tamper(ctx, fmt.Sprintf("UPDATE client SET %s WHERE name = '%s'", c.set, phone.Name))
+		s := a.AskFor(phone, Door, 1).Must(ctx)
 		sign := s.Honest()
 		if c.key != nil {
 			sign.Key = *c.key
 		}
-		err = a.Leaves(ctx, "row altered: "+c.set, arena.Nothing, func() error {
-			return a.Play(ctx, arena.Move{What: "row altered: " + c.set, On: s, Sign: sign, Want: arena.Denied(protocol.CodeRefused)})
+		a.Leaves(ctx, "row altered: "+c.set, Nothing, func() {
+			a.Play(ctx, Move{What: "row altered: " + c.set, On: s, Sign: sign, Want: Denied(protocol.CodeRefused)})
 		})
-		if err != nil {
-			return err
-		}
 	}
-	return nil
 }
