@@ -64,7 +64,7 @@ attack-test: deps build ## play relay and phone at byte level against the real p
 	@bin/attack
 
 hsm-faults: deps build bin/faultshim.so ## break the HSM in every way that is known, under load
-	@go build -o bin/faults ./softhsm-test/faults
+	@go test -c -o bin/faults ./softhsm-test/faults
 	@bin/faults
 
 rotate-test: deps build ## rotate every key under load, then with kill -9 within each step

@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"bytes"
@@ -13,39 +13,28 @@ import (
 // audit holds what was seen against what the appliance and its relay have written:
 // each serial was approved by one transaction, each is in the store and in the audit
 // records once, and relays acted on each of theirs once, and on nothing else.
-func (s *stage) audit(ctx context.Context) error {
-	if err := s.settled(ctx); err != nil {
-		return err
-	}
+func (s *stage) audit(ctx context.Context) {
+	s.settled(ctx)
 	approved := s.journal.approvals()
 	twice, forRelay := doubles(approved)
-	if s.broken == breakAct {
-		if err := s.actAgain(); err != nil {
-			return err
-		}
+	if harness.Break() == breakAct {
+		s.actAgain()
 	}
-	s.check(twice == 0, "serials approved by more than one transaction: %d of %d", twice, len(approved))
-	tally, acted, err := s.tally(ctx, forRelay)
-	if err != nil {
-		return err
-	}
+	s.Check(twice == 0, "serials approved by more than one transaction: %d of %d", twice, len(approved))
+	tally, acted := s.tally(ctx, forRelay)
 	decided := uint64(len(approved) + len(s.journal.denials()))
-	s.check(tally.Decisions == decided && tally.Audited == decided,
+	s.Check(tally.Decisions == decided && tally.Audited == decided,
 		"decisions answered %d, stored %d, audited %d", decided, tally.Decisions, tally.Audited)
-	s.check(acted == nil, "relay: %d approvals, %d acts%s", len(forRelay), tally.Acts, because(acted))
-	s.check(len(s.journal.bad) == 0, "signatures verified %d, bad ones or bad answers released %d%s",
+	s.Check(acted == nil, "relay: %d approvals, %d acts%s", len(forRelay), tally.Acts, because(acted))
+	s.Check(len(s.journal.bad) == 0, "signatures verified %d, bad ones or bad answers released %d%s",
 		s.journal.verified, len(s.journal.bad), first(s.journal.bad))
-	return nil
 }
 
 // actAgain does once more what the relay has done first.
-func (s *stage) actAgain() error {
-	raw, err := os.ReadFile(s.Hooklog)
-	if err != nil {
-		return err
-	}
+func (s *stage) actAgain() {
+	raw := harness.Must(os.ReadFile(s.Hooklog))
 	line, _, _ := bytes.Cut(raw, []byte("\n"))
-	return os.WriteFile(s.Hooklog, append(append(raw, line...), '\n'), 0o600)
+	harness.Do(os.WriteFile(s.Hooklog, append(append(raw, line...), '\n'), 0o600))
 }
 
 func first(all []error) string {
@@ -73,20 +62,16 @@ func doubles(approved []approval) (twice int, forRelay map[string]bool) {
 
 // tally counts, once the relay has acted on all that it is to act on; wrong is what is
 // wrong with its acts.
-func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t harness.Tally, wrong, err error) {
+func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t harness.Tally, wrong error) {
 	waited := harness.Until(ctx, "the acts of the relay", func() (bool, error) {
 		acts, err := s.Acts()
 		return len(acts) >= len(forRelay), err
 	})
-	acts, err := s.Acts()
-	if err != nil {
-		return t, nil, err
-	}
+	acts := harness.Must(s.Acts())
 	if wrong = waited; wrong == nil {
 		wrong = judge(acts, forRelay)
 	}
-	t, err = s.Tally(ctx)
-	return t, wrong, err
+	return harness.Must(s.Tally(ctx)), wrong
 }
 
 func judge(acts []harness.Act, forRelay map[string]bool) error {

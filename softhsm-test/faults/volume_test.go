@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"bytes"
@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/shim"
 )
 
@@ -42,96 +42,47 @@ type signing struct {
 
 // volume asks a pool of real workers, which is the harness's own, for signatures until
 // so many bad ones were made.
-func volume(ctx context.Context, s *stage) error {
-	g, closePool, err := s.newSigning(ctx)
-	if err != nil {
-		return err
-	}
-	defer closePool()
+func volume(ctx context.Context, s *stage) {
+	g := s.newSigning(ctx)
 	var rules []string
 	for i, action := range badActions {
 		// No two at once, and hardly three in a row from one worker: that is another check.
 		rules = append(rules, fmt.Sprintf("C_Sign %s size=64 every=%d", action, []int{47, 53, 59, 61, 67}[i]))
 	}
-	if err := g.shim.Set(rules...); err != nil {
-		return err
-	}
+	harness.Do(g.shim.Set(rules...))
 	begun := time.Now()
-	injected, err := g.run(ctx)
-	if err != nil {
-		return err
-	}
+	injected := g.run(ctx)
 	took := time.Since(begun)
-	s.check(injected >= badSignatures, "bad signatures made: %d", injected)
-	s.check(g.released.Load() == 0, "released by the pool of workers: %d bad, %d good, %d refused, in %v",
+	s.Check(injected >= badSignatures, "bad signatures made: %d", injected)
+	s.Check(g.released.Load() == 0, "released by the pool of workers: %d bad, %d good, %d refused, in %v",
 		g.released.Load(), g.good.Load(), g.refused.Load(), took.Round(time.Millisecond))
-	return nil
 }
 
-// newSigning opens the pool on the appliance's token. Worker processes inherit the
-// environment, so it is this process's while they start.
-func (s *stage) newSigning(ctx context.Context) (*signing, func(), error) {
-	g := &signing{}
-	var err error
-	if g.shim, err = s.poolShim(); err != nil {
-		return nil, nil, err
+// newSigning opens the pool on the appliance's token. Worker processes inherit the environment
+// of this process.
+func (s *stage) newSigning(ctx context.Context) *signing {
+	g := &signing{shim: s.poolShim()}
+	for _, assignment := range append(g.shim.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf")) {
+		name, value, _ := strings.Cut(assignment, "=")
+		s.T().Setenv(name, value)
 	}
-	pin, err := os.ReadFile(s.pinFile())
-	if err != nil {
-		return nil, nil, err
-	}
-	env := append(g.shim.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf"))
-	forget, err := setenv(env)
-	if err != nil {
-		return nil, nil, err
-	}
-	g.pool, err = worker.Open(ctx, worker.Config{
-		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev", PIN: wire.PIN(bytes.TrimSpace(pin)),
-		Logger: hclog.NewNullLogger(),
-	})
-	if err != nil {
-		forget()
-		return nil, nil, err
-	}
-	end := func() {
-		g.pool.Close()
-		forget()
-	}
-	if err = g.generate(ctx); err != nil {
-		end()
-	}
-	return g, end, err
+	g.pool = harness.Must(worker.Open(ctx, worker.Config{
+		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev",
+		PIN: wire.PIN(bytes.TrimSpace(harness.Must(os.ReadFile(s.pinFile())))), Logger: hclog.NewNullLogger(),
+	}))
+	s.T().Cleanup(func() { g.pool.Close() })
+	g.generate(ctx)
+	return g
 }
 
-func setenv(assignments []string) (forget func(), err error) {
-	for _, a := range assignments {
-		name, value, _ := strings.Cut(a, "=")
-		err = errors.Join(err, os.Setenv(name, value))
-	}
-	return func() {
-		for _, a := range assignments {
-			name, _, _ := strings.Cut(a, "=")
-			_ = os.Unsetenv(name) // it was set
-		}
-	}, err
-}
-
-func (g *signing) generate(ctx context.Context) error {
-	key, err := g.pool.Generate(ctx, hsm.KeySpec{Label: "volume@1", Usage: hsm.SignP256})
-	if err != nil {
-		return err
-	}
+func (g *signing) generate(ctx context.Context) {
+	key := harness.Must(g.pool.Generate(ctx, hsm.KeySpec{Label: "volume@1", Usage: hsm.SignP256}))
 	g.id = key.ID
-	public, err := x509.ParsePKIXPublicKey(key.Public)
-	if err != nil {
-		return err
-	}
-	g.key = public.(*ecdsa.PublicKey)
-	return nil
+	g.key = harness.Must(x509.ParsePKIXPublicKey(key.Public)).(*ecdsa.PublicKey)
 }
 
 // run signs until enough bad signatures were injected, and gives how many.
-func (g *signing) run(ctx context.Context) (injected uint64, err error) {
+func (g *signing) run(ctx context.Context) (injected uint64) {
 	var all sync.WaitGroup
 	var enough atomic.Bool
 	for range signers {
@@ -143,6 +94,7 @@ func (g *signing) run(ctx context.Context) (injected uint64, err error) {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	var err error
 	for ctx.Err() == nil && err == nil && injected < badSignatures {
 		<-tick.C
 		var counts shim.Counts
@@ -151,7 +103,8 @@ func (g *signing) run(ctx context.Context) (injected uint64, err error) {
 	}
 	enough.Store(true)
 	all.Wait()
-	return injected, err
+	harness.Do(err)
+	return injected
 }
 
 func (g *signing) sign(ctx context.Context) {

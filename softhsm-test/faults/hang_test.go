@@ -1,9 +1,8 @@
-package main
+package faults
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"syscall"
 	"time"
 
@@ -15,34 +14,26 @@ const replaced = time.Second
 
 // hangOne stops one of two workers, which then hangs as in a module that does not
 // return.
-func hangOne(ctx context.Context, s *stage) error {
-	return s.inRush(ctx, func(r *rush) error { return r.hangOne(ctx) })
+func hangOne(ctx context.Context, s *stage) {
+	s.inRush(ctx, func(r *rush) { r.hangOne(ctx) })
 }
 
-func (r *rush) hangOne(ctx context.Context) error {
+func (r *rush) hangOne(ctx context.Context) {
 	workers, err := r.workers()
 	if err != nil || len(workers) != 2 {
-		return fmt.Errorf("%d workers: %w", len(workers), err)
+		harness.Fail("%d workers: %w", len(workers), err)
 	}
 	victim := workers[0]
 	r.struck = time.Now()
-	if err := syscall.Kill(victim.PID, syscall.SIGSTOP); err != nil {
-		return err
-	}
+	harness.Do(syscall.Kill(victim.PID, syscall.SIGSTOP))
 	err = victim.Wait(ctx)
 	killed := time.Now()
-	if err != nil {
-		return err
-	}
-	took, err := r.whole(ctx, victim)
-	if err != nil {
-		return err
-	}
+	harness.Do(err)
+	took := r.whole(ctx, victim)
 	r.within(deadline+replaced, killed.Sub(r.struck)+took, "a worker that hangs is killed and replaced")
 	during := r.journal.rate(r.struck, killed)
-	r.check(during >= r.rate/2, "approvals per second: %.0f before, %.0f while one of two workers hung", r.rate, during)
+	r.Check(during >= r.rate/2, "approvals per second: %.0f before, %.0f while one of two workers hung", r.rate, during)
 	r.inTime()
-	return nil
 }
 
 // Of a whole HSM that is away.
@@ -54,28 +45,20 @@ const (
 
 // hangAll lets every call hang for 30 s, and then stops every worker there is, and
 // those that come in their place.
-func hangAll(ctx context.Context, s *stage) error {
-	return s.inRush(ctx, func(r *rush) error { return r.hangAll(ctx) })
+func hangAll(ctx context.Context, s *stage) {
+	s.inRush(ctx, func(r *rush) { r.hangAll(ctx) })
 }
 
-func (r *rush) hangAll(ctx context.Context) error {
-	err := r.awayAndBack(ctx, "all calls hang", func() (func() error, error) {
+func (r *rush) hangAll(ctx context.Context) {
+	harness.Do(r.awayAndBack(ctx, "all calls hang", func() (func() error, error) {
 		return r.Clear, r.strike("C_* sleep 30000")
-	})
-	if err != nil {
-		return err
-	}
-	if _, err := r.whole(ctx); err != nil {
-		return err
-	}
-	stop, err := r.keepToken(ctx)
-	if err != nil {
-		return err
-	}
-	err = r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
+	}))
+	r.whole(ctx)
+	stop := r.keepToken(ctx)
+	err := r.awayAndBack(ctx, "all workers are stopped", func() (func() error, error) {
 		return r.stopAll(ctx), nil
 	})
-	return errors.Join(err, stop())
+	harness.Do(errors.Join(err, stop()))
 }
 
 // awayAndBack takes the HSM away for a while under load; away gives what brings it back.
@@ -109,11 +92,11 @@ func (r *rush) awayAndBack(ctx context.Context, what string, away func() (func()
 func (r *rush) shed(what string, known time.Time) {
 	first, later := r.refusals(r.struck, known), r.refusals(known, time.Now())
 	r.within(deadline+margin, quantile(first, 1), what+": 503 at the deadline, longest")
-	r.check(len(later) != 0, "%s: %d requests refused until the deadline, %d afterwards", what, len(first), len(later))
+	r.Check(len(later) != 0, "%s: %d requests refused until the deadline, %d afterwards", what, len(first), len(later))
 	r.within(shed, quantile(later, 0.95), what+": refused afterwards, 95 % of them")
-	r.say("longest of them %v", quantile(later, 1).Round(time.Millisecond))
+	r.Say("longest of them %v", quantile(later, 1).Round(time.Millisecond))
 	without := filter(later, func(e exchange) bool { return !e.retryAfter })
-	r.check(len(without) == 0, "%s: refusals without Retry-After: %d", what, len(without))
+	r.Check(len(without) == 0, "%s: refusals without Retry-After: %d", what, len(without))
 }
 
 // backAgain waits until the appliance is ready and approves again.
@@ -143,7 +126,7 @@ func (r *rush) stopAll(ctx context.Context) func() error {
 			case <-ctx.Done():
 			}
 		}
-		r.say("stopped %d workers one after the other", len(stopped))
+		r.Say("stopped %d workers one after the other", len(stopped))
 		done <- err
 	}()
 	return func() error {

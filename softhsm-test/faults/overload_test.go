@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"context"
@@ -10,35 +10,22 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"countersign/protocol"
+	"countersign/softhsm-test/harness"
 )
 
 // slow is a network HSM: 3 to 4 ms for each round trip, 8 sessions.
-func slow(ctx context.Context, s *stage) (err error) {
+func slow(ctx context.Context, s *stage) {
 	const sessions, shoppers, span = 4, 16, 3 * time.Second
-	if err := s.enrol(ctx, shoppers); err != nil {
-		return err
-	}
-	v, err := s.service(sessions)
-	if err != nil {
-		return err
-	}
-	defer v.end(&err)
-	if err := v.start(ctx, s); err != nil {
-		return err
-	}
+	s.enrol(ctx, shoppers)
+	v := s.service(sessions)
+	harness.Do(v.start(ctx, s))
 	for _, rules := range [][]string{nil, {"@op latency 3000", "@op jitter 1000"}} {
-		if err := s.Set(rules...); err != nil {
-			return err
-		}
-		m, err := s.closedLoop(ctx, span)
-		if err != nil {
-			return err
-		}
-		s.check(m.failed == 0 && m.rate > 0, "%d sessions, %d phones, %v: %.0f approvals/s, requests p50 %v, p99 %v, failed %d",
+		harness.Do(s.Set(rules...))
+		m := s.closedLoop(ctx, span)
+		s.Check(m.failed == 0 && m.rate > 0, "%d sessions, %d phones, %v: %.0f approvals/s, requests p50 %v, p99 %v, failed %d",
 			2*sessions, shoppers, rules, m.rate, m.p50.Round(100*time.Microsecond), m.p99.Round(100*time.Microsecond), m.failed)
 	}
-	s.check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
-	return nil
+	s.Check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
 }
 
 // measure is what a span of load came to.
@@ -49,7 +36,7 @@ type measure struct {
 }
 
 // closedLoop lets all customers shop for a time.
-func (s *stage) closedLoop(ctx context.Context, span time.Duration) (measure, error) {
+func (s *stage) closedLoop(ctx context.Context, span time.Duration) measure {
 	stop := s.crowd(ctx)
 	from := time.Now()
 	err := during(ctx, span)
@@ -57,7 +44,8 @@ func (s *stage) closedLoop(ctx context.Context, span time.Duration) (measure, er
 	stop()
 	all := s.journal.since(from, to)
 	m := measure{rate: s.journal.rate(from, to), p50: quantile(all, 0.5), p99: quantile(all, 0.99), failed: len(filter(all, exchange.failed))}
-	return m, err
+	harness.Do(err)
+	return m
 }
 
 // Of overload. The token is the limit: 4 sessions, 25 ms for each operation inside it.
@@ -73,45 +61,25 @@ const (
 )
 
 // overload asks for three times of what the token can do, whatever comes back.
-func overload(ctx context.Context, s *stage) (err error) {
-	if err := s.enrol(ctx, many); err != nil {
-		return err
-	}
-	v, err := s.service(2)
-	if err != nil {
-		return err
-	}
-	defer v.end(&err)
-	if err := v.start(ctx, s); err != nil {
-		return err
-	}
+func overload(ctx context.Context, s *stage) {
+	s.enrol(ctx, many)
+	v := s.service(2)
+	harness.Do(v.start(ctx, s))
 	everybody := s.customers
-	if err := s.warm(ctx); err != nil {
-		return err
-	}
-	if err := s.Set("@crypto latency 25000"); err != nil {
-		return err
-	}
+	s.warm(ctx)
+	harness.Do(s.Set("@crypto latency 25000"))
 	s.customers = everybody[:few]
-	most, err := s.closedLoop(ctx, 2*time.Second)
-	if err != nil {
-		return err
-	}
+	most := s.closedLoop(ctx, 2*time.Second)
 	s.customers = everybody
-	s.check(most.rate > 0 && most.failed == 0, "the most: %.0f approvals/s, requests p50 %v, failed %d", most.rate, most.p50.Round(time.Millisecond), most.failed)
-	if err := s.flood(ctx, most.rate); err != nil {
-		return err
-	}
-	if err := s.settled(ctx); err != nil {
-		return err
-	}
-	s.check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
-	return nil
+	s.Check(most.rate > 0 && most.failed == 0, "the most: %.0f approvals/s, requests p50 %v, failed %d", most.rate, most.p50.Round(time.Millisecond), most.failed)
+	s.flood(ctx, most.rate)
+	s.settled(ctx)
+	s.Check(len(s.journal.bad) == 0, "bad signatures released: %d%s", len(s.journal.bad), first(s.journal.bad))
 }
 
 // warm lets every phone authorize once: the first time the appliance asks the token
 // for more of it than later, for what it then remembers.
-func (s *stage) warm(ctx context.Context) error {
+func (s *stage) warm(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(few)
 	for _, c := range s.customers {
@@ -122,17 +90,14 @@ func (s *stage) warm(ctx context.Context) error {
 			return nil
 		})
 	}
-	return group.Wait()
+	harness.Do(group.Wait())
 }
 
 // flood measures goodput and refusals.
-func (s *stage) flood(ctx context.Context, most float64) error {
+func (s *stage) flood(ctx context.Context, most float64) {
 	cpu := cpuTime()
 	begun := time.Now()
-	asked, noPhone, err := s.openLoop(ctx, times*most)
-	if err != nil {
-		return err
-	}
+	asked, noPhone := s.openLoop(ctx, times*most)
 	share := (cpuTime() - cpu).Seconds() / time.Since(begun).Seconds()
 	from, to := begun.Add(filling), begun.Add(overloading)
 	limit := alone
@@ -140,23 +105,23 @@ func (s *stage) flood(ctx context.Context, most float64) error {
 		limit = shared
 	}
 	good := s.journal.rate(from, to)
-	s.check(good >= limit*most, "asked for %.0f/s: %.0f approvals/s, %.0f %% of the most (at least %.0f %%); generator's CPU %.2f cores",
+	s.Check(good >= limit*most, "asked for %.0f/s: %.0f approvals/s, %.0f %% of the most (at least %.0f %%); generator's CPU %.2f cores",
 		times*most, good, 100*good/most, 100*limit, share)
-	s.say("arrivals %d, of them without a phone that was free %d", asked, noPhone)
+	s.Say("arrivals %d, of them without a phone that was free %d", asked, noPhone)
 	all := s.journal.since(begun, to)
 	refused := filter(all, exchange.failed)
 	strange := filter(refused, func(e exchange) bool { return !e.foreseen() })
-	s.check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))
+	s.Check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))
 	late := filter(refused, func(e exchange) bool { return e.code != protocol.CodeBusy && e.took > quick })
-	s.check(len(late)*20 <= len(refused), "refused %d, p50 %v, p95 %v, of them after more than %v and not with code 16: %d",
+	s.Check(len(late)*20 <= len(refused), "refused %d, p50 %v, p95 %v, of them after more than %v and not with code 16: %d",
 		len(refused), quantile(refused, 0.5).Round(time.Millisecond), quantile(refused, 0.95).Round(time.Millisecond), quick, len(late))
-	return nil
 }
 
 // openLoop lets a phone that is free ask at each tick, whatever became of those before.
-func (s *stage) openLoop(ctx context.Context, perSecond float64) (asked, noPhone int, err error) {
+func (s *stage) openLoop(ctx context.Context, perSecond float64) (asked, noPhone int) {
 	if perSecond <= 0 {
-		return 0, 0, fmt.Errorf("a token that does nothing")
+		harness.Fail("a token that does nothing")
+		return 0, 0
 	}
 	free := make(chan *customer, len(s.customers))
 	for _, c := range s.customers {
@@ -178,7 +143,8 @@ func (s *stage) openLoop(ctx context.Context, perSecond float64) (asked, noPhone
 		}
 	}
 	all.Wait()
-	return asked, noPhone, ctx.Err()
+	harness.Do(ctx.Err())
+	return asked, noPhone
 }
 
 // cpuTime is what this process has used so far.

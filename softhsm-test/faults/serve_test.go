@@ -1,9 +1,8 @@
-package main
+package faults
 
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -39,17 +38,9 @@ func (s *stage) pinFile() string { return filepath.Join(s.state(), "pin") }
 
 // service writes a configuration with so many sessions for each of the two workers.
 // Nothing is started.
-func (s *stage) service(sessions int) (*service, error) {
-	if _, err := s.Stop(); err != nil {
-		return nil, err
-	}
-	var addresses [2]string
-	for i := range addresses {
-		var err error
-		if addresses[i], err = freeAddress(); err != nil {
-			return nil, err
-		}
-	}
+func (s *stage) service(sessions int) *service {
+	harness.Must(s.Stop())
+	addresses := []string{harness.FreeAddress(), harness.FreeAddress()}
 	path := filepath.Join(s.dir, "serve.toml")
 	text := fmt.Sprintf(serveTOML, s.state(), s.Module, s.pinFile(), sessions, addresses[0], addresses[1])
 	v := &service{url: "https://" + addresses[0], call: harness.Call{
@@ -57,16 +48,8 @@ func (s *stage) service(sessions int) (*service, error) {
 		Env: append(s.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf")),
 	}}
 	v.ops = newOps("http://"+addresses[1], 0)
-	return v, os.WriteFile(path, []byte(text), 0o600)
-}
-
-// freeAddress is one that nobody listens on.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
+	harness.Do(os.WriteFile(path, []byte(text), 0o600))
+	return v
 }
 
 // start starts it, waits until it is ready and sends all customers there, past any relay.
@@ -93,14 +76,4 @@ func (v *service) start(ctx context.Context, s *stage) (err error) {
 		c.way = &overAPI{gate: s.gates[i%len(s.gates)], journal: s.journal}
 	}
 	return nil
-}
-
-// end stops it, if it was started, and adds to err what goes wrong.
-func (v *service) end(err *error) {
-	if v.Daemon == nil {
-		return
-	}
-	if _, stopErr := v.Stop(); *err == nil {
-		*err = stopErr
-	}
 }

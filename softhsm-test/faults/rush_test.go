@@ -1,10 +1,11 @@
-package main
+package faults
 
 import (
 	"context"
 	"time"
 
 	"countersign/protocol"
+	"countersign/softhsm-test/harness"
 )
 
 // phones is how many authorize at once, half of them over the relay.
@@ -25,39 +26,34 @@ type rush struct {
 }
 
 // rush lets phones authorize until [rush.end].
-func (s *stage) rush(ctx context.Context) (*rush, error) {
-	if err := s.enrol(ctx, phones); err != nil {
-		return nil, err
-	}
+func (s *stage) rush(ctx context.Context) *rush {
+	s.enrol(ctx, phones)
 	r := &rush{stage: s, stop: s.crowd(ctx)}
-	if err := r.warm(ctx); err != nil {
+	if err := harness.Try(func() { r.warm(ctx) }); err != nil {
 		r.stop()
-		return nil, err
+		harness.Do(err)
 	}
-	return r, nil
+	return r
 }
 
-func (r *rush) warm(ctx context.Context) error {
+func (r *rush) warm(ctx context.Context) {
 	r.begun = time.Now()
 	calm := r.ops.watch(ctx)
-	err := during(ctx, warmUp)
+	if err := during(ctx, warmUp); err != nil {
+		calm()
+		harness.Do(err)
+	}
 	r.before, r.struck = calm(), time.Now()
 	r.rate = r.journal.rate(r.begun, r.struck)
 	r.watch = r.ops.watch(ctx)
-	return err
 }
 
 // inRush plays a fault under load.
-func (s *stage) inRush(ctx context.Context, play func(*rush) error) error {
-	r, err := s.rush(ctx)
-	if err != nil {
-		return err
-	}
-	err = play(r)
-	if endErr := r.end(ctx); err == nil {
-		err = endErr
-	}
-	return err
+func (s *stage) inRush(ctx context.Context, play func(*rush)) {
+	r := s.rush(ctx)
+	err := harness.Try(func() { play(r) })
+	r.end(ctx)
+	harness.Do(err)
 }
 
 // strike puts a fault in force, now.
@@ -67,18 +63,15 @@ func (r *rush) strike(rules ...string) error {
 }
 
 // end stops the load, and holds every scene to what must hold in all of them.
-func (r *rush) end(ctx context.Context) error {
+func (r *rush) end(ctx context.Context) {
 	r.stop()
 	most := r.watch()
-	r.check(r.Running(), "countersignd %d lives", r.PID())
-	r.check(most.within(r.before), "held at most: %v; before: %v", most, r.before)
-	if err := r.audit(ctx); err != nil {
-		return err
-	}
+	r.Check(r.Running(), "countersignd %d lives", r.PID())
+	r.Check(most.within(r.before), "held at most: %v; before: %v", most, r.before)
+	r.audit(ctx)
 	all := r.journal.since(r.begun, time.Now())
 	strange := filter(all, func(e exchange) bool { return !e.foreseen() })
-	r.check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))
-	return nil
+	r.Check(len(strange) == 0, "requests %s, of them not foreseen %d%s", codes(all), len(strange), example(strange))
 }
 
 func example(some []exchange) string {
@@ -98,7 +91,7 @@ func (r *rush) inTime() {
 func (r *rush) unharmed(what string) {
 	since := r.journal.touched(r.struck)
 	failed := filter(since, exchange.failed)
-	r.check(len(failed) == 0 && len(since) != 0, "%s: %d requests, %d failed%s", what, len(since), len(failed), example(failed))
+	r.Check(len(failed) == 0 && len(since) != 0, "%s: %d requests, %d failed%s", what, len(since), len(failed), example(failed))
 }
 
 // refusals are the requests to the appliance since a time that the HSM's absence ended.

@@ -1,26 +1,29 @@
-package main
+package faults
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
+
+	"countersign/softhsm-test/harness"
 )
 
 // keepToken makes SoftHSM keep what an HSM keeps. At each C_Login SoftHSM truncates
 // token.object and then writes the same bytes again, so that a process which is killed
 // in between leaves a token that is empty for ever. Until stop is called, one that stays
 // empty is put back; stop tells how often.
-func (s *stage) keepToken(ctx context.Context) (stop func() error, err error) {
+func (s *stage) keepToken(ctx context.Context) (stop func() error) {
 	files, err := filepath.Glob(filepath.Join(s.state(), "token", "*", "token.object"))
 	if err != nil || len(files) != 1 {
-		return nil, fmt.Errorf("looking for token.object: %d files: %w", len(files), err)
+		harness.Fail("looking for token.object: %d files: %w", len(files), err)
+		return nil
 	}
 	whole, err := os.ReadFile(files[0])
 	if err != nil || len(whole) == 0 {
-		return nil, errors.Join(err, errors.New("token.object is empty to begin with"))
+		harness.Do(errors.Join(err, errors.New("token.object is empty to begin with")))
+		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error)
@@ -30,10 +33,10 @@ func (s *stage) keepToken(ctx context.Context) (stop func() error, err error) {
 		cancel()
 		err := <-done
 		if k.mended != 0 {
-			s.say("SoftHSM lost its token %d times to a kill in C_Login; it was put back", k.mended)
+			s.Say("SoftHSM lost its token %d times to a kill in C_Login; it was put back", k.mended)
 		}
 		return err
-	}, nil
+	}
 }
 
 type keeper struct {

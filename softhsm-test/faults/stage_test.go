@@ -1,10 +1,8 @@
-package main
+package faults
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,13 +16,8 @@ import (
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/shim"
+	"countersign/softhsm-test/shim/shimtest"
 )
-
-type config struct {
-	bin    string
-	broken string // what to break, "" for nothing
-	out    io.Writer
-}
 
 // What the product promises of its HSM calls, and what is allowed on top for a
 // machine that is busy with this harness.
@@ -36,8 +29,7 @@ const (
 // stage is an appliance with a relay on a token behind the fault shim, devices, and
 // phones that authorize.
 type stage struct {
-	config
-	*report
+	*harness.Report
 	*harness.Appliance
 	shim.Shim
 	dir       string
@@ -47,39 +39,31 @@ type stage struct {
 	ops       *ops
 }
 
-func open(ctx context.Context, c config, r *report) (*stage, error) {
-	bin, err := harness.Find(c.bin)
-	if err != nil {
-		return nil, err
+func open(ctx context.Context, r *harness.Report) *stage {
+	bin, dir := harness.Must(harness.Built()), harness.TempDir(r.T())
+	s := &stage{Report: r, dir: dir, journal: &journal{spoil: harness.Break() == breakRelease}}
+	library := string(bin)
+	if _, err := os.Stat(bin.Path(shim.Library)); err != nil {
+		library = dir
+		harness.Do(shimtest.Build(dir))
 	}
-	dir, err := os.MkdirTemp("", "countersign-faults-")
-	if err != nil {
-		return nil, err
-	}
-	s := &stage{config: c, report: r, dir: dir, journal: &journal{spoil: c.broken == breakRelease}}
-	if s.Shim, err = shim.New(string(bin), dir); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	s.Appliance, err = harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()})
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
+	s.Shim = harness.Must(shim.New(library, dir))
+	s.Appliance = harness.Must(harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()}))
 	s.ops = newOps(s.Ops, s.PID())
-	return s, nil
+	return s
 }
 
-// close ends the appliance, on whom the last scene may weigh, and removes what is left.
-func (s *stage) close() error {
+// close ends the appliance, on which the last scene may weigh.
+func (s *stage) close() {
 	for _, gate := range s.gates {
 		gate.Close()
 	}
-	_, err := s.Stop()
-	return errors.Join(err, os.RemoveAll(s.dir))
+	harness.Must(s.Stop())
 }
 
 // once is a rule that strikes one call, or with BREAK=retry the retry of it as well.
 func (s *stage) once(rule string) string {
-	if s.broken == breakRetry {
+	if harness.Break() == breakRetry {
 		return rule + " n=6"
 	}
 	return rule + " n=1"
@@ -87,16 +71,10 @@ func (s *stage) once(rule string) string {
 
 // enrol enrols so many phones, which use two devices of the harness and the
 // appliance's own relay by turns.
-func (s *stage) enrol(ctx context.Context, phones int) error {
+func (s *stage) enrol(ctx context.Context, phones int) {
 	for i := range 2 {
-		code, err := s.Invite(ctx, "device", "gate-"+strconv.Itoa(i))
-		if err != nil {
-			return err
-		}
-		gate, err := device.Enrol(ctx, device.Config{URL: s.URL, CA: s.CA}, code)
-		if err != nil {
-			return err
-		}
+		code := harness.Must(s.Invite(ctx, "device", "gate-"+strconv.Itoa(i)))
+		gate := harness.Must(device.Enrol(ctx, device.Config{URL: s.URL, CA: s.CA}, code))
 		s.gates = append(s.gates, gate)
 	}
 	s.customers = make([]*customer, phones)
@@ -108,7 +86,7 @@ func (s *stage) enrol(ctx context.Context, phones int) error {
 			return err
 		})
 	}
-	return group.Wait()
+	harness.Do(group.Wait())
 }
 
 func (s *stage) newPhone(ctx context.Context, name string) (*phone.Phone, error) {
@@ -138,7 +116,7 @@ func (s *stage) sayLog() {
 	const most = 8
 	lines := strings.Split(strings.TrimSpace(s.Log()), "\n")
 	for _, l := range lines[max(len(lines)-most, 0):] {
-		s.say("%s", line(l))
+		s.Say("%s", line(l))
 	}
 }
 
@@ -158,7 +136,7 @@ func (s *stage) workers() ([]harness.Process, error) {
 }
 
 // whole waits until two workers other than these serve; how long it took.
-func (s *stage) whole(ctx context.Context, lost ...harness.Process) (time.Duration, error) {
+func (s *stage) whole(ctx context.Context, lost ...harness.Process) time.Duration {
 	begun := time.Now()
 	err := harness.Until(ctx, "two workers", func() (bool, error) {
 		for _, p := range lost {
@@ -173,7 +151,8 @@ func (s *stage) whole(ctx context.Context, lost ...harness.Process) (time.Durati
 		workers, err := s.workers()
 		return len(workers) == 2, err
 	})
-	return time.Since(begun), err
+	harness.Do(err)
+	return time.Since(begun)
 }
 
 // during lets the scene go on for a time.

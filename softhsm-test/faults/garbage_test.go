@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,21 +25,16 @@ var badActions = []string{"garbage", "bitflip", "zeros", "short", "wrongkey"}
 func bad(action, chance string) string { return "C_Sign " + action + " size=64 p=" + chance }
 
 // garbage lets the token of a whole appliance make bad signatures.
-func garbage(ctx context.Context, s *stage) error {
-	return s.inRush(ctx, func(r *rush) error {
+func garbage(ctx context.Context, s *stage) {
+	s.inRush(ctx, func(r *rush) {
 		for _, action := range badActions {
-			if err := errors.Join(r.strike(bad(action, "0.1")), during(ctx, aWhile)); err != nil {
-				return err
-			}
-			r.say("%s: %d requests, turned away %d", action, len(r.journal.since(r.struck, time.Now())), len(r.refusals(r.struck, time.Now())))
+			harness.Do(r.strike(bad(action, "0.1")))
+			harness.Do(during(ctx, aWhile))
+			r.Say("%s: %d requests, turned away %d", action, len(r.journal.since(r.struck, time.Now())), len(r.refusals(r.struck, time.Now())))
 		}
-		if err := r.enrolmentsSpoiled(ctx); err != nil {
-			return err
-		}
-		if err := r.quarantine(ctx); err != nil {
-			return err
-		}
-		return r.retriedElsewhere(ctx)
+		r.enrolmentsSpoiled(ctx)
+		r.quarantine(ctx)
+		r.retriedElsewhere(ctx)
 	})
 }
 
@@ -47,10 +43,8 @@ const unavailable = 69
 
 // enrolmentsSpoiled: certificates are signatures too, and what an enrolment has written
 // under a bad MAC would never be found again.
-func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
-	if err := r.strike(bad("wrongkey", "0.4"), "C_Sign garbage size=32 p=0.2"); err != nil {
-		return err
-	}
+func (r *rush) enrolmentsSpoiled(ctx context.Context) {
+	harness.Do(r.strike(bad("wrongkey", "0.4"), "C_Sign garbage size=32 p=0.2"))
 	const each = 8
 	var refused, wrong int
 	var enrolled []*customer
@@ -64,30 +58,28 @@ func (r *rush) enrolmentsSpoiled(ctx context.Context) error {
 			refused++
 		case err != nil:
 			wrong++
-			r.say("enrolment %d: %v", i, err)
+			r.Say("enrolment %d: %v", i, err)
 		default:
 			enrolled = append(enrolled, c)
 		}
 	}
-	r.check(wrong == 0, "enrolments of phones and devices %d, refused %d, with a bad certificate %d", 2*each, refused, wrong)
-	if err := r.Clear(); err != nil {
-		return err
-	}
-	return r.allWork(ctx, enrolled)
+	r.Check(wrong == 0, "enrolments of phones and devices %d, refused %d, with a bad certificate %d", 2*each, refused, wrong)
+	harness.Do(r.Clear())
+	r.allWork(ctx, enrolled)
 }
 
 // allWork: each of them authorizes.
-func (r *rush) allWork(ctx context.Context, enrolled []*customer) error {
+func (r *rush) allWork(ctx context.Context, enrolled []*customer) {
 	before := len(r.journal.denials())
 	for _, c := range enrolled {
 		err := harness.Until(ctx, "an answer for who was enrolled", func() (bool, error) { return c.step(ctx), nil })
 		if err != nil {
-			return errors.Join(err, r.journal.last())
+			harness.Do(errors.Join(err, r.journal.last()))
+			return
 		}
 	}
 	denied := len(r.journal.denials()) - before
-	r.check(denied == 0, "who was enrolled meanwhile authorizes: %d of %d", len(enrolled)-denied, len(enrolled))
-	return nil
+	r.Check(denied == 0, "who was enrolled meanwhile authorizes: %d of %d", len(enrolled)-denied, len(enrolled))
 }
 
 // enrolOne enrols a phone, or a device with a phone that is used there, and verifies its
@@ -137,51 +129,39 @@ func verifyChain(chain []string, ca string) error {
 }
 
 // quarantine: bad signatures one after the other take the worker out, and are told.
-func (r *rush) quarantine(ctx context.Context) error {
+func (r *rush) quarantine(ctx context.Context) {
 	const metric = "countersign_hsm_quarantines_total"
-	before, err := r.ops.metric(ctx, metric)
-	if err != nil {
-		return err
-	}
-	if err := r.strike("C_Sign garbage size=64 each=6 n=12"); err != nil {
-		return err
-	}
+	before := harness.Must(r.ops.metric(ctx, metric))
+	harness.Do(r.strike("C_Sign garbage size=64 each=6 n=12"))
 	seen := before
 	_ = harness.Until(ctx, "a quarantine", func() (bool, error) { // that there is none, the check says
-		seen, err = r.ops.metric(ctx, metric)
-		return seen > before || time.Since(r.struck) > back, err
+		seen = harness.Must(r.ops.metric(ctx, metric))
+		return seen > before || time.Since(r.struck) > back, nil
 	})
 	took := time.Since(r.struck).Round(time.Millisecond)
-	r.check(seen > before, "three bad signatures of a worker in a row: %s rose by %.0f after %v", metric, seen-before, took)
-	r.check(strings.Contains(r.Log(), "quarantine"), "and the log says so")
-	if _, err := r.whole(ctx); err != nil {
-		return err
-	}
-	return r.Clear()
+	r.Check(seen > before, "three bad signatures of a worker in a row: %s rose by %.0f after %v", metric, seen-before, took)
+	r.Check(strings.Contains(r.Log(), "quarantine"), "and the log says so")
+	r.whole(ctx)
+	harness.Do(r.Clear())
 }
 
 // retriedElsewhere: one bad signature is asked for again, of the other worker.
-func (r *rush) retriedElsewhere(ctx context.Context) error {
+func (r *rush) retriedElsewhere(ctx context.Context) {
 	r.stop() // one call at a time
 	r.stop = func() {}
-	if err := r.settled(ctx); err != nil {
-		return err
-	}
+	r.settled(ctx)
 	const tries = 3 // the appliance may look after its workers by a signature of its own
 	var asked []int
 	var worked error
 	for range tries {
-		var err error
-		if asked, worked, err = r.askedAfterOneBad(ctx); err != nil {
-			return err
-		}
+		asked, worked = r.askedAfterOneBad(ctx)
 		if worked != nil || elsewhere(asked) {
 			break
 		}
 	}
-	r.check(worked == nil, "one bad signature: the authorization is approved%s", because(worked))
-	r.check(elsewhere(asked), "one bad signature: made and asked for again by workers %v", asked)
-	return r.Clear()
+	r.Check(worked == nil, "one bad signature: the authorization is approved%s", because(worked))
+	r.Check(elsewhere(asked), "one bad signature: made and asked for again by workers %v", asked)
+	harness.Do(r.Clear())
 }
 
 func elsewhere(asked []int) bool {
@@ -190,35 +170,25 @@ func elsewhere(asked []int) bool {
 
 // askedAfterOneBad makes one authorization, and gives who made the bad signature and who
 // was asked for signatures after it. "sleep 0" writes that down.
-func (r *rush) askedAfterOneBad(ctx context.Context) (asked []int, worked, err error) {
-	if err := r.Set(r.once("C_Sign garbage size=64"), "C_Sign sleep 0 size=64"); err != nil {
-		return nil, nil, err
-	}
-	before, err := r.Injected()
-	if err != nil {
-		return nil, nil, err
-	}
+func (r *rush) askedAfterOneBad(ctx context.Context) (asked []int, worked error) {
+	harness.Do(r.Set(r.once("C_Sign garbage size=64"), "C_Sign sleep 0 size=64"))
+	before := harness.Must(r.Injected())
 	worked = r.works(ctx)
-	all, err := r.Injected()
-	if err != nil {
-		return nil, nil, err
-	}
+	all := harness.Must(r.Injected())
 	all = all[len(before):]
 	at := slices.IndexFunc(all, func(f shim.Fault) bool { return f.Action != "sleep" })
 	if at < 0 {
-		return nil, worked, nil
+		return nil, worked
 	}
 	for _, f := range all[at:] {
 		asked = append(asked, f.PID)
 	}
-	return asked, worked, nil
+	return asked, worked
 }
 
 // poolShim steers the worker processes of the harness, apart from the appliance's.
-func (s *stage) poolShim() (shim.Shim, error) {
+func (s *stage) poolShim() shim.Shim {
 	dir := s.dir + "/pool"
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return shim.Shim{}, err
-	}
-	return shim.New(string(s.Config.Bin), dir)
+	harness.Do(os.Mkdir(dir, 0o700))
+	return harness.Must(shim.New(filepath.Dir(s.Module), dir))
 }
