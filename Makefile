@@ -56,7 +56,7 @@ test: deps build bin/faultshim.so ## run every test, with the race detector
 	@go test -race -short -timeout 15m ./...
 
 demo: deps build ## narrate the main job with the real programs
-	@go build -o bin/demo ./softhsm-test/demo
+	@go test -c -o bin/demo ./softhsm-test/demo
 	@bin/demo
 
 attack-test: deps build ## play relay and phone at byte level against the real programs

@@ -1,9 +1,7 @@
 package softhsmtest
 
 import (
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"countersign/protocol"
@@ -68,34 +66,4 @@ func TestAttackedLink(t *testing.T) {
 			t.Errorf("undisturbed: exit code %d", got)
 		}
 	})
-}
-
-// TestDemo holds the demo to its word, and that it can fail.
-func TestDemo(t *testing.T) {
-	demo := filepath.Join(t.TempDir(), "demo")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", demo, "countersign/softhsm-test/demo").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for _, c := range []struct {
-		name string
-		exit int
-		last string
-	}{
-		{"", 0, "demo: 19 scenes, 19 as expected"},
-		{"replay", 1, "demo: 19 scenes, 18 as expected"},
-		{"guard", 1, "demo: 19 scenes, 18 as expected"},
-		{"nonsense", 2, ""},
-	} {
-		t.Run("BREAK="+c.name, func(t *testing.T) {
-			t.Parallel()
-			bin := harness.Bin(filepath.Dir(demo))
-			r := must[harness.Result](t)(bin.Run(t.Context(), harness.Call{
-				Program: "demo", Env: []string{"BREAK=" + c.name, "COUNTERSIGN_BIN=" + string(programs)},
-			}))
-			lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
-			if last := lines[len(lines)-1]; r.Code != c.exit || last != c.last {
-				t.Errorf("exit code %d, last line %q: want %d, %q\n%s%s", r.Code, last, c.exit, c.last, r.Stdout, r.Stderr)
-			}
-		})
-	}
 }

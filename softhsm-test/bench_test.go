@@ -7,8 +7,8 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
-	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/harness/link"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // bench is a running appliance with its relay, for one test.

@@ -20,8 +20,8 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness/device"
-	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/harness/link"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // cborPaths are the calls of a device.

@@ -121,7 +121,7 @@ type canaried struct {
 	secrets secrets
 	id      protocol.ClientID
 	relay   *harness.Daemon // a second one, where it has been as well
-	said    string      // all that countersign-client printed
+	said    string          // all that countersign-client printed
 }
 
 // canary enrols the phone and uses its password: right, wrong, at levels 2 and 3, at

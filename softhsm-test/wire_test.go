@@ -11,8 +11,8 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
-	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/harness/link"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // TestIndependentClient is a client that knows only PROTOCOL.md.

@@ -84,6 +84,8 @@ func (r *Report) Section(name string, section func()) bool {
 		if r.failed > shown {
 			r.Say("… and %d failures more", r.failed-shown)
 		}
-		r.Say("%s: %d passed, %d failed", name, r.passed, r.failed)
+		if suite.Line == "" {
+			r.Say("%s: %d passed, %d failed", name, r.passed, r.failed)
+		}
 	})
 }

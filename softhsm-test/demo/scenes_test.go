@@ -1,10 +1,9 @@
-package main
+package demo
 
 import (
 	"bytes"
 	"context"
 	"encoding/hex"
-	"fmt"
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
@@ -160,25 +159,18 @@ var scenes = []scene{
 	},
 }
 
-func (s *stage) enrolment(ctx context.Context) error {
-	code, err := s.enrol(ctx, "alice")
-	if err != nil {
-		return err
-	}
-	s.say("   Mallory found the code and tries it too:")
-	_, err = s.client(ctx, "mallory", denied, "enrol", "--url", s.URL, code)
-	return err
+func (s *stage) enrolment(ctx context.Context) {
+	code := s.enrol(ctx, "alice")
+	s.Say("   Mallory found the code and tries it too:")
+	s.client(ctx, "mallory", denied, "enrol", "--url", s.URL, code)
 }
 
-func (s *stage) door(ctx context.Context) error {
-	a, err := s.authorize(ctx, "alice", approved, "door.open=100")
-	if err != nil {
-		return err
-	}
+func (s *stage) door(ctx context.Context) {
+	a := s.authorize(ctx, "alice", approved, "door.open=100")
 	s.demand(a.Result == "approved", "result %q", a.Result)
 	total := s.traffic()
 	s.demand(total == 274, "%d bytes on the wire, wanted 274", total)
-	return s.onlyCiphertext(ctx)
+	s.onlyCiphertext(ctx)
 }
 
 // traffic shows the messages that went over the wire, and counts their bytes.
@@ -192,22 +184,16 @@ func (s *stage) traffic() (total int) {
 			arrow = "phone → relay"
 		}
 		total += len(f.Message)
-		s.say("           %s  %-14s %3d bytes  %s…", arrow, names[f.Kind()], len(f.Message), hex.EncodeToString(f.Message[:12]))
+		s.Say("           %s  %-14s %3d bytes  %s…", arrow, names[f.Kind()], len(f.Message), hex.EncodeToString(f.Message[:12]))
 	}
-	s.say("           %d bytes in all", total)
+	s.Say("           %d bytes in all", total)
 	return total
 }
 
 // onlyCiphertext looks for what the relay is not to learn from the messages.
-func (s *stage) onlyCiphertext(ctx context.Context) error {
-	alice, err := s.Client(ctx, "alice")
-	if err != nil {
-		return err
-	}
-	id, err := hex.DecodeString(alice.ID)
-	if err != nil {
-		return err
-	}
+func (s *stage) onlyCiphertext(ctx context.Context) {
+	alice := harness.Must(s.Client(ctx, "alice"))
+	id := harness.Must(hex.DecodeString(alice.ID))
 	for _, f := range s.wire.Frames() {
 		for what, secret := range map[string][]byte{"the phone's id": id, "the device's name": []byte("Countersign dev box")} {
 			s.demand(!bytes.Contains(f.Message, secret), "%s is readable in message %x", what, f.Message[:1])
@@ -215,35 +201,24 @@ func (s *stage) onlyCiphertext(ctx context.Context) error {
 	}
 	acts, err := s.Acts()
 	if err != nil || len(acts) == 0 {
-		return fmt.Errorf("no act: %w", err)
+		harness.Fail("no act: %w", err)
 	}
-	s.say("           the relay read none of them: neither the phone's id nor a name is in any. Its hook was told:")
+	s.Say("           the relay read none of them: neither the phone's id nor a name is in any. Its hook was told:")
 	act := acts[len(acts)-1]
-	s.say("           service %d, level %d, a client it knows as %s only", act.Service, act.Level, act.Pairwise)
+	s.Say("           service %d, level %d, a client it knows as %s only", act.Service, act.Level, act.Pairwise)
 	s.demand(act.Service == 100 && act.Pairwise != alice.ID, "act %+v", act)
-	return nil
 }
 
-func (s *stage) refusal(ctx context.Context) error {
-	if _, err := s.enrol(ctx, "bob"); err != nil {
-		return err
-	}
-	a, err := s.client(ctx, "bob", denied, "authorize", "--link", s.wire.Link(), "--service", "100", "--refuse")
+func (s *stage) refusal(ctx context.Context) {
+	s.enrol(ctx, "bob")
+	a := s.client(ctx, "bob", denied, "authorize", "--link", s.wire.Link(), "--service", "100", "--refuse")
 	s.demand(a.Code == protocol.CodeUserRefused, "code %d", uint8(a.Code))
-	return err
 }
 
-func (s *stage) payment(ctx context.Context) error {
-	a, err := s.authorize(ctx, "alice", approved, "payment=200", "--amount", "12.00", "--currency", "EUR")
-	if err != nil {
-		return err
-	}
+func (s *stage) payment(ctx context.Context) {
+	a := s.authorize(ctx, "alice", approved, "payment=200", "--amount", "12.00", "--currency", "EUR")
 	s.demand(a.Amount == "12.00 EUR", "amount %q", a.Amount)
-	acts, err := s.Acts()
-	if err != nil {
-		return err
-	}
+	acts := harness.Must(s.Acts())
 	act := acts[len(acts)-1]
 	s.demand(act.Service == 200 && act.Amount != nil && *act.Amount == harness.Amount{Minor: 1200, Currency: "EUR"}, "act %+v", act)
-	return nil
 }

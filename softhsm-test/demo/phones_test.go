@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -41,30 +41,25 @@ type person struct {
 
 // client runs countersign-client for a phone, which must end with an exit code. It
 // is shown as it would be typed.
-func (s *stage) client(ctx context.Context, name string, want int, args ...string) (answer, error) {
+func (s *stage) client(ctx context.Context, name string, want int, args ...string) answer {
 	return s.by(ctx, person{name: name}, want, args...)
 }
 
-func (s *stage) by(ctx context.Context, p person, want int, args ...string) (answer, error) {
+func (s *stage) by(ctx context.Context, p person, want int, args ...string) answer {
 	call := harness.Call{Program: "countersign-client", Args: append([]string{"--state", filepath.Join(s.dir, p.name), "-o", "json"}, args...)}
 	if p.types != nil {
 		call.Args = append(call.Args, "--password-fd", "0")
 		call.Stdin = strings.Join(p.types, "\n") + "\n"
 	}
-	r, err := s.Config.Bin.Run(ctx, call)
-	if err != nil {
-		return answer{}, err
-	}
+	r := harness.Must(s.Config.Bin.Run(ctx, call))
 	a := answer{told: r.Stderr}
 	if r.Stdout != "" {
-		if err := json.Unmarshal([]byte(r.Stdout), &a); err != nil {
-			return a, fmt.Errorf("countersign-client printed %q: %w", r.Stdout, err)
-		}
+		harness.Do(json.Unmarshal([]byte(r.Stdout), &a))
 	}
-	s.say("   %-5s $ countersign-client %s", p.name, s.short(args))
-	s.say("           %sexit %d%s", typed(p.types), r.Code, outcome(a, r.Stderr))
+	s.Say("   %-5s $ countersign-client %s", p.name, s.short(args))
+	s.Say("           %sexit %d%s", typed(p.types), r.Code, outcome(a, r.Stderr))
 	s.demand(r.Code == want, "exit code %d, wanted %d: %s", r.Code, want, strings.TrimSpace(r.Stderr))
-	return a, nil
+	return a
 }
 
 // typed is what a bystander sees of passwords.
@@ -121,31 +116,25 @@ func outcome(a answer, stderr string) string {
 }
 
 // authorize asks at the relay for a service, and says yes.
-func (s *stage) authorize(ctx context.Context, name string, want int, args ...string) (answer, error) {
+func (s *stage) authorize(ctx context.Context, name string, want int, args ...string) answer {
 	return s.client(ctx, name, want, append([]string{"authorize", "--link", s.wire.Link(), "--yes", "--service"}, args...)...)
 }
 
 // enrol invites a phone and enrols it, without a password.
-func (s *stage) enrol(ctx context.Context, name string) (code string, err error) {
-	if code, err = s.Invite(ctx, "client", name); err != nil {
-		return "", err
-	}
-	_, err = s.client(ctx, name, approved, "enrol", "--url", s.URL, code)
-	return code, err
+func (s *stage) enrol(ctx context.Context, name string) (code string) {
+	code = harness.Must(s.Invite(ctx, "client", name))
+	s.client(ctx, name, approved, "enrol", "--url", s.URL, code)
+	return code
 }
 
 // enrolWith invites a phone with a role and enrols it with its password; more are
 // flags of enrol.
-func (s *stage) enrolWith(ctx context.Context, name string, roles []string, more ...string) error {
-	code, err := s.Invite(ctx, "client", name, roles...)
-	if err != nil {
-		return err
-	}
+func (s *stage) enrolWith(ctx context.Context, name string, roles []string, more ...string) {
+	code := harness.Must(s.Invite(ctx, "client", name, roles...))
 	if len(roles) != 0 {
-		s.say("   admin $ countersignctl client invite %s --role %s", name, strings.Join(roles, " --role "))
+		s.Say("   admin $ countersignctl client invite %s --role %s", name, strings.Join(roles, " --role "))
 	}
-	_, err = s.by(ctx, person{name, []string{right(name)}}, approved, append(append([]string{"enrol", "--url", s.URL}, more...), code)...)
-	return err
+	s.by(ctx, person{name, []string{right(name)}}, approved, append(append([]string{"enrol", "--url", s.URL}, more...), code)...)
 }
 
 // right is a phone's password.
@@ -154,12 +143,8 @@ func right(name string) string { return "correct horse of " + name }
 const wrong = "battery staple"
 
 // ctl runs countersignctl, which must succeed.
-func (s *stage) ctl(ctx context.Context, args ...string) error {
-	r, err := s.Ctl(ctx, args...)
-	if err != nil {
-		return err
-	}
-	s.say("   admin $ countersignctl %s", strings.Join(args, " "))
+func (s *stage) ctl(ctx context.Context, args ...string) {
+	r := harness.Must(s.Ctl(ctx, args...))
+	s.Say("   admin $ countersignctl %s", strings.Join(args, " "))
 	s.demand(r.Code == 0, "exit code %d: %s", r.Code, strings.TrimSpace(r.Stderr))
-	return nil
 }
