@@ -2,16 +2,12 @@ package softhsmtest
 
 import (
 	"bytes"
-	"errors"
-	"net/http"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
-	"countersign/softhsm-test/harness/phone"
 )
 
 // TestKilledAppliance: what was answered before kill -9 is answered again after it,
@@ -67,98 +63,4 @@ func TestKilledAppliance(t *testing.T) {
 	if res.Result != protocol.ResultApproved {
 		t.Errorf("open challenge: result %v", res.Result)
 	}
-}
-
-// TestRacingRepeats sends one countersignature many times at once.
-func TestRacingRepeats(t *testing.T) {
-	b := newBench(t)
-	gate := b.device("gate")
-	p := b.phone("alice")
-	g := b.grant(gate, p, door)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
-	var mu sync.Mutex
-	transactions := map[protocol.TransactionID]int{}
-	keys := protocol.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
-	b.changes(denied, func() {
-		var all sync.WaitGroup
-		for range 16 {
-			all.Go(func() {
-				res, err := gate.Countersign(t.Context(), req)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				d, err := keys.Verify(res.Decision)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				transactions[d.Transaction]++
-			})
-		}
-		all.Wait()
-	})
-	if len(transactions) != 1 {
-		t.Errorf("transactions %v, want one", transactions)
-	}
-}
-
-func TestActivationCodes(t *testing.T) {
-	b := newBench(t)
-	text := must[string](t)(b.Invite(t.Context(), "client", "alice"))
-	code := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(text))
-	trust := must[protocol.Trust](t)(phone.FetchTrust(t.Context(), b.URL, code.Root))
-	p := phone.Stranger(trust)
-	other := phone.Stranger(trust)
-	post := func(p *phone.Phone, code protocol.ActivationCode, alter func([]byte) []byte) ([]byte, error) {
-		body, _, err := p.EnrolRequest(t.Context(), code)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return phone.PostEnrolment(t.Context(), phone.Enrolment{URL: b.URL, Trust: trust, Body: alter(body)})
-	}
-	same := func(body []byte) []byte { return body }
-	unknown := code
-	if unknown.Secret[0] = 'A'; unknown == code {
-		unknown.Secret[0] = 'B'
-	}
-	device := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "device", "gate"))))
-	refused := phone.Refusal{Status: http.StatusForbidden, Code: protocol.CodeRefused}
-	wantEnrolRefusal := func(what string, err error, want phone.Refusal) {
-		t.Helper()
-		var got *phone.Refusal
-		if !errors.As(err, &got) || *got != want {
-			t.Errorf("%s: %v, want status %d, code %d", what, err, want.Status, uint8(want.Code))
-		}
-	}
-	b.changes(nothing, func() {
-		_, err := post(p, unknown, same)
-		wantEnrolRefusal("unknown code", err, refused)
-		_, err = post(p, device, same)
-		wantEnrolRefusal("code for a device", err, refused)
-		_, err = post(p, code, func(body []byte) []byte { return bytes.Replace(body, []byte(`"proof"`), []byte(`"prooF"`), 1) })
-		wantEnrolRefusal("unknown member", err, phone.Refusal{Status: http.StatusBadRequest, Code: protocol.CodeFormat})
-		_, err = post(p, code, func(body []byte) []byte { return append(body, ' ', '{', '}') })
-		wantEnrolRefusal("trailing object", err, phone.Refusal{Status: http.StatusBadRequest, Code: protocol.CodeFormat})
-		_, err = post(p, code, func([]byte) []byte { return make([]byte, 1<<20) })
-		wantEnrolRefusal("1 MiB", err, phone.Refusal{Status: http.StatusBadRequest, Code: protocol.CodeFormat})
-	})
-	body, _, err := p.EnrolRequest(t.Context(), code)
-	if err != nil {
-		t.Fatal(err)
-	}
-	enrolment := phone.Enrolment{URL: b.URL, Trust: trust, Body: body}
-	b.changes(harness.Tally{Clients: 1}, func() {
-		first := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment))
-		if again := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment)); !bytes.Equal(first, again) {
-			t.Errorf("answered %s, then %s", first, again)
-		}
-		_, err := post(other, code, same)
-		wantEnrolRefusal("used code", err, refused)
-	})
-	second := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "client", "twin"))))
-	_, err = post(p, second, same)
-	wantEnrolRefusal("key enrolled already", err, phone.Refusal{Status: http.StatusConflict, Code: protocol.CodeRefused})
 }

@@ -48,50 +48,6 @@ func TestReplayedM1(t *testing.T) {
 	}
 }
 
-func TestSerials(t *testing.T) {
-	b := newBench(t)
-	p := b.phone("alice")
-	spent := p.Next(100)
-	spent.Serial = phone.NewSerial(10)
-	b.changes(acted, func() {
-		wantResult(t, b.authorize(p, spent), protocol.P4{Result: protocol.ResultApproved})
-	})
-	for _, c := range []struct {
-		name   string
-		serial protocol.Serial
-		code   protocol.Code
-	}{
-		{"lower counter", phone.NewSerial(9), protocol.CodeSerial},
-		{"counter 0", phone.NewSerial(0), protocol.CodeSerial},
-		{"the same serial in another message", spent.Serial, protocol.CodeSerial},
-		{"the same counter with another random part", phone.NewSerial(10), protocol.CodeClone},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			again := spent
-			again.Serial = c.serial
-			before := b.highest("alice")
-			b.changes(harness.Tally{Refused: 1}, func() {
-				wantResult(t, b.authorize(p, again), protocol.P4{Reason: c.code})
-			})
-			if after := b.highest("alice"); after != before {
-				t.Errorf("highest counter went from %d to %d", before, after)
-			}
-		})
-	}
-	higher := spent
-	higher.Serial = phone.NewSerial(11)
-	wantResult(t, b.authorize(p, higher), protocol.P4{Result: protocol.ResultApproved})
-}
-
-func (b *bench) highest(name string) int64 {
-	b.Helper()
-	client, err := b.Client(b.Context(), name)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return client.Highest
-}
-
 func TestBadCountersignature(t *testing.T) {
 	b := newBench(t)
 	p := b.phone("alice")

@@ -7,6 +7,7 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 // decisions shows a device true decisions that are not for it, and forged ones.
@@ -105,7 +106,7 @@ func resigned(ctx context.Context, a *Arena, one, two truth) {
 	for _, cert := range one.check.KeyCerts[:1] {
 		for bit := range 8 * len(cert) {
 			check := one.check
-			check.KeyCerts = [][]byte{flip(cert, bit)}
+			check.KeyCerts = [][]byte{link.Flip(cert, bit)}
 			_, err := check.Verify(one.signed)
 			a.Code(fmt.Sprintf("bit %d of the key certificate %x", bit, cert), err, protocol.CodeCertificate)
 		}

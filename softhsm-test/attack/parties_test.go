@@ -12,6 +12,7 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/link"
 )
 
 const jsonType = "application/json"
@@ -97,7 +98,7 @@ func (e applicant) flippedText(ctx context.Context) {
 	text := harness.Must(protocol.Base64(e.req.Proof[:]).MarshalText())
 	at := bytes.Index(body, text)
 	Each(8*len(text), func(bit int) {
-		e.post(ctx, fmt.Sprintf("bit %d of the proof's text", bit), flip(body, 8*at+bit), badProof, badFormat)
+		e.post(ctx, fmt.Sprintf("bit %d of the proof's text", bit), link.Flip(body, 8*at+bit), badProof, badFormat)
 	})
 }
 
@@ -129,6 +130,7 @@ func (e applicant) unproven(ctx context.Context) {
 	for what, raw := range map[string]string{
 		"nothing": "", "null": "null", "no object": "[]", "a member twice": `{"proof":"",` + string(body[1:]),
 		"an unknown member": `{"x":1,` + string(body[1:]), "something behind": string(body) + "{}", "cut": string(body[:len(body)-1]),
+		"1 MiB": string(make([]byte, 1<<20)),
 	} {
 		e.post(ctx, "JSON: "+what, []byte(raw), badFormat)
 	}

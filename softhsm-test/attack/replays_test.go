@@ -8,6 +8,7 @@ import (
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/link"
 )
 
 // replays sends again, doubled, at once and in another order.
@@ -228,6 +229,10 @@ func (p pair) swappedHandles(ctx context.Context, gate *device.Device) {
 			{"no handle", one.At, nil, closed},
 			{"a long handle", one.At, make([]byte, protocol.MaxHandle+1), closed},
 			{"a cut handle", one.At, one.Handle[:len(one.Handle)-1], dead},
+			{"the first bit of a handle altered", one.At, link.Flip(one.Handle, 0), dead},
+			{"the hour of a handle altered", one.At, link.Flip(one.Handle, 31), dead},
+			{"the nonce of a handle altered", one.At, link.Flip(one.Handle, 40), dead},
+			{"the last bit of a handle altered", one.At, link.Flip(one.Handle, -1), dead},
 		} {
 			r := one.SendAt(ctx, c.at, protocol.CountersignRequest{Handle: c.handle, M3: m3})
 			p.Expect(r.Named(c.what), c.want)

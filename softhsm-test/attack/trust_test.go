@@ -8,6 +8,7 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 )
 
 // trust offers key updates that are forged, stale or superseded to a phone.
@@ -24,7 +25,7 @@ func trust(ctx context.Context, a *Arena) {
 func keyUpdate(ctx context.Context, a *Arena) []byte {
 	s := &Session{Ask: a.AskFor(a.Stranger(), Door, 1)}
 	s.M1, s.ES = s.Seal()
-	s.Req.M1 = flip(s.M1, 15)
+	s.Req.M1 = link.Flip(s.M1, 15)
 	s.Relay(ctx)
 	a.Expect(s.Applied, KeyUpdate)
 	a.Check(s.Handle == nil, "an MU came with a handle of %d bytes", len(s.Handle))
@@ -124,7 +125,7 @@ func updates(ctx context.Context, a *Arena) {
 	}
 	rotation := protocol.KeyUpdate{Certs: [][]byte{second, cert(roots[1], 6, nil)}}.Marshal()
 	for bit := range 8 * len(rotation) {
-		same(a, offer{fmt.Sprintf("bit %d of an MU with a new root", bit), held, flip(rotation, bit)})
+		same(a, offer{fmt.Sprintf("bit %d of an MU with a new root", bit), held, link.Flip(rotation, bit)})
 	}
 	rotated, err := held.Update(rotation, now)
 	a.Check(err == nil && rotated.Root == roots[1].Point() && len(rotated.Keys) == 1, "MU with a new root: %v, %d keys, %v", rotated.Root, len(rotated.Keys), err)
