@@ -1,7 +1,6 @@
 package softhsmtest
 
 import (
-	"os"
 	"testing"
 
 	"countersign/protocol"
@@ -17,19 +16,12 @@ type bench struct {
 	*harness.Appliance
 }
 
-func newBench(t *testing.T) *bench {
+// newBench starts an appliance for a test that runs in parallel with others. env is added to
+// the environment of the programs.
+func newBench(t *testing.T, env ...string) *bench {
 	t.Helper()
-	return newBenchWith(t)
-}
-
-// newBenchWith adds to the environment of the programs.
-func newBenchWith(t *testing.T, env ...string) *bench {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "countersign-") // short: a Unix socket lies in it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Parallel()
+	dir := harness.TempDir(t)
 	a, err := harness.Start(t.Context(), harness.Config{Bin: programs, Dir: dir + "/dev", Cwd: dir, Env: env})
 	if err != nil {
 		t.Fatal(err)

@@ -74,7 +74,7 @@ func TestEncodings(t *testing.T) {
 // who the clients are.
 func TestSecrets(t *testing.T) {
 	allowCores(t)
-	b := newBenchWith(t, "GOTRACEBACK=crash")
+	b := newBench(t, "GOTRACEBACK=crash")
 	open := must[string](t)(b.Invite(t.Context(), "client", "carol"))
 	p := b.phone("alice")
 	wantResult(t, b.authorize(p, p.Next(100)), protocol.P4{Result: protocol.ResultApproved})

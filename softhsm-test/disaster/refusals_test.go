@@ -18,11 +18,11 @@ type files struct {
 	rest                   []string
 }
 
-// good is enough: a share that Debian's age opened, and one by its passphrase.
+// good returns enough: a share that Debian's age opened, and that of the third custodian.
 func (s *stage) good() files {
 	return files{
 		root: s.roots[0], backup: s.path("keys.backup"), database: s.path("store.backup"), shares: []string{s.path("share-1.txt"), s.share(3)},
-		rest: []string{"--passphrase-file", s.path("passphrase")},
+		rest: s.third(),
 	}
 }
 
