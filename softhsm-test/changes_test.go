@@ -34,7 +34,8 @@ func TestKilledChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := b.ended()
-		// What was not taken is asked for again: the same request, if it is still open.
+		// A change that was not taken is requested again. If the request is still open, it is the
+		// same one.
 		if c.State == "open" {
 			r := must[harness.Result](t)(b.Ctl(t.Context(), args[2:]...))
 			if c = b.ended(); r.Code != 0 {
@@ -114,7 +115,7 @@ func (b *bench) ended() (c admin.Change) {
 	return c
 }
 
-// resumed tells whether the appliance found a change that was taken and not ended.
+// resumed reports whether the appliance found a change that was taken and had not ended.
 func (b *bench) resumed() bool {
 	return strings.Contains(b.Appliance.Log(), "change was interrupted and is made now")
 }

@@ -10,8 +10,8 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// TestKilledAppliance: what was answered before kill -9 is answered again after it,
-// and decided once.
+// TestKilledAppliance: a request answered before kill -9 gets the same answer after it, and is
+// decided once.
 func TestKilledAppliance(t *testing.T) {
 	b := newBench(t)
 	gate := b.device("gate")

@@ -74,8 +74,8 @@ func (b *bench) readyz(want int) {
 	}
 }
 
-// TestStopWithOpenConnections: nobody who hangs on keeps the appliance from ending
-// within 2 s of SIGTERM.
+// TestStopWithOpenConnections: open connections do not keep the appliance from ending within 2 s of
+// SIGTERM.
 func TestStopWithOpenConnections(t *testing.T) {
 	b := newBench(t)
 	gate := b.device("gate") // idle over HTTP/2

@@ -182,8 +182,8 @@ func (g *guessing) watch() func() int {
 	}
 }
 
-// lockedDecisions counts the decisions that tell of a guess which was checked and
-// left no try (11). A phone cannot tell them from a refusal to check.
+// lockedDecisions counts the decisions for a guess that was checked and left no try (11). A phone
+// cannot distinguish them from a refusal to check.
 func (g *guessing) lockedDecisions() (n int) {
 	g.Helper()
 	for _, r := range must[[]recordFields](g.T)(g.decisions()) {
@@ -250,7 +250,7 @@ type guessed struct {
 	handle []byte
 }
 
-// guess goes on, with new challenges, until it is locked out.
+// guess continues, with new challenges, until it is locked out.
 func (g *guessing) guess(s *guessed, told *atomic.Int64) error {
 	for {
 		for attempt := uint8(0); attempt < store.AttemptsPerChallenge; attempt++ {

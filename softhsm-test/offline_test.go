@@ -21,13 +21,12 @@ import (
 	"countersign/hsm/worker"
 )
 
-// offlineEnv makes the test binary carry out a command on a store that nobody has open,
-// and nothing else: a process of its own, since the token's module reads SOFTHSM2_CONF of
-// its process.
+// offlineEnv makes the test binary run one command on a store that is not open, and nothing else.
+// It is a process of its own because the token's module reads SOFTHSM2_CONF of its process.
 const offlineEnv = "COUNTERSIGN_TEST_OFFLINE"
 
-// cmdRetire retires every version of some keys in a store that nobody has open, as time
-// would have done: no command does that.
+// cmdRetire retires every version of some keys in a store that is not open, as the passing of time
+// would. No command does that.
 func cmdRetire(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "DIR NAME")
 	offline(ts, environment(ts), append([]string{"retire"}, args...)...)

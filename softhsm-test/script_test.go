@@ -37,8 +37,8 @@ import (
 //	member VAR NAME         set VAR to a member of the JSON on standard output
 //	lines FILE COUNT        a file has so many lines
 //	expand FILE             put environment variables into a file
-//	sql FILE STATEMENT      change a store that nobody has open
-//	retire DIR NAME …       retire every version of keys in a store that nobody has open
+//	sql FILE STATEMENT      change a store that is not open
+//	retire DIR NAME …       retire every version of keys in a store that is not open
 //	older DIR               the stopped store of dev as a release before the seals would have it
 //	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
 //	cut m3|m4               … and who cuts the link in place of forwarding the next one
@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// daemons are those of one script, by name.
+// daemons of one script, by name.
 type daemons map[string]*harness.Daemon
 
 type daemonsKey struct{}

@@ -50,7 +50,7 @@ func (s secrets) in(raw []byte) (found []string) {
 	return found
 }
 
-// TestEncodings: what is looked for is found.
+// TestEncodings: the search finds each encoding.
 func TestEncodings(t *testing.T) {
 	secret := []byte("\x00\xfbcanary\xff\xfe of 17 bytes")
 	s := secrets{"canary": secret}
@@ -69,9 +69,8 @@ func TestEncodings(t *testing.T) {
 	}
 }
 
-// TestSecrets looks for canaries where they must not be: PINs, activation codes, the
-// password, what is derived from it, the phone's secret, and, in what operators see,
-// who the clients are.
+// TestSecrets looks for canaries where they must not be: PINs, activation codes, the password and
+// keys derived from it, the phone's secret, and the identity of clients in logs and metrics.
 func TestSecrets(t *testing.T) {
 	allowCores(t)
 	b := newBench(t, "GOTRACEBACK=crash")
@@ -247,8 +246,8 @@ func allowCores(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_CORE, &was) }) // the limit was allowed before
 }
 
-// crash makes every program die as of a fault, first the relay. Those that know
-// secrets leave no core; that of the relay is searched like any file.
+// crash makes every program die as if of a fault, first the relay. Programs with secrets leave no
+// core. The core of the relay is searched like any file.
 func (b *bench) crash(relay *harness.Daemon) {
 	b.Helper()
 	abort := func(pid int) {
@@ -334,8 +333,8 @@ func (b *bench) remembers(s secrets) {
 	}
 }
 
-// scan looks into every file of the test but those of the PINs, and at who may read
-// what the appliance keeps. The phone's state is elsewhere.
+// scan searches every file of the test except the PIN files, and checks the permissions of the
+// appliance's files. The phone's state is elsewhere.
 func (b *bench) scan(s secrets) {
 	b.Helper()
 	err := filepath.WalkDir(b.Config.Cwd, func(path string, entry fs.DirEntry, err error) error {

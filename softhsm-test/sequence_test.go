@@ -88,8 +88,8 @@ func TestBadCountersignature(t *testing.T) {
 // wireView is what anybody between phone and appliance sees of an authorization.
 type wireView struct{ m1, m2, m3, m4 int }
 
-// TestUnknownClient holds that a client nobody enrolled looks like one that was
-// refused, to the device too.
+// TestUnknownClient: a client that is not enrolled and a refused one look the same, to the device
+// too.
 func TestUnknownClient(t *testing.T) {
 	b := newBench(t)
 	known, other := b.phone("alice"), b.phone("bob")

@@ -49,7 +49,7 @@ func (b *bench) activate(services string) {
 	}
 }
 
-// execSQL changes the store in that file, which nobody has open.
+// execSQL changes a store file that is not open.
 func execSQL(ctx context.Context, path, statement string, args ...any) error {
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path}).String())
 	if err != nil {

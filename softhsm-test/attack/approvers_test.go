@@ -21,8 +21,8 @@ func (p pair) approval(ctx context.Context, w Waiting, by *Phone) *Session {
 	return p.Second(by, w.Session, w.Reply.Res.NextHandle).Must(ctx)
 }
 
-// wrongApprovers: the same client, one without the role, one whose factors are not
-// enough, a stranger. The first approval goes on waiting, and its true approver ends it.
+// wrongApprovers: the same client, one without the role, one with too few factors, a stranger. The
+// first approval still waits, and the right approver settles it.
 func (p pair) wrongApprovers(ctx context.Context) {
 	carol := p.Equipped(ctx, "second-carol")
 	plain := p.Enrol(ctx, "second-plain", p.Stranger(), "approver")

@@ -107,7 +107,7 @@ func (a *Arena) Do(ctx context.Context, path string) {
 	a.Ask(ctx, path, struct{}{}, nil)
 }
 
-// ClientState is what the admin API tells of a client.
+// ClientState returns a client as the admin API describes it.
 func (a *Arena) ClientState(ctx context.Context, p *Phone) (c admin.Client) {
 	a.Ask(ctx, "client/"+p.Name, nil, &c)
 	return c
@@ -154,6 +154,6 @@ func (a *Arena) PostAs(ctx context.Context, c *http.Client, p Post) Answer {
 	res := harness.Must(c.Do(req))
 	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
 	raw := harness.Must(io.ReadAll(res.Body))
-	problem, _ := protocol.ParseProblem(raw) // the status tells where there is none
+	problem, _ := protocol.ParseProblem(raw) // without a problem the status is enough
 	return Answer{Status: res.StatusCode, Body: raw, Code: problem.Code}
 }

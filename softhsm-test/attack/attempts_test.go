@@ -136,7 +136,7 @@ func (p pair) withoutPassword(ctx context.Context) {
 	})
 }
 
-// badSignatures never count as tries: nobody is locked out from afar.
+// badSignatures never count as tries: no attacker without the key can lock a client out.
 func (p pair) badSignatures(ctx context.Context) {
 	s := p.password(ctx)
 	forged := s.Guess(0)
@@ -199,7 +199,7 @@ func (p pair) parallel(ctx context.Context) {
 	p.unlock(ctx)
 }
 
-// counters are stale, jump, or are those of a clone.
+// counters are stale, jump, or belong to a clone.
 func counters(ctx context.Context, a *Arena) {
 	alice := a.Equipped(ctx, "counter-alice")
 	for _, l := range []protocol.Level{1, 2} {

@@ -205,7 +205,7 @@ type domain struct {
 	device             protocol.DeviceID
 }
 
-// asked is a challenge of the domain and what was asked.
+// asked holds a challenge of the domain and the order that it belongs to.
 type asked struct {
 	service   protocol.Service
 	nonce, u  protocol.Nonce
@@ -220,7 +220,7 @@ func (d *domain) ask(p *Phone, service protocol.Service) asked {
 	return k
 }
 
-// decision approves what was asked.
+// decision approves the order.
 func (k asked) decision(d *domain) protocol.Decision {
 	return protocol.Decision{
 		Result: protocol.ResultApproved, Statement: k.statement.Hash(), Level: 1, Factors: 1, IssuedAt: Now(), Lifetime: 60,

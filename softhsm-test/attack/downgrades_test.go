@@ -97,7 +97,7 @@ func (p pair) wrongService(asked, ordered protocol.Service) Ask {
 	return changed(p.AskFor(p.alice, asked, 1), func(k *Ask) { k.Req.Order.Services = []protocol.Service{ordered} })
 }
 
-// answered applies and countersigns with a change to what is honest.
+// answered applies and countersigns with one dishonest change.
 func (p pair) answered(ctx context.Context, a answer) {
 	s := a.ask.Must(ctx)
 	p.Play(ctx, Move{What: a.what, On: s, Sign: a.sign(s), Want: a.want})

@@ -10,8 +10,8 @@ import (
 	"countersign/softhsm-test/harness/link"
 )
 
-// flips changes every bit of every message, at levels 1 to 4, one at a time. After
-// it the same message goes on unaltered and is taken: it was alive all the time.
+// flips changes every bit of every message, at levels 1 to 4, one at a time. Afterwards the
+// unaltered message is accepted, so that it was valid all the time.
 func flips(ctx context.Context, a *Arena) {
 	alice := a.Equipped(ctx, "flip-alice")
 	bob := a.Equipped(ctx, "flip-bob", "approver")
@@ -192,8 +192,8 @@ func flipNextHandle(ctx context.Context, a *Arena, ask Ask) {
 	})
 }
 
-// flipUpdate: a phone takes from an altered MU what is still authentic, and nothing
-// else. It is a phone that knows nothing but the root yet, so that it has all to take.
+// flipUpdate: a phone takes the parts of an altered MU that are still authentic, and nothing else.
+// The phone knows only the root, so that it has everything to take.
 func flipUpdate(a *Arena, pinned protocol.Trust, mu []byte) {
 	whole, err := pinned.Update(mu, Now())
 	a.Check(err == nil && len(whole.Keys) > 0, "MU unaltered: %d keys, %v", len(whole.Keys), err)

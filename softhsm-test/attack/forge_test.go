@@ -1,5 +1,3 @@
-// Package forge is a trust domain of the attacker's own: whatever a key can sign, it
-// signs.
 package attack
 
 import (

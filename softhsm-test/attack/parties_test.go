@@ -102,7 +102,7 @@ func (e applicant) flippedText(ctx context.Context) {
 	})
 }
 
-// unproven: what is not a good enrolment at all.
+// unproven: bodies that are not good enrolments.
 func (e applicant) unproven(ctx context.Context) {
 	foreign := harness.Must(protocol.SignEnrol(ctx, e.req, NewKey(), *e.phone.UV))
 	unverified := harness.Must(protocol.SignEnrol(ctx, e.req, e.phone.Key, NewKey()))
@@ -180,7 +180,8 @@ func (e applicant) reuse(ctx context.Context) {
 	e.send(ctx, "the other code is still good", fresh, welcome)
 }
 
-// identity calls the API as nobody, as a stranger and as one who may no more.
+// identity calls the API without a certificate, with a foreign one, and with one that was suspended
+// or revoked.
 func identity(ctx context.Context, a *Arena) {
 	alice := a.Plain(ctx, "identity-alice")
 	s := a.AskFor(alice, Door, 1).Must(ctx)
@@ -229,8 +230,8 @@ func strangers(ctx context.Context, a *Arena, calls []Post) {
 	}
 }
 
-// noLonger: a device that is suspended or revoked, and one that asks for what is
-// another's.
+// noLonger: a device that is suspended or revoked, and one that asks for the transaction of
+// another.
 func noLonger(ctx context.Context, a *Arena, s *Session) (later *Session, m3 []byte) {
 	gate := a.EnrolDevice(ctx, "identity-gate")
 	defer gate.Close()
@@ -253,7 +254,7 @@ func noLonger(ctx context.Context, a *Arena, s *Session) (later *Session, m3 []b
 	return later, m3
 }
 
-// report tells the outcome of a transaction.
+// report reports the outcome of a transaction.
 func report(ctx context.Context, a *Arena, by *device.Device, t truth) {
 	body := protocol.OutcomeRequest{Transaction: t.decision.Transaction, Performed: false}.Marshal()
 	a.Leaves(ctx, "the outcome of another's transaction", Nothing, func() {

@@ -22,7 +22,7 @@ func (a *Arena) Play(ctx context.Context, moves ...Move) {
 	}
 }
 
-// Approve runs an honest authorization to its end, which must be what is wanted.
+// Approve runs an honest authorization. A verdict other than want ends the test.
 func (a *Arena) Approve(ctx context.Context, s *Session, want Verdict) (m3 []byte, r Reply) {
 	m3 = s.M3(ctx, s.Honest())
 	r = s.Send(ctx, m3)
@@ -45,7 +45,7 @@ func (a *Arena) Wait(ctx context.Context, p *Phone) Waiting {
 	return a.WaitFor(ctx, a.AskFor(p, Door, 4))
 }
 
-// WaitFor runs whatever first approval at level 4.
+// WaitFor runs any first approval at level 4.
 func (a *Arena) WaitFor(ctx context.Context, ask Ask) (w Waiting) {
 	w.Session = ask.Must(ctx)
 	w.M3, w.Reply = a.Approve(ctx, w.Session, Pending)

@@ -63,7 +63,7 @@ func (a *Arena) Expect(s Sent, want Verdict) {
 		s.What, s.Verdict, want, hex.EncodeToString(s.Message), hex.EncodeToString(s.Answer))
 }
 
-// Code is one case of a check that is made here, by whoever is under attack.
+// Code checks the error of a verification that the test itself makes, as the party under attack.
 func (a *Arena) Code(what string, err error, want protocol.Code) {
 	got, _ := protocol.CodeOf(err)
 	a.Check((err == nil) == (want == 0) && got == want, "%s: %v; wanted code %d (%s)", what, err, uint8(want), want)

@@ -184,8 +184,7 @@ func (s *Session) Send(ctx context.Context, m3 []byte) Reply {
 	return s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: s.Handle, M3: m3})
 }
 
-// SendAt posts whatever wherever. An M4 is opened as this session's answer to the
-// M3.
+// SendAt posts any request to any device. It opens an M4 as the answer of this session.
 func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.CountersignRequest) Reply {
 	r := Reply{Sent: Sent{What: "countersign", Message: req.M3}}
 	answer := harness.Must(at.Post(ctx, device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()}))

@@ -102,7 +102,7 @@ func (a *Arena) State(ctx context.Context) State {
 // texts reads a column of strings.
 func texts(ctx context.Context, tx *sql.Tx, query string) (all []string) {
 	rows := harness.Must(tx.QueryContext(ctx, query))
-	defer func() { _ = rows.Close() }() // Err tells
+	defer func() { _ = rows.Close() }() // Err returns it
 	for rows.Next() {
 		var one string
 		harness.Do(rows.Scan(&one))
@@ -115,7 +115,7 @@ func texts(ctx context.Context, tx *sql.Tx, query string) (all []string) {
 // digest hashes rows in the order they come.
 func digest(ctx context.Context, tx *sql.Tx, query string, args ...any) (t table) {
 	rows := harness.Must(tx.QueryContext(ctx, query, args...))
-	defer func() { _ = rows.Close() }() // Err tells
+	defer func() { _ = rows.Close() }() // Err returns it
 	columns := harness.Must(rows.Columns())
 	values, into := make([]any, len(columns)), make([]any, len(columns))
 	for i := range values {
@@ -131,8 +131,7 @@ func digest(ctx context.Context, tx *sql.Tx, query string, args ...any) (t table
 	return t
 }
 
-// Leaves runs an attack between two looks at the state: one case. The error is the
-// attack's, or that of looking.
+// Leaves reads the state before and after an attack, and checks the difference.
 func (a *Arena) Leaves(ctx context.Context, what string, want Effects, attack func()) {
 	before := a.State(ctx)
 	attack()

@@ -15,8 +15,8 @@ import (
 	"countersign/softhsm-test/harness/device"
 )
 
-// significance is that of all comparisons of a phase together: each of them is held
-// against its share of it (Bonferroni).
+// significance of all comparisons of a phase together. Each is tested at its share of it
+// (Bonferroni).
 const significance = 0.01
 
 // phase is one measurement. A refusal is answered late, so that one after the other
@@ -209,7 +209,7 @@ func (c *class) add(took time.Duration, sizes map[string]int) {
 	c.micro, c.sizes = append(c.micro, float64(took.Nanoseconds())/1000), sizes
 }
 
-// apart is two cases: neither test tells the two classes apart.
+// apart is two checks: neither test distinguishes the two classes.
 func apart(a *Arena, x, y *class, comparisons int) {
 	share := significance / float64(comparisons)
 	difference := twosample.Median(y.micro) - twosample.Median(x.micro)
@@ -221,8 +221,8 @@ func apart(a *Arena, x, y *class, comparisons int) {
 	a.Check(q >= share, "told apart by Kolmogorov-Smirnov: %s", text)
 }
 
-// visible is the smallest shift, in whole µs, that Mann-Whitney would tell of two
-// samples of one class.
+// visible is the smallest shift, in whole µs, that Mann-Whitney would detect between two samples of
+// one class.
 func visible(x, y []float64, comparisons int) float64 {
 	centred := make([]float64, len(y))
 	gap := twosample.Median(y) - twosample.Median(x)

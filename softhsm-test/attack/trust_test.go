@@ -136,7 +136,7 @@ func updates(ctx context.Context, a *Arena) {
 	same(a, offer{"MU: the epoch that was ruled out", newer, protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 5, decision)}}.Marshal()})
 }
 
-// storeRows alters rows behind the appliance's back; their MAC tells.
+// storeRows alters rows without the appliance. Their MAC shows it.
 func storeRows(ctx context.Context, a *Arena) {
 	mallory := NewKey()
 	point := mallory.Point()

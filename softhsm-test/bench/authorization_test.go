@@ -82,8 +82,8 @@ func (s *site) phones(n int) []*phone.Phone {
 	return all
 }
 
-// authorize is one whole authorization; what is not an approval is an error, so that
-// nothing else is ever counted.
+// authorize runs a whole authorization. Anything but an approval is an error, so that nothing else
+// is counted.
 func (s *site) authorize(ctx context.Context, p *phone.Phone, level protocol.Level) error {
 	p1 := p.Next(door)
 	p1.Level = level
@@ -146,7 +146,7 @@ func (s *site) cost() cost {
 	return c
 }
 
-// cpu is user and system time of a process, what getrusage tells it of itself.
+// cpu returns the user and system time of a process, as getrusage reports it to the process itself.
 func (s *site) cpu(pid int) float64 {
 	s.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -78,7 +78,7 @@ func (s *stage) suspension(ctx context.Context) {
 	s.authorize(ctx, "alice", approved, "100")
 }
 
-// sizes are those of the recorded messages, in order.
+// sizes returns the lengths of the recorded messages, in order.
 func (s *stage) sizes() (sizes []int) {
 	for _, f := range s.wire.Frames() {
 		sizes = append(sizes, len(f.Message))

@@ -20,7 +20,7 @@ const (
 	unknown      = 75 // the outcome is
 )
 
-// answer is what countersign-client prints with -o json, and what it tells its user.
+// answer is the output of countersign-client -o json, and its standard error.
 type answer struct {
 	Result    string        `json:"result"`
 	Code      protocol.Code `json:"code"`

@@ -41,7 +41,7 @@ func (s *stage) close() {
 	s.Say("stopped by SIGTERM in %v", took.Round(1e6))
 }
 
-// scene is one thing that happens, and what is to be counted after it.
+// scene is one event, and the counts that it must add.
 type scene struct {
 	title string
 	story []string
@@ -99,7 +99,7 @@ func words(t harness.Tally) string {
 	return strings.Join(parts, ", ")
 }
 
-// blame notes what is not as expected.
+// blame notes a difference from the expected course.
 func (s *stage) blame(format string, args ...any) {
 	s.wrong = append(s.wrong, fmt.Sprintf(format, args...))
 }

@@ -19,7 +19,7 @@ import (
 	"countersign/softhsm-test/harness/phone"
 )
 
-// stranger compares a phone that nobody enrolled with bob, who refuses.
+// stranger compares a phone that is not enrolled with bob, who refuses.
 func (s *stage) stranger(ctx context.Context) {
 	s.client(ctx, "bob", denied, "authorize", "--link", s.wire.Link(), "--service", "100", "--refuse")
 	refused := s.sizes()
@@ -33,7 +33,7 @@ func (s *stage) stranger(ctx context.Context) {
 	s.demand(slices.Equal(refused, strayed), "sizes differ")
 }
 
-// stray runs a whole authorization with a key that nobody enrolled.
+// stray runs a whole authorization with a key that is not enrolled.
 func (s *stage) stray(ctx context.Context) protocol.Code {
 	trust := s.trust(ctx)
 	p := phone.Stranger(trust)
@@ -82,8 +82,8 @@ func (s *stage) kept() string { return filepath.Join(s.dir, "kept.db") }
 // alter writes to the database behind the appliance's back.
 func alter(ctx context.Context, path string, statements ...string) {
 	db := harness.Must(sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "_pragma=busy_timeout(2000)"}).String()))
-	defer func() { _ = db.Close() }() // what was written is committed
-	db.SetMaxOpenConns(1)             // what is attached is of one connection
+	defer func() { _ = db.Close() }() // the writes are committed
+	db.SetMaxOpenConns(1)             // an attached database belongs to one connection
 	for _, statement := range statements {
 		harness.Must(db.ExecContext(ctx, statement))
 	}

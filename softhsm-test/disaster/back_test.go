@@ -22,8 +22,8 @@ const (
 	longestRestore = 1200 * time.Millisecond
 )
 
-// kills kills restores at random moments. Each is followed by one that goes on from
-// whatever the one before left; a store that is in place already is taken away.
+// kills kills restores at random moments. After each kill another restore continues from the state
+// that it left. A store that is already in place is removed.
 func (s *stage) kills(ctx context.Context) {
 	rounds, began, marked, done := killRounds, 0, 0, 0
 	if testing.Short() {
@@ -111,8 +111,8 @@ func (s *stage) restore(ctx context.Context) {
 	s.origins(ctx)
 }
 
-// origins: the token has the registry's keys and no other, and both tell that they
-// were restored.
+// origins: the token has exactly the keys of the registry, and both say that the keys were
+// restored.
 func (s *stage) origins(ctx context.Context) {
 	r := s.MustCtl(ctx, "key", "list", "-o", "json")
 	var keys []struct{ Name, ID, Origin string }
@@ -135,7 +135,7 @@ func (s *stage) origins(ctx context.Context) {
 	s.recorded(ctx)
 }
 
-// exitUnavailable is that of key attest where the token's driver tells no attributes.
+// exitUnavailable is the exit code of key attest if the driver reports no attributes.
 const exitUnavailable = 69
 
 // recorded: the audit says that there was a restore.
@@ -150,7 +150,7 @@ func (s *stage) recorded(ctx context.Context) {
 	s.Check(n == 1, "%d records of a restore", n)
 }
 
-// again: all who were enrolled go on; what the gap took is what RECOVERY.md says.
+// again: all enrolled phones and devices continue. The gap has the effects that RECOVERY.md lists.
 func (s *stage) again(ctx context.Context) {
 	s.everybody(ctx)
 	s.gap(ctx)
@@ -164,8 +164,8 @@ func (s *stage) again(ctx context.Context) {
 	s.acted()
 }
 
-// gap: what waited is denied, who came after the copy comes again, and who was revoked
-// after it is revoked again.
+// gap: waiting approvals are denied, phones enrolled after the copy enrol again, and revocations
+// after the copy are repeated.
 func (s *stage) gap(ctx context.Context) {
 	r := s.phone(ctx, "frank", "approve", "--link", s.door.Link, "--yes", "--password-file", s.path("password"))
 	s.Check(r.Code == denied, "approving what waited before: exit code %d, want %d: %s", r.Code, denied, r.Stderr)

@@ -69,7 +69,7 @@ func (s *stage) noteRoots(ctx context.Context) {
 	}
 }
 
-// split makes the backup key. Debian's age opens what was made for one who has a key.
+// split makes the backup key. Debian's age opens the share of a custodian with a key.
 func (s *stage) split(ctx context.Context) {
 	args := []string{"key", "custodians", "init", "--threshold", "2", "--out", s.path("custody")}
 	if !testing.Short() {

@@ -12,8 +12,8 @@ import (
 	_ "modernc.org/sqlite" // to break the store behind the appliance's back
 )
 
-// backUp backs the keys up, rotates two more, copies the database, and goes on: what
-// comes after the copy is what a disaster loses.
+// backUp backs up the keys, rotates two more, copies the database, and continues. A disaster loses
+// everything after the copy.
 func (s *stage) backUp(ctx context.Context) {
 	if harness.Break() == breakSeal {
 		s.Say("(BREAK=seal: the sealed copy of wrap@1 was damaged when it was made)")

@@ -18,7 +18,7 @@ type files struct {
 	rest                   []string
 }
 
-// good returns enough: a share that Debian's age opened, and that of the third custodian.
+// good returns enough shares: one that Debian's age opened, and the third custodian's.
 func (s *stage) good() files {
 	return files{
 		root: s.roots[0], backup: s.path("keys.backup"), database: s.path("store.backup"), shares: []string{s.path("share-1.txt"), s.share(3)},
@@ -26,7 +26,7 @@ func (s *stage) good() files {
 	}
 }
 
-// keyed takes no passphrase, whose stretching takes a second, and knows the second root.
+// keyed takes no passphrase, whose stretching takes seconds, and names the second root.
 func (s *stage) keyed() files {
 	f := s.good()
 	f.root, f.shares, f.rest = s.roots[1], []string{s.path("share-1.txt"), s.share(2)}, []string{"--identity", s.path("ben.key")}
@@ -124,7 +124,7 @@ func (s *stage) cut(path *string) {
 	harness.Do(os.WriteFile(*path, raw[:len(raw)-1], 0o600))
 }
 
-// strangersRoot is a root of nobody here.
+// strangersRoot names the root of no appliance.
 func strangersRoot(ctx context.Context, f *files) {
 	f.root = newForger(ctx).root.String()
 }
@@ -144,7 +144,7 @@ func (s *stage) withSig(f *files, damage func(*string, int)) {
 	harness.Do(os.WriteFile(f.database+".sig", sig, 0o600))
 }
 
-// spoilt is a database by other means, with a sealed copy that is not what was backed up.
+// spoilt is an unsigned database with a sealed copy that differs from the backup.
 func (s *stage) spoilt(ctx context.Context, f *files) {
 	s.another(f)
 	f.rest = append(f.rest, "--unsigned-database")

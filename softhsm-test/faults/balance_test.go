@@ -10,9 +10,9 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// audit holds what was seen against what the appliance and its relay have written:
-// each serial was approved by one transaction, each is in the store and in the audit
-// records once, and relays acted on each of theirs once, and on nothing else.
+// audit compares the answers that phones and devices got with the records of the appliance and its
+// relay: each serial was approved by one transaction, each is in the store and in the audit records
+// once, and relays acted once on each of theirs and on nothing else.
 func (s *stage) audit(ctx context.Context) {
 	s.settled(ctx)
 	approved := s.journal.approvals()
@@ -60,8 +60,7 @@ func doubles(approved []approval) (twice int, forRelay map[string]bool) {
 	return twice, forRelay
 }
 
-// tally counts, once the relay has acted on all that it is to act on; wrong is what is
-// wrong with its acts.
+// tally counts, once the relay has acted on all approvals. wrong is an error in its acts.
 func (s *stage) tally(ctx context.Context, forRelay map[string]bool) (t harness.Tally, wrong error) {
 	waited := harness.Until(ctx, "the acts of the relay", func() (bool, error) {
 		acts, err := s.Acts()

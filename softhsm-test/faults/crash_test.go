@@ -11,7 +11,7 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// aWhile is how long the load goes on after a fault that costs nobody anything.
+// aWhile is how long the load continues after a fault that must not affect any request.
 const aWhile = time.Second
 
 // restarts counts workers started in place of lost ones.
@@ -109,7 +109,7 @@ func busy(ctx context.Context, s *stage) {
 	})
 }
 
-// struckOnce strikes one call, and nobody is to notice.
+// struckOnce strikes one call, which must not affect any request.
 func (r *rush) struckOnce(ctx context.Context, rule string) {
 	before := harness.Must(r.Counts())
 	harness.Do(r.strike(r.once(rule)))

@@ -42,10 +42,10 @@ type way interface {
 	acts() bool
 }
 
-// pause is how long a customer waits who was turned away.
+// pause is the wait of a customer after a refusal.
 const pause = 50 * time.Millisecond
 
-// shop authorizes until ctx ends. What is under way then comes to its end.
+// shop authorizes until ctx ends, and finishes the authorization under way.
 func (c *customer) shop(ctx context.Context) {
 	for ctx.Err() == nil {
 		if !c.step(context.WithoutCancel(ctx)) {
@@ -54,7 +54,8 @@ func (c *customer) shop(ctx context.Context) {
 	}
 }
 
-// step makes an authorization, or sends again what is open; false if it was turned away.
+// step makes an authorization, or sends the open one again. It returns false if the request was
+// refused.
 func (c *customer) step(ctx context.Context) bool {
 	if c.open == nil && !c.begin(ctx) {
 		return false
@@ -213,7 +214,7 @@ func (w *overLink) hangUp() {
 	}
 }
 
-// crowd lets all customers shop. stop lets what is under way come to its end.
+// crowd lets all customers shop. stop waits until each has finished its authorization.
 func (s *stage) crowd(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -231,8 +232,7 @@ func (s *stage) crowd(ctx context.Context) (stop func()) {
 	}
 }
 
-// settled sends what is open until it is answered: after a fault nothing may be left
-// without an answer.
+// settled sends open requests until they are answered: after a fault none may stay unanswered.
 func (s *stage) settled(ctx context.Context) {
 	for _, c := range s.customers {
 		err := harness.Until(ctx, "an answer to what was open", func() (bool, error) {

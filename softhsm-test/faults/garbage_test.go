@@ -168,8 +168,8 @@ func elsewhere(asked []int) bool {
 	return slices.ContainsFunc(asked, func(pid int) bool { return pid != asked[0] })
 }
 
-// askedAfterOneBad makes one authorization, and gives who made the bad signature and who
-// was asked for signatures after it. "sleep 0" writes that down.
+// askedAfterOneBad makes one authorization. It returns the workers that were asked for signatures,
+// from the one with the bad signature on. "sleep 0" logs the calls.
 func (r *rush) askedAfterOneBad(ctx context.Context) (asked []int, worked error) {
 	harness.Do(r.Set(r.once("C_Sign garbage size=64"), "C_Sign sleep 0 size=64"))
 	before := harness.Must(r.Injected())

@@ -7,7 +7,7 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// hsmGone pulls the HSM while nobody asks for anything.
+// hsmGone removes the HSM while there is no request.
 func hsmGone(ctx context.Context, s *stage) {
 	s.enrol(ctx, 2)
 	harness.Do(s.works(ctx))

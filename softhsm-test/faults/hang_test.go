@@ -88,7 +88,7 @@ func (r *rush) awayAndBack(ctx context.Context, what string, away func() (func()
 	return nil
 }
 
-// shed holds what was asked since the absence was known.
+// shed checks the requests since the absence was known.
 func (r *rush) shed(what string, known time.Time) {
 	first, later := r.refusals(r.struck, known), r.refusals(known, time.Now())
 	r.within(deadline+margin, quantile(first, 1), what+": 503 at the deadline, longest")

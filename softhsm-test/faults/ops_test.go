@@ -14,7 +14,7 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// ops reads what the appliance tells its operator.
+// ops reads the operations listener of the appliance.
 type ops struct {
 	url    string
 	pid    int

@@ -55,12 +55,12 @@ const (
 	quick       = 20 * time.Millisecond
 	alone       = 0.8             // of the most, where the generator has cores of its own
 	shared      = 0.6             // where it has not
-	ownCores    = 0.5             // CPU seconds per second of a generator that disturbs nobody
+	ownCores    = 0.5             // CPU seconds per second of a load generator that does not disturb the appliance
 	filling     = 2 * time.Second // until queues are as long as they get
 	overloading = 6 * time.Second
 )
 
-// overload asks for three times of what the token can do, whatever comes back.
+// overload sends three times the load that the token can take, whether or not answers come back.
 func overload(ctx context.Context, s *stage) {
 	s.enrol(ctx, many)
 	v := s.service(2)
@@ -117,7 +117,7 @@ func (s *stage) flood(ctx context.Context, most float64) {
 		len(refused), quantile(refused, 0.5).Round(time.Millisecond), quantile(refused, 0.95).Round(time.Millisecond), quick, len(late))
 }
 
-// openLoop lets a phone that is free ask at each tick, whatever became of those before.
+// openLoop lets a free phone ask at each tick, whether or not earlier requests were answered.
 func (s *stage) openLoop(ctx context.Context, perSecond float64) (asked, noPhone int) {
 	if perSecond <= 0 {
 		harness.Fail("a token that does nothing")

@@ -14,7 +14,7 @@ const phones = 12
 // warmUp is how long all is well before the fault, for comparison.
 const warmUp = 1500 * time.Millisecond
 
-// rush is a stage on which phones authorize, and what was before the fault.
+// rush is a stage on which phones authorize, with the measurements before the fault.
 type rush struct {
 	*stage
 	begun  time.Time // of the load that counts
@@ -87,7 +87,7 @@ func (r *rush) inTime() {
 	r.within(deadline+margin, quantile(direct, 1), "longest request")
 }
 
-// unharmed: by the fault nobody was turned away.
+// unharmed: the fault led to no refusal.
 func (r *rush) unharmed(what string) {
 	since := r.journal.touched(r.struck)
 	failed := filter(since, exchange.failed)

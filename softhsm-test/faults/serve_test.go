@@ -63,7 +63,7 @@ func (v *service) start(ctx context.Context, s *stage) (err error) {
 			return false, fmt.Errorf("it ended: %s", v.Log())
 		}
 		status, _, err := v.ops.get(ctx, "/readyz")
-		return err == nil && status == http.StatusOK, nil // nobody listens at first
+		return err == nil && status == http.StatusOK, nil // the port is closed at first
 	})
 	if err != nil {
 		return err

@@ -19,8 +19,8 @@ import (
 	"countersign/softhsm-test/shim/shimtest"
 )
 
-// What the product promises of its HSM calls, and what is allowed on top for a
-// machine that is busy with this harness.
+// Deadline of the product's HSM calls, and the allowance for a machine that is busy with this
+// harness.
 const (
 	deadline = 2 * time.Second // hsm.timeout
 	margin   = 500 * time.Millisecond

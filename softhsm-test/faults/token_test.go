@@ -10,10 +10,10 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// keepToken makes SoftHSM keep what an HSM keeps. At each C_Login SoftHSM truncates
-// token.object and then writes the same bytes again, so that a process which is killed
-// in between leaves a token that is empty for ever. Until stop is called, one that stays
-// empty is put back; stop tells how often.
+// keepToken makes SoftHSM keep its token as an HSM does. At each C_Login SoftHSM truncates
+// token.object and then writes the same bytes again, so that a process killed in between leaves an
+// empty token for good. Until stop is called, a file that stays empty is written again; stop says
+// how often.
 func (s *stage) keepToken(ctx context.Context) (stop func() error) {
 	files, err := filepath.Glob(filepath.Join(s.state(), "token", "*", "token.object"))
 	if err != nil || len(files) != 1 {

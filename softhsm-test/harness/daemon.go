@@ -46,8 +46,8 @@ func (l *log) String() string {
 func (b Bin) Start(c Call) (*Daemon, error) {
 	d := &Daemon{name: c.Program, cmd: exec.Command(b.Path(c.Program), c.Args...), log: &log{}, exited: make(chan struct{})}
 	d.cmd.Dir, d.cmd.Env = c.Dir, append(os.Environ(), c.Env...)
-	// Children that outlive a killed daemon keep its standard error open: the end
-	// of the process is what counts, not that of the pipe.
+	// Children that outlive a killed daemon keep its standard error open, so that the end of the
+	// process counts and not the end of the pipe.
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.WaitDelay = d.log, d.log, StopLimit
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", c.Program, err)

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// Machine is a further relayd, beside that of `countersignd dev`. Its hook writes to a
-// log of its own, unless the machine is jammed.
+// Machine is another relayd, beside the one of `countersignd dev`. Its hook writes to a log of its
+// own, unless the machine is jammed.
 type Machine struct {
 	*Daemon
 	Link, Hooklog string
@@ -19,7 +19,7 @@ type Machine struct {
 	state         string // path of its state directory, and of its files with a suffix
 }
 
-// MachineConfig is what is particular to a machine.
+// MachineConfig configures a machine.
 type MachineConfig struct {
 	Dir    string // of everything that it keeps
 	Name   string

@@ -52,7 +52,7 @@ func (a *Appliance) ask(ctx context.Context, into any, args ...string) error {
 	return json.Unmarshal([]byte(r.Stdout), into)
 }
 
-// Status is that of `countersignctl status`.
+// Status returns the output of `countersignctl status`.
 func (a *Appliance) Status(ctx context.Context) (s admin.Status, err error) {
 	err = a.ask(ctx, &s, "status")
 	return s, err
@@ -78,7 +78,7 @@ func (a *Appliance) Records(ctx context.Context) (records []admin.Record, err er
 	}
 }
 
-// Client is that of `countersignctl client show`.
+// Client returns the output of `countersignctl client show`.
 func (a *Appliance) Client(ctx context.Context, name string) (c admin.Client, err error) {
 	err = a.ask(ctx, &c, "client", "show", name)
 	return c, err

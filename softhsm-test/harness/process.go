@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// Process is one of the processes that a daemon started. The start time tells it
-// from a later process with the same id.
+// Process is a process that a daemon started. The start time distinguishes it from a later process
+// with the same id.
 type Process struct {
 	PID   int
 	Name  string // as the kernel has it: 15 bytes of the program's name
@@ -90,7 +90,7 @@ func readProcess(pid int) (Process, error) {
 	return p, err
 }
 
-// ended: a zombie is one that only nobody has waited for.
+// ended: a zombie has ended, and its parent has not waited for it.
 func (p Process) ended() bool { return p.state == "Z" || p.state == "X" }
 
 // Running says whether this very process has not ended.

@@ -29,11 +29,11 @@ import (
 // COUNTERSIGN_SEED repeats a run that chooses at random, and BREAK=NAME breaks the product or
 // the test on purpose, so that checks fail.
 type Suite struct {
-	Name     string   // in the last line
-	Sections []string // for -only
-	Breaks   []string // values of BREAK
+	Name     string       // in the last line
+	Sections []string     // for -only
+	Breaks   []string     // values of BREAK
 	Check    func() error // of the suite's own flags; nil: none
-	Line     string   // last line after the name, with passed and all checks; "" is the above
+	Line     string       // last line after the name, with passed and all checks; "" is the above
 }
 
 // suite is the one of this process, which Main sets.
@@ -181,8 +181,8 @@ func Seed(t *testing.T) *mathrand.Rand {
 	return mathrand.New(mathrand.NewPCG(seed, 0))
 }
 
-// TempDir returns a new directory that is removed after the test. Its path is short enough
-// for Unix sockets below it, which that of [testing.T.TempDir] may not be.
+// TempDir returns a new directory that is removed after the test. Its path is short enough for Unix
+// sockets below it; the path that [testing.T.TempDir] returns may not be.
 func TempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "countersign-")

@@ -97,10 +97,10 @@ func suspendAdmin(name string) func(*scene, context.Context) error {
 	}
 }
 
-// strictVersion is that of the policy in force.
+// strictVersion is the version of the policy in force.
 const strictVersion = 2
 
-// standing judges what is in force: administrators, and a policy that is another one.
+// standing grants the administrators in force, and a policy other than the expected one.
 func standing(s *scene, ctx context.Context) error {
 	p, err := s.Policy(ctx)
 	if err != nil {
@@ -137,8 +137,8 @@ func (s *scene) invited(ctx context.Context) {
 	}
 }
 
-// after judges what is in force once the appliance was started again, which is when a
-// change that was made by the rows comes into force at the latest.
+// after restarts the appliance and judges the state in force. A change made in the rows takes
+// effect at the latest then.
 func (s *scene) after(ctx context.Context) error {
 	if err := s.reopen(ctx); err != nil {
 		return err
@@ -222,8 +222,8 @@ func backUp(partial bool) func(*scene, context.Context) error {
 	}
 }
 
-// step takes a step of a key's life; what is believed and used after it must be what it
-// was, or what the true root certified.
+// step takes a step of a key's life. Afterwards only keys that were trusted before, or that the
+// true root certified, may be trusted and used.
 func step(verb keyring.Verb, name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
 		_, stepped := s.ChangeKey(ctx, keyring.Step{Verb: verb, Name: name})
@@ -238,7 +238,7 @@ func step(verb keyring.Verb, name string) func(*scene, context.Context) error {
 		err = s.Approve(ctx, d)
 		if len(d.Answer.Decision()) > 0 {
 			if _, _, bad := s.verify(d, d.Answer.Decision()); bad != nil {
-				err = bad // nobody believes it: a denial of service
+				err = bad // it is not believed: a denial of service
 			}
 		}
 		if _, bad := s.Verify(s.Hash()); bad != nil {

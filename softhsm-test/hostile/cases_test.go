@@ -34,9 +34,9 @@ var outcomeNames = map[outcome]string{
 
 func (o outcome) String() string { return outcomeNames[o] }
 
-// concededTables are those whose records, put back as a whole as they once were, may give
-// what they gave then, as SECURITY.md lists it under "What a seal cannot show". The names
-// and their order are those of the list.
+// concededTables are the tables whose records may grant their earlier rights if a whole table is
+// restored, as SECURITY.md lists it under "What a seal cannot show", with the same names in the
+// same order.
 var concededTables = map[string]bool{"client": true, "restraint": true, "device": true, "decision": true, "record": true, together: true, everything: true}
 
 // Tables that are put back at once.

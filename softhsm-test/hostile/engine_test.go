@@ -107,7 +107,7 @@ func (s *stage) read(table, operation string) {
 	s.reads[table][operation] = true
 }
 
-// usual is what each operation tells in the untouched world.
+// usual holds the result of each operation in the untouched world.
 func (s *stage) usual(ctx context.Context) (map[string]string, error) {
 	told := map[string]string{}
 	var cases []attempt

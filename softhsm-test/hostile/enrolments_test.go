@@ -30,7 +30,8 @@ var enrolments = []operation{
 	{"invite a phone", inviteClient, append([]grant{{what: `"new" enrolled new, roles uv`}, {what: `client certificate for code "new"`}}, trusted...)},
 }
 
-// trusted is what is believed in the untouched world: each key that may be in use or come.
+// trusted holds the keys that are trusted in the untouched world: each key that may be in use or
+// come into use.
 var trusted = func() (all []grant) {
 	for _, k := range []string{"kem@2", "kem@3", "kem@4", "kem@5", "decision@1", "decision@2", "decision@3", "decision@4", "decision@5", "ca@1", "ca@2", "ca@3", "ca@4", "enrol@1", "enrol@2", "enrol@3", "enrol@4", "client-ca@1", "client-ca@2", "client-ca@3", "client-ca@4"} {
 		all = append(all, grant{what: "key " + k})
@@ -100,7 +101,7 @@ func renew(name string) func(*scene, context.Context) error {
 func (s *scene) believed() error {
 	document := s.House.Trust()
 	if document.RootKey == (protocol.PublicKey{}) {
-		return errors.New("no root") // nobody has its key
+		return errors.New("no root") // its key is unknown
 	}
 	if _, err := s.Verify(s.Hash()); err != nil {
 		s.grant("root %s, to which the true root does not lead", document.RootKey)

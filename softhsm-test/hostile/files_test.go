@@ -278,8 +278,8 @@ func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) er
 // beforeAnswers is the moment at which all is asked and nothing answered.
 const beforeAnswers = 1
 
-// behind restores a copy from before an approval on a host whose clock is behind, and
-// sends what was approved again once the clock is right.
+// behind restores a copy from before an approval on a host whose clock is slow, and sends the
+// approved message again once the clock is right.
 func (s *stage) behind(ctx context.Context) error {
 	c := attempt{Alteration: nothing, operation: operation{name: "restore with a clock that is behind"}}
 	path := filepath.Join(s.dir, "behind.db")

@@ -123,7 +123,7 @@ func execs(ctx context.Context, tx *sql.Tx, text string, args ...any) error {
 	return nil
 }
 
-// forgedDecision changes what is stored of a dialog, without a thought of who signed what.
+// forgedDecision changes the stored decision of a dialog and no signature.
 func forgedDecision(dialog string, to protocol.Result) func(*world.World) rows.Alteration {
 	return func(w *world.World) rows.Alteration {
 		return rows.Func("", func(ctx context.Context, tx *sql.Tx) error { return forge(ctx, tx, w.Dialogs[dialog], to) })
@@ -242,7 +242,7 @@ func begunAttempt(w *world.World) rows.Alteration {
 	})
 }
 
-// openNumber is that of an invitation which is open.
+// openNumber selects the number of an open invitation.
 const openNumber = "(SELECT number FROM invitation WHERE name = 'nora')"
 
 // doubledCharges has more to give back than was charged.

@@ -93,7 +93,7 @@ func expected(d *world.Dialog) protocol.Statement {
 	return d.Statement()
 }
 
-// sameAsBefore: what was answered before is the same transaction, issued when it was.
+// sameAsBefore: a repeated answer has the same transaction and the same time of issue.
 func (s *scene) sameAsBefore(d *world.Dialog, got protocol.Decision) string {
 	_, before, err := s.verify(d, d.Answer.Decision())
 	switch {
@@ -124,8 +124,8 @@ type certificate struct {
 	raw []byte
 }
 
-// certificates are the genuine KeyCerts of decision, and those of client-ca: what devices
-// had before, and what the house gives now.
+// certificates are the genuine KeyCerts for decision and client-ca: the ones that devices had
+// before, and the ones that the house returns now.
 func (s *scene) certificates() (decision []certificate, clientCA [][]byte) {
 	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Trust().KeyCerts...) {
 		cert, err := protocol.VerifyKeyCert(raw, s.Root)

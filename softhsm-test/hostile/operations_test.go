@@ -11,9 +11,9 @@ import (
 	"countersign/softhsm-test/hostile/world"
 )
 
-// operation is one thing that somebody does with the appliance. What it grants goes to
-// the scene; its error is a refusal. honest is what it grants in the untouched world:
-// whatever else it grants in an altered one should not be.
+// operation is one use of the appliance. The rights that it grants go to the scene; its error is a
+// refusal. honest lists the rights that it grants in the untouched world: no other right may be
+// granted in an altered one.
 type operation struct {
 	name   string
 	do     func(*scene, context.Context) error
@@ -136,7 +136,7 @@ func (s *scene) approve(ctx context.Context, who string, p *phone.Phone, ask wor
 	return refusal(d.Answer)
 }
 
-// begin applies; what the phone shows and at which level is part of what is granted.
+// begin applies. The text on the phone and the level are part of the grant.
 func (s *scene) begin(ctx context.Context, who string, p *phone.Phone, ask world.Ask) (*world.Dialog, error) {
 	p.Trust = s.Genuine
 	d, err := s.Apply(ctx, p, ask)
@@ -273,7 +273,7 @@ func report(name, at string, sums ...uint64) func(*scene, context.Context) error
 	}
 }
 
-// inParts pays what is left, and then once more.
+// inParts pays the rest of the limit, and then once more.
 func inParts(s *scene, ctx context.Context) error {
 	p := *s.Phones["lena"]
 	err := s.approve(ctx, "lena", &p, pay(40_000))

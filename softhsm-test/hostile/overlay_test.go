@@ -34,7 +34,8 @@ var breaks = map[string][]harness.Edit{
 	"seal": append([]harness.Edit{
 		edit(sealGo, "func (s *Seals) Check(r Sealed, seal Seal) error {\n", "func (s *Seals) Check(r Sealed, seal Seal) error {\n\tif r != nil {\n\t\treturn nil\n\t}\n"),
 	}, unhung...),
-	// What is stored is signed, whatever it says, and a record is good whoever asked for it.
+	// A stored decision is signed without being rebuilt, and a record is valid without its change
+	// request.
 	"rebuild": {
 		edit(answerGo, "if c.seen.code != 0 {", "if false {"),
 		edit(
@@ -55,7 +56,7 @@ var breaks = map[string][]harness.Edit{
 		edit(chainGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
 		edit(signedGo, "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key != known.Root || true }) {"),
 	},
-	// The head is not looked at: what is gone is not missed, and what is old is as good.
+	// The head is not checked: missing and old records are not noticed.
 	"head": append([]harness.Edit{
 		edit(vaultGo, "if !floor.Allows(h) || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
 		edit(schemaGo, "case h.MAC < floor.MAC:", "case false && h.MAC < floor.MAC:"),

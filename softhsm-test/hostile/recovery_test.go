@@ -17,8 +17,8 @@ import (
 	"countersign/softhsm-test/hostile/world"
 )
 
-// recovery brings the altered database back with the genuine backup of the keys, as
-// `countersignd restore --unsigned-database` does, and goes on with it.
+// recovery restores the altered database with the genuine backup of the keys, as `countersignd
+// restore --unsigned-database` does, and continues on it.
 var recovery = []operation{
 	{"restore, then a refusal again", restored(again("refused")), nil},
 	{"restore, then level 1 by rob", restored(byPhone("rob", door)), []grant{{"rob " + approved1, 1}, {`rob is shown "gate"`, 1}}},

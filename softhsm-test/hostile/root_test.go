@@ -55,7 +55,7 @@ func newRoot(ctx context.Context) (r foreign, err error) {
 	return r, err
 }
 
-// row is that of this root in the registry.
+// row is the registry row of this root.
 func (r foreign) row(k store.Key) (store.Key, error) {
 	point := r.key.Point()
 	key := keyring.Key{Key: k}

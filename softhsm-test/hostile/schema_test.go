@@ -65,7 +65,7 @@ func (s *stage) altered(ctx context.Context, a rows.Alteration, look func(*stage
 	return guarded(func() error { return look(s, ctx, path, a) })
 }
 
-// naming holds that an error names what was altered.
+// naming returns an error unless err names the altered object.
 func naming(a rows.Alteration, err error) error {
 	if err == nil || !strings.Contains(err.Error(), a.Names) {
 		return fmt.Errorf("%q is not named: %v", a.Names, err)
@@ -98,7 +98,7 @@ func (s *stage) byDoctor(ctx context.Context, path string, a rows.Alteration) (e
 	return naming(a, errors.Join(append(forged, err)...))
 }
 
-// byRestore has the database brought back. What is restored has nothing foreign.
+// byRestore restores the database. The restored one has no foreign object.
 func (s *stage) byRestore(ctx context.Context, path string, a rows.Alteration) (err error) {
 	if err := a.Apply(ctx, path); err != nil {
 		return err
@@ -117,8 +117,7 @@ func (s *stage) byRestore(ctx context.Context, path string, a rows.Alteration) (
 	return h.Close()
 }
 
-// byWrite has a running store write. It cannot know what was altered, but that something
-// was.
+// byWrite has a running store write. It cannot name the alteration, but it must report one.
 func (s *stage) byWrite(ctx context.Context, path string, a rows.Alteration) (err error) {
 	h, err := world.Open(ctx, s.Place(path))
 	if err != nil {
@@ -145,8 +144,8 @@ func unwritable(ctx context.Context, h *world.House) error {
 	return nil
 }
 
-// unnoticed makes triggers while the appliance runs, and puts the version of the schema
-// back: whatever the appliance noticed, they do nothing, and the next start names them.
+// unnoticed creates triggers while the appliance runs, and resets the schema version. Even if the
+// appliance does not notice them, they must have no effect, and the next start must name them.
 func (s *stage) unnoticed(ctx context.Context) error {
 	for _, meanwhile := range []bool{false, true} {
 		path := filepath.Join(s.dir, "unnoticed.db")

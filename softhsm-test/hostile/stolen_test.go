@@ -124,8 +124,8 @@ func (t *thief) approves(ctx context.Context, dialog string) error {
 	})
 }
 
-// swapsUV gives alice bob's UV key, or that of the thief of her phone, and his own
-// approval a decision.
+// swapsUV gives alice bob's UV key or the UV key of the thief of her phone, and makes the thief's
+// own approval a decision.
 func swapsUV(cert func(store.Client) []byte) func(context.Context, *thief) error {
 	return func(ctx context.Context, t *thief) error {
 		alice, err := t.Client(ctx, t.Phones["alice"].ID)

@@ -11,7 +11,7 @@ import (
 // table counts outcomes: records × operations × outcome.
 type table struct {
 	counts map[string]map[string]tally // by record, then operation
-	gave   []string                    // what was granted that should not be
+	gave   []string                    // rights that were wrongly granted
 }
 
 type tally map[outcome]int

@@ -104,7 +104,7 @@ func (s *stage) repeat(ctx context.Context, step []string) {
 	}
 }
 
-// steps counts the audit records of keys, without those of records that were sealed anew.
+// steps counts the audit records of keys, except the ones of resealed records.
 func (s *stage) steps(ctx context.Context) (n int) {
 	for _, r := range harness.Must(s.Records(ctx)) {
 		if r.Kind == "key" && r.Fields["event"] != "resealed" {

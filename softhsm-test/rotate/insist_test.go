@@ -9,7 +9,7 @@ import (
 	"countersign/softhsm-test/harness/phone"
 )
 
-// insistent is a phone at byte level that applies under whatever kem epoch it likes.
+// insistent is a phone at byte level that applies under any kem epoch.
 type insistent struct{ *phone.Phone }
 
 func newInsistent(ctx context.Context, a *harness.Appliance) *insistent {

@@ -40,7 +40,7 @@ type load struct {
 	newcomers int // phones that were enrolled meanwhile, each used once
 }
 
-// start begins the load: the workers, and one who was suspended.
+// start begins the load: the workers, and a suspended phone.
 func (s *stage) start(ctx context.Context) *load {
 	all := append(append([]worker{}, workers...), worker{name: "mallory", want: exitDenied})
 	l := &load{stage: s, rounds: make([]atomic.Int64, len(all))}
@@ -76,8 +76,8 @@ func (l *load) once(ctx context.Context, w worker) {
 	}
 }
 
-// passes waits until every worker has begun and ended an authorization twice since it
-// was called, so that each has met what was changed before.
+// passes waits until every worker has begun and ended two authorizations since the call, so that
+// each has met the change before it.
 func (l *load) passes(ctx context.Context) {
 	before := make([]int64, len(l.rounds))
 	for i := range l.rounds {
@@ -93,8 +93,8 @@ func (l *load) passes(ctx context.Context) {
 	}))
 }
 
-// end stops the load and holds what it left: as many acts as approvals, and under one
-// name for each phone and device, whatever mac was in use.
+// end stops the load and checks its traces: as many acts as approvals, and one name for each phone
+// and device under every version of mac.
 func (l *load) end(before int) {
 	l.stop.Store(true)
 	l.group.Wait()
@@ -117,7 +117,7 @@ func refusals(log string) string {
 	return strings.Join(lines, " ")
 }
 
-// acts are those of both devices, and the pairwise ids that each has seen.
+// acts returns the acts of both devices, and the pairwise ids that each has seen.
 func (s *stage) acts() (all []harness.Act, names map[string]map[string]bool) {
 	names = map[string]map[string]bool{"relay": {}, "strict": {}}
 	for at, path := range map[string]string{"relay": s.Hooklog, "strict": s.strict.Hooklog} {
@@ -139,7 +139,7 @@ func (s *stage) keys(ctx context.Context, args ...string) (keys []key, r harness
 	return keys, r
 }
 
-// key is what is looked at of a key version.
+// key holds the fields of a key version that are checked.
 type key struct {
 	Name     string `json:"name"`
 	Version  uint64 `json:"version"`

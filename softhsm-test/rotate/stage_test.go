@@ -46,7 +46,7 @@ func (s *stage) furnish(ctx context.Context) {
 	s.strict = harness.Must(s.OpenMachine(ctx, harness.MachineConfig{Dir: s.dir, Name: "strict", Keys: "accept = [100]\nstrict = true"}))
 	s.asleep = harness.Must(s.OpenMachine(ctx, harness.MachineConfig{Dir: s.dir, Name: "asleep", Keys: "accept = [100]"}))
 	harness.Must(s.asleep.Stop())
-	for _, name := range append(append([]string{}, sleepers...), "mallory", "crash") {
+	for _, name := range append(append([]string{}, asleep()...), "mallory", "crash") {
 		s.enrol(ctx, name)
 	}
 	for _, w := range workers {

@@ -49,7 +49,7 @@ func (s *stage) rotateAll(ctx context.Context) {
 	harness.Do(err)
 }
 
-// times is n, or 1 where it is to be quick.
+// times returns n, or 1 under -short.
 func (s *stage) times(n int) int {
 	if testing.Short() {
 		return 1

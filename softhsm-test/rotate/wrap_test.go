@@ -25,9 +25,9 @@ func (s *stage) renewal(ctx context.Context) records {
 	return plan.Records
 }
 
-// retireWrap waits until the background has wrapped every verifier anew, and holds the
-// store to it: none is what it was. Then the version before can go at once, and whoever
-// has a password goes on with it: the load has.
+// retireWrap waits until the background has wrapped every verifier anew, and checks that the store
+// has none of the old ones. Then the version before can be retired at once, and every phone with a
+// password continues: the load has some.
 func (s *stage) retireWrap(ctx context.Context, l *load, old key) {
 	var last records
 	err := harness.Until(ctx, "verifiers wrapped anew", func() (done bool, err error) {

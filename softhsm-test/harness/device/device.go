@@ -142,7 +142,7 @@ type Call struct {
 	Body       []byte
 }
 
-// Answer is what came back, whatever it is.
+// Answer is any response.
 type Answer struct {
 	Status     int
 	Type       string

@@ -14,7 +14,7 @@ import (
 	"countersign/protocol"
 )
 
-// Action is what is done to a message.
+// Action is the treatment of a message.
 type Action int
 
 // The actions.
@@ -68,7 +68,7 @@ func NewProxy(target string) (*Proxy, error) {
 // Link is where phones connect.
 func (p *Proxy) Link() string { return "tcp:" + p.listener.Addr().String() }
 
-// Retarget forwards new links to another address: that of a device that came back.
+// Retarget forwards new links to another address, such as the address of a restarted device.
 func (p *Proxy) Retarget(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -163,7 +163,7 @@ func (p *Proxy) join(conns ...net.Conn) bool {
 	defer p.mu.Unlock()
 	for _, c := range conns {
 		if p.closed {
-			_ = c.Close() // nobody uses it
+			_ = c.Close() // it is not used yet
 			continue
 		}
 		p.open[c] = true
@@ -204,7 +204,7 @@ func (p *Proxy) pump(h half) {
 
 var errCut = errors.New("cut")
 
-// judge records a message and says what goes on in its place, nil for nothing.
+// judge records a message and returns the message to forward in its place, nil for none.
 func (p *Proxy) judge(f Frame) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

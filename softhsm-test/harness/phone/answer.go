@@ -19,7 +19,7 @@ type Means struct {
 // Full is a phone with a random password and a UV key.
 func Full() Means { return Means{Verifier: NewVerifier(), UV: true} }
 
-// NewVerifier is the K_pw of a password that nobody knows.
+// NewVerifier returns the K_pw of an unknown password.
 func NewVerifier() *password.Verifier {
 	var v password.Verifier
 	_, _ = rand.Read(v[:]) // never fails, crypto/rand
@@ -58,7 +58,7 @@ func (s *Session) Honest(v protocol.Verdict) Answer {
 	return a
 }
 
-// Proof is that of the right password.
+// Proof returns the proof of the right password.
 func (s *Session) Proof() []byte {
 	proof := s.phone.Verifier.Proof(s.stmt.Hash())
 	return proof[:]

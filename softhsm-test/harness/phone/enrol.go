@@ -172,7 +172,7 @@ func do(req *http.Request, verify func(tls.ConnectionState) error) ([]byte, erro
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		problem, _ := protocol.ParseProblem(body) // the status tells where there is none
+		problem, _ := protocol.ParseProblem(body) // without a problem the status is enough
 		return nil, &Refusal{Status: res.StatusCode, Code: problem.Code}
 	}
 	return body, nil

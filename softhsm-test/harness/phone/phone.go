@@ -129,7 +129,7 @@ func (s *Session) Open(m2 []byte) error {
 // Statement is the information that is signed.
 func (s *Session) Statement() protocol.Statement { return s.stmt }
 
-// Seal makes M3 of whatever P3.
+// Seal makes M3 of any P3.
 func (s *Session) Seal(attempt uint8, p3 protocol.P3) []byte {
 	return s.channel.SealM3(attempt, p3.Marshal())
 }
@@ -145,7 +145,7 @@ func (s *Session) Result(m3, m4 []byte) (protocol.P4, error) {
 
 func unixNow() uint64 { return uint64(time.Now().Unix()) }
 
-// OpenM3 opens an M3 of this session, to alter what is in it.
+// OpenM3 opens an M3 of this session, so that a test can alter its content.
 func (s *Session) OpenM3(m3 []byte) (attempt uint8, p3 []byte, err error) {
 	return s.channel.OpenM3(m3)
 }

@@ -112,8 +112,8 @@ func (b *builder) lock(ctx context.Context) error {
 	return nil
 }
 
-// spend has lena pay 49,500 of the 50,000 EUR that she may a day. What became of the
-// last two payments: one was performed, of the other nobody has heard.
+// spend has lena pay 49,500 of the 50,000 EUR that she may pay in a day. Of the last two payments
+// one was reported as performed and the other was not reported.
 func (b *builder) spend(ctx context.Context) error {
 	for i := range 5 {
 		d, err := b.House.Apply(ctx, b.Phones["lena"], Ask{Service: Payment, Amount: EUR(990_000)})

@@ -41,7 +41,7 @@ type World struct {
 	Dialogs   map[string]*Dialog
 	Backup    []byte   // of the keys, as of the end
 	Vouched   []byte   // statement of the database, as of the end
-	Lenient   []byte   // a policy that nobody has applied
+	Lenient   []byte   // a policy that was never applied
 	Strict    [32]byte // hash of the policy in force
 
 	token *memory.Token
@@ -221,7 +221,7 @@ func (b *builder) rotate(ctx context.Context) error {
 	return errors.Join(b.Work(ctx, done), b.follow())
 }
 
-// backUp makes what somebody could touch on its way.
+// backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) error {
 	made, err := b.BackUpKeys(ctx, appliance.BackUp{})
 	if err != nil {
