@@ -3,12 +3,17 @@ package attack
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
+	"time"
 
+	"countersign/appliance/admin"
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // The services of the default policy.
@@ -225,4 +230,144 @@ func (s *Session) Check(second ...*Session) protocol.DecisionCheck {
 	check.Services, check.Amount, check.Floor, check.Strict = s.Req.Order.Services, s.Req.Order.Amount, s.P2.Level, s.Req.Strict
 	harness.Do(err)
 	return check
+}
+
+// Key is an ECDSA key in memory.
+type Key = phone.Key
+
+// NewKey makes a P-256 key.
+func NewKey() Key { return phone.NewKey() }
+
+// Phone is an enrolled client, or a stranger.
+type Phone struct {
+	phone.Phone
+	Name string
+	Cert []byte // its client certificate
+}
+
+// TrustDocument is the answer of GET /v1/trust.
+func (a *Arena) TrustDocument(ctx context.Context) protocol.TrustDocument {
+	req := harness.Must(http.NewRequestWithContext(ctx, http.MethodGet, a.URL+"/v1/trust", nil))
+	res := harness.Must(a.https.Do(req))
+	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
+	raw := harness.Must(io.ReadAll(res.Body))
+	return harness.Must(protocol.ParseTrustDocument(raw))
+}
+
+// Now is Unix seconds.
+func Now() uint64 { return uint64(time.Now().Unix()) }
+
+// Stranger makes a phone that is not enrolled.
+func (a *Arena) Stranger() *Phone { return &Phone{Phone: *phone.Stranger(a.till.Trust)} }
+
+// Full is a stranger with password and UV key.
+func (a *Arena) Full() *Phone {
+	p := a.Stranger()
+	p.Give(phone.Full())
+	return p
+}
+
+// Plain enrols a phone without password and UV key.
+func (a *Arena) Plain(ctx context.Context, name string) *Phone {
+	return a.Enrol(ctx, name, a.Stranger())
+}
+
+// Equipped enrols a phone with both, and with roles.
+func (a *Arena) Equipped(ctx context.Context, name string, roles ...string) *Phone {
+	return a.Enrol(ctx, name, a.Full(), roles...)
+}
+
+// Enrol enrols a stranger.
+func (a *Arena) Enrol(ctx context.Context, name string, p *Phone, roles ...string) *Phone {
+	code := a.Invitation(ctx, "client/"+name, admin.Invite{Roles: roles})
+	body := harness.Must(json.Marshal(p.request(ctx, code)))
+	answer := a.PostJSON(ctx, "/v1/enrol", body)
+	if answer.Status != http.StatusOK {
+		harness.Fail("enrolling %s: %s", name, answer.Verdict())
+		return nil
+	}
+	response := harness.Must(protocol.ParseEnrolResponse(answer.Body))
+	p.Name, p.Cert = name, response.ClientCert
+	return p
+}
+
+// request is the enrolment request of an honest phone.
+func (p *Phone) request(ctx context.Context, code protocol.ActivationCode) protocol.EnrolRequest {
+	_, req := harness.Must2(p.EnrolRequest(ctx, code))
+	return req
+}
+
+// Next is an application at a level, with the next serial.
+func (p *Phone) Next(service protocol.Service, level protocol.Level) protocol.P1 {
+	p1 := p.Phone.Next(service)
+	p1.Level = level
+	return p1
+}
+
+// Random is n random bytes.
+func Random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, crypto/rand
+	return b
+}
+
+// Move is one M3 of a session, and what must come back.
+type Move struct {
+	What string
+	On   *Session
+	Sign Sign
+	Want Verdict
+}
+
+// Play makes moves one after the other, each a case.
+func (a *Arena) Play(ctx context.Context, moves ...Move) {
+	for _, m := range moves {
+		reply := m.On.Try(ctx, m.Sign)
+		a.Expect(reply.Named(m.What), m.Want)
+	}
+}
+
+// Approve runs an honest authorization. A verdict other than want ends the test.
+func (a *Arena) Approve(ctx context.Context, s *Session, want Verdict) (m3 []byte, r Reply) {
+	m3 = s.M3(ctx, s.Honest())
+	r = s.Send(ctx, m3)
+	if r.Verdict != want {
+		harness.Fail("honest countersignature of %s: %s; wanted %s", s.Phone.Name, r.Verdict, want)
+		return nil, r
+	}
+	return m3, r
+}
+
+// Waiting is a first approval at level 4 that waits for an approver.
+type Waiting struct {
+	*Session
+	M3    []byte
+	Reply Reply
+}
+
+// Wait runs the first approval of a door at level 4.
+func (a *Arena) Wait(ctx context.Context, p *Phone) Waiting {
+	return a.WaitFor(ctx, a.AskFor(p, Door, 4))
+}
+
+// WaitFor runs any first approval at level 4.
+func (a *Arena) WaitFor(ctx context.Context, ask Ask) (w Waiting) {
+	w.Session = ask.Must(ctx)
+	w.M3, w.Reply = a.Approve(ctx, w.Session, Pending)
+	return w
+}
+
+// workers is how many calls are under way at once.
+const workers = 8
+
+// Each runs f for 0 to n-1, some at a time.
+func Each(n int, f func(i int)) {
+	harness.Each(n, workers, f)
+}
+
+// Storm sends one M3 n times at once.
+func (s *Session) Storm(ctx context.Context, m3 []byte, n int) []Reply {
+	replies := make([]Reply, n)
+	harness.Each(n, n, func(i int) { replies[i] = s.Send(ctx, m3) })
+	return replies
 }

@@ -42,19 +42,19 @@ func TestMain(m *testing.M) {
 	harness.Main(m, s)
 }
 
-// damagedCopy damages the sealed copy of wrap@1 when countersignd makes it. A writer of the
+// edits make countersignd damage the sealed copy of wrap@1 when it makes it. A writer of the
 // database cannot do that.
-var damagedCopy = []harness.Edit{{
+var edits = map[string][]harness.Edit{breakSeal: {{
 	File: "appliance/keyring/backed.go", Old: "\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
 	New: "\tif row.Name == Wrap && row.Version == 1 {\n\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t}\n\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
-}}
+}}}
 
 // TestDisaster skips the sections after one that failed. -short kills fewer restores.
 func TestDisaster(t *testing.T) {
 	harness.Run(t, func(r *harness.Report) {
 		bin := harness.Must(harness.Built())
-		if harness.Break() == breakSeal {
-			bin = harness.Must(bin.Broken(t.Context(), damagedCopy, ""))
+		if e := edits[harness.Break()]; e != nil {
+			bin = harness.Must(bin.Broken(t.Context(), e, ""))
 			t.Cleanup(func() { _ = os.RemoveAll(string(bin)) }) // at worst it stays in the temporary directory
 		}
 		s := open(r, bin)
@@ -68,6 +68,8 @@ func TestDisaster(t *testing.T) {
 
 // withoutFailures leaves out the restores that fail and those that are killed.
 const withoutFailures = "in business,backup,the disaster,the restore"
+
+func TestEdits(t *testing.T) { harness.TestEdits(t, edits) }
 
 func TestBreaks(t *testing.T) {
 	harness.TestBreaks(

@@ -2,7 +2,9 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -179,3 +181,130 @@ func (s *stage) works(ctx context.Context) error {
 
 // door is the service that everybody asks for.
 const door protocol.Service = 100
+
+// keepToken makes SoftHSM keep its token as an HSM does. At each C_Login SoftHSM truncates
+// token.object and then writes the same bytes again, so that a process killed in between leaves an
+// empty token for good. Until stop is called, a file that stays empty is written again; stop says
+// how often.
+func (s *stage) keepToken(ctx context.Context) (stop func() error) {
+	files, err := filepath.Glob(filepath.Join(s.state(), "token", "*", "token.object"))
+	if err != nil || len(files) != 1 {
+		harness.Fail("looking for token.object: %d files: %w", len(files), err)
+		return nil
+	}
+	whole, err := os.ReadFile(files[0])
+	if err != nil || len(whole) == 0 {
+		harness.Do(errors.Join(err, errors.New("token.object is empty to begin with")))
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	k := keeper{path: files[0], whole: whole}
+	go func() { done <- k.keep(ctx) }()
+	return func() error {
+		cancel()
+		err := <-done
+		if k.mended != 0 {
+			s.Say("SoftHSM lost its token %d times to a kill in C_Login; it was put back", k.mended)
+		}
+		return err
+	}
+}
+
+type keeper struct {
+	path   string
+	whole  []byte
+	mended int
+}
+
+// keep looks twice before it writes: a C_Login under way has the file empty too.
+func (k *keeper) keep(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for wasEmpty := false; ; {
+		info, err := os.Stat(k.path)
+		if err != nil {
+			return err
+		}
+		empty := info.Size() == 0
+		if empty && wasEmpty {
+			if err := os.WriteFile(k.path, k.whole, 0o600); err != nil {
+				return err
+			}
+			k.mended++
+		}
+		wasEmpty = empty
+		if ctx.Err() != nil && !empty {
+			return nil
+		}
+		<-tick.C
+	}
+}
+
+// service is `countersignd serve` on what the stage's appliance, which was stopped,
+// has left: token, store, phones.
+type service struct {
+	*harness.Daemon
+	call harness.Call
+	url  string
+	ops  *ops
+}
+
+const serveTOML = `state_dir = %q
+[hsm]
+module = %q
+token_label = "countersign-dev"
+pin = { source = "file", path = %q }
+sessions = %d
+[api]
+listen = %q
+[ops]
+listen = %q
+[trust]
+domain = "dev.countersign.example"
+`
+
+func (s *stage) state() string   { return s.Config.Dir }
+func (s *stage) pinFile() string { return filepath.Join(s.state(), "pin") }
+
+// service writes a configuration with so many sessions for each of the two workers.
+// Nothing is started.
+func (s *stage) service(sessions int) *service {
+	harness.Must(s.Stop())
+	addresses := []string{harness.FreeAddress(), harness.FreeAddress()}
+	path := filepath.Join(s.dir, "serve.toml")
+	text := fmt.Sprintf(serveTOML, s.state(), s.Module, s.pinFile(), sessions, addresses[0], addresses[1])
+	v := &service{url: "https://" + addresses[0], call: harness.Call{
+		Program: "countersignd", Args: []string{"serve", "--config", path},
+		Env: append(s.Env(), "SOFTHSM2_CONF="+filepath.Join(s.state(), "softhsm2.conf")),
+	}}
+	v.ops = newOps("http://"+addresses[1], 0)
+	harness.Do(os.WriteFile(path, []byte(text), 0o600))
+	return v
+}
+
+// start starts it, waits until it is ready and sends all customers there, past any relay.
+func (v *service) start(ctx context.Context, s *stage) (err error) {
+	if v.Daemon, err = s.Config.Bin.Start(v.call); err != nil {
+		return err
+	}
+	v.ops.pid = v.PID()
+	err = harness.Until(ctx, "countersignd serve", func() (bool, error) {
+		if !v.Running() {
+			return false, fmt.Errorf("it ended: %s", v.Log())
+		}
+		status, _, err := v.ops.get(ctx, "/readyz")
+		return err == nil && status == http.StatusOK, nil // the port is closed at first
+	})
+	if err != nil {
+		return err
+	}
+	for i := range s.gates {
+		s.gates[i].Close()
+		s.gates[i] = s.gates[i].At(v.url)
+	}
+	for i, c := range s.customers {
+		c.way = &overAPI{gate: s.gates[i%len(s.gates)], journal: s.journal}
+	}
+	return nil
+}

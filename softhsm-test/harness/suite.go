@@ -193,6 +193,15 @@ func TempDir(t *testing.T) string {
 	return dir
 }
 
+// TestEdits checks that the edits of each break fit the source.
+func TestEdits(t *testing.T, breaks map[string][]Edit) {
+	for name, edits := range breaks {
+		if _, err := Overlay(t.Context(), t.TempDir(), edits); err != nil {
+			t.Errorf("BREAK=%s: %v", name, err)
+		}
+	}
+}
+
 // Broken is a run of this suite as a program that ends with an exit code.
 type Broken struct {
 	Break string

@@ -3,6 +3,9 @@ package hostile
 import (
 	"context"
 	"crypto/ecdh"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +17,9 @@ import (
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
+	"countersign/protocol"
+	"countersign/softhsm-test/harness/phone"
+	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
 
@@ -202,4 +208,95 @@ func (s *scene) reopen(ctx context.Context) error {
 	h.Remember(alarms)
 	s.House = h
 	return err
+}
+
+// foreignRoot replaces root 1 by one of the attacker's own, and certifies the keys that
+// are on the token by it.
+func foreignRoot(w *world.World) rows.Alteration {
+	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
+		root, err := newRoot(ctx)
+		if err != nil {
+			return err
+		}
+		own := keyring.Settings{Domain: world.Domain, RootCerts: [][]byte{root.cert}, NextRootHash: root.next}
+		for name, value := range own.Values() {
+			if err := execs(ctx, tx, "UPDATE setting SET value = ? WHERE name = ?", value, name); err != nil {
+				return err
+			}
+		}
+		row, err := root.row(store.Key{})
+		if err != nil {
+			return err
+		}
+		if err := execs(ctx, tx, "UPDATE key SET public = ?, id = ? WHERE name = 'root' AND version = 1", row.Public, row.ID[:]); err != nil {
+			return err
+		}
+		return root.certifyAll(ctx, tx, w.Root)
+	})
+}
+
+// foreign is a root of the attacker's own.
+type foreign struct {
+	key  phone.Key
+	cert []byte
+	next [32]byte
+}
+
+func newRoot(ctx context.Context) (r foreign, err error) {
+	r.key = phone.NewKey()
+	point := phone.NewKey().Point()
+	r.next = sha256.Sum256(point[:])
+	r.cert, err = protocol.SignRootCert(ctx, r.key, protocol.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
+	return r, err
+}
+
+// row is the registry row of this root.
+func (r foreign) row(k store.Key) (store.Key, error) {
+	point := r.key.Point()
+	key := keyring.Key{Key: k}
+	key.Public = point[:]
+	public, err := point.ECDSA()
+	if err != nil {
+		return k, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	sum := sha256.Sum256(spki)
+	key.ID, key.Cert = [20]byte(sum[:20]), nil
+	key.Sealed, key.SealedFor = nil, nil
+	return key.Key, err
+}
+
+// certify signs what the true root certified.
+func (r foreign) certify(ctx context.Context, cert []byte, trueRoot protocol.PublicKey) ([]byte, error) {
+	k, err := protocol.VerifyKeyCert(cert, trueRoot)
+	if err != nil {
+		return nil, err
+	}
+	return protocol.SignKeyCert(ctx, r.key, k)
+}
+
+func (r foreign) certifyAll(ctx context.Context, tx *sql.Tx, trueRoot protocol.PublicKey) (err error) {
+	found, err := tx.QueryContext(ctx, "SELECT cert FROM key WHERE cert IS NOT NULL AND name <> 'root'")
+	if err != nil {
+		return err
+	}
+	var certs [][]byte
+	for found.Next() {
+		var cert []byte
+		err = errors.Join(err, found.Scan(&cert))
+		certs = append(certs, cert)
+	}
+	if err := errors.Join(err, found.Err(), found.Close()); err != nil {
+		return err
+	}
+	for _, cert := range certs {
+		own, err := r.certify(ctx, cert, trueRoot)
+		if err == nil {
+			err = execs(ctx, tx, "UPDATE key SET cert = ? WHERE cert = ?", own, cert)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -102,6 +102,8 @@ func TestRotate(t *testing.T) {
 	})
 }
 
+func TestEdits(t *testing.T) { harness.TestEdits(t, edits) }
+
 func TestBreaks(t *testing.T) {
 	const load = "rotation under load"
 	harness.TestBreaks(

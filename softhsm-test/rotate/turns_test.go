@@ -3,6 +3,8 @@ package rotate
 import (
 	"cmp"
 	"context"
+	"database/sql"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
@@ -10,6 +12,8 @@ import (
 
 	"countersign/protocol"
 	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
+	"countersign/softhsm-test/harness/phone"
 )
 
 func now() uint64 { return uint64(time.Now().Unix()) }
@@ -185,4 +189,117 @@ func (s *stage) refusesEpoch(ctx context.Context, old key) {
 	s.insist.follow(answer)
 	kind, _ = s.insist.answered(ctx, s.Link)
 	s.Check(kind == protocol.KindM2, "after the key update: answer of kind %#x, want a challenge", kind)
+}
+
+// records is how far client records have come to the mac and wrap keys in use.
+type records struct {
+	Total   int    `json:"total"`
+	Left    int    `json:"left"`
+	Running bool   `json:"running"`
+	Problem string `json:"problem"`
+}
+
+// renewal asks for it.
+func (s *stage) renewal(ctx context.Context) records {
+	var plan struct {
+		Records records `json:"records"`
+	}
+	harness.Do(json.Unmarshal([]byte(s.MustCtl(ctx, "key", "plan", "-o", "json").Stdout), &plan))
+	return plan.Records
+}
+
+// retireWrap waits until the background has wrapped every verifier anew, and checks that the store
+// has none of the old ones. Then the version before can be retired at once, and every phone with a
+// password continues: the load has some.
+func (s *stage) retireWrap(ctx context.Context, l *load, old key) {
+	var last records
+	err := harness.Until(ctx, "verifiers wrapped anew", func() (done bool, err error) {
+		last = s.renewal(ctx)
+		return last.Total > 0 && last.Left == 0 && !last.Running, nil
+	})
+	if err != nil {
+		harness.Fail("%w: %+v", err, last)
+	}
+	s.Check(last.Problem == "", "records: %+v", last)
+	after := s.verifiers(ctx)
+	kept := 0
+	for v := range s.wrapped {
+		if after[v] {
+			kept++
+		}
+	}
+	s.Check(len(s.wrapped) > 0 && kept == 0, "%d of %d verifiers are under %s as before", kept, len(s.wrapped), old.ref())
+	_, r := s.keys(ctx, "retire", old.ref(), "--yes")
+	s.Check(r.Code == 0, "retiring %s: exit code %d: %s", old.ref(), r.Code, r.Stderr)
+	s.Say("%s: %d verifiers wrapped anew, %d of %d records left", old.ref(), len(s.wrapped), last.Left, last.Total)
+	l.passes(ctx)
+}
+
+// verifiers are those in the store, behind the appliance's back.
+func (s *stage) verifiers(ctx context.Context) map[string]bool {
+	db := harness.Must(sql.Open("sqlite", s.database()))
+	defer func() { harness.Do(db.Close()) }()
+	rows := harness.Must(db.QueryContext(ctx, `SELECT verifier FROM client WHERE verifier IS NOT NULL`))
+	defer rows.Close()
+	all := map[string]bool{}
+	for rows.Next() {
+		var v []byte
+		harness.Do(rows.Scan(&v))
+		all[string(v)] = true
+	}
+	harness.Do(rows.Err())
+	return all
+}
+
+// sleepers are phones that were enrolled before anything was rotated and are used for
+// the first time when all is over: four kem epochs and three roots later, most with a
+// password under the first mac and wrap.
+var sleepers = []string{"eve", "frank+", "grace+", "heidi+", "ivan+", "judy+"}
+
+// asleep returns the sleepers, two of them under -short.
+func asleep() []string {
+	if testing.Short() {
+		return sleepers[:2]
+	}
+	return sleepers
+}
+
+// wakeAll: phones that slept go on, at a device that was there all the time and at one
+// that slept as well.
+func (s *stage) wakeAll(ctx context.Context) {
+	harness.Do(s.asleep.Restart(ctx))
+	for _, name := range asleep() {
+		for at, link := range map[string]string{"the device that slept": s.asleep.Link, "the relay": s.Link, "the strict device": s.strict.Link} {
+			r := s.authorize(ctx, name, link)
+			s.Check(r.Code == 0, "%s at %s: exit code %d: %s", name, at, r.Code, r.Stderr)
+		}
+	}
+	s.enrolWith(ctx, "late", s.late)
+	r := s.authorize(ctx, "late", s.Link)
+	s.Check(r.Code == 0, "late, by a code that names the first root: exit code %d: %s", r.Code, r.Stderr)
+	acts := harness.Must(s.asleep.Acts())
+	s.Check(len(acts) == len(asleep()), "the device that slept acted %d times, want %d", len(acts), len(asleep()))
+	r = s.authorize(ctx, "mallory", s.asleep.Link)
+	s.Check(r.Code == exitDenied, "mallory: exit code %d, want %d", r.Code, exitDenied)
+}
+
+// insistent is a phone at byte level that applies under any kem epoch.
+type insistent struct{ *phone.Phone }
+
+func newInsistent(ctx context.Context, a *harness.Appliance) *insistent {
+	code := harness.Must(a.Invite(ctx, "client", "insist"))
+	return &insistent{harness.Must(phone.Enrol(ctx, a.URL, code))}
+}
+
+// answered is the kind of message that an application under the phone's kem epoch is
+// answered with.
+func (i *insistent) answered(ctx context.Context, at string) (kind byte, answer []byte) {
+	session := harness.Must(i.Apply(i.Next(100).Marshal()))
+	answer = harness.Must(link.Ask(ctx, at, session.M1))
+	return harness.Must(protocol.Kind(answer)), answer
+}
+
+// follow takes a key update.
+func (i *insistent) follow(mu []byte) {
+	i.Trust = harness.Must(i.Trust.Update(mu, i.Trust.Time(now())))
 }
