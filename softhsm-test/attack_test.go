@@ -4,7 +4,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/link"
 )
@@ -34,19 +34,19 @@ func TestAttackedLink(t *testing.T) {
 		resume int // exit code of resume; 5: there is nothing pending
 		leaves harness.Tally
 	}{
-		{"M1 altered", link.Rule{Kind: protocol.KindM1, Bit: -1}, 1, 5, nothing},
-		{"M1 of version 2", link.Rule{Kind: protocol.KindM1, Bit: 6}, 1, 5, nothing},
-		{"M1 cut", link.Rule{Kind: protocol.KindM1, Action: link.Cut}, 69, 5, nothing},
-		{"M2 altered", link.Rule{Kind: protocol.KindM2, Bit: -1}, 4, 5, nothing},
-		{"challenge altered", link.Rule{Kind: protocol.KindM2, Bit: 8}, 4, 5, nothing},
-		{"M2 turned into another message", link.Rule{Kind: protocol.KindM2, Bit: 1}, 4, 5, nothing},
-		{"M2 cut", link.Rule{Kind: protocol.KindM2, Action: link.Cut}, 69, 5, nothing},
-		{"M3 altered", link.Rule{Kind: protocol.KindM3, Bit: -1}, 75, 0, acted},
-		{"attempt altered", link.Rule{Kind: protocol.KindM3, Bit: 15}, 75, 0, acted},
-		{"M3 cut", link.Rule{Kind: protocol.KindM3, Action: link.Cut}, 75, 0, acted},
-		{"M4 altered", link.Rule{Kind: protocol.KindM4, Bit: -1}, 75, 0, acted},
-		{"r altered", link.Rule{Kind: protocol.KindM4, Bit: 16}, 75, 0, acted},
-		{"M4 cut", link.Rule{Kind: protocol.KindM4, Action: link.Cut}, 75, 0, acted},
+		{"M1 altered", link.Rule{Kind: message.KindM1, Bit: -1}, 1, 5, nothing},
+		{"M1 of version 2", link.Rule{Kind: message.KindM1, Bit: 6}, 1, 5, nothing},
+		{"M1 cut", link.Rule{Kind: message.KindM1, Action: link.Cut}, 69, 5, nothing},
+		{"M2 altered", link.Rule{Kind: message.KindM2, Bit: -1}, 4, 5, nothing},
+		{"challenge altered", link.Rule{Kind: message.KindM2, Bit: 8}, 4, 5, nothing},
+		{"M2 turned into another message", link.Rule{Kind: message.KindM2, Bit: 1}, 4, 5, nothing},
+		{"M2 cut", link.Rule{Kind: message.KindM2, Action: link.Cut}, 69, 5, nothing},
+		{"M3 altered", link.Rule{Kind: message.KindM3, Bit: -1}, 75, 0, acted},
+		{"attempt altered", link.Rule{Kind: message.KindM3, Bit: 15}, 75, 0, acted},
+		{"M3 cut", link.Rule{Kind: message.KindM3, Action: link.Cut}, 75, 0, acted},
+		{"M4 altered", link.Rule{Kind: message.KindM4, Bit: -1}, 75, 0, acted},
+		{"r altered", link.Rule{Kind: message.KindM4, Bit: 16}, 75, 0, acted},
+		{"M4 cut", link.Rule{Kind: message.KindM4, Action: link.Cut}, 75, 0, acted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			proxy.Reset()

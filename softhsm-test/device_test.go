@@ -9,6 +9,10 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/phone"
@@ -19,7 +23,7 @@ var cborPaths = []string{"/v1/apply", "/v1/countersign", "/v1/outcome"}
 
 func wantAnswer(t *testing.T, got device.Answer, want device.Answer) {
 	t.Helper()
-	if got.Status != want.Status || got.Code != want.Code || got.Type != protocol.ProblemType {
+	if got.Status != want.Status || got.Code != want.Code || got.Type != deviceapi.ProblemType {
 		t.Errorf("answered %d, code %d, %s: want %d, code %d, problem+json", got.Status, uint8(got.Code), got.Type, want.Status, uint8(want.Code))
 	}
 }
@@ -40,7 +44,7 @@ func TestDeviceIdentity(t *testing.T) {
 	gate := b.device("gate")
 	call := func(t *testing.T, d *device.Device, path string) device.Answer {
 		t.Helper()
-		return must[device.Answer](t)(d.Post(t.Context(), device.Call{Path: path, Type: protocol.BodyType, Body: []byte{0xA0}}))
+		return must[device.Answer](t)(d.Post(t.Context(), device.Call{Path: path, Type: deviceapi.BodyType, Body: []byte{0xA0}}))
 	}
 	for _, path := range cborPaths {
 		wantAnswer(t, call(t, anonymous, path), noDevice)
@@ -86,16 +90,16 @@ func TestMalformedRequests(t *testing.T) {
 	}{
 		{"JSON", device.Call{Type: "application/json", Body: body}, device.Answer{}},
 		{"no type", device.Call{Body: body}, device.Answer{}},
-		{"nothing", device.Call{Type: protocol.BodyType}, device.Answer{}},
-		{"cut short", device.Call{Type: protocol.BodyType, Body: body[:len(body)-1]}, device.Answer{}},
-		{"trailing byte", device.Call{Type: protocol.BodyType, Body: append(slices.Clone(body), 0)}, device.Answer{}},
-		{"indefinite", device.Call{Type: protocol.BodyType, Body: slices.Concat([]byte{0xBF}, body[1:], []byte{0xFF})}, device.Answer{}},
-		{"nested deeply", device.Call{Type: protocol.BodyType, Body: bytes.Repeat([]byte{0x81}, 4096)}, device.Answer{}},
-		{"1 GiB declared", device.Call{Type: protocol.BodyType, Body: []byte{0xA1, 0x01, 0x5A, 0x40, 0, 0, 0}}, device.Answer{}},
-		{"16 KiB", device.Call{Type: protocol.BodyType, Body: make([]byte, 16<<10)}, device.Answer{}},
-		{"text that lies", device.Call{Type: protocol.BodyType, Body: badText.Marshal()}, device.Answer{}},
-		{"M1 cut short", device.Call{Type: protocol.BodyType, Body: badM1.Marshal()}, device.Answer{}},
-		{"version 2", device.Call{Type: protocol.BodyType, Body: otherVersion.Marshal()}, device.Answer{Code: protocol.CodeVersion}},
+		{"nothing", device.Call{Type: deviceapi.BodyType}, device.Answer{}},
+		{"cut short", device.Call{Type: deviceapi.BodyType, Body: body[:len(body)-1]}, device.Answer{}},
+		{"trailing byte", device.Call{Type: deviceapi.BodyType, Body: append(slices.Clone(body), 0)}, device.Answer{}},
+		{"indefinite", device.Call{Type: deviceapi.BodyType, Body: slices.Concat([]byte{0xBF}, body[1:], []byte{0xFF})}, device.Answer{}},
+		{"nested deeply", device.Call{Type: deviceapi.BodyType, Body: bytes.Repeat([]byte{0x81}, 4096)}, device.Answer{}},
+		{"1 GiB declared", device.Call{Type: deviceapi.BodyType, Body: []byte{0xA1, 0x01, 0x5A, 0x40, 0, 0, 0}}, device.Answer{}},
+		{"16 KiB", device.Call{Type: deviceapi.BodyType, Body: make([]byte, 16<<10)}, device.Answer{}},
+		{"text that lies", device.Call{Type: deviceapi.BodyType, Body: badText.Marshal()}, device.Answer{}},
+		{"M1 cut short", device.Call{Type: deviceapi.BodyType, Body: badM1.Marshal()}, device.Answer{}},
+		{"version 2", device.Call{Type: deviceapi.BodyType, Body: otherVersion.Marshal()}, device.Answer{Code: protocol.CodeVersion}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.call.Path, c.want.Status = "/v1/apply", http.StatusBadRequest
@@ -113,34 +117,34 @@ func TestMalformedRequests(t *testing.T) {
 }
 
 // applyRequest is what an honest device asks for a P1.
-func (b *bench) applyRequest(p *phone.Phone, p1 protocol.P1) protocol.ApplyRequest {
+func (b *bench) applyRequest(p *phone.Phone, p1 message.P1) deviceapi.ApplyRequest {
 	b.Helper()
-	return protocol.ApplyRequest{
-		M1: b.apply(p, p1).M1, Order: protocol.Order{Services: []protocol.Service{p1.Service}},
-		Link: protocol.LinkWire, Nonce: device.NewNonce(),
+	return deviceapi.ApplyRequest{
+		M1: b.apply(p, p1).M1, Order: deviceapi.Order{Services: []protocol.Service{p1.Service}},
+		Link: deviceapi.LinkWire, Nonce: device.NewNonce(),
 	}
 }
 
 // granted is a session that a device has a handle for.
 type granted struct {
 	*phone.Session
-	req protocol.ApplyRequest
-	res protocol.ApplyResponse
+	req deviceapi.ApplyRequest
+	res deviceapi.ApplyResponse
 }
 
 // grant runs the first round trip at a device of the rig.
-func (b *bench) grant(d *device.Device, p *phone.Phone, order protocol.Order) granted {
+func (b *bench) grant(d *device.Device, p *phone.Phone, order deviceapi.Order) granted {
 	b.Helper()
 	s := b.apply(p, p.Next(order.Services[0]))
-	g := granted{Session: s, req: protocol.ApplyRequest{M1: s.M1, Order: order, Link: protocol.LinkWire, Nonce: device.NewNonce()}}
-	g.res = must[protocol.ApplyResponse](b.T)(d.Apply(b.Context(), g.req))
+	g := granted{Session: s, req: deviceapi.ApplyRequest{M1: s.M1, Order: order, Link: deviceapi.LinkWire, Nonce: device.NewNonce()}}
+	g.res = must[deviceapi.ApplyResponse](b.T)(d.Apply(b.Context(), g.req))
 	if err := s.Open(g.res.M2); err != nil || s.P2.Code != 0 {
 		b.Fatalf("challenge %+v, %v", s.P2, err)
 	}
 	return g
 }
 
-var door = protocol.Order{Services: []protocol.Service{100}}
+var door = deviceapi.Order{Services: []protocol.Service{100}}
 
 // TestOutcome: only the device that holds a decision may report its outcome, also twice.
 func TestOutcome(t *testing.T) {
@@ -148,12 +152,12 @@ func TestOutcome(t *testing.T) {
 	gate := b.device("gate")
 	p := b.phone("alice")
 	g := b.grant(gate, p, door)
-	res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), protocol.CountersignRequest{
+	res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{
 		Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve),
 	}))
-	keys := protocol.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
-	d := must[protocol.Decision](t)(keys.Verify(res.Decision))
-	done := protocol.OutcomeRequest{Transaction: d.Transaction, Performed: true}
+	keys := trust.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
+	d := must[receipt.Decision](t)(receipt.Verify(keys, res.Decision))
+	done := deviceapi.OutcomeRequest{Transaction: d.Transaction, Performed: true}
 	unknown := done
 	unknown.Transaction[0] ^= 1
 	notFound := device.Refusal{Status: http.StatusNotFound, Code: protocol.CodeRefused}
@@ -181,7 +185,7 @@ func TestReplayedM3(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wantResult(t, p4, protocol.P4{Result: protocol.ResultApproved})
+			wantResult(t, p4, message.P4{Result: protocol.ResultApproved})
 			r := m4[2:10]
 			for _, earlier := range seen {
 				if bytes.Equal(earlier, r) {
@@ -190,7 +194,7 @@ func TestReplayedM3(t *testing.T) {
 			}
 			seen = append(seen, r)
 		}
-		wantResult(t, b.settle(b.link(), s, m3), protocol.P4{Result: protocol.ResultApproved}) // on another link
+		wantResult(t, b.settle(b.link(), s, m3), message.P4{Result: protocol.ResultApproved}) // on another link
 	})
 }
 
@@ -215,30 +219,30 @@ func TestBadCountersignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	approved := must[protocol.P3](t)(protocol.ParseP3(raw))
+	approved := must[message.P3](t)(message.ParseP3(raw))
 	for _, bad := range []struct {
 		name    string
 		attempt uint8
-		p3      func(*protocol.P3)
+		p3      func(*message.P3)
 		code    protocol.Code
 	}{
-		{"another signature", 0, func(p *protocol.P3) { p.Signature[0] ^= 1 }, protocol.CodeSignature},
-		{"signature of zeros", 0, func(p *protocol.P3) { p.Signature = [64]byte{} }, protocol.CodeSignature},
-		{"verdict turned round", 0, func(p *protocol.P3) { p.Verdict = protocol.Refuse }, protocol.CodeSignature},
-		{"key that was not enrolled", 0, func(p *protocol.P3) { p.Slot = protocol.SlotUV }, protocol.CodeSignature},
-		{"proof that was not signed", 0, func(p *protocol.P3) { p.Proof = make([]byte, protocol.ProofSize) }, protocol.CodeSignature},
-		{"second attempt without a first", 1, func(*protocol.P3) {}, protocol.CodeSerial},
+		{"another signature", 0, func(p *message.P3) { p.Signature[0] ^= 1 }, protocol.CodeSignature},
+		{"signature of zeros", 0, func(p *message.P3) { p.Signature = [64]byte{} }, protocol.CodeSignature},
+		{"verdict turned round", 0, func(p *message.P3) { p.Verdict = protocol.Refuse }, protocol.CodeSignature},
+		{"key that was not enrolled", 0, func(p *message.P3) { p.Slot = protocol.SlotUV }, protocol.CodeSignature},
+		{"proof that was not signed", 0, func(p *message.P3) { p.Proof = make([]byte, message.ProofSize) }, protocol.CodeSignature},
+		{"second attempt without a first", 1, func(*message.P3) {}, protocol.CodeSerial},
 	} {
 		t.Run(bad.name, func(t *testing.T) {
 			p3 := approved
 			bad.p3(&p3)
 			b.changes(nothing, func() {
-				wantResult(t, b.settle(c, s, s.Seal(bad.attempt, p3)), protocol.P4{Reason: bad.code})
+				wantResult(t, b.settle(c, s, s.Seal(bad.attempt, p3)), message.P4{Reason: bad.code})
 			})
 		})
 	}
 	b.changes(acted, func() {
-		wantResult(t, b.settle(c, s, good), protocol.P4{Result: protocol.ResultApproved})
+		wantResult(t, b.settle(c, s, good), message.P4{Result: protocol.ResultApproved})
 	})
 }
 

@@ -15,8 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 )
@@ -28,7 +32,7 @@ func TestTokenGone(t *testing.T) {
 	gate := b.device("gate")
 	p := b.phone("alice")
 	g := b.grant(gate, p, door)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
+	req := deviceapi.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
 	token, away := filepath.Join(b.Config.Dir, "token"), filepath.Join(b.Config.Dir, "away")
 	if err := os.Rename(token, away); err != nil {
 		t.Fatal(err)
@@ -44,12 +48,12 @@ func TestTokenGone(t *testing.T) {
 	}
 	b.readyz(http.StatusServiceUnavailable)
 	b.changes(nothing, func() {
-		answer := must[device.Answer](t)(gate.Post(t.Context(), device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()}))
+		answer := must[device.Answer](t)(gate.Post(t.Context(), device.Call{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: req.Marshal()}))
 		wantAnswer(t, answer, device.Answer{Status: http.StatusServiceUnavailable, Code: protocol.CodeHSM})
 		if answer.RetryAfter == "" || answer.RetryAfter == "0" {
 			t.Errorf("Retry-After %q", answer.RetryAfter)
 		}
-		me, err := protocol.ParseLinkError(b.ask(b.apply(p, p.Next(100)).M1))
+		me, err := message.ParseLinkError(b.ask(b.apply(p, p.Next(100)).M1))
 		if err != nil || me.Code != protocol.CodeHSM || me.Retry == 0 {
 			t.Errorf("ME %+v, %v", me, err)
 		}
@@ -59,7 +63,7 @@ func TestTokenGone(t *testing.T) {
 	}
 	b.readyz(http.StatusOK)
 	b.changes(denied, func() { // decided now, and by no relay acted on
-		res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+		res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
 		if res.Result != protocol.ResultApproved {
 			t.Errorf("result %v", res.Result)
 		}
@@ -105,7 +109,7 @@ func TestStopWithOpenConnections(t *testing.T) {
 			t.Errorf("%s runs on: %v", c.Name, err)
 		}
 	}
-	if _, err := gate.Countersign(t.Context(), protocol.CountersignRequest{Handle: g.res.Handle, M3: []byte{0x31}}); err == nil {
+	if _, err := gate.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: g.res.Handle, M3: []byte{0x31}}); err == nil {
 		t.Error("a stopped appliance answers")
 	}
 }
@@ -118,8 +122,8 @@ func TestKilledAppliance(t *testing.T) {
 	p := b.phone("alice")
 	g, open := b.grant(gate, p, door), b.grant(gate, p, door)
 	m3 := b.m3(g.Session, protocol.Approve)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: m3}
-	first := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+	req := deviceapi.CountersignRequest{Handle: g.res.Handle, M3: m3}
+	first := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
 	before := b.tally()
 
 	children := must[[]harness.Process](t)(b.Children())
@@ -145,19 +149,19 @@ func TestKilledAppliance(t *testing.T) {
 	gate = gate.At(b.URL)
 	t.Cleanup(gate.Close)
 
-	again := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
-	keys := protocol.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
-	one := must[protocol.Decision](t)(keys.Verify(first.Decision))
-	two := must[protocol.Decision](t)(keys.Verify(again.Decision))
+	again := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+	keys := trust.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
+	one := must[receipt.Decision](t)(receipt.Verify(keys, first.Decision))
+	two := must[receipt.Decision](t)(receipt.Verify(keys, again.Decision))
 	if again.Result != protocol.ResultApproved || one.Transaction != two.Transaction || !bytes.Equal(one.Marshal(), two.Marshal()) {
 		t.Errorf("decided %+v, after the restart %+v", one, two)
 	}
-	wantResult(t, must[protocol.P4](t)(g.Result(m3, again.M4)), protocol.P4{Result: protocol.ResultApproved})
+	wantResult(t, must[message.P4](t)(g.Result(m3, again.M4)), message.P4{Result: protocol.ResultApproved})
 	if after := b.tally(); after != before {
 		t.Errorf("counts went from %+v to %+v", before, after)
 	}
 	// A challenge that was open is one still: apply stored nothing.
-	res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), protocol.CountersignRequest{
+	res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{
 		Handle: open.res.Handle, M3: b.m3(open.Session, protocol.Approve),
 	}))
 	if res.Result != protocol.ResultApproved {
@@ -172,7 +176,7 @@ func TestKilledChanges(t *testing.T) {
 	interrupted := 0
 	for round, at := range []int{1, 2, 2, 2, 3, 2} {
 		verb := []string{"rotate", "activate"}[round%2]
-		before := len(must[[]admin.Record](t)(b.Records(t.Context())))
+		before := len(must[[]adminapi.Record](t)(b.Records(t.Context())))
 		args := []string{"--admin", b.Admin, "key", verb, "root"}
 		if verb == "activate" {
 			args = append(args, "--yes")
@@ -198,7 +202,7 @@ func TestKilledChanges(t *testing.T) {
 			t.Fatalf("round %d: %s %s is %s: %s", round, c.Kind, verb, c.State, c.Reason)
 		}
 		events := map[string]int{}
-		for _, rec := range must[[]admin.Record](t)(b.Records(t.Context()))[before:] {
+		for _, rec := range must[[]adminapi.Record](t)(b.Records(t.Context()))[before:] {
 			events[rec.Kind+" "+fmt.Sprint(rec.Fields["event"])]++
 		}
 		if events["change taken"] != 1 || events["change executed"] != 1 || events["key "+verb] != 1 {
@@ -229,7 +233,7 @@ func (b *bench) killAt(records int) {
 			return false, err
 		}
 		defer func() { _ = res.Body.Close() }() // it was read
-		var page []admin.Record
+		var page []adminapi.Record
 		err = json.NewDecoder(res.Body).Decode(&page)
 		return len(page) > 0, err
 	})
@@ -247,14 +251,14 @@ func (b *bench) killAt(records int) {
 }
 
 // ended is the newest change once it is not under way any more.
-func (b *bench) ended() (c admin.Change) {
+func (b *bench) ended() (c adminapi.Change) {
 	b.Helper()
 	err := harness.Until(b.Context(), "the end of the change", func() (bool, error) {
 		r, err := b.Ctl(b.Context(), "change", "list", "-o", "json")
 		if err != nil {
 			return false, err
 		}
-		var all []admin.Change
+		var all []adminapi.Change
 		if err := json.Unmarshal([]byte(r.Stdout), &all); err != nil || len(all) == 0 {
 			return false, fmt.Errorf("%d changes: %v: %s", len(all), err, r.Stderr)
 		}

@@ -20,12 +20,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
-	"countersign/protocol"
+	"countersign/hsm"
+	"countersign/hsm/pool"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/link"
 	"countersign/softhsm-test/shim"
@@ -322,7 +322,7 @@ func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "MESSAGE")
-	kind, ok := map[string]byte{"m3": protocol.KindM3, "m4": protocol.KindM4}[args[0]]
+	kind, ok := map[string]byte{"m3": message.KindM3, "m4": message.KindM4}[args[0]]
 	if !ok {
 		ts.Fatalf("usage: cut m3|m4")
 	}
@@ -373,14 +373,14 @@ func offlineIfAsked() (code int, asked bool) {
 }
 
 // openToken opens a SoftHSM token that no other process has open.
-func openToken(ctx context.Context, label, pinFile string) (*worker.Pool, error) {
+func openToken(ctx context.Context, label, pinFile string) (*pool.Pool, error) {
 	pin, err := os.ReadFile(pinFile)
 	if err != nil {
 		return nil, err
 	}
-	return worker.Open(ctx, worker.Config{
+	return pool.Open(ctx, pool.Config{
 		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: label,
-		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+		PIN: hsm.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
 	})
 }
 
@@ -400,7 +400,7 @@ func retire(dir string, names ...string) error {
 	if err != nil {
 		return err
 	}
-	err = keyring.Unseal(ctx, token, s, store.NewSeals(nil), keyring.Pins{Anchor: file})
+	err = keyuse.Unseal(ctx, token, s, store.NewSeals(nil), keyuse.Pins{Anchor: file})
 	if err == nil {
 		err = retireAll(ctx, s, names)
 	}

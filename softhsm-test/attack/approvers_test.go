@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 )
 
 // approvers attacks the second approval of level 4.
@@ -154,13 +155,13 @@ func (p pair) otherOrder(ctx context.Context) {
 	w := p.WaitFor(ctx, p.Pay(p.alice, 1_000_000))
 	for _, c := range []struct {
 		what   string
-		change func(*protocol.Order)
+		change func(*deviceapi.Order)
 		want   protocol.Code
 	}{
-		{"another amount", func(o *protocol.Order) { o.Amount = Euros(100) }, protocol.CodePolicy},
-		{"another currency", func(o *protocol.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodePolicy},
-		{"another text", func(o *protocol.Order) { o.Text = "Tea" }, protocol.CodePolicy},
-		{"another service", func(o *protocol.Order) { *o = protocol.Order{Services: []protocol.Service{Door}} }, protocol.CodeService},
+		{"another amount", func(o *deviceapi.Order) { o.Amount = Euros(100) }, protocol.CodePolicy},
+		{"another currency", func(o *deviceapi.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodePolicy},
+		{"another text", func(o *deviceapi.Order) { o.Text = "Tea" }, protocol.CodePolicy},
+		{"another service", func(o *deviceapi.Order) { *o = deviceapi.Order{Services: []protocol.Service{Door}} }, protocol.CodeService},
 	} {
 		ask := p.Second(p.bob, w.Session, w.Reply.Res.NextHandle)
 		c.change(&ask.Req.Order)

@@ -22,8 +22,10 @@ import (
 
 	_ "modernc.org/sqlite" // the driver of the store
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 )
@@ -91,7 +93,7 @@ func (a *Arena) Ask(ctx context.Context, path string, body, into any) {
 		raw := harness.Must(json.Marshal(body))
 		method, reader = http.MethodPost, bytes.NewReader(raw)
 	}
-	req := harness.Must(http.NewRequestWithContext(ctx, method, "http://admin"+admin.Prefix+path, reader))
+	req := harness.Must(http.NewRequestWithContext(ctx, method, "http://admin"+adminapi.Prefix+path, reader))
 	res := harness.Must(a.admin.Do(req))
 	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
 	raw, err := io.ReadAll(res.Body)
@@ -111,21 +113,21 @@ func (a *Arena) Do(ctx context.Context, path string) {
 }
 
 // ClientState returns a client as the admin API describes it.
-func (a *Arena) ClientState(ctx context.Context, p *Phone) (c admin.Client) {
+func (a *Arena) ClientState(ctx context.Context, p *Phone) (c adminapi.Client) {
 	a.Ask(ctx, "client/"+p.Name, nil, &c)
 	return c
 }
 
 // Invitation makes an activation code; path is "client/alice".
-func (a *Arena) Invitation(ctx context.Context, path string, i admin.Invite) protocol.ActivationCode {
-	var invited admin.Invited
+func (a *Arena) Invitation(ctx context.Context, path string, i adminapi.Invite) enrol.ActivationCode {
+	var invited adminapi.Invited
 	a.Ask(ctx, path+"/invite", i, &invited)
-	return harness.Must(protocol.ParseActivationCode(invited.ActivationCode))
+	return harness.Must(enrol.ParseActivationCode(invited.ActivationCode))
 }
 
 // EnrolDevice enrols a device.
 func (a *Arena) EnrolDevice(ctx context.Context, name string) *device.Device {
-	code := a.Invitation(ctx, "device/"+name, admin.Invite{Display: "Countersign dev box"})
+	code := a.Invitation(ctx, "device/"+name, adminapi.Invite{Display: "Countersign dev box"})
 	return harness.Must(device.Enrol(ctx, device.Config{URL: a.URL, CA: a.CA}, code.String()))
 }
 
@@ -157,7 +159,7 @@ func (a *Arena) PostAs(ctx context.Context, c *http.Client, p Post) Answer {
 	res := harness.Must(c.Do(req))
 	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
 	raw := harness.Must(io.ReadAll(res.Body))
-	problem, _ := protocol.ParseProblem(raw) // without a problem the status is enough
+	problem, _ := deviceapi.ParseProblem(raw) // without a problem the status is enough
 	return Answer{Status: res.StatusCode, Body: raw, Code: problem.Code}
 }
 

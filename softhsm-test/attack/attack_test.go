@@ -25,7 +25,7 @@ var sections = []struct {
 	{"downgrades", downgrades},
 	{"approvers", approvers},
 	{"decisions", decisions},
-	{"trust", trust},
+	{"trust", trustChain},
 	{"store", storeRows},
 	{"enrolment", enrolment},
 	{"identity", identity},
@@ -57,12 +57,12 @@ func checkQuiet() error {
 	return nil
 }
 
-// TestAttack leaves out flips and timing under -short unless -only names them.
+// TestAttack leaves out flips and timing under `go test -short`.
 func TestAttack(t *testing.T) {
 	harness.Run(t, func(r *harness.Report) {
 		a := openArena(r)
 		for _, s := range sections {
-			if testing.Short() && !harness.Chosen() && (s.name == "flips" || s.name == "timing") {
+			if harness.Brief() && (s.name == "flips" || s.name == "timing") {
 				continue
 			}
 			r.Section(s.name, func() { s.run(t.Context(), a) })

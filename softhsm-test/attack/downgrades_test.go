@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 )
 
 // downgrades asks for less than the policy does, or gives less than was asked for.
@@ -39,10 +41,10 @@ func (p pair) askedLevels(ctx context.Context) {
 			{"the same, device floor 1", changed(p.Pay(p.alice, 5000), func(k *Ask) { k.Req.Floor = 1 }), 2, 3},
 			{"a payment of 10,000.00 at level 1", p.Pay(p.alice, 1_000_000), 4, 15},
 			{"the vault at level 1", p.AskFor(p.alice, Vault, 1), 3, 7},
-			{"the vault by QR", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = protocol.LinkQR }), 3, 7},
-			{"the vault by sound", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = protocol.LinkSound }), 3, 7},
-			{"the vault by NFC", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = protocol.LinkNFC }), 3, 7},
-			{"the vault by BLE", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = protocol.LinkBLE }), 3, 7},
+			{"the vault by QR", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = deviceapi.LinkQR }), 3, 7},
+			{"the vault by sound", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = deviceapi.LinkSound }), 3, 7},
+			{"the vault by NFC", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = deviceapi.LinkNFC }), 3, 7},
+			{"the vault by BLE", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Link = deviceapi.LinkBLE }), 3, 7},
 			{"the vault, strict", changed(p.AskFor(p.alice, Vault, 1), func(k *Ask) { k.Req.Strict = true }), 3, 23},
 		} {
 			s := c.ask.Apply(ctx)
@@ -77,10 +79,10 @@ func (p pair) refusedApplies(ctx context.Context) {
 			{"a payment without amount", pay(func(k *Ask) { k.Req.Order.Amount = nil }), InM2(protocol.CodePolicy)},
 			{"a door with an amount", door(func(k *Ask) { k.Req.Order.Amount = Euros(1) }), InM2(protocol.CodePolicy)},
 			{"other currency", pay(func(k *Ask) { k.Req.Order.Amount.Currency = "JPY" }), InM2(protocol.CodePolicy)},
-			{"less than ordered", pay(func(k *Ask) { k.P1.Proposal = &protocol.Proposal{Amount: Euros(1)} }), InM2(protocol.CodePolicy)},
-			{"other text than ordered", pay(func(k *Ask) { k.P1.Proposal = &protocol.Proposal{Text: "Tea"} }), InM2(protocol.CodePolicy)},
+			{"less than ordered", pay(func(k *Ask) { k.P1.Proposal = &message.Proposal{Amount: Euros(1)} }), InM2(protocol.CodePolicy)},
+			{"other text than ordered", pay(func(k *Ask) { k.P1.Proposal = &message.Proposal{Text: "Tea"} }), InM2(protocol.CodePolicy)},
 			{"full receipt by sound", door(func(k *Ask) {
-				k.P1.Capabilities, k.Req.Link = protocol.CapabilityFullReceipt, protocol.LinkSound
+				k.P1.Capabilities, k.Req.Link = message.CapabilityFullReceipt, deviceapi.LinkSound
 			}), InM2(protocol.CodeFasterLink)},
 			{"two scripts in a text", pay(func(k *Ask) { k.Req.Order.Text = "pаypal" }), malformed},
 		} {
@@ -201,15 +203,15 @@ func (p pair) lessThanOrdered(ctx context.Context) {
 	p.Code("a decision of level 1 at floor 2", err, protocol.CodeLevel)
 	for _, want := range []struct {
 		what string
-		e    protocol.Expectation
+		e    message.Expectation
 		code protocol.Code
 	}{
-		{"the phone's own floor", protocol.Expectation{Service: Payment, Floor: func(protocol.Service) protocol.Level { return 2 }}, protocol.CodeLevel},
-		{"the level it asked for", protocol.Expectation{Service: Payment, Requested: 2}, protocol.CodeLevel},
-		{"the amount it proposed", protocol.Expectation{Service: Payment, Amount: Euros(1)}, protocol.CodePolicy},
-		{"the text it proposed", protocol.Expectation{Service: Payment, Text: "Tea"}, protocol.CodePolicy},
-		{"a co-approval that names no first statement", protocol.Expectation{Service: protocol.ServiceCoApproval}, protocol.CodeFormat},
-		{"what it wants", protocol.Expectation{Service: Payment, Requested: 1, Amount: Euros(4999), Text: "Coffee and croissants"}, 0},
+		{"the phone's own floor", message.Expectation{Service: Payment, Floor: func(protocol.Service) protocol.Level { return 2 }}, protocol.CodeLevel},
+		{"the level it asked for", message.Expectation{Service: Payment, Requested: 2}, protocol.CodeLevel},
+		{"the amount it proposed", message.Expectation{Service: Payment, Amount: Euros(1)}, protocol.CodePolicy},
+		{"the text it proposed", message.Expectation{Service: Payment, Text: "Tea"}, protocol.CodePolicy},
+		{"a co-approval that names no first statement", message.Expectation{Service: protocol.ServiceCoApproval}, protocol.CodeFormat},
+		{"what it wants", message.Expectation{Service: Payment, Requested: 1, Amount: Euros(4999), Text: "Coffee and croissants"}, 0},
 	} {
 		p.Code("the phone against "+want.what, s.P2.Acceptable(want.e), want.code)
 	}

@@ -6,6 +6,10 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/link"
 )
@@ -102,8 +106,8 @@ func epochs(ctx context.Context, a *Arena, m1 []byte) map[int]bool {
 	document := a.TrustDocument(ctx)
 	held := map[int]bool{}
 	for _, raw := range document.KeyCerts {
-		cert := harness.Must(protocol.VerifyKeyCert(raw, document.RootKey))
-		for bit := 10; bit < 16 && cert.Use == protocol.UseKEM; bit++ {
+		cert := harness.Must(trust.VerifyKeyCert(raw, document.RootKey))
+		for bit := 10; bit < 16 && cert.Use == trust.UseKEM; bit++ {
 			held[bit] = held[bit] || link.Flip(m1, bit)[1] == byte(cert.Epoch%64)
 		}
 	}
@@ -146,7 +150,7 @@ func (l level) flipM3(ctx context.Context, a *Arena, s Session, m3 []byte) {
 		a.Expect(r.Named(fmt.Sprintf("%s, bit %d of M3", l.name, bit)), want)
 	})
 	Each(8*len(s.Handle), func(bit int) {
-		r := s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: link.Flip(s.Handle, bit), M3: m3})
+		r := s.SendAt(ctx, s.At, deviceapi.CountersignRequest{Handle: link.Flip(s.Handle, bit), M3: m3})
 		a.Expect(r.Named(fmt.Sprintf("%s, bit %d of the handle", l.name, bit)), HTTP(410, protocol.CodeExpired))
 	})
 }
@@ -167,7 +171,7 @@ func (l level) flipM4(a *Arena, f flown, m3 []byte) {
 }
 
 // flipDecision: the device does not act.
-func flipDecision(a *Arena, what string, check protocol.DecisionCheck, decision []byte) {
+func flipDecision(a *Arena, what string, check receipt.Check, decision []byte) {
 	_, err := check.Verify(decision)
 	a.Code(what+", unaltered", err, 0)
 	for bit := range 8 * len(decision) {
@@ -194,7 +198,7 @@ func flipNextHandle(ctx context.Context, a *Arena, ask Ask) {
 
 // flipUpdate: a phone takes the parts of an altered MU that are still authentic, and nothing else.
 // The phone knows only the root, so that it has everything to take.
-func flipUpdate(a *Arena, pinned protocol.Trust, mu []byte) {
+func flipUpdate(a *Arena, pinned trust.State, mu []byte) {
 	whole, err := pinned.Update(mu, Now())
 	a.Check(err == nil && len(whole.Keys) > 0, "MU unaltered: %d keys, %v", len(whole.Keys), err)
 	for bit := range 8 * len(mu) {
@@ -242,16 +246,16 @@ type relayLink struct {
 // flipped sends a message with every bit changed in turn. Every bit beyond the clear header is
 // authenticated, so that the answer is an ME with code 1. In the header a bit may make another
 // version, kind, suite or epoch.
-func (l relayLink) flipped(message []byte) {
-	for bit := range 8 * len(message) {
-		answer := harness.Must(l.conn.Ask(link.Flip(message, bit)))
-		me, err := protocol.ParseLinkError(answer)
+func (l relayLink) flipped(msg []byte) {
+	for bit := range 8 * len(msg) {
+		answer := harness.Must(l.conn.Ask(link.Flip(msg, bit)))
+		me, err := message.ParseLinkError(answer)
 		good := err == nil && (me.Code == protocol.CodeFormat || bit < 16 && (me.Code == protocol.CodeVersion || me.Code == protocol.CodeExpired))
 		if err != nil && bit/8 == 1 {
-			_, err = protocol.ParseKeyUpdate(answer)
+			_, err = trust.ParseKeyUpdate(answer)
 			good = err == nil
 		}
-		l.Check(good, "bit %d of %x: answered %x", bit, message, answer)
+		l.Check(good, "bit %d of %x: answered %x", bit, msg, answer)
 	}
 }
 
@@ -259,7 +263,7 @@ func (l relayLink) flipped(message []byte) {
 func (l relayLink) answered(s *Session, m3 []byte) {
 	m4 := harness.Must(l.conn.Ask(m3))
 	raw := harness.Must(s.Channel.OpenM4(m3, m4))
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	l.Check(err == nil && p4.Result == protocol.ResultApproved, "M4: %+v, %v", p4, err)
 	harness.Do(err)
 }

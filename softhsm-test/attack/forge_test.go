@@ -14,6 +14,9 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 )
 
@@ -21,19 +24,19 @@ import (
 type Mint struct{ Ctx context.Context }
 
 // KeyCert by some root. Dates that are zero are of a good certificate.
-func (m *Mint) KeyCert(root Key, k protocol.KeyCert) []byte {
+func (m *Mint) KeyCert(root Key, k trust.KeyCert) []byte {
 	if k.NotBefore == 0 {
 		k.NotBefore = Now() - 3600
 	}
 	if k.NotAfter == 0 {
 		k.NotAfter = Now() + 3600
 	}
-	return harness.Must(protocol.SignKeyCert(m.Ctx, root, k))
+	return harness.Must(trust.SignKeyCert(m.Ctx, root, k))
 }
 
 // RootCert number n, by its own key, that commits to the next.
 func (m *Mint) RootCert(n uint64, key, next Key) []byte {
-	return harness.Must(protocol.SignRootCert(m.Ctx, key, protocol.RootCert{Number: n, Key: key.Point(), NextHash: HashOf(next)}))
+	return harness.Must(trust.SignRootCert(m.Ctx, key, trust.RootCert{Number: n, Key: key.Point(), NextHash: HashOf(next)}))
 }
 
 // HashOf is the next_root_hash that pins a key.
@@ -43,30 +46,30 @@ func HashOf(key Key) [32]byte {
 }
 
 // Decision by a key of an epoch.
-func (m *Mint) Decision(key Key, epoch uint64, d protocol.Decision) []byte {
-	return harness.Must(protocol.SignDecision(m.Ctx, key, epoch, d))
+func (m *Mint) Decision(key Key, epoch uint64, d receipt.Decision) []byte {
+	return harness.Must(receipt.Sign(m.Ctx, key, epoch, d))
 }
 
 // Batch of decisions by a key of epoch 1.
-func (m *Mint) Batch(key Key, decisions ...protocol.Decision) [][]byte {
-	return harness.Must(protocol.SignDecisions(m.Ctx, key, 1, decisions))
+func (m *Mint) Batch(key Key, decisions ...receipt.Decision) [][]byte {
+	return harness.Must(receipt.SignAll(m.Ctx, key, 1, decisions))
 }
 
 // ClientCert of a phone, by a client-ca of epoch 1.
 func (m *Mint) ClientCert(ca Key, p *Phone) []byte {
-	c := protocol.ClientCert{Client: p.ID, SigningKey: p.Key.Point(), NotBefore: Now() - 60, NotAfter: Now() + 3600}
+	c := trust.ClientCert{Client: p.ID, SigningKey: p.Key.Point(), NotBefore: Now() - 60, NotAfter: Now() + 3600}
 	if p.UV != nil {
 		point := p.UV.Point()
 		c.UVKey = &point
 	}
-	return harness.Must(protocol.SignClientCert(m.Ctx, ca, 1, c))
+	return harness.Must(trust.SignClientCert(m.Ctx, ca, 1, c))
 }
 
 // Evidence of a phone that approves a statement with its ordinary key.
-func (m *Mint) Evidence(p *Phone, s protocol.Statement, cert []byte) protocol.Evidence {
-	a := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
-	sig := harness.Must(protocol.Countersign(m.Ctx, p.Key, s, a))
-	return protocol.Evidence{Statement: s, ClientCert: cert, Approval: a, Signature: sig}
+func (m *Mint) Evidence(p *Phone, s message.Statement, cert []byte) receipt.Evidence {
+	a := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
+	sig := harness.Must(message.Countersign(m.Ctx, p.Key, s, a))
+	return receipt.Evidence{Statement: s, ClientCert: cert, Approval: a, Signature: sig}
 }
 
 // Splice puts element i of one CBOR array into another: the payload of one decision

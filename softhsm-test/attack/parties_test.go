@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net/http"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/link"
@@ -19,7 +21,7 @@ const jsonType = "application/json"
 
 // enrolment attacks activation codes and the proofs of an enrolment.
 func enrolment(ctx context.Context, a *Arena) {
-	code := a.Invitation(ctx, "client/enrol-alice", admin.Invite{})
+	code := a.Invitation(ctx, "client/enrol-alice", adminapi.Invite{})
 	alice := a.Full()
 	req := alice.request(ctx, code)
 	e := applicant{a, alice, req}
@@ -33,7 +35,7 @@ func enrolment(ctx context.Context, a *Arena) {
 type applicant struct {
 	*Arena
 	phone *Phone
-	req   protocol.EnrolRequest
+	req   enrol.Request
 }
 
 // post sends an enrolment, one case.
@@ -49,7 +51,7 @@ func (e applicant) post(ctx context.Context, what string, body []byte, want ...V
 	e.Expect(got, want[0])
 }
 
-func (e applicant) send(ctx context.Context, what string, req protocol.EnrolRequest, want ...Verdict) {
+func (e applicant) send(ctx context.Context, what string, req enrol.Request, want ...Verdict) {
 	body := harness.Must(json.Marshal(req))
 	e.post(ctx, what, body, want...)
 }
@@ -66,15 +68,15 @@ func (e applicant) flippedProofs(ctx context.Context) {
 	for _, field := range []struct {
 		name string
 		size int
-		of   func(*protocol.EnrolRequest, *protocol.PasswordEnrolment) []byte
+		of   func(*enrol.Request, *enrol.Password) []byte
 	}{
-		{"proof", 64, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.Proof[:] }},
-		{"uv_proof", 64, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.UVProof[:] }},
-		{"signing_key", 33, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.SigningKey[:] }},
-		{"uv_key", 33, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.UVKey[:] }},
-		{"password.ephemeral", 33, func(_ *protocol.EnrolRequest, p *protocol.PasswordEnrolment) []byte { return p.Ephemeral[:] }},
-		{"password.wrapped", 40, func(_ *protocol.EnrolRequest, p *protocol.PasswordEnrolment) []byte { return p.Wrapped[:] }},
-		{"activation_code", 20, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte {
+		{"proof", 64, func(r *enrol.Request, _ *enrol.Password) []byte { return r.Proof[:] }},
+		{"uv_proof", 64, func(r *enrol.Request, _ *enrol.Password) []byte { return r.UVProof[:] }},
+		{"signing_key", 33, func(r *enrol.Request, _ *enrol.Password) []byte { return r.SigningKey[:] }},
+		{"uv_key", 33, func(r *enrol.Request, _ *enrol.Password) []byte { return r.UVKey[:] }},
+		{"password.ephemeral", 33, func(_ *enrol.Request, p *enrol.Password) []byte { return p.Ephemeral[:] }},
+		{"password.wrapped", 40, func(_ *enrol.Request, p *enrol.Password) []byte { return p.Wrapped[:] }},
+		{"activation_code", 20, func(r *enrol.Request, _ *enrol.Password) []byte {
 			return r.ActivationCode.Secret[:]
 		}},
 	} {
@@ -104,18 +106,18 @@ func (e applicant) flippedText(ctx context.Context) {
 
 // unproven: bodies that are not good enrolments.
 func (e applicant) unproven(ctx context.Context) {
-	foreign := harness.Must(protocol.SignEnrol(ctx, e.req, NewKey(), *e.phone.UV))
-	unverified := harness.Must(protocol.SignEnrol(ctx, e.req, e.phone.Key, NewKey()))
+	foreign := harness.Must(enrol.Sign(ctx, e.req, NewKey(), *e.phone.UV))
+	unverified := harness.Must(enrol.Sign(ctx, e.req, e.phone.Key, NewKey()))
 	same := e.req
 	same.UVKey = &same.SigningKey
-	same = harness.Must(protocol.SignEnrol(ctx, same, e.phone.Key, e.phone.Key))
+	same = harness.Must(enrol.Sign(ctx, same, e.phone.Key, e.phone.Key))
 	stripped := e.req
 	stripped.Password = nil
 	bare := e.req
 	bare.UVKey = nil
 	for _, c := range []struct {
 		what string
-		req  protocol.EnrolRequest
+		req  enrol.Request
 		want Verdict
 	}{
 		{"proof by another key", foreign, badProof},
@@ -139,13 +141,13 @@ func (e applicant) unproven(ctx context.Context) {
 // brute tries codes that were not given out, with good proofs.
 func (e applicant) brute(ctx context.Context) {
 	Each(300, func(i int) {
-		code := protocol.NewActivationCode(e.req.ActivationCode.Root, [13]byte(Random(13)))
+		code := enrol.NewActivationCode(e.req.ActivationCode.Root, [13]byte(Random(13)))
 		if i%3 == 0 {
 			code.Root = protocol.RootHash(Random(16))
 		}
 		req := e.req
 		req.ActivationCode = code
-		req = harness.Must(protocol.SignEnrol(ctx, req, e.phone.Key, *e.phone.UV))
+		req = harness.Must(enrol.Sign(ctx, req, e.phone.Key, *e.phone.UV))
 		e.send(ctx, "a guessed code", req, noEntry)
 	})
 }
@@ -153,7 +155,7 @@ func (e applicant) brute(ctx context.Context) {
 // kinds: the code of a phone is none of a device, nor the other way round.
 func (e applicant) kinds(ctx context.Context) {
 	csr := Request()
-	body := harness.Must(json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: e.req.ActivationCode, CSR: csr}))
+	body := harness.Must(json.Marshal(enrol.DeviceRequest{ActivationCode: e.req.ActivationCode, CSR: csr}))
 	answer := e.PostJSON(ctx, "/v1/enrol/device", body)
 	e.Expect(Sent{What: "a phone's code for a device", Message: body, Answer: answer.Body, Verdict: answer.Verdict()}, noEntry)
 }
@@ -167,9 +169,9 @@ func (e applicant) reuse(ctx context.Context) {
 		}
 	})
 	other := e.Full().request(ctx, e.req.ActivationCode)
-	second := e.Invitation(ctx, "client/enrol-again", admin.Invite{})
+	second := e.Invitation(ctx, "client/enrol-again", adminapi.Invite{})
 	taken := e.phone.request(ctx, second)
-	device := e.Invitation(ctx, "device/enrol-gate", admin.Invite{})
+	device := e.Invitation(ctx, "device/enrol-gate", adminapi.Invite{})
 	wrong := e.Full().request(ctx, device)
 	e.Leaves(ctx, "codes used again", Nothing, func() {
 		e.send(ctx, "another key with the used code", other, noEntry)
@@ -187,9 +189,9 @@ func identity(ctx context.Context, a *Arena) {
 	s := a.AskFor(alice, Door, 1).Must(ctx)
 	m3 := s.M3(ctx, s.Honest())
 	calls := []Post{
-		{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()},
-		{Path: "/v1/countersign", Type: protocol.BodyType, Body: protocol.CountersignRequest{Handle: s.Handle, M3: m3}.Marshal()},
-		{Path: "/v1/outcome", Type: protocol.BodyType, Body: protocol.OutcomeRequest{Performed: true}.Marshal()},
+		{Path: "/v1/apply", Type: deviceapi.BodyType, Body: s.Req.Marshal()},
+		{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: deviceapi.CountersignRequest{Handle: s.Handle, M3: m3}.Marshal()},
+		{Path: "/v1/outcome", Type: deviceapi.BodyType, Body: deviceapi.OutcomeRequest{Performed: true}.Marshal()},
 		{Path: "/v1/renew", Type: jsonType, Body: []byte(`{"csr":""}`)},
 	}
 	config := a.TLS()
@@ -243,7 +245,7 @@ func noLonger(ctx context.Context, a *Arena, s *Session) (later *Session, m3 []b
 	for _, verb := range []string{"suspend", "revoke"} {
 		a.Do(ctx, "device/identity-gate/"+verb)
 		a.Leaves(ctx, "a device after "+verb, Nothing, func() {
-			r := later.SendAt(ctx, gate, protocol.CountersignRequest{Handle: later.Handle, M3: m3})
+			r := later.SendAt(ctx, gate, deviceapi.CountersignRequest{Handle: later.Handle, M3: m3})
 			a.Expect(r.Named("countersign after "+verb), HTTP(403, protocol.CodeDevice))
 			asked := later.Ask
 			asked.At = gate
@@ -256,9 +258,9 @@ func noLonger(ctx context.Context, a *Arena, s *Session) (later *Session, m3 []b
 
 // report reports the outcome of a transaction.
 func report(ctx context.Context, a *Arena, by *device.Device, t truth) {
-	body := protocol.OutcomeRequest{Transaction: t.decision.Transaction, Performed: false}.Marshal()
+	body := deviceapi.OutcomeRequest{Transaction: t.decision.Transaction, Performed: false}.Marshal()
 	a.Leaves(ctx, "the outcome of another's transaction", Nothing, func() {
-		answer, err := by.Post(ctx, device.Call{Path: "/v1/outcome", Type: protocol.BodyType, Body: body})
+		answer, err := by.Post(ctx, device.Call{Path: "/v1/outcome", Type: deviceapi.BodyType, Body: body})
 		a.Expect(Sent{What: "outcome", Message: body, Answer: answer.Body, Verdict: HTTP(answer.Status, answer.Code)}, HTTP(http.StatusNotFound, protocol.CodeRefused))
 		harness.Do(err)
 	})

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/link"
@@ -119,7 +121,7 @@ func (p pair) misplaced(ctx context.Context, one, two *Session, m3 []byte) {
 		{"M1 in place of M3", one.M1, protocol.CodeFormat},
 		{"M2 in place of M3", one.M2, protocol.CodeFormat},
 		{"an empty M3", []byte{0x31}, protocol.CodeFormat},
-		{"an ME in place of M3", protocol.LinkError{Code: protocol.CodeLink}.Marshal(), protocol.CodeFormat},
+		{"an ME in place of M3", message.LinkError{Code: protocol.CodeLink}.Marshal(), protocol.CodeFormat},
 	} {
 		r := one.Send(ctx, c.m3)
 		p.Expect(r.Named(c.what), HTTP(400, c.code))
@@ -225,16 +227,16 @@ func (p pair) swappedHandles(ctx context.Context, gate *device.Device) {
 			{"another client's handle", one.At, other.Handle, closed},
 			{"another device's own handle", gate, there.Handle, closed},
 			{"a short handle", one.At, make([]byte, 16), dead},
-			{"a handle of zeros", one.At, make([]byte, protocol.MaxHandle), dead},
+			{"a handle of zeros", one.At, make([]byte, deviceapi.MaxHandle), dead},
 			{"no handle", one.At, nil, closed},
-			{"a long handle", one.At, make([]byte, protocol.MaxHandle+1), closed},
+			{"a long handle", one.At, make([]byte, deviceapi.MaxHandle+1), closed},
 			{"a cut handle", one.At, one.Handle[:len(one.Handle)-1], dead},
 			{"the first bit of a handle altered", one.At, link.Flip(one.Handle, 0), dead},
 			{"the hour of a handle altered", one.At, link.Flip(one.Handle, 31), dead},
 			{"the nonce of a handle altered", one.At, link.Flip(one.Handle, 40), dead},
 			{"the last bit of a handle altered", one.At, link.Flip(one.Handle, -1), dead},
 		} {
-			r := one.SendAt(ctx, c.at, protocol.CountersignRequest{Handle: c.handle, M3: m3})
+			r := one.SendAt(ctx, c.at, deviceapi.CountersignRequest{Handle: c.handle, M3: m3})
 			p.Expect(r.Named(c.what), c.want)
 		}
 	})
@@ -245,7 +247,7 @@ func (p pair) pendingHandles(ctx context.Context, gate *device.Device) {
 	w := p.Wait(ctx, p.alice)
 	next := w.Reply.Res.NextHandle
 	p.Leaves(ctx, "handles of the wrong kind", Nothing, func() {
-		r := w.SendAt(ctx, w.At, protocol.CountersignRequest{Handle: next, M3: w.M3})
+		r := w.SendAt(ctx, w.At, deviceapi.CountersignRequest{Handle: next, M3: w.M3})
 		p.Expect(r.Named("a pending handle as a session's"), HTTP(410, protocol.CodeExpired))
 		elsewhere := p.Second(p.bob, w.Session, next)
 		elsewhere.At = gate

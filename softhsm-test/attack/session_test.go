@@ -9,8 +9,13 @@ import (
 	"net/http"
 	"time"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/phone"
@@ -30,14 +35,14 @@ func Euros(cents uint64) *protocol.Amount { return &protocol.Amount{Minor: cents
 type Ask struct {
 	Phone *Phone
 	At    *device.Device
-	P1    protocol.P1
-	Req   protocol.ApplyRequest // M1 and Nonce are made if they are not there
+	P1    message.P1
+	Req   deviceapi.ApplyRequest // M1 and Nonce are made if they are not there
 }
 
 // AskFor is an application that is honest: what the phone asks is what the till sells.
 func (a *Arena) AskFor(p *Phone, service protocol.Service, level protocol.Level) Ask {
-	return Ask{Phone: p, At: a.till, P1: p.Next(service, level), Req: protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{service}}, Link: protocol.LinkWire,
+	return Ask{Phone: p, At: a.till, P1: p.Next(service, level), Req: deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{service}}, Link: deviceapi.LinkWire,
 	}}
 }
 
@@ -59,23 +64,23 @@ func (a *Arena) Second(p *Phone, first *Session, handle []byte) Ask {
 type Session struct {
 	Ask
 	M1, M2  []byte
-	ES      protocol.Secret
-	Channel protocol.Channel
-	P2      protocol.P2
+	ES      message.Secret
+	Channel message.Channel
+	P2      message.P2
 	Handle  []byte
-	Stmt    protocol.Statement
+	Stmt    message.Statement
 	Applied Sent // the apply, and what came back
 	Level   protocol.Level
 }
 
 // Seal makes M1.
-func (k Ask) Seal() (m1 []byte, es protocol.Secret) {
-	kem, ok := k.Phone.Trust.Key(protocol.UseKEM)
+func (k Ask) Seal() (m1 []byte, es message.Secret) {
+	kem, ok := k.Phone.Trust.Key(trust.UseKEM)
 	if !ok {
 		harness.Do(errors.New("phone: no kem key"))
 		return nil, es
 	}
-	return harness.Must2(protocol.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal()))
+	return harness.Must2(message.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal()))
 }
 
 // Apply relays the application. A refusal is no error.
@@ -93,15 +98,15 @@ func (k Ask) Apply(ctx context.Context) *Session {
 // Relay posts the apply of a session whose M1 is made, and opens what comes back.
 func (s *Session) Relay(ctx context.Context) {
 	s.Applied = Sent{What: "apply", Message: s.Req.M1}
-	answer := harness.Must(s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()}))
+	answer := harness.Must(s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: deviceapi.BodyType, Body: s.Req.Marshal()}))
 	s.Applied.Answer = answer.Body
 	if answer.Status != http.StatusOK {
 		s.Applied.Verdict = HTTP(answer.Status, answer.Code)
 		return
 	}
-	res := harness.Must(protocol.ParseApplyResponse(answer.Body))
+	res := harness.Must(deviceapi.ParseApplyResponse(answer.Body))
 	s.M2, s.Handle, s.Level = res.M2, res.Handle, res.Level
-	if kind, err := protocol.Kind(res.M2); err != nil || kind == protocol.KindKeyUpdate {
+	if kind, err := message.Kind(res.M2); err != nil || kind == message.KindKeyUpdate {
 		s.Applied.Verdict = KeyUpdate
 		harness.Do(err)
 		return
@@ -115,12 +120,12 @@ func (s *Session) Relay(ctx context.Context) {
 
 // Open opens M2 as the phone does.
 func (s *Session) Open(m2 []byte) {
-	chal := harness.Must(protocol.ChallengeOf(m2))
-	channel := protocol.NewChannel(s.ES, s.M1, chal)
+	chal := harness.Must(message.ChallengeOf(m2))
+	channel := message.NewChannel(s.ES, s.M1, chal)
 	raw := harness.Must(channel.OpenM2(m2))
-	p2 := harness.Must(protocol.ParseP2(raw))
+	p2 := harness.Must(message.ParseP2(raw))
 	s.Channel, s.P2 = channel, p2
-	s.Stmt = protocol.NewStatement(s.Phone.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
+	s.Stmt = message.NewStatement(s.Phone.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
 }
 
 // Must is Apply that must bring a challenge.
@@ -158,24 +163,24 @@ func (s *Session) Honest() Sign {
 // Guess is an honest approval with a wrong password.
 func (s *Session) Guess(attempt uint8) Sign {
 	sign := s.Honest()
-	sign.Attempt, sign.Proof = attempt, make([]byte, protocol.ProofSize)
+	sign.Attempt, sign.Proof = attempt, make([]byte, message.ProofSize)
 	_, _ = rand.Read(sign.Proof) // never fails, crypto/rand
 	return sign
 }
 
 // M3 makes a message.
 func (s *Session) M3(ctx context.Context, sign Sign) []byte {
-	approval := protocol.Approval{Verdict: sign.Verdict, Slot: sign.Slot, Proof: sign.Proof}
-	sig := harness.Must(protocol.Countersign(ctx, sign.Key, s.Stmt, approval))
-	p3 := protocol.P3{Verdict: sign.Verdict, Signature: sig, Slot: sign.Slot, Proof: sign.Proof}
+	approval := message.Approval{Verdict: sign.Verdict, Slot: sign.Slot, Proof: sign.Proof}
+	sig := harness.Must(message.Countersign(ctx, sign.Key, s.Stmt, approval))
+	p3 := message.P3{Verdict: sign.Verdict, Signature: sig, Slot: sign.Slot, Proof: sign.Proof}
 	return s.Channel.SealM3(sign.Attempt, p3.Marshal())
 }
 
 // Reply is what came back for an M3.
 type Reply struct {
 	Sent
-	P4  protocol.P4
-	Res protocol.CountersignResponse
+	P4  message.P4
+	Res deviceapi.CountersignResponse
 }
 
 // Named is the reply under another name, for the report.
@@ -186,21 +191,21 @@ func (r Reply) Named(what string) Sent {
 
 // Send posts an M3 under the session's own handle and at its own device.
 func (s *Session) Send(ctx context.Context, m3 []byte) Reply {
-	return s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: s.Handle, M3: m3})
+	return s.SendAt(ctx, s.At, deviceapi.CountersignRequest{Handle: s.Handle, M3: m3})
 }
 
 // SendAt posts any request to any device. It opens an M4 as the answer of this session.
-func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.CountersignRequest) Reply {
+func (s *Session) SendAt(ctx context.Context, at *device.Device, req deviceapi.CountersignRequest) Reply {
 	r := Reply{Sent: Sent{What: "countersign", Message: req.M3}}
-	answer := harness.Must(at.Post(ctx, device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()}))
+	answer := harness.Must(at.Post(ctx, device.Call{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: req.Marshal()}))
 	r.Answer = answer.Body
 	if answer.Status != http.StatusOK {
 		r.Verdict = HTTP(answer.Status, answer.Code)
 		return r
 	}
-	r.Res = harness.Must(protocol.ParseCountersignResponse(answer.Body))
+	r.Res = harness.Must(deviceapi.ParseCountersignResponse(answer.Body))
 	raw := harness.Must(s.Channel.OpenM4(req.M3, r.Res.M4))
-	r.P4 = harness.Must(protocol.ParseP4(raw))
+	r.P4 = harness.Must(message.ParseP4(raw))
 	r.Verdict = InM4(r.P4.Result, r.P4.Reason)
 	if r.P4.Result != r.Res.Result {
 		harness.Fail("the phone is told %s, the device %s", r.P4.Result, r.Res.Result)
@@ -217,16 +222,16 @@ func (s *Session) Try(ctx context.Context, sign Sign) Reply {
 
 // Check is what the device knows, for a decision on this session or, with a second
 // approver's, on this and that session.
-func (s *Session) Check(second ...*Session) protocol.DecisionCheck {
+func (s *Session) Check(second ...*Session) receipt.Check {
 	last := s
 	for _, last = range second {
 	}
 	check, err := s.At.Check(last.Req.Nonce, last.M2)
 	if last != s {
-		chal, chalErr := protocol.ChallengeOf(s.M2)
+		chal, chalErr := message.ChallengeOf(s.M2)
 		check.Challenges, err = append([]protocol.Challenge{chal}, check.Challenges...), errors.Join(err, chalErr)
 	}
-	check.KeyCerts = append(check.KeyCerts, s.At.Trust.KeyCerts(protocol.UseClientCA)...)
+	check.KeyCerts = append(check.KeyCerts, s.At.Trust.KeyCerts(trust.UseClientCA)...)
 	check.Services, check.Amount, check.Floor, check.Strict = s.Req.Order.Services, s.Req.Order.Amount, s.P2.Level, s.Req.Strict
 	harness.Do(err)
 	return check
@@ -246,12 +251,12 @@ type Phone struct {
 }
 
 // TrustDocument is the answer of GET /v1/trust.
-func (a *Arena) TrustDocument(ctx context.Context) protocol.TrustDocument {
+func (a *Arena) TrustDocument(ctx context.Context) trust.Document {
 	req := harness.Must(http.NewRequestWithContext(ctx, http.MethodGet, a.URL+"/v1/trust", nil))
 	res := harness.Must(a.https.Do(req))
 	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
 	raw := harness.Must(io.ReadAll(res.Body))
-	return harness.Must(protocol.ParseTrustDocument(raw))
+	return harness.Must(trust.ParseDocument(raw))
 }
 
 // Now is Unix seconds.
@@ -279,26 +284,26 @@ func (a *Arena) Equipped(ctx context.Context, name string, roles ...string) *Pho
 
 // Enrol enrols a stranger.
 func (a *Arena) Enrol(ctx context.Context, name string, p *Phone, roles ...string) *Phone {
-	code := a.Invitation(ctx, "client/"+name, admin.Invite{Roles: roles})
+	code := a.Invitation(ctx, "client/"+name, adminapi.Invite{Roles: roles})
 	body := harness.Must(json.Marshal(p.request(ctx, code)))
 	answer := a.PostJSON(ctx, "/v1/enrol", body)
 	if answer.Status != http.StatusOK {
 		harness.Fail("enrolling %s: %s", name, answer.Verdict())
 		return nil
 	}
-	response := harness.Must(protocol.ParseEnrolResponse(answer.Body))
+	response := harness.Must(enrol.ParseResponse(answer.Body))
 	p.Name, p.Cert = name, response.ClientCert
 	return p
 }
 
 // request is the enrolment request of an honest phone.
-func (p *Phone) request(ctx context.Context, code protocol.ActivationCode) protocol.EnrolRequest {
+func (p *Phone) request(ctx context.Context, code enrol.ActivationCode) enrol.Request {
 	_, req := harness.Must2(p.EnrolRequest(ctx, code))
 	return req
 }
 
 // Next is an application at a level, with the next serial.
-func (p *Phone) Next(service protocol.Service, level protocol.Level) protocol.P1 {
+func (p *Phone) Next(service protocol.Service, level protocol.Level) message.P1 {
 	p1 := p.Phone.Next(service)
 	p1.Level = level
 	return p1

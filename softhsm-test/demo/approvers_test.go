@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/link"
@@ -218,7 +219,7 @@ func (s *stage) evidence(ctx context.Context) {
 
 // untold loses an answer and then everything that could repeat it.
 func (s *stage) untold(ctx context.Context) {
-	s.wire.Next(link.Rule{Kind: protocol.KindM4, Action: link.Cut})
+	s.wire.Next(link.Rule{Kind: message.KindM4, Action: link.Cut})
 	s.authorize(ctx, "alice", unknown, "100")
 	s.killed(ctx)
 	a := s.client(ctx, "alice", unknown, "resume", "--link", s.wire.Link())
@@ -226,13 +227,13 @@ func (s *stage) untold(ctx context.Context) {
 	a = s.became(ctx, "alice", approved, last)
 	s.demand(a.Result == "approved", "result %q", a.Result)
 	s.Say("   The next time it is the countersignature that is lost. Asking makes that final:")
-	s.wire.Next(link.Rule{Kind: protocol.KindM3, Action: link.Cut})
+	s.wire.Next(link.Rule{Kind: message.KindM3, Action: link.Cut})
 	s.authorize(ctx, "alice", unknown, "100")
-	m1 := s.wire.Last(protocol.KindM1)
+	m1 := s.wire.Last(message.KindM1)
 	a = s.became(ctx, "alice", denied, last)
 	s.demand(a.Result == "denied" && a.Code == protocol.CodeExpired, "result %q, code %d", a.Result, uint8(a.Code))
 	late := harness.Must(s.wire.Replay(ctx, s.firstAfter(m1)))
-	me := harness.Must(protocol.ParseLinkError(late))
+	me := harness.Must(message.ParseLinkError(late))
 	s.Say("   attacker: the countersignature that he kept comes late: code %d (%s)", uint8(me.Code), me.Code)
 }
 
@@ -241,7 +242,7 @@ func (s *stage) firstAfter(m1 []byte) []byte {
 	seen := false
 	for _, f := range s.wire.Frames() {
 		seen = seen || string(f.Message) == string(m1)
-		if seen && f.Kind() == protocol.KindM3 {
+		if seen && f.Kind() == message.KindM3 {
 			return f.Message
 		}
 	}

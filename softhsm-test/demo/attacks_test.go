@@ -16,6 +16,10 @@ import (
 	_ "modernc.org/sqlite" // the driver of the store that BREAK=replay puts back
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/device"
 	"countersign/softhsm-test/harness/link"
@@ -30,13 +34,13 @@ func (s *stage) alteredBit(ctx context.Context) {
 		exit int
 		then bool // the phone asks again
 	}{
-		{"M1: the appliance cannot open it", protocol.KindM1, failed, false},
-		{"M2: the phone cannot open it, and signs nothing", protocol.KindM2, notAuthentic, false},
-		{"M3: the appliance cannot open it; the phone sends it again", protocol.KindM3, unknown, true},
-		{"M4: the door is open, and the phone asks what became of it", protocol.KindM4, unknown, true},
+		{"M1: the appliance cannot open it", message.KindM1, failed, false},
+		{"M2: the phone cannot open it, and signs nothing", message.KindM2, notAuthentic, false},
+		{"M3: the appliance cannot open it; the phone sends it again", message.KindM3, unknown, true},
+		{"M4: the door is open, and the phone asks what became of it", message.KindM4, unknown, true},
 	} {
 		s.Say("   %s", step.name)
-		if harness.Break() == "bit" && step.kind == protocol.KindM2 {
+		if harness.Break() == "bit" && step.kind == message.KindM2 {
 			s.Say("   (BREAK=bit: the phone is given the challenge as if nothing had been altered)")
 		} else {
 			s.wire.Next(link.Rule{Kind: step.kind, Action: link.Alter, Bit: -1})
@@ -57,16 +61,16 @@ func (s *stage) resume(ctx context.Context) {
 // replay loses M4, lets the phone resume, and then plays the recording.
 func (s *stage) replay(ctx context.Context) {
 	s.keep(ctx)
-	s.wire.Next(link.Rule{Kind: protocol.KindM4, Action: link.Cut})
+	s.wire.Next(link.Rule{Kind: message.KindM4, Action: link.Cut})
 	s.authorize(ctx, "alice", unknown, "100")
-	lost := s.wire.Last(protocol.KindM4)
+	lost := s.wire.Last(message.KindM4)
 	s.resume(ctx)
 	if harness.Break() == "replay" {
 		s.Say("   (BREAK=replay: the appliance's database is put back to before the authorization)")
 		s.putBack(ctx, `DELETE FROM decision WHERE ref = (SELECT max(ref) FROM decision)`)
 	}
-	m3 := s.wire.Last(protocol.KindM3)
-	seen := [][]byte{lost, s.wire.Last(protocol.KindM4)}
+	m3 := s.wire.Last(message.KindM3)
+	seen := [][]byte{lost, s.wire.Last(message.KindM4)}
 	for range 3 {
 		m4 := harness.Must(s.wire.Replay(ctx, m3))
 		s.demand(len(m4) == len(lost) && m4[0] == lost[0], "the replay is answered by %x", m4)
@@ -117,8 +121,8 @@ func (s *stage) stranger(ctx context.Context) {
 
 // stray runs a whole authorization with a key that is not enrolled.
 func (s *stage) stray(ctx context.Context) protocol.Code {
-	trust := s.trust(ctx)
-	p := phone.Stranger(trust)
+	pinned := s.trust(ctx)
+	p := phone.Stranger(pinned)
 	conn := harness.Must(link.Dial(ctx, s.wire.Link()))
 	defer func() { _ = conn.Close() }() // both answers are there, or an error is returned
 	p1 := p.Next(100)
@@ -133,7 +137,7 @@ func (s *stage) stray(ctx context.Context) protocol.Code {
 }
 
 // trust is what an enrolled phone would have.
-func (s *stage) trust(ctx context.Context) protocol.Trust {
+func (s *stage) trust(ctx context.Context) trust.State {
 	status := harness.Must(s.Status(ctx))
 	raw := harness.Must(hex.DecodeString(status.RootKey))
 	root := harness.Must(protocol.ParsePublicKey(raw))
@@ -212,7 +216,7 @@ func (s *stage) liar(ctx context.Context) {
 	later.Nonce = device.NewNonce()
 	for _, c := range []struct {
 		what  string
-		check protocol.DecisionCheck
+		check receipt.Check
 		code  protocol.Code
 	}{
 		{"for its own order", check, 0},
@@ -233,17 +237,17 @@ func (s *stage) liar(ctx context.Context) {
 
 // approvedAt runs an authorization of 12.00 EUR for a new phone at a device of the
 // rig.
-func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (check protocol.DecisionCheck, decision []byte) {
-	order := protocol.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: euros12.Minor, Currency: euros12.Currency}}
+func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (check receipt.Check, decision []byte) {
+	order := deviceapi.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: euros12.Minor, Currency: euros12.Currency}}
 	code := harness.Must(s.Invite(ctx, "client", name))
 	p := harness.Must(phone.Enrol(ctx, s.URL, code))
 	p1 := p.Next(200)
 	session := harness.Must(p.Apply(p1.Marshal()))
 	nonce := device.NewNonce()
-	granted := harness.Must(d.Apply(ctx, protocol.ApplyRequest{M1: session.M1, Order: order, Link: protocol.LinkWire, Nonce: nonce}))
+	granted := harness.Must(d.Apply(ctx, deviceapi.ApplyRequest{M1: session.M1, Order: order, Link: deviceapi.LinkWire, Nonce: nonce}))
 	harness.Do(session.Open(granted.M2))
 	m3 := harness.Must(session.Countersign(ctx, protocol.Approve))
-	answer := harness.Must(d.Countersign(ctx, protocol.CountersignRequest{Handle: granted.Handle, M3: m3}))
+	answer := harness.Must(d.Countersign(ctx, deviceapi.CountersignRequest{Handle: granted.Handle, M3: m3}))
 	check = harness.Must(d.Check(nonce, granted.M2))
 	check.Services, check.Amount = order.Services, order.Amount
 	return check, answer.Decision

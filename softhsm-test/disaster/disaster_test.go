@@ -45,8 +45,8 @@ func TestMain(m *testing.M) {
 // edits make countersignd damage the sealed copy of wrap@1 when it makes it. A writer of the
 // database cannot do that.
 var edits = map[string][]harness.Edit{breakSeal: {{
-	File: "appliance/keyring/backed.go", Old: "\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
-	New: "\tif row.Name == Wrap && row.Version == 1 {\n\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t}\n\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
+	File: "appliance/keylife/carry.go", Old: "\t\trow.Sealed, row.SealedFor = made.Sealed[0], sealedFor\n",
+	New: "\t\tif row.Name == keyring.Wrap && row.Version == 1 {\n\t\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t\t}\n\t\trow.Sealed, row.SealedFor = made.Sealed[0], sealedFor\n",
 }}}
 
 // TestDisaster skips the sections after one that failed. -short kills fewer restores.

@@ -18,6 +18,7 @@ import (
 	_ "modernc.org/sqlite" // to break the store behind the appliance's back
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
@@ -94,8 +95,8 @@ type forger struct {
 func newForger(ctx context.Context) forger {
 	root, decision := phone.NewKey(), phone.NewKey()
 	f := forger{decision: decision, root: root.Point()}
-	f.rootCert = harness.Must(protocol.SignRootCert(ctx, root, protocol.RootCert{Number: 1, Key: f.root}))
-	f.certified = harness.Must(protocol.SignKeyCert(ctx, root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: decision.Point(), NotAfter: 1 << 40}))
+	f.rootCert = harness.Must(trust.SignRootCert(ctx, root, trust.RootCert{Number: 1, Key: f.root}))
+	f.certified = harness.Must(trust.SignKeyCert(ctx, root, trust.KeyCert{Epoch: 1, Use: trust.UseDecision, Key: decision.Point(), NotAfter: 1 << 40}))
 	return f
 }
 

@@ -52,11 +52,11 @@ func TestMain(m *testing.M) {
 // sceneLimit bounds one scene, so that a product that hangs fails the test.
 const sceneLimit = time.Minute
 
-// TestFaults plays each scene with an appliance of its own. Under -short and without -only it
-// plays busy alone.
+// TestFaults plays each scene with an appliance of its own, and busy alone under
+// `go test -short`.
 func TestFaults(t *testing.T) {
 	for _, s := range scenes {
-		if testing.Short() && !harness.Chosen() && s.name != "busy" {
+		if harness.Brief() && s.name != "busy" {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {

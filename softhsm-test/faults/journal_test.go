@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/link"
 )
@@ -67,7 +68,7 @@ func (j *journal) add(e exchange) {
 }
 
 // check verifies a decision or receipt that was released.
-func (j *journal) check(verify func([]byte) (protocol.Decision, error), signed []byte) (protocol.Decision, bool) {
+func (j *journal) check(verify func([]byte) (receipt.Decision, error), signed []byte) (receipt.Decision, bool) {
 	j.mu.Lock()
 	if j.spoil && len(signed) != 0 {
 		signed, j.spoil = link.Flip(signed, 8*len(signed)-1), false

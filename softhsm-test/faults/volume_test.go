@@ -18,8 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/hsm"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/shim"
 )
@@ -32,7 +31,7 @@ const (
 // signing is a pool of real workers that is asked for signatures, which are verified
 // here.
 type signing struct {
-	pool *worker.Pool
+	pool *pool.Pool
 	shim shim.Shim
 	id   hsm.KeyID
 	key  *ecdsa.PublicKey
@@ -66,9 +65,9 @@ func (s *stage) newSigning(ctx context.Context) *signing {
 		name, value, _ := strings.Cut(assignment, "=")
 		s.T().Setenv(name, value)
 	}
-	g.pool = harness.Must(worker.Open(ctx, worker.Config{
+	g.pool = harness.Must(pool.Open(ctx, pool.Config{
 		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev",
-		PIN: wire.PIN(bytes.TrimSpace(harness.Must(os.ReadFile(s.pinFile())))), Logger: hclog.NewNullLogger(),
+		PIN: hsm.PIN(bytes.TrimSpace(harness.Must(os.ReadFile(s.pinFile())))), Logger: hclog.NewNullLogger(),
 	}))
 	s.T().Cleanup(func() { g.pool.Close() })
 	g.generate(ctx)

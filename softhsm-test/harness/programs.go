@@ -19,7 +19,7 @@ import (
 )
 
 // Programs are the names of the programs that `make build` puts into bin/.
-var Programs = []string{"countersignd", "hsm-worker", "countersignctl", "relayd", "countersign-client"}
+var Programs = []string{"countersignd", "hsm-worker", "hsm-probe", "countersignctl", "relayd", "countersign-client"}
 
 // Bin is the absolute path of a directory that contains the programs.
 type Bin string

@@ -126,8 +126,9 @@ func (s Suite) choose() error {
 	return flag.Set("test.run", "/("+strings.Join(patterns, "|")+")")
 }
 
-// Chosen reports whether -only names sections.
-func Chosen() bool { return *only != "" }
+// Brief reports whether the tests run under `go test -short`, as `make test` does, and not as a
+// program. Sections that take long are left out then.
+func Brief() bool { return testing.Short() && !program() }
 
 // running are the daemons of this process that have not ended, in the order of their starts.
 var running struct {

@@ -11,13 +11,15 @@ import (
 	"os"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/backup"
-	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
@@ -37,7 +39,7 @@ var recovery = []operation{
 	},
 	{"restore, then trust document", restored(func(s *scene, _ context.Context) error { return s.believed() }), trusted},
 	{"restore, then start", restored(standing), inForce},
-	{"restore, then enrol by a made-up code", restored(enrol("made up")), nil},
+	{"restore, then enrol by a made-up code", restored(enrolClient("made up")), nil},
 }
 
 // afresh has carol ask for a second approval, and another give it.
@@ -154,7 +156,7 @@ func (r *restoration) onto(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := keyring.Verify(claims, keyring.Pins{Anchor: at, Root: r.Root}); err != nil {
+	if err := (keyuse.Pins{Anchor: at, Root: r.Root}).Verify(claims); err != nil {
 		return err
 	}
 	r.place.Token = r.token
@@ -162,10 +164,10 @@ func (r *restoration) onto(ctx context.Context) error {
 }
 
 func (r *restoration) unseal(ctx context.Context) error {
-	pins := keyring.Pins{Anchor: anchor.InMemory(anchor.Anchor{}), Root: r.Root}
-	err := keyring.Unseal(ctx, r.token, r.store, r.seals, pins)
+	pins := keyuse.Pins{Anchor: anchor.InMemory(anchor.Anchor{}), Root: r.Root}
+	err := keyuse.Unseal(ctx, r.token, r.store, r.seals, pins)
 	if err == nil {
-		err = keyring.SealKeys(ctx, r.token, r.merged.Keys, r.seals)
+		err = keyuse.SealKeys(ctx, r.token, r.merged.Keys, r.seals)
 	}
 	if err != nil {
 		err = r.salvage(ctx, err)
@@ -178,13 +180,13 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 		return err
 	}
 	r.salvaged, r.seals = cause, store.NewSeals(r.House.Alarm)
-	if err := keyring.SealKeys(ctx, r.token, r.merged.Keys, r.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, r.token, r.merged.Keys, r.seals); err != nil {
 		return err
 	}
 	fresh := r.place.Path + ".salvaged"
-	trust := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
+	pinned := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
 	var err error
-	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, trust, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, pinned, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, r.place.Path); err != nil {
@@ -246,7 +248,7 @@ func newRoot(ctx context.Context) (r foreign, err error) {
 	r.key = phone.NewKey()
 	point := phone.NewKey().Point()
 	r.next = sha256.Sum256(point[:])
-	r.cert, err = protocol.SignRootCert(ctx, r.key, protocol.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
+	r.cert, err = trust.SignRootCert(ctx, r.key, trust.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
 	return r, err
 }
 
@@ -268,11 +270,11 @@ func (r foreign) row(k store.Key) (store.Key, error) {
 
 // certify signs what the true root certified.
 func (r foreign) certify(ctx context.Context, cert []byte, trueRoot protocol.PublicKey) ([]byte, error) {
-	k, err := protocol.VerifyKeyCert(cert, trueRoot)
+	k, err := trust.VerifyKeyCert(cert, trueRoot)
 	if err != nil {
 		return nil, err
 	}
-	return protocol.SignKeyCert(ctx, r.key, k)
+	return trust.SignKeyCert(ctx, r.key, k)
 }
 
 func (r foreign) certifyAll(ctx context.Context, tx *sql.Tx, trueRoot protocol.PublicKey) (err error) {

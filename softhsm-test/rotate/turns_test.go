@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/link"
 	"countersign/softhsm-test/harness/phone"
@@ -182,13 +182,13 @@ func (s *stage) refusesEpoch(ctx context.Context, old key) {
 		s.Say("(BREAK=retired: kem@1 is accepted after it was retired)")
 	}
 	kind, answer := s.insist.answered(ctx, s.Link)
-	s.Check(kind == protocol.KindKeyUpdate, "an application under %s: answer of kind %#x, want a key update", old.ref(), kind)
-	if kind != protocol.KindKeyUpdate {
+	s.Check(kind == message.KindKeyUpdate, "an application under %s: answer of kind %#x, want a key update", old.ref(), kind)
+	if kind != message.KindKeyUpdate {
 		return
 	}
 	s.insist.follow(answer)
 	kind, _ = s.insist.answered(ctx, s.Link)
-	s.Check(kind == protocol.KindM2, "after the key update: answer of kind %#x, want a challenge", kind)
+	s.Check(kind == message.KindM2, "after the key update: answer of kind %#x, want a challenge", kind)
 }
 
 // records is how far client records have come to the mac and wrap keys in use.
@@ -296,7 +296,7 @@ func newInsistent(ctx context.Context, a *harness.Appliance) *insistent {
 func (i *insistent) answered(ctx context.Context, at string) (kind byte, answer []byte) {
 	session := harness.Must(i.Apply(i.Next(100).Marshal()))
 	answer = harness.Must(link.Ask(ctx, at, session.M1))
-	return harness.Must(protocol.Kind(answer)), answer
+	return harness.Must(message.Kind(answer)), answer
 }
 
 // follow takes a key update.

@@ -19,6 +19,11 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // Config says where the appliance is.
@@ -30,7 +35,7 @@ type Config struct {
 // Device is one identity at one appliance.
 type Device struct {
 	ID     protocol.DeviceID
-	Trust  protocol.Trust
+	Trust  trust.State
 	Chain  []string // PEM: its certificate, then the authorities
 	config Config
 	roots  *x509.CertPool
@@ -74,7 +79,7 @@ func (d *Device) Close() { d.client.CloseIdleConnections() }
 
 // Enrol enrols a new device with an activation code, PROTOCOL.md §5.
 func Enrol(ctx context.Context, c Config, code string) (*Device, error) {
-	activation, err := protocol.ParseActivationCode(code)
+	activation, err := enrol.ParseActivationCode(code)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling a device: %w", err)
 	}
@@ -100,18 +105,18 @@ func Enrol(ctx context.Context, c Config, code string) (*Device, error) {
 	return d, d.become(activation, key, answer.Body)
 }
 
-func enrolBody(code protocol.ActivationCode, key *ecdsa.PrivateKey) ([]byte, error) {
+func enrolBody(code enrol.ActivationCode, key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, err
 	}
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
-	return json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: csr})
+	return json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: csr})
 }
 
 // become takes over the identity that an enrolment gave.
-func (d *Device) become(code protocol.ActivationCode, key *ecdsa.PrivateKey, body []byte) error {
-	answer, err := protocol.ParseDeviceEnrolResponse(body)
+func (d *Device) become(code enrol.ActivationCode, key *ecdsa.PrivateKey, body []byte) error {
+	answer, err := enrol.ParseDeviceResponse(body)
 	if err != nil {
 		return fmt.Errorf("enrolling a device: %w", err)
 	}
@@ -180,8 +185,8 @@ func (d *Device) Post(ctx context.Context, c Call) (Answer, error) {
 		return Answer{}, err
 	}
 	a := Answer{Status: res.StatusCode, Type: res.Header.Get("Content-Type"), RetryAfter: res.Header.Get("Retry-After"), Body: body}
-	if a.Type == protocol.ProblemType {
-		problem, err := protocol.ParseProblem(body)
+	if a.Type == deviceapi.ProblemType {
+		problem, err := deviceapi.ParseProblem(body)
 		if err != nil {
 			return a, err
 		}
@@ -197,31 +202,31 @@ func NewNonce() (n protocol.Nonce) {
 }
 
 // Apply is POST /v1/apply. A refusal is a [*Refusal].
-func (d *Device) Apply(ctx context.Context, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
+func (d *Device) Apply(ctx context.Context, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	body, err := d.call(ctx, "/v1/apply", req.Marshal())
 	if err != nil {
-		return protocol.ApplyResponse{}, err
+		return deviceapi.ApplyResponse{}, err
 	}
-	return protocol.ParseApplyResponse(body)
+	return deviceapi.ParseApplyResponse(body)
 }
 
 // Countersign is POST /v1/countersign. A refusal is a [*Refusal].
-func (d *Device) Countersign(ctx context.Context, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
+func (d *Device) Countersign(ctx context.Context, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
 	body, err := d.call(ctx, "/v1/countersign", req.Marshal())
 	if err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
-	return protocol.ParseCountersignResponse(body)
+	return deviceapi.ParseCountersignResponse(body)
 }
 
 // Outcome is POST /v1/outcome. A refusal is a [*Refusal].
-func (d *Device) Outcome(ctx context.Context, req protocol.OutcomeRequest) error {
+func (d *Device) Outcome(ctx context.Context, req deviceapi.OutcomeRequest) error {
 	_, err := d.call(ctx, "/v1/outcome", req.Marshal())
 	return err
 }
 
 func (d *Device) call(ctx context.Context, path string, body []byte) ([]byte, error) {
-	answer, err := d.Post(ctx, Call{Path: path, Type: protocol.BodyType, Body: body})
+	answer, err := d.Post(ctx, Call{Path: path, Type: deviceapi.BodyType, Body: body})
 	if err != nil {
 		return nil, err
 	}
@@ -232,11 +237,11 @@ func (d *Device) call(ctx context.Context, path string, body []byte) ([]byte, er
 }
 
 // Check is what the device knows when it has a decision in hand, for
-// [protocol.DecisionCheck]; the caller adds services and amount of the order.
-func (d *Device) Check(nonce protocol.Nonce, m2 []byte) (protocol.DecisionCheck, error) {
-	chal, err := protocol.ChallengeOf(m2)
-	return protocol.DecisionCheck{
-		Root: d.Trust.Root, KeyCerts: d.Trust.KeyCerts(protocol.UseDecision), Now: d.Trust.Time(uint64(time.Now().Unix())),
+// [receipt.Check]; the caller adds services and amount of the order.
+func (d *Device) Check(nonce protocol.Nonce, m2 []byte) (receipt.Check, error) {
+	chal, err := message.ChallengeOf(m2)
+	return receipt.Check{
+		Root: d.Trust.Root, KeyCerts: d.Trust.KeyCerts(trust.UseDecision), Now: d.Trust.Time(uint64(time.Now().Unix())),
 		Device: d.ID, Nonce: nonce, Challenges: []protocol.Challenge{chal},
 	}, err
 }
