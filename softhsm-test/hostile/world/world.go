@@ -26,7 +26,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/trust"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // World is what the building left: files, a token, and what everybody holds.
@@ -48,7 +48,7 @@ type World struct {
 	Dialogs   map[string]*Dialog
 	Backup    []byte   // of the keys, as of the end
 	Vouched   []byte   // statement of the database, as of the end
-	Lenient   []byte   // a policy that nobody has applied
+	Lenient   []byte   // a policy that was never applied
 	Strict    [32]byte // hash of the policy in force
 
 	token *memory.Token
@@ -228,7 +228,7 @@ func (b *builder) rotate(ctx context.Context) error {
 	return errors.Join(b.Work(ctx, done), b.follow())
 }
 
-// backUp makes what somebody could touch on its way.
+// backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) error {
 	made, err := b.Recovery.BackUpKeys(ctx, recovery.BackUp{})
 	if err != nil {
