@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"countersign/appliance/adminapi"
 	"countersign/hsm"
 	"countersign/internal/cli"
 )
@@ -16,8 +17,8 @@ func (t *tool) hsm() *cobra.Command {
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
-		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance"),
-		t.hsmDrain("resume", "Give a drained token calls again"),
+		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance", adminapi.Routes.HSMDrain),
+		t.hsmDrain("resume", "Give a drained token calls again", adminapi.Routes.HSMResume),
 		t.hsmProbe(),
 		t.hsmBench(),
 		t.hsmURI(),

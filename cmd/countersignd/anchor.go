@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
@@ -87,11 +88,7 @@ func anchored(path, dir string) (*config.Appliance, error) {
 	if dir == "" {
 		return config.LoadAppliance(path)
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	return (&dev{dir: dir}).config(), nil
+	return dev.Config(dir)
 }
 
 // writeAnchor verifies the store under a root and moves the anchor to its newest root. It

@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
@@ -65,14 +66,14 @@ var exits = []struct {
 	{errDisk, cli.IO, "check the disk below store.path; nothing that was acknowledged is lost"},
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
 	{keyuse.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
-	{errNotDev, cli.Failed, "take an empty directory for dev; serve runs what is there"},
+	{dev.ErrForeign, cli.Failed, "take an empty directory for dev; serve runs what is there"},
 	{errOtherDomain, cli.Config, "correct trust.domain: init has set it"},
 	{restore.ErrDomain, cli.Config, "correct trust.domain: init has set it"},
 	{restore.ErrNoStatement, cli.Failed, "countersignctl store backup writes FILE.sig next to FILE; accept a copy made by other means with --unsigned-database"},
 	{restore.ErrFiles, cli.IO, "the files must be readable, and state_dir and the directory of store.path writable"},
 	{syscall.EADDRINUSE, cli.Unavailable, "another program listens there (ss -ltnp), or take another address"},
 	{syscall.EADDRNOTAVAIL, cli.Config, "listen on an address of this machine"},
-	{errDirInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
+	{dev.ErrInUse, cli.Unavailable, "stop the other countersignd dev, or take another directory"},
 	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
 }
 

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"countersign/appliance/httpapi"
+	"countersign/appliance/api"
 	"countersign/hsm"
 )
 
@@ -15,15 +15,14 @@ import (
 // administrator gives the PIN, and everything after that. The listeners stay the same.
 func (d *daemon) runLocked(ctx context.Context) error {
 	d.log.Warn("locked: the HSM waits for its PIN", "hint", "countersignctl hsm unlock")
-	hsmOnly := d.hsmAPI()
-	admin := httpapi.NewSwitch(hsmOnly.Handler())
+	admin := api.NewSwitch(d.adminAPI().LockedHandler())
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return httpapi.Serve(ctx, d.log, d.adminServer(admin), d.opsServer()) })
+	group.Go(func() error { return api.Serve(ctx, d.log, d.adminServer(admin), d.opsServer()) })
 	group.Go(func() error {
 		if err := d.loadUnlocked(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
-		admin.Use(d.adminHandler())
+		admin.Use(d.adminAPI().Handler())
 		close(d.loaded)
 		return d.runServers(ctx, d.apiServer())
 	})

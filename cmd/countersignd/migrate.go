@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"countersign/appliance/dev"
 	"countersign/appliance/recovery/restore"
 	"countersign/internal/cli"
 	"countersign/internal/config"
@@ -37,7 +38,7 @@ func migrateCommand(path *string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := config.LoadAppliance(*path)
 		if dir != "" {
-			cfg, err = devConfig(cmd.Context(), dir)
+			cfg, err = dev.Take(cmd.Context(), dir)
 		}
 		if err != nil {
 			return explain(err)
@@ -52,7 +53,7 @@ func migrate(cmd *cobra.Command, cfg *config.Appliance, root, expect string) (er
 	if err != nil {
 		return err
 	}
-	from := around(cmd, cfg.Log)
+	from := environmentOf(cmd, cfg.Log)
 	p, err := newParts(cfg, from)
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func restoreCommand(path *string) *cobra.Command {
 		if c.Known.Root, err = knownRoot(cmp.Or(root, cfg.Trust.Root)); err != nil {
 			return err
 		}
-		from := around(cmd, cfg.Log)
+		from := environmentOf(cmd, cfg.Log)
 		p, err := newParts(cfg, from)
 		if err != nil {
 			return explain(err)
