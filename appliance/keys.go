@@ -78,6 +78,7 @@ func (a *Appliance) changeKey(ctx context.Context, s keyplan.Step) ([]keyplan.Vi
 	}
 	if len(change.Add)+len(change.Update) > 0 {
 		if err := a.store.ChangeKeys(ctx, change, keyRecord(s, change)); err != nil {
+			err = errors.Join(err, a.keys.Reload(ctx, a.store)) // it may be stored although the anchor could not follow
 			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 		}
 	}
