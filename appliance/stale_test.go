@@ -12,7 +12,7 @@ import (
 // stuck is an anchor on a full disk.
 type stuck struct{ err error }
 
-func (stuck) Floor() store.Mark          { return store.Mark{} }
+func (stuck) Floor() store.Mark           { return store.Mark{} }
 func (s *stuck) Advance(store.Mark) error { return s.err }
 
 // TestStoredButUnavailable: a step that was stored while the anchor could not follow is
