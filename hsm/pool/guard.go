@@ -10,11 +10,13 @@ import (
 
 	"countersign/hsm"
 
+	"golang.org/x/sys/unix"
+
 	"countersign/internal/durable"
 )
 
-// ErrRefusedBefore: the token refused a PIN before, and nobody has lifted the
-// guard since, so it was not asked again. It wraps [hsm.ErrPIN].
+// ErrRefusedBefore: the token refused a PIN before and the guard was not lifted since,
+// so no PIN was tried. It wraps [hsm.ErrPIN].
 var ErrRefusedBefore = fmt.Errorf("%w before, and it was not tried again", hsm.ErrPIN)
 
 // ErrGuard: the guard cannot be read or written, so no PIN is tried. It wraps
@@ -24,13 +26,13 @@ var ErrGuard = fmt.Errorf("the PIN guard cannot be kept: %w", hsm.ErrUnavailable
 // GuardFile is the name of a guard in the state directory of an appliance.
 const GuardFile = "pin-refused"
 
-// Guard is the file that says that the token refused a PIN. While it is there
-// no PIN is tried, by whatever process: a token locks after a few tries, and a
-// restart loop makes them in a second. "" guards nothing.
+// Guard is a file that exists while the token has refused a PIN. No process tries a PIN
+// then: a token locks after a few tries, and a restart loop makes them in a second.
+// "" guards nothing.
 type Guard string
 
-// GuardOf is the guard of a token in the state directory of an appliance: pin-refused
-// of the "first", pin-refused.NAME of another.
+// GuardOf returns the guard of a token in the state directory of an appliance: pin-refused
+// for the token "first", pin-refused.NAME for another.
 func GuardOf(stateDir, token string) Guard {
 	name := GuardFile
 	if token != "first" {
@@ -39,7 +41,7 @@ func GuardOf(stateDir, token string) Guard {
 	return Guard(filepath.Join(stateDir, name))
 }
 
-// Refused tells when the PIN was refused; false when it was not.
+// Refused reports whether the PIN was refused, and when.
 func (g Guard) Refused() (when time.Time, refused bool) {
 	if g == "" {
 		return when, false
@@ -51,10 +53,10 @@ func (g Guard) Refused() (when time.Time, refused bool) {
 	if err == nil {
 		when = info.ModTime()
 	}
-	return when, true // a guard that cannot be seen may be up
+	return when, true // a guard that cannot be read may be up
 }
 
-// Lift lets the next PIN be tried, once. Nothing to lift is no error.
+// Lift allows the next PIN to be tried, once. A guard that is not up is no error.
 func (g Guard) Lift() error {
 	if g == "" {
 		return nil
@@ -69,9 +71,9 @@ func (g Guard) Lift() error {
 	return nil
 }
 
-// Try lets do try a PIN, once. A guard that is up is [ErrRefusedBefore]; it goes up
-// when do says that the PIN was refused, [hsm.ErrPIN], before anybody learns of it.
-// Where it could not be put up the PIN is not tried.
+// Try calls do, which tries a PIN, once. It returns [ErrRefusedBefore] if the guard is up.
+// It puts the guard up when do returns [hsm.ErrPIN], before the caller learns of it. If
+// the guard could not be put up, the PIN is not tried.
 func (g Guard) Try(do func() error) error {
 	if err := g.arm(); err != nil {
 		return err
@@ -86,9 +88,8 @@ func (g Guard) Try(do func() error) error {
 
 func (g Guard) armed() string { return string(g) + ".armed" }
 
-// arm prepares for a refusal, so that putting the guard up takes no room on the
-// disk. A guard that is up is [ErrRefusedBefore]. One that could not be put up
-// is an error: without it the PIN is not tried.
+// arm writes the file under another name, so that putting the guard up takes no room on
+// the disk.
 func (g Guard) arm() error {
 	if g == "" {
 		return nil
@@ -112,13 +113,13 @@ func (g Guard) write(path string) error {
 	return err
 }
 
-// raise makes the refusal last.
+// raise puts the guard up durably.
 func (g Guard) raise() error {
 	if g == "" {
 		return nil
 	}
 	now := time.Now()
-	_ = os.Chtimes(g.armed(), now, now) // it is the time that Refused tells
+	_ = os.Chtimes(g.armed(), now, now) // Refused returns this time
 	err := durable.Rename(g.armed(), string(g))
 	if errors.Is(err, fs.ErrNotExist) { // it was not armed, or another process disarmed it
 		err = errors.Join(g.write(string(g)), durable.SyncDir(filepath.Dir(string(g))))
@@ -129,9 +130,54 @@ func (g Guard) raise() error {
 	return nil
 }
 
-// disarm is for a PIN that was not refused.
+// disarm is called when the PIN was not refused.
 func (g Guard) disarm() {
 	if g != "" {
-		_ = os.Remove(g.armed()) // what stays is overwritten by the next arm
+		_ = os.Remove(g.armed()) // a file that stays is overwritten by the next arm
 	}
+}
+
+// pinFile keeps the PIN for later starts outside the memory of this process: in an
+// anonymous file (memfd_create(2)) that ends with the process. Only root, and a process
+// that may trace this one, can open it.
+type pinFile struct {
+	file *os.File
+	size int // bytes of the PIN
+}
+
+// newPINFile erases the PIN.
+func newPINFile(pin hsm.PIN) (*pinFile, error) {
+	defer pin.Zero()
+	fd, err := unix.MemfdCreate("pin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("creating a file for the PIN: %w", err)
+	}
+	f := &pinFile{os.NewFile(uintptr(fd), "pin"), len(pin)}
+	if _, err := f.file.WriteAt(pin, 0); err != nil {
+		_ = f.file.Close()
+		return nil, fmt.Errorf("keeping the PIN: %w", err)
+	}
+	return f, nil
+}
+
+// read returns the PIN, which the caller erases. A nil pinFile has none.
+func (f *pinFile) read() (hsm.PIN, error) {
+	if f == nil {
+		return nil, os.ErrClosed
+	}
+	pin := make(hsm.PIN, f.size)
+	if _, err := f.file.ReadAt(pin, 0); err != nil {
+		pin.Zero()
+		return nil, fmt.Errorf("reading the kept PIN: %w", err)
+	}
+	return pin, nil
+}
+
+// close erases the PIN.
+func (f *pinFile) close() {
+	if f == nil {
+		return
+	}
+	_, _ = f.file.WriteAt(make([]byte, f.size), 0) // the kernel frees the memory anyway
+	_ = f.file.Close()
 }

@@ -11,34 +11,33 @@ import (
 
 // Errors of a pool that has no worker to ask. Each wraps [hsm.ErrUnavailable].
 var (
-	errNobody = fmt.Errorf("no worker is there: %w", hsm.ErrUnavailable)
-	errHung   = fmt.Errorf("no worker answers: %w", hsm.ErrUnavailable)
+	errNoWorker = fmt.Errorf("no worker is there: %w", hsm.ErrUnavailable)
+	errHung     = fmt.Errorf("no worker answers: %w", hsm.ErrUnavailable)
 )
 
-// health is the breaker: whether calls are let through to the workers. It is
-// open, which means they are refused at once, while no worker can be expected
-// to answer.
+// health is a circuit breaker. While no worker can be expected to answer it is open, and
+// calls are refused at once.
 type health struct {
-	mu    sync.Mutex // guards what follows
-	cause error      // why it is open; nil is closed
-	since time.Time  // when the last worker was gone or hung; zero while one is well
+	mu    sync.Mutex // guards the fields below
+	cause error      // why it is open; nil if closed
+	since time.Time  // when the last worker was lost or hung; zero while one is well
 }
 
-// down is why calls are refused at once; nil when they are not.
+// down returns why calls are refused at once, nil if they are not.
 func (h *health) down() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.cause
 }
 
-// patience is how long a worker may be silent before another is asked, and how
-// long all may be gone or hang before calls are refused at once: a crash of all,
+// silenceLimit is how long a worker may be silent before another is asked, and how
+// long all may be lost or hang before calls are refused at once. A crash of all of them,
 // or a short stall of the token, is over by then.
-func (p *Pool) patience() time.Duration { return p.cfg.Timeout / 4 }
+func (p *Pool) silenceLimit() time.Duration { return p.cfg.Timeout / 4 }
 
-// judge looks at the workers again, after something happened to them. failed is
-// why one could not be started, or nil.
-func (p *Pool) judge(failed error) {
+// updateHealth looks at the workers after an event. failed is why a worker could not be
+// started, or nil.
+func (p *Pool) updateHealth(failed error) {
 	h := &p.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -52,19 +51,19 @@ func (p *Pool) judge(failed error) {
 	default:
 		if h.since.IsZero() {
 			h.since = time.Now()
-			time.AfterFunc(p.patience(), func() { p.judge(nil) })
+			time.AfterFunc(p.silenceLimit(), func() { p.updateHealth(nil) })
 		}
 		if failed != nil {
 			cause = failed
 		}
-		if h.cause != nil || failed != nil || time.Since(h.since) >= p.patience() {
+		if h.cause != nil || failed != nil || time.Since(h.since) >= p.silenceLimit() {
 			h.cause = cause
 		}
 	}
 	p.announce(before, h.cause)
 }
 
-// announce raises one alarm for each change of state.
+// announce logs once when the state changes.
 func (p *Pool) announce(before, after error) {
 	if (before == nil) == (after == nil) || errors.Is(after, ErrClosed) {
 		return
@@ -79,11 +78,11 @@ func (p *Pool) announce(before, after error) {
 	p.cfg.Logger.Info("HSM available")
 }
 
-// diagnose tells whether a worker can be expected to answer, and if not why.
+// diagnose reports whether a worker can be expected to answer, and if not, why.
 func (p *Pool) diagnose() (cause error, well bool) {
 	live := *p.live.Load()
-	for _, l := range live {
-		if l.well() {
+	for _, c := range live {
+		if c.well() {
 			return nil, true
 		}
 	}
@@ -91,7 +90,7 @@ func (p *Pool) diagnose() (cause error, well bool) {
 		return stopped, false
 	}
 	if len(live) == 0 {
-		return errNobody, false
+		return errNoWorker, false
 	}
 	return errHung, false
 }

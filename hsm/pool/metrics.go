@@ -10,7 +10,7 @@ import (
 	"countersign/hsm/wire"
 )
 
-// metrics are this room's collectors.
+// metrics are the collectors of this package.
 type metrics struct {
 	alive, available                                  prometheus.Gauge
 	restarts, retries, garbled, quarantines, canaries prometheus.Counter
@@ -64,7 +64,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// observe counts one operation that took total, of which call in the token.
+// observe counts one operation that took total, and call inside the token.
 func (m *metrics) observe(op wire.Op, total, call time.Duration, err error) {
 	if err == nil {
 		m.call[op].Observe(call.Seconds())

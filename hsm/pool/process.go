@@ -17,39 +17,38 @@ import (
 	"countersign/hsm/wire"
 )
 
-// fork is a command to be started and where its error goes.
+// fork is a command to start, and where its error goes.
 type fork struct {
 	cmd  *exec.Cmd
 	done chan error
 }
 
-// fork starts all processes from one thread of its own, which lives as long as
-// the pool: the kernel kills a child with PDEATHSIG when the thread that
-// started it ends, not when the process does.
-func (p *Pool) fork() {
+// forkLoop starts all processes from one thread, which lives as long as the pool: the
+// kernel kills a child with PDEATHSIG when the thread that started it ends, not when the
+// process does.
+func (p *Pool) forkLoop() {
 	runtime.LockOSThread()
 	for {
 		select {
 		case f := <-p.forks:
 			f.done <- f.cmd.Start()
-		case <-p.over:
+		case <-p.forksEnd:
 			return
 		}
 	}
 }
 
-// start brings up one worker with its token open and its keys proven. One start,
-// and so one login, is made at a time; one that takes longer than leastStart lets
-// the next go ahead, for it may hang where a new process would not. may is asked
-// when it is this one's turn. The pool stops at a refused PIN before the next one has
-// its turn.
-func (p *Pool) start(ctx context.Context, limit time.Duration, may func() error) (*link, error) {
+// start starts one worker, opens its token and proves its keys. One start, and so one
+// login, is made at a time; one that takes longer than leastStart lets the next go ahead,
+// for it may hang where a new process would not. may is called when it is this start's
+// turn. A refused PIN stops the pool before the next start has its turn.
+func (p *Pool) start(ctx context.Context, limit time.Duration, may func() error) (*conn, error) {
 	select {
-	case p.turnstile <- struct{}{}:
+	case p.startSlot <- struct{}{}:
 	case <-p.closed:
 		return nil, ErrClosed
 	}
-	next := sync.OnceFunc(func() { <-p.turnstile })
+	next := sync.OnceFunc(func() { <-p.startSlot })
 	defer next()
 	if err := may(); err != nil {
 		return nil, err
@@ -59,150 +58,98 @@ func (p *Pool) start(ctx context.Context, limit time.Duration, may func() error)
 	defer cancel()
 	defer context.AfterFunc(p.life, cancel)()
 	began := time.Now()
-	c, err := p.spawn(ctx)
+	w, err := p.spawn(ctx)
 	if err != nil {
 		p.stopIfRefused(err)
 		return nil, fmt.Errorf("starting worker: %w", err)
 	}
-	l := p.linked(c)
-	if err := p.prove(ctx, l); err != nil {
-		l.fail(err)
-		l.end()
-		return nil, fmt.Errorf("starting worker: %w", outward(err))
+	c := p.connect(w)
+	if err := p.prove(ctx, c); err != nil {
+		c.fail(err)
+		c.end()
+		if ctx.Err() != nil { // the limit, or the pool was closed
+			err = fmt.Errorf("%w: %w", err, hsm.ErrUnavailable)
+		}
+		return nil, fmt.Errorf("starting worker: %w", public(err))
 	}
-	p.took(time.Since(began))
-	p.cfg.Logger.Info("worker ready", "pid", l.pid())
-	return l, nil
+	p.noteStart(time.Since(began))
+	p.cfg.Logger.Info("worker ready", "pid", c.pid())
+	return c, nil
 }
 
-// took remembers the longest start that ended well.
-func (p *Pool) took(d time.Duration) {
+// noteStart remembers the longest start that succeeded.
+func (p *Pool) noteStart(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.longest = max(p.longest, d)
 }
 
-// startLimit is how long the n-th start in a row of a supervisor may take, which
-// replaces a worker: three times the longest that ended well. That a token may have
-// become slower, every other supervisor finds out by waiting for long; the others
-// give up early, for a start that hangs finds no token that is well again.
+// startLimit returns how long the n-th start in a row of a supervisor may take: three
+// times the longest that succeeded. The token may have become slower; every other
+// supervisor finds that out by waiting for long. The others give up early, because a
+// start that hangs does not notice that the token is well again. A single supervisor does
+// both in turn.
 func (p *Pool) startLimit(slot, n int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n > 0 && (slot+n*p.alone())%2 == 0 {
+	if p.cfg.Workers == 1 {
+		slot += n
+	}
+	if n > 0 && slot%2 == 0 {
 		return startTimeout
 	}
 	return min(max(3*p.longest, leastStart), startTimeout)
 }
 
-// alone is 1 where there is one supervisor, which does both by turns.
-func (p *Pool) alone() int {
-	if p.cfg.Workers == 1 {
-		return 1
-	}
-	return 0
-}
-
-// introduce sends the configuration and waits for the token to be open.
-func (p *Pool) introduce(ctx context.Context, c child) error {
-	unblock := context.AfterFunc(ctx, c.sock.Shutdown)
-	defer unblock()
-	pin, err := p.pin()
-	if err != nil {
-		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
-	}
-	defer pin.Zero()
-	err = wire.WriteConfig(c.sock, wire.Config{
-		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
-		PIN: pin, Sessions: p.cfg.Sessions, InitArgs: p.cfg.InitArgs, Require: p.cfg.Require,
-	})
-	if err != nil {
-		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
-	}
-	hello, err := wire.ReadHello(c.sock)
-	if err != nil {
-		return err
-	}
-	for _, n := range hello.Notices {
-		p.cfg.Logger.Warn("module is limited", "notice", n)
-	}
-	return errors.Join(c.sock.Tick(tick), c.lane.Tick(tick))
-}
-
-// process is a running worker. Its owner is the link, which ends it.
+// process is a running hsm-worker. It belongs to a conn, which ends it.
 type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once it was waited for
 }
 
-// pin is the PIN of the vault, for the caller to erase.
-func (p *Pool) pin() (hsm.PIN, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.vault.read()
+// startedProcess is a process with this side of its two sockets.
+type startedProcess struct {
+	proc           *process
+	sock, canaries *wire.Socket
 }
 
-// child is a process that was started, and this side of its sockets.
-type child struct {
-	proc       *process
-	sock, lane *wire.Socket
-}
-
-func (c child) end() {
-	c.sock.Shutdown()
-	c.lane.Shutdown()
-	c.proc.end()
-	_ = c.sock.Close()
-	_ = c.lane.Close()
+func (w startedProcess) end() {
+	w.sock.Shutdown()
+	w.canaries.Shutdown()
+	w.proc.end()
+	_ = w.sock.Close()
+	_ = w.canaries.Close()
 }
 
 // spawn starts a process and has it open its token.
-func (p *Pool) spawn(ctx context.Context) (child, error) {
-	c, err := p.fresh()
+func (p *Pool) spawn(ctx context.Context) (startedProcess, error) {
+	w, err := p.startProcess()
 	if err != nil {
-		return c, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+		return w, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
-	if err := p.introduce(ctx, c); err != nil {
-		c.end()
-		return c, err
+	if err := p.handshake(ctx, w); err != nil {
+		w.end()
+		return w, err
 	}
-	return c, nil
+	return w, nil
 }
 
-// fresh is a process that was just started.
-func (p *Pool) fresh() (c child, err error) {
+func (p *Pool) startProcess() (w startedProcess, err error) {
 	ours, theirs, err := wire.Pair()
 	if err != nil {
-		return c, err
+		return w, err
 	}
 	defer theirs.Close() // the child has its own
-	ourLane, theirLane, err := wire.Pair()
+	ourCanaries, theirCanaries, err := wire.Pair()
 	if err != nil {
-		return c, errors.Join(err, ours.Close())
+		return w, errors.Join(err, ours.Close())
 	}
-	defer theirLane.Close()
-	proc, err := p.run(theirs, theirLane)
+	defer theirCanaries.Close()
+	proc, err := p.run(theirs, theirCanaries)
 	if err != nil {
-		return c, errors.Join(err, ours.Close(), ourLane.Close())
+		return w, errors.Join(err, ours.Close(), ourCanaries.Close())
 	}
-	return child{proc, ours, ourLane}, nil
-}
-
-// linked makes a child that has introduced itself a worker. A lane that is lost
-// takes its link along.
-func (p *Pool) linked(c child) *link {
-	l := newLink(c.sock, c.proc)
-	l.pace.sessions, l.pace.queue = p.cfg.Sessions, p.cfg.Timeout/10
-	l.changed = p.judge
-	l.lane = newLink(c.lane, c.proc)
-	go func() {
-		select {
-		case <-l.lane.done:
-			l.fail(l.lane.failure())
-		case <-l.done:
-		}
-	}()
-	return l
+	return startedProcess{proc, ours, ourCanaries}, nil
 }
 
 // run starts hsm-worker with these files as descriptors 3 and up.
@@ -211,13 +158,13 @@ func (p *Pool) run(files ...*os.File) (*process, error) {
 	cmd.ExtraFiles = files
 	cmd.Stderr = p.cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{InferLevels: true})
 	cmd.WaitDelay = time.Second
-	// A group of its own: Ctrl-C in a terminal is for the parent, which ends
+	// In a process group of its own: Ctrl-C in a terminal is for the parent, which ends
 	// its workers after the calls under way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	f := fork{cmd, make(chan error, 1)}
 	select {
 	case p.forks <- f:
-	case <-p.over:
+	case <-p.forksEnd:
 		return nil, ErrClosed
 	}
 	if err := <-f.done; err != nil {
@@ -225,13 +172,63 @@ func (p *Pool) run(files ...*os.File) (*process, error) {
 	}
 	proc := &process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		_ = cmd.Wait() // cmd.ProcessState says how it ended
 		close(proc.exited)
 	}()
 	return proc, nil
 }
 
-// end waits for a process whose socket is closed, and kills it when it stays.
+// handshake sends the configuration and waits until the token is open.
+func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
+	unblock := context.AfterFunc(ctx, w.sock.Shutdown)
+	defer unblock()
+	pin, err := p.readPIN()
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	defer pin.Zero()
+	err = wire.WriteConfig(w.sock, wire.Config{
+		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
+		PIN: pin, Sessions: p.cfg.Sessions, InitArgs: p.cfg.InitArgs, Require: p.cfg.Require,
+	})
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	hello, err := wire.ReadHello(w.sock)
+	if err != nil {
+		return err
+	}
+	for _, n := range hello.Notices {
+		p.cfg.Logger.Warn("module is limited", "notice", n)
+	}
+	return errors.Join(w.sock.Tick(tick), w.canaries.Tick(tick))
+}
+
+// readPIN returns the PIN, which the caller erases.
+func (p *Pool) readPIN() (hsm.PIN, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pin.read()
+}
+
+// connect makes the conn of a worker whose token is open. If the socket of its canaries
+// is lost, so is the conn.
+func (p *Pool) connect(w startedProcess) *conn {
+	c := newConn(w.sock, w.proc)
+	c.pace.sessions, c.pace.queue = p.cfg.Sessions, p.cfg.Timeout/10
+	c.changed = p.updateHealth
+	c.canaries = newConn(w.canaries, w.proc)
+	go func() {
+		select {
+		case <-c.canaries.done:
+			c.fail(c.canaries.failure())
+		case <-c.done:
+		}
+	}()
+	return c
+}
+
+// end waits for a process whose socket is closed, and kills it if it stays.
 func (p *process) end() {
 	select {
 	case <-p.exited:
@@ -242,4 +239,4 @@ func (p *process) end() {
 	<-p.exited
 }
 
-func (p *process) kill() { _ = p.cmd.Process.Kill() } // it may have ended by itself
+func (p *process) kill() { _ = p.cmd.Process.Kill() } // it may have ended

@@ -20,7 +20,7 @@ func TestStallWhileIdle(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Timeout = time.Second })
 	id := r.generate(t, "sign@1", hsm.SignP256)
 	for _, l := range *r.pool.live.Load() {
-		l.suspect()
+		l.setSilent(true)
 	}
 	eventually(t, "calls are refused", 2*time.Second, func() bool { return !r.pool.Ready() })
 	eventually(t, "calls are let through again", 3*time.Second, r.pool.Ready)

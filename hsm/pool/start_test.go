@@ -61,7 +61,7 @@ func TestRefusedPIN(t *testing.T) {
 func TestPINRefusedLater(t *testing.T) {
 	var starts func() int
 	r := newRig(t, func(c *Config) { c.Binary, starts = counted(t, c.Binary) })
-	if _, err := r.pool.vault.file.WriteAt([]byte("another-pin"), 0); err != nil {
+	if _, err := r.pool.pin.file.WriteAt([]byte("another-pin"), 0); err != nil {
 		t.Fatal(err)
 	}
 	for _, pid := range r.pids() {

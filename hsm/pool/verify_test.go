@@ -17,7 +17,7 @@ func newGatedPool(t *testing.T) (*Pool, *gated) {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	p.live.Store(&[]*link{l})
+	p.live.Store(&[]*conn{l})
 	return p, token
 }
 
@@ -31,7 +31,7 @@ func TestSignatureVerified(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.book.add(k)
+		p.keys.add(k)
 		keys = append(keys, k)
 	}
 	digest := sha256.Sum256(nil)
@@ -39,7 +39,7 @@ func TestSignatureVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k, _ := p.book.find(keys[0].ID); k.verify(hsm.ES256, digest[:], sig) != nil {
+	if k, _ := p.keys.find(keys[0].ID); k.verify(hsm.ES256, digest[:], sig) != nil {
 		t.Error("the signature of an honest token does not verify")
 	}
 	token.liesBy.Store(&keys[1].ID)
@@ -48,7 +48,7 @@ func TestSignatureVerified(t *testing.T) {
 	if !errors.Is(err, hsm.ErrUnavailable) || sig != nil {
 		t.Errorf("by another key: %d bytes, %v; want none and ErrUnavailable", len(sig), err)
 	}
-	if asked := token.signed.Load() - before; asked != strikes {
-		t.Errorf("a lying token was asked %d times, want %d", asked, strikes)
+	if asked := token.signed.Load() - before; asked != maxWrong {
+		t.Errorf("a lying token was asked %d times, want %d", asked, maxWrong)
 	}
 }

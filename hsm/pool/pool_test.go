@@ -136,7 +136,7 @@ func TestNewKeyOnAllWorkers(t *testing.T) {
 		end := time.Now().Add(time.Second)
 		q := wire.MAC(id, nil)
 		q.Deadline = wire.Now() + int64(time.Second)
-		if p, err := l.do(t.Context(), q, patience{hedge: end, deadline: end, overdue: end.Add(grace)}); err != nil || len(p.Payload) != 32 {
+		if p, err := l.do(t.Context(), q, limits{hedge: end, deadline: end, overdue: end.Add(grace)}); err != nil || len(p.Payload) != 32 {
 			t.Errorf("worker %d: %d bytes, %v", l.proc.cmd.Process.Pid, len(p.Payload), err)
 		}
 	}
@@ -301,7 +301,7 @@ func TestClose(t *testing.T) {
 	if string(r.cfg.PIN) != strings.Repeat("\x00", len(r.hsm.PIN)) {
 		t.Error("the PIN was not erased")
 	}
-	if pin, err := r.pool.vault.read(); err == nil {
+	if pin, err := r.pool.pin.read(); err == nil {
 		t.Errorf("%d bytes of PIN are kept", len(pin))
 	}
 	if text := r.log.String(); strings.Contains(text, "[WARN]") || strings.Contains(text, "[ERROR]") {

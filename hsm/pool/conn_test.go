@@ -47,9 +47,9 @@ func (g *gated) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, er
 	return g.Token.MAC(ctx, key, data)
 }
 
-// newGated links to a token in this process; the process that the link minds
+// newGated connects to a token in this process; the process that the link minds
 // is one that does nothing.
-func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
+func newGated(t *testing.T) (*conn, *gated, hsm.KeyID, *wire.Socket) {
 	t.Helper()
 	ours, file, err := wire.Pair()
 	if err != nil {
@@ -79,7 +79,7 @@ func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
 		_ = cmd.Wait() // it is killed
 		close(proc.exited)
 	}()
-	l := newLink(ours, proc)
+	l := newConn(ours, proc)
 	t.Cleanup(func() {
 		proc.kill()
 		<-l.done // the end of the process is noticed while nobody calls, or it was lost before
@@ -97,19 +97,19 @@ func newGated(t *testing.T) (*link, *gated, hsm.KeyID, *wire.Socket) {
 	return l, token, k.ID, theirs
 }
 
-func (l *link) mac(ctx context.Context, key hsm.KeyID, data string) ([]byte, error) {
+func (l *conn) mac(ctx context.Context, key hsm.KeyID, data string) ([]byte, error) {
 	const limit = 5 * time.Second
 	q := wire.MAC(key, []byte(data))
 	q.Deadline = wire.Now() + int64(limit)
 	end := time.Now().Add(limit)
-	p, err := l.do(ctx, q, patience{hedge: end, deadline: end, overdue: end.Add(grace)})
+	p, err := l.do(ctx, q, limits{hedge: end, deadline: end, overdue: end.Add(grace)})
 	return p.Payload, err
 }
 
-func (l *link) idle() bool {
+func (l *conn) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.pending) == 0 && l.abandoned == 0 && !l.reading
+	return len(l.pending) == 0
 }
 
 // A reader that gives up leaves the reading to who still waits, and the answer
