@@ -9,7 +9,8 @@ import (
 	"strconv"
 	"time"
 
-	"countersign/appliance"
+	"countersign/appliance/authorize"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
@@ -28,9 +29,9 @@ func problem(err error) deviceapi.Problem {
 		retry.Code = protocol.CodeHSM
 	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
 		retry.Code = protocol.CodeBusy
-	case errors.Is(err, appliance.ErrTaken):
+	case errors.Is(err, enrol.ErrTaken):
 		return refused(http.StatusConflict)
-	case errors.Is(err, appliance.ErrNoTransaction):
+	case errors.Is(err, authorize.ErrNoTransaction):
 		return refused(http.StatusNotFound)
 	case deviceapi.HTTPStatus(code) == http.StatusInternalServerError:
 		return deviceapi.ProblemOf(nil)

@@ -8,7 +8,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"countersign/appliance"
+	"countersign/appliance/enrol"
 	"countersign/internal/config"
 	"countersign/protocol"
 )
@@ -25,11 +25,11 @@ const maxFormat = 64
 
 // attestBy makes the appliance's verifier of attestations from a command; nil where
 // there is none.
-func attestBy(cfg config.UV) appliance.Attest {
+func attestBy(cfg config.UV) enrol.Attest {
 	if len(cfg.Attest) == 0 {
 		return nil
 	}
-	return func(ctx context.Context, a appliance.Attestation) (string, error) {
+	return func(ctx context.Context, a enrol.Attestation) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, cfg.Timeout.Duration)
 		defer cancel()
 		asked, err := json.Marshal(attestation{Client: a.Client.String(), UVKey: a.UVKey.String(), Statement: a.Statement})

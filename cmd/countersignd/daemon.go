@@ -15,6 +15,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/api"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
@@ -23,7 +24,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 )
 
 // daemon runs an appliance on its listeners.
@@ -203,16 +204,16 @@ func (d *daemon) checks() map[string]api.Check {
 			}
 			return d.tokenError()
 		},
-		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysInUse(ctx) }),
+		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
 	}
 }
 
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
-		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
+		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
-		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
+		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
 	}
 }
 
@@ -282,7 +283,8 @@ func (l listeners) close() {
 func (d *daemon) adminAPI() *server.Server {
 	a := d.appliance
 	return &server.Server{
-		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
+		Overview: a, Parties: a.Parties, Invites: a.Enrol, Keys: a.Keys, Recovery: a.Recovery,
+		Requests: a.Requests, Administrators: a.Quorum, Policies: a.Rules,
 		HSM:    server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
 		Logger: d.log.Named("admin"), StartedAt: d.started,
 	}
@@ -298,7 +300,7 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
-	a := &api.API{Authorizer: d.appliance, Enroller: d.appliance, Logger: d.log.Named("api")}
+	a := &api.API{Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api")}
 	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
 }
 
@@ -311,11 +313,11 @@ func (d devDaemon) Run(ctx context.Context) error { return d.run(ctx) }
 func (d devDaemon) Close() error                  { return d.close() }
 
 func (d devDaemon) Device(ctx context.Context, name string) error {
-	_, err := d.appliance.DeviceNamed(ctx, name)
+	_, err := d.appliance.Parties.DeviceNamed(ctx, name)
 	return err
 }
 
-func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error) {
-	code, _, err := d.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Display: display})
+func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (protoenrol.ActivationCode, error) {
+	code, _, err := d.appliance.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: name, Display: display})
 	return code, err
 }

@@ -11,34 +11,34 @@ import (
 	"strconv"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery"
 	"countersign/hsm"
 )
 
 // Keys reads the key registry and takes steps in the lives of keys.
 type Keys interface {
-	Keys() []keyplan.View
-	KeysDue() []keyplan.Due
-	KeepsSchedule() bool
-	Renewal() appliance.Renewal
-	AttestKeys(ctx context.Context) ([]keylife.Finding, error)
-	PlanKey(ctx context.Context, s keyplan.Step) ([]keyplan.View, error)
-	ChangeKeyWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error)
+	List() []keyplan.View
+	Due() []keyplan.Due
+	Auto() bool
+	Renewal() keylife.Renewal
+	Attest(ctx context.Context) ([]keylife.Finding, error)
+	Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, error)
+	TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error)
 }
 
 // Recovery makes backups.
 type Recovery interface {
-	BackUpKeys(ctx context.Context, ask appliance.BackUp) (appliance.KeyBackup, error)
-	CopyStore(ctx context.Context) (appliance.StoreCopy, error)
+	BackUpKeys(ctx context.Context, ask recovery.BackUp) (recovery.KeyBackup, error)
+	CopyStore(ctx context.Context) (recovery.StoreCopy, error)
 }
 
 func (s *Server) bindKeys(m *mux) {
 	r := adminapi.Routes
-	bind(m, r.KeyList, func(*http.Request, adminapi.None) ([]adminapi.Key, error) { return each(s.Keys.Keys(), keyJSON), nil })
+	bind(m, r.KeyList, func(*http.Request, adminapi.None) ([]adminapi.Key, error) { return each(s.Keys.List(), keyJSON), nil })
 	bind(m, r.KeyShow, s.key)
 	bind(m, r.KeyPlan, s.keyPlan)
 	bind(m, r.KeyAttest, s.attestKeys)
@@ -64,7 +64,7 @@ func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
 		return nil, err
 	}
 	var found []adminapi.Key
-	for _, v := range s.Keys.Keys() {
+	for _, v := range s.Keys.List() {
 		if v.Name == name && (version == 0 || v.Version == version) {
 			found = append(found, keyJSON(v))
 		}
@@ -77,15 +77,15 @@ func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
 
 func (s *Server) keyPlan(*http.Request, adminapi.None) (adminapi.KeyPlan, error) {
 	return adminapi.KeyPlan{
-		Auto: s.Keys.KeepsSchedule(), Records: adminapi.Renewal(s.Keys.Renewal()),
-		Keys: each(s.Keys.KeysDue(), func(d keyplan.Due) adminapi.KeyDue {
+		Auto: s.Keys.Auto(), Records: adminapi.Renewal(s.Keys.Renewal()),
+		Keys: each(s.Keys.Due(), func(d keyplan.Due) adminapi.KeyDue {
 			return adminapi.KeyDue{Name: d.Name, Version: d.Version, Standing: string(d.Standing), At: when(d.At), Next: d.Next}
 		}),
 	}, nil
 }
 
 func (s *Server) attestKeys(r *http.Request, _ adminapi.None) ([]adminapi.Finding, error) {
-	found, err := s.Keys.AttestKeys(r.Context())
+	found, err := s.Keys.Attest(r.Context())
 	return each(found, func(f keylife.Finding) adminapi.Finding {
 		return adminapi.Finding{
 			Key: f.Name, Token: f.Token, ID: hex.EncodeToString(f.ID), Origin: string(f.Origin),
@@ -108,9 +108,9 @@ func (s *Server) step(verb keyplan.Verb) handler[adminapi.KeyStep, []adminapi.Ke
 		}
 		var views []keyplan.View
 		if body.DryRun {
-			views, err = s.Keys.PlanKey(r.Context(), step)
+			views, err = s.Keys.Plan(r.Context(), step)
 		} else {
-			views, err = s.Keys.ChangeKeyWithin(r.Context(), step, life)
+			views, err = s.Keys.TakeWithin(r.Context(), step, life)
 		}
 		return each(views, keyJSON), err
 	}
@@ -146,7 +146,7 @@ func (s *Server) backUpKeys(r *http.Request, body adminapi.KeyBackupAsk) (out ad
 	if err != nil {
 		return out, err
 	}
-	b, err := s.Recovery.BackUpKeys(r.Context(), appliance.BackUp{Partial: body.Partial, Dry: body.DryRun, Life: life})
+	b, err := s.Recovery.BackUpKeys(r.Context(), recovery.BackUp{Partial: body.Partial, Dry: body.DryRun, Life: life})
 	if err != nil {
 		return out, err
 	}

@@ -11,9 +11,12 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 )
 
 // Overview summarizes and examines the appliance, and reads its audit records.
@@ -42,8 +45,8 @@ type Parties interface {
 
 // Invites makes activation codes.
 type Invites interface {
-	Invite(ctx context.Context, i appliance.Invite) (enrol.ActivationCode, time.Time, error)
-	PreviewInvite(ctx context.Context, i appliance.Invite) (appliance.Change, error)
+	Invite(ctx context.Context, i enrol.Invite) (protoenrol.ActivationCode, time.Time, error)
+	PreviewInvite(ctx context.Context, i enrol.Invite) (requests.Change, error)
 }
 
 func (s *Server) bindParties(m *mux) {
@@ -81,7 +84,7 @@ func (s *Server) invite(kind store.Kind) invited {
 		case err != nil:
 			return nil, adminapi.Invited{}, err
 		case body.DryRun && kind != store.KindDevice:
-			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", appliance.ErrInput)
+			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", parties.ErrInput)
 			return nil, adminapi.Invited{}, err
 		case body.DryRun:
 			c, err := s.Invites.PreviewInvite(r.Context(), i)
@@ -90,20 +93,20 @@ func (s *Server) invite(kind store.Kind) invited {
 		}
 		code, expires, err := s.Invites.Invite(r.Context(), i)
 		made := adminapi.Invited{Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
-		if errors.Is(err, appliance.ErrQuorum) {
+		if errors.Is(err, requests.ErrQuorum) {
 			err = &invitedLater{error: err, Invited: made}
 		}
 		return nil, made, err
 	}
 }
 
-func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i appliance.Invite, err error) {
-	const most = int64(appliance.MaxInvitation / time.Second)
+func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i enrol.Invite, err error) {
+	const most = int64(enrol.MaxInvitation / time.Second)
 	if body.TTLSeconds < 0 || body.TTLSeconds > most {
-		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, body.TTLSeconds, most)
+		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", parties.ErrInput, body.TTLSeconds, most)
 	}
 	life, err := lifeOf(r)
-	return appliance.Invite{
+	return enrol.Invite{
 		Kind: kind, Name: r.PathValue("name"), TTL: time.Duration(body.TTLSeconds) * time.Second, Display: body.Display,
 		Floor: protocol.Level(body.Floor), Roles: body.Roles, Replace: body.Replace, Life: life,
 	}, err
@@ -223,7 +226,7 @@ func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s=%q: want a number", appliance.ErrInput, name, s)
+		return 0, fmt.Errorf("%w: %s=%q: want a number", parties.ErrInput, name, s)
 	}
 	return n, nil
 }

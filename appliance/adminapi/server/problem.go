@@ -5,11 +5,13 @@ import (
 	"errors"
 	"net/http"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/hsm"
 )
@@ -20,24 +22,24 @@ var problems = []struct {
 	status int
 	kind   string
 }{
-	{appliance.ErrInput, http.StatusBadRequest, adminapi.ProblemInput},
+	{parties.ErrInput, http.StatusBadRequest, adminapi.ProblemInput},
 	{keyplan.ErrKeyName, http.StatusNotFound, adminapi.ProblemNotFound},
 	{keyplan.ErrStep, http.StatusConflict, adminapi.ProblemKeyStep},
 	{keyplan.ErrEarly, http.StatusConflict, adminapi.ProblemKeyStep},
 	{keyplan.ErrRootAway, http.StatusConflict, adminapi.ProblemKeyStep},
 	{keyring.ErrNoKey, http.StatusConflict, adminapi.ProblemKeyStep},
 	{hsm.ErrUnsupported, http.StatusNotImplemented, adminapi.ProblemUnsupported},
-	{appliance.ErrUncovered, http.StatusConflict, adminapi.ProblemUncovered},
-	{appliance.ErrQuorum, http.StatusForbidden, adminapi.ProblemQuorum},
-	{appliance.ErrOver, http.StatusConflict, adminapi.ProblemOver},
-	{appliance.ErrSigner, http.StatusForbidden, adminapi.ProblemSigner},
+	{recovery.ErrUncovered, http.StatusConflict, adminapi.ProblemUncovered},
+	{requests.ErrQuorum, http.StatusForbidden, adminapi.ProblemQuorum},
+	{requests.ErrOver, http.StatusConflict, adminapi.ProblemOver},
+	{requests.ErrSigner, http.StatusForbidden, adminapi.ProblemSigner},
 	{change.ErrSignature, http.StatusForbidden, adminapi.ProblemSignature},
 	{hsm.ErrExists, http.StatusConflict, adminapi.ProblemConflict},
 	{store.ErrNotFound, http.StatusNotFound, adminapi.ProblemNotFound},
 	{store.ErrExists, http.StatusConflict, adminapi.ProblemExists},
 	{store.ErrConflict, http.StatusConflict, adminapi.ProblemConflict},
-	{appliance.ErrFinal, http.StatusConflict, adminapi.ProblemConflict},
-	{appliance.ErrForged, http.StatusConflict, adminapi.ProblemConflict},
+	{parties.ErrFinal, http.StatusConflict, adminapi.ProblemConflict},
+	{store.ErrForged, http.StatusConflict, adminapi.ProblemConflict},
 	{hsm.ErrPIN, http.StatusForbidden, adminapi.ProblemPIN},
 	{hsm.ErrBusy, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
 	{store.ErrUnavailable, http.StatusServiceUnavailable, adminapi.ProblemUnavailable},
@@ -56,7 +58,7 @@ func problem(err error) adminapi.Problem {
 			break
 		}
 	}
-	var waiting *appliance.Waiting
+	var waiting *requests.Waiting
 	if errors.As(err, &waiting) {
 		c := changeJSON(waiting.Change)
 		p.Change = &c

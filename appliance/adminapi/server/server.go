@@ -16,8 +16,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/parties"
 	"countersign/protocol/deviceapi"
 )
 
@@ -93,7 +93,7 @@ func (s *Server) unlock(r *http.Request, _ []byte) ([]adminapi.Token, error) {
 	pin, err := io.ReadAll(io.LimitReader(r.Body, maxPIN+1)) // it allocates 512 bytes at first and does not grow
 	defer clear(pin)
 	if err != nil || len(pin) == 0 || len(pin) > maxPIN {
-		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", appliance.ErrInput, maxPIN)
+		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", parties.ErrInput, maxPIN)
 	}
 	if err := s.HSM.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err
@@ -164,7 +164,7 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&body); err != nil && !errors.Is(err, io.EOF) {
-		return body, fmt.Errorf("%w: %v", appliance.ErrInput, err)
+		return body, fmt.Errorf("%w: %v", parties.ErrInput, err)
 	}
 	return body, nil
 }

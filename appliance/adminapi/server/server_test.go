@@ -80,7 +80,8 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{T: t, appliance: a, server: &Server{
-		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
+		Overview: a, Parties: a.Parties, Invites: a.Enrol, Keys: a.Keys, Recovery: a.Recovery,
+		Requests: a.Requests, Administrators: a.Quorum, Policies: a.Rules,
 		HSM:    HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
 		Logger: hclog.NewNullLogger(), StartedAt: now,
 	}}
@@ -145,7 +146,7 @@ func (b *bench) enrolDevice(name string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := b.appliance.EnrolDevice(b.Context(), body); err != nil {
+	if _, err := b.appliance.Enrol.Device(b.Context(), body); err != nil {
 		b.Fatal(err)
 	}
 }
