@@ -51,7 +51,7 @@ func (f Finding) slow(took, most time.Duration) Finding {
 // examineHSM has the token sign once; the signature is verified in software.
 func (a *Appliance) examineHSM(ctx context.Context) Finding {
 	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "countersignctl status shows the workers; look at the token and its network"}
-	key, err := a.keys.Current(keyring.Decision, a.now())
+	key, err := a.keyring.Current(keyring.Decision, a.now())
 	if err != nil {
 		f.Err = err
 		return f
@@ -59,15 +59,15 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 	var digest [sha256.Size]byte
 	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
 	start := time.Now()
-	_, f.Err = a.keys.Signer(key).SignDigest(ctx, digest[:])
+	_, f.Err = a.keyring.Signer(key).SignDigest(ctx, digest[:])
 	return f.slow(time.Since(start), slowSign)
 }
 
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
 	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
 	start := time.Now()
-	f.Err = keylife.SelfTest(ctx, a.keys, a.now())
-	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keys.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
+	f.Err = keylife.SelfTest(ctx, a.keyring, a.now())
+	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
 	return f
 }
 
@@ -120,10 +120,10 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 
 func (a *Appliance) examineDates(ctx context.Context) Finding {
 	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "countersignctl key plan, then key rotate and key activate"}
-	f.Err = a.KeysReady(ctx)
+	f.Err = a.Keys.CheckDue(ctx)
 	f.Warn = true
-	for _, d := range a.KeysDue() {
-		if d.Version == 0 && errors.Is(f.Err, ErrKeysDue) {
+	for _, d := range a.Keys.Due() {
+		if d.Version == 0 && errors.Is(f.Err, keylife.ErrDue) {
 			f.Warn = false // none is in use
 		}
 	}
@@ -132,8 +132,8 @@ func (a *Appliance) examineDates(ctx context.Context) Finding {
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums; those of policy.apply and admin.add are to be the greatest"}
-	rules := a.policy.Load().Policy
-	all, err := a.quorums(ctx, rules)
+	rules := a.Rules.Active().Policy
+	all, err := a.Quorum.Quorums(ctx, rules)
 	if err != nil {
 		f.Err, f.Warn = err, false
 		return f
@@ -160,23 +160,14 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 
 func (a *Appliance) examineChanges(ctx context.Context) Finding {
 	f := Finding{Check: "changes", Warn: true, Advice: "it is gone on with every minute; the log says what it waits for"}
-	all, err := a.store.ListChanges(ctx, changesShown)
+	open, interrupted, err := a.Requests.Count(ctx)
 	if err != nil {
 		f.Err, f.Warn = err, false
 		return f
 	}
-	open, taken := 0, 0
-	for _, row := range all {
-		switch {
-		case row.State == store.ChangeTaken:
-			taken++
-		case row.State == store.ChangeOpen && a.now().Before(row.ExpiresAt):
-			open++
-		}
-	}
 	f.Detail = fmt.Sprintf("%d requests are open", open)
-	if taken > 0 {
-		f.Err = fmt.Errorf("%d changes were interrupted", taken)
+	if interrupted > 0 {
+		f.Err = fmt.Errorf("%d changes were interrupted", interrupted)
 	}
 	return f
 }

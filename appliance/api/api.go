@@ -19,13 +19,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
-	"countersign/appliance"
+	"countersign/appliance/authorize"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/protocol/trust"
 )
 
@@ -48,8 +49,6 @@ const (
 
 // Authorizer processes the requests of enrolled devices.
 type Authorizer interface {
-	// DeviceOf returns the enrolled, active device of a verified certificate, else code 15.
-	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
 	Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error)
 	Countersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error)
 	// AnswerAfter returns how long after a request arrived its answer is sent.
@@ -57,16 +56,23 @@ type Authorizer interface {
 	Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error
 }
 
+// Devices finds devices.
+type Devices interface {
+	// DeviceOf returns the enrolled, active device of a verified certificate, else code 15.
+	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
+}
+
 // Enroller enrols phones and devices.
 type Enroller interface {
 	Trust() trust.Document
-	Enrol(ctx context.Context, body []byte) ([]byte, error)
-	EnrolDevice(ctx context.Context, body []byte) ([]byte, error)
-	Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error)
+	Client(ctx context.Context, body []byte) ([]byte, error)
+	Device(ctx context.Context, body []byte) ([]byte, error)
+	Renew(ctx context.Context, device store.Device, req protoenrol.RenewRequest) (protoenrol.RenewResponse, error)
 }
 
 // API serves phones and devices (PROTOCOL.md §5).
 type API struct {
+	Devices    Devices
 	Authorizer Authorizer
 	Enroller   Enroller
 	Logger     hclog.Logger
@@ -81,8 +87,8 @@ func (a *API) Handler() http.Handler {
 	apply.gate = make(gate, applyInFlight)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/trust", a.handle(unknown, a.trust))
-	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Enrol)))
-	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.EnrolDevice)))
+	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Client)))
+	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.Device)))
 	mux.HandleFunc("POST /v1/renew", a.handle(renew, a.renew))
 	mux.HandleFunc("POST /v1/apply", a.handle(apply, a.apply))
 	mux.HandleFunc("POST /v1/countersign", a.handle(device, a.countersign))
@@ -175,7 +181,7 @@ func (a *API) caller(r *http.Request) (store.Device, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates[0].URIs) != 1 {
 		return store.Device{}, fmt.Errorf("no client certificate with one SPIFFE ID: %w", protocol.CodeDevice)
 	}
-	return a.Authorizer.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
+	return a.Devices.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error) {
@@ -205,7 +211,7 @@ func enrolBy(enrolKey func(context.Context, []byte) ([]byte, error)) process {
 }
 
 func (a *API) renew(ctx context.Context, q request) (reply, error) {
-	req, err := enrol.ParseRenewRequest(q.body)
+	req, err := protoenrol.ParseRenewRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -290,9 +296,9 @@ func problem(err error) deviceapi.Problem {
 		retry.Code = protocol.CodeHSM
 	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
 		retry.Code = protocol.CodeBusy
-	case errors.Is(err, appliance.ErrTaken):
+	case errors.Is(err, enrol.ErrTaken):
 		return refused(http.StatusConflict)
-	case errors.Is(err, appliance.ErrNoTransaction):
+	case errors.Is(err, authorize.ErrNoTransaction):
 		return refused(http.StatusNotFound)
 	case deviceapi.HTTPStatus(code) == http.StatusInternalServerError:
 		return deviceapi.ProblemOf(nil)

@@ -187,3 +187,10 @@ func SignerOf(key protocol.PublicKey) SignerID {
 	sum := sha256.Sum256(key[:])
 	return SignerID(sum[:8])
 }
+
+// Draft is a change that someone asks for, before it is written down as a Request.
+type Draft struct {
+	Kind       policy.Kind
+	Parameters Parameters
+	Life       time.Duration // for countersigning; 0: [DefaultLife]
+}

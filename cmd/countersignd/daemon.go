@@ -19,6 +19,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/api"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
@@ -28,7 +29,7 @@ import (
 	"countersign/internal/config"
 	"countersign/internal/durable"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 )
 
 // daemon runs an appliance on its listeners.
@@ -208,16 +209,16 @@ func (d *daemon) checks() map[string]api.Check {
 			}
 			return d.tokenError()
 		},
-		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysInUse(ctx) }),
+		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
 	}
 }
 
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
-		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
+		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
-		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
+		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
 	}
 }
 
@@ -302,7 +303,9 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
-	a := &api.API{Authorizer: d.appliance, Enroller: d.appliance, Logger: d.log.Named("api")}
+	a := &api.API{
+		Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api"),
+	}
 	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
 }
 
@@ -315,12 +318,12 @@ func (d devDaemon) Run(ctx context.Context) error { return d.run(ctx) }
 func (d devDaemon) Close() error                  { return d.close() }
 
 func (d devDaemon) Device(ctx context.Context, name string) error {
-	_, err := d.appliance.DeviceNamed(ctx, name)
+	_, err := d.appliance.Parties.DeviceNamed(ctx, name)
 	return err
 }
 
-func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error) {
-	code, _, err := d.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Display: display})
+func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (protoenrol.ActivationCode, error) {
+	code, _, err := d.appliance.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: name, Display: display})
 	return code, err
 }
 
@@ -335,11 +338,11 @@ type attestation struct {
 const maxFormat = 64
 
 // attestBy returns a verifier of attestations that runs a command, or nil without a command.
-func attestBy(cfg config.UV) appliance.Attest {
+func attestBy(cfg config.UV) enrol.Attest {
 	if len(cfg.Attest) == 0 {
 		return nil
 	}
-	return func(ctx context.Context, a appliance.Attestation) (string, error) {
+	return func(ctx context.Context, a enrol.Attestation) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, cfg.Timeout.Duration)
 		defer cancel()
 		asked, err := json.Marshal(attestation{Client: a.Client.String(), UVKey: a.UVKey.String(), Statement: a.Statement})

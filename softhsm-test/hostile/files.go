@@ -12,7 +12,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"countersign/appliance"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/recovery/backup"
@@ -254,7 +254,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 	if r.keys, err = backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()); err != nil {
 		return r, err
 	}
-	c, err := h.CopyStore(ctx)
+	c, err := h.Recovery.CopyStore(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -264,8 +264,8 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 
 // voted takes a step of the root for which ann votes too.
 func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) error {
-	_, err := h.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
-	var waits *appliance.Waiting
+	_, err := h.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
+	var waits *requests.Waiting
 	if !errors.As(err, &waits) {
 		return errors.Join(errors.New("a step of the root without a second vote"), err)
 	}
@@ -273,7 +273,7 @@ func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) er
 	if err != nil {
 		return err
 	}
-	_, err = h.SignChange(ctx, waits.Hash.ID(), raw)
+	_, err = h.Requests.Sign(ctx, waits.Hash.ID(), raw)
 	return err
 }
 

@@ -27,9 +27,9 @@ const (
 	chainGo    = "appliance/keyring/chain/chain.go"
 	keysGo     = "appliance/keyuse/keys.go"
 	signedGo   = "appliance/recovery/backup/signed.go"
-	answerGo   = "appliance/answer.go"
-	evidenceGo = "appliance/evidence.go"
-	behindGo   = "appliance/behind.go"
+	answerGo   = "appliance/authorize/answer.go"
+	evidenceGo = "appliance/authorize/evidence.go"
+	recordGo   = "appliance/change/quorum/record.go"
 )
 
 // unhung: what hangs on the head is not compared with it.
@@ -54,7 +54,7 @@ var breaks = map[string][]broken.Edit{
 			"if d = out.Decision; false && !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {",
 		),
 		edit(evidenceGo, "if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {", "if err = nil; false {"),
-		edit(behindGo, "if b.change == (change.ID{}) {", "if b.fits != nil {\n\t\treturn nil\n\t}\n\tif b.change == (change.ID{}) {"),
+		edit(recordGo, "if r.Change == (change.ID{}) {", "if r.Fits != nil {\n\t\treturn nil\n\t}\n\tif r.Change == (change.ID{}) {"),
 	},
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {

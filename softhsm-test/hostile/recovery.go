@@ -17,9 +17,9 @@ import (
 	"countersign/softhsm-test/hostile/world"
 )
 
-// recovery brings the altered database back with the genuine backup of the keys, as
+// restoring brings the altered database back with the genuine backup of the keys, as
 // `countersignd restore --unsigned-database` does, and goes on with it.
-var recovery = []operation{
+var restoring = []operation{
 	{"restore, then a refusal again", restored(again("refused")), nil},
 	{"restore, then level 1 by rob", restored(byPhone("rob", door)), []grant{{"rob " + approved1, 1}, {`rob is shown "gate"`, 1}}},
 	{"restore, then level 1 by ruth", restored(byPhone("ruth", door)), []grant{{`ruth is shown "gate"`, 1}}},

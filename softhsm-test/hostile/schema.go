@@ -131,7 +131,7 @@ func (s *stage) byWrite(ctx context.Context, path string, a rows.Alteration) (er
 }
 
 func unwritable(ctx context.Context, h *world.House) error {
-	_, suspended := h.SetClientStatus(ctx, "rob", store.Suspended)
+	_, suspended := h.Parties.SetClientStatus(ctx, "rob", store.Suspended)
 	appended := h.Store.Append(ctx, store.NewRecord(store.KindStore, "hostile", nil))
 	for _, err := range []error{suspended, appended} {
 		if err == nil {
@@ -170,7 +170,7 @@ func (s *stage) unnoticedAt(ctx context.Context, path string, meanwhile bool) er
 		err := forget.Apply(ctx, path)
 		if meanwhile {
 			_ = h.Store.Append(ctx, store.NewRecord(store.KindStore, "hostile", nil)) // refused
-			_, _ = h.Clients(ctx)
+			_, _ = h.Parties.Clients(ctx)
 		}
 		return err
 	})

@@ -9,8 +9,10 @@ import (
 	"strconv"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
@@ -18,17 +20,17 @@ import (
 func (s *Server) bindParties(m *mux) {
 	r, a := adminapi.Routes, s.Appliance
 	bind(m, r.ClientList, s.clients)
-	bind(m, r.ClientShow, s.client(a.ClientNamed))
-	bind(m, r.ClientUnlock, s.client(a.Unlock))
-	bind(m, r.ClientSuspend, s.client(to(a.SetClientStatus, store.Suspended)))
-	bind(m, r.ClientResume, s.client(to(a.SetClientStatus, store.Active)))
-	bind(m, r.ClientRevoke, s.client(to(a.SetClientStatus, store.Revoked)))
+	bind(m, r.ClientShow, s.client(a.Parties.ClientNamed))
+	bind(m, r.ClientUnlock, s.client(a.Parties.Unlock))
+	bind(m, r.ClientSuspend, s.client(to(a.Parties.SetClientStatus, store.Suspended)))
+	bind(m, r.ClientResume, s.client(to(a.Parties.SetClientStatus, store.Active)))
+	bind(m, r.ClientRevoke, s.client(to(a.Parties.SetClientStatus, store.Revoked)))
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
-	bind(m, r.DeviceList, many(a.Devices, deviceJSON))
-	bind(m, r.DeviceShow, one(a.DeviceNamed, deviceJSON))
-	bind(m, r.DeviceSuspend, one(to(a.SetDeviceStatus, store.Suspended), deviceJSON))
-	bind(m, r.DeviceResume, one(to(a.SetDeviceStatus, store.Active), deviceJSON))
-	bind(m, r.DeviceRevoke, one(to(a.SetDeviceStatus, store.Revoked), deviceJSON))
+	bind(m, r.DeviceList, many(a.Parties.Devices, deviceJSON))
+	bind(m, r.DeviceShow, one(a.Parties.DeviceNamed, deviceJSON))
+	bind(m, r.DeviceSuspend, one(to(a.Parties.SetDeviceStatus, store.Suspended), deviceJSON))
+	bind(m, r.DeviceResume, one(to(a.Parties.SetDeviceStatus, store.Active), deviceJSON))
+	bind(m, r.DeviceRevoke, one(to(a.Parties.SetDeviceStatus, store.Revoked), deviceJSON))
 	bindPreviewed(m, r.DeviceInvite, s.invite(store.KindDevice))
 }
 
@@ -57,29 +59,29 @@ func (s *Server) invite(kind store.Kind) invited {
 		case err != nil:
 			return nil, adminapi.Invited{}, err
 		case body.DryRun && kind != store.KindDevice:
-			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", appliance.ErrInput)
+			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", parties.ErrInput)
 			return nil, adminapi.Invited{}, err
 		case body.DryRun:
-			c, err := s.Appliance.PreviewInvite(r.Context(), i)
+			c, err := s.Appliance.Enrol.PreviewInvite(r.Context(), i)
 			preview := changeJSON(c)
 			return &preview, adminapi.Invited{}, err
 		}
-		code, expires, err := s.Appliance.Invite(r.Context(), i)
+		code, expires, err := s.Appliance.Enrol.Invite(r.Context(), i)
 		made := adminapi.Invited{Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
-		if errors.Is(err, appliance.ErrQuorum) {
+		if errors.Is(err, requests.ErrQuorum) {
 			err = &invitedLater{error: err, Invited: made}
 		}
 		return nil, made, err
 	}
 }
 
-func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i appliance.Invite, err error) {
-	const most = int64(appliance.MaxInvitation / time.Second)
+func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i enrol.Invite, err error) {
+	const most = int64(enrol.MaxInvitation / time.Second)
 	if body.TTLSeconds < 0 || body.TTLSeconds > most {
-		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", appliance.ErrInput, body.TTLSeconds, most)
+		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", parties.ErrInput, body.TTLSeconds, most)
 	}
 	life, err := lifeOf(r)
-	return appliance.Invite{
+	return enrol.Invite{
 		Kind: kind, Name: r.PathValue("name"), TTL: time.Duration(body.TTLSeconds) * time.Second, Display: body.Display,
 		Floor: protocol.Level(body.Floor), Roles: body.Roles, Replace: body.Replace, Life: life,
 	}, err
@@ -94,7 +96,7 @@ type invitedLater struct {
 func (i *invitedLater) Unwrap() error { return i.error }
 
 func (s *Server) clients(r *http.Request, _ adminapi.None) ([]adminapi.Client, error) {
-	all, err := s.Appliance.Clients(r.Context())
+	all, err := s.Appliance.Parties.Clients(r.Context())
 	out := make([]adminapi.Client, len(all))
 	for i := range all {
 		if err == nil {
@@ -116,7 +118,7 @@ func (s *Server) client(get func(context.Context, string) (store.Client, error))
 }
 
 func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Client, error) {
-	guard, err := s.Appliance.Guard(ctx, c.ID)
+	guard, err := s.Appliance.Parties.Guard(ctx, c.ID)
 	if err != nil {
 		return adminapi.Client{}, err
 	}
@@ -174,7 +176,7 @@ func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s=%q: want a number", appliance.ErrInput, name, s)
+		return 0, fmt.Errorf("%w: %s=%q: want a number", parties.ErrInput, name, s)
 	}
 	return n, nil
 }

@@ -20,8 +20,11 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol/deviceapi"
@@ -92,7 +95,7 @@ func (s *Server) unlock(r *http.Request, _ []byte) ([]adminapi.Token, error) {
 	pin, err := io.ReadAll(io.LimitReader(r.Body, maxPIN+1)) // it allocates 512 bytes at first and does not grow
 	defer clear(pin)
 	if err != nil || len(pin) == 0 || len(pin) > maxPIN {
-		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", appliance.ErrInput, maxPIN)
+		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", parties.ErrInput, maxPIN)
 	}
 	if err := s.HSM.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err
@@ -188,7 +191,7 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&body); err != nil && !errors.Is(err, io.EOF) {
-		return body, fmt.Errorf("%w: %v", appliance.ErrInput, err)
+		return body, fmt.Errorf("%w: %v", parties.ErrInput, err)
 	}
 	return body, nil
 }
@@ -211,24 +214,24 @@ var problems = []struct {
 	status int
 	kind   string
 }{
-	{appliance.ErrInput, http.StatusBadRequest, problem.Input},
+	{parties.ErrInput, http.StatusBadRequest, problem.Input},
 	{keyplan.ErrKeyName, http.StatusNotFound, problem.NotFound},
 	{keyplan.ErrStep, http.StatusConflict, problem.KeyStep},
 	{keyplan.ErrEarly, http.StatusConflict, problem.KeyStep},
 	{keyplan.ErrRootAway, http.StatusConflict, problem.KeyStep},
 	{keyring.ErrNoKey, http.StatusConflict, problem.KeyStep},
 	{hsm.ErrUnsupported, http.StatusNotImplemented, problem.Unsupported},
-	{appliance.ErrUncovered, http.StatusConflict, problem.Uncovered},
-	{appliance.ErrQuorum, http.StatusForbidden, problem.Quorum},
-	{appliance.ErrOver, http.StatusConflict, problem.Over},
-	{appliance.ErrSigner, http.StatusForbidden, problem.Signer},
+	{recovery.ErrUncovered, http.StatusConflict, problem.Uncovered},
+	{requests.ErrQuorum, http.StatusForbidden, problem.Quorum},
+	{requests.ErrOver, http.StatusConflict, problem.Over},
+	{requests.ErrSigner, http.StatusForbidden, problem.Signer},
 	{change.ErrSignature, http.StatusForbidden, problem.Signature},
 	{hsm.ErrExists, http.StatusConflict, problem.Conflict},
 	{store.ErrNotFound, http.StatusNotFound, problem.NotFound},
 	{store.ErrExists, http.StatusConflict, problem.Exists},
 	{store.ErrConflict, http.StatusConflict, problem.Conflict},
-	{appliance.ErrFinal, http.StatusConflict, problem.Conflict},
-	{appliance.ErrForged, http.StatusConflict, problem.Conflict},
+	{parties.ErrFinal, http.StatusConflict, problem.Conflict},
+	{store.ErrForged, http.StatusConflict, problem.Conflict},
 	{hsm.ErrPIN, http.StatusForbidden, problem.PIN},
 	{hsm.ErrBusy, http.StatusServiceUnavailable, problem.Unavailable},
 	{store.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
@@ -247,7 +250,7 @@ func problemOf(err error) adminapi.Problem {
 			break
 		}
 	}
-	var waiting *appliance.Waiting
+	var waiting *requests.Waiting
 	if errors.As(err, &waiting) {
 		c := changeJSON(waiting.Change)
 		p.Change = &c

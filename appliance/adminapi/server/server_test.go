@@ -146,7 +146,7 @@ func (b *bench) enrolDevice(name string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := b.appliance.EnrolDevice(b.Context(), body); err != nil {
+	if _, err := b.appliance.Enrol.Device(b.Context(), body); err != nil {
 		b.Fatal(err)
 	}
 }
