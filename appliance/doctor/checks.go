@@ -16,7 +16,7 @@ import (
 
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/anchor"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 )
 
@@ -70,7 +70,7 @@ func (d *doctor) file(f file) {
 
 // pinRefused reports whether the first token refused its PIN, and the time if it is known.
 func (d *doctor) pinRefused() (when time.Time, refused bool) {
-	return worker.GuardOf(d.cfg.StateDir, "first").Refused()
+	return pool.GuardOf(d.cfg.StateDir, "first").Refused()
 }
 
 func (d *doctor) guard() {

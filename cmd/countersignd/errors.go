@@ -14,7 +14,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 )
 
@@ -31,7 +31,7 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
-	{worker.ErrGuard, cli.IO, "state_dir must be readable and writable, with free space: without the file pin-refused no PIN is tried"},
+	{pool.ErrGuard, cli.IO, "state_dir must be readable and writable, with free space: without the file pin-refused no PIN is tried"},
 	{hsm.ErrPIN, cli.Auth, "check hsm.pin, then run countersignctl hsm unlock: until then it is not tried again, so that the token does not lock"},
 	{hsm.ErrLocked, cli.Auth, "init reads the PIN from a file, a credential, a descriptor or a prompt: name one in hsm.pin"},
 	{anchor.ErrThere, cli.Failed, "an appliance was here: restore it; if init was interrupted and no device uses that root, move the anchor away"},
