@@ -3,6 +3,8 @@ package change
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 
@@ -87,4 +89,20 @@ func (s Signature) Verify(h Hash, key protocol.PublicKey) error {
 		return fmt.Errorf("%w: not of change %s by key %s", ErrSignature, h.ID(), SignerOf(key))
 	}
 	return nil
+}
+
+// FileKey is an administrator's key in the memory of this process. It is meant for
+// development: an operator's key belongs on a token.
+type FileKey struct{ *ecdsa.PrivateKey }
+
+// SignDigest implements [protocol.DigestSigner].
+func (k FileKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
+	r, s, err := ecdsa.Sign(rand.Reader, k.PrivateKey, digest)
+	if err != nil {
+		return nil, err
+	}
+	rs := make([]byte, protocol.SignatureSize)
+	r.FillBytes(rs[:32])
+	s.FillBytes(rs[32:])
+	return rs, nil
 }
