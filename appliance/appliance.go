@@ -38,7 +38,7 @@ type Config struct {
 	Metrics  prometheus.Registerer // nil: not registered anywhere
 	Attest   enrol.Attest          // nil: attestations are of format "unverified"
 	// RefusalTime is the least time that a refused countersignature takes, so
-	// that its length does not tell why; 0: 50 ms.
+	// that its length does not show the reason; 0: 50 ms.
 	RefusalTime time.Duration
 	Now         func() time.Time // nil: time.Now
 }

@@ -116,5 +116,5 @@ func (b *bench) ended() (c adminapi.Change) {
 
 // resumed tells whether the appliance found a change that was taken and not ended.
 func (b *bench) resumed() bool {
-	return strings.Contains(b.Appliance.Log(), "change was interrupted and is made now")
+	return strings.Contains(b.Appliance.Log(), "interrupted change is made now")
 }

@@ -17,13 +17,12 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// answer signs what was approved, or waits for a second approver, and seals the
-// result for the phone.
+// answer signs an approval, or waits for a second approver, and seals the result for the phone.
 func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome) (deviceapi.CountersignResponse, error) {
 	res := deviceapi.CountersignResponse{Result: out.Result}
 	p4 := message.P4{Result: out.Result, Reason: out.Reason, Asked: out.Asked}
 	if c.wantsPassword() && (out.Result == protocol.ResultRetry || out.Result == protocol.ResultDenied) {
-		p4.TriesLeft = &out.TriesLeft // a denial has it too, 0, so that their sizes are one
+		p4.TriesLeft = &out.TriesLeft // a denial has it too, 0, so that both have the same size
 	}
 	var err error
 	switch {
@@ -40,7 +39,7 @@ func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome
 		}
 	}
 	if parties.Forged(err) {
-		return a.answer(ctx, c, a.nobodys(c))
+		return a.answer(ctx, c, a.refuseForged(c))
 	}
 	if err != nil {
 		return deviceapi.CountersignResponse{}, err
@@ -52,8 +51,8 @@ func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome
 	return res, nil
 }
 
-// lockedFor is how long the password is locked, whole seconds rounded up, 0 where
-// it is no more; nil until an administrator unlocks it.
+// lockedFor returns how long the password is locked, in whole seconds rounded up; 0 if it no
+// longer is, nil if only an administrator can unlock it.
 func (a *Service) lockedFor(ctx context.Context, c countersigned) (*uint64, error) {
 	guard, err := a.store.Guard(ctx, c.p1.Client)
 	if err != nil {
@@ -67,17 +66,16 @@ func (a *Service) lockedFor(ctx context.Context, c countersigned) (*uint64, erro
 	return &seconds, nil
 }
 
-// nobodys is the answer where a record does not fit its seal, or a decision not what it was
-// made from: a refusal like any other.
-func (a *Service) nobodys(c countersigned) store.Outcome {
+// refuseForged is the outcome when a record does not fit its seal, or a stored decision is not
+// the one that follows from its sources: an ordinary refusal.
+func (a *Service) refuseForged(c countersigned) store.Outcome {
 	a.failures.add(c.device.ID, protocol.CodeRefused, 1)
 	return store.Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeRefused}
 }
 
-// signDecision signs a stored decision, with the key of today: what is asked for again may
-// be signed by a later epoch than at first. It signs what it has made again from handle,
-// evidence and policy, and only if that is what is stored. A strict device gets the
-// evidence with it.
+// signDecision signs a stored decision with the key in use, so that a later epoch may sign a
+// repeated answer. It makes the decision again from handle, evidence and policy, and signs it
+// only if the stored one is equal. A strict device also gets the evidence.
 func (a *Service) signDecision(ctx context.Context, c countersigned, out store.Outcome) ([]byte, error) {
 	d, err := a.rebuilt(ctx, c, out)
 	if err != nil {
@@ -93,11 +91,11 @@ func (a *Service) signDecision(ctx context.Context, c countersigned, out store.O
 	return receipt.Sign(ctx, a.keys.Signer(key), key.Version, d)
 }
 
-// rebuilt makes the decision again, as describe made it: statement, level, factors, device,
-// service, amount, pairwise id, u, lifetime and policy hash. Transaction id and issued-at
-// are those of the stored outcome, as are its result and that the password was right: its
-// seal binds them to this M3. An error wraps [store.ErrForged] where the stored decision is
-// another, and the alarm has heard of it.
+// rebuilt makes the decision again with describe: statement, level, factors, device, service,
+// amount, pairwise id, u, lifetime and policy hash. It takes transaction id, issued-at, result
+// and the fact that the password was right from the stored outcome, whose seal binds them to this
+// M3. If the stored decision differs, it raises the alarm and returns an error that wraps
+// [store.ErrForged].
 func (a *Service) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d receipt.Decision, err error) {
 	if c.seen.code != 0 {
 		return d, a.keys.Seals().Report(fmt.Sprintf("serial %v is approved, and its evidence is refused with code %d", c.key.Serial, c.seen.code))

@@ -17,10 +17,9 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Apply answers a phone's M1 that a device relays: with a challenge and the
-// handle that brings it back, with a key update, or with the error form of P2.
-// It stores nothing. Errors carry a code of PROTOCOL.md §4 that is answered over
-// HTTP, or wrap [hsm.ErrUnavailable].
+// Apply answers a phone's M1 that a device relays: with a challenge and its handle, with a key
+// update, or with the error form of P2. It stores nothing. Errors carry a code of PROTOCOL.md §4
+// that is answered over HTTP, or wrap [hsm.ErrUnavailable].
 func (a *Service) Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	now := a.now()
 	ctx = hsm.NewWork(ctx)
@@ -56,7 +55,7 @@ func (a *Service) Apply(ctx context.Context, device store.Device, req deviceapi.
 	return deviceapi.ApplyResponse{M2: m2, Handle: sealed, Level: p2.Level, TTL: p2.TTL}, nil
 }
 
-// opened is an M1 that was decrypted and parsed.
+// opened is a decrypted and parsed M1.
 type opened struct {
 	p1   message.P1
 	raw  []byte
@@ -64,10 +63,10 @@ type opened struct {
 	root protocol.RootID
 }
 
-// maxP1 bounds what travels in handles; the longest P1 of known keys has 117 bytes.
+// maxP1 bounds P1 in handles, bytes; the longest P1 of known keys has 117.
 const maxP1 = 256
 
-// open decrypts M1 with the one ECDH that the token does.
+// open decrypts M1. The token does the one ECDH.
 func (a *Service) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
 	msg, err := message.ParseM1(m1)
 	if err != nil {
@@ -91,9 +90,9 @@ func (a *Service) open(ctx context.Context, m1 []byte, now time.Time) (opened, e
 	return o, err
 }
 
-// keyUpdate is an MU with every KeyCert a phone may need to go on.
+// keyUpdate returns an MU with every KeyCert that the phone may need to continue.
 func (a *Service) keyUpdate(m1 []byte, now time.Time) []byte {
-	msg, _ := message.ParseM1(m1) // it was parsed before: that is how its epoch is known
+	msg, _ := message.ParseM1(m1) // Apply parsed it without an error
 	return trust.KeyUpdate{Certs: a.keys.UpdateCerts(msg.Epoch, now)}.Marshal()
 }
 
@@ -128,12 +127,10 @@ func (a *Service) challenge(device store.Device, req deviceapi.ApplyRequest, p1 
 	}, nil
 }
 
-// slow tells whether a full receipt is too long for the link: one QR code, one
-// sound burst.
+// slow reports whether a link is too slow for a full receipt: one QR code, one sound burst.
 func slow(l deviceapi.LinkClass) bool { return l == deviceapi.LinkQR || l == deviceapi.LinkSound }
 
-// agree joins what the phone proposes with what the device orders; what both give
-// must be the same.
+// agree merges the phone's proposal with the device's order. What both give must be equal.
 func agree(proposal *message.Proposal, order deviceapi.Order) (*protocol.Amount, string, error) {
 	if proposal == nil {
 		return order.Amount, order.Text, nil
@@ -152,8 +149,8 @@ func agree(proposal *message.Proposal, order deviceapi.Order) (*protocol.Amount,
 	return amount, text, nil
 }
 
-// refuseApply seals the error form of P2; an error without a code is not the
-// phone's business and goes up.
+// refuseApply seals the error form of P2. It returns an error without a code to the caller,
+// because the phone must not learn of it.
 func (a *Service) refuseApply(channel message.Channel, chal protocol.Challenge, cause error) (deviceapi.ApplyResponse, error) {
 	code, ok := codeFor(cause)
 	if !ok {
@@ -169,8 +166,8 @@ func newNonce() (n protocol.Nonce) {
 	return n
 }
 
-// codeFor is the one way from an error of the service to a code. ok is false for an error
-// that is not in the table, of which the caller learns nothing.
+// codeFor is the only mapping from errors of the service to codes. ok is false for an error that
+// is not in the table, of which the caller learns nothing.
 func codeFor(err error) (code protocol.Code, ok bool) {
 	if code, ok = protocol.CodeOf(err); ok {
 		return code, true

@@ -13,7 +13,7 @@ import (
 	"countersign/protocol/message"
 )
 
-// countersigned is an M3 that was opened under its handle.
+// countersigned is an M3 that was opened with its handle.
 type countersigned struct {
 	device    store.Device
 	m3        []byte
@@ -27,12 +27,11 @@ type countersigned struct {
 	seen      examined
 }
 
-// Countersign answers a phone's M3 that a device relays. The order is that of
-// PROTOCOL.md §4: open, evidence, decision, one durable commit, signature, answer;
-// an M3 that was answered before gets that answer, whatever stands against it now.
-// Errors carry a code that is answered over HTTP, or wrap [hsm.ErrUnavailable],
-// [store.ErrUnavailable] or a context error; after those the same M3 may be sent
-// again.
+// Countersign answers a phone's M3 that a device relays, in the order of PROTOCOL.md §4: open,
+// evidence, decision, one durable commit, signature, answer. An M3 that was answered before gets
+// that answer again, even if it would be refused now. Errors carry a code that is answered over
+// HTTP, or wrap [hsm.ErrUnavailable], [store.ErrUnavailable] or a context error; after those the
+// phone may send the same M3 again.
 func (a *Service) Countersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
 	c, err := a.openCountersign(ctx, device, req)
 	if err != nil {
@@ -43,7 +42,7 @@ func (a *Service) Countersign(ctx context.Context, device store.Device, req devi
 	}
 	out, err := a.settle(ctx, c)
 	if parties.Forged(err) {
-		out, err = a.nobodys(c), nil
+		out, err = a.refuseForged(c), nil
 	}
 	if err != nil {
 		return deviceapi.CountersignResponse{}, err
@@ -51,10 +50,9 @@ func (a *Service) Countersign(ctx context.Context, device store.Device, req devi
 	return a.answer(ctx, c, out)
 }
 
-// AnswerAfter is how long after its request an answer is to be given: refusals all
-// at one time, because an unknown client costs no durable write and no call of the
-// token, a wrong password costs both, and nobody is to tell them apart by the clock.
-// Work that takes longer than that is not hidden.
+// AnswerAfter returns how long after its request an answer is sent. All refusals are sent at the
+// same time: an unknown client costs no durable write and no call of the token, a wrong password
+// costs both, and the clock must not show the difference. Work that takes longer is not hidden.
 func (a *Service) AnswerAfter(res deviceapi.CountersignResponse) time.Duration {
 	if res.Decision != nil {
 		return 0
@@ -87,9 +85,9 @@ func (a *Service) openCountersign(ctx context.Context, device store.Device, req 
 	return c, nil
 }
 
-// Outcome stores a device's word on what it did with an approval. The first report
-// wins; one that says "not performed" gives the limits back. A transaction that is
-// not this device's is [ErrNoTransaction].
+// Outcome stores a device's report of what it did with an approval. The first report wins; "not
+// performed" gives the limits back. The error is [ErrNoTransaction] if the transaction is not
+// this device's.
 func (a *Service) Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error {
 	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
 		"transaction": req.Transaction[:], "performed": req.Performed,

@@ -19,24 +19,23 @@ import (
 	"countersign/protocol/trust"
 )
 
-// examined is what is known of a countersignature before its password is checked.
+// examined is a countersignature whose signature was verified, before its password is checked.
 type examined struct {
 	client   store.Client
 	evidence policy.Evidence
-	code     protocol.Code // not 0: it is refused for that
-	strict   []issued      // of a strict device: what it verifies, in the order of the statements
+	code     protocol.Code // not 0: the reason of a refusal
+	strict   []issued      // for a strict device: the countersignatures that it verifies, in the order of the statements
 }
 
-// issued is a countersignature with what was found out of its client's certificate.
+// issued is a countersignature with its client's certificate.
 type issued struct {
 	receipt.Evidence
-	keys trust.ClientCert // that the client's record names
+	keys trust.ClientCert // named by the client's record
 	held bool             // a strict device can verify the certificate as it is
 }
 
-// examine verifies the countersignature with the enrolled key. For a client that
-// is unknown the same work is done with a key that nobody has, and the code is
-// the uniform one.
+// examine verifies the countersignature with the enrolled key. For an unknown client it does the
+// same work with a decoy key, and the code is the same as for a refused one.
 func (a *Service) examine(ctx context.Context, c countersigned) (e examined, err error) {
 	e.client, err = a.parties.Client(ctx, c.p1.Client)
 	known := !errors.Is(err, store.ErrNotFound)
@@ -54,15 +53,15 @@ func (a *Service) examine(ctx context.Context, c countersigned) (e examined, err
 	}
 	e.evidence = policy.Evidence{Verdict: c.p3.Verdict, Signature: true}
 	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, parties.RoleUV)
-	e.evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
+	e.evidence.SecondApprover = c.handle.First != nil // the store requires another client with the role
 	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, store.ErrForged) {
 		e.code, err = protocol.CodeRefused, nil
 	}
 	return e, err
 }
 
-// decoyKey is a point whose private key nobody has: its x coordinate is the first
-// on the curve that follows SHA-256("countersign decoy").
+// decoyKey is a point without a known private key: its x coordinate is the first on the curve
+// that follows SHA-256("countersign decoy").
 var decoyKey = makeDecoy()
 
 func makeDecoy() protocol.PublicKey {
@@ -76,7 +75,7 @@ func makeDecoy() protocol.PublicKey {
 	}
 }
 
-// signingKey is the enrolled key of a slot: 1 or, for the UV key, 3.
+// signingKey returns the enrolled key of a slot: 1 or, for the UV key, 3.
 func signingKey(client store.Client, slot uint64) protocol.PublicKey {
 	switch {
 	case slot == protocol.SlotUV && client.UVKey != nil:
@@ -88,9 +87,9 @@ func signingKey(client store.Client, slot uint64) protocol.PublicKey {
 	}
 }
 
-// strict is what a strict device verifies by itself: one countersignature, or two with a
-// second approver. It is looked at before anything is decided, and an error that wraps
-// [store.ErrForged] is of a client whose record or certificate is nobody's.
+// strict returns the countersignatures that a strict device verifies itself: one, or two with a
+// second approver. It runs before anything is decided. An error that wraps [store.ErrForged]
+// means that a client's record or certificate is not genuine.
 func (a *Service) strict(ctx context.Context, c countersigned, client store.Client) ([]issued, error) {
 	if !c.p2.Factors.Has(protocol.FactorStrict) {
 		return nil, nil
@@ -112,10 +111,10 @@ func (a *Service) strict(ctx context.Context, c countersigned, client store.Clie
 	return []issued{before, own}, err
 }
 
-// issuedTo puts a client's certificate to what he countersigned. A certificate that no
-// epoch of client-ca has signed for these very keys is reported, and never made good by a
-// new one: the keys may be anybody's. One by an epoch that was compromised says nothing,
-// for anybody may have signed it. Then the record itself has to do, whose seal fits.
+// issuedTo compares a client's certificate with the keys of its record. It reports a certificate
+// that no epoch of client-ca signed for these keys, and never replaces it: an attacker may own
+// the keys. A certificate by a compromised epoch proves nothing, because an attacker may have
+// signed it; then the record has to do, whose seal fits.
 func (a *Service) issuedTo(client store.Client, e receipt.Evidence) (issued, error) {
 	i := issued{Evidence: e, keys: trust.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}}
 	cert, err := a.keys.ReadClientCert(client.Cert, a.now())
@@ -129,9 +128,9 @@ func (a *Service) issuedTo(client store.Client, e receipt.Evidence) (issued, err
 	return i, nil
 }
 
-// strictEvidence is what a strict device gets. A certificate whose epoch of client-ca is
-// no longer given to devices, because the root was replaced or the epoch retired, is
-// signed anew by the epoch in use, for the same keys.
+// strictEvidence returns the evidence for a strict device. If devices no longer get the
+// certificate's epoch of client-ca, because the root was replaced or the epoch retired, the epoch
+// in use signs a new certificate for the same keys.
 func (a *Service) strictEvidence(ctx context.Context, c countersigned) ([]receipt.Evidence, error) {
 	var all []receipt.Evidence
 	for _, i := range c.seen.strict {
@@ -146,15 +145,15 @@ func (a *Service) strictEvidence(ctx context.Context, c countersigned) ([]receip
 	return all, nil
 }
 
-// verdict is what the check of a password came to.
+// verdict is the result of a password check.
 type verdict struct {
 	right bool
-	code  protocol.Code // 10 where it is wrong; 11, 14 or 23 where it was not checked
+	code  protocol.Code // 10: wrong; 11, 14 or 23: not checked
 	tried store.Tried
 }
 
-// checkPassword counts the attempt, durably, and only then lets the token check
-// it: a crash, a race or a lost answer never gives a guess back.
+// checkPassword counts the attempt durably before the token checks it: no crash, race or lost
+// answer gives a guess back.
 func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
 	tried, err := a.store.Try(ctx, store.Attempt{AnswerKey: c.key, Device: c.device.ID, Now: a.now().UTC()})
 	if err != nil {
@@ -184,8 +183,8 @@ func (a *Service) proofIsRight(ctx context.Context, c countersigned) (bool, erro
 	return right, nil
 }
 
-// wrong answers a wrong password that leaves more tries: result 2, stored, so that
-// the same M3 is answered the same.
+// wrong answers a wrong password while tries are left. The result 2 is stored, so that the same
+// M3 gets the same answer.
 func (a *Service) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
 	spend := c.spend(a.now(), a.rules.Active(), policy.Ruling{})
 	if err := a.store.Wrong(ctx, c.key, left, spend.Refused(protocol.CodePassword)); err != nil {

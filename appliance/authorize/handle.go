@@ -23,8 +23,8 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// handle is what the appliance must remember between apply and countersign. It
-// travels sealed through the device (PROTOCOL.md §3.2):
+// handle is the state that the appliance needs between apply and countersign. It travels sealed
+// through the device (PROTOCOL.md §3.2):
 //
 //	hour uint32 | nonce[12] | AES-256-GCM(key of the hour and handle epoch, aad = device and hour, kind | CBOR)
 type handle struct {
@@ -37,13 +37,12 @@ type handle struct {
 	P2        []byte
 	Challenge protocol.Challenge
 	U         protocol.Nonce
-	Policy    uint64   // version of the policy that decided the level
+	Policy    uint64   // version of the policy that set the level
 	Reference string   // of the order, for the audit record
-	First     *pending // of a second approval: what it approves
+	First     *pending // for a second approval: the first one
 }
 
-// answerLife is how long a countersignature is answered again, PROTOCOL.md §4;
-// handles live as long.
+// answerLife is how long the appliance repeats an answer, PROTOCOL.md §4. Handles live as long.
 const answerLife = 24 * time.Hour
 
 const (
@@ -51,8 +50,7 @@ const (
 	nonceSize = 12
 )
 
-// handleKeys holds the AEAD of each hour that a handle may come from, under each
-// version of the mac key. They are derived on the token and kept in memory.
+// handleKeys caches the AEAD of each hour and version of the mac key. The token derives the keys.
 type handleKeys struct {
 	mu   sync.Mutex
 	aead map[handleKeyName]cipher.AEAD // guarded by mu
@@ -66,7 +64,7 @@ type handleKeyName struct {
 
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / int64(time.Hour/time.Second)) }
 
-// handleKey is the AEAD of an hour under a version of mac.
+// handleKey returns the AEAD of an hour under a version of mac.
 func (a *Service) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (cipher.AEAD, error) {
 	name := handleKeyName{hour: hour, mac: mac.Version, epoch: a.keys.Settings().HandleEpoch}
 	a.handles.mu.Lock()
@@ -91,7 +89,7 @@ func (a *Service) handleKey(ctx context.Context, mac keyring.Key, hour uint32) (
 	return aead, nil
 }
 
-// add keeps a key and forgets those of hours that no handle can come from.
+// add stores a key and drops the keys of hours whose handles have expired.
 func (h *handleKeys) add(name handleKeyName, aead cipher.AEAD) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -116,15 +114,14 @@ func (a *Service) sealHandle(ctx context.Context, device protocol.DeviceID, h ha
 	return a.seal(ctx, sealing{device: device, hour: hourOf(time.UnixMilli(h.Issued)), kind: kindSession}, h)
 }
 
-// openHandle opens a session's handle that this appliance, or a replica, sealed
-// for this device in the last 24 hours and since the last restore. Any other is dead:
-// code 8.
+// openHandle opens a session's handle that this appliance, or a replica, sealed for this device
+// in the last 24 hours and since the last restore. For any other it returns code 8.
 func (a *Service) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
 	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
 }
 
-// sealing is what a sealed value is bound to. Two kinds of handle travel; the kind
-// is inside, so that one never opens as the other.
+// sealing is the context that a sealed value is bound to. There are two kinds of handle; the kind
+// is encrypted, so that one never opens as the other.
 type sealing struct {
 	device protocol.DeviceID
 	hour   uint32
@@ -177,8 +174,8 @@ func (a *Service) unseal(ctx context.Context, from sealing, sealed []byte, into 
 	return nil
 }
 
-// openAny opens a handle under the version of mac that sealed it: the one in use, or an
-// earlier one while its handles may be under way.
+// openAny opens a handle under the version of mac that sealed it: the one in use, or an earlier
+// one whose handles may still be in transit.
 func (a *Service) openAny(ctx context.Context, from sealing, sealed []byte) ([]byte, error) {
 	versions, err := a.keys.MACKeys(a.now())
 	if err != nil {
@@ -197,14 +194,14 @@ func (a *Service) openAny(ctx context.Context, from sealing, sealed []byte) ([]b
 	return nil, fmt.Errorf("handle is not ours or not this device's: %w", protocol.CodeExpired)
 }
 
-// channel is the session as it stands after M2.
+// channel returns the state of the session after M2.
 func (h handle) channel() message.Channel {
 	return message.Channel{PRK: message.Secret(h.PRK), TH2: [32]byte(h.TH2)}
 }
 
-// pending names an approval that waits for a second approver, and holds what the
-// second one is shown and the device needs in the end. It travels sealed as the
-// next handle of a countersign answer, and inside the second session's handle.
+// pending is an approval that waits for a second approver. It holds what the second approver sees
+// and what the device needs in the end. It travels sealed as the next handle of a countersign
+// answer, and inside the second session's handle.
 type pending struct {
 	_           struct{} `cbor:",toarray"`
 	Client      protocol.ClientID
@@ -225,8 +222,8 @@ func (a *Service) sealPending(ctx context.Context, c countersigned, d receipt.De
 	})
 }
 
-// pendingOf opens the handle of a co-approval. With other services it is ignored,
-// and none or a dead one is no error here: the phone is told 6.
+// pendingOf opens the handle of a co-approval, and ignores it for other services. It returns nil
+// for a missing or dead handle: the phone then gets code 6.
 func (a *Service) pendingOf(ctx context.Context, device store.Device, req deviceapi.ApplyRequest, p1 message.P1) (*pending, error) {
 	if p1.Service != protocol.ServiceCoApproval || req.Handle == nil {
 		return nil, nil
@@ -239,7 +236,7 @@ func (a *Service) pendingOf(ctx context.Context, device store.Device, req device
 	return &first, err
 }
 
-// coChallenge repeats to the second approver what the first one signed.
+// coChallenge shows the second approver what the first one signed.
 func (a *Service) coChallenge(device store.Device, req deviceapi.ApplyRequest, p1 message.P1, first *pending) (message.P2, error) {
 	if first == nil {
 		return message.P2{}, fmt.Errorf("no handle of a pending approval: %w", protocol.CodeService)

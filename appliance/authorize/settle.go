@@ -15,15 +15,14 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// settle decides a countersignature. A refusal here, before the transaction, spends
-// nothing. A repeat of what was answered is found by the transaction itself, or
-// looked for before a refusal.
+// settle decides a countersignature. A refusal here, before the transaction, spends nothing. The
+// transaction itself finds an M3 that was answered before; a refusal looks for one first.
 func (a *Service) settle(ctx context.Context, c countersigned) (store.Outcome, error) {
 	if c.expired(a.now()) {
 		return a.refuse(ctx, c, protocol.CodeExpired)
 	}
 	if c.key.Attempt != 0 && !c.p2.Factors.Has(protocol.FactorPassword) {
-		return a.refuse(ctx, c, protocol.CodeSerial) // nothing was answered 2, so there is no second attempt
+		return a.refuse(ctx, c, protocol.CodeSerial) // no attempt was answered 2, so there is no second one
 	}
 	if c.seen.code != 0 {
 		return a.refuse(ctx, c, c.seen.code)
@@ -32,7 +31,7 @@ func (a *Service) settle(ctx context.Context, c countersigned) (store.Outcome, e
 		return a.conclude(ctx, c, judged{decision: policy.Decide(c.required(), c.seen.evidence)})
 	}
 	if out, err := a.store.Answered(ctx, c.key); !errors.Is(err, store.ErrNotFound) {
-		return out, err // before the guard counts it as one more try
+		return out, err // before the guard counts it as another try
 	}
 	checked, err := a.checkPassword(ctx, c)
 	if err != nil {
@@ -41,21 +40,21 @@ func (a *Service) settle(ctx context.Context, c countersigned) (store.Outcome, e
 	return a.conclude(ctx, c, judged{decision: c.decided(checked.right), password: checked})
 }
 
-// decided is what the evidence comes to if the password is right, or is not.
+// decided judges the evidence, with the password right or wrong.
 func (c countersigned) decided(right bool) policy.Ruling {
 	evidence := c.seen.evidence
 	evidence.Password = right
 	return policy.Decide(c.required(), evidence)
 }
 
-// judged is a countersignature whose evidence was judged.
+// judged is a countersignature with its ruling and the result of the password check.
 type judged struct {
 	decision policy.Ruling
 	password verdict
 }
 
-// conclude commits what the evidence came to, or refuses an attempt that is
-// locked or out of turn without spending the serial.
+// conclude commits a ruling. It refuses an attempt that is locked or out of turn without spending
+// the serial.
 func (a *Service) conclude(ctx context.Context, c countersigned, j judged) (store.Outcome, error) {
 	switch code, tried := j.password.code, j.password.tried; {
 	case code == protocol.CodePassword && tried.Answered:
@@ -86,27 +85,25 @@ func (c countersigned) required() policy.Requirement {
 	return policy.Requirement{Factors: c.p2.Factors}
 }
 
-// wantsPassword: the challenge asks for one, and the user did not refuse.
+// wantsPassword reports whether the challenge asks for a password and the user did not refuse.
 func (c countersigned) wantsPassword() bool {
 	return c.p2.Factors.Has(protocol.FactorPassword) && c.p3.Verdict == protocol.Approve
 }
 
-// hasPassword: it asks for one, and there is one to be checked against the client's.
+// hasPassword reports whether there is a proof and a verifier to check it against.
 func (c countersigned) hasPassword() bool {
 	return c.wantsPassword() && c.p3.Proof != nil && c.seen.client.Verifier != nil
 }
 
-// expired compares with the appliance's clock; a clock that went back extends no
-// challenge.
+// expired uses the appliance's clock. A clock that was set back extends no challenge.
 func (c countersigned) expired(now time.Time) bool {
 	issued := time.UnixMilli(c.handle.Issued)
 	return now.Before(issued) || now.After(issued.Add(time.Duration(c.p2.TTL)*time.Second))
 }
 
-// describe is what the store is told: the decision as it will be if nothing in
-// the transaction stands against it. It is made here and nowhere else, from the handle,
-// the evidence and the policy that the challenge was made under: once to be stored, and
-// again before it is signed.
+// describe returns what the store commits: the decision, if nothing in the transaction rules it
+// out. Only describe makes decisions, from the handle, the evidence and the policy of the
+// challenge: once to be stored, and again before it is signed.
 func (a *Service) describe(ctx context.Context, c countersigned, j judged) (store.Spend, error) {
 	rules, err := a.rules.At(ctx, c.handle.Policy)
 	if err != nil {
@@ -133,7 +130,7 @@ func (a *Service) describe(ctx context.Context, c countersigned, j judged) (stor
 	return s, err
 }
 
-// spend is what every description has in common.
+// spend returns what every description has in common.
 func (c countersigned) spend(now time.Time, rules *rules.Version, decided policy.Ruling) store.Spend {
 	now = now.UTC()
 	return store.Spend{
@@ -149,8 +146,8 @@ func (c countersigned) spend(now time.Time, rules *rules.Version, decided policy
 	}
 }
 
-// grant asks the policy once more, for limits and lifetime; what it demands above
-// what was signed is a denial.
+// grant asks the policy for limits and lifetime. It denies if the policy now demands more than
+// was signed.
 func (c countersigned) grant(rules *rules.Version, s *store.Spend) {
 	service := c.p1.Service
 	if c.p2.FirstService != nil {
@@ -169,8 +166,8 @@ func (c countersigned) grant(rules *rules.Version, s *store.Spend) {
 	}
 }
 
-// approve makes the description that of the second approval: the decision is the
-// first client's, proved by both statements.
+// approve turns the description into a second approval's: the decision is the first client's,
+// proved by both statements.
 func (c countersigned) approve(s *store.Spend, first pending) {
 	second := c.statement.Hash()
 	s.Approves = &store.Approves{Client: first.Client, Serial: first.Serial}
@@ -181,7 +178,7 @@ func (c countersigned) approve(s *store.Spend, first pending) {
 	d.Factors = first.Factors | protocol.FactorSecondApprover
 }
 
-// denial is why the evidence does not approve: 0 if it does.
+// denial returns the reason for which the evidence does not approve, 0 if it does.
 func (c countersigned) denial(j judged) protocol.Code {
 	missing := j.decision.Missing()
 	switch {
@@ -218,8 +215,8 @@ func newTransaction() (id protocol.TransactionID) {
 	return id
 }
 
-// refuse is an outcome that is not stored, unless this very M3 was answered before;
-// the failure is counted for the audit.
+// refuse returns an outcome that is not stored, unless this M3 was answered before. It counts the
+// failure for the audit.
 func (a *Service) refuse(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
 	if out, err := a.store.Answered(ctx, c.key); !errors.Is(err, store.ErrNotFound) {
 		return out, err
@@ -228,7 +225,8 @@ func (a *Service) refuse(ctx context.Context, c countersigned, code protocol.Cod
 	return store.Outcome{Result: protocol.ResultDenied, Reason: code}, nil
 }
 
-// refuseVerified refuses without spending what a client did sign: one audit record.
+// refuseVerified refuses a genuine countersignature without spending its serial, and writes one
+// audit record.
 func (a *Service) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
 	rec := c.spend(a.now(), a.rules.Active(), policy.Ruling{}).Refused(code)
 	if err := a.store.Append(ctx, rec); err != nil {
