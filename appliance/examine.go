@@ -14,24 +14,24 @@ import (
 	"countersign/appliance/store"
 )
 
-// Finding is what one examination came to.
+// Finding is the result of one examination.
 type Finding struct {
 	Check  string // "hsm", "keys", "store", "seals", "clock", "dates", "quorum", "changes"
-	Err    error  // nil: all is well
+	Err    error  // nil: no problem
 	Warn   bool   // the error is no outage
-	Detail string // figures
-	Advice string // what to do about the error, one sentence
+	Detail string // measurements
+	Advice string // one sentence: how to fix the error
 }
 
-// Figures from which an examination warns.
+// Examinations warn beyond these bounds.
 const (
 	slowSign  = 500 * time.Millisecond
 	slowStore = 100 * time.Millisecond
 	aheadMost = 2 * time.Second
 )
 
-// Examine uses token and store as requests do, and looks at dates, quorums and
-// interrupted changes. It writes one audit record, to see that it can.
+// Examine uses token and store as requests do, and checks dates, quorums and interrupted changes.
+// It writes one audit record, as a test.
 func (a *Appliance) Examine(ctx context.Context) []Finding {
 	return []Finding{
 		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineSeals(ctx), a.examineClock(ctx),
@@ -39,7 +39,7 @@ func (a *Appliance) Examine(ctx context.Context) []Finding {
 	}
 }
 
-// slow finishes an examination that took a time.
+// slow adds the duration of an examination, and warns if it is too long.
 func (f Finding) slow(took, most time.Duration) Finding {
 	f.Detail = fmt.Sprintf("%s %.1f ms", f.Detail, float64(took.Microseconds())/1000)
 	if f.Err == nil && took > most {
@@ -50,7 +50,7 @@ func (f Finding) slow(took, most time.Duration) Finding {
 
 // examineHSM has the token sign once; the signature is verified in software.
 func (a *Appliance) examineHSM(ctx context.Context) Finding {
-	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "countersignctl status shows the workers; look at the token and its network"}
+	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "run countersignctl status for the workers; check the token and its network"}
 	key, err := a.keyring.Current(keyring.Decision, a.now())
 	if err != nil {
 		f.Err = err
@@ -64,7 +64,7 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
-	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
+	f := Finding{Check: "keys", Advice: "run countersignctl key list; a missing key is on another token, or has to be restored"}
 	start := time.Now()
 	f.Err = keylife.SelfTest(ctx, a.keyring, a.now())
 	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
@@ -72,7 +72,7 @@ func (a *Appliance) examineKeys(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineStore(ctx context.Context) Finding {
-	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "look at the disk below store.path, and at who else writes to it"}
+	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "check the disk of store.path, and which other programs write to it"}
 	start := time.Now()
 	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
 	return f.slow(time.Since(start), slowStore)
@@ -94,12 +94,12 @@ func (a *Appliance) examineSeals(ctx context.Context) Finding {
 	return f
 }
 
-// forgedShown is how many records that do not fit an examination names.
+// forgedShown is the number of forged records that an examination names.
 const forgedShown = 10
 
-// examineClock compares the clock with the records that were written by it.
+// examineClock compares the clock with the newest audit record.
 func (a *Appliance) examineClock(ctx context.Context) Finding {
-	f := Finding{Check: "clock", Advice: "set the clock, and keep it by NTP: certificates and challenges go by it"}
+	f := Finding{Check: "clock", Advice: "set the clock and use NTP: certificates and challenges depend on it"}
 	tally, err := a.store.Tally(ctx)
 	if err != nil || tally.Records == 0 {
 		f.Err = err
@@ -119,7 +119,7 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineDates(ctx context.Context) Finding {
-	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "countersignctl key plan, then key rotate and key activate"}
+	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "run countersignctl key plan, then key rotate and key activate"}
 	f.Err = a.Keys.CheckDue(ctx)
 	f.Warn = true
 	for _, d := range a.Keys.Due() {
@@ -131,7 +131,7 @@ func (a *Appliance) examineDates(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
-	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums; those of policy.apply and admin.add are to be the greatest"}
+	f := Finding{Check: "quorum", Warn: true, Advice: "run countersignctl admin add, or apply a policy with smaller quorums; policy.apply and admin.add need the largest"}
 	rules := a.Rules.Active().Policy
 	all, err := a.Quorum.Quorums(ctx, rules)
 	if err != nil {
@@ -159,7 +159,7 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineChanges(ctx context.Context) Finding {
-	f := Finding{Check: "changes", Warn: true, Advice: "it is gone on with every minute; the log says what it waits for"}
+	f := Finding{Check: "changes", Warn: true, Advice: "the daemon tries again every minute; its log shows the reason"}
 	open, interrupted, err := a.Requests.Count(ctx)
 	if err != nil {
 		f.Err, f.Warn = err, false

@@ -110,8 +110,8 @@ func TestRefusedByTheUser(t *testing.T) {
 	}
 }
 
-// TestRepeat: the same M3 is answered the same way, once or a hundred times at
-// once, also after a restart and after the ttl, and leaves one decision.
+// TestRepeat: the same M3 gets the same answer, once or a hundred times concurrently, also after
+// a restart and after the ttl, and makes one decision.
 func TestRepeat(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
@@ -211,13 +211,13 @@ func TestSettledRefusals(t *testing.T) {
 	}
 }
 
-// TestCounters: a counter that is not above the highest spent is 14, the same
-// counter with other random bytes is a clone.
+// TestCounters: a counter that is not above the highest spent one gets code 14, the same counter
+// with other random bytes counts as a clone.
 func TestCounters(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
 	older, newer := alice.Challenge(door, nil), alice.Challenge(door, nil)
-	alice.Counter-- // as a copy of the phone would
+	alice.Counter-- // as a copied phone would
 	clone := alice.Challenge(door, nil)
 	if a := newer.Must(newer.M3(protocol.Approve)); a.P4.Result != protocol.ResultApproved {
 		t.Fatalf("code %d", a.P4.Reason)
@@ -269,7 +269,7 @@ func TestHandles(t *testing.T) {
 	}
 }
 
-// TestFlippedBits: whatever bit of M1 or M3 a relay alters, nothing is decided.
+// TestFlippedBits: nothing is decided after a relay flips any bit of M1 or M3.
 func TestFlippedBits(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
@@ -319,8 +319,7 @@ levels = [{ from = "0.00", level = 1 }]
 limits = [{ window = "24h", amount = "100.00" }, { window = "1h", count = 2 }]
 `
 
-// TestLimits: limits hold to the cent, and what was not performed is given back,
-// once.
+// TestLimits: limits are exact to the cent, and "not performed" gives an amount back once.
 func TestLimits(t *testing.T) {
 	b := appliancetest.New(t)
 	b.AddPolicy(2, []byte(limited))

@@ -12,7 +12,8 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// TestRefusalStaysRefused: a stored refusal that is made an approval is signed by nobody.
+// TestRefusalStaysRefused: a stored refusal that an attacker turns into an approval is not
+// signed.
 func TestRefusalStaysRefused(t *testing.T) {
 	for name, change := range map[string]func(b *appliancetest.Bench, refused receipt.Decision){
 		"result": func(b *appliancetest.Bench, d receipt.Decision) {
@@ -53,8 +54,8 @@ func TestRefusalStaysRefused(t *testing.T) {
 	}
 }
 
-// lying is a store whose outcomes are others than it was given: what a seal under a key
-// that leaked, or a defect of a driver, would come to.
+// lying is a store that alters outcomes, as if an attacker had a seal key or a driver had a
+// defect.
 type lying struct {
 	store.Store
 	lie func(*store.Outcome)
@@ -66,8 +67,8 @@ func (l *lying) Spend(ctx context.Context, s store.Spend) (store.Outcome, error)
 	return out, err
 }
 
-// TestSignsWhatItMadeAgain: a stored decision that is not what handle, evidence and policy
-// come to is not signed, whatever vouches for it.
+// TestSignsWhatItMadeAgain: a stored decision is not signed if it differs from the one that
+// handle, evidence and policy give, even under a valid seal.
 func TestSignsWhatItMadeAgain(t *testing.T) {
 	second := [32]byte{1}
 	b := appliancetest.New(t)
@@ -104,14 +105,14 @@ func TestSignsWhatItMadeAgain(t *testing.T) {
 	}
 	for name, lie := range map[string]func(*store.Outcome){
 		"nothing":     func(*store.Outcome) {},
-		"transaction": func(o *store.Outcome) { o.Decision.Transaction[0]++ }, // which the record itself has to hold
+		"transaction": func(o *store.Outcome) { o.Decision.Transaction[0]++ }, // the record itself protects it
 	} {
 		liar.lie = lie
 		if a := alice.Challenge(payment, eur(200)).Right(); a.Res.Decision == nil {
 			t.Errorf("%s: no decision", name)
 		}
 	}
-	// A user who refused has approved nothing, whatever is stored.
+	// A user who refused has approved nothing, even if an approval is stored.
 	liar.lie = func(o *store.Outcome) { o.Result, o.Reason, o.Decision.Result, o.Decision.Reason = 1, 0, 1, 0 }
 	s := alice.Challenge(payment, eur(200))
 	if a, err := s.Send(s.M3(protocol.Refuse)); err == nil && a.Res.Decision != nil {
@@ -119,7 +120,7 @@ func TestSignsWhatItMadeAgain(t *testing.T) {
 	}
 }
 
-// written answers one M3 with what another would have come to, as if it were stored.
+// written answers an M3 with the outcome of another one, as if that were stored.
 type written struct {
 	store.Store
 	out *store.Outcome
@@ -138,8 +139,8 @@ func (w *written) Answered(ctx context.Context, key store.AnswerKey) (store.Outc
 	return *w.out, nil
 }
 
-// TestEvidenceOfAnother: what is stored as approved is not signed for a countersignature that
-// does not verify, though all else fits.
+// TestEvidenceOfAnother: a stored approval is not signed for a countersignature that does not
+// verify, even if everything else matches.
 func TestEvidenceOfAnother(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
@@ -158,8 +159,8 @@ func TestEvidenceOfAnother(t *testing.T) {
 	})
 }
 
-// TestStolenUVKey: the UV key of a thief in the client's row, and its certificate emptied,
-// give a strict device nothing.
+// TestStolenUVKey: an attacker's UV key in the client's row, without a certificate, gives a
+// strict device nothing.
 func TestStolenUVKey(t *testing.T) {
 	b := appliancetest.New(t)
 	alice, thief := b.EnrolFull("alice"), appliancetest.NewSoftKey()
@@ -175,8 +176,8 @@ func TestStolenUVKey(t *testing.T) {
 	b.Forgeries(func() { expect(t, s.Must(s.With(0, nil)), protocol.ResultDenied, protocol.CodeRefused) })
 }
 
-// TestCertificateOfTheClient: a certificate is made anew only for keys that a genuine one
-// names, and not where it is missing or another's.
+// TestCertificateOfTheClient: a new certificate is issued only for keys that a genuine
+// certificate names, not if it is missing or another client's.
 func TestCertificateOfTheClient(t *testing.T) {
 	for name, spoil := range map[string]func(c, other *store.Client){
 		"emptied":         func(c, _ *store.Client) { c.Cert = nil },
@@ -192,7 +193,7 @@ func TestCertificateOfTheClient(t *testing.T) {
 			b.EnrolFull("bob")
 			c, other := b.Client("alice"), b.Client("bob")
 			spoil(&c, &other)
-			c.Version++ // as the appliance itself would write it: the seal fits
+			c.Version++ // as the appliance itself would write it, with a valid seal
 			if err := b.Store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
 				t.Fatal(err)
 			}
@@ -210,7 +211,7 @@ func TestCertificateOfTheClient(t *testing.T) {
 	}
 }
 
-// TestTrigger: a trigger that lends a role between check and transaction ends all writing.
+// TestTrigger: a trigger that grants a role between check and transaction stops all writing.
 func TestTrigger(t *testing.T) {
 	b := appliancetest.New(t)
 	alice, bob := b.EnrolPhone("alice"), b.EnrolPhone("bob")
@@ -224,7 +225,7 @@ func TestTrigger(t *testing.T) {
 	})
 }
 
-// TestForgedLimits: what a client has used up stays used up.
+// TestForgedLimits: an attacker cannot reset what a client has used up.
 func TestForgedLimits(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")

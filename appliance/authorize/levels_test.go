@@ -47,8 +47,8 @@ func TestPassword(t *testing.T) {
 	expect(t, s.Must(first), protocol.ResultRetry, protocol.CodePassword)
 }
 
-// TestPasswordRepeatedAtOnce: the same M3 a hundred times at once is one approval, and
-// nobody is told anything else.
+// TestPasswordRepeatedAtOnce: the same M3 a hundred times concurrently makes one approval, and
+// every copy gets it.
 func TestPasswordRepeatedAtOnce(t *testing.T) {
 	b := appliancetest.New(t)
 	s := b.EnrolFull("alice").Challenge(payment, eur(5000))
@@ -77,7 +77,7 @@ func TestPasswordRepeatedAtOnce(t *testing.T) {
 	}
 }
 
-// TestNoVerifier: who enrolled no password is told so, and no try is counted.
+// TestNoVerifier: a client without a password gets its own code, and no try is counted.
 func TestNoVerifier(t *testing.T) {
 	b := appliancetest.New(t)
 	bob := b.EnrolPhone("bob")
@@ -125,7 +125,7 @@ func TestLockOut(t *testing.T) {
 		return s.Must(s.With(0, wrongProof))
 	}
 	expect(t, forged.Must(m3), protocol.ResultRetry, protocol.CodePassword)
-	alice.Counter += 100 // above the forgers'
+	alice.Counter += 100 // above the counters of the forgeries
 	for i := range 3 {
 		a := wrong()
 		expect(t, a, protocol.ResultRetry, protocol.CodePassword)
@@ -140,7 +140,7 @@ func TestLockOut(t *testing.T) {
 	}
 	for wait := 30; b.GuardOf(alice).Wrong < store.HardLock; wait = min(wait*2, 3600) {
 		s := alice.Challenge(payment, eur(5000))
-		locked := s.Must(s.With(0, nil)) // the right one does not help now
+		locked := s.Must(s.With(0, nil)) // even the right one does not help now
 		expect(t, locked, protocol.ResultDenied, protocol.CodeLocked)
 		if locked.P4.Retry == nil || *locked.P4.Retry != uint64(wait) {
 			t.Fatalf("after %d wrong: locked for %v, want %d s", b.GuardOf(alice).Wrong, locked.P4.Retry, wait)
@@ -161,8 +161,7 @@ func TestLockOut(t *testing.T) {
 	expect(t, s.Must(s.With(0, nil)), protocol.ResultApproved, 0)
 }
 
-// TestParallelGuesses: however many guess at once, no more than the free tries are
-// checked.
+// TestParallelGuesses: concurrent guesses get no more checks than the free tries.
 func TestParallelGuesses(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
@@ -323,8 +322,8 @@ func TestSecondRefusesAndExpires(t *testing.T) {
 	expect(t, s.Must(s.With(0, nil)), protocol.ResultDenied, protocol.CodeExpired)
 }
 
-// TestRefusalsLookAlike: at level 2 an unknown client, a suspended one and a wrong
-// password get an M4 of one size, at one time.
+// TestRefusalsLookAlike: at level 2 an unknown client, a suspended one and a wrong password get
+// an M4 of the same size at the same time.
 func TestRefusalsLookAlike(t *testing.T) {
 	b := appliancetest.New(t)
 	alice, sam, mallory := b.EnrolFull("alice"), b.EnrolFull("sam"), b.Stranger()

@@ -76,16 +76,16 @@ type Attestation struct {
 	Statement []byte
 }
 
-// ErrTaken: a client with this signing key is enrolled already; the phone makes a
-// new key (PROTOCOL.md §5, HTTP 409).
+// ErrTaken: a client with this signing key is enrolled already. The phone has to make a new key
+// (PROTOCOL.md §5, HTTP 409).
 var ErrTaken = errors.New("this key is enrolled already")
 
-// Trust is the answer of GET /v1/trust.
+// Trust returns the answer of GET /v1/trust.
 func (s *Service) Trust() trust.Document { return s.keys.TrustDocument(s.now()) }
 
-// Client enrols the phone that holds an activation code, once. body is the request
-// as received: a byte-identical repeat gets the same answer. A code that is
-// unknown, used, expired or of another kind is [protocol.CodeRefused].
+// Client enrols the phone that holds an activation code, once. body is the request as received; a
+// byte-identical repeat gets the same answer. The error for a code that is unknown, used, expired
+// or of another kind is [protocol.CodeRefused].
 func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
 	req, err := enrol.ParseRequest(body)
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolClient(ctx, u, c, rec) })
 }
 
-// invitation finds the invitation of a code. answered tells that this very request
+// invitation finds the invitation of an activation code. answered reports that this very request
 // used it, so that its stored response is the answer.
 func (s *Service) invitation(ctx context.Context, code enrol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = s.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
@@ -126,8 +126,8 @@ func (s *Service) invitation(ctx context.Context, code enrol.ActivationCode, kin
 	return i, false, nil
 }
 
-// use stores an enrolment. When two identical requests race, the one that comes
-// second gets the answer of the first.
+// use stores an enrolment. When two identical requests race, the second gets the answer of the
+// first.
 func (s *Service) use(ctx context.Context, body, response []byte, i store.Invitation, enrolKey func(store.Use) error) ([]byte, error) {
 	u := store.Use{Code: i.Code, At: s.now().UTC(), Request: sha256.Sum256(body), Response: response}
 	err := enrolKey(u)
@@ -147,8 +147,8 @@ func (s *Service) use(ctx context.Context, body, response []byte, i store.Invita
 	return response, nil
 }
 
-// newClient is the row of an enrolling client, with its verifier in the token's
-// custody and its roles settled.
+// newClient returns the row of an enrolling client, with its roles and its verifier wrapped by
+// the token.
 func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invitation) (store.Client, error) {
 	c := store.Client{
 		ID: protocol.ClientIDOf(req.SigningKey), Name: i.Name, SigningKey: req.SigningKey, UVKey: req.UVKey,
@@ -168,10 +168,10 @@ func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invi
 	return c, err
 }
 
-// unverified is the format of attestation bytes that nobody here can read.
+// unverified is the format of attestations that the appliance cannot read.
 const unverified = "unverified"
 
-// attestation names the format of a UV key's attestation, as the hook verified it.
+// attestation returns the format of a UV key's attestation, as the hook verified it.
 func (s *Service) attestation(ctx context.Context, req enrol.Request) string {
 	if req.Attestation == nil {
 		return policy.NoAttestation
@@ -196,9 +196,8 @@ func (s *Service) enrolResponse(c store.Client) ([]byte, error) {
 	return json.Marshal(response)
 }
 
-// Device enrols the authorization device that holds an activation code, as
-// Client does a phone. The device's name is the invitation's, whatever the CSR
-// says.
+// Device enrols the authorization device that holds an activation code, as Client enrols a phone.
+// The device gets the invitation's name; the CSR's subject is ignored.
 func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	req, err := enrol.ParseDeviceRequest(body)
 	if err != nil {
@@ -236,7 +235,7 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolDevice(ctx, u, d, rec) })
 }
 
-// Renew gives a device a new certificate for the key of its CSR.
+// Renew returns a new certificate for the key of a device's CSR.
 func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error) {
 	public, err := requestKey(req.CSR)
 	if err != nil {
@@ -253,7 +252,7 @@ func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.Rene
 	return enrol.RenewResponse{Certificates: certificates}, nil
 }
 
-// deviceCertificates are the device's new certificate and its issuer's, PEM.
+// deviceCertificates returns the device's new certificate and its issuer's, PEM.
 func (s *Service) deviceCertificates(ctx context.Context, d store.Device, public *ecdsa.PublicKey, now time.Time) ([]string, error) {
 	cert, err := s.keys.DeviceCert(ctx, public, s.keys.SPIFFEID("device", d.Name), now)
 	if err != nil {
@@ -287,14 +286,14 @@ func requestKey(csr string) (*ecdsa.PublicKey, error) {
 	if _, err := protocol.CompressKey(public); err != nil {
 		return nil, fmt.Errorf("csr: %w", err)
 	}
-	// Only now: a signature under a key of another kind can cost seconds.
+	// Only now: verifying a signature under a key of another kind can take seconds.
 	if err := request.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("csr: %v: %w", err, protocol.CodeFormat)
 	}
 	return public, nil
 }
 
-// importVerifier takes the password of an enrolment into the token's custody.
+// importVerifier imports the password of an enrolment into the token.
 func (s *Service) importVerifier(ctx context.Context, req enrol.Request) ([]byte, error) {
 	p := req.Password
 	ephemeral, err := p.Ephemeral.ECDH()

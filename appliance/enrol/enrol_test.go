@@ -44,7 +44,7 @@ func TestEnrolOnce(t *testing.T) {
 	}
 }
 
-// TestForgedInvitation: a code that nobody was given, or that was used, enrols nobody.
+// TestForgedInvitation: a forged or reopened activation code enrols no client.
 func TestForgedInvitation(t *testing.T) {
 	for name, forge := range map[string]func(b *appliancetest.Bench, code [32]byte){
 		"made up": func(b *appliancetest.Bench, code [32]byte) {
@@ -73,8 +73,8 @@ func TestForgedInvitation(t *testing.T) {
 	}
 }
 
-// TestUsedInvitationPutBack: a row as it was before its code was used, seal and all, does
-// not open the code again.
+// TestUsedInvitationPutBack: restoring the row of an unused code, with its seal, does not make
+// the code valid again.
 func TestUsedInvitationPutBack(t *testing.T) {
 	b := appliancetest.New(t)
 	code := b.Code(store.KindClient, "alice")
@@ -101,7 +101,7 @@ func TestUnattested(t *testing.T) {
 	appliancetest.Expect(t, s.Must(s.With(0, nil)), protocol.ResultDenied, protocol.CodePolicy)
 }
 
-// TestAttestationHook: the format that the hook names is what policy accepts or not.
+// TestAttestationHook: the policy accepts or refuses the format that the hook returns.
 func TestAttestationHook(t *testing.T) {
 	b := appliancetest.New(t)
 	b.AddPolicy(2, []byte("[uv]\nattestation = [\"good\"]\n[[service]]\nid = 300\nname = \"vault\"\nlevel = 3\n"))

@@ -20,7 +20,7 @@ import (
 	"countersign/protocol/message"
 )
 
-// Defaults and bounds of an activation code's life.
+// Default and bound of an activation code's life.
 const (
 	DefaultInvitation = 24 * time.Hour
 	MaxInvitation     = 30 * 24 * time.Hour
@@ -34,10 +34,10 @@ type Invite struct {
 	Display string         // device: at most 24 bytes; default Name
 	Floor   protocol.Level // device; default 1
 	Roles   []string       // client
-	// Replace is for a lost phone or a stolen device: the party of this name, if
-	// there is one, is revoked, and an open code for it is withdrawn.
+	// Replace, for a lost phone or a stolen device, revokes the party of this name, if there is
+	// one, and withdraws its open code.
 	Replace bool
-	Life    time.Duration // device: how long administrators may countersign, as [Ask]
+	Life    time.Duration // device: time for countersigning, as in [change.Draft]
 }
 
 func (i Invite) validate() error {
@@ -60,8 +60,7 @@ func (i Invite) validate() error {
 
 var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 
-// checkRoles refuses what is not a role's name, and the role that only an
-// accepted attestation gives.
+// checkRoles refuses a malformed name, and the role that only an accepted attestation gives.
 func checkRoles(roles []string) error {
 	for _, role := range roles {
 		if !roleName.MatchString(role) || role == parties.RoleUV {
@@ -84,12 +83,12 @@ func (i Invite) withDefaults() Invite {
 	return i
 }
 
-// Invite makes a single-use activation code and keeps its hash. The code is
-// nowhere but in the answer. With Replace the party of that name is revoked first,
-// durably, even should the invitation fail then. That of a device is a change: where it
-// waits for administrators the error is a [*requests.Waiting], and the code is good once they
-// have countersigned. Other errors wrap [parties.ErrInput], [store.ErrExists] or, with Replace,
-// those of SetClientStatus.
+// Invite makes a single-use activation code, stores its hash and returns the code. With Replace
+// it first revokes the party of that name, durably even if the invitation then fails. The
+// invitation of a device is a change: if it waits for administrators, the error is a
+// [*requests.Waiting], and the code is good once they have countersigned. Other errors wrap
+// [parties.ErrInput], [store.ErrExists] or, with Replace, the errors of
+// [parties.Parties.SetClientStatus].
 func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
@@ -97,7 +96,7 @@ func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, t
 	}
 	code := s.newCode()
 	if i.Kind == store.KindDevice {
-		c, err := s.requests.Ask(ctx, i.ask(code))
+		c, err := s.requests.Ask(ctx, i.draft(code))
 		if err != nil {
 			return enrol.ActivationCode{}, time.Time{}, err
 		}
@@ -109,13 +108,13 @@ func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, t
 	return code, expires, err
 }
 
-// PreviewInvite says what an invitation would come to, and does nothing.
+// PreviewInvite returns the change request that inviting a device would make, and stores nothing.
 func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
 		return requests.Change{}, err
 	}
-	return s.requests.Preview(ctx, i.ask(s.newCode()))
+	return s.requests.Preview(ctx, i.draft(s.newCode()))
 }
 
 func (s *Service) newCode() enrol.ActivationCode {
@@ -126,8 +125,8 @@ func (s *Service) newCode() enrol.ActivationCode {
 
 func hashOf(code enrol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
-// invite stores an invitation. The row has the SHA-256 of its code, and the change behind
-// it if there is one.
+// invite stores an invitation. row has the hash of the code, and the change request behind it if
+// there is one.
 func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
 	if i.Replace {
 		if err := s.retire(ctx, i.Kind, i.Name); err != nil {
@@ -150,8 +149,8 @@ func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (e
 	return invitation.ExpiresAt, nil
 }
 
-// ask is the change that inviting a device is.
-func (i Invite) ask(code enrol.ActivationCode) change.Draft {
+// draft drafts the change request that invites a device.
+func (i Invite) draft(code enrol.ActivationCode) change.Draft {
 	sum := hashOf(code)
 	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),
@@ -159,7 +158,7 @@ func (i Invite) ask(code enrol.ActivationCode) change.Draft {
 	}, Life: i.Life}
 }
 
-// invitedDevice reads the parameters that ask writes.
+// invitedDevice reads the parameters that draft writes.
 func invitedDevice(p change.Parameters) (i Invite, code [32]byte, err error) {
 	i = Invite{
 		Kind: store.KindDevice, Name: p.Text("name"), Display: p.Text("display"), Floor: protocol.Level(min(p.Number("floor"), 255)),
@@ -171,7 +170,7 @@ func invitedDevice(p change.Parameters) (i Invite, code [32]byte, err error) {
 	return i, code, fmt.Errorf("%w: code_sha256: want 32 bytes", parties.ErrInput)
 }
 
-// inviteBase is the device that has the name, if there is one.
+// inviteBase returns the device that has the name, if there is one.
 func (s *Service) inviteBase(ctx context.Context, p change.Parameters) (any, error) {
 	i, _, err := invitedDevice(p)
 	if err != nil {
@@ -187,8 +186,8 @@ func (s *Service) inviteBase(ctx context.Context, p change.Parameters) (any, err
 	return []any{d.ID[:], d.Version, uint64(d.Status)}, err
 }
 
-// inviteDevice is found done by its code: the party of that name may be enrolled
-// already, and is not revoked for that. Of another request it is not this one's.
+// inviteDevice stores the invitation unless this request has stored it: the device may be
+// enrolled already and must not be revoked. It refuses the code of another request.
 func (s *Service) inviteDevice(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
 	i, code, err := invitedDevice(p)
 	if err != nil {
@@ -205,8 +204,7 @@ func (s *Service) inviteDevice(ctx context.Context, id change.ID, p change.Param
 	return expires, err
 }
 
-// recordOf describes a device's invitation for the verification of the change request
-// behind it.
+// recordOf describes a device's invitation, so that its change request can be verified.
 func recordOf(i store.Invitation) quorum.Record {
 	return quorum.Record{
 		What: "invitation of device " + i.Name, Change: i.Change, Kind: policy.DeviceInvite,

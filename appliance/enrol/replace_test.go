@@ -37,7 +37,7 @@ func TestLostPhone(t *testing.T) {
 	if _, err := b.Enrol.Client(b.Context(), lost.Request(withdrawn)); !errors.Is(err, enrol.ErrTaken) {
 		t.Errorf("the lost phone's key again: %v, want taken", err)
 	}
-	// The first code went astray too.
+	// The first code was lost too.
 	code := replace(b, enrol.Invite{Kind: store.KindClient, Name: "alice", Roles: []string{"guest"}})
 	if _, err := b.Enrol.Client(b.Context(), b.Stranger().Request(withdrawn)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("withdrawn code: %v, want code 4", err)
@@ -57,8 +57,8 @@ func TestLostPhone(t *testing.T) {
 	checkNames(t, b, found, lost)
 }
 
-// checkNames requires that the new phone has the name, and that the lost one stays
-// revoked under another.
+// checkNames requires that the new phone has the name, and that the lost one is still revoked
+// under another.
 func checkNames(t *testing.T, b *appliancetest.Bench, found, lost *appliancetest.Phone) {
 	t.Helper()
 	if c, err := b.Parties.ClientNamed(t.Context(), "alice"); err != nil || c.ID != found.ID || c.Version != 1 || c.Status != store.Active {
@@ -88,7 +88,7 @@ func TestReplaceRefused(t *testing.T) {
 	if c, err := b.Parties.ClientNamed(t.Context(), "alice"); err != nil || c.Status != store.Active {
 		t.Errorf("after invitations that were refused alice is %s, %v", c.Status, err)
 	}
-	replace(b, enrol.Invite{Kind: store.KindClient, Name: "nobody"}) // nobody to revoke
+	replace(b, enrol.Invite{Kind: store.KindClient, Name: "nobody"}) // there is no such party to revoke
 }
 
 // certificate enrols a device and returns its certificate.
@@ -114,8 +114,8 @@ func certificate(b *appliancetest.Bench, code protocolenrol.ActivationCode) *x50
 	return cert
 }
 
-// The certificate of the stolen device has not expired and names the same SPIFFE
-// ID as that of the new one.
+// TestStolenDevice: the certificate of a stolen device has not expired and names the same SPIFFE
+// ID as the new device's certificate. It is refused.
 func TestStolenDevice(t *testing.T) {
 	b := appliancetest.New(t)
 	stolen := certificate(b, b.Code(store.KindDevice, "till"))

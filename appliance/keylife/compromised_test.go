@@ -16,8 +16,8 @@ import (
 	"countersign/protocol/derive"
 )
 
-// TestCompromisedMAC: a database that was sealed by a version of mac which was given up is not
-// taken as one of the next version, though its rows say that both are one key.
+// TestCompromisedMAC: a database under a compromised version of mac is not accepted as one under
+// the next version, even if its rows say that both are the same key.
 func TestCompromisedMAC(t *testing.T) {
 	b := appliancetest.New(t)
 	b.Step("rotate", "mac")
@@ -63,7 +63,7 @@ func TestCompromisedMAC(t *testing.T) {
 	if err = errors.Join(err, s.AddAdmin(t.Context(), mallory, rec), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	// The daemon starts on it, with the token, the anchor and the root as they are.
+	// The daemon starts on it, with the genuine token, anchor and root.
 	if s, err = sqlite.Open(t.Context(), sqlite.Config{Path: path}); err != nil {
 		t.Fatal(err)
 	}

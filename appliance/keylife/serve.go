@@ -1,5 +1,6 @@
-// Package keylife takes the steps of a key's life, by an administrator's request, by
-// schedule or by quorum, and brings records to the keys in use.
+// Package keylife takes the steps of a key's life. Its functions carry out steps on the token:
+// ceremony, generation, copies, rewrapping, self-tests, attestation. Service takes steps by an
+// administrator's request, by quorum and by schedule, and brings records to the keys in use.
 package keylife
 
 import (
@@ -34,9 +35,9 @@ type Service struct {
 	now      func() time.Time
 	renewals renewals
 	strange  strangeKeys
-	metric   prometheus.Gauge // strange keys
+	metric   prometheus.Gauge // number of strange keys
 
-	steps sync.Mutex // held during a step, of which there is one at a time
+	steps sync.Mutex // held during a step; there is one at a time
 
 	// Used by Tick alone.
 	scheduleProblem string    // logged last
@@ -86,11 +87,11 @@ func (k *Service) Pause() (resume func()) {
 	return k.steps.Unlock
 }
 
-// Keys are all key versions as they stand now.
+// List returns all key versions in their present state.
 func (k *Service) List() []keyplan.View { return keyplan.Views(k.keys.Ring(), k.now()) }
 
-// Plan says what a step of a key's life comes to, and does nothing. Errors are those
-// of [keyplan.New].
+// Plan returns the keys as a step would leave them, and changes nothing. It returns the errors of
+// [keyplan.New].
 func (k *Service) Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
@@ -101,14 +102,14 @@ func (k *Service) Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	return plan.Preview(k.keys.Ring()), nil
 }
 
-// Take is [Service.TakeWithin] for as long as requests are good by default.
+// Take is [Service.TakeWithin] with the default time for countersigning.
 func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	return k.TakeWithin(ctx, s, 0)
 }
 
-// TakeWithin takes a step, or asks for it where it takes a quorum, which has until
-// life is over: the error is a [*Waiting] then. Other errors are those of
-// [keyplan.New], [Service.Ask], and of token and store.
+// TakeWithin takes a step, or asks for it if it requires a quorum: then the error is a
+// [*requests.Waiting], and administrators can countersign until life is over. It also returns the
+// errors of [keyplan.New], of [requests.Service.Ask], and of token and store.
 func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
 	d, gated, err := k.draft(ctx, s)
 	if err != nil {
@@ -127,15 +128,14 @@ func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Dura
 	return views, err
 }
 
-// take takes a step: what it needs of the token is made first, then rows, settings
-// and audit record become durable in one transaction, and only then is anything of it
-// used. Interrupted anywhere, the same step again goes on where it stopped: a key that
-// was made and not stored is taken up, a step that was stored is not taken twice, and
-// a key that was given up and not removed is removed.
+// take makes the keys that a step needs on the token, stores rows, settings and audit record in
+// one transaction, and only then uses any of it. An interrupted step is completed by repeating
+// it: a key that was made and not stored is adopted, a stored step is not taken twice, and a key
+// that was given up and not removed is removed.
 func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
-	// A step before may have been stored although the store could not say so.
+	// An earlier step may have been stored although the store could not report it.
 	if err := k.keys.Reload(ctx, k.store); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
@@ -156,16 +156,16 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 		}
 	}
-	// Also where nothing was to be stored: an earlier run may have come no further.
+	// Also if nothing was stored: an earlier run may have been interrupted here.
 	if err := errors.Join(Erase(ctx, k.keys, plan), k.keys.Reload(ctx, k.store)); err != nil {
-		return nil, fmt.Errorf("%s %s is stored, and not complete before it is repeated: %w", s.Verb, s.Name, err)
+		return nil, fmt.Errorf("%s %s is stored but not complete; repeat it: %w", s.Verb, s.Name, err)
 	}
 	k.renewals.wake()
 	return plan.Views(k.keys.Ring(), k.now()), nil
 }
 
-// planLocked adds to the keyring's plan what only the store can know: nothing that
-// is stored may depend on what is given up.
+// planLocked adds to the plan what only the store knows: no stored record may depend on a version
+// that is given up.
 func (k *Service) planLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan, error) {
 	plan, err := keyplan.New(k.keys.Ring(), s, k.now())
 	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
@@ -178,7 +178,7 @@ func (k *Service) planLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan,
 	return plan, nil
 }
 
-// freed tells whether nothing is under the versions that a plan gives up.
+// freed returns an error if records are still under a version that a plan gives up.
 func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
 	for _, e := range plan.Edits {
 		key, there := k.keys.Ring().Find(e.Name, e.Version)
@@ -196,7 +196,7 @@ func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
 	return nil
 }
 
-// keyRecord is the audit record of a step: each row with its dates, as it is from then on.
+// keyRecord returns the audit record of a step: each row with its new dates.
 func keyRecord(s keyplan.Step, c store.KeyChange) store.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
@@ -221,9 +221,9 @@ func keyRecord(s keyplan.Step, c store.KeyChange) store.Record {
 	return store.NewRecord(store.KindKeys, "key/"+s.Name, fields)
 }
 
-// draft is the change request of a step that takes a quorum: whatever destroys a
-// key, and whatever becomes of the root. gated is false for the others, and where the
-// step has nothing left to do.
+// draft drafts the change request of a step that requires a quorum: every destruction of a key,
+// and every step of the root. gated is false for other steps, and if the step has nothing left to
+// do.
 func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
 	if s.Verb != keyplan.Destroy && s.Name != keyring.Root {
 		return d, false, nil
@@ -260,7 +260,7 @@ func keptOnly(p keyplan.Plan) bool {
 	return true
 }
 
-// rootInUse is the number of the current root.
+// rootInUse returns the number of the current root.
 func (k *Service) rootInUse() uint64 {
 	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
 		if v.Name == keyring.Root && v.State == keyring.Active {
@@ -270,7 +270,7 @@ func (k *Service) rootInUse() uint64 {
 	return 0
 }
 
-// versions are the rows that a step of a key is based on.
+// versions returns the rows that a step of a key is based on.
 func (k *Service) versions(name string) any {
 	rows := []any{}
 	for _, k := range k.keys.Ring().Keys() {
@@ -298,7 +298,7 @@ func rootStep(p change.Parameters) keyplan.Step {
 		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
 	}
 	if s.Verb == keyplan.Rotate {
-		s.Version = 0 // it is always the next that is readied
+		s.Version = 0 // a rotation always prepares the next root
 	}
 	return s
 }
@@ -311,9 +311,8 @@ func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error
 	return k.versions(keyring.Root), err
 }
 
-// rotateRoot takes a step of the root. A rotation that was done is kept by the step
-// itself, and so is an activation; one that was taken back is found by its root, which
-// has no certificate any more.
+// rotateRoot takes a step of the root. Repeating a rotation or an activation that was done
+// changes nothing; a retired next root is recognized by its missing certificate.
 func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
 	s := rootStep(p)
 	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
@@ -328,8 +327,8 @@ func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Paramete
 	return views, err
 }
 
-// under counts the records that a version of mac or wrap may keep, and those that it
-// does: nobody can verify or move these without it.
+// under counts the records that are protected by the mac or wrap key, and those under this
+// version: without it they cannot be verified or rewrapped.
 func (k *Service) under(ctx context.Context, key keyring.Key) (total, under uint64, err error) {
 	if key.Name == keyring.MAC {
 		return k.store.Under(ctx, key.Version)

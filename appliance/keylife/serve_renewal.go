@@ -15,17 +15,16 @@ import (
 	"countersign/protocol"
 )
 
-// Renewal is how far the records have come to the mac and wrap keys in use.
+// Renewal is the progress of bringing records to the mac and wrap keys in use.
 type Renewal struct {
 	Total   int    // seals of records in force, and verifiers
-	Left    int    // of them not looked at yet, or under an earlier key
-	Running bool   // the background is at it
-	Problem string // why some are left; "" if none is, or it runs
+	Left    int    // not visited yet, or under an earlier key
+	Running bool   // the background work is running
+	Problem string // why some are left; "" if none is, or while it runs
 }
 
-// renewals brings records to the mac and wrap keys in use, in the background. It
-// keeps no state of its own: which records are left is read off the records, so that it
-// goes on after a crash wherever it was.
+// renewals brings records to the mac and wrap keys in use, in the background. It stores no
+// progress: the records show which of them are left, so that it continues after a crash.
 type renewals struct {
 	asked chan struct{}
 
@@ -33,11 +32,11 @@ type renewals struct {
 	state Renewal // guarded by mu
 }
 
-// wake asks for a round.
+// wake requests a round.
 func (r *renewals) wake() {
 	select {
 	case r.asked <- struct{}{}:
-	default: // one is asked for already
+	default: // a round is requested already
 	}
 }
 
@@ -47,24 +46,23 @@ func (r *renewals) set(change func(*Renewal)) {
 	change(&r.state)
 }
 
-// Renewal is the state of the background work.
+// Renewal returns the progress of the background work.
 func (k *Service) Renewal() Renewal {
 	k.renewals.mu.Lock()
 	defer k.renewals.mu.Unlock()
 	return k.renewals.state
 }
 
-// renewalPause is between rounds that failed.
+// renewalPause is the time between rounds after a failure.
 const renewalPause = time.Minute
 
-// Renew works through the records at the start and whenever it is asked, until
-// ctx ends.
+// Renew works through the records at the start and whenever a round is requested, until ctx ends.
 func (k *Service) Renew(ctx context.Context) {
 	for ctx.Err() == nil {
 		var again <-chan time.Time
 		switch err := k.renewAll(ctx); {
 		case ctx.Err() != nil || err == nil:
-		case stays(err): // which no second try helps
+		case stays(err): // trying again would not help
 			k.log.Warn("some records stay under an earlier key", "left", k.Renewal().Left, "error", err)
 		default:
 			k.log.Error("not all records could be brought to the keys in use", "error", err)
@@ -78,19 +76,18 @@ func (k *Service) Renew(ctx context.Context) {
 	}
 }
 
-// problemsKept ends a round in which nothing goes right.
+// problemsKept ends a round in which nothing succeeds.
 const problemsKept = 10
 
-// stays tells of a record that no second try brings to the keys in use.
+// stays reports whether a record cannot be brought to the keys in use by trying again.
 func stays(err error) bool {
 	return errors.Is(err, store.ErrForged) || errors.Is(err, hsm.ErrUnsupported)
 }
 
-// resealBatch is how many records one transaction brings to the mac key in use.
+// resealBatch is the number of records that one transaction reseals.
 const resealBatch = 500
 
-// renewAll does one round. Its error wraps [hsm.ErrUnsupported] if that is all that is
-// wrong.
+// renewAll does one round. Its error wraps [hsm.ErrUnsupported] if nothing else is wrong.
 func (k *Service) renewAll(ctx context.Context) error {
 	err := k.renewRound(ctx)
 	k.renewals.set(func(r *Renewal) {
@@ -125,7 +122,7 @@ func (k *Service) renewRound(ctx context.Context) error {
 	return err
 }
 
-// withVerifiers are the clients whose verifiers may be under another wrap key.
+// withVerifiers returns the clients whose verifiers may be under another wrap key.
 func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
 	if k.keys.Ring().OneOf(keyring.Wrap) {
 		return nil, nil
@@ -134,8 +131,8 @@ func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
 	return slices.DeleteFunc(all, func(c store.Client) bool { return c.Verifier == nil }), err
 }
 
-// resealAll brings the seals of all records in force to the mac key in use, in batches
-// with one audit record each. What does not fit its seal stays as it is.
+// resealAll reseals all records in force under the mac key in use, in batches with one audit
+// record each. It leaves a record that does not fit its seal as it is.
 func (k *Service) resealAll(ctx context.Context) error {
 	version := k.seals.InForce()
 	rec := func(n int) store.Record {
@@ -149,7 +146,7 @@ func (k *Service) resealAll(ctx context.Context) error {
 		var n int
 		var err error
 		if at, n, done, err = k.store.Reseal(ctx, at, resealBatch, rec); err != nil {
-			return fmt.Errorf("sealing records anew: %w", err)
+			return fmt.Errorf("resealing records: %w", err)
 		}
 		k.renewals.set(func(r *Renewal) { r.Left = max(r.Left-n, 0) })
 	}

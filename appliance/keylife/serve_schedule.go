@@ -14,20 +14,20 @@ import (
 	"countersign/appliance/keyring"
 )
 
-// Due tells when each key is to be rotated.
+// Due returns when each key is due for rotation.
 func (k *Service) Due() []keyplan.Due { return k.schedule.Due(k.keys.Ring(), k.now()) }
 
-// Auto tells whether the appliance rotates keys by itself.
+// Auto reports whether the appliance rotates keys by itself.
 func (k *Service) Auto() bool { return k.schedule.Auto }
 
-// ErrDue: keys are to be rotated. Nothing fails by that yet.
-var ErrDue = errors.New("keys are to be rotated")
+// ErrDue: keys are due for rotation. Nothing fails because of it yet.
+var ErrDue = errors.New("keys are due for rotation")
 
 // ErrNoneInUse: a key that requests need has no version in use.
 var ErrNoneInUse = errors.New("none is in use")
 
-// CheckInUse names the keys that requests need and that have no version in use, with an
-// error that wraps [ErrNoneInUse], or is nil.
+// CheckInUse returns an error that wraps [ErrNoneInUse] and names the keys that requests need and
+// that have no version in use.
 func (k *Service) CheckInUse(context.Context) error {
 	var without []string
 	for _, name := range keyring.Needed {
@@ -44,7 +44,7 @@ func (k *Service) CheckInUse(context.Context) error {
 	return nil
 }
 
-// CheckDue names the keys that are due or overdue, or is nil.
+// CheckDue returns an error that names the keys that are due or overdue.
 func (k *Service) CheckDue(context.Context) error {
 	var words []string
 	for _, d := range k.Due() {
@@ -61,8 +61,8 @@ func (k *Service) CheckDue(context.Context) error {
 	return fmt.Errorf("%w: %s", ErrDue, strings.Join(words, ", "))
 }
 
-// keepSchedule takes the steps whose time has come, where the schedule says so. What
-// fails is tried again with the next look, and said once.
+// keepSchedule takes the steps that are due, if the schedule is automatic. It tries a failed step
+// again at the next tick, and logs the failure once.
 func (k *Service) keepSchedule(ctx context.Context) {
 	if !k.schedule.Auto {
 		return
@@ -102,8 +102,8 @@ func (k *Service) scheduled(ctx context.Context, s keyplan.Step) error {
 	return err
 }
 
-// keyMetrics reads its figures off the keyring when it is asked. Labels are the names of
-// keys, a closed set.
+// keyMetrics reads its figures from the keys when it is collected. Labels are the names of keys,
+// a closed set.
 type keyMetrics struct {
 	*Service
 	due, version, left *prometheus.Desc
@@ -112,9 +112,9 @@ type keyMetrics struct {
 func newKeyMetrics(k *Service) *keyMetrics {
 	return &keyMetrics{
 		Service: k,
-		due:     prometheus.NewDesc("countersign_key_due_seconds", "Time until a key is to be rotated, negative when it is overdue.", []string{"key"}, nil),
+		due:     prometheus.NewDesc("countersign_key_due_seconds", "Time until a key is due for rotation, negative when it is overdue.", []string{"key"}, nil),
 		version: prometheus.NewDesc("countersign_key_version", "Version in use, 0 when there is none.", []string{"key"}, nil),
-		left:    prometheus.NewDesc("countersign_client_records_left", "Client records that are to be brought to the mac and wrap keys in use.", nil, nil),
+		left:    prometheus.NewDesc("countersign_client_records_left", "Records that are not yet under the mac and wrap keys in use.", nil, nil),
 	}
 }
 
@@ -136,19 +136,19 @@ func (m *keyMetrics) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(m.left, prometheus.GaugeValue, float64(m.Renewal().Left))
 }
 
-// ErrStrange: keys on the token are not as the registry has them, or unknown to it.
-var ErrStrange = errors.New("keys on the token are not as they must be")
+// ErrStrange: keys on the token are unknown to the registry or differ from it.
+var ErrStrange = errors.New("keys on the token differ from the registry")
 
-// strangeKeys are what the last comparison of the token with the registry found wrong.
+// strangeKeys are the bad findings of the last comparison.
 type strangeKeys struct {
 	mu    sync.Mutex
 	found []Finding // guarded by mu
 }
 
-// Attest compares every object on the token with the registry. What it finds stands
-// in the metric and in [Service.CheckAttested] until the next comparison.
+// Attest compares every object on the token with the registry. The metric and
+// [Service.CheckAttested] show the findings until the next comparison.
 func (k *Service) Attest(ctx context.Context) ([]Finding, error) {
-	k.steps.Lock() // a key that is just made has no row yet
+	k.steps.Lock() // a key that was just made has no row yet
 	defer k.steps.Unlock()
 	found, err := Attest(ctx, k.keys)
 	if err != nil {
@@ -167,7 +167,7 @@ func (k *Service) Attest(ctx context.Context) ([]Finding, error) {
 	return found, nil
 }
 
-// CheckAttested is [ErrStrange] when the last comparison found any.
+// CheckAttested returns [ErrStrange] if the last comparison found a strange key.
 func (k *Service) CheckAttested(context.Context) error {
 	k.strange.mu.Lock()
 	defer k.strange.mu.Unlock()
@@ -178,8 +178,8 @@ func (k *Service) CheckAttested(context.Context) error {
 	return fmt.Errorf("%w: %d, %q first; see countersignctl key attest", ErrStrange, len(strange), strange[0].Name)
 }
 
-// attestDaily compares once a day, and says what is wrong where operators look: in the
-// log, in a metric and as a warning in /readyz.
+// attestDaily compares once a day, and reports bad findings in the log, in a metric and as a
+// warning in /readyz.
 func (k *Service) attestDaily(ctx context.Context) {
 	if k.now().Before(k.attested.Add(AttestPeriod)) {
 		return

@@ -22,7 +22,7 @@ import (
 	"countersign/protocol"
 )
 
-// erasable is a token whose keys can be destroyed, and that can be away for that.
+// erasable is a token that destroys keys, and that can be unavailable for that.
 type erasable struct {
 	*memory.Token
 	away bool
@@ -42,8 +42,8 @@ func (e *erasable) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return slices.DeleteFunc(all, func(k hsm.Key) bool { return e.gone[k.ID] > 0 }), err
 }
 
-// TestDestroy: a key leaves the token once, after the second administrator, also where
-// the token was away in between.
+// TestDestroy: the second administrator's signature destroys a key once, even if the token was
+// unavailable meanwhile.
 func TestDestroy(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	token := &erasable{Token: b.Token, gone: map[hsm.KeyID]int{}}
@@ -85,7 +85,7 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
-// TestMACRotation: administrators and requests under way outlive a rotation of mac.
+// TestAdminsOutliveMAC: administrators and open requests survive a rotation of mac.
 func TestAdminsOutliveMAC(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	c := b.Waits(appliancetest.Invitation("door"))
@@ -107,8 +107,8 @@ func TestAdminsOutliveMAC(t *testing.T) {
 	}
 }
 
-// TestMACRotation: handles under way and pairwise ids outlive a version of mac, records
-// are made anew, and only then can it be retired.
+// TestMACRotation: handles in transit and pairwise ids survive a rotation of mac. Records are
+// resealed, and only then can the old version be retired.
 func TestMACRotation(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolPhone("alice")
@@ -138,14 +138,14 @@ func TestMACRotation(t *testing.T) {
 	}
 	b.Clock.Advance(25 * time.Hour)
 	b.Step(keyplan.Retire, "mac@1")
-	b.Restart() // forgets what was checked
+	b.Restart() // forgets verified records
 	third, err := alice.Challenge(appliancetest.Door, nil).Decision()
 	if err != nil || third.Pairwise != first.Pairwise {
 		t.Errorf("after mac@1 was retired: %v, pairwise id %v, want %v", err, third.Pairwise, first.Pairwise)
 	}
 }
 
-// TestForgedRecordStays: what is nobody's is not made anybody's by a rotation.
+// TestForgedRecordStays: a rotation does not reseal a forged record.
 func TestForgedRecordStays(t *testing.T) {
 	b := appliancetest.New(t)
 	b.EnrolPhone("alice")
@@ -162,7 +162,7 @@ func TestForgedRecordStays(t *testing.T) {
 	}
 }
 
-// breaking fails ChangeKeys, stored or not.
+// breaking fails ChangeKeys, after or without storing the change.
 type breaking struct {
 	store.Store
 	stored bool
@@ -177,8 +177,8 @@ func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.R
 	return store.ErrUnavailable
 }
 
-// TestInterruptedStep: a step that fails at the store, stored or not, is repeated and
-// comes to the same end: one key on the token, one row, one record.
+// TestInterruptedStep: repeating a step that failed at the store, stored or not, leaves one key
+// on the token, one row and one record.
 func TestInterruptedStep(t *testing.T) {
 	for _, stored := range []bool{false, true} {
 		b := appliancetest.New(t)
@@ -214,7 +214,7 @@ func TestInterruptedStep(t *testing.T) {
 	}
 }
 
-// TestSchedule: what is overdue is said, and done where the appliance may.
+// TestSchedule: an overdue key is reported, and rotated if the schedule is automatic.
 func TestSchedule(t *testing.T) {
 	b := appliancetest.New(t)
 	schedule := keyplan.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
@@ -241,7 +241,7 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// TestServiceNoneInUse: without a key that requests need the appliance is not ready.
+// TestServiceNoneInUse: an appliance is not ready without a key that requests need.
 func TestServiceNoneInUse(t *testing.T) {
 	b := appliancetest.New(t)
 	if err := b.Keys.CheckInUse(t.Context()); err != nil {
@@ -264,8 +264,8 @@ func TestServiceNoneInUse(t *testing.T) {
 	}
 }
 
-// TestWrapRotation: verifiers are wrapped anew in the background, and only then can the
-// version before be retired; the passwords still work.
+// TestWrapRotation: verifiers are rewrapped in the background, and only then can the old version
+// be retired. The passwords still work.
 func TestWrapRotation(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
@@ -289,8 +289,8 @@ func TestWrapRotation(t *testing.T) {
 	}
 }
 
-// TestRecordsKeepTheirKeys: no version of mac or wrap is given up while anything that is
-// stored is under it, whichever way it goes and whatever else was suspended before.
+// TestRecordsKeepTheirKeys: a version of mac or wrap cannot be given up by any step while a
+// stored record is under it.
 func TestRecordsKeepTheirKeys(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	b.EnrolFull("alice")
@@ -315,8 +315,8 @@ func TestRecordsKeepTheirKeys(t *testing.T) {
 	b.Step(keyplan.Resume, "mac@1")
 }
 
-// TestLeftUnderSuspended: a record that was put back under a version which is suspended is
-// left, and is brought to the one in use when that version comes back.
+// TestLeftUnderSuspended: a record under a suspended version stays, and is brought to the version
+// in use once the suspension ends.
 func TestLeftUnderSuspended(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
@@ -349,7 +349,7 @@ func TestLeftUnderSuspended(t *testing.T) {
 	appliancetest.Expect(t, s.Must(s.With(0, nil)), protocol.ResultApproved, 0)
 }
 
-// TestAttestKeys: what a comparison finds is a warning until the next one finds nothing.
+// TestAttestKeys: a finding is a warning until a comparison finds nothing.
 func TestAttestKeys(t *testing.T) {
 	b := appliancetest.New(t)
 	good := func() bool {

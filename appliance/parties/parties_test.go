@@ -9,7 +9,7 @@ import (
 	"countersign/protocol"
 )
 
-// TestSwappedNames: who is revoked is who is called so.
+// TestSwappedNames: an attacker who swaps names cannot have the wrong client revoked.
 func TestSwappedNames(t *testing.T) {
 	b := appliancetest.New(t)
 	b.EnrolPhone("alice")
@@ -24,8 +24,8 @@ func TestSwappedNames(t *testing.T) {
 	})
 }
 
-// TestForgedDevice: neither the name that a phone is shown nor the floor is anybody's to
-// change, and a revoked device stays so.
+// TestForgedDevice: an attacker can change neither the name on the phone's display nor the floor,
+// and cannot resume a revoked device.
 func TestForgedDevice(t *testing.T) {
 	for name, statement := range map[string]string{
 		"display": `UPDATE device SET display = 'Charity box'`,
@@ -50,7 +50,7 @@ func TestForgedDevice(t *testing.T) {
 	}
 }
 
-// TestForgedRowIsNotBlessed: suspend and resume do not give a forged row a seal.
+// TestForgedRowIsNotBlessed: suspending and resuming gives a forged row no valid seal.
 func TestForgedRowIsNotBlessed(t *testing.T) {
 	b := appliancetest.New(t)
 	b.EnrolPhone("alice")

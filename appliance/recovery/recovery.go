@@ -45,31 +45,31 @@ func New(c Config) *Service {
 	return s
 }
 
-// ErrUncovered: keys have no sealed copy, so that a backup would bring back less than
-// there is.
+// ErrUncovered: keys have no sealed copy, so that a backup would not bring them back.
 var ErrUncovered = errors.New("keys without a sealed copy")
 
 // KeyBackup is a backup of the keys.
 type KeyBackup struct {
-	File []byte // package backup's
+	File []byte // in the format of package backup
 	backup.Document
 	backup.Coverage
 	SHA256 [32]byte // of the file
 }
 
-// BackUp is how a backup of the keys is asked for.
+// BackUp is a request for a backup of the keys.
 type BackUp struct {
-	Partial bool          // though some keys have no sealed copy
-	Dry     bool          // tell what it would cover, and make none
-	Life    time.Duration // that others may countersign, 0: [change.DefaultLife]
+	Partial bool          // even if some keys have no sealed copy
+	Dry     bool          // return the coverage and make no backup
+	Life    time.Duration // time for countersigning, 0: [change.DefaultLife]
 }
 
-// BackUpKeys makes a backup of all keys, with the trust settings and the policy, or asks
-// for it where that takes a quorum: the error is a [*Waiting] then, and once it was
-// countersigned the same is given for an hour. Keys without a sealed copy are
-// [ErrUncovered], unless Partial says that this is known.
+// BackUpKeys makes a backup of all keys, with the trust settings and the policy. If that requires
+// a quorum, it asks for it and the error is a [*requests.Waiting]; after the request was
+// countersigned, BackUpKeys makes the backup for an hour. Keys without a sealed copy are
+// [ErrUncovered], unless Partial is set.
 func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
-	// Nobody is asked for what cannot be; and no step of a key is kept waiting for it.
+	// Before administrators are asked for an impossible backup; and without pausing the steps of
+	// keys.
 	if _, _, err := s.coverage(ctx, ask); err != nil {
 		return b, err
 	}
@@ -105,7 +105,7 @@ func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err 
 	return b, nil
 }
 
-// coverage is what the registry has, and which of its keys a backup would hold.
+// coverage returns the rows of the registry, and which of their keys a backup would hold.
 func (s *Service) coverage(ctx context.Context, ask BackUp) (state backup.State, c backup.Coverage, err error) {
 	if state, err = backup.StateOf(ctx, s.store); err != nil {
 		return state, c, fmt.Errorf("backing up keys: %w", err)
@@ -119,7 +119,7 @@ func (s *Service) coverage(ctx context.Context, ask BackUp) (state backup.State,
 	return state, c, err
 }
 
-// grantPeriod is for how long what was countersigned may be fetched.
+// grantPeriod is how long a countersigned backup may be fetched.
 const grantPeriod = time.Hour
 
 // mayBackUp returns nil once enough administrators have countersigned this backup.
@@ -148,7 +148,7 @@ func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 // allow does nothing: the administrator who asked fetches the backup.
 func (s *Service) allow(context.Context, change.ID, change.Parameters) (any, error) { return nil, nil }
 
-// point is the store's newest audit record.
+// point returns the store's newest audit record.
 func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
 	tally, err := s.store.Tally(ctx)
 	if err != nil || tally.Records == 0 {
@@ -165,11 +165,11 @@ func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
 type StoreCopy struct {
 	store.Copy // the caller closes it
 	SHA256     [32]byte
-	Statement  []byte // package backup's
+	Statement  []byte // in the format of package backup
 }
 
-// CopyStore copies the database while it serves. No step of a key is made meanwhile, for
-// the roots in the copy have to be those that sign it. Errors are those of
+// CopyStore copies the database while the appliance serves. It pauses the steps of keys, because
+// the roots in the copy have to be the ones that sign it. It returns the errors of
 // [store.Recovery] and of the token.
 func (s *Service) CopyStore(ctx context.Context) (c StoreCopy, err error) {
 	defer s.keys.Pause()()

@@ -24,8 +24,8 @@ import (
 	"countersign/protocol"
 )
 
-// TestBackUpKeys: keys without copies are refused unless that is known, and those made
-// once there is a backup key have them.
+// TestBackUpKeys: a backup without copies of all keys is refused unless it is partial. Keys that
+// are made while there is a backup key have copies.
 func TestBackUpKeys(t *testing.T) {
 	b := appliancetest.New(t)
 	before := b.Tally()
@@ -60,7 +60,7 @@ func TestBackUpKeys(t *testing.T) {
 	}
 }
 
-// TestCopyStore: the copy is the file that its statement vouches for.
+// TestCopyStore: the copy matches its statement.
 func TestCopyStore(t *testing.T) {
 	b := appliancetest.New(t)
 	b.EnrolPhone("alice")
@@ -85,8 +85,7 @@ func TestCopyStore(t *testing.T) {
 	}
 }
 
-// comesBack is the appliance again, on a copy of its store that is restored at a time
-// that the host's clock shows.
+// comesBack restores the appliance on a copy of its store. clock is the host's time.
 func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time) {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "copy.db")
@@ -131,8 +130,8 @@ func copyStore(b *appliancetest.Bench) recovery.StoreCopy {
 	return c
 }
 
-// TestForgotten: a store that came back from a copy does not know what was spent since,
-// so every handle from before it is dead, whatever the clock of the host says.
+// TestForgotten: a store that was restored from a copy does not know what was spent since. Every
+// handle from before the restore is dead, even if the host's clock is behind.
 func TestForgotten(t *testing.T) {
 	for name, behind := range map[string]time.Duration{"clock right": 0, "clock behind": time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -162,7 +161,7 @@ func TestForgotten(t *testing.T) {
 	}
 }
 
-// A rotation of the root keeps the handles that are under way.
+// TestHandleEpochStays: handles in transit survive a rotation of the root.
 func TestHandleEpochStays(t *testing.T) {
 	b := appliancetest.New(t)
 	s := b.EnrolPhone("alice").Challenge(appliancetest.Door, nil)
@@ -173,8 +172,8 @@ func TestHandleEpochStays(t *testing.T) {
 	}
 }
 
-// TestForgedVote: a request that is said to be executed, or to have taken one vote, gives no
-// backup.
+// TestForgedVote: a request that an attacker marks as executed, or as requiring one signature,
+// gives no backup.
 func TestForgedVote(t *testing.T) {
 	b := appliancetest.NewBoard(t, "[quorum]\n\"key.backup\" = 3\n")
 	ask := recovery.BackUp{Partial: true}

@@ -6,7 +6,8 @@ import (
 	"countersign/appliance/appliancetest"
 )
 
-// TestPolicyOfNobody: a policy that was not applied is not in force, now or after a start.
+// TestPolicyOfNobody: a policy without a change request is not in force, neither now nor after a
+// restart.
 func TestPolicyOfNobody(t *testing.T) {
 	b := appliancetest.New(t)
 	b.Tamper(1, `INSERT INTO policy (version, document, activated_us, seal) SELECT 2, ?, activated_us, seal FROM policy`,

@@ -303,7 +303,9 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
-	a := &api.API{Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api")}
+	a := &api.API{
+		Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api"),
+	}
 	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
 }
 

@@ -13,12 +13,12 @@ import (
 	"countersign/protocol"
 )
 
-// DraftAdmin is the change that adding an administrator is.
+// DraftAdmin drafts the addition of an administrator.
 func DraftAdmin(name string, key protocol.PublicKey) change.Draft {
 	return change.Draft{Kind: policy.AdminAdd, Parameters: change.Parameters{"name": name, "public_key": key[:]}}
 }
 
-// DraftResume is the change that ends the suspension of an administrator.
+// DraftResume drafts the end of an administrator's suspension.
 func (s *Service) DraftResume(ctx context.Context, name string) (change.Draft, error) {
 	one, err := s.judge.AdminNamed(ctx, name)
 	d := DraftAdmin(name, one.Key)
@@ -26,23 +26,23 @@ func (s *Service) DraftResume(ctx context.Context, name string) (change.Draft, e
 	return d, err
 }
 
-// DraftRevoke is the change that revoking an administrator is.
+// DraftRevoke drafts the revocation of an administrator.
 func (s *Service) DraftRevoke(ctx context.Context, name string) (change.Draft, error) {
 	one, err := s.judge.AdminNamed(ctx, name)
 	return change.Draft{Kind: policy.AdminRevoke, Parameters: change.Parameters{"name": name, "signer": one.ID[:]}}, err
 }
 
-// SuspendAdmin takes an administrator's vote away until it is given back, at once and
-// without a quorum: it is the brake. Errors wrap [store.ErrNotFound], [parties.ErrFinal] or
-// [parties.ErrInput] where nobody could undo it.
+// SuspendAdmin takes away an administrator's vote until a request gives it back. It works at once
+// and without a quorum, as an emergency brake. Errors wrap [store.ErrNotFound],
+// [parties.ErrFinal], or [parties.ErrInput] if no quorum could undo it.
 func (s *Service) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
-	s.changing.Lock() // of two at once, each would count on the other's vote
+	s.changing.Lock() // concurrent suspensions would count on each other's vote
 	defer s.changing.Unlock()
 	return s.setAdmin(ctx, name, store.Suspended, change.ID{})
 }
 
-// setAdmin is called with changing held. by is the request that gives him his vote; zero
-// where it is taken from him.
+// setAdmin requires that changing is held. by is the request that gives the administrator a vote;
+// zero if it takes the vote away.
 func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by change.ID) (store.Admin, error) {
 	one, err := s.judge.AdminNamed(ctx, name)
 	switch {
@@ -61,7 +61,7 @@ func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by
 	return one, s.store.UpdateAdmin(ctx, one, parties.Record(store.KindAdmins, name, parties.Changed(to, one.Version)))
 }
 
-// roster is what changes of administrators are based on: all of them.
+// roster returns the base of changes of administrators: all of them.
 func (s *Service) roster(ctx context.Context) (any, error) {
 	all, err := s.judge.Admins(ctx)
 	rows := []any{}
@@ -99,7 +99,7 @@ func (s *Service) addAdminBase(ctx context.Context, p change.Parameters) (any, e
 	return s.roster(ctx)
 }
 
-// addAdmin is found done by the row that it writes.
+// addAdmin skips the write if its row is there already.
 func (s *Service) addAdmin(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
 	if p.Truth("resume") {
 		one, err := s.setAdmin(ctx, p.Text("name"), store.Active, id)

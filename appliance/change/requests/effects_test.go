@@ -15,7 +15,7 @@ import (
 	"countersign/policy"
 )
 
-// counting is an effect of another room: it counts what it does, and fails as it is told.
+// counting is an effect of another package. It counts its runs, and fails if it is told to.
 type counting struct {
 	mu   sync.Mutex
 	done int   // guarded by mu
@@ -36,8 +36,7 @@ func (k *counting) effect() requests.Effect {
 	}
 }
 
-// TestEffectElsewhere: what fails for good is ended, what fails because the token is
-// away is not.
+// TestEffectElsewhere: a permanent failure closes the request, an unavailable token does not.
 func TestEffectElsewhere(t *testing.T) {
 	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 2\n")
 	ask := change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
@@ -69,8 +68,8 @@ func TestEffectElsewhere(t *testing.T) {
 	}
 }
 
-// TestRacingSigners: three administrators sign at once, many times each; the change is
-// made once.
+// TestRacingSigners: three administrators sign concurrently, many times each. The change is made
+// once.
 func TestRacingSigners(t *testing.T) {
 	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 3\n")
 	k := &counting{}

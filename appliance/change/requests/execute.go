@@ -26,11 +26,11 @@ type Effect struct {
 	// carried out in the present state: the caller gets its errors, most of them
 	// [parties.ErrInput].
 	Base func(ctx context.Context, p change.Parameters) (any, error)
-	// Do makes the change and returns the result for the caller. Every record that it
-	// makes carries id, so that the request can be verified again. Do is called once for a
-	// request, and again only if the appliance was interrupted, or the token or the
-	// store was unavailable, before the end of the request was stored. It then finds out what was done
-	// and continues, or returns an error. It writes its own audit records.
+	// Do makes the change and returns the result for the caller. Every record that it makes
+	// carries id, so that the request can be verified again. Do runs once for a request, and
+	// again only if the appliance was interrupted, or the token or the store was unavailable,
+	// before the end of the request was stored. It then finds out how far the first run came and
+	// continues, or returns an error. It writes its own audit records.
 	Do func(ctx context.Context, id change.ID, p change.Parameters) (any, error)
 }
 
@@ -42,7 +42,7 @@ func (s *Service) effect(k policy.Kind) (Effect, error) {
 	return e, nil
 }
 
-// baseDomain begins the bytes that a base is the hash of, CHANGE.md.
+// baseDomain is the prefix of the bytes that a base is the hash of, CHANGE.md.
 const baseDomain = "countersign base v1"
 
 var baseMode = func() cbor.EncMode {
@@ -53,7 +53,7 @@ var baseMode = func() cbor.EncMode {
 	return mode
 }()
 
-// base returns the hash of the state that a change is asked for in.
+// base returns the hash of the state that a change is based on.
 func (s *Service) base(ctx context.Context, k policy.Kind, p change.Parameters) (sum [32]byte, err error) {
 	e, err := s.effect(k)
 	if err != nil {
@@ -70,7 +70,8 @@ func (s *Service) base(ctx context.Context, k policy.Kind, p change.Parameters) 
 	return sha256.Sum256(append([]byte(baseDomain), body...)), nil
 }
 
-// transient errors say nothing about what was done: token or store are away.
+// transient reports whether an error leaves open if the change was made: token or store are
+// unavailable.
 func transient(err error) bool {
 	for _, one := range []error{hsm.ErrUnavailable, hsm.ErrPIN, store.ErrUnavailable, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, one) {
@@ -80,13 +81,13 @@ func transient(err error) bool {
 	return false
 }
 
-// advanceLocked makes the change if the quorum is there.
+// advanceLocked carries out the change if it has its quorum.
 func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, error) {
 	c, err := s.Get(ctx, id)
 	if err != nil || !c.Ruling.Approved() || c.State != store.ChangeOpen {
 		return c, err
 	}
-	// Whoever asked may go away; what was begun is brought to its end.
+	// A change that has begun is finished even if its caller disconnects.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), executeTimeout)
 	defer cancel()
 	if err := s.refuseStaleLocked(ctx, c); err != nil {
@@ -102,8 +103,8 @@ func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, erro
 // executeTimeout bounds one change, in which the token may make several keys.
 const executeTimeout = time.Minute
 
-// executeLocked makes a change that was taken, and stores its end with the transcript.
-// While token or store are away it stays taken, and is gone on with later.
+// executeLocked carries out a change that was taken, and stores its end with the transcript.
+// While token or store are unavailable the request stays taken, and Resume continues it.
 func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 	e, err := s.effect(c.Kind)
 	var result any
@@ -111,7 +112,7 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 		result, err = e.Do(ctx, c.Hash.ID(), c.Parameters)
 	}
 	if transient(err) {
-		return c, fmt.Errorf("change %s is taken and will be gone on with: %w", c.Hash.ID(), err)
+		return c, fmt.Errorf("change %s is taken and will be tried again: %w", c.Hash.ID(), err)
 	}
 	to := store.ChangeExecuted
 	if err != nil {
@@ -119,7 +120,7 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 	}
 	end := s.step(c, store.ChangeTaken, to)
 	if stored := s.store.EndChange(ctx, end, s.transcript(ctx, c, end.To)); stored != nil {
-		return c, errors.Join(err, fmt.Errorf("change %s was made and its end was not stored: %w", c.Hash.ID(), stored))
+		return c, errors.Join(err, fmt.Errorf("change %s was made, but its end was not stored: %w", c.Hash.ID(), stored))
 	}
 	c.State, c.EndedAt, c.Result = end.To, end.At, result
 	if err != nil {
@@ -128,8 +129,8 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 	return c, err
 }
 
-// resumeChanges goes on with what was taken and not brought to its end. The quorum is
-// judged again: a row that says taken proves nothing.
+// Resume continues the changes that were taken and did not end. It counts their signatures again:
+// a row that says taken proves nothing.
 func (s *Service) Resume(ctx context.Context) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -154,27 +155,27 @@ func (s *Service) Resume(ctx context.Context) {
 			c, err = s.executeLocked(ctx, c)
 		}
 		if err != nil {
-			s.log.Error("change was interrupted and could not be gone on with", "change", id, "error", err)
+			s.log.Error("interrupted change failed again", "change", id, "error", err)
 			continue
 		}
-		s.log.Info("change was interrupted and is made now", "change", id, "kind", c.Kind.String())
+		s.log.Info("interrupted change is made now", "change", id, "kind", c.Kind.String())
 	}
 }
 
-// reportLocked ends what was taken once and would not be as things are now: whether it
-// was done is for people to find out.
+// reportLocked closes a taken request that no longer has its quorum. An operator has to check
+// whether its change was made.
 func (s *Service) reportLocked(ctx context.Context, c Change) error {
-	c.Reason = "interrupted, and the quorum is not there any more: look whether it was done"
+	c.Reason = "interrupted, and the quorum no longer holds: check whether it was done"
 	return errors.Join(&Waiting{c}, s.endTakenLocked(ctx, c))
 }
 
-// endTakenLocked ends a request that is taken and is not to be made. c.Reason says why.
+// endTakenLocked closes a taken request that must not be carried out, for the reason c.Reason.
 func (s *Service) endTakenLocked(ctx context.Context, c Change) error {
 	return s.store.EndChange(ctx, s.step(c, store.ChangeTaken, store.ChangeFailed), s.transcript(ctx, c, store.ChangeFailed))
 }
 
-// transcript is the audit record of the end of a request: all that was signed, by whom
-// and what came of it.
+// transcript returns the audit record of the end of a request: the document, all signatures and
+// the result.
 func (s *Service) transcript(ctx context.Context, c Change, end store.ChangeState) store.Record {
 	fields := map[string]any{
 		"event": string(end), "kind": c.Kind.String(), "hash": c.Hash[:], "document": c.Document,

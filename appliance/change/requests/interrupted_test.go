@@ -10,7 +10,7 @@ import (
 	"countersign/appliance/store"
 )
 
-// TestInterrupted: killed before the change was made, and after.
+// TestInterrupted: an appliance killed before or after making a change finishes the request.
 func TestInterrupted(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	before := b.Invitations()

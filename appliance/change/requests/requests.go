@@ -109,8 +109,9 @@ const (
 	changesOpen  = 64
 )
 
-// Ask writes a change request, which the admin socket countersigns with that, and makes
-// the change if no more is required. The same request that is still open is that one.
+// Ask writes a change request, which the admin socket countersigns at once, and carries out the
+// change if no more signatures are required. If the same request is open already, Ask returns
+// that one.
 func (s *Service) Ask(ctx context.Context, d change.Draft) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -140,8 +141,8 @@ func (s *Service) Ask(ctx context.Context, d change.Draft) (Change, error) {
 	return s.advanceLocked(ctx, id)
 }
 
-// Preview says what a change request would be and who would be missing, and stores
-// nothing.
+// Preview returns the change request that Ask would write, with the administrators who would be
+// missing, and stores nothing.
 func (s *Service) Preview(ctx context.Context, d change.Draft) (Change, error) {
 	r, err := s.request(ctx, d)
 	if err != nil {
@@ -151,7 +152,7 @@ func (s *Service) Preview(ctx context.Context, d change.Draft) (Change, error) {
 	return s.view(ctx, store.Change{ID: change.HashOf(document).ID(), Document: document, Signatures: []store.ChangeSignature{s.localWord()}})
 }
 
-// request is the document of a change, made now.
+// request returns the document of a change, made now.
 func (s *Service) request(ctx context.Context, d change.Draft) (change.Request, error) {
 	if d.Life == 0 {
 		d.Life = change.DefaultLife
@@ -172,7 +173,8 @@ func (s *Service) request(ctx context.Context, d change.Draft) (change.Request, 
 	return change.Parse(r.Marshal())
 }
 
-// sameOpen finds an open request that asks for the same, and refuses one too many.
+// sameOpen finds an open request for the same change, and returns an error if too many requests
+// are open.
 func (s *Service) sameOpen(ctx context.Context, r change.Request) (id change.ID, found bool, err error) {
 	all, err := s.store.ListChanges(ctx, changesShown)
 	if err != nil {
@@ -186,7 +188,7 @@ func (s *Service) sameOpen(ctx context.Context, r change.Request) (id change.ID,
 		open++
 		other, err := change.Parse(row.Document)
 		if err != nil {
-			continue // nobody's: it takes no signature
+			continue // it is forged and takes no signature
 		}
 		other.Created, other.Expires, other.Nonce = r.Created, r.Expires, r.Nonce
 		if bytes.Equal(other.Marshal(), r.Marshal()) {
@@ -199,7 +201,7 @@ func (s *Service) sameOpen(ctx context.Context, r change.Request) (id change.ID,
 	return id, false, nil
 }
 
-// ChangeOf is a request by its id, or [store.ErrNotFound].
+// Get returns a request by its id, or [store.ErrNotFound].
 func (s *Service) Get(ctx context.Context, id change.ID) (Change, error) {
 	row, err := s.store.Change(ctx, id)
 	if err != nil {
@@ -208,8 +210,8 @@ func (s *Service) Get(ctx context.Context, id change.ID) (Change, error) {
 	return s.view(ctx, row)
 }
 
-// Changes lists requests, the newest first, without rows that are no request: the log
-// tells of those.
+// List returns the requests, newest first. It logs rows that are not requests and leaves them
+// out.
 func (s *Service) List(ctx context.Context) ([]Change, error) {
 	rows, err := s.store.ListChanges(ctx, changesShown)
 	if err != nil {
@@ -230,8 +232,8 @@ func (s *Service) List(ctx context.Context) ([]Change, error) {
 	return all, nil
 }
 
-// view reads a stored request and judges it as things are now. One of another appliance
-// is over, whatever its row says.
+// view reads a stored request and counts its signatures under the present policy. A request of
+// another appliance is closed, regardless of its row.
 func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 	hash := change.HashOf(row.Document)
 	r, err := change.Parse(row.Document)
@@ -249,7 +251,7 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 	if c.EndedAt.IsZero() {
 		return c, s.count(ctx, &c, row.Signatures)
 	}
-	// It is history: policy and administrators may be others now.
+	// Policy and administrators may have changed since it ended.
 	c.Required, c.Signed = row.Required, row.Signed
 	c.Ruling = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Verdict: protocol.Approve, Signers: row.Signed})
 	return c, nil
@@ -257,7 +259,7 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 
 func (s *Service) over(r change.Request) bool { return uint64(s.now().Unix()) >= r.Expires }
 
-// WithdrawChange ends an open request. Errors wrap [store.ErrNotFound] or [ErrOver].
+// Withdraw closes an open request. Errors wrap [store.ErrNotFound] or [ErrOver].
 func (s *Service) Withdraw(ctx context.Context, id change.ID) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -271,7 +273,7 @@ func (s *Service) Withdraw(ctx context.Context, id change.ID) (Change, error) {
 	return s.Get(ctx, id)
 }
 
-// openLocked is a request that takes signatures. One whose time is over is ended.
+// openLocked returns a request that takes signatures. It closes one that has expired.
 func (s *Service) openLocked(ctx context.Context, id change.ID) (Change, error) {
 	c, err := s.Get(ctx, id)
 	switch {
@@ -288,17 +290,17 @@ func (s *Service) openLocked(ctx context.Context, id change.ID) (Change, error) 
 	return c, nil
 }
 
-// endLocked ends an open request that nothing was done for. c.Reason says why.
+// endLocked closes an open request whose effect did not run, for the reason c.Reason.
 func (s *Service) endLocked(ctx context.Context, c Change, to store.ChangeState) error {
 	return s.store.EndChange(ctx, s.step(c, store.ChangeOpen, to), s.transcript(ctx, c, to))
 }
 
-// step moves a request on, with what it stands at now.
+// step moves a request to another state.
 func (s *Service) step(c Change, from, to store.ChangeState) store.ChangeEnd {
 	return store.ChangeEnd{ID: c.Hash.ID(), From: from, To: to, Reason: c.Reason, Required: c.Required, Signed: c.Signed, At: s.now()}
 }
 
-// expireChanges ends the open requests whose time is over.
+// Expire closes the open requests that have expired.
 func (s *Service) Expire(ctx context.Context) {
 	s.changing.Lock()
 	defer s.changing.Unlock()

@@ -20,7 +20,8 @@ import (
 	"countersign/protocol"
 )
 
-// TestQuorum: local and one of three; the other signature comes too late to matter.
+// TestQuorum: the admin socket and one of three administrators make a quorum. Another signature
+// comes too late.
 func TestQuorum(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	before := b.Invitations()
@@ -47,7 +48,7 @@ func TestQuorum(t *testing.T) {
 	}
 }
 
-// TestKeysOnly: with local = false the socket asks and does not count.
+// TestKeysOnly: with local = false the socket can ask, but does not count.
 func TestKeysOnly(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree+"local = false\n")
 	c, err := b.Requests.Ask(t.Context(), appliancetest.Invitation("door"))
@@ -68,7 +69,7 @@ func TestKeysOnly(t *testing.T) {
 	}
 }
 
-// TestAttacks: nothing of it counts, and the request still waits for one.
+// TestAttacks: no invalid signature counts, and the request still waits for one.
 func TestAttacks(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	stranger := appliancetest.NewOperator(t, "eve")
@@ -122,7 +123,7 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// signedAs is a signature with an external_aad of another use.
+// signedAs returns a signature with an external_aad of another use.
 func signedAs(b *appliancetest.Board, aad string, o appliancetest.Operator, h change.Hash) []byte {
 	b.Helper()
 	s, err := change.Sign(b.Context(), aadSigner{o.Key, protocol.SigStructure(aad, h[:])}, o.Public, h)
@@ -136,7 +137,7 @@ func signedAs(b *appliancetest.Board, aad string, o appliancetest.Operator, h ch
 	return change.Signature{Signer: change.SignerOf(o.Public), RS: [64]byte(rs)}.Marshal()
 }
 
-// aadSigner signs other bytes than it is asked to.
+// aadSigner signs other bytes than it is given.
 type aadSigner struct {
 	change.FileKey
 	structure []byte
@@ -148,8 +149,7 @@ func (s aadSigner) SignDigest(ctx context.Context, _ []byte) ([]byte, error) {
 
 func digestOf(b []byte) []byte { sum := change.HashOf(b); return sum[:] }
 
-// TestSignerLeaves: a signature given while active does not count once its maker is
-// suspended or revoked.
+// TestSignerLeaves: a signature no longer counts once its administrator is suspended or revoked.
 func TestSignerLeaves(t *testing.T) {
 	b := appliancetest.NewBoard(t, "[quorum]\n\"device.invite\" = 3\n")
 	c, err := b.Requests.Ask(t.Context(), appliancetest.Invitation("door"))
@@ -175,8 +175,7 @@ func TestSignerLeaves(t *testing.T) {
 	}
 }
 
-// TestStale: what was asked for before the policy changed, or the administrators, is
-// refused.
+// TestStale: a request from before a change of the policy or the administrators is refused.
 func TestStale(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	dora := appliancetest.NewOperator(t, "dora")
@@ -234,8 +233,8 @@ func TestNobodyLocksEverybodyOut(t *testing.T) {
 	}
 }
 
-// TestWordAgain: a word of the admin socket that does not count, its key was given up, is
-// replaced when it is given again, signing or asking.
+// TestWordAgain: a word of the admin socket under a key that was given up does not count, and is
+// replaced when it is given again by signing or asking.
 func TestWordAgain(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	for _, asking := range []bool{false, true} {
@@ -266,8 +265,8 @@ func TestWordAgain(t *testing.T) {
 	}
 }
 
-// TestSuspendedAtOnce: of three who are suspended at once, two stay, for they could not be
-// brought back otherwise.
+// TestSuspendedAtOnce: of three administrators who are suspended concurrently two stay, because
+// otherwise no quorum could undo it.
 func TestSuspendedAtOnce(t *testing.T) {
 	for range 5 {
 		b := appliancetest.NewBoard(t, appliancetest.TwoOfThree+"local = false\n")
@@ -291,7 +290,7 @@ func TestSuspendedAtOnce(t *testing.T) {
 	}
 }
 
-// TestForgedRows: who writes to the database adds no vote.
+// TestForgedRows: a writer of the database can add no vote.
 func TestForgedRows(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	c := b.Waits(appliancetest.Invitation("door"))
@@ -323,8 +322,8 @@ func TestForgedRows(t *testing.T) {
 	}
 }
 
-// TestAnotherAppliance: what the same operators signed for another appliance is neither
-// made, nor gone on with, nor shown as good.
+// TestAnotherAppliance: a request that the same administrators signed for another appliance is
+// not carried out, not continued, and shown as failed.
 func TestAnotherAppliance(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	for i, state := range []store.ChangeState{store.ChangeOpen, store.ChangeTaken, store.ChangeExecuted} {

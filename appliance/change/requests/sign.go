@@ -13,11 +13,11 @@ import (
 	"countersign/protocol"
 )
 
-// localWord is the admin socket's countersignature. The seal of the request vouches for
-// it, so that a writer of the database cannot give it. PROTOCOL.md §7.35.
+// localWord is the admin socket's countersignature. The seal of the request protects it, so that
+// a writer of the database cannot forge it. PROTOCOL.md §7.35.
 func (s *Service) localWord() store.ChangeSignature { return store.ChangeSignature{At: s.now()} }
 
-// judge fills in who countersigned and counts, who could, and what that comes to.
+// count sets who signed and counts, who could still sign, and the ruling that follows.
 func (s *Service) count(ctx context.Context, c *Change, signatures []store.ChangeSignature) error {
 	admins, err := s.judge.Admins(ctx)
 	if err != nil {
@@ -49,12 +49,11 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	return nil
 }
 
-// SignChange takes a countersignature of an open request: an administrator's COSE_Sign1
-// (CHANGE.md), or without one the word of the admin socket. The one that completes the
-// quorum makes the change. A signer who signs again counts once; what of his does not count
-// any more is replaced. Errors wrap [store.ErrNotFound], [ErrOver], [ErrSigner],
-// [change.ErrSignature] or what the change itself failed with; a quorum that is still not
-// there is none.
+// Sign adds a countersignature to an open request: an administrator's COSE_Sign1 (CHANGE.md), or
+// the admin socket's word if raw is nil. The signature that completes the quorum makes the
+// change. An administrator who signs twice counts once; a new signature replaces one that no
+// longer counts. Errors wrap [store.ErrNotFound], [ErrOver], [ErrSigner], [change.ErrSignature]
+// or an error of the effect. An incomplete quorum is no error.
 func (s *Service) Sign(ctx context.Context, id change.ID, raw []byte) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -111,7 +110,7 @@ func (s *Service) checkSignature(ctx context.Context, c Change, raw []byte) (row
 	return store.ChangeSignature{Signer: signature.Signer, Signature: raw, At: s.now()}, admins[i].Name, signature.Verify(c.Hash, admins[i].Key)
 }
 
-// refuseStaleLocked ends a request that was made for another state than that of now.
+// refuseStaleLocked closes a request that is based on another state than the present one.
 func (s *Service) refuseStaleLocked(ctx context.Context, c Change) error {
 	base, err := s.base(ctx, c.Kind, c.Parameters)
 	if transient(err) {

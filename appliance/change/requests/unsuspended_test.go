@@ -11,8 +11,8 @@ import (
 	"countersign/appliance/store"
 )
 
-// TestUnsuspended: a request that gave an administrator his vote back is not carried out again
-// when its row of before is put back, with the state as a BLOB.
+// TestUnsuspended: a request that gave an administrator the vote back is not carried out again
+// when an attacker restores its earlier row, with the state as a BLOB.
 func TestUnsuspended(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	suspend := func() {
@@ -44,8 +44,8 @@ func TestUnsuspended(t *testing.T) {
 	}
 }
 
-// putBackTaken makes a request what it was while it was taken, seal and all, but for the type of
-// its state in the file.
+// putBackTaken restores the row of a request as it was while it was taken, with its seal, except
+// for the storage class of its state.
 func putBackTaken(b *appliancetest.Board, id [8]byte, seal []byte) {
 	db, err := sql.Open("sqlite", b.Path+"?_pragma=busy_timeout(5000)")
 	if err != nil {
@@ -75,7 +75,7 @@ func putBackTaken(b *appliancetest.Board, id [8]byte, seal []byte) {
 	_ = db.Close()
 }
 
-// TestOldPolicyAgain: the same for the request that applied a policy which was replaced.
+// TestOldPolicyAgain: the same for the request of a policy that was replaced.
 func TestOldPolicyAgain(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	lax := b.Taken(rules.Draft(appliancetest.QuorumPolicy(appliancetest.TwoOfThree + "\n# lax\n")))
