@@ -17,69 +17,31 @@ import (
 	"countersign/protocol"
 )
 
-// Requests keeps change requests and makes changes.
-type Requests interface {
-	List(ctx context.Context) ([]requests.Change, error)
-	Get(ctx context.Context, id change.ID) (requests.Change, error)
-	Sign(ctx context.Context, id change.ID, signature []byte) (requests.Change, error)
-	Withdraw(ctx context.Context, id change.ID) (requests.Change, error)
-	Preview(ctx context.Context, d change.Draft) (requests.Change, error)
-	Ask(ctx context.Context, d change.Draft) (requests.Change, error)
-	SuspendAdmin(ctx context.Context, name string) (store.Admin, error)
-	DraftResume(ctx context.Context, name string) (change.Draft, error)
-	DraftRevoke(ctx context.Context, name string) (change.Draft, error)
-}
-
-// Administrators reads the administrators.
-type Administrators interface {
-	Admins(ctx context.Context) ([]store.Admin, error)
-	AdminNamed(ctx context.Context, name string) (store.Admin, error)
-}
-
-// Policies reads the active policy.
-type Policies interface {
-	Policy(ctx context.Context) (rules.Policy, error)
-}
-
 func (s *Server) bindChanges(m *mux) {
-	r := adminapi.Routes
-	bind(m, r.ChangeList, func(r *http.Request, _ adminapi.None) ([]adminapi.Change, error) {
-		all, err := s.Requests.List(r.Context())
-		return each(all, changeJSON), err
-	})
-	bind(m, r.ChangeShow, oneChange(s.Requests.Get))
+	r, a := adminapi.Routes, s.Appliance
+	bind(m, r.ChangeList, many(a.Requests.List, changeJSON))
+	bind(m, r.ChangeShow, oneChange(a.Requests.Get))
 	bind(m, r.ChangeSign, s.signChange)
-	bind(m, r.ChangeWithdraw, oneChange(s.Requests.Withdraw))
-	bind(m, r.AdminList, func(r *http.Request, _ adminapi.None) ([]adminapi.Administrator, error) {
-		all, err := s.Administrators.Admins(r.Context())
-		return each(all, administratorJSON), err
-	})
-	bind(m, r.AdminShow, oneAdmin(s.Administrators.AdminNamed))
-	bind(m, r.AdminSuspend, oneAdmin(s.Requests.SuspendAdmin))
+	bind(m, r.ChangeWithdraw, oneChange(a.Requests.Withdraw))
+	bind(m, r.AdminList, many(a.Quorum.Admins, administratorJSON))
+	bind(m, r.AdminShow, one(a.Quorum.AdminNamed, administratorJSON))
+	bind(m, r.AdminSuspend, one(a.Requests.SuspendAdmin, administratorJSON))
 	bindPreviewed(m, r.AdminAdd, s.addAdmin)
-	bindPreviewed(m, r.AdminResume, s.askForAdmin(s.Requests.DraftResume))
-	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(s.Requests.DraftRevoke))
+	bindPreviewed(m, r.AdminResume, s.askForAdmin(a.Requests.DraftResume))
+	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(a.Requests.DraftRevoke))
 	bind(m, r.PolicyShow, func(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
-		p, err := s.Policies.Policy(r.Context())
+		p, err := a.Rules.Policy(r.Context())
 		return policyJSON(p), err
 	})
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
 }
 
-func changeID(r *http.Request) (change.ID, error) {
-	id, err := change.ParseID(r.PathValue("id"))
-	if err != nil {
-		err = fmt.Errorf("%w: %v", parties.ErrInput, err)
-	}
-	return id, err
-}
-
 // oneChange answers with the change request that get returns.
 func oneChange(get func(context.Context, change.ID) (requests.Change, error)) handler[adminapi.None, adminapi.Change] {
 	return func(r *http.Request, _ adminapi.None) (adminapi.Change, error) {
-		id, err := changeID(r)
+		id, err := change.ParseID(r.PathValue("id"))
 		if err != nil {
-			return adminapi.Change{}, err
+			return adminapi.Change{}, fmt.Errorf("%w: %v", parties.ErrInput, err)
 		}
 		c, err := get(r.Context(), id)
 		return changeJSON(c), err
@@ -89,7 +51,7 @@ func oneChange(get func(context.Context, change.ID) (requests.Change, error)) ha
 // signChange answers with a quorum problem while the request needs more signatures.
 func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Change, error) {
 	return oneChange(func(ctx context.Context, id change.ID) (requests.Change, error) {
-		c, err := s.Requests.Sign(ctx, id, body.Signature)
+		c, err := s.Appliance.Requests.Sign(ctx, id, body.Signature)
 		if err == nil && c.State == store.ChangeOpen {
 			err = &requests.Waiting{Change: c}
 		}
@@ -134,11 +96,11 @@ func ask[Res any](
 		return nil, out, err
 	}
 	if dry {
-		c, err := s.Requests.Preview(r.Context(), a)
+		c, err := s.Appliance.Requests.Preview(r.Context(), a)
 		preview := changeJSON(c)
 		return &preview, out, err
 	}
-	c, err := s.Requests.Ask(r.Context(), a)
+	c, err := s.Appliance.Requests.Ask(r.Context(), a)
 	if err == nil && c.State != store.ChangeExecuted {
 		err = &requests.Waiting{Change: c}
 	}
@@ -178,14 +140,6 @@ func (s *Server) askForAdmin(asking func(context.Context, string) (change.Draft,
 			return nil, adminapi.Administrator{}, err
 		}
 		return ask(s, r, a, body.DryRun, administratorOf)
-	}
-}
-
-// oneAdmin answers with the administrator that get returns.
-func oneAdmin(get func(context.Context, string) (store.Admin, error)) handler[adminapi.None, adminapi.Administrator] {
-	return func(r *http.Request, _ adminapi.None) (adminapi.Administrator, error) {
-		a, err := get(r.Context(), r.PathValue("name"))
-		return administratorJSON(a), err
 	}
 }
 
