@@ -152,6 +152,7 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	}
 	if len(made.Add)+len(made.Update) > 0 {
 		if err := k.store.ChangeKeys(ctx, made, keyRecord(s, made)); err != nil {
+			err = errors.Join(err, k.keys.Reload(ctx, k.store)) // it may be stored although the anchor could not follow
 			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 		}
 	}
