@@ -8,9 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // client reads a client's record. One that does not fit its seal is reported by the
@@ -53,7 +54,7 @@ func (a *Appliance) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, 
 	if err != nil {
 		return id, err
 	}
-	mac, err := a.keys.MAC(ctx, key, protocol.PairwiseInput(p.client, p.device))
+	mac, err := a.keys.MAC(ctx, key, derive.PairwiseInput(p.client, p.device))
 	if err != nil {
 		return id, fmt.Errorf("pairwise id: %w", err)
 	}
@@ -116,7 +117,7 @@ func (a *Appliance) DeviceOf(ctx context.Context, cert *x509.Certificate) (store
 	if err != nil {
 		return store.Device{}, err
 	}
-	if keyring.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
+	if keyuse.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
 		return store.Device{}, fmt.Errorf("%s was enrolled anew after this certificate: %w", device.SPIFFEID, protocol.CodeDevice)
 	}
 	return device, nil

@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // Link carries messages to a device and back, one at a time, each of at most 2,048
 // bytes. After an error it is of no more use, and whoever made it closes it, which
 // ends a Send or Receive under way.
 type Link interface {
-	Send(message []byte) error
+	Send(msg []byte) error
 	Receive() ([]byte, error)
 }
 
@@ -28,13 +31,13 @@ type Request struct {
 	asked *protocol.Serial // with protocol.ServiceStatus
 }
 
-func (r Request) p1(client protocol.ClientID, serial protocol.Serial) protocol.P1 {
-	p := protocol.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1), Asked: r.asked}
+func (r Request) p1(client protocol.ClientID, serial protocol.Serial) message.P1 {
+	p := message.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1), Asked: r.asked}
 	if r.Amount != nil || r.Text != "" {
-		p.Proposal = &protocol.Proposal{Amount: r.Amount, Text: r.Text}
+		p.Proposal = &message.Proposal{Amount: r.Amount, Text: r.Text}
 	}
 	if r.Receipt {
-		p.Capabilities = protocol.CapabilityFullReceipt
+		p.Capabilities = message.CapabilityFullReceipt
 	}
 	return p
 }
@@ -55,7 +58,7 @@ const maxUpdates = 2
 // [RefusedError], [ErrNotAuthentic], [FactorError], those of the Approver,
 // PasswordSource and UserVerifier, or others that wrap a protocol.Code: CodeLink,
 // CodeTimeout, CodeStaleKey, CodeExpired when the user took too long, and what
-// protocol.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
+// message.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
 // with a known result only those of the disk.
 func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver Approver) (Receipt, error) {
 	if c.state.Enrolment == nil {
@@ -85,14 +88,14 @@ func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, e
 		if err != nil {
 			return e, err
 		}
-		kind, err := protocol.Kind(answer)
+		kind, err := message.Kind(answer)
 		switch {
 		case err != nil:
 			return e, fmt.Errorf("%w: %w", ErrNotAuthentic, err)
-		case kind == protocol.KindM2:
+		case kind == message.KindM2:
 			err = c.challenge(&e, req, answer)
 			return e, err
-		case kind != protocol.KindKeyUpdate:
+		case kind != message.KindKeyUpdate:
 			return e, unexpected(answer)
 		case updates == maxUpdates:
 			return e, fmt.Errorf("another key update after %d: %w", updates, protocol.CodeStaleKey)
@@ -105,7 +108,7 @@ func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, e
 
 // unexpected is for an answer that is no step forward: an ME, mostly.
 func unexpected(answer []byte) error {
-	me, err := protocol.ParseLinkError(answer)
+	me, err := message.ParseLinkError(answer)
 	if err != nil {
 		return fmt.Errorf("%w: message of kind %#x out of turn: %w", ErrNotAuthentic, answer[0]>>4, protocol.CodeFormat)
 	}
@@ -115,13 +118,13 @@ func unexpected(answer []byte) error {
 // update takes over the keys of an MU: CodeStaleKey if that leaves the same kem
 // key, under which another M1 would only be answered with the same MU.
 func (c *Client) update(mu []byte) error {
-	trust, now := c.trustNow()
-	next, err := trust.Update(mu, now)
+	pinned, now := c.trustNow()
+	next, err := pinned.Update(mu, now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotAuthentic, err)
 	}
-	before, _ := trust.Key(protocol.UseKEM)
-	after, ok := next.Key(protocol.UseKEM)
+	before, _ := pinned.Key(trust.UseKEM)
+	after, ok := next.Key(trust.UseKEM)
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
 		return fmt.Errorf("key update brings no key that may be used: %w", protocol.CodeStaleKey)
 	}
@@ -143,7 +146,7 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 		}
 		return refused
 	}
-	want := protocol.Expectation{
+	want := message.Expectation{
 		Service: req.Service, Requested: e.p1.Level, Floor: c.state.Enrolment.floor, Amount: req.Amount, Text: req.Text,
 	}
 	if err := e.p2.Acceptable(want); err != nil {
@@ -157,7 +160,7 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 
 // ask sends a message and waits for one answer: CodeLink, CodeTimeout, or the
 // error of ctx. On an error the exchange may go on until the link is closed.
-func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, error) {
+func (c *Client) ask(ctx context.Context, link Link, msg []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("no answer in %v: %w", c.timeout, protocol.CodeTimeout))
 	defer cancel()
 	type reply struct {
@@ -166,7 +169,7 @@ func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, er
 	}
 	done := make(chan reply, 1)
 	go func() {
-		if err := link.Send(message); err != nil {
+		if err := link.Send(msg); err != nil {
 			done <- reply{err: err}
 			return
 		}
@@ -180,9 +183,189 @@ func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, er
 		switch {
 		case r.err != nil:
 			return nil, fmt.Errorf("%v: %w", r.err, protocol.CodeLink)
-		case len(r.message) > protocol.MaxFrame:
+		case len(r.message) > message.MaxFrame:
 			return nil, fmt.Errorf("message of %d bytes: %w", len(r.message), protocol.CodeFormat)
 		}
 		return r.message, nil
 	}
+}
+
+// Approver asks the user. An error ends the authorization without a signature, not
+// even one of refusal. ctx ends with the ttl of the challenge.
+type Approver interface {
+	Decide(ctx context.Context, shown Shown) (protocol.Verdict, error)
+}
+
+// PasswordSource asks the user for the password, after the approval of a challenge
+// that needs one. An error ends the authorization without a signature; where the
+// password before was wrong it leaves it open. ctx ends with the ttl.
+type PasswordSource interface {
+	Password(ctx context.Context, ask PasswordAsk) (Password, error)
+}
+
+// UserVerifier makes sure that it is the user, before the UV key signs. An error ends
+// the authorization without a signature. ctx ends with the ttl.
+type UserVerifier interface {
+	VerifyUser(ctx context.Context, shown Shown) error
+}
+
+// PasswordAsk is what the password is asked for.
+type PasswordAsk struct {
+	Shown     Shown
+	TriesLeft *uint64 // after a wrong one; nil: it is the first
+}
+
+// Password is a password as typed, in UTF-8. It does not print. The client overwrites
+// what a [PasswordSource] gives once it is used; copies that stretching makes last
+// until they are collected.
+type Password []byte
+
+// String keeps the password from printing.
+func (Password) String() string { return "[redacted]" }
+
+// GoString keeps %#v from printing the password.
+func (Password) GoString() string { return "[redacted]" }
+
+// Shown is what the user sees and then signs. DeviceName and Text are the device's
+// own words and are to be marked as such.
+type Shown struct {
+	Device       protocol.DeviceHandle
+	DeviceName   string
+	Service      protocol.Service
+	ServiceName  string            // this client's own name of it
+	Approves     *protocol.Service // of another client, with protocol.ServiceCoApproval
+	ApprovesName string            // this client's own name of that
+	Asked        *protocol.Serial  // whose outcome is asked, with protocol.ServiceStatus
+	Amount       *protocol.Amount
+	Text         string
+	Level        protocol.Level
+	Factors      protocol.Factors
+	Missing      protocol.Factors // that this client cannot give: it can only be refused
+	TTL          time.Duration    // what is left of it
+}
+
+func (c *Client) shown(e exchange) Shown {
+	s := Shown{
+		Device: e.p2.Device, DeviceName: e.p2.DeviceName, Service: e.p1.Service, ServiceName: c.Name(e.p1.Service),
+		Approves: e.p2.FirstService, Asked: e.p1.Asked, Amount: e.p2.Amount, Text: e.p2.Text,
+		Level: e.p2.Level, Factors: e.p2.Factors, Missing: e.p2.Factors &^ c.factors(), TTL: c.remaining(e),
+	}
+	if s.Approves != nil {
+		s.ApprovesName = c.Name(*s.Approves)
+	}
+	return s
+}
+
+// others are the factors that are not this client's to give: the strict bit is none,
+// and a second approver is somebody else.
+const others = protocol.FactorSecondApprover | protocol.FactorStrict
+
+// factors are those that an approval of this client can do with.
+func (c *Client) factors() protocol.Factors {
+	f := protocol.FactorSignature | others
+	if c.state.Enrolment.Password != nil && c.passwords != nil {
+		f |= protocol.FactorPassword
+	}
+	if c.state.Enrolment.UVKey != nil && c.verifier != nil {
+		f |= protocol.FactorUV
+	}
+	return f
+}
+
+// untilTTL bounds what the user may take.
+func (c *Client) untilTTL(ctx context.Context, e exchange) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, c.remaining(e), protocol.CodeExpired)
+}
+
+// countersign asks the user and makes M3 of the answer, durably.
+func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver) error {
+	bounded, cancel := c.untilTTL(ctx, *e)
+	defer cancel()
+	if bounded.Err() != nil {
+		return context.Cause(bounded)
+	}
+	shown := c.shown(*e)
+	verdict, err := approver.Decide(bounded, shown)
+	switch {
+	case bounded.Err() != nil:
+		return context.Cause(bounded)
+	case err != nil:
+		return fmt.Errorf("asking the user: %w", err)
+	}
+	approval := message.Approval{Verdict: verdict, Slot: protocol.SlotSigning}
+	if verdict == protocol.Approve {
+		if approval, err = c.prove(bounded, *e, PasswordAsk{Shown: shown}); err != nil {
+			return err
+		}
+	}
+	return c.sign(ctx, e, approval)
+}
+
+// prove has the user give the factors that an approval needs besides the signature.
+func (c *Client) prove(ctx context.Context, e exchange, ask PasswordAsk) (message.Approval, error) {
+	a := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
+	if ask.Shown.Missing != 0 {
+		return a, &FactorError{Missing: ask.Shown.Missing}
+	}
+	if e.p2.Factors.Has(protocol.FactorUV) {
+		a.Slot = protocol.SlotUV
+		if err := c.verifier.VerifyUser(ctx, ask.Shown); err != nil {
+			return a, interrupted(ctx, fmt.Errorf("verifying the user: %w", err))
+		}
+	}
+	if !e.p2.Factors.Has(protocol.FactorPassword) {
+		return a, nil
+	}
+	typed, err := c.passwords.Password(ctx, ask)
+	defer clear(typed)
+	if err != nil {
+		return a, interrupted(ctx, fmt.Errorf("asking for the password: %w", err))
+	}
+	verifier, err := c.state.Enrolment.Password.Verifier(c.state.Enrolment.client(), typed)
+	if err != nil {
+		return a, err
+	}
+	defer clear(verifier[:])
+	proof := verifier.Proof(e.statement.Hash())
+	a.Proof = proof[:]
+	return a, interrupted(ctx, nil)
+}
+
+// interrupted is the cause of ctx where it has ended, else err.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// sign makes the M3 of the next attempt, durably; the proof is erased.
+func (c *Client) sign(ctx context.Context, e *exchange, a message.Approval) error {
+	public := c.state.Enrolment.key()
+	if a.Slot == protocol.SlotUV {
+		public = *c.state.Enrolment.uvKey()
+	}
+	key, err := c.keys.Load(ctx, public)
+	if err != nil {
+		return err
+	}
+	signature, err := message.Countersign(ctx, key, e.statement, a)
+	if err != nil {
+		return err
+	}
+	if c.remaining(*e) <= 0 {
+		return protocol.CodeExpired
+	}
+	next := *e
+	next.seal(a, signature)
+	if err := c.keep(next); err != nil {
+		return err
+	}
+	*e = next
+	return nil
+}
+
+// keep makes an exchange durable.
+func (c *Client) keep(e exchange) error {
+	return c.save(func(s *state) { s.Session = &e.session })
 }

@@ -1,6 +1,8 @@
 package protocol
 
 import (
+	"bytes"
+	"encoding/base64"
 	"strconv"
 	"strings"
 )
@@ -23,7 +25,7 @@ func (s Service) String() string { return strconv.FormatUint(uint64(s), 10) }
 func ParseService(s string) (Service, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, formatError("service %q is not a number", s)
+		return 0, CodeFormat.Errorf("service %q is not a number", s)
 	}
 	return Service(n), nil
 }
@@ -36,7 +38,7 @@ func (l Level) String() string { return strconv.Itoa(int(l)) }
 // ParseLevel reads one digit, 1 to 4.
 func ParseLevel(s string) (Level, error) {
 	if len(s) != 1 || s[0] < '1' || s[0] > '0'+byte(maxLevel) {
-		return 0, formatError("level %q: want 1 to 4", s)
+		return 0, CodeFormat.Errorf("level %q: want 1 to 4", s)
 	}
 	return Level(s[0] - '0'), nil
 }
@@ -52,6 +54,12 @@ func (l Level) Factors() (f Factors, ok bool) {
 	return Factors(1)<<l - 1, true
 }
 
+// Floor is the least level of a service, for the client's own table.
+type Floor struct {
+	Service  Service `json:"service"`
+	MinLevel Level   `json:"min_level"`
+}
+
 // Factors are the bits of P2.4.
 type Factors uint8
 
@@ -63,8 +71,6 @@ const (
 	FactorUV             Factors = 4
 	FactorSecondApprover Factors = 8
 	FactorStrict         Factors = 16
-
-	knownFactors = FactorSignature | FactorPassword | FactorUV | FactorSecondApprover | FactorStrict
 )
 
 var factorNames = []string{"signature", "password", "uv", "second-approver", "strict", "32", "64", "128"}
@@ -135,20 +141,6 @@ const (
 	SlotUV      = 3
 )
 
-// CapabilityFullReceipt is the bit of P1.7 that asks for the decision in P4.4.
-const CapabilityFullReceipt = 1
-
-// Secret is 32 secret bytes, ES or PRK. It does not print.
-type Secret [32]byte
-
-func (Secret) String() string { return "[redacted]" }
-
-// GoString keeps %#v from printing the bytes.
-func (Secret) GoString() string { return "[redacted]" }
-
-// MarshalText keeps encoders of logs from writing the bytes.
-func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
-
 // currencies are the codes of ISO 4217 that are money in use, with the number of
 // decimal digits of their minor unit. Codes of metals, tests and units of
 // account are left out: nobody pays a device in them.
@@ -176,4 +168,30 @@ var currencies = func() map[string]int {
 func MinorDigits(currency string) (digits int, known bool) {
 	digits, known = currencies[currency]
 	return digits, known
+}
+
+// Base64 is a byte string that is base64url without padding in JSON, RFC 4648
+// §5, in its one canonical form.
+type Base64 []byte
+
+var base64url = base64.RawURLEncoding.Strict()
+
+func (b Base64) String() string { return base64url.EncodeToString(b) }
+
+// MarshalText writes base64url without padding.
+func (b Base64) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText refuses padding, white space and set bits after the end:
+// CodeFormat.
+func (b *Base64) UnmarshalText(text []byte) error {
+	// The library skips line breaks, which are not base64url.
+	if bytes.ContainsAny(text, "\r\n") {
+		return CodeFormat.Errorf("base64url with a line break")
+	}
+	decoded, err := base64url.AppendDecode([]byte{}, text)
+	if err != nil {
+		return CodeFormat.Errorf("base64url without padding: %v", err)
+	}
+	*b = decoded
+	return nil
 }

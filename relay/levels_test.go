@@ -6,18 +6,21 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 func TestStatusAndDryRun(t *testing.T) {
 	for _, service := range []protocol.Service{protocol.ServiceDryRun, protocol.ServiceStatus} {
-		g, l := deskRig(t, nil)
+		g, l := socketRig(t, nil)
 		ask := func() {
 			p := g.phone(t, service)
 			p.challenge(protocol.Approve)
 			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
-				t.Errorf("service %v was told %v", service, p4.Result)
+				t.Errorf("service %v got %v", service, p4.Result)
 			}
-			g.relay.table.of(p.m3).expire() // the order it was given is not its own any more
+			g.expire(p.m3) // does not end the order, which the phone has returned
 		}
 		ask() // without an order
 		l.place(`{"service":200}`)
@@ -33,14 +36,14 @@ func TestStatusAndDryRun(t *testing.T) {
 		p.challenge(protocol.Approve)
 		p.finish(p.conn)
 		if r := l.result(); r.Result != "approved" || !r.Performed {
-			t.Errorf("till was told %+v", r)
+			t.Errorf("program got %+v", r)
 		}
 	}
 }
 
 func TestApprovedWithoutDecision(t *testing.T) {
 	g := newRig(t)
-	g.set(func() { g.answer = func(a *protocol.CountersignResponse) { a.Decision = nil } })
+	g.set(func() { g.answer = func(a *deviceapi.CountersignResponse) { a.Decision = nil } })
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
@@ -57,17 +60,17 @@ func TestStrict(t *testing.T) {
 	g := start(t, f, c)
 	for _, tc := range []struct {
 		name   string
-		mutate func(*protocol.Decision)
+		mutate func(*receipt.Decision)
 		want   protocol.Code
 	}{
-		{"no evidence", func(d *protocol.Decision) { d.Evidence = nil }, protocol.CodeFormat},
-		{"forged countersignature", func(d *protocol.Decision) { d.Evidence[0].Signature[9]++ }, protocol.CodeSignature},
-		{"another statement", func(d *protocol.Decision) { d.Statement[0]++ }, protocol.CodePolicy},
-		{"no certificate", func(d *protocol.Decision) { d.Evidence[0].ClientCert = g.keyCerts[0] }, protocol.CodeFormat},
-		{"minted with another key", func(*protocol.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
+		{"no evidence", func(d *receipt.Decision) { d.Evidence = nil }, protocol.CodeFormat},
+		{"forged countersignature", func(d *receipt.Decision) { d.Evidence[0].Signature[9]++ }, protocol.CodeSignature},
+		{"another statement", func(d *receipt.Decision) { d.Statement[0]++ }, protocol.CodePolicy},
+		{"no certificate", func(d *receipt.Decision) { d.Evidence[0].ClientCert = g.keyCerts[0] }, protocol.CodeFormat},
+		{"minted with another key", func(*receipt.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
 	} {
 		g.set(func() { g.mutate = tc.mutate })
-		for range 2 { // the change of the last case counts from the second time on
+		for range 2 { // the last change takes effect the second time
 			p := g.phone(t, 100)
 			p.challenge(protocol.Approve)
 			p.finish(p.conn)
@@ -75,9 +78,9 @@ func TestStrict(t *testing.T) {
 				break
 			}
 		}
-		g.wantLast(t, ResultRefused, tc.want)
+		g.wantLast(t, resultRefused, tc.want)
 	}
-	if got := len(g.hookLog()); got != 1 { // the first of the last case, still by the right key
+	if got := len(g.hookLog()); got != 1 { // the first of the last case, by the right key
 		t.Errorf("%d acts, want 1", got)
 	}
 }
@@ -90,7 +93,7 @@ func TestRetry(t *testing.T) {
 	for attempt, want := range []protocol.Result{protocol.ResultRetry, protocol.ResultRetry, protocol.ResultApproved} {
 		p.m3 = p.channel.SealM3(uint8(attempt), p.p3)
 		if p4 := p.finish(p.conn); p4.Result != want {
-			t.Errorf("attempt %d was told %v, want %v", attempt, p4.Result, want)
+			t.Errorf("attempt %d got %v, want %v", attempt, p4.Result, want)
 		}
 	}
 	if got := len(g.hookLog()); got != 1 {
@@ -100,12 +103,12 @@ func TestRetry(t *testing.T) {
 	p = g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
-	g.relay.table.of(p.m3).expire()
-	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), protocol.LinkError{Code: protocol.CodeExpired})
+	g.expire(p.m3)
+	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), message.LinkError{Code: protocol.CodeExpired})
 }
 
 func TestRetryLeavesOrderOpen(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.retries = 1 })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.retries = 1 })
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
@@ -114,7 +117,7 @@ func TestRetryLeavesOrderOpen(t *testing.T) {
 	p.m3 = p.channel.SealM3(1, p.p3)
 	p.finish(p.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed {
-		t.Errorf("till was told %+v first of all", r)
+		t.Errorf("program got %+v first of all", r)
 	}
 }
 
@@ -123,7 +126,7 @@ func TestJammedATM(t *testing.T) {
 	f.limit = 1
 	c.Hook.Command = []string{"/bin/sh", "-c", `[ -e "$0" ] && cat >> "$0"`, c.Hook.Command[3]}
 	g := start(t, f, c)
-	told := func() protocol.P4 {
+	told := func() message.P4 {
 		p := g.phone(t, 100)
 		p.challenge(protocol.Approve)
 		return p.finish(p.conn)
@@ -167,7 +170,7 @@ func TestCARotation(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		isKnown bool // the root certified the new key
-		isLate  bool // the device learns of it only when it meets the server
+		isLate  bool // the device learns of it from the server
 	}{{"certified by the root", true, false}, {"met with the server", true, true}, {"not certified", false, false}} {
 		t.Run(tc.name, func(t *testing.T) {
 			f, c := enrolled(t)
@@ -182,7 +185,7 @@ func TestCARotation(t *testing.T) {
 			f.start(addr)
 			p := g.phone(t, 100)
 			if !tc.isKnown {
-				wantError(t, ask1(t, p.conn, p.m1), protocol.LinkError{Code: protocol.CodeServerUnreachable})
+				wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeServerUnreachable})
 				return
 			}
 			p.challenge(protocol.Approve)
@@ -194,7 +197,7 @@ func TestCARotation(t *testing.T) {
 }
 
 func TestTooManyServicesForAnOrder(t *testing.T) {
-	o := protocol.Order{}
+	o := deviceapi.Order{}
 	for i := range 254 {
 		o.Services = append(o.Services, protocol.Service(100+i))
 	}

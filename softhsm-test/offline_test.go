@@ -14,7 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -93,7 +93,7 @@ func retire(dir string, names ...string) error {
 	if err != nil {
 		return err
 	}
-	err = keyring.Unseal(ctx, token, s, store.NewSeals(nil), keyring.Pins{Anchor: file})
+	err = keyuse.Unseal(ctx, token, s, store.NewSeals(nil), keyuse.Pins{Anchor: file})
 	if err == nil {
 		err = retireAll(ctx, s, names)
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"countersign/cmd/internal/cli"
+	"countersign/appliance/adminapi"
+	"countersign/internal/cli"
 )
 
 // hsm is the noun of the token and its module.
@@ -17,8 +18,8 @@ func (t *tool) hsm() *cobra.Command {
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
-		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance"),
-		t.hsmDrain("resume", "Give a drained token calls again"),
+		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance", adminapi.Routes.HSMDrain),
+		t.hsmDrain("resume", "Give a drained token calls again", adminapi.Routes.HSMResume),
 		hsmProbe("probe", "Try what a PKCS#11 module can do and what it costs"),
 		hsmProbe("bench", "Compare the speed of the service with that of the token"),
 		hsmProbe("uri [URI]", "Print the PKCS#11 URI of a token in its one canonical form"),

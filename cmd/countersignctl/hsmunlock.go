@@ -1,24 +1,20 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/appliance/adminapi"
 	"countersign/hsm/pool"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // unlocking is what hsm unlock is told.
@@ -43,12 +39,7 @@ func (t *tool) hsmUnlock() *cobra.Command {
 }
 
 func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
-	a, err := t.api()
-	if err != nil {
-		return err
-	}
-	var tokens []admin.Token
-	err = a.get(cmd.Context(), "hsm", &tokens)
+	tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
 	if nobodyAnswers(err) {
 		return t.liftGuard(cmd, u)
 	}
@@ -66,13 +57,14 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 		return err
 	}
 	defer pin.Wipe()
-	if err := a.unlock(cmd.Context(), u.token, pin.Bytes(), &tokens); err != nil {
+	tokens, err = send(t, cmd, adminapi.Routes.HSMUnlock.With("token", u.token), pin.Bytes())
+	if err != nil {
 		return err
 	}
 	return t.printTokens(cmd, tokens)
 }
 
-func anyNeedsPIN(tokens []admin.Token, name string) bool {
+func anyNeedsPIN(tokens []adminapi.Token, name string) bool {
 	for _, token := range tokens {
 		if (name == "" || name == token.Name) && token.NeedsPIN {
 			return true
@@ -96,11 +88,6 @@ func (u unlocking) readPIN(cmd *cobra.Command) (config.SecretValue, error) {
 		secret = config.Secret{Source: "fd", FD: &u.fd}
 	}
 	return secret.Resolve(config.SecretSources{What: "PIN of the token", Prompt: cli.TerminalOf(cmd).Secret})
-}
-
-// unlock sends the PIN as it is, so that no copy of it is made on the way.
-func (a *api) unlock(ctx context.Context, token string, pin []byte, into any) error {
-	return a.do(ctx, http.MethodPost, "hsm/unlock?token="+url.QueryEscape(token), bytes.NewReader(pin), into)
 }
 
 // stateDir is where the guards are, "" where that is not known.

@@ -7,11 +7,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm"
 	"countersign/hsm/pool"
 	"countersign/hsm/uri"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/failover"
@@ -13,8 +13,8 @@ import (
 )
 
 // hsmStatus is the short of it, for countersignctl status.
-func (d *daemon) hsmStatus() admin.HSM {
-	sum := admin.HSM{Ready: d.token.Ready()}
+func (d *daemon) hsmStatus() adminapi.HSM {
+	sum := adminapi.HSM{Ready: d.token.Ready()}
 	for _, t := range d.pools {
 		s := t.State()
 		sum.Workers += s.Alive
@@ -24,19 +24,19 @@ func (d *daemon) hsmStatus() admin.HSM {
 }
 
 // hsmTokens is the whole of it, for countersignctl hsm status.
-func (d *daemon) hsmTokens() []admin.Token {
-	all := make([]admin.Token, 0, len(d.pools))
+func (d *daemon) hsmTokens() []adminapi.Token {
+	all := make([]adminapi.Token, 0, len(d.pools))
 	for _, t := range d.pools {
 		all = append(all, d.tokenWords(t))
 	}
 	return all
 }
 
-func (d *daemon) tokenWords(t tokenPool) admin.Token {
+func (d *daemon) tokenWords(t tokenPool) adminapi.Token {
 	state := t.State()
-	words := admin.Token{
+	words := adminapi.Token{
 		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
-		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []admin.Worker{},
+		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []adminapi.Worker{},
 		Drained: d.token.Drained(t.Name), InFlight: t.InFlight(),
 	}
 	if state.Err != nil {
@@ -66,8 +66,8 @@ func tokenState(s pool.State) string {
 	}
 }
 
-func workerWords(w pool.Process) admin.Worker {
-	out := admin.Worker{
+func workerWords(w pool.Process) adminapi.Worker {
+	out := adminapi.Worker{
 		PID: w.PID, State: "silent", Started: w.Started, InFlight: w.Calls, Most: w.Most, Calls: w.Done, Wrong: w.Wrong,
 		CallUS: float64(w.Took.Nanoseconds()) / 1e3,
 	}

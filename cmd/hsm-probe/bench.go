@@ -16,10 +16,10 @@ import (
 	"countersign/cmd/hsm-probe/internal/measure"
 	"countersign/cmd/hsm-probe/internal/probe"
 	"countersign/cmd/hsm-probe/internal/report"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/pool"
 	"countersign/hsm/wire"
+	"countersign/internal/cli"
 )
 
 // bench is one comparison of the service with its token.

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
+	"countersign/internal/cli"
 )
 
 func main() {

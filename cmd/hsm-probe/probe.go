@@ -10,9 +10,9 @@ import (
 
 	"countersign/cmd/hsm-probe/internal/probe"
 	"countersign/cmd/hsm-probe/internal/report"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/wire"
+	"countersign/internal/cli"
 )
 
 // When a probe of 30 s, and one of 5 s, is taken for hung: one call of the module may

@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm"
 	"countersign/hsm/pool"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // target is the token that a command is about: that of a configuration file, or one

@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/cmd/hsm-probe/internal/report"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/uri"
+	"countersign/internal/cli"
 )
 
 // named is a token's URI, and what of it fits nothing that is there.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"countersign/hsm"
+	"countersign/internal/durable"
 )
 
 // ErrRefusedBefore: the token refused a PIN before and the guard was not lifted since,
@@ -59,10 +60,14 @@ func (g Guard) Lift() error {
 	if g == "" {
 		return nil
 	}
-	if err := os.Remove(string(g)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Remove(string(g))
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = durable.SyncDir(filepath.Dir(string(g)))
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
-	return g.sync()
+	return nil
 }
 
 // Try calls do, which tries a PIN, once. It returns [ErrRefusedBefore] if the guard is up.
@@ -114,14 +119,14 @@ func (g Guard) raise() error {
 	}
 	now := time.Now()
 	_ = os.Chtimes(g.armed(), now, now) // Refused returns this time
-	err := os.Rename(g.armed(), string(g))
+	err := durable.Rename(g.armed(), string(g))
 	if errors.Is(err, fs.ErrNotExist) { // it was not armed, or another process disarmed it
-		err = g.write(string(g))
+		err = errors.Join(g.write(string(g)), durable.SyncDir(filepath.Dir(string(g))))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
-	return g.sync()
+	return nil
 }
 
 // disarm is called when the PIN was not refused.
@@ -129,19 +134,6 @@ func (g Guard) disarm() {
 	if g != "" {
 		_ = os.Remove(g.armed()) // a file that stays is overwritten by the next arm
 	}
-}
-
-// sync makes a change of the directory durable.
-func (g Guard) sync() error {
-	dir, err := os.Open(filepath.Dir(string(g)))
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrGuard, err)
-	}
-	err = unix.Fsync(int(dir.Fd()))
-	if err := errors.Join(err, dir.Close()); err != nil {
-		return fmt.Errorf("%w: %w", ErrGuard, err)
-	}
-	return nil
 }
 
 // pinFile keeps the PIN for later starts outside the memory of this process: in an

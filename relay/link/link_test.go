@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 func open(t *testing.T, addr string) *Listener {
@@ -25,7 +26,7 @@ func open(t *testing.T, addr string) *Listener {
 	return l
 }
 
-// pair gives both ends of a link over l.
+// pair returns both ends of a link over l.
 func pair(t *testing.T, l *Listener) (near, far *Conn) {
 	t.Helper()
 	near, err := Dial(t.Context(), l.Addr())
@@ -42,7 +43,7 @@ func pair(t *testing.T, l *Listener) (near, far *Conn) {
 func TestMessagesPass(t *testing.T) {
 	for _, addr := range []string{"tcp:127.0.0.1:0", "unix:" + filepath.Join(t.TempDir(), "link")} {
 		near, far := pair(t, open(t, addr))
-		for _, size := range []int{1, 82, 255, 256, protocol.MaxFrame} {
+		for _, size := range []int{1, 82, 255, 256, message.MaxFrame} {
 			want := bytes.Repeat([]byte{0x5A}, size)
 			if err := near.Send(want); err != nil {
 				t.Fatalf("%s: sending %d bytes: %v", addr, size, err)
@@ -67,10 +68,10 @@ func TestFrameLengths(t *testing.T) {
 		raw  []byte
 		want error
 	}{
-		"one more than the most": {[]byte{8, 1}, protocol.CodeFormat},
-		"most that can be said":  {[]byte{0xFF, 0xFF}, protocol.CodeFormat},
-		"cut within":             {[]byte{0, 4, 1, 2}, io.ErrUnexpectedEOF},
-		"cut in the length":      {[]byte{0}, io.ErrUnexpectedEOF},
+		"one too many":      {[]byte{8, 1}, protocol.CodeFormat},
+		"largest length":    {[]byte{0xFF, 0xFF}, protocol.CodeFormat},
+		"cut within":        {[]byte{0, 4, 1, 2}, io.ErrUnexpectedEOF},
+		"cut in the length": {[]byte{0}, io.ErrUnexpectedEOF},
 	} {
 		raw, err := net.Dial("tcp", strings.TrimPrefix(l.Addr(), "tcp:"))
 		if err != nil {
@@ -90,7 +91,7 @@ func TestFrameLengths(t *testing.T) {
 		_ = far.Close()
 	}
 	near, _ := pair(t, l)
-	if err := near.Send(make([]byte, protocol.MaxFrame+1)); !errors.Is(err, protocol.CodeFormat) {
+	if err := near.Send(make([]byte, message.MaxFrame+1)); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("sending too much: %v, want %v", err, protocol.CodeFormat)
 	}
 }
@@ -103,10 +104,10 @@ func TestTimeouts(t *testing.T) {
 	}
 	var err error
 	for err == nil { // until the buffers of the kernel are full
-		err = far.Send(make([]byte, protocol.MaxFrame))
+		err = far.Send(make([]byte, message.MaxFrame))
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("nobody reads: %v, want a timeout", err)
+		t.Errorf("peer does not read: %v, want a timeout", err)
 	}
 	_ = near.Close()
 }
@@ -123,7 +124,7 @@ func TestAddresses(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Dial(canceled, "tcp:127.0.0.1:9"); !errors.Is(err, context.Canceled) {
-		t.Errorf("dialled under a context that is over: %v", err)
+		t.Errorf("dialled with a cancelled context: %v", err)
 	}
 }
 

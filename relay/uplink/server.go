@@ -9,19 +9,19 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
-// server says by whom a device knows the appliance once it is enrolled: by the CA
-// file, or by a key of `ca` that the pinned root certified. The file is written
-// once; `ca` goes from epoch to epoch, and a device whose file is of an old one still
-// finds home.
+// server authenticates the appliance to an enrolled device: by the CA file, or by a key of ca
+// that the pinned root certified. The file is written once, while ca changes with each epoch;
+// a device with a file from an earlier epoch still recognises the appliance.
 type server struct {
 	roots *x509.CertPool
-	host  string // that the CA file vouches for
-	trust func() protocol.Trust
+	host  string // name in a certificate by the CA file
+	trust func() trust.State
 }
 
-// verify is for tls.Config.VerifyConnection: CodeCertificate where neither holds.
+// verify implements tls.Config.VerifyConnection: CodeCertificate if neither authenticates the server.
 func (s server) verify(c tls.ConnectionState) error {
 	if len(c.PeerCertificates) == 0 {
 		return fmt.Errorf("server without a certificate: %w", protocol.CodeCertificate)
@@ -30,15 +30,15 @@ func (s server) verify(c tls.ConnectionState) error {
 	if byFile == nil {
 		return nil
 	}
-	trust := s.trust()
-	at := time.Unix(int64(now(trust)), 0)
-	if byKey := checkServer(current(trust, at), c.PeerCertificates[0], at); byKey != nil {
+	pinned := s.trust()
+	at := time.Unix(int64(now(pinned)), 0)
+	if byKey := checkServer(current(pinned, at), c.PeerCertificates[0], at); byKey != nil {
 		return fmt.Errorf("server: by the CA file: %v; by the pinned root: %w", byFile, byKey)
 	}
 	return nil
 }
 
-// verifyChain is what crypto/tls does.
+// verifyChain verifies as crypto/tls does.
 func (s server) verifyChain(chain []*x509.Certificate) error {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -48,48 +48,41 @@ func (s server) verifyChain(chain []*x509.Certificate) error {
 	return err
 }
 
-// current gives the keys of ca whose time it is: the adopted one, and earlier ones
+// current returns the keys of ca that are valid at a time: the adopted one, and earlier ones
 // that it did not rule out.
-func current(trust protocol.Trust, at time.Time) []protocol.TrustedKey {
-	var keys []protocol.TrustedKey
-	if k, ok := trust.Key(protocol.UseCA); ok {
-		keys = append(keys, k)
-	}
-	keys = append(keys, trust.Earlier...)
-	var good []protocol.TrustedKey
-	for _, k := range keys {
-		if k.Use == protocol.UseCA && k.AcceptableAt(uint64(at.Unix()), nil) == nil {
-			good = append(good, k)
-		}
-	}
-	return good
+func current(pinned trust.State, at time.Time) []trust.Key {
+	return slices.DeleteFunc(caKeys(pinned, pinned.Earlier), func(k trust.Key) bool {
+		return k.AcceptableAt(uint64(at.Unix()), nil) != nil
+	})
 }
 
-// checkServer says whether a server's certificate is by one of these keys of ca.
-// The host name is not looked at: the appliance alone has certificates for servers.
-func checkServer(keys []protocol.TrustedKey, certificate *x509.Certificate, at time.Time) error {
+// certified returns every key of ca that the root certified at enrolment, of any epoch.
+func certified(pinned trust.State) []trust.Key {
+	return caKeys(pinned, slices.Concat(pinned.Earlier, pinned.Later))
+}
+
+func caKeys(pinned trust.State, others []trust.Key) (keys []trust.Key) {
+	if k, ok := pinned.Key(trust.UseCA); ok {
+		keys = append(keys, k)
+	}
+	for _, k := range others {
+		if k.Use == trust.UseCA {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// checkServer returns an error unless one of these keys of ca signed the server's certificate.
+// It ignores the host name: only the appliance has certificates for servers.
+func checkServer(keys []trust.Key, certificate *x509.Certificate, at time.Time) error {
 	err := fmt.Errorf("no key certificate of ca: %w", protocol.CodeCertificate)
 	for _, k := range keys {
-		checked := protocol.CheckServerCertificate(certificate, k.Key, at)
+		checked := trust.CheckServerCertificate(certificate, k.Key, at)
 		if checked == nil {
 			return nil
 		}
 		err = errors.Join(err, checked)
 	}
 	return err
-}
-
-// certified gives every key of ca that the root of an enrolment certified, of
-// whatever epoch.
-func certified(trust protocol.Trust) []protocol.TrustedKey {
-	var keys []protocol.TrustedKey
-	if k, ok := trust.Key(protocol.UseCA); ok {
-		keys = append(keys, k)
-	}
-	for _, k := range slices.Concat(trust.Earlier, trust.Later) {
-		if k.Use == protocol.UseCA {
-			keys = append(keys, k)
-		}
-	}
-	return keys
 }

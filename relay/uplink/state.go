@@ -1,6 +1,5 @@
-// Package uplink is a device's side of the second link: its enrolment, what it
-// keeps of it, and the calls to the appliance over HTTP/2 with mutual TLS 1.3,
-// PROTOCOL.md §5.
+// Package uplink implements a device's link to the appliance: enrolment, the state directory,
+// and calls over HTTP/2 with mutual TLS 1.3, PROTOCOL.md §5.
 package uplink
 
 import (
@@ -19,23 +18,21 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
-// The errors that a caller may want to tell apart.
+// Errors of a state directory.
 var (
-	// ErrEnrolled says that the directory holds a device already.
-	ErrEnrolled = errors.New("device is enrolled already")
-	// ErrNotEnrolled says that the directory holds no device.
+	ErrEnrolled    = errors.New("device is enrolled already")
 	ErrNotEnrolled = errors.New("device is not enrolled")
-	// ErrLocked says that another process uses the directory.
-	ErrLocked = errors.New("state directory is in use")
+	ErrLocked      = errors.New("state directory is in use") // by another process
 )
 
-// Identity is who a device is, by its certificate.
+// Identity is a device's identity in its certificate.
 type Identity struct {
 	ID        protocol.DeviceID
 	SPIFFE    string // spiffe://<trust domain>/device/<name>
@@ -46,23 +43,21 @@ type Identity struct {
 
 // State is the directory of an enrolled device:
 //
-//	key.pem      its P-256 key, PKCS #8, mode 0600; it never leaves the device
+//	key.pem      P-256 key, PKCS #8, mode 0600; it never leaves the device
 //	device.json  {"certificates": [PEM], "trust": the pinned root and its KeyCerts}
-//	lock         held by the process that uses the directory
+//	lock         locked by the process that uses the directory
 //
-// device.json is replaced as a whole and durably, so that a crash leaves the old one or the
-// new one. A State is safe for concurrent use.
+// device.json is replaced atomically and durably. A State is safe for concurrent use.
 type State struct {
 	dir string
 	key *ecdsa.PrivateKey
 
-	mu          sync.RWMutex // guards what follows
+	mu          sync.RWMutex // guards the following fields
 	certificate *tls.Certificate
 	identity    Identity
-	trust       protocol.Trust
+	trust       trust.State
 }
 
-// The names of the files.
 const (
 	keyFile     = "key.pem"
 	requestFile = "request.pem"
@@ -71,12 +66,12 @@ const (
 )
 
 type deviceJSON struct {
-	Certificates []string       `json:"certificates"`
-	Trust        protocol.Trust `json:"trust"`
+	Certificates []string    `json:"certificates"`
+	Trust        trust.State `json:"trust"`
 }
 
-// Open reads the state of an enrolled device: [ErrNotEnrolled] where there is
-// none. Who is to act for the device takes [Lock] first.
+// Open reads the state of an enrolled device: [ErrNotEnrolled] if there is none. A process that
+// acts for the device takes [Lock] first.
 func Open(dir string) (*State, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, deviceFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,42 +95,38 @@ func Open(dir string) (*State, error) {
 	return s, nil
 }
 
-// Lock takes a state directory for this process until release is called or the
-// process ends: [ErrLocked] if another has it, [ErrNotEnrolled] if it is not there.
+// Lock locks a state directory until release is called or the process ends: [ErrLocked] if
+// another process holds the lock, [ErrNotEnrolled] if there is no directory.
 func Lock(dir string) (release func(), err error) {
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) { // the directory
+	lock, err := durable.Lock(filepath.Join(dir, lockFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // the directory
 		err = ErrNotEnrolled
+	case errors.Is(err, durable.ErrLocked):
+		err = ErrLocked
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locking state %s: %w", dir, err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, fmt.Errorf("locking state %s: %w", dir, err)
-	}
-	return func() { _ = file.Close() }, nil
+	return func() { _ = lock.Close() }, nil
 }
 
-// Identity tells who the device is.
+// Identity returns the device's identity.
 func (s *State) Identity() Identity {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.identity
 }
 
-// Trust gives the pinned root and the keys certified by it.
-func (s *State) Trust() protocol.Trust {
+// Trust returns the pinned root and the keys that it certified.
+func (s *State) Trust() trust.State {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.trust
 }
 
-// setTrust stores what a refresh gave.
-func (s *State) setTrust(t protocol.Trust) error {
+// setTrust stores a refreshed trust.
+func (s *State) setTrust(t trust.State) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.saveLocked(s.certificate, t); err != nil {
@@ -145,7 +136,7 @@ func (s *State) setTrust(t protocol.Trust) error {
 	return nil
 }
 
-// setCertificates stores a renewed chain, if it is this device's.
+// setCertificates stores a renewed chain. A chain of another device is an error.
 func (s *State) setCertificates(chain []string) error {
 	certificate, identity, err := s.parse(chain)
 	if err != nil {
@@ -154,7 +145,8 @@ func (s *State) setCertificates(chain []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.identity.SPIFFE != "" && identity.SPIFFE != s.identity.SPIFFE {
-		return fmt.Errorf("certificate is for %s, this device is %s: %w", identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
+		return fmt.Errorf("certificate is for %s, this device is %s: %w",
+			identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
 	}
 	if err := s.saveLocked(certificate, s.trust); err != nil {
 		return err
@@ -163,15 +155,15 @@ func (s *State) setCertificates(chain []string) error {
 	return nil
 }
 
-// tlsCertificate is what the device shows in a handshake.
+// tlsCertificate implements tls.Config.GetClientCertificate.
 func (s *State) tlsCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.certificate, nil
 }
 
-func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) error {
-	w := deviceJSON{Trust: trust}
+func (s *State) saveLocked(certificate *tls.Certificate, pinned trust.State) error {
+	w := deviceJSON{Trust: pinned}
 	for _, der := range certificate.Certificate {
 		w.Certificates = append(w.Certificates, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	}
@@ -179,10 +171,10 @@ func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) e
 	if err != nil {
 		return fmt.Errorf("saving state: %w", err)
 	}
-	return writeFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'))
+	return durable.WriteFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'), 0o600)
 }
 
-// parse checks that a chain is for this device's key and names a device.
+// parse parses a chain, which must be for this device's key and name a device.
 func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
 	certificate := &tls.Certificate{PrivateKey: s.key}
 	for _, text := range chain {
@@ -207,7 +199,8 @@ func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
 
 func identityOf(leaf *x509.Certificate) (Identity, error) {
 	if len(leaf.URIs) != 1 {
-		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w", len(leaf.URIs), protocol.CodeCertificate)
+		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w",
+			len(leaf.URIs), protocol.CodeCertificate)
 	}
 	u := leaf.URIs[0]
 	if u.Scheme != "spiffe" || u.Host == "" || !strings.HasPrefix(u.Path, "/device/") {
@@ -238,7 +231,7 @@ func readKey(name string) (*ecdsa.PrivateKey, error) {
 	return nil, fmt.Errorf("%s: not a P-256 key", name)
 }
 
-// makeKey reads the key of the directory or makes one.
+// makeKey returns the key in the directory, which it generates if there is none.
 func makeKey(dir string) (*ecdsa.PrivateKey, error) {
 	name := filepath.Join(dir, keyFile)
 	key, err := readKey(name)
@@ -252,27 +245,5 @@ func makeKey(dir string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-}
-
-// writeFile replaces a file as a whole, durably, with mode 0600.
-func writeFile(name string, content []byte) error {
-	file, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err = file.Write(content); err == nil {
-		err = file.Sync()
-	}
-	if err = errors.Join(err, file.Close()); err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return key, durable.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }

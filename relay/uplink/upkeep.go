@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
-// The periods of the upkeep.
+// Periods of the upkeep.
 const (
 	trustPeriod = time.Hour        // between refreshes of the trust
 	lookPeriod  = time.Minute      // between looks at the clock, which may jump
@@ -22,34 +24,31 @@ const (
 	askedPause  = time.Second      // between refreshes that a decision asks for
 )
 
-// Run keeps the trust fresh and the certificate valid until ctx is over: the
-// trust is fetched at once and then each hour, the certificate renewed at half its
-// life.
+// Run fetches the trust at once and then each hour, and renews the certificate at half its
+// life, until ctx is over.
 func (c *Client) Run(ctx context.Context) {
-	trust := task{name: "refreshing trust", do: c.refresh}
+	refresh := task{name: "refreshing trust", do: c.refresh}
 	renewal := task{name: "renewing certificate", do: c.renew}
 	for ctx.Err() == nil {
 		at := time.Now()
-		if !at.Before(trust.next) {
-			trust.run(ctx, c, at.Add(trustPeriod))
+		if !at.Before(refresh.next) {
+			refresh.run(ctx, c, at.Add(trustPeriod))
 		}
 		if !at.Before(renewalTime(c.Identity(), renewal)) {
 			renewal.run(ctx, c, at.Add(firstPause))
 		}
 		next := renewalTime(c.Identity(), renewal)
-		if trust.next.Before(next) {
-			next = trust.next
+		if refresh.next.Before(next) {
+			next = refresh.next
 		}
-		timer := time.NewTimer(min(lookPeriod, time.Until(next)))
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(min(lookPeriod, time.Until(next))):
 		}
-		timer.Stop()
 	}
 }
 
-// renewalTime is half the certificate's life, or later after a failure.
+// renewalTime returns half the certificate's life, or a later time after a failure.
 func renewalTime(i Identity, renewal task) time.Time {
 	half := i.NotBefore.Add(i.NotAfter.Sub(i.NotBefore) / 2)
 	if half.Before(renewal.next) {
@@ -58,7 +57,7 @@ func renewalTime(i Identity, renewal task) time.Time {
 	return half
 }
 
-// task is something to be done again and again, less often while it fails.
+// task is repeated, less often while it fails.
 type task struct {
 	name  string
 	do    func(context.Context) error
@@ -79,9 +78,9 @@ func (t *task) run(ctx context.Context, c *Client, next time.Time) {
 	}
 }
 
-// RefreshTrust fetches the trust for a decision by a key that is not known, or for a
-// server that is not. One that began after this was called will do; at most one a
-// second is made, and who comes in between waits. An error leaves the trust as it is.
+// RefreshTrust fetches the trust because of an unknown decision key or server. A refresh that
+// began after the call suffices; there is at most one per second, for which other callers wait.
+// An error leaves the trust unchanged.
 func (c *Client) RefreshTrust(ctx context.Context) error {
 	asked := time.Now()
 	c.refreshing.Lock()
@@ -89,12 +88,10 @@ func (c *Client) RefreshTrust(ctx context.Context) error {
 	if c.refreshed.After(asked) {
 		return nil
 	}
-	timer := time.NewTimer(time.Until(c.refreshed.Add(askedPause)))
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-timer.C:
+	case <-time.After(time.Until(c.refreshed.Add(askedPause))):
 	}
 	c.refreshed = time.Now()
 	return c.refreshLocked(ctx)
@@ -106,19 +103,18 @@ func (c *Client) refresh(ctx context.Context) error {
 	return c.refreshLocked(ctx)
 }
 
-// refreshLocked asks a server that is not known as well: what a trust document says is
-// believed for the pinned root's signatures, and the server may be known by nothing but
-// what it says.
+// refreshLocked also asks an unknown server: a trust document is verified by the pinned root's
+// signatures, and may be the only way to know the server.
 func (c *Client) refreshLocked(ctx context.Context) error {
-	trust := request{method: http.MethodGet, path: "/v1/trust"}
-	raw, err := c.callOnce(ctx, trust)
+	pinned := request{method: http.MethodGet, path: "/v1/trust"}
+	raw, err := c.callOnce(ctx, pinned)
 	if errors.Is(err, errStranger) {
-		raw, err = c.open.call(ctx, trust)
+		raw, err = c.open.call(ctx, pinned)
 	}
 	if err != nil {
 		return err
 	}
-	document, err := protocol.ParseTrustDocument(raw)
+	document, err := trust.ParseDocument(raw)
 	if err != nil {
 		return err
 	}
@@ -143,40 +139,40 @@ func (c *Client) refreshLocked(ctx context.Context) error {
 	return nil
 }
 
-// follow takes over what a document has that the pinned root vouches for. It goes
-// through [protocol.Trust.Update], as a phone does with MUs: a new root must be the
-// one that the old root named, and no key goes back to an earlier epoch.
-func follow(t protocol.Trust, d protocol.TrustDocument) (protocol.Trust, error) {
+// follow adopts the certificates of a document that the pinned root vouches for, by
+// [trust.State.Update], as a phone does with MUs: a new root must be the one that the old
+// root named, and no key returns to an earlier epoch.
+func follow(t trust.State, d trust.Document) (trust.State, error) {
 	var roots [][]byte
 	for _, raw := range d.RootCerts {
-		if r, err := protocol.VerifyRootCert(raw); err == nil && r.Number > t.RootNumber {
+		if r, err := trust.VerifyRootCert(raw); err == nil && r.Number > t.RootNumber {
 			roots = append(roots, raw)
 		}
 	}
-	if len(roots) >= protocol.MaxCerts {
+	if len(roots) >= trust.MaxCerts {
 		return t, fmt.Errorf("appliance is %d roots ahead: enrol this device again: %w", len(roots), protocol.CodeCertificate)
 	}
 	certs := append(roots, valid(t, d)...)
-	for chunk := range slices.Chunk(certs, protocol.MaxCerts) {
+	for chunk := range slices.Chunk(certs, trust.MaxCerts) {
 		var err error
-		if t, err = t.Update(protocol.KeyUpdate{Certs: chunk}.Marshal(), now(t)); err != nil {
+		if t, err = t.Update(trust.KeyUpdate{Certs: chunk}.Marshal(), now(t)); err != nil {
 			return t, err
 		}
 	}
 	return t, nil
 }
 
-// valid gives the key certificates that can be taken now, those of kem first,
-// without which no root is followed, and each use from its lowest epoch up.
-func valid(t protocol.Trust, d protocol.TrustDocument) [][]byte {
-	var keys []protocol.TrustedKey
+// valid returns the key certificates that are valid now: kem first, without which no root is
+// followed, and the epochs of each use in ascending order.
+func valid(t trust.State, d trust.Document) [][]byte {
+	var keys []trust.Key
 	for _, raw := range d.KeyCerts {
-		k, err := protocol.VerifyKeyCert(raw, d.RootKey)
+		k, err := trust.VerifyKeyCert(raw, d.RootKey)
 		if err == nil && k.AcceptableAt(now(t), nil) == nil {
-			keys = append(keys, protocol.TrustedKey{KeyCert: k, Raw: raw})
+			keys = append(keys, trust.Key{KeyCert: k, Raw: raw})
 		}
 	}
-	slices.SortFunc(keys, func(a, b protocol.TrustedKey) int {
+	slices.SortFunc(keys, func(a, b trust.Key) int {
 		return cmp.Or(cmp.Compare(a.Use, b.Use), cmp.Compare(a.Epoch, b.Epoch))
 	})
 	raw := make([][]byte, len(keys))
@@ -186,13 +182,13 @@ func valid(t protocol.Trust, d protocol.TrustDocument) [][]byte {
 	return raw
 }
 
-// renew has the same key certified again.
+// renew has the appliance certify the same key again.
 func (c *Client) renew(ctx context.Context) error {
 	csr, err := newRequest(c.config.State.key)
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(protocol.RenewRequest{CSR: string(csr)})
+	body, err := json.Marshal(enrol.RenewRequest{CSR: string(csr)})
 	if err != nil {
 		return err
 	}
@@ -200,7 +196,7 @@ func (c *Client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answer, err := protocol.ParseRenewResponse(raw)
+	answer, err := enrol.ParseRenewResponse(raw)
 	if err != nil {
 		return err
 	}

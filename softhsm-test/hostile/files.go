@@ -13,9 +13,11 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -83,8 +85,8 @@ func payload(file []byte) ([]byte, error) {
 // its own.
 func (r foreign) sign(ctx context.Context, kind string, content []byte, prefix ...[]byte) ([]byte, error) {
 	key := arena.NewKey()
-	cert, err := protocol.SignKeyCert(ctx, r.key, protocol.KeyCert{
-		Epoch: 9, Use: protocol.UseDecision, Key: key.Point(),
+	cert, err := trust.SignKeyCert(ctx, r.key, trust.KeyCert{
+		Epoch: 9, Use: trust.UseDecision, Key: key.Point(),
 		NotBefore: uint64(time.Now().Add(-time.Hour).Unix()), NotAfter: uint64(time.Now().Add(time.Hour).Unix()),
 	})
 	if err != nil {
@@ -238,7 +240,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 		h.Clock.Advance(time.Second)
 		if err := s.voted(ctx, h, verb); err != nil {
 			return r, err
@@ -261,8 +263,8 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 }
 
 // voted takes a step of the root for which ann votes too.
-func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) error {
-	_, err := h.ChangeKey(ctx, keyring.Step{Verb: verb, Name: keyring.Root})
+func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) error {
+	_, err := h.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
 	var waits *appliance.Waiting
 	if !errors.As(err, &waits) {
 		return errors.Join(errors.New("a step of the root without a second vote"), err)

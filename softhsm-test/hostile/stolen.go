@@ -11,9 +11,11 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -78,7 +80,7 @@ func (s *stage) steal(ctx context.Context, path string, forge func(context.Conte
 	if t.claims, err = t.Claims(ctx); err != nil {
 		return err
 	}
-	if err := keyring.SealKeys(ctx, t.place.Token, t.claims.Keys, t.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, t.place.Token, t.claims.Keys, t.seals); err != nil {
 		return err
 	}
 	if err := t.Unseal(ctx, t.seals, nil); err != nil {
@@ -113,7 +115,7 @@ func (t *thief) approves(ctx context.Context, dialog string) error {
 		}
 		k := store.Kept{Spent: store.Spent{AnswerKey: key, Outcome: store.Outcome{Result: protocol.ResultApproved, At: time.UnixMicro(decided)}}}
 		var err error
-		if k.Outcome.Decision, err = protocol.ParseDecision(payload); err != nil {
+		if k.Outcome.Decision, err = receipt.Parse(payload); err != nil {
 			return err
 		}
 		seal, err := t.seals.Make(k)

@@ -21,12 +21,14 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Domain is the trust domain of every appliance here.
@@ -36,7 +38,7 @@ const Domain = "test.example"
 type House struct {
 	*appliance.Appliance
 	Store  *sqlite.Store
-	Keys   *keyring.Keyring
+	Keys   *keyuse.Keys
 	Seals  *store.Seals
 	Anchor *anchor.File
 	Token  *memory.Token
@@ -105,12 +107,12 @@ func Open(ctx context.Context, p Place) (*House, error) {
 }
 
 func (h *House) load(ctx context.Context, p Place, logger hclog.Logger) (err error) {
-	token := keyring.Backed{Token: hsm.Token(p.Token), Recipient: p.Escrow}
-	pins := keyring.Pins{Anchor: h.Anchor, Root: p.Root}
-	if err := keyring.Unseal(ctx, token, h.Store, h.Seals, pins); err != nil {
+	token := keylife.Backed{Token: hsm.Token(p.Token), Recipient: p.Escrow}
+	pins := keyuse.Pins{Anchor: h.Anchor, Root: p.Root}
+	if err := keyuse.Unseal(ctx, token, h.Store, h.Seals, pins); err != nil {
 		return err
 	}
-	if h.Keys, err = keyring.Load(ctx, token, h.Store, pins); err != nil {
+	if h.Keys, err = keyuse.Load(ctx, token, h.Store, pins); err != nil {
 		return err
 	}
 	if err := h.Keys.Keep(ctx, h.Seals); err != nil {
@@ -215,7 +217,7 @@ func tells(text string) bool {
 }
 
 // Verify follows the house's trust document from the true root, as a phone does.
-func (h *House) Verify(root protocol.RootHash) (protocol.Trust, error) {
+func (h *House) Verify(root protocol.RootHash) (trust.State, error) {
 	return h.Trust().Resolve(root, h.Clock.Unix())
 }
 

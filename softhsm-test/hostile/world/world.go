@@ -11,14 +11,20 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig/phone"
 )
 
@@ -31,11 +37,11 @@ type World struct {
 	Shares   []custody.Share
 
 	Root    protocol.PublicKey // the true one
-	Genuine protocol.Trust     // followed from it at the end
+	Genuine trust.State        // followed from it at the end
 	Certs   [][]byte           // KeyCerts of decision and client-ca that devices may know
 
 	Phones    map[string]*phone.Phone
-	Codes     map[string]protocol.ActivationCode
+	Codes     map[string]enrol.ActivationCode
 	Operators map[string]Operator
 	Changes   map[string]appliance.Change
 	Dialogs   map[string]*Dialog
@@ -70,7 +76,7 @@ type builder struct {
 func Build(ctx context.Context, dir string) (*World, error) {
 	b := &builder{dir: dir, World: &World{
 		Template: filepath.Join(dir, "template.db"),
-		Phones:   map[string]*phone.Phone{}, Codes: map[string]protocol.ActivationCode{}, Operators: map[string]Operator{},
+		Phones:   map[string]*phone.Phone{}, Codes: map[string]enrol.ActivationCode{}, Operators: map[string]Operator{},
 		Changes: map[string]appliance.Change{}, Dialogs: map[string]*Dialog{},
 	}}
 	if err := b.found(ctx); err != nil {
@@ -115,10 +121,10 @@ func (b *builder) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	trust, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
+	pinned, err := keylife.Ceremony(ctx, keylife.Backed{Token: b.token, Recipient: public}, Domain, noon)
 	if err == nil {
-		trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
-		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: trust, Anchor: AnchorOf(b.place.Path)})
+		pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
+		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: pinned, Anchor: AnchorOf(b.place.Path)})
 	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		return err
@@ -140,7 +146,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err != nil {
 		return err
 	}
-	first, err := settings.Anchor()
+	first, err := chain.Anchor(settings)
 	if err != nil {
 		return err
 	}
@@ -149,7 +155,7 @@ func Found(ctx context.Context, f Founding) error {
 		return err
 	}
 	seals := store.NewSeals(nil)
-	if err := keyring.SealKeys(ctx, f.Token, f.Trust.Keys, seals); err != nil {
+	if err := keyuse.SealKeys(ctx, f.Token, f.Trust.Keys, seals); err != nil {
 		return err
 	}
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
@@ -171,7 +177,7 @@ func (b *builder) follow() (err error) {
 	if b.Genuine, err = b.Verify(b.Hash()); err != nil {
 		return err
 	}
-	for _, use := range []protocol.Use{protocol.UseDecision, protocol.UseClientCA} {
+	for _, use := range []trust.Use{trust.UseDecision, trust.UseClientCA} {
 		for _, cert := range b.Genuine.KeyCerts(use) {
 			if !contains(b.Certs, cert) {
 				b.Certs = append(b.Certs, cert)
@@ -206,15 +212,15 @@ func (b *builder) snapshot(ctx context.Context) error {
 // rotate rotates what goes to phones, what signs and what seals, once each.
 func (b *builder) rotate(ctx context.Context) error {
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
-		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 			b.place.Clock.Advance(time.Second)
-			if _, err := b.ChangeKey(ctx, keyring.Step{Verb: verb, Name: name}); err != nil {
+			if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name}); err != nil {
 				return fmt.Errorf("%s %s: %w", verb, name, err)
 			}
 		}
 	}
 	b.place.Clock.Advance(time.Second)
-	if _, err := b.ChangeKey(ctx, keyring.Step{Verb: keyring.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
+	if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
 		return err
 	}
 	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
