@@ -253,3 +253,8 @@ func TestNames(t *testing.T) {
 		t.Errorf("name of two lines: %v", err)
 	}
 }
+
+func verifies(c *Client, r Receipt) bool {
+	_, err := c.checkDecision(r)
+	return err == nil
+}

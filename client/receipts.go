@@ -164,11 +164,6 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	return r, nil
 }
 
-func (c *Client) verifies(r Receipt) bool {
-	_, err := c.checkDecision(r)
-	return err == nil
-}
-
 // checkDecision gives the key certificate by which the decision verifies. A key
 // that has served its time is judged by when the receipt came; one that the root has
 // ruled out since proves nothing.

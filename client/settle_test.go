@@ -195,7 +195,7 @@ func TestVerifyReceipt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if change(&r); c.verifies(r) {
+		if change(&r); verifies(c, r) {
 			t.Errorf("another %s verifies", name)
 		}
 	}

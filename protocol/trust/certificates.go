@@ -38,16 +38,6 @@ func (u Use) String() string {
 	return fmt.Sprintf("use %d", uint8(u))
 }
 
-// ParseUse reads the name that String writes.
-func ParseUse(s string) (Use, error) {
-	for u, name := range useNames {
-		if name == s {
-			return u, nil
-		}
-	}
-	return 0, protocol.CodeFormat.Errorf("key use %q", s)
-}
-
 // KeyCert certifies one epoch of one of the appliance's keys under a root,
 // PROTOCOL.md §2.2. It travels as
 //
