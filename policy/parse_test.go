@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// head begins a service that lacks nothing; priced one that needs levels.
+// head begins a complete service; priced begins one that needs levels.
 const (
 	head   = "[[service]]\nid = 16\nname = \"a\"\n"
 	priced = head + "currency = \"EUR\"\n"

@@ -54,7 +54,7 @@ func (m *Builder) Text(key uint64, v string) {
 	m.b = AppendText(m.b, v)
 }
 
-// Item writes an entry whose value is encoded already.
+// Item writes an entry whose value is already encoded.
 func (m *Builder) Item(key uint64, item []byte) {
 	m.key(key)
 	m.b = append(m.b, item...)
@@ -65,7 +65,7 @@ func (m *Builder) key(key uint64) {
 	m.n++
 }
 
-// Encode gives the map.
+// Encode returns the map.
 func (m *Builder) Encode() []byte {
 	m.b[0] = majorMap<<5 | m.n
 	return m.b

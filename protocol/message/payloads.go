@@ -15,8 +15,8 @@ const (
 	MaxTextBytes = 44
 )
 
-// CheckText applies the rules for a name or text that a person is shown
-// (PROTOCOL.md §3) and its limit in bytes. Errors are [CodeFormat].
+// CheckText applies the rules for names and texts that users see (PROTOCOL.md §3) and a limit in
+// bytes. Errors are CodeFormat.
 func CheckText(s string, maxBytes int) error {
 	if len(s) > maxBytes {
 		return protocol.CodeFormat.Errorf("text of %d bytes, limit %d", len(s), maxBytes)
@@ -27,31 +27,31 @@ func CheckText(s string, maxBytes int) error {
 	return nil
 }
 
-// CapabilityFullReceipt is the bit of P1.7 that asks for the decision in P4.4.
+// CapabilityFullReceipt is the bit of P1.7 that requests the decision in P4.4.
 const CapabilityFullReceipt = 1
 
-// Proposal is what C proposes itself (P1.5): an amount, a text, or both.
+// Proposal is the client's own proposal (P1.5): an amount, a text, or both.
 type Proposal struct {
 	Amount *protocol.Amount
 	Text   string
 }
 
-// P1 is the payload of M1, the application.
+// P1 is the payload of M1, the request.
 type P1 struct {
 	Client protocol.ClientID
 	Serial protocol.Serial
-	// Service is what C asks for.
+	// Service is the requested service.
 	Service protocol.Service
-	// Level is the least that C asks for. The decoder takes any number below 256.
+	// Level is the lowest acceptable level. The decoder accepts any number below 256.
 	Level        protocol.Level
 	Proposal     *Proposal
 	Capabilities uint64
-	// Asked is the serial whose outcome C asks for; with [ServiceStatus] only,
-	// and always there.
+	// Asked is the serial of an earlier request. Requests for [protocol.ServiceStatus] have one,
+	// others none.
 	Asked *protocol.Serial
 }
 
-// Marshal gives the canonical encoding of a P1.
+// Marshal returns the canonical encoding.
 func (p P1) Marshal() []byte {
 	m := cbor.NewMap(96)
 	m.Bytes(1, p.Client[:])
@@ -70,7 +70,7 @@ func (p P1) Marshal() []byte {
 	return m.Encode()
 }
 
-// ParseP1 decodes a P1. Errors are [CodeFormat].
+// ParseP1 decodes a P1. Errors are CodeFormat.
 func ParseP1(b []byte) (P1, error) {
 	m := cbor.ParseMap(b)
 	var p P1
@@ -151,7 +151,7 @@ func parseAmount(parts [][]byte) (*protocol.Amount, error) {
 	return &a, a.Validate()
 }
 
-// parseText reads a text. An empty one is left out, and so not a good one here.
+// parseText rejects the empty text, which must be left out.
 func parseText(item []byte) (string, error) {
 	s, err := cbor.Text(item)
 	if err != nil {
@@ -169,17 +169,17 @@ type P3 struct {
 	Signature [protocol.SignatureSize]byte
 	// Proof is the password proof, 16 bytes, or nil.
 	Proof []byte
-	// Slot is [SlotSigning] or [SlotUV].
+	// Slot is [protocol.SlotSigning] or [protocol.SlotUV].
 	Slot uint64
 }
 
 // ProofSize is the length of a password proof.
 const ProofSize = 16
 
-// Approval is what a P3 says besides its signature.
+// Approval returns the members that the signature covers.
 func (p P3) Approval() Approval { return Approval{Verdict: p.Verdict, Slot: p.Slot, Proof: p.Proof} }
 
-// Marshal gives the canonical encoding of a P3.
+// Marshal returns the canonical encoding.
 func (p P3) Marshal() []byte {
 	m := cbor.NewMap(96)
 	m.Uint(1, uint64(p.Verdict))
@@ -193,7 +193,7 @@ func (p P3) Marshal() []byte {
 	return m.Encode()
 }
 
-// ParseP3 decodes a P3. Errors are [CodeFormat].
+// ParseP3 decodes a P3. Errors are CodeFormat.
 func ParseP3(b []byte) (P3, error) {
 	m := cbor.ParseMap(b)
 	p := P3{Slot: protocol.SlotSigning}
@@ -220,12 +220,12 @@ func ParseP3(b []byte) (P3, error) {
 	return p, nil
 }
 
-// P2 is the payload of M2, the information to be signed. Code 0 is the usual
-// form; any other the error form, which has Code and Retry only.
+// P2 is the payload of M2, the information to be signed. If Code is not 0 it is the error form,
+// which has Code and Retry only.
 type P2 struct {
-	// TTL is the life of the challenge in seconds, from the first byte of M1.
+	// TTL is the lifetime of the challenge in seconds, from the first byte of M1.
 	TTL uint64
-	// Now is S's Unix time. C's clock does not follow it.
+	// Now is the appliance's Unix time. Clients do not set their clock by it.
 	Now        uint32
 	Level      protocol.Level
 	Factors    protocol.Factors
@@ -233,8 +233,8 @@ type P2 struct {
 	DeviceName string
 	Amount     *protocol.Amount
 	Text       string
-	// FirstStatement and FirstService are of the first client's STMT; with
-	// [ServiceCoApproval] both, else neither.
+	// FirstStatement and FirstService are the hash of the first client's statement and its service.
+	// They are present with [protocol.ServiceCoApproval] only.
 	FirstStatement *[32]byte
 	FirstService   *protocol.Service
 
@@ -243,7 +243,7 @@ type P2 struct {
 	Retry *uint64
 }
 
-// Marshal gives the canonical encoding of a P2.
+// Marshal returns the canonical encoding.
 func (p P2) Marshal() []byte {
 	m := cbor.NewMap(160)
 	if p.Code != 0 {
@@ -272,7 +272,7 @@ func (p P2) Marshal() []byte {
 	return m.Encode()
 }
 
-// ParseP2 decodes a P2. Errors are [CodeFormat].
+// ParseP2 decodes a P2. Errors are CodeFormat.
 func ParseP2(b []byte) (P2, error) {
 	m := cbor.ParseMap(b)
 	var p P2
@@ -310,7 +310,7 @@ func (p *P2) parseFirst(m *cbor.Map) {
 	*p.FirstService = protocol.Service(m.Uint(13, math.MaxUint64))
 }
 
-// parseShown takes what the user is shown: name, amount, text.
+// parseShown parses the members that the user sees: name, amount, text.
 func (p *P2) parseShown(amount, words []byte) error {
 	if err := CheckText(p.DeviceName, MaxNameBytes); err != nil {
 		return err
@@ -332,28 +332,28 @@ func (p *P2) parseShown(amount, words []byte) error {
 	return err
 }
 
-// AskedResult is the outcome of the serial that C asked about (P4.5); a retry
-// is no outcome.
+// AskedResult is the outcome of the request that the client asked about (P4.5). It is never
+// [protocol.ResultRetry].
 type AskedResult struct {
 	Result protocol.Result
 	Reason protocol.Code
 }
 
-// P4 is the payload of M4, the verification result.
+// P4 is the payload of M4, the result.
 type P4 struct {
 	Result protocol.Result
-	// Reason is 0 with [ResultApproved].
+	// Reason is 0 with [protocol.ResultApproved].
 	Reason protocol.Code
-	// TriesLeft is always there with [ResultRetry].
+	// TriesLeft is always present with [protocol.ResultRetry].
 	TriesLeft *uint64
 	// Decision is the full receipt, or nil.
 	Decision []byte
 	Asked    *AskedResult
-	// Retry is in seconds, with [CodeLocked].
+	// Retry is in seconds, with [protocol.CodeLocked].
 	Retry *uint64
 }
 
-// Marshal gives the canonical encoding of a P4.
+// Marshal returns the canonical encoding.
 func (p P4) Marshal() []byte {
 	m := cbor.NewMap(16 + len(p.Decision))
 	m.Uint(1, uint64(p.Result))
@@ -370,7 +370,7 @@ func (p P4) Marshal() []byte {
 	return m.Encode()
 }
 
-// ParseP4 decodes a P4. Errors are [CodeFormat].
+// ParseP4 decodes a P4. Errors are CodeFormat.
 func ParseP4(b []byte) (P4, error) {
 	m := cbor.ParseMap(b)
 	var p P4
