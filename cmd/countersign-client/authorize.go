@@ -76,7 +76,7 @@ func (a *app) dryRunCommand() *cobra.Command {
 	return cmd
 }
 
-// addContent adds the flags of what is asked for.
+// addContent adds the flags of the request.
 func (f *authorizeFlags) addContent(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.level, "level", "1", "the least level, 1 to 4")
@@ -85,7 +85,7 @@ func (f *authorizeFlags) addContent(cmd *cobra.Command) {
 	flags.StringVar(&f.text, "text", "", "text you propose, at most 44 bytes")
 }
 
-// addAnswer adds the flags of how the user answers, and where.
+// addAnswer adds the flags of the link and the user's answer.
 func (f *authorizeFlags) addAnswer(cmd *cobra.Command) {
 	addLinkFlag(cmd, &f.link)
 	cmd.Flags().BoolVar(&f.yes, "yes", false, "approve without asking")
@@ -132,8 +132,7 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 	return a.report(cmd, c, r, err)
 }
 
-// number is the service: the user's word, or that of a command for one of the
-// protocol's own.
+// number returns the service: from --service, or the command's own.
 func (f authorizeFlags) number(cmd *cobra.Command, c *client.Client) (protocol.Service, error) {
 	if cmd.Flags().Lookup("service") == nil {
 		return protocol.ParseService(f.service)
@@ -158,8 +157,7 @@ func (f authorizeFlags) request() (req client.Request, err error) {
 	return req, err
 }
 
-// service finds the number of a service: given as it is, with a name to keep, or by
-// the name it was given before.
+// service returns a service by number, by NAME=NUMBER, which stores the name, or by a stored name.
 func service(c *client.Client, s string) (protocol.Service, error) {
 	const hint = "give a number, or NAME=NUMBER once"
 	if known, ok := c.ServiceNamed(s); ok {
@@ -193,8 +191,7 @@ func parseLink(address string) (string, error) {
 	return address, nil
 }
 
-// onLink runs one exchange on a link of its own, which it closes, at the latest
-// when ctx ends.
+// onLink runs one exchange on a new link and closes it, at the latest when ctx ends.
 func onLink(ctx context.Context, address string, run func(client.Link) error) error {
 	conn, err := link.Dial(ctx, address)
 	if err != nil {
@@ -202,12 +199,11 @@ func onLink(ctx context.Context, address string, run func(client.Link) error) er
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	defer func() { _ = conn.Close() }() // the exchange is over, nothing hangs on it
+	defer func() { _ = conn.Close() }() // the exchange is over
 	return run(conn)
 }
 
-// closing is deferred: it closes the state, and its error is that of the command if
-// there is no other.
+// closing closes the state. Its error becomes the command's error if there is no other.
 func closing(c *client.Client, err *error) {
 	if closeErr := c.Close(); *err == nil {
 		*err = explain(closeErr)

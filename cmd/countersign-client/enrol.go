@@ -78,7 +78,7 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// activationCode is text, or for - a line of standard input.
+// activationCode parses text, or a line of standard input for "-".
 func activationCode(cmd *cobra.Command, f enrolFlags, text string) (enrol.ActivationCode, error) {
 	if text == "-" {
 		if f.password.fd == 0 {

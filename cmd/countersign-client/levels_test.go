@@ -271,7 +271,7 @@ func TestWordsOfTheDevice(t *testing.T) {
 	}
 }
 
-// terminal gives the two ends of a pseudo terminal.
+// terminal returns the two ends of a pseudo terminal.
 func terminal(t *testing.T) (keyboard, tty *os.File) {
 	t.Helper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
@@ -293,14 +293,14 @@ func terminal(t *testing.T) (keyboard, tty *os.File) {
 	return keyboard, tty
 }
 
-// typing answers each question that appears on standard error with the next line.
+// typing answers each prompt on standard error with the next line.
 type typing struct {
 	keyboard io.Writer
 	lines    []string
 
-	mu    sync.Mutex // guards said: a prompt that was given up ends its line later
+	mu    sync.Mutex // guards said: an abandoned prompt ends its line later
 	said  bytes.Buffer
-	ended chan struct{} // gets one when a prompt has ended; nil: nobody waits
+	ended chan struct{} // receives when a prompt has ended; nil: not needed
 }
 
 func (w *typing) String() string {
@@ -344,7 +344,7 @@ func TestPrompts(t *testing.T) {
 	}
 }
 
-// TestPromptEnds has nobody type before the ttl is over: the echo comes back.
+// TestPromptEnds: the ttl ends without input, and the terminal echoes again.
 func TestPromptEnds(t *testing.T) {
 	a := clienttest.New(t)
 	s, link := passwordShell(t, a), a.Listen("tcp")

@@ -1,5 +1,4 @@
-// Command countersign-client is the reference client: it does what a phone does,
-// from a shell.
+// Command countersign-client is the reference client. It does in a shell what a phone does.
 package main
 
 import (
@@ -21,7 +20,7 @@ import (
 	"countersign/protocol"
 )
 
-// harden is for what the system at hand offers.
+// harden protects the process as far as the operating system allows.
 var harden = func() {}
 
 func main() {
@@ -37,7 +36,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	})
 }
 
-// app is what the commands share.
+// app is the common state of the commands.
 type app struct {
 	dir    string
 	format *cli.Format
@@ -58,8 +57,7 @@ func newRoot(getenv func(string) string) *cobra.Command {
 	return root
 }
 
-// defaultState follows the XDG base directory specification; "" where there is
-// no home.
+// defaultState follows the XDG base directory specification. It returns "" without a home directory.
 func defaultState(getenv func(string) string) string {
 	if base := getenv("XDG_DATA_HOME"); filepath.IsAbs(base) {
 		return filepath.Join(base, "countersign-client")
@@ -70,7 +68,7 @@ func defaultState(getenv func(string) string) string {
 	return ""
 }
 
-// open opens the state. A command that only looks does not wait for one that works.
+// open opens the state. Read-only commands do not wait for the lock.
 func (a *app) open(ctx context.Context, cfg client.Config) (*client.Client, error) {
 	if a.dir == "" {
 		return nil, cli.Fail(cli.Usage, fmt.Errorf("no directory for the state"), "give one with --state")
@@ -84,8 +82,8 @@ func (a *app) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *a.format}
 }
 
-// sentinels give the exit codes of errors that are told apart by more than their
-// code. The order counts: an unknown outcome is one whatever its cause.
+// sentinels map errors to exit codes by more than their protocol code. The order matters: an unknown
+// outcome stays one whatever its cause.
 var sentinels = []struct {
 	err  error
 	code cli.Code
@@ -135,8 +133,7 @@ var hints = map[protocol.Code]string{
 	protocol.CodeHSM:               "tell the operator of the appliance",
 }
 
-// explain gives an error its exit code and hint. The zero answer, for what is in no
-// table, is code 1.
+// explain adds the exit code and hint to an error. Unlisted errors exit with 1.
 func explain(err error) error {
 	var retry *client.RetryError
 	if errors.As(err, &retry) {

@@ -36,7 +36,7 @@ func (s shell) run(args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// want runs and checks the exit code.
+// want runs the command and checks the exit code.
 func (s shell) want(code int, args ...string) (stdout, stderr string) {
 	s.t.Helper()
 	got, stdout, stderr := s.run(args...)
@@ -324,8 +324,8 @@ func TestAmounts(t *testing.T) {
 	}
 }
 
-// TestExitCodes holds every code of the protocol against the table, so that a new
-// one is not forgotten.
+// TestExitCodes requires an entry for every code of the protocol, so that a new one is not
+// forgotten.
 func TestExitCodes(t *testing.T) {
 	plain := []protocol.Code{protocol.CodeFormat, protocol.CodeVersion}
 	for code := protocol.CodeFormat; code <= protocol.CodeLinkBusy; code++ {

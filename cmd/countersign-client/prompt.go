@@ -20,11 +20,11 @@ import (
 	"countersign/protocol"
 )
 
-// approver shows a challenge on standard error and takes the answer from a flag
-// or from the terminal.
+// approver shows a challenge on standard error and takes the answer from a flag or from the
+// terminal.
 type approver struct {
 	terminal cli.Terminal
-	said     *protocol.Verdict // by flag; nil: ask
+	said     *protocol.Verdict // from a flag; nil: ask
 }
 
 func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
@@ -43,13 +43,13 @@ func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
 	return a, nil
 }
 
-// interactive is false for a standard input that is a pipe, a file or closed.
+// interactive reports whether standard input is not a pipe, a file or closed.
 func interactive(cmd *cobra.Command) bool {
 	f, ok := cmd.InOrStdin().(*os.File)
 	return !ok || term.IsTerminal(int(f.Fd()))
 }
 
-// Decide shows, then asks. It returns when ctx ends even if nobody answers.
+// Decide shows the challenge and asks. It returns when ctx ends even without an answer.
 func (a approver) Decide(ctx context.Context, s client.Shown) (protocol.Verdict, error) {
 	if _, err := fmt.Fprint(a.terminal.Err, describe(s)); err != nil {
 		return protocol.Refuse, cli.Fail(cli.IO, fmt.Errorf("showing the challenge: %w", err), "")
@@ -77,8 +77,7 @@ func (a approver) Decide(ctx context.Context, s client.Shown) (protocol.Verdict,
 	}
 }
 
-// VerifyUser has the user type yes, as a phone would ask for a fingerprint; --yes
-// counts.
+// VerifyUser asks the user to type yes, where a phone would ask for a fingerprint. --yes counts.
 func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	if a.said != nil {
 		return nil
@@ -103,8 +102,8 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	}
 }
 
-// describe is what the user sees. What the device says is quoted and marked; what is
-// not quoted comes from this client or is checked by it.
+// describe returns the challenge as shown to the user. It quotes and marks the device's words; the
+// client supplies or checks everything else.
 func describe(s client.Shown) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "service:  %s\n", s.ServiceName)
@@ -132,8 +131,8 @@ func describe(s client.Shown) string {
 	return b.String()
 }
 
-// words quotes what the device says. Words that run from right to left are isolated
-// (Unicode UAX 9, FSI and PDI), so that they cannot reorder what stands beside them.
+// words quotes the device's words. It isolates right-to-left text (Unicode UAX 9, FSI and PDI),
+// which could otherwise reorder its surroundings.
 func words(s string) string {
 	for i := 0; i < len(s); {
 		p, size := bidi.LookupString(s[i:])
@@ -145,13 +144,13 @@ func words(s string) string {
 	return strconv.Quote(s)
 }
 
-// maxPasswordBytes bounds a line with a password.
+// maxPasswordBytes is the maximum length of a password line.
 const maxPasswordBytes = 1024
 
-// passwordFlags say where the password comes from; neither: it is asked for on the
-// terminal. It is never an argument, nor in the environment, which others can read.
+// passwordFlags select the source of the password; without a flag the terminal. Arguments and the
+// environment would be visible to other users.
 type passwordFlags struct {
-	fd   int // -1: not given
+	fd   int // -1: absent
 	file string
 }
 
@@ -165,15 +164,15 @@ func addPasswordFlags(cmd *cobra.Command) *passwordFlags {
 
 func (f *passwordFlags) given() bool { return f.fd >= 0 || f.file != "" }
 
-// passwords is where passwords come from, for one run of a command.
+// passwords reads the passwords of one command.
 type passwords struct {
 	cmd   *cobra.Command
 	flags *passwordFlags
-	lines io.Reader // of the flag's descriptor, once it was used
+	lines io.Reader // from the flag's descriptor, once it is in use
 	asked bool
 }
 
-// Password prompts, or takes the next line of what the flags name.
+// Password prompts, or reads the next line from the source in the flags.
 func (p *passwords) Password(ctx context.Context, ask client.PasswordAsk) (client.Password, error) {
 	if ask.TriesLeft != nil {
 		fmt.Fprintf(p.cmd.ErrOrStderr(), "wrong password, %s left\n", tries(*ask.TriesLeft))
@@ -191,7 +190,7 @@ func tries(n uint64) string {
 	return fmt.Sprintf("%d tries", n)
 }
 
-// read gives the next password that the flags name.
+// read returns the next password from the source in the flags.
 func (p *passwords) read() (client.Password, error) {
 	if p.flags.file != "" {
 		if p.asked {
@@ -205,7 +204,7 @@ func (p *passwords) read() (client.Password, error) {
 	case p.flags.fd == 0:
 		p.lines = p.cmd.InOrStdin()
 	default:
-		own, err := syscall.Dup(p.flags.fd) // the other one is not this command's to close
+		own, err := syscall.Dup(p.flags.fd) // this command does not own the original
 		if err != nil {
 			return nil, cli.Fail(cli.IO, fmt.Errorf("password file descriptor %d: %w", p.flags.fd, err), "")
 		}
@@ -231,7 +230,7 @@ func readFile(name string) (secret client.Password, err error) {
 	return readLine(f)
 }
 
-// readLine reads byte by byte, so that what follows stays there.
+// readLine reads byte by byte and leaves the rest unread.
 func readLine(r io.Reader) (client.Password, error) {
 	line := make(client.Password, 0, maxPasswordBytes)
 	var one [1]byte
@@ -253,8 +252,8 @@ func readLine(r io.Reader) (client.Password, error) {
 	}
 }
 
-// prompt asks without echo. It returns when ctx ends even if nobody answers, and
-// gives the terminal its echo back.
+// prompt asks without echo. It returns when ctx ends even without an answer, and restores the
+// terminal's echo.
 func prompt(ctx context.Context, cmd *cobra.Command, question string) (client.Password, error) {
 	restore := echo(cmd)
 	type answer struct {
@@ -275,7 +274,7 @@ func prompt(ctx context.Context, cmd *cobra.Command, question string) (client.Pa
 	}
 }
 
-// echo gives what puts the terminal back as it is now.
+// echo returns a function that restores the current state of the terminal.
 func echo(cmd *cobra.Command) (restore func()) {
 	f, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
@@ -288,11 +287,11 @@ func echo(cmd *cobra.Command) (restore func()) {
 	if err != nil {
 		return func() {}
 	}
-	return func() { _ = term.Restore(int(f.Fd()), state) } // nothing else could be done
+	return func() { _ = term.Restore(int(f.Fd()), state) } // no other remedy
 }
 
-// newPassword is the password to enrol with; nil: none. Without a flag it is asked
-// for twice on a terminal; where there is none the client does without, and says so.
+// newPassword returns the password to enrol with, nil for none. Without a flag it prompts twice.
+// Without a terminal it prints a warning and returns nil.
 func (p *passwords) newPassword(none bool) (client.Password, error) {
 	switch {
 	case none:

@@ -14,7 +14,7 @@ import (
 	"countersign/protocol"
 )
 
-// status is [client.Status] as data.
+// status is the output form of [client.Status].
 type status struct {
 	ClientID   string   `json:"client_id"`
 	URL        string   `json:"url"`
@@ -111,7 +111,7 @@ func (a *app) status(cmd *cobra.Command, f statusFlags, args []string) error {
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// receiptOf finds the receipt of a serial in args, or the newest.
+// receiptOf returns the receipt of the serial in args, or the newest.
 func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 	if len(args) == 0 {
 		serial, err := c.Last()
@@ -129,8 +129,8 @@ func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 	return r, explain(err)
 }
 
-// settle asks the appliance. Nobody is asked to approve that: it changes nothing that
-// the user has not asked for.
+// settle asks the appliance for an outcome. It needs no approval by the user, because it changes
+// only what the user asked for.
 func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err error) {
 	if _, err := parseLink(f.link); err != nil {
 		return cli.Fail(cli.Usage, err, "see countersign-client status --help")
@@ -160,13 +160,12 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 	err = a.report(cmd, c, r, untold(err))
 	var e *cli.Error
 	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == cli.TryAgain {
-		e.Code = cli.Denied // for good, whatever the reason
+		e.Code = cli.Denied // permanent, for any reason
 	}
 	return err
 }
 
-// untold keeps a refusal to tell what became of an authorization from looking like
-// its denial.
+// untold keeps a refusal to reveal an outcome from looking like a denial.
 func untold(err error) error {
 	var e *cli.Error
 	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
@@ -226,11 +225,10 @@ func resumeOn(ctx context.Context, c *client.Client, address string) (r client.R
 	return r, err
 }
 
-// settleEarlier resumes an authorization of unknown outcome before a new one, so
-// that its user learns what became of it and asks twice only if need be. Where the
-// device or the appliance is out of reach it stops; where they cannot tell it goes
-// on, and the receipt stays unknown. One that awaits another password is left: nothing
-// came of it.
+// settleEarlier resumes an authorization of unknown outcome before a new one, so that the user
+// learns its outcome and repeats it only if necessary. It fails if the device or the appliance is
+// unreachable. If they do not know the outcome it continues, and the receipt stays unknown. It
+// leaves an authorization that awaits another password, which had no effect.
 func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 	pending, ok := c.Pending()
 	if !ok {

@@ -150,7 +150,7 @@ func TestUnmarshalMap(t *testing.T) {
 	}
 }
 
-// member1 has what the structs of OA1 have.
+// member1 has the kinds of members that OA1 uses.
 type member1 struct {
 	Level  uint8    `cbor:"1,keyasint"`
 	ID     [2]byte  `cbor:"2,keyasint"`
@@ -198,8 +198,8 @@ func TestUnmarshal(t *testing.T) {
 	}
 }
 
-// FuzzUnmarshal: the decoder takes exactly the items that a lenient decoder fills the
-// struct from and that the struct is written as.
+// FuzzUnmarshal: the decoder accepts exactly the encodings that a lenient decoder reads and Marshal
+// reproduces.
 func FuzzUnmarshal(f *testing.F) {
 	for _, s := range samples() {
 		b := Marshal(s)
@@ -226,7 +226,7 @@ func FuzzUnmarshal(f *testing.F) {
 	})
 }
 
-// FuzzCanonical: Next takes exactly what the encoder would have written.
+// FuzzCanonical: Next accepts exactly the output of the encoder.
 func FuzzCanonical(f *testing.F) {
 	for _, s := range []string{"a10102", "820102", "1818", "f6", "a220002100", "9f01ff", "6161"} {
 		f.Add(unhex(f, s))
