@@ -1,6 +1,6 @@
 // Package appliance is the service: it opens what phones send, decides by policy,
 // commits, and answers. Its doors are Authorize (apply, countersign, outcome),
-// Enrol and Administer; appliance/httpapi puts them on listeners. One request
+// Enrol and Administer; appliance/api puts them on listeners. One request
 // goes one way: open, evidence, decide, commit, sign, answer. Nothing is signed
 // before it is durable, and nothing that was denied reaches the signer.
 package appliance

@@ -17,8 +17,8 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm"
+	"countersign/hsm/pool"
 )
 
 // offlineEnv makes the test binary carry out a command on a store that nobody has open,
@@ -66,14 +66,14 @@ func offlineIfAsked() (code int, asked bool) {
 }
 
 // openToken opens a SoftHSM token that no other process has open.
-func openToken(ctx context.Context, label, pinFile string) (*worker.Pool, error) {
+func openToken(ctx context.Context, label, pinFile string) (*pool.Pool, error) {
 	pin, err := os.ReadFile(pinFile)
 	if err != nil {
 		return nil, err
 	}
-	return worker.Open(ctx, worker.Config{
+	return pool.Open(ctx, pool.Config{
 		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: label,
-		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+		PIN: hsm.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
 	})
 }
 

@@ -52,7 +52,7 @@ type Step struct {
 }
 
 // ParseRef parses NAME or NAME@VERSION; version is 0 if the reference has none. An error
-// wraps [ErrKeyName]. The names are those of PROTOCOL.md §2.1.
+// wraps [ErrKeyName]. PROTOCOL.md §2.1 lists the names.
 func ParseRef(s string) (name string, version uint64, err error) {
 	name, number, versioned := strings.Cut(s, "@")
 	if !slices.Contains(keyring.Names, name) {

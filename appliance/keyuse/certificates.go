@@ -25,9 +25,9 @@ import (
 
 // Lifetimes of certificates.
 const (
-	// ServerCertLife is that of the API's TLS certificate, renewed at half-life.
+	// ServerCertLife is for the API's TLS certificate, renewed at half-life.
 	ServerCertLife = 24 * time.Hour
-	// DeviceCertLife is that of a device's certificate. The device renews it at half-life
+	// DeviceCertLife is for a device's certificate. The device renews it at half-life
 	// (POST /v1/renew).
 	DeviceCertLife = 30 * 24 * time.Hour
 )

@@ -105,7 +105,7 @@ func CheckMAC(ctx context.Context, token hsm.Token, key keyring.Key, input, mac 
 // before. A token that errs once costs one more call; one that always errs is
 // [hsm.ErrGarbled].
 func agreed(ask func() ([]byte, error), before ...[]byte) ([]byte, error) {
-	for len(before) < 3 {
+	for len(before) < hsm.Tries {
 		answer, err := ask()
 		if err != nil {
 			return nil, err

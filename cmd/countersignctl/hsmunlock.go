@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -103,20 +103,20 @@ func (t *tool) stateDir(u unlocking) string {
 }
 
 // guards are those of the token that is named, or of all.
-func (t *tool) guards(u unlocking) []worker.Guard {
+func (t *tool) guards(u unlocking) []pool.Guard {
 	names := []string{"first", "second"}
 	if u.token != "" {
 		names = []string{u.token}
 	}
-	var all []worker.Guard
+	var all []pool.Guard
 	for _, name := range names {
-		all = append(all, worker.GuardOf(t.stateDir(u), name))
+		all = append(all, pool.GuardOf(t.stateDir(u), name))
 	}
 	return all
 }
 
 func (t *tool) guardIsUp(u unlocking) bool {
-	return t.stateDir(u) != "" && slices.ContainsFunc(t.guards(u), func(g worker.Guard) bool {
+	return t.stateDir(u) != "" && slices.ContainsFunc(t.guards(u), func(g pool.Guard) bool {
 		_, up := g.Refused()
 		return up
 	})
@@ -139,7 +139,7 @@ func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
 	return nil
 }
 
-func lift(cmd *cobra.Command, guard worker.Guard) error {
+func lift(cmd *cobra.Command, guard pool.Guard) error {
 	when, up := guard.Refused()
 	if !up {
 		return nil

@@ -9,8 +9,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/hsm/failover"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // hsmStatus is the short of it, for countersignctl status.
@@ -33,7 +32,7 @@ func (d *daemon) hsmTokens() []adminapi.Token {
 	return all
 }
 
-func (d *daemon) tokenWords(t pool) adminapi.Token {
+func (d *daemon) tokenWords(t tokenPool) adminapi.Token {
 	state := t.State()
 	words := adminapi.Token{
 		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
@@ -50,7 +49,7 @@ func (d *daemon) tokenWords(t pool) adminapi.Token {
 	return words
 }
 
-func tokenState(s worker.State) string {
+func tokenState(s pool.State) string {
 	switch {
 	case errors.Is(s.Err, hsm.ErrPIN) && s.Alive == 0:
 		return "pin-refused"
@@ -67,7 +66,7 @@ func tokenState(s worker.State) string {
 	}
 }
 
-func workerWords(w worker.Process) adminapi.Worker {
+func workerWords(w pool.Process) adminapi.Worker {
 	out := adminapi.Worker{
 		PID: w.PID, State: "silent", Started: w.Started, InFlight: w.Calls, Most: w.Most, Calls: w.Done, Wrong: w.Wrong,
 		CallUS: float64(w.Took.Nanoseconds()) / 1e3,
@@ -90,8 +89,8 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 	// Who hangs up has asked all the same: the outcome is to be known and written down.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	failed := t.Unlock(ctx, wire.PIN(pin))
-	if errors.Is(failed, worker.ErrUnlocked) {
+	failed := t.Unlock(ctx, hsm.PIN(pin))
+	if errors.Is(failed, pool.ErrUnlocked) {
 		return conflict{failed}
 	}
 	event := "unlocked"
@@ -105,7 +104,7 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 }
 
 // waiting is the token of that name, or with "" the first that waits for a PIN.
-func (d *daemon) waiting(name string) (pool, error) {
+func (d *daemon) waiting(name string) (tokenPool, error) {
 	for _, t := range d.pools {
 		err := t.State().Err
 		if name == t.Name || name == "" && (errors.Is(err, hsm.ErrLocked) || errors.Is(err, hsm.ErrPIN)) {
@@ -113,9 +112,9 @@ func (d *daemon) waiting(name string) (pool, error) {
 		}
 	}
 	if name == "" {
-		return pool{}, conflict{worker.ErrUnlocked}
+		return tokenPool{}, conflict{pool.ErrUnlocked}
 	}
-	return pool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
+	return tokenPool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
 }
 
 // drain takes a token out of service, or back.

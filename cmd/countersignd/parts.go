@@ -23,8 +23,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/failover"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
@@ -39,15 +38,15 @@ type parts struct {
 	root    protocol.PublicKey // trust.root; zero: none
 	token   *failover.Set
 	escrow  *ecdh.PublicKey // new keys get a copy sealed for it; nil: they get none
-	pools   []pool          // the members of token
+	pools   []tokenPool     // the members of token
 	metrics *prometheus.Registry
 	log     hclog.Logger
 }
 
-// pool is one token with its name.
-type pool struct {
+// tokenPool is one token with its name.
+type tokenPool struct {
 	config.TokenNamed
-	*worker.Pool
+	*pool.Pool
 }
 
 // environment is the logger and the sources of secrets.
@@ -96,14 +95,14 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 		return nil, nil
 	}
 	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %w", err), "countersignctl key custodians init writes it, backup.pub")
+	var key *ecdh.PublicKey
+	if err == nil {
+		key, err = custody.ParsePublicPEM(text)
 	}
-	key, err := custody.ParsePublicPEM(text)
 	if err != nil {
-		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %s: %w", path, err), "countersignctl key custodians init writes it, backup.pub")
+		err = fmt.Errorf("backup.recipient: %s: %w", path, err)
 	}
-	return key, nil
+	return key, cli.Fail(cli.Config, err, "countersignctl key custodians init writes it, backup.pub")
 }
 
 // pins are the roots that the keys in the store are held against.
@@ -152,12 +151,12 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 	set := failover.Config{Timeout: cfg.HSM.Timeout.Duration, Logger: p.log.Named("hsm")}
 	tokens := cfg.HSM.Tokens()
 	for _, t := range tokens {
-		guard := worker.GuardOf(cfg.StateDir, t.Name)
+		guard := pool.GuardOf(cfg.StateDir, t.Name)
 		pin, err := readPIN(t, guard, secrets)
 		if err != nil && (len(tokens) == 1 || !errors.Is(err, hsm.ErrPIN)) {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		opened, err := worker.Open(ctx, worker.Config{
+		opened, err := pool.Open(ctx, pool.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
 			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
 			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
@@ -167,7 +166,7 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 		if err != nil {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		p.pools = append(p.pools, pool{t, opened})
+		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
 	}
 	p.token = failover.New(set)
@@ -198,24 +197,24 @@ func (p *parts) tokenError() error {
 
 // locked reports whether no token is ready before an administrator enters its PIN.
 func (p *parts) locked() bool {
-	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
+	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t tokenPool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
 }
 
 // readPIN reads the PIN from its configured source. It returns nil for a locked start, and does not ask for a PIN that
 // would not be tried.
-func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
+func readPIN(t config.TokenNamed, guard pool.Guard, secrets config.SecretSources) (hsm.PIN, error) {
 	if t.Pin.Source == config.SourceUnlock {
 		return nil, nil
 	}
 	if when, refused := guard.Refused(); refused {
-		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
 	secrets.What = "PIN of token " + t.TokenLabel
 	pin, err := t.Pin.Resolve(secrets)
-	return wire.PIN(pin.Bytes()), err
+	return hsm.PIN(pin.Bytes()), err
 }
 
-// workerBinary returns the path of hsm-worker.
+// workerBinary returns the path of hsm-pool.
 func workerBinary(cfg *config.Appliance) (string, error) {
 	return siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
 }

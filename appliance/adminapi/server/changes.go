@@ -14,69 +14,31 @@ import (
 	"countersign/protocol"
 )
 
-// Requests keeps change requests and makes changes.
-type Requests interface {
-	Changes(ctx context.Context) ([]appliance.Change, error)
-	ChangeOf(ctx context.Context, id change.ID) (appliance.Change, error)
-	SignChange(ctx context.Context, id change.ID, signature []byte) (appliance.Change, error)
-	WithdrawChange(ctx context.Context, id change.ID) (appliance.Change, error)
-	Preview(ctx context.Context, ask appliance.Ask) (appliance.Change, error)
-	Ask(ctx context.Context, ask appliance.Ask) (appliance.Change, error)
-	SuspendAdmin(ctx context.Context, name string) (store.Admin, error)
-	AskResume(ctx context.Context, name string) (appliance.Ask, error)
-	AskRevoke(ctx context.Context, name string) (appliance.Ask, error)
-}
-
-// Administrators reads the administrators.
-type Administrators interface {
-	Admins(ctx context.Context) ([]store.Admin, error)
-	AdminNamed(ctx context.Context, name string) (store.Admin, error)
-}
-
-// Policies reads the active policy.
-type Policies interface {
-	Policy(ctx context.Context) (appliance.Policy, error)
-}
-
 func (s *Server) bindChanges(m *mux) {
-	r := adminapi.Routes
-	bind(m, r.ChangeList, func(r *http.Request, _ adminapi.None) ([]adminapi.Change, error) {
-		all, err := s.Requests.Changes(r.Context())
-		return each(all, changeJSON), err
-	})
-	bind(m, r.ChangeShow, oneChange(s.Requests.ChangeOf))
+	r, a := adminapi.Routes, s.Appliance
+	bind(m, r.ChangeList, many(a.Changes, changeJSON))
+	bind(m, r.ChangeShow, oneChange(a.ChangeOf))
 	bind(m, r.ChangeSign, s.signChange)
-	bind(m, r.ChangeWithdraw, oneChange(s.Requests.WithdrawChange))
-	bind(m, r.AdminList, func(r *http.Request, _ adminapi.None) ([]adminapi.Administrator, error) {
-		all, err := s.Administrators.Admins(r.Context())
-		return each(all, administratorJSON), err
-	})
-	bind(m, r.AdminShow, oneAdmin(s.Administrators.AdminNamed))
-	bind(m, r.AdminSuspend, oneAdmin(s.Requests.SuspendAdmin))
+	bind(m, r.ChangeWithdraw, oneChange(a.WithdrawChange))
+	bind(m, r.AdminList, many(a.Admins, administratorJSON))
+	bind(m, r.AdminShow, one(a.AdminNamed, administratorJSON))
+	bind(m, r.AdminSuspend, one(a.SuspendAdmin, administratorJSON))
 	bindPreviewed(m, r.AdminAdd, s.addAdmin)
-	bindPreviewed(m, r.AdminResume, s.askForAdmin(s.Requests.AskResume))
-	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(s.Requests.AskRevoke))
+	bindPreviewed(m, r.AdminResume, s.askForAdmin(a.AskResume))
+	bindPreviewed(m, r.AdminRevoke, s.askForAdmin(a.AskRevoke))
 	bind(m, r.PolicyShow, func(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
-		p, err := s.Policies.Policy(r.Context())
+		p, err := a.Policy(r.Context())
 		return policyJSON(p), err
 	})
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
 }
 
-func changeID(r *http.Request) (change.ID, error) {
-	id, err := change.ParseID(r.PathValue("id"))
-	if err != nil {
-		err = fmt.Errorf("%w: %v", appliance.ErrInput, err)
-	}
-	return id, err
-}
-
 // oneChange answers with the change request that get returns.
 func oneChange(get func(context.Context, change.ID) (appliance.Change, error)) handler[adminapi.None, adminapi.Change] {
 	return func(r *http.Request, _ adminapi.None) (adminapi.Change, error) {
-		id, err := changeID(r)
+		id, err := change.ParseID(r.PathValue("id"))
 		if err != nil {
-			return adminapi.Change{}, err
+			return adminapi.Change{}, fmt.Errorf("%w: %v", appliance.ErrInput, err)
 		}
 		c, err := get(r.Context(), id)
 		return changeJSON(c), err
@@ -86,7 +48,7 @@ func oneChange(get func(context.Context, change.ID) (appliance.Change, error)) h
 // signChange answers with a quorum problem while the request needs more signatures.
 func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Change, error) {
 	return oneChange(func(ctx context.Context, id change.ID) (appliance.Change, error) {
-		c, err := s.Requests.SignChange(ctx, id, body.Signature)
+		c, err := s.Appliance.SignChange(ctx, id, body.Signature)
 		if err == nil && c.State == store.ChangeOpen {
 			err = &appliance.Waiting{Change: c}
 		}
@@ -131,11 +93,11 @@ func ask[Res any](
 		return nil, out, err
 	}
 	if dry {
-		c, err := s.Requests.Preview(r.Context(), a)
+		c, err := s.Appliance.Preview(r.Context(), a)
 		preview := changeJSON(c)
 		return &preview, out, err
 	}
-	c, err := s.Requests.Ask(r.Context(), a)
+	c, err := s.Appliance.Ask(r.Context(), a)
 	if err == nil && c.State != store.ChangeExecuted {
 		err = &appliance.Waiting{Change: c}
 	}
@@ -175,14 +137,6 @@ func (s *Server) askForAdmin(asking func(context.Context, string) (appliance.Ask
 			return nil, adminapi.Administrator{}, err
 		}
 		return ask(s, r, a, body.DryRun, administratorOf)
-	}
-}
-
-// oneAdmin answers with the administrator that get returns.
-func oneAdmin(get func(context.Context, string) (store.Admin, error)) handler[adminapi.None, adminapi.Administrator] {
-	return func(r *http.Request, _ adminapi.None) (adminapi.Administrator, error) {
-		a, err := get(r.Context(), r.PathValue("name"))
-		return administratorJSON(a), err
 	}
 }
 

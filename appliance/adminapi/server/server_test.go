@@ -26,6 +26,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
@@ -80,9 +81,9 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{T: t, appliance: a, server: &Server{
-		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
-		HSM:    HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
-		Logger: hclog.NewNullLogger(), StartedAt: now,
+		Appliance: a,
+		HSM:       HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
+		Logger:    hclog.NewNullLogger(), StartedAt: now,
 	}}
 	b.Caller = serve(t, b.server.Handler())
 	return b
@@ -150,7 +151,7 @@ func (b *bench) enrolDevice(name string) {
 	}
 }
 
-// TestEveryRouteIsServed: the handler has exactly the patterns of the table, and while it is locked only those of the HSM.
+// TestEveryRouteIsServed: the handler serves every route of the table, and while it is locked only the HSM routes.
 func TestEveryRouteIsServed(t *testing.T) {
 	b := newBench(t)
 	full, locked := b.server.Handler().(*mux), b.server.LockedHandler().(*mux)
@@ -193,7 +194,7 @@ func TestStatus(t *testing.T) {
 	if len(records) < 2 || len(page) != 1 || page[0].Sequence != records[1].Sequence || page[0].Kind != store.KindDoctor {
 		t.Errorf("%+v, then %+v", records, page)
 	}
-	refused(b, adminapi.ProblemInput, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
+	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
 }
 
 func TestParties(t *testing.T) {
@@ -203,14 +204,14 @@ func TestParties(t *testing.T) {
 	if left := time.Until(invited.ExpiresAt); invited.Name != "alice" || invited.Kind != "client" || left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("%+v", invited)
 	}
-	refused(b, adminapi.ProblemExists, 409, r.ClientInvite, adminapi.Invite{}, "alice")
+	refused(b, problem.Exists, 409, r.ClientInvite, adminapi.Invite{}, "alice")
 	if again := must(b, r.ClientInvite, adminapi.Invite{Replace: true}, "alice"); again.ActivationCode == invited.ActivationCode {
 		t.Error("the withdrawn code was given again")
 	}
-	refused(b, adminapi.ProblemInput, 400, r.ClientInvite, adminapi.Invite{TTLSeconds: 31 * 24 * 3600}, "bob")
-	refused(b, adminapi.ProblemInput, 400, r.ClientInvite, adminapi.Invite{DryRun: true}, "bob")
-	refused(b, adminapi.ProblemNotFound, 404, r.ClientShow, adminapi.None{}, "bob")
-	refused(b, adminapi.ProblemNotFound, 404, r.ClientUnlock, adminapi.None{}, "bob")
+	refused(b, problem.Input, 400, r.ClientInvite, adminapi.Invite{TTLSeconds: 31 * 24 * 3600}, "bob")
+	refused(b, problem.Input, 400, r.ClientInvite, adminapi.Invite{DryRun: true}, "bob")
+	refused(b, problem.NotFound, 404, r.ClientShow, adminapi.None{}, "bob")
+	refused(b, problem.NotFound, 404, r.ClientUnlock, adminapi.None{}, "bob")
 	if clients := must(b, r.ClientList, adminapi.None{}); clients == nil || len(clients) != 0 {
 		t.Errorf("%+v: want an empty list", clients)
 	}
@@ -230,7 +231,7 @@ func TestParties(t *testing.T) {
 			t.Errorf("%s: status %s", step.route.Pattern(), d.Status)
 		}
 	}
-	refused(b, adminapi.ProblemConflict, 409, r.DeviceResume, adminapi.None{}, "gate")
+	refused(b, problem.Conflict, 409, r.DeviceResume, adminapi.None{}, "gate")
 }
 
 func TestKeys(t *testing.T) {
@@ -242,8 +243,8 @@ func TestKeys(t *testing.T) {
 		t.Errorf("%+v", one)
 	}
 	versions := must(b, r.KeyShow, adminapi.None{}, "decision")
-	refused(b, adminapi.ProblemNotFound, 404, r.KeyShow, adminapi.None{}, "decision@99")
-	refused(b, adminapi.ProblemNotFound, 404, r.KeyRotate, adminapi.KeyStep{}, "nothing")
+	refused(b, problem.NotFound, 404, r.KeyShow, adminapi.None{}, "decision@99")
+	refused(b, problem.NotFound, 404, r.KeyRotate, adminapi.KeyStep{}, "nothing")
 
 	planned := must(b, r.KeyRotate, adminapi.KeyStep{DryRun: true}, "decision")
 	if now := must(b, r.KeyList, adminapi.None{}); len(now) != len(all) {
@@ -256,13 +257,13 @@ func TestKeys(t *testing.T) {
 	must(b, r.KeyActivate, adminapi.KeyStep{}, "decision")
 	must(b, r.KeySuspend, adminapi.KeyStep{}, "decision@1")
 	must(b, r.KeyResume, adminapi.KeyStep{}, "decision@1")
-	refused(b, adminapi.ProblemKeyStep, 409, r.KeyRetire, adminapi.KeyStep{}, "decision@1") // its overlap is not over
+	refused(b, problem.KeyStep, 409, r.KeyRetire, adminapi.KeyStep{}, "decision@1") // its overlap is not over
 	must(b, r.KeyRetire, adminapi.KeyStep{Early: true}, "decision@1")
 	if gone := must(b, r.KeyDestroy, adminapi.KeyStep{}, "decision@1"); len(gone) != 1 || gone[0].State != "destroyed" || gone[0].OnToken {
 		t.Errorf("%+v", gone)
 	}
-	refused(b, adminapi.ProblemKeyStep, 409, r.KeyCreate, adminapi.KeyStep{}, "decision")
-	refused(b, adminapi.ProblemInput, 400, r.KeyRotate.With("life_s", "0"), adminapi.KeyStep{}, "decision")
+	refused(b, problem.KeyStep, 409, r.KeyCreate, adminapi.KeyStep{}, "decision")
+	refused(b, problem.Input, 400, r.KeyRotate.With("life_s", "0"), adminapi.KeyStep{}, "decision")
 
 	plan := must(b, r.KeyPlan, adminapi.None{})
 	if len(plan.Keys) == 0 || plan.Records.Total < plan.Records.Left {
@@ -278,7 +279,7 @@ func TestKeys(t *testing.T) {
 func TestBackups(t *testing.T) {
 	b := newBench(t)
 	r := adminapi.Routes
-	refused(b, adminapi.ProblemUncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
+	refused(b, problem.Uncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
 	dry := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true, DryRun: true})
 	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil {
 		t.Errorf("%+v", dry)
@@ -309,11 +310,11 @@ func TestQuorum(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(b, adminapi.ProblemInput, 400, r.AdminAdd, adminapi.Administer{PublicKey: "00"}, "ann")
+	refused(b, problem.Input, 400, r.AdminAdd, adminapi.Administer{PublicKey: "00"}, "ann")
 	if c := must(b, r.AdminAdd.Preview(), adminapi.Administer{PublicKey: point.String(), DryRun: true}, "ann"); c.State != "dry-run" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemNotFound, 404, r.AdminShow, adminapi.None{}, "ann")
+	refused(b, problem.NotFound, 404, r.AdminShow, adminapi.None{}, "ann")
 	ann := must(b, r.AdminAdd, adminapi.Administer{PublicKey: point.String()}, "ann")
 	if ann.PublicKey != point.String() || ann.Status != "active" || len(must(b, r.AdminList, adminapi.None{})) != 1 {
 		t.Errorf("%+v", ann)
@@ -334,7 +335,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
 
-	e := refused(b, adminapi.ProblemQuorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "gate")
+	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "gate")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)
 	}
@@ -345,14 +346,14 @@ func TestQuorum(t *testing.T) {
 	if c := must(b, r.ChangeShow, adminapi.None{}, id); c.Hash != e.Change.Hash || len(c.Missing) != 1 || c.Missing[0] != "ann" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemQuorum, 403, r.ChangeSign, adminapi.Sign{}, id) // the socket has signed already
-	refused(b, adminapi.ProblemSignature, 403, r.ChangeSign, adminapi.Sign{Signature: []byte("x")}, id)
+	refused(b, problem.Quorum, 403, r.ChangeSign, adminapi.Sign{}, id) // the socket has signed already
+	refused(b, problem.Signature, 403, r.ChangeSign, adminapi.Sign{Signature: []byte("x")}, id)
 	if c := must(b, r.ChangeWithdraw, adminapi.None{}, id); c.State != "withdrawn" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemOver, 409, r.ChangeSign, adminapi.Sign{}, id)
-	refused(b, adminapi.ProblemInput, 400, r.ChangeShow, adminapi.None{}, "xyz")
-	refused(b, adminapi.ProblemNotFound, 404, r.ChangeShow, adminapi.None{}, "0011223344556677")
+	refused(b, problem.Over, 409, r.ChangeSign, adminapi.Sign{}, id)
+	refused(b, problem.Input, 400, r.ChangeShow, adminapi.None{}, "xyz")
+	refused(b, problem.NotFound, 404, r.ChangeShow, adminapi.None{}, "0011223344556677")
 }
 
 // TestBodies: unknown members, too many bytes, and an empty body.
@@ -407,15 +408,15 @@ func TestUnlock(t *testing.T) {
 			t.Error("the PIN was not erased")
 		}
 	}
-	refused(b, adminapi.ProblemPIN, 403, r.HSMUnlock, []byte("wrong"))
+	refused(b, problem.PIN, 403, r.HSMUnlock, []byte("wrong"))
 	got = ""
-	refused(b, adminapi.ProblemInput, 400, r.HSMUnlock, nil)
-	refused(b, adminapi.ProblemInput, 400, r.HSMUnlock, []byte(long+"9"))
+	refused(b, problem.Input, 400, r.HSMUnlock, nil)
+	refused(b, problem.Input, 400, r.HSMUnlock, []byte(long+"9"))
 	if got != "" {
 		t.Error("a PIN of a wrong length was tried")
 	}
-	refused(b, adminapi.ProblemNotFound, 404, r.HSMDrain, adminapi.None{}, "third")
-	refused(b, adminapi.ProblemLocked, 503, r.Status, adminapi.None{})
+	refused(b, problem.NotFound, 404, r.HSMDrain, adminapi.None{}, "third")
+	refused(b, problem.Locked, 503, r.Status, adminapi.None{})
 	if tokens := must(b, r.HSMStatus, adminapi.None{}); len(tokens) != 1 {
 		t.Errorf("%+v", tokens)
 	}
@@ -425,7 +426,7 @@ func TestUnlock(t *testing.T) {
 func TestInternal(t *testing.T) {
 	s := &Server{Logger: hclog.NewNullLogger(), HSM: HSM{Drain: func(context.Context, string, bool) error { return errors.New("odd") }}}
 	b := &bench{T: t, Caller: serve(t, s.LockedHandler())}
-	if e := refused(b, adminapi.ProblemInternal, 500, adminapi.Routes.HSMDrain, adminapi.None{}, "first"); e.Detail != "odd" {
+	if e := refused(b, problem.Internal, 500, adminapi.Routes.HSMDrain, adminapi.None{}, "first"); e.Detail != "odd" {
 		t.Errorf("%+v", e)
 	}
 }

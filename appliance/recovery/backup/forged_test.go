@@ -38,7 +38,7 @@ func (h *house) rotate(s keyplan.Step) {
 	h.step(keyplan.Step{Verb: keyplan.Activate, Name: s.Name})
 }
 
-// signing is a document of any state, signed by the house.
+// signing returns a signed document of any state.
 func (h *house) signing(state backup.State) []byte {
 	h.Helper()
 	file, err := backup.Write(h.Context(), h, backup.NewDocument(state, backup.Point{}, time.Now()), time.Now())
@@ -61,8 +61,8 @@ type posing struct {
 
 func (p posing) Settings() keyring.Settings { return p.as }
 
-// Whoever signs the genuine keys and the genuine trust with a root of his own is not
-// believed, by backup or statement; nor is one who says that the genuine roots signed.
+// Genuine keys and trust signed under another root are refused, in backup and statement,
+// and so is a signature that claims the genuine roots.
 func TestForgedRoot(t *testing.T) {
 	h, attacker := newHouse(t), newHouse(t)
 	forged := attacker.signing(h.state())
@@ -90,8 +90,8 @@ func TestForgedRoot(t *testing.T) {
 	}
 }
 
-// The genuine files are taken under any root of the chain that signed them, the first
-// and those after rotations, and under none that only waits.
+// The genuine files are accepted under any root of the chain that signed them, the first
+// and later ones, and not under a root that waits.
 func TestGenuine(t *testing.T) {
 	h := newHouse(t)
 	early := h.written()
@@ -114,7 +114,7 @@ func TestGenuine(t *testing.T) {
 			h.rotate(keyplan.Step{Name: keyring.Root})
 		}
 	}
-	// The one chain begins with the other.
+	// One chain is a prefix of the other.
 	v, err := h.read(early).Vouched(h.vouched())
 	h.must(err)
 	if m, err := h.read(early).Join(v, h.state()); err != nil || len(m.Settings.RootCerts) != 3 {
@@ -128,7 +128,7 @@ func TestGenuine(t *testing.T) {
 	}
 }
 
-// The roots before the known one are nobody's word but the payload's.
+// Only the payload vouches for the roots before the known one.
 func TestForgedPrefix(t *testing.T) {
 	h := newHouse(t)
 	h.rotate(keyplan.Step{Name: keyring.Root})
@@ -167,7 +167,7 @@ func (s soft) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// Files of two appliances are no pair, however well each is signed.
+// Files of two appliances do not belong together, although each is properly signed.
 func TestMixed(t *testing.T) {
 	h, other := newHouse(t), newHouse(t)
 	b := h.read(h.written())
@@ -185,7 +185,7 @@ func TestMixed(t *testing.T) {
 	}
 }
 
-// Each row says what its root certified, whoever signs them all.
+// Each row must match its certificate, also in a signed document.
 func TestForgedRows(t *testing.T) {
 	h := newHouse(t)
 	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.Root}) // root 2 waits, root 3 is made
@@ -232,7 +232,7 @@ func TestForgedRows(t *testing.T) {
 	}
 }
 
-// A decision key that was taken out of use for good vouches for no file.
+// A compromised decision key vouches for no file.
 func TestRuledOut(t *testing.T) {
 	for name, step := range map[string]func(*house){
 		"ruled out":   func(h *house) { h.rotate(keyplan.Step{Name: keyring.Decision, Compromised: true}) },
@@ -242,7 +242,7 @@ func TestRuledOut(t *testing.T) {
 	}
 }
 
-// compromised replaces decision@1 and retires it for good.
+// compromised replaces decision@1 and retires it as compromised.
 func (h *house) compromised() {
 	h.rotate(keyplan.Step{Name: keyring.Decision})
 	h.step(keyplan.Step{Verb: keyplan.Retire, Name: keyring.Decision, Version: 1, Compromised: true})
@@ -289,8 +289,8 @@ func (h *house) ruledOut(step func()) {
 	}
 }
 
-// The KeyCert alone rules out, and only once it is in use: until then the epoch that it
-// will rule out signs everything.
+// A KeyCert rules out earlier epochs only once it is in use: until then the earlier epoch
+// may sign.
 func TestRulesOutInUse(t *testing.T) {
 	h := newHouse(t)
 	old := h.vouched()
@@ -315,8 +315,8 @@ func TestRulesOutInUse(t *testing.T) {
 	}
 }
 
-// Beside an unsigned database keys, trust and policy are the backup's, whatever that
-// database says; it can take away.
+// With an unsigned database, keys, trust and policy are the backup's; the database can
+// only take keys away.
 func TestOverrule(t *testing.T) {
 	h := newHouse(t)
 	b := h.read(h.written())
@@ -369,8 +369,8 @@ func TestOverrule(t *testing.T) {
 	}
 }
 
-// A key that is another in the database, and a root that the backup does not know, are
-// another history.
+// A key that differs in the database, or a root that the backup lacks, means another
+// history.
 func TestOverruleOther(t *testing.T) {
 	h := newHouse(t)
 	b := h.read(h.written())
@@ -398,7 +398,7 @@ func (r records) Tally(context.Context) (store.Tally, error) {
 	return store.Tally{}, errors.ErrUnsupported
 }
 
-// Ended finds those of the last 30 days, over more records than are read at once.
+// Ended finds the records of the last 30 days across pages.
 func TestEnded(t *testing.T) {
 	now := time.Now()
 	var log records

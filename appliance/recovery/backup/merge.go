@@ -9,15 +9,15 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
-	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/hsm"
+	"countersign/protocol"
 )
 
 // Item is a key that can be restored.
 type Item struct {
-	hsm.Restore               // With is not set
-	For         custody.Point // the backup key that opens the copy
+	hsm.Restore                    // With is not set
+	For         protocol.PublicKey // the backup key that opens the copy
 }
 
 // Coverage lists which of the keys that are not destroyed can be restored. A key pair in
@@ -60,7 +60,7 @@ func itemOf(k store.Key) (i Item, err error) {
 	if len(k.SealedFor) != len(i.For) {
 		return i, fmt.Errorf("%s: recipient of its copy: %w", keyring.Label(k.Name, k.Version), ErrFile)
 	}
-	i = Item{For: custody.Point(k.SealedFor), Restore: hsm.Restore{
+	i = Item{For: protocol.PublicKey(k.SealedFor), Restore: hsm.Restore{
 		Spec: hsm.KeySpec{Label: keyring.Label(k.Name, k.Version), Usage: keyring.UsageOf(k.Name)}, Sealed: k.Sealed, ID: k.ID,
 	}}
 	if k.Public != nil {
@@ -73,7 +73,7 @@ func itemOf(k store.Key) (i Item, err error) {
 }
 
 // Recipients returns the backup keys of a coverage, each once.
-func (c Coverage) Recipients() (all []custody.Point) {
+func (c Coverage) Recipients() (all []protocol.PublicKey) {
 	for _, i := range c.Items {
 		if !slices.Contains(all, i.For) {
 			all = append(all, i.For)

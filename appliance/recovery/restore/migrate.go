@@ -101,12 +101,7 @@ func (m *Migration) read(ctx context.Context) (err error) {
 	for _, d := range m.contents.Devices {
 		m.say("device %s, %s, shown as %q, floor %d, %s", d.Name, d.SPIFFEID, d.Display, d.Floor, d.Status)
 	}
-	for _, step := range []func(context.Context) error{m.readClients, m.readAdmins, m.readChanges} {
-		if err := step(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	return inOrder(ctx, m.readClients, m.readAdmins, m.readChanges)
 }
 
 func (m *Migration) say(format string, args ...any) {
