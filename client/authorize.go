@@ -123,7 +123,7 @@ func (c *Client) update(mu []byte) error {
 	before, _ := pinned.Key(trust.UseKEM)
 	after, ok := next.Key(trust.UseKEM)
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
-		return fmt.Errorf("key update brings no key that may be used: %w", protocol.CodeStaleKey)
+		return fmt.Errorf("key update contains no usable key: %w", protocol.CodeStaleKey)
 	}
 	return c.save(func(s *state) { s.Trust = &next })
 }
@@ -134,7 +134,7 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 		return err
 	}
 	if _, now := c.trustNow(); !e.kem.TakesM2At(now) {
-		return fmt.Errorf("key of epoch %d is long over: %w", e.kem.Epoch, protocol.CodeStaleKey)
+		return fmt.Errorf("key of epoch %d has expired: %w", e.kem.Epoch, protocol.CodeStaleKey)
 	}
 	if e.p2.Code != 0 {
 		refused := &RefusedError{Serial: e.p1.Serial, Service: req.Service, Code: e.p2.Code}

@@ -188,7 +188,7 @@ func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
 
 // reserved are the names of the protocol's own services.
 var reserved = map[protocol.Service]string{
-	protocol.ServiceDryRun: "dry run", protocol.ServiceStatus: "what became of an authorization",
+	protocol.ServiceDryRun: "dry run", protocol.ServiceStatus: "outcome of an authorization",
 	protocol.ServiceCoApproval: "approval for another client",
 }
 

@@ -120,7 +120,7 @@ func (e *RetryError) Unwrap() []error {
 type FactorError struct{ Missing protocol.Factors }
 
 func (e *FactorError) Error() string {
-	return fmt.Sprintf("this client cannot give factor %v: %v", e.Missing, protocol.CodeLevel)
+	return fmt.Sprintf("this client cannot provide factor %v: %v", e.Missing, protocol.CodeLevel)
 }
 
 // Unwrap returns protocol.CodeLevel.

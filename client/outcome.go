@@ -202,9 +202,9 @@ func (c *Client) told(asked protocol.Serial, p4 message.P4) (Receipt, error) {
 		}
 		return r, refused
 	case p4.Asked == nil:
-		return r, fmt.Errorf("the answer does not tell the outcome: %w", protocol.CodeFormat)
+		return r, fmt.Errorf("the answer has no outcome: %w", protocol.CodeFormat)
 	case r.Verdict == protocol.Refuse && p4.Asked.Result != protocol.ResultDenied:
-		return r, fmt.Errorf("a refusal is told to be %v: %w", p4.Asked.Result, protocol.CodeFormat)
+		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w", p4.Asked.Result, protocol.CodeFormat)
 	}
 	r.Known, r.Result, r.Reason = true, p4.Asked.Result, p4.Asked.Reason
 	return r, nil

@@ -155,7 +155,7 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 		return r, err
 	}
 	if r.Decision == nil {
-		return r, fmt.Errorf("%v is no full receipt: %w", serial, ErrNoReceipt)
+		return r, fmt.Errorf("%v is not a full receipt: %w", serial, ErrNoReceipt)
 	}
 	if _, err := c.checkDecision(r); err != nil {
 		return r, fmt.Errorf("%v: %w: %w", serial, ErrReceipt, err)
@@ -172,7 +172,7 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 		certs = append(certs, r.KeyCert)
 	}
 	newest, _ := pinned.Key(trust.UseDecision)
-	err = fmt.Errorf("no key of decision is known: %w", protocol.CodeCertificate)
+	err = fmt.Errorf("no key certificate for decisions: %w", protocol.CodeCertificate)
 	for _, cert := range certs {
 		key, bad := trust.VerifyKeyCert(cert, pinned.Root)
 		switch {
@@ -180,7 +180,7 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 			err = bad
 			continue
 		case newest.MinEpoch != nil && key.Epoch < *newest.MinEpoch:
-			err = fmt.Errorf("key of epoch %d is ruled out: %w", key.Epoch, protocol.CodeCertificate)
+			err = fmt.Errorf("key of epoch %d is revoked: %w", key.Epoch, protocol.CodeCertificate)
 			continue
 		}
 		keys := trust.Keyring{Root: pinned.Root, KeyCerts: [][]byte{cert}, Now: min(now, max(key.NotBefore, unix(r.At)))}
@@ -214,7 +214,7 @@ func (r Receipt) fits(d receipt.Decision) error {
 		return fmt.Errorf("decision on another statement: %w", protocol.CodePolicy)
 	case d.Result != r.Result, d.Service != service, d.Level != r.Level, d.Device.Handle() != r.Device,
 		amount(d.Amount) != amount(r.Amount):
-		return fmt.Errorf("decision says something else than what was countersigned: %w", protocol.CodePolicy)
+		return fmt.Errorf("decision differs from the countersigned statement: %w", protocol.CodePolicy)
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (c *Client) Receipts() ([]Receipt, error) {
 	for _, name := range names {
 		serial, err := protocol.ParseSerial(name[:len(name)-len(path.Ext(name))])
 		if err != nil {
-			return nil, fmt.Errorf("%s is no receipt: %w", c.dir.Path(path.Join(receiptDir, name)), ErrState)
+			return nil, fmt.Errorf("%s is not a receipt: %w", c.dir.Path(path.Join(receiptDir, name)), ErrState)
 		}
 		r, err := c.receipt(serial)
 		if err != nil {

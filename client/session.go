@@ -67,7 +67,7 @@ func (s session) open() (exchange, error) {
 		return e, err
 	}
 	if len(s.ES) != len(message.Secret{}) || len(s.Root) != len(protocol.RootID{}) {
-		return e, errors.New("es or root has another length")
+		return e, errors.New("es or root has the wrong length")
 	}
 	if s.M2 == nil {
 		if s.M3 != nil {
@@ -137,7 +137,7 @@ func (e *exchange) result(m4 []byte) (message.P4, error) {
 	if kind, err := message.Kind(m4); err != nil {
 		return message.P4{}, err
 	} else if kind != message.KindM4 {
-		return message.P4{}, fmt.Errorf("message of kind %d in place of M4: %w", kind, protocol.CodeFormat)
+		return message.P4{}, fmt.Errorf("message of kind %d instead of M4: %w", kind, protocol.CodeFormat)
 	}
 	raw, err := e.channel.OpenM4(e.M3, m4)
 	if err != nil {
@@ -161,7 +161,7 @@ func (c *Client) begin(req Request) (exchange, error) {
 		return exchange{}, fmt.Errorf("no key to encrypt to: %w", protocol.CodeCertificate)
 	}
 	if c.state.Counter == ^uint32(0) {
-		return exchange{}, fmt.Errorf("all counters are used, enrol anew: %w", protocol.CodeSerial)
+		return exchange{}, fmt.Errorf("all counters are used; enrol again: %w", protocol.CodeSerial)
 	}
 	p1 := req.p1(c.state.Enrolment.client(), protocol.NewSerial(c.state.Counter+1, randomTail()))
 	raw := p1.Marshal()

@@ -242,7 +242,7 @@ func (s fileKeys) Load(_ context.Context, public protocol.PublicKey) (Key, error
 	}
 	key, err := newFileKey(private)
 	if err != nil || key.public != public {
-		return nil, fmt.Errorf("signing key file holds another key: %w", ErrState)
+		return nil, fmt.Errorf("signing key file contains another key: %w", ErrState)
 	}
 	return key, nil
 }

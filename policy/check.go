@@ -43,10 +43,10 @@ func (c *checker) services(raw document) map[protocol.Service]service {
 		c.begin(i)
 		s := c.service(r)
 		if first, taken := ids[s.id]; taken && s.id != 0 {
-			c.fail("id %d is that of service %d of the document already", s.id, first)
+			c.fail("id %d is already used by service %d of the document", s.id, first)
 		}
 		if first, taken := names[s.name]; taken && s.name != "" {
-			c.fail("name %q is that of service %d of the document already", s.name, first)
+			c.fail("name %q is already used by service %d of the document", s.name, first)
 		}
 		ids[s.id], names[s.name], services[s.id] = i+1, i+1, s
 	}
@@ -88,7 +88,7 @@ func (c *checker) id(v value) protocol.Service {
 	case !ok:
 		c.fail("id: want a whole number, found %s", v)
 	case id < minService:
-		c.fail("id %d: want %d or more, the lower ones are the protocol's own", id, minService)
+		c.fail("id %d: want %d or more, the protocol reserves the lower ones", id, minService)
 	default:
 		return protocol.Service(id)
 	}
@@ -249,7 +249,7 @@ func (c *checker) limit(r rawLimit, where string, m money) Limit {
 		c.fail("%swindow is missing", where)
 	}
 	if r.Count.raw == nil && r.Amount.raw == nil {
-		c.fail("%scount and amount are missing: it would bound nothing", where)
+		c.fail("%scount and amount are missing: the limit would have no effect", where)
 	}
 	return Limit{
 		Window: c.duration(r.Window, span{where + "window", minWindow, maxWindow, 0}),

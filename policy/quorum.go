@@ -121,7 +121,7 @@ func (c *checker) flattened(raw map[string]value) map[string]value {
 	put := func(name string, v value) {
 		if _, twice := flat[name]; twice {
 			c.subject, c.line = "quorum: ", 0
-			c.fail("%s is there twice", name)
+			c.fail("%s appears twice", name)
 		}
 		flat[name] = v
 	}

@@ -36,7 +36,7 @@ func TestQuorumRefused(t *testing.T) {
 		"\"key.destroy\" = \"two\"":                 "line 6: quorum: key.destroy: want 1 to 16 administrators, found \"two\"",
 		"\"key.destory\" = 2":                       "line 6: quorum: kind of change \"key.destory\": want one of",
 		"local = 1":                                 "line 6: quorum: local: want true or false",
-		"key.destroy = 2\n\"key.destroy\" = 3":      "quorum: key.destroy is there twice",
+		"key.destroy = 2\n\"key.destroy\" = 3":      "quorum: key.destroy appears twice",
 		"x = 2":                                     "line 6: quorum: kind of change \"x\"",
 		"\"key.destroy\" = 2\n[quorums]\nlocal = 1": "unknown key quorums",
 	} {

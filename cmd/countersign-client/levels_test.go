@@ -128,10 +128,10 @@ func TestWithoutPassword(t *testing.T) {
 		}
 		vault := []string{"authorize", "--link", link, "--service", "200", "--level", "2"}
 		_, stderr = s.want(3, append(vault, "--yes")...)
-		if !strings.Contains(stderr, "level not available") || !strings.Contains(stderr, "you can only refuse") || !strings.Contains(stderr, "enrol anew") {
+		if !strings.Contains(stderr, "level not available") || !strings.Contains(stderr, "you can only refuse") || !strings.Contains(stderr, "enrol again") {
 			t.Errorf("level 2: %s", stderr)
 		}
-		if _, stderr = s.want(3, append(vault, "--refuse")...); !strings.Contains(stderr, "refused, as you said") {
+		if _, stderr = s.want(3, append(vault, "--refuse")...); !strings.Contains(stderr, "refused by you") {
 			t.Errorf("refused: %s", stderr)
 		}
 	}
@@ -206,7 +206,7 @@ func TestStatusIsNotTold(t *testing.T) {
 	}
 	a.Do(clienttest.Behaviour{Deny: protocol.CodeSuspended})
 	stdout, stderr := s.want(75, "status", "--last", "--link", link, "-o", "json")
-	if decode(t, stdout)["result"] != "unknown" || !strings.Contains(stderr, "not told") {
+	if decode(t, stdout)["result"] != "unknown" || !strings.Contains(stderr, "does not reveal") {
 		t.Errorf("prints %s%s", stdout, stderr)
 	}
 	a.Do(clienttest.Behaviour{})
@@ -253,7 +253,7 @@ func TestReceiptsVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	stdout, stderr := s.want(4, "receipts", "verify")
-	if !strings.Contains(stdout, "unverified") || !strings.Contains(stderr, "do not rely on it") {
+	if !strings.Contains(stdout, "unverified") || !strings.Contains(stderr, "do not rely on this receipt") {
 		t.Errorf("prints %s%s", stdout, stderr)
 	}
 }
@@ -331,8 +331,8 @@ func TestPrompts(t *testing.T) {
 		exit  int
 		says  string
 	}{
-		{[]string{right, wrong}, []string{"enrol", "--url", url, a.Invite().String()}, 77, "not the same"},
-		{[]string{right, right}, []string{"enrol", "--url", url, a.Invite().String()}, 0, "the same again: "},
+		{[]string{right, wrong}, []string{"enrol", "--url", url, a.Invite().String()}, 77, "passwords differ"},
+		{[]string{right, right}, []string{"enrol", "--url", url, a.Invite().String()}, 0, "repeat it: "},
 		{[]string{wrong, right}, []string{"authorize", "--link", link, "--service", "100", "--level", "2", "--yes"}, 0, "wrong password, 2 tries left"},
 	} {
 		keyboard, tty := terminal(t)

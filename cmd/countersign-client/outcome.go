@@ -130,9 +130,9 @@ func verdict(r client.Receipt) error {
 	case r.Result == protocol.ResultPending:
 		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending),
 			"another person approves at the same device with countersign-client approve --link LINK; then countersign-client status "+
-				r.Serial.String()+" --link LINK tells the outcome")
+				r.Serial.String()+" --link LINK shows the outcome")
 	case r.Verdict == protocol.Refuse:
-		return cli.Fail(cli.Denied, errors.New("refused, as you said"), "")
+		return cli.Fail(cli.Denied, errors.New("refused by you"), "")
 	}
 	exit := exitOf(r.Reason)
 	if exit == cli.Failed || exit == cli.Unavailable {
@@ -145,7 +145,7 @@ func verdict(r client.Receipt) error {
 	if r.Retry != 0 {
 		text += fmt.Sprintf(", retry in %v", r.Retry)
 	}
-	return cli.Fail(exit, fmt.Errorf("the appliance denies it: %s", text), hints[r.Reason])
+	return cli.Fail(exit, fmt.Errorf("the appliance denied it: %s", text), hints[r.Reason])
 }
 
 // parseAmount parses "12.00 EUR", or "12.00" with a separate currency. The number has all decimals
@@ -153,7 +153,7 @@ func verdict(r client.Receipt) error {
 func parseAmount(amount, currency string) (*protocol.Amount, error) {
 	number, unit, both := strings.Cut(amount, " ")
 	if both == (currency != "") {
-		return nil, errors.New(`an amount is given as "12.00 EUR", or as 12.00 with --currency EUR`)
+		return nil, errors.New(`write the amount as "12.00 EUR", or as 12.00 with --currency EUR`)
 	}
 	if !both {
 		unit = currency
@@ -192,7 +192,7 @@ func formatAmount(a *protocol.Amount) string {
 
 func (a *app) receiptsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "receipts", Short: "List what became of each authorization, the oldest first", Args: cobra.NoArgs,
+		Use: "receipts", Short: "List the outcome of each authorization, oldest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.open(cmd.Context(), client.Config{ReadOnly: true})
 			if err != nil {
@@ -216,9 +216,9 @@ func (a *app) receiptsCommand() *cobra.Command {
 func (a *app) verifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [SERIAL]",
-		Short: "Verify the full receipts that are kept, offline",
-		Long: "verify checks again that the decision in a full receipt is signed by a key of the pinned root, and that it is on\n" +
-			"what was countersigned here. Without a serial it does so for all of them.\n\n" +
+		Short: "Verify the stored full receipts offline",
+		Long: "verify checks that the decision in a full receipt is signed by a key of the pinned root and matches the\n" +
+			"countersigned statement. Without a serial it checks all of them.\n\n" +
 			"Exit codes: 0 all verify, 4 one does not, 5 there is no full receipt.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd, args) },
@@ -251,7 +251,7 @@ func (a *app) verify(cmd *cobra.Command, args []string) error {
 		rows, bad = append(rows, outcomeOf(c, r)), errors.Join(bad, err)
 	}
 	if len(rows) == 0 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("no full receipt is kept"), "authorize --receipt asks for one")
+		return cli.Fail(cli.NotFound, fmt.Errorf("no full receipt is kept"), "authorize --receipt requests one")
 	}
 	if err := outcomeTable.List(a.printer(cmd), rows); err != nil {
 		return errors.Join(err, explain(bad))

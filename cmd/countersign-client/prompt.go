@@ -37,7 +37,7 @@ func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
 	case refuse:
 		a.said = &said
 	case !interactive(cmd):
-		return a, cli.Fail(cli.Usage, errors.New("nobody to ask: standard input is no terminal"),
+		return a, cli.Fail(cli.Usage, errors.New("cannot ask: standard input is not a terminal"),
 			"give --yes or --refuse")
 	}
 	return a, nil
@@ -88,7 +88,7 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	}
 	done := make(chan answer, 1)
 	go func() {
-		yes, err := a.terminal.ConfirmName("This is signed with the key that only you may use.", "yes")
+		yes, err := a.terminal.ConfirmName("This uses the key that only you may use.", "yes")
 		done <- answer{yes, err}
 	}()
 	select {
@@ -122,7 +122,7 @@ func describe(s client.Shown) string {
 	}
 	fmt.Fprintf(&b, "level:    %v\n", s.Level)
 	if s.Missing != 0 {
-		fmt.Fprintf(&b, "this client cannot give factor %v: you can only refuse\n", s.Missing)
+		fmt.Fprintf(&b, "this client cannot provide factor %v: you can only refuse\n", s.Missing)
 	}
 	if s.Factors.Has(protocol.FactorStrict) {
 		b.WriteString("the device learns who you are\n")
@@ -156,8 +156,8 @@ type passwordFlags struct {
 
 func addPasswordFlags(cmd *cobra.Command) *passwordFlags {
 	f := &passwordFlags{fd: -1}
-	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "read the password from this open file descriptor, one line for each try")
-	cmd.Flags().StringVar(&f.file, "password-file", "", "read the password from the first line of this file, mode 0600")
+	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "file descriptor to read the password from, one line per attempt")
+	cmd.Flags().StringVar(&f.file, "password-file", "", "file of mode 0600 with the password in its first line")
 	cmd.MarkFlagsMutuallyExclusive("password-fd", "password-file")
 	return f
 }
@@ -194,7 +194,7 @@ func tries(n uint64) string {
 func (p *passwords) read() (client.Password, error) {
 	if p.flags.file != "" {
 		if p.asked {
-			return nil, errors.New("the file holds no other password")
+			return nil, errors.New("the file contains no other password")
 		}
 		p.asked = true
 		return readFile(p.flags.file)
@@ -225,7 +225,7 @@ func readFile(name string) (secret client.Password, err error) {
 		return nil, cli.Fail(cli.IO, fmt.Errorf("password file: %w", err), "")
 	case info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0:
 		return nil, cli.Fail(cli.Auth, fmt.Errorf("password file %s may be read by others (mode %#o)", name, info.Mode().Perm()),
-			"chmod 600 it, and change the password if others could read it")
+			"run chmod 600 on it, and change the password if others could read it")
 	}
 	return readLine(f)
 }
@@ -245,7 +245,7 @@ func readLine(r io.Reader) (client.Password, error) {
 			return nil, cli.Fail(cli.IO, fmt.Errorf("reading the password: %w", err), "")
 		case n == 1 && one[0] == '\n', err != nil:
 			if len(line) == 0 {
-				return nil, cli.Fail(cli.Auth, errors.New("there is no password to read"), "")
+				return nil, cli.Fail(cli.Auth, errors.New("no password to read"), "")
 			}
 			return line, nil
 		}
@@ -299,17 +299,17 @@ func (p *passwords) newPassword(none bool) (client.Password, error) {
 	case p.flags.given():
 		return p.read()
 	case !onTerminal(p.cmd):
-		fmt.Fprintln(p.cmd.ErrOrStderr(), "no terminal and no password flag: enrolling without a password, so level 2 and above is refused here")
+		fmt.Fprintln(p.cmd.ErrOrStderr(), "no terminal and no password flag: enrolling without a password, so this client can only refuse at level 2 and above")
 		return nil, nil
 	}
 	first, err := prompt(p.cmd.Context(), p.cmd, "new password: ")
 	if err != nil {
 		return nil, err
 	}
-	second, err := prompt(p.cmd.Context(), p.cmd, "the same again: ")
+	second, err := prompt(p.cmd.Context(), p.cmd, "repeat it: ")
 	defer clear(second)
 	if err == nil && string(first) != string(second) {
-		err = cli.Fail(cli.Auth, errors.New("the two passwords are not the same"), "run it again")
+		err = cli.Fail(cli.Auth, errors.New("the two passwords differ"), "run it again")
 	}
 	if err != nil {
 		clear(first)

@@ -67,10 +67,10 @@ func (a *app) statusCommand() *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status [SERIAL | --last] [--link LINK]",
-		Short: "Show the enrolment, or what became of an authorization",
-		Long: "status alone shows the enrolment and what is pending. With a serial, or --last, it shows that authorization as it is\n" +
-			"known here; with --link too it asks the appliance, through a device, what became of it, and keeps the answer.\n" +
-			"An authorization that the appliance never saw is denied by that for good: resume it first if it is to go on.\n\n" +
+		Short: "Show the enrolment or the outcome of an authorization",
+		Long: "status alone shows the enrolment and any pending authorization. With a serial or --last it shows that authorization\n" +
+			"as known here; with --link it also asks the appliance, through a device, for the outcome and keeps the answer.\n" +
+			"This permanently denies an authorization that the appliance never saw: resume it first to complete it.\n\n" +
 			"Exit codes with --link: 0 approved, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
 		Example: "  countersign-client status --last --link tcp:127.0.0.1:7777",
 		Args:    cobra.MaximumNArgs(1),
@@ -87,9 +87,9 @@ func (a *app) status(cmd *cobra.Command, f statusFlags, args []string) error {
 	one := len(args) != 0 || f.last
 	switch {
 	case len(args) != 0 && f.last:
-		return cli.Fail(cli.Usage, errors.New("a serial and --last name two authorizations"), hint)
+		return cli.Fail(cli.Usage, errors.New("give a serial or --last, not both"), hint)
 	case f.link != "" && !one:
-		return cli.Fail(cli.Usage, errors.New("--link asks about one authorization"), "name its serial, or give --last")
+		return cli.Fail(cli.Usage, errors.New("--link needs one authorization"), "give its serial or --last")
 	case f.link != "":
 		return a.settle(cmd, f, args)
 	}
@@ -169,7 +169,7 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 func untold(err error) error {
 	var e *cli.Error
 	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
-		return cli.Fail(cli.TryAgain, fmt.Errorf("its outcome is not told: %w", err), e.Advice)
+		return cli.Fail(cli.TryAgain, fmt.Errorf("the appliance does not reveal the outcome: %w", err), e.Advice)
 	}
 	return err
 }
@@ -184,15 +184,15 @@ func (a *app) resumeCommand() *cobra.Command {
 	var f resumeFlags
 	cmd := &cobra.Command{
 		Use:   "resume --link LINK",
-		Short: "Go on with an authorization that has no final answer yet",
-		Long: "resume sends the countersignature that may have left already once more, byte for byte. The appliance answers\n" +
-			"with the same result, and nothing is done twice. After a wrong password it asks for another one. It works until\n" +
-			"the time of the challenge is over; later status tells what became of it.",
+		Short: "Continue an authorization that has no final answer",
+		Long: "resume repeats a countersignature that may already have left, byte for byte. The appliance repeats its result and\n" +
+			"does nothing twice. After a wrong password resume asks for another. It works until the challenge expires; use\n" +
+			"status afterwards.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.resume(cmd, f) },
 	}
 	addLinkFlag(cmd, &f.link)
-	cmd.Flags().BoolVar(&f.yes, "yes", false, "count as verified as the user, where another password is signed with the UV key")
+	cmd.Flags().BoolVar(&f.yes, "yes", false, "skip verifying the user when the UV key signs")
 	f.password = addPasswordFlags(cmd)
 	return cmd
 }
@@ -235,11 +235,11 @@ func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 		return nil
 	}
 	if pending.Known {
-		fmt.Fprintf(cmd.ErrOrStderr(), "the authorization %v (%s) left open before is given up: its password was wrong\n",
+		fmt.Fprintf(cmd.ErrOrStderr(), "giving up the open authorization %v (%s): its password was wrong\n",
 			pending.Serial, c.Name(pending.Service))
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "settling the authorization %v (%s) left open before\n", pending.Serial, c.Name(pending.Service))
+	fmt.Fprintf(cmd.ErrOrStderr(), "settling the open authorization %v (%s)\n", pending.Serial, c.Name(pending.Service))
 	r, err := resumeOn(cmd.Context(), c, address)
 	var out *cli.Error
 	code, _ := protocol.CodeOf(err)

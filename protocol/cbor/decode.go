@@ -39,7 +39,7 @@ var (
 	errUTF8     = errors.New("text is not UTF-8")
 	errKeyOrder = errors.New("map keys not in order or not unique")
 	errKeyType  = errors.New("map key is not an integer")
-	errEmpty    = errors.New("empty, and so to be left out")
+	errEmpty    = errors.New("empty members must be left out")
 )
 
 // Unmarshal decodes one item into v, a pointer. It fills integers, strings, byte

@@ -71,11 +71,11 @@ func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	}
 	r := ApplyRequest{M1: w.M1, Order: order, Link: w.Link, Nonce: w.Nonce, Strict: w.Strict != nil}
 	if !r.Link.known() || r.Strict && *w.Strict != 1 {
-		return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: link class or strict has no such value")
+		return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: invalid link class or strict")
 	}
 	if w.Floor != nil {
 		if r.Floor = *w.Floor; !isLevel(r.Floor) {
-			return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: floor %d", r.Floor)
+			return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: invalid floor %d", r.Floor)
 		}
 	}
 	if w.Handle != nil {
@@ -139,7 +139,7 @@ func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 		return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false})
 	}
 	if w.Handle == nil || w.Level == nil || w.TTL == nil || !isLevel(*w.Level) {
-		return ApplyResponse{}, protocol.CodeFormat.Errorf("apply answer: handle, level and ttl come together")
+		return ApplyResponse{}, protocol.CodeFormat.Errorf("apply answer: handle, level and ttl must come together")
 	}
 	r.Handle, r.Level, r.TTL = *w.Handle, *w.Level, *w.TTL
 	return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, false})
@@ -173,7 +173,7 @@ func ParseLinkClass(s string) (LinkClass, error) {
 	if i := slices.Index(linkNames, s); i >= int(LinkWire) {
 		return LinkClass(i), nil
 	}
-	return 0, protocol.CodeFormat.Errorf("link class %q", s)
+	return 0, protocol.CodeFormat.Errorf("unknown link class %q", s)
 }
 
 // Order is the device's offer, key 2 of an [ApplyRequest]: {1: service or [service, …], ?2: [amount,

@@ -192,10 +192,10 @@ func ParseRequest(body []byte) (Request, error) {
 	}
 	digest := sha256.Sum256(r.SigStructure())
 	if !r.SigningKey.VerifyDigest(digest[:], r.Proof[:]) {
-		return Request{}, fmt.Errorf("enrolment: proof is not good: %w", protocol.CodeSignature)
+		return Request{}, fmt.Errorf("enrolment: proof is invalid: %w", protocol.CodeSignature)
 	}
 	if r.UVKey != nil && !r.UVKey.VerifyDigest(digest[:], r.UVProof[:]) {
-		return Request{}, fmt.Errorf("enrolment: uv_proof is not good: %w", protocol.CodeSignature)
+		return Request{}, fmt.Errorf("enrolment: uv_proof is invalid: %w", protocol.CodeSignature)
 	}
 	return r, nil
 }
@@ -223,7 +223,7 @@ func (w enrolJSON) request() (r Request, err error) {
 
 func (w enrolJSON) uv(r *Request) error {
 	if (w.UVKey == nil) != (w.UVProof == nil) {
-		return protocol.CodeFormat.Errorf("uv_key and uv_proof come together")
+		return protocol.CodeFormat.Errorf("uv_key and uv_proof must come together")
 	}
 	if w.UVKey == nil {
 		return nil
@@ -242,7 +242,7 @@ func (w enrolJSON) uv(r *Request) error {
 func (w passwordJSON) enrolment() (*Password, error) {
 	p := Password{MemoryKiB: w.MemoryKiB, Iterations: w.Iterations, Parallelism: w.Parallelism}
 	if p.MemoryKiB < MinPasswordMemoryKiB || p.Iterations < MinPasswordIterations || p.Parallelism < 1 {
-		return nil, protocol.CodeFormat.Errorf("password: Argon2id with %d KiB, %d iterations, %d lanes is below the floor",
+		return nil, protocol.CodeFormat.Errorf("password: Argon2id with %d KiB, %d iterations, %d lanes is below the minimum",
 			p.MemoryKiB, p.Iterations, p.Parallelism)
 	}
 	if err := strict.Fixed(p.Salt[:], "password.salt", w.Salt); err != nil {
@@ -420,12 +420,12 @@ func ParseRenewResponse(body []byte) (r RenewResponse, err error) {
 // checkPEM requires at least one text, each exactly one block of this type.
 func checkPEM(blockType string, texts ...string) error {
 	if len(texts) == 0 {
-		return protocol.CodeFormat.Errorf("no PEM %s", blockType)
+		return protocol.CodeFormat.Errorf("want a PEM %s", blockType)
 	}
 	for _, text := range texts {
 		block, rest := pem.Decode([]byte(text))
 		if block == nil || block.Type != blockType || len(rest) != 0 {
-			return protocol.CodeFormat.Errorf("not one PEM %s", blockType)
+			return protocol.CodeFormat.Errorf("want exactly one PEM %s", blockType)
 		}
 	}
 	return nil

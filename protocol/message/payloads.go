@@ -90,10 +90,10 @@ func ParseP1(b []byte) (P1, error) {
 		return P1{}, protocol.CodeFormat.Errorf("P1: %v", err)
 	}
 	if m.Has(7) && p.Capabilities == 0 {
-		return P1{}, protocol.CodeFormat.Errorf("P1: capabilities of 0 are left out")
+		return P1{}, protocol.CodeFormat.Errorf("P1: capabilities of 0 must be left out")
 	}
 	if (p.Service == protocol.ServiceStatus) != (p.Asked != nil) {
-		return P1{}, protocol.CodeFormat.Errorf("P1: a serial is asked about with service 2 and only there")
+		return P1{}, protocol.CodeFormat.Errorf("P1: service 2 needs a serial, other services must not have one")
 	}
 	return p, p.parseProposal(proposal)
 }
@@ -158,7 +158,7 @@ func parseText(item []byte) (string, error) {
 		return "", protocol.CodeFormat.Errorf("text: %v", err)
 	}
 	if s == "" {
-		return "", protocol.CodeFormat.Errorf("an empty text is left out")
+		return "", protocol.CodeFormat.Errorf("an empty text must be left out")
 	}
 	return s, CheckText(s, MaxTextBytes)
 }
@@ -211,7 +211,7 @@ func ParseP3(b []byte) (P3, error) {
 	}
 	if slot != nil {
 		if p.Slot = *slot; p.Slot != protocol.SlotUV {
-			return P3{}, protocol.CodeFormat.Errorf("P3: slot %d is not written", p.Slot)
+			return P3{}, protocol.CodeFormat.Errorf("P3: slot %d: want 3, or none for slot 1", p.Slot)
 		}
 	}
 	if p.Verdict == protocol.Refuse && (p.Slot != protocol.SlotSigning || p.Proof != nil) {
@@ -283,7 +283,7 @@ func ParseP2(b []byte) (P2, error) {
 			return P2{}, protocol.CodeFormat.Errorf("P2: %v", err)
 		}
 		if p.Code == 0 {
-			return P2{}, protocol.CodeFormat.Errorf("P2: code 0 is no error")
+			return P2{}, protocol.CodeFormat.Errorf("P2: the error form has code 0")
 		}
 		return p, nil
 	}
@@ -404,7 +404,7 @@ func (p *P4) parseAsked(item []byte) error {
 	}
 	result, err := cbor.Uint(parts[0])
 	if err != nil || result > uint64(protocol.ResultPending) || protocol.Result(result) == protocol.ResultRetry {
-		return protocol.CodeFormat.Errorf("P4: outcome %d is none", result)
+		return protocol.CodeFormat.Errorf("P4: invalid outcome %d", result)
 	}
 	reason, err := cbor.Uint(parts[1])
 	if err != nil || reason > math.MaxUint8 || protocol.Result(result) == protocol.ResultApproved && reason != 0 {

@@ -159,7 +159,7 @@ func (p P2) Acceptable(want Expectation) error {
 		return p.refusal()
 	}
 	if (want.Service == protocol.ServiceCoApproval) != (p.FirstStatement != nil) {
-		return protocol.CodeFormat.Errorf("P2: a first statement goes with service 3 and only there")
+		return protocol.CodeFormat.Errorf("P2: service 3 needs a first statement, other services must not have one")
 	}
 	if err := p.checkLevel(want); err != nil {
 		return err

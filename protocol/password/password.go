@@ -38,7 +38,7 @@ var Default = Params{MemoryKiB: 64 * 1024, Iterations: 3, Parallelism: 1}
 // Check returns [protocol.CodeFormat] for parameters below 19 MiB or 2 iterations.
 func (p Params) Check() error {
 	if p.MemoryKiB < enrol.MinPasswordMemoryKiB || p.Iterations < enrol.MinPasswordIterations || p.Parallelism < 1 {
-		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the floor: %w",
+		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the minimum: %w",
 			p.MemoryKiB, p.Iterations, p.Parallelism, protocol.CodeFormat)
 	}
 	return nil

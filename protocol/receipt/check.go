@@ -76,10 +76,10 @@ func (c Check) checkRequest(d Decision) error {
 		return fmt.Errorf("decision for device %v: %w", d.Device, protocol.CodeDevice)
 	}
 	if len(c.Challenges) == 0 || protocol.NewChallenge(c.Nonce, d.U) != c.newest() {
-		return fmt.Errorf("decision is not on the challenge that was forwarded: %w", protocol.CodeReplayed)
+		return fmt.Errorf("decision is not for the forwarded challenge: %w", protocol.CodeReplayed)
 	}
 	if d.SecondStatement != nil && len(c.Challenges) < 2 {
-		return fmt.Errorf("decision of a second approver that was not asked for: %w", protocol.CodeReplayed)
+		return fmt.Errorf("decision of an unexpected second approver: %w", protocol.CodeReplayed)
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func (c Check) checkTime(d Decision) error {
 		return fmt.Errorf("decision of level %d, floor %d: %w", d.Level, c.Floor, protocol.CodeLevel)
 	}
 	if c.Elapsed > protocol.Seconds(d.Lifetime) {
-		return fmt.Errorf("decision is over, %v after the countersignature: %w", c.Elapsed, protocol.CodeExpired)
+		return fmt.Errorf("decision has expired, %v after the countersignature: %w", c.Elapsed, protocol.CodeExpired)
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func (c Check) checkStatements(d Decision, all []checkedEvidence) error {
 		case f.P1.Service != services[i]:
 			return evidenceError("statement is for another service")
 		case (services[i] == protocol.ServiceCoApproval) != (f.P2.FirstStatement != nil):
-			return evidenceError("statement names a first one where it may not, or none")
+			return evidenceError("first statement is missing or misplaced")
 		}
 		if err := c.checkStatement(d, e); err != nil {
 			return err
@@ -200,9 +200,9 @@ func (c Check) checkStatements(d Decision, all []checkedEvidence) error {
 func (c Check) checkStatement(d Decision, e checkedEvidence) error {
 	switch f := e.fields; {
 	case f.P1.Client != e.cert.Client:
-		return evidenceError("statement is another client's")
+		return evidenceError("statement is from another client")
 	case f.P2.Level != d.Level:
-		return evidenceError("statement is of another level")
+		return evidenceError("statement has another level")
 	case f.P2.Device != c.Device.Handle():
 		return evidenceError("statement is for another device")
 	case !sameAmount(f.P2.Amount, d.Amount):

@@ -180,7 +180,7 @@ func (w wireEvidence) join(statement, cert []byte) (Evidence, error) {
 		return e, protocol.CodeFormat.Errorf("decision: evidence of %v with slot %d", w.Verdict, w.Slot)
 	}
 	if w.Proof == nil || statement == nil || cert == nil || len(w.Proof) != 0 && len(w.Proof) != message.ProofSize {
-		return e, protocol.CodeFormat.Errorf("decision: evidence has a member of another type or length")
+		return e, protocol.CodeFormat.Errorf("decision: evidence has a member of the wrong type or length")
 	}
 	e.Approval = message.Approval{Verdict: w.Verdict, Slot: w.Slot}
 	if len(w.Proof) != 0 {

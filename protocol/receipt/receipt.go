@@ -277,7 +277,7 @@ func parseBatched(b []byte) (signed, error) {
 		return signed{}, protocol.CodeFormat.Errorf("receipt is not a detached ES256 signature of an RFC 9162 tree")
 	}
 	if len(header.Kid) != 1 || len(header.Proofs.Inclusion) != 1 {
-		return signed{}, protocol.CodeFormat.Errorf("receipt has not one kid byte and one inclusion proof")
+		return signed{}, protocol.CodeFormat.Errorf("receipt: want one kid byte and one inclusion proof")
 	}
 	var in Inclusion
 	if err := strict.Item(header.Proofs.Inclusion[0], &in); err != nil {
@@ -293,7 +293,7 @@ func parseBatched(b []byte) (signed, error) {
 func (s signed) verify(key protocol.PublicKey, aad string) error {
 	if s.inclusion == nil {
 		if !s.plain.Verify(key, aad) {
-			return protocol.CodeCertificate.Errorf("signature is not good")
+			return protocol.CodeCertificate.Errorf("signature is invalid")
 		}
 		return nil
 	}
@@ -303,7 +303,7 @@ func (s signed) verify(key protocol.PublicKey, aad string) error {
 	}
 	digest := sha256.Sum256(cose.Structure(protectedReceipt, aad, root[:]))
 	if !key.VerifyDigest(digest[:], s.signature) {
-		return protocol.CodeCertificate.Errorf("signature over the tree is not good")
+		return protocol.CodeCertificate.Errorf("signature over the tree is invalid")
 	}
 	return nil
 }

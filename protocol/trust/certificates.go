@@ -82,7 +82,7 @@ func (k KeyCert) verify(s cose.Sign1, root protocol.PublicKey) error {
 		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d is not signed by root %v", k.Use, k.Epoch, root.RootID())
 	}
 	if _, err := protocol.ParsePublicKey(k.Key[:]); err != nil {
-		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d has no point of P-256", k.Use, k.Epoch)
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d does not contain a P-256 point", k.Use, k.Epoch)
 	}
 	return nil
 }

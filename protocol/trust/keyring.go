@@ -30,7 +30,7 @@ func ParseKeyUpdate(b []byte) (KeyUpdate, error) {
 		return KeyUpdate{}, err
 	}
 	if kind != message.KindKeyUpdate || len(b) < keyUpdateHeaderSize {
-		return KeyUpdate{}, protocol.CodeFormat.Errorf("message of kind %d and %d bytes is no MU", kind, len(b))
+		return KeyUpdate{}, protocol.CodeFormat.Errorf("message of kind %d and %d bytes is not an MU", kind, len(b))
 	}
 	n, rest := int(b[1]), b[keyUpdateHeaderSize:]
 	if n > MaxCerts {

@@ -103,7 +103,7 @@ func (s *stage) vault(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.demand(strings.Contains(a.told, "cannot give factor uv"), "he was told %s", a.told)
+	s.demand(strings.Contains(a.told, "cannot provide factor uv"), "he was told %s", a.told)
 	if a, err = s.by(ctx, dora(right("dora")), approved, vault...); err != nil {
 		return err
 	}

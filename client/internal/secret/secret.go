@@ -93,7 +93,7 @@ func (k *Kept) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	if len(w.Salt) != len(k.Salt) || len(w.DS) != len(k.DS) {
-		return fmt.Errorf("password: salt or secret has another length")
+		return fmt.Errorf("password: salt or secret has the wrong length")
 	}
 	*k = Kept{
 		Salt: password.Salt(w.Salt), DS: password.DeviceSecret(w.DS),
