@@ -45,9 +45,14 @@ type StatementFields struct {
 // ParseStatement decodes a statement and its payloads. Errors are CodeFormat, also for a P2 in the
 // error form.
 func ParseStatement(b []byte) (StatementFields, error) {
-	f, err := splitStatement(b)
-	if err != nil {
+	var w wireStatement
+	err := cbor.Unmarshal(b, &w)
+	f := StatementFields{Root: w.Root, Challenge: w.Challenge, RawP1: w.P1, RawP2: w.P2}
+	switch {
+	case err != nil:
 		return f, protocol.CodeFormat.Errorf("statement: %v", err)
+	case w.Domain != domain.Statement || w.P1 == nil || w.P2 == nil:
+		return f, protocol.CodeFormat.Errorf("statement: want [%q, root id, P1, challenge, P2]", domain.Statement)
 	}
 	if f.P1, err = ParseP1(f.RawP1); err != nil {
 		return f, fmt.Errorf("statement: %w", err)
@@ -61,32 +66,13 @@ func ParseStatement(b []byte) (StatementFields, error) {
 	return f, nil
 }
 
-func splitStatement(b []byte) (f StatementFields, err error) {
-	parts, err := cbor.Array(b)
-	if err != nil {
-		return f, err
-	}
-	if len(parts) != 5 {
-		return f, fmt.Errorf("%d items, want 5", len(parts))
-	}
-	if got, err := cbor.Text(parts[0]); err != nil || got != domain.Statement {
-		return f, fmt.Errorf("domain string is not %q", domain.Statement)
-	}
-	for i, dst := range [][]byte{1: f.Root[:], 3: f.Challenge[:]} {
-		if dst == nil {
-			continue
-		}
-		v, err := cbor.Bytes(parts[i])
-		if err != nil || len(v) != len(dst) {
-			return f, fmt.Errorf("item %d is not a byte string of %d", i, len(dst))
-		}
-		copy(dst, v)
-	}
-	if f.RawP1, err = cbor.Bytes(parts[2]); err != nil {
-		return f, err
-	}
-	f.RawP2, err = cbor.Bytes(parts[4])
-	return f, err
+type wireStatement struct {
+	_         struct{} `cbor:",toarray"`
+	Domain    string
+	Root      protocol.RootID
+	P1        []byte
+	Challenge protocol.Challenge
+	P2        []byte
 }
 
 // Approval is the part of a countersignature besides the statement.

@@ -59,8 +59,8 @@ func Parse(b []byte, hasKid bool) (s Sign1, kid byte, err error) {
 		}
 		return s, 0, nil
 	}
-	id, err := cbor.Bytes(s.Unprotected[headerKid])
-	if err != nil || len(id) != 1 || len(s.Unprotected) != 1 {
+	var id []byte
+	if err := cbor.Unmarshal(s.Unprotected[headerKid], &id); err != nil || len(id) != 1 || len(s.Unprotected) != 1 {
 		return s, 0, protocol.CodeFormat.Errorf("COSE_Sign1 unprotected headers are not {4: kid}")
 	}
 	return s, id[0], nil
