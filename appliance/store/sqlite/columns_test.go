@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +98,7 @@ var whenNull = map[string]string{"INTEGER": "1", "TEXT": "'x'", "BLOB": "X'01020
 // do whatever checks and triggers say, and requires that it is found. A table or column
 // that a migration adds and no seal covers fails here.
 func TestEveryColumnIsSealed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	full(t, path)
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -152,8 +151,8 @@ func alter(t *testing.T, path, statement, table string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
-	triggers := texts(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger'`)
-	for _, name := range texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger'`) {
+	triggers := texts(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table)
+	for _, name := range texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table) {
 		if _, err := db.Exec(`DROP TRIGGER "` + name + `"`); err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +187,7 @@ func found(t *testing.T, path string) error {
 
 // TestFullIsWhole: what TestEveryColumnIsSealed alters is good before.
 func TestFullIsWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	full(t, path)
 	if err := found(t, path); err != nil {
 		t.Error(err)

@@ -12,7 +12,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -99,7 +98,7 @@ func spendOn(ctx context.Context, s *Store, a ack) error {
 // TestCrash kills the process that spends, again and again: whatever it had
 // acknowledged is there, with one audit record, and nothing is there in part.
 func TestCrash(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	seedMany(t, path, seeding{prefix: "client", n: 6})
 	var acked []string
 	for round := range 6 {

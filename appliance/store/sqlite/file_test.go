@@ -41,7 +41,7 @@ func TestModes(t *testing.T) {
 }
 
 func TestReopen(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -64,7 +64,7 @@ func TestReopen(t *testing.T) {
 }
 
 func TestInUse(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	for range 2 { // the refusal must not loosen the lock
 		_, err := Open(t.Context(), Config{Path: path})
@@ -146,7 +146,7 @@ func refuses(t *testing.T, path, want string) {
 }
 
 func TestRecordsAreNotChanged(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	if err := s.Append(t.Context(), storetest.Note("x")); err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -31,7 +30,7 @@ func limitPages(t *testing.T, s *Store, pages int) {
 // TestFull fills the store: it answers nothing that it has not stored, stores
 // nothing in part, and goes on by itself once there is room.
 func TestFull(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	parties := make([]storetest.Parties, 4)
 	for i := range parties {

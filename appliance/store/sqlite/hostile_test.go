@@ -86,8 +86,7 @@ func loosen(table string) []string {
 // serving is an unsealed store that serves, and its seals, with administrators ann and bob.
 func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Parties) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s.db")
-	p := foundedAt(t, path, a)
+	path := foundedAt(t)
 	s, err := Open(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +96,7 @@ func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Part
 	if err := s.Unseal(t.Context(), seals, a); err != nil {
 		t.Fatal(err)
 	}
-	return s, seals, p
+	return s, seals, foundedParties
 }
 
 func bobOf(t *testing.T, s *Store) store.Admin {
@@ -166,8 +165,7 @@ func TestSchemaCookie(t *testing.T) {
 // TestSchemaBeforeUnseal: a trigger that was there when the file was opened, and is gone when
 // the store is unsealed, does not run.
 func TestSchemaBeforeUnseal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	foundedAt(t, path, nil)
+	path := foundedAt(t)
 	cookie := ask(t, path, "PRAGMA schema_version")
 	raw(t, path, lender(t, path)+"; PRAGMA schema_version = "+cookie)
 	s, err := Open(t.Context(), Config{Path: path}) // locked: it waits for the PIN

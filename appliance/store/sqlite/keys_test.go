@@ -80,7 +80,7 @@ func migratedKeys(t *testing.T, path string) []store.Key {
 // TestKeyTriggers: the table itself holds that a version stays what it is, whoever
 // writes it.
 func TestKeyTriggers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	at := time.UnixMicro(1).UTC()
 	trust := store.Trust{Keys: []store.Key{

@@ -133,7 +133,7 @@ func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties
 // TestTriggers: the table itself holds that guesses are not given back and that an
 // end is one, whoever writes it.
 func TestTriggers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -177,7 +177,7 @@ func TestTriggers(t *testing.T) {
 
 // TestAttemptsDropped: attempts do not pile up.
 func TestAttemptsDropped(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -279,7 +279,7 @@ func guessOn(ctx context.Context, s *Store, a ack) error {
 // TestCrashGuessing kills the process that guesses, again and again: no guess that
 // it began is given back, and no client gets more than it may.
 func TestCrashGuessing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	begun := map[string]int{}
 	for round := range 6 {
 		seedMany(t, path, seeding{prefix: fmt.Sprintf("round%d-", round), n: 16})

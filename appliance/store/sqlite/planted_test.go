@@ -52,8 +52,7 @@ func TestPlantedBeforeMigration(t *testing.T) {
 
 // TestHeadRemoved: a store that has records and no head was founded.
 func TestHeadRemoved(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	foundedAt(t, path, nil)
+	path := foundedAt(t)
 	raw(t, path, `DELETE FROM head`)
 	if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), "the head is missing") {
 		t.Error(err)
@@ -151,7 +150,7 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 // TestMovedThenFailed: what an operation that failed wrote into the head is not what the
 // anchor learns.
 func TestMovedThenFailed(t *testing.T) {
-	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "s.db")})
+	s, err := Open(t.Context(), Config{Path: newPath(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -111,7 +110,7 @@ func TestReseal(t *testing.T) {
 
 func unsealedNew(t testing.TB) (*Store, *store.Seals) {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "s.db")})
+	s, err := Open(t.Context(), Config{Path: newPath(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
@@ -196,7 +195,7 @@ func TestCloseAnswersQueue(t *testing.T) {
 
 // Checkpoints keep the log from growing with the number of operations.
 func TestCheckpoint(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	grow := func() int64 {
 		for range 2 * checkpointEvery {
@@ -217,7 +216,7 @@ func TestCheckpoint(t *testing.T) {
 
 // Corruption is for good: nothing is answered any more, and the process is told.
 func TestFatal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err = errors.Join(err, s.Close()); err != nil {

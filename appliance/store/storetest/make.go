@@ -27,27 +27,35 @@ func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) {
 	return seals, s.Unseal(ctx, seals, nil)
 }
 
-// Seed founds the store with policy 1, if it has none, and enrols a client and a device
-// of this name.
+// NewParties returns a client and a device of this name, not enrolled yet.
+func NewParties(name string) Parties {
+	return Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
+}
+
+// Seed enrols a new client and a new device of this name.
 func Seed(ctx context.Context, s store.Store, name string) (Parties, error) {
-	p := Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
+	p := NewParties(name)
+	return p, p.Enrol(ctx, s)
+}
+
+// Enrol founds the store with policy 1 if it is empty, and enrols both parties.
+func (p Parties) Enrol(ctx context.Context, s store.Store) error {
 	if _, err := s.ActivePolicy(ctx); errors.Is(err, store.ErrNotFound) {
 		first := store.Policy{Version: 1, Document: []byte("one"), ActivatedAt: Epoch}
 		if err := s.AddTrust(ctx, store.Trust{Policy: first}, Note("policy")); err != nil {
-			return p, err
+			return err
 		}
 	}
-	client, device := NewInvitation(store.KindClient, name), NewInvitation(store.KindDevice, p.Device.Name)
+	client, device := NewInvitation(store.KindClient, p.Client.Name), NewInvitation(store.KindDevice, p.Device.Name)
 	for _, i := range []store.Invitation{client, device} {
 		if err := s.Invite(ctx, i, Note("invited")); err != nil {
-			return p, err
+			return err
 		}
 	}
-	err := s.EnrolClient(ctx, UseOf(client), p.Client, Note("enrolled"))
-	if err != nil {
-		return p, err
+	if err := s.EnrolClient(ctx, UseOf(client), p.Client, Note("enrolled")); err != nil {
+		return err
 	}
-	return p, s.EnrolDevice(ctx, UseOf(device), p.Device, Note("enrolled"))
+	return s.EnrolDevice(ctx, UseOf(device), p.Device, Note("enrolled"))
 }
 
 func random(b []byte) { _, _ = rand.Read(b) } // never fails, crypto/rand

@@ -4,6 +4,7 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"testing"
@@ -12,40 +13,40 @@ import (
 	"countersign/protocol"
 )
 
-// Run runs the whole suite. Each test gets an empty store of its own from open,
-// and closes it.
-func Run(t *testing.T, open func(t *testing.T) store.Store) {
+// Prepare fills an empty store.
+type Prepare func(context.Context, store.Store) error
+
+// Open returns a store of its own to each test, unsealed by [Unseal].
+type Open func(*testing.T) store.Store
+
+// Run runs the whole suite. open returns how stores are opened that a prepare has
+// filled: a driver may run it once and copy what it made. Each test closes its store.
+func Run(t *testing.T, open func(Prepare) Open) {
+	p := NewParties("alice")
+	enrolled, empty := open(p.Enrol), open(func(context.Context, store.Store) error { return nil })
 	for _, group := range []map[string]func(*testing.T, *fixture){
 		partyTests, invitationTests, spendTests, limitTests, reportTests, registryTests, concurrencyTests,
 		tryTests, approvalTests, statusTests, replaceTests, changeTests, recoveryTests,
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
-				f := newFixture(t, open(t))
+				t.Parallel()
+				f := &fixture{Store: enrolled(t), p: p, t: t}
 				test(t, f)
 				f.checkAudit()
 				f.must(f.Close())
 			})
 		}
 	}
-	t.Run("Close", func(t *testing.T) { testClose(t, open(t)) })
-	t.Run("Empty", func(t *testing.T) { testEmpty(t, open(t)) })
+	t.Run("Close", func(t *testing.T) { testClose(t, &fixture{Store: enrolled(t), p: p, t: t}) })
+	t.Run("Empty", func(t *testing.T) { testEmpty(t, empty(t)) })
 }
 
-// fixture is a store with one client and one device in it.
+// fixture is a store in which one client and one device are enrolled.
 type fixture struct {
 	store.Store
 	p Parties
 	t *testing.T
-}
-
-func newFixture(t *testing.T, s store.Store) *fixture {
-	t.Helper()
-	p, err := Seed(t.Context(), s, "alice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &fixture{Store: s, p: p, t: t}
 }
 
 func (f *fixture) must(err error) {
@@ -175,15 +176,14 @@ func (f *fixture) third(counter uint32) store.Spend {
 // next is a counter that nobody has used.
 func (f *fixture) next() uint32 { return uint32(max(f.highest(), 100) + 1) }
 
-func testClose(t *testing.T, s store.Store) {
-	f := newFixture(t, s)
-	f.must(s.Close())
-	f.must(s.Close())
-	_, err := s.Spend(t.Context(), f.p.Spend(1))
+func testClose(t *testing.T, f *fixture) {
+	f.must(f.Close())
+	f.must(f.Close())
+	_, err := f.Spend(t.Context(), f.p.Spend(1))
 	f.fails(err, store.ErrUnavailable)
-	_, err = s.Client(t.Context(), f.p.Client.ID)
+	_, err = f.Client(t.Context(), f.p.Client.ID)
 	f.fails(err, store.ErrUnavailable)
-	f.fails(s.Append(t.Context(), Note("late")), store.ErrUnavailable)
+	f.fails(f.Append(t.Context(), Note("late")), store.ErrUnavailable)
 }
 
 func testEmpty(t *testing.T, s store.Store) {
