@@ -11,13 +11,16 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // answer signs what was approved, or waits for a second approver, and seals the
 // result for the phone.
-func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outcome) (protocol.CountersignResponse, error) {
-	res := protocol.CountersignResponse{Result: out.Result}
-	p4 := protocol.P4{Result: out.Result, Reason: out.Reason, Asked: out.Asked}
+func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outcome) (deviceapi.CountersignResponse, error) {
+	res := deviceapi.CountersignResponse{Result: out.Result}
+	p4 := message.P4{Result: out.Result, Reason: out.Reason, Asked: out.Asked}
 	if c.wantsPassword() && (out.Result == protocol.ResultRetry || out.Result == protocol.ResultDenied) {
 		p4.TriesLeft = &out.TriesLeft // a denial has it too, 0, so that their sizes are one
 	}
@@ -27,7 +30,7 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 		p4.Retry, err = a.lockedFor(ctx, c)
 	case out.Result == protocol.ResultApproved && c.p1.Service != protocol.ServiceDryRun && c.p1.Service != protocol.ServiceStatus:
 		res.Decision, err = a.signDecision(ctx, c, out)
-		if c.p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
+		if c.p1.Capabilities&message.CapabilityFullReceipt != 0 {
 			p4.Decision = res.Decision
 		}
 	case out.Result == protocol.ResultPending:
@@ -39,9 +42,9 @@ func (a *Appliance) answer(ctx context.Context, c countersigned, out store.Outco
 		return a.answer(ctx, c, a.nobodys(c))
 	}
 	if err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
-	var r protocol.ReceiptNonce
+	var r message.ReceiptNonce
 	_, _ = rand.Read(r[:]) // never fails, crypto/rand
 	res.M4 = c.channel.SealM4(c.m3, r, p4.Marshal())
 	a.metrics.settled(out)
@@ -92,7 +95,7 @@ func (a *Appliance) signDecision(ctx context.Context, c countersigned, out store
 	if d.Evidence, err = a.strictEvidence(ctx, c); err != nil {
 		return nil, err
 	}
-	return protocol.SignDecision(ctx, a.keys.Signer(key), key.Version, d)
+	return receipt.Sign(ctx, a.keys.Signer(key), key.Version, d)
 }
 
 // rebuilt makes the decision again, as describe made it: statement, level, factors, device,
@@ -100,7 +103,7 @@ func (a *Appliance) signDecision(ctx context.Context, c countersigned, out store
 // are those of the stored outcome, as are its result and that the password was right: its
 // seal binds them to this M3. An error wraps [ErrForged] where the stored decision is
 // another, and the alarm has heard of it.
-func (a *Appliance) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d protocol.Decision, err error) {
+func (a *Appliance) rebuilt(ctx context.Context, c countersigned, out store.Outcome) (d receipt.Decision, err error) {
 	if c.seen.code != 0 {
 		return d, a.seals.Report(fmt.Sprintf("serial %v is approved, and its evidence is refused with code %d", c.key.Serial, c.seen.code))
 	}

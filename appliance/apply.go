@@ -12,29 +12,32 @@ import (
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // Apply answers a phone's M1 that a device relays: with a challenge and the
 // handle that brings it back, with a key update, or with the error form of P2.
 // It stores nothing. Errors carry a code of PROTOCOL.md §4 that is answered over
 // HTTP, or wrap [hsm.ErrUnavailable].
-func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol.ApplyRequest) (protocol.ApplyResponse, error) {
+func (a *Appliance) Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	now := a.now()
 	ctx = hsm.NewWork(ctx)
 	opened, err := a.open(ctx, req.M1, now)
 	if errors.Is(err, protocol.CodeStaleKey) {
-		return protocol.ApplyResponse{M2: a.keyUpdate(req.M1, now)}, nil
+		return deviceapi.ApplyResponse{M2: a.keyUpdate(req.M1, now)}, nil
 	}
 	if err != nil {
-		return protocol.ApplyResponse{}, err
+		return deviceapi.ApplyResponse{}, err
 	}
 	first, err := a.pendingOf(ctx, device, req, opened.p1)
 	if err != nil {
-		return protocol.ApplyResponse{}, err
+		return deviceapi.ApplyResponse{}, err
 	}
 	u := newNonce()
 	chal := protocol.NewChallenge(req.Nonce, u)
-	channel := protocol.NewChannel(opened.es, req.M1, chal)
+	channel := message.NewChannel(opened.es, req.M1, chal)
 	p2, err := a.challenge(device, req, opened.p1, first)
 	if err != nil {
 		return a.refuseApply(channel, chal, err)
@@ -47,17 +50,17 @@ func (a *Appliance) Apply(ctx context.Context, device store.Device, req protocol
 		Challenge: chal, U: u, Policy: a.policy.Load().version, Reference: req.Order.Reference, First: first,
 	})
 	if err != nil {
-		return protocol.ApplyResponse{}, err
+		return deviceapi.ApplyResponse{}, err
 	}
 	a.metrics.applied(0)
-	return protocol.ApplyResponse{M2: m2, Handle: sealed, Level: p2.Level, TTL: p2.TTL}, nil
+	return deviceapi.ApplyResponse{M2: m2, Handle: sealed, Level: p2.Level, TTL: p2.TTL}, nil
 }
 
 // opened is an M1 that was decrypted and parsed.
 type opened struct {
-	p1   protocol.P1
+	p1   message.P1
 	raw  []byte
-	es   protocol.Secret
+	es   message.Secret
 	root protocol.RootID
 }
 
@@ -66,61 +69,61 @@ const maxP1 = 256
 
 // open decrypts M1 with the one ECDH that the token does.
 func (a *Appliance) open(ctx context.Context, m1 []byte, now time.Time) (opened, error) {
-	message, err := protocol.ParseM1(m1)
+	msg, err := message.ParseM1(m1)
 	if err != nil {
 		return opened{}, err
 	}
-	key, held, err := a.keys.Recipient(ctx, message.Epoch, now)
+	key, held, err := a.keys.Recipient(ctx, msg.Epoch, now)
 	if err != nil {
 		return opened{}, err
 	}
 	if !held {
-		return opened{}, fmt.Errorf("kem epoch %d modulo 64: %w", message.Epoch, protocol.CodeStaleKey)
+		return opened{}, fmt.Errorf("kem epoch %d modulo 64: %w", msg.Epoch, protocol.CodeStaleKey)
 	}
 	o := opened{root: key.Root}
-	if o.raw, o.es, err = message.Open(key, o.root); err != nil {
+	if o.raw, o.es, err = msg.Open(key, o.root); err != nil {
 		return opened{}, fmt.Errorf("opening M1: %w", err)
 	}
 	if len(o.raw) > maxP1 {
 		return opened{}, fmt.Errorf("P1 of %d bytes: %w", len(o.raw), protocol.CodeFormat)
 	}
-	o.p1, err = protocol.ParseP1(o.raw)
+	o.p1, err = message.ParseP1(o.raw)
 	return o, err
 }
 
 // keyUpdate is an MU with every KeyCert a phone may need to go on.
 func (a *Appliance) keyUpdate(m1 []byte, now time.Time) []byte {
-	message, _ := protocol.ParseM1(m1) // it was parsed before: that is how its epoch is known
-	return protocol.KeyUpdate{Certs: a.keys.UpdateCerts(message.Epoch, now)}.Marshal()
+	msg, _ := message.ParseM1(m1) // it was parsed before: that is how its epoch is known
+	return trust.KeyUpdate{Certs: a.keys.UpdateCerts(msg.Epoch, now)}.Marshal()
 }
 
 // challenge decides what the phone has to show and to sign.
-func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
-	if slow(req.Link) && p1.Capabilities&protocol.CapabilityFullReceipt != 0 {
-		return protocol.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
+func (a *Appliance) challenge(device store.Device, req deviceapi.ApplyRequest, p1 message.P1, first *pending) (message.P2, error) {
+	if slow(req.Link) && p1.Capabilities&message.CapabilityFullReceipt != 0 {
+		return message.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
 	}
 	if p1.Service == protocol.ServiceCoApproval {
 		return a.coChallenge(device, req, p1, first)
 	}
 	if !slices.Contains(req.Order.Services, p1.Service) {
-		return protocol.P2{}, fmt.Errorf("service %d is not ordered: %w", p1.Service, protocol.CodeService)
+		return message.P2{}, fmt.Errorf("service %d is not ordered: %w", p1.Service, protocol.CodeService)
 	}
 	amount, text, err := agree(p1.Proposal, req.Order)
 	if err != nil {
-		return protocol.P2{}, err
+		return message.P2{}, err
 	}
 	requested, err := policy.LevelFrom(uint64(p1.Level))
 	if err != nil || requested == 0 {
-		return protocol.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
+		return message.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
 	}
 	grant, err := a.policy.Load().Level(policy.Request{
 		Service: uint64(p1.Service), Amount: policyAmount(amount),
 		Requested: requested, DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
 	})
 	if err != nil {
-		return protocol.P2{}, err
+		return message.P2{}, err
 	}
-	return protocol.P2{
+	return message.P2{
 		TTL: uint64(grant.TTL / time.Second), Level: protocol.Level(grant.Level), Factors: protocol.Factors(grant.Factors),
 		Device: device.ID.Handle(), DeviceName: device.Display, Amount: amount, Text: text,
 	}, nil
@@ -128,11 +131,11 @@ func (a *Appliance) challenge(device store.Device, req protocol.ApplyRequest, p1
 
 // slow tells whether a full receipt is too long for the link: one QR code, one
 // sound burst.
-func slow(l protocol.LinkClass) bool { return l == protocol.LinkQR || l == protocol.LinkSound }
+func slow(l deviceapi.LinkClass) bool { return l == deviceapi.LinkQR || l == deviceapi.LinkSound }
 
 // agree joins what the phone proposes with what the device orders; what both give
 // must be the same.
-func agree(proposal *protocol.Proposal, order protocol.Order) (*protocol.Amount, string, error) {
+func agree(proposal *message.Proposal, order deviceapi.Order) (*protocol.Amount, string, error) {
 	if proposal == nil {
 		return order.Amount, order.Text, nil
 	}
@@ -159,14 +162,14 @@ func policyAmount(a *protocol.Amount) *policy.Amount {
 
 // refuseApply seals the error form of P2; an error without a code is not the
 // phone's business and goes up.
-func (a *Appliance) refuseApply(channel protocol.Channel, chal protocol.Challenge, cause error) (protocol.ApplyResponse, error) {
+func (a *Appliance) refuseApply(channel message.Channel, chal protocol.Challenge, cause error) (deviceapi.ApplyResponse, error) {
 	code, ok := codeFor(cause)
 	if !ok {
-		return protocol.ApplyResponse{}, cause
+		return deviceapi.ApplyResponse{}, cause
 	}
 	a.metrics.applied(code)
 	a.log.Debug("apply refused", "code", uint8(code), "error", cause)
-	return protocol.ApplyResponse{M2: channel.SealM2(chal, protocol.P2{Code: code}.Marshal())}, nil
+	return deviceapi.ApplyResponse{M2: channel.SealM2(chal, message.P2{Code: code}.Marshal())}, nil
 }
 
 func newNonce() (n protocol.Nonce) {

@@ -15,6 +15,10 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 func newCSR(t *testing.T) string {
@@ -80,26 +84,26 @@ func TestApplyStoresNothing(t *testing.T) {
 func TestApplyRefused(t *testing.T) {
 	b := newBench(t)
 	alice := b.enrol("alice")
-	amount := func(a *protocol.Amount) *protocol.Proposal { return &protocol.Proposal{Amount: a} }
+	amount := func(a *protocol.Amount) *message.Proposal { return &message.Proposal{Amount: a} }
 	for _, c := range []struct {
 		name    string
 		service protocol.Service
 		level   protocol.Level
-		propose *protocol.Proposal
-		order   protocol.Order
+		propose *message.Proposal
+		order   deviceapi.Order
 		want    protocol.Code
 	}{
-		{"another service than ordered", door, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodeService},
-		{"service not in the policy", 999, 1, nil, protocol.Order{Services: []protocol.Service{999}}, protocol.CodeService},
-		{"dry run that the device does not take", 0, 1, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeService},
-		{"second approval of nothing", 3, 1, nil, protocol.Order{Services: []protocol.Service{3, payment}}, protocol.CodeService},
-		{"reserved service", 4, 1, nil, protocol.Order{Services: []protocol.Service{4}}, protocol.CodeService},
-		{"no level", door, 0, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
-		{"level out of range", door, 9, nil, protocol.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
-		{"amount missing", payment, 1, nil, protocol.Order{Services: []protocol.Service{payment}}, protocol.CodePolicy},
-		{"amount for a door", door, 1, nil, protocol.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
-		{"amounts differ", payment, 1, amount(eur(100)), protocol.Order{Services: []protocol.Service{payment}, Amount: eur(101)}, protocol.CodePolicy},
-		{"texts differ", door, 1, &protocol.Proposal{Text: "a"}, protocol.Order{Services: []protocol.Service{door}, Text: "b"}, protocol.CodePolicy},
+		{"another service than ordered", door, 1, nil, deviceapi.Order{Services: []protocol.Service{payment}}, protocol.CodeService},
+		{"service not in the policy", 999, 1, nil, deviceapi.Order{Services: []protocol.Service{999}}, protocol.CodeService},
+		{"dry run that the device does not take", 0, 1, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeService},
+		{"second approval of nothing", 3, 1, nil, deviceapi.Order{Services: []protocol.Service{3, payment}}, protocol.CodeService},
+		{"reserved service", 4, 1, nil, deviceapi.Order{Services: []protocol.Service{4}}, protocol.CodeService},
+		{"no level", door, 0, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
+		{"level out of range", door, 9, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
+		{"amount missing", payment, 1, nil, deviceapi.Order{Services: []protocol.Service{payment}}, protocol.CodePolicy},
+		{"amount for a door", door, 1, nil, deviceapi.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
+		{"amounts differ", payment, 1, amount(eur(100)), deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(101)}, protocol.CodePolicy},
+		{"texts differ", door, 1, &message.Proposal{Text: "a"}, deviceapi.Order{Services: []protocol.Service{door}, Text: "b"}, protocol.CodePolicy},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := alice.p1(c.service)
@@ -187,11 +191,11 @@ func TestSettledRefusals(t *testing.T) {
 		}
 	}
 	forged := func(s *session) []byte {
-		sig, err := protocol.Countersign(t.Context(), newSoftKey(), s.stmt, protocol.Approval{Verdict: protocol.Approve, Slot: 1})
+		sig, err := message.Countersign(t.Context(), newSoftKey(), s.stmt, message.Approval{Verdict: protocol.Approve, Slot: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.channel.SealM3(0, protocol.P3{Verdict: protocol.Approve, Signature: sig, Slot: 1}.Marshal())
+		return s.channel.SealM3(0, message.P3{Verdict: protocol.Approve, Signature: sig, Slot: 1}.Marshal())
 	}
 	before := b.tally()
 	for _, c := range []struct {
@@ -206,7 +210,7 @@ func TestSettledRefusals(t *testing.T) {
 		{"suspended client, bad signature", "suspended", forged, protocol.CodeRefused, false},
 		{"bad signature", "alice", forged, protocol.CodeSignature, false},
 		{"attempt 1 after nothing", "alice", func(s *session) []byte {
-			return s.channel.SealM3(1, protocol.P3{Verdict: protocol.Approve, Slot: 1}.Marshal())
+			return s.channel.SealM3(1, message.P3{Verdict: protocol.Approve, Slot: 1}.Marshal())
 		}, protocol.CodeSerial, false},
 		{"revoked client", "revoked", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeRefused, true},
 		{"suspended client", "suspended", func(s *session) []byte { return s.m3(protocol.Approve) }, protocol.CodeSuspended, true},
@@ -264,7 +268,7 @@ func TestHandles(t *testing.T) {
 	s := alice.challenge(door, nil)
 	m3 := s.m3(protocol.Approve)
 	countersign := func(d store.Device, handle []byte) error {
-		_, err := b.Countersign(t.Context(), d, protocol.CountersignRequest{Handle: handle, M3: m3})
+		_, err := b.Countersign(t.Context(), d, deviceapi.CountersignRequest{Handle: handle, M3: m3})
 		return err
 	}
 	if err := countersign(other, s.res.Handle); !errors.Is(err, protocol.CodeExpired) {
@@ -299,10 +303,10 @@ func TestFlippedBits(t *testing.T) {
 	for i := range len(s.m1) * 8 {
 		m1 := append([]byte{}, s.m1...)
 		m1[i/8] ^= 1 << (i % 8)
-		res, err := b.Apply(t.Context(), b.device, protocol.ApplyRequest{
-			M1: m1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.nonce,
+		res, err := b.Apply(t.Context(), b.device, deviceapi.ApplyRequest{
+			M1: m1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: s.nonce,
 		})
-		if kind, _ := protocol.Kind(res.M2); err == nil && kind != protocol.KindKeyUpdate {
+		if kind, _ := message.Kind(res.M2); err == nil && kind != message.KindKeyUpdate {
 			t.Fatalf("M1 with bit %d flipped was answered with a challenge", i)
 		}
 	}
@@ -361,16 +365,16 @@ func TestLimits(t *testing.T) {
 			t.Fatalf("%d cents: code %d, want %d", step.minor, a.p4.Reason, step.want)
 		}
 	}
-	d, err := protocol.Keyring{Root: b.trust.Root, KeyCerts: b.trust.KeyCerts(protocol.UseDecision), Now: uint64(b.clock.Now().Unix())}.Verify(first.res.Decision)
+	d, err := receipt.Verify(trust.Keyring{Root: b.trust.Root, KeyCerts: b.trust.KeyCerts(trust.UseDecision), Now: uint64(b.clock.Now().Unix())}, first.res.Decision)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := b.Outcome(t.Context(), b.device, protocol.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
+		if err := b.Outcome(t.Context(), b.device, deviceapi.OutcomeRequest{Transaction: d.Transaction, Performed: false}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := b.Outcome(t.Context(), b.enrolDevice("other"), protocol.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, appliance.ErrNoTransaction) {
+	if err := b.Outcome(t.Context(), b.enrolDevice("other"), deviceapi.OutcomeRequest{Transaction: d.Transaction}); !errors.Is(err, appliance.ErrNoTransaction) {
 		t.Errorf("another device's report: %v, want not found", err)
 	}
 	for _, step := range []struct {
@@ -388,20 +392,20 @@ func TestStaleKemEpoch(t *testing.T) {
 	alice := b.enrol("alice")
 	b.clock.advance(130 * 24 * time.Hour)
 	s := alice.sealOnly()
-	res, err := b.Apply(t.Context(), b.device, protocol.ApplyRequest{
-		M1: s.m1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: s.nonce,
+	res, err := b.Apply(t.Context(), b.device, deviceapi.ApplyRequest{
+		M1: s.m1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: s.nonce,
 	})
 	if err != nil || res.Handle != nil {
 		t.Fatalf("%v, handle of %d bytes", err, len(res.Handle))
 	}
-	trust, err := b.trust.Update(res.M2, uint64(b.clock.Now().Unix()))
+	pinned, err := b.trust.Update(res.M2, uint64(b.clock.Now().Unix()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if kem, _ := trust.Key(protocol.UseKEM); kem.Epoch != 2 {
+	if kem, _ := pinned.Key(trust.UseKEM); kem.Epoch != 2 {
 		t.Fatalf("kem epoch %d after the key update, want 2", kem.Epoch)
 	}
-	b.trust = trust
+	b.trust = pinned
 	again := alice.challenge(door, nil)
 	if a := again.must(again.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
 		t.Errorf("code %d", a.p4.Reason)
@@ -411,10 +415,10 @@ func TestStaleKemEpoch(t *testing.T) {
 // sealOnly is an M1 that is not sent yet.
 func (p *phone) sealOnly() *session {
 	p.b.Helper()
-	kem, _ := p.b.trust.Key(protocol.UseKEM)
+	kem, _ := p.b.trust.Key(trust.UseKEM)
 	s := &session{p: p, p1: p.p1(door)}
 	var err error
-	if s.m1, s.es, err = protocol.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, s.p1.Marshal()); err != nil {
+	if s.m1, s.es, err = message.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, s.p1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	return s
@@ -424,8 +428,8 @@ func TestFullReceipt(t *testing.T) {
 	b := newBench(t)
 	alice := b.enrol("alice")
 	p1 := alice.p1(door)
-	p1.Capabilities = protocol.CapabilityFullReceipt
-	s, err := alice.apply(p1, protocol.Order{Services: []protocol.Service{door}})
+	p1.Capabilities = message.CapabilityFullReceipt
+	s, err := alice.apply(p1, deviceapi.Order{Services: []protocol.Service{door}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@ import (
 	"time"
 
 	"countersign/appliance/store"
-	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 )
 
 // countersigned is an M3 that was opened under its handle.
@@ -16,12 +17,12 @@ type countersigned struct {
 	device    store.Device
 	m3        []byte
 	handle    handle
-	channel   protocol.Channel
+	channel   message.Channel
 	key       store.AnswerKey
-	p1        protocol.P1
-	p2        protocol.P2
-	p3        protocol.P3
-	statement protocol.Statement
+	p1        message.P1
+	p2        message.P2
+	p3        message.P3
+	statement message.Statement
 	seen      examined
 }
 
@@ -31,20 +32,20 @@ type countersigned struct {
 // Errors carry a code that is answered over HTTP, or wrap [hsm.ErrUnavailable],
 // [store.ErrUnavailable] or a context error; after those the same M3 may be sent
 // again.
-func (a *Appliance) Countersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (protocol.CountersignResponse, error) {
+func (a *Appliance) Countersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
 	c, err := a.openCountersign(ctx, device, req)
 	if err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
 	if c.seen, err = a.examine(ctx, c); err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
 	out, err := a.settle(ctx, c)
 	if isForged(err) {
 		out, err = a.nobodys(c), nil
 	}
 	if err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
 	return a.answer(ctx, c, out)
 }
@@ -53,14 +54,14 @@ func (a *Appliance) Countersign(ctx context.Context, device store.Device, req pr
 // at one time, because an unknown client costs no durable write and no call of the
 // token, a wrong password costs both, and nobody is to tell them apart by the clock.
 // Work that takes longer than that is not hidden.
-func (a *Appliance) AnswerAfter(res protocol.CountersignResponse) time.Duration {
+func (a *Appliance) AnswerAfter(res deviceapi.CountersignResponse) time.Duration {
 	if res.Decision != nil {
 		return 0
 	}
 	return a.refusal
 }
 
-func (a *Appliance) openCountersign(ctx context.Context, device store.Device, req protocol.CountersignRequest) (countersigned, error) {
+func (a *Appliance) openCountersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (countersigned, error) {
 	c := countersigned{device: device, m3: req.M3}
 	var err error
 	if c.handle, err = a.openHandle(ctx, device.ID, req.Handle); err != nil {
@@ -71,16 +72,16 @@ func (a *Appliance) openCountersign(ctx context.Context, device store.Device, re
 	if err != nil {
 		return c, fmt.Errorf("opening M3: %w", err)
 	}
-	if c.p3, err = protocol.ParseP3(p3); err != nil {
+	if c.p3, err = message.ParseP3(p3); err != nil {
 		return c, err
 	}
-	if c.p1, err = protocol.ParseP1(c.handle.P1); err != nil {
+	if c.p1, err = message.ParseP1(c.handle.P1); err != nil {
 		return c, fmt.Errorf("P1 of the handle: %w", err)
 	}
-	if c.p2, err = protocol.ParseP2(c.handle.P2); err != nil {
+	if c.p2, err = message.ParseP2(c.handle.P2); err != nil {
 		return c, fmt.Errorf("P2 of the handle: %w", err)
 	}
-	c.statement = protocol.NewStatement(c.handle.Root, c.handle.P1, c.handle.Challenge, c.handle.P2)
+	c.statement = message.NewStatement(c.handle.Root, c.handle.P1, c.handle.Challenge, c.handle.P2)
 	c.key = store.AnswerKey{Client: c.p1.Client, Serial: c.p1.Serial, Attempt: attempt, M3: sha256.Sum256(req.M3)}
 	return c, nil
 }
@@ -88,7 +89,7 @@ func (a *Appliance) openCountersign(ctx context.Context, device store.Device, re
 // Outcome stores a device's word on what it did with an approval. The first report
 // wins; one that says "not performed" gives the limits back. A transaction that is
 // not this device's is [ErrNoTransaction].
-func (a *Appliance) Outcome(ctx context.Context, device store.Device, req protocol.OutcomeRequest) error {
+func (a *Appliance) Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error {
 	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
 		"transaction": req.Transaction[:], "performed": req.Performed,
 	})

@@ -15,6 +15,8 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // ErrTaken: a client with this signing key is enrolled already; the phone makes a
@@ -22,13 +24,13 @@ import (
 var ErrTaken = errors.New("this key is enrolled already")
 
 // Trust is the answer of GET /v1/trust.
-func (a *Appliance) Trust() protocol.TrustDocument { return a.keys.TrustDocument(a.now()) }
+func (a *Appliance) Trust() trust.Document { return a.keys.TrustDocument(a.now()) }
 
 // Enrol enrols the phone that holds an activation code, once. body is the request
 // as received: a byte-identical repeat gets the same answer. A code that is
 // unknown, used, expired or of another kind is [protocol.CodeRefused].
 func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
-	req, err := protocol.ParseEnrolRequest(body)
+	req, err := enrol.ParseRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +52,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 
 // invitation finds the invitation of a code. answered tells that this very request
 // used it, so that its stored response is the answer.
-func (a *Appliance) invitation(ctx context.Context, code protocol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
+func (a *Appliance) invitation(ctx context.Context, code enrol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = a.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
 	switch {
 	case errors.Is(err, store.ErrNotFound), isForged(err):
@@ -69,9 +71,9 @@ func (a *Appliance) invitation(ctx context.Context, code protocol.ActivationCode
 
 // use stores an enrolment. When two identical requests race, the one that comes
 // second gets the answer of the first.
-func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invitation, enrol func(store.Use) error) ([]byte, error) {
+func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invitation, enrolKey func(store.Use) error) ([]byte, error) {
 	u := store.Use{Code: i.Code, At: a.now().UTC(), Request: sha256.Sum256(body), Response: response}
-	err := enrol(u)
+	err := enrolKey(u)
 	switch {
 	case errors.Is(err, store.ErrUsed):
 		if again, findErr := a.store.Invitation(ctx, i.Code); findErr == nil && again.SameRequest(u.Request) {
@@ -90,7 +92,7 @@ func (a *Appliance) use(ctx context.Context, body, response []byte, i store.Invi
 
 // newClient is the row of an enrolling client, with its verifier in the token's
 // custody and its roles settled.
-func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i store.Invitation) (store.Client, error) {
+func (a *Appliance) newClient(ctx context.Context, req enrol.Request, i store.Invitation) (store.Client, error) {
 	c := store.Client{
 		ID: protocol.ClientIDOf(req.SigningKey), Name: i.Name, SigningKey: req.SigningKey, UVKey: req.UVKey,
 		Status: store.Active, Roles: slices.Clone(i.Roles), Version: 1, Highest: -1, CreatedAt: a.now().UTC(),
@@ -105,7 +107,7 @@ func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i 
 		c.Roles = append(c.Roles, RoleUV)
 	}
 	now := a.now()
-	c.Cert, err = a.keys.ClientCert(ctx, protocol.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
+	c.Cert, err = a.keys.ClientCert(ctx, trust.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
 	return c, err
 }
 
@@ -113,7 +115,7 @@ func (a *Appliance) newClient(ctx context.Context, req protocol.EnrolRequest, i 
 const unverified = "unverified"
 
 // attestation names the format of a UV key's attestation, as the hook verified it.
-func (a *Appliance) attestation(ctx context.Context, req protocol.EnrolRequest) string {
+func (a *Appliance) attestation(ctx context.Context, req enrol.Request) string {
 	if req.Attestation == nil {
 		return policy.NoAttestation
 	}
@@ -129,12 +131,12 @@ func (a *Appliance) attestation(ctx context.Context, req protocol.EnrolRequest) 
 }
 
 func (a *Appliance) enrolResponse(c store.Client) ([]byte, error) {
-	trust := a.Trust()
-	response := protocol.EnrolResponse{
-		Client: c.ID, RootKey: trust.RootKey, NextRootHash: trust.NextRootHash, KeyCerts: trust.KeyCerts, ClientCert: c.Cert,
+	pinned := a.Trust()
+	response := enrol.Response{
+		Client: c.ID, RootKey: pinned.RootKey, NextRootHash: pinned.NextRootHash, KeyCerts: pinned.KeyCerts, ClientCert: c.Cert,
 	}
 	for _, floor := range a.policy.Load().Floors() {
-		response.Floors = append(response.Floors, protocol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
+		response.Floors = append(response.Floors, enrol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
 	}
 	return json.Marshal(response)
 }
@@ -143,7 +145,7 @@ func (a *Appliance) enrolResponse(c store.Client) ([]byte, error) {
 // Enrol does a phone. The device's name is the invitation's, whatever the CSR
 // says.
 func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error) {
-	req, err := protocol.ParseDeviceEnrolRequest(body)
+	req, err := enrol.ParseDeviceRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +172,7 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	response, err := json.Marshal(protocol.DeviceEnrolResponse{Certificates: certificates, Trust: a.keys.TrustDocument(now)})
+	response, err := json.Marshal(enrol.DeviceResponse{Certificates: certificates, Trust: a.keys.TrustDocument(now)})
 	if err != nil {
 		return nil, err
 	}
@@ -180,20 +182,20 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 }
 
 // Renew gives a device a new certificate for the key of its CSR.
-func (a *Appliance) Renew(ctx context.Context, device store.Device, req protocol.RenewRequest) (protocol.RenewResponse, error) {
+func (a *Appliance) Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error) {
 	public, err := requestKey(req.CSR)
 	if err != nil {
-		return protocol.RenewResponse{}, err
+		return enrol.RenewResponse{}, err
 	}
 	certificates, err := a.deviceCertificates(ctx, device, public, a.now())
 	if err != nil {
-		return protocol.RenewResponse{}, err
+		return enrol.RenewResponse{}, err
 	}
 	rec := a.record(store.KindDevices, device.Name, map[string]any{"event": "renewed"})
 	if err := a.store.Append(ctx, rec); err != nil {
-		return protocol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
+		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}
-	return protocol.RenewResponse{Certificates: certificates}, nil
+	return enrol.RenewResponse{Certificates: certificates}, nil
 }
 
 // deviceCertificates are the device's new certificate and its issuer's, PEM.

@@ -12,6 +12,11 @@ import (
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // examined is what is known of a countersignature before its password is checked.
@@ -24,9 +29,9 @@ type examined struct {
 
 // issued is a countersignature with what was found out of its client's certificate.
 type issued struct {
-	protocol.Evidence
-	keys protocol.ClientCert // that the client's record names
-	held bool                // a strict device can verify the certificate as it is
+	receipt.Evidence
+	keys trust.ClientCert // that the client's record names
+	held bool             // a strict device can verify the certificate as it is
 }
 
 // examine verifies the countersignature with the enrolled key. For a client that
@@ -38,7 +43,7 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, e
 	if err != nil && known {
 		return e, err
 	}
-	err = protocol.VerifyCountersign(signingKey(e.client, c.p3.Slot), c.statement, c.p3.Approval(), c.p3.Signature[:])
+	err = message.VerifyCountersign(signingKey(e.client, c.p3.Slot), c.statement, c.p3.Approval(), c.p3.Signature[:])
 	switch {
 	case !known, err != nil && e.client.Status != store.Active:
 		e.code = protocol.CodeRefused
@@ -97,7 +102,7 @@ func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Cl
 	if !c.p2.Factors.Has(protocol.FactorStrict) {
 		return nil, nil
 	}
-	own, err := a.issuedTo(client, protocol.Evidence{Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature})
+	own, err := a.issuedTo(client, receipt.Evidence{Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature})
 	first := c.handle.First
 	if err != nil || first == nil {
 		return []issued{own}, err
@@ -109,8 +114,8 @@ func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Cl
 	if err != nil {
 		return nil, err
 	}
-	approval := protocol.Approval{Verdict: protocol.Approve, Slot: first.Slot, Proof: first.Proof}
-	before, err := a.issuedTo(other, protocol.Evidence{Statement: first.Statement, Approval: approval, Signature: first.Signature})
+	approval := message.Approval{Verdict: protocol.Approve, Slot: first.Slot, Proof: first.Proof}
+	before, err := a.issuedTo(other, receipt.Evidence{Statement: first.Statement, Approval: approval, Signature: first.Signature})
 	return []issued{before, own}, err
 }
 
@@ -118,8 +123,8 @@ func (a *Appliance) strict(ctx context.Context, c countersigned, client store.Cl
 // epoch of client-ca has signed for these very keys is reported, and never made good by a
 // new one: the keys may be anybody's. One by an epoch that was compromised says nothing,
 // for anybody may have signed it. Then the record itself has to do, whose seal fits.
-func (a *Appliance) issuedTo(client store.Client, e protocol.Evidence) (issued, error) {
-	i := issued{Evidence: e, keys: protocol.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}}
+func (a *Appliance) issuedTo(client store.Client, e receipt.Evidence) (issued, error) {
+	i := issued{Evidence: e, keys: trust.ClientCert{Client: client.ID, SigningKey: client.SigningKey, UVKey: client.UVKey}}
 	cert, err := a.keys.ReadClientCert(client.Cert, a.now())
 	if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {
 		err = errors.New("it names another client or other keys")
@@ -134,8 +139,8 @@ func (a *Appliance) issuedTo(client store.Client, e protocol.Evidence) (issued, 
 // strictEvidence is what a strict device gets. A certificate whose epoch of client-ca is
 // no longer given to devices, because the root was replaced or the epoch retired, is
 // signed anew by the epoch in use, for the same keys.
-func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]protocol.Evidence, error) {
-	var all []protocol.Evidence
+func (a *Appliance) strictEvidence(ctx context.Context, c countersigned) ([]receipt.Evidence, error) {
+	var all []receipt.Evidence
 	for _, i := range c.seen.strict {
 		if !i.held {
 			var err error
@@ -174,7 +179,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict
 
 // proofIsRight recomputes the proof inside the token.
 func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
-	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: protocol.PasswordProofInput(c.statement.Hash())}
+	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
 		a.log.Error("a stored password verifier does not unwrap", "client", c.p1.Client.String())
@@ -197,7 +202,7 @@ func (a *Appliance) wrong(ctx context.Context, c countersigned, left uint64) (st
 }
 
 // importVerifier takes the password of an enrolment into the token's custody.
-func (a *Appliance) importVerifier(ctx context.Context, req protocol.EnrolRequest) ([]byte, error) {
+func (a *Appliance) importVerifier(ctx context.Context, req enrol.Request) ([]byte, error) {
 	p := req.Password
 	ephemeral, err := p.Ephemeral.ECDH()
 	if err != nil {

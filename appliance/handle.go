@@ -17,6 +17,10 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // handle is what the appliance must remember between apply and countersign. It
@@ -57,7 +61,7 @@ type handleKeys struct {
 type handleKeyName struct {
 	hour  uint32
 	mac   uint64 // version
-	epoch protocol.HandleEpoch
+	epoch derive.HandleEpoch
 }
 
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / int64(time.Hour/time.Second)) }
@@ -71,7 +75,7 @@ func (a *Appliance) handleKey(ctx context.Context, mac keyring.Key, hour uint32)
 	if known != nil {
 		return known, nil
 	}
-	key, err := a.keys.MAC(ctx, mac, protocol.HandleKeyInput(hour, name.epoch))
+	key, err := a.keys.MAC(ctx, mac, derive.HandleKeyInput(hour, name.epoch))
 	if err != nil {
 		return nil, fmt.Errorf("deriving the handle key: %w", err)
 	}
@@ -148,15 +152,15 @@ func (a *Appliance) seal(ctx context.Context, to sealing, v any) ([]byte, error)
 	out := binary.BigEndian.AppendUint32(make([]byte, 0, hourSize+nonceSize+1+len(plain)+aead.Overhead()), to.hour)
 	out = out[:hourSize+nonceSize]
 	_, _ = rand.Read(out[hourSize:]) // never fails, crypto/rand
-	out = aead.Seal(out, out[hourSize:], append([]byte{to.kind}, plain...), protocol.HandleAAD(to.device, to.hour))
-	if len(out) > protocol.MaxHandle {
-		return nil, fmt.Errorf("handle of %d bytes is longer than %d", len(out), protocol.MaxHandle)
+	out = aead.Seal(out, out[hourSize:], append([]byte{to.kind}, plain...), derive.HandleAAD(to.device, to.hour))
+	if len(out) > deviceapi.MaxHandle {
+		return nil, fmt.Errorf("handle of %d bytes is longer than %d", len(out), deviceapi.MaxHandle)
 	}
 	return out, nil
 }
 
 func (a *Appliance) unseal(ctx context.Context, from sealing, sealed []byte, into any) error {
-	if len(sealed) <= hourSize+nonceSize || len(sealed) > protocol.MaxHandle {
+	if len(sealed) <= hourSize+nonceSize || len(sealed) > deviceapi.MaxHandle {
 		return fmt.Errorf("handle of %d bytes: %w", len(sealed), protocol.CodeExpired)
 	}
 	hour, current := binary.BigEndian.Uint32(sealed), hourOf(a.now())
@@ -185,7 +189,7 @@ func (a *Appliance) openAny(ctx context.Context, from sealing, sealed []byte) ([
 		if err != nil {
 			return nil, err
 		}
-		plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], protocol.HandleAAD(from.device, from.hour))
+		plain, err := aead.Open(nil, sealed[hourSize:hourSize+nonceSize], sealed[hourSize+nonceSize:], derive.HandleAAD(from.device, from.hour))
 		if err == nil {
 			return plain, nil
 		}
@@ -194,8 +198,8 @@ func (a *Appliance) openAny(ctx context.Context, from sealing, sealed []byte) ([
 }
 
 // channel is the session as it stands after M2.
-func (h handle) channel() protocol.Channel {
-	return protocol.Channel{PRK: protocol.Secret(h.PRK), TH2: [32]byte(h.TH2)}
+func (h handle) channel() message.Channel {
+	return message.Channel{PRK: message.Secret(h.PRK), TH2: [32]byte(h.TH2)}
 }
 
 // pending names an approval that waits for a second approver, and holds what the
@@ -205,7 +209,7 @@ type pending struct {
 	_           struct{} `cbor:",toarray"`
 	Client      protocol.ClientID
 	Serial      protocol.Serial
-	Statement   protocol.Statement
+	Statement   message.Statement
 	Slot        uint64
 	Proof       []byte
 	Signature   [protocol.SignatureSize]byte
@@ -214,7 +218,7 @@ type pending struct {
 	Factors     protocol.Factors
 }
 
-func (a *Appliance) sealPending(ctx context.Context, c countersigned, d protocol.Decision) ([]byte, error) {
+func (a *Appliance) sealPending(ctx context.Context, c countersigned, d receipt.Decision) ([]byte, error) {
 	return a.seal(ctx, sealing{device: c.device.ID, hour: hourOf(a.now()), kind: kindPending}, pending{
 		Client: c.p1.Client, Serial: c.p1.Serial, Statement: c.statement, Slot: c.p3.Slot, Proof: c.p3.Proof,
 		Signature: c.p3.Signature, Transaction: d.Transaction, Pairwise: d.Pairwise, Factors: d.Factors,
@@ -223,7 +227,7 @@ func (a *Appliance) sealPending(ctx context.Context, c countersigned, d protocol
 
 // pendingOf opens the handle of a co-approval. With other services it is ignored,
 // and none or a dead one is no error here: the phone is told 6.
-func (a *Appliance) pendingOf(ctx context.Context, device store.Device, req protocol.ApplyRequest, p1 protocol.P1) (*pending, error) {
+func (a *Appliance) pendingOf(ctx context.Context, device store.Device, req deviceapi.ApplyRequest, p1 message.P1) (*pending, error) {
 	if p1.Service != protocol.ServiceCoApproval || req.Handle == nil {
 		return nil, nil
 	}
@@ -236,29 +240,29 @@ func (a *Appliance) pendingOf(ctx context.Context, device store.Device, req prot
 }
 
 // coChallenge repeats to the second approver what the first one signed.
-func (a *Appliance) coChallenge(device store.Device, req protocol.ApplyRequest, p1 protocol.P1, first *pending) (protocol.P2, error) {
+func (a *Appliance) coChallenge(device store.Device, req deviceapi.ApplyRequest, p1 message.P1, first *pending) (message.P2, error) {
 	if first == nil {
-		return protocol.P2{}, fmt.Errorf("no handle of a pending approval: %w", protocol.CodeService)
+		return message.P2{}, fmt.Errorf("no handle of a pending approval: %w", protocol.CodeService)
 	}
-	signed, err := protocol.ParseStatement(first.Statement)
+	signed, err := message.ParseStatement(first.Statement)
 	if err != nil {
-		return protocol.P2{}, fmt.Errorf("first statement: %w", err)
+		return message.P2{}, fmt.Errorf("first statement: %w", err)
 	}
 	if !slices.Contains(req.Order.Services, signed.P1.Service) {
-		return protocol.P2{}, fmt.Errorf("service %d is not ordered: %w", signed.P1.Service, protocol.CodeService)
+		return message.P2{}, fmt.Errorf("service %d is not ordered: %w", signed.P1.Service, protocol.CodeService)
 	}
 	if p1.Level > signed.P2.Level {
-		return protocol.P2{}, fmt.Errorf("level %d for a second approval at %d: %w", p1.Level, signed.P2.Level, protocol.CodeLevel)
+		return message.P2{}, fmt.Errorf("level %d for a second approval at %d: %w", p1.Level, signed.P2.Level, protocol.CodeLevel)
 	}
 	amount, text, err := agree(p1.Proposal, req.Order)
 	if err != nil {
-		return protocol.P2{}, err
+		return message.P2{}, err
 	}
 	if amount != nil && (signed.P2.Amount == nil || *amount != *signed.P2.Amount) || text != "" && text != signed.P2.Text {
-		return protocol.P2{}, fmt.Errorf("what is ordered is not what was signed first: %w", protocol.CodePolicy)
+		return message.P2{}, fmt.Errorf("what is ordered is not what was signed first: %w", protocol.CodePolicy)
 	}
 	hash := first.Statement.Hash()
-	return protocol.P2{
+	return message.P2{
 		TTL: signed.P2.TTL, Level: signed.P2.Level, Factors: signed.P2.Factors,
 		Device: device.ID.Handle(), DeviceName: signed.P2.DeviceName, Amount: signed.P2.Amount, Text: signed.P2.Text,
 		FirstStatement: &hash, FirstService: &signed.P1.Service,

@@ -13,6 +13,9 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/receipt"
 )
 
 // What a writer of the database gets: nothing but denials. softhsm-test/hostile has every
@@ -44,19 +47,19 @@ func (b *bench) forgeries(do func()) {
 
 // TestRefusalStaysRefused: a stored refusal that is made an approval is signed by nobody.
 func TestRefusalStaysRefused(t *testing.T) {
-	for name, change := range map[string]func(b *bench, refused protocol.Decision){
-		"result": func(b *bench, d protocol.Decision) {
+	for name, change := range map[string]func(b *bench, refused receipt.Decision){
+		"result": func(b *bench, d receipt.Decision) {
 			d.Result, d.Reason, d.Factors = protocol.ResultApproved, 0, protocol.FactorSignature|protocol.FactorPassword
 			b.tamper(1, `UPDATE decision SET result = 1, reason = 0, payload = ? WHERE result = 0`, d.Marshal())
 		},
-		"result, and the client is revoked": func(b *bench, d protocol.Decision) {
+		"result, and the client is revoked": func(b *bench, d receipt.Decision) {
 			if _, err := b.SetClientStatus(b.Context(), "alice", store.Revoked); err != nil {
 				b.Fatal(err)
 			}
 			d.Result, d.Reason = protocol.ResultApproved, 0
 			b.tamper(1, `UPDATE decision SET result = 1, reason = 0, payload = ? WHERE result = 0`, d.Marshal())
 		},
-		"another decision": func(b *bench, _ protocol.Decision) {
+		"another decision": func(b *bench, _ receipt.Decision) {
 			b.tamper(1, `UPDATE decision SET (result, reason, payload, seal) =
 				(SELECT a.result, a.reason, a.payload, a.seal FROM decision a WHERE a.result = 1) WHERE result = 0`)
 		},
@@ -68,7 +71,7 @@ func TestRefusalStaysRefused(t *testing.T) {
 			s := alice.challenge(payment, eur(900_000))
 			m3 := s.m3(protocol.Refuse)
 			expect(t, s.must(m3), protocol.ResultDenied, protocol.CodeUserRefused)
-			refused, err := protocol.ParseDecision(column[[]byte](b, `SELECT payload FROM decision WHERE result = 0`))
+			refused, err := receipt.Parse(column[[]byte](b, `SELECT payload FROM decision WHERE result = 0`))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -199,8 +202,8 @@ func TestStolenUVKey(t *testing.T) {
 	point := thief.point()
 	b.tamper(1, `UPDATE client SET uv_key = ?, cert = NULL`, point[:])
 	alice.uv = &thief
-	s, err := alice.applyWith(alice.p1(vault), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{vault}}, Link: protocol.LinkWire, Strict: true,
+	s, err := alice.applyWith(alice.p1(vault), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{vault}}, Link: deviceapi.LinkWire, Strict: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -229,8 +232,8 @@ func TestCertificateOfTheClient(t *testing.T) {
 			if err := b.store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
 				t.Fatal(err)
 			}
-			s, err := alice.applyWith(alice.p1(payment), protocol.ApplyRequest{
-				Order: protocol.Order{Services: []protocol.Service{payment}, Amount: eur(6000)}, Link: protocol.LinkWire, Strict: true,
+			s, err := alice.applyWith(alice.p1(payment), deviceapi.ApplyRequest{
+				Order: deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(6000)}, Link: deviceapi.LinkWire, Strict: true,
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -261,7 +264,7 @@ func TestForgedInvitation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			b.enrol("alice")
-			code := protocol.NewActivationCode(b.keys.Root().RootHash(), [13]byte{1})
+			code := enrol.NewActivationCode(b.keys.Root().RootHash(), [13]byte{1})
 			forge(b, sha256.Sum256([]byte(code.String())))
 			b.forgeries(func() {
 				if _, err := b.Enrol(t.Context(), b.stranger().request(code)); !errors.Is(err, protocol.CodeRefused) {

@@ -14,6 +14,8 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 )
 
 // Defaults and bounds of an activation code's life.
@@ -62,7 +64,7 @@ func (i Invite) validate() error {
 	case i.Floor < 1 || i.Floor > 4:
 		return fmt.Errorf("%w: floor %d: want 1 to 4", ErrInput, i.Floor)
 	}
-	if err := protocol.CheckText(i.Display, protocol.MaxNameBytes); err != nil {
+	if err := message.CheckText(i.Display, message.MaxNameBytes); err != nil {
 		return fmt.Errorf("%w: display name: %w", ErrInput, err)
 	}
 	return nil
@@ -103,16 +105,16 @@ func (i Invite) withDefaults() Invite {
 // waits for administrators the error is a [*Waiting], and the code is good once they
 // have countersigned. Other errors wrap [ErrInput], [store.ErrExists] or, with Replace,
 // those of SetClientStatus.
-func (a *Appliance) Invite(ctx context.Context, i Invite) (protocol.ActivationCode, time.Time, error) {
+func (a *Appliance) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
-		return protocol.ActivationCode{}, time.Time{}, err
+		return enrol.ActivationCode{}, time.Time{}, err
 	}
 	code := a.newCode()
 	if i.Kind == store.KindDevice {
 		c, err := a.Ask(ctx, i.ask(code))
 		if err != nil {
-			return protocol.ActivationCode{}, time.Time{}, err
+			return enrol.ActivationCode{}, time.Time{}, err
 		}
 		result, err := c.done()
 		expires, _ := result.(time.Time)
@@ -131,13 +133,13 @@ func (a *Appliance) PreviewInvite(ctx context.Context, i Invite) (Change, error)
 	return a.Preview(ctx, i.ask(a.newCode()))
 }
 
-func (a *Appliance) newCode() protocol.ActivationCode {
+func (a *Appliance) newCode() enrol.ActivationCode {
 	var random [13]byte
 	_, _ = rand.Read(random[:]) // never fails, crypto/rand
-	return protocol.NewActivationCode(a.keys.Root().RootHash(), random)
+	return enrol.NewActivationCode(a.keys.Root().RootHash(), random)
 }
 
-func hashOf(code protocol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
+func hashOf(code enrol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
 // invite stores an invitation. The row has the SHA-256 of its code, and the change behind
 // it if there is one.
@@ -164,7 +166,7 @@ func (a *Appliance) invite(ctx context.Context, i Invite, row store.Invitation) 
 }
 
 // ask is the change that inviting a device is.
-func (i Invite) ask(code protocol.ActivationCode) Ask {
+func (i Invite) ask(code enrol.ActivationCode) Ask {
 	sum := hashOf(code)
 	return Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),

@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // step takes a step that must be possible.
@@ -109,10 +110,10 @@ func (b *bench) client(name string) store.Client {
 }
 
 // decision approves a challenge and gives the decision, whoever signed it.
-func (s *session) decision() (protocol.Decision, error) {
+func (s *session) decision() (receipt.Decision, error) {
 	a, err := s.send(s.m3(protocol.Approve))
 	if err != nil {
-		return protocol.Decision{}, err
+		return receipt.Decision{}, err
 	}
 	return s.verify(a.res.Decision, nil)
 }

@@ -13,18 +13,22 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
-var wrongProof = make([]byte, protocol.ProofSize)
+var wrongProof = make([]byte, message.ProofSize)
 
-func (s *session) check(level protocol.Level, services ...protocol.Service) protocol.DecisionCheck {
+func (s *session) check(level protocol.Level, services ...protocol.Service) receipt.Check {
 	s.p.b.Helper()
-	chal, err := protocol.ChallengeOf(s.res.M2)
+	chal, err := message.ChallengeOf(s.res.M2)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	certs := slices.Concat(s.p.b.trust.KeyCerts(protocol.UseDecision), s.p.b.trust.KeyCerts(protocol.UseClientCA))
-	return protocol.DecisionCheck{
+	certs := slices.Concat(s.p.b.trust.KeyCerts(trust.UseDecision), s.p.b.trust.KeyCerts(trust.UseClientCA))
+	return receipt.Check{
 		Root: s.p.b.trust.Root, KeyCerts: certs, Now: uint64(s.p.b.clock.Now().Unix()),
 		Device: s.p.b.device.ID, Nonce: s.nonce, Challenges: []protocol.Challenge{chal}, Services: services, Floor: level,
 	}
@@ -299,8 +303,8 @@ func TestAttestationHook(t *testing.T) {
 func TestStrict(t *testing.T) {
 	b := newBench(t)
 	alice := b.enrolFull("alice")
-	s, err := alice.applyWith(alice.p1(vault), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{vault}}, Link: protocol.LinkWire, Strict: true,
+	s, err := alice.applyWith(alice.p1(vault), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{vault}}, Link: deviceapi.LinkWire, Strict: true,
 	})
 	if err != nil || s.p2.Factors != 23 {
 		t.Fatalf("factors %s, %v", s.p2.Factors, err)
@@ -319,11 +323,11 @@ func TestStatus(t *testing.T) {
 	alice := b.enrol("alice")
 	known, lost := alice.challenge(door, nil), alice.challenge(door, nil)
 	expect(t, known.must(known.m3(protocol.Approve)), protocol.ResultApproved, 0)
-	ask := func(serial protocol.Serial) protocol.AskedResult {
+	ask := func(serial protocol.Serial) message.AskedResult {
 		t.Helper()
 		p1 := alice.p1(protocol.ServiceStatus)
 		p1.Asked = &serial
-		s, err := alice.apply(p1, protocol.Order{Services: []protocol.Service{door, protocol.ServiceStatus}})
+		s, err := alice.apply(p1, deviceapi.Order{Services: []protocol.Service{door, protocol.ServiceStatus}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,10 +338,10 @@ func TestStatus(t *testing.T) {
 		}
 		return *a.p4.Asked
 	}
-	if got := ask(known.p1.Serial); got != (protocol.AskedResult{Result: protocol.ResultApproved}) {
+	if got := ask(known.p1.Serial); got != (message.AskedResult{Result: protocol.ResultApproved}) {
 		t.Errorf("approved serial: %+v", got)
 	}
-	denied := protocol.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
+	denied := message.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
 	if got := ask(lost.p1.Serial); got != denied {
 		t.Errorf("lost serial: %+v", got)
 	}
@@ -352,7 +356,7 @@ func TestStatus(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	b := newBench(t)
 	alice := b.enrol("alice")
-	s, err := alice.apply(alice.p1(protocol.ServiceDryRun), protocol.Order{Services: []protocol.Service{door, protocol.ServiceDryRun}})
+	s, err := alice.apply(alice.p1(protocol.ServiceDryRun), deviceapi.Order{Services: []protocol.Service{door, protocol.ServiceDryRun}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,8 +385,8 @@ func (b *bench) pending(p *phone) (*session, answer) {
 // second is the challenge to a second approver.
 func (p *phone) second(handle []byte) *session {
 	p.b.Helper()
-	s, err := p.applyWith(p.p1(protocol.ServiceCoApproval), protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{payment}, Amount: eur(1_000_000)}, Link: protocol.LinkWire, Handle: handle,
+	s, err := p.applyWith(p.p1(protocol.ServiceCoApproval), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(1_000_000)}, Link: deviceapi.LinkWire, Handle: handle,
 	})
 	if err != nil || s.p2.Code != 0 {
 		p.b.Fatalf("second challenge: code %d, %v", s.p2.Code, err)
@@ -405,7 +409,7 @@ func TestSecondApprover(t *testing.T) {
 	a := s.must(s.with(0, nil))
 	expect(t, a, protocol.ResultApproved, 0)
 	check := s.check(4, payment)
-	chal, err := protocol.ChallengeOf(first.res.M2)
+	chal, err := message.ChallengeOf(first.res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // client reads a client's record. One that does not fit its seal is reported by the
@@ -53,7 +54,7 @@ func (a *Appliance) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, 
 	if err != nil {
 		return id, err
 	}
-	mac, err := a.keys.MAC(ctx, key, protocol.PairwiseInput(p.client, p.device))
+	mac, err := a.keys.MAC(ctx, key, derive.PairwiseInput(p.client, p.device))
 	if err != nil {
 		return id, fmt.Errorf("pairwise id: %w", err)
 	}

@@ -23,7 +23,13 @@ import (
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // clock is a clock that a test moves.
@@ -55,7 +61,7 @@ type bench struct {
 	seals  *store.Seals
 	clock  *clock
 	device store.Device
-	trust  protocol.Trust
+	trust  trust.State
 }
 
 func newBench(t *testing.T) *bench {
@@ -68,20 +74,20 @@ func newBench(t *testing.T) *bench {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	b := &bench{T: t, store: s, path: path, token: memory.New(), clock: &clock{now: time.Now().Truncate(time.Second)}}
-	trust, err := keyring.Ceremony(ctx, b.token, "test.example", b.clock.Now())
+	pinned, err := keyring.Ceremony(ctx, b.token, "test.example", b.clock.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.clock.Now()}
+	pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.clock.Now()}
 	b.seals = store.NewSeals(nil)
-	err = errors.Join(keyring.SealKeys(ctx, b.token, trust.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
+	err = errors.Join(keyring.SealKeys(ctx, b.token, pinned.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
 	if err == nil {
-		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
+		err = s.AddTrust(ctx, pinned, store.NewRecord(store.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(ctx, b.token, s, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}); err != nil {
+	if b.keys, err = keyring.Load(ctx, b.token, s, keyring.Pins{Root: protocol.PublicKey(pinned.Keys[0].Public)}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()
@@ -139,7 +145,7 @@ func (b *bench) addPolicy(version uint64, doc []byte) {
 	}
 }
 
-func (b *bench) invite(kind store.Kind, name string) protocol.ActivationCode {
+func (b *bench) invite(kind store.Kind, name string) enrol.ActivationCode {
 	b.Helper()
 	code, _, err := b.Invite(b.Context(), appliance.Invite{Kind: kind, Name: name})
 	if err != nil {
@@ -150,7 +156,7 @@ func (b *bench) invite(kind store.Kind, name string) protocol.ActivationCode {
 
 func (b *bench) enrolDevice(name string) store.Device {
 	b.Helper()
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: b.invite(store.KindDevice, name), CSR: newCSR(b.T)})
+	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: b.invite(store.KindDevice, name), CSR: newCSR(b.T)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -243,9 +249,9 @@ func (b *bench) enrolAs(name string, p *phone, roles ...string) *phone {
 	return p
 }
 
-func (p *phone) request(code protocol.ActivationCode) []byte {
+func (p *phone) request(code enrol.ActivationCode) []byte {
 	p.b.Helper()
-	req := protocol.EnrolRequest{ActivationCode: code, SigningKey: p.key.point()}
+	req := enrol.Request{ActivationCode: code, SigningKey: p.key.point()}
 	var uv protocol.DigestSigner
 	if p.uv != nil {
 		point := p.uv.point()
@@ -257,7 +263,7 @@ func (p *phone) request(code protocol.ActivationCode) []byte {
 	if p.k != nil {
 		req.Password = p.password()
 	}
-	req, err := protocol.SignEnrol(p.b.Context(), req, p.key, uv)
+	req, err := enrol.Sign(p.b.Context(), req, p.key, uv)
 	if err != nil {
 		p.b.Fatal(err)
 	}
@@ -269,7 +275,7 @@ func (p *phone) request(code protocol.ActivationCode) []byte {
 }
 
 // password wraps the phone's verifier for the appliance's enrol key.
-func (p *phone) password() *protocol.PasswordEnrolment {
+func (p *phone) password() *enrol.Password {
 	p.b.Helper()
 	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
@@ -279,15 +285,15 @@ func (p *phone) password() *protocol.PasswordEnrolment {
 	if err != nil {
 		p.b.Fatal(err)
 	}
-	enrol, _ := p.b.trust.Key(protocol.UseEnrol)
-	wrapped, err := password.Wrap(*p.k, ephemeral, protocol.PasswordImport{
-		Root: p.b.trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: p.key.point(),
+	enrolKey, _ := p.b.trust.Key(trust.UseEnrol)
+	wrapped, err := password.Wrap(*p.k, ephemeral, derive.PasswordImport{
+		Root: p.b.trust.Root.RootID(), Ephemeral: point, Enrol: enrolKey.KeyCert.Key, SigningKey: p.key.point(),
 	})
 	if err != nil {
 		p.b.Fatal(err)
 	}
 	d := password.Default
-	return &protocol.PasswordEnrolment{
+	return &enrol.Password{
 		MemoryKiB: d.MemoryKiB, Iterations: d.Iterations, Parallelism: uint8(d.Parallelism), Ephemeral: point, Wrapped: [40]byte(wrapped),
 	}
 }
@@ -295,41 +301,41 @@ func (p *phone) password() *protocol.PasswordEnrolment {
 // session is one authorization as the phone sees it.
 type session struct {
 	p       *phone
-	p1      protocol.P1
+	p1      message.P1
 	m1      []byte
-	channel protocol.Channel
-	es      protocol.Secret
+	channel message.Channel
+	es      message.Secret
 	nonce   protocol.Nonce
-	res     protocol.ApplyResponse
-	p2      protocol.P2
-	stmt    protocol.Statement
+	res     deviceapi.ApplyResponse
+	p2      message.P2
+	stmt    message.Statement
 }
 
 // p1 is the next application of the phone.
-func (p *phone) p1(service protocol.Service) protocol.P1 {
+func (p *phone) p1(service protocol.Service) message.P1 {
 	p.counter++
 	var random [8]byte
 	_, _ = rand.Read(random[:])
-	return protocol.P1{Client: p.id, Serial: protocol.NewSerial(p.counter, random), Service: service, Level: 1}
+	return message.P1{Client: p.id, Serial: protocol.NewSerial(p.counter, random), Service: service, Level: 1}
 }
 
 // apply runs the first round trip.
-func (p *phone) apply(p1 protocol.P1, order protocol.Order) (*session, error) {
+func (p *phone) apply(p1 message.P1, order deviceapi.Order) (*session, error) {
 	p.b.Helper()
-	return p.applyWith(p1, protocol.ApplyRequest{Order: order, Link: protocol.LinkWire})
+	return p.applyWith(p1, deviceapi.ApplyRequest{Order: order, Link: deviceapi.LinkWire})
 }
 
 // applyWith is apply with whatever else the device says.
-func (p *phone) applyWith(p1 protocol.P1, req protocol.ApplyRequest) (*session, error) {
+func (p *phone) applyWith(p1 message.P1, req deviceapi.ApplyRequest) (*session, error) {
 	p.b.Helper()
-	kem, ok := p.b.trust.Key(protocol.UseKEM)
+	kem, ok := p.b.trust.Key(trust.UseKEM)
 	if !ok {
 		p.b.Fatal("no kem key")
 	}
 	s := &session{p: p, p1: p1}
 	_, _ = rand.Read(s.nonce[:])
 	var err error
-	if s.m1, s.es, err = protocol.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
+	if s.m1, s.es, err = message.SealM1(p.b.trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	req.M1, req.Nonce = s.m1, s.nonce
@@ -344,25 +350,25 @@ func (p *phone) applyWith(p1 protocol.P1, req protocol.ApplyRequest) (*session, 
 func (s *session) open() {
 	t := s.p.b
 	t.Helper()
-	chal, err := protocol.ChallengeOf(s.res.M2)
+	chal, err := message.ChallengeOf(s.res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.channel = protocol.NewChannel(s.es, s.m1, chal)
+	s.channel = message.NewChannel(s.es, s.m1, chal)
 	raw, err := s.channel.OpenM2(s.res.M2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.p2, err = protocol.ParseP2(raw); err != nil {
+	if s.p2, err = message.ParseP2(raw); err != nil {
 		t.Fatal(err)
 	}
-	s.stmt = protocol.NewStatement(t.trust.Root.RootID(), s.p1.Marshal(), chal, raw)
+	s.stmt = message.NewStatement(t.trust.Root.RootID(), s.p1.Marshal(), chal, raw)
 }
 
 // challenge is apply for an order of this one service, which must be granted.
 func (p *phone) challenge(service protocol.Service, amount *protocol.Amount) *session {
 	p.b.Helper()
-	s, err := p.apply(p.p1(service), protocol.Order{Services: []protocol.Service{service}, Amount: amount})
+	s, err := p.apply(p.p1(service), deviceapi.Order{Services: []protocol.Service{service}, Amount: amount})
 	if err != nil {
 		p.b.Fatal(err)
 	}
@@ -375,18 +381,18 @@ func (p *phone) challenge(service protocol.Service, amount *protocol.Amount) *se
 // m3 is the phone's answer.
 func (s *session) m3(v protocol.Verdict) []byte {
 	s.p.b.Helper()
-	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
-	sig, err := protocol.Countersign(s.p.b.Context(), s.p.key, s.stmt, approval)
+	approval := message.Approval{Verdict: v, Slot: protocol.SlotSigning}
+	sig, err := message.Countersign(s.p.b.Context(), s.p.key, s.stmt, approval)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	return s.channel.SealM3(0, protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
+	return s.channel.SealM3(0, message.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal())
 }
 
 // with makes an M3 with whatever proof and attempt: nil is the right password.
 func (s *session) with(attempt uint8, proof []byte) []byte {
 	s.p.b.Helper()
-	approval := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: proof}
+	approval := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: proof}
 	var signer protocol.DigestSigner = s.p.key
 	if s.p2.Factors.Has(protocol.FactorUV) {
 		approval.Slot, signer = protocol.SlotUV, *s.p.uv
@@ -395,23 +401,23 @@ func (s *session) with(attempt uint8, proof []byte) []byte {
 		right := s.p.k.Proof(s.stmt.Hash())
 		approval.Proof = right[:]
 	}
-	sig, err := protocol.Countersign(s.p.b.Context(), signer, s.stmt, approval)
+	sig, err := message.Countersign(s.p.b.Context(), signer, s.stmt, approval)
 	if err != nil {
 		s.p.b.Fatal(err)
 	}
-	return s.channel.SealM3(attempt, protocol.P3{Verdict: protocol.Approve, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal())
+	return s.channel.SealM3(attempt, message.P3{Verdict: protocol.Approve, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal())
 }
 
 // answer is what came back for an M3.
 type answer struct {
-	p4  protocol.P4
-	res protocol.CountersignResponse
+	p4  message.P4
+	res deviceapi.CountersignResponse
 }
 
 func (s *session) send(m3 []byte) (answer, error) {
 	t := s.p.b
 	t.Helper()
-	res, err := t.Countersign(t.Context(), t.device, protocol.CountersignRequest{Handle: s.res.Handle, M3: m3})
+	res, err := t.Countersign(t.Context(), t.device, deviceapi.CountersignRequest{Handle: s.res.Handle, M3: m3})
 	if err != nil {
 		return answer{}, err
 	}
@@ -419,7 +425,7 @@ func (s *session) send(m3 []byte) (answer, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -440,13 +446,13 @@ func (s *session) must(m3 []byte) answer {
 }
 
 // verify checks a decision as the device does.
-func (s *session) verify(decision []byte, amount *protocol.Amount) (protocol.Decision, error) {
-	chal, err := protocol.ChallengeOf(s.res.M2)
+func (s *session) verify(decision []byte, amount *protocol.Amount) (receipt.Decision, error) {
+	chal, err := message.ChallengeOf(s.res.M2)
 	if err != nil {
-		return protocol.Decision{}, err
+		return receipt.Decision{}, err
 	}
-	return protocol.DecisionCheck{
-		Root: s.p.b.trust.Root, KeyCerts: s.p.b.trust.KeyCerts(protocol.UseDecision), Now: uint64(s.p.b.clock.Now().Unix()),
+	return receipt.Check{
+		Root: s.p.b.trust.Root, KeyCerts: s.p.b.trust.KeyCerts(trust.UseDecision), Now: uint64(s.p.b.clock.Now().Unix()),
 		Device: s.p.b.device.ID, Nonce: s.nonce, Challenges: []protocol.Challenge{chal},
 		Services: []protocol.Service{s.p1.Service}, Amount: amount, Floor: 1,
 	}.Verify(decision)

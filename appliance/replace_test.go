@@ -11,9 +11,10 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 )
 
-func (b *bench) replace(i appliance.Invite) protocol.ActivationCode {
+func (b *bench) replace(i appliance.Invite) enrol.ActivationCode {
 	b.Helper()
 	i.Replace = true
 	code, _, err := b.Invite(b.Context(), i)
@@ -89,9 +90,9 @@ func TestReplaceRefused(t *testing.T) {
 }
 
 // certificate enrols a device and returns its certificate.
-func (b *bench) certificate(code protocol.ActivationCode) *x509.Certificate {
+func (b *bench) certificate(code enrol.ActivationCode) *x509.Certificate {
 	b.Helper()
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: newCSR(b.T)})
+	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: newCSR(b.T)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -99,7 +100,7 @@ func (b *bench) certificate(code protocol.ActivationCode) *x509.Certificate {
 	if err != nil {
 		b.Fatal(err)
 	}
-	var enrolled protocol.DeviceEnrolResponse
+	var enrolled enrol.DeviceResponse
 	if err := json.Unmarshal(response, &enrolled); err != nil {
 		b.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // settle decides a countersignature. A refusal here, before the transaction, spends
@@ -139,7 +140,7 @@ func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.
 		Evidence: store.Evidence{
 			Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature, Reference: c.handle.Reference,
 		},
-		Decision: protocol.Decision{
+		Decision: receipt.Decision{
 			Statement: c.statement.Hash(), Transaction: newTransaction(), Level: c.p2.Level,
 			Factors: protocol.Factors(decided.Verified()), IssuedAt: uint64(now.Unix()),
 			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: rules.wireHash(), U: c.handle.U,

@@ -14,7 +14,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // TestUnsuspended: a request that gave an administrator his vote back is not carried out again
@@ -132,7 +132,7 @@ func TestCompromisedMAC(t *testing.T) {
 	if one == nil || two == nil || two.ActivatedAt.IsZero() {
 		t.Fatalf("%+v %+v", one, two)
 	}
-	leaked, err := b.token.MAC(t.Context(), one.ID, protocol.SealKeyInput())
+	leaked, err := b.token.MAC(t.Context(), one.ID, derive.SealKeyInput())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,13 +7,15 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // Link carries messages to a device and back, one at a time, each of at most 2,048
 // bytes. After an error it is of no more use, and whoever made it closes it, which
 // ends a Send or Receive under way.
 type Link interface {
-	Send(message []byte) error
+	Send(msg []byte) error
 	Receive() ([]byte, error)
 }
 
@@ -28,13 +30,13 @@ type Request struct {
 	asked *protocol.Serial // with protocol.ServiceStatus
 }
 
-func (r Request) p1(client protocol.ClientID, serial protocol.Serial) protocol.P1 {
-	p := protocol.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1), Asked: r.asked}
+func (r Request) p1(client protocol.ClientID, serial protocol.Serial) message.P1 {
+	p := message.P1{Client: client, Serial: serial, Service: r.Service, Level: max(r.Level, 1), Asked: r.asked}
 	if r.Amount != nil || r.Text != "" {
-		p.Proposal = &protocol.Proposal{Amount: r.Amount, Text: r.Text}
+		p.Proposal = &message.Proposal{Amount: r.Amount, Text: r.Text}
 	}
 	if r.Receipt {
-		p.Capabilities = protocol.CapabilityFullReceipt
+		p.Capabilities = message.CapabilityFullReceipt
 	}
 	return p
 }
@@ -55,7 +57,7 @@ const maxUpdates = 2
 // [RefusedError], [ErrNotAuthentic], [FactorError], those of the Approver,
 // PasswordSource and UserVerifier, or others that wrap a protocol.Code: CodeLink,
 // CodeTimeout, CodeStaleKey, CodeExpired when the user took too long, and what
-// protocol.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
+// message.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
 // with a known result only those of the disk.
 func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver Approver) (Receipt, error) {
 	if c.state.Enrolment == nil {
@@ -85,14 +87,14 @@ func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, e
 		if err != nil {
 			return e, err
 		}
-		kind, err := protocol.Kind(answer)
+		kind, err := message.Kind(answer)
 		switch {
 		case err != nil:
 			return e, fmt.Errorf("%w: %w", ErrNotAuthentic, err)
-		case kind == protocol.KindM2:
+		case kind == message.KindM2:
 			err = c.challenge(&e, req, answer)
 			return e, err
-		case kind != protocol.KindKeyUpdate:
+		case kind != message.KindKeyUpdate:
 			return e, unexpected(answer)
 		case updates == maxUpdates:
 			return e, fmt.Errorf("another key update after %d: %w", updates, protocol.CodeStaleKey)
@@ -105,7 +107,7 @@ func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, e
 
 // unexpected is for an answer that is no step forward: an ME, mostly.
 func unexpected(answer []byte) error {
-	me, err := protocol.ParseLinkError(answer)
+	me, err := message.ParseLinkError(answer)
 	if err != nil {
 		return fmt.Errorf("%w: message of kind %#x out of turn: %w", ErrNotAuthentic, answer[0]>>4, protocol.CodeFormat)
 	}
@@ -115,13 +117,13 @@ func unexpected(answer []byte) error {
 // update takes over the keys of an MU: CodeStaleKey if that leaves the same kem
 // key, under which another M1 would only be answered with the same MU.
 func (c *Client) update(mu []byte) error {
-	trust, now := c.trustNow()
-	next, err := trust.Update(mu, now)
+	pinned, now := c.trustNow()
+	next, err := pinned.Update(mu, now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotAuthentic, err)
 	}
-	before, _ := trust.Key(protocol.UseKEM)
-	after, ok := next.Key(protocol.UseKEM)
+	before, _ := pinned.Key(trust.UseKEM)
+	after, ok := next.Key(trust.UseKEM)
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
 		return fmt.Errorf("key update brings no key that may be used: %w", protocol.CodeStaleKey)
 	}
@@ -143,7 +145,7 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 		}
 		return refused
 	}
-	want := protocol.Expectation{
+	want := message.Expectation{
 		Service: req.Service, Requested: e.p1.Level, Floor: c.state.Enrolment.floor, Amount: req.Amount, Text: req.Text,
 	}
 	if err := e.p2.Acceptable(want); err != nil {
@@ -157,7 +159,7 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 
 // ask sends a message and waits for one answer: CodeLink, CodeTimeout, or the
 // error of ctx. On an error the exchange may go on until the link is closed.
-func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, error) {
+func (c *Client) ask(ctx context.Context, link Link, msg []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("no answer in %v: %w", c.timeout, protocol.CodeTimeout))
 	defer cancel()
 	type reply struct {
@@ -166,7 +168,7 @@ func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, er
 	}
 	done := make(chan reply, 1)
 	go func() {
-		if err := link.Send(message); err != nil {
+		if err := link.Send(msg); err != nil {
 			done <- reply{err: err}
 			return
 		}
@@ -180,7 +182,7 @@ func (c *Client) ask(ctx context.Context, link Link, message []byte) ([]byte, er
 		switch {
 		case r.err != nil:
 			return nil, fmt.Errorf("%v: %w", r.err, protocol.CodeLink)
-		case len(r.message) > protocol.MaxFrame:
+		case len(r.message) > message.MaxFrame:
 			return nil, fmt.Errorf("message of %d bytes: %w", len(r.message), protocol.CodeFormat)
 		}
 		return r.message, nil

@@ -10,6 +10,8 @@ import (
 
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 func TestAuthorize(t *testing.T) {
@@ -82,18 +84,18 @@ func TestRefusedBeforeTheUserIsAsked(t *testing.T) {
 	link := clienttest.Dial(t, a.Listen("tcp"))
 	five := uint64(5)
 	for name, tc := range map[string]struct {
-		p2   protocol.P2
+		p2   message.P2
 		req  Request
 		want protocol.Code
 	}{
-		"error form":        {p2: protocol.P2{Code: protocol.CodeService}, req: door(), want: protocol.CodeService},
-		"error form, retry": {p2: protocol.P2{Code: protocol.CodeLocked, Retry: &five}, req: door(), want: protocol.CodeLocked},
-		"another amount":    {p2: protocol.P2{Amount: &protocol.Amount{Minor: 9900, Currency: "EUR"}}, req: Request{Service: 200, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}, want: protocol.CodePolicy},
-		"another text":      {p2: protocol.P2{Text: "Yacht"}, req: Request{Service: 200, Text: "Bread"}, want: protocol.CodePolicy},
-		"unknown currency":  {p2: protocol.P2{Amount: &protocol.Amount{Minor: 1, Currency: "XXX"}}, req: door(), want: protocol.CodePolicy},
+		"error form":        {p2: message.P2{Code: protocol.CodeService}, req: door(), want: protocol.CodeService},
+		"error form, retry": {p2: message.P2{Code: protocol.CodeLocked, Retry: &five}, req: door(), want: protocol.CodeLocked},
+		"another amount":    {p2: message.P2{Amount: &protocol.Amount{Minor: 9900, Currency: "EUR"}}, req: Request{Service: 200, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}, want: protocol.CodePolicy},
+		"another text":      {p2: message.P2{Text: "Yacht"}, req: Request{Service: 200, Text: "Bread"}, want: protocol.CodePolicy},
+		"unknown currency":  {p2: message.P2{Amount: &protocol.Amount{Minor: 1, Currency: "XXX"}}, req: door(), want: protocol.CodePolicy},
 		"below own floor":   {req: Request{Service: 300}, want: protocol.CodeLevel},
-		"unknown factor":    {p2: protocol.P2{Factors: 33}, req: door(), want: protocol.CodeLevel},
-		"no such level":     {p2: protocol.P2{TTL: 0xffffffffffffffff, Level: 9}, req: door(), want: protocol.CodeLevel},
+		"unknown factor":    {p2: message.P2{Factors: 33}, req: door(), want: protocol.CodeLevel},
+		"no such level":     {p2: message.P2{TTL: 0xffffffffffffffff, Level: 9}, req: door(), want: protocol.CodeLevel},
 	} {
 		a.Do(clienttest.Behaviour{P2: tc.p2})
 		_, err := c.Authorize(t.Context(), link, tc.req, nobody(t))
@@ -132,7 +134,7 @@ func TestNoSignatureAfterTheTTL(t *testing.T) {
 		t.Errorf("answer after the ttl: %v", err)
 	}
 	late = false
-	a.Do(clienttest.Behaviour{P2: protocol.P2{TTL: 1}})
+	a.Do(clienttest.Behaviour{P2: message.P2{TTL: 1}})
 	waits := approverFunc(func(ctx context.Context, _ Shown) (protocol.Verdict, error) {
 		<-ctx.Done()
 		return protocol.Approve, nil
@@ -196,7 +198,7 @@ func TestKeyUpdate(t *testing.T) {
 	if !errors.Is(err, protocol.CodeStaleKey) || rotations != 3 {
 		t.Errorf("updates without end: %v after %d", err, rotations)
 	}
-	mu := protocol.KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal()
+	mu := trust.KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal()
 	a.Do(clienttest.Behaviour{Tamper: func(toClient bool, m []byte) []byte {
 		if toClient {
 			return mu
@@ -250,7 +252,7 @@ func TestDeviceReports(t *testing.T) {
 	c, _ := enrolledClient(t, a)
 	a.Do(clienttest.Behaviour{Tamper: func(toClient bool, m []byte) []byte {
 		if toClient {
-			return protocol.LinkError{Code: protocol.CodeHSM, Retry: 7}.Marshal()
+			return message.LinkError{Code: protocol.CodeHSM, Retry: 7}.Marshal()
 		}
 		return m
 	}})

@@ -15,8 +15,11 @@ import (
 	"io/fs"
 	"time"
 
-	"countersign/client/internal/durable"
+	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // Config is what a client is opened with.
@@ -179,10 +182,10 @@ func (c *Client) endSession() error {
 
 // trustNow is the trust with the keys whose time has come, and the time by which
 // dates are judged, Unix seconds.
-func (c *Client) trustNow() (protocol.Trust, uint64) {
+func (c *Client) trustNow() (trust.State, uint64) {
 	clock := unix(c.now())
-	trust := c.state.Trust.Adopt(c.state.Trust.Time(clock))
-	return trust, trust.Time(clock)
+	pinned := c.state.Trust.Adopt(c.state.Trust.Time(clock))
+	return pinned, pinned.Time(clock)
 }
 
 func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
@@ -216,7 +219,7 @@ func (c *Client) ServiceNamed(name string) (service protocol.Service, ok bool) {
 // SetName gives a service a name of the user's own, of at most 24 bytes, which no
 // other service has then: CodeFormat for a name that is not fit to be shown.
 func (c *Client) SetName(service protocol.Service, name string) error {
-	if err := protocol.CheckText(name, protocol.MaxNameBytes); err != nil {
+	if err := message.CheckText(name, message.MaxNameBytes); err != nil {
 		return fmt.Errorf("name of service %v: %w", service, err)
 	}
 	if c.state.Names[service] == name {
@@ -243,7 +246,7 @@ type Status struct {
 	KEMEpoch   uint64
 	KEMUntil   time.Time
 	Counter    uint32
-	Floors     []protocol.Floor
+	Floors     []enrol.Floor
 	Factors    protocol.Factors // that it was enrolled with
 	Pending    *Receipt         // countersigned, without a final answer
 }
@@ -254,10 +257,10 @@ func (c *Client) Status() (Status, error) {
 	if e == nil {
 		return Status{}, ErrNotEnrolled
 	}
-	trust, _ := c.trustNow()
+	pinned, _ := c.trustNow()
 	s := Status{
 		Client: e.client(), URL: e.URL, EnrolledAt: e.At, Floors: e.Floors, Counter: c.state.Counter,
-		Root: trust.Root.RootID(), RootNumber: trust.RootNumber, Factors: protocol.FactorSignature,
+		Root: pinned.Root.RootID(), RootNumber: pinned.RootNumber, Factors: protocol.FactorSignature,
 	}
 	if e.Password != nil {
 		s.Factors |= protocol.FactorPassword
@@ -265,7 +268,7 @@ func (c *Client) Status() (Status, error) {
 	if e.UVKey != nil {
 		s.Factors |= protocol.FactorUV
 	}
-	if kem, ok := trust.Key(protocol.UseKEM); ok {
+	if kem, ok := pinned.Key(trust.UseKEM); ok {
 		s.KEMEpoch, s.KEMUntil = kem.Epoch, time.Unix(int64(min(kem.NotAfter, maxUnix)), 0).UTC()
 	}
 	if r, ok := c.Pending(); ok {

@@ -13,6 +13,7 @@ import (
 
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 )
 
 // approverFunc is an Approver of one function.
@@ -75,7 +76,7 @@ func TestEnrol(t *testing.T) {
 	if !strings.HasPrefix(before.URL, "https://127.0.0.1:") || before.RootNumber != 1 || before.KEMEpoch != 1 || before.Counter != 0 {
 		t.Errorf("status %+v", before)
 	}
-	if len(before.Floors) != 1 || before.Floors[0] != (protocol.Floor{Service: 300, MinLevel: 3}) {
+	if len(before.Floors) != 1 || before.Floors[0] != (enrol.Floor{Service: 300, MinLevel: 3}) {
 		t.Errorf("floors %v", before.Floors)
 	}
 	if _, err := c.Enrol(t.Context(), EnrolConfig{URL: before.URL, Code: a.Invite()}); !errors.Is(err, ErrEnrolled) {
@@ -94,14 +95,14 @@ func TestEnrolRefuses(t *testing.T) {
 	other := clienttest.New(t)
 	for name, tc := range map[string]struct {
 		do   clienttest.Behaviour
-		code func(a *clienttest.Appliance) protocol.ActivationCode
+		code func(a *clienttest.Appliance) enrol.ActivationCode
 		want protocol.Code
 	}{
-		"code of another root":       {code: func(*clienttest.Appliance) protocol.ActivationCode { return other.Invite() }, want: protocol.CodeCertificate},
+		"code of another root":       {code: func(*clienttest.Appliance) enrol.ActivationCode { return other.Invite() }, want: protocol.CodeCertificate},
 		"TLS certificate of another": {do: clienttest.Behaviour{OtherCA: true}, want: protocol.CodeCertificate},
 		"answered with another root": {do: clienttest.Behaviour{OtherRoot: true}, want: protocol.CodeCertificate},
-		"code that nobody has made": {code: func(a *clienttest.Appliance) protocol.ActivationCode {
-			return protocol.NewActivationCode(a.Root(), [13]byte{1})
+		"code that nobody has made": {code: func(a *clienttest.Appliance) enrol.ActivationCode {
+			return enrol.NewActivationCode(a.Root(), [13]byte{1})
 		}, want: protocol.CodeRefused},
 		"appliance that is not there":  {want: protocol.CodeServerUnreachable},
 		"address that is not of HTTPS": {want: protocol.CodeFormat},

@@ -10,13 +10,16 @@ import (
 	"countersign/client/internal/remote"
 	"countersign/client/internal/secret"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/enrol"
 	"countersign/protocol/password"
+	"countersign/protocol/trust"
 )
 
 // EnrolConfig is what it takes to enrol.
 type EnrolConfig struct {
 	URL  string // of the appliance: https://host:port
-	Code protocol.ActivationCode
+	Code enrol.ActivationCode
 	// Password to set; nil: none, and what needs one can only be refused. Whoever
 	// made it erases it.
 	Password Password
@@ -44,16 +47,16 @@ func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 		return Status{}, err
 	}
 	defer s.Close()
-	trust, err := s.Trust(ctx, cfg.Code.Root, c.now())
+	pinned, err := s.Trust(ctx, cfg.Code.Root, c.now())
 	if err != nil {
 		return Status{}, err
 	}
-	a := application{EnrolConfig: cfg, server: s, trust: trust}
+	a := application{EnrolConfig: cfg, server: s, trust: pinned}
 	req, resp, err := c.request(ctx, a)
 	if err != nil {
 		return Status{}, err
 	}
-	if trust, _, err = resp.Check(req, trust, trust.Time(unix(c.now()))); err != nil {
+	if pinned, _, err = resp.Check(req, pinned, pinned.Time(unix(c.now()))); err != nil {
 		return Status{}, fmt.Errorf("the appliance's answer: %w", err)
 	}
 	made := &enrolment{
@@ -63,7 +66,7 @@ func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	if req.UVKey != nil {
 		made.UVKey = req.UVKey[:]
 	}
-	if err := c.save(func(next *state) { next.Enrolling, next.Trust, next.Enrolment = nil, &trust, made }); err != nil {
+	if err := c.save(func(next *state) { next.Enrolling, next.Trust, next.Enrolment = nil, &pinned, made }); err != nil {
 		return Status{}, err
 	}
 	return c.Status()
@@ -71,11 +74,11 @@ func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 
 // Enrolling tells whether a request with this activation code waits for its answer,
 // so that [Client.Enrol] repeats it as it is, and whether it sets a password.
-func (c *Client) Enrolling(code protocol.ActivationCode) (waits, withPassword bool) {
+func (c *Client) Enrolling(code enrol.ActivationCode) (waits, withPassword bool) {
 	if c.state.Enrolling == nil {
 		return false, false
 	}
-	req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
+	req, err := enrol.ParseRequest(c.state.Enrolling.Body)
 	return err == nil && req.ActivationCode == code, req.Password != nil
 }
 
@@ -83,12 +86,12 @@ func (c *Client) Enrolling(code protocol.ActivationCode) (waits, withPassword bo
 type application struct {
 	EnrolConfig
 	server *remote.Server
-	trust  protocol.Trust
+	trust  trust.State
 }
 
 // request sends the request; where its client id is taken it makes another key,
 // once. What the appliance finds wrong with the request is not sent again.
-func (c *Client) request(ctx context.Context, a application) (req protocol.EnrolRequest, resp protocol.EnrolResponse, err error) {
+func (c *Client) request(ctx context.Context, a application) (req enrol.Request, resp enrol.Response, err error) {
 	for range 2 {
 		if req, err = c.enrolRequest(ctx, a); err != nil {
 			return req, resp, err
@@ -110,9 +113,9 @@ func (c *Client) request(ctx context.Context, a application) (req protocol.Enrol
 
 // enrolRequest gives the request that waits for its answer, if it is with this
 // code, or makes one, with keys of its own. All of it is durable when it returns.
-func (c *Client) enrolRequest(ctx context.Context, a application) (protocol.EnrolRequest, error) {
+func (c *Client) enrolRequest(ctx context.Context, a application) (enrol.Request, error) {
 	if c.state.Enrolling != nil {
-		req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
+		req, err := enrol.ParseRequest(c.state.Enrolling.Body)
 		if err == nil && req.ActivationCode == a.Code {
 			return req, nil
 		}
@@ -122,9 +125,9 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (protocol.Enro
 	}
 	key, err := c.keys.Create(ctx)
 	if err != nil {
-		return protocol.EnrolRequest{}, err
+		return enrol.Request{}, err
 	}
-	req := protocol.EnrolRequest{ActivationCode: a.Code, SigningKey: key.Public()}
+	req := enrol.Request{ActivationCode: a.Code, SigningKey: key.Public()}
 	var uv Key
 	if a.UV {
 		if uv, err = c.keys.Create(ctx); err != nil {
@@ -137,7 +140,7 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (protocol.Enro
 	if err != nil {
 		return req, err
 	}
-	if req, err = protocol.SignEnrol(ctx, req, key, uv); err != nil {
+	if req, err = enrol.Sign(ctx, req, key, uv); err != nil {
 		return req, err
 	}
 	body, err := json.Marshal(req)
@@ -149,11 +152,11 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (protocol.Enro
 
 // setPassword puts the password's verifier into a request, wrapped; nil: there is no
 // password.
-func (a application) setPassword(req *protocol.EnrolRequest) (*secret.Kept, error) {
+func (a application) setPassword(req *enrol.Request) (*secret.Kept, error) {
 	if a.Password == nil {
 		return nil, nil
 	}
-	enrol, ok := a.trust.Key(protocol.UseEnrol)
+	enrolKey, ok := a.trust.Key(trust.UseEnrol)
 	if !ok {
 		return nil, fmt.Errorf("the root certifies no key for passwords: %w", protocol.CodeCertificate)
 	}
@@ -163,8 +166,8 @@ func (a application) setPassword(req *protocol.EnrolRequest) (*secret.Kept, erro
 	}
 	kept := secret.New(params)
 	var err error
-	req.Password, err = kept.Enrolment(protocol.PasswordImport{
-		Root: a.trust.Root.RootID(), Enrol: enrol.Key, SigningKey: req.SigningKey,
+	req.Password, err = kept.Enrolment(derive.PasswordImport{
+		Root: a.trust.Root.RootID(), Enrol: enrolKey.Key, SigningKey: req.SigningKey,
 	}, a.Password)
 	if err != nil {
 		return nil, fmt.Errorf("setting the password: %w", err)
@@ -174,7 +177,7 @@ func (a application) setPassword(req *protocol.EnrolRequest) (*secret.Kept, erro
 
 // forgetRequest drops a request that can get no answer any more, then its keys.
 func (c *Client) forgetRequest(ctx context.Context) error {
-	req, err := protocol.ParseEnrolRequest(c.state.Enrolling.Body)
+	req, err := enrol.ParseRequest(c.state.Enrolling.Body)
 	if err != nil {
 		return err
 	}

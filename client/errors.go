@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"countersign/client/internal/durable"
 	"countersign/client/internal/remote"
+	"countersign/internal/durable"
 	"countersign/protocol"
 )
 

@@ -9,7 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 
-	"countersign/client/internal/durable"
+	"countersign/internal/durable"
 	"countersign/protocol"
 )
 

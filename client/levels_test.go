@@ -13,13 +13,14 @@ import (
 
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 	"countersign/protocol/password"
 )
 
 const right, wrong = "korrekt Pferd Ω", "falsch"
 
 // cheap are the least parameters, to be quick.
-var cheap = password.Params{MemoryKiB: protocol.MinPasswordMemoryKiB, Iterations: protocol.MinPasswordIterations, Parallelism: 1}
+var cheap = password.Params{MemoryKiB: enrol.MinPasswordMemoryKiB, Iterations: enrol.MinPasswordIterations, Parallelism: 1}
 
 // typist types passwords in turn, verifies the user, and remembers what it was asked.
 type typist struct {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // maxAttempts is how many M3 one challenge takes.
@@ -33,13 +34,13 @@ func (c *Client) conclude(ctx context.Context, link Link, e exchange) (Receipt, 
 	}
 }
 
-func (c *Client) result(ctx context.Context, link Link, e exchange) (protocol.P4, error) {
+func (c *Client) result(ctx context.Context, link Link, e exchange) (message.P4, error) {
 	answer, err := c.ask(ctx, link, e.M3)
 	if err != nil {
-		return protocol.P4{}, err
+		return message.P4{}, err
 	}
-	if me, notME := protocol.ParseLinkError(answer); notME == nil {
-		return protocol.P4{}, &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
+	if me, notME := message.ParseLinkError(answer); notME == nil {
+		return message.P4{}, &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
 	}
 	return e.result(answer)
 }
@@ -148,7 +149,7 @@ func (c *Client) remind(ctx context.Context, link Link, e exchange) error {
 	if bytes.Equal(answer, e.M2) {
 		return nil
 	}
-	if kind, err := protocol.Kind(answer); err == nil && kind == protocol.KindM2 {
+	if kind, err := message.Kind(answer); err == nil && kind == message.KindM2 {
 		return fmt.Errorf("the device has another challenge: %w", protocol.CodeExpired)
 	}
 	return unexpected(answer)
@@ -179,7 +180,7 @@ func (c *Client) Settle(ctx context.Context, link Link, serial protocol.Serial, 
 }
 
 // finishStatus brings the receipt that was asked about up to date.
-func (c *Client) finishStatus(e exchange, p4 protocol.P4) (Receipt, error) {
+func (c *Client) finishStatus(e exchange, p4 message.P4) (Receipt, error) {
 	r, err := c.told(*e.p1.Asked, p4)
 	var refused *RefusedError
 	if errors.As(err, &refused) {
@@ -191,7 +192,7 @@ func (c *Client) finishStatus(e exchange, p4 protocol.P4) (Receipt, error) {
 	return r, errors.Join(err, c.endSession())
 }
 
-func (c *Client) told(asked protocol.Serial, p4 protocol.P4) (Receipt, error) {
+func (c *Client) told(asked protocol.Serial, p4 message.P4) (Receipt, error) {
 	r, err := c.receipt(asked)
 	switch {
 	case err != nil:

@@ -10,12 +10,15 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // Receipt is what became of one countersignature.
 type Receipt struct {
 	// The statement that was signed, and what it says.
-	Statement  protocol.Statement
+	Statement  message.Statement
 	Serial     protocol.Serial
 	Service    protocol.Service
 	Level      protocol.Level
@@ -77,8 +80,8 @@ func receiptFile(serial protocol.Serial) string {
 }
 
 // newReceipt is one of unknown outcome.
-func newReceipt(s protocol.Statement, verdict protocol.Verdict, at time.Time) (Receipt, error) {
-	f, err := protocol.ParseStatement(s)
+func newReceipt(s message.Statement, verdict protocol.Verdict, at time.Time) (Receipt, error) {
+	f, err := message.ParseStatement(s)
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -119,7 +122,7 @@ func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 	if err := d.Decode(&w); err != nil {
 		return Receipt{}, fmt.Errorf("receipt %v: %v: %w", serial, err, ErrState)
 	}
-	r, err := newReceipt(protocol.Statement(w.Statement), w.Verdict, w.At)
+	r, err := newReceipt(message.Statement(w.Statement), w.Verdict, w.At)
 	if err != nil || r.Serial != serial {
 		return Receipt{}, fmt.Errorf("receipt %v is not of this serial: %w", serial, ErrState)
 	}
@@ -170,15 +173,15 @@ func (c *Client) verifies(r Receipt) bool {
 // that has served its time is judged by when the receipt came; one that the root has
 // ruled out since proves nothing.
 func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
-	trust, now := c.trustNow()
-	certs := trust.KeyCerts(protocol.UseDecision)
+	pinned, now := c.trustNow()
+	certs := pinned.KeyCerts(trust.UseDecision)
 	if r.KeyCert != nil {
 		certs = append(certs, r.KeyCert)
 	}
-	newest, _ := trust.Key(protocol.UseDecision)
+	newest, _ := pinned.Key(trust.UseDecision)
 	err = fmt.Errorf("no key of decision is known: %w", protocol.CodeCertificate)
 	for _, cert := range certs {
-		key, bad := protocol.VerifyKeyCert(cert, trust.Root)
+		key, bad := trust.VerifyKeyCert(cert, pinned.Root)
 		switch {
 		case bad != nil:
 			err = bad
@@ -187,9 +190,9 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 			err = fmt.Errorf("key of epoch %d is ruled out: %w", key.Epoch, protocol.CodeCertificate)
 			continue
 		}
-		keys := protocol.Keyring{Root: trust.Root, KeyCerts: [][]byte{cert}, Now: min(now, max(key.NotBefore, unix(r.At)))}
-		var d protocol.Decision
-		if d, err = keys.Verify(r.Decision); err == nil {
+		keys := trust.Keyring{Root: pinned.Root, KeyCerts: [][]byte{cert}, Now: min(now, max(key.NotBefore, unix(r.At)))}
+		var d receipt.Decision
+		if d, err = receipt.Verify(keys, r.Decision); err == nil {
 			return cert, r.fits(d)
 		}
 	}
@@ -197,8 +200,8 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 }
 
 // fits says whether a decision is on what was countersigned: CodePolicy if not.
-func (r Receipt) fits(d protocol.Decision) error {
-	f, err := protocol.ParseStatement(r.Statement)
+func (r Receipt) fits(d receipt.Decision) error {
+	f, err := message.ParseStatement(r.Statement)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // cutAfterM3 loses the answer to the first M3, or the M3 itself.
@@ -88,7 +89,7 @@ func TestResumeSendsM1(t *testing.T) {
 			reminded = true
 		case toClient && !reminded:
 			refused = true
-			return protocol.LinkError{Code: protocol.CodeExpired}.Marshal()
+			return message.LinkError{Code: protocol.CodeExpired}.Marshal()
 		}
 		return m
 	}})
@@ -104,7 +105,7 @@ func TestUnknownOutcomeWhateverComes(t *testing.T) {
 	}
 	for name, alter := range map[string]func([]byte) []byte{
 		"ciphertext": flip(12), "r": flip(2), "attempt": flip(1), "version": flip(0), "tag": func(m []byte) []byte { return m[:len(m)-1] },
-		"an ME":      func([]byte) []byte { return protocol.LinkError{Code: protocol.CodeServerUnreachable}.Marshal() },
+		"an ME":      func([]byte) []byte { return message.LinkError{Code: protocol.CodeServerUnreachable}.Marshal() },
 		"one byte":   func([]byte) []byte { return []byte{0x41} },
 		"another M2": func([]byte) []byte { return make([]byte, 60) },
 	} {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // session is one authorization that has begun. All of it is on the disk before the
@@ -37,11 +39,11 @@ func (s session) GoString() string { return s.String() }
 // exchange is a session with what its messages say.
 type exchange struct {
 	session
-	kem       protocol.KeyCert // M1's; only while this process makes the exchange
-	p1        protocol.P1
-	channel   protocol.Channel
-	p2        protocol.P2
-	statement protocol.Statement
+	kem       trust.KeyCert // M1's; only while this process makes the exchange
+	p1        message.P1
+	channel   message.Channel
+	p2        message.P2
+	statement message.Statement
 
 	// What is remembered of M3: the proof is not.
 	attempt uint8
@@ -58,13 +60,13 @@ func (e exchange) counts() bool {
 func (s session) open() (exchange, error) {
 	e := exchange{session: s}
 	var err error
-	if e.p1, err = protocol.ParseP1(s.P1); err != nil {
+	if e.p1, err = message.ParseP1(s.P1); err != nil {
 		return e, err
 	}
-	if _, err := protocol.ParseM1(s.M1); err != nil {
+	if _, err := message.ParseM1(s.M1); err != nil {
 		return e, err
 	}
-	if len(s.ES) != len(protocol.Secret{}) || len(s.Root) != len(protocol.RootID{}) {
+	if len(s.ES) != len(message.Secret{}) || len(s.Root) != len(protocol.RootID{}) {
 		return e, errors.New("es or root has another length")
 	}
 	if s.M2 == nil {
@@ -89,7 +91,7 @@ func (e *exchange) recall() error {
 		return err
 	}
 	defer clear(raw)
-	p3, err := protocol.ParseP3(raw)
+	p3, err := message.ParseP3(raw)
 	if err != nil {
 		return err
 	}
@@ -100,30 +102,30 @@ func (e *exchange) recall() error {
 
 // receive opens an M2: [ErrNotAuthentic] if it is not made for this M1.
 func (e *exchange) receive(m2 []byte) error {
-	chal, err := protocol.ChallengeOf(m2)
+	chal, err := message.ChallengeOf(m2)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotAuthentic, err)
 	}
-	channel := protocol.NewChannel(protocol.Secret(e.ES), e.M1, chal)
+	channel := message.NewChannel(message.Secret(e.ES), e.M1, chal)
 	raw, err := channel.OpenM2(m2)
 	if err != nil {
 		return fmt.Errorf("M2: %w", ErrNotAuthentic)
 	}
-	p2, err := protocol.ParseP2(raw)
+	p2, err := message.ParseP2(raw)
 	if err != nil {
 		return err
 	}
 	e.M2, e.channel, e.p2 = m2, channel, p2
-	e.statement = protocol.NewStatement(protocol.RootID(e.Root), e.P1, chal, raw)
+	e.statement = message.NewStatement(protocol.RootID(e.Root), e.P1, chal, raw)
 	return nil
 }
 
 // seal makes M3 of the next attempt and erases the proof.
-func (e *exchange) seal(a protocol.Approval, signature [protocol.SignatureSize]byte) {
+func (e *exchange) seal(a message.Approval, signature [protocol.SignatureSize]byte) {
 	if e.M3 != nil {
 		e.attempt++
 	}
-	raw := protocol.P3{Verdict: a.Verdict, Slot: a.Slot, Proof: a.Proof, Signature: signature}.Marshal()
+	raw := message.P3{Verdict: a.Verdict, Slot: a.Slot, Proof: a.Proof, Signature: signature}.Marshal()
 	e.M3, e.TriesLeft = e.channel.SealM3(e.attempt, raw), nil
 	e.verdict, e.proved = a.Verdict, a.Proof != nil
 	clear(raw)
@@ -131,17 +133,17 @@ func (e *exchange) seal(a protocol.Approval, signature [protocol.SignatureSize]b
 }
 
 // result opens an M4. Any error means that nothing is known yet.
-func (e *exchange) result(m4 []byte) (protocol.P4, error) {
-	if kind, err := protocol.Kind(m4); err != nil {
-		return protocol.P4{}, err
-	} else if kind != protocol.KindM4 {
-		return protocol.P4{}, fmt.Errorf("message of kind %d in place of M4: %w", kind, protocol.CodeFormat)
+func (e *exchange) result(m4 []byte) (message.P4, error) {
+	if kind, err := message.Kind(m4); err != nil {
+		return message.P4{}, err
+	} else if kind != message.KindM4 {
+		return message.P4{}, fmt.Errorf("message of kind %d in place of M4: %w", kind, protocol.CodeFormat)
 	}
 	raw, err := e.channel.OpenM4(e.M3, m4)
 	if err != nil {
-		return protocol.P4{}, fmt.Errorf("M4: %w", ErrNotAuthentic)
+		return message.P4{}, fmt.Errorf("M4: %w", ErrNotAuthentic)
 	}
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	if err != nil {
 		return p4, err
 	}
@@ -153,8 +155,8 @@ func (e *exchange) result(m4 []byte) (protocol.P4, error) {
 
 // begin makes an M1 with a new serial under the newest kem key, durably.
 func (c *Client) begin(req Request) (exchange, error) {
-	trust, _ := c.trustNow()
-	kem, ok := trust.Key(protocol.UseKEM)
+	pinned, _ := c.trustNow()
+	kem, ok := pinned.Key(trust.UseKEM)
 	if !ok {
 		return exchange{}, fmt.Errorf("no key to encrypt to: %w", protocol.CodeCertificate)
 	}
@@ -163,11 +165,11 @@ func (c *Client) begin(req Request) (exchange, error) {
 	}
 	p1 := req.p1(c.state.Enrolment.client(), protocol.NewSerial(c.state.Counter+1, randomTail()))
 	raw := p1.Marshal()
-	if _, err := protocol.ParseP1(raw); err != nil {
+	if _, err := message.ParseP1(raw); err != nil {
 		return exchange{}, fmt.Errorf("request: %w", err)
 	}
-	root := trust.Root.RootID()
-	m1, es, err := protocol.SealM1(root, kem.Epoch, kem.Key, raw)
+	root := pinned.Root.RootID()
+	m1, es, err := message.SealM1(root, kem.Epoch, kem.Key, raw)
 	if err != nil {
 		return exchange{}, fmt.Errorf("making M1: %w", err)
 	}
@@ -175,7 +177,7 @@ func (c *Client) begin(req Request) (exchange, error) {
 	s := session{Started: c.started.UTC(), Root: root[:], P1: raw, M1: m1, ES: es[:]}
 	if err := c.save(func(next *state) {
 		next.Counter, next.Session = p1.Serial.Counter(), &s
-		next.Trust = &trust
+		next.Trust = &pinned
 	}); err != nil {
 		return exchange{}, err
 	}
@@ -260,7 +262,7 @@ func (c *Client) giveUp(e exchange) error {
 
 // finish turns an authentic result into a receipt. The receipt is durable before
 // the session is erased: a crash in between leaves both, and the receipt counts.
-func (c *Client) finish(e exchange, p4 protocol.P4) (Receipt, error) {
+func (c *Client) finish(e exchange, p4 message.P4) (Receipt, error) {
 	if e.p1.Service == protocol.ServiceStatus {
 		return c.finishStatus(e, p4)
 	}

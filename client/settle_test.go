@@ -11,6 +11,7 @@ import (
 
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 func TestSecondApprover(t *testing.T) {
@@ -69,7 +70,7 @@ func TestSecondApproverFloor(t *testing.T) {
 	link := clienttest.Dial(t, a.Listen("tcp"))
 	signed := protocol.FactorSignature | protocol.FactorSecondApprover
 	for service, want := range map[protocol.Service]protocol.Code{300: protocol.CodeLevel, 2: protocol.CodeFormat} {
-		a.Do(clienttest.Behaviour{P2: protocol.P2{Factors: signed}, FirstService: service})
+		a.Do(clienttest.Behaviour{P2: message.P2{Factors: signed}, FirstService: service})
 		if r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve)); err != nil || r.Result != protocol.ResultPending {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -134,7 +135,7 @@ func TestSettleFails(t *testing.T) {
 		return m
 	}}
 	for want, do := range map[protocol.Code]clienttest.Behaviour{
-		protocol.CodeSuspended: {Deny: protocol.CodeSuspended}, protocol.CodeLink: cut, protocol.CodeLocked: {P2: protocol.P2{Code: protocol.CodeLocked}},
+		protocol.CodeSuspended: {Deny: protocol.CodeSuspended}, protocol.CodeLink: cut, protocol.CodeLocked: {P2: message.P2{Code: protocol.CodeLocked}},
 	} {
 		a.Do(do)
 		r, err := c.Settle(t.Context(), clienttest.Dial(t, address), serial, says(protocol.Approve))

@@ -11,6 +11,8 @@ import (
 
 	"countersign/client/internal/secret"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 //	 "names": {"<service>": "the user's own name"},
 //	 "enrolling": {"body": request as sent, or about to be, ?"password"},
 //	 "enrolment": {"url", "signing_key", ?"uv_key", ?"password": secret.Kept, "client_cert", "floors", "at"},
-//	 "trust": protocol.Trust,
+//	 "trust": trust.State,
 //	 "session": see session}
 //
 // Binary members are base64url without padding.
@@ -35,7 +37,7 @@ type state struct {
 	Names     map[protocol.Service]string `json:"names,omitempty"`
 	Enrolling *enrolling                  `json:"enrolling,omitempty"`
 	Enrolment *enrolment                  `json:"enrolment,omitempty"`
-	Trust     *protocol.Trust             `json:"trust,omitempty"`
+	Trust     *trust.State                `json:"trust,omitempty"`
 	Session   *session                    `json:"session,omitempty"`
 }
 
@@ -47,13 +49,13 @@ type enrolling struct {
 }
 
 type enrolment struct {
-	URL        string           `json:"url"`
-	SigningKey protocol.Base64  `json:"signing_key"`
-	UVKey      protocol.Base64  `json:"uv_key,omitempty"`
-	Password   *secret.Kept     `json:"password,omitempty"`
-	ClientCert protocol.Base64  `json:"client_cert"`
-	Floors     []protocol.Floor `json:"floors"`
-	At         time.Time        `json:"at"`
+	URL        string          `json:"url"`
+	SigningKey protocol.Base64 `json:"signing_key"`
+	UVKey      protocol.Base64 `json:"uv_key,omitempty"`
+	Password   *secret.Kept    `json:"password,omitempty"`
+	ClientCert protocol.Base64 `json:"client_cert"`
+	Floors     []enrol.Floor   `json:"floors"`
+	At         time.Time       `json:"at"`
 }
 
 func (e enrolment) key() protocol.PublicKey { return protocol.PublicKey(e.SigningKey) }
@@ -133,7 +135,7 @@ func (s state) validate() error {
 }
 
 func (e enrolling) validate() error {
-	req, err := protocol.ParseEnrolRequest(e.Body)
+	req, err := enrol.ParseRequest(e.Body)
 	if err != nil {
 		return err
 	}

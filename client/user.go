@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // Approver asks the user. An error ends the authorization without a signature, not
@@ -110,7 +111,7 @@ func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver
 	case err != nil:
 		return fmt.Errorf("asking the user: %w", err)
 	}
-	approval := protocol.Approval{Verdict: verdict, Slot: protocol.SlotSigning}
+	approval := message.Approval{Verdict: verdict, Slot: protocol.SlotSigning}
 	if verdict == protocol.Approve {
 		if approval, err = c.prove(bounded, *e, PasswordAsk{Shown: shown}); err != nil {
 			return err
@@ -120,8 +121,8 @@ func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver
 }
 
 // prove has the user give the factors that an approval needs besides the signature.
-func (c *Client) prove(ctx context.Context, e exchange, ask PasswordAsk) (protocol.Approval, error) {
-	a := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
+func (c *Client) prove(ctx context.Context, e exchange, ask PasswordAsk) (message.Approval, error) {
+	a := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
 	if ask.Shown.Missing != 0 {
 		return a, &FactorError{Missing: ask.Shown.Missing}
 	}
@@ -158,7 +159,7 @@ func interrupted(ctx context.Context, err error) error {
 }
 
 // sign makes the M3 of the next attempt, durably; the proof is erased.
-func (c *Client) sign(ctx context.Context, e *exchange, a protocol.Approval) error {
+func (c *Client) sign(ctx context.Context, e *exchange, a message.Approval) error {
 	public := c.state.Enrolment.key()
 	if a.Slot == protocol.SlotUV {
 		public = *c.state.Enrolment.uvKey()
@@ -167,7 +168,7 @@ func (c *Client) sign(ctx context.Context, e *exchange, a protocol.Approval) err
 	if err != nil {
 		return err
 	}
-	signature, err := protocol.Countersign(ctx, key, e.statement, a)
+	signature, err := message.Countersign(ctx, key, e.statement, a)
 	if err != nil {
 		return err
 	}

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"countersign/internal/tomldoc"
 )
 
 // MaxDocument is the largest policy document accepted, in bytes.
@@ -92,7 +92,7 @@ func Parse(doc []byte) (*Policy, error) {
 	if err != nil {
 		return nil, Problems{decodeProblem(err)}
 	}
-	policy, problems := examine(raw, unlocated(md.Keys()))
+	policy, problems := examine(raw, tomldoc.Keys(md)) // the lines are not needed yet
 	if undecoded := md.Undecoded(); len(problems) == 0 && len(undecoded) > 0 {
 		problems = Problems{{Text: fmt.Sprintf("unknown key %s", undecoded[0])}}
 	}
@@ -100,80 +100,47 @@ func Parse(doc []byte) (*Policy, error) {
 		policy.hash = sha256.Sum256(doc)
 		return policy, nil
 	}
-	if keys := locate(string(doc)); len(keys) == len(md.Keys()) {
-		_, problems = examine(raw, keys)
-	}
+	_, problems = examine(raw, tomldoc.Locate(string(doc), md))
 	slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
 	return nil, problems
 }
 
-// unlocated is the keys of a document whose lines are not needed yet.
-func unlocated(keys []toml.Key) []located {
-	all := make([]located, len(keys))
-	for i, key := range keys {
-		all[i].key = key
-	}
-	return all
-}
-
-func examine(raw document, keys []located) (*Policy, Problems) {
+func examine(raw document, keys []tomldoc.Key) (*Policy, Problems) {
 	c := checker{problems: unknownKeys(keys), lines: serviceLines(keys)}
 	p := &Policy{services: c.services(raw), approval: c.approval(raw.Approval), attestation: c.attestation(raw.UV)}
 	p.quorum, p.keysOnly = c.quorums(raw.Quorum, keys)
 	return p, c.problems
 }
 
-var decodePrefix = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*?)"\): `)
-
 // decodeProblem turns the decoder's error into a problem with its line.
 func decodeProblem(err error) Problem {
-	var syntax toml.ParseError
-	if errors.As(err, &syntax) {
-		return Problem{Line: syntax.Position.Line, Text: syntax.Message}
+	line, key, text := tomldoc.Explain(err)
+	if key != "" && !errors.As(err, new(toml.ParseError)) {
+		text = key + ": " + text
 	}
-	text := err.Error()
-	if m := decodePrefix.FindStringSubmatch(text); m != nil {
-		line, _ := strconv.Atoi(m[1]) // digits by the expression above
-		return Problem{Line: line, Text: m[2] + ": " + text[len(m[0]):]}
-	}
-	return Problem{Text: text}
+	return Problem{Line: line, Text: text}
 }
 
 // unknownKeys compares exactly: the decoder itself would take Level for level,
 // and choose at random if both are there.
-func unknownKeys(keys []located) Problems {
-	known := make(map[string]bool)
-	collectKeys(reflect.TypeFor[document](), "", known)
+func unknownKeys(keys []tomldoc.Key) Problems {
+	known := tomldoc.Fields(reflect.TypeFor[document]())
 	var problems Problems
 	for _, k := range keys {
-		if !known[k.key.String()] && !(len(k.key) > 1 && k.key[0] == "quorum") { // which quorums judges
-			problems = append(problems, Problem{Line: k.line, Text: fmt.Sprintf("unknown key %s", k.key)})
+		if !slices.Contains(known, k.Path.String()) && !(len(k.Path) > 1 && k.Path[0] == "quorum") { // which quorums judges
+			problems = append(problems, Problem{Line: k.Line, Text: fmt.Sprintf("unknown key %s", k.Path)})
 		}
 	}
 	return problems
 }
 
-func collectKeys(t reflect.Type, prefix string, known map[string]bool) {
-	if t.Kind() == reflect.Slice {
-		t = t.Elem()
-	}
-	if t.Kind() != reflect.Struct || t == reflect.TypeFor[value]() {
-		return
-	}
-	for field := range t.Fields() {
-		key := prefix + field.Tag.Get("toml")
-		known[key] = true
-		collectKeys(field.Type, key+".", known)
-	}
-}
-
 // serviceLines returns where each service begins. Services of one inline array
 // all begin on its line.
-func serviceLines(keys []located) []int {
+func serviceLines(keys []tomldoc.Key) []int {
 	var lines []int
 	for _, k := range keys {
-		if k.key.String() == "service" {
-			lines = append(lines, k.line)
+		if k.Path.String() == "service" {
+			lines = append(lines, k.Line)
 		}
 	}
 	return lines

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"countersign/internal/tomldoc"
 )
 
 // Kind names what a change request asks for, as it stands in [quorum] and in the
@@ -85,7 +87,7 @@ func (p *Policy) CountsLocal() bool { return !p.keysOnly }
 
 // quorums reads [quorum]. A kind may be written with quotes or without: for TOML these
 // are a key with a dot and a table in a table.
-func (c *checker) quorums(raw map[string]value, keys []located) (map[Kind]int, bool) {
+func (c *checker) quorums(raw map[string]value, keys []tomldoc.Key) (map[Kind]int, bool) {
 	found, keysOnly := map[Kind]int{}, false
 	flat := c.flattened(raw)
 	for _, name := range slices.Sorted(maps.Keys(flat)) {
@@ -134,10 +136,10 @@ func (c *checker) flattened(raw map[string]value) map[string]value {
 	return flat
 }
 
-func lineOf(keys []located, name string) int {
+func lineOf(keys []tomldoc.Key, name string) int {
 	for _, k := range keys {
-		if strings.Join(k.key, ".") == name {
-			return k.line
+		if strings.Join(k.Path, ".") == name {
+			return k.Line
 		}
 	}
 	return 0

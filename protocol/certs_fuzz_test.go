@@ -1,9 +1,19 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // vectorMembers gives a byte string of each vector of op, from testdata.
@@ -27,7 +37,7 @@ func vectorMembers(f *testing.F, file, op, member string) {
 
 func mustCode(t *testing.T, err error) {
 	t.Helper()
-	if _, ok := CodeOf(err); err != nil && !ok {
+	if _, ok := protocol.CodeOf(err); err != nil && !ok {
 		t.Fatalf("error without a code: %v", err)
 	}
 }
@@ -35,7 +45,7 @@ func mustCode(t *testing.T, err error) {
 func FuzzParseEnrolRequest(f *testing.F) {
 	vectorMembers(f, "enrol.json", "enrol", "request")
 	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := ParseEnrolRequest(body)
+		r, err := enrol.ParseRequest(body)
 		mustCode(t, err)
 		if err != nil {
 			return
@@ -44,7 +54,7 @@ func FuzzParseEnrolRequest(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ParseEnrolRequest(again); err != nil {
+		if _, err := enrol.ParseRequest(again); err != nil {
 			t.Fatalf("%s does not parse as %s: %v", body, again, err)
 		}
 	})
@@ -61,12 +71,12 @@ func FuzzDecisionCheck(f *testing.F) {
 			t.Fatal("a decision verified under a key that signed none")
 		}
 		mustCode(t, err)
-		s, err := parseSigned(b)
+		s, err := signedPayload(b)
 		if err != nil {
 			return
 		}
-		if d, err := ParseDecision(s.payload); err == nil {
-			kept, err := withoutIgnored(s.payload)
+		if d, err := receipt.Parse(s); err == nil {
+			kept, err := withoutIgnored(s)
 			if err != nil || !bytes.Equal(d.Marshal(), kept) {
 				t.Fatalf("payload %x, written as %x, %v", kept, d.Marshal(), err)
 			}
@@ -76,28 +86,30 @@ func FuzzDecisionCheck(f *testing.F) {
 
 func FuzzTrustUpdate(f *testing.F) {
 	vectorMembers(f, "certs.json", "mu", "mu")
-	trust := newPKI(f).trust(f)
+	pinned := newPKI(f).trust(f)
 	f.Fuzz(func(t *testing.T, mu []byte) {
-		next, err := trust.Update(mu, vectorTime)
+		next, err := pinned.Update(mu, vectorTime)
 		mustCode(t, err)
-		if next.RootNumber != trust.RootNumber || len(next.KeyCerts(UseKEM)) != 1 {
-			t.Fatalf("an MU of another root changed the trust to %+v", next)
+		if next.RootNumber != pinned.RootNumber || len(next.KeyCerts(trust.UseKEM)) != 1 {
+			t.Fatalf("an MU of another root changed the state to %+v", next)
 		}
 	})
 }
 
 func FuzzBodies(f *testing.F) {
 	f.Add(fullApply().Marshal())
-	f.Add(ApplyResponse{M2: []byte{0x21}, Handle: []byte{1}, Level: 3, TTL: 90}.Marshal())
-	f.Add(CountersignRequest{Handle: []byte{1}, M3: []byte{0x31}}.Marshal())
-	f.Add(CountersignResponse{[]byte{0x41}, ResultPending, []byte{2}, []byte{3}}.Marshal())
-	f.Add(OutcomeRequest{Performed: true}.Marshal())
+	f.Add(deviceapi.ApplyResponse{M2: []byte{0x21}, Handle: []byte{1}, Level: 3, TTL: 90}.Marshal())
+	f.Add(deviceapi.CountersignRequest{Handle: []byte{1}, M3: []byte{0x31}}.Marshal())
+	f.Add(deviceapi.CountersignResponse{
+		M4: []byte{0x41}, Result: protocol.ResultPending, Decision: []byte{2}, NextHandle: []byte{3},
+	}.Marshal())
+	f.Add(deviceapi.OutcomeRequest{Performed: true}.Marshal())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		fuzzBody(t, b, ParseApplyRequest)
-		fuzzBody(t, b, ParseApplyResponse)
-		fuzzBody(t, b, ParseCountersignRequest)
-		fuzzBody(t, b, ParseCountersignResponse)
-		fuzzBody(t, b, ParseOutcomeRequest)
+		fuzzBody(t, b, deviceapi.ParseApplyRequest)
+		fuzzBody(t, b, deviceapi.ParseApplyResponse)
+		fuzzBody(t, b, deviceapi.ParseCountersignRequest)
+		fuzzBody(t, b, deviceapi.ParseCountersignResponse)
+		fuzzBody(t, b, deviceapi.ParseOutcomeRequest)
 	})
 }
 
@@ -114,4 +126,14 @@ func fuzzBody[T interface{ Marshal() []byte }](t *testing.T, b []byte, parse fun
 	if err != nil || !bytes.Equal(again.Marshal(), written) || len(written) > len(b) {
 		t.Fatalf("%x, written as %x, parses as %+v, %v", b, written, again, err)
 	}
+}
+
+// withoutIgnored returns the map without its keys of 64 and above.
+func withoutIgnored(b []byte) ([]byte, error) {
+	var m map[int64]cbor.RawMessage
+	if err := det.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(m, func(k int64, _ cbor.RawMessage) bool { return k >= 64 })
+	return det.Marshal(m), nil
 }

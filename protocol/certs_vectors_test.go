@@ -1,10 +1,17 @@
-package protocol
+package protocol_test
 
 import (
 	"crypto/x509"
 	"encoding/json"
 	"strconv"
 	"time"
+
+	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/strict"
+	"countersign/protocol/trust"
 )
 
 func init() {
@@ -19,8 +26,8 @@ func init() {
 
 // payloadValue is the "value" of a vector: the payload of a COSE_Sign1 as read.
 func payloadValue[P any](b []byte, parse func([]byte) (P, error), write func(P) []byte) (any, error) {
-	var s Sign1
-	if err := unmarshal(b, &s); err != nil {
+	var s cose.Sign1
+	if err := det.Unmarshal(b, &s); err != nil {
 		return nil, err
 	}
 	return valueOf(s.Payload, parse, write)
@@ -33,32 +40,32 @@ func valueOf[P any](payload []byte, parse func([]byte) (P, error), write func(P)
 
 func exactly[P any](known ...uint64) func([]byte) (P, error) {
 	return func(b []byte) (p P, err error) {
-		err = unmarshalExact(b, &p, known...)
+		err = strict.Map(b, &p, known...)
 		return p, err
 	}
 }
 
-func marshalOf[P any](p P) []byte { return marshal(p) }
+func marshalOf[P any](p P) []byte { return det.Marshal(p) }
 
 func keyCertVector(in struct {
 	Cert        hexBytes
 	RootKey     hexBytes `json:"root_key"`
 	Now         uint64
-	Use         Use
+	Use         trust.Use
 	StoredEpoch *uint64 `json:"stored_epoch"`
 },
 ) (any, error) {
-	k, err := VerifyKeyCert(in.Cert, PublicKey(in.RootKey))
+	k, err := trust.VerifyKeyCert(in.Cert, protocol.PublicKey(in.RootKey))
 	if err != nil {
 		return nil, err
 	}
 	if k.Use != in.Use {
-		return nil, certificateError("use is %v", k.Use)
+		return nil, protocol.CodeCertificate.Errorf("use is %v", k.Use)
 	}
 	if err := k.AcceptableAt(in.Now, in.StoredEpoch); err != nil {
 		return nil, err
 	}
-	return payloadValue(in.Cert, exactly[KeyCert](1, 2, 3, 4, 5, 6), marshalOf)
+	return payloadValue(in.Cert, exactly[trust.KeyCert](1, 2, 3, 4, 5, 6), marshalOf)
 }
 
 func rootChainVector(in struct {
@@ -67,7 +74,7 @@ func rootChainVector(in struct {
 	Certs        []hexBytes
 },
 ) (any, error) {
-	last, err := FollowRoots(in.RootEpoch, [32]byte(in.NextRootHash), plainBytes(in.Certs))
+	last, err := trust.FollowRoots(in.RootEpoch, [32]byte(in.NextRootHash), plainBytes(in.Certs))
 	id := last.Key.RootID()
 	return map[string]any{
 		"root_epoch": last.Number, "root_key": hexBytes(last.Key[:]), "next_root_hash": hexBytes(last.NextHash[:]),
@@ -81,10 +88,10 @@ func clientCertVector(in struct {
 	Now  uint64
 },
 ) (any, error) {
-	if _, err := VerifyClientCert(in.Cert, PublicKey(in.CA), in.Now); err != nil {
+	if _, err := trust.VerifyClientCert(in.Cert, protocol.PublicKey(in.CA), in.Now); err != nil {
 		return nil, err
 	}
-	return payloadValue(in.Cert, exactly[ClientCert](1, 2, 3, 4, 5), marshalOf)
+	return payloadValue(in.Cert, exactly[trust.ClientCert](1, 2, 3, 4, 5), marshalOf)
 }
 
 func serverCertVector(in struct {
@@ -95,9 +102,9 @@ func serverCertVector(in struct {
 ) (any, error) {
 	cert, err := x509.ParseCertificate(in.Cert)
 	if err != nil {
-		return nil, formatError("%v", err)
+		return nil, protocol.CodeFormat.Errorf("%v", err)
 	}
-	return map[string]any{}, CheckServerCertificate(cert, PublicKey(in.CA), time.Unix(in.Now, 0))
+	return map[string]any{}, trust.CheckServerCertificate(cert, protocol.PublicKey(in.CA), time.Unix(in.Now, 0))
 }
 
 func updateVector(in struct {
@@ -109,13 +116,13 @@ func updateVector(in struct {
 	MU           hexBytes
 },
 ) (any, error) {
-	t := Trust{Root: PublicKey(in.RootKey), RootNumber: in.RootEpoch, NextRootHash: [32]byte(in.NextRootHash), Keys: map[Use]TrustedKey{}}
+	t := trust.State{Root: protocol.PublicKey(in.RootKey), RootNumber: in.RootEpoch, NextRootHash: [32]byte(in.NextRootHash), Keys: map[trust.Use]trust.Key{}}
 	for use, epoch := range in.Stored {
 		n, err := strconv.Atoi(use)
 		if err != nil {
 			return nil, err
 		}
-		t.Keys[Use(n)] = TrustedKey{KeyCert: KeyCert{Use: Use(n), Epoch: epoch}}
+		t.Keys[trust.Use(n)] = trust.Key{KeyCert: trust.KeyCert{Use: trust.Use(n), Epoch: epoch}}
 	}
 	t, err := t.Update(in.MU, in.Now)
 	stored := map[string]uint64{}
@@ -136,11 +143,11 @@ func trustVector(in struct {
 	Trust          json.RawMessage
 },
 ) (any, error) {
-	code, err := ParseActivationCode(in.ActivationCode)
+	code, err := enrol.ParseActivationCode(in.ActivationCode)
 	if err != nil {
 		return nil, err
 	}
-	doc, err := ParseTrustDocument(in.Trust)
+	doc, err := trust.ParseDocument(in.Trust)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +159,7 @@ func trustVector(in struct {
 }
 
 func enrolVector(in struct{ Request json.RawMessage }) (any, error) {
-	r, err := ParseEnrolRequest(in.Request)
+	r, err := enrol.ParseRequest(in.Request)
 	if err != nil {
 		return nil, err
 	}

@@ -100,6 +100,14 @@ func (r Retry) Error() string { return fmt.Sprintf("%v, retry in %v", r.Code, r.
 // Unwrap makes [CodeOf] find the code.
 func (r Retry) Unwrap() error { return r.Code }
 
-func formatError(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, CodeFormat)...)
+// Errorf returns an error of this text that wraps the code.
+func (c Code) Errorf(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, c)...)
+}
+
+// Seconds converts a number of seconds, as large as it may be, to a duration
+// without overflow.
+func Seconds(n uint64) time.Duration {
+	const most = uint64(1<<63-1) / uint64(time.Second)
+	return time.Duration(min(n, most)) * time.Second
 }

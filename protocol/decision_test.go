@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"crypto/sha256"
@@ -7,17 +7,25 @@ import (
 	"testing"
 
 	"github.com/veraison/go-cose"
+
+	"countersign/protocol"
+	ours "countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 func TestSignDecisionsVerify(t *testing.T) {
 	p := newPKI(t)
 	for _, n := range []int{1, 2, 3, 8, 13} {
-		want := make([]Decision, n)
+		want := make([]receipt.Decision, n)
 		for i := range want {
 			want[i] = p.decision()
-			want[i].Transaction = TransactionID{byte(n), byte(i)}
+			want[i].Transaction = protocol.TransactionID{byte(n), byte(i)}
 		}
-		signed, err := SignDecisions(t.Context(), p.keys[UseDecision], 1, want)
+		signed, err := receipt.SignAll(t.Context(), p.keys[trust.UseDecision], 1, want)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,20 +35,20 @@ func TestSignDecisionsVerify(t *testing.T) {
 			}
 		}
 	}
-	if out, err := SignDecisions(t.Context(), p.keys[UseDecision], 1, nil); out != nil || err != nil {
+	if out, err := receipt.SignAll(t.Context(), p.keys[trust.UseDecision], 1, nil); out != nil || err != nil {
 		t.Errorf("no decisions: got %v, %v", out, err)
 	}
 }
 
 func TestSignDocuments(t *testing.T) {
 	key := newKeySigner(t)
-	leaves := []SignLeaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}}}
-	signed, err := SignDocuments(t.Context(), key, 1, leaves)
+	leaves := []receipt.Leaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}}}
+	signed, err := receipt.SignDocuments(t.Context(), key, 1, leaves)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []string{"one", ""} {
-		if got, err := VerifySignReceipt(signed[i], key.public(t)); err != nil || string(got) != want {
+		if got, err := receipt.VerifyDocument(signed[i], key.public(t)); err != nil || string(got) != want {
 			t.Errorf("document %d is %q, %v, want %q", i, got, err, want)
 		}
 	}
@@ -58,7 +66,7 @@ func stockVerifier(t *testing.T, key keySigner) cose.Verifier {
 
 func TestStockLibraryVerifiesDecision(t *testing.T) {
 	p := newPKI(t)
-	b, err := SignDecision(t.Context(), p.keys[UseDecision], 1, p.decision())
+	b, err := receipt.Sign(t.Context(), p.keys[trust.UseDecision], 1, p.decision())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,30 +74,34 @@ func TestStockLibraryVerifiesDecision(t *testing.T) {
 	if err := m.UnmarshalCBOR(b); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Verify([]byte(domainDecision), stockVerifier(t, p.keys[UseDecision])); err != nil {
+	if err := m.Verify([]byte(domain.Decision), stockVerifier(t, p.keys[trust.UseDecision])); err != nil {
 		t.Errorf("decision: %v", err)
 	}
-	if err := m.Verify([]byte(domainKeyCert), stockVerifier(t, p.keys[UseDecision])); !errors.Is(err, cose.ErrVerification) {
+	if err := m.Verify([]byte(domain.KeyCert), stockVerifier(t, p.keys[trust.UseDecision])); !errors.Is(err, cose.ErrVerification) {
 		t.Errorf("decision under another domain string: got %v, want ErrVerification", err)
 	}
 }
 
 func TestStockLibraryVerifiesSignReceipt(t *testing.T) {
 	key := newKeySigner(t)
-	leaves := []SignLeaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}, Document: []byte("two")}}
-	signed, err := SignDocuments(t.Context(), key, 7, leaves)
+	leaves := []receipt.Leaf{{Random: [16]byte{1}, Document: []byte("one")}, {Random: [16]byte{2}, Document: []byte("two")}}
+	signed, err := receipt.SignDocuments(t.Context(), key, 7, leaves)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var w batched
-	if err := unmarshal(signed[0], &w); err != nil {
+	var w struct {
+		_       struct{} `cbor:",toarray"`
+		Receipt []byte
+		Leaf    []byte
+	}
+	if err := det.Unmarshal(signed[0], &w); err != nil {
 		t.Fatal(err)
 	}
 	var m cose.UntaggedSign1Message
 	if err := m.UnmarshalCBOR(w.Receipt); err != nil {
 		t.Fatal(err)
 	}
-	root := MerkleRoot([][]byte{marshal(leaves[0]), marshal(leaves[1])})
+	root := receipt.MerkleRoot([][]byte{det.Marshal(leaves[0]), det.Marshal(leaves[1])})
 	m.Payload = root[:]
 	if err := m.Verify(nil, stockVerifier(t, key)); err != nil {
 		t.Errorf("receipt: %v", err)
@@ -103,8 +115,8 @@ func TestStockLibraryVerifiesSignReceipt(t *testing.T) {
 // TestLooseCOSE holds what a lenient CBOR library would take for the same.
 func TestLooseCOSE(t *testing.T) {
 	p := newPKI(t)
-	var s Sign1
-	if err := unmarshal(p.certs[0], &s); err != nil {
+	var s ours.Sign1
+	if err := det.Unmarshal(p.certs[0], &s); err != nil {
 		t.Fatal(err)
 	}
 	sig := make([]uint64, len(s.Signature))
@@ -116,10 +128,10 @@ func TestLooseCOSE(t *testing.T) {
 		"signature as array":       {s.Protected, map[int64]any{}, s.Payload, sig},
 		"payload null":             {s.Protected, map[int64]any{}, nil, s.Signature},
 		"signature of 65 bytes":    {s.Protected, map[int64]any{}, s.Payload, append([]byte{0}, s.Signature...)},
-		"key of 32 bytes, shorter": {s.Protected, map[int64]any{}, marshal(map[int]any{1: 1, 2: 1, 3: make([]byte, 32), 4: 0, 5: 1}), s.Signature},
-		"null for the epoch":       {s.Protected, map[int64]any{}, marshal(map[int]any{1: nil, 2: 1, 3: make([]byte, 33), 4: 0, 5: 1}), s.Signature},
+		"key of 32 bytes, shorter": {s.Protected, map[int64]any{}, det.Marshal(map[int]any{1: 1, 2: 1, 3: make([]byte, 32), 4: 0, 5: 1}), s.Signature},
+		"null for the epoch":       {s.Protected, map[int64]any{}, det.Marshal(map[int]any{1: nil, 2: 1, 3: make([]byte, 33), 4: 0, 5: 1}), s.Signature},
 	} {
-		if _, err := VerifyKeyCert(marshal(items), p.root.public(t)); !errors.Is(err, CodeFormat) {
+		if _, err := trust.VerifyKeyCert(det.Marshal(items), p.root.public(t)); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("%s: got %v, want a format error", name, err)
 		}
 	}
@@ -127,17 +139,17 @@ func TestLooseCOSE(t *testing.T) {
 
 func TestNullProofInEvidence(t *testing.T) {
 	d := newPKI(t).decision()
-	d.Evidence = []Evidence{{Statement: Statement{1}, ClientCert: []byte{2}, Approval: Approval{Verdict: Approve, Slot: SlotSigning}}}
+	d.Evidence = []receipt.Evidence{{Statement: message.Statement{1}, ClientCert: []byte{2}, Approval: message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}}}
 	good := d.Marshal()
-	if got, err := ParseDecision(good); err != nil || !reflect.DeepEqual(got, d) {
+	if got, err := receipt.Parse(good); err != nil || !reflect.DeepEqual(got, d) {
 		t.Fatalf("got %+v, %v, want %+v", got, err, d)
 	}
 	var m map[uint64]any
-	if err := unmarshal(good, &m); err != nil {
+	if err := det.Unmarshal(good, &m); err != nil {
 		t.Fatal(err)
 	}
 	m[16].([]any)[3] = nil
-	if _, err := ParseDecision(marshal(m)); !errors.Is(err, CodeFormat) {
+	if _, err := receipt.Parse(det.Marshal(m)); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("null for the proof: got %v, want a format error", err)
 	}
 }
@@ -146,7 +158,7 @@ func TestLifetimeBeyondDuration(t *testing.T) {
 	p := newPKI(t)
 	d := p.decision()
 	d.Lifetime = 1<<64 - 1
-	b, err := SignDecision(t.Context(), p.keys[UseDecision], 1, d)
+	b, err := receipt.Sign(t.Context(), p.keys[trust.UseDecision], 1, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +172,7 @@ func BenchmarkSignDecision(b *testing.B) {
 	d := p.decision()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := SignDecision(b.Context(), p.keys[UseDecision], 1, d); err != nil {
+		if _, err := receipt.Sign(b.Context(), p.keys[trust.UseDecision], 1, d); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -169,7 +181,7 @@ func BenchmarkSignDecision(b *testing.B) {
 func BenchmarkDecisionCheckVerify(b *testing.B) {
 	p := newPKI(b)
 	check := p.check(b)
-	signed, err := SignDecision(b.Context(), p.keys[UseDecision], 1, p.decision())
+	signed, err := receipt.Sign(b.Context(), p.keys[trust.UseDecision], 1, p.decision())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -183,13 +195,13 @@ func BenchmarkDecisionCheckVerify(b *testing.B) {
 
 func BenchmarkSignDecisions64(b *testing.B) {
 	p := newPKI(b)
-	list := make([]Decision, 64)
+	list := make([]receipt.Decision, 64)
 	for i := range list {
 		list[i] = p.decision()
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := SignDecisions(b.Context(), p.keys[UseDecision], 1, list); err != nil {
+		if _, err := receipt.SignAll(b.Context(), p.keys[trust.UseDecision], 1, list); err != nil {
 			b.Fatal(err)
 		}
 	}

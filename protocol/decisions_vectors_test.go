@@ -1,8 +1,13 @@
-package protocol
+package protocol_test
 
 import (
 	"encoding/json"
 	"time"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/receipt"
 )
 
 func init() {
@@ -10,7 +15,7 @@ func init() {
 	ops["tree"] = op(treeVector)
 	ops["inclusion"] = op(inclusionVector)
 	ops["sign_receipt"] = op(signReceiptVector)
-	decoders["decision"] = decodeWith(ParseDecision, Decision.Marshal)
+	decoders["decision"] = decodeWith(receipt.Parse, receipt.Decision.Marshal)
 }
 
 // decisionIn is what a vector says that D knows.
@@ -22,26 +27,26 @@ type decisionIn struct {
 	DeviceID hexBytes `json:"device_id"`
 	Nonce    hexBytes
 	Chals    []hexBytes
-	Services []Service
+	Services []protocol.Service
 	Amount   []json.RawMessage
-	Floor    Level
+	Floor    protocol.Level
 	Elapsed  int64
 	Strict   bool
 }
 
-func (in decisionIn) check() (c DecisionCheck, err error) {
-	c = DecisionCheck{
-		Root: PublicKey(in.RootKey), KeyCerts: plainBytes(in.KeyCerts), Now: in.Now, Device: DeviceID(in.DeviceID),
-		Nonce: Nonce(in.Nonce), Services: in.Services, Floor: in.Floor, Elapsed: time.Duration(in.Elapsed) * time.Second,
+func (in decisionIn) check() (c receipt.Check, err error) {
+	c = receipt.Check{
+		Root: protocol.PublicKey(in.RootKey), KeyCerts: plainBytes(in.KeyCerts), Now: in.Now, Device: protocol.DeviceID(in.DeviceID),
+		Nonce: protocol.Nonce(in.Nonce), Services: in.Services, Floor: in.Floor, Elapsed: time.Duration(in.Elapsed) * time.Second,
 		Strict: in.Strict,
 	}
 	for _, chal := range in.Chals {
-		c.Challenges = append(c.Challenges, Challenge(chal))
+		c.Challenges = append(c.Challenges, protocol.Challenge(chal))
 	}
 	if len(in.Amount) != 2 {
 		return c, nil
 	}
-	c.Amount = &Amount{}
+	c.Amount = &protocol.Amount{}
 	if err := json.Unmarshal(in.Amount[0], &c.Amount.Minor); err != nil {
 		return c, err
 	}
@@ -56,24 +61,24 @@ func decisionVector(in decisionIn) (any, error) {
 	if _, err := c.Verify(in.Decision); err != nil {
 		return nil, err
 	}
-	s, err := parseSigned(in.Decision)
+	s, err := signedPayload(in.Decision)
 	if err != nil {
 		return nil, err
 	}
-	return valueOf(s.payload, ParseDecision, Decision.Marshal)
+	return valueOf(s, receipt.Parse, receipt.Decision.Marshal)
 }
 
 func treeVector(in struct{ Entries []hexBytes }) (any, error) {
 	entries := plainBytes(in.Entries)
 	paths := [][]hexBytes{}
-	for _, path := range InclusionPaths(entries) {
+	for _, path := range receipt.InclusionPaths(entries) {
 		p := []hexBytes{}
 		for _, h := range path {
 			p = append(p, h[:])
 		}
 		paths = append(paths, p)
 	}
-	root := MerkleRoot(entries)
+	root := receipt.MerkleRoot(entries)
 	return map[string]any{"root": hexBytes(root[:]), "paths": paths}, nil
 }
 
@@ -84,14 +89,27 @@ func inclusionVector(in struct {
 	Root        hexBytes
 },
 ) (any, error) {
-	proof := Inclusion{Size: in.Size, Index: in.Index}
+	proof := receipt.Inclusion{Size: in.Size, Index: in.Index}
 	for _, p := range in.Path {
-		proof.Path = append(proof.Path, Hash(p))
+		proof.Path = append(proof.Path, receipt.Hash(p))
 	}
-	return map[string]any{}, VerifyInclusion(in.Entry, proof, Hash(in.Root))
+	return map[string]any{}, receipt.VerifyInclusion(in.Entry, proof, receipt.Hash(in.Root))
 }
 
 func signReceiptVector(in struct{ Receipt, Key hexBytes }) (any, error) {
-	document, err := VerifySignReceipt(in.Receipt, PublicKey(in.Key))
+	document, err := receipt.VerifyDocument(in.Receipt, protocol.PublicKey(in.Key))
 	return map[string]any{"document": hexBytes(document)}, err
+}
+
+// signedPayload is the payload of a decision in either form.
+func signedPayload(b []byte) ([]byte, error) {
+	if len(b) != 0 && b[0] == 0x82 {
+		var pair [][]byte
+		if err := det.Unmarshal(b, &pair); err != nil {
+			return nil, err
+		}
+		return pair[1], nil
+	}
+	s, _, err := cose.Parse(b, true)
+	return s.Payload, err
 }

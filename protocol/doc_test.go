@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"os"
@@ -7,6 +7,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 func readText(t *testing.T) string {
@@ -23,7 +29,7 @@ func readText(t *testing.T) string {
 func TestTextHoldsCodes(t *testing.T) {
 	_, table, _ := strings.Cut(readText(t), "| code | meaning | where |")
 	table, _, _ = strings.Cut(table, "\n\n")
-	var inText []Code
+	var inText []protocol.Code
 	for _, line := range strings.Split(table, "\n")[2:] {
 		cells := strings.Split(line, "|")
 		for _, item := range strings.Split(cells[1], ",") {
@@ -37,13 +43,15 @@ func TestTextHoldsCodes(t *testing.T) {
 				t.Fatalf("code cell %q", item)
 			}
 			for c := from; c <= to; c++ {
-				inText = append(inText, Code(c))
+				inText = append(inText, protocol.Code(c))
 			}
 		}
 	}
-	var inCode []Code
-	for c := range codeText {
-		inCode = append(inCode, c)
+	var inCode []protocol.Code
+	for c := range protocol.Code(255) {
+		if !strings.HasPrefix(c.String(), "code ") {
+			inCode = append(inCode, c)
+		}
 	}
 	slices.Sort(inText)
 	slices.Sort(inCode)
@@ -60,11 +68,7 @@ func TestTextHoldsDomains(t *testing.T) {
 	for _, m := range regexp.MustCompile("`(OA1 [^`]+)`").FindAllStringSubmatch(list, -1) {
 		inText = append(inText, m[1])
 	}
-	inCode := []string{
-		domainHPKE, domainSession, domainM2, domainM3, domainM4, domainChallenge, domainStatement, domainCountersign,
-		domainDecision, domainKeyCert, domainRootCert, domainClientCert, domainClientID, domainEnrol, domainPwBind,
-		domainPwVerifier, domainPwProof, domainPwEnrol, domainRecord, domainSeal, domainPairwise, domainHandle,
-	}
+	inCode := slices.Clone(domain.All)
 	slices.Sort(inText)
 	slices.Sort(inCode)
 	if !slices.Equal(inText, inCode) {
@@ -79,12 +83,12 @@ func TestTextHoldsNumbers(t *testing.T) {
 		pattern string
 		want    int
 	}{
-		{`M1 APPLY +0x([0-9A-F]+)`, KindM1<<4 | Version},
-		{`M2 CHALLENGE +0x([0-9A-F]+)`, KindM2<<4 | Version},
-		{`M3 COUNTERSIGN +0x([0-9A-F]+)`, KindM3<<4 | Version},
-		{`M4 RECEIPT +0x([0-9A-F]+)`, KindM4<<4 | Version},
-		{`MU KEYUPDATE +0x([0-9A-F]+)`, KindKeyUpdate<<4 | Version},
-		{`ME LINK-ERROR +0x([0-9A-F]+)`, KindLinkError<<4 | Version},
+		{`M1 APPLY +0x([0-9A-F]+)`, message.KindM1<<4 | message.Version},
+		{`M2 CHALLENGE +0x([0-9A-F]+)`, message.KindM2<<4 | message.Version},
+		{`M3 COUNTERSIGN +0x([0-9A-F]+)`, message.KindM3<<4 | message.Version},
+		{`M4 RECEIPT +0x([0-9A-F]+)`, message.KindM4<<4 | message.Version},
+		{`MU KEYUPDATE +0x([0-9A-F]+)`, message.KindKeyUpdate<<4 | message.Version},
+		{`ME LINK-ERROR +0x([0-9A-F]+)`, message.KindLinkError<<4 | message.Version},
 	} {
 		m := regexp.MustCompile(c.pattern).FindStringSubmatch(text)
 		if m == nil {
@@ -96,12 +100,12 @@ func TestTextHoldsNumbers(t *testing.T) {
 		}
 	}
 	for phrase, holds := range map[string]bool{
-		"at most 2,048 bytes":      MaxFrame == 2048,
-		"≤ 1,024 B, opaque":        MaxHandle == 1024,
-		"n ≤ 8":                    MaxCerts == 8,
-		"text tstr ≤ 44 bytes":     MaxTextBytes == 44,
-		"tstr ≤ 24 bytes":          MaxNameBytes == 24,
-		"amount is a uint < 10^15": MaxMinor == 1_000_000_000_000_000,
+		"at most 2,048 bytes":      message.MaxFrame == 2048,
+		"≤ 1,024 B, opaque":        deviceapi.MaxHandle == 1024,
+		"n ≤ 8":                    trust.MaxCerts == 8,
+		"text tstr ≤ 44 bytes":     message.MaxTextBytes == 44,
+		"tstr ≤ 24 bytes":          message.MaxNameBytes == 24,
+		"amount is a uint < 10^15": protocol.MaxMinor == 1_000_000_000_000_000,
 	} {
 		if !strings.Contains(text, phrase) || !holds {
 			t.Errorf("%q: in the text %v, in the package %v", phrase, strings.Contains(text, phrase), holds)

@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"encoding/json"
@@ -8,23 +8,27 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
-func newEnrolRequest(t testing.TB, p testPKI, uv *keySigner) (EnrolRequest, keySigner) {
+func newEnrolRequest(t testing.TB, p testPKI, uv *keySigner) (enrol.Request, keySigner) {
 	t.Helper()
 	signing := newKeySigner(t)
-	r := EnrolRequest{
-		ActivationCode: NewActivationCode(p.root.public(t).RootHash(), [13]byte{1, 2, 3}), SigningKey: signing.public(t),
-		Password: &PasswordEnrolment{
-			Salt: [16]byte{1}, MemoryKiB: MinPasswordMemoryKiB, Iterations: 2, Parallelism: 1, Ephemeral: newKeySigner(t).public(t),
+	r := enrol.Request{
+		ActivationCode: enrol.NewActivationCode(p.root.public(t).RootHash(), [13]byte{1, 2, 3}), SigningKey: signing.public(t),
+		Password: &enrol.Password{
+			Salt: [16]byte{1}, MemoryKiB: enrol.MinPasswordMemoryKiB, Iterations: 2, Parallelism: 1, Ephemeral: newKeySigner(t).public(t),
 		},
 	}
-	var uvSigner DigestSigner
+	var uvSigner protocol.DigestSigner
 	if uv != nil {
 		key := uv.public(t)
 		r.UVKey, uvSigner, r.Attestation = &key, *uv, []byte("attested")
 	}
-	r, err := SignEnrol(t.Context(), r, signing, uvSigner)
+	r, err := enrol.Sign(t.Context(), r, signing, uvSigner)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +43,7 @@ func TestEnrolRequestJSON(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := ParseEnrolRequest(b); err != nil || !reflect.DeepEqual(got, want) {
+		if got, err := enrol.ParseRequest(b); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, %v, want %+v", got, err, want)
 		}
 	}
@@ -51,8 +55,8 @@ func TestEnrolRequestStrict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good, proof := string(b), Base64(r.Proof[:]).String()
-	if _, err := ParseEnrolRequest(b); err != nil {
+	good, proof := string(b), protocol.Base64(r.Proof[:]).String()
+	if _, err := enrol.ParseRequest(b); err != nil {
 		t.Fatal(err)
 	}
 	for name, body := range map[string]string{
@@ -79,7 +83,7 @@ func TestEnrolRequestStrict(t *testing.T) {
 		if body == good {
 			t.Fatalf("%s: nothing changed", name)
 		}
-		if _, err := ParseEnrolRequest([]byte(body)); !errors.Is(err, CodeFormat) {
+		if _, err := enrol.ParseRequest([]byte(body)); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("%s: got %v, want a format error", name, err)
 		}
 	}
@@ -94,38 +98,38 @@ func nextChar(c byte) string {
 
 func TestEnrolResponse(t *testing.T) {
 	p := newPKI(t)
-	trust := p.trust(t)
+	pinned := p.trust(t)
 	req, _ := newEnrolRequest(t, p, nil)
-	cert, err := SignClientCert(t.Context(), p.keys[UseClientCA], 1, ClientCert{
+	cert, err := trust.SignClientCert(t.Context(), p.keys[trust.UseClientCA], 1, trust.ClientCert{
 		Client: req.ClientID(), SigningKey: req.SigningKey, NotBefore: vectorTime, NotAfter: vectorTime + 10,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := EnrolResponse{
-		Client: req.ClientID(), RootKey: trust.Root, NextRootHash: trust.NextRootHash, ClientCert: cert,
-		KeyCerts: [][]byte{p.certify(t, UseKEM, 2)}, Floors: []Floor{{Service: 1027, MinLevel: 2}},
+	want := enrol.Response{
+		Client: req.ClientID(), RootKey: pinned.Root, NextRootHash: pinned.NextRootHash, ClientCert: cert,
+		KeyCerts: [][]byte{p.certify(t, trust.UseKEM, 2)}, Floors: []enrol.Floor{{Service: 1027, MinLevel: 2}},
 	}
 	b, err := json.Marshal(want)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := ParseEnrolResponse(b)
+	got, err := enrol.ParseResponse(b)
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v, %v, want %+v", got, err, want)
 	}
-	trust, c, err := got.Check(req, trust, vectorTime)
-	if k, _ := trust.Key(UseKEM); err != nil || c.Client != req.ClientID() || k.Epoch != 2 {
+	pinned, c, err := got.Check(req, pinned, vectorTime)
+	if k, _ := pinned.Key(trust.UseKEM); err != nil || c.Client != req.ClientID() || k.Epoch != 2 {
 		t.Errorf("client %v with kem epoch %d, %v, want client %v with epoch 2", c.Client, k.Epoch, err, req.ClientID())
 	}
 	other, _ := newEnrolRequest(t, p, nil)
-	if _, _, err := got.Check(other, trust, vectorTime); !errors.Is(err, CodeCertificate) {
+	if _, _, err := got.Check(other, pinned, vectorTime); !errors.Is(err, protocol.CodeCertificate) {
 		t.Errorf("answer to another request: got %v, want a certificate error", err)
 	}
-	if _, _, err := got.Check(req, newPKI(t).trust(t), vectorTime); !errors.Is(err, CodeCertificate) {
+	if _, _, err := got.Check(req, newPKI(t).trust(t), vectorTime); !errors.Is(err, protocol.CodeCertificate) {
 		t.Errorf("answer under another root: got %v, want a certificate error", err)
 	}
-	if _, _, err := got.Check(req, trust, vectorTime+11); !errors.Is(err, CodeCertificate) {
+	if _, _, err := got.Check(req, pinned, vectorTime+11); !errors.Is(err, protocol.CodeCertificate) {
 		t.Errorf("certificate that is over: got %v, want a certificate error", err)
 	}
 }
@@ -134,16 +138,16 @@ func TestDeviceEnrolJSON(t *testing.T) {
 	p := newPKI(t)
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: []byte{1}}))
 	cert := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{2}}))
-	checkJSON(t, ParseDeviceEnrolRequest, DeviceEnrolRequest{NewActivationCode(RootHash{1}, [13]byte{2}), csr})
-	checkJSON(t, ParseDeviceEnrolResponse, DeviceEnrolResponse{[]string{cert, cert}, p.document(t)})
-	checkJSON(t, ParseRenewRequest, RenewRequest{csr})
-	checkJSON(t, ParseRenewResponse, RenewResponse{[]string{cert}})
-	for _, body := range []RenewRequest{{""}, {cert}, {csr + csr}, {csr + "x"}} {
+	checkJSON(t, enrol.ParseDeviceRequest, enrol.DeviceRequest{ActivationCode: enrol.NewActivationCode(protocol.RootHash{1}, [13]byte{2}), CSR: csr})
+	checkJSON(t, enrol.ParseDeviceResponse, enrol.DeviceResponse{Certificates: []string{cert, cert}, Trust: p.document(t)})
+	checkJSON(t, enrol.ParseRenewRequest, enrol.RenewRequest{CSR: csr})
+	checkJSON(t, enrol.ParseRenewResponse, enrol.RenewResponse{Certificates: []string{cert}})
+	for _, body := range []enrol.RenewRequest{{CSR: ""}, {CSR: cert}, {CSR: csr + csr}, {CSR: csr + "x"}} {
 		b, err := json.Marshal(body)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ParseRenewRequest(b); !errors.Is(err, CodeFormat) {
+		if _, err := enrol.ParseRenewRequest(b); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("%q: got %v, want a format error", body.CSR, err)
 		}
 	}
@@ -161,9 +165,9 @@ func checkJSON[T any](t *testing.T, parse func([]byte) (T, error), want T) {
 }
 
 func TestActivationCode(t *testing.T) {
-	code := NewActivationCode(RootHash{0xff}, [13]byte{0xff, 1, 2})
+	code := enrol.NewActivationCode(protocol.RootHash{0xff}, [13]byte{0xff, 1, 2})
 	text := code.String()
-	if got, err := ParseActivationCode(text); err != nil || got != code {
+	if got, err := enrol.ParseActivationCode(text); err != nil || got != code {
 		t.Fatalf("%s parses as %s, %v", text, got, err)
 	}
 	if got := fmt.Sprintf("%v %+v %#v", code.Secret, code.Secret, code.Secret); strings.Contains(got, string(code.Secret[:])) {
@@ -180,7 +184,7 @@ func TestActivationCode(t *testing.T) {
 		"another part":   text + "-A",
 		"no code at all": "",
 	} {
-		if _, err := ParseActivationCode(bad); !errors.Is(err, CodeFormat) {
+		if _, err := enrol.ParseActivationCode(bad); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("%s (%q): got %v, want a format error", name, bad, err)
 		}
 	}

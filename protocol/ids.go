@@ -9,6 +9,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/big"
+
+	"countersign/protocol/internal/domain"
 )
 
 // ClientID names an enrolled client: SHA-256("OA1 client id v1" || signing
@@ -17,7 +19,7 @@ type ClientID [8]byte
 
 // ClientIDOf computes the id that goes with a client's signing key.
 func ClientIDOf(signingKey PublicKey) ClientID {
-	return ClientID(hash(domainClientID, signingKey[:])[:8])
+	return ClientID(domain.Hash(domain.ClientID, signingKey[:])[:8])
 }
 
 // DeviceID names a device: SHA-256(SPIFFE ID)[0:8], PROTOCOL.md §2.1.
@@ -72,27 +74,18 @@ type Challenge [16]byte
 // NewChallenge binds D's nonce and S's u:
 // SHA-256("OA1 chal v1" || nonce || u)[0:16].
 func NewChallenge(nonce, u Nonce) Challenge {
-	return Challenge(hash(domainChallenge, nonce[:], u[:])[:16])
+	return Challenge(domain.Hash(domain.Challenge, nonce[:], u[:])[:16])
 }
 
 // Nonce is 16 fresh random bytes: D's nonce of an apply, or S's u.
 type Nonce [16]byte
 
-func hash(domain string, parts ...[]byte) []byte {
-	h := sha256.New()
-	h.Write([]byte(domain))
-	for _, p := range parts {
-		h.Write(p)
-	}
-	return h.Sum(nil)
-}
-
 func parseHex(dst []byte, what, s string) error {
 	if len(s) != hex.EncodedLen(len(dst)) {
-		return formatError("%s %q: want %d hexadecimal digits", what, s, hex.EncodedLen(len(dst)))
+		return CodeFormat.Errorf("%s %q: want %d hexadecimal digits", what, s, hex.EncodedLen(len(dst)))
 	}
 	if _, err := hex.Decode(dst, []byte(s)); err != nil {
-		return formatError("%s %q: %v", what, s, err)
+		return CodeFormat.Errorf("%s %q: %v", what, s, err)
 	}
 	return nil
 }
@@ -137,12 +130,13 @@ type Amount struct {
 // MaxMinor is the first amount that is too large.
 const MaxMinor = 1_000_000_000_000_000
 
-func (a Amount) validate() error {
+// Validate checks the currency and that the amount is below [MaxMinor]: CodeFormat.
+func (a Amount) Validate() error {
 	if a.Minor >= MaxMinor {
-		return formatError("amount %d is not below 10^15", a.Minor)
+		return CodeFormat.Errorf("amount %d is not below 10^15", a.Minor)
 	}
 	if !isCurrency(a.Currency) {
-		return formatError("currency %q: want three letters A to Z", a.Currency)
+		return CodeFormat.Errorf("currency %q: want three letters A to Z", a.Currency)
 	}
 	return nil
 }
@@ -167,7 +161,7 @@ type PublicKey [33]byte
 // ParsePublicKey checks that b is 33 bytes and a point of the curve.
 func ParsePublicKey(b []byte) (PublicKey, error) {
 	if len(b) != len(PublicKey{}) {
-		return PublicKey{}, formatError("public key of %d bytes: want 33", len(b))
+		return PublicKey{}, CodeFormat.Errorf("public key of %d bytes: want 33", len(b))
 	}
 	p := PublicKey(b)
 	_, err := p.ECDSA()
@@ -177,11 +171,11 @@ func ParsePublicKey(b []byte) (PublicKey, error) {
 // CompressKey gives the compressed form of an ECDSA key on P-256.
 func CompressKey(pub *ecdsa.PublicKey) (PublicKey, error) {
 	if pub == nil || pub.Curve != elliptic.P256() {
-		return PublicKey{}, formatError("public key is not on P-256")
+		return PublicKey{}, CodeFormat.Errorf("public key is not on P-256")
 	}
 	b, err := pub.Bytes()
 	if err != nil {
-		return PublicKey{}, formatError("public key: %v", err)
+		return PublicKey{}, CodeFormat.Errorf("public key: %v", err)
 	}
 	return compress(b), nil
 }
@@ -189,7 +183,7 @@ func CompressKey(pub *ecdsa.PublicKey) (PublicKey, error) {
 // CompressPoint gives the compressed form of a 65-byte uncompressed point.
 func CompressPoint(point []byte) (PublicKey, error) {
 	if _, err := ecdh.P256().NewPublicKey(point); err != nil {
-		return PublicKey{}, formatError("point: %v", err)
+		return PublicKey{}, CodeFormat.Errorf("point: %v", err)
 	}
 	return compress(point), nil
 }
@@ -205,7 +199,7 @@ func compress(point []byte) PublicKey {
 func (p PublicKey) ECDSA() (*ecdsa.PublicKey, error) {
 	x, y := elliptic.UnmarshalCompressed(elliptic.P256(), p[:])
 	if x == nil {
-		return nil, formatError("public key is not a point of P-256")
+		return nil, CodeFormat.Errorf("public key is not a point of P-256")
 	}
 	point := make([]byte, 65)
 	point[0] = 4
@@ -213,7 +207,7 @@ func (p PublicKey) ECDSA() (*ecdsa.PublicKey, error) {
 	y.FillBytes(point[33:])
 	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
 	if err != nil {
-		return nil, formatError("public key: %v", err)
+		return nil, CodeFormat.Errorf("public key: %v", err)
 	}
 	return key, nil
 }

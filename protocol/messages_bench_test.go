@@ -1,8 +1,11 @@
-package protocol
+package protocol_test
 
 import (
 	"context"
 	"testing"
+
+	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 func benchSession(b *testing.B) *session {
@@ -16,7 +19,7 @@ func benchSession(b *testing.B) *session {
 func BenchmarkSealM1(b *testing.B) {
 	s := benchSession(b)
 	for b.Loop() {
-		if _, _, err := SealM1(s.root, 16, s.kemKey, s.p1); err != nil {
+		if _, _, err := message.SealM1(s.root, 16, s.kemKey, s.p1); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -25,7 +28,7 @@ func BenchmarkSealM1(b *testing.B) {
 func BenchmarkOpenM1(b *testing.B) {
 	s := benchSession(b)
 	for b.Loop() {
-		m1, err := ParseM1(s.m1)
+		m1, err := message.ParseM1(s.m1)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -33,7 +36,7 @@ func BenchmarkOpenM1(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := ParseP1(p1); err != nil {
+		if _, err := message.ParseP1(p1); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -54,7 +57,7 @@ func BenchmarkOpenM2(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := ParseP2(p2); err != nil {
+		if _, err := message.ParseP2(p2); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -62,7 +65,7 @@ func BenchmarkOpenM2(b *testing.B) {
 
 func BenchmarkSealM3(b *testing.B) {
 	s := benchSession(b)
-	p3 := P3{Verdict: Approve, Slot: SlotSigning, Proof: s.approval().Proof}
+	p3 := message.P3{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Proof: s.approval().Proof}
 	for b.Loop() {
 		s.client1.SealM3(0, p3.Marshal())
 	}
@@ -75,7 +78,7 @@ func BenchmarkOpenM3(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := ParseP3(p3); err != nil {
+		if _, err := message.ParseP3(p3); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -83,9 +86,9 @@ func BenchmarkOpenM3(b *testing.B) {
 
 func BenchmarkCountersign(b *testing.B) {
 	s := benchSession(b)
-	stmt := NewStatement(s.root, s.p1, s.chal, s.p2)
+	stmt := message.NewStatement(s.root, s.p1, s.chal, s.p2)
 	for b.Loop() {
-		if _, err := Countersign(context.Background(), s.client, stmt, s.approval()); err != nil {
+		if _, err := message.Countersign(context.Background(), s.client, stmt, s.approval()); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -93,13 +96,13 @@ func BenchmarkCountersign(b *testing.B) {
 
 func BenchmarkVerifyCountersign(b *testing.B) {
 	s := benchSession(b)
-	stmt := NewStatement(s.root, s.p1, s.chal, s.p2)
-	sig, err := Countersign(context.Background(), s.client, stmt, s.approval())
+	stmt := message.NewStatement(s.root, s.p1, s.chal, s.p2)
+	sig, err := message.Countersign(context.Background(), s.client, stmt, s.approval())
 	if err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if err := VerifyCountersign(s.clientKey, stmt, s.approval(), sig[:]); err != nil {
+		if err := message.VerifyCountersign(s.clientKey, stmt, s.approval(), sig[:]); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -107,9 +110,9 @@ func BenchmarkVerifyCountersign(b *testing.B) {
 
 func BenchmarkSealM4(b *testing.B) {
 	s := benchSession(b)
-	p4 := P4{Result: ResultApproved}
+	p4 := message.P4{Result: protocol.ResultApproved}
 	for b.Loop() {
-		s.server.SealM4(s.m3, ReceiptNonce{1}, p4.Marshal())
+		s.server.SealM4(s.m3, message.ReceiptNonce{1}, p4.Marshal())
 	}
 }
 
@@ -120,7 +123,7 @@ func BenchmarkOpenM4(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := ParseP4(p4); err != nil {
+		if _, err := message.ParseP4(p4); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -129,7 +132,7 @@ func BenchmarkOpenM4(b *testing.B) {
 func BenchmarkParsePublicKey(b *testing.B) {
 	s := benchSession(b)
 	for b.Loop() {
-		if _, err := ParsePublicKey(s.clientKey[:]); err != nil {
+		if _, err := protocol.ParsePublicKey(s.clientKey[:]); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,10 +1,15 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
 	"encoding/json"
 	"reflect"
 	"testing"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // addCBOR seeds a fuzz target with the maps of decode.json and fuzz.json.
@@ -31,14 +36,14 @@ func fuzzPayload[P any](f *testing.F, what string, parse func([]byte) (P, error)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := parse(b)
 		if err != nil {
-			if code, _ := CodeOf(err); code != CodeFormat {
+			if code, _ := protocol.CodeOf(err); code != protocol.CodeFormat {
 				t.Fatalf("%v is not a format error", err)
 			}
 			return
 		}
 		back := write(p)
 		var in, out map[uint64]any
-		if unmarshal(b, &in) != nil || unmarshal(back, &out) != nil {
+		if det.Unmarshal(b, &in) != nil || det.Unmarshal(back, &out) != nil {
 			t.Fatalf("%x, written as %x, does not decode", b, back)
 		}
 		before := len(in)
@@ -56,10 +61,10 @@ func fuzzPayload[P any](f *testing.F, what string, parse func([]byte) (P, error)
 	})
 }
 
-func FuzzP1(f *testing.F) { fuzzPayload(f, "p1", ParseP1, P1.Marshal) }
-func FuzzP2(f *testing.F) { fuzzPayload(f, "p2", ParseP2, P2.Marshal) }
-func FuzzP3(f *testing.F) { fuzzPayload(f, "p3", ParseP3, P3.Marshal) }
-func FuzzP4(f *testing.F) { fuzzPayload(f, "p4", ParseP4, P4.Marshal) }
+func FuzzP1(f *testing.F) { fuzzPayload(f, "p1", message.ParseP1, message.P1.Marshal) }
+func FuzzP2(f *testing.F) { fuzzPayload(f, "p2", message.ParseP2, message.P2.Marshal) }
+func FuzzP3(f *testing.F) { fuzzPayload(f, "p3", message.ParseP3, message.P3.Marshal) }
+func FuzzP4(f *testing.F) { fuzzPayload(f, "p4", message.ParseP4, message.P4.Marshal) }
 
 func FuzzStatement(f *testing.F) {
 	for _, v := range loadVectors(f, "countersign.json") {
@@ -70,11 +75,11 @@ func FuzzStatement(f *testing.F) {
 		f.Add([]byte(in.Stmt))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := ParseStatement(b)
+		s, err := message.ParseStatement(b)
 		if err != nil {
 			return
 		}
-		if back := NewStatement(s.Root, s.RawP1, s.Challenge, s.RawP2); !bytes.Equal(back, b) {
+		if back := message.NewStatement(s.Root, s.RawP1, s.Challenge, s.RawP2); !bytes.Equal(back, b) {
 			t.Fatalf("%x comes back as %x", b, []byte(back))
 		}
 	})
@@ -90,22 +95,22 @@ func FuzzMessage(f *testing.F) {
 			f.Add(m)
 		}
 	}
-	f.Add(LinkError{Code: CodeLink}.Marshal())
-	f.Add(KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal())
+	f.Add(message.LinkError{Code: protocol.CodeLink}.Marshal())
+	f.Add(trust.KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal())
 	kem := kemKey(bytes.Repeat([]byte{1}, 32))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if m, err := ParseM1(b); err == nil {
-			if _, _, err := m.Open(kem, RootID{}); err == nil {
+		if m, err := message.ParseM1(b); err == nil {
+			if _, _, err := m.Open(kem, protocol.RootID{}); err == nil {
 				t.Fatal("a message for nobody opens")
 			}
 		}
-		if e, err := ParseLinkError(b); err == nil && !bytes.Equal(e.Marshal(), b) {
+		if e, err := message.ParseLinkError(b); err == nil && !bytes.Equal(e.Marshal(), b) {
 			t.Fatalf("ME %x comes back as %x", b, e.Marshal())
 		}
-		if u, err := ParseKeyUpdate(b); err == nil && !bytes.Equal(u.Marshal(), b) {
+		if u, err := trust.ParseKeyUpdate(b); err == nil && !bytes.Equal(u.Marshal(), b) {
 			t.Fatalf("MU %x comes back as %x", b, u.Marshal())
 		}
-		c := NewChannel(Secret{}, b, Challenge{})
+		c := message.NewChannel(message.Secret{}, b, protocol.Challenge{})
 		_, err2 := c.OpenM2(b)
 		_, _, err3 := c.OpenM3(b)
 		_, err4 := c.OpenM4([]byte("\x31\x000123456789abcdef"), b)

@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
@@ -11,12 +11,18 @@ import (
 	"testing"
 
 	"github.com/veraison/go-cose"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // TestSizes holds the sizes that PROTOCOL.md §3 promises.
 func TestSizes(t *testing.T) {
 	for _, c := range []struct {
-		level              Level
+		level              protocol.Level
 		m1, m2, m3, m4, of int
 	}{
 		{level: 1, m1: 82, m2: 74, m3: 88, m4: 31, of: 275},
@@ -40,30 +46,30 @@ func TestSizes(t *testing.T) {
 // COSE_Sign1 with detached payload that it is.
 func TestStockLibraryVerifies(t *testing.T) {
 	s := newSession(t, 2)
-	stmt, approval := NewStatement(s.root, s.p1, s.chal, s.p2), s.approval()
-	sig, err := Countersign(context.Background(), s.client, stmt, approval)
+	stmt, approval := message.NewStatement(s.root, s.p1, s.chal, s.p2), s.approval()
+	sig, err := message.Countersign(context.Background(), s.client, stmt, approval)
 	mustOpen(t, "countersignature", err)
-	wire := marshal(Sign1{Protected: protectedES256, Unprotected: map[int64]any{}, Signature: sig[:]})
+	wire := det.Marshal([]any{protectedES256, map[int64]any{}, nil, sig[:]})
 
-	var message cose.UntaggedSign1Message
-	mustOpen(t, "COSE_Sign1", message.UnmarshalCBOR(wire))
-	if message.Payload != nil {
-		t.Fatalf("payload is %x, want it detached", message.Payload)
+	var m cose.UntaggedSign1Message
+	mustOpen(t, "COSE_Sign1", m.UnmarshalCBOR(wire))
+	if m.Payload != nil {
+		t.Fatalf("payload is %x, want it detached", m.Payload)
 	}
 	verifier, err := cose.NewVerifier(cose.AlgorithmES256, &s.client.key.PublicKey)
 	mustOpen(t, "verifier", err)
-	message.Payload = stmt.payload(approval)
-	if err := message.Verify([]byte("OA1 countersign v1"), verifier); err != nil {
+	m.Payload = payloadOf(stmt, approval)
+	if err := m.Verify([]byte("OA1 countersign v1"), verifier); err != nil {
 		t.Errorf("stock library: %v", err)
 	}
-	approval.Verdict = Refuse
-	message.Payload = stmt.payload(approval)
-	if err := message.Verify([]byte("OA1 countersign v1"), verifier); err == nil {
+	approval.Verdict = protocol.Refuse
+	m.Payload = payloadOf(stmt, approval)
+	if err := m.Verify([]byte("OA1 countersign v1"), verifier); err == nil {
 		t.Error("stock library takes an approval for a refusal")
 	}
 }
 
-var errHSM = fmt.Errorf("token removed: %w", CodeHSM)
+var errHSM = fmt.Errorf("token removed: %w", protocol.CodeHSM)
 
 // brokenKey is a kem key in an HSM that is gone.
 type brokenKey struct{ *ecdh.PrivateKey }
@@ -75,7 +81,7 @@ func TestOpenM1PassesKeyErrors(t *testing.T) {
 	s.run(t)
 	key, err := hpke.NewDHKEMPrivateKey(brokenKey{must(ecdh.P256().GenerateKey(rand.Reader))})
 	mustOpen(t, "key", err)
-	m1, err := ParseM1(s.m1)
+	m1, err := message.ParseM1(s.m1)
 	mustOpen(t, "M1", err)
 	if _, _, err := m1.Open(key, s.root); !errors.Is(err, errHSM) {
 		t.Errorf("got %v, want the key's own error", err)
@@ -86,37 +92,37 @@ func TestKind(t *testing.T) {
 	for _, c := range []struct {
 		m    []byte
 		kind byte
-		code Code
+		code protocol.Code
 	}{
-		{m: []byte{0x11}, kind: KindM1},
-		{m: []byte{0x21}, kind: KindM2},
-		{m: []byte{0x31}, kind: KindM3},
-		{m: []byte{0x41}, kind: KindM4},
-		{m: []byte{0x51}, kind: KindKeyUpdate},
-		{m: []byte{0xE1}, kind: KindLinkError},
-		{m: nil, code: CodeFormat},
-		{m: []byte{0x01}, code: CodeFormat},
-		{m: []byte{0x61}, code: CodeFormat},
-		{m: []byte{0xF1}, code: CodeFormat},
-		{m: []byte{0x12}, code: CodeVersion},
-		{m: []byte{0x62}, code: CodeVersion},
+		{m: []byte{0x11}, kind: message.KindM1},
+		{m: []byte{0x21}, kind: message.KindM2},
+		{m: []byte{0x31}, kind: message.KindM3},
+		{m: []byte{0x41}, kind: message.KindM4},
+		{m: []byte{0x51}, kind: message.KindKeyUpdate},
+		{m: []byte{0xE1}, kind: message.KindLinkError},
+		{m: nil, code: protocol.CodeFormat},
+		{m: []byte{0x01}, code: protocol.CodeFormat},
+		{m: []byte{0x61}, code: protocol.CodeFormat},
+		{m: []byte{0xF1}, code: protocol.CodeFormat},
+		{m: []byte{0x12}, code: protocol.CodeVersion},
+		{m: []byte{0x62}, code: protocol.CodeVersion},
 	} {
-		kind, err := Kind(c.m)
-		if code, _ := CodeOf(err); kind != c.kind || code != c.code {
+		kind, err := message.Kind(c.m)
+		if code, _ := protocol.CodeOf(err); kind != c.kind || code != c.code {
 			t.Errorf("%x is kind %d, %v; want %d, code %d", c.m, kind, err, c.kind, c.code)
 		}
 	}
 }
 
 func TestLinkError(t *testing.T) {
-	want := LinkError{Code: CodeTimeout, Retry: 7}
+	want := message.LinkError{Code: protocol.CodeTimeout, Retry: 7}
 	mustEqual(t, "ME", want.Marshal(), []byte{0xE1, 33, 7})
-	got, err := ParseLinkError(want.Marshal())
+	got, err := message.ParseLinkError(want.Marshal())
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	for _, bad := range [][]byte{{0xE1, 1}, {0xE1, 1, 0, 0}, {0x41, 1, 0}, nil} {
-		if code, _ := CodeOf(second(ParseLinkError(bad))); code != CodeFormat {
+		if code, _ := protocol.CodeOf(second(message.ParseLinkError(bad))); code != protocol.CodeFormat {
 			t.Errorf("%x: code %d, want 1", bad, code)
 		}
 	}
@@ -126,9 +132,9 @@ func second[T any](_ T, err error) error { return err }
 
 func TestKeyUpdate(t *testing.T) {
 	item := []byte{0x81, 0x01}
-	u := KeyUpdate{Certs: [][]byte{item, {0x02}}}
+	u := trust.KeyUpdate{Certs: [][]byte{item, {0x02}}}
 	mustEqual(t, "MU", u.Marshal(), []byte{0x51, 2, 0x81, 0x01, 0x02})
-	got, err := ParseKeyUpdate(u.Marshal())
+	got, err := trust.ParseKeyUpdate(u.Marshal())
 	if err != nil || len(got.Certs) != 2 || !bytes.Equal(got.Certs[0], item) {
 		t.Errorf("got %x, %v", got.Certs, err)
 	}
@@ -140,7 +146,7 @@ func TestKeyUpdate(t *testing.T) {
 		"truncated": {0x51, 1, 0x82, 0x01},
 		"no count":  {0x51},
 	} {
-		if code, _ := CodeOf(second(ParseKeyUpdate(bad))); code != CodeFormat {
+		if code, _ := protocol.CodeOf(second(trust.ParseKeyUpdate(bad))); code != protocol.CodeFormat {
 			t.Errorf("%s: code %d, want 1", name, code)
 		}
 	}
@@ -161,39 +167,39 @@ func TestChannelRefuses(t *testing.T) {
 		"short M4":              second(s.client1.OpenM4(s.m3, s.m4[:25])),
 		"M4 for M3":             second(s.client1.OpenM4(s.m4, s.m4)),
 		"M4 of another attempt": second(s.client1.OpenM4(s.client1.SealM3(1, nil), s.m4)),
-		"challenge of M3":       second(ChallengeOf(s.m3)),
+		"challenge of M3":       second(message.ChallengeOf(s.m3)),
 	} {
-		if code, _ := CodeOf(err); code != CodeFormat {
+		if code, _ := protocol.CodeOf(err); code != protocol.CodeFormat {
 			t.Errorf("%s: got %v, want code 1", name, err)
 		}
 	}
-	if _, _, err := s.server.OpenM3(s.m3[:17]); !errors.Is(err, CodeFormat) {
+	if _, _, err := s.server.OpenM3(s.m3[:17]); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("short M3: %v", err)
 	}
 }
 
 func TestStatement(t *testing.T) {
 	s := newSession(t, 2)
-	stmt := NewStatement(s.root, s.p1, s.chal, s.p2)
-	f, err := ParseStatement(stmt)
+	stmt := message.NewStatement(s.root, s.p1, s.chal, s.p2)
+	f, err := message.ParseStatement(stmt)
 	mustOpen(t, "statement", err)
 	if f.Root != s.root || f.Challenge != s.chal || f.P1.Service != 1027 || f.P2.Text != "Order 88213, 1 laptop" {
 		t.Errorf("got %+v", f)
 	}
 	mustEqual(t, "P1", f.RawP1, s.p1)
 	mustEqual(t, "P2", f.RawP2, s.p2)
-	failed := P2{Code: CodeLevel}.Marshal()
+	failed := message.P2{Code: protocol.CodeLevel}.Marshal()
 	for name, bad := range map[string][]byte{
 		"trailing": append(bytes.Clone(stmt), 0),
-		"P1":       NewStatement(s.root, nil, s.chal, s.p2),
-		"P2":       NewStatement(s.root, s.p1, s.chal, s.p1),
-		"error P2": NewStatement(s.root, s.p1, s.chal, failed),
+		"P1":       message.NewStatement(s.root, nil, s.chal, s.p2),
+		"P2":       message.NewStatement(s.root, s.p1, s.chal, s.p1),
+		"error P2": message.NewStatement(s.root, s.p1, s.chal, failed),
 		"domain":   bytes.Replace(stmt, []byte("statement v1"), []byte("statement v2"), 1),
 		"map":      s.p1,
-		"root":     marshal([]any{domainStatement, s.root[:7], s.p1, s.chal[:], s.p2}),
-		"four":     marshal([]any{domainStatement, s.root[:], s.p1, s.chal[:]}),
+		"root":     det.Marshal([]any{domain.Statement, s.root[:7], s.p1, s.chal[:], s.p2}),
+		"four":     det.Marshal([]any{domain.Statement, s.root[:], s.p1, s.chal[:]}),
 	} {
-		if code, _ := CodeOf(second(ParseStatement(bad))); code != CodeFormat {
+		if code, _ := protocol.CodeOf(second(message.ParseStatement(bad))); code != protocol.CodeFormat {
 			t.Errorf("%s: code %d, want 1", name, code)
 		}
 	}

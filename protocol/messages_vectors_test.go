@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
@@ -13,7 +13,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+
+	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/message"
 )
 
 func init() {
@@ -23,10 +30,10 @@ func init() {
 	ops["show"] = op(showVector)
 	ops["countersign"] = op(countersignVector)
 	ops["derive"] = op(deriveVector)
-	decoders["p1"] = decodeWith(ParseP1, P1.Marshal)
-	decoders["p2"] = decodeWith(ParseP2, P2.Marshal)
-	decoders["p3"] = decodeWith(ParseP3, P3.Marshal)
-	decoders["p4"] = decodeWith(ParseP4, P4.Marshal)
+	decoders["p1"] = decodeWith(message.ParseP1, message.P1.Marshal)
+	decoders["p2"] = decodeWith(message.ParseP2, message.P2.Marshal)
+	decoders["p3"] = decodeWith(message.ParseP3, message.P3.Marshal)
+	decoders["p4"] = decodeWith(message.ParseP4, message.P4.Marshal)
 }
 
 // op decodes a vector's in before it runs.
@@ -51,7 +58,7 @@ func decodeWith[P any](parse func([]byte) (P, error), write func(P) []byte) func
 			return nil, err
 		}
 		read, ignored := map[int64]any{}, map[int64]any{}
-		if err := errors.Join(unmarshal(write(p), &read), unmarshal(b, &ignored)); err != nil {
+		if err := errors.Join(det.Unmarshal(write(p), &read), det.Unmarshal(b, &ignored)); err != nil {
 			return nil, err
 		}
 		for k, v := range ignored {
@@ -98,12 +105,12 @@ type hpkeIn struct {
 // hpkeVector opens M1 with the code under test, and makes it again from the
 // sender's ephemeral key by a key schedule of its own (RFC 9180 §4.1 and §5.1).
 func hpkeVector(in hpkeIn) (any, error) {
-	root, err := ParsePublicKey(in.RootKey)
+	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
 		return nil, err
 	}
 	kem := kemKey(in.SkR)
-	m1, err := ParseM1(in.M1)
+	m1, err := message.ParseM1(in.M1)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +130,7 @@ func hpkeVector(in hpkeIn) (any, error) {
 }
 
 func pointOf(uncompressed []byte) []byte {
-	p := must(CompressPoint(uncompressed))
+	p := must(protocol.CompressPoint(uncompressed))
 	return p[:]
 }
 
@@ -172,11 +179,11 @@ type m1In struct {
 }
 
 func m1Vector(in m1In) (any, error) {
-	root, err := ParsePublicKey(in.RootKey)
+	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
 		return nil, err
 	}
-	m1, err := ParseM1(in.M1)
+	m1, err := message.ParseM1(in.M1)
 	if err != nil {
 		return nil, err
 	}
@@ -188,10 +195,10 @@ func m1Vector(in m1In) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		_, err = ParseP1(p1)
+		_, err = message.ParseP1(p1)
 		return map[string]hexBytes{"p1": p1, "es": es[:]}, err
 	}
-	return nil, CodeStaleKey
+	return nil, protocol.CodeStaleKey
 }
 
 type sessionIn struct {
@@ -212,7 +219,7 @@ type sessionIn struct {
 // sessionVector follows the four passes as S and C together: what D compares,
 // then everything that may be a format error, then signature and proof.
 func sessionVector(in sessionIn) (any, error) {
-	root, err := ParsePublicKey(in.RootKey)
+	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
 		return nil, err
 	}
@@ -225,15 +232,15 @@ func sessionVector(in sessionIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := ParseP2(p2); err != nil {
+	if _, err := message.ParseP2(p2); err != nil {
 		return nil, err
 	}
-	stmt := NewStatement(root.RootID(), out["p1"], chal, p2)
+	stmt := message.NewStatement(root.RootID(), out["p1"], chal, p2)
 	attempt, rawP3, err := c.OpenM3(in.M3)
 	if err != nil {
 		return nil, err
 	}
-	p3, err := ParseP3(rawP3)
+	p3, err := message.ParseP3(rawP3)
 	if err != nil {
 		return nil, err
 	}
@@ -241,19 +248,19 @@ func sessionVector(in sessionIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := ParseP4(p4); err != nil {
+	if _, err := message.ParseP4(p4); err != nil {
 		return nil, err
 	}
 	if err := in.verify(stmt, p3); err != nil {
 		return nil, err
 	}
 	out["p2"], out["p3"], out["p4"], out["stmt"] = p2, rawP3, p4, hexBytes(stmt)
-	out["payload"], out["sig_structure"] = stmt.payload(p3.Approval()), stmt.sigStructure(p3.Approval())
+	out["payload"], out["sig_structure"] = payloadOf(stmt, p3.Approval()), sigStructureOf(stmt, p3.Approval())
 	return out, in.keys(c, attempt, out)
 }
 
-func (in sessionIn) channel(root RootID, out map[string]hexBytes) (c Channel, chal Challenge, err error) {
-	m1, err := ParseM1(in.M1)
+func (in sessionIn) channel(root protocol.RootID, out map[string]hexBytes) (c message.Channel, chal protocol.Challenge, err error) {
+	m1, err := message.ParseM1(in.M1)
 	if err != nil {
 		return c, chal, err
 	}
@@ -261,50 +268,53 @@ func (in sessionIn) channel(root RootID, out map[string]hexBytes) (c Channel, ch
 	if err != nil {
 		return c, chal, err
 	}
-	if _, err := ParseP1(p1); err != nil {
+	if _, err := message.ParseP1(p1); err != nil {
 		return c, chal, err
 	}
-	if chal, err = ChallengeOf(in.M2); err != nil {
+	if chal, err = message.ChallengeOf(in.M2); err != nil {
 		return c, chal, err
 	}
-	if chal != NewChallenge(Nonce(in.Nonce), Nonce(in.U)) {
-		return c, chal, CodeReplayed
+	if chal != protocol.NewChallenge(protocol.Nonce(in.Nonce), protocol.Nonce(in.U)) {
+		return c, chal, protocol.CodeReplayed
 	}
 	out["p1"], out["es"], out["chal"] = p1, es[:], chal[:]
-	return NewChannel(es, in.M1, chal), chal, nil
+	return message.NewChannel(es, in.M1, chal), chal, nil
 }
 
-func (in sessionIn) verify(stmt Statement, p3 P3) error {
+func (in sessionIn) verify(stmt message.Statement, p3 message.P3) error {
 	key := in.SigningKey
-	if p3.Slot == SlotUV {
+	if p3.Slot == protocol.SlotUV {
 		key = in.UVKey
 	}
-	if err := VerifyCountersign(PublicKey(key), stmt, p3.Approval(), p3.Signature[:]); err != nil {
+	if err := message.VerifyCountersign(protocol.PublicKey(key), stmt, p3.Approval(), p3.Signature[:]); err != nil {
 		return err
 	}
 	sum := stmt.Hash()
 	mac := hmac.New(sha256.New, in.KPw)
-	mac.Write([]byte(domainPwProof))
+	mac.Write([]byte(domain.PwProof))
 	mac.Write(sum[:])
-	if p3.Proof != nil && !hmac.Equal(mac.Sum(nil)[:ProofSize], p3.Proof) {
-		return CodePassword
+	if p3.Proof != nil && !hmac.Equal(mac.Sum(nil)[:message.ProofSize], p3.Proof) {
+		return protocol.CodePassword
 	}
 	return nil
 }
 
-// keys fills in the key schedule, and makes M2, M3 and M4 again with it.
-func (in sessionIn) keys(c Channel, attempt uint8, out map[string]hexBytes) error {
-	r := ReceiptNonce(in.M4[2:10])
-	th3 := transcript(c.TH2[:], in.M3)
-	k2, k3, k4 := c.keys2(), c.keys3(attempt), c.keys4(in.M3, r)
-	for name, v := range map[string][]byte{
-		"prk": c.PRK[:], "th1": c.TH1[:], "th2": c.TH2[:], "th3": th3[:], "r": r[:],
-		"k2": k2.key[:], "n2": k2.nonce[:], "k3": k3.key[:], "n3": k3.nonce[:], "k4": k4.key[:], "n4": k4.nonce[:],
+// keys fills in the key schedule, derived here by itself, and makes M2, M3 and M4
+// again by the code under test.
+func (in sessionIn) keys(c message.Channel, attempt uint8, out map[string]hexBytes) error {
+	r := message.ReceiptNonce(in.M4[2:10])
+	th3 := sha256.Sum256(slices.Concat(c.TH2[:], in.M3))
+	out["prk"], out["th1"], out["th2"], out["th3"], out["r"] = c.PRK[:], c.TH1[:], c.TH2[:], th3[:], r[:]
+	for number, info := range map[string][]byte{
+		"2": slices.Concat([]byte(domain.M2), c.TH1[:]),
+		"3": slices.Concat([]byte(domain.M3), []byte{attempt}, c.TH2[:]),
+		"4": slices.Concat([]byte(domain.M4), []byte{attempt}, r[:], th3[:]),
 	} {
-		out[name] = v
+		key := must(hkdf.Expand(sha256.New, c.PRK[:], string(info), 28))
+		out["k"+number], out["n"+number] = key[:16], key[16:]
 	}
 	again := c
-	m2 := again.SealM2(Challenge(out["chal"]), out["p2"])
+	m2 := again.SealM2(protocol.Challenge(out["chal"]), out["p2"])
 	m3 := again.SealM3(attempt, out["p3"])
 	m4 := again.SealM4(m3, r, out["p4"])
 	if !bytes.Equal(m2, in.M2) || !bytes.Equal(m3, in.M3) || !bytes.Equal(m4, in.M4) {
@@ -314,47 +324,47 @@ func (in sessionIn) keys(c Channel, attempt uint8, out map[string]hexBytes) erro
 }
 
 type showIn struct {
-	P2        hexBytes `json:"p2"`
-	Service   Service  `json:"service"`
-	Requested Level    `json:"requested"`
-	Floor     Level    `json:"floor"`
-	Amount    []any    `json:"amount"`
-	Text      string   `json:"text"`
+	P2        hexBytes         `json:"p2"`
+	Service   protocol.Service `json:"service"`
+	Requested protocol.Level   `json:"requested"`
+	Floor     protocol.Level   `json:"floor"`
+	Amount    []any            `json:"amount"`
+	Text      string           `json:"text"`
 }
 
 func showVector(in showIn) (any, error) {
-	p2, err := ParseP2(in.P2)
+	p2, err := message.ParseP2(in.P2)
 	if err != nil {
 		return nil, err
 	}
-	want := Expectation{Service: in.Service, Requested: in.Requested, Text: in.Text}
-	want.Floor = func(Service) Level { return in.Floor }
+	want := message.Expectation{Service: in.Service, Requested: in.Requested, Text: in.Text}
+	want.Floor = func(protocol.Service) protocol.Level { return in.Floor }
 	if len(in.Amount) == 2 {
-		want.Amount = &Amount{Minor: uint64(in.Amount[0].(float64)), Currency: in.Amount[1].(string)}
+		want.Amount = &protocol.Amount{Minor: uint64(in.Amount[0].(float64)), Currency: in.Amount[1].(string)}
 	}
 	return struct{}{}, p2.Acceptable(want)
 }
 
 type countersignIn struct {
-	Key      hexBytes `json:"key"`
-	Stmt     hexBytes `json:"stmt"`
-	Decision Verdict  `json:"decision"`
-	Slot     uint64   `json:"slot"`
-	Proof    hexBytes `json:"proof"`
-	Sig      hexBytes `json:"sig"`
+	Key      hexBytes         `json:"key"`
+	Stmt     hexBytes         `json:"stmt"`
+	Decision protocol.Verdict `json:"decision"`
+	Slot     uint64           `json:"slot"`
+	Proof    hexBytes         `json:"proof"`
+	Sig      hexBytes         `json:"sig"`
 }
 
 func countersignVector(in countersignIn) (any, error) {
-	key, err := ParsePublicKey(in.Key)
+	key, err := protocol.ParsePublicKey(in.Key)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := ParseStatement(in.Stmt); err != nil {
+	if _, err := message.ParseStatement(in.Stmt); err != nil {
 		return nil, err
 	}
-	a := Approval{Verdict: in.Decision, Slot: in.Slot, Proof: in.Proof}
-	err = VerifyCountersign(key, Statement(in.Stmt), a, in.Sig)
-	return map[string]any{"sig_structure": hexBytes(Statement(in.Stmt).sigStructure(a))}, err
+	a := message.Approval{Verdict: in.Decision, Slot: in.Slot, Proof: in.Proof}
+	err = message.VerifyCountersign(key, message.Statement(in.Stmt), a, in.Sig)
+	return map[string]any{"sig_structure": hexBytes(sigStructureOf(message.Statement(in.Stmt), a))}, err
 }
 
 type deriveIn struct {
@@ -369,11 +379,11 @@ type deriveIn struct {
 }
 
 func deriveVector(in deriveIn) (any, error) {
-	signing, err := ParsePublicKey(in.SigningKey)
+	signing, err := protocol.ParsePublicKey(in.SigningKey)
 	if err != nil {
 		return nil, err
 	}
-	root, err := ParsePublicKey(in.RootKey)
+	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
 		return nil, err
 	}
@@ -382,17 +392,34 @@ func deriveVector(in deriveIn) (any, error) {
 		h.Write(input)
 		return h.Sum(nil)
 	}
-	client, device := ClientIDOf(signing), DeviceIDOf(in.SPIFFEID)
+	client, device := protocol.ClientIDOf(signing), protocol.DeviceIDOf(in.SPIFFEID)
 	rootHash := root.RootHash()
 	return map[string]any{
-		"chal":       NewChallenge(Nonce(in.Nonce), Nonce(in.U)).String(),
+		"chal":       protocol.NewChallenge(protocol.Nonce(in.Nonce), protocol.Nonce(in.U)).String(),
 		"client_id":  client.String(),
 		"device_id":  device.String(),
-		"pairwise":   mac(PairwiseInput(client, device))[:8],
-		"handle_key": mac(HandleKeyInput(in.Hour, HandleEpoch(in.Epoch))),
-		"handle_aad": hexBytes(HandleAAD(device, in.Hour)),
-		"seal_key":   mac(SealKeyInput()),
+		"pairwise":   mac(derive.PairwiseInput(client, device))[:8],
+		"handle_key": mac(derive.HandleKeyInput(in.Hour, derive.HandleEpoch(in.Epoch))),
+		"handle_aad": hexBytes(derive.HandleAAD(device, in.Hour)),
+		"seal_key":   mac(derive.SealKeyInput()),
 		"root_id":    root.RootID().String(),
 		"root_hash":  hexBytes(rootHash[:]),
 	}, nil
+}
+
+var protectedES256 = []byte{0xA1, 0x01, 0x26}
+
+func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }
+
+// payloadOf is the detached payload of a countersignature, PROTOCOL.md §3.
+func payloadOf(s message.Statement, a message.Approval) []byte {
+	proof := a.Proof
+	if proof == nil {
+		proof = []byte{}
+	}
+	return det.Marshal([]any{[]byte(s), a.Verdict, a.Slot, proof})
+}
+
+func sigStructureOf(s message.Statement, a message.Approval) hexBytes {
+	return det.Marshal([]any{"Signature1", protectedES256, []byte(domain.Countersign), payloadOf(s, a)})
 }

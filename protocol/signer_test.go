@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"math/big"
 	"testing"
+
+	"countersign/protocol"
 )
 
 // keySigner is a [DigestSigner] in software.
@@ -21,9 +23,9 @@ func newKeySigner(t testing.TB) keySigner {
 	return keySigner{key}
 }
 
-func (s keySigner) public(t testing.TB) PublicKey {
+func (s keySigner) public(t testing.TB) protocol.PublicKey {
 	t.Helper()
-	p, err := CompressKey(&s.key.PublicKey)
+	p, err := protocol.CompressKey(&s.key.PublicKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +41,7 @@ func (s keySigner) SignDigest(_ context.Context, digest []byte) ([]byte, error) 
 }
 
 func joinScalars(r, s *big.Int) []byte {
-	sig := make([]byte, SignatureSize)
+	sig := make([]byte, protocol.SignatureSize)
 	r.FillBytes(sig[:32])
 	s.FillBytes(sig[32:])
 	return sig

@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
@@ -6,36 +6,39 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+
+	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 func TestTrustPersists(t *testing.T) {
 	p := newPKI(t)
 	doc := p.document(t)
-	doc.KeyCerts = append(doc.KeyCerts, p.certify(t, UseDecision, 2), p.certify(t, UseKEM, 50))
-	trust, err := doc.Resolve(p.root.public(t).RootHash(), vectorTime)
+	doc.KeyCerts = append(doc.KeyCerts, p.certify(t, trust.UseDecision, 2), p.certify(t, trust.UseKEM, 50))
+	pinned, err := doc.Resolve(p.root.public(t).RootHash(), vectorTime)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stored, err := json.Marshal(trust)
+	stored, err := json.Marshal(pinned)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var loaded Trust
+	var loaded trust.State
 	if err := json.Unmarshal(stored, &loaded); err != nil {
 		t.Fatal(err)
 	}
-	if len(trust.Earlier) != 1 || len(trust.Later) != 1 || !reflect.DeepEqual(loaded, trust) {
-		t.Errorf("loaded\n%+v, want\n%+v", loaded, trust)
+	if len(pinned.Earlier) != 1 || len(pinned.Later) != 1 || !reflect.DeepEqual(loaded, pinned) {
+		t.Errorf("loaded\n%+v, want\n%+v", loaded, pinned)
 	}
 }
 
 func TestTrustWithoutKeysPersists(t *testing.T) {
-	want := Trust{Root: newKeySigner(t).public(t), RootNumber: 1}
+	want := trust.State{Root: newKeySigner(t).public(t), RootNumber: 1}
 	stored, err := json.Marshal(want)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var loaded Trust
+	var loaded trust.State
 	if err := json.Unmarshal(stored, &loaded); err != nil || !reflect.DeepEqual(loaded, want) {
 		t.Errorf("loaded %+v, %v, want %+v", loaded, err, want)
 	}
@@ -43,17 +46,17 @@ func TestTrustWithoutKeysPersists(t *testing.T) {
 
 func TestTrustLoadVerifies(t *testing.T) {
 	p, other := newPKI(t), newPKI(t)
-	trust := p.trust(t)
-	trust.Root = other.root.public(t)
-	stored, err := json.Marshal(trust)
+	pinned := p.trust(t)
+	pinned.Root = other.root.public(t)
+	stored, err := json.Marshal(pinned)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var loaded Trust
-	if err := json.Unmarshal(stored, &loaded); !errors.Is(err, CodeCertificate) {
+	var loaded trust.State
+	if err := json.Unmarshal(stored, &loaded); !errors.Is(err, protocol.CodeCertificate) {
 		t.Errorf("loading certificates of another root: got %v, want a certificate error", err)
 	}
-	if err := json.Unmarshal([]byte(`{"root_key":""}`), &loaded); !errors.Is(err, CodeFormat) {
+	if err := json.Unmarshal([]byte(`{"root_key":""}`), &loaded); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("loading no key: got %v, want a format error", err)
 	}
 }
@@ -63,8 +66,8 @@ func TestTrustAdoptsWhenTimeComes(t *testing.T) {
 	const epoch = 50
 	begins := uint64(vectorTime + 3600*(epoch-1) - clockSlack)
 	doc := p.document(t)
-	doc.KeyCerts = append(doc.KeyCerts, p.certify(t, UseKEM, epoch))
-	trust, err := doc.Resolve(p.root.public(t).RootHash(), vectorTime)
+	doc.KeyCerts = append(doc.KeyCerts, p.certify(t, trust.UseKEM, epoch))
+	pinned, err := doc.Resolve(p.root.public(t).RootHash(), vectorTime)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,15 +75,15 @@ func TestTrustAdoptsWhenTimeComes(t *testing.T) {
 		now   uint64
 		epoch uint64
 	}{{vectorTime, 1}, {begins - 1, 1}, {begins, epoch}, {vectorTime, epoch}} {
-		trust = trust.Adopt(step.now)
-		if k, ok := trust.Key(UseKEM); !ok || k.Epoch != step.epoch {
+		pinned = pinned.Adopt(step.now)
+		if k, ok := pinned.Key(trust.UseKEM); !ok || k.Epoch != step.epoch {
 			t.Errorf("at %d: kem epoch %d, want %d", step.now, k.Epoch, step.epoch)
 		}
 	}
-	if k, ok := trust.KeyAt(UseKEM, 1); !ok || k.Epoch != 1 {
+	if k, ok := pinned.KeyAt(trust.UseKEM, 1); !ok || k.Epoch != 1 {
 		t.Errorf("epoch 1 is not kept beside epoch %d", epoch)
 	}
-	if got := trust.Time(0); got != begins+clockSlack {
+	if got := pinned.Time(0); got != begins+clockSlack {
 		t.Errorf("time is %d, want the newest not-before %d", got, begins+clockSlack)
 	}
 }
@@ -88,24 +91,24 @@ func TestTrustAdoptsWhenTimeComes(t *testing.T) {
 func TestTrustMinimumEpoch(t *testing.T) {
 	p := newPKI(t)
 	minimum := uint64(2)
-	trust := p.trust(t)
-	cert := p.sign(t, KeyCert{
-		Epoch: 2, Use: UseDecision, Key: p.keys[UseDecision].public(t), NotBefore: vectorTime, NotAfter: vectorTime + 1, MinEpoch: &minimum,
+	pinned := p.trust(t)
+	cert := p.sign(t, trust.KeyCert{
+		Epoch: 2, Use: trust.UseDecision, Key: p.keys[trust.UseDecision].public(t), NotBefore: vectorTime, NotAfter: vectorTime + 1, MinEpoch: &minimum,
 	})
-	updated, err := trust.Update(KeyUpdate{Certs: [][]byte{cert}}.Marshal(), vectorTime)
+	updated, err := pinned.Update(trust.KeyUpdate{Certs: [][]byte{cert}}.Marshal(), vectorTime)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := updated.KeyCerts(UseDecision); len(got) != 1 || !bytes.Equal(got[0], cert) {
+	if got := updated.KeyCerts(trust.UseDecision); len(got) != 1 || !bytes.Equal(got[0], cert) {
 		t.Errorf("%d decision certificates are left, want the new one only", len(got))
 	}
-	if got := trust.KeyCerts(UseDecision); len(got) != 1 || !bytes.Equal(got[0], p.certs[1]) {
+	if got := pinned.KeyCerts(trust.UseDecision); len(got) != 1 || !bytes.Equal(got[0], p.certs[1]) {
 		t.Error("Update changed the Trust it was called on")
 	}
 }
 
 func TestKEMGrace(t *testing.T) {
-	k := KeyCert{NotAfter: 1000}
+	k := trust.KeyCert{NotAfter: 1000}
 	for now, want := range map[uint64]bool{0: true, 1000: true, 999 + kemGrace: true, 1000 + kemGrace: false} {
 		if got := k.TakesM2At(now); got != want {
 			t.Errorf("M2 at %d: %t, want %t", now, got, want)
@@ -119,19 +122,19 @@ func TestTrustDocumentJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := ParseTrustDocument(b)
+	got, err := trust.ParseDocument(b)
 	if err != nil || !reflect.DeepEqual(got, doc) {
 		t.Errorf("got %+v, %v, want %+v", got, err, doc)
 	}
 }
 
 func TestUseNames(t *testing.T) {
-	for use := UseKEM; use <= UseClientCA; use++ {
-		if got, err := ParseUse(use.String()); got != use || err != nil {
+	for use := trust.UseKEM; use <= trust.UseClientCA; use++ {
+		if got, err := trust.ParseUse(use.String()); got != use || err != nil {
 			t.Errorf("%v parses as %v, %v", use, got, err)
 		}
 	}
-	if _, err := ParseUse("root"); !errors.Is(err, CodeFormat) {
+	if _, err := trust.ParseUse("root"); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("use root: got %v, want a format error", err)
 	}
 }

@@ -23,7 +23,7 @@ func (s Service) String() string { return strconv.FormatUint(uint64(s), 10) }
 func ParseService(s string) (Service, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, formatError("service %q is not a number", s)
+		return 0, CodeFormat.Errorf("service %q is not a number", s)
 	}
 	return Service(n), nil
 }
@@ -36,7 +36,7 @@ func (l Level) String() string { return strconv.Itoa(int(l)) }
 // ParseLevel reads one digit, 1 to 4.
 func ParseLevel(s string) (Level, error) {
 	if len(s) != 1 || s[0] < '1' || s[0] > '0'+byte(maxLevel) {
-		return 0, formatError("level %q: want 1 to 4", s)
+		return 0, CodeFormat.Errorf("level %q: want 1 to 4", s)
 	}
 	return Level(s[0] - '0'), nil
 }
@@ -63,8 +63,6 @@ const (
 	FactorUV             Factors = 4
 	FactorSecondApprover Factors = 8
 	FactorStrict         Factors = 16
-
-	knownFactors = FactorSignature | FactorPassword | FactorUV | FactorSecondApprover | FactorStrict
 )
 
 var factorNames = []string{"signature", "password", "uv", "second-approver", "strict", "32", "64", "128"}
@@ -134,20 +132,6 @@ const (
 	SlotSigning = 1
 	SlotUV      = 3
 )
-
-// CapabilityFullReceipt is the bit of P1.7 that asks for the decision in P4.4.
-const CapabilityFullReceipt = 1
-
-// Secret is 32 secret bytes, ES or PRK. It does not print.
-type Secret [32]byte
-
-func (Secret) String() string { return "[redacted]" }
-
-// GoString keeps %#v from printing the bytes.
-func (Secret) GoString() string { return "[redacted]" }
-
-// MarshalText keeps encoders of logs from writing the bytes.
-func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
 
 // currencies are the codes of ISO 4217 that are money in use, with the number of
 // decimal digits of their minor unit. Codes of metals, tests and units of

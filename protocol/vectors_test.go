@@ -1,4 +1,4 @@
-package protocol
+package protocol_test
 
 import (
 	"bytes"
@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strconv"
 	"testing"
+
+	"countersign/protocol"
 )
 
 // vector is one entry of a file in testdata. Out has the members that must come
@@ -82,7 +84,7 @@ func (v vector) run() error {
 		}
 		return v.compare(out)
 	}
-	code, found := CodeOf(err)
+	code, found := protocol.CodeOf(err)
 	if want := fmt.Sprint(v.Expect); !found || strconv.Itoa(int(code)) != want {
 		return fmt.Errorf("got %v (code %d), want code %s", err, code, want)
 	}
@@ -171,4 +173,11 @@ func init() {
 		value, err := decode(v.CBOR)
 		return map[string]any{"value": value}, err
 	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 	"countersign/relay/journal"
 )
 
@@ -64,7 +66,7 @@ func (a Act) MarshalJSON() ([]byte, error) {
 	}{a.Transaction.String(), plain(a)})
 }
 
-func newAct(d protocol.Decision, o protocol.Order) Act {
+func newAct(d receipt.Decision, o deviceapi.Order) Act {
 	return Act{
 		Transaction: d.Transaction, Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
 		Factors: strings.Split(d.Factors.String(), "+"), Device: d.Device.String(), Pairwise: d.Pairwise.String(),
@@ -74,7 +76,7 @@ func newAct(d protocol.Decision, o protocol.Order) Act {
 
 // act does what was approved, if nobody has: journal, show, run, journal. The
 // phone's answer waits for it, but not longer than ActWait; the act goes on.
-func (r *Relay) act(ctx context.Context, s *session, d protocol.Decision) {
+func (r *Relay) act(ctx context.Context, s *session, d receipt.Decision) {
 	s.leave()
 	first, err := r.journal.Begin(journal.Record{Transaction: d.Transaction, Service: d.Service, Amount: d.Amount})
 	if err != nil {
@@ -111,7 +113,7 @@ func (r *Relay) act(ctx context.Context, s *session, d protocol.Decision) {
 }
 
 // show is for whoever stands at the device.
-func (r *Relay) show(d protocol.Decision) {
+func (r *Relay) show(d receipt.Decision) {
 	line := fmt.Sprintf("approved: service %v", d.Service)
 	if d.Amount != nil {
 		line += ", " + decimal(*d.Amount)
@@ -137,7 +139,7 @@ func decimal(a protocol.Amount) string {
 }
 
 // perform runs the hook and makes its outcome durable.
-func (r *Relay) perform(s *session, d protocol.Decision) {
+func (r *Relay) perform(s *session, d receipt.Decision) {
 	begun := time.Now()
 	err := r.config.Hook.run(newAct(d, s.ticket.order))
 	o := Settlement{Result: d.Result.String(), Decision: &d, Performed: err == nil}

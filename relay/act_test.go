@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/link"
 )
 
@@ -120,7 +121,7 @@ func TestMain(m *testing.M) {
 // crashing is a relay whose hook acts and then kills it.
 func crashing(args []string) {
 	r, err := New(Config{
-		StateDir: args[0], URL: args[1], CAFile: args[2], Floor: 1, Links: []Link{{args[3], protocol.LinkWire}},
+		StateDir: args[0], URL: args[1], CAFile: args[2], Floor: 1, Links: []Link{{args[3], deviceapi.LinkWire}},
 		Orders: Orders{Accept: []protocol.Service{100}},
 		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"; kill -9 $PPID`, filepath.Join(args[0], "hook.log")}},
 	})
@@ -134,7 +135,7 @@ func crashing(args []string) {
 func TestCrashDuringAct(t *testing.T) {
 	f, c := enrolled(t)
 	socket := "unix:" + filepath.Join(t.TempDir(), "link")
-	c.Links = []Link{{socket, protocol.LinkWire}}
+	c.Links = []Link{{socket, deviceapi.LinkWire}}
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{c.StateDir, c.URL, c.CAFile, socket}, "\n"))
 	child.Stderr = os.Stderr

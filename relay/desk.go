@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/link"
 )
 
@@ -69,7 +70,7 @@ type desk struct {
 
 // order is one that was handed in; it settles once.
 type order struct {
-	protocol.Order
+	deviceapi.Order
 	settled chan Settlement // of capacity 1
 	pending chan Settlement // of capacity 1
 	isGone  bool            // nobody waits for it any more; guarded by the desk's mu
@@ -262,17 +263,17 @@ func (o *order) writePending(conn io.Writer) error {
 	}
 }
 
-func parseOrder(line []byte) (protocol.Order, error) {
+func parseOrder(line []byte) (deviceapi.Order, error) {
 	var w orderJSON
 	in := json.NewDecoder(bytes.NewReader(line))
 	in.DisallowUnknownFields()
 	if err := in.Decode(&w); err != nil {
-		return protocol.Order{}, fmt.Errorf("order: %w", err)
+		return deviceapi.Order{}, fmt.Errorf("order: %w", err)
 	}
 	if in.More() {
-		return protocol.Order{}, errors.New("order: more than one object in a line")
+		return deviceapi.Order{}, errors.New("order: more than one object in a line")
 	}
-	o := protocol.Order{Services: w.Services, Text: w.Text, Reference: w.Reference}
+	o := deviceapi.Order{Services: w.Services, Text: w.Text, Reference: w.Reference}
 	if w.Service != nil {
 		o.Services = append(o.Services, *w.Service)
 	}
@@ -286,7 +287,7 @@ func parseOrder(line []byte) (protocol.Order, error) {
 }
 
 // checkOrder finds what the appliance would refuse.
-func checkOrder(o protocol.Order) error {
+func checkOrder(o deviceapi.Order) error {
 	for _, s := range o.Services {
 		if s < protocol.FirstService {
 			return fmt.Errorf("order: service %v: want %v or more", s, protocol.FirstService)
@@ -296,14 +297,14 @@ func checkOrder(o protocol.Order) error {
 		return errors.New("order: service missing")
 	}
 	// What marshals and parses again is what the other side can read.
-	sent := protocol.ApplyRequest{M1: []byte{0}, Order: wired(o, true), Link: protocol.LinkWire}
-	if _, err := protocol.ParseApplyRequest(sent.Marshal()); err != nil {
+	sent := deviceapi.ApplyRequest{M1: []byte{0}, Order: wired(o, true), Link: deviceapi.LinkWire}
+	if _, err := deviceapi.ParseApplyRequest(sent.Marshal()); err != nil {
 		return fmt.Errorf("order: %w", err)
 	}
 	return nil
 }
 
-func resultOf(o protocol.Order, s Settlement) resultJSON {
+func resultOf(o deviceapi.Order, s Settlement) resultJSON {
 	w := resultJSON{Result: s.Result, Code: s.Code, Performed: s.Performed, Reference: o.Reference}
 	if d := s.Decision; d != nil {
 		w.Transaction, w.Service, w.Level, w.Amount = d.Transaction.String(), d.Service, d.Level, amountJSON(d.Amount)

@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // busyPause is after how long a phone that was turned away may try again.
@@ -38,7 +42,7 @@ func (r *Relay) apply(ctx context.Context, p *phone, m1 []byte) ([]byte, error) 
 
 // ask is an M1 and the kind of link it came on.
 type ask struct {
-	class protocol.LinkClass
+	class deviceapi.LinkClass
 	m1    []byte
 }
 
@@ -50,7 +54,7 @@ func (r *Relay) applyNew(ctx context.Context, s *session, a ask) error {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
 	s.root = r.client.Trust().Root.RootID()
-	request := protocol.ApplyRequest{
+	request := deviceapi.ApplyRequest{
 		M1: a.m1, Order: wired(s.ticket.order, s.second != nil), Link: a.class, Floor: r.config.Floor,
 		Nonce: s.nonce, Strict: r.config.Strict,
 	}
@@ -81,7 +85,7 @@ func (r *Relay) order(s *session) (lack error) {
 		return nil
 	}
 	if s.ticket, lack = r.orders.take(); lack != nil {
-		s.ticket = standingTicket(protocol.Order{}, true)
+		s.ticket = standingTicket(deviceapi.Order{}, true)
 	}
 	return lack
 }
@@ -95,21 +99,21 @@ func (s *session) giveBack() {
 
 // isRefused says whether the answer to M1 is an M2 of error form.
 func (s *session) isRefused() bool {
-	kind, err := protocol.Kind(s.answer)
-	return err == nil && kind == protocol.KindM2 && s.handle == nil
+	kind, err := message.Kind(s.answer)
+	return err == nil && kind == message.KindM2 && s.handle == nil
 }
 
 // fill takes over what the appliance answered; sent is when it was asked.
-func (s *session) fill(answer protocol.ApplyResponse, sent time.Time) error {
-	kind, err := protocol.Kind(answer.M2)
-	if err != nil || kind != protocol.KindM2 && kind != protocol.KindKeyUpdate {
+func (s *session) fill(answer deviceapi.ApplyResponse, sent time.Time) error {
+	kind, err := message.Kind(answer.M2)
+	if err != nil || kind != message.KindM2 && kind != message.KindKeyUpdate {
 		return fmt.Errorf("answer to M1 is of kind %d, %v: %w", kind, err, protocol.CodeServerUnreachable)
 	}
 	s.answer, s.expires = answer.M2, sent.Add(errorLife)
 	if answer.Handle == nil {
 		return nil
 	}
-	if s.chal, err = protocol.ChallengeOf(answer.M2); err != nil {
+	if s.chal, err = message.ChallengeOf(answer.M2); err != nil {
 		return fmt.Errorf("answer to M1 with a handle: %v: %w", err, protocol.CodeServerUnreachable)
 	}
 	s.handle = answer.Handle
@@ -135,11 +139,11 @@ func (r *Relay) countersign(ctx context.Context, p *phone, m3 []byte) ([]byte, e
 	r.pendings.begin(s.second)
 	defer r.pendings.end(s.second)
 	sent := s.sentAt(m3)
-	answer, err := r.client.Countersign(ctx, protocol.CountersignRequest{Handle: s.handle, M3: m3})
+	answer, err := r.client.Countersign(ctx, deviceapi.CountersignRequest{Handle: s.handle, M3: m3})
 	if err != nil {
 		return nil, err
 	}
-	if kind, err := protocol.Kind(answer.M4); err != nil || kind != protocol.KindM4 {
+	if kind, err := message.Kind(answer.M4); err != nil || kind != message.KindM4 {
 		return nil, fmt.Errorf("answer to M3 is of kind %d, %v: %w", kind, err, protocol.CodeServerUnreachable)
 	}
 	r.decided(ctx, s, verdict{answer: answer, m3: m3, sent: sent})
@@ -148,7 +152,7 @@ func (r *Relay) countersign(ctx context.Context, p *phone, m3 []byte) ([]byte, e
 
 // verdict is the answer to an M3, and when that M3 was first sent.
 type verdict struct {
-	answer protocol.CountersignResponse
+	answer deviceapi.CountersignResponse
 	m3     []byte
 	sent   time.Time
 }
@@ -180,7 +184,7 @@ func (r *Relay) decided(ctx context.Context, s *session, v verdict) {
 }
 
 // deny notes a signed denial; that of a second approval ends the order of the first.
-func (r *Relay) deny(s *session, d protocol.Decision) {
+func (r *Relay) deny(s *session, d receipt.Decision) {
 	r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
 	o := Settlement{Result: d.Result.String(), Code: d.Reason, Decision: &d}
 	if p := s.approved(d); p != nil {
@@ -209,7 +213,7 @@ func (r *Relay) undecided(s *session, result protocol.Result) {
 		}
 	default:
 		r.metrics.decisions.WithLabelValues(result.String()).Inc()
-		reason, _ := protocol.ReasonFor(result)
+		reason, _ := receipt.ReasonFor(result)
 		r.conclude(s, Settlement{Result: result.String(), Code: reason})
 	}
 }
@@ -218,7 +222,7 @@ func (r *Relay) undecided(s *session, result protocol.Result) {
 // does not know yet has the trust refreshed. One by a key that it does not know any
 // more, because it has just followed to a new root, is asked for again: the same M3 has
 // the same decision, signed by the key of now.
-func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Decision, error) {
+func (r *Relay) verify(ctx context.Context, s *session, v verdict) (receipt.Decision, error) {
 	d, err := r.check(s, v)
 	if !errors.Is(err, protocol.CodeCertificate) {
 		return d, err
@@ -229,7 +233,7 @@ func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Dec
 	if d, err = r.check(s, v); !errors.Is(err, protocol.CodeCertificate) {
 		return d, err
 	}
-	again, askErr := r.client.Countersign(ctx, protocol.CountersignRequest{Handle: s.handle, M3: v.m3})
+	again, askErr := r.client.Countersign(ctx, deviceapi.CountersignRequest{Handle: s.handle, M3: v.m3})
 	if askErr != nil || again.Decision == nil {
 		return d, err
 	}
@@ -237,15 +241,15 @@ func (r *Relay) verify(ctx context.Context, s *session, v verdict) (protocol.Dec
 	return r.check(s, v)
 }
 
-func (r *Relay) check(s *session, v verdict) (protocol.Decision, error) {
-	trust := r.client.Trust()
+func (r *Relay) check(s *session, v verdict) (receipt.Decision, error) {
+	pinned := r.client.Trust()
 	challenges, roots := []protocol.Challenge{s.chal}, []protocol.RootID{s.root}
 	if s.second != nil {
 		challenges, roots = []protocol.Challenge{s.second.chal, s.chal}, []protocol.RootID{s.second.root, s.root}
 	}
-	d, err := protocol.DecisionCheck{
-		Root: trust.Root, KeyCerts: append(trust.KeyCerts(protocol.UseDecision), trust.KeyCerts(protocol.UseClientCA)...),
-		Now:   trust.Time(uint64(time.Now().Unix())),
+	d, err := receipt.Check{
+		Root: pinned.Root, KeyCerts: append(pinned.KeyCerts(trust.UseDecision), pinned.KeyCerts(trust.UseClientCA)...),
+		Now:   pinned.Time(uint64(time.Now().Unix())),
 		Begun: roots, Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
 		Services: s.ticket.order.Services, Amount: s.ticket.order.Amount, Floor: r.config.Floor, Elapsed: time.Since(v.sent),
 		Strict: r.config.Strict,

@@ -28,6 +28,11 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // signingKey is a P-256 key in software.
@@ -69,12 +74,12 @@ const deviceName = "front-door"
 
 // opened is what the fake remembers of a challenge.
 type opened struct {
-	request protocol.ApplyRequest
+	request deviceapi.ApplyRequest
 	p1      []byte
 	p2      []byte
 	u       protocol.Nonce
 	chal    protocol.Challenge
-	channel protocol.Channel
+	channel message.Channel
 	tx      protocol.TransactionID
 	first   *approval // that this is to be the second approval of; nil: none
 }
@@ -101,9 +106,9 @@ type fake struct {
 	bodies   map[string][][]byte
 	outcomes map[protocol.TransactionID]bool
 	fail     map[string]http.HandlerFunc // by path, in place of the answer
-	mutate   func(*protocol.Decision)
-	sign     func(protocol.Decision) []byte // in place of the decision key
-	answer   func(*protocol.CountersignResponse)
+	mutate   func(*receipt.Decision)
+	sign     func(receipt.Decision) []byte // in place of the decision key
+	answer   func(*deviceapi.CountersignResponse)
 	mu2      []byte // an MU in place of M2
 	levels
 }
@@ -117,9 +122,9 @@ func newFake(t testing.TB) *fake {
 		opened: map[string]*opened{}, calls: map[string]int{}, bodies: map[string][][]byte{},
 		outcomes: map[protocol.TransactionID]bool{}, fail: map[string]http.HandlerFunc{},
 	}
-	f.keyCerts = [][]byte{f.keyCert(protocol.UseKEM, 1, f.kemKey()), f.keyCert(protocol.UseDecision, 1, f.decision.public(t)), f.keyCert(protocol.UseCA, 1, f.ca.public(t))}
+	f.keyCerts = [][]byte{f.keyCert(trust.UseKEM, 1, f.kemKey()), f.keyCert(trust.UseDecision, 1, f.decision.public(t)), f.keyCert(trust.UseCA, 1, f.ca.public(t))}
 	f.levels = newLevels(t)
-	f.keyCerts = append(f.keyCerts, f.keyCert(protocol.UseClientCA, 1, f.clientCA.public(t)))
+	f.keyCerts = append(f.keyCerts, f.keyCert(trust.UseClientCA, 1, f.clientCA.public(t)))
 	f.caCert = f.certificate(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}, &f.ca.PublicKey)
@@ -185,22 +190,22 @@ func (f *fake) kemKey() protocol.PublicKey {
 	return key
 }
 
-func (f *fake) keyCert(use protocol.Use, epoch uint64, key protocol.PublicKey) []byte {
+func (f *fake) keyCert(use trust.Use, epoch uint64, key protocol.PublicKey) []byte {
 	now := uint64(time.Now().Unix())
-	raw, err := protocol.SignKeyCert(f.t.Context(), f.root, protocol.KeyCert{Epoch: epoch, Use: use, Key: key, NotBefore: now - 60, NotAfter: now + 3600})
+	raw, err := trust.SignKeyCert(f.t.Context(), f.root, trust.KeyCert{Epoch: epoch, Use: use, Key: key, NotBefore: now - 60, NotAfter: now + 3600})
 	must(f.t, err)
 	return raw
 }
 
-func (f *fake) trust() protocol.TrustDocument {
+func (f *fake) trust() trust.Document {
 	next := sha256.Sum256([]byte("the next root"))
-	first, err := protocol.SignRootCert(f.t.Context(), f.root, protocol.RootCert{Number: 1, Key: f.root.public(f.t), NextHash: next})
+	first, err := trust.SignRootCert(f.t.Context(), f.root, trust.RootCert{Number: 1, Key: f.root.public(f.t), NextHash: next})
 	must(f.t, err)
-	return protocol.TrustDocument{RootKey: f.root.public(f.t), NextRootHash: next, RootCerts: [][]byte{first}, KeyCerts: f.keyCerts}
+	return trust.Document{RootKey: f.root.public(f.t), NextRootHash: next, RootCerts: [][]byte{first}, KeyCerts: f.keyCerts}
 }
 
-func (f *fake) code() protocol.ActivationCode {
-	return protocol.NewActivationCode(f.root.public(f.t).RootHash(), [13]byte{1, 2, 3})
+func (f *fake) code() enrol.ActivationCode {
+	return enrol.NewActivationCode(f.root.public(f.t).RootHash(), [13]byte{1, 2, 3})
 }
 
 func (f *fake) count(path string) int {
@@ -244,18 +249,18 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	case "/v1/enrol/device":
 		f.enrol(w, body)
 	case "/v1/renew":
-		request, err := protocol.ParseRenewRequest(body)
+		request, err := enrol.ParseRenewRequest(body)
 		if err != nil {
 			refuse(w, err)
 			return
 		}
-		writeJSON(w, protocol.RenewResponse{Certificates: f.deviceChain(request.CSR)})
+		writeJSON(w, enrol.RenewResponse{Certificates: f.deviceChain(request.CSR)})
 	case "/v1/apply":
 		f.apply(w, body)
 	case "/v1/countersign":
 		f.countersign(w, body)
 	case "/v1/outcome":
-		outcome, err := protocol.ParseOutcomeRequest(body)
+		outcome, err := deviceapi.ParseOutcomeRequest(body)
 		if err != nil {
 			refuse(w, err)
 			return
@@ -269,8 +274,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 func writeJSON(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
 
 func refuse(w http.ResponseWriter, err error) {
-	p := protocol.ProblemOf(err)
-	w.Header().Set("Content-Type", protocol.ProblemType)
+	p := deviceapi.ProblemOf(err)
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	if p.Retry != 0 {
 		w.Header().Set("Retry-After", strconv.FormatUint(p.Retry, 10))
 	}
@@ -279,12 +284,12 @@ func refuse(w http.ResponseWriter, err error) {
 }
 
 func (f *fake) enrol(w http.ResponseWriter, body []byte) {
-	request, err := protocol.ParseDeviceEnrolRequest(body)
+	request, err := enrol.ParseDeviceRequest(body)
 	if err != nil || request.ActivationCode.Secret != f.code().Secret {
 		refuse(w, protocol.CodeDevice)
 		return
 	}
-	writeJSON(w, protocol.DeviceEnrolResponse{Certificates: f.deviceChain(request.CSR), Trust: f.trust()})
+	writeJSON(w, enrol.DeviceResponse{Certificates: f.deviceChain(request.CSR), Trust: f.trust()})
 }
 
 func (f *fake) deviceChain(csr string) []string {
@@ -311,16 +316,16 @@ func (f *fake) deviceID() protocol.DeviceID {
 }
 
 func (f *fake) apply(w http.ResponseWriter, body []byte) {
-	request, err := protocol.ParseApplyRequest(body)
+	request, err := deviceapi.ParseApplyRequest(body)
 	if err != nil {
 		refuse(w, err)
 		return
 	}
 	if f.mu2 != nil {
-		_, _ = w.Write(protocol.ApplyResponse{M2: f.mu2}.Marshal())
+		_, _ = w.Write(deviceapi.ApplyResponse{M2: f.mu2}.Marshal())
 		return
 	}
-	m1, err := protocol.ParseM1(request.M1)
+	m1, err := message.ParseM1(request.M1)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -334,21 +339,21 @@ func (f *fake) apply(w http.ResponseWriter, body []byte) {
 	_, _ = rand.Read(o.u[:])
 	_, _ = rand.Read(o.tx[:])
 	o.chal = protocol.NewChallenge(request.Nonce, o.u)
-	o.channel = protocol.NewChannel(es, request.M1, o.chal)
+	o.channel = message.NewChannel(es, request.M1, o.chal)
 	p2 := f.challenge(o)
 	o.p2 = p2.Marshal()
 	m2 := o.channel.SealM2(o.chal, o.p2)
 	if p2.Code != 0 {
-		_, _ = w.Write(protocol.ApplyResponse{M2: m2}.Marshal())
+		_, _ = w.Write(deviceapi.ApplyResponse{M2: m2}.Marshal())
 		return
 	}
 	handle := rand.Text()
 	f.opened[handle] = o
-	_, _ = w.Write(protocol.ApplyResponse{M2: m2, Handle: []byte(handle), Level: 1, TTL: f.ttl}.Marshal())
+	_, _ = w.Write(deviceapi.ApplyResponse{M2: m2, Handle: []byte(handle), Level: 1, TTL: f.ttl}.Marshal())
 }
 
 func (f *fake) countersign(w http.ResponseWriter, body []byte) {
-	request, err := protocol.ParseCountersignRequest(body)
+	request, err := deviceapi.ParseCountersignRequest(body)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -363,7 +368,7 @@ func (f *fake) countersign(w http.ResponseWriter, body []byte) {
 		refuse(w, err)
 		return
 	}
-	p3, err := protocol.ParseP3(raw)
+	p3, err := message.ParseP3(raw)
 	if err != nil {
 		refuse(w, err)
 		return

@@ -11,6 +11,10 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // levels is the part of the fake above level 1.
@@ -27,7 +31,7 @@ type levels struct {
 // approval is a first countersignature that waits, by its next handle.
 type approval struct {
 	opened   *opened
-	decision protocol.Decision
+	decision receipt.Decision
 }
 
 func newLevels(t testing.TB) levels {
@@ -37,11 +41,11 @@ func newLevels(t testing.TB) levels {
 }
 
 // challenge makes P2, or its error form where the order does not have the service.
-func (f *fake) challenge(o *opened) protocol.P2 {
-	p1, err := protocol.ParseP1(o.p1)
+func (f *fake) challenge(o *opened) message.P2 {
+	p1, err := message.ParseP1(o.p1)
 	must(f.t, err)
 	order := o.request.Order
-	p2 := protocol.P2{
+	p2 := message.P2{
 		TTL: f.ttl, Now: uint32(time.Now().Unix()), Level: 1, Factors: protocol.FactorSignature, Device: f.deviceID().Handle(),
 		DeviceName: "Front door", Amount: order.Amount, Text: order.Text,
 	}
@@ -50,13 +54,13 @@ func (f *fake) challenge(o *opened) protocol.P2 {
 	}
 	switch {
 	case !slices.Contains(order.Services, p1.Service):
-		return protocol.P2{Code: protocol.CodeService}
+		return message.P2{Code: protocol.CodeService}
 	case p1.Service == protocol.ServiceCoApproval:
 		o.first = f.waiting[string(o.request.Handle)]
 		if o.first == nil || !slices.Contains(order.Services, o.first.decision.Service) {
-			return protocol.P2{Code: protocol.CodeService}
+			return message.P2{Code: protocol.CodeService}
 		}
-		first, err := protocol.ParseP2(o.first.opened.p2)
+		first, err := message.ParseP2(o.first.opened.p2)
 		must(f.t, err)
 		d := o.first.decision
 		p2.Level, p2.Amount, p2.Text, p2.FirstStatement, p2.FirstService = first.Level, first.Amount, first.Text, &d.Statement, &d.Service
@@ -67,27 +71,27 @@ func (f *fake) challenge(o *opened) protocol.P2 {
 }
 
 // undecided gives the answers that have no decision.
-func (f *fake) undecided(o *opened, p1 protocol.P1, v protocol.Verdict) (p4 protocol.P4, isOver bool) {
+func (f *fake) undecided(o *opened, p1 message.P1, v protocol.Verdict) (p4 message.P4, isOver bool) {
 	switch {
 	case f.retries > 0:
 		left := uint64(f.retries)
 		f.retries--
-		return protocol.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}, true
+		return message.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}, true
 	case o.first != nil && v != protocol.Approve:
-		return protocol.P4{Reason: protocol.CodeUserRefused}, true
+		return message.P4{Reason: protocol.CodeUserRefused}, true
 	case p1.Service == protocol.ServiceStatus:
-		return protocol.P4{Result: protocol.ResultApproved, Asked: &protocol.AskedResult{Reason: protocol.CodeExpired}}, true
+		return message.P4{Result: protocol.ResultApproved, Asked: &message.AskedResult{Reason: protocol.CodeExpired}}, true
 	case p1.Service == protocol.ServiceDryRun:
-		return protocol.P4{Result: protocol.ResultApproved}, true
+		return message.P4{Result: protocol.ResultApproved}, true
 	case f.limit == 0:
-		return protocol.P4{Reason: protocol.CodeLimit}, true
+		return message.P4{Reason: protocol.CodeLimit}, true
 	case f.limit > 0:
 		f.limit--
 	}
-	return protocol.P4{}, false
+	return message.P4{}, false
 }
 
-func (f *fake) giveBack(o protocol.OutcomeRequest) {
+func (f *fake) giveBack(o deviceapi.OutcomeRequest) {
 	if _, known := f.outcomes[o.Transaction]; !known && !o.Performed {
 		f.limit++
 	}
@@ -95,11 +99,11 @@ func (f *fake) giveBack(o protocol.OutcomeRequest) {
 
 // rise makes a decision one of level 4 or of a strict device; next is the handle
 // of one that waits.
-func (f *fake) rise(o *opened, d *protocol.Decision, p3 protocol.P3) (next []byte) {
+func (f *fake) rise(o *opened, d *receipt.Decision, p3 message.P3) (next []byte) {
 	if o.request.Strict {
-		d.Evidence = []protocol.Evidence{f.evidence(o, p3)}
+		d.Evidence = []receipt.Evidence{f.evidence(o, p3)}
 	}
-	p2, err := protocol.ParseP2(o.p2)
+	p2, err := message.ParseP2(o.p2)
 	must(f.t, err)
 	d.Level = p2.Level
 	if o.first != nil {
@@ -108,7 +112,7 @@ func (f *fake) rise(o *opened, d *protocol.Decision, p3 protocol.P3) (next []byt
 		d.SecondStatement, d.Statement, d.Transaction, d.Service, d.Pairwise = &second, first.Statement, first.Transaction, first.Service, first.Pairwise
 		d.Amount, d.Factors = first.Amount, first.Factors|protocol.FactorSecondApprover
 		if o.request.Strict {
-			d.Evidence = []protocol.Evidence{first.Evidence[0], d.Evidence[0]}
+			d.Evidence = []receipt.Evidence{first.Evidence[0], d.Evidence[0]}
 		}
 		return nil
 	}
@@ -121,16 +125,16 @@ func (f *fake) rise(o *opened, d *protocol.Decision, p3 protocol.P3) (next []byt
 	return []byte(handle)
 }
 
-func (f *fake) evidence(o *opened, p3 protocol.P3) protocol.Evidence {
-	p1, err := protocol.ParseP1(o.p1)
+func (f *fake) evidence(o *opened, p3 message.P3) receipt.Evidence {
+	p1, err := message.ParseP1(o.p1)
 	must(f.t, err)
 	now := uint64(time.Now().Unix())
-	cert, err := protocol.SignClientCert(context.Background(), f.clientCA, 1, protocol.ClientCert{
+	cert, err := trust.SignClientCert(context.Background(), f.clientCA, 1, trust.ClientCert{
 		Client: p1.Client, SigningKey: f.clients[p1.Client], NotBefore: now - 60, NotAfter: now + 60,
 	})
 	must(f.t, err)
-	return protocol.Evidence{
-		Statement:  protocol.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2),
+	return receipt.Evidence{
+		Statement:  message.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2),
 		ClientCert: cert, Approval: p3.Approval(), Signature: p3.Signature,
 	}
 }
@@ -143,7 +147,7 @@ func (f *fake) rotateCA(isCertified bool) {
 		Subject: pkix.Name{CommonName: "ca 2"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}, &f.ca.PublicKey)
 	if isCertified {
-		f.keyCerts = append(f.keyCerts, f.keyCert(protocol.UseCA, 2, f.ca.public(f.t)))
+		f.keyCerts = append(f.keyCerts, f.keyCert(trust.UseCA, 2, f.ca.public(f.t)))
 	}
 }
 
@@ -152,14 +156,14 @@ func writeEmpty(t testing.TB, name string) {
 	must(t, os.WriteFile(name, nil, 0o600))
 }
 
-func (f *fake) seal(o *opened, m3 []byte, p4 protocol.P4, decision []byte) protocol.CountersignResponse {
-	var r protocol.ReceiptNonce
+func (f *fake) seal(o *opened, m3 []byte, p4 message.P4, decision []byte) deviceapi.CountersignResponse {
+	var r message.ReceiptNonce
 	_, _ = rand.Read(r[:])
-	return protocol.CountersignResponse{M4: o.channel.SealM4(m3, r, p4.Marshal()), Result: p4.Result, Decision: decision}
+	return deviceapi.CountersignResponse{M4: o.channel.SealM4(m3, r, p4.Marshal()), Result: p4.Result, Decision: decision}
 }
 
-func (f *fake) decide(o *opened, m3 []byte, p3 protocol.P3) protocol.CountersignResponse {
-	p1, err := protocol.ParseP1(o.p1)
+func (f *fake) decide(o *opened, m3 []byte, p3 message.P3) deviceapi.CountersignResponse {
+	p1, err := message.ParseP1(o.p1)
 	must(f.t, err)
 	if p4, isOver := f.undecided(o, p1, p3.Verdict); isOver {
 		return f.seal(o, m3, p4, nil)
@@ -168,8 +172,8 @@ func (f *fake) decide(o *opened, m3 []byte, p3 protocol.P3) protocol.Countersign
 	if p3.Verdict != protocol.Approve {
 		result = protocol.ResultDenied
 	}
-	d := protocol.Decision{
-		Result: result, Statement: protocol.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2).Hash(), Transaction: o.tx,
+	d := receipt.Decision{
+		Result: result, Statement: message.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2).Hash(), Transaction: o.tx,
 		Level: 1, Factors: protocol.FactorSignature, IssuedAt: uint64(time.Now().Unix()), Lifetime: 60, Device: f.deviceID(),
 		Service: p1.Service, Amount: o.request.Order.Amount, U: o.u, Pairwise: protocol.PairwiseID{7},
 	}
@@ -177,20 +181,20 @@ func (f *fake) decide(o *opened, m3 []byte, p3 protocol.P3) protocol.Countersign
 	if f.mutate != nil {
 		f.mutate(&d)
 	}
-	d.Reason, _ = protocol.ReasonFor(d.Result)
+	d.Reason, _ = receipt.ReasonFor(d.Result)
 	var signed []byte
 	if f.sign != nil {
 		signed = f.sign(d)
 	} else {
-		signed, err = protocol.SignDecision(context.Background(), f.decision, f.epoch, d)
+		signed, err = receipt.Sign(context.Background(), f.decision, f.epoch, d)
 		must(f.t, err)
 	}
-	p4 := protocol.P4{Result: result}
+	p4 := message.P4{Result: result}
 	if result == protocol.ResultDenied {
 		p4.Reason = protocol.CodeUserRefused
 	}
 	if next != nil {
-		p4 = protocol.P4{Result: protocol.ResultPending, Reason: protocol.CodePending}
+		p4 = message.P4{Result: protocol.ResultPending, Reason: protocol.CodePending}
 	}
 	answer := f.seal(o, m3, p4, signed)
 	answer.NextHandle = next

@@ -6,6 +6,9 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 func TestStatusAndDryRun(t *testing.T) {
@@ -40,7 +43,7 @@ func TestStatusAndDryRun(t *testing.T) {
 
 func TestApprovedWithoutDecision(t *testing.T) {
 	g := newRig(t)
-	g.set(func() { g.answer = func(a *protocol.CountersignResponse) { a.Decision = nil } })
+	g.set(func() { g.answer = func(a *deviceapi.CountersignResponse) { a.Decision = nil } })
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
@@ -57,14 +60,14 @@ func TestStrict(t *testing.T) {
 	g := start(t, f, c)
 	for _, tc := range []struct {
 		name   string
-		mutate func(*protocol.Decision)
+		mutate func(*receipt.Decision)
 		want   protocol.Code
 	}{
-		{"no evidence", func(d *protocol.Decision) { d.Evidence = nil }, protocol.CodeFormat},
-		{"forged countersignature", func(d *protocol.Decision) { d.Evidence[0].Signature[9]++ }, protocol.CodeSignature},
-		{"another statement", func(d *protocol.Decision) { d.Statement[0]++ }, protocol.CodePolicy},
-		{"no certificate", func(d *protocol.Decision) { d.Evidence[0].ClientCert = g.keyCerts[0] }, protocol.CodeFormat},
-		{"minted with another key", func(*protocol.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
+		{"no evidence", func(d *receipt.Decision) { d.Evidence = nil }, protocol.CodeFormat},
+		{"forged countersignature", func(d *receipt.Decision) { d.Evidence[0].Signature[9]++ }, protocol.CodeSignature},
+		{"another statement", func(d *receipt.Decision) { d.Statement[0]++ }, protocol.CodePolicy},
+		{"no certificate", func(d *receipt.Decision) { d.Evidence[0].ClientCert = g.keyCerts[0] }, protocol.CodeFormat},
+		{"minted with another key", func(*receipt.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
 	} {
 		g.set(func() { g.mutate = tc.mutate })
 		for range 2 { // the change of the last case counts from the second time on
@@ -101,7 +104,7 @@ func TestRetry(t *testing.T) {
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
 	g.relay.table.of(p.m3).expire()
-	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), protocol.LinkError{Code: protocol.CodeExpired})
+	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), message.LinkError{Code: protocol.CodeExpired})
 }
 
 func TestRetryLeavesOrderOpen(t *testing.T) {
@@ -123,7 +126,7 @@ func TestJammedATM(t *testing.T) {
 	f.limit = 1
 	c.Hook.Command = []string{"/bin/sh", "-c", `[ -e "$0" ] && cat >> "$0"`, c.Hook.Command[3]}
 	g := start(t, f, c)
-	told := func() protocol.P4 {
+	told := func() message.P4 {
 		p := g.phone(t, 100)
 		p.challenge(protocol.Approve)
 		return p.finish(p.conn)
@@ -182,7 +185,7 @@ func TestCARotation(t *testing.T) {
 			f.start(addr)
 			p := g.phone(t, 100)
 			if !tc.isKnown {
-				wantError(t, ask1(t, p.conn, p.m1), protocol.LinkError{Code: protocol.CodeServerUnreachable})
+				wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeServerUnreachable})
 				return
 			}
 			p.challenge(protocol.Approve)
@@ -194,7 +197,7 @@ func TestCARotation(t *testing.T) {
 }
 
 func TestTooManyServicesForAnOrder(t *testing.T) {
-	o := protocol.Order{}
+	o := deviceapi.Order{}
 	for i := range 254 {
 		o.Services = append(o.Services, protocol.Service(100+i))
 	}

@@ -10,19 +10,21 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/relay/link"
 )
 
 // phone is one link in use.
 type phone struct {
 	conn    *link.Conn
-	class   protocol.LinkClass
+	class   deviceapi.LinkClass
 	session *session // of the M1 that was last accepted on this link; nil: none yet
 }
 
 // accept serves the phones that connect, each on its own, until the listener is
 // closed, and waits for them.
-func (r *Relay) accept(ctx context.Context, l *link.Listener, class protocol.LinkClass) {
+func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.LinkClass) {
 	var phones sync.WaitGroup
 	defer phones.Wait()
 	for {
@@ -76,7 +78,7 @@ func (r *Relay) serve(ctx context.Context, p *phone) {
 	defer r.table.leave(p)
 	p.conn.SetTimeouts(link.Timeouts{Receive: r.config.Idle, Send: r.config.Send})
 	for {
-		message, err := p.conn.Receive()
+		msg, err := p.conn.Receive()
 		if errors.Is(err, protocol.CodeFormat) {
 			r.sendError(p, protocol.CodeFormat)
 		}
@@ -84,7 +86,7 @@ func (r *Relay) serve(ctx context.Context, p *phone) {
 			r.ended(err)
 			return
 		}
-		answer, err := r.answer(ctx, p, message)
+		answer, err := r.answer(ctx, p, msg)
 		if err != nil {
 			answer = r.linkError(err)
 		}
@@ -119,7 +121,7 @@ func (r *Relay) linkError(err error) []byte {
 	}
 	r.metrics.errors.WithLabelValues(code.String()).Inc()
 	r.log.Debug("link error", "code", uint8(code), "error", err)
-	m := protocol.LinkError{Code: code}
+	m := message.LinkError{Code: code}
 	var retry protocol.Retry
 	if errors.As(err, &retry) {
 		m.Retry = uint8(min(255, (max(retry.After, 0)+time.Second-1)/time.Second))
@@ -129,18 +131,18 @@ func (r *Relay) linkError(err error) []byte {
 
 // answer makes the message that goes back for one that came in. Only its kind is
 // looked at.
-func (r *Relay) answer(ctx context.Context, p *phone, message []byte) ([]byte, error) {
-	kind, err := protocol.Kind(message)
+func (r *Relay) answer(ctx context.Context, p *phone, msg []byte) ([]byte, error) {
+	kind, err := message.Kind(msg)
 	if err != nil {
 		return nil, err
 	}
 	switch kind {
-	case protocol.KindM1:
+	case message.KindM1:
 		r.metrics.messages.WithLabelValues("m1").Inc()
-		return r.apply(ctx, p, message)
-	case protocol.KindM3:
+		return r.apply(ctx, p, msg)
+	case message.KindM3:
 		r.metrics.messages.WithLabelValues("m3").Inc()
-		return r.countersign(ctx, p, message)
+		return r.countersign(ctx, p, msg)
 	}
 	return nil, protocol.CodeFormat // one that a device sends, never gets
 }

@@ -7,12 +7,14 @@ import (
 	"sync/atomic"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 )
 
 // Orders says what phones are asked for. Exactly one of the three is given.
 type Orders struct {
 	Accept []protocol.Service // services without an order: service and amount come from the decision
-	Static *protocol.Order    // the same order for each phone
+	Static *deviceapi.Order   // the same order for each phone
 	Socket string             // path of the Unix socket on which a local program hands in orders
 }
 
@@ -28,7 +30,7 @@ const (
 type Settlement struct {
 	Result    string
 	Code      protocol.Code
-	Decision  *protocol.Decision // verified; nil: there is none
+	Decision  *receipt.Decision // verified; nil: there is none
 	Performed bool
 }
 
@@ -49,7 +51,7 @@ func (o Settlement) isFinal() bool { return o.Result != protocol.ResultPending.S
 
 // ticket is an order given to a session, and to those of second approvers.
 type ticket struct {
-	order   protocol.Order
+	order   deviceapi.Order
 	isExact bool             // an order, not a list of what is accepted
 	isOnce  bool             // acted on at most once
 	settle  func(Settlement) // the first final one counts; never nil
@@ -67,7 +69,7 @@ func (t *ticket) isOpen() bool { return !t.claimed.Load() && !t.isGone() }
 
 // wired is the order as the appliance gets it. A status and a dry run are always
 // possible; nobody acts on them.
-func wired(o protocol.Order, hasPending bool) protocol.Order {
+func wired(o deviceapi.Order, hasPending bool) deviceapi.Order {
 	o.Services = append(slices.Clone(o.Services), protocol.ServiceDryRun, protocol.ServiceStatus)
 	if hasPending {
 		o.Services = append(o.Services, protocol.ServiceCoApproval)
@@ -91,12 +93,12 @@ func newSource(c Config) (source, error) {
 	case o.Static != nil:
 		return standing{ticket: standingTicket(*o.Static, true)}, nil
 	case len(o.Accept) != 0:
-		return standing{ticket: standingTicket(protocol.Order{Services: o.Accept}, false)}, nil
+		return standing{ticket: standingTicket(deviceapi.Order{Services: o.Accept}, false)}, nil
 	}
 	return nil, errors.New("relay: no orders")
 }
 
-func standingTicket(o protocol.Order, isExact bool) *ticket {
+func standingTicket(o deviceapi.Order, isExact bool) *ticket {
 	return &ticket{order: o, isExact: isExact, settle: func(Settlement) {}, putBack: func() {}, isGone: func() bool { return false }}
 }
 

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 // till is a local program on the order socket.
@@ -75,7 +78,7 @@ func TestOrderFromSocket(t *testing.T) {
 		t.Errorf("socket has mode %v, want 0600", info.Mode())
 	}
 	p := g.phone(t, 200)
-	wantError(t, ask1(t, p.conn, p.m1), protocol.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
 	l.place(`{"service":200,"amount":1250,"currency":"EUR","text":"2 coffees","reference":"T-17"}`)
 	g.untilWaiting(t, 1)
 	p.challenge(protocol.Approve)
@@ -88,7 +91,7 @@ func TestOrderFromSocket(t *testing.T) {
 		t.Errorf("hook was told %v", lines)
 	}
 	next := g.phone(t, 200)
-	wantError(t, ask1(t, next.conn, next.m1), protocol.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, next.conn, next.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
 
 	l.place(`{"services":[100,200]}`)
 	g.untilWaiting(t, 1)
@@ -104,7 +107,7 @@ func TestOrderGoesBack(t *testing.T) {
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
-	g.set(func() { g.mu2 = protocol.KeyUpdate{}.Marshal() })
+	g.set(func() { g.mu2 = trust.KeyUpdate{}.Marshal() })
 	ask1(t, p.conn, p.m1)
 	g.set(func() { g.mu2 = nil })
 	next := g.phone(t, 100)
@@ -166,7 +169,7 @@ func TestBadOrders(t *testing.T) {
 
 func TestForgedDecisionSettlesOrder(t *testing.T) {
 	g, l := deskRig(t, nil)
-	g.set(func() { g.mutate = func(d *protocol.Decision) { d.Service = 300 } })
+	g.set(func() { g.mutate = func(d *receipt.Decision) { d.Service = 300 } })
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)

@@ -6,7 +6,7 @@ import (
 	"net/http"
 	"time"
 
-	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/journal"
 	"countersign/relay/uplink"
 )
@@ -51,7 +51,7 @@ func (r *Relay) awaitReport(ctx context.Context, d time.Duration) {
 // reportAll is false if something is left to report.
 func (r *Relay) reportAll(ctx context.Context) bool {
 	for _, o := range r.journal.Unsettled() {
-		err := r.client.Outcome(ctx, protocol.OutcomeRequest{Transaction: o.Transaction, Performed: o.Performed})
+		err := r.client.Outcome(ctx, deviceapi.OutcomeRequest{Transaction: o.Transaction, Performed: o.Performed})
 		if err != nil && !r.isFinal(o, err) {
 			return false
 		}

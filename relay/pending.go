@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // pending is an approval that waits for a second approver, PROTOCOL.md §4. Its
@@ -13,8 +14,8 @@ import (
 type pending struct {
 	handle []byte // names it to the appliance; nil: nobody can approve it
 	chal   protocol.Challenge
-	root   protocol.RootID   // pinned when its apply was sent
-	first  protocol.Decision // the verified one of result 3
+	root   protocol.RootID  // pinned when its apply was sent
+	first  receipt.Decision // the verified one of result 3
 	ticket *ticket
 
 	// Guarded by the mu of pendings.
@@ -144,7 +145,7 @@ func (l *pendings) close() {
 
 // approved gives what a decision of this session is the final one of; nil if it
 // is an ordinary one.
-func (s *session) approved(d protocol.Decision) *pending {
+func (s *session) approved(d receipt.Decision) *pending {
 	if d.SecondStatement == nil {
 		return nil
 	}
@@ -153,7 +154,7 @@ func (s *session) approved(d protocol.Decision) *pending {
 
 // checkPending holds that a final decision is on what the device knows as pending,
 // and a pending one not a final one at the same time: CodeReplayed.
-func (s *session) checkPending(d protocol.Decision) error {
+func (s *session) checkPending(d receipt.Decision) error {
 	p := s.approved(d)
 	switch {
 	case p == nil:
@@ -168,7 +169,7 @@ func (s *session) checkPending(d protocol.Decision) error {
 
 // wait keeps what an M3 came to for a second approver: the next phones may bring
 // one. Nothing is journalled, nothing acted on.
-func (r *Relay) wait(s *session, d protocol.Decision, handle []byte) {
+func (r *Relay) wait(s *session, d receipt.Decision, handle []byte) {
 	p, isNew := s.waitFor(d, handle)
 	if !isNew {
 		r.pendings.again(p)
@@ -185,7 +186,7 @@ func (r *Relay) wait(s *session, d protocol.Decision, handle []byte) {
 }
 
 // waitFor gives what the session waits with; isNew is true once.
-func (s *session) waitFor(d protocol.Decision, handle []byte) (p *pending, isNew bool) {
+func (s *session) waitFor(d receipt.Decision, handle []byte) (p *pending, isNew bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.waits != nil {

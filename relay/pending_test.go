@@ -7,15 +7,18 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // applied gives the apply that came last.
-func (g *rig) applied(t *testing.T) protocol.ApplyRequest {
+func (g *rig) applied(t *testing.T) deviceapi.ApplyRequest {
 	t.Helper()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	bodies := g.bodies["/v1/apply"]
-	request, err := protocol.ParseApplyRequest(bodies[len(bodies)-1])
+	request, err := deviceapi.ParseApplyRequest(bodies[len(bodies)-1])
 	must(t, err)
 	return request
 }
@@ -165,7 +168,7 @@ func TestSecondApprovalTooLate(t *testing.T) {
 	}
 	g.wantOutcomes(t, false)
 	p := g.phone(t, 200)
-	wantError(t, ask1(t, p.conn, p.m1), protocol.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
 	if r := g.applied(t); r.Handle != nil || !slices.Equal(r.Order.Services, []protocol.Service{0, 2}) {
 		t.Errorf("afterwards: services %v, handle %q", r.Order.Services, r.Handle)
 	}
@@ -222,11 +225,11 @@ func TestNewestPending(t *testing.T) {
 
 func TestForgedFinalDecisions(t *testing.T) {
 	g, _ := firstOf(t, 200, nil)
-	for name, mutate := range map[string]func(*protocol.Decision){
-		"u of the first challenge": func(d *protocol.Decision) { d.U = g.waitingU() },
-		"another first statement":  func(d *protocol.Decision) { d.Statement[0]++ },
-		"another transaction":      func(d *protocol.Decision) { d.Transaction[0]++ },
-		"pending and final":        func(d *protocol.Decision) { d.Result = protocol.ResultPending },
+	for name, mutate := range map[string]func(*receipt.Decision){
+		"u of the first challenge": func(d *receipt.Decision) { d.U = g.waitingU() },
+		"another first statement":  func(d *receipt.Decision) { d.Statement[0]++ },
+		"another transaction":      func(d *receipt.Decision) { d.Transaction[0]++ },
+		"pending and final":        func(d *receipt.Decision) { d.Result = protocol.ResultPending },
 	} {
 		g.set(func() { g.mutate = mutate })
 		p := g.approver(t, protocol.Approve)
@@ -236,7 +239,7 @@ func TestForgedFinalDecisions(t *testing.T) {
 		}
 		g.wantLast(t, ResultRefused, protocol.CodeReplayed)
 	}
-	g.set(func() { g.mutate = func(d *protocol.Decision) { d.Result = protocol.ResultDenied } })
+	g.set(func() { g.mutate = func(d *receipt.Decision) { d.Result = protocol.ResultDenied } })
 	p := g.approver(t, protocol.Approve)
 	p.finish(p.conn)
 	g.wantLast(t, "denied", protocol.CodeRefused)
@@ -268,7 +271,7 @@ func TestOrdinaryWhilePending(t *testing.T) {
 
 func TestPendingWithoutHandle(t *testing.T) {
 	g, _ := firstOf(t, 200, func(f *fake, _ *Config) {
-		f.answer = func(a *protocol.CountersignResponse) { a.NextHandle = nil }
+		f.answer = func(a *deviceapi.CountersignResponse) { a.NextHandle = nil }
 	})
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)

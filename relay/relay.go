@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay/journal"
 	"countersign/relay/link"
 	"countersign/relay/uplink"
@@ -49,7 +50,7 @@ type Config struct {
 // Link is a near-field listener.
 type Link struct {
 	Listen string // "tcp:HOST:PORT" or "unix:/PATH"
-	Class  protocol.LinkClass
+	Class  deviceapi.LinkClass
 }
 
 func (c Config) withDefaults() Config {

@@ -17,6 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/relay/link"
 )
 
@@ -24,7 +28,7 @@ func TestApprovedActs(t *testing.T) {
 	f, c := enrolled(t)
 	var shown bytes.Buffer
 	c.Display = &shown
-	c.Orders = Orders{Static: &protocol.Order{
+	c.Orders = Orders{Static: &deviceapi.Order{
 		Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: 1250, Currency: "EUR"}, Text: "2 coffees", Reference: "T-17",
 	}}
 	g := start(t, f, c)
@@ -102,23 +106,23 @@ func TestForgedDecisions(t *testing.T) {
 	other := newSigningKey(t)
 	euro := &protocol.Amount{Minor: 1, Currency: "EUR"}
 	for name, c := range map[string]struct {
-		mutate func(*protocol.Decision)
-		sign   func(protocol.Decision) []byte
+		mutate func(*receipt.Decision)
+		sign   func(receipt.Decision) []byte
 		want   protocol.Code
 	}{
-		"other key":                         {sign: func(d protocol.Decision) []byte { return signed(t, other, 1, d) }, want: protocol.CodeCertificate},
-		"other kid":                         {sign: func(d protocol.Decision) []byte { return signed(t, g.decision, 2, d) }, want: protocol.CodeCertificate},
-		"no decision":                       {sign: func(protocol.Decision) []byte { return []byte{0x80} }, want: protocol.CodeFormat},
-		"other device":                      {mutate: func(d *protocol.Decision) { d.Device[0]++ }, want: protocol.CodeDevice},
-		"other nonce":                       {mutate: func(d *protocol.Decision) { d.U[0]++ }, want: protocol.CodeReplayed},
-		"second approver":                   {mutate: func(d *protocol.Decision) { d.SecondStatement = &[32]byte{1} }, want: protocol.CodeReplayed},
-		"other service":                     {mutate: func(d *protocol.Decision) { d.Service = 300 }, want: protocol.CodePolicy},
-		"reserved":                          {mutate: func(d *protocol.Decision) { d.Service = 3 }, want: protocol.CodePolicy},
-		"lower level":                       {mutate: func(d *protocol.Decision) { d.Level = 0 }, want: protocol.CodeLevel},
-		"over":                              {mutate: func(d *protocol.Decision) { d.Lifetime = 0 }, want: protocol.CodeExpired},
-		"pending":                           {mutate: func(d *protocol.Decision) { d.Result = protocol.ResultPending }, want: protocol.CodePending},
-		"denied":                            {mutate: func(d *protocol.Decision) { d.Result = protocol.ResultDenied }, want: protocol.CodeRefused},
-		"good, last of all, with an amount": {mutate: func(d *protocol.Decision) { d.Amount = euro }},
+		"other key":                         {sign: func(d receipt.Decision) []byte { return signed(t, other, 1, d) }, want: protocol.CodeCertificate},
+		"other kid":                         {sign: func(d receipt.Decision) []byte { return signed(t, g.decision, 2, d) }, want: protocol.CodeCertificate},
+		"no decision":                       {sign: func(receipt.Decision) []byte { return []byte{0x80} }, want: protocol.CodeFormat},
+		"other device":                      {mutate: func(d *receipt.Decision) { d.Device[0]++ }, want: protocol.CodeDevice},
+		"other nonce":                       {mutate: func(d *receipt.Decision) { d.U[0]++ }, want: protocol.CodeReplayed},
+		"second approver":                   {mutate: func(d *receipt.Decision) { d.SecondStatement = &[32]byte{1} }, want: protocol.CodeReplayed},
+		"other service":                     {mutate: func(d *receipt.Decision) { d.Service = 300 }, want: protocol.CodePolicy},
+		"reserved":                          {mutate: func(d *receipt.Decision) { d.Service = 3 }, want: protocol.CodePolicy},
+		"lower level":                       {mutate: func(d *receipt.Decision) { d.Level = 0 }, want: protocol.CodeLevel},
+		"over":                              {mutate: func(d *receipt.Decision) { d.Lifetime = 0 }, want: protocol.CodeExpired},
+		"pending":                           {mutate: func(d *receipt.Decision) { d.Result = protocol.ResultPending }, want: protocol.CodePending},
+		"denied":                            {mutate: func(d *receipt.Decision) { d.Result = protocol.ResultDenied }, want: protocol.CodeRefused},
+		"good, last of all, with an amount": {mutate: func(d *receipt.Decision) { d.Amount = euro }},
 	} {
 		g.set(func() { g.mutate, g.sign = c.mutate, c.sign })
 		before := len(g.hookLog())
@@ -142,9 +146,9 @@ func TestForgedDecisions(t *testing.T) {
 	}
 }
 
-func signed(t *testing.T, key signingKey, epoch uint64, d protocol.Decision) []byte {
+func signed(t *testing.T, key signingKey, epoch uint64, d receipt.Decision) []byte {
 	t.Helper()
-	raw, err := protocol.SignDecision(context.Background(), key, epoch, d)
+	raw, err := receipt.Sign(context.Background(), key, epoch, d)
 	must(t, err)
 	return raw
 }
@@ -164,8 +168,8 @@ func TestOrderIsHeld(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, conf := enrolled(t)
-			conf.Orders = Orders{Static: &protocol.Order{Services: []protocol.Service{200}, Amount: c.ordered}}
-			f.mutate = func(d *protocol.Decision) { d.Amount = c.decided }
+			conf.Orders = Orders{Static: &deviceapi.Order{Services: []protocol.Service{200}, Amount: c.ordered}}
+			f.mutate = func(d *receipt.Decision) { d.Amount = c.decided }
 			g := start(t, f, conf)
 			p := g.phone(t, 200)
 			p.challenge(protocol.Approve)
@@ -294,11 +298,11 @@ func TestBadMessages(t *testing.T) {
 		must(t, err)
 		_, err = raw.Write(c.raw)
 		must(t, err)
-		answer, err := protocol.ReadFrame(raw)
+		answer, err := message.ReadFrame(raw)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		wantError(t, answer, protocol.LinkError{Code: c.want})
+		wantError(t, answer, message.LinkError{Code: c.want})
 		if c.closes {
 			if _, err := raw.Read(make([]byte, 1)); err == nil {
 				t.Errorf("%s: the link stays open", name)
@@ -306,7 +310,7 @@ func TestBadMessages(t *testing.T) {
 		} else {
 			_, err = raw.Write(frame(1, 0x12))
 			must(t, err)
-			if _, err := protocol.ReadFrame(raw); err != nil {
+			if _, err := message.ReadFrame(raw); err != nil {
 				t.Errorf("%s: the link is closed: %v", name, err)
 			}
 		}
@@ -316,13 +320,13 @@ func TestBadMessages(t *testing.T) {
 
 func TestKeyUpdatePasses(t *testing.T) {
 	g := newRig(t)
-	mu := protocol.KeyUpdate{Certs: g.keyCerts}.Marshal()
+	mu := trust.KeyUpdate{Certs: g.keyCerts}.Marshal()
 	g.set(func() { g.mu2 = mu })
 	p := g.phone(t, 100)
 	if got := ask1(t, p.conn, p.m1); !bytes.Equal(got, mu) {
 		t.Errorf("M1 got %x, want the MU as it came", got)
 	}
-	wantError(t, ask1(t, p.conn, []byte{0x31, 0}), protocol.LinkError{Code: protocol.CodeExpired})
+	wantError(t, ask1(t, p.conn, []byte{0x31, 0}), message.LinkError{Code: protocol.CodeExpired})
 	g.set(func() { g.mu2 = nil })
 	next := g.phone(t, 100)
 	next.conn = p.conn
@@ -346,26 +350,26 @@ func TestAnswersBecomeLinkErrors(t *testing.T) {
 	down := protocol.Retry{Code: protocol.CodeHSM, After: 400 * time.Second}
 	for name, c := range map[string]struct {
 		handler http.HandlerFunc
-		want    protocol.LinkError
+		want    message.LinkError
 	}{
-		"format":         {problem(protocol.CodeFormat), protocol.LinkError{Code: 1}},
-		"version":        {problem(protocol.CodeVersion), protocol.LinkError{Code: 2}},
-		"dead handle":    {problem(protocol.CodeExpired), protocol.LinkError{Code: 8}},
-		"device":         {problem(protocol.CodeDevice), protocol.LinkError{Code: 15}},
-		"busy":           {problem(busy), protocol.LinkError{Code: 16, Retry: 3}},
-		"HSM":            {problem(down), protocol.LinkError{Code: 17, Retry: 255}},
-		"internal":       {status(500), protocol.LinkError{Code: 32}},
-		"no such route":  {status(404), protocol.LinkError{Code: 32}},
-		"proxy":          {status(502), protocol.LinkError{Code: 32}},
-		"proxy timeout":  {status(504), protocol.LinkError{Code: 33}},
-		"forbidden":      {status(403), protocol.LinkError{Code: 15}},
-		"gone":           {status(410), protocol.LinkError{Code: 8}},
-		"unavailable":    {status(503), protocol.LinkError{Code: 17}},
-		"too many":       {status(429), protocol.LinkError{Code: 16}},
-		"redirect":       {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v1/trust", http.StatusFound) }, protocol.LinkError{Code: 32}},
-		"not an answer":  {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{1}) }, protocol.LinkError{Code: 32}},
-		"no answer":      {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, protocol.LinkError{Code: 33}},
-		"answer cut off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, protocol.LinkError{Code: 32}},
+		"format":         {problem(protocol.CodeFormat), message.LinkError{Code: 1}},
+		"version":        {problem(protocol.CodeVersion), message.LinkError{Code: 2}},
+		"dead handle":    {problem(protocol.CodeExpired), message.LinkError{Code: 8}},
+		"device":         {problem(protocol.CodeDevice), message.LinkError{Code: 15}},
+		"busy":           {problem(busy), message.LinkError{Code: 16, Retry: 3}},
+		"HSM":            {problem(down), message.LinkError{Code: 17, Retry: 255}},
+		"internal":       {status(500), message.LinkError{Code: 32}},
+		"no such route":  {status(404), message.LinkError{Code: 32}},
+		"proxy":          {status(502), message.LinkError{Code: 32}},
+		"proxy timeout":  {status(504), message.LinkError{Code: 33}},
+		"forbidden":      {status(403), message.LinkError{Code: 15}},
+		"gone":           {status(410), message.LinkError{Code: 8}},
+		"unavailable":    {status(503), message.LinkError{Code: 17}},
+		"too many":       {status(429), message.LinkError{Code: 16}},
+		"redirect":       {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v1/trust", http.StatusFound) }, message.LinkError{Code: 32}},
+		"not an answer":  {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{1}) }, message.LinkError{Code: 32}},
+		"no answer":      {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, message.LinkError{Code: 33}},
+		"answer cut off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, message.LinkError{Code: 32}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := g.phone(t, 100)
@@ -389,7 +393,7 @@ func TestApplianceComesBack(t *testing.T) {
 	p.challenge(protocol.Approve)
 	addr := g.server.Listener.Addr().String()
 	g.fake.stop()
-	wantError(t, ask1(t, p.conn, p.m3), protocol.LinkError{Code: protocol.CodeServerUnreachable})
+	wantError(t, ask1(t, p.conn, p.m3), message.LinkError{Code: protocol.CodeServerUnreachable})
 	if s, err := ReadStatus(g.dir); err != nil || s.Reachable {
 		t.Errorf("status says reachable, %v", err)
 	}
@@ -410,7 +414,7 @@ func TestTooManyLinks(t *testing.T) {
 	third := g.dial(t)
 	answer, err := third.Receive()
 	must(t, err)
-	wantError(t, answer, protocol.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, answer, message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
 	wantClosed(t, third)
 	must(t, first.Close())
 	eventually(t, "a place is free", func() bool {
@@ -444,7 +448,7 @@ func TestChallengeEnds(t *testing.T) {
 	s := g.relay.table.of(p.m3)
 	eventually(t, "the ttl ends", func() bool { return !s.live() })
 	s.expire()
-	wantError(t, ask1(t, p.conn, p.m3), protocol.LinkError{Code: protocol.CodeExpired})
+	wantError(t, ask1(t, p.conn, p.m3), message.LinkError{Code: protocol.CodeExpired})
 	if got := g.count("/v1/countersign"); got != 0 {
 		t.Errorf("%d M3 forwarded after the ttl", got)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/relay/link"
 	"countersign/relay/uplink"
 )
@@ -43,7 +45,7 @@ func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
 	_, err := uplink.Enrol(t.Context(), uplink.EnrolConfig{URL: f.server.URL, CAFile: f.caFile, Code: f.code(), StateDir: dir})
 	must(t, err)
 	return f, Config{
-		StateDir: dir, URL: f.server.URL, CAFile: f.caFile, Floor: 1, Links: []Link{{"tcp:127.0.0.1:0", protocol.LinkWire}},
+		StateDir: dir, URL: f.server.URL, CAFile: f.caFile, Floor: 1, Links: []Link{{"tcp:127.0.0.1:0", deviceapi.LinkWire}},
 		Orders: Orders{Accept: []protocol.Service{100, 200}},
 		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second, Stderr: os.Stderr},
 		Log:    hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}), ActWait: 10 * time.Second,
@@ -106,8 +108,8 @@ type phoneClient struct {
 	key     signingKey
 	p1      []byte
 	m1      []byte
-	es      protocol.Secret
-	channel protocol.Channel
+	es      message.Secret
+	channel message.Channel
 	m3      []byte
 	p3      []byte
 }
@@ -137,22 +139,22 @@ func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phon
 	t.Helper()
 	p := &phoneClient{t: t, fake: g.fake, conn: dialAt(t, addr), key: newSigningKey(t)}
 	serial := protocol.NewSerial(counter.Add(1), [8]byte{1})
-	p1 := protocol.P1{Client: protocol.ClientIDOf(p.key.public(t)), Serial: serial, Service: service, Level: 1}
+	p1 := message.P1{Client: protocol.ClientIDOf(p.key.public(t)), Serial: serial, Service: service, Level: 1}
 	if service == protocol.ServiceStatus {
 		p1.Asked = &serial
 	}
 	p.p1 = p1.Marshal()
 	g.set(func() { g.clients[p1.Client] = p.key.public(t) })
 	var err error
-	p.m1, p.es, err = protocol.SealM1(g.root.public(t).RootID(), 1, g.kemKey(), p.p1)
+	p.m1, p.es, err = message.SealM1(g.root.public(t).RootID(), 1, g.kemKey(), p.p1)
 	must(t, err)
 	return p
 }
 
 // ask1 sends a message and gives the answer.
-func ask1(t *testing.T, conn *link.Conn, message []byte) []byte {
+func ask1(t *testing.T, conn *link.Conn, msg []byte) []byte {
 	t.Helper()
-	must(t, conn.Send(message))
+	must(t, conn.Send(msg))
 	answer, err := conn.Receive()
 	must(t, err)
 	return answer
@@ -162,45 +164,45 @@ func ask1(t *testing.T, conn *link.Conn, message []byte) []byte {
 func (p *phoneClient) challenge(v protocol.Verdict) (m2 []byte) {
 	p.t.Helper()
 	m2 = ask1(p.t, p.conn, p.m1)
-	chal, err := protocol.ChallengeOf(m2)
+	chal, err := message.ChallengeOf(m2)
 	if err != nil {
 		p.t.Fatalf("M2 is %x: %v", m2, err)
 	}
-	p.channel = protocol.NewChannel(p.es, p.m1, chal)
+	p.channel = message.NewChannel(p.es, p.m1, chal)
 	p2, err := p.channel.OpenM2(m2)
 	must(p.t, err)
-	statement := protocol.NewStatement(p.fake.root.public(p.t).RootID(), p.p1, chal, p2)
-	approval := protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}
-	sig, err := protocol.Countersign(p.t.Context(), p.key, statement, approval)
+	statement := message.NewStatement(p.fake.root.public(p.t).RootID(), p.p1, chal, p2)
+	approval := message.Approval{Verdict: v, Slot: protocol.SlotSigning}
+	sig, err := message.Countersign(p.t.Context(), p.key, statement, approval)
 	must(p.t, err)
-	p.p3 = protocol.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal()
+	p.p3 = message.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal()
 	p.m3 = p.channel.SealM3(0, p.p3)
 	return m2
 }
 
 // finish sends M3 on a link and opens M4.
-func (p *phoneClient) finish(conn *link.Conn) protocol.P4 {
+func (p *phoneClient) finish(conn *link.Conn) message.P4 {
 	p.t.Helper()
 	return p.open(ask1(p.t, conn, p.m3))
 }
 
-func (p *phoneClient) open(m4 []byte) protocol.P4 {
+func (p *phoneClient) open(m4 []byte) message.P4 {
 	p.t.Helper()
 	raw, err := p.channel.OpenM4(p.m3, m4)
 	if err != nil {
 		p.t.Fatalf("M4 is %x: %v", m4, err)
 	}
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	must(p.t, err)
 	return p4
 }
 
 // wantError checks that a message is an ME.
-func wantError(t *testing.T, message []byte, want protocol.LinkError) {
+func wantError(t *testing.T, msg []byte, want message.LinkError) {
 	t.Helper()
-	got, err := protocol.ParseLinkError(message)
+	got, err := message.ParseLinkError(msg)
 	if err != nil || got != want {
-		t.Errorf("answer %x is %+v, %v; want %+v", message, got, err, want)
+		t.Errorf("answer %x is %+v, %v; want %+v", msg, got, err, want)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"countersign/protocol"
 	"countersign/relay/uplink"
+
+	"countersign/internal/durable"
 )
 
 // Metrics counts what a relay does.
@@ -163,8 +165,5 @@ func (f *statusFile) writeLocked() error {
 		return err
 	}
 	name := filepath.Join(f.relay.config.StateDir, statusName)
-	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
+	return durable.WriteFile(name, append(raw, '\n'), 0o600)
 }

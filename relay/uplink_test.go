@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/relay/uplink"
 )
 
@@ -51,7 +52,7 @@ func TestEnrolmentTrustsTheCodeOnly(t *testing.T) {
 	}{
 		"code of another root": {func(f *fake, _ *uplink.EnrolConfig) { f.root = newSigningKey(t) }, protocol.CodeCertificate},
 		"server of another ca": {func(f *fake, _ *uplink.EnrolConfig) {
-			f.keyCerts[2] = f.keyCert(protocol.UseCA, 1, newSigningKey(t).public(t))
+			f.keyCerts[2] = f.keyCert(trust.UseCA, 1, newSigningKey(t).public(t))
 		}, protocol.CodeCertificate},
 		"CA file of another": {func(_ *fake, c *uplink.EnrolConfig) { c.CAFile = newFake(t).caFile }, protocol.CodeServerUnreachable},
 		"code not accepted":  {func(f *fake, c *uplink.EnrolConfig) { c.Code.Secret[0] = 'Z' }, protocol.CodeDevice},
@@ -101,7 +102,7 @@ func TestDecisionByNewKey(t *testing.T) {
 	eventually(t, "the first trust is there", func() bool { return g.count("/v1/trust") > 0 && g.relay.Reachable() })
 	next := newSigningKey(t)
 	g.set(func() {
-		g.keyCerts = append(g.keyCerts, g.keyCert(protocol.UseDecision, 2, next.public(t)))
+		g.keyCerts = append(g.keyCerts, g.keyCert(trust.UseDecision, 2, next.public(t)))
 		g.decision, g.epoch = next, 2
 	})
 	p := g.phone(t, 100)
@@ -112,7 +113,7 @@ func TestDecisionByNewKey(t *testing.T) {
 	}
 	s, err := uplink.Open(g.dir)
 	must(t, err)
-	if k, _ := s.Trust().Key(protocol.UseDecision); k.Epoch != 2 {
+	if k, _ := s.Trust().Key(trust.UseDecision); k.Epoch != 2 {
 		t.Errorf("stored decision epoch %d, want 2", k.Epoch)
 	}
 }
@@ -122,7 +123,7 @@ func TestOtherRootIsNotFollowed(t *testing.T) {
 	eventually(t, "the first trust is there", func() bool { return g.count("/v1/trust") > 0 && g.relay.Reachable() })
 	g.set(func() {
 		g.root, g.decision = newSigningKey(t), newSigningKey(t)
-		g.keyCerts = [][]byte{g.keyCert(protocol.UseKEM, 2, g.kemKey()), g.keyCert(protocol.UseDecision, 2, g.decision.public(t))}
+		g.keyCerts = [][]byte{g.keyCert(trust.UseKEM, 2, g.kemKey()), g.keyCert(trust.UseDecision, 2, g.decision.public(t))}
 		g.epoch = 2
 	})
 	p := g.phone(t, 100)

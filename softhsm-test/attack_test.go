@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/tamper"
 )
@@ -36,19 +36,19 @@ func TestAttackedLink(t *testing.T) {
 		resume int // exit code of resume; 5: there is nothing pending
 		leaves rig.Tally
 	}{
-		{"M1 altered", tamper.Rule{Kind: protocol.KindM1, Bit: -1}, 1, 5, nothing},
-		{"M1 of version 2", tamper.Rule{Kind: protocol.KindM1, Bit: 6}, 1, 5, nothing},
-		{"M1 cut", tamper.Rule{Kind: protocol.KindM1, Action: tamper.Cut}, 69, 5, nothing},
-		{"M2 altered", tamper.Rule{Kind: protocol.KindM2, Bit: -1}, 4, 5, nothing},
-		{"challenge altered", tamper.Rule{Kind: protocol.KindM2, Bit: 8}, 4, 5, nothing},
-		{"M2 turned into another message", tamper.Rule{Kind: protocol.KindM2, Bit: 1}, 4, 5, nothing},
-		{"M2 cut", tamper.Rule{Kind: protocol.KindM2, Action: tamper.Cut}, 69, 5, nothing},
-		{"M3 altered", tamper.Rule{Kind: protocol.KindM3, Bit: -1}, 75, 0, acted},
-		{"attempt altered", tamper.Rule{Kind: protocol.KindM3, Bit: 15}, 75, 0, acted},
-		{"M3 cut", tamper.Rule{Kind: protocol.KindM3, Action: tamper.Cut}, 75, 0, acted},
-		{"M4 altered", tamper.Rule{Kind: protocol.KindM4, Bit: -1}, 75, 0, acted},
-		{"r altered", tamper.Rule{Kind: protocol.KindM4, Bit: 16}, 75, 0, acted},
-		{"M4 cut", tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut}, 75, 0, acted},
+		{"M1 altered", tamper.Rule{Kind: message.KindM1, Bit: -1}, 1, 5, nothing},
+		{"M1 of version 2", tamper.Rule{Kind: message.KindM1, Bit: 6}, 1, 5, nothing},
+		{"M1 cut", tamper.Rule{Kind: message.KindM1, Action: tamper.Cut}, 69, 5, nothing},
+		{"M2 altered", tamper.Rule{Kind: message.KindM2, Bit: -1}, 4, 5, nothing},
+		{"challenge altered", tamper.Rule{Kind: message.KindM2, Bit: 8}, 4, 5, nothing},
+		{"M2 turned into another message", tamper.Rule{Kind: message.KindM2, Bit: 1}, 4, 5, nothing},
+		{"M2 cut", tamper.Rule{Kind: message.KindM2, Action: tamper.Cut}, 69, 5, nothing},
+		{"M3 altered", tamper.Rule{Kind: message.KindM3, Bit: -1}, 75, 0, acted},
+		{"attempt altered", tamper.Rule{Kind: message.KindM3, Bit: 15}, 75, 0, acted},
+		{"M3 cut", tamper.Rule{Kind: message.KindM3, Action: tamper.Cut}, 75, 0, acted},
+		{"M4 altered", tamper.Rule{Kind: message.KindM4, Bit: -1}, 75, 0, acted},
+		{"r altered", tamper.Rule{Kind: message.KindM4, Bit: 16}, 75, 0, acted},
+		{"M4 cut", tamper.Rule{Kind: message.KindM4, Action: tamper.Cut}, 75, 0, acted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			proxy.Reset()

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
@@ -113,19 +114,19 @@ func (b *bench) link() wire.Conn {
 }
 
 // ask sends one message over a link of its own.
-func (b *bench) ask(message []byte) []byte {
+func (b *bench) ask(msg []byte) []byte {
 	b.Helper()
-	return must[[]byte](b.T)(wire.Ask(b.Context(), b.Link, message))
+	return must[[]byte](b.T)(wire.Ask(b.Context(), b.Link, msg))
 }
 
 // apply seals a P1.
-func (b *bench) apply(p *phone.Phone, p1 protocol.P1) *phone.Session {
+func (b *bench) apply(p *phone.Phone, p1 message.P1) *phone.Session {
 	b.Helper()
 	return must[*phone.Session](b.T)(p.Apply(p1.Marshal()))
 }
 
 // challenge runs the first round trip of a P1 over a link.
-func (b *bench) challenge(c wire.Conn, p *phone.Phone, p1 protocol.P1) *phone.Session {
+func (b *bench) challenge(c wire.Conn, p *phone.Phone, p1 message.P1) *phone.Session {
 	b.Helper()
 	s := b.apply(p, p1)
 	m2 := must[[]byte](b.T)(c.Ask(s.M1))
@@ -142,7 +143,7 @@ func (b *bench) m3(s *phone.Session, v protocol.Verdict) []byte {
 }
 
 // settle sends an M3 over a link and opens the M4.
-func (b *bench) settle(c wire.Conn, s *phone.Session, m3 []byte) protocol.P4 {
+func (b *bench) settle(c wire.Conn, s *phone.Session, m3 []byte) message.P4 {
 	b.Helper()
 	m4 := must[[]byte](b.T)(c.Ask(m3))
 	p4, err := s.Result(m3, m4)
@@ -153,7 +154,7 @@ func (b *bench) settle(c wire.Conn, s *phone.Session, m3 []byte) protocol.P4 {
 }
 
 // authorize runs a P1 to its end.
-func (b *bench) authorize(p *phone.Phone, p1 protocol.P1) protocol.P4 {
+func (b *bench) authorize(p *phone.Phone, p1 message.P1) message.P4 {
 	b.Helper()
 	c := b.link()
 	s := b.challenge(c, p, p1)
@@ -166,7 +167,7 @@ func (b *bench) authorize(p *phone.Phone, p1 protocol.P1) protocol.P4 {
 // wantLinkError holds an answer against an ME of this code.
 func wantLinkError(t *testing.T, answer []byte, code protocol.Code) {
 	t.Helper()
-	me, err := protocol.ParseLinkError(answer)
+	me, err := message.ParseLinkError(answer)
 	if err != nil {
 		t.Fatalf("answer %x is no ME: %v", answer, err)
 	}
@@ -175,7 +176,7 @@ func wantLinkError(t *testing.T, answer []byte, code protocol.Code) {
 	}
 }
 
-func wantResult(t *testing.T, got protocol.P4, want protocol.P4) {
+func wantResult(t *testing.T, got message.P4, want message.P4) {
 	t.Helper()
 	if got.Result != want.Result || got.Reason != want.Reason {
 		t.Errorf("result %v, reason %d: want %v, %d", got.Result, uint8(got.Reason), want.Result, uint8(want.Reason))

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
 	"countersign/softhsm-test/rig/tamper"
@@ -29,7 +32,7 @@ var cborPaths = []string{"/v1/apply", "/v1/countersign", "/v1/outcome"}
 
 func wantAnswer(t *testing.T, got device.Answer, want device.Answer) {
 	t.Helper()
-	if got.Status != want.Status || got.Code != want.Code || got.Type != protocol.ProblemType {
+	if got.Status != want.Status || got.Code != want.Code || got.Type != deviceapi.ProblemType {
 		t.Errorf("answered %d, code %d, %s: want %d, code %d, problem+json", got.Status, uint8(got.Code), got.Type, want.Status, uint8(want.Code))
 	}
 }
@@ -50,7 +53,7 @@ func TestDeviceIdentity(t *testing.T) {
 	gate := b.device("gate")
 	call := func(t *testing.T, d *device.Device, path string) device.Answer {
 		t.Helper()
-		return must[device.Answer](t)(d.Post(t.Context(), device.Call{Path: path, Type: protocol.BodyType, Body: []byte{0xA0}}))
+		return must[device.Answer](t)(d.Post(t.Context(), device.Call{Path: path, Type: deviceapi.BodyType, Body: []byte{0xA0}}))
 	}
 	for _, path := range cborPaths {
 		wantAnswer(t, call(t, anonymous, path), noDevice)
@@ -128,16 +131,16 @@ func TestMalformedRequests(t *testing.T) {
 	}{
 		{"JSON", device.Call{Type: "application/json", Body: body}, device.Answer{}},
 		{"no type", device.Call{Body: body}, device.Answer{}},
-		{"nothing", device.Call{Type: protocol.BodyType}, device.Answer{}},
-		{"cut short", device.Call{Type: protocol.BodyType, Body: body[:len(body)-1]}, device.Answer{}},
-		{"trailing byte", device.Call{Type: protocol.BodyType, Body: append(slices.Clone(body), 0)}, device.Answer{}},
-		{"indefinite", device.Call{Type: protocol.BodyType, Body: slices.Concat([]byte{0xBF}, body[1:], []byte{0xFF})}, device.Answer{}},
-		{"nested deeply", device.Call{Type: protocol.BodyType, Body: bytes.Repeat([]byte{0x81}, 4096)}, device.Answer{}},
-		{"1 GiB declared", device.Call{Type: protocol.BodyType, Body: []byte{0xA1, 0x01, 0x5A, 0x40, 0, 0, 0}}, device.Answer{}},
-		{"16 KiB", device.Call{Type: protocol.BodyType, Body: make([]byte, 16<<10)}, device.Answer{}},
-		{"text that lies", device.Call{Type: protocol.BodyType, Body: badText.Marshal()}, device.Answer{}},
-		{"M1 cut short", device.Call{Type: protocol.BodyType, Body: badM1.Marshal()}, device.Answer{}},
-		{"version 2", device.Call{Type: protocol.BodyType, Body: otherVersion.Marshal()}, device.Answer{Code: protocol.CodeVersion}},
+		{"nothing", device.Call{Type: deviceapi.BodyType}, device.Answer{}},
+		{"cut short", device.Call{Type: deviceapi.BodyType, Body: body[:len(body)-1]}, device.Answer{}},
+		{"trailing byte", device.Call{Type: deviceapi.BodyType, Body: append(slices.Clone(body), 0)}, device.Answer{}},
+		{"indefinite", device.Call{Type: deviceapi.BodyType, Body: slices.Concat([]byte{0xBF}, body[1:], []byte{0xFF})}, device.Answer{}},
+		{"nested deeply", device.Call{Type: deviceapi.BodyType, Body: bytes.Repeat([]byte{0x81}, 4096)}, device.Answer{}},
+		{"1 GiB declared", device.Call{Type: deviceapi.BodyType, Body: []byte{0xA1, 0x01, 0x5A, 0x40, 0, 0, 0}}, device.Answer{}},
+		{"16 KiB", device.Call{Type: deviceapi.BodyType, Body: make([]byte, 16<<10)}, device.Answer{}},
+		{"text that lies", device.Call{Type: deviceapi.BodyType, Body: badText.Marshal()}, device.Answer{}},
+		{"M1 cut short", device.Call{Type: deviceapi.BodyType, Body: badM1.Marshal()}, device.Answer{}},
+		{"version 2", device.Call{Type: deviceapi.BodyType, Body: otherVersion.Marshal()}, device.Answer{Code: protocol.CodeVersion}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.call.Path, c.want.Status = "/v1/apply", http.StatusBadRequest
@@ -155,34 +158,34 @@ func TestMalformedRequests(t *testing.T) {
 }
 
 // applyRequest is what an honest device asks for a P1.
-func (b *bench) applyRequest(p *phone.Phone, p1 protocol.P1) protocol.ApplyRequest {
+func (b *bench) applyRequest(p *phone.Phone, p1 message.P1) deviceapi.ApplyRequest {
 	b.Helper()
-	return protocol.ApplyRequest{
-		M1: b.apply(p, p1).M1, Order: protocol.Order{Services: []protocol.Service{p1.Service}},
-		Link: protocol.LinkWire, Nonce: device.NewNonce(),
+	return deviceapi.ApplyRequest{
+		M1: b.apply(p, p1).M1, Order: deviceapi.Order{Services: []protocol.Service{p1.Service}},
+		Link: deviceapi.LinkWire, Nonce: device.NewNonce(),
 	}
 }
 
 // granted is a session that a device has a handle for.
 type granted struct {
 	*phone.Session
-	req protocol.ApplyRequest
-	res protocol.ApplyResponse
+	req deviceapi.ApplyRequest
+	res deviceapi.ApplyResponse
 }
 
 // grant runs the first round trip at a device of the rig.
-func (b *bench) grant(d *device.Device, p *phone.Phone, order protocol.Order) granted {
+func (b *bench) grant(d *device.Device, p *phone.Phone, order deviceapi.Order) granted {
 	b.Helper()
 	s := b.apply(p, p.Next(order.Services[0]))
-	g := granted{Session: s, req: protocol.ApplyRequest{M1: s.M1, Order: order, Link: protocol.LinkWire, Nonce: device.NewNonce()}}
-	g.res = must[protocol.ApplyResponse](b.T)(d.Apply(b.Context(), g.req))
+	g := granted{Session: s, req: deviceapi.ApplyRequest{M1: s.M1, Order: order, Link: deviceapi.LinkWire, Nonce: device.NewNonce()}}
+	g.res = must[deviceapi.ApplyResponse](b.T)(d.Apply(b.Context(), g.req))
 	if err := s.Open(g.res.M2); err != nil || s.P2.Code != 0 {
 		b.Fatalf("challenge %+v, %v", s.P2, err)
 	}
 	return g
 }
 
-var door = protocol.Order{Services: []protocol.Service{100}}
+var door = deviceapi.Order{Services: []protocol.Service{100}}
 
 func TestHandles(t *testing.T) {
 	b := newBench(t)
@@ -206,18 +209,18 @@ func TestHandles(t *testing.T) {
 		{"last bit altered", gate, tamper.Flip(handle, -1), dead},
 		{"cut short", gate, handle[:10], dead},
 		{"of another device", other, handle, dead},
-		{"longer than any", gate, make([]byte, protocol.MaxHandle+1), malformed},
+		{"longer than any", gate, make([]byte, deviceapi.MaxHandle+1), malformed},
 		{"of another session", gate, next.res.Handle, malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.changes(nothing, func() {
-				_, err := c.by.Countersign(t.Context(), protocol.CountersignRequest{Handle: c.handle, M3: m3})
+				_, err := c.by.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: c.handle, M3: m3})
 				wantRefusal(t, err, c.want)
 			})
 		})
 	}
 	b.changes(denied, func() { // spent, and by no relay acted on
-		res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), protocol.CountersignRequest{Handle: handle, M3: m3}))
+		res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: handle, M3: m3}))
 		if res.Result != protocol.ResultApproved {
 			t.Errorf("result %v", res.Result)
 		}
@@ -231,20 +234,20 @@ func TestOrders(t *testing.T) {
 	euro := func(minor uint64) *protocol.Amount { return &protocol.Amount{Minor: minor, Currency: "EUR"} }
 	for _, c := range []struct {
 		name     string
-		order    protocol.Order
-		proposal *protocol.Proposal
+		order    deviceapi.Order
+		proposal *message.Proposal
 		floor    protocol.Level
 		strict   bool
 		code     protocol.Code
 		level    protocol.Level // 0: 1
 	}{
-		{name: "amounts agree", order: protocol.Order{Amount: euro(1200)}, proposal: &protocol.Proposal{Amount: euro(1200)}},
-		{name: "amounts differ", order: protocol.Order{Amount: euro(1201)}, proposal: &protocol.Proposal{Amount: euro(1200)}, code: protocol.CodePolicy},
-		{name: "texts differ", order: protocol.Order{Amount: euro(1), Text: "tea"}, proposal: &protocol.Proposal{Text: "coffee"}, code: protocol.CodePolicy},
-		{name: "another currency", order: protocol.Order{Amount: &protocol.Amount{Minor: 1200, Currency: "USD"}}, code: protocol.CodePolicy},
-		{name: "another service", order: protocol.Order{Services: []protocol.Service{100}}, code: protocol.CodeService},
-		{name: "floor of the device", order: protocol.Order{Amount: euro(1)}, floor: 2, level: 2},
-		{name: "strict device", order: protocol.Order{Amount: euro(1)}, strict: true},
+		{name: "amounts agree", order: deviceapi.Order{Amount: euro(1200)}, proposal: &message.Proposal{Amount: euro(1200)}},
+		{name: "amounts differ", order: deviceapi.Order{Amount: euro(1201)}, proposal: &message.Proposal{Amount: euro(1200)}, code: protocol.CodePolicy},
+		{name: "texts differ", order: deviceapi.Order{Amount: euro(1), Text: "tea"}, proposal: &message.Proposal{Text: "coffee"}, code: protocol.CodePolicy},
+		{name: "another currency", order: deviceapi.Order{Amount: &protocol.Amount{Minor: 1200, Currency: "USD"}}, code: protocol.CodePolicy},
+		{name: "another service", order: deviceapi.Order{Services: []protocol.Service{100}}, code: protocol.CodeService},
+		{name: "floor of the device", order: deviceapi.Order{Amount: euro(1)}, floor: 2, level: 2},
+		{name: "strict device", order: deviceapi.Order{Amount: euro(1)}, strict: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := p.Next(200)
@@ -253,8 +256,8 @@ func TestOrders(t *testing.T) {
 				c.order.Services = []protocol.Service{200}
 			}
 			s := b.apply(p, p1)
-			res := must[protocol.ApplyResponse](t)(gate.Apply(t.Context(), protocol.ApplyRequest{
-				M1: s.M1, Order: c.order, Link: protocol.LinkWire, Floor: c.floor, Strict: c.strict, Nonce: device.NewNonce(),
+			res := must[deviceapi.ApplyResponse](t)(gate.Apply(t.Context(), deviceapi.ApplyRequest{
+				M1: s.M1, Order: c.order, Link: deviceapi.LinkWire, Floor: c.floor, Strict: c.strict, Nonce: device.NewNonce(),
 			}))
 			if err := s.Open(res.M2); err != nil || s.P2.Code != c.code {
 				t.Errorf("code %d, %v: want %d", uint8(s.P2.Code), err, uint8(c.code))
@@ -278,31 +281,31 @@ func TestDecisionForAnotherOrder(t *testing.T) {
 	b := newBench(t)
 	gate := b.device("gate")
 	p := b.phone("alice")
-	order := protocol.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}
+	order := deviceapi.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}
 	g := b.grant(gate, p, order)
-	res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), protocol.CountersignRequest{
+	res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{
 		Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve),
 	}))
-	check := must[protocol.DecisionCheck](t)(gate.Check(g.req.Nonce, g.res.M2))
+	check := must[receipt.Check](t)(gate.Check(g.req.Nonce, g.res.M2))
 	check.Services, check.Amount = order.Services, order.Amount
 	d, err := check.Verify(res.Decision)
 	if err != nil || d.Result != protocol.ResultApproved || *d.Amount != *order.Amount || d.Statement != g.Statement().Hash() {
 		t.Fatalf("decision %+v, %v", d, err)
 	}
 	for name, c := range map[string]struct {
-		alter func(*protocol.DecisionCheck)
+		alter func(*receipt.Check)
 		code  protocol.Code
 	}{
-		"another amount":         {func(c *protocol.DecisionCheck) { c.Amount = &protocol.Amount{Minor: 4900, Currency: "EUR"} }, protocol.CodePolicy},
-		"another currency":       {func(c *protocol.DecisionCheck) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
-		"another service":        {func(c *protocol.DecisionCheck) { c.Services = []protocol.Service{100} }, protocol.CodePolicy},
-		"another device":         {func(c *protocol.DecisionCheck) { c.Device[0] ^= 1 }, protocol.CodeDevice},
-		"another nonce":          {func(c *protocol.DecisionCheck) { c.Nonce[0] ^= 1 }, protocol.CodeReplayed},
-		"another challenge":      {func(c *protocol.DecisionCheck) { c.Challenges = []protocol.Challenge{{}} }, protocol.CodeReplayed},
-		"a higher floor":         {func(c *protocol.DecisionCheck) { c.Floor = 2 }, protocol.CodeLevel},
-		"too late":               {func(c *protocol.DecisionCheck) { c.Elapsed = 2 * time.Hour }, protocol.CodeExpired},
-		"another root":           {func(c *protocol.DecisionCheck) { c.Root = mustKey(t) }, protocol.CodeCertificate},
-		"evidence that is asked": {func(c *protocol.DecisionCheck) { c.Strict = true }, protocol.CodeFormat},
+		"another amount":         {func(c *receipt.Check) { c.Amount = &protocol.Amount{Minor: 4900, Currency: "EUR"} }, protocol.CodePolicy},
+		"another currency":       {func(c *receipt.Check) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
+		"another service":        {func(c *receipt.Check) { c.Services = []protocol.Service{100} }, protocol.CodePolicy},
+		"another device":         {func(c *receipt.Check) { c.Device[0] ^= 1 }, protocol.CodeDevice},
+		"another nonce":          {func(c *receipt.Check) { c.Nonce[0] ^= 1 }, protocol.CodeReplayed},
+		"another challenge":      {func(c *receipt.Check) { c.Challenges = []protocol.Challenge{{}} }, protocol.CodeReplayed},
+		"a higher floor":         {func(c *receipt.Check) { c.Floor = 2 }, protocol.CodeLevel},
+		"too late":               {func(c *receipt.Check) { c.Elapsed = 2 * time.Hour }, protocol.CodeExpired},
+		"another root":           {func(c *receipt.Check) { c.Root = mustKey(t) }, protocol.CodeCertificate},
+		"evidence that is asked": {func(c *receipt.Check) { c.Strict = true }, protocol.CodeFormat},
 	} {
 		altered := check
 		c.alter(&altered)
@@ -327,7 +330,7 @@ func mustKey(t *testing.T) protocol.PublicKey {
 // outcomes: the first report of the device that has the decision counts.
 func (b *bench) outcomes(gate *device.Device, id protocol.TransactionID) {
 	b.Helper()
-	done := protocol.OutcomeRequest{Transaction: id, Performed: true}
+	done := deviceapi.OutcomeRequest{Transaction: id, Performed: true}
 	unknown := done
 	unknown.Transaction[0] ^= 1
 	nobodys := device.Refusal{Status: http.StatusNotFound, Code: protocol.CodeRefused}

@@ -10,6 +10,11 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/phone"
 )
@@ -22,8 +27,8 @@ func TestKilledAppliance(t *testing.T) {
 	p := b.phone("alice")
 	g, open := b.grant(gate, p, door), b.grant(gate, p, door)
 	m3 := b.m3(g.Session, protocol.Approve)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: m3}
-	first := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+	req := deviceapi.CountersignRequest{Handle: g.res.Handle, M3: m3}
+	first := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
 	before := b.tally()
 
 	children := must[[]rig.Process](t)(b.Children())
@@ -49,19 +54,19 @@ func TestKilledAppliance(t *testing.T) {
 	gate = gate.At(b.URL)
 	t.Cleanup(gate.Close)
 
-	again := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
-	keys := protocol.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
-	one := must[protocol.Decision](t)(keys.Verify(first.Decision))
-	two := must[protocol.Decision](t)(keys.Verify(again.Decision))
+	again := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+	keys := trust.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
+	one := must[receipt.Decision](t)(receipt.Verify(keys, first.Decision))
+	two := must[receipt.Decision](t)(receipt.Verify(keys, again.Decision))
 	if again.Result != protocol.ResultApproved || one.Transaction != two.Transaction || !bytes.Equal(one.Marshal(), two.Marshal()) {
 		t.Errorf("decided %+v, after the restart %+v", one, two)
 	}
-	wantResult(t, must[protocol.P4](t)(g.Result(m3, again.M4)), protocol.P4{Result: protocol.ResultApproved})
+	wantResult(t, must[message.P4](t)(g.Result(m3, again.M4)), message.P4{Result: protocol.ResultApproved})
 	if after := b.tally(); after != before {
 		t.Errorf("counts went from %+v to %+v", before, after)
 	}
 	// A challenge that was open is one still: apply stored nothing.
-	res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), protocol.CountersignRequest{
+	res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{
 		Handle: open.res.Handle, M3: b.m3(open.Session, protocol.Approve),
 	}))
 	if res.Result != protocol.ResultApproved {
@@ -75,10 +80,10 @@ func TestRacingRepeats(t *testing.T) {
 	gate := b.device("gate")
 	p := b.phone("alice")
 	g := b.grant(gate, p, door)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
+	req := deviceapi.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
 	var mu sync.Mutex
 	transactions := map[protocol.TransactionID]int{}
-	keys := protocol.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
+	keys := trust.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
 	b.changes(denied, func() {
 		var all sync.WaitGroup
 		for range 16 {
@@ -88,7 +93,7 @@ func TestRacingRepeats(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				d, err := keys.Verify(res.Decision)
+				d, err := receipt.Verify(keys, res.Decision)
 				if err != nil {
 					t.Error(err)
 					return
@@ -108,23 +113,23 @@ func TestRacingRepeats(t *testing.T) {
 func TestActivationCodes(t *testing.T) {
 	b := newBench(t)
 	text := must[string](t)(b.Invite(t.Context(), "client", "alice"))
-	code := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(text))
-	trust := must[protocol.Trust](t)(phone.FetchTrust(t.Context(), b.URL, code.Root))
-	p := must[*phone.Phone](t)(phone.Stranger(trust))
-	other := must[*phone.Phone](t)(phone.Stranger(trust))
-	post := func(p *phone.Phone, code protocol.ActivationCode, alter func([]byte) []byte) ([]byte, error) {
+	code := must[enrol.ActivationCode](t)(enrol.ParseActivationCode(text))
+	pinned := must[trust.State](t)(phone.FetchTrust(t.Context(), b.URL, code.Root))
+	p := must[*phone.Phone](t)(phone.Stranger(pinned))
+	other := must[*phone.Phone](t)(phone.Stranger(pinned))
+	post := func(p *phone.Phone, code enrol.ActivationCode, alter func([]byte) []byte) ([]byte, error) {
 		body, _, err := p.EnrolRequest(t.Context(), code)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return phone.PostEnrolment(t.Context(), phone.Enrolment{URL: b.URL, Trust: trust, Body: alter(body)})
+		return phone.PostEnrolment(t.Context(), phone.Enrolment{URL: b.URL, Trust: pinned, Body: alter(body)})
 	}
 	same := func(body []byte) []byte { return body }
 	unknown := code
 	if unknown.Secret[0] = 'A'; unknown == code {
 		unknown.Secret[0] = 'B'
 	}
-	device := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "device", "gate"))))
+	device := must[enrol.ActivationCode](t)(enrol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "device", "gate"))))
 	refused := phone.Refusal{Status: http.StatusForbidden, Code: protocol.CodeRefused}
 	wantEnrolRefusal := func(what string, err error, want phone.Refusal) {
 		t.Helper()
@@ -149,7 +154,7 @@ func TestActivationCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	enrolment := phone.Enrolment{URL: b.URL, Trust: trust, Body: body}
+	enrolment := phone.Enrolment{URL: b.URL, Trust: pinned, Body: body}
 	b.changes(rig.Tally{Clients: 1}, func() {
 		first := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment))
 		if again := must[[]byte](t)(phone.PostEnrolment(t.Context(), enrolment)); !bytes.Equal(first, again) {
@@ -158,7 +163,7 @@ func TestActivationCodes(t *testing.T) {
 		_, err := post(other, code, same)
 		wantEnrolRefusal("used code", err, refused)
 	})
-	second := must[protocol.ActivationCode](t)(protocol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "client", "twin"))))
+	second := must[enrol.ActivationCode](t)(enrol.ParseActivationCode(must[string](t)(b.Invite(t.Context(), "client", "twin"))))
 	_, err = post(p, second, same)
 	wantEnrolRefusal("key enrolled already", err, phone.Refusal{Status: http.StatusConflict, Code: protocol.CodeRefused})
 }

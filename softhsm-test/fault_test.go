@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 )
@@ -21,7 +23,7 @@ func TestTokenGone(t *testing.T) {
 	gate := b.device("gate")
 	p := b.phone("alice")
 	g := b.grant(gate, p, door)
-	req := protocol.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
+	req := deviceapi.CountersignRequest{Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve)}
 	token, away := filepath.Join(b.Config.Dir, "token"), filepath.Join(b.Config.Dir, "away")
 	if err := os.Rename(token, away); err != nil {
 		t.Fatal(err)
@@ -37,12 +39,12 @@ func TestTokenGone(t *testing.T) {
 	}
 	b.readyz(http.StatusServiceUnavailable)
 	b.changes(nothing, func() {
-		answer := must[device.Answer](t)(gate.Post(t.Context(), device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()}))
+		answer := must[device.Answer](t)(gate.Post(t.Context(), device.Call{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: req.Marshal()}))
 		wantAnswer(t, answer, device.Answer{Status: http.StatusServiceUnavailable, Code: protocol.CodeHSM})
 		if answer.RetryAfter == "" || answer.RetryAfter == "0" {
 			t.Errorf("Retry-After %q", answer.RetryAfter)
 		}
-		me, err := protocol.ParseLinkError(b.ask(b.apply(p, p.Next(100)).M1))
+		me, err := message.ParseLinkError(b.ask(b.apply(p, p.Next(100)).M1))
 		if err != nil || me.Code != protocol.CodeHSM || me.Retry == 0 {
 			t.Errorf("ME %+v, %v", me, err)
 		}
@@ -52,7 +54,7 @@ func TestTokenGone(t *testing.T) {
 	}
 	b.readyz(http.StatusOK)
 	b.changes(denied, func() { // decided now, and by no relay acted on
-		res := must[protocol.CountersignResponse](t)(gate.Countersign(t.Context(), req))
+		res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), req))
 		if res.Result != protocol.ResultApproved {
 			t.Errorf("result %v", res.Result)
 		}
@@ -98,7 +100,7 @@ func TestStopWithOpenConnections(t *testing.T) {
 			t.Errorf("%s runs on: %v", c.Name, err)
 		}
 	}
-	if _, err := gate.Countersign(t.Context(), protocol.CountersignRequest{Handle: g.res.Handle, M3: []byte{0x31}}); err == nil {
+	if _, err := gate.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: g.res.Handle, M3: []byte{0x31}}); err == nil {
 		t.Error("a stopped appliance answers")
 	}
 }

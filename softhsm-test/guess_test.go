@@ -18,6 +18,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
@@ -231,8 +233,8 @@ func (g *guessing) challenged() (*guessed, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := protocol.ApplyRequest{M1: s.M1, Order: door, Link: protocol.LinkWire, Nonce: device.NewNonce()}
-	var res protocol.ApplyResponse
+	req := deviceapi.ApplyRequest{M1: s.M1, Order: door, Link: deviceapi.LinkWire, Nonce: device.NewNonce()}
+	var res deviceapi.ApplyResponse
 	if err := g.insist(func(d *device.Device) (err error) {
 		res, err = d.Apply(g.Context(), req)
 		return err
@@ -279,14 +281,14 @@ func (g *guessing) guess(s *guessed, told *atomic.Int64) error {
 }
 
 // send sends one countersignature until it is answered.
-func (g *guessing) send(s *guessed, a phone.Answer) (p4 protocol.P4, err error) {
+func (g *guessing) send(s *guessed, a phone.Answer) (p4 message.P4, err error) {
 	m3, err := s.Sign(g.Context(), a)
 	if err != nil {
 		return p4, err
 	}
-	var res protocol.CountersignResponse
+	var res deviceapi.CountersignResponse
 	err = g.insist(func(d *device.Device) (err error) {
-		res, err = d.Countersign(g.Context(), protocol.CountersignRequest{Handle: s.handle, M3: m3})
+		res, err = d.Countersign(g.Context(), deviceapi.CountersignRequest{Handle: s.handle, M3: m3})
 		return err
 	})
 	if err != nil {
@@ -321,6 +323,6 @@ func (g *guessing) restart() {
 func (g *guessing) lockedOut() {
 	g.Helper()
 	s := must[*guessed](g.T)(g.challenged())
-	p4 := must[protocol.P4](g.T)(g.send(s, s.Honest(protocol.Approve)))
-	wantResult(g.T, p4, protocol.P4{Reason: protocol.CodeLocked})
+	p4 := must[message.P4](g.T)(g.send(s, s.Honest(protocol.Approve)))
+	wantResult(g.T, p4, message.P4{Reason: protocol.CodeLocked})
 }

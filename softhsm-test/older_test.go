@@ -17,6 +17,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // lastUnsealed is the schema of the last release that sealed nothing.
@@ -149,14 +150,14 @@ func makeMACs(ctx context.Context, db *sql.DB, token hsm.Token) error {
 	if err := db.QueryRow(`SELECT id FROM main.key WHERE name = 'mac' ORDER BY version DESC LIMIT 1`).Scan(&id); err != nil {
 		return err
 	}
-	records := map[string]protocol.Record{} // by the statement that stores its MAC
+	records := map[string]derive.Record{} // by the statement that stores its MAC
 	rows, err := db.Query(`SELECT 'client', id, name, signing_key, uv_key, verifier, status, roles, version FROM main.client
 		UNION ALL SELECT 'admin', id, name, public, NULL, NULL, status, json_array(name), version FROM main.admin`)
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
-		var r protocol.Record
+		var r derive.Record
 		var table, name, roles string
 		var id, signing, uv []byte
 		if err := rows.Scan(&table, &id, &name, &signing, &uv, &r.Verifier, &r.Status, &roles, &r.Version); err != nil {
@@ -177,7 +178,7 @@ func makeMACs(ctx context.Context, db *sql.DB, token hsm.Token) error {
 		return err
 	}
 	for statement, r := range records {
-		mac, err := token.MAC(ctx, hsm.KeyID(id), protocol.RecordInput(r))
+		mac, err := token.MAC(ctx, hsm.KeyID(id), derive.RecordInput(r))
 		if err != nil {
 			return err
 		}

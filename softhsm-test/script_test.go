@@ -15,7 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/tamper"
 	"countersign/softhsm-test/shim"
@@ -312,7 +312,7 @@ func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "MESSAGE")
-	kind, ok := map[string]byte{"m3": protocol.KindM3, "m4": protocol.KindM4}[args[0]]
+	kind, ok := map[string]byte{"m3": message.KindM3, "m4": message.KindM4}[args[0]]
 	if !ok {
 		ts.Fatalf("usage: cut m3|m4")
 	}

@@ -20,6 +20,7 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
 	"countersign/softhsm-test/rig"
 )
@@ -77,7 +78,7 @@ func TestSecrets(t *testing.T) {
 	b := newBenchWith(t, "GOTRACEBACK=crash")
 	open := must[string](t)(b.Invite(t.Context(), "client", "carol"))
 	p := b.phone("alice")
-	wantResult(t, b.authorize(p, p.Next(100)), protocol.P4{Result: protocol.ResultApproved})
+	wantResult(t, b.authorize(p, p.Next(100)), message.P4{Result: protocol.ResultApproved})
 	wantLinkError(t, b.ask([]byte{0x11, 1, 2}), protocol.CodeFormat)
 	dora := b.canary()
 	all := maps.Clone(dora.secrets)

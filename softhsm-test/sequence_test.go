@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/phone"
 )
@@ -24,7 +25,7 @@ func TestReplayedM3(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wantResult(t, p4, protocol.P4{Result: protocol.ResultApproved})
+			wantResult(t, p4, message.P4{Result: protocol.ResultApproved})
 			r := m4[2:10]
 			for _, earlier := range seen {
 				if bytes.Equal(earlier, r) {
@@ -33,7 +34,7 @@ func TestReplayedM3(t *testing.T) {
 			}
 			seen = append(seen, r)
 		}
-		wantResult(t, b.settle(b.link(), s, m3), protocol.P4{Result: protocol.ResultApproved}) // on another link
+		wantResult(t, b.settle(b.link(), s, m3), message.P4{Result: protocol.ResultApproved}) // on another link
 	})
 }
 
@@ -54,7 +55,7 @@ func TestSerials(t *testing.T) {
 	spent := p.Next(100)
 	spent.Serial = phone.NewSerial(10)
 	b.changes(acted, func() {
-		wantResult(t, b.authorize(p, spent), protocol.P4{Result: protocol.ResultApproved})
+		wantResult(t, b.authorize(p, spent), message.P4{Result: protocol.ResultApproved})
 	})
 	for _, c := range []struct {
 		name   string
@@ -71,7 +72,7 @@ func TestSerials(t *testing.T) {
 			again.Serial = c.serial
 			before := b.highest("alice")
 			b.changes(rig.Tally{Refused: 1}, func() {
-				wantResult(t, b.authorize(p, again), protocol.P4{Reason: c.code})
+				wantResult(t, b.authorize(p, again), message.P4{Reason: c.code})
 			})
 			if after := b.highest("alice"); after != before {
 				t.Errorf("highest counter went from %d to %d", before, after)
@@ -80,7 +81,7 @@ func TestSerials(t *testing.T) {
 	}
 	higher := spent
 	higher.Serial = phone.NewSerial(11)
-	wantResult(t, b.authorize(p, higher), protocol.P4{Result: protocol.ResultApproved})
+	wantResult(t, b.authorize(p, higher), message.P4{Result: protocol.ResultApproved})
 }
 
 func (b *bench) highest(name string) int64 {
@@ -102,30 +103,30 @@ func TestBadCountersignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	approved := must[protocol.P3](t)(protocol.ParseP3(raw))
+	approved := must[message.P3](t)(message.ParseP3(raw))
 	for _, bad := range []struct {
 		name    string
 		attempt uint8
-		p3      func(*protocol.P3)
+		p3      func(*message.P3)
 		code    protocol.Code
 	}{
-		{"another signature", 0, func(p *protocol.P3) { p.Signature[0] ^= 1 }, protocol.CodeSignature},
-		{"signature of zeros", 0, func(p *protocol.P3) { p.Signature = [64]byte{} }, protocol.CodeSignature},
-		{"verdict turned round", 0, func(p *protocol.P3) { p.Verdict = protocol.Refuse }, protocol.CodeSignature},
-		{"key that was not enrolled", 0, func(p *protocol.P3) { p.Slot = protocol.SlotUV }, protocol.CodeSignature},
-		{"proof that was not signed", 0, func(p *protocol.P3) { p.Proof = make([]byte, protocol.ProofSize) }, protocol.CodeSignature},
-		{"second attempt without a first", 1, func(*protocol.P3) {}, protocol.CodeSerial},
+		{"another signature", 0, func(p *message.P3) { p.Signature[0] ^= 1 }, protocol.CodeSignature},
+		{"signature of zeros", 0, func(p *message.P3) { p.Signature = [64]byte{} }, protocol.CodeSignature},
+		{"verdict turned round", 0, func(p *message.P3) { p.Verdict = protocol.Refuse }, protocol.CodeSignature},
+		{"key that was not enrolled", 0, func(p *message.P3) { p.Slot = protocol.SlotUV }, protocol.CodeSignature},
+		{"proof that was not signed", 0, func(p *message.P3) { p.Proof = make([]byte, message.ProofSize) }, protocol.CodeSignature},
+		{"second attempt without a first", 1, func(*message.P3) {}, protocol.CodeSerial},
 	} {
 		t.Run(bad.name, func(t *testing.T) {
 			p3 := approved
 			bad.p3(&p3)
 			b.changes(nothing, func() {
-				wantResult(t, b.settle(c, s, s.Seal(bad.attempt, p3)), protocol.P4{Reason: bad.code})
+				wantResult(t, b.settle(c, s, s.Seal(bad.attempt, p3)), message.P4{Reason: bad.code})
 			})
 		})
 	}
 	b.changes(acted, func() {
-		wantResult(t, b.settle(c, s, good), protocol.P4{Result: protocol.ResultApproved})
+		wantResult(t, b.settle(c, s, good), message.P4{Result: protocol.ResultApproved})
 	})
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
 )
@@ -63,8 +65,8 @@ func execSQL(ctx context.Context, path, statement string, args ...any) error {
 type sizesAsked struct {
 	name     string
 	service  protocol.Service
-	proposal *protocol.Proposal // by the phone
-	order    protocol.Order     // by the device
+	proposal *message.Proposal // by the phone
+	order    deviceapi.Order   // by the device
 	level    protocol.Level
 	want     [4]int // M1 to M4; zero: at most 140
 }
@@ -82,12 +84,12 @@ func TestSizes(t *testing.T) {
 		{name: "level 1", service: 400, level: 1, want: [4]int{82, 74, 88, 31}},
 		{
 			name: "level 2 with amount and 21-byte text", service: 500, level: 2, want: [4]int{82, 108, 106, 31},
-			order: protocol.Order{Amount: euro(80_000), Text: strings.Repeat("t", 21)},
+			order: deviceapi.Order{Amount: euro(80_000), Text: strings.Repeat("t", 21)},
 		},
-		{name: "level 1, all proposed", service: 500, level: 1, proposal: &protocol.Proposal{Amount: euro(4999), Text: strings.Repeat("t", 32)}},
-		{name: "level 2, all proposed", service: 500, level: 2, proposal: &protocol.Proposal{Amount: euro(99_999), Text: strings.Repeat("t", 32)}},
-		{name: "level 3, all proposed", service: 500, level: 3, proposal: &protocol.Proposal{Amount: most, Text: strings.Repeat("t", 32)}},
-		{name: "level 3, all ordered", service: 500, level: 3, order: protocol.Order{Amount: most, Text: strings.Repeat("t", 32)}},
+		{name: "level 1, all proposed", service: 500, level: 1, proposal: &message.Proposal{Amount: euro(4999), Text: strings.Repeat("t", 32)}},
+		{name: "level 2, all proposed", service: 500, level: 2, proposal: &message.Proposal{Amount: euro(99_999), Text: strings.Repeat("t", 32)}},
+		{name: "level 3, all proposed", service: 500, level: 3, proposal: &message.Proposal{Amount: most, Text: strings.Repeat("t", 32)}},
+		{name: "level 3, all ordered", service: 500, level: 3, order: deviceapi.Order{Amount: most, Text: strings.Repeat("t", 32)}},
 		{name: "level 3 without an amount", service: 300, level: 3},
 	} {
 		t.Run(c.name, func(t *testing.T) { b.sizes(gate, p, c) })
@@ -115,15 +117,15 @@ func (b *bench) sizes(d *device.Device, p *phone.Phone, c sizesAsked) {
 	p1 := p.Next(c.service)
 	p1.Proposal, c.order.Services = c.proposal, []protocol.Service{c.service}
 	s := b.apply(p, p1)
-	res := must[protocol.ApplyResponse](b.T)(d.Apply(b.Context(), protocol.ApplyRequest{
-		M1: s.M1, Order: c.order, Link: protocol.LinkWire, Nonce: device.NewNonce(),
+	res := must[deviceapi.ApplyResponse](b.T)(d.Apply(b.Context(), deviceapi.ApplyRequest{
+		M1: s.M1, Order: c.order, Link: deviceapi.LinkWire, Nonce: device.NewNonce(),
 	}))
 	if err := s.Open(res.M2); err != nil || s.P2.Level != c.level {
 		b.Fatalf("challenge %+v, %v: want level %d", s.P2, err, uint8(c.level))
 	}
 	send := func(a phone.Answer, want protocol.Result) (m3, m4 []byte) {
 		m3 = must[[]byte](b.T)(s.Sign(b.Context(), a))
-		answer := must[protocol.CountersignResponse](b.T)(d.Countersign(b.Context(), protocol.CountersignRequest{Handle: res.Handle, M3: m3}))
+		answer := must[deviceapi.CountersignResponse](b.T)(d.Countersign(b.Context(), deviceapi.CountersignRequest{Handle: res.Handle, M3: m3}))
 		if answer.Result != want {
 			b.Fatalf("result %v, want %v", answer.Result, want)
 		}

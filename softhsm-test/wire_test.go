@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/phone"
 	"countersign/softhsm-test/rig/tamper"
@@ -34,7 +36,7 @@ func TestIndependentClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantResult(t, p4, protocol.P4{Result: protocol.ResultApproved})
+		wantResult(t, p4, message.P4{Result: protocol.ResultApproved})
 		sizes = [4]int{len(s.M1), len(m2), len(m3), len(m4)}
 	})
 	// One byte less than the 82 of PROTOCOL.md §3, which counts a service of 256 or more.
@@ -50,7 +52,7 @@ func TestIndependentClient(t *testing.T) {
 	}
 	b.changes(denied, func() {
 		s = b.challenge(c, p, p.Next(100))
-		wantResult(t, b.settle(c, s, b.m3(s, protocol.Refuse)), protocol.P4{Reason: protocol.CodeUserRefused})
+		wantResult(t, b.settle(c, s, b.m3(s, protocol.Refuse)), message.P4{Reason: protocol.CodeUserRefused})
 	})
 }
 
@@ -81,25 +83,25 @@ func TestMalformedMessages(t *testing.T) {
 			b.changes(nothing, func() { wantLinkError(t, b.ask(c.message), c.code) })
 		})
 	}
-	wantResult(t, b.authorize(p, p.Next(100)), protocol.P4{Result: protocol.ResultApproved})
+	wantResult(t, b.authorize(p, p.Next(100)), message.P4{Result: protocol.ResultApproved})
 }
 
 func TestUnknownEpoch(t *testing.T) {
 	b := newBench(t)
 	p := b.phone("alice")
-	kem, _ := p.Trust.Key(protocol.UseKEM)
+	kem, _ := p.Trust.Key(trust.UseKEM)
 	other := kem.KeyCert
 	other.Epoch = 40
 	b.changes(nothing, func() {
 		p1 := p.Next(100)
 		s := must[*phone.Session](t)(p.ApplyTo(other, p1.Marshal()))
 		mu := b.ask(s.M1)
-		update, err := protocol.ParseKeyUpdate(mu)
+		update, err := trust.ParseKeyUpdate(mu)
 		if err != nil {
 			t.Fatalf("answer %x: %v", mu, err)
 		}
-		cert, err := protocol.VerifyKeyCert(update.Certs[0], p.Trust.Root)
-		if err != nil || cert.Use != protocol.UseKEM || cert.Epoch != kem.Epoch || cert.Key != kem.KeyCert.Key {
+		cert, err := trust.VerifyKeyCert(update.Certs[0], p.Trust.Root)
+		if err != nil || cert.Use != trust.UseKEM || cert.Epoch != kem.Epoch || cert.Key != kem.KeyCert.Key {
 			t.Errorf("first certificate of MU %+v, %v: want kem of epoch %d", cert, err, kem.Epoch)
 		}
 	})
@@ -131,7 +133,7 @@ func TestFlippedBits(t *testing.T) {
 		}
 	})
 	b.changes(acted, func() {
-		wantResult(t, b.settle(c, s, m3), protocol.P4{Result: protocol.ResultApproved})
+		wantResult(t, b.settle(c, s, m3), message.P4{Result: protocol.ResultApproved})
 	})
 }
 
@@ -139,9 +141,9 @@ func TestFlippedBits(t *testing.T) {
 // is ME 1; in the header it may be another version, kind, suite or epoch.
 func wantRejected(t *testing.T, answer []byte, bit int) {
 	t.Helper()
-	me, err := protocol.ParseLinkError(answer)
+	me, err := message.ParseLinkError(answer)
 	if err != nil {
-		if _, muErr := protocol.ParseKeyUpdate(answer); muErr == nil && bit/8 == 1 {
+		if _, muErr := trust.ParseKeyUpdate(answer); muErr == nil && bit/8 == 1 {
 			return
 		}
 		t.Fatalf("bit %d changed: answer %x", bit, answer)
@@ -162,13 +164,13 @@ func TestOversizedFrame(t *testing.T) {
 			if _, err := c.Write(head); err != nil {
 				t.Fatal(err)
 			}
-			wantLinkError(t, must[[]byte](t)(protocol.ReadFrame(c)), protocol.CodeFormat)
-			if _, err := protocol.ReadFrame(c); !errors.Is(err, io.EOF) {
+			wantLinkError(t, must[[]byte](t)(message.ReadFrame(c)), protocol.CodeFormat)
+			if _, err := message.ReadFrame(c); !errors.Is(err, io.EOF) {
 				t.Errorf("the link stays open: %v", err)
 			}
 		})
 	}
-	longest := append([]byte{0x11}, make([]byte, protocol.MaxFrame-1)...)
+	longest := append([]byte{0x11}, make([]byte, message.MaxFrame-1)...)
 	wantLinkError(t, b.ask(longest), protocol.CodeFormat)
 }
 
@@ -220,29 +222,29 @@ func TestChallenges(t *testing.T) {
 		three = two | protocol.FactorUV
 		four  = three | protocol.FactorSecondApprover
 	)
-	euro := func(minor uint64) *protocol.Proposal {
-		return &protocol.Proposal{Amount: &protocol.Amount{Minor: minor, Currency: "EUR"}}
+	euro := func(minor uint64) *message.Proposal {
+		return &message.Proposal{Amount: &protocol.Amount{Minor: minor, Currency: "EUR"}}
 	}
 	for _, c := range []struct {
 		name string
-		p1   func(*protocol.P1)
-		want protocol.P2 // code, or level and factors
+		p1   func(*message.P1)
+		want message.P2 // code, or level and factors
 	}{
-		{"service not accepted by the device", func(p *protocol.P1) { p.Service = 101 }, protocol.P2{Code: protocol.CodeService}},
-		{"service without a meaning", func(p *protocol.P1) { p.Service = 1 }, protocol.P2{Code: protocol.CodeService}},
-		{"co-approval of nothing", func(p *protocol.P1) { p.Service = 3 }, protocol.P2{Code: protocol.CodeService}},
-		{"level that does not exist", func(p *protocol.P1) { p.Level = 9 }, protocol.P2{Code: protocol.CodeLevel}},
-		{"level 0", func(p *protocol.P1) { p.Level = 0 }, protocol.P2{Code: protocol.CodeLevel}},
-		{"dry run", func(p *protocol.P1) { p.Service = 0 }, protocol.P2{Level: 1, Factors: one}},
-		{"status of a serial", func(p *protocol.P1) { p.Service, p.Asked = 2, &p.Serial }, protocol.P2{Level: 1, Factors: one}},
-		{"just below level 2", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(4999) }, protocol.P2{Level: 1, Factors: one}},
-		{"level 2 asked for", func(p *protocol.P1) { p.Level = 2 }, protocol.P2{Level: 2, Factors: two}},
-		{"level 2 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(5000) }, protocol.P2{Level: 2, Factors: two}},
-		{"just below level 4", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(999_999) }, protocol.P2{Level: 2, Factors: two}},
-		{"level 3 by policy", func(p *protocol.P1) { p.Service = 300 }, protocol.P2{Level: 3, Factors: three}},
-		{"level 4 asked for", func(p *protocol.P1) { p.Level = 4 }, protocol.P2{Level: 4, Factors: four}},
-		{"level 4 by amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(1_000_000) }, protocol.P2{Level: 4, Factors: four}},
-		{"largest amount", func(p *protocol.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor-1) }, protocol.P2{Level: 4, Factors: four}},
+		{"service not accepted by the device", func(p *message.P1) { p.Service = 101 }, message.P2{Code: protocol.CodeService}},
+		{"service without a meaning", func(p *message.P1) { p.Service = 1 }, message.P2{Code: protocol.CodeService}},
+		{"co-approval of nothing", func(p *message.P1) { p.Service = 3 }, message.P2{Code: protocol.CodeService}},
+		{"level that does not exist", func(p *message.P1) { p.Level = 9 }, message.P2{Code: protocol.CodeLevel}},
+		{"level 0", func(p *message.P1) { p.Level = 0 }, message.P2{Code: protocol.CodeLevel}},
+		{"dry run", func(p *message.P1) { p.Service = 0 }, message.P2{Level: 1, Factors: one}},
+		{"status of a serial", func(p *message.P1) { p.Service, p.Asked = 2, &p.Serial }, message.P2{Level: 1, Factors: one}},
+		{"just below level 2", func(p *message.P1) { p.Service, p.Proposal = 200, euro(4999) }, message.P2{Level: 1, Factors: one}},
+		{"level 2 asked for", func(p *message.P1) { p.Level = 2 }, message.P2{Level: 2, Factors: two}},
+		{"level 2 by amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(5000) }, message.P2{Level: 2, Factors: two}},
+		{"just below level 4", func(p *message.P1) { p.Service, p.Proposal = 200, euro(999_999) }, message.P2{Level: 2, Factors: two}},
+		{"level 3 by policy", func(p *message.P1) { p.Service = 300 }, message.P2{Level: 3, Factors: three}},
+		{"level 4 asked for", func(p *message.P1) { p.Level = 4 }, message.P2{Level: 4, Factors: four}},
+		{"level 4 by amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(1_000_000) }, message.P2{Level: 4, Factors: four}},
+		{"largest amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor-1) }, message.P2{Level: 4, Factors: four}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := p.Next(100)

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 // File is an anchor and the file that keeps it. No value of it ever goes back. It is safe
@@ -110,35 +111,10 @@ func (f *File) moveLocked(next Anchor) error {
 	}
 	f.current, f.unsure = next, true
 	if f.path != "" {
-		if err := write(f.path, next.text()); err != nil {
+		if err := durable.WriteFile(f.path, next.text(), 0o600); err != nil {
 			return fmt.Errorf("%w: writing the anchor: %w", store.ErrUnavailable, err)
 		}
 	}
 	f.unsure = false
 	return nil
-}
-
-// write replaces the file as a whole and durably: a kill leaves the one before or the one
-// after.
-func write(path string, text []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

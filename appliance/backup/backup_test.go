@@ -23,6 +23,7 @@ import (
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // house is an appliance's keys: a token in memory and a store on the disk.
@@ -43,26 +44,26 @@ func newHouse(t *testing.T) *house {
 	}
 	h.shares = shares
 	h.token = keyring.Backed{Token: memory.New(), Recipient: public}
-	trust, err := keyring.Ceremony(t.Context(), h.token, "test.example", time.Now())
+	pinned, err := keyring.Ceremony(t.Context(), h.token, "test.example", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.store = openStore(t, filepath.Join(t.TempDir(), "s.db"))
-	trust.Policy = store.Policy{Version: 1, Document: []byte("one")}
-	h.must(found(t, h.token, h.store, trust))
-	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
+	pinned.Policy = store.Policy{Version: 1, Document: []byte("one")}
+	h.must(found(t, h.token, h.store, pinned))
+	h.Keyring, err = keyring.Load(t.Context(), h.token, h.store, keyring.Pins{Root: protocol.PublicKey(pinned.Keys[0].Public)})
 	h.must(err)
 	return h
 }
 
 // found unseals an empty store and stores a trust.
-func found(t *testing.T, token hsm.Token, s *sqlite.Store, trust store.Trust) error {
+func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) error {
 	t.Helper()
 	seals := store.NewSeals(nil)
-	if err := errors.Join(keyring.SealKeys(t.Context(), token, trust.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
+	if err := errors.Join(keyring.SealKeys(t.Context(), token, pinned.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
 		return err
 	}
-	return s.AddTrust(t.Context(), trust, note())
+	return s.AddTrust(t.Context(), pinned, note())
 }
 
 func note() store.Record {
@@ -104,7 +105,7 @@ func (h *house) written() []byte {
 // known is root 1, which is on the custodians' paper.
 func (h *house) known() backup.Known {
 	h.Helper()
-	first, err := protocol.VerifyRootCert(h.Settings().RootCerts[0])
+	first, err := trust.VerifyRootCert(h.Settings().RootCerts[0])
 	h.must(err)
 	return backup.Known{Root: first.Key}
 }

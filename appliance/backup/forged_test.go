@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 func (h *house) vouched() []byte {
@@ -46,7 +47,7 @@ func (h *house) signing(state backup.State) []byte {
 
 func root(n int, h *house) backup.Known {
 	h.Helper()
-	r, err := protocol.VerifyRootCert(h.Settings().RootCerts[n-1])
+	r, err := trust.VerifyRootCert(h.Settings().RootCerts[n-1])
 	h.must(err)
 	return backup.Known{Root: r.Key}
 }
@@ -135,7 +136,7 @@ func TestForgedPrefix(t *testing.T) {
 	public, err := protocol.CompressKey(&key.PublicKey)
 	h.must(err)
 	known := root(2, h)
-	first, err := protocol.SignRootCert(t.Context(), soft{key}, protocol.RootCert{Number: 1, Key: public, NextHash: sha256.Sum256(known.Root[:])})
+	first, err := trust.SignRootCert(t.Context(), soft{key}, trust.RootCert{Number: 1, Key: public, NextHash: sha256.Sum256(known.Root[:])})
 	h.must(err)
 	for _, file := range [][]byte{h.written(), h.vouched()} {
 		var parts []any

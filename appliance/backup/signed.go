@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // signed is the form of both files, det-CBOR: what they hold, and the way from the
@@ -62,9 +63,9 @@ type Known struct {
 
 // Signature is a signature that was verified.
 type Signature struct {
-	By    protocol.KeyCert // of the decision key
-	roots [][]byte         // RootCerts from root 1 to the one that certified it
-	known Known            // by which it was verified
+	By    trust.KeyCert // of the decision key
+	roots [][]byte      // RootCerts from root 1 to the one that certified it
+	known Known         // by which it was verified
 }
 
 // open reads a file of a kind and verifies it. The chain of roots that it brings is good
@@ -84,7 +85,7 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 	if err != nil {
 		return s, by, fmt.Errorf("signature of the %s: %v: %w", kind, err, ErrFile)
 	}
-	if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {
+	if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key == known.Root }) {
 		return s, by, fmt.Errorf("no root that vouches for the %s is %s: %w", kind, known.Root, ErrOther)
 	}
 	if by.By.Epoch < known.MinEpoch {
@@ -95,13 +96,13 @@ func (known Known) open(kind string, file []byte) (s signed, by Signature, err e
 }
 
 // verify verifies the signature under the newest root of a chain that was followed.
-func (s signed) verify(root protocol.RootCert) (Signature, error) {
-	key, err := protocol.VerifyKeyCert(s.Cert, root.Key)
+func (s signed) verify(root trust.RootCert) (Signature, error) {
+	key, err := trust.VerifyKeyCert(s.Cert, root.Key)
 	if err != nil {
 		return Signature{}, err
 	}
 	digest := sha256.Sum256(protocol.SigStructure(aad(s.Kind), s.Payload))
-	if key.Use != protocol.UseDecision || !key.Key.VerifyDigest(digest[:], s.Signature) {
+	if key.Use != trust.UseDecision || !key.Key.VerifyDigest(digest[:], s.Signature) {
 		return Signature{}, errors.New("not by the decision key")
 	}
 	return Signature{By: key, roots: s.Roots}, nil

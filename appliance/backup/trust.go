@@ -5,13 +5,13 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
-	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // counts verifies each row of a state under the roots in its settings, and finds what the
 // state as of a time has against a decision key: a version in use that rules its epoch
 // out, or its pair marked compromised. Errors wrap [ErrFile] or [ErrRuledOut].
-func (s State) counts(by protocol.KeyCert, at time.Time) error {
+func (s State) counts(by trust.KeyCert, at time.Time) error {
 	keys, err := s.Settings.Verified(s.Keys)
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, ErrFile)

@@ -14,6 +14,8 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 )
 
 // Bounds of request bodies, bytes. An apply is at most two near-field messages'
@@ -65,7 +67,7 @@ func (a *API) Handler() http.Handler {
 		mux.HandleFunc(route, a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: strangers, process: p}))
 	}
 	mux.HandleFunc("POST /v1/renew", a.handle(endpoint{media: mediaJSON, limit: maxJSON, gate: devices, device: true, process: a.renew}))
-	cbor := endpoint{media: protocol.BodyType, limit: maxCBOR, gate: devices, device: true}
+	cbor := endpoint{media: deviceapi.BodyType, limit: maxCBOR, gate: devices, device: true}
 	for route, p := range map[string]process{"POST /v1/countersign": a.countersign, "POST /v1/outcome": a.outcome} {
 		cbor.process = p
 		mux.HandleFunc(route, a.handle(cbor))
@@ -73,7 +75,7 @@ func (a *API) Handler() http.Handler {
 	cbor.gate, cbor.process = make(gate, beginningInFlight), a.apply
 	mux.HandleFunc("POST /v1/apply", a.handle(cbor))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		p := protocol.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound}
+		p := deviceapi.Problem{Type: "about:blank", Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound}
 		writeProblem(w, p.Status, p)
 	})
 	return mux
@@ -174,7 +176,7 @@ func (a *API) enrolDevice(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) renew(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseRenewRequest(q.body)
+	req, err := enrol.ParseRenewRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -187,7 +189,7 @@ func (a *API) renew(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) apply(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseApplyRequest(q.body)
+	req, err := deviceapi.ParseApplyRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -199,7 +201,7 @@ func (a *API) apply(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) countersign(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseCountersignRequest(q.body)
+	req, err := deviceapi.ParseCountersignRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -211,7 +213,7 @@ func (a *API) countersign(ctx context.Context, q request) (reply, error) {
 }
 
 func (a *API) outcome(ctx context.Context, q request) (reply, error) {
-	req, err := protocol.ParseOutcomeRequest(q.body)
+	req, err := deviceapi.ParseOutcomeRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}

@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 )
 
 // retryAfter is what a caller is told to wait when the token or the store is away
@@ -24,7 +25,7 @@ const retryAfter = time.Second
 
 // problemFor is the one table from errors to OA1 answers. What is not in it is an
 // internal error that tells nothing.
-func problemFor(err error) protocol.Problem {
+func problemFor(err error) deviceapi.Problem {
 	retry := protocol.Retry{After: retryAfter}
 	switch code, _ := protocol.CodeOf(err); {
 	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
@@ -35,20 +36,20 @@ func problemFor(err error) protocol.Problem {
 		return refused(http.StatusConflict)
 	case errors.Is(err, appliance.ErrNoTransaction):
 		return refused(http.StatusNotFound)
-	case code.HTTPStatus() == http.StatusInternalServerError:
-		return protocol.ProblemOf(nil)
+	case deviceapi.HTTPStatus(code) == http.StatusInternalServerError:
+		return deviceapi.ProblemOf(nil)
 	default:
-		return protocol.ProblemOf(code)
+		return deviceapi.ProblemOf(code)
 	}
-	return protocol.ProblemOf(retry)
+	return deviceapi.ProblemOf(retry)
 }
 
 func isAny(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-func refused(status int) protocol.Problem {
-	p := protocol.ProblemOf(protocol.CodeRefused)
+func refused(status int) deviceapi.Problem {
+	p := deviceapi.ProblemOf(protocol.CodeRefused)
 	p.Status = status
 	return p
 }
@@ -76,7 +77,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func writeProblem(w http.ResponseWriter, status int, p any) {
-	w.Header().Set("Content-Type", protocol.ProblemType)
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(p) // the peer is gone: nothing to do
 }

@@ -10,7 +10,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/hsm"
-	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Carry does on the token what a plan asks for, and gives what the store has to keep.
@@ -108,7 +108,7 @@ func (r *Keyring) certify(ctx context.Context, e *Edit, edits []Edit) (err error
 		if e.rulesOut {
 			cert.MinEpoch = &cert.Epoch
 		}
-		e.Cert, err = protocol.SignKeyCert(ctx, r.Signer(root), cert)
+		e.Cert, err = trust.SignKeyCert(ctx, r.Signer(root), cert)
 		return err
 	}
 	after, ok := v.find(Root, e.Version+1)
@@ -121,7 +121,7 @@ func (r *Keyring) certify(ctx context.Context, e *Edit, edits []Edit) (err error
 		return fmt.Errorf("%s: the root after it: %w", Label(Root, e.Version), ErrNoKey)
 	}
 	root, _ := v.find(Root, e.Version)
-	e.Cert, err = protocol.SignRootCert(ctx, r.Signer(root), protocol.RootCert{
+	e.Cert, err = trust.SignRootCert(ctx, r.Signer(root), trust.RootCert{
 		Number: e.Version, Key: root.Point, NextHash: sha256.Sum256(after.Public),
 	})
 	return err

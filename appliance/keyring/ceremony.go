@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 const day = 24 * time.Hour
@@ -19,7 +20,7 @@ const day = 24 * time.Hour
 // originator usage periods).
 type certified struct {
 	name   string
-	use    protocol.Use
+	use    trust.Use
 	period time.Duration
 	linger time.Duration // for which the certificate outlives the period
 }
@@ -33,11 +34,11 @@ var usages = map[string]hsm.Usage{
 // The kem certificate ends with its epoch, so that phones move on; the others
 // linger, so that what they signed last still verifies.
 var certifiedKeys = []certified{
-	{KEM, protocol.UseKEM, 90 * day, 0},
-	{Decision, protocol.UseDecision, 365 * day, 30 * day},
-	{CA, protocol.UseCA, 365 * day, 90 * day},
-	{Enrol, protocol.UseEnrol, 365 * day, 30 * day},
-	{ClientCA, protocol.UseClientCA, 365 * day, clientCertLife},
+	{KEM, trust.UseKEM, 90 * day, 0},
+	{Decision, trust.UseDecision, 365 * day, 30 * day},
+	{CA, trust.UseCA, 365 * day, 90 * day},
+	{Enrol, trust.UseEnrol, 365 * day, 30 * day},
+	{ClientCA, trust.UseClientCA, 365 * day, clientCertLife},
 }
 
 // epochsAhead is how many epochs one ceremony certifies, so that the root token
@@ -135,7 +136,7 @@ func (c *ceremony) makeRoot(ctx context.Context) (rootKey, error) {
 	}
 	next := sha256.Sum256(second.Public)
 	signer := Signer{token: c.token, key: key}
-	cert, err := protocol.SignRootCert(ctx, signer, protocol.RootCert{Number: 1, Key: key.Point, NextHash: next})
+	cert, err := trust.SignRootCert(ctx, signer, trust.RootCert{Number: 1, Key: key.Point, NextHash: next})
 	return rootKey{signer: signer, cert: cert, next: next}, err
 }
 
@@ -148,7 +149,7 @@ func (c *ceremony) certify(ctx context.Context, root rootKey, k certified, epoch
 	row.NotBefore = c.now.Add(-startEarly + time.Duration(epoch-1)*k.period)
 	row.NotAfter = row.NotBefore.Add(k.period + k.linger)
 	row.Root, row.ActivatedAt = 1, row.NotBefore
-	row.Cert, err = protocol.SignKeyCert(ctx, root.signer, k.certificate(*row))
+	row.Cert, err = trust.SignKeyCert(ctx, root.signer, k.certificate(*row))
 	return err
 }
 
@@ -166,8 +167,8 @@ func (c *ceremony) storeAuthorities(ctx context.Context, settings Settings) erro
 }
 
 // certificate is what a KeyCert of a row says, with the dates that the row has.
-func (k certified) certificate(row store.Key) protocol.KeyCert {
-	return protocol.KeyCert{
+func (k certified) certificate(row store.Key) trust.KeyCert {
+	return trust.KeyCert{
 		Epoch: row.Version, Use: k.use, Key: protocol.PublicKey(row.Public),
 		NotBefore: uint64(row.NotBefore.Unix()), NotAfter: uint64(row.NotAfter.Unix()),
 	}

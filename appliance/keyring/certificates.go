@@ -16,6 +16,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Lifetimes of what the appliance issues.
@@ -28,9 +29,9 @@ const (
 )
 
 // TrustDocument is the answer of GET /v1/trust.
-func (r *Keyring) TrustDocument(now time.Time) protocol.TrustDocument {
+func (r *Keyring) TrustDocument(now time.Time) trust.Document {
 	v := r.live.Load()
-	return protocol.TrustDocument{
+	return trust.Document{
 		RootKey: v.root().Point, NextRootHash: v.settings.NextRootHash, RootCerts: v.settings.RootCerts, KeyCerts: v.keyCerts(now),
 	}
 }
@@ -54,18 +55,18 @@ func (v *ring) published(k Key, now time.Time) bool {
 }
 
 // ClientCert issues a client certificate, PROTOCOL.md §5.
-func (r *Keyring) ClientCert(ctx context.Context, cert protocol.ClientCert, now time.Time) ([]byte, error) {
+func (r *Keyring) ClientCert(ctx context.Context, cert trust.ClientCert, now time.Time) ([]byte, error) {
 	key, err := r.Current(ClientCA, now)
 	if err != nil {
 		return nil, err
 	}
 	cert.NotBefore, cert.NotAfter = uint64(now.Add(-startEarly).Unix()), uint64(now.Add(clientCertLife).Unix())
-	return protocol.SignClientCert(ctx, r.Signer(key), key.Version, cert)
+	return trust.SignClientCert(ctx, r.Signer(key), key.Version, cert)
 }
 
 // Issued is a client certificate that an epoch of client-ca has signed.
 type Issued struct {
-	protocol.ClientCert
+	trust.ClientCert
 	// Held: a strict device can verify it. It is in its dates and its epoch is one that
 	// devices are given.
 	Held bool
@@ -82,7 +83,7 @@ func (r *Keyring) ReadClientCert(cert []byte, now time.Time) (Issued, error) {
 	err := fmt.Errorf("key %q: %w", ClientCA, protocol.CodeCertificate)
 	for _, k := range slices.Backward(v.keys[ClientCA]) {
 		var i Issued
-		if i.ClientCert, err = (protocol.KeyCert{Epoch: k.Version, Key: k.Point}).ReadClient(cert); err == nil {
+		if i.ClientCert, err = (trust.KeyCert{Epoch: k.Version, Key: k.Point}).ReadClient(cert); err == nil {
 			i.Held = v.published(k, now) && k.dated(now) && i.ValidAt(uint64(now.Unix())) == nil
 			i.Doubtful = !k.CompromisedAt.IsZero() || v.isRuledOut(k, now)
 			return i, nil
@@ -244,13 +245,13 @@ func (r *Keyring) issueLeaf(ctx context.Context, template *x509.Certificate, pub
 func (r *Keyring) UpdateCerts(e uint8, now time.Time) [][]byte {
 	v := r.live.Load()
 	certs := append([][]byte{}, v.settings.RootCerts[v.rootOf(e):]...)
-	certs = certs[max(0, len(certs)-(protocol.MaxCerts-1)):]
+	certs = certs[max(0, len(certs)-(trust.MaxCerts-1)):]
 	for _, name := range []string{KEM, Decision, CA, Enrol, ClientCA} {
 		if key, err := v.current(name, now); err == nil {
 			certs = append(certs, key.Cert)
 		}
 	}
-	return certs[:min(len(certs), protocol.MaxCerts)]
+	return certs[:min(len(certs), trust.MaxCerts)]
 }
 
 // rootOf is the number of the root that certified the newest kem epoch that is e

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Pins are the roots that the registry is held against. They come from elsewhere: who
@@ -128,11 +129,11 @@ func (p Pins) in(c chain) error {
 // one before.
 type chain struct {
 	certs [][]byte
-	roots []protocol.RootCert // what certs say
+	roots []trust.RootCert // what certs say
 }
 
-func (c chain) length() uint64            { return uint64(len(c.roots)) }
-func (c chain) newest() protocol.RootCert { return c.roots[len(c.roots)-1] }
+func (c chain) length() uint64         { return uint64(len(c.roots)) }
+func (c chain) newest() trust.RootCert { return c.roots[len(c.roots)-1] }
 
 func (c chain) anchor() anchor.Anchor {
 	newest := c.newest()
@@ -141,17 +142,17 @@ func (c chain) anchor() anchor.Anchor {
 
 // Follow verifies RootCerts from that of root 1 on, each by the one before. The first
 // vouches for itself: the caller looks for a root that he knows. Errors wrap [ErrRoots].
-func Follow(certs [][]byte) (roots []protocol.RootCert, err error) {
+func Follow(certs [][]byte) (roots []trust.RootCert, err error) {
 	if len(certs) == 0 {
 		return nil, fmt.Errorf("%w: there is none", ErrRoots)
 	}
-	first, err := protocol.VerifyRootCert(certs[0])
+	first, err := trust.VerifyRootCert(certs[0])
 	if err != nil {
 		return nil, fmt.Errorf("%w: root 1: %w", ErrRoots, err)
 	}
 	next := sha256.Sum256(first.Key[:])
 	for i, cert := range certs {
-		root, err := protocol.FollowRoots(uint64(i), next, [][]byte{cert})
+		root, err := trust.FollowRoots(uint64(i), next, [][]byte{cert})
 		if err != nil {
 			return nil, fmt.Errorf("%w: root %d: %w", ErrRoots, i+1, err)
 		}
@@ -253,7 +254,7 @@ func (c chain) rootKeys(rows []store.Key) (map[uint64]protocol.PublicKey, error)
 			break
 		}
 		var err error
-		if last, err = protocol.FollowRoots(last.Number, last.NextHash, [][]byte{row.Cert}); err != nil {
+		if last, err = trust.FollowRoots(last.Number, last.NextHash, [][]byte{row.Cert}); err != nil {
 			return nil, fmt.Errorf("%w: certificate of %s: %w", ErrRow, Label(Root, row.Version), err)
 		}
 	}
@@ -285,7 +286,7 @@ func (k *Key) verify(roots map[uint64]protocol.PublicKey) error {
 	if !known {
 		return fmt.Errorf("%w: %s is certified by root %d, which is not known", ErrRow, k.label(), k.Root)
 	}
-	cert, err := protocol.VerifyKeyCert(k.Cert, root)
+	cert, err := trust.VerifyKeyCert(k.Cert, root)
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrRow, k.label(), err)
 	}
@@ -298,7 +299,7 @@ func (k *Key) verify(roots map[uint64]protocol.PublicKey) error {
 
 // differs names what a KeyCert says that the row does not; "" is nothing. It may rule out
 // the epochs before it, and those only.
-func differs(cert, row protocol.KeyCert) string {
+func differs(cert, row trust.KeyCert) string {
 	for _, field := range []struct {
 		name string
 		same bool

@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // mallory is a root key of an attacker's own.
@@ -67,21 +68,21 @@ func (m mallory) takes(t *testing.T, k *store.Key) {
 
 func (m mallory) rootCert(t *testing.T, number uint64, next [32]byte) []byte {
 	t.Helper()
-	cert, err := protocol.SignRootCert(t.Context(), m, protocol.RootCert{Number: number, Key: m.point(t), NextHash: next})
+	cert, err := trust.SignRootCert(t.Context(), m, trust.RootCert{Number: number, Key: m.point(t), NextHash: next})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return cert
 }
 
-var useOf = map[string]protocol.Use{
-	"kem": protocol.UseKEM, "decision": protocol.UseDecision, "ca": protocol.UseCA, "enrol": protocol.UseEnrol, "client-ca": protocol.UseClientCA,
+var useOf = map[string]trust.Use{
+	"kem": trust.UseKEM, "decision": trust.UseDecision, "ca": trust.UseCA, "enrol": trust.UseEnrol, "client-ca": trust.UseClientCA,
 }
 
 // signs makes the KeyCert of a row.
 func (m mallory) signs(t *testing.T, k *store.Key) {
 	t.Helper()
-	cert, err := protocol.SignKeyCert(t.Context(), m, protocol.KeyCert{
+	cert, err := trust.SignKeyCert(t.Context(), m, trust.KeyCert{
 		Epoch: k.Version, Use: useOf[k.Name], Key: protocol.PublicKey(k.Public),
 		NotBefore: uint64(k.NotBefore.Unix()), NotAfter: uint64(k.NotAfter.Unix()),
 	})
@@ -93,9 +94,9 @@ func (m mallory) signs(t *testing.T, k *store.Key) {
 
 // forged puts roots of an attacker's own, as many as there were, into a registry: they
 // certify the keys that are on the token.
-func (l *life) forged(trust store.Trust) store.Trust {
+func (l *life) forged(pinnedNow store.Trust) store.Trust {
 	l.Helper()
-	settings := l.parsed(trust)
+	settings := l.parsed(pinnedNow)
 	var roots []mallory
 	for range len(settings.RootCerts) + 1 {
 		roots = append(roots, newMallory(l.T))
@@ -105,9 +106,9 @@ func (l *life) forged(trust store.Trust) store.Trust {
 		settings.NextRootHash = sha256.Sum256(next[:])
 		settings.RootCerts[i] = roots[i].rootCert(l.T, uint64(i+1), settings.NextRootHash)
 	}
-	trust.Keys = slices.DeleteFunc(trust.Keys, func(k store.Key) bool { return k.Name == keyring.Root && int(k.Version) > len(roots) })
-	for i := range trust.Keys {
-		switch k := &trust.Keys[i]; {
+	pinnedNow.Keys = slices.DeleteFunc(pinnedNow.Keys, func(k store.Key) bool { return k.Name == keyring.Root && int(k.Version) > len(roots) })
+	for i := range pinnedNow.Keys {
+		switch k := &pinnedNow.Keys[i]; {
 		case k.Name == keyring.Root:
 			roots[k.Version-1].takes(l.T, k)
 			if k.Cert != nil {
@@ -117,13 +118,13 @@ func (l *life) forged(trust store.Trust) store.Trust {
 			roots[k.Root-1].signs(l.T, k)
 		}
 	}
-	trust.Settings = settings.Values()
-	return trust
+	pinnedNow.Settings = settings.Values()
+	return pinnedNow
 }
 
-func (l *life) parsed(trust store.Trust) keyring.Settings {
+func (l *life) parsed(pinnedNow store.Trust) keyring.Settings {
 	l.Helper()
-	settings, err := keyring.ParseSettings(trust.Settings)
+	settings, err := keyring.ParseSettings(pinnedNow.Settings)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -135,10 +136,10 @@ func cloned(t store.Trust) store.Trust {
 }
 
 // row is a row to be changed.
-func row(t *testing.T, trust store.Trust, name string, version uint64) *store.Key {
+func row(t *testing.T, pinnedNow store.Trust, name string, version uint64) *store.Key {
 	t.Helper()
-	for i := range trust.Keys {
-		if k := &trust.Keys[i]; k.Name == name && k.Version == version {
+	for i := range pinnedNow.Keys {
+		if k := &pinnedNow.Keys[i]; k.Name == name && k.Version == version {
 			return k
 		}
 	}
@@ -160,29 +161,29 @@ func TestForgedRegistry(t *testing.T) {
 	}
 	other := func(store.Trust) store.Trust { return newLife(t).trust }
 	edit := func(name string, version uint64, change func(k *store.Key)) func(store.Trust) store.Trust {
-		return func(trust store.Trust) store.Trust {
-			change(row(t, trust, name, version))
-			return trust
+		return func(pinnedNow store.Trust) store.Trust {
+			change(row(t, pinnedNow, name, version))
+			return pinnedNow
 		}
 	}
 	withRoots := func(change func(s *keyring.Settings)) func(store.Trust) store.Trust {
-		return func(trust store.Trust) store.Trust {
-			s := l.parsed(trust)
+		return func(pinnedNow store.Trust) store.Trust {
+			s := l.parsed(pinnedNow)
 			s.RootCerts = slices.Clone(s.RootCerts)
 			change(&s)
-			trust.Settings = s.Values()
-			return trust
+			pinnedNow.Settings = s.Values()
+			return pinnedNow
 		}
 	}
 	swap := func(a, b string, version, with uint64) func(store.Trust) store.Trust {
-		return func(trust store.Trust) store.Trust {
-			k, o := row(t, trust, a, version), row(t, trust, b, with)
+		return func(pinnedNow store.Trust) store.Trust {
+			k, o := row(t, pinnedNow, a, version), row(t, pinnedNow, b, with)
 			k.Cert, o.Cert = o.Cert, k.Cert
-			return trust
+			return pinnedNow
 		}
 	}
 	again := func(number uint64) []byte { // a certificate of a genuine root that never was in the chain
-		cert, err := protocol.SignRootCert(t.Context(), l.Signer(keyOf(l, "root", number)), protocol.RootCert{
+		cert, err := trust.SignRootCert(t.Context(), l.Signer(keyOf(l, "root", number)), trust.RootCert{
 			Number: number, Key: keyOf(l, "root", number).Point, NextHash: settings.NextRootHash,
 		})
 		if err != nil {
@@ -204,10 +205,13 @@ func TestForgedRegistry(t *testing.T) {
 		"a root of his own follows": {withRoots(func(s *keyring.Settings) { s.RootCerts = append(s.RootCerts, newMallory(t).rootCert(t, 3, [32]byte{})) }), keyring.ErrRoots},
 		"a root of his own, twice":  {withRoots(func(s *keyring.Settings) { s.RootCerts[1] = newMallory(t).rootCert(t, 2, s.NextRootHash) }), keyring.ErrRoots},
 		"another next root":         {withRoots(func(s *keyring.Settings) { s.NextRootHash[0]++ }), keyring.ErrRoots},
-		"next root hash is short":   {func(trust store.Trust) store.Trust { trust.Settings["next_root_hash"] = []byte{1}; return trust }, keyring.ErrNotInitialized},
-		"next root hash is long": {func(trust store.Trust) store.Trust {
-			trust.Settings["next_root_hash"] = append(bytes.Clone(trust.Settings["next_root_hash"]), 0)
-			return trust
+		"next root hash is short": {func(pinnedNow store.Trust) store.Trust {
+			pinnedNow.Settings["next_root_hash"] = []byte{1}
+			return pinnedNow
+		}, keyring.ErrNotInitialized},
+		"next root hash is long": {func(pinnedNow store.Trust) store.Trust {
+			pinnedNow.Settings["next_root_hash"] = append(bytes.Clone(pinnedNow.Settings["next_root_hash"]), 0)
+			return pinnedNow
 		}, keyring.ErrNotInitialized},
 
 		"KeyCerts of two epochs swapped":   {swap("decision", "decision", 5, 6), keyring.ErrRow},
@@ -240,7 +244,7 @@ func TestForgedRegistry(t *testing.T) {
 		"next root with a certificate of his":  {edit("root", 3, func(k *store.Key) { k.Cert = newMallory(t).rootCert(t, 3, [32]byte{}) }), keyring.ErrRow},
 		"root row under another number":        {edit("root", 3, func(k *store.Key) { k.Version = 5 }), keyring.ErrRow},
 		"root row is gone":                     {edit("root", 2, func(k *store.Key) { k.Name = "stranger" }), keyring.ErrRow},
-		"a root of his own after the next one": {func(trust store.Trust) store.Trust { return l.withRoot(trust, 5) }, keyring.ErrRow},
+		"a root of his own after the next one": {func(pinnedNow store.Trust) store.Trust { return l.withRoot(pinnedNow, 5) }, keyring.ErrRow},
 	} {
 		for pin, pins := range map[string]keyring.Pins{
 			"anchor":     {Anchor: anchor.InMemory(at)},
@@ -284,11 +288,11 @@ func TestForgedRegistry(t *testing.T) {
 }
 
 // withRoot adds a root of an attacker's own.
-func (l *life) withRoot(trust store.Trust, number uint64) store.Trust {
+func (l *life) withRoot(pinnedNow store.Trust, number uint64) store.Trust {
 	k := store.Key{Name: keyring.Root, Version: number, Revision: 1, CreatedAt: l.now}
 	newMallory(l.T).takes(l.T, &k)
-	trust.Keys = append(trust.Keys, k)
-	return trust
+	pinnedNow.Keys = append(pinnedNow.Keys, k)
+	return pinnedNow
 }
 
 func keyOf(l *life, name string, version uint64) keyring.Key {

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Names of the keys, PROTOCOL.md §2.1.
@@ -114,7 +115,7 @@ func (r *Keyring) read(ctx context.Context, registry store.Keys) (*ring, error) 
 	if err != nil {
 		return nil, err
 	}
-	if settings.HandleEpoch == (protocol.HandleEpoch{}) {
+	if settings.HandleEpoch == (derive.HandleEpoch{}) {
 		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
 	}
 	present, err := r.token.Keys(ctx)

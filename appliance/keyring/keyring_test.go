@@ -16,6 +16,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // registry is the key registry of one ceremony.
@@ -35,18 +36,18 @@ func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) err
 }
 
 // pinned pins the first root of a ceremony.
-func pinned(trust store.Trust) keyring.Pins {
-	return keyring.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)}
+func pinned(pinnedNow store.Trust) keyring.Pins {
+	return keyring.Pins{Root: protocol.PublicKey(pinnedNow.Keys[0].Public)}
 }
 
 func ceremony(t *testing.T, now time.Time) (*memory.Token, registry) {
 	t.Helper()
 	token := memory.New()
-	trust, err := keyring.Ceremony(t.Context(), token, "test.example", now)
+	pinnedNow, err := keyring.Ceremony(t.Context(), token, "test.example", now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return token, registry{trust}
+	return token, registry{pinnedNow}
 }
 
 func load(t *testing.T, now time.Time) *keyring.Keyring {
@@ -66,11 +67,11 @@ func TestTrustChain(t *testing.T) {
 	ring := load(t, now)
 	for days, epoch := range map[int]uint64{0: 1, 100: 2, 200: 3, 300: 4} {
 		then := now.Add(time.Duration(days) * 24 * time.Hour)
-		trust, err := ring.TrustDocument(then).Resolve(ring.Root().RootHash(), uint64(then.Unix()))
+		pinnedNow, err := ring.TrustDocument(then).Resolve(ring.Root().RootHash(), uint64(then.Unix()))
 		if err != nil {
 			t.Fatal(err)
 		}
-		kem, ok := trust.Key(protocol.UseKEM)
+		kem, ok := pinnedNow.Key(trust.UseKEM)
 		if !ok || kem.Epoch != epoch {
 			t.Errorf("after %d days: kem epoch %d, want %d", days, kem.Epoch, epoch)
 		}
@@ -225,7 +226,7 @@ func TestCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := protocol.CheckServerCertificate(server, ca.Point, now); err != nil {
+	if err := trust.CheckServerCertificate(server, ca.Point, now); err != nil {
 		t.Errorf("a phone refuses the server certificate: %v", err)
 	}
 	if device.URIs[0].String() != "spiffe://test.example/device/gate" {

@@ -17,7 +17,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
-	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // life is a registry in memory that steps change, with its token.
@@ -220,7 +220,7 @@ func TestCompromised(t *testing.T) {
 	}
 	follow := func() {
 		t.Helper()
-		mu := protocol.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}
+		mu := trust.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}
 		if device, err = device.Update(mu.Marshal(), uint64(l.now.Unix())); err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +237,7 @@ func TestCompromised(t *testing.T) {
 	l.must(keyring.Activate, "decision")
 	l.is(map[string]string{"decision@1": "compromised", "decision@2": "active+", "decision@3": "pre-activation+"})
 	follow()
-	if got := device.KeyCerts(protocol.UseDecision); len(got) != 1 {
+	if got := device.KeyCerts(trust.UseDecision); len(got) != 1 {
 		t.Errorf("the device takes decisions by %d epochs, want 1", len(got))
 	}
 	if err := l.take(keyring.Activate, "decision@1"); !errors.Is(err, keyring.ErrStep) {
@@ -371,16 +371,16 @@ func TestRoots(t *testing.T) {
 		}
 		l.must(keyring.Activate, "root")
 	}
-	kem, _ := phone.Key(protocol.UseKEM)
+	kem, _ := phone.Key(trust.UseKEM)
 	if _, held, err := l.Recipient(t.Context(), uint8(kem.Epoch), l.now); held || err != nil {
 		t.Errorf("kem epoch of the first root is held: %v", err)
 	}
-	mu := protocol.KeyUpdate{Certs: l.UpdateCerts(uint8(kem.Epoch), l.now)}
+	mu := trust.KeyUpdate{Certs: l.UpdateCerts(uint8(kem.Epoch), l.now)}
 	followed, err := phone.Update(mu.Marshal(), uint64(l.now.Unix()))
 	if err != nil || followed.RootNumber != 4 || followed.Root != l.Root() {
 		t.Fatalf("the phone is at root %d, %v", followed.RootNumber, err)
 	}
-	kem, _ = followed.Key(protocol.UseKEM)
+	kem, _ = followed.Key(trust.UseKEM)
 	to, held, err := l.Recipient(t.Context(), uint8(kem.Epoch), l.now)
 	if err != nil || !held || to.Root != followed.Root.RootID() {
 		t.Errorf("kem epoch %d of the new root: held %v, %v", kem.Epoch, held, err)

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 	"countersign/protocol/password"
 )
 
@@ -30,7 +31,7 @@ func (l *life) imported() (stored keyring.Verifier, proof []byte) {
 		l.Fatal(err)
 	}
 	verifier := password.Verifier{1, 2, 3}
-	sent, err := password.Wrap(verifier, own, protocol.PasswordImport{Root: l.Root().RootID(), Ephemeral: point, Enrol: enrol.Point})
+	sent, err := password.Wrap(verifier, own, derive.PasswordImport{Root: l.Root().RootID(), Ephemeral: point, Enrol: enrol.Point})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -39,7 +40,7 @@ func (l *life) imported() (stored keyring.Verifier, proof []byte) {
 		l.Fatal(err)
 	}
 	right := verifier.Proof([32]byte{7})
-	return keyring.Verifier{Wrapped: kept, Input: protocol.PasswordProofInput([32]byte{7})}, right[:]
+	return keyring.Verifier{Wrapped: kept, Input: derive.PasswordProofInput([32]byte{7})}, right[:]
 }
 
 // TestRewrap: a verifier follows to the third version of wrap from the first and from the

@@ -8,7 +8,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/hsm"
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Unseal asks the token for the keys of the seals, PROTOCOL.md §2.1, and unseals the store
@@ -66,7 +66,7 @@ func labelsOf(ctx context.Context, token hsm.Token) (map[hsm.KeyID]string, error
 // addSealKey asks the token for the key of the seals of one version of mac, until two
 // answers agree.
 func addSealKey(ctx context.Context, token hsm.Token, seals *store.Seals, mac Key) error {
-	key, err := agreed(func() ([]byte, error) { return token.MAC(ctx, mac.ID, protocol.SealKeyInput()) })
+	key, err := agreed(func() ([]byte, error) { return token.MAC(ctx, mac.ID, derive.SealKeyInput()) })
 	if err != nil {
 		return fmt.Errorf("the key of the seals by %s: %w", mac.label(), err)
 	}
@@ -132,8 +132,8 @@ func NewestMAC(rows []store.Key) (newest uint64) {
 
 // Fits reports whether a MAC is that of a record, under any version of mac that is
 // accepted.
-func (u *Unsealed) Fits(ctx context.Context, r protocol.Record, mac []byte) (bool, error) {
-	input := protocol.RecordInput(r)
+func (u *Unsealed) Fits(ctx context.Context, r derive.Record, mac []byte) (bool, error) {
+	input := derive.RecordInput(r)
 	for _, k := range u.macs {
 		ask := func() ([]byte, error) { return u.token.MAC(ctx, k.ID, input) }
 		again, err := ask()

@@ -13,6 +13,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 	"countersign/protocol/password"
 )
 
@@ -51,7 +52,7 @@ func (r *Keyring) test(ctx context.Context, k Key) error {
 	case hsm.DeriveP256:
 		return r.testDerive(ctx, k)
 	case hsm.MACKey:
-		_, err := r.MAC(ctx, k, protocol.HandleKeyInput(0, protocol.HandleEpoch{}))
+		_, err := r.MAC(ctx, k, derive.HandleKeyInput(0, derive.HandleEpoch{}))
 		return err
 	}
 	return nil // of wrap: with enrol
@@ -110,7 +111,7 @@ func (r *Keyring) testPassword(ctx context.Context, t passwordTest) error {
 	}
 	var verifier password.Verifier
 	_, _ = rand.Read(verifier[:]) // never fails, crypto/rand
-	names := protocol.PasswordImport{Root: t.root.Point.RootID(), Ephemeral: point, Enrol: t.enrol.Point}
+	names := derive.PasswordImport{Root: t.root.Point.RootID(), Ephemeral: point, Enrol: t.enrol.Point}
 	sent, err := password.Wrap(verifier, own, names)
 	if err != nil {
 		return err
@@ -121,7 +122,7 @@ func (r *Keyring) testPassword(ctx context.Context, t passwordTest) error {
 	if err != nil {
 		return err
 	}
-	input := protocol.PasswordProofInput([32]byte{})
+	input := derive.PasswordProofInput([32]byte{})
 	got, err := r.token.MACWrapped(ctx, t.wrap.ID, kept, input)
 	mac := hmac.New(sha256.New, verifier[:])
 	mac.Write(input)

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 
-	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Settings are the trust settings that the store keeps beside the keys.
@@ -18,7 +18,7 @@ type Settings struct {
 	// HandleEpoch enters the key of every handle. The ceremony makes it, and each
 	// restore another, so that no challenge from before is answered: it may have been
 	// spent. A document or store of a release before it has zero.
-	HandleEpoch protocol.HandleEpoch
+	HandleEpoch derive.HandleEpoch
 }
 
 const (
@@ -36,14 +36,14 @@ func (s Settings) Values() map[string][]byte {
 		roots = append(roots, cert...)
 	}
 	values := map[string][]byte{settingDomain: []byte(s.Domain), settingRoots: roots, settingNext: s.NextRootHash[:]}
-	if s.HandleEpoch != (protocol.HandleEpoch{}) {
+	if s.HandleEpoch != (derive.HandleEpoch{}) {
 		values[settingEpoch] = s.HandleEpoch[:]
 	}
 	return values
 }
 
 // NewHandleEpoch is one that no handle has been under.
-func NewHandleEpoch() (e protocol.HandleEpoch) {
+func NewHandleEpoch() (e derive.HandleEpoch) {
 	_, _ = rand.Read(e[:]) // never fails, crypto/rand
 	return e
 }
@@ -75,7 +75,7 @@ func ParseSettings(values map[string][]byte) (Settings, error) {
 		if len(b) != len(s.HandleEpoch) {
 			return s, fmt.Errorf("handle epoch of %d bytes: %w", len(b), ErrNotInitialized)
 		}
-		s.HandleEpoch = protocol.HandleEpoch(b)
+		s.HandleEpoch = derive.HandleEpoch(b)
 	}
 	return s, nil
 }

@@ -10,6 +10,8 @@ import (
 
 	"countersign/hsm"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/message"
 )
 
 // VerifierImport is a password verifier as a phone sends it, PROTOCOL.md §4.1.
@@ -36,7 +38,7 @@ func (r *Keyring) ImportVerifier(ctx context.Context, i VerifierImport, now time
 		if !enrol.dated(now) || !known {
 			continue
 		}
-		what := protocol.PasswordImport{Root: root.Point.RootID(), Ephemeral: i.Point, Enrol: enrol.Point, SigningKey: i.SigningKey}
+		what := derive.PasswordImport{Root: root.Point.RootID(), Ephemeral: i.Point, Enrol: enrol.Point, SigningKey: i.SigningKey}
 		wrapped, err = r.token.Import(ctx, hsm.Import{
 			Enrol: enrol.ID, Wrap: wrap.ID, Ephemeral: i.Ephemeral, Context: what.Context(), Wrapped: i.Wrapped,
 		})
@@ -69,7 +71,7 @@ func (r *Keyring) CheckVerifier(ctx context.Context, stored Verifier, proof []by
 }
 
 func begins(mac, proof []byte) bool {
-	return len(proof) == protocol.ProofSize && hmac.Equal(mac[:protocol.ProofSize], proof)
+	return len(proof) == message.ProofSize && hmac.Equal(mac[:message.ProofSize], proof)
 }
 
 // Verifier is a stored password verifier, 40 bytes, and what it is to MAC.
@@ -108,7 +110,7 @@ func (r *Keyring) Rewrap(ctx context.Context, verifier []byte, now time.Time) ([
 // sameVerifier holds a verifier that was wrapped anew to the one before. Another is
 // [hsm.ErrGarbled].
 func (r *Keyring) sameVerifier(ctx context.Context, move hsm.Rewrap, wrapped []byte) error {
-	input := protocol.PasswordProofInput([32]byte{})
+	input := derive.PasswordProofInput([32]byte{})
 	before, err := r.token.MACWrapped(ctx, move.From, move.Wrapped, input)
 	if err != nil {
 		return fmt.Errorf("comparing a verifier that was wrapped anew: %w", err)
@@ -133,7 +135,7 @@ func (r *Keyring) IsUnderCurrentWrap(ctx context.Context, verifier []byte, now t
 
 // IsUnder tells whether a stored verifier is under a version of wrap.
 func (r *Keyring) IsUnder(ctx context.Context, wrap Key, verifier []byte) (bool, error) {
-	_, err := r.token.MACWrapped(ctx, wrap.ID, verifier, protocol.PasswordProofInput([32]byte{}))
+	_, err := r.token.MACWrapped(ctx, wrap.ID, verifier, derive.PasswordProofInput([32]byte{}))
 	if errors.Is(err, hsm.ErrInput) {
 		return false, nil
 	}

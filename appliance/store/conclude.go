@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // Conclusion is what a driver has to store.
@@ -182,8 +184,8 @@ func (s Spend) end(c *Conclusion, f Finalization) {
 // ask answers what became of the serial asked about, and makes it so where it was
 // open: what was never spent, or waited too long, is denied.
 func (s Spend) ask(c *Conclusion, v View) {
-	expired := protocol.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
-	asked, open := protocol.AskedResult{}, v.Asked != nil && v.Asked.Pending != nil && v.Asked.Final == nil
+	expired := message.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
+	asked, open := message.AskedResult{}, v.Asked != nil && v.Asked.Pending != nil && v.Asked.Final == nil
 	switch {
 	case v.Asked == nil:
 		asked = expired
@@ -195,21 +197,21 @@ func (s Spend) ask(c *Conclusion, v View) {
 		asked = expired
 		s.end(c, Finalization{s.Client, *s.Asks, Final{asked.Result, asked.Reason, Stamp(s.Now)}})
 	case v.Asked.Final != nil:
-		asked = protocol.AskedResult{Result: v.Asked.Final.Result, Reason: v.Asked.Final.Reason}
+		asked = message.AskedResult{Result: v.Asked.Final.Result, Reason: v.Asked.Final.Reason}
 	default:
-		asked = protocol.AskedResult{Result: v.Asked.Outcome.Result, Reason: v.Asked.Outcome.Reason}
+		asked = message.AskedResult{Result: v.Asked.Outcome.Result, Reason: v.Asked.Outcome.Reason}
 	}
 	c.Outcome.Asked = &asked
 }
 
 // deniedUnseen is the decision on a serial that nobody has spent: it answers no M3.
 func (s Spend) deniedUnseen() Spent {
-	reason, _ := protocol.ReasonFor(protocol.ResultDenied) // a denial has one
+	reason, _ := receipt.ReasonFor(protocol.ResultDenied) // a denial has one
 	return Spent{
 		AnswerKey: AnswerKey{Client: s.Client, Serial: *s.Asks},
 		Outcome: Outcome{
 			Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: Stamp(s.Now),
-			Decision: protocol.Decision{Reason: reason, Device: s.Decision.Device, IssuedAt: s.Decision.IssuedAt},
+			Decision: receipt.Decision{Reason: reason, Device: s.Decision.Device, IssuedAt: s.Decision.IssuedAt},
 		},
 	}
 }
@@ -249,6 +251,6 @@ func (s Spend) denied(reason protocol.Code) Outcome {
 func (s Spend) decided(result protocol.Result) Outcome {
 	d := s.Decision
 	d.Result = result
-	d.Reason, _ = protocol.ReasonFor(result) // no result here is without
+	d.Reason, _ = receipt.ReasonFor(result) // no result here is without
 	return Outcome{Result: result, Decision: d, At: Stamp(s.Now)}
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // sampleApproval is a second approval with the view that lets it pass.
@@ -147,23 +149,23 @@ func TestConcludeAsks(t *testing.T) {
 	}
 	clone := spent(protocol.ResultApproved, 0)
 	clone.Serial[11]++
-	expired := protocol.AskedResult{Reason: protocol.CodeExpired}
+	expired := message.AskedResult{Reason: protocol.CodeExpired}
 	for _, c := range []struct {
 		name     string
 		asked    *Spent
-		want     protocol.AskedResult
+		want     message.AskedResult
 		ends     bool
 		settles  bool
 		kindNext string
 	}{
 		{"never spent", nil, expired, false, true, KindSettled},
-		{"approved", spent(protocol.ResultApproved, 0), protocol.AskedResult{Result: 1}, false, false, ""},
-		{"denied", spent(protocol.ResultDenied, protocol.CodeLimit), protocol.AskedResult{Reason: protocol.CodeLimit}, false, false, ""},
-		{"another serial", clone, protocol.AskedResult{Reason: protocol.CodeSerial}, false, false, ""},
-		{"waits", waits(0, nil), protocol.AskedResult{Result: 3, Reason: protocol.CodePending}, false, false, ""},
+		{"approved", spent(protocol.ResultApproved, 0), message.AskedResult{Result: 1}, false, false, ""},
+		{"denied", spent(protocol.ResultDenied, protocol.CodeLimit), message.AskedResult{Reason: protocol.CodeLimit}, false, false, ""},
+		{"another serial", clone, message.AskedResult{Reason: protocol.CodeSerial}, false, false, ""},
+		{"waits", waits(0, nil), message.AskedResult{Result: 3, Reason: protocol.CodePending}, false, false, ""},
 		{"waited too long", waits(-1, nil), expired, true, false, KindFinal},
-		{"approved since", waits(-1, &Final{Result: 1}), protocol.AskedResult{Result: 1}, false, false, ""},
-		{"refused since", waits(1, &Final{Reason: protocol.CodeUserRefused}), protocol.AskedResult{Reason: protocol.CodeUserRefused}, false, false, ""},
+		{"approved since", waits(-1, &Final{Result: 1}), message.AskedResult{Result: 1}, false, false, ""},
+		{"refused since", waits(1, &Final{Reason: protocol.CodeUserRefused}), message.AskedResult{Reason: protocol.CodeUserRefused}, false, false, ""},
 	} {
 		s, v := sampleSpend(), sampleView()
 		s.Asks, s.Charges, v.Asked = &key.Serial, nil, c.asked
@@ -195,7 +197,7 @@ func TestConcludeDry(t *testing.T) {
 	if c.Outcome.Result != protocol.ResultApproved || c.Outcome.Decision.Result != protocol.ResultDenied || c.Charge || !c.Spend || !c.ResetGuard {
 		t.Errorf("%+v", c)
 	}
-	if _, err := protocol.ParseDecision(c.Outcome.Decision.Marshal()); err != nil {
+	if _, err := receipt.Parse(c.Outcome.Decision.Marshal()); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // Kinds of audit record.
@@ -85,7 +86,7 @@ func (s Spend) record(out Outcome, kind string) *Record {
 	}
 }
 
-func askedFields(a *protocol.AskedResult) []uint64 {
+func askedFields(a *message.AskedResult) []uint64 {
 	if a == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 func testSeals(alarm func(error)) *Seals {
@@ -50,7 +51,7 @@ func TestSealCoversEveryField(t *testing.T) {
 		Device{},
 		Invitation{Roles: []string{"a"}, Response: []byte{1}},
 		Kept{
-			Spent: Spent{Outcome: Outcome{Asked: &protocol.AskedResult{}, At: at}, Pending: &Pending{}, Final: &Final{}},
+			Spent: Spent{Outcome: Outcome{Asked: &message.AskedResult{}, At: at}, Pending: &Pending{}, Final: &Final{}},
 			First: &Approves{}, Charges: []Charge{{Period: time.Hour, Window: at}},
 		},
 		Begun{At: at},

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // AnswerKey names one countersignature: the same M3 under the same attempt of the
@@ -21,7 +23,7 @@ type AnswerKey struct {
 type Spend struct {
 	AnswerKey
 	// Decision as it will be if nothing in the transaction stands against it.
-	Decision protocol.Decision
+	Decision receipt.Decision
 	// Denial is what the evidence came to: 0 to approve, else the reason
 	// that the client is told (18 where the user refused).
 	Denial protocol.Code
@@ -69,8 +71,8 @@ type Approves struct {
 
 // Evidence is what the audit record keeps of the countersignature.
 type Evidence struct {
-	Statement protocol.Statement
-	Approval  protocol.Approval
+	Statement message.Statement
+	Approval  message.Approval
 	Signature [protocol.SignatureSize]byte
 	Reference string // the device's own, of its order
 }
@@ -144,11 +146,11 @@ type Final struct {
 type Outcome struct {
 	Result   protocol.Result
 	Reason   protocol.Code // P4.2
-	Decision protocol.Decision
+	Decision receipt.Decision
 	At       time.Time
 	Replayed bool // it was decided by an earlier, identical countersignature
 	// Asked answers Spend.Asks.
-	Asked *protocol.AskedResult
+	Asked *message.AskedResult
 	// TriesLeft is with [protocol.ResultRetry] only: the answer to a wrong
 	// password, which has no decision.
 	TriesLeft uint64

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.FixedZone("", 3600))
@@ -16,7 +17,7 @@ var now = time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.FixedZone("", 3600))
 func sampleSpend() Spend {
 	return Spend{
 		AnswerKey:     AnswerKey{Client: protocol.ClientID{1}, Serial: protocol.NewSerial(7, [8]byte{7}), M3: [32]byte{3}},
-		Decision:      protocol.Decision{Result: protocol.ResultApproved, Service: 100, Level: 1, Device: protocol.DeviceID{2}},
+		Decision:      receipt.Decision{Result: protocol.ResultApproved, Service: 100, Level: 1, Device: protocol.DeviceID{2}},
 		PolicyVersion: 4,
 		Charges:       []Charge{{AmountLimit: 100, Amount: 40}},
 		Salt:          [16]byte{9},
@@ -147,7 +148,7 @@ func checkConclusion(t *testing.T, name string, got Conclusion, want expected) {
 
 func TestConcludeRepeat(t *testing.T) {
 	s, v := sampleSpend(), sampleView()
-	stored := Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeLimit, Decision: protocol.Decision{Level: 3}, At: now}
+	stored := Outcome{Result: protocol.ResultDenied, Reason: protocol.CodeLimit, Decision: receipt.Decision{Level: 3}, At: now}
 	v.Spent = &Spent{AnswerKey: s.AnswerKey, Outcome: stored}
 	v.Client.Status, v.PolicyVersion, v.Client.Highest = Revoked, 99, 1000
 	got := s.Conclude(v)

@@ -15,12 +15,14 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // Behaviour is what the appliance and the device do. The zero value approves at
 // level 1.
 type Behaviour struct {
-	P2     protocol.P2   // fields to put in place of the usual ones; Code makes it the error form
+	P2     message.P2    // fields to put in place of the usual ones; Code makes it the error form
 	Deny   protocol.Code // not 0: result 0 with this reason
 	Result protocol.Result
 	Decide bool // give a decision to who asks for one
@@ -32,7 +34,7 @@ type Behaviour struct {
 
 	// Tamper sees each message before it goes on and gives what goes on in its place;
 	// nil cuts the link. toClient tells the direction. One call at a time.
-	Tamper func(toClient bool, message []byte) []byte
+	Tamper func(toClient bool, msg []byte) []byte
 	// Forget makes the device lose its challenge before the next message.
 	Forget bool
 	// OtherCA has the TLS certificate signed by a key that the root does not certify.
@@ -57,7 +59,7 @@ type Appliance struct {
 	kemEpoch uint64
 	kem      *ecdh.PrivateKey
 	enrol    *ecdh.PrivateKey
-	certs    map[protocol.Use][]byte
+	certs    map[trust.Use][]byte
 	codes    map[string]enrolled
 	clients  map[protocol.ClientID]client
 	current  *challenge
@@ -108,28 +110,28 @@ func New(t testing.TB) *Appliance {
 	t.Helper()
 	a := &Appliance{
 		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
-		rogue: NewSigner(t), certs: map[protocol.Use][]byte{}, codes: map[string]enrolled{},
+		rogue: NewSigner(t), certs: map[trust.Use][]byte{}, codes: map[string]enrolled{},
 		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
 		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1,
 	}
 	next := a.next.Public()
-	cert, err := protocol.SignRootCert(t.Context(), a.root, protocol.RootCert{
+	cert, err := trust.SignRootCert(t.Context(), a.root, trust.RootCert{
 		Number: 1, Key: a.root.Public(), NextHash: sha256.Sum256(next[:]),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.rootCert = cert
-	a.certify(protocol.UseDecision, 1, a.decision.Public())
-	a.certify(protocol.UseCA, 1, a.ca.Public())
-	a.certify(protocol.UseClientCA, 1, a.clientCA.Public())
-	a.enrol = a.agreement(protocol.UseEnrol, 1)
+	a.certify(trust.UseDecision, 1, a.decision.Public())
+	a.certify(trust.UseCA, 1, a.ca.Public())
+	a.certify(trust.UseClientCA, 1, a.clientCA.Public())
+	a.enrol = a.agreement(trust.UseEnrol, 1)
 	a.RotateKEM()
 	return a
 }
 
 // agreement makes a certified key for ECDH.
-func (a *Appliance) agreement(use protocol.Use, epoch uint64) *ecdh.PrivateKey {
+func (a *Appliance) agreement(use trust.Use, epoch uint64) *ecdh.PrivateKey {
 	a.t.Helper()
 	key, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
@@ -143,10 +145,10 @@ func (a *Appliance) agreement(use protocol.Use, epoch uint64) *ecdh.PrivateKey {
 	return key
 }
 
-func (a *Appliance) certify(use protocol.Use, epoch uint64, key protocol.PublicKey) {
+func (a *Appliance) certify(use trust.Use, epoch uint64, key protocol.PublicKey) {
 	a.t.Helper()
 	now := time.Now()
-	cert, err := protocol.SignKeyCert(context.Background(), a.root, protocol.KeyCert{
+	cert, err := trust.SignKeyCert(context.Background(), a.root, trust.KeyCert{
 		Epoch: epoch, Use: use, Key: key,
 		NotBefore: uint64(now.Add(-time.Hour).Unix()), NotAfter: uint64(now.Add(24 * time.Hour).Unix()),
 	})
@@ -162,7 +164,7 @@ func (a *Appliance) RotateKEM() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.kemEpoch++
-	a.kem = a.agreement(protocol.UseKEM, a.kemEpoch)
+	a.kem = a.agreement(trust.UseKEM, a.kemEpoch)
 }
 
 // Do sets the behaviour from now on.

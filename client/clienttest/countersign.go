@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
+	"countersign/protocol/receipt"
 )
 
 // client is an enrolled client.
@@ -24,16 +26,16 @@ type slot struct {
 	counter uint32
 }
 
-func slotOf(p1 protocol.P1) slot { return slot{p1.Client, p1.Serial.Counter()} }
+func slotOf(p1 message.P1) slot { return slot{p1.Client, p1.Serial.Counter()} }
 
 // seen is what arrived in a slot.
 type seen struct {
 	serial  protocol.Serial
 	m1      []byte
 	m3      [][]byte // by attempt
-	answers []protocol.P4
+	answers []message.P4
 	acts    int
-	final   *protocol.AskedResult // nil: not spent yet
+	final   *message.AskedResult // nil: not spent yet
 }
 
 // maxTries is how many passwords one challenge takes.
@@ -48,7 +50,7 @@ func (a *Appliance) countersignLocked(m3 []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p3, err := protocol.ParseP3(raw)
+	p3, err := message.ParseP3(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -68,17 +70,17 @@ func (a *Appliance) countersignLocked(m3 []byte) ([]byte, error) {
 		s.m3, s.answers = append(s.m3, m3), append(s.answers, p4)
 		a.concludeLocked(c, s, p4)
 	}
-	var r protocol.ReceiptNonce
+	var r message.ReceiptNonce
 	_, _ = rand.Read(r[:])
 	return c.channel.SealM4(m3, r, s.answers[attempt].Marshal()), nil
 }
 
 // concludeLocked keeps the books of a decision that was just made.
-func (a *Appliance) concludeLocked(c *challenge, s *seen, p4 protocol.P4) {
+func (a *Appliance) concludeLocked(c *challenge, s *seen, p4 message.P4) {
 	if p4.Result == protocol.ResultRetry {
 		return
 	}
-	s.final = &protocol.AskedResult{Result: p4.Result, Reason: p4.Reason}
+	s.final = &message.AskedResult{Result: p4.Result, Reason: p4.Reason}
 	switch {
 	case p4.Result == protocol.ResultPending:
 		a.waiting = c
@@ -96,40 +98,40 @@ func (a *Appliance) concludeLocked(c *challenge, s *seen, p4 protocol.P4) {
 	}
 }
 
-func (a *Appliance) decideLocked(c *challenge, p3 protocol.P3, attempt uint8) (protocol.P4, error) {
+func (a *Appliance) decideLocked(c *challenge, p3 message.P3, attempt uint8) (message.P4, error) {
 	if !a.provenLocked(c, p3) {
 		a.t.Errorf("countersignature of client %v is not good", c.p1.Client)
-		return protocol.P4{Reason: protocol.CodeRefused}, nil
+		return message.P4{Reason: protocol.CodeRefused}, nil
 	}
 	switch {
 	case a.do.Deny != 0:
-		return protocol.P4{Reason: a.do.Deny, Retry: a.do.DenyRetry}, nil
+		return message.P4{Reason: a.do.Deny, Retry: a.do.DenyRetry}, nil
 	case a.do.Result == protocol.ResultRetry:
 		return retry(2), nil
 	case p3.Verdict == protocol.Refuse:
-		return protocol.P4{Reason: protocol.CodeUserRefused}, nil
+		return message.P4{Reason: protocol.CodeUserRefused}, nil
 	case c.p2.Factors.Has(protocol.FactorPassword) && !a.knowsLocked(c, p3):
 		if left := maxTries - 1 - uint64(attempt); left > 0 {
 			return retry(left), nil
 		}
-		return protocol.P4{Reason: protocol.CodePassword}, nil
+		return message.P4{Reason: protocol.CodePassword}, nil
 	case c.p1.Service == protocol.ServiceStatus:
 		return a.statusLocked(c), nil
 	case c.p1.Service == protocol.ServiceCoApproval && a.waiting == nil:
-		return protocol.P4{Reason: protocol.CodeSerial}, nil
+		return message.P4{Reason: protocol.CodeSerial}, nil
 	case c.p1.Service != protocol.ServiceCoApproval && c.p2.Factors.Has(protocol.FactorSecondApprover):
-		return protocol.P4{Result: protocol.ResultPending, Reason: protocol.CodePending}, nil
+		return message.P4{Result: protocol.ResultPending, Reason: protocol.CodePending}, nil
 	}
 	return a.approveLocked(c)
 }
 
-func retry(left uint64) protocol.P4 {
-	return protocol.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}
+func retry(left uint64) message.P4 {
+	return message.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}
 }
 
 // provenLocked asserts that an approval has the factors that were asked for, and
 // says whether the signature is good.
-func (a *Appliance) provenLocked(c *challenge, p3 protocol.P3) bool {
+func (a *Appliance) provenLocked(c *challenge, p3 message.P3) bool {
 	enrolled := a.clients[c.p1.Client]
 	if p3.Verdict == protocol.Approve {
 		if c.p2.Factors.Has(protocol.FactorUV) != (p3.Slot == protocol.SlotUV) {
@@ -143,11 +145,11 @@ func (a *Appliance) provenLocked(c *challenge, p3 protocol.P3) bool {
 	if p3.Slot == protocol.SlotUV {
 		key = enrolled.uv
 	}
-	return key != nil && protocol.VerifyCountersign(*key, c.statement, p3.Approval(), p3.Signature[:]) == nil
+	return key != nil && message.VerifyCountersign(*key, c.statement, p3.Approval(), p3.Signature[:]) == nil
 }
 
 // knowsLocked checks the password.
-func (a *Appliance) knowsLocked(c *challenge, p3 protocol.P3) bool {
+func (a *Appliance) knowsLocked(c *challenge, p3 message.P3) bool {
 	verifier := a.clients[c.p1.Client].verifier
 	if verifier == nil {
 		return false
@@ -157,27 +159,27 @@ func (a *Appliance) knowsLocked(c *challenge, p3 protocol.P3) bool {
 }
 
 // statusLocked answers service 2; a serial that was not spent is spent.
-func (a *Appliance) statusLocked(c *challenge) protocol.P4 {
+func (a *Appliance) statusLocked(c *challenge) message.P4 {
 	asked := *c.p1.Asked
 	if asked.Counter() >= c.p1.Serial.Counter() {
-		return protocol.P4{Reason: protocol.CodeSerial}
+		return message.P4{Reason: protocol.CodeSerial}
 	}
 	s := a.noteLocked(slot{c.p1.Client, asked.Counter()}, asked)
 	switch {
 	case s.serial != asked:
-		return protocol.P4{Result: protocol.ResultApproved, Asked: &protocol.AskedResult{Reason: protocol.CodeSerial}}
+		return message.P4{Result: protocol.ResultApproved, Asked: &message.AskedResult{Reason: protocol.CodeSerial}}
 	case s.final == nil:
-		s.final = &protocol.AskedResult{Reason: protocol.CodeExpired}
+		s.final = &message.AskedResult{Reason: protocol.CodeExpired}
 	}
-	return protocol.P4{Result: protocol.ResultApproved, Asked: s.final}
+	return message.P4{Result: protocol.ResultApproved, Asked: s.final}
 }
 
-func (a *Appliance) approveLocked(c *challenge) (protocol.P4, error) {
-	p4 := protocol.P4{Result: protocol.ResultApproved}
-	if !a.do.Decide || c.p1.Capabilities&protocol.CapabilityFullReceipt == 0 {
+func (a *Appliance) approveLocked(c *challenge) (message.P4, error) {
+	p4 := message.P4{Result: protocol.ResultApproved}
+	if !a.do.Decide || c.p1.Capabilities&message.CapabilityFullReceipt == 0 {
 		return p4, nil
 	}
-	d := protocol.Decision{
+	d := receipt.Decision{
 		Result: protocol.ResultApproved, Statement: c.statement.Hash(), Level: c.p2.Level, Factors: c.p2.Factors,
 		IssuedAt: uint64(time.Now().Unix()), Lifetime: DefaultTTL, Device: a.device, Service: c.p1.Service, Amount: c.p2.Amount,
 	}
@@ -186,6 +188,6 @@ func (a *Appliance) approveLocked(c *challenge) (protocol.P4, error) {
 		d.Statement, d.Service, d.SecondStatement = *c.p2.FirstStatement, *c.p2.FirstService, &second
 	}
 	var err error
-	p4.Decision, err = protocol.SignDecision(context.Background(), a.decision, a.decisionEpoch, d)
+	p4.Decision, err = receipt.Sign(context.Background(), a.decision, a.decisionEpoch, d)
 	return p4, err
 }

@@ -9,15 +9,17 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 )
 
 // challenge is what device and appliance remember of one M1.
 type challenge struct {
 	m1, m2    []byte
-	channel   protocol.Channel
-	p1        protocol.P1
-	p2        protocol.P2
-	statement protocol.Statement
+	channel   message.Channel
+	p1        message.P1
+	p2        message.P2
+	statement message.Statement
 }
 
 // Listen opens the device's link on "tcp" or "unix", until the test ends, and gives
@@ -48,36 +50,36 @@ func (a *Appliance) Listen(network string) string {
 func (a *Appliance) serve(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
 	for {
-		message, err := protocol.ReadFrame(conn)
+		msg, err := message.ReadFrame(conn)
 		if err != nil {
 			return
 		}
-		if message = a.tamper(false, message); message == nil {
+		if msg = a.tamper(false, msg); msg == nil {
 			return
 		}
-		if message = a.tamper(true, a.answer(message)); message == nil {
+		if msg = a.tamper(true, a.answer(msg)); msg == nil {
 			return
 		}
-		if err := protocol.WriteFrame(conn, message); err != nil {
+		if err := message.WriteFrame(conn, msg); err != nil {
 			return
 		}
 	}
 }
 
-func (a *Appliance) tamper(toClient bool, message []byte) []byte {
+func (a *Appliance) tamper(toClient bool, msg []byte) []byte {
 	a.mu.Lock()
 	tamper := a.do.Tamper
 	a.mu.Unlock()
 	if tamper == nil {
-		return message
+		return msg
 	}
 	a.tampering.Lock()
 	defer a.tampering.Unlock()
-	return tamper(toClient, message)
+	return tamper(toClient, msg)
 }
 
 // answer is device and appliance in one.
-func (a *Appliance) answer(message []byte) []byte {
+func (a *Appliance) answer(msg []byte) []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.do.Forget {
@@ -85,31 +87,31 @@ func (a *Appliance) answer(message []byte) []byte {
 	}
 	var answer []byte
 	var err error
-	switch kind, _ := protocol.Kind(message); kind {
-	case protocol.KindM1:
-		answer, err = a.applyLocked(message)
-	case protocol.KindM3:
-		answer, err = a.countersignLocked(message)
+	switch kind, _ := message.Kind(msg); kind {
+	case message.KindM1:
+		answer, err = a.applyLocked(msg)
+	case message.KindM3:
+		answer, err = a.countersignLocked(msg)
 	default:
 		err = protocol.CodeFormat
 	}
 	if err != nil {
 		code, _ := protocol.CodeOf(err)
-		return protocol.LinkError{Code: code}.Marshal()
+		return message.LinkError{Code: code}.Marshal()
 	}
 	return answer
 }
 
-func (a *Appliance) applyLocked(message []byte) ([]byte, error) {
-	if a.current != nil && bytes.Equal(a.current.m1, message) {
+func (a *Appliance) applyLocked(msg []byte) ([]byte, error) {
+	if a.current != nil && bytes.Equal(a.current.m1, msg) {
 		return a.current.m2, nil
 	}
-	m1, err := protocol.ParseM1(message)
+	m1, err := message.ParseM1(msg)
 	if err != nil {
 		return nil, err
 	}
 	if uint64(m1.Epoch) != a.kemEpoch%64 {
-		return protocol.KeyUpdate{Certs: [][]byte{a.certs[protocol.UseKEM]}}.Marshal(), nil
+		return trust.KeyUpdate{Certs: [][]byte{a.certs[trust.UseKEM]}}.Marshal(), nil
 	}
 	key, err := hpke.NewDHKEMPrivateKey(a.kem)
 	if err != nil {
@@ -119,20 +121,20 @@ func (a *Appliance) applyLocked(message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p1, err := protocol.ParseP1(raw)
+	p1, err := message.ParseP1(raw)
 	if err != nil {
 		return nil, err
 	}
-	a.noteM1Locked(p1, message)
+	a.noteM1Locked(p1, msg)
 	var nonce, u protocol.Nonce
 	_, _ = rand.Read(nonce[:])
 	_, _ = rand.Read(u[:])
 	chal := protocol.NewChallenge(nonce, u)
-	c := &challenge{m1: message, p1: p1, p2: a.p2Locked(p1), channel: protocol.NewChannel(es, message, chal)}
+	c := &challenge{m1: msg, p1: p1, p2: a.p2Locked(p1), channel: message.NewChannel(es, msg, chal)}
 	p2 := c.p2.Marshal()
 	c.m2 = c.channel.SealM2(chal, p2)
 	if c.p2.Code == 0 {
-		c.statement = protocol.NewStatement(a.root.Public().RootID(), raw, chal, p2)
+		c.statement = message.NewStatement(a.root.Public().RootID(), raw, chal, p2)
 	}
 	a.current = c
 	return c.m2, nil
@@ -140,7 +142,7 @@ func (a *Appliance) applyLocked(message []byte) ([]byte, error) {
 
 // noteM1Locked asserts that a client uses a counter for one M1 only, and that it
 // rises.
-func (a *Appliance) noteM1Locked(p1 protocol.P1, m1 []byte) {
+func (a *Appliance) noteM1Locked(p1 message.P1, m1 []byte) {
 	counter, highest := p1.Serial.Counter(), a.highest[p1.Client]
 	s := a.noteLocked(slotOf(p1), p1.Serial)
 	if s.m1 != nil && !bytes.Equal(s.m1, m1) {
@@ -165,7 +167,7 @@ func (a *Appliance) noteLocked(in slot, serial protocol.Serial) *seen {
 // DefaultTTL is the ttl of a challenge, in seconds.
 const DefaultTTL = 60
 
-func (a *Appliance) p2Locked(p1 protocol.P1) protocol.P2 {
+func (a *Appliance) p2Locked(p1 message.P1) message.P2 {
 	p := a.do.P2
 	if p.Code != 0 {
 		return p
@@ -199,9 +201,9 @@ func (a *Appliance) p2Locked(p1 protocol.P1) protocol.P2 {
 }
 
 // secondLocked shows a second approver what waits.
-func (a *Appliance) secondLocked() protocol.P2 {
+func (a *Appliance) secondLocked() message.P2 {
 	if a.waiting == nil {
-		return protocol.P2{Code: protocol.CodeService}
+		return message.P2{Code: protocol.CodeService}
 	}
 	p, first, service := a.waiting.p2, a.waiting.statement.Hash(), a.waiting.p1.Service
 	if a.do.FirstService != 0 {

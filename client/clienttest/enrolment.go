@@ -14,17 +14,21 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/protocol/password"
+	"countersign/protocol/trust"
 )
 
 // enrolled is an activation code and the request that used it.
 type enrolled struct{ body, response []byte }
 
 // Invite gives a new activation code.
-func (a *Appliance) Invite() protocol.ActivationCode {
+func (a *Appliance) Invite() enrol.ActivationCode {
 	var random [13]byte
 	_, _ = rand.Read(random[:])
-	code := protocol.NewActivationCode(a.Root(), random)
+	code := enrol.NewActivationCode(a.Root(), random)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.codes[code.String()] = enrolled{}
@@ -67,18 +71,18 @@ func (a *Appliance) certificate() tls.Certificate {
 func (a *Appliance) serveTrust(w http.ResponseWriter, _ *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	first, err := protocol.VerifyRootCert(a.rootCert)
+	first, err := trust.VerifyRootCert(a.rootCert)
 	if err != nil {
 		a.t.Error(err)
 	}
-	a.write(w, protocol.TrustDocument{
+	a.write(w, trust.Document{
 		RootKey: first.Key, NextRootHash: first.NextHash, RootCerts: [][]byte{a.rootCert}, KeyCerts: a.keyCertsLocked(),
 	})
 }
 
 func (a *Appliance) keyCertsLocked() [][]byte {
 	var certs [][]byte
-	for use := protocol.UseKEM; use <= protocol.UseClientCA; use++ {
+	for use := trust.UseKEM; use <= trust.UseClientCA; use++ {
 		if cert, ok := a.certs[use]; ok {
 			certs = append(certs, cert)
 		}
@@ -93,8 +97,8 @@ func (a *Appliance) write(w http.ResponseWriter, v any) {
 	}
 }
 
-func (a *Appliance) problem(w http.ResponseWriter, p protocol.Problem) {
-	w.Header().Set("Content-Type", protocol.ProblemType)
+func (a *Appliance) problem(w http.ResponseWriter, p deviceapi.Problem) {
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	w.WriteHeader(p.Status)
 	a.write(w, p)
 }
@@ -104,22 +108,22 @@ func (a *Appliance) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	req, err := protocol.ParseEnrolRequest(body)
+	req, err := enrol.ParseRequest(body)
 	if err != nil {
 		a.t.Errorf("enrolment request: %v", err)
-		a.problem(w, protocol.ProblemOf(err))
+		a.problem(w, deviceapi.ProblemOf(err))
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.do.Conflict > 0 {
 		a.do.Conflict--
-		a.problem(w, protocol.Problem{Status: http.StatusConflict, Title: "client id is taken"})
+		a.problem(w, deviceapi.Problem{Status: http.StatusConflict, Title: "client id is taken"})
 		return
 	}
 	use, invited := a.codes[req.ActivationCode.String()]
 	if !invited || use.body != nil && !bytes.Equal(use.body, body) {
-		a.problem(w, protocol.Problem{Status: http.StatusForbidden, Title: "refused", Code: protocol.CodeRefused})
+		a.problem(w, deviceapi.Problem{Status: http.StatusForbidden, Title: "refused", Code: protocol.CodeRefused})
 		return
 	}
 	if use.body == nil {
@@ -129,8 +133,8 @@ func (a *Appliance) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	a.write(w, json.RawMessage(use.response))
 }
 
-func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []byte {
-	cert, err := protocol.SignClientCert(r.Context(), a.clientCA, 1, protocol.ClientCert{
+func (a *Appliance) enrolLocked(r *http.Request, req enrol.Request) []byte {
+	cert, err := trust.SignClientCert(r.Context(), a.clientCA, 1, trust.ClientCert{
 		Client: req.ClientID(), SigningKey: req.SigningKey, UVKey: req.UVKey, NotBefore: uint64(time.Now().Add(-time.Hour).Unix()),
 		NotAfter: uint64(time.Now().Add(time.Hour).Unix()),
 	})
@@ -138,13 +142,13 @@ func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []by
 		a.t.Error(err)
 	}
 	a.clients[req.ClientID()] = client{key: req.SigningKey, uv: req.UVKey, verifier: a.importLocked(req)}
-	first, err := protocol.VerifyRootCert(a.rootCert)
+	first, err := trust.VerifyRootCert(a.rootCert)
 	if err != nil {
 		a.t.Error(err)
 	}
-	answer := protocol.EnrolResponse{
+	answer := enrol.Response{
 		Client: req.ClientID(), RootKey: first.Key, NextRootHash: first.NextHash, KeyCerts: a.keyCertsLocked(), ClientCert: cert,
-		Floors: []protocol.Floor{{Service: 300, MinLevel: 3}},
+		Floors: []enrol.Floor{{Service: 300, MinLevel: 3}},
 	}
 	if a.do.OtherRoot {
 		answer.RootKey = a.rogue.Public()
@@ -157,7 +161,7 @@ func (a *Appliance) enrolLocked(r *http.Request, req protocol.EnrolRequest) []by
 }
 
 // importLocked unwraps the verifier of a request that sets a password.
-func (a *Appliance) importLocked(req protocol.EnrolRequest) *password.Verifier {
+func (a *Appliance) importLocked(req enrol.Request) *password.Verifier {
 	if req.Password == nil {
 		return nil
 	}
@@ -165,7 +169,7 @@ func (a *Appliance) importLocked(req protocol.EnrolRequest) *password.Verifier {
 	if err != nil {
 		a.t.Error(err)
 	}
-	verifier, err := password.Unwrap(req.Password.Wrapped[:], a.enrol, protocol.PasswordImport{
+	verifier, err := password.Unwrap(req.Password.Wrapped[:], a.enrol, derive.PasswordImport{
 		Root: a.root.Public().RootID(), Ephemeral: req.Password.Ephemeral, Enrol: own, SigningKey: req.SigningKey,
 	})
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // Link is the client's end of a link.
@@ -24,7 +24,7 @@ func Dial(t testing.TB, address string) Link {
 }
 
 // Send writes one message.
-func (l Link) Send(message []byte) error { return protocol.WriteFrame(l.conn, message) }
+func (l Link) Send(msg []byte) error { return message.WriteFrame(l.conn, msg) }
 
 // Receive reads one message.
-func (l Link) Receive() ([]byte, error) { return protocol.ReadFrame(l.conn) }
+func (l Link) Receive() ([]byte, error) { return message.ReadFrame(l.conn) }

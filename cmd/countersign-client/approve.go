@@ -14,7 +14,7 @@ import (
 	"golang.org/x/text/unicode/bidi"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

@@ -8,8 +8,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/relay/link"
 )
 
@@ -150,7 +151,7 @@ func (f authorizeFlags) request() (req client.Request, err error) {
 			return req, err
 		}
 	}
-	if err := protocol.CheckText(f.text, protocol.MaxTextBytes); f.text != "" && err != nil {
+	if err := message.CheckText(f.text, message.MaxTextBytes); f.text != "" && err != nil {
 		return req, err
 	}
 	_, err = parseLink(f.link)
@@ -177,7 +178,7 @@ func service(c *client.Client, s string) (protocol.Service, error) {
 	case n < protocol.FirstService:
 		return 0, cli.Fail(cli.Usage, fmt.Errorf("service %v is reserved, the first one is %d", n, protocol.FirstService), hint)
 	case named:
-		if err := protocol.CheckText(name, protocol.MaxNameBytes); err != nil || name == "" {
+		if err := message.CheckText(name, message.MaxNameBytes); err != nil || name == "" {
 			return 0, cli.Fail(cli.Usage, fmt.Errorf("name %q is not fit to be shown", name), hint)
 		}
 		return n, explain(c.SetName(n, name))

@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
-	"countersign/protocol"
+	"countersign/internal/cli"
+	"countersign/protocol/enrol"
 )
 
 // maxCodeBytes bounds an activation code read from standard input.
@@ -79,18 +79,18 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
 }
 
 // activationCode is text, or for - a line of standard input.
-func activationCode(cmd *cobra.Command, f enrolFlags, text string) (protocol.ActivationCode, error) {
+func activationCode(cmd *cobra.Command, f enrolFlags, text string) (enrol.ActivationCode, error) {
 	if text == "-" {
 		if f.password.fd == 0 {
-			return protocol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot hold both the code and the password"),
+			return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot hold both the code and the password"),
 				"use another descriptor for the password, such as 3")
 		}
 		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxCodeBytes)).ReadString('\n')
 		if err != nil && err != io.EOF {
-			return protocol.ActivationCode{}, cli.Fail(cli.IO, fmt.Errorf("reading the activation code: %w", err), "")
+			return enrol.ActivationCode{}, cli.Fail(cli.IO, fmt.Errorf("reading the activation code: %w", err), "")
 		}
 		text = strings.TrimSpace(line)
 	}
-	code, err := protocol.ParseActivationCode(text)
+	code, err := enrol.ParseActivationCode(text)
 	return code, cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")
 }

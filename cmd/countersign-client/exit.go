@@ -7,7 +7,7 @@ import (
 	"syscall"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

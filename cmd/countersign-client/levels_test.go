@@ -17,6 +17,7 @@ import (
 	"countersign/client"
 	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 const right, wrong = "correct horse", "battery staple"
@@ -347,7 +348,7 @@ func TestPrompts(t *testing.T) {
 func TestPromptEnds(t *testing.T) {
 	a := clienttest.New(t)
 	s, link := passwordShell(t, a), a.Listen("tcp")
-	a.Do(clienttest.Behaviour{P2: protocol.P2{TTL: 1}})
+	a.Do(clienttest.Behaviour{P2: message.P2{TTL: 1}})
 	keyboard, tty := terminal(t)
 	var stdout bytes.Buffer
 	stderr, begun := &typing{ended: make(chan struct{}, 1)}, time.Now()

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // harden is for what the system at hand offers.

@@ -16,8 +16,10 @@ import (
 
 	"countersign/client"
 	"countersign/client/clienttest"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 )
 
 // shell runs the command with one state directory.
@@ -91,7 +93,7 @@ func TestEnrolExitCodes(t *testing.T) {
 	s.want(2, "enrol", "--url", "http://127.0.0.1:1", code)
 	s.want(69, "enrol", "--url", "https://127.0.0.1:1", code)
 	s.want(4, "enrol", "--url", clienttest.New(t).Serve(), code)
-	s.want(3, "enrol", "--url", url, protocol.NewActivationCode(a.Root(), [13]byte{}).String())
+	s.want(3, "enrol", "--url", url, enrol.NewActivationCode(a.Root(), [13]byte{}).String())
 	s.want(0, "enrol", "--url", url, code)
 }
 
@@ -167,7 +169,7 @@ func TestAuthorizeExitCodes(t *testing.T) {
 		}}
 	}
 	me := func(code protocol.Code) func([]byte) []byte {
-		return func([]byte) []byte { return protocol.LinkError{Code: code}.Marshal() }
+		return func([]byte) []byte { return message.LinkError{Code: code}.Marshal() }
 	}
 	flip := func(m []byte) []byte { m[len(m)-1] ^= 1; return m }
 	for name, tc := range map[string]struct {
@@ -181,8 +183,8 @@ func TestAuthorizeExitCodes(t *testing.T) {
 		"suspended":          {do: clienttest.Behaviour{Deny: protocol.CodeSuspended}, exit: 3, result: "denied", code: protocol.CodeSuspended},
 		"bad signature":      {do: clienttest.Behaviour{Deny: protocol.CodeSignature}, exit: 4, result: "denied", code: protocol.CodeSignature},
 		"expired":            {do: clienttest.Behaviour{Deny: protocol.CodeExpired}, exit: 75, result: "denied", code: protocol.CodeExpired},
-		"refused in P2":      {do: clienttest.Behaviour{P2: protocol.P2{Code: protocol.CodeService}}, exit: 3, result: "denied", code: protocol.CodeService},
-		"too high a level":   {do: clienttest.Behaviour{P2: protocol.P2{Level: 2}}, exit: 3},
+		"refused in P2":      {do: clienttest.Behaviour{P2: message.P2{Code: protocol.CodeService}}, exit: 3, result: "denied", code: protocol.CodeService},
+		"too high a level":   {do: clienttest.Behaviour{P2: message.P2{Level: 2}}, exit: 3},
 		"M2 altered":         {do: answer(0x21, flip), exit: 4},
 		"HSM unavailable":    {do: answer(0x21, me(protocol.CodeHSM)), exit: 69},
 		"server unreachable": {do: answer(0x21, me(protocol.CodeServerUnreachable)), exit: 69},

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // maxPasswordBytes bounds a line with a password.

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 func (a *app) receiptsCommand() *cobra.Command {

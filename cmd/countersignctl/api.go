@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // api speaks the admin API over the Unix socket.

@@ -16,7 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
+
+	"countersign/internal/durable"
 )
 
 // keyBackup writes all keys, sealed, with the trust and the policy, to one file.
@@ -153,4 +155,18 @@ func copyChecked(w io.Writer, body io.Reader, want admin.StoreCopy) error {
 		return cli.Fail(cli.TryAgain, errors.New("the copy did not arrive whole"), "run it again")
 	}
 	return nil
+}
+
+// writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless
+// write returned an error with another code.
+func writeWhole(path string, write func(io.Writer) error) error {
+	var wrote error
+	err := durable.Replace(path, func(w io.Writer) error { wrote = write(w); return wrote })
+	if err == nil {
+		return nil
+	}
+	if wrote == nil {
+		err = cli.Fail(cli.IO, err, "name a file in a directory that you may write")
+	}
+	return fmt.Errorf("writing %s: %w", path, err)
 }

@@ -12,7 +12,7 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/appliance/change"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/policy"
 )
 

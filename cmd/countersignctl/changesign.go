@@ -11,7 +11,7 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/appliance/change"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance/custody"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // custodians is the noun of those who hold the shares of the backup key. Nothing of it

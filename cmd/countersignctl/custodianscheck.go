@@ -7,8 +7,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/custody"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/custodian"
+	"countersign/internal/cli"
+	"countersign/internal/custodian"
 )
 
 func (t *tool) custodiansCheck() *cobra.Command {

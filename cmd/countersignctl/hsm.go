@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
+	"countersign/internal/cli"
 )
 
 // hsm is the noun of the token and its module.

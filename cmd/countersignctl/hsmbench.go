@@ -13,12 +13,12 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 	"countersign/hsm/worker/errand"
 	"countersign/hsm/worker/gauge"
+	"countersign/internal/cli"
 )
 
 // bench is one comparison of the service with its token.

@@ -3,8 +3,8 @@ package main
 import (
 	"slices"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/sheet"
+	"countersign/internal/cli"
 )
 
 var benchTable = cli.Table[sheet.Measured]{

@@ -8,10 +8,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker/errand"
+	"countersign/internal/cli"
 )
 
 // When a probe of 30 s, and one of 5 s, is taken for hung: one call of the module may

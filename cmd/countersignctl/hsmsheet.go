@@ -5,8 +5,8 @@ import (
 	"strconv"
 	"strings"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/sheet"
+	"countersign/internal/cli"
 )
 
 // decimal writes a figure with so many digits behind the point.

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // hsmStatus prints one line a worker, and ends with 69 when no token is ready.

@@ -10,12 +10,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 	"countersign/hsm/worker/errand"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // target is the token that a command is about: that of a configuration file, or one

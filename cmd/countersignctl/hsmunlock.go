@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm/worker"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 // unlocking is what hsm unlock is told.

@@ -9,10 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/sheet"
 	"countersign/hsm/uri"
 	"countersign/hsm/worker/errand"
+	"countersign/internal/cli"
 )
 
 // named is a token's URI, and what of it fits nothing that is there.

@@ -17,8 +17,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/change"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 // operatorKey is a key that countersigns, wherever it is.
@@ -117,13 +119,9 @@ func writeKey(path string) (key protocol.PublicKey, err error) {
 	if err != nil {
 		return key, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err = durable.Create(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	if err != nil {
-		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "name a file that is not there")
-	}
-	err = errors.Join(pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: der}), f.Sync(), f.Close())
-	if err != nil {
-		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "")
+		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "name a file that does not exist")
 	}
 	return protocol.CompressKey(&private.PublicKey)
 }

@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm"
 	"countersign/hsm/uri"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

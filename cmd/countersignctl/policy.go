@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/policy"
 )
 

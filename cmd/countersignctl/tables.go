@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
 )
 

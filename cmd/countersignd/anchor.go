@@ -12,8 +12,8 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"countersign/appliance"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

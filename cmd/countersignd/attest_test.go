@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"countersign/appliance"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 )
 
 func TestAttestBy(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,8 +14,10 @@ import (
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
+
+	"countersign/internal/durable"
 )
 
 // daemon is the appliance on its listeners.
@@ -105,14 +106,7 @@ func (d *daemon) writeCA(ctx context.Context) error {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
 	// As a whole: a device may be reading it, and a kill may fall in between.
-	err = os.WriteFile(d.caFile+".new", text, 0o644) //nolint:gosec // it is public
-	if err == nil {
-		err = os.Rename(d.caFile+".new", d.caFile)
-	}
-	if err != nil {
-		return cli.Fail(cli.IO, err, "state_dir must be writable")
-	}
-	return nil
+	return cli.Fail(cli.IO, durable.WriteFile(d.caFile, text, 0o644), "state_dir must be writable")
 }
 
 func tlsNames(api config.API) []string {

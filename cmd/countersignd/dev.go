@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
+
+	"countersign/internal/durable"
 )
 
 // dev is everything on loopback for development and tests: token, store, trust
@@ -24,7 +27,7 @@ type dev struct {
 	recipient string
 	from      surroundings
 	daemon    *daemon
-	locked    *os.File // keeps the directory's lock
+	locked    io.Closer // keeps the directory's lock
 }
 
 // devInfo is DIR/dev.json, written once all are ready.
@@ -193,8 +196,5 @@ func (d *dev) writeInfo(link string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(d.path(".dev.json"), append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(d.path(".dev.json"), d.path("dev.json"))
+	return durable.WriteFile(d.path("dev.json"), append(raw, '\n'), 0o600)
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"countersign/internal/durable"
 )
 
 // errDirInUse: another dev runs in the directory.
@@ -27,15 +27,14 @@ func (d *dev) lock() error {
 			}
 		}
 	}
-	f, err := os.OpenFile(d.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := durable.Lock(d.path("lock"))
+	if errors.Is(err, durable.ErrLocked) {
+		return fmt.Errorf("%s: %w", d.dir, errDirInUse)
+	}
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return fmt.Errorf("%s: %w", d.dir, errDirInUse)
-	}
-	d.locked = f
+	d.locked = lock
 	return nil
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/admin"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 var doctorTable = cli.Table[admin.Examination]{

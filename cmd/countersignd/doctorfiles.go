@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"countersign/appliance/anchor"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm/worker"
+	"countersign/internal/cli"
 )
 
 // file is one that the daemon relies on, and who may do what with it.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // host examines the machine: disk, clock and core files.

@@ -19,7 +19,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/httpapi"
 	"countersign/appliance/keyring"
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 // service examines HSM and store: a daemon that runs does it itself, since it has the

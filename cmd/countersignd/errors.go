@@ -9,9 +9,9 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
 	"countersign/hsm/worker"
+	"countersign/internal/cli"
 )
 
 // errDisk: an fsync failed, or the database is corrupt.

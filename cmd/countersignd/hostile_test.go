@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 )
 
 // TestListOfMigrate: no name of the database reaches the terminal as it is.

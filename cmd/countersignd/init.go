@@ -10,7 +10,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 	"countersign/policy"
 )
 

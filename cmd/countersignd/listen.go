@@ -7,7 +7,7 @@ import (
 	"net/http"
 
 	"countersign/appliance/httpapi"
-	"countersign/cmd/internal/config"
+	"countersign/internal/config"
 )
 
 // listeners are the daemon's three.

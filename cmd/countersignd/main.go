@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 func main() {

@@ -15,10 +15,11 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 var (
@@ -200,7 +201,7 @@ func (m *migration) readDevices(context.Context) error {
 // guards and limits.
 func (m *migration) readClients(ctx context.Context) error {
 	for _, c := range m.contents.Clients {
-		fits, err := m.unsealed.Fits(ctx, protocol.Record{
+		fits, err := m.unsealed.Fits(ctx, derive.Record{
 			Kind: string(store.KindClient), Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey, Verifier: c.Verifier,
 			Status: uint64(c.Status), Roles: c.Roles, Version: c.Version,
 		}, c.MAC)
@@ -222,7 +223,7 @@ func (m *migration) readClients(ctx context.Context) error {
 
 func (m *migration) readAdmins(ctx context.Context) error {
 	for _, one := range m.contents.Admins {
-		fits, err := m.unsealed.Fits(ctx, protocol.Record{
+		fits, err := m.unsealed.Fits(ctx, derive.Record{
 			Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
 		}, one.MAC)
 		if err != nil {
@@ -262,7 +263,7 @@ func (m *migration) readChanges(ctx context.Context) error {
 func (m *migration) signed(ctx context.Context, c store.Change, s store.ChangeSignature) (bool, error) {
 	hash := change.HashOf(c.Document)
 	if s.Signer == [8]byte{} { // the word of the admin socket
-		return m.unsealed.Fits(ctx, protocol.Record{
+		return m.unsealed.Fits(ctx, derive.Record{
 			Kind: "change", Client: protocol.ClientID(hash.ID()), Verifier: hash[:], Status: uint64(store.Active), Roles: []string{policy.Local}, Version: 1,
 		}, s.Signature)
 	}

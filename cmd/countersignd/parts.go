@@ -19,12 +19,12 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 )
 

@@ -13,16 +13,17 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"countersign/appliance/backup"
 	"countersign/appliance/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
-	"countersign/cmd/internal/custodian"
+	"countersign/internal/cli"
+	"countersign/internal/config"
+	"countersign/internal/custodian"
+	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 var (
@@ -195,17 +196,17 @@ func (r *restoration) closeStore(p *parts) (err error) {
 // alone keeps any other restore out of the state directory until what it returns is closed,
 // and looks again whether there is a store.
 func (r *restoration) alone() (turn io.Closer, err error) {
-	f, err := os.Open(r.cfg.StateDir) // no file of its own: a restore that is refused leaves nothing
+	lock, err := durable.Lock(r.cfg.StateDir) // not a file in it: a restore that is refused leaves nothing behind
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("%s: %w", r.cfg.StateDir, errTwoRestores)
+	}
 	if err != nil {
 		return nil, cli.Fail(cli.IO, err, "")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", f.Name(), errTwoRestores), f.Close())
-	}
 	if err := r.vacant(); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, lock.Close())
 	}
-	return f, nil
+	return lock, nil
 }
 
 // vacant: there is no store where one is to come.
@@ -300,7 +301,7 @@ func (r *restoration) report() string {
 }
 
 // epoch names a decision key and its dates.
-func epoch(by protocol.KeyCert) string {
+func epoch(by trust.KeyCert) string {
 	return fmt.Sprintf("decision@%d of %s to %s", by.Epoch, dated(time.Unix(int64(by.NotBefore), 0)), dated(time.Unix(int64(by.NotAfter), 0)))
 }
 

@@ -2,18 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"countersign/appliance/backup"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
+
+	"countersign/internal/durable"
 )
 
 // fetchDatabase copies the database to where it is worked on, and checks it: against
@@ -22,7 +21,7 @@ func (r *restoration) fetchDatabase(ctx context.Context) error {
 	if err := r.removeWork(); err != nil {
 		return err
 	}
-	size, sum, err := copyFile(r.flags.database, r.work)
+	size, sum, err := durable.Copy(r.flags.database, r.work)
 	if err != nil {
 		return cli.Fail(cli.IO, fmt.Errorf("copying the database: %w", err), "")
 	}
@@ -63,22 +62,6 @@ func (r *restoration) statement() (v backup.Statement, err error) {
 	return v, nil
 }
 
-// copyFile makes a new file of mode 0600, durable.
-func copyFile(from, to string) (size int64, sum [32]byte, err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return 0, sum, err
-	}
-	defer func() { _ = in.Close() }() // it was read only
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return 0, sum, err
-	}
-	hash := sha256.New()
-	size, err = io.Copy(io.MultiWriter(out, hash), in)
-	return size, [32]byte(hash.Sum(nil)), errors.Join(err, out.Sync(), out.Close())
-}
-
 // salvagedSuffix is of the database that is made of what could be salvaged.
 const salvagedSuffix = ".salvaged"
 
@@ -114,20 +97,8 @@ func exists(path string) bool {
 
 // mark says durably which marker shows that what is on the token is a restore's.
 func (r *restoration) mark(marker string) error {
-	f, err := os.OpenFile(markPath(r.cfg), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err == nil {
-		_, err = f.WriteString(marker)
-		err = errors.Join(err, f.Sync(), f.Close(), syncDir(r.cfg.StateDir))
-	}
+	err := durable.WriteFile(markPath(r.cfg), []byte(marker), 0o600)
 	return cli.Fail(cli.IO, err, "state_dir must be writable")
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // unmark takes the mark back once nothing is on the token.
@@ -141,10 +112,7 @@ func (r *restoration) unmark(ctx context.Context, p *parts) error {
 
 // putInPlace is the moment from which there is an appliance again.
 func (r *restoration) putInPlace() error {
-	err := os.Rename(r.work, r.cfg.Store.Path)
-	if err == nil {
-		err = syncDir(filepath.Dir(r.cfg.Store.Path))
-	}
+	err := durable.Rename(r.work, r.cfg.Store.Path)
 	if err == nil {
 		err = r.removeWork()
 	}

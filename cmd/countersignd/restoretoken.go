@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 
 	"countersign/appliance/anchor"
@@ -13,10 +12,12 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
-	"countersign/cmd/internal/cli"
 	"countersign/hsm"
+	"countersign/internal/cli"
 	"countersign/policy"
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 // restore does the work on the token and the database; after an error both are as if
@@ -200,7 +201,7 @@ func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error 
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(r.work+salvagedSuffix, r.work); err != nil {
+	if err := durable.Rename(r.work+salvagedSuffix, r.work); err != nil {
 		return cli.Fail(cli.IO, err, "")
 	}
 	r.merged.MarkFounded()

@@ -8,12 +8,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 	"countersign/relay/uplink"
 )
 
-func enrol() *cobra.Command {
+func enrolCommand() *cobra.Command {
 	var c uplink.EnrolConfig
 	cmd := &cobra.Command{
 		Use:   "enrol --url URL --ca FILE CODE",
@@ -27,7 +28,7 @@ on. CODE "-" is read from standard input. Can be repeated with the same code unt
 			if err != nil {
 				return err
 			}
-			if c.Code, err = protocol.ParseActivationCode(text); err != nil {
+			if c.Code, err = enrol.ParseActivationCode(text); err != nil {
 				return cli.Fail(cli.Usage, err, "copy the whole code, in upper case, with its dashes")
 			}
 			return runEnrol(cmd, c)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
+	"countersign/internal/cli"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -26,6 +26,6 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "relayd", Short: "The daemon of an authorization device"}
 	config := &cobra.Command{Use: "config", Short: "The configuration file"}
 	config.AddCommand(configCheck())
-	cmd.AddCommand(enrol(), serve(), config, status())
+	cmd.AddCommand(enrolCommand(), serve(), config, status())
 	return cmd
 }

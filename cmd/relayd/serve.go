@@ -12,11 +12,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"countersign/cmd/internal/cli"
-	"countersign/cmd/internal/config"
+	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/relay"
 	"countersign/relay/journal"
+
+	"countersign/internal/durable"
 )
 
 type serveFlags struct {
@@ -122,10 +125,7 @@ func writeReady(name string, r *relay.Relay) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(name+".new", append(raw, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
+	return durable.WriteFile(name, append(raw, '\n'), 0o600)
 }
 
 type nopCloser struct{ io.Writer }
@@ -154,7 +154,7 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration},
 	}
 	for _, l := range c.Links {
-		class, err := protocol.ParseLinkClass(l.Class)
+		class, err := deviceapi.ParseLinkClass(l.Class)
 		if err != nil {
 			return r, err
 		}
@@ -173,8 +173,8 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 	return r, nil
 }
 
-func staticOrder(o config.StaticOrder) *protocol.Order {
-	order := &protocol.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
+func staticOrder(o config.StaticOrder) *deviceapi.Order {
+	order := &deviceapi.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
 	if o.Currency != "" {
 		order.Amount = &protocol.Amount{Minor: o.AmountMinor, Currency: o.Currency}
 	}

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"countersign/hsm"
+
+	"countersign/internal/durable"
 )
 
 // ErrRefusedBefore: the token refused a PIN before, and nobody has lifted the
@@ -59,10 +59,14 @@ func (g Guard) Lift() error {
 	if g == "" {
 		return nil
 	}
-	if err := os.Remove(string(g)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Remove(string(g))
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = durable.SyncDir(filepath.Dir(string(g)))
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
-	return g.sync()
+	return nil
 }
 
 // Try lets do try a PIN, once. A guard that is up is [ErrRefusedBefore]; it goes up
@@ -115,14 +119,14 @@ func (g Guard) raise() error {
 	}
 	now := time.Now()
 	_ = os.Chtimes(g.armed(), now, now) // it is the time that Refused tells
-	err := os.Rename(g.armed(), string(g))
+	err := durable.Rename(g.armed(), string(g))
 	if errors.Is(err, fs.ErrNotExist) { // it was not armed, or another process disarmed it
-		err = g.write(string(g))
+		err = errors.Join(g.write(string(g)), durable.SyncDir(filepath.Dir(string(g))))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrGuard, err)
 	}
-	return g.sync()
+	return nil
 }
 
 // disarm is for a PIN that was not refused.
@@ -130,17 +134,4 @@ func (g Guard) disarm() {
 	if g != "" {
 		_ = os.Remove(g.armed()) // what stays is overwritten by the next arm
 	}
-}
-
-// sync makes the name in its directory last.
-func (g Guard) sync() error {
-	dir, err := os.Open(filepath.Dir(string(g)))
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrGuard, err)
-	}
-	err = unix.Fsync(int(dir.Fd()))
-	if err := errors.Join(err, dir.Close()); err != nil {
-		return fmt.Errorf("%w: %w", ErrGuard, err)
-	}
-	return nil
 }

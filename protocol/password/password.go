@@ -15,6 +15,9 @@ import (
 	"golang.org/x/text/unicode/norm"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 )
 
 // SaltSize is the length of a salt, in bytes.
@@ -36,7 +39,7 @@ var Default = Params{MemoryKiB: 64 * 1024, Iterations: 3, Parallelism: 1}
 // Check refuses parameters below the floor of 19 MiB and 2 iterations:
 // [protocol.CodeFormat].
 func (p Params) Check() error {
-	if p.MemoryKiB < protocol.MinPasswordMemoryKiB || p.Iterations < protocol.MinPasswordIterations || p.Parallelism < 1 {
+	if p.MemoryKiB < enrol.MinPasswordMemoryKiB || p.Iterations < enrol.MinPasswordIterations || p.Parallelism < 1 {
 		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the floor: %w",
 			p.MemoryKiB, p.Iterations, p.Parallelism, protocol.CodeFormat)
 	}
@@ -94,12 +97,12 @@ func Stretch(password string, salt Salt, p Params) (Stretched, error) {
 
 // Bind computes b with DS in software.
 func (ds DeviceSecret) Bind(client protocol.ClientID, a Stretched) Bound {
-	return Bound(mac(ds[:], protocol.PasswordBindInput(client, a[:])))
+	return Bound(mac(ds[:], derive.PasswordBindInput(client, a[:])))
 }
 
 // Verifier computes K_pw.
 func (b Bound) Verifier() Verifier {
-	k, err := hkdf.Expand(sha256.New, b[:], protocol.PasswordVerifierInfo, len(Verifier{}))
+	k, err := hkdf.Expand(sha256.New, b[:], derive.PasswordVerifierInfo, len(Verifier{}))
 	if err != nil {
 		panic(err) // only for a length above 255 hashes
 	}
@@ -108,8 +111,8 @@ func (b Bound) Verifier() Verifier {
 
 // Proof shows knowledge of the password for one statement: the 16 bytes of P3.3.
 // The hash is that of STMT.
-func (v Verifier) Proof(statement [32]byte) [protocol.ProofSize]byte {
-	return [protocol.ProofSize]byte(mac(v[:], protocol.PasswordProofInput(statement))[:protocol.ProofSize])
+func (v Verifier) Proof(statement [32]byte) [message.ProofSize]byte {
+	return [message.ProofSize]byte(mac(v[:], derive.PasswordProofInput(statement))[:message.ProofSize])
 }
 
 func mac(key, input []byte) []byte {

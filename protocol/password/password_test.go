@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/message"
 )
 
 type hexBytes []byte
@@ -98,7 +100,7 @@ func (v vector) stretch() (map[string][]byte, error) {
 	}
 	b := DeviceSecret(v.In.DS).Bind(protocol.ClientID(v.In.ClientID), a)
 	verifier := b.Verifier()
-	proof := verifier.Proof(protocol.Statement(v.In.Stmt).Hash())
+	proof := verifier.Proof(message.Statement(v.In.Stmt).Hash())
 	eph, err := ecdh.P256().NewPrivateKey(v.In.EphSK)
 	if err != nil {
 		return nil, err
@@ -134,8 +136,8 @@ func (v vector) unwrap() (map[string][]byte, error) {
 	return map[string][]byte{"k_pw": verifier[:]}, err
 }
 
-func (v vector) names(eph, enrol protocol.PublicKey) protocol.PasswordImport {
-	return protocol.PasswordImport{
+func (v vector) names(eph, enrol protocol.PublicKey) derive.PasswordImport {
+	return derive.PasswordImport{
 		Root: protocol.PublicKey(v.In.RootKey).RootID(), Ephemeral: eph, Enrol: enrol,
 		SigningKey: protocol.PublicKey(v.In.SigningKey),
 	}
@@ -169,7 +171,7 @@ func TestNotUTF8(t *testing.T) {
 func TestWrapForeignKey(t *testing.T) {
 	one, _ := ecdh.P256().NewPrivateKey(bytes.Repeat([]byte{1}, 32))
 	two, _ := ecdh.P256().NewPrivateKey(bytes.Repeat([]byte{2}, 32))
-	names := protocol.PasswordImport{Ephemeral: compressed(one), Enrol: compressed(two)}
+	names := derive.PasswordImport{Ephemeral: compressed(one), Enrol: compressed(two)}
 	if _, err := Wrap(Verifier{}, two, names); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("Wrap with a key of another name: got %v, want a format error", err)
 	}

@@ -8,13 +8,14 @@ import (
 	"github.com/tink-crypto/tink-go/v2/kwp/subtle"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
 )
 
 // Wrap encrypts a verifier for the appliance's key `enrol`, PROTOCOL.md §4.1:
 // AES-KWP under a KEK of the agreed secret and the parties' names. ephemeral is
 // used for this once. [protocol.CodeFormat] if it is not what names.Ephemeral says,
 // or names.Enrol is no point.
-func Wrap(v Verifier, ephemeral *ecdh.PrivateKey, names protocol.PasswordImport) ([]byte, error) {
+func Wrap(v Verifier, ephemeral *ecdh.PrivateKey, names derive.PasswordImport) ([]byte, error) {
 	if err := matches(ephemeral, names.Ephemeral); err != nil {
 		return nil, err
 	}
@@ -27,7 +28,7 @@ func Wrap(v Verifier, ephemeral *ecdh.PrivateKey, names protocol.PasswordImport)
 
 // Unwrap is the appliance's side in software, for a module that cannot do it
 // inside. Whatever does not come out as a 32-byte verifier is [protocol.CodeFormat].
-func Unwrap(wrapped []byte, enrol *ecdh.PrivateKey, names protocol.PasswordImport) (Verifier, error) {
+func Unwrap(wrapped []byte, enrol *ecdh.PrivateKey, names derive.PasswordImport) (Verifier, error) {
 	if err := matches(enrol, names.Enrol); err != nil {
 		return Verifier{}, err
 	}
@@ -57,7 +58,7 @@ func matches(key *ecdh.PrivateKey, public protocol.PublicKey) error {
 }
 
 // agree makes KEK = AES-256-ECB(Z, context), two blocks.
-func agree(own *ecdh.PrivateKey, peer protocol.PublicKey, names protocol.PasswordImport) (*subtle.KWP, error) {
+func agree(own *ecdh.PrivateKey, peer protocol.PublicKey, names derive.PasswordImport) (*subtle.KWP, error) {
 	public, err := peer.ECDH()
 	if err != nil {
 		return nil, err

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 type amountJSON struct {
@@ -69,7 +71,7 @@ func (j *Journal) load() error {
 		err = j.cut()
 	}
 	if err == nil {
-		err = syncDir(j.config.Path)
+		err = durable.SyncDir(filepath.Dir(j.config.Path))
 	}
 	if err != nil {
 		return errors.Join(err, file.Close())
@@ -154,31 +156,9 @@ func replace(path string, records []Record) (*os.File, int64, error) {
 			return nil, 0, err
 		}
 	}
-	next := path + ".new"
-	file, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
+	if err := durable.WriteFile(path, content.Bytes(), 0o600); err != nil {
 		return nil, 0, err
 	}
-	if _, err = file.Write(content.Bytes()); err == nil {
-		err = file.Sync()
-	}
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err == nil {
-		err = syncDir(path)
-	}
-	if err != nil {
-		return nil, 0, errors.Join(err, file.Close())
-	}
-	return file, int64(content.Len()), nil
-}
-
-// syncDir makes the entry of a file in its directory durable.
-func syncDir(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	return file, int64(content.Len()), err
 }

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // errAddress says what an address looks like.
@@ -142,11 +142,11 @@ func (c *Conn) SetTimeouts(t Timeouts) { c.timeouts = t }
 
 // Send writes one message of 1 to 2,048 bytes; [protocol.CodeFormat] for
 // another length, [os.ErrDeadlineExceeded] when the time is over.
-func (c *Conn) Send(message []byte) error {
+func (c *Conn) Send(msg []byte) error {
 	if err := c.inner.SetWriteDeadline(deadline(c.timeouts.Send)); err != nil {
 		return fmt.Errorf("sending on the link: %w", err)
 	}
-	if err := protocol.WriteFrame(c.inner, message); err != nil {
+	if err := message.WriteFrame(c.inner, msg); err != nil {
 		return fmt.Errorf("sending on the link: %w", err)
 	}
 	return nil
@@ -162,11 +162,11 @@ func (c *Conn) Receive() ([]byte, error) {
 	if c.stopped.Load() { // after the deadline was set, lest that undo Stop
 		return nil, fmt.Errorf("receiving on the link: %w", os.ErrDeadlineExceeded)
 	}
-	message, err := protocol.ReadFrame(c.in)
+	msg, err := message.ReadFrame(c.in)
 	if err != nil {
 		return nil, fmt.Errorf("receiving on the link: %w", err)
 	}
-	return message, nil
+	return msg, nil
 }
 
 func deadline(d time.Duration) time.Time {

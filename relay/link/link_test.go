@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 func open(t *testing.T, addr string) *Listener {
@@ -42,7 +43,7 @@ func pair(t *testing.T, l *Listener) (near, far *Conn) {
 func TestMessagesPass(t *testing.T) {
 	for _, addr := range []string{"tcp:127.0.0.1:0", "unix:" + filepath.Join(t.TempDir(), "link")} {
 		near, far := pair(t, open(t, addr))
-		for _, size := range []int{1, 82, 255, 256, protocol.MaxFrame} {
+		for _, size := range []int{1, 82, 255, 256, message.MaxFrame} {
 			want := bytes.Repeat([]byte{0x5A}, size)
 			if err := near.Send(want); err != nil {
 				t.Fatalf("%s: sending %d bytes: %v", addr, size, err)
@@ -90,7 +91,7 @@ func TestFrameLengths(t *testing.T) {
 		_ = far.Close()
 	}
 	near, _ := pair(t, l)
-	if err := near.Send(make([]byte, protocol.MaxFrame+1)); !errors.Is(err, protocol.CodeFormat) {
+	if err := near.Send(make([]byte, message.MaxFrame+1)); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("sending too much: %v, want %v", err, protocol.CodeFormat)
 	}
 }
@@ -103,7 +104,7 @@ func TestTimeouts(t *testing.T) {
 	}
 	var err error
 	for err == nil { // until the buffers of the kernel are full
-		err = far.Send(make([]byte, protocol.MaxFrame))
+		err = far.Send(make([]byte, message.MaxFrame))
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("nobody reads: %v, want a timeout", err)

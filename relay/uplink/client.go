@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/trust"
 )
 
 // Config is what a [Client] needs.
@@ -73,28 +75,28 @@ func NewClient(c Config) (*Client, error) {
 }
 
 // Apply forwards an M1.
-func (c *Client) Apply(ctx context.Context, r protocol.ApplyRequest) (protocol.ApplyResponse, error) {
-	body, err := c.post(ctx, "/v1/apply", protocol.BodyType, r.Marshal())
+func (c *Client) Apply(ctx context.Context, r deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
+	body, err := c.post(ctx, "/v1/apply", deviceapi.BodyType, r.Marshal())
 	if err != nil {
-		return protocol.ApplyResponse{}, err
+		return deviceapi.ApplyResponse{}, err
 	}
-	answer, err := protocol.ParseApplyResponse(body)
+	answer, err := deviceapi.ParseApplyResponse(body)
 	return answer, unreadable(err)
 }
 
 // Countersign forwards an M3.
-func (c *Client) Countersign(ctx context.Context, r protocol.CountersignRequest) (protocol.CountersignResponse, error) {
-	body, err := c.post(ctx, "/v1/countersign", protocol.BodyType, r.Marshal())
+func (c *Client) Countersign(ctx context.Context, r deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error) {
+	body, err := c.post(ctx, "/v1/countersign", deviceapi.BodyType, r.Marshal())
 	if err != nil {
-		return protocol.CountersignResponse{}, err
+		return deviceapi.CountersignResponse{}, err
 	}
-	answer, err := protocol.ParseCountersignResponse(body)
+	answer, err := deviceapi.ParseCountersignResponse(body)
 	return answer, unreadable(err)
 }
 
 // Outcome reports whether an approved act was performed. The first report wins.
-func (c *Client) Outcome(ctx context.Context, r protocol.OutcomeRequest) error {
-	_, err := c.post(ctx, "/v1/outcome", protocol.BodyType, r.Marshal())
+func (c *Client) Outcome(ctx context.Context, r deviceapi.OutcomeRequest) error {
+	_, err := c.post(ctx, "/v1/outcome", deviceapi.BodyType, r.Marshal())
 	return err
 }
 
@@ -152,13 +154,13 @@ func (c *Client) Reachable() bool { return c.reachable.Load() }
 func (c *Client) Identity() Identity { return c.config.State.Identity() }
 
 // Trust gives the pinned root and its keys, those adopted whose time has come.
-func (c *Client) Trust() protocol.Trust {
+func (c *Client) Trust() trust.State {
 	t := c.config.State.Trust()
 	return t.Adopt(now(t))
 }
 
 // now is the time by which dates of key certificates are judged, in Unix seconds.
-func now(t protocol.Trust) uint64 { return t.Time(uint64(time.Now().Unix())) }
+func now(t trust.State) uint64 { return t.Time(uint64(time.Now().Unix())) }
 
 // Close closes the connections that are not in use.
 func (c *Client) Close() {

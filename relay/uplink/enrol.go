@@ -16,14 +16,15 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/protocol"
+	"countersign/internal/durable"
+	"countersign/protocol/enrol"
 )
 
 // EnrolConfig says where a device enrols, and as whom.
 type EnrolConfig struct {
 	URL      string // https://HOST:PORT of the appliance
 	CAFile   string // PEM, what the appliance's certificate chains to
-	Code     protocol.ActivationCode
+	Code     enrol.ActivationCode
 	StateDir string        // made with mode 0700
 	Timeout  time.Duration // 0: 10 s
 }
@@ -45,14 +46,14 @@ func Enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
 	if _, err := os.Stat(filepath.Join(c.StateDir, deviceFile)); !errors.Is(err, fs.ErrNotExist) {
 		return Identity{}, fmt.Errorf("enrolling in %s: %w", c.StateDir, errors.Join(ErrEnrolled, err))
 	}
-	identity, err := enrol(ctx, c)
+	identity, err := enrolDevice(ctx, c)
 	if err != nil {
 		return Identity{}, fmt.Errorf("enrolling: %w", err)
 	}
 	return identity, nil
 }
 
-func enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
+func enrolDevice(ctx context.Context, c EnrolConfig) (Identity, error) {
 	key, err := makeKey(c.StateDir)
 	if err != nil {
 		return Identity{}, err
@@ -88,13 +89,13 @@ func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 	csr, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if csr, err = newRequest(key); err == nil {
-			err = writeFile(name, csr)
+			err = durable.WriteFile(name, csr, 0o600)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: c.Code, CSR: string(csr)})
+	return json.Marshal(enrol.DeviceRequest{ActivationCode: c.Code, CSR: string(csr)})
 }
 
 // newRequest makes a PKCS #10 request in PEM. It names nobody: the appliance
@@ -107,10 +108,10 @@ func newRequest(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
 }
 
-func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (protocol.DeviceEnrolResponse, *x509.Certificate, error) {
+func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (enrol.DeviceResponse, *x509.Certificate, error) {
 	roots, err := readRoots(c.CAFile)
 	if err != nil {
-		return protocol.DeviceEnrolResponse{}, nil, err
+		return enrol.DeviceResponse{}, nil, err
 	}
 	var server *x509.Certificate
 	config := tlsConfig(roots)
@@ -122,9 +123,9 @@ func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (protocol.De
 	defer h.closeIdle()
 	raw, err := h.call(ctx, request{http.MethodPost, "/v1/enrol/device", "application/json", body})
 	if err != nil {
-		return protocol.DeviceEnrolResponse{}, nil, err
+		return enrol.DeviceResponse{}, nil, err
 	}
-	answer, err := protocol.ParseDeviceEnrolResponse(raw)
+	answer, err := enrol.ParseDeviceResponse(raw)
 	return answer, server, err
 }
 

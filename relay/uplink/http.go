@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 )
 
 // DefaultTimeout bounds a call whose caller says nothing: it is more than the
@@ -130,7 +131,7 @@ func (c *conn) once(ctx context.Context, r request) ([]byte, error) {
 func statusError(resp *http.Response, body []byte) error {
 	e := &StatusError{Status: resp.StatusCode, Code: codeOfStatus(resp.StatusCode)}
 	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if p, err := protocol.ParseProblem(body); err == nil && mediaType == protocol.ProblemType && p.Code != 0 {
+	if p, err := deviceapi.ParseProblem(body); err == nil && mediaType == deviceapi.ProblemType && p.Code != 0 {
 		e.Code = p.Code
 		e.Retry = time.Duration(min(p.Retry, maxRetry)) * time.Second
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // server says by whom a device knows the appliance once it is enrolled: by the CA
@@ -18,7 +19,7 @@ import (
 type server struct {
 	roots *x509.CertPool
 	host  string // that the CA file vouches for
-	trust func() protocol.Trust
+	trust func() trust.State
 }
 
 // verify is for tls.Config.VerifyConnection: CodeCertificate where neither holds.
@@ -30,9 +31,9 @@ func (s server) verify(c tls.ConnectionState) error {
 	if byFile == nil {
 		return nil
 	}
-	trust := s.trust()
-	at := time.Unix(int64(now(trust)), 0)
-	if byKey := checkServer(current(trust, at), c.PeerCertificates[0], at); byKey != nil {
+	pinned := s.trust()
+	at := time.Unix(int64(now(pinned)), 0)
+	if byKey := checkServer(current(pinned, at), c.PeerCertificates[0], at); byKey != nil {
 		return fmt.Errorf("server: by the CA file: %v; by the pinned root: %w", byFile, byKey)
 	}
 	return nil
@@ -50,15 +51,15 @@ func (s server) verifyChain(chain []*x509.Certificate) error {
 
 // current gives the keys of ca whose time it is: the adopted one, and earlier ones
 // that it did not rule out.
-func current(trust protocol.Trust, at time.Time) []protocol.TrustedKey {
-	var keys []protocol.TrustedKey
-	if k, ok := trust.Key(protocol.UseCA); ok {
+func current(pinned trust.State, at time.Time) []trust.Key {
+	var keys []trust.Key
+	if k, ok := pinned.Key(trust.UseCA); ok {
 		keys = append(keys, k)
 	}
-	keys = append(keys, trust.Earlier...)
-	var good []protocol.TrustedKey
+	keys = append(keys, pinned.Earlier...)
+	var good []trust.Key
 	for _, k := range keys {
-		if k.Use == protocol.UseCA && k.AcceptableAt(uint64(at.Unix()), nil) == nil {
+		if k.Use == trust.UseCA && k.AcceptableAt(uint64(at.Unix()), nil) == nil {
 			good = append(good, k)
 		}
 	}
@@ -67,10 +68,10 @@ func current(trust protocol.Trust, at time.Time) []protocol.TrustedKey {
 
 // checkServer says whether a server's certificate is by one of these keys of ca.
 // The host name is not looked at: the appliance alone has certificates for servers.
-func checkServer(keys []protocol.TrustedKey, certificate *x509.Certificate, at time.Time) error {
+func checkServer(keys []trust.Key, certificate *x509.Certificate, at time.Time) error {
 	err := fmt.Errorf("no key certificate of ca: %w", protocol.CodeCertificate)
 	for _, k := range keys {
-		checked := protocol.CheckServerCertificate(certificate, k.Key, at)
+		checked := trust.CheckServerCertificate(certificate, k.Key, at)
 		if checked == nil {
 			return nil
 		}
@@ -81,13 +82,13 @@ func checkServer(keys []protocol.TrustedKey, certificate *x509.Certificate, at t
 
 // certified gives every key of ca that the root of an enrolment certified, of
 // whatever epoch.
-func certified(trust protocol.Trust) []protocol.TrustedKey {
-	var keys []protocol.TrustedKey
-	if k, ok := trust.Key(protocol.UseCA); ok {
+func certified(pinned trust.State) []trust.Key {
+	var keys []trust.Key
+	if k, ok := pinned.Key(trust.UseCA); ok {
 		keys = append(keys, k)
 	}
-	for _, k := range slices.Concat(trust.Earlier, trust.Later) {
-		if k.Use == protocol.UseCA {
+	for _, k := range slices.Concat(pinned.Earlier, pinned.Later) {
+		if k.Use == trust.UseCA {
 			keys = append(keys, k)
 		}
 	}

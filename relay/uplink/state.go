@@ -19,10 +19,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // The errors that a caller may want to tell apart.
@@ -59,7 +60,7 @@ type State struct {
 	mu          sync.RWMutex // guards what follows
 	certificate *tls.Certificate
 	identity    Identity
-	trust       protocol.Trust
+	trust       trust.State
 }
 
 // The names of the files.
@@ -71,8 +72,8 @@ const (
 )
 
 type deviceJSON struct {
-	Certificates []string       `json:"certificates"`
-	Trust        protocol.Trust `json:"trust"`
+	Certificates []string    `json:"certificates"`
+	Trust        trust.State `json:"trust"`
 }
 
 // Open reads the state of an enrolled device: [ErrNotEnrolled] where there is
@@ -103,21 +104,17 @@ func Open(dir string) (*State, error) {
 // Lock takes a state directory for this process until release is called or the
 // process ends: [ErrLocked] if another has it, [ErrNotEnrolled] if it is not there.
 func Lock(dir string) (release func(), err error) {
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) { // the directory
+	lock, err := durable.Lock(filepath.Join(dir, lockFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // the directory
 		err = ErrNotEnrolled
+	case errors.Is(err, durable.ErrLocked):
+		err = ErrLocked
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locking state %s: %w", dir, err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, fmt.Errorf("locking state %s: %w", dir, err)
-	}
-	return func() { _ = file.Close() }, nil
+	return func() { _ = lock.Close() }, nil
 }
 
 // Identity tells who the device is.
@@ -128,14 +125,14 @@ func (s *State) Identity() Identity {
 }
 
 // Trust gives the pinned root and the keys certified by it.
-func (s *State) Trust() protocol.Trust {
+func (s *State) Trust() trust.State {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.trust
 }
 
 // setTrust stores what a refresh gave.
-func (s *State) setTrust(t protocol.Trust) error {
+func (s *State) setTrust(t trust.State) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.saveLocked(s.certificate, t); err != nil {
@@ -170,8 +167,8 @@ func (s *State) tlsCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, e
 	return s.certificate, nil
 }
 
-func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) error {
-	w := deviceJSON{Trust: trust}
+func (s *State) saveLocked(certificate *tls.Certificate, pinned trust.State) error {
+	w := deviceJSON{Trust: pinned}
 	for _, der := range certificate.Certificate {
 		w.Certificates = append(w.Certificates, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	}
@@ -179,7 +176,7 @@ func (s *State) saveLocked(certificate *tls.Certificate, trust protocol.Trust) e
 	if err != nil {
 		return fmt.Errorf("saving state: %w", err)
 	}
-	return writeFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'))
+	return durable.WriteFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'), 0o600)
 }
 
 // parse checks that a chain is for this device's key and names a device.
@@ -252,27 +249,5 @@ func makeKey(dir string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-}
-
-// writeFile replaces a file as a whole, durably, with mode 0600.
-func writeFile(name string, content []byte) error {
-	file, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err = file.Write(content); err == nil {
-		err = file.Sync()
-	}
-	if err = errors.Join(err, file.Close()); err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return key, durable.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }

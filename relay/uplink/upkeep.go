@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // The periods of the upkeep.
@@ -26,19 +28,19 @@ const (
 // trust is fetched at once and then each hour, the certificate renewed at half its
 // life.
 func (c *Client) Run(ctx context.Context) {
-	trust := task{name: "refreshing trust", do: c.refresh}
+	pinned := task{name: "refreshing trust", do: c.refresh}
 	renewal := task{name: "renewing certificate", do: c.renew}
 	for ctx.Err() == nil {
 		at := time.Now()
-		if !at.Before(trust.next) {
-			trust.run(ctx, c, at.Add(trustPeriod))
+		if !at.Before(pinned.next) {
+			pinned.run(ctx, c, at.Add(trustPeriod))
 		}
 		if !at.Before(renewalTime(c.Identity(), renewal)) {
 			renewal.run(ctx, c, at.Add(firstPause))
 		}
 		next := renewalTime(c.Identity(), renewal)
-		if trust.next.Before(next) {
-			next = trust.next
+		if pinned.next.Before(next) {
+			next = pinned.next
 		}
 		timer := time.NewTimer(min(lookPeriod, time.Until(next)))
 		select {
@@ -110,15 +112,15 @@ func (c *Client) refresh(ctx context.Context) error {
 // believed for the pinned root's signatures, and the server may be known by nothing but
 // what it says.
 func (c *Client) refreshLocked(ctx context.Context) error {
-	trust := request{method: http.MethodGet, path: "/v1/trust"}
-	raw, err := c.callOnce(ctx, trust)
+	pinned := request{method: http.MethodGet, path: "/v1/trust"}
+	raw, err := c.callOnce(ctx, pinned)
 	if errors.Is(err, errStranger) {
-		raw, err = c.open.call(ctx, trust)
+		raw, err = c.open.call(ctx, pinned)
 	}
 	if err != nil {
 		return err
 	}
-	document, err := protocol.ParseTrustDocument(raw)
+	document, err := trust.ParseDocument(raw)
 	if err != nil {
 		return err
 	}
@@ -144,22 +146,22 @@ func (c *Client) refreshLocked(ctx context.Context) error {
 }
 
 // follow takes over what a document has that the pinned root vouches for. It goes
-// through [protocol.Trust.Update], as a phone does with MUs: a new root must be the
+// through [trust.State.Update], as a phone does with MUs: a new root must be the
 // one that the old root named, and no key goes back to an earlier epoch.
-func follow(t protocol.Trust, d protocol.TrustDocument) (protocol.Trust, error) {
+func follow(t trust.State, d trust.Document) (trust.State, error) {
 	var roots [][]byte
 	for _, raw := range d.RootCerts {
-		if r, err := protocol.VerifyRootCert(raw); err == nil && r.Number > t.RootNumber {
+		if r, err := trust.VerifyRootCert(raw); err == nil && r.Number > t.RootNumber {
 			roots = append(roots, raw)
 		}
 	}
-	if len(roots) >= protocol.MaxCerts {
+	if len(roots) >= trust.MaxCerts {
 		return t, fmt.Errorf("appliance is %d roots ahead: enrol this device again: %w", len(roots), protocol.CodeCertificate)
 	}
 	certs := append(roots, valid(t, d)...)
-	for chunk := range slices.Chunk(certs, protocol.MaxCerts) {
+	for chunk := range slices.Chunk(certs, trust.MaxCerts) {
 		var err error
-		if t, err = t.Update(protocol.KeyUpdate{Certs: chunk}.Marshal(), now(t)); err != nil {
+		if t, err = t.Update(trust.KeyUpdate{Certs: chunk}.Marshal(), now(t)); err != nil {
 			return t, err
 		}
 	}
@@ -168,15 +170,15 @@ func follow(t protocol.Trust, d protocol.TrustDocument) (protocol.Trust, error) 
 
 // valid gives the key certificates that can be taken now, those of kem first,
 // without which no root is followed, and each use from its lowest epoch up.
-func valid(t protocol.Trust, d protocol.TrustDocument) [][]byte {
-	var keys []protocol.TrustedKey
+func valid(t trust.State, d trust.Document) [][]byte {
+	var keys []trust.Key
 	for _, raw := range d.KeyCerts {
-		k, err := protocol.VerifyKeyCert(raw, d.RootKey)
+		k, err := trust.VerifyKeyCert(raw, d.RootKey)
 		if err == nil && k.AcceptableAt(now(t), nil) == nil {
-			keys = append(keys, protocol.TrustedKey{KeyCert: k, Raw: raw})
+			keys = append(keys, trust.Key{KeyCert: k, Raw: raw})
 		}
 	}
-	slices.SortFunc(keys, func(a, b protocol.TrustedKey) int {
+	slices.SortFunc(keys, func(a, b trust.Key) int {
 		return cmp.Or(cmp.Compare(a.Use, b.Use), cmp.Compare(a.Epoch, b.Epoch))
 	})
 	raw := make([][]byte, len(keys))
@@ -192,7 +194,7 @@ func (c *Client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(protocol.RenewRequest{CSR: string(csr)})
+	body, err := json.Marshal(enrol.RenewRequest{CSR: string(csr)})
 	if err != nil {
 		return err
 	}
@@ -200,7 +202,7 @@ func (c *Client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answer, err := protocol.ParseRenewResponse(raw)
+	answer, err := enrol.ParseRenewResponse(raw)
 	if err != nil {
 		return err
 	}

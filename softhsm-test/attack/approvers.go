@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/softhsm-test/attack/arena"
 )
 
@@ -248,13 +249,13 @@ func (p pair) otherOrder(ctx context.Context) error {
 	}
 	for _, c := range []struct {
 		what   string
-		change func(*protocol.Order)
+		change func(*deviceapi.Order)
 		want   protocol.Code
 	}{
-		{"another amount", func(o *protocol.Order) { o.Amount = arena.Euros(100) }, protocol.CodePolicy},
-		{"another currency", func(o *protocol.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodePolicy},
-		{"another text", func(o *protocol.Order) { o.Text = "Tea" }, protocol.CodePolicy},
-		{"another service", func(o *protocol.Order) { *o = protocol.Order{Services: []protocol.Service{arena.Door}} }, protocol.CodeService},
+		{"another amount", func(o *deviceapi.Order) { o.Amount = arena.Euros(100) }, protocol.CodePolicy},
+		{"another currency", func(o *deviceapi.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodePolicy},
+		{"another text", func(o *deviceapi.Order) { o.Text = "Tea" }, protocol.CodePolicy},
+		{"another service", func(o *deviceapi.Order) { *o = deviceapi.Order{Services: []protocol.Service{arena.Door}} }, protocol.CodeService},
 	} {
 		ask := p.Second(p.bob, w.Session, w.Reply.Res.NextHandle)
 		c.change(&ask.Req.Order)

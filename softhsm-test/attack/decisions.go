@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/forge"
 )
@@ -38,9 +41,9 @@ func decisions(ctx context.Context, a *arena.Arena) error {
 
 // truth is a decision of the appliance and what the device knows.
 type truth struct {
-	check    protocol.DecisionCheck
+	check    receipt.Check
 	signed   []byte
-	decision protocol.Decision
+	decision receipt.Decision
 }
 
 func decided(ctx context.Context, a *arena.Arena, ask arena.Ask) (t truth, err error) {
@@ -63,31 +66,31 @@ func decided(ctx context.Context, a *arena.Arena, ask arena.Ask) (t truth, err e
 // shown is a decision with one thing that the device knows otherwise.
 type shown struct {
 	what   string
-	change func(*protocol.DecisionCheck)
+	change func(*receipt.Check)
 	code   protocol.Code
 }
 
 // notForIt: true decisions at the wrong device, order or time.
 func notForIt(a *arena.Arena, one, two truth) {
 	for _, c := range []shown{
-		{"its own", func(*protocol.DecisionCheck) {}, 0},
-		{"another device", func(c *protocol.DecisionCheck) { c.Device[7] ^= 1 }, protocol.CodeDevice},
-		{"another nonce", func(c *protocol.DecisionCheck) { c.Nonce[15] ^= 1 }, protocol.CodeReplayed},
-		{"another challenge", func(c *protocol.DecisionCheck) { c.Challenges = two.check.Challenges }, protocol.CodeReplayed},
-		{"the next customer", func(c *protocol.DecisionCheck) { c.Nonce, c.Challenges = two.check.Nonce, two.check.Challenges }, protocol.CodeReplayed},
-		{"the approver's challenge", func(c *protocol.DecisionCheck) { c.Challenges = append(c.Challenges, two.check.Challenges...) }, protocol.CodeReplayed},
-		{"another service", func(c *protocol.DecisionCheck) { c.Services = []protocol.Service{arena.Door} }, protocol.CodePolicy},
-		{"no service", func(c *protocol.DecisionCheck) { c.Services = nil }, protocol.CodePolicy},
-		{"another amount", func(c *protocol.DecisionCheck) { c.Amount = arena.Euros(4900) }, protocol.CodePolicy},
-		{"another currency", func(c *protocol.DecisionCheck) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
-		{"a higher floor", func(c *protocol.DecisionCheck) { c.Floor = 2 }, protocol.CodeLevel},
-		{"a day later", func(c *protocol.DecisionCheck) { c.Elapsed = 24 * time.Hour }, protocol.CodeExpired},
-		{"one second too late", func(c *protocol.DecisionCheck) { c.Elapsed = seconds(one.decision.Lifetime) + time.Second }, protocol.CodeExpired},
-		{"strict", func(c *protocol.DecisionCheck) { c.Strict = true }, protocol.CodeFormat},
-		{"another root", func(c *protocol.DecisionCheck) { c.Root = arena.NewKey().Point() }, protocol.CodeCertificate},
-		{"no certificates", func(c *protocol.DecisionCheck) { c.KeyCerts = nil }, protocol.CodeCertificate},
-		{"when its certificate is over", func(c *protocol.DecisionCheck) { c.Now += 100 * 366 * 24 * 3600 }, protocol.CodeCertificate},
-		{"before its certificate", func(c *protocol.DecisionCheck) { c.Now -= 366 * 24 * 3600 }, protocol.CodeCertificate},
+		{"its own", func(*receipt.Check) {}, 0},
+		{"another device", func(c *receipt.Check) { c.Device[7] ^= 1 }, protocol.CodeDevice},
+		{"another nonce", func(c *receipt.Check) { c.Nonce[15] ^= 1 }, protocol.CodeReplayed},
+		{"another challenge", func(c *receipt.Check) { c.Challenges = two.check.Challenges }, protocol.CodeReplayed},
+		{"the next customer", func(c *receipt.Check) { c.Nonce, c.Challenges = two.check.Nonce, two.check.Challenges }, protocol.CodeReplayed},
+		{"the approver's challenge", func(c *receipt.Check) { c.Challenges = append(c.Challenges, two.check.Challenges...) }, protocol.CodeReplayed},
+		{"another service", func(c *receipt.Check) { c.Services = []protocol.Service{arena.Door} }, protocol.CodePolicy},
+		{"no service", func(c *receipt.Check) { c.Services = nil }, protocol.CodePolicy},
+		{"another amount", func(c *receipt.Check) { c.Amount = arena.Euros(4900) }, protocol.CodePolicy},
+		{"another currency", func(c *receipt.Check) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
+		{"a higher floor", func(c *receipt.Check) { c.Floor = 2 }, protocol.CodeLevel},
+		{"a day later", func(c *receipt.Check) { c.Elapsed = 24 * time.Hour }, protocol.CodeExpired},
+		{"one second too late", func(c *receipt.Check) { c.Elapsed = seconds(one.decision.Lifetime) + time.Second }, protocol.CodeExpired},
+		{"strict", func(c *receipt.Check) { c.Strict = true }, protocol.CodeFormat},
+		{"another root", func(c *receipt.Check) { c.Root = arena.NewKey().Point() }, protocol.CodeCertificate},
+		{"no certificates", func(c *receipt.Check) { c.KeyCerts = nil }, protocol.CodeCertificate},
+		{"when its certificate is over", func(c *receipt.Check) { c.Now += 100 * 366 * 24 * 3600 }, protocol.CodeCertificate},
+		{"before its certificate", func(c *receipt.Check) { c.Now -= 366 * 24 * 3600 }, protocol.CodeCertificate},
 	} {
 		check := one.check
 		c.change(&check)
@@ -102,8 +105,8 @@ func seconds(n uint64) time.Duration { return time.Duration(n) * time.Second }
 // is not its own.
 func resigned(ctx context.Context, a *arena.Arena, one, two truth) error {
 	m, mallory, root := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey()
-	cert := m.KeyCert(root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
-	self := m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: mallory.Point()})
+	cert := m.KeyCert(root, trust.KeyCert{Epoch: 1, Use: trust.UseDecision, Key: mallory.Point()})
+	self := m.KeyCert(mallory, trust.KeyCert{Epoch: 1, Use: trust.UseDecision, Key: mallory.Point()})
 	batch := m.Batch(mallory, one.decision, two.decision)
 	bad := m.Decision(mallory, 1, one.decision)
 	for _, c := range []struct {
@@ -141,12 +144,12 @@ func certificates(ctx context.Context, a *arena.Arena, one truth) error {
 	m, root, old, fresh := &forge.Mint{Ctx: ctx}, arena.NewKey(), arena.NewKey(), arena.NewKey()
 	const day = 24 * 3600
 	now, two, three := one.check.Now, uint64(2), uint64(3)
-	cert := func(epoch uint64, key arena.Key, change func(*protocol.KeyCert)) []byte {
-		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseDecision, Key: key.Point()}
+	cert := func(epoch uint64, key arena.Key, change func(*trust.KeyCert)) []byte {
+		k := trust.KeyCert{Epoch: epoch, Use: trust.UseDecision, Key: key.Point()}
 		change(&k)
 		return m.KeyCert(root, k)
 	}
-	as := func(*protocol.KeyCert) {}
+	as := func(*trust.KeyCert) {}
 	good := cert(1, old, as)
 	batch := m.Batch(old, one.decision, one.decision, one.decision)
 	for _, c := range []struct {
@@ -159,13 +162,13 @@ func certificates(ctx context.Context, a *arena.Arena, one truth) error {
 		{"good, both epochs held", m.Decision(old, 1, one.decision), [][]byte{cert(2, fresh, as), good}, 0},
 		{"good batch", batch[1], [][]byte{good}, 0},
 		{"batch with another's leaf", m.Splice(batch[0], m.Batch(old, one.decision)[0], 1), [][]byte{good}, protocol.CodeFormat},
-		{"expired", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.NotAfter = now - 1 })}, protocol.CodeCertificate},
-		{"not yet valid", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}, protocol.CodeCertificate},
-		{"superseded by a minimum epoch", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch = &two })}, protocol.CodeCertificate},
-		{"superseded by one that is over itself", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch, k.NotAfter = &two, now-1 })}, protocol.CodeCertificate},
-		{"below its own minimum", m.Decision(fresh, 2, one.decision), [][]byte{cert(2, fresh, func(k *protocol.KeyCert) { k.MinEpoch = &three })}, protocol.CodeCertificate},
-		{"for the use kem", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.Use = protocol.UseKEM })}, protocol.CodeCertificate},
-		{"for the use client-ca", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *protocol.KeyCert) { k.Use = protocol.UseClientCA })}, protocol.CodeCertificate},
+		{"expired", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *trust.KeyCert) { k.NotAfter = now - 1 })}, protocol.CodeCertificate},
+		{"not yet valid", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *trust.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}, protocol.CodeCertificate},
+		{"superseded by a minimum epoch", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *trust.KeyCert) { k.MinEpoch = &two })}, protocol.CodeCertificate},
+		{"superseded by one that is over itself", m.Decision(old, 1, one.decision), [][]byte{good, cert(2, fresh, func(k *trust.KeyCert) { k.MinEpoch, k.NotAfter = &two, now-1 })}, protocol.CodeCertificate},
+		{"below its own minimum", m.Decision(fresh, 2, one.decision), [][]byte{cert(2, fresh, func(k *trust.KeyCert) { k.MinEpoch = &three })}, protocol.CodeCertificate},
+		{"for the use kem", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *trust.KeyCert) { k.Use = trust.UseKEM })}, protocol.CodeCertificate},
+		{"for the use client-ca", m.Decision(old, 1, one.decision), [][]byte{cert(1, old, func(k *trust.KeyCert) { k.Use = trust.UseClientCA })}, protocol.CodeCertificate},
 		{"by the key of another epoch", m.Decision(fresh, 1, one.decision), [][]byte{good, cert(2, fresh, as)}, protocol.CodeCertificate},
 		{"by the root itself", m.Decision(root, 1, one.decision), [][]byte{good}, protocol.CodeCertificate},
 	} {
@@ -189,31 +192,31 @@ func strictEvidence(ctx context.Context, a *arena.Arena) error {
 	evidence := d.Evidence(alice, yes.statement, certs[alice])
 	for _, c := range []struct {
 		what   string
-		change func(*protocol.Decision, *protocol.Evidence)
+		change func(*receipt.Decision, *receipt.Evidence)
 		code   protocol.Code
 	}{
-		{"what was countersigned", func(*protocol.Decision, *protocol.Evidence) {}, 0},
-		{"another statement's hash", func(d *protocol.Decision, _ *protocol.Evidence) { d.Statement[0] ^= 1 }, protocol.CodePolicy},
-		{"another level", func(d *protocol.Decision, _ *protocol.Evidence) { d.Level = 2 }, protocol.CodePolicy},
-		{"an amount", func(d *protocol.Decision, _ *protocol.Evidence) { d.Amount = arena.Euros(1) }, protocol.CodePolicy},
-		{"another service", func(d *protocol.Decision, _ *protocol.Evidence) { d.Service = arena.Vault }, protocol.CodePolicy},
-		{"a countersignature of yesterday", func(x *protocol.Decision, e *protocol.Evidence) {
+		{"what was countersigned", func(*receipt.Decision, *receipt.Evidence) {}, 0},
+		{"another statement's hash", func(d *receipt.Decision, _ *receipt.Evidence) { d.Statement[0] ^= 1 }, protocol.CodePolicy},
+		{"another level", func(d *receipt.Decision, _ *receipt.Evidence) { d.Level = 2 }, protocol.CodePolicy},
+		{"an amount", func(d *receipt.Decision, _ *receipt.Evidence) { d.Amount = arena.Euros(1) }, protocol.CodePolicy},
+		{"another service", func(d *receipt.Decision, _ *receipt.Evidence) { d.Service = arena.Vault }, protocol.CodePolicy},
+		{"a countersignature of yesterday", func(x *receipt.Decision, e *receipt.Evidence) {
 			*e = d.Evidence(alice, yesterday.statement, certs[alice])
 			x.Statement = yesterday.statement.Hash()
 		}, protocol.CodePolicy},
-		{"a refusal", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Verdict = protocol.Refuse }, protocol.CodeSignature},
-		{"a proof put in", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Proof = make([]byte, protocol.ProofSize) }, protocol.CodeSignature},
-		{"the UV slot", func(_ *protocol.Decision, e *protocol.Evidence) { e.Approval.Slot = protocol.SlotUV }, protocol.CodeSignature},
-		{"an altered signature", func(_ *protocol.Decision, e *protocol.Evidence) { e.Signature[63] ^= 1 }, protocol.CodeSignature},
-		{"another's signature", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[alice]) }, protocol.CodeSignature},
-		{"another's certificate", func(_ *protocol.Decision, e *protocol.Evidence) { *e = d.Evidence(bob, yes.statement, certs[bob]) }, protocol.CodePolicy},
-		{"a certificate by another ca", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(arena.NewKey(), alice) }, protocol.CodeCertificate},
-		{"a certificate by the key decision", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = d.ClientCert(d.decision, alice) }, protocol.CodeCertificate},
-		{"no certificate", func(_ *protocol.Decision, e *protocol.Evidence) { e.ClientCert = []byte{0} }, protocol.CodeFormat},
+		{"a refusal", func(_ *receipt.Decision, e *receipt.Evidence) { e.Approval.Verdict = protocol.Refuse }, protocol.CodeSignature},
+		{"a proof put in", func(_ *receipt.Decision, e *receipt.Evidence) { e.Approval.Proof = make([]byte, message.ProofSize) }, protocol.CodeSignature},
+		{"the UV slot", func(_ *receipt.Decision, e *receipt.Evidence) { e.Approval.Slot = protocol.SlotUV }, protocol.CodeSignature},
+		{"an altered signature", func(_ *receipt.Decision, e *receipt.Evidence) { e.Signature[63] ^= 1 }, protocol.CodeSignature},
+		{"another's signature", func(_ *receipt.Decision, e *receipt.Evidence) { *e = d.Evidence(bob, yes.statement, certs[alice]) }, protocol.CodeSignature},
+		{"another's certificate", func(_ *receipt.Decision, e *receipt.Evidence) { *e = d.Evidence(bob, yes.statement, certs[bob]) }, protocol.CodePolicy},
+		{"a certificate by another ca", func(_ *receipt.Decision, e *receipt.Evidence) { e.ClientCert = d.ClientCert(arena.NewKey(), alice) }, protocol.CodeCertificate},
+		{"a certificate by the key decision", func(_ *receipt.Decision, e *receipt.Evidence) { e.ClientCert = d.ClientCert(d.decision, alice) }, protocol.CodeCertificate},
+		{"no certificate", func(_ *receipt.Decision, e *receipt.Evidence) { e.ClientCert = []byte{0} }, protocol.CodeFormat},
 	} {
 		decision, own := yes.decision(d), evidence
 		c.change(&decision, &own)
-		decision.Evidence = []protocol.Evidence{own}
+		decision.Evidence = []receipt.Evidence{own}
 		_, err := d.check(yes).Verify(d.Decision(d.decision, 1, decision))
 		a.Code("strict device, decision key stolen: "+c.what, err, c.code)
 	}
@@ -233,32 +236,32 @@ type domain struct {
 type asked struct {
 	service   protocol.Service
 	nonce, u  protocol.Nonce
-	statement protocol.Statement
+	statement message.Statement
 }
 
 func (d *domain) ask(p *arena.Phone, service protocol.Service) asked {
 	k := asked{service: service, nonce: protocol.Nonce(arena.Random(16)), u: protocol.Nonce(arena.Random(16))}
-	p2 := protocol.P2{TTL: 90, Now: uint32(arena.Now()), Level: 1, Factors: 17, Device: d.device.Handle(), DeviceName: "Gate"}
+	p2 := message.P2{TTL: 90, Now: uint32(arena.Now()), Level: 1, Factors: 17, Device: d.device.Handle(), DeviceName: "Gate"}
 	root := d.root.Point()
-	k.statement = protocol.NewStatement(root.RootID(), p.Next(service, 1).Marshal(), protocol.NewChallenge(k.nonce, k.u), p2.Marshal())
+	k.statement = message.NewStatement(root.RootID(), p.Next(service, 1).Marshal(), protocol.NewChallenge(k.nonce, k.u), p2.Marshal())
 	return k
 }
 
 // decision approves what was asked.
-func (k asked) decision(d *domain) protocol.Decision {
-	return protocol.Decision{
+func (k asked) decision(d *domain) receipt.Decision {
+	return receipt.Decision{
 		Result: protocol.ResultApproved, Statement: k.statement.Hash(), Level: 1, Factors: 1, IssuedAt: arena.Now(), Lifetime: 60,
 		Device: d.device, Service: k.service, U: k.u,
 	}
 }
 
-func (d *domain) check(k asked) protocol.DecisionCheck {
-	return protocol.DecisionCheck{
+func (d *domain) check(k asked) receipt.Check {
+	return receipt.Check{
 		Root: d.root.Point(), Now: arena.Now(), Device: d.device, Nonce: k.nonce,
 		Challenges: []protocol.Challenge{protocol.NewChallenge(k.nonce, k.u)}, Services: []protocol.Service{arena.Door, arena.Vault}, Strict: true,
 		KeyCerts: [][]byte{
-			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: d.decision.Point()}),
-			d.KeyCert(d.root, protocol.KeyCert{Epoch: 1, Use: protocol.UseClientCA, Key: d.ca.Point()}),
+			d.KeyCert(d.root, trust.KeyCert{Epoch: 1, Use: trust.UseDecision, Key: d.decision.Point()}),
+			d.KeyCert(d.root, trust.KeyCert{Epoch: 1, Use: trust.UseClientCA, Key: d.ca.Point()}),
 		},
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/attack/arena"
 )
 
@@ -50,10 +52,10 @@ func (p pair) askedLevels(ctx context.Context) error {
 			{"the same, device floor 1", changed(p.Pay(p.alice, 5000), func(k *arena.Ask) { k.Req.Floor = 1 }), 2, 3},
 			{"a payment of 10,000.00 at level 1", p.Pay(p.alice, 1_000_000), 4, 15},
 			{"the vault at level 1", p.AskFor(p.alice, arena.Vault, 1), 3, 7},
-			{"the vault by QR", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = protocol.LinkQR }), 3, 7},
-			{"the vault by sound", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = protocol.LinkSound }), 3, 7},
-			{"the vault by NFC", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = protocol.LinkNFC }), 3, 7},
-			{"the vault by BLE", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = protocol.LinkBLE }), 3, 7},
+			{"the vault by QR", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = deviceapi.LinkQR }), 3, 7},
+			{"the vault by sound", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = deviceapi.LinkSound }), 3, 7},
+			{"the vault by NFC", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = deviceapi.LinkNFC }), 3, 7},
+			{"the vault by BLE", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Link = deviceapi.LinkBLE }), 3, 7},
 			{"the vault, strict", changed(p.AskFor(p.alice, arena.Vault, 1), func(k *arena.Ask) { k.Req.Strict = true }), 3, 23},
 		} {
 			s, err := c.ask.Apply(ctx)
@@ -92,10 +94,10 @@ func (p pair) refusedApplies(ctx context.Context) error {
 			{"a payment without amount", pay(func(k *arena.Ask) { k.Req.Order.Amount = nil }), arena.InM2(protocol.CodePolicy)},
 			{"a door with an amount", door(func(k *arena.Ask) { k.Req.Order.Amount = arena.Euros(1) }), arena.InM2(protocol.CodePolicy)},
 			{"other currency", pay(func(k *arena.Ask) { k.Req.Order.Amount.Currency = "JPY" }), arena.InM2(protocol.CodePolicy)},
-			{"less than ordered", pay(func(k *arena.Ask) { k.P1.Proposal = &protocol.Proposal{Amount: arena.Euros(1)} }), arena.InM2(protocol.CodePolicy)},
-			{"other text than ordered", pay(func(k *arena.Ask) { k.P1.Proposal = &protocol.Proposal{Text: "Tea"} }), arena.InM2(protocol.CodePolicy)},
+			{"less than ordered", pay(func(k *arena.Ask) { k.P1.Proposal = &message.Proposal{Amount: arena.Euros(1)} }), arena.InM2(protocol.CodePolicy)},
+			{"other text than ordered", pay(func(k *arena.Ask) { k.P1.Proposal = &message.Proposal{Text: "Tea"} }), arena.InM2(protocol.CodePolicy)},
 			{"full receipt by sound", door(func(k *arena.Ask) {
-				k.P1.Capabilities, k.Req.Link = protocol.CapabilityFullReceipt, protocol.LinkSound
+				k.P1.Capabilities, k.Req.Link = message.CapabilityFullReceipt, deviceapi.LinkSound
 			}), arena.InM2(protocol.CodeFasterLink)},
 			{"two scripts in a text", pay(func(k *arena.Ask) { k.Req.Order.Text = "pаypal" }), malformed},
 		} {
@@ -254,15 +256,15 @@ func (p pair) lessThanOrdered(ctx context.Context) error {
 	p.Code("a decision of level 1 at floor 2", err, protocol.CodeLevel)
 	for _, want := range []struct {
 		what string
-		e    protocol.Expectation
+		e    message.Expectation
 		code protocol.Code
 	}{
-		{"the phone's own floor", protocol.Expectation{Service: arena.Payment, Floor: func(protocol.Service) protocol.Level { return 2 }}, protocol.CodeLevel},
-		{"the level it asked for", protocol.Expectation{Service: arena.Payment, Requested: 2}, protocol.CodeLevel},
-		{"the amount it proposed", protocol.Expectation{Service: arena.Payment, Amount: arena.Euros(1)}, protocol.CodePolicy},
-		{"the text it proposed", protocol.Expectation{Service: arena.Payment, Text: "Tea"}, protocol.CodePolicy},
-		{"a co-approval that names no first statement", protocol.Expectation{Service: protocol.ServiceCoApproval}, protocol.CodeFormat},
-		{"what it wants", protocol.Expectation{Service: arena.Payment, Requested: 1, Amount: arena.Euros(4999), Text: "Coffee and croissants"}, 0},
+		{"the phone's own floor", message.Expectation{Service: arena.Payment, Floor: func(protocol.Service) protocol.Level { return 2 }}, protocol.CodeLevel},
+		{"the level it asked for", message.Expectation{Service: arena.Payment, Requested: 2}, protocol.CodeLevel},
+		{"the amount it proposed", message.Expectation{Service: arena.Payment, Amount: arena.Euros(1)}, protocol.CodePolicy},
+		{"the text it proposed", message.Expectation{Service: arena.Payment, Text: "Tea"}, protocol.CodePolicy},
+		{"a co-approval that names no first statement", message.Expectation{Service: protocol.ServiceCoApproval}, protocol.CodeFormat},
+		{"what it wants", message.Expectation{Service: arena.Payment, Requested: 1, Amount: arena.Euros(4999), Text: "Coffee and croissants"}, 0},
 	} {
 		p.Code("the phone against "+want.what, s.P2.Acceptable(want.e), want.code)
 	}

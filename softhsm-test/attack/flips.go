@@ -7,14 +7,18 @@ import (
 	"slices"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/wire"
 )
 
 // flip gives a copy with one bit changed. Bit 0 is the highest of byte 0.
-func flip(message []byte, bit int) []byte {
-	out := slices.Clone(message)
+func flip(msg []byte, bit int) []byte {
+	out := slices.Clone(msg)
 	out[bit/8] ^= 0x80 >> (bit % 8)
 	return out
 }
@@ -151,11 +155,11 @@ func epochs(ctx context.Context, a *arena.Arena, m1 []byte) (map[int]bool, error
 	}
 	held := map[int]bool{}
 	for _, raw := range document.KeyCerts {
-		cert, err := protocol.VerifyKeyCert(raw, document.RootKey)
+		cert, err := trust.VerifyKeyCert(raw, document.RootKey)
 		if err != nil {
 			return nil, err
 		}
-		for bit := 10; bit < 16 && cert.Use == protocol.UseKEM; bit++ {
+		for bit := 10; bit < 16 && cert.Use == trust.UseKEM; bit++ {
 			held[bit] = held[bit] || flip(m1, bit)[1] == byte(cert.Epoch%64)
 		}
 	}
@@ -202,7 +206,7 @@ func (l level) flipM3(ctx context.Context, a *arena.Arena, s arena.Session, m3 [
 		return err
 	}
 	return arena.Each(8*len(s.Handle), func(bit int) error {
-		r, err := s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: flip(s.Handle, bit), M3: m3})
+		r, err := s.SendAt(ctx, s.At, deviceapi.CountersignRequest{Handle: flip(s.Handle, bit), M3: m3})
 		a.Expect(r.Named(fmt.Sprintf("%s, bit %d of the handle", l.name, bit)), arena.HTTP(410, protocol.CodeExpired))
 		return err
 	})
@@ -224,7 +228,7 @@ func (l level) flipM4(a *arena.Arena, f flown, m3 []byte) {
 }
 
 // flipDecision: the device does not act.
-func flipDecision(a *arena.Arena, what string, check protocol.DecisionCheck, decision []byte) {
+func flipDecision(a *arena.Arena, what string, check receipt.Check, decision []byte) {
 	_, err := check.Verify(decision)
 	a.Code(what+", unaltered", err, 0)
 	for bit := range 8 * len(decision) {
@@ -255,7 +259,7 @@ func flipNextHandle(ctx context.Context, a *arena.Arena, ask arena.Ask) error {
 
 // flipUpdate: a phone takes from an altered MU what is still authentic, and nothing
 // else. It is a phone that knows nothing but the root yet, so that it has all to take.
-func flipUpdate(a *arena.Arena, pinned protocol.Trust, mu []byte) {
+func flipUpdate(a *arena.Arena, pinned trust.State, mu []byte) {
 	whole, err := pinned.Update(mu, arena.Now())
 	a.Check(err == nil && len(whole.Keys) > 0, "MU unaltered: %d keys, %v", len(whole.Keys), err)
 	for bit := range 8 * len(mu) {
@@ -328,14 +332,14 @@ type link struct {
 
 // flipped sends a message with every bit changed in turn; each is answered by an ME,
 // or an MU where the key epoch is another.
-func (l link) flipped(message []byte) error {
-	for bit := range 8 * len(message) {
-		answer, err := l.conn.Ask(flip(message, bit))
+func (l link) flipped(msg []byte) error {
+	for bit := range 8 * len(msg) {
+		answer, err := l.conn.Ask(flip(msg, bit))
 		if err != nil {
-			return fmt.Errorf("bit %d of %x: %w", bit, message, err)
+			return fmt.Errorf("bit %d of %x: %w", bit, msg, err)
 		}
-		kind, err := protocol.Kind(answer)
-		l.Check(err == nil && (kind == protocol.KindLinkError || kind == protocol.KindKeyUpdate), "bit %d of %x: answered %x", bit, message, answer)
+		kind, err := message.Kind(answer)
+		l.Check(err == nil && (kind == message.KindLinkError || kind == message.KindKeyUpdate), "bit %d of %x: answered %x", bit, msg, answer)
 	}
 	return nil
 }
@@ -350,7 +354,7 @@ func (l link) answered(s *arena.Session, m3 []byte) error {
 	if err != nil {
 		return fmt.Errorf("M4 %x: %w", m4, err)
 	}
-	p4, err := protocol.ParseP4(raw)
+	p4, err := message.ParseP4(raw)
 	l.Check(err == nil && p4.Result == protocol.ResultApproved, "M4: %+v, %v", p4, err)
 	return err
 }

@@ -46,7 +46,7 @@ var sections = []struct {
 	{"downgrades", downgrades},
 	{"approvers", approvers},
 	{"decisions", decisions},
-	{"trust", trust},
+	{"trust", trustChain},
 	{"store", storeRows},
 	{"enrolment", enrolment},
 	{"identity", identity},

@@ -11,6 +11,8 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/forge"
 	"countersign/softhsm-test/rig/device"
@@ -42,7 +44,7 @@ func enrolment(ctx context.Context, a *arena.Arena) error {
 type applicant struct {
 	*arena.Arena
 	phone *arena.Phone
-	req   protocol.EnrolRequest
+	req   enrol.Request
 }
 
 // post sends an enrolment, one case.
@@ -62,7 +64,7 @@ func (e applicant) post(ctx context.Context, what string, body []byte, want ...a
 	return nil
 }
 
-func (e applicant) send(ctx context.Context, what string, req protocol.EnrolRequest, want ...arena.Verdict) error {
+func (e applicant) send(ctx context.Context, what string, req enrol.Request, want ...arena.Verdict) error {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return err
@@ -82,15 +84,15 @@ func (e applicant) flippedProofs(ctx context.Context) error {
 	for _, field := range []struct {
 		name string
 		size int
-		of   func(*protocol.EnrolRequest, *protocol.PasswordEnrolment) []byte
+		of   func(*enrol.Request, *enrol.Password) []byte
 	}{
-		{"proof", 64, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.Proof[:] }},
-		{"uv_proof", 64, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.UVProof[:] }},
-		{"signing_key", 33, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.SigningKey[:] }},
-		{"uv_key", 33, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte { return r.UVKey[:] }},
-		{"password.ephemeral", 33, func(_ *protocol.EnrolRequest, p *protocol.PasswordEnrolment) []byte { return p.Ephemeral[:] }},
-		{"password.wrapped", 40, func(_ *protocol.EnrolRequest, p *protocol.PasswordEnrolment) []byte { return p.Wrapped[:] }},
-		{"activation_code", 20, func(r *protocol.EnrolRequest, _ *protocol.PasswordEnrolment) []byte {
+		{"proof", 64, func(r *enrol.Request, _ *enrol.Password) []byte { return r.Proof[:] }},
+		{"uv_proof", 64, func(r *enrol.Request, _ *enrol.Password) []byte { return r.UVProof[:] }},
+		{"signing_key", 33, func(r *enrol.Request, _ *enrol.Password) []byte { return r.SigningKey[:] }},
+		{"uv_key", 33, func(r *enrol.Request, _ *enrol.Password) []byte { return r.UVKey[:] }},
+		{"password.ephemeral", 33, func(_ *enrol.Request, p *enrol.Password) []byte { return p.Ephemeral[:] }},
+		{"password.wrapped", 40, func(_ *enrol.Request, p *enrol.Password) []byte { return p.Wrapped[:] }},
+		{"activation_code", 20, func(r *enrol.Request, _ *enrol.Password) []byte {
 			return r.ActivationCode.Secret[:]
 		}},
 	} {
@@ -129,17 +131,17 @@ func (e applicant) flippedText(ctx context.Context) error {
 
 // unproven: what is not a good enrolment at all.
 func (e applicant) unproven(ctx context.Context) error {
-	foreign, err := protocol.SignEnrol(ctx, e.req, arena.NewKey(), *e.phone.UV)
+	foreign, err := enrol.Sign(ctx, e.req, arena.NewKey(), *e.phone.UV)
 	if err != nil {
 		return err
 	}
-	unverified, err := protocol.SignEnrol(ctx, e.req, e.phone.Key, arena.NewKey())
+	unverified, err := enrol.Sign(ctx, e.req, e.phone.Key, arena.NewKey())
 	if err != nil {
 		return err
 	}
 	same := e.req
 	same.UVKey = &same.SigningKey
-	if same, err = protocol.SignEnrol(ctx, same, e.phone.Key, e.phone.Key); err != nil {
+	if same, err = enrol.Sign(ctx, same, e.phone.Key, e.phone.Key); err != nil {
 		return err
 	}
 	stripped := e.req
@@ -148,7 +150,7 @@ func (e applicant) unproven(ctx context.Context) error {
 	bare.UVKey = nil
 	for _, c := range []struct {
 		what string
-		req  protocol.EnrolRequest
+		req  enrol.Request
 		want arena.Verdict
 	}{
 		{"proof by another key", foreign, badProof},
@@ -179,13 +181,13 @@ func (e applicant) unproven(ctx context.Context) error {
 // brute tries codes that were not given out, with good proofs.
 func (e applicant) brute(ctx context.Context) error {
 	return arena.Each(300, func(i int) error {
-		code := protocol.NewActivationCode(e.req.ActivationCode.Root, [13]byte(arena.Random(13)))
+		code := enrol.NewActivationCode(e.req.ActivationCode.Root, [13]byte(arena.Random(13)))
 		if i%3 == 0 {
 			code.Root = protocol.RootHash(arena.Random(16))
 		}
 		req := e.req
 		req.ActivationCode = code
-		req, err := protocol.SignEnrol(ctx, req, e.phone.Key, *e.phone.UV)
+		req, err := enrol.Sign(ctx, req, e.phone.Key, *e.phone.UV)
 		if err != nil {
 			return err
 		}
@@ -199,7 +201,7 @@ func (e applicant) kinds(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: e.req.ActivationCode, CSR: csr})
+	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: e.req.ActivationCode, CSR: csr})
 	if err != nil {
 		return err
 	}
@@ -274,9 +276,9 @@ func identity(ctx context.Context, a *arena.Arena) error {
 		return err
 	}
 	calls := []arena.Post{
-		{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()},
-		{Path: "/v1/countersign", Type: protocol.BodyType, Body: protocol.CountersignRequest{Handle: s.Handle, M3: m3}.Marshal()},
-		{Path: "/v1/outcome", Type: protocol.BodyType, Body: protocol.OutcomeRequest{Performed: true}.Marshal()},
+		{Path: "/v1/apply", Type: deviceapi.BodyType, Body: s.Req.Marshal()},
+		{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: deviceapi.CountersignRequest{Handle: s.Handle, M3: m3}.Marshal()},
+		{Path: "/v1/outcome", Type: deviceapi.BodyType, Body: deviceapi.OutcomeRequest{Performed: true}.Marshal()},
 		{Path: "/v1/renew", Type: jsonType, Body: []byte(`{"csr":""}`)},
 	}
 	config, err := a.TLS()
@@ -362,7 +364,7 @@ func noLonger(ctx context.Context, a *arena.Arena, s *arena.Session) (later *are
 			return nil, nil, err
 		}
 		err := a.Leaves(ctx, "a device after "+verb, arena.Nothing, func() error {
-			r, err := later.SendAt(ctx, gate, protocol.CountersignRequest{Handle: later.Handle, M3: m3})
+			r, err := later.SendAt(ctx, gate, deviceapi.CountersignRequest{Handle: later.Handle, M3: m3})
 			a.Expect(r.Named("countersign after "+verb), arena.HTTP(403, protocol.CodeDevice))
 			if err != nil {
 				return err
@@ -385,9 +387,9 @@ func noLonger(ctx context.Context, a *arena.Arena, s *arena.Session) (later *are
 
 // report tells the outcome of a transaction.
 func report(ctx context.Context, a *arena.Arena, by *device.Device, t truth) error {
-	body := protocol.OutcomeRequest{Transaction: t.decision.Transaction, Performed: false}.Marshal()
+	body := deviceapi.OutcomeRequest{Transaction: t.decision.Transaction, Performed: false}.Marshal()
 	return a.Leaves(ctx, "the outcome of another's transaction", arena.Nothing, func() error {
-		answer, err := by.Post(ctx, device.Call{Path: "/v1/outcome", Type: protocol.BodyType, Body: body})
+		answer, err := by.Post(ctx, device.Call{Path: "/v1/outcome", Type: deviceapi.BodyType, Body: body})
 		a.Expect(arena.Sent{What: "outcome", Message: body, Answer: answer.Body, Verdict: arena.HTTP(answer.Status, answer.Code)}, arena.HTTP(http.StatusNotFound, protocol.CodeRefused))
 		return err
 	})

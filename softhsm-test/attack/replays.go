@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/rig/device"
 )
@@ -173,7 +175,7 @@ func (p pair) misplaced(ctx context.Context, one, two *arena.Session, m3 []byte)
 		{"M1 in place of M3", one.M1, protocol.CodeFormat},
 		{"M2 in place of M3", one.M2, protocol.CodeFormat},
 		{"an empty M3", []byte{0x31}, protocol.CodeFormat},
-		{"an ME in place of M3", protocol.LinkError{Code: protocol.CodeLink}.Marshal(), protocol.CodeFormat},
+		{"an ME in place of M3", message.LinkError{Code: protocol.CodeLink}.Marshal(), protocol.CodeFormat},
 	} {
 		r, err := one.Send(ctx, c.m3)
 		if err != nil {
@@ -341,12 +343,12 @@ func (p pair) swappedHandles(ctx context.Context, gate *device.Device) error {
 			{"another client's handle", one.At, other.Handle, closed},
 			{"another device's own handle", gate, there.Handle, closed},
 			{"a short handle", one.At, make([]byte, 16), dead},
-			{"a handle of zeros", one.At, make([]byte, protocol.MaxHandle), dead},
+			{"a handle of zeros", one.At, make([]byte, deviceapi.MaxHandle), dead},
 			{"no handle", one.At, nil, closed},
-			{"a long handle", one.At, make([]byte, protocol.MaxHandle+1), closed},
+			{"a long handle", one.At, make([]byte, deviceapi.MaxHandle+1), closed},
 			{"a cut handle", one.At, one.Handle[:len(one.Handle)-1], dead},
 		} {
-			r, err := one.SendAt(ctx, c.at, protocol.CountersignRequest{Handle: c.handle, M3: m3})
+			r, err := one.SendAt(ctx, c.at, deviceapi.CountersignRequest{Handle: c.handle, M3: m3})
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.what, err)
 			}
@@ -364,7 +366,7 @@ func (p pair) pendingHandles(ctx context.Context, gate *device.Device) error {
 	}
 	next := w.Reply.Res.NextHandle
 	return p.Leaves(ctx, "handles of the wrong kind", arena.Nothing, func() error {
-		r, err := w.SendAt(ctx, w.At, protocol.CountersignRequest{Handle: next, M3: w.M3})
+		r, err := w.SendAt(ctx, w.At, deviceapi.CountersignRequest{Handle: next, M3: w.M3})
 		if err != nil {
 			return err
 		}

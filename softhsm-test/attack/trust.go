@@ -7,18 +7,19 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/attack/forge"
 )
 
 // trust offers key updates that are forged, stale or superseded to a phone.
-func trust(ctx context.Context, a *arena.Arena) error {
+func trustChain(ctx context.Context, a *arena.Arena) error {
 	mu, err := keyUpdate(ctx, a)
 	if err != nil {
 		return err
 	}
 	held := a.Till().Trust
-	flipUpdate(a, protocol.Trust{Root: held.Root, RootNumber: held.RootNumber, NextRootHash: held.NextRootHash}, mu)
+	flipUpdate(a, trust.State{Root: held.Root, RootNumber: held.RootNumber, NextRootHash: held.NextRootHash}, mu)
 	same(a, offer{"the appliance's own MU", held, mu})
 	if err := wrongRoots(ctx, a); err != nil {
 		return err
@@ -45,7 +46,7 @@ func keyUpdate(ctx context.Context, a *arena.Arena) ([]byte, error) {
 // offer is an MU for a phone.
 type offer struct {
 	what string
-	held protocol.Trust
+	held trust.State
 	mu   []byte
 }
 
@@ -66,9 +67,9 @@ func wrongRoots(ctx context.Context, a *arena.Arena) error {
 	if err != nil {
 		return err
 	}
-	mine := protocol.TrustDocument{
+	mine := trust.Document{
 		RootKey: mallory.Point(), NextRootHash: forge.HashOf(next), RootCerts: [][]byte{m.RootCert(1, mallory, next)},
-		KeyCerts: [][]byte{m.KeyCert(mallory, protocol.KeyCert{Epoch: 1, Use: protocol.UseKEM, Key: mallory.Point()})},
+		KeyCerts: [][]byte{m.KeyCert(mallory, trust.KeyCert{Epoch: 1, Use: trust.UseKEM, Key: mallory.Point()})},
 	}
 	swapped, mixed := mine, document
 	swapped.RootCerts = document.RootCerts
@@ -76,7 +77,7 @@ func wrongRoots(ctx context.Context, a *arena.Arena) error {
 	point := mallory.Point()
 	genuine, forged := document.RootKey.RootHash(), point.RootHash()
 	for what, c := range map[string]struct {
-		document protocol.TrustDocument
+		document trust.Document
 		hash     protocol.RootHash
 		code     protocol.Code
 	}{
@@ -98,16 +99,16 @@ func wrongRoots(ctx context.Context, a *arena.Arena) error {
 func updates(ctx context.Context, a *arena.Arena) error {
 	m, mallory := &forge.Mint{Ctx: ctx}, arena.NewKey()
 	roots := []arena.Key{arena.NewKey(), arena.NewKey(), arena.NewKey(), arena.NewKey()}
-	cert := func(root arena.Key, epoch uint64, change func(*protocol.KeyCert)) []byte {
-		k := protocol.KeyCert{Epoch: epoch, Use: protocol.UseKEM, Key: mallory.Point()}
+	cert := func(root arena.Key, epoch uint64, change func(*trust.KeyCert)) []byte {
+		k := trust.KeyCert{Epoch: epoch, Use: trust.UseKEM, Key: mallory.Point()}
 		if change != nil {
 			change(&k)
 		}
 		return m.KeyCert(root, k)
 	}
-	decision := func(k *protocol.KeyCert) { k.Use = protocol.UseDecision }
+	decision := func(k *trust.KeyCert) { k.Use = trust.UseDecision }
 	first := roots[0].Point()
-	held, err := protocol.TrustDocument{
+	held, err := trust.Document{
 		RootKey: roots[0].Point(), NextRootHash: forge.HashOf(roots[1]), RootCerts: [][]byte{m.RootCert(1, roots[0], roots[1])},
 		KeyCerts: [][]byte{cert(roots[0], 5, nil), cert(roots[0], 5, decision)},
 	}.Resolve(first.RootHash(), arena.Now())
@@ -122,13 +123,13 @@ func updates(ctx context.Context, a *arena.Arena) error {
 		certs [][]byte
 	}{
 		{"key certificate by a foreign root", [][]byte{cert(mallory, 6, nil)}},
-		{"the epoch it has, another key", [][]byte{cert(roots[0], 5, func(k *protocol.KeyCert) { k.Key = arena.NewKey().Point() })}},
+		{"the epoch it has, another key", [][]byte{cert(roots[0], 5, func(k *trust.KeyCert) { k.Key = arena.NewKey().Point() })}},
 		{"an earlier epoch", [][]byte{cert(roots[0], 4, nil)}},
 		{"epoch 0", [][]byte{cert(roots[0], 0, nil)}},
 		{"an epoch too far ahead", [][]byte{cert(roots[0], 5+64, nil)}},
-		{"expired", [][]byte{cert(roots[0], 6, func(k *protocol.KeyCert) { k.NotAfter = now - 1 })}},
-		{"not yet valid", [][]byte{cert(roots[0], 6, func(k *protocol.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}},
-		{"below its own minimum", [][]byte{cert(roots[0], 7, func(k *protocol.KeyCert) { k.MinEpoch = &eight })}},
+		{"expired", [][]byte{cert(roots[0], 6, func(k *trust.KeyCert) { k.NotAfter = now - 1 })}},
+		{"not yet valid", [][]byte{cert(roots[0], 6, func(k *trust.KeyCert) { k.NotBefore, k.NotAfter = now+2*day, now+3*day })}},
+		{"below its own minimum", [][]byte{cert(roots[0], 7, func(k *trust.KeyCert) { k.MinEpoch = &eight })}},
 		{"a second root that was not pinned", [][]byte{m.RootCert(2, mallory, roots[2]), cert(mallory, 6, nil)}},
 		{"the third root without the second", [][]byte{m.RootCert(3, roots[2], roots[3]), cert(roots[2], 6, nil)}},
 		{"the second root under another number", [][]byte{m.RootCert(3, roots[1], roots[2]), cert(roots[1], 6, nil)}},
@@ -138,19 +139,19 @@ func updates(ctx context.Context, a *arena.Arena) error {
 		{"the first root again", [][]byte{m.RootCert(1, roots[0], mallory), cert(mallory, 6, nil)}},
 		{"nothing", nil},
 	} {
-		same(a, offer{"MU: " + c.what, held, protocol.KeyUpdate{Certs: c.certs}.Marshal()})
+		same(a, offer{"MU: " + c.what, held, trust.KeyUpdate{Certs: c.certs}.Marshal()})
 	}
-	rotation := protocol.KeyUpdate{Certs: [][]byte{second, cert(roots[1], 6, nil)}}.Marshal()
+	rotation := trust.KeyUpdate{Certs: [][]byte{second, cert(roots[1], 6, nil)}}.Marshal()
 	for bit := range 8 * len(rotation) {
 		same(a, offer{fmt.Sprintf("bit %d of an MU with a new root", bit), held, flip(rotation, bit)})
 	}
 	rotated, err := held.Update(rotation, now)
 	a.Check(err == nil && rotated.Root == roots[1].Point() && len(rotated.Keys) == 1, "MU with a new root: %v, %d keys, %v", rotated.Root, len(rotated.Keys), err)
-	same(a, offer{"MU: back to the first root", rotated, protocol.KeyUpdate{Certs: [][]byte{m.RootCert(1, roots[0], roots[1]), cert(roots[0], 7, nil)}}.Marshal()})
-	minimum := protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 7, func(k *protocol.KeyCert) { k.Use, k.MinEpoch = protocol.UseDecision, &seven })}}.Marshal()
+	same(a, offer{"MU: back to the first root", rotated, trust.KeyUpdate{Certs: [][]byte{m.RootCert(1, roots[0], roots[1]), cert(roots[0], 7, nil)}}.Marshal()})
+	minimum := trust.KeyUpdate{Certs: [][]byte{cert(roots[0], 7, func(k *trust.KeyCert) { k.Use, k.MinEpoch = trust.UseDecision, &seven })}}.Marshal()
 	newer, err := held.Update(minimum, now)
-	a.Check(err == nil && len(newer.KeyCerts(protocol.UseDecision)) == 1, "a minimum epoch leaves %d decision keys, %v", len(newer.KeyCerts(protocol.UseDecision)), err)
-	same(a, offer{"MU: the epoch that was ruled out", newer, protocol.KeyUpdate{Certs: [][]byte{cert(roots[0], 5, decision)}}.Marshal()})
+	a.Check(err == nil && len(newer.KeyCerts(trust.UseDecision)) == 1, "a minimum epoch leaves %d decision keys, %v", len(newer.KeyCerts(trust.UseDecision)), err)
+	same(a, offer{"MU: the epoch that was ruled out", newer, trust.KeyUpdate{Certs: [][]byte{cert(roots[0], 5, decision)}}.Marshal()})
 	return m.Err
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
@@ -91,8 +92,8 @@ func (s *site) authorize(ctx context.Context, p *phone.Phone, level protocol.Lev
 	if err != nil {
 		return err
 	}
-	applied, err := s.device.Apply(ctx, protocol.ApplyRequest{
-		M1: session.M1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: device.NewNonce(),
+	applied, err := s.device.Apply(ctx, deviceapi.ApplyRequest{
+		M1: session.M1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: device.NewNonce(),
 	})
 	if err != nil {
 		return err
@@ -104,7 +105,7 @@ func (s *site) authorize(ctx context.Context, p *phone.Phone, level protocol.Lev
 	if err != nil {
 		return err
 	}
-	answer, err := s.device.Countersign(ctx, protocol.CountersignRequest{Handle: applied.Handle, M3: m3})
+	answer, err := s.device.Countersign(ctx, deviceapi.CountersignRequest{Handle: applied.Handle, M3: m3})
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/tamper"
 )
@@ -17,13 +18,13 @@ func (s *stage) alteredBit(ctx context.Context) error {
 		exit int
 		then bool // the phone asks again
 	}{
-		{"M1: the appliance cannot open it", protocol.KindM1, failed, false},
-		{"M2: the phone cannot open it, and signs nothing", protocol.KindM2, notAuthentic, false},
-		{"M3: the appliance cannot open it; the phone sends it again", protocol.KindM3, unknown, true},
-		{"M4: the door is open, and the phone asks what became of it", protocol.KindM4, unknown, true},
+		{"M1: the appliance cannot open it", message.KindM1, failed, false},
+		{"M2: the phone cannot open it, and signs nothing", message.KindM2, notAuthentic, false},
+		{"M3: the appliance cannot open it; the phone sends it again", message.KindM3, unknown, true},
+		{"M4: the door is open, and the phone asks what became of it", message.KindM4, unknown, true},
 	} {
 		s.say("   %s", step.name)
-		if s.broken == "bit" && step.kind == protocol.KindM2 {
+		if s.broken == "bit" && step.kind == message.KindM2 {
 			s.say("   (BREAK=bit: the phone is given the challenge as if nothing had been altered)")
 		} else {
 			s.wire.Next(tamper.Rule{Kind: step.kind, Action: tamper.Alter, Bit: -1})
@@ -52,11 +53,11 @@ func (s *stage) replay(ctx context.Context) error {
 	if err := s.keep(ctx); err != nil {
 		return err
 	}
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut})
+	s.wire.Next(tamper.Rule{Kind: message.KindM4, Action: tamper.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}
-	lost := s.wire.Last(protocol.KindM4)
+	lost := s.wire.Last(message.KindM4)
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
@@ -66,8 +67,8 @@ func (s *stage) replay(ctx context.Context) error {
 			return err
 		}
 	}
-	m3 := s.wire.Last(protocol.KindM3)
-	seen := [][]byte{lost, s.wire.Last(protocol.KindM4)}
+	m3 := s.wire.Last(message.KindM3)
+	seen := [][]byte{lost, s.wire.Last(message.KindM4)}
 	for range 3 {
 		m4, err := s.wire.Replay(ctx, m3)
 		if err != nil {

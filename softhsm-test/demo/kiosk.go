@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
@@ -69,7 +71,7 @@ func (s *stage) liar(ctx context.Context) error {
 	later.Nonce = device.NewNonce()
 	for _, c := range []struct {
 		what  string
-		check protocol.DecisionCheck
+		check receipt.Check
 		code  protocol.Code
 	}{
 		{"for its own order", check, 0},
@@ -91,8 +93,8 @@ func (s *stage) liar(ctx context.Context) error {
 
 // approvedAt runs an authorization of 12.00 EUR for a new phone at a device of the
 // rig.
-func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (check protocol.DecisionCheck, decision []byte, err error) {
-	order := protocol.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: euros12.Minor, Currency: euros12.Currency}}
+func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (check receipt.Check, decision []byte, err error) {
+	order := deviceapi.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: euros12.Minor, Currency: euros12.Currency}}
 	code, err := s.Invite(ctx, "client", name)
 	if err != nil {
 		return check, nil, err
@@ -107,7 +109,7 @@ func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (
 		return check, nil, err
 	}
 	nonce := device.NewNonce()
-	granted, err := d.Apply(ctx, protocol.ApplyRequest{M1: session.M1, Order: order, Link: protocol.LinkWire, Nonce: nonce})
+	granted, err := d.Apply(ctx, deviceapi.ApplyRequest{M1: session.M1, Order: order, Link: deviceapi.LinkWire, Nonce: nonce})
 	if err != nil {
 		return check, nil, err
 	}
@@ -118,7 +120,7 @@ func (s *stage) approvedAt(ctx context.Context, name string, d *device.Device) (
 	if err != nil {
 		return check, nil, err
 	}
-	answer, err := d.Countersign(ctx, protocol.CountersignRequest{Handle: granted.Handle, M3: m3})
+	answer, err := d.Countersign(ctx, deviceapi.CountersignRequest{Handle: granted.Handle, M3: m3})
 	if err != nil {
 		return check, nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/tamper"
@@ -61,7 +62,7 @@ func (s *stage) evidence(ctx context.Context) error {
 
 // untold loses an answer and then everything that could repeat it.
 func (s *stage) untold(ctx context.Context) error {
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM4, Action: tamper.Cut})
+	s.wire.Next(tamper.Rule{Kind: message.KindM4, Action: tamper.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}
@@ -78,11 +79,11 @@ func (s *stage) untold(ctx context.Context) error {
 	}
 	s.demand(a.Result == "approved", "result %q", a.Result)
 	s.say("   The next time it is the countersignature that is lost. Asking makes that final:")
-	s.wire.Next(tamper.Rule{Kind: protocol.KindM3, Action: tamper.Cut})
+	s.wire.Next(tamper.Rule{Kind: message.KindM3, Action: tamper.Cut})
 	if _, err := s.authorize(ctx, "alice", unknown, "100"); err != nil {
 		return err
 	}
-	m1 := s.wire.Last(protocol.KindM1)
+	m1 := s.wire.Last(message.KindM1)
 	if a, err = s.became(ctx, "alice", denied, last); err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (s *stage) untold(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	me, err := protocol.ParseLinkError(late)
+	me, err := message.ParseLinkError(late)
 	s.say("   attacker: the countersignature that he kept comes late: code %d (%s)", uint8(me.Code), me.Code)
 	return err
 }
@@ -101,7 +102,7 @@ func (s *stage) firstAfter(m1 []byte) []byte {
 	seen := false
 	for _, f := range s.wire.Frames() {
 		seen = seen || string(f.Message) == string(m1)
-		if seen && f.Kind() == protocol.KindM3 {
+		if seen && f.Kind() == message.KindM3 {
 			return f.Message
 		}
 	}

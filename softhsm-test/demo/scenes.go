@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 )
 
@@ -184,7 +185,7 @@ func (s *stage) door(ctx context.Context) error {
 // traffic shows the messages that went over the wire, and counts their bytes.
 func (s *stage) traffic() (total int) {
 	names := map[byte]string{
-		protocol.KindM1: "M1 apply", protocol.KindM2: "M2 challenge", protocol.KindM3: "M3 countersign", protocol.KindM4: "M4 receipt",
+		message.KindM1: "M1 apply", message.KindM2: "M2 challenge", message.KindM3: "M3 countersign", message.KindM4: "M4 receipt",
 	}
 	for _, f := range s.wire.Frames() {
 		arrow := "relay → phone"

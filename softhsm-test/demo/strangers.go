@@ -15,6 +15,7 @@ import (
 	_ "modernc.org/sqlite" // the driver of the store that BREAK=replay puts back
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig/phone"
 	"countersign/softhsm-test/rig/wire"
 )
@@ -41,11 +42,11 @@ func (s *stage) stranger(ctx context.Context) error {
 
 // stray runs a whole authorization with a key that nobody enrolled.
 func (s *stage) stray(ctx context.Context) (protocol.Code, error) {
-	trust, err := s.trust(ctx)
+	pinned, err := s.trust(ctx)
 	if err != nil {
 		return 0, err
 	}
-	p, err := phone.Stranger(trust)
+	p, err := phone.Stranger(pinned)
 	if err != nil {
 		return 0, err
 	}
@@ -80,18 +81,18 @@ func (s *stage) stray(ctx context.Context) (protocol.Code, error) {
 }
 
 // trust is what an enrolled phone would have.
-func (s *stage) trust(ctx context.Context) (protocol.Trust, error) {
+func (s *stage) trust(ctx context.Context) (trust.State, error) {
 	status, err := s.Status(ctx)
 	if err != nil {
-		return protocol.Trust{}, err
+		return trust.State{}, err
 	}
 	raw, err := hex.DecodeString(status.RootKey)
 	if err != nil {
-		return protocol.Trust{}, fmt.Errorf("root key: %w", err)
+		return trust.State{}, fmt.Errorf("root key: %w", err)
 	}
 	root, err := protocol.ParsePublicKey(raw)
 	if err != nil {
-		return protocol.Trust{}, fmt.Errorf("root key: %w", err)
+		return trust.State{}, fmt.Errorf("root key: %w", err)
 	}
 	return phone.FetchTrust(ctx, s.URL, root.RootHash())
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // forger has the files, keys of his own, and certificates by them.
@@ -33,8 +34,8 @@ func newForger(ctx context.Context) (f forger, err error) {
 	}
 	rootKey, errRoot := protocol.CompressKey(&root.PublicKey)
 	decisionKey, errDecision := protocol.CompressKey(&decision.PublicKey)
-	rootCert, errCert := protocol.SignRootCert(ctx, root, protocol.RootCert{Number: 1, Key: rootKey})
-	certified, errKeyCert := protocol.SignKeyCert(ctx, root, protocol.KeyCert{Epoch: 1, Use: protocol.UseDecision, Key: decisionKey, NotAfter: 1 << 40})
+	rootCert, errCert := trust.SignRootCert(ctx, root, trust.RootCert{Number: 1, Key: rootKey})
+	certified, errKeyCert := trust.SignKeyCert(ctx, root, trust.KeyCert{Epoch: 1, Use: trust.UseDecision, Key: decisionKey, NotAfter: 1 << 40})
 	return forger{decision, rootKey, rootCert, certified}, errors.Join(errRoot, errDecision, errCert, errKeyCert)
 }
 

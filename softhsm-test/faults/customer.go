@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
@@ -64,7 +68,7 @@ func (c *customer) step(ctx context.Context) bool {
 
 func (c *customer) begin(ctx context.Context) bool {
 	p1 := c.Next(door)
-	p1.Capabilities = protocol.CapabilityFullReceipt
+	p1.Capabilities = message.CapabilityFullReceipt
 	session, err := c.Apply(p1.Marshal())
 	if err != nil {
 		c.journal.blame(err)
@@ -103,8 +107,9 @@ func (c *customer) settle(ctx context.Context) bool {
 		c.journal.deny(p4.Reason)
 		return true
 	}
-	keys := protocol.Keyring{Root: c.Trust.Root, KeyCerts: c.Trust.KeyCerts(protocol.UseDecision), Now: uint64(time.Now().Unix())}
-	if d, ok := c.journal.check(keys.Verify, p4.Decision); ok {
+	keys := trust.Keyring{Root: c.Trust.Root, KeyCerts: c.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
+	verify := func(b []byte) (receipt.Decision, error) { return receipt.Verify(keys, b) }
+	if d, ok := c.journal.check(verify, p4.Decision); ok {
 		c.journal.approve(approval{at: time.Now(), serial: o.serial, transaction: d.Transaction, acts: c.way.acts()})
 	}
 	return true
@@ -120,7 +125,7 @@ func (w *overAPI) acts() bool { return false }
 
 func (w *overAPI) post(ctx context.Context, path string, body []byte) ([]byte, exchange) {
 	e := exchange{begun: time.Now()}
-	answer, err := w.gate.Post(ctx, device.Call{Path: path, Type: protocol.BodyType, Body: body})
+	answer, err := w.gate.Post(ctx, device.Call{Path: path, Type: deviceapi.BodyType, Body: body})
 	e.took, e.err, e.code, e.retryAfter = time.Since(e.begun), err, answer.Code, answer.RetryAfter != "" && answer.RetryAfter != "0"
 	if err == nil && answer.Status != http.StatusOK && e.code == 0 {
 		e.err = fmt.Errorf("status %d without a code", answer.Status)
@@ -129,23 +134,23 @@ func (w *overAPI) post(ctx context.Context, path string, body []byte) ([]byte, e
 }
 
 func (w *overAPI) apply(ctx context.Context, o *order) exchange {
-	req := protocol.ApplyRequest{M1: o.M1, Order: protocol.Order{Services: []protocol.Service{door}}, Link: protocol.LinkWire, Nonce: o.nonce}
+	req := deviceapi.ApplyRequest{M1: o.M1, Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Nonce: o.nonce}
 	body, e := w.post(ctx, "/v1/apply", req.Marshal())
 	if e.failed() {
 		return e
 	}
-	res, err := protocol.ParseApplyResponse(body)
+	res, err := deviceapi.ParseApplyResponse(body)
 	o.m2, o.handle, e.err = res.M2, res.Handle, err
 	return e
 }
 
 func (w *overAPI) countersign(ctx context.Context, o *order) ([]byte, exchange) {
-	req := protocol.CountersignRequest{Handle: o.handle, M3: o.m3}
+	req := deviceapi.CountersignRequest{Handle: o.handle, M3: o.m3}
 	body, e := w.post(ctx, "/v1/countersign", req.Marshal())
 	if e.failed() {
 		return nil, e
 	}
-	res, err := protocol.ParseCountersignResponse(body)
+	res, err := deviceapi.ParseCountersignResponse(body)
 	if e.err = err; err == nil && res.Decision != nil {
 		w.verify(o, res.Decision)
 	}
@@ -181,21 +186,21 @@ func (w *overLink) countersign(ctx context.Context, o *order) ([]byte, exchange)
 	return w.ask(ctx, o.m3)
 }
 
-func (w *overLink) ask(ctx context.Context, message []byte) (answer []byte, e exchange) {
+func (w *overLink) ask(ctx context.Context, msg []byte) (answer []byte, e exchange) {
 	e = exchange{begun: time.Now(), overLink: true}
-	answer, e.err = w.say(ctx, message)
+	answer, e.err = w.say(ctx, msg)
 	e.took = time.Since(e.begun)
 	if e.err != nil {
 		w.hangUp()
 		return nil, e
 	}
-	if me, err := protocol.ParseLinkError(answer); err == nil {
+	if me, err := message.ParseLinkError(answer); err == nil {
 		e.code, e.retryAfter = me.Code, me.Retry != 0
 	}
 	return answer, e
 }
 
-func (w *overLink) say(ctx context.Context, message []byte) ([]byte, error) {
+func (w *overLink) say(ctx context.Context, msg []byte) ([]byte, error) {
 	if w.conn == nil {
 		conn, err := wire.Dial(ctx, w.link)
 		if err != nil {
@@ -203,7 +208,7 @@ func (w *overLink) say(ctx context.Context, message []byte) ([]byte, error) {
 		}
 		w.conn = &conn
 	}
-	return w.conn.Ask(message)
+	return w.conn.Ask(msg)
 }
 
 func (w *overLink) hangUp() {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/rig/tamper"
 )
 
@@ -59,7 +60,7 @@ func (j *journal) add(e exchange) {
 }
 
 // check verifies a decision or receipt that was released.
-func (j *journal) check(verify func([]byte) (protocol.Decision, error), signed []byte) (protocol.Decision, bool) {
+func (j *journal) check(verify func([]byte) (receipt.Decision, error), signed []byte) (receipt.Decision, bool) {
 	j.mu.Lock()
 	if j.spoil && len(signed) != 0 {
 		signed, j.spoil = tamper.Flip(signed, 8*len(signed)-1), false

@@ -9,17 +9,19 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/hostile/world"
 )
 
 // enrolments are codes of each kind and state, certificates that are renewed, and what a
 // new phone is told to trust.
 var enrolments = []operation{
-	{"enrol by an open code", enrol("nora"), []grant{{what: `client certificate for code "nora"`}, {what: `"nora" enrolled nora, roles uv`}}},
-	{"enrol by a used code", enrol("used by rob"), nil},
-	{"enrol by an expired code", enrol("late"), nil},
-	{"enrol by a made-up code", enrol("made up"), nil},
-	{"enrol by a device's code", enrol("till"), nil},
+	{"enrol by an open code", enrolClient("nora"), []grant{{what: `client certificate for code "nora"`}, {what: `"nora" enrolled nora, roles uv`}}},
+	{"enrol by a used code", enrolClient("used by rob"), nil},
+	{"enrol by an expired code", enrolClient("late"), nil},
+	{"enrol by a made-up code", enrolClient("made up"), nil},
+	{"enrol by a device's code", enrolClient("till"), nil},
 	{"enrol a device by an open code", enrolDevice("till"), []grant{{what: `device by "till": X.509 certificate of spiffe://test.example/device/till`}, {"device by \"till\" is till, shown as \"till\"", 1}}},
 	{"enrol a device by a used code", enrolDevice("used by gate"), nil},
 	{"enrol a device by a code not voted for", enrolDevice("door-3"), nil},
@@ -38,11 +40,11 @@ var trusted = func() (all []grant) {
 	return all
 }()
 
-func enrol(name string) func(*scene, context.Context) error {
+func enrolClient(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error { return s.enrol(ctx, name, s.Codes[name]) }
 }
 
-func (s *scene) enrol(ctx context.Context, name string, code protocol.ActivationCode) error {
+func (s *scene) enrol(ctx context.Context, name string, code enrol.ActivationCode) error {
 	p, err := s.Stranger(true)
 	if err != nil {
 		return err
@@ -70,7 +72,7 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 		if err != nil {
 			return err
 		}
-		got, err := protocol.ParseDeviceEnrolResponse(raw)
+		got, err := enrol.ParseDeviceResponse(raw)
 		if err != nil {
 			return err
 		}
@@ -93,7 +95,7 @@ func renew(name string) func(*scene, context.Context) error {
 		if err != nil {
 			return err
 		}
-		got, err := s.Renew(ctx, d, protocol.RenewRequest{CSR: world.CSR()})
+		got, err := s.Renew(ctx, d, enrol.RenewRequest{CSR: world.CSR()})
 		s.certified("renewal", got.Certificates)
 		return err
 	}
@@ -109,7 +111,7 @@ func (s *scene) believed() error {
 		s.grant("root %s, to which the true root does not lead", document.RootKey)
 	}
 	for _, raw := range document.KeyCerts {
-		cert, err := protocol.VerifyKeyCert(raw, s.Root)
+		cert, err := trust.VerifyKeyCert(raw, s.Root)
 		if err != nil {
 			s.grant("a key that the true root did not certify")
 			continue

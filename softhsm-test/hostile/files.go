@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -83,8 +84,8 @@ func payload(file []byte) ([]byte, error) {
 // its own.
 func (r foreign) sign(ctx context.Context, kind string, content []byte, prefix ...[]byte) ([]byte, error) {
 	key := arena.NewKey()
-	cert, err := protocol.SignKeyCert(ctx, r.key, protocol.KeyCert{
-		Epoch: 9, Use: protocol.UseDecision, Key: key.Point(),
+	cert, err := trust.SignKeyCert(ctx, r.key, trust.KeyCert{
+		Epoch: 9, Use: trust.UseDecision, Key: key.Point(),
 		NotBefore: uint64(time.Now().Add(-time.Hour).Unix()), NotAfter: uint64(time.Now().Add(time.Hour).Unix()),
 	})
 	if err != nil {

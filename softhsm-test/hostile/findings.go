@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -137,12 +138,12 @@ func forge(ctx context.Context, tx *sql.Tx, d *world.Dialog, to protocol.Result)
 	if err := tx.QueryRowContext(ctx, "SELECT payload FROM decision"+which, counter, random).Scan(&payload); err != nil {
 		return err
 	}
-	decision, err := protocol.ParseDecision(payload)
+	decision, err := receipt.Parse(payload)
 	if err != nil {
 		return err
 	}
 	decision.Result, decision.Lifetime, decision.Factors = to, honestLifetime, protocol.Factors(1<<uint(decision.Level)-1)
-	decision.Reason, _ = protocol.ReasonFor(to)
+	decision.Reason, _ = receipt.ReasonFor(to)
 	sum := sha256.Sum256(d.M3)
 	return execs(ctx, tx, "UPDATE decision SET result = ?, reason = 0, payload = ?, m3 = ?, role = NULL, expires_us = NULL, final_result = NULL, final_reason = NULL, final_us = NULL"+which,
 		int64(to), decision.Marshal(), sum[:], counter, random)

@@ -8,6 +8,9 @@ import (
 	"slices"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/hostile/world"
 )
 
@@ -86,7 +89,7 @@ const honestLifetime = 120
 
 // expected is the statement of the decision on a dialog: of a second approval, the
 // first's.
-func expected(d *world.Dialog) protocol.Statement {
+func expected(d *world.Dialog) message.Statement {
 	if d.First != nil {
 		return d.First.Statement()
 	}
@@ -94,7 +97,7 @@ func expected(d *world.Dialog) protocol.Statement {
 }
 
 // sameAsBefore: what was answered before is the same transaction, issued when it was.
-func (s *scene) sameAsBefore(d *world.Dialog, got protocol.Decision) string {
+func (s *scene) sameAsBefore(d *world.Dialog, got receipt.Decision) string {
 	_, before, err := s.verify(d, d.Answer.Decision())
 	switch {
 	case err != nil:
@@ -108,7 +111,7 @@ func (s *scene) sameAsBefore(d *world.Dialog, got protocol.Decision) string {
 }
 
 // verify checks a decision under each epoch that the true root certified.
-func (s *scene) verify(d *world.Dialog, decision []byte) (epoch uint64, got protocol.Decision, err error) {
+func (s *scene) verify(d *world.Dialog, decision []byte) (epoch uint64, got receipt.Decision, err error) {
 	certs, others := s.certificates()
 	for _, cert := range certs {
 		got, err = d.Check(s.Root, append([][]byte{cert.raw}, others...), s.House.Clock.Unix()).Verify(decision)
@@ -120,7 +123,7 @@ func (s *scene) verify(d *world.Dialog, decision []byte) (epoch uint64, got prot
 }
 
 type certificate struct {
-	protocol.KeyCert
+	trust.KeyCert
 	raw []byte
 }
 
@@ -128,12 +131,12 @@ type certificate struct {
 // had before, and what the house gives now.
 func (s *scene) certificates() (decision []certificate, clientCA [][]byte) {
 	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Trust().KeyCerts...) {
-		cert, err := protocol.VerifyKeyCert(raw, s.Root)
+		cert, err := trust.VerifyKeyCert(raw, s.Root)
 		switch {
 		case err != nil:
-		case cert.Use == protocol.UseDecision:
+		case cert.Use == trust.UseDecision:
 			decision = append(decision, certificate{cert, raw})
-		case cert.Use == protocol.UseClientCA:
+		case cert.Use == trust.UseClientCA:
 			clientCA = append(clientCA, raw)
 		}
 	}
@@ -151,11 +154,11 @@ func amount(a *protocol.Amount) string {
 func (s *scene) enrolled(code string, cert []byte) {
 	_, authorities := s.certificates()
 	for _, raw := range authorities {
-		ca, err := protocol.VerifyKeyCert(raw, s.Root)
+		ca, err := trust.VerifyKeyCert(raw, s.Root)
 		if err != nil {
 			continue
 		}
-		if _, err := protocol.VerifyClientCert(cert, ca.Key, s.House.Clock.Unix()); err == nil {
+		if _, err := trust.VerifyClientCert(cert, ca.Key, s.House.Clock.Unix()); err == nil {
 			s.grant("client certificate for code %q", code)
 			return
 		}
@@ -176,9 +179,9 @@ func (s *scene) certified(what string, certificates []string) {
 	if err != nil || len(cert.URIs) != 1 {
 		return
 	}
-	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(protocol.UseCA)), s.House.Trust().KeyCerts...) {
-		ca, err := protocol.VerifyKeyCert(raw, s.Root)
-		if err == nil && ca.Use == protocol.UseCA && signedBy(cert, ca.Key) {
+	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(trust.UseCA)), s.House.Trust().KeyCerts...) {
+		ca, err := trust.VerifyKeyCert(raw, s.Root)
+		if err == nil && ca.Use == trust.UseCA && signedBy(cert, ca.Key) {
 			s.grant("%s: X.509 certificate of %s", what, cert.URIs[0])
 			return
 		}

@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/softhsm-test/hostile/world"
 	"countersign/softhsm-test/rig/phone"
 )
@@ -262,7 +263,7 @@ func report(name, at string, sums ...uint64) func(*scene, context.Context) error
 		if err != nil {
 			return err
 		}
-		reported := s.Outcome(ctx, device, protocol.OutcomeRequest{Transaction: id})
+		reported := s.Outcome(ctx, device, deviceapi.OutcomeRequest{Transaction: id})
 		p := *s.Phones["lena"]
 		for _, sum := range sums {
 			if err := s.approve(ctx, "lena", &p, pay(sum)); err != nil {

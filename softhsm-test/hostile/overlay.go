@@ -64,7 +64,7 @@ var breaks = map[string][]broken.Edit{
 	"root": {
 		edit(chainGo, "func (p Pins) in(c chain) error {\n", "func (p Pins) in(c chain) error {\n\tif c.roots != nil {\n\t\treturn nil\n\t}\n"),
 		edit(chainGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
-		edit(signedGo, "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r protocol.RootCert) bool { return r.Key != known.Root || true }) {"),
+		edit(signedGo, "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key != known.Root || true }) {"),
 	},
 	// The head is not looked at: what is gone is not missed, and what is old is as good.
 	"head": append([]broken.Edit{

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 	"countersign/softhsm-test/rig"
@@ -113,14 +114,14 @@ func revoked(ctx context.Context, v *visit) error {
 func inventing(_ context.Context, v *visit) error {
 	var random [13]byte
 	copy(random[:], v.name)
-	v.code = protocol.NewActivationCode(v.root.RootHash(), random)
+	v.code = enrol.NewActivationCode(v.root.RootHash(), random)
 	return nil
 }
 
 func invitedOpen(ctx context.Context, v *visit) error {
 	code, err := v.Invite(ctx, "client", v.name+"-new")
 	if err == nil {
-		v.code, err = protocol.ParseActivationCode(code)
+		v.code, err = enrol.ParseActivationCode(code)
 	}
 	return err
 }

@@ -31,7 +31,7 @@ var recovery = []operation{
 	},
 	{"restore, then trust document", restored(func(s *scene, _ context.Context) error { return s.believed() }), trusted},
 	{"restore, then start", restored(standing), inForce},
-	{"restore, then enrol by a made-up code", restored(enrol("made up")), nil},
+	{"restore, then enrol by a made-up code", restored(enrolClient("made up")), nil},
 }
 
 // afresh has carol ask for a second approval, and another give it.

@@ -10,6 +10,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
@@ -51,7 +52,7 @@ func newRoot(ctx context.Context) (r foreign, err error) {
 	r.key = arena.NewKey()
 	point := arena.NewKey().Point()
 	r.next = sha256.Sum256(point[:])
-	r.cert, err = protocol.SignRootCert(ctx, r.key, protocol.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
+	r.cert, err = trust.SignRootCert(ctx, r.key, trust.RootCert{Number: 1, Key: r.key.Point(), NextHash: r.next})
 	return r, err
 }
 
@@ -73,11 +74,11 @@ func (r foreign) row(k store.Key) (store.Key, error) {
 
 // certify signs what the true root certified.
 func (r foreign) certify(ctx context.Context, cert []byte, trueRoot protocol.PublicKey) ([]byte, error) {
-	k, err := protocol.VerifyKeyCert(cert, trueRoot)
+	k, err := trust.VerifyKeyCert(cert, trueRoot)
 	if err != nil {
 		return nil, err
 	}
-	return protocol.SignKeyCert(ctx, r.key, k)
+	return trust.SignKeyCert(ctx, r.key, k)
 }
 
 func (r foreign) certifyAll(ctx context.Context, tx *sql.Tx, trueRoot protocol.PublicKey) (err error) {

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -113,7 +114,7 @@ func (t *thief) approves(ctx context.Context, dialog string) error {
 		}
 		k := store.Kept{Spent: store.Spent{AnswerKey: key, Outcome: store.Outcome{Result: protocol.ResultApproved, At: time.UnixMicro(decided)}}}
 		var err error
-		if k.Outcome.Decision, err = protocol.ParseDecision(payload); err != nil {
+		if k.Outcome.Decision, err = receipt.Parse(payload); err != nil {
 			return err
 		}
 		seal, err := t.seals.Make(k)

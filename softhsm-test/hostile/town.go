@@ -9,6 +9,10 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/hostile/world"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
@@ -33,7 +37,7 @@ type visit struct {
 	phone  *phone.Phone
 	other  *visit // whose record is touched too, or nil
 	dialog *world.Dialog
-	code   protocol.ActivationCode
+	code   enrol.ActivationCode
 }
 
 func openTown(ctx context.Context, bin rig.Bin, dir string) (*town, error) {
@@ -49,7 +53,7 @@ func openTown(ctx context.Context, bin rig.Bin, dir string) (*town, error) {
 	if err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	t.root, t.certs = t.till.Trust.Root, append(t.till.Trust.KeyCerts(protocol.UseDecision), t.till.Trust.KeyCerts(protocol.UseClientCA)...)
+	t.root, t.certs = t.till.Trust.Root, append(t.till.Trust.KeyCerts(trust.UseDecision), t.till.Trust.KeyCerts(trust.UseClientCA)...)
 	return t, nil
 }
 
@@ -113,14 +117,14 @@ func (t *town) apply(ctx context.Context, p *phone.Phone, ask world.Ask) (*world
 	if d.P2.Code != 0 {
 		return nil, d.P2.Code
 	}
-	d.Chal, err = protocol.ChallengeOf(res.M2)
+	d.Chal, err = message.ChallengeOf(res.M2)
 	return d, err
 }
 
 // send sends an M3; approved is whether the device may act on what came back.
 func (t *town) send(ctx context.Context, d *world.Dialog, m3 []byte) (approved bool, err error) {
 	d.M3 = m3
-	res, err := t.till.Countersign(ctx, protocol.CountersignRequest{Handle: d.Handle, M3: m3})
+	res, err := t.till.Countersign(ctx, deviceapi.CountersignRequest{Handle: d.Handle, M3: m3})
 	if err != nil {
 		return false, err
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/phone"
 	"countersign/softhsm-test/rig/wire"
@@ -32,7 +32,7 @@ func (i *insistent) answered(ctx context.Context, link string) (kind byte, answe
 	if answer, err = wire.Ask(ctx, link, session.M1); err != nil {
 		return 0, nil, err
 	}
-	kind, err = protocol.Kind(answer)
+	kind, err = message.Kind(answer)
 	return kind, answer, err
 }
 

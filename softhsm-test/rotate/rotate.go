@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig"
 )
 
@@ -209,14 +209,14 @@ func (s *stage) refusesEpoch(ctx context.Context, old key) error {
 	if err != nil {
 		return err
 	}
-	s.Check(kind == protocol.KindKeyUpdate, "an application under %s: answer of kind %#x, want a key update", old.ref(), kind)
-	if kind != protocol.KindKeyUpdate {
+	s.Check(kind == message.KindKeyUpdate, "an application under %s: answer of kind %#x, want a key update", old.ref(), kind)
+	if kind != message.KindKeyUpdate {
 		return nil
 	}
 	if err := s.insist.follow(answer); err != nil {
 		return err
 	}
 	kind, _, err = s.insist.answered(ctx, s.Link)
-	s.Check(err == nil && kind == protocol.KindM2, "after the key update: answer of kind %#x, want a challenge: %v", kind, err)
+	s.Check(err == nil && kind == message.KindM2, "after the key update: answer of kind %#x, want a challenge: %v", kind, err)
 	return err
 }

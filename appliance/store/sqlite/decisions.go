@@ -12,6 +12,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 const decisionColumns = `s.counter, s.random, s.attempt, s.m3, s.result, s.reason, s.payload, s.decided_us,
@@ -72,7 +74,7 @@ func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 		r.Final = &store.Final{Result: protocol.Result(r.finalResult.V), Reason: protocol.Code(r.finalReason.V), At: r.finalAt}
 	}
 	if r.asked.Valid {
-		r.Outcome.Asked = &protocol.AskedResult{Result: protocol.Result(r.asked.V), Reason: protocol.Code(r.askedReason.V)}
+		r.Outcome.Asked = &message.AskedResult{Result: protocol.Result(r.asked.V), Reason: protocol.Code(r.askedReason.V)}
 	}
 	if r.firstClient != nil || r.firstSerial != nil {
 		r.First = &store.Approves{}
@@ -81,7 +83,7 @@ func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 		}
 	}
 	var err error
-	if r.Outcome.Decision, err = protocol.ParseDecision(r.payload); err != nil || unpackCharges(r.charges, &r.Charges) != nil {
+	if r.Outcome.Decision, err = receipt.Parse(r.payload); err != nil || unpackCharges(r.charges, &r.Charges) != nil {
 		return v.seals.Report(fmt.Sprintf("the decision of serial %v cannot be read", r.Serial))
 	}
 	return nil

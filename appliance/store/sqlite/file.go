@@ -6,15 +6,17 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/pressly/goose/v3"
 
 	"countersign/appliance/store"
+
+	"countersign/internal/durable"
 )
 
 // Modes of what the store creates: nobody but its user.
@@ -26,20 +28,15 @@ const (
 // lock takes the exclusive lock that keeps a second process, or a second Store
 // of this process, off the same file. It is a file of its own, since closing any
 // descriptor of the database itself would drop SQLite's own locks (POSIX).
-func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, fileMode)
-	if err != nil {
+func lock(path string) (io.Closer, error) {
+	f, err := durable.Lock(path + ".lock")
+	switch {
+	case errors.Is(err, durable.ErrLocked):
+		return nil, fmt.Errorf("%w: %s is in use by another process", store.ErrUnavailable, path)
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	_ = f.Close() // nothing was written
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return nil, fmt.Errorf("%w: %s is in use by another process", store.ErrUnavailable, path)
-	}
-	return nil, fmt.Errorf("%w: locking %s.lock: %w", store.ErrUnavailable, path, err)
+	return f, nil
 }
 
 // create makes the database file, so that it never exists with another mode, and
@@ -56,7 +53,10 @@ func create(path string) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
-	return syncDir(filepath.Dir(path))
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return nil
 }
 
 // tighten gives files of an older store, or a restored copy, the right mode.
@@ -66,18 +66,6 @@ func tighten(path string) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
-	}
-	err = d.Sync()
-	if err = errors.Join(err, d.Close()); err != nil {
-		return fmt.Errorf("%w: syncing %s: %w", store.ErrUnavailable, dir, err)
 	}
 	return nil
 }

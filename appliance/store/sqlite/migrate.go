@@ -14,6 +14,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+
+	"countersign/internal/durable"
 )
 
 // Suffixes of the files that a migration makes.
@@ -26,7 +28,7 @@ const (
 // on its way to being sealed. It is worked on in a copy beside it.
 type Old struct {
 	path string
-	lock *os.File
+	lock io.Closer
 	db   *sql.DB
 	txn  *txn
 }
@@ -509,14 +511,14 @@ func (o *Old) Put() (before string, err error) {
 }
 
 func (o *Old) replace(before string) error {
-	if err := syncFile(o.path + migratingSuffix); err != nil {
+	if err := durable.SyncFile(o.path + migratingSuffix); err != nil {
 		return err
 	}
 	// The old store is kept by another name first, and replaced at once then.
 	if err := removeDatabase(before); err != nil {
 		return err
 	}
-	if err := copyPlain(o.path, before); err != nil {
+	if _, _, err := durable.Copy(o.path, before); err != nil {
 		return err
 	}
 	if err := os.Rename(o.path+migratingSuffix, o.path); err != nil {
@@ -527,28 +529,5 @@ func (o *Old) replace(before string) error {
 			return err
 		}
 	}
-	return syncDir(filepath.Dir(o.path))
-}
-
-func syncFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// copyPlain copies a file, durably.
-func copyPlain(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }() // it was read only
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close())
+	return durable.SyncDir(filepath.Dir(o.path))
 }

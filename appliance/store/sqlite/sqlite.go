@@ -10,6 +10,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ type Store struct {
 	vault atomic.Pointer[vault] // nil: sealed
 	w     *writer
 	r     *reader
-	lock  *os.File
+	lock  io.Closer
 	close func() error
 }
 

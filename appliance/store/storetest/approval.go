@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 var approvalTests = map[string]func(*testing.T, *fixture){
@@ -189,7 +190,7 @@ func testApproveEnds(t *testing.T, f *fixture) {
 			t.Fatalf("%s: %d records of an end", name, n-before)
 		}
 		f.spend(q.approves(counter+1, first), protocol.CodeSerial)
-		f.asks(counter+1, first.Serial, protocol.AskedResult{Reason: reason})
+		f.asks(counter+1, first.Serial, message.AskedResult{Reason: reason})
 	}
 	ends("refused", protocol.CodeUserRefused, func(s *store.Spend) { s.Denial = protocol.CodeUserRefused })
 	ends("expired", protocol.CodeExpired, func(s *store.Spend) { s.Now = Epoch.Add(expiry + time.Microsecond) })
@@ -330,11 +331,11 @@ func testConcurrentApprovers(t *testing.T, f *fixture) {
 		}
 	}
 	reasons := map[protocol.Code]int{}
-	var want protocol.AskedResult
+	var want message.AskedResult
 	for _, a := range f.spendTogether(spends) {
 		reasons[a.out.Reason]++
 		if a.out.Reason != protocol.CodeSerial {
-			want = protocol.AskedResult{Result: a.out.Result, Reason: a.out.Reason}
+			want = message.AskedResult{Result: a.out.Result, Reason: a.out.Reason}
 		}
 	}
 	if reasons[protocol.CodeSerial] != 49 || reasons[0]+reasons[protocol.CodeUserRefused] != 1 {

@@ -8,6 +8,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 // Epoch is when the suite's things happen.
@@ -138,9 +140,9 @@ func (p Parties) Spend(counter uint32) store.Spend {
 		Now:           Epoch.Add(time.Duration(counter) * time.Second),
 		Evidence: store.Evidence{
 			Statement: []byte("statement"),
-			Approval:  protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning},
+			Approval:  message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning},
 		},
-		Decision: protocol.Decision{
+		Decision: receipt.Decision{
 			Result: protocol.ResultApproved, Level: 1, Factors: protocol.FactorSignature,
 			IssuedAt: uint64(Epoch.Unix()), Lifetime: 60, Device: p.Device.ID, Service: 100,
 			Amount: &protocol.Amount{Minor: 1250, Currency: "EUR"},

@@ -7,6 +7,8 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 )
 
 var spendTests = map[string]func(*testing.T, *fixture){
@@ -122,9 +124,9 @@ func testSpendReplay(t *testing.T, f *fixture) {
 func testSpendStrict(t *testing.T, f *fixture) {
 	s := f.third(1)
 	s.Decision.Amount = nil
-	s.Decision.Evidence = []protocol.Evidence{{
+	s.Decision.Evidence = []receipt.Evidence{{
 		Statement: []byte("statement"), ClientCert: []byte("cert"), Signature: s.Evidence.Signature,
-		Approval: protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotUV, Proof: make([]byte, 16)},
+		Approval: message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotUV, Proof: make([]byte, 16)},
 	}}
 	f.approves(s)
 	got, err := f.Answered(t.Context(), s.AnswerKey)

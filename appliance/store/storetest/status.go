@@ -6,6 +6,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 var statusTests = map[string]func(*testing.T, *fixture){
@@ -29,7 +30,7 @@ func (p Parties) asking(counter uint32, asked protocol.Serial) store.Spend {
 }
 
 // asks requires this answer about a serial of f.p, now and when it is asked again.
-func (f *fixture) asks(counter uint32, asked protocol.Serial, want protocol.AskedResult) {
+func (f *fixture) asks(counter uint32, asked protocol.Serial, want message.AskedResult) {
 	f.t.Helper()
 	s := f.p.asking(counter, asked)
 	out := f.concludes(s, protocol.ResultApproved, 0)
@@ -60,11 +61,11 @@ func testStatus(_ *testing.T, f *fixture) {
 	f.spend(refused, protocol.CodeUserRefused)
 	f.concludes(dry, protocol.ResultApproved, 0)
 	before := f.tally()
-	f.asks(10, approved.Serial, protocol.AskedResult{Result: protocol.ResultApproved})
-	f.asks(11, refused.Serial, protocol.AskedResult{Reason: protocol.CodeUserRefused})
-	f.asks(12, dry.Serial, protocol.AskedResult{Result: protocol.ResultApproved})
-	f.asks(13, f.p.Spend(2).Serial, protocol.AskedResult{Reason: protocol.CodeSerial}) // another random part
-	f.asks(14, protocol.NewSerial(10, [8]byte{}), protocol.AskedResult{Reason: protocol.CodeSerial})
+	f.asks(10, approved.Serial, message.AskedResult{Result: protocol.ResultApproved})
+	f.asks(11, refused.Serial, message.AskedResult{Reason: protocol.CodeUserRefused})
+	f.asks(12, dry.Serial, message.AskedResult{Result: protocol.ResultApproved})
+	f.asks(13, f.p.Spend(2).Serial, message.AskedResult{Reason: protocol.CodeSerial}) // another random part
+	f.asks(14, protocol.NewSerial(10, [8]byte{}), message.AskedResult{Reason: protocol.CodeSerial})
 	before.Decisions += 5
 	before.Records += 5
 	f.same(f.tally(), before)
@@ -75,7 +76,7 @@ func testStatusUnspent(t *testing.T, f *fixture) {
 	f.approves(f.p.Spend(7))
 	for i, late := range []store.Spend{f.p.Spend(8), f.p.Spend(5)} {
 		before := f.tally()
-		f.asks(uint32(10+10*i), late.Serial, protocol.AskedResult{Reason: protocol.CodeExpired})
+		f.asks(uint32(10+10*i), late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
 		before.Decisions += 2
 		before.Records += 2
 		f.same(f.tally(), before)
@@ -85,7 +86,7 @@ func testStatusUnspent(t *testing.T, f *fixture) {
 			t.Fatalf("record of what was settled: %+v, %v", rec, rec.Words())
 		}
 		f.spend(late, protocol.CodeSerial)
-		f.asks(uint32(11+10*i), late.Serial, protocol.AskedResult{Reason: protocol.CodeExpired})
+		f.asks(uint32(11+10*i), late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
 		_, err := f.Answered(t.Context(), late.AnswerKey)
 		f.fails(err, store.ErrNotFound)
 	}
@@ -98,7 +99,7 @@ func testStatusTried(_ *testing.T, f *fixture) {
 	f.wrong(a, 2)
 	second := Next(a)
 	f.begins(second)
-	f.asks(6, a.Serial, protocol.AskedResult{Reason: protocol.CodeExpired})
+	f.asks(6, a.Serial, message.AskedResult{Reason: protocol.CodeExpired})
 	f.wrong(second, 1)
 	f.refusesTry(Next(second), protocol.CodeSerial)
 	s := f.p.Spend(5)
@@ -110,23 +111,23 @@ func testStatusTried(_ *testing.T, f *fixture) {
 func testStatusPending(t *testing.T, f *fixture) {
 	q := f.approver("bob")
 	first := f.waits(f.p.pending(5))
-	f.asks(6, first.Serial, protocol.AskedResult{Result: protocol.ResultPending, Reason: protocol.CodePending})
+	f.asks(6, first.Serial, message.AskedResult{Result: protocol.ResultPending, Reason: protocol.CodePending})
 	f.approves(q.approves(1, first))
-	f.asks(7, first.Serial, protocol.AskedResult{Result: protocol.ResultApproved})
+	f.asks(7, first.Serial, message.AskedResult{Result: protocol.ResultApproved})
 
 	late := f.p.pending(8)
 	late.Charges = nil
 	f.waits(late)
 	s := f.p.asking(9, late.Serial)
 	s.Now = Epoch.Add(expiry + time.Microsecond)
-	if out := f.concludes(s, protocol.ResultApproved, 0); *out.Asked != (protocol.AskedResult{Reason: protocol.CodeExpired}) {
+	if out := f.concludes(s, protocol.ResultApproved, 0); *out.Asked != (message.AskedResult{Reason: protocol.CodeExpired}) {
 		t.Fatalf("answer about what waited too long: %+v", out.Asked)
 	}
 	if n := f.kinds(store.KindFinal); n != 2 {
 		t.Fatalf("%d records of an end", n)
 	}
 	f.spend(q.approves(2, late), protocol.CodeSerial) // though its own clock says there is time
-	f.asks(10, late.Serial, protocol.AskedResult{Reason: protocol.CodeExpired})
+	f.asks(10, late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
 }
 
 // A question that is denied settles nothing.
@@ -168,7 +169,7 @@ func testStatusRepeat(_ *testing.T, f *fixture) {
 	f.approves(q.approves(1, first))
 	out.Replayed = true
 	f.same(f.concludes(s, protocol.ResultApproved, 0), out)
-	f.same(*out.Asked, protocol.AskedResult{Result: protocol.ResultPending, Reason: protocol.CodePending})
+	f.same(*out.Asked, message.AskedResult{Result: protocol.ResultPending, Reason: protocol.CodePending})
 }
 
 // A dry run is judged and recorded as what it tries, and comes to nothing.
@@ -202,8 +203,8 @@ func testConcurrentStatus(t *testing.T, f *fixture) {
 		switch {
 		case told == nil:
 			t.Fatalf("round %d: %+v", round, pair[1].out)
-		case m3.Reason == 0 && *told == (protocol.AskedResult{Result: protocol.ResultApproved}):
-		case m3.Reason == protocol.CodeSerial && *told == (protocol.AskedResult{Reason: protocol.CodeExpired}):
+		case m3.Reason == 0 && *told == (message.AskedResult{Result: protocol.ResultApproved}):
+		case m3.Reason == protocol.CodeSerial && *told == (message.AskedResult{Reason: protocol.CodeExpired}):
 		default:
 			t.Fatalf("round %d: M3 was answered %d, the question %+v", round, m3.Reason, *told)
 		}
@@ -226,8 +227,8 @@ func testConcurrentExpiry(t *testing.T, f *fixture) {
 		ask.Now = Epoch.Add(expiry + time.Second)
 		pair := f.spendTogether([]store.Spend{q.approves(round, first), ask})
 		approver, told := pair[0].out, pair[1].out.Asked
-		approved := approver.Reason == 0 && *told == (protocol.AskedResult{Result: protocol.ResultApproved})
-		expired := approver.Reason == protocol.CodeSerial && *told == (protocol.AskedResult{Reason: protocol.CodeExpired})
+		approved := approver.Reason == 0 && *told == (message.AskedResult{Result: protocol.ResultApproved})
+		expired := approver.Reason == protocol.CodeSerial && *told == (message.AskedResult{Reason: protocol.CodeExpired})
 		if !approved && !expired {
 			t.Fatalf("round %d: the approver was answered %d, the question %+v", round, approver.Reason, *told)
 		}

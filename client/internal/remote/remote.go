@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // maxBody is far above any answer while enrolling, in bytes.
@@ -55,7 +58,7 @@ func (g *gate) check(conn tls.ConnectionState) error {
 	}
 	var err error
 	for _, key := range g.keys {
-		if err = protocol.CheckServerCertificate(conn.PeerCertificates[0], key, g.now); err == nil {
+		if err = trust.CheckServerCertificate(conn.PeerCertificates[0], key, g.now); err == nil {
 			return nil
 		}
 	}
@@ -92,37 +95,37 @@ func (s *Server) Close() { s.http.CloseIdleConnections() }
 // Trust fetches and resolves what the appliance says about its keys, and from then
 // on talks to nobody but a server with a certificate of `ca`. The server that
 // answered must have one already.
-func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Time) (protocol.Trust, error) {
+func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Time) (trust.State, error) {
 	body, conn, err := s.do(ctx, http.MethodGet, "trust", nil)
 	if err != nil {
-		return protocol.Trust{}, fmt.Errorf("fetching the appliance's keys: %w", err)
+		return trust.State{}, fmt.Errorf("fetching the appliance's keys: %w", err)
 	}
-	d, err := protocol.ParseTrustDocument(body)
+	d, err := trust.ParseDocument(body)
 	if err != nil {
-		return protocol.Trust{}, fmt.Errorf("the appliance's keys: %w", err)
+		return trust.State{}, fmt.Errorf("the appliance's keys: %w", err)
 	}
-	trust, err := d.Resolve(root, unix(now))
+	pinned, err := d.Resolve(root, unix(now))
 	if err != nil {
-		return protocol.Trust{}, fmt.Errorf("the appliance's keys: %w", err)
+		return trust.State{}, fmt.Errorf("the appliance's keys: %w", err)
 	}
-	keys, err := caKeys(trust)
+	keys, err := caKeys(pinned)
 	if err != nil {
-		return protocol.Trust{}, err
+		return trust.State{}, err
 	}
-	s.gate.close(keys, time.Unix(int64(trust.Time(unix(now))), 0))
+	s.gate.close(keys, time.Unix(int64(pinned.Time(unix(now))), 0))
 	if err := s.gate.check(conn); err != nil {
-		return protocol.Trust{}, fmt.Errorf("TLS server: %w", err)
+		return trust.State{}, fmt.Errorf("TLS server: %w", err)
 	}
-	return trust, nil
+	return pinned, nil
 }
 
-func caKeys(trust protocol.Trust) ([]protocol.PublicKey, error) {
+func caKeys(pinned trust.State) ([]protocol.PublicKey, error) {
 	var keys []protocol.PublicKey
-	if k, ok := trust.Key(protocol.UseCA); ok {
+	if k, ok := pinned.Key(trust.UseCA); ok {
 		keys = append(keys, k.Key)
 	}
-	for _, k := range trust.Earlier {
-		if k.Use == protocol.UseCA {
+	for _, k := range pinned.Earlier {
+		if k.Use == trust.UseCA {
 			keys = append(keys, k.Key)
 		}
 	}
@@ -133,12 +136,12 @@ func caKeys(trust protocol.Trust) ([]protocol.PublicKey, error) {
 }
 
 // Enrol sends an enrolment request, as it was encoded.
-func (s *Server) Enrol(ctx context.Context, body []byte) (protocol.EnrolResponse, error) {
+func (s *Server) Enrol(ctx context.Context, body []byte) (enrol.Response, error) {
 	answer, _, err := s.do(ctx, http.MethodPost, "enrol", body)
 	if err != nil {
-		return protocol.EnrolResponse{}, fmt.Errorf("enrolling: %w", err)
+		return enrol.Response{}, fmt.Errorf("enrolling: %w", err)
 	}
-	return protocol.ParseEnrolResponse(answer)
+	return enrol.ParseResponse(answer)
 }
 
 // do gives the body of a 200, else an [Error]; an appliance that cannot be
@@ -163,7 +166,7 @@ func (s *Server) do(ctx context.Context, method, path string, body []byte) (answ
 		return nil, conn, fmt.Errorf("reading the answer: %v: %w", err, protocol.CodeServerUnreachable)
 	}
 	if resp.StatusCode != http.StatusOK {
-		problem, _ := protocol.ParseProblem(answer)
+		problem, _ := deviceapi.ParseProblem(answer)
 		return nil, conn, &Error{Status: resp.StatusCode, Problem: problem}
 	}
 	return answer, *resp.TLS, nil
@@ -174,7 +177,7 @@ func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
 // Error is an HTTP answer other than 200.
 type Error struct {
 	Status  int // HTTP status
-	Problem protocol.Problem
+	Problem deviceapi.Problem
 }
 
 func (e *Error) Error() string {

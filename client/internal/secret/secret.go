@@ -10,6 +10,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/enrol"
 	"countersign/protocol/password"
 )
 
@@ -44,7 +46,7 @@ func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier
 // Enrolment wraps the verifier of a password for the appliance's key `enrol`, with an
 // ephemeral key that is forgotten at once. Root, Enrol and SigningKey of names are the
 // caller's.
-func (k Kept) Enrolment(names protocol.PasswordImport, text []byte) (*protocol.PasswordEnrolment, error) {
+func (k Kept) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Password, error) {
 	verifier, err := k.Verifier(protocol.ClientIDOf(names.SigningKey), text)
 	if err != nil {
 		return nil, err
@@ -61,14 +63,14 @@ func (k Kept) Enrolment(names protocol.PasswordImport, text []byte) (*protocol.P
 	if err != nil {
 		return nil, err
 	}
-	return &protocol.PasswordEnrolment{
+	return &enrol.Password{
 		Salt: k.Salt, MemoryKiB: k.Params.MemoryKiB, Iterations: k.Params.Iterations, Parallelism: k.Params.Parallelism,
-		Ephemeral: names.Ephemeral, Wrapped: [protocol.WrappedVerifierSize]byte(wrapped),
+		Ephemeral: names.Ephemeral, Wrapped: [enrol.WrappedVerifierSize]byte(wrapped),
 	}, nil
 }
 
 // Fits tells whether an enrolment was made of this.
-func (k Kept) Fits(p *protocol.PasswordEnrolment) bool {
+func (k Kept) Fits(p *enrol.Password) bool {
 	return p != nil && p.Salt == k.Salt &&
 		k.Params == password.Params{MemoryKiB: p.MemoryKiB, Iterations: p.Iterations, Parallelism: p.Parallelism}
 }

@@ -25,6 +25,8 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/rig"
 	"countersign/softhsm-test/rig/device"
 )
@@ -165,12 +167,12 @@ func (a *Arena) ClientState(ctx context.Context, p *Phone) (c admin.Client, err 
 }
 
 // Invitation makes an activation code; path is "client/alice".
-func (a *Arena) Invitation(ctx context.Context, path string, i admin.Invite) (protocol.ActivationCode, error) {
+func (a *Arena) Invitation(ctx context.Context, path string, i admin.Invite) (enrol.ActivationCode, error) {
 	var invited admin.Invited
 	if err := a.Ask(ctx, path+"/invite", i, &invited); err != nil {
-		return protocol.ActivationCode{}, err
+		return enrol.ActivationCode{}, err
 	}
-	return protocol.ParseActivationCode(invited.ActivationCode)
+	return enrol.ParseActivationCode(invited.ActivationCode)
 }
 
 // EnrolDevice enrols a device.
@@ -219,6 +221,6 @@ func (a *Arena) PostAs(ctx context.Context, c *http.Client, p Post) (Answer, err
 	if err != nil {
 		return Answer{}, err
 	}
-	problem, _ := protocol.ParseProblem(raw) // the status tells where there is none
+	problem, _ := deviceapi.ParseProblem(raw) // the status tells where there is none
 	return Answer{Status: res.StatusCode, Body: raw, Code: problem.Code}, nil
 }

@@ -14,7 +14,11 @@ import (
 
 	"countersign/appliance/admin"
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/enrol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
+	"countersign/protocol/trust"
 )
 
 // Key signs digests with an ECDSA key in memory.
@@ -59,26 +63,26 @@ type Phone struct {
 	UV      *Key
 	K       password.Verifier
 	Counter uint32 // of the newest serial
-	Trust   protocol.Trust
+	Trust   trust.State
 	Cert    []byte // its client certificate
 }
 
 // TrustDocument is the answer of GET /v1/trust.
-func (a *Arena) TrustDocument(ctx context.Context) (protocol.TrustDocument, error) {
+func (a *Arena) TrustDocument(ctx context.Context) (trust.Document, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL+"/v1/trust", nil)
 	if err != nil {
-		return protocol.TrustDocument{}, err
+		return trust.Document{}, err
 	}
 	res, err := a.https.Do(req)
 	if err != nil {
-		return protocol.TrustDocument{}, err
+		return trust.Document{}, err
 	}
 	defer func() { _ = res.Body.Close() }() // read to its end, or an error is returned
 	raw, err := io.ReadAll(res.Body)
 	if err != nil {
-		return protocol.TrustDocument{}, err
+		return trust.Document{}, err
 	}
-	return protocol.ParseTrustDocument(raw)
+	return trust.ParseDocument(raw)
 }
 
 // Now is Unix seconds.
@@ -129,7 +133,7 @@ func (a *Arena) Enrol(ctx context.Context, name string, p *Phone, roles ...strin
 	if answer.Status != http.StatusOK {
 		return nil, fmt.Errorf("enrolling %s: %s", name, answer.Verdict())
 	}
-	response, err := protocol.ParseEnrolResponse(answer.Body)
+	response, err := enrol.ParseResponse(answer.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -138,10 +142,10 @@ func (a *Arena) Enrol(ctx context.Context, name string, p *Phone, roles ...strin
 }
 
 // EnrolRequest is what an honest phone asks with an activation code.
-func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) (protocol.EnrolRequest, error) {
-	req := protocol.EnrolRequest{ActivationCode: code, SigningKey: p.Key.Point()}
+func (p *Phone) EnrolRequest(ctx context.Context, code enrol.ActivationCode) (enrol.Request, error) {
+	req := enrol.Request{ActivationCode: code, SigningKey: p.Key.Point()}
 	if p.UV == nil {
-		return protocol.SignEnrol(ctx, req, p.Key, nil)
+		return enrol.Sign(ctx, req, p.Key, nil)
 	}
 	point := p.UV.Point()
 	req.UVKey = &point
@@ -149,11 +153,11 @@ func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) 
 	if req.Password, err = p.wrapped(); err != nil {
 		return req, err
 	}
-	return protocol.SignEnrol(ctx, req, p.Key, *p.UV)
+	return enrol.Sign(ctx, req, p.Key, *p.UV)
 }
 
 // wrapped is the phone's verifier for the appliance's enrol key.
-func (p *Phone) wrapped() (*protocol.PasswordEnrolment, error) {
+func (p *Phone) wrapped() (*enrol.Password, error) {
 	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -162,26 +166,26 @@ func (p *Phone) wrapped() (*protocol.PasswordEnrolment, error) {
 	if err != nil {
 		return nil, err
 	}
-	enrol, ok := p.Trust.Key(protocol.UseEnrol)
+	enrolKey, ok := p.Trust.Key(trust.UseEnrol)
 	if !ok {
 		return nil, fmt.Errorf("phone: no enrol key")
 	}
-	wrapped, err := password.Wrap(p.K, ephemeral, protocol.PasswordImport{
-		Root: p.Trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: p.Key.Point(),
+	wrapped, err := password.Wrap(p.K, ephemeral, derive.PasswordImport{
+		Root: p.Trust.Root.RootID(), Ephemeral: point, Enrol: enrolKey.KeyCert.Key, SigningKey: p.Key.Point(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	d := password.Default
-	return &protocol.PasswordEnrolment{
+	return &enrol.Password{
 		MemoryKiB: d.MemoryKiB, Iterations: d.Iterations, Parallelism: uint8(d.Parallelism), Ephemeral: point, Wrapped: [40]byte(wrapped),
 	}, nil
 }
 
 // Next is an application at a level, with the next serial.
-func (p *Phone) Next(service protocol.Service, level protocol.Level) protocol.P1 {
+func (p *Phone) Next(service protocol.Service, level protocol.Level) message.P1 {
 	p.Counter++
-	return protocol.P1{Client: p.ID, Serial: NewSerial(p.Counter), Service: service, Level: level}
+	return message.P1{Client: p.ID, Serial: NewSerial(p.Counter), Service: service, Level: level}
 }
 
 // NewSerial is a counter and 8 random bytes.

@@ -8,6 +8,10 @@ import (
 	"net/http"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig/device"
 )
 
@@ -25,14 +29,14 @@ func Euros(cents uint64) *protocol.Amount { return &protocol.Amount{Minor: cents
 type Ask struct {
 	Phone *Phone
 	At    *device.Device
-	P1    protocol.P1
-	Req   protocol.ApplyRequest // M1 and Nonce are made if they are not there
+	P1    message.P1
+	Req   deviceapi.ApplyRequest // M1 and Nonce are made if they are not there
 }
 
 // AskFor is an application that is honest: what the phone asks is what the till sells.
 func (a *Arena) AskFor(p *Phone, service protocol.Service, level protocol.Level) Ask {
-	return Ask{Phone: p, At: a.till, P1: p.Next(service, level), Req: protocol.ApplyRequest{
-		Order: protocol.Order{Services: []protocol.Service{service}}, Link: protocol.LinkWire,
+	return Ask{Phone: p, At: a.till, P1: p.Next(service, level), Req: deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{service}}, Link: deviceapi.LinkWire,
 	}}
 }
 
@@ -54,22 +58,22 @@ func (a *Arena) Second(p *Phone, first *Session, handle []byte) Ask {
 type Session struct {
 	Ask
 	M1, M2  []byte
-	ES      protocol.Secret
-	Channel protocol.Channel
-	P2      protocol.P2
+	ES      message.Secret
+	Channel message.Channel
+	P2      message.P2
 	Handle  []byte
-	Stmt    protocol.Statement
+	Stmt    message.Statement
 	Applied Sent // the apply, and what came back
 	Level   protocol.Level
 }
 
 // Seal makes M1.
-func (k Ask) Seal() (m1 []byte, es protocol.Secret, err error) {
-	kem, ok := k.Phone.Trust.Key(protocol.UseKEM)
+func (k Ask) Seal() (m1 []byte, es message.Secret, err error) {
+	kem, ok := k.Phone.Trust.Key(trust.UseKEM)
 	if !ok {
 		return nil, es, errors.New("phone: no kem key")
 	}
-	return protocol.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal())
+	return message.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal())
 }
 
 // Apply relays the application. A refusal is no error.
@@ -89,7 +93,7 @@ func (k Ask) Apply(ctx context.Context) (*Session, error) {
 // Relay posts the apply of a session whose M1 is made, and opens what comes back.
 func (s *Session) Relay(ctx context.Context) error {
 	s.Applied = Sent{What: "apply", Message: s.Req.M1}
-	answer, err := s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: protocol.BodyType, Body: s.Req.Marshal()})
+	answer, err := s.At.Post(ctx, device.Call{Path: "/v1/apply", Type: deviceapi.BodyType, Body: s.Req.Marshal()})
 	if err != nil {
 		return err
 	}
@@ -98,12 +102,12 @@ func (s *Session) Relay(ctx context.Context) error {
 		s.Applied.Verdict = HTTP(answer.Status, answer.Code)
 		return nil
 	}
-	res, err := protocol.ParseApplyResponse(answer.Body)
+	res, err := deviceapi.ParseApplyResponse(answer.Body)
 	if err != nil {
 		return err
 	}
 	s.M2, s.Handle, s.Level = res.M2, res.Handle, res.Level
-	if kind, err := protocol.Kind(res.M2); err != nil || kind == protocol.KindKeyUpdate {
+	if kind, err := message.Kind(res.M2); err != nil || kind == message.KindKeyUpdate {
 		s.Applied.Verdict = KeyUpdate
 		return err
 	}
@@ -119,21 +123,21 @@ func (s *Session) Relay(ctx context.Context) error {
 
 // Open opens M2 as the phone does.
 func (s *Session) Open(m2 []byte) error {
-	chal, err := protocol.ChallengeOf(m2)
+	chal, err := message.ChallengeOf(m2)
 	if err != nil {
 		return err
 	}
-	channel := protocol.NewChannel(s.ES, s.M1, chal)
+	channel := message.NewChannel(s.ES, s.M1, chal)
 	raw, err := channel.OpenM2(m2)
 	if err != nil {
 		return err
 	}
-	p2, err := protocol.ParseP2(raw)
+	p2, err := message.ParseP2(raw)
 	if err != nil {
 		return err
 	}
 	s.Channel, s.P2 = channel, p2
-	s.Stmt = protocol.NewStatement(s.Phone.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
+	s.Stmt = message.NewStatement(s.Phone.Trust.Root.RootID(), s.P1.Marshal(), chal, raw)
 	return nil
 }
 
@@ -171,27 +175,27 @@ func (s *Session) Honest() Sign {
 // Guess is an honest approval with a wrong password.
 func (s *Session) Guess(attempt uint8) Sign {
 	sign := s.Honest()
-	sign.Attempt, sign.Proof = attempt, make([]byte, protocol.ProofSize)
+	sign.Attempt, sign.Proof = attempt, make([]byte, message.ProofSize)
 	_, _ = rand.Read(sign.Proof) // never fails, crypto/rand
 	return sign
 }
 
 // M3 makes a message.
 func (s *Session) M3(ctx context.Context, sign Sign) ([]byte, error) {
-	approval := protocol.Approval{Verdict: sign.Verdict, Slot: sign.Slot, Proof: sign.Proof}
-	sig, err := protocol.Countersign(ctx, sign.Key, s.Stmt, approval)
+	approval := message.Approval{Verdict: sign.Verdict, Slot: sign.Slot, Proof: sign.Proof}
+	sig, err := message.Countersign(ctx, sign.Key, s.Stmt, approval)
 	if err != nil {
 		return nil, err
 	}
-	p3 := protocol.P3{Verdict: sign.Verdict, Signature: sig, Slot: sign.Slot, Proof: sign.Proof}
+	p3 := message.P3{Verdict: sign.Verdict, Signature: sig, Slot: sign.Slot, Proof: sign.Proof}
 	return s.Channel.SealM3(sign.Attempt, p3.Marshal()), nil
 }
 
 // Reply is what came back for an M3.
 type Reply struct {
 	Sent
-	P4  protocol.P4
-	Res protocol.CountersignResponse
+	P4  message.P4
+	Res deviceapi.CountersignResponse
 }
 
 // Named is the reply under another name, for the report.
@@ -202,14 +206,14 @@ func (r Reply) Named(what string) Sent {
 
 // Send posts an M3 under the session's own handle and at its own device.
 func (s *Session) Send(ctx context.Context, m3 []byte) (Reply, error) {
-	return s.SendAt(ctx, s.At, protocol.CountersignRequest{Handle: s.Handle, M3: m3})
+	return s.SendAt(ctx, s.At, deviceapi.CountersignRequest{Handle: s.Handle, M3: m3})
 }
 
 // SendAt posts whatever wherever. An M4 is opened as this session's answer to the
 // M3.
-func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.CountersignRequest) (Reply, error) {
+func (s *Session) SendAt(ctx context.Context, at *device.Device, req deviceapi.CountersignRequest) (Reply, error) {
 	r := Reply{Sent: Sent{What: "countersign", Message: req.M3}}
-	answer, err := at.Post(ctx, device.Call{Path: "/v1/countersign", Type: protocol.BodyType, Body: req.Marshal()})
+	answer, err := at.Post(ctx, device.Call{Path: "/v1/countersign", Type: deviceapi.BodyType, Body: req.Marshal()})
 	if err != nil {
 		return r, err
 	}
@@ -218,14 +222,14 @@ func (s *Session) SendAt(ctx context.Context, at *device.Device, req protocol.Co
 		r.Verdict = HTTP(answer.Status, answer.Code)
 		return r, nil
 	}
-	if r.Res, err = protocol.ParseCountersignResponse(answer.Body); err != nil {
+	if r.Res, err = deviceapi.ParseCountersignResponse(answer.Body); err != nil {
 		return r, err
 	}
 	raw, err := s.Channel.OpenM4(req.M3, r.Res.M4)
 	if err != nil {
 		return r, fmt.Errorf("M4: %w", err)
 	}
-	if r.P4, err = protocol.ParseP4(raw); err != nil {
+	if r.P4, err = message.ParseP4(raw); err != nil {
 		return r, fmt.Errorf("P4: %w", err)
 	}
 	r.Verdict = InM4(r.P4.Result, r.P4.Reason)
@@ -246,16 +250,16 @@ func (s *Session) Try(ctx context.Context, sign Sign) (Reply, error) {
 
 // Check is what the device knows, for a decision on this session or, with a second
 // approver's, on this and that session.
-func (s *Session) Check(second ...*Session) (protocol.DecisionCheck, error) {
+func (s *Session) Check(second ...*Session) (receipt.Check, error) {
 	last := s
 	for _, last = range second {
 	}
 	check, err := s.At.Check(last.Req.Nonce, last.M2)
 	if last != s {
-		chal, chalErr := protocol.ChallengeOf(s.M2)
+		chal, chalErr := message.ChallengeOf(s.M2)
 		check.Challenges, err = append([]protocol.Challenge{chal}, check.Challenges...), errors.Join(err, chalErr)
 	}
-	check.KeyCerts = append(check.KeyCerts, s.At.Trust.KeyCerts(protocol.UseClientCA)...)
+	check.KeyCerts = append(check.KeyCerts, s.At.Trust.KeyCerts(trust.UseClientCA)...)
 	check.Services, check.Amount, check.Floor, check.Strict = s.Req.Order.Services, s.Req.Order.Amount, s.P2.Level, s.Req.Strict
 	return check, err
 }

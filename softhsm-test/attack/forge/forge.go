@@ -9,6 +9,9 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
 )
 
@@ -27,19 +30,19 @@ func (m *Mint) keep(b []byte, err error) []byte {
 }
 
 // KeyCert by some root. Dates that are zero are of a good certificate.
-func (m *Mint) KeyCert(root arena.Key, k protocol.KeyCert) []byte {
+func (m *Mint) KeyCert(root arena.Key, k trust.KeyCert) []byte {
 	if k.NotBefore == 0 {
 		k.NotBefore = arena.Now() - 3600
 	}
 	if k.NotAfter == 0 {
 		k.NotAfter = arena.Now() + 3600
 	}
-	return m.keep(protocol.SignKeyCert(m.Ctx, root, k))
+	return m.keep(trust.SignKeyCert(m.Ctx, root, k))
 }
 
 // RootCert number n, by its own key, that commits to the next.
 func (m *Mint) RootCert(n uint64, key, next arena.Key) []byte {
-	return m.keep(protocol.SignRootCert(m.Ctx, key, protocol.RootCert{Number: n, Key: key.Point(), NextHash: HashOf(next)}))
+	return m.keep(trust.SignRootCert(m.Ctx, key, trust.RootCert{Number: n, Key: key.Point(), NextHash: HashOf(next)}))
 }
 
 // HashOf is the next_root_hash that pins a key.
@@ -49,33 +52,33 @@ func HashOf(key arena.Key) [32]byte {
 }
 
 // Decision by a key of an epoch.
-func (m *Mint) Decision(key arena.Key, epoch uint64, d protocol.Decision) []byte {
-	return m.keep(protocol.SignDecision(m.Ctx, key, epoch, d))
+func (m *Mint) Decision(key arena.Key, epoch uint64, d receipt.Decision) []byte {
+	return m.keep(receipt.Sign(m.Ctx, key, epoch, d))
 }
 
 // Batch of decisions by a key of epoch 1.
-func (m *Mint) Batch(key arena.Key, decisions ...protocol.Decision) [][]byte {
-	batch, err := protocol.SignDecisions(m.Ctx, key, 1, decisions)
+func (m *Mint) Batch(key arena.Key, decisions ...receipt.Decision) [][]byte {
+	batch, err := receipt.SignAll(m.Ctx, key, 1, decisions)
 	m.keep(nil, err)
 	return batch
 }
 
 // ClientCert of a phone, by a client-ca of epoch 1.
 func (m *Mint) ClientCert(ca arena.Key, p *arena.Phone) []byte {
-	c := protocol.ClientCert{Client: p.ID, SigningKey: p.Key.Point(), NotBefore: arena.Now() - 60, NotAfter: arena.Now() + 3600}
+	c := trust.ClientCert{Client: p.ID, SigningKey: p.Key.Point(), NotBefore: arena.Now() - 60, NotAfter: arena.Now() + 3600}
 	if p.UV != nil {
 		point := p.UV.Point()
 		c.UVKey = &point
 	}
-	return m.keep(protocol.SignClientCert(m.Ctx, ca, 1, c))
+	return m.keep(trust.SignClientCert(m.Ctx, ca, 1, c))
 }
 
 // Evidence of a phone that approves a statement with its ordinary key.
-func (m *Mint) Evidence(p *arena.Phone, s protocol.Statement, cert []byte) protocol.Evidence {
-	a := protocol.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
-	sig, err := protocol.Countersign(m.Ctx, p.Key, s, a)
+func (m *Mint) Evidence(p *arena.Phone, s message.Statement, cert []byte) receipt.Evidence {
+	a := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
+	sig, err := message.Countersign(m.Ctx, p.Key, s, a)
 	m.keep(nil, err)
-	return protocol.Evidence{Statement: s, ClientCert: cert, Approval: a, Signature: sig}
+	return receipt.Evidence{Statement: s, ClientCert: cert, Approval: a, Signature: sig}
 }
 
 // Splice puts element i of one CBOR array into another: the payload of one decision

@@ -6,6 +6,9 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/message"
+	"countersign/protocol/receipt"
 	"countersign/softhsm-test/rig/device"
 	"countersign/softhsm-test/rig/phone"
 )
@@ -46,8 +49,8 @@ type Dialog struct {
 
 // Answer is what came back for an M3.
 type Answer struct {
-	protocol.P4
-	protocol.CountersignResponse
+	message.P4
+	deviceapi.CountersignResponse
 }
 
 // Apply runs the first round trip. A refusal in M2 is an error.
@@ -72,24 +75,24 @@ func (h *House) Apply(ctx context.Context, p *phone.Phone, ask Ask) (*Dialog, er
 	if d.Handle = res.Handle; d.Open(res.M2) != nil || d.P2.Code != 0 {
 		return nil, fmt.Errorf("refused in M2: %w", d.P2.Code)
 	}
-	d.Chal, err = protocol.ChallengeOf(res.M2)
+	d.Chal, err = message.ChallengeOf(res.M2)
 	return d, err
 }
 
 // Request is what the device sends.
-func (d *Dialog) Request() protocol.ApplyRequest {
-	req := protocol.ApplyRequest{M1: d.M1, Nonce: d.Nonce, Link: protocol.LinkWire, Strict: d.Strict}
-	req.Order = protocol.Order{Services: []protocol.Service{d.Service}, Amount: d.Amount}
+func (d *Dialog) Request() deviceapi.ApplyRequest {
+	req := deviceapi.ApplyRequest{M1: d.M1, Nonce: d.Nonce, Link: deviceapi.LinkWire, Strict: d.Strict}
+	req.Order = deviceapi.Order{Services: []protocol.Service{d.Service}, Amount: d.Amount}
 	if d.First != nil {
 		req.Handle = d.First.Answer.NextHandle
-		req.Order = protocol.Order{Services: []protocol.Service{d.First.Service}, Amount: d.First.Amount}
+		req.Order = deviceapi.Order{Services: []protocol.Service{d.First.Service}, Amount: d.First.Amount}
 	}
 	return req
 }
 
 // Send sends an M3 at a house, which may be another one than began the dialog.
 func (h *House) Send(ctx context.Context, d *Dialog, m3 []byte) (a Answer, err error) {
-	a.CountersignResponse, err = h.Countersign(ctx, d.Device, protocol.CountersignRequest{Handle: d.Handle, M3: m3})
+	a.CountersignResponse, err = h.Countersign(ctx, d.Device, deviceapi.CountersignRequest{Handle: d.Handle, M3: m3})
 	if err != nil {
 		return a, err
 	}
@@ -121,8 +124,8 @@ func (h *House) answer(ctx context.Context, d *Dialog, say phone.Answer) (err er
 }
 
 // Check is how the device that began a dialog verifies a decision on it.
-func (d *Dialog) Check(root protocol.PublicKey, certs [][]byte, now uint64) protocol.DecisionCheck {
-	c := protocol.DecisionCheck{
+func (d *Dialog) Check(root protocol.PublicKey, certs [][]byte, now uint64) receipt.Check {
+	c := receipt.Check{
 		Root: root, KeyCerts: certs, Now: now, Device: d.Device.ID, Nonce: d.Nonce, Challenges: []protocol.Challenge{d.Chal},
 		Services: []protocol.Service{d.Service}, Amount: d.Amount, Strict: d.Strict,
 	}

@@ -12,6 +12,8 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/rig/phone"
 )
 
@@ -135,7 +137,7 @@ func (b *builder) spend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.Outcome(ctx, performed.Device, protocol.OutcomeRequest{Transaction: id, Performed: true})
+	return b.Outcome(ctx, performed.Device, deviceapi.OutcomeRequest{Transaction: id, Performed: true})
 }
 
 // tryLocked has dora try the right password while it is locked.
@@ -164,7 +166,7 @@ func (b *builder) invite(ctx context.Context) error {
 	b.Codes["late"], b.Codes["nora"] = late, open
 	var random [13]byte
 	copy(random[:], "of no invitat")
-	b.Codes["made up"] = protocol.NewActivationCode(b.Hash(), random)
+	b.Codes["made up"] = enrol.NewActivationCode(b.Hash(), random)
 	till, err3 := b.asksFor(ctx, "till", time.Hour)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
@@ -217,7 +219,7 @@ func (b *builder) leaveOpen(ctx context.Context) (err error) {
 
 // interrupt leaves a request as an appliance does that is killed when it was taken.
 func (b *builder) interrupt(ctx context.Context) error {
-	b.Codes["door-4"] = protocol.NewActivationCode(b.Hash(), [13]byte{4})
+	b.Codes["door-4"] = enrol.NewActivationCode(b.Hash(), [13]byte{4})
 	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
 	c, err := b.Preview(ctx, appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],

@@ -27,6 +27,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 // Domain is the trust domain of every appliance here.
@@ -215,7 +216,7 @@ func tells(text string) bool {
 }
 
 // Verify follows the house's trust document from the true root, as a phone does.
-func (h *House) Verify(root protocol.RootHash) (protocol.Trust, error) {
+func (h *House) Verify(root protocol.RootHash) (trust.State, error) {
 	return h.Trust().Resolve(root, h.Clock.Unix())
 }
 

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
 	"countersign/softhsm-test/rig/phone"
 )
 
@@ -123,16 +124,16 @@ func (w *World) Stranger(full bool) (*phone.Phone, error) {
 }
 
 // EnrolPhone enrols a phone.
-func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code protocol.ActivationCode) (protocol.EnrolResponse, error) {
+func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code enrol.ActivationCode) (enrol.Response, error) {
 	body, _, err := p.EnrolRequest(ctx, code)
 	if err != nil {
-		return protocol.EnrolResponse{}, err
+		return enrol.Response{}, err
 	}
 	raw, err := h.Enrol(ctx, body)
 	if err != nil {
-		return protocol.EnrolResponse{}, err
+		return enrol.Response{}, err
 	}
-	return protocol.ParseEnrolResponse(raw)
+	return enrol.ParseResponse(raw)
 }
 
 // CSR is a request for a certificate of a new key.
@@ -149,8 +150,8 @@ func CSR() string {
 }
 
 // DeviceRequest is the body with which a device enrols.
-func DeviceRequest(code protocol.ActivationCode) []byte {
-	body, err := json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: CSR()})
+func DeviceRequest(code enrol.ActivationCode) []byte {
+	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: CSR()})
 	if err != nil {
 		panic(err) // of two strings
 	}

@@ -19,6 +19,8 @@ import (
 	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 	"countersign/softhsm-test/rig/phone"
 )
 
@@ -31,11 +33,11 @@ type World struct {
 	Shares   []custody.Share
 
 	Root    protocol.PublicKey // the true one
-	Genuine protocol.Trust     // followed from it at the end
+	Genuine trust.State        // followed from it at the end
 	Certs   [][]byte           // KeyCerts of decision and client-ca that devices may know
 
 	Phones    map[string]*phone.Phone
-	Codes     map[string]protocol.ActivationCode
+	Codes     map[string]enrol.ActivationCode
 	Operators map[string]Operator
 	Changes   map[string]appliance.Change
 	Dialogs   map[string]*Dialog
@@ -70,7 +72,7 @@ type builder struct {
 func Build(ctx context.Context, dir string) (*World, error) {
 	b := &builder{dir: dir, World: &World{
 		Template: filepath.Join(dir, "template.db"),
-		Phones:   map[string]*phone.Phone{}, Codes: map[string]protocol.ActivationCode{}, Operators: map[string]Operator{},
+		Phones:   map[string]*phone.Phone{}, Codes: map[string]enrol.ActivationCode{}, Operators: map[string]Operator{},
 		Changes: map[string]appliance.Change{}, Dialogs: map[string]*Dialog{},
 	}}
 	if err := b.found(ctx); err != nil {
@@ -115,10 +117,10 @@ func (b *builder) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	trust, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
+	pinned, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
 	if err == nil {
-		trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
-		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: trust, Anchor: AnchorOf(b.place.Path)})
+		pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
+		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: pinned, Anchor: AnchorOf(b.place.Path)})
 	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		return err
@@ -171,7 +173,7 @@ func (b *builder) follow() (err error) {
 	if b.Genuine, err = b.Verify(b.Hash()); err != nil {
 		return err
 	}
-	for _, use := range []protocol.Use{protocol.UseDecision, protocol.UseClientCA} {
+	for _, use := range []trust.Use{trust.UseDecision, trust.UseClientCA} {
 		for _, cert := range b.Genuine.KeyCerts(use) {
 			if !contains(b.Certs, cert) {
 				b.Certs = append(b.Certs, cert)

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
+	"countersign/protocol/trust"
 )
 
 // Config says where the appliance is.
@@ -30,7 +33,7 @@ type Config struct {
 // Device is one identity at one appliance.
 type Device struct {
 	ID     protocol.DeviceID
-	Trust  protocol.Trust
+	Trust  trust.State
 	Chain  []string // PEM: its certificate, then the authorities
 	config Config
 	roots  *x509.CertPool
@@ -74,7 +77,7 @@ func (d *Device) Close() { d.client.CloseIdleConnections() }
 
 // Enrol enrols a new device with an activation code, PROTOCOL.md §5.
 func Enrol(ctx context.Context, c Config, code string) (*Device, error) {
-	activation, err := protocol.ParseActivationCode(code)
+	activation, err := enrol.ParseActivationCode(code)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling a device: %w", err)
 	}
@@ -100,18 +103,18 @@ func Enrol(ctx context.Context, c Config, code string) (*Device, error) {
 	return d, d.become(activation, key, answer.Body)
 }
 
-func enrolBody(code protocol.ActivationCode, key *ecdsa.PrivateKey) ([]byte, error) {
+func enrolBody(code enrol.ActivationCode, key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, err
 	}
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
-	return json.Marshal(protocol.DeviceEnrolRequest{ActivationCode: code, CSR: csr})
+	return json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: csr})
 }
 
 // become takes over the identity that an enrolment gave.
-func (d *Device) become(code protocol.ActivationCode, key *ecdsa.PrivateKey, body []byte) error {
-	answer, err := protocol.ParseDeviceEnrolResponse(body)
+func (d *Device) become(code enrol.ActivationCode, key *ecdsa.PrivateKey, body []byte) error {
+	answer, err := enrol.ParseDeviceResponse(body)
 	if err != nil {
 		return fmt.Errorf("enrolling a device: %w", err)
 	}
@@ -180,8 +183,8 @@ func (d *Device) Post(ctx context.Context, c Call) (Answer, error) {
 		return Answer{}, err
 	}
 	a := Answer{Status: res.StatusCode, Type: res.Header.Get("Content-Type"), RetryAfter: res.Header.Get("Retry-After"), Body: body}
-	if a.Type == protocol.ProblemType {
-		problem, err := protocol.ParseProblem(body)
+	if a.Type == deviceapi.ProblemType {
+		problem, err := deviceapi.ParseProblem(body)
 		if err != nil {
 			return a, err
 		}

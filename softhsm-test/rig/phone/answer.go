@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
 )
 
@@ -40,13 +41,13 @@ func (p *Phone) Give(m Means) error {
 // Answer is what goes into an M3, honest or not.
 type Answer struct {
 	Attempt uint8
-	protocol.Approval
+	message.Approval
 }
 
 // Honest is what an honest phone answers to the challenge with its first attempt,
 // and the right password.
 func (s *Session) Honest(v protocol.Verdict) Answer {
-	a := Answer{Approval: protocol.Approval{Verdict: v, Slot: protocol.SlotSigning}}
+	a := Answer{Approval: message.Approval{Verdict: v, Slot: protocol.SlotSigning}}
 	if v != protocol.Approve {
 		return a
 	}
@@ -68,7 +69,7 @@ func (s *Session) Proof() []byte {
 // Guess is Honest with a password that is wrong.
 func (s *Session) Guess(attempt uint8) Answer {
 	a := s.Honest(protocol.Approve)
-	a.Attempt, a.Proof = attempt, make([]byte, protocol.ProofSize)
+	a.Attempt, a.Proof = attempt, make([]byte, message.ProofSize)
 	_, _ = rand.Read(a.Proof) // never fails, crypto/rand
 	return a
 }
@@ -87,9 +88,9 @@ func (s *Session) Sign(ctx context.Context, a Answer) ([]byte, error) {
 		}
 		signer = *s.phone.uv
 	}
-	sig, err := protocol.Countersign(ctx, signer, s.stmt, a.Approval)
+	sig, err := message.Countersign(ctx, signer, s.stmt, a.Approval)
 	if err != nil {
 		return nil, fmt.Errorf("phone: %w", err)
 	}
-	return s.Seal(a.Attempt, protocol.P3{Verdict: a.Verdict, Signature: sig, Slot: a.Slot, Proof: a.Proof}), nil
+	return s.Seal(a.Attempt, message.P3{Verdict: a.Verdict, Signature: sig, Slot: a.Slot, Proof: a.Proof}), nil
 }

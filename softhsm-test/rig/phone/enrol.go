@@ -14,7 +14,11 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/derive"
+	"countersign/protocol/deviceapi"
+	"countersign/protocol/enrol"
 	"countersign/protocol/password"
+	"countersign/protocol/trust"
 )
 
 // Refusal is an answer other than 200.
@@ -41,15 +45,15 @@ func Enrol(ctx context.Context, url, code string) (*Phone, error) {
 
 // EnrolWith enrols a new phone, PROTOCOL.md §5. A refusal is a [*Refusal].
 func EnrolWith(ctx context.Context, a Application) (*Phone, error) {
-	activation, err := protocol.ParseActivationCode(a.Code)
+	activation, err := enrol.ParseActivationCode(a.Code)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
-	trust, err := FetchTrust(ctx, a.URL, activation.Root)
+	pinned, err := FetchTrust(ctx, a.URL, activation.Root)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
-	p, err := Stranger(trust)
+	p, err := Stranger(pinned)
 	if err != nil {
 		return nil, err
 	}
@@ -60,21 +64,21 @@ func EnrolWith(ctx context.Context, a Application) (*Phone, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := PostEnrolment(ctx, Enrolment{URL: a.URL, Trust: trust, Body: body})
+	raw, err := PostEnrolment(ctx, Enrolment{URL: a.URL, Trust: pinned, Body: body})
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
-	answer, err := protocol.ParseEnrolResponse(raw)
+	answer, err := enrol.ParseResponse(raw)
 	if err != nil {
 		return nil, fmt.Errorf("enrolling: %w", err)
 	}
-	p.Trust, _, err = answer.Check(req, trust, unixNow())
+	p.Trust, _, err = answer.Check(req, pinned, unixNow())
 	return p, err
 }
 
 // EnrolRequest makes the body of POST /v1/enrol.
-func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) ([]byte, protocol.EnrolRequest, error) {
-	req := protocol.EnrolRequest{ActivationCode: code}
+func (p *Phone) EnrolRequest(ctx context.Context, code enrol.ActivationCode) ([]byte, enrol.Request, error) {
+	req := enrol.Request{ActivationCode: code}
 	var err error
 	if req.SigningKey, err = protocol.CompressKey(&p.key.PublicKey); err != nil {
 		return nil, req, err
@@ -92,7 +96,7 @@ func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) 
 			return nil, req, err
 		}
 	}
-	if req, err = protocol.SignEnrol(ctx, req, p.key, uv); err != nil {
+	if req, err = enrol.Sign(ctx, req, p.key, uv); err != nil {
 		return nil, req, err
 	}
 	body, err := json.Marshal(req)
@@ -100,8 +104,8 @@ func (p *Phone) EnrolRequest(ctx context.Context, code protocol.ActivationCode) 
 }
 
 // wrapped is the verifier for the appliance's key `enrol` only, PROTOCOL.md §4.1.
-func (p *Phone) wrapped(own protocol.PublicKey) (*protocol.PasswordEnrolment, error) {
-	enrol, ok := p.Trust.Key(protocol.UseEnrol)
+func (p *Phone) wrapped(own protocol.PublicKey) (*enrol.Password, error) {
+	enrolKey, ok := p.Trust.Key(trust.UseEnrol)
 	if !ok {
 		return nil, errors.New("phone: no enrol key")
 	}
@@ -113,33 +117,33 @@ func (p *Phone) wrapped(own protocol.PublicKey) (*protocol.PasswordEnrolment, er
 	if err != nil {
 		return nil, err
 	}
-	raw, err := password.Wrap(*p.Verifier, ephemeral, protocol.PasswordImport{
-		Root: p.Trust.Root.RootID(), Ephemeral: point, Enrol: enrol.KeyCert.Key, SigningKey: own,
+	raw, err := password.Wrap(*p.Verifier, ephemeral, derive.PasswordImport{
+		Root: p.Trust.Root.RootID(), Ephemeral: point, Enrol: enrolKey.KeyCert.Key, SigningKey: own,
 	})
 	if err != nil {
 		return nil, err
 	}
 	cost := password.Default
-	return &protocol.PasswordEnrolment{
+	return &enrol.Password{
 		MemoryKiB: cost.MemoryKiB, Iterations: cost.Iterations, Parallelism: cost.Parallelism,
-		Ephemeral: point, Wrapped: [protocol.WrappedVerifierSize]byte(raw),
+		Ephemeral: point, Wrapped: [enrol.WrappedVerifierSize]byte(raw),
 	}, nil
 }
 
 // FetchTrust gets the trust document and follows it from the root of a code. Who
 // served it does not matter: it is believed for its signatures.
-func FetchTrust(ctx context.Context, url string, root protocol.RootHash) (protocol.Trust, error) {
+func FetchTrust(ctx context.Context, url string, root protocol.RootHash) (trust.State, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/trust", nil)
 	if err != nil {
-		return protocol.Trust{}, err
+		return trust.State{}, err
 	}
 	raw, err := do(req, func(tls.ConnectionState) error { return nil })
 	if err != nil {
-		return protocol.Trust{}, err
+		return trust.State{}, err
 	}
-	document, err := protocol.ParseTrustDocument(raw)
+	document, err := trust.ParseDocument(raw)
 	if err != nil {
-		return protocol.Trust{}, err
+		return trust.State{}, err
 	}
 	return document.Resolve(root, unixNow())
 }
@@ -147,7 +151,7 @@ func FetchTrust(ctx context.Context, url string, root protocol.RootHash) (protoc
 // Enrolment is a request for one appliance.
 type Enrolment struct {
 	URL   string
-	Trust protocol.Trust
+	Trust trust.State
 	Body  []byte
 }
 
@@ -159,11 +163,11 @@ func PostEnrolment(ctx context.Context, e Enrolment) ([]byte, error) {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	return do(req, func(state tls.ConnectionState) error {
-		ca, ok := e.Trust.Key(protocol.UseCA)
+		ca, ok := e.Trust.Key(trust.UseCA)
 		if !ok {
 			return errors.New("no ca key is trusted")
 		}
-		return protocol.CheckServerCertificate(state.PeerCertificates[0], ca.Key, time.Now())
+		return trust.CheckServerCertificate(state.PeerCertificates[0], ca.Key, time.Now())
 	})
 }
 
@@ -184,7 +188,7 @@ func do(req *http.Request, verify func(tls.ConnectionState) error) ([]byte, erro
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		problem, _ := protocol.ParseProblem(body) // the status tells where there is none
+		problem, _ := deviceapi.ParseProblem(body) // the status tells where there is none
 		return nil, &Refusal{Status: res.StatusCode, Code: problem.Code}
 	}
 	return body, nil

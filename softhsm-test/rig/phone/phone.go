@@ -13,13 +13,15 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/protocol/password"
+	"countersign/protocol/trust"
 )
 
 // Phone is an enrolled client, or a [Stranger].
 type Phone struct {
 	ID       protocol.ClientID
-	Trust    protocol.Trust
+	Trust    trust.State
 	Counter  uint32             // of the newest serial
 	Verifier *password.Verifier // K_pw; nil: no password
 	key      key
@@ -47,7 +49,7 @@ func (k key) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 }
 
 // Stranger makes a phone that no appliance has enrolled.
-func Stranger(trust protocol.Trust) (*Phone, error) {
+func Stranger(pinned trust.State) (*Phone, error) {
 	k, err := newKey()
 	if err != nil {
 		return nil, err
@@ -56,13 +58,13 @@ func Stranger(trust protocol.Trust) (*Phone, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Phone{ID: protocol.ClientIDOf(point), Trust: trust, key: k}, nil
+	return &Phone{ID: protocol.ClientIDOf(point), Trust: pinned, key: k}, nil
 }
 
 // Next is an application for a service at level 1, with the next serial.
-func (p *Phone) Next(service protocol.Service) protocol.P1 {
+func (p *Phone) Next(service protocol.Service) message.P1 {
 	p.Counter++
-	return protocol.P1{Client: p.ID, Serial: NewSerial(p.Counter), Service: service, Level: 1}
+	return message.P1{Client: p.ID, Serial: NewSerial(p.Counter), Service: service, Level: 1}
 }
 
 // NewSerial is a counter and 8 random bytes.
@@ -75,19 +77,19 @@ func NewSerial(counter uint32) protocol.Serial {
 // Session is one authorization as the phone sees it.
 type Session struct {
 	M1      []byte
-	P2      protocol.P2 // after Open
+	P2      message.P2 // after Open
 	phone   *Phone
 	root    protocol.RootID
 	p1      []byte
-	es      protocol.Secret
-	channel protocol.Channel
-	stmt    protocol.Statement
+	es      message.Secret
+	channel message.Channel
+	stmt    message.Statement
 }
 
 // Apply makes an M1 of a P1, which need not be one that an honest phone would make:
 // it is bytes here.
 func (p *Phone) Apply(p1 []byte) (*Session, error) {
-	kem, ok := p.Trust.Key(protocol.UseKEM)
+	kem, ok := p.Trust.Key(trust.UseKEM)
 	if !ok {
 		return nil, errors.New("phone: no kem key")
 	}
@@ -95,46 +97,46 @@ func (p *Phone) Apply(p1 []byte) (*Session, error) {
 }
 
 // ApplyTo is Apply with another kem key or epoch than the trusted one.
-func (p *Phone) ApplyTo(kem protocol.KeyCert, p1 []byte) (*Session, error) {
+func (p *Phone) ApplyTo(kem trust.KeyCert, p1 []byte) (*Session, error) {
 	s := &Session{phone: p, root: p.Trust.Root.RootID(), p1: p1}
 	var err error
-	s.M1, s.es, err = protocol.SealM1(s.root, kem.Epoch, kem.Key, p1)
+	s.M1, s.es, err = message.SealM1(s.root, kem.Epoch, kem.Key, p1)
 	return s, err
 }
 
 // Open opens M2.
 func (s *Session) Open(m2 []byte) error {
-	chal, err := protocol.ChallengeOf(m2)
+	chal, err := message.ChallengeOf(m2)
 	if err != nil {
 		return fmt.Errorf("phone: %w", err)
 	}
-	s.channel = protocol.NewChannel(s.es, s.M1, chal)
+	s.channel = message.NewChannel(s.es, s.M1, chal)
 	raw, err := s.channel.OpenM2(m2)
 	if err != nil {
 		return fmt.Errorf("phone: %w", err)
 	}
-	if s.P2, err = protocol.ParseP2(raw); err != nil {
+	if s.P2, err = message.ParseP2(raw); err != nil {
 		return fmt.Errorf("phone: %w", err)
 	}
-	s.stmt = protocol.NewStatement(s.root, s.p1, chal, raw)
+	s.stmt = message.NewStatement(s.root, s.p1, chal, raw)
 	return nil
 }
 
 // Statement is the information that is signed.
-func (s *Session) Statement() protocol.Statement { return s.stmt }
+func (s *Session) Statement() message.Statement { return s.stmt }
 
 // Seal makes M3 of whatever P3.
-func (s *Session) Seal(attempt uint8, p3 protocol.P3) []byte {
+func (s *Session) Seal(attempt uint8, p3 message.P3) []byte {
 	return s.channel.SealM3(attempt, p3.Marshal())
 }
 
 // Result opens the M4 that answers an M3.
-func (s *Session) Result(m3, m4 []byte) (protocol.P4, error) {
+func (s *Session) Result(m3, m4 []byte) (message.P4, error) {
 	raw, err := s.channel.OpenM4(m3, m4)
 	if err != nil {
-		return protocol.P4{}, fmt.Errorf("phone: %w", err)
+		return message.P4{}, fmt.Errorf("phone: %w", err)
 	}
-	return protocol.ParseP4(raw)
+	return message.ParseP4(raw)
 }
 
 func unixNow() uint64 { return uint64(time.Now().Unix()) }

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"sync"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 	"countersign/softhsm-test/rig/wire"
 )
 
@@ -27,7 +27,7 @@ const (
 
 // Rule is for the next message of one kind, and then over.
 type Rule struct {
-	Kind   byte // high nibble of byte 0, such as [protocol.KindM2]
+	Kind   byte // high nibble of byte 0, such as [message.KindM2]
 	Action Action
 	Bit    int // to alter; bit 0 is the highest of byte 0, -1 the lowest of the last byte
 }
@@ -115,8 +115,8 @@ func (p *Proxy) Last(kind byte) []byte {
 
 // Replay sends a recorded message to the device once more, on a link of its own,
 // and gives the answer.
-func (p *Proxy) Replay(ctx context.Context, message []byte) ([]byte, error) {
-	return wire.Ask(ctx, p.device(), message)
+func (p *Proxy) Replay(ctx context.Context, msg []byte) ([]byte, error) {
+	return wire.Ask(ctx, p.device(), msg)
 }
 
 // Close ends all links.
@@ -189,15 +189,15 @@ type half struct {
 
 func (p *Proxy) pump(h half) {
 	for {
-		message, err := protocol.ReadFrame(h.from)
+		msg, err := message.ReadFrame(h.from)
 		if err != nil {
 			return
 		}
-		forward, err := p.judge(Frame{FromPhone: h.fromPhone, Message: message})
+		forward, err := p.judge(Frame{FromPhone: h.fromPhone, Message: msg})
 		if err != nil {
 			return
 		}
-		if forward != nil && protocol.WriteFrame(h.to, forward) != nil {
+		if forward != nil && message.WriteFrame(h.to, forward) != nil {
 			return
 		}
 	}
@@ -228,8 +228,8 @@ func (p *Proxy) judge(f Frame) ([]byte, error) {
 
 // Flip gives a copy with one bit changed. Bit 0 is the highest of byte 0, -1 the
 // lowest of the last byte.
-func Flip(message []byte, bit int) []byte {
-	out := slices.Clone(message)
+func Flip(msg []byte, bit int) []byte {
+	out := slices.Clone(msg)
 	if bit < 0 {
 		bit += 8 * len(out)
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"countersign/protocol"
+	"countersign/protocol/message"
 )
 
 // answerLimit is how long an answer may take.
@@ -33,22 +33,22 @@ func Dial(ctx context.Context, link string) (Conn, error) {
 }
 
 // Ask sends a message and waits for one answer.
-func (c Conn) Ask(message []byte) ([]byte, error) {
+func (c Conn) Ask(msg []byte) ([]byte, error) {
 	if err := c.SetDeadline(time.Now().Add(answerLimit)); err != nil {
 		return nil, err
 	}
-	if err := protocol.WriteFrame(c, message); err != nil {
+	if err := message.WriteFrame(c, msg); err != nil {
 		return nil, err
 	}
-	return protocol.ReadFrame(c)
+	return message.ReadFrame(c)
 }
 
 // Ask is a connection with one message and one answer.
-func Ask(ctx context.Context, link string, message []byte) ([]byte, error) {
+func Ask(ctx context.Context, link string, msg []byte) ([]byte, error) {
 	conn, err := Dial(ctx, link)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }() // the answer is there, or an error is returned
-	return conn.Ask(message)
+	return conn.Ask(msg)
 }

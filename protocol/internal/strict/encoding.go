@@ -1,0 +1,215 @@
+// Package strict decodes CBOR and JSON and accepts only the form that OA1 writes.
+// Its errors wrap protocol.CodeFormat.
+package strict
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/det"
+)
+
+// marshal, unmarshal and unmarshalMap are the codec of package det with its
+// errors turned into [CodeFormat].
+
+func unmarshal(b []byte, v any) error {
+	if err := det.Unmarshal(b, v); err != nil {
+		return protocol.CodeFormat.Errorf("%v", err)
+	}
+	return nil
+}
+
+func unmarshalMap(b []byte, v any, known ...uint64) error {
+	if err := det.UnmarshalMap(b, v, known...); err != nil {
+		return protocol.CodeFormat.Errorf("%v", err)
+	}
+	return nil
+}
+
+// firstIgnoredKey is the first map key a reader ignores when it does not know
+// it, PROTOCOL.md §2.
+const firstIgnoredKey = 64
+
+// Map decodes an integer-keyed map and requires that v marshals back
+// to the same bytes, ignored keys aside. The library takes null for anything and
+// a byte string of any length for an array; this does not.
+func Map(b []byte, v any, known ...uint64) error {
+	if err := unmarshalMap(b, v, known...); err != nil {
+		return err
+	}
+	kept, err := withoutIgnored(b)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(det.Marshal(v), kept) {
+		return protocol.CodeFormat.Errorf("CBOR map has a member of another type or length")
+	}
+	return nil
+}
+
+// Item decodes an item that is not a map the same way.
+func Item(b []byte, v any) error {
+	if err := unmarshal(b, v); err != nil {
+		return err
+	}
+	if !bytes.Equal(det.Marshal(v), b) {
+		return protocol.CodeFormat.Errorf("CBOR item has a member of another type or length")
+	}
+	return nil
+}
+
+// withoutIgnored gives the map without its keys of 64 and above.
+func withoutIgnored(b []byte) ([]byte, error) {
+	var m map[int64]cbor.RawMessage
+	if err := unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	before := len(m)
+	for k := range m {
+		if k >= firstIgnoredKey {
+			delete(m, k)
+		}
+	}
+	if len(m) == before {
+		return b, nil
+	}
+	return det.Marshal(m), nil
+}
+
+// ToBase64 converts a list for JSON.
+func ToBase64(list [][]byte) []protocol.Base64 {
+	out := make([]protocol.Base64, len(list))
+	for i, b := range list {
+		out[i] = b
+	}
+	return out
+}
+
+// FromBase64 is the inverse of [ToBase64].
+func FromBase64(list []protocol.Base64) [][]byte {
+	out := make([][]byte, len(list))
+	for i, b := range list {
+		out[i] = b
+	}
+	return out
+}
+
+// Fixed copies b to dst and requires the length to be right.
+func Fixed(dst []byte, name string, b []byte) error {
+	if len(b) != len(dst) {
+		return protocol.CodeFormat.Errorf("%s has %d bytes: want %d", name, len(b), len(dst))
+	}
+	copy(dst, b)
+	return nil
+}
+
+// maxJSONDepth is far above the deepest document of OA1, which has three levels.
+const maxJSONDepth = 16
+
+// JSON reads one JSON object into v: CodeFormat on unknown or duplicate
+// members, members in another case than ours, null, bytes that are not UTF-8, and
+// trailing data.
+func JSON(b []byte, v any) error {
+	if !utf8.Valid(b) {
+		return protocol.CodeFormat.Errorf("JSON is not UTF-8")
+	}
+	if err := checkMembers(b); err != nil {
+		return protocol.CodeFormat.Errorf("JSON: %v", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return protocol.CodeFormat.Errorf("JSON: %v", err)
+	}
+	return nil
+}
+
+var (
+	errDuplicate = errors.New("duplicate member")
+	errNull      = errors.New("null")
+	errName      = errors.New("member name is not in lower case")
+	errNotObject = errors.New("not an object")
+	errTrailing  = errors.New("trailing data")
+	errDepth     = errors.New("nested too deep")
+)
+
+func checkMembers(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	start, err := d.Token()
+	if err != nil {
+		return err
+	}
+	if start != json.Delim('{') {
+		return errNotObject
+	}
+	if err := checkObject(d, 1); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errTrailing
+	}
+	return nil
+}
+
+// checkObject reads what follows an opening brace, the closing one included.
+func checkObject(d *json.Decoder, depth int) error {
+	seen := map[string]bool{}
+	for d.More() {
+		token, err := d.Token()
+		if err != nil {
+			return err
+		}
+		name, ok := token.(string)
+		if !ok || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+			return errName
+		}
+		if seen[name] {
+			return errDuplicate
+		}
+		seen[name] = true
+		if err := checkValue(d, depth); err != nil {
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
+func checkValue(d *json.Decoder, depth int) error {
+	if depth > maxJSONDepth {
+		return errDepth
+	}
+	token, err := d.Token()
+	if err != nil {
+		return err
+	}
+	switch token {
+	case nil:
+		return errNull
+	case json.Delim('{'):
+		return checkObject(d, depth+1)
+	case json.Delim('['):
+		for d.More() {
+			if err := checkValue(d, depth+1); err != nil {
+				return err
+			}
+		}
+		_, err = d.Token()
+	}
+	return err
+}
+
+// NonNil turns nil, which CBOR writes as null, into the empty byte string.
+func NonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

@@ -1,0 +1,177 @@
+// Package message implements the messages of an authorization: M1 to M4 and ME
+// with their payloads P1 to P4, the keys of a challenge, the statement and its
+// countersignature, and the frames of a wire link (PROTOCOL.md §3 and §5).
+package message
+
+import (
+	"crypto/hpke"
+	"fmt"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/domain"
+)
+
+// Version is the protocol version, the low nibble of every message's first byte.
+const Version = 1
+
+// The kinds of messages on the near-field link: the high nibble of byte 0.
+const (
+	KindM1        = 0x1
+	KindM2        = 0x2
+	KindM3        = 0x3
+	KindM4        = 0x4
+	KindKeyUpdate = 0x5
+	KindLinkError = 0xE
+)
+
+// Kind tells which message m is. Another version is [CodeVersion], anything
+// else that is no message [CodeFormat]; the rest of m is not looked at.
+func Kind(m []byte) (byte, error) {
+	if len(m) == 0 {
+		return 0, protocol.CodeFormat.Errorf("empty message")
+	}
+	kind, version := m[0]>>4, m[0]&15
+	if version != Version {
+		return 0, fmt.Errorf("protocol version %d: %w", version, protocol.CodeVersion)
+	}
+	if (kind < KindM1 || kind > KindKeyUpdate) && kind != KindLinkError {
+		return 0, protocol.CodeFormat.Errorf("message kind %d", kind)
+	}
+	return kind, nil
+}
+
+// checkKind also checks the least length.
+func checkKind(m []byte, want byte, least int) error {
+	kind, err := Kind(m)
+	if err != nil {
+		return err
+	}
+	if kind != want || len(m) < least {
+		return protocol.CodeFormat.Errorf("message of kind %d and %d bytes, want kind %d and %d bytes or more", kind, len(m), want, least)
+	}
+	return nil
+}
+
+// Lengths in bytes. A message is its clear header, the ciphertext, and the tag.
+const (
+	tagSize      = 16
+	m1HeaderSize = 2
+	m1ClearSize  = m1HeaderSize + len(protocol.PublicKey{})
+	m2HeaderSize = 1 + len(protocol.Challenge{})
+	m3HeaderSize = 2
+	m4HeaderSize = m3HeaderSize + len(ReceiptNonce{})
+)
+
+// suite1 is the number of the only suite.
+const suite1 = 1
+
+// epochModulus is what se carries of a kem epoch.
+const epochModulus = 64
+
+// M1 is an APPLY whose header is good.
+type M1 struct {
+	Suite uint8
+	// Epoch is the kem epoch mod 64.
+	Epoch uint8
+
+	enc []byte // HPKE enc, 65 bytes
+	raw []byte
+}
+
+// ParseM1 checks everything of an M1 that needs no key. Errors are
+// [CodeFormat], or [CodeVersion] for another version or suite. The result
+// shares memory with b.
+func ParseM1(b []byte) (M1, error) {
+	if err := checkKind(b, KindM1, m1HeaderSize); err != nil {
+		return M1{}, err
+	}
+	m := M1{Suite: b[1]/epochModulus + 1, Epoch: b[1] % epochModulus, raw: b}
+	if m.Suite != suite1 {
+		return M1{}, fmt.Errorf("suite %d: %w", m.Suite, protocol.CodeVersion)
+	}
+	if len(b) < m1ClearSize+tagSize {
+		return M1{}, protocol.CodeFormat.Errorf("M1 of %d bytes", len(b))
+	}
+	point, err := protocol.PublicKey(b[m1HeaderSize:m1ClearSize]).ECDH()
+	if err != nil {
+		return M1{}, fmt.Errorf("M1: %w", err)
+	}
+	m.enc = point.Bytes()
+	return m, nil
+}
+
+// Open decrypts P1 with the kem key of the epoch in se. Its ECDH may run
+// elsewhere (see [hpke.NewDHKEMPrivateKey]): an error of the key is passed on as
+// it is, an M1 that does not open is [CodeFormat]. root is the root that certified
+// the key.
+func (m M1) Open(key hpke.PrivateKey, root protocol.RootID) (p1 []byte, es Secret, err error) {
+	r, err := hpke.NewRecipient(m.enc, key, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
+	if err != nil {
+		return nil, es, fmt.Errorf("opening M1: %w", err)
+	}
+	if p1, err = r.Open(m.raw[:m1HeaderSize], m.raw[m1ClearSize:]); err != nil {
+		return nil, es, protocol.CodeFormat.Errorf("M1 does not open")
+	}
+	exported, err := r.Export(domain.Session, len(es))
+	if err != nil {
+		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
+	}
+	return p1, Secret(exported), nil
+}
+
+// SealM1 makes an M1 for the kem key of this epoch, which root certified.
+func SealM1(root protocol.RootID, epoch uint64, key protocol.PublicKey, p1 []byte) (m1 []byte, es Secret, err error) {
+	point, err := key.ECDH()
+	if err != nil {
+		return nil, es, fmt.Errorf("kem key: %w", err)
+	}
+	public, err := hpke.NewDHKEMPublicKey(point)
+	if err != nil {
+		return nil, es, fmt.Errorf("kem key: %w", err)
+	}
+	enc, sender, err := hpke.NewSender(public, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
+	if err != nil {
+		return nil, es, fmt.Errorf("sealing M1: %w", err)
+	}
+	m1 = append(m1, KindM1<<4|Version, byte(epoch%epochModulus))
+	sealed, err := sender.Seal(m1, p1)
+	if err != nil {
+		return nil, es, fmt.Errorf("sealing M1: %w", err)
+	}
+	exported, err := sender.Export(domain.Session, len(es))
+	if err != nil {
+		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
+	}
+	encC, err := protocol.CompressPoint(enc)
+	if err != nil {
+		return nil, es, fmt.Errorf("sealing M1: %w", err)
+	}
+	return append(append(m1, encC[:]...), sealed...), Secret(exported), nil
+}
+
+func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }
+
+// LinkError is an ME: made by D, not authentic, advisory only.
+type LinkError struct {
+	Code protocol.Code
+	// Retry is in seconds.
+	Retry uint8
+}
+
+const linkErrorSize = 3
+
+// Marshal gives the 3 bytes of an ME.
+func (e LinkError) Marshal() []byte {
+	return []byte{KindLinkError<<4 | Version, byte(e.Code), e.Retry}
+}
+
+// ParseLinkError reads an ME.
+func ParseLinkError(b []byte) (LinkError, error) {
+	if err := checkKind(b, KindLinkError, linkErrorSize); err != nil {
+		return LinkError{}, err
+	}
+	if len(b) != linkErrorSize {
+		return LinkError{}, protocol.CodeFormat.Errorf("ME of %d bytes", len(b))
+	}
+	return LinkError{Code: protocol.Code(b[1]), Retry: b[2]}, nil
+}

@@ -1,0 +1,338 @@
+package trust
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"time"
+
+	"countersign/protocol"
+	"countersign/protocol/internal/cose"
+	"countersign/protocol/internal/det"
+	"countersign/protocol/internal/domain"
+	"countersign/protocol/internal/strict"
+)
+
+// Use is what a certified key is for, field 2 of a [KeyCert].
+type Use uint8
+
+// The uses of PROTOCOL.md §2.2.
+const (
+	UseKEM      Use = 1
+	UseDecision Use = 2
+	UseCA       Use = 3
+	UseEnrol    Use = 4
+	UseClientCA Use = 5
+)
+
+var useNames = map[Use]string{
+	UseKEM: "kem", UseDecision: "decision", UseCA: "ca", UseEnrol: "enrol", UseClientCA: "client-ca",
+}
+
+func (u Use) String() string {
+	if s, ok := useNames[u]; ok {
+		return s
+	}
+	return fmt.Sprintf("use %d", uint8(u))
+}
+
+// ParseUse reads the name that String writes.
+func ParseUse(s string) (Use, error) {
+	for u, name := range useNames {
+		if name == s {
+			return u, nil
+		}
+	}
+	return 0, protocol.CodeFormat.Errorf("key use %q", s)
+}
+
+// KeyCert certifies one epoch of one of the appliance's keys under a root,
+// PROTOCOL.md §2.2. It travels as
+//
+//	COSE_Sign1 by root, external_aad "OA1 keycert v1", payload
+//	{1: epoch, 2: use, 3: key bstr33, 4: not-before, 5: not-after, ?6: minimum epoch}
+type KeyCert struct {
+	Epoch     uint64             `cbor:"1,keyasint"`
+	Use       Use                `cbor:"2,keyasint"`
+	Key       protocol.PublicKey `cbor:"3,keyasint"`
+	NotBefore uint64             `cbor:"4,keyasint"`           // Unix seconds
+	NotAfter  uint64             `cbor:"5,keyasint"`           // Unix seconds, the last good one
+	MinEpoch  *uint64            `cbor:"6,keyasint,omitempty"` // rules out every smaller epoch of this use
+}
+
+const (
+	maxEpochStep = 63        // an epoch travels modulo 64
+	clockSlack   = 24 * 3600 // seconds that a not-before may lie ahead
+	kemGrace     = 30 * clockSlack
+)
+
+// SignKeyCert makes a certificate; signer is the root key.
+func SignKeyCert(ctx context.Context, signer protocol.DigestSigner, k KeyCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.KeyCert, det.Marshal(k), nil)
+	if err != nil {
+		return nil, fmt.Errorf("signing key certificate of %v epoch %d: %w", k.Use, k.Epoch, err)
+	}
+	return b, nil
+}
+
+// VerifyKeyCert reads a certificate and checks the signature by root: CodeFormat
+// or CodeCertificate. Dates and epochs are for [KeyCert.AcceptableAt].
+func VerifyKeyCert(b []byte, root protocol.PublicKey) (KeyCert, error) {
+	s, k, err := parseKeyCert(b)
+	if err != nil {
+		return KeyCert{}, err
+	}
+	return k, k.verify(s, root)
+}
+
+func (k KeyCert) verify(s cose.Sign1, root protocol.PublicKey) error {
+	if !s.Verify(root, domain.KeyCert) {
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d is not signed by root %v", k.Use, k.Epoch, root.RootID())
+	}
+	if _, err := protocol.ParsePublicKey(k.Key[:]); err != nil {
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d has no point of P-256", k.Use, k.Epoch)
+	}
+	return nil
+}
+
+func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
+	if s, _, err = cose.Parse(b, false); err != nil {
+		return s, k, err
+	}
+	if err := strict.Map(s.Payload, &k, 1, 2, 3, 4, 5, 6); err != nil {
+		return s, k, err
+	}
+	if _, ok := useNames[k.Use]; !ok {
+		return s, k, protocol.CodeFormat.Errorf("key certificate for unknown %v", k.Use)
+	}
+	return s, k, nil
+}
+
+// AcceptableAt checks the dates and epochs by which C and D take a verified
+// certificate, PROTOCOL.md §2.2: CodeCertificate if not. stored is the epoch held
+// for this use, nil if none. now is Unix seconds.
+func (k KeyCert) AcceptableAt(now uint64, stored *uint64) error {
+	if k.MinEpoch != nil && *k.MinEpoch > k.Epoch {
+		return protocol.CodeCertificate.Errorf("%v epoch %d is below its own minimum %d", k.Use, k.Epoch, *k.MinEpoch)
+	}
+	if stored != nil && (k.Epoch <= *stored || k.Epoch-*stored > maxEpochStep) {
+		return protocol.CodeCertificate.Errorf("%v epoch %d does not follow the stored %d", k.Use, k.Epoch, *stored)
+	}
+	return k.validAt(now)
+}
+
+func (k KeyCert) validAt(now uint64) error {
+	if k.begins() > now {
+		return protocol.CodeCertificate.Errorf("%v epoch %d is not valid before %d", k.Use, k.Epoch, k.NotBefore)
+	}
+	if k.NotAfter < now {
+		return protocol.CodeCertificate.Errorf("%v epoch %d was valid until %d", k.Use, k.Epoch, k.NotAfter)
+	}
+	return nil
+}
+
+// begins is the first second at which the certificate is taken.
+func (k KeyCert) begins() uint64 { return k.NotBefore - min(k.NotBefore, clockSlack) }
+
+// TakesM2At says whether C still takes an M2 under this kem epoch: until 30 days
+// after it is over, PROTOCOL.md §2.2.
+func (k KeyCert) TakesM2At(now uint64) bool {
+	return now <= k.NotAfter || now-k.NotAfter < kemGrace
+}
+
+// RootCert introduces root number n and commits to the key of n+1 by its hash,
+// PROTOCOL.md §2.2. It travels as
+//
+//	COSE_Sign1 by root n itself, external_aad "OA1 rootcert v1", payload
+//	{1: n, 2: key bstr33, 3: SHA-256(key of n+1) bstr32, 4: reason uint}
+type RootCert struct {
+	Number   uint64             `cbor:"1,keyasint"`
+	Key      protocol.PublicKey `cbor:"2,keyasint"`
+	NextHash [32]byte           `cbor:"3,keyasint"`
+	Reason   uint64             `cbor:"4,keyasint"`
+}
+
+// SignRootCert makes a certificate; signer holds r.Key.
+func SignRootCert(ctx context.Context, signer protocol.DigestSigner, r RootCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.RootCert, det.Marshal(r), nil)
+	if err != nil {
+		return nil, fmt.Errorf("signing certificate of root %d: %w", r.Number, err)
+	}
+	return b, nil
+}
+
+// VerifyRootCert reads a certificate and checks the signature by the key in it:
+// CodeFormat or CodeCertificate. That says nothing yet of whether the key is
+// one to trust: see [FollowRoots].
+func VerifyRootCert(b []byte) (RootCert, error) {
+	s, _, err := cose.Parse(b, false)
+	if err != nil {
+		return RootCert{}, err
+	}
+	var r RootCert
+	if err := strict.Map(s.Payload, &r, 1, 2, 3, 4); err != nil {
+		return RootCert{}, err
+	}
+	if !s.Verify(r.Key, domain.RootCert) {
+		return RootCert{}, protocol.CodeCertificate.Errorf("root certificate %d is not signed by its own key", r.Number)
+	}
+	return r, nil
+}
+
+// follows says whether this is the root that number n committed to with next.
+func (r RootCert) follows(n uint64, next [32]byte) bool {
+	return r.Number == n+1 && sha256.Sum256(r.Key[:]) == next
+}
+
+// FollowRoots verifies certificates that each follow the one before, the first
+// of them the root pinned by number and next, and gives the last:
+// CodeCertificate where the chain breaks. certs must not be empty.
+func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error) {
+	last := RootCert{Number: number, NextHash: next}
+	if len(certs) == 0 {
+		return last, protocol.CodeCertificate.Errorf("no root certificate")
+	}
+	for _, b := range certs {
+		r, err := VerifyRootCert(b)
+		if err != nil {
+			return last, err
+		}
+		if !r.follows(last.Number, last.NextHash) {
+			return last, protocol.CodeCertificate.Errorf("root certificate %d does not follow root %d", r.Number, last.Number)
+		}
+		last = r
+	}
+	return last, nil
+}
+
+// ClientCert says which keys are an enrolled client's, PROTOCOL.md §5. It travels as
+//
+//	COSE_Sign1 by client-ca, {4: kid}, external_aad "OA1 clientcert v1", payload
+//	{1: client id, 2: signing key, ?3: uv key, 4: not-before, 5: not-after}
+type ClientCert struct {
+	Client     protocol.ClientID   `cbor:"1,keyasint"`
+	SigningKey protocol.PublicKey  `cbor:"2,keyasint"`
+	UVKey      *protocol.PublicKey `cbor:"3,keyasint,omitempty"`
+	NotBefore  uint64              `cbor:"4,keyasint"` // Unix seconds
+	NotAfter   uint64              `cbor:"5,keyasint"` // Unix seconds, the last good one
+}
+
+// SignClientCert makes a certificate; signer is client-ca of this epoch.
+func SignClientCert(ctx context.Context, signer protocol.DigestSigner, epoch uint64, c ClientCert) ([]byte, error) {
+	b, err := cose.Sign(ctx, signer, domain.ClientCert, det.Marshal(c), cose.Kid(epoch))
+	if err != nil {
+		return nil, fmt.Errorf("signing certificate of client %v: %w", c.Client, err)
+	}
+	return b, nil
+}
+
+// VerifyClientCert reads a certificate and checks it against the key of
+// client-ca, its dates and that the id is the hash of the signing key:
+// CodeFormat or CodeCertificate. now is Unix seconds.
+func VerifyClientCert(b []byte, ca protocol.PublicKey, now uint64) (ClientCert, error) {
+	p, err := parseClientCert(b)
+	if err != nil {
+		return ClientCert{}, err
+	}
+	return p.ClientCert, p.verify(ca, now)
+}
+
+// ReadClient reads a client certificate of this epoch of client-ca, which the certificate's
+// kid has to name modulo 256: CodeFormat, or CodeCertificate where the epoch has not signed
+// it. No dates are looked at: see [ClientCert.ValidAt].
+func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
+	p, err := parseClientCert(b)
+	if err != nil {
+		return ClientCert{}, err
+	}
+	if p.kid != byte(k.Epoch) {
+		return ClientCert{}, protocol.CodeCertificate.Errorf("certificate of client %v names another epoch of client-ca than %d", p.Client, k.Epoch)
+	}
+	return p.ClientCert, p.verifySignature(k.Key)
+}
+
+// ValidAt checks the dates; now is Unix seconds. CodeCertificate.
+func (c ClientCert) ValidAt(now uint64) error {
+	if now < c.NotBefore || now > c.NotAfter {
+		return protocol.CodeCertificate.Errorf("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
+	}
+	return nil
+}
+
+// SameParty reports whether two certificates name one client and the same keys.
+func (c ClientCert) SameParty(other ClientCert) bool {
+	hasUV, otherUV := c.UVKey != nil, other.UVKey != nil
+	return c.Client == other.Client && c.SigningKey == other.SigningKey && hasUV == otherUV && (!hasUV || *c.UVKey == *other.UVKey)
+}
+
+// parsedClientCert is a certificate whose signature is still to be verified.
+type parsedClientCert struct {
+	ClientCert
+	signed cose.Sign1
+	kid    byte
+}
+
+func parseClientCert(b []byte) (p parsedClientCert, err error) {
+	if p.signed, p.kid, err = cose.Parse(b, true); err != nil {
+		return p, err
+	}
+	return p, strict.Map(p.signed.Payload, &p.ClientCert, 1, 2, 3, 4, 5)
+}
+
+func (p parsedClientCert) verify(ca protocol.PublicKey, now uint64) error {
+	if err := p.verifySignature(ca); err != nil {
+		return err
+	}
+	return p.ValidAt(now)
+}
+
+func (p parsedClientCert) verifySignature(ca protocol.PublicKey) error {
+	if !p.signed.Verify(ca, domain.ClientCert) {
+		return protocol.CodeCertificate.Errorf("certificate of client %v is not signed by client-ca", p.Client)
+	}
+	if protocol.ClientIDOf(p.SigningKey) != p.Client {
+		return protocol.CodeCertificate.Errorf("certificate of client %v has another client's signing key", p.Client)
+	}
+	return nil
+}
+
+// KeyOf gives the key of a slot of P3.4: 1 the signing key, 3 the UV key.
+func (c ClientCert) KeyOf(slot uint64) (key protocol.PublicKey, ok bool) {
+	switch {
+	case slot == protocol.SlotSigning:
+		return c.SigningKey, true
+	case slot == protocol.SlotUV && c.UVKey != nil:
+		return *c.UVKey, true
+	}
+	return protocol.PublicKey{}, false
+}
+
+// CheckServerCertificate says whether a client may enrol at the TLS server with
+// this certificate, PROTOCOL.md §5: signed by the key of the `ca` KeyCert, in its
+// dates, and with EKU serverAuth, which no other certificate has. CodeCertificate
+// if not. The host name is not looked at: the key is the identity.
+func CheckServerCertificate(cert *x509.Certificate, ca protocol.PublicKey, now time.Time) error {
+	key, err := ca.ECDSA()
+	if err != nil {
+		return protocol.CodeCertificate.Errorf("ca key: %v", err)
+	}
+	issuer := x509.Certificate{PublicKeyAlgorithm: x509.ECDSA, PublicKey: key}
+	if cert.SignatureAlgorithm != x509.ECDSAWithSHA256 {
+		return protocol.CodeCertificate.Errorf("server certificate is signed with %v", cert.SignatureAlgorithm)
+	}
+	if err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil {
+		return protocol.CodeCertificate.Errorf("server certificate: %v", err)
+	}
+	if !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		return protocol.CodeCertificate.Errorf("server certificate has no EKU serverAuth")
+	}
+	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
+		return protocol.CodeCertificate.Errorf("server certificate is valid from %v to %v", cert.NotBefore, cert.NotAfter)
+	}
+	if len(cert.UnhandledCriticalExtensions) != 0 {
+		return protocol.CodeCertificate.Errorf("server certificate has critical extension %v", cert.UnhandledCriticalExtensions[0])
+	}
+	return nil
+}
