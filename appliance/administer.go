@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -21,8 +22,8 @@ var (
 )
 
 // record makes an audit record about a party; kind is a Kind constant of store.
-func (a *Appliance) record(kind, name string, fields map[string]any) store.Record {
-	return store.NewRecord(kind, kind+"/"+name, fields)
+func (a *Appliance) record(kind, name string, fields map[string]any) audit.Record {
+	return audit.NewRecord(kind, kind+"/"+name, fields)
 }
 
 // Clients lists all clients by name.
@@ -76,7 +77,7 @@ func (a *Appliance) SetClientStatus(ctx context.Context, name string, to store.S
 			return c, fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, name, changed(to, c.Version)))
+		err = a.store.UpdateClient(ctx, c, a.record(audit.KindClients, name, changed(to, c.Version)))
 		if !errors.Is(err, store.ErrConflict) {
 			return c, err
 		}
@@ -109,7 +110,7 @@ func (a *Appliance) SetDeviceStatus(ctx context.Context, name string, to store.S
 			return d, fmt.Errorf("device %q: %w", name, ErrFinal)
 		}
 		d.Status, d.Version = to, d.Version+1
-		err = a.store.UpdateDevice(ctx, d, a.record(store.KindDevices, name, changed(to, d.Version)))
+		err = a.store.UpdateDevice(ctx, d, a.record(audit.KindDevices, name, changed(to, d.Version)))
 		a.devices.forget(d.SPIFFEID)
 		if !errors.Is(err, store.ErrConflict) {
 			return d, err
@@ -128,7 +129,7 @@ func (a *Appliance) Unlock(ctx context.Context, name string) (store.Client, erro
 	if err != nil {
 		return c, err
 	}
-	return c, a.store.Unlock(ctx, c.ID, store.NewRecord(store.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+	return c, a.store.Unlock(ctx, c.ID, audit.NewRecord(audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
 }
 
 // Guard is the state of a client's password guard.
@@ -137,7 +138,7 @@ func (a *Appliance) Guard(ctx context.Context, id protocol.ClientID) (store.Guar
 }
 
 // Records lists audit records, at most limit of those after a sequence number.
-func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
+func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return a.store.Records(ctx, after, limit)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -84,7 +85,7 @@ func (a *Appliance) setAdmin(ctx context.Context, name string, to store.Status, 
 	if one.Status, one.Version = to, one.Version+1; by != (change.ID{}) {
 		one.Change = by
 	}
-	return one, a.store.UpdateAdmin(ctx, one, a.record(store.KindAdmins, name, changed(to, one.Version)))
+	return one, a.store.UpdateAdmin(ctx, one, a.record(audit.KindAdmins, name, changed(to, one.Version)))
 }
 
 // able is how many can countersign, without one of them.
@@ -172,7 +173,7 @@ func (a *Appliance) addAdmin(ctx context.Context, c Change) (any, error) {
 		Change: c.Hash.ID(),
 	}
 	fields := map[string]any{"event": "added", "public_key": key[:]}
-	return one, a.store.AddAdmin(ctx, one, a.record(store.KindAdmins, one.Name, fields))
+	return one, a.store.AddAdmin(ctx, one, a.record(audit.KindAdmins, one.Name, fields))
 }
 
 func (a *Appliance) revokeAdminBase(ctx context.Context, p change.Parameters) (any, error) {

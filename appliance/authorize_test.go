@@ -13,6 +13,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
@@ -60,7 +61,7 @@ func TestApproved(t *testing.T) {
 	if d.Statement != s.stmt.Hash() || d.Factors != protocol.FactorSignature || d.Level != 1 || d.Lifetime != 120 {
 		t.Errorf("decision is %+v", d)
 	}
-	if rec := b.lastRecord(); rec.Kind != store.KindDecision || rec.Subject != "client/"+alice.id.String() {
+	if rec := b.lastRecord(); rec.Kind != audit.KindDecision || rec.Subject != "client/"+alice.id.String() {
 		t.Errorf("record is %s about %s", rec.Kind, rec.Subject)
 	}
 	if c, _ := b.ClientNamed(t.Context(), "alice"); c.Highest != 1 {
@@ -253,7 +254,7 @@ func TestCounters(t *testing.T) {
 	if a := clone.must(clone.m3(protocol.Approve)); a.p4.Reason != protocol.CodeClone {
 		t.Errorf("counter twice: code %d, want 23", a.p4.Reason)
 	}
-	if rec := b.lastRecord(); rec.Kind != store.KindRefused {
+	if rec := b.lastRecord(); rec.Kind != audit.KindRefused {
 		t.Errorf("last record is %q, want the clone alarm", rec.Kind)
 	}
 	if tally := b.tally(); tally.Decisions != 1 {

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/backup"
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 )
 
@@ -66,7 +67,7 @@ func (a *Appliance) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, er
 		return b, err
 	}
 	b.SHA256 = sha256.Sum256(b.File)
-	rec := a.record(store.KindKeys, "backup", map[string]any{
+	rec := a.record(audit.KindKeys, "backup", map[string]any{
 		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
 	})
 	if err := a.store.Append(ctx, rec); err != nil {
@@ -204,7 +205,7 @@ func (a *Appliance) vouch(ctx context.Context, c *StoreCopy) error {
 	if c.Statement, err = backup.Vouch(ctx, a.keys, statement, a.now()); err != nil {
 		return err
 	}
-	return a.store.Append(ctx, a.record(store.KindStore, "backup", map[string]any{
+	return a.store.Append(ctx, a.record(audit.KindStore, "backup", map[string]any{
 		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
 	}))
 }

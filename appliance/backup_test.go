@@ -15,7 +15,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 )
@@ -51,7 +51,7 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.keys.Keys()) || read.Point.Sequence != b.tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
-	if rec := b.lastRecord(); rec.Kind != store.KindKeys || rec.Words()["event"] != "backed up" {
+	if rec := b.lastRecord(); rec.Kind != audit.KindKeys || rec.Words()["event"] != "backed up" {
 		t.Errorf("last record: %v", rec.Words())
 	}
 }
@@ -108,7 +108,7 @@ func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
 	}
 	r := merged.Recovered("fresh", clock)
 	r.Add, r.Update = nil, nil // the token is the same
-	if err := s.Recover(b.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if err := s.Recover(b.Context(), r, audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		b.Fatal(err)
 	}
 	if b.keys, err = keyring.Load(b.Context(), b.token, s, keyring.Pins{Root: b.keys.Root()}); err != nil {

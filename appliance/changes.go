@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 )
 
@@ -276,6 +277,6 @@ func (a *Appliance) expireChanges(ctx context.Context) {
 	}
 }
 
-func changeRecord(id change.ID, fields map[string]any) store.Record {
-	return store.NewRecord(store.KindChanges, "change/"+id.String(), fields)
+func changeRecord(id change.ID, fields map[string]any) audit.Record {
+	return audit.NewRecord(audit.KindChanges, "change/"+id.String(), fields)
 }

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -138,7 +139,7 @@ func TestQuorum(t *testing.T) {
 	}
 	rec := b.lastRecord()
 	words := rec.Words()
-	if rec.Kind != store.KindChanges || words["event"] != "executed" || len(words["signatures"].([]any)) != 2 {
+	if rec.Kind != audit.KindChanges || words["event"] != "executed" || len(words["signatures"].([]any)) != 2 {
 		t.Errorf("transcript is %v", words)
 	}
 	if _, err := b.SignChange(t.Context(), c.Hash.ID(), b.ann.sign(t, c.Hash)); !errors.Is(err, appliance.ErrOver) {
@@ -347,7 +348,7 @@ func TestWordAgain(t *testing.T) {
 			ID: c.Hash.ID(), Document: c.Document, State: store.ChangeOpen, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour),
 			Signatures: []store.ChangeSignature{{Signature: make([]byte, 32), At: b.clock.Now()}},
 		}
-		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+		if err := b.store.AddChange(t.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 			t.Fatal(err)
 		}
 		if asking {
@@ -441,7 +442,7 @@ func TestAnotherAppliance(t *testing.T) {
 		for _, o := range []operator{b.ann, b.bob} {
 			row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.public), Signature: o.sign(t, h), At: b.clock.Now()})
 		}
-		if err := b.store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+		if err := b.store.AddChange(t.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.SignChange(t.Context(), h.ID(), b.cat.sign(t, h)); !errors.Is(err, appliance.ErrOver) {

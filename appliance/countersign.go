@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 )
@@ -90,7 +91,7 @@ func (a *Appliance) openCountersign(ctx context.Context, device store.Device, re
 // wins; one that says "not performed" gives the limits back. A transaction that is
 // not this device's is [ErrNoTransaction].
 func (a *Appliance) Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error {
-	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
+	rec := audit.NewRecord(audit.KindOutcome, "device/"+device.Name, map[string]any{
 		"transaction": req.Transaction[:], "performed": req.Performed,
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}

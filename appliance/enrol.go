@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
@@ -46,7 +47,7 @@ func (a *Appliance) Enrol(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := a.record(store.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
+	rec := a.record(audit.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
 	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolClient(ctx, u, c, rec) })
 }
 
@@ -176,7 +177,7 @@ func (a *Appliance) EnrolDevice(ctx context.Context, body []byte) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	rec := a.record(store.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
+	rec := a.record(audit.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
 	defer a.devices.forget(d.SPIFFEID)
 	return a.use(ctx, body, response, invitation, func(u store.Use) error { return a.store.EnrolDevice(ctx, u, d, rec) })
 }
@@ -191,7 +192,7 @@ func (a *Appliance) Renew(ctx context.Context, device store.Device, req enrol.Re
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}
-	rec := a.record(store.KindDevices, device.Name, map[string]any{"event": "renewed"})
+	rec := a.record(audit.KindDevices, device.Name, map[string]any{"event": "renewed"})
 	if err := a.store.Append(ctx, rec); err != nil {
 		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}

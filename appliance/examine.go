@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // Finding is what one examination came to.
@@ -73,7 +74,7 @@ func (a *Appliance) examineKeys(ctx context.Context) Finding {
 func (a *Appliance) examineStore(ctx context.Context) Finding {
 	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "look at the disk below store.path, and at who else writes to it"}
 	start := time.Now()
-	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
+	f.Err = a.store.Append(ctx, audit.NewRecord(audit.KindDoctor, "doctor", map[string]any{"event": "examined"}))
 	return f.slow(time.Since(start), slowStore)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 )
 
@@ -116,7 +117,7 @@ func (a *Appliance) endTakenLocked(ctx context.Context, c Change) error {
 
 // transcript is the audit record of the end of a request: all that was signed, by whom
 // and what came of it.
-func (a *Appliance) transcript(ctx context.Context, c Change, end store.ChangeState) store.Record {
+func (a *Appliance) transcript(ctx context.Context, c Change, end store.ChangeState) audit.Record {
 	fields := map[string]any{
 		"event": string(end), "kind": c.Kind.String(), "hash": c.Hash[:], "document": c.Document,
 		"required": c.Required, "signed": c.Signed, "policy": a.policy.Load().version,

@@ -12,6 +12,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
@@ -229,7 +230,7 @@ func TestCertificateOfTheClient(t *testing.T) {
 			c, other := b.client("alice"), b.client("bob")
 			spoil(&c, &other)
 			c.Version++ // as the appliance itself would write it: the seal fits
-			if err := b.store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
+			if err := b.store.UpdateClient(t.Context(), c, audit.NewRecord(audit.KindClients, "client/alice", nil)); err != nil {
 				t.Fatal(err)
 			}
 			s, err := alice.applyWith(alice.p1(payment), deviceapi.ApplyRequest{

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 )
@@ -53,7 +54,7 @@ func (b *board) taken(ask appliance.Ask) appliance.Change {
 	for _, o := range []operator{b.ann, b.bob} {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.public), Signature: o.sign(b.T, c.Hash), At: b.clock.Now()})
 	}
-	if err := b.store.AddChange(b.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+	if err := b.store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 		b.Fatal(err)
 	}
 	return c
@@ -71,7 +72,7 @@ func TestInterrupted(t *testing.T) {
 	c = b.taken(ask)
 	code := [32]byte(ask.Parameters.Bytes("code_sha256"))
 	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.clock.Now(), ExpiresAt: b.clock.Now().Add(time.Hour), Change: c.Hash.ID()}
-	if err := b.store.Invite(t.Context(), made, store.NewRecord(store.KindDevices, "device", nil)); err != nil {
+	if err := b.store.Invite(t.Context(), made, audit.NewRecord(audit.KindDevices, "device", nil)); err != nil {
 		t.Fatal(err)
 	}
 	if c = b.resumed(c.Hash.ID()); c.State != store.ChangeExecuted || b.invitations() != before+2 {

@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // Keys are all key versions as they stand now.
@@ -120,7 +121,7 @@ func (a *Appliance) freed(ctx context.Context, plan keyring.Plan) error {
 }
 
 // keyRecord is the audit record of a step: each row with its dates, as it is from then on.
-func keyRecord(s keyring.Step, c store.KeyChange) store.Record {
+func keyRecord(s keyring.Step, c store.KeyChange) audit.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
 		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}
@@ -141,5 +142,5 @@ func keyRecord(s keyring.Step, c store.KeyChange) store.Record {
 	if s.Early {
 		fields["early"] = true
 	}
-	return store.NewRecord(store.KindKeys, "key/"+s.Name, fields)
+	return audit.NewRecord(audit.KindKeys, "key/"+s.Name, fields)
 }

@@ -13,6 +13,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
@@ -141,7 +142,7 @@ type breaking struct {
 	stored bool
 }
 
-func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.Record) error {
+func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec audit.Record) error {
 	if f.stored {
 		if err := f.Store.ChangeKeys(ctx, c, rec); err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
@@ -110,7 +111,7 @@ func TestPasswordRepeatedAtOnce(t *testing.T) {
 	if tally := b.tally(); n != 100 || tally.Decisions != 1 {
 		t.Errorf("%d approvals told, %d decisions", n, tally.Decisions)
 	}
-	if rec := b.lastRecord(); rec.Kind != store.KindDecision {
+	if rec := b.lastRecord(); rec.Kind != audit.KindDecision {
 		t.Errorf("last record is %q", rec.Kind)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -95,7 +96,7 @@ func (a *Appliance) flushFailures(ctx context.Context) {
 		for code, n := range codes {
 			fields[code.String()] = n
 		}
-		if err := a.store.Append(ctx, store.NewRecord(store.KindFailures, "device/"+device.String(), fields)); err != nil {
+		if err := a.store.Append(ctx, audit.NewRecord(audit.KindFailures, "device/"+device.String(), fields)); err != nil {
 			a.log.Error("failure counts could not be written to the audit", "device", device.String(), "error", err)
 			for code, n := range codes {
 				a.failures.add(device, code, n)

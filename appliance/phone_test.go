@@ -19,6 +19,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/policy"
@@ -82,7 +83,7 @@ func newBench(t *testing.T) *bench {
 	b.seals = store.NewSeals(nil)
 	err = errors.Join(keyring.SealKeys(ctx, b.token, pinned.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
 	if err == nil {
-		err = s.AddTrust(ctx, pinned, store.NewRecord(store.KindCeremony, "trust", nil))
+		err = s.AddTrust(ctx, pinned, audit.NewRecord(audit.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +141,7 @@ func (b *bench) restart() {
 func (b *bench) addPolicy(version uint64, doc []byte) {
 	b.Helper()
 	p := store.Policy{Version: version, Document: doc, ActivatedAt: b.clock.Now()}
-	if err := b.store.AddPolicy(b.Context(), p, store.NewRecord(store.KindPolicy, "policy", nil)); err != nil {
+	if err := b.store.AddPolicy(b.Context(), p, audit.NewRecord(audit.KindPolicy, "policy", nil)); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -468,7 +469,7 @@ func (b *bench) tally() store.Tally {
 }
 
 // lastRecord is the newest audit record.
-func (b *bench) lastRecord() store.Record {
+func (b *bench) lastRecord() audit.Record {
 	b.Helper()
 	records, err := b.store.Records(b.Context(), b.tally().Records-1, 10)
 	if err != nil || len(records) != 1 {

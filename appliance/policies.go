@@ -9,6 +9,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -185,7 +186,7 @@ func (a *Appliance) applyPolicy(ctx context.Context, c Change) (any, error) {
 		sum := parsed.Hash()
 		next := store.Policy{Version: active.Version + 1, Document: document, ActivatedAt: a.now(), Change: c.Hash.ID()}
 		fields := map[string]any{"event": "activated", "version": next.Version, "hash": sum[:]}
-		rec := store.NewRecord(store.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields)
+		rec := audit.NewRecord(audit.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields)
 		if err := a.store.AddPolicy(ctx, next, rec); err != nil {
 			return nil, err
 		}

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol"
 )
@@ -137,8 +138,8 @@ func (a *Appliance) withVerifiers(ctx context.Context) ([]store.Client, error) {
 // with one audit record each. What does not fit its seal stays as it is.
 func (a *Appliance) resealAll(ctx context.Context) error {
 	version := a.seals.InForce()
-	rec := func(n int) store.Record {
-		return store.NewRecord(store.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
+	rec := func(n int) audit.Record {
+		return audit.NewRecord(audit.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
 	}
 	var at store.Cursor
 	for done := false; !done; {
@@ -195,7 +196,7 @@ func (a *Appliance) rewrap(ctx context.Context, id protocol.ClientID) error {
 		}
 		c.Verifier, c.Version = wrapped, c.Version+1
 		fields := map[string]any{"event": "renewed", "version": c.Version}
-		if err = a.store.UpdateClient(ctx, c, a.record(store.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
+		if err = a.store.UpdateClient(ctx, c, a.record(audit.KindClients, c.Name, fields)); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
@@ -136,7 +137,7 @@ func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (st
 func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.Decision) store.Spend {
 	now = now.UTC()
 	return store.Spend{
-		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: store.NewSalt(), Now: now,
+		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: audit.NewSalt(), Now: now,
 		Evidence: store.Evidence{
 			Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature, Reference: c.handle.Reference,
 		},

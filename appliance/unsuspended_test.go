@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol/derive"
 )
@@ -116,7 +117,7 @@ func TestCompromisedMAC(t *testing.T) {
 	b := newBench(t)
 	b.step("rotate", "mac")
 	b.step("activate", "mac@2")
-	claims, err := b.store.(store.Sealing).Claims(t.Context())
+	claims, err := b.store.Claims(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +149,7 @@ func TestCompromisedMAC(t *testing.T) {
 	seals.Add(2, leaked, false)
 	seals.Use(2)
 	trust := store.Trust{Keys: claims.Keys, Settings: claims.Settings, Policy: claims.Policy}
-	rec := store.NewRecord(store.KindCeremony, "trust", nil)
+	rec := audit.NewRecord(audit.KindCeremony, "trust", nil)
 	err = errors.Join(s.Unseal(t.Context(), seals, nil), s.AddTrust(t.Context(), trust, rec))
 	for range 100 {
 		err = errors.Join(err, s.ChangeKeys(t.Context(), store.KeyChange{MAC: 2}, rec))

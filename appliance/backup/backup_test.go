@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/failover"
@@ -31,7 +32,7 @@ type house struct {
 	*testing.T
 	*keyring.Keyring
 	token  hsm.Token
-	store  *sqlite.Store
+	store  store.Store
 	shares []custody.Share
 }
 
@@ -57,7 +58,7 @@ func newHouse(t *testing.T) *house {
 }
 
 // found unseals an empty store and stores a trust.
-func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) error {
+func found(t *testing.T, token hsm.Token, s store.Store, pinned store.Trust) error {
 	t.Helper()
 	seals := store.NewSeals(nil)
 	if err := errors.Join(keyring.SealKeys(t.Context(), token, pinned.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
@@ -66,11 +67,11 @@ func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) e
 	return s.AddTrust(t.Context(), pinned, note())
 }
 
-func note() store.Record {
-	return store.NewRecord(store.KindKeys, "test", map[string]any{"event": "x"})
+func note() audit.Record {
+	return audit.NewRecord(audit.KindKeys, "test", map[string]any{"event": "x"})
 }
 
-func openStore(t *testing.T, path string) *sqlite.Store {
+func openStore(t *testing.T, path string) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {

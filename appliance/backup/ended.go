@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // endedSpan is how far before its newest record a copy is searched for what was ended,
@@ -17,12 +18,12 @@ const (
 
 // Records are the audit records of a store.
 type Records interface {
-	Records(ctx context.Context, after uint64, limit int) ([]store.Record, error)
+	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
 }
 
 // Ended lists the audit records up to a point by which clients, devices and
 // administrators were revoked or suspended in the 30 days before it, the oldest first.
-func Ended(ctx context.Context, from Records, point store.Point) (ended []store.Record, err error) {
+func Ended(ctx context.Context, from Records, point store.Point) (ended []audit.Record, err error) {
 	since := point.At.Add(-endedSpan)
 	for last, young := point.Sequence, true; last > 0 && young; last -= min(last, endedPage) {
 		first := last - min(last, endedPage)
@@ -43,8 +44,8 @@ func Ended(ctx context.Context, from Records, point store.Point) (ended []store.
 	return ended, nil
 }
 
-func endsOne(r store.Record) bool {
-	if !slices.Contains([]string{store.KindClients, store.KindDevices, store.KindAdmins}, r.Kind) {
+func endsOne(r audit.Record) bool {
+	if !slices.Contains([]string{audit.KindClients, audit.KindDevices, audit.KindAdmins}, r.Kind) {
 		return false
 	}
 	event := r.Words()["event"]

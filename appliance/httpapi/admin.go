@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/admin"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -298,7 +299,7 @@ func queryNumber(r *http.Request, name string, absent uint64) (uint64, error) {
 	return n, nil
 }
 
-func recordWords(rec store.Record) admin.Record {
+func recordWords(rec audit.Record) admin.Record {
 	leaf := rec.Leaf()
 	return admin.Record{
 		Sequence: rec.Sequence, At: rec.At, Kind: rec.Kind, Subject: rec.Subject,

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm/memory"
 	"countersign/protocol"
 	"countersign/protocol/trust"
@@ -377,7 +378,7 @@ func TestAnchoredFirst(t *testing.T) {
 	}
 	c, err := l.Carry(t.Context(), p, "test")
 	if err == nil {
-		err = l.ChangeKeys(t.Context(), c, store.Record{})
+		err = l.ChangeKeys(t.Context(), c, audit.Record{})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
@@ -33,11 +34,11 @@ func (l *life) ListKeys(context.Context) ([]store.Key, error) { return l.trust.K
 
 func (l *life) Settings(context.Context) (map[string][]byte, error) { return l.trust.Settings, nil }
 
-func (l *life) AddTrust(context.Context, store.Trust, store.Record) error { return store.ErrExists }
+func (l *life) AddTrust(context.Context, store.Trust, audit.Record) error { return store.ErrExists }
 
 // ChangeKeys holds the contract as far as steps rely on it: new rows are new, and a row
 // is written over the revision before.
-func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ store.Record) error {
+func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ audit.Record) error {
 	find := func(k store.Key) int {
 		return slices.IndexFunc(l.trust.Keys, func(o store.Key) bool { return o.Name == k.Name && o.Version == k.Version })
 	}
@@ -110,7 +111,7 @@ func (l *life) do(s keyring.Step) error {
 	if err != nil {
 		l.Fatal(err)
 	}
-	if err := l.ChangeKeys(l.Context(), c, store.Record{}); err != nil {
+	if err := l.ChangeKeys(l.Context(), c, audit.Record{}); err != nil {
 		l.Fatal(err)
 	}
 	if err := l.Reload(l.Context(), l); err != nil {

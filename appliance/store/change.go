@@ -1,23 +1,10 @@
 package store
 
 import (
-	"context"
 	"time"
 
 	"countersign/protocol"
 )
-
-// Admins are the administrators whose signatures count in a quorum.
-type Admins interface {
-	// ListAdmins lists all administrators by name.
-	ListAdmins(ctx context.Context) ([]Admin, error)
-	// AddAdmin stores a new one; ErrExists if the name or the key was ever
-	// another's: who was revoked keeps both.
-	AddAdmin(ctx context.Context, a Admin, rec Record) error
-	// UpdateAdmin writes status, version and change of a over the row whose version
-	// is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such id.
-	UpdateAdmin(ctx context.Context, a Admin, rec Record) error
-}
 
 // Admin is one administrator.
 type Admin struct {
@@ -28,27 +15,6 @@ type Admin struct {
 	Version   uint64 // 1 at first, one more with each change
 	CreatedAt time.Time
 	Change    [8]byte // change request that stands behind it; zero: none
-}
-
-// Changes are the change requests that administrators countersign. A row is never
-// deleted, so that a request is executed once and never again.
-type Changes interface {
-	// AddChange stores a new request with the signatures that c has; ErrExists if
-	// its id was ever used.
-	AddChange(ctx context.Context, c Change, rec Record) error
-	// Change finds one by its id, or ErrNotFound.
-	Change(ctx context.Context, id [8]byte) (Change, error)
-	// ListChanges lists the newest first, at most limit.
-	ListChanges(ctx context.Context, limit int) ([]Change, error)
-	// SignChange adds a signature to a request that is open: ErrConflict if it is
-	// not, ErrExists if that signer has signed it, ErrNotFound if there is none.
-	SignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
-	// ResignChange writes s over what the same signer signed of an open request:
-	// ErrConflict if it is not open, ErrNotFound if he has not signed it.
-	ResignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
-	// EndChange moves a request from e.From to e.To: ErrConflict if it is not
-	// there, ErrNotFound if there is none. From an end nothing leads on.
-	EndChange(ctx context.Context, e ChangeEnd, rec Record) error
 }
 
 // ChangeState is where a change request stands.

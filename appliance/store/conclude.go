@@ -1,8 +1,10 @@
 package store
 
 import (
+	"crypto/sha256"
 	"slices"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -26,9 +28,9 @@ type Conclusion struct {
 	// Settle: store this denial too. It raises no counter.
 	Settle *Spent
 	// Record to append; nil for a repeat.
-	Record *Record
+	Record *audit.Record
 	// Further record, of Finalize or Settle.
-	Further *Record
+	Further *audit.Record
 }
 
 // Finalization is the end of the pending decision of this serial.
@@ -48,7 +50,7 @@ func (s Spend) Conclude(v View) Conclusion {
 	}
 	if code := s.conflict(v); code != 0 {
 		out := s.denied(code)
-		return Conclusion{Outcome: out, Record: s.record(out, KindRefused)}
+		return Conclusion{Outcome: out, Record: s.record(out, audit.KindRefused)}
 	}
 	against := s.objection(v)
 	c := Conclusion{Outcome: s.outcome(against.code), Spend: true, ResetGuard: s.Right}
@@ -62,7 +64,7 @@ func (s Spend) Conclude(v View) Conclusion {
 	if c.Outcome.Result == protocol.ResultPending {
 		c.Waits = s.Pending
 	}
-	c.Record = s.record(c.Outcome, KindDecision)
+	c.Record = s.record(c.Outcome, audit.KindDecision)
 	return c
 }
 
@@ -253,4 +255,60 @@ func (s Spend) decided(result protocol.Result) Outcome {
 	d.Result = result
 	d.Reason, _ = receipt.ReasonFor(result) // no result here is without
 	return Outcome{Result: result, Decision: d, At: Stamp(s.Now)}
+}
+
+func (s Spend) record(out Outcome, kind string) *audit.Record {
+	d := out.Decision
+	return &audit.Record{
+		At: Stamp(s.Now), Kind: kind, Subject: "client/" + s.Client.String(), Salt: s.Salt,
+		Body: audit.Encode(audit.Decision{
+			Statement: s.Evidence.Statement,
+			Signature: s.Evidence.Signature[:],
+			Slot:      s.Evidence.Approval.Slot,
+			Proof:     append([]byte{}, s.Evidence.Approval.Proof...),
+			Factors:   d.Factors,
+			Decision:  d.Marshal(),
+			Policy:    d.Policy[:],
+			Reason:    out.Reason,
+			Reference: s.Evidence.Reference,
+			Asked:     askedFields(out.Asked),
+		}),
+	}
+}
+
+func askedFields(a *message.AskedResult) []uint64 {
+	if a == nil {
+		return nil
+	}
+	return []uint64{uint64(a.Result), uint64(a.Reason)}
+}
+
+// finalRecord is of the end of a pending decision, through s.
+func (s Spend) finalRecord(f Finalization) *audit.Record {
+	return s.further(audit.KindFinal, f.Client, map[string]any{
+		"serial": f.Serial[:], "result": f.Result, "reason": f.Reason, "by": s.Client[:], "by_serial": s.Serial[:],
+	})
+}
+
+// settledRecord is of a serial that is denied because s asks about it.
+func (s Spend) settledRecord(denied Spent) *audit.Record {
+	return s.further(audit.KindSettled, denied.Client, map[string]any{
+		"serial": denied.Serial[:], "result": denied.Outcome.Result, "reason": denied.Outcome.Reason, "by_serial": s.Serial[:],
+	})
+}
+
+// further is a second record of the same transaction. Its salt follows from that of
+// the first, which tells as much as it does.
+func (s Spend) further(kind string, client protocol.ClientID, fields map[string]any) *audit.Record {
+	salt := sha256.Sum256(append([]byte(kind), s.Salt[:]...))
+	return &audit.Record{
+		At: Stamp(s.Now), Kind: kind, Subject: "client/" + client.String(), Salt: [16]byte(salt[:16]), Body: audit.Encode(fields),
+	}
+}
+
+// Refused is the record of a countersignature that verified and is refused with
+// this code without spending its serial, such as an attempt at the password that
+// was wrong (10): the body is that of the denial it would be.
+func (s Spend) Refused(code protocol.Code) audit.Record {
+	return *s.record(s.denied(code), audit.KindRefused)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"countersign/appliance/store/audit"
 )
 
 // Head is the one record on which hangs what a seal alone cannot show: that nothing is
@@ -83,7 +85,7 @@ func DigestOf(seals map[string]Seal) (sum [sha256.Size]byte) {
 }
 
 // Marshal returns the head as drivers store it: a det-CBOR array.
-func (h Head) Marshal() []byte { return encode(h) }
+func (h Head) Marshal() []byte { return audit.Encode(h) }
 
 // ParseHead reads what Marshal writes.
 func ParseHead(b []byte) (h Head, err error) {
@@ -161,7 +163,7 @@ func (o OpenSet) Close(numbers ...uint64) OpenSet {
 }
 
 // Marshal returns the set as drivers store it: a det-CBOR array.
-func (o OpenSet) Marshal() []byte { return encode(o) }
+func (o OpenSet) Marshal() []byte { return audit.Encode(o) }
 
 // ParseOpenSet reads what Marshal writes.
 func ParseOpenSet(b []byte) (o OpenSet, err error) {

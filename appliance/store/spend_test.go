@@ -1,13 +1,13 @@
 package store
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"math"
 	"reflect"
 	"testing"
 	"time"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
 )
@@ -127,9 +127,9 @@ func checkConclusion(t *testing.T, name string, got Conclusion, want expected) {
 	if want.reason == 0 {
 		result, told = protocol.ResultApproved, 0
 	}
-	kind := KindDecision
+	kind := audit.KindDecision
 	if want.conflict {
-		kind = KindRefused
+		kind = audit.KindRefused
 	}
 	out := got.Outcome
 	switch {
@@ -196,24 +196,5 @@ func TestStatus(t *testing.T) {
 		if s.String() != want {
 			t.Errorf("status %d is %q, want %q", uint8(s), s, want)
 		}
-	}
-}
-
-func TestLeaf(t *testing.T) {
-	rec := NewRecord(KindPolicy, "policy/1", map[string]any{"version": 1, "hash": []byte{0xAB}})
-	if got := rec.Words(); !reflect.DeepEqual(got, map[string]any{"version": uint64(1), "hash": "ab"}) {
-		t.Errorf("words: %v", got)
-	}
-	other := rec
-	other.Salt[0]++
-	if rec.Leaf() == other.Leaf() || rec.Leaf() != sha256.Sum256(append(rec.Salt[:], rec.Body...)) {
-		t.Error("the leaf is not SHA-256(salt || body)")
-	}
-	if rec.Salt == NewSalt() || !rec.At.Equal(Stamp(rec.At)) {
-		t.Errorf("record %+v", rec)
-	}
-	rec.Body = []byte{0xFF}
-	if rec.Words()["error"] == nil {
-		t.Error("a body that is no CBOR has words")
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"os"
 	"time"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -47,25 +48,8 @@ var (
 
 // Store is the whole contract. All methods may be called concurrently.
 type Store interface {
-	Clients
-	Devices
-	Invitations
-	Decisions
-	Tries
-	Policies
-	Keys
-	Admins
-	Changes
-	Recovery
-	Sealing
-	Audit
-	// Close makes what was begun durable. Every later call returns
-	// ErrUnavailable, but for a further Close.
-	Close() error
-}
+	// Clients: the enrolled phones.
 
-// Clients are the enrolled phones.
-type Clients interface {
 	// Client finds a client by id, or ErrNotFound.
 	Client(ctx context.Context, id protocol.ClientID) (Client, error)
 	// ListClients lists all clients by name. One whose record does not fit its seal
@@ -75,26 +59,24 @@ type Clients interface {
 	// returns ErrConflict; ErrNotFound if there is no such id, ErrExists if the
 	// name is another's. CreatedAt and Highest are not written: only Spend
 	// raises the latter.
-	UpdateClient(ctx context.Context, c Client, rec Record) error
-}
+	UpdateClient(ctx context.Context, c Client, rec audit.Record) error
 
-// Devices are the enrolled authorization devices.
-type Devices interface {
+	// Devices: the enrolled authorization devices.
+
 	// Device finds a device by id, or ErrNotFound.
 	Device(ctx context.Context, id protocol.DeviceID) (Device, error)
 	// ListDevices works as ListClients.
 	ListDevices(ctx context.Context) ([]Device, error)
 	// UpdateDevice works as UpdateClient.
-	UpdateDevice(ctx context.Context, d Device, rec Record) error
-}
+	UpdateDevice(ctx context.Context, d Device, rec audit.Record) error
 
-// Invitations are activation codes, kept as their SHA-256 only.
-type Invitations interface {
+	// Invitations: activation codes, of which the store keeps the SHA-256 only.
+
 	// Invite stores a new invitation; ErrExists if the name is taken by an
 	// enrolled party of that kind or by an invitation that is still open. With
 	// Replace such an invitation expires at i.CreatedAt and a revoked party does
 	// not count; any other still is ErrExists.
-	Invite(ctx context.Context, i Invitation, rec Record) error
+	Invite(ctx context.Context, i Invitation, rec audit.Record) error
 	// Invitation finds one by the SHA-256 of its code, used or not.
 	Invitation(ctx context.Context, code [32]byte) (Invitation, error)
 	// EnrolClient uses the invitation up and stores the client, once:
@@ -102,16 +84,15 @@ type Invitations interface {
 	// client id or name is taken, ErrNotFound if there is no such invitation of
 	// this kind. An error leaves the invitation as it was. The name of a revoked
 	// client is free: that client is called [Client.RetiredName] from then on.
-	EnrolClient(ctx context.Context, u Use, c Client, rec Record) error
+	EnrolClient(ctx context.Context, u Use, c Client, rec audit.Record) error
 	// EnrolDevice works as EnrolClient; the device's 4-byte handle is unique too.
 	// A revoked device with this id and SPIFFE ID becomes d: its row, to which
 	// its decisions refer, gets the Version that follows on its own, whatever
 	// d.Version is.
-	EnrolDevice(ctx context.Context, u Use, d Device, rec Record) error
-}
+	EnrolDevice(ctx context.Context, u Use, d Device, rec audit.Record) error
 
-// Decisions are spent serials and what was decided for them.
-type Decisions interface {
+	// Decisions: spent serials and their outcomes.
+
 	// Answered finds the stored outcome of exactly this countersignature, or
 	// ErrNotFound. An attempt that was answered with "retry" has one too: its
 	// Result is [protocol.ResultRetry], with TriesLeft.
@@ -127,11 +108,10 @@ type Decisions interface {
 	// Report stores what the device did. The first report wins: a later one
 	// changes nothing and returns nil. Not performed gives the limits back.
 	// ErrNotFound if this device has no such approved transaction.
-	Report(ctx context.Context, r Report, rec Record) error
-}
+	Report(ctx context.Context, r Report, rec audit.Record) error
 
-// Tries guard the offline password: each attempt is counted before it is checked.
-type Tries interface {
+	// Password attempts: each is counted before the token checks it.
+
 	// Try counts a password attempt, durably, before the token checks it. In one
 	// transaction it reads what [Attempt.Conclude] needs, and stores what that
 	// says. An attempt that was begun with the same bytes is not counted again:
@@ -142,24 +122,87 @@ type Tries interface {
 	// tries that left; a repeat of its M3 is answered the same. Storing it
 	// twice is no error and changes nothing. ErrNotFound if no such attempt
 	// waits for its answer: it was not begun, or its serial was spent by it.
-	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec Record) error
+	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec audit.Record) error
 	// Guard reads the state of a client's password guard; ErrNotFound if there
 	// is no such client.
 	Guard(ctx context.Context, id protocol.ClientID) (Guard, error)
 	// Unlock sets a client's guard back to zero, as nothing else does but a
 	// Spend with Right; ErrNotFound if there is no such client.
-	Unlock(ctx context.Context, id protocol.ClientID, rec Record) error
-}
+	Unlock(ctx context.Context, id protocol.ClientID, rec audit.Record) error
 
-// Policies are the versions of policy.toml; the newest is active.
-type Policies interface {
+	// Policies: the versions of policy.toml, the newest of which is active.
+
 	// ActivePolicy is the newest, or ErrNotFound in an empty store.
 	ActivePolicy(ctx context.Context) (Policy, error)
 	// PolicyAt is one that is or was active, or ErrNotFound.
 	PolicyAt(ctx context.Context, version uint64) (Policy, error)
 	// AddPolicy makes p the active policy; p.Version must be the active
 	// version + 1 (1 in an empty store), else ErrConflict.
-	AddPolicy(ctx context.Context, p Policy, rec Record) error
+	AddPolicy(ctx context.Context, p Policy, rec audit.Record) error
+
+	// Administrators, whose signatures count in a quorum.
+
+	// ListAdmins lists all administrators by name.
+	ListAdmins(ctx context.Context) ([]Admin, error)
+	// AddAdmin stores a new one; ErrExists if the name or the key was ever
+	// another's: who was revoked keeps both.
+	AddAdmin(ctx context.Context, a Admin, rec audit.Record) error
+	// UpdateAdmin writes status, version and change of a over the row whose version
+	// is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such id.
+	UpdateAdmin(ctx context.Context, a Admin, rec audit.Record) error
+
+	// Change requests, which administrators countersign. A row is never deleted, so that a request is
+	// executed once.
+
+	// AddChange stores a new request with the signatures that c has; ErrExists if
+	// its id was ever used.
+	AddChange(ctx context.Context, c Change, rec audit.Record) error
+	// Change finds one by its id, or ErrNotFound.
+	Change(ctx context.Context, id [8]byte) (Change, error)
+	// ListChanges lists the newest first, at most limit.
+	ListChanges(ctx context.Context, limit int) ([]Change, error)
+	// SignChange adds a signature to a request that is open: ErrConflict if it is
+	// not, ErrExists if that signer has signed it, ErrNotFound if there is none.
+	SignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec audit.Record) error
+	// ResignChange writes s over what the same signer signed of an open request:
+	// ErrConflict if it is not open, ErrNotFound if he has not signed it.
+	ResignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec audit.Record) error
+	// EndChange moves a request from e.From to e.To: ErrConflict if it is not
+	// there, ErrNotFound if there is none. From an end nothing leads on.
+	EndChange(ctx context.Context, e ChangeEnd, rec audit.Record) error
+
+	// Copies, and recovery from one after a disaster.
+
+	// Copy is the store as of one moment, made while it serves, one at a time
+	// (another is ErrUnavailable). The file was checked, has no name any more and is
+	// the caller's to close.
+	Copy(ctx context.Context) (Copy, error)
+	// Recover stores in one transaction what else is known of the keys, and the policy
+	// if it is newer than the active one. What may have come to its end after the copy
+	// was made ends: a decision that was pending is denied as expired, and an
+	// invitation that was open has expired since it was made, for the host's clock may
+	// be ahead. Errors are those of ChangeKeys.
+	Recover(ctx context.Context, r Recovered, rec audit.Record) error
+
+	// The audit log.
+
+	// Append stores a record that belongs to no other change.
+	Append(ctx context.Context, rec audit.Record) error
+	// Records lists up to limit records with a sequence number above after.
+	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
+	// Tally counts what is stored.
+	Tally(ctx context.Context) (Tally, error)
+
+	Keys
+	Sealing
+
+	// Fatal delivers at most one error: the store does not know what is on the disk, because an
+	// fsync failed or the file is corrupt. Every later call returns ErrUnavailable, and the process
+	// has to exit (status 74). Opening the store again afterwards is safe.
+	Fatal() <-chan error
+	// Close makes everything durable that has begun. Every later call returns ErrUnavailable, except
+	// another Close.
+	Close() error
 }
 
 // Keys is the registry of what the token holds, and the trust anchors.
@@ -170,7 +213,7 @@ type Keys interface {
 	// which everything hangs from then on: keys, settings (trust domain, root
 	// certificates) and the first policy. ErrExists if there was one before. Of a
 	// store without a head everything else but Append is ErrNotFound or empty.
-	AddTrust(ctx context.Context, t Trust, rec Record) error
+	AddTrust(ctx context.Context, t Trust, rec audit.Record) error
 	// ChangeKeys stores one step of a key's life in one transaction: new rows
 	// (ErrExists if the version was ever used), rows written over that whose
 	// revision is Revision-1 (else ErrConflict; ErrNotFound if there is none),
@@ -178,23 +221,9 @@ type Keys interface {
 	// sealed copy of a row are never written again, but for the copy of a key that
 	// is destroyed, which is erased. With c.MAC new seals are of that version of mac
 	// from this one on; it never goes back.
-	ChangeKeys(ctx context.Context, c KeyChange, rec Record) error
+	ChangeKeys(ctx context.Context, c KeyChange, rec audit.Record) error
 	// Settings are the named values that AddTrust and ChangeKeys stored.
 	Settings(ctx context.Context) (map[string][]byte, error)
-}
-
-// Recovery is of copies, and of a store that comes back from one after a disaster.
-type Recovery interface {
-	// Copy is the store as of one moment, made while it serves, one at a time
-	// (another is ErrUnavailable). The file was checked, has no name any more and is
-	// the caller's to close.
-	Copy(ctx context.Context) (Copy, error)
-	// Recover stores in one transaction what else is known of the keys, and the policy
-	// if it is newer than the active one. What may have come to its end after the copy
-	// was made ends: a decision that was pending is denied as expired, and an
-	// invitation that was open has expired since it was made, for the host's clock may
-	// be ahead. Errors are those of ChangeKeys.
-	Recover(ctx context.Context, r Recovered, rec Record) error
 }
 
 // Copy is a store in a file.
@@ -233,7 +262,7 @@ type Sealing interface {
 	// one in force, each after it was verified: at most so many after a cursor, which
 	// is zero at first. Its record is stored where any was brought. done says that
 	// there are no more. What does not fit stays as it is, and is an alarm.
-	Reseal(ctx context.Context, after Cursor, most int, rec func(n int) Record) (next Cursor, n int, done bool, err error)
+	Reseal(ctx context.Context, after Cursor, most int, rec func(n int) audit.Record) (next Cursor, n int, done bool, err error)
 	// Under counts the records in force, and those of them that are under a version
 	// of mac. Of an earlier version than the one in force the count is zero unless one
 	// of them fits its seal.
@@ -255,16 +284,6 @@ type Claims struct {
 type Cursor struct {
 	Table int
 	Ref   int64
-}
-
-// Audit is the outbox of audit records, in the order of their commit.
-type Audit interface {
-	// Append stores a record that belongs to no other change.
-	Append(ctx context.Context, rec Record) error
-	// Records lists up to limit records with a sequence number above after.
-	Records(ctx context.Context, after uint64, limit int) ([]Record, error)
-	// Tally counts what is stored.
-	Tally(ctx context.Context) (Tally, error)
 }
 
 // Status of a client or device.
@@ -430,16 +449,6 @@ type Trust struct {
 	Keys     []Key
 	Settings map[string][]byte
 	Policy   Policy // Version 1
-}
-
-// Record is one audit record. Its leaf in the log is SHA-256(Salt || Body).
-type Record struct {
-	Sequence uint64 // given by the store: from 1, without gaps
-	At       time.Time
-	Kind     string // closed set: see the Kind constants of this package
-	Subject  string // who it is about: "client/alice"
-	Salt     [16]byte
-	Body     []byte // det-CBOR
 }
 
 // Tally counts rows, for status and tests.

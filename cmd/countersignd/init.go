@@ -10,6 +10,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/internal/config"
 	"countersign/policy"
 )
@@ -54,7 +55,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 		return err
 	}
 	policyHash := sha256.Sum256(trust.Policy.Document)
-	rec := store.NewRecord(store.KindCeremony, "trust/"+domain, map[string]any{
+	rec := audit.NewRecord(audit.KindCeremony, "trust/"+domain, map[string]any{
 		"event": "ceremony", "keys": len(trust.Keys), "policy": trust.Policy.Version, "policy_sha256": policyHash[:],
 	})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/internal/cli"
 	"countersign/internal/config"
@@ -224,7 +225,7 @@ func (m *migration) readClients(ctx context.Context) error {
 func (m *migration) readAdmins(ctx context.Context) error {
 	for _, one := range m.contents.Admins {
 		fits, err := m.unsealed.Fits(ctx, derive.Record{
-			Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
+			Kind: string(audit.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status), Roles: []string{one.Name}, Version: one.Version,
 		}, one.MAC)
 		if err != nil {
 			return fmt.Errorf("record MAC of administrator %q: %w", one.Name, err)
@@ -281,7 +282,7 @@ func (m *migration) signed(ctx context.Context, c store.Change, s store.ChangeSi
 
 // seal seals the store, puts it in place, and verifies it as a start of the daemon does.
 func (m *migration) seal(ctx context.Context, root protocol.PublicKey, sum string) (string, error) {
-	m.sealing.Record = store.NewRecord(store.KindStore, "migrate", map[string]any{
+	m.sealing.Record = audit.NewRecord(audit.KindStore, "migrate", map[string]any{
 		"event": "sealed", "list_sha256": sum, "root": root[:], "mac": m.parts.seals.InForce(),
 		"clients": len(m.sealing.Clients), "administrators": len(m.sealing.Admins),
 	})

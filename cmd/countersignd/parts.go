@@ -31,7 +31,7 @@ import (
 // parts are what every command of the daemon stands on: the store and the token.
 type parts struct {
 	cfg     config.HSM
-	store   *sqlite.Store
+	store   store.Store
 	seals   *store.Seals       // what the store is unsealed with
 	anchor  *anchor.File       // what the store is held against, with root
 	root    protocol.PublicKey // trust.root; zero: none

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/backup"
 	"countersign/appliance/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/internal/cli"
 	"countersign/internal/config"
@@ -104,7 +105,7 @@ type restoration struct {
 	salvaged error
 	merged   backup.Merged
 	point    store.Point    // of the database as it came
-	ended    []store.Record // that revoked or suspended somebody shortly before
+	ended    []audit.Record // that revoked or suspended somebody shortly before
 	now      time.Time
 }
 

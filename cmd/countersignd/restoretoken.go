@@ -11,13 +11,13 @@ import (
 	"countersign/appliance/backup"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/internal/cli"
+	"countersign/internal/durable"
 	"countersign/policy"
 	"countersign/protocol"
-
-	"countersign/internal/durable"
 )
 
 // restore does the work on the token and the database; after an error both are as if
@@ -122,7 +122,7 @@ func (r *restoration) sameHistory(ctx context.Context, s backup.Records) error {
 // finish makes the database say what happened, and has every key show that it is the
 // one it is said to be.
 func (r *restoration) finish(ctx context.Context, p *parts) error {
-	rec := store.NewRecord(store.KindStore, "restore", map[string]any{
+	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{
 		"event": "restored", "backup_sha256": r.backup.SHA256[:], "backup_at": r.backup.At, "keys": len(r.merged.Items),
 		"missing": append([]string{}, r.merged.MissingLabels()...), "sequence": r.point.Sequence, "shares": r.shareNumbers(), "signed": !r.flags.unsigned,
 		"root": r.root[:], "decision_epoch": r.backup.By.Epoch,
@@ -196,7 +196,7 @@ func (r *restoration) salvage(ctx context.Context, p *parts, cause error) error 
 		return err
 	}
 	trust := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
-	rec := store.NewRecord(store.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
+	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
 	left, err := sqlite.Salvage(ctx, r.work, r.work+salvagedSuffix, p.seals, trust, rec)
 	if err != nil {
 		return err
@@ -261,7 +261,7 @@ func (r *restoration) sealOld(ctx context.Context, p *parts) error {
 	sealing := sqlite.Sealing{
 		Seals: p.seals, Settings: settings.Values(), Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: r.now,
 		Currency: func(s protocol.Service) string { return rules.Currency(uint64(s)) },
-		Record:   store.NewRecord(store.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.point.Sequence}),
+		Record:   audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.point.Sequence}),
 	}
 	for _, c := range contents.Clients {
 		sealing.Clients[c.ID] = true

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/softhsm-test/hostile/world"
@@ -69,7 +70,7 @@ func restored(then func(*scene, context.Context) error) func(*scene, context.Con
 // restoration is one restore of a database that only its seals vouch for.
 type restoration struct {
 	*scene
-	store    *sqlite.Store
+	store    store.Store
 	seals    *store.Seals
 	token    *memory.Token
 	merged   backup.Merged
@@ -129,7 +130,7 @@ func (r *restoration) onto(ctx context.Context) error {
 		return err
 	}
 	now := r.House.Clock.Now()
-	if err := r.store.Recover(ctx, r.merged.Recovered("first", now), store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if err := r.store.Recover(ctx, r.merged.Recovered("first", now), audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		return err
 	}
 	_, forged, err := r.store.Verify(ctx)
@@ -178,7 +179,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 	fresh := r.place.Path + ".salvaged"
 	trust := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
 	var err error
-	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, trust, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, trust, audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, r.place.Path); err != nil {

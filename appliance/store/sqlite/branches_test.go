@@ -40,7 +40,7 @@ func TestForkedGroup(t *testing.T) {
 	save(branch)
 	_ = s.Close()
 	a.full = false
-	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
+	s, err := openDatabase(t.Context(), Config{Path: at}) // put back, and started
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestForkedGroup(t *testing.T) {
 	}
 	suspendBob(t, s) // durable, answered, and anchored
 	_ = s.Close()
-	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
+	if s, err = openDatabase(t.Context(), Config{Path: branch}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
@@ -75,7 +75,7 @@ func TestRestoredThenBefore(t *testing.T) {
 	_ = s.Close()
 
 	a := &memoryAnchor{} // of the new host
-	s, err := Open(t.Context(), Config{Path: at})
+	s, err := openDatabase(t.Context(), Config{Path: at})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestRestoredThenBefore(t *testing.T) {
 	suspendBob(t, s) // answered and anchored on the new host
 	_ = s.Close()
 
-	if s, err = Open(t.Context(), Config{Path: lost}); err != nil { // put in the place of the restored one
+	if s, err = openDatabase(t.Context(), Config{Path: lost}); err != nil { // put in the place of the restored one
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 const adminColumns = `id, name, public, status, version, created_us, change, seal`
@@ -25,15 +26,15 @@ func scanAdmin(s scanner) (a adminRow, err error) {
 	return a, err
 }
 
-// ListAdmins implements [store.Admins].
-func (s *Store) ListAdmins(ctx context.Context) ([]store.Admin, error) {
+// ListAdmins implements [store.Store].
+func (s *database) ListAdmins(ctx context.Context) ([]store.Admin, error) {
 	all, err := listHanging[store.Admin](ctx, s, "listing administrators", store.HangingAdmins)
 	slices.SortFunc(all, func(a, b store.Admin) int { return cmp.Compare(a.Name, b.Name) })
 	return all, err
 }
 
-// AddAdmin implements [store.Admins].
-func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
+// AddAdmin implements [store.Store].
+func (s *database) AddAdmin(ctx context.Context, a store.Admin, rec audit.Record) error {
 	return s.write(ctx, "adding administrator", func(t *txn) error {
 		err := t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error {
 			seal, err := t.seal(a)
@@ -51,8 +52,8 @@ func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) e
 	})
 }
 
-// UpdateAdmin implements [store.Admins].
-func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
+// UpdateAdmin implements [store.Store].
+func (s *database) UpdateAdmin(ctx context.Context, a store.Admin, rec audit.Record) error {
 	return s.write(ctx, "updating administrator", func(t *txn) error {
 		err := t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error {
 			old, err := find(t.hung[store.HangingAdmins], a)
@@ -102,7 +103,7 @@ func scanSignature(s scanner) (one store.ChangeSignature, err error) {
 
 // changes reads requests on one snapshot, the newest first: those that are open, and of
 // those that have ended the ones that fit, until enough are there.
-func (s *Store) changes(ctx context.Context, doing string, enough func([]store.Change) bool, wanted func(store.Change) bool) (list []store.Change, err error) {
+func (s *database) changes(ctx context.Context, doing string, enough func([]store.Change) bool, wanted func(store.Change) bool) (list []store.Change, err error) {
 	err = s.onHead(ctx, doing, store.HangingChanges, func(_ store.Head, v *vault, all hanging, ended []sealedRow) error {
 		open := slices.Collect(maps.Values(all))
 		rows := slices.SortedFunc(slices.Values(append(open, ended...)), func(a, b sealedRow) int { return cmp.Compare(b.ref, a.ref) })
@@ -123,8 +124,8 @@ func (s *Store) changes(ctx context.Context, doing string, enough func([]store.C
 	return list, err
 }
 
-// Change implements [store.Changes].
-func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
+// Change implements [store.Store].
+func (s *database) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 	const doing = "reading change request"
 	all, err := s.changes(ctx, doing, func(found []store.Change) bool { return len(found) > 0 }, func(c store.Change) bool { return c.ID == id })
 	if err != nil {
@@ -136,8 +137,8 @@ func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 	return all[0], nil
 }
 
-// ListChanges implements [store.Changes].
-func (s *Store) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
+// ListChanges implements [store.Store].
+func (s *database) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
 	return s.changes(ctx, "listing change requests", func(found []store.Change) bool { return len(found) >= limit }, func(store.Change) bool { return true })
 }
 
@@ -161,8 +162,8 @@ func (t *txn) change(id [8]byte) (c changeRow, err error) {
 	return c, cmp.Or(err, sql.ErrNoRows)
 }
 
-// AddChange implements [store.Changes].
-func (s *Store) AddChange(ctx context.Context, c store.Change, rec store.Record) error {
+// AddChange implements [store.Store].
+func (s *database) AddChange(ctx context.Context, c store.Change, rec audit.Record) error {
 	return s.write(ctx, "adding change request", func(t *txn) error {
 		if err := t.moveChange(func() error { return t.insertChange(c) }); err != nil {
 			return err
@@ -200,8 +201,8 @@ func (t *txn) insertSignature(ref int64, s store.ChangeSignature) error {
 	return err
 }
 
-// SignChange implements [store.Changes].
-func (s *Store) SignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
+// SignChange implements [store.Store].
+func (s *database) SignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec audit.Record) error {
 	return s.sign(ctx, "signing change request", id, rec, func(t *txn, c *changeRow) error {
 		if slices.ContainsFunc(c.Signatures, func(s store.ChangeSignature) bool { return s.Signer == signature.Signer }) {
 			return store.ErrExists
@@ -211,8 +212,8 @@ func (s *Store) SignChange(ctx context.Context, id [8]byte, signature store.Chan
 	})
 }
 
-// ResignChange implements [store.Changes].
-func (s *Store) ResignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
+// ResignChange implements [store.Store].
+func (s *database) ResignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec audit.Record) error {
 	return s.sign(ctx, "signing change request again", id, rec, func(t *txn, c *changeRow) error {
 		i := slices.IndexFunc(c.Signatures, func(s store.ChangeSignature) bool { return s.Signer == signature.Signer })
 		if i < 0 {
@@ -226,7 +227,7 @@ func (s *Store) ResignChange(ctx context.Context, id [8]byte, signature store.Ch
 }
 
 // sign changes the signatures of a request that is open.
-func (s *Store) sign(ctx context.Context, doing string, id [8]byte, rec store.Record, do func(*txn, *changeRow) error) error {
+func (s *database) sign(ctx context.Context, doing string, id [8]byte, rec audit.Record, do func(*txn, *changeRow) error) error {
 	return s.write(ctx, doing, func(t *txn) error {
 		err := t.moveChange(func() error {
 			c, err := t.change(id)
@@ -253,8 +254,8 @@ func (s *Store) sign(ctx context.Context, doing string, id [8]byte, rec store.Re
 	})
 }
 
-// EndChange implements [store.Changes].
-func (s *Store) EndChange(ctx context.Context, e store.ChangeEnd, rec store.Record) error {
+// EndChange implements [store.Store].
+func (s *database) EndChange(ctx context.Context, e store.ChangeEnd, rec audit.Record) error {
 	return s.write(ctx, "ending change request", func(t *txn) error {
 		if err := t.moveChange(func() error { return t.endChange(e) }); err != nil {
 			return err

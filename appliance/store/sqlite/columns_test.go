@@ -33,7 +33,7 @@ var unsealedColumns = map[string]string{
 // full is a closed store with something in every table.
 func full(t *testing.T, path string) {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func alter(t *testing.T, path, statement, table string) {
 // found is what a start and an examination find wrong.
 func found(t *testing.T, path string) error {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -158,8 +159,8 @@ func (v *vault) pastSeal(seal []byte) bool {
 	return past
 }
 
-// Answered implements [store.Decisions].
-func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (out store.Outcome, err error) {
+// Answered implements [store.Store].
+func (s *database) Answered(ctx context.Context, key store.AnswerKey) (out store.Outcome, err error) {
 	const doing = "reading answer"
 	v, err := s.unsealed()
 	if err != nil {
@@ -178,7 +179,7 @@ func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (out store.Ou
 
 // decided is the outcome of the decision that answered these bytes. One that only a
 // version of mac vouches for which was given up is answered no more.
-func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
+func (s *database) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
 	var r keptRow
 	err := s.r.row(ctx, `SELECT `+decisionColumns+` FROM client c JOIN decision s ON s.client = c.ref
 		WHERE c.id = ? AND s.counter = ? AND s.attempt = ? AND s.random = ? AND s.m3 = ?`,
@@ -196,7 +197,7 @@ func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (sto
 }
 
 // answered is the outcome of the attempt with these bytes that was answered "retry".
-func (s *Store) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
+func (s *database) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
 	b, err := openAttempt(s.r.row(ctx, `SELECT a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM client c JOIN attempt a ON a.client = c.ref WHERE c.id = ? AND a.counter = ? AND a.attempt = ?`,
 		key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt)), v, key)
@@ -206,8 +207,8 @@ func (s *Store) answered(ctx context.Context, v *vault, key store.AnswerKey) (ou
 	return b.Outcome(), err
 }
 
-// Spend implements [store.Decisions].
-func (s *Store) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error) {
+// Spend implements [store.Store].
+func (s *database) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error) {
 	var done store.Conclusion
 	err := s.write(ctx, "spending serial", func(t *txn) error {
 		p, v, err := t.view(sp)
@@ -314,7 +315,7 @@ func (t *txn) conclude(s *spending) error {
 			return err
 		}
 	}
-	for _, rec := range []*store.Record{s.done.Record, s.done.Further} {
+	for _, rec := range []*audit.Record{s.done.Record, s.done.Further} {
 		if rec == nil {
 			continue
 		}
@@ -430,8 +431,8 @@ func (t *txn) settle(s *spending) error {
 	return t.insertDecision(s.client, store.Kept{Spent: *s.done.Settle})
 }
 
-// Report implements [store.Decisions].
-func (s *Store) Report(ctx context.Context, r store.Report, rec store.Record) error {
+// Report implements [store.Store].
+func (s *database) Report(ctx context.Context, r store.Report, rec audit.Record) error {
 	return s.write(ctx, "reporting outcome", func(t *txn) error {
 		var ref, client int64
 		var id protocol.ClientID

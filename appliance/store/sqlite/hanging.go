@@ -88,7 +88,7 @@ func (v *vault) hangs(from source, h store.Head, kind store.Hanging) (all hangin
 
 // onHead reads the records of a kind on one snapshot, and the head. A store that was not
 // founded has none.
-func (s *Store) onHead(ctx context.Context, doing string, kind store.Hanging, do func(h store.Head, v *vault, all hanging, ended []sealedRow) error) error {
+func (s *database) onHead(ctx context.Context, doing string, kind store.Hanging, do func(h store.Head, v *vault, all hanging, ended []sealedRow) error) error {
 	return s.read(ctx, doing, func(from snapshot, v *vault) error {
 		h, err := v.head(from, from.floor)
 		if err != nil {
@@ -103,7 +103,7 @@ func (s *Store) onHead(ctx context.Context, doing string, kind store.Hanging, do
 }
 
 // listHanging lists the records of a kind, none of a store that was not founded.
-func listHanging[R store.Sealed](ctx context.Context, s *Store, doing string, kind store.Hanging) (list []R, err error) {
+func listHanging[R store.Sealed](ctx context.Context, s *database, doing string, kind store.Hanging) (list []R, err error) {
 	err = s.onHead(ctx, doing, kind, func(_ store.Head, _ *vault, all hanging, _ []sealedRow) error {
 		list = recordsOf[R](all)
 		return nil

@@ -84,10 +84,10 @@ func loosen(table string) []string {
 }
 
 // serving is an unsealed store that serves, and its seals, with administrators ann and bob.
-func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Parties) {
+func serving(t *testing.T, a store.Anchor) (*database, *store.Seals, storetest.Parties) {
 	t.Helper()
 	path := foundedAt(t)
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Part
 	return s, seals, foundedParties
 }
 
-func bobOf(t *testing.T, s *Store) store.Admin {
+func bobOf(t *testing.T, s *database) store.Admin {
 	t.Helper()
 	all, err := s.ListAdmins(t.Context())
 	if err != nil {
@@ -114,7 +114,7 @@ func bobOf(t *testing.T, s *Store) store.Admin {
 	return store.Admin{}
 }
 
-func suspendBob(t *testing.T, s *Store) {
+func suspendBob(t *testing.T, s *database) {
 	t.Helper()
 	bob := bobOf(t, s)
 	bob.Status, bob.Version = store.Suspended, bob.Version+1
@@ -168,7 +168,7 @@ func TestSchemaBeforeUnseal(t *testing.T) {
 	path := foundedAt(t)
 	cookie := ask(t, path, "PRAGMA schema_version")
 	raw(t, path, lender(t, path)+"; PRAGMA schema_version = "+cookie)
-	s, err := Open(t.Context(), Config{Path: path}) // locked: it waits for the PIN
+	s, err := openDatabase(t.Context(), Config{Path: path}) // locked: it waits for the PIN
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestIndexOfSettings(t *testing.T) {
 }
 
 // takenOnce is a change request that was taken and executed, and how its row was meanwhile.
-func takenOnce(t *testing.T, s *Store) (id [8]byte, seal string) {
+func takenOnce(t *testing.T, s *database) (id [8]byte, seal string) {
 	t.Helper()
 	c := storetest.NewChange()
 	taken := store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeTaken, Required: 1, Signed: []string{"local"}, At: storetest.Epoch}
@@ -320,7 +320,7 @@ func TestForkedHead(t *testing.T) {
 	save(branch)
 	_ = s.Close()
 	a.full = false
-	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
+	s, err := openDatabase(t.Context(), Config{Path: at}) // put back, and started
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestForkedHead(t *testing.T) {
 	}
 	suspendBob(t, s) // durable, answered, and anchored
 	_ = s.Close()
-	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
+	if s, err = openDatabase(t.Context(), Config{Path: branch}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
@@ -355,7 +355,7 @@ func TestNumbersAfterRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = s.Close() // the token is lost, and the appliance restored from the copy
-	s, err := Open(t.Context(), Config{Path: at})
+	s, err := openDatabase(t.Context(), Config{Path: at})
 	if err != nil {
 		t.Fatal(err)
 	}

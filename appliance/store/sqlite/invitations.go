@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response, number, change, seal`
@@ -26,8 +27,8 @@ func scanInvitation(s scanner) (i invitationRow, err error) {
 
 const findInvitation = `SELECT ` + invitationColumns + ` FROM invitation WHERE code = ?`
 
-// Invitation implements [store.Invitations].
-func (s *Store) Invitation(ctx context.Context, code [32]byte) (store.Invitation, error) {
+// Invitation implements [store.Store].
+func (s *database) Invitation(ctx context.Context, code [32]byte) (store.Invitation, error) {
 	v, err := s.unsealed()
 	var i invitationRow
 	if err == nil {
@@ -53,8 +54,8 @@ func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
 	})
 }
 
-// Invite implements [store.Invitations].
-func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record) error {
+// Invite implements [store.Store].
+func (s *database) Invite(ctx context.Context, i store.Invitation, rec audit.Record) error {
 	return s.write(ctx, "inviting", func(t *txn) error {
 		err := t.moveInvitations(func(open *store.OpenSet) (err error) {
 			if err := t.expire(open, i); err != nil {
@@ -171,8 +172,8 @@ func (t *txn) nameFree(i store.Invitation) error {
 	return err
 }
 
-// EnrolClient implements [store.Invitations].
-func (s *Store) EnrolClient(ctx context.Context, u store.Use, c store.Client, rec store.Record) error {
+// EnrolClient implements [store.Store].
+func (s *database) EnrolClient(ctx context.Context, u store.Use, c store.Client, rec audit.Record) error {
 	return s.write(ctx, "enrolling client", func(t *txn) error {
 		if err := t.use(u, store.KindClient); err != nil {
 			return err
@@ -200,8 +201,8 @@ func (t *txn) freeClientName(name string) error {
 	return err
 }
 
-// EnrolDevice implements [store.Invitations].
-func (s *Store) EnrolDevice(ctx context.Context, u store.Use, d store.Device, rec store.Record) error {
+// EnrolDevice implements [store.Store].
+func (s *database) EnrolDevice(ctx context.Context, u store.Use, d store.Device, rec audit.Record) error {
 	return s.write(ctx, "enrolling device", func(t *txn) error {
 		if err := t.use(u, store.KindDevice); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 const keyColumns = `name, version, id, public, not_before_us, not_after_us, cert, created_us,
@@ -30,8 +31,8 @@ func scanKey(s scanner) (k keyRow, err error) {
 	return k, err
 }
 
-// ListKeys implements [store.Keys].
-func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
+// ListKeys implements [store.Store].
+func (s *database) ListKeys(ctx context.Context) ([]store.Key, error) {
 	all, err := listHanging[store.Key](ctx, s, "listing keys", store.HangingKeys)
 	slices.SortFunc(all, func(a, b store.Key) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version))
@@ -87,8 +88,8 @@ func (t *txn) updateKey(k store.Key) error {
 	return err
 }
 
-// AddTrust implements [store.Keys].
-func (s *Store) AddTrust(ctx context.Context, trust store.Trust, rec store.Record) error {
+// AddTrust implements [store.Store].
+func (s *database) AddTrust(ctx context.Context, trust store.Trust, rec audit.Record) error {
 	return s.write(ctx, "adding trust", func(t *txn) error {
 		if _, err := t.head(); !errors.Is(err, sql.ErrNoRows) {
 			if err == nil {
@@ -138,8 +139,8 @@ func (t *txn) found(ctx context.Context, h *store.Head, trust store.Trust) error
 	return t.putHead(*h, store.AllHanging()...)
 }
 
-// ChangeKeys implements [store.Keys].
-func (s *Store) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.Record) error {
+// ChangeKeys implements [store.Store].
+func (s *database) ChangeKeys(ctx context.Context, c store.KeyChange, rec audit.Record) error {
 	return s.write(ctx, "changing keys", func(t *txn) error {
 		err := t.move([]store.Hanging{store.HangingKeys, store.HangingSettings}, func(h *store.Head) error {
 			h.MAC = max(h.MAC, c.MAC)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // TestMigrateKeys: the keys of a ceremony that an earlier version held come into use when
@@ -86,7 +87,7 @@ func TestKeyTriggers(t *testing.T) {
 	trust := store.Trust{Keys: []store.Key{
 		{Name: "kem", Version: 1, CreatedAt: at}, {Name: "kem", Version: 2, CompromisedAt: at}, {Name: "kem", Version: 3, DestroyedAt: at},
 	}}
-	if err := s.AddTrust(t.Context(), trust, store.NewRecord(store.KindKeys, "key/kem", nil)); err != nil {
+	if err := s.AddTrust(t.Context(), trust, audit.NewRecord(audit.KindKeys, "key/kem", nil)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {

@@ -26,7 +26,7 @@ func TestMigrate(t *testing.T) {
 	spend := parties.Spend(7)
 	parties.Client.Highest, parties.Client.Cert, parties.Client.Roles = 7, nil, nil
 	fillFirst(t, path, spend, parties)
-	if _, err := Open(t.Context(), Config{Path: path}); !errors.Is(err, ErrMigrate) {
+	if _, err := openDatabase(t.Context(), Config{Path: path}); !errors.Is(err, ErrMigrate) {
 		t.Fatalf("an old store was opened: %v", err)
 	}
 	sealOld(t, path)
@@ -212,7 +212,7 @@ func TestAttemptsDropped(t *testing.T) {
 	}
 }
 
-func attempts(t *testing.T, s *Store) (n int) {
+func attempts(t *testing.T, s *database) (n int) {
 	t.Helper()
 	err := s.write(t.Context(), "counting", func(tx *txn) error { return tx.row("SELECT count(*) FROM attempt").Scan(&n) })
 	if err != nil {
@@ -227,7 +227,7 @@ const guessers = 4 // of one client
 // each as soon as it may, and writes a line for each that was begun.
 func guesser(path string, w io.Writer) error {
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Path: path})
+	s, err := openDatabase(ctx, Config{Path: path})
 	if err == nil {
 		_, err = storetest.Unseal(ctx, s)
 	}
@@ -255,7 +255,7 @@ func guesser(path string, w io.Writer) error {
 	return errors.New("every client is locked")
 }
 
-func guessOn(ctx context.Context, s *Store, a ack) error {
+func guessOn(ctx context.Context, s *database, a ack) error {
 	now := time.Now()
 	for {
 		attempt := a.Attempt(rand.Uint32())

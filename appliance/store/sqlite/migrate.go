@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"countersign/appliance/store"
-	"countersign/protocol"
-
+	"countersign/appliance/store/audit"
 	"countersign/internal/durable"
+	"countersign/protocol"
 )
 
 // Suffixes of the files that a migration makes.
@@ -215,7 +215,7 @@ func (o *Old) Read() (c Contents, err error) {
 }
 
 // Records lists up to limit audit records with a sequence number above after.
-func (o *Old) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
+func (o *Old) Records(_ context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return collect(o.txn, scanRecord, listRecords, int64(after), max(limit, 0))
 }
 
@@ -284,7 +284,7 @@ type Sealing struct {
 	// Currency is that of a service, for the limits; "" where it has none.
 	Currency func(protocol.Service) string
 	Now      time.Time
-	Record   store.Record // of the migration
+	Record   audit.Record // of the migration
 }
 
 // Seal seals what is trusted. What grants something and cannot be verified ends:

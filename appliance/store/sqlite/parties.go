@@ -10,6 +10,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -141,13 +142,13 @@ func (t *txn) device(where string, arg any) (r deviceRow, err error) {
 
 const byDeviceID = `d.id = ?`
 
-// Client implements [store.Clients].
-func (s *Store) Client(ctx context.Context, id protocol.ClientID) (c store.Client, err error) {
+// Client implements [store.Store].
+func (s *database) Client(ctx context.Context, id protocol.ClientID) (c store.Client, err error) {
 	r, err := s.client(ctx, id)
 	return r.Client, readError(ctx, "reading client", err)
 }
 
-func (s *Store) client(ctx context.Context, id protocol.ClientID) (r clientRow, err error) {
+func (s *database) client(ctx context.Context, id protocol.ClientID) (r clientRow, err error) {
 	v, err := s.unsealed()
 	if err != nil {
 		return r, err
@@ -165,8 +166,8 @@ func (s *Store) client(ctx context.Context, id protocol.ClientID) (r clientRow, 
 	return r, nil
 }
 
-// ListClients implements [store.Clients].
-func (s *Store) ListClients(ctx context.Context) ([]store.Client, error) {
+// ListClients implements [store.Store].
+func (s *database) ListClients(ctx context.Context) ([]store.Client, error) {
 	v, err := s.unsealed()
 	if err != nil {
 		return nil, fmt.Errorf("listing clients: %w", err)
@@ -185,8 +186,8 @@ func (s *Store) ListClients(ctx context.Context) ([]store.Client, error) {
 	})
 }
 
-// Device implements [store.Devices].
-func (s *Store) Device(ctx context.Context, id protocol.DeviceID) (store.Device, error) {
+// Device implements [store.Store].
+func (s *database) Device(ctx context.Context, id protocol.DeviceID) (store.Device, error) {
 	v, err := s.unsealed()
 	var r deviceRow
 	if err == nil {
@@ -204,8 +205,8 @@ func (s *Store) Device(ctx context.Context, id protocol.DeviceID) (store.Device,
 	return r.Device, nil
 }
 
-// ListDevices implements [store.Devices].
-func (s *Store) ListDevices(ctx context.Context) ([]store.Device, error) {
+// ListDevices implements [store.Store].
+func (s *database) ListDevices(ctx context.Context) ([]store.Device, error) {
 	v, err := s.unsealed()
 	if err != nil {
 		return nil, fmt.Errorf("listing devices: %w", err)
@@ -287,8 +288,8 @@ func (t *txn) insertDevice(d store.Device) error {
 	return err
 }
 
-// UpdateClient implements [store.Clients].
-func (s *Store) UpdateClient(ctx context.Context, c store.Client, rec store.Record) error {
+// UpdateClient implements [store.Store].
+func (s *database) UpdateClient(ctx context.Context, c store.Client, rec audit.Record) error {
 	return s.write(ctx, "updating client", func(t *txn) error {
 		ref, old, err := t.client(byClientID, c.ID[:])
 		if err != nil {
@@ -320,8 +321,8 @@ func (t *txn) putClient(ref int64, c store.Client) error {
 	return err
 }
 
-// UpdateDevice implements [store.Devices].
-func (s *Store) UpdateDevice(ctx context.Context, d store.Device, rec store.Record) error {
+// UpdateDevice implements [store.Store].
+func (s *database) UpdateDevice(ctx context.Context, d store.Device, rec audit.Record) error {
 	return s.write(ctx, "updating device", func(t *txn) error {
 		old, err := t.device(byDeviceID, d.ID[:])
 		if err != nil {

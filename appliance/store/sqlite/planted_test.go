@@ -17,7 +17,7 @@ const lend = `CREATE TRIGGER lend AFTER INSERT ON record BEGIN UPDATE client SET
 // TestPlantedBeforeFounding: a trigger that is there before the first seal is not sealed.
 func TestPlantedBeforeFounding(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err == nil {
 		err = s.Close()
 	}
@@ -25,7 +25,7 @@ func TestPlantedBeforeFounding(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw(t, path, lend)
-	if s, err = Open(t.Context(), Config{Path: path}); err == nil {
+	if s, err = openDatabase(t.Context(), Config{Path: path}); err == nil {
 		t.Cleanup(func() { _ = s.Close() })
 		err = s.Unseal(t.Context(), testSeals(), nil)
 	}
@@ -150,7 +150,7 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 // TestMovedThenFailed: what an operation that failed wrote into the head is not what the
 // anchor learns.
 func TestMovedThenFailed(t *testing.T) {
-	s, err := Open(t.Context(), Config{Path: newPath(t)})
+	s, err := openDatabase(t.Context(), Config{Path: newPath(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,11 +11,12 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
-// Recover implements [store.Recovery].
-func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record) error {
+// Recover implements [store.Store].
+func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Record) error {
 	return s.write(ctx, "recovering", func(t *txn) error {
 		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
 		err := t.move(kinds, func(h *store.Head) error {
@@ -116,7 +117,7 @@ const copySuffix = ".copy"
 
 // Copy implements [store.Recovery] with VACUUM INTO (SQLite), in a transaction that
 // reads. It takes as much room again beside the database.
-func (s *Store) Copy(ctx context.Context) (store.Copy, error) {
+func (s *database) Copy(ctx context.Context) (store.Copy, error) {
 	path := s.path + copySuffix
 	// It is made here, so that it never has another mode; SQLite takes an empty file.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
@@ -133,7 +134,7 @@ func (s *Store) Copy(ctx context.Context) (store.Copy, error) {
 	return c, nil
 }
 
-func (s *Store) copyInto(ctx context.Context, c *store.Copy) error {
+func (s *database) copyInto(ctx context.Context, c *store.Copy) error {
 	if _, err := s.r.db.ExecContext(ctx, "VACUUM INTO ?", c.Name()); err != nil {
 		return err
 	}
@@ -185,7 +186,7 @@ func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 
 // newest is the last audit record of a store.
 func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
-	var r store.Record
+	var r audit.Record
 	err = db.QueryRowContext(ctx, `SELECT sequence, at_us, salt, body FROM record ORDER BY sequence DESC LIMIT 1`).
 		Scan(&r.Sequence, stamp{&r.At}, fixed(r.Salt[:]), &r.Body)
 	if errors.Is(err, sql.ErrNoRows) {

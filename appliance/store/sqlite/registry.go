@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 const policyColumns = `version, document, activated_us, change, seal`
@@ -20,17 +21,17 @@ func scanPolicy(s scanner) (p policyRow, err error) {
 	return p, err
 }
 
-// ActivePolicy implements [store.Policies].
-func (s *Store) ActivePolicy(ctx context.Context) (store.Policy, error) {
+// ActivePolicy implements [store.Store].
+func (s *database) ActivePolicy(ctx context.Context) (store.Policy, error) {
 	return s.policy(ctx, func(h store.Head) uint64 { return h.Policy })
 }
 
-// PolicyAt implements [store.Policies].
-func (s *Store) PolicyAt(ctx context.Context, version uint64) (store.Policy, error) {
+// PolicyAt implements [store.Store].
+func (s *database) PolicyAt(ctx context.Context, version uint64) (store.Policy, error) {
 	return s.policy(ctx, func(store.Head) uint64 { return version })
 }
 
-func (s *Store) policy(ctx context.Context, which func(store.Head) uint64) (p store.Policy, err error) {
+func (s *database) policy(ctx context.Context, which func(store.Head) uint64) (p store.Policy, err error) {
 	err = s.onHead(ctx, "reading policy", store.HangingPolicies, func(h store.Head, v *vault, all hanging, _ []sealedRow) (err error) {
 		p, err = find(all, store.Policy{Version: which(h)})
 		if err == nil && p.Version == h.Policy && hashOf(p.Document) != h.PolicyHash {
@@ -44,8 +45,8 @@ func (s *Store) policy(ctx context.Context, which func(store.Head) uint64) (p st
 	return p, nil
 }
 
-// AddPolicy implements [store.Policies].
-func (s *Store) AddPolicy(ctx context.Context, p store.Policy, rec store.Record) error {
+// AddPolicy implements [store.Store].
+func (s *database) AddPolicy(ctx context.Context, p store.Policy, rec audit.Record) error {
 	return s.write(ctx, "adding policy", func(t *txn) error {
 		err := t.move([]store.Hanging{store.HangingPolicies}, func(h *store.Head) error {
 			if p.Version != h.Policy+1 {
@@ -74,8 +75,8 @@ func (t *txn) insertPolicy(h *store.Head, p store.Policy) error {
 	return err
 }
 
-// Settings implements [store.Keys].
-func (s *Store) Settings(ctx context.Context) (map[string][]byte, error) {
+// Settings implements [store.Store].
+func (s *database) Settings(ctx context.Context) (map[string][]byte, error) {
 	all, err := listHanging[store.Setting](ctx, s, "reading settings", store.HangingSettings)
 	if err != nil {
 		return nil, err
@@ -89,32 +90,32 @@ func (s *Store) Settings(ctx context.Context) (map[string][]byte, error) {
 	return m, nil
 }
 
-func (t *txn) append(rec store.Record) error {
+func (t *txn) append(rec audit.Record) error {
 	_, err := t.exec(`INSERT INTO record (at_us, kind, subject, salt, body) VALUES (?, ?, ?, ?, ?)`,
 		rec.At.UnixMicro(), rec.Kind, rec.Subject, rec.Salt[:], rec.Body)
 	return err
 }
 
-// Append implements [store.Audit].
-func (s *Store) Append(ctx context.Context, rec store.Record) error {
+// Append implements [store.Store].
+func (s *database) Append(ctx context.Context, rec audit.Record) error {
 	return s.write(ctx, "appending record", func(t *txn) error { return t.append(rec) })
 }
 
-// Records implements [store.Audit].
-func (s *Store) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
+// Records implements [store.Store].
+func (s *database) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
 	q := query{doing: "reading records", sql: listRecords, args: []any{int64(after), max(limit, 0)}}
 	return list(ctx, s.r, q, scanRecord)
 }
 
 const listRecords = `SELECT sequence, at_us, kind, subject, salt, body FROM record WHERE sequence > ? ORDER BY sequence LIMIT ?`
 
-func scanRecord(row scanner) (r store.Record, err error) {
+func scanRecord(row scanner) (r audit.Record, err error) {
 	err = row.Scan(&r.Sequence, stamp{&r.At}, &r.Kind, &r.Subject, fixed(r.Salt[:]), &r.Body)
 	return r, err
 }
 
-// Tally implements [store.Audit].
-func (s *Store) Tally(ctx context.Context) (n store.Tally, err error) {
+// Tally implements [store.Store].
+func (s *database) Tally(ctx context.Context) (n store.Tally, err error) {
 	err = s.r.row(ctx, `SELECT (SELECT count(*) FROM client), (SELECT count(*) FROM device),
 			(SELECT count(*) FROM invitation), (SELECT count(*) FROM decision),
 			(SELECT count(*) FROM record), (SELECT count(*) FROM key)`).

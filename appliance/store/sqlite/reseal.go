@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -158,8 +159,8 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 		ORDER BY a.client`, after, most, answersFrom())
 }
 
-// Reseal implements [store.Sealing].
-func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) store.Record) (next store.Cursor, n int, done bool, err error) {
+// Reseal implements [store.Store].
+func (s *database) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) audit.Record) (next store.Cursor, n int, done bool, err error) {
 	var did struct { // by the writer, which may go on when ctx ends
 		next store.Cursor
 		n    int
@@ -335,8 +336,8 @@ func readChangeRows(from source, _ *vault) ([]sealedRow, error) {
 	return all, err
 }
 
-// Under implements [store.Sealing].
-func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64, err error) {
+// Under implements [store.Store].
+func (s *database) Under(ctx context.Context, version uint64) (total, under uint64, err error) {
 	prefix := binary.BigEndian.AppendUint64(nil, version)
 	count := func(from source, table, where string, args ...any) error {
 		var all, those uint64
@@ -403,8 +404,8 @@ func (v *vault) anyUnder(from source, version uint64) (bool, error) {
 // verifyBatch is how many records Verify reads at once.
 const verifyBatch = 1000
 
-// Verify implements [store.Sealing].
-func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err error) {
+// Verify implements [store.Store].
+func (s *database) Verify(ctx context.Context) (records uint64, forged []error, err error) {
 	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
 		look := func(err error) error {
 			if errors.Is(err, store.ErrForged) {

@@ -10,6 +10,7 @@ import (
 	lib "modernc.org/sqlite/lib"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // salvaged are the tables that Salvage copies rows of: those whose records are verified one
@@ -29,7 +30,7 @@ var salvaged = []struct {
 // on its head does not come, since the head is not believed: administrators, change
 // requests and invitations. Audit records come as they are. It returns what was left
 // behind. The new store is closed.
-func Salvage(ctx context.Context, from, path string, seals *store.Seals, trust store.Trust, rec store.Record) (left []error, err error) {
+func Salvage(ctx context.Context, from, path string, seals *store.Seals, trust store.Trust, rec audit.Record) (left []error, err error) {
 	s, err := Open(ctx, Config{Path: path})
 	if err != nil {
 		return nil, err

@@ -225,8 +225,8 @@ func (t *txn) parsedAnew() (map[object]string, error) {
 	return schemaOf(t)
 }
 
-// Unseal implements [store.Sealing].
-func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
+// Unseal implements [store.Store].
+func (s *database) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
 	v := &vault{seals: seals, anchor: anchor}
 	const doing = "unsealing the store"
 	err := s.write(ctx, doing, func(t *txn) error { return v.open(t) })
@@ -288,8 +288,8 @@ func (v *vault) open(t *txn) error {
 	return nil
 }
 
-// Claims implements [store.Sealing].
-func (s *Store) Claims(ctx context.Context) (c store.Claims, err error) {
+// Claims implements [store.Store].
+func (s *database) Claims(ctx context.Context) (c store.Claims, err error) {
 	const doing = "reading what the store claims"
 	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {

@@ -37,8 +37,8 @@ type Config struct {
 	Logger hclog.Logger
 }
 
-// Store is a [store.Store] in a SQLite file.
-type Store struct {
+// database is a [store.Store] in a SQLite file.
+type database struct {
 	path  string
 	vault atomic.Pointer[vault] // nil: sealed
 	w     *writer
@@ -47,12 +47,18 @@ type Store struct {
 	close func() error
 }
 
-var _ store.Store = (*Store)(nil)
-
 // Open opens the store, sealed, or makes an empty one. All its errors wrap
 // [store.ErrUnavailable]: the file is in use by another process, is not a store, has an
 // older schema ([ErrMigrate]), or cannot be read or written.
-func Open(ctx context.Context, c Config) (*Store, error) {
+func Open(ctx context.Context, c Config) (store.Store, error) {
+	s, err := openDatabase(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func openDatabase(ctx context.Context, c Config) (*database, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -70,7 +76,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+func open(ctx context.Context, path string, log hclog.Logger) (*database, error) {
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, unavailable(err)
 	}
@@ -86,7 +92,7 @@ func open(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
 	return s, nil
 }
 
-func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+func openLocked(ctx context.Context, path string, log hclog.Logger) (*database, error) {
 	if err := create(path); err != nil {
 		return nil, err
 	}
@@ -101,7 +107,7 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	if err := makeSchema(ctx, wdb); err != nil {
 		return nil, errors.Join(err, wdb.Close())
 	}
-	s := &Store{path: path}
+	s := &database{path: path}
 	w, err := newWriter(ctx, wdb, &s.vault, log)
 	if err != nil {
 		return nil, errors.Join(err, wdb.Close())
@@ -118,16 +124,13 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	return s, nil
 }
 
-// Fatal delivers at most one error: what is on the disk is unknown, since an fsync
-// failed or the file is corrupt. The store answers nothing but
-// [store.ErrUnavailable] from then on, and the process has to exit (status 74);
-// opening the file again afterwards is safe.
-func (s *Store) Fatal() <-chan error { return s.w.fatal }
+// Fatal implements [store.Store].
+func (s *database) Fatal() <-chan error { return s.w.fatal }
 
 // Close commits what waits and closes the file. It may be called twice.
-func (s *Store) Close() error { return s.close() }
+func (s *database) Close() error { return s.close() }
 
-func (s *Store) closeAll() error {
+func (s *database) closeAll() error {
 	// The last connection has to be one that may remove the log.
 	err := errors.Join(s.r.db.Close(), s.w.close())
 	if s.w.broken == nil { // else the lock goes with the process, as the connection does
@@ -140,7 +143,7 @@ func (s *Store) closeAll() error {
 }
 
 // write runs do in a transaction of its own; doing names it in errors.
-func (s *Store) write(ctx context.Context, doing string, do func(*txn) error) error {
+func (s *database) write(ctx context.Context, doing string, do func(*txn) error) error {
 	if err := s.w.submit(ctx, do); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}

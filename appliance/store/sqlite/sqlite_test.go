@@ -25,7 +25,7 @@ func prepared(prepare func(context.Context, store.Store) error) file {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		path := filepath.Join(dir, "s.db")
-		s, err := Open(context.Background(), Config{Path: path})
+		s, err := openDatabase(context.Background(), Config{Path: path})
 		if err != nil {
 			return nil, err
 		}
@@ -58,9 +58,9 @@ func newPath(t testing.TB) string {
 	return emptyFile.copied(t)
 }
 
-func openAt(t testing.TB, path string) *Store {
+func openAt(t testing.TB, path string) *database {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func openAt(t testing.TB, path string) *Store {
 	return s
 }
 
-func openNew(t testing.TB) *Store {
+func openNew(t testing.TB) *database {
 	t.Helper()
 	return openAt(t, newPath(t))
 }

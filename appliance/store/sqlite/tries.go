@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -61,8 +62,8 @@ func (t *txn) answeredAttempt(client int64, k store.AnswerKey) (*store.Begun, er
 	return &b, nil
 }
 
-// Try implements [store.Tries].
-func (s *Store) Try(ctx context.Context, a store.Attempt) (store.Tried, error) {
+// Try implements [store.Store].
+func (s *database) Try(ctx context.Context, a store.Attempt) (store.Tried, error) {
 	var tried store.Tried
 	err := s.write(ctx, "counting password attempt", func(t *txn) error {
 		ref, client, err := t.client(byClientID, a.Client[:])
@@ -126,8 +127,8 @@ func (t *txn) dropAttempts(s spending) error {
 	return err
 }
 
-// Wrong implements [store.Tries].
-func (s *Store) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uint64, rec store.Record) error {
+// Wrong implements [store.Store].
+func (s *database) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uint64, rec audit.Record) error {
 	return s.write(ctx, "storing wrong password", func(t *txn) error {
 		ref, _, err := t.client(byClientID, key.Client[:])
 		if err != nil {
@@ -156,14 +157,14 @@ func (s *Store) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uint64
 	})
 }
 
-// Guard implements [store.Tries].
-func (s *Store) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
+// Guard implements [store.Store].
+func (s *database) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
 	r, err := s.client(ctx, id)
 	return r.Guard, readError(ctx, "reading password guard", err)
 }
 
-// Unlock implements [store.Tries].
-func (s *Store) Unlock(ctx context.Context, id protocol.ClientID, rec store.Record) error {
+// Unlock implements [store.Store].
+func (s *database) Unlock(ctx context.Context, id protocol.ClientID, rec audit.Record) error {
 	return s.write(ctx, "unlocking password", func(t *txn) error {
 		ref, client, err := t.client(byClientID, id[:])
 		if err != nil {

@@ -45,7 +45,7 @@ func (v *vault) catchUp() error {
 }
 
 // unsealed returns the vault, or [store.ErrSealed].
-func (s *Store) unsealed() (*vault, error) {
+func (s *database) unsealed() (*vault, error) {
 	if v := s.vault.Load(); v != nil {
 		return v, nil
 	}
@@ -114,7 +114,7 @@ func (s snapshot) rows(query string, args ...any) (*sql.Rows, error) {
 }
 
 // read runs do on one snapshot of an unsealed store; doing names it in errors.
-func (s *Store) read(ctx context.Context, doing string, do func(snapshot, *vault) error) error {
+func (s *database) read(ctx context.Context, doing string, do func(snapshot, *vault) error) error {
 	v, err := s.unsealed()
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

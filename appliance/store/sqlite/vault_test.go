@@ -56,7 +56,7 @@ func foundedAt(t *testing.T) string {
 // unseals opens and unseals what is at a path, and closes it.
 func unseals(t *testing.T, path string, a store.Anchor) error {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path, Existing: true})
+	s, err := openDatabase(t.Context(), Config{Path: path, Existing: true})
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func TestForeignSchema(t *testing.T) {
 // all writing, and is named by Verify.
 func TestSchemaWhileServing(t *testing.T) {
 	path, p := foundedAt(t), foundedParties
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestAdded(t *testing.T) {
 				t.Fatal(err)
 			}
 			raw(t, path, statement)
-			s, err := Open(t.Context(), Config{Path: path})
+			s, err := openDatabase(t.Context(), Config{Path: path})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +176,7 @@ func TestAdded(t *testing.T) {
 	}
 }
 
-func lists(t *testing.T, s *Store) (admins []store.Admin, keys []store.Key, settings map[string][]byte) {
+func lists(t *testing.T, s *database) (admins []store.Admin, keys []store.Key, settings map[string][]byte) {
 	t.Helper()
 	admins, err1 := s.ListAdmins(t.Context())
 	keys, err2 := s.ListKeys(t.Context())
@@ -196,7 +196,7 @@ func TestOldStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestOldStore(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	empty, err := Open(t.Context(), Config{Path: path})
+	empty, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func TestPutBackWhileServing(t *testing.T) {
 // TestSealed: before it is unsealed a store gives nothing, and takes nothing but records.
 func TestSealed(t *testing.T) {
 	path, p := foundedAt(t), foundedParties
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestSealed(t *testing.T) {
 func TestNewerSchema(t *testing.T) {
 	for readable, want := range map[string]string{"readable by 8": "", "readable by 9": "run a newer release", "for everybody": "does not know"} {
 		path := foundedAt(t)
-		s, err := Open(t.Context(), Config{Path: path})
+		s, err := openDatabase(t.Context(), Config{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 )
 
 // hold keeps the writer busy within a transaction until release is called.
-func hold(t *testing.T, s *Store) (release func()) {
+func hold(t *testing.T, s *database) (release func()) {
 	t.Helper()
 	started, done := make(chan struct{}), make(chan struct{})
 	finished := make(chan struct{})
@@ -33,13 +33,13 @@ func hold(t *testing.T, s *Store) (release func()) {
 	})
 }
 
-func (s *Store) waitQueued(n int) {
+func (s *database) waitQueued(n int) {
 	for len(s.w.queue) != n {
 		runtime.Gosched()
 	}
 }
 
-func records(t *testing.T, s *Store) uint64 {
+func records(t *testing.T, s *database) uint64 {
 	t.Helper()
 	n, err := s.Tally(t.Context())
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -106,8 +107,8 @@ func UseOf(i store.Invitation) store.Use {
 }
 
 // Note is an audit record with a text.
-func Note(text string) store.Record {
-	rec := store.NewRecord(store.KindClients, "client/test", map[string]any{"note": text})
+func Note(text string) audit.Record {
+	rec := audit.NewRecord(audit.KindClients, "client/test", map[string]any{"note": text})
 	rec.At = Epoch
 	return rec
 }
@@ -136,7 +137,7 @@ func (p Parties) Spend(counter uint32) store.Spend {
 	s := store.Spend{
 		AnswerKey:     store.AnswerKey{Client: p.Client.ID},
 		PolicyVersion: 1,
-		Salt:          store.NewSalt(),
+		Salt:          audit.NewSalt(),
 		Now:           Epoch.Add(time.Duration(counter) * time.Second),
 		Evidence: store.Evidence{
 			Statement: []byte("statement"),

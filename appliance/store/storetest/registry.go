@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 var registryTests = map[string]func(*testing.T, *fixture){
@@ -104,10 +105,10 @@ func testKeys(t *testing.T, f *fixture) {
 
 func testRecords(t *testing.T, f *fixture) {
 	first := uint64(len(f.records()))
-	want := make([]store.Record, 5)
+	want := make([]audit.Record, 5)
 	for i := range want {
 		want[i] = Note("n")
-		want[i].Subject, want[i].Kind = "device/door", store.KindFailures
+		want[i].Subject, want[i].Kind = "device/door", audit.KindFailures
 		f.must(f.Append(t.Context(), want[i]))
 		want[i].Sequence = first + uint64(i) + 1
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -71,9 +72,9 @@ func (f *fixture) same(got, want any) {
 }
 
 // records lists the whole audit.
-func (f *fixture) records() []store.Record {
+func (f *fixture) records() []audit.Record {
 	f.t.Helper()
-	var all []store.Record
+	var all []audit.Record
 	for {
 		page, err := f.Records(f.t.Context(), uint64(len(all)), 1000)
 		f.must(err)
@@ -100,7 +101,7 @@ func (f *fixture) checkAudit() {
 		if rec.Sequence != uint64(i+1) {
 			f.t.Fatalf("record %d has sequence number %d", i+1, rec.Sequence)
 		}
-		if rec.Kind == store.KindDecision || rec.Kind == store.KindSettled {
+		if rec.Kind == audit.KindDecision || rec.Kind == audit.KindSettled {
 			decisions++
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/custody"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -130,7 +131,7 @@ func (b *builder) found(ctx context.Context) error {
 
 // Founding is what a store is founded with.
 type Founding struct {
-	Store  *sqlite.Store
+	Store  store.Store
 	Token  hsm.Token
 	Trust  store.Trust
 	Anchor string // file of it
@@ -157,7 +158,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
 		return err
 	}
-	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	return f.Store.AddTrust(ctx, f.Trust, audit.NewRecord(audit.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {

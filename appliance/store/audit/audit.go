@@ -1,4 +1,6 @@
-package store
+// Package audit defines the records of the audit log: what they say, how they are encoded
+// and how they are hashed (PROTOCOL.md §4).
+package audit
 
 import (
 	"crypto/rand"
@@ -10,8 +12,17 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/protocol"
-	"countersign/protocol/message"
 )
+
+// Record is one audit record. Its leaf in the log is SHA-256(Salt || Body).
+type Record struct {
+	Sequence uint64 // given by the store: from 1, without gaps
+	At       time.Time
+	Kind     string // one of the kinds below
+	Subject  string // the party or object that it is about: "client/alice"
+	Salt     [16]byte
+	Body     []byte // det-CBOR
+}
 
 // Kinds of audit record.
 const (
@@ -34,24 +45,21 @@ const (
 	KindDoctor   = "doctor"   // somebody had the appliance examined
 )
 
-// decisionRecord is the body of a decision's audit record, PROTOCOL.md §4:
-// det-CBOR of {STMT, countersignature, slot, proof, factors, decision payload,
-// policy hash}; 8 is the reason that the client was told, 9 the device's reference,
-// 10 what it was told of the serial it asked about: [result, reason].
-type decisionRecord struct {
+// Decision is the body of a record about a spent serial.
+type Decision struct {
 	Statement []byte           `cbor:"1,keyasint"`
 	Signature []byte           `cbor:"2,keyasint"`
 	Slot      uint64           `cbor:"3,keyasint"`
 	Proof     []byte           `cbor:"4,keyasint"`
 	Factors   protocol.Factors `cbor:"5,keyasint"`
 	Decision  []byte           `cbor:"6,keyasint"`
-	Policy    []byte           `cbor:"7,keyasint"`
-	Reason    protocol.Code    `cbor:"8,keyasint"`
-	Reference string           `cbor:"9,keyasint,omitempty"`
-	Asked     []uint64         `cbor:"10,keyasint,omitempty"`
+	Policy    []byte           `cbor:"7,keyasint"`            // SHA-256
+	Reason    protocol.Code    `cbor:"8,keyasint"`            // as the client was told
+	Reference string           `cbor:"9,keyasint,omitempty"`  // the device's own
+	Asked     []uint64         `cbor:"10,keyasint,omitempty"` // result and reason of the serial that was asked about
 }
 
-var recordMode = func() cbor.EncMode {
+var mode = func() cbor.EncMode {
 	mode, err := cbor.CoreDetEncOptions().EncMode()
 	if err != nil {
 		panic(err)
@@ -59,74 +67,19 @@ var recordMode = func() cbor.EncMode {
 	return mode
 }()
 
-func encode(v any) []byte {
-	b, err := recordMode.Marshal(v)
+// Encode returns v as deterministic CBOR.
+func Encode(v any) []byte {
+	b, err := mode.Marshal(v)
 	if err != nil {
 		panic(err) // a type that cannot be encoded: a defect, not input
 	}
 	return b
 }
 
-func (s Spend) record(out Outcome, kind string) *Record {
-	d := out.Decision
-	return &Record{
-		At: Stamp(s.Now), Kind: kind, Subject: "client/" + s.Client.String(), Salt: s.Salt,
-		Body: encode(decisionRecord{
-			Statement: s.Evidence.Statement,
-			Signature: s.Evidence.Signature[:],
-			Slot:      s.Evidence.Approval.Slot,
-			Proof:     append([]byte{}, s.Evidence.Approval.Proof...),
-			Factors:   d.Factors,
-			Decision:  d.Marshal(),
-			Policy:    d.Policy[:],
-			Reason:    out.Reason,
-			Reference: s.Evidence.Reference,
-			Asked:     askedFields(out.Asked),
-		}),
-	}
-}
-
-func askedFields(a *message.AskedResult) []uint64 {
-	if a == nil {
-		return nil
-	}
-	return []uint64{uint64(a.Result), uint64(a.Reason)}
-}
-
-// finalRecord is of the end of a pending decision, through s.
-func (s Spend) finalRecord(f Finalization) *Record {
-	return s.further(KindFinal, f.Client, map[string]any{
-		"serial": f.Serial[:], "result": f.Result, "reason": f.Reason, "by": s.Client[:], "by_serial": s.Serial[:],
-	})
-}
-
-// settledRecord is of a serial that is denied because s asks about it.
-func (s Spend) settledRecord(denied Spent) *Record {
-	return s.further(KindSettled, denied.Client, map[string]any{
-		"serial": denied.Serial[:], "result": denied.Outcome.Result, "reason": denied.Outcome.Reason, "by_serial": s.Serial[:],
-	})
-}
-
-// further is a second record of the same transaction. Its salt follows from that of
-// the first, which tells as much as it does.
-func (s Spend) further(kind string, client protocol.ClientID, fields map[string]any) *Record {
-	salt := sha256.Sum256(append([]byte(kind), s.Salt[:]...))
-	return &Record{
-		At: Stamp(s.Now), Kind: kind, Subject: "client/" + client.String(), Salt: [16]byte(salt[:16]), Body: encode(fields),
-	}
-}
-
-// Refused is the record of a countersignature that verified and is refused with
-// this code without spending its serial, such as an attempt at the password that
-// was wrong (10): the body is that of the denial it would be.
-func (s Spend) Refused(code protocol.Code) Record {
-	return *s.record(s.denied(code), KindRefused)
-}
-
 // NewRecord makes the record of an administrative change. Fields is encoded as
 // a CBOR map with text keys; it must hold no secret.
 func NewRecord(kind, subject string, fields map[string]any) Record {
-	return Record{At: Stamp(time.Now()), Kind: kind, Subject: subject, Salt: NewSalt(), Body: encode(fields)}
+	return Record{At: time.Now().UTC().Truncate(time.Microsecond), Kind: kind, Subject: subject, Salt: NewSalt(), Body: Encode(fields)}
 }
 
 // NewSalt is 16 fresh random bytes, so that a leaf hash tells nothing of a
