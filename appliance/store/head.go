@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -45,9 +43,9 @@ var hangingNames = [hangingKinds]string{"keys", "settings", "policies", "adminis
 
 func (h Hanging) String() string { return hangingNames[h] }
 
-// HangingOf returns the kind of a record that hangs on the head, or that did: a change
+// hangingOf returns the kind of a record that hangs on the head, or that did: a change
 // request that has ended is ok, and hangs no more.
-func HangingOf(r Sealed) (kind Hanging, ok bool) {
+func hangingOf(r Sealed) (kind Hanging, ok bool) {
 	switch r.(type) {
 	case Key:
 		return HangingKeys, true
@@ -73,16 +71,8 @@ func AllHanging() (all []Hanging) {
 	return all
 }
 
-// DigestOf is the digest of a kind: SHA-256 over the seals of its records, as
-// [Seal.Bytes] writes them, in the order of their places.
-func DigestOf(seals map[string]Seal) (sum [sha256.Size]byte) {
-	h := sha256.New()
-	for _, place := range slices.Sorted(maps.Keys(seals)) {
-		h.Write(seals[place].Bytes())
-	}
-	h.Sum(sum[:0])
-	return sum
-}
+// Activate makes a policy the active one.
+func (h *Head) Activate(p Policy) { h.Policy, h.PolicyHash = p.Version, sha256.Sum256(p.Document) }
 
 // Marshal returns the head as drivers store it: a det-CBOR array.
 func (h Head) Marshal() []byte { return audit.Encode(h) }
@@ -200,9 +190,9 @@ func MarkOf(h Head) Mark {
 	return Mark{Revision: h.Revision, MAC: h.MAC, Head: sha256.Sum256(h.Marshal())}
 }
 
-// Allows reports whether a head is no older than the mark, and none of another branch: of
+// allows reports whether a head is no older than the mark, and none of another branch: of
 // one revision there is one head.
-func (m Mark) Allows(h Head) bool {
+func (m Mark) allows(h Head) bool {
 	return h.Revision > m.Revision ||
 		h.Revision == m.Revision && (m.Head == [32]byte{} || m.Head == sha256.Sum256(h.Marshal()))
 }

@@ -124,9 +124,9 @@ func (s *Seals) Remove(version uint64) {
 	s.keys[version] = &sealKey{destroyed: true}
 }
 
-// Place is the table and the key of a record, as its seal covers them: no two records of a
+// place is the table and the key of a record, as its seal covers them: no two records of a
 // store have one place.
-func Place(r Sealed) string {
+func place(r Sealed) string {
 	s := r.sealed()
 	return s.table + "\x00" + string(s.key)
 }

@@ -47,8 +47,8 @@ func (g Guard) Locked(now time.Time) (protocol.Code, time.Duration) {
 	}
 }
 
-// Begin is the guard after one more try has begun at now.
-func (g Guard) Begin(now time.Time) Guard {
+// begin is the guard after one more try has begun at now.
+func (g Guard) begin(now time.Time) Guard {
 	next := Guard{Wrong: g.Wrong + 1, Until: g.Until}
 	next.Recent = append(append(next.Recent, g.Recent...), Stamp(now))
 	if n := len(next.Recent); n > FreeTries {
@@ -74,14 +74,14 @@ func (g Guard) nextBackOff() time.Duration {
 	return min(max(2*last, FirstBackOff), MaxBackOff)
 }
 
-// Left is how many tries may still begin at once, without waiting.
-func (g Guard) Left(now time.Time) uint64 {
+// left is how many tries may still begin at once, without waiting.
+func (g Guard) left(now time.Time) uint64 {
 	var left uint64
 	for next := g; ; left++ {
 		if code, _ := next.Locked(now); code != 0 || left == AttemptsPerChallenge {
 			return left
 		}
-		next = next.Begin(now)
+		next = next.begin(now)
 	}
 }
 
@@ -155,7 +155,7 @@ func (a Attempt) Conclude(v AttemptView) Tried {
 	if code, after := v.Guard.Locked(a.Now); code != 0 {
 		return Tried{Code: code, After: after}
 	}
-	next := v.Guard.Begin(a.Now)
+	next := v.Guard.begin(a.Now)
 	t := a.begun(next)
 	t.Guard, t.Begun = &next, &Begun{AnswerKey: a.AnswerKey, TriesLeft: t.TriesLeft, At: Stamp(a.Now)}
 	return t
@@ -164,7 +164,7 @@ func (a Attempt) Conclude(v AttemptView) Tried {
 // begun fills in what is left after this try, given the guard that counts it.
 func (a Attempt) begun(g Guard) Tried {
 	challenge := uint64(AttemptsPerChallenge-1) - min(uint64(a.Attempt), AttemptsPerChallenge-1)
-	guard := g.Left(a.Now)
+	guard := g.left(a.Now)
 	t := Tried{TriesLeft: min(challenge, guard)}
 	if guard == 0 {
 		_, t.Wait = g.Locked(a.Now)

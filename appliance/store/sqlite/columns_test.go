@@ -66,8 +66,8 @@ func full(t *testing.T, path string) {
 	}
 }
 
-// texts reads a column of names.
-func texts(t *testing.T, db *sql.DB, query string, args ...any) (all []string) {
+// namesIn reads a column of names.
+func namesIn(t *testing.T, db *sql.DB, query string, args ...any) (all []string) {
 	t.Helper()
 	rows, err := db.Query(query, args...)
 	if err != nil {
@@ -108,10 +108,10 @@ func TestEveryColumnIsSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables := texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name`)
+	tables := namesIn(t, db, `SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name`)
 	columns := map[string][]string{}
 	for _, table := range tables {
-		columns[table] = texts(t, db, `SELECT name || ' ' || type FROM pragma_table_info(?)`, table)
+		columns[table] = namesIn(t, db, `SELECT name || ' ' || type FROM pragma_table_info(?)`, table)
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
@@ -151,8 +151,8 @@ func alter(t *testing.T, path, statement, table string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
-	triggers := texts(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table)
-	for _, name := range texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table) {
+	triggers := namesIn(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table)
+	for _, name := range namesIn(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table) {
 		if _, err := db.Exec(`DROP TRIGGER "` + name + `"`); err != nil {
 			t.Fatal(err)
 		}

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/protocol"
@@ -84,7 +82,7 @@ func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 		}
 	}
 	var err error
-	if r.Outcome.Decision, err = receipt.Parse(r.payload); err != nil || unpackCharges(r.charges, &r.Charges) != nil {
+	if r.Outcome.Decision, err = receipt.Parse(r.payload); err != nil || r.unpackCharges() != nil {
 		return v.seals.Report(fmt.Sprintf("the decision of serial %v cannot be read", r.Serial))
 	}
 	return nil
@@ -100,27 +98,25 @@ type chargeRow struct {
 	Amount   uint64
 }
 
-func packCharges(all []store.Charge) any {
-	var rows []chargeRow
-	for _, c := range all {
-		rows = append(rows, chargeRow{
+func packCharges(all []store.Charge) packed[chargeRow] {
+	rows := make([]chargeRow, len(all))
+	for i, c := range all {
+		rows[i] = chargeRow{
 			Service: c.Service, Period: int64(c.Period / time.Second), Start: c.Window.Unix(), Currency: c.Currency, Amount: c.Amount,
-		})
-	}
-	return pack(rows)
-}
-
-func unpackCharges(b []byte, into *[]store.Charge) error {
-	var rows []chargeRow
-	if len(b) > 0 {
-		if err := cbor.Unmarshal(b, &rows); err != nil {
-			return err
 		}
 	}
-	for _, r := range rows {
-		*into = append(*into, store.Charge{
-			Service: r.Service, Period: time.Duration(r.Period) * time.Second, Window: time.Unix(r.Start, 0).UTC(),
-			Currency: r.Currency, Amount: r.Amount,
+	return packed[chargeRow]{&rows}
+}
+
+func (r *keptRow) unpackCharges() error {
+	var rows []chargeRow
+	if err := (packed[chargeRow]{&rows}).Scan(r.charges); err != nil {
+		return err
+	}
+	for _, c := range rows {
+		r.Charges = append(r.Charges, store.Charge{
+			Service: c.Service, Period: time.Duration(c.Period) * time.Second, Window: time.Unix(c.Start, 0).UTC(),
+			Currency: c.Currency, Amount: c.Amount,
 		})
 	}
 	return nil
@@ -128,14 +124,10 @@ func unpackCharges(b []byte, into *[]store.Charge) error {
 
 // kept reads the decision on a counter of a client, or [sql.ErrNoRows].
 func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int64, r keptRow, err error) {
-	v, err := t.unsealed()
-	if err != nil {
-		return 0, r, err
-	}
 	err = t.row(`SELECT s.ref, `+decisionColumns+` FROM decision s WHERE s.client = ? AND s.counter = ?`,
 		client, int64(counter)).Scan(append([]any{&ref}, r.dest()...)...)
 	if err == nil {
-		err = r.open(v, id)
+		err = r.open(t.verifier(), id)
 	}
 	return ref, r, err
 }
@@ -144,7 +136,7 @@ func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int6
 // which was given up answers nothing: its counter is spent, and no more.
 func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
 	_, r, err := t.kept(client, id, serial.Counter())
-	if err == nil && t.vault.Load().pastSeal(r.seal) {
+	if err == nil && t.verifier().pastSeal(r.seal) {
 		err = sql.ErrNoRows
 	}
 	if err != nil {
@@ -249,14 +241,13 @@ func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 		return p, v, err
 	}
 	var c clientRow
-	if p.client, c, err = t.client(byClientID, s.Client[:]); err != nil {
+	if c, err = t.client(s.Client); err != nil {
 		return p, v, err
 	}
-	d, err := t.device(byDeviceID, s.Decision.Device[:])
-	if err != nil {
+	if v.Device, err = t.device(s.Decision.Device); err != nil {
 		return p, v, err
 	}
-	v.Client, v.Device, p.restraint = c.Client, d.Device, c.Restraint
+	p.client, v.Client, p.restraint = c.ref, c.Client, c.Restraint
 	if v.Begun, err = t.attempts(p.client, s.AnswerKey, p.restraint); err != nil {
 		return p, v, err
 	}
@@ -288,12 +279,12 @@ func (t *txn) activePolicy() (uint64, error) {
 
 // viewFirst reads the decision that is to be approved, and its client.
 func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
-	ref, c, err := t.client(byClientID, a.Client[:])
+	c, err := t.client(a.Client)
 	if err != nil {
 		return unlessNoRow(err)
 	}
-	p.payer, p.pays, v.FirstClient = ref, c.Restraint, &c.Client
-	firstRef, first, err := t.kept(ref, a.Client, a.Serial.Counter())
+	p.payer, p.pays, v.FirstClient = c.ref, c.Restraint, &c.Client
+	firstRef, first, err := t.kept(c.ref, a.Client, a.Serial.Counter())
 	if err != nil {
 		return unlessNoRow(err)
 	}
@@ -302,7 +293,7 @@ func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
 }
 
 func unlessNoRow(err error) error {
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	return err
@@ -369,7 +360,7 @@ func (s *spending) charged() []store.Charge {
 func (t *txn) insertDecision(client int64, k store.Kept) error {
 	var role, expires, asked, askedReason, firstClient, firstSerial any
 	if k.Pending != nil {
-		role, expires = k.Pending.Role, usec(k.Pending.Expires)
+		role, expires = k.Pending.Role, stamp{&k.Pending.Expires}
 	}
 	if a := k.Outcome.Asked; a != nil {
 		asked, askedReason = int64(a.Result), int64(a.Reason)
@@ -378,18 +369,14 @@ func (t *txn) insertDecision(client int64, k store.Kept) error {
 		firstClient, firstSerial = k.First.Client[:], k.First.Serial[:]
 	}
 	out := k.Outcome
-	// what is dry is approved to the client and denied to any device
+	// A dry run is approved for the client and denied for the device.
 	k.Dry = out.Result == protocol.ResultApproved && out.Decision.Result != out.Result
-	seal, err := t.seal(k)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`INSERT INTO decision (client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us,
-			dry, first_client, first_serial, role, expires_us, asked_result, asked_reason, charges, seal)
+	_, err := t.put(k, `INSERT INTO decision (seal, client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us,
+			dry, first_client, first_serial, role, expires_us, asked_result, asked_reason, charges)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		client, int64(k.Serial.Counter()), k.Serial[4:], int64(k.Attempt), k.M3[:], out.Decision.Transaction[:],
 		int64(out.Result), int64(out.Reason), out.Decision.Marshal(), out.At.UnixMicro(),
-		k.Dry, firstClient, firstSerial, role, expires, asked, askedReason, packCharges(k.Charges), seal)
+		k.Dry, firstClient, firstSerial, role, expires, asked, askedReason, packCharges(k.Charges))
 	return err
 }
 
@@ -415,12 +402,8 @@ func (t *txn) finalize(s *spending) error {
 
 func (t *txn) putFinal(ref int64, k store.Kept, f store.Final) error {
 	k.Final = &f
-	seal, err := t.seal(k)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`UPDATE decision SET final_result = ?, final_reason = ?, final_us = ?, seal = ? WHERE ref = ?`,
-		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), seal, ref)
+	_, err := t.put(k, `UPDATE decision SET seal = ?, final_result = ?, final_reason = ?, final_us = ? WHERE ref = ?`,
+		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), ref)
 	return err
 }
 
@@ -433,60 +416,50 @@ func (t *txn) settle(s *spending) error {
 
 // Report implements [store.Store].
 func (s *database) Report(ctx context.Context, r store.Report, rec audit.Record) error {
-	return s.write(ctx, "reporting outcome", func(t *txn) error {
-		var ref, client int64
+	return s.change(ctx, "reporting outcome", rec, func(t *txn) error {
+		var client int64
 		var id protocol.ClientID
 		var counter uint32
-		err := t.row(`SELECT s.ref, s.client, c.id, s.counter FROM decision s JOIN client c ON c.ref = s.client
-			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0`, r.Transaction[:]).Scan(&ref, &client, fixed(id[:]), &counter)
+		err := t.row(`SELECT s.client, c.id, s.counter FROM decision s JOIN client c ON c.ref = s.client
+			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0`, r.Transaction[:]).Scan(&client, fixed(id[:]), &counter)
 		if err != nil {
 			return err
 		}
-		_, k, err := t.kept(client, id, counter)
+		ref, k, err := t.kept(client, id, counter)
 		switch {
 		case err != nil:
 			return err
 		case k.Outcome.Decision.Transaction != r.Transaction || k.Dry || k.Outcome.Result != protocol.ResultApproved:
-			return t.reportForged(fmt.Sprintf("transaction %s is found by another decision", r.Transaction))
+			return t.verifier().seals.Report(fmt.Sprintf("transaction %s is found by another decision", r.Transaction))
 		case k.Outcome.Decision.Device != r.Device:
 			return store.ErrNotFound
 		case !k.ReportedAt.IsZero():
-			return nil
+			return errUnchanged
 		}
 		k.Performed, k.ReportedAt = r.Performed, store.Stamp(r.At)
 		if err := t.giveBack(k); err != nil {
 			return err
 		}
-		seal, err := t.seal(k.Kept)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(`UPDATE decision SET performed = ?, reported_us = ?, seal = ? WHERE ref = ?`, k.Performed, k.ReportedAt.UnixMicro(), seal, ref)
-		if err != nil {
-			return err
-		}
-		return t.append(rec)
+		_, err = t.put(k.Kept, `UPDATE decision SET seal = ?, performed = ?, reported_us = ? WHERE ref = ?`,
+			k.Performed, k.ReportedAt.UnixMicro(), ref)
+		return err
 	})
 }
 
-// giveBack takes the charges off their windows, unless they were earned. One that only a
-// version of mac vouches for which was given up gives nothing back.
+// giveBack takes the charges of a decision off their windows, unless the device performed it. A
+// decision under a version of mac that was given up gives nothing back.
 func (t *txn) giveBack(k keptRow) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	if _, past := v.seals.Holds(store.ParseSeal(k.seal).Version); past || k.Performed || len(k.Charges) == 0 {
+	if t.verifier().pastSeal(k.seal) || k.Performed || len(k.Charges) == 0 {
 		return nil
 	}
 	payer := k.Client
 	if k.First != nil {
 		payer = k.First.Client
 	}
-	ref, c, err := t.client(byClientID, payer[:])
+	c, err := t.client(payer)
 	if err != nil {
 		return err
 	}
 	c.GiveBack(k.Charges)
-	return t.updateRestraint(ref, c.Restraint)
+	return t.updateRestraint(c.ref, c.Restraint)
 }

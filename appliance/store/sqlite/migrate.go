@@ -38,6 +38,7 @@ type OldClient struct {
 	store.Client
 	MAC []byte
 	store.Restraint
+	ref int64
 }
 
 // OldAdmin is an administrator with the MAC of its record.
@@ -184,25 +185,26 @@ func (o *Old) Read() (c Contents, err error) {
 		func() (err error) {
 			c.Devices, err = collect(t, func(s scanner) (store.Device, error) {
 				var r deviceRow
-				err := s.Scan(r.dest()...)
+				err := s.Scan(r.values()...)
 				return r.Device, err
-			}, `SELECT `+deviceColumns+` FROM device d ORDER BY d.name`)
+			}, `SELECT `+deviceColumns+` FROM device ORDER BY name`)
 			return err
 		},
 		func() (err error) { c.Clients, err = o.clients(); return err },
 		func() (err error) {
 			c.Admins, err = collect(t, func(s scanner) (a OldAdmin, err error) {
-				r, err := scanAdmin(withFirst{s, &a.MAC})
+				var r adminRow
+				err = s.Scan(append([]any{&a.MAC}, r.values()...)...)
 				a.Admin = r.Admin
 				return a, err
 			}, `SELECT mac, `+adminColumns+` FROM admin ORDER BY name`)
 			return err
 		},
 		func() (err error) {
-			rows, err := readChangeRows(t, nil)
+			rows, err := readChanges(t)
 			for _, r := range rows {
-				err = errors.Join(err, r.err)
-				c.Changes = append(c.Changes, r.record.(store.Change))
+				err = errors.Join(err, r.Err)
+				c.Changes = append(c.Changes, r.Record.(store.Change))
 			}
 			return err
 		},
@@ -225,13 +227,13 @@ func (o *Old) clients() ([]OldClient, error) {
 	quiet := &vault{seals: store.NewSeals(nil)} // nothing is verified here
 	clients, err := collect(o.txn, func(s scanner) (c OldClient, err error) {
 		r := &clientRow{}
-		if err := s.Scan(append([]any{&c.MAC}, r.dest()...)...); err != nil {
+		if err := s.Scan(append([]any{&c.MAC}, r.values()...)...); err != nil {
 			return c, err
 		}
 		if err := r.read(quiet); err != nil {
 			return c, err
 		}
-		c.Client, c.Restraint = r.Client, r.Restraint
+		c.Client, c.Restraint, c.ref = r.Client, r.Restraint, r.ref
 		return c, nil
 	}, `SELECT c.mac, `+clientColumns+` FROM `+clientTables+` ORDER BY c.name`)
 	if err != nil {
@@ -353,13 +355,13 @@ func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	if err := t.putSettings(settings); err != nil {
 		return err
 	}
-	h := store.Head{MAC: s.Seals.InForce()}
-	var document []byte
-	if err := t.row(`SELECT version, document FROM policy ORDER BY version DESC LIMIT 1`).Scan(&h.Policy, &document); err != nil {
+	p, err := scanPolicy(t.row(`SELECT ` + policyColumns + ` FROM policy ORDER BY version DESC LIMIT 1`))
+	if err != nil {
 		return err
 	}
-	h.PolicyHash = hashOf(document)
-	return t.putHead(h, store.AllHanging()...)
+	h := store.Head{MAC: s.Seals.InForce()}
+	h.Activate(p.Policy)
+	return t.within(s.Seals.Found(h), func() error { return nil })
 }
 
 func (o *Old) endWhatGrants(s Sealing) error {
@@ -393,14 +395,10 @@ func (o *Old) sealClients(s Sealing) error {
 		for i := range c.Windows {
 			c.Windows[i].Currency = s.Currency(c.Windows[i].Service)
 		}
-		var ref int64
-		if err := o.txn.row(`SELECT ref FROM client WHERE id = ?`, c.ID[:]).Scan(&ref); err != nil {
+		if err := o.txn.putClient(c.ref, c.Client); err != nil {
 			return err
 		}
-		if err := o.txn.putClient(ref, c.Client); err != nil {
-			return err
-		}
-		if err := o.txn.updateRestraint(ref, c.Restraint); err != nil {
+		if err := o.txn.updateRestraint(c.ref, c.Restraint); err != nil {
 			return err
 		}
 	}
@@ -408,14 +406,14 @@ func (o *Old) sealClients(s Sealing) error {
 }
 
 func (o *Old) sealAdmins(s Sealing) error {
-	rows, err := readAdmins(o.txn, nil)
+	rows, err := readAdmins(o.txn)
 	if err != nil {
 		return err
 	}
 	for _, r := range rows {
-		id := r.record.(store.Admin).ID
+		id := r.Record.(store.Admin).ID
 		if s.Admins[id] {
-			err = o.sealRow(r)
+			err = o.txn.reseal(r)
 		} else {
 			_, err = o.txn.exec(`DELETE FROM admin WHERE id = ?`, id[:]) // it would keep all others from being read
 		}
@@ -424,17 +422,6 @@ func (o *Old) sealAdmins(s Sealing) error {
 		}
 	}
 	return err
-}
-
-func (o *Old) sealRow(r sealedRow) error {
-	if r.err != nil {
-		return r.err
-	}
-	seal, err := o.txn.seal(r.record)
-	if err != nil {
-		return err
-	}
-	return r.put(o.txn, seal)
 }
 
 // moveCharges writes what was charged for a decision into the decision, of a second
@@ -469,7 +456,6 @@ func (o *Old) moveCharges(s Sealing) error {
 
 // sealRest seals the tables that are not judged record by record.
 func (o *Old) sealRest(s Sealing) error {
-	quiet := &vault{seals: store.NewSeals(nil)}
 	for id, all := range s.Unverified {
 		for _, one := range all {
 			const remove = `DELETE FROM change_signature WHERE signer = ? AND change = (SELECT ref FROM change WHERE id = ?)`
@@ -478,19 +464,19 @@ func (o *Old) sealRest(s Sealing) error {
 			}
 		}
 	}
-	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
-		rows, err := read(o.txn, quiet)
+	for _, read := range []func(source) ([]sealedRow, error){readKeys, readPolicies, readChanges} {
+		rows, err := read(o.txn)
 		if err != nil {
 			return err
 		}
 		for _, r := range rows {
-			if err := o.sealRow(r); err != nil {
+			if err := o.txn.reseal(r); err != nil {
 				return err
 			}
 		}
 	}
-	for _, table := range []sealedTable{{name: "device", read: readDevices}, {name: "invitation", read: readInvitations}, {name: "decision", read: readAllDecisions}} {
-		if err := eachRow(o.txn, quiet, table, o.sealRow); err != nil {
+	for _, table := range []sealedTable{deviceTable, {"invitation", "true", readInvitations}, allDecisions} {
+		if err := eachRow(o.txn, table, o.txn.reseal); err != nil {
 			return err
 		}
 	}

@@ -135,8 +135,8 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 		}
 	}
 	raw(t, s.path, `UPDATE restraint SET highest = 5 WHERE client IN (SELECT ref FROM client WHERE name <> 'cat')`) // overtaken
-	err := s.read(t.Context(), "reading", func(from snapshot, v *vault) error {
-		rows, err := readAttempts(from, v, 0, 2)
+	err := s.read(t.Context(), "reading", func(from snapshot, _ *vault) error {
+		rows, err := readAttempts(from, 0, 2)
 		if len(rows) != 1 {
 			t.Errorf("%d attempts", len(rows))
 		}

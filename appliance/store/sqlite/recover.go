@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
+
+	lib "modernc.org/sqlite/lib"
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -17,11 +18,10 @@ import (
 
 // Recover implements [store.Store].
 func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Record) error {
-	return s.write(ctx, "recovering", func(t *txn) error {
+	return s.change(ctx, "recovering", rec, func(t *txn) error {
 		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
 		err := t.move(kinds, func(h *store.Head) error {
-			// Above every head of the host that was lost, which had moved less than once a microsecond.
-			h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision, uint64(max(r.At.UnixMicro(), 0)))
+			r.Raise(h)
 			if err := t.changeKeys(r.KeyChange); err != nil {
 				return err
 			}
@@ -35,76 +35,38 @@ func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Rec
 		if err != nil {
 			return err
 		}
-		if err := t.endPending(r); err != nil {
-			return err
-		}
-		return t.append(rec)
+		return t.endPending(r)
 	})
 }
 
-// endInvitations ends those that are open, whatever clock they were made by. A row that
-// does not fit its seal is left to itself: it is good for nothing.
+// endInvitations ends the open invitations. A row that does not fit its seal enrols nobody, and is
+// left alone.
 func (t *txn) endInvitations(r store.Recovered) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	all, err := collect(t, func(s scanner) (invitationRow, error) {
-		i, err := scanInvitation(s)
-		if errors.Is(err, store.ErrForged) {
-			return invitationRow{}, nil
-		}
-		return i, err
-	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL`)
+	all, err := t.unused(0)
 	if err != nil {
 		return err
 	}
 	for _, i := range all {
-		if i.seal == nil || v.check(i.Invitation, i.seal) != nil {
-			continue
-		}
-		for _, end := range []time.Time{store.Stamp(r.At), i.CreatedAt} {
-			if end.Before(i.ExpiresAt) {
-				i.ExpiresAt = end
-			}
-		}
-		if err := t.putInvitation(i.Invitation); err != nil {
+		if err := t.putInvitation(r.Expire(i)); err != nil {
 			return err
 		}
 	}
-	return t.putOpenSet(store.OpenSet{Next: t.openSet().Next}.Far())
+	return t.putOpenSet(t.openSet().Far())
 }
 
-// endPending denies what waits, as expired. A row that does not fit its seal is left to
-// itself.
+// endPending denies the decisions that wait. A row that does not fit its seal is left alone.
 func (t *txn) endPending(r store.Recovered) error {
-	type waiting struct {
-		ref int64
-		id  protocol.ClientID
-		*keptRow
-	}
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	all, err := collect(t, func(s scanner) (w waiting, err error) {
-		w.keptRow = &keptRow{}
-		err = s.Scan(append([]any{&w.ref, fixed(w.id[:])}, w.dest()...)...)
-		if errors.Is(err, store.ErrForged) {
-			return waiting{}, nil
-		}
-		return w, err
-	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
+	all, err := collect(t, scanDecision(t), `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
 		WHERE s.result = ? AND s.final_result IS NULL`, int64(protocol.ResultPending))
 	if err != nil {
 		return err
 	}
+	seals := t.verifier().seals
 	for _, w := range all {
-		if w.keptRow == nil || w.open(v, w.id) != nil {
+		if w.Err != nil || seals.Forgotten(w.Record, w.Seal) || seals.Check(w.Record, w.Seal) != nil {
 			continue
 		}
-		final := store.Final{Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: store.Stamp(r.At)}
-		if err := t.putFinal(w.ref, w.Kept, final); err != nil {
+		if err := t.putFinal(w.Ref, w.Record.(store.Kept), r.Deny()); err != nil {
 			return err
 		}
 	}
@@ -196,4 +158,99 @@ func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 		return point, unavailable(err)
 	}
 	return store.Point{Sequence: r.Sequence, At: r.At, Leaf: r.Leaf()}, nil
+}
+
+// salvaged are the tables that Salvage copies rows of: those whose records are verified one
+// by one. Each names its columns, and the one that Salvage finds a row by.
+var salvaged = []struct {
+	table sealedTable
+	copy  string
+}{
+	{clientTable, `INSERT INTO client SELECT * FROM old.client WHERE ref = ?`},
+	{restraintTable, `INSERT INTO restraint SELECT * FROM old.restraint WHERE client = ?`},
+	{deviceTable, `INSERT INTO device SELECT * FROM old.device WHERE ref = ?`},
+	{allDecisions, `INSERT INTO decision SELECT * FROM old.decision WHERE ref = ?`},
+}
+
+// Salvage makes a new store at path from one that nothing vouches for: with this trust,
+// and with the clients, devices and decisions of the other whose seals verify. What hangs
+// on its head does not come, since the head is not believed: administrators, change
+// requests and invitations. Audit records come as they are. It returns what was left
+// behind. The new store is closed.
+func Salvage(ctx context.Context, from, path string, seals *store.Seals, trust store.Trust, rec audit.Record) (left []error, err error) {
+	s, err := Open(ctx, Config{Path: path})
+	if err != nil {
+		return nil, err
+	}
+	err = s.Unseal(ctx, seals, nil)
+	if err == nil {
+		err = s.AddTrust(ctx, trust, rec)
+	}
+	if err = errors.Join(err, s.Close()); err != nil {
+		return nil, err
+	}
+	left, err = salvage(ctx, from, path, seals)
+	if err != nil {
+		return nil, fmt.Errorf("salvaging %s: %w", from, unavailable(err))
+	}
+	return left, nil
+}
+
+func salvage(ctx context.Context, from, path string, seals *store.Seals) (left []error, err error) {
+	old, err := sql.Open("sqlite", dsn(from, "ro"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, old.Close()) }()
+	read, err := old.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = read.Rollback() }() // nothing was written
+	db, err := sql.Open("sqlite", dsn(path, "rw"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1) // the other database is attached to one connection
+	if _, err := db.ExecContext(ctx, `ATTACH DATABASE ? AS old`, from); err != nil {
+		return nil, err
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	for _, t := range salvaged {
+		err := eachRow(snapshot{ctx: ctx, tx: read, vault: &vault{seals: seals}}, t.table, func(r sealedRow) error {
+			if r.Err == nil {
+				r.Err = seals.Check(r.Record, r.Seal)
+			}
+			if errors.Is(r.Err, store.ErrForged) {
+				left = append(left, r.Err)
+				return nil
+			}
+			if r.Err == nil {
+				_, r.Err = tx.ExecContext(ctx, t.copy, r.Ref)
+			}
+			if resultCode(r.Err)&0xff == lib.SQLITE_CONSTRAINT { // the row is there twice, or its client is missing
+				left, r.Err = append(left, fmt.Errorf("row %d of %s has no place: %w", r.Ref, t.table.name, r.Err)), nil
+			}
+			return r.Err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t.table.name, err)
+		}
+	}
+	// Of a client without a restraint nothing is good.
+	for _, statement := range []string{
+		`DELETE FROM decision WHERE client NOT IN (SELECT client FROM restraint)`,
+		`DELETE FROM client WHERE ref NOT IN (SELECT client FROM restraint)`,
+		`INSERT INTO record (at_us, kind, subject, salt, body) SELECT at_us, kind, subject, salt, body FROM old.record ORDER BY sequence`,
+	} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return nil, err
+		}
+	}
+	return left, tx.Commit()
 }

@@ -4,15 +4,125 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/pressly/goose/v3"
+
 	"countersign/appliance/store"
 )
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// applicationID in the file's header says whose it is: "OA1N".
+const applicationID = 0x4F41314E
+
+// schemaVersion is the number of the newest migration; each writes its own into
+// user_version.
+const schemaVersion = 8
+
+// ErrMigrate means that the store has the schema of an older program. Only
+// countersignd migrate changes a schema, and seals it.
+var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
+
+// makeSchema checks that the file is ours, turns WAL on, and makes the schema in an empty
+// file.
+func makeSchema(ctx context.Context, db *sql.DB) error {
+	version, err := identify(ctx, db)
+	if err != nil {
+		return err
+	}
+	if version > schemaVersion { // it is judged by what it says of itself, see verifySchema
+		if err := hasHead(ctx, db, version); err != nil {
+			return err
+		}
+	}
+	if err := useWAL(ctx, db); err != nil {
+		return err
+	}
+	switch {
+	case version == 0:
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion && !founded(ctx, db): // an interruption left it half made
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion:
+		return fmt.Errorf("%w (schema %d, this program knows %d)", ErrMigrate, version, schemaVersion)
+	}
+	return nil
+}
+
+// hasHead refuses a newer schema that does not even have the table which says what it is.
+func hasHead(ctx context.Context, db *sql.DB, version int64) error {
+	var heads int
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&heads); err != nil {
+		return fmt.Errorf("%w: schema %d was made by a newer version of this program, which knows %d", store.ErrUnavailable, version, schemaVersion)
+	}
+	return nil
+}
+
+// founded reports whether anything was stored, or may have been.
+func founded(ctx context.Context, db *sql.DB) bool {
+	var rows int
+	err := db.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM key) + (SELECT count(*) FROM policy) + (SELECT count(*) FROM client)").Scan(&rows)
+	return err != nil || rows > 0
+}
+
+func useWAL(ctx context.Context, db *sql.DB) error {
+	var mode string
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return unavailable(err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("%w: journal mode is %s: the file system has no shared memory for WAL", store.ErrUnavailable, mode)
+	}
+	return nil
+}
+
+// upTo brings the schema to a version.
+func upTo(ctx context.Context, db *sql.DB, version int64) error {
+	p, err := provider(db)
+	if err != nil {
+		return err
+	}
+	if _, err := p.UpTo(ctx, version); err != nil {
+		return fmt.Errorf("migrating to schema %d: %w", version, unavailable(err))
+	}
+	return nil
+}
+
+func provider(db *sql.DB) (*goose.Provider, error) {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectSQLite3, db, dir,
+		goose.WithLogger(goose.NopLogger()), goose.WithDisableGlobalRegistry(true))
+}
+
+// identify refuses a file that is not an empty database or one of ours, and returns the
+// version of its schema.
+func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
+	var id, tables int
+	err = errors.Join(
+		db.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id),
+		db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version),
+		db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name NOT IN ('goose_db_version', 'sqlite_sequence')").Scan(&tables),
+	)
+	switch {
+	case err != nil:
+		return 0, unavailable(err)
+	case id != applicationID && (id != 0 || tables != 0), id == applicationID && version == 0:
+		return 0, fmt.Errorf("%w: not a Countersign store", store.ErrUnavailable)
+	}
+	return version, nil
+}
 
 // schemaSetting is the sealed setting that says what the schema is: its first line is
 // "schema N readable by M", for the migration that made it and the oldest program that
@@ -163,8 +273,8 @@ func ours(ctx context.Context, t *txn) (map[object]string, error) {
 }
 
 // verifySchema compares the schema with the sealed manifest, which is among the settings.
-func (v *vault) verifySchema(from source, settings hanging) error {
-	setting, err := find(settings, store.Setting{Name: schemaSetting})
+func (v *vault) verifySchema(from source, settings store.Hung) error {
+	setting, err := store.Find(settings, store.Setting{Name: schemaSetting})
 	if err != nil {
 		return v.seals.Report("the setting " + schemaSetting + " is missing")
 	}
@@ -223,109 +333,4 @@ func (t *txn) parsedAnew() (map[object]string, error) {
 		return nil, err
 	}
 	return schemaOf(t)
-}
-
-// Unseal implements [store.Store].
-func (s *database) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
-	v := &vault{seals: seals, anchor: anchor}
-	const doing = "unsealing the store"
-	err := s.write(ctx, doing, func(t *txn) error { return v.open(t) })
-	if err != nil {
-		return err
-	}
-	v.behind.Store(v.newest.Load() != nil)
-	if err := v.catchUp(); err != nil {
-		return fmt.Errorf("%s: %w", doing, err)
-	}
-	s.vault.Store(v)
-	return nil
-}
-
-// open verifies what there is.
-func (v *vault) open(t *txn) error {
-	schema, err := t.parsedAnew()
-	if err == nil {
-		err = errors.Join(t.row("PRAGMA schema_version").Scan(&v.cookie), t.row("PRAGMA data_version").Scan(&v.data))
-	}
-	if err != nil {
-		return err
-	}
-	var floor store.Mark
-	if v.anchor != nil {
-		floor = v.anchor.Floor()
-	}
-	h, err := v.head(t, floor)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		var some bool
-		err := t.row(`SELECT EXISTS (SELECT 1 FROM key) OR EXISTS (SELECT 1 FROM setting) OR EXISTS (SELECT 1 FROM client)`).Scan(&some)
-		if err == nil && some {
-			err = v.seals.Report("the head is missing")
-		}
-		return err // nil: not founded yet
-	case err != nil:
-		return err
-	case h.MAC < floor.MAC:
-		return v.seals.Report(fmt.Sprintf("the head is under mac@%d, and mac@%d was in force before", h.MAC, floor.MAC))
-	}
-	var settings hanging
-	for _, kind := range store.AllHanging() {
-		all, _, err := v.hangs(t, h, kind)
-		if err != nil {
-			return err
-		}
-		if kind == store.HangingSettings {
-			settings = all
-		}
-	}
-	if err := v.verifySchema(t, settings); err != nil {
-		return err
-	}
-	m := store.MarkOf(h)
-	v.schema = schema
-	v.seals.Use(h.MAC)
-	v.newest.Store(&m)
-	return nil
-}
-
-// Claims implements [store.Store].
-func (s *database) Claims(ctx context.Context) (c store.Claims, err error) {
-	const doing = "reading what the store claims"
-	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return c, readError(ctx, doing, err)
-	}
-	defer func() { _ = tx.Rollback() }() // nothing was written
-	from := snapshot{ctx: ctx, tx: tx}
-	var heads int
-	if err := from.row(`SELECT count(*) FROM head WHERE name = 'head'`).Scan(&heads); err != nil {
-		return c, readError(ctx, doing, err)
-	}
-	c.Founded = heads > 0
-	return c, readError(ctx, doing, claims(from, &c))
-}
-
-// claims reads keys, settings and the newest policy, of any schema from 7 on.
-func claims(from source, c *store.Claims) (err error) {
-	c.Keys, err = collect(from, func(s scanner) (store.Key, error) {
-		k, err := scanKey(s)
-		return k.Key, err
-	}, `SELECT `+keyColumns+` FROM key ORDER BY name, version`)
-	if err != nil {
-		return err
-	}
-	c.Settings = map[string][]byte{}
-	_, err = collect(from, func(s scanner) (none struct{}, err error) {
-		var one store.Setting
-		if err = s.Scan(&one.Name, &one.Value); one.Name != schemaSetting {
-			c.Settings[one.Name] = one.Value
-		}
-		return none, err
-	}, `SELECT name, value FROM setting`)
-	if err != nil {
-		return err
-	}
-	p, err := scanPolicy(from.row(`SELECT ` + policyColumns + ` FROM policy ORDER BY version DESC LIMIT 1`))
-	c.Policy = p.Policy
-	return unlessNoRow(err)
 }

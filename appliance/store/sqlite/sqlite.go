@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,6 +21,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/internal/durable"
 )
 
 // readers is the number of connections that read, of at most 2 MiB of cache each.
@@ -142,10 +145,105 @@ func (s *database) closeAll() error {
 	return nil
 }
 
-// write runs do in a transaction of its own; doing names it in errors.
-func (s *database) write(ctx context.Context, doing string, do func(*txn) error) error {
+// errUnchanged says that an operation has nothing to store, its record included.
+var errUnchanged = errors.New("unchanged")
+
+// submit runs do in a transaction of its own; doing names the operation in errors.
+func (s *database) submit(ctx context.Context, doing string, do func(*txn) error) error {
 	if err := s.w.submit(ctx, do); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return nil
+}
+
+// write is submit for an unsealed store.
+func (s *database) write(ctx context.Context, doing string, do func(*txn) error) error {
+	return s.submit(ctx, doing, func(t *txn) error {
+		if t.verifier() == nil {
+			return store.ErrSealed
+		}
+		return do(t)
+	})
+}
+
+// change is write with an audit record in the same transaction, unless do returns errUnchanged.
+func (s *database) change(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
+	return s.write(ctx, doing, func(t *txn) error {
+		switch err := do(t); {
+		case errors.Is(err, errUnchanged):
+			return nil
+		case err != nil:
+			return err
+		}
+		return t.append(rec)
+	})
+}
+
+// Modes of what the store creates: nobody but its user.
+const (
+	fileMode = 0o600
+	dirMode  = 0o700
+)
+
+// lock takes the exclusive lock that keeps a second process, or a second Store
+// of this process, off the same file. It is a file of its own, since closing any
+// descriptor of the database itself would drop SQLite's own locks (POSIX).
+func lock(path string) (io.Closer, error) {
+	f, err := durable.Lock(path + ".lock")
+	switch {
+	case errors.Is(err, durable.ErrLocked):
+		return nil, fmt.Errorf("%w: %s is in use by another process", store.ErrUnavailable, path)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return f, nil
+}
+
+// create makes the database file, so that it never exists with another mode, and
+// makes its directory entry durable. SQLite gives the mode of the database to its
+// -wal and -shm files. The caller holds the lock.
+func create(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
+	if errors.Is(err, fs.ErrExist) {
+		return tighten(path)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// tighten gives files of an older store, or a restored copy, the right mode.
+func tighten(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		err := os.Chmod(path+suffix, fileMode)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
+	}
+	return nil
+}
+
+// Settings of every connection. Checkpoints are run by the writer, because one
+// that SQLite runs by itself keeps a failed fsync to itself.
+var pragmas = []string{
+	"busy_timeout(1000)",
+	"synchronous(FULL)",
+	"foreign_keys(1)",
+	"trusted_schema(0)",
+	"cache_size(-2048)", // KiB
+	"wal_autocheckpoint(0)",
+	"journal_size_limit(16777216)",
+}
+
+// dsn is the driver's name for the file; mode is SQLite's: rw or ro.
+func dsn(path, mode string) string {
+	q := url.Values{"mode": {mode}, "_dqs": {"0"}, "_defensive": {"1"}, "_pragma": pragmas}
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }

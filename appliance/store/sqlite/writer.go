@@ -289,3 +289,82 @@ func (w *writer) close() error {
 	}
 	return errors.Join(w.txn.close(), w.db.Close())
 }
+
+// txn is the writer's connection with its prepared statements, as an operation
+// sees it. Contexts are left out: what was begun is finished.
+type txn struct {
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt
+	vault *atomic.Pointer[vault]
+
+	moved  store.Mark  // of the head that the group has written; zero: none
+	moving *store.Move // while the head moves
+}
+
+func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
+	return &txn{conn: conn, stmts: map[string]*sql.Stmt{}, vault: v}
+}
+
+func (t *txn) prepare(query string) (*sql.Stmt, error) {
+	if s, ok := t.stmts[query]; ok {
+		return s, nil
+	}
+	s, err := t.conn.PrepareContext(context.Background(), query)
+	if err == nil {
+		t.stmts[query] = s
+	}
+	return s, err
+}
+
+// exec returns the number of rows changed.
+func (t *txn) exec(query string, args ...any) (int64, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+// insert returns the new row's key.
+func (t *txn) insert(query string, args ...any) (int64, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
+// row is a row to be scanned, or [sql.ErrNoRows].
+func (t *txn) row(query string, args ...any) scanner {
+	s, err := t.prepare(query)
+	if err != nil {
+		return failed{err}
+	}
+	return careful{s.QueryRow(args...), t.vault.Load(), query}
+}
+
+// rows are the rows of a query, which the caller closes.
+func (t *txn) rows(query string, args ...any) (*sql.Rows, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.Query(args...)
+}
+
+// close gives the connection back to its pool, which is closed next.
+func (t *txn) close() error {
+	var errs []error
+	for _, s := range t.stmts {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, t.conn.Close())...)
+}
