@@ -79,7 +79,7 @@ const windowsKept = 2
 // Used returns what the window of a charge was charged so far: amounts of its currency,
 // approvals of all. A window that is older than those remembered is used up: the clock
 // has gone back.
-func (r Restraint) Used(c Charge) (u Used) {
+func (r Restraint) Used(c Charge) (u Window) {
 	newer := map[int64]bool{}
 	for _, w := range r.Windows {
 		switch {
@@ -94,7 +94,7 @@ func (r Restraint) Used(c Charge) (u Used) {
 		}
 	}
 	if len(newer) >= windowsKept {
-		return Used{Amount: math.MaxUint64, Count: math.MaxUint64}
+		return Window{Amount: math.MaxUint64, Count: math.MaxUint64}
 	}
 	return u
 }

@@ -23,7 +23,7 @@ var ErrSealed = fmt.Errorf("%w: its records cannot be verified before it is unse
 
 // Sizes of a seal, bytes.
 const (
-	SealKeySize = 32
+	sealKeySize = 32
 	sealSize    = 8 + sha256.Size
 )
 
@@ -105,7 +105,7 @@ func (s *Seals) Alarm(alarm func(error)) {
 	s.alarm = alarm
 }
 
-// Add makes the key of a version of mac known, [SealKeySize] bytes. past says that the
+// Add makes the key of a version of mac known, [sealKeySize] bytes. past says that the
 // version was retired, suspended or compromised: its seals then vouch only for finished
 // decisions, which grant nothing any more.
 func (s *Seals) Add(version uint64, key []byte, past bool) {
@@ -124,9 +124,9 @@ func (s *Seals) Remove(version uint64) {
 	s.keys[version] = &sealKey{destroyed: true}
 }
 
-// place is the table and the key of a record, as its seal covers them: no two records of a
+// Place returns the table and the key of a record, as its seal covers them: no two records of a
 // store have one place.
-func place(r Sealed) string {
+func Place(r Sealed) string {
 	s := r.sealed()
 	return s.table + "\x00" + string(s.key)
 }

@@ -278,3 +278,16 @@ func allMicros(times []time.Time) (us []int64) {
 	}
 	return us
 }
+
+// HeadRecord is a record of the table head, which package head marshals: the head itself, or the
+// set of open invitations.
+type HeadRecord struct {
+	Name string
+	Body []byte
+}
+
+func (r HeadRecord) sealed() sealed {
+	return sealed{table: "head", key: []byte(r.Name), fields: struct {
+		Body []byte `cbor:"1,keyasint"`
+	}{r.Body}}
+}

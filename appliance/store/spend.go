@@ -90,16 +90,13 @@ type Charge struct {
 	CountLimit  uint64        // most approvals in a window
 }
 
-// Used is what a window has been charged so far.
-type Used struct{ Amount, Count uint64 }
-
-func (c Charge) exceeds(u Used) bool {
+func (c Charge) exceeds(u Window) bool {
 	overAmount := c.AmountLimit != 0 && (u.Amount > c.AmountLimit || c.Amount > c.AmountLimit-u.Amount)
 	overCount := c.CountLimit != 0 && u.Count >= c.CountLimit
 	return overAmount || overCount
 }
 
-func (s Spend) exceeds(used []Used) bool {
+func (s Spend) exceeds(used []Window) bool {
 	for i, c := range s.Charges {
 		if i >= len(used) || c.exceeds(used[i]) {
 			return true
@@ -113,7 +110,7 @@ type View struct {
 	Client        Client
 	Device        Device
 	PolicyVersion uint64
-	Used          []Used // of each charge, in the same order
+	Used          []Window // of each charge, in the same order
 	// Spent is the decision stored for the serial's counter, if there is one.
 	Spent *Spent
 	// Begun are the password attempts under the serial's counter, by number.

@@ -455,3 +455,34 @@ type Trust struct {
 type Tally struct {
 	Clients, Devices, Invitations, Decisions, Records, Keys uint64
 }
+
+// Anchor remembers outside of the store how far it has come, so that an older one is
+// refused. Both figures never go back.
+type Anchor interface {
+	// Floor returns the newest mark that the host has seen; zero if it has seen none.
+	Floor() Mark
+	// Advance makes a mark durable.
+	Advance(Mark) error
+}
+
+// Mark is what a host remembers of the newest head.
+type Mark struct {
+	Revision uint64
+	MAC      uint64   // version of mac in force
+	Head     [32]byte // SHA-256 of the head of this revision; zeros: not known
+}
+
+// Expire ends an invitation that was open in the copy, whatever the clocks of the two hosts say.
+func (r Recovered) Expire(i Invitation) Invitation {
+	for _, end := range []time.Time{Stamp(r.At), i.CreatedAt} {
+		if end.Before(i.ExpiresAt) {
+			i.ExpiresAt = end
+		}
+	}
+	return i
+}
+
+// Deny returns the end of a decision that waited for a second approver in the copy.
+func (r Recovered) Deny() Final {
+	return Final{Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: Stamp(r.At)}
+}

@@ -20,7 +20,7 @@ func edit(file, old, to string) broken.Edit { return broken.Edit{File: file, Old
 // Files that are broken.
 const (
 	sealGo     = "appliance/store/seal.go"
-	hangingGo  = "appliance/store/hanging.go"
+	headGo     = "appliance/store/head/head.go"
 	schemaGo   = "appliance/store/sqlite/schema.go"
 	chainGo    = "appliance/keyring/chain.go"
 	signedGo   = "appliance/backup/signed.go"
@@ -31,9 +31,9 @@ const (
 
 // unhung: what hangs on the head is not compared with it.
 var unhung = []broken.Edit{
-	edit(hangingGo, "err == nil && all.digest() != h.Digests[kind] {", "false && all.digest() != h.Digests[kind] {"),
-	edit(hangingGo, "want != nil && want.digest() != m.Head.Digests[kind] {", "false && want != nil {"),
-	edit(hangingGo, "if err == nil && version == h.Policy && sha256.Sum256(p.Document) != h.PolicyHash {", "if false {"),
+	edit(headGo, "err == nil && all.digest() != h.Digests[kind] {", "false && all.digest() != h.Digests[kind] {"),
+	edit(headGo, "want != nil && want.digest() != m.Head.Digests[kind] {", "false && want != nil {"),
+	edit(headGo, "if err == nil && version == h.Policy && sha256.Sum256(p.Document) != h.PolicyHash {", "if false {"),
 }
 
 // breaks are the values of BREAK, each with what it breaks.
@@ -66,8 +66,8 @@ var breaks = map[string][]broken.Edit{
 	},
 	// The head is not looked at: what is gone is not missed, and what is old is as good.
 	"head": append([]broken.Edit{
-		edit(hangingGo, "if !floor.allows(h) || h.MAC != ParseSeal(seal).Version {", "if false {"),
-		edit(hangingGo, "if h.MAC < floor.MAC {", "if false {"),
+		edit(headGo, "if !allows(floor, h) || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
+		edit(headGo, "if h.MAC < floor.MAC {", "if false {"),
 	}, unhung...),
 }
 

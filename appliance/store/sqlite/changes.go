@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 )
 
 // adminRow is an administrator with the seal of the row.
@@ -31,13 +32,13 @@ func readAdmins(from source) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var a adminRow
 		err := s.Scan(a.values()...)
-		return asRow(store.Row{Record: a.Admin}, a.seal, err, `UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])
+		return asRow(head.Row{Record: a.Admin}, a.seal, err, `UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])
 	}, `SELECT `+adminColumns+` FROM admin NOT INDEXED`)
 }
 
 // ListAdmins implements [store.Store].
 func (s *database) ListAdmins(ctx context.Context) ([]store.Admin, error) {
-	all, err := listHanging[store.Admin](ctx, s, "listing administrators", store.HangingAdmins)
+	all, err := listHanging[store.Admin](ctx, s, "listing administrators", head.Admins)
 	slices.SortFunc(all, func(a, b store.Admin) int { return cmp.Compare(a.Name, b.Name) })
 	return all, err
 }
@@ -45,7 +46,7 @@ func (s *database) ListAdmins(ctx context.Context) ([]store.Admin, error) {
 // changeAdmins runs do within a move of the head.
 func (s *database) changeAdmins(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
 	return s.change(ctx, doing, rec, func(t *txn) error {
-		return t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error { return do(t) })
+		return t.move([]head.Kind{head.Admins}, func(*head.Head) error { return do(t) })
 	})
 }
 
@@ -66,7 +67,7 @@ func (s *database) AddAdmin(ctx context.Context, a store.Admin, rec audit.Record
 // UpdateAdmin implements [store.Store].
 func (s *database) UpdateAdmin(ctx context.Context, a store.Admin, rec audit.Record) error {
 	return s.changeAdmins(ctx, "updating administrator", rec, func(t *txn) error {
-		next, err := store.Find(t.moving.Hung(store.HangingAdmins), a)
+		next, err := head.Find(t.moving.Records(head.Admins), a)
 		switch {
 		case err != nil:
 			return err
@@ -100,7 +101,7 @@ func readChanges(from source) ([]sealedRow, error) {
 		var ref int64
 		var seal []byte
 		err := s.Scan(append(changeValues(&c), &ref, &seal)...)
-		return asRow(store.Row{Ref: ref, Record: c}, seal, err, `UPDATE change SET seal = ? WHERE ref = ?`, ref)
+		return asRow(head.Row{Ref: ref, Record: c}, seal, err, `UPDATE change SET seal = ? WHERE ref = ?`, ref)
 	}, `SELECT `+changeColumns+`, ref, seal FROM change NOT INDEXED`)
 	for i, r := range all {
 		if err != nil || r.Err != nil {
@@ -122,9 +123,9 @@ func readChanges(from source) ([]sealedRow, error) {
 // changes reads requests on one snapshot, the newest first, until enough are there. A request that
 // has ended is left out if it does not fit its seal.
 func (s *database) changes(ctx context.Context, doing string, most int, wanted func(store.Change) bool) (list []store.Change, err error) {
-	err = s.onHead(ctx, doing, store.HangingChanges, func(h hanging) error {
+	err = s.onHead(ctx, doing, head.Changes, func(h hanging) error {
 		rows := slices.Concat(slices.Collect(maps.Values(h.all)), h.ended)
-		slices.SortFunc(rows, func(a, b store.Row) int { return cmp.Compare(b.Ref, a.Ref) })
+		slices.SortFunc(rows, func(a, b head.Row) int { return cmp.Compare(b.Ref, a.Ref) })
 		for _, r := range rows {
 			c := r.Record.(store.Change)
 			if len(list) >= most {
@@ -163,14 +164,14 @@ func (s *database) ListChanges(ctx context.Context, limit int) ([]store.Change, 
 // moveChange runs do within a move of the head.
 func (s *database) moveChange(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
 	return s.change(ctx, doing, rec, func(t *txn) error {
-		return t.move([]store.Hanging{store.HangingChanges}, func(*store.Head) error { return do(t) })
+		return t.move([]head.Kind{head.Changes}, func(*head.Head) error { return do(t) })
 	})
 }
 
 // openChange returns a request that is open or taken, within a move of the head. One that has ended
 // is [store.ErrConflict].
 func (t *txn) openChange(id [8]byte) (c store.Change, ref int64, err error) {
-	open := t.moving.Hung(store.HangingChanges)
+	open := t.moving.Records(head.Changes)
 	for _, r := range open {
 		if c := r.Record.(store.Change); c.ID == id {
 			return c, r.Ref, nil

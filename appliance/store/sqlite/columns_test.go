@@ -88,7 +88,7 @@ func namesIn(t *testing.T, db *sql.DB, query string, args ...any) (all []string)
 const altered = `CASE typeof(%[1]s)
 	WHEN 'integer' THEN %[1]s + 1
 	WHEN 'text' THEN CASE WHEN %[1]s LIKE '[%%' THEN '["x"]' ELSE %[1]s || 'x' END
-	WHEN 'blob' THEN CASE WHEN length(%[1]s) > 1 THEN CAST(substr(%[1]s, 1, length(%[1]s) - 1) || X'7E' AS BLOB) ELSE X'0102' END
+	WHEN 'blob' THEN CASE WHEN length(%[1]s) > 1 THEN CAST(substr(%[1]s, 1, length(%[1]s) - 1) || iif(substr(%[1]s, -1) = X'7E', X'7F', X'7E') AS BLOB) ELSE X'0102' END
 	ELSE %[2]s END`
 
 // whenNull is a value of a column that has none, by its declared type.

@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 )
 
 // invitationRow is an invitation with the seal of its row.
@@ -50,8 +51,8 @@ func (s *database) Invitation(ctx context.Context, code [32]byte) (i store.Invit
 }
 
 // moveInvitations changes the set of open invitations.
-func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
-	return t.move([]store.Hanging{store.HangingInvitations}, func(*store.Head) error {
+func (t *txn) moveInvitations(do func(*head.OpenSet) error) error {
+	return t.move([]head.Kind{head.Invitations}, func(*head.Head) error {
 		open := t.openSet()
 		if err := do(&open); err != nil {
 			return err
@@ -63,7 +64,7 @@ func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
 // Invite implements [store.Store].
 func (s *database) Invite(ctx context.Context, i store.Invitation, rec audit.Record) error {
 	return s.change(ctx, "inviting", rec, func(t *txn) error {
-		return t.moveInvitations(func(open *store.OpenSet) (err error) {
+		return t.moveInvitations(func(open *head.OpenSet) (err error) {
 			if err := t.expire(open, i); err != nil {
 				return err
 			}
@@ -85,7 +86,7 @@ var partyTable = map[store.Kind]string{store.KindClient: "client", store.KindDev
 
 // expire closes the invitations that are over when i is made: those whose time has come, and those
 // that i replaces.
-func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
+func (t *txn) expire(open *head.OpenSet, i store.Invitation) error {
 	if i.Replace {
 		if err := t.replaced(open, i); err != nil {
 			return err
@@ -120,7 +121,7 @@ func (t *txn) unused(from uint64) ([]store.Invitation, error) {
 
 // replaced ends the open invitations that i replaces. An open invitation without a row that fits may
 // be one of them, whose row another program has changed for the moment: it is closed too.
-func (t *txn) replaced(open *store.OpenSet, i store.Invitation) error {
+func (t *txn) replaced(open *head.OpenSet, i store.Invitation) error {
 	all, err := t.unused(open.Base)
 	if err != nil {
 		return err
@@ -230,7 +231,7 @@ func (t *txn) enrolDevice(d store.Device) error {
 
 // use marks an open invitation of this kind as used.
 func (t *txn) use(u store.Use, kind store.Kind) error {
-	return t.moveInvitations(func(open *store.OpenSet) error {
+	return t.moveInvitations(func(open *head.OpenSet) error {
 		i, err := openInvitation(t.row(findInvitation, u.Code[:]), t.verifier())
 		switch {
 		case err != nil:

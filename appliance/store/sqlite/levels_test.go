@@ -78,7 +78,7 @@ func sealOld(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	seals := store.NewSeals(nil)
-	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Add(1, make([]byte, 32), false)
 	seals.Use(1)
 	s := Sealing{
 		Seals: seals, Settings: contents.Settings, Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{},

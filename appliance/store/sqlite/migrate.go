@@ -14,6 +14,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/internal/durable"
 	"countersign/protocol"
 )
@@ -359,9 +360,9 @@ func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	if err != nil {
 		return err
 	}
-	h := store.Head{MAC: s.Seals.InForce()}
+	h := head.Head{MAC: s.Seals.InForce()}
 	h.Activate(p.Policy)
-	return t.within(s.Seals.Found(h), func() error { return nil })
+	return t.within(head.Found(s.Seals, h), func() error { return nil })
 }
 
 func (o *Old) endWhatGrants(s Sealing) error {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/appliance/store/storetest"
 )
 
@@ -165,7 +166,7 @@ func TestMovedThenFailed(t *testing.T) {
 	s.waitQueued(1)
 	go func() {
 		results <- s.write(t.Context(), "failing", func(tx *txn) error {
-			err := tx.move([]store.Hanging{store.HangingKeys}, func(h *store.Head) error { h.MAC = 2; return nil })
+			err := tx.move([]head.Kind{head.Keys}, func(h *head.Head) error { h.MAC = 2; return nil })
 			return errors.Join(err, sql.ErrNoRows)
 		})
 	}()

@@ -13,15 +13,16 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 )
 
 // Recover implements [store.Store].
 func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Record) error {
 	return s.change(ctx, "recovering", rec, func(t *txn) error {
-		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
-		err := t.move(kinds, func(h *store.Head) error {
-			r.Raise(h)
+		kinds := []head.Kind{head.Keys, head.Settings, head.Policies, head.Invitations}
+		err := t.move(kinds, func(h *head.Head) error {
+			h.Raise(r)
 			if err := t.changeKeys(r.KeyChange); err != nil {
 				return err
 			}

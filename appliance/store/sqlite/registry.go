@@ -9,6 +9,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 )
 
 // keyRow is a key with the seal of its row.
@@ -52,13 +53,13 @@ func scanKey(s scanner) (k keyRow, err error) {
 func readKeys(from source) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		k, err := scanKey(s)
-		return asRow(store.Row{Record: k.Key}, k.seal, err, `UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, k.Version)
+		return asRow(head.Row{Record: k.Key}, k.seal, err, `UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, k.Version)
 	}, `SELECT `+keyColumns+` FROM key NOT INDEXED`)
 }
 
 // ListKeys implements [store.Keys].
 func (s *database) ListKeys(ctx context.Context) ([]store.Key, error) {
-	all, err := listHanging[store.Key](ctx, s, "listing keys", store.HangingKeys)
+	all, err := listHanging[store.Key](ctx, s, "listing keys", head.Keys)
 	slices.SortFunc(all, func(a, b store.Key) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version))
 	})
@@ -79,7 +80,7 @@ func (t *txn) insertKey(k store.Key) (err error) {
 // updateKey writes the columns that may change over the revision before. The sealed copy of a
 // destroyed key is erased.
 func (t *txn) updateKey(k store.Key) error {
-	old, err := store.Find(t.moving.Hung(store.HangingKeys), k)
+	old, err := head.Find(t.moving.Records(head.Keys), k)
 	if err != nil {
 		return err
 	}
@@ -106,12 +107,12 @@ func (s *database) AddTrust(ctx context.Context, trust store.Trust, rec audit.Re
 			return cmp.Or(err, store.ErrExists)
 		}
 		seals := t.verifier().seals
-		m := seals.Found(store.Head{MAC: seals.InForce()})
+		m := head.Found(seals, head.Head{MAC: seals.InForce()})
 		return t.within(m, func() error { return t.addTrust(ctx, &m.Head, trust) })
 	})
 }
 
-func (t *txn) addTrust(ctx context.Context, h *store.Head, trust store.Trust) error {
+func (t *txn) addTrust(ctx context.Context, h *head.Head, trust store.Trust) error {
 	if err := t.changeKeys(store.KeyChange{Add: trust.Keys}); err != nil {
 		return err
 	}
@@ -132,7 +133,7 @@ func (t *txn) addTrust(ctx context.Context, h *store.Head, trust store.Trust) er
 // ChangeKeys implements [store.Keys].
 func (s *database) ChangeKeys(ctx context.Context, c store.KeyChange, rec audit.Record) error {
 	return s.change(ctx, "changing keys", rec, func(t *txn) error {
-		return t.move([]store.Hanging{store.HangingKeys, store.HangingSettings}, func(h *store.Head) error {
+		return t.move([]head.Kind{head.Keys, head.Settings}, func(h *head.Head) error {
 			h.MAC = max(h.MAC, c.MAC)
 			return t.changeKeys(c)
 		})
@@ -171,13 +172,13 @@ func readSettings(from source) ([]sealedRow, error) {
 		var one store.Setting
 		var seal []byte
 		err := s.Scan(&one.Name, &one.Value, &seal)
-		return asRow(store.Row{Record: one}, seal, err, `UPDATE setting SET seal = ? WHERE name = ?`, one.Name)
+		return asRow(head.Row{Record: one}, seal, err, `UPDATE setting SET seal = ? WHERE name = ?`, one.Name)
 	}, `SELECT name, value, seal FROM setting NOT INDEXED`)
 }
 
 // Settings implements [store.Keys].
 func (s *database) Settings(ctx context.Context) (map[string][]byte, error) {
-	all, err := listHanging[store.Setting](ctx, s, "reading settings", store.HangingSettings)
+	all, err := listHanging[store.Setting](ctx, s, "reading settings", head.Settings)
 	if err != nil {
 		return nil, err
 	}
@@ -211,23 +212,23 @@ func scanPolicy(s scanner) (p policyRow, err error) {
 func readPolicies(from source) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		p, err := scanPolicy(s)
-		return asRow(store.Row{Record: p.Policy}, p.seal, err, `UPDATE policy SET seal = ? WHERE version = ?`, p.Version)
+		return asRow(head.Row{Record: p.Policy}, p.seal, err, `UPDATE policy SET seal = ? WHERE version = ?`, p.Version)
 	}, `SELECT `+policyColumns+` FROM policy NOT INDEXED`)
 }
 
 // ActivePolicy implements [store.Store].
 func (s *database) ActivePolicy(ctx context.Context) (store.Policy, error) {
-	return s.policy(ctx, func(h store.Head) uint64 { return h.Policy })
+	return s.policy(ctx, func(h head.Head) uint64 { return h.Policy })
 }
 
 // PolicyAt implements [store.Store].
 func (s *database) PolicyAt(ctx context.Context, version uint64) (store.Policy, error) {
-	return s.policy(ctx, func(store.Head) uint64 { return version })
+	return s.policy(ctx, func(head.Head) uint64 { return version })
 }
 
-func (s *database) policy(ctx context.Context, which func(store.Head) uint64) (p store.Policy, err error) {
-	err = s.onHead(ctx, "reading policy", store.HangingPolicies, func(h hanging) (err error) {
-		p, err = h.vault.seals.Policy(h.head, h.all, which(h.head))
+func (s *database) policy(ctx context.Context, which func(head.Head) uint64) (p store.Policy, err error) {
+	err = s.onHead(ctx, "reading policy", head.Policies, func(h hanging) (err error) {
+		p, err = head.Policy(h.vault.seals, h.head, h.all, which(h.head))
 		return err
 	})
 	if err != nil {
@@ -239,7 +240,7 @@ func (s *database) policy(ctx context.Context, which func(store.Head) uint64) (p
 // AddPolicy implements [store.Store].
 func (s *database) AddPolicy(ctx context.Context, p store.Policy, rec audit.Record) error {
 	return s.change(ctx, "adding policy", rec, func(t *txn) error {
-		return t.move([]store.Hanging{store.HangingPolicies}, func(h *store.Head) error {
+		return t.move([]head.Kind{head.Policies}, func(h *head.Head) error {
 			if p.Version != h.Policy+1 {
 				return store.ErrConflict
 			}
@@ -251,7 +252,7 @@ func (s *database) AddPolicy(ctx context.Context, p store.Policy, rec audit.Reco
 var insertPolicy = insertInto("policy", policyColumns)
 
 // insertPolicy makes a policy the active one.
-func (t *txn) insertPolicy(h *store.Head, p store.Policy) (err error) {
+func (t *txn) insertPolicy(h *head.Head, p store.Policy) (err error) {
 	row := policyRow{Policy: p}
 	if row.seal, err = t.seal(p); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 )
 
@@ -107,13 +108,13 @@ func readClientRows(from source, after int64, most int, row func(clientRow, erro
 
 func readClients(from source, after int64, most int) ([]sealedRow, error) {
 	return readClientRows(from, after, most, func(r clientRow, err error) (sealedRow, error) {
-		return asRow(store.Row{Ref: r.ref, Record: r.Client}, r.clientSeal, err, `UPDATE client SET seal = ? WHERE ref = ?`, r.ref)
+		return asRow(head.Row{Ref: r.ref, Record: r.Client}, r.clientSeal, err, `UPDATE client SET seal = ? WHERE ref = ?`, r.ref)
 	})
 }
 
 func readRestraints(from source, after int64, most int) ([]sealedRow, error) {
 	return readClientRows(from, after, most, func(r clientRow, err error) (sealedRow, error) {
-		return asRow(store.Row{Ref: r.ref, Record: r.Restraint}, r.restraintSeal, err, `UPDATE restraint SET seal = ? WHERE client = ?`, r.ref)
+		return asRow(head.Row{Ref: r.ref, Record: r.Restraint}, r.restraintSeal, err, `UPDATE restraint SET seal = ? WHERE client = ?`, r.ref)
 	})
 }
 
@@ -122,7 +123,7 @@ func readDevices(from source, after int64, most int) ([]sealedRow, error) {
 		var ref int64
 		var r deviceRow
 		err := s.Scan(append([]any{&ref}, r.values()...)...)
-		return asRow(store.Row{Ref: ref, Record: r.Device}, r.seal, err, `UPDATE device SET seal = ? WHERE ref = ?`, ref)
+		return asRow(head.Row{Ref: ref, Record: r.Device}, r.seal, err, `UPDATE device SET seal = ? WHERE ref = ?`, ref)
 	}, `SELECT ref, `+deviceColumns+` FROM device WHERE ref > ? ORDER BY ref LIMIT ?`, after, most)
 }
 
@@ -130,7 +131,7 @@ func readInvitations(from source, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
 		i, err := scanInvitation(s, &ref)
-		return asRow(store.Row{Ref: ref, Record: i.Invitation}, i.seal, err, `UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)
+		return asRow(head.Row{Ref: ref, Record: i.Invitation}, i.seal, err, `UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)
 	}, `SELECT rowid, `+invitationColumns+` FROM invitation WHERE rowid > ? ORDER BY rowid LIMIT ?`, after, most)
 }
 
@@ -159,7 +160,7 @@ func scanDecision(from source) func(scanner) (sealedRow, error) {
 		if err == nil {
 			err = r.read(from.verifier(), id)
 		}
-		return asRow(store.Row{Ref: ref, Record: r.Kept}, r.seal, err, `UPDATE decision SET seal = ? WHERE ref = ?`, ref)
+		return asRow(head.Row{Ref: ref, Record: r.Kept}, r.seal, err, `UPDATE decision SET seal = ? WHERE ref = ?`, ref)
 	}
 }
 
@@ -173,7 +174,7 @@ func readAttempts(from source, after int64, most int) ([]sealedRow, error) {
 		var seal []byte
 		err := s.Scan(&ref, fixed(b.Client[:]), &counter, &b.Attempt, fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At}, &seal)
 		binary.BigEndian.PutUint32(b.Serial[:4], counter)
-		return asRow(store.Row{Ref: ref, Record: b}, seal, err,
+		return asRow(head.Row{Ref: ref, Record: b}, seal, err,
 			`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, counter, b.Attempt)
 	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM attempt a JOIN client c ON c.ref = a.client JOIN restraint r ON r.client = a.client
@@ -263,7 +264,7 @@ func (t *txn) resealHanging() (n int, err error) {
 	if err != nil || len(stale) == 0 {
 		return 0, err
 	}
-	return len(stale), t.move(store.AllHanging(), func(*store.Head) error {
+	return len(stale), t.move(head.Kinds(), func(*head.Head) error {
 		for _, r := range stale {
 			if err := t.reseal(r); err != nil {
 				return err
@@ -346,12 +347,12 @@ func (s *database) Verify(ctx context.Context) (records uint64, forged []error, 
 		if err := look(err); err != nil {
 			return err
 		}
-		for _, kind := range store.AllHanging() {
+		for _, kind := range head.Kinds() {
 			all, _, err := v.hung(from, h, kind)
 			if err := look(err); err != nil {
 				return err
 			}
-			if kind == store.HangingSettings && all != nil {
+			if kind == head.Settings && all != nil {
 				if err := look(v.verifySchema(from, all)); err != nil {
 					return err
 				}

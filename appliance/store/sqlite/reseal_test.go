@@ -18,7 +18,7 @@ import (
 // rotated gives a store a second version of mac, which new seals are of from then on.
 func rotated(t testing.TB, s *database, seals *store.Seals) {
 	t.Helper()
-	seals.Add(2, append(make([]byte, store.SealKeySize-1), 2), false)
+	seals.Add(2, append(make([]byte, 31), 2), false)
 	if err := s.ChangeKeys(t.Context(), store.KeyChange{MAC: 2}, storetest.Note("mac@2")); err != nil {
 		t.Fatal(err)
 	}

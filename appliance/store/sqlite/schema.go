@@ -16,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 )
 
 //go:embed migrations/*.sql
@@ -273,8 +274,8 @@ func ours(ctx context.Context, t *txn) (map[object]string, error) {
 }
 
 // verifySchema compares the schema with the sealed manifest, which is among the settings.
-func (v *vault) verifySchema(from source, settings store.Hung) error {
-	setting, err := store.Find(settings, store.Setting{Name: schemaSetting})
+func (v *vault) verifySchema(from source, settings head.Records) error {
+	setting, err := head.Find(settings, store.Setting{Name: schemaSetting})
 	if err != nil {
 		return v.seals.Report("the setting " + schemaSetting + " is missing")
 	}

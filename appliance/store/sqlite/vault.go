@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 )
 
 // vault verifies the records of the store, once it is unsealed.
@@ -125,14 +126,14 @@ func (s *database) read(ctx context.Context, doing string, do func(snapshot, *va
 
 // sealedRow is a sealed record as it was read, with the statement that writes another seal.
 type sealedRow struct {
-	store.Row
+	head.Row
 	put  string // the seal is its first argument
 	args []any
 }
 
 // asRow keeps an error that says the row cannot be read as a record in the row, so that it hides no
 // other row.
-func asRow(r store.Row, seal []byte, err error, put string, args ...any) (sealedRow, error) {
+func asRow(r head.Row, seal []byte, err error, put string, args ...any) (sealedRow, error) {
 	r.Seal = store.ParseSeal(seal)
 	if errors.Is(err, store.ErrForged) {
 		r.Err, err = err, nil
@@ -140,21 +141,21 @@ func asRow(r store.Row, seal []byte, err error, put string, args ...any) (sealed
 	return sealedRow{r, put, args}, err
 }
 
-// readHanging reads all records of a kind, see [store.ReadHanging].
+// readHanging reads all records of a kind, see [head.Read].
 var readHanging = [...]func(source) ([]sealedRow, error){
-	store.HangingKeys:        readKeys,
-	store.HangingSettings:    readSettings,
-	store.HangingPolicies:    readPolicies,
-	store.HangingAdmins:      readAdmins,
-	store.HangingChanges:     readChanges,
-	store.HangingInvitations: readOpenSet,
+	head.Keys:        readKeys,
+	head.Settings:    readSettings,
+	head.Policies:    readPolicies,
+	head.Admins:      readAdmins,
+	head.Changes:     readChanges,
+	head.Invitations: readOpenSet,
 }
 
 // reading reads the records of a kind for package store.
-func reading(from source) store.ReadHanging {
-	return func(kind store.Hanging) ([]store.Row, error) {
+func reading(from source) head.Read {
+	return func(kind head.Kind) ([]head.Row, error) {
 		rows, err := readHanging[kind](from)
-		plain := make([]store.Row, len(rows))
+		plain := make([]head.Row, len(rows))
 		for i, r := range rows {
 			plain[i] = r.Row
 		}
@@ -164,36 +165,36 @@ func reading(from source) store.ReadHanging {
 
 // head reads and verifies the head, which floor must allow. A store that has none, and never had,
 // is [store.ErrNotFound].
-func (v *vault) head(from source, floor store.Mark) (store.Head, error) {
+func (v *vault) head(from source, floor store.Mark) (head.Head, error) {
 	var body, seal []byte
 	switch err := from.row(`SELECT body, seal FROM head WHERE name = 'head'`).Scan(&body, &seal); {
 	case err == nil:
 		body = append([]byte{}, body...) // not nil: there is a row
 	case !errors.Is(err, sql.ErrNoRows):
-		return store.Head{}, err
+		return head.Head{}, err
 	}
-	return v.seals.Head(body, seal, floor)
+	return head.Open(v.seals, body, seal, floor)
 }
 
 // hung reads the records of a kind, which must be those of the head.
-func (v *vault) hung(from source, h store.Head, kind store.Hanging) (all store.Hung, ended []store.Row, err error) {
+func (v *vault) hung(from source, h head.Head, kind head.Kind) (all head.Records, ended []head.Row, err error) {
 	rows, err := reading(from)(kind)
 	if err != nil {
 		return nil, nil, err
 	}
-	return v.seals.Hung(h, kind, rows)
+	return head.Verify(v.seals, h, kind, rows)
 }
 
 // hanging are the verified records of a kind and what they were verified with.
 type hanging struct {
-	head  store.Head
+	head  head.Head
 	vault *vault
-	all   store.Hung
-	ended []store.Row // change requests that have ended, not verified
+	all   head.Records
+	ended []head.Row // change requests that have ended, not verified
 }
 
 // onHead reads the records of a kind on one snapshot, and the head. An empty store has none.
-func (s *database) onHead(ctx context.Context, doing string, kind store.Hanging, do func(hanging) error) error {
+func (s *database) onHead(ctx context.Context, doing string, kind head.Kind, do func(hanging) error) error {
 	return s.read(ctx, doing, func(from snapshot, v *vault) error {
 		h, err := v.head(from, from.floor)
 		if err != nil {
@@ -208,9 +209,9 @@ func (s *database) onHead(ctx context.Context, doing string, kind store.Hanging,
 }
 
 // listHanging lists the records of a kind, none of an empty store.
-func listHanging[R store.Sealed](ctx context.Context, s *database, doing string, kind store.Hanging) (list []R, err error) {
+func listHanging[R store.Sealed](ctx context.Context, s *database, doing string, kind head.Kind) (list []R, err error) {
 	err = s.onHead(ctx, doing, kind, func(h hanging) error {
-		list = store.List[R](h.all)
+		list = head.List[R](h.all)
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
@@ -220,7 +221,7 @@ func listHanging[R store.Sealed](ctx context.Context, s *database, doing string,
 }
 
 // head returns the head as the transaction sees it.
-func (t *txn) head() (store.Head, error) {
+func (t *txn) head() (head.Head, error) {
 	v := t.verifier()
 	m := v.mark()
 	if t.moved.Revision > m.Revision {
@@ -229,8 +230,8 @@ func (t *txn) head() (store.Head, error) {
 	return v.head(t, m)
 }
 
-// move changes records that hang on the head, and the head with them; see [store.Move].
-func (t *txn) move(kinds []store.Hanging, do func(*store.Head) error) error {
+// move changes records that hang on the head, and the head with them; see [head.Move].
+func (t *txn) move(kinds []head.Kind, do func(*head.Head) error) error {
 	v := t.verifier()
 	if err := v.catchUp(); err != nil {
 		return err
@@ -239,7 +240,7 @@ func (t *txn) move(kinds []store.Hanging, do func(*store.Head) error) error {
 	if err != nil {
 		return err
 	}
-	m, err := v.seals.Move(h, reading(t), kinds...)
+	m, err := head.Begin(v.seals, h, reading(t), kinds...)
 	if err != nil {
 		return err
 	}
@@ -247,7 +248,7 @@ func (t *txn) move(kinds []store.Hanging, do func(*store.Head) error) error {
 }
 
 // within runs do within a move of the head, and writes the head.
-func (t *txn) within(m *store.Move, do func() error) error {
+func (t *txn) within(m *head.Move, do func() error) error {
 	t.moving = m
 	defer func() { t.moving = nil }()
 	if err := do(); err != nil {
@@ -258,7 +259,7 @@ func (t *txn) within(m *store.Move, do func() error) error {
 		_, err = t.exec(putHead, seal.Bytes(), "head", h.Marshal())
 	}
 	if err == nil {
-		t.moved = store.MarkOf(h)
+		t.moved = h.Mark()
 	}
 	return err
 }
@@ -266,28 +267,29 @@ func (t *txn) within(m *store.Move, do func() error) error {
 const putHead = `INSERT INTO head (seal, name, body) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET body = ?3, seal = ?1`
 
 // openSet returns the set of open invitations, while the head moves.
-func (t *txn) openSet() store.OpenSet {
-	open, _ := store.Find(t.moving.Hung(store.HangingInvitations), store.OpenSet{}) // empty: nobody was invited
+func (t *txn) openSet() head.OpenSet {
+	r, _ := head.Find(t.moving.Records(head.Invitations), head.OpenSet{}.Record()) // the store has none before the first invitation
+	open, _ := head.ParseOpenSet(r.Body)                                           // parsed when it was read
 	return open
 }
 
-func (t *txn) putOpenSet(o store.OpenSet) error {
-	_, err := t.put(o, putHead, "invitations", o.Marshal())
+func (t *txn) putOpenSet(o head.OpenSet) error {
+	_, err := t.put(o.Record(), putHead, "invitations", o.Marshal())
 	return err
 }
 
 func readOpenSet(from source) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var body, seal []byte
-		var o store.OpenSet
+		var o head.OpenSet
 		err := s.Scan(&body, &seal)
 		if err == nil {
-			o, err = store.ParseOpenSet(body)
+			o, err = head.ParseOpenSet(body)
 			if err != nil {
 				err = from.verifier().seals.Report("the set of open invitations cannot be read")
 			}
 		}
-		return asRow(store.Row{Record: o}, seal, err, `UPDATE head SET seal = ? WHERE name = 'invitations'`)
+		return asRow(head.Row{Record: o.Record()}, seal, err, `UPDATE head SET seal = ? WHERE name = 'invitations'`)
 	}, `SELECT body, seal FROM head WHERE name = 'invitations'`)
 }
 
@@ -329,20 +331,20 @@ func (v *vault) open(t *txn) error {
 	if err != nil {
 		return err
 	}
-	var settings store.Hung
-	for _, kind := range store.AllHanging() {
+	var settings head.Records
+	for _, kind := range head.Kinds() {
 		all, _, err := v.hung(unverified{t, v}, h, kind)
 		if err != nil {
 			return err
 		}
-		if kind == store.HangingSettings {
+		if kind == head.Settings {
 			settings = all
 		}
 	}
 	if err := v.verifySchema(t, settings); err != nil {
 		return err
 	}
-	m := store.MarkOf(h)
+	m := h.Mark()
 	v.schema = schema
 	v.seals.Use(h.MAC)
 	v.newest.Store(&m)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/appliance/store/storetest"
 )
 
@@ -29,8 +30,8 @@ func (a *memoryAnchor) Advance(m store.Mark) error {
 
 func testSeals() *store.Seals {
 	s := store.NewSeals(nil)
-	s.Add(1, make([]byte, store.SealKeySize), false)
-	s.Add(2, append(make([]byte, store.SealKeySize-1), 2), false)
+	s.Add(1, make([]byte, 32), false)
+	s.Add(2, append(make([]byte, 31), 2), false)
 	s.Use(1)
 	return s
 }
@@ -305,7 +306,7 @@ func TestNewerSchema(t *testing.T) {
 					return err
 				}
 			}
-			return tx.move([]store.Hanging{store.HangingSettings}, func(*store.Head) error {
+			return tx.move([]head.Kind{head.Settings}, func(*head.Head) error {
 				schema, err := schemaOf(tx)
 				if err != nil {
 					return err
@@ -334,7 +335,7 @@ func TestHeadUnderOldKey(t *testing.T) {
 			return err
 		}
 		h.MAC = 2
-		seal, err := v.seals.MakeUnder(h, 1)
+		seal, err := v.seals.MakeUnder(h.Record(), 1)
 		raw(t, path, fmt.Sprintf(`UPDATE head SET body = x'%x', seal = x'%x' WHERE name = 'head'`, h.Marshal(), seal.Bytes()))
 		return err
 	})

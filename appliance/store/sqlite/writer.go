@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 )
 
 const (
@@ -297,8 +298,8 @@ type txn struct {
 	stmts map[string]*sql.Stmt
 	vault *atomic.Pointer[vault]
 
-	moved  store.Mark  // of the head that the group has written; zero: none
-	moving *store.Move // while the head moves
+	moved  store.Mark // of the head that the group has written; zero: none
+	moving *head.Move // while the head moves
 }
 
 func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {

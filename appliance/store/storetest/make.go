@@ -25,7 +25,7 @@ type Parties struct {
 // Unseal unseals a store with a key that every test knows, under mac@1.
 func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) {
 	seals := store.NewSeals(nil)
-	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Add(1, make([]byte, 32), false)
 	seals.Use(1)
 	return seals, s.Unseal(ctx, seals, nil)
 }
