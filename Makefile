@@ -6,7 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PURE := countersignd countersignctl relayd countersign-client
-BIN  := $(addprefix bin/,$(PURE) hsm-worker)
+CGO  := hsm-worker hsm-probe
+BIN  := $(addprefix bin/,$(PURE) $(CGO))
 # Debian package and the file that shows it is there.
 DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr/bin/openssl libp11-kit-dev:/usr/include/p11-kit-1/p11-kit/pkcs11.h \
 	age:/usr/bin/age libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
@@ -29,13 +30,13 @@ deps: ## install what is missing from Debian
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 
-build: $(BIN) ## build the five programs into bin/
+build: $(BIN) ## build the six programs into bin/
 
 # go build decides what is out of date; the flags make the build reproducible.
 $(addprefix bin/,$(PURE)): bin/%: FORCE
 	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/$*
-bin/hsm-worker: FORCE
-	@CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/hsm-worker
+$(addprefix bin/,$(CGO)): bin/%: FORCE
+	@CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o $@ ./cmd/$*
 bin/faultshim.so: $(wildcard softhsm-test/faultshim/*)
 	@mkdir -p bin
 	@softhsm-test/faultshim/build $@
@@ -94,7 +95,6 @@ bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench
 
 hsm-bench: deps build ## hold the speed of the HSM service against the token's
-	@gcc -O2 -Wall -I/usr/include/p11-kit-1 -o bin/rawbench softhsm-test/rawbench/rawbench.c -ldl -lpthread
 	@go build -o bin/hsmbench ./softhsm-test/hsmbench
 	@bin/hsmbench
 

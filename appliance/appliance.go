@@ -16,7 +16,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
@@ -25,9 +26,9 @@ import (
 // Config is what an appliance is made of.
 type Config struct {
 	Store    store.Store
-	Keys     *keyring.Keyring // it keeps the seals, whose alarm is the appliance's from then on
+	Keys     *keyuse.Keys     // it keeps the seals, whose alarm is the appliance's from then on
 	Token    string           // label of the token, for the rows of the keys that are made on it
-	Schedule keyring.Schedule // when keys are to be rotated
+	Schedule keyplan.Schedule // when keys are to be rotated
 	Logger   hclog.Logger
 	Metrics  prometheus.Registerer // nil: not registered anywhere
 	Attest   Attest                // nil: attestations are of format "unverified"
@@ -57,7 +58,7 @@ type Attestation struct {
 // Appliance serves all callers; it is safe for concurrent use.
 type Appliance struct {
 	store    store.Store
-	keys     *keyring.Keyring
+	keys     *keyuse.Keys
 	seals    *store.Seals
 	log      hclog.Logger
 	now      func() time.Time
@@ -76,7 +77,7 @@ type Appliance struct {
 	tokenLabel string
 	keySteps   sync.Mutex // one step of a key's life at a time
 	renewals   renewals
-	schedule   keyring.Schedule
+	schedule   keyplan.Schedule
 	strange    strangeKeys
 
 	effects  map[policy.Kind]Effect

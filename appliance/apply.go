@@ -112,19 +112,18 @@ func (a *Appliance) challenge(device store.Device, req deviceapi.ApplyRequest, p
 	if err != nil {
 		return message.P2{}, err
 	}
-	requested, err := policy.LevelFrom(uint64(p1.Level))
-	if err != nil || requested == 0 {
+	if _, exists := p1.Level.Factors(); !exists {
 		return message.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
 	}
 	grant, err := a.policy.Load().Level(policy.Request{
-		Service: uint64(p1.Service), Amount: policyAmount(amount),
-		Requested: requested, DeviceFloor: policy.Level(max(req.Floor, device.Floor)), Strict: req.Strict,
+		Service: p1.Service, Amount: amount,
+		Requested: p1.Level, DeviceFloor: max(req.Floor, device.Floor), Strict: req.Strict,
 	})
 	if err != nil {
 		return message.P2{}, err
 	}
 	return message.P2{
-		TTL: uint64(grant.TTL / time.Second), Level: protocol.Level(grant.Level), Factors: protocol.Factors(grant.Factors),
+		TTL: uint64(grant.TTL / time.Second), Level: grant.Level, Factors: grant.Factors,
 		Device: device.ID.Handle(), DeviceName: device.Display, Amount: amount, Text: text,
 	}, nil
 }
@@ -151,13 +150,6 @@ func agree(proposal *message.Proposal, order deviceapi.Order) (*protocol.Amount,
 		return nil, "", fmt.Errorf("text proposed is not the text ordered: %w", protocol.CodePolicy)
 	}
 	return amount, text, nil
-}
-
-func policyAmount(a *protocol.Amount) *policy.Amount {
-	if a == nil {
-		return nil
-	}
-	return &policy.Amount{Minor: a.Minor, Currency: a.Currency}
 }
 
 // refuseApply seals the error form of P2; an error without a code is not the

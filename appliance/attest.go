@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
 )
 
 // ErrStrangeKeys: keys on the token are not as the registry has them, or unknown to it.
@@ -16,19 +16,19 @@ var ErrStrangeKeys = errors.New("keys on the token are not as they must be")
 // strangeKeys are what the last comparison of the token with the registry found wrong.
 type strangeKeys struct {
 	mu    sync.Mutex
-	found []keyring.Finding // guarded by mu
+	found []keylife.Finding // guarded by mu
 }
 
 // AttestKeys compares every object on the token with the registry. What it finds stands
 // in the metric and in [Appliance.KeysAttested] until the next comparison.
-func (a *Appliance) AttestKeys(ctx context.Context) ([]keyring.Finding, error) {
+func (a *Appliance) AttestKeys(ctx context.Context) ([]keylife.Finding, error) {
 	a.keySteps.Lock() // a key that is just made has no row yet
 	defer a.keySteps.Unlock()
-	found, err := a.keys.Attest(ctx)
+	found, err := keylife.Attest(ctx, a.keys)
 	if err != nil {
 		return nil, err
 	}
-	var strange []keyring.Finding
+	var strange []keylife.Finding
 	for _, f := range found {
 		if !f.Good() {
 			strange = append(strange, f)
@@ -55,13 +55,13 @@ func (a *Appliance) KeysAttested(context.Context) error {
 // attestDaily compares once a day, and says what is wrong where operators look: in the
 // log, in a metric and as a warning in /readyz.
 func (a *Appliance) attestDaily(ctx context.Context) {
-	if a.now().Before(a.attested.Add(keyring.AttestPeriod)) {
+	if a.now().Before(a.attested.Add(keylife.AttestPeriod)) {
 		return
 	}
 	found, err := a.AttestKeys(ctx)
 	if err != nil {
 		a.log.Warn("the keys on the token could not be compared with the registry", "error", err)
-		a.attested = a.now().Add(time.Hour - keyring.AttestPeriod)
+		a.attested = a.now().Add(time.Hour - keylife.AttestPeriod)
 		return
 	}
 	a.attested = a.now()

@@ -8,8 +8,8 @@ import (
 	"io"
 	"time"
 
-	"countersign/appliance/backup"
 	"countersign/appliance/change"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
@@ -146,7 +146,7 @@ func (a *Appliance) isFresh(row store.Change, r change.Request) bool {
 // backupBase is which keys a backup would hold, and whether it may lack some.
 func (a *Appliance) backupBase(_ context.Context, p change.Parameters) (any, error) {
 	state := []any{p.Truth("partial")}
-	for _, k := range a.keys.Keys() {
+	for _, k := range a.keys.Ring().Keys() {
 		state = append(state, []any{k.Name, k.Version, k.ID[:]})
 	}
 	return state, nil

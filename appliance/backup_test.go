@@ -13,8 +13,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
@@ -35,11 +37,11 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(t.Context(), keyring.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store, keyring.Pins{Root: b.keys.Root()}); err != nil {
+	if b.keys, err = keyuse.Load(t.Context(), keylife.Backed{Token: b.token, Recipient: escrow.PublicKey()}, b.store, keyuse.Pins{Root: b.keys.Root()}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()
-	b.step(keyring.Rotate, "mac")
+	b.step(keyplan.Rotate, "mac")
 	made, err := b.BackUpKeys(t.Context(), appliance.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +50,7 @@ func TestBackUpKeys(t *testing.T) {
 		t.Errorf("covered: %v", made.Items)
 	}
 	read, err := backup.Read(made.File, backup.Known{Root: b.keys.Root()})
-	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.keys.Keys()) || read.Point.Sequence != b.tally().Records-1 {
+	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.keys.Ring().Keys()) || read.Point.Sequence != b.tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
 	if rec := b.lastRecord(); rec.Kind != audit.KindKeys || rec.Words()["event"] != "backed up" {
@@ -95,7 +97,7 @@ func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.Close() })
-	if err := keyring.Unseal(b.Context(), b.token, s, b.seals, keyring.Pins{Root: b.keys.Root()}); err != nil {
+	if err := keyuse.Unseal(b.Context(), b.token, s, b.seals, keyuse.Pins{Root: b.keys.Root()}); err != nil {
 		b.Fatal(err)
 	}
 	state, err := backup.StateOf(b.Context(), s)
@@ -111,7 +113,7 @@ func (b *bench) comesBack(from appliance.StoreCopy, clock time.Time) {
 	if err := s.Recover(b.Context(), r, audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		b.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(b.Context(), b.token, s, keyring.Pins{Root: b.keys.Root()}); err != nil {
+	if b.keys, err = keyuse.Load(b.Context(), b.token, s, keyuse.Pins{Root: b.keys.Root()}); err != nil {
 		b.Fatal(err)
 	}
 	b.store = s
@@ -162,8 +164,8 @@ func TestForgotten(t *testing.T) {
 func TestHandleEpochStays(t *testing.T) {
 	b := newBench(t)
 	s := b.enrol("alice").challenge(door, nil)
-	b.step(keyring.Rotate, "root")
-	b.step(keyring.Activate, "root")
+	b.step(keyplan.Rotate, "root")
+	b.step(keyplan.Activate, "root")
 	if a := s.must(s.m3(protocol.Approve)); a.p4.Result != protocol.ResultApproved {
 		t.Errorf("result %s, code %d", a.p4.Result, a.p4.Reason)
 	}

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
+	"countersign/protocol"
 )
 
 // Sentinels of change requests.
@@ -32,7 +33,7 @@ type Change struct {
 	State    store.ChangeState // "" of a dry run, of which nothing is stored
 	Reason   string
 	EndedAt  time.Time
-	Decision policy.Decision
+	Ruling   policy.Ruling
 	Required int
 	Signed   []string // who countersigned and counts, by name
 	Missing  []string // who could still
@@ -43,7 +44,7 @@ type Change struct {
 type Waiting struct{ Change }
 
 func (w *Waiting) Error() string {
-	return fmt.Sprintf("%s waits: %d of %d administrators, %d more", w.Kind, w.Decision.Signed(), w.Required, w.Decision.MissingAdministrators())
+	return fmt.Sprintf("%s waits: %d of %d administrators, %d more", w.Kind, w.Ruling.Signed(), w.Required, w.Ruling.MissingAdministrators())
 }
 
 // Unwrap gives [ErrQuorum].
@@ -212,7 +213,7 @@ func (a *Appliance) view(ctx context.Context, row store.Change) (Change, error) 
 	}
 	// It is history: policy and administrators may be others now.
 	c.Required, c.Signed = row.Required, row.Signed
-	c.Decision = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Choice: policy.Approve, Signers: row.Signed})
+	c.Ruling = policy.Decide(policy.Requirement{Administrators: row.Required}, policy.Evidence{Verdict: protocol.Approve, Signers: row.Signed})
 	return c, nil
 }
 

@@ -94,8 +94,8 @@ func (b *board) executes(ask appliance.Ask) appliance.Change {
 func (b *board) waits(ask appliance.Ask) appliance.Change {
 	b.Helper()
 	c, err := b.Ask(b.Context(), ask)
-	if err != nil || c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
-		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Decision.MissingAdministrators(), err)
+	if err != nil || c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Ruling.MissingAdministrators(), err)
 	}
 	return c
 }
@@ -128,8 +128,8 @@ func TestQuorum(t *testing.T) {
 	if !slices.Equal(c.Signed, []string{"local"}) || !slices.Equal(c.Missing, []string{"ann", "bob", "cat"}) {
 		t.Errorf("signed by %v, missing %v", c.Signed, c.Missing)
 	}
-	if c = b.signed(c, nil); c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Errorf("local twice counts %d", c.Decision.Signed())
+	if c = b.signed(c, nil); c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Errorf("local twice counts %d", c.Ruling.Signed())
 	}
 	if b.invitations() != before {
 		t.Fatal("a device was invited before the quorum was there")
@@ -151,17 +151,17 @@ func TestQuorum(t *testing.T) {
 func TestKeysOnly(t *testing.T) {
 	b := newBoard(t, twoOfThree+"local = false\n")
 	c, err := b.Ask(t.Context(), invitation("door"))
-	if err != nil || c.Decision.MissingAdministrators() != 2 {
-		t.Fatalf("%d missing: %v", c.Decision.MissingAdministrators(), err)
+	if err != nil || c.Ruling.MissingAdministrators() != 2 {
+		t.Fatalf("%d missing: %v", c.Ruling.MissingAdministrators(), err)
 	}
 	if _, err := b.SignChange(t.Context(), c.Hash.ID(), nil); !errors.Is(err, appliance.ErrSigner) {
 		t.Errorf("the socket signs: %v", err)
 	}
-	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.MissingAdministrators() != 1 {
-		t.Fatalf("one of three: %s, %d missing", c.State, c.Decision.MissingAdministrators())
+	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		t.Fatalf("one of three: %s, %d missing", c.State, c.Ruling.MissingAdministrators())
 	}
-	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Fatalf("one twice: %s, counts %d", c.State, c.Decision.Signed())
+	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Fatalf("one twice: %s, counts %d", c.State, c.Ruling.Signed())
 	}
 	if c = b.signed(c, b.cat.sign(t, c.Hash)); c.State != store.ChangeExecuted {
 		t.Fatalf("two of three: %s", c.State)
@@ -207,8 +207,8 @@ func TestAttacks(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, attack.want)
 		}
 	}
-	if c, err = b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Decision.Signed() != 1 {
-		t.Fatalf("request is %s, %d signed: %v", c.State, c.Decision.Signed(), err)
+	if c, err = b.ChangeOf(t.Context(), c.Hash.ID()); err != nil || c.State != store.ChangeOpen || c.Ruling.Signed() != 1 {
+		t.Fatalf("request is %s, %d signed: %v", c.State, c.Ruling.Signed(), err)
 	}
 	if _, err := b.SignChange(t.Context(), change.ID{1}, good); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an id that is not there: %v", err)
@@ -256,14 +256,14 @@ func TestSignerLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.Decision.Signed() != 2 {
-		t.Fatalf("%d signed", c.Decision.Signed())
+	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.Ruling.Signed() != 2 {
+		t.Fatalf("%d signed", c.Ruling.Signed())
 	}
 	if _, err := b.SuspendAdmin(t.Context(), "ann"); err != nil {
 		t.Fatal(err)
 	}
-	if c = b.signed(c, b.bob.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Decision.Signed() != 2 {
-		t.Fatalf("with a suspended signer: %s, %d signed", c.State, c.Decision.Signed())
+	if c = b.signed(c, b.bob.sign(t, c.Hash)); c.State != store.ChangeOpen || c.Ruling.Signed() != 2 {
+		t.Fatalf("with a suspended signer: %s, %d signed", c.State, c.Ruling.Signed())
 	}
 	resume, err := b.AskResume(t.Context(), "ann")
 	if err != nil {
@@ -271,7 +271,7 @@ func TestSignerLeaves(t *testing.T) {
 	}
 	b.executes(resume)
 	if c = b.signed(c, nil); c.State != store.ChangeExecuted {
-		t.Fatalf("resumed: %s, %d signed", c.State, c.Decision.Signed())
+		t.Fatalf("resumed: %s, %d signed", c.State, c.Ruling.Signed())
 	}
 }
 
@@ -461,7 +461,7 @@ func TestAnotherAppliance(t *testing.T) {
 			t.Errorf("%s: policy %d was %d: %v", state, after.Version, rules.Version, err)
 		}
 		got, err := b.ChangeOf(t.Context(), h.ID())
-		if err != nil || got.State != store.ChangeFailed || got.Decision.Approved() || !strings.Contains(got.Reason, "other.example") {
+		if err != nil || got.State != store.ChangeFailed || got.Ruling.Approved() || !strings.Contains(got.Reason, "other.example") {
 			t.Errorf("%s: shown as %s, %q: %v", state, got.State, got.Reason, err)
 		}
 	}

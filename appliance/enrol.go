@@ -136,9 +136,7 @@ func (a *Appliance) enrolResponse(c store.Client) ([]byte, error) {
 	response := enrol.Response{
 		Client: c.ID, RootKey: pinned.RootKey, NextRootHash: pinned.NextRootHash, KeyCerts: pinned.KeyCerts, ClientCert: c.Cert,
 	}
-	for _, floor := range a.policy.Load().Floors() {
-		response.Floors = append(response.Floors, enrol.Floor{Service: protocol.Service(floor.Service), MinLevel: protocol.Level(floor.MinLevel)})
-	}
+	response.Floors = a.policy.Load().Floors()
 	return json.Marshal(response)
 }
 

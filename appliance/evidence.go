@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"slices"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -52,10 +52,7 @@ func (a *Appliance) examine(ctx context.Context, c countersigned) (e examined, e
 		e.code = protocol.CodeSignature
 		return e, nil
 	}
-	e.evidence = policy.Evidence{Choice: policy.Refuse, Signature: true}
-	if c.p3.Verdict == protocol.Approve {
-		e.evidence.Choice = policy.Approve
-	}
+	e.evidence = policy.Evidence{Verdict: c.p3.Verdict, Signature: true}
 	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, RoleUV)
 	e.evidence.SecondApprover = c.handle.First != nil // the store holds it to be another client with the role
 	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, ErrForged) {
@@ -179,7 +176,7 @@ func (a *Appliance) checkPassword(ctx context.Context, c countersigned) (verdict
 
 // proofIsRight recomputes the proof inside the token.
 func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
-	stored := keyring.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
+	stored := keyuse.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
 	if errors.Is(err, hsm.ErrInput) {
 		a.log.Error("a stored password verifier does not unwrap", "client", c.p1.Client.String())
@@ -194,7 +191,7 @@ func (a *Appliance) proofIsRight(ctx context.Context, c countersigned) (bool, er
 // wrong answers a wrong password that leaves more tries: result 2, stored, so that
 // the same M3 is answered the same.
 func (a *Appliance) wrong(ctx context.Context, c countersigned, left uint64) (store.Outcome, error) {
-	spend := c.spend(a.now(), a.policy.Load(), policy.Decision{})
+	spend := c.spend(a.now(), a.policy.Load(), policy.Ruling{})
 	if err := a.store.Wrong(ctx, c.key, left, spend.Refused(protocol.CodePassword)); err != nil {
 		return store.Outcome{}, fmt.Errorf("storing a wrong password: %w", err)
 	}
@@ -208,7 +205,7 @@ func (a *Appliance) importVerifier(ctx context.Context, req enrol.Request) ([]by
 	if err != nil {
 		return nil, fmt.Errorf("password.ephemeral: %w", err)
 	}
-	wrapped, err := a.keys.ImportVerifier(ctx, keyring.VerifierImport{
+	wrapped, err := a.keys.ImportVerifier(ctx, keyuse.VerifierImport{
 		Ephemeral: ephemeral, Point: p.Ephemeral, SigningKey: req.SigningKey, Wrapped: p.Wrapped[:],
 	}, a.now())
 	if errors.Is(err, hsm.ErrInput) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -66,8 +67,8 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
 	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
 	start := time.Now()
-	f.Err = a.keys.SelfTest(ctx, a.now())
-	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keys.Keys()), float64(time.Since(start).Microseconds())/1000)
+	f.Err = keylife.SelfTest(ctx, a.keys, a.now())
+	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keys.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
 	return f
 }
 

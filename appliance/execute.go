@@ -25,7 +25,7 @@ func transient(err error) bool {
 // advanceLocked makes the change if the quorum is there.
 func (a *Appliance) advanceLocked(ctx context.Context, id change.ID) (Change, error) {
 	c, err := a.ChangeOf(ctx, id)
-	if err != nil || !c.Decision.Approved() || c.State != store.ChangeOpen {
+	if err != nil || !c.Ruling.Approved() || c.State != store.ChangeOpen {
 		return c, err
 	}
 	// Whoever asked may go away; what was begun is brought to its end.
@@ -90,7 +90,7 @@ func (a *Appliance) resumeChanges(ctx context.Context) {
 		case err != nil:
 		case c.State != store.ChangeTaken:
 			err = errors.Join(fmt.Errorf("%w: %s", ErrForged, c.Reason), a.endTakenLocked(ctx, c))
-		case !c.Decision.Approved():
+		case !c.Ruling.Approved():
 			err = a.reportLocked(ctx, c)
 		default:
 			c, err = a.executeLocked(ctx, c)

@@ -9,7 +9,9 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/hsm"
@@ -113,21 +115,21 @@ func (e *erasable) Keys(ctx context.Context) ([]hsm.Key, error) {
 func TestDestroy(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	token := &erasable{Token: b.token, gone: map[hsm.KeyID]int{}}
-	keys, err := keyring.Load(t.Context(), token, b.store, keyring.Pins{Root: b.keys.Root()})
+	keys, err := keyuse.Load(t.Context(), token, b.store, keyuse.Pins{Root: b.keys.Root()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.keys = keys
 	b.restart()
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate, keyring.Retire} {
-		if _, err := b.ChangeKey(t.Context(), keyring.Step{Verb: verb, Name: "decision", Early: verb == keyring.Retire}); err != nil {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate, keyplan.Retire} {
+		if _, err := b.ChangeKey(t.Context(), keyplan.Step{Verb: verb, Name: "decision", Early: verb == keyplan.Retire}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	destroy := keyring.Step{Verb: keyring.Destroy, Name: "decision", Version: 1}
+	destroy := keyplan.Step{Verb: keyplan.Destroy, Name: "decision", Version: 1}
 	_, err = b.ChangeKey(t.Context(), destroy)
 	var waiting *appliance.Waiting
-	if !errors.As(err, &waiting) || !errors.Is(err, appliance.ErrQuorum) || waiting.Decision.MissingAdministrators() != 1 {
+	if !errors.As(err, &waiting) || !errors.Is(err, appliance.ErrQuorum) || waiting.Ruling.MissingAdministrators() != 1 {
 		t.Fatalf("one of two: %v", err)
 	}
 	if len(token.gone) != 0 {
@@ -155,13 +157,13 @@ func TestDestroy(t *testing.T) {
 func TestAdminsOutliveMAC(t *testing.T) {
 	b := newBoard(t, twoOfThree)
 	c := b.waits(invitation("door"))
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-		if _, err := b.ChangeKey(t.Context(), keyring.Step{Verb: verb, Name: keyring.MAC}); err != nil {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
+		if _, err := b.ChangeKey(t.Context(), keyplan.Step{Verb: verb, Name: keyring.MAC}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	retire := keyring.Step{Verb: keyring.Retire, Name: keyring.MAC, Version: 1, Early: true}
-	if _, err := b.ChangeKey(t.Context(), retire); !errors.Is(err, keyring.ErrEarly) {
+	retire := keyplan.Step{Verb: keyplan.Retire, Name: keyring.MAC, Version: 1, Early: true}
+	if _, err := b.ChangeKey(t.Context(), retire); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired while administrators are under it: %v", err)
 	}
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeExecuted {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/change"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/policy"
 )
@@ -12,8 +13,8 @@ import (
 // askForKey is the change request of a step that takes a quorum: whatever destroys a
 // key, and whatever becomes of the root. gated is false for the others, and where the
 // step has nothing left to do.
-func (a *Appliance) askForKey(ctx context.Context, s keyring.Step) (ask Ask, gated bool, err error) {
-	if s.Verb != keyring.Destroy && s.Name != keyring.Root {
+func (a *Appliance) askForKey(ctx context.Context, s keyplan.Step) (ask Ask, gated bool, err error) {
+	if s.Verb != keyplan.Destroy && s.Name != keyring.Root {
 		return ask, false, nil
 	}
 	a.keySteps.Lock()
@@ -22,7 +23,7 @@ func (a *Appliance) askForKey(ctx context.Context, s keyring.Step) (ask Ask, gat
 	if err != nil || keptOnly(plan) {
 		return ask, false, err
 	}
-	if s.Verb == keyring.Destroy {
+	if s.Verb == keyplan.Destroy {
 		p := change.Parameters{"name": s.Name, "version": s.Version}
 		return Ask{Kind: policy.KeyDestroy, Parameters: p}, true, nil
 	}
@@ -39,7 +40,7 @@ func (a *Appliance) askForKey(ctx context.Context, s keyring.Step) (ask Ask, gat
 	return Ask{Kind: policy.RootRotate, Parameters: p}, true, nil
 }
 
-func keptOnly(p keyring.Plan) bool {
+func keptOnly(p keyplan.Plan) bool {
 	for _, e := range p.Edits {
 		if !e.Kept {
 			return false
@@ -50,7 +51,7 @@ func keptOnly(p keyring.Plan) bool {
 
 // rootInUse is the number of the current root.
 func (a *Appliance) rootInUse() uint64 {
-	for _, v := range a.keys.Views(a.now()) {
+	for _, v := range keyplan.Views(a.keys.Ring(), a.now()) {
 		if v.Name == keyring.Root && v.State == keyring.Active {
 			return v.Version
 		}
@@ -61,7 +62,7 @@ func (a *Appliance) rootInUse() uint64 {
 // versions are the rows that a step of a key is based on.
 func (a *Appliance) versions(name string) any {
 	rows := []any{}
-	for _, k := range a.keys.Keys() {
+	for _, k := range a.keys.Ring().Keys() {
 		if k.Name == name {
 			rows = append(rows, []any{k.Name, k.Version, k.Revision})
 		}
@@ -71,29 +72,29 @@ func (a *Appliance) versions(name string) any {
 
 func (a *Appliance) keyBase(ctx context.Context, p change.Parameters) (any, error) {
 	name := p.Text("name")
-	_, err := a.PlanKey(ctx, keyring.Step{Verb: keyring.Destroy, Name: name, Version: p.Number("version")})
+	_, err := a.PlanKey(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: name, Version: p.Number("version")})
 	return a.versions(name), err
 }
 
 func (a *Appliance) destroyKey(ctx context.Context, c Change) (any, error) {
 	p := c.Parameters
-	views, err := a.changeKey(ctx, keyring.Step{Verb: keyring.Destroy, Name: p.Text("name"), Version: p.Number("version")})
+	views, err := a.changeKey(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: p.Text("name"), Version: p.Number("version")})
 	return views, err
 }
 
-func rootStep(p change.Parameters) keyring.Step {
-	s := keyring.Step{
-		Verb: keyring.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
+func rootStep(p change.Parameters) keyplan.Step {
+	s := keyplan.Step{
+		Verb: keyplan.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
 		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
 	}
-	if s.Verb == keyring.Rotate {
+	if s.Verb == keyplan.Rotate {
 		s.Version = 0 // it is always the next that is readied
 	}
 	return s
 }
 
 func (a *Appliance) rootBase(ctx context.Context, p change.Parameters) (any, error) {
-	if p.Text("verb") == string(keyring.Rotate) && p.Number("version") != a.rootInUse()+1 {
+	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != a.rootInUse()+1 {
 		return nil, fmt.Errorf("%w: root %d is not the next", ErrInput, p.Number("version"))
 	}
 	_, err := a.PlanKey(ctx, rootStep(p))
@@ -106,13 +107,13 @@ func (a *Appliance) rootBase(ctx context.Context, p change.Parameters) (any, err
 func (a *Appliance) rotateRoot(ctx context.Context, c Change) (any, error) {
 	p := c.Parameters
 	s := rootStep(p)
-	for _, v := range a.keys.Views(a.now()) {
-		if s.Verb == keyring.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
-			return []keyring.View{v}, nil
+	for _, v := range keyplan.Views(a.keys.Ring(), a.now()) {
+		if s.Verb == keyplan.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
+			return []keyplan.View{v}, nil
 		}
 	}
-	if s.Verb == keyring.Rotate && p.Number("version") != a.rootInUse()+1 {
-		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyring.ErrStep)
+	if s.Verb == keyplan.Rotate && p.Number("version") != a.rootInUse()+1 {
+		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
 	views, err := a.changeKey(ctx, s)
 	return views, err

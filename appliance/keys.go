@@ -6,35 +6,37 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 )
 
 // Keys are all key versions as they stand now.
-func (a *Appliance) Keys() []keyring.View { return a.keys.Views(a.now()) }
+func (a *Appliance) Keys() []keyplan.View { return keyplan.Views(a.keys.Ring(), a.now()) }
 
 // PlanKey says what a step of a key's life comes to, and does nothing. Errors are those
-// of [keyring.Keyring.Plan].
-func (a *Appliance) PlanKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+// of [keyplan.New].
+func (a *Appliance) PlanKey(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	a.keySteps.Lock()
 	defer a.keySteps.Unlock()
 	plan, err := a.planKeyLocked(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	return a.keys.Preview(plan), nil
+	return plan.Preview(a.keys.Ring()), nil
 }
 
 // ChangeKey is [Appliance.ChangeKeyWithin] for as long as requests are good by default.
-func (a *Appliance) ChangeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+func (a *Appliance) ChangeKey(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	return a.ChangeKeyWithin(ctx, s, 0)
 }
 
 // ChangeKeyWithin takes a step, or asks for it where it takes a quorum, which has until
 // life is over: the error is a [*Waiting] then. Other errors are those of
-// [keyring.Keyring.Plan], [Appliance.Ask], and of token and store.
-func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyring.Step, life time.Duration) ([]keyring.View, error) {
+// [keyplan.New], [Appliance.Ask], and of token and store.
+func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
 	ask, gated, err := a.askForKey(ctx, s)
 	if err != nil {
 		return nil, err
@@ -48,7 +50,7 @@ func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyring.Step, life ti
 		return nil, err
 	}
 	result, err := c.done()
-	views, _ := result.([]keyring.View)
+	views, _ := result.([]keyplan.View)
 	return views, err
 }
 
@@ -57,7 +59,7 @@ func (a *Appliance) ChangeKeyWithin(ctx context.Context, s keyring.Step, life ti
 // used. Interrupted anywhere, the same step again goes on where it stopped: a key that
 // was made and not stored is taken up, a step that was stored is not taken twice, and
 // a key that was given up and not removed is removed.
-func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.View, error) {
+func (a *Appliance) changeKey(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
 	a.keySteps.Lock()
 	defer a.keySteps.Unlock()
 	// A step before may have been stored although the store could not say so.
@@ -68,12 +70,12 @@ func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 	if err != nil {
 		return nil, err
 	}
-	change, err := a.keys.Carry(ctx, plan, a.tokenLabel)
+	change, err := keylife.Carry(ctx, a.keys, plan, a.tokenLabel)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
 	if s.Name == keyring.MAC {
-		change.MAC = a.keys.SealedUnder(plan)
+		change.MAC = plan.SealedUnder(a.keys.Ring())
 	}
 	if len(change.Add)+len(change.Update) > 0 {
 		if err := a.store.ChangeKeys(ctx, change, keyRecord(s, change)); err != nil {
@@ -81,37 +83,37 @@ func (a *Appliance) changeKey(ctx context.Context, s keyring.Step) ([]keyring.Vi
 		}
 	}
 	// Also where nothing was to be stored: an earlier run may have come no further.
-	if err := errors.Join(a.keys.Erase(ctx, plan), a.keys.Reload(ctx, a.store)); err != nil {
+	if err := errors.Join(keylife.Erase(ctx, a.keys, plan), a.keys.Reload(ctx, a.store)); err != nil {
 		return nil, fmt.Errorf("%s %s is stored, and not complete before it is repeated: %w", s.Verb, s.Name, err)
 	}
 	a.renewals.wake()
-	return a.keys.Shown(plan, a.now()), nil
+	return plan.Views(a.keys.Ring(), a.now()), nil
 }
 
 // planKeyLocked adds to the keyring's plan what only the store can know: nothing that
 // is stored may depend on what is given up.
-func (a *Appliance) planKeyLocked(ctx context.Context, s keyring.Step) (keyring.Plan, error) {
-	plan, err := a.keys.Plan(s, a.now())
+func (a *Appliance) planKeyLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan, error) {
+	plan, err := keyplan.New(a.keys.Ring(), s, a.now())
 	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
 	switch s.Verb {
-	case keyring.Suspend, keyring.Retire, keyring.Destroy:
+	case keyplan.Suspend, keyplan.Retire, keyplan.Destroy:
 		return plan, a.freed(ctx, plan)
 	}
 	return plan, nil
 }
 
 // freed tells whether nothing is under the versions that a plan gives up.
-func (a *Appliance) freed(ctx context.Context, plan keyring.Plan) error {
+func (a *Appliance) freed(ctx context.Context, plan keyplan.Plan) error {
 	for _, e := range plan.Edits {
-		key, there := a.keys.Held(e.Name, e.Version)
-		if e.Kept || !there {
+		key, there := a.keys.Ring().Find(e.Name, e.Version)
+		if e.Kept || !there || !key.OnToken || !key.DestroyedAt.IsZero() {
 			continue
 		}
 		total, under, err := a.under(ctx, key)
 		if err == nil && under > 0 {
-			err = fmt.Errorf("%d of %d records are still under %s: %w", under, total, keyring.Label(e.Name, e.Version), keyring.ErrEarly)
+			err = fmt.Errorf("%d of %d records are still under %s: %w", under, total, keyring.Label(e.Name, e.Version), keyplan.ErrEarly)
 		}
 		if err != nil {
 			return err
@@ -121,7 +123,7 @@ func (a *Appliance) freed(ctx context.Context, plan keyring.Plan) error {
 }
 
 // keyRecord is the audit record of a step: each row with its dates, as it is from then on.
-func keyRecord(s keyring.Step, c store.KeyChange) audit.Record {
+func keyRecord(s keyplan.Step, c store.KeyChange) audit.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
 		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}

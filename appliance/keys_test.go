@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -20,17 +21,17 @@ import (
 )
 
 // step takes a step that must be possible.
-func (b *bench) step(verb keyring.Verb, ref string) {
+func (b *bench) step(verb keyplan.Verb, ref string) {
 	b.Helper()
-	if _, err := b.tryStep(keyring.Step{Verb: verb}, ref); err != nil {
+	if _, err := b.tryStep(keyplan.Step{Verb: verb}, ref); err != nil {
 		b.Fatal(err)
 	}
 }
 
-func (b *bench) tryStep(s keyring.Step, ref string) ([]keyring.View, error) {
+func (b *bench) tryStep(s keyplan.Step, ref string) ([]keyplan.View, error) {
 	b.Helper()
 	var err error
-	if s.Name, s.Version, err = keyring.ParseRef(ref); err != nil {
+	if s.Name, s.Version, err = keyplan.ParseRef(ref); err != nil {
 		b.Fatal(err)
 	}
 	return b.ChangeKey(b.Context(), s)
@@ -73,8 +74,8 @@ func TestMACRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	underWay := alice.challenge(door, nil)
-	b.step(keyring.Rotate, "mac")
-	b.step(keyring.Activate, "mac")
+	b.step(keyplan.Rotate, "mac")
+	b.step(keyplan.Activate, "mac")
 	if b.version(keyring.MAC) != 2 {
 		t.Fatalf("mac@%d is in use", b.version(keyring.MAC))
 	}
@@ -85,15 +86,15 @@ func TestMACRotation(t *testing.T) {
 	if first.Pairwise != second.Pairwise {
 		t.Error("the pairwise id has changed")
 	}
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+	if _, err := b.tryStep(keyplan.Step{Verb: keyplan.Retire, Early: true}, "mac@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired under records: %v", err)
 	}
 	b.runUntil("records sealed anew", func() bool { return b.underNothing(1) })
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire}, "mac@1"); !errors.Is(err, keyring.ErrEarly) {
+	if _, err := b.tryStep(keyplan.Step{Verb: keyplan.Retire}, "mac@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired while handles are under way: %v", err)
 	}
 	b.clock.advance(25 * time.Hour)
-	b.step(keyring.Retire, "mac@1")
+	b.step(keyplan.Retire, "mac@1")
 	b.restart() // forgets what was checked
 	third, err := alice.challenge(door, nil).decision()
 	if err != nil || third.Pairwise != first.Pairwise {
@@ -125,8 +126,8 @@ func TestForgedRecordStays(t *testing.T) {
 	b.enrol("alice")
 	bob := b.enrol("bob")
 	b.tamper(1, `UPDATE client SET roles = '["approver"]' WHERE name = 'bob'`)
-	b.step(keyring.Rotate, "mac")
-	b.step(keyring.Activate, "mac")
+	b.step(keyplan.Rotate, "mac")
+	b.step(keyplan.Activate, "mac")
 	b.runUntil("records sealed anew", func() bool {
 		_, under, err := b.store.Under(t.Context(), 1)
 		return err == nil && under == 0
@@ -158,7 +159,7 @@ func TestInterruptedStep(t *testing.T) {
 		b := newBench(t)
 		whole := b.store
 		records := b.tally().Records
-		for _, step := range []keyring.Step{{Verb: keyring.Rotate}, {Verb: keyring.Activate, Version: 2}} {
+		for _, step := range []keyplan.Step{{Verb: keyplan.Rotate}, {Verb: keyplan.Activate, Version: 2}} {
 			b.store = breaking{whole, stored}
 			b.restart()
 			ref := keyring.MAC
@@ -191,7 +192,7 @@ func TestInterruptedStep(t *testing.T) {
 // TestSchedule: what is overdue is said, and done where the appliance may.
 func TestSchedule(t *testing.T) {
 	b := newBench(t)
-	schedule := keyring.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
+	schedule := keyplan.Schedule{Periods: map[string]time.Duration{keyring.KEM: 40 * 24 * time.Hour, keyring.MAC: 20 * 24 * time.Hour}}
 	with := func(auto bool) {
 		schedule.Auto = auto
 		var err error
@@ -236,8 +237,8 @@ func TestNoneInUse(t *testing.T) {
 		t.Errorf("what is due: %v", err)
 	}
 	for _, name := range []string{"kem", "decision", "ca", "client-ca", "enrol"} {
-		b.step(keyring.Rotate, name)
-		b.step(keyring.Activate, name)
+		b.step(keyplan.Rotate, name)
+		b.step(keyplan.Activate, name)
 	}
 	if err := b.KeysInUse(t.Context()); err != nil {
 		t.Errorf("after new versions: %v", err)
@@ -251,16 +252,16 @@ func TestWrapRotation(t *testing.T) {
 	alice := b.enrolFull("alice")
 	b.enrol("bob") // without a password
 	before := b.client("alice")
-	b.step(keyring.Rotate, "wrap")
-	b.step(keyring.Activate, "wrap")
-	if _, err := b.tryStep(keyring.Step{Verb: keyring.Retire, Early: true}, "wrap@1"); !errors.Is(err, keyring.ErrEarly) {
+	b.step(keyplan.Rotate, "wrap")
+	b.step(keyplan.Activate, "wrap")
+	if _, err := b.tryStep(keyplan.Step{Verb: keyplan.Retire, Early: true}, "wrap@1"); !errors.Is(err, keyplan.ErrEarly) {
 		t.Errorf("retired under a verifier: %v", err)
 	}
 	b.runUntil("verifiers wrapped anew", func() bool { return b.client("alice").Version == before.Version+1 })
 	if after := b.client("alice"); string(after.Verifier) == string(before.Verifier) {
 		t.Error("the verifier is as it was")
 	}
-	b.step(keyring.Retire, "wrap@1")
+	b.step(keyplan.Retire, "wrap@1")
 	b.restart()
 	s := alice.challenge(payment, eur(5000))
 	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)
@@ -276,23 +277,23 @@ func TestRecordsKeepTheirKeys(t *testing.T) {
 	b.enrolFull("alice")
 	c := b.waits(invitation("lift"))
 	for _, name := range []string{"mac", "wrap"} {
-		b.step(keyring.Rotate, name)
-		b.step(keyring.Activate, name)
-		for _, s := range []keyring.Step{{Verb: keyring.Suspend}, {Verb: keyring.Retire, Early: true}, {Verb: keyring.Retire, Compromised: true}} {
+		b.step(keyplan.Rotate, name)
+		b.step(keyplan.Activate, name)
+		for _, s := range []keyplan.Step{{Verb: keyplan.Suspend}, {Verb: keyplan.Retire, Early: true}, {Verb: keyplan.Retire, Compromised: true}} {
 			_, err := b.tryStep(s, name+"@1")
-			if !errors.Is(err, keyring.ErrEarly) || !strings.Contains(err.Error(), "records are still under "+name+"@1") {
+			if !errors.Is(err, keyplan.ErrEarly) || !strings.Contains(err.Error(), "records are still under "+name+"@1") {
 				t.Errorf("%s %s@1 under records: %v", s.Verb, name, err)
 			}
 		}
 	}
 	before := b.client("alice").Version
 	b.runUntil("records sealed anew", func() bool { return b.underNothing(1) && b.client("alice").Version > before })
-	b.step(keyring.Suspend, "wrap@1")
+	b.step(keyplan.Suspend, "wrap@1")
 	if c = b.signed(c, b.ann.sign(t, c.Hash)); c.State != store.ChangeExecuted {
 		t.Errorf("a request that was under way is %s", c.State)
 	}
-	b.step(keyring.Suspend, "mac@1")
-	b.step(keyring.Resume, "mac@1")
+	b.step(keyplan.Suspend, "mac@1")
+	b.step(keyplan.Resume, "mac@1")
 }
 
 // TestLeftUnderSuspended: a record that was put back under a version which is suspended is
@@ -310,20 +311,20 @@ func TestLeftUnderSuspended(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"mac", "wrap"} {
-		b.step(keyring.Rotate, name)
-		b.step(keyring.Activate, name)
+		b.step(keyplan.Rotate, name)
+		b.step(keyplan.Activate, name)
 	}
 	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 })
-	b.step(keyring.Suspend, "mac@1")
-	b.step(keyring.Suspend, "wrap@1")
+	b.step(keyplan.Suspend, "mac@1")
+	b.step(keyplan.Suspend, "wrap@1")
 	b.tamper(1, `UPDATE client SET verifier = ?, version = 1, seal = ?`, verifier, seal)
 	b.restart()
 	if c := b.client("alice"); c.Status != 0 {
 		t.Errorf("a record under a suspended version of mac is %s", c.Status)
 	}
 	b.runUntil("a look", func() bool { r := b.Renewal(); return !r.Running && r.Total > 0 })
-	b.step(keyring.Resume, "mac@1")
-	b.step(keyring.Resume, "wrap@1")
+	b.step(keyplan.Resume, "mac@1")
+	b.step(keyplan.Resume, "wrap@1")
 	b.runUntil("records made anew", func() bool { return b.underNothing(1) && b.client("alice").Version == 2 && b.Renewal().Left == 0 })
 	s := alice.challenge(payment, eur(5000))
 	expect(t, s.must(s.with(0, nil)), protocol.ResultApproved, 0)

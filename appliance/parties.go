@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/protocol"
 	"countersign/protocol/derive"
@@ -117,7 +117,7 @@ func (a *Appliance) DeviceOf(ctx context.Context, cert *x509.Certificate) (store
 	if err != nil {
 		return store.Device{}, err
 	}
-	if keyring.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
+	if keyuse.IssuedAt(cert).Before(device.CreatedAt.Truncate(time.Second)) {
 		return store.Device{}, fmt.Errorf("%s was enrolled anew after this certificate: %w", device.SPIFFEID, protocol.CodeDevice)
 	}
 	return device, nil

@@ -17,7 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
@@ -58,7 +59,7 @@ type bench struct {
 	store  store.Store
 	path   string // of the database
 	token  *memory.Token
-	keys   *keyring.Keyring
+	keys   *keyuse.Keys
 	seals  *store.Seals
 	clock  *clock
 	device store.Device
@@ -75,20 +76,20 @@ func newBench(t *testing.T) *bench {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	b := &bench{T: t, store: s, path: path, token: memory.New(), clock: &clock{now: time.Now().Truncate(time.Second)}}
-	pinned, err := keyring.Ceremony(ctx, b.token, "test.example", b.clock.Now())
+	pinned, err := keylife.Ceremony(ctx, b.token, "test.example", b.clock.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.clock.Now()}
 	b.seals = store.NewSeals(nil)
-	err = errors.Join(keyring.SealKeys(ctx, b.token, pinned.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
+	err = errors.Join(keyuse.SealKeys(ctx, b.token, pinned.Keys, b.seals), s.Unseal(ctx, b.seals, nil))
 	if err == nil {
 		err = s.AddTrust(ctx, pinned, audit.NewRecord(audit.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.keys, err = keyring.Load(ctx, b.token, s, keyring.Pins{Root: protocol.PublicKey(pinned.Keys[0].Public)}); err != nil {
+	if b.keys, err = keyuse.Load(ctx, b.token, s, keyuse.Pins{Root: protocol.PublicKey(pinned.Keys[0].Public)}); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()

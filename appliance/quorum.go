@@ -9,6 +9,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/appliance/store"
 	"countersign/policy"
+	"countersign/protocol"
 )
 
 // localWord is the admin socket's countersignature. The seal of the request vouches for
@@ -43,7 +44,7 @@ func (a *Appliance) judge(ctx context.Context, c *Change, signatures []store.Cha
 	slices.Sort(c.Missing)
 	required := rules.Quorum(c.Kind)
 	c.Required = required.Administrators
-	c.Decision = policy.Decide(required, policy.Evidence{Choice: policy.Approve, Signers: c.Signed})
+	c.Ruling = policy.Decide(required, policy.Evidence{Verdict: protocol.Approve, Signers: c.Signed})
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -116,7 +117,7 @@ func (a *Appliance) renewRound(ctx context.Context) error {
 	a.renewals.set(func(r *Renewal) {
 		*r = Renewal{Total: int(total) + len(clients), Left: int(total-under) + len(clients), Running: true}
 	})
-	if !a.keys.OneOf(keyring.MAC) {
+	if !a.keys.Ring().OneOf(keyring.MAC) {
 		err = a.resealAll(ctx)
 	}
 	if err == nil {
@@ -127,7 +128,7 @@ func (a *Appliance) renewRound(ctx context.Context) error {
 
 // withVerifiers are the clients whose verifiers may be under another wrap key.
 func (a *Appliance) withVerifiers(ctx context.Context) ([]store.Client, error) {
-	if a.keys.OneOf(keyring.Wrap) {
+	if a.keys.Ring().OneOf(keyring.Wrap) {
 		return nil, nil
 	}
 	all, err := a.store.ListClients(ctx)
@@ -187,7 +188,7 @@ func (a *Appliance) rewrap(ctx context.Context, id protocol.ClientID) error {
 		if c, err = a.store.Client(ctx, id); err != nil {
 			return err
 		}
-		wrapped, err := a.keys.Rewrap(ctx, c.Verifier, a.now())
+		wrapped, err := keylife.Rewrap(ctx, a.keys, c.Verifier, a.now())
 		if err != nil {
 			return fmt.Errorf("verifier of client %s: %w", c.ID, err)
 		}

@@ -9,11 +9,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 )
 
 // KeysDue tells when each key is to be rotated.
-func (a *Appliance) KeysDue() []keyring.Due { return a.keys.Due(a.schedule, a.now()) }
+func (a *Appliance) KeysDue() []keyplan.Due { return a.schedule.Due(a.keys.Ring(), a.now()) }
 
 // KeepsSchedule tells whether the appliance rotates keys by itself.
 func (a *Appliance) KeepsSchedule() bool { return a.schedule.Auto }
@@ -49,7 +50,7 @@ func (a *Appliance) KeysReady(context.Context) error {
 		switch {
 		case d.Version == 0:
 			words = append(words, d.Name+": none is in use")
-		case d.Standing == keyring.DueNow || d.Standing == keyring.Overdue:
+		case d.Standing == keyplan.DueNow || d.Standing == keyplan.Overdue:
 			words = append(words, fmt.Sprintf("%s is %s (%s)", keyring.Label(d.Name, d.Version), d.Standing, d.At.UTC().Format(time.DateOnly)))
 		}
 	}
@@ -67,11 +68,11 @@ func (a *Appliance) keepSchedule(ctx context.Context) {
 	}
 	var problems []string
 	for _, d := range a.KeysDue() {
-		if d.Name == keyring.Root || d.Standing != keyring.DueNow && d.Standing != keyring.Overdue {
+		if d.Name == keyring.Root || d.Standing != keyplan.DueNow && d.Standing != keyplan.Overdue {
 			continue
 		}
-		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
-			if err := a.scheduled(ctx, keyring.Step{Verb: verb, Name: d.Name}); err != nil {
+		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
+			if err := a.scheduled(ctx, keyplan.Step{Verb: verb, Name: d.Name}); err != nil {
 				problems = append(problems, err.Error())
 				break
 			}
@@ -81,7 +82,7 @@ func (a *Appliance) keepSchedule(ctx context.Context) {
 		if end := v.OverlapEnd; v.Name == keyring.Root || end.IsZero() || a.now().Before(end) {
 			continue
 		}
-		if err := a.scheduled(ctx, keyring.Step{Verb: keyring.Retire, Name: v.Name, Version: v.Version}); err != nil {
+		if err := a.scheduled(ctx, keyplan.Step{Verb: keyplan.Retire, Name: v.Name, Version: v.Version}); err != nil {
 			problems = append(problems, err.Error())
 		}
 	}
@@ -92,7 +93,7 @@ func (a *Appliance) keepSchedule(ctx context.Context) {
 	}
 }
 
-func (a *Appliance) scheduled(ctx context.Context, s keyring.Step) error {
+func (a *Appliance) scheduled(ctx context.Context, s keyplan.Step) error {
 	_, err := a.ChangeKey(ctx, s)
 	if err == nil {
 		a.log.Info("key step taken by schedule", "verb", string(s.Verb), "key", s.Name)

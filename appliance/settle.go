@@ -42,7 +42,7 @@ func (a *Appliance) settle(ctx context.Context, c countersigned) (store.Outcome,
 }
 
 // decided is what the evidence comes to if the password is right, or is not.
-func (c countersigned) decided(right bool) policy.Decision {
+func (c countersigned) decided(right bool) policy.Ruling {
 	evidence := c.seen.evidence
 	evidence.Password = right
 	return policy.Decide(c.required(), evidence)
@@ -50,7 +50,7 @@ func (c countersigned) decided(right bool) policy.Decision {
 
 // judged is a countersignature whose evidence was judged.
 type judged struct {
-	decision policy.Decision
+	decision policy.Ruling
 	password verdict
 }
 
@@ -83,7 +83,7 @@ func (a *Appliance) conclude(ctx context.Context, c countersigned, j judged) (st
 }
 
 func (c countersigned) required() policy.Requirement {
-	return policy.Requirement{Factors: policy.Factors(c.p2.Factors)}
+	return policy.Requirement{Factors: c.p2.Factors}
 }
 
 // wantsPassword: the challenge asks for one, and the user did not refuse.
@@ -120,7 +120,7 @@ func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (st
 		s.Dry = true
 	case c.p1.Service == protocol.ServiceStatus:
 		s.Dry, s.Asks = true, c.p1.Asked
-	case j.decision.Outcome() == policy.Pending && c.handle.First == nil:
+	case j.decision.Pending() && c.handle.First == nil:
 		approval := rules.Approval()
 		s.Pending = &store.Pending{Role: approval.Role, Expires: s.Now.Add(approval.Expires)}
 	}
@@ -134,7 +134,7 @@ func (a *Appliance) describe(ctx context.Context, c countersigned, j judged) (st
 }
 
 // spend is what every description has in common.
-func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.Decision) store.Spend {
+func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.Ruling) store.Spend {
 	now = now.UTC()
 	return store.Spend{
 		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: audit.NewSalt(), Now: now,
@@ -143,7 +143,7 @@ func (c countersigned) spend(now time.Time, rules *activePolicy, decided policy.
 		},
 		Decision: receipt.Decision{
 			Statement: c.statement.Hash(), Transaction: newTransaction(), Level: c.p2.Level,
-			Factors: protocol.Factors(decided.Verified()), IssuedAt: uint64(now.Unix()),
+			Factors: decided.Verified(), IssuedAt: uint64(now.Unix()),
 			Device: c.device.ID, Service: c.p1.Service, Amount: c.p2.Amount, Policy: rules.wireHash(), U: c.handle.U,
 		},
 	}
@@ -157,9 +157,9 @@ func (c countersigned) grant(rules *activePolicy, s *store.Spend) {
 		service = *c.p2.FirstService
 	}
 	grant, err := rules.Level(policy.Request{
-		Service: uint64(service), Amount: policyAmount(c.p2.Amount), Requested: policy.Level(c.p2.Level),
+		Service: service, Amount: c.p2.Amount, Requested: c.p2.Level,
 	})
-	if err != nil || grant.Level > policy.Level(c.p2.Level) {
+	if err != nil || grant.Level > c.p2.Level {
 		s.Denial = cmp.Or(s.Denial, protocol.CodePolicy)
 		return
 	}
@@ -185,13 +185,13 @@ func (c countersigned) approve(s *store.Spend, first pending) {
 func (c countersigned) denial(j judged) protocol.Code {
 	missing := j.decision.Missing()
 	switch {
-	case j.decision.Outcome() != policy.Denied:
+	case j.decision.Approved() || j.decision.Pending():
 		return 0
 	case j.decision.Refused():
 		return protocol.CodeUserRefused
 	case j.password.code == protocol.CodePassword && j.password.tried.Guarded:
 		return protocol.CodeLocked
-	case missing.Has(policy.FactorPassword) && c.seen.client.Verifier != nil:
+	case missing.Has(protocol.FactorPassword) && c.seen.client.Verifier != nil:
 		return protocol.CodePassword
 	default:
 		return protocol.CodePolicy
@@ -202,7 +202,7 @@ func charges(grant policy.Grant, amount *protocol.Amount, now time.Time) []store
 	var out []store.Charge
 	for _, limit := range grant.Limits {
 		c := store.Charge{
-			Service: protocol.Service(grant.Service), Period: limit.Window, Window: limit.Start(now),
+			Service: grant.Service, Period: limit.Window, Window: limit.Start(now),
 			AmountLimit: limit.Amount, CountLimit: limit.Count,
 		}
 		if amount != nil {
@@ -230,7 +230,7 @@ func (a *Appliance) refuse(ctx context.Context, c countersigned, code protocol.C
 
 // refuseVerified refuses without spending what a client did sign: one audit record.
 func (a *Appliance) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
-	rec := c.spend(a.now(), a.policy.Load(), policy.Decision{}).Refused(code)
+	rec := c.spend(a.now(), a.policy.Load(), policy.Ruling{}).Refused(code)
 	if err := a.store.Append(ctx, rec); err != nil {
 		return store.Outcome{}, fmt.Errorf("recording a refusal: %w", err)
 	}

@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 )
 
@@ -18,7 +19,7 @@ func (a *Appliance) under(ctx context.Context, key keyring.Key) (total, under ui
 			continue
 		}
 		total++
-		is, err := a.keys.IsUnder(ctx, key, c.Verifier)
+		is, err := keylife.IsUnder(ctx, a.keys, key, c.Verifier)
 		if err != nil {
 			return 0, 0, err
 		}

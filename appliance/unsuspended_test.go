@@ -11,7 +11,10 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
@@ -166,20 +169,20 @@ func TestCompromisedMAC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, err := settings.Anchor()
+	at, err := chain.Anchor(settings)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at.Revision, at.MAC = 20, 2
-	pins := keyring.Pins{Anchor: anchor.InMemory(at), Root: b.keys.Root()}
+	pins := keyuse.Pins{Anchor: anchor.InMemory(at), Root: b.keys.Root()}
 	genuine := store.NewSeals(func(err error) { t.Log("alarm:", err) })
-	if err := keyring.Unseal(t.Context(), b.token, s, genuine, pins); err != nil {
+	if err := keyuse.Unseal(t.Context(), b.token, s, genuine, pins); err != nil {
 		t.Log(err)
 		return
 	}
-	keys, err := keyring.Load(t.Context(), b.token, s, pins)
+	keys, err := keyuse.Load(t.Context(), b.token, s, pins)
 	if err == nil {
-		err = errors.Join(keys.Keep(t.Context(), genuine), keys.SelfTest(t.Context(), b.clock.Now()))
+		err = errors.Join(keys.Keep(t.Context(), genuine), keylife.SelfTest(t.Context(), keys, b.clock.Now()))
 	}
 	all, _ := s.ListAdmins(t.Context())
 	if err == nil && len(all) == 1 {

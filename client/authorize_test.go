@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/trust"
+	"countersign/softhsm-test/clienttest"
 )
 
 func TestAuthorize(t *testing.T) {

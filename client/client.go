@@ -17,7 +17,6 @@ import (
 
 	"countersign/internal/durable"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
 	"countersign/protocol/message"
 	"countersign/protocol/trust"
 )
@@ -246,7 +245,7 @@ type Status struct {
 	KEMEpoch   uint64
 	KEMUntil   time.Time
 	Counter    uint32
-	Floors     []enrol.Floor
+	Floors     []protocol.Floor
 	Factors    protocol.Factors // that it was enrolled with
 	Pending    *Receipt         // countersigned, without a final answer
 }

@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
+	"countersign/softhsm-test/clienttest"
 )
 
 // approverFunc is an Approver of one function.
@@ -76,7 +76,7 @@ func TestEnrol(t *testing.T) {
 	if !strings.HasPrefix(before.URL, "https://127.0.0.1:") || before.RootNumber != 1 || before.KEMEpoch != 1 || before.Counter != 0 {
 		t.Errorf("status %+v", before)
 	}
-	if len(before.Floors) != 1 || before.Floors[0] != (enrol.Floor{Service: 300, MinLevel: 3}) {
+	if len(before.Floors) != 1 || before.Floors[0] != (protocol.Floor{Service: 300, MinLevel: 3}) {
 		t.Errorf("floors %v", before.Floors)
 	}
 	if _, err := c.Enrol(t.Context(), EnrolConfig{URL: before.URL, Code: a.Invite()}); !errors.Is(err, ErrEnrolled) {

@@ -11,8 +11,8 @@ import (
 	"syscall"
 	"testing"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
+	"countersign/softhsm-test/clienttest"
 )
 
 var errStep = errors.New("failed for the test")

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/password"
+	"countersign/softhsm-test/clienttest"
 )
 
 // levelOnce is authorizeOnce at level 3, by a user who types these passwords.

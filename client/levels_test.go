@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/password"
+	"countersign/softhsm-test/clienttest"
 )
 
 const right, wrong = "korrekt Pferd Ω", "falsch"

@@ -6,9 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/message"
+	"countersign/softhsm-test/clienttest"
 )
 
 // cutAfterM3 loses the answer to the first M3, or the M3 itself.

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/message"
+	"countersign/softhsm-test/clienttest"
 )
 
 func TestSecondApprover(t *testing.T) {

@@ -53,13 +53,6 @@ type Token interface {
 	// nothing out again is [ErrUnsupported]. Nothing here can verify the outcome:
 	// compare the MACs of both before the old one is given up.
 	Rewrap(ctx context.Context, r Rewrap) (wrapped []byte, err error)
-	// Encrypt seals plain and authenticates aad, 64 KiB in all, with a [SealAES]
-	// key: AES-256-GCM as nonce(12)‖ciphertext‖tag(16). The nonce is random, or
-	// the module's own where it makes one: at most 2³² boxes for each key
-	// (SP 800-38D §8.3).
-	Encrypt(ctx context.Context, key KeyID, plain, aad []byte) (box []byte, err error)
-	// Decrypt opens what Encrypt sealed. What does not open is [ErrInput].
-	Decrypt(ctx context.Context, key KeyID, box, aad []byte) ([]byte, error)
 	// Keys lists the keys this appliance can use; foreign objects are left out.
 	Keys(ctx context.Context) ([]Key, error)
 	// Objects lists every private and secret key object on the token, those of
@@ -120,3 +113,13 @@ var (
 	// mechanism (CKM_…) and what that blocks.
 	ErrUnsupported = errors.New("the module lacks a mechanism")
 )
+
+type newWork struct{}
+
+// NewWork marks calls that begin something. When more is asked of a token than it
+// can do, they are refused with [ErrBusy] first, so that what was begun before can
+// end: work that is refused half way was done for nothing.
+func NewWork(ctx context.Context) context.Context { return context.WithValue(ctx, newWork{}, true) }
+
+// IsNewWork tells what [NewWork] marked.
+func IsNewWork(ctx context.Context) bool { return ctx.Value(newWork{}) != nil }

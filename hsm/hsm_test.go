@@ -2,6 +2,8 @@ package hsm_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"countersign/hsm"
@@ -14,7 +16,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s is %v, %v", a, got, err)
 		}
 	}
-	for u := hsm.SignP256; u <= hsm.SealAES; u++ {
+	for _, u := range hsm.Usages() {
 		if got, err := hsm.ParseUsage(u.String()); err != nil || got != u {
 			t.Errorf("%s is %v, %v", u, got, err)
 		}
@@ -34,9 +36,9 @@ func TestNames(t *testing.T) {
 func TestAlgorithmsFitUsages(t *testing.T) {
 	numbers := map[hsm.Usage]uint8{
 		hsm.SignP256: 1, hsm.DeriveP256: 2, hsm.MACKey: 3, hsm.WrapKey: 4, hsm.SignP384: 5, hsm.SignEd25519: 6,
-		hsm.SignRSA2048: 7, hsm.SignRSA3072: 8, hsm.SignRSA4096: 9, hsm.SealAES: 10,
+		hsm.SignRSA2048: 7, hsm.SignRSA3072: 8, hsm.SignRSA4096: 9,
 	}
-	for u := hsm.SignP256; u <= hsm.SealAES; u++ {
+	for _, u := range hsm.Usages() {
 		n := 0
 		for a := hsm.Algorithm(0); a <= hsm.PS512+1; a++ {
 			if a.For(u) {
@@ -47,5 +49,40 @@ func TestAlgorithmsFitUsages(t *testing.T) {
 		if n != want[u] || uint8(u) != numbers[u] {
 			t.Errorf("%s: %d algorithms, number %d", u, n, u)
 		}
+	}
+}
+
+// The rows that other programs and tokens see, written out.
+func TestKinds(t *testing.T) {
+	for u, want := range map[hsm.Usage]string{
+		hsm.SignP256:    "CKO_PRIVATE_KEY CKK_EC [CKA_SIGN] [CKM_ECDSA] ES256 64",
+		hsm.DeriveP256:  "CKO_PRIVATE_KEY CKK_EC [CKA_DERIVE] [CKM_ECDH1_DERIVE] algorithm(0) 0",
+		hsm.MACKey:      "CKO_SECRET_KEY CKK_GENERIC_SECRET [CKA_SIGN] [CKM_SHA256_HMAC] algorithm(0) 32",
+		hsm.WrapKey:     "CKO_SECRET_KEY CKK_AES [CKA_WRAP CKA_UNWRAP] [CKM_AES_KEY_WRAP_PAD] algorithm(0) 32",
+		hsm.SignP384:    "CKO_PRIVATE_KEY CKK_EC [CKA_SIGN] [CKM_ECDSA] ES384 96",
+		hsm.SignEd25519: "CKO_PRIVATE_KEY CKK_EC_EDWARDS [CKA_SIGN] [CKM_EDDSA] EdDSA 64",
+		hsm.SignRSA3072: "CKO_PRIVATE_KEY CKK_RSA [CKA_SIGN] [CKM_RSA_PKCS CKM_RSA_PKCS_PSS] RS256 384",
+	} {
+		k := u.Kind()
+		if got := fmt.Sprintln(u.Class(), k.KeyType, k.May.Names(), k.Mechanisms, u.Proof(), u.Proof().Size(u)); got != want+"\n" {
+			t.Errorf("%s: %s, want %s", u, got, want)
+		}
+	}
+	for _, u := range []hsm.Usage{0, 10, 255} {
+		if u.Kind().Name != "" || u.Pair() || u.Proof() != 0 || u.Fits(nil) {
+			t.Errorf("%s is known", u)
+		}
+	}
+}
+
+func TestPINIsHidden(t *testing.T) {
+	c := struct{ PIN hsm.PIN }{hsm.PIN("canary")}
+	for _, text := range []string{fmt.Sprint(c.PIN), fmt.Sprintf("%v %+v %#v", c, c, c), fmt.Sprintf("%s %q %x %d", c.PIN, c.PIN, c.PIN, c.PIN)} {
+		if strings.Contains(text, "canary") || strings.Contains(text, "63616e") || strings.Contains(text, "99 97") || !strings.Contains(text, "[redacted]") {
+			t.Errorf("%s", text)
+		}
+	}
+	if c.PIN.Zero(); string(c.PIN) != "\x00\x00\x00\x00\x00\x00" {
+		t.Errorf("zeroed PIN is %x", []byte(c.PIN))
 	}
 }

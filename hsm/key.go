@@ -14,51 +14,6 @@ type KeyID [20]byte
 
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
 
-// Usage is the one thing a key may do; a key has exactly one. Sealed copies
-// carry the numbers, which therefore never change.
-type Usage uint8
-
-// The usages, each with its PKCS#11 key type and mechanism.
-const (
-	SignP256    Usage = iota + 1 // CKK_EC, CKM_ECDSA
-	DeriveP256                   // CKK_EC, CKM_ECDH1_DERIVE
-	MACKey                       // CKK_GENERIC_SECRET 256 bits, CKM_SHA256_HMAC
-	WrapKey                      // CKK_AES 256 bits, CKM_AES_KEY_WRAP_PAD
-	SignP384                     // CKK_EC, CKM_ECDSA
-	SignEd25519                  // CKK_EC_EDWARDS, CKM_EDDSA
-	SignRSA2048                  // CKK_RSA, CKM_RSA_PKCS and CKM_RSA_PKCS_PSS
-	SignRSA3072
-	SignRSA4096
-	SealAES // CKK_AES 256 bits, CKM_AES_GCM
-)
-
-var usageNames = [...]string{
-	SignP256: "sign-p256", DeriveP256: "derive-p256", MACKey: "mac", WrapKey: "wrap", SignP384: "sign-p384",
-	SignEd25519: "sign-ed25519", SignRSA2048: "sign-rsa2048", SignRSA3072: "sign-rsa3072", SignRSA4096: "sign-rsa4096",
-	SealAES: "seal",
-}
-
-// ParseUsage reads the name that [Usage.String] writes; any other is [ErrInput].
-func ParseUsage(s string) (Usage, error) {
-	for u := SignP256; u <= SealAES; u++ {
-		if usageNames[u] == s {
-			return u, nil
-		}
-	}
-	return 0, fmt.Errorf("key usage %q is unknown: %w", s, ErrInput)
-}
-
-// String names the usage as the administrator's commands print it.
-func (u Usage) String() string {
-	if u < SignP256 || u > SealAES {
-		return fmt.Sprintf("usage(%d)", uint8(u))
-	}
-	return usageNames[u]
-}
-
-// Pair tells whether keys of the usage are key pairs.
-func (u Usage) Pair() bool { return u != MACKey && u != WrapKey && u != SealAES }
-
 // KeySpec asks for a new key.
 type KeySpec struct {
 	Label string // CKA_LABEL, "name@version", 1 to 64 bytes

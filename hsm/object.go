@@ -43,9 +43,9 @@ const (
 // AttrUsages are the attributes that say what a key may do.
 const AttrUsages = AttrSign | AttrSignRecover | AttrVerify | AttrEncrypt | AttrDecrypt | AttrWrap | AttrUnwrap | AttrDerive
 
-// AttrAges are the attributes that tell of a key's youth. A module that forgets them
+// AttrHistory are the attributes that tell of a key's youth. A module that forgets them
 // of keys which it made itself does not tell them of any.
-const AttrAges = AttrLocal | AttrAlwaysSensitive | AttrNeverExtractable
+const AttrHistory = AttrLocal | AttrAlwaysSensitive | AttrNeverExtractable
 
 var attributeNames = map[Attributes]string{
 	AttrPrivate: "CKA_PRIVATE", AttrSensitive: "CKA_SENSITIVE", AttrExtractable: "CKA_EXTRACTABLE", AttrModifiable: "CKA_MODIFIABLE",

@@ -2,33 +2,56 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
 	"slices"
 	"testing"
+
+	"countersign/protocol"
 )
 
 var update = flag.Bool("update", false, "write testdata/decide.golden anew")
 
 // evidenceFrom spreads bits over the fields of Evidence.
-func evidenceFrom(choice Choice, bits uint8) Evidence {
+func evidenceFrom(verdict protocol.Verdict, bits uint8) Evidence {
 	return Evidence{
-		Choice: choice, Signature: bits&1 != 0, Password: bits&2 != 0,
+		Verdict: verdict, Signature: bits&1 != 0, Password: bits&2 != 0,
 		UVKey: bits&4 != 0, SecondApprover: bits&8 != 0,
 	}
 }
 
+func factorsOf(level protocol.Level) protocol.Factors {
+	f, _ := level.Factors()
+	return f
+}
+
+func named(f protocol.Factors) string { return cmp.Or(f.String(), "none") }
+
+// rank orders rulings from least to most allowed.
+func rank(r Ruling) int {
+	switch {
+	case r.Approved():
+		return 2
+	case r.Pending():
+		return 1
+	}
+	return 0
+}
+
+func outcome(r Ruling) string { return []string{"denied", "pending", "approved"}[rank(r)] }
+
 func truthTable() []byte {
 	var b bytes.Buffer
 	fmt.Fprintln(&b, "# level  choice  evidence -> outcome  refused  missing")
-	for level := range LevelSecondApprover + 1 {
-		for _, choice := range []Choice{Unanswered, Refuse, Approve} {
+	for level := range protocol.Level(5) {
+		for _, choice := range []protocol.Verdict{protocol.Refuse, protocol.Approve} {
 			for bits := range uint8(16) {
 				e := evidenceFrom(choice, bits)
-				d := Decide(Requirement{Factors: Required(level)}, e)
+				d := Decide(Requirement{Factors: factorsOf(level)}, e)
 				fmt.Fprintf(&b, "%s  %s  %s -> %s  %t  %s\n",
-					level, choice, e.Factors(), d.Outcome(), d.Refused(), d.Missing())
+					level, choice, named(e.Factors()), outcome(d), d.Refused(), named(d.Missing()))
 			}
 		}
 	}
@@ -42,14 +65,14 @@ func quorumTable(b *bytes.Buffer) {
 	fmt.Fprintln(b, "# administrators  choice  signers -> outcome  missing administrators")
 	names := []string{Local, "ann", "bob"}
 	for administrators := range 5 {
-		for _, choice := range []Choice{Unanswered, Refuse, Approve} {
+		for _, choice := range []protocol.Verdict{protocol.Refuse, protocol.Approve} {
 			for times := range 27 {
-				e := Evidence{Choice: choice}
+				e := Evidence{Verdict: choice}
 				for i, rest := 0, times; i < len(names); i, rest = i+1, rest/3 {
 					e.Signers = append(e.Signers, slices.Repeat(names[i:i+1], rest%3)...)
 				}
 				d := Decide(Requirement{Administrators: administrators}, e)
-				fmt.Fprintf(b, "%d  %s  %q -> %s  %d\n", administrators, choice, e.Signers, d.Outcome(), d.MissingAdministrators())
+				fmt.Fprintf(b, "%d  %s  %q -> %s  %d\n", administrators, choice, e.Signers, outcome(d), d.MissingAdministrators())
 			}
 		}
 	}
@@ -84,15 +107,15 @@ func TestDecideCounts(t *testing.T) {
 	for level, want := range []struct{ approved, pending int }{{0, 0}, {8, 0}, {4, 0}, {2, 0}, {1, 1}} {
 		approved, pending := 0, 0
 		for bits := range uint8(16) {
-			for _, choice := range []Choice{Unanswered, Refuse, Approve, 3, 255} {
-				d := Decide(Requirement{Factors: Required(Level(level))}, evidenceFrom(choice, bits))
-				if d.Outcome() != Denied && choice != Approve {
-					t.Errorf("level %d: %s, and %s", level, choice, d.Outcome())
+			for _, choice := range []protocol.Verdict{protocol.Refuse, protocol.Approve, 2, 3, 255} {
+				d := Decide(Requirement{Factors: factorsOf(protocol.Level(level))}, evidenceFrom(choice, bits))
+				if (d.Approved() || d.Pending()) && choice != protocol.Approve {
+					t.Errorf("level %d: %s, and %s", level, choice, outcome(d))
 				}
 				if d.Approved() {
 					approved++
 				}
-				if d.Outcome() == Pending {
+				if d.Pending() {
 					pending++
 				}
 			}
@@ -104,59 +127,37 @@ func TestDecideCounts(t *testing.T) {
 }
 
 func TestDecideSpecialCases(t *testing.T) {
-	all := evidenceFrom(Approve, 15)
+	all := evidenceFrom(protocol.Approve, 15)
 	for _, tc := range []struct {
 		name     string
-		required Factors
+		required protocol.Factors
 		e        Evidence
-		outcome  Outcome
-		missing  Factors
+		outcome  string
+		missing  protocol.Factors
 	}{
-		{"zero grant", Grant{}.Factors, all, Denied, FactorSignature},
-		{"password alone is no requirement", FactorPassword, all, Denied, FactorSignature},
-		{"strict alone is no requirement", FactorStrict, all, Denied, FactorSignature},
-		{"strict asks nothing of the user", FactorSignature | FactorStrict, evidenceFrom(Approve, 1), Approved, 0},
-		{"an unknown factor cannot be proved", FactorSignature | 64, all, Denied, 64},
-		{"policy may ask for more", FactorSignature | FactorUVKey, evidenceFrom(Approve, 3), Denied, FactorUVKey},
-		{"no evidence", FactorSignature, Evidence{}, Denied, FactorSignature},
-		{"unsigned refusal", 15, evidenceFrom(Refuse, 0), Denied, FactorSignature},
-		{"unknown choice", FactorSignature, evidenceFrom(Choice(3), 15), Denied, 0},
+		{"zero grant", Grant{}.Factors, all, "denied", protocol.FactorSignature},
+		{"password alone is no requirement", protocol.FactorPassword, all, "denied", protocol.FactorSignature},
+		{"strict alone is no requirement", protocol.FactorStrict, all, "denied", protocol.FactorSignature},
+		{"strict asks nothing of the user", protocol.FactorSignature | protocol.FactorStrict, evidenceFrom(protocol.Approve, 1), "approved", 0},
+		{"an unknown factor cannot be proved", protocol.FactorSignature | 64, all, "denied", 64},
+		{"policy may ask for more", protocol.FactorSignature | protocol.FactorUV, evidenceFrom(protocol.Approve, 3), "denied", protocol.FactorUV},
+		{"no evidence", protocol.FactorSignature, Evidence{}, "denied", protocol.FactorSignature},
+		{"unsigned refusal", 15, evidenceFrom(protocol.Refuse, 0), "denied", protocol.FactorSignature},
+		{"unknown verdict", protocol.FactorSignature, evidenceFrom(3, 15), "denied", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := Decide(Requirement{Factors: tc.required}, tc.e)
-			if d.Outcome() != tc.outcome || d.Missing() != tc.missing || d.Refused() {
-				t.Errorf("%s, missing %s, refused %t; want %s, missing %s", d.Outcome(), d.Missing(), d.Refused(), tc.outcome, tc.missing)
+			if outcome(d) != tc.outcome || d.Missing() != tc.missing || d.Refused() {
+				t.Errorf("%s, missing %s, refused %t; want %s, missing %s", outcome(d), d.Missing(), d.Refused(), tc.outcome, tc.missing)
 			}
 			if d.Verified() != tc.e.Factors() {
 				t.Errorf("verified %s, want %s", d.Verified(), tc.e.Factors())
 			}
 		})
 	}
-	var zero Decision
-	if zero.Approved() || zero.Outcome() != Denied {
-		t.Error("the zero decision does not deny")
-	}
-}
-
-func TestNamesReadBack(t *testing.T) {
-	for _, c := range []Choice{Unanswered, Refuse, Approve} {
-		if got, err := ParseChoice(c.String()); err != nil || got != c {
-			t.Errorf("%s: %s, %v", c, got, err)
-		}
-	}
-	for _, o := range []Outcome{Denied, Pending, Approved} {
-		if got, err := ParseOutcome(o.String()); err != nil || got != o {
-			t.Errorf("%s: %s, %v", o, got, err)
-		}
-	}
-	if _, err := ParseChoice("yes"); err == nil {
-		t.Error("choice yes accepted")
-	}
-	if o, err := ParseOutcome("granted"); err == nil || o != Denied {
-		t.Error("outcome granted accepted")
-	}
-	if got := Outcome(9).String(); got != "unknown (9)" {
-		t.Errorf("outcome 9: %s", got)
+	var zero Ruling
+	if zero.Approved() || zero.Pending() {
+		t.Error("the zero ruling does not deny")
 	}
 }
 
@@ -167,21 +168,21 @@ func FuzzMoreEvidence(f *testing.F) {
 	f.Add(uint8(15), uint8(0), uint8(7), uint8(8))
 	f.Add(uint8(3), uint8(16), uint8(0), uint8(3))
 	f.Fuzz(func(t *testing.T, required, harder, bits, more uint8) {
-		less := evidenceFrom(Approve, bits)
-		d := Decide(Requirement{Factors: Factors(required)}, less)
-		if got := Decide(Requirement{Factors: Factors(required)}, evidenceFrom(Approve, bits|more)); got.Outcome() < d.Outcome() {
-			t.Fatalf("required %s: %s with %s, %s with %s more", Factors(required), d.Outcome(), less.Factors(), got.Outcome(), Factors(more))
+		less := evidenceFrom(protocol.Approve, bits)
+		d := Decide(Requirement{Factors: protocol.Factors(required)}, less)
+		if got := Decide(Requirement{Factors: protocol.Factors(required)}, evidenceFrom(protocol.Approve, bits|more)); rank(got) < rank(d) {
+			t.Fatalf("required %s: %s with %s, %s with %s more", protocol.Factors(required), outcome(d), less.Factors(), outcome(got), protocol.Factors(more))
 		}
-		for _, c := range []Choice{Unanswered, Refuse} {
-			if got := Decide(Requirement{Factors: Factors(required)}, evidenceFrom(c, bits|more)); got.Outcome() != Denied {
-				t.Fatalf("%s: %s", c, got.Outcome())
+		for _, c := range []protocol.Verdict{protocol.Refuse, 2} {
+			if got := Decide(Requirement{Factors: protocol.Factors(required)}, evidenceFrom(c, bits|more)); rank(got) != 0 {
+				t.Fatalf("%s: %s", c, outcome(got))
 			}
 		}
 		if required&1 == 0 {
 			return // no requirement at all: denied, and more of it may be one
 		}
-		if got := Decide(Requirement{Factors: Factors(required | harder)}, less); got.Outcome() > d.Outcome() {
-			t.Fatalf("%s with %s required, %s with %s", d.Outcome(), Factors(required), got.Outcome(), Factors(required|harder))
+		if got := Decide(Requirement{Factors: protocol.Factors(required | harder)}, less); rank(got) > rank(d) {
+			t.Fatalf("%s with %s required, %s with %s", outcome(d), protocol.Factors(required), outcome(got), protocol.Factors(required|harder))
 		}
 	})
 }

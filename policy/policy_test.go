@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"countersign/protocol"
 )
 
 func mustParse(t *testing.T, doc string) *Policy {
@@ -20,14 +22,14 @@ func mustParse(t *testing.T, doc string) *Policy {
 	return p
 }
 
-func eur(minor uint64) *Amount { return &Amount{Minor: minor, Currency: "EUR"} }
+func eur(minor uint64) *protocol.Amount { return &protocol.Amount{Minor: minor, Currency: "EUR"} }
 
 func TestDefaultLevels(t *testing.T) {
 	p := mustParse(t, string(Default()))
 	for _, tc := range []struct {
 		name string
 		r    Request
-		want Level
+		want protocol.Level
 		err  error
 	}{
 		{"door", Request{Service: 100}, 1, nil},
@@ -39,7 +41,7 @@ func TestDefaultLevels(t *testing.T) {
 		{"at the first step", Request{Service: 200, Amount: eur(5000)}, 2, nil},
 		{"below the second step", Request{Service: 200, Amount: eur(999999)}, 2, nil},
 		{"at the second step", Request{Service: 200, Amount: eur(1000000)}, 4, nil},
-		{"largest amount", Request{Service: 200, Amount: eur(MaxMinor)}, 4, nil},
+		{"largest amount", Request{Service: 200, Amount: eur(protocol.MaxMinor)}, 4, nil},
 		{"floors never lower", Request{Service: 200, Amount: eur(1000000), Requested: 1, DeviceFloor: 1}, 4, nil},
 		{"vault", Request{Service: 300, Requested: 1}, 3, nil},
 
@@ -53,11 +55,11 @@ func TestDefaultLevels(t *testing.T) {
 		{"requested beyond", Request{Service: 100, Requested: 5}, 0, ErrLevelUnavailable},
 		{"floor beyond", Request{Service: 100, DeviceFloor: 255}, 0, ErrLevelUnavailable},
 		{"payment without amount", Request{Service: 200}, 0, ErrAmountRequired},
-		{"payment in dollars", Request{Service: 200, Amount: &Amount{1, "USD"}}, 0, ErrCurrency},
-		{"payment in small letters", Request{Service: 200, Amount: &Amount{1, "eur"}}, 0, ErrCurrency},
-		{"payment without currency", Request{Service: 200, Amount: &Amount{Minor: 1}}, 0, ErrCurrency},
+		{"payment in dollars", Request{Service: 200, Amount: &protocol.Amount{Minor: 1, Currency: "USD"}}, 0, ErrCurrency},
+		{"payment in small letters", Request{Service: 200, Amount: &protocol.Amount{Minor: 1, Currency: "eur"}}, 0, ErrCurrency},
+		{"payment without currency", Request{Service: 200, Amount: &protocol.Amount{Minor: 1}}, 0, ErrCurrency},
 		{"door with an amount", Request{Service: 100, Amount: eur(0)}, 0, ErrAmountNotAllowed},
-		{"beyond the wire", Request{Service: 200, Amount: eur(MaxMinor + 1)}, 0, ErrAmountTooLarge},
+		{"beyond the wire", Request{Service: 200, Amount: eur(protocol.MaxMinor + 1)}, 0, ErrAmountTooLarge},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g, err := p.Level(tc.r)
@@ -67,8 +69,8 @@ func TestDefaultLevels(t *testing.T) {
 			if err != nil && !reflect.DeepEqual(g, Grant{}) {
 				t.Errorf("grant beside an error: %+v", g)
 			}
-			if g.Factors != Required(tc.want) {
-				t.Errorf("factors %s, want %s", g.Factors, Required(tc.want))
+			if g.Factors != factorsOf(tc.want) {
+				t.Errorf("factors %s, want %s", g.Factors, factorsOf(tc.want))
 			}
 		})
 	}
@@ -82,7 +84,7 @@ func TestGrantOfDefault(t *testing.T) {
 	}
 	want := Grant{
 		Service: 200, ServiceName: "payment", Level: 2,
-		Factors: FactorSignature | FactorPassword | FactorStrict,
+		Factors: protocol.FactorSignature | protocol.FactorPassword | protocol.FactorStrict,
 		TTL:     90 * time.Second, Lifetime: 120 * time.Second,
 		Limits: []Limit{{Window: 24 * time.Hour, Amount: 5000000}},
 	}
@@ -114,7 +116,7 @@ func TestHashAndFloors(t *testing.T) {
 	if mustParse(t, string(Default())+"\n").Hash() == p.Hash() {
 		t.Error("another document has the same hash")
 	}
-	want := []Floor{{100, 1}, {200, 1}, {300, 3}}
+	want := []protocol.Floor{{Service: 100, MinLevel: 1}, {Service: 200, MinLevel: 1}, {Service: 300, MinLevel: 3}}
 	if got := p.Floors(); !reflect.DeepEqual(got, want) {
 		t.Errorf("floors %v, want %v", got, want)
 	}
@@ -141,7 +143,7 @@ ttl = "300s"
 lifetime = "1h"
 limits = [{ window = "1m", count = 3 }, { window = "168h", amount = "7000", count = 40 }]
 `)
-	g, err := p.Level(Request{Service: math.MaxInt64, Amount: &Amount{500, "JPY"}})
+	g, err := p.Level(Request{Service: math.MaxInt64, Amount: &protocol.Amount{Minor: 500, Currency: "JPY"}})
 	want := Grant{
 		Service: math.MaxInt64, ServiceName: "tea", Level: 2, Factors: 3, TTL: 5 * time.Minute, Lifetime: time.Hour,
 		Limits: []Limit{{Window: time.Minute, Count: 3}, {Window: 7 * 24 * time.Hour, Count: 40, Amount: 7000}},
@@ -208,7 +210,7 @@ func checkSound(t *testing.T, p *Policy) {
 		s := p.services[f.Service]
 		r := Request{Service: f.Service}
 		if s.currency != "" {
-			r.Amount = &Amount{Currency: s.currency}
+			r.Amount = &protocol.Amount{Currency: s.currency}
 		}
 		g, err := p.Level(r)
 		if err != nil || g.Level != f.MinLevel || f.Service < minService {

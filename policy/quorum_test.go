@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"countersign/protocol"
 )
 
 const quorumBase = "[[service]]\nid = 16\nname = \"x\"\nlevel = 1\n"
@@ -63,23 +65,23 @@ func TestDecideQuorum(t *testing.T) {
 		name     string
 		required Requirement
 		e        Evidence
-		outcome  Outcome
+		outcome  string
 		missing  int
 	}{
-		{"nobody", two, Evidence{Choice: Approve}, Denied, 2},
-		{"nobody has no name", two, Evidence{Choice: Approve, Signers: []string{"", ""}}, Denied, 2},
-		{"one", two, Evidence{Choice: Approve, Signers: []string{"ann"}}, Pending, 1},
-		{"one twice counts once", two, Evidence{Choice: Approve, Signers: []string{"ann", "ann"}}, Pending, 1},
-		{"local twice counts once", two, Evidence{Choice: Approve, Signers: []string{Local, Local}}, Pending, 1},
-		{"two", two, Evidence{Choice: Approve, Signers: []string{"ann", "bob"}}, Approved, 0},
-		{"two, withdrawn", two, Evidence{Choice: Refuse, Signers: []string{"ann", "bob"}}, Denied, 0},
-		{"no answer", two, Evidence{Signers: []string{"ann", "bob"}}, Denied, 0},
-		{"nothing is required", Requirement{}, Evidence{Choice: Approve, Signature: true, Signers: []string{"ann"}}, Denied, 0},
-		{"officers and a signature", Requirement{Factors: FactorSignature, Administrators: 1}, Evidence{Choice: Approve, Signers: []string{"ann"}}, Denied, 0},
-		{"a signature and no officer", Requirement{Factors: FactorSignature, Administrators: 1}, Evidence{Choice: Approve, Signature: true}, Pending, 1},
+		{"nobody", two, Evidence{Verdict: protocol.Approve}, "denied", 2},
+		{"nobody has no name", two, Evidence{Verdict: protocol.Approve, Signers: []string{"", ""}}, "denied", 2},
+		{"one", two, Evidence{Verdict: protocol.Approve, Signers: []string{"ann"}}, "pending", 1},
+		{"one twice counts once", two, Evidence{Verdict: protocol.Approve, Signers: []string{"ann", "ann"}}, "pending", 1},
+		{"local twice counts once", two, Evidence{Verdict: protocol.Approve, Signers: []string{Local, Local}}, "pending", 1},
+		{"two", two, Evidence{Verdict: protocol.Approve, Signers: []string{"ann", "bob"}}, "approved", 0},
+		{"two, withdrawn", two, Evidence{Verdict: protocol.Refuse, Signers: []string{"ann", "bob"}}, "denied", 0},
+		{"no answer", two, Evidence{Signers: []string{"ann", "bob"}}, "denied", 0},
+		{"nothing is required", Requirement{}, Evidence{Verdict: protocol.Approve, Signature: true, Signers: []string{"ann"}}, "denied", 0},
+		{"officers and a signature", Requirement{Factors: protocol.FactorSignature, Administrators: 1}, Evidence{Verdict: protocol.Approve, Signers: []string{"ann"}}, "denied", 0},
+		{"a signature and no officer", Requirement{Factors: protocol.FactorSignature, Administrators: 1}, Evidence{Verdict: protocol.Approve, Signature: true}, "pending", 1},
 	} {
-		if d := Decide(tc.required, tc.e); d.Outcome() != tc.outcome || d.MissingAdministrators() != tc.missing {
-			t.Errorf("%s: %s, %d missing; want %s, %d", tc.name, d.Outcome(), d.MissingAdministrators(), tc.outcome, tc.missing)
+		if d := Decide(tc.required, tc.e); outcome(d) != tc.outcome || d.MissingAdministrators() != tc.missing {
+			t.Errorf("%s: %s, %d missing; want %s, %d", tc.name, outcome(d), d.MissingAdministrators(), tc.outcome, tc.missing)
 		}
 	}
 }
@@ -90,21 +92,21 @@ func FuzzMoreSigners(f *testing.F) {
 	f.Add(uint8(2), uint8(0), uint8(0), "ann", "bob")
 	f.Add(uint8(1), uint8(1), uint8(1), "", "local")
 	f.Fuzz(func(t *testing.T, administrators, factors, bits uint8, signers, more string) {
-		required := Requirement{Factors: Factors(factors), Administrators: int(administrators % 20)}
-		e := evidenceFrom(Approve, bits)
+		required := Requirement{Factors: protocol.Factors(factors), Administrators: int(administrators % 20)}
+		e := evidenceFrom(protocol.Approve, bits)
 		e.Signers = strings.Split(signers, ",")
 		d := Decide(required, e)
 		wider := e
 		wider.Signers = append(slices.Clone(e.Signers), more)
-		if got := Decide(required, wider); got.Outcome() < d.Outcome() || got.MissingAdministrators() > d.MissingAdministrators() {
-			t.Fatalf("%+v: %s with %q, %s with %q more", required, d.Outcome(), e.Signers, got.Outcome(), more)
+		if got := Decide(required, wider); rank(got) < rank(d) || got.MissingAdministrators() > d.MissingAdministrators() {
+			t.Fatalf("%+v: %s with %q, %s with %q more", required, outcome(d), e.Signers, outcome(got), more)
 		}
 		if required.Administrators == 0 {
 			return // perhaps no requirement at all
 		}
 		required.Administrators++
-		if got := Decide(required, e); got.Outcome() > d.Outcome() {
-			t.Fatalf("%s, and %s with a larger quorum", d.Outcome(), got.Outcome())
+		if got := Decide(required, e); rank(got) > rank(d) {
+			t.Fatalf("%s, and %s with a larger quorum", outcome(d), outcome(got))
 		}
 	})
 }

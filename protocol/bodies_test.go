@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/derive"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/message"
 )
 
@@ -52,7 +52,7 @@ func TestApplyRequestRefuses(t *testing.T) {
 		o := order()
 		b := m{1: []byte{0x11}, 2: o, 3: 1, 6: make([]byte, 16)}
 		change(b, o)
-		return det.Marshal(b)
+		return cbor.Marshal(b)
 	}
 	if _, err := deviceapi.ParseApplyRequest(body(func(b, o m) { b[64], o[64] = "new", "new" })); err != nil {
 		t.Errorf("keys from 64 are ignored: got %v", err)
@@ -81,7 +81,7 @@ func TestApplyRequestRefuses(t *testing.T) {
 		"service null":         func(_, o m) { o[1] = nil },
 		"negative service":     func(_, o m) { o[1] = -1 },
 		"currency":             func(_, o m) { o[2] = []any{1, "eur"} },
-		"amount 10^15":         func(_, o m) { o[2] = []any{uint64(protocol.MaxMinor), "EUR"} },
+		"amount 10^15":         func(_, o m) { o[2] = []any{uint64(protocol.MaxMinor + 1), "EUR"} },
 		"empty text":           func(_, o m) { o[3] = "" },
 		"control character":    func(_, o m) { o[3] = "a\nb" },
 		"text of 45 bytes":     func(_, o m) { o[3] = string(bytes.Repeat([]byte("a"), 45)) },
@@ -95,17 +95,17 @@ func TestApplyRequestRefuses(t *testing.T) {
 func TestAnswersRefuse(t *testing.T) {
 	type m = map[int]any
 	for _, b := range []m{{}, {1: []byte{}}, {1: []byte{1}, 2: []byte{1}}, {1: []byte{1}, 2: []byte{1}, 3: 5, 4: 1}, {1: []byte{1}, 3: 1, 4: 1}} {
-		if _, err := deviceapi.ParseApplyResponse(det.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
+		if _, err := deviceapi.ParseApplyResponse(cbor.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("apply answer %v: got %v, want a format error", b, err)
 		}
 	}
 	for _, b := range []m{{1: []byte{1}}, {1: []byte{1}, 2: 4}, {1: []byte{1}, 2: 1, 3: []byte{}}, {1: []byte{1}, 2: 1, 4: nil}} {
-		if _, err := deviceapi.ParseCountersignResponse(det.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
+		if _, err := deviceapi.ParseCountersignResponse(cbor.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("countersign answer %v: got %v, want a format error", b, err)
 		}
 	}
 	for _, b := range []m{{1: make([]byte, 8)}, {1: make([]byte, 8), 2: 2}, {1: make([]byte, 7), 2: 1}} {
-		if _, err := deviceapi.ParseOutcomeRequest(det.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
+		if _, err := deviceapi.ParseOutcomeRequest(cbor.Marshal(b)); !errors.Is(err, protocol.CodeFormat) {
 			t.Errorf("outcome %v: got %v, want a format error", b, err)
 		}
 	}

@@ -6,12 +6,10 @@ import (
 	"maps"
 	"testing"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/receipt"
 	"countersign/protocol/trust"
 )
@@ -131,9 +129,9 @@ func fuzzBody[T interface{ Marshal() []byte }](t *testing.T, b []byte, parse fun
 // withoutIgnored returns the map without its keys of 64 and above.
 func withoutIgnored(b []byte) ([]byte, error) {
 	var m map[int64]cbor.RawMessage
-	if err := det.Unmarshal(b, &m); err != nil {
+	if err := cbor.Unmarshal(b, &m); err != nil {
 		return nil, err
 	}
 	maps.DeleteFunc(m, func(k int64, _ cbor.RawMessage) bool { return k >= 64 })
-	return det.Marshal(m), nil
+	return cbor.Marshal(m), nil
 }

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/enrol"
 	"countersign/protocol/internal/cose"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/internal/strict"
 	"countersign/protocol/trust"
 )
@@ -27,7 +27,7 @@ func init() {
 // payloadValue is the "value" of a vector: the payload of a COSE_Sign1 as read.
 func payloadValue[P any](b []byte, parse func([]byte) (P, error), write func(P) []byte) (any, error) {
 	var s cose.Sign1
-	if err := det.Unmarshal(b, &s); err != nil {
+	if err := cbor.Unmarshal(b, &s); err != nil {
 		return nil, err
 	}
 	return valueOf(s.Payload, parse, write)
@@ -38,14 +38,12 @@ func valueOf[P any](payload []byte, parse func([]byte) (P, error), write func(P)
 	return map[string]any{"value": value}, err
 }
 
-func exactly[P any](known ...uint64) func([]byte) (P, error) {
-	return func(b []byte) (p P, err error) {
-		err = strict.Map(b, &p, known...)
-		return p, err
-	}
+func exactly[P any](b []byte) (p P, err error) {
+	err = strict.Map(b, &p)
+	return p, err
 }
 
-func marshalOf[P any](p P) []byte { return det.Marshal(p) }
+func marshalOf[P any](p P) []byte { return cbor.Marshal(p) }
 
 func keyCertVector(in struct {
 	Cert        hexBytes
@@ -65,7 +63,7 @@ func keyCertVector(in struct {
 	if err := k.AcceptableAt(in.Now, in.StoredEpoch); err != nil {
 		return nil, err
 	}
-	return payloadValue(in.Cert, exactly[trust.KeyCert](1, 2, 3, 4, 5, 6), marshalOf)
+	return payloadValue(in.Cert, exactly[trust.KeyCert], marshalOf)
 }
 
 func rootChainVector(in struct {
@@ -91,7 +89,7 @@ func clientCertVector(in struct {
 	if _, err := trust.VerifyClientCert(in.Cert, protocol.PublicKey(in.CA), in.Now); err != nil {
 		return nil, err
 	}
-	return payloadValue(in.Cert, exactly[trust.ClientCert](1, 2, 3, 4, 5), marshalOf)
+	return payloadValue(in.Cert, exactly[trust.ClientCert], marshalOf)
 }
 
 func serverCertVector(in struct {

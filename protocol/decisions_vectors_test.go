@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/cose"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/receipt"
 )
 
@@ -105,7 +105,7 @@ func signReceiptVector(in struct{ Receipt, Key hexBytes }) (any, error) {
 func signedPayload(b []byte) ([]byte, error) {
 	if len(b) != 0 && b[0] == 0x82 {
 		var pair [][]byte
-		if err := det.Unmarshal(b, &pair); err != nil {
+		if err := cbor.Unmarshal(b, &pair); err != nil {
 			return nil, err
 		}
 		return pair[1], nil

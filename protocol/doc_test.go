@@ -105,7 +105,7 @@ func TestTextHoldsNumbers(t *testing.T) {
 		"n ≤ 8":                    trust.MaxCerts == 8,
 		"text tstr ≤ 44 bytes":     message.MaxTextBytes == 44,
 		"tstr ≤ 24 bytes":          message.MaxNameBytes == 24,
-		"amount is a uint < 10^15": protocol.MaxMinor == 1_000_000_000_000_000,
+		"amount is a uint < 10^15": protocol.MaxMinor+1 == 1_000_000_000_000_000,
 	} {
 		if !strings.Contains(text, phrase) || !holds {
 			t.Errorf("%q: in the text %v, in the package %v", phrase, strings.Contains(text, phrase), holds)

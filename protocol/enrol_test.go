@@ -108,7 +108,7 @@ func TestEnrolResponse(t *testing.T) {
 	}
 	want := enrol.Response{
 		Client: req.ClientID(), RootKey: pinned.Root, NextRootHash: pinned.NextRootHash, ClientCert: cert,
-		KeyCerts: [][]byte{p.certify(t, trust.UseKEM, 2)}, Floors: []enrol.Floor{{Service: 1027, MinLevel: 2}},
+		KeyCerts: [][]byte{p.certify(t, trust.UseKEM, 2)}, Floors: []protocol.Floor{{Service: 1027, MinLevel: 2}},
 	}
 	b, err := json.Marshal(want)
 	if err != nil {

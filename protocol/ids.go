@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"context"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 )
 
@@ -127,12 +129,12 @@ type Amount struct {
 	Currency string
 }
 
-// MaxMinor is the first amount that is too large.
-const MaxMinor = 1_000_000_000_000_000
+// MaxMinor is the largest amount, in minor units.
+const MaxMinor = 999_999_999_999_999
 
-// Validate checks the currency and that the amount is below [MaxMinor]: CodeFormat.
+// Validate checks the currency and that the amount is at most [MaxMinor]: CodeFormat.
 func (a Amount) Validate() error {
-	if a.Minor >= MaxMinor {
+	if a.Minor > MaxMinor {
 		return CodeFormat.Errorf("amount %d is not below 10^15", a.Minor)
 	}
 	if !isCurrency(a.Currency) {
@@ -248,3 +250,14 @@ func (p PublicKey) VerifyDigest(digest, sig []byte) bool {
 
 // SignatureSize is the length of an ES256 signature, r‖s.
 const SignatureSize = 64
+
+// DigestSigner signs 32-byte SHA-256 digests with one P-256 key and returns r‖s,
+// 64 bytes. The HSM's keys and the phone's keys both come as this.
+type DigestSigner interface {
+	SignDigest(ctx context.Context, digest []byte) ([]byte, error)
+}
+
+// SigStructure is the Sig_structure of RFC 9052 §4.4 for an ES256 signature.
+func SigStructure(aad string, payload []byte) []byte {
+	return cbor.Marshal([]any{"Signature1", []byte{0xA1, 0x01, 0x26}, []byte(aad), payload})
+}

@@ -13,7 +13,7 @@ import (
 	"github.com/veraison/go-cose"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/message"
 	"countersign/protocol/trust"
@@ -49,7 +49,7 @@ func TestStockLibraryVerifies(t *testing.T) {
 	stmt, approval := message.NewStatement(s.root, s.p1, s.chal, s.p2), s.approval()
 	sig, err := message.Countersign(context.Background(), s.client, stmt, approval)
 	mustOpen(t, "countersignature", err)
-	wire := det.Marshal([]any{protectedES256, map[int64]any{}, nil, sig[:]})
+	wire := cbor.Marshal([]any{protectedES256, map[int64]any{}, nil, sig[:]})
 
 	var m cose.UntaggedSign1Message
 	mustOpen(t, "COSE_Sign1", m.UnmarshalCBOR(wire))
@@ -196,8 +196,8 @@ func TestStatement(t *testing.T) {
 		"error P2": message.NewStatement(s.root, s.p1, s.chal, failed),
 		"domain":   bytes.Replace(stmt, []byte("statement v1"), []byte("statement v2"), 1),
 		"map":      s.p1,
-		"root":     det.Marshal([]any{domain.Statement, s.root[:7], s.p1, s.chal[:], s.p2}),
-		"four":     det.Marshal([]any{domain.Statement, s.root[:], s.p1, s.chal[:]}),
+		"root":     cbor.Marshal([]any{domain.Statement, s.root[:7], s.p1, s.chal[:], s.p2}),
+		"four":     cbor.Marshal([]any{domain.Statement, s.root[:], s.p1, s.chal[:]}),
 	} {
 		if code, _ := protocol.CodeOf(second(message.ParseStatement(bad))); code != protocol.CodeFormat {
 			t.Errorf("%s: code %d, want 1", name, code)

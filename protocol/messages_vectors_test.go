@@ -16,9 +16,11 @@ import (
 	"slices"
 	"strconv"
 
+	lenient "github.com/fxamacker/cbor/v2"
+
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/derive"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/message"
 )
@@ -58,7 +60,7 @@ func decodeWith[P any](parse func([]byte) (P, error), write func(P) []byte) func
 			return nil, err
 		}
 		read, ignored := map[int64]any{}, map[int64]any{}
-		if err := errors.Join(det.Unmarshal(write(p), &read), det.Unmarshal(b, &ignored)); err != nil {
+		if err := errors.Join(lenient.Unmarshal(write(p), &read), lenient.Unmarshal(b, &ignored)); err != nil {
 			return nil, err
 		}
 		for k, v := range ignored {
@@ -417,9 +419,9 @@ func payloadOf(s message.Statement, a message.Approval) []byte {
 	if proof == nil {
 		proof = []byte{}
 	}
-	return det.Marshal([]any{[]byte(s), a.Verdict, a.Slot, proof})
+	return cbor.Marshal([]any{[]byte(s), a.Verdict, a.Slot, proof})
 }
 
 func sigStructureOf(s message.Statement, a message.Approval) hexBytes {
-	return det.Marshal([]any{"Signature1", protectedES256, []byte(domain.Countersign), payloadOf(s, a)})
+	return cbor.Marshal([]any{"Signature1", protectedES256, []byte(domain.Countersign), payloadOf(s, a)})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -16,32 +17,32 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/receipt"
 	"countersign/relay/journal"
+	"countersign/relay/uplink"
 )
 
-// Hook is the program that acts on an approval. It gets one line of JSON, an [Act],
-// on its standard input; exit code 0 says that the act was performed, any other,
-// a signal, or the end of the time that it was not.
+// Hook is the program that acts on an approval. It reads one line of JSON, an [Act], from
+// its standard input. Exit code 0 means that the act was performed; any other code, a signal
+// or the timeout means that it was not.
 type Hook struct {
-	Command []string      // program and arguments; empty: nothing is run
-	Timeout time.Duration // then it is killed, with the processes it started
-	// Stderr gets the standard error of the hook; its standard output is dropped.
+	Command []string      // program and arguments; empty: no program
+	Timeout time.Duration // after which it is killed, with the processes that it started
+	// Stderr receives the hook's standard error; its standard output is dropped.
 	// With an [*os.File] the hook can outlive the relay unharmed.
 	Stderr io.Writer
 }
 
-// Act is what a hook is told: the decision, and of the order what the decision
-// does not have.
+// Act is the input of a hook: the decision, with the text and reference of the order.
 type Act struct {
-	Transaction protocol.TransactionID `json:"-"`
-	Service     protocol.Service       `json:"service"`
-	Amount      *ActAmount             `json:"amount"`
-	Level       protocol.Level         `json:"level"`
-	Factors     []string               `json:"factors"`
-	Device      string                 `json:"device"`
-	Pairwise    string                 `json:"pairwise"` // the client, as this device alone knows it
-	IssuedAt    time.Time              `json:"issued_at"`
-	Text        string                 `json:"text,omitempty"`
-	Reference   string                 `json:"reference,omitempty"`
+	Transaction string           `json:"transaction"` // 16 hexadecimal digits
+	Service     protocol.Service `json:"service"`
+	Amount      *ActAmount       `json:"amount"`
+	Level       protocol.Level   `json:"level"`
+	Factors     []string         `json:"factors"`
+	Device      string           `json:"device"`
+	Pairwise    string           `json:"pairwise"` // the client's identifier at this device only
+	IssuedAt    time.Time        `json:"issued_at"`
+	Text        string           `json:"text,omitempty"`
+	Reference   string           `json:"reference,omitempty"`
 }
 
 // ActAmount is an amount in minor units.
@@ -57,62 +58,31 @@ func amountJSON(a *protocol.Amount) *ActAmount {
 	return &ActAmount{a.Minor, a.Currency}
 }
 
-// MarshalJSON writes the transaction first, as 16 hexadecimal digits.
-func (a Act) MarshalJSON() ([]byte, error) {
-	type plain Act
-	return json.Marshal(struct {
-		Transaction string `json:"transaction"`
-		plain
-	}{a.Transaction.String(), plain(a)})
-}
-
 func newAct(d receipt.Decision, o deviceapi.Order) Act {
 	return Act{
-		Transaction: d.Transaction, Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
+		Transaction: d.Transaction.String(), Service: d.Service, Amount: amountJSON(d.Amount), Level: d.Level,
 		Factors: strings.Split(d.Factors.String(), "+"), Device: d.Device.String(), Pairwise: d.Pairwise.String(),
 		IssuedAt: time.Unix(int64(d.IssuedAt), 0).UTC(), Text: o.Text, Reference: o.Reference,
 	}
 }
 
-// act does what was approved, if nobody has: journal, show, run, journal. The
-// phone's answer waits for it, but not longer than ActWait; the act goes on.
-func (r *Relay) act(ctx context.Context, s *session, d receipt.Decision) {
-	s.leave()
-	first, err := r.journal.Begin(journal.Record{Transaction: d.Transaction, Service: d.Service, Amount: d.Amount})
-	if err != nil {
-		r.log.Error("not acting: the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
-		s.ticket.settle(Settlement{Result: ResultFailed, Decision: &d})
-		r.fail(err)
-		return
-	}
-	if !first {
-		r.log.Info("not acting again", "transaction", d.Transaction.String())
-		r.metrics.acts.WithLabelValues("repeated").Inc()
-		return
-	}
-	r.pendings.finish(s.approved(d))
-	if !s.ticket.claim() {
-		r.log.Warn("not acting: the order was acted on, or is over", "transaction", d.Transaction.String(), "service", uint64(d.Service))
-		r.metrics.acts.WithLabelValues("failed").Inc()
-		r.finish(s, Settlement{Result: d.Result.String(), Decision: &d})
-		return
-	}
-	r.show(d)
+// act shows the approval and runs the hook. The phone's answer waits for the hook, but not
+// longer than ActWait.
+func (r *Relay) act(x *exchange, a *authorization, res result) {
+	r.show(*res.Decision)
 	done := make(chan struct{})
 	r.acts.Go(func() {
 		defer close(done)
-		r.perform(s, d)
+		r.runHook(x, a, res)
 	})
-	wait := time.NewTimer(r.config.ActWait)
-	defer wait.Stop()
 	select {
 	case <-done:
-	case <-wait.C:
-	case <-ctx.Done():
+	case <-time.After(r.config.ActWait):
+	case <-x.ctx.Done():
 	}
 }
 
-// show is for whoever stands at the device.
+// show writes an approval on the display.
 func (r *Relay) show(d receipt.Decision) {
 	line := fmt.Sprintf("approved: service %v", d.Service)
 	if d.Amount != nil {
@@ -125,7 +95,7 @@ func (r *Relay) show(d receipt.Decision) {
 	}
 }
 
-// decimal writes an amount as people do: 12.50 EUR.
+// decimal formats an amount for people: 12.50 EUR.
 func decimal(a protocol.Amount) string {
 	digits, known := protocol.MinorDigits(a.Currency)
 	if !known {
@@ -138,40 +108,24 @@ func decimal(a protocol.Amount) string {
 	return s + " " + a.Currency
 }
 
-// perform runs the hook and makes its outcome durable.
-func (r *Relay) perform(s *session, d receipt.Decision) {
-	begun := time.Now()
-	err := r.config.Hook.run(newAct(d, s.ticket.order))
-	o := Settlement{Result: d.Result.String(), Decision: &d, Performed: err == nil}
+func (r *Relay) runHook(x *exchange, a *authorization, res result) {
+	start := time.Now()
+	err := r.config.Hook.run(newAct(*res.Decision, a.order))
+	res.Performed = err == nil
 	if err == nil {
-		r.log.Info("acted", "transaction", d.Transaction.String(), "service", uint64(d.Service), "took", time.Since(begun).String())
+		r.log.Info("acted", res.logFields("took", time.Since(start).String())...)
 		r.metrics.acts.WithLabelValues("done").Inc()
 	} else {
-		r.log.Error("hook failed", "transaction", d.Transaction.String(), "service", uint64(d.Service), "error", err)
+		r.log.Error("hook failed", res.logFields("error", err)...)
 		r.metrics.acts.WithLabelValues("failed").Inc()
 	}
-	r.finish(s, o)
+	r.step(x, a, event{kind: acted, result: res})
 }
 
-// finish makes the outcome of an approval durable and has it reported.
-func (r *Relay) finish(s *session, o Settlement) {
-	id := o.Decision.Transaction
-	if err := r.journal.Finish(id, o.Performed); err != nil {
-		r.log.Error("outcome known, but the journal cannot be written", "transaction", id.String(), "performed", o.Performed, "error", err)
-		r.fail(err)
-	}
-	s.ticket.settle(o)
-	r.status.update(o.last())
-	select {
-	case r.unsettled <- struct{}{}:
-	default:
-	}
-}
-
-// killWait is how long a killed hook's descendants may keep its files open.
+// killWait limits how long descendants of a hook that ended may keep its files open.
 const killWait = time.Second
 
-// run runs the program; an error says that the act was not performed.
+// run runs the program. An error means that the act was not performed.
 func (h Hook) run(a Act) error {
 	if len(h.Command) == 0 {
 		return nil
@@ -180,23 +134,88 @@ func (h Hook) run(a Act) error {
 	if err != nil {
 		return err
 	}
-	// Not the relay's context: stopping the relay must not stop an act half-way.
+	// Not the relay's context: stopping the relay must not interrupt an act.
 	ctx, cancel := context.WithTimeout(context.Background(), h.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
 	cmd.Stdin = bytes.NewReader(append(line, '\n'))
 	cmd.Stderr = h.Stderr
-	// A group of its own: signals from a terminal are not for it, and its end is that
-	// of all it started.
+	// In a process group of its own it gets no signals from a terminal, and the kill reaches
+	// every process that it started.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killWait
 	err = cmd.Run()
 	switch {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success():
-		return nil // what it left running in the background is its own affair
+		return nil // it may leave a process in the background
 	case ctx.Err() != nil:
 		return fmt.Errorf("running hook: killed after %v", h.Timeout)
 	}
 	return fmt.Errorf("running hook: %w", err)
+}
+
+// Pauses after reports that fail.
+const (
+	firstReportPause = time.Second
+	lastReportPause  = 5 * time.Minute
+)
+
+// reportOutcomes reports to the appliance whether the device has acted on approvals, also in
+// earlier runs, until ctx is over. The journal keeps an outcome until the appliance has acknowledged it.
+func (r *Relay) reportOutcomes(ctx context.Context) {
+	wait := time.Duration(0)
+	for ctx.Err() == nil {
+		if r.reportAll(ctx) {
+			wait = 0
+			select {
+			case <-r.unsettled:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		wait = min(max(2*wait, firstReportPause), lastReportPause)
+		r.awaitReport(ctx, wait)
+	}
+}
+
+// awaitReport waits for d or for a new outcome, which shows that the appliance can be
+// reached again.
+func (r *Relay) awaitReport(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-r.unsettled:
+	case <-ctx.Done():
+	}
+}
+
+// reportAll reports whether the appliance has every outcome.
+func (r *Relay) reportAll(ctx context.Context) bool {
+	for _, o := range r.journal.Unsettled() {
+		err := r.client.Outcome(ctx, deviceapi.OutcomeRequest{Transaction: o.Transaction, Performed: o.Performed})
+		if err != nil && !r.isFinal(o, err) {
+			return false
+		}
+		if err := r.journal.Settle(o.Transaction); err != nil {
+			r.fail(err)
+			return false
+		}
+	}
+	return true
+}
+
+// isFinal reports whether the appliance refuses an outcome for good. 401 and 403 are not
+// final: an administrator may resume the device.
+func (r *Relay) isFinal(o journal.Outcome, err error) bool {
+	var answer *uplink.StatusError
+	if !errors.As(err, &answer) || answer.Status < 400 || answer.Status > 499 {
+		return false
+	}
+	switch answer.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return false
+	}
+	r.log.Error("outcome refused",
+		"transaction", o.Transaction.String(), "performed", o.Performed, "status", answer.Status)
+	return true
 }

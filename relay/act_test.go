@@ -42,7 +42,7 @@ func TestHookOutcomes(t *testing.T) {
 			p := g.phone(t, 100)
 			p.challenge(protocol.Approve)
 			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
-				t.Errorf("phone was told %v", p4.Result)
+				t.Errorf("phone got %v", p4.Result)
 			}
 			eventually(t, "the outcome is reported", func() bool {
 				g.mu.Lock()
@@ -67,7 +67,7 @@ func TestPhoneDoesNotWaitForSlowHook(t *testing.T) {
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
-		t.Errorf("phone was told %v", p4.Result)
+		t.Errorf("phone got %v", p4.Result)
 	}
 	if got := strings.Join(g.steps(t), " "); got != "started" {
 		t.Errorf("journal says %q while the hook runs, want started", got)
@@ -85,7 +85,7 @@ func TestOutcomesAreRepeated(t *testing.T) {
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
-	eventually(t, "the outcome is tried", func() bool { return g.count("/v1/outcome") > 0 })
+	eventually(t, "the report is tried", func() bool { return g.count("/v1/outcome") > 0 })
 	must(t, g.stop())
 	g.set(func() { delete(g.fail, "/v1/outcome") })
 	g = start(t, f, c)
@@ -107,8 +107,7 @@ func TestRefusedOutcomeIsGivenUp(t *testing.T) {
 	eventually(t, "the journal is settled", func() bool { return strings.Join(g.steps(t), " ") == "started done settled" })
 }
 
-// crashEnv has the directory, URL and CA file of the relay that this binary is to
-// be, in place of a test.
+// crashEnv makes this test binary a relay with these arguments: directory, URL, CA file, link.
 const crashEnv = "RELAY_TEST_CRASH"
 
 func TestMain(m *testing.M) {
@@ -118,7 +117,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// crashing is a relay whose hook acts and then kills it.
+// crashing runs a relay whose hook acts and then kills the relay.
 func crashing(args []string) {
 	r, err := New(Config{
 		StateDir: args[0], URL: args[1], CAFile: args[2], Floor: 1, Links: []Link{{args[3], deviceapi.LinkWire}},
@@ -164,7 +163,7 @@ func TestCrashDuringAct(t *testing.T) {
 	if got := strings.Join(again.steps(t), " "); got != "started" && got != "started unconfirmed" {
 		t.Errorf("journal %q", got)
 	}
-	eventually(t, "it is told", func() bool {
+	eventually(t, "the unconfirmed act is reported", func() bool {
 		s, err := ReadStatus(c.StateDir)
 		return err == nil && s.Last != nil && s.Last.Result == "unconfirmed"
 	})
@@ -182,14 +181,14 @@ func TestCrashDuringAct(t *testing.T) {
 	})
 	next.finish(next.conn)
 	if got := len(g.hookLog()); got != 1 {
-		t.Errorf("%d acts, want the 1 of before the crash", got)
+		t.Errorf("%d acts, want the 1 before the crash", got)
 	}
 	if len(f.outcomes) != 0 {
 		t.Errorf("an unconfirmed act is reported as %v", f.outcomes)
 	}
 }
 
-// transactionOf reads the one transaction that a journal has.
+// transactionOf returns the only transaction of a journal.
 func transactionOf(t *testing.T, dir string) protocol.TransactionID {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "journal"))

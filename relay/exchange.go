@@ -1,273 +1,416 @@
 package relay
 
 import (
-	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
-	"countersign/protocol/trust"
 )
 
-// busyPause is after how long a phone that was turned away may try again.
-const busyPause = 2 * time.Second
+const (
+	busyPause = 2 * time.Second // after which a phone that was turned away may try again
+	errorLife = time.Minute     // how long an answer without a handle is repeated
+	maxTTL    = 3600            // limit of the life of a challenge, in seconds
+)
 
-// apply answers an M1. It is applied once: the same bytes, on whatever link, get the
-// answer that is there.
-func (r *Relay) apply(ctx context.Context, p *phone, m1 []byte) ([]byte, error) {
-	s, isNew, err := r.table.find(m1)
+// answerM1 applies an M1 once. The same bytes on any link get the same answer.
+func (r *Relay) answerM1(p *phone, x *exchange) ([]byte, error) {
+	r.mu.Lock()
+	c, isNew, err := r.challengeLocked(x)
+	var todo []effect
+	if isNew {
+		todo = c.authorization.moveLocked(x, event{kind: taken})
+	}
+	r.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
 	if isNew {
-		s.err = r.applyNew(ctx, s, ask{p.class, m1})
-		if s.err != nil { // it may be tried again
-			r.table.remove(s)
+		r.perform(x, c.authorization, todo)
+		if c.err = x.err; c.err != nil { // the phone may try again
+			r.mu.Lock()
+			r.forgetLocked(c)
+			r.mu.Unlock()
 		}
-		close(s.ready)
+		close(c.ready)
 	}
-	if err := s.await(ctx); err != nil {
+	if err := c.await(x.ctx); err != nil {
 		return nil, err
 	}
-	if s.handle != nil {
-		p.session = s
+	if c.handle != nil {
+		p.challenge = c
 	}
-	return s.answer, nil
+	return c.answer, nil
 }
 
-// ask is an M1 and the kind of link it came on.
-type ask struct {
-	class deviceapi.LinkClass
-	m1    []byte
+// answerM3 forwards an M3 even if it was forwarded before: the appliance recognises repeats.
+// [protocol.CodeExpired] without a live challenge.
+func (r *Relay) answerM3(p *phone, x *exchange) ([]byte, error) {
+	r.mu.Lock()
+	c := r.liveLocked(p.challenge, x.frame)
+	if c == nil {
+		r.mu.Unlock()
+		return nil, protocol.CodeExpired
+	}
+	a := c.authorization
+	x.challenge, x.sent = c, c.sentAtLocked(x.frame)
+	todo := a.moveLocked(x, event{kind: countersigned})
+	r.mu.Unlock()
+	r.perform(x, a, todo)
+	r.step(x, a, event{kind: answered})
+	return x.reply, x.err
 }
 
-// applyNew applies a new M1 with the order that is next. Without one a phone can
-// still ask for a status or a dry run; it is told of the lack if it wants more.
-func (r *Relay) applyNew(ctx context.Context, s *session, a ask) error {
-	lack := r.order(s)
-	if _, err := rand.Read(s.nonce[:]); err != nil {
+// next returns the progress after an event and the effects to carry out, in order. It is
+// pure. An event that does not fit the state changes nothing.
+func (p progress) next(e event) (progress, []effect) {
+	switch e.kind {
+	case taken:
+		if p.state == offered {
+			p.state = applied
+		}
+		return p, effects(result{}, apply)
+	case countersigned:
+		p.calls++
+		if p.state == applied && e.isOwner {
+			p.state = countersigning
+		}
+		return p, effects(result{}, forward) // in every state: the appliance recognises repeats
+	case decided:
+		return p, effects(result{}, verify)
+	case concluded, denied, pended, repeated:
+		return p.notApproved(e)
+	case approved, begun, known, unjournalled, acted:
+		return p.towardsAct(e)
+	case answered:
+		p.calls--
+		if p.state == countersigning && p.calls == 0 {
+			p.state = applied
+		}
+		p, all := p.expired()
+		return p, append(effects(result{}, reply), all...)
+	}
+	return p.withoutAnswer(e)
+}
+
+// isTaken reports whether a phone has the order and no decision has come yet.
+func (p progress) isTaken() bool { return p.state == applied || p.state == countersigning }
+
+// isOffered reports whether a second approver can be asked.
+func (p progress) isOffered() bool {
+	return p.state == waiting && !p.isOver && !p.isGone && !p.isClosed && p.pending.handle != nil
+}
+
+// notApproved handles an answer to M3 after which the device does not act.
+func (p progress) notApproved(e event) (progress, []effect) {
+	switch {
+	case e.kind == concluded && e.isOwner && p.isTaken():
+		p.state, p.isOver = settled, false
+		return p, effects(e.result, inform, record)
+	case e.kind == denied && p.state == waiting:
+		p.state, p.isSpent, p.isOver = settled, p.isOnce, false
+		return p, effects(e.result, inform, record)
+	case e.kind == repeated:
+		if p.isOffered() && p.pending == e.pending {
+			return p, effects(result{}, relist)
+		}
+		return p, nil
+	case e.kind == pended && p.state != acting && !p.isSpent:
+		p.state, p.pending, p.isOver, p.isClosed = waiting, e.pending, false, false
+		return p, effects(e.result, await, inform, record)
+	}
+	return p, effects(e.result, record)
+}
+
+// towardsAct handles an approval: the journal first, then the act, once for an order that
+// a program placed. An order that is settled but not spent can still be acted on: its first
+// decision did not verify, and the phone repeats M3.
+func (p progress) towardsAct(e event) (progress, []effect) {
+	switch {
+	case e.kind == approved:
+		return p, effects(e.result, begin)
+	case e.kind == known:
+		return p, effects(e.result, skip)
+	case e.kind == unjournalled && p.state == acting:
+		return p, effects(e.result, stop) // the act under way has a result of its own
+	case e.kind == unjournalled:
+		p.state = settled
+		return p, effects(e.result, inform, stop)
+	case e.kind == begun && p.isSpent:
+		return p, effects(e.result, decline, finish, record)
+	case e.kind == begun:
+		p.state, p.isSpent, p.isOver = acting, p.isOnce, false
+		return p, effects(e.result, act)
+	case p.state == acting:
+		p.state = settled
+		return p, effects(e.result, finish, inform, record)
+	}
+	return p, effects(e.result, finish, record)
+}
+
+// expired settles an authorization whose time has ended, unless an answer is outstanding.
+func (p progress) expired() (progress, []effect) {
+	if !p.isOver || p.calls != 0 || !p.isTaken() && p.state != waiting {
+		return p, nil
+	}
+	return p.expire()
+}
+
+func (p progress) expire() (progress, []effect) {
+	p.state, p.isSpent, p.isOver = settled, p.isOnce, false
+	return p, effects(result{Result: resultExpired, Code: protocol.CodeExpired}, inform)
+}
+
+// withoutAnswer handles what happens between answers of the appliance.
+func (p progress) withoutAnswer(e event) (progress, []effect) {
+	switch {
+	case e.kind == returned && e.isOwner && p.isTaken():
+		p.state, p.isOver = offered, false
+		if p.isGone {
+			p.state = settled
+		}
+	case e.kind == challengeEnded && e.isOwner && p.isTaken(),
+		e.kind == waitEnded && p.state == waiting && p.pending == e.pending:
+		p.isOver = true
+		return p.expired()
+	case e.kind == withdrawn && p.state == offered:
+		return p.expire()
+	case e.kind == superseded:
+		p.isClosed = p.isClosed || p.state == waiting
+	case e.kind == abandoned:
+		p.isGone = true
+		if p.state == offered {
+			p.state = settled
+		}
+	}
+	return p, nil
+}
+
+// step applies an event to an authorization and carries out the effects. x is nil for an
+// event without a frame.
+func (r *Relay) step(x *exchange, a *authorization, e event) {
+	r.mu.Lock()
+	todo := a.moveLocked(x, e)
+	r.mu.Unlock()
+	r.perform(x, a, todo)
+}
+
+func (a *authorization) moveLocked(x *exchange, e event) (all []effect) {
+	e.isOwner = x != nil && a.owner == x.challenge
+	a.progress, all = a.next(e)
+	return all
+}
+
+// perform carries out effects. The events that follow from them are applied before it returns,
+// except the end of a hook that takes longer than ActWait.
+func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
+	for _, f := range todo {
+		switch f.kind {
+		case apply:
+			r.forwardApply(x)
+		case forward:
+			r.forward(x)
+		case verify:
+			r.decide(x)
+		case begin:
+			r.begin(x, a, f.result)
+		case act:
+			r.act(x, a, f.result)
+		case skip:
+			r.log.Info("not acting again", "transaction", f.result.Decision.Transaction.String())
+			r.metrics.acts.WithLabelValues("repeated").Inc()
+		case decline:
+			r.log.Warn("not acting: the order was acted on, or is over", f.result.logFields()...)
+			r.metrics.acts.WithLabelValues("failed").Inc()
+		case finish:
+			r.finish(f.result)
+		case await:
+			r.await(a, f.result)
+		case relist:
+			r.relist(a)
+		case inform:
+			r.inform(a, f.result)
+		case record:
+			r.status.update(f.result.last())
+		case reply:
+			x.reply = x.answer.M4
+		case stop:
+			r.fail(x.fatal)
+		}
+	}
+}
+
+// forwardApply has the appliance answer x's M1, whose order goes to another phone unless this
+// one gets a challenge.
+func (r *Relay) forwardApply(x *exchange) {
+	c := x.challenge
+	x.err = r.fill(x)
+	if kind, err := message.Kind(c.answer); x.err == nil && err == nil && kind == message.KindM2 && c.handle == nil {
+		x.err = c.lack // if there is no order: the phone wanted more than a status or a dry run
+	}
+	if x.err != nil || c.handle == nil {
+		r.step(x, c.authorization, event{kind: returned})
+		return
+	}
+	time.AfterFunc(time.Until(c.expires), func() { r.step(x, c.authorization, event{kind: challengeEnded}) })
+}
+
+// fill asks the appliance for a challenge and stores its answer.
+func (r *Relay) fill(x *exchange) error {
+	c := x.challenge
+	if _, err := rand.Read(c.nonce[:]); err != nil {
 		return fmt.Errorf("making a nonce: %w", err)
 	}
-	s.root = r.client.Trust().Root.RootID()
+	c.root = r.client.Trust().Root.RootID()
 	request := deviceapi.ApplyRequest{
-		M1: a.m1, Order: wired(s.ticket.order, s.second != nil), Link: a.class, Floor: r.config.Floor,
-		Nonce: s.nonce, Strict: r.config.Strict,
+		M1: x.frame, Order: withServices(c.authorization.order, c.second != nil), Link: x.link, Floor: r.config.Floor,
+		Nonce: c.nonce, Strict: r.config.Strict,
 	}
-	if s.second != nil {
-		request.Handle = s.second.handle
+	if c.second != nil {
+		request.Handle = c.second.handle
 	}
 	sent := time.Now()
-	answer, err := r.client.Apply(ctx, request)
-	if err == nil {
-		err = s.fill(answer, sent)
-	}
-	if err == nil && lack != nil && s.isRefused() {
-		err = lack
-	}
-	if err != nil || s.handle == nil {
-		s.giveBack()
+	answer, err := r.client.Apply(x.ctx, request)
+	if err != nil {
 		return err
 	}
-	time.AfterFunc(time.Until(s.expires), s.expire)
-	return nil
-}
-
-// order gives a session its order: that of the approval which waits for a second
-// approver, else the next; lack says why there is none.
-func (r *Relay) order(s *session) (lack error) {
-	if s.second = r.pendings.current(); s.second != nil {
-		s.ticket, s.isLeft = s.second.ticket, true
-		return nil
+	if err := wantKind("M1", answer.M2, message.KindM2, message.KindKeyUpdate); err != nil {
+		return err
 	}
-	if s.ticket, lack = r.orders.take(); lack != nil {
-		s.ticket = standingTicket(deviceapi.Order{}, true)
-	}
-	return lack
-}
-
-// giveBack is for a session that needs no order.
-func (s *session) giveBack() {
-	if s.leave() {
-		s.ticket.putBack()
-	}
-}
-
-// isRefused says whether the answer to M1 is an M2 of error form.
-func (s *session) isRefused() bool {
-	kind, err := message.Kind(s.answer)
-	return err == nil && kind == message.KindM2 && s.handle == nil
-}
-
-// fill takes over what the appliance answered; sent is when it was asked.
-func (s *session) fill(answer deviceapi.ApplyResponse, sent time.Time) error {
-	kind, err := message.Kind(answer.M2)
-	if err != nil || kind != message.KindM2 && kind != message.KindKeyUpdate {
-		return fmt.Errorf("answer to M1 is of kind %d, %v: %w", kind, err, protocol.CodeServerUnreachable)
-	}
-	s.answer, s.expires = answer.M2, sent.Add(errorLife)
+	c.answer, c.expires = answer.M2, sent.Add(errorLife)
 	if answer.Handle == nil {
 		return nil
 	}
-	if s.chal, err = message.ChallengeOf(answer.M2); err != nil {
+	if c.chal, err = message.ChallengeOf(answer.M2); err != nil {
 		return fmt.Errorf("answer to M1 with a handle: %v: %w", err, protocol.CodeServerUnreachable)
 	}
-	s.handle = answer.Handle
-	s.expires = sent.Add(time.Duration(min(answer.TTL, maxTTL)) * time.Second)
+	c.handle = answer.Handle
+	c.expires = sent.Add(time.Duration(min(answer.TTL, maxTTL)) * time.Second)
 	return nil
 }
 
-// maxTTL bounds what the device remembers of a challenge, in seconds.
-const maxTTL = 3600
-
-// countersign forwards an M3, whatever was forwarded before: S knows repeats. An
-// M3 on a link without an M1 belongs to the session in which it was sent before, else
-// to the newest of the device: a phone that lost its link need not send M1 again.
-func (r *Relay) countersign(ctx context.Context, p *phone, m3 []byte) ([]byte, error) {
-	s := p.session
-	if s == nil {
-		s = r.table.of(m3)
+// forward sends M3 to the appliance. The phone gets its M4 regardless of what the
+// device does with the answer.
+func (r *Relay) forward(x *exchange) {
+	request := deviceapi.CountersignRequest{Handle: x.challenge.handle, M3: x.frame}
+	answer, err := r.client.Countersign(x.ctx, request)
+	if err == nil {
+		err = wantKind("M3", answer.M4, message.KindM4)
 	}
-	if s == nil || !s.begin() {
-		return nil, protocol.CodeExpired
-	}
-	defer s.end()
-	r.pendings.begin(s.second)
-	defer r.pendings.end(s.second)
-	sent := s.sentAt(m3)
-	answer, err := r.client.Countersign(ctx, deviceapi.CountersignRequest{Handle: s.handle, M3: m3})
 	if err != nil {
-		return nil, err
-	}
-	if kind, err := message.Kind(answer.M4); err != nil || kind != message.KindM4 {
-		return nil, fmt.Errorf("answer to M3 is of kind %d, %v: %w", kind, err, protocol.CodeServerUnreachable)
-	}
-	r.decided(ctx, s, verdict{answer: answer, m3: m3, sent: sent})
-	return answer.M4, nil
-}
-
-// verdict is the answer to an M3, and when that M3 was first sent.
-type verdict struct {
-	answer deviceapi.CountersignResponse
-	m3     []byte
-	sent   time.Time
-}
-
-// decided does what an answer asks for. Nothing of it concerns the phone, which
-// gets M4 in any case.
-func (r *Relay) decided(ctx context.Context, s *session, v verdict) {
-	if v.answer.Decision == nil {
-		r.undecided(s, v.answer.Result)
+		x.err = err
 		return
 	}
-	d, err := r.verify(ctx, s, v)
+	x.answer = answer
+	if answer.Decision != nil {
+		r.step(x, x.challenge.authorization, event{kind: decided})
+		return
+	}
+	r.undecided(x, answer.Result)
+}
+
+// undecided handles an answer without a decision. A retry changes nothing. A denial ends the
+// order, but not one that waits for a second approver: another one may come. An approval is
+// one of a status or a dry run, so the order goes to the next phone.
+func (r *Relay) undecided(x *exchange, answer protocol.Result) {
+	a := x.challenge.authorization
+	switch answer {
+	case protocol.ResultRetry:
+		r.metrics.decisions.WithLabelValues(answer.String()).Inc()
+	case protocol.ResultApproved, protocol.ResultPending:
+		r.log.Info("nothing to act on: no decision", "result", answer.String(), "code", uint8(protocol.CodeFormat))
+		r.metrics.decisions.WithLabelValues("none").Inc()
+		if answer == protocol.ResultApproved {
+			r.step(x, a, event{kind: returned})
+		}
+	default:
+		r.metrics.decisions.WithLabelValues(answer.String()).Inc()
+		reason, _ := receipt.ReasonFor(answer)
+		r.step(x, a, event{kind: concluded, result: result{Result: answer.String(), Code: reason}})
+	}
+}
+
+// decide verifies a decision and applies it to the authorization that it is for: the one
+// that the phone took up, or the one that waits for this second approver.
+func (r *Relay) decide(x *exchange) {
+	c := x.challenge
+	d, err := r.verify(x)
 	if err != nil {
 		code, _ := protocol.CodeOf(err)
 		r.log.Error("decision refused", "code", uint8(code), "error", err)
-		r.metrics.decisions.WithLabelValues("refused").Inc()
-		r.conclude(s, Settlement{Result: ResultRefused, Code: code})
+		r.metrics.decisions.WithLabelValues(resultRefused).Inc()
+		r.step(x, c.authorization, event{kind: concluded, result: result{Result: resultRefused, Code: code}})
 		return
 	}
 	r.metrics.decisions.WithLabelValues(d.Result.String()).Inc()
+	a, res := c.authorization, result{Result: d.Result.String(), Code: d.Reason, Decision: &d}
+	e := event{kind: concluded, result: res}
+	if second := c.secondFor(d); second != nil {
+		a, e.kind = second.authorization, denied
+	}
 	switch d.Result {
 	case protocol.ResultApproved:
-		r.act(ctx, s, d)
+		e.kind, e.result.Code = approved, 0
 	case protocol.ResultPending:
-		r.wait(s, d, v.answer.NextHandle)
+		e.kind, e.pending = r.pend(x, d)
 	default:
-		r.deny(s, d)
+		r.log.Info("decision", res.logFields("result", d.Result.String())...)
 	}
+	r.step(x, a, e)
 }
 
-// deny notes a signed denial; that of a second approval ends the order of the first.
-func (r *Relay) deny(s *session, d receipt.Decision) {
-	r.log.Info("decision", "result", d.Result.String(), "transaction", d.Transaction.String(), "service", uint64(d.Service))
-	o := Settlement{Result: d.Result.String(), Code: d.Reason, Decision: &d}
-	if p := s.approved(d); p != nil {
-		r.pendings.finish(p)
-		if p.ticket.claim() {
-			p.ticket.settle(o)
-		}
+// begin makes it durable that the act begins. Without the journal the device does not act.
+func (r *Relay) begin(x *exchange, a *authorization, res result) {
+	d := res.Decision
+	isFirst, err := r.journal.Begin(d.Transaction, d.Service, d.Amount)
+	e := event{kind: known, result: res}
+	switch {
+	case err != nil:
+		r.log.Error("not acting: the journal cannot be written", "transaction", d.Transaction.String(), "error", err)
+		x.fatal = err
+		e.kind, e.result.Result = unjournalled, resultFailed
+	case isFirst:
+		e.kind = begun
 	}
-	r.conclude(s, o)
+	r.step(x, a, e)
 }
 
-// undecided is an answer without a decision. A retry leaves handle and order as
-// they are; a denial, which S makes no decision for, ends the order, unless it waits
-// for a second approver: another may come. Approved are a status and a dry run;
-// which service it was the device cannot see, and without a decision it acts in no
-// case. The order goes to the next phone.
-func (r *Relay) undecided(s *session, result protocol.Result) {
-	switch result {
-	case protocol.ResultRetry:
-		r.metrics.decisions.WithLabelValues(result.String()).Inc()
-	case protocol.ResultApproved, protocol.ResultPending:
-		r.log.Info("nothing to act on: no decision", "result", result.String(), "code", uint8(protocol.CodeFormat))
-		r.metrics.decisions.WithLabelValues("none").Inc()
-		if result == protocol.ResultApproved {
-			s.giveBack()
-		}
+// finish makes the outcome of an approval durable and has it reported.
+func (r *Relay) finish(res result) {
+	id := res.Decision.Transaction
+	if err := r.journal.Finish(id, res.Performed); err != nil {
+		r.log.Error("outcome known, but the journal cannot be written",
+			"transaction", id.String(), "performed", res.Performed, "error", err)
+		r.fail(err)
+	}
+	select {
+	case r.unsettled <- struct{}{}:
 	default:
-		r.metrics.decisions.WithLabelValues(result.String()).Inc()
-		reason, _ := receipt.ReasonFor(result)
-		r.conclude(s, Settlement{Result: result.String(), Code: reason})
 	}
 }
 
-// verify checks a decision as PROTOCOL.md §3.1 asks. One by a key that the device
-// does not know yet has the trust refreshed. One by a key that it does not know any
-// more, because it has just followed to a new root, is asked for again: the same M3 has
-// the same decision, signed by the key of now.
-func (r *Relay) verify(ctx context.Context, s *session, v verdict) (receipt.Decision, error) {
-	d, err := r.check(s, v)
-	if !errors.Is(err, protocol.CodeCertificate) {
-		return d, err
+// inform sends a result to the program that placed the order. The first final one counts.
+func (r *Relay) inform(a *authorization, res result) {
+	r.mu.Lock() // so that pending results leave room for a final one
+	defer r.mu.Unlock()
+	if !res.isFinal() && len(a.results) > 0 {
+		return
 	}
-	if err := r.client.RefreshTrust(ctx); err != nil {
-		r.log.Warn("refreshing trust failed", "error", err)
+	select {
+	case a.results <- res:
+	default:
 	}
-	if d, err = r.check(s, v); !errors.Is(err, protocol.CodeCertificate) {
-		return d, err
-	}
-	again, askErr := r.client.Countersign(ctx, deviceapi.CountersignRequest{Handle: s.handle, M3: v.m3})
-	if askErr != nil || again.Decision == nil {
-		return d, err
-	}
-	v.answer.Decision = again.Decision
-	return r.check(s, v)
 }
 
-func (r *Relay) check(s *session, v verdict) (receipt.Decision, error) {
-	pinned := r.client.Trust()
-	challenges, roots := []protocol.Challenge{s.chal}, []protocol.RootID{s.root}
-	if s.second != nil {
-		challenges, roots = []protocol.Challenge{s.second.chal, s.chal}, []protocol.RootID{s.second.root, s.root}
+func wantKind(to string, answer []byte, kinds ...byte) error {
+	kind, err := message.Kind(answer)
+	if err == nil && slices.Contains(kinds, kind) {
+		return nil
 	}
-	d, err := receipt.Check{
-		Root: pinned.Root, KeyCerts: append(pinned.KeyCerts(trust.UseDecision), pinned.KeyCerts(trust.UseClientCA)...),
-		Now:   pinned.Time(uint64(time.Now().Unix())),
-		Begun: roots, Device: r.client.Identity().ID, Nonce: s.nonce, Challenges: challenges,
-		Services: s.ticket.order.Services, Amount: s.ticket.order.Amount, Floor: r.config.Floor, Elapsed: time.Since(v.sent),
-		Strict: r.config.Strict,
-	}.Verify(v.answer.Decision)
-	if err != nil {
-		return d, err
-	}
-	if err := s.checkPending(d); err != nil {
-		return d, err
-	}
-	if s.ticket.isExact && s.ticket.order.Amount == nil && d.Amount != nil {
-		return d, fmt.Errorf("decision for %v, ordered without an amount: %w", *d.Amount, protocol.CodePolicy)
-	}
-	return d, nil
-}
-
-// conclude notes a result without an act.
-func (r *Relay) conclude(s *session, o Settlement) {
-	s.settle(o)
-	r.status.update(o.last())
+	return fmt.Errorf("answer to %s is of kind %d, %v: %w", to, kind, err, protocol.CodeServerUnreachable)
 }

@@ -72,7 +72,7 @@ func must(t testing.TB, err error) {
 
 const deviceName = "front-door"
 
-// opened is what the fake remembers of a challenge.
+// opened is a challenge of the fake.
 type opened struct {
 	request deviceapi.ApplyRequest
 	p1      []byte
@@ -81,11 +81,11 @@ type opened struct {
 	chal    protocol.Challenge
 	channel message.Channel
 	tx      protocol.TransactionID
-	first   *approval // that this is to be the second approval of; nil: none
+	first   *approval // approval that this one completes; nil: none
 }
 
-// fake is an appliance with the real protocol and TLS, and keys in software. It
-// approves whatever is countersigned, unless told otherwise.
+// fake is an appliance with the real protocol and TLS, and keys in software. By default it
+// approves everything that is countersigned.
 type fake struct {
 	t        testing.TB
 	root     signingKey
@@ -96,7 +96,7 @@ type fake struct {
 	server   *httptest.Server
 	caFile   string
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the following fields
 	keyCerts [][]byte
 	epoch    uint64 // of decision
 	ttl      uint64
@@ -105,11 +105,11 @@ type fake struct {
 	calls    map[string]int
 	bodies   map[string][][]byte
 	outcomes map[protocol.TransactionID]bool
-	fail     map[string]http.HandlerFunc // by path, in place of the answer
+	fail     map[string]http.HandlerFunc // by path, instead of the answer
 	mutate   func(*receipt.Decision)
-	sign     func(receipt.Decision) []byte // in place of the decision key
+	sign     func(receipt.Decision) []byte // instead of the decision key
 	answer   func(*deviceapi.CountersignResponse)
-	mu2      []byte // an MU in place of M2
+	mu2      []byte // an MU instead of M2
 	levels
 }
 
@@ -134,7 +134,7 @@ func newFake(t testing.TB) *fake {
 	return f
 }
 
-// start serves on an address; a stopped fake can be started again on the same one.
+// start serves on an address. A stopped fake can start again on the same one.
 func (f *fake) start(addr string) {
 	key := newSigningKey(f.t)
 	leaf := f.certificate(&x509.Certificate{

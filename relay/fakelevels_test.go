@@ -40,7 +40,7 @@ func newLevels(t testing.TB) levels {
 	}
 }
 
-// challenge makes P2, or its error form where the order does not have the service.
+// challenge returns P2, or its error form if the order lacks the service.
 func (f *fake) challenge(o *opened) message.P2 {
 	p1, err := message.ParseP1(o.p1)
 	must(f.t, err)
@@ -70,7 +70,7 @@ func (f *fake) challenge(o *opened) message.P2 {
 	return p2
 }
 
-// undecided gives the answers that have no decision.
+// undecided returns the answers without a decision.
 func (f *fake) undecided(o *opened, p1 message.P1, v protocol.Verdict) (p4 message.P4, isOver bool) {
 	switch {
 	case f.retries > 0:
@@ -97,8 +97,8 @@ func (f *fake) giveBack(o deviceapi.OutcomeRequest) {
 	}
 }
 
-// rise makes a decision one of level 4 or of a strict device; next is the handle
-// of one that waits.
+// rise turns a decision into one of level 4 or of a strict device; next is the handle of a
+// decision that waits.
 func (f *fake) rise(o *opened, d *receipt.Decision, p3 message.P3) (next []byte) {
 	if o.request.Strict {
 		d.Evidence = []receipt.Evidence{f.evidence(o, p3)}
@@ -139,7 +139,7 @@ func (f *fake) evidence(o *opened, p3 message.P3) receipt.Evidence {
 	}
 }
 
-// rotateCA gives the fake another ca; the devices' certificates stay good.
+// rotateCA replaces the fake's ca; certificates of devices stay valid.
 func (f *fake) rotateCA(isCertified bool) {
 	f.oldCAs = append(f.oldCAs, f.caCert)
 	f.ca, f.caCert = newSigningKey(f.t), nil

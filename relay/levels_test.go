@@ -13,14 +13,14 @@ import (
 
 func TestStatusAndDryRun(t *testing.T) {
 	for _, service := range []protocol.Service{protocol.ServiceDryRun, protocol.ServiceStatus} {
-		g, l := deskRig(t, nil)
+		g, l := socketRig(t, nil)
 		ask := func() {
 			p := g.phone(t, service)
 			p.challenge(protocol.Approve)
 			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
-				t.Errorf("service %v was told %v", service, p4.Result)
+				t.Errorf("service %v got %v", service, p4.Result)
 			}
-			g.relay.table.of(p.m3).expire() // the order it was given is not its own any more
+			g.expire(p.m3) // does not end the order, which the phone has returned
 		}
 		ask() // without an order
 		l.place(`{"service":200}`)
@@ -36,7 +36,7 @@ func TestStatusAndDryRun(t *testing.T) {
 		p.challenge(protocol.Approve)
 		p.finish(p.conn)
 		if r := l.result(); r.Result != "approved" || !r.Performed {
-			t.Errorf("till was told %+v", r)
+			t.Errorf("program got %+v", r)
 		}
 	}
 }
@@ -70,7 +70,7 @@ func TestStrict(t *testing.T) {
 		{"minted with another key", func(*receipt.Decision) { g.clientCA = newSigningKey(t) }, protocol.CodeCertificate},
 	} {
 		g.set(func() { g.mutate = tc.mutate })
-		for range 2 { // the change of the last case counts from the second time on
+		for range 2 { // the last change takes effect the second time
 			p := g.phone(t, 100)
 			p.challenge(protocol.Approve)
 			p.finish(p.conn)
@@ -78,9 +78,9 @@ func TestStrict(t *testing.T) {
 				break
 			}
 		}
-		g.wantLast(t, ResultRefused, tc.want)
+		g.wantLast(t, resultRefused, tc.want)
 	}
-	if got := len(g.hookLog()); got != 1 { // the first of the last case, still by the right key
+	if got := len(g.hookLog()); got != 1 { // the first of the last case, by the right key
 		t.Errorf("%d acts, want 1", got)
 	}
 }
@@ -93,7 +93,7 @@ func TestRetry(t *testing.T) {
 	for attempt, want := range []protocol.Result{protocol.ResultRetry, protocol.ResultRetry, protocol.ResultApproved} {
 		p.m3 = p.channel.SealM3(uint8(attempt), p.p3)
 		if p4 := p.finish(p.conn); p4.Result != want {
-			t.Errorf("attempt %d was told %v, want %v", attempt, p4.Result, want)
+			t.Errorf("attempt %d got %v, want %v", attempt, p4.Result, want)
 		}
 	}
 	if got := len(g.hookLog()); got != 1 {
@@ -103,12 +103,12 @@ func TestRetry(t *testing.T) {
 	p = g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
-	g.relay.table.of(p.m3).expire()
+	g.expire(p.m3)
 	wantError(t, ask1(t, p.conn, p.channel.SealM3(1, p.p3)), message.LinkError{Code: protocol.CodeExpired})
 }
 
 func TestRetryLeavesOrderOpen(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.retries = 1 })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.retries = 1 })
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
@@ -117,7 +117,7 @@ func TestRetryLeavesOrderOpen(t *testing.T) {
 	p.m3 = p.channel.SealM3(1, p.p3)
 	p.finish(p.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed {
-		t.Errorf("till was told %+v first of all", r)
+		t.Errorf("program got %+v first of all", r)
 	}
 }
 
@@ -170,7 +170,7 @@ func TestCARotation(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		isKnown bool // the root certified the new key
-		isLate  bool // the device learns of it only when it meets the server
+		isLate  bool // the device learns of it from the server
 	}{{"certified by the root", true, false}, {"met with the server", true, true}, {"not certified", false, false}} {
 		t.Run(tc.name, func(t *testing.T) {
 			f, c := enrolled(t)

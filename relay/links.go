@@ -15,16 +15,23 @@ import (
 	"countersign/relay/link"
 )
 
-// phone is one link in use.
-type phone struct {
-	conn    *link.Conn
-	class   deviceapi.LinkClass
-	session *session // of the M1 that was last accepted on this link; nil: none yet
+// listener accepts links of one class.
+type listener struct {
+	*link.Listener
+	class deviceapi.LinkClass
 }
 
-// accept serves the phones that connect, each on its own, until the listener is
-// closed, and waits for them.
-func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.LinkClass) {
+// phone is one link in use.
+type phone struct {
+	conn      *link.Conn
+	class     deviceapi.LinkClass
+	calls     context.Context // for the answers; it outlives the context of receiving
+	challenge *challenge      // of the last M1 on this link; nil: none yet
+}
+
+// accept serves the phones that connect, each in its own goroutine, until the listener is
+// closed, and waits for them. They receive until ctx is over; calls is the context of the answers.
+func (r *Relay) accept(ctx, calls context.Context, l listener) {
 	var phones sync.WaitGroup
 	defer phones.Wait()
 	for {
@@ -37,82 +44,74 @@ func (r *Relay) accept(ctx context.Context, l *link.Listener, class deviceapi.Li
 			pause(ctx, 100*time.Millisecond)
 			continue
 		}
+		p := &phone{conn: conn, class: l.class, calls: calls}
 		select {
 		case r.slots <- struct{}{}:
 			phones.Go(func() {
 				defer func() { <-r.slots }()
-				r.serve(ctx, &phone{conn: conn, class: class})
+				r.serve(ctx, p)
 			})
 		default:
-			r.turnAway(conn)
+			// Sending does not block: the message fits into any buffer.
+			conn.SetTimeouts(link.Timeouts{Send: time.Second})
+			r.send(p, r.linkError(protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}))
+			_ = conn.Close()
 		}
 	}
 }
 
 func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-	case <-timer.C:
+	case <-time.After(d):
 	}
 }
 
-// turnAway tells a phone that the device is busy. It does not wait: the message
-// fits into any buffer.
-func (r *Relay) turnAway(conn *link.Conn) {
-	conn.SetTimeouts(link.Timeouts{Send: time.Second})
-	r.sendError(&phone{conn: conn}, protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause})
-	_ = conn.Close()
-}
-
-// serve answers one phone, message by message, until it leaves, is idle for too
-// long or says what is no message.
+// serve answers the frames of one phone until it leaves, is idle for too long or sends
+// something that is not a frame, or until ctx is over. An answer that is being made is still sent.
 func (r *Relay) serve(ctx context.Context, p *phone) {
 	r.metrics.links.Inc()
 	defer r.metrics.links.Dec()
 	defer func() { _ = p.conn.Close() }()
-	if !r.table.join(p) {
-		return
-	}
-	defer r.table.leave(p)
+	stop := context.AfterFunc(ctx, p.conn.Stop)
+	defer stop()
 	p.conn.SetTimeouts(link.Timeouts{Receive: r.config.Idle, Send: r.config.Send})
 	for {
-		msg, err := p.conn.Receive()
+		frame, err := p.conn.Receive()
 		if errors.Is(err, protocol.CodeFormat) {
-			r.sendError(p, protocol.CodeFormat)
+			r.send(p, r.linkError(protocol.CodeFormat))
 		}
 		if err != nil {
-			r.ended(err)
+			r.logEnd(err)
 			return
 		}
-		answer, err := r.answer(ctx, p, msg)
+		answer, err := r.answer(p, frame)
 		if err != nil {
 			answer = r.linkError(err)
 		}
-		if err := p.conn.Send(answer); err != nil {
-			r.ended(err)
+		if !r.send(p, answer) {
 			return
 		}
 	}
 }
 
-// ended logs the end of a link where it is not the usual one.
-func (r *Relay) ended(err error) {
-	usual := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
-	if !usual {
+func (r *Relay) send(p *phone, msg []byte) bool {
+	err := p.conn.Send(msg)
+	if err != nil {
+		r.logEnd(err)
+	}
+	return err == nil
+}
+
+// logEnd logs an unusual end of a link.
+func (r *Relay) logEnd(err error) {
+	isUsual := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
+	if !isUsual {
 		r.log.Debug("link ended", "error", err)
 	}
 }
 
-func (r *Relay) sendError(p *phone, err error) {
-	if err := p.conn.Send(r.linkError(err)); err != nil {
-		r.ended(err)
-	}
-}
-
-// linkError makes the ME for an error; one without a code is no fault of the
-// phone's.
+// linkError returns the ME for an error. An error without a code is not the phone's fault.
 func (r *Relay) linkError(err error) []byte {
 	code, ok := protocol.CodeOf(err)
 	if !ok {
@@ -129,20 +128,20 @@ func (r *Relay) linkError(err error) []byte {
 	return m.Marshal()
 }
 
-// answer makes the message that goes back for one that came in. Only its kind is
-// looked at.
-func (r *Relay) answer(ctx context.Context, p *phone, msg []byte) ([]byte, error) {
-	kind, err := message.Kind(msg)
+// answer returns the answer to a frame. The relay reads only the frame's kind.
+func (r *Relay) answer(p *phone, frame []byte) ([]byte, error) {
+	kind, err := message.Kind(frame)
 	if err != nil {
 		return nil, err
 	}
+	x := &exchange{ctx: p.calls, link: p.class, frame: frame}
 	switch kind {
 	case message.KindM1:
 		r.metrics.messages.WithLabelValues("m1").Inc()
-		return r.apply(ctx, p, msg)
+		return r.answerM1(p, x)
 	case message.KindM3:
 		r.metrics.messages.WithLabelValues("m3").Inc()
-		return r.countersign(ctx, p, msg)
+		return r.answerM3(p, x)
 	}
-	return nil, protocol.CodeFormat // one that a device sends, never gets
+	return nil, protocol.CodeFormat // a device sends these kinds and never receives them
 }

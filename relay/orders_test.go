@@ -16,29 +16,29 @@ import (
 	"countersign/protocol/trust"
 )
 
-// till is a local program on the order socket.
-type till struct {
+// program is a local program on the order socket.
+type program struct {
 	t    *testing.T
 	conn net.Conn
 	in   *bufio.Scanner
 }
 
-func newTill(t *testing.T, c Config) *till {
+func newProgram(t *testing.T, c Config) *program {
 	t.Helper()
 	conn, err := net.Dial("unix", c.Orders.Socket)
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
-	return &till{t, conn, bufio.NewScanner(conn)}
+	return &program{t, conn, bufio.NewScanner(conn)}
 }
 
-func (l *till) place(line string) {
+func (l *program) place(line string) {
 	l.t.Helper()
 	_, err := l.conn.Write([]byte(line + "\n"))
 	must(l.t, err)
 }
 
-func (l *till) result() (r resultJSON) {
+func (l *program) result() (r resultJSON) {
 	l.t.Helper()
 	if !l.in.Scan() {
 		l.t.Fatalf("no result: %v", l.in.Err())
@@ -47,7 +47,7 @@ func (l *till) result() (r resultJSON) {
 	return r
 }
 
-func deskRig(t *testing.T, change func(*fake, *Config)) (*rig, *till) {
+func socketRig(t *testing.T, change func(*fake, *Config)) (*rig, *program) {
 	t.Helper()
 	f, c := enrolled(t)
 	c.Orders = Orders{Socket: filepath.Join(c.StateDir, "orders")}
@@ -55,14 +55,19 @@ func deskRig(t *testing.T, change func(*fake, *Config)) (*rig, *till) {
 		change(f, &c)
 	}
 	g := start(t, f, c)
-	return g, newTill(t, c)
+	return g, newProgram(t, c)
 }
 
 func (g *rig) waiting() int {
-	d := g.relay.orders.(*desk)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.waiting)
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	n := 0
+	for _, a := range g.relay.orders {
+		if a.state == offered {
+			n++
+		}
+	}
+	return n
 }
 
 func (g *rig) untilWaiting(t *testing.T, n int) {
@@ -71,7 +76,7 @@ func (g *rig) untilWaiting(t *testing.T, n int) {
 }
 
 func TestOrderFromSocket(t *testing.T) {
-	g, l := deskRig(t, nil)
+	g, l := socketRig(t, nil)
 	info, err := os.Stat(filepath.Join(g.dir, "orders"))
 	must(t, err)
 	if info.Mode().Perm() != 0o600 {
@@ -85,10 +90,10 @@ func TestOrderFromSocket(t *testing.T) {
 	p.finish(p.conn)
 	r := l.result()
 	if r.Result != "approved" || !r.Performed || r.Service != 200 || *r.Amount != (ActAmount{1250, "EUR"}) || r.Reference != "T-17" || r.Transaction == "" {
-		t.Errorf("till was told %+v", r)
+		t.Errorf("program got %+v", r)
 	}
 	if lines := g.hookLog(); len(lines) != 1 || !strings.Contains(lines[0], `"reference":"T-17"`) {
-		t.Errorf("hook was told %v", lines)
+		t.Errorf("hook got %v", lines)
 	}
 	next := g.phone(t, 200)
 	wantError(t, ask1(t, next.conn, next.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
@@ -98,12 +103,12 @@ func TestOrderFromSocket(t *testing.T) {
 	next.challenge(protocol.Refuse)
 	next.finish(next.conn)
 	if r := l.result(); r.Result != "denied" || r.Performed || r.Code != protocol.CodeRefused {
-		t.Errorf("till was told %+v, want denied", r)
+		t.Errorf("program got %+v, want denied", r)
 	}
 }
 
 func TestOrderGoesBack(t *testing.T) {
-	g, l := deskRig(t, nil)
+	g, l := socketRig(t, nil)
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
@@ -119,41 +124,43 @@ func TestOrderGoesBack(t *testing.T) {
 }
 
 func TestOrderExpires(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, c *Config) { c.OrderWait = 30 * time.Millisecond; f.ttl = 1 })
+	g, l := socketRig(t, func(f *fake, c *Config) { c.OrderWait = 30 * time.Millisecond; f.ttl = 1 })
 	l.place(`{"service":100}`)
 	if r := l.result(); r.Result != "expired" || r.Code != protocol.CodeExpired {
-		t.Errorf("an order that nobody took up: %+v", r)
+		t.Errorf("an order that no phone took up: %+v", r)
 	}
-	g.relay.orders.(*desk).wait = time.Minute // read when the next order is placed
+	g.relay.socket.wait = time.Minute // applies to the next order
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if r := l.result(); r.Result != "expired" {
-		t.Errorf("an order that nobody countersigned: %+v", r)
+		t.Errorf("an order that no phone countersigned: %+v", r)
 	}
 }
 
-func TestOrderOfTillThatLeft(t *testing.T) {
-	g, l := deskRig(t, nil)
+func TestOrderOfProgramThatLeft(t *testing.T) {
+	g, l := socketRig(t, nil)
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	must(t, l.conn.Close())
 	g.untilWaiting(t, 0)
-	o := &order{settled: make(chan Settlement, 1)}
-	d := g.relay.orders.(*desk)
-	d.insert(0, o)
-	taken, err := d.take()
+	a := &authorization{progress: progress{isOnce: true}}
+	g.relay.place(a)
+	x := &exchange{frame: []byte("M1")}
+	g.relay.mu.Lock()
+	_, _, err := g.relay.challengeLocked(x)
+	g.relay.mu.Unlock()
 	must(t, err)
-	d.abandon(o)
-	taken.putBack()
-	if g.waiting() != 0 {
-		t.Error("an order that nobody waits for is given to the next phone")
+	g.relay.step(nil, a, event{kind: abandoned})
+	g.relay.step(x, a, event{kind: returned})
+	if x.challenge.authorization != a || g.waiting() != 0 {
+		t.Error("the next phone gets an order of a program that left")
 	}
 }
 
 func TestBadOrders(t *testing.T) {
-	_, l := deskRig(t, nil)
+	_, l := socketRig(t, nil)
 	for _, line := range []string{
 		`{}`, `[]`, `{"service":3}`, `{"service":-1}`, `{"service":100,"amount":5}`, `{"service":100,"currency":"EUR"}`,
 		`{"service":100,"amount":1000000000000000,"currency":"EUR"}`, `{"service":100,"amount":1,"currency":"eur"}`,
@@ -168,14 +175,14 @@ func TestBadOrders(t *testing.T) {
 }
 
 func TestForgedDecisionSettlesOrder(t *testing.T) {
-	g, l := deskRig(t, nil)
+	g, l := socketRig(t, nil)
 	g.set(func() { g.mutate = func(d *receipt.Decision) { d.Service = 300 } })
 	l.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	p.finish(p.conn)
-	if r := l.result(); r.Result != ResultRefused || r.Code != protocol.CodePolicy || r.Performed {
-		t.Errorf("till was told %+v, want refused with code 12", r)
+	if r := l.result(); r.Result != resultRefused || r.Code != protocol.CodePolicy || r.Performed {
+		t.Errorf("program got %+v, want refused with code 12", r)
 	}
 }

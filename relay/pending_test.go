@@ -12,7 +12,7 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// applied gives the apply that came last.
+// applied returns the last apply.
 func (g *rig) applied(t *testing.T) deviceapi.ApplyRequest {
 	t.Helper()
 	g.mu.Lock()
@@ -23,7 +23,7 @@ func (g *rig) applied(t *testing.T) deviceapi.ApplyRequest {
 	return request
 }
 
-// firstOf starts a rig at level 4 and countersigns for the first time.
+// firstOf starts a rig at level 4 and countersigns once.
 func firstOf(t *testing.T, service protocol.Service, change func(*fake, *Config)) (*rig, *phoneClient) {
 	t.Helper()
 	f, c := enrolled(t)
@@ -40,12 +40,12 @@ func (g *rig) first(t *testing.T, service protocol.Service) *phoneClient {
 	p := g.phone(t, service)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultPending || p4.Reason != protocol.CodePending {
-		t.Fatalf("first phone was told %v %v, want pending", p4.Result, p4.Reason)
+		t.Fatalf("first phone got %v %v, want pending", p4.Result, p4.Reason)
 	}
 	return p
 }
 
-// approver is a phone that was challenged for the second approval.
+// approver returns a phone with a challenge for the second approval.
 func (g *rig) approver(t *testing.T, v protocol.Verdict) *phoneClient {
 	t.Helper()
 	p := g.phone(t, protocol.ServiceCoApproval)
@@ -96,15 +96,15 @@ func TestSecondApprover(t *testing.T) {
 		}
 		for range 3 {
 			if p4 := second.finish(second.conn); p4.Result != protocol.ResultApproved {
-				t.Fatalf("second phone was told %v", p4.Result)
+				t.Fatalf("second phone got %v", p4.Result)
 			}
 		}
 		if lines := g.hookLog(); len(lines) != 1 || !strings.Contains(lines[0], `"service":200`) || !strings.Contains(lines[0], `"second-approver"`) {
-			t.Errorf("hook was told %v, want one act for service 200", lines)
+			t.Errorf("hook got %v, want one act for service 200", lines)
 		}
 		g.wantOutcomes(t, true)
 		if p4 := first.finish(first.conn); p4.Result != protocol.ResultPending {
-			t.Errorf("a repeat of the first was told %v", p4.Result)
+			t.Errorf("a repeat of the first got %v", p4.Result)
 		}
 		g.phone(t, 200).challenge(protocol.Approve)
 		if r := g.applied(t); r.Handle != nil {
@@ -120,47 +120,47 @@ func (g *rig) waiting0(handle []byte) *approval {
 }
 
 func TestSecondApproverOfOrder(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200,"amount":1250,"currency":"EUR","text":"Safe","reference":"T-17"}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	if r := l.result(); r.Result != "pending" || r.Code != protocol.CodePending || r.Performed || r.Transaction == "" {
-		t.Errorf("till was told %+v, want pending", r)
+		t.Errorf("program got %+v, want pending", r)
 	}
-	other := newTill(t, g.relay.config)
+	other := newProgram(t, g.relay.config)
 	other.place(`{"service":100}`)
 	g.untilWaiting(t, 1)
 	stranger := g.approver(t, protocol.Refuse)
 	if p4 := stranger.finish(stranger.conn); p4.Result != protocol.ResultDenied {
-		t.Errorf("who refused was told %v", p4.Result)
+		t.Errorf("the phone that refused got %v", p4.Result)
 	}
 	second := g.approver(t, protocol.Approve)
 	if r := g.applied(t); *r.Order.Amount != (protocol.Amount{Minor: 1250, Currency: "EUR"}) || r.Order.Text != "Safe" {
-		t.Errorf("the second approver's order is %+v, want that of the pending one", r.Order)
+		t.Errorf("the second approver's order is %+v, want the pending one", r.Order)
 	}
 	second.finish(second.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed || r.Service != 200 || r.Reference != "T-17" {
-		t.Errorf("till was told %+v, want approved", r)
+		t.Errorf("program got %+v, want approved", r)
 	}
 	g.set(func() { g.isFour = false })
 	next := g.phone(t, 100)
 	next.challenge(protocol.Approve)
 	next.finish(next.conn)
 	if r := other.result(); r.Result != "approved" || r.Service != 100 {
-		t.Errorf("the next till was told %+v", r)
+		t.Errorf("the next program got %+v", r)
 	}
 }
 
 func TestSecondApprovalTooLate(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = time.Minute })
+	g, l := socketRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = time.Minute })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	l.result()
 	second := g.approver(t, protocol.Approve)
-	g.relay.pendings.expire(g.relay.pendings.current())
+	g.endWait()
 	if r := l.result(); r.Result != "expired" || r.Code != protocol.CodeExpired {
-		t.Errorf("till was told %+v, want expired", r)
+		t.Errorf("program got %+v, want expired", r)
 	}
 	second.finish(second.conn)
 	if len(g.hookLog()) != 0 {
@@ -175,19 +175,19 @@ func TestSecondApprovalTooLate(t *testing.T) {
 }
 
 func TestPendingExpires(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = 20 * time.Millisecond })
+	g, l := socketRig(t, func(f *fake, c *Config) { f.isFour = true; c.ApprovalWait = 20 * time.Millisecond })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	for _, want := range []string{"pending", "expired"} {
 		if r := l.result(); r.Result != want {
-			t.Errorf("till was told %+v, want %s", r, want)
+			t.Errorf("program got %+v, want %s", r, want)
 		}
 	}
 }
 
 func TestOrderIsActedOnOnce(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
@@ -198,7 +198,7 @@ func TestOrderIsActedOnOnce(t *testing.T) {
 	another.challenge(protocol.Approve)
 	another.finish(another.conn)
 	if r := l.result(); r.Result != "approved" || !r.Performed {
-		t.Errorf("till was told %+v", r)
+		t.Errorf("program got %+v", r)
 	}
 	second.finish(second.conn)
 	if got := len(g.hookLog()); got != 1 {
@@ -237,18 +237,18 @@ func TestForgedFinalDecisions(t *testing.T) {
 		if len(g.hookLog()) != 0 || len(g.steps(t)) != 0 {
 			t.Fatalf("%s: acts %v, journal %v", name, g.hookLog(), g.steps(t))
 		}
-		g.wantLast(t, ResultRefused, protocol.CodeReplayed)
+		g.wantLast(t, resultRefused, protocol.CodeReplayed)
 	}
 	g.set(func() { g.mutate = func(d *receipt.Decision) { d.Result = protocol.ResultDenied } })
 	p := g.approver(t, protocol.Approve)
 	p.finish(p.conn)
 	g.wantLast(t, "denied", protocol.CodeRefused)
-	if g.relay.pendings.current() != nil || len(g.hookLog()) != 0 {
+	if g.isOffered() || len(g.hookLog()) != 0 {
 		t.Error("a signed denial leaves the approval pending, or was acted on")
 	}
 }
 
-// waitingU is u of the first challenge; the fake's mu is held.
+// waitingU returns u of the first challenge. The caller holds the fake's mu.
 func (g *rig) waitingU() (u protocol.Nonce) {
 	for _, a := range g.fake.waiting {
 		u = a.opened.u
@@ -264,7 +264,7 @@ func TestOrdinaryWhilePending(t *testing.T) {
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved || len(g.hookLog()) != 1 {
 		t.Errorf("an ordinary phone: %v, %d acts", p4.Result, len(g.hookLog()))
 	}
-	if g.relay.pendings.current() == nil {
+	if !g.isOffered() {
 		t.Error("an ordinary decision ends what is pending")
 	}
 }
@@ -276,47 +276,47 @@ func TestPendingWithoutHandle(t *testing.T) {
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
 	if r := g.applied(t); r.Handle != nil {
-		t.Errorf("handle %q from nowhere", r.Handle)
+		t.Errorf("handle %q, want none", r.Handle)
 	}
 }
 
 func TestTwoOrdersPending(t *testing.T) {
-	g, a := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
-	b := newTill(t, g.relay.config)
-	phones := map[*till]*phoneClient{}
-	for l, line := range map[*till]string{a: `{"service":100}`, b: `{"service":200}`} {
+	g, a := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
+	b := newProgram(t, g.relay.config)
+	phones := map[*program]*phoneClient{}
+	for l, line := range map[*program]string{a: `{"service":100}`, b: `{"service":200}`} {
 		l.place(line)
 		g.untilWaiting(t, 1)
-		service := map[*till]protocol.Service{a: 100, b: 200}[l]
+		service := map[*program]protocol.Service{a: 100, b: 200}[l]
 		phones[l] = g.phone(t, service)
 		phones[l].challenge(protocol.Approve)
 	}
-	for _, l := range []*till{a, b} {
+	for _, l := range []*program{a, b} {
 		phones[l].finish(phones[l].conn)
 		if r := l.result(); r.Result != "pending" {
-			t.Fatalf("till was told %+v, want pending", r)
+			t.Fatalf("program got %+v, want pending", r)
 		}
 	}
-	for _, l := range []*till{b, a} {
-		phones[a].finish(phones[a].conn) // a repeat is not newer; it counts once the newer one is done
+	for _, l := range []*program{b, a} {
+		phones[a].finish(phones[a].conn) // a repeat is not newer; it is offered once the newer one is done
 		second := g.approver(t, protocol.Approve)
 		second.finish(second.conn)
-		want := map[*till]protocol.Service{a: 100, b: 200}[l]
+		want := map[*program]protocol.Service{a: 100, b: 200}[l]
 		if r := l.result(); r.Result != "approved" || !r.Performed || r.Service != want {
-			t.Errorf("till was told %+v, want approved, service %v", r, want)
+			t.Errorf("program got %+v, want approved, service %v", r, want)
 		}
 	}
 }
 
-func TestPendingOrderOfTillThatLeft(t *testing.T) {
-	g, l := deskRig(t, func(f *fake, _ *Config) { f.isFour = true })
+func TestPendingOrderOfProgramThatLeft(t *testing.T) {
+	g, l := socketRig(t, func(f *fake, _ *Config) { f.isFour = true })
 	l.place(`{"service":200}`)
 	g.untilWaiting(t, 1)
 	g.first(t, 200)
 	l.result()
-	if g.relay.pendings.current() == nil {
+	if !g.isOffered() {
 		t.Fatal("nothing is pending")
 	}
 	must(t, l.conn.Close())
-	eventually(t, "its approval is not asked for any more", func() bool { return g.relay.pendings.current() == nil })
+	eventually(t, "its approval is no longer offered", func() bool { return !g.isOffered() })
 }

@@ -1,9 +1,10 @@
-// Package relay is what an authorization device does: it carries messages
-// between phones on a near-field link and the appliance, without reading them, verifies
-// the appliance's decision down to the pinned root, and acts on it at most once.
+// Package relay implements an authorization device. It forwards messages between phones on a
+// near-field link and the appliance without reading them, verifies the appliance's decision
+// down to the pinned root, and acts on it at most once.
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,29 +22,28 @@ import (
 	"countersign/relay/uplink"
 )
 
-// Config is what a relay needs. Zero values of durations and numbers are the
-// defaults named beside them.
+// Config configures a relay. A zero duration or number stands for the default named beside it.
 type Config struct {
 	StateDir  string
 	URL       string // https://HOST:PORT of the appliance
-	CAFile    string // PEM, what the appliance's certificate chains to
+	CAFile    string // PEM, roots of the appliance's certificate
 	Links     []Link
 	Orders    Orders
-	Floor     protocol.Level // least level to act on
-	Strict    bool           // ask for the client's countersignature and verify that too
+	Floor     protocol.Level // lowest level to act on
+	Strict    bool           // ask for the client's countersignature and verify it too
 	Hook      Hook
-	Display   io.Writer     // where service and amount are shown before the act; nil: nowhere
+	Display   io.Writer     // shows service and amount before the act; nil: none
 	Log       hclog.Logger  // nil: none
 	Metrics   *Metrics      // nil: not registered
 	Timeout   time.Duration // of a call to the appliance, 10 s
 	Idle      time.Duration // after which a link without a message is closed, 2 minutes
 	Send      time.Duration // for a phone to take an answer, 10 s
-	ActWait   time.Duration // by which an answer waits for the hook, 2 s
-	Grace     time.Duration // for what is under way when the relay is stopped, 500 ms
-	MaxLinks  int           // at a time; one more is told "link busy", 32
+	ActWait   time.Duration // for which an answer waits for the hook, 2 s
+	Grace     time.Duration // for exchanges under way when the relay stops, 500 ms
+	MaxLinks  int           // at a time; more phones get "link busy", 32
 	OrderWait time.Duration // for a phone to take up an order from the socket, 5 minutes
-	// ApprovalWait is for a second approver after the first, 5 minutes. The
-	// appliance has a limit of its own.
+	// ApprovalWait is for a second approver after the first, 5 minutes. The appliance has its
+	// own limit.
 	ApprovalWait time.Duration
 }
 
@@ -54,26 +54,15 @@ type Link struct {
 }
 
 func (c Config) withDefaults() Config {
-	for _, d := range []struct {
-		value    *time.Duration
-		standard time.Duration
-	}{
-		{&c.Timeout, uplink.DefaultTimeout},
-		{&c.Idle, 2 * time.Minute},
-		{&c.Send, 10 * time.Second},
-		{&c.ActWait, 2 * time.Second},
-		{&c.Grace, 500 * time.Millisecond},
-		{&c.OrderWait, 5 * time.Minute},
-		{&c.ApprovalWait, 5 * time.Minute},
-		{&c.Hook.Timeout, 10 * time.Second},
-	} {
-		if *d.value == 0 {
-			*d.value = d.standard
-		}
-	}
-	if c.MaxLinks == 0 {
-		c.MaxLinks = 32
-	}
+	c.Timeout = cmp.Or(c.Timeout, uplink.DefaultTimeout)
+	c.Idle = cmp.Or(c.Idle, 2*time.Minute)
+	c.Send = cmp.Or(c.Send, 10*time.Second)
+	c.ActWait = cmp.Or(c.ActWait, 2*time.Second)
+	c.Grace = cmp.Or(c.Grace, 500*time.Millisecond)
+	c.OrderWait = cmp.Or(c.OrderWait, 5*time.Minute)
+	c.ApprovalWait = cmp.Or(c.ApprovalWait, 5*time.Minute)
+	c.Hook.Timeout = cmp.Or(c.Hook.Timeout, 10*time.Second)
+	c.MaxLinks = cmp.Or(c.MaxLinks, 32)
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
@@ -93,22 +82,22 @@ type Relay struct {
 	metrics   *Metrics
 	client    *uplink.Client
 	journal   *journal.Journal
-	orders    source
-	table     *table
-	pendings  *pendings
+	socket    *orderSocket // nil: orders come from the configuration
 	status    *statusFile
-	listeners []*link.Listener
+	listeners []listener
 	slots     chan struct{} // one for each link in use
-	unsettled chan struct{} // says that the journal has an outcome to report
+	unsettled chan struct{} // signals that the journal has an outcome to report
 	fatal     chan error
 	acts      sync.WaitGroup
 	display   sync.Mutex // one line at a time
 	release   func()
+
+	registry
 }
 
-// New opens the state directory, which no other process may use
-// ([uplink.ErrLocked]) and which must be enrolled ([uplink.ErrNotEnrolled]), and the
-// listeners. The caller calls Serve.
+// New opens the listeners and the state directory, which must be enrolled
+// ([uplink.ErrNotEnrolled]) and not in use by another process ([uplink.ErrLocked]). The caller
+// then calls Serve.
 func New(c Config) (*Relay, error) {
 	c = c.withDefaults()
 	release, err := uplink.Lock(c.StateDir)
@@ -116,7 +105,7 @@ func New(c Config) (*Relay, error) {
 		return nil, err
 	}
 	r := &Relay{
-		config: c, log: c.Log, metrics: c.Metrics, table: newTable(), pendings: newPendings(c.ApprovalWait), slots: make(chan struct{}, c.MaxLinks),
+		config: c, log: c.Log, metrics: c.Metrics, slots: make(chan struct{}, c.MaxLinks),
 		unsettled: make(chan struct{}, 1), fatal: make(chan error, 1), release: release,
 	}
 	if err := r.open(); err != nil {
@@ -142,15 +131,20 @@ func (r *Relay) open() error {
 		return err
 	}
 	r.status = newStatusFile(r)
-	if r.orders, err = newSource(r.config); err != nil {
+	if r.standing, err = r.config.Orders.standing(); err != nil {
 		return err
 	}
+	if r.standing == nil {
+		if r.socket, err = newOrderSocket(r); err != nil {
+			return err
+		}
+	}
 	for _, l := range r.config.Links {
-		listener, err := link.Listen(l.Listen)
+		inner, err := link.Listen(l.Listen)
 		if err != nil {
 			return err
 		}
-		r.listeners = append(r.listeners, listener)
+		r.listeners = append(r.listeners, listener{inner, l.Class})
 	}
 	return nil
 }
@@ -164,32 +158,33 @@ func (r *Relay) Links() []string {
 	return addrs
 }
 
-// Identity tells who the device is.
+// Identity returns the device's identity.
 func (r *Relay) Identity() uplink.Identity { return r.client.Identity() }
 
-// Reachable says whether the appliance answered the last call.
+// Reachable reports whether the appliance answered the last call.
 func (r *Relay) Reachable() bool { return r.client.Reachable() }
 
-// Serve runs the device until ctx is over, which is no error, or until the
-// journal cannot be written. It gives what is under way the grace to end; a hook
-// that runs longer goes on by itself, and its transaction is unconfirmed.
+// Serve runs the device until ctx is over, which is not an error, or until the journal cannot
+// be written. Exchanges under way have Grace to end. A hook that runs longer keeps running;
+// its transaction is unconfirmed.
 func (r *Relay) Serve(ctx context.Context) error {
 	defer r.close()
-	r.reportLeftOver()
+	r.reportInterrupted()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Calls outlive ctx by the grace: an approval that was granted is acted on.
+	// Calls outlive ctx by Grace, so that the device acts on an approval that was granted.
 	calls, stopCalls := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopCalls()
 
 	var links, upkeep sync.WaitGroup
-	for i, l := range r.listeners {
-		class := r.config.Links[i].Class
-		links.Go(func() { r.accept(calls, l, class) })
+	for _, l := range r.listeners {
+		links.Go(func() { r.accept(ctx, calls, l) })
 	}
 	upkeep.Go(func() { r.client.Run(ctx) })
 	upkeep.Go(func() { r.reportOutcomes(ctx) })
-	upkeep.Go(func() { r.orders.run(ctx) })
+	if r.socket != nil {
+		upkeep.Go(func() { r.socket.run(ctx) })
+	}
 
 	var err error
 	select {
@@ -198,18 +193,17 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	cancel()
 	for _, l := range r.listeners {
-		_ = l.Close() // its own goroutine sees that it is closed
+		_ = l.Close() // accept sees the error
 	}
 	grace := time.AfterFunc(r.config.Grace, stopCalls)
 	defer grace.Stop()
-	r.table.close()
 	links.Wait()
 	waitFor(&r.acts, calls.Done())
 	upkeep.Wait()
 	return err
 }
 
-// waitFor waits for group, or for limit.
+// waitFor waits for group or for limit.
 func waitFor(group *sync.WaitGroup, limit <-chan struct{}) {
 	done := make(chan struct{})
 	go func() { group.Wait(); close(done) }()
@@ -219,7 +213,7 @@ func waitFor(group *sync.WaitGroup, limit <-chan struct{}) {
 	}
 }
 
-// fail stops the relay: without a journal it must not act, and so is of no use.
+// fail stops the relay, which must not act without its journal.
 func (r *Relay) fail(err error) {
 	select {
 	case r.fatal <- err:
@@ -227,12 +221,12 @@ func (r *Relay) fail(err error) {
 	}
 }
 
-// reportLeftOver tells the operator what a crash has left unconfirmed, once.
-func (r *Relay) reportLeftOver() {
-	for _, id := range r.journal.LeftOver() {
+// reportInterrupted reports each act that a crash has left unconfirmed to the operator, once.
+func (r *Relay) reportInterrupted() {
+	for _, id := range r.journal.Interrupted() {
 		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id.String())
 		r.metrics.acts.WithLabelValues("unconfirmed").Inc()
-		if err := r.journal.Told(id); err != nil {
+		if err := r.journal.MarkUnconfirmed(id); err != nil {
 			r.fail(err)
 			return
 		}
@@ -243,11 +237,10 @@ func (r *Relay) reportLeftOver() {
 func (r *Relay) close() {
 	var errs []error
 	for _, l := range r.listeners {
-		_ = l.Close() // closed already where Serve ran
+		_ = l.Close() // Serve may have closed it
 	}
-	r.pendings.close()
-	if r.orders != nil {
-		errs = append(errs, r.orders.close())
+	if r.socket != nil {
+		errs = append(errs, r.socket.close())
 	}
 	if r.client != nil {
 		r.client.Close()

@@ -35,7 +35,7 @@ func TestApprovedActs(t *testing.T) {
 	p := g.phone(t, 200)
 	p.challenge(protocol.Approve)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
-		t.Fatalf("phone was told %v, want approved", p4.Result)
+		t.Fatalf("phone got %v, want approved", p4.Result)
 	}
 	if lines := g.hookLog(); len(lines) != 1 {
 		t.Fatalf("hook ran %d times, want 1", len(lines))
@@ -62,7 +62,7 @@ func TestApprovedActs(t *testing.T) {
 		"factors": []any{"signature"}, "device": g.deviceID().String(), "pairwise": "0700000000000000", "text": "2 coffees", "reference": "T-17",
 	}
 	if fmt.Sprint(act) != fmt.Sprint(want) {
-		t.Errorf("hook was told\n%v, want\n%v", act, want)
+		t.Errorf("hook got\n%v, want\n%v", act, want)
 	}
 	if got := shown.String(); got != "approved: service 200, 12.50 EUR\n" {
 		t.Errorf("shown %q", got)
@@ -75,7 +75,7 @@ func TestApprovedActs(t *testing.T) {
 	}
 }
 
-// steps lists what the journal says, line by line.
+// steps lists the steps in the journal, line by line.
 func (g *rig) steps(t *testing.T) []string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(g.dir, "journal"))
@@ -94,7 +94,7 @@ func TestNoActWithoutApproval(t *testing.T) {
 	p := g.phone(t, 100)
 	p.challenge(protocol.Refuse)
 	if p4 := p.finish(p.conn); p4.Result != protocol.ResultDenied || p4.Reason != protocol.CodeUserRefused {
-		t.Errorf("phone was told %v %v, want denied, user refused", p4.Result, p4.Reason)
+		t.Errorf("phone got %v %v, want denied, user refused", p4.Result, p4.Reason)
 	}
 	if len(g.hookLog()) != 0 || len(g.steps(t)) != 0 {
 		t.Errorf("acted on a refusal: %v, journal %v", g.hookLog(), g.steps(t))
@@ -234,7 +234,7 @@ func TestReplaysActOnce(t *testing.T) {
 	}
 }
 
-// acts reads a counter as an operator does.
+// acts returns the value of a counter.
 func acts(t *testing.T, registry *prometheus.Registry, result string) float64 {
 	t.Helper()
 	families, err := registry.Gather()
@@ -409,7 +409,7 @@ func TestTooManyLinks(t *testing.T) {
 	g := start(t, f, c)
 	first := g.dial(t)
 	for _, conn := range []*link.Conn{first, g.dial(t)} {
-		ask1(t, conn, []byte{0x12}) // it is served, and so counted
+		ask1(t, conn, []byte{0x12}) // once answered, it is counted
 	}
 	third := g.dial(t)
 	answer, err := third.Receive()
@@ -434,7 +434,7 @@ func TestIdleLinkIsClosed(t *testing.T) {
 	_, err = raw.Write([]byte{0}) // half a length
 	must(t, err)
 	if _, err := raw.Read(make([]byte, 1)); err == nil {
-		t.Error("a phone that says half a length is answered")
+		t.Error("a phone that sends half a length gets an answer")
 	}
 	must(t, raw.Close())
 }
@@ -445,9 +445,8 @@ func TestChallengeEnds(t *testing.T) {
 	g := start(t, f, c)
 	p := g.phone(t, 100)
 	p.challenge(protocol.Approve)
-	s := g.relay.table.of(p.m3)
-	eventually(t, "the ttl ends", func() bool { return !s.live() })
-	s.expire()
+	live := g.challengeOf(p.m3)
+	eventually(t, "the ttl ends", func() bool { return !live.isLive() })
 	wantError(t, ask1(t, p.conn, p.m3), message.LinkError{Code: protocol.CodeExpired})
 	if got := g.count("/v1/countersign"); got != 0 {
 		t.Errorf("%d M3 forwarded after the ttl", got)
@@ -491,7 +490,7 @@ func TestJournalFailureStops(t *testing.T) {
 	must(t, r.journal.Close())
 	must(t, p.conn.Send(p.m3))
 	if err := <-done; err == nil {
-		t.Error("the relay goes on without its journal")
+		t.Error("the relay runs without its journal")
 	}
 	if got := g.hookLog(); len(got) != 0 {
 		t.Errorf("acted without a journal: %v", got)

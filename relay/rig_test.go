@@ -27,16 +27,16 @@ type rig struct {
 	*fake
 	dir   string
 	relay *Relay
-	stop  func() error // waits for the end
+	stop  func() error // and waits until it has stopped
 }
 
-// enrolled is a fake and a config of a device that it knows.
+// enrolled returns a fake and the configuration of a device that it has enrolled.
 func enrolled(t *testing.T) (*fake, Config) {
 	t.Helper()
 	return enrolledFor(t, time.Hour)
 }
 
-// enrolledFor gives the device certificates of this life.
+// enrolledFor sets the life of the device's certificates.
 func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
 	t.Helper()
 	f := newFake(t)
@@ -85,6 +85,38 @@ func (g *rig) hookLog() []string {
 	return strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n")[:bytes.Count(raw, []byte("\n"))]
 }
 
+// challengeOf returns the challenge that an M3 without an M1 belongs to.
+func (g *rig) challengeOf(m3 []byte) *challenge {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	return g.relay.liveLocked(nil, m3)
+}
+
+// expire ends the challenge of an M3.
+func (g *rig) expire(m3 []byte) {
+	c := g.challengeOf(m3)
+	g.relay.mu.Lock()
+	c.expires = time.Now()
+	g.relay.mu.Unlock()
+	g.relay.step(&exchange{challenge: c}, c.authorization, event{kind: challengeEnded})
+}
+
+// isOffered reports whether an approval is offered to second approvers.
+func (g *rig) isOffered() bool {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	return g.relay.newest != nil && g.relay.newest.isOffered()
+}
+
+// endWait ends the wait for a second approver.
+func (g *rig) endWait() {
+	g.relay.mu.Lock()
+	a := g.relay.newest
+	e := event{kind: waitEnded, pending: a.pending}
+	g.relay.mu.Unlock()
+	g.relay.step(nil, a, e)
+}
+
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
@@ -100,7 +132,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// phoneClient is a phone: the client's side of the protocol on one link.
+// phoneClient is the client's side of the protocol on one link.
 type phoneClient struct {
 	t       *testing.T
 	fake    *fake
@@ -151,7 +183,7 @@ func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phon
 	return p
 }
 
-// ask1 sends a message and gives the answer.
+// ask1 sends a message and returns the answer.
 func ask1(t *testing.T, conn *link.Conn, msg []byte) []byte {
 	t.Helper()
 	must(t, conn.Send(msg))

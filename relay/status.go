@@ -13,10 +13,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/relay/uplink"
-
-	"countersign/internal/durable"
 )
 
 // Metrics counts what a relay does.
@@ -28,16 +27,17 @@ type Metrics struct {
 	links     prometheus.Gauge
 }
 
-// NewMetrics makes the collectors and registers them; nil registers nowhere.
+// NewMetrics returns the collectors and registers them unless registry is nil.
 func NewMetrics(registry prometheus.Registerer) *Metrics {
 	counter := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "countersign", Subsystem: "relay", Name: name, Help: help}, []string{label})
+		opts := prometheus.CounterOpts{Namespace: "countersign", Subsystem: "relay", Name: name, Help: help}
+		return prometheus.NewCounterVec(opts, []string{label})
 	}
 	m := &Metrics{
 		messages:  counter("messages_total", "Messages of phones that were forwarded.", "kind"),
-		decisions: counter("decisions_total", "Answers to countersignatures; refused are decisions that did not verify.", "result"),
-		acts:      counter("acts_total", "Acts; repeated are approvals that had been acted on before.", "result"),
-		errors:    counter("link_errors_total", "Link errors told to phones.", "code"),
+		decisions: counter("decisions_total", "Answers to M3; refused are decisions that did not verify.", "result"),
+		acts:      counter("acts_total", "Acts; repeated are approvals that the device had acted on before.", "result"),
+		errors:    counter("link_errors_total", "Link errors sent to phones.", "code"),
 		links: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "countersign", Subsystem: "relay", Name: "links", Help: "Near-field links in use.",
 		}),
@@ -48,7 +48,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Status is what support can be told over the phone.
+// Status is the state of a device, for support.
 type Status struct {
 	Running          bool      `json:"running"`
 	Name             string    `json:"name"`
@@ -60,7 +60,7 @@ type Status struct {
 	Last             *Last     `json:"last,omitempty"`
 }
 
-// Last is the result of the last order or phone.
+// Last is the last result.
 type Last struct {
 	At          time.Time        `json:"at"`
 	Result      string           `json:"result"`
@@ -69,7 +69,18 @@ type Last struct {
 	Service     protocol.Service `json:"service,omitempty"`
 }
 
-// String is one line that can be read out.
+func (r result) last() *Last {
+	l := &Last{Result: r.Result, Code: r.Code}
+	if r.Decision != nil {
+		l.Transaction, l.Service = r.Decision.Transaction.String(), r.Decision.Service
+	}
+	if r.Decision != nil && r.Decision.Result == protocol.ResultApproved && !r.Performed {
+		l.Result = resultFailed
+	}
+	return l
+}
+
+// String returns one line to read out over the phone.
 func (s Status) String() string {
 	parts := []string{fmt.Sprintf("%s (device %s)", s.Name, s.Device)}
 	switch {
@@ -100,8 +111,8 @@ func (l *Last) String() string {
 
 const statusName = "status.json"
 
-// ReadStatus reads the status of the device of a state directory, whether it runs
-// or not. [uplink.ErrNotEnrolled] where there is none.
+// ReadStatus reads the status of the device in a state directory, running or not:
+// [uplink.ErrNotEnrolled] if there is none.
 func ReadStatus(dir string) (Status, error) {
 	state, err := uplink.Open(dir)
 	if err != nil {
@@ -126,8 +137,7 @@ func ReadStatus(dir string) (Status, error) {
 	return s, nil
 }
 
-// statusFile is written when something changes, and not made durable: it is what
-// the running relay says.
+// statusFile has the status of the running relay. Each change replaces it.
 type statusFile struct {
 	relay *Relay
 	mu    sync.Mutex // guards last and the file
@@ -142,7 +152,7 @@ func newStatusFile(r *Relay) *statusFile {
 	return f
 }
 
-// update writes the file; last is nil where the last result has not changed.
+// update writes the file; last is nil if the last result has not changed.
 func (f *statusFile) update(last *Last) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -28,7 +28,7 @@ func TestEnrolment(t *testing.T) {
 		t.Errorf("enrolled as %+v", identity)
 	}
 	if b := f.bodies["/v1/enrol/device"]; len(b) != 2 || string(b[0]) != string(b[1]) {
-		t.Error("the repeat is not, byte by byte, the first request")
+		t.Error("the repeat differs from the first request")
 	}
 	info, err := os.Stat(filepath.Join(c.StateDir, "key.pem"))
 	must(t, err)
@@ -83,7 +83,7 @@ func TestRenewalAtHalfLife(t *testing.T) {
 	}
 	must(t, g.stop())
 
-	f, c = enrolledFor(t, 4*time.Second) // of five seconds one is over
+	f, c = enrolledFor(t, 4*time.Second) // one of five seconds is over
 	g = start(t, f, c)
 	old := g.relay.Identity()
 	eventually(t, "the certificate is renewed", func() bool { return g.relay.Identity().NotAfter.After(old.NotAfter) })

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/softhsm-test/rig"
 )
 
@@ -20,7 +20,7 @@ func TestKilledChanges(t *testing.T) {
 	interrupted := 0
 	for round, at := range []int{1, 2, 2, 2, 3, 2} {
 		verb := []string{"rotate", "activate"}[round%2]
-		before := len(must[[]admin.Record](t)(b.Records(t.Context())))
+		before := len(must[[]adminapi.Record](t)(b.Records(t.Context())))
 		args := []string{"--admin", b.Admin, "key", verb, "root"}
 		if verb == "activate" {
 			args = append(args, "--yes")
@@ -45,7 +45,7 @@ func TestKilledChanges(t *testing.T) {
 			t.Fatalf("round %d: %s %s is %s: %s", round, c.Kind, verb, c.State, c.Reason)
 		}
 		events := map[string]int{}
-		for _, rec := range must[[]admin.Record](t)(b.Records(t.Context()))[before:] {
+		for _, rec := range must[[]adminapi.Record](t)(b.Records(t.Context()))[before:] {
 			events[rec.Kind+" "+fmt.Sprint(rec.Fields["event"])]++
 		}
 		if events["change taken"] != 1 || events["change executed"] != 1 || events["key "+verb] != 1 {
@@ -76,7 +76,7 @@ func (b *bench) killAt(records int) {
 			return false, err
 		}
 		defer func() { _ = res.Body.Close() }() // it was read
-		var page []admin.Record
+		var page []adminapi.Record
 		err = json.NewDecoder(res.Body).Decode(&page)
 		return len(page) > 0, err
 	})
@@ -94,14 +94,14 @@ func (b *bench) killAt(records int) {
 }
 
 // ended is the newest change once it is not under way any more.
-func (b *bench) ended() (c admin.Change) {
+func (b *bench) ended() (c adminapi.Change) {
 	b.Helper()
 	err := rig.Until(b.Context(), "the end of the change", func() (bool, error) {
 		r, err := b.Ctl(b.Context(), "change", "list", "-o", "json")
 		if err != nil {
 			return false, err
 		}
-		var all []admin.Change
+		var all []adminapi.Change
 		if err := json.Unmarshal([]byte(r.Stdout), &all); err != nil || len(all) == 0 {
 			return false, fmt.Errorf("%d changes: %v: %s", len(all), err, r.Stderr)
 		}

@@ -14,12 +14,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm"
+	"countersign/hsm/pool"
 )
 
 // offlineEnv makes the test binary carry out a command on a store that nobody has open,
@@ -67,14 +67,14 @@ func offlineIfAsked() (code int, asked bool) {
 }
 
 // openToken opens a SoftHSM token that no other process has open.
-func openToken(ctx context.Context, label, pinFile string) (*worker.Pool, error) {
+func openToken(ctx context.Context, label, pinFile string) (*pool.Pool, error) {
 	pin, err := os.ReadFile(pinFile)
 	if err != nil {
 		return nil, err
 	}
-	return worker.Open(ctx, worker.Config{
+	return pool.Open(ctx, pool.Config{
 		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: label,
-		PIN: wire.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+		PIN: hsm.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
 	})
 }
 
@@ -94,7 +94,7 @@ func retire(dir string, names ...string) error {
 	if err != nil {
 		return err
 	}
-	err = keyring.Unseal(ctx, token, s, store.NewSeals(nil), keyring.Pins{Anchor: file})
+	err = keyuse.Unseal(ctx, token, s, store.NewSeals(nil), keyuse.Pins{Anchor: file})
 	if err == nil {
 		err = retireAll(ctx, s, names)
 	}

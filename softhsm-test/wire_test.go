@@ -244,7 +244,7 @@ func TestChallenges(t *testing.T) {
 		{"level 3 by policy", func(p *message.P1) { p.Service = 300 }, message.P2{Level: 3, Factors: three}},
 		{"level 4 asked for", func(p *message.P1) { p.Level = 4 }, message.P2{Level: 4, Factors: four}},
 		{"level 4 by amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(1_000_000) }, message.P2{Level: 4, Factors: four}},
-		{"largest amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor-1) }, message.P2{Level: 4, Factors: four}},
+		{"largest amount", func(p *message.P1) { p.Service, p.Proposal = 200, euro(protocol.MaxMinor) }, message.P2{Level: 4, Factors: four}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p1 := p.Next(100)

@@ -1,7 +1,6 @@
 package keyring
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -10,14 +9,14 @@ import (
 	"countersign/protocol/derive"
 )
 
-// Settings are the trust settings that the store keeps beside the keys.
+// Settings are the trust settings that the store keeps with the keys.
 type Settings struct {
 	Domain       string   // SPIFFE trust domain
 	RootCerts    [][]byte // RootCert(1) to the current one
 	NextRootHash [32]byte
-	// HandleEpoch enters the key of every handle. The ceremony makes it, and each
-	// restore another, so that no challenge from before is answered: it may have been
-	// spent. A document or store of a release before it has zero.
+	// HandleEpoch enters the key of every handle. The ceremony chooses it, and each
+	// restore another, so that no challenge from before the restore is answered: it may
+	// have been spent. Zero in documents and stores of releases that lack it.
 	HandleEpoch derive.HandleEpoch
 }
 
@@ -28,7 +27,7 @@ const (
 	settingEpoch  = "handle_epoch"
 )
 
-// Values are the settings as the store keeps them.
+// Values encodes the settings for the store.
 func (s Settings) Values() map[string][]byte {
 	var roots []byte
 	for _, cert := range s.RootCerts {
@@ -42,21 +41,16 @@ func (s Settings) Values() map[string][]byte {
 	return values
 }
 
-// NewHandleEpoch is one that no handle has been under.
+// NewHandleEpoch returns a random handle epoch.
 func NewHandleEpoch() (e derive.HandleEpoch) {
 	_, _ = rand.Read(e[:]) // never fails, crypto/rand
 	return e
 }
 
-// Sentinels of the settings.
-var (
-	// ErrNotInitialized: no ceremony has been held for this store.
-	ErrNotInitialized = errors.New("the store holds no keys and no trust")
-	// ErrOldStore: the store is of an earlier release and lacks what this one needs.
-	ErrOldStore = errors.New("the store is of an earlier release")
-)
+// ErrNotInitialized means that no key ceremony was held for this store.
+var ErrNotInitialized = errors.New("the store holds no keys and no trust settings")
 
-// ParseSettings reads what [Settings.Values] writes; errors wrap [ErrNotInitialized].
+// ParseSettings decodes what [Settings.Values] encodes. Errors wrap [ErrNotInitialized].
 func ParseSettings(values map[string][]byte) (Settings, error) {
 	s := Settings{Domain: string(values[settingDomain])}
 	if s.Domain == "" || len(values[settingNext]) != len(s.NextRootHash) {
@@ -65,7 +59,7 @@ func ParseSettings(values map[string][]byte) (Settings, error) {
 	s.NextRootHash = [32]byte(values[settingNext])
 	for b := values[settingRoots]; len(b) > 0; {
 		if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
-			return s, fmt.Errorf("root certificates are cut off: %w", ErrNotInitialized)
+			return s, fmt.Errorf("root certificates are truncated: %w", ErrNotInitialized)
 		}
 		n := int(binary.BigEndian.Uint16(b))
 		s.RootCerts = append(s.RootCerts, b[2:2+n])
@@ -76,29 +70,6 @@ func ParseSettings(values map[string][]byte) (Settings, error) {
 			return s, fmt.Errorf("handle epoch of %d bytes: %w", len(b), ErrNotInitialized)
 		}
 		s.HandleEpoch = derive.HandleEpoch(b)
-	}
-	return s, nil
-}
-
-// ErrOtherTrust: two settings are not of one appliance.
-var ErrOtherTrust = errors.New("of another appliance")
-
-// Newer is the later of two settings of one appliance: those with more roots. An error
-// wraps [ErrOtherTrust].
-func (s Settings) Newer(other Settings) (Settings, error) {
-	if s.Domain != other.Domain {
-		return s, fmt.Errorf("trust domains %q and %q: %w", s.Domain, other.Domain, ErrOtherTrust)
-	}
-	for i := range min(len(s.RootCerts), len(other.RootCerts)) {
-		if !bytes.Equal(s.RootCerts[i], other.RootCerts[i]) {
-			return s, fmt.Errorf("certificates of root %d differ: %w", i+1, ErrOtherTrust)
-		}
-	}
-	if len(s.RootCerts) == len(other.RootCerts) && s.NextRootHash != other.NextRootHash {
-		return s, fmt.Errorf("hashes of the next root differ: %w", ErrOtherTrust)
-	}
-	if len(other.RootCerts) > len(s.RootCerts) {
-		return other, nil
 	}
 	return s, nil
 }

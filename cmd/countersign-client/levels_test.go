@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"countersign/client"
-	"countersign/client/clienttest"
 	"countersign/protocol"
 	"countersign/protocol/message"
+	"countersign/softhsm-test/clienttest"
 )
 
 const right, wrong = "correct horse", "battery staple"

@@ -15,11 +15,11 @@ import (
 	"testing"
 
 	"countersign/client"
-	"countersign/client/clienttest"
 	"countersign/internal/cli"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/message"
+	"countersign/softhsm-test/clienttest"
 )
 
 // shell runs the command with one state directory.

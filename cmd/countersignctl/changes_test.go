@@ -10,29 +10,34 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
 	"countersign/policy"
 )
 
-// answering is an appliance that answers every question with one request.
-func answering(t *testing.T, c admin.Change) string {
+// serving returns the address of an admin socket with a handler.
+func serving(t *testing.T, h http.HandlerFunc) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{Handler: h} //nolint:gosec // a test
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return "unix:" + socket
+}
+
+// answering returns the address of an appliance that answers every question with one request.
+func answering(t *testing.T, c adminapi.Change) string {
+	return serving(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
 			t.Errorf("%s %s: a signature was handed in", r.Method, r.URL.Path)
 		}
 		_ = json.NewEncoder(w).Encode(c)
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
-	return "unix:" + socket
+	})
 }
 
 func request(name string) []byte {
@@ -42,7 +47,7 @@ func request(name string) []byte {
 	}.Marshal()
 }
 
-// run is the command with a key that was made for it.
+// run runs countersignctl.
 func run(t *testing.T, address string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -50,23 +55,23 @@ func run(t *testing.T, address string, args ...string) (code int, stdout, stderr
 	return cli.Main(t.Context(), root(), p), out.String(), errs.String()
 }
 
-// TestSignsWhatItReads: an appliance that shows one thing and sends another gets no
-// signature, and what is shown is what the bytes say.
+// TestSignsWhatItReads: an appliance that shows one thing and sends another gets no signature. The command shows the
+// contents of the bytes.
 func TestSignsWhatItReads(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "ann.pem")
-	if code, _, stderr := run(t, "unix:/nobody", "admin", "keygen", "--out", key); code != 0 {
+	if code, _, stderr := run(t, "unix:/none", "admin", "keygen", "--out", key); code != 0 {
 		t.Fatal(stderr)
 	}
 	asked := request("decision")
 	id := change.HashOf(asked).ID().String()
 	for name, document := range map[string][]byte{"another request": request("kem"), "no request": []byte("x"), "nothing": nil} {
-		lie := admin.Change{ID: id, Hash: change.HashOf(asked).String(), Kind: "key.destroy", Document: document}
+		lie := adminapi.Change{ID: id, Hash: change.HashOf(asked).String(), Kind: "key.destroy", Document: document}
 		code, stdout, stderr := run(t, answering(t, lie), "change", "sign", id, "--key", key, "--yes")
 		if code != int(cli.BadSignature) || stdout != "" || strings.Contains(stderr, "name =") {
 			t.Errorf("%s: exit code %d, %q, %q", name, code, stdout, stderr)
 		}
 	}
-	lie := admin.Change{ID: id, Kind: "device.invite", Parameters: map[string]any{"name": "gate-7"}, Document: asked}
+	lie := adminapi.Change{ID: id, Kind: "device.invite", Parameters: map[string]any{"name": "gate-7"}, Document: asked}
 	code, stdout, stderr := run(t, answering(t, lie), "change", "sign", id, "--key", key, "--dry-run")
 	if code != 0 || stdout != "" || !strings.Contains(stderr, "kind     key.destroy") || !strings.Contains(stderr, "name = decision") {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,9 +12,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/custodian"
 )
 
 // custodians is the noun of those who hold the shares of the backup key. Nothing of it
@@ -189,15 +189,52 @@ var shareTable = cli.Table[shareWords]{
 	{Title: "Backup key", Value: func(s shareWords) string { return s.BackupKey }},
 }
 
-func writeBytes(path string, b []byte) error {
-	return writeWhole(path, func(w io.Writer) error {
-		_, err := w.Write(b)
-		return cli.Fail(cli.IO, err, "")
-	})
-}
-
 // noCore keeps what a process knows out of core files and of other processes' reach.
 func noCore() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+}
+
+func (t *tool) custodiansCheck() *cobra.Command {
+	var public string
+	cmd := &cobra.Command{
+		Use: "check --share FILE", Args: cobra.NoArgs, Short: "Open shares and tell whether they are good, and of which backup key",
+	}
+	flags := custodian.AddFlags(cmd)
+	cmd.Flags().StringVar(&public, "backup-key", "", "backup.pub that the shares are to be of")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		noCore()
+		shares, err := flags.Read(cli.TerminalOf(cmd).Secret)
+		if err != nil {
+			return err
+		}
+		var words []shareWords
+		for i, s := range shares {
+			if err := fits(s, public); err != nil {
+				return fmt.Errorf("%s: %w", flags.Shares[i], err)
+			}
+			words = append(words, wordsOf(flags.Shares[i], s))
+		}
+		return shareTable.List(t.printer(cmd), words)
+	}
+	return cmd
+}
+
+// fits holds a share against backup.pub, if one is named.
+func fits(s custody.Share, path string) error {
+	if path == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return cli.Fail(cli.IO, err, "")
+	}
+	key, err := custody.ParsePublicPEM(text)
+	if err != nil {
+		return cli.Fail(cli.Config, err, "--backup-key is the backup.pub of countersignctl key custodians init")
+	}
+	if custody.PointOf(key) != s.Key() {
+		return custodian.Explain(fmt.Errorf("%s, not of %s: %w", s, custody.PointOf(key), custody.ErrMixed))
+	}
+	return nil
 }

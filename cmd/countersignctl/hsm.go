@@ -1,12 +1,14 @@
 package main
 
 import (
-	"context"
-	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
-	"countersign/hsm"
+	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 )
 
@@ -16,32 +18,35 @@ func (t *tool) hsm() *cobra.Command {
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
-		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance"),
-		t.hsmDrain("resume", "Give a drained token calls again"),
-		t.hsmProbe(),
-		t.hsmBench(),
-		t.hsmURI(),
+		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance", adminapi.Routes.HSMDrain),
+		t.hsmDrain("resume", "Give a drained token calls again", adminapi.Routes.HSMResume),
+		hsmProbe("probe", "Try what a PKCS#11 module can do and what it costs"),
+		hsmProbe("bench", "Compare the speed of the service with that of the token"),
+		hsmProbe("uri [URI]", "Print the PKCS#11 URI of a token in its one canonical form"),
 	)
 	return cmd
 }
 
-// hsmExits is the one table from errors of the HSM to exit codes and advice.
-var hsmExits = []struct {
-	err  error
-	code cli.Code
-	hint string
-}{
-	{context.Canceled, cli.Failed, "it was interrupted; what it had made on the token is removed, or will be by the next run"},
-	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
-	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
-	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: tells which tokens are there"},
+// hsmProbe is a command of the program hsm-probe. This process becomes hsm-probe, which
+// reads the flags, and the PIN if it needs one.
+func hsmProbe(use, short string) *cobra.Command {
+	become := func(cmd *cobra.Command, args []string) error {
+		path, err := beside("hsm-probe")
+		if err == nil {
+			err = unix.Exec(path, append([]string{path, cmd.Name()}, args...), os.Environ())
+		}
+		return cli.Fail(cli.Unavailable, fmt.Errorf("starting hsm-probe: %w", err), "it belongs beside countersignctl")
+	}
+	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true, RunE: become}
+	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) { _ = become(cmd, []string{"--help"}) })
+	return cmd
 }
 
-func explainHSM(err error) error {
-	for _, row := range hsmExits {
-		if errors.Is(err, row.err) {
-			return cli.Fail(row.code, err, row.hint)
-		}
+// beside returns the path of a program in the directory of this one.
+func beside(program string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("finding %s: %w", program, err)
 	}
-	return err
+	return filepath.Join(filepath.Dir(self), program), nil
 }

@@ -3,14 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 )
 
@@ -19,12 +18,8 @@ func (t *tool) hsmStatus() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Args: cobra.NoArgs, Short: "Show every token and worker process",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := t.api()
+			tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
 			if err != nil {
-				return err
-			}
-			var tokens []admin.Token
-			if err := a.get(cmd.Context(), "hsm", &tokens); err != nil {
 				return err
 			}
 			if err := t.printTokens(cmd, tokens); err != nil {
@@ -35,10 +30,10 @@ func (t *tool) hsmStatus() *cobra.Command {
 	}
 }
 
-func (t *tool) printTokens(cmd *cobra.Command, tokens []admin.Token) error {
+func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 	p := t.printer(cmd)
 	if p.Format != cli.FormatTable {
-		return cli.Table[admin.Token]{}.List(p, tokens)
+		return cli.Table[adminapi.Token]{}.List(p, tokens)
 	}
 	var rows []workerRow
 	for _, token := range tokens {
@@ -53,7 +48,7 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []admin.Token) error {
 }
 
 // usable is nil when a token answers.
-func usable(tokens []admin.Token) error {
+func usable(tokens []adminapi.Token) error {
 	var reasons []string
 	for _, token := range tokens {
 		if token.State == "ready" || token.State == "degraded" {
@@ -62,24 +57,20 @@ func usable(tokens []admin.Token) error {
 		reasons = append(reasons, token.Name+": "+token.Reason)
 	}
 	hint := "the log of countersignd tells more"
-	if slices.ContainsFunc(tokens, func(t admin.Token) bool { return t.NeedsPIN }) {
+	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
 		hint = "run countersignctl hsm unlock"
 	}
 	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
 }
 
 // hsmDrain is a verb that changes whether a token takes calls.
-func (t *tool) hsmDrain(verb, short string) *cobra.Command {
+func (t *tool) hsmDrain(verb, short string, route adminapi.Route[adminapi.None, []adminapi.Token]) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " TOKEN", Args: cobra.ExactArgs(1), Short: short,
 		Long: short + ".\nTOKEN is first or second, as countersignctl hsm status calls it. A restart of the daemon gives a drained token calls again.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a, err := t.api()
+			tokens, err := send(t, cmd, route, adminapi.None{}, args...)
 			if err != nil {
-				return err
-			}
-			var tokens []admin.Token
-			if err := a.post(cmd.Context(), "hsm/"+url.PathEscape(args[0])+"/"+verb, struct{}{}, &tokens); err != nil {
 				return err
 			}
 			return t.printTokens(cmd, tokens)
@@ -89,8 +80,8 @@ func (t *tool) hsmDrain(verb, short string) *cobra.Command {
 
 // workerRow is a worker with its token, or a token without one.
 type workerRow struct {
-	admin.Token
-	Worker admin.Worker
+	adminapi.Token
+	Worker adminapi.Worker
 }
 
 var workerTable = cli.Table[workerRow]{
@@ -102,18 +93,18 @@ var workerTable = cli.Table[workerRow]{
 		}
 		return r.State
 	}},
-	{Title: "Worker", Value: r1(func(w admin.Worker) string { return strconv.Itoa(w.PID) })},
-	{Title: "Is", Value: r1(func(w admin.Worker) string { return w.State })},
-	{Title: "Since", Value: r1(func(w admin.Worker) string { return date(w.Started) })},
-	{Title: "Calls", Value: r1(func(w admin.Worker) string { return number(w.Calls) })},
-	{Title: "In flight", Value: r1(func(w admin.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
-	{Title: "Call", Value: r1(func(w admin.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
-	{Title: "Wrong", Value: r1(func(w admin.Worker) string { return strconv.Itoa(w.Wrong) })},
-	{Title: "Proven", Value: r1(func(w admin.Worker) string { return optionalDate(w.Proven) })},
+	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
+	{Title: "Is", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
+	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
+	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "Wrong", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
+	{Title: "Proven", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
 }
 
 // r1 is a column that a token without workers leaves empty.
-func r1(value func(admin.Worker) string) func(workerRow) string {
+func r1(value func(adminapi.Worker) string) func(workerRow) string {
 	return func(r workerRow) string {
 		if r.Worker.PID == 0 {
 			return "-"

@@ -1,22 +1,18 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/admin"
-	"countersign/hsm/worker"
+	"countersign/appliance/adminapi"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -43,12 +39,7 @@ func (t *tool) hsmUnlock() *cobra.Command {
 }
 
 func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
-	a, err := t.api()
-	if err != nil {
-		return err
-	}
-	var tokens []admin.Token
-	err = a.get(cmd.Context(), "hsm", &tokens)
+	tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
 	if nobodyAnswers(err) {
 		return t.liftGuard(cmd, u)
 	}
@@ -66,13 +57,14 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 		return err
 	}
 	defer pin.Wipe()
-	if err := a.unlock(cmd.Context(), u.token, pin.Bytes(), &tokens); err != nil {
+	tokens, err = send(t, cmd, adminapi.Routes.HSMUnlock.With("token", u.token), pin.Bytes())
+	if err != nil {
 		return err
 	}
 	return t.printTokens(cmd, tokens)
 }
 
-func anyNeedsPIN(tokens []admin.Token, name string) bool {
+func anyNeedsPIN(tokens []adminapi.Token, name string) bool {
 	for _, token := range tokens {
 		if (name == "" || name == token.Name) && token.NeedsPIN {
 			return true
@@ -98,11 +90,6 @@ func (u unlocking) readPIN(cmd *cobra.Command) (config.SecretValue, error) {
 	return secret.Resolve(config.SecretSources{What: "PIN of the token", Prompt: cli.TerminalOf(cmd).Secret})
 }
 
-// unlock sends the PIN as it is, so that no copy of it is made on the way.
-func (a *api) unlock(ctx context.Context, token string, pin []byte, into any) error {
-	return a.do(ctx, http.MethodPost, "hsm/unlock?token="+url.QueryEscape(token), bytes.NewReader(pin), into)
-}
-
 // stateDir is where the guards are, "" where that is not known.
 func (t *tool) stateDir(u unlocking) string {
 	if u.stateDir != "" {
@@ -116,20 +103,20 @@ func (t *tool) stateDir(u unlocking) string {
 }
 
 // guards are those of the token that is named, or of all.
-func (t *tool) guards(u unlocking) []worker.Guard {
+func (t *tool) guards(u unlocking) []pool.Guard {
 	names := []string{"first", "second"}
 	if u.token != "" {
 		names = []string{u.token}
 	}
-	var all []worker.Guard
+	var all []pool.Guard
 	for _, name := range names {
-		all = append(all, worker.GuardOf(t.stateDir(u), name))
+		all = append(all, pool.GuardOf(t.stateDir(u), name))
 	}
 	return all
 }
 
 func (t *tool) guardIsUp(u unlocking) bool {
-	return t.stateDir(u) != "" && slices.ContainsFunc(t.guards(u), func(g worker.Guard) bool {
+	return t.stateDir(u) != "" && slices.ContainsFunc(t.guards(u), func(g pool.Guard) bool {
 		_, up := g.Refused()
 		return up
 	})
@@ -152,7 +139,7 @@ func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
 	return nil
 }
 
-func lift(cmd *cobra.Command, guard worker.Guard) error {
+func lift(cmd *cobra.Command, guard pool.Guard) error {
 	when, up := guard.Refused()
 	if !up {
 		return nil

@@ -2,65 +2,77 @@ package main
 
 import (
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/policy"
 )
 
-// keyVerb is a step of a key's life as a command.
+// keyVerb is a step in the life of a key, as a command.
 type keyVerb struct {
-	verb, argument, short string
-	confirm               func(ref string) bool // asks for the name to be typed
-	flags                 func(*cobra.Command, *admin.KeyStep)
+	use, short string
+	route      adminapi.Route[adminapi.KeyStep, []adminapi.Key]
+	confirm    func(ref string) bool // the user must type the name
+	flags      func(*cobra.Command, *adminapi.KeyStep)
 }
 
 func always(string) bool { return true }
 
-// rootOnly: every other activation can be taken back.
-func rootOnly(ref string) bool { return ref == "root" || len(ref) > 5 && ref[:5] == "root@" }
+// isRoot reports whether the key is the root. Only its activation cannot be undone.
+func isRoot(ref string) bool { return ref == "root" || strings.HasPrefix(ref, "root@") }
 
 var keyVerbs = []keyVerb{
-	{verb: "create", argument: "NAME", short: "Make the first version of a key that has none"},
-	{verb: "rotate", argument: "NAME", short: "Make or certify the next version, which waits for activate", flags: rotateFlags},
-	{verb: "activate", argument: "NAME[@VERSION]", short: "Put the version that waits, or an earlier one, into use at once", confirm: rootOnly},
-	{verb: "retire", argument: "NAME[@VERSION]", short: "Accept nothing any more that was made with a version no longer in use", confirm: always, flags: retireFlags},
-	{verb: "suspend", argument: "NAME@VERSION", short: "Do not use a version until it is resumed"},
-	{verb: "resume", argument: "NAME@VERSION", short: "Use a version again after suspend"},
-	{verb: "destroy", argument: "NAME@VERSION", short: "Remove a retired version from its token, for ever; with the oldest mac, every client gets new pairwise ids", confirm: always},
+	{
+		use: "create NAME", route: adminapi.Routes.KeyCreate,
+		short: "Create the first version of a key",
+	}, {
+		use: "rotate NAME", route: adminapi.Routes.KeyRotate, flags: rotateFlags,
+		short: "Create or certify the next version, which then waits for activate",
+	}, {
+		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, confirm: isRoot,
+		short: "Put the waiting version, or an earlier one, into use at once",
+	}, {
+		use: "retire NAME[@VERSION]", route: adminapi.Routes.KeyRetire, confirm: always, flags: retireFlags,
+		short: "Reject everything that was made with a version no longer in use",
+	}, {
+		use: "suspend NAME@VERSION", route: adminapi.Routes.KeySuspend,
+		short: "Stop using a version until it is resumed",
+	}, {
+		use: "resume NAME@VERSION", route: adminapi.Routes.KeyResume,
+		short: "Use a version again after suspend",
+	}, {
+		use: "destroy NAME@VERSION", route: adminapi.Routes.KeyDestroy, confirm: always,
+		short: "Delete a retired version from its token permanently; with the oldest mac, every client gets new pairwise ids",
+	},
 }
 
-func rotateFlags(cmd *cobra.Command, step *admin.KeyStep) {
-	cmd.Flags().BoolVar(&step.Compromised, "compromised", false, "the versions so far were compromised: once it is activated, the next one rules them out wherever it is known")
+func rotateFlags(cmd *cobra.Command, step *adminapi.KeyStep) {
+	cmd.Flags().BoolVar(&step.Compromised, "compromised", false,
+		"the earlier versions were compromised: everyone who learns of the new version rejects them once it is active")
 }
 
-func retireFlags(cmd *cobra.Command, step *admin.KeyStep) {
-	cmd.Flags().BoolVar(&step.Early, "early", false, "before its overlap is over: what is under way with it fails")
-	cmd.Flags().BoolVar(&step.Compromised, "compromised", false, "for good: it cannot be activated again")
+func retireFlags(cmd *cobra.Command, step *adminapi.KeyStep) {
+	cmd.Flags().BoolVar(&step.Early, "early", false, "before its overlap ends: requests in progress with it fail")
+	cmd.Flags().BoolVar(&step.Compromised, "compromised", false, "permanently: it cannot be activated again")
 }
 
 func (t *tool) key() *cobra.Command {
 	cmd := &cobra.Command{Use: "key", Short: "Manage the keys in the HSM"}
-	cmd.AddCommand(
-		&cobra.Command{
-			Use: "list", Args: cobra.NoArgs, Short: "List every key version with state and dates",
-			RunE: list(t, keyTable, func() string { return "key" }),
-		},
-		&cobra.Command{
-			Use: "show NAME[@VERSION]", Args: cobra.ExactArgs(1), Short: "Show all that is known of a key",
-			RunE: t.showKey,
-		},
-	)
 	cmd.AddCommand(&cobra.Command{
-		Use: "plan", Args: cobra.NoArgs, Short: "Show when each key is to be rotated, and how far client records have come",
+		Use: "list", Args: cobra.NoArgs, Short: "List every key version with state and dates",
+		RunE: list(t, keyTable, adminapi.Routes.KeyList),
+	}, &cobra.Command{
+		Use: "show NAME[@VERSION]", Args: cobra.ExactArgs(1), Short: "Show every detail of a key",
+		RunE: t.showKey,
+	}, &cobra.Command{
+		Use: "plan", Args: cobra.NoArgs, Short: "Show when each key is due for rotation, and how many client records use the current keys",
 		RunE: t.keyPlan,
 	}, &cobra.Command{
-		Use: "attest", Args: cobra.NoArgs, Short: "Compare every key object on the token with the registry; exit 1 if one is not as it must be",
+		Use: "attest", Args: cobra.NoArgs, Short: "Compare every key object on the token with the registry; exit 1 if one differs",
 		RunE: t.attest,
 	}, t.keyBackup(), t.custodians())
 	for _, v := range keyVerbs {
@@ -70,12 +82,8 @@ func (t *tool) key() *cobra.Command {
 }
 
 func (t *tool) showKey(cmd *cobra.Command, args []string) error {
-	a, err := t.api()
+	keys, err := send(t, cmd, adminapi.Routes.KeyShow, adminapi.None{}, args...)
 	if err != nil {
-		return err
-	}
-	var keys []admin.Key
-	if err := a.get(cmd.Context(), "key/"+url.PathEscape(args[0]), &keys); err != nil {
 		return err
 	}
 	if strings.Contains(args[0], "@") {
@@ -85,38 +93,30 @@ func (t *tool) showKey(cmd *cobra.Command, args []string) error {
 }
 
 func (t *tool) attest(cmd *cobra.Command, _ []string) error {
-	a, err := t.api()
+	found, err := send(t, cmd, adminapi.Routes.KeyAttest, adminapi.None{})
 	if err != nil {
-		return err
-	}
-	var found []admin.Finding
-	if err := a.get(cmd.Context(), "key/attest", &found); err != nil {
 		return err
 	}
 	if err := findingTable.List(t.printer(cmd), found); err != nil {
 		return err
 	}
-	wrong := slices.DeleteFunc(found, func(f admin.Finding) bool { return f.Good })
+	wrong := slices.DeleteFunc(found, func(f adminapi.Finding) bool { return f.Good })
 	if len(wrong) > 0 {
-		return cli.Fail(cli.Failed, fmt.Errorf("%d keys on the token are not as the registry has them, %s first", len(wrong), wrong[0].Key),
-			"an unknown object was put there by somebody, or left by an interrupted step; one that drifted is not to be trusted: rotate it")
+		return cli.Fail(cli.Failed, fmt.Errorf("%d keys on the token differ from the registry, %s first", len(wrong), wrong[0].Key),
+			"an interrupted step, or another program, left an unknown object; do not trust a key that drifted: rotate it")
 	}
 	return nil
 }
 
 // keyPlan prints two tables, or one value.
 func (t *tool) keyPlan(cmd *cobra.Command, _ []string) error {
-	a, err := t.api()
+	plan, err := send(t, cmd, adminapi.Routes.KeyPlan, adminapi.None{})
 	if err != nil {
-		return err
-	}
-	var plan admin.KeyPlan
-	if err := a.get(cmd.Context(), "key/plan", &plan); err != nil {
 		return err
 	}
 	p := t.printer(cmd)
 	if p.Format != cli.FormatTable {
-		return cli.Table[admin.KeyPlan]{}.One(p, plan)
+		return cli.Table[adminapi.KeyPlan]{}.One(p, plan)
 	}
 	if err := dueTable.List(p, plan.Keys); err != nil {
 		return err
@@ -125,24 +125,31 @@ func (t *tool) keyPlan(cmd *cobra.Command, _ []string) error {
 }
 
 func (t *tool) keyStep(v keyVerb) *cobra.Command {
-	var step admin.KeyStep
+	var step adminapi.KeyStep
 	var yes bool
-	cmd := &cobra.Command{
-		Use: v.verb + " " + v.argument, Args: cobra.ExactArgs(1), Short: v.short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if v.confirm != nil && v.confirm(args[0]) && !yes && !step.DryRun {
-				if err := confirmStep(cmd, v.verb, args[0]); err != nil {
-					return err
-				}
+	cmd := &cobra.Command{Use: v.use, Args: cobra.ExactArgs(1), Short: v.short}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if v.confirm != nil && v.confirm(args[0]) && !yes && !step.DryRun {
+			if err := confirm(cmd, "This will "+cmd.Name()+" the key "+args[0]+".", args[0]); err != nil {
+				return err
 			}
-			err := t.takeStep(cmd, "key/"+url.PathEscape(args[0])+"/"+v.verb, step)
-			if kind := v.kind(args[0]); err == nil && step.DryRun && kind != "" {
-				err = t.tellQuorum(cmd, kind)
-			}
+		}
+		keys, err := send(t, cmd, within(cmd, v.route), step, args...)
+		if err != nil {
+			return t.waiting(cmd, err)
+		}
+		if err := keyTable.List(t.printer(cmd), keys); err != nil || !step.DryRun {
 			return err
-		},
+		}
+		switch {
+		case cmd.Name() == "destroy":
+			return t.showQuorum(cmd, policy.KeyDestroy)
+		case isRoot(args[0]):
+			return t.showQuorum(cmd, policy.RootRotate)
+		}
+		return nil
 	}
-	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print what it would come to")
+	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print the result")
 	quorumFlags(cmd)
 	if v.confirm != nil {
 		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
@@ -153,37 +160,13 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 	return cmd
 }
 
-// kind of change that the step is, "" where it takes no quorum.
-func (v keyVerb) kind(ref string) policy.Kind {
-	switch {
-	case v.verb == "destroy":
-		return policy.KeyDestroy
-	case rootOnly(ref):
-		return policy.RootRotate
+// showQuorum prints the quorum of a kind of change, after a dry run.
+func (t *tool) showQuorum(cmd *cobra.Command, kind policy.Kind) error {
+	p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+	for _, q := range p.Quorums {
+		if q.Kind == kind.String() {
+			fmt.Fprintln(cmd.ErrOrStderr(), quorumLine(q))
+		}
 	}
-	return ""
-}
-
-func confirmStep(cmd *cobra.Command, verb, ref string) error {
-	ok, err := cli.TerminalOf(cmd).ConfirmName("This is to "+verb+" the key "+ref+".", ref)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return cli.Fail(cli.Failed, fmt.Errorf("nothing was done: %s %s", verb, ref), "type its name to confirm, or give --yes; --dry-run shows what it would come to")
-	}
-	return nil
-}
-
-// takeStep prints the key versions that a step changes.
-func (t *tool) takeStep(cmd *cobra.Command, path string, step admin.KeyStep) error {
-	a, err := t.api()
-	if err != nil {
-		return err
-	}
-	var keys []admin.Key
-	if err := a.post(cmd.Context(), within(cmd, path), step, &keys); err != nil {
-		return t.waiting(cmd, err)
-	}
-	return keyTable.List(t.printer(cmd), keys)
+	return err
 }

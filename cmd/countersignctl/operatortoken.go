@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"countersign/hsm"
+	"countersign/hsm/pool"
 	"countersign/hsm/uri"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
@@ -57,14 +54,14 @@ func parseURI(s string) (u tokenURI, err error) {
 }
 
 // open logs in to the token in a worker process of its own. The PIN is tried once.
-func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
+func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	u, err := parseURI(f.uri)
 	if err != nil {
 		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
 	}
-	self, err := os.Executable()
+	binary, err := beside("hsm-worker")
 	if err != nil {
-		return u, nil, fmt.Errorf("finding hsm-worker: %w", err)
+		return u, nil, err
 	}
 	secret := config.Secret{Source: "prompt"}
 	if f.pinFile != "" {
@@ -74,9 +71,9 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
 	if err != nil {
 		return u, nil, err
 	}
-	pool, err := worker.Open(cmd.Context(), worker.Config{
-		Binary: filepath.Join(filepath.Dir(self), "hsm-worker"), Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
-		PIN: wire.PIN(pin.Bytes()), Workers: 1, Sessions: 1,
+	opened, err := pool.Open(cmd.Context(), pool.Config{
+		Binary: binary, Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
+		PIN: hsm.PIN(pin.Bytes()), Workers: 1, Sessions: 1,
 	})
 	switch {
 	case errors.Is(err, hsm.ErrPIN):
@@ -84,17 +81,17 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *worker.Pool, error) {
 	case err != nil:
 		err = cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
 	}
-	return u, pool, err
+	return u, opened, err
 }
 
 // use runs do with the one key that the URI names.
 func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey) error) error {
-	u, pool, err := f.open(cmd)
+	u, opened, err := f.open(cmd)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	all, err := pool.Keys(cmd.Context())
+	defer opened.Close()
+	all, err := opened.Keys(cmd.Context())
 	if err != nil {
 		return cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
 	}
@@ -108,7 +105,7 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 		return cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", len(found)),
 			"the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it")
 	}
-	key, err := onToken(pool, found[0])
+	key, err := onToken(opened, found[0])
 	if err != nil {
 		return err
 	}
@@ -117,33 +114,33 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 
 // make generates the key that the URI names; its label must not be there.
 func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
-	u, pool, err := f.open(cmd)
+	u, opened, err := f.open(cmd)
 	if err != nil {
 		return key, err
 	}
-	defer pool.Close()
+	defer opened.Close()
 	if u.object == "" || u.id != "" {
 		return key, cli.Fail(cli.Usage, errors.New("a new key takes an object and no id"), "")
 	}
-	made, err := pool.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
+	made, err := opened.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
 	if err != nil {
 		return key, cli.Fail(cli.Failed, fmt.Errorf("making the key: %w", err), "")
 	}
-	return onToken(pool, made)
+	return onToken(opened, made)
 }
 
-func onToken(pool *worker.Pool, k hsm.Key) (operatorKey, error) {
+func onToken(opened *pool.Pool, k hsm.Key) (operatorKey, error) {
 	point, err := k.ECDH()
 	if err != nil {
 		return operatorKey{}, err
 	}
 	public, err := protocol.CompressPoint(point.Bytes())
-	return operatorKey{signer: tokenSigner{pool, k.ID}, public: public}, err
+	return operatorKey{signer: tokenSigner{opened, k.ID}, public: public}, err
 }
 
 // tokenSigner is a key on the token; change.Sign verifies what it signs.
 type tokenSigner struct {
-	pool *worker.Pool
+	pool *pool.Pool
 	id   hsm.KeyID
 }
 

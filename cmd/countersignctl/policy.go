@@ -8,19 +8,19 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/policy"
 )
 
-var policyTable = cli.Table[admin.Policy]{
-	{Title: "Version", Value: func(p admin.Policy) string { return number(p.Version) }},
-	{Title: "Hash", Value: func(p admin.Policy) string { return p.Hash }},
-	{Title: "Activated", Value: func(p admin.Policy) string { return date(p.ActivatedAt) }},
+var policyTable = cli.Table[adminapi.Policy]{
+	{Title: "Version", Value: func(p adminapi.Policy) string { return number(p.Version) }},
+	{Title: "Hash", Value: func(p adminapi.Policy) string { return p.Hash }},
+	{Title: "Activated", Value: func(p adminapi.Policy) string { return date(p.ActivatedAt) }},
 	{Title: "Quorums", Value: quorumList},
 }
 
-func quorumList(p admin.Policy) string {
+func quorumList(p adminapi.Policy) string {
 	var words []string
 	for _, q := range p.Quorums {
 		words = append(words, fmt.Sprintf("%s %d", q.Kind, q.Required))
@@ -29,11 +29,11 @@ func quorumList(p admin.Policy) string {
 }
 
 func (t *tool) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Look at the policy, check a new one and apply it"}
+	cmd := &cobra.Command{Use: "policy", Short: "Show the policy, check a new one and apply it"}
 	cmd.AddCommand(
 		t.showPolicy(), t.applyPolicy(),
 		&cobra.Command{
-			Use: "check FILE", Args: cobra.ExactArgs(1), Short: "Check a policy document, and ask nobody",
+			Use: "check FILE", Args: cobra.ExactArgs(1), Short: "Check a policy document, without the appliance",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				document, err := readPolicy(cmd, args[0])
 				if err == nil {
@@ -55,8 +55,7 @@ func hashOfPolicy(document []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readPolicy reads a document and reports everything that is wrong with it. Quorums that
-// fewer administrators can change are a warning.
+// readPolicy reads a document and reports every problem. It warns of quorums that fewer administrators can change.
 func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
 	document, err := os.ReadFile(path)
 	if err != nil {
@@ -64,7 +63,7 @@ func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
 	}
 	parsed, err := policy.Parse(document)
 	if err != nil {
-		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the one in force")
+		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the active one")
 	}
 	for _, e := range parsed.Evasions() {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", e)
@@ -75,14 +74,10 @@ func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
 func (t *tool) showPolicy() *cobra.Command {
 	var documentOnly bool
 	cmd := &cobra.Command{
-		Use: "show", Args: cobra.NoArgs, Short: "Show the policy in force and its quorums",
+		Use: "show", Args: cobra.NoArgs, Short: "Show the active policy and its quorums",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := t.api()
+			p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
 			if err != nil {
-				return err
-			}
-			var p admin.Policy
-			if err := a.get(cmd.Context(), "policy", &p); err != nil {
 				return err
 			}
 			if documentOnly {
@@ -98,19 +93,19 @@ func (t *tool) showPolicy() *cobra.Command {
 }
 
 func (t *tool) applyPolicy() *cobra.Command {
-	var req admin.Apply
+	var req adminapi.Apply
 	cmd := &cobra.Command{
-		Use: "apply FILE", Args: cobra.ExactArgs(1), Short: "Make a document the policy in force",
+		Use: "apply FILE", Args: cobra.ExactArgs(1), Short: "Activate a policy document",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			document, err := readPolicy(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			req.Document = string(document)
-			return askFor(t, cmd, asked[admin.Policy]{policyTable, "policy/apply", req, req.DryRun})
+			return sendChange(t, cmd, proposal[adminapi.Apply, adminapi.Policy]{policyTable, adminapi.Routes.PolicyApply, req, req.DryRun})
 		},
 	}
-	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only print what would be asked for, and who would be missing")
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	quorumFlags(cmd)
 	return cmd
 }

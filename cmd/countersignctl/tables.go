@@ -2,11 +2,16 @@ package main
 
 import (
 	"cmp"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/protocol"
 )
@@ -22,60 +27,60 @@ func optionalDate(t *time.Time) string {
 
 func number[T uint64 | int64 | uint8 | int](n T) string { return strconv.FormatInt(int64(n), 10) }
 
-var clientTable = cli.Table[admin.Client]{
-	{Title: "Name", Value: func(c admin.Client) string { return c.Name }},
-	{Title: "ID", Value: func(c admin.Client) string { return c.ID }},
-	{Title: "Status", Value: func(c admin.Client) string { return c.Status }},
-	{Title: "Roles", Value: func(c admin.Client) string { return strings.Join(c.Roles, ",") }},
+var clientTable = cli.Table[adminapi.Client]{
+	{Title: "Name", Value: func(c adminapi.Client) string { return c.Name }},
+	{Title: "ID", Value: func(c adminapi.Client) string { return c.ID }},
+	{Title: "Status", Value: func(c adminapi.Client) string { return c.Status }},
+	{Title: "Roles", Value: func(c adminapi.Client) string { return strings.Join(c.Roles, ",") }},
 	{Title: "Password", Value: passwordWords},
-	{Title: "Highest", Value: func(c admin.Client) string { return number(c.Highest) }},
-	{Title: "Version", Value: func(c admin.Client) string { return number(c.Version) }},
-	{Title: "Enrolled", Value: func(c admin.Client) string { return date(c.CreatedAt) }},
+	{Title: "Highest", Value: func(c adminapi.Client) string { return number(c.Highest) }},
+	{Title: "Version", Value: func(c adminapi.Client) string { return number(c.Version) }},
+	{Title: "Enrolled", Value: func(c adminapi.Client) string { return date(c.CreatedAt) }},
 }
 
-var deviceTable = cli.Table[admin.Device]{
-	{Title: "Name", Value: func(d admin.Device) string { return d.Name }},
-	{Title: "ID", Value: func(d admin.Device) string { return d.ID }},
-	{Title: "Status", Value: func(d admin.Device) string { return d.Status }},
-	{Title: "Display", Value: func(d admin.Device) string { return d.Display }},
-	{Title: "Floor", Value: func(d admin.Device) string { return number(d.Floor) }},
-	{Title: "Enrolled", Value: func(d admin.Device) string { return date(d.CreatedAt) }},
+var deviceTable = cli.Table[adminapi.Device]{
+	{Title: "Name", Value: func(d adminapi.Device) string { return d.Name }},
+	{Title: "ID", Value: func(d adminapi.Device) string { return d.ID }},
+	{Title: "Status", Value: func(d adminapi.Device) string { return d.Status }},
+	{Title: "Display", Value: func(d adminapi.Device) string { return d.Display }},
+	{Title: "Floor", Value: func(d adminapi.Device) string { return number(d.Floor) }},
+	{Title: "Enrolled", Value: func(d adminapi.Device) string { return date(d.CreatedAt) }},
 }
 
-var keyTable = cli.Table[admin.Key]{
+var keyTable = cli.Table[adminapi.Key]{
 	{Title: "Key", Value: keyRef},
 	{Title: "State", Value: keyStateWords},
-	{Title: "Activated", Value: func(k admin.Key) string { return optionalDate(k.ActivatedAt) }},
-	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},
-	{Title: "Not after", Value: func(k admin.Key) string { return optionalDate(k.NotAfter) }},
-	{Title: "ID", Value: func(k admin.Key) string { return cmp.Or(k.ID, "-") }},
+	{Title: "Activated", Value: func(k adminapi.Key) string { return optionalDate(k.ActivatedAt) }},
+	{Title: "Not before", Value: func(k adminapi.Key) string { return optionalDate(k.NotBefore) }},
+	{Title: "Not after", Value: func(k adminapi.Key) string { return optionalDate(k.NotAfter) }},
+	{Title: "ID", Value: func(k adminapi.Key) string { return cmp.Or(k.ID, "-") }},
 }
 
-var keyDetails = cli.Table[admin.Key]{
+var keyDetails = cli.Table[adminapi.Key]{
 	{Title: "Key", Value: keyRef},
 	{Title: "State", Value: keyStateWords},
-	{Title: "Purpose", Value: func(k admin.Key) string { return k.Purpose }},
-	{Title: "Algorithm", Value: func(k admin.Key) string { return k.Algorithm }},
-	{Title: "ID", Value: func(k admin.Key) string { return k.ID }},
-	{Title: "SPKI SHA-256", Value: func(k admin.Key) string { return cmp.Or(k.SPKI, "-") }},
-	{Title: "Origin", Value: func(k admin.Key) string { return k.Origin }},
-	{Title: "Tokens", Value: func(k admin.Key) string { return cmp.Or(strings.Join(k.Tokens, ","), "-") }},
-	{Title: "Sealed for", Value: func(k admin.Key) string { return cmp.Or(k.SealedFor, "-") }},
-	{Title: "Root", Value: func(k admin.Key) string { return number(k.Root) }},
-	{Title: "Created", Value: func(k admin.Key) string { return date(k.CreatedAt) }},
-	{Title: "Not before", Value: func(k admin.Key) string { return optionalDate(k.NotBefore) }},
-	{Title: "Not after", Value: func(k admin.Key) string { return optionalDate(k.NotAfter) }},
-	{Title: "Activated", Value: func(k admin.Key) string { return optionalDate(k.ActivatedAt) }},
-	{Title: "Overlap until", Value: func(k admin.Key) string { return optionalDate(k.OverlapUntil) }},
-	{Title: "Retired", Value: func(k admin.Key) string { return optionalDate(k.RetiredAt) }},
-	{Title: "Suspended", Value: func(k admin.Key) string { return optionalDate(k.SuspendedAt) }},
-	{Title: "Compromised", Value: func(k admin.Key) string { return optionalDate(k.CompromisedAt) }},
-	{Title: "Destroyed", Value: func(k admin.Key) string { return optionalDate(k.DestroyedAt) }},
+	{Title: "Purpose", Value: func(k adminapi.Key) string { return k.Purpose }},
+	{Title: "Algorithm", Value: func(k adminapi.Key) string { return k.Algorithm }},
+	{Title: "ID", Value: func(k adminapi.Key) string { return k.ID }},
+	{Title: "SPKI SHA-256", Value: func(k adminapi.Key) string { return cmp.Or(k.SPKI, "-") }},
+	{Title: "Origin", Value: func(k adminapi.Key) string { return k.Origin }},
+	{Title: "Tokens", Value: func(k adminapi.Key) string { return cmp.Or(strings.Join(k.Tokens, ","), "-") }},
+	{Title: "Sealed for", Value: func(k adminapi.Key) string { return cmp.Or(k.SealedFor, "-") }},
+	{Title: "Root", Value: func(k adminapi.Key) string { return number(k.Root) }},
+	{Title: "Created", Value: func(k adminapi.Key) string { return date(k.CreatedAt) }},
+	{Title: "Not before", Value: func(k adminapi.Key) string { return optionalDate(k.NotBefore) }},
+	{Title: "Not after", Value: func(k adminapi.Key) string { return optionalDate(k.NotAfter) }},
+	{Title: "Activated", Value: func(k adminapi.Key) string { return optionalDate(k.ActivatedAt) }},
+	{Title: "Overlap until", Value: func(k adminapi.Key) string { return optionalDate(k.OverlapUntil) }},
+	{Title: "Retired", Value: func(k adminapi.Key) string { return optionalDate(k.RetiredAt) }},
+	{Title: "Suspended", Value: func(k adminapi.Key) string { return optionalDate(k.SuspendedAt) }},
+	{Title: "Compromised", Value: func(k adminapi.Key) string { return optionalDate(k.CompromisedAt) }},
+	{Title: "Destroyed", Value: func(k adminapi.Key) string { return optionalDate(k.DestroyedAt) }},
 }
 
-var findingTable = cli.Table[admin.Finding]{
-	{Title: "Key", Value: func(f admin.Finding) string { return f.Key }},
-	{Title: "Finding", Value: func(f admin.Finding) string {
+var findingTable = cli.Table[adminapi.Finding]{
+	{Title: "Key", Value: func(f adminapi.Finding) string { return f.Key }},
+	{Title: "Finding", Value: func(f adminapi.Finding) string {
 		switch {
 		case f.Unknown:
 			return "unknown"
@@ -84,16 +89,16 @@ var findingTable = cli.Table[admin.Finding]{
 		}
 		return "ok"
 	}},
-	{Title: "Origin", Value: func(f admin.Finding) string { return cmp.Or(f.Origin, "-") }},
-	{Title: "Token", Value: func(f admin.Finding) string { return cmp.Or(f.Token, "-") }},
-	{Title: "ID", Value: func(f admin.Finding) string { return f.ID }},
+	{Title: "Origin", Value: func(f adminapi.Finding) string { return cmp.Or(f.Origin, "-") }},
+	{Title: "Token", Value: func(f adminapi.Finding) string { return cmp.Or(f.Token, "-") }},
+	{Title: "ID", Value: func(f adminapi.Finding) string { return f.ID }},
 }
 
-var dueTable = cli.Table[admin.KeyDue]{
-	{Title: "Key", Value: func(d admin.KeyDue) string { return d.Name + "@" + number(d.Version) }},
-	{Title: "Rotation", Value: func(d admin.KeyDue) string { return d.Standing }},
-	{Title: "At", Value: func(d admin.KeyDue) string { return optionalDate(d.At) }},
-	{Title: "Next", Value: func(d admin.KeyDue) string {
+var dueTable = cli.Table[adminapi.KeyDue]{
+	{Title: "Key", Value: func(d adminapi.KeyDue) string { return d.Name + "@" + number(d.Version) }},
+	{Title: "Rotation", Value: func(d adminapi.KeyDue) string { return d.Standing }},
+	{Title: "At", Value: func(d adminapi.KeyDue) string { return optionalDate(d.At) }},
+	{Title: "Next", Value: func(d adminapi.KeyDue) string {
 		if d.Next == 0 {
 			return "-"
 		}
@@ -101,18 +106,18 @@ var dueTable = cli.Table[admin.KeyDue]{
 	}},
 }
 
-var recordsTable = cli.Table[admin.Renewal]{
-	{Title: "Records", Value: func(r admin.Renewal) string {
+var recordsTable = cli.Table[adminapi.Renewal]{
+	{Title: "Records", Value: func(r adminapi.Renewal) string {
 		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
 	}},
-	{Title: "Left because", Value: func(r admin.Renewal) string { return cmp.Or(r.Problem, "-") }},
+	{Title: "Left because", Value: func(r adminapi.Renewal) string { return cmp.Or(r.Problem, "-") }},
 }
 
-func keyRef(k admin.Key) string { return k.Name + "@" + number(k.Version) }
+func keyRef(k adminapi.Key) string { return k.Name + "@" + number(k.Version) }
 
-// keyStateWords tells a deactivated key that still verifies from one that does not, and
-// a destroyed one that is gone from one that its driver left behind.
-func keyStateWords(k admin.Key) string {
+// keyStateWords distinguishes a deactivated key that still verifies from one that does not, and a destroyed key that was
+// deleted from one that its driver left on the token.
+func keyStateWords(k adminapi.Key) string {
 	if k.State == "destroyed" && k.OnToken {
 		return "destroyed (still on the token)"
 	}
@@ -122,35 +127,35 @@ func keyStateWords(k admin.Key) string {
 	return k.State
 }
 
-var recordTable = cli.Table[admin.Record]{
-	{Title: "Seq", Value: func(r admin.Record) string { return number(r.Sequence) }},
-	{Title: "At", Value: func(r admin.Record) string { return date(r.At) }},
-	{Title: "Kind", Value: func(r admin.Record) string { return r.Kind }},
-	{Title: "Subject", Value: func(r admin.Record) string { return r.Subject }},
+var recordTable = cli.Table[adminapi.Record]{
+	{Title: "Seq", Value: func(r adminapi.Record) string { return number(r.Sequence) }},
+	{Title: "At", Value: func(r adminapi.Record) string { return date(r.At) }},
+	{Title: "Kind", Value: func(r adminapi.Record) string { return r.Kind }},
+	{Title: "Subject", Value: func(r adminapi.Record) string { return r.Subject }},
 	{Title: "Event", Value: eventWords},
-	{Title: "Leaf", Value: func(r admin.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
+	{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
 }
 
-var invitedTable = cli.Table[admin.Invited]{
-	{Title: "Name", Value: func(i admin.Invited) string { return i.Name }},
-	{Title: "Activation code", Value: func(i admin.Invited) string { return i.ActivationCode }},
-	{Title: "Expires", Value: func(i admin.Invited) string { return date(i.ExpiresAt) }},
+var invitedTable = cli.Table[adminapi.Invited]{
+	{Title: "Name", Value: func(i adminapi.Invited) string { return i.Name }},
+	{Title: "Activation code", Value: func(i adminapi.Invited) string { return i.ActivationCode }},
+	{Title: "Expires", Value: func(i adminapi.Invited) string { return date(i.ExpiresAt) }},
 }
 
-var statusTable = cli.Table[admin.Status]{
-	{Title: "Trust domain", Value: func(s admin.Status) string { return s.TrustDomain }},
-	{Title: "Root key", Value: func(s admin.Status) string { return s.RootKey }},
-	{Title: "Policy", Value: func(s admin.Status) string { return "version " + number(s.PolicyVersion) + ", " + s.PolicyHash }},
+var statusTable = cli.Table[adminapi.Status]{
+	{Title: "Trust domain", Value: func(s adminapi.Status) string { return s.TrustDomain }},
+	{Title: "Root key", Value: func(s adminapi.Status) string { return s.RootKey }},
+	{Title: "Policy", Value: func(s adminapi.Status) string { return "version " + number(s.PolicyVersion) + ", " + s.PolicyHash }},
 	{Title: "HSM", Value: hsmWords},
-	{Title: "Clients", Value: func(s admin.Status) string { return number(s.Counts.Clients) }},
-	{Title: "Devices", Value: func(s admin.Status) string { return number(s.Counts.Devices) }},
-	{Title: "Invitations", Value: func(s admin.Status) string { return number(s.Counts.Invitations) }},
-	{Title: "Decisions", Value: func(s admin.Status) string { return number(s.Counts.Decisions) }},
-	{Title: "Audit records", Value: func(s admin.Status) string { return number(s.Counts.Records) }},
-	{Title: "Keys", Value: func(s admin.Status) string { return number(s.Counts.Keys) }},
+	{Title: "Clients", Value: func(s adminapi.Status) string { return number(s.Counts.Clients) }},
+	{Title: "Devices", Value: func(s adminapi.Status) string { return number(s.Counts.Devices) }},
+	{Title: "Invitations", Value: func(s adminapi.Status) string { return number(s.Counts.Invitations) }},
+	{Title: "Decisions", Value: func(s adminapi.Status) string { return number(s.Counts.Decisions) }},
+	{Title: "Audit records", Value: func(s adminapi.Status) string { return number(s.Counts.Records) }},
+	{Title: "Keys", Value: func(s adminapi.Status) string { return number(s.Counts.Keys) }},
 }
 
-func hsmWords(s admin.Status) string {
+func hsmWords(s adminapi.Status) string {
 	words := []string{"not ready"}
 	if s.HSM.Ready {
 		words[0] = "ready"
@@ -158,9 +163,8 @@ func hsmWords(s admin.Status) string {
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
 }
 
-// eventWords tell records of one kind apart: the event of a change, and what a
-// decision came to.
-func eventWords(r admin.Record) string {
+// eventWords distinguishes records of one kind: it returns the event of a change or the result of a decision.
+func eventWords(r adminapi.Record) string {
 	if event, ok := r.Fields["event"].(string); ok {
 		return event
 	}
@@ -183,7 +187,7 @@ func eventWords(r admin.Record) string {
 	}
 }
 
-func passwordWords(c admin.Client) string {
+func passwordWords(c adminapi.Client) string {
 	switch p := c.Password; {
 	case !p.Set:
 		return "none"
@@ -196,4 +200,112 @@ func passwordWords(c admin.Client) string {
 	default:
 		return "set"
 	}
+}
+
+var changeTable = cli.Table[adminapi.Change]{
+	{Title: "ID", Value: func(c adminapi.Change) string { return c.ID }},
+	{Title: "Kind", Value: func(c adminapi.Change) string { return c.Kind }},
+	{Title: "About", Value: aboutWords},
+	{Title: "State", Value: func(c adminapi.Change) string { return c.State }},
+	{Title: "Signed", Value: quorumWords},
+	{Title: "Expires", Value: func(c adminapi.Change) string { return date(c.ExpiresAt) }},
+}
+
+var changeDetails = cli.Table[adminapi.Change]{
+	{Title: "ID", Value: func(c adminapi.Change) string { return c.ID }},
+	{Title: "Hash", Value: func(c adminapi.Change) string { return c.Hash }},
+	{Title: "Kind", Value: func(c adminapi.Change) string { return c.Kind }},
+	{Title: "About", Value: aboutWords},
+	{Title: "State", Value: stateWords},
+	{Title: "Signed", Value: quorumWords},
+	{Title: "Missing", Value: missingWords},
+	{Title: "Requested by", Value: func(c adminapi.Change) string { return c.By + ", " + date(c.CreatedAt) }},
+	{Title: "Expires", Value: func(c adminapi.Change) string { return date(c.ExpiresAt) }},
+	{Title: "Ended", Value: func(c adminapi.Change) string { return optionalDate(c.EndedAt) }},
+}
+
+// waitingChange is a request that a command made, and the activation code that is valid once it is executed.
+type waitingChange struct {
+	adminapi.Change
+	ActivationCode string `json:"activation_code,omitempty"`
+}
+
+var waitingTable = cli.Table[waitingChange]{
+	{Title: "ID", Value: func(w waitingChange) string { return w.ID }},
+	{Title: "Hash", Value: func(w waitingChange) string { return w.Hash }},
+	{Title: "Kind", Value: func(w waitingChange) string { return w.Kind }},
+	{Title: "About", Value: func(w waitingChange) string { return aboutWords(w.Change) }},
+	{Title: "State", Value: func(w waitingChange) string { return stateWords(w.Change) }},
+	{Title: "Signed", Value: func(w waitingChange) string { return quorumWords(w.Change) }},
+	{Title: "Missing", Value: func(w waitingChange) string { return missingWords(w.Change) }},
+	{Title: "Expires", Value: func(w waitingChange) string { return date(w.ExpiresAt) }},
+	{Title: "Activation code", Value: activationWords},
+}
+
+func activationWords(w waitingChange) string {
+	if w.ActivationCode == "" {
+		return "-"
+	}
+	return w.ActivationCode + " (valid once the request is executed)"
+}
+
+// aboutWords returns the short form of the parameters.
+func aboutWords(c adminapi.Change) string {
+	var words []string
+	for _, name := range []string{"verb", "name", "version"} {
+		if value, ok := c.Parameters[name]; ok {
+			words = append(words, fmt.Sprint(value))
+		}
+	}
+	if len(words) == 0 {
+		return "-"
+	}
+	return strings.Join(words, " ")
+}
+
+func stateWords(c adminapi.Change) string {
+	if c.Reason == "" {
+		return c.State
+	}
+	return c.State + ": " + c.Reason
+}
+
+func quorumWords(c adminapi.Change) string {
+	return fmt.Sprintf("%d of %d administrators (%s)", len(c.Signed), c.Required, strings.Join(c.Signed, ", "))
+}
+
+func missingWords(c adminapi.Change) string {
+	switch {
+	case c.More == 0:
+		return "-"
+	case len(c.Missing) < c.More:
+		return fmt.Sprintf("%d more, and only %d could countersign (%s)", c.More, len(c.Missing), strings.Join(c.Missing, ", "))
+	}
+	return fmt.Sprintf("%d more of %s", c.More, strings.Join(c.Missing, ", "))
+}
+
+// showRequest prints every field of a request, from its own bytes.
+func showRequest(w io.Writer, r fetched) {
+	fmt.Fprintf(w, "change   %s\nhash     %s\nkind     %s\n", r.hash.ID(), r.hash, r.Kind)
+	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
+		showParameter(w, name, r.Parameters[name])
+	}
+	at := func(seconds uint64) string { return date(time.Unix(int64(min(seconds, 1<<40)), 0)) }
+	fmt.Fprintf(w, "domain   %s\nby       %s\ncreated  %s\nexpires  %s\n", cli.Printable(r.Domain), cli.Printable(r.By), at(r.Created), at(r.Expires))
+}
+
+// showParameter prints one parameter on a line, or a document on its lines.
+func showParameter(w io.Writer, name string, value any) {
+	raw, isBytes := value.([]byte)
+	if name == "document" && isBytes {
+		fmt.Fprintf(w, "  %s\n", cli.Printable(name))
+		for line := range strings.SplitSeq(strings.TrimSuffix(string(raw), "\n"), "\n") {
+			fmt.Fprintf(w, "    | %s\n", cli.Printable(line))
+		}
+		return
+	}
+	if isBytes {
+		value = hex.EncodeToString(raw)
+	}
+	fmt.Fprintf(w, "  %s = %s\n", cli.Printable(name), cli.Printable(fmt.Sprint(value)))
 }

@@ -3,24 +3,28 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/dev"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
 )
 
-// anchorPath is the file that the database is held against.
+// anchorPath returns the path of the anchor, which the database is compared with.
 func anchorPath(cfg *config.Appliance) string { return filepath.Join(cfg.StateDir, "anchor") }
 
-// parseRoot reads a root's public key, the digits that init prints; "" is none.
+// parseRoot parses the public key of a root in hexadecimal; "" is the zero key.
 func parseRoot(digits string) (key protocol.PublicKey, err error) {
 	if digits == "" {
 		return key, nil
@@ -35,7 +39,19 @@ func parseRoot(digits string) (key protocol.PublicKey, err error) {
 	return key, nil
 }
 
-// rootLine is what the administrator is given to keep.
+// requireRoot is parseRoot for a flag that must be given.
+func requireRoot(digits string) (key protocol.PublicKey, err error) {
+	key, err = parseRoot(digits)
+	if err == nil && digits == "" {
+		err = errors.New("--root is empty: want the public key of a root")
+	}
+	if err != nil {
+		err = cli.Fail(cli.Usage, err, "KEY is 66 hexadecimal digits, as printed by countersignd init")
+	}
+	return key, err
+}
+
+// rootLine returns the line that the administrator must keep.
 func rootLine(key protocol.PublicKey) string {
 	return fmt.Sprintf("root = \"%s\" # for [trust] in config.toml, and for restore: keep it elsewhere too", key)
 }
@@ -44,14 +60,14 @@ func anchorCommand(path *string) *cobra.Command {
 	var root, dir string
 	cmd := &cobra.Command{
 		Use: "anchor --root KEY", Args: cobra.NoArgs,
-		Short: "Write state_dir/anchor for a store whose roots lead from, or to, a root that you know",
-		Long: "Write state_dir/anchor, without which the daemon serves no store: nothing is trusted on first use.\n" +
-			"KEY is any root of this appliance as you know it from elsewhere than the store: the line that init printed,\n" +
-			"a backup of it, or what another phone or device has pinned. An anchor that is there only goes forward.",
+		Short: "Write state_dir/anchor for a store whose chain of roots contains a root that you know",
+		Long: "Write state_dir/anchor. Without it the daemon serves no store, because nothing is trusted on first use.\n" +
+			"KEY is any root of this appliance from another source than the store: the line that init printed,\n" +
+			"or the root that a phone or device has pinned. An existing anchor only moves forward.",
 	}
 	cmd.Flags().StringVar(&root, "root", "", "public key of a root of this appliance, 66 hexadecimal digits")
-	cmd.Flags().StringVar(&dir, "dir", "", "directory of countersignd dev, in place of the configuration")
-	_ = cmd.MarkFlagRequired("root") // the flag is there
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of countersignd dev, instead of the configuration")
+	_ = cmd.MarkFlagRequired("root") // the flag exists
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := anchored(*path, dir)
 		if err != nil {
@@ -67,27 +83,20 @@ func anchorCommand(path *string) *cobra.Command {
 	return cmd
 }
 
-// anchored is the configuration that names store and state directory.
+// anchored returns the configuration that names store and state directory.
 func anchored(path, dir string) (*config.Appliance, error) {
 	if dir == "" {
 		return config.LoadAppliance(path)
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	return (&dev{dir: dir}).config(), nil
+	return dev.Config(dir)
 }
 
-// writeAnchor verifies the store under a root and moves the anchor to its newest. It
-// takes no token.
+// writeAnchor verifies the store under a root and moves the anchor to its newest root. It
+// needs no token.
 func writeAnchor(ctx context.Context, cfg *config.Appliance, root string) (a anchor.Anchor, err error) {
-	key, err := parseRoot(root)
-	if err == nil && root == "" {
-		err = fmt.Errorf("--root is empty")
-	}
+	key, err := requireRoot(root)
 	if err != nil {
-		return a, cli.Fail(cli.Usage, err, "KEY is 66 hexadecimal digits, as countersignd init prints them")
+		return a, err
 	}
 	if !exists(cfg.Store.Path) {
 		return a, fmt.Errorf("%s: %w", cfg.Store.Path, keyring.ErrNotInitialized)
@@ -102,10 +111,15 @@ func writeAnchor(ctx context.Context, cfg *config.Appliance, root string) (a anc
 	}
 	claims, err := s.Claims(ctx)
 	if err == nil {
-		err = keyring.Verify(claims, keyring.Pins{Anchor: file, Root: key})
+		err = (keyuse.Pins{Anchor: file, Root: key}).Verify(claims)
 	}
 	if closeErr := s.Close(); err == nil {
 		err = closeErr
 	}
 	return file.Current(), err
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }

@@ -5,42 +5,51 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
-	"countersign/appliance/httpapi"
+	"countersign/appliance/adminapi/server"
+	"countersign/appliance/api"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/internal/cli"
 	"countersign/internal/config"
-
 	"countersign/internal/durable"
+	"countersign/protocol/enrol"
 )
 
-// daemon is the appliance on its listeners.
+// daemon runs an appliance on its listeners.
 type daemon struct {
 	*parts
-	keys      *keyring.Keyring
+	keys      *keyuse.Keys
 	appliance *appliance.Appliance
-	identity  *httpapi.Identity
+	identity  *api.Identity
 	listeners listeners
 	config    *config.Appliance
 	storeDir  string
-	waits     bool          // started locked
-	loaded    chan struct{} // closed when there is an appliance
+	started   time.Time
+	waits     bool          // it started locked
+	loaded    chan struct{} // closed once there is an appliance
 	caFile    string
 }
 
-// errOtherDomain: config.toml names another trust domain than init made.
+// errOtherDomain means that config.toml names another trust domain than init created.
 var errOtherDomain = errors.New("another trust domain")
 
-// newDaemon opens the listeners and, unless the HSM is locked, loads keys and
-// policy; nothing is served yet.
+// startTimeout bounds everything before the listeners answer.
+const startTimeout = 30 * time.Second
+
+// newDaemon opens the listeners and, unless the HSM is locked, loads keys and policy. It serves nothing yet.
 func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon, err error) {
-	d = &daemon{parts: p, config: cfg, storeDir: filepath.Dir(cfg.Store.Path), loaded: make(chan struct{})}
+	d = &daemon{parts: p, config: cfg, storeDir: filepath.Dir(cfg.Store.Path), started: time.Now(), loaded: make(chan struct{})}
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -55,33 +64,34 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 	return d, nil
 }
 
-// load makes the appliance from what store and token hold.
+// load creates the appliance from store and token.
 func (d *daemon) load(ctx context.Context) (err error) {
 	cfg := d.config
 	if d.keys, err = d.registry(ctx, d.pins()); err != nil {
 		return err
 	}
-	if err := d.keys.SelfTest(ctx, time.Now()); err != nil {
+	if err := keylife.SelfTest(ctx, d.keys, time.Now()); err != nil {
 		return err
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
-		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics, Attest: attestBy(cfg.UV),
+		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics,
+		Attest: attestBy(cfg.UV),
 	})
 	if err != nil {
 		return err
 	}
-	if d.identity, err = httpapi.NewIdentity(ctx, d.keys, tlsNames(cfg.API), d.log); err != nil {
+	if d.identity, err = api.NewIdentity(ctx, d.keys, tlsNames(cfg.API), d.log); err != nil {
 		return err
 	}
 	d.caFile = filepath.Join(cfg.StateDir, "ca.pem")
 	return d.writeCA(ctx)
 }
 
-func schedule(k config.KeySchedule) keyring.Schedule {
-	return keyring.Schedule{
+func schedule(k config.KeySchedule) keyplan.Schedule {
+	return keyplan.Schedule{
 		Notice: k.Notice.Duration, Auto: k.Auto,
 		Periods: map[string]time.Duration{
 			keyring.Root: k.Root.Duration, keyring.KEM: k.KEM.Duration, keyring.Decision: k.Decision.Duration,
@@ -91,8 +101,8 @@ func schedule(k config.KeySchedule) keyring.Schedule {
 	}
 }
 
-// writeCA writes the authorities for devices that enrol: relayd enrol --ca. With no ca
-// in use the file stays as it is.
+// writeCA writes the authorities for devices that enrol: relayd enrol --ca. If no version of ca is in use the file stays
+// as it is.
 func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
 	if errors.Is(err, keyring.ErrNoKey) {
@@ -109,9 +119,9 @@ func (d *daemon) writeCA(ctx context.Context) error {
 	return cli.Fail(cli.IO, durable.WriteFile(d.caFile, text, 0o644), "state_dir must be writable")
 }
 
-func tlsNames(api config.API) []string {
-	names := append([]string{}, api.Names...)
-	for _, ip := range api.IPs {
+func tlsNames(cfg config.API) []string {
+	names := append([]string{}, cfg.Names...)
+	for _, ip := range cfg.IPs {
 		names = append(names, ip.String())
 	}
 	return names
@@ -122,11 +132,11 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.waits {
 		return d.runLocked(ctx)
 	}
-	return d.runServers(ctx, d.apiServer(), d.adminServer(d.adminHandler()), d.opsServer())
+	return d.runServers(ctx, d.apiServer(), d.adminServer(d.adminAPI().Handler()), d.opsServer())
 }
 
-// runServers is what is done while there is an appliance.
-func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) error {
+// runServers serves and does the background work of an appliance.
+func (d *daemon) runServers(ctx context.Context, servers ...api.Server) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	finished := make(chan struct{})
@@ -137,7 +147,7 @@ func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) erro
 	go d.identity.Run(ctx)
 	go d.followKeys(ctx)
 	go d.watchDisk(ctx, stop)
-	err := httpapi.Serve(ctx, d.log, servers...)
+	err := api.Serve(ctx, d.log, servers...)
 	stop(nil)
 	<-finished
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
@@ -146,11 +156,10 @@ func (d *daemon) runServers(ctx context.Context, servers ...httpapi.Server) erro
 	return err
 }
 
-// followPause is between attempts to follow a change of the keys.
+// followPause is the time between attempts to follow a change of the keys.
 const followPause = 10 * time.Second
 
-// followKeys gives the listener and the file of authorities what follows from the keys,
-// whenever those have changed.
+// followKeys renews the TLS identity and the file of authorities whenever the keys have changed.
 func (d *daemon) followKeys(ctx context.Context) {
 	for {
 		select {
@@ -175,8 +184,8 @@ func (d *daemon) follow(ctx context.Context) error {
 	return errors.Join(d.identity.Renew(ctx), d.writeCA(ctx))
 }
 
-// watchDisk stops the daemon when an fsync failed: what is on the disk is unknown
-// then, and only a new process can find out.
+// watchDisk stops the daemon when an fsync failed. The content of the disk is unknown then, and only a new process can
+// read it.
 func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	select {
 	case err := <-d.store.Fatal():
@@ -185,8 +194,8 @@ func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 }
 
-func (d *daemon) checks() map[string]httpapi.Check {
-	return map[string]httpapi.Check{
+func (d *daemon) checks() map[string]api.Check {
+	return map[string]api.Check{
 		"store": d.storeReady,
 		"hsm": func(context.Context) error {
 			if d.token.Ready() {
@@ -198,17 +207,17 @@ func (d *daemon) checks() map[string]httpapi.Check {
 	}
 }
 
-// warnings tell what is to be done, and make the daemon no less ready.
-func (d *daemon) warnings() map[string]httpapi.Check {
-	return map[string]httpapi.Check{
+// warnings returns checks that /readyz shows without making the daemon unready.
+func (d *daemon) warnings() map[string]api.Check {
+	return map[string]api.Check{
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
 	}
 }
 
-// onceLoaded has nothing to say before there is an appliance.
-func (d *daemon) onceLoaded(check httpapi.Check) httpapi.Check {
+// onceLoaded returns a check that succeeds before there is an appliance.
+func (d *daemon) onceLoaded(check api.Check) api.Check {
 	return func(ctx context.Context) error {
 		select {
 		case <-d.loaded:
@@ -219,10 +228,10 @@ func (d *daemon) onceLoaded(check httpapi.Check) httpapi.Check {
 	}
 }
 
-// leastFree is the room that commits need; with less the daemon is not ready.
+// leastFree is the free space, in bytes, that commits need. With less the daemon is not ready.
 const leastFree = 1 << 20
 
-// storeReady: the store answers, and the disk below it has room for commits.
+// storeReady returns nil if the store answers and its disk has space for commits.
 func (d *daemon) storeReady(ctx context.Context) error {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.storeDir, &disk); err != nil {
@@ -232,11 +241,81 @@ func (d *daemon) storeReady(ctx context.Context) error {
 		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
 	}
 	_, err := d.store.ActivePolicy(ctx)
-	if errors.Is(err, store.ErrSealed) && d.waits { // for the PIN, which the check of the HSM says
+	if errors.Is(err, store.ErrSealed) && d.waits { // until the PIN arrives, which the check of the HSM reports
 		return nil
 	}
 	return err
 }
 
-// startTimeout bounds everything before the listeners answer.
-const startTimeout = 30 * time.Second
+// listeners are the daemon's three.
+type listeners struct{ api, admin, ops net.Listener }
+
+// listen opens the listeners. It serves nothing yet.
+func listen(ctx context.Context, cfg *config.Appliance) (l listeners, err error) {
+	var lc net.ListenConfig
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.api, err = lc.Listen(ctx, "tcp", cfg.API.Listen); err != nil {
+		return l, fmt.Errorf("api.listen: %w", err)
+	}
+	if l.ops, err = lc.Listen(ctx, "tcp", cfg.Ops.Listen); err != nil {
+		return l, fmt.Errorf("ops.listen: %w", err)
+	}
+	if l.admin, err = server.Listen(cfg.Admin.Socket); err != nil {
+		return l, fmt.Errorf("admin.socket: %w", err)
+	}
+	return l, nil
+}
+
+func (l listeners) close() {
+	for _, one := range []net.Listener{l.api, l.admin, l.ops} {
+		if one != nil {
+			_ = one.Close() // it served nothing, or it is closed already
+		}
+	}
+}
+
+// adminAPI returns the admin API. Before the appliance is loaded only its LockedHandler works.
+func (d *daemon) adminAPI() *server.Server {
+	a := d.appliance
+	return &server.Server{
+		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
+		HSM:    server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
+		Logger: d.log.Named("admin"), StartedAt: d.started,
+	}
+}
+
+func (d *daemon) adminServer(h http.Handler) api.Server {
+	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h}
+}
+
+func (d *daemon) opsServer() api.Server {
+	ops := &api.Ops{Checks: d.checks(), Warnings: d.warnings(), Gatherer: d.metrics}
+	return api.Server{Name: "ops", Listener: d.listeners.ops, Handler: ops.Handler()}
+}
+
+func (d *daemon) apiServer() api.Server {
+	a := &api.API{Authorizer: d.appliance, Enroller: d.appliance, Logger: d.log.Named("api")}
+	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
+}
+
+// devDaemon is a daemon as package dev runs it.
+type devDaemon struct{ *daemon }
+
+func (d devDaemon) APIAddr() string               { return d.listeners.api.Addr().String() }
+func (d devDaemon) OpsAddr() string               { return d.listeners.ops.Addr().String() }
+func (d devDaemon) Run(ctx context.Context) error { return d.run(ctx) }
+func (d devDaemon) Close() error                  { return d.close() }
+
+func (d devDaemon) Device(ctx context.Context, name string) error {
+	_, err := d.appliance.DeviceNamed(ctx, name)
+	return err
+}
+
+func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error) {
+	code, _, err := d.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Display: display})
+	return code, err
+}

@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/failover"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // hsmStatus is the short of it, for countersignctl status.
-func (d *daemon) hsmStatus() admin.HSM {
-	sum := admin.HSM{Ready: d.token.Ready()}
+func (d *daemon) hsmStatus() adminapi.HSM {
+	sum := adminapi.HSM{Ready: d.token.Ready()}
 	for _, t := range d.pools {
 		s := t.State()
 		sum.Workers += s.Alive
@@ -26,19 +25,19 @@ func (d *daemon) hsmStatus() admin.HSM {
 }
 
 // hsmTokens is the whole of it, for countersignctl hsm status.
-func (d *daemon) hsmTokens() []admin.Token {
-	all := make([]admin.Token, 0, len(d.pools))
+func (d *daemon) hsmTokens() []adminapi.Token {
+	all := make([]adminapi.Token, 0, len(d.pools))
 	for _, t := range d.pools {
 		all = append(all, d.tokenWords(t))
 	}
 	return all
 }
 
-func (d *daemon) tokenWords(t pool) admin.Token {
+func (d *daemon) tokenWords(t tokenPool) adminapi.Token {
 	state := t.State()
-	words := admin.Token{
+	words := adminapi.Token{
 		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
-		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []admin.Worker{},
+		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []adminapi.Worker{},
 		Drained: d.token.Drained(t.Name), InFlight: t.InFlight(),
 	}
 	if state.Err != nil {
@@ -51,7 +50,7 @@ func (d *daemon) tokenWords(t pool) admin.Token {
 	return words
 }
 
-func tokenState(s worker.State) string {
+func tokenState(s pool.State) string {
 	switch {
 	case errors.Is(s.Err, hsm.ErrPIN) && s.Alive == 0:
 		return "pin-refused"
@@ -68,8 +67,8 @@ func tokenState(s worker.State) string {
 	}
 }
 
-func workerWords(w worker.Process) admin.Worker {
-	out := admin.Worker{
+func workerWords(w pool.Process) adminapi.Worker {
+	out := adminapi.Worker{
 		PID: w.PID, State: "silent", Started: w.Started, InFlight: w.Calls, Most: w.Most, Calls: w.Done, Wrong: w.Wrong,
 		CallUS: float64(w.Took.Nanoseconds()) / 1e3,
 	}
@@ -91,8 +90,8 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 	// Who hangs up has asked all the same: the outcome is to be known and written down.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	failed := t.Unlock(ctx, wire.PIN(pin))
-	if errors.Is(failed, worker.ErrUnlocked) {
+	failed := t.Unlock(ctx, hsm.PIN(pin))
+	if errors.Is(failed, pool.ErrUnlocked) {
 		return conflict{failed}
 	}
 	event := "unlocked"
@@ -106,7 +105,7 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 }
 
 // waiting is the token of that name, or with "" the first that waits for a PIN.
-func (d *daemon) waiting(name string) (pool, error) {
+func (d *daemon) waiting(name string) (tokenPool, error) {
 	for _, t := range d.pools {
 		err := t.State().Err
 		if name == t.Name || name == "" && (errors.Is(err, hsm.ErrLocked) || errors.Is(err, hsm.ErrPIN)) {
@@ -114,9 +113,9 @@ func (d *daemon) waiting(name string) (pool, error) {
 		}
 	}
 	if name == "" {
-		return pool{}, conflict{worker.ErrUnlocked}
+		return tokenPool{}, conflict{pool.ErrUnlocked}
 	}
-	return pool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
+	return tokenPool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
 }
 
 // drain takes a token out of service, or back.

@@ -8,19 +8,22 @@ import (
 	"time"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/internal/config"
 	"countersign/policy"
 )
 
-// errInitialized: init was run on this store before.
+// errInitialized means that init was run on this store before.
 var errInitialized = errors.New("the store is initialized already; init never replaces a trust domain")
 
-// initialize makes keys, policy and trust domain on a token and a store that have
-// none, and the anchor. The trust comes last: a run that was interrupted before it left
-// no appliance behind, and says so when it is repeated.
+// initialize creates keys, policy, trust domain and anchor on an empty token and store.
+// The trust is stored last: a run that was interrupted before leaves no appliance, and
+// says so when it is repeated.
 func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	domain := cfg.Trust.Domain
 	claims, err := p.store.Claims(ctx)
@@ -37,7 +40,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 		return err
 	}
 	now := time.Now().UTC()
-	trust, err := keyring.Ceremony(ctx, p.backed(), domain, now)
+	trust, err := keylife.Ceremony(ctx, p.backed(), domain, now)
 	if err != nil {
 		return fmt.Errorf("key ceremony: %w", err)
 	}
@@ -48,7 +51,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	if err := anchorFirst(p, cfg, trust); err != nil {
 		return err
 	}
-	if err := keyring.SealKeys(ctx, p.token, trust.Keys, p.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, p.token, trust.Keys, p.seals); err != nil {
 		return err
 	}
 	if err := p.store.Unseal(ctx, p.seals, p.anchor); err != nil {
@@ -63,20 +66,20 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	}
 	p.log.Info("initialized", "trust_domain", domain, "keys", len(trust.Keys))
 	if p.escrow == nil {
-		p.log.Warn("there is no way back: these keys have no sealed copies, and are lost with their token",
+		p.log.Warn("there is no way back: these keys have no sealed copies and are lost with their token",
 			"hint", "countersignctl key custodians init, backup.recipient in config.toml, and init on an empty token")
 	}
 	return nil
 }
 
-// anchorFirst makes the anchor before the store has the root: so there is no store whose
-// root nothing vouches for.
+// anchorFirst creates the anchor before the store has the root, so that something vouches
+// for the root of every store.
 func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
 	settings, err := keyring.ParseSettings(trust.Settings)
 	if err != nil {
 		return err
 	}
-	first, err := settings.Anchor()
+	first, err := chain.Anchor(settings)
 	if err != nil {
 		return err
 	}
@@ -84,8 +87,8 @@ func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
 	return err
 }
 
-// errTokenUsed: the token holds keys that no store vouches for.
-var errTokenUsed = errors.New("the token holds keys already, and the store knows none of them")
+// errTokenUsed means that the token holds keys that no store has.
+var errTokenUsed = errors.New("the token holds keys already, and the store has none of them")
 
 func refuseUsedToken(ctx context.Context, p *parts) error {
 	keys, err := p.token.Keys(ctx)

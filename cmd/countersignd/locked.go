@@ -7,32 +7,30 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"countersign/appliance/httpapi"
+	"countersign/appliance/api"
 	"countersign/hsm"
 )
 
-// runLocked serves nothing but health, the state of the HSM and its unlocking,
-// until somebody has given the PIN, and then all of it. The listeners are the same
-// throughout.
+// runLocked serves only health, the state of the HSM and its unlocking until an
+// administrator gives the PIN, and everything after that. The listeners stay the same.
 func (d *daemon) runLocked(ctx context.Context) error {
 	d.log.Warn("locked: the HSM waits for its PIN", "hint", "countersignctl hsm unlock")
-	hsmOnly := d.hsmAPI()
-	admin := httpapi.NewSwitch(hsmOnly.Handler())
+	admin := api.NewSwitch(d.adminAPI().LockedHandler())
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return httpapi.Serve(ctx, d.log, d.adminServer(admin), d.opsServer()) })
+	group.Go(func() error { return api.Serve(ctx, d.log, d.adminServer(admin), d.opsServer()) })
 	group.Go(func() error {
 		if err := d.loadUnlocked(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
-		admin.Use(d.adminHandler())
+		admin.Use(d.adminAPI().Handler())
 		close(d.loaded)
 		return d.runServers(ctx, d.apiServer())
 	})
 	return group.Wait()
 }
 
-// loadUnlocked waits for the PIN and loads. A token that goes away meanwhile is waited
-// for: the PIN is not to be given twice for it.
+// loadUnlocked waits for the PIN and loads keys and policy. If the token disappears
+// meanwhile, it waits for it, so that the administrator need not give the PIN again.
 func (d *daemon) loadUnlocked(ctx context.Context) error {
 	for d.untilUnlocked(ctx) {
 		err := d.load(ctx)
@@ -44,10 +42,10 @@ func (d *daemon) loadUnlocked(ctx context.Context) error {
 	return nil
 }
 
-// unlockedPoll is how often a locked daemon looks whether it is unlocked.
+// unlockedPoll is the interval at which a locked daemon checks whether it is unlocked.
 const unlockedPoll = 20 * time.Millisecond
 
-// untilUnlocked waits; false when ctx ended before.
+// untilUnlocked waits until the token is unlocked, and returns false if ctx ends before.
 func (d *daemon) untilUnlocked(ctx context.Context) bool {
 	tick := time.NewTicker(unlockedPoll)
 	defer tick.Stop()

@@ -1,15 +1,28 @@
-// Command countersignd is the appliance. It wires rooms together and decides
-// nothing.
+// Command countersignd is the appliance's daemon. It parses the command line, opens the parts of the appliance and
+// connects them.
 package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"countersign/appliance"
+	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/server"
+	"countersign/appliance/anchor"
+	"countersign/appliance/dev"
+	"countersign/appliance/doctor"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/restore"
 	"countersign/internal/cli"
+	"countersign/internal/config"
 )
 
 func main() {
@@ -20,10 +33,200 @@ func main() {
 	os.Exit(cli.Main(ctx, root(), p))
 }
 
-// harden keeps files private and the PIN out of core dumps and of other processes'
-// reach.
+// harden makes new files private, and keeps the PIN out of core dumps and away from other processes.
 func harden() {
 	unix.Umask(0o077)
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{Use: "countersignd", Short: "HSM-backed appliance for offline service authorization"}
+	path := cmd.PersistentFlags().String("config", "config.toml", "configuration file")
+	cmd.AddCommand(
+		initCommand(path), serveCommand(path), migrateCommand(path), anchorCommand(path), restoreCommand(path),
+		configCommand(path), doctorCommand(path), devCommand(),
+	)
+	return cmd
+}
+
+func initCommand(path *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "init", Args: cobra.NoArgs,
+		Short: "Create keys, store, policy and trust domain on an existing token",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return explain(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+				if err := initialize(ctx, p, cfg); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), rootLine(p.anchor.Current().Key))
+				return err
+			}))
+		},
+	}
+}
+
+func serveCommand(path *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+				if !p.locked() {
+					if err := p.host(cfg, environment{}).Tidy(ctx, p.token); err != nil {
+						return err
+					}
+				}
+				d, err := newDaemon(ctx, cfg, p)
+				if err != nil {
+					return err
+				}
+				return d.run(ctx)
+			}))
+		},
+	}
+}
+
+// withParts loads the configuration, opens store and token, and closes them after do.
+func withParts(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
+	cfg, err := config.LoadAppliance(path)
+	if err == nil {
+		err = restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}.Unfinished()
+	}
+	if err != nil {
+		return err
+	}
+	p, err := openParts(cmd.Context(), cfg, environmentOf(cmd, cfg.Log))
+	if err == nil {
+		err = do(cmd.Context(), cfg, p)
+		if closeErr := p.close(); err == nil {
+			err = closeErr
+		}
+	}
+	return err
+}
+
+// end returns the result of a daemon. A daemon that is stopped while it starts has not failed.
+func end(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return explain(err)
+}
+
+func configCommand(path *string) *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Inspect the configuration"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "check", Args: cobra.NoArgs, Short: "Check the configuration file without any other effect",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := config.LoadAppliance(*path); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", *path)
+			return err
+		},
+	})
+	return cmd
+}
+
+var doctorTable = cli.Table[adminapi.Examination]{
+	{Title: "Check", Value: func(e adminapi.Examination) string { return e.Check }},
+	{Title: "Status", Value: func(e adminapi.Examination) string { return e.Status }},
+	{Title: "Detail", Value: func(e adminapi.Examination) string { return e.Detail }},
+	{Title: "What to do", Value: func(e adminapi.Examination) string { return e.Advice }},
+}
+
+func doctorCommand(path *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "doctor", Args: cobra.NoArgs,
+		Short: "Examine configuration, files, host, HSM and store, with or without a running daemon",
+	}
+	format := cli.AddOutputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		env := environmentOf(cmd, config.Log{Level: "off", Format: "text"})
+		found := doctor.Examine(cmd.Context(), doctor.Config{
+			Path: *path, AnchorPath: anchorPath, WorkerBinary: workerBinary, LeastFree: leastFree, Timeout: startTimeout,
+			Explain: explain,
+			Open: func(ctx context.Context, cfg *config.Appliance) ([]adminapi.Examination, error) {
+				return examineParts(ctx, cfg, env)
+			},
+		})
+		if err := doctorTable.List(cli.Printer{Out: cmd.OutOrStdout(), Format: *format}, found); err != nil {
+			return err
+		}
+		return doctor.Verdict(found)
+	}
+	return cmd
+}
+
+// examineParts opens store and token as the daemon does, but changes no anchor.
+func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (found []adminapi.Examination, err error) {
+	p, err := openParts(ctx, cfg, env)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	keys, err := p.registry(ctx, keyuse.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root})
+	if err != nil {
+		return nil, err
+	}
+	a, err := appliance.New(ctx, appliance.Config{Store: p.store, Keys: keys, Schedule: schedule(cfg.Keys), Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	return server.Examinations(ctx, a), nil
+}
+
+func devCommand() *cobra.Command {
+	o := dev.Options{StartTimeout: startTimeout}
+	cmd := &cobra.Command{
+		Use: "dev --dir DIR", Args: cobra.NoArgs,
+		Short: "Run everything on loopback with a SoftHSM token in DIR, for development and tests",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.RelayBinary, err = siblingOr("", "relayd"); err != nil {
+				return err
+			}
+			env := environmentOf(cmd, config.Log{Level: "info", Format: "json"})
+			return end(dev.Run(cmd.Context(), o, func(ctx context.Context, cfg *config.Appliance) (dev.Daemon, error) {
+				return startDev(ctx, cfg, env)
+			}))
+		},
+	}
+	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory of token, store and sockets")
+	cmd.Flags().StringVar(&o.Module, "module", "", "PKCS#11 module (default libsofthsm2.so)")
+	cmd.Flags().StringVar(&o.SecondModule, "second-module", "",
+		"PKCS#11 module of a second token with copies of all keys (default: one token)")
+	cmd.Flags().StringVar(&o.Recipient, "backup-recipient", "",
+		"backup.pub of countersignctl key custodians init: new keys get a copy that is sealed for it")
+	_ = cmd.MarkFlagRequired("dir") // the flag exists
+	return cmd
+}
+
+// startDev opens an appliance, and initializes it the first time.
+func startDev(ctx context.Context, cfg *config.Appliance, env environment) (dev.Daemon, error) {
+	p, err := openParts(ctx, cfg, env)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := p.store.Claims(ctx)
+	if err == nil && !claims.Founded && len(claims.Settings) == 0 {
+		err = initialize(ctx, p, cfg)
+	}
+	var d *daemon
+	if err == nil {
+		d, err = newDaemon(ctx, cfg, p)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return devDaemon{d}, nil
+}
+
+// environmentOf returns the logger and the sources of secrets for a command.
+func environmentOf(cmd *cobra.Command, cfg config.Log) environment {
+	return environment{
+		log: hclog.New(&hclog.LoggerOptions{
+			Name: "countersignd", Output: cmd.ErrOrStderr(), Level: hclog.LevelFromString(cfg.Level), JSONFormat: cfg.Format == "json",
+		}),
+		secrets: config.SecretSources{CredentialsDir: os.Getenv("CREDENTIALS_DIRECTORY"), Prompt: cli.TerminalOf(cmd).Secret},
+	}
 }

@@ -15,65 +15,64 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/custody"
+	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/failover"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
 )
 
-// parts are what every command of the daemon stands on: the store and the token.
+// parts are the opened store and token, which every command of the daemon uses.
 type parts struct {
 	cfg     config.HSM
 	store   store.Store
-	seals   *store.Seals       // what the store is unsealed with
-	anchor  *anchor.File       // what the store is held against, with root
+	seals   *store.Seals       // of the store
+	anchor  *anchor.File       // the store is compared with it and with root
 	root    protocol.PublicKey // trust.root; zero: none
 	token   *failover.Set
-	escrow  *ecdh.PublicKey // for whom new keys get a sealed copy; nil: nobody
-	pools   []pool          // what token is made of
+	escrow  *ecdh.PublicKey // new keys get a copy sealed for it; nil: they get none
+	pools   []tokenPool     // the members of token
 	metrics *prometheus.Registry
 	log     hclog.Logger
 }
 
-// pool is one token by its name.
-type pool struct {
+// tokenPool is one token with its name.
+type tokenPool struct {
 	config.TokenNamed
-	*worker.Pool
+	*pool.Pool
 }
 
-// surroundings are what opening needs of the process: the logger and where secrets
-// may come from.
-type surroundings struct {
+// environment is the logger and the sources of secrets.
+type environment struct {
 	log     hclog.Logger
 	secrets config.SecretSources
 }
 
-// openParts opens the store before the token: it costs nothing, and a PIN is not
-// tried before everything else is known to be there.
-func openParts(ctx context.Context, cfg *config.Appliance, from surroundings) (*parts, error) {
-	p, err := newParts(cfg, from)
+// openParts opens the store before the token, so that a PIN is only tried when everything else works.
+func openParts(ctx context.Context, cfg *config.Appliance, env environment) (*parts, error) {
+	p, err := newParts(cfg, env)
 	if err != nil {
 		return nil, err
 	}
 	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
 	}
-	if err := p.openTokens(ctx, cfg, from.secrets); err != nil {
+	if err := p.openTokens(ctx, cfg, env.secrets); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
-// newParts makes and reads what lies beside store and token.
-func newParts(cfg *config.Appliance, from surroundings) (*parts, error) {
-	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: from.log}
+// newParts creates the state directory and reads the files in it.
+func newParts(cfg *config.Appliance, env environment) (*parts, error) {
+	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: env.log}
 	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
@@ -90,7 +89,7 @@ func newParts(cfg *config.Appliance, from surroundings) (*parts, error) {
 	return p, err
 }
 
-// readRecipient reads the backup key's public half; "" is that there is none.
+// readRecipient reads the public half of the backup key. The path "" means that there is none.
 func readRecipient(path string) (*ecdh.PublicKey, error) {
 	if path == "" {
 		return nil, nil
@@ -107,43 +106,57 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 }
 
 // pins are the roots that the keys in the store are held against.
-func (p *parts) pins() keyring.Pins { return keyring.Pins{Anchor: p.anchor, Root: p.root} }
+func (p *parts) pins() keyuse.Pins { return keyuse.Pins{Anchor: p.anchor, Root: p.root} }
 
 // registry unseals the store and loads its keys, held against pins.
-func (p *parts) registry(ctx context.Context, pins keyring.Pins) (*keyring.Keyring, error) {
-	if err := keyring.Unseal(ctx, p.token, p.store, p.seals, pins); err != nil {
+func (p *parts) registry(ctx context.Context, pins keyuse.Pins) (*keyuse.Keys, error) {
+	if err := keyuse.Unseal(ctx, p.token, p.store, p.seals, pins); err != nil {
 		return nil, err
 	}
-	keys, err := keyring.Load(ctx, p.backed(), p.store, pins)
+	keys, err := keyuse.Load(ctx, p.backed(), p.store, pins)
 	if err != nil {
 		return nil, err
 	}
 	return keys, keys.Keep(ctx, p.seals)
 }
 
-// backed is the token on which keys are made.
-func (p *parts) backed() hsm.Token { return keyring.Backed{Token: p.token, Recipient: p.escrow} }
+// host describes this host for a restore or a migration.
+func (p *parts) host(cfg *config.Appliance, from environment) restore.Host {
+	return restore.Host{
+		StateDir: cfg.StateDir, Store: cfg.Store.Path, Label: cfg.HSM.TokenLabel, Root: p.root,
+		Anchor: p.anchor, Seals: p.seals, Log: p.log,
+		Token: func(ctx context.Context) (hsm.Token, error) {
+			err := p.openTokens(ctx, cfg, from.secrets)
+			if err == nil && p.locked() {
+				err = p.tokenError()
+			}
+			return p.token, err
+		},
+	}
+}
 
-// serving are the keys without which there is no appliance: a module that cannot
-// have them is refused at start, not at the first request.
+// backed is the token on which keys are made.
+func (p *parts) backed() hsm.Token { return keylife.Backed{Token: p.token, Recipient: p.escrow} }
+
+// serving are the usages that every appliance needs. A module without them is refused at the start, not at the first
+// request.
 var serving = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
 
-// openTokens opens each token. With two, one that is not there is waited for while
-// the other serves.
+// openTokens opens each token. Of two, one may be unavailable: it is opened later, while the other serves.
 func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets config.SecretSources) error {
-	binary, err := siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
+	binary, err := workerBinary(cfg)
 	if err != nil {
 		return err
 	}
 	set := failover.Config{Timeout: cfg.HSM.Timeout.Duration, Logger: p.log.Named("hsm")}
 	tokens := cfg.HSM.Tokens()
 	for _, t := range tokens {
-		guard := worker.GuardOf(cfg.StateDir, t.Name)
+		guard := pool.GuardOf(cfg.StateDir, t.Name)
 		pin, err := readPIN(t, guard, secrets)
 		if err != nil && (len(tokens) == 1 || !errors.Is(err, hsm.ErrPIN)) {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		opened, err := worker.Open(ctx, worker.Config{
+		opened, err := pool.Open(ctx, pool.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
 			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
 			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
@@ -153,14 +166,14 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 		if err != nil {
 			return fmt.Errorf("%s token: %w", t.Name, err)
 		}
-		p.pools = append(p.pools, pool{t, opened})
+		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
 	}
 	p.token = failover.New(set)
 	return p.someToken()
 }
 
-// someToken is an error when no token is there and none waits for its PIN.
+// someToken returns an error if no token is ready and none waits for its PIN.
 func (p *parts) someToken() error {
 	if p.token.Ready() || p.locked() {
 		return nil
@@ -168,7 +181,7 @@ func (p *parts) someToken() error {
 	return p.tokenError()
 }
 
-// tokenError is why no token is ready.
+// tokenError returns the reasons why no token is ready.
 func (p *parts) tokenError() error {
 	var reasons []error
 	for _, t := range p.pools {
@@ -182,26 +195,31 @@ func (p *parts) tokenError() error {
 	return errors.Join(reasons...)
 }
 
-// locked tells that nothing can be served before somebody gives a PIN.
+// locked reports whether no token is ready before an administrator enters its PIN.
 func (p *parts) locked() bool {
-	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t pool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
+	return !p.token.Ready() && slices.ContainsFunc(p.pools, func(t tokenPool) bool { return errors.Is(t.State().Err, hsm.ErrLocked) })
 }
 
-// readPIN reads the PIN from where the configuration says; nil is a locked start.
-// Nobody is asked for one that would not be tried.
-func readPIN(t config.TokenNamed, guard worker.Guard, secrets config.SecretSources) (wire.PIN, error) {
+// readPIN reads the PIN from its configured source. It returns nil for a locked start, and does not ask for a PIN that
+// would not be tried.
+func readPIN(t config.TokenNamed, guard pool.Guard, secrets config.SecretSources) (hsm.PIN, error) {
 	if t.Pin.Source == config.SourceUnlock {
 		return nil, nil
 	}
 	if when, refused := guard.Refused(); refused {
-		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, worker.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%s: %w since %s", t.TokenLabel, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
 	}
 	secrets.What = "PIN of token " + t.TokenLabel
 	pin, err := t.Pin.Resolve(secrets)
-	return wire.PIN(pin.Bytes()), err
+	return hsm.PIN(pin.Bytes()), err
 }
 
-// siblingOr is the path, or the program of that name beside this one.
+// workerBinary returns the path of hsm-pool.
+func workerBinary(cfg *config.Appliance) (string, error) {
+	return siblingOr(cfg.HSM.WorkerBinary, "hsm-worker")
+}
+
+// siblingOr returns the path, or if it is "" the program of that name in the directory of this one.
 func siblingOr(path, name string) (string, error) {
 	if path != "" {
 		return path, nil

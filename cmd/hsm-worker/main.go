@@ -1,7 +1,6 @@
 // Command hsm-worker holds one PKCS#11 token for the process that started it:
-// frame in, PKCS#11 call, frame out. With a job (hsm/sheet) as its argument it does
-// that once, reports and ends. It is started with a socket as file descriptor 3 and
-// is of no use by hand.
+// frame in, PKCS#11 call, frame out. It takes no argument: its parent starts it with
+// sockets as file descriptors 3 and 4.
 package main
 
 import (
@@ -17,8 +16,8 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/pkcs11"
-	"countersign/hsm/sheet"
 	"countersign/hsm/wire"
+	"countersign/hsm/worker"
 )
 
 // Exit codes.
@@ -30,18 +29,17 @@ const (
 	exitPIN         = 77
 )
 
-// File descriptors that the parent left: the conversation, and a lane beside it
-// for calls that must not wait behind others.
+// File descriptors that the parent left: the conversation, and a second one for
+// canaries, which must not wait behind other calls.
 const (
-	socket = 3
-	lane   = 4
+	socket   = 3
+	canaries = 4
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, _ io.Reader, _, stderr io.Writer) int {
-	job, known := jobOf(args)
-	if !known || !inherited(socket) || job == "" && !inherited(lane) {
+	if len(args) > 0 || !inherited(socket) || !inherited(canaries) {
 		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage
 	}
@@ -51,9 +49,6 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 		return exitUnavailable
 	}
 	conn := wire.NewSocket(socket)
-	if job != "" {
-		return do(conn, job, log)
-	}
 	cfg, err := wire.ReadConfig(conn)
 	if err != nil {
 		log.Error("no configuration", "error", err)
@@ -64,7 +59,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 
 func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	// A session is a thread in the module or in a read: none waits for another.
-	// One session more than asked for is the lane's.
+	// One session more than asked for is for canaries.
 	sessions := cfg.Sessions + 1
 	runtime.GOMAXPROCS(sessions + 1)
 	opened := config(cfg, log)
@@ -80,9 +75,9 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices()}, nil); err != nil {
 		return exitProtocol
 	}
-	err = wire.Serve(conn, token, cfg.Sessions, wire.NewSocket(lane))
+	err = worker.Serve(conn, token, cfg.Sessions, wire.NewSocket(canaries))
 	if errors.Is(err, wire.ErrFrame) {
-		log.Error("parent is not to be understood", "error", err)
+		log.Error("malformed message from parent", "error", err)
 		return exitProtocol
 	}
 	if err != nil {
@@ -96,15 +91,6 @@ func config(cfg wire.Config, log hclog.Logger) pkcs11.Config {
 		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions,
 		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
 	}
-}
-
-// jobOf reads the arguments: none is serving, which is job "".
-func jobOf(args []string) (job sheet.Job, known bool) {
-	if len(args) == 0 {
-		return "", true
-	}
-	_, known = jobs[sheet.Job(args[0])]
-	return sheet.Job(args[0]), known && len(args) == 1
 }
 
 // inherited tells whether a file descriptor is a socket that a parent left.

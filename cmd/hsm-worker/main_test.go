@@ -86,7 +86,7 @@ func TestExitCodes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			conn, cmd, stderr := started(t, s)
 			cfg := good
-			cfg.PIN = wire.PIN(c.pin)
+			cfg.PIN = hsm.PIN(c.pin)
 			if c.change != nil {
 				c.change(&cfg)
 			}
@@ -122,7 +122,7 @@ func TestMalformedConfiguration(t *testing.T) {
 func TestNoCore(t *testing.T) {
 	s := hsmtest.NewSoftHSM(t)
 	conn, cmd, _ := started(t, s)
-	err := wire.WriteConfig(conn, wire.Config{Module: s.Module, TokenLabel: s.Label, PIN: wire.PIN(s.PIN), Sessions: 1})
+	err := wire.WriteConfig(conn, wire.Config{Module: s.Module, TokenLabel: s.Label, PIN: hsm.PIN(s.PIN), Sessions: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,10 +18,10 @@ func enrolCommand() *cobra.Command {
 	var c uplink.EnrolConfig
 	cmd := &cobra.Command{
 		Use:   "enrol --url URL --ca FILE CODE",
-		Short: "Make this device's key and have it certified, once",
-		Long: `Make this device's key and have it certified, with an activation code from
-"countersignctl device invite". The code says which root the device is to trust from then
-on. CODE "-" is read from standard input. Can be repeated with the same code until it succeeds.`,
+		Short: "Generate this device's key and have it certified",
+		Long: `Generate this device's key and have it certified, with an activation code from
+"countersignctl device invite". From then on the device trusts the root that the code names.
+CODE "-" reads the code from standard input. If the command fails, repeat it with the same code.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := codeArgument(cmd, args[0])
@@ -35,7 +35,7 @@ on. CODE "-" is read from standard input. Can be repeated with the same code unt
 		},
 	}
 	cmd.Flags().StringVar(&c.URL, "url", "", "address of the appliance's API, https://HOST:PORT")
-	cmd.Flags().StringVar(&c.CAFile, "ca", "", "PEM file that the appliance's certificate must chain to")
+	cmd.Flags().StringVar(&c.CAFile, "ca", "", "PEM file with the roots of the appliance's certificate")
 	cmd.Flags().StringVar(&c.StateDir, "state", "var", "directory of the device's key, certificate and journal")
 	_ = cmd.MarkFlagRequired("url") // both exist
 	_ = cmd.MarkFlagRequired("ca")
@@ -63,7 +63,7 @@ func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
 	return cli.Fail(cli.IO, err, "")
 }
 
-// failure gives an error of the relay its exit code and hint.
+// failure adds the exit code and hint to an error of the relay.
 func failure(err error) error {
 	var answer *uplink.StatusError
 	code, _ := protocol.CodeOf(err)
@@ -71,7 +71,7 @@ func failure(err error) error {
 	case errors.Is(err, uplink.ErrNotEnrolled):
 		return cli.Fail(cli.Config, err, "relayd enrol --url URL --ca FILE --state DIR CODE")
 	case errors.Is(err, uplink.ErrEnrolled):
-		return cli.Fail(cli.Failed, err, "a device that is to be another one needs another --state directory")
+		return cli.Fail(cli.Failed, err, "to enrol another device, use another --state directory")
 	case errors.Is(err, uplink.ErrLocked):
 		return cli.Fail(cli.TryAgain, err, "stop the other relayd first")
 	case code == protocol.CodeServerUnreachable || code == protocol.CodeTimeout:
@@ -79,7 +79,7 @@ func failure(err error) error {
 	case code == protocol.CodeBusy || code == protocol.CodeHSM:
 		return cli.Fail(cli.Unavailable, err, "try again later with the same code")
 	case errors.As(err, &answer):
-		return cli.Fail(cli.Auth, err, "the code may have been used or be too old: ask for another one")
+		return cli.Fail(cli.Auth, err, "the code may be used or expired: ask for another one")
 	case code == protocol.CodeCertificate:
 		return cli.Fail(cli.Auth, err, "this is not the appliance that the code is for")
 	}

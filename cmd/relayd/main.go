@@ -1,9 +1,11 @@
-// Command relayd is the daemon of an authorization device: it carries messages
-// between phones and the appliance, verifies the appliance's decision, and acts on it.
+// Command relayd is the daemon of an authorization device. It forwards messages between phones
+// and the appliance, verifies the appliance's decision, and acts on it.
 package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -12,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/internal/cli"
+	"countersign/internal/config"
+	"countersign/relay"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -23,9 +27,80 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 }
 
 func root() *cobra.Command {
-	cmd := &cobra.Command{Use: "relayd", Short: "The daemon of an authorization device"}
-	config := &cobra.Command{Use: "config", Short: "The configuration file"}
+	cmd := &cobra.Command{Use: "relayd", Short: "Daemon of an authorization device"}
+	config := &cobra.Command{Use: "config", Short: "Check the configuration file"}
 	config.AddCommand(configCheck())
 	cmd.AddCommand(enrolCommand(), serve(), config, status())
 	return cmd
+}
+
+func configCheck() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Report every error in the configuration file",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := config.LoadRelay(path); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
+			return cli.Fail(cli.IO, err, "")
+		},
+	}
+	addConfigFlag(cmd, &path)
+	return cmd
+}
+
+func status() *cobra.Command {
+	var path, state string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the device's status",
+		Long: `Show one line to read out over the phone: the device's name and id, whether it is running and
+reaches the appliance, the end of its certificate, and the last result. Exit code 69 if it is
+not running.`,
+		Args: cobra.NoArgs,
+	}
+	format := cli.AddOutputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		dir, err := stateDir(path, state)
+		if err != nil {
+			return err
+		}
+		return printStatus(dir, cli.Printer{Out: cmd.OutOrStdout(), Format: *format})
+	}
+	addConfigFlag(cmd, &path)
+	cmd.Flags().StringVar(&state, "state", "", "state directory; overrides the configuration")
+	return cmd
+}
+
+func stateDir(path, state string) (string, error) {
+	if state != "" {
+		return state, nil
+	}
+	c, err := config.LoadRelay(path)
+	if err != nil {
+		return "", err
+	}
+	return c.StateDir, nil
+}
+
+func printStatus(dir string, p cli.Printer) error {
+	s, err := relay.ReadStatus(dir)
+	if err != nil {
+		return failure(err)
+	}
+	if p.Format == cli.FormatTable {
+		_, err = fmt.Fprintln(p.Out, s)
+	} else {
+		err = cli.Table[relay.Status]{}.One(p, s)
+	}
+	if err != nil {
+		return cli.Fail(cli.IO, err, "")
+	}
+	if !s.Running {
+		return cli.Fail(cli.Unavailable, errors.New("relayd is not running"), "relayd serve --config FILE")
+	}
+	return nil
 }

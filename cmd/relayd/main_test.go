@@ -27,16 +27,16 @@ func TestExitCodes(t *testing.T) {
 		want int
 		says string
 	}{
-		"no verb":          {nil, 2, "enrol"},
-		"unknown verb":     {[]string{"server"}, 2, "serve"},
-		"good file":        {[]string{"config", "check", "--config", config}, 0, "ok"},
-		"unknown key":      {[]string{"config", "check", "--config", unknown}, 78, "unknown.toml:1: unknown key acept"},
-		"no file":          {[]string{"serve", "--config", filepath.Join(dir, "none")}, 78, "none"},
-		"not enrolled":     {[]string{"serve", "--config", config}, 78, "relayd enrol"},
-		"status of nobody": {[]string{"status", "--state", dir}, 78, "not enrolled"},
-		"enrol, no flags":  {[]string{"enrol", code}, 2, "url"},
-		"enrol, bad code":  {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "OA1-no"}, 2, "activation code"},
-		"enrol, empty CA":  {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "--state", filepath.Join(dir, "s"), code}, 1, "no certificate"},
+		"no verb":           {nil, 2, "enrol"},
+		"unknown verb":      {[]string{"server"}, 2, "serve"},
+		"good file":         {[]string{"config", "check", "--config", config}, 0, "ok"},
+		"unknown key":       {[]string{"config", "check", "--config", unknown}, 78, "unknown.toml:1: unknown key acept"},
+		"no file":           {[]string{"serve", "--config", filepath.Join(dir, "none")}, 78, "none"},
+		"not enrolled":      {[]string{"serve", "--config", config}, 78, "relayd enrol"},
+		"status, no device": {[]string{"status", "--state", dir}, 78, "not enrolled"},
+		"enrol, no flags":   {[]string{"enrol", code}, 2, "url"},
+		"enrol, bad code":   {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "OA1-no"}, 2, "activation code"},
+		"enrol, empty CA":   {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "--state", filepath.Join(dir, "s"), code}, 1, "no certificate"},
 	} {
 		var out, errs bytes.Buffer
 		if got := run(c.args, strings.NewReader(""), &out, &errs); got != c.want || !strings.Contains(out.String()+errs.String(), c.says) {
@@ -51,7 +51,7 @@ func TestActivationCodeIsNotRepeated(t *testing.T) {
 	input := strings.NewReader("OA1-AAAAAAAAAAAAAAAAAAAAAAAAAA-" + secret + "\n")
 	args := []string{"enrol", "--url", "https://127.0.0.1:1", "--ca", filepath.Join(t.TempDir(), "none"), "--state", t.TempDir(), "-"}
 	if got := run(args, input, &out, &errs); got == 0 {
-		t.Error("enrolled with nobody")
+		t.Error("enrolled without an appliance")
 	}
 	if strings.Contains(out.String()+errs.String(), secret) {
 		t.Errorf("the code's secret is printed: %s", errs.String())

@@ -6,20 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/relay"
 	"countersign/relay/journal"
-
-	"countersign/internal/durable"
 )
 
 type serveFlags struct {
@@ -32,13 +35,14 @@ func serve() *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the device until it is told to stop",
+		Short: "Run the device until a signal stops it",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runServe(cmd, f) },
 	}
 	addConfigFlag(cmd, &f.config)
-	cmd.Flags().StringVar(&f.readyFile, "ready-file", "", "file that is written once phones can connect: {\"link\", \"links\", \"device_id\"}")
-	cmd.Flags().BoolVar(&f.onEOF, "exit-on-stdin-eof", false, "stop when standard input ends, for a parent that may die")
+	cmd.Flags().StringVar(&f.readyFile, "ready-file", "",
+		"write this file once phones can connect: {\"link\", \"links\", \"device_id\"}")
+	cmd.Flags().BoolVar(&f.onEOF, "exit-on-stdin-eof", false, "stop when standard input ends, for parent processes")
 	return cmd
 }
 
@@ -57,7 +61,8 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	}
 	defer func() { _ = display.Close() }() // nothing is buffered
 	log := hclog.New(&hclog.LoggerOptions{
-		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(), JSONFormat: c.Log.Format == "json",
+		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(),
+		JSONFormat: c.Log.Format == "json",
 	})
 	registry := prometheus.NewRegistry()
 	rc, err := relayConfig(c)
@@ -77,7 +82,7 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	return serveUntil(ctx, r, daemon{log: log, ops: c.Ops.Listen, readyFile: f.readyFile, registry: registry})
 }
 
-// daemon is what serve has beside the relay.
+// daemon has the parts of serve beside the relay.
 type daemon struct {
 	log       hclog.Logger
 	ops       string
@@ -100,22 +105,22 @@ func serveUntil(ctx context.Context, r *relay.Relay, d daemon) error {
 	d.log.Info("serving", "links", r.Links(), "device_id", identity.ID.String(), "name", identity.Name)
 	err = r.Serve(ctx)
 	d.log.Info("stopped")
-	return cli.Fail(cli.IO, err, "see why the journal in the state directory cannot be written")
+	return cli.Fail(cli.IO, err, "find out why the journal in the state directory cannot be written")
 }
 
 func openFailure(err error) error {
 	var path *os.PathError
 	switch {
 	case errors.Is(err, journal.ErrCorrupt):
-		return cli.Fail(cli.IO, err, "without its journal the device could act twice: have it looked at, then move the file away")
+		return cli.Fail(cli.IO, err,
+			"without its journal the device could act twice: examine the file before you move it away")
 	case errors.As(err, &path):
 		return cli.Fail(cli.IO, err, "")
 	}
 	return failure(err)
 }
 
-// writeReady tells a parent process where phones can connect. The file is whole
-// whenever it is there.
+// writeReady writes the addresses for phones to a file for the parent process.
 func writeReady(name string, r *relay.Relay) error {
 	if name == "" {
 		return nil
@@ -146,7 +151,7 @@ func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
 	return f, nil
 }
 
-// relayConfig takes over what the file says.
+// relayConfig converts the configuration file.
 func relayConfig(c *config.Relay) (relay.Config, error) {
 	r := relay.Config{
 		StateDir: c.StateDir, URL: c.Appliance.URL, CAFile: c.Appliance.CA, Floor: protocol.Level(c.Floor),
@@ -174,9 +179,47 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 }
 
 func staticOrder(o config.StaticOrder) *deviceapi.Order {
-	order := &deviceapi.Order{Services: []protocol.Service{protocol.Service(o.Service)}, Text: o.Text, Reference: o.Reference}
+	services := []protocol.Service{protocol.Service(o.Service)}
+	order := &deviceapi.Order{Services: services, Text: o.Text, Reference: o.Reference}
 	if o.Currency != "" {
 		order.Amount = &protocol.Amount{Minor: o.AmountMinor, Currency: o.Currency}
 	}
 	return order
+}
+
+// opsTimeout limits how long a monitoring client can keep a connection.
+const opsTimeout = 5 * time.Second
+
+// serveOps serves /livez, /readyz and /metrics if an address is configured.
+func (d daemon) serveOps(r *relay.Relay) (stop func(), err error) {
+	if d.ops == "" {
+		return func() {}, nil
+	}
+	listener, err := net.Listen("tcp", d.ops)
+	if err != nil {
+		return nil, fmt.Errorf("listening for operators: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ready(w, r) })
+	mux.Handle("GET /metrics", promhttp.HandlerFor(d.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadTimeout: opsTimeout, WriteTimeout: opsTimeout, IdleTimeout: opsTimeout}
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("ops listener failed", "error", err)
+		}
+	}()
+	d.log.Info("serving operators", "listen", listener.Addr().String())
+	return func() { _ = server.Close() }, nil
+}
+
+// ready reports whether the appliance is reachable.
+func ready(w http.ResponseWriter, r *relay.Relay) {
+	w.Header().Set("Content-Type", "application/json")
+	if r.Reachable() {
+		fmt.Fprintln(w, `{"appliance":"reachable"}`)
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintln(w, `{"appliance":"not reachable"}`)
 }

@@ -161,7 +161,7 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 	var failed []error
 	for i, m := range order {
 		answer, err = try(ctx, s.share(len(order)-i), func(ctx context.Context) (T, error) { return call(ctx, m.Token) })
-		if err == nil || !elsewhere(ctx, err) {
+		if err == nil || !hsm.TryElsewhere(ctx, err) {
 			return answer, err
 		}
 		failed = append(failed, fmt.Errorf("token %s: %w", m.Name, err))
@@ -185,19 +185,6 @@ func try[T any](ctx context.Context, limit time.Duration, call func(context.Cont
 		defer cancel()
 	}
 	return call(ctx)
-}
-
-// elsewhere tells whether another member may answer better.
-func elsewhere(ctx context.Context, err error) bool {
-	if ctx.Err() != nil {
-		return false
-	}
-	for _, reason := range []error{hsm.ErrUnavailable, hsm.ErrBusy, hsm.ErrPIN, hsm.ErrKey, hsm.ErrUnsupported, context.DeadlineExceeded} {
-		if errors.Is(err, reason) {
-			return true
-		}
-	}
-	return false
 }
 
 // gravest is the error that tells most: that a key is nowhere only when all say

@@ -71,7 +71,7 @@ func TestContract(t *testing.T) {
 // Whatever a key is for, each token has it under one id, and either serves alone.
 func TestCopies(t *testing.T) {
 	s, first, second := newSet(t)
-	for usage := hsm.SignP256; usage <= hsm.SealAES; usage++ {
+	for _, usage := range hsm.Usages() {
 		k, err := s.Generate(t.Context(), hsm.KeySpec{Label: usage.String() + "@1", Usage: usage})
 		if err != nil {
 			t.Fatal(err)

@@ -22,16 +22,6 @@ func (s *Set) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, erro
 	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.MAC(ctx, key, data) })
 }
 
-// Encrypt implements [hsm.Token].
-func (s *Set) Encrypt(ctx context.Context, key hsm.KeyID, plain, aad []byte) ([]byte, error) {
-	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Encrypt(ctx, key, plain, aad) })
-}
-
-// Decrypt implements [hsm.Token].
-func (s *Set) Decrypt(ctx context.Context, key hsm.KeyID, box, aad []byte) ([]byte, error) {
-	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Decrypt(ctx, key, box, aad) })
-}
-
 // Import implements [hsm.Token].
 func (s *Set) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Import(ctx, i) })

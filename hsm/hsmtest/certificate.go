@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // certificate is one of the public key, by an issuer of the moment.
@@ -47,7 +47,7 @@ func (s *suite) testCertificate(t *testing.T) {
 	if !k.Usage.Pair() {
 		t.Skip("module lacks key pairs")
 	}
-	public, _, err := border.ParsePublic(k.Public)
+	public, _, err := check.ParsePublic(k.Public)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // Run holds a token to the contract. open is called once; the token it returns
@@ -38,7 +38,6 @@ func Run(t *testing.T, open func(t *testing.T) hsm.Token) {
 		{"HMAC", s.group("MAC", s.testMAC)},
 		{"Password", s.password},
 		{"Sealed", s.sealed},
-		{"GCM", s.gcm},
 		{"Certificate", s.group("Store", s.testCertificate)},
 		{"Keys", s.rules},
 	} {
@@ -134,7 +133,7 @@ func (s *suite) generate(t *testing.T, label string, usage hsm.Usage) hsm.Key {
 }
 
 // ordinary are the usages that the rules for all keys are tested with.
-var ordinary = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey, hsm.WrapKey, hsm.SealAES, hsm.SignEd25519, hsm.SignRSA2048}
+var ordinary = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey, hsm.WrapKey, hsm.SignEd25519, hsm.SignRSA2048}
 
 // several are those of the ordinary keys that the module can have.
 func (s *suite) several(t *testing.T) (keys []hsm.Key) {
@@ -168,8 +167,8 @@ func (s *suite) testGenerate(t *testing.T) {
 			}
 			continue
 		}
-		public, id, err := border.ParsePublic(k.Public)
-		if err != nil || !border.Fits(k.Usage, public) {
+		public, id, err := check.ParsePublic(k.Public)
+		if err != nil || !k.Usage.Fits(public) {
 			t.Fatalf("%s: public key of %d bytes, %T: %v", k.Label, len(k.Public), public, err)
 		}
 		if sum := sha256.Sum256(k.Public); k.ID != id || !bytes.Equal(k.ID[:], sum[:20]) {
@@ -198,7 +197,7 @@ func (s *suite) testBadSpec(t *testing.T) {
 		{Label: strings.Repeat("x", 65), Usage: hsm.SignP256},
 		{Label: "\xff", Usage: hsm.SignP256},
 		{Label: "unknown", Usage: 0},
-		{Label: "unknown", Usage: hsm.SealAES + 1},
+		{Label: "unknown", Usage: hsm.SignRSA4096 + 1},
 	} {
 		if _, err := s.token.Generate(t.Context(), spec); !errors.Is(err, hsm.ErrInput) {
 			t.Errorf("Generate(%v): %v, want ErrInput", spec, err)

@@ -8,12 +8,6 @@ import (
 	"countersign/hsm"
 )
 
-// does is what the keys of a usage may do, and nothing else.
-var does = map[hsm.Usage]hsm.Attributes{
-	hsm.SignP256: hsm.AttrSign, hsm.SignEd25519: hsm.AttrSign, hsm.SignRSA2048: hsm.AttrSign, hsm.DeriveP256: hsm.AttrDerive,
-	hsm.MACKey: hsm.AttrSign, hsm.WrapKey: hsm.AttrWrap | hsm.AttrUnwrap, hsm.SealAES: hsm.AttrEncrypt | hsm.AttrDecrypt,
-}
-
 // object is the one object of a key.
 func (s *suite) object(t *testing.T, k hsm.Key) hsm.Object {
 	t.Helper()
@@ -32,14 +26,14 @@ func (s *suite) testObjects(t *testing.T) {
 		if pair := o.Class == "CKO_PRIVATE_KEY"; pair != k.Usage.Pair() || o.KeyType == "" {
 			t.Errorf("%s: %s, %s", k.Label, o.Class, o.KeyType)
 		}
-		if o.True&hsm.AttrUsages != does[k.Usage] {
+		if o.True&hsm.AttrUsages != k.Usage.Kind().May {
 			t.Errorf("%s may %v", k.Label, o.True.Names())
 		}
 		const closed = hsm.AttrPrivate | hsm.AttrSensitive
 		if !o.Has(closed) || o.True&hsm.AttrExtractable != 0 || o.True&^o.Told != 0 {
 			t.Errorf("%s is %v of %v", k.Label, o.True.Names(), o.Told.Names())
 		}
-		ages := hsm.AttrAges
+		ages := hsm.AttrHistory
 		if k.Copied {
 			ages &^= hsm.AttrNeverExtractable
 		}

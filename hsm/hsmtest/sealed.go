@@ -12,14 +12,14 @@ import (
 	"testing"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 	"countersign/hsm/memory"
 )
 
 var allUsages = []hsm.Usage{
 	hsm.SignP256, hsm.DeriveP256, hsm.MACKey, hsm.WrapKey, hsm.SignP384, hsm.SignEd25519,
-	hsm.SignRSA2048, hsm.SealAES,
+	hsm.SignRSA2048,
 }
 
 func (s *suite) sealed(t *testing.T) {
@@ -109,8 +109,6 @@ func (s *suite) shows(t *testing.T, k hsm.Key) (out []byte) {
 	switch k.Usage {
 	case hsm.MACKey:
 		out, err = s.token.MAC(t.Context(), k.ID, []byte("x"))
-	case hsm.SealAES:
-		out, err = s.token.Encrypt(t.Context(), k.ID, []byte("x"), nil)
 	case hsm.WrapKey:
 		return s.importSecret(t, k.ID, newSecret())
 	}
@@ -127,8 +125,6 @@ func (s *suite) same(t *testing.T, k hsm.Key, before []byte) {
 		if again := s.shows(t, k); !bytes.Equal(before, again) {
 			t.Errorf("MAC %x, was %x", again, before)
 		}
-	case hsm.SealAES:
-		_, err = s.token.Decrypt(t.Context(), k.ID, before, nil)
 	case hsm.WrapKey:
 		_, err = s.token.MACWrapped(t.Context(), k.ID, before, nil)
 	case hsm.DeriveP256:
@@ -146,7 +142,7 @@ func (s *suite) same(t *testing.T, k hsm.Key, before []byte) {
 }
 
 func (s *suite) signed(ctx context.Context, k hsm.Key, alg hsm.Algorithm) error {
-	public, _, err := border.ParsePublic(k.Public)
+	public, _, err := check.ParsePublic(k.Public)
 	if err != nil {
 		return err
 	}
@@ -155,7 +151,7 @@ func (s *suite) signed(ctx context.Context, k hsm.Key, alg hsm.Algorithm) error 
 	if err != nil {
 		return err
 	}
-	return border.Verify(public, alg, input, sig)
+	return check.Verify(public, alg, input, sig)
 }
 
 // inMemory opens the second copy without the token: it is the key, in PKCS #8
@@ -183,9 +179,9 @@ func inMemory(t *testing.T, k hsm.Key, spec hsm.KeySpec, escrow *ecdh.PrivateKey
 
 func encode(private any) ([]byte, hsm.KeyID, error) {
 	if k, ok := private.(*ecdh.PrivateKey); ok {
-		return border.Encode(k.PublicKey())
+		return check.Encode(k.PublicKey())
 	}
-	return border.Encode(private.(crypto.Signer).Public())
+	return check.Encode(private.(crypto.Signer).Public())
 }
 
 func (s *suite) testRestoreRefused(t *testing.T) {
@@ -236,7 +232,7 @@ func (s *suite) spoilt(t *testing.T, k hsm.Key) map[string]func(*hsm.Restore) {
 		ways["public key of another kind"] = func(r *hsm.Restore) { r.Spec.Usage = hsm.SignP384 }
 		ways["no public key"] = func(r *hsm.Restore) { r.Public = nil }
 	} else {
-		ways["usage"] = func(r *hsm.Restore) { r.Spec.Usage = hsm.SealAES }
+		ways["usage"] = func(r *hsm.Restore) { r.Spec.Usage = hsm.WrapKey }
 		ways["no id"] = func(r *hsm.Restore) { r.ID = hsm.KeyID{} }
 	}
 	for _, f := range flips(k.Sealed[0]) {

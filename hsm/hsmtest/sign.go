@@ -9,14 +9,14 @@ import (
 	"testing"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // signs tests one algorithm with keys of one usage.
 func (s *suite) signs(usage hsm.Usage, alg hsm.Algorithm) func(*testing.T) {
 	return func(t *testing.T) {
 		k := s.key(t, usage)
-		public, _, err := border.ParsePublic(k.Public)
+		public, _, err := check.ParsePublic(k.Public)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,11 +27,11 @@ func (s *suite) signs(usage hsm.Usage, alg hsm.Algorithm) func(*testing.T) {
 		for _, input := range inputs {
 			sig, err := s.token.Sign(t.Context(), k.ID, alg, input)
 			must(t, err)
-			if err := border.Verify(public, alg, input, sig); err != nil {
+			if err := check.Verify(public, alg, input, sig); err != nil {
 				t.Errorf("%s: signature %x: %v", alg, sig, err)
 			}
 			for _, flipped := range flips(sig) {
-				if border.Verify(public, alg, input, flipped) == nil {
+				if check.Verify(public, alg, input, flipped) == nil {
 					t.Errorf("%s: signature %x verifies too", alg, flipped)
 				}
 			}

@@ -13,16 +13,16 @@ import (
 	"slices"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // entry is one key; which of the three is set follows from its usage.
 type entry struct {
 	hsm.Key
-	signer crypto.Signer
-	ecdh   *ecdh.PrivateKey
-	secret []byte
-	born   hsm.Attributes // of AttrLocal, AttrAlwaysSensitive and AttrNeverExtractable
+	signer  crypto.Signer
+	ecdh    *ecdh.PrivateKey
+	secret  []byte
+	history hsm.Attributes // of [hsm.AttrHistory]
 }
 
 func (e entry) copy() hsm.Key {
@@ -31,25 +31,21 @@ func (e entry) copy() hsm.Key {
 	return k
 }
 
-var rsaBits = map[hsm.Usage]int{hsm.SignRSA2048: 2048, hsm.SignRSA3072: 3072, hsm.SignRSA4096: 4096}
-
 // newEntry makes a key.
 func newEntry(spec hsm.KeySpec) (entry, error) {
 	var key any
 	var err error
-	switch spec.Usage {
-	case hsm.SignP256:
+	switch k := spec.Usage.Kind(); {
+	case k.Curve == "P-256": // pairEntry makes it one for ECDH where that is its usage
 		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case hsm.SignP384:
+	case k.Curve == "P-384":
 		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case hsm.SignEd25519:
+	case k.Curve == "Ed25519":
 		_, key, err = ed25519.GenerateKey(rand.Reader)
-	case hsm.DeriveP256:
-		key, err = ecdh.P256().GenerateKey(rand.Reader)
-	case hsm.SignRSA2048, hsm.SignRSA3072, hsm.SignRSA4096:
-		key, err = rsa.GenerateKey(rand.Reader, rsaBits[spec.Usage])
+	case k.KeyType == "CKK_RSA":
+		key, err = rsa.GenerateKey(rand.Reader, k.Bits)
 	default:
-		secret := make([]byte, border.SecretLen)
+		secret := make([]byte, check.SecretLen)
 		_, _ = rand.Read(secret) // never fails, see crypto/rand.Read
 		e := entry{Key: hsm.Key{Label: spec.Label, Usage: spec.Usage}, secret: secret}
 		_, _ = rand.Read(e.ID[:])
@@ -72,10 +68,10 @@ func pairEntry(spec hsm.KeySpec, key any) (e entry, err error) {
 	switch k := key.(type) {
 	case *ecdh.PrivateKey:
 		e.ecdh = k
-		e.Public, e.ID, err = border.Encode(k.PublicKey())
+		e.Public, e.ID, err = check.Encode(k.PublicKey())
 	case crypto.Signer:
 		e.signer = k
-		e.Public, e.ID, err = border.Encode(k.Public())
+		e.Public, e.ID, err = check.Encode(k.Public())
 	default:
 		err = fmt.Errorf("%T is no private key", key)
 	}
@@ -101,13 +97,13 @@ func (e entry) sign(alg hsm.Algorithm, input []byte) (sig []byte, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("signing: %v: %w", err, hsm.ErrUnavailable)
 		}
-		sig = make([]byte, border.SignatureLen(alg))
+		sig = make([]byte, alg.Size(e.Usage))
 		r.FillBytes(sig[:len(sig)/2])
 		s.FillBytes(sig[len(sig)/2:])
 		return sig, nil
 	case *rsa.PrivateKey:
 		var opts crypto.SignerOpts = alg.Hash()
-		if alg >= hsm.PS256 {
+		if alg.PSS() {
 			opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: alg.Hash()}
 		}
 		sig, err = k.Sign(rand.Reader, input, opts)

@@ -9,13 +9,13 @@ import (
 	"slices"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
 
 // Generate implements [hsm.Token].
 func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := border.Spec(spec); err != nil {
+	if err := check.Spec(spec); err != nil {
 		return hsm.Key{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -29,8 +29,8 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 	if err != nil {
 		return hsm.Key{}, fmt.Errorf("generating key: %w", err)
 	}
-	if e.born = hsm.AttrLocal | hsm.AttrAlwaysSensitive; sealed == nil {
-		e.born |= hsm.AttrNeverExtractable
+	if e.history = hsm.AttrLocal | hsm.AttrAlwaysSensitive; sealed == nil {
+		e.history |= hsm.AttrNeverExtractable
 	}
 	k, err := t.add(e)
 	k.Sealed, k.Copied = sealed, sealed != nil
@@ -71,7 +71,7 @@ func (t *Token) add(e entry) (hsm.Key, error) {
 
 // Restore implements [hsm.Token].
 func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
-	want, err := border.Restore(r)
+	want, err := check.Restore(r)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -99,7 +99,7 @@ func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 
 // Adopt implements [hsm.Token].
 func (t *Token) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
-	k, err := border.Adopt(spec, private)
+	k, err := check.Adopt(spec, private)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -126,7 +126,7 @@ func (t *Token) Destroy(ctx context.Context, key hsm.KeyID) error {
 
 // StoreCertificate implements [hsm.Token].
 func (t *Token) StoreCertificate(ctx context.Context, c hsm.Certificate) error {
-	if _, err := border.Certificate(c); err != nil {
+	if _, err := check.Certificate(c); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

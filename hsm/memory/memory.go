@@ -6,8 +6,6 @@ package memory
 import (
 	"cmp"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -17,7 +15,7 @@ import (
 	"sync"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
 
@@ -34,14 +32,14 @@ func New() *Token { return &Token{keys: map[hsm.KeyID]entry{}} }
 
 // Sign implements [hsm.Token]; its signatures are right by construction.
 func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
-	if err := border.Input(alg, input); err != nil {
+	if err := check.Input(alg, input); err != nil {
 		return nil, err
 	}
 	e, err := t.get(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	if err := border.Usage(e.Usage, alg); err != nil {
+	if err := check.Usage(e.Usage, alg); err != nil {
 		return nil, err
 	}
 	return e.sign(alg, input)
@@ -49,7 +47,7 @@ func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, inpu
 
 // Derive implements [hsm.Token].
 func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
-	if err := border.Peer(peer); err != nil {
+	if err := check.Peer(peer); err != nil {
 		return nil, err
 	}
 	e, err := t.find(ctx, key, hsm.DeriveP256)
@@ -65,7 +63,7 @@ func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey)
 
 // MAC implements [hsm.Token].
 func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
-	if err := border.Data(data); err != nil {
+	if err := check.Data(data); err != nil {
 		return nil, err
 	}
 	e, err := t.find(ctx, key, hsm.MACKey)
@@ -79,7 +77,7 @@ func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, er
 
 // Import implements [hsm.Token].
 func (t *Token) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
-	if err := border.Import(i); err != nil {
+	if err := check.Import(i); err != nil {
 		return nil, err
 	}
 	wrap, err := t.find(ctx, i.Wrap, hsm.WrapKey)
@@ -99,7 +97,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 
 // MACWrapped implements [hsm.Token].
 func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
-	if err := border.MACWrapped(wrapped, data); err != nil {
+	if err := check.MACWrapped(wrapped, data); err != nil {
 		return nil, err
 	}
 	e, err := t.find(ctx, wrap, hsm.WrapKey)
@@ -117,7 +115,7 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 
 // Rewrap implements [hsm.Token].
 func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
-	if err := border.Wrapped(r.Wrapped); err != nil {
+	if err := check.Wrapped(r.Wrapped); err != nil {
 		return nil, err
 	}
 	from, err := t.find(ctx, r.From, hsm.WrapKey)
@@ -133,46 +131,6 @@ func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
 		return nil, err
 	}
 	return kwp.Wrap(to.secret, secret)
-}
-
-// Encrypt implements [hsm.Token].
-func (t *Token) Encrypt(ctx context.Context, key hsm.KeyID, plain, aad []byte) ([]byte, error) {
-	if err := border.Plain(plain, aad); err != nil {
-		return nil, err
-	}
-	gcm, err := t.gcm(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	return gcm.Seal(nil, nil, plain, aad), nil
-}
-
-// Decrypt implements [hsm.Token].
-func (t *Token) Decrypt(ctx context.Context, key hsm.KeyID, box, aad []byte) ([]byte, error) {
-	if err := border.Box(box, aad); err != nil {
-		return nil, err
-	}
-	gcm, err := t.gcm(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	plain, err := gcm.Open(nil, nil, box, aad)
-	if err != nil {
-		return nil, fmt.Errorf("decrypting: %v: %w", err, hsm.ErrInput)
-	}
-	return plain, nil
-}
-
-func (t *Token) gcm(ctx context.Context, key hsm.KeyID) (cipher.AEAD, error) {
-	e, err := t.find(ctx, key, hsm.SealAES)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(e.secret)
-	if err != nil {
-		return nil, fmt.Errorf("key %s: %v: %w", key, err, hsm.ErrUnavailable)
-	}
-	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // Keys implements [hsm.Token]; the keys are sorted by label.
@@ -204,6 +162,16 @@ func (t *Token) Objects(ctx context.Context) ([]hsm.Object, error) {
 	}
 	slices.SortFunc(objects, func(a, b hsm.Object) int { return cmp.Compare(a.Label, b.Label) })
 	return objects, nil
+}
+
+// object returns the key as a PKCS#11 token would describe it.
+func (e entry) object() hsm.Object {
+	k := e.Usage.Kind()
+	return hsm.Object{
+		Class: e.Usage.Class(), KeyType: k.KeyType, ID: e.ID[:], Label: e.Label, Mechanisms: k.Mechanisms,
+		Told: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | hsm.AttrHistory,
+		True: hsm.AttrPrivate | hsm.AttrSensitive | k.May | e.history,
+	}
 }
 
 func (t *Token) find(ctx context.Context, id hsm.KeyID, usage hsm.Usage) (entry, error) {

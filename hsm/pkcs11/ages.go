@@ -8,7 +8,7 @@ import (
 	"countersign/hsm"
 )
 
-// keptAges are, by class, the attributes of [hsm.AttrAges] that the module keeps of a
+// keptAges are, by class, the attributes of [hsm.AttrHistory] that the module keeps of a
 // key which was made here and never extractable, as keys are made by [Token.Generate]:
 // a secret key at once, a private key as a copy. Both are tried with session objects,
 // once per process. NSS forgets some, so that a key it has just made looks like one
@@ -39,7 +39,7 @@ func (t *Token) keptAges(ctx context.Context) (map[uint]hsm.Attributes, error) {
 }
 
 func (t *Token) secretAges(s *session) (kept hsm.Attributes, err error) {
-	if t.have.check(capabilities[hsm.MACKey]) != nil {
+	if t.have.check(using(hsm.MACKey)) != nil {
 		return 0, nil
 	}
 	p := profiles[hsm.MACKey]
@@ -54,10 +54,10 @@ func (t *Token) secretAges(s *session) (kept hsm.Attributes, err error) {
 
 func (t *Token) privateAges(s *session) (kept hsm.Attributes, err error) {
 	usage := hsm.SignP256
-	if t.have.check(capabilities[usage]) != nil {
+	if t.have.check(using(usage)) != nil {
 		usage = hsm.SignRSA2048
 	}
-	if t.have.check(capabilities[usage]) != nil {
+	if t.have.check(using(usage)) != nil {
 		return 0, nil
 	}
 	p, id := profiles[usage], random(len(hsm.KeyID{}))

@@ -63,7 +63,7 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				if err != nil {
 					return err
 				}
-				o.Told &^= hsm.AttrAges &^ kept[c.class]
+				o.Told &^= hsm.AttrHistory &^ kept[c.class]
 				o.True &= o.Told
 				all = append(all, o)
 			}
@@ -89,7 +89,7 @@ func (t *Token) tell(s *session, h pkcs11.ObjectHandle, c keyClass) (hsm.Object,
 	}
 	o := hsm.Object{Class: c.name, ID: values[0], Label: string(values[1]), Mechanisms: mechanismNames(values[3])}
 	if values[2] != nil {
-		o.KeyType = keyTypeName(ulong(values[2]))
+		o.KeyType = nameOf(keyTypes, ulong(values[2]))
 	}
 	for i, a := range c.told {
 		if v := values[words+i]; len(v) == 1 {
@@ -132,38 +132,28 @@ func (t *Token) spared(s *session, h pkcs11.ObjectHandle, types ...uint) ([][]by
 	return values, ok, err
 }
 
-var keyTypeNames = map[uint]string{
-	pkcs11.CKK_RSA: "CKK_RSA", pkcs11.CKK_DSA: "CKK_DSA", pkcs11.CKK_DH: "CKK_DH", pkcs11.CKK_EC: "CKK_EC",
-	ckkECEdwards: "CKK_EC_EDWARDS", pkcs11.CKK_GENERIC_SECRET: "CKK_GENERIC_SECRET", pkcs11.CKK_AES: "CKK_AES",
-	pkcs11.CKK_DES3: "CKK_DES3", pkcs11.CKK_SHA256_HMAC: "CKK_SHA256_HMAC",
+var keyTypes = map[string]uint{
+	"CKK_RSA": pkcs11.CKK_RSA, "CKK_DSA": pkcs11.CKK_DSA, "CKK_DH": pkcs11.CKK_DH, "CKK_EC": pkcs11.CKK_EC,
+	"CKK_EC_EDWARDS": ckkECEdwards, "CKK_GENERIC_SECRET": pkcs11.CKK_GENERIC_SECRET, "CKK_AES": pkcs11.CKK_AES,
+	"CKK_DES3": pkcs11.CKK_DES3, "CKK_SHA256_HMAC": pkcs11.CKK_SHA256_HMAC,
 }
 
-func keyTypeName(keyType uint) string {
-	if name, ok := keyTypeNames[keyType]; ok {
-		return name
+// nameOf returns the name of a code, or the code in hexadecimal.
+func nameOf(codes map[string]uint, code uint) string {
+	for name, c := range codes {
+		if c == code {
+			return name
+		}
 	}
-	return fmt.Sprintf("%#x", keyType)
+	return fmt.Sprintf("%#x", code)
 }
-
-// mechanismsByCode are those that the keys here are restricted to.
-var mechanismsByCode = func() map[uint]string {
-	names := map[uint]string{}
-	for _, m := range []mechanism{ecdsa, ecdh1, eddsa, rsaPKCS, rsaPSS, hmac256, aesGCM, wrapPad, wrapKWP} {
-		names[m.code] = m.name
-	}
-	return names
-}()
 
 // mechanismNames reads CKA_ALLOWED_MECHANISMS, an array of CK_MECHANISM_TYPE.
 func mechanismNames(list []byte) (names []string) {
 	const size = 8 // of CK_MECHANISM_TYPE
 	for ; len(list) >= size; list = list[size:] {
 		code := uint(binary.NativeEndian.Uint64(list))
-		name, ok := mechanismsByCode[code]
-		if !ok {
-			name = fmt.Sprintf("%#x", code)
-		}
-		names = append(names, name)
+		names = append(names, nameOf(mechanisms, code))
 	}
 	return names
 }

@@ -83,7 +83,7 @@ func TestNamesByNumber(t *testing.T) {
 	if got := mechanismNames(list); !slices.Equal(got, []string{"CKM_ECDSA", "0x80000001"}) {
 		t.Errorf("mechanisms %q", got)
 	}
-	if got := keyTypeName(0x80000001); got != "0x80000001" {
+	if got := nameOf(keyTypes, 0x80000001); got != "0x80000001" {
 		t.Errorf("key type %q", got)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // Generate implements [hsm.Token]. The key is on the token whole and under its
@@ -18,7 +18,7 @@ import (
 // of a key pair can leave something behind: a public key without a private
 // one, which nothing here ever uses or counts as taking its label.
 func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := border.Spec(spec); err != nil {
+	if err := check.Spec(spec); err != nil {
 		return hsm.Key{}, err
 	}
 	if err := t.canGenerate(spec); err != nil {
@@ -52,7 +52,7 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 }
 
 func (t *Token) canGenerate(spec hsm.KeySpec) error {
-	if err := t.have.check(capabilities[spec.Usage]); err != nil {
+	if err := t.have.check(using(spec.Usage)); err != nil {
 		return err
 	}
 	if len(spec.Recipients) == 0 {
@@ -137,7 +137,7 @@ func (t *Token) generatePair(s *session, spec hsm.KeySpec) (made hsm.Key, err er
 	}
 	defer draft.end(&err)
 	public, ok, err := t.publicOf(s, draft.public, profiles[spec.Usage].keyType)
-	if err == nil && (!ok || !border.Fits(spec.Usage, public.key)) {
+	if err == nil && (!ok || !spec.Usage.Fits(public.key)) {
 		err = at("C_GenerateKeyPair", fmt.Errorf("its public key is not one for %s", spec.Usage))
 	}
 	if err != nil {

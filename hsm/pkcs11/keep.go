@@ -9,7 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // Destroy implements [hsm.Token] with C_DestroyObject, the private key first,
@@ -59,7 +59,7 @@ func (t *Token) findClasses(s *session, match []*pkcs11.Attribute, classes ...ui
 
 // StoreCertificate implements [hsm.Token] with C_CreateObject.
 func (t *Token) StoreCertificate(ctx context.Context, c hsm.Certificate) error {
-	cert, err := border.Certificate(c)
+	cert, err := check.Certificate(c)
 	if err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (t *Token) Certificates(ctx context.Context) (certs []hsm.Certificate, err 
 				continue
 			}
 			c := hsm.Certificate{Key: hsm.KeyID(a[0]), Label: string(a[1]), DER: a[2]}
-			if _, err := border.Certificate(c); err == nil {
+			if _, err := check.Certificate(c); err == nil {
 				certs = append(certs, c)
 			}
 		}

@@ -7,56 +7,41 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
-// mechanism is one by its name in the standard.
-type mechanism struct {
-	name string
-	code uint
+// mechanisms has the codes of the mechanisms that package hsm names, and of those that
+// wrap and derive secrets.
+var mechanisms = map[string]uint{
+	"CKM_EC_KEY_PAIR_GEN": pkcs11.CKM_EC_KEY_PAIR_GEN, "CKM_ECDSA": pkcs11.CKM_ECDSA, "CKM_ECDH1_DERIVE": pkcs11.CKM_ECDH1_DERIVE,
+	"CKM_EC_EDWARDS_KEY_PAIR_GEN": ckmECEdwardsKeyGen, "CKM_EDDSA": ckmEdDSA,
+	"CKM_RSA_PKCS_KEY_PAIR_GEN": pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, "CKM_RSA_PKCS": pkcs11.CKM_RSA_PKCS,
+	"CKM_RSA_PKCS_PSS":           pkcs11.CKM_RSA_PKCS_PSS,
+	"CKM_GENERIC_SECRET_KEY_GEN": pkcs11.CKM_GENERIC_SECRET_KEY_GEN, "CKM_SHA256_HMAC": pkcs11.CKM_SHA256_HMAC,
+	"CKM_AES_KEY_GEN": pkcs11.CKM_AES_KEY_GEN, wrapPad: pkcs11.CKM_AES_KEY_WRAP_PAD, wrapKWP: ckmAESKeyWrapKWP,
+	encryptData: pkcs11.CKM_AES_ECB_ENCRYPT_DATA,
 }
 
-var (
-	ecKeyGen  = mechanism{"CKM_EC_KEY_PAIR_GEN", pkcs11.CKM_EC_KEY_PAIR_GEN}
-	ecdsa     = mechanism{"CKM_ECDSA", pkcs11.CKM_ECDSA}
-	ecdh1     = mechanism{"CKM_ECDH1_DERIVE", pkcs11.CKM_ECDH1_DERIVE}
-	edKeyGen  = mechanism{"CKM_EC_EDWARDS_KEY_PAIR_GEN", ckmECEdwardsKeyGen}
-	eddsa     = mechanism{"CKM_EDDSA", ckmEdDSA}
-	rsaKeyGen = mechanism{"CKM_RSA_PKCS_KEY_PAIR_GEN", pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN}
-	rsaPKCS   = mechanism{"CKM_RSA_PKCS", pkcs11.CKM_RSA_PKCS}
-	rsaPSS    = mechanism{"CKM_RSA_PKCS_PSS", pkcs11.CKM_RSA_PKCS_PSS}
-	secretGen = mechanism{"CKM_GENERIC_SECRET_KEY_GEN", pkcs11.CKM_GENERIC_SECRET_KEY_GEN}
-	hmac256   = mechanism{"CKM_SHA256_HMAC", pkcs11.CKM_SHA256_HMAC}
-	aesKeyGen = mechanism{"CKM_AES_KEY_GEN", pkcs11.CKM_AES_KEY_GEN}
-	aesGCM    = mechanism{"CKM_AES_GCM", pkcs11.CKM_AES_GCM}
-	wrapPad   = mechanism{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}
-	wrapKWP   = mechanism{"CKM_AES_KEY_WRAP_KWP", ckmAESKeyWrapKWP}
-	// encryptData is the mechanism that keeps a KEK inside the token.
-	encryptData = mechanism{"CKM_AES_ECB_ENCRYPT_DATA", pkcs11.CKM_AES_ECB_ENCRYPT_DATA}
+const (
+	wrapPad     = "CKM_AES_KEY_WRAP_PAD"
+	wrapKWP     = "CKM_AES_KEY_WRAP_KWP"
+	encryptData = "CKM_AES_ECB_ENCRYPT_DATA" // keeps a KEK inside the token
 )
 
-// capability is what something needs of the module.
+// capability is something that the module can do if it has the mechanisms.
 type capability struct {
-	blocks     string // what cannot be done without it
-	mechanisms []mechanism
+	blocks     string // what cannot be done without them
+	mechanisms []string
 }
 
-// capabilities are what the keys of each usage need.
-var capabilities = map[hsm.Usage]capability{
-	hsm.SignP256:    {"signing decisions and certificates", []mechanism{ecKeyGen, ecdsa}},
-	hsm.DeriveP256:  {"opening authorization requests", []mechanism{ecKeyGen, ecdh1}},
-	hsm.MACKey:      {"authenticating stored records", []mechanism{secretGen, hmac256}},
-	hsm.WrapKey:     {"keeping password verifiers", []mechanism{aesKeyGen, wrapPad}},
-	hsm.SignP384:    {"signing with ES384", []mechanism{ecKeyGen, ecdsa}},
-	hsm.SignEd25519: {"signing with EdDSA", []mechanism{edKeyGen, eddsa}},
-	hsm.SignRSA2048: {"signing with RSA keys of 2048 bits", []mechanism{rsaKeyGen, rsaPKCS}},
-	hsm.SignRSA3072: {"signing with RSA keys of 3072 bits", []mechanism{rsaKeyGen, rsaPKCS}},
-	hsm.SignRSA4096: {"signing with RSA keys of 4096 bits", []mechanism{rsaKeyGen, rsaPKCS}},
-	hsm.SealAES:     {"encrypting", []mechanism{aesKeyGen, aesGCM}},
+// using is making and using keys of a usage.
+func using(u hsm.Usage) capability {
+	k := u.Kind()
+	return capability{k.NeededFor, []string{k.KeyGen, k.Mechanisms[0]}}
 }
 
-// copying is what sealed copies need, made or restored.
-var copying = capability{"sealed copies of keys", []mechanism{ecKeyGen, ecdh1, encryptData, wrapPad}}
+// copying is making and restoring sealed copies.
+var copying = capability{"sealed copies of keys", []string{"CKM_EC_KEY_PAIR_GEN", "CKM_ECDH1_DERIVE", encryptData, wrapPad}}
 
 // available are the mechanisms of a module.
 type available map[uint]bool
@@ -64,9 +49,9 @@ type available map[uint]bool
 // lacking says what c needs and the module has not; "" when it has all.
 func (a available) lacking(c capability) string {
 	var names []string
-	for _, m := range c.mechanisms {
-		if !a[m.code] {
-			names = append(names, m.name)
+	for _, name := range c.mechanisms {
+		if !a[mechanisms[name]] {
+			names = append(names, name)
 		}
 	}
 	if len(names) == 0 {
@@ -97,10 +82,10 @@ func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	}
 	// One name for the other, as wrapping does what RFC 5649 says under either;
 	// which it is shows later.
-	t.have[wrapPad.code] = t.have[wrapPad.code] || t.have[wrapKWP.code]
+	t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] = t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] || t.have[ckmAESKeyWrapKWP]
 	var required []string
 	required, t.missing = t.have.shortcomings(require)
-	t.hostImport = !t.have[encryptData.code]
+	t.hostImport = !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA]
 	if len(required) > 0 {
 		return fmt.Errorf("%s: %w", strings.Join(required, "; "), hsm.ErrUnavailable)
 	}
@@ -112,11 +97,11 @@ func (a available) shortcomings(require []hsm.Usage) (required, notices []string
 	for _, u := range require {
 		needed[u] = true
 	}
-	if !a[encryptData.code] {
-		notices = append(notices, "module lacks "+encryptData.name+": password verifiers are imported in the memory of hsm-worker")
+	if !a[pkcs11.CKM_AES_ECB_ENCRYPT_DATA] {
+		notices = append(notices, "module lacks "+encryptData+": password verifiers are imported in the memory of hsm-worker")
 	}
-	for usage := hsm.SignP256; usage <= hsm.SealAES; usage++ {
-		switch text := a.lacking(capabilities[usage]); {
+	for _, usage := range hsm.Usages() {
+		switch text := a.lacking(using(usage)); {
 		case text == "":
 		case needed[usage]:
 			required = append(required, text)
@@ -131,14 +116,14 @@ func (a available) shortcomings(require []hsm.Usage) (required, notices []string
 // v2.40 has CKM_AES_KEY_WRAP_PAD, which v3.0 calls CKM_AES_KEY_WRAP_KWP; then
 // the former pads as PKCS #7 does and makes 48 bytes of 32.
 func (t *Token) chooseWrapping() error {
-	t.kwp = wrapPad.code
-	if !t.have[wrapKWP.code] {
+	t.kwp = pkcs11.CKM_AES_KEY_WRAP_PAD
+	if !t.have[ckmAESKeyWrapKWP] {
 		return nil
 	}
 	err := t.run(background, hsm.KeyID{}, func(s *session) error {
 		wrapped, err := t.tryWrapping(s)
-		if err != nil || len(wrapped) != border.WrappedLen {
-			t.kwp = wrapKWP.code
+		if err != nil || len(wrapped) != check.WrappedLen {
+			t.kwp = ckmAESKeyWrapKWP
 		}
 		if c := classify(err); c == reconnect || c == dropped {
 			return err
@@ -150,11 +135,11 @@ func (t *Token) chooseWrapping() error {
 
 // tryWrapping wraps 32 bytes with a key of the moment.
 func (t *Token) tryWrapping(s *session) (wrapped []byte, err error) {
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(aesKeyGen.code, nil)}
+	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
 	key, err := t.ctx.GenerateKey(s.handle, mech, sized(passing(pkcs11.CKK_AES, false, pkcs11.CKA_WRAP)))
 	if err != nil {
 		return nil, at("C_GenerateKey", err)
 	}
 	defer t.destroy(s, key, &err)
-	return t.wrap(s, object{handle: key}, make([]byte, border.SecretLen))
+	return t.wrap(s, object{handle: key}, make([]byte, check.SecretLen))
 }

@@ -13,8 +13,7 @@ typedef struct { void *data; ulong_t len; } bytes;
 
 // Places in CK_FUNCTION_LIST.
 enum {
-	LOGIN = 18, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34,
-	SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61, DERIVE_KEY = 62
+	LOGIN = 18, GET_ATTRIBUTE_VALUE = 24, SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61, DERIVE_KEY = 62
 };
 
 typedef ulong_t (*init_fn)(ulong_t, mechanism *, ulong_t);
@@ -33,23 +32,6 @@ static outcome sign(functions *f, ulong_t session, ulong_t key, ulong_t type, vo
 		void *in, ulong_t in_len, void *out, ulong_t *out_len) {
 	mechanism m = { type, param, param_len };
 	return both(f, SIGN_INIT, session, &m, key, (bytes){ in, in_len }, out, out_len);
-}
-
-// gcm is both calls of CKM_AES_GCM with a tag of 16 bytes. CK_GCM_PARAMS has
-// ulIvBits in the headers of v2.40, and has not in its text and with NSS: a
-// module that refuses the first is asked with the second. iv is read back, for
-// some modules make their own.
-static outcome gcm(functions *f, int init, ulong_t session, ulong_t key, void *iv, void *aad, ulong_t aad_len,
-		void *in, ulong_t in_len, void *out, ulong_t *out_len) {
-	struct { void *iv; ulong_t iv_len, iv_bits; void *aad; ulong_t aad_len, tag_bits; } bits = { iv, 12, 96, aad, aad_len, 128 };
-	struct { void *iv; ulong_t iv_len; void *aad; ulong_t aad_len, tag_bits; } plain = { iv, 12, aad, aad_len, 128 };
-	mechanism m = { 0x1087, &bits, sizeof bits };
-	ulong_t room = *out_len;
-	outcome o = both(f, init, session, &m, key, (bytes){ in, in_len }, out, out_len);
-	if (o.stage != 0 || o.rv != 0x71) return o;
-	m = (mechanism){ 0x1087, &plain, sizeof plain };
-	*out_len = room;
-	return both(f, init, session, &m, key, (bytes){ in, in_len }, out, out_len);
 }
 
 static ulong_t login(functions *f, ulong_t session, void *pin, ulong_t len) {
@@ -104,8 +86,6 @@ import (
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
-
-	"countersign/hsm/internal/border"
 )
 
 // native makes the calls miekg/pkcs11 cannot: two functions in one step and
@@ -153,34 +133,6 @@ func (n native) sign(s *session, key pkcs11.ObjectHandle, m making, in []byte) (
 	o := C.sign(n.list, C.ulong_t(s.handle), C.ulong_t(key), C.ulong_t(m.mechanism), pointer(m.parameter), C.ulong_t(len(m.parameter)),
 		pointer(in), C.ulong_t(len(in)), pointer(out), &length)
 	return finished(out, length, o, [2]string{"C_SignInit", "C_Sign"})
-}
-
-// encrypt is C_EncryptInit and C_Encrypt with CKM_AES_GCM; nonce, 12 bytes, is
-// the one that was used afterwards.
-func (n native) encrypt(s *session, key pkcs11.ObjectHandle, nonce, plain, aad []byte) ([]byte, error) {
-	return n.gcm(C.ENCRYPT_INIT, s, key, nonce, aad, plain, len(plain)+border.TagLen)
-}
-
-// decrypt is C_DecryptInit and C_Decrypt with CKM_AES_GCM.
-func (n native) decrypt(s *session, key pkcs11.ObjectHandle, nonce, sealed, aad []byte) ([]byte, error) {
-	return n.gcm(C.DECRYPT_INIT, s, key, nonce, aad, sealed, len(sealed)-border.TagLen)
-}
-
-var gcmNames = map[C.int][2]string{
-	C.ENCRYPT_INIT: {"C_EncryptInit", "C_Encrypt"}, C.DECRYPT_INIT: {"C_DecryptInit", "C_Decrypt"},
-}
-
-// gcm has room for the tag in both directions: some modules ask for it.
-func (n native) gcm(init C.int, s *session, key pkcs11.ObjectHandle, nonce, aad, in []byte, size int) ([]byte, error) {
-	iv, more := C.CBytes(nonce), C.CBytes(aad) // the mechanism points to them
-	defer C.free(iv)
-	defer C.free(more)
-	out := make([]byte, len(in)+border.TagLen)
-	length := C.ulong_t(len(out))
-	o := C.gcm(n.list, init, C.ulong_t(s.handle), C.ulong_t(key), iv, more, C.ulong_t(len(aad)),
-		pointer(in), C.ulong_t(len(in)), pointer(out), &length)
-	copy(nonce, unsafe.Slice((*byte)(iv), len(nonce)))
-	return finished(out[:size], length, o, gcmNames[init])
 }
 
 // value reads CKA_VALUE of a secret of size bytes.

@@ -8,7 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // object is a key with the handle that uses it: the private half of a pair, or
@@ -27,7 +27,7 @@ type need struct {
 
 func (n need) fits(u hsm.Usage) error {
 	if n.alg != 0 {
-		return border.Usage(u, n.alg)
+		return check.Usage(u, n.alg)
 	}
 	if u != n.usage {
 		return fmt.Errorf("key %s is for %s, not %s: %w", n.id, u, n.usage, hsm.ErrKey)

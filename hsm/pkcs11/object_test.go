@@ -67,7 +67,6 @@ func TestAttributes(t *testing.T) {
 		{hsm.SignP384, []string{"Private Key Object; EC", "Usage:      sign\n", "Allowed mechanisms: ECDSA\n", "Public Key Object; EC", "Usage:      verify\n"}},
 		{hsm.SignEd25519, []string{"Private Key Object; EC_EDWARDS", "Usage:      sign\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Public Key Object; EC_EDWARDS"}},
 		{hsm.SignRSA2048, []string{"Private Key Object; RSA", "Usage:      sign\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Allowed mechanisms: RSA-PKCS,RSA-PKCS-PSS\n", "Public Key Object; RSA 2048 bits"}},
-		{hsm.SealAES, []string{"Secret Key Object; AES length 32", "Usage:      encrypt, decrypt\n", "Access:     sensitive, always sensitive, never extractable, local\n"}},
 		{hsm.DeriveP256, []string{"Private Key Object; EC", "Usage:      derive\n", "Access:     sensitive, always sensitive, never extractable, local\n", "Allowed mechanisms: ECDH1-DERIVE\n"}},
 		{hsm.MACKey, []string{"Secret Key Object; Generic secret length 32", "Access:     sensitive, always sensitive, never extractable, local\n"}},
 		{hsm.WrapKey, []string{"Secret Key Object; AES length 32", "Usage:      wrap, unwrap\n", "Access:     sensitive, always sensitive, never extractable, local\n"}},

@@ -82,34 +82,17 @@ func (t *Token) enter(cfg Config) (pkcs11.TokenInfo, error) {
 	return info, err
 }
 
-// enterAlone does without crypto11. The session that logged in stays open for
-// the life of the process, and with it the login of all others.
-func (t *Token) enterAlone(cfg Config) (info pkcs11.TokenInfo, err error) {
-	if err := t.load(cfg); err != nil {
-		return info, err
-	}
-	if err := t.ctx.Initialize(reserved(cfg.InitArgs)...); err != nil {
-		return info, startError("C_Initialize", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = t.ctx.Finalize() // nothing was made of it
-		}
-	}()
-	if t.slot, info, err = findToken(t.ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
-		return info, err
-	}
-	if err := spares(info); err != nil {
-		return info, err
-	}
-	session, err := t.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+// enterAlone opens the module without crypto11.
+func (t *Token) enterAlone(cfg Config) (pkcs11.TokenInfo, error) {
+	m, err := Load(cfg)
 	if err != nil {
-		return info, startError("C_OpenSession", err)
+		return pkcs11.TokenInfo{}, err
 	}
-	if err := t.native.login(session, cfg.PIN); err != nil {
-		return info, startError("C_Login", err)
+	if err := m.LogIn(cfg); err != nil {
+		return m.Info, err
 	}
-	return info, nil
+	t.ctx, t.native, t.slot = m.Ctx, m.native, m.Slot
+	return m.Info, nil
 }
 
 // load opens the library for the request path.

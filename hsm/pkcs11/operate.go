@@ -8,13 +8,13 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
 
 // Derive implements [hsm.Token] with CKM_ECDH1_DERIVE and no KDF.
 func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) (z []byte, err error) {
-	if err := border.Peer(peer); err != nil {
+	if err := check.Peer(peer); err != nil {
 		return nil, err
 	}
 	err = t.use(ctx, need{id: key, usage: hsm.DeriveP256}, func(s *session, o object) (err error) {
@@ -32,7 +32,7 @@ func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) 
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
-	z, err = t.native.value(s.handle, secret, border.SecretLen)
+	z, err = t.native.value(s.handle, secret, check.SecretLen)
 	err = at("C_GetAttributeValue", err)
 	if t.destroy(s, secret, &err); err != nil {
 		clear(z)
@@ -58,7 +58,7 @@ func derived() []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
-		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, border.SecretLen),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, check.SecretLen),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
 		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
@@ -69,7 +69,7 @@ func derived() []*pkcs11.Attribute {
 // Import implements [hsm.Token] with CKM_ECDH1_DERIVE, CKM_AES_ECB_ENCRYPT_DATA
 // and CKM_AES_KEY_WRAP_PAD, all on session objects.
 func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err error) {
-	if err := border.Import(i); err != nil {
+	if err := check.Import(i); err != nil {
 		return nil, err
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
@@ -87,7 +87,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 // MACWrapped implements [hsm.Token] with CKM_AES_KEY_WRAP_PAD and
 // CKM_SHA256_HMAC.
 func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) (mac []byte, err error) {
-	if err := border.MACWrapped(wrapped, data); err != nil {
+	if err := check.MACWrapped(wrapped, data); err != nil {
 		return nil, err
 	}
 	err = t.use(ctx, need{id: wrap, usage: hsm.WrapKey}, func(s *session, o object) (err error) {
@@ -156,7 +156,7 @@ func (t *Token) whole(s *session, secret pkcs11.ObjectHandle) error {
 	if err != nil {
 		return at("C_GetAttributeValue", err)
 	}
-	if n := ulong(a[0].Value); n != 0 && n != border.SecretLen {
+	if n := ulong(a[0].Value); n != 0 && n != check.SecretLen {
 		return at("C_GetAttributeValue", errWrapped)
 	}
 	return nil
@@ -208,7 +208,7 @@ func blames(err error) bool {
 }
 
 func (t *Token) proves(s *session, wrap object) (err error) {
-	wrapped, err := t.wrap(s, wrap, random(border.SecretLen))
+	wrapped, err := t.wrap(s, wrap, random(check.SecretLen))
 	if err != nil {
 		return err
 	}
@@ -249,5 +249,5 @@ func passing(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute 
 // sized adds the length of 32 bytes, which the derivation of a key takes and
 // its unwrapping does not.
 func sized(template []*pkcs11.Attribute) []*pkcs11.Attribute {
-	return append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, border.SecretLen))
+	return append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, check.SecretLen))
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/wire"
 )
 
 // keepAlive is shorter than the idle time after which a network HSM drops a
@@ -28,7 +27,7 @@ type Config struct {
 	Module      string       // path of the PKCS#11 module
 	TokenLabel  string       // CK_TOKEN_INFO.label, or empty
 	TokenSerial string       // CK_TOKEN_INFO.serialNumber, or empty
-	PIN         wire.PIN     // of CKU_USER; zeroed by Open
+	PIN         hsm.PIN      // of CKU_USER; zeroed by Open
 	Sessions    int          // working sessions, default the number of cores
 	InitArgs    string       // pReserved of C_Initialize, or empty for none
 	Require     []hsm.Usage  // what serving depends on: Open fails where the module cannot

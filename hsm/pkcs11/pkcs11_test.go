@@ -10,7 +10,6 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/hsmtest"
-	"countersign/hsm/wire"
 )
 
 // The module is initialized once per process and never finalized, so all
@@ -48,7 +47,7 @@ func run(m *testing.M, stderr io.Writer) int {
 }
 
 func config() Config {
-	return Config{Module: softHSM.Module, TokenLabel: softHSM.Label, PIN: wire.PIN(softHSM.PIN), Sessions: 4}
+	return Config{Module: softHSM.Module, TokenLabel: softHSM.Label, PIN: hsm.PIN(softHSM.PIN), Sessions: 4}
 }
 
 // refusals are the ways not to open a token. They come before the one Open
@@ -64,7 +63,7 @@ func refusals() error {
 		{func(c *Config) { c.TokenLabel = "another" }, hsm.ErrUnavailable, `0 tokens have label "another"`},
 		{func(c *Config) { c.TokenSerial = "0000" }, hsm.ErrUnavailable, `serial "0000"`},
 		{func(c *Config) { c.TokenLabel = "" }, hsm.ErrUnavailable, "0 tokens"},
-		{func(c *Config) { c.PIN = wire.PIN("wrong-canary") }, hsm.ErrPIN, "C_Login"},
+		{func(c *Config) { c.PIN = hsm.PIN("wrong-canary") }, hsm.ErrPIN, "C_Login"},
 	} {
 		cfg := config()
 		c.change(&cfg)

@@ -15,7 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // CKA_EC_PARAMS of our keys, the DER of 1.2.840.10045.3.1.7, 1.3.132.0.34 and
@@ -26,6 +26,8 @@ var (
 	oidEd25519 = []byte{0x06, 0x03, 0x2b, 0x65, 0x70}
 	// nameEd25519 is the curveName of PKCS#11 v3.0 §2.3.5, a PrintableString.
 	nameEd25519 = append([]byte{0x13, 12}, "edwards25519"...)
+
+	curves = map[string][]byte{"P-256": oidP256, "P-384": oidP384, "Ed25519": oidEd25519}
 )
 
 // half is a public key as it is on a token.
@@ -48,7 +50,7 @@ func (t *Token) publicOf(s *session, h pkcs11.ObjectHandle, keyType uint) (p hal
 	if p.key, err = parsePublic(keyType, a[0], a[1]); err != nil {
 		return p, false, nil
 	}
-	if p.spki, p.id, err = border.Encode(p.key); err != nil {
+	if p.spki, p.id, err = check.Encode(p.key); err != nil {
 		return p, false, nil
 	}
 	return p, true, nil

@@ -7,7 +7,6 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
 )
 
 // batch is how many handles one C_FindObjects returns.
@@ -119,12 +118,12 @@ type like struct {
 
 func (l like) mayBe(usage hsm.Usage) bool {
 	p := profiles[usage]
-	return p.class == l.class && p.keyType == l.keyType && (!usage.Pair() || border.Fits(usage, l.public))
+	return p.class == l.class && p.keyType == l.keyType && (!usage.Pair() || usage.Fits(l.public))
 }
 
 // usage reads what a key may do. More than one usage makes it not ours.
 func (t *Token) usage(s *session, h pkcs11.ObjectHandle, key like) (hsm.Usage, bool, error) {
-	for usage := hsm.SignP256; usage <= hsm.SealAES; usage++ {
+	for _, usage := range hsm.Usages() {
 		if !key.mayBe(usage) {
 			continue
 		}

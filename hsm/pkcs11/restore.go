@@ -12,7 +12,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
 
@@ -20,7 +20,7 @@ import (
 // private key without its public half, which nothing here uses and
 // [Token.Destroy] removes.
 func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
-	want, err := border.Restore(r)
+	want, err := check.Restore(r)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -44,11 +44,11 @@ func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 
 // Adopt implements [hsm.Token] with C_CreateObject.
 func (t *Token) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
-	want, err := border.Adopt(spec, private)
+	want, err := check.Adopt(spec, private)
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	if err := t.have.check(capabilities[spec.Usage]); err != nil {
+	if err := t.have.check(using(spec.Usage)); err != nil {
 		return hsm.Key{}, err
 	}
 	t.keepMu.Lock()
@@ -165,7 +165,7 @@ func (t *Token) settle(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	if err := t.prove(s, object{k, h}); err != nil {
 		return err
 	}
-	public, id, err := border.ParsePublic(k.Public)
+	public, id, err := check.ParsePublic(k.Public)
 	if err != nil {
 		return at("C_CreateObject", err)
 	}
@@ -180,28 +180,22 @@ func (t *Token) settle(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	return at("C_CreateObject", err)
 }
 
-// proofs are the algorithms in which a restored key proves itself.
-var proofs = map[hsm.Usage]hsm.Algorithm{
-	hsm.SignP256: hsm.ES256, hsm.SignP384: hsm.ES384, hsm.SignEd25519: hsm.EdDSA,
-	hsm.SignRSA2048: hsm.RS256, hsm.SignRSA3072: hsm.RS256, hsm.SignRSA4096: hsm.RS256,
-}
-
 // prove uses a private key once and checks the outcome with the public half.
 func (t *Token) prove(s *session, o object) error {
 	if o.Usage == hsm.DeriveP256 {
 		return t.proveDerive(s, o)
 	}
-	public, _, err := border.ParsePublic(o.Public)
+	public, _, err := check.ParsePublic(o.Public)
 	if err != nil {
 		return at("C_Sign", err)
 	}
-	alg := proofs[o.Usage]
+	alg := o.Usage.Proof()
 	input := random(max(alg.Hash().Size(), sha256.Size))
 	sig, err := t.sign(s, o, alg, input)
 	if err != nil {
 		return mismatch(err)
 	}
-	if border.Verify(public, alg, input, sig) != nil {
+	if check.Verify(public, alg, input, sig) != nil {
 		return at("C_Sign", errWrapped)
 	}
 	return nil

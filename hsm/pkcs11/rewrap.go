@@ -7,14 +7,14 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // Rewrap implements [hsm.Token] with C_UnwrapKey and C_WrapKey of a sensitive
 // session object, which is extractable for as long as it takes: PKCS#11 wraps
 // nothing else.
 func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err error) {
-	if err := border.Wrapped(r.Wrapped); err != nil {
+	if err := check.Wrapped(r.Wrapped); err != nil {
 		return nil, err
 	}
 	keys := []need{{id: r.From, usage: hsm.WrapKey}, {id: r.To, usage: hsm.WrapKey}}

@@ -41,55 +41,32 @@ var (
 	}
 )
 
-var (
-	signer = profile{
-		class: pkcs11.CKO_PRIVATE_KEY, usages: privateUsages,
-		allowed: []uint{pkcs11.CKA_SIGN}, public: []uint{pkcs11.CKA_VERIFY},
+var profiles = func() map[hsm.Usage]profile {
+	all := map[hsm.Usage]profile{}
+	for _, u := range hsm.Usages() {
+		all[u] = newProfile(u)
 	}
-	secretKey = profile{class: pkcs11.CKO_SECRET_KEY, usages: secretUsages}
-)
+	return all
+}()
 
-var profiles = map[hsm.Usage]profile{
-	hsm.SignP256:    signer.ec(oidP256),
-	hsm.SignP384:    signer.ec(oidP384),
-	hsm.SignEd25519: signer.edwards(),
-	hsm.SignRSA2048: signer.rsa(2048),
-	hsm.SignRSA3072: signer.rsa(3072),
-	hsm.SignRSA4096: signer.rsa(4096),
-	hsm.DeriveP256: {
-		class: pkcs11.CKO_PRIVATE_KEY, keyType: pkcs11.CKK_EC, usages: privateUsages,
-		allowed: []uint{pkcs11.CKA_DERIVE}, mechanisms: []uint{pkcs11.CKM_ECDH1_DERIVE},
-		keygen: pkcs11.CKM_EC_KEY_PAIR_GEN, params: oidP256,
-	},
-	hsm.MACKey: {
-		class: pkcs11.CKO_SECRET_KEY, keyType: pkcs11.CKK_GENERIC_SECRET, usages: secretUsages,
-		allowed: []uint{pkcs11.CKA_SIGN}, mechanisms: []uint{pkcs11.CKM_SHA256_HMAC}, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN,
-	},
-	hsm.WrapKey: secretKey.aes(pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
-	hsm.SealAES: secretKey.aes(pkcs11.CKM_AES_GCM, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT),
-}
-
-func (p profile) ec(params []byte) profile {
-	p.keyType, p.params, p.keygen = pkcs11.CKK_EC, params, pkcs11.CKM_EC_KEY_PAIR_GEN
-	p.mechanisms = []uint{pkcs11.CKM_ECDSA}
-	return p
-}
-
-func (p profile) edwards() profile {
-	p.keyType, p.params, p.keygen = ckkECEdwards, oidEd25519, ckmECEdwardsKeyGen
-	p.mechanisms = []uint{ckmEdDSA}
-	return p
-}
-
-func (p profile) rsa(bits int) profile {
-	p.keyType, p.bits, p.keygen = pkcs11.CKK_RSA, bits, pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN
-	p.mechanisms = []uint{pkcs11.CKM_RSA_PKCS, pkcs11.CKM_RSA_PKCS_PSS}
-	return p
-}
-
-func (p profile) aes(mechanism uint, allowed ...uint) profile {
-	p.keyType, p.keygen, p.allowed = pkcs11.CKK_AES, pkcs11.CKM_AES_KEY_GEN, allowed
-	p.mechanisms = []uint{mechanism}
+// newProfile translates a row of package hsm.
+func newProfile(u hsm.Usage) profile {
+	k := u.Kind()
+	p := profile{class: pkcs11.CKO_SECRET_KEY, usages: secretUsages, keyType: keyTypes[k.KeyType], keygen: mechanisms[k.KeyGen]}
+	if u.Pair() {
+		p.class, p.usages, p.params, p.bits = pkcs11.CKO_PRIVATE_KEY, privateUsages, curves[k.Curve], k.Bits
+	}
+	if u.Pair() && k.May == hsm.AttrSign {
+		p.public = []uint{pkcs11.CKA_VERIFY}
+	}
+	for a, typ := range attributeTypes {
+		if k.May&a != 0 {
+			p.allowed = append(p.allowed, typ)
+		}
+	}
+	for _, name := range k.Mechanisms {
+		p.mechanisms = append(p.mechanisms, mechanisms[name])
+	}
 	return p
 }
 

@@ -9,12 +9,12 @@ import (
 	"countersign/hsm"
 )
 
-const version = 2
+const version = 3
 
 // Config is the first frame, parent to child: which token to open.
 type Config struct {
 	Module, TokenLabel, TokenSerial string
-	PIN                             PIN
+	PIN                             hsm.PIN
 	Sessions                        int         // 0 to 32767, 0 is the child's default
 	InitArgs                        string      // for C_Initialize, or empty
 	Require                         []hsm.Usage // what serving depends on, at most 255
@@ -60,7 +60,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 		return Config{}, fmt.Errorf("reading worker configuration: version %d: %w", v, ErrFrame)
 	}
 	c := Config{Module: string(in.text()), TokenLabel: string(in.text()), TokenSerial: string(in.text())}
-	c.PIN, c.Sessions, c.InitArgs = PIN(in.text()), in.u16(), string(in.text())
+	c.PIN, c.Sessions, c.InitArgs = hsm.PIN(in.text()), in.u16(), string(in.text())
 	for range in.u8() {
 		c.Require = append(c.Require, hsm.Usage(in.u8()))
 	}

@@ -41,15 +41,10 @@ func Pair() (ours *Socket, theirs *os.File, err error) {
 // NewSocket takes over a file descriptor in blocking mode.
 func NewSocket(fd int) *Socket { return &Socket{fd: fd} }
 
-// Tick makes calls that take longer than d return an error of [IsTick].
+// Tick makes a Write that takes longer than d return an error of [IsTick].
 func (s *Socket) Tick(d time.Duration) error {
 	tv := unix.NsecToTimeval(int64(d))
-	return s.use(func(fd int) error {
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-			return fmt.Errorf("setting socket timeout: %w", err)
-		}
-		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	})
+	return s.use(func(fd int) error { return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv) })
 }
 
 // Read returns one message. What is longer than b is cut, so b has one byte
@@ -64,9 +59,6 @@ func (s *Socket) Read(b []byte) (n int, err error) {
 		n, err = unix.Read(s.fd, b)
 		if err == unix.EINTR {
 			continue
-		}
-		if err == unix.EAGAIN {
-			return 0, errTick
 		}
 		if err == nil && n == 0 || err == unix.ECONNRESET {
 			return 0, io.EOF

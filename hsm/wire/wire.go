@@ -5,7 +5,7 @@
 // Every frame is one message of a [Socket]; integers are big-endian, "text" is
 // a 2-byte length and that many bytes.
 //
-//	config    version(1) = 2, module(text), token label(text),
+//	config    version(1) = 3, module(text), token label(text),
 //	          token serial(text), pin(text), sessions(2),
 //	          init args(text), n(1), n × required usage(1)
 //	hello     status(1), message(text)                      when status ≠ 0
@@ -33,21 +33,19 @@
 //	6 generate     –        usage(1) label(text)    key
 //	                        n(1) n × point(65)
 //	7 keys         –        –                       key*
-//	8 encrypt      seals    n(4) aad(n) plain       box
-//	9 decrypt      seals    n(4) aad(n) box         plain
-//	10 restore     with     usage(1) label(text)    key
+//	8 restore     with     usage(1) label(text)    key
 //	                        id(20) public(text)
 //	                        sealed
-//	11 adopt       –        usage(1) label(text)    key
+//	9 adopt       –        usage(1) label(text)    key
 //	                        private key(32)
-//	12 destroy     it       –                       –
-//	13 store-      its      label(text) DER         –
+//	10 destroy     it       –                       –
+//	11 store-      its      label(text) DER         –
 //	certificate
-//	14 certifi-    –        –                       certificate*
+//	12 certifi-    –        –                       certificate*
 //	cates
-//	15 rewrap      from     wrap key(20)            wrapped(40)
+//	13 rewrap      from     wrap key(20)            wrapped(40)
 //	                        wrapped(40)
-//	16 objects     –        –                       object*
+//	14 objects     –        –                       object*
 //
 //	key           id(20) usage(1) label(text) public(text)
 //	              n(1) n × sealed(text)
@@ -63,6 +61,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits in bytes.
@@ -122,4 +123,37 @@ func (r *reader) done() error {
 		return ErrFrame
 	}
 	return nil
+}
+
+// Now is CLOCK_MONOTONIC in nanoseconds, the clock of [Request.Deadline]. It asks
+// the runtime, which reads the same clock without the system call that either side
+// would make for each request.
+func Now() int64 { return origin.clock + int64(time.Since(origin.at)) }
+
+// anchor is one moment on both clocks.
+type anchor struct {
+	at    time.Time
+	clock int64
+}
+
+var origin = synchronize()
+
+// synchronize reads one clock between two readings of the other, and keeps the try in
+// which those were closest, so that a thread that lost its turn is not believed.
+func synchronize() (best anchor) {
+	closest := time.Hour
+	for range 8 {
+		before := time.Now()
+		clock := monotonic()
+		if d := time.Since(before); d < closest {
+			closest, best = d, anchor{before.Add(d / 2), clock}
+		}
+	}
+	return best
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano()
 }

@@ -2,325 +2,228 @@ package worker
 
 import (
 	"context"
-	"crypto/sha256"
+	"crypto/ecdh"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
+	"reflect"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"countersign/hsm"
-	"countersign/hsm/hsmtest"
+	"countersign/hsm/memory"
 	"countersign/hsm/wire"
 )
 
-func TestMain(m *testing.M) {
-	code := runTests(m, os.Stderr)
-	os.Exit(code)
+// mortal is a memory token that can die.
+type mortal struct {
+	*memory.Token
+	dead chan struct{}
+	once sync.Once
 }
 
-// lines is a log that can be read while it is written.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
+func (m *mortal) Dead() <-chan struct{} { return m.dead }
+
+// MAC dies of the text "die".
+func (m *mortal) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	if string(data) == "die" {
+		m.once.Do(func() { close(m.dead) })
+		return nil, fmt.Errorf("device removed: %w", hsm.ErrUnavailable)
+	}
+	return m.Token.MAC(ctx, key, data)
 }
 
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-type rig struct {
-	hsm  hsmtest.SoftHSM
-	cfg  Config
-	log  *lines
-	pool *Pool
-}
-
-// newRig opens a pool on a token of its own.
-func newRig(t testing.TB, change func(*Config)) *rig {
+// pair is both ends of a conversation in this process.
+func pair(t *testing.T) (ours, theirs *wire.Socket) {
 	t.Helper()
-	r := &rig{hsm: hsmtest.NewSoftHSM(t), log: &lines{}}
-	r.hsm.Setenv(t)
-	r.cfg = Config{
-		Binary: hsmtest.Worker(t), Module: r.hsm.Module, TokenLabel: r.hsm.Label, PIN: wire.PIN(r.hsm.PIN),
-		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: r.log}),
-	}
-	if change != nil {
-		change(&r.cfg)
-	}
-	pool, err := Open(t.Context(), r.cfg)
+	ours, file, err := wire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.pool = pool
-	t.Cleanup(pool.Close)
-	return r
-}
-
-func (r *rig) generate(t testing.TB, label string, usage hsm.Usage) hsm.KeyID {
-	t.Helper()
-	k, err := r.pool.Generate(t.Context(), hsm.KeySpec{Label: label, Usage: usage})
+	defer file.Close()
+	fd, err := unix.Dup(int(file.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k.ID
+	return ours, wire.NewSocket(fd)
 }
 
-// secret is what Import takes, for keys of its own.
-func (r *rig) secret(t testing.TB) hsm.Import {
+// dial serves a token and returns the other end and how serving ended.
+func dial(t *testing.T) (*wire.Socket, *mortal, <-chan error) {
 	t.Helper()
-	enrol, err := r.pool.Generate(t.Context(), hsm.KeySpec{Label: "enrol@1", Usage: hsm.DeriveP256})
+	ours, theirs := pair(t)
+	token, ended := &mortal{Token: memory.New(), dead: make(chan struct{})}, make(chan error, 1)
+	go func() {
+		ended <- Serve(theirs, token, 2)
+		_ = theirs.Close()
+	}()
+	t.Cleanup(func() { _ = ours.Close() })
+	return ours, token, ended
+}
+
+func ask(t *testing.T, conn *wire.Socket, q wire.Request) wire.Response {
+	t.Helper()
+	q.ID = 7
+	if q.Deadline == 0 {
+		q.Deadline = wire.Now() + int64(time.Second)
+	}
+	if _, err := conn.Write(q.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := wire.ReadResponse(conn, wire.Buffer())
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := hsmtest.WrapFor(t, enrol, make([]byte, 32))
-	i.Wrap = r.generate(t, "wrap@1", hsm.WrapKey)
-	return i
-}
-
-func (r *rig) pids() (pids []int) {
-	for _, l := range *r.pool.live.Load() {
-		pids = append(pids, l.proc.cmd.Process.Pid)
+	if p.ID != q.ID {
+		t.Fatalf("answer to %d, asked %d", p.ID, q.ID)
 	}
-	return pids
+	return p
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, within time.Duration, ok func() bool) {
+func newPrivate(t *testing.T) *ecdh.PrivateKey {
 	t.Helper()
-	tick, end := time.NewTicker(5*time.Millisecond), time.After(within)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("not within %s: %s", within, what)
+	k, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func newPoint(t *testing.T) *ecdh.PublicKey {
+	t.Helper()
+	return newPrivate(t).PublicKey()
+}
+
+func TestServe(t *testing.T) {
+	conn, token, ended := dial(t)
+	spec := hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey}
+	p := ask(t, conn, wire.Generate(spec))
+	keys, err := wire.ParseKeys(p.Payload)
+	if err != nil || len(keys) != 1 || keys[0].Label != "mac@1" {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	want, err := token.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p = ask(t, conn, wire.Keys()); p.Err != nil {
+		t.Fatal(p.Err)
+	}
+	if got, err := wire.ParseKeys(p.Payload); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("keys %v, %v; want %v", got, err, want)
+	}
+	if p = ask(t, conn, wire.MAC(keys[0].ID, []byte("x"))); len(p.Payload) != 32 || p.Err != nil {
+		t.Errorf("MAC %x, %v", p.Payload, p.Err)
+	}
+	late := func(deadline int64) *wire.Request {
+		return &wire.Request{Op: wire.MAC(keys[0].ID, nil).Op, Key: keys[0].ID, Deadline: deadline}
+	}
+	with := func(q wire.Request, payload []byte) *wire.Request {
+		q.Payload = payload
+		return &q
+	}
+	point := newPoint(t)
+	for q, want := range map[*wire.Request]error{
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), []byte{1, 2, 3}):                        hsm.ErrInput,
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), append([]byte{1}, make([]byte, 32)...)): hsm.ErrKey,
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), nil):                                    hsm.ErrInput,
+		with(wire.Import(hsm.Import{Ephemeral: point}), nil):                                 hsm.ErrInput,
+		with(wire.Rewrap(hsm.Rewrap{}), nil):                                                 hsm.ErrInput,
+		with(wire.Restore(hsm.Restore{}), nil):                                               hsm.ErrInput,
+		with(wire.Adopt(spec, newPrivate(t)), nil):                                           hsm.ErrInput,
+		with(wire.Destroy(hsm.KeyID{}), nil):                                                 hsm.ErrKey,
+		with(wire.StoreCertificate(hsm.Certificate{}), nil):                                  hsm.ErrInput,
+		with(wire.Derive(hsm.KeyID{}, point), make([]byte, 65)):                              hsm.ErrInput,
+		with(wire.Generate(spec), nil):                                                       hsm.ErrInput,
+		with(wire.Generate(spec), wire.Generate(spec).Payload):                               hsm.ErrExists,
+		late(wire.Now() - 1):                                                                 hsm.ErrUnavailable,
+		late(-1):                                                                             hsm.ErrUnavailable,
+	} {
+		if p = ask(t, conn, *q); !errors.Is(p.Err, want) {
+			t.Errorf("%+v: %v, want %v", q, p.Err, want)
 		}
+	}
+	_ = conn.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("Serve: %v", err)
 	}
 }
 
-func TestContract(t *testing.T) {
-	r := newRig(t, nil)
-	hsmtest.Run(t, func(*testing.T) hsm.Token { return r.pool })
-	if got := r.pool.State(); got != (State{Ready: true, Alive: 2, Want: 2}) {
-		t.Errorf("state %+v after the suite: a worker was lost", got)
+func TestServeLostToken(t *testing.T) {
+	conn, _, ended := dial(t)
+	p := ask(t, conn, wire.MAC(hsm.KeyID{}, []byte("die")))
+	if !errors.Is(p.Err, wire.ErrLost) || !errors.Is(p.Err, hsm.ErrUnavailable) || !strings.Contains(p.Err.Error(), "device removed") {
+		t.Errorf("%v, want wire.ErrLost", p.Err)
 	}
-	if strings.Contains(r.log.String(), r.hsm.PIN) {
-		t.Error("the PIN is in the log")
-	}
-}
-
-// A key that one worker made is there for each of them, one after the other.
-func TestNewKeyOnAllWorkers(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.Workers = 3 })
-	id := r.generate(t, "mac@1", hsm.MACKey)
-	for _, l := range *r.pool.live.Load() {
-		end := time.Now().Add(time.Second)
-		q := wire.Request{Op: wire.MAC, Key: id, Deadline: wire.Now() + int64(time.Second)}
-		if p, err := l.do(t.Context(), q, patience{hedge: end, deadline: end, overdue: end.Add(grace)}); err != nil || len(p.Payload) != 32 {
-			t.Errorf("worker %d: %d bytes, %v", l.proc.cmd.Process.Pid, len(p.Payload), err)
-		}
+	if err := <-ended; !errors.Is(err, wire.ErrLost) {
+		t.Errorf("Serve: %v, want wire.ErrLost", err)
 	}
 }
 
-// Whatever kills a worker, calls go on without an error and it is replaced.
-func TestWorkersKilledUnderLoad(t *testing.T) {
-	registry := prometheus.NewRegistry()
-	r := newRig(t, func(c *Config) { c.Registerer = registry })
-	id := r.generate(t, "sign@1", hsm.SignP256)
-	digest := sha256.Sum256(nil)
-	bring := r.secret(t)
-	stop, failed := make(chan struct{}), make(chan error, 8)
-	var wg sync.WaitGroup
-	for n := range 8 {
-		call := func() error {
-			_, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:])
-			return err
-		}
-		if n%2 == 1 { // neither leaves anything on the token
-			call = func() error {
-				kept, err := r.pool.Import(t.Context(), bring)
-				if err == nil {
-					_, err = r.pool.MACWrapped(t.Context(), bring.Wrap, kept, nil)
-				}
-				return err
-			}
-		}
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if err := call(); err != nil {
-					failed <- err
-					return
-				}
-			}
-		})
-	}
-	for range 4 {
-		pid := r.pids()[0]
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+func TestServeMalformed(t *testing.T) {
+	for name, bad := range map[string][]byte{
+		"too long": append([]byte{0, 0, 0, 1, byte(wire.MAC(hsm.KeyID{}, nil).Op)}, wire.Buffer()...),
+		"short":    append([]byte{0, 0, 0, 1, byte(wire.MAC(hsm.KeyID{}, nil).Op)}, make([]byte, 27)...),
+		"op":       append([]byte{0, 0, 0, 1, 99}, make([]byte, 28)...),
+	} {
+		conn, _, ended := dial(t)
+		if _, err := conn.Write(bad); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the worker is replaced", 3*time.Second, func() bool {
-			pids := r.pids()
-			return len(pids) == 2 && pids[0] != pid && pids[1] != pid
-		})
-	}
-	close(stop)
-	wg.Wait()
-	close(failed)
-	for err := range failed {
-		t.Errorf("call: %v", err)
-	}
-	if got := gather(t, registry, "countersign_hsm_worker_restarts_total"); got != 4 {
-		t.Errorf("%v restarts counted, want 4", got)
+		if err := <-ended; !errors.Is(err, wire.ErrFrame) {
+			t.Errorf("%s: %v, want wire.ErrFrame", name, err)
+		}
 	}
 }
 
-func gather(t *testing.T, registry *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := registry.Gather()
+// many is a token with more keys than fit a frame.
+type many struct{ *mortal }
+
+func (many) Keys(context.Context) ([]hsm.Key, error) {
+	keys := make([]hsm.Key, 2000)
+	for i := range keys {
+		keys[i] = hsm.Key{ID: hsm.KeyID{byte(i >> 8), byte(i)}, Label: fmt.Sprint("key@", i), Usage: hsm.MACKey, Sealed: []hsm.Sealed{make([]byte, 65)}, Copied: true}
+	}
+	return keys, nil
+}
+
+func TestLongAnswer(t *testing.T) {
+	ours, theirs := pair(t)
+	token := many{&mortal{dead: make(chan struct{})}}
+	go func() { _ = Serve(theirs, token, 1) }()
+	defer ours.Close()
+	p, payload, frames := ask(t, ours, wire.Keys()), []byte(nil), 1
+	for payload = p.Payload; p.More; frames++ {
+		var err error
+		if p, err = wire.ReadResponse(ours, wire.Buffer()); err != nil || p.ID != 7 {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		payload = append(payload, p.Payload...)
+	}
+	want, err := token.Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range families {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetCounter().GetValue()
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
-}
-
-// freeze stops a process and waits until each of its threads has stopped.
-func freeze(t *testing.T, pid int) {
-	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "all threads are stopped", time.Second, func() bool {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-		return err == nil && !slices.ContainsFunc(threads, func(file string) bool {
-			b, err := os.ReadFile(file)
-			return err != nil || !strings.Contains(string(b), ") T ")
-		})
-	})
-}
-
-// A stopped process stands for a module that hangs.
-func TestHungWorker(t *testing.T) {
-	const timeout = 300 * time.Millisecond
-	r := newRig(t, func(c *Config) { c.Timeout, c.Workers = timeout, 1 })
-	id := r.generate(t, "sign@1", hsm.SignP256)
-	pid := r.pids()[0]
-	freeze(t, pid)
-	start, digest := time.Now(), sha256.Sum256(nil)
-	_, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:])
-	if took := time.Since(start); !errors.Is(err, hsm.ErrUnavailable) || took < timeout || took > timeout+grace {
-		t.Errorf("Sign: %v after %s, want ErrUnavailable after %s", err, took, timeout)
-	}
-	eventually(t, "the worker is killed and replaced", grace+time.Second, func() bool {
-		pids := r.pids()
-		return len(pids) == 1 && pids[0] != pid
-	})
-	if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
-		t.Errorf("Sign on the new worker: %v", err)
+	if got, err := wire.ParseKeys(payload); err != nil || !reflect.DeepEqual(got, want) || frames < 3 {
+		t.Errorf("%d keys in %d frames, %v; want %d", len(got), frames, err, len(want))
 	}
 }
 
-// With two workers, one of them hung, no call is lost: the other is asked.
-func TestHungWorkerIsAvoided(t *testing.T) {
-	const timeout = 300 * time.Millisecond
-	r := newRig(t, func(c *Config) { c.Timeout = timeout })
-	id := r.generate(t, "sign@1", hsm.SignP256)
-	freeze(t, r.pids()[0])
-	digest, failed := sha256.Sum256(nil), 0
-	for range 50 {
-		if _, err := r.pool.Sign(t.Context(), id, hsm.ES256, digest[:]); err != nil {
-			failed++
-		}
+func TestDeadline(t *testing.T) {
+	now := time.Now()
+	d := &deadline{at: now.Add(time.Hour)}
+	if at, ok := d.Deadline(); !ok || !at.Equal(d.at) || d.Err() != nil {
+		t.Errorf("%v, %v, %v", at, ok, d.Err())
 	}
-	if failed != 0 {
-		t.Errorf("%d of 50 calls failed, want none", failed)
+	d.release()
+	d = &deadline{at: now.Add(5 * time.Millisecond)}
+	defer d.release()
+	<-d.Done()
+	if !errors.Is(d.Err(), context.DeadlineExceeded) || time.Now().Before(d.at) {
+		t.Errorf("%v at %v", d.Err(), time.Now())
 	}
-}
-
-func TestShorterContext(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.Workers = 1 })
-	id := r.generate(t, "sign@1", hsm.SignP256)
-	freeze(t, r.pids()[0])
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	start := time.Now()
-	if _, err := r.pool.Sign(ctx, id, hsm.ES256, make([]byte, 32)); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Sign: %v, want context.DeadlineExceeded", err)
-	}
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("took %s", took)
-	}
-}
-
-func TestClose(t *testing.T) {
-	r := newRig(t, nil)
-	pids := r.pids()
-	r.pool.Close()
-	for _, pid := range pids {
-		if alive(pid) {
-			t.Errorf("worker %d outlived Close", pid)
-		}
-	}
-	if _, err := r.pool.Keys(t.Context()); !errors.Is(err, ErrClosed) || !errors.Is(err, hsm.ErrUnavailable) {
-		t.Errorf("Keys: %v, want ErrClosed", err)
-	}
-	if s := r.pool.State(); s.Ready || s.Alive != 0 || !errors.Is(s.Err, ErrClosed) {
-		t.Errorf("state %+v", s)
-	}
-	if string(r.cfg.PIN) != strings.Repeat("\x00", len(r.hsm.PIN)) {
-		t.Error("the PIN was not erased")
-	}
-	if pin, err := r.pool.vault.read(); err == nil {
-		t.Errorf("%d bytes of PIN are kept", len(pin))
-	}
-	if text := r.log.String(); strings.Contains(text, "[WARN]") || strings.Contains(text, "[ERROR]") {
-		t.Errorf("closing on purpose was worth a warning:\n%s", text)
-	}
-}
-
-func alive(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	return err == nil && !strings.Contains(string(b), ") Z ")
-}
-
-func runTests(m *testing.M, stderr io.Writer) int {
-	if os.Getenv(orphanEnv) != "" {
-		return orphanParent(os.Stdout)
-	}
-	code := m.Run()
-	if err := hsmtest.RemoveWorker(); err != nil {
-		_, _ = io.WriteString(stderr, err.Error()+"\n")
-		return 1
-	}
-	return code
 }

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 )
 
 // checks collects problems; each method adds at most what its name says.

@@ -1,5 +1,4 @@
-// Package custodian reads the shares of a backup key from the files of its custodians,
-// for the commands that need them.
+// Package custodian reads shares of a backup key from custodians' files.
 package custodian
 
 import (
@@ -10,29 +9,30 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
-	"countersign/appliance/custody"
+	"countersign/appliance/recovery/custody"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
 
-// Flags name the files of shares and what opens them.
+// Flags name the files of shares, and the identities and passphrases that open them.
 type Flags struct {
 	Shares      []string
-	Identities  []string // files of age-keygen
+	Identities  []string // files written by age-keygen
 	Passphrases []string // files of mode 0600
 }
 
 // AddFlags gives a command --share, --identity and --passphrase-file.
 func AddFlags(cmd *cobra.Command) *Flags {
 	f := &Flags{}
-	cmd.Flags().StringArrayVar(&f.Shares, "share", nil, "file of a share; may be given again")
-	cmd.Flags().StringArrayVar(&f.Identities, "identity", nil, "age identity file of a custodian; may be given again")
-	cmd.Flags().StringArrayVar(&f.Passphrases, "passphrase-file", nil, "file of mode 0600 with a custodian's passphrase, in place of a question on the terminal; may be given again")
+	cmd.Flags().StringArrayVar(&f.Shares, "share", nil, "file of a share; can be repeated")
+	cmd.Flags().StringArrayVar(&f.Identities, "identity", nil, "age identity file of a custodian; can be repeated")
+	cmd.Flags().StringArrayVar(&f.Passphrases, "passphrase-file", nil,
+		"file with mode 0600 and a custodian's passphrase, instead of a prompt on the terminal; can be repeated")
 	return f
 }
 
-// Read opens every share. One that no identity opens and that is for a passphrase is
-// asked for with ask, once; what a share holds is never in an error.
+// Read opens every share. If a share needs a passphrase and no file has one, Read asks for
+// it once. Errors never contain the content of a share.
 func (f Flags) Read(ask func(question string) ([]byte, error)) ([]custody.Share, error) {
 	if len(f.Shares) == 0 {
 		return nil, cli.Fail(cli.Usage, errors.New("no share was given"), "name each custodian's file: --share FILE")
@@ -68,7 +68,7 @@ func (f Flags) identities() (all []age.Identity, err error) {
 		some, err := custody.Identities(file)
 		clear(file)
 		if err != nil {
-			return nil, cli.Fail(cli.Auth, fmt.Errorf("%s: %w", path, err), "a custodian with another kind of key opens the share himself, age -d, and gives the file with its text")
+			return nil, cli.Fail(cli.Auth, fmt.Errorf("%s: %w", path, err), "a custodian with another kind of key decrypts the share with age -d and gives that file")
 		}
 		all = append(all, some...)
 	}
@@ -102,19 +102,19 @@ func askFor(path string, file []byte, ask func(string) ([]byte, error)) (custody
 	return custody.Open(file, []age.Identity{id})
 }
 
-// exits is the one table from errors of shares to exit codes and advice.
+// exits maps errors of shares to exit codes and hints.
 var exits = []struct {
 	err  error
 	code cli.Code
 	hint string
 }{
 	{custody.ErrSealed, cli.Auth, "give the custodian's own identity, --identity FILE, or passphrase"},
-	{custody.ErrShare, cli.Failed, "the file was damaged or changed: take the custodian's other copy, or another custodian's share"},
-	{custody.ErrMixed, cli.Failed, "countersignctl key custodians check tells of each share which backup key it is of"},
-	{custody.ErrFew, cli.Denied, "bring in further custodians: one share fewer than the threshold tells nothing of the key"},
+	{custody.ErrShare, cli.Failed, "the file was damaged or changed: use the custodian's other copy, or another custodian's share"},
+	{custody.ErrMixed, cli.Failed, "countersignctl key custodians check prints the backup key of each share"},
+	{custody.ErrFew, cli.Denied, "bring in more custodians: fewer shares than the threshold reveal nothing of the key"},
 }
 
-// Explain gives errors of package custody an exit code and advice.
+// Explain adds exit code and hint to errors of package custody.
 func Explain(err error) error {
 	for _, row := range exits {
 		if errors.Is(err, row.err) {

@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 )
@@ -57,7 +57,7 @@ func RecordInput(r Record) []byte {
 	if roles == nil {
 		roles = []string{}
 	}
-	body := det.Marshal([]any{
+	body := cbor.Marshal([]any{
 		r.Kind, r.Client, r.SigningKey, optionalKey(r.UVKey), strict.NonNil(r.Verifier), r.Status, roles, r.Version,
 	})
 	return slices.Concat([]byte(domain.Record), body)

@@ -5,10 +5,8 @@ package deviceapi
 import (
 	"slices"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/strict"
 	"countersign/protocol/message"
 )
@@ -51,7 +49,7 @@ func (r ApplyRequest) Marshal() []byte {
 		w.Strict = new(uint64)
 		*w.Strict = 1
 	}
-	return det.Marshal(w)
+	return cbor.Marshal(w)
 }
 
 func optionalBytes(b []byte) *[]byte {
@@ -64,7 +62,7 @@ func optionalBytes(b []byte) *[]byte {
 // ParseApplyRequest reads the body: CodeFormat. M1 is not looked into.
 func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	var w wireApply
-	if err := strict.Map(b, &w, 1, 2, 3, 4, 5, 6, 7); err != nil {
+	if err := strict.Map(b, &w); err != nil {
 		return ApplyRequest{}, err
 	}
 	order, err := parseOrder(w.Order)
@@ -127,13 +125,13 @@ func (r ApplyResponse) Marshal() []byte {
 	if r.Handle != nil {
 		w.Handle, w.Level, w.TTL = &r.Handle, &r.Level, &r.TTL
 	}
-	return det.Marshal(w)
+	return cbor.Marshal(w)
 }
 
 // ParseApplyResponse reads the body: CodeFormat.
 func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 	var w wireApplyAnswer
-	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w); err != nil {
 		return ApplyResponse{}, err
 	}
 	r := ApplyResponse{M2: w.M2}
@@ -201,11 +199,11 @@ type wireOrder struct {
 }
 
 func (o Order) marshal() []byte {
-	w := wireOrder{Services: det.Marshal(o.Services), Amount: o.Amount, Text: nonEmpty(o.Text), Reference: nonEmpty(o.Reference)}
+	w := wireOrder{Services: cbor.Marshal(o.Services), Amount: o.Amount, Text: nonEmpty(o.Text), Reference: nonEmpty(o.Reference)}
 	if len(o.Services) == 1 {
-		w.Services = det.Marshal(o.Services[0])
+		w.Services = cbor.Marshal(o.Services[0])
 	}
-	return det.Marshal(w)
+	return cbor.Marshal(w)
 }
 
 func nonEmpty(s string) *string {
@@ -217,7 +215,7 @@ func nonEmpty(s string) *string {
 
 func parseOrder(b []byte) (o Order, err error) {
 	var w wireOrder
-	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w); err != nil {
 		return o, err
 	}
 	if o.Services, err = parseServices(w.Services); err != nil {
@@ -274,12 +272,12 @@ type CountersignRequest struct {
 
 // Marshal writes the body.
 func (r CountersignRequest) Marshal() []byte {
-	return det.Marshal(CountersignRequest{Handle: strict.NonNil(r.Handle), M3: strict.NonNil(r.M3)})
+	return cbor.Marshal(CountersignRequest{Handle: strict.NonNil(r.Handle), M3: strict.NonNil(r.M3)})
 }
 
 // ParseCountersignRequest reads the body: CodeFormat. M3 is not looked into.
 func ParseCountersignRequest(b []byte) (r CountersignRequest, err error) {
-	if err := strict.Map(b, &r, 1, 2); err != nil {
+	if err := strict.Map(b, &r); err != nil {
 		return CountersignRequest{}, err
 	}
 	return r, checkLengths(carried{"handle", r.Handle, MaxHandle, false}, carried{"M3", r.M3, message.MaxFrame, false})
@@ -307,14 +305,14 @@ type wireCountersignAnswer struct {
 
 // Marshal writes the body.
 func (r CountersignResponse) Marshal() []byte {
-	return det.Marshal(wireCountersignAnswer{strict.NonNil(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
+	return cbor.Marshal(wireCountersignAnswer{strict.NonNil(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
 }
 
 // ParseCountersignResponse reads the body: CodeFormat. The decision is for
 // [Check].
 func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 	var w wireCountersignAnswer
-	if err := strict.Map(b, &w, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(b, &w); err != nil {
 		return CountersignResponse{}, err
 	}
 	r := CountersignResponse{M4: w.M4, Result: w.Result}
@@ -352,13 +350,13 @@ func (r OutcomeRequest) Marshal() []byte {
 	if r.Performed {
 		w.Performed = 1
 	}
-	return det.Marshal(w)
+	return cbor.Marshal(w)
 }
 
 // ParseOutcomeRequest reads the body: CodeFormat.
 func ParseOutcomeRequest(b []byte) (OutcomeRequest, error) {
 	var w wireOutcome
-	if err := strict.Map(b, &w, 1, 2); err != nil {
+	if err := strict.Map(b, &w); err != nil {
 		return OutcomeRequest{}, err
 	}
 	if w.Performed > 1 {

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 	"countersign/protocol/trust"
@@ -143,7 +143,7 @@ func (r Request) SigStructure() []byte {
 	if r.Password != nil {
 		eph, wrapped = r.Password.Ephemeral[:], r.Password.Wrapped[:]
 	}
-	sum := sha256.Sum256(det.Marshal([]any{r.ActivationCode.String(), r.SigningKey, uv, eph, wrapped}))
+	sum := sha256.Sum256(cbor.Marshal([]any{r.ActivationCode.String(), r.SigningKey, uv, eph, wrapped}))
 	return protocol.SigStructure(domain.Enrol, sum[:])
 }
 
@@ -272,13 +272,7 @@ type Response struct {
 	NextRootHash [32]byte
 	KeyCerts     [][]byte
 	ClientCert   []byte
-	Floors       []Floor
-}
-
-// Floor is the least level of a service, for the client's own table.
-type Floor struct {
-	Service  protocol.Service `json:"service"`
-	MinLevel protocol.Level   `json:"min_level"`
+	Floors       []protocol.Floor
 }
 
 type enrolResponseJSON struct {
@@ -287,14 +281,14 @@ type enrolResponseJSON struct {
 	NextRootHash protocol.Base64   `json:"next_root_hash"`
 	KeyCerts     []protocol.Base64 `json:"key_certs"`
 	ClientCert   protocol.Base64   `json:"client_cert"`
-	Floors       []Floor           `json:"floors"`
+	Floors       []protocol.Floor  `json:"floors"`
 }
 
 // MarshalJSON writes the answer as on the wire.
 func (r Response) MarshalJSON() ([]byte, error) {
 	floors := r.Floors
 	if floors == nil {
-		floors = []Floor{}
+		floors = []protocol.Floor{}
 	}
 	return json.Marshal(enrolResponseJSON{
 		r.Client[:], r.RootKey[:], r.NextRootHash[:], strict.ToBase64(r.KeyCerts), r.ClientCert, floors,

@@ -5,7 +5,7 @@ import (
 	"math"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/text"
 )
 
@@ -53,7 +53,7 @@ type P1 struct {
 
 // Marshal gives the canonical encoding of a P1.
 func (p P1) Marshal() []byte {
-	m := det.NewMap(96)
+	m := cbor.NewMap(96)
 	m.Bytes(1, p.Client[:])
 	m.Bytes(2, p.Serial[:])
 	m.Uint(3, uint64(p.Service))
@@ -72,7 +72,7 @@ func (p P1) Marshal() []byte {
 
 // ParseP1 decodes a P1. Errors are [CodeFormat].
 func ParseP1(b []byte) (P1, error) {
-	m := det.ParseMap(b)
+	m := cbor.ParseMap(b)
 	var p P1
 	m.Fixed(1, p.Client[:])
 	m.Fixed(2, p.Serial[:])
@@ -102,7 +102,7 @@ func (p *P1) parseProposal(item []byte) (err error) {
 	if item == nil {
 		return nil
 	}
-	parts, err := det.Array(item)
+	parts, err := cbor.Array(item)
 	if err != nil || len(parts) < 1 || len(parts) > 3 {
 		return protocol.CodeFormat.Errorf("P1: proposal is not [amount, currency, ?text] or [text]")
 	}
@@ -123,27 +123,27 @@ func (p Proposal) marshal() []byte {
 	var b []byte
 	switch {
 	case p.Amount == nil:
-		return det.AppendText(det.AppendArray(b, 1), p.Text)
+		return cbor.AppendText(cbor.AppendArray(b, 1), p.Text)
 	case p.Text == "":
-		return appendAmount(det.AppendArray(b, 2), *p.Amount)
+		return appendAmount(cbor.AppendArray(b, 2), *p.Amount)
 	default:
-		return det.AppendText(appendAmount(det.AppendArray(b, 3), *p.Amount), p.Text)
+		return cbor.AppendText(appendAmount(cbor.AppendArray(b, 3), *p.Amount), p.Text)
 	}
 }
 
 func appendAmount(b []byte, a protocol.Amount) []byte {
-	return det.AppendText(det.AppendUint(b, a.Minor), a.Currency)
+	return cbor.AppendText(cbor.AppendUint(b, a.Minor), a.Currency)
 }
 
 func parseAmount(parts [][]byte) (*protocol.Amount, error) {
 	if len(parts) != 2 {
 		return nil, protocol.CodeFormat.Errorf("amount is not [minor units, currency]")
 	}
-	minor, err := det.Uint(parts[0])
+	minor, err := cbor.Uint(parts[0])
 	if err != nil {
 		return nil, protocol.CodeFormat.Errorf("amount: %v", err)
 	}
-	currency, err := det.Text(parts[1])
+	currency, err := cbor.Text(parts[1])
 	if err != nil {
 		return nil, protocol.CodeFormat.Errorf("currency: %v", err)
 	}
@@ -153,7 +153,7 @@ func parseAmount(parts [][]byte) (*protocol.Amount, error) {
 
 // parseText reads a text. An empty one is left out, and so not a good one here.
 func parseText(item []byte) (string, error) {
-	s, err := det.Text(item)
+	s, err := cbor.Text(item)
 	if err != nil {
 		return "", protocol.CodeFormat.Errorf("text: %v", err)
 	}
@@ -181,7 +181,7 @@ func (p P3) Approval() Approval { return Approval{Verdict: p.Verdict, Slot: p.Sl
 
 // Marshal gives the canonical encoding of a P3.
 func (p P3) Marshal() []byte {
-	m := det.NewMap(96)
+	m := cbor.NewMap(96)
 	m.Uint(1, uint64(p.Verdict))
 	m.Bytes(2, p.Signature[:])
 	if p.Proof != nil {
@@ -195,7 +195,7 @@ func (p P3) Marshal() []byte {
 
 // ParseP3 decodes a P3. Errors are [CodeFormat].
 func ParseP3(b []byte) (P3, error) {
-	m := det.ParseMap(b)
+	m := cbor.ParseMap(b)
 	p := P3{Slot: protocol.SlotSigning}
 	p.Verdict = protocol.Verdict(m.Uint(1, uint64(protocol.Approve)))
 	m.Fixed(2, p.Signature[:])
@@ -245,7 +245,7 @@ type P2 struct {
 
 // Marshal gives the canonical encoding of a P2.
 func (p P2) Marshal() []byte {
-	m := det.NewMap(160)
+	m := cbor.NewMap(160)
 	if p.Code != 0 {
 		m.Uint(0, uint64(p.Code))
 		m.OptionalUint(1, p.Retry)
@@ -258,7 +258,7 @@ func (p P2) Marshal() []byte {
 	m.Bytes(5, p.Device[:])
 	m.Text(6, p.DeviceName)
 	if p.Amount != nil {
-		m.Item(7, appendAmount(det.AppendArray(nil, 2), *p.Amount))
+		m.Item(7, appendAmount(cbor.AppendArray(nil, 2), *p.Amount))
 	}
 	if p.Text != "" {
 		m.Text(8, p.Text)
@@ -274,7 +274,7 @@ func (p P2) Marshal() []byte {
 
 // ParseP2 decodes a P2. Errors are [CodeFormat].
 func ParseP2(b []byte) (P2, error) {
-	m := det.ParseMap(b)
+	m := cbor.ParseMap(b)
 	var p P2
 	if m.Has(0) {
 		p.Code = protocol.Code(m.Uint(0, math.MaxUint8))
@@ -301,7 +301,7 @@ func ParseP2(b []byte) (P2, error) {
 	return p, p.parseShown(amount, words)
 }
 
-func (p *P2) parseFirst(m *det.Map) {
+func (p *P2) parseFirst(m *cbor.Map) {
 	if !m.Has(12) && !m.Has(13) {
 		return
 	}
@@ -316,7 +316,7 @@ func (p *P2) parseShown(amount, words []byte) error {
 		return err
 	}
 	if amount != nil {
-		parts, err := det.Array(amount)
+		parts, err := cbor.Array(amount)
 		if err != nil {
 			return protocol.CodeFormat.Errorf("P2: amount: %v", err)
 		}
@@ -355,7 +355,7 @@ type P4 struct {
 
 // Marshal gives the canonical encoding of a P4.
 func (p P4) Marshal() []byte {
-	m := det.NewMap(16 + len(p.Decision))
+	m := cbor.NewMap(16 + len(p.Decision))
 	m.Uint(1, uint64(p.Result))
 	m.Uint(2, uint64(p.Reason))
 	m.OptionalUint(3, p.TriesLeft)
@@ -363,8 +363,8 @@ func (p P4) Marshal() []byte {
 		m.Bytes(4, p.Decision)
 	}
 	if p.Asked != nil {
-		pair := det.AppendUint(det.AppendArray(nil, 2), uint64(p.Asked.Result))
-		m.Item(5, det.AppendUint(pair, uint64(p.Asked.Reason)))
+		pair := cbor.AppendUint(cbor.AppendArray(nil, 2), uint64(p.Asked.Result))
+		m.Item(5, cbor.AppendUint(pair, uint64(p.Asked.Reason)))
 	}
 	m.OptionalUint(6, p.Retry)
 	return m.Encode()
@@ -372,7 +372,7 @@ func (p P4) Marshal() []byte {
 
 // ParseP4 decodes a P4. Errors are [CodeFormat].
 func ParseP4(b []byte) (P4, error) {
-	m := det.ParseMap(b)
+	m := cbor.ParseMap(b)
 	var p P4
 	p.Result = protocol.Result(m.Uint(1, uint64(protocol.ResultPending)))
 	p.Reason = protocol.Code(m.Uint(2, math.MaxUint8))
@@ -398,15 +398,15 @@ func (p *P4) parseAsked(item []byte) error {
 	if item == nil {
 		return nil
 	}
-	parts, err := det.Array(item)
+	parts, err := cbor.Array(item)
 	if err != nil || len(parts) != 2 {
 		return protocol.CodeFormat.Errorf("P4: outcome is not [result, reason]")
 	}
-	result, err := det.Uint(parts[0])
+	result, err := cbor.Uint(parts[0])
 	if err != nil || result > uint64(protocol.ResultPending) || protocol.Result(result) == protocol.ResultRetry {
 		return protocol.CodeFormat.Errorf("P4: outcome %d is none", result)
 	}
-	reason, err := det.Uint(parts[1])
+	reason, err := cbor.Uint(parts[1])
 	if err != nil || reason > math.MaxUint8 || protocol.Result(result) == protocol.ResultApproved && reason != 0 {
 		return protocol.CodeFormat.Errorf("P4: outcome %d with reason %d", result, reason)
 	}

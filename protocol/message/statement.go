@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
 )
 
@@ -18,9 +18,9 @@ type Statement []byte
 // NewStatement joins what the client signs. p1 and p2 are the bytes as sent.
 func NewStatement(root protocol.RootID, p1 []byte, chal protocol.Challenge, p2 []byte) Statement {
 	b := make([]byte, 0, statementOverhead+len(p1)+len(p2))
-	b = det.AppendText(det.AppendArray(b, 5), domain.Statement)
-	b = det.AppendBytes(det.AppendBytes(b, root[:]), p1)
-	return det.AppendBytes(det.AppendBytes(b, chal[:]), p2)
+	b = cbor.AppendText(cbor.AppendArray(b, 5), domain.Statement)
+	b = cbor.AppendBytes(cbor.AppendBytes(b, root[:]), p1)
+	return cbor.AppendBytes(cbor.AppendBytes(b, chal[:]), p2)
 }
 
 // statementOverhead is the array head, domain string, root_id, chal, and up to 3
@@ -62,33 +62,30 @@ func ParseStatement(b []byte) (StatementFields, error) {
 }
 
 func splitStatement(b []byte) (f StatementFields, err error) {
-	if err := det.Canonical(b); err != nil {
-		return f, err
-	}
-	parts, err := det.Array(b)
+	parts, err := cbor.Array(b)
 	if err != nil {
 		return f, err
 	}
 	if len(parts) != 5 {
 		return f, fmt.Errorf("%d items, want 5", len(parts))
 	}
-	if got, err := det.Text(parts[0]); err != nil || got != domain.Statement {
+	if got, err := cbor.Text(parts[0]); err != nil || got != domain.Statement {
 		return f, fmt.Errorf("domain string is not %q", domain.Statement)
 	}
 	for i, dst := range [][]byte{1: f.Root[:], 3: f.Challenge[:]} {
 		if dst == nil {
 			continue
 		}
-		v, err := det.Bytes(parts[i])
+		v, err := cbor.Bytes(parts[i])
 		if err != nil || len(v) != len(dst) {
 			return f, fmt.Errorf("item %d is not a byte string of %d", i, len(dst))
 		}
 		copy(dst, v)
 	}
-	if f.RawP1, err = det.Bytes(parts[2]); err != nil {
+	if f.RawP1, err = cbor.Bytes(parts[2]); err != nil {
 		return f, err
 	}
-	f.RawP2, err = det.Bytes(parts[4])
+	f.RawP2, err = cbor.Bytes(parts[4])
 	return f, err
 }
 
@@ -109,9 +106,9 @@ func (s Statement) sigStructure(a Approval) []byte {
 
 func (s Statement) payload(a Approval) []byte {
 	b := make([]byte, 0, len(s)+len(a.Proof)+payloadOverhead)
-	b = det.AppendBytes(det.AppendArray(b, 4), s)
-	b = det.AppendUint(det.AppendUint(b, uint64(a.Verdict)), a.Slot)
-	return det.AppendBytes(b, a.Proof)
+	b = cbor.AppendBytes(cbor.AppendArray(b, 4), s)
+	b = cbor.AppendUint(cbor.AppendUint(b, uint64(a.Verdict)), a.Slot)
+	return cbor.AppendBytes(b, a.Proof)
 }
 
 const payloadOverhead = 24

@@ -6,11 +6,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/cose"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 	"countersign/protocol/message"
@@ -87,7 +85,7 @@ func ReasonFor(r protocol.Result) (reason protocol.Code, ok bool) {
 func (d Decision) Marshal() []byte {
 	w := wireDecision{Decision: d}
 	if len(d.Evidence) == 0 {
-		return det.Marshal(w)
+		return cbor.Marshal(w)
 	}
 	var statements, certs [][]byte
 	var signatures []wireEvidence
@@ -98,13 +96,13 @@ func (d Decision) Marshal() []byte {
 		})
 	}
 	w.Statements, w.ClientCerts, w.Signatures = oneOrAll(statements), oneOrAll(certs), oneOrAll(signatures)
-	return det.Marshal(w)
+	return cbor.Marshal(w)
 }
 
 func oneOrAll[T any](list []T) *cbor.RawMessage {
-	raw := cbor.RawMessage(det.Marshal(list[0]))
+	raw := cbor.RawMessage(cbor.Marshal(list[0]))
 	if len(list) > 1 {
-		raw = det.Marshal(list)
+		raw = cbor.Marshal(list)
 	}
 	return &raw
 }
@@ -113,7 +111,7 @@ func oneOrAll[T any](list []T) *cbor.RawMessage {
 // CodeFormat.
 func Parse(payload []byte) (Decision, error) {
 	var w wireDecision
-	if err := strict.Map(payload, &w, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18); err != nil {
+	if err := strict.Map(payload, &w); err != nil {
 		return Decision{}, err
 	}
 	d := w.Decision

@@ -7,8 +7,8 @@ import (
 	"fmt"
 
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/cose"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 )
@@ -179,8 +179,8 @@ func signTree(ctx context.Context, signer protocol.DigestSigner, aad string, kid
 	}
 	out := make([][]byte, len(entries))
 	for i, entry := range entries {
-		proof := det.Marshal(Inclusion{Size: uint64(len(entries)), Index: uint64(i), Path: paths[i]})
-		out[i] = det.Marshal(batched{Entry: entry, Receipt: det.Marshal(receipt{
+		proof := cbor.Marshal(Inclusion{Size: uint64(len(entries)), Index: uint64(i), Path: paths[i]})
+		out[i] = cbor.Marshal(batched{Entry: entry, Receipt: cbor.Marshal(receipt{
 			Protected:   protectedReceipt,
 			Unprotected: receiptHeader{Kid: kid, Proofs: receiptProofs{Inclusion: [][]byte{proof}}},
 			Signature:   sig,
@@ -224,7 +224,7 @@ func SignDocuments(ctx context.Context, signer protocol.DigestSigner, epoch uint
 	entries := make([][]byte, len(leaves))
 	for i, l := range leaves {
 		l.Document = strict.NonNil(l.Document)
-		entries[i] = det.Marshal(l)
+		entries[i] = cbor.Marshal(l)
 	}
 	if len(entries) == 0 {
 		return nil, nil

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/cose"
-	"countersign/protocol/internal/det"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
 )
@@ -70,7 +70,7 @@ const (
 
 // SignKeyCert makes a certificate; signer is the root key.
 func SignKeyCert(ctx context.Context, signer protocol.DigestSigner, k KeyCert) ([]byte, error) {
-	b, err := cose.Sign(ctx, signer, domain.KeyCert, det.Marshal(k), nil)
+	b, err := cose.Sign(ctx, signer, domain.KeyCert, cbor.Marshal(k), nil)
 	if err != nil {
 		return nil, fmt.Errorf("signing key certificate of %v epoch %d: %w", k.Use, k.Epoch, err)
 	}
@@ -101,7 +101,7 @@ func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
 	if s, _, err = cose.Parse(b, false); err != nil {
 		return s, k, err
 	}
-	if err := strict.Map(s.Payload, &k, 1, 2, 3, 4, 5, 6); err != nil {
+	if err := strict.Map(s.Payload, &k); err != nil {
 		return s, k, err
 	}
 	if _, ok := useNames[k.Use]; !ok {
@@ -156,7 +156,7 @@ type RootCert struct {
 
 // SignRootCert makes a certificate; signer holds r.Key.
 func SignRootCert(ctx context.Context, signer protocol.DigestSigner, r RootCert) ([]byte, error) {
-	b, err := cose.Sign(ctx, signer, domain.RootCert, det.Marshal(r), nil)
+	b, err := cose.Sign(ctx, signer, domain.RootCert, cbor.Marshal(r), nil)
 	if err != nil {
 		return nil, fmt.Errorf("signing certificate of root %d: %w", r.Number, err)
 	}
@@ -172,7 +172,7 @@ func VerifyRootCert(b []byte) (RootCert, error) {
 		return RootCert{}, err
 	}
 	var r RootCert
-	if err := strict.Map(s.Payload, &r, 1, 2, 3, 4); err != nil {
+	if err := strict.Map(s.Payload, &r); err != nil {
 		return RootCert{}, err
 	}
 	if !s.Verify(r.Key, domain.RootCert) {
@@ -221,7 +221,7 @@ type ClientCert struct {
 
 // SignClientCert makes a certificate; signer is client-ca of this epoch.
 func SignClientCert(ctx context.Context, signer protocol.DigestSigner, epoch uint64, c ClientCert) ([]byte, error) {
-	b, err := cose.Sign(ctx, signer, domain.ClientCert, det.Marshal(c), cose.Kid(epoch))
+	b, err := cose.Sign(ctx, signer, domain.ClientCert, cbor.Marshal(c), cose.Kid(epoch))
 	if err != nil {
 		return nil, fmt.Errorf("signing certificate of client %v: %w", c.Client, err)
 	}
@@ -278,7 +278,7 @@ func parseClientCert(b []byte) (p parsedClientCert, err error) {
 	if p.signed, p.kid, err = cose.Parse(b, true); err != nil {
 		return p, err
 	}
-	return p, strict.Map(p.signed.Payload, &p.ClientCert, 1, 2, 3, 4, 5)
+	return p, strict.Map(p.signed.Payload, &p.ClientCert)
 }
 
 func (p parsedClientCert) verify(ca protocol.PublicKey, now uint64) error {

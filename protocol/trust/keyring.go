@@ -4,7 +4,7 @@ import (
 	"bytes"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/message"
 )
 
@@ -38,7 +38,7 @@ func ParseKeyUpdate(b []byte) (KeyUpdate, error) {
 	}
 	u := KeyUpdate{Certs: make([][]byte, n)}
 	for i := range u.Certs {
-		if u.Certs[i], rest, err = det.Next(rest); err != nil {
+		if u.Certs[i], rest, err = cbor.Next(rest); err != nil {
 			return KeyUpdate{}, protocol.CodeFormat.Errorf("MU: %v", err)
 		}
 	}

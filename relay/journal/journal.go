@@ -1,69 +1,78 @@
-// Package journal remembers which transactions a device has acted on, so that
-// each is acted on at most once whatever is replayed and whenever the power fails,
-// PROTOCOL.md §3.1.
+// Package journal stores which transactions a device has acted on, so that it acts on each at
+// most once despite replays and power failures, PROTOCOL.md §3.1.
 package journal
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"countersign/internal/durable"
 	"countersign/protocol"
 )
 
-// Step is how far a transaction has come.
-type Step string
+// step is the last stored step of a transaction. A transaction is started once, then done or
+// failed, and finally settled. If the process dies while it is started, it is unconfirmed: the
+// act may or may not have taken place, and it is not repeated.
+type step string
 
-// The steps. A transaction is started once; then it is done or failed, and at
-// last settled. One that a dead process has left started is unconfirmed: nobody
-// knows whether the act took place, and it is not repeated.
 const (
-	Started     Step = "started"     // durable before the act begins
-	Done        Step = "done"        // the act was performed
-	Failed      Step = "failed"      // the act was not performed
-	Unconfirmed Step = "unconfirmed" // started before a crash, told to the operator
-	Settled     Step = "settled"     // the appliance knows the outcome, or refuses to hear it
+	started     step = "started"     // durable before the act begins
+	done        step = "done"        // the act was performed
+	failed      step = "failed"      // the act was not performed
+	unconfirmed step = "unconfirmed" // started before a crash, reported to the operator
+	settled     step = "settled"     // the appliance knows the outcome, or refuses it
 )
 
-// ParseStep reads what a line holds.
-func ParseStep(s string) (Step, error) {
-	if steps := []Step{Started, Done, Failed, Unconfirmed, Settled}; slices.Contains(steps, Step(s)) {
-		return Step(s), nil
-	}
-	return "", fmt.Errorf("journal step %q: %w", s, ErrCorrupt)
-}
-
-func (s Step) String() string { return string(s) }
-
-// ErrCorrupt says that a line other than the last cannot be read. Without the
-// journal nobody can tell what has been done, so it is not opened.
+// ErrCorrupt means that a line other than the last cannot be read. Such a journal is not opened:
+// the device could act twice.
 var ErrCorrupt = errors.New("journal is corrupt")
 
-// Record is one line. Service and Amount are for whoever reads the file; they are
-// on started lines only.
-type Record struct {
-	At          time.Time
-	Transaction protocol.TransactionID
-	Step        Step
-	Service     protocol.Service
-	Amount      *protocol.Amount
+// line is one line. Only started lines have Service and Amount, for people who read the file.
+type line struct {
+	At          time.Time        `json:"at"`
+	Transaction string           `json:"transaction"` // 16 hexadecimal digits
+	Step        step             `json:"step"`
+	Service     protocol.Service `json:"service,omitempty"`
+	Amount      *amount          `json:"amount,omitempty"`
 }
 
-// Outcome is what the appliance is still to be told.
+type amount struct {
+	Minor    uint64 `json:"minor"`
+	Currency string `json:"currency"`
+}
+
+func parseLine(raw []byte) (l line, id protocol.TransactionID, err error) {
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return l, id, err
+	}
+	if !slices.Contains([]step{started, done, failed, unconfirmed, settled}, l.Step) {
+		return l, id, ErrCorrupt
+	}
+	id, err = protocol.ParseTransactionID(l.Transaction)
+	return l, id, err
+}
+
+// Outcome is an outcome that the appliance does not know yet.
 type Outcome struct {
 	Transaction protocol.TransactionID
 	Performed   bool
 }
 
-// Config says where a journal is and how much it keeps.
+// Config configures a journal.
 type Config struct {
 	Path string
-	// Keep is the age at which settled and unconfirmed transactions are dropped, 0:
-	// 7 days. Nothing can be replayed that long: S answers repeats for 24 hours.
+	// Keep is the age at which settled and unconfirmed transactions are dropped, 0: 7 days.
+	// A replay cannot succeed that long: the appliance answers repeats for 24 hours.
 	Keep time.Duration
 	// MaxBytes is the size from which old transactions are dropped, 0: 4 MiB.
 	MaxBytes int64
@@ -74,23 +83,23 @@ type Config struct {
 //
 //	{"at":"2026-05-04T10:11:12Z","transaction":"0102030405060708","step":"started","service":100}
 //
-// and their index in memory. It is safe for concurrent use by one process;
-// that there is only one is for the caller to hold. Once a write has failed every
-// method that writes returns that error: what is on the disk is not known any more.
+// and their index in memory. It is safe for concurrent use within one process; the caller
+// excludes other processes. Once a write has failed, the state of the disk is unknown, and every
+// method that writes returns that error.
 type Journal struct {
 	config Config
 
-	mu       sync.Mutex // guards what follows
-	file     *os.File
-	size     int64
-	compact  int64 // size from which to try again
-	index    map[protocol.TransactionID]Record
-	broken   error
-	leftOver []protocol.TransactionID
+	mu          sync.Mutex // guards the following fields
+	file        *os.File
+	size        int64
+	compact     int64 // size from which to try again
+	index       map[protocol.TransactionID]line
+	broken      error
+	interrupted []protocol.TransactionID
 }
 
-// Open reads or makes a journal. A torn last line, which a crash leaves behind, is
-// cut off; an earlier line that cannot be read is [ErrCorrupt].
+// Open reads or creates a journal. It cuts off a torn last line, which a crash leaves behind;
+// an earlier line that cannot be read is [ErrCorrupt].
 func Open(c Config) (*Journal, error) {
 	if c.Keep == 0 {
 		c.Keep = 7 * 24 * time.Hour
@@ -101,58 +110,122 @@ func Open(c Config) (*Journal, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	j := &Journal{config: c, compact: c.MaxBytes, index: map[protocol.TransactionID]Record{}}
+	j := &Journal{config: c, compact: c.MaxBytes, index: map[protocol.TransactionID]line{}}
 	if err := j.load(); err != nil {
 		return nil, fmt.Errorf("opening journal %s: %w", c.Path, err)
 	}
-	for id, r := range j.index {
-		if r.Step == Started {
-			j.leftOver = append(j.leftOver, id)
+	for id, l := range j.index {
+		if l.Step == started {
+			j.interrupted = append(j.interrupted, id)
 		}
 	}
 	return j, nil
 }
 
-// LeftOver lists the transactions that a dead process had started. Each is to be
-// told to the operator and then confirmed with [Journal.Told].
-func (j *Journal) LeftOver() []protocol.TransactionID { return j.leftOver }
+// load opens the file, fills the index, and cuts off a torn end.
+func (j *Journal) load() error {
+	file, err := os.OpenFile(j.config.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	j.file = file
+	if err = j.read(); err == nil {
+		err = j.cut()
+	}
+	if err == nil {
+		err = durable.SyncDir(filepath.Dir(j.config.Path))
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	return nil
+}
 
-// Begin makes it durable that a transaction is being acted on. It is true once
-// for each transaction, and then the caller acts; false says that somebody has,
-// or is about to. An error says that nobody may.
-func (j *Journal) Begin(r Record) (first bool, err error) {
+// maxLine exceeds the length of every line that this package writes.
+const maxLine = 4096
+
+// read sets size to the length of the whole lines.
+func (j *Journal) read() error {
+	lines := bufio.NewReaderSize(j.file, maxLine)
+	for {
+		raw, err := lines.ReadSlice('\n')
+		if len(raw) == 0 && errors.Is(err, io.EOF) {
+			return nil
+		}
+		l, id, parseErr := parseLine(raw)
+		if err != nil || parseErr != nil {
+			return torn(lines, string(raw))
+		}
+		j.index[id] = l
+		j.size += int64(len(raw))
+	}
+}
+
+// torn returns [ErrCorrupt] unless line is the rest of a write that a crash interrupted: at
+// most zeros follow it.
+func torn(rest *bufio.Reader, line string) error {
+	tail, err := io.ReadAll(io.LimitReader(rest, maxLine))
+	if err != nil {
+		return err
+	}
+	if len(bytes.Trim(tail, "\x00\n")) != 0 {
+		return fmt.Errorf("line %.40q: %w", line, ErrCorrupt)
+	}
+	return nil
+}
+
+func (j *Journal) cut() error {
+	info, err := j.file.Stat()
+	if err != nil || info.Size() == j.size {
+		return err
+	}
+	if err := j.file.Truncate(j.size); err != nil {
+		return err
+	}
+	return j.file.Sync()
+}
+
+// Interrupted lists the transactions that an earlier process started and did not finish. The
+// caller reports each to the operator and then calls [Journal.MarkUnconfirmed].
+func (j *Journal) Interrupted() []protocol.TransactionID { return j.interrupted }
+
+// Begin durably records that the caller is about to act on a transaction. It returns true once
+// for each transaction; false means that the caller must not act, because an earlier call
+// returned true. An error means that the caller must not act either.
+func (j *Journal) Begin(
+	id protocol.TransactionID, service protocol.Service, a *protocol.Amount,
+) (isFirst bool, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
 		return false, j.broken
 	}
-	if _, known := j.index[r.Transaction]; known {
+	if _, isKnown := j.index[id]; isKnown {
 		return false, nil
 	}
-	r.Step, r.At = Started, j.now()
-	if err := j.appendLocked(r); err != nil {
-		return false, err
+	l := line{Step: started, Service: service}
+	if a != nil {
+		l.Amount = &amount{a.Minor, a.Currency}
 	}
-	return true, nil
+	err = j.appendLocked(id, l)
+	return err == nil, err
 }
 
-// Finish makes durable what came of an act.
+// Finish durably records the outcome of an act.
 func (j *Journal) Finish(id protocol.TransactionID, performed bool) error {
 	if performed {
-		return j.advance(id, Done)
+		return j.advance(id, done)
 	}
-	return j.advance(id, Failed)
+	return j.advance(id, failed)
 }
 
-// Told records that the operator knows of an unconfirmed transaction.
-func (j *Journal) Told(id protocol.TransactionID) error { return j.advance(id, Unconfirmed) }
+// MarkUnconfirmed records that the operator knows of an interrupted transaction.
+func (j *Journal) MarkUnconfirmed(id protocol.TransactionID) error { return j.advance(id, unconfirmed) }
 
-// Settle records that the appliance has answered to an outcome for good.
-func (j *Journal) Settle(id protocol.TransactionID) error { return j.advance(id, Settled) }
+// Settle records that the appliance has accepted or refused an outcome.
+func (j *Journal) Settle(id protocol.TransactionID) error { return j.advance(id, settled) }
 
-func (j *Journal) now() time.Time { return j.config.Now().UTC().Truncate(time.Millisecond) }
-
-func (j *Journal) advance(id protocol.TransactionID, to Step) error {
+func (j *Journal) advance(id protocol.TransactionID, to step) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
@@ -161,39 +234,38 @@ func (j *Journal) advance(id protocol.TransactionID, to Step) error {
 	if _, known := j.index[id]; !known {
 		return fmt.Errorf("journal has no transaction %v", id)
 	}
-	return j.appendLocked(Record{At: j.now(), Transaction: id, Step: to})
+	return j.appendLocked(id, line{Step: to})
 }
 
-// Unsettled lists what the appliance has not been told yet, oldest first.
+// Unsettled lists the outcomes that the appliance does not know yet, oldest first.
 func (j *Journal) Unsettled() []Outcome {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var records []Record
-	for _, r := range j.index {
-		if r.Step == Done || r.Step == Failed {
-			records = append(records, r)
+	var outcomes []Outcome
+	for id, l := range j.index {
+		if l.Step == done || l.Step == failed {
+			outcomes = append(outcomes, Outcome{Transaction: id, Performed: l.Step == done})
 		}
 	}
-	slices.SortFunc(records, func(a, b Record) int { return a.At.Compare(b.At) })
-	outcomes := make([]Outcome, len(records))
-	for i, r := range records {
-		outcomes[i] = Outcome{Transaction: r.Transaction, Performed: r.Step == Done}
-	}
+	slices.SortFunc(outcomes, func(a, b Outcome) int {
+		return j.index[a.Transaction].At.Compare(j.index[b.Transaction].At)
+	})
 	return outcomes
 }
 
-// appendLocked writes one line durably, then changes the index.
-func (j *Journal) appendLocked(r Record) error {
+// appendLocked durably writes one line and then changes the index.
+func (j *Journal) appendLocked(id protocol.TransactionID, l line) error {
 	if j.size >= j.compact {
 		if err := j.compactLocked(); err != nil {
 			return j.breakLocked(err)
 		}
 	}
-	line, err := json.Marshal(r)
+	l.At, l.Transaction = j.config.Now().UTC().Truncate(time.Millisecond), id.String()
+	raw, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	n, err := j.file.Write(append(line, '\n'))
+	n, err := j.file.Write(append(raw, '\n'))
 	if err == nil {
 		err = j.file.Sync()
 	}
@@ -201,8 +273,42 @@ func (j *Journal) appendLocked(r Record) error {
 		return j.breakLocked(err)
 	}
 	j.size += int64(n)
-	j.index[r.Transaction] = r
+	j.index[id] = l
 	return nil
+}
+
+// compactLocked replaces the file by one with a single line for each transaction that is young,
+// or that the appliance or the operator does not know of.
+func (j *Journal) compactLocked() error {
+	oldest := j.config.Now().Add(-j.config.Keep)
+	maps.DeleteFunc(j.index, func(_ protocol.TransactionID, l line) bool {
+		return l.At.Before(oldest) && (l.Step == settled || l.Step == unconfirmed)
+	})
+	kept := slices.SortedFunc(maps.Values(j.index), func(a, b line) int { return a.At.Compare(b.At) })
+	file, size, err := replace(j.config.Path, kept)
+	if err != nil {
+		return err
+	}
+	_ = j.file.Close() // the old file is gone; everything in it was durable
+	// At least twice the rest, or a journal of young transactions would be rewritten each time.
+	j.file, j.size, j.compact = file, size, max(j.config.MaxBytes, 2*size)
+	return nil
+}
+
+// replace durably replaces the journal and returns the new file, open for appending.
+func replace(path string, all []line) (*os.File, int64, error) {
+	var content bytes.Buffer
+	lines := json.NewEncoder(&content)
+	for _, l := range all {
+		if err := lines.Encode(l); err != nil {
+			return nil, 0, err
+		}
+	}
+	if err := durable.WriteFile(path, content.Bytes(), 0o600); err != nil {
+		return nil, 0, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	return file, int64(content.Len()), err
 }
 
 func (j *Journal) breakLocked(err error) error {
@@ -210,7 +316,7 @@ func (j *Journal) breakLocked(err error) error {
 	return j.broken
 }
 
-// Close ends the use of the journal. Everything is durable already.
+// Close closes the journal. Everything in it is durable already.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -26,7 +26,7 @@ func id(n byte) protocol.TransactionID { return protocol.TransactionID{7: n} }
 
 func begin(t *testing.T, j *Journal, n byte) bool {
 	t.Helper()
-	first, err := j.Begin(Record{Transaction: id(n), Service: 200, Amount: &protocol.Amount{Minor: 250, Currency: "EUR"}})
+	first, err := j.Begin(id(n), 200, &protocol.Amount{Minor: 250, Currency: "EUR"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func TestBeginOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 100 {
 		all.Go(func() {
-			if first, err := j.Begin(Record{Transaction: id(1)}); err == nil && first {
+			if first, err := j.Begin(id(1), 200, nil); err == nil && first {
 				won.Store(i, true)
 			}
 		})
@@ -80,24 +80,51 @@ func TestSteps(t *testing.T) {
 	if got := j.Unsettled(); len(got) != 2 || got[0] != (Outcome{id(1), true}) || got[1] != (Outcome{id(2), false}) {
 		t.Errorf("unsettled %v, want 1 performed and 2 not", got)
 	}
-	if got := j.LeftOver(); len(got) != 2 {
-		t.Errorf("left over %v, want 0 and 4", got)
+	if got := j.Interrupted(); len(got) != 2 {
+		t.Errorf("interrupted %v, want 0 and 4", got)
 	}
-	for _, left := range j.LeftOver() {
-		must(t, j.Told(left))
+	for _, left := range j.Interrupted() {
+		must(t, j.MarkUnconfirmed(left))
 	}
 	if err := j.Finish(id(9), true); err == nil {
 		t.Error("finished what was never started")
 	}
 	must(t, j.Close())
 	j = open(t, c)
-	if got := j.LeftOver(); len(got) != 0 {
-		t.Errorf("left over %v after it was told", got)
+	if got := j.Interrupted(); len(got) != 0 {
+		t.Errorf("interrupted %v after it was marked", got)
 	}
 	for n := range byte(5) {
 		if begin(t, j, n) {
 			t.Errorf("transaction %d may be acted on again", n)
 		}
+	}
+}
+
+// TestFormat reads and writes the lines of every release.
+func TestFormat(t *testing.T) {
+	const lines = `{"at":"2026-05-04T10:11:12.013Z","transaction":"0000000000000001","step":"started","service":200,"amount":{"minor":250,"currency":"EUR"}}
+{"at":"2026-05-04T10:11:13Z","transaction":"0000000000000001","step":"done"}
+{"at":"2026-05-04T10:11:14Z","transaction":"0000000000000002","step":"failed"}
+{"at":"2026-05-04T10:11:15Z","transaction":"0000000000000003","step":"unconfirmed"}
+{"at":"2026-05-04T10:11:16Z","transaction":"0000000000000004","step":"settled"}
+{"at":"2026-05-04T10:11:17Z","transaction":"0000000000000005","step":"started"}
+`
+	path := filepath.Join(t.TempDir(), "journal")
+	must(t, os.WriteFile(path, []byte(lines), 0o600))
+	j := open(t, Config{Path: path, Now: func() time.Time { return time.Date(2026, 5, 4, 10, 11, 12, 13e6, time.UTC) }})
+	if got := j.Unsettled(); len(got) != 2 || got[0] != (Outcome{id(1), true}) || got[1] != (Outcome{id(2), false}) {
+		t.Errorf("unsettled %v, want 1 performed and 2 not", got)
+	}
+	if got := j.Interrupted(); len(got) != 1 || got[0] != id(5) {
+		t.Errorf("interrupted %v, want 5", got)
+	}
+	begin(t, j, 6)
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	first, _, _ := strings.Cut(lines, "\n")
+	if want := lines + strings.Replace(first, "01\"", "06\"", 1) + "\n"; string(raw) != want {
+		t.Errorf("wrote\n%s, want\n%s", raw, want)
 	}
 }
 
@@ -175,7 +202,7 @@ func TestNoActAfterFailedWrite(t *testing.T) {
 	j := open(t, Config{Path: filepath.Join(t.TempDir(), "journal")})
 	must(t, j.file.Close())
 	for range 2 {
-		if first, err := j.Begin(Record{Transaction: id(1)}); first || !errors.Is(err, os.ErrClosed) {
+		if first, err := j.Begin(id(1), 200, nil); first || !errors.Is(err, os.ErrClosed) {
 			t.Errorf("may act: %v, %v; want the error of the write", first, err)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package link is the wire form of the near-field link: TCP or a Unix socket on
-// which each message is framed by its length, PROTOCOL.md §5.
+// Package link implements the near-field link over TCP or a Unix socket, PROTOCOL.md §5. A frame
+// is
 //
 //	length, 2 bytes big-endian | message, 1 to 2,048 bytes
 package link
@@ -20,10 +20,9 @@ import (
 	"countersign/protocol/message"
 )
 
-// errAddress says what an address looks like.
 var errAddress = errors.New("want tcp:HOST:PORT or unix:/PATH")
 
-// split gives the network and the target that package net wants.
+// split returns the network and address for package net.
 func split(addr string) (network, target string, err error) {
 	network, target, _ = strings.Cut(addr, ":")
 	if network != "tcp" && network != "unix" || target == "" {
@@ -35,9 +34,8 @@ func split(addr string) (network, target string, err error) {
 // Listener accepts links.
 type Listener struct{ inner net.Listener }
 
-// Listen opens "tcp:HOST:PORT", where port 0 leaves the choice to the system, or
-// "unix:/PATH". The socket file that a dead process left behind is replaced; one on
-// which somebody listens is an error.
+// Listen opens "tcp:HOST:PORT", where the system chooses port 0, or "unix:/PATH". It replaces
+// the socket file of a dead process; a socket in use is an error.
 func Listen(addr string) (*Listener, error) {
 	network, target, err := split(addr)
 	if err != nil {
@@ -50,8 +48,8 @@ func Listen(addr string) (*Listener, error) {
 	return &Listener{inner}, nil
 }
 
-// ListenPrivate opens a Unix socket of mode 0600, for bytes of whatever kind from
-// programs of the same user. What [Listen] says of a file left behind holds here too.
+// ListenPrivate opens a Unix socket of mode 0600, for programs of the same user, without
+// frames. It treats an existing socket file as [Listen] does.
 func ListenPrivate(path string) (net.Listener, error) {
 	inner, err := listen("unix", path)
 	if err != nil {
@@ -74,7 +72,7 @@ func listen(network, target string) (net.Listener, error) {
 	return inner, nil
 }
 
-// abandoned removes a socket file that nobody listens on.
+// abandoned removes a socket file without a listener and reports whether it did.
 func abandoned(path string) bool {
 	probe, err := net.Dial("unix", path)
 	if err == nil {
@@ -86,7 +84,7 @@ func abandoned(path string) bool {
 	return isSocket && errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
-// Accept waits for the next link. After Close it is [net.ErrClosed].
+// Accept waits for the next link. After Close it returns [net.ErrClosed].
 func (l *Listener) Accept() (*Conn, error) {
 	inner, err := l.inner.Accept()
 	if err != nil {
@@ -95,7 +93,7 @@ func (l *Listener) Accept() (*Conn, error) {
 	return newConn(inner), nil
 }
 
-// Addr is the address to dial, with the port that the system chose.
+// Addr returns the address to dial, with the port that the system chose.
 func (l *Listener) Addr() string {
 	return l.inner.Addr().Network() + ":" + l.inner.Addr().String()
 }
@@ -103,13 +101,13 @@ func (l *Listener) Addr() string {
 // Close stops listening and removes the socket file of a Unix address.
 func (l *Listener) Close() error { return l.inner.Close() }
 
-// Timeouts bound what a peer can hold up. Zero is no bound.
+// Timeouts limit how long a peer can hold up a call. Zero means no limit.
 type Timeouts struct {
-	Receive time.Duration // for a whole message to come in, the wait for it included
-	Send    time.Duration // for a whole message to go out
+	Receive time.Duration // for a whole message to arrive, including the wait for it
+	Send    time.Duration // for a whole message
 }
 
-// Conn is one link. Send may run beside Receive; neither beside itself.
+// Conn is one link. One Send and one Receive may run concurrently.
 type Conn struct {
 	inner    net.Conn
 	in       *bufio.Reader
@@ -122,8 +120,7 @@ func newConn(inner net.Conn) *Conn {
 	return &Conn{inner: inner, in: bufio.NewReaderSize(inner, 512)}
 }
 
-// Dial connects to an address that [Listener.Addr] gave. ctx bounds the
-// connecting only.
+// Dial connects to an address from [Listener.Addr]. ctx limits only the dialling.
 func Dial(ctx context.Context, addr string) (*Conn, error) {
 	network, target, err := split(addr)
 	if err != nil {
@@ -137,11 +134,11 @@ func Dial(ctx context.Context, addr string) (*Conn, error) {
 	return newConn(inner), nil
 }
 
-// SetTimeouts sets the bounds of the following calls; without it there are none.
+// SetTimeouts sets the limits of later calls; there are none before.
 func (c *Conn) SetTimeouts(t Timeouts) { c.timeouts = t }
 
-// Send writes one message of 1 to 2,048 bytes; [protocol.CodeFormat] for
-// another length, [os.ErrDeadlineExceeded] when the time is over.
+// Send writes one message of 1 to 2,048 bytes: [protocol.CodeFormat] for another length,
+// [os.ErrDeadlineExceeded] after the timeout.
 func (c *Conn) Send(msg []byte) error {
 	if err := c.inner.SetWriteDeadline(deadline(c.timeouts.Send)); err != nil {
 		return fmt.Errorf("sending on the link: %w", err)
@@ -152,14 +149,14 @@ func (c *Conn) Send(msg []byte) error {
 	return nil
 }
 
-// Receive reads one message. A length out of bounds is [protocol.CodeFormat],
-// and the link is of no use then; the end between two messages is [io.EOF], within
-// one [io.ErrUnexpectedEOF], the end of the time [os.ErrDeadlineExceeded].
+// Receive reads one message. A length out of bounds is [protocol.CodeFormat] and makes the link
+// unusable; the end of the link is [io.EOF], or [io.ErrUnexpectedEOF] within a message; the
+// timeout is [os.ErrDeadlineExceeded].
 func (c *Conn) Receive() ([]byte, error) {
 	if err := c.inner.SetReadDeadline(deadline(c.timeouts.Receive)); err != nil {
 		return nil, fmt.Errorf("receiving on the link: %w", err)
 	}
-	if c.stopped.Load() { // after the deadline was set, lest that undo Stop
+	if c.stopped.Load() { // checked after the deadline is set, which could undo Stop
 		return nil, fmt.Errorf("receiving on the link: %w", os.ErrDeadlineExceeded)
 	}
 	msg, err := message.ReadFrame(c.in)
@@ -176,16 +173,15 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
-// Close ends the link; a Receive or Send that waits returns. Only the first
-// call does anything.
+// Close closes the link; a waiting Receive or Send returns. Later calls have no effect.
 func (c *Conn) Close() (err error) {
 	c.closing.Do(func() { err = c.inner.Close() })
 	return err
 }
 
-// Stop ends a Receive that waits, and every later one, with
-// [os.ErrDeadlineExceeded]; what is being sent is still sent.
+// Stop ends a waiting Receive, and every later one, with [os.ErrDeadlineExceeded]. It does not
+// interrupt Send.
 func (c *Conn) Stop() {
 	c.stopped.Store(true)
-	_ = c.inner.SetReadDeadline(time.Now()) // an error means that it is closed
+	_ = c.inner.SetReadDeadline(time.Now()) // an error means that the link is closed
 }

@@ -26,7 +26,7 @@ func open(t *testing.T, addr string) *Listener {
 	return l
 }
 
-// pair gives both ends of a link over l.
+// pair returns both ends of a link over l.
 func pair(t *testing.T, l *Listener) (near, far *Conn) {
 	t.Helper()
 	near, err := Dial(t.Context(), l.Addr())
@@ -68,10 +68,10 @@ func TestFrameLengths(t *testing.T) {
 		raw  []byte
 		want error
 	}{
-		"one more than the most": {[]byte{8, 1}, protocol.CodeFormat},
-		"most that can be said":  {[]byte{0xFF, 0xFF}, protocol.CodeFormat},
-		"cut within":             {[]byte{0, 4, 1, 2}, io.ErrUnexpectedEOF},
-		"cut in the length":      {[]byte{0}, io.ErrUnexpectedEOF},
+		"one too many":      {[]byte{8, 1}, protocol.CodeFormat},
+		"largest length":    {[]byte{0xFF, 0xFF}, protocol.CodeFormat},
+		"cut within":        {[]byte{0, 4, 1, 2}, io.ErrUnexpectedEOF},
+		"cut in the length": {[]byte{0}, io.ErrUnexpectedEOF},
 	} {
 		raw, err := net.Dial("tcp", strings.TrimPrefix(l.Addr(), "tcp:"))
 		if err != nil {
@@ -107,7 +107,7 @@ func TestTimeouts(t *testing.T) {
 		err = far.Send(make([]byte, message.MaxFrame))
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("nobody reads: %v, want a timeout", err)
+		t.Errorf("peer does not read: %v, want a timeout", err)
 	}
 	_ = near.Close()
 }
@@ -124,7 +124,7 @@ func TestAddresses(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Dial(canceled, "tcp:127.0.0.1:9"); !errors.Is(err, context.Canceled) {
-		t.Errorf("dialled under a context that is over: %v", err)
+		t.Errorf("dialled with a cancelled context: %v", err)
 	}
 }
 

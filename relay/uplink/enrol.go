@@ -20,20 +20,20 @@ import (
 	"countersign/protocol/enrol"
 )
 
-// EnrolConfig says where a device enrols, and as whom.
+// EnrolConfig configures an enrolment.
 type EnrolConfig struct {
 	URL      string // https://HOST:PORT of the appliance
-	CAFile   string // PEM, what the appliance's certificate chains to
+	CAFile   string // PEM, roots of the appliance's certificate
 	Code     enrol.ActivationCode
-	StateDir string        // made with mode 0700
+	StateDir string        // created with mode 0700
 	Timeout  time.Duration // 0: 10 s
 }
 
-// Enrol makes the device's key, has it certified, and pins the root that the
-// activation code names. It can be repeated with the same code until it succeeds: the
-// key and the request, byte by byte, are those of the first time. [ErrEnrolled] where
-// there is a device already; CodeCertificate if the root or the server is not the
-// one of the code; otherwise the code that the appliance answered.
+// Enrol generates the device's key, has it certified, and pins the root that the activation
+// code names. It can be repeated with the same code until it succeeds, and then uses the same
+// key and sends the same bytes. [ErrEnrolled] if the directory has a device;
+// CodeCertificate if the code names another root or the server is not certified by it; otherwise the
+// code in the appliance's answer.
 func Enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return Identity{}, fmt.Errorf("enrolling: %w", err)
@@ -81,9 +81,8 @@ func enrolDevice(ctx context.Context, c EnrolConfig) (Identity, error) {
 	return s.Identity(), os.Remove(filepath.Join(c.StateDir, requestFile))
 }
 
-// makeRequest gives the body of the enrolment. Its certificate request is kept
-// until the enrolment is done: it has a random signature, and a repeat must have the
-// same one.
+// makeRequest returns the body of the enrolment. The certificate request has a random signature;
+// it is stored until the device is enrolled, so that a repeat sends the same one.
 func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 	name := filepath.Join(c.StateDir, requestFile)
 	csr, err := os.ReadFile(name)
@@ -98,10 +97,11 @@ func makeRequest(c EnrolConfig, key *ecdsa.PrivateKey) ([]byte, error) {
 	return json.Marshal(enrol.DeviceRequest{ActivationCode: c.Code, CSR: string(csr)})
 }
 
-// newRequest makes a PKCS #10 request in PEM. It names nobody: the appliance
-// knows whom the code, or the certificate so far, is for.
+// newRequest returns a PKCS #10 request in PEM without a subject. The appliance takes the name
+// from the activation code or from the present certificate.
 func newRequest(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
+	template := &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
 		return nil, fmt.Errorf("making certificate request: %w", err)
 	}

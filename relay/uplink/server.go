@@ -12,17 +12,16 @@ import (
 	"countersign/protocol/trust"
 )
 
-// server says by whom a device knows the appliance once it is enrolled: by the CA
-// file, or by a key of `ca` that the pinned root certified. The file is written
-// once; `ca` goes from epoch to epoch, and a device whose file is of an old one still
-// finds home.
+// server authenticates the appliance to an enrolled device: by the CA file, or by a key of ca
+// that the pinned root certified. The file is written once, while ca changes with each epoch;
+// a device with a file from an earlier epoch still recognises the appliance.
 type server struct {
 	roots *x509.CertPool
-	host  string // that the CA file vouches for
+	host  string // name in a certificate by the CA file
 	trust func() trust.State
 }
 
-// verify is for tls.Config.VerifyConnection: CodeCertificate where neither holds.
+// verify implements tls.Config.VerifyConnection: CodeCertificate if neither authenticates the server.
 func (s server) verify(c tls.ConnectionState) error {
 	if len(c.PeerCertificates) == 0 {
 		return fmt.Errorf("server without a certificate: %w", protocol.CodeCertificate)
@@ -39,7 +38,7 @@ func (s server) verify(c tls.ConnectionState) error {
 	return nil
 }
 
-// verifyChain is what crypto/tls does.
+// verifyChain verifies as crypto/tls does.
 func (s server) verifyChain(chain []*x509.Certificate) error {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -49,25 +48,33 @@ func (s server) verifyChain(chain []*x509.Certificate) error {
 	return err
 }
 
-// current gives the keys of ca whose time it is: the adopted one, and earlier ones
+// current returns the keys of ca that are valid at a time: the adopted one, and earlier ones
 // that it did not rule out.
 func current(pinned trust.State, at time.Time) []trust.Key {
-	var keys []trust.Key
+	return slices.DeleteFunc(caKeys(pinned, pinned.Earlier), func(k trust.Key) bool {
+		return k.AcceptableAt(uint64(at.Unix()), nil) != nil
+	})
+}
+
+// certified returns every key of ca that the root certified at enrolment, of any epoch.
+func certified(pinned trust.State) []trust.Key {
+	return caKeys(pinned, slices.Concat(pinned.Earlier, pinned.Later))
+}
+
+func caKeys(pinned trust.State, others []trust.Key) (keys []trust.Key) {
 	if k, ok := pinned.Key(trust.UseCA); ok {
 		keys = append(keys, k)
 	}
-	keys = append(keys, pinned.Earlier...)
-	var good []trust.Key
-	for _, k := range keys {
-		if k.Use == trust.UseCA && k.AcceptableAt(uint64(at.Unix()), nil) == nil {
-			good = append(good, k)
+	for _, k := range others {
+		if k.Use == trust.UseCA {
+			keys = append(keys, k)
 		}
 	}
-	return good
+	return keys
 }
 
-// checkServer says whether a server's certificate is by one of these keys of ca.
-// The host name is not looked at: the appliance alone has certificates for servers.
+// checkServer returns an error unless one of these keys of ca signed the server's certificate.
+// It ignores the host name: only the appliance has certificates for servers.
 func checkServer(keys []trust.Key, certificate *x509.Certificate, at time.Time) error {
 	err := fmt.Errorf("no key certificate of ca: %w", protocol.CodeCertificate)
 	for _, k := range keys {
@@ -78,19 +85,4 @@ func checkServer(keys []trust.Key, certificate *x509.Certificate, at time.Time) 
 		err = errors.Join(err, checked)
 	}
 	return err
-}
-
-// certified gives every key of ca that the root of an enrolment certified, of
-// whatever epoch.
-func certified(pinned trust.State) []trust.Key {
-	var keys []trust.Key
-	if k, ok := pinned.Key(trust.UseCA); ok {
-		keys = append(keys, k)
-	}
-	for _, k := range slices.Concat(pinned.Earlier, pinned.Later) {
-		if k.Use == trust.UseCA {
-			keys = append(keys, k)
-		}
-	}
-	return keys
 }

@@ -1,6 +1,5 @@
-// Package uplink is a device's side of the second link: its enrolment, what it
-// keeps of it, and the calls to the appliance over HTTP/2 with mutual TLS 1.3,
-// PROTOCOL.md §5.
+// Package uplink implements a device's link to the appliance: enrolment, the state directory,
+// and calls over HTTP/2 with mutual TLS 1.3, PROTOCOL.md §5.
 package uplink
 
 import (
@@ -26,17 +25,14 @@ import (
 	"countersign/protocol/trust"
 )
 
-// The errors that a caller may want to tell apart.
+// Errors of a state directory.
 var (
-	// ErrEnrolled says that the directory holds a device already.
-	ErrEnrolled = errors.New("device is enrolled already")
-	// ErrNotEnrolled says that the directory holds no device.
+	ErrEnrolled    = errors.New("device is enrolled already")
 	ErrNotEnrolled = errors.New("device is not enrolled")
-	// ErrLocked says that another process uses the directory.
-	ErrLocked = errors.New("state directory is in use")
+	ErrLocked      = errors.New("state directory is in use") // by another process
 )
 
-// Identity is who a device is, by its certificate.
+// Identity is a device's identity in its certificate.
 type Identity struct {
 	ID        protocol.DeviceID
 	SPIFFE    string // spiffe://<trust domain>/device/<name>
@@ -47,23 +43,21 @@ type Identity struct {
 
 // State is the directory of an enrolled device:
 //
-//	key.pem      its P-256 key, PKCS #8, mode 0600; it never leaves the device
+//	key.pem      P-256 key, PKCS #8, mode 0600; it never leaves the device
 //	device.json  {"certificates": [PEM], "trust": the pinned root and its KeyCerts}
-//	lock         held by the process that uses the directory
+//	lock         locked by the process that uses the directory
 //
-// device.json is replaced as a whole and durably, so that a crash leaves the old one or the
-// new one. A State is safe for concurrent use.
+// device.json is replaced atomically and durably. A State is safe for concurrent use.
 type State struct {
 	dir string
 	key *ecdsa.PrivateKey
 
-	mu          sync.RWMutex // guards what follows
+	mu          sync.RWMutex // guards the following fields
 	certificate *tls.Certificate
 	identity    Identity
 	trust       trust.State
 }
 
-// The names of the files.
 const (
 	keyFile     = "key.pem"
 	requestFile = "request.pem"
@@ -76,8 +70,8 @@ type deviceJSON struct {
 	Trust        trust.State `json:"trust"`
 }
 
-// Open reads the state of an enrolled device: [ErrNotEnrolled] where there is
-// none. Who is to act for the device takes [Lock] first.
+// Open reads the state of an enrolled device: [ErrNotEnrolled] if there is none. A process that
+// acts for the device takes [Lock] first.
 func Open(dir string) (*State, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, deviceFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,8 +95,8 @@ func Open(dir string) (*State, error) {
 	return s, nil
 }
 
-// Lock takes a state directory for this process until release is called or the
-// process ends: [ErrLocked] if another has it, [ErrNotEnrolled] if it is not there.
+// Lock locks a state directory until release is called or the process ends: [ErrLocked] if
+// another process holds the lock, [ErrNotEnrolled] if there is no directory.
 func Lock(dir string) (release func(), err error) {
 	lock, err := durable.Lock(filepath.Join(dir, lockFile))
 	switch {
@@ -117,21 +111,21 @@ func Lock(dir string) (release func(), err error) {
 	return func() { _ = lock.Close() }, nil
 }
 
-// Identity tells who the device is.
+// Identity returns the device's identity.
 func (s *State) Identity() Identity {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.identity
 }
 
-// Trust gives the pinned root and the keys certified by it.
+// Trust returns the pinned root and the keys that it certified.
 func (s *State) Trust() trust.State {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.trust
 }
 
-// setTrust stores what a refresh gave.
+// setTrust stores a refreshed trust.
 func (s *State) setTrust(t trust.State) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +136,7 @@ func (s *State) setTrust(t trust.State) error {
 	return nil
 }
 
-// setCertificates stores a renewed chain, if it is this device's.
+// setCertificates stores a renewed chain. A chain of another device is an error.
 func (s *State) setCertificates(chain []string) error {
 	certificate, identity, err := s.parse(chain)
 	if err != nil {
@@ -151,7 +145,8 @@ func (s *State) setCertificates(chain []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.identity.SPIFFE != "" && identity.SPIFFE != s.identity.SPIFFE {
-		return fmt.Errorf("certificate is for %s, this device is %s: %w", identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
+		return fmt.Errorf("certificate is for %s, this device is %s: %w",
+			identity.SPIFFE, s.identity.SPIFFE, protocol.CodeCertificate)
 	}
 	if err := s.saveLocked(certificate, s.trust); err != nil {
 		return err
@@ -160,7 +155,7 @@ func (s *State) setCertificates(chain []string) error {
 	return nil
 }
 
-// tlsCertificate is what the device shows in a handshake.
+// tlsCertificate implements tls.Config.GetClientCertificate.
 func (s *State) tlsCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -179,7 +174,7 @@ func (s *State) saveLocked(certificate *tls.Certificate, pinned trust.State) err
 	return durable.WriteFile(filepath.Join(s.dir, deviceFile), append(raw, '\n'), 0o600)
 }
 
-// parse checks that a chain is for this device's key and names a device.
+// parse parses a chain, which must be for this device's key and name a device.
 func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
 	certificate := &tls.Certificate{PrivateKey: s.key}
 	for _, text := range chain {
@@ -204,7 +199,8 @@ func (s *State) parse(chain []string) (*tls.Certificate, Identity, error) {
 
 func identityOf(leaf *x509.Certificate) (Identity, error) {
 	if len(leaf.URIs) != 1 {
-		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w", len(leaf.URIs), protocol.CodeCertificate)
+		return Identity{}, fmt.Errorf("certificate has %d URIs, want one SPIFFE ID: %w",
+			len(leaf.URIs), protocol.CodeCertificate)
 	}
 	u := leaf.URIs[0]
 	if u.Scheme != "spiffe" || u.Host == "" || !strings.HasPrefix(u.Path, "/device/") {
@@ -235,7 +231,7 @@ func readKey(name string) (*ecdsa.PrivateKey, error) {
 	return nil, fmt.Errorf("%s: not a P-256 key", name)
 }
 
-// makeKey reads the key of the directory or makes one.
+// makeKey returns the key in the directory, which it generates if there is none.
 func makeKey(dir string) (*ecdsa.PrivateKey, error) {
 	name := filepath.Join(dir, keyFile)
 	key, err := readKey(name)

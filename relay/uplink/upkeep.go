@@ -15,7 +15,7 @@ import (
 	"countersign/protocol/trust"
 )
 
-// The periods of the upkeep.
+// Periods of the upkeep.
 const (
 	trustPeriod = time.Hour        // between refreshes of the trust
 	lookPeriod  = time.Minute      // between looks at the clock, which may jump
@@ -24,34 +24,31 @@ const (
 	askedPause  = time.Second      // between refreshes that a decision asks for
 )
 
-// Run keeps the trust fresh and the certificate valid until ctx is over: the
-// trust is fetched at once and then each hour, the certificate renewed at half its
-// life.
+// Run fetches the trust at once and then each hour, and renews the certificate at half its
+// life, until ctx is over.
 func (c *Client) Run(ctx context.Context) {
-	pinned := task{name: "refreshing trust", do: c.refresh}
+	refresh := task{name: "refreshing trust", do: c.refresh}
 	renewal := task{name: "renewing certificate", do: c.renew}
 	for ctx.Err() == nil {
 		at := time.Now()
-		if !at.Before(pinned.next) {
-			pinned.run(ctx, c, at.Add(trustPeriod))
+		if !at.Before(refresh.next) {
+			refresh.run(ctx, c, at.Add(trustPeriod))
 		}
 		if !at.Before(renewalTime(c.Identity(), renewal)) {
 			renewal.run(ctx, c, at.Add(firstPause))
 		}
 		next := renewalTime(c.Identity(), renewal)
-		if pinned.next.Before(next) {
-			next = pinned.next
+		if refresh.next.Before(next) {
+			next = refresh.next
 		}
-		timer := time.NewTimer(min(lookPeriod, time.Until(next)))
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(min(lookPeriod, time.Until(next))):
 		}
-		timer.Stop()
 	}
 }
 
-// renewalTime is half the certificate's life, or later after a failure.
+// renewalTime returns half the certificate's life, or a later time after a failure.
 func renewalTime(i Identity, renewal task) time.Time {
 	half := i.NotBefore.Add(i.NotAfter.Sub(i.NotBefore) / 2)
 	if half.Before(renewal.next) {
@@ -60,7 +57,7 @@ func renewalTime(i Identity, renewal task) time.Time {
 	return half
 }
 
-// task is something to be done again and again, less often while it fails.
+// task is repeated, less often while it fails.
 type task struct {
 	name  string
 	do    func(context.Context) error
@@ -81,9 +78,9 @@ func (t *task) run(ctx context.Context, c *Client, next time.Time) {
 	}
 }
 
-// RefreshTrust fetches the trust for a decision by a key that is not known, or for a
-// server that is not. One that began after this was called will do; at most one a
-// second is made, and who comes in between waits. An error leaves the trust as it is.
+// RefreshTrust fetches the trust because of an unknown decision key or server. A refresh that
+// began after the call suffices; there is at most one per second, for which other callers wait.
+// An error leaves the trust unchanged.
 func (c *Client) RefreshTrust(ctx context.Context) error {
 	asked := time.Now()
 	c.refreshing.Lock()
@@ -91,12 +88,10 @@ func (c *Client) RefreshTrust(ctx context.Context) error {
 	if c.refreshed.After(asked) {
 		return nil
 	}
-	timer := time.NewTimer(time.Until(c.refreshed.Add(askedPause)))
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-timer.C:
+	case <-time.After(time.Until(c.refreshed.Add(askedPause))):
 	}
 	c.refreshed = time.Now()
 	return c.refreshLocked(ctx)
@@ -108,9 +103,8 @@ func (c *Client) refresh(ctx context.Context) error {
 	return c.refreshLocked(ctx)
 }
 
-// refreshLocked asks a server that is not known as well: what a trust document says is
-// believed for the pinned root's signatures, and the server may be known by nothing but
-// what it says.
+// refreshLocked also asks an unknown server: a trust document is verified by the pinned root's
+// signatures, and may be the only way to know the server.
 func (c *Client) refreshLocked(ctx context.Context) error {
 	pinned := request{method: http.MethodGet, path: "/v1/trust"}
 	raw, err := c.callOnce(ctx, pinned)
@@ -145,9 +139,9 @@ func (c *Client) refreshLocked(ctx context.Context) error {
 	return nil
 }
 
-// follow takes over what a document has that the pinned root vouches for. It goes
-// through [trust.State.Update], as a phone does with MUs: a new root must be the
-// one that the old root named, and no key goes back to an earlier epoch.
+// follow adopts the certificates of a document that the pinned root vouches for, by
+// [trust.State.Update], as a phone does with MUs: a new root must be the one that the old
+// root named, and no key returns to an earlier epoch.
 func follow(t trust.State, d trust.Document) (trust.State, error) {
 	var roots [][]byte
 	for _, raw := range d.RootCerts {
@@ -168,8 +162,8 @@ func follow(t trust.State, d trust.Document) (trust.State, error) {
 	return t, nil
 }
 
-// valid gives the key certificates that can be taken now, those of kem first,
-// without which no root is followed, and each use from its lowest epoch up.
+// valid returns the key certificates that are valid now: kem first, without which no root is
+// followed, and the epochs of each use in ascending order.
 func valid(t trust.State, d trust.Document) [][]byte {
 	var keys []trust.Key
 	for _, raw := range d.KeyCerts {
@@ -188,7 +182,7 @@ func valid(t trust.State, d trust.Document) [][]byte {
 	return raw
 }
 
-// renew has the same key certified again.
+// renew has the appliance certify the same key again.
 func (c *Client) renew(ctx context.Context) error {
 	csr, err := newRequest(c.config.State.key)
 	if err != nil {

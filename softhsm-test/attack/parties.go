@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"net/http"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
@@ -22,7 +22,7 @@ const jsonType = "application/json"
 
 // enrolment attacks activation codes and the proofs of an enrolment.
 func enrolment(ctx context.Context, a *arena.Arena) error {
-	code, err := a.Invitation(ctx, "client/enrol-alice", admin.Invite{})
+	code, err := a.Invitation(ctx, "client/enrol-alice", adminapi.Invite{})
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (e applicant) reuse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	second, err := e.Invitation(ctx, "client/enrol-again", admin.Invite{})
+	second, err := e.Invitation(ctx, "client/enrol-again", adminapi.Invite{})
 	if err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func (e applicant) reuse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	device, err := e.Invitation(ctx, "device/enrol-gate", admin.Invite{})
+	device, err := e.Invitation(ctx, "device/enrol-gate", adminapi.Invite{})
 	if err != nil {
 		return err
 	}

@@ -99,8 +99,8 @@ func seedOf(s string) (uint64, error) {
 // spoilt damages the sealed copy of a key when it is made: by a countersignd that is built
 // so, for who writes to the database cannot.
 var spoilt = []broken.Edit{{
-	File: "appliance/keyring/backed.go", Old: "\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
-	New: "\tif row.Name == Wrap && row.Version == 1 {\n\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t}\n\trow.Sealed, row.SealedFor = made.Sealed[0], point[:]\n",
+	File: "appliance/keylife/carry.go", Old: "\t\trow.Sealed, row.SealedFor = made.Sealed[0], sealedFor\n",
+	New: "\t\tif row.Name == keyring.Wrap && row.Version == 1 {\n\t\t\tmade.Sealed[0][len(made.Sealed[0])-1] ^= 1\n\t\t}\n\t\trow.Sealed, row.SealedFor = made.Sealed[0], sealedFor\n",
 }}
 
 func play(ctx context.Context, c config) (failed int, err error) {

@@ -105,8 +105,8 @@ func (s *stage) bad(ctx context.Context) []refusal {
 		{"a backup by a root of its own", 1, "no root that vouches for the key backup is", func(f *files) error { return s.resigned(ctx, f, true, false) }},
 		{"a statement by a root of its own", 1, "no root that vouches for the database is", func(f *files) error { return s.resigned(ctx, f, false, true) }},
 		{"a statement that was cut off", 1, "not what an appliance signed", func(f *files) error { return s.cutSig(f) }},
-		{"a backup by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.backup = s.path("keys.ruled-out"); return nil }},
-		{"a database by a key that was ruled out", 1, "does not count any more", func(f *files) error { f.database = s.path("store.ruled-out"); return nil }},
+		{"a backup by a key that was ruled out", 1, "no longer counts", func(f *files) error { f.backup = s.path("keys.ruled-out"); return nil }},
+		{"a database by a key that was ruled out", 1, "no longer counts", func(f *files) error { f.database = s.path("store.ruled-out"); return nil }},
 		{"files below the least epoch", 1, "below 99", func(f *files) error { f.rest = append(f.rest, "--min-epoch", "99"); return nil }},
 		{"no root", 2, "no root of this appliance is named", func(f *files) error { f.root = ""; return nil }},
 	}

@@ -19,8 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/hsm"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 	"countersign/softhsm-test/shim"
 )
 
@@ -32,7 +31,7 @@ const (
 // signing is a pool of real workers that is asked for signatures, which are verified
 // here.
 type signing struct {
-	pool *worker.Pool
+	pool *pool.Pool
 	shim shim.Shim
 	id   hsm.KeyID
 	key  *ecdsa.PublicKey
@@ -85,8 +84,8 @@ func (s *stage) newSigning(ctx context.Context) (*signing, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	g.pool, err = worker.Open(ctx, worker.Config{
-		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev", PIN: wire.PIN(bytes.TrimSpace(pin)),
+	g.pool, err = pool.Open(ctx, pool.Config{
+		Binary: s.Config.Bin.Path("hsm-worker"), Module: s.Module, TokenLabel: "countersign-dev", PIN: hsm.PIN(bytes.TrimSpace(pin)),
 		Logger: hclog.NewNullLogger(),
 	})
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/policy"
@@ -39,10 +40,10 @@ var administration = []operation{
 	{"ask for a device", inviteDevice, inForce},
 	{"key backup without votes", backUp(true), nil},
 	{"key backup with votes", backUp(false), []grant{{what: "a backup of the keys"}}},
-	{"rotate decision", step(keyring.Rotate, keyring.Decision), nil},
-	{"activate decision", step(keyring.Activate, keyring.Decision), nil},
-	{"retire mac", step(keyring.Retire, keyring.MAC), nil},
-	{"rotate root without votes", step(keyring.Rotate, keyring.Root), nil},
+	{"rotate decision", step(keyplan.Rotate, keyring.Decision), nil},
+	{"activate decision", step(keyplan.Activate, keyring.Decision), nil},
+	{"retire mac", step(keyplan.Retire, keyring.MAC), nil},
+	{"rotate root without votes", step(keyplan.Rotate, keyring.Root), nil},
 }
 
 // inForce is what stands in the untouched world after every one of them, beside the policy.
@@ -224,9 +225,9 @@ func backUp(partial bool) func(*scene, context.Context) error {
 
 // step takes a step of a key's life; what is believed and used after it must be what it
 // was, or what the true root certified.
-func step(verb keyring.Verb, name string) func(*scene, context.Context) error {
+func step(verb keyplan.Verb, name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		_, stepped := s.ChangeKey(ctx, keyring.Step{Verb: verb, Name: name})
+		_, stepped := s.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name})
 		if stepped == nil && name == keyring.Root {
 			s.grant("a step of the root without votes")
 		}

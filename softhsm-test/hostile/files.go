@@ -13,8 +13,9 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance"
-	"countersign/appliance/backup"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery/backup"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 	"countersign/softhsm-test/attack/arena"
@@ -239,7 +240,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 		h.Clock.Advance(time.Second)
 		if err := s.voted(ctx, h, verb); err != nil {
 			return r, err
@@ -262,8 +263,8 @@ func (s *stage) rotatedRoot(ctx context.Context) (r struct {
 }
 
 // voted takes a step of the root for which ann votes too.
-func (s *stage) voted(ctx context.Context, h *world.House, verb keyring.Verb) error {
-	_, err := h.ChangeKey(ctx, keyring.Step{Verb: verb, Name: keyring.Root})
+func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) error {
+	_, err := h.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
 	var waits *appliance.Waiting
 	if !errors.As(err, &waits) {
 		return errors.Join(errors.New("a step of the root without a second vote"), err)

@@ -22,8 +22,9 @@ const (
 	sealGo     = "appliance/store/seal.go"
 	headGo     = "appliance/store/head/head.go"
 	schemaGo   = "appliance/store/sqlite/schema.go"
-	chainGo    = "appliance/keyring/chain.go"
-	signedGo   = "appliance/backup/signed.go"
+	chainGo    = "appliance/keyring/chain/chain.go"
+	keysGo     = "appliance/keyuse/keys.go"
+	signedGo   = "appliance/recovery/backup/signed.go"
 	answerGo   = "appliance/answer.go"
 	evidenceGo = "appliance/evidence.go"
 	behindGo   = "appliance/behind.go"
@@ -61,7 +62,7 @@ var breaks = map[string][]broken.Edit{
 	// The root of the database, and of a backup, is believed.
 	"root": {
 		edit(chainGo, "func (p Pins) in(c chain) error {\n", "func (p Pins) in(c chain) error {\n\tif c.roots != nil {\n\t\treturn nil\n\t}\n"),
-		edit(chainGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
+		edit(keysGo, "err = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)", "_ = p.Anchor.Root(newest.Root, newest.Key, newest.CertHash)"),
 		edit(signedGo, "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key == known.Root }) {", "if !slices.ContainsFunc(roots, func(r trust.RootCert) bool { return r.Key != known.Root || true }) {"),
 	},
 	// The head is not looked at: what is gone is not missed, and what is old is as good.

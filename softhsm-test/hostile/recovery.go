@@ -8,9 +8,9 @@ import (
 	"os"
 
 	"countersign/appliance/anchor"
-	"countersign/appliance/backup"
-	"countersign/appliance/custody"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
@@ -149,7 +149,7 @@ func (r *restoration) onto(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := keyring.Verify(claims, keyring.Pins{Anchor: at, Root: r.Root}); err != nil {
+	if err := (keyuse.Pins{Anchor: at, Root: r.Root}).Verify(claims); err != nil {
 		return err
 	}
 	r.place.Token = r.token
@@ -157,10 +157,10 @@ func (r *restoration) onto(ctx context.Context) error {
 }
 
 func (r *restoration) unseal(ctx context.Context) error {
-	pins := keyring.Pins{Anchor: anchor.InMemory(anchor.Anchor{}), Root: r.Root}
-	err := keyring.Unseal(ctx, r.token, r.store, r.seals, pins)
+	pins := keyuse.Pins{Anchor: anchor.InMemory(anchor.Anchor{}), Root: r.Root}
+	err := keyuse.Unseal(ctx, r.token, r.store, r.seals, pins)
 	if err == nil {
-		err = keyring.SealKeys(ctx, r.token, r.merged.Keys, r.seals)
+		err = keyuse.SealKeys(ctx, r.token, r.merged.Keys, r.seals)
 	}
 	if err != nil {
 		err = r.salvage(ctx, err)
@@ -173,7 +173,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 		return err
 	}
 	r.salvaged, r.seals = cause, store.NewSeals(r.House.Alarm)
-	if err := keyring.SealKeys(ctx, r.token, r.merged.Keys, r.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, r.token, r.merged.Keys, r.seals); err != nil {
 		return err
 	}
 	fresh := r.place.Path + ".salvaged"

@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
@@ -80,7 +81,7 @@ func (s *stage) steal(ctx context.Context, path string, forge func(context.Conte
 	if t.claims, err = t.Claims(ctx); err != nil {
 		return err
 	}
-	if err := keyring.SealKeys(ctx, t.place.Token, t.claims.Keys, t.seals); err != nil {
+	if err := keyuse.SealKeys(ctx, t.place.Token, t.claims.Keys, t.seals); err != nil {
 		return err
 	}
 	if err := t.Unseal(ctx, t.seals, nil); err != nil {

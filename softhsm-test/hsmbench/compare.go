@@ -5,8 +5,6 @@ import (
 	"context"
 	"slices"
 	"time"
-
-	"countersign/hsm/sheet"
 )
 
 // service is how the pool is set up in a measurement.
@@ -19,7 +17,7 @@ type comparison struct {
 	latency             time.Duration // of each C_Sign, by the fault shim
 	operation           string
 	service             service
-	base                func(context.Context, *stage, comparison) (float64, error)
+	base                func(context.Context, *stage, comparison, rates) (float64, error)
 }
 
 // comparisons: the second one is what the appliance is set up as by default. The last
@@ -28,25 +26,29 @@ type comparison struct {
 var comparisons = []comparison{
 	{
 		"latency", "P-256 at 3 ms, 2 workers with 4 sessions", "8 sessions / 3 ms", 0.9, 3 * time.Millisecond,
-		sheet.Sign,
+		"sign-p256",
 		service{2, 4, 32},
-		func(_ context.Context, _ *stage, c comparison) (float64, error) {
+		func(_ context.Context, _ *stage, c comparison, _ rates) (float64, error) {
 			return float64(c.service.workers*c.service.sessions) / c.latency.Seconds(), nil
 		},
 	},
 	{
 		"sign", "P-256, 2 workers with 2 sessions", "a C loop with one thread", 0.7, 0,
-		sheet.Sign,
+		"sign-p256",
 		service{2, 2, 16},
-		func(ctx context.Context, s *stage, _ comparison) (float64, error) { return s.rawbench(ctx, "sign") },
+		func(_ context.Context, _ *stage, _ comparison, r rates) (float64, error) { return r.of("raw", 1) },
 	},
 	{
 		"derive", "ECDH, 2 workers with 1 session", "one worker with 1", 1.5, 0,
-		sheet.Derive,
+		"derive-p256",
 		service{2, 1, 16},
-		func(ctx context.Context, s *stage, c comparison) (float64, error) {
+		func(ctx context.Context, s *stage, c comparison, _ rates) (float64, error) {
 			c.service.workers = 1
-			return s.pool(ctx, c)
+			r, err := s.bench(ctx, c)
+			if err != nil {
+				return 0, err
+			}
+			return r.of("service", s.setup(c).callers)
 		},
 	},
 }
@@ -57,11 +59,15 @@ type result struct{ service, base, ratio float64 }
 func (s *stage) rounds(ctx context.Context, c comparison, n int) (result, error) {
 	var all []result
 	for range n {
-		base, err := c.base(ctx, s, c)
+		measured, err := s.bench(ctx, c)
 		if err != nil {
 			return result{}, err
 		}
-		rate, err := s.pool(ctx, c)
+		base, err := c.base(ctx, s, c, measured)
+		if err != nil {
+			return result{}, err
+		}
+		rate, err := measured.of("service", s.setup(c).callers)
 		if err != nil {
 			return result{}, err
 		}

@@ -1,6 +1,6 @@
 // Command hsmbench holds the speed of the HSM service against the token it stands on:
-// countersignctl hsm bench, through real worker processes, beside the C loop of
-// rawbench and the fault shim's latency, on a SoftHSM token of its own. Each line has
+// countersignctl hsm bench, through real worker processes, beside its C loop on the
+// token and the fault shim's latency, on a SoftHSM token of its own. Each line has
 // the figures, their ratio and the aim; each ratio is the median of some rounds, in
 // which the two that are compared take turns. Its last line is
 //
@@ -41,7 +41,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	only := flags.String("only", "", "comparisons to make, separated by commas; all if empty")
 	each := flags.Duration("time", 2*time.Second, "length of each measurement, whole seconds")
 	rounds := flags.Int("rounds", 3, "measurements of which the median counts")
-	bin := flags.String("bin", "bin", "directory of the programs, rawbench and faultshim.so")
+	bin := flags.String("bin", "bin", "directory of the programs and faultshim.so")
 	if flags.Parse(args) != nil || flags.NArg() != 0 || *rounds < 1 || *each < time.Second || *each > time.Minute {
 		return exitUsage
 	}

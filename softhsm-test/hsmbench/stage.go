@@ -10,11 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"countersign/hsm/hsmtest"
-	"countersign/hsm/sheet"
 )
 
 // stage is a token with the programs that measure it.
@@ -57,12 +55,36 @@ func newStage(bin string, each time.Duration, broken bool) (s *stage, err error)
 
 func (s *stage) close() { _ = os.RemoveAll(s.dir) } // at worst it stays in a temporary directory
 
-// pool is the rate of an operation through the service.
-func (s *stage) pool(ctx context.Context, c comparison) (float64, error) {
-	if s.broken {
-		c.service = service{1, 1, 1}
+// rates is what countersignctl hsm bench -o json reports, as far as it is used here.
+type rates struct {
+	Measured []struct {
+		Path      string  `json:"path"`
+		Parallel  int     `json:"parallel"`
+		PerSecond float64 `json:"per_second"`
+	} `json:"measured"`
+}
+
+// of returns the rate of a path ("raw" or "service") with so many threads or callers.
+func (r rates) of(path string, parallel int) (float64, error) {
+	for _, m := range r.Measured {
+		if m.Path == path && m.Parallel == parallel && m.PerSecond > 0 {
+			return m.PerSecond, nil
+		}
 	}
-	module, env := s.token.Module, []string{s.token.Env()}
+	return 0, fmt.Errorf("no rate of %s with %d in %+v", path, parallel, r)
+}
+
+// setup is the service that is measured: the comparison's, or the one of BREAK.
+func (s *stage) setup(c comparison) service {
+	if s.broken {
+		return service{1, 1, 1}
+	}
+	return c.service
+}
+
+// bench measures the token and the service on it.
+func (s *stage) bench(ctx context.Context, c comparison) (r rates, err error) {
+	module, env, set := s.token.Module, []string{s.token.Env()}, s.setup(c)
 	if c.latency > 0 {
 		module = s.shim
 		env = append(env, "FAULTSHIM_MODULE="+s.token.Module, "FAULTSHIM_FILE="+filepath.Join(s.dir, "no-rules"),
@@ -70,34 +92,11 @@ func (s *stage) pool(ctx context.Context, c comparison) (float64, error) {
 	}
 	out, err := s.output(ctx, env, "countersignctl", "hsm", "bench", "-o", "json",
 		"--module", module, "--token-label", s.token.Label, "--pin-file", s.pin, "--operation", c.operation, "--time", s.time.String(),
-		"--workers", strconv.Itoa(c.service.workers), "--sessions", strconv.Itoa(c.service.sessions), "--callers", strconv.Itoa(c.service.callers))
-	if err != nil {
-		return 0, err
+		"--workers", strconv.Itoa(set.workers), "--sessions", strconv.Itoa(set.sessions), "--callers", strconv.Itoa(set.callers))
+	if err == nil {
+		err = json.Unmarshal(out, &r)
 	}
-	var b sheet.Bench
-	if err := json.Unmarshal(out, &b); err != nil {
-		return 0, err
-	}
-	for _, m := range b.Measured {
-		if m.Path == sheet.PathService && m.Parallel == c.service.callers && m.Rate > 0 {
-			return m.Rate, nil
-		}
-	}
-	return 0, fmt.Errorf("no rate in %s", out)
-}
-
-// rawbench is the rate of an operation in a C loop of one thread.
-func (s *stage) rawbench(ctx context.Context, operation string) (float64, error) {
-	out, err := s.output(ctx, []string{s.token.Env()}, "rawbench", s.token.Module, s.token.Label, s.token.PIN,
-		operation, "1", strconv.Itoa(int(s.time.Seconds())))
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(out))
-	if len(fields) != 5 {
-		return 0, fmt.Errorf("rawbench: %q", out)
-	}
-	return strconv.ParseFloat(fields[2], 64)
+	return r, err
 }
 
 func (s *stage) output(ctx context.Context, env []string, program string, args ...string) ([]byte, error) {

@@ -14,8 +14,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/hsmtest"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // allVariable asks for every module; without it those run that need no daemon.
@@ -75,11 +74,11 @@ func (m module) version(t *testing.T) string {
 	return ""
 }
 
-func open(t *testing.T, k token) *worker.Pool {
+func open(t *testing.T, k token) *pool.Pool {
 	t.Helper()
 	log := &strings.Builder{}
-	pool, err := worker.Open(t.Context(), worker.Config{
-		Binary: hsmtest.Worker(t), Module: k.library, TokenLabel: k.label, PIN: wire.PIN(k.pin), InitArgs: k.initArgs,
+	opened, err := pool.Open(t.Context(), pool.Config{
+		Binary: hsmtest.Worker(t), Module: k.library, TokenLabel: k.label, PIN: hsm.PIN(k.pin), InitArgs: k.initArgs,
 		Workers: k.workers, Timeout: k.timeout,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: hclog.NewLeveledWriter(log, nil), Level: hclog.Warn}),
 	})
@@ -87,12 +86,12 @@ func open(t *testing.T, k token) *worker.Pool {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		pool.Close()
+		opened.Close()
 		if t.Failed() {
 			t.Log(log)
 		}
 	})
-	return pool
+	return opened
 }
 
 // library finds a shared library by its name below the directories Debian has.

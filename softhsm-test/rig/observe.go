@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 )
 
 // Ctl runs countersignctl on the appliance's admin socket.
@@ -39,7 +39,7 @@ func (a *Appliance) ask(ctx context.Context, into any, args ...string) error {
 }
 
 // Status is that of `countersignctl status`.
-func (a *Appliance) Status(ctx context.Context) (s admin.Status, err error) {
+func (a *Appliance) Status(ctx context.Context) (s adminapi.Status, err error) {
 	err = a.ask(ctx, &s, "status")
 	return s, err
 }
@@ -48,9 +48,9 @@ func (a *Appliance) Status(ctx context.Context) (s admin.Status, err error) {
 const pageSize = 1000
 
 // Records are the audit records, the oldest first.
-func (a *Appliance) Records(ctx context.Context) (records []admin.Record, err error) {
+func (a *Appliance) Records(ctx context.Context) (records []adminapi.Record, err error) {
 	for {
-		var page []admin.Record
+		var page []adminapi.Record
 		after := "0"
 		if len(records) != 0 {
 			after = strconv.FormatUint(records[len(records)-1].Sequence, 10)
@@ -65,7 +65,7 @@ func (a *Appliance) Records(ctx context.Context) (records []admin.Record, err er
 }
 
 // Client is that of `countersignctl client show`.
-func (a *Appliance) Client(ctx context.Context, name string) (c admin.Client, err error) {
+func (a *Appliance) Client(ctx context.Context, name string) (c adminapi.Client, err error) {
 	err = a.ask(ctx, &c, "client", "show", name)
 	return c, err
 }
@@ -77,7 +77,7 @@ func (a *Appliance) Invite(ctx context.Context, noun, name string, roles ...stri
 	for _, role := range roles {
 		args = append(args, "--role", role)
 	}
-	var invited admin.Invited
+	var invited adminapi.Invited
 	err = a.ask(ctx, &invited, args...)
 	return invited.ActivationCode, err
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // Programs are what `make build` puts into a [Bin].
-var Programs = []string{"countersignd", "hsm-worker", "countersignctl", "relayd", "countersign-client"}
+var Programs = []string{"countersignd", "hsm-worker", "hsm-probe", "countersignctl", "relayd", "countersign-client"}
 
 // Bin is the directory of the programs, absolute.
 type Bin string

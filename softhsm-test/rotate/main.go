@@ -56,14 +56,14 @@ var breaks = []string{"", "mac", "wrap", "cert", "retired"}
 var edits = map[string][]broken.Edit{
 	"mac": {
 		{File: "appliance/keys.go", Old: "if err == nil && under > 0 {", New: "if false {"},
-		{File: "appliance/renewal.go", Old: "if !a.keys.OneOf(keyring.MAC) {", New: "if false {"},
+		{File: "appliance/renewal.go", Old: "if !a.keys.Ring().OneOf(keyring.MAC) {", New: "if false {"},
 	},
 	"wrap": {
-		{File: "appliance/keyring/verifier.go", Old: "r.live.Load().acceptedOf(Wrap, time.Now()) {", New: "r.live.Load().acceptedOf(Wrap, time.Now())[:1] {"},
-		{File: "appliance/keyring/verifier.go", Old: "range v.acceptedOf(Wrap, now)[1:] {", New: "range v.acceptedOf(Wrap, now)[:0] {"},
+		{File: "appliance/keyuse/use.go", Old: "k.Ring().Accepted(keyring.Wrap, time.Now()) {", New: "k.Ring().Accepted(keyring.Wrap, time.Now())[:1] {"},
+		{File: "appliance/keylife/rewrap.go", Old: "range ring.Accepted(keyring.Wrap, now)[1:] {", New: "range ring.Accepted(keyring.Wrap, now)[:0] {"},
 	},
 	"retired": {
-		{File: "appliance/keyring/use.go", Old: "range v.acceptedOf(KEM, now) {", New: "range v.keys[KEM] {"},
+		{File: "appliance/keyuse/use.go", Old: "range ring.Accepted(keyring.KEM, now) {", New: "range ring.Versions(keyring.KEM) {"},
 	},
 }
 

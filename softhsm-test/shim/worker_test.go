@@ -11,20 +11,19 @@ import (
 
 	"countersign/hsm"
 	"countersign/hsm/hsmtest"
-	"countersign/hsm/wire"
-	"countersign/hsm/worker"
+	"countersign/hsm/pool"
 )
 
 // pool opens one worker process of so many sessions on the token.
-func (b *bed) pool(sessions int) (*worker.Pool, error) {
+func (b *bed) pool(sessions int) (*pool.Pool, error) {
 	b.Helper()
 	b.hsm.Setenv(b)
 	for _, assignment := range b.Env() {
 		name, value, _ := strings.Cut(assignment, "=")
 		b.Setenv(name, value)
 	}
-	p, err := worker.Open(b.Context(), worker.Config{
-		Binary: hsmtest.Worker(b), Module: b.Module, TokenLabel: b.hsm.Label, PIN: wire.PIN(b.hsm.PIN), Workers: 1, Sessions: sessions,
+	p, err := pool.Open(b.Context(), pool.Config{
+		Binary: hsmtest.Worker(b), Module: b.Module, TokenLabel: b.hsm.Label, PIN: hsm.PIN(b.hsm.PIN), Workers: 1, Sessions: sessions,
 	})
 	if err == nil {
 		b.Cleanup(p.Close)
@@ -35,7 +34,7 @@ func (b *bed) pool(sessions int) (*worker.Pool, error) {
 // signer is a pool with a key to sign with.
 type signer struct {
 	*bed
-	pool *worker.Pool
+	pool *pool.Pool
 	key  hsm.Key
 }
 

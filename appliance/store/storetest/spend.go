@@ -239,7 +239,7 @@ func testSpendUnknown(t *testing.T, f *fixture) {
 func testSpendBounds(t *testing.T, f *fixture) {
 	s := f.third(1<<32 - 1)
 	s.Decision.Service, s.Decision.Lifetime = 1<<64-1, 1<<64-1
-	s.Decision.Amount.Minor = protocol.MaxMinor - 1
+	s.Decision.Amount.Minor = protocol.MaxMinor
 	f.approves(s)
 	got, err := f.Answered(t.Context(), s.AnswerKey)
 	f.must(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/tink-crypto/tink-go/v2/kwp/subtle"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/border"
+	"countersign/hsm/internal/check"
 )
 
 // KEK is the key that wraps a secret on its way to a token: AES-256-ECB of
@@ -49,9 +49,9 @@ func Unwrap(key, wrapped []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(secret) != border.SecretLen {
+	if len(secret) != check.SecretLen {
 		clear(secret)
-		return nil, fmt.Errorf("unwrapping: secret of %d bytes, want %d: %w", len(secret), border.SecretLen, hsm.ErrInput)
+		return nil, fmt.Errorf("unwrapping: secret of %d bytes, want %d: %w", len(secret), check.SecretLen, hsm.ErrInput)
 	}
 	return secret, nil
 }
@@ -86,8 +86,8 @@ func Context(spec hsm.KeySpec, recipient, ephemeral []byte) [32]byte {
 	return sha256.Sum256(append(text, spec.Label...))
 }
 
-// Split takes a sealed copy apart; border.Restore has checked its length.
-func Split(s hsm.Sealed) (ephemeral, wrapped []byte) { return s[:border.PointLen], s[border.PointLen:] }
+// Split takes a sealed copy apart; check.Restore has checked its length.
+func Split(s hsm.Sealed) (ephemeral, wrapped []byte) { return s[:check.PointLen], s[check.PointLen:] }
 
 // Seal makes a sealed copy of a key, PKCS #8 or 32 bytes, with an ephemeral key
 // that is used this once.

@@ -7,7 +7,7 @@ import (
 	"crypto/sha256"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 	"countersign/protocol/internal/strict"
 )
 
@@ -19,7 +19,7 @@ import (
 type Sign1 struct {
 	_           struct{} `cbor:",toarray"`
 	Protected   []byte
-	Unprotected map[int64]any
+	Unprotected map[int64]cbor.RawMessage
 	Payload     []byte
 	Signature   []byte
 }
@@ -37,11 +37,11 @@ func Sign(ctx context.Context, signer protocol.DigestSigner, aad string, payload
 	if err != nil {
 		return nil, err
 	}
-	unprotected := map[int64]any{}
+	unprotected := map[int64]cbor.RawMessage{}
 	if kid != nil {
-		unprotected[headerKid] = kid
+		unprotected[headerKid] = cbor.Marshal(kid)
 	}
-	return det.Marshal(Sign1{Protected: protectedES256, Unprotected: unprotected, Payload: payload, Signature: sig}), nil
+	return cbor.Marshal(Sign1{Protected: protectedES256, Unprotected: unprotected, Payload: payload, Signature: sig}), nil
 }
 
 // Parse decodes an attached ES256 COSE_Sign1 and checks everything that
@@ -59,8 +59,8 @@ func Parse(b []byte, hasKid bool) (s Sign1, kid byte, err error) {
 		}
 		return s, 0, nil
 	}
-	id, ok := s.Unprotected[headerKid].([]byte)
-	if !ok || len(id) != 1 || len(s.Unprotected) != 1 {
+	id, err := cbor.Bytes(s.Unprotected[headerKid])
+	if err != nil || len(id) != 1 || len(s.Unprotected) != 1 {
 		return s, 0, protocol.CodeFormat.Errorf("COSE_Sign1 unprotected headers are not {4: kid}")
 	}
 	return s, id[0], nil
@@ -74,7 +74,7 @@ func (s Sign1) Verify(key protocol.PublicKey, aad string) bool {
 
 // Structure is the Sig_structure of RFC 9052 §4.4.
 func Structure(protected []byte, aad string, payload []byte) []byte {
-	return det.Marshal([]any{"Signature1", protected, []byte(aad), payload})
+	return cbor.Marshal([]any{"Signature1", protected, []byte(aad), payload})
 }
 
 // Kid is the kid header of an epoch: the epoch mod 256, one byte.

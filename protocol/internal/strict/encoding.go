@@ -10,77 +10,21 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/protocol"
-	"countersign/protocol/internal/det"
+	"countersign/protocol/cbor"
 )
 
-// marshal, unmarshal and unmarshalMap are the codec of package det with its
-// errors turned into [CodeFormat].
+// Map decodes a map into a struct and ignores unknown keys of 64 and above.
+func Map(b []byte, v any) error { return format(cbor.UnmarshalMap(b, v)) }
 
-func unmarshal(b []byte, v any) error {
-	if err := det.Unmarshal(b, v); err != nil {
-		return protocol.CodeFormat.Errorf("%v", err)
-	}
-	return nil
-}
+// Item decodes one item.
+func Item(b []byte, v any) error { return format(cbor.Unmarshal(b, v)) }
 
-func unmarshalMap(b []byte, v any, known ...uint64) error {
-	if err := det.UnmarshalMap(b, v, known...); err != nil {
-		return protocol.CodeFormat.Errorf("%v", err)
+func format(err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
-}
-
-// firstIgnoredKey is the first map key a reader ignores when it does not know
-// it, PROTOCOL.md §2.
-const firstIgnoredKey = 64
-
-// Map decodes an integer-keyed map and requires that v marshals back
-// to the same bytes, ignored keys aside. The library takes null for anything and
-// a byte string of any length for an array; this does not.
-func Map(b []byte, v any, known ...uint64) error {
-	if err := unmarshalMap(b, v, known...); err != nil {
-		return err
-	}
-	kept, err := withoutIgnored(b)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(det.Marshal(v), kept) {
-		return protocol.CodeFormat.Errorf("CBOR map has a member of another type or length")
-	}
-	return nil
-}
-
-// Item decodes an item that is not a map the same way.
-func Item(b []byte, v any) error {
-	if err := unmarshal(b, v); err != nil {
-		return err
-	}
-	if !bytes.Equal(det.Marshal(v), b) {
-		return protocol.CodeFormat.Errorf("CBOR item has a member of another type or length")
-	}
-	return nil
-}
-
-// withoutIgnored gives the map without its keys of 64 and above.
-func withoutIgnored(b []byte) ([]byte, error) {
-	var m map[int64]cbor.RawMessage
-	if err := unmarshal(b, &m); err != nil {
-		return nil, err
-	}
-	before := len(m)
-	for k := range m {
-		if k >= firstIgnoredKey {
-			delete(m, k)
-		}
-	}
-	if len(m) == before {
-		return b, nil
-	}
-	return det.Marshal(m), nil
+	return protocol.CodeFormat.Errorf("%v", err)
 }
 
 // ToBase64 converts a list for JSON.

@@ -23,7 +23,7 @@ import (
 
 	_ "modernc.org/sqlite" // the driver of the store
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
@@ -136,7 +136,7 @@ func (a *Arena) Ask(ctx context.Context, path string, body, into any) error {
 		}
 		method, reader = http.MethodPost, bytes.NewReader(raw)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+admin.Prefix+path, reader)
+	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+adminapi.Prefix+path, reader)
 	if err != nil {
 		return err
 	}
@@ -161,14 +161,14 @@ func (a *Arena) Do(ctx context.Context, path string) error {
 }
 
 // ClientState is what the admin API tells of a client.
-func (a *Arena) ClientState(ctx context.Context, p *Phone) (c admin.Client, err error) {
+func (a *Arena) ClientState(ctx context.Context, p *Phone) (c adminapi.Client, err error) {
 	err = a.Ask(ctx, "client/"+p.Name, nil, &c)
 	return c, err
 }
 
 // Invitation makes an activation code; path is "client/alice".
-func (a *Arena) Invitation(ctx context.Context, path string, i admin.Invite) (enrol.ActivationCode, error) {
-	var invited admin.Invited
+func (a *Arena) Invitation(ctx context.Context, path string, i adminapi.Invite) (enrol.ActivationCode, error) {
+	var invited adminapi.Invited
 	if err := a.Ask(ctx, path+"/invite", i, &invited); err != nil {
 		return enrol.ActivationCode{}, err
 	}
@@ -177,7 +177,7 @@ func (a *Arena) Invitation(ctx context.Context, path string, i admin.Invite) (en
 
 // EnrolDevice enrols a device.
 func (a *Arena) EnrolDevice(ctx context.Context, name string) (*device.Device, error) {
-	code, err := a.Invitation(ctx, "device/"+name, admin.Invite{Display: "Countersign dev box"})
+	code, err := a.Invitation(ctx, "device/"+name, adminapi.Invite{Display: "Countersign dev box"})
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"time"
 
-	"countersign/appliance/admin"
+	"countersign/appliance/adminapi"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/enrol"
@@ -114,7 +114,7 @@ func (a *Arena) Equipped(ctx context.Context, name string, roles ...string) (*Ph
 
 // Enrol enrols a stranger.
 func (a *Arena) Enrol(ctx context.Context, name string, p *Phone, roles ...string) (*Phone, error) {
-	code, err := a.Invitation(ctx, "client/"+name, admin.Invite{Roles: roles})
+	code, err := a.Invitation(ctx, "client/"+name, adminapi.Invite{Roles: roles})
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,8 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
-	"countersign/appliance/keyring"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -37,7 +38,7 @@ const Domain = "test.example"
 type House struct {
 	*appliance.Appliance
 	Store  store.Store
-	Keys   *keyring.Keyring
+	Keys   *keyuse.Keys
 	Seals  *store.Seals
 	Anchor *anchor.File
 	Token  *memory.Token
@@ -106,12 +107,12 @@ func Open(ctx context.Context, p Place) (*House, error) {
 }
 
 func (h *House) load(ctx context.Context, p Place, logger hclog.Logger) (err error) {
-	token := keyring.Backed{Token: hsm.Token(p.Token), Recipient: p.Escrow}
-	pins := keyring.Pins{Anchor: h.Anchor, Root: p.Root}
-	if err := keyring.Unseal(ctx, token, h.Store, h.Seals, pins); err != nil {
+	token := keylife.Backed{Token: hsm.Token(p.Token), Recipient: p.Escrow}
+	pins := keyuse.Pins{Anchor: h.Anchor, Root: p.Root}
+	if err := keyuse.Unseal(ctx, token, h.Store, h.Seals, pins); err != nil {
 		return err
 	}
-	if h.Keys, err = keyring.Load(ctx, token, h.Store, pins); err != nil {
+	if h.Keys, err = keyuse.Load(ctx, token, h.Store, pins); err != nil {
 		return err
 	}
 	if err := h.Keys.Keep(ctx, h.Seals); err != nil {

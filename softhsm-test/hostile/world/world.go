@@ -11,8 +11,12 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/anchor"
-	"countersign/appliance/custody"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/keyring/chain"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
@@ -118,7 +122,7 @@ func (b *builder) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pinned, err := keyring.Ceremony(ctx, keyring.Backed{Token: b.token, Recipient: public}, Domain, noon)
+	pinned, err := keylife.Ceremony(ctx, keylife.Backed{Token: b.token, Recipient: public}, Domain, noon)
 	if err == nil {
 		pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: noon}
 		err = Found(ctx, Founding{Store: s, Token: b.token, Trust: pinned, Anchor: AnchorOf(b.place.Path)})
@@ -143,7 +147,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err != nil {
 		return err
 	}
-	first, err := settings.Anchor()
+	first, err := chain.Anchor(settings)
 	if err != nil {
 		return err
 	}
@@ -152,7 +156,7 @@ func Found(ctx context.Context, f Founding) error {
 		return err
 	}
 	seals := store.NewSeals(nil)
-	if err := keyring.SealKeys(ctx, f.Token, f.Trust.Keys, seals); err != nil {
+	if err := keyuse.SealKeys(ctx, f.Token, f.Trust.Keys, seals); err != nil {
 		return err
 	}
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
@@ -209,15 +213,15 @@ func (b *builder) snapshot(ctx context.Context) error {
 // rotate rotates what goes to phones, what signs and what seals, once each.
 func (b *builder) rotate(ctx context.Context) error {
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
-		for _, verb := range []keyring.Verb{keyring.Rotate, keyring.Activate} {
+		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 			b.place.Clock.Advance(time.Second)
-			if _, err := b.ChangeKey(ctx, keyring.Step{Verb: verb, Name: name}); err != nil {
+			if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name}); err != nil {
 				return fmt.Errorf("%s %s: %w", verb, name, err)
 			}
 		}
 	}
 	b.place.Clock.Advance(time.Second)
-	if _, err := b.ChangeKey(ctx, keyring.Step{Verb: keyring.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
+	if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
 		return err
 	}
 	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }

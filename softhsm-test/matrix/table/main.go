@@ -31,7 +31,6 @@ var columns = [][2]string{
 	{"HMAC", "HMAC"},
 	{"Password", "password check"},
 	{"Sealed", "sealed copy, restore"},
-	{"GCM", "AES-GCM"},
 	{"Certificate", "certificate"},
 }
 

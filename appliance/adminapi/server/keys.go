@@ -1,0 +1,192 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"countersign/appliance"
+	"countersign/appliance/adminapi"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyring"
+	"countersign/hsm"
+)
+
+// Keys reads the key registry and takes steps in the lives of keys.
+type Keys interface {
+	Keys() []keyplan.View
+	KeysDue() []keyplan.Due
+	KeepsSchedule() bool
+	Renewal() appliance.Renewal
+	AttestKeys(ctx context.Context) ([]keylife.Finding, error)
+	PlanKey(ctx context.Context, s keyplan.Step) ([]keyplan.View, error)
+	ChangeKeyWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error)
+}
+
+// Recovery makes backups.
+type Recovery interface {
+	BackUpKeys(ctx context.Context, ask appliance.BackUp) (appliance.KeyBackup, error)
+	CopyStore(ctx context.Context) (appliance.StoreCopy, error)
+}
+
+func (s *Server) bindKeys(m *mux) {
+	r := adminapi.Routes
+	bind(m, r.KeyList, func(*http.Request, adminapi.None) ([]adminapi.Key, error) { return each(s.Keys.Keys(), keyJSON), nil })
+	bind(m, r.KeyShow, s.key)
+	bind(m, r.KeyPlan, s.keyPlan)
+	bind(m, r.KeyAttest, s.attestKeys)
+	bind(m, r.KeyCreate, s.step(keyplan.Create))
+	bind(m, r.KeyRotate, s.step(keyplan.Rotate))
+	bind(m, r.KeyActivate, s.step(keyplan.Activate))
+	bind(m, r.KeyRetire, s.step(keyplan.Retire))
+	bind(m, r.KeySuspend, s.step(keyplan.Suspend))
+	bind(m, r.KeyResume, s.step(keyplan.Resume))
+	bind(m, r.KeyDestroy, s.step(keyplan.Destroy))
+	bind(m, r.KeyBackup, s.backUpKeys)
+	m.HandleFunc(r.StoreBackup.Pattern(), func(w http.ResponseWriter, req *http.Request) {
+		if err := s.copyStore(w, req); err != nil {
+			m.fail(w, req, err)
+		}
+	})
+}
+
+// key answers with one version, NAME@VERSION, or with every version of a name.
+func (s *Server) key(r *http.Request, _ adminapi.None) ([]adminapi.Key, error) {
+	name, version, err := keyplan.ParseRef(r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	var found []adminapi.Key
+	for _, v := range s.Keys.Keys() {
+		if v.Name == name && (version == 0 || v.Version == version) {
+			found = append(found, keyJSON(v))
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("key %s: %w", r.PathValue("name"), keyplan.ErrKeyName)
+	}
+	return found, nil
+}
+
+func (s *Server) keyPlan(*http.Request, adminapi.None) (adminapi.KeyPlan, error) {
+	return adminapi.KeyPlan{
+		Auto: s.Keys.KeepsSchedule(), Records: adminapi.Renewal(s.Keys.Renewal()),
+		Keys: each(s.Keys.KeysDue(), func(d keyplan.Due) adminapi.KeyDue {
+			return adminapi.KeyDue{Name: d.Name, Version: d.Version, Standing: string(d.Standing), At: when(d.At), Next: d.Next}
+		}),
+	}, nil
+}
+
+func (s *Server) attestKeys(r *http.Request, _ adminapi.None) ([]adminapi.Finding, error) {
+	found, err := s.Keys.AttestKeys(r.Context())
+	return each(found, func(f keylife.Finding) adminapi.Finding {
+		return adminapi.Finding{
+			Key: f.Name, Token: f.Token, ID: hex.EncodeToString(f.ID), Origin: string(f.Origin),
+			Good: f.Good(), Unknown: f.Unknown, Drift: append([]string{}, f.Drift...),
+		}
+	}), err
+}
+
+// step takes a step, or with dry_run answers with its result without taking it.
+func (s *Server) step(verb keyplan.Verb) handler[adminapi.KeyStep, []adminapi.Key] {
+	return func(r *http.Request, body adminapi.KeyStep) ([]adminapi.Key, error) {
+		name, version, err := keyplan.ParseRef(r.PathValue("name"))
+		if err != nil {
+			return nil, err
+		}
+		step := keyplan.Step{Verb: verb, Name: name, Version: version, Early: body.Early, Compromised: body.Compromised}
+		life, err := lifeOf(r)
+		if err != nil {
+			return nil, err
+		}
+		var views []keyplan.View
+		if body.DryRun {
+			views, err = s.Keys.PlanKey(r.Context(), step)
+		} else {
+			views, err = s.Keys.ChangeKeyWithin(r.Context(), step, life)
+		}
+		return each(views, keyJSON), err
+	}
+}
+
+func keyJSON(v keyplan.View) adminapi.Key {
+	k := adminapi.Key{
+		Name: v.Name, Version: v.Version, State: string(v.State), Accepted: v.Accepted,
+		Purpose: keyring.Purpose(v.Name), Algorithm: keyring.UsageOf(v.Name).String(),
+		Root: v.Root, Origin: string(v.Origin), Tokens: append([]string{}, v.Tokens...), OnToken: v.OnToken, CreatedAt: v.CreatedAt,
+		NotBefore: when(v.NotBefore), NotAfter: when(v.NotAfter), ActivatedAt: when(v.ActivatedAt), RetiredAt: when(v.RetiredAt),
+		SuspendedAt: when(v.SuspendedAt), CompromisedAt: when(v.CompromisedAt), DestroyedAt: when(v.DestroyedAt),
+		OverlapUntil: when(v.OverlapEnd),
+	}
+	if v.Sealed != nil {
+		k.SealedFor = hex.EncodeToString(v.SealedFor)
+	}
+	if v.ID != (hsm.KeyID{}) {
+		k.ID = hex.EncodeToString(v.ID[:])
+	}
+	if v.Public != nil {
+		k.PublicKey = hex.EncodeToString(v.Public)
+		if der, err := v.SPKI(); err == nil { // CKA_ID is the beginning of this hash
+			sum := sha256.Sum256(der)
+			k.SPKI = hex.EncodeToString(sum[:])
+		}
+	}
+	return k
+}
+
+func (s *Server) backUpKeys(r *http.Request, body adminapi.KeyBackupAsk) (out adminapi.KeyBackup, err error) {
+	life, err := lifeOf(r)
+	if err != nil {
+		return out, err
+	}
+	b, err := s.Recovery.BackUpKeys(r.Context(), appliance.BackUp{Partial: body.Partial, Dry: body.DryRun, Life: life})
+	if err != nil {
+		return out, err
+	}
+	out = adminapi.KeyBackup{
+		At: b.Document.Time(), Sequence: b.Document.Point.Sequence, Keys: []string{}, BackupKeys: []string{},
+		Missing: append([]string{}, b.MissingLabels()...), SHA256: hex.EncodeToString(b.SHA256[:]), File: b.File,
+	}
+	for _, i := range b.Items {
+		out.Keys = append(out.Keys, i.Spec.Label)
+	}
+	for _, p := range b.Recipients() {
+		out.BackupKeys = append(out.BackupKeys, p.String())
+	}
+	return out, nil
+}
+
+// copyTimeout bounds the making and the sending of a copy of the database. The listener's time for an answer is too
+// short for it.
+const copyTimeout = time.Hour
+
+func (s *Server) copyStore(w http.ResponseWriter, r *http.Request) error {
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(copyTimeout)); err != nil {
+		return err
+	}
+	c, err := s.Recovery.CopyStore(r.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }() // it was only read
+	about, err := json.Marshal(adminapi.StoreCopy{
+		Sequence: c.Point.Sequence, At: c.Point.At, Size: c.Size, SHA256: hex.EncodeToString(c.SHA256[:]), Statement: c.Statement,
+	})
+	if err != nil {
+		return err
+	}
+	w.Header().Set(adminapi.HeaderCopy, string(about))
+	w.Header().Set("Content-Type", "application/vnd.sqlite3")
+	w.Header().Set("Content-Length", strconv.FormatInt(c.Size, 10))
+	if _, err := io.Copy(w, c); err != nil {
+		s.Logger.Info("sending a copy of the database ended early", "error", err)
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+)
+
+// Timeouts of every listener. They cut off slow senders.
+const (
+	headerTimeout = 5 * time.Second
+	readTimeout   = 10 * time.Second
+	writeTimeout  = 15 * time.Second
+	idleTimeout   = 2 * time.Minute
+	drainTimeout  = time.Second
+)
+
+// Server is one listener with its handler.
+type Server struct {
+	Name     string // for logs: "api", "admin", "ops"
+	Listener net.Listener
+	Handler  http.Handler
+	TLS      *tls.Config // nil: plain
+}
+
+// Serve runs servers until ctx ends, then gives the requests in progress one second to finish. It returns the first
+// error other than the end of ctx.
+func Serve(ctx context.Context, log hclog.Logger, servers ...Server) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, s := range servers {
+		server := s.http(log.Named(s.Name))
+		group.Go(func() error { return s.serve(server) })
+		group.Go(func() error {
+			<-ctx.Done()
+			return shutdown(server)
+		})
+		log.Info("listening", "listener", s.Name, "address", s.Listener.Addr().String())
+	}
+	return group.Wait()
+}
+
+func (s Server) http(log hclog.Logger) *http.Server {
+	return &http.Server{
+		Handler: s.Handler, TLSConfig: s.TLS,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+}
+
+func (s Server) serve(server *http.Server) error {
+	var err error
+	if s.TLS != nil {
+		err = server.ServeTLS(s.Listener, "", "")
+	} else {
+		err = server.Serve(s.Listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func shutdown(server *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return server.Close()
+	}
+	return nil
+}
+
+// Switch is a handler that can be replaced while it serves.
+type Switch struct{ current atomic.Pointer[http.Handler] }
+
+// NewSwitch returns a switch that uses h first.
+func NewSwitch(h http.Handler) *Switch {
+	s := &Switch{}
+	s.Use(h)
+	return s
+}
+
+// Use sets the handler of all requests that arrive from now on.
+func (s *Switch) Use(h http.Handler) { s.current.Store(&h) }
+
+func (s *Switch) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	(*s.current.Load()).ServeHTTP(w, r)
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"countersign/appliance/adminapi"
+	"countersign/internal/cli"
+)
+
+// TestProblems: the exit code and the hint for each problem.
+func TestProblems(t *testing.T) {
+	for kind, want := range map[string]struct {
+		code cli.Code
+		hint string
+	}{
+		adminapi.ProblemNotFound:    {cli.NotFound, "client, device, key, admin, change"},
+		adminapi.ProblemExists:      {cli.Failed, "hint: gate is enrolled or has an open code"},
+		adminapi.ProblemConflict:    {cli.Failed, ""},
+		adminapi.ProblemKeyStep:     {cli.Failed, "countersignctl key list"},
+		adminapi.ProblemUnsupported: {cli.Unavailable, "pkcs11-tool"},
+		adminapi.ProblemUncovered:   {cli.Failed, "backup.recipient"},
+		adminapi.ProblemQuorum:      {cli.Denied, "countersignctl change list"},
+		adminapi.ProblemOver:        {cli.Denied, "at most once"},
+		adminapi.ProblemSigner:      {cli.Denied, "countersignctl admin list"},
+		adminapi.ProblemSignature:   {cli.BadSignature, "CHANGE.md"},
+		adminapi.ProblemInput:       {cli.Usage, ""},
+		adminapi.ProblemUnavailable: {cli.Unavailable, "countersignctl hsm status"},
+		adminapi.ProblemPIN:         {cli.Auth, "wrong PINs"},
+		adminapi.ProblemLocked:      {cli.Unavailable, "countersignctl hsm unlock"},
+		adminapi.ProblemInternal:    {cli.Failed, ""},
+	} {
+		address := serving(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusTeapot)
+			_ = json.NewEncoder(w).Encode(adminapi.Problem{Type: kind, Detail: "it did not work"})
+		})
+		code, stdout, stderr := run(t, address, "device", "suspend", "gate")
+		if code != int(want.code) || stdout != "" || !strings.Contains(stderr, "error: it did not work\n") || !strings.Contains(stderr, want.hint) {
+			t.Errorf("%s: exit code %d, %q, %q", kind, code, stdout, stderr)
+		}
+		if want.hint == "" && strings.Contains(stderr, "hint:") {
+			t.Errorf("%s: %q", kind, stderr)
+		}
+	}
+	code, _, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "status")
+	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: is countersignd running") {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// TestDryRun: no command with --dry-run sends anything but a dry run.
+func TestDryRun(t *testing.T) {
+	sent := 0
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			DryRun bool `json:"dry_run"`
+		}
+		if r.Method != http.MethodGet {
+			if err := json.NewDecoder(r.Body).Decode(&body); err != nil || !body.DryRun {
+				t.Errorf("%s %s: not a dry run, %v", r.Method, r.URL.Path, err)
+			}
+			sent++
+		}
+		answer := "{}"
+		if strings.HasPrefix(r.URL.Path, adminapi.Prefix+"key/") && !strings.HasSuffix(r.URL.Path, "/backup") {
+			answer = "[]"
+		}
+		_, _ = w.Write([]byte(answer))
+	})
+	out := filepath.Join(t.TempDir(), "out")
+	commands := [][]string{
+		{"device", "invite", "gate"},
+		{"admin", "resume", "ann"},
+		{"admin", "revoke", "ann"},
+		{"admin", "suspend", "ann"},
+		{"admin", "add", "ann", "--public", "00"},
+		{"change", "withdraw", "0011223344556677"},
+		{"key", "backup", "--out", out},
+	}
+	for _, verb := range []string{"create", "rotate", "activate", "retire", "suspend", "resume", "destroy"} {
+		commands = append(commands, []string{"key", verb, "root@2"})
+	}
+	for _, args := range commands {
+		if code, _, stderr := run(t, address, append(args, "--dry-run")...); code != 0 {
+			t.Errorf("%v: exit code %d, %q", args, code, stderr)
+		}
+	}
+	if sent != len(commands)-2 { // suspend and withdraw only show
+		t.Errorf("%d requests for %d commands", sent, len(commands))
+	}
+	if _, err := os.Lstat(out); err == nil {
+		t.Error("a dry run wrote a backup")
+	}
+}

@@ -1,0 +1,138 @@
+// Package probe tries a PKCS#11 module: which mechanisms work, how it behaves where
+// the standard leaves it free, what its calls cost, and how many sessions are worth
+// having. It runs in an hsm-worker of its own and leaves nothing on the token.
+package probe
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"countersign/cmd/hsm-probe/internal/report"
+	ours "countersign/hsm/pkcs11"
+)
+
+// Bounds of a whole probe. A call of the module cannot be interrupted, so its last
+// one may go over.
+const (
+	quickTime = 4500 * time.Millisecond
+	fullTime  = 28 * time.Second
+)
+
+// Order is what a job is told beside token and PIN.
+type Order struct {
+	Quick    bool          `json:"quick,omitempty"`     // a probe of at most 5 s in place of 30 s
+	WrongPIN bool          `json:"wrong_pin,omitempty"` // try a wrong PIN once after the login
+	Time     time.Duration `json:"time,omitempty"`      // of each measurement of a loop, nanoseconds
+	Sessions []int         `json:"sessions,omitempty"`  // of the measurements of a loop
+	Only     []string      `json:"only,omitempty"`      // operations of a loop, all when empty
+}
+
+// prober is one probe on its way.
+type prober struct {
+	*ours.Module
+	ctx    context.Context
+	order  Order
+	listed []uint // mechanisms
+	start  time.Time
+	end    time.Time
+	main   pkcs11.SessionHandle
+	report report.Sheet
+
+	made   []pkcs11.ObjectHandle // to be destroyed
+	token  bool                  // temporary objects have to be token objects
+	number int                   // of the next label
+
+	p256, p384, ed25519, rsa pair
+	derive                   pair
+	secret, aes              pkcs11.ObjectHandle
+}
+
+// stages are the parts of a probe in their order: what matters most comes first,
+// for a slow module is left when the time is up.
+var stages = []struct {
+	name string
+	run  func(*prober) error
+}{
+	{"capabilities", (*prober).capabilities},
+	{"behaviour", (*prober).behaviour},
+	{"costs", (*prober).costs},
+	{"throughput", (*prober).throughput},
+	{"session limit", (*prober).sessionLimit},
+}
+
+// Run makes the sheet of a token. Only a token that is not there and a refused PIN
+// are errors; what fails later is in the sheet.
+func Run(ctx context.Context, cfg ours.Config, order Order) (s report.Sheet, err error) {
+	p, err := open(ctx, cfg, order)
+	if err != nil {
+		return report.Sheet{}, err
+	}
+	defer p.close()
+	if err := p.describe(cfg.Module); err != nil {
+		return report.Sheet{}, err
+	}
+	for _, stage := range stages {
+		if !p.hasTime() {
+			p.skip(stage.name)
+		} else if err := stage.run(p); err != nil {
+			p.skip(fmt.Sprintf("%s: %v", stage.name, err))
+		}
+	}
+	p.report.Missing = report.Missing(p.report.Capabilities)
+	p.report.Settings = report.Recommend(p.report.Throughput, report.Machine{Cores: runtime.NumCPU(), MaxSessions: p.limit()})
+	p.report.TookMS = time.Since(p.start).Milliseconds()
+	return p.report, nil
+}
+
+// enter loads the module and logs in; the PIN is erased.
+func enter(cfg ours.Config) (*ours.Module, error) {
+	defer cfg.PIN.Zero()
+	m, err := ours.Load(cfg)
+	if err == nil {
+		err = m.LogIn(cfg)
+	}
+	return m, err
+}
+
+func open(ctx context.Context, cfg ours.Config, order Order) (*prober, error) {
+	raw, err := enter(cfg)
+	if err != nil {
+		return nil, err
+	}
+	now, bound := time.Now(), fullTime
+	if order.Quick {
+		bound = quickTime
+	}
+	p := &prober{Module: raw, ctx: ctx, order: order, start: now, end: now.Add(bound), main: raw.Login}
+	p.report.Skipped = []string{}
+	if p.report.Left, err = removeLeft(raw); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// close destroys what is left of this probe. It runs after the report is made, so
+// what cannot be destroyed is left to the next probe.
+func (p *prober) close() {
+	for _, h := range slices.Backward(p.made) {
+		_ = p.DestroyObject(p.main, h)
+	}
+	_, _ = removeLeft(p.Module)
+}
+
+func (p *prober) hasTime() bool { return p.ctx.Err() == nil && time.Now().Before(p.end) }
+
+func (p *prober) skip(what string) { p.report.Skipped = append(p.report.Skipped, what) }
+
+// found notes a behaviour.
+func (p *prober) found(name, answer string) {
+	p.report.Behaviour = append(p.report.Behaviour, report.Finding{Name: name, Answer: answer})
+}
+
+// limit is the token's limit of sessions, 0 for none that it tells of.
+func (p *prober) limit() uint { return known(p.Info.MaxRwSessionCount) }
