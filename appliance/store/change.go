@@ -17,11 +17,10 @@ type Admin struct {
 	Change    [8]byte // change request that stands behind it; zero: none
 }
 
-// ChangeState is where a change request stands.
+// ChangeState is the state of a change request.
 type ChangeState string
 
-// The states. Taken is between the last signature and the end: it is spent, and what it
-// asks for may have been done.
+// The states. A taken request is spent: it has its signatures, and its effect may have happened.
 const (
 	ChangeOpen      ChangeState = "open"
 	ChangeTaken     ChangeState = "taken"
@@ -31,7 +30,7 @@ const (
 	ChangeWithdrawn ChangeState = "withdrawn"
 )
 
-// Ended reports whether nothing leads on from the state.
+// Ended reports whether the state is final.
 func (s ChangeState) Ended() bool { return s != ChangeOpen && s != ChangeTaken }
 
 // Change is one change request.
@@ -51,14 +50,14 @@ type Change struct {
 	Signed   []string
 }
 
-// ChangeSignature is that of one administrator, or the word of the admin socket.
+// ChangeSignature is the signature of one administrator, or the entry of the admin socket.
 type ChangeSignature struct {
 	Signer    [8]byte // zero: the admin socket
 	Signature []byte  // COSE_Sign1; nil of the admin socket
 	At        time.Time
 }
 
-// ChangeEnd is a step towards the end of a request.
+// ChangeEnd moves a request towards its end.
 type ChangeEnd struct {
 	ID       [8]byte
 	From, To ChangeState

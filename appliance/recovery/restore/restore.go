@@ -93,9 +93,9 @@ type restoration struct {
 	now    time.Time
 
 	token hsm.Token
-	work  string        // the database being worked on
+	work  string      // the database being worked on
 	store store.Store // open on work, once it is sealed
-	old   *sqlite.Old   // open on work if it is of a release before the seals
+	old   *sqlite.Old // open on work if it is of a release before the seals
 }
 
 // Run restores an appliance. It verifies everything it can before it touches the token.

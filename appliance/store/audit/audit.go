@@ -1,5 +1,5 @@
-// Package audit defines the records of the audit log: what they say, how they are encoded
-// and how they are hashed (PROTOCOL.md §4).
+// Package audit defines the records of the audit log: their content, encoding and hash (PROTOCOL.md
+// §4).
 package audit
 
 import (
@@ -27,9 +27,9 @@ type Record struct {
 // Kinds of audit record.
 const (
 	KindDecision = "decision" // a serial was spent
-	KindRefused  = "refused"  // a countersignature verified and was refused without spending: a wrong password, for one
-	KindFinal    = "final"    // a pending decision came to its end
-	KindSettled  = "settled"  // a serial was denied because its client asked what became of it
+	KindRefused  = "refused"  // a verified countersignature was refused without spending its serial, for example for a wrong password
+	KindFinal    = "final"    // a pending decision ended
+	KindSettled  = "settled"  // a serial was denied because its client asked about it
 	KindUnlock   = "unlock"   // an administrator set a client's password guard back
 	KindFailures = "failures" // countersignatures that did not verify: one record per device and minute
 	KindOutcome  = "outcome"  // a device's report
@@ -37,12 +37,12 @@ const (
 	KindKeys     = "key"      // a key version was created, certified, activated, retired, …
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
-	KindHSM      = "hsm"      // the PIN of a token was given by an administrator
+	KindHSM      = "hsm"      // an administrator gave the PIN of a token
 	KindStore    = "store"    // the database was copied, or came back from a copy
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
 	KindAdmins   = "admin"    // an administrator was added or changed
 	KindChanges  = "change"   // a change was requested, countersigned, executed, …
-	KindDoctor   = "doctor"   // somebody had the appliance examined
+	KindDoctor   = "doctor"   // an administrator had the appliance examined
 )
 
 // Decision is the body of a record about a spent serial.
@@ -76,25 +76,25 @@ func Encode(v any) []byte {
 	return b
 }
 
-// NewRecord makes the record of an administrative change. Fields is encoded as
-// a CBOR map with text keys; it must hold no secret.
+// NewRecord returns the record of an administrative change. It encodes fields as a CBOR map with
+// text keys; they must hold no secret.
 func NewRecord(kind, subject string, fields map[string]any) Record {
 	return Record{At: time.Now().UTC().Truncate(time.Microsecond), Kind: kind, Subject: subject, Salt: NewSalt(), Body: Encode(fields)}
 }
 
-// NewSalt is 16 fresh random bytes, so that a leaf hash tells nothing of a
-// record that can be guessed.
+// NewSalt returns 16 random bytes. Salts keep leaf hashes from revealing records that can be
+// guessed.
 func NewSalt() (salt [16]byte) {
 	_, _ = rand.Read(salt[:]) // never fails, crypto/rand
 	return salt
 }
 
-// Leaf is the record's entry in the transparency log.
+// Leaf returns the entry of the record in the transparency log.
 func (r Record) Leaf() [32]byte {
 	return sha256.Sum256(append(r.Salt[:], r.Body...))
 }
 
-// Words are the record's fields with names, byte strings in hexadecimal.
+// Words returns the fields of the record by name, byte strings in hexadecimal.
 func (r Record) Words() map[string]any {
 	var fields map[any]any
 	if err := cbor.Unmarshal(r.Body, &fields); err != nil {

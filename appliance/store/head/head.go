@@ -1,6 +1,6 @@
-// Package head is the record on which the others hang: it shows that no key, setting, policy,
-// administrator, open change request or open invitation is missing or old, which a seal alone does
-// not show. Its rules are the same for every driver of the store.
+// Package head maintains the head of a store: the record that shows that no key, setting, policy,
+// administrator, open change request or open invitation is missing or old, which seals alone do not
+// show. Its rules are the same for every driver.
 package head
 
 import (
@@ -22,9 +22,8 @@ const (
 	invitations = "invitations"
 )
 
-// Head is the one record on which hangs what a seal alone cannot show: that nothing is
-// missing, and that nothing is an old version of itself. Its revision rises with every
-// change of it and never goes back; the host remembers it outside of the store.
+// Head holds a digest of each kind of records that hang on it. Its revision rises with every change
+// and never goes back; the host remembers it outside the store.
 type Head struct {
 	_          struct{} `cbor:",toarray"`
 	Revision   uint64
@@ -105,8 +104,8 @@ func (h Head) Mark() store.Mark {
 	return store.Mark{Revision: h.Revision, MAC: h.MAC, Head: sha256.Sum256(h.Marshal())}
 }
 
-// allows reports whether a head is no older than the mark, and none of another branch: of
-// one revision there is one head.
+// allows reports whether a head is not older than the mark and not of another branch: a revision
+// has one head.
 func allows(m store.Mark, h Head) bool {
 	return h.Revision > m.Revision ||
 		h.Revision == m.Revision && (m.Head == [32]byte{} || m.Head == sha256.Sum256(h.Marshal()))
@@ -120,9 +119,8 @@ type Row struct {
 	Err    error // why the row cannot be read as a record: it wraps [store.ErrForged]
 }
 
-// Read reads all rows of a kind. It reads the table once from beginning to end, without an
-// index, so that the rows that are verified are the rows that are used, whatever another program
-// did to the indexes.
+// Read returns all rows of a kind. It reads the table once from beginning to end, without an index,
+// so that exactly the verified rows are used, even if another program has changed an index.
 type Read func(Kind) ([]Row, error)
 
 // Records holds the records of one kind that fit their seals, by their places.
@@ -179,9 +177,9 @@ func fitting(s *store.Seals, kind Kind, rows []Row) (all Records, ended []Row, e
 	return all, ended, nil
 }
 
-// Verify verifies that the rows of a kind are those of the head. ended are change requests that have
-// ended, which the caller has to check where it uses them. With an error it still returns the rows
-// that fit their seals.
+// Verify checks that the rows of a kind match the head. ended are change requests that have ended;
+// the caller has to check each that it uses. Even with an error, all holds the rows that fit their
+// seals.
 func Verify(s *store.Seals, h Head, kind Kind, rows []Row) (all Records, ended []Row, err error) {
 	all, ended, err = fitting(s, kind, rows)
 	if err == nil && all.digest() != h.Digests[kind] {
@@ -224,8 +222,8 @@ func Policy(s *store.Seals, h Head, all Records, version uint64) (store.Policy, 
 	return p, err
 }
 
-// Move is one change of the head and of records that hang on it. It is the same for every driver:
-// the records are verified before the change, and what is stored after it must be what was written.
+// Move changes the head and records that hang on it. The records are verified before the change,
+// and compared afterwards with the records that the driver meant to write.
 type Move struct {
 	Head  Head // of the next revision
 	seals *store.Seals
@@ -256,7 +254,7 @@ func Found(s *store.Seals, h Head) *Move {
 	return m
 }
 
-// Records returns the records of a kind as they are after what was written so far.
+// Records returns the records of a kind, including those written so far.
 func (m *Move) Records(kind Kind) Records { return m.want[kind] }
 
 // Wrote notes a record that the driver writes, with its seal.
@@ -299,8 +297,8 @@ func (m *Move) End(read Read) (h Head, seal store.Seal, err error) {
 	return m.Head, seal, err
 }
 
-// Raise puts a head above every head of the host that was lost: that host moved its head less than
-// once a microsecond.
+// Raise puts the head of a restored store above every head of the lost host, which moved its head
+// less than once a microsecond.
 func (h *Head) Raise(r store.Recovered) {
 	h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision, uint64(max(r.At.UnixMicro(), 0)))
 }

@@ -12,9 +12,9 @@ import (
 	"countersign/appliance/store/audit"
 )
 
-// OpenSet is the set of the invitations that are open, by their numbers, which rise and
-// are never used again: a bitmap that begins at the lowest number. An invitation that is
-// not in it was used or has expired, whatever its row says.
+// OpenSet is the set of open invitations, by their numbers, as a bitmap from the lowest number on.
+// Numbers rise and are never used again. An invitation outside the set was used or has expired,
+// even if its row says otherwise.
 type OpenSet struct {
 	_    struct{} `cbor:",toarray"`
 	Next uint64   // number of the next invitation, from 1
@@ -28,7 +28,7 @@ func (o OpenSet) Has(number uint64) bool {
 	return number >= o.Base && i < uint64(len(o.Bits)) && o.Bits[i]&(1<<(number%8)) != 0
 }
 
-// Numbers lists the invitations that are open.
+// Numbers lists the open invitations.
 func (o OpenSet) Numbers() (all []uint64) {
 	for number := o.Base; number < o.Base+8*uint64(len(o.Bits)); number++ {
 		if o.Has(number) {
@@ -38,7 +38,7 @@ func (o OpenSet) Numbers() (all []uint64) {
 	return all
 }
 
-// Open returns the set with one invitation more, and its number.
+// Open returns the set with one more invitation, and its number.
 func (o OpenSet) Open() (OpenSet, uint64) {
 	number := max(o.Next, 1)
 	if len(o.Bits) == 0 {
@@ -51,8 +51,8 @@ func (o OpenSet) Open() (OpenSet, uint64) {
 	return o, number
 }
 
-// Far returns an empty set that begins at a number which was never used, whatever was
-// invited since the copy was made that a store is restored from: a random one.
+// Far returns an empty set that begins at a random number, above all numbers that were used after
+// the copy was made from which a store is restored.
 func (o OpenSet) Far() OpenSet {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails, crypto/rand

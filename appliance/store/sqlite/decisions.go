@@ -19,7 +19,7 @@ const decisionColumns = `s.counter, s.random, s.attempt, s.m3, s.result, s.reaso
 	s.dry, s.first_client, s.first_serial, s.asked_result, s.asked_reason, s.role, s.expires_us,
 	s.final_result, s.final_reason, s.final_us, s.charges, coalesce(s.performed, 0), s.reported_us, s.seal`
 
-// keptRow is where the decisionColumns are scanned to.
+// keptRow is a decision as the decisionColumns are scanned.
 type keptRow struct {
 	store.Kept
 	counter                  uint32
@@ -46,8 +46,7 @@ func (r *keptRow) dest() []any {
 	}
 }
 
-// open turns what was scanned into the decision of a client, and verifies it. One that is
-// forgotten is [sql.ErrNoRows].
+// open completes the decision of a client and verifies it. A forgotten decision is [sql.ErrNoRows].
 func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 	if err := r.read(v, client); err != nil {
 		return err
@@ -58,7 +57,7 @@ func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 	return v.check(r.Kept, r.seal)
 }
 
-// read turns what was scanned into the decision of a client.
+// read completes the decision of a client.
 func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 	r.Client = client
 	binary.BigEndian.PutUint32(r.Serial[:4], r.counter)
@@ -88,7 +87,7 @@ func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 	return nil
 }
 
-// chargeRow is a charge in the column.
+// chargeRow is a charge in the column charges.
 type chargeRow struct {
 	_        struct{} `cbor:",toarray"`
 	Service  protocol.Service
@@ -122,7 +121,7 @@ func (r *keptRow) unpackCharges() error {
 	return nil
 }
 
-// kept reads the decision on a counter of a client, or [sql.ErrNoRows].
+// kept reads the decision on a counter of a client, or returns [sql.ErrNoRows].
 func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int64, r keptRow, err error) {
 	err = t.row(`SELECT s.ref, `+decisionColumns+` FROM decision s WHERE s.client = ? AND s.counter = ?`,
 		client, int64(counter)).Scan(append([]any{&ref}, r.dest()...)...)
@@ -132,8 +131,8 @@ func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int6
 	return ref, r, err
 }
 
-// spent is that decision, nil if there is none. One that only a version of mac vouches for
-// which was given up answers nothing: its counter is spent, and no more.
+// spent returns that decision, nil if there is none. A decision whose seal is of a version of mac
+// that was given up answers nothing: its counter is spent, and no more.
 func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
 	_, r, err := t.kept(client, id, serial.Counter())
 	if err == nil && t.verifier().pastSeal(r.seal) {
@@ -169,8 +168,8 @@ func (s *database) Answered(ctx context.Context, key store.AnswerKey) (out store
 	return out, nil
 }
 
-// decided is the outcome of the decision that answered these bytes. One that only a
-// version of mac vouches for which was given up is answered no more.
+// decided returns the outcome of the decision that answered these bytes. It ignores a decision
+// whose seal is of a version of mac that was given up.
 func (s *database) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
 	var r keptRow
 	err := s.r.row(ctx, `SELECT `+decisionColumns+` FROM client c JOIN decision s ON s.client = c.ref
@@ -188,7 +187,7 @@ func (s *database) decided(ctx context.Context, v *vault, key store.AnswerKey) (
 	return r.Outcome, err
 }
 
-// answered is the outcome of the attempt with these bytes that was answered "retry".
+// answered returns the outcome of the attempt with these bytes that was answered "retry".
 func (s *database) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
 	b, err := openAttempt(s.r.row(ctx, `SELECT a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM client c JOIN attempt a ON a.client = c.ref WHERE c.id = ? AND a.counter = ? AND a.attempt = ?`,
@@ -216,7 +215,7 @@ func (s *database) Spend(ctx context.Context, sp store.Spend) (store.Outcome, er
 	return done.Outcome, nil
 }
 
-// parties are the rows a countersignature is about.
+// parties holds the rows of the clients in a countersignature.
 type parties struct {
 	client    int64
 	restraint store.Restraint
@@ -227,15 +226,14 @@ type parties struct {
 	firstRef  int64
 }
 
-// spending is a concluded Spend on its way into the tables.
+// spending is a concluded Spend that is being stored.
 type spending struct {
 	store.Spend
 	parties
 	done store.Conclusion
 }
 
-// view reads what Conclude needs, and verifies it. The transaction is the only one that
-// writes.
+// view reads and verifies the [store.View] of a Spend. No other transaction writes meanwhile.
 func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 	if v.PolicyVersion, err = t.activePolicy(); err != nil {
 		return p, v, err
@@ -271,13 +269,13 @@ func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 	return p, v, nil
 }
 
-// activePolicy is the version of the policy that the head says is active, 0 for none.
+// activePolicy returns the version of the active policy in the head, 0 for none.
 func (t *txn) activePolicy() (uint64, error) {
 	h, err := t.head()
 	return h.Policy, unlessNoRow(err)
 }
 
-// viewFirst reads the decision that is to be approved, and its client.
+// viewFirst reads the decision to approve, and its client.
 func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
 	c, err := t.client(a.Client)
 	if err != nil {
@@ -299,7 +297,7 @@ func unlessNoRow(err error) error {
 	return err
 }
 
-// conclude stores what the conclusion says.
+// conclude stores a conclusion.
 func (t *txn) conclude(s *spending) error {
 	for _, step := range []func(*spending) error{t.spend, t.finalize, t.settle} {
 		if err := step(s); err != nil {
@@ -322,7 +320,7 @@ func (t *txn) spend(s *spending) error {
 	if !s.done.Spend {
 		return nil
 	}
-	if int64(s.Serial.Counter()) <= s.restraint.Highest { // whatever was concluded
+	if int64(s.Serial.Counter()) <= s.restraint.Highest { // the conclusion is not trusted on this
 		return fmt.Errorf("counter %d is not above the highest", s.Serial.Counter())
 	}
 	own := store.Kept{Spent: store.Spent{AnswerKey: s.AnswerKey, Outcome: s.done.Outcome, Pending: s.done.Waits}, First: s.Approves}
@@ -344,7 +342,7 @@ func (t *txn) spend(s *spending) error {
 	return t.dropAttempts(*s)
 }
 
-// charged adds the charges to the windows of whoever pays, and returns those that count.
+// charged adds the charges to the windows of the paying client, and returns those that count.
 func (s *spending) charged() []store.Charge {
 	switch {
 	case !s.done.Charge:
@@ -380,7 +378,7 @@ func (t *txn) insertDecision(client int64, k store.Kept) error {
 	return err
 }
 
-// finalize ends a decision only if it still waits, whatever was concluded.
+// finalize ends a decision, but only if it still waits.
 func (t *txn) finalize(s *spending) error {
 	f := s.done.Finalize
 	if f == nil {

@@ -21,12 +21,12 @@ import (
 
 // Suffixes of the files that a migration makes.
 const (
-	migratingSuffix = ".migrating" // what is worked on
-	unsealedSuffix  = ".unsealed"  // what was there before
+	migratingSuffix = ".migrating" // the copy
+	unsealedSuffix  = ".unsealed"  // the old store
 )
 
-// Old is a store that nothing has sealed yet, of this release's schema or an earlier one,
-// on its way to being sealed. It is worked on in a copy beside it.
+// Old is an unsealed store of this schema or an earlier one, which is being sealed in a copy beside
+// it.
 type Old struct {
 	path string
 	lock io.Closer
@@ -42,13 +42,13 @@ type OldClient struct {
 	ref int64
 }
 
-// OldAdmin is an administrator with the MAC of its record.
+// OldAdmin is an administrator with the MAC of the record.
 type OldAdmin struct {
 	store.Admin
 	MAC []byte
 }
 
-// Contents is what an administrator must judge in an old store.
+// Contents is the content of an old store that an administrator must judge.
 type Contents struct {
 	store.Claims
 	Ending  Ending
@@ -58,12 +58,12 @@ type Contents struct {
 	Changes []store.Change
 }
 
-// Ending counts what ends when the store is sealed, since it grants something that nothing
-// verifies.
+// Ending counts the things that end when the store is sealed, because they grant something that
+// cannot be verified.
 type Ending struct{ Invitations, Approvals, Changes, Attempts int }
 
-// OpenOld copies a store that is not sealed and brings the schema of the copy up. The
-// store stays as it is until [Old.Put]. One that is sealed is [store.ErrExists].
+// OpenOld copies an unsealed store and migrates the schema of the copy. The store itself does not
+// change until [Old.Put]. A sealed store is [store.ErrExists].
 func OpenOld(ctx context.Context, path string) (*Old, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -123,7 +123,7 @@ func (o *Old) open(ctx context.Context) error {
 	return err
 }
 
-// copyDatabase makes a copy of a database that nobody has open, its log included.
+// copyDatabase copies a database that no process has open, including its log.
 func copyDatabase(ctx context.Context, from, to string) error {
 	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode) // SQLite takes an empty file
 	if err == nil {
@@ -172,7 +172,7 @@ func (o *Old) Close() error {
 	return errors.Join(errs...)
 }
 
-// Read reads what is to be judged.
+// Read reads the contents.
 func (o *Old) Read() (c Contents, err error) {
 	t := o.txn
 	for _, read := range []func() error{
@@ -222,8 +222,8 @@ func (o *Old) Records(_ context.Context, after uint64, limit int) ([]audit.Recor
 	return collect(o.txn, scanRecord, listRecords, int64(after), max(limit, 0))
 }
 
-// clients are those with their MACs and with what their limits were charged, of which old
-// stores do not know the currency.
+// clients returns the clients with their MACs and used limits. Old stores do not record the
+// currency.
 func (o *Old) clients() ([]OldClient, error) {
 	quiet := &vault{seals: store.NewSeals(nil)} // nothing is verified here
 	clients, err := collect(o.txn, func(s scanner) (c OldClient, err error) {
@@ -267,14 +267,14 @@ func (o *Old) clients() ([]OldClient, error) {
 				older++
 			}
 		}
-		if older < 2 { // no more are remembered
+		if older < 2 { // only two are remembered
 			c.Windows = append(c.Windows, w.Window)
 		}
 	}
 	return clients, nil
 }
 
-// Sealing says how an old store is sealed.
+// Sealing configures Seal.
 type Sealing struct {
 	Seals    *store.Seals      // with the version in force
 	Settings map[string][]byte // in place of what there is
@@ -284,15 +284,14 @@ type Sealing struct {
 	Admins  map[[8]byte]bool
 	// Countersignatures that do not verify, by the id of the request: they go.
 	Unverified map[[8]byte][]store.ChangeSignature
-	// Currency is that of a service, for the limits; "" where it has none.
+	// Currency returns the currency of a service, for the limits; "" if it has none.
 	Currency func(protocol.Service) string
 	Now      time.Time
 	Record   audit.Record // of the migration
 }
 
-// Seal seals what is trusted. What grants something and cannot be verified ends:
-// invitations that are open, approvals that wait, requests that are open, and stored
-// answers.
+// Seal seals the trusted records. Everything that grants something and cannot be verified ends:
+// open invitations, waiting approvals, open change requests and stored answers.
 func (o *Old) Seal(ctx context.Context, s Sealing) error {
 	v := &vault{seals: s.Seals}
 	o.txn.vault.Store(v)
@@ -310,7 +309,7 @@ func (o *Old) Seal(ctx context.Context, s Sealing) error {
 	return o.finish(ctx, s)
 }
 
-// finish drops what the seals replace, and makes the head.
+// finish drops the columns and tables that the seals replace, and writes the head.
 func (o *Old) finish(ctx context.Context, s Sealing) error {
 	err := o.txn.close()
 	o.txn = nil
@@ -339,7 +338,7 @@ func (o *Old) finish(ctx context.Context, s Sealing) error {
 	return nil
 }
 
-// makeHead writes the settings, the schema among them, and the head.
+// makeHead writes the settings, including the schema, and the head.
 func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	t := o.txn
 	schema, err := ours(ctx, t)
@@ -425,8 +424,8 @@ func (o *Old) sealAdmins(s Sealing) error {
 	return err
 }
 
-// moveCharges writes what was charged for a decision into the decision, of a second
-// approval into that one.
+// moveCharges moves the charges into the decisions. A charge of a first approval goes into the
+// second.
 func (o *Old) moveCharges(s Sealing) error {
 	type charge struct {
 		decision int64
@@ -484,7 +483,7 @@ func (o *Old) sealRest(s Sealing) error {
 	return nil
 }
 
-// Put puts the sealed store in place of the old one, which stays beside it.
+// Put replaces the old store by the sealed one, and keeps the old one beside it.
 func (o *Old) Put() (before string, err error) {
 	if err := errors.Join(o.txn.close(), o.db.Close()); err != nil {
 		return "", unavailable(err)

@@ -315,7 +315,7 @@ func (t *txn) putDevice(d store.Device) error {
 
 const attemptColumns = `random, m3, answered, tries_left, begun_us, seal`
 
-// openAttempt reads an attempt from its row and checks its seal, or returns [sql.ErrNoRows].
+// openAttempt reads and verifies an attempt, or returns [sql.ErrNoRows].
 func openAttempt(row scanner, v *vault, k store.AnswerKey) (b store.Begun, err error) {
 	b.AnswerKey = store.AnswerKey{Client: k.Client, Attempt: k.Attempt}
 	binary.BigEndian.PutUint32(b.Serial[:4], k.Serial.Counter())
@@ -332,8 +332,8 @@ func (t *txn) attempt(client int64, k store.AnswerKey) (b store.Begun, err error
 		client, int64(k.Serial.Counter()), int64(k.Attempt)), t.verifier(), k)
 }
 
-// begun reads the attempts under a counter, which are numbered from 0. How many there are
-// is what restricts the client's word: one that is missing is forged.
+// begun reads the attempts under a counter, which are numbered from 0. The restraint of the client
+// has their number: a missing one is forged.
 func (t *txn) begun(client int64, k store.AnswerKey, n int) ([]store.Begun, error) {
 	var all []store.Begun
 	for i := range n {
@@ -350,7 +350,7 @@ func (t *txn) begun(client int64, k store.AnswerKey, n int) ([]store.Begun, erro
 	return all, nil
 }
 
-// answeredAttempt is the attempt with exactly these bytes, nil if there is none.
+// answeredAttempt returns the attempt with exactly these bytes, nil if there is none.
 func (t *txn) answeredAttempt(client int64, k store.AnswerKey) (*store.Begun, error) {
 	b, err := t.attempt(client, k)
 	if err != nil || b.AnswerKey != k {
@@ -385,12 +385,12 @@ func (s *database) Try(ctx context.Context, a store.Attempt) (store.Tried, error
 		return t.updateRestraint(client.ref, client.Restraint)
 	})
 	if err != nil {
-		return store.Tried{}, err // tried may still be written to
+		return store.Tried{}, err // the writer may still set tried
 	}
 	return tried, nil
 }
 
-// attempts are those under the counter of a serial: all that were begun, while it may be
+// attempts returns the attempts under the counter of a serial: all of them while the counter can be
 // spent, and later the one with these bytes.
 func (t *txn) attempts(client int64, k store.AnswerKey, r store.Restraint) ([]store.Begun, error) {
 	if int64(k.Serial.Counter()) > r.Highest {
@@ -409,8 +409,8 @@ func (t *txn) addAttempt(client int64, b store.Begun) error {
 	return err
 }
 
-// dropAttempts deletes what nobody will ask for any more, now that the serial is
-// spent: its attempt that was not answered "retry" is answered by the decision.
+// dropAttempts deletes the attempts that no request needs once the serial is spent: the decision
+// answers the attempt that was not answered "retry".
 func (t *txn) dropAttempts(s spending) error {
 	if s.begun == 0 {
 		return nil

@@ -40,8 +40,8 @@ func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Rec
 	})
 }
 
-// endInvitations ends the open invitations. A row that does not fit its seal enrols nobody, and is
-// left alone.
+// endInvitations ends the open invitations. A row that does not fit its seal is left alone; it
+// enrols no party.
 func (t *txn) endInvitations(r store.Recovered) error {
 	all, err := t.unused(0)
 	if err != nil {
@@ -74,15 +74,15 @@ func (t *txn) endPending(r store.Recovered) error {
 	return nil
 }
 
-// copySuffix is of the file in which a copy is made. Only one that was interrupted
-// has a name for long, and is removed by the next Open.
+// copySuffix names the file in which a copy is made. Only an interrupted copy keeps its name, and
+// the next Open removes it.
 const copySuffix = ".copy"
 
-// Copy implements [store.Recovery] with VACUUM INTO (SQLite), in a transaction that
-// reads. It takes as much room again beside the database.
+// Copy implements [store.Store] with VACUUM INTO (SQLite) in a transaction that reads. The copy
+// needs as much disk space as the database.
 func (s *database) Copy(ctx context.Context) (store.Copy, error) {
 	path := s.path + copySuffix
-	// It is made here, so that it never has another mode; SQLite takes an empty file.
+	// Created here, so that it never has another mode; SQLite accepts an empty file.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return store.Copy{}, fmt.Errorf("copying the store: %w", unavailable(err))
@@ -110,7 +110,7 @@ func (s *database) copyInto(ctx context.Context, c *store.Copy) error {
 	return err
 }
 
-// Check reads a copy of a store from beginning to end: PRAGMA integrity_check and
+// Check reads a copy of a store from beginning to end with PRAGMA integrity_check and
 // foreign_key_check (SQLite). All its errors wrap [store.ErrUnavailable].
 func Check(ctx context.Context, path string) (point store.Point, err error) {
 	path, err = filepath.Abs(path)
@@ -147,7 +147,7 @@ func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	return newest(ctx, db)
 }
 
-// newest is the last audit record of a store.
+// newest returns the last audit record of a store.
 func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	var r audit.Record
 	err = db.QueryRowContext(ctx, `SELECT sequence, at_us, salt, body FROM record ORDER BY sequence DESC LIMIT 1`).
@@ -161,8 +161,8 @@ func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	return store.Point{Sequence: r.Sequence, At: r.At, Leaf: r.Leaf()}, nil
 }
 
-// salvaged are the tables that Salvage copies rows of: those whose records are verified one
-// by one. Each names its columns, and the one that Salvage finds a row by.
+// salvaged lists the tables that Salvage copies, whose records are verified one by one, with the
+// statement that copies a row.
 var salvaged = []struct {
 	table sealedTable
 	copy  string
@@ -173,11 +173,11 @@ var salvaged = []struct {
 	{allDecisions, `INSERT INTO decision SELECT * FROM old.decision WHERE ref = ?`},
 }
 
-// Salvage makes a new store at path from one that nothing vouches for: with this trust,
-// and with the clients, devices and decisions of the other whose seals verify. What hangs
-// on its head does not come, since the head is not believed: administrators, change
-// requests and invitations. Audit records come as they are. It returns what was left
-// behind. The new store is closed.
+// Salvage creates a store at path from another one whose head cannot be verified. The new store
+// gets this trust, and the clients, devices and decisions whose seals verify. It does not get
+// administrators, change requests and invitations, which only the head can vouch for. Audit records
+// are copied unverified. Salvage returns an error for each row that it left behind. The new store
+// is closed.
 func Salvage(ctx context.Context, from, path string, seals *store.Seals, trust store.Trust, rec audit.Record) (left []error, err error) {
 	s, err := Open(ctx, Config{Path: path})
 	if err != nil {
@@ -243,7 +243,7 @@ func salvage(ctx context.Context, from, path string, seals *store.Seals) (left [
 			return nil, fmt.Errorf("%s: %w", t.table.name, err)
 		}
 	}
-	// Of a client without a restraint nothing is good.
+	// A client without a restraint is not copied.
 	for _, statement := range []string{
 		`DELETE FROM decision WHERE client NOT IN (SELECT client FROM restraint)`,
 		`DELETE FROM client WHERE ref NOT IN (SELECT client FROM restraint)`,

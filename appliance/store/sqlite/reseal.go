@@ -332,7 +332,7 @@ func (v *vault) anyUnder(from source, version uint64) (bool, error) {
 
 // Verify implements [store.Sealing].
 func (s *database) Verify(ctx context.Context) (records uint64, forged []error, err error) {
-	look := func(err error) error { // collects what is forged
+	look := func(err error) error { // collects forged records
 		if errors.Is(err, store.ErrForged) {
 			forged = append(forged, err)
 			return nil

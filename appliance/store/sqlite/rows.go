@@ -21,12 +21,12 @@ import (
 	"countersign/appliance/store"
 )
 
-// scanner is what [sql.Row] and [sql.Rows] have in common.
+// scanner is implemented by [sql.Row] and [sql.Rows].
 type scanner interface{ Scan(dest ...any) error }
 
 type failed struct{ err error }
 
-// Scan returns why there is no row.
+// Scan returns the error.
 func (f failed) Scan(...any) error { return f.err }
 
 // reader is the pool of connections that read, with its prepared statements.
@@ -101,7 +101,7 @@ func scanAll[T any](rows *sql.Rows, v *vault, query string, scan func(scanner) (
 	return all, rows.Err()
 }
 
-// readError names the error of a read: the context's own, not found, or unavailable.
+// readError wraps the error of a read: the context's own, not found, forged or unavailable.
 func readError(ctx context.Context, doing string, err error) error {
 	if err == nil {
 		return nil
@@ -117,9 +117,9 @@ func readError(ctx context.Context, doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, named)
 }
 
-// careful scans a row that a writer of the file may have spoilt. A value that does not fit
-// its column (a NULL, a number out of range) raises the alarm where there is a vault; it is
-// no failure of the store.
+// careful scans a row that another program may have spoilt. A value that does not fit its column (a
+// NULL, a number out of range) raises the alarm if there is a vault; it does not make the store
+// unavailable.
 type careful struct {
 	scanner
 	vault *vault // nil: sealed
@@ -145,9 +145,9 @@ func (c careful) Scan(dest ...any) error {
 	return c.vault.seals.Report(what)
 }
 
-// strict scans a value of exactly the storage class that its column has. STRICT tables are
-// not checked when they are read: a text that a writer of the file made a BLOB is another
-// value for SQL, and would be the same one in Go.
+// strict scans a value of exactly the storage class of its column. SQLite does not check STRICT
+// tables on reading: a text that another program has stored as a BLOB is another value for SQL, but
+// would be the same value in Go.
 type strict struct{ dest any }
 
 // Scan implements [sql.Scanner].
@@ -193,17 +193,17 @@ func (s strict) Scan(src any) error {
 	return nil
 }
 
-// tableOf is the first table that a query reads.
+// tableOf returns the first table that a query reads.
 func tableOf(query string) string {
 	_, from, _ := strings.Cut(query, "FROM ")
 	name, _, _ := strings.Cut(strings.TrimLeft(from, " (\n\t"), " ")
 	return name
 }
 
-// unavailable marks an error that the caller can do nothing about.
+// unavailable marks an error that the caller cannot repair.
 func unavailable(err error) error { return fmt.Errorf("%w: %w", store.ErrUnavailable, err) }
 
-// resultCode is SQLite's extended result code, or 0 for an error of another kind.
+// resultCode returns the extended result code of SQLite, or 0 for any other error.
 func resultCode(err error) int {
 	var e *sqlite.Error
 	if errors.As(err, &e) {
@@ -212,8 +212,8 @@ func resultCode(err error) int {
 	return 0
 }
 
-// own tells whether an error within a transaction is the operation's own, so that
-// the rest of its group can be committed; it gives it the contract's name.
+// own reports whether an error belongs to one operation only, so that the rest of its group can be
+// committed. named is the error in terms of the contract.
 func own(err error) (named error, ok bool) {
 	code := resultCode(err)
 	switch {
@@ -230,9 +230,9 @@ func own(err error) (named error, ok bool) {
 	}
 }
 
-// lost tells whether an error leaves unknown what is on the disk. After a failed
-// fsync the kernel may have dropped the pages, and a second fsync that succeeds
-// proves nothing; after corruption nothing that is read proves anything.
+// lost reports whether an error leaves the content of the disk unknown. After a failed fsync the
+// kernel may have dropped the pages, and a second fsync that succeeds proves nothing. After
+// corruption no read proves anything.
 func lost(err error) bool {
 	switch code := resultCode(err); {
 	case code == lib.SQLITE_IOERR_FSYNC, code == lib.SQLITE_IOERR_DIR_FSYNC:

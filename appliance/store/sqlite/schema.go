@@ -22,18 +22,17 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// applicationID in the file's header says whose it is: "OA1N".
+// applicationID in the header of the file identifies a store: "OA1N".
 const applicationID = 0x4F41314E
 
-// schemaVersion is the number of the newest migration; each writes its own into
-// user_version.
+// schemaVersion is the number of the newest migration; each migration sets user_version to its own.
 const schemaVersion = 8
 
-// ErrMigrate means that the store has the schema of an older program. Only
-// countersignd migrate changes a schema, and seals it.
+// ErrMigrate means that an older program made the schema. Only countersignd migrate changes a
+// schema, and seals it.
 var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
 
-// makeSchema checks that the file is ours, turns WAL on, and makes the schema in an empty
+// makeSchema checks that the file is a store, turns WAL on, and creates the schema in an empty
 // file.
 func makeSchema(ctx context.Context, db *sql.DB) error {
 	version, err := identify(ctx, db)
@@ -59,7 +58,7 @@ func makeSchema(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// hasHead refuses a newer schema that does not even have the table which says what it is.
+// hasHead refuses a newer schema without the table that says which programs may use it.
 func hasHead(ctx context.Context, db *sql.DB, version int64) error {
 	var heads int
 	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&heads); err != nil {
@@ -86,7 +85,7 @@ func useWAL(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// upTo brings the schema to a version.
+// upTo migrates the schema to a version.
 func upTo(ctx context.Context, db *sql.DB, version int64) error {
 	p, err := provider(db)
 	if err != nil {
@@ -107,8 +106,7 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 		goose.WithLogger(goose.NopLogger()), goose.WithDisableGlobalRegistry(true))
 }
 
-// identify refuses a file that is not an empty database or one of ours, and returns the
-// version of its schema.
+// identify refuses a file that is neither empty nor a store, and returns the version of its schema.
 func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
 	var id, tables int
 	err = errors.Join(
@@ -125,22 +123,21 @@ func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
 	return version, nil
 }
 
-// schemaSetting is the sealed setting that says what the schema is: its first line is
-// "schema N readable by M", for the migration that made it and the oldest program that
-// may use it; then one line for each table, index, trigger and view, with the SHA-256 of
-// its definition. A program of release N-1 so takes what the migration of N has added,
-// and nothing that anybody else did.
+// schemaSetting is the sealed setting that describes the schema. Its first line is "schema N
+// readable by M": the migration that made it, and the oldest schema version whose programs may use
+// it. Then follows one line for each table, index, trigger and view, with the SHA-256 of its
+// definition. A program of release N-1 thus accepts the additions of migration N, and no others.
 const schemaSetting = "schema"
 
 // readableBy is the oldest schema version whose programs may use this one.
 const readableBy = 8
 
-// object is a table, index, trigger or view by its type and name.
+// object names a table, index, trigger or view.
 type object struct{ kind, name string }
 
 func (o object) String() string { return o.kind + " " + o.name }
 
-// schemaOf reads what the database has: each object with the hash of its definition.
+// schemaOf reads the objects of the database, each with the hash of its definition.
 func schemaOf(from source) (map[object]string, error) {
 	type row struct {
 		object
@@ -160,7 +157,7 @@ func schemaOf(from source) (map[object]string, error) {
 	return found, err
 }
 
-// manifest is the value of the setting for a schema.
+// manifest returns the value of the setting for a schema.
 func manifest(schema map[object]string) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "schema %d readable by %d\n", schemaVersion, readableBy)
@@ -170,8 +167,8 @@ func manifest(schema map[object]string) []byte {
 	return []byte(b.String())
 }
 
-// parseManifest reads what manifest writes. The manifest is sealed: what cannot be read
-// is of a newer program.
+// parseManifest parses a manifest. It is sealed, so a manifest that cannot be parsed is of a newer
+// program.
 func parseManifest(text []byte) (readable int, schema map[object]string, err error) {
 	var version int
 	first, rest, _ := strings.Cut(string(text), "\n")
@@ -189,7 +186,7 @@ func parseManifest(text []byte) (readable int, schema map[object]string, err err
 	return readable, schema, nil
 }
 
-// foreign names what differs from the schema of the manifest.
+// foreign lists the differences from the schema of the manifest.
 func foreign(found, want map[object]string) (names []string) {
 	for o, hash := range found {
 		switch known, ok := want[o]; {
@@ -208,10 +205,10 @@ func foreign(found, want map[object]string) (names []string) {
 	return names
 }
 
-// madeBefore has what made has returned, by version: it is always the same.
+// madeBefore caches the results of made, by version.
 var madeBefore sync.Map
 
-// made is the schema that the migrations up to a version make.
+// made returns the schema that the migrations up to a version make.
 func made(ctx context.Context, version int64) (map[object]string, error) {
 	if schema, ok := madeBefore.Load(version); ok {
 		return maps.Clone(schema.(map[object]string)), nil
@@ -246,9 +243,9 @@ func schemaIn(ctx context.Context, db *sql.DB) (map[object]string, error) {
 	return schemaOf(snapshot{ctx: ctx, tx: tx})
 }
 
-// onlyOurs returns an error that wraps [store.ErrForged] unless a schema is what the
-// migrations up to a version make. Nothing may be sealed before: a trigger that is there
-// already could change what is sealed, and would be on the sealed list.
+// onlyOurs returns an error that wraps [store.ErrForged] unless a schema is the result of the
+// migrations up to a version. It runs before the schema is sealed: a planted trigger could change
+// the records to be sealed, and would be on the sealed list.
 func onlyOurs(ctx context.Context, found map[object]string, version int64) error {
 	want, err := made(ctx, version)
 	if err != nil {
@@ -264,7 +261,7 @@ func onlyOurs(ctx context.Context, found map[object]string, version int64) error
 	return nil
 }
 
-// ours is the schema of a store that is about to be sealed.
+// ours returns the schema of a store that is about to be sealed.
 func ours(ctx context.Context, t *txn) (map[object]string, error) {
 	found, err := schemaOf(t)
 	if err == nil {
@@ -273,7 +270,7 @@ func ours(ctx context.Context, t *txn) (map[object]string, error) {
 	return found, err
 }
 
-// verifySchema compares the schema with the sealed manifest, which is among the settings.
+// verifySchema compares the schema with the sealed manifest, which is one of the settings.
 func (v *vault) verifySchema(from source, settings head.Records) error {
 	setting, err := head.Find(settings, store.Setting{Name: schemaSetting})
 	if err != nil {
@@ -298,11 +295,11 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 	return nil
 }
 
-// schemaUnchanged holds the schema against the one that was verified. It runs in each
-// transaction that writes: a trigger that is made while the daemon runs could put old
-// records back, seals and all. SQLite's number of the schema can be put back, so any write
-// of another program makes the connection forget the schema that it has read, and has the
-// whole compared. What was foreign once stays so until a restart.
+// schemaUnchanged compares the schema with the verified one, in each transaction that writes: a
+// trigger made while the daemon runs could restore old records with their seals. Another program
+// can also reset SQLite's schema number. So after any write of another program the connection
+// rereads the schema, and compares all of it. Once foreign, the schema stays foreign until a
+// restart.
 func (t *txn) schemaUnchanged() error {
 	v := t.vault.Load()
 	if v == nil {
@@ -327,8 +324,8 @@ func (t *txn) schemaUnchanged() error {
 	return nil
 }
 
-// parsedAnew makes the connection forget the schema that it has read, and reads it. In a
-// transaction that writes nobody changes it meanwhile.
+// parsedAnew makes the connection reread the schema. The transaction writes, so the schema cannot
+// change meanwhile.
 func (t *txn) parsedAnew() (map[object]string, error) {
 	if _, err := t.conn.ExecContext(context.Background(), "PRAGMA writable_schema = RESET"); err != nil {
 		return nil, err

@@ -1,8 +1,8 @@
-// Package sqlite keeps the appliance's state in one SQLite file, in WAL mode with
-// synchronous=FULL: a change that was answered is on the disk.
+// Package sqlite implements the store in one SQLite file, in WAL mode with synchronous=FULL: an
+// answered change is on the disk.
 //
-// One goroutine writes, and commits in groups; reads run beside it on connections
-// of their own and see the last commit. One process owns the file at a time.
+// One goroutine writes, and commits in groups. Reads have connections of their own and see the last
+// commit. One process owns the file at a time.
 package sqlite
 
 import (
@@ -25,18 +25,17 @@ import (
 	"countersign/internal/durable"
 )
 
-// readers is the number of connections that read, of at most 2 MiB of cache each.
+// readers is the number of connections that read, each with at most 2 MiB of cache.
 const readers = 3
 
-// Config is what Open needs.
+// Config configures Open.
 type Config struct {
-	// Path of the database file. It is created with mode 0600, and its
-	// directory with mode 0700, where they do not exist. Beside it lie
-	// Path-wal, Path-shm and Path.lock.
+	// Path of the database file. Open creates it with mode 0600, and its directory with mode 0700,
+	// if they do not exist. Path-wal, Path-shm and Path.lock are beside it.
 	Path string
-	// Existing refuses to make a store where there is none.
+	// Existing makes Open fail if there is no store.
 	Existing bool
-	// Logger for failures that no caller is told in full; nil for none.
+	// Logger gets failures that no caller gets in full; nil for none.
 	Logger hclog.Logger
 }
 
@@ -50,9 +49,9 @@ type database struct {
 	close func() error
 }
 
-// Open opens the store, sealed, or makes an empty one. All its errors wrap
-// [store.ErrUnavailable]: the file is in use by another process, is not a store, has an
-// older schema ([ErrMigrate]), or cannot be read or written.
+// Open opens the store, sealed, or creates an empty one. All its errors wrap
+// [store.ErrUnavailable]: another process uses the file, it is not a store, its schema is older
+// ([ErrMigrate]), or it cannot be read or written.
 func Open(ctx context.Context, c Config) (store.Store, error) {
 	s, err := openDatabase(ctx, c)
 	if err != nil {
@@ -130,11 +129,11 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*database, 
 // Fatal implements [store.Store].
 func (s *database) Fatal() <-chan error { return s.w.fatal }
 
-// Close commits what waits and closes the file. It may be called twice.
+// Close implements [store.Store].
 func (s *database) Close() error { return s.close() }
 
 func (s *database) closeAll() error {
-	// The last connection has to be one that may remove the log.
+	// The last connection must be able to remove the log.
 	err := errors.Join(s.r.db.Close(), s.w.close())
 	if s.w.broken == nil { // else the lock goes with the process, as the connection does
 		err = errors.Join(err, s.lock.Close())
@@ -179,15 +178,15 @@ func (s *database) change(ctx context.Context, doing string, rec audit.Record, d
 	})
 }
 
-// Modes of what the store creates: nobody but its user.
+// Modes of files and directories: only their owner has access.
 const (
 	fileMode = 0o600
 	dirMode  = 0o700
 )
 
-// lock takes the exclusive lock that keeps a second process, or a second Store
-// of this process, off the same file. It is a file of its own, since closing any
-// descriptor of the database itself would drop SQLite's own locks (POSIX).
+// lock takes the exclusive lock that keeps a second process, or a second store of this process, off
+// the file. It is a file of its own, because closing any descriptor of the database would drop the
+// locks of SQLite (POSIX).
 func lock(path string) (io.Closer, error) {
 	f, err := durable.Lock(path + ".lock")
 	switch {
@@ -199,9 +198,9 @@ func lock(path string) (io.Closer, error) {
 	return f, nil
 }
 
-// create makes the database file, so that it never exists with another mode, and
-// makes its directory entry durable. SQLite gives the mode of the database to its
-// -wal and -shm files. The caller holds the lock.
+// create creates the database file with its mode from the start, and makes its directory entry
+// durable. SQLite gives the -wal and -shm files the mode of the database. The caller holds the
+// lock.
 func create(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
 	if errors.Is(err, fs.ErrExist) {
@@ -219,7 +218,7 @@ func create(path string) error {
 	return nil
 }
 
-// tighten gives files of an older store, or a restored copy, the right mode.
+// tighten sets the mode of the files of an older store or a restored copy.
 func tighten(path string) error {
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		err := os.Chmod(path+suffix, fileMode)
@@ -230,8 +229,8 @@ func tighten(path string) error {
 	return nil
 }
 
-// Settings of every connection. Checkpoints are run by the writer, because one
-// that SQLite runs by itself keeps a failed fsync to itself.
+// pragmas are the settings of every connection. The writer runs the checkpoints, because SQLite
+// does not report a failed fsync of a checkpoint that it runs by itself.
 var pragmas = []string{
 	"busy_timeout(1000)",
 	"synchronous(FULL)",
@@ -242,7 +241,7 @@ var pragmas = []string{
 	"journal_size_limit(16777216)",
 }
 
-// dsn is the driver's name for the file; mode is SQLite's: rw or ro.
+// dsn returns the driver's name of the file; mode is rw or ro, as in SQLite.
 func dsn(path, mode string) string {
 	q := url.Values{"mode": {mode}, "_dqs": {"0"}, "_defensive": {"1"}, "_pragma": pragmas}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()

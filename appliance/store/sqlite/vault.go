@@ -176,7 +176,7 @@ func (v *vault) head(from source, floor store.Mark) (head.Head, error) {
 	return head.Open(v.seals, body, seal, floor)
 }
 
-// hung reads the records of a kind, which must be those of the head.
+// hung reads and verifies the records of a kind.
 func (v *vault) hung(from source, h head.Head, kind head.Kind) (all head.Records, ended []head.Row, err error) {
 	rows, err := reading(from)(kind)
 	if err != nil {
@@ -185,7 +185,7 @@ func (v *vault) hung(from source, h head.Head, kind head.Kind) (all head.Records
 	return head.Verify(v.seals, h, kind, rows)
 }
 
-// hanging are the verified records of a kind and what they were verified with.
+// hanging holds the verified records of a kind, and the head and vault used to verify them.
 type hanging struct {
 	head  head.Head
 	vault *vault
