@@ -178,7 +178,7 @@ func found(t *testing.T, path string) error {
 		return err
 	}
 	defer func() { _ = s.Close() }()
-	if err := s.Unseal(t.Context(), testSeals(), &memoryAnchor{store.Mark{Revision: 1}}); err != nil {
+	if err := s.Unseal(t.Context(), testSeals(), &storetest.Anchor{Mark: store.Mark{Revision: 1}}); err != nil {
 		return err
 	}
 	_, forged, err := s.Verify(t.Context())

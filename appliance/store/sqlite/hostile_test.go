@@ -3,6 +3,7 @@ package sqlite
 // What a writer of the SQLite file tried who has no key.
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -288,55 +289,70 @@ func TestIndexOfChanges(t *testing.T) {
 	t.Log(len(all), err)
 }
 
-// fullAnchor is on a disk that is full now and then: what it is told is lost with the
-// process.
-type fullAnchor struct {
-	memoryAnchor
-	full bool
+// TestForked: a branch of the database that began while the anchor could not be written is refused
+// once the anchor knows another. No group moves the head twice, so that a branch is never more than
+// one revision ahead of the anchor.
+func TestForked(t *testing.T) {
+	for name, add := range map[string]func(*database) []error{
+		"one after the other": func(s *database) (errs []error) {
+			for _, name := range []string{"carol", "dave", "erin"} {
+				errs = append(errs, s.AddAdmin(t.Context(), storetest.NewAdmin(name), storetest.Note("")))
+			}
+			return errs
+		},
+		"in one group": func(s *database) []error {
+			release := hold(t, s)
+			added := make(chan error)
+			for _, name := range []string{"carol", "dave"} {
+				go func() { added <- s.AddAdmin(context.Background(), storetest.NewAdmin(name), storetest.Note("")) }()
+			}
+			s.waitQueued(2)
+			release()
+			return []error{<-added, <-added}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &storetest.Anchor{}
+			s, _, _ := serving(t, a)
+			before, branch := filepath.Join(t.TempDir(), "before.db"), filepath.Join(t.TempDir(), "branch.db")
+			raw(t, s.path, `VACUUM INTO '`+before+`'`)
+			a.Full = true
+			for _, err := range add(s) {
+				if !errors.Is(err, store.ErrUnavailable) {
+					t.Fatal(err)
+				}
+			}
+			raw(t, s.path, `VACUUM INTO '`+branch+`'`)
+			_ = s.Close()
+			a.Full = false
+			s = unsealedAt(t, before, a)
+			suspendBob(t, s) // durable, answered and anchored
+			_ = s.Close()
+			s, err := openDatabase(t.Context(), Config{Path: branch})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			seals := testSeals()
+			if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
+				t.Errorf("bob was suspended, answered and anchored, and is active again; alarms: %d", seals.Forged())
+			}
+		})
+	}
 }
 
-func (a *fullAnchor) Advance(m store.Mark) error {
-	if a.full {
-		return errors.New("no space left on device")
-	}
-	return a.memoryAnchor.Advance(m)
-}
-
-// TestForkedHead: a branch of the database that began while the anchor could not be written is
-// refused once the anchor knows another.
-func TestForkedHead(t *testing.T) {
-	a := &fullAnchor{}
-	s, _, _ := serving(t, a)
-	at := filepath.Join(t.TempDir(), "r.db")
-	save := func(to string) { raw(t, s.path, `VACUUM INTO '`+to+`'`) }
-	save(at)
-	a.full = true
-	for range 3 { // each is told "unavailable", and is durable
-		if err := s.AddAdmin(t.Context(), storetest.NewAdmin(fmt.Sprint(time.Now().UnixNano())), storetest.Note("")); !errors.Is(err, store.ErrUnavailable) {
-			t.Fatal(err)
-		}
-	}
-	branch := filepath.Join(t.TempDir(), "branch.db")
-	save(branch)
-	_ = s.Close()
-	a.full = false
-	s, err := openDatabase(t.Context(), Config{Path: at}) // put back, and started
+// unsealedAt opens and unseals a store until the end of the test.
+func unsealedAt(t *testing.T, path string, a store.Anchor) *database {
+	t.Helper()
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = s.Close() })
 	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
 		t.Fatal(err)
 	}
-	suspendBob(t, s) // durable, answered, and anchored
-	_ = s.Close()
-	if s, err = openDatabase(t.Context(), Config{Path: branch}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	seals := testSeals()
-	if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
-		t.Errorf("bob was suspended, which was answered and anchored, and is active again; alarms: %d", seals.Forged())
-	}
+	return s
 }
 
 // TestNumbersAfterRestore: an invitation that the restored copy does not know is never open

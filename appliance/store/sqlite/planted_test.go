@@ -156,7 +156,7 @@ func TestMovedThenFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	a := &memoryAnchor{}
+	a := &storetest.Anchor{}
 	if err := errors.Join(s.Unseal(t.Context(), testSeals(), a), s.AddTrust(t.Context(), store.Trust{}, storetest.Note(""))); err != nil {
 		t.Fatal(err)
 	}

@@ -86,6 +86,17 @@ func TestContract(t *testing.T) {
 			_, err := storetest.Unseal(ctx, s)
 			return errors.Join(err, prepare(ctx, s))
 		})
-		return func(t *testing.T) store.Store { return openAt(t, f.copied(t)) }
+		return func(t *testing.T) store.Store {
+			s, err := openDatabase(t.Context(), Config{Path: f.copied(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			return s
+		}
 	})
 }

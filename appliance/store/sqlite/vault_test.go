@@ -15,19 +15,6 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// memoryAnchor remembers as a host does.
-type memoryAnchor struct{ store.Mark }
-
-func (a *memoryAnchor) Floor() store.Mark { return a.Mark }
-
-func (a *memoryAnchor) Advance(m store.Mark) error {
-	if m.Revision < a.Revision || m.MAC < a.MAC {
-		return errors.New("the anchor does not go back")
-	}
-	a.Mark = m
-	return nil
-}
-
 func testSeals() *store.Seals {
 	s := store.NewSeals(nil)
 	s.Add(1, make([]byte, 32), false)
@@ -192,7 +179,7 @@ func lists(t *testing.T, s *database) (admins []store.Admin, keys []store.Key, s
 // anchor knows better; so is an empty one.
 func TestOldStore(t *testing.T) {
 	path := foundedAt(t)
-	a := &memoryAnchor{}
+	a := &storetest.Anchor{}
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

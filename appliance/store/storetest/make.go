@@ -22,12 +22,35 @@ type Parties struct {
 	Device store.Device
 }
 
-// Unseal unseals a store with a key that every test knows, under mac@1.
-func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) {
+// Unseal unseals a store without an anchor, with a key that every test knows, under mac@1.
+func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) { return unseal(ctx, s, nil) }
+
+func unseal(ctx context.Context, s store.Store, a store.Anchor) (*store.Seals, error) {
 	seals := store.NewSeals(nil)
 	seals.Add(1, make([]byte, 32), false)
 	seals.Use(1)
-	return seals, s.Unseal(ctx, seals, nil)
+	return seals, s.Unseal(ctx, seals, a)
+}
+
+// Anchor is an anchor in memory, on a disk that may be full.
+type Anchor struct {
+	store.Mark
+	Full bool
+}
+
+// Floor implements [store.Anchor].
+func (a *Anchor) Floor() store.Mark { return a.Mark }
+
+// Advance implements [store.Anchor].
+func (a *Anchor) Advance(m store.Mark) error {
+	switch {
+	case a.Full:
+		return errors.New("no space left on device")
+	case m.Revision < a.Revision || m.MAC < a.MAC:
+		return errors.New("the anchor does not go back")
+	}
+	a.Mark = m
+	return nil
 }
 
 // NewParties returns a client and a device of this name, not enrolled yet.

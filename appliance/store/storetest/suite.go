@@ -17,11 +17,11 @@ import (
 // Prepare fills an empty store.
 type Prepare func(context.Context, store.Store) error
 
-// Open returns a store of its own to each test, unsealed by [Unseal].
+// Open returns a store of its own to each test, sealed.
 type Open func(*testing.T) store.Store
 
 // Run runs the whole suite. open returns how stores are opened that a prepare has
-// filled: a driver may run it once and copy what it made. Each test closes its store.
+// filled, with mac@1 as [Unseal] has it: a driver may run prepare once and copy what it made. Each test closes its store.
 func Run(t *testing.T, open func(Prepare) Open) {
 	p := NewParties("alice")
 	enrolled, empty := open(p.Enrol), open(func(context.Context, store.Store) error { return nil })
@@ -32,22 +32,31 @@ func Run(t *testing.T, open func(Prepare) Open) {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				f := &fixture{Store: enrolled(t), p: p, t: t}
+				f := newFixture(t, enrolled(t), p)
 				test(t, f)
 				f.checkAudit()
 				f.must(f.Close())
 			})
 		}
 	}
-	t.Run("Close", func(t *testing.T) { testClose(t, &fixture{Store: enrolled(t), p: p, t: t}) })
-	t.Run("Empty", func(t *testing.T) { testEmpty(t, empty(t)) })
+	t.Run("Close", func(t *testing.T) { testClose(t, newFixture(t, enrolled(t), p)) })
+	t.Run("Empty", func(t *testing.T) { testEmpty(t, newFixture(t, empty(t), p)) })
 }
 
 // fixture is a store in which one client and one device are enrolled.
 type fixture struct {
 	store.Store
-	p Parties
-	t *testing.T
+	p      Parties
+	t      *testing.T
+	anchor *Anchor
+}
+
+func newFixture(t *testing.T, s store.Store, p Parties) *fixture {
+	t.Helper()
+	f := &fixture{Store: s, p: p, t: t, anchor: &Anchor{}}
+	_, err := unseal(t.Context(), s, f.anchor)
+	f.must(err)
+	return f
 }
 
 func (f *fixture) must(err error) {
@@ -187,8 +196,8 @@ func testClose(t *testing.T, f *fixture) {
 	f.fails(f.Append(t.Context(), Note("late")), store.ErrUnavailable)
 }
 
-func testEmpty(t *testing.T, s store.Store) {
-	f := &fixture{Store: s, t: t}
+func testEmpty(t *testing.T, f *fixture) {
+	s := f.Store
 	f.same(f.tally(), store.Tally{})
 	_, err := s.ActivePolicy(t.Context())
 	f.fails(err, store.ErrNotFound)
