@@ -6,9 +6,8 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/veraison/go-cose"
-
 	lenient "github.com/fxamacker/cbor/v2"
+	"github.com/veraison/go-cose"
 
 	"countersign/protocol"
 	"countersign/protocol/cbor"

@@ -13,7 +13,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
 	"countersign/softhsm-test/hostile/rows"
@@ -274,7 +274,7 @@ func doubledCharges(w *world.World) rows.Alteration {
 func reopenedSet(*world.World) rows.Alteration {
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
 		return alterHead(ctx, tx, "invitations", func(body []byte) ([]byte, error) {
-			set, err := store.ParseOpenSet(body)
+			set, err := head.ParseOpenSet(body)
 			if err != nil {
 				return nil, err
 			}
@@ -292,7 +292,7 @@ func earlierPolicy(*world.World) rows.Alteration {
 			return err
 		}
 		return alterHead(ctx, tx, "head", func(body []byte) ([]byte, error) {
-			h, err := store.ParseHead(body)
+			h, err := head.Parse(body)
 			h.Policy, h.PolicyHash = 1, sha256.Sum256(document)
 			return h.Marshal(), err
 		})

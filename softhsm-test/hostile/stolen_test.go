@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
@@ -42,7 +43,7 @@ var stolen = []struct {
 // thief writes to a store with the true keys of the seals.
 type thief struct {
 	*world.World
-	*sqlite.Store
+	store.Store
 	seals  *store.Seals
 	path   string
 	place  world.Place
@@ -89,7 +90,7 @@ func (s *stage) steal(ctx context.Context, path string, forge func(context.Conte
 	return forge(ctx, t)
 }
 
-func note() store.Record { return store.NewRecord(store.KindStore, "hostile", nil) }
+func note() audit.Record { return audit.NewRecord(audit.KindStore, "hostile", nil) }
 
 // write writes rows behind the store.
 func (t *thief) write(ctx context.Context, do func(context.Context, *sql.Tx) error) error {

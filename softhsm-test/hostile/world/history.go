@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
@@ -237,5 +238,5 @@ func (b *builder) interrupt(ctx context.Context) error {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
 	}
 	b.Changes["taken"] = c
-	return b.Store.AddChange(ctx, row, store.NewRecord(store.KindChanges, "change", nil))
+	return b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil))
 }

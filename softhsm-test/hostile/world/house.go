@@ -36,7 +36,7 @@ const Domain = "test.example"
 // House is an appliance that is open: one database file and its anchor, one token.
 type House struct {
 	*appliance.Appliance
-	Store  *sqlite.Store
+	Store  store.Store
 	Keys   *keyuse.Keys
 	Seals  *store.Seals
 	Anchor *anchor.File

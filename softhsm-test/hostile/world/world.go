@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -135,7 +136,7 @@ func (b *builder) found(ctx context.Context) error {
 
 // Founding is what a store is founded with.
 type Founding struct {
-	Store  *sqlite.Store
+	Store  store.Store
 	Token  hsm.Token
 	Trust  store.Trust
 	Anchor string // file of it
@@ -162,7 +163,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
 		return err
 	}
-	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	return f.Store.AddTrust(ctx, f.Trust, audit.NewRecord(audit.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {
