@@ -25,6 +25,7 @@ import (
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
@@ -125,7 +126,7 @@ func TestStatus(t *testing.T) {
 	}
 	records := must(b, adminapi.Routes.Audit, adminapi.None{})
 	page := must(b, adminapi.Routes.Audit.With("after", "1").With("limit", "1"), adminapi.None{})
-	if last := records[len(records)-1]; last.Kind != store.KindDoctor || last.Sequence != uint64(len(records)) {
+	if last := records[len(records)-1]; last.Kind != audit.KindDoctor || last.Sequence != uint64(len(records)) {
 		t.Errorf("last record %+v of %d", last, len(records))
 	}
 	if len(page) != 1 || page[0].Sequence != 2 || page[0].Leaf != records[1].Leaf {
