@@ -1,6 +1,6 @@
 // Package appliance composes the service from its parts: authorize answers phones, enrol
 // enrols clients and devices, requests takes changes through their quorum, keylife keeps the
-// keys, recovery makes backups. appliance/httpapi puts them on listeners.
+// keys, recovery makes backups. appliance/api and appliance/adminapi put them on listeners.
 package appliance
 
 import (
@@ -24,6 +24,7 @@ import (
 	"countersign/appliance/recovery"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -124,7 +125,7 @@ func (a *Appliance) Run(ctx context.Context) {
 }
 
 // Records lists audit records, at most limit of those after a sequence number.
-func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]store.Record, error) {
+func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return a.store.Records(ctx, after, limit)
 }
 

@@ -11,7 +11,7 @@ import (
 
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // Finding is the result of one examination.
@@ -74,7 +74,7 @@ func (a *Appliance) examineKeys(ctx context.Context) Finding {
 func (a *Appliance) examineStore(ctx context.Context) Finding {
 	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "check the disk of store.path, and which other programs write to it"}
 	start := time.Now()
-	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
+	f.Err = a.store.Append(ctx, audit.NewRecord(audit.KindDoctor, "doctor", map[string]any{"event": "examined"}))
 	return f.slow(time.Since(start), slowStore)
 }
 

@@ -26,6 +26,7 @@ import (
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/policy"
@@ -100,7 +101,7 @@ func templateOf(t *testing.T, name string, build func() template) template {
 // snapshot closes a bench's store and returns the bench as a template.
 func (b *Bench) snapshot() template {
 	b.Helper()
-	err := b.Store.(*sqlite.Store).Close()
+	err := b.Store.(store.Store).Close()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -117,7 +118,7 @@ func New(t *testing.T) *Bench {
 	return templateOf(t, "", func() template { return found(t).snapshot() }).open(t)
 }
 
-func openStore(t *testing.T, path string) *sqlite.Store {
+func openStore(t *testing.T, path string) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: path, Logger: hclog.NewNullLogger()})
 	if err != nil {
@@ -146,7 +147,7 @@ func found(t *testing.T) *Bench {
 	pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.Clock.Now()}
 	err = errors.Join(keyuse.SealKeys(ctx, b.Token, pinned.Keys, b.Seals), s.Unseal(ctx, b.Seals, nil))
 	if err == nil {
-		err = s.AddTrust(ctx, pinned, store.NewRecord(store.KindCeremony, "trust", nil))
+		err = s.AddTrust(ctx, pinned, audit.NewRecord(audit.KindCeremony, "trust", nil))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -235,7 +236,7 @@ func (b *Bench) Restart(options ...func(*appliance.Config)) {
 func (b *Bench) AddPolicy(version uint64, doc []byte) {
 	b.Helper()
 	p := store.Policy{Version: version, Document: doc, ActivatedAt: b.Clock.Now()}
-	if err := b.Store.AddPolicy(b.Context(), p, store.NewRecord(store.KindPolicy, "policy", nil)); err != nil {
+	if err := b.Store.AddPolicy(b.Context(), p, audit.NewRecord(audit.KindPolicy, "policy", nil)); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -292,7 +293,7 @@ func (b *Bench) Tally() store.Tally {
 }
 
 // LastRecord returns the newest audit record.
-func (b *Bench) LastRecord() store.Record {
+func (b *Bench) LastRecord() audit.Record {
 	b.Helper()
 	records, err := b.Store.Records(b.Context(), b.Tally().Records-1, 10)
 	if err != nil || len(records) != 1 {

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/change/requests"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -140,7 +141,7 @@ func (b *Board) Taken(ask change.Draft) requests.Change {
 	for _, o := range []Operator{b.Ann, b.Bob} {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.Public), Signature: o.Sign(b.T, c.Hash), At: b.Clock.Now()})
 	}
-	if err := b.Store.AddChange(b.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 		b.Fatal(err)
 	}
 	return c

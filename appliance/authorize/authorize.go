@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/internal/bounded"
 	"countersign/protocol"
 	"countersign/protocol/derive"
@@ -139,7 +140,7 @@ func (a *Service) FlushFailures(ctx context.Context) {
 		for code, n := range codes {
 			fields[code.String()] = n
 		}
-		if err := a.store.Append(ctx, store.NewRecord(store.KindFailures, "device/"+device.String(), fields)); err != nil {
+		if err := a.store.Append(ctx, audit.NewRecord(audit.KindFailures, "device/"+device.String(), fields)); err != nil {
 			a.log.Error("failure counts could not be written to the audit", "device", device.String(), "error", err)
 			for code, n := range codes {
 				a.failures.add(device, code, n)

@@ -9,6 +9,7 @@ import (
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/authorize"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
@@ -35,7 +36,7 @@ func TestApproved(t *testing.T) {
 	if d.Statement != s.Statement.Hash() || d.Factors != protocol.FactorSignature || d.Level != 1 || d.Lifetime != 120 {
 		t.Errorf("decision is %+v", d)
 	}
-	if rec := b.LastRecord(); rec.Kind != store.KindDecision || rec.Subject != "client/"+alice.ID.String() {
+	if rec := b.LastRecord(); rec.Kind != audit.KindDecision || rec.Subject != "client/"+alice.ID.String() {
 		t.Errorf("record is %s about %s", rec.Kind, rec.Subject)
 	}
 	if c, _ := b.Parties.ClientNamed(t.Context(), "alice"); c.Highest != 1 {
@@ -228,7 +229,7 @@ func TestCounters(t *testing.T) {
 	if a := clone.Must(clone.M3(protocol.Approve)); a.P4.Reason != protocol.CodeClone {
 		t.Errorf("counter twice: code %d, want 23", a.P4.Reason)
 	}
-	if rec := b.LastRecord(); rec.Kind != store.KindRefused {
+	if rec := b.LastRecord(); rec.Kind != audit.KindRefused {
 		t.Errorf("last record is %q, want the clone alarm", rec.Kind)
 	}
 	if tally := b.Tally(); tally.Decisions != 1 {

@@ -9,6 +9,7 @@ import (
 
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 )
@@ -89,7 +90,7 @@ func (a *Service) openCountersign(ctx context.Context, device store.Device, req 
 // performed" gives the limits back. The error is [ErrNoTransaction] if the transaction is not
 // this device's.
 func (a *Service) Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error {
-	rec := store.NewRecord(store.KindOutcome, "device/"+device.Name, map[string]any{
+	rec := audit.NewRecord(audit.KindOutcome, "device/"+device.Name, map[string]any{
 		"transaction": req.Transaction[:], "performed": req.Performed,
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}

@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/receipt"
@@ -194,7 +195,7 @@ func TestCertificateOfTheClient(t *testing.T) {
 			c, other := b.Client("alice"), b.Client("bob")
 			spoil(&c, &other)
 			c.Version++ // as the appliance itself would write it, with a valid seal
-			if err := b.Store.UpdateClient(t.Context(), c, store.NewRecord(store.KindClients, "client/alice", nil)); err != nil {
+			if err := b.Store.UpdateClient(t.Context(), c, audit.NewRecord(audit.KindClients, "client/alice", nil)); err != nil {
 				t.Fatal(err)
 			}
 			s, err := alice.ApplyWith(alice.P1(payment), deviceapi.ApplyRequest{

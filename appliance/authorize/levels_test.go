@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
@@ -72,7 +73,7 @@ func TestPasswordRepeatedAtOnce(t *testing.T) {
 	if tally := b.Tally(); n != 100 || tally.Decisions != 1 {
 		t.Errorf("%d approvals told, %d decisions", n, tally.Decisions)
 	}
-	if rec := b.LastRecord(); rec.Kind != store.KindDecision {
+	if rec := b.LastRecord(); rec.Kind != audit.KindDecision {
 		t.Errorf("last record is %q", rec.Kind)
 	}
 }

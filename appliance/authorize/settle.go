@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
@@ -134,7 +135,7 @@ func (a *Service) describe(ctx context.Context, c countersigned, j judged) (stor
 func (c countersigned) spend(now time.Time, rules *rules.Version, decided policy.Ruling) store.Spend {
 	now = now.UTC()
 	return store.Spend{
-		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: store.NewSalt(), Now: now,
+		AnswerKey: c.key, PolicyVersion: c.handle.Policy, Salt: audit.NewSalt(), Now: now,
 		Evidence: store.Evidence{
 			Statement: c.statement, Approval: c.p3.Approval(), Signature: c.p3.Signature, Reference: c.handle.Reference,
 		},

@@ -22,6 +22,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
@@ -103,7 +104,7 @@ func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := parties.Record(store.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
+	rec := parties.Record(audit.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolClient(ctx, u, c, rec) })
 }
 
@@ -230,7 +231,7 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := parties.Record(store.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
+	rec := parties.Record(audit.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
 	defer s.parties.Forget(d.SPIFFEID)
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolDevice(ctx, u, d, rec) })
 }
@@ -245,7 +246,7 @@ func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.Rene
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}
-	rec := parties.Record(store.KindDevices, device.Name, map[string]any{"event": "renewed"})
+	rec := parties.Record(audit.KindDevices, device.Name, map[string]any{"event": "renewed"})
 	if err := s.store.Append(ctx, rec); err != nil {
 		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}

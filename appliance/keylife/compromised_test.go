@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol/derive"
 )
@@ -54,7 +55,7 @@ func TestCompromisedMAC(t *testing.T) {
 	seals.Add(2, leaked, false)
 	seals.Use(2)
 	trust := store.Trust{Keys: claims.Keys, Settings: claims.Settings, Policy: claims.Policy}
-	rec := store.NewRecord(store.KindCeremony, "trust", nil)
+	rec := audit.NewRecord(audit.KindCeremony, "trust", nil)
 	err = errors.Join(s.Unseal(t.Context(), seals, nil), s.AddTrust(t.Context(), trust, rec))
 	for range 100 {
 		err = errors.Join(err, s.ChangeKeys(t.Context(), store.KeyChange{MAC: 2}, rec))

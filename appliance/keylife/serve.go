@@ -20,6 +20,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 )
 
@@ -197,7 +198,7 @@ func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
 }
 
 // keyRecord returns the audit record of a step: each row with its new dates.
-func keyRecord(s keyplan.Step, c store.KeyChange) store.Record {
+func keyRecord(s keyplan.Step, c store.KeyChange) audit.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
 		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}
@@ -218,7 +219,7 @@ func keyRecord(s keyplan.Step, c store.KeyChange) store.Record {
 	if s.Early {
 		fields["early"] = true
 	}
-	return store.NewRecord(store.KindKeys, "key/"+s.Name, fields)
+	return audit.NewRecord(audit.KindKeys, "key/"+s.Name, fields)
 }
 
 // draft drafts the change request of a step that requires a quorum: every destruction of a key,

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol"
 )
@@ -135,8 +136,8 @@ func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
 // record each. It leaves a record that does not fit its seal as it is.
 func (k *Service) resealAll(ctx context.Context) error {
 	version := k.seals.InForce()
-	rec := func(n int) store.Record {
-		return store.NewRecord(store.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
+	rec := func(n int) audit.Record {
+		return audit.NewRecord(audit.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
 	}
 	var at store.Cursor
 	for done := false; !done; {
@@ -192,6 +193,6 @@ func (k *Service) rewrap(ctx context.Context, id protocol.ClientID) error {
 		}
 		c.Verifier, c.Version = wrapped, c.Version+1
 		fields := map[string]any{"event": "renewed", "version": c.Version}
-		return k.store.UpdateClient(ctx, c, parties.Record(store.KindClients, c.Name, fields))
+		return k.store.UpdateClient(ctx, c, parties.Record(audit.KindClients, c.Name, fields))
 	})
 }

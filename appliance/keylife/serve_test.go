@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
@@ -168,7 +169,7 @@ type breaking struct {
 	stored bool
 }
 
-func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec store.Record) error {
+func (f breaking) ChangeKeys(ctx context.Context, c store.KeyChange, rec audit.Record) error {
 	if f.stored {
 		if err := f.Store.ChangeKeys(ctx, c, rec); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -25,8 +26,8 @@ const RoleUV = "uv"
 
 // Record returns an audit record about a party or another named object; kind is a Kind
 // constant of package store.
-func Record(kind, name string, fields map[string]any) store.Record {
-	return store.NewRecord(kind, kind+"/"+name, fields)
+func Record(kind, name string, fields map[string]any) audit.Record {
+	return audit.NewRecord(kind, kind+"/"+name, fields)
 }
 
 // Changed returns the fields of an audit record for a new status.
@@ -115,7 +116,7 @@ func (p *Parties) SetClientStatus(ctx context.Context, name string, to store.Sta
 			return fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		return p.store.UpdateClient(ctx, c, Record(store.KindClients, name, Changed(to, c.Version)))
+		return p.store.UpdateClient(ctx, c, Record(audit.KindClients, name, Changed(to, c.Version)))
 	})
 	return c, err
 }
@@ -144,7 +145,7 @@ func (p *Parties) SetDeviceStatus(ctx context.Context, name string, to store.Sta
 		}
 		d.Status, d.Version = to, d.Version+1
 		defer p.Forget(d.SPIFFEID)
-		return p.store.UpdateDevice(ctx, d, Record(store.KindDevices, name, Changed(to, d.Version)))
+		return p.store.UpdateDevice(ctx, d, Record(audit.KindDevices, name, Changed(to, d.Version)))
 	})
 	return d, err
 }
@@ -155,7 +156,7 @@ func (p *Parties) Unlock(ctx context.Context, name string) (store.Client, error)
 	if err != nil {
 		return c, err
 	}
-	return c, p.store.Unlock(ctx, c.ID, store.NewRecord(store.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+	return c, p.store.Unlock(ctx, c.ID, audit.NewRecord(audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
 }
 
 // Guard returns the state of a client's password guard.

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 )
 
@@ -96,7 +97,7 @@ func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err 
 		return b, err
 	}
 	b.SHA256 = sha256.Sum256(b.File)
-	rec := parties.Record(store.KindKeys, "backup", map[string]any{
+	rec := parties.Record(audit.KindKeys, "backup", map[string]any{
 		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
 	})
 	if err := s.store.Append(ctx, rec); err != nil {
@@ -197,7 +198,7 @@ func (s *Service) vouch(ctx context.Context, c *StoreCopy) error {
 	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
 		return err
 	}
-	return s.store.Append(ctx, parties.Record(store.KindStore, "backup", map[string]any{
+	return s.store.Append(ctx, parties.Record(audit.KindStore, "backup", map[string]any{
 		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
 	}))
 }

@@ -19,7 +19,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/backup"
-	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 )
@@ -55,7 +55,7 @@ func TestBackUpKeys(t *testing.T) {
 	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.Keyring.Ring().Keys()) || read.Point.Sequence != b.Tally().Records-1 {
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
-	if rec := b.LastRecord(); rec.Kind != store.KindKeys || rec.Words()["event"] != "backed up" {
+	if rec := b.LastRecord(); rec.Kind != audit.KindKeys || rec.Words()["event"] != "backed up" {
 		t.Errorf("last record: %v", rec.Words())
 	}
 }
@@ -111,7 +111,7 @@ func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time)
 	}
 	r := merged.Recovered("fresh", clock)
 	r.Add, r.Update = nil, nil // the token is the same
-	if err := s.Recover(b.Context(), r, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if err := s.Recover(b.Context(), r, audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		b.Fatal(err)
 	}
 	if b.Keyring, err = keyuse.Load(b.Context(), b.Token, s, keyuse.Pins{Root: b.Keyring.Root()}); err != nil {

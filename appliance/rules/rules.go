@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/change/quorum"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/internal/bounded"
 	"countersign/policy"
 	"countersign/protocol"
@@ -208,5 +209,5 @@ func (r *Rules) write(ctx context.Context, next store.Policy) error {
 	sum := parsed.Hash()
 	next.ActivatedAt = r.now()
 	fields := map[string]any{"event": "activated", "version": next.Version, "hash": sum[:]}
-	return r.store.AddPolicy(ctx, next, store.NewRecord(store.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields))
+	return r.store.AddPolicy(ctx, next, audit.NewRecord(audit.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields))
 }

@@ -32,7 +32,7 @@ import (
 // parts are the opened store and token, which every command of the daemon uses.
 type parts struct {
 	cfg     config.HSM
-	store   *sqlite.Store
+	store   store.Store
 	seals   *store.Seals       // of the store
 	anchor  *anchor.File       // the store is compared with it and with root
 	root    protocol.PublicKey // trust.root; zero: none

@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -160,7 +161,7 @@ func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, err
 	return each(records, recordJSON), err
 }
 
-func recordJSON(rec store.Record) adminapi.Record {
+func recordJSON(rec audit.Record) adminapi.Record {
 	leaf := rec.Leaf()
 	return adminapi.Record{
 		Sequence: rec.Sequence, At: rec.At, Kind: rec.Kind, Subject: rec.Subject,

@@ -6,10 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"net"
@@ -24,67 +21,32 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
-	"countersign/appliance/keylife"
-	"countersign/appliance/keyuse"
+	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
-	"countersign/appliance/store/sqlite"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
-	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
 )
 
-// bench is an appliance with a real store and a token in memory, whose admin API is called over its socket.
+// bench is an appliance with one device, "gate", whose admin API is called over its socket.
 type bench struct {
 	*testing.T
 	*adminapi.Caller
-	appliance *appliance.Appliance
+	appliance *appliancetest.Bench
 	server    *Server
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	ctx, now := t.Context(), time.Now().Truncate(time.Second)
-	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
+	b := &bench{T: t, appliance: appliancetest.New(t)}
+	b.server = &Server{
+		Appliance: b.appliance.Appliance, Logger: hclog.NewNullLogger(), StartedAt: time.Now(),
+		HSM: HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
 	}
-	t.Cleanup(func() { _ = s.Close() })
-	token := memory.New()
-	trust, err := keylife.Ceremony(ctx, token, "test.example", now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
-	seals := store.NewSeals(nil)
-	err = errors.Join(keyuse.SealKeys(ctx, token, trust.Keys, seals), s.Unseal(ctx, seals, nil))
-	if err == nil {
-		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys, err := keyuse.Load(ctx, token, s, keyuse.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
-	if err == nil {
-		err = keys.Keep(ctx, seals)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := appliance.New(ctx, appliance.Config{Store: s, Keys: keys, Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bench{T: t, appliance: a, server: &Server{
-		Appliance: a,
-		HSM:       HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
-		Logger:    hclog.NewNullLogger(), StartedAt: now,
-	}}
 	b.Caller = serve(t, b.server.Handler())
 	return b
 }
@@ -122,33 +84,6 @@ func refused[Req, Res any](b *bench, kind string, status int, r adminapi.Route[R
 		b.Fatalf("%s %v: %v (%+v), want %s with status %d", r.Pattern(), names, err, e, kind, status)
 	}
 	return e
-}
-
-// enrolDevice invites and enrols a device.
-func (b *bench) enrolDevice(name string) {
-	b.Helper()
-	code := must(b, adminapi.Routes.DeviceInvite, adminapi.Invite{TTLSeconds: 60}, name)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	activation, err := enrol.ParseActivationCode(code.ActivationCode)
-	if err != nil {
-		b.Fatal(err)
-	}
-	body, err := json.Marshal(enrol.DeviceRequest{
-		ActivationCode: activation, CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})),
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, err := b.appliance.Enrol.Device(b.Context(), body); err != nil {
-		b.Fatal(err)
-	}
 }
 
 // TestEveryRouteIsServed: the handler serves every route of the table, and while it is locked only the HSM routes.
@@ -191,8 +126,11 @@ func TestStatus(t *testing.T) {
 	}
 	records := must(b, adminapi.Routes.Audit, adminapi.None{})
 	page := must(b, adminapi.Routes.Audit.With("after", "1").With("limit", "1"), adminapi.None{})
-	if len(records) < 2 || len(page) != 1 || page[0].Sequence != records[1].Sequence || page[0].Kind != store.KindDoctor {
-		t.Errorf("%+v, then %+v", records, page)
+	if last := records[len(records)-1]; last.Kind != audit.KindDoctor || last.Sequence != uint64(len(records)) {
+		t.Errorf("last record %+v of %d", last, len(records))
+	}
+	if len(page) != 1 || page[0].Sequence != 2 || page[0].Leaf != records[1].Leaf {
+		t.Errorf("%+v", page)
 	}
 	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
 }
@@ -215,11 +153,30 @@ func TestParties(t *testing.T) {
 	if clients := must(b, r.ClientList, adminapi.None{}); clients == nil || len(clients) != 0 {
 		t.Errorf("%+v: want an empty list", clients)
 	}
-
-	if c := must(b, r.DeviceInvite.Preview(), adminapi.Invite{DryRun: true}, "gate"); c.State != "dry-run" || c.Kind != "device.invite" {
+	phone := b.appliance.EnrolFull("carol", "approver")
+	c := must(b, r.ClientShow, adminapi.None{}, "carol")
+	if c.SigningKey != phone.Key.Point().String() || !c.Password.Set || c.Password.Locked || c.Highest != -1 || c.Roles[0] != "approver" {
 		t.Errorf("%+v", c)
 	}
-	b.enrolDevice("gate")
+	for _, step := range []struct {
+		route adminapi.Route[adminapi.None, adminapi.Client]
+		want  string
+	}{{r.ClientSuspend, "suspended"}, {r.ClientResume, "active"}, {r.ClientUnlock, "active"}, {r.ClientRevoke, "revoked"}} {
+		if c := must(b, step.route, adminapi.None{}, "carol"); c.Status != step.want {
+			t.Errorf("%s: status %s", step.route.Pattern(), c.Status)
+		}
+	}
+	refused(b, problem.Conflict, 409, r.ClientResume, adminapi.None{}, "carol")
+	if all := must(b, r.ClientList, adminapi.None{}); len(all) != 1 || all[0].Status != "revoked" {
+		t.Errorf("%+v", all)
+	}
+
+	if c := must(b, r.DeviceInvite.Preview(), adminapi.Invite{DryRun: true}, "door"); c.State != "dry-run" || c.Kind != "device.invite" {
+		t.Errorf("%+v", c)
+	}
+	if i := must(b, r.DeviceInvite, adminapi.Invite{TTLSeconds: 60}, "door"); i.Kind != "device" || time.Until(i.ExpiresAt) > time.Minute {
+		t.Errorf("%+v", i)
+	}
 	if all := must(b, r.DeviceList, adminapi.None{}); len(all) != 1 || all[0].Name != "gate" || all[0].Status != "active" {
 		t.Errorf("%+v", all)
 	}
@@ -335,7 +292,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
 
-	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "gate")
+	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)
 	}

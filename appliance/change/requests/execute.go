@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/change/quorum"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/policy"
 )
@@ -176,7 +177,7 @@ func (s *Service) endTakenLocked(ctx context.Context, c Change) error {
 
 // transcript returns the audit record of the end of a request: the document, all signatures and
 // the result.
-func (s *Service) transcript(ctx context.Context, c Change, end store.ChangeState) store.Record {
+func (s *Service) transcript(ctx context.Context, c Change, end store.ChangeState) audit.Record {
 	fields := map[string]any{
 		"event": string(end), "kind": c.Kind.String(), "hash": c.Hash[:], "document": c.Document,
 		"required": c.Required, "signed": c.Signed, "policy": s.rules.Active().Number,

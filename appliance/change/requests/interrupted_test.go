@@ -8,6 +8,7 @@ import (
 	"countersign/appliance/change/requests"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // TestInterrupted: an appliance killed before or after making a change finishes the request.
@@ -22,7 +23,7 @@ func TestInterrupted(t *testing.T) {
 	c = b.Taken(ask)
 	code := [32]byte(ask.Parameters.Bytes("code_sha256"))
 	made := store.Invitation{Code: code, Kind: store.KindDevice, Name: "gate-2", Display: "x", Floor: 1, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now().Add(time.Hour), Change: c.Hash.ID()}
-	if err := b.Store.Invite(t.Context(), made, store.NewRecord(store.KindDevices, "device", nil)); err != nil {
+	if err := b.Store.Invite(t.Context(), made, audit.NewRecord(audit.KindDevices, "device", nil)); err != nil {
 		t.Fatal(err)
 	}
 	if c = b.Resumed(c.Hash.ID()); c.State != store.ChangeExecuted || b.Invitations() != before+2 {

@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -318,6 +319,6 @@ func (s *Service) Expire(ctx context.Context) {
 	}
 }
 
-func changeRecord(id change.ID, fields map[string]any) store.Record {
-	return store.NewRecord(store.KindChanges, "change/"+id.String(), fields)
+func changeRecord(id change.ID, fields map[string]any) audit.Record {
+	return audit.NewRecord(audit.KindChanges, "change/"+id.String(), fields)
 }

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -40,7 +41,7 @@ func TestQuorum(t *testing.T) {
 	}
 	rec := b.LastRecord()
 	words := rec.Words()
-	if rec.Kind != store.KindChanges || words["event"] != "executed" || len(words["signatures"].([]any)) != 2 {
+	if rec.Kind != audit.KindChanges || words["event"] != "executed" || len(words["signatures"].([]any)) != 2 {
 		t.Errorf("transcript is %v", words)
 	}
 	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
@@ -247,7 +248,7 @@ func TestWordAgain(t *testing.T) {
 			ID: c.Hash.ID(), Document: c.Document, State: store.ChangeOpen, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now().Add(time.Hour),
 			Signatures: []store.ChangeSignature{{Signature: make([]byte, 32), At: b.Clock.Now()}},
 		}
-		if err := b.Store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+		if err := b.Store.AddChange(t.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 			t.Fatal(err)
 		}
 		if asking {
@@ -341,7 +342,7 @@ func TestAnotherAppliance(t *testing.T) {
 		for _, o := range []appliancetest.Operator{b.Ann, b.Bob} {
 			row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.Public), Signature: o.Sign(t, h), At: b.Clock.Now()})
 		}
-		if err := b.Store.AddChange(t.Context(), row, store.NewRecord(store.KindChanges, "change", nil)); err != nil {
+		if err := b.Store.AddChange(t.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.Requests.Sign(t.Context(), h.ID(), b.Cat.Sign(t, h)); !errors.Is(err, requests.ErrOver) {

@@ -9,8 +9,8 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // The services of the policy.

@@ -12,11 +12,12 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	protoenrol "countersign/protocol/enrol"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // converse begins dialogs that are answered later, and those that will be known to have
@@ -48,9 +49,7 @@ func (b *builder) converse(ctx context.Context) error {
 // a decision is stored, and then has an approval in hand.
 func (b *builder) steal(ctx context.Context) error {
 	thief := *b.Phones["alice"]
-	if err := thief.Give(phone.Full()); err != nil {
-		return err
-	}
+	thief.Give(phone.Full())
 	b.Phones["thief"] = &thief
 	d, err := b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true})
 	if err != nil {
@@ -118,8 +117,8 @@ func (b *builder) lock(ctx context.Context) error {
 	return nil
 }
 
-// spend has lena pay 49,500 of the 50,000 EUR that she may a day. What became of the
-// last two payments: one was performed, of the other nobody has heard.
+// spend has lena pay 49,500 of the 50,000 EUR that she may pay in a day. Of the last two payments
+// one was reported as performed and the other was not reported.
 func (b *builder) spend(ctx context.Context) error {
 	for i := range 5 {
 		d, err := b.House.Apply(ctx, b.Phones["lena"], Ask{Service: Payment, Amount: EUR(990_000)})
@@ -239,5 +238,5 @@ func (b *builder) interrupt(ctx context.Context) error {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
 	}
 	b.Changes["taken"] = c
-	return b.Store.AddChange(ctx, row, store.NewRecord(store.KindChanges, "change", nil))
+	return b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil))
 }

@@ -20,7 +20,7 @@ import (
 	"countersign/policy"
 	"countersign/protocol"
 	protoenrol "countersign/protocol/enrol"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // Operator is an administrator with a key in memory.
@@ -102,27 +102,23 @@ func (b *builder) populate(ctx context.Context) error {
 			return err
 		}
 		b.Codes["used by "+c.name] = code
-		p, err := b.Stranger(c.full)
-		if err != nil {
-			return err
-		}
+		p := b.Stranger(c.full)
 		if _, err := b.EnrolPhone(ctx, p, code); err != nil {
 			return err
 		}
 		b.Phones[c.name] = p
 	}
-	mallory, err := b.Stranger(true)
-	b.Phones["mallory"] = mallory
-	return err
+	b.Phones["mallory"] = b.Stranger(true)
+	return nil
 }
 
-// Stranger is a phone that nobody has enrolled.
-func (w *World) Stranger(full bool) (*phone.Phone, error) {
-	p, err := phone.Stranger(w.Genuine)
-	if err == nil && full {
-		err = p.Give(phone.Full())
+// Stranger makes a phone that is not enrolled, with password and UV key if full.
+func (w *World) Stranger(full bool) *phone.Phone {
+	p := phone.Stranger(w.Genuine)
+	if full {
+		p.Give(phone.Full())
 	}
-	return p, err
+	return p
 }
 
 // EnrolPhone enrols a phone.

@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -26,7 +27,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/trust"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // World is what the building left: files, a token, and what everybody holds.
@@ -48,7 +49,7 @@ type World struct {
 	Dialogs   map[string]*Dialog
 	Backup    []byte   // of the keys, as of the end
 	Vouched   []byte   // statement of the database, as of the end
-	Lenient   []byte   // a policy that nobody has applied
+	Lenient   []byte   // a policy that was never applied
 	Strict    [32]byte // hash of the policy in force
 
 	token *memory.Token
@@ -135,7 +136,7 @@ func (b *builder) found(ctx context.Context) error {
 
 // Founding is what a store is founded with.
 type Founding struct {
-	Store  *sqlite.Store
+	Store  store.Store
 	Token  hsm.Token
 	Trust  store.Trust
 	Anchor string // file of it
@@ -162,7 +163,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
 		return err
 	}
-	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	return f.Store.AddTrust(ctx, f.Trust, audit.NewRecord(audit.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {
@@ -228,7 +229,7 @@ func (b *builder) rotate(ctx context.Context) error {
 	return errors.Join(b.Work(ctx, done), b.follow())
 }
 
-// backUp makes what somebody could touch on its way.
+// backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) error {
 	made, err := b.Recovery.BackUpKeys(ctx, recovery.BackUp{})
 	if err != nil {
