@@ -189,8 +189,8 @@ func overrule(database, document State, now time.Time) (m Merged, err error) {
 		}
 	}
 	m.Keys = append(m.Keys, unknown...)
-	newer := database.Policy.Version > document.Policy.Version
-	if newer || database.Policy.Version == document.Policy.Version && !bytes.Equal(database.Policy.Document, document.Policy.Document) {
+	was, is := database.Policy, document.Policy
+	if was.Version > is.Version || was.Version == is.Version && !bytes.Equal(was.Document, is.Document) {
 		m.Ignored = append(m.Ignored, keyring.Label("policy", database.Policy.Version))
 		m.Policy.Version, m.Policy.ActivatedAt = database.Policy.Version+1, stamp(micros(now))
 	}

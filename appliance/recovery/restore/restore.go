@@ -72,7 +72,7 @@ type Config struct {
 	Shares func() ([]custody.Share, error)
 }
 
-// Report describes what was restored.
+// Report describes the restored appliance.
 type Report struct {
 	Backup    backup.Backup
 	Statement backup.Statement // of the database; zero if it is unsigned
