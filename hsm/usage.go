@@ -179,7 +179,7 @@ type algorithm struct {
 	name      string
 	hash      crypto.Hash // 0 if the message itself is signed
 	mechanism string
-	size      int // of a signature in bytes; 0 is that of the modulus
+	size      int // of a signature in bytes; 0 for the length of the modulus
 	keys      []Usage
 }
 

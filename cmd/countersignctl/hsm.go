@@ -1,9 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -49,4 +53,104 @@ func beside(program string) (string, error) {
 		return "", fmt.Errorf("finding %s: %w", program, err)
 	}
 	return filepath.Join(filepath.Dir(self), program), nil
+}
+
+// hsmStatus prints one line a worker, and ends with 69 when no token is ready.
+func (t *tool) hsmStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show every token and worker process",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
+			if err != nil {
+				return err
+			}
+			if err := t.printTokens(cmd, tokens); err != nil {
+				return err
+			}
+			return usable(tokens)
+		},
+	}
+}
+
+func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[adminapi.Token]{}.List(p, tokens)
+	}
+	var rows []workerRow
+	for _, token := range tokens {
+		for _, w := range token.Workers {
+			rows = append(rows, workerRow{token, w})
+		}
+		if len(token.Workers) == 0 {
+			rows = append(rows, workerRow{Token: token})
+		}
+	}
+	return workerTable.List(p, rows)
+}
+
+// usable is nil when a token answers.
+func usable(tokens []adminapi.Token) error {
+	var reasons []string
+	for _, token := range tokens {
+		if token.State == "ready" || token.State == "degraded" {
+			return nil
+		}
+		reasons = append(reasons, token.Name+": "+token.Reason)
+	}
+	hint := "the log of countersignd tells more"
+	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
+		hint = "run countersignctl hsm unlock"
+	}
+	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+}
+
+// hsmDrain is a verb that changes whether a token takes calls.
+func (t *tool) hsmDrain(verb, short string, route adminapi.Route[adminapi.None, []adminapi.Token]) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " TOKEN", Args: cobra.ExactArgs(1), Short: short,
+		Long: short + ".\nTOKEN is first or second, as countersignctl hsm status calls it. A restart of the daemon gives a drained token calls again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			tokens, err := send(t, cmd, route, adminapi.None{}, args...)
+			if err != nil {
+				return err
+			}
+			return t.printTokens(cmd, tokens)
+		},
+	}
+}
+
+// workerRow is a worker with its token, or a token without one.
+type workerRow struct {
+	adminapi.Token
+	Worker adminapi.Worker
+}
+
+var workerTable = cli.Table[workerRow]{
+	{Title: "Token", Value: func(r workerRow) string { return r.Name }},
+	{Title: "Label", Value: func(r workerRow) string { return r.Label }},
+	{Title: "State", Value: func(r workerRow) string {
+		if r.Drained {
+			return r.State + ", drained"
+		}
+		return r.State
+	}},
+	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
+	{Title: "Is", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
+	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
+	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "Wrong", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
+	{Title: "Proven", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
+}
+
+// r1 is a column that a token without workers leaves empty.
+func r1(value func(adminapi.Worker) string) func(workerRow) string {
+	return func(r workerRow) string {
+		if r.Worker.PID == 0 {
+			return "-"
+		}
+		return value(r.Worker)
+	}
 }

@@ -5,11 +5,20 @@ package measure
 import (
 	"context"
 	"crypto/ecdh"
+	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"countersign/cmd/hsm-probe/internal/report"
 	"countersign/hsm"
@@ -107,4 +116,74 @@ func repeat(ctx context.Context, call func(context.Context) error, end time.Time
 		s.Calls++
 	}
 	return s, nil
+}
+
+// errSignature: the token signed wrongly, which no figure makes good.
+var errSignature = errors.New("a signature does not verify")
+
+// Verified returns a signature that is checked by its caller, and the check alone,
+// of one signature again and again.
+func (g *Token) Verified(ctx context.Context) (both, check func(context.Context) error, err error) {
+	parsed, err := x509.ParsePKIXPublicKey(g.sign.Public)
+	if err != nil {
+		return nil, nil, err
+	}
+	public, ok := parsed.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, nil, errSignature
+	}
+	verify := func(sig []byte) error {
+		if !ecdsa.Verify(public, digest, new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
+			return errSignature
+		}
+		return nil
+	}
+	one, err := g.signature(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	both = func(ctx context.Context) error {
+		sig, err := g.signature(ctx)
+		if err != nil {
+			return err
+		}
+		return verify(sig)
+	}
+	return both, func(context.Context) error { return verify(one) }, nil
+}
+
+// cpuTime is what this process and its running children, the workers, have used.
+// getrusage knows children only once they have ended, hence the clock of each
+// (clock_getcpuclockid(3)); one that ended meanwhile counts as nothing.
+func cpuTime() (sum time.Duration) {
+	for _, pid := range append(children(), os.Getpid()) {
+		sum += cpuOf(pid)
+	}
+	return sum
+}
+
+func cpuOf(pid int) time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(int32(^pid<<3|2), &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// children are the processes that any thread of this one has started; none where the
+// kernel does not tell.
+func children() (pids []int) {
+	lists, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is sound
+	for _, path := range lists {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for text := range strings.FieldsSeq(string(raw)) {
+			if pid, err := strconv.Atoi(text); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
