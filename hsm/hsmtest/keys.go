@@ -23,7 +23,7 @@ import (
 	"countersign/hsm/internal/check"
 )
 
-// object is the one object of a key.
+// object returns the only object of a key.
 func (s *suite) object(t *testing.T, k hsm.Key) hsm.Object {
 	t.Helper()
 	all, err := s.token.Objects(t.Context())
@@ -65,8 +65,8 @@ func (s *suite) testObjects(t *testing.T) {
 	}
 }
 
-// A key of which copies were made was extractable, and one that was restored comes
-// from elsewhere.
+// testObjectsTell: a key that was copied was extractable, and a restored key was not made
+// on the token.
 func (s *suite) testObjectsTell(t *testing.T) {
 	for _, usage := range []hsm.Usage{hsm.SignP256, hsm.MACKey} {
 		k, r, _ := s.copied(t, "tells-"+usage.String(), usage)
@@ -173,14 +173,14 @@ func (s *suite) refusesCertificates(t *testing.T, good hsm.Certificate) {
 	}
 }
 
-// deed is one call with good arguments, but for the key it is given.
+// deed is one call with good arguments, except for the key it is given.
 type deed struct {
 	name  string
 	usage hsm.Usage
 	do    func(context.Context, hsm.KeyID) error
 }
 
-// deeds are the calls that a module can do with the keys of several.
+// deeds returns the calls that the module supports.
 func (s *suite) deeds(t *testing.T) (deeds []deed) {
 	t.Helper()
 	s.several(t)

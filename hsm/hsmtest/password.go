@@ -20,8 +20,8 @@ func newSecret() []byte {
 	return secret
 }
 
-// WrapFor is what a phone does: it wraps a secret for the key enrol. Which key
-// is to keep it is left to be filled in.
+// WrapFor wraps a secret for the key enrol, as a phone does. The caller sets the key that
+// stores it.
 func WrapFor(tb testing.TB, enrol hsm.Key, secret []byte) hsm.Import {
 	tb.Helper()
 	i := hsm.Import{Enrol: enrol.ID, Context: sha256.Sum256([]byte("OA1 pw-enrol v1"))}
@@ -64,7 +64,7 @@ func (s *suite) importSecret(t *testing.T, wrap hsm.KeyID, secret []byte) []byte
 	return kept
 }
 
-// Round trips often enough for a leading zero byte in Z to be among them.
+// testImport makes enough round trips for a leading zero byte in Z to be among them.
 func (s *suite) testImport(t *testing.T) {
 	wrap := s.key(t, hsm.WrapKey).ID
 	for n := range 300 {
@@ -125,7 +125,7 @@ func (s *suite) testMACWrappedRefused(t *testing.T) {
 	}
 }
 
-// testRewrap moves a secret from one key to another, and on to a third.
+// testRewrap moves a secret from one key to another, and to a third.
 func (s *suite) testRewrap(t *testing.T) {
 	keys := []hsm.Key{s.key(t, hsm.WrapKey), s.generate(t, "rewrap@2", hsm.WrapKey), s.generate(t, "rewrap@3", hsm.WrapKey)}
 	secret := newSecret()

@@ -54,7 +54,7 @@ func (s *suite) rsa(algs ...hsm.Algorithm) func(*testing.T) {
 	}
 }
 
-// digest is one of alg's hash over text; of EdDSA it is the text.
+// digest returns a digest of text by the hash of alg, or for EdDSA the text.
 func digest(alg hsm.Algorithm, text string) []byte {
 	if alg.Hash() == 0 {
 		return []byte(text)
@@ -88,7 +88,7 @@ func (s *suite) refusesToSign(t *testing.T, k hsm.Key, good hsm.Algorithm) {
 	}
 }
 
-// flips returns b with one bit flipped, in several places.
+// flips returns copies of b with one bit flipped, in several places.
 func flips(b []byte) (all [][]byte) {
 	for i := 0; i < len(b); i += 7 {
 		flipped := slices.Clone(b)

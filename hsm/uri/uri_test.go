@@ -67,9 +67,9 @@ func TestCanonical(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for in, want := range map[string]string{
-		"http:token=a":                              "does not begin with pkcs11:",
+		"http:token=a":                              "does not start with pkcs11:",
 		"pkcs11:tokne=a":                            "did you mean token?",
-		"pkcs11:module-path=/a":                     "behind a question mark",
+		"pkcs11:module-path=/a":                     "after the question mark",
 		"pkcs11:?token=a":                           "before the question mark",
 		"pkcs11:token=a;token=b":                    "token is repeated",
 		"pkcs11:x-a=1;x-a=2":                        "x-a is repeated",
@@ -82,7 +82,7 @@ func TestRefused(t *testing.T) {
 		"pkcs11:type=key":                           "want one of",
 		"pkcs11:slot-id=x":                          "want digits",
 		"pkcs11:library-version=1.":                 "MAJOR",
-		"pkcs11:?pin-value=canary-1234":             "never stands in a URI",
+		"pkcs11:?pin-value=canary-1234":             "never contains a PIN",
 		"pkcs11:?pin-vlue=1":                        "unknown attribute",
 		"pkcs11:token=" + strings.Repeat("a", 5000): "at most 4096",
 		"pkcs11:id=" + strings.Repeat("a", 4000):    "at most 4096",

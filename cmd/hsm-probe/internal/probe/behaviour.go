@@ -9,7 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Answers to what the standard leaves to the module.
+// Answers.
 const (
 	accepted = "accepted"
 	enforced = "enforced"
@@ -18,7 +18,7 @@ const (
 	no       = "no"
 )
 
-// questions are asked one by one; a question that fails has its error for an answer.
+// questions are asked one after the other. If one fails, its error is the answer.
 var questions = []struct {
 	name string
 	ask  func(*prober) (string, error)
@@ -61,7 +61,7 @@ func (p *prober) pointForm() (string, error) {
 	return form, nil
 }
 
-// refused is the answer of a module that does not take a template.
+// refused is the answer of a module that does not accept a template.
 func refused(err error) string {
 	var code pkcs11.Error
 	if errors.As(err, &code) {
@@ -148,7 +148,7 @@ func (p *prober) copyable() (string, error) {
 	return ignored, nil
 }
 
-// place tells where the objects of this probe had to be made.
+// place says where the objects of this probe were made.
 func (p *prober) place() (string, error) {
 	if p.token {
 		return "on the token, the module has no session objects of a kind", nil
@@ -207,7 +207,7 @@ func (p *prober) loginForAll() (string, error) {
 	})
 }
 
-// wrongPIN needs leave: a token that checks it counts it.
+// wrongPIN needs permission: a token that checks the PIN counts it.
 func (p *prober) wrongPIN() (string, error) {
 	if !p.order.WrongPIN {
 		return "not tried, see --wrong-pin", nil
@@ -237,7 +237,7 @@ func (p *prober) sessionLimit() (err error) {
 		s, err := p.Session()
 		if err != nil {
 			p.found("session_limit_reached", fmt.Sprintf("%d beside one, then %v", len(open), err))
-			return nil //nolint:nilerr // it is what was looked for
+			return nil //nolint:nilerr // the limit is found
 		}
 		open = append(open, s)
 	}

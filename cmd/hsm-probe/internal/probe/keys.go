@@ -123,7 +123,7 @@ func publicKey(v []byte, c curve) (*ecdsa.PublicKey, bool) {
 	return key, err == nil
 }
 
-// bare takes CKA_EC_POINT out of the encoding it is in, and names that.
+// bare decodes CKA_EC_POINT and names its encoding.
 func bare(v []byte) (point []byte, form string) {
 	var octets []byte
 	if rest, err := asn1.Unmarshal(v, &octets); err == nil && len(rest) == 0 {
@@ -191,7 +191,7 @@ func (p *prober) deriveSecret(key pkcs11.ObjectHandle, peer []byte) (pkcs11.Obje
 	return h, at("C_DeriveKey", err)
 }
 
-// copyToToken is how the appliance gets a key pair under its final name, for its
+// copyToToken copies a key pair, as the appliance does to give it its final name: its
 // CKA_ID is known only after it was made.
 func (p *prober) copyToToken() error {
 	if p.p256.private == 0 {

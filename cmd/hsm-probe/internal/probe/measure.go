@@ -55,7 +55,7 @@ func (p *prober) throughput() error {
 	return nil
 }
 
-// most is how many sessions the token has for a measurement.
+// most returns how many sessions a measurement may use.
 func (p *prober) most() int {
 	if limit := p.limit(); limit > 0 && limit <= mostSessions {
 		return max(int(limit)-1, 1)
@@ -83,7 +83,7 @@ func (p *prober) jobs() ([]job, error) {
 	}, nil
 }
 
-// measure runs a loop on n sessions side by side, each with a thread of its own.
+// measure runs a loop on n sessions in parallel, each with a thread of its own.
 func (p *prober) measure(l loop, n int, d time.Duration) (s report.Stats, err error) {
 	sessions, err := openSessions(p.Module, n)
 	defer func() {
@@ -133,16 +133,16 @@ func repeat(ctx context.Context, raw *ours.Module, l loop, end time.Time) (sum r
 	return sum, ctx.Err()
 }
 
-// cpuTime is what all threads of this process used.
+// cpuTime returns the CPU time of all threads of this process.
 func cpuTime() time.Duration {
 	var u unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &u) // cannot fail for this process
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// Measure is the raw speed of signatures, derivations and MACs with the numbers of
-// sessions that are ordered: what the service's own speed is compared with. The keys
-// are token objects, as the appliance's are.
+// Measure returns the raw speed of signatures, derivations and MACs with the ordered
+// numbers of sessions, with which the speed of the service is compared. The keys are token
+// objects, as those of the appliance are.
 func Measure(ctx context.Context, cfg ours.Config, order Order) (report.Raw, error) {
 	p, err := open(ctx, cfg, order)
 	if err != nil {
@@ -203,8 +203,8 @@ func (p *prober) costs() error {
 	return p.signCosts()
 }
 
-// onToken puts the keys that are measured where the appliance's are: a token object
-// may cost a file or a lock that a session object does not.
+// onToken puts the measured keys on the token, where those of the appliance are: a token
+// object may cost a file access or a lock that a session object does not.
 func (p *prober) onToken() error {
 	if p.p256.private == 0 || p.derive.private == 0 {
 		return errNoKey
@@ -222,8 +222,8 @@ func (p *prober) onToken() error {
 	return nil
 }
 
-// findCosts looks for one key by its id, as is done once for each key, and for all
-// objects.
+// findCosts looks for one key by its id, as the appliance does once for each key, and for
+// all objects.
 func (p *prober) findCosts() error {
 	id, err := p.value(p.p256.private, pkcs11.CKA_ID)
 	if err != nil {
@@ -249,7 +249,8 @@ func (p *prober) findCosts() error {
 	return nil
 }
 
-// signCosts takes a signature apart, and sees what asking for its length first adds.
+// signCosts measures the parts of a signature, and the cost of asking for its length
+// first.
 func (p *prober) signCosts() error {
 	one := loop{session: p.main, key: p.p256.private, mechanism: pkcs11.CKM_ECDSA, input: make([]byte, 32), size: 64}
 	plain, took, err := run(p.Module, one, p.costTime())
