@@ -9,7 +9,7 @@ import (
 	"countersign/hsm"
 )
 
-// What is printed is what is read.
+// Parsing reads what String writes.
 func TestNames(t *testing.T) {
 	for a := hsm.ES256; a <= hsm.PS512; a++ {
 		if got, err := hsm.ParseAlgorithm(a.String()); err != nil || got != a {

@@ -16,8 +16,7 @@ import (
 	"countersign/internal/config"
 )
 
-// target is the token of a command: that of a configuration file, or one that flags
-// select.
+// target is the token of a command, from a configuration file or from flags.
 type target struct {
 	configPath string
 	hsm        config.HSM // of flags, then complete

@@ -58,7 +58,7 @@ token. Exit code 5: no token fits.`,
 }
 
 // named returns the URI of the argument, or of the configuration. A module in the URI
-// takes precedence over that of the configuration, which need not exist.
+// takes precedence over the configuration, which need not exist.
 func (g *target) named(args []string) (uri.URI, error) {
 	if len(args) == 0 {
 		if err := g.load(); err != nil {

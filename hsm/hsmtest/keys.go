@@ -84,7 +84,7 @@ func (s *suite) testObjectsTell(t *testing.T) {
 	}
 }
 
-// certificate is one of the public key, by an issuer of the moment.
+// certificate makes a certificate of the public key, by a temporary issuer.
 func certificate(t *testing.T, public crypto.PublicKey, serial int64) []byte {
 	t.Helper()
 	issuer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -133,7 +133,7 @@ func (s *suite) testCertificate(t *testing.T) {
 	}
 }
 
-// certificates counts those of a key and looks for some.
+// certificates counts the certificates of a key and looks for some.
 func (s *suite) certificates(t *testing.T, id hsm.KeyID, want ...hsm.Certificate) (n int) {
 	t.Helper()
 	all, err := s.token.Certificates(t.Context())

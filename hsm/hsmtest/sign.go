@@ -131,8 +131,8 @@ func newPeer(tb testing.TB) *ecdh.PrivateKey {
 	return peer
 }
 
-// More than 256 peers, so that a secret with a leading zero byte is among them
-// more often than not: that is where its length goes wrong.
+// There are more than 256 peers, so that a secret with a leading zero byte is probably
+// among them: its length is where implementations err.
 func (s *suite) testDerive(t *testing.T) {
 	k := s.key(t, hsm.DeriveP256)
 	for range 300 {
@@ -140,7 +140,7 @@ func (s *suite) testDerive(t *testing.T) {
 	}
 }
 
-// derives compares an ECDH of the token with the same from the other side.
+// derives compares an ECDH of the token with that of the other side.
 func (s *suite) derives(t *testing.T, k hsm.Key, peer *ecdh.PrivateKey) {
 	t.Helper()
 	public, err := k.ECDH()
@@ -158,7 +158,7 @@ func (s *suite) derives(t *testing.T, k hsm.Key, peer *ecdh.PrivateKey) {
 	}
 }
 
-// exchanger lets crypto/hpke open with a key whose ECDH is done by the token.
+// exchanger lets crypto/hpke use a key whose ECDH the token does.
 type exchanger struct {
 	token  hsm.Token
 	id     hsm.KeyID

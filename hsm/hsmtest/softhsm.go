@@ -16,7 +16,7 @@ var modules = []string{
 	"/usr/local/lib/softhsm/libsofthsm2.so",
 }
 
-// SoftHSM is an initialized token in a directory of its own.
+// SoftHSM is an initialized token in its own directory.
 type SoftHSM struct {
 	Module string // path of the PKCS#11 module
 	Label  string // of the token

@@ -9,9 +9,9 @@ import (
 // Facts describes one slot and the token in it, by the names of path attributes.
 type Facts map[string]string
 
-// Unfit returns which attributes of a URI no slot has, and what was probably meant. It
-// returns nothing if one slot has all of them. It ignores attributes of objects and of
-// vendors.
+// Unfit returns the attributes of a URI that no slot has, with the values that were
+// probably meant. It returns nothing if one slot has all of them. It ignores attributes of
+// objects and of vendors.
 func (u URI) Unfit(slots []Facts) []string {
 	if slices.ContainsFunc(slots, u.fits) {
 		return nil

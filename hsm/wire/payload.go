@@ -66,7 +66,7 @@ func ParseCertificates(b []byte) ([]hsm.Certificate, error) {
 	return certs, nil
 }
 
-// maxText bounds an id or a label in an object: those of foreign objects may be of any
+// maxText bounds an id or a label in an object: a foreign object may have one of any
 // length.
 const maxText = 1024
 

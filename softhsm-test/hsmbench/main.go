@@ -1,14 +1,15 @@
-// Command hsmbench holds the speed of the HSM service against the token it stands on:
+// Command hsmbench compares the speed of the HSM service with that of its token:
 // countersignctl hsm bench, through real worker processes, beside its C loop on the
-// token and the fault shim's latency, on a SoftHSM token of its own. Each line has
-// the figures, their ratio and the aim; each ratio is the median of some rounds, in
-// which the two that are compared take turns. Its last line is
+// token and the latency of the fault shim, on a new SoftHSM token. Each line has
+// the figures, their ratio and the aim. Each ratio is the median of some rounds. Its last
+// line is
 //
 //	hsm-bench: N reached, N missed
 //
-// and its exit code 0 if nothing was missed, else 1. -only NAME[,NAME…] runs some,
-// -time and -rounds measure more closely; BREAK=worker gives the service one worker
-// with one session and one caller in every measurement, so that aims are missed.
+// and its exit code 0 if nothing was missed, otherwise 1. -only NAME[,NAME…] selects
+// comparisons; -time and -rounds set how closely they are measured. BREAK=worker gives the
+// service one worker with one session and one caller in every measurement, so that aims
+// are missed.
 package main
 
 import (
@@ -71,14 +72,14 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	return exitOK
 }
 
-// plan is which comparisons are made, how often, and where they are printed.
+// plan is the comparisons to make, how often, and where to print them.
 type plan struct {
 	wanted []comparison
 	rounds int
 	out    io.Writer
 }
 
-// choose gives the comparisons of these names, all if there are none.
+// choose returns the comparisons of these names, or all for "".
 func choose(only string) (wanted []comparison, err error) {
 	if only == "" {
 		return comparisons, nil
@@ -118,7 +119,7 @@ func (s *stage) compare(ctx context.Context, p plan) (missed int, err error) {
 	return missed, nil
 }
 
-// service is how the pool is set up in a measurement.
+// service is the setup of the pool in a measurement.
 type service struct{ workers, sessions, callers int }
 
 // comparison is one aim.
@@ -131,9 +132,9 @@ type comparison struct {
 	base                func(context.Context, *stage, comparison, rates) (float64, error)
 }
 
-// comparisons: the second one is what the appliance is set up as by default. The last
-// one has a session for each worker, for it asks what a process adds: with several,
-// two threads of one process may use both cores of a small machine already.
+// comparisons are the aims. The second has the default setup of the appliance. The last
+// has one session for each worker, because it measures what a process adds: with several,
+// two threads of one process may already use both cores of a small machine.
 var comparisons = []comparison{
 	{
 		"latency", "P-256 at 3 ms, 2 workers with 4 sessions", "8 sessions / 3 ms", 0.9, 3 * time.Millisecond,

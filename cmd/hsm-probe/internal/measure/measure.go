@@ -73,8 +73,8 @@ func (g *Token) Operation(name string) func(context.Context) error {
 // kept is how many times of a caller are kept, the last ones.
 const kept = 1 << 16
 
-// Measure calls from a number of goroutines for a time, and stops at the first error. The
-// CPU time is that of this process and its children.
+// Measure calls from a number of goroutines for a time, and stops at the first error. It
+// counts the CPU time of this process and its children.
 func Measure(ctx context.Context, call func(context.Context) error, callers int, d time.Duration) (report.Stats, error) {
 	if err := call(ctx); err != nil { // so that caches are warm
 		return report.Stats{}, err

@@ -142,7 +142,7 @@ func cpuTime() time.Duration {
 
 // Measure returns the raw speed of signatures, derivations and MACs with the ordered
 // numbers of sessions, with which the speed of the service is compared. The keys are token
-// objects, as those of the appliance are.
+// objects, as on an appliance.
 func Measure(ctx context.Context, cfg ours.Config, order Order) (report.Raw, error) {
 	p, err := open(ctx, cfg, order)
 	if err != nil {
@@ -203,8 +203,8 @@ func (p *prober) costs() error {
 	return p.signCosts()
 }
 
-// onToken puts the measured keys on the token, where those of the appliance are: a token
-// object may cost a file access or a lock that a session object does not.
+// onToken puts the measured keys on the token, as on an appliance: a token object may cost
+// a file access or a lock that a session object does not.
 func (p *prober) onToken() error {
 	if p.p256.private == 0 || p.derive.private == 0 {
 		return errNoKey

@@ -147,7 +147,7 @@ func removeLeft(raw *ours.Module) (removed int, err error) {
 	for _, h := range all {
 		got, err := raw.GetAttributeValue(raw.Login, h, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil)})
 		if err != nil || !bytes.HasPrefix(got[0].Value, []byte(report.Label)) {
-			continue // somebody else's
+			continue // a foreign object
 		}
 		if err := raw.DestroyObject(raw.Login, h); err != nil {
 			return removed, fmt.Errorf("removing %s: C_DestroyObject: %v: %w", got[0].Value, err, hsm.ErrUnavailable)

@@ -215,7 +215,7 @@ func describe(raw *ours.Module, slot uint, info pkcs11.TokenInfo) report.Token {
 			t.Flags = append(t.Flags, f.name)
 		}
 	}
-	if s, err := raw.GetSlotInfo(slot); err == nil { // it only tells more
+	if s, err := raw.GetSlotInfo(slot); err == nil { // the description is optional
 		t.SlotDescription, t.SlotMaker = s.SlotDescription, s.ManufacturerID
 	}
 	return t

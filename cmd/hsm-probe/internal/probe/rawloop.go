@@ -129,7 +129,7 @@ type loop struct {
 	session   pkcs11.SessionHandle
 	key       pkcs11.ObjectHandle
 	mechanism uint   // of C_SignInit, without a parameter; or CKM_ECDH1_DERIVE
-	input     []byte // what is signed, or the peer's point of 65 bytes
+	input     []byte // input of a signature, or the point of the peer, 65 bytes
 	size      int    // of the answer in bytes, at most 64 of a derivation and 1024 of a signature
 	query     bool   // ask for the length before each signature
 }
