@@ -1,37 +1,29 @@
 package softhsmtest
 
 import (
-	"os"
 	"testing"
 
 	"countersign/protocol"
 	"countersign/protocol/message"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/wire"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/link"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // bench is a running appliance with its relay, for one test.
 type bench struct {
 	*testing.T
-	*rig.Appliance
+	*harness.Appliance
 }
 
-func newBench(t *testing.T) *bench {
+// newBench starts an appliance for a test that runs in parallel with others. env is added to
+// the environment of the programs.
+func newBench(t *testing.T, env ...string) *bench {
 	t.Helper()
-	return newBenchWith(t)
-}
-
-// newBenchWith adds to the environment of the programs.
-func newBenchWith(t *testing.T, env ...string) *bench {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "countersign-") // short: a Unix socket lies in it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	a, err := rig.Start(t.Context(), rig.Config{Bin: programs, Dir: dir + "/dev", Cwd: dir, Env: env})
+	t.Parallel()
+	dir := harness.TempDir(t)
+	a, err := harness.Start(t.Context(), harness.Config{Bin: programs, Dir: dir + "/dev", Cwd: dir, Env: env})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,13 +75,13 @@ func (b *bench) device(name string) *device.Device {
 // reach is what a device is told of the appliance.
 func (b *bench) reach() device.Config { return device.Config{URL: b.URL, CA: b.CA} }
 
-func (b *bench) tally() rig.Tally {
+func (b *bench) tally() harness.Tally {
 	b.Helper()
-	return must[rig.Tally](b.T)(b.Tally(b.Context()))
+	return must[harness.Tally](b.T)(b.Tally(b.Context()))
 }
 
 // changes holds the counts against what a step is to add to them.
-func (b *bench) changes(want rig.Tally, step func()) {
+func (b *bench) changes(want harness.Tally, step func()) {
 	b.Helper()
 	before := b.tally()
 	step()
@@ -100,15 +92,15 @@ func (b *bench) changes(want rig.Tally, step func()) {
 
 // Counts of what an authorization leaves behind.
 var (
-	nothing = rig.Tally{}
-	denied  = rig.Tally{Decisions: 1, Audited: 1}
-	acted   = rig.Tally{Decisions: 1, Audited: 1, Acts: 1}
+	nothing = harness.Tally{}
+	denied  = harness.Tally{Decisions: 1, Audited: 1}
+	acted   = harness.Tally{Decisions: 1, Audited: 1, Acts: 1}
 )
 
 // link connects to the relay.
-func (b *bench) link() wire.Conn {
+func (b *bench) link() link.Conn {
 	b.Helper()
-	conn := must[wire.Conn](b.T)(wire.Dial(b.Context(), b.Link))
+	conn := must[link.Conn](b.T)(link.Dial(b.Context(), b.Link))
 	b.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
@@ -116,7 +108,7 @@ func (b *bench) link() wire.Conn {
 // ask sends one message over a link of its own.
 func (b *bench) ask(msg []byte) []byte {
 	b.Helper()
-	return must[[]byte](b.T)(wire.Ask(b.Context(), b.Link, msg))
+	return must[[]byte](b.T)(link.Ask(b.Context(), b.Link, msg))
 }
 
 // apply seals a P1.
@@ -126,7 +118,7 @@ func (b *bench) apply(p *phone.Phone, p1 message.P1) *phone.Session {
 }
 
 // challenge runs the first round trip of a P1 over a link.
-func (b *bench) challenge(c wire.Conn, p *phone.Phone, p1 message.P1) *phone.Session {
+func (b *bench) challenge(c link.Conn, p *phone.Phone, p1 message.P1) *phone.Session {
 	b.Helper()
 	s := b.apply(p, p1)
 	m2 := must[[]byte](b.T)(c.Ask(s.M1))
@@ -143,7 +135,7 @@ func (b *bench) m3(s *phone.Session, v protocol.Verdict) []byte {
 }
 
 // settle sends an M3 over a link and opens the M4.
-func (b *bench) settle(c wire.Conn, s *phone.Session, m3 []byte) message.P4 {
+func (b *bench) settle(c link.Conn, s *phone.Session, m3 []byte) message.P4 {
 	b.Helper()
 	m4 := must[[]byte](b.T)(c.Ask(m3))
 	p4, err := s.Result(m3, m4)

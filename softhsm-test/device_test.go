@@ -2,19 +2,9 @@ package softhsmtest
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
-	"math/big"
-	"net"
 	"net/http"
-	"net/url"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -22,9 +12,10 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/protocol/trust"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // cborPaths are the calls of a device.
@@ -80,38 +71,6 @@ func TestDeviceIdentity(t *testing.T) {
 			wantAnswer(t, call(t, gate, path), step.want)
 		}
 	}
-}
-
-// TestForeignCertificate: one of another authority does not get through the
-// handshake, whatever name is in it.
-func TestForeignCertificate(t *testing.T) {
-	b := newBench(t)
-	spiffe := &url.URL{Scheme: "spiffe", Host: "dev.countersign.example", Path: "/device/dev-relay"}
-	cert := selfSigned(t, spiffe)
-	conn := must[*tls.Conn](t)(tls.Dial("tcp", strings.TrimPrefix(b.URL, "https://"), &tls.Config{
-		InsecureSkipVerify:   true, // the other end is not what is tested
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil },
-	}))
-	t.Cleanup(func() { _ = conn.Close() })
-	// In TLS 1.3 the client is done before the server has looked at its certificate:
-	// the alert is the first thing to read.
-	_, err := conn.Read(make([]byte, 1))
-	var alert *net.OpError
-	if !errors.As(err, &alert) || alert.Op != "remote error" {
-		t.Errorf("a certificate of another authority: %v, want an alert", err)
-	}
-}
-
-func selfSigned(t *testing.T, id *url.URL) tls.Certificate {
-	t.Helper()
-	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "device/dev-relay"}, URIs: []*url.URL{id},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der := must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func TestMalformedRequests(t *testing.T) {
@@ -187,158 +146,156 @@ func (b *bench) grant(d *device.Device, p *phone.Phone, order deviceapi.Order) g
 
 var door = deviceapi.Order{Services: []protocol.Service{100}}
 
-func TestHandles(t *testing.T) {
+// TestOutcome: only the device that holds a decision may report its outcome, also twice.
+func TestOutcome(t *testing.T) {
 	b := newBench(t)
-	gate, other := b.device("gate"), b.device("other")
+	gate := b.device("gate")
 	p := b.phone("alice")
 	g := b.grant(gate, p, door)
-	m3 := b.m3(g.Session, protocol.Approve)
-	next := b.grant(gate, p, door)
-	handle := g.res.Handle
-	dead := device.Refusal{Status: http.StatusGone, Code: protocol.CodeExpired}
-	malformed := device.Refusal{Status: http.StatusBadRequest, Code: protocol.CodeFormat}
-	for _, c := range []struct {
-		name   string
-		by     *device.Device
-		handle []byte
-		want   device.Refusal
-	}{
-		{"first bit altered", gate, tamper.Flip(handle, 0), dead},
-		{"hour altered", gate, tamper.Flip(handle, 31), dead},
-		{"nonce altered", gate, tamper.Flip(handle, 40), dead},
-		{"last bit altered", gate, tamper.Flip(handle, -1), dead},
-		{"cut short", gate, handle[:10], dead},
-		{"of another device", other, handle, dead},
-		{"longer than any", gate, make([]byte, deviceapi.MaxHandle+1), malformed},
-		{"of another session", gate, next.res.Handle, malformed},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			b.changes(nothing, func() {
-				_, err := c.by.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: c.handle, M3: m3})
-				wantRefusal(t, err, c.want)
-			})
-		})
-	}
-	b.changes(denied, func() { // spent, and by no relay acted on
-		res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{Handle: handle, M3: m3}))
-		if res.Result != protocol.ResultApproved {
-			t.Errorf("result %v", res.Result)
-		}
-	})
-}
-
-func TestOrders(t *testing.T) {
-	b := newBench(t)
-	gate := b.device("gate")
-	p := b.phone("alice")
-	euro := func(minor uint64) *protocol.Amount { return &protocol.Amount{Minor: minor, Currency: "EUR"} }
-	for _, c := range []struct {
-		name     string
-		order    deviceapi.Order
-		proposal *message.Proposal
-		floor    protocol.Level
-		strict   bool
-		code     protocol.Code
-		level    protocol.Level // 0: 1
-	}{
-		{name: "amounts agree", order: deviceapi.Order{Amount: euro(1200)}, proposal: &message.Proposal{Amount: euro(1200)}},
-		{name: "amounts differ", order: deviceapi.Order{Amount: euro(1201)}, proposal: &message.Proposal{Amount: euro(1200)}, code: protocol.CodePolicy},
-		{name: "texts differ", order: deviceapi.Order{Amount: euro(1), Text: "tea"}, proposal: &message.Proposal{Text: "coffee"}, code: protocol.CodePolicy},
-		{name: "another currency", order: deviceapi.Order{Amount: &protocol.Amount{Minor: 1200, Currency: "USD"}}, code: protocol.CodePolicy},
-		{name: "another service", order: deviceapi.Order{Services: []protocol.Service{100}}, code: protocol.CodeService},
-		{name: "floor of the device", order: deviceapi.Order{Amount: euro(1)}, floor: 2, level: 2},
-		{name: "strict device", order: deviceapi.Order{Amount: euro(1)}, strict: true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			p1 := p.Next(200)
-			p1.Proposal = c.proposal
-			if c.order.Services == nil {
-				c.order.Services = []protocol.Service{200}
-			}
-			s := b.apply(p, p1)
-			res := must[deviceapi.ApplyResponse](t)(gate.Apply(t.Context(), deviceapi.ApplyRequest{
-				M1: s.M1, Order: c.order, Link: deviceapi.LinkWire, Floor: c.floor, Strict: c.strict, Nonce: device.NewNonce(),
-			}))
-			if err := s.Open(res.M2); err != nil || s.P2.Code != c.code {
-				t.Errorf("code %d, %v: want %d", uint8(s.P2.Code), err, uint8(c.code))
-			}
-			if want := max(c.level, 1); c.code == 0 && (s.P2.Level != want || res.Level != want) {
-				t.Errorf("level %d, the device is told %d: want %d", uint8(s.P2.Level), uint8(res.Level), uint8(want))
-			}
-			if got := s.P2.Factors.Has(protocol.FactorStrict); got != (c.strict && c.code == 0) {
-				t.Errorf("factors %v for strict %v", s.P2.Factors, c.strict)
-			}
-			if (res.Handle == nil) != (c.code != 0) {
-				t.Errorf("handle of %d bytes with code %d", len(res.Handle), uint8(c.code))
-			}
-		})
-	}
-}
-
-// TestDecisionForAnotherOrder puts a true decision before devices that it is not
-// for: the checks of PROTOCOL.md §3.1.
-func TestDecisionForAnotherOrder(t *testing.T) {
-	b := newBench(t)
-	gate := b.device("gate")
-	p := b.phone("alice")
-	order := deviceapi.Order{Services: []protocol.Service{200}, Amount: &protocol.Amount{Minor: 1200, Currency: "EUR"}}
-	g := b.grant(gate, p, order)
 	res := must[deviceapi.CountersignResponse](t)(gate.Countersign(t.Context(), deviceapi.CountersignRequest{
 		Handle: g.res.Handle, M3: b.m3(g.Session, protocol.Approve),
 	}))
-	check := must[receipt.Check](t)(gate.Check(g.req.Nonce, g.res.M2))
-	check.Services, check.Amount = order.Services, order.Amount
-	d, err := check.Verify(res.Decision)
-	if err != nil || d.Result != protocol.ResultApproved || *d.Amount != *order.Amount || d.Statement != g.Statement().Hash() {
-		t.Fatalf("decision %+v, %v", d, err)
-	}
-	for name, c := range map[string]struct {
-		alter func(*receipt.Check)
-		code  protocol.Code
-	}{
-		"another amount":         {func(c *receipt.Check) { c.Amount = &protocol.Amount{Minor: 4900, Currency: "EUR"} }, protocol.CodePolicy},
-		"another currency":       {func(c *receipt.Check) { c.Amount = &protocol.Amount{Minor: 1200, Currency: "USD"} }, protocol.CodePolicy},
-		"another service":        {func(c *receipt.Check) { c.Services = []protocol.Service{100} }, protocol.CodePolicy},
-		"another device":         {func(c *receipt.Check) { c.Device[0] ^= 1 }, protocol.CodeDevice},
-		"another nonce":          {func(c *receipt.Check) { c.Nonce[0] ^= 1 }, protocol.CodeReplayed},
-		"another challenge":      {func(c *receipt.Check) { c.Challenges = []protocol.Challenge{{}} }, protocol.CodeReplayed},
-		"a higher floor":         {func(c *receipt.Check) { c.Floor = 2 }, protocol.CodeLevel},
-		"too late":               {func(c *receipt.Check) { c.Elapsed = 2 * time.Hour }, protocol.CodeExpired},
-		"another root":           {func(c *receipt.Check) { c.Root = mustKey(t) }, protocol.CodeCertificate},
-		"evidence that is asked": {func(c *receipt.Check) { c.Strict = true }, protocol.CodeFormat},
-	} {
-		altered := check
-		c.alter(&altered)
-		if _, err := altered.Verify(res.Decision); !errors.Is(err, c.code) {
-			t.Errorf("%s: %v, want code %d", name, err, uint8(c.code))
-		}
-	}
-	for bit := 0; bit < 8*len(res.Decision); bit += 7 {
-		if _, err := check.Verify(tamper.Flip(res.Decision, bit)); err == nil {
-			t.Errorf("a decision with bit %d changed was taken", bit)
-		}
-	}
-	b.outcomes(gate, d.Transaction)
-}
-
-func mustKey(t *testing.T) protocol.PublicKey {
-	t.Helper()
-	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	return must[protocol.PublicKey](t)(protocol.CompressKey(&key.PublicKey))
-}
-
-// outcomes: the first report of the device that has the decision counts.
-func (b *bench) outcomes(gate *device.Device, id protocol.TransactionID) {
-	b.Helper()
-	done := deviceapi.OutcomeRequest{Transaction: id, Performed: true}
+	keys := trust.Keyring{Root: p.Trust.Root, KeyCerts: p.Trust.KeyCerts(trust.UseDecision), Now: uint64(time.Now().Unix())}
+	d := must[receipt.Decision](t)(receipt.Verify(keys, res.Decision))
+	done := deviceapi.OutcomeRequest{Transaction: d.Transaction, Performed: true}
 	unknown := done
 	unknown.Transaction[0] ^= 1
-	nobodys := device.Refusal{Status: http.StatusNotFound, Code: protocol.CodeRefused}
-	wantRefusal(b.T, gate.Outcome(b.Context(), unknown), nobodys)
-	wantRefusal(b.T, b.device("other").Outcome(b.Context(), done), nobodys)
+	notFound := device.Refusal{Status: http.StatusNotFound, Code: protocol.CodeRefused}
+	wantRefusal(t, gate.Outcome(t.Context(), unknown), notFound)
+	wantRefusal(t, b.device("other").Outcome(t.Context(), done), notFound)
 	for range 2 {
-		if err := gate.Outcome(b.Context(), done); err != nil {
-			b.Error(err)
+		if err := gate.Outcome(t.Context(), done); err != nil {
+			t.Error(err)
 		}
+	}
+}
+
+// TestReplayedM3 sends the same countersignature again and again.
+func TestReplayedM3(t *testing.T) {
+	b := newBench(t)
+	p := b.phone("alice")
+	b.changes(acted, func() {
+		c := b.link()
+		s := b.challenge(c, p, p.Next(100))
+		m3 := b.m3(s, protocol.Approve)
+		seen := [][]byte{}
+		for range 5 {
+			m4 := must[[]byte](t)(c.Ask(m3))
+			p4, err := s.Result(m3, m4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantResult(t, p4, message.P4{Result: protocol.ResultApproved})
+			r := m4[2:10]
+			for _, earlier := range seen {
+				if bytes.Equal(earlier, r) {
+					t.Errorf("r %x came twice", r)
+				}
+			}
+			seen = append(seen, r)
+		}
+		wantResult(t, b.settle(b.link(), s, m3), message.P4{Result: protocol.ResultApproved}) // on another link
+	})
+}
+
+// TestReplayedM1 gets the M2 that is there: the device applies an M1 once.
+func TestReplayedM1(t *testing.T) {
+	b := newBench(t)
+	p := b.phone("alice")
+	s := b.apply(p, p.Next(100))
+	first := b.ask(s.M1)
+	if again := b.ask(s.M1); !bytes.Equal(first, again) {
+		t.Errorf("M2 %x, then %x", first, again)
+	}
+}
+
+func TestBadCountersignature(t *testing.T) {
+	b := newBench(t)
+	p := b.phone("alice")
+	c := b.link()
+	s := b.challenge(c, p, p.Next(100))
+	good := b.m3(s, protocol.Approve)
+	_, raw, err := s.OpenM3(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	approved := must[message.P3](t)(message.ParseP3(raw))
+	for _, bad := range []struct {
+		name    string
+		attempt uint8
+		p3      func(*message.P3)
+		code    protocol.Code
+	}{
+		{"another signature", 0, func(p *message.P3) { p.Signature[0] ^= 1 }, protocol.CodeSignature},
+		{"signature of zeros", 0, func(p *message.P3) { p.Signature = [64]byte{} }, protocol.CodeSignature},
+		{"verdict turned round", 0, func(p *message.P3) { p.Verdict = protocol.Refuse }, protocol.CodeSignature},
+		{"key that was not enrolled", 0, func(p *message.P3) { p.Slot = protocol.SlotUV }, protocol.CodeSignature},
+		{"proof that was not signed", 0, func(p *message.P3) { p.Proof = make([]byte, message.ProofSize) }, protocol.CodeSignature},
+		{"second attempt without a first", 1, func(*message.P3) {}, protocol.CodeSerial},
+	} {
+		t.Run(bad.name, func(t *testing.T) {
+			p3 := approved
+			bad.p3(&p3)
+			b.changes(nothing, func() {
+				wantResult(t, b.settle(c, s, s.Seal(bad.attempt, p3)), message.P4{Reason: bad.code})
+			})
+		})
+	}
+	b.changes(acted, func() {
+		wantResult(t, b.settle(c, s, good), message.P4{Result: protocol.ResultApproved})
+	})
+}
+
+// wireView is what anybody between phone and appliance sees of an authorization.
+type wireView struct{ m1, m2, m3, m4 int }
+
+// TestUnknownClient: a client that is not enrolled and a refused one look the same, to the device
+// too.
+func TestUnknownClient(t *testing.T) {
+	b := newBench(t)
+	known, other := b.phone("alice"), b.phone("bob")
+	suspended := b.phone("carol")
+	if r, err := b.Ctl(t.Context(), "client", "suspend", "carol"); err != nil || r.Code != 0 {
+		t.Fatalf("suspend: %+v, %v", r, err)
+	}
+	stranger := phone.Stranger(known.Trust)
+	forged := *other
+	forged.ID = known.ID // another's key under a known name
+	views := map[string]wireView{}
+	codes := map[string]protocol.Code{}
+	for name, c := range map[string]struct {
+		p       *phone.Phone
+		verdict protocol.Verdict
+	}{
+		"unknown": {stranger, protocol.Approve}, "refused": {known, protocol.Refuse},
+		"suspended": {suspended, protocol.Approve}, "forged": {&forged, protocol.Approve},
+	} {
+		link := b.link()
+		s := b.apply(c.p, c.p.Next(100))
+		m2 := must[[]byte](t)(link.Ask(s.M1))
+		if err := s.Open(m2); err != nil || s.P2.Code != 0 {
+			t.Fatalf("%s: challenge %+v, %v", name, s.P2, err)
+		}
+		m3 := b.m3(s, c.verdict)
+		m4 := must[[]byte](t)(link.Ask(m3))
+		p4, err := s.Result(m3, m4)
+		if err != nil || p4.Result != protocol.ResultDenied {
+			t.Fatalf("%s: %+v, %v", name, p4, err)
+		}
+		views[name], codes[name] = wireView{len(s.M1), len(m2), len(m3), len(m4)}, p4.Reason
+	}
+	for name, want := range map[string]protocol.Code{
+		"unknown": protocol.CodeRefused, "refused": protocol.CodeUserRefused,
+		"suspended": protocol.CodeSuspended, "forged": protocol.CodeSignature,
+	} {
+		if codes[name] != want {
+			t.Errorf("%s: code %d, want %d", name, uint8(codes[name]), uint8(want))
+		}
+		if views[name] != views["refused"] {
+			t.Errorf("%s: sizes %v, a refused one has %v", name, views[name], views["refused"])
+		}
+	}
+	if acts := must[[]harness.Act](t)(b.Acts()); len(acts) != 0 {
+		t.Errorf("acts %+v", acts)
 	}
 }

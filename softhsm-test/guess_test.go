@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 const (
@@ -184,8 +185,8 @@ func (g *guessing) watch() func() int {
 	}
 }
 
-// lockedDecisions counts the decisions that tell of a guess which was checked and
-// left no try (11). A phone cannot tell them from a refusal to check.
+// lockedDecisions counts the decisions for a guess that was checked and left no try (11). A phone
+// cannot distinguish them from a refusal to check.
 func (g *guessing) lockedDecisions() (n int) {
 	g.Helper()
 	for _, r := range must[[]recordFields](g.T)(g.decisions()) {
@@ -207,7 +208,7 @@ func (g *guessing) decisions() (out []recordFields, err error) {
 		return nil, err
 	}
 	for _, r := range records {
-		if r.Kind != store.KindDecision {
+		if r.Kind != audit.KindDecision {
 			continue
 		}
 		raw, err := json.Marshal(r.Fields)
@@ -252,7 +253,7 @@ type guessed struct {
 	handle []byte
 }
 
-// guess goes on, with new challenges, until it is locked out.
+// guess continues, with new challenges, until it is locked out.
 func (g *guessing) guess(s *guessed, told *atomic.Int64) error {
 	for {
 		for attempt := uint8(0); attempt < store.AttemptsPerChallenge; attempt++ {
@@ -300,7 +301,7 @@ func (g *guessing) send(s *guessed, a phone.Answer) (p4 message.P4, err error) {
 // insist repeats a call while the appliance is away or busy. Another refusal is an
 // error.
 func (g *guessing) insist(call func(*device.Device) error) error {
-	return rig.Until(g.Context(), "an answer", func() (bool, error) {
+	return harness.Until(g.Context(), "an answer", func() (bool, error) {
 		err := call(g.gate.Load())
 		var refused *device.Refusal
 		if errors.As(err, &refused) && refused.Status != http.StatusTooManyRequests && refused.Status != http.StatusServiceUnavailable {

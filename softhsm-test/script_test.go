@@ -3,21 +3,32 @@ package softhsmtest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"countersign/appliance/anchor"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/sqlite"
+	"countersign/hsm"
+	"countersign/hsm/pool"
 	"countersign/protocol/message"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/tamper"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/link"
 	"countersign/softhsm-test/shim"
 )
 
@@ -37,8 +48,8 @@ import (
 //	member VAR NAME         set VAR to a member of the JSON on standard output
 //	lines FILE COUNT        a file has so many lines
 //	expand FILE             put environment variables into a file
-//	sql FILE STATEMENT      change a store that nobody has open
-//	retire DIR NAME …       retire every version of keys in a store that nobody has open
+//	sql FILE STATEMENT      change a store that is not open
+//	retire DIR NAME …       retire every version of keys in a store that is not open
 //	older DIR               the stopped store of dev as a release before the seals would have it
 //	proxy LINK              an attacker in front of a link, who does nothing yet; sets WIRE
 //	cut m3|m4               … and who cuts the link in place of forwarding the next one
@@ -55,13 +66,13 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// daemons are those of one script, by name.
-type daemons map[string]*rig.Daemon
+// daemons of one script, by name.
+type daemons map[string]*harness.Daemon
 
 type daemonsKey struct{}
 
 // attacker is the newest proxy of one script.
-type attacker struct{ *tamper.Proxy }
+type attacker struct{ *link.Proxy }
 
 type attackerKey struct{}
 
@@ -110,7 +121,7 @@ func shimModule() string {
 
 func of(ts *testscript.TestScript) daemons { return ts.Value(daemonsKey{}).(daemons) }
 
-func named(ts *testscript.TestScript, name string) *rig.Daemon {
+func named(ts *testscript.TestScript, name string) *harness.Daemon {
 	d, ok := of(ts)[name]
 	if !ok {
 		ts.Fatalf("no daemon is called %q", name)
@@ -139,14 +150,14 @@ func environment(ts *testscript.TestScript) []string {
 
 func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "")
-	c := rig.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
+	c := harness.Config{Bin: programs, Dir: ts.MkAbs("dev"), Env: environment(ts)}
 	if len(args) > 0 {
 		c.Module = args[0]
 	}
 	if len(args) > 1 {
 		c.SecondModule = args[1]
 	}
-	a, err := rig.Start(context.Background(), c)
+	a, err := harness.Start(context.Background(), c)
 	ts.Check(err)
 	of(ts)["dev"] = a.Daemon
 	for name, value := range map[string]string{
@@ -159,7 +170,7 @@ func cmdDev(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME PROGRAM")
-	d, err := programs.Start(rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	d, err := programs.Start(harness.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
 	ts.Check(err)
 	of(ts)[args[0]] = d
 }
@@ -168,7 +179,7 @@ func cmdLogged(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME RE")
 	d, pattern := named(ts, args[0]), regexp.MustCompile(args[1])
 	var groups []string
-	err := rig.Until(context.Background(), "the log to match "+args[1], func() (bool, error) {
+	err := harness.Until(context.Background(), "the log to match "+args[1], func() (bool, error) {
 		groups = pattern.FindStringSubmatch(d.Log())
 		if groups == nil && !d.Running() {
 			return false, fmt.Errorf("%s ended: %s", args[0], d.Log())
@@ -187,13 +198,13 @@ func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "WHAT WHERE VALUE")
 	switch args[0] {
 	case "http":
-		ts.Check(rig.Until(context.Background(), args[1]+" to answer "+args[2], func() (bool, error) {
+		ts.Check(harness.Until(context.Background(), args[1]+" to answer "+args[2], func() (bool, error) {
 			status, _ := get(args[1]) // not there yet is not so
 			return strconv.Itoa(status) == args[2], nil
 		}))
 	case "json":
 		need(ts, neg, args, "json URL MEMBER VALUE")
-		ts.Check(rig.Until(context.Background(), args[1]+" to have "+args[2], func() (bool, error) {
+		ts.Check(harness.Until(context.Background(), args[1]+" to have "+args[2], func() (bool, error) {
 			_, members := get(args[1])
 			return fmt.Sprint(members[args[2]]) == args[3], nil
 		}))
@@ -244,7 +255,7 @@ func cmdKillChildren(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "NAME PROGRAM COUNT")
 	children, err := named(ts, args[0]).Children()
 	ts.Check(err)
-	children = slices.DeleteFunc(children, func(p rig.Process) bool { return p.Name != args[1] })
+	children = slices.DeleteFunc(children, func(p harness.Process) bool { return p.Name != args[1] })
 	if strconv.Itoa(len(children)) != args[2] {
 		ts.Fatalf("%d children are %s", len(children), args[1])
 	}
@@ -258,7 +269,7 @@ func cmdKillChildren(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, "CODE PROGRAM")
-	r, err := programs.Run(context.Background(), rig.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
+	r, err := programs.Run(context.Background(), harness.Call{Program: args[1], Args: args[2:], Dir: ts.MkAbs("."), Env: environment(ts)})
 	ts.Check(err)
 	fmt.Fprint(ts.Stdout(), r.Stdout)
 	fmt.Fprint(ts.Stderr(), r.Stderr)
@@ -304,7 +315,7 @@ func cmdProxy(ts *testscript.TestScript, neg bool, args []string) {
 		mallory.Retarget(args[0])
 		return
 	}
-	proxy, err := tamper.New(args[0])
+	proxy, err := link.NewProxy(args[0])
 	ts.Check(err)
 	mallory.Proxy = proxy
 	ts.Setenv("WIRE", proxy.Link())
@@ -316,5 +327,100 @@ func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("usage: cut m3|m4")
 	}
-	ts.Value(attackerKey{}).(*attacker).Next(tamper.Rule{Kind: kind, Action: tamper.Cut})
+	ts.Value(attackerKey{}).(*attacker).Next(link.Rule{Kind: kind, Action: link.Cut})
+}
+
+// offlineEnv makes the test binary run one command on a store that is not open, and nothing else.
+// It is a process of its own because the token's module reads SOFTHSM2_CONF of its process.
+const offlineEnv = "COUNTERSIGN_TEST_OFFLINE"
+
+// cmdRetire retires every version of some keys in a store that is not open, as the passing of time
+// would. No command does that.
+func cmdRetire(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, "DIR NAME")
+	offline(ts, environment(ts), append([]string{"retire"}, args...)...)
+}
+
+// offline runs a command in a process of its own, in the directory of the script.
+func offline(ts *testscript.TestScript, env []string, args ...string) {
+	bin, err := filepath.Abs(string(programs))
+	ts.Check(err)
+	cmd := exec.Command(os.Args[0])
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(append(os.Environ(), env...), offlineEnv+"="+strings.Join(args, " "), "COUNTERSIGN_BIN="+bin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		ts.Fatalf("%v: %v: %s", args, err, out)
+	}
+}
+
+// offlineIfAsked is the whole of the process that offline starts.
+func offlineIfAsked() (code int, asked bool) {
+	words := strings.Fields(os.Getenv(offlineEnv))
+	if len(words) < 2 {
+		return 0, false
+	}
+	var err error
+	switch dir := words[1]; words[0] {
+	case "retire":
+		err = retire(dir, words[2:]...)
+	case "older":
+		err = older(dir, words[2])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1, true
+	}
+	return 0, true
+}
+
+// openToken opens a SoftHSM token that no other process has open.
+func openToken(ctx context.Context, label, pinFile string) (*pool.Pool, error) {
+	pin, err := os.ReadFile(pinFile)
+	if err != nil {
+		return nil, err
+	}
+	return pool.Open(ctx, pool.Config{
+		Binary: programs.Path("hsm-worker"), Module: "/usr/lib/softhsm/libsofthsm2.so", TokenLabel: label,
+		PIN: hsm.PIN(strings.TrimSpace(string(pin))), Workers: 1, Logger: hclog.NewNullLogger(),
+	})
+}
+
+// retire does the work of cmdRetire, for a token called countersign whose PIN is in ./pin.
+func retire(dir string, names ...string) error {
+	ctx := context.Background()
+	token, err := openToken(ctx, "countersign", "pin")
+	if err != nil {
+		return err
+	}
+	defer token.Close()
+	file, err := anchor.Open(filepath.Join(dir, "anchor"))
+	if err != nil {
+		return err
+	}
+	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(dir, "countersign.db"), Existing: true})
+	if err != nil {
+		return err
+	}
+	err = keyuse.Unseal(ctx, token, s, store.NewSeals(nil), keyuse.Pins{Anchor: file})
+	if err == nil {
+		err = retireAll(ctx, s, names)
+	}
+	return errors.Join(err, s.Close())
+}
+
+func retireAll(ctx context.Context, s store.Keys, names []string) error {
+	keys, err := s.ListKeys(ctx)
+	if err != nil {
+		return err
+	}
+	var c store.KeyChange
+	for _, k := range keys {
+		for _, name := range names {
+			if k.Name == name {
+				k.RetiredAt, k.Revision = time.Now(), k.Revision+1
+				c.Update = append(c.Update, k)
+			}
+		}
+	}
+	return s.ChangeKeys(ctx, c, audit.NewRecord(audit.KindKeys, "key/test", map[string]any{"event": "retired"}))
 }

@@ -22,7 +22,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/password"
-	"countersign/softhsm-test/rig"
+	"countersign/softhsm-test/harness"
 )
 
 // encodings are how a secret could be written, in text and in binary files. base64
@@ -51,7 +51,7 @@ func (s secrets) in(raw []byte) (found []string) {
 	return found
 }
 
-// TestEncodings: what is looked for is found.
+// TestEncodings: the search finds each encoding.
 func TestEncodings(t *testing.T) {
 	secret := []byte("\x00\xfbcanary\xff\xfe of 17 bytes")
 	s := secrets{"canary": secret}
@@ -70,12 +70,11 @@ func TestEncodings(t *testing.T) {
 	}
 }
 
-// TestSecrets looks for canaries where they must not be: PINs, activation codes, the
-// password, what is derived from it, the phone's secret, and, in what operators see,
-// who the clients are.
+// TestSecrets looks for canaries where they must not be: PINs, activation codes, the password and
+// keys derived from it, the phone's secret, and the identity of clients in logs and metrics.
 func TestSecrets(t *testing.T) {
 	allowCores(t)
-	b := newBenchWith(t, "GOTRACEBACK=crash")
+	b := newBench(t, "GOTRACEBACK=crash")
 	open := must[string](t)(b.Invite(t.Context(), "client", "carol"))
 	p := b.phone("alice")
 	wantResult(t, b.authorize(p, p.Next(100)), message.P4{Result: protocol.ResultApproved})
@@ -90,7 +89,7 @@ func TestSecrets(t *testing.T) {
 	if !bytes.Contains(metrics, []byte("countersign_")) {
 		t.Errorf("metrics: %.200s", metrics)
 	}
-	audit := must[rig.Result](t)(b.Ctl(t.Context(), "audit", "tail", "-o", "json"))
+	audit := must[harness.Result](t)(b.Ctl(t.Context(), "audit", "tail", "-o", "json"))
 	if !strings.Contains(audit.Stdout, `"refused"`) { // the wrong password
 		t.Errorf("audit: %.200s", audit.Stdout)
 	}
@@ -121,8 +120,8 @@ func TestSecrets(t *testing.T) {
 type canaried struct {
 	secrets secrets
 	id      protocol.ClientID
-	relay   *rig.Daemon // a second one, where it has been as well
-	said    string      // all that countersign-client printed
+	relay   *harness.Daemon // a second one, where it has been as well
+	said    string          // all that countersign-client printed
 }
 
 // canary enrols the phone and uses its password: right, wrong, at levels 2 and 3, at
@@ -134,7 +133,7 @@ func (b *bench) canary() canaried {
 	c := canaried{}
 	call := func(want int, stdin string, args ...string) {
 		b.Helper()
-		r := must[rig.Result](b.T)(programs.Run(b.Context(), rig.Call{
+		r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{
 			Program: "countersign-client", Args: append([]string{"--state", state, "-o", "json", "--password-fd", "0"}, args...), Stdin: stdin,
 			Dir: b.Config.Cwd, Env: b.Config.Env,
 		}))
@@ -209,11 +208,11 @@ level = "trace"
 `
 
 // strictRelay starts a relay that is told all that a relay may be told.
-func (b *bench) strictRelay() (*rig.Daemon, string) {
+func (b *bench) strictRelay() (*harness.Daemon, string) {
 	b.Helper()
 	code := must[string](b.T)(b.Invite(b.Context(), "device", "till"))
 	state := filepath.Join(b.Config.Cwd, "till")
-	r := must[rig.Result](b.T)(programs.Run(b.Context(), rig.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state, code}}))
+	r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state, code}}))
 	if r.Code != 0 {
 		b.Fatalf("relayd enrol: exit code %d: %s", r.Code, r.Stderr)
 	}
@@ -221,11 +220,11 @@ func (b *bench) strictRelay() (*rig.Daemon, string) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, strictRelayTOML, state, b.URL, b.CA), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	d := must[*rig.Daemon](b.T)(programs.Start(rig.Call{Program: "relayd", Args: []string{"serve", "--config", config}, Dir: b.Config.Cwd, Env: b.Config.Env}))
+	d := must[*harness.Daemon](b.T)(programs.Start(harness.Call{Program: "relayd", Args: []string{"serve", "--config", config}, Dir: b.Config.Cwd, Env: b.Config.Env}))
 	b.Cleanup(func() { _ = d.Kill() }) // it has crashed by then, or the test has failed
 	link := regexp.MustCompile(`"links":\["(tcp:[^"]+)"\]`)
 	var found []string
-	err := rig.Until(b.Context(), "the relay", func() (bool, error) {
+	err := harness.Until(b.Context(), "the relay", func() (bool, error) {
 		found = link.FindStringSubmatch(d.Log())
 		return found != nil, nil
 	})
@@ -248,9 +247,9 @@ func allowCores(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_CORE, &was) }) // the limit was allowed before
 }
 
-// crash makes every program die as of a fault, first the relay. Those that know
-// secrets leave no core; that of the relay is searched like any file.
-func (b *bench) crash(relay *rig.Daemon) {
+// crash makes every program die as if of a fault, first the relay. Programs with secrets leave no
+// core. The core of the relay is searched like any file.
+func (b *bench) crash(relay *harness.Daemon) {
 	b.Helper()
 	abort := func(pid int) {
 		if err := syscall.Kill(pid, syscall.SIGABRT); err != nil {
@@ -266,7 +265,7 @@ func (b *bench) crash(relay *rig.Daemon) {
 			b.Fatal(err)
 		}
 	}
-	children := must[[]rig.Process](b.T)(b.Children())
+	children := must[[]harness.Process](b.T)(b.Children())
 	for _, c := range children {
 		if c.Name == "hsm-worker" {
 			abort(c.PID)
@@ -335,8 +334,8 @@ func (b *bench) remembers(s secrets) {
 	}
 }
 
-// scan looks into every file of the test but those of the PINs, and at who may read
-// what the appliance keeps. The phone's state is elsewhere.
+// scan searches every file of the test except the PIN files, and checks the permissions of the
+// appliance's files. The phone's state is elsewhere.
 func (b *bench) scan(s secrets) {
 	b.Helper()
 	err := filepath.WalkDir(b.Config.Cwd, func(path string, entry fs.DirEntry, err error) error {

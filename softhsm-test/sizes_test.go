@@ -16,8 +16,8 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // wideServices are of numbers that take two bytes on the wire, which PROTOCOL.md §3
@@ -51,7 +51,7 @@ func (b *bench) activate(services string) {
 	}
 }
 
-// execSQL changes the store in that file, which nobody has open.
+// execSQL changes a store file that is not open.
 func execSQL(ctx context.Context, path, statement string, args ...any) error {
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path}).String())
 	if err != nil {

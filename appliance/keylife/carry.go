@@ -233,7 +233,7 @@ func keyOf(e keyplan.Edit) keyring.Key {
 
 // Erase removes from the token what a destroy step gave up. It runs after the row is
 // stored, so that nothing uses a key that may be gone. A missing key is no error, so that
-// an interrupted step can be repeated. Errors are those of the token.
+// an interrupted step can be repeated. Errors come from the token.
 func Erase(ctx context.Context, keys *keyuse.Keys, p keyplan.Plan) error {
 	if p.Verb != keyplan.Destroy {
 		return nil

@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
@@ -29,11 +30,11 @@ func (r registry) Settings(context.Context) (map[string][]byte, error) {
 	return r.trust.Settings, nil
 }
 
-func (r registry) AddTrust(context.Context, store.Trust, store.Record) error {
+func (r registry) AddTrust(context.Context, store.Trust, audit.Record) error {
 	return errors.New("not part of these tests")
 }
 
-func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) error {
+func (r registry) ChangeKeys(context.Context, store.KeyChange, audit.Record) error {
 	return errors.New("not part of these tests")
 }
 
@@ -62,8 +63,8 @@ func load(t *testing.T, now time.Time) *keyuse.Keys {
 	return ring
 }
 
-// TestTrustChain: what the ceremony certifies is what a phone with nothing but the
-// root's hash accepts, today and four kem epochs on.
+// TestTrustChain: a phone that knows only the root's hash accepts the certificates of the
+// ceremony, now and four kem epochs later.
 func TestTrustChain(t *testing.T) {
 	now := time.Now()
 	ring := load(t, now)
@@ -87,7 +88,7 @@ func TestTrustChain(t *testing.T) {
 	}
 }
 
-// TestRecipientGrace: a kem epoch is held for 30 days after its end, no longer.
+// TestRecipientGrace: a kem epoch is accepted for 30 days after its end and no longer.
 func TestRecipientGrace(t *testing.T) {
 	now := time.Now()
 	ring := load(t, now)
@@ -102,7 +103,7 @@ func TestRecipientGrace(t *testing.T) {
 	}
 }
 
-// TestLoadMissing: a key that the registry has and the token has not is an outage.
+// TestLoadMissing: a key that is in the registry and not on the token is an outage.
 func TestLoadMissing(t *testing.T) {
 	_, r := ceremony(t, time.Now())
 	if _, err := keyuse.Load(t.Context(), memory.New(), r, pinned(r.trust)); !errors.Is(err, hsm.ErrUnavailable) {
@@ -114,7 +115,8 @@ func TestLoadMissing(t *testing.T) {
 	}
 }
 
-// A store of a release before the handle epoch says so; one whose epoch was cut is none.
+// TestLoadOld: a store without handle epoch is recognized as old, and a truncated epoch
+// is an error.
 func TestLoadOld(t *testing.T) {
 	for _, c := range []struct {
 		epoch []byte
@@ -167,7 +169,7 @@ func TestCeremonyTwice(t *testing.T) {
 	}
 }
 
-// liar signs with a key of its own choosing, as a broken token may.
+// liar signs with another key, as a broken token may.
 type liar struct{ hsm.Token }
 
 func (l liar) Sign(_ context.Context, _ hsm.KeyID, _ hsm.Algorithm, digest []byte) ([]byte, error) {

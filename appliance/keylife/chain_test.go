@@ -21,12 +21,13 @@ import (
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm/memory"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
 
-// mallory is a root key of an attacker's own.
+// mallory is an attacker's root key.
 type mallory struct{ *ecdsa.PrivateKey }
 
 func newMallory(t *testing.T) mallory {
@@ -58,7 +59,7 @@ func (m mallory) point(t *testing.T) protocol.PublicKey {
 	return p
 }
 
-// takes puts his key into a row, with the id that goes with it.
+// takes puts the attacker's key into a row, with the matching id.
 func (m mallory) takes(t *testing.T, k *store.Key) {
 	t.Helper()
 	p := m.point(t)
@@ -83,7 +84,7 @@ var useOf = map[string]trust.Use{
 	"kem": trust.UseKEM, "decision": trust.UseDecision, "ca": trust.UseCA, "enrol": trust.UseEnrol, "client-ca": trust.UseClientCA,
 }
 
-// signs makes the KeyCert of a row.
+// signs signs the KeyCert of a row.
 func (m mallory) signs(t *testing.T, k *store.Key) {
 	t.Helper()
 	cert, err := trust.SignKeyCert(t.Context(), m, trust.KeyCert{
@@ -96,8 +97,8 @@ func (m mallory) signs(t *testing.T, k *store.Key) {
 	k.Cert = cert
 }
 
-// forged puts roots of an attacker's own, as many as there were, into a registry: they
-// certify the keys that are on the token.
+// forged replaces all roots of a registry by an attacker's roots, which certify the keys
+// on the token.
 func (l *life) forged(trusted store.Trust) store.Trust {
 	l.Helper()
 	settings := l.parsed(trusted)
@@ -139,7 +140,7 @@ func cloned(t store.Trust) store.Trust {
 	return store.Trust{Keys: slices.Clone(t.Keys), Settings: maps.Clone(t.Settings)}
 }
 
-// row is a row to be changed.
+// row returns a row for a test to change.
 func row(t *testing.T, trusted store.Trust, name string, version uint64) *store.Key {
 	t.Helper()
 	for i := range trusted.Keys {
@@ -151,8 +152,8 @@ func row(t *testing.T, trusted store.Trust, name string, version uint64) *store.
 	return nil
 }
 
-// TestForgedRegistry: a registry that is not the appliance's own is not loaded, whatever
-// of it was changed, by whichever pin it is held against.
+// TestForgedRegistry: a changed registry is not loaded, no matter what was changed and
+// which pin it is compared with.
 func TestForgedRegistry(t *testing.T) {
 	l := newLife(t)
 	before := cloned(l.trust)
@@ -291,7 +292,7 @@ func TestForgedRegistry(t *testing.T) {
 	}
 }
 
-// withRoot adds a root of an attacker's own.
+// withRoot adds an attacker's root.
 func (l *life) withRoot(trusted store.Trust, number uint64) store.Trust {
 	k := store.Key{Name: keyring.Root, Version: number, Revision: 1, CreatedAt: l.now}
 	newMallory(l.T).takes(l.T, &k)
@@ -308,8 +309,8 @@ func keyOf(l *life, name string, version uint64) keyring.Key {
 	return k
 }
 
-// TestPins: without one nothing is trusted; any root of the chain will do; an anchor that
-// knows fewer roots is moved, and one that knows more refuses.
+// TestPins: nothing is trusted without a pin; any root of the chain is enough; an anchor
+// with fewer roots moves forward, and one with more refuses.
 func TestPins(t *testing.T) {
 	l := newLife(t)
 	if _, err := keyuse.Load(t.Context(), l.token, l, keyuse.Pins{}); !errors.Is(err, chain.ErrUnpinned) {
@@ -356,7 +357,7 @@ func TestPins(t *testing.T) {
 	}
 }
 
-// TestAnchoredFirst: a new root is not used before the anchor has it.
+// TestAnchoredFirst: a new root is not used before it is in the anchor.
 func TestAnchoredFirst(t *testing.T) {
 	l := newLife(t)
 	dir := filepath.Join(t.TempDir(), "state")
@@ -381,7 +382,7 @@ func TestAnchoredFirst(t *testing.T) {
 	}
 	c, err := keylife.Carry(t.Context(), l.Keys, p, "test")
 	if err == nil {
-		err = l.ChangeKeys(t.Context(), c, store.Record{})
+		err = l.ChangeKeys(t.Context(), c, audit.Record{})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -400,8 +401,8 @@ func TestAnchoredFirst(t *testing.T) {
 	}
 }
 
-// TestRootAfterTheNext: the root that a rotation made and that was taken back is named by
-// none, so the next rotation takes it from the token or not at all.
+// TestRootAfterTheNext: after a rotation was taken back, no root names the one that it
+// created, so the next rotation uses it only if it is on the token.
 func TestRootAfterTheNext(t *testing.T) {
 	l := newLife(t)
 	l.must(keyplan.Rotate, "root")
@@ -423,8 +424,8 @@ func TestRootAfterTheNext(t *testing.T) {
 	}
 }
 
-// TestOwnCeremony: a registry of an attacker's own from a ceremony of his own, with the
-// token of the appliance or with his, is not loaded.
+// TestOwnCeremony: the registry of an attacker's own ceremony is not loaded, on the
+// appliance's token or on his.
 func TestOwnCeremony(t *testing.T) {
 	l := newLife(t)
 	token := memory.New()
@@ -437,7 +438,7 @@ func TestOwnCeremony(t *testing.T) {
 	}
 }
 
-// claimsOf is what a registry says.
+// claimsOf returns the claims of a registry.
 func claimsOf(t *testing.T, r store.Keys) store.Claims {
 	t.Helper()
 	keys, err := r.ListKeys(t.Context())

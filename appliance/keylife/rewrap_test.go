@@ -18,7 +18,7 @@ import (
 	"countersign/protocol/password"
 )
 
-// imported is a verifier as the appliance keeps it, with a proof and what it is of.
+// imported returns a verifier as the appliance stores it, with a valid proof.
 func (l *life) imported() (stored keyuse.Verifier, proof []byte) {
 	l.Helper()
 	own, err := ecdh.P256().GenerateKey(rand.Reader)
@@ -46,8 +46,8 @@ func (l *life) imported() (stored keyuse.Verifier, proof []byte) {
 	return keyuse.Verifier{Wrapped: kept, Input: derive.PasswordProofInput([32]byte{7})}, right[:]
 }
 
-// TestRewrap: a verifier follows to the third version of wrap from the first and from the
-// second, and is the same there; under the one in use it stays as it is.
+// TestRewrap: a verifier moves from the first and the second version of wrap to the third
+// and stays the same; one under the version in use stays as it is.
 func TestRewrap(t *testing.T) {
 	l := newLife(t)
 	first, proof := l.imported()
@@ -77,7 +77,7 @@ func TestRewrap(t *testing.T) {
 	}
 }
 
-// garbling is a token that wraps something else anew than it was given, or nothing.
+// garbling is a token that rewraps something else than it was given, or nothing.
 type garbling struct {
 	hsm.Token
 	moved func([]byte) ([]byte, error)
@@ -91,8 +91,8 @@ func (g garbling) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
 	return g.moved(moved)
 }
 
-// TestRewrapGarbled: what is not the same verifier never takes its place, and a wrap key
-// that keeps what it has says so.
+// TestRewrapGarbled: a verifier is never replaced by a different one, and a wrap key
+// whose verifiers cannot leave it says so.
 func TestRewrapGarbled(t *testing.T) {
 	l := newLife(t)
 	other, _ := l.imported()

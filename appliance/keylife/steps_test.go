@@ -17,13 +17,14 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
 	"countersign/protocol/trust"
 )
 
-// life is a registry in memory that steps change, with its token.
+// life is a registry in memory with its token.
 type life struct {
 	*testing.T
 	*keyuse.Keys
@@ -36,11 +37,11 @@ func (l *life) ListKeys(context.Context) ([]store.Key, error) { return l.trust.K
 
 func (l *life) Settings(context.Context) (map[string][]byte, error) { return l.trust.Settings, nil }
 
-func (l *life) AddTrust(context.Context, store.Trust, store.Record) error { return store.ErrExists }
+func (l *life) AddTrust(context.Context, store.Trust, audit.Record) error { return store.ErrExists }
 
-// ChangeKeys holds the contract as far as steps rely on it: new rows are new, and a row
-// is written over the revision before.
-func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ store.Record) error {
+// ChangeKeys enforces the contract that steps rely on: new rows are new, and a row
+// replaces the previous revision.
+func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ audit.Record) error {
 	find := func(k store.Key) int {
 		return slices.IndexFunc(l.trust.Keys, func(o store.Key) bool { return o.Name == k.Name && o.Version == k.Version })
 	}
@@ -86,13 +87,13 @@ func (l *life) load(token hsm.Token) {
 	}
 }
 
-// compromised rotates a key whose versions so far are known to others.
+// compromised rotates a key whose earlier versions are compromised.
 func (l *life) compromised(name string) error {
 	l.Helper()
 	return l.do(keyplan.Step{Verb: keyplan.Rotate, Name: name, Compromised: true})
 }
 
-// take takes a step, or gives the error of its plan.
+// take takes a step and returns the error of its plan.
 func (l *life) take(verb keyplan.Verb, ref string) error {
 	l.Helper()
 	name, version, err := keyplan.ParseRef(ref)
@@ -113,7 +114,7 @@ func (l *life) do(s keyplan.Step) error {
 	if err != nil {
 		l.Fatal(err)
 	}
-	if err := l.ChangeKeys(l.Context(), c, store.Record{}); err != nil {
+	if err := l.ChangeKeys(l.Context(), c, audit.Record{}); err != nil {
 		l.Fatal(err)
 	}
 	if err := l.Reload(l.Context(), l); err != nil {
@@ -129,7 +130,7 @@ func (l *life) must(verb keyplan.Verb, ref string) {
 	}
 }
 
-// state is STATE, with "+" where the version is accepted.
+// state returns the state, with "+" if the version is accepted.
 func (l *life) state(ref string) string {
 	l.Helper()
 	for _, v := range keyplan.Views(l.Ring(), l.now) {
@@ -149,7 +150,7 @@ func (l *life) is(want map[string]string) {
 	}
 }
 
-// TestLife goes through a life: steps, the states after them, and which are refused.
+// TestLife takes steps and checks the states after them, and which steps are refused.
 func TestLife(t *testing.T) {
 	l := newLife(t)
 	l.is(map[string]string{"kem@1": "active+", "kem@2": "pre-activation+", "root@2": "pre-activation+", "mac@1": "active+"})
@@ -188,9 +189,9 @@ func TestLife(t *testing.T) {
 	l.is(map[string]string{"kem@1": "active+", "kem@2": "deactivated+"})
 }
 
-// TestNobodyLooks: prepared epochs come into use by themselves, and so does one that was
-// rotated to and forgotten; without a gap, for as long as any was prepared.
-func TestNobodyLooks(t *testing.T) {
+// TestUnattended: prepared epochs come into use without a step, and so does a forgotten
+// rotation; there is no gap until the last prepared epoch ends.
+func TestUnattended(t *testing.T) {
 	l := newLife(t)
 	for range 4 {
 		l.must(keyplan.Rotate, "kem")
@@ -213,8 +214,8 @@ func TestNobodyLooks(t *testing.T) {
 	}
 }
 
-// TestCompromised: once the next version is in use, a device that knows of it takes
-// nothing by those before; until then it is told nothing.
+// TestCompromised: once the next version is in use, a device that has its KeyCert rejects
+// earlier ones; until then the KeyCert is not published.
 func TestCompromised(t *testing.T) {
 	l := newLife(t)
 	device, err := l.TrustDocument(l.now).Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
@@ -264,8 +265,8 @@ func (h hides) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return slices.DeleteFunc(keys, func(k hsm.Key) bool { return strings.HasPrefix(k.Label, h.name+"@") }), err
 }
 
-// TestRootAway: with the root in its safe an epoch can wait for its time, and nothing
-// else; what is no root is missed.
+// TestRootAway: while the root is in a safe, an epoch can only come into use at its date;
+// a missing key that is not a root is an outage.
 func TestRootAway(t *testing.T) {
 	l := newLife(t)
 	l.load(hides{l.token, "root"})
@@ -285,7 +286,8 @@ func TestRootAway(t *testing.T) {
 	}
 }
 
-// TestNoneInUse: with the root there, a key of which every version is over comes back.
+// TestNoneInUse: with the root on the token, a key whose versions are all over can be
+// rotated.
 func TestNoneInUse(t *testing.T) {
 	l := newLife(t)
 	l.now = l.now.Add(20 * 365 * 24 * time.Hour)
@@ -308,8 +310,8 @@ func TestNoneInUse(t *testing.T) {
 	}
 }
 
-// TestRetiredIsGone: a retired key that is not on the token is no outage. It is told, does
-// not come back, and can be given up.
+// TestRetiredIsGone: a retired key that is missing on the token is no outage. The
+// attestation reports it, it cannot be resumed, and it can be destroyed.
 func TestRetiredIsGone(t *testing.T) {
 	l := newLife(t)
 	old, err := l.Current(keyring.Decision, l.now)
@@ -352,8 +354,8 @@ func TestRetiredIsGone(t *testing.T) {
 	}
 }
 
-// TestRoots: a phone that pinned the first root follows three further ones from one key
-// update, and a new root is not given out before it is activated.
+// TestRoots: a phone that pinned the first root follows three further ones with one key
+// update, and a new root is not published before it is activated.
 func TestRoots(t *testing.T) {
 	l := newLife(t)
 	before := l.TrustDocument(l.now)
@@ -409,8 +411,8 @@ func TestRootTakenBack(t *testing.T) {
 	l.is(map[string]string{"root@2": "active+", "kem@10": "active+", "kem@11": "pre-activation+", "kem@3": "deactivated"})
 }
 
-// TestRootKeepsItsKeys: what a root that waits has certified is not taken from it, and one
-// under which a key would have no version does not come into use.
+// TestRootKeepsItsKeys: keys that a waiting root has certified cannot be given up, and a
+// root that would leave a key without a version cannot be activated.
 func TestRootKeepsItsKeys(t *testing.T) {
 	l := newLife(t)
 	l.must(keyplan.Rotate, "root")
@@ -441,7 +443,7 @@ func (w twins) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return append(keys, keys[0]), err
 }
 
-// TestStart: what is not exactly as the registry has it is an outage at start.
+// TestStart: any difference between registry and token is an outage at start.
 func TestStart(t *testing.T) {
 	l := newLife(t)
 	if _, err := keyuse.Load(t.Context(), twins{l.token}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "2 objects") {
@@ -460,7 +462,7 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// strayed is a token that agrees on a secret of its own.
+// strayed is a token that agrees on another secret.
 type strayed struct{ hsm.Token }
 
 func (s strayed) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
@@ -471,7 +473,7 @@ func (s strayed) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey
 	return z, err
 }
 
-// telling is a token that tells of its objects what change makes of it.
+// telling is a token whose list of objects is changed.
 type telling struct {
 	hsm.Token
 	change func([]hsm.Object) []hsm.Object
@@ -482,7 +484,7 @@ func (a telling) Objects(ctx context.Context) ([]hsm.Object, error) {
 	return a.change(all), err
 }
 
-// attested loads a token and gives what is wrong with it in one line.
+// attested loads a token and returns its findings in one line.
 func (l *life) attested(token hsm.Token) string {
 	l.Helper()
 	l.load(token)
@@ -499,8 +501,7 @@ func (l *life) attested(token hsm.Token) string {
 	return strings.Join(wrong, "; ")
 }
 
-// TestAttest: each attribute that is not as it must be is a finding, and so is an object
-// too many or too few.
+// TestAttest: each wrong attribute is a finding, and so is an extra or a missing object.
 func TestAttest(t *testing.T) {
 	l := newLife(t)
 	for name, change := range map[string]func(o *hsm.Object){
@@ -538,7 +539,7 @@ func TestAttest(t *testing.T) {
 	}
 }
 
-// TestAttestSilent: a token that keeps fewer attributes than others is no reason for alarm.
+// TestAttestSilent: a token that reports fewer attributes is no reason for alarm.
 func TestAttestSilent(t *testing.T) {
 	l := newLife(t)
 	silent := func(all []hsm.Object) []hsm.Object {
@@ -553,8 +554,8 @@ func TestAttestSilent(t *testing.T) {
 	}
 }
 
-// TestAttestSeveral: of two tokens with the same keys each is compared, and a key that was
-// made on one and copied to the other has lost there what copies lose.
+// TestAttestSeveral: each of two tokens is compared, and a key that was copied to the
+// other token has there the attributes of a copy.
 func TestAttestSeveral(t *testing.T) {
 	first, second := memory.New(), memory.New()
 	set := failover.New(failover.Config{
@@ -586,7 +587,7 @@ func TestAttestSeveral(t *testing.T) {
 	}
 }
 
-// at is a token in memory that is always there.
+// at is a token in memory that is always ready.
 type at struct{ *memory.Token }
 
 func (at) Ready() bool   { return true }

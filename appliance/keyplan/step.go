@@ -24,7 +24,7 @@ var (
 	// ErrRootAway means that the step needs a signature of the root, which is not on the
 	// token.
 	ErrRootAway = errors.New("the root key is not on the token")
-	// ErrEarly means that what was made with the key may still be in use.
+	// ErrEarly means that records or messages under the key may still be in use.
 	ErrEarly = errors.New("too early")
 )
 
@@ -52,7 +52,7 @@ type Step struct {
 }
 
 // ParseRef parses NAME or NAME@VERSION; version is 0 if the reference has none. An error
-// wraps [ErrKeyName]. The names are those of PROTOCOL.md §2.1.
+// wraps [ErrKeyName]. PROTOCOL.md §2.1 lists the names.
 func ParseRef(s string) (name string, version uint64, err error) {
 	name, number, versioned := strings.Cut(s, "@")
 	if !slices.Contains(keyring.Names, name) {
@@ -126,7 +126,7 @@ func (p Plan) SealedUnder(ring *keyring.Ring) uint64 {
 type View struct {
 	keyring.Key
 	State      keyring.State
-	Accepted   bool      // the appliance accepts what was made with it or for it
+	Accepted   bool      // what it made, or was made for it, is accepted
 	OverlapEnd time.Time // when it may be retired; zero while it is in use, or before
 }
 

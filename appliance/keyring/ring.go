@@ -76,7 +76,8 @@ func PointOf(k hsm.Key) (protocol.PublicKey, error) {
 	return protocol.CompressPoint(public.Bytes())
 }
 
-// With returns a ring in which these keys replace or extend those of r.
+// With returns a copy of r with other settings, in which these keys replace or extend
+// the keys of r.
 func (r *Ring) With(settings Settings, keys ...Key) *Ring {
 	next := &Ring{keys: maps.Clone(r.keys), Settings: settings}
 	if next.keys == nil {

@@ -33,8 +33,8 @@ type Pins struct {
 	Root   protocol.PublicKey // any root of the chain; zero: none
 }
 
-// Verify verifies what a store claims, without a token, and moves the anchor. Errors are
-// those of [chain.Verify] and of the anchor.
+// Verify verifies the claims of a store, without a token, and moves the anchor. Errors
+// come from [chain.Verify] and the anchor.
 func (p Pins) Verify(c store.Claims) error {
 	_, _, err := p.verified(c.Keys, c.Settings)
 	return err
@@ -67,7 +67,7 @@ type Keys struct {
 }
 
 // Load reads the registry, verifies it under the pins and finds its keys on the token.
-// Errors are those of [Pins.Verify] and [keyring.New], and of store and token.
+// Errors come from [Pins.Verify], [keyring.New], the store and the token.
 func Load(ctx context.Context, token hsm.Token, registry store.Keys, pins Pins) (*Keys, error) {
 	if pins.Anchor == nil {
 		pins.Anchor = anchor.InMemory(anchor.Anchor{}) // from now on the chain gets no shorter
@@ -86,7 +86,7 @@ func Unverified(token hsm.Token, ring *keyring.Ring) *Keys {
 }
 
 // Reload reads and verifies the registry again and replaces the ring, or keeps the old
-// one on an error of Load. The anchor moves before a new root is used.
+// one on an error. The anchor moves before a new root is used.
 func (k *Keys) Reload(ctx context.Context, registry store.Keys) error {
 	next, err := k.read(ctx, registry)
 	if err != nil || reflect.DeepEqual(next, k.Ring()) {

@@ -14,8 +14,8 @@ import (
 // Unseal verifies the store's roots under the pins, asks the token for the keys of the
 // seals, PROTOCOL.md §2.1, and unseals the store with them. The rows of the mac keys say
 // which keys to ask for. Nothing has verified these rows yet, but a false row yields a
-// key under which the head does not verify. Errors are those of [Pins.Verify], of the
-// token and of [store.Sealing.Unseal].
+// key under which the head does not verify. Errors come from [Pins.Verify], the token and
+// [store.Sealing.Unseal].
 func Unseal(ctx context.Context, token hsm.Token, s store.Sealing, seals *store.Seals, pins Pins) error {
 	claims, err := s.Claims(ctx)
 	if err != nil {
@@ -84,7 +84,7 @@ func SealKeys(ctx context.Context, token hsm.Token, rows []store.Key, seals *sto
 }
 
 // Keep makes seals follow the registry, now and at each Reload: a new version of mac adds
-// its key, a version that was given up only vouches for what is over, and a destroyed one
+// its key, a version that was given up vouches only for ended records, and a destroyed one
 // for nothing.
 func (k *Keys) Keep(ctx context.Context, seals *store.Seals) error {
 	k.seals.Store(seals)

@@ -15,9 +15,9 @@ import (
 
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/softhsm-test/rig"
-	"countersign/softhsm-test/rig/device"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/harness/device"
+	"countersign/softhsm-test/harness/phone"
 )
 
 const door protocol.Service = 100
@@ -28,13 +28,13 @@ var levels = []protocol.Level{1, 2, 3}
 // site is a running appliance with a device that talks to it over loopback TLS.
 type site struct {
 	*testing.B
-	*rig.Appliance
+	*harness.Appliance
 	device *device.Device
 }
 
 func newSite(b *testing.B) *site {
 	b.Helper()
-	programs, err := rig.Find("../../bin")
+	programs, err := harness.Find("../../bin")
 	if err != nil {
 		b.Fatalf("%v: run make build", err)
 	}
@@ -43,7 +43,7 @@ func newSite(b *testing.B) *site {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	a, err := rig.Start(b.Context(), rig.Config{Bin: programs, Dir: dir + "/dev"})
+	a, err := harness.Start(b.Context(), harness.Config{Bin: programs, Dir: dir + "/dev"})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -83,8 +83,8 @@ func (s *site) phones(n int) []*phone.Phone {
 	return all
 }
 
-// authorize is one whole authorization; what is not an approval is an error, so that
-// nothing else is ever counted.
+// authorize runs a whole authorization. Anything but an approval is an error, so that nothing else
+// is counted.
 func (s *site) authorize(ctx context.Context, p *phone.Phone, level protocol.Level) error {
 	p1 := p.Next(door)
 	p1.Level = level
@@ -147,7 +147,7 @@ func (s *site) cost() cost {
 	return c
 }
 
-// cpu is user and system time of a process, what getrusage tells it of itself.
+// cpu returns the user and system time of a process, as getrusage reports it to the process itself.
 func (s *site) cpu(pid int) float64 {
 	s.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

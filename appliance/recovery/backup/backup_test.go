@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/failover"
@@ -29,12 +30,12 @@ import (
 	"countersign/protocol/trust"
 )
 
-// house is an appliance's keys: a token in memory and a store on the disk.
+// house is the keys of an appliance: a token in memory and a store on disk.
 type house struct {
 	*testing.T
 	*keyuse.Keys
 	token  hsm.Token
-	store  *sqlite.Store
+	store  store.Store
 	shares []custody.Share
 }
 
@@ -59,8 +60,8 @@ func newHouse(t *testing.T) *house {
 	return h
 }
 
-// found unseals an empty store and stores a trust.
-func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) error {
+// found unseals an empty store and stores the trust.
+func found(t *testing.T, token hsm.Token, s store.Store, pinned store.Trust) error {
 	t.Helper()
 	seals := store.NewSeals(nil)
 	if err := errors.Join(keyuse.SealKeys(t.Context(), token, pinned.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
@@ -69,11 +70,11 @@ func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) e
 	return s.AddTrust(t.Context(), pinned, note())
 }
 
-func note() store.Record {
-	return store.NewRecord(store.KindKeys, "test", map[string]any{"event": "x"})
+func note() audit.Record {
+	return audit.NewRecord(audit.KindKeys, "test", map[string]any{"event": "x"})
 }
 
-func openStore(t *testing.T, path string) *sqlite.Store {
+func openStore(t *testing.T, path string) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {
@@ -97,7 +98,7 @@ func (h *house) state() backup.State {
 	return state
 }
 
-// written is the backup as a file.
+// written returns the file of a backup.
 func (h *house) written() []byte {
 	h.Helper()
 	file, err := backup.Write(h.Context(), h, backup.NewDocument(h.state(), backup.Point{}, time.Now()), time.Now())
@@ -105,7 +106,7 @@ func (h *house) written() []byte {
 	return file
 }
 
-// known is root 1, which is on the custodians' paper.
+// known returns root 1 as the known root.
 func (h *house) known() backup.Known {
 	h.Helper()
 	first, err := trust.VerifyRootCert(h.Settings().RootCerts[0])
@@ -130,7 +131,7 @@ func (h *house) step(s keyplan.Step) {
 	h.must(h.Reload(h.Context(), h.store))
 }
 
-// restorer is for a fresh token, with the first two shares.
+// restorer returns a restorer for a fresh token, with the first two shares.
 func (h *house) restorer(state backup.State, token hsm.Token) backup.Restorer {
 	h.Helper()
 	covered, err := backup.Cover(state.Keys)
@@ -140,8 +141,8 @@ func (h *house) restorer(state backup.State, token hsm.Token) backup.Restorer {
 	return backup.Restorer{Token: token, Items: covered.Items, Keys: []*ecdh.PrivateKey{private}, Marker: backup.NewMarker()}
 }
 
-// A backup written before and a database copied after rotations, or the other way
-// round, come back as one, on a fresh token, where every key does what it did.
+// A backup from before and a database from after some rotations, or the reverse, are
+// merged and restored onto a fresh token, where every key works as before.
 func TestRestore(t *testing.T) {
 	h := newHouse(t)
 	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.KEM})
@@ -207,7 +208,7 @@ func (h *house) comesBack(t *testing.T, database, document backup.State) {
 	}
 }
 
-// mac is what only the same mac key makes.
+// mac returns a MAC that only the same mac key makes.
 func (h *house) mac(t *testing.T, ring *keyuse.Keys) []byte {
 	t.Helper()
 	key, err := ring.Current(keyring.MAC, time.Now())
@@ -239,7 +240,8 @@ func TestTampered(t *testing.T) {
 	}
 }
 
-// A statement about a database counts for the appliance that made it, and is no backup.
+// The statement of a database is valid only for the appliance that made it, and is not a
+// backup.
 func TestVouched(t *testing.T) {
 	h, other := newHouse(t), newHouse(t)
 	b := h.read(h.written())
@@ -265,8 +267,7 @@ func TestVouched(t *testing.T) {
 	}
 }
 
-// Shares that are for nothing here, or that are missing, are told before the token
-// is touched.
+// Superfluous or missing shares are reported before the token is touched.
 func TestShares(t *testing.T) {
 	h, other := newHouse(t), newHouse(t)
 	r := h.restorer(h.state(), memory.New())
@@ -282,7 +283,7 @@ func TestShares(t *testing.T) {
 	h.must(r.Check())
 }
 
-// A copy that was changed brings nothing back, and leaves nothing behind.
+// A damaged copy restores nothing and leaves nothing behind.
 func TestBadCopy(t *testing.T) {
 	h := newHouse(t)
 	token := memory.New()
@@ -304,7 +305,7 @@ func (h *house) empty(token hsm.Token) {
 	}
 }
 
-// failing ends an operation after some restores, as a token that goes away.
+// failing fails after some restores, like a token that disappears.
 type failing struct {
 	hsm.Token
 	left int
@@ -317,7 +318,7 @@ func (f *failing) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 	return f.Token.Restore(ctx, r)
 }
 
-// twice does each restore again, as after a worker that was lost when it had done it.
+// twice repeats each restore, as after the loss of a worker that had completed it.
 type twice struct{ hsm.Token }
 
 func (w twice) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
@@ -333,7 +334,7 @@ type sure struct{ *memory.Token }
 func (sure) Ready() bool   { return true }
 func (sure) InFlight() int { return 0 }
 
-// TestTwoTokens: what comes back is on both tokens, and nothing else.
+// TestTwoTokens: a restore puts its keys onto both tokens, and nothing else.
 func TestTwoTokens(t *testing.T) {
 	h := newHouse(t)
 	first, second := memory.New(), memory.New()
@@ -364,7 +365,7 @@ func TestDoneBefore(t *testing.T) {
 	}
 }
 
-// What was interrupted is taken back, and what could not be is swept before the next.
+// An interrupted restore is undone, or swept before the next one.
 func TestInterrupted(t *testing.T) {
 	h := newHouse(t)
 	token := memory.New()
@@ -400,7 +401,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// A key that was made before there was a backup key is named, and recorded as gone.
+// A key from before the backup key is reported, and recorded as destroyed.
 func TestUncovered(t *testing.T) {
 	h := newHouse(t)
 	state := h.state()
@@ -418,7 +419,7 @@ func TestUncovered(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever is read, nothing but what was signed is taken.
+// FuzzRead: Read accepts only signed files.
 func FuzzRead(f *testing.F) {
 	good, err := os.ReadFile("testdata/backup.bin")
 	if err != nil {
@@ -443,7 +444,7 @@ func bornWith(t testing.TB) backup.Known {
 	return backup.Known{Root: protocol.PublicKey(root)}
 }
 
-// TestFile holds the format: a file of today is read for ever.
+// TestFile: files of this release stay readable.
 func TestFile(t *testing.T) {
 	file, err := os.ReadFile("testdata/backup.bin")
 	if err != nil {

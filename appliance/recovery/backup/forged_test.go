@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
@@ -38,7 +39,7 @@ func (h *house) rotate(s keyplan.Step) {
 	h.step(keyplan.Step{Verb: keyplan.Activate, Name: s.Name})
 }
 
-// signing is a document of any state, signed by the house.
+// signing returns a signed document of any state.
 func (h *house) signing(state backup.State) []byte {
 	h.Helper()
 	file, err := backup.Write(h.Context(), h, backup.NewDocument(state, backup.Point{}, time.Now()), time.Now())
@@ -61,8 +62,8 @@ type posing struct {
 
 func (p posing) Settings() keyring.Settings { return p.as }
 
-// Whoever signs the genuine keys and the genuine trust with a root of his own is not
-// believed, by backup or statement; nor is one who says that the genuine roots signed.
+// Genuine keys and trust signed under another root are refused, in backup and statement,
+// and so is a signature that claims the genuine roots.
 func TestForgedRoot(t *testing.T) {
 	h, attacker := newHouse(t), newHouse(t)
 	forged := attacker.signing(h.state())
@@ -90,8 +91,8 @@ func TestForgedRoot(t *testing.T) {
 	}
 }
 
-// The genuine files are taken under any root of the chain that signed them, the first
-// and those after rotations, and under none that only waits.
+// The genuine files are accepted under any root of the chain that signed them, the first
+// and later ones, and not under a root that waits.
 func TestGenuine(t *testing.T) {
 	h := newHouse(t)
 	early := h.written()
@@ -114,7 +115,7 @@ func TestGenuine(t *testing.T) {
 			h.rotate(keyplan.Step{Name: keyring.Root})
 		}
 	}
-	// The one chain begins with the other.
+	// One chain is a prefix of the other.
 	v, err := h.read(early).Vouched(h.vouched())
 	h.must(err)
 	if m, err := h.read(early).Join(v, h.state()); err != nil || len(m.Settings.RootCerts) != 3 {
@@ -128,7 +129,7 @@ func TestGenuine(t *testing.T) {
 	}
 }
 
-// The roots before the known one are nobody's word but the payload's.
+// Only the payload vouches for the roots before the known one.
 func TestForgedPrefix(t *testing.T) {
 	h := newHouse(t)
 	h.rotate(keyplan.Step{Name: keyring.Root})
@@ -167,7 +168,7 @@ func (s soft) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// Files of two appliances are no pair, however well each is signed.
+// Files of two appliances do not belong together, although each is properly signed.
 func TestMixed(t *testing.T) {
 	h, other := newHouse(t), newHouse(t)
 	b := h.read(h.written())
@@ -185,7 +186,7 @@ func TestMixed(t *testing.T) {
 	}
 }
 
-// Each row says what its root certified, whoever signs them all.
+// Each row must match its certificate, also in a signed document.
 func TestForgedRows(t *testing.T) {
 	h := newHouse(t)
 	h.step(keyplan.Step{Verb: keyplan.Rotate, Name: keyring.Root}) // root 2 waits, root 3 is made
@@ -232,7 +233,7 @@ func TestForgedRows(t *testing.T) {
 	}
 }
 
-// A decision key that was taken out of use for good vouches for no file.
+// A compromised decision key vouches for no file.
 func TestRuledOut(t *testing.T) {
 	for name, step := range map[string]func(*house){
 		"ruled out":   func(h *house) { h.rotate(keyplan.Step{Name: keyring.Decision, Compromised: true}) },
@@ -242,7 +243,7 @@ func TestRuledOut(t *testing.T) {
 	}
 }
 
-// compromised replaces decision@1 and retires it for good.
+// compromised replaces decision@1 and retires it as compromised.
 func (h *house) compromised() {
 	h.rotate(keyplan.Step{Name: keyring.Decision})
 	h.step(keyplan.Step{Verb: keyplan.Retire, Name: keyring.Decision, Version: 1, Compromised: true})
@@ -289,8 +290,8 @@ func (h *house) ruledOut(step func()) {
 	}
 }
 
-// The KeyCert alone rules out, and only once it is in use: until then the epoch that it
-// will rule out signs everything.
+// A KeyCert rules out earlier epochs only once it is in use: until then the earlier epoch
+// may sign.
 func TestRulesOutInUse(t *testing.T) {
 	h := newHouse(t)
 	old := h.vouched()
@@ -315,8 +316,8 @@ func TestRulesOutInUse(t *testing.T) {
 	}
 }
 
-// Beside an unsigned database keys, trust and policy are the backup's, whatever that
-// database says; it can take away.
+// With an unsigned database, keys, trust and policy are the backup's; the database can
+// only take keys away.
 func TestOverrule(t *testing.T) {
 	h := newHouse(t)
 	b := h.read(h.written())
@@ -369,8 +370,8 @@ func TestOverrule(t *testing.T) {
 	}
 }
 
-// A key that is another in the database, and a root that the backup does not know, are
-// another history.
+// A key that differs in the database, or a root that the backup lacks, means another
+// history.
 func TestOverruleOther(t *testing.T) {
 	h := newHouse(t)
 	b := h.read(h.written())
@@ -388,37 +389,37 @@ func TestOverruleOther(t *testing.T) {
 }
 
 // records is an audit log in memory.
-type records []store.Record
+type records []audit.Record
 
-func (r records) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
+func (r records) Records(_ context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return r[after:min(int(after)+limit, len(r))], nil
 }
-func (r records) Append(context.Context, store.Record) error { return errors.ErrUnsupported }
+func (r records) Append(context.Context, audit.Record) error { return errors.ErrUnsupported }
 func (r records) Tally(context.Context) (store.Tally, error) {
 	return store.Tally{}, errors.ErrUnsupported
 }
 
-// Ended finds those of the last 30 days, over more records than are read at once.
+// Ended finds the records of the last 30 days across pages.
 func TestEnded(t *testing.T) {
 	now := time.Now()
 	var log records
 	add := func(kind, name, event string, ago time.Duration) {
-		r := store.NewRecord(kind, kind+"/"+name, map[string]any{"event": event})
+		r := audit.NewRecord(kind, kind+"/"+name, map[string]any{"event": event})
 		r.Sequence, r.At = uint64(len(log)+1), now.Add(-ago)
 		log = append(log, r)
 	}
 	const day = 24 * time.Hour
-	add(store.KindClients, "long-ago", "revoked", 31*day)
-	add(store.KindClients, "alice", "suspended", 29*day)
+	add(audit.KindClients, "long-ago", "revoked", 31*day)
+	add(audit.KindClients, "alice", "suspended", 29*day)
 	for range 1200 {
-		add(store.KindOutcome, "x", "revoked", 20*day)
+		add(audit.KindOutcome, "x", "revoked", 20*day)
 	}
-	add(store.KindDevices, "gate", "revoked", 10*day)
-	add(store.KindAdmins, "bob", "suspended", 9*day)
-	add(store.KindClients, "carol", "active", 8*day)
-	add(store.KindClients, "dora", "revoked", 0)
+	add(audit.KindDevices, "gate", "revoked", 10*day)
+	add(audit.KindAdmins, "bob", "suspended", 9*day)
+	add(audit.KindClients, "carol", "active", 8*day)
+	add(audit.KindClients, "dora", "revoked", 0)
 	point := store.Point{Sequence: uint64(len(log)), At: now}
-	add(store.KindClients, "after", "revoked", 0)
+	add(audit.KindClients, "after", "revoked", 0)
 	got, err := backup.Ended(t.Context(), log, point)
 	if err != nil {
 		t.Fatal(err)

@@ -9,15 +9,16 @@ import (
 	"time"
 
 	"countersign/appliance/keyring"
-	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
+	"countersign/protocol"
 )
 
 // Item is a key that can be restored.
 type Item struct {
-	hsm.Restore               // With is not set
-	For         custody.Point // the backup key that opens the copy
+	hsm.Restore                    // With is not set
+	For         protocol.PublicKey // the backup key that opens the copy
 }
 
 // Coverage lists which of the keys that are not destroyed can be restored. A key pair in
@@ -60,7 +61,7 @@ func itemOf(k store.Key) (i Item, err error) {
 	if len(k.SealedFor) != len(i.For) {
 		return i, fmt.Errorf("%s: recipient of its copy: %w", keyring.Label(k.Name, k.Version), ErrFile)
 	}
-	i = Item{For: custody.Point(k.SealedFor), Restore: hsm.Restore{
+	i = Item{For: protocol.PublicKey(k.SealedFor), Restore: hsm.Restore{
 		Spec: hsm.KeySpec{Label: keyring.Label(k.Name, k.Version), Usage: keyring.UsageOf(k.Name)}, Sealed: k.Sealed, ID: k.ID,
 	}}
 	if k.Public != nil {
@@ -73,7 +74,7 @@ func itemOf(k store.Key) (i Item, err error) {
 }
 
 // Recipients returns the backup keys of a coverage, each once.
-func (c Coverage) Recipients() (all []custody.Point) {
+func (c Coverage) Recipients() (all []protocol.PublicKey) {
 	for _, i := range c.Items {
 		if !slices.Contains(all, i.For) {
 			all = append(all, i.For)
@@ -188,8 +189,8 @@ func overrule(database, document State, now time.Time) (m Merged, err error) {
 		}
 	}
 	m.Keys = append(m.Keys, unknown...)
-	newer := database.Policy.Version > document.Policy.Version
-	if newer || database.Policy.Version == document.Policy.Version && !bytes.Equal(database.Policy.Document, document.Policy.Document) {
+	was, is := database.Policy, document.Policy
+	if was.Version > is.Version || was.Version == is.Version && !bytes.Equal(was.Document, is.Document) {
 		m.Ignored = append(m.Ignored, keyring.Label("policy", database.Policy.Version))
 		m.Policy.Version, m.Policy.ActivatedAt = database.Policy.Version+1, stamp(micros(now))
 	}
@@ -266,12 +267,12 @@ const (
 
 // Records are the audit records of a store.
 type Records interface {
-	Records(ctx context.Context, after uint64, limit int) ([]store.Record, error)
+	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
 }
 
 // Ended returns the audit records of the 30 days before a point that revoked or suspended
 // clients, devices or administrators, the oldest first.
-func Ended(ctx context.Context, from Records, point store.Point) (ended []store.Record, err error) {
+func Ended(ctx context.Context, from Records, point store.Point) (ended []audit.Record, err error) {
 	since := point.At.Add(-endedSpan)
 	for last, young := point.Sequence, true; last > 0 && young; last -= min(last, endedPage) {
 		first := last - min(last, endedPage)
@@ -292,8 +293,8 @@ func Ended(ctx context.Context, from Records, point store.Point) (ended []store.
 	return ended, nil
 }
 
-func endsOne(r store.Record) bool {
-	if !slices.Contains([]string{store.KindClients, store.KindDevices, store.KindAdmins}, r.Kind) {
+func endsOne(r audit.Record) bool {
+	if !slices.Contains([]string{audit.KindClients, audit.KindDevices, audit.KindAdmins}, r.Kind) {
 		return false
 	}
 	event := r.Words()["event"]

@@ -23,7 +23,7 @@ type signed struct {
 	_         struct{} `cbor:",toarray"`
 	Kind      string
 	Payload   []byte
-	Roots     [][]byte // RootCert(1) to that of the root that certified the key
+	Roots     [][]byte // RootCert(1) to the one of the root that certified the key
 	Cert      []byte   // KeyCert of the decision epoch
 	Signature []byte   // ES256, r‖s, 64 bytes
 }

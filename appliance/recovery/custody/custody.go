@@ -16,6 +16,8 @@ import (
 
 	"github.com/cloudflare/circl/group"
 	"github.com/cloudflare/circl/secretsharing"
+
+	"countersign/protocol"
 )
 
 var (
@@ -75,13 +77,13 @@ func split(s Scheme, private *ecdh.PrivateKey) ([]Share, error) {
 		return nil, fmt.Errorf("splitting the backup key: %w", err)
 	}
 	shamir := secretsharing.New(rand.Reader, uint(s.Threshold-1), secret)
-	var commitments []Point
+	var commitments []protocol.PublicKey
 	for _, c := range shamir.CommitSecret() {
 		b, err := c.MarshalBinaryCompress()
-		if err != nil || len(b) != len(Point{}) {
+		if err != nil || len(b) != len(protocol.PublicKey{}) {
 			return nil, fmt.Errorf("splitting the backup key: commitment of %d bytes: %w", len(b), errors.Join(err, ErrShare))
 		}
-		commitments = append(commitments, Point(b))
+		commitments = append(commitments, protocol.PublicKey(b))
 	}
 	var shares []Share
 	for i, one := range shamir.Share(uint(s.Shares)) {

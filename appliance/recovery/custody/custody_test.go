@@ -8,9 +8,11 @@ import (
 	"testing"
 
 	"filippo.io/age"
+
+	"countersign/protocol"
 )
 
-func made(t testing.TB, s Scheme) (Point, []Share) {
+func made(t testing.TB, s Scheme) (protocol.PublicKey, []Share) {
 	t.Helper()
 	public, shares, err := Make(s)
 	if err != nil {
@@ -19,7 +21,7 @@ func made(t testing.TB, s Scheme) (Point, []Share) {
 	return PointOf(public), shares
 }
 
-// Every M of N bring the key back, and no fewer do.
+// Every M of N shares recover the key, and no fewer do.
 func TestCombine(t *testing.T) {
 	for _, s := range []Scheme{{2, 2}, {2, 3}, {3, 5}, {5, 5}} {
 		key, shares := made(t, s)
@@ -58,7 +60,7 @@ func TestSchemes(t *testing.T) {
 	}
 }
 
-// The text of a share parses back, and no other digit in it does.
+// The text of a share parses, and no other digit does.
 func TestShareText(t *testing.T) {
 	_, shares := made(t, Scheme{3, 4})
 	text := shares[1].text()
@@ -82,7 +84,7 @@ func TestShareText(t *testing.T) {
 	}
 }
 
-// However a share is printed, its value is not.
+// No format verb prints the value of a share.
 func TestShareIsSecret(t *testing.T) {
 	_, shares := made(t, Scheme{2, 2})
 	value := fmt.Sprintf("%x", shares[0].value[:])
@@ -184,7 +186,7 @@ func TestPublicPEM(t *testing.T) {
 	}
 }
 
-// FuzzParseShare: what parses is written the same.
+// FuzzParseShare: a parsed share has the same text.
 func FuzzParseShare(f *testing.F) {
 	_, shares := made(f, Scheme{2, 3})
 	f.Add(shares[0].text())

@@ -3,57 +3,37 @@ package custody
 import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
+
+	"countersign/protocol"
 )
 
 // ErrPublic means that a text is not the public half of a backup key.
 var ErrPublic = errors.New("not the public half of a backup key: want a P-256 key as PEM, PUBLIC KEY")
 
-// Point is a public key on P-256 in compressed form, 33 bytes (SEC 1 §2.3.3).
-type Point [33]byte
-
 // PointOf returns the compressed form of a P-256 key.
-func PointOf(key *ecdh.PublicKey) (p Point) {
+func PointOf(key *ecdh.PublicKey) (p protocol.PublicKey) {
 	b := key.Bytes() // 04 ‖ x ‖ y
 	p[0] = 2 + b[64]&1
 	copy(p[1:], b[1:33])
 	return p
 }
 
-// ParsePoint parses 66 hexadecimal digits. Errors wrap [ErrPublic].
-func ParsePoint(s string) (p Point, err error) {
+// ParsePoint parses the 66 hexadecimal digits of a compressed point. Errors wrap
+// [ErrPublic].
+func ParsePoint(s string) (p protocol.PublicKey, err error) {
 	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(p) {
-		return p, fmt.Errorf("point of %d digits: %w", len(s), ErrPublic)
+	if err == nil {
+		p, err = protocol.ParsePublicKey(b)
 	}
-	p = Point(b)
-	_, err = p.ECDH()
+	if err != nil {
+		err = fmt.Errorf("point of %d digits: %v: %w", len(s), err, ErrPublic)
+	}
 	return p, err
-}
-
-func (p Point) String() string { return hex.EncodeToString(p[:]) }
-
-// ECDH returns the key for key agreement. Errors wrap [ErrPublic].
-func (p Point) ECDH() (*ecdh.PublicKey, error) {
-	x, y := elliptic.UnmarshalCompressed(elliptic.P256(), p[:])
-	if x == nil {
-		return nil, fmt.Errorf("point %s is not on P-256: %w", p, ErrPublic)
-	}
-	return ecdh.P256().NewPublicKey(uncompressed(x, y))
-}
-
-func uncompressed(x, y *big.Int) []byte {
-	b := make([]byte, 65)
-	b[0] = 4
-	x.FillBytes(b[1:33])
-	y.FillBytes(b[33:])
-	return b
 }
 
 // PublicPEM returns the file for backup.recipient in config.toml: a SubjectPublicKeyInfo

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/cloudflare/circl/secretsharing"
+
+	"countersign/protocol"
 )
 
 // Share is one custodian's part of a backup key. Its file holds this text, encrypted:
@@ -22,15 +24,15 @@ import (
 //
 // and nothing else; each line ends with a newline.
 type Share struct {
-	Number, Of  int     // 1 to Of
-	Commitments []Point // to the coefficients; the first is the public half of the key
+	Number, Of  int                  // 1 to Of
+	Commitments []protocol.PublicKey // to the coefficients; the first is the public half of the key
 	value       [32]byte
 }
 
 const shareTitle = "countersign backup share v1"
 
 // Key returns the public half of the backup key.
-func (s Share) Key() Point { return s.Commitments[0] }
+func (s Share) Key() protocol.PublicKey { return s.Commitments[0] }
 
 // Threshold returns how many shares recover the key.
 func (s Share) Threshold() int { return len(s.Commitments) }

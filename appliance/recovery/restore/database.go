@@ -14,6 +14,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/policy"
@@ -79,22 +80,27 @@ func (r *restoration) sameHistory(ctx context.Context, s backup.Records) error {
 	return nil
 }
 
-// finish records the restore in the database, and tests every restored key.
-func (r *restoration) finish(ctx context.Context) error {
-	if err := r.unseal(ctx); err != nil {
-		return err
+// recover records the restore in the database.
+func (r *restoration) recover(ctx context.Context) error {
+	var shares []int
+	for _, s := range r.shares {
+		shares = append(shares, s.Number)
 	}
+	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{
+		"event": "restored", "backup_sha256": r.Backup.SHA256[:], "backup_at": r.Backup.At, "keys": len(r.Items),
+		"missing": append([]string{}, r.MissingLabels()...), "sequence": r.Point.Sequence, "shares": shares,
+		"signed": !r.Unsigned, "root": r.Known.Root[:], "decision_epoch": r.Backup.By.Epoch,
+	})
 	recovered := r.Recovered(r.Label, r.now)
 	recovered.Revision = r.Anchor.Floor().Revision
-	if err := r.store.Recover(ctx, recovered, r.record()); err != nil {
+	if err := r.store.Recover(ctx, recovered, rec); err != nil {
 		return fmt.Errorf("recording the restore: %w", err)
 	}
-	if err := r.took(ctx); err != nil {
-		return err
-	}
-	if err := r.verify(ctx); err != nil {
-		return err
-	}
+	return r.took(ctx)
+}
+
+// testKeys tests every restored key.
+func (r *restoration) testKeys(ctx context.Context) error {
 	pins := keyuse.Pins{Anchor: anchor.InMemory(r.Anchor.Current()), Root: r.Known.Root}
 	keys, err := keyuse.Load(ctx, r.token, r.store, pins)
 	if err != nil {
@@ -108,23 +114,7 @@ func (r *restoration) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := keylife.StoreAuthorities(ctx, keys); err != nil {
-		return err
-	}
-	return r.moveAnchor(ctx)
-}
-
-func (r *restoration) record() store.Record {
-	var shares []int
-	for _, s := range r.shares {
-		shares = append(shares, s.Number)
-	}
-	from := r.Backup
-	return store.NewRecord(store.KindStore, "restore", map[string]any{
-		"event": "restored", "backup_sha256": from.SHA256[:], "backup_at": from.At, "keys": len(r.Items),
-		"missing": append([]string{}, r.MissingLabels()...), "sequence": r.Point.Sequence, "shares": shares,
-		"signed": !r.Unsigned, "root": r.Known.Root[:], "decision_epoch": from.By.Epoch,
-	})
+	return keylife.StoreAuthorities(ctx, keys)
 }
 
 // unseal verifies schema and seals of the database under the mac keys that are on the
@@ -165,7 +155,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 		return err
 	}
 	trust := store.Trust{Keys: r.Merged.Keys, Settings: r.Settings.Values(), Policy: r.Policy}
-	rec := store.NewRecord(store.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
+	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
 	left, err := sqlite.Salvage(ctx, r.work, r.work+salvagedSuffix, r.Seals, trust, rec)
 	if err != nil {
 		return err
@@ -230,7 +220,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	sealing := sqlite.Sealing{
 		Seals: r.Seals, Settings: settings.Values(), Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: r.now,
 		Currency: func(s protocol.Service) string { return rules.Currency(s) },
-		Record:   store.NewRecord(store.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.Point.Sequence}),
+		Record:   audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.Point.Sequence}),
 	}
 	for _, c := range contents.Clients {
 		sealing.Clients[c.ID] = true
@@ -251,8 +241,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	return r.openSealed(ctx)
 }
 
-// took returns an error unless the merged trust and policy are in force, whatever else
-// the database holds.
+// took returns an error unless the merged trust and policy are in force in the database.
 func (r *restoration) took(ctx context.Context) error {
 	claims, err := r.store.Claims(ctx)
 	if err != nil {

@@ -30,8 +30,8 @@ func failed(doing string, err error) error {
 	return fmt.Errorf("%s: %w: %w", doing, ErrFiles, err)
 }
 
-// vacant returns an error if the host has a store.
-func (h Host) vacant() error {
+// checkVacant returns an error if the host has a store.
+func (h Host) checkVacant(context.Context) error {
 	for _, path := range []string{h.Store, h.Store + "-wal"} {
 		if exists(path) {
 			return fmt.Errorf("%s: %w", path, ErrStoreExists)
@@ -55,7 +55,7 @@ func (h Host) alone() (turn io.Closer, err error) {
 	if err != nil {
 		return nil, failed("locking the state directory", err)
 	}
-	if err := h.vacant(); err != nil { // another restore may just have ended
+	if err := h.checkVacant(context.Background()); err != nil { // another restore may just have ended
 		return nil, errors.Join(err, turn.Close())
 	}
 	return turn, nil

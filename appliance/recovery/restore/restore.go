@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -71,7 +72,7 @@ type Config struct {
 	Shares func() ([]custody.Share, error)
 }
 
-// Report describes what was restored.
+// Report describes the restored appliance.
 type Report struct {
 	Backup    backup.Backup
 	Statement backup.Statement // of the database; zero if it is unsigned
@@ -79,7 +80,7 @@ type Report struct {
 	Point    store.Point        // of the database as it came
 	Salvaged error              // why only verified records were taken from the database; nil: all were
 	Forged   []error            // records that do not match their seals
-	Ended    []store.Record     // revocations and suspensions shortly before Point
+	Ended    []audit.Record     // revocations and suspensions shortly before Point
 	Newest   protocol.PublicKey // the newest root
 }
 
@@ -92,9 +93,9 @@ type restoration struct {
 	now    time.Time
 
 	token hsm.Token
-	work  string        // the database being worked on
-	store *sqlite.Store // open on work, once it is sealed
-	old   *sqlite.Old   // open on work if it is of a release before the seals
+	work  string      // the database being worked on
+	store store.Store // open on work, once it is sealed
+	old   *sqlite.Old // open on work if it is of a release before the seals
 }
 
 // Run restores an appliance. It verifies everything it can before it touches the token.
@@ -102,16 +103,7 @@ type restoration struct {
 // [Host.Unfinished] then returns an error until it succeeds.
 func Run(ctx context.Context, c Config) (report Report, err error) {
 	r := &restoration{Config: c, now: time.Now(), work: c.Store + "." + restoring}
-	if err := r.vacant(); err != nil {
-		return report, err
-	}
-	if err := r.readBackup(); err != nil {
-		return report, err
-	}
-	if r.shares, err = c.Shares(); err != nil {
-		return report, err
-	}
-	if r.keys, err = combine(r.shares); err != nil {
+	if err := inOrder(ctx, r.checkVacant, r.readBackup, r.readShares); err != nil {
 		return report, err
 	}
 	turn, err := r.alone()
@@ -122,7 +114,7 @@ func Run(ctx context.Context, c Config) (report Report, err error) {
 	if err := r.fetchDatabase(ctx); err != nil {
 		return report, err
 	}
-	if err := r.restore(ctx); err != nil {
+	if err := inOrder(ctx, r.openDatabase, r.openToken, r.merge, r.restore); err != nil {
 		return report, errors.Join(err, r.closeDatabase(), r.removeWork())
 	}
 	// From here on an interrupted restore must be repeated until the store is in place.
@@ -136,7 +128,17 @@ func Run(ctx context.Context, c Config) (report Report, err error) {
 	return r.Report, r.Tidy(ctx, r.token)
 }
 
-func (r *restoration) readBackup() error {
+// inOrder runs steps until one fails.
+func inOrder(ctx context.Context, steps ...func(context.Context) error) error {
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *restoration) readBackup(context.Context) error {
 	file, err := os.ReadFile(r.BackupFile)
 	if err != nil {
 		return failed("reading the backup", err)
@@ -150,51 +152,51 @@ func (r *restoration) readBackup() error {
 	return nil
 }
 
-// combine recovers each key that shares are of.
-func combine(shares []custody.Share) (keys []*ecdh.PrivateKey, err error) {
-	sets := map[custody.Point][]custody.Share{}
-	for _, s := range shares {
+// readShares reads the shares and recovers each key that they are of.
+func (r *restoration) readShares(context.Context) (err error) {
+	if r.shares, err = r.Shares(); err != nil {
+		return err
+	}
+	sets := map[protocol.PublicKey][]custody.Share{}
+	for _, s := range r.shares {
 		sets[s.Key()] = append(sets[s.Key()], s)
 	}
 	for _, set := range sets {
 		private, err := custody.Combine(set)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		keys = append(keys, private)
+		r.keys = append(r.keys, private)
 	}
-	return keys, nil
+	return nil
+}
+
+func (r *restoration) openToken(ctx context.Context) (err error) {
+	r.token, err = r.Host.Token(ctx)
+	return err
 }
 
 // restore works on token and database. After an error both are as before, or the mark
 // stays.
-func (r *restoration) restore(ctx context.Context) (err error) {
-	if err := r.openDatabase(ctx); err != nil {
+func (r *restoration) restore(ctx context.Context) error {
+	marker, err := r.marker()
+	if err != nil {
 		return err
 	}
-	if r.token, err = r.Host.Token(ctx); err != nil {
-		return err
-	}
-	if err := r.merge(ctx); err != nil {
-		return err
-	}
-	restorer := backup.Restorer{Token: r.token, Items: r.Items, Keys: r.keys}
-	if restorer.Marker, err = r.marker(); err != nil {
-		return err
-	}
+	restorer := backup.Restorer{Token: r.token, Items: r.Items, Keys: r.keys, Marker: marker}
 	if err := restorer.Check(); err != nil {
 		return err
 	}
 	if err := restorer.Sweep(ctx); err != nil {
 		return err
 	}
-	if err := r.mark(restorer.Marker); err != nil {
+	if err := r.mark(marker); err != nil {
 		return err
 	}
 	if err := restorer.Run(ctx); err != nil {
 		return errors.Join(err, r.unmark(ctx))
 	}
-	if err := r.finish(ctx); err != nil {
+	if err := inOrder(ctx, r.unseal, r.recover, r.verify, r.testKeys, r.moveAnchor); err != nil {
 		return errors.Join(err, restorer.Undo(ctx), r.unmark(ctx))
 	}
 	return nil

@@ -1,4 +1,4 @@
-// Package twosample tells whether two samples may come from one distribution.
+// Package twosample tests whether two samples may come from one distribution.
 package twosample
 
 import (

@@ -177,8 +177,7 @@ func (t Table) set(ctx context.Context, tx *sql.Tx, r Row, values map[int]any) e
 	return err
 }
 
-// replace puts a row in the place of the one with its key. No trigger but those of an
-// insertion fires for that.
+// replace replaces the row with the same key. Only triggers on insertion fire.
 func (t Table) replace(ctx context.Context, tx *sql.Tx, r Row) error {
 	marks := strings.TrimSuffix(strings.Repeat("?, ", len(r)), ", ")
 	return change(ctx, tx, "INSERT OR REPLACE INTO "+quoted(t.Name)+" ("+t.list()+") VALUES ("+marks+")", r...)

@@ -126,8 +126,8 @@ func (t Table) older(r, was Row) (all []Alteration) {
 	return all
 }
 
-// trigger puts a record back whenever anything is recorded: after every commit it is what
-// it was, whatever the appliance writes.
+// trigger restores a record at every insertion into the audit records, so that it has its old value
+// after every commit.
 func (t Table) trigger(r Row, whole map[int]any) Alteration {
 	return Alteration{
 		Table: t.Name, Kind: Trigger, Row: "older " + t.name(r),

@@ -49,8 +49,8 @@ func Connect(path string) (DB, error) {
 	return DB{db}, nil
 }
 
-// Read reads the tables of a database file, without those of SQLite and of the
-// migrations: nothing is granted for those.
+// Read reads the tables of a database file, without the tables of SQLite and of the migrations,
+// which grant nothing.
 func Read(ctx context.Context, path string) (all []Table, err error) {
 	db, err := Connect(path)
 	if err != nil {

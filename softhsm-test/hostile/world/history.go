@@ -7,14 +7,17 @@ import (
 	"fmt"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
-	"countersign/softhsm-test/rig/phone"
+	protoenrol "countersign/protocol/enrol"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // converse begins dialogs that are answered later, and those that will be known to have
@@ -46,9 +49,7 @@ func (b *builder) converse(ctx context.Context) error {
 // a decision is stored, and then has an approval in hand.
 func (b *builder) steal(ctx context.Context) error {
 	thief := *b.Phones["alice"]
-	if err := thief.Give(phone.Full()); err != nil {
-		return err
-	}
+	thief.Give(phone.Full())
 	b.Phones["thief"] = &thief
 	d, err := b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true})
 	if err != nil {
@@ -116,8 +117,8 @@ func (b *builder) lock(ctx context.Context) error {
 	return nil
 }
 
-// spend has lena pay 49,500 of the 50,000 EUR that she may a day. What became of the
-// last two payments: one was performed, of the other nobody has heard.
+// spend has lena pay 49,500 of the 50,000 EUR that she may pay in a day. Of the last two payments
+// one was reported as performed and the other was not reported.
 func (b *builder) spend(ctx context.Context) error {
 	for i := range 5 {
 		d, err := b.House.Apply(ctx, b.Phones["lena"], Ask{Service: Payment, Amount: EUR(990_000)})
@@ -137,7 +138,7 @@ func (b *builder) spend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.Outcome(ctx, performed.Device, deviceapi.OutcomeRequest{Transaction: id, Performed: true})
+	return b.Authorize.Outcome(ctx, performed.Device, deviceapi.OutcomeRequest{Transaction: id, Performed: true})
 }
 
 // tryLocked has dora try the right password while it is locked.
@@ -161,12 +162,12 @@ func (a Answer) Decision() []byte { return a.CountersignResponse.Decision }
 
 // invite leaves invitations of each kind: open, used, and expired.
 func (b *builder) invite(ctx context.Context) error {
-	late, _, err1 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
-	open, _, err2 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "nora"})
+	late, _, err1 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
+	open, _, err2 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "nora"})
 	b.Codes["late"], b.Codes["nora"] = late, open
 	var random [13]byte
 	copy(random[:], "of no invitat")
-	b.Codes["made up"] = enrol.NewActivationCode(b.Hash(), random)
+	b.Codes["made up"] = protoenrol.NewActivationCode(b.Hash(), random)
 	till, err3 := b.asksFor(ctx, "till", time.Hour)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
@@ -178,7 +179,7 @@ func (b *builder) invite(ctx context.Context) error {
 // leaveOpen leaves change requests in each state.
 func (b *builder) leaveOpen(ctx context.Context) (err error) {
 	c := b.Changes
-	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, requests.ErrOver) {
 		return fmt.Errorf("a stale request: %v", err)
 	}
 	if c["expired"], err = b.asksFor(ctx, "door-1", 2*time.Second); err != nil {
@@ -187,28 +188,28 @@ func (b *builder) leaveOpen(ctx context.Context) (err error) {
 	if c["withdrawn"], err = b.asksFor(ctx, "door-2", time.Hour); err != nil {
 		return err
 	}
-	if _, err := b.WithdrawChange(ctx, c["withdrawn"].Hash.ID()); err != nil {
+	if _, err := b.Requests.Withdraw(ctx, c["withdrawn"].Hash.ID()); err != nil {
 		return err
 	}
 	b.place.Clock.Advance(3 * time.Second) // the late invitation expires too
-	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, requests.ErrOver) {
 		return fmt.Errorf("an expired request: %v", err)
 	}
 	if c["open"], err = b.asksFor(ctx, "door-3", time.Hour); err != nil {
 		return err
 	}
-	if c["policy"], err = b.Ask(ctx, appliance.AskPolicy(b.Lenient)); err != nil {
+	if c["policy"], err = b.Requests.Ask(ctx, rules.Draft(b.Lenient)); err != nil {
 		return err
 	}
-	if c["admin"], err = b.Ask(ctx, appliance.AskAdmin("eve", b.Operators["mallory"].Public)); err != nil {
+	if c["admin"], err = b.Requests.Ask(ctx, requests.DraftAdmin("eve", b.Operators["mallory"].Public)); err != nil {
 		return err
 	}
-	backUp := appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
-	if c["backup"], err = b.Ask(ctx, backUp); err != nil {
+	backUp := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
+	if c["backup"], err = b.Requests.Ask(ctx, backUp); err != nil {
 		return err
 	}
 	backUp.Parameters = change.Parameters{"partial": false}
-	if c["executed"], err = b.Ask(ctx, backUp); err != nil {
+	if c["executed"], err = b.Requests.Ask(ctx, backUp); err != nil {
 		return err
 	}
 	if _, err = b.signed(ctx, c["executed"]); err != nil {
@@ -219,9 +220,9 @@ func (b *builder) leaveOpen(ctx context.Context) (err error) {
 
 // interrupt leaves a request as an appliance does that is killed when it was taken.
 func (b *builder) interrupt(ctx context.Context) error {
-	b.Codes["door-4"] = enrol.NewActivationCode(b.Hash(), [13]byte{4})
+	b.Codes["door-4"] = protoenrol.NewActivationCode(b.Hash(), [13]byte{4})
 	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
-	c, err := b.Preview(ctx, appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+	c, err := b.Requests.Preview(ctx, change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],
 	}})
 	if err != nil {
@@ -237,5 +238,5 @@ func (b *builder) interrupt(ctx context.Context) error {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
 	}
 	b.Changes["taken"] = c
-	return b.Store.AddChange(ctx, row, store.NewRecord(store.KindChanges, "change", nil))
+	return b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil))
 }

@@ -1,7 +1,6 @@
-// Package world is an appliance in process, with everybody who deals with it: phones,
-// devices, administrators, invitations, change requests, and what was decided among
-// them. It is built once through the product's own API. What it leaves is a database
-// file, to be copied and altered, and a token that goes with it.
+// Package world provides an appliance in process, with its phones, devices, administrators,
+// invitations, change requests and decisions. It is built once through the product's own API. The
+// result is a database file, to be copied and altered, and the token that belongs to it.
 package world
 
 import (
@@ -37,7 +36,7 @@ const Domain = "test.example"
 // House is an appliance that is open: one database file and its anchor, one token.
 type House struct {
 	*appliance.Appliance
-	Store  *sqlite.Store
+	Store  store.Store
 	Keys   *keyuse.Keys
 	Seals  *store.Seals
 	Anchor *anchor.File
@@ -218,12 +217,12 @@ func tells(text string) bool {
 
 // Verify follows the house's trust document from the true root, as a phone does.
 func (h *House) Verify(root protocol.RootHash) (trust.State, error) {
-	return h.Trust().Resolve(root, h.Clock.Unix())
+	return h.Enrol.Trust().Resolve(root, h.Clock.Unix())
 }
 
 // DeviceOf reads a device as it stands.
 func (h *House) device(ctx context.Context, name string) (store.Device, error) {
-	return h.Device(ctx, h.Keys.SPIFFEID("device", name).String())
+	return h.Parties.Device(ctx, h.Keys.SPIFFEID("device", name).String())
 }
 
 // CopyHouse copies a database that is closed, with its anchor.

@@ -12,13 +12,15 @@ import (
 	"errors"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
-	"countersign/softhsm-test/rig/phone"
+	protoenrol "countersign/protocol/enrol"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // Operator is an administrator with a key in memory.
@@ -56,7 +58,7 @@ func (b *builder) appoint(ctx context.Context) error {
 		if b.Operators[name] = o; name == "mallory" {
 			continue
 		}
-		if _, err := b.Ask(ctx, appliance.AskAdmin(name, o.Public)); err != nil {
+		if _, err := b.Requests.Ask(ctx, requests.DraftAdmin(name, o.Public)); err != nil {
 			return err
 		}
 	}
@@ -83,57 +85,53 @@ var cast = []struct {
 
 // populate enrols devices and phones.
 func (b *builder) populate(ctx context.Context) error {
-	for _, d := range []appliance.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
+	for _, d := range []enrol.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
 		d.Kind = store.KindDevice
-		code, _, err := b.Invite(ctx, d)
+		code, _, err := b.Enrol.Invite(ctx, d)
 		if err != nil {
 			return err
 		}
 		b.Codes["used by "+d.Name] = code
-		if _, err := b.EnrolDevice(ctx, DeviceRequest(code)); err != nil {
+		if _, err := b.Enrol.Device(ctx, DeviceRequest(code)); err != nil {
 			return err
 		}
 	}
 	for _, c := range cast {
-		code, _, err := b.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles})
+		code, _, err := b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles})
 		if err != nil {
 			return err
 		}
 		b.Codes["used by "+c.name] = code
-		p, err := b.Stranger(c.full)
-		if err != nil {
-			return err
-		}
+		p := b.Stranger(c.full)
 		if _, err := b.EnrolPhone(ctx, p, code); err != nil {
 			return err
 		}
 		b.Phones[c.name] = p
 	}
-	mallory, err := b.Stranger(true)
-	b.Phones["mallory"] = mallory
-	return err
+	b.Phones["mallory"] = b.Stranger(true)
+	return nil
 }
 
-// Stranger is a phone that nobody has enrolled.
-func (w *World) Stranger(full bool) (*phone.Phone, error) {
-	p, err := phone.Stranger(w.Genuine)
-	if err == nil && full {
-		err = p.Give(phone.Full())
+// Stranger makes a phone that is not enrolled, with password and UV key if full.
+func (w *World) Stranger(full bool) *phone.Phone {
+	p := phone.Stranger(w.Genuine)
+	if full {
+		p.Give(phone.Full())
 	}
-	return p, err
+	return p
 }
 
 // EnrolPhone enrols a phone.
-func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code enrol.ActivationCode) (enrol.Response, error) {
+func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code protoenrol.ActivationCode) (protoenrol.Response, error) {
 	body, _, err := p.EnrolRequest(ctx, code)
 	if err != nil {
-		return enrol.Response{}, err
+		return protoenrol.Response{}, err
 	}
-	raw, err := h.Enrol(ctx, body)
+	raw, err := h.Enrol.Client(ctx, body)
 	if err != nil {
-		return enrol.Response{}, err
+		return protoenrol.Response{}, err
 	}
-	return enrol.ParseResponse(raw)
+	return protoenrol.ParseResponse(raw)
 }
 
 // CSR is a request for a certificate of a new key.
@@ -150,8 +148,8 @@ func CSR() string {
 }
 
 // DeviceRequest is the body with which a device enrols.
-func DeviceRequest(code enrol.ActivationCode) []byte {
-	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: CSR()})
+func DeviceRequest(code protoenrol.ActivationCode) []byte {
+	body, err := json.Marshal(protoenrol.DeviceRequest{ActivationCode: code, CSR: CSR()})
 	if err != nil {
 		panic(err) // of two strings
 	}
@@ -160,10 +158,10 @@ func DeviceRequest(code enrol.ActivationCode) []byte {
 
 // depart has those leave who will have left.
 func (b *builder) depart(ctx context.Context) error {
-	_, err1 := b.SetClientStatus(ctx, "sam", store.Suspended)
-	_, err2 := b.SetClientStatus(ctx, "ruth", store.Revoked)
-	_, err3 := b.SetDeviceStatus(ctx, "shed", store.Revoked)
-	_, err4 := b.SuspendAdmin(ctx, "ben")
+	_, err1 := b.Parties.SetClientStatus(ctx, "sam", store.Suspended)
+	_, err2 := b.Parties.SetClientStatus(ctx, "ruth", store.Revoked)
+	_, err3 := b.Parties.SetDeviceStatus(ctx, "shed", store.Revoked)
+	_, err4 := b.Requests.SuspendAdmin(ctx, "ben")
 	return errors.Join(err1, err2, err3, err4)
 }
 
@@ -192,15 +190,15 @@ func lenientPolicy() []byte {
 // request asks for the changes whose time is before the others.
 func (b *builder) request(ctx context.Context) error {
 	b.Lenient = lenientPolicy()
-	if _, err := b.Ask(ctx, appliance.AskPolicy(strictPolicy())); err != nil {
+	if _, err := b.Requests.Ask(ctx, rules.Draft(strictPolicy())); err != nil {
 		return err
 	}
-	strict, err := b.Policy(ctx)
+	strict, err := b.Rules.Policy(ctx)
 	if err != nil {
 		return err
 	}
 	b.Strict = strict.Hash
-	stale, err := b.Ask(ctx, appliance.AskAdmin("dan", b.Operators["mallory"].Public))
+	stale, err := b.Requests.Ask(ctx, requests.DraftAdmin("dan", b.Operators["mallory"].Public))
 	if err != nil {
 		return err
 	}
@@ -209,21 +207,21 @@ func (b *builder) request(ctx context.Context) error {
 }
 
 // asksFor asks for the invitation of a device; the code is kept under the device's name.
-func (b *builder) asksFor(ctx context.Context, name string, life time.Duration) (appliance.Change, error) {
-	code, _, err := b.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Life: life})
+func (b *builder) asksFor(ctx context.Context, name string, life time.Duration) (requests.Change, error) {
+	code, _, err := b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: name, Life: life})
 	b.Codes[name] = code
-	var waits *appliance.Waiting
+	var waits *requests.Waiting
 	if !errors.As(err, &waits) {
-		return appliance.Change{}, errors.Join(errors.New("a device was invited without a second vote"), err)
+		return requests.Change{}, errors.Join(errors.New("a device was invited without a second vote"), err)
 	}
 	return waits.Change, nil
 }
 
 // signed has ann countersign.
-func (b *builder) signed(ctx context.Context, c appliance.Change) (appliance.Change, error) {
+func (b *builder) signed(ctx context.Context, c requests.Change) (requests.Change, error) {
 	raw, err := b.Operators["ann"].Sign(ctx, c.Hash)
 	if err != nil {
 		return c, err
 	}
-	return b.SignChange(ctx, c.Hash.ID(), raw)
+	return b.Requests.Sign(ctx, c.Hash.ID(), raw)
 }

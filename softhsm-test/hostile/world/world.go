@@ -9,15 +9,17 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/anchor"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -25,7 +27,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/trust"
-	"countersign/softhsm-test/rig/phone"
+	"countersign/softhsm-test/harness/phone"
 )
 
 // World is what the building left: files, a token, and what everybody holds.
@@ -43,11 +45,11 @@ type World struct {
 	Phones    map[string]*phone.Phone
 	Codes     map[string]enrol.ActivationCode
 	Operators map[string]Operator
-	Changes   map[string]appliance.Change
+	Changes   map[string]requests.Change
 	Dialogs   map[string]*Dialog
 	Backup    []byte   // of the keys, as of the end
 	Vouched   []byte   // statement of the database, as of the end
-	Lenient   []byte   // a policy that nobody has applied
+	Lenient   []byte   // a policy that was never applied
 	Strict    [32]byte // hash of the policy in force
 
 	token *memory.Token
@@ -77,7 +79,7 @@ func Build(ctx context.Context, dir string) (*World, error) {
 	b := &builder{dir: dir, World: &World{
 		Template: filepath.Join(dir, "template.db"),
 		Phones:   map[string]*phone.Phone{}, Codes: map[string]enrol.ActivationCode{}, Operators: map[string]Operator{},
-		Changes: map[string]appliance.Change{}, Dialogs: map[string]*Dialog{},
+		Changes: map[string]requests.Change{}, Dialogs: map[string]*Dialog{},
 	}}
 	if err := b.found(ctx); err != nil {
 		return nil, err
@@ -134,7 +136,7 @@ func (b *builder) found(ctx context.Context) error {
 
 // Founding is what a store is founded with.
 type Founding struct {
-	Store  *sqlite.Store
+	Store  store.Store
 	Token  hsm.Token
 	Trust  store.Trust
 	Anchor string // file of it
@@ -161,7 +163,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
 		return err
 	}
-	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	return f.Store.AddTrust(ctx, f.Trust, audit.NewRecord(audit.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {
@@ -214,27 +216,27 @@ func (b *builder) rotate(ctx context.Context) error {
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
 		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 			b.place.Clock.Advance(time.Second)
-			if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name}); err != nil {
+			if _, err := b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: name}); err != nil {
 				return fmt.Errorf("%s %s: %w", verb, name, err)
 			}
 		}
 	}
 	b.place.Clock.Advance(time.Second)
-	if _, err := b.ChangeKey(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
+	if _, err := b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
 		return err
 	}
-	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
+	done := func() bool { r := b.Appliance.Keys.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
 	return errors.Join(b.Work(ctx, done), b.follow())
 }
 
-// backUp makes what somebody could touch on its way.
+// backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) error {
-	made, err := b.BackUpKeys(ctx, appliance.BackUp{})
+	made, err := b.Recovery.BackUpKeys(ctx, recovery.BackUp{})
 	if err != nil {
 		return err
 	}
 	b.Backup = made.File
-	c, err := b.CopyStore(ctx)
+	c, err := b.Recovery.CopyStore(ctx)
 	if err != nil {
 		return err
 	}
