@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -78,7 +79,7 @@ var findings = []finding{
 }
 
 // directed runs the findings.
-func (s *stage) directed(ctx context.Context) error {
+func (s *stage) directed(ctx context.Context) {
 	var cases []attempt
 	for _, f := range findings {
 		a := f.alter(s.World)
@@ -87,14 +88,14 @@ func (s *stage) directed(ctx context.Context) error {
 			cases = append(cases, attempt{a, named(name), f.live})
 		}
 	}
-	return s.all(ctx, cases, func(v verdict) {
+	harness.Do(s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {
 			s.Say("         %v; %s", v.err, v.heard)
 		}
 		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
-	})
+	}))
 }
 
 // putBack puts tables, or all of them, back as they were before anybody left.

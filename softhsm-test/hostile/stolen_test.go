@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -51,7 +52,7 @@ type thief struct {
 }
 
 // seals has one who has read the keys of the seals write.
-func (s *stage) stolenSeals(ctx context.Context) error {
+func (s *stage) stolenSeals(ctx context.Context) {
 	var cases []attempt
 	for _, f := range stolen {
 		a := rows.SQL("").Beside(func(path string) error { return s.steal(ctx, path, f.forge) })
@@ -60,14 +61,14 @@ func (s *stage) stolenSeals(ctx context.Context) error {
 			cases = append(cases, attempt{a, named(name), false})
 		}
 	}
-	return s.all(ctx, cases, func(v verdict) {
+	harness.Do(s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {
 			s.Say("         %v; %s", v.err, v.heard)
 		}
 		s.Check(v.outcome != granted, "GRANTED %v by %s: %s", v.extra, v.attempt.Row, v.operation.name)
-	})
+	}))
 }
 
 // steal opens the database as one who has the keys of the seals, and no anchor to heed.
