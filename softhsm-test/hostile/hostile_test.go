@@ -59,6 +59,7 @@ type stage struct {
 // TestHostile runs a sample of the cases under -quick, and only the untouched world under
 // `go test -short`.
 func TestHostile(t *testing.T) {
+	t.Parallel()
 	if harness.Break() != os.Getenv(builtWith) {
 		rebuild(t)
 	}
