@@ -1,170 +1,204 @@
-// Package appliance is the service: it opens what phones send, decides by policy,
-// commits, and answers. Its doors are Authorize (apply, countersign, outcome),
-// Enrol and Administer; appliance/httpapi puts them on listeners. One request
-// goes one way: open, evidence, decide, commit, sign, answer. Nothing is signed
-// before it is durable, and nothing that was denied reaches the signer.
+// Package appliance composes the service from its parts: authorize answers phones, enrol
+// enrols clients and devices, requests takes changes through their quorum, keylife keeps the
+// keys, recovery makes backups. appliance/api and appliance/adminapi put them on listeners.
 package appliance
 
 import (
 	"context"
 	"errors"
-	"maps"
+	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"countersign/appliance/authorize"
+	"countersign/appliance/change/quorum"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyuse"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
 
-// Config is what an appliance is made of.
+// Config holds what an appliance is made of.
 type Config struct {
 	Store    store.Store
-	Keys     *keyuse.Keys     // it keeps the seals, whose alarm is the appliance's from then on
-	Token    string           // label of the token, for the rows of the keys that are made on it
-	Schedule keyplan.Schedule // when keys are to be rotated
+	Keys     *keyuse.Keys     // New takes over the alarm of its seals
+	Token    string           // label of the token, for the rows of keys that are made on it
+	Schedule keyplan.Schedule // when keys are due for rotation
 	Logger   hclog.Logger
 	Metrics  prometheus.Registerer // nil: not registered anywhere
-	Attest   Attest                // nil: attestations are of format "unverified"
-	// Effects are kinds of change that are made elsewhere, beside those of this package.
-	Effects map[policy.Kind]Effect
+	Attest   enrol.Attest          // nil: attestations are of format "unverified"
 	// RefusalTime is the least time that a refused countersignature takes, so
-	// that its length does not tell why; 0: 50 ms.
+	// that its length does not show the reason; 0: 50 ms.
 	RefusalTime time.Duration
 	Now         func() time.Time // nil: time.Now
 }
 
-// defaultRefusalTime is long beside what the work takes and its spread, and short
-// beside a person.
-const defaultRefusalTime = 50 * time.Millisecond
-
-// Attest verifies the attestation of a UV key and names its format, which the
-// policy accepts or not. An error is a format that it does not.
-type Attest func(ctx context.Context, a Attestation) (format string, err error)
-
-// Attestation is a UV key with the bytes that vouch for it.
-type Attestation struct {
-	Client    protocol.ClientID
-	UVKey     protocol.PublicKey
-	Statement []byte
-}
-
-// Appliance serves all callers; it is safe for concurrent use.
+// Appliance holds the parts of the service. It is safe for concurrent use.
 type Appliance struct {
-	store    store.Store
-	keys     *keyuse.Keys
-	seals    *store.Seals
-	log      hclog.Logger
-	now      func() time.Time
-	attest   Attest
-	refusal  time.Duration
-	policy   atomic.Pointer[activePolicy]
-	policies policyCache
-	behind   behindCache
-	handles  handleKeys
-	alarms   alarms
-	pairs    pairwiseCache
-	devices  deviceCache
-	failures failures
-	metrics  *metrics
+	Authorize *authorize.Service
+	Enrol     *enrol.Service
+	Parties   *parties.Parties
+	Quorum    *quorum.Judge
+	Requests  *requests.Service
+	Rules     *rules.Rules
+	Keys      *keylife.Service
+	Recovery  *recovery.Service
 
-	tokenLabel string
-	keySteps   sync.Mutex // one step of a key's life at a time
-	renewals   renewals
-	schedule   keyplan.Schedule
-	strange    strangeKeys
-
-	effects  map[policy.Kind]Effect
-	changing sync.Mutex // one change request at a time
-
-	// Of Run alone.
-	scheduleProblem string    // what was said last
-	attested        time.Time // when the token was last compared with the registry
+	store   store.Store
+	keyring *keyuse.Keys
+	seals   *store.Seals
+	now     func() time.Time
+	alarm   *alarm
 }
 
-// New loads the active policy and makes an appliance. It starts nothing; see Run.
+// New loads the active policy and composes an appliance. It starts nothing; see
+// [Appliance.Run].
 func New(ctx context.Context, c Config) (*Appliance, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.RefusalTime == 0 {
-		c.RefusalTime = defaultRefusalTime
-	}
 	a := &Appliance{
-		refusal: c.RefusalTime, store: c.Store, keys: c.Keys, seals: c.Keys.Seals(), log: c.Logger, now: c.Now, attest: c.Attest, metrics: newMetrics(c.Metrics),
-		tokenLabel: c.Token, renewals: renewals{asked: make(chan struct{}, 1)}, schedule: c.Schedule,
+		store: c.Store, keyring: c.Keys, seals: c.Keys.Seals(), now: c.Now, alarm: newAlarm(c.Logger, c.Metrics),
+		Parties: parties.New(c.Store), Quorum: quorum.New(c.Store, c.Keys.Seals(), c.Keys.Domain()),
 	}
-	a.seals.Alarm(a.alarm)
-	a.effects = a.builtin()
-	maps.Copy(a.effects, c.Effects)
-	if err := a.loadPolicy(ctx); err != nil {
+	a.seals.Alarm(a.alarm.raise)
+	var err error
+	if a.Rules, err = rules.New(ctx, rules.Config{Store: c.Store, Judge: a.Quorum, Logger: c.Logger, Now: c.Now}); err != nil {
 		return nil, err
 	}
-	if c.Metrics != nil {
-		c.Metrics.MustRegister(newKeyMetrics(a))
-	}
-	a.warnOfQuorums(ctx)
+	a.Requests = requests.New(requests.Config{Store: c.Store, Judge: a.Quorum, Rules: a.Rules, Logger: c.Logger, Now: c.Now})
+	a.Requests.Register(policy.PolicyApply, requests.Effect{Base: a.Rules.Base, Do: a.Rules.Apply})
+	a.Authorize = authorize.New(authorize.Config{
+		Store: c.Store, Keys: c.Keys, Parties: a.Parties, Rules: a.Rules, Logger: c.Logger, Metrics: c.Metrics,
+		RefusalTime: c.RefusalTime, Now: c.Now,
+	})
+	a.Enrol = enrol.New(enrol.Config{
+		Store: c.Store, Keys: c.Keys, Parties: a.Parties, Judge: a.Quorum, Rules: a.Rules, Requests: a.Requests,
+		Attest: c.Attest, Logger: c.Logger, Now: c.Now,
+	})
+	a.Keys = keylife.New(keylife.Config{
+		Store: c.Store, Keys: c.Keys, Requests: a.Requests, Token: c.Token, Schedule: c.Schedule,
+		Logger: c.Logger, Metrics: c.Metrics, Now: c.Now,
+	})
+	a.Recovery = recovery.New(recovery.Config{Store: c.Store, Keyring: c.Keys, Keys: a.Keys, Requests: a.Requests, Now: c.Now})
+	a.Rules.Warn(ctx)
 	return a, nil
 }
 
-// Run writes the minute's failure counts to the audit, keeps the schedule of the keys,
-// compares them with the token once a day and goes on with changes that were
-// interrupted, until ctx ends, and the counts once more then; beside that it brings
-// records to the keys in use.
+// Run does the background work until ctx ends: at the start and every minute it finishes
+// interrupted changes and lets the keys' schedule take its steps; every minute it closes
+// expired change requests and writes the counts of failures to the audit, which it does
+// once more at the end. Meanwhile it brings records to the keys in use.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
-	beside.Go(func() { a.runRenewals(ctx) })
+	beside.Go(func() { a.Keys.Renew(ctx) })
 	defer beside.Wait()
-	a.resumeChanges(ctx)
-	a.keepSchedule(ctx)
-	a.attestDaily(ctx)
+	a.Requests.Resume(ctx)
+	a.Keys.Tick(ctx)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			a.flushFailures(ctx)
-			a.resumeChanges(ctx)
-			a.expireChanges(ctx)
-			a.keepSchedule(ctx)
-			a.attestDaily(ctx)
+			a.Authorize.FlushFailures(ctx)
+			a.Requests.Resume(ctx)
+			a.Requests.Expire(ctx)
+			a.Keys.Tick(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			a.flushFailures(last)
+			a.Authorize.FlushFailures(last)
 			return
 		}
 	}
 }
 
-// codeFor is the one way from an error of the service to a code; ok is false for
-// what is not in the table, which a caller learns nothing of.
-func codeFor(err error) (code protocol.Code, ok bool) {
-	if code, ok = protocol.CodeOf(err); ok {
-		return code, true
-	}
-	for _, row := range policyCodes {
-		if errors.Is(err, row.err) {
-			return row.code, true
-		}
-	}
-	return 0, false
+// Records lists audit records, at most limit of those after a sequence number.
+func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
+	return a.store.Records(ctx, after, limit)
 }
 
-var policyCodes = []struct {
-	err  error
-	code protocol.Code
-}{
-	{policy.ErrServiceUnknown, protocol.CodeService},
-	{policy.ErrLevelUnavailable, protocol.CodeLevel},
-	{policy.ErrAmountRequired, protocol.CodePolicy},
-	{policy.ErrAmountNotAllowed, protocol.CodePolicy},
-	{policy.ErrAmountTooLarge, protocol.CodePolicy},
-	{policy.ErrCurrency, protocol.CodePolicy},
+// Overview is a summary for administrators.
+type Overview struct {
+	Domain        string
+	Root          protocol.PublicKey
+	PolicyVersion uint64
+	PolicyHash    protocol.PolicyHash
+	Tally         store.Tally
+}
+
+// Overview summarizes keys, policy and store.
+func (a *Appliance) Overview(ctx context.Context) (Overview, error) {
+	tally, err := a.store.Tally(ctx)
+	active := a.Rules.Active()
+	return Overview{
+		Domain: a.keyring.Domain(), Root: a.keyring.Root(), PolicyVersion: active.Number, PolicyHash: active.WireHash(), Tally: tally,
+	}, err
+}
+
+// ErrForgedRecords means that records did not fit their seals since the start.
+var ErrForgedRecords = errors.New("records did not fit their seals")
+
+// RecordsFit returns [ErrForgedRecords] if any record that was read did not fit its seal.
+func (a *Appliance) RecordsFit(context.Context) error {
+	if n := a.seals.Forged(); n > 0 {
+		return fmt.Errorf("%w, %d times since the start: countersignd doctor names them", ErrForgedRecords, n)
+	}
+	return nil
+}
+
+// alarm reports records that do not fit their seals: in the log once a minute for each
+// record, in the metric each time.
+type alarm struct {
+	log    hclog.Logger
+	forged prometheus.Counter
+
+	mu     sync.Mutex
+	logged map[string]time.Time // guarded by mu
+}
+
+const (
+	alarmAgain = time.Minute
+	alarmsKept = 1000 // a full memory is emptied
+)
+
+func newAlarm(log hclog.Logger, reg prometheus.Registerer) *alarm {
+	a := &alarm{log: log, forged: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "countersign_forged_records_total", Help: "Records that did not fit their seals, each time one was read.",
+	})}
+	if reg != nil {
+		reg.MustRegister(a.forged)
+	}
+	return a
+}
+
+func (a *alarm) raise(err error) {
+	a.forged.Inc()
+	if a.isNew(err.Error(), time.Now()) {
+		a.log.Error("record was changed outside of the appliance", "error", err)
+	}
+}
+
+func (a *alarm) isNew(text string, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if last, ok := a.logged[text]; ok && now.Sub(last) < alarmAgain && !now.Before(last) {
+		return false
+	}
+	if a.logged == nil || len(a.logged) >= alarmsKept {
+		a.logged = map[string]time.Time{}
+	}
+	a.logged[text] = now
+	return true
 }

@@ -11,27 +11,27 @@ import (
 
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
-// Finding is what one examination came to.
+// Finding is the result of one examination.
 type Finding struct {
 	Check  string // "hsm", "keys", "store", "seals", "clock", "dates", "quorum", "changes"
-	Err    error  // nil: all is well
+	Err    error  // nil: no problem
 	Warn   bool   // the error is no outage
-	Detail string // figures
-	Advice string // what to do about the error, one sentence
+	Detail string // measurements
+	Advice string // one sentence: how to fix the error
 }
 
-// Figures from which an examination warns.
+// Examinations warn beyond these bounds.
 const (
 	slowSign  = 500 * time.Millisecond
 	slowStore = 100 * time.Millisecond
 	aheadMost = 2 * time.Second
 )
 
-// Examine uses token and store as requests do, and looks at dates, quorums and
-// interrupted changes. It writes one audit record, to see that it can.
+// Examine uses token and store as requests do, and checks dates, quorums and interrupted changes.
+// It writes one audit record, as a test.
 func (a *Appliance) Examine(ctx context.Context) []Finding {
 	return []Finding{
 		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineSeals(ctx), a.examineClock(ctx),
@@ -39,7 +39,7 @@ func (a *Appliance) Examine(ctx context.Context) []Finding {
 	}
 }
 
-// slow finishes an examination that took a time.
+// slow adds the duration of an examination, and warns if it is too long.
 func (f Finding) slow(took, most time.Duration) Finding {
 	f.Detail = fmt.Sprintf("%s %.1f ms", f.Detail, float64(took.Microseconds())/1000)
 	if f.Err == nil && took > most {
@@ -50,8 +50,8 @@ func (f Finding) slow(took, most time.Duration) Finding {
 
 // examineHSM has the token sign once; the signature is verified in software.
 func (a *Appliance) examineHSM(ctx context.Context) Finding {
-	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "countersignctl status shows the workers; look at the token and its network"}
-	key, err := a.keys.Current(keyring.Decision, a.now())
+	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "run countersignctl status for the workers; check the token and its network"}
+	key, err := a.keyring.Current(keyring.Decision, a.now())
 	if err != nil {
 		f.Err = err
 		return f
@@ -59,22 +59,22 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 	var digest [sha256.Size]byte
 	_, _ = rand.Read(digest[:]) // never fails, crypto/rand
 	start := time.Now()
-	_, f.Err = a.keys.Signer(key).SignDigest(ctx, digest[:])
+	_, f.Err = a.keyring.Signer(key).SignDigest(ctx, digest[:])
 	return f.slow(time.Since(start), slowSign)
 }
 
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
-	f := Finding{Check: "keys", Advice: "countersignctl key list; a key that is missing is on another token, or has to be restored"}
+	f := Finding{Check: "keys", Advice: "run countersignctl key list; a missing key is on another token, or has to be restored"}
 	start := time.Now()
-	f.Err = keylife.SelfTest(ctx, a.keys, a.now())
-	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keys.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
+	f.Err = keylife.SelfTest(ctx, a.keyring, a.now())
+	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
 	return f
 }
 
 func (a *Appliance) examineStore(ctx context.Context) Finding {
-	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "look at the disk below store.path, and at who else writes to it"}
+	f := Finding{Check: "store", Detail: "one durable audit record:", Advice: "check the disk of store.path, and which other programs write to it"}
 	start := time.Now()
-	f.Err = a.store.Append(ctx, store.NewRecord(store.KindDoctor, "doctor", map[string]any{"event": "examined"}))
+	f.Err = a.store.Append(ctx, audit.NewRecord(audit.KindDoctor, "doctor", map[string]any{"event": "examined"}))
 	return f.slow(time.Since(start), slowStore)
 }
 
@@ -94,12 +94,12 @@ func (a *Appliance) examineSeals(ctx context.Context) Finding {
 	return f
 }
 
-// forgedShown is how many records that do not fit an examination names.
+// forgedShown is the number of forged records that an examination names.
 const forgedShown = 10
 
-// examineClock compares the clock with the records that were written by it.
+// examineClock compares the clock with the newest audit record.
 func (a *Appliance) examineClock(ctx context.Context) Finding {
-	f := Finding{Check: "clock", Advice: "set the clock, and keep it by NTP: certificates and challenges go by it"}
+	f := Finding{Check: "clock", Advice: "set the clock and use NTP: certificates and challenges depend on it"}
 	tally, err := a.store.Tally(ctx)
 	if err != nil || tally.Records == 0 {
 		f.Err = err
@@ -119,11 +119,11 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineDates(ctx context.Context) Finding {
-	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "countersignctl key plan, then key rotate and key activate"}
-	f.Err = a.KeysReady(ctx)
+	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "run countersignctl key plan, then key rotate and key activate"}
+	f.Err = a.Keys.CheckDue(ctx)
 	f.Warn = true
-	for _, d := range a.KeysDue() {
-		if d.Version == 0 && errors.Is(f.Err, ErrKeysDue) {
+	for _, d := range a.Keys.Due() {
+		if d.Version == 0 && errors.Is(f.Err, keylife.ErrDue) {
 			f.Warn = false // none is in use
 		}
 	}
@@ -131,9 +131,9 @@ func (a *Appliance) examineDates(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
-	f := Finding{Check: "quorum", Warn: true, Advice: "countersignctl admin add, or a policy with smaller quorums; those of policy.apply and admin.add are to be the greatest"}
-	rules := a.policy.Load().Policy
-	all, err := a.quorums(ctx, rules)
+	f := Finding{Check: "quorum", Warn: true, Advice: "run countersignctl admin add, or apply a policy with smaller quorums; policy.apply and admin.add need the largest"}
+	rules := a.Rules.Active().Policy
+	all, err := a.Quorum.Quorums(ctx, rules)
 	if err != nil {
 		f.Err, f.Warn = err, false
 		return f
@@ -159,24 +159,15 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineChanges(ctx context.Context) Finding {
-	f := Finding{Check: "changes", Warn: true, Advice: "it is gone on with every minute; the log says what it waits for"}
-	all, err := a.store.ListChanges(ctx, changesShown)
+	f := Finding{Check: "changes", Warn: true, Advice: "the daemon tries again every minute; its log shows the reason"}
+	open, interrupted, err := a.Requests.Count(ctx)
 	if err != nil {
 		f.Err, f.Warn = err, false
 		return f
 	}
-	open, taken := 0, 0
-	for _, row := range all {
-		switch {
-		case row.State == store.ChangeTaken:
-			taken++
-		case row.State == store.ChangeOpen && a.now().Before(row.ExpiresAt):
-			open++
-		}
-	}
 	f.Detail = fmt.Sprintf("%d requests are open", open)
-	if taken > 0 {
-		f.Err = fmt.Errorf("%d changes were interrupted", taken)
+	if interrupted > 0 {
+		f.Err = fmt.Errorf("%d changes were interrupted", interrupted)
 	}
 	return f
 }

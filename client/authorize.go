@@ -12,21 +12,20 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Link carries messages to a device and back, one at a time, each of at most 2,048
-// bytes. After an error it is of no more use, and whoever made it closes it, which
-// ends a Send or Receive under way.
+// Link carries messages to a device and back, one at a time, each of at most 2,048 bytes. It is
+// unusable after an error. Its owner closes it, which ends a pending Send or Receive.
 type Link interface {
 	Send(msg []byte) error
 	Receive() ([]byte, error)
 }
 
-// Request is what the user wants to have authorized.
+// Request is the authorization that the user requests.
 type Request struct {
 	Service protocol.Service
-	Level   protocol.Level // the least; 0: 1
+	Level   protocol.Level // the lowest acceptable; 0 means 1
 	Amount  *protocol.Amount
 	Text    string
-	Receipt bool // ask for the full receipt
+	Receipt bool // request the full receipt
 
 	asked *protocol.Serial // with protocol.ServiceStatus
 }
@@ -42,24 +41,22 @@ func (r Request) p1(client protocol.ClientID, serial protocol.Serial) message.P1
 	return p
 }
 
-// maxUpdates is how many MU one authorization takes.
+// maxUpdates is the maximum number of MUs in one authorization.
 const maxUpdates = 2
 
-// Authorize runs one authorization over the link: applies, shows the challenge,
-// countersigns what the user says, a refusal too, and gives the result. A denial is
-// no error. An authorization that is [Client.Pending] becomes a receipt, of unknown
-// outcome mostly: resume it first.
+// Authorize runs one authorization over the link. It sends the request, shows the challenge,
+// countersigns the user's answer, also a refusal, and returns the result. A denial is not an error.
+// A [Client.Pending] authorization becomes a receipt, usually with an unknown outcome: call Resume
+// first.
 //
-// With protocol.ServiceCoApproval it is the second approval of what another client has
-// asked for at the same device; with protocol.ServiceDryRun nothing comes of it, and
-// no receipt is kept.
+// With protocol.ServiceCoApproval it is the second approval of another client's request at the same
+// device. With protocol.ServiceDryRun it has no effect and leaves no receipt.
 //
-// Errors before anything was signed: [ErrNotEnrolled], [DeviceError],
-// [RefusedError], [ErrNotAuthentic], [FactorError], those of the Approver,
-// PasswordSource and UserVerifier, or others that wrap a protocol.Code: CodeLink,
-// CodeTimeout, CodeStaleKey, CodeExpired when the user took too long, and what
-// message.P2.Acceptable has. After that [UnknownOutcomeError] or [RetryError], and
-// with a known result only those of the disk.
+// Errors before a signature: [ErrNotEnrolled], [DeviceError], [RefusedError], [ErrNotAuthentic],
+// [FactorError], the errors of Approver, PasswordSource and UserVerifier, and errors that wrap a
+// protocol.Code: CodeLink, CodeTimeout, CodeStaleKey, CodeExpired if the user took too long, and the
+// errors of message.P2.Acceptable. After it: [UnknownOutcomeError] or [RetryError], and with a known
+// result only errors of the file system.
 func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver Approver) (Receipt, error) {
 	if c.state.Enrolment == nil {
 		return Receipt{}, ErrNotEnrolled
@@ -77,7 +74,7 @@ func (c *Client) Authorize(ctx context.Context, link Link, req Request, approver
 	return c.conclude(ctx, link, e)
 }
 
-// apply sends M1 until a challenge comes that may be shown.
+// apply sends M1s until an acceptable challenge arrives.
 func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, error) {
 	for updates := 0; ; updates++ {
 		e, err := c.begin(req)
@@ -106,7 +103,7 @@ func (c *Client) apply(ctx context.Context, link Link, req Request) (exchange, e
 	}
 }
 
-// unexpected is for an answer that is no step forward: an ME, mostly.
+// unexpected returns the error for an answer that makes no progress, usually an ME.
 func unexpected(answer []byte) error {
 	me, err := message.ParseLinkError(answer)
 	if err != nil {
@@ -115,8 +112,8 @@ func unexpected(answer []byte) error {
 	return &DeviceError{Code: me.Code, Retry: seconds(uint64(me.Retry))}
 }
 
-// update takes over the keys of an MU: CodeStaleKey if that leaves the same kem
-// key, under which another M1 would only be answered with the same MU.
+// update adopts the keys of an MU. It returns CodeStaleKey if the kem key stays the same, because
+// another M1 would get the same MU.
 func (c *Client) update(mu []byte) error {
 	pinned, now := c.trustNow()
 	next, err := pinned.Update(mu, now)
@@ -126,18 +123,18 @@ func (c *Client) update(mu []byte) error {
 	before, _ := pinned.Key(trust.UseKEM)
 	after, ok := next.Key(trust.UseKEM)
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
-		return fmt.Errorf("key update brings no key that may be used: %w", protocol.CodeStaleKey)
+		return fmt.Errorf("key update contains no usable key: %w", protocol.CodeStaleKey)
 	}
 	return c.save(func(s *state) { s.Trust = &next })
 }
 
-// challenge takes the first M2 and checks that it may be shown.
+// challenge opens the first M2 and checks that the client may show it.
 func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 	if err := e.receive(m2); err != nil {
 		return err
 	}
 	if _, now := c.trustNow(); !e.kem.TakesM2At(now) {
-		return fmt.Errorf("key of epoch %d is long over: %w", e.kem.Epoch, protocol.CodeStaleKey)
+		return fmt.Errorf("key of epoch %d has expired: %w", e.kem.Epoch, protocol.CodeStaleKey)
 	}
 	if e.p2.Code != 0 {
 		refused := &RefusedError{Serial: e.p1.Serial, Service: req.Service, Code: e.p2.Code}
@@ -158,8 +155,8 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 	return nil
 }
 
-// ask sends a message and waits for one answer: CodeLink, CodeTimeout, or the
-// error of ctx. On an error the exchange may go on until the link is closed.
+// ask sends a message and waits for one answer. It returns CodeLink, CodeTimeout, or the error of
+// ctx. After an error, Send and Receive may continue until the link is closed.
 func (c *Client) ask(ctx context.Context, link Link, msg []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("no answer in %v: %w", c.timeout, protocol.CodeTimeout))
 	defer cancel()
@@ -190,58 +187,57 @@ func (c *Client) ask(ctx context.Context, link Link, msg []byte) ([]byte, error)
 	}
 }
 
-// Approver asks the user. An error ends the authorization without a signature, not
-// even one of refusal. ctx ends with the ttl of the challenge.
+// Approver asks the user. An error ends the authorization without any signature. ctx ends with the
+// challenge.
 type Approver interface {
 	Decide(ctx context.Context, shown Shown) (protocol.Verdict, error)
 }
 
-// PasswordSource asks the user for the password, after the approval of a challenge
-// that needs one. An error ends the authorization without a signature; where the
-// password before was wrong it leaves it open. ctx ends with the ttl.
+// PasswordSource asks the user for the password, after the approval of a challenge that needs one.
+// An error ends the authorization without a signature, or leaves it open after a wrong password. ctx
+// ends with the challenge.
 type PasswordSource interface {
 	Password(ctx context.Context, ask PasswordAsk) (Password, error)
 }
 
-// UserVerifier makes sure that it is the user, before the UV key signs. An error ends
-// the authorization without a signature. ctx ends with the ttl.
+// UserVerifier verifies the user before the UV key signs. An error ends the authorization without a
+// signature. ctx ends with the challenge.
 type UserVerifier interface {
 	VerifyUser(ctx context.Context, shown Shown) error
 }
 
-// PasswordAsk is what the password is asked for.
+// PasswordAsk is the reason for a password prompt.
 type PasswordAsk struct {
 	Shown     Shown
-	TriesLeft *uint64 // after a wrong one; nil: it is the first
+	TriesLeft *uint64 // after a wrong one; nil: first attempt
 }
 
-// Password is a password as typed, in UTF-8. It does not print. The client overwrites
-// what a [PasswordSource] gives once it is used; copies that stretching makes last
-// until they are collected.
+// Password is a password as typed, in UTF-8. It does not print. The client overwrites the result of
+// a [PasswordSource] after use; copies made while stretching remain until garbage collection.
 type Password []byte
 
-// String keeps the password from printing.
+// String prevents the password from printing.
 func (Password) String() string { return "[redacted]" }
 
-// GoString keeps %#v from printing the password.
+// GoString prevents %#v from printing the password.
 func (Password) GoString() string { return "[redacted]" }
 
-// Shown is what the user sees and then signs. DeviceName and Text are the device's
-// own words and are to be marked as such.
+// Shown is the information that the user sees and then signs. DeviceName and Text are the device's
+// own words; mark them as such.
 type Shown struct {
 	Device       protocol.DeviceHandle
 	DeviceName   string
 	Service      protocol.Service
-	ServiceName  string            // this client's own name of it
-	Approves     *protocol.Service // of another client, with protocol.ServiceCoApproval
-	ApprovesName string            // this client's own name of that
-	Asked        *protocol.Serial  // whose outcome is asked, with protocol.ServiceStatus
+	ServiceName  string            // this client's own name for it
+	Approves     *protocol.Service // the other client's service, with protocol.ServiceCoApproval
+	ApprovesName string            // this client's own name for that
+	Asked        *protocol.Serial  // the serial in question, with protocol.ServiceStatus
 	Amount       *protocol.Amount
 	Text         string
 	Level        protocol.Level
 	Factors      protocol.Factors
-	Missing      protocol.Factors // that this client cannot give: it can only be refused
-	TTL          time.Duration    // what is left of it
+	Missing      protocol.Factors // required but unavailable: the user can only refuse
+	TTL          time.Duration    // time left
 }
 
 func (c *Client) shown(e exchange) Shown {
@@ -256,11 +252,10 @@ func (c *Client) shown(e exchange) Shown {
 	return s
 }
 
-// others are the factors that are not this client's to give: the strict bit is none,
-// and a second approver is somebody else.
+// others are the factors that do not come from this client. FactorStrict authenticates nothing.
 const others = protocol.FactorSecondApprover | protocol.FactorStrict
 
-// factors are those that an approval of this client can do with.
+// factors returns the factors that an approval by this client can require.
 func (c *Client) factors() protocol.Factors {
 	f := protocol.FactorSignature | others
 	if c.state.Enrolment.Password != nil && c.passwords != nil {
@@ -272,12 +267,12 @@ func (c *Client) factors() protocol.Factors {
 	return f
 }
 
-// untilTTL bounds what the user may take.
+// untilTTL bounds the user's time to answer.
 func (c *Client) untilTTL(ctx context.Context, e exchange) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, c.remaining(e), protocol.CodeExpired)
 }
 
-// countersign asks the user and makes M3 of the answer, durably.
+// countersign asks the user and stores the M3 with the answer.
 func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver) error {
 	bounded, cancel := c.untilTTL(ctx, *e)
 	defer cancel()
@@ -301,7 +296,7 @@ func (c *Client) countersign(ctx context.Context, e *exchange, approver Approver
 	return c.sign(ctx, e, approval)
 }
 
-// prove has the user give the factors that an approval needs besides the signature.
+// prove collects the factors that an approval needs besides the signature.
 func (c *Client) prove(ctx context.Context, e exchange, ask PasswordAsk) (message.Approval, error) {
 	a := message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning}
 	if ask.Shown.Missing != 0 {
@@ -331,7 +326,7 @@ func (c *Client) prove(ctx context.Context, e exchange, ask PasswordAsk) (messag
 	return a, interrupted(ctx, nil)
 }
 
-// interrupted is the cause of ctx where it has ended, else err.
+// interrupted returns the cause of ctx if it has ended, otherwise err.
 func interrupted(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -339,7 +334,7 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// sign makes the M3 of the next attempt, durably; the proof is erased.
+// sign makes and stores the M3 of the next attempt and erases the proof.
 func (c *Client) sign(ctx context.Context, e *exchange, a message.Approval) error {
 	public := c.state.Enrolment.key()
 	if a.Slot == protocol.SlotUV {
@@ -365,7 +360,7 @@ func (c *Client) sign(ctx context.Context, e *exchange, a message.Approval) erro
 	return nil
 }
 
-// keep makes an exchange durable.
+// keep stores an exchange.
 func (c *Client) keep(e exchange) error {
 	return c.save(func(s *state) { s.Session = &e.session })
 }

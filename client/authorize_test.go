@@ -67,7 +67,7 @@ func TestFullReceipt(t *testing.T) {
 	if err != nil || r.Decision == nil || !r.Verified {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if r.Decision[len(r.Decision)-1] ^= 1; c.verifies(r) {
+	if r.Decision[len(r.Decision)-1] ^= 1; verifies(c, r) {
 		t.Error("an altered decision verifies")
 	}
 	if stored, err := c.receipt(r.Serial); err != nil || !stored.Verified || len(stored.Decision) != len(r.Decision) {

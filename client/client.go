@@ -1,10 +1,9 @@
-// Package client is a phone's part of OA1, as a library: it enrols at an
-// appliance, and then authorizes without any network but the near-field link to a
-// device. PROTOCOL.md of package protocol has the rules.
+// Package client implements the phone's part of OA1: it enrols at an appliance, and then authorizes
+// with no network but the near-field link to a device. protocol/PROTOCOL.md specifies the rules.
 //
-// Its state is one directory, which survives a crash at any point: a counter is
-// never used twice, a countersignature that may have left is kept and repeated byte
-// for byte, and nothing leaves before it is on the disk.
+// The state is one directory, which survives a crash at any point. The client never reuses a
+// counter, keeps a countersignature that may have left and repeats it byte for byte, and stores
+// every message before it sends it.
 package client
 
 import (
@@ -21,22 +20,22 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Config is what a client is opened with.
+// Config configures [Open].
 type Config struct {
-	// Dir is the state directory; it is made with mode 0700.
+	// Dir is the state directory. Open creates it with mode 0700.
 	Dir string
-	// ReadOnly looks at the state without the lock, while another process may work.
+	// ReadOnly opens the state without the lock, while another process may change it.
 	ReadOnly bool
-	// Keys keeps the signing key and the UV key; nil: files in Dir.
+	// Keys stores the signing key and the UV key; nil: files in Dir.
 	Keys KeyStore
-	// Passwords asks for the password; nil: what needs one can only be refused.
+	// Passwords asks for the password; nil: the user can only refuse challenges that need one.
 	Passwords PasswordSource
-	// Verifier verifies the user before the UV key signs; nil: what needs that key
-	// can only be refused.
+	// Verifier verifies the user before the UV key signs; nil: the user can only refuse challenges
+	// that need this key.
 	Verifier UserVerifier
-	// Now is the clock, with its monotonic part; nil: time.Now.
+	// Now returns the time with its monotonic part; nil: time.Now.
 	Now func() time.Time
-	// AnswerTimeout is how long one answer on the link may take; 0: 30 s.
+	// AnswerTimeout bounds the wait for each answer on the link; 0: 30 s.
 	AnswerTimeout time.Duration
 
 	before durable.Before
@@ -44,8 +43,8 @@ type Config struct {
 
 const defaultAnswerTimeout = 30 * time.Second
 
-// Client is an opened state directory. It is for one goroutine at a time; another
-// process cannot open the directory until Close, except to read.
+// Client is an open state directory. It is not safe for concurrent use. Until Close, other processes
+// can open the directory read-only.
 type Client struct {
 	dir       *durable.Dir
 	keys      KeyStore
@@ -54,15 +53,14 @@ type Client struct {
 	now       func() time.Time
 	timeout   time.Duration
 	state     state
-	// started is when the first byte of the session's M1 left. Its monotonic part
-	// does not survive the process; a session that does has the wall clock only.
+	// started is the time when the first byte of the session's M1 left. The monotonic part does not
+	// survive the process; a restored session has the wall clock only.
 	started time.Time
 }
 
-// Open reads and verifies the state. What an earlier process left is put in order
-// first: a request that was never countersigned is forgotten, and a countersignature
-// whose ttl is over becomes a receipt, of unknown outcome mostly. Errors are [ErrLocked],
-// [ErrState], or of the file system.
+// Open reads and verifies the state. It first settles an interrupted session: it drops a request
+// without a countersignature, and turns an expired countersignature into a receipt, usually with an
+// unknown outcome. Errors are [ErrLocked], [ErrState], or from the file system.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	dir := durable.View(cfg.Dir)
 	if !cfg.ReadOnly {
@@ -89,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close gives up the lock of the directory.
+// Close releases the lock of the directory.
 func (c *Client) Close() error { return c.dir.Close() }
 
 func (c *Client) load(ctx context.Context, readOnly bool) (err error) {
@@ -108,7 +106,7 @@ func (c *Client) load(ctx context.Context, readOnly bool) (err error) {
 	return c.tidy()
 }
 
-// loadKeys makes sure that the keys are there.
+// loadKeys verifies that the keys exist.
 func (c *Client) loadKeys(ctx context.Context) error {
 	e := c.state.Enrolment
 	if e == nil {
@@ -125,7 +123,7 @@ func (c *Client) loadKeys(ctx context.Context) error {
 	return nil
 }
 
-// tidy ends a session that an earlier process left and that cannot go on.
+// tidy ends an interrupted session that cannot continue.
 func (c *Client) tidy() error {
 	s := c.state.Session
 	switch {
@@ -152,8 +150,8 @@ func (c *Client) tidy() error {
 	return nil
 }
 
-// save replaces the state on the disk. change is undone in memory if that fails,
-// but for the counter, which only rises: the disk may have it.
+// save replaces the state on the disk. If that fails it reverts change in memory, except for the
+// counter, which the disk may already have.
 func (c *Client) save(change func(*state)) error {
 	next := c.state
 	change(&next)
@@ -169,8 +167,7 @@ func (c *Client) save(change func(*state)) error {
 	return nil
 }
 
-// endSession erases the session with its secrets. They are gone from memory even
-// where the disk fails.
+// endSession erases the session with its secrets, from memory even if the disk fails.
 func (c *Client) endSession() error {
 	if c.state.Session != nil {
 		clear(c.state.Session.ES)
@@ -179,8 +176,8 @@ func (c *Client) endSession() error {
 	return c.save(func(*state) {})
 }
 
-// trustNow is the trust with the keys whose time has come, and the time by which
-// dates are judged, Unix seconds.
+// trustNow returns the trust state with all due keys adopted, and the time in Unix seconds by which
+// dates are judged.
 func (c *Client) trustNow() (trust.State, uint64) {
 	clock := unix(c.now())
 	pinned := c.state.Trust.Adopt(c.state.Trust.Time(clock))
@@ -191,11 +188,11 @@ func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
 
 // reserved are the names of the protocol's own services.
 var reserved = map[protocol.Service]string{
-	protocol.ServiceDryRun: "dry run", protocol.ServiceStatus: "what became of an authorization",
+	protocol.ServiceDryRun: "dry run", protocol.ServiceStatus: "outcome of an authorization",
 	protocol.ServiceCoApproval: "approval for another client",
 }
 
-// Name gives the user's own name of a service, or "service 100".
+// Name returns the user's own name of a service, or "service 100".
 func (c *Client) Name(service protocol.Service) string {
 	for _, names := range []map[protocol.Service]string{reserved, c.state.Names} {
 		if name, ok := names[service]; ok {
@@ -205,7 +202,7 @@ func (c *Client) Name(service protocol.Service) string {
 	return "service " + service.String()
 }
 
-// ServiceNamed finds a service by the name it was given.
+// ServiceNamed returns the service with this name.
 func (c *Client) ServiceNamed(name string) (service protocol.Service, ok bool) {
 	for s, n := range c.state.Names {
 		if n == name {
@@ -215,8 +212,8 @@ func (c *Client) ServiceNamed(name string) (service protocol.Service, ok bool) {
 	return 0, false
 }
 
-// SetName gives a service a name of the user's own, of at most 24 bytes, which no
-// other service has then: CodeFormat for a name that is not fit to be shown.
+// SetName names a service, with at most 24 bytes, and removes the name from any other service. It
+// returns CodeFormat for a name that violates the rules for texts.
 func (c *Client) SetName(service protocol.Service, name string) error {
 	if err := message.CheckText(name, message.MaxNameBytes); err != nil {
 		return fmt.Errorf("name of service %v: %w", service, err)
@@ -235,7 +232,7 @@ func (c *Client) SetName(service protocol.Service, name string) error {
 	})
 }
 
-// Status is what there is to tell about a client.
+// Status describes a client.
 type Status struct {
 	Client     protocol.ClientID
 	URL        string
@@ -246,11 +243,11 @@ type Status struct {
 	KEMUntil   time.Time
 	Counter    uint32
 	Floors     []protocol.Floor
-	Factors    protocol.Factors // that it was enrolled with
+	Factors    protocol.Factors // of the enrolment
 	Pending    *Receipt         // countersigned, without a final answer
 }
 
-// Status tells about the enrolment: [ErrNotEnrolled] without one.
+// Status returns the status of the enrolment, or [ErrNotEnrolled].
 func (c *Client) Status() (Status, error) {
 	e := c.state.Enrolment
 	if e == nil {
@@ -276,7 +273,7 @@ func (c *Client) Status() (Status, error) {
 	return s, nil
 }
 
-// maxUnix is the last second of the year 9999, beyond which times do not format.
+// maxUnix is the last second of the year 9999. Later times cannot be formatted.
 const maxUnix = 253402300799
 
 func randomTail() (tail [8]byte) {

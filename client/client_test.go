@@ -16,7 +16,7 @@ import (
 	"countersign/softhsm-test/clienttest"
 )
 
-// approverFunc is an Approver of one function.
+// approverFunc is an Approver in one function.
 type approverFunc func(context.Context, Shown) (protocol.Verdict, error)
 
 func (f approverFunc) Decide(ctx context.Context, s Shown) (protocol.Verdict, error) {
@@ -27,7 +27,7 @@ func says(v protocol.Verdict) Approver {
 	return approverFunc(func(context.Context, Shown) (protocol.Verdict, error) { return v, nil })
 }
 
-// nobody fails the test when it is asked.
+// nobody fails the test if the client asks.
 func nobody(t *testing.T) Approver {
 	return approverFunc(func(_ context.Context, s Shown) (protocol.Verdict, error) {
 		t.Errorf("the user was asked: %+v", s)
@@ -45,7 +45,7 @@ func openClient(t *testing.T, cfg Config) *Client {
 	return c
 }
 
-// enrolledClient gives a client of the appliance, and its directory.
+// enrolledClient returns a client of the appliance and its directory.
 func enrolledClient(t *testing.T, a *clienttest.Appliance) (c *Client, dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "state")
@@ -252,4 +252,9 @@ func TestNames(t *testing.T) {
 	if err := c.SetName(1, "a\nb"); !errors.Is(err, protocol.CodeFormat) {
 		t.Errorf("name of two lines: %v", err)
 	}
+}
+
+func verifies(c *Client, r Receipt) bool {
+	_, err := c.checkDecision(r)
+	return err == nil
 }

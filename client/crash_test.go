@@ -17,7 +17,7 @@ import (
 
 var errStep = errors.New("failed for the test")
 
-// steps counts file operations and messages, and does something at one of them.
+// steps counts file operations and messages, and acts at one of them.
 type steps struct {
 	count, at int
 	then      func() error
@@ -30,8 +30,7 @@ func (s *steps) next(string) error {
 	return nil
 }
 
-// steppedLink counts what it sends and receives; a failure after the sending is one
-// more step.
+// steppedLink counts sent and received messages. A failure after sending is a step of its own.
 type steppedLink struct {
 	Link
 	steps *steps
@@ -49,7 +48,7 @@ func (l steppedLink) Receive() ([]byte, error) {
 	return m, errors.Join(err, l.steps.next("received"))
 }
 
-// authorizeOnce is what a user does: settle what is open, then authorize.
+// authorizeOnce does the same as a user: settle the open authorization, then authorize.
 func authorizeOnce(ctx context.Context, cfg Config, link Link) (r Receipt, err error) {
 	c, err := Open(ctx, cfg)
 	if err != nil {
@@ -64,8 +63,8 @@ func authorizeOnce(ctx context.Context, cfg Config, link Link) (r Receipt, err e
 	return c.Authorize(ctx, link, door(), says(protocol.Approve))
 }
 
-// checkBooks holds the receipts against what the appliance did: whatever it approved
-// is known to the client as approved, nothing else is, and nothing was done twice.
+// checkBooks compares the receipts with the appliance's actions: the client knows exactly its
+// approvals, and nothing was done twice.
 func checkBooks(t *testing.T, a *clienttest.Appliance, dir string) {
 	t.Helper()
 	c := openClient(t, Config{Dir: dir})
@@ -90,8 +89,8 @@ func checkBooks(t *testing.T, a *clienttest.Appliance, dir string) {
 	}
 }
 
-// TestFailureAtEveryStep has each file operation and message fail once; the
-// appliance asserts that counters do not repeat and that M3 does, byte for byte.
+// TestFailureAtEveryStep fails each file operation and message once. The appliance asserts that
+// counters do not repeat and that M3 does, byte for byte.
 func TestFailureAtEveryStep(t *testing.T) {
 	a := clienttest.New(t)
 	first, dir := enrolledClient(t, a)
@@ -150,7 +149,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestChild is the process that TestKillAtEveryStep kills; alone it does nothing.
+// TestChild is the process that TestKillAtEveryStep kills. By itself it does nothing.
 func TestChild(t *testing.T) {
 	dir := os.Getenv(childEnv)
 	if dir == "" {
@@ -167,8 +166,8 @@ func TestChild(t *testing.T) {
 	}
 }
 
-// TestEnrolFailureAtEveryStep has each file operation of an enrolment fail once; the
-// same code must then still do.
+// TestEnrolFailureAtEveryStep fails each file operation of an enrolment once. The same code must
+// work afterwards.
 func TestEnrolFailureAtEveryStep(t *testing.T) {
 	a := clienttest.New(t)
 	url := a.Serve()

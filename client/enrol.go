@@ -16,28 +16,26 @@ import (
 	"countersign/protocol/trust"
 )
 
-// EnrolConfig is what it takes to enrol.
+// EnrolConfig configures [Client.Enrol].
 type EnrolConfig struct {
 	URL  string // of the appliance: https://host:port
 	Code enrol.ActivationCode
-	// Password to set; nil: none, and what needs one can only be refused. Whoever
-	// made it erases it.
+	// Password to set; nil: none, and the user can only refuse challenges that need one. The caller
+	// erases it.
 	Password Password
 	// Params stretch the password; zero: [password.Default].
 	Params password.Params
-	// UV makes a second key, which signs after the user was verified.
+	// UV creates a second key, which signs after the user was verified.
 	UV bool
 }
 
-// Enrol makes a signing key and enrols it at the appliance, PROTOCOL.md §5. The
-// activation code is sent to nobody before the server's certificate chains to the
-// root that the code names. After a crash, or an error other than a refusal, the
-// same call again gets the same answer: the request that is [Client.Enrolling] is
-// repeated, with the password and keys that it was made with.
+// Enrol creates a signing key and enrols it at the appliance, PROTOCOL.md §5. It sends the
+// activation code only after the server's certificate chains to the root in the code. After a crash,
+// or an error other than a refusal, the same call gets the same answer: it repeats the
+// [Client.Enrolling] request with its password and keys.
 //
-// Errors are [ErrEnrolled], [ServerError], or wrap a protocol.Code: CodeCertificate for
-// an appliance that is not the code's, or has no key for passwords,
-// CodeServerUnreachable, CodeFormat.
+// Errors are [ErrEnrolled], [ServerError], or wrap a protocol.Code: CodeCertificate if the appliance
+// is not the one in the code or has no key for passwords, CodeServerUnreachable, CodeFormat.
 func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	if c.state.Enrolment != nil {
 		return Status{}, ErrEnrolled
@@ -72,8 +70,8 @@ func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	return c.Status()
 }
 
-// Enrolling tells whether a request with this activation code waits for its answer,
-// so that [Client.Enrol] repeats it as it is, and whether it sets a password.
+// Enrolling reports whether a request with this activation code waits for its answer, so that
+// [Client.Enrol] repeats it, and whether it sets a password.
 func (c *Client) Enrolling(code enrol.ActivationCode) (waits, withPassword bool) {
 	if c.state.Enrolling == nil {
 		return false, false
@@ -82,15 +80,15 @@ func (c *Client) Enrolling(code enrol.ActivationCode) (waits, withPassword bool)
 	return err == nil && req.ActivationCode == code, req.Password != nil
 }
 
-// application is one enrolment under way.
+// application is an enrolment in progress.
 type application struct {
 	EnrolConfig
 	server *remote.Server
 	trust  trust.State
 }
 
-// request sends the request; where its client id is taken it makes another key,
-// once. What the appliance finds wrong with the request is not sent again.
+// request sends the request. If its client id is taken it tries once more with a new key. It does
+// not repeat a request that the appliance rejects as invalid.
 func (c *Client) request(ctx context.Context, a application) (req enrol.Request, resp enrol.Response, err error) {
 	for range 2 {
 		if req, err = c.enrolRequest(ctx, a); err != nil {
@@ -111,8 +109,7 @@ func (c *Client) request(ctx context.Context, a application) (req enrol.Request,
 	return req, resp, err
 }
 
-// enrolRequest gives the request that waits for its answer, if it is with this
-// code, or makes one, with keys of its own. All of it is durable when it returns.
+// enrolRequest returns the pending request if it has this code, or stores a new one with new keys.
 func (c *Client) enrolRequest(ctx context.Context, a application) (enrol.Request, error) {
 	if c.state.Enrolling != nil {
 		req, err := enrol.ParseRequest(c.state.Enrolling.Body)
@@ -150,7 +147,7 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (enrol.Request
 	return req, c.save(func(s *state) { s.Enrolling = &enrolling{Body: body, Password: kept} })
 }
 
-// setPassword puts the password's verifier into a request, wrapped; nil: there is no
+// setPassword puts the password's wrapped verifier into a request. It returns nil without a
 // password.
 func (a application) setPassword(req *enrol.Request) (*secret.Kept, error) {
 	if a.Password == nil {
@@ -175,7 +172,7 @@ func (a application) setPassword(req *enrol.Request) (*secret.Kept, error) {
 	return &kept, nil
 }
 
-// forgetRequest drops a request that can get no answer any more, then its keys.
+// forgetRequest drops a request that cannot be answered any more, then its keys.
 func (c *Client) forgetRequest(ctx context.Context) error {
 	req, err := enrol.ParseRequest(c.state.Enrolling.Body)
 	if err != nil {

@@ -10,60 +10,56 @@ import (
 	"countersign/protocol"
 )
 
-// ErrLocked says that another process has the state directory open.
+// ErrLocked means that another process has opened the state directory.
 var ErrLocked = durable.ErrLocked
 
-// ErrNotEnrolled says that the state holds no enrolment yet.
+// ErrNotEnrolled means that the state has no enrolment.
 var ErrNotEnrolled = errors.New("not enrolled")
 
-// ErrEnrolled says that the state holds an enrolment already, which another one
-// would overwrite.
+// ErrEnrolled means that the state already has an enrolment, which another one would overwrite.
 var ErrEnrolled = errors.New("already enrolled")
 
-// ErrState says that the state directory holds something this package did not
-// write, or not in this way.
+// ErrState means that the state directory has contents that this package did not write.
 var ErrState = errors.New("state is damaged")
 
-// ErrNotAuthentic says that an answer on the link was not made by the appliance for
-// this request: altered, replayed or forged.
+// ErrNotAuthentic means that the appliance did not make an answer for this request: it is altered,
+// replayed or forged.
 var ErrNotAuthentic = errors.New("answer is not authentic")
 
-// ErrNothingPending says that there is no authorization whose outcome is unknown.
+// ErrNothingPending means that no authorization has an unknown outcome.
 var ErrNothingPending = errors.New("no authorization has an unknown outcome")
 
-// ErrNoReceipt says that there is no receipt of a serial, or that it is no full one
-// where a full one is needed.
+// ErrNoReceipt means that a serial has no receipt, or no full one.
 var ErrNoReceipt = errors.New("no such receipt")
 
-// ErrReceipt says that a full receipt does not verify.
+// ErrReceipt means that a full receipt is invalid.
 var ErrReceipt = errors.New("receipt does not verify")
 
-// ErrUnknownOutcome is what an [UnknownOutcomeError] is.
+// ErrUnknownOutcome matches every [UnknownOutcomeError].
 var ErrUnknownOutcome = errors.New("outcome is unknown")
 
-// UnknownOutcomeError says that a countersignature may have left and that no
-// authentic answer came: the operation may have been carried out. Until the ttl is
-// over [Client.Resume] can find out, and [Client.Settle] at any time.
+// UnknownOutcomeError means that a countersignature may have left and no authentic answer came: the
+// operation may have been carried out. [Client.Resume] can find out until the challenge expires, and
+// [Client.Settle] at any time.
 type UnknownOutcomeError struct {
 	Serial protocol.Serial
-	Cause  error // why there is no answer; may wrap a protocol.Code
+	Cause  error // the reason; may wrap a protocol.Code
 }
 
 func (e *UnknownOutcomeError) Error() string {
 	return fmt.Sprintf("authorization %v: %v: %v", e.Serial, ErrUnknownOutcome, e.Cause)
 }
 
-// Is makes it [ErrUnknownOutcome].
+// Is reports whether target is [ErrUnknownOutcome].
 func (e *UnknownOutcomeError) Is(target error) bool { return target == ErrUnknownOutcome }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *UnknownOutcomeError) Unwrap() error { return e.Cause }
 
-// DeviceError is an ME, the device's word that something went wrong. Nobody signed
-// it: it is advice.
+// DeviceError is an ME, the device's report of a problem. It is advisory and not signed.
 type DeviceError struct {
 	Code  protocol.Code
-	Retry time.Duration // whole seconds; 0: not said
+	Retry time.Duration // whole seconds; 0: unknown
 }
 
 func (e *DeviceError) Error() string {
@@ -73,16 +69,16 @@ func (e *DeviceError) Error() string {
 	return fmt.Sprintf("the device reports: %v", e.Code)
 }
 
-// Unwrap gives the code.
+// Unwrap returns the code.
 func (e *DeviceError) Unwrap() error { return e.Code }
 
-// RefusedError is the appliance's refusal in place of a challenge, or to tell what
-// became of a serial, authentic.
+// RefusedError is an authentic refusal by the appliance to make a challenge or to reveal the outcome
+// of a serial.
 type RefusedError struct {
 	Serial  protocol.Serial
 	Service protocol.Service
 	Code    protocol.Code
-	Retry   time.Duration // whole seconds; 0: not said
+	Retry   time.Duration // whole seconds; 0: unknown
 }
 
 func (e *RefusedError) Error() string {
@@ -92,15 +88,15 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("the appliance refuses: %v", e.Code)
 }
 
-// Unwrap gives the code.
+// Unwrap returns the code.
 func (e *RefusedError) Unwrap() error { return e.Code }
 
-// RetryError is result 2: the password was wrong, and it was not given again, though
-// it may be until the ttl is over: see [Client.Resume].
+// RetryError is result 2: the password was wrong and no other followed. [Client.Resume] can try
+// another until the challenge expires.
 type RetryError struct {
 	Serial    protocol.Serial
 	TriesLeft uint64
-	Cause     error // why it was not given again; nil: no password was asked for
+	Cause     error // the reason; nil: no password was asked for
 }
 
 func (e *RetryError) Error() string {
@@ -111,7 +107,7 @@ func (e *RetryError) Error() string {
 	return text
 }
 
-// Unwrap gives protocol.CodePassword, then the cause.
+// Unwrap returns protocol.CodePassword, then the cause.
 func (e *RetryError) Unwrap() []error {
 	if e.Cause == nil {
 		return []error{protocol.CodePassword}
@@ -119,16 +115,16 @@ func (e *RetryError) Unwrap() []error {
 	return []error{protocol.CodePassword, e.Cause}
 }
 
-// FactorError says that an approval needs a factor that this client was not enrolled
-// with, or has no way to ask its user for. Nothing was signed.
+// FactorError means that an approval needs a factor that this client was not enrolled with or cannot
+// ask the user for. Nothing was signed.
 type FactorError struct{ Missing protocol.Factors }
 
 func (e *FactorError) Error() string {
-	return fmt.Sprintf("this client cannot give factor %v: %v", e.Missing, protocol.CodeLevel)
+	return fmt.Sprintf("this client cannot provide factor %v: %v", e.Missing, protocol.CodeLevel)
 }
 
-// Unwrap gives protocol.CodeLevel.
+// Unwrap returns protocol.CodeLevel.
 func (e *FactorError) Unwrap() error { return protocol.CodeLevel }
 
-// ServerError is an HTTP answer other than 200 while enrolling.
+// ServerError is an HTTP answer other than 200 during enrolment.
 type ServerError = remote.Error

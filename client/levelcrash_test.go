@@ -29,8 +29,8 @@ func levelOnce(ctx context.Context, cfg Config, link Link, types ...string) (r R
 	return c.Authorize(ctx, link, level(3), says(protocol.Approve))
 }
 
-// TestWrongPasswordFailureAtEveryStep has each file operation and message fail once
-// while a wrong password is followed by the right one.
+// TestWrongPasswordFailureAtEveryStep fails each file operation and message once while the user
+// types a wrong password and then the right one.
 func TestWrongPasswordFailureAtEveryStep(t *testing.T) {
 	a := clienttest.New(t)
 	first, dir := levelClient(t, a, &typist{})
@@ -57,8 +57,7 @@ func TestWrongPasswordFailureAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestSettleFailureAtEveryStep asks what became of an authorization, and fails once
-// at each step.
+// TestSettleFailureAtEveryStep asks for the outcome of an authorization and fails once at each step.
 func TestSettleFailureAtEveryStep(t *testing.T) {
 	a := clienttest.New(t)
 	address := a.Listen("unix")
@@ -106,8 +105,8 @@ func settleOnce(ctx context.Context, cfg Config, link Link) (err error) {
 	return err
 }
 
-// TestPasswordEnrolFailureAtEveryStep interrupts an enrolment; what counts then is the
-// password that the request was made with.
+// TestPasswordEnrolFailureAtEveryStep interrupts an enrolment. The password of the first request
+// remains.
 func TestPasswordEnrolFailureAtEveryStep(t *testing.T) {
 	a := clienttest.New(t)
 	url, address := a.Serve(), a.Listen("unix")

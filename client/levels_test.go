@@ -19,10 +19,10 @@ import (
 
 const right, wrong = "korrekt Pferd Ω", "falsch"
 
-// cheap are the least parameters, to be quick.
+// cheap are the minimum parameters, for speed.
 var cheap = password.Params{MemoryKiB: enrol.MinPasswordMemoryKiB, Iterations: enrol.MinPasswordIterations, Parallelism: 1}
 
-// typist types passwords in turn, verifies the user, and remembers what it was asked.
+// typist types passwords in turn, verifies the user, and records the prompts.
 type typist struct {
 	types []string
 
@@ -67,7 +67,7 @@ func level(n protocol.Level) Request { return Request{Service: 100, Level: n} }
 
 func TestLevels(t *testing.T) {
 	a := clienttest.New(t)
-	p := &typist{types: []string{right, right, "korrekt Pferd \u2126"}} // OHM SIGN, which NFKC makes OMEGA
+	p := &typist{types: []string{right, right, "korrekt Pferd \u2126"}} // OHM SIGN, which NFKC turns into OMEGA
 	c, dir := levelClient(t, a, p)
 	link := clienttest.Dial(t, a.Listen("tcp"))
 	for n, want := range map[protocol.Level]struct{ asks, verified int }{1: {0, 0}, 2: {1, 0}, 3: {1, 1}} {
@@ -164,7 +164,7 @@ func TestWrongPasswords(t *testing.T) {
 	for name, tc := range map[string]struct {
 		types    []string
 		approved bool
-		left     []uint64 // told before the second and third
+		left     []uint64 // shown at the second and third prompt
 	}{
 		"second is right": {types: []string{wrong, right}, approved: true, left: []uint64{2}},
 		"third is right":  {types: []string{wrong, wrong, right}, approved: true, left: []uint64{2, 1}},
@@ -191,8 +191,7 @@ func TestWrongPasswords(t *testing.T) {
 	}
 }
 
-// TestWrongPasswordLeft has a user who does not know the password, then does, or lets
-// it be.
+// TestWrongPasswordLeft: the user does not know the password, then remembers it or gives up.
 func TestWrongPasswordLeft(t *testing.T) {
 	for name, next := range map[string]func(t *testing.T, c *Client, p *typist, address string){
 		"resumed": func(t *testing.T, c *Client, p *typist, address string) {

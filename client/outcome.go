@@ -11,11 +11,11 @@ import (
 	"countersign/protocol/message"
 )
 
-// maxAttempts is how many M3 one challenge takes.
+// maxAttempts is the maximum number of M3s for one challenge.
 const maxAttempts = 3
 
-// conclude sends M3 and takes its result; a wrong password is asked for again.
-// Whatever goes wrong from here on leaves the session as it is.
+// conclude sends M3 and processes its result. After a wrong password it asks for another. Errors
+// leave the session as it is.
 func (c *Client) conclude(ctx context.Context, link Link, e exchange) (Receipt, error) {
 	for {
 		p4, err := c.result(ctx, link, e)
@@ -23,7 +23,7 @@ func (c *Client) conclude(ctx context.Context, link Link, e exchange) (Receipt, 
 		case err != nil:
 			return c.unknown(e, err)
 		case p4.Result == protocol.ResultRetry && (*p4.TriesLeft == 0 || e.attempt+1 == maxAttempts):
-			p4.Result = protocol.ResultDenied // nothing may follow
+			p4.Result = protocol.ResultDenied // no attempt is left
 			return c.finish(e, p4)
 		case p4.Result != protocol.ResultRetry:
 			return c.finish(e, p4)
@@ -45,8 +45,8 @@ func (c *Client) result(ctx context.Context, link Link, e exchange) (message.P4,
 	return e.result(answer)
 }
 
-// unknown is for an M3 that may have left and has no answer. What is without
-// consequence is not worth remembering.
+// unknown handles an M3 that may have left and has no answer. Requests without effect leave no
+// trace.
 func (c *Client) unknown(e exchange, cause error) (Receipt, error) {
 	if !e.counts() {
 		return Receipt{}, errors.Join(cause, c.endSession())
@@ -55,7 +55,7 @@ func (c *Client) unknown(e exchange, cause error) (Receipt, error) {
 	return r, errors.Join(&UnknownOutcomeError{Serial: e.p1.Serial, Cause: cause}, bad)
 }
 
-// again notes that the password was wrong and makes the next M3 of another.
+// again records that the password was wrong and makes the next M3 with another.
 func (c *Client) again(ctx context.Context, e *exchange, triesLeft uint64) error {
 	e.TriesLeft = &triesLeft
 	err := c.keep(*e)
@@ -89,11 +89,10 @@ func (c *Client) notAgain(e exchange, err error) (Receipt, error) {
 	return r, errors.Join(err, bad)
 }
 
-// Resume goes on with the countersignature that has no final answer yet. It sends the
-// same M3 again, which the appliance answers with the same result; where that was a
-// wrong password it asks for another. A device that has lost the challenge is first
-// given the same M1. Errors are [ErrNothingPending], and those of [Client.Authorize]
-// from the countersignature on; once the ttl is over the outcome stays unknown, with
+// Resume continues the countersignature that has no final answer. It sends the same M3 again, and
+// the appliance repeats its result; after a wrong password it asks for another. It first sends the
+// same M1 to a device that has lost the challenge. Errors are [ErrNothingPending] and the errors of
+// [Client.Authorize] after a signature. After the challenge expires the outcome stays unknown, with
 // CodeExpired.
 func (c *Client) Resume(ctx context.Context, link Link) (Receipt, error) {
 	s := c.state.Session
@@ -115,7 +114,7 @@ func (c *Client) Resume(ctx context.Context, link Link) (Receipt, error) {
 	if !forgotten(err) || c.state.Session == nil {
 		return r, err
 	}
-	if e, err = c.state.Session.open(); err == nil { // another password may have been tried
+	if e, err = c.state.Session.open(); err == nil { // conclude may have tried another password
 		err = c.remind(ctx, link, e)
 	}
 	if err != nil {
@@ -132,15 +131,15 @@ func (c *Client) tooLate(e exchange) error {
 	return errors.Join(late, c.giveUp(e))
 }
 
-// forgotten tells whether the device says that it has no use for the M3, which it
-// may have after the M1. It is not believed any further than that.
+// forgotten reports whether the device cannot use the M3, which the M1 may repair. The client trusts
+// an ME for nothing else.
 func forgotten(err error) bool {
 	var me *DeviceError
 	return errors.As(err, &me) && (me.Code == protocol.CodeFormat || me.Code == protocol.CodeExpired)
 }
 
-// remind sends M1 again. A device that has the challenge repeats it; another one
-// is not answered, since the first has been.
+// remind sends M1 again. A device that still has the challenge repeats it. The client does not
+// answer a different challenge, because it has answered the first.
 func (c *Client) remind(ctx context.Context, link Link, e exchange) error {
 	answer, err := c.ask(ctx, link, e.M1)
 	if err != nil {
@@ -155,15 +154,14 @@ func (c *Client) remind(ctx context.Context, link Link, e exchange) error {
 	return unexpected(answer)
 }
 
-// Settle asks the appliance what became of an earlier authorization whose outcome is
-// unknown or awaits a second approver, and gives its receipt, brought up to date. It
-// is a request of its own with service 2, countersigned like any other. A serial that
-// the appliance has not seen is denied for good, so the answer is final unless it is
-// still pending; an authorization that is [Client.Pending] cannot be resumed then. A
-// receipt whose outcome is final is given as it is.
+// Settle asks the appliance for the outcome of an earlier authorization that is unknown or awaits a
+// second approver, and returns its updated receipt. It sends a countersigned request for service 2.
+// The appliance denies a serial that it has not seen permanently, so the answer is final unless it
+// is pending, and a [Client.Pending] authorization can no longer be resumed. Settle returns a final
+// receipt unchanged.
 //
-// Errors are [ErrNoReceipt], [RefusedError] where the appliance does not tell, and
-// those of [Client.Authorize].
+// Errors are [ErrNoReceipt], [RefusedError] if the appliance does not answer the question, and the
+// errors of [Client.Authorize].
 func (c *Client) Settle(ctx context.Context, link Link, serial protocol.Serial, approver Approver) (Receipt, error) {
 	if err := c.putAside(); err != nil {
 		return Receipt{}, err
@@ -179,7 +177,7 @@ func (c *Client) Settle(ctx context.Context, link Link, serial protocol.Serial, 
 	return told, nil
 }
 
-// finishStatus brings the receipt that was asked about up to date.
+// finishStatus updates the receipt in question.
 func (c *Client) finishStatus(e exchange, p4 message.P4) (Receipt, error) {
 	r, err := c.told(*e.p1.Asked, p4)
 	var refused *RefusedError
@@ -204,15 +202,15 @@ func (c *Client) told(asked protocol.Serial, p4 message.P4) (Receipt, error) {
 		}
 		return r, refused
 	case p4.Asked == nil:
-		return r, fmt.Errorf("the answer does not tell the outcome: %w", protocol.CodeFormat)
+		return r, fmt.Errorf("the answer has no outcome: %w", protocol.CodeFormat)
 	case r.Verdict == protocol.Refuse && p4.Asked.Result != protocol.ResultDenied:
-		return r, fmt.Errorf("a refusal is told to be %v: %w", p4.Asked.Result, protocol.CodeFormat)
+		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w", p4.Asked.Result, protocol.CodeFormat)
 	}
 	r.Known, r.Result, r.Reason = true, p4.Asked.Result, p4.Asked.Reason
 	return r, nil
 }
 
-// Last is the serial of the newest countersignature.
+// Last returns the serial of the newest countersignature.
 func (c *Client) Last() (protocol.Serial, error) {
 	list, err := c.Receipts()
 	if r, ok := c.open(); ok {

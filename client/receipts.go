@@ -15,9 +15,9 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Receipt is what became of one countersignature.
+// Receipt is the outcome of one countersignature.
 type Receipt struct {
-	// The statement that was signed, and what it says.
+	// The signed statement and its contents.
 	Statement  message.Statement
 	Serial     protocol.Serial
 	Service    protocol.Service
@@ -27,21 +27,21 @@ type Receipt struct {
 	Amount     *protocol.Amount
 	Text       string
 	Verdict    protocol.Verdict // the user's
-	// Approves is the service of the other client whose request this one approves,
-	// with protocol.ServiceCoApproval.
+	// Approves is the other client's service that this one approves, with
+	// protocol.ServiceCoApproval.
 	Approves *protocol.Service
 
-	// Known is false where no authentic answer came: the operation may have been
-	// carried out or not, and Result says nothing.
+	// Known is false without an authentic answer: the operation may or may not have been carried
+	// out, and Result is meaningless.
 	Known  bool
 	Result protocol.Result
 	Reason protocol.Code
-	Retry  time.Duration // with CodeLocked; 0: not said
-	// TriesLeft is how many more passwords may be tried; nil: not said.
+	Retry  time.Duration // with CodeLocked; 0: unknown
+	// TriesLeft is the number of passwords left; nil: unknown.
 	TriesLeft *uint64
 
-	// Decision is the full receipt, or nil. Verified says that when it came its
-	// signature chained to the pinned root by KeyCert, and that it is on this statement.
+	// Decision is the full receipt, or nil. Verified means that on arrival its signature chained to
+	// the pinned root by KeyCert, and that it is about this statement.
 	Decision []byte
 	Verified bool
 	KeyCert  []byte
@@ -49,16 +49,16 @@ type Receipt struct {
 	At time.Time
 }
 
-// Approved says whether the operation was approved.
+// Approved reports whether the operation was approved.
 func (r Receipt) Approved() bool { return r.Known && r.Result == protocol.ResultApproved }
 
-// Final says whether the outcome is known and will not change.
+// Final reports whether the outcome is known and cannot change.
 func (r Receipt) Final() bool {
 	return r.Known && (r.Result == protocol.ResultApproved || r.Result == protocol.ResultDenied)
 }
 
-// receiptJSON is a receipt's file, receipts/<serial>.json. What the statement says
-// is not repeated.
+// receiptJSON is the file of a receipt, receipts/<serial>.json. It does not repeat the contents of
+// the statement.
 type receiptJSON struct {
 	Statement protocol.Base64  `json:"statement"`
 	Verdict   protocol.Verdict `json:"verdict"`
@@ -69,7 +69,7 @@ type receiptJSON struct {
 	TriesLeft *uint64          `json:"tries_left,omitempty"`
 	Decision  protocol.Base64  `json:"decision,omitempty"`
 	Verified  bool             `json:"verified,omitempty"`
-	KeyCert   protocol.Base64  `json:"key_cert,omitempty"` // that the decision was verified with
+	KeyCert   protocol.Base64  `json:"key_cert,omitempty"` // verified the decision
 	At        time.Time        `json:"at"`
 }
 
@@ -79,7 +79,7 @@ func receiptFile(serial protocol.Serial) string {
 	return path.Join(receiptDir, serial.String()+".json")
 }
 
-// newReceipt is one of unknown outcome.
+// newReceipt returns a receipt of unknown outcome.
 func newReceipt(s message.Statement, verdict protocol.Verdict, at time.Time) (Receipt, error) {
 	f, err := message.ParseStatement(s)
 	if err != nil {
@@ -92,7 +92,7 @@ func newReceipt(s message.Statement, verdict protocol.Verdict, at time.Time) (Re
 	}, nil
 }
 
-// stamp is how the time of a receipt is kept.
+// stamp returns a time in the form that receipts store.
 func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
 func (c *Client) storeReceipt(r Receipt) error {
@@ -110,7 +110,7 @@ func (c *Client) storeReceipt(r Receipt) error {
 	return nil
 }
 
-// receipt reads one: fs.ErrNotExist if there is none.
+// receipt reads a receipt file. It returns fs.ErrNotExist if there is none.
 func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 	b, err := c.dir.Read(receiptFile(serial))
 	if err != nil {
@@ -131,8 +131,7 @@ func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 	return r, nil
 }
 
-// Receipt gives the receipt of one serial, be it of a session that has come to no
-// end: [ErrNoReceipt] if there is none.
+// Receipt returns the receipt of a serial, also of a session without a result, or [ErrNoReceipt].
 func (c *Client) Receipt(serial protocol.Serial) (Receipt, error) {
 	if r, ok := c.open(); ok && r.Serial == serial {
 		return r, nil
@@ -144,9 +143,9 @@ func (c *Client) Receipt(serial protocol.Serial) (Receipt, error) {
 	return r, err
 }
 
-// VerifyReceipt verifies the full receipt of a serial anew, offline: its signature
-// against the pinned root, and that it says what was countersigned. Errors are
-// [ErrNotEnrolled], [ErrNoReceipt] where there is no full receipt, and [ErrReceipt].
+// VerifyReceipt verifies the full receipt of a serial again, offline: its signature against the
+// pinned root, and its contents against the countersigned statement. Errors are [ErrNotEnrolled],
+// [ErrNoReceipt] without a full receipt, and [ErrReceipt].
 func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	if c.state.Enrolment == nil {
 		return Receipt{}, ErrNotEnrolled
@@ -156,7 +155,7 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 		return r, err
 	}
 	if r.Decision == nil {
-		return r, fmt.Errorf("%v is no full receipt: %w", serial, ErrNoReceipt)
+		return r, fmt.Errorf("%v is not a full receipt: %w", serial, ErrNoReceipt)
 	}
 	if _, err := c.checkDecision(r); err != nil {
 		return r, fmt.Errorf("%v: %w: %w", serial, ErrReceipt, err)
@@ -164,14 +163,8 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	return r, nil
 }
 
-func (c *Client) verifies(r Receipt) bool {
-	_, err := c.checkDecision(r)
-	return err == nil
-}
-
-// checkDecision gives the key certificate by which the decision verifies. A key
-// that has served its time is judged by when the receipt came; one that the root has
-// ruled out since proves nothing.
+// checkDecision returns the key certificate that verifies the decision. It judges an expired key by
+// the time of the receipt. A key that the root has since revoked proves nothing.
 func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 	pinned, now := c.trustNow()
 	certs := pinned.KeyCerts(trust.UseDecision)
@@ -179,7 +172,7 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 		certs = append(certs, r.KeyCert)
 	}
 	newest, _ := pinned.Key(trust.UseDecision)
-	err = fmt.Errorf("no key of decision is known: %w", protocol.CodeCertificate)
+	err = fmt.Errorf("no key certificate for decisions: %w", protocol.CodeCertificate)
 	for _, cert := range certs {
 		key, bad := trust.VerifyKeyCert(cert, pinned.Root)
 		switch {
@@ -187,7 +180,7 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 			err = bad
 			continue
 		case newest.MinEpoch != nil && key.Epoch < *newest.MinEpoch:
-			err = fmt.Errorf("key of epoch %d is ruled out: %w", key.Epoch, protocol.CodeCertificate)
+			err = fmt.Errorf("key of epoch %d is revoked: %w", key.Epoch, protocol.CodeCertificate)
 			continue
 		}
 		keys := trust.Keyring{Root: pinned.Root, KeyCerts: [][]byte{cert}, Now: min(now, max(key.NotBefore, unix(r.At)))}
@@ -199,7 +192,7 @@ func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
 	return nil, err
 }
 
-// fits says whether a decision is on what was countersigned: CodePolicy if not.
+// fits returns CodePolicy unless a decision matches the countersigned statement.
 func (r Receipt) fits(d receipt.Decision) error {
 	f, err := message.ParseStatement(r.Statement)
 	if err != nil {
@@ -221,12 +214,12 @@ func (r Receipt) fits(d receipt.Decision) error {
 		return fmt.Errorf("decision on another statement: %w", protocol.CodePolicy)
 	case d.Result != r.Result, d.Service != service, d.Level != r.Level, d.Device.Handle() != r.Device,
 		amount(d.Amount) != amount(r.Amount):
-		return fmt.Errorf("decision says something else than what was countersigned: %w", protocol.CodePolicy)
+		return fmt.Errorf("decision differs from the countersigned statement: %w", protocol.CodePolicy)
 	}
 	return nil
 }
 
-// Receipts lists all receipts, the oldest first.
+// Receipts returns all receipts, the oldest first.
 func (c *Client) Receipts() ([]Receipt, error) {
 	names, err := c.dir.List(receiptDir)
 	if err != nil {
@@ -236,7 +229,7 @@ func (c *Client) Receipts() ([]Receipt, error) {
 	for _, name := range names {
 		serial, err := protocol.ParseSerial(name[:len(name)-len(path.Ext(name))])
 		if err != nil {
-			return nil, fmt.Errorf("%s is no receipt: %w", c.dir.Path(path.Join(receiptDir, name)), ErrState)
+			return nil, fmt.Errorf("%s is not a receipt: %w", c.dir.Path(path.Join(receiptDir, name)), ErrState)
 		}
 		r, err := c.receipt(serial)
 		if err != nil {
@@ -247,5 +240,6 @@ func (c *Client) Receipts() ([]Receipt, error) {
 	return list, nil
 }
 
-// seconds does not overflow: a day is more than any ttl or retry of use.
+// seconds converts to a duration of at most a day, which is longer than any useful ttl or retry
+// time.
 func seconds(n uint64) time.Duration { return time.Duration(min(n, 24*3600)) * time.Second }

@@ -24,7 +24,7 @@ func cutAfterM3(lose bool) clienttest.Behaviour {
 	}}
 }
 
-// left gives a client whose M3 has no answer.
+// left returns a client whose M3 has no answer.
 func left(t *testing.T, a *clienttest.Appliance, lose bool) (c *Client, dir, address string) {
 	t.Helper()
 	c, dir = enrolledClient(t, a)
@@ -59,7 +59,8 @@ func TestResume(t *testing.T) {
 			a.Do(clienttest.Behaviour{Forget: tc.forget})
 			r, err := c.Resume(t.Context(), clienttest.Dial(t, address))
 			if tc.forget {
-				// The device then has another challenge for this M1, which is not to be answered.
+				// The device then has another challenge for this M1, which the client must not
+				// answer.
 				if !errors.Is(err, ErrUnknownOutcome) || !errors.Is(err, protocol.CodeExpired) {
 					t.Fatalf("%+v, %v", r, err)
 				}
@@ -78,7 +79,7 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestResumeSendsM1 has a device that wants the M1 once more, and repeats its M2.
+// TestResumeSendsM1: the device needs the M1 once more and repeats its M2.
 func TestResumeSendsM1(t *testing.T) {
 	a := clienttest.New(t)
 	c, _, address := left(t, a, true)

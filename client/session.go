@@ -10,14 +10,14 @@ import (
 	"countersign/protocol/trust"
 )
 
-// session is one authorization that has begun. All of it is on the disk before the
-// message it was last changed for leaves; it is erased, secrets first of all, when
-// the result is known or the ttl is over. As JSON, binary members in base64url:
+// session is an authorization in progress. The client stores it before it sends the message that
+// changed it, and erases it, secrets first, when the result is known or the ttl is over. As JSON,
+// binary members in base64url:
 //
-//	{"started": when the first byte of M1 left, by the wall clock,
+//	{"started": wall-clock time when the first byte of M1 left,
 //	 "root": id of the root that certified the kem key, "p1", "m1", "es",
 //	 ?"m2": the first authentic one, ?"m3": of the newest attempt, with m2,
-//	 ?"tries_left": the password in m3 is wrong, and so many may follow}
+//	 ?"tries_left": number of attempts left after the wrong password in m3}
 type session struct {
 	Started time.Time       `json:"started"`
 	Root    protocol.Base64 `json:"root"`
@@ -30,33 +30,33 @@ type session struct {
 	TriesLeft *uint64 `json:"tries_left,omitempty"`
 }
 
-// String keeps ES from printing.
+// String prevents ES from printing.
 func (s session) String() string { return "session of " + fmt.Sprint(s.Started) }
 
-// GoString keeps ES from printing.
+// GoString prevents ES from printing.
 func (s session) GoString() string { return s.String() }
 
-// exchange is a session with what its messages say.
+// exchange is a session with its decoded messages.
 type exchange struct {
 	session
-	kem       trust.KeyCert // M1's; only while this process makes the exchange
+	kem       trust.KeyCert // M1's; only in the process that made the exchange
 	p1        message.P1
 	channel   message.Channel
 	p2        message.P2
 	statement message.Statement
 
-	// What is remembered of M3: the proof is not.
+	// The contents of M3, without the proof.
 	attempt uint8
 	verdict protocol.Verdict
 	proved  bool
 }
 
-// counts is false for what changes nothing and leaves no receipt.
+// counts reports whether the request has an effect and leaves a receipt.
 func (e exchange) counts() bool {
 	return e.p1.Service != protocol.ServiceDryRun && e.p1.Service != protocol.ServiceStatus
 }
 
-// open decodes a session as far as it has come.
+// open decodes the messages that a session has.
 func (s session) open() (exchange, error) {
 	e := exchange{session: s}
 	var err error
@@ -67,7 +67,7 @@ func (s session) open() (exchange, error) {
 		return e, err
 	}
 	if len(s.ES) != len(message.Secret{}) || len(s.Root) != len(protocol.RootID{}) {
-		return e, errors.New("es or root has another length")
+		return e, errors.New("es or root has the wrong length")
 	}
 	if s.M2 == nil {
 		if s.M3 != nil {
@@ -84,7 +84,7 @@ func (s session) open() (exchange, error) {
 	return e, e.recall()
 }
 
-// recall reads again what M3 says.
+// recall decodes M3.
 func (e *exchange) recall() error {
 	attempt, raw, err := e.channel.OpenM3(e.M3)
 	if err != nil {
@@ -100,7 +100,7 @@ func (e *exchange) recall() error {
 	return nil
 }
 
-// receive opens an M2: [ErrNotAuthentic] if it is not made for this M1.
+// receive opens an M2. It returns [ErrNotAuthentic] if the M2 does not answer this M1.
 func (e *exchange) receive(m2 []byte) error {
 	chal, err := message.ChallengeOf(m2)
 	if err != nil {
@@ -120,7 +120,7 @@ func (e *exchange) receive(m2 []byte) error {
 	return nil
 }
 
-// seal makes M3 of the next attempt and erases the proof.
+// seal makes the M3 of the next attempt and erases the proof.
 func (e *exchange) seal(a message.Approval, signature [protocol.SignatureSize]byte) {
 	if e.M3 != nil {
 		e.attempt++
@@ -132,12 +132,12 @@ func (e *exchange) seal(a message.Approval, signature [protocol.SignatureSize]by
 	clear(a.Proof)
 }
 
-// result opens an M4. Any error means that nothing is known yet.
+// result opens an M4. After any error the result is unknown.
 func (e *exchange) result(m4 []byte) (message.P4, error) {
 	if kind, err := message.Kind(m4); err != nil {
 		return message.P4{}, err
 	} else if kind != message.KindM4 {
-		return message.P4{}, fmt.Errorf("message of kind %d in place of M4: %w", kind, protocol.CodeFormat)
+		return message.P4{}, fmt.Errorf("message of kind %d instead of M4: %w", kind, protocol.CodeFormat)
 	}
 	raw, err := e.channel.OpenM4(e.M3, m4)
 	if err != nil {
@@ -153,7 +153,7 @@ func (e *exchange) result(m4 []byte) (message.P4, error) {
 	return p4, nil
 }
 
-// begin makes an M1 with a new serial under the newest kem key, durably.
+// begin makes and stores an M1 with a new serial under the newest kem key.
 func (c *Client) begin(req Request) (exchange, error) {
 	pinned, _ := c.trustNow()
 	kem, ok := pinned.Key(trust.UseKEM)
@@ -161,7 +161,7 @@ func (c *Client) begin(req Request) (exchange, error) {
 		return exchange{}, fmt.Errorf("no key to encrypt to: %w", protocol.CodeCertificate)
 	}
 	if c.state.Counter == ^uint32(0) {
-		return exchange{}, fmt.Errorf("all counters are used, enrol anew: %w", protocol.CodeSerial)
+		return exchange{}, fmt.Errorf("all counters are used; enrol again: %w", protocol.CodeSerial)
 	}
 	p1 := req.p1(c.state.Enrolment.client(), protocol.NewSerial(c.state.Counter+1, randomTail()))
 	raw := p1.Marshal()
@@ -184,8 +184,8 @@ func (c *Client) begin(req Request) (exchange, error) {
 	return exchange{session: s, p1: p1, kem: kem.KeyCert}, nil
 }
 
-// remaining is what is left of the ttl; of a session from an earlier process by
-// the wall clock, and nothing if that went back since.
+// remaining returns the rest of the ttl. A session from an earlier process is measured by the wall
+// clock, and has no time left if the clock went back.
 func (c *Client) remaining(e exchange) time.Duration {
 	elapsed := c.now().Sub(c.started)
 	if elapsed < 0 {
@@ -194,9 +194,8 @@ func (c *Client) remaining(e exchange) time.Duration {
 	return seconds(e.p2.TTL) - elapsed
 }
 
-// Pending gives the authorization that was countersigned and has no final answer,
-// if there is one that [Client.Resume] can still go on with: its outcome is unknown, or
-// it is protocol.ResultRetry and awaits another password.
+// Pending returns the countersigned authorization without a final answer that [Client.Resume] can
+// continue. Its outcome is unknown, or protocol.ResultRetry if it awaits another password.
 func (c *Client) Pending() (r Receipt, ok bool) {
 	if r, ok = c.open(); !ok {
 		return r, false
@@ -205,7 +204,7 @@ func (c *Client) Pending() (r Receipt, ok bool) {
 	return r, err == nil && c.remaining(e) > 0
 }
 
-// open gives the session that was countersigned, if it counts, as a receipt.
+// open returns the countersigned session as a receipt, if it counts.
 func (c *Client) open() (r Receipt, ok bool) {
 	if c.state.Session == nil || c.state.Session.M3 == nil {
 		return Receipt{}, false
@@ -218,7 +217,7 @@ func (c *Client) open() (r Receipt, ok bool) {
 	return r, err == nil
 }
 
-// left is the receipt of a session that has come to no end.
+// left returns the receipt of a session without a result.
 func (c *Client) left(e exchange) (Receipt, error) {
 	r, err := newReceipt(e.statement, e.verdict, c.started)
 	if e.TriesLeft != nil {
@@ -227,7 +226,7 @@ func (c *Client) left(e exchange) (Receipt, error) {
 	return r, err
 }
 
-// putAside ends what was left open, as a receipt where that may matter.
+// putAside ends an open session, with a receipt if it may have had an effect.
 func (c *Client) putAside() error {
 	if c.state.Session == nil || c.state.Session.M3 == nil {
 		return nil
@@ -239,9 +238,8 @@ func (c *Client) putAside() error {
 	return c.giveUp(e)
 }
 
-// giveUp turns a countersigned session into a receipt, and erases it. The outcome is
-// unknown, but for a wrong password that no other one followed: then nobody can
-// approve it any more.
+// giveUp turns a countersigned session into a receipt and erases it. The outcome is unknown, unless
+// the last password was wrong: then no one can approve it any more.
 func (c *Client) giveUp(e exchange) error {
 	if !e.counts() {
 		return c.endSession()
@@ -260,8 +258,8 @@ func (c *Client) giveUp(e exchange) error {
 	return c.endSession()
 }
 
-// finish turns an authentic result into a receipt. The receipt is durable before
-// the session is erased: a crash in between leaves both, and the receipt counts.
+// finish turns an authentic result into a receipt. It stores the receipt before it erases the
+// session. After a crash in between both exist, and the receipt takes precedence.
 func (c *Client) finish(e exchange, p4 message.P4) (Receipt, error) {
 	if e.p1.Service == protocol.ServiceStatus {
 		return c.finishStatus(e, p4)

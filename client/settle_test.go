@@ -63,7 +63,7 @@ func TestSecondApprover(t *testing.T) {
 	}
 }
 
-// TestSecondApproverFloor holds the floor of the first client's service.
+// TestSecondApproverFloor applies the floor of the first client's service.
 func TestSecondApproverFloor(t *testing.T) {
 	a := clienttest.New(t)
 	c, _ := enrolledClient(t, a)
@@ -120,7 +120,7 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleFails has questions that get no answer: the outcome stays unknown.
+// TestSettleFails asks questions that get no answer: the outcome stays unknown.
 func TestSettleFails(t *testing.T) {
 	a := clienttest.New(t)
 	c, _, address := left(t, a, false)
@@ -195,7 +195,7 @@ func TestVerifyReceipt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if change(&r); c.verifies(r) {
+		if change(&r); verifies(c, r) {
 			t.Errorf("another %s verifies", name)
 		}
 	}

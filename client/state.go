@@ -27,12 +27,12 @@ const (
 	stateVersion = 1
 )
 
-// state is what must change together, one file that is replaced as a whole:
+// state is the data that must change together, in one file that is replaced as a whole:
 //
 //	{"version": 1,
-//	 "counter": last counter of a serial that was used or may have been,
+//	 "counter": the last counter that a serial has or may have used,
 //	 "names": {"<service>": "the user's own name"},
-//	 "enrolling": {"body": request as sent, or about to be, ?"password"},
+//	 "enrolling": {"body": request as sent or about to be sent, ?"password"},
 //	 "enrolment": {"url", "signing_key", ?"uv_key", ?"password": secret.Kept, "client_cert", "floors", "at"},
 //	 "trust": trust.State,
 //	 "session": see session}
@@ -48,8 +48,8 @@ type state struct {
 	Session   *session                    `json:"session,omitempty"`
 }
 
-// enrolling is a request whose answer has not come. It is kept because only a
-// byte-identical repeat gets the answer again.
+// enrolling is an unanswered request. The client keeps it because only a byte-identical repeat gets
+// the answer again.
 type enrolling struct {
 	Body     protocol.Base64 `json:"body"`
 	Password *secret.Kept    `json:"password,omitempty"`
@@ -67,7 +67,7 @@ type enrolment struct {
 
 func (e enrolment) key() protocol.PublicKey { return protocol.PublicKey(e.SigningKey) }
 
-// uvKey is nil where there is none.
+// uvKey returns nil if there is none.
 func (e enrolment) uvKey() *protocol.PublicKey {
 	if e.UVKey == nil {
 		return nil
@@ -78,7 +78,7 @@ func (e enrolment) uvKey() *protocol.PublicKey {
 
 func (e enrolment) client() protocol.ClientID { return protocol.ClientIDOf(e.key()) }
 
-// floor is the client's own least level of a service; one not listed has 1.
+// floor returns the client's lowest acceptable level of a service, 1 if not listed.
 func (e enrolment) floor(service protocol.Service) protocol.Level {
 	least := protocol.Level(1)
 	for _, f := range e.Floors {
@@ -89,7 +89,7 @@ func (e enrolment) floor(service protocol.Service) protocol.Level {
 	return least
 }
 
-// readState gives a fresh state where the file does not exist yet.
+// readState returns a new state if the file does not exist.
 func readState(read func(name string) ([]byte, error)) (state, error) {
 	b, err := read(stateFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,8 +113,8 @@ func readState(read func(name string) ([]byte, error)) (state, error) {
 	return s, nil
 }
 
-// validate checks what the types do not; the trust has verified its certificates
-// when it was read.
+// validate checks the relations between members. Decoding has verified the certificates of the trust
+// state.
 func (s state) validate() error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
@@ -177,25 +177,25 @@ func (s state) marshal() ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// Key is a phone's signing key, P-256. A phone's keystore has one that cannot be
-// exported; the one here is software.
+// Key is a phone's P-256 signing key. Real phones have a non-exportable one in a keystore; this
+// package has one in software.
 type Key interface {
 	protocol.DigestSigner
 	Public() protocol.PublicKey
 }
 
-// KeyStore keeps a phone's keys. When Create returns, the key is durable.
+// KeyStore stores a phone's keys. Keys are durable when Create returns.
 type KeyStore interface {
 	// Create makes a new key.
 	Create(ctx context.Context) (Key, error)
-	// Load finds the key with this public key.
+	// Load returns the key with this public key.
 	Load(ctx context.Context, public protocol.PublicKey) (Key, error)
-	// Delete forgets a key for good; one that is not there is no error.
+	// Delete deletes a key permanently. Deleting a missing key is not an error.
 	Delete(ctx context.Context, public protocol.PublicKey) error
 }
 
-// fileKeys keeps each key as PKCS#8 in PEM in a file of mode 0600 of the state
-// directory, named after the client id that goes with it.
+// fileKeys stores each key as PKCS#8 PEM in a file of mode 0600 in the state directory, named after
+// its client id.
 type fileKeys struct{ dir *durable.Dir }
 
 const pemType = "PRIVATE KEY"
@@ -242,7 +242,7 @@ func (s fileKeys) Load(_ context.Context, public protocol.PublicKey) (Key, error
 	}
 	key, err := newFileKey(private)
 	if err != nil || key.public != public {
-		return nil, fmt.Errorf("signing key file holds another key: %w", ErrState)
+		return nil, fmt.Errorf("signing key file contains another key: %w", ErrState)
 	}
 	return key, nil
 }
@@ -266,7 +266,7 @@ func newFileKey(private *ecdsa.PrivateKey) (fileKey, error) {
 
 func (k fileKey) Public() protocol.PublicKey { return k.public }
 
-// SignDigest gives r‖s, 64 bytes.
+// SignDigest returns r‖s, 64 bytes.
 func (k fileKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	r, s, err := ecdsa.Sign(rand.Reader, k.private, digest)
 	if err != nil {
@@ -278,8 +278,8 @@ func (k fileKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// String keeps the key from printing.
+// String prevents the key from printing.
 func (k fileKey) String() string { return "[redacted]" }
 
-// GoString keeps %#v from printing the key.
+// GoString prevents %#v from printing the key.
 func (k fileKey) GoString() string { return "[redacted]" }

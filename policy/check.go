@@ -11,9 +11,9 @@ import (
 	"countersign/protocol"
 )
 
-// Bounds of a policy document; the defaults of absent keys beside them.
+// Limits of a policy document, and the defaults of absent keys.
 const (
-	minService      = 16 // 0 to 15 are the protocol's own (PROTOCOL.md §3)
+	minService      = 16 // the protocol reserves 0 to 15 (PROTOCOL.md §3)
 	defaultTTL      = 90 * time.Second
 	maxTTL          = 300 * time.Second
 	defaultLifetime = 120 * time.Second
@@ -24,10 +24,10 @@ const (
 
 var serviceName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
-// checker collects problems while a document becomes services.
+// checker collects problems while it converts a document to services.
 type checker struct {
 	problems Problems
-	lines    []int  // where each service begins
+	lines    []int  // the first line of each service
 	line     int    // of the service being checked
 	subject  string // the service being checked, for messages
 }
@@ -43,10 +43,10 @@ func (c *checker) services(raw document) map[protocol.Service]service {
 		c.begin(i)
 		s := c.service(r)
 		if first, taken := ids[s.id]; taken && s.id != 0 {
-			c.fail("id %d is that of service %d of the document already", s.id, first)
+			c.fail("id %d is already used by service %d of the document", s.id, first)
 		}
 		if first, taken := names[s.name]; taken && s.name != "" {
-			c.fail("name %q is that of service %d of the document already", s.name, first)
+			c.fail("name %q is already used by service %d of the document", s.name, first)
 		}
 		ids[s.id], names[s.name], services[s.id] = i+1, i+1, s
 	}
@@ -88,7 +88,7 @@ func (c *checker) id(v value) protocol.Service {
 	case !ok:
 		c.fail("id: want a whole number, found %s", v)
 	case id < minService:
-		c.fail("id %d: want %d or more, the lower ones are the protocol's own", id, minService)
+		c.fail("id %d: want %d or more, the protocol reserves the lower ones", id, minService)
 	default:
 		return protocol.Service(id)
 	}
@@ -125,8 +125,7 @@ func (c *checker) level(v value, where string) protocol.Level {
 	return 0
 }
 
-// tiers checks that a service has either one level, or a currency and levels by
-// amount.
+// tiers requires either one level, or a currency and levels by amount.
 func (c *checker) tiers(r rawService, m money) []tier {
 	switch priced := r.Currency.raw != nil; {
 	case priced && r.Level.raw != nil:
@@ -141,8 +140,8 @@ func (c *checker) tiers(r rawService, m money) []tier {
 	return c.ladder(r.Levels, m)
 }
 
-// ladder checks the tiers of a service with a price: amounts rise from zero,
-// and a higher amount never needs a lower level.
+// ladder checks the tiers of a service with a price: amounts rise from zero, and a higher amount
+// never needs a lower level.
 func (c *checker) ladder(raw []rawTier, m money) []tier {
 	var tiers []tier
 	sound := true
@@ -153,7 +152,7 @@ func (c *checker) ladder(raw []rawTier, m money) []tier {
 		sound = sound && ok && t.level != 0
 		tiers = append(tiers, t)
 		switch {
-		case !sound: // what was reported already explains the rest
+		case !sound: // an earlier problem explains this one
 		case i == 0 && from != 0:
 			c.fail("%sfrom %s: the first must be \"0\"", where, r.From)
 		case i > 0 && from <= tiers[i-1].from:
@@ -167,12 +166,12 @@ func (c *checker) ladder(raw []rawTier, m money) []tier {
 
 // money is the currency of a service being checked.
 type money struct {
-	currency string // "" if there is none or it is wrong
+	currency string // "" if it is absent or invalid
 	digits   int    // of the minor unit
-	given    bool   // the key is there, right or wrong
+	given    bool   // the key is present, valid or not
 }
 
-// span is a duration's key, bounds and default.
+// span is the key, bounds and default of a duration.
 type span struct {
 	key         string
 	least, most time.Duration
@@ -207,7 +206,7 @@ func (c *checker) money(v value) money {
 	return money{currency: code, digits: digits, given: true}
 }
 
-// amount returns minor units, and false if there is no sound amount.
+// amount returns minor units, and false if the amount is invalid.
 func (c *checker) amount(v value, where string, m money) (uint64, bool) {
 	s, ok := v.raw.(string)
 	switch {
@@ -218,7 +217,7 @@ func (c *checker) amount(v value, where string, m money) (uint64, bool) {
 		c.fail("%s: want a string such as \"50.00\", found %s", where, v)
 		return 0, false
 	case m.currency == "":
-		return 0, false // the missing or wrong currency is reported already
+		return 0, false // the currency's problem is already reported
 	}
 	minor, err := parseMinor(s, m.digits)
 	if err != nil {
@@ -250,7 +249,7 @@ func (c *checker) limit(r rawLimit, where string, m money) Limit {
 		c.fail("%swindow is missing", where)
 	}
 	if r.Count.raw == nil && r.Amount.raw == nil {
-		c.fail("%scount and amount are missing: it would bound nothing", where)
+		c.fail("%scount and amount are missing: the limit would have no effect", where)
 	}
 	return Limit{
 		Window: c.duration(r.Window, span{where + "window", minWindow, maxWindow, 0}),

@@ -2,21 +2,20 @@ package policy
 
 import "countersign/protocol"
 
-// Evidence is what was established about one countersignature, or about a change
-// that administrators countersign. A field is true only after the check it names
-// succeeded; the zero value is no evidence.
+// Evidence is the verified facts about a countersignature, or about a change that administrators
+// countersign. A field is true only after its check succeeded; the zero value proves nothing.
 type Evidence struct {
 	Verdict        protocol.Verdict
 	Signature      bool // the countersignature verifies under the enrolled key of its slot
 	Password       bool // the password proof was recomputed inside the HSM and is equal
 	UVKey          bool // the verified signature was made by the client's UV key (slot 3)
 	SecondApprover bool // another client with the right role approved the same statement
-	// Signers are the administrators whose signature of a change's hash verifies and
-	// who may sign now, and [Local]. One of them who is named twice counts once.
+	// Signers are [Local] and the administrators who may sign now and whose signature of the
+	// change's hash is valid. A repeated name counts once.
 	Signers []string
 }
 
-// signers is how many there are.
+// signers returns the number of distinct signers.
 func (e Evidence) signers() int {
 	distinct := map[string]bool{}
 	for _, s := range e.Signers {
@@ -64,38 +63,36 @@ func (r Ruling) Approved() bool { return r.approved }
 // and nothing else. Nothing is granted yet.
 func (r Ruling) Pending() bool { return r.pending }
 
-// Refused reports a denial that is the user's own will, under a verified
-// signature (code 18).
+// Refused reports a denial by the user's own, signed answer (code 18).
 func (r Ruling) Refused() bool { return r.refused }
 
-// Verified returns every factor that was proved, needed or not.
+// Verified returns every proved factor, required or not.
 func (r Ruling) Verified() protocol.Factors { return r.verified }
 
-// Missing returns the factors that must be added before anything else than
-// this outcome is possible.
+// Missing returns the factors without which the ruling cannot improve.
 func (r Ruling) Missing() protocol.Factors { return r.missing }
 
-// Signed returns how many administrators countersigned, each counted once.
+// Signed returns the number of distinct administrators who countersigned.
 func (r Ruling) Signed() int { return r.signed }
 
-// MissingAdministrators returns how many more have to countersign.
+// MissingAdministrators returns the number of administrators who still have to countersign.
 func (r Ruling) MissingAdministrators() int { return max(r.required-r.signed, 0) }
 
-// Requirement is what must be proved before anything is allowed: factors of one
-// user, administrators who countersign, or both. The zero value can not be met.
+// Requirement is the proof that an approval needs: factors of one user, countersignatures of
+// administrators, or both. Nothing meets the zero value.
 type Requirement struct {
 	Factors        protocol.Factors
-	Administrators int // different ones
+	Administrators int // distinct ones
 }
 
-// known reports whether the requirement is one that Decide knows.
+// known reports whether Decide supports the requirement.
 func (r Requirement) known() bool {
 	return r.Factors.Has(protocol.FactorSignature) || r.Factors == 0 && r.Administrators > 0
 }
 
-// Decide judges evidence against the factors of a [Grant] or the quorum of a change.
-// It approves only if the answer is to approve and everything required is proved.
-// Factors without a signature are no requirement that Decide knows, and it denies.
+// Decide judges evidence against the factors of a [Grant] or the quorum of a change. It approves
+// only if the verdict is to approve and everything required is proved. It denies factors without a
+// signature, which is not a valid requirement.
 func Decide(required Requirement, e Evidence) Ruling {
 	required.Factors &^= protocol.FactorStrict
 	r := Ruling{verified: e.Factors(), signed: e.signers(), required: required.Administrators}

@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/decide.golden anew")
 
-// evidenceFrom spreads bits over the fields of Evidence.
+// evidenceFrom sets the fields of Evidence from bits.
 func evidenceFrom(verdict protocol.Verdict, bits uint8) Evidence {
 	return Evidence{
 		Verdict: verdict, Signature: bits&1 != 0, Password: bits&2 != 0,
@@ -59,8 +59,8 @@ func truthTable() []byte {
 	return b.Bytes()
 }
 
-// quorumTable is of changes: every choice, quorum and set of up to three signers, of
-// whom each may have signed twice.
+// quorumTable covers changes: every verdict, quorum and set of up to three signers, each of whom may
+// have signed twice.
 func quorumTable(b *bytes.Buffer) {
 	fmt.Fprintln(b, "# administrators  choice  signers -> outcome  missing administrators")
 	names := []string{Local, "ann", "bob"}
@@ -101,8 +101,8 @@ func TestDecideGolden(t *testing.T) {
 	}
 }
 
-// TestDecideCounts says in numbers what the golden file says in lines, so that
-// -update cannot hide a change of the law.
+// TestDecideCounts states the totals of the golden file, so that -update cannot hide a change of the
+// rules.
 func TestDecideCounts(t *testing.T) {
 	for level, want := range []struct{ approved, pending int }{{0, 0}, {8, 0}, {4, 0}, {2, 0}, {1, 1}} {
 		approved, pending := 0, 0
@@ -161,8 +161,8 @@ func TestDecideSpecialCases(t *testing.T) {
 	}
 }
 
-// FuzzMoreEvidence: evidence that is added never turns an outcome into a lesser
-// one, and a requirement that is added never into a greater one.
+// FuzzMoreEvidence: additional evidence never worsens a ruling, and an additional requirement never
+// improves it.
 func FuzzMoreEvidence(f *testing.F) {
 	f.Add(uint8(1), uint8(2), uint8(1), uint8(2))
 	f.Add(uint8(15), uint8(0), uint8(7), uint8(8))
@@ -179,7 +179,7 @@ func FuzzMoreEvidence(f *testing.F) {
 			}
 		}
 		if required&1 == 0 {
-			return // no requirement at all: denied, and more of it may be one
+			return // nothing is required: Decide denies, and a further requirement may be a valid one
 		}
 		if got := Decide(Requirement{Factors: protocol.Factors(required | harder)}, less); rank(got) > rank(d) {
 			t.Fatalf("%s with %s required, %s with %s", outcome(d), protocol.Factors(required), outcome(got), protocol.Factors(required|harder))

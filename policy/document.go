@@ -16,7 +16,7 @@ import (
 // MaxDocument is the largest policy document accepted, in bytes.
 const MaxDocument = 64 << 10
 
-// Problem is one thing wrong with a policy document.
+// Problem is one mistake in a policy document.
 type Problem struct {
 	Line int // from 1; 0 if it concerns the document as a whole
 	Text string
@@ -29,7 +29,7 @@ func (p Problem) String() string {
 	return fmt.Sprintf("line %d: %s", p.Line, p.Text)
 }
 
-// Problems is everything wrong with a policy document, in the order of lines.
+// Problems lists all mistakes in a policy document by line.
 type Problems []Problem
 
 func (p Problems) Error() string {
@@ -40,8 +40,8 @@ func (p Problems) Error() string {
 	return "policy: " + strings.Join(lines, "\npolicy: ")
 }
 
-// document is policy.toml as written. Values are kept as they came, so that
-// wrong types are reported together with everything else.
+// document is policy.toml as written. Values keep their types, so that wrong types are reported
+// together with other problems.
 type document struct {
 	Service  []rawService     `toml:"service"`
 	UV       rawUV            `toml:"uv"`
@@ -80,9 +80,8 @@ func (v *value) UnmarshalTOML(raw any) error {
 	return nil
 }
 
-// Parse reads and checks a policy document. An error is [Problems], with every
-// problem found; only a document that is no TOML, or has a table where a value
-// belongs, is reported for its first one alone.
+// Parse decodes and checks a policy document. Its error is [Problems] with everything that is wrong.
+// Invalid TOML, or a table in place of a value, is reported alone.
 func Parse(doc []byte) (*Policy, error) {
 	if len(doc) > MaxDocument {
 		return nil, Problems{{Text: fmt.Sprintf("%d bytes, at most %d are allowed", len(doc), MaxDocument)}}
@@ -121,21 +120,21 @@ func decodeProblem(err error) Problem {
 	return Problem{Line: line, Text: text}
 }
 
-// unknownKeys compares exactly: the decoder itself would take Level for level,
-// and choose at random if both are there.
+// unknownKeys compares case-sensitively. The TOML decoder would accept Level for level, and choose
+// at random between both.
 func unknownKeys(keys []tomldoc.Key) Problems {
 	known := tomldoc.Fields(reflect.TypeFor[document]())
 	var problems Problems
 	for _, k := range keys {
-		if !slices.Contains(known, k.Path.String()) && !(len(k.Path) > 1 && k.Path[0] == "quorum") { // which quorums judges
+		if !slices.Contains(known, k.Path.String()) && !(len(k.Path) > 1 && k.Path[0] == "quorum") { // quorums checks these
 			problems = append(problems, Problem{Line: k.Line, Text: fmt.Sprintf("unknown key %s", k.Path)})
 		}
 	}
 	return problems
 }
 
-// serviceLines returns where each service begins. Services of one inline array
-// all begin on its line.
+// serviceLines returns the first line of each service. Services of one inline array all begin on its
+// line.
 func serviceLines(keys []tomldoc.Key) []int {
 	var lines []int
 	for _, k := range keys {

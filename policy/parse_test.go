@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// head begins a service that lacks nothing; priced one that needs levels.
+// head begins a complete service; priced begins one that needs levels.
 const (
 	head   = "[[service]]\nid = 16\nname = \"a\"\n"
 	priced = head + "currency = \"EUR\"\n"
@@ -35,8 +35,8 @@ func TestParseRefuses(t *testing.T) {
 		{"empty name", strings.Replace(whole, `"a"`, `""`, 1), `name "": want 1 to 64`},
 		{"name with a blank", strings.Replace(whole, `"a"`, `"a b"`, 1), `name "a b": want 1 to 64`},
 		{"name as a number", strings.Replace(whole, `"a"`, `7`, 1), "name: want a string, found 7"},
-		{"same id", whole + strings.Replace(whole, `"a"`, `"b"`, 1), "line 5: service 16 (b): id 16 is that of service 1 of the document already"},
-		{"same name", whole + strings.Replace(whole, "16", "17", 1), `line 5: service 17 (a): name "a" is that of service 1`},
+		{"same id", whole + strings.Replace(whole, `"a"`, `"b"`, 1), "line 5: service 16 (b): id 16 is already used by service 1 of the document"},
+		{"same name", whole + strings.Replace(whole, "16", "17", 1), `line 5: service 17 (a): name "a" is already used by service 1`},
 
 		{"no level", head, "service 16 (a): level is missing"},
 		{"level 0", head + "level = 0\n", "level 0: want 1, 2, 3 or 4"},
@@ -115,7 +115,7 @@ ttl = 90
 color = "blue"
 `))
 	const want = `policy: line 1: unknown key colour
-policy: line 3: service 1 of the document: id 3: want 16 or more, the lower ones are the protocol's own
+policy: line 3: service 1 of the document: id 3: want 16 or more, the protocol reserves the lower ones
 policy: line 3: service 1 of the document: level 9: want 1, 2, 3 or 4
 policy: line 7: unknown key service.color
 policy: line 9: service 2 of the document: name "Pay": want 1 to 64 lower-case letters, digits, dots, dashes or underscores, a letter or digit first

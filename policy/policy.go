@@ -1,6 +1,6 @@
-// Package policy is the only place that knows what a level demands. It reads a
-// policy document, says which level and factors a request needs, and decides
-// from evidence. It does no I/O, keeps no state and asks no clock.
+// Package policy parses policy documents, determines the level and factors that a request requires,
+// and decides from evidence. It is the only package that knows what each level demands. It does no
+// I/O, keeps no state and reads no clock.
 package policy
 
 import (
@@ -19,34 +19,33 @@ import (
 //go:embed policy.toml
 var defaultDocument []byte
 
-// Default returns a copy of the policy document that is loaded as version 1
-// when the administrator brings none.
+// Default returns a copy of the default policy document, which becomes version 1 unless the
+// administrator brings another.
 func Default() []byte { return slices.Clone(defaultDocument) }
 
-// Policy is a policy document that has been checked. It never changes and may
-// be used by many goroutines at once. The zero value knows no service, so it
-// denies everything.
+// Policy is a valid policy document. It is immutable and safe for concurrent use. The zero value has
+// no services and denies everything.
 type Policy struct {
 	hash     [sha256.Size]byte
 	services map[protocol.Service]service
 	approval Approval
-	// attestation formats of UV keys that count
+	// accepted attestation formats of UV keys
 	attestation []string
 	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent
-	keysOnly    bool         // the admin socket is no administrator
+	keysOnly    bool         // the admin socket does not count as an administrator
 }
 
 type service struct {
 	id       protocol.Service
 	name     string
-	currency string // "" of a service without a price
+	currency string // "" for a service without a price
 	tiers    []tier // never empty; the first starts at 0; both fields rise
 	ttl      time.Duration
 	lifetime time.Duration
 	limits   []Limit
 }
 
-// tier is the level demanded from an amount upward.
+// tier is the level required from an amount upward.
 type tier struct {
 	from  uint64 // minor units
 	level protocol.Level
@@ -56,7 +55,7 @@ type tier struct {
 // first 8 (PROTOCOL.md §3.1, field 13).
 func (p *Policy) Hash() [sha256.Size]byte { return p.hash }
 
-// Currency returns the currency of a service's amounts, "" where it has none.
+// Currency returns the currency of a service's amounts, "" for none.
 func (p *Policy) Currency(service protocol.Service) string { return p.services[service].currency }
 
 // Floors returns the least level of each service, in the order of service numbers.
@@ -70,15 +69,15 @@ func (p *Policy) Floors() []protocol.Floor {
 	return floors
 }
 
-// Limit bounds what one client may use of one service within a window of time.
+// Limit bounds one client's use of a service within a time window.
 type Limit struct {
 	Window time.Duration // whole seconds, 1 minute to 31 days
 	Count  uint64        // approvals per window; 0 is no bound
 	Amount uint64        // sum of approved amounts per window, minor units; 0 is no bound
 }
 
-// Start returns when the window that holds t began. Windows are aligned to
-// 1970-01-01T00:00:00Z, so "24h" is a calendar day in UTC. The result is in UTC.
+// Start returns the start of the window that contains t, in UTC. Windows are aligned to
+// 1970-01-01T00:00:00Z, so that "24h" is a calendar day in UTC.
 func (l Limit) Start(t time.Time) time.Time {
 	window := int64(l.Window / time.Second)
 	if window <= 0 {
@@ -89,15 +88,15 @@ func (l Limit) Start(t time.Time) time.Time {
 	return time.Unix(now-into, 0).UTC()
 }
 
-// The errors of [Policy.Level], with the code of PROTOCOL.md §4 that answers each.
+// The errors of [Policy.Level], each with the code of PROTOCOL.md §4 that answers it.
 var (
-	// ErrLevelUnavailable: a level beyond 4 was asked for (7).
+	// ErrLevelUnavailable: the request asks for a level above 4 (7).
 	ErrLevelUnavailable = errors.New("level not available")
 	// ErrServiceUnknown: the policy has no such service (6).
 	ErrServiceUnknown = errors.New("service not allowed")
-	// ErrAmountRequired: a service with a price was asked for without an amount (12).
+	// ErrAmountRequired: the service has a price and the request no amount (12).
 	ErrAmountRequired = errors.New("amount missing")
-	// ErrAmountNotAllowed: a service without a price was asked for with an amount (12).
+	// ErrAmountNotAllowed: the service has no price and the request an amount (12).
 	ErrAmountNotAllowed = errors.New("amount not allowed")
 	// ErrCurrency: the amount is not in the service's currency (12).
 	ErrCurrency = errors.New("wrong currency")
@@ -105,33 +104,32 @@ var (
 	ErrAmountTooLarge = errors.New("amount too large")
 )
 
-// Request is what a policy judges. Service is required; zero levels mean that
-// nothing is asked for.
+// Request is a request to be judged. Service is required; a level of zero requests nothing.
 type Request struct {
 	Service     protocol.Service
-	Amount      *protocol.Amount // nil if the request is about no money
-	Requested   protocol.Level   // asked for by the client (P1.4)
-	DeviceFloor protocol.Level   // asked for by the device (apply key 4)
+	Amount      *protocol.Amount // nil for a request without money
+	Requested   protocol.Level   // by the client (P1.4)
+	DeviceFloor protocol.Level   // by the device (apply key 4)
 	Strict      bool             // the device wants the countersignature itself (apply key 7)
 }
 
-// Grant is what the policy demands for a request before it may be approved.
+// Grant is the policy's demand for a request.
 type Grant struct {
 	Service     protocol.Service
 	ServiceName string
 	Level       protocol.Level
-	Factors     protocol.Factors // of the level, and FactorStrict if asked for
+	Factors     protocol.Factors // of the level, and FactorStrict if requested
 	TTL         time.Duration    // of the challenge, whole seconds, 1 to 300
 	Lifetime    time.Duration    // of the decision, whole seconds, 1 to 3600
 	Limits      []Limit          // per client; all of them must hold
 }
 
-// Level says what a request needs: the highest of the policy's own level, the
-// one requested and the device's floor. Errors wrap one of the sentinels.
+// Level returns the demand for a request. Its level is the highest of the policy's, the requested
+// one and the device's floor. Errors wrap one of the sentinels.
 func (p *Policy) Level(r Request) (Grant, error) {
 	s, ok := p.services[r.Service]
 	if !ok {
-		// An amount that the device orders is no price of these.
+		// The amount that the device orders is not the price of these.
 		s, ok = reserved[r.Service]
 		r.Amount = nil
 	}
@@ -157,7 +155,7 @@ func (p *Policy) Level(r Request) (Grant, error) {
 	}, nil
 }
 
-// price checks that the amount suits the service and returns its minor units.
+// price checks the amount against the service and returns its minor units.
 func (s service) price(a *protocol.Amount) (uint64, error) {
 	switch {
 	case a == nil && s.currency == "":

@@ -12,8 +12,7 @@ import (
 	"countersign/protocol"
 )
 
-// Kind names what a change request asks for, as it stands in [quorum] and in the
-// request itself.
+// Kind is the kind of a change request, as in [quorum] and in the request itself.
 type Kind string
 
 // The kinds of change that wait for a quorum.
@@ -21,19 +20,19 @@ const (
 	KeyDestroy   Kind = "key.destroy"
 	KeyBackup    Kind = "key.backup"
 	KeyRestore   Kind = "key.restore"
-	RootRotate   Kind = "root.rotate" // and activate, and taking it back
+	RootRotate   Kind = "root.rotate" // also activation and cancellation
 	DeviceInvite Kind = "device.invite"
-	AdminAdd     Kind = "admin.add" // and resume
+	AdminAdd     Kind = "admin.add" // also resume
 	AdminRevoke  Kind = "admin.revoke"
 	PolicyApply  Kind = "policy.apply"
 )
 
 var kinds = []Kind{KeyDestroy, KeyBackup, KeyRestore, RootRotate, DeviceInvite, AdminAdd, AdminRevoke, PolicyApply}
 
-// Kinds lists all kinds of change.
+// Kinds returns all kinds of change.
 func Kinds() []Kind { return slices.Clone(kinds) }
 
-// ParseKind reads what [Kind.String] writes.
+// ParseKind parses the text of [Kind.String].
 func ParseKind(s string) (Kind, error) {
 	if !slices.Contains(kinds, Kind(s)) {
 		return "", fmt.Errorf("kind of change %q: want one of %v", s, kinds)
@@ -43,23 +42,22 @@ func ParseKind(s string) (Kind, error) {
 
 func (k Kind) String() string { return string(k) }
 
-// Local is the signer that the appliance's own admin socket is. It is one identity,
-// whoever may connect to it.
+// Local is the signer name of the appliance's admin socket. Everyone who can connect to it counts as
+// this one identity.
 const Local = "local"
 
 // maxQuorum bounds a quorum, in administrators.
 const maxQuorum = 16
 
-// Quorum returns what a change of this kind requires: of the document, or one
-// administrator.
+// Quorum returns the requirement for a change of this kind: the document's, or one administrator.
 func (p *Policy) Quorum(k Kind) Requirement {
 	return Requirement{Administrators: max(p.quorum[k], 1)}
 }
 
-// Evasion is a quorum that fewer administrators can get round.
+// Evasion is a quorum that fewer administrators can circumvent.
 type Evasion struct {
-	Kind  Kind // takes Takes administrators
-	By    Kind // takes Fewer: lowers the quorum, or adds administrators who sign
+	Kind  Kind // requires Takes administrators
+	By    Kind // requires Fewer, and can lower the quorum or add administrators who sign
 	Takes int
 	Fewer int
 }
@@ -68,8 +66,8 @@ func (e Evasion) String() string {
 	return fmt.Sprintf("%s takes %d administrators, and %d can change that by %s", e.Kind, e.Takes, e.Fewer, e.By)
 }
 
-// Evasions lists the quorums that are greater than that of policy.apply or of admin.add,
-// of which the smaller one is named.
+// Evasions returns the quorums greater than the quorum of policy.apply or of admin.add, whichever is
+// smaller.
 func (p *Policy) Evasions() []Evasion {
 	by := PolicyApply
 	if p.Quorum(AdminAdd).Administrators < p.Quorum(PolicyApply).Administrators {
@@ -88,8 +86,8 @@ func (p *Policy) Evasions() []Evasion {
 // CountsLocal reports whether the admin socket counts as an administrator.
 func (p *Policy) CountsLocal() bool { return !p.keysOnly }
 
-// quorums reads [quorum]. A kind may be written with quotes or without: for TOML these
-// are a key with a dot and a table in a table.
+// quorums reads [quorum]. Kinds may be quoted or not: TOML reads these as a key with a dot and as a
+// nested table.
 func (c *checker) quorums(raw map[string]value, keys []tomldoc.Key) (map[Kind]int, bool) {
 	found, keysOnly := map[Kind]int{}, false
 	flat := c.flattened(raw)
@@ -123,7 +121,7 @@ func (c *checker) flattened(raw map[string]value) map[string]value {
 	put := func(name string, v value) {
 		if _, twice := flat[name]; twice {
 			c.subject, c.line = "quorum: ", 0
-			c.fail("%s is there twice", name)
+			c.fail("%s appears twice", name)
 		}
 		flat[name] = v
 	}
@@ -155,22 +153,22 @@ const (
 	maxExpires      = time.Hour
 )
 
-// NoAttestation is the format of a UV key that came without attestation.
+// NoAttestation is the attestation format of a UV key that has none.
 const NoAttestation = "none"
 
 var word = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 
-// Approval is what a level with a second approver waits for.
+// Approval is how a level with a second approver works.
 type Approval struct {
-	Role    string        // that the second approver must have
+	Role    string        // required of the second approver
 	Expires time.Duration // after which the first approval is denied; whole seconds, 1 to 3600
 }
 
-// Approval returns how second approvals work, [approval] of the document.
+// Approval returns the document's [approval].
 func (p *Policy) Approval() Approval { return p.approval }
 
-// AcceptsAttestation reports whether a UV key whose attestation is of this format
-// counts as a factor. It is asked once, at enrolment.
+// AcceptsAttestation reports whether a UV key with this attestation format counts as a factor.
+// Enrolment asks once.
 func (p *Policy) AcceptsAttestation(format string) bool {
 	return slices.Contains(p.attestation, format)
 }
@@ -220,8 +218,8 @@ func (c *checker) attestation(r rawUV) []string {
 	return formats
 }
 
-// The protocol's own services that end without a decision (PROTOCOL.md §3): they
-// need a signature, and more only if the client or the device asks for it.
+// The protocol's own services that end without a decision (PROTOCOL.md §3). They need a signature,
+// and more only if the client or the device requests it.
 var reserved = map[protocol.Service]service{
 	protocol.ServiceDryRun: {id: protocol.ServiceDryRun, name: "dry-run", tiers: []tier{{level: 1}}, ttl: defaultTTL, lifetime: defaultLifetime},
 	protocol.ServiceStatus: {id: protocol.ServiceStatus, name: "status", tiers: []tier{{level: 1}}, ttl: defaultTTL, lifetime: defaultLifetime},

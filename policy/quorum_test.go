@@ -36,7 +36,7 @@ func TestQuorumRefused(t *testing.T) {
 		"\"key.destroy\" = \"two\"":                 "line 6: quorum: key.destroy: want 1 to 16 administrators, found \"two\"",
 		"\"key.destory\" = 2":                       "line 6: quorum: kind of change \"key.destory\": want one of",
 		"local = 1":                                 "line 6: quorum: local: want true or false",
-		"key.destroy = 2\n\"key.destroy\" = 3":      "quorum: key.destroy is there twice",
+		"key.destroy = 2\n\"key.destroy\" = 3":      "quorum: key.destroy appears twice",
 		"x = 2":                                     "line 6: quorum: kind of change \"x\"",
 		"\"key.destroy\" = 2\n[quorums]\nlocal = 1": "unknown key quorums",
 	} {
@@ -58,7 +58,7 @@ func TestKindsReadBack(t *testing.T) {
 	}
 }
 
-// TestDecideQuorum says in words what the golden file says in lines.
+// TestDecideQuorum states the rules of the golden file in words.
 func TestDecideQuorum(t *testing.T) {
 	two := Requirement{Administrators: 2}
 	for _, tc := range []struct {
@@ -86,8 +86,8 @@ func TestDecideQuorum(t *testing.T) {
 	}
 }
 
-// FuzzMoreSigners: a signer who is added, or whose factors are, never turns an outcome
-// into a lesser one, a larger quorum never into a greater one.
+// FuzzMoreSigners: an additional signer or factor never worsens a ruling, a larger quorum never
+// improves it.
 func FuzzMoreSigners(f *testing.F) {
 	f.Add(uint8(2), uint8(0), uint8(0), "ann", "bob")
 	f.Add(uint8(1), uint8(1), uint8(1), "", "local")
@@ -102,7 +102,7 @@ func FuzzMoreSigners(f *testing.F) {
 			t.Fatalf("%+v: %s with %q, %s with %q more", required, outcome(d), e.Signers, outcome(got), more)
 		}
 		if required.Administrators == 0 {
-			return // perhaps no requirement at all
+			return // possibly nothing is required
 		}
 		required.Administrators++
 		if got := Decide(required, e); rank(got) > rank(d) {
@@ -111,7 +111,7 @@ func FuzzMoreSigners(f *testing.F) {
 	})
 }
 
-// TestEvasions: a quorum is worth no more than the least of those by which it is changed.
+// TestEvasions: a quorum is worth no more than the smallest quorum that can change it.
 func TestEvasions(t *testing.T) {
 	for quorum, want := range map[string][]string{
 		"":                      nil,

@@ -14,7 +14,7 @@ import (
 	"countersign/protocol/trust"
 )
 
-// vectorMembers gives a byte string of each vector of op, from testdata.
+// vectorMembers adds one byte string of each vector of op to the corpus.
 func vectorMembers(f *testing.F, file, op, member string) {
 	f.Helper()
 	for _, v := range loadVectors(f, file) {
@@ -111,8 +111,7 @@ func FuzzBodies(f *testing.F) {
 	})
 }
 
-// fuzzBody holds the law that what parses is what its own Marshal wrote: written
-// again it parses to the same.
+// fuzzBody: a body that parses and is written again parses to the same value.
 func fuzzBody[T interface{ Marshal() []byte }](t *testing.T, b []byte, parse func([]byte) (T, error)) {
 	v, err := parse(b)
 	mustCode(t, err)

@@ -24,7 +24,7 @@ func init() {
 	ops["enrol"] = op(enrolVector)
 }
 
-// payloadValue is the "value" of a vector: the payload of a COSE_Sign1 as read.
+// payloadValue returns the "value" of a vector: the decoded payload of a COSE_Sign1.
 func payloadValue[P any](b []byte, parse func([]byte) (P, error), write func(P) []byte) (any, error) {
 	var s cose.Sign1
 	if err := cbor.Unmarshal(b, &s); err != nil {
@@ -133,7 +133,7 @@ func updateVector(in struct {
 	}, err
 }
 
-// vectorTime is when the certificates of the vectors are good.
+// vectorTime is a time at which the vectors' certificates are valid.
 const vectorTime = 1795000000
 
 func trustVector(in struct {

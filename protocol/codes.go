@@ -7,12 +7,11 @@ import (
 	"time"
 )
 
-// Code is a result code of PROTOCOL.md §4, as it travels in P2, P4, ME and
-// problem+json. It is an error, so that it can be wrapped and found again with
-// [CodeOf]. Zero means no error.
+// Code is a result code of PROTOCOL.md §4, as P2, P4, ME and problem+json carry it. It is an error
+// that others can wrap and [CodeOf] finds. Zero means no error.
 type Code uint8
 
-// The codes. Where each appears is in the table of PROTOCOL.md §4.
+// The codes. The table of PROTOCOL.md §4 lists where each appears.
 const (
 	CodeFormat            Code = 1
 	CodeVersion           Code = 2
@@ -82,14 +81,14 @@ func (c Code) String() string {
 
 func (c Code) Error() string { return c.String() }
 
-// CodeOf finds the code that an error wraps; ok is false where there is none.
+// CodeOf returns the code that an error wraps; ok is false if there is none.
 func CodeOf(err error) (code Code, ok bool) {
 	ok = errors.As(err, &code)
 	return code, ok
 }
 
-// Retry is an error whose code comes with the time after which another try makes
-// sense; it travels in whole seconds, rounded up.
+// Retry is an error with a code and the time to wait before the next attempt. It travels in whole
+// seconds, rounded up.
 type Retry struct {
 	Code  Code
 	After time.Duration
@@ -97,16 +96,15 @@ type Retry struct {
 
 func (r Retry) Error() string { return fmt.Sprintf("%v, retry in %v", r.Code, r.After) }
 
-// Unwrap makes [CodeOf] find the code.
+// Unwrap returns the code.
 func (r Retry) Unwrap() error { return r.Code }
 
-// Errorf returns an error of this text that wraps the code.
+// Errorf returns an error with this text that wraps the code.
 func (c Code) Errorf(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, c)...)
 }
 
-// Seconds converts a number of seconds, as large as it may be, to a duration
-// without overflow.
+// Seconds converts seconds to a duration. Values that would overflow become the longest duration.
 func Seconds(n uint64) time.Duration {
 	const most = uint64(1<<63-1) / uint64(time.Second)
 	return time.Duration(min(n, most)) * time.Second

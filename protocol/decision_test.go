@@ -6,9 +6,8 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/veraison/go-cose"
-
 	lenient "github.com/fxamacker/cbor/v2"
+	"github.com/veraison/go-cose"
 
 	"countersign/protocol"
 	"countersign/protocol/cbor"
@@ -56,7 +55,7 @@ func TestSignDocuments(t *testing.T) {
 	}
 }
 
-// stockVerifier is ES256 of a COSE library that knows nothing of OA1.
+// stockVerifier is the ES256 verifier of a COSE library that does not know OA1.
 func stockVerifier(t *testing.T, key keySigner) cose.Verifier {
 	t.Helper()
 	v, err := cose.NewVerifier(cose.AlgorithmES256, &key.key.PublicKey)
@@ -114,7 +113,7 @@ func TestStockLibraryVerifiesSignReceipt(t *testing.T) {
 	}
 }
 
-// TestLooseCOSE holds what a lenient CBOR library would take for the same.
+// TestLooseCOSE covers items that a lenient CBOR library would accept.
 func TestLooseCOSE(t *testing.T) {
 	p := newPKI(t)
 	var s ours.Sign1

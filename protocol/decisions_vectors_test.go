@@ -18,7 +18,7 @@ func init() {
 	decoders["decision"] = decodeWith(receipt.Parse, receipt.Decision.Marshal)
 }
 
-// decisionIn is what a vector says that D knows.
+// decisionIn is the device's knowledge in a vector.
 type decisionIn struct {
 	Decision hexBytes
 	RootKey  hexBytes   `json:"root_key"`
@@ -101,7 +101,7 @@ func signReceiptVector(in struct{ Receipt, Key hexBytes }) (any, error) {
 	return map[string]any{"document": hexBytes(document)}, err
 }
 
-// signedPayload is the payload of a decision in either form.
+// signedPayload returns the payload of a decision in either form.
 func signedPayload(b []byte) ([]byte, error) {
 	if len(b) != 0 && b[0] == 0x82 {
 		var pair [][]byte

@@ -89,8 +89,7 @@ func TestEnrolRequestStrict(t *testing.T) {
 	}
 }
 
-// nextChar changes only the bits of the last character that stand for nothing: 64
-// bytes leave four of them.
+// nextChar changes only the unused bits of the last character: 64 bytes leave four of them.
 func nextChar(c byte) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	return string(alphabet[strings.IndexByte(alphabet, c)+1])

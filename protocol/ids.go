@@ -19,7 +19,7 @@ import (
 // key)[0:8], PROTOCOL.md §5.
 type ClientID [8]byte
 
-// ClientIDOf computes the id that goes with a client's signing key.
+// ClientIDOf returns the id of the client with this signing key.
 func ClientIDOf(signingKey PublicKey) ClientID {
 	return ClientID(domain.Hash(domain.ClientID, signingKey[:])[:8])
 }
@@ -27,13 +27,13 @@ func ClientIDOf(signingKey PublicKey) ClientID {
 // DeviceID names a device: SHA-256(SPIFFE ID)[0:8], PROTOCOL.md §2.1.
 type DeviceID [8]byte
 
-// DeviceIDOf computes the id of the device with this SPIFFE ID.
+// DeviceIDOf returns the id of the device with this SPIFFE ID.
 func DeviceIDOf(spiffeID string) DeviceID {
 	sum := sha256.Sum256([]byte(spiffeID))
 	return DeviceID(sum[:8])
 }
 
-// Handle is what C sees of the device: the first 4 bytes of its id (P2.5).
+// Handle returns the first 4 bytes of the id, which clients see (P2.5).
 func (id DeviceID) Handle() DeviceHandle { return DeviceHandle(id[:4]) }
 
 // DeviceHandle is the first 4 bytes of a [DeviceID].
@@ -45,8 +45,8 @@ type RootID [8]byte
 // RootHash is the 16-byte hash of the first root key in an activation code.
 type RootHash [16]byte
 
-// Serial is a client's request number: a 4-byte big-endian counter that only
-// rises, then 8 random bytes.
+// Serial is a client's request number: a 4-byte big-endian counter that never decreases, then 8
+// random bytes.
 type Serial [12]byte
 
 // NewSerial joins a counter and 8 random bytes.
@@ -57,29 +57,29 @@ func NewSerial(counter uint32, random [8]byte) Serial {
 	return s
 }
 
-// Counter is the first 4 bytes.
+// Counter returns the first 4 bytes.
 func (s Serial) Counter() uint32 { return binary.BigEndian.Uint32(s[:4]) }
 
 // TransactionID names one decision.
 type TransactionID [8]byte
 
-// PairwiseID is how one device sees one client:
-// HMAC(mac, "OA1 pairwise v1" || client id || device id)[0:8].
+// PairwiseID identifies a client to one device: HMAC(mac, "OA1 pairwise v1" || client id || device
+// id)[0:8].
 type PairwiseID [8]byte
 
 // PolicyHash is the first 8 bytes of the policy's hash.
 type PolicyHash [8]byte
 
-// Challenge is chal, 16 bytes, in clear in M2.
+// Challenge is the 16-byte chal that M2 carries in clear.
 type Challenge [16]byte
 
-// NewChallenge binds D's nonce and S's u:
-// SHA-256("OA1 chal v1" || nonce || u)[0:16].
+// NewChallenge binds the device's nonce and the appliance's u: SHA-256("OA1 chal v1" || nonce ||
+// u)[0:16].
 func NewChallenge(nonce, u Nonce) Challenge {
 	return Challenge(domain.Hash(domain.Challenge, nonce[:], u[:])[:16])
 }
 
-// Nonce is 16 fresh random bytes: D's nonce of an apply, or S's u.
+// Nonce is 16 fresh random bytes: the device's nonce of an apply, or the appliance's u.
 type Nonce [16]byte
 
 func parseHex(dst []byte, what, s string) error {
@@ -103,26 +103,26 @@ func (h PolicyHash) String() string     { return hex.EncodeToString(h[:]) }
 func (c Challenge) String() string      { return hex.EncodeToString(c[:]) }
 func (n Nonce) String() string          { return hex.EncodeToString(n[:]) }
 
-// ParseClientID reads the 16 hexadecimal digits that String writes.
+// ParseClientID parses the 16 hexadecimal digits of String.
 func ParseClientID(s string) (id ClientID, err error) {
 	err = parseHex(id[:], "client id", s)
 	return id, err
 }
 
-// ParseTransactionID reads the 16 hexadecimal digits that String writes.
+// ParseTransactionID parses the 16 hexadecimal digits of String.
 func ParseTransactionID(s string) (id TransactionID, err error) {
 	err = parseHex(id[:], "transaction id", s)
 	return id, err
 }
 
-// ParseSerial reads the 24 hexadecimal digits that String writes.
+// ParseSerial parses the 24 hexadecimal digits of String.
 func ParseSerial(s string) (id Serial, err error) {
 	err = parseHex(id[:], "serial", s)
 	return id, err
 }
 
-// Amount is money: minor units (cents) below 10^15 and three letters A–Z. In
-// CBOR it is the array [minor, currency].
+// Amount is a sum of money: at most [MaxMinor] minor units (cents) and a currency of three letters
+// A–Z. In CBOR it is the array [minor, currency].
 type Amount struct {
 	_        struct{} `cbor:",toarray"`
 	Minor    uint64
@@ -132,7 +132,8 @@ type Amount struct {
 // MaxMinor is the largest amount, in minor units.
 const MaxMinor = 999_999_999_999_999
 
-// Validate checks the currency and that the amount is at most [MaxMinor]: CodeFormat.
+// Validate returns a CodeFormat error if the currency is malformed or the amount is above
+// [MaxMinor].
 func (a Amount) Validate() error {
 	if a.Minor > MaxMinor {
 		return CodeFormat.Errorf("amount %d is not below 10^15", a.Minor)
@@ -152,12 +153,11 @@ func isCurrency(s string) bool {
 	return len(s) == 3
 }
 
-// String is for logs and errors; it counts minor units, since decimals depend
-// on the currency.
+// String returns the amount in minor units, for logs and errors. Decimals depend on the currency.
 func (a Amount) String() string { return fmt.Sprintf("%d %s", a.Minor, a.Currency) }
 
-// PublicKey is a P-256 point in 33-byte SEC1 compressed form. A PublicKey from
-// [ParsePublicKey] is on the curve; one that was only decoded may not be.
+// PublicKey is a P-256 point in 33-byte SEC1 compressed form. [ParsePublicKey] returns points on the
+// curve only; a decoded PublicKey may be off it.
 type PublicKey [33]byte
 
 // ParsePublicKey checks that b is 33 bytes and a point of the curve.
@@ -170,7 +170,7 @@ func ParsePublicKey(b []byte) (PublicKey, error) {
 	return p, err
 }
 
-// CompressKey gives the compressed form of an ECDSA key on P-256.
+// CompressKey returns the compressed form of an ECDSA key on P-256.
 func CompressKey(pub *ecdsa.PublicKey) (PublicKey, error) {
 	if pub == nil || pub.Curve != elliptic.P256() {
 		return PublicKey{}, CodeFormat.Errorf("public key is not on P-256")
@@ -182,7 +182,7 @@ func CompressKey(pub *ecdsa.PublicKey) (PublicKey, error) {
 	return compress(b), nil
 }
 
-// CompressPoint gives the compressed form of a 65-byte uncompressed point.
+// CompressPoint returns the compressed form of a 65-byte uncompressed point.
 func CompressPoint(point []byte) (PublicKey, error) {
 	if _, err := ecdh.P256().NewPublicKey(point); err != nil {
 		return PublicKey{}, CodeFormat.Errorf("point: %v", err)
@@ -197,7 +197,7 @@ func compress(point []byte) PublicKey {
 	return p
 }
 
-// ECDSA gives the key for verification.
+// ECDSA returns the key for verification.
 func (p PublicKey) ECDSA() (*ecdsa.PublicKey, error) {
 	x, y := elliptic.UnmarshalCompressed(elliptic.P256(), p[:])
 	if x == nil {
@@ -214,7 +214,7 @@ func (p PublicKey) ECDSA() (*ecdsa.PublicKey, error) {
 	return key, nil
 }
 
-// ECDH gives the key for key agreement.
+// ECDH returns the key for key agreement.
 func (p PublicKey) ECDH() (*ecdh.PublicKey, error) {
 	k, err := p.ECDSA()
 	if err != nil {
@@ -223,13 +223,13 @@ func (p PublicKey) ECDH() (*ecdh.PublicKey, error) {
 	return k.ECDH()
 }
 
-// RootID is the id of this key as a root.
+// RootID returns the id of this key as a root.
 func (p PublicKey) RootID() RootID {
 	sum := sha256.Sum256(p[:])
 	return RootID(sum[:8])
 }
 
-// RootHash is the hash of this key in an activation code.
+// RootHash returns the hash of this key that activation codes contain.
 func (p PublicKey) RootHash() RootHash {
 	sum := sha256.Sum256(p[:])
 	return RootHash(sum[:16])
@@ -237,8 +237,8 @@ func (p PublicKey) RootHash() RootHash {
 
 func (p PublicKey) String() string { return hex.EncodeToString(p[:]) }
 
-// VerifyDigest checks a 64-byte r‖s over a SHA-256 digest with 0 < r, s < n
-// (high s is accepted, PROTOCOL.md §2).
+// VerifyDigest reports whether sig, a 64-byte r‖s with 0 < r, s < n, is a signature of the SHA-256
+// digest. It accepts high s (PROTOCOL.md §2).
 func (p PublicKey) VerifyDigest(digest, sig []byte) bool {
 	key, err := p.ECDSA()
 	if err != nil || len(sig) != SignatureSize {
@@ -251,13 +251,13 @@ func (p PublicKey) VerifyDigest(digest, sig []byte) bool {
 // SignatureSize is the length of an ES256 signature, r‖s.
 const SignatureSize = 64
 
-// DigestSigner signs 32-byte SHA-256 digests with one P-256 key and returns r‖s,
-// 64 bytes. The HSM's keys and the phone's keys both come as this.
+// DigestSigner signs 32-byte SHA-256 digests with one P-256 key and returns r‖s, 64 bytes. Keys in
+// the HSM and on the phone both implement it.
 type DigestSigner interface {
 	SignDigest(ctx context.Context, digest []byte) ([]byte, error)
 }
 
-// SigStructure is the Sig_structure of RFC 9052 §4.4 for an ES256 signature.
+// SigStructure returns the Sig_structure of RFC 9052 §4.4 for an ES256 signature.
 func SigStructure(aad string, payload []byte) []byte {
 	return cbor.Marshal([]any{"Signature1", []byte{0xA1, 0x01, 0x26}, []byte(aad), payload})
 }

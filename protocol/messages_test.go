@@ -19,7 +19,7 @@ import (
 	"countersign/protocol/trust"
 )
 
-// TestSizes holds the sizes that PROTOCOL.md §3 promises.
+// TestSizes checks the sizes in PROTOCOL.md §3.
 func TestSizes(t *testing.T) {
 	for _, c := range []struct {
 		level              protocol.Level
@@ -42,8 +42,8 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// TestStockLibraryVerifies gives a countersignature to a COSE library as the
-// COSE_Sign1 with detached payload that it is.
+// TestStockLibraryVerifies verifies a countersignature with a COSE library, as a COSE_Sign1 with
+// detached payload.
 func TestStockLibraryVerifies(t *testing.T) {
 	s := newSession(t, 2)
 	stmt, approval := message.NewStatement(s.root, s.p1, s.chal, s.p2), s.approval()
@@ -71,7 +71,7 @@ func TestStockLibraryVerifies(t *testing.T) {
 
 var errHSM = fmt.Errorf("token removed: %w", protocol.CodeHSM)
 
-// brokenKey is a kem key in an HSM that is gone.
+// brokenKey is a kem key in a removed HSM.
 type brokenKey struct{ *ecdh.PrivateKey }
 
 func (brokenKey) ECDH(*ecdh.PublicKey) ([]byte, error) { return nil, errHSM }
@@ -152,7 +152,7 @@ func TestKeyUpdate(t *testing.T) {
 	}
 }
 
-// TestChannelRefuses has what a relay or a confused peer could hand in.
+// TestChannelRefuses covers messages from a relay or a confused peer.
 func TestChannelRefuses(t *testing.T) {
 	s := newSession(t, 1)
 	s.run(t)

@@ -51,8 +51,8 @@ func op[In any](run func(In) (any, error)) func(json.RawMessage) (any, error) {
 	}
 }
 
-// decodeWith gives the map that the parsed value marshals to, with the ignored
-// keys of the input, which Marshal leaves out.
+// decodeWith returns the map that the parsed value marshals to, with the ignored keys of the input,
+// which Marshal leaves out.
 func decodeWith[P any](parse func([]byte) (P, error), write func(P) []byte) func([]byte) (any, error) {
 	return func(b []byte) (any, error) {
 		p, err := parse(b)
@@ -104,8 +104,8 @@ type hpkeIn struct {
 	M1      hexBytes `json:"m1"`
 }
 
-// hpkeVector opens M1 with the code under test, and makes it again from the
-// sender's ephemeral key by a key schedule of its own (RFC 9180 §4.1 and §5.1).
+// hpkeVector opens M1 with the code under test, and recreates it from the sender's ephemeral key
+// with an independent key schedule (RFC 9180 §4.1 and §5.1).
 func hpkeVector(in hpkeIn) (any, error) {
 	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
@@ -218,8 +218,8 @@ type sessionIn struct {
 	M4         hexBytes `json:"m4"`
 }
 
-// sessionVector follows the four passes as S and C together: what D compares,
-// then everything that may be a format error, then signature and proof.
+// sessionVector runs the four passes as client and appliance together: first the comparisons, then
+// everything that may be a format error, then signature and proof.
 func sessionVector(in sessionIn) (any, error) {
 	root, err := protocol.ParsePublicKey(in.RootKey)
 	if err != nil {
@@ -301,8 +301,7 @@ func (in sessionIn) verify(stmt message.Statement, p3 message.P3) error {
 	return nil
 }
 
-// keys fills in the key schedule, derived here by itself, and makes M2, M3 and M4
-// again by the code under test.
+// keys derives the key schedule independently, and recreates M2, M3 and M4 with the code under test.
 func (in sessionIn) keys(c message.Channel, attempt uint8, out map[string]hexBytes) error {
 	r := message.ReceiptNonce(in.M4[2:10])
 	th3 := sha256.Sum256(slices.Concat(c.TH2[:], in.M3))
@@ -413,7 +412,7 @@ var protectedES256 = []byte{0xA1, 0x01, 0x26}
 
 func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }
 
-// payloadOf is the detached payload of a countersignature, PROTOCOL.md §3.
+// payloadOf returns the detached payload of a countersignature, PROTOCOL.md §3.
 func payloadOf(s message.Statement, a message.Approval) []byte {
 	proof := a.Proof
 	if proof == nil {

@@ -32,8 +32,7 @@ func newPKI(t testing.TB) testPKI {
 	return p
 }
 
-// certify makes a KeyCert that begins at vectorTime, an hour later for each epoch
-// above 1.
+// certify returns a KeyCert that begins at vectorTime, one hour later for each epoch above 1.
 func (p testPKI) certify(t testing.TB, use trust.Use, epoch uint64) []byte {
 	t.Helper()
 	begin := uint64(vectorTime + 3600*(epoch-1))
@@ -81,7 +80,7 @@ func (p testPKI) trust(t testing.TB) trust.State {
 
 var testDevice = protocol.DeviceIDOf("spiffe://test.example/device/gate-14")
 
-// decision is one that check takes.
+// decision returns one that check accepts.
 func (p testPKI) decision() receipt.Decision {
 	return receipt.Decision{
 		Result: protocol.ResultApproved, Statement: [32]byte{1}, Transaction: protocol.TransactionID{2}, Level: 2, Factors: 3,

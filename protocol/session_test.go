@@ -12,7 +12,7 @@ import (
 	"countersign/protocol/message"
 )
 
-// session is one authorization with both ends at hand.
+// session is one authorization with both ends.
 type session struct {
 	kem       hpke.PrivateKey
 	kemKey    protocol.PublicKey

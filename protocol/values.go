@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Service is the kind of operation asked for (P1.3). Numbers below
-// [FirstService] are reserved.
+// Service is the kind of operation that a client requests (P1.3). Numbers below [FirstService] are
+// reserved.
 type Service uint64
 
-// The services with a meaning of their own; no device acts on one of them.
+// The reserved services that have a meaning. No device acts on them.
 const (
 	ServiceDryRun     Service = 0
 	ServiceStatus     Service = 2
@@ -21,7 +21,7 @@ const (
 
 func (s Service) String() string { return strconv.FormatUint(uint64(s), 10) }
 
-// ParseService reads the decimal number that String writes.
+// ParseService parses a decimal number.
 func ParseService(s string) (Service, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
@@ -30,12 +30,12 @@ func ParseService(s string) (Service, error) {
 	return Service(n), nil
 }
 
-// Level says how strongly an operation is authorized, 1 to 4.
+// Level is the strength of an authorization, 1 to 4.
 type Level uint8
 
 func (l Level) String() string { return strconv.Itoa(int(l)) }
 
-// ParseLevel reads one digit, 1 to 4.
+// ParseLevel parses one digit, 1 to 4.
 func ParseLevel(s string) (Level, error) {
 	if len(s) != 1 || s[0] < '1' || s[0] > '0'+byte(maxLevel) {
 		return 0, CodeFormat.Errorf("level %q: want 1 to 4", s)
@@ -45,8 +45,8 @@ func ParseLevel(s string) (Level, error) {
 
 const maxLevel Level = 4
 
-// Factors are the factors that a level has at least, PROTOCOL.md §4. For a level
-// that does not exist ok is false.
+// Factors returns the factors that a level requires, PROTOCOL.md §4; ok is false if the level does
+// not exist.
 func (l Level) Factors() (f Factors, ok bool) {
 	if l < 1 || l > maxLevel {
 		return 0, false
@@ -54,17 +54,17 @@ func (l Level) Factors() (f Factors, ok bool) {
 	return Factors(1)<<l - 1, true
 }
 
-// Floor is the least level of a service, for the client's own table.
+// Floor is the lowest level that a client accepts for a service.
 type Floor struct {
 	Service  Service `json:"service"`
 	MinLevel Level   `json:"min_level"`
 }
 
-// Factors are the bits of P2.4.
+// Factors is a set of authentication factors, the bits of P2.4.
 type Factors uint8
 
-// The factors. FactorStrict is none in the usual sense: it says that the device
-// learns who the client is.
+// The factors. FactorStrict authenticates nothing: it announces that the device learns the client's
+// identity.
 const (
 	FactorSignature      Factors = 1
 	FactorPassword       Factors = 2
@@ -75,7 +75,7 @@ const (
 
 var factorNames = []string{"signature", "password", "uv", "second-approver", "strict", "32", "64", "128"}
 
-// Has tells whether every bit of want is set.
+// Has reports whether f contains every factor of want.
 func (f Factors) Has(want Factors) bool { return f&want == want }
 
 // String joins the names with "+".
@@ -89,7 +89,7 @@ func (f Factors) String() string {
 	return strings.Join(names, "+")
 }
 
-// Result is what became of an authorization (P4.1).
+// Result is the result of an authorization (P4.1).
 type Result uint8
 
 // The results of P4.1.
@@ -115,7 +115,7 @@ func (r Result) String() string {
 	}
 }
 
-// Verdict is what the user decided (P3.1).
+// Verdict is the user's answer (P3.1).
 type Verdict uint8
 
 // The verdicts of P3.1.
@@ -135,15 +135,14 @@ func (v Verdict) String() string {
 	}
 }
 
-// The key slots of P3.4: which of the client's keys made the signature.
+// The key slots of P3.4, which select one of the client's keys.
 const (
 	SlotSigning = 1
 	SlotUV      = 3
 )
 
-// currencies are the codes of ISO 4217 that are money in use, with the number of
-// decimal digits of their minor unit. Codes of metals, tests and units of
-// account are left out: nobody pays a device in them.
+// currencies maps the ISO 4217 codes of money in use to the number of decimal digits of their minor
+// unit. It leaves out metals, test codes and units of account.
 var currencies = func() map[string]int {
 	all := map[string]int{}
 	for digits, codes := range map[int]string{
@@ -163,28 +162,26 @@ var currencies = func() map[string]int {
 	return all
 }()
 
-// MinorDigits gives the number of decimal digits of a currency's minor unit,
-// ISO 4217; known is false for a currency that C does not know (P2.7).
+// MinorDigits returns the number of decimal digits of a currency's minor unit (ISO 4217). known is
+// false for a currency that clients refuse (P2.7).
 func MinorDigits(currency string) (digits int, known bool) {
 	digits, known = currencies[currency]
 	return digits, known
 }
 
-// Base64 is a byte string that is base64url without padding in JSON, RFC 4648
-// §5, in its one canonical form.
+// Base64 is a byte string that JSON carries as canonical base64url without padding (RFC 4648 §5).
 type Base64 []byte
 
 var base64url = base64.RawURLEncoding.Strict()
 
 func (b Base64) String() string { return base64url.EncodeToString(b) }
 
-// MarshalText writes base64url without padding.
+// MarshalText returns base64url without padding.
 func (b Base64) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
-// UnmarshalText refuses padding, white space and set bits after the end:
-// CodeFormat.
+// UnmarshalText rejects padding, white space and non-zero trailing bits with CodeFormat.
 func (b *Base64) UnmarshalText(text []byte) error {
-	// The library skips line breaks, which are not base64url.
+	// encoding/base64 skips line breaks.
 	if bytes.ContainsAny(text, "\r\n") {
 		return CodeFormat.Errorf("base64url with a line break")
 	}

@@ -55,7 +55,7 @@ func TestMinorDigits(t *testing.T) {
 	}
 }
 
-// TestLeftOut has optional keys written with the value that their absence means.
+// TestLeftOut encodes optional keys with the value that their absence means.
 func TestLeftOut(t *testing.T) {
 	s := newSession(t, 1)
 	p1 := func(key byte, item ...byte) []byte {

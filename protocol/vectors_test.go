@@ -14,8 +14,8 @@ import (
 	"countersign/protocol"
 )
 
-// vector is one entry of a file in testdata. Out has the members that must come
-// out equal; Expect is "ok" or the number of a code.
+// vector is one entry of a file in testdata. Out lists the members to compare; Expect is "ok" or the
+// number of a code.
 type vector struct {
 	Name    string                     `json:"name"`
 	Op      string                     `json:"op"`
@@ -25,12 +25,12 @@ type vector struct {
 	Out     map[string]json.RawMessage `json:"out"`
 }
 
-// ops has what each op of a vector file runs. A test file adds its own in init.
-// The result is turned into JSON; it may have more members than the vector's out.
+// ops maps each op to its implementation. Test files add theirs in init. The result is converted to
+// JSON and may have more members than the vector's out.
 var ops = map[string]func(in json.RawMessage) (any, error){}
 
-// decoders has what the op "decode" runs for each `what`. The result is the
-// decoded map as a JSON object with its integer keys as strings.
+// decoders maps each `what` of the op "decode" to its implementation, which returns the decoded map
+// as a JSON object with its integer keys as strings.
 var decoders = map[string]func(cbor []byte) (any, error){}
 
 func TestVectors(t *testing.T) {
@@ -71,7 +71,7 @@ func (v vector) check(t *testing.T) {
 	}
 }
 
-// run says how the result differs from what the vector expects.
+// run returns the difference between the result and the vector's expectation.
 func (v vector) run() error {
 	op, ok := ops[v.Op]
 	if !ok {
@@ -116,7 +116,7 @@ func (v vector) compare(out any) error {
 	return nil
 }
 
-// TestVectorRunnerFails holds the runner against vectors that are wrong.
+// TestVectorRunnerFails runs vectors that are wrong.
 func TestVectorRunnerFails(t *testing.T) {
 	good := loadVectors(t, "derive.json")[0]
 	if err := good.run(); err != nil {
@@ -137,7 +137,7 @@ func TestVectorRunnerFails(t *testing.T) {
 	}
 }
 
-// decodeJSON keeps numbers exact.
+// decodeJSON decodes without rounding numbers.
 func decodeJSON(data []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
@@ -147,7 +147,7 @@ func decodeJSON(data []byte, v any) error {
 	return nil
 }
 
-// hexBytes is a byte string that is lower-case hexadecimal in JSON.
+// hexBytes is a byte string that JSON carries as lower-case hexadecimal.
 type hexBytes []byte
 
 func (h hexBytes) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h)), nil }

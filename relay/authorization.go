@@ -19,7 +19,14 @@ type authorization struct {
 	results  chan result // to the program that placed the order; nil: it comes from the configuration
 }
 
-// state is how far an authorization has come.
+// state is the state of an authorization:
+//
+//	offered → applied ⇄ countersigning → acting → settled
+//	                          ↓            ↑
+//	                       waiting ────────┘
+//
+// A phone that needs no order returns it: it is offered again. A denial, a decision that does
+// not verify, or the end of its time settles an authorization in any state before acting.
 type state uint8
 
 const (
@@ -35,7 +42,7 @@ const (
 type progress struct {
 	state    state
 	isOnce   bool     // a program placed the order: the device acts on it at most once
-	isSpent  bool     // with isOnce: acted on, denied by a second approver, or waited too long
+	isSpent  bool     // with isOnce: acted on, denied by a second approver, or expired
 	isGone   bool     // the program has disconnected
 	isOver   bool     // its time has ended; it settles with the last answer, which may be an approval
 	isClosed bool     // it waits, but a newer one is offered to second approvers instead
@@ -101,14 +108,6 @@ const (
 type effect struct {
 	kind   effectKind
 	result result
-}
-
-func effects(r result, kinds ...effectKind) []effect {
-	all := make([]effect, len(kinds))
-	for i, k := range kinds {
-		all[i] = effect{k, r}
-	}
-	return all
 }
 
 // Results of an order, in addition to the results of a decision: "approved", "denied", and

@@ -98,6 +98,14 @@ func (p progress) next(e event) (progress, []effect) {
 	return p.withoutAnswer(e)
 }
 
+func effects(r result, kinds ...effectKind) []effect {
+	all := make([]effect, len(kinds))
+	for i, k := range kinds {
+		all[i] = effect{k, r}
+	}
+	return all
+}
+
 // isTaken reports whether a phone has the order and no decision has come yet.
 func (p progress) isTaken() bool { return p.state == applied || p.state == countersigning }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
@@ -207,7 +208,7 @@ func (g *guessing) decisions() (out []recordFields, err error) {
 		return nil, err
 	}
 	for _, r := range records {
-		if r.Kind != store.KindDecision {
+		if r.Kind != audit.KindDecision {
 			continue
 		}
 		raw, err := json.Marshal(r.Fields)

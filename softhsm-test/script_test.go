@@ -22,6 +22,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/pool"
@@ -421,5 +422,5 @@ func retireAll(ctx context.Context, s store.Keys, names []string) error {
 			}
 		}
 	}
-	return s.ChangeKeys(ctx, c, store.NewRecord(store.KindKeys, "key/test", map[string]any{"event": "retired"}))
+	return s.ChangeKeys(ctx, c, audit.NewRecord(audit.KindKeys, "key/test", map[string]any{"event": "retired"}))
 }

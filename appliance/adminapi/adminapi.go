@@ -1,6 +1,6 @@
-// Package adminapi describes the admin API: JSON over a Unix socket at /v1/admin/<noun>[/<name>[/<verb>]], in the words
-// of the command line. [Routes] defines each endpoint once, for package server, which serves it, and for countersignctl,
-// which calls it. The package imports no other package of the appliance, so that both ends can use it.
+// Package adminapi describes the admin API: JSON over a Unix socket at /v1/admin/<noun>[/<name>[/<verb>]], with the
+// nouns and verbs of countersignctl. [Routes] defines each endpoint once: package server serves it and countersignctl
+// calls it. The package imports no other package of the appliance, so that both ends can use it.
 package adminapi
 
 import (
@@ -110,7 +110,7 @@ func (r Route[Req, Res]) With(name, value string) Route[Req, Res] {
 
 // Preview returns the route as a request with dry_run uses it: the answer is a change request that is not stored.
 func (r Route[Req, Res]) Preview() Route[Req, Change] {
-	return Route[Req, Change]{method: r.method, path: r.path, query: r.query}
+	return Route[Req, Change](r)
 }
 
 // Invite asks for an activation code.
@@ -168,11 +168,11 @@ type Device struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// Key is one version of a key.
+// Key is one version of a key. Its states follow SP 800-57 part 1 §7.
 type Key struct {
 	Name      string   `json:"name"`
 	Version   uint64   `json:"version"`
-	State     string   `json:"state"`    // SP 800-57 part 1 §7: pre-activation, active, deactivated, suspended, compromised, destroyed
+	State     string   `json:"state"`    // pre-activation, active, deactivated, suspended, compromised, destroyed
 	Accepted  bool     `json:"accepted"` // signatures by it, or messages for it, are accepted
 	Purpose   string   `json:"purpose"`
 	Algorithm string   `json:"algorithm"`
@@ -288,7 +288,8 @@ type Change struct {
 
 // Sign countersigns a change request.
 type Sign struct {
-	// Signature is a COSE_Sign1 of the hash (appliance/change/CHANGE.md), base64. Without one the admin socket countersigns.
+	// Signature is a COSE_Sign1 of the hash (appliance/change/CHANGE.md), base64. Without one the admin socket
+	// countersigns.
 	Signature []byte `json:"signature,omitempty"`
 }
 
@@ -414,34 +415,15 @@ const (
 	CheckFail = "fail"
 )
 
-// Problem is an error answer (RFC 9457). Type is one of the Problem… constants.
+// Problem is an error answer (RFC 9457). Type is one of package problem.
 type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 
-	// With ProblemQuorum: the change request that waits, and the activation code that becomes valid once the change is
-	// executed. The code is shown this once.
+	// With problem.Quorum: the change request that waits, and the activation code that becomes valid once the change
+	// is executed. The code is shown this once.
 	Change  *Change  `json:"change,omitempty"`
 	Invited *Invited `json:"invited,omitempty"`
 }
-
-// The problem types.
-const (
-	ProblemNotFound    = "urn:countersign:problem:not-found"
-	ProblemExists      = "urn:countersign:problem:exists"
-	ProblemConflict    = "urn:countersign:problem:conflict"
-	ProblemKeyStep     = "urn:countersign:problem:key-step"
-	ProblemUnsupported = "urn:countersign:problem:unsupported"
-	ProblemUncovered   = "urn:countersign:problem:uncovered"
-	ProblemQuorum      = "urn:countersign:problem:quorum"
-	ProblemOver        = "urn:countersign:problem:change-over"
-	ProblemSigner      = "urn:countersign:problem:signer"
-	ProblemSignature   = "urn:countersign:problem:signature"
-	ProblemInput       = "urn:countersign:problem:input"
-	ProblemUnavailable = "urn:countersign:problem:unavailable"
-	ProblemPIN         = "urn:countersign:problem:pin"
-	ProblemLocked      = "urn:countersign:problem:locked"
-	ProblemInternal    = "urn:countersign:problem:internal"
-)

@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"countersign/appliance/adminapi/problem"
 )
 
 // answering returns a caller of a server with one handler.
@@ -70,17 +72,17 @@ func TestCall(t *testing.T) {
 }
 
 func TestCallFails(t *testing.T) {
-	problem := Problem{Type: ProblemExists, Status: http.StatusConflict, Detail: "there already"}
+	answer := Problem{Type: problem.Exists, Status: http.StatusConflict, Detail: "there already"}
 	c := answering(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(problem.Status)
-		_ = json.NewEncoder(w).Encode(problem)
+		w.WriteHeader(answer.Status)
+		_ = json.NewEncoder(w).Encode(answer)
 	})
 	_, err := Routes.ClientInvite.Call(t.Context(), c, Invite{}, "alice")
 	var e *Error
-	if !errors.As(err, &e) || e.Type != ProblemExists || e.Names[0] != "alice" || err.Error() != "there already" {
+	if !errors.As(err, &e) || e.Type != problem.Exists || e.Names[0] != "alice" || err.Error() != "there already" {
 		t.Errorf("%v, %+v", err, e)
 	}
-	problem.Type = "" // of another server
+	answer.Type = "" // of another server
 	if _, err := Routes.Status.Call(t.Context(), c, None{}); err == nil || errors.As(err, new(*Error)) || !strings.Contains(err.Error(), "409") {
 		t.Errorf("%v", err)
 	}

@@ -1,6 +1,6 @@
-// Package anchor keeps what an appliance remembers outside its database, in one small
-// file: the newest root, the newest revision and the version of mac in force. A database
-// that knows less than its anchor is an old one or a forged one.
+// Package anchor stores the facts that an appliance remembers outside its database, in one small
+// file: the newest root, the newest revision of the head and the version of mac in force. A
+// database that is behind its anchor is old or forged.
 package anchor
 
 import (
@@ -18,21 +18,21 @@ import (
 )
 
 var (
-	// ErrNone: there is no anchor.
+	// ErrNone means that there is no anchor.
 	ErrNone = errors.New("there is no anchor")
-	// ErrThere: an anchor is there already, and Create replaces none.
+	// ErrThere means that an anchor exists; Create replaces none.
 	ErrThere = errors.New("there is an anchor already")
-	// ErrDamaged: the file is not one that this package wrote.
+	// ErrDamaged means that this package did not write the file.
 	ErrDamaged = errors.New("the anchor is damaged")
-	// ErrBack: a value is smaller than the anchor's.
+	// ErrBack means that a value is smaller than the one in the anchor.
 	ErrBack = errors.New("the anchor does not go back")
-	// ErrBranch: the database has another head of the anchor's revision.
+	// ErrBranch means that the database has another head of the revision in the anchor.
 	ErrBranch = errors.New("the anchor has another head of this revision")
-	// ErrOther: the anchor has another root under this number.
+	// ErrOther means that the anchor has another root of this number.
 	ErrOther = errors.New("the anchor has another root under this number")
 )
 
-// Anchor is what the file says:
+// Anchor is the content of the file:
 //
 //	# Lines that begin with # are comments, before the first value only.
 //	root 2
@@ -58,7 +58,7 @@ const preamble = `# The anchor of this appliance: its newest root, and the newes
 # or has other roots. Do not edit it, copy it back or remove it.
 `
 
-// text is the file.
+// text returns the content of the file.
 func (a Anchor) text() []byte { return append([]byte(preamble), a.values()...) }
 
 func (a Anchor) values() []byte {
@@ -68,7 +68,7 @@ func (a Anchor) values() []byte {
 // maxSize bounds the file, bytes.
 const maxSize = 4096
 
-// Read reads the file: errors wrap [ErrNone] or [ErrDamaged], or are the file system's.
+// Read reads the file. Its errors wrap [ErrNone] or [ErrDamaged], or come from the file system.
 func Read(path string) (Anchor, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -123,7 +123,7 @@ func parse(text []byte) (a Anchor, err error) {
 	return a, a.check(text)
 }
 
-// check finds what reads well and says nothing, or is not written as this package does.
+// check refuses values without a meaning, and any other spelling than this package writes.
 func (a Anchor) check(values []byte) error {
 	if a.Root == 0 {
 		return errors.New("roots are numbered from 1")

@@ -14,17 +14,17 @@ import (
 	"countersign/internal/durable"
 )
 
-// File is an anchor and the file that keeps it. No value of it ever goes back. It is safe
-// for concurrent use; no other process may write the file meanwhile.
+// File is an anchor and its file. No value goes back. It is safe for concurrent use; no other
+// process may write the file meanwhile.
 type File struct {
-	path string // "": the anchor is held in memory only
+	path string // "": in memory only
 
 	mu      sync.Mutex
-	current Anchor // zero: there is none yet
-	unsure  bool   // the last write failed: the file may say current, or what was before
+	current Anchor // zero: none yet
+	unsure  bool   // the last write failed: the file may hold current or the value before
 }
 
-// Open reads the anchor at path. There may be none yet: [File.Root] makes it then.
+// Open reads the anchor at path. If there is none yet, [File.Root] creates it.
 func Open(path string) (*File, error) {
 	a, err := Read(path)
 	if err != nil && !errors.Is(err, ErrNone) {
@@ -33,7 +33,7 @@ func Open(path string) (*File, error) {
 	return &File{path: path, current: a}, nil
 }
 
-// Create makes the file, which must not be there: [ErrThere].
+// Create creates the file. It returns [ErrThere] if the file exists.
 func Create(path string, a Anchor) (*File, error) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return nil, cmp.Or(err, fmt.Errorf("%s: %w", path, ErrThere))
@@ -42,13 +42,13 @@ func Create(path string, a Anchor) (*File, error) {
 		return nil, fmt.Errorf("making an anchor: %w", err)
 	}
 	f := &File{path: path}
-	return f, f.moveLocked(a) // nobody else has it yet
+	return f, f.moveLocked(a) // not shared yet
 }
 
-// InMemory is an anchor that no file keeps: for a program that only looks, and for tests.
+// InMemory returns an anchor without a file, for tests and for programs that only read.
 func InMemory(a Anchor) *File { return &File{current: a} }
 
-// Current returns the anchor as it is now. Its Root is 0 where there is none.
+// Current returns the current anchor. Its Root is 0 if there is none.
 func (f *File) Current() Anchor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,10 +61,9 @@ func (f *File) Floor() store.Mark {
 	return store.Mark{Revision: a.Revision, MAC: a.MAC, Head: a.Head}
 }
 
-// Advance moves revision and version of mac forward, to the head of that revision. It is
-// durable when Advance returns, and costs nothing where it is so already. A smaller value
-// is [ErrBack], another head of the same revision is [ErrBranch]; without an anchor it is
-// [ErrNone].
+// Advance moves revision and version of mac forward, to the head of that revision. It is durable
+// when Advance returns; repeating it costs nothing. A smaller value is [ErrBack], another head of
+// the same revision is [ErrBranch], and without an anchor the error is [ErrNone].
 func (f *File) Advance(m store.Mark) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,9 +82,9 @@ func (f *File) Advance(m store.Mark) error {
 	return f.moveLocked(next)
 }
 
-// Root moves the root forward, or makes the anchor where there is none. The caller has
-// verified the chain that leads from the anchor's root to this one. A smaller number is
-// [ErrBack]; another key or certificate under the same number is [ErrOther].
+// Root moves the root forward, or creates the anchor if there is none. The caller has verified the
+// chain from the anchor's root to this one. A smaller number is [ErrBack]; another key or
+// certificate under the same number is [ErrOther].
 func (f *File) Root(number uint64, key protocol.PublicKey, certHash [32]byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,8 +102,8 @@ func (f *File) Root(number uint64, key protocol.PublicKey, certHash [32]byte) er
 	return f.moveLocked(next)
 }
 
-// moveLocked makes next the anchor. After an error the file may say it or not, so it is
-// the anchor all the same, and the next call writes again.
+// moveLocked replaces the anchor. After an error the file may hold either value: the new one is in
+// effect, and the next call writes it again.
 func (f *File) moveLocked(next Anchor) error {
 	if next == f.current && !f.unsure {
 		return nil

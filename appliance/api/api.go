@@ -11,16 +11,22 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"countersign/appliance/authorize"
+	"countersign/appliance/enrol"
+	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/protocol/trust"
 )
 
@@ -43,8 +49,6 @@ const (
 
 // Authorizer processes the requests of enrolled devices.
 type Authorizer interface {
-	// DeviceOf returns the enrolled, active device of a verified certificate, else code 15.
-	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
 	Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error)
 	Countersign(ctx context.Context, device store.Device, req deviceapi.CountersignRequest) (deviceapi.CountersignResponse, error)
 	// AnswerAfter returns how long after a request arrived its answer is sent.
@@ -52,16 +56,23 @@ type Authorizer interface {
 	Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error
 }
 
+// Devices finds devices.
+type Devices interface {
+	// DeviceOf returns the enrolled, active device of a verified certificate, else code 15.
+	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
+}
+
 // Enroller enrols phones and devices.
 type Enroller interface {
 	Trust() trust.Document
-	Enrol(ctx context.Context, body []byte) ([]byte, error)
-	EnrolDevice(ctx context.Context, body []byte) ([]byte, error)
-	Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error)
+	Client(ctx context.Context, body []byte) ([]byte, error)
+	Device(ctx context.Context, body []byte) ([]byte, error)
+	Renew(ctx context.Context, device store.Device, req protoenrol.RenewRequest) (protoenrol.RenewResponse, error)
 }
 
 // API serves phones and devices (PROTOCOL.md §5).
 type API struct {
+	Devices    Devices
 	Authorizer Authorizer
 	Enroller   Enroller
 	Logger     hclog.Logger
@@ -76,8 +87,8 @@ func (a *API) Handler() http.Handler {
 	apply.gate = make(gate, applyInFlight)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/trust", a.handle(unknown, a.trust))
-	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Enrol)))
-	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.EnrolDevice)))
+	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Client)))
+	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.Device)))
 	mux.HandleFunc("POST /v1/renew", a.handle(renew, a.renew))
 	mux.HandleFunc("POST /v1/apply", a.handle(apply, a.apply))
 	mux.HandleFunc("POST /v1/countersign", a.handle(device, a.countersign))
@@ -170,7 +181,7 @@ func (a *API) caller(r *http.Request) (store.Device, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates[0].URIs) != 1 {
 		return store.Device{}, fmt.Errorf("no client certificate with one SPIFFE ID: %w", protocol.CodeDevice)
 	}
-	return a.Authorizer.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
+	return a.Devices.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error) {
@@ -200,7 +211,7 @@ func enrolBy(enrolKey func(context.Context, []byte) ([]byte, error)) process {
 }
 
 func (a *API) renew(ctx context.Context, q request) (reply, error) {
-	req, err := enrol.ParseRenewRequest(q.body)
+	req, err := protoenrol.ParseRenewRequest(q.body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -272,4 +283,64 @@ func hold(ctx context.Context, until time.Duration) bool {
 	for errors.Is(unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &at, nil), unix.EINTR) {
 	}
 	return true
+}
+
+// retryAfter is the wait that a caller is asked for when token or store is unavailable or busy.
+const retryAfter = time.Second
+
+// problem is the table from errors to answers. Any other error is an internal error without detail.
+func problem(err error) deviceapi.Problem {
+	retry := protocol.Retry{After: retryAfter}
+	switch code, _ := protocol.CodeOf(err); {
+	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
+		retry.Code = protocol.CodeHSM
+	case code == protocol.CodeBusy, errors.Is(err, hsm.ErrBusy):
+		retry.Code = protocol.CodeBusy
+	case errors.Is(err, enrol.ErrTaken):
+		return refused(http.StatusConflict)
+	case errors.Is(err, authorize.ErrNoTransaction):
+		return refused(http.StatusNotFound)
+	case deviceapi.HTTPStatus(code) == http.StatusInternalServerError:
+		return deviceapi.ProblemOf(nil)
+	default:
+		return deviceapi.ProblemOf(code)
+	}
+	return deviceapi.ProblemOf(retry)
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
+func refused(status int) deviceapi.Problem {
+	p := deviceapi.ProblemOf(protocol.CodeRefused)
+	p.Status = status
+	return p
+}
+
+// fail answers an error as problem+json and logs it, once. The caller sees its text only if the request was malformed.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		a.Logger.Debug("peer is gone", "path", r.URL.Path, "error", err)
+		return
+	}
+	p := problem(err)
+	if p.Status == http.StatusBadRequest {
+		p.Detail = err.Error()
+	}
+	if p.Retry != 0 {
+		w.Header().Set("Retry-After", strconv.FormatUint(p.Retry, 10))
+	}
+	if p.Status >= http.StatusInternalServerError {
+		a.Logger.Error("request failed", "path", r.URL.Path, "status", p.Status, "error", err)
+	} else {
+		a.Logger.Debug("request refused", "path", r.URL.Path, "status", p.Status, "error", err)
+	}
+	writeProblem(w, p)
+}
+
+func writeProblem(w http.ResponseWriter, p deviceapi.Problem) {
+	w.Header().Set("Content-Type", deviceapi.ProblemType)
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p) // an error means that the peer is gone
 }

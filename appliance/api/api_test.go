@@ -19,13 +19,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"countersign/appliance"
+	"countersign/appliance/authorize"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/protocol/trust"
 )
 
@@ -78,23 +79,23 @@ func (s *service) Outcome(_ context.Context, d store.Device, _ deviceapi.Outcome
 
 func (s *service) Trust() trust.Document { return trust.Document{} }
 
-func (s *service) Enrol(_ context.Context, body []byte) ([]byte, error) {
+func (s *service) Client(_ context.Context, body []byte) ([]byte, error) {
 	s.body = body
 	return []byte(`{"enrolled":1}`), s.err
 }
 
-func (s *service) EnrolDevice(ctx context.Context, body []byte) ([]byte, error) {
-	return s.Enrol(ctx, body)
+func (s *service) Device(ctx context.Context, body []byte) ([]byte, error) {
+	return s.Client(ctx, body)
 }
 
-func (s *service) Renew(_ context.Context, d store.Device, _ enrol.RenewRequest) (enrol.RenewResponse, error) {
+func (s *service) Renew(_ context.Context, d store.Device, _ protoenrol.RenewRequest) (protoenrol.RenewResponse, error) {
 	s.check(d)
-	return enrol.RenewResponse{}, s.err
+	return protoenrol.RenewResponse{}, s.err
 }
 
 func newAPI(t *testing.T) (*service, http.Handler) {
 	s := &service{T: t}
-	return s, (&API{Authorizer: s, Enroller: s, Logger: hclog.NewNullLogger()}).Handler()
+	return s, (&API{Devices: s, Authorizer: s, Enroller: s, Logger: hclog.NewNullLogger()}).Handler()
 }
 
 // from makes a request with a verified certificate of a device; "" is no certificate.
@@ -179,8 +180,8 @@ func TestProblems(t *testing.T) {
 		{store.ErrUnavailable, protocol.CodeHSM, 503, "1"},
 		{context.DeadlineExceeded, protocol.CodeHSM, 503, "1"},
 		{hsm.ErrBusy, protocol.CodeBusy, 429, "1"},
-		{appliance.ErrTaken, protocol.CodeRefused, 409, ""},
-		{appliance.ErrNoTransaction, protocol.CodeRefused, 404, ""},
+		{enrol.ErrTaken, protocol.CodeRefused, 409, ""},
+		{authorize.ErrNoTransaction, protocol.CodeRefused, 404, ""},
 		{errors.New("row 17 of table secrets"), 0, 500, ""},
 	} {
 		s, h := newAPI(t)

@@ -31,9 +31,9 @@ type Identity struct {
 // errNoIdentity is the error of a handshake without a certificate. Its text is logged.
 var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in use, rotate it with countersignctl key rotate ca")
 
-// NewIdentity issues the first certificate, for these DNS names and addresses. If no version of ca is in use it issues
-// none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and an
-// administrator can rotate its ca.
+// NewIdentity issues the first certificate, for these DNS names and addresses. If no version of ca is in use it
+// issues none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and
+// an administrator can rotate its ca.
 func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hclog.Logger) (*Identity, error) {
 	i := &Identity{keys: keys, names: names, log: log}
 	err := i.Renew(ctx)
@@ -59,8 +59,8 @@ func (i *Identity) TLSConfig() *tls.Config {
 	}
 }
 
-// Renew issues a new certificate by the ca key in use now, and reads the authorities of client certificates again. Open
-// connections keep the old ones.
+// Renew issues a new certificate by the ca key in use now, and reads the authorities of client certificates again.
+// Open connections keep the old ones.
 func (i *Identity) Renew(ctx context.Context) error {
 	now := time.Now()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

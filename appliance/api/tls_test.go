@@ -11,53 +11,18 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance/keylife"
+	"countersign/appliance/appliancetest"
 	"countersign/appliance/keyuse"
-	"countersign/appliance/store"
-	"countersign/appliance/store/sqlite"
-	"countersign/hsm/memory"
-	"countersign/policy"
-	"countersign/protocol"
 )
-
-// newKeys returns the keys of a new appliance with a real store.
-func newKeys(t *testing.T) *keyuse.Keys {
-	t.Helper()
-	ctx, now := t.Context(), time.Now()
-	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	token, seals := memory.New(), store.NewSeals(nil)
-	founded, err := keylife.Ceremony(ctx, token, "test.example", now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	founded.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
-	err = errors.Join(keyuse.SealKeys(ctx, token, founded.Keys, seals), s.Unseal(ctx, seals, nil))
-	if err == nil {
-		err = s.AddTrust(ctx, founded, store.NewRecord(store.KindCeremony, "trust", nil))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys, err := keyuse.Load(ctx, token, s, keyuse.Pins{Root: protocol.PublicKey(founded.Keys[0].Public)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys
-}
 
 // TestIdentity: the listener has a certificate for its names by ca, TLS 1.3, and verifies certificates of devices.
 func TestIdentity(t *testing.T) {
-	keys := newKeys(t)
+	keys := appliancetest.New(t).Keyring
 	identity, err := NewIdentity(t.Context(), keys, []string{"localhost", "127.0.0.1"}, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +94,7 @@ func TestIdentityAges(t *testing.T) {
 	if _, err := i.TLSConfig().GetConfigForClient(nil); !errors.Is(err, errNoIdentity) {
 		t.Errorf("%v", err)
 	}
-	i, err := NewIdentity(t.Context(), newKeys(t), []string{"localhost"}, hclog.NewNullLogger())
+	i, err := NewIdentity(t.Context(), appliancetest.New(t).Keyring, []string{"localhost"}, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,9 @@
-// Package change is the words of a change request: the canonical document that
-// administrators countersign, its hash, and their signatures. CHANGE.md beside this
-// file gives every byte, testdata a vector. It keeps no state and reads no clock.
+// Package change defines change requests: the canonical document that administrators countersign,
+// its hash, and their signatures. CHANGE.md specifies every byte, testdata has a vector. The
+// package keeps no state and reads no clock.
 //
-// What parses marshals back to the same bytes, and what is not canonical does not
-// parse. A reader need not trust whoever handed it the document: it computes the hash
-// of what it shows.
+// A document that parses marshals to the same bytes; a document that is not canonical does not
+// parse. A reader computes the hash of the document that it shows, and need not trust the sender.
 package change
 
 import (
@@ -21,23 +20,21 @@ import (
 	"countersign/protocol"
 )
 
-// Version is that of the document, key 1.
+// Version is the version of the document, key 1.
 const Version = 1
 
-// Bounds and default of the time for which a request may be countersigned, and of the
-// document in bytes.
+// Bounds of a request's life, and of its document in bytes.
 const (
 	DefaultLife = 24 * time.Hour
 	MaxLife     = 7 * 24 * time.Hour
 	MaxDocument = 96 << 10
 )
 
-// Sentinels.
+// Errors of documents and signatures.
 var (
-	// ErrDocument: the bytes are no canonical change request.
+	// ErrDocument: the bytes are not a canonical change request.
 	ErrDocument = errors.New("not a change request")
-	// ErrSignature: the bytes are no signature of a change request, or not one of
-	// this hash by this key.
+	// ErrSignature: the bytes are not a signature, or not a signature of this hash by this key.
 	ErrSignature = errors.New("signature does not verify")
 )
 
@@ -46,7 +43,7 @@ type Hash [sha256.Size]byte
 
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
-// ID is the beginning of the hash by which people call a request.
+// ID returns the prefix of the hash by which administrators name a request.
 func (h Hash) ID() ID { return ID(h[:8]) }
 
 // ID names a request: the first 8 bytes of its hash.
@@ -63,11 +60,11 @@ func ParseID(s string) (id ID, err error) {
 	return ID(b[:len(id)]), nil
 }
 
-// Parameters are what a kind of change needs to know: text, unsigned integers below
-// 2⁶³, truth values, byte strings and lists of text, by name.
+// Parameters are the parameters of a kind of change by name: text, unsigned integers below 2⁶³,
+// booleans, byte strings and lists of text.
 type Parameters map[string]any
 
-// Request is the document as a value.
+// Request is a parsed document.
 type Request struct {
 	Version    uint64      `cbor:"1,keyasint"`
 	Kind       policy.Kind `cbor:"2,keyasint"`
@@ -75,7 +72,7 @@ type Request struct {
 	Domain     string      `cbor:"4,keyasint"` // SPIFFE trust domain of the appliance
 	By         string      `cbor:"5,keyasint"` // who asks: "local"
 	Created    uint64      `cbor:"6,keyasint"` // seconds since 1970, UTC
-	Expires    uint64      `cbor:"7,keyasint"` // as Created; not good any more from then on
+	Expires    uint64      `cbor:"7,keyasint"` // as Created; the request is closed from then on
 	Nonce      [16]byte    `cbor:"8,keyasint"` // random
 	Base       [32]byte    `cbor:"9,keyasint"` // hash of the state that the change was asked for in
 }
@@ -95,8 +92,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Marshal gives the document. Parameters of another type than they may have are a
-// defect of the caller, which Parse of the result shows.
+// Marshal returns the document. Parse of the result fails if the caller gave parameters of
+// another type.
 func (r Request) Marshal() []byte { return must(encMode.Marshal(r)) }
 
 // Parse reads a document; errors wrap [ErrDocument].
@@ -116,7 +113,7 @@ func Parse(document []byte) (r Request, err error) {
 	return r, nil
 }
 
-// HashOf is the hash of a document.
+// HashOf returns the hash of a document.
 func HashOf(document []byte) Hash { return sha256.Sum256(document) }
 
 func (r Request) check() error {
@@ -152,25 +149,25 @@ func (p Parameters) check() error {
 	return nil
 }
 
-// Text is a parameter that is text; "" where there is none.
+// Text returns a text parameter, "" if there is none.
 func (p Parameters) Text(name string) string {
 	s, _ := p[name].(string)
 	return s
 }
 
-// Number is a parameter that is an unsigned integer; 0 where there is none.
+// Number returns an unsigned integer parameter, 0 if there is none.
 func (p Parameters) Number(name string) uint64 {
 	n, _ := p[name].(uint64)
 	return n
 }
 
-// Truth is a parameter that is true or false; false where there is none.
+// Truth returns a boolean parameter, false if there is none.
 func (p Parameters) Truth(name string) bool {
 	b, _ := p[name].(bool)
 	return b
 }
 
-// Bytes is a parameter that is a byte string; nil where there is none.
+// Bytes returns a byte string parameter, nil if there is none.
 func (p Parameters) Bytes(name string) []byte {
 	b, _ := p[name].([]byte)
 	return b
@@ -182,8 +179,15 @@ type SignerID [8]byte
 
 func (id SignerID) String() string { return hex.EncodeToString(id[:]) }
 
-// SignerOf is the id of a key.
+// SignerOf returns the id of a key.
 func SignerOf(key protocol.PublicKey) SignerID {
 	sum := sha256.Sum256(key[:])
 	return SignerID(sum[:8])
+}
+
+// Draft is a change to ask for. The service makes a Request of it.
+type Draft struct {
+	Kind       policy.Kind
+	Parameters Parameters
+	Life       time.Duration // for countersigning; 0: [DefaultLife]
 }

@@ -3,6 +3,8 @@ package change
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 
@@ -22,7 +24,7 @@ type Signature struct {
 	RS     [protocol.SignatureSize]byte
 }
 
-// sign1 is a Signature on the wire.
+// sign1 is the encoding of a Signature.
 type sign1 struct {
 	_           struct{} `cbor:",toarray"`
 	Protected   []byte
@@ -36,15 +38,14 @@ var es256 = []byte{0xA1, 0x01, 0x26}
 
 const headerKid = 4 // RFC 9052 §3.1
 
-// Marshal gives the 83 bytes of the signature.
+// Marshal returns the 83 bytes of the signature.
 func (s Signature) Marshal() []byte {
 	return must(encMode.Marshal(sign1{
 		Protected: es256, Unprotected: map[int64][]byte{headerKid: s.Signer[:]}, Signature: s.RS[:],
 	}))
 }
 
-// ParseSignature reads what Marshal writes and nothing else; errors wrap
-// [ErrSignature].
+// ParseSignature parses the output of Marshal and nothing else; errors wrap [ErrSignature].
 func ParseSignature(b []byte) (s Signature, err error) {
 	var wire sign1
 	if err := decMode.Unmarshal(b, &wire); err != nil {
@@ -61,13 +62,13 @@ func ParseSignature(b []byte) (s Signature, err error) {
 	return s, nil
 }
 
-// digest is what ES256 signs for a request.
+// digest returns the digest that ES256 signs for a request.
 func digest(h Hash) [sha256.Size]byte {
 	return sha256.Sum256(protocol.SigStructure(AAD, h[:]))
 }
 
-// Sign countersigns a request with the key whose public half is given. A signature
-// that does not verify does not leave: the error wraps [ErrSignature].
+// Sign countersigns a request with the key of a public key. It returns an error that wraps
+// [ErrSignature] if the new signature does not verify.
 func Sign(ctx context.Context, with protocol.DigestSigner, public protocol.PublicKey, h Hash) (s Signature, err error) {
 	sum := digest(h)
 	rs, err := with.SignDigest(ctx, sum[:])
@@ -80,12 +81,28 @@ func Sign(ctx context.Context, with protocol.DigestSigner, public protocol.Publi
 	return Signature{Signer: SignerOf(public), RS: [protocol.SignatureSize]byte(rs)}, nil
 }
 
-// Verify reports with an error that wraps [ErrSignature] that the signature is not one
-// of this request by this key.
+// Verify returns an error that wraps [ErrSignature] unless this is a signature of the request by
+// the key.
 func (s Signature) Verify(h Hash, key protocol.PublicKey) error {
 	sum := digest(h)
 	if s.Signer != SignerOf(key) || !key.VerifyDigest(sum[:], s.RS[:]) {
 		return fmt.Errorf("%w: not of change %s by key %s", ErrSignature, h.ID(), SignerOf(key))
 	}
 	return nil
+}
+
+// FileKey is an administrator's key in the memory of this process. It is meant for
+// development: an operator's key belongs on a token.
+type FileKey struct{ *ecdsa.PrivateKey }
+
+// SignDigest implements [protocol.DigestSigner].
+func (k FileKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
+	r, s, err := ecdsa.Sign(rand.Reader, k.PrivateKey, digest)
+	if err != nil {
+		return nil, err
+	}
+	rs := make([]byte, protocol.SignatureSize)
+	r.FillBytes(rs[:32])
+	s.FillBytes(rs[32:])
+	return rs, nil
 }

@@ -1,5 +1,5 @@
-// Package dev runs a whole installation on loopback for development and tests: a SoftHSM token, a store, a trust domain,
-// the appliance and a relay, all in one directory. It continues with the contents of a directory that it used before.
+// Package dev runs a whole installation on loopback for development and tests: a SoftHSM token, a store, a trust
+// domain, the appliance and a relay, all in one directory. It continues with a directory that it used before.
 package dev
 
 import (
@@ -153,8 +153,8 @@ func Config(path string) (*config.Appliance, error) {
 	return (&dir{Options: Options{Dir: path}}).config(), err
 }
 
-// Take returns the configuration of a directory that Run used before. It locks the directory until the process ends, and
-// makes the token available to this process.
+// Take returns the configuration of a directory that Run used before. It locks the directory until the process ends,
+// and makes the token available to this process.
 func Take(ctx context.Context, path string) (*config.Appliance, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {

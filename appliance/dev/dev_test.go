@@ -65,7 +65,7 @@ func TestInUse(t *testing.T) {
 	}
 }
 
-// TestUnfinished: what an interrupted first start left is removed, what was used is kept.
+// TestUnfinished: the leftovers of an interrupted first start are removed, and a directory that was used is kept.
 func TestUnfinished(t *testing.T) {
 	leftovers := []string{"pin", "so-pin", "token", "countersign.db", "countersign.db-wal", "anchor", "relay"}
 	cut := newDir(t, append([]string{"lock", "mine"}, leftovers...)...)

@@ -30,8 +30,8 @@ const (
 	secondSuffix = "-second"
 )
 
-// initTokens creates one or two SoftHSM tokens in dir, unless they exist, and sets SOFTHSM2_CONF of this process and its
-// children. It returns the path of SoftHSM's module.
+// initTokens creates one or two SoftHSM tokens in dir, unless they exist, and sets SOFTHSM2_CONF of this process and
+// its children. It returns the path of SoftHSM's module.
 func initTokens(ctx context.Context, dir string, two bool) (module string, err error) {
 	for _, path := range softhsmModules {
 		if _, statErr := os.Stat(path); statErr == nil {

@@ -142,8 +142,8 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
-// TestWithoutDaemon: the doctor opens store and token itself, but neither a store that does not exist nor a token that
-// refused its PIN.
+// TestWithoutDaemon: the doctor opens store and token itself, but neither a store that does not exist nor a token
+// that refused its PIN.
 func TestWithoutDaemon(t *testing.T) {
 	p := newPatient(t)
 	if s := p.examine(); s["daemon"] != "warn" || s["hsm"] != "ok" || p.opened != 1 {
@@ -195,7 +195,7 @@ func TestBesideDaemon(t *testing.T) {
 	}
 }
 
-// TestVerdict: the exit code is that of the most urgent failure, and the advice that of the first.
+// TestVerdict: the exit code comes from the most urgent failure, and the advice from the first.
 func TestVerdict(t *testing.T) {
 	fail := func(check string, code cli.Code) adminapi.Examination {
 		return adminapi.Examination{Check: check, Status: adminapi.CheckFail, ExitCode: int(code), Advice: "look at " + check}

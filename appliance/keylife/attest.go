@@ -97,7 +97,9 @@ var shapes = map[hsm.Usage]shape{
 	hsm.DeriveP256: {"CKO_PRIVATE_KEY", "CKK_EC", hsm.AttrDerive, []string{"CKM_ECDH1_DERIVE"}},
 	hsm.MACKey:     {"CKO_SECRET_KEY", "CKK_GENERIC_SECRET", hsm.AttrSign, []string{"CKM_SHA256_HMAC"}},
 	// Two names of one mechanism: in PKCS#11 v2.40 and v3.0.
-	hsm.WrapKey: {"CKO_SECRET_KEY", "CKK_AES", hsm.AttrWrap | hsm.AttrUnwrap, []string{"CKM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP_KWP"}},
+	hsm.WrapKey: {
+		"CKO_SECRET_KEY", "CKK_AES", hsm.AttrWrap | hsm.AttrUnwrap, []string{"CKM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP_KWP"},
+	},
 }
 
 // drift lists where an object differs from what its row requires. The token must state

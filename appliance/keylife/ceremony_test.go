@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/memory"
 	"countersign/protocol"
@@ -29,11 +30,11 @@ func (r registry) Settings(context.Context) (map[string][]byte, error) {
 	return r.trust.Settings, nil
 }
 
-func (r registry) AddTrust(context.Context, store.Trust, store.Record) error {
+func (r registry) AddTrust(context.Context, store.Trust, audit.Record) error {
 	return errors.New("not part of these tests")
 }
 
-func (r registry) ChangeKeys(context.Context, store.KeyChange, store.Record) error {
+func (r registry) ChangeKeys(context.Context, store.KeyChange, audit.Record) error {
 	return errors.New("not part of these tests")
 }
 

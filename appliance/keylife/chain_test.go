@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm/memory"
 	"countersign/protocol"
 	"countersign/protocol/trust"
@@ -381,7 +382,7 @@ func TestAnchoredFirst(t *testing.T) {
 	}
 	c, err := keylife.Carry(t.Context(), l.Keys, p, "test")
 	if err == nil {
-		err = l.ChangeKeys(t.Context(), c, store.Record{})
+		err = l.ChangeKeys(t.Context(), c, audit.Record{})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/memory"
@@ -36,11 +37,11 @@ func (l *life) ListKeys(context.Context) ([]store.Key, error) { return l.trust.K
 
 func (l *life) Settings(context.Context) (map[string][]byte, error) { return l.trust.Settings, nil }
 
-func (l *life) AddTrust(context.Context, store.Trust, store.Record) error { return store.ErrExists }
+func (l *life) AddTrust(context.Context, store.Trust, audit.Record) error { return store.ErrExists }
 
 // ChangeKeys enforces the contract that steps rely on: new rows are new, and a row
 // replaces the previous revision.
-func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ store.Record) error {
+func (l *life) ChangeKeys(_ context.Context, c store.KeyChange, _ audit.Record) error {
 	find := func(k store.Key) int {
 		return slices.IndexFunc(l.trust.Keys, func(o store.Key) bool { return o.Name == k.Name && o.Version == k.Version })
 	}
@@ -113,7 +114,7 @@ func (l *life) do(s keyplan.Step) error {
 	if err != nil {
 		l.Fatal(err)
 	}
-	if err := l.ChangeKeys(l.Context(), c, store.Record{}); err != nil {
+	if err := l.ChangeKeys(l.Context(), c, audit.Record{}); err != nil {
 		l.Fatal(err)
 	}
 	if err := l.Reload(l.Context(), l); err != nil {

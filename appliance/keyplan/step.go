@@ -24,7 +24,7 @@ var (
 	// ErrRootAway means that the step needs a signature of the root, which is not on the
 	// token.
 	ErrRootAway = errors.New("the root key is not on the token")
-	// ErrEarly means that what was made with the key may still be in use.
+	// ErrEarly means that records or messages under the key may still be in use.
 	ErrEarly = errors.New("too early")
 )
 
@@ -126,7 +126,7 @@ func (p Plan) SealedUnder(ring *keyring.Ring) uint64 {
 type View struct {
 	keyring.Key
 	State      keyring.State
-	Accepted   bool      // the appliance accepts what was made with it or for it
+	Accepted   bool      // what it made, or was made for it, is accepted
 	OverlapEnd time.Time // when it may be retired; zero while it is in use, or before
 }
 

@@ -120,8 +120,8 @@ const ClientCertLife = 5 * 365 * 24 * time.Hour
 // kemGrace is how long a kem epoch is accepted after its end, PROTOCOL.md §2.1.
 const kemGrace = 30 * 24 * time.Hour
 
-// Accepted reports whether the appliance still accepts what was made with or for this
-// version: from the moment it may be known outside until it is retired or over.
+// Accepted reports whether the appliance still accepts signatures, MACs and ciphertexts
+// under this version: from the moment it may be known outside until it is retired or over.
 func (k Key) Accepted(now time.Time) bool {
 	end := k.NotAfter
 	if k.Name == KEM {

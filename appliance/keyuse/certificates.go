@@ -193,7 +193,9 @@ func derSignature(sig []byte) ([]byte, error) {
 
 // ServerCert issues a TLS server certificate for these DNS names and addresses.
 // No other certificate has the extended key usage serverAuth.
-func (k *Keys) ServerCert(ctx context.Context, public crypto.PublicKey, names []string, now time.Time) (*x509.Certificate, error) {
+func (k *Keys) ServerCert(
+	ctx context.Context, public crypto.PublicKey, names []string, now time.Time,
+) (*x509.Certificate, error) {
 	template := leaf("appliance", now, ServerCertLife, x509.ExtKeyUsageServerAuth)
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
@@ -206,7 +208,9 @@ func (k *Keys) ServerCert(ctx context.Context, public crypto.PublicKey, names []
 }
 
 // DeviceCert issues a TLS client certificate for the party with this SPIFFE ID.
-func (k *Keys) DeviceCert(ctx context.Context, public crypto.PublicKey, id *url.URL, now time.Time) (*x509.Certificate, error) {
+func (k *Keys) DeviceCert(
+	ctx context.Context, public crypto.PublicKey, id *url.URL, now time.Time,
+) (*x509.Certificate, error) {
 	template := leaf(id.Path[1:], now, DeviceCertLife, x509.ExtKeyUsageClientAuth)
 	template.URIs = []*url.URL{id}
 	return k.issueLeaf(ctx, template, public, now)
@@ -235,7 +239,9 @@ func newSerialNumber() *big.Int {
 	return new(big.Int).SetBytes(b[:])
 }
 
-func (k *Keys) issueLeaf(ctx context.Context, template *x509.Certificate, public crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
+func (k *Keys) issueLeaf(
+	ctx context.Context, template *x509.Certificate, public crypto.PublicKey, now time.Time,
+) (*x509.Certificate, error) {
 	key, err := k.Current(keyring.CA, now)
 	if err != nil {
 		return nil, err

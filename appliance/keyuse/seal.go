@@ -84,7 +84,7 @@ func SealKeys(ctx context.Context, token hsm.Token, rows []store.Key, seals *sto
 }
 
 // Keep makes seals follow the registry, now and at each Reload: a new version of mac adds
-// its key, a version that was given up only vouches for what is over, and a destroyed one
+// its key, a version that was given up vouches only for ended records, and a destroyed one
 // for nothing.
 func (k *Keys) Keep(ctx context.Context, seals *store.Seals) error {
 	k.seals.Store(seals)

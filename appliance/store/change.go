@@ -1,23 +1,10 @@
 package store
 
 import (
-	"context"
 	"time"
 
 	"countersign/protocol"
 )
-
-// Admins are the administrators whose signatures count in a quorum.
-type Admins interface {
-	// ListAdmins lists all administrators by name.
-	ListAdmins(ctx context.Context) ([]Admin, error)
-	// AddAdmin stores a new one; ErrExists if the name or the key was ever
-	// another's: who was revoked keeps both.
-	AddAdmin(ctx context.Context, a Admin, rec Record) error
-	// UpdateAdmin writes status, version and change of a over the row whose version
-	// is a.Version-1, or returns ErrConflict; ErrNotFound if there is no such id.
-	UpdateAdmin(ctx context.Context, a Admin, rec Record) error
-}
 
 // Admin is one administrator.
 type Admin struct {
@@ -30,32 +17,10 @@ type Admin struct {
 	Change    [8]byte // change request that stands behind it; zero: none
 }
 
-// Changes are the change requests that administrators countersign. A row is never
-// deleted, so that a request is executed once and never again.
-type Changes interface {
-	// AddChange stores a new request with the signatures that c has; ErrExists if
-	// its id was ever used.
-	AddChange(ctx context.Context, c Change, rec Record) error
-	// Change finds one by its id, or ErrNotFound.
-	Change(ctx context.Context, id [8]byte) (Change, error)
-	// ListChanges lists the newest first, at most limit.
-	ListChanges(ctx context.Context, limit int) ([]Change, error)
-	// SignChange adds a signature to a request that is open: ErrConflict if it is
-	// not, ErrExists if that signer has signed it, ErrNotFound if there is none.
-	SignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
-	// ResignChange writes s over what the same signer signed of an open request:
-	// ErrConflict if it is not open, ErrNotFound if he has not signed it.
-	ResignChange(ctx context.Context, id [8]byte, s ChangeSignature, rec Record) error
-	// EndChange moves a request from e.From to e.To: ErrConflict if it is not
-	// there, ErrNotFound if there is none. From an end nothing leads on.
-	EndChange(ctx context.Context, e ChangeEnd, rec Record) error
-}
-
-// ChangeState is where a change request stands.
+// ChangeState is the state of a change request.
 type ChangeState string
 
-// The states. Taken is between the last signature and the end: it is spent, and what it
-// asks for may have been done.
+// The states. A taken request is spent: it has its signatures, and its effect may have happened.
 const (
 	ChangeOpen      ChangeState = "open"
 	ChangeTaken     ChangeState = "taken"
@@ -65,7 +30,7 @@ const (
 	ChangeWithdrawn ChangeState = "withdrawn"
 )
 
-// Ended reports whether nothing leads on from the state.
+// Ended reports whether the state is final.
 func (s ChangeState) Ended() bool { return s != ChangeOpen && s != ChangeTaken }
 
 // Change is one change request.
@@ -85,14 +50,14 @@ type Change struct {
 	Signed   []string
 }
 
-// ChangeSignature is that of one administrator, or the word of the admin socket.
+// ChangeSignature is the signature of one administrator, or the entry of the admin socket.
 type ChangeSignature struct {
 	Signer    [8]byte // zero: the admin socket
 	Signature []byte  // COSE_Sign1; nil of the admin socket
 	At        time.Time
 }
 
-// ChangeEnd is a step towards the end of a request.
+// ChangeEnd moves a request towards its end.
 type ChangeEnd struct {
 	ID       [8]byte
 	From, To ChangeState

@@ -1,54 +1,54 @@
 package store
 
 import (
+	"crypto/sha256"
 	"slices"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
 )
 
-// Conclusion is what a driver has to store.
+// Conclusion is what Conclude decided: the changes that a driver stores.
 type Conclusion struct {
 	Outcome Outcome
-	// Spend: raise the client's highest counter and store the decision, with
-	// Waits beside it, and delete the attempt that was begun with the same bytes.
+	// Spend raises the highest counter of the client, stores the decision with Waits, and deletes
+	// the attempt with the same bytes.
 	Spend bool
-	// Waits: the decision is pending.
+	// Waits is set if the decision is pending.
 	Waits *Pending
-	// ResetGuard: set the client's password guard to zero.
+	// ResetGuard resets the password guard of the client.
 	ResetGuard bool
-	// Charge: add the charges to their windows; of the first client where the
-	// Spend approves.
+	// Charge adds the charges to their windows; of the first client if the Spend approves.
 	Charge bool
-	// Finalize: end a pending decision, by compare-and-swap.
+	// Finalize ends a pending decision, by compare-and-swap.
 	Finalize *Finalization
-	// Settle: store this denial too. It raises no counter.
+	// Settle is a denial to store too. It raises no counter.
 	Settle *Spent
 	// Record to append; nil for a repeat.
-	Record *Record
-	// Further record, of Finalize or Settle.
-	Further *Record
+	Record *audit.Record
+	// Further is the record of Finalize or Settle.
+	Further *audit.Record
 }
 
-// Finalization is the end of the pending decision of this serial.
+// Finalization ends the pending decision of a serial.
 type Finalization struct {
 	Client protocol.ClientID
 	Serial protocol.Serial
 	Final
 }
 
-// Conclude decides within the transaction. It is the same for every driver and
-// reads nothing but its arguments. Whatever stands against the approval makes it
-// a denial; a spent counter or an attempt out of turn changes nothing but the audit
-// (PROTOCOL.md §4).
+// Conclude decides on a countersignature within the transaction. It is the same for every driver
+// and depends only on its arguments. Any objection makes the approval a denial. A spent counter and
+// an attempt out of turn change only the audit log (PROTOCOL.md §4).
 func (s Spend) Conclude(v View) Conclusion {
 	if again := s.answered(v); again != nil {
 		return Conclusion{Outcome: *again}
 	}
 	if code := s.conflict(v); code != 0 {
 		out := s.denied(code)
-		return Conclusion{Outcome: out, Record: s.record(out, KindRefused)}
+		return Conclusion{Outcome: out, Record: s.record(out, audit.KindRefused)}
 	}
 	against := s.objection(v)
 	c := Conclusion{Outcome: s.outcome(against.code), Spend: true, ResetGuard: s.Right}
@@ -62,11 +62,11 @@ func (s Spend) Conclude(v View) Conclusion {
 	if c.Outcome.Result == protocol.ResultPending {
 		c.Waits = s.Pending
 	}
-	c.Record = s.record(c.Outcome, KindDecision)
+	c.Record = s.record(c.Outcome, audit.KindDecision)
 	return c
 }
 
-// answered is the outcome of an earlier, identical countersignature.
+// answered returns the outcome of an earlier, identical countersignature.
 func (s Spend) answered(v View) *Outcome {
 	if v.Spent != nil && v.Spent.AnswerKey == s.AnswerKey {
 		again := v.Spent.Outcome
@@ -80,8 +80,7 @@ func (s Spend) answered(v View) *Outcome {
 	return nil
 }
 
-// conflict tells why the serial cannot be spent by this countersignature: never
-// more, or not now.
+// conflict returns the reason why this countersignature cannot spend the serial, ever or for now.
 func (s Spend) conflict(v View) protocol.Code {
 	if code := s.spent(v.Spent, v.Client); code != 0 {
 		return code
@@ -98,7 +97,7 @@ type objection struct {
 	ends bool          // the pending decision that was to be approved is denied for it
 }
 
-// objection finds the first reason against the approval.
+// objection returns the first reason against the approval.
 func (s Spend) objection(v View) objection {
 	for _, o := range []objection{{code: partiesObjection(v)}, s.firstObjection(v), s.ownObjection(v)} {
 		if o.code != 0 {
@@ -119,8 +118,8 @@ func partiesObjection(v View) protocol.Code {
 	}
 }
 
-// firstObjection is about the decision that is to be approved. An approver who is
-// none leaves it waiting for another.
+// firstObjection looks at the decision to approve. A countersignature by a client that may not
+// approve it leaves it waiting.
 func (s Spend) firstObjection(v View) objection {
 	switch {
 	case s.Approves == nil:
@@ -138,8 +137,8 @@ func (s Spend) firstObjection(v View) objection {
 	}
 }
 
-// waiting tells whether the decision to approve is there, waits, and is the one
-// that s.Decision was made from.
+// waiting reports whether the decision to approve exists, waits, and is the one that s.Decision was
+// made from.
 func (s Spend) waiting(v View) bool {
 	if v.First == nil || v.FirstClient == nil || v.First.Pending == nil || v.First.Final != nil {
 		return false
@@ -151,8 +150,8 @@ func (s Spend) waiting(v View) bool {
 		first.Device == s.Decision.Device
 }
 
-// ownObjection: of what the evidence came to, only the user's refusal ends what was
-// to be approved. After a change of policy the approver may try again.
+// ownObjection looks at the evidence. Only a refusal by the user, or a limit, ends the decision to
+// approve. After a change of policy the approver may try again.
 func (s Spend) ownObjection(v View) objection {
 	switch {
 	case s.Asks != nil && s.Asks.Counter() >= s.Serial.Counter():
@@ -181,8 +180,8 @@ func (s Spend) end(c *Conclusion, f Finalization) {
 	c.Finalize, c.Further = &f, s.finalRecord(f)
 }
 
-// ask answers what became of the serial asked about, and makes it so where it was
-// open: what was never spent, or waited too long, is denied.
+// ask answers a question about a serial. An unspent serial, and a decision that has waited too
+// long, are denied from then on.
 func (s Spend) ask(c *Conclusion, v View) {
 	expired := message.AskedResult{Result: protocol.ResultDenied, Reason: protocol.CodeExpired}
 	asked, open := message.AskedResult{}, v.Asked != nil && v.Asked.Pending != nil && v.Asked.Final == nil
@@ -204,7 +203,7 @@ func (s Spend) ask(c *Conclusion, v View) {
 	c.Outcome.Asked = &asked
 }
 
-// deniedUnseen is the decision on a serial that nobody has spent: it answers no M3.
+// deniedUnseen returns the denial of a serial that was never spent. It answers no M3.
 func (s Spend) deniedUnseen() Spent {
 	reason, _ := receipt.ReasonFor(protocol.ResultDenied) // a denial has one
 	return Spent{
@@ -236,8 +235,8 @@ func (s Spend) outcome(reason protocol.Code) Outcome {
 	}
 }
 
-// Unopposed is the outcome if nothing in the transaction stands against s: the denial that
-// the evidence came to, or the approval.
+// Unopposed returns the outcome if the transaction finds no objection: the denial that follows from
+// the evidence, or the approval.
 func (s Spend) Unopposed() Outcome { return s.outcome(s.Denial) }
 
 func (s Spend) denied(reason protocol.Code) Outcome {
@@ -246,11 +245,67 @@ func (s Spend) denied(reason protocol.Code) Outcome {
 	return out
 }
 
-// decided gives the decision its result; the device learns of a denial no more
-// than that it is one (PROTOCOL.md §3.1, field 12).
+// decided sets the result of the decision. The device learns only that it is denied, not why
+// (PROTOCOL.md §3.1, field 12).
 func (s Spend) decided(result protocol.Result) Outcome {
 	d := s.Decision
 	d.Result = result
 	d.Reason, _ = receipt.ReasonFor(result) // no result here is without
 	return Outcome{Result: result, Decision: d, At: Stamp(s.Now)}
+}
+
+func (s Spend) record(out Outcome, kind string) *audit.Record {
+	d := out.Decision
+	return &audit.Record{
+		At: Stamp(s.Now), Kind: kind, Subject: "client/" + s.Client.String(), Salt: s.Salt,
+		Body: audit.Encode(audit.Decision{
+			Statement: s.Evidence.Statement,
+			Signature: s.Evidence.Signature[:],
+			Slot:      s.Evidence.Approval.Slot,
+			Proof:     append([]byte{}, s.Evidence.Approval.Proof...),
+			Factors:   d.Factors,
+			Decision:  d.Marshal(),
+			Policy:    d.Policy[:],
+			Reason:    out.Reason,
+			Reference: s.Evidence.Reference,
+			Asked:     askedFields(out.Asked),
+		}),
+	}
+}
+
+func askedFields(a *message.AskedResult) []uint64 {
+	if a == nil {
+		return nil
+	}
+	return []uint64{uint64(a.Result), uint64(a.Reason)}
+}
+
+// finalRecord returns the record of the end of a pending decision by s.
+func (s Spend) finalRecord(f Finalization) *audit.Record {
+	return s.further(audit.KindFinal, f.Client, map[string]any{
+		"serial": f.Serial[:], "result": f.Result, "reason": f.Reason, "by": s.Client[:], "by_serial": s.Serial[:],
+	})
+}
+
+// settledRecord returns the record of a serial that is denied because s asks about it.
+func (s Spend) settledRecord(denied Spent) *audit.Record {
+	return s.further(audit.KindSettled, denied.Client, map[string]any{
+		"serial": denied.Serial[:], "result": denied.Outcome.Result, "reason": denied.Outcome.Reason, "by_serial": s.Serial[:],
+	})
+}
+
+// further returns a second record of the same transaction. Its salt is derived from the salt of the
+// first record, and is secret as long as that is.
+func (s Spend) further(kind string, client protocol.ClientID, fields map[string]any) *audit.Record {
+	salt := sha256.Sum256(append([]byte(kind), s.Salt[:]...))
+	return &audit.Record{
+		At: Stamp(s.Now), Kind: kind, Subject: "client/" + client.String(), Salt: [16]byte(salt[:16]), Body: audit.Encode(fields),
+	}
+}
+
+// Refused returns the record of a verified countersignature that is refused with this code without
+// spending its serial, for example because the password was wrong (10). Its body is the body of the
+// corresponding denial.
+func (s Spend) Refused(code protocol.Code) audit.Record {
+	return *s.record(s.denied(code), audit.KindRefused)
 }

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"encoding/hex"
 	"reflect"
 	"testing"
 	"time"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -73,10 +75,10 @@ func TestConcludeApproval(t *testing.T) {
 			t.Errorf("%09b: end %+v, want %+v", bits, c.Finalize, want)
 		case !c.Spend || c.Charge != (code == 0) || c.ResetGuard != s.Right || c.Waits != nil || c.Settle != nil:
 			t.Errorf("%09b: %+v", bits, c)
-		case c.Record.Kind != KindDecision:
+		case c.Record.Kind != audit.KindDecision:
 			t.Errorf("%09b: record %+v", bits, c.Record)
 		}
-		if c.Further != nil && (c.Further.Kind != KindFinal || c.Further.Salt == c.Record.Salt || c.Further.Salt == [16]byte{}) {
+		if c.Further != nil && (c.Further.Kind != audit.KindFinal || c.Further.Salt == c.Record.Salt || c.Further.Salt == [16]byte{}) {
 			t.Errorf("%09b: record of the end %+v", bits, c.Further)
 		}
 	}
@@ -158,12 +160,12 @@ func TestConcludeAsks(t *testing.T) {
 		settles  bool
 		kindNext string
 	}{
-		{"never spent", nil, expired, false, true, KindSettled},
+		{"never spent", nil, expired, false, true, audit.KindSettled},
 		{"approved", spent(protocol.ResultApproved, 0), message.AskedResult{Result: 1}, false, false, ""},
 		{"denied", spent(protocol.ResultDenied, protocol.CodeLimit), message.AskedResult{Reason: protocol.CodeLimit}, false, false, ""},
 		{"another serial", clone, message.AskedResult{Reason: protocol.CodeSerial}, false, false, ""},
 		{"waits", waits(0, nil), message.AskedResult{Result: 3, Reason: protocol.CodePending}, false, false, ""},
-		{"waited too long", waits(-1, nil), expired, true, false, KindFinal},
+		{"waited too long", waits(-1, nil), expired, true, false, audit.KindFinal},
 		{"approved since", waits(-1, &Final{Result: 1}), message.AskedResult{Result: 1}, false, false, ""},
 		{"refused since", waits(1, &Final{Reason: protocol.CodeUserRefused}), message.AskedResult{Reason: protocol.CodeUserRefused}, false, false, ""},
 	} {
@@ -224,7 +226,7 @@ func TestConcludeTurn(t *testing.T) {
 	}
 	v.Begun[1].Answered, v.Begun[1].M3[0] = false, 99
 	c = s.Conclude(v)
-	if c.Outcome.Reason != protocol.CodeSerial || c.Spend || c.ResetGuard || c.Record.Kind != KindRefused {
+	if c.Outcome.Reason != protocol.CodeSerial || c.Spend || c.ResetGuard || c.Record.Kind != audit.KindRefused {
 		t.Errorf("another was begun: %+v", c)
 	}
 }
@@ -234,12 +236,12 @@ func TestRefused(t *testing.T) {
 	s.Dry, s.Pending = true, &Pending{}
 	rec := s.Refused(protocol.CodePassword)
 	words := rec.Words()
-	if rec.Kind != KindRefused || rec.Salt != s.Salt || words["reason"] != uint64(protocol.CodePassword) {
+	if rec.Kind != audit.KindRefused || rec.Salt != s.Salt || words["reason"] != uint64(protocol.CodePassword) {
 		t.Errorf("%+v: %v", rec, words)
 	}
 	d := s.Decision
 	d.Result, d.Reason = protocol.ResultDenied, protocol.CodeRefused
-	if body := (Record{Body: rec.Body}).Words()["decision"]; body != inWords(d.Marshal()) {
+	if body := (audit.Record{Body: rec.Body}).Words()["decision"]; body != hex.EncodeToString(d.Marshal()) {
 		t.Errorf("decision of the record: %v", body)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"countersign/protocol"
 )
 
-// Restraint is what restricts a client: one sealed record, which exists from its
-// enrolment on, so that its absence never grants anything.
+// Restraint is everything that restricts a client, in one sealed record. It exists from enrolment
+// on, so that its absence never grants anything.
 type Restraint struct {
 	Client  protocol.ClientID
 	Highest int64       // highest spent counter, -1 when none
@@ -26,7 +26,7 @@ type Challenge struct {
 	Attempts uint8
 }
 
-// Window is what one window of a limit was charged in one currency.
+// Window is the amount and number of approvals charged to one window of a limit, in one currency.
 type Window struct {
 	_        struct{} `cbor:",toarray"`
 	Service  protocol.Service
@@ -37,7 +37,7 @@ type Window struct {
 	Count    uint64
 }
 
-// Attempts returns how many attempts were begun under a counter.
+// Attempts returns the number of attempts under a counter.
 func (r Restraint) Attempts(counter uint32) int {
 	for _, c := range r.Begun {
 		if c.Counter == counter {
@@ -47,7 +47,7 @@ func (r Restraint) Attempts(counter uint32) int {
 	return 0
 }
 
-// Begin counts one attempt more under a counter.
+// Begin counts one more attempt under a counter.
 func (r *Restraint) Begin(counter uint32) {
 	r.Begun = slices.Clone(r.Begun)
 	i := slices.IndexFunc(r.Begun, func(c Challenge) bool { return c.Counter == counter })
@@ -58,7 +58,7 @@ func (r *Restraint) Begin(counter uint32) {
 	r.Begun[i].Attempts++
 }
 
-// Spend raises the highest counter. Challenges that it overtakes are over.
+// Spend raises the highest counter and drops the challenges at and below it.
 func (r *Restraint) Spend(counter uint32) {
 	r.Highest = int64(counter)
 	r.Begun = slices.DeleteFunc(slices.Clone(r.Begun), func(c Challenge) bool { return int64(c.Counter) <= r.Highest })
@@ -72,14 +72,13 @@ func (w Window) of(c Charge) bool { return w.limitedBy(c) && w.Start == c.Window
 
 func periodOf(c Charge) uint64 { return uint64(max(c.Period, 0) / time.Second) }
 
-// windowsKept is how many windows of one limit are remembered: the one that runs and
-// the one before.
+// windowsKept is the number of windows of one limit that are remembered: the current one and the
+// one before.
 const windowsKept = 2
 
-// Used returns what the window of a charge was charged so far: amounts of its currency,
-// approvals of all. A window that is older than those remembered is used up: the clock
-// has gone back.
-func (r Restraint) Used(c Charge) (u Used) {
+// Used returns how far the window of a charge is used: amounts in its currency, approvals in all. A
+// window older than those remembered is fully used, because the clock has gone back.
+func (r Restraint) Used(c Charge) (u Window) {
 	newer := map[int64]bool{}
 	for _, w := range r.Windows {
 		switch {
@@ -94,7 +93,7 @@ func (r Restraint) Used(c Charge) (u Used) {
 		}
 	}
 	if len(newer) >= windowsKept {
-		return Used{Amount: math.MaxUint64, Count: math.MaxUint64}
+		return Window{Amount: math.MaxUint64, Count: math.MaxUint64}
 	}
 	return u
 }
@@ -106,8 +105,8 @@ func sum(a, b uint64) uint64 {
 	return a + b
 }
 
-// Charge adds charges to their windows and returns those that counted: of several of one
-// window the first does.
+// Charge adds charges to their windows and returns those that counted: of several for one window
+// only the first counts.
 func (r *Restraint) Charge(charges []Charge) (taken []Charge) {
 	r.Windows = slices.Clone(r.Windows)
 	for i, c := range charges {
@@ -131,7 +130,7 @@ func sameWindow(a, b Charge) bool {
 	return a.Service == b.Service && a.Period == b.Period && a.Window.Equal(b.Window)
 }
 
-// forget drops the windows of a limit that are older than those to remember.
+// forget drops the oldest windows of a limit, beyond windowsKept.
 func (r *Restraint) forget(c Charge) {
 	var starts []int64
 	for _, w := range r.Windows {
@@ -147,7 +146,7 @@ func (r *Restraint) forget(c Charge) {
 	r.Windows = slices.DeleteFunc(r.Windows, func(w Window) bool { return w.limitedBy(c) && w.Start < oldest })
 }
 
-// GiveBack takes charges off their windows, where those are remembered.
+// GiveBack subtracts charges from their windows, where those are remembered.
 func (r *Restraint) GiveBack(charges []Charge) {
 	r.Windows = slices.Clone(r.Windows)
 	for _, c := range charges {

@@ -14,8 +14,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// ErrForged means that a record does not fit its seal, or does not hang on the head:
-// no appliance of this trust domain wrote it, or wrote it there, or it is an old one.
+// ErrForged means that a record does not fit its seal or does not hang on the head: this appliance
+// did not write it, wrote it elsewhere, or has replaced it since.
 var ErrForged = errors.New("the record was changed outside of the appliance and is not trusted")
 
 // ErrSealed means that the store is not unsealed yet. It wraps [ErrUnavailable].
@@ -23,7 +23,7 @@ var ErrSealed = fmt.Errorf("%w: its records cannot be verified before it is unse
 
 // Sizes of a seal, bytes.
 const (
-	SealKeySize = 32
+	sealKeySize = 32
 	sealSize    = 8 + sha256.Size
 )
 
@@ -45,7 +45,7 @@ func (s Seal) Bytes() []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, sealSize), s.Version), s.MAC[:]...)
 }
 
-// ParseSeal reads what Bytes writes. What is no seal is one that fits no record.
+// ParseSeal parses the result of Bytes. Any other input becomes a seal that fits no record.
 func ParseSeal(b []byte) (s Seal) {
 	if len(b) == sealSize {
 		s.Version = binary.BigEndian.Uint64(b)
@@ -54,13 +54,13 @@ func ParseSeal(b []byte) (s Seal) {
 	return s
 }
 
-// Sealed is a record from which authority flows. The types of this package that
-// implement it are all there are, so a driver can seal nothing else.
+// Sealed is a record that grants authority. Only types of this package implement it, so a driver
+// can seal nothing else.
 type Sealed interface {
 	sealed() sealed
 }
 
-// sealed is a record as its seal covers it.
+// sealed is the content of a record that its seal covers.
 type sealed struct {
 	table  string
 	key    []byte
@@ -75,8 +75,8 @@ type sealInput struct {
 	Fields any
 }
 
-// Seals makes and verifies seals. It holds the seal key of each version of mac in
-// memory. It is safe for concurrent use.
+// Seals makes and verifies seals. It keeps the seal key of each version of mac in memory. It is
+// safe for concurrent use.
 type Seals struct {
 	forged atomic.Uint64
 
@@ -87,27 +87,26 @@ type Seals struct {
 }
 
 type sealKey struct {
-	past      bool // its version was given up: it vouches for what is over only
-	destroyed bool // there is no key any more
+	past      bool // it covers only records that are over
+	destroyed bool
 	pool      sync.Pool
 }
 
-// NewSeals returns seals without keys. alarm is called with each record that does not
-// fit, an error that wraps [ErrForged]; nil is for none.
+// NewSeals returns seals without keys. It calls alarm, unless that is nil, with an error that wraps
+// [ErrForged] for each record that does not fit.
 func NewSeals(alarm func(error)) *Seals {
 	return &Seals{alarm: alarm, keys: map[uint64]*sealKey{}}
 }
 
-// Alarm replaces what is called with each record that does not fit.
+// Alarm replaces the function that is called for each record that does not fit.
 func (s *Seals) Alarm(alarm func(error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.alarm = alarm
 }
 
-// Add makes the key of a version of mac known, [SealKeySize] bytes. past says that the
-// version was retired, suspended or compromised: its seals then vouch only for finished
-// decisions, which grant nothing any more.
+// Add adds the key of a version of mac, 32 bytes. past says that the version was retired, suspended
+// or compromised: its seals then cover only finished decisions, which grant nothing any more.
 func (s *Seals) Add(version uint64, key []byte, past bool) {
 	key = bytes.Clone(key)
 	k := &sealKey{past: past}
@@ -117,22 +116,21 @@ func (s *Seals) Add(version uint64, key []byte, past bool) {
 	s.keys[version] = k
 }
 
-// Remove forgets the key of a version that was destroyed.
+// Remove drops the key of a version that was destroyed.
 func (s *Seals) Remove(version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys[version] = &sealKey{destroyed: true}
 }
 
-// Place is the table and the key of a record, as its seal covers them: no two records of a
-// store have one place.
+// Place returns the table and key of a record, as its seal covers them. It is unique in a store.
 func Place(r Sealed) string {
 	s := r.sealed()
 	return s.table + "\x00" + string(s.key)
 }
 
-// Forgotten reports whether nothing can vouch for a record any more, and nothing need: it is
-// over, and the version of mac of its seal was destroyed. It is as if it were not there.
+// Forgotten reports whether a record grants nothing any more and the key of its seal was destroyed.
+// Drivers treat such a record as if it were not there.
 func (s *Seals) Forgotten(r Sealed, seal Seal) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -140,7 +138,7 @@ func (s *Seals) Forgotten(r Sealed, seal Seal) bool {
 	return key != nil && key.destroyed && isOver(r)
 }
 
-// isOver reports whether nothing can come of a record any more.
+// isOver reports whether a record grants nothing any more.
 func isOver(r Sealed) bool {
 	one, ok := r.(interface{ over() bool })
 	return ok && one.over()
@@ -163,21 +161,21 @@ func (s *Seals) Holds(version uint64) (held, past bool) {
 	return k != nil, k != nil && k.past
 }
 
-// Use makes new seals be of this version. It never goes back.
+// Use sets the version of new seals. It never goes back.
 func (s *Seals) Use(version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inForce = max(s.inForce, version)
 }
 
-// InForce returns the version of mac that new seals are of.
+// InForce returns the version of mac of new seals.
 func (s *Seals) InForce() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.inForce
 }
 
-// Forged returns how many records did not fit their seals so far.
+// Forged returns the number of records that did not fit so far.
 func (s *Seals) Forged() uint64 { return s.forged.Load() }
 
 func (s *Seals) key(version uint64) *sealKey {
@@ -201,8 +199,8 @@ func (s *Seals) MakeUnder(r Sealed, version uint64) (Seal, error) {
 	return Seal{Version: version, MAC: key.mac(r.sealed(), version)}, nil
 }
 
-// Check verifies that a record fits its seal. Its error wraps [ErrForged], and the
-// alarm has heard of it.
+// Check verifies that a record fits its seal. If it does not, Check raises the alarm and returns an
+// error that wraps [ErrForged].
 func (s *Seals) Check(r Sealed, seal Seal) error {
 	record := r.sealed()
 	key := s.key(seal.Version)
@@ -218,8 +216,7 @@ func (s *Seals) Check(r Sealed, seal Seal) error {
 	return nil
 }
 
-// Report raises the alarm for what a driver found that no seal shows: a row that is
-// missing, or that is in no place where the head has it.
+// Report raises the alarm for a finding of a driver that no seal shows, for example a missing row.
 func (s *Seals) Report(what string) error { return s.report(fmt.Errorf("%s: %w", what, ErrForged)) }
 
 func (s *Seals) report(err error) error {
@@ -258,7 +255,7 @@ var sealMode = func() cbor.UserBufferEncMode {
 	return mode
 }()
 
-// String names the record for people.
+// String names the record in errors.
 func (r sealed) String() string {
 	for _, c := range r.key {
 		if c < ' ' || c > '~' {

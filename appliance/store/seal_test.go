@@ -14,7 +14,7 @@ import (
 
 func testSeals(alarm func(error)) *Seals {
 	s := NewSeals(alarm)
-	s.Add(1, make([]byte, SealKeySize), false)
+	s.Add(1, make([]byte, sealKeySize), false)
 	s.Use(1)
 	return s
 }
@@ -60,8 +60,7 @@ func TestSealCoversEveryField(t *testing.T) {
 		Setting{Value: []byte{1}},
 		Admin{},
 		Change{Document: []byte{1}, Signed: []string{"a"}, Signatures: []ChangeSignature{{Signature: []byte{1}, At: at}}},
-		Head{},
-		OpenSet{Bits: []byte{1}},
+		HeadRecord{},
 	}
 	for _, r := range records {
 		whole := reflect.New(reflect.TypeOf(r)).Elem()
@@ -135,7 +134,7 @@ func set(v, to reflect.Value, path string, look func(string)) {
 func TestSealIsOfOnePlace(t *testing.T) {
 	var alarms []error
 	s := testSeals(func(err error) { alarms = append(alarms, err) })
-	s.Add(2, append(make([]byte, SealKeySize-1), 1), false)
+	s.Add(2, append(make([]byte, sealKeySize-1), 1), false)
 	one := Setting{Name: "a", Value: []byte{1}}
 	seal := mustSeal(t, s, one)
 	if err := s.Check(one, ParseSeal(seal.Bytes())); err != nil {
@@ -176,7 +175,7 @@ func TestSealOfThePast(t *testing.T) {
 	for _, r := range []Sealed{&old, &young, &waits, &setting} {
 		seals[r] = mustSeal(t, s, r)
 	}
-	s.Add(2, append(make([]byte, SealKeySize-1), 1), false)
+	s.Add(2, append(make([]byte, sealKeySize-1), 1), false)
 	s.Use(2)
 	s.Use(1) // never goes back
 	if got := mustSeal(t, s, setting).Version; got != 2 {
@@ -187,7 +186,7 @@ func TestSealOfThePast(t *testing.T) {
 			t.Errorf("%T before mac@1 is given up: %v", r, err)
 		}
 	}
-	s.Add(1, make([]byte, SealKeySize), true)
+	s.Add(1, make([]byte, sealKeySize), true)
 	for r, seal := range seals {
 		if err := s.Check(r, seal); (err == nil) != (r == Sealed(&old)) {
 			t.Errorf("%+v after it: %v", r, err)
@@ -215,38 +214,6 @@ func TestSealVector(t *testing.T) {
 		if got := fmt.Sprintf("%x", mustSeal(t, s, c.record).MAC); got != c.mac {
 			t.Errorf("the seal of %+v is %s, want %s", c.record, got, c.mac)
 		}
-	}
-}
-
-func TestOpenSet(t *testing.T) {
-	var o OpenSet
-	open := map[uint64]bool{}
-	for n := uint64(1); n <= 100; n++ {
-		var number uint64
-		if o, number = o.Open(); number != n {
-			t.Fatalf("invitation %d has number %d", n, number)
-		}
-		if open[n] = true; n%3 == 0 {
-			o = o.Close(n, n-1, n+50) // one that is none
-			open[n], open[n-1] = false, false
-		}
-	}
-	o = o.Close(1, 4, 7)
-	open[1], open[4], open[7] = false, false, false
-	again, err := ParseOpenSet(o.Marshal())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range uint64(200) {
-		if again.Has(n) != open[n] {
-			t.Errorf("invitation %d: open is %v", n, again.Has(n))
-		}
-	}
-	if again.Base != 8 {
-		t.Errorf("the set begins at %d", again.Base)
-	}
-	if _, err := ParseOpenSet(append(o.Marshal(), 0)); !errors.Is(err, ErrForged) {
-		t.Errorf("trailing bytes: %v", err)
 	}
 }
 

@@ -18,7 +18,7 @@ func BenchmarkSeals(b *testing.B) {
 	client.SigningKey[0] = 2
 	restraint := Restraint{Highest: 7, Windows: []Window{{Service: 200, Period: 86400, Start: 1, Currency: "EUR", Amount: 100, Count: 2}}}
 	device := Device{Name: "gate", SPIFFEID: "spiffe://bank.example/device/gate", Display: "Gate", Floor: 1, Status: Active, Version: 1, CreatedAt: at}
-	head := Head{Revision: 100, MAC: 1, Policy: 1}
+	head := HeadRecord{Name: "head", Body: make([]byte, 250)}
 	decision := Kept{Spent: Spent{Outcome: Outcome{Result: 1, At: at, Decision: receipt.Decision{
 		Level: 1, Factors: protocol.FactorSignature, IssuedAt: 1, Lifetime: 60, Service: 100,
 	}}}}

@@ -10,9 +10,9 @@ import (
 	"countersign/protocol"
 )
 
-// The records as their seals cover them. A number of a field is never used again, and a
-// field that is zero is left out, so that a release with one field more seals old records
-// as the release before did. TestSealCoversEveryField holds that none is forgotten.
+// The records as their seals cover them. The number of a field is never used again, and a field
+// that is zero is left out, so that a release with one more field seals old records as the release
+// before did. TestSealCoversEveryField makes sure that no field is forgotten.
 
 func (c Client) sealed() sealed {
 	return sealed{"client", c.ID[:], struct {
@@ -76,7 +76,7 @@ type Kept struct {
 	Spent
 	Dry        bool
 	First      *Approves // the pending decision that this one is the second approval of
-	Charges    []Charge  // what was charged for it, to the first client where there is one
+	Charges    []Charge  // charged to the first client, or to this one
 	Performed  bool      // as the device reported
 	ReportedAt time.Time // zero: it has not
 }
@@ -140,11 +140,11 @@ func (k Kept) sealed() sealed {
 	return sealed{"decision", serialKey(k.Client, k.Serial), fields}
 }
 
-// AnswersKept is longer than any handle lives, so that every M3 that may still be
-// repeated is answered as before. What is older than that grants nothing.
+// AnswersKept is longer than any handle lives, so that every M3 that may still be repeated gets the
+// same answer. Older answers grant nothing.
 const AnswersKept = 48 * time.Hour
 
-// over reports that nothing can come of the decision any more.
+// over reports whether the decision grants nothing any more.
 func (k Kept) over() bool {
 	waits := k.Pending != nil && k.Final == nil
 	return !waits && time.Since(k.Outcome.At) > AnswersKept
@@ -248,7 +248,7 @@ func earlierSignature(a, b ChangeSignature) int {
 	return cmp.Or(cmp.Compare(micros(a.At), micros(b.At)), bytes.Compare(a.Signer[:], b.Signer[:]))
 }
 
-// some is nil for a value of all zeros, which is then left out.
+// some returns nil for a value of all zeros, which is then left out.
 func some(b []byte) []byte {
 	for _, c := range b {
 		if c != 0 {
@@ -277,4 +277,17 @@ func allMicros(times []time.Time) (us []int64) {
 		us = append(us, t.UnixMicro())
 	}
 	return us
+}
+
+// HeadRecord is a record of the table head, which package head marshals: the head itself, or the
+// set of open invitations.
+type HeadRecord struct {
+	Name string
+	Body []byte
+}
+
+func (r HeadRecord) sealed() sealed {
+	return sealed{table: "head", key: []byte(r.Name), fields: struct {
+		Body []byte `cbor:"1,keyasint"`
+	}{r.Body}}
 }

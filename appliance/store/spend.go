@@ -9,8 +9,8 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// AnswerKey names one countersignature: the same M3 under the same attempt of the
-// same serial is answered the same way for ever.
+// AnswerKey names one countersignature: the same M3 under the same attempt of the same serial
+// always gets the same answer.
 type AnswerKey struct {
 	Client  protocol.ClientID
 	Serial  protocol.Serial
@@ -18,58 +18,56 @@ type AnswerKey struct {
 	M3      [32]byte // SHA-256 of the message
 }
 
-// Spend is a countersignature whose evidence has been examined: what the store
-// must know to spend the serial and to write down the decision.
+// Spend is a countersignature with examined evidence: everything the store needs to spend the
+// serial and record the decision.
 type Spend struct {
 	AnswerKey
-	// Decision as it will be if nothing in the transaction stands against it.
+	// Decision is the decision if nothing in the transaction stands against it.
 	Decision receipt.Decision
-	// Denial is what the evidence came to: 0 to approve, else the reason
-	// that the client is told (18 where the user refused).
+	// Denial is the result of the evidence: 0 to approve, else the reason for the client (18 if the
+	// user refused).
 	Denial protocol.Code
-	// PolicyVersion that Decision was made under.
+	// PolicyVersion is the version that Decision was made under.
 	PolicyVersion uint64
-	// Charges, one for each limit of the service; an approval takes them all.
-	// Of several that name the same row the first is taken.
+	// Charges has one entry for each limit of the service; an approval takes them all. Of several
+	// for one window the first counts.
 	Charges []Charge
-	// Right: the password was checked and is right; the guard goes back to zero.
+	// Right reports that the password was checked and is right: the guard is reset.
 	Right bool
-	// Pending: an approval that waits for a second approver; nil: none needed.
-	// Limits are read now and charged at the final approval only.
+	// Pending is set for an approval that waits for a second approver. Its limits are checked now,
+	// and charged at the final approval.
 	Pending *Pending
-	// Approves: the pending decision that this one is the second approval of.
+	// Approves is the pending decision that this countersignature approves second.
 	Approves *Approves
-	// Asks: the serial that service 2 asks about, of the same client. What asks
-	// is dry.
+	// Asks is the serial of the same client that service 2 asks about. Such a Spend is dry.
 	Asks *protocol.Serial
-	// Dry: services 0 and 2. The serial is spent and recorded, and nothing is
-	// charged. The result is 1, but Outcome.Decision is that of a denial, so that
-	// nothing comes of it should it be signed.
+	// Dry is set for services 0 and 2. The serial is spent and recorded, but nothing is charged.
+	// The result is 1, but Outcome.Decision is a denial, so that signing it would have no effect.
 	Dry      bool
 	Evidence Evidence
 	Salt     [16]byte // of the audit record
 	Now      time.Time
 }
 
-// Pending is what an approval at level 4 waits for.
+// Pending says what an approval at level 4 waits for.
 type Pending struct {
-	Role    string    // that the second approver must have
-	Expires time.Time // after it the approval is denied
+	Role    string    // of the second approver
+	Expires time.Time // the approval is denied afterwards
 }
 
 func (p Pending) expired(now time.Time) bool { return now.After(p.Expires) }
 
-// Approves names a pending decision. Decision of the Spend that carries it is the
-// final one of the first client: its statement, service, level, pairwise id and
-// transaction are those of the first, U and SecondStatement those of the second.
-// Charges are the first client's. A Decision of another statement, transaction or
-// device than the one that waits is refused (14).
+// Approves names a pending decision. The Decision of the Spend that carries it is the final
+// decision of the first client: statement, service, level, pairwise id and transaction come from
+// the first countersignature, U and SecondStatement from the second. Charges belong to the first
+// client. A Decision of another statement, transaction or device than the waiting one is refused
+// (14).
 type Approves struct {
 	Client protocol.ClientID
 	Serial protocol.Serial
 }
 
-// Evidence is what the audit record keeps of the countersignature.
+// Evidence is the part of the countersignature that the audit record keeps.
 type Evidence struct {
 	Statement message.Statement
 	Approval  message.Approval
@@ -77,9 +75,8 @@ type Evidence struct {
 	Reference string // the device's own, of its order
 }
 
-// Charge is what an approval takes from one of the client's limits on a service.
-// A limit of zero is no limit. Client, service, period and window name the row
-// that is charged.
+// Charge is the amount and approval taken from one limit of a client on a service. A limit of zero
+// is no limit. Client, service, period and window name the row that is charged.
 type Charge struct {
 	Service     protocol.Service
 	Period      time.Duration // length of the window, whole seconds
@@ -90,16 +87,13 @@ type Charge struct {
 	CountLimit  uint64        // most approvals in a window
 }
 
-// Used is what a window has been charged so far.
-type Used struct{ Amount, Count uint64 }
-
-func (c Charge) exceeds(u Used) bool {
+func (c Charge) exceeds(u Window) bool {
 	overAmount := c.AmountLimit != 0 && (u.Amount > c.AmountLimit || c.Amount > c.AmountLimit-u.Amount)
 	overCount := c.CountLimit != 0 && u.Count >= c.CountLimit
 	return overAmount || overCount
 }
 
-func (s Spend) exceeds(used []Used) bool {
+func (s Spend) exceeds(used []Window) bool {
 	for i, c := range s.Charges {
 		if i >= len(used) || c.exceeds(used[i]) {
 			return true
@@ -108,18 +102,18 @@ func (s Spend) exceeds(used []Used) bool {
 	return false
 }
 
-// View is what the transaction has read, with the client's row locked.
+// View is the content of the store that Conclude decides on, read in the transaction.
 type View struct {
 	Client        Client
 	Device        Device
 	PolicyVersion uint64
-	Used          []Used // of each charge, in the same order
-	// Spent is the decision stored for the serial's counter, if there is one.
+	Used          []Window // of each charge, in the same order
+	// Spent is the decision stored for the counter of the serial, if there is one.
 	Spent *Spent
-	// Begun are the password attempts under the serial's counter, by number.
+	// Begun lists the password attempts under the counter of the serial, by number.
 	Begun []Begun
-	// First is the decision that Spend.Approves names, and FirstClient its client;
-	// Used is the first client's then. Nil where there is none.
+	// First is the decision that Spend.Approves names, and FirstClient its client, whose limits
+	// Used is about then. Both are nil if there is no such decision.
 	First       *Spent
 	FirstClient *Client
 	// Asked is the decision stored for the counter of Spend.Asks, if any.
@@ -130,36 +124,36 @@ type View struct {
 type Spent struct {
 	AnswerKey
 	Outcome Outcome
-	Pending *Pending // of a decision that waited for a second approver
-	Final   *Final   // what became of it; nil while it waits
+	Pending *Pending // nil: it needed no second approver
+	Final   *Final   // its end; nil while it waits
 }
 
-// Final is the end of a pending decision. The first client's M3 is answered as
-// pending ever after; service 2 tells it the end.
+// Final is the end of a pending decision. A repeat of the M3 of the first client is still answered
+// as pending; service 2 reports the end.
 type Final struct {
 	Result protocol.Result
 	Reason protocol.Code
 	At     time.Time
 }
 
-// Outcome is what was decided, and what the client is told.
+// Outcome is the decision, with the answer to the client.
 type Outcome struct {
 	Result   protocol.Result
 	Reason   protocol.Code // P4.2
 	Decision receipt.Decision
 	At       time.Time
-	Replayed bool // it was decided by an earlier, identical countersignature
+	Replayed bool // an earlier, identical countersignature decided it
 	// Asked answers Spend.Asks.
 	Asked *message.AskedResult
-	// TriesLeft is with [protocol.ResultRetry] only: the answer to a wrong
-	// password, which has no decision.
+	// TriesLeft is set with [protocol.ResultRetry] only: the answer to a wrong password, which has
+	// no decision.
 	TriesLeft uint64
 }
 
-// Stamp is a time as every driver keeps it: UTC, in whole microseconds.
+// Stamp returns a time as every driver stores it: in UTC and whole microseconds.
 func Stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-// SameRequest tells whether an invitation was used by this very request.
+// SameRequest reports whether this very request used the invitation.
 func (i Invitation) SameRequest(request [32]byte) bool {
 	return !i.UsedAt.IsZero() && bytes.Equal(i.Request[:], request[:])
 }

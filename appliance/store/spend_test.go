@@ -1,13 +1,13 @@
 package store
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"math"
 	"reflect"
 	"testing"
 	"time"
 
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
 )
@@ -28,7 +28,7 @@ func sampleSpend() Spend {
 func sampleView() View {
 	return View{
 		Client: Client{Status: Active, Highest: 6}, Device: Device{Status: Active},
-		PolicyVersion: 4, Used: []Used{{Amount: 60}},
+		PolicyVersion: 4, Used: []Window{{Amount: 60}},
 	}
 }
 
@@ -127,9 +127,9 @@ func checkConclusion(t *testing.T, name string, got Conclusion, want expected) {
 	if want.reason == 0 {
 		result, told = protocol.ResultApproved, 0
 	}
-	kind := KindDecision
+	kind := audit.KindDecision
 	if want.conflict {
-		kind = KindRefused
+		kind = audit.KindRefused
 	}
 	out := got.Outcome
 	switch {
@@ -166,27 +166,27 @@ func TestLimits(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		charge Charge
-		used   Used
+		used   Window
 		over   bool
 	}{
-		{"no limit", Charge{Amount: most}, Used{most, most}, false},
-		{"exactly", Charge{Amount: 40, AmountLimit: 100}, Used{Amount: 60}, false},
-		{"one over", Charge{Amount: 41, AmountLimit: 100}, Used{Amount: 60}, true},
-		{"alone over", Charge{Amount: 101, AmountLimit: 100}, Used{}, true},
-		{"used over", Charge{Amount: 0, AmountLimit: 100}, Used{Amount: 101}, true},
-		{"nothing more", Charge{Amount: 0, AmountLimit: 100}, Used{Amount: 100}, false},
-		{"sum wraps", Charge{Amount: most, AmountLimit: most}, Used{Amount: 1}, true},
-		{"last", Charge{CountLimit: 3}, Used{Count: 2}, false},
-		{"one too many", Charge{CountLimit: 3}, Used{Count: 3}, true},
-		{"either", Charge{Amount: 1, AmountLimit: 9, CountLimit: 1}, Used{Count: 1}, true},
+		{"no limit", Charge{Amount: most}, Window{Amount: most, Count: most}, false},
+		{"exactly", Charge{Amount: 40, AmountLimit: 100}, Window{Amount: 60}, false},
+		{"one over", Charge{Amount: 41, AmountLimit: 100}, Window{Amount: 60}, true},
+		{"alone over", Charge{Amount: 101, AmountLimit: 100}, Window{}, true},
+		{"used over", Charge{Amount: 0, AmountLimit: 100}, Window{Amount: 101}, true},
+		{"nothing more", Charge{Amount: 0, AmountLimit: 100}, Window{Amount: 100}, false},
+		{"sum wraps", Charge{Amount: most, AmountLimit: most}, Window{Amount: 1}, true},
+		{"last", Charge{CountLimit: 3}, Window{Count: 2}, false},
+		{"one too many", Charge{CountLimit: 3}, Window{Count: 3}, true},
+		{"either", Charge{Amount: 1, AmountLimit: 9, CountLimit: 1}, Window{Count: 1}, true},
 	} {
 		s := Spend{Charges: []Charge{{}, c.charge}}
-		if got := s.exceeds([]Used{{}, c.used}); got != c.over {
+		if got := s.exceeds([]Window{{}, c.used}); got != c.over {
 			t.Errorf("%s: exceeds is %v", c.name, got)
 		}
 	}
 	s := Spend{Charges: make([]Charge, 2)}
-	if !s.exceeds(make([]Used, 1)) {
+	if !s.exceeds(make([]Window, 1)) {
 		t.Error("a charge whose use was not read is within its limit")
 	}
 }
@@ -196,24 +196,5 @@ func TestStatus(t *testing.T) {
 		if s.String() != want {
 			t.Errorf("status %d is %q, want %q", uint8(s), s, want)
 		}
-	}
-}
-
-func TestLeaf(t *testing.T) {
-	rec := NewRecord(KindPolicy, "policy/1", map[string]any{"version": 1, "hash": []byte{0xAB}})
-	if got := rec.Words(); !reflect.DeepEqual(got, map[string]any{"version": uint64(1), "hash": "ab"}) {
-		t.Errorf("words: %v", got)
-	}
-	other := rec
-	other.Salt[0]++
-	if rec.Leaf() == other.Leaf() || rec.Leaf() != sha256.Sum256(append(rec.Salt[:], rec.Body...)) {
-		t.Error("the leaf is not SHA-256(salt || body)")
-	}
-	if rec.Salt == NewSalt() || !rec.At.Equal(Stamp(rec.At)) {
-		t.Errorf("record %+v", rec)
-	}
-	rec.Body = []byte{0xFF}
-	if rec.Words()["error"] == nil {
-		t.Error("a body that is no CBOR has words")
 	}
 }

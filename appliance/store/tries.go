@@ -6,36 +6,34 @@ import (
 	"countersign/protocol"
 )
 
-// Bounds of password guessing. SP 800-63B §5.2.2 allows 100 consecutive failures;
-// a four-digit PIN wants fewer.
+// Limits on password guessing. SP 800-63B §5.2.2 allows 100 consecutive failures; a four-digit PIN
+// needs fewer.
 const (
-	// FreeTries wrong ones in a row within GuardWindow start the back-off.
+	// FreeTries wrong passwords in a row within GuardWindow start the back-off.
 	FreeTries = 5
-	// GuardWindow is how long a wrong try counts towards it.
+	// GuardWindow is how long a wrong password counts towards it.
 	GuardWindow = 15 * time.Minute
-	// FirstBackOff doubles with each further wrong try, up to MaxBackOff.
+	// FirstBackOff doubles with each further wrong password, up to MaxBackOff.
 	FirstBackOff = 30 * time.Second
 	MaxBackOff   = time.Hour
-	// HardLock consecutive wrong tries lock the password until an administrator
-	// unlocks it.
+	// HardLock consecutive wrong passwords lock the password until an administrator unlocks it.
 	HardLock = 20
-	// AttemptsPerChallenge is how many passwords one challenge takes.
+	// AttemptsPerChallenge is the number of passwords that one challenge allows.
 	AttemptsPerChallenge = 3
 )
 
-// Guard is the state of a client's password guard. A try counts as wrong from the
-// moment it begins until it is proved right, so that no crash and no race gives a
-// guess back. A clock that is set forward shortens a back-off, but not the way to the
-// hard lock. The zero value is a guard that nobody has tried.
+// Guard is the password guard of a client. An attempt counts as wrong from its beginning until it
+// is proved right, so that no crash and no race gives a guess back. A clock that is set forward
+// shortens a back-off, but does not delay the hard lock. The zero value is the guard of a new
+// client.
 type Guard struct {
 	Wrong  uint32      // consecutive tries that were not right
 	Recent []time.Time // of the newest FreeTries of them, oldest first
 	Until  time.Time   // no try before; zero: none
 }
 
-// Locked tells why no try may begin now: 0 if one may, else [protocol.CodeLocked]
-// with the time to wait, which is zero for a hard lock. A caller that tells whole
-// seconds has to round up.
+// Locked returns 0 if an attempt may begin now, else [protocol.CodeLocked] with the time to wait,
+// which is zero for a hard lock. A caller that reports whole seconds has to round up.
 func (g Guard) Locked(now time.Time) (protocol.Code, time.Duration) {
 	switch {
 	case g.Wrong >= HardLock:
@@ -47,8 +45,8 @@ func (g Guard) Locked(now time.Time) (protocol.Code, time.Duration) {
 	}
 }
 
-// Begin is the guard after one more try has begun at now.
-func (g Guard) Begin(now time.Time) Guard {
+// begin returns the guard after one more attempt at now.
+func (g Guard) begin(now time.Time) Guard {
 	next := Guard{Wrong: g.Wrong + 1, Until: g.Until}
 	next.Recent = append(append(next.Recent, g.Recent...), Stamp(now))
 	if n := len(next.Recent); n > FreeTries {
@@ -61,11 +59,11 @@ func (g Guard) Begin(now time.Time) Guard {
 	return next
 }
 
-// backedOff: once the back-off has begun, every further wrong try goes on with it.
+// backedOff reports whether the back-off has begun. Every further wrong password continues it.
 func (g Guard) backedOff() bool { return !g.Until.IsZero() }
 
-// nextBackOff is twice the last one, which is what lies between the newest try
-// and the time until which it locked.
+// nextBackOff is twice the last back-off, which is the time from the newest attempt to the end of
+// the lock.
 func (g Guard) nextBackOff() time.Duration {
 	if !g.backedOff() || len(g.Recent) == 0 {
 		return FirstBackOff
@@ -74,14 +72,14 @@ func (g Guard) nextBackOff() time.Duration {
 	return min(max(2*last, FirstBackOff), MaxBackOff)
 }
 
-// Left is how many tries may still begin at once, without waiting.
-func (g Guard) Left(now time.Time) uint64 {
+// left returns how many attempts may still begin without waiting.
+func (g Guard) left(now time.Time) uint64 {
 	var left uint64
 	for next := g; ; left++ {
 		if code, _ := next.Locked(now); code != 0 || left == AttemptsPerChallenge {
 			return left
 		}
-		next = next.Begin(now)
+		next = next.begin(now)
 	}
 }
 
@@ -96,19 +94,19 @@ type Attempt struct {
 type Begun struct {
 	AnswerKey
 	Answered bool // it was answered with "retry"
-	// TriesLeft as answered; until then, what Try said it would be.
+	// TriesLeft is the number in the answer; until there is one, the number that Try returned.
 	TriesLeft uint64
 	At        time.Time
 }
 
-// Outcome is the answer to the attempt, which was "retry".
+// Outcome returns the answer to the attempt, "retry".
 func (b Begun) Outcome() Outcome {
 	return Outcome{
 		Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: b.TriesLeft, At: b.At, Replayed: true,
 	}
 }
 
-// AttemptView is what the transaction has read for an attempt.
+// AttemptView is the content of the store that an attempt depends on, read in the transaction.
 type AttemptView struct {
 	Client Client
 	Guard  Guard
@@ -118,29 +116,28 @@ type AttemptView struct {
 	Begun []Begun
 }
 
-// Tried is what became of an attempt.
+// Tried is the result of an attempt.
 type Tried struct {
-	// Code is 0 if the password may be checked now; else why not: 11 with After,
-	// 14 or 23.
+	// Code is 0 if the password may be checked now, else the reason: 11 with After, 14 or 23.
 	Code  protocol.Code
 	After time.Duration // with code 11; 0 is until an administrator unlocks
-	// Repeat: this very attempt was begun before.
+	// Repeat reports that this very attempt was begun before.
 	Repeat bool
 	// Answered: it was answered before, with "retry" and TriesLeft.
 	Answered bool
 	// TriesLeft if this one is wrong: of the challenge and of the guard. With 0
 	// a wrong password is the end of the challenge.
 	TriesLeft uint64
-	// Wait, if this one is wrong and TriesLeft is 0 because of the guard: until
-	// the next try; 0 is until unlocked. Guarded tells that it is the guard.
+	// Wait is the time until the next attempt if this one is wrong and the guard, not the
+	// challenge, leaves no tries (Guarded); 0 is until an administrator unlocks the password.
 	Guarded bool
 	Wait    time.Duration
-	// Guard and Begun to store; nil to leave them.
+	// Guard and Begun are to be stored; nil leaves them as they are.
 	Guard *Guard
 	Begun *Begun
 }
 
-// Conclude decides within the transaction; it is the same for every driver.
+// Conclude decides within the transaction. It is the same for every driver.
 func (a Attempt) Conclude(v AttemptView) Tried {
 	if b := a.among(v.Begun); b != nil {
 		t := a.begun(v.Guard)
@@ -155,16 +152,16 @@ func (a Attempt) Conclude(v AttemptView) Tried {
 	if code, after := v.Guard.Locked(a.Now); code != 0 {
 		return Tried{Code: code, After: after}
 	}
-	next := v.Guard.Begin(a.Now)
+	next := v.Guard.begin(a.Now)
 	t := a.begun(next)
 	t.Guard, t.Begun = &next, &Begun{AnswerKey: a.AnswerKey, TriesLeft: t.TriesLeft, At: Stamp(a.Now)}
 	return t
 }
 
-// begun fills in what is left after this try, given the guard that counts it.
+// begun returns the tries left after this attempt, given the guard that counts it.
 func (a Attempt) begun(g Guard) Tried {
 	challenge := uint64(AttemptsPerChallenge-1) - min(uint64(a.Attempt), AttemptsPerChallenge-1)
-	guard := g.Left(a.Now)
+	guard := g.left(a.Now)
 	t := Tried{TriesLeft: min(challenge, guard)}
 	if guard == 0 {
 		_, t.Wait = g.Locked(a.Now)
@@ -180,7 +177,7 @@ func (a Attempt) conflict(v AttemptView) protocol.Code {
 	return a.outOfTurn(v.Begun)
 }
 
-// spent tells whether the serial's counter was spent before.
+// spent returns why the counter of the serial cannot be spent any more, or 0.
 func (k AnswerKey) spent(by *Spent, c Client) protocol.Code {
 	switch {
 	case by != nil && by.Serial != k.Serial:
@@ -192,7 +189,7 @@ func (k AnswerKey) spent(by *Spent, c Client) protocol.Code {
 	}
 }
 
-// among finds the attempt that was begun with the same bytes.
+// among finds the attempt with the same bytes.
 func (k AnswerKey) among(begun []Begun) *Begun {
 	for i := range begun {
 		if begun[i].AnswerKey == k {
@@ -202,8 +199,9 @@ func (k AnswerKey) among(begun []Begun) *Begun {
 	return nil
 }
 
-// outOfTurn: attempt n is taken only after n-1 was answered with "retry", and at
-// most three per challenge; the same attempt with other bytes is not.
+// outOfTurn returns why an attempt is not the next one: attempt n needs an attempt n-1 that was
+// answered "retry", a challenge allows three, and other bytes under a number that is used are
+// refused.
 func (k AnswerKey) outOfTurn(begun []Begun) protocol.Code {
 	answered := 0
 	for _, b := range begun {

@@ -54,7 +54,7 @@ func TestGuardBegin(t *testing.T) {
 			now = now.Add(s.after)
 			before := g
 			recent := append([]time.Time{}, g.Recent...)
-			g = g.Begin(now.In(time.FixedZone("", 7200)))
+			g = g.begin(now.In(time.FixedZone("", 7200)))
 			want := before.Until
 			if s.until != 0 {
 				want = now.Add(s.until)
@@ -99,7 +99,7 @@ func TestGuardLocked(t *testing.T) {
 		if code, wait := c.guard.Locked(now); code != c.code || wait != c.wait {
 			t.Errorf("%s: locked %v for %v, want %v for %v", c.name, code, wait, c.code, c.wait)
 		}
-		if left := c.guard.Left(now); left != c.left {
+		if left := c.guard.left(now); left != c.left {
 			t.Errorf("%s: %d left, want %d", c.name, left, c.left)
 		}
 	}
@@ -119,7 +119,7 @@ func TestGuardPatience(t *testing.T) {
 				t.Fatalf("pause %v: wait %v", pause, wait)
 			}
 			now = now.Add(wait)
-			g = g.Begin(now)
+			g = g.begin(now)
 			if backOff := g.Until.Sub(now); !g.Until.IsZero() {
 				if backOff < last {
 					t.Fatalf("pause %v: the back-off fell from %v to %v", pause, last, backOff)
@@ -207,7 +207,7 @@ func TestAttemptConclude(t *testing.T) {
 		a := sampleAttempt(c.attempt)
 		got := a.Conclude(c.view)
 		if fresh := c.want.Code == 0 && !c.want.Repeat; fresh {
-			next := c.view.Guard.Begin(base)
+			next := c.view.Guard.begin(base)
 			c.want.Guard = &next
 			c.want.Begun = &Begun{AnswerKey: a.AnswerKey, TriesLeft: c.want.TriesLeft, At: base}
 		}

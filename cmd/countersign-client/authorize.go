@@ -28,18 +28,18 @@ func (a *app) authorizeCommand() *cobra.Command {
 	var f authorizeFlags
 	cmd := &cobra.Command{
 		Use:   "authorize --link LINK --service SERVICE",
-		Short: "Ask for an operation at a device and countersign it",
-		Long: "authorize shows the device, the service, the amount and the device's text, asks, signs the answer, a refusal\n" +
-			"too, and prints the result. From level 2 on it takes the password, at level 3 and above the user is verified\n" +
-			"(--yes counts). An earlier authorization whose outcome is unknown is settled first.\n\n" + exitCodesHelp,
+		Short: "Request an operation at a device and countersign it",
+		Long: "authorize shows the device, the service, the amount and the device's text, asks, signs the answer (also a\n" +
+			"refusal), and prints the result. At level 2 and above it asks for the password, at level 3 and above it verifies\n" +
+			"the user (--yes counts). It first settles an earlier authorization of unknown outcome.\n\n" + exitCodesHelp,
 		Example: "  countersign-client authorize --link tcp:127.0.0.1:7777 --service door.open=100\n" +
 			`  countersign-client authorize --link tcp:127.0.0.1:7777 --service 200 --amount "12.00 EUR" --yes -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.service, "service", "", "number of the service, NAME=NUMBER to give it a name of your own, or that name")
-	flags.BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
+	flags.StringVar(&f.service, "service", "", "service number, NAME=NUMBER to name it, or that name")
+	flags.BoolVar(&f.receipt, "receipt", false, "request and keep the full receipt")
 	_ = cmd.MarkFlagRequired("service") // it was defined above
 	f.addContent(cmd)
 	f.addAnswer(cmd)
@@ -50,13 +50,13 @@ func (a *app) approveCommand() *cobra.Command {
 	f := authorizeFlags{service: protocol.ServiceCoApproval.String(), level: "1"}
 	cmd := &cobra.Command{
 		Use:   "approve --link LINK",
-		Short: "Approve, as the second person, what another client has asked for at the device",
-		Long: "approve shows what waits for a second approver at the device, asks, and signs the answer; a refusal ends it. The\n" +
-			"appliance takes it only from another client than the first, with the role that the policy asks for.\n\n" + exitCodesHelp,
+		Short: "Approve another client's request at the device as the second person",
+		Long: "approve shows the request that awaits a second approver at the device, asks, and signs the answer; a refusal ends\n" +
+			"it. The appliance accepts only a different client with the role that the policy requires.\n\n" + exitCodesHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
 	}
-	cmd.Flags().BoolVar(&f.receipt, "receipt", false, "ask for the full receipt, and keep it")
+	cmd.Flags().BoolVar(&f.receipt, "receipt", false, "request and keep the full receipt")
 	f.addAnswer(cmd)
 	return cmd
 }
@@ -65,9 +65,9 @@ func (a *app) dryRunCommand() *cobra.Command {
 	f := authorizeFlags{service: protocol.ServiceDryRun.String()}
 	cmd := &cobra.Command{
 		Use:   "dry-run --link LINK",
-		Short: "Go through an authorization of which nothing comes",
-		Long: "dry-run does all that authorize does, through device and appliance, but nothing is charged, decided or done, and\n" +
-			"no receipt is kept.\n\n" + exitCodesHelp,
+		Short: "Run an authorization without any effect",
+		Long: "dry-run does the same as authorize, through device and appliance, but charges, decides and does nothing, and keeps\n" +
+			"no receipt.\n\n" + exitCodesHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
 	}
@@ -76,16 +76,16 @@ func (a *app) dryRunCommand() *cobra.Command {
 	return cmd
 }
 
-// addContent adds the flags of what is asked for.
+// addContent adds the flags of the request.
 func (f *authorizeFlags) addContent(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.level, "level", "1", "the least level, 1 to 4")
+	flags.StringVar(&f.level, "level", "1", "lowest acceptable level (1–4)")
 	flags.StringVar(&f.amount, "amount", "", `amount you propose, such as "12.00 EUR"`)
-	flags.StringVar(&f.currency, "currency", "", "currency of --amount, if it is not given there")
-	flags.StringVar(&f.text, "text", "", "text you propose, at most 44 bytes")
+	flags.StringVar(&f.currency, "currency", "", "currency of --amount, if the amount has none")
+	flags.StringVar(&f.text, "text", "", "text you propose (at most 44 bytes)")
 }
 
-// addAnswer adds the flags of how the user answers, and where.
+// addAnswer adds the flags of the link and the user's answer.
 func (f *authorizeFlags) addAnswer(cmd *cobra.Command) {
 	addLinkFlag(cmd, &f.link)
 	cmd.Flags().BoolVar(&f.yes, "yes", false, "approve without asking")
@@ -132,8 +132,7 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 	return a.report(cmd, c, r, err)
 }
 
-// number is the service: the user's word, or that of a command for one of the
-// protocol's own.
+// number returns the service: from --service, or the command's own.
 func (f authorizeFlags) number(cmd *cobra.Command, c *client.Client) (protocol.Service, error) {
 	if cmd.Flags().Lookup("service") == nil {
 		return protocol.ParseService(f.service)
@@ -158,10 +157,9 @@ func (f authorizeFlags) request() (req client.Request, err error) {
 	return req, err
 }
 
-// service finds the number of a service: given as it is, with a name to keep, or by
-// the name it was given before.
+// service returns a service by number, by NAME=NUMBER, which stores the name, or by a stored name.
 func service(c *client.Client, s string) (protocol.Service, error) {
-	const hint = "give a number, or NAME=NUMBER once"
+	const hint = "give a number, or NAME=NUMBER to name it"
 	if known, ok := c.ServiceNamed(s); ok {
 		return known, nil
 	}
@@ -176,10 +174,10 @@ func service(c *client.Client, s string) (protocol.Service, error) {
 	case err != nil:
 		return 0, cli.Fail(cli.Usage, err, hint)
 	case n < protocol.FirstService:
-		return 0, cli.Fail(cli.Usage, fmt.Errorf("service %v is reserved, the first one is %d", n, protocol.FirstService), hint)
+		return 0, cli.Fail(cli.Usage, fmt.Errorf("service %v is reserved, the first free one is %d", n, protocol.FirstService), hint)
 	case named:
 		if err := message.CheckText(name, message.MaxNameBytes); err != nil || name == "" {
-			return 0, cli.Fail(cli.Usage, fmt.Errorf("name %q is not fit to be shown", name), hint)
+			return 0, cli.Fail(cli.Usage, fmt.Errorf("name %q is not allowed", name), hint)
 		}
 		return n, explain(c.SetName(n, name))
 	}
@@ -193,21 +191,19 @@ func parseLink(address string) (string, error) {
 	return address, nil
 }
 
-// onLink runs one exchange on a link of its own, which it closes, at the latest
-// when ctx ends.
+// onLink runs one exchange on a new link and closes it, at the latest when ctx ends.
 func onLink(ctx context.Context, address string, run func(client.Link) error) error {
 	conn, err := link.Dial(ctx, address)
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("the device cannot be reached: %w", err), hints[protocol.CodeLink])
+		return cli.Fail(cli.Unavailable, fmt.Errorf("cannot reach the device: %w", err), hints[protocol.CodeLink])
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	defer func() { _ = conn.Close() }() // the exchange is over, nothing hangs on it
+	defer func() { _ = conn.Close() }() // the exchange is over
 	return run(conn)
 }
 
-// closing is deferred: it closes the state, and its error is that of the command if
-// there is no other.
+// closing closes the state. Its error becomes the command's error if there is no other.
 func closing(c *client.Client, err *error) {
 	if closeErr := c.Close(); *err == nil {
 		*err = explain(closeErr)

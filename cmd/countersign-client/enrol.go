@@ -27,11 +27,11 @@ func (a *app) enrolCommand() *cobra.Command {
 	var f enrolFlags
 	cmd := &cobra.Command{
 		Use:   "enrol --url URL CODE",
-		Short: "Make a signing key and enrol it with an activation code",
-		Long: "enrol makes a signing key and enrols it at the appliance. CODE names the appliance's root key, so that no\n" +
-			"other server is believed; - reads it from standard input. On a terminal it asks twice for the offline password\n" +
-			"that level 2 and above need; without one, and without a password flag, it enrols without a password. After an\n" +
-			"interruption run it again: the request is repeated with the keys and the password it was made with.",
+		Short: "Create a signing key and enrol it with an activation code",
+		Long: "enrol creates a signing key and enrols it at the appliance. CODE names the appliance's root key, so that the\n" +
+			"client rejects other servers; - reads it from standard input. On a terminal it asks twice for the offline\n" +
+			"password that level 2 and above need; without a terminal or password flag it enrols without a password. After\n" +
+			"an interruption run it again: it repeats the request with its keys and password.",
 		Example: "  countersign-client enrol --url https://appliance:8443 OA1-…\n" +
 			"  countersign-client enrol --url https://appliance:8443 --uv --password-fd 3 OA1-… 3< password",
 		Args: cobra.ExactArgs(1),
@@ -39,8 +39,8 @@ func (a *app) enrolCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.url, "url", "", "address of the appliance: https://HOST:PORT")
-	flags.BoolVar(&f.uv, "uv", false, "make a second key, which signs at level 3 and above after the user was verified")
-	flags.BoolVar(&f.noPassword, "no-password", false, "set no password; what needs one can only be refused then")
+	flags.BoolVar(&f.uv, "uv", false, "create a second key, which signs at level 3 and above after verifying the user")
+	flags.BoolVar(&f.noPassword, "no-password", false, "set no password; the client can then only refuse at level 2 and above")
 	f.password = addPasswordFlags(cmd)
 	_ = cmd.MarkFlagRequired("url") // it was defined above
 	cmd.MarkFlagsMutuallyExclusive("no-password", "password-fd")
@@ -65,8 +65,8 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
 		return explain(client.ErrEnrolled)
 	}
 	if waits, withPassword := c.Enrolling(cfg.Code); waits {
-		with := map[bool]string{true: "the password it was made with", false: "no password"}[withPassword]
-		fmt.Fprintf(cmd.ErrOrStderr(), "repeating the request of an enrolment that was interrupted, with %s\n", with)
+		with := map[bool]string{true: "its original password", false: "no password"}[withPassword]
+		fmt.Fprintf(cmd.ErrOrStderr(), "repeating the request of an interrupted enrolment, with %s\n", with)
 	} else if cfg.Password, err = (&passwords{cmd: cmd, flags: f.password}).newPassword(f.noPassword); err != nil {
 		return explain(err)
 	}
@@ -78,11 +78,11 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// activationCode is text, or for - a line of standard input.
+// activationCode parses text, or a line of standard input for "-".
 func activationCode(cmd *cobra.Command, f enrolFlags, text string) (enrol.ActivationCode, error) {
 	if text == "-" {
 		if f.password.fd == 0 {
-			return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot hold both the code and the password"),
+			return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot provide both the code and the password"),
 				"use another descriptor for the password, such as 3")
 		}
 		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxCodeBytes)).ReadString('\n')

@@ -128,10 +128,10 @@ func TestWithoutPassword(t *testing.T) {
 		}
 		vault := []string{"authorize", "--link", link, "--service", "200", "--level", "2"}
 		_, stderr = s.want(3, append(vault, "--yes")...)
-		if !strings.Contains(stderr, "level not available") || !strings.Contains(stderr, "you can only refuse") || !strings.Contains(stderr, "enrol anew") {
+		if !strings.Contains(stderr, "level not available") || !strings.Contains(stderr, "you can only refuse") || !strings.Contains(stderr, "enrol again") {
 			t.Errorf("level 2: %s", stderr)
 		}
-		if _, stderr = s.want(3, append(vault, "--refuse")...); !strings.Contains(stderr, "refused, as you said") {
+		if _, stderr = s.want(3, append(vault, "--refuse")...); !strings.Contains(stderr, "refused by you") {
 			t.Errorf("refused: %s", stderr)
 		}
 	}
@@ -206,7 +206,7 @@ func TestStatusIsNotTold(t *testing.T) {
 	}
 	a.Do(clienttest.Behaviour{Deny: protocol.CodeSuspended})
 	stdout, stderr := s.want(75, "status", "--last", "--link", link, "-o", "json")
-	if decode(t, stdout)["result"] != "unknown" || !strings.Contains(stderr, "not told") {
+	if decode(t, stdout)["result"] != "unknown" || !strings.Contains(stderr, "does not reveal") {
 		t.Errorf("prints %s%s", stdout, stderr)
 	}
 	a.Do(clienttest.Behaviour{})
@@ -253,7 +253,7 @@ func TestReceiptsVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	stdout, stderr := s.want(4, "receipts", "verify")
-	if !strings.Contains(stdout, "unverified") || !strings.Contains(stderr, "do not rely on it") {
+	if !strings.Contains(stdout, "unverified") || !strings.Contains(stderr, "do not rely on this receipt") {
 		t.Errorf("prints %s%s", stdout, stderr)
 	}
 }
@@ -271,7 +271,7 @@ func TestWordsOfTheDevice(t *testing.T) {
 	}
 }
 
-// terminal gives the two ends of a pseudo terminal.
+// terminal returns the two ends of a pseudo terminal.
 func terminal(t *testing.T) (keyboard, tty *os.File) {
 	t.Helper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
@@ -293,14 +293,14 @@ func terminal(t *testing.T) (keyboard, tty *os.File) {
 	return keyboard, tty
 }
 
-// typing answers each question that appears on standard error with the next line.
+// typing answers each prompt on standard error with the next line.
 type typing struct {
 	keyboard io.Writer
 	lines    []string
 
-	mu    sync.Mutex // guards said: a prompt that was given up ends its line later
+	mu    sync.Mutex // guards said: an abandoned prompt ends its line later
 	said  bytes.Buffer
-	ended chan struct{} // gets one when a prompt has ended; nil: nobody waits
+	ended chan struct{} // receives when a prompt has ended; nil: not needed
 }
 
 func (w *typing) String() string {
@@ -331,8 +331,8 @@ func TestPrompts(t *testing.T) {
 		exit  int
 		says  string
 	}{
-		{[]string{right, wrong}, []string{"enrol", "--url", url, a.Invite().String()}, 77, "not the same"},
-		{[]string{right, right}, []string{"enrol", "--url", url, a.Invite().String()}, 0, "the same again: "},
+		{[]string{right, wrong}, []string{"enrol", "--url", url, a.Invite().String()}, 77, "passwords differ"},
+		{[]string{right, right}, []string{"enrol", "--url", url, a.Invite().String()}, 0, "repeat it: "},
 		{[]string{wrong, right}, []string{"authorize", "--link", link, "--service", "100", "--level", "2", "--yes"}, 0, "wrong password, 2 tries left"},
 	} {
 		keyboard, tty := terminal(t)
@@ -344,7 +344,7 @@ func TestPrompts(t *testing.T) {
 	}
 }
 
-// TestPromptEnds has nobody type before the ttl is over: the echo comes back.
+// TestPromptEnds: the ttl ends without input, and the terminal echoes again.
 func TestPromptEnds(t *testing.T) {
 	a := clienttest.New(t)
 	s, link := passwordShell(t, a), a.Listen("tcp")

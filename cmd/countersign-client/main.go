@@ -1,5 +1,4 @@
-// Command countersign-client is the reference client: it does what a phone does,
-// from a shell.
+// Command countersign-client is the reference client. It does in a shell what a phone does.
 package main
 
 import (
@@ -21,7 +20,7 @@ import (
 	"countersign/protocol"
 )
 
-// harden is for what the system at hand offers.
+// harden protects the process as far as the operating system allows.
 var harden = func() {}
 
 func main() {
@@ -37,7 +36,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	})
 }
 
-// app is what the commands share.
+// app is the common state of the commands.
 type app struct {
 	dir    string
 	format *cli.Format
@@ -47,19 +46,18 @@ func newRoot(getenv func(string) string) *cobra.Command {
 	a := &app{}
 	root := &cobra.Command{
 		Use:   "countersign-client",
-		Short: "Authorize at a device, without a network",
-		Long: "countersign-client is the reference client of OA1, as a phone would be: it enrols once over the network\n" +
-			"and then authorizes over the near-field link of a device alone.",
+		Short: "Authorize at a device without a network",
+		Long: "countersign-client is the reference client of OA1 and acts as a phone: it enrols once over the network and\n" +
+			"then authorizes over the near-field link of a device alone.",
 	}
-	root.PersistentFlags().StringVar(&a.dir, "state", defaultState(getenv), "directory of the client's state")
+	root.PersistentFlags().StringVar(&a.dir, "state", defaultState(getenv), "state directory of the client")
 	a.format = cli.AddOutputFlag(root)
 	root.AddCommand(a.enrolCommand(), a.authorizeCommand(), a.approveCommand(), a.dryRunCommand(), a.resumeCommand(),
 		a.receiptsCommand(), a.statusCommand())
 	return root
 }
 
-// defaultState follows the XDG base directory specification; "" where there is
-// no home.
+// defaultState follows the XDG base directory specification. It returns "" without a home directory.
 func defaultState(getenv func(string) string) string {
 	if base := getenv("XDG_DATA_HOME"); filepath.IsAbs(base) {
 		return filepath.Join(base, "countersign-client")
@@ -70,10 +68,10 @@ func defaultState(getenv func(string) string) string {
 	return ""
 }
 
-// open opens the state. A command that only looks does not wait for one that works.
+// open opens the state. Read-only commands do not wait for the lock.
 func (a *app) open(ctx context.Context, cfg client.Config) (*client.Client, error) {
 	if a.dir == "" {
-		return nil, cli.Fail(cli.Usage, fmt.Errorf("no directory for the state"), "give one with --state")
+		return nil, cli.Fail(cli.Usage, fmt.Errorf("no state directory"), "use --state")
 	}
 	cfg.Dir = a.dir
 	c, err := client.Open(ctx, cfg)
@@ -84,23 +82,23 @@ func (a *app) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *a.format}
 }
 
-// sentinels give the exit codes of errors that are told apart by more than their
-// code. The order counts: an unknown outcome is one whatever its cause.
+// sentinels map errors to exit codes by more than their protocol code. The order matters: an unknown
+// outcome stays one whatever its cause.
 var sentinels = []struct {
 	err  error
 	code cli.Code
 	hint string
 }{
-	{client.ErrUnknownOutcome, cli.TryAgain, "it may have been carried out: run countersign-client resume --link LINK while its time lasts, " +
-		"or countersign-client status --last --link LINK at any time, before you try anew"},
+	{client.ErrUnknownOutcome, cli.TryAgain, "it may have been carried out: run countersign-client resume --link LINK while the challenge is valid, " +
+		"or countersign-client status --last --link LINK at any time, before you try again"},
 	{client.ErrLocked, cli.TryAgain, "wait for the other countersign-client, or use another --state"},
 	{client.ErrNotEnrolled, cli.NotFound, "run countersign-client enrol first, or check --state"},
-	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists what became of each authorization"},
-	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt asks for a full one"},
-	{client.ErrReceipt, cli.BadSignature, "do not rely on it"},
+	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists all outcomes"},
+	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt requests a full one"},
+	{client.ErrReceipt, cli.BadSignature, "do not rely on this receipt"},
 	{client.ErrEnrolled, cli.Failed, "use another --state for another enrolment"},
-	{client.ErrState, cli.IO, "restore the directory as a whole, or enrol anew with another --state"},
-	{client.ErrNotAuthentic, cli.BadSignature, "the device or the link has altered it; nothing was signed"},
+	{client.ErrState, cli.IO, "restore the whole directory, or enrol again with another --state"},
+	{client.ErrNotAuthentic, cli.BadSignature, "the device or the link altered the message; nothing was signed"},
 }
 
 var exitCodes = map[protocol.Code]cli.Code{
@@ -121,26 +119,25 @@ var exitCodes = map[protocol.Code]cli.Code{
 }
 
 var hints = map[protocol.Code]string{
-	protocol.CodeStaleKey:          "try again; if it stays so, enrol anew",
+	protocol.CodeStaleKey:          "try again; if that fails too, enrol again",
 	protocol.CodeExpired:           "start again, and answer within the time shown",
-	protocol.CodeLevel:             "this operation needs more than this client can give, or less than it insists on",
-	protocol.CodeService:           "this device does not offer that service now",
+	protocol.CodeLevel:             "the required level is above what this client can provide, or below what it accepts",
+	protocol.CodeService:           "the device does not offer this service now",
 	protocol.CodeCertificate:       "this is not the appliance that the activation code is for, or an attack",
 	protocol.CodeServerUnreachable: "check that the appliance is running and can be reached",
-	protocol.CodeLink:              "check that the device is there and try again",
-	protocol.CodeTimeout:           "check that the device is there and try again",
-	protocol.CodeLinkBusy:          "somebody else is using the device, try again in a moment",
-	protocol.CodePassword:          "start again with the right password; too many wrong ones lock it",
-	protocol.CodeLocked:            "wait as long as it says, or have the operator run countersignctl client unlock",
-	protocol.CodeHSM:               "tell the operator of the appliance",
+	protocol.CodeLink:              "check that the device is in reach and try again",
+	protocol.CodeTimeout:           "check that the device is in reach and try again",
+	protocol.CodeLinkBusy:          "another client is using the device; try again in a moment",
+	protocol.CodePassword:          "start again with the right password; too many wrong ones lock the client",
+	protocol.CodeLocked:            "wait for the time shown, or ask the operator to run countersignctl client unlock",
+	protocol.CodeHSM:               "inform the operator of the appliance",
 }
 
-// explain gives an error its exit code and hint. The zero answer, for what is in no
-// table, is code 1.
+// explain adds the exit code and hint to an error. Unlisted errors exit with 1.
 func explain(err error) error {
 	var retry *client.RetryError
 	if errors.As(err, &retry) {
-		return cli.Fail(cli.TryAgain, err, "run countersign-client resume --link LINK with the right password while its time lasts, or start again")
+		return cli.Fail(cli.TryAgain, err, "run countersign-client resume --link LINK with the right password while the challenge is valid, or start again")
 	}
 	var known *cli.Error
 	if err == nil || errors.As(err, &known) {
@@ -153,7 +150,7 @@ func explain(err error) error {
 	}
 	var factor *client.FactorError
 	if errors.As(err, &factor) {
-		return cli.Fail(cli.Denied, err, "enrol anew in another --state, with a password and --uv as it needs; or refuse it")
+		return cli.Fail(cli.Denied, err, "enrol again with another --state, with a password or --uv as required, or refuse")
 	}
 	if code, ok := protocol.CodeOf(err); ok {
 		return cli.Fail(exitOf(code), err, hints[code])

@@ -14,10 +14,10 @@ import (
 	"countersign/protocol"
 )
 
-// outcome is what became of an authorization, as data.
+// outcome is the output form of an authorization's outcome.
 type outcome struct {
 	Result      string        `json:"result"` // approved, denied, pending, retry or unknown
-	Code        protocol.Code `json:"code"`   // PROTOCOL.md §4, 0: none
+	Code        protocol.Code `json:"code"`   // PROTOCOL.md §4; 0: none
 	Reason      string        `json:"reason,omitempty"`
 	Serial      string        `json:"serial"`
 	Service     uint64        `json:"service"`
@@ -28,9 +28,9 @@ type outcome struct {
 	Amount      string        `json:"amount,omitempty"`
 	Text        string        `json:"text,omitempty"`
 	RetryS      int           `json:"retry_s,omitempty"`
-	TriesLeft   *uint64       `json:"tries_left,omitempty"` // passwords; none: not said
-	Approves    uint64        `json:"approves,omitempty"`   // service of the other client, of an approval for it
-	Receipt     string        `json:"receipt,omitempty"`    // of a full receipt: verified or unverified
+	TriesLeft   *uint64       `json:"tries_left,omitempty"` // passwords; nil: unknown
+	Approves    uint64        `json:"approves,omitempty"`   // the other client's service, if this approves one
+	Receipt     string        `json:"receipt,omitempty"`    // verified or unverified full receipt
 	At          string        `json:"at,omitempty"`
 }
 
@@ -60,7 +60,7 @@ func outcomeOf(c *client.Client, r client.Receipt) outcome {
 	return o
 }
 
-// refused is the outcome of a refusal before anything was signed.
+// refused returns the outcome of a refusal before anything was signed.
 func refused(c *client.Client, e *client.RefusedError) outcome {
 	return outcome{
 		Result: protocol.ResultDenied.String(), Code: e.Code, Reason: e.Code.String(), Serial: e.Serial.String(),
@@ -83,7 +83,7 @@ var outcomeTable = cli.Table[outcome]{
 		return o.ServiceName
 	}},
 	{Title: "level", Value: func(o outcome) string {
-		if o.Level == 0 { // refused before the appliance named one
+		if o.Level == 0 { // refused before the appliance chose one
 			return ""
 		}
 		return strconv.Itoa(int(o.Level))
@@ -103,8 +103,8 @@ func quoted(s string) string {
 	return strconv.Quote(s)
 }
 
-// report prints what is known of an authorization, and turns it into the exit
-// code: only an approval is 0.
+// report prints an authorization and returns the error with its exit code. Only an approval exits
+// with 0.
 func (a *app) report(cmd *cobra.Command, c *client.Client, r client.Receipt, err error) error {
 	var before *client.RefusedError
 	switch {
@@ -122,7 +122,7 @@ func (a *app) report(cmd *cobra.Command, c *client.Client, r client.Receipt, err
 	return verdict(r)
 }
 
-// verdict gives the exit code of a known result.
+// verdict returns the error of a known result.
 func verdict(r client.Receipt) error {
 	switch {
 	case r.Approved():
@@ -130,13 +130,13 @@ func verdict(r client.Receipt) error {
 	case r.Result == protocol.ResultPending:
 		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending),
 			"another person approves at the same device with countersign-client approve --link LINK; then countersign-client status "+
-				r.Serial.String()+" --link LINK tells the outcome")
+				r.Serial.String()+" --link LINK shows the outcome")
 	case r.Verdict == protocol.Refuse:
-		return cli.Fail(cli.Denied, errors.New("refused, as you said"), "")
+		return cli.Fail(cli.Denied, errors.New("refused by you"), "")
 	}
 	exit := exitOf(r.Reason)
 	if exit == cli.Failed || exit == cli.Unavailable {
-		exit = cli.Denied // an authentic denial, whatever its reason
+		exit = cli.Denied // an authentic denial, for any reason
 	}
 	text := r.Reason.String()
 	if r.TriesLeft != nil && r.Reason == protocol.CodePassword {
@@ -145,15 +145,15 @@ func verdict(r client.Receipt) error {
 	if r.Retry != 0 {
 		text += fmt.Sprintf(", retry in %v", r.Retry)
 	}
-	return cli.Fail(exit, fmt.Errorf("the appliance denies it: %s", text), hints[r.Reason])
+	return cli.Fail(exit, fmt.Errorf("the appliance denied it: %s", text), hints[r.Reason])
 }
 
-// parseAmount reads "12.00 EUR", or "12.00" with the currency apart. There are as
-// many decimals as the currency has, or none.
+// parseAmount parses "12.00 EUR", or "12.00" with a separate currency. The number has all decimals
+// of the currency, or none.
 func parseAmount(amount, currency string) (*protocol.Amount, error) {
 	number, unit, both := strings.Cut(amount, " ")
 	if both == (currency != "") {
-		return nil, errors.New(`an amount is given as "12.00 EUR", or as 12.00 with --currency EUR`)
+		return nil, errors.New(`write the amount as "12.00 EUR", or as 12.00 with --currency EUR`)
 	}
 	if !both {
 		unit = currency
@@ -176,8 +176,8 @@ func parseAmount(amount, currency string) (*protocol.Amount, error) {
 	return &protocol.Amount{Minor: minor, Currency: unit}, nil
 }
 
-// formatAmount writes what parseAmount reads; "" for none. A currency that is not
-// known counts minor units, which nobody is shown: the client stops before.
+// formatAmount returns the form that parseAmount parses, "" for nil. Unknown currencies count minor
+// units; users never see them, because the client rejects them earlier.
 func formatAmount(a *protocol.Amount) string {
 	if a == nil {
 		return ""
@@ -192,7 +192,7 @@ func formatAmount(a *protocol.Amount) string {
 
 func (a *app) receiptsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "receipts", Short: "List what became of each authorization, the oldest first", Args: cobra.NoArgs,
+		Use: "receipts", Short: "List the outcome of each authorization, oldest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.open(cmd.Context(), client.Config{ReadOnly: true})
 			if err != nil {
@@ -216,9 +216,9 @@ func (a *app) receiptsCommand() *cobra.Command {
 func (a *app) verifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [SERIAL]",
-		Short: "Verify the full receipts that are kept, offline",
-		Long: "verify checks again that the decision in a full receipt is signed by a key of the pinned root, and that it is on\n" +
-			"what was countersigned here. Without a serial it does so for all of them.\n\n" +
+		Short: "Verify the stored full receipts offline",
+		Long: "verify checks that the decision in a full receipt is signed by a key of the pinned root and matches the\n" +
+			"countersigned statement. Without a serial it checks all of them.\n\n" +
 			"Exit codes: 0 all verify, 4 one does not, 5 there is no full receipt.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd, args) },
@@ -251,7 +251,7 @@ func (a *app) verify(cmd *cobra.Command, args []string) error {
 		rows, bad = append(rows, outcomeOf(c, r)), errors.Join(bad, err)
 	}
 	if len(rows) == 0 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("no full receipt is kept"), "authorize --receipt asks for one")
+		return cli.Fail(cli.NotFound, fmt.Errorf("no full receipt is kept"), "authorize --receipt requests one")
 	}
 	if err := outcomeTable.List(a.printer(cmd), rows); err != nil {
 		return errors.Join(err, explain(bad))

@@ -20,11 +20,11 @@ import (
 	"countersign/protocol"
 )
 
-// approver shows a challenge on standard error and takes the answer from a flag
-// or from the terminal.
+// approver shows a challenge on standard error and takes the answer from a flag or from the
+// terminal.
 type approver struct {
 	terminal cli.Terminal
-	said     *protocol.Verdict // by flag; nil: ask
+	said     *protocol.Verdict // from a flag; nil: ask
 }
 
 func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
@@ -37,19 +37,19 @@ func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
 	case refuse:
 		a.said = &said
 	case !interactive(cmd):
-		return a, cli.Fail(cli.Usage, errors.New("nobody to ask: standard input is no terminal"),
+		return a, cli.Fail(cli.Usage, errors.New("cannot ask: standard input is not a terminal"),
 			"give --yes or --refuse")
 	}
 	return a, nil
 }
 
-// interactive is false for a standard input that is a pipe, a file or closed.
+// interactive reports whether standard input is not a pipe, a file or closed.
 func interactive(cmd *cobra.Command) bool {
 	f, ok := cmd.InOrStdin().(*os.File)
 	return !ok || term.IsTerminal(int(f.Fd()))
 }
 
-// Decide shows, then asks. It returns when ctx ends even if nobody answers.
+// Decide shows the challenge and asks. It returns when ctx ends even without an answer.
 func (a approver) Decide(ctx context.Context, s client.Shown) (protocol.Verdict, error) {
 	if _, err := fmt.Fprint(a.terminal.Err, describe(s)); err != nil {
 		return protocol.Refuse, cli.Fail(cli.IO, fmt.Errorf("showing the challenge: %w", err), "")
@@ -77,8 +77,7 @@ func (a approver) Decide(ctx context.Context, s client.Shown) (protocol.Verdict,
 	}
 }
 
-// VerifyUser has the user type yes, as a phone would ask for a fingerprint; --yes
-// counts.
+// VerifyUser asks the user to type yes, where a phone would ask for a fingerprint. --yes counts.
 func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	if a.said != nil {
 		return nil
@@ -89,7 +88,7 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	}
 	done := make(chan answer, 1)
 	go func() {
-		yes, err := a.terminal.ConfirmName("This is signed with the key that only you may use.", "yes")
+		yes, err := a.terminal.ConfirmName("This uses the key that only you may use.", "yes")
 		done <- answer{yes, err}
 	}()
 	select {
@@ -103,8 +102,8 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 	}
 }
 
-// describe is what the user sees. What the device says is quoted and marked; what is
-// not quoted comes from this client or is checked by it.
+// describe returns the challenge as shown to the user. It quotes and marks the device's words; the
+// client supplies or checks everything else.
 func describe(s client.Shown) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "service:  %s\n", s.ServiceName)
@@ -123,7 +122,7 @@ func describe(s client.Shown) string {
 	}
 	fmt.Fprintf(&b, "level:    %v\n", s.Level)
 	if s.Missing != 0 {
-		fmt.Fprintf(&b, "this client cannot give factor %v: you can only refuse\n", s.Missing)
+		fmt.Fprintf(&b, "this client cannot provide factor %v: you can only refuse\n", s.Missing)
 	}
 	if s.Factors.Has(protocol.FactorStrict) {
 		b.WriteString("the device learns who you are\n")
@@ -132,8 +131,8 @@ func describe(s client.Shown) string {
 	return b.String()
 }
 
-// words quotes what the device says. Words that run from right to left are isolated
-// (Unicode UAX 9, FSI and PDI), so that they cannot reorder what stands beside them.
+// words quotes the device's words. It isolates right-to-left text (Unicode UAX 9, FSI and PDI),
+// which could otherwise reorder its surroundings.
 func words(s string) string {
 	for i := 0; i < len(s); {
 		p, size := bidi.LookupString(s[i:])
@@ -145,35 +144,35 @@ func words(s string) string {
 	return strconv.Quote(s)
 }
 
-// maxPasswordBytes bounds a line with a password.
+// maxPasswordBytes is the maximum length of a password line.
 const maxPasswordBytes = 1024
 
-// passwordFlags say where the password comes from; neither: it is asked for on the
-// terminal. It is never an argument, nor in the environment, which others can read.
+// passwordFlags select the source of the password; without a flag the terminal. Arguments and the
+// environment would be visible to other users.
 type passwordFlags struct {
-	fd   int // -1: not given
+	fd   int // -1: absent
 	file string
 }
 
 func addPasswordFlags(cmd *cobra.Command) *passwordFlags {
 	f := &passwordFlags{fd: -1}
-	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "read the password from this open file descriptor, one line for each try")
-	cmd.Flags().StringVar(&f.file, "password-file", "", "read the password from the first line of this file, mode 0600")
+	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "file descriptor to read the password from, one line per attempt")
+	cmd.Flags().StringVar(&f.file, "password-file", "", "file of mode 0600 with the password in its first line")
 	cmd.MarkFlagsMutuallyExclusive("password-fd", "password-file")
 	return f
 }
 
 func (f *passwordFlags) given() bool { return f.fd >= 0 || f.file != "" }
 
-// passwords is where passwords come from, for one run of a command.
+// passwords reads the passwords of one command.
 type passwords struct {
 	cmd   *cobra.Command
 	flags *passwordFlags
-	lines io.Reader // of the flag's descriptor, once it was used
+	lines io.Reader // from the flag's descriptor, once it is in use
 	asked bool
 }
 
-// Password prompts, or takes the next line of what the flags name.
+// Password prompts, or reads the next line from the source in the flags.
 func (p *passwords) Password(ctx context.Context, ask client.PasswordAsk) (client.Password, error) {
 	if ask.TriesLeft != nil {
 		fmt.Fprintf(p.cmd.ErrOrStderr(), "wrong password, %s left\n", tries(*ask.TriesLeft))
@@ -191,11 +190,11 @@ func tries(n uint64) string {
 	return fmt.Sprintf("%d tries", n)
 }
 
-// read gives the next password that the flags name.
+// read returns the next password from the source in the flags.
 func (p *passwords) read() (client.Password, error) {
 	if p.flags.file != "" {
 		if p.asked {
-			return nil, errors.New("the file holds no other password")
+			return nil, errors.New("the file contains no other password")
 		}
 		p.asked = true
 		return readFile(p.flags.file)
@@ -205,7 +204,7 @@ func (p *passwords) read() (client.Password, error) {
 	case p.flags.fd == 0:
 		p.lines = p.cmd.InOrStdin()
 	default:
-		own, err := syscall.Dup(p.flags.fd) // the other one is not this command's to close
+		own, err := syscall.Dup(p.flags.fd) // this command does not own the original
 		if err != nil {
 			return nil, cli.Fail(cli.IO, fmt.Errorf("password file descriptor %d: %w", p.flags.fd, err), "")
 		}
@@ -226,12 +225,12 @@ func readFile(name string) (secret client.Password, err error) {
 		return nil, cli.Fail(cli.IO, fmt.Errorf("password file: %w", err), "")
 	case info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0:
 		return nil, cli.Fail(cli.Auth, fmt.Errorf("password file %s may be read by others (mode %#o)", name, info.Mode().Perm()),
-			"chmod 600 it, and change the password if others could read it")
+			"run chmod 600 on it, and change the password if others could read it")
 	}
 	return readLine(f)
 }
 
-// readLine reads byte by byte, so that what follows stays there.
+// readLine reads byte by byte and leaves the rest unread.
 func readLine(r io.Reader) (client.Password, error) {
 	line := make(client.Password, 0, maxPasswordBytes)
 	var one [1]byte
@@ -246,15 +245,15 @@ func readLine(r io.Reader) (client.Password, error) {
 			return nil, cli.Fail(cli.IO, fmt.Errorf("reading the password: %w", err), "")
 		case n == 1 && one[0] == '\n', err != nil:
 			if len(line) == 0 {
-				return nil, cli.Fail(cli.Auth, errors.New("there is no password to read"), "")
+				return nil, cli.Fail(cli.Auth, errors.New("no password to read"), "")
 			}
 			return line, nil
 		}
 	}
 }
 
-// prompt asks without echo. It returns when ctx ends even if nobody answers, and
-// gives the terminal its echo back.
+// prompt asks without echo. It returns when ctx ends even without an answer, and restores the
+// terminal's echo.
 func prompt(ctx context.Context, cmd *cobra.Command, question string) (client.Password, error) {
 	restore := echo(cmd)
 	type answer struct {
@@ -275,7 +274,7 @@ func prompt(ctx context.Context, cmd *cobra.Command, question string) (client.Pa
 	}
 }
 
-// echo gives what puts the terminal back as it is now.
+// echo returns a function that restores the current state of the terminal.
 func echo(cmd *cobra.Command) (restore func()) {
 	f, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
@@ -288,11 +287,11 @@ func echo(cmd *cobra.Command) (restore func()) {
 	if err != nil {
 		return func() {}
 	}
-	return func() { _ = term.Restore(int(f.Fd()), state) } // nothing else could be done
+	return func() { _ = term.Restore(int(f.Fd()), state) } // no other remedy
 }
 
-// newPassword is the password to enrol with; nil: none. Without a flag it is asked
-// for twice on a terminal; where there is none the client does without, and says so.
+// newPassword returns the password to enrol with, nil for none. Without a flag it prompts twice.
+// Without a terminal it prints a warning and returns nil.
 func (p *passwords) newPassword(none bool) (client.Password, error) {
 	switch {
 	case none:
@@ -300,17 +299,17 @@ func (p *passwords) newPassword(none bool) (client.Password, error) {
 	case p.flags.given():
 		return p.read()
 	case !onTerminal(p.cmd):
-		fmt.Fprintln(p.cmd.ErrOrStderr(), "no terminal and no password flag: enrolling without a password, so level 2 and above is refused here")
+		fmt.Fprintln(p.cmd.ErrOrStderr(), "no terminal and no password flag: enrolling without a password, so this client can only refuse at level 2 and above")
 		return nil, nil
 	}
 	first, err := prompt(p.cmd.Context(), p.cmd, "new password: ")
 	if err != nil {
 		return nil, err
 	}
-	second, err := prompt(p.cmd.Context(), p.cmd, "the same again: ")
+	second, err := prompt(p.cmd.Context(), p.cmd, "repeat it: ")
 	defer clear(second)
 	if err == nil && string(first) != string(second) {
-		err = cli.Fail(cli.Auth, errors.New("the two passwords are not the same"), "run it again")
+		err = cli.Fail(cli.Auth, errors.New("the two passwords differ"), "run it again")
 	}
 	if err != nil {
 		clear(first)

@@ -14,7 +14,7 @@ import (
 	"countersign/protocol"
 )
 
-// status is [client.Status] as data.
+// status is the output form of [client.Status].
 type status struct {
 	ClientID   string   `json:"client_id"`
 	URL        string   `json:"url"`
@@ -67,10 +67,10 @@ func (a *app) statusCommand() *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status [SERIAL | --last] [--link LINK]",
-		Short: "Show the enrolment, or what became of an authorization",
-		Long: "status alone shows the enrolment and what is pending. With a serial, or --last, it shows that authorization as it is\n" +
-			"known here; with --link too it asks the appliance, through a device, what became of it, and keeps the answer.\n" +
-			"An authorization that the appliance never saw is denied by that for good: resume it first if it is to go on.\n\n" +
+		Short: "Show the enrolment or the outcome of an authorization",
+		Long: "status alone shows the enrolment and any pending authorization. With a serial or --last it shows that authorization\n" +
+			"as known here; with --link it also asks the appliance, through a device, for the outcome and keeps the answer.\n" +
+			"This permanently denies an authorization that the appliance never saw: resume it first to complete it.\n\n" +
 			"Exit codes with --link: 0 approved, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
 		Example: "  countersign-client status --last --link tcp:127.0.0.1:7777",
 		Args:    cobra.MaximumNArgs(1),
@@ -87,9 +87,9 @@ func (a *app) status(cmd *cobra.Command, f statusFlags, args []string) error {
 	one := len(args) != 0 || f.last
 	switch {
 	case len(args) != 0 && f.last:
-		return cli.Fail(cli.Usage, errors.New("a serial and --last name two authorizations"), hint)
+		return cli.Fail(cli.Usage, errors.New("give a serial or --last, not both"), hint)
 	case f.link != "" && !one:
-		return cli.Fail(cli.Usage, errors.New("--link asks about one authorization"), "name its serial, or give --last")
+		return cli.Fail(cli.Usage, errors.New("--link needs one authorization"), "give its serial or --last")
 	case f.link != "":
 		return a.settle(cmd, f, args)
 	}
@@ -111,7 +111,7 @@ func (a *app) status(cmd *cobra.Command, f statusFlags, args []string) error {
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// receiptOf finds the receipt of a serial in args, or the newest.
+// receiptOf returns the receipt of the serial in args, or the newest.
 func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 	if len(args) == 0 {
 		serial, err := c.Last()
@@ -129,8 +129,8 @@ func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 	return r, explain(err)
 }
 
-// settle asks the appliance. Nobody is asked to approve that: it changes nothing that
-// the user has not asked for.
+// settle asks the appliance for an outcome. It needs no approval by the user, because it changes
+// only what the user asked for.
 func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err error) {
 	if _, err := parseLink(f.link); err != nil {
 		return cli.Fail(cli.Usage, err, "see countersign-client status --help")
@@ -160,17 +160,16 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 	err = a.report(cmd, c, r, untold(err))
 	var e *cli.Error
 	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == cli.TryAgain {
-		e.Code = cli.Denied // for good, whatever the reason
+		e.Code = cli.Denied // permanent, for any reason
 	}
 	return err
 }
 
-// untold keeps a refusal to tell what became of an authorization from looking like
-// its denial.
+// untold keeps a refusal to reveal an outcome from looking like a denial.
 func untold(err error) error {
 	var e *cli.Error
 	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
-		return cli.Fail(cli.TryAgain, fmt.Errorf("its outcome is not told: %w", err), e.Advice)
+		return cli.Fail(cli.TryAgain, fmt.Errorf("the appliance does not reveal the outcome: %w", err), e.Advice)
 	}
 	return err
 }
@@ -185,15 +184,15 @@ func (a *app) resumeCommand() *cobra.Command {
 	var f resumeFlags
 	cmd := &cobra.Command{
 		Use:   "resume --link LINK",
-		Short: "Go on with an authorization that has no final answer yet",
-		Long: "resume sends the countersignature that may have left already once more, byte for byte. The appliance answers\n" +
-			"with the same result, and nothing is done twice. After a wrong password it asks for another one. It works until\n" +
-			"the time of the challenge is over; later status tells what became of it.",
+		Short: "Continue an authorization that has no final answer",
+		Long: "resume repeats a countersignature that may already have left, byte for byte. The appliance repeats its result and\n" +
+			"does nothing twice. After a wrong password resume asks for another. It works until the challenge expires; use\n" +
+			"status afterwards.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.resume(cmd, f) },
 	}
 	addLinkFlag(cmd, &f.link)
-	cmd.Flags().BoolVar(&f.yes, "yes", false, "count as verified as the user, where another password is signed with the UV key")
+	cmd.Flags().BoolVar(&f.yes, "yes", false, "skip verifying the user when the UV key signs")
 	f.password = addPasswordFlags(cmd)
 	return cmd
 }
@@ -226,22 +225,21 @@ func resumeOn(ctx context.Context, c *client.Client, address string) (r client.R
 	return r, err
 }
 
-// settleEarlier resumes an authorization of unknown outcome before a new one, so
-// that its user learns what became of it and asks twice only if need be. Where the
-// device or the appliance is out of reach it stops; where they cannot tell it goes
-// on, and the receipt stays unknown. One that awaits another password is left: nothing
-// came of it.
+// settleEarlier resumes an authorization of unknown outcome before a new one, so that the user
+// learns its outcome and repeats it only if necessary. It fails if the device or the appliance is
+// unreachable. If they do not know the outcome it continues, and the receipt stays unknown. It
+// leaves an authorization that awaits another password, which had no effect.
 func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 	pending, ok := c.Pending()
 	if !ok {
 		return nil
 	}
 	if pending.Known {
-		fmt.Fprintf(cmd.ErrOrStderr(), "the authorization %v (%s) left open before is given up: its password was wrong\n",
+		fmt.Fprintf(cmd.ErrOrStderr(), "giving up the open authorization %v (%s): its password was wrong\n",
 			pending.Serial, c.Name(pending.Service))
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "settling the authorization %v (%s) left open before\n", pending.Serial, c.Name(pending.Service))
+	fmt.Fprintf(cmd.ErrOrStderr(), "settling the open authorization %v (%s)\n", pending.Serial, c.Name(pending.Service))
 	r, err := resumeOn(cmd.Context(), c, address)
 	var out *cli.Error
 	code, _ := protocol.CodeOf(err)

@@ -4,11 +4,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/policy"
 	"countersign/protocol"
 )
 
@@ -23,57 +26,43 @@ var adminTable = cli.Table[adminapi.Administrator]{
 func (t *tool) admin() *cobra.Command {
 	r := adminapi.Routes
 	cmd := &cobra.Command{Use: "admin", Short: "Manage the administrators who countersign changes"}
-	revoke := t.adminStep("revoke", "Revoke an administrator permanently", r.AdminRevoke)
-	yes := revoke.Flags().Bool("yes", false, "do not ask")
-	run := revoke.RunE
-	revoke.RunE = func(cmd *cobra.Command, args []string) error {
-		if dry, _ := cmd.Flags().GetBool("dry-run"); !*yes && !dry {
-			if err := confirm(cmd, "This will revoke the administrator "+args[0]+" permanently.", args[0]); err != nil {
-				return err
-			}
-		}
-		return run(cmd, args)
-	}
 	cmd.AddCommand(
 		t.addAdmin(), t.listAdmins(), t.keygen(),
-		&cobra.Command{Use: "show NAME", Args: cobra.ExactArgs(1), Short: "Show one", RunE: show(t, adminTable, r.AdminShow)},
-		withDryRun("only show the administrator", show(t, adminTable, r.AdminShow), &cobra.Command{
-			Use: "suspend NAME", Args: cobra.ExactArgs(1),
-			Short: "Reject an administrator's countersignatures until resume; it takes effect at once, without a quorum",
-			RunE:  show(t, adminTable, r.AdminSuspend),
-		}),
+		verb("show NAME", "Show one", show(t, adminTable, r.AdminShow)),
+		withDryRun("only show the administrator", show(t, adminTable, r.AdminShow), verb("suspend NAME",
+			"Reject an administrator's countersignatures until resume; it takes effect at once, without a quorum",
+			show(t, adminTable, r.AdminSuspend))),
 		t.adminStep("resume", "Accept an administrator's countersignatures again after suspend", r.AdminResume),
-		revoke,
+		confirmed(t.adminStep("revoke", "Revoke an administrator permanently", r.AdminRevoke), func(name string) string {
+			return "This will revoke the administrator " + name + " permanently."
+		}),
 	)
 	return cmd
 }
 
 // withDryRun gives a command the flag --dry-run, with which it runs dry.
 func withDryRun(help string, dry action, cmd *cobra.Command) *cobra.Command {
-	only := cmd.Flags().Bool("dry-run", false, help)
-	wet := cmd.RunE
+	cmd.Flags().Bool("dry-run", false, help)
+	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if *only {
+		if isDry(cmd) {
 			return dry(cmd, args)
 		}
-		return wet(cmd, args)
+		return run(cmd, args)
 	}
 	return cmd
 }
 
 // listAdmins also warns of quorums that the administrators cannot meet.
 func (t *tool) listAdmins() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Args: cobra.NoArgs, Short: "List all, and warn of quorums that they cannot meet",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := list(t, adminTable, adminapi.Routes.AdminList)(cmd, args); err != nil {
-				return err
-			}
-			p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
-			warnOfQuorums(cmd, p)
+	return verb("list", "List all, and warn of quorums that they cannot meet", func(cmd *cobra.Command, args []string) error {
+		if err := list(t, adminTable, adminapi.Routes.AdminList)(cmd, args); err != nil {
 			return err
-		},
-	}
+		}
+		p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+		warnOfQuorums(cmd, p)
+		return err
+	})
 }
 
 func warnOfQuorums(cmd *cobra.Command, p adminapi.Policy) {
@@ -100,24 +89,21 @@ func (t *tool) addAdmin() *cobra.Command {
 	return cmd
 }
 
-func (t *tool) adminStep(verb, short string, route adminapi.Route[adminapi.Administer, adminapi.Administrator]) *cobra.Command {
+type adminRoute = adminapi.Route[adminapi.Administer, adminapi.Administrator]
+
+func (t *tool) adminStep(verb, short string, route adminRoute) *cobra.Command {
 	return t.adminChange(verb+" NAME", short, route, func(*adminapi.Administer) error { return nil })
 }
 
 // adminChange is a command that changes an administrator, which may take a quorum.
-func (t *tool) adminChange(
-	use, short string, route adminapi.Route[adminapi.Administer, adminapi.Administrator], fill func(*adminapi.Administer) error,
-) *cobra.Command {
+func (t *tool) adminChange(use, short string, route adminRoute, fill func(*adminapi.Administer) error) *cobra.Command {
 	var req adminapi.Administer
-	cmd := &cobra.Command{
-		Use: use, Args: cobra.ExactArgs(1), Short: short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := fill(&req); err != nil {
-				return err
-			}
-			return sendChange(t, cmd, proposal[adminapi.Administer, adminapi.Administrator]{adminTable, route, req, req.DryRun}, args...)
-		},
-	}
+	cmd := verb(use, short, func(cmd *cobra.Command, args []string) error {
+		if err := fill(&req); err != nil {
+			return err
+		}
+		return sendChange(t, cmd, adminTable, route, req, args...)
+	})
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	quorumFlags(cmd)
 	return cmd
@@ -133,31 +119,116 @@ var generatedTable = cli.Table[generatedKey]{{Title: "Public key", Value: func(k
 func (t *tool) keygen() *cobra.Command {
 	var out string
 	var on tokenFlags
-	cmd := &cobra.Command{
-		Use: "keygen --out FILE | --pkcs11 URI", Args: cobra.NoArgs,
-		Short: "Generate an operator's key on a token, or for development in a file",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var public protocol.PublicKey
-			var err error
-			switch {
-			case (out == "") == (on.uri == ""):
-				return cli.Fail(cli.Usage, errors.New("want --out or --pkcs11"), "")
-			case out != "":
-				fmt.Fprintln(cmd.ErrOrStderr(),
-					"warning: a key in a file is for development: anyone who copies the file can countersign; use --pkcs11")
-				public, err = writeKey(out)
-			default:
-				var key operatorKey
-				key, err = on.make(cmd)
-				public = key.public
-			}
-			if err != nil {
-				return err
-			}
-			return generatedTable.One(t.printer(cmd), generatedKey{PublicKey: hex.EncodeToString(public[:])})
-		},
-	}
+	const short = "Generate an operator's key on a token, or for development in a file"
+	cmd := verb("keygen --out FILE | --pkcs11 URI", short, func(cmd *cobra.Command, _ []string) error {
+		var public protocol.PublicKey
+		var err error
+		switch {
+		case (out == "") == (on.uri == ""):
+			return cli.Fail(cli.Usage, errors.New("want --out or --pkcs11"), "")
+		case out != "":
+			fmt.Fprintln(cmd.ErrOrStderr(),
+				"warning: a key in a file is for development: anyone who copies the file can countersign; use --pkcs11")
+			public, err = writeKey(out)
+		default:
+			var key operatorKey
+			key, err = on.make(cmd)
+			public = key.public
+		}
+		if err != nil {
+			return err
+		}
+		return generatedTable.One(t.printer(cmd), generatedKey{PublicKey: hex.EncodeToString(public[:])})
+	})
 	cmd.Flags().StringVar(&out, "out", "", "file to create, PKCS#8 PEM, mode 0600")
 	on.add(cmd)
+	return cmd
+}
+
+var policyTable = cli.Table[adminapi.Policy]{
+	{Title: "Version", Value: func(p adminapi.Policy) string { return number(p.Version) }},
+	{Title: "Hash", Value: func(p adminapi.Policy) string { return p.Hash }},
+	{Title: "Activated", Value: func(p adminapi.Policy) string { return date(p.ActivatedAt) }},
+	{Title: "Quorums", Value: quorumList},
+}
+
+func quorumList(p adminapi.Policy) string {
+	var words []string
+	for _, q := range p.Quorums {
+		words = append(words, fmt.Sprintf("%s %d", q.Kind, q.Required))
+	}
+	return strings.Join(words, ", ")
+}
+
+func (t *tool) policy() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Show the policy, check a new one and apply it"}
+	cmd.AddCommand(
+		t.showPolicy(), t.applyPolicy(),
+		verb("check FILE", "Check a policy document, without the appliance", func(cmd *cobra.Command, args []string) error {
+			document, err := readPolicy(cmd, args[0])
+			if err == nil {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good, hash %s\n", args[0], hashOfPolicy(document))
+			}
+			return err
+		}),
+	)
+	return cmd
+}
+
+func hashOfPolicy(document []byte) string {
+	p, err := policy.Parse(document)
+	if err != nil {
+		return "-"
+	}
+	sum := p.Hash()
+	return hex.EncodeToString(sum[:])
+}
+
+// readPolicy reads a document and reports every problem. It warns of quorums that fewer administrators can change.
+func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
+	document, err := os.ReadFile(path)
+	if err != nil {
+		return nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
+	}
+	parsed, err := policy.Parse(document)
+	if err != nil {
+		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the active one")
+	}
+	for _, e := range parsed.Evasions() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", e)
+	}
+	return document, nil
+}
+
+func (t *tool) showPolicy() *cobra.Command {
+	var documentOnly bool
+	cmd := verb("show", "Show the active policy and its quorums", func(cmd *cobra.Command, _ []string) error {
+		p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+		if err != nil {
+			return err
+		}
+		if documentOnly {
+			_, err := fmt.Fprint(cmd.OutOrStdout(), p.Document)
+			return err
+		}
+		warnOfQuorums(cmd, p)
+		return policyTable.One(t.printer(cmd), p)
+	})
+	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied")
+	return cmd
+}
+
+func (t *tool) applyPolicy() *cobra.Command {
+	var req adminapi.Apply
+	cmd := verb("apply FILE", "Activate a policy document", func(cmd *cobra.Command, args []string) error {
+		document, err := readPolicy(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		req.Document = string(document)
+		return sendChange(t, cmd, policyTable, adminapi.Routes.PolicyApply, req)
+	})
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
+	quorumFlags(cmd)
 	return cmd
 }

@@ -23,20 +23,17 @@ const outHelp = "file to write, mode 0600; an existing file is replaced"
 func (t *tool) keyBackup() *cobra.Command {
 	var req adminapi.KeyBackupAsk
 	var out string
-	cmd := &cobra.Command{
-		Use: "backup --out FILE", Args: cobra.NoArgs, Short: "Write every key, sealed for the backup key, and the trust settings to one file",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			made, err := t.fetchBackup(cmd, req)
-			if err == nil && !req.DryRun {
-				err = writeBytes(out, made.File)
-			}
-			if err != nil {
-				return err
-			}
-			made.File = nil
-			return keyBackupTable.One(t.printer(cmd), made)
-		},
-	}
+	cmd := verb("backup --out FILE", "Write every key, sealed for the backup key, and the trust settings to one file", func(cmd *cobra.Command, _ []string) error {
+		made, err := t.fetchBackup(cmd, req)
+		if err == nil && !req.DryRun {
+			err = writeBytes(out, made.File)
+		}
+		if err != nil {
+			return err
+		}
+		made.File = nil
+		return keyBackupTable.One(t.printer(cmd), made)
+	})
 	quorumFlags(cmd)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only show which keys the backup would cover")
 	cmd.Flags().StringVar(&out, "out", "", outHelp)
@@ -75,16 +72,13 @@ var keyBackupTable = cli.Table[adminapi.KeyBackup]{
 func (t *tool) store() *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Manage the database"}
 	var out string
-	backup := &cobra.Command{
-		Use: "backup --out FILE", Args: cobra.NoArgs, Short: "Copy the database while the appliance serves, and write its signed statement to FILE.sig",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			made, err := t.copyStore(cmd, out)
-			if err != nil {
-				return err
-			}
-			return storeCopyTable.One(t.printer(cmd), made)
-		},
-	}
+	backup := verb("backup --out FILE", "Copy the database while the appliance serves, and write its signed statement to FILE.sig", func(cmd *cobra.Command, _ []string) error {
+		made, err := t.copyStore(cmd, out)
+		if err != nil {
+			return err
+		}
+		return storeCopyTable.One(t.printer(cmd), made)
+	})
 	backup.Flags().StringVar(&out, "out", "", outHelp)
 	_ = backup.MarkFlagRequired("out") // the flag exists
 	cmd.AddCommand(backup)
@@ -100,8 +94,8 @@ var storeCopyTable = cli.Table[adminapi.StoreCopy]{
 // sigSuffix is the suffix of the statement beside a copy of the database.
 const sigSuffix = ".sig"
 
-// copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier copy,
-// so that a statement never lies beside another file than its own.
+// copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier
+// copy, so that a statement never lies beside another file than its own.
 func (t *tool) copyStore(cmd *cobra.Command, path string) (made adminapi.StoreCopy, err error) {
 	c, err := t.caller()
 	if err != nil {
@@ -136,8 +130,8 @@ func copyChecked(w io.Writer, database io.Reader, want adminapi.StoreCopy) error
 	return nil
 }
 
-// writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless write returned an error with
-// another code.
+// writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless write returned an error
+// with another code.
 func writeWhole(path string, write func(io.Writer) error) error {
 	var wrote error
 	err := durable.Replace(path, func(w io.Writer) error { wrote = write(w); return wrote })

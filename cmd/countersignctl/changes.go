@@ -22,18 +22,10 @@ func (t *tool) change() *cobra.Command {
 	r := adminapi.Routes
 	cmd := &cobra.Command{Use: "change", Short: "Countersign changes that take more than one administrator"}
 	cmd.AddCommand(
-		&cobra.Command{
-			Use: "list", Args: cobra.NoArgs, Short: "List change requests, newest first", RunE: list(t, changeTable, r.ChangeList),
-		},
-		&cobra.Command{
-			Use: "show ID", Args: cobra.ExactArgs(1), Short: "Show a request, its signatures and the missing ones",
-			RunE: show(t, changeDetails, r.ChangeShow),
-		},
+		verb("list", "List change requests, newest first", list(t, changeTable, r.ChangeList)),
+		verb("show ID", "Show a request, its signatures and the missing ones", show(t, changeDetails, r.ChangeShow)),
 		t.sign(), t.addSignature(), t.export(),
-		withDryRun("only show the request", show(t, changeDetails, r.ChangeShow), &cobra.Command{
-			Use: "withdraw ID", Args: cobra.ExactArgs(1), Short: "End a request, so that it can no longer be countersigned",
-			RunE: show(t, changeDetails, r.ChangeWithdraw),
-		}),
+		withDryRun("only show the request", show(t, changeDetails, r.ChangeShow), verb("withdraw ID", "End a request, so that it can no longer be countersigned", show(t, changeDetails, r.ChangeWithdraw))),
 	)
 	return cmd
 }
@@ -62,16 +54,13 @@ func (t *tool) fetch(cmd *cobra.Command, id string) (f fetched, err error) {
 }
 
 func (t *tool) export() *cobra.Command {
-	return &cobra.Command{
-		Use: "export ID", Args: cobra.ExactArgs(1), Short: "Write the document of a request to standard output, to sign it on another machine",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := t.fetch(cmd, args[0])
-			if err == nil {
-				_, err = cmd.OutOrStdout().Write(f.document)
-			}
-			return err
-		},
-	}
+	return verb("export ID", "Write the document of a request to standard output, to sign it on another machine", func(cmd *cobra.Command, args []string) error {
+		f, err := t.fetch(cmd, args[0])
+		if err == nil {
+			_, err = cmd.OutOrStdout().Write(f.document)
+		}
+		return err
+	})
 }
 
 const dryRunHelp = "only print the request and which administrators would be missing"
@@ -91,32 +80,19 @@ func within[Req, Res any](cmd *cobra.Command, route adminapi.Route[Req, Res]) ad
 	return route.With("life_s", strconv.FormatInt(int64(life/time.Second), 10))
 }
 
-// proposal is a change that may take a quorum.
-type proposal[Req, Res any] struct {
-	table cli.Table[Res]
-	route adminapi.Route[Req, Res]
-	body  Req
-	dry   bool
+// sendChange sends a change and prints its result or the request that waits. With --dry-run it prints the request as it
+// would be.
+func sendChange[Req, Res any](
+	t *tool, cmd *cobra.Command, table cli.Table[Res], route adminapi.Route[Req, Res], body Req, names ...string,
+) error {
+	if isDry(cmd) {
+		return showAnswer(t, cmd, changeDetails, within(cmd, route.Preview()), body, names...)
+	}
+	return t.waiting(cmd, showAnswer(t, cmd, table, within(cmd, route), body, names...))
 }
 
-// sendChange sends a change and prints its result, the request that waits, or with --dry-run the request as it would be.
-func sendChange[Req, Res any](t *tool, cmd *cobra.Command, p proposal[Req, Res], names ...string) error {
-	if p.dry {
-		c, err := send(t, cmd, within(cmd, p.route.Preview()), p.body, names...)
-		if err != nil {
-			return err
-		}
-		return changeDetails.One(t.printer(cmd), c)
-	}
-	value, err := send(t, cmd, within(cmd, p.route), p.body, names...)
-	if err != nil {
-		return t.waiting(cmd, err)
-	}
-	return p.table.One(t.printer(cmd), value)
-}
-
-// waiting prints the request for which a command waits and, with --wait, waits until it ends. It returns any other error
-// unchanged.
+// waiting prints the request for which a command waits and, with --wait, waits until it ends. It returns any other
+// error unchanged.
 func (t *tool) waiting(cmd *cobra.Command, err error) error {
 	var e *adminapi.Error
 	if !errors.As(err, &e) || e.Change == nil {
@@ -247,32 +223,25 @@ func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
 
 // handIn sends a signature, or without one the countersignature of the admin socket.
 func (t *tool) handIn(cmd *cobra.Command, id string, signature []byte) error {
-	c, err := send(t, cmd, adminapi.Routes.ChangeSign, adminapi.Sign{Signature: signature}, id)
-	if err != nil {
-		return t.waiting(cmd, err)
-	}
-	return changeDetails.One(t.printer(cmd), c)
+	return t.waiting(cmd, showAnswer(t, cmd, changeDetails, adminapi.Routes.ChangeSign, adminapi.Sign{Signature: signature}, id))
 }
 
 func (t *tool) addSignature() *cobra.Command {
 	var dry bool
-	cmd := &cobra.Command{
-		Use: "add-signature ID FILE", Args: cobra.ExactArgs(2), Short: "Hand in a signature from another machine; FILE - is standard input",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			raw, err := readSignature(cmd.InOrStdin(), args[1])
-			if err != nil {
-				return cli.Fail(cli.IO, fmt.Errorf("reading the signature: %w", err), "")
-			}
-			signature, err := change.ParseSignature(raw)
-			if err != nil {
-				return cli.Fail(cli.BadSignature, err, "want the output of countersignctl change sign --offline, see CHANGE.md")
-			}
-			if dry {
-				return t.verify(cmd, args[0], signature)
-			}
-			return t.handIn(cmd, args[0], raw)
-		},
-	}
+	cmd := verb("add-signature ID FILE", "Hand in a signature from another machine; FILE - is standard input", func(cmd *cobra.Command, args []string) error {
+		raw, err := readSignature(cmd.InOrStdin(), args[1])
+		if err != nil {
+			return cli.Fail(cli.IO, fmt.Errorf("reading the signature: %w", err), "")
+		}
+		signature, err := change.ParseSignature(raw)
+		if err != nil {
+			return cli.Fail(cli.BadSignature, err, "want the output of countersignctl change sign --offline, see CHANGE.md")
+		}
+		if dry {
+			return t.verify(cmd, args[0], signature)
+		}
+		return t.handIn(cmd, args[0], raw)
+	})
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only verify it")
 	return cmd
 }

@@ -18,15 +18,15 @@ import (
 	"countersign/internal/custodian"
 )
 
-// custodians is the noun of those who hold the shares of the backup key. Nothing of it
-// asks the appliance: it may well be run on another machine.
+// custodians are the people who hold the shares of the backup key. Its verbs do not call the appliance and can run on
+// another machine.
 func (t *tool) custodians() *cobra.Command {
-	cmd := &cobra.Command{Use: "custodians", Short: "Split a backup key among people, and look at their shares"}
+	cmd := &cobra.Command{Use: "custodians", Short: "Split a backup key among custodians, and check their shares"}
 	cmd.AddCommand(t.custodiansInit(), t.custodiansCheck())
 	return cmd
 }
 
-// splitting is what key custodians init is told.
+// splitting has the flags of key custodians init.
 type splitting struct {
 	threshold   int
 	recipients  []string
@@ -39,22 +39,23 @@ func (t *tool) custodiansInit() *cobra.Command {
 	var s splitting
 	cmd := &cobra.Command{
 		Use: "init --threshold M --out DIR", Args: cobra.NoArgs,
-		Short: "Make a backup key, split it, and write a share for each custodian; the key itself is kept nowhere",
-		Long: "Make a backup key in memory, split it so that M custodians together bring it back, and write share-N.age for each of them\n" +
+		Short: "Generate a backup key, split it, and write a share for each custodian; the key itself is not stored",
+		Long: "Generate a backup key in memory, split it so that M custodians together recover it, and write share-N.age for each of them\n" +
 			"and backup.pub, which config.toml names as backup.recipient. Each --recipient, --passphrase-file and question of --passphrases is one custodian.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return t.split(cmd, s) },
 	}
-	cmd.Flags().IntVar(&s.threshold, "threshold", 0, "how many custodians bring the key back, 2 to their number")
-	cmd.Flags().StringArrayVar(&s.recipients, "recipient", nil, "age recipient of a custodian, age1…; may be given again")
-	cmd.Flags().StringArrayVar(&s.passphrases, "passphrase-file", nil, "file of mode 0600 with a custodian's passphrase, 16 bytes at least; may be given again")
-	cmd.Flags().IntVar(&s.asked, "passphrases", 0, "ask so many custodians for a passphrase on the terminal")
-	cmd.Flags().StringVar(&s.out, "out", "", "directory for the shares and backup.pub, made if it is not there")
-	_ = cmd.MarkFlagRequired("threshold") // the flags are there
+	cmd.Flags().IntVar(&s.threshold, "threshold", 0, "number of custodians that recover the key (at least 2)")
+	cmd.Flags().StringArrayVar(&s.recipients, "recipient", nil, "age recipient of a custodian, age1…; can be repeated")
+	cmd.Flags().StringArrayVar(&s.passphrases, "passphrase-file", nil,
+		"file of mode 0600 with a custodian's passphrase, at least 16 bytes; can be repeated")
+	cmd.Flags().IntVar(&s.asked, "passphrases", 0, "number of custodians to ask for a passphrase on the terminal")
+	cmd.Flags().StringVar(&s.out, "out", "", "directory for the shares and backup.pub, created if it does not exist")
+	_ = cmd.MarkFlagRequired("threshold") // the flags exist
 	_ = cmd.MarkFlagRequired("out")
 	return cmd
 }
 
-// publicName is of the file that config.toml names.
+// publicName is the name of the file that config.toml refers to.
 const publicName = "backup.pub"
 
 func (t *tool) split(cmd *cobra.Command, s splitting) error {
@@ -65,7 +66,7 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 	}
 	scheme := custody.Scheme{Threshold: s.threshold, Shares: len(people)}
 	if err := scheme.Check(); err != nil {
-		return cli.Fail(cli.Usage, err, "a --recipient, --passphrase-file or question for each custodian, and --threshold how many of them it takes")
+		return cli.Fail(cli.Usage, err, "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many of them are needed")
 	}
 	if err := s.vacant(len(people)); err != nil {
 		return err
@@ -92,14 +93,15 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 	if err := writeBytes(filepath.Join(s.out, publicName), text); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "The backup key exists in these shares only. Give each custodian one and keep none; have each run countersignctl key custodians check.\n"+
-		"Before countersignd init, config.toml is to have: [backup] recipient = %q\n", filepath.Join(s.out, publicName))
+	fmt.Fprintf(cmd.ErrOrStderr(), "The backup key exists only in these shares. Give one to each custodian and keep none. "+
+		"Each custodian should run countersignctl key custodians check.\n"+
+		"Before countersignd init, set in config.toml: [backup] recipient = %q\n", filepath.Join(s.out, publicName))
 	return shareTable.List(t.printer(cmd), written)
 }
 
 func (s splitting) path(n int) string { return filepath.Join(s.out, fmt.Sprintf("share-%d.age", n)) }
 
-// vacant makes the directory and refuses one in which another split lies.
+// vacant creates the directory. It returns an error if the directory has the files of another split.
 func (s splitting) vacant(n int) error {
 	if err := os.MkdirAll(s.out, 0o700); err != nil {
 		return cli.Fail(cli.IO, err, "name a directory that you may write")
@@ -110,13 +112,13 @@ func (s splitting) vacant(n int) error {
 	}
 	for _, path := range paths {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return cli.Fail(cli.Failed, fmt.Errorf("%s is there already", path), "take an empty directory: a backup key is never written over")
+			return cli.Fail(cli.Failed, fmt.Errorf("%s exists already", path), "name an empty directory: a backup key is never overwritten")
 		}
 	}
 	return nil
 }
 
-// people are the custodians, in the order of recipients, passphrase files, questions.
+// people returns the custodians, in the order of recipients, passphrase files, questions.
 func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
 	for _, r := range s.recipients {
 		to, err := custody.Recipient(r)
@@ -150,7 +152,7 @@ func withPassphrase(all []age.Recipient, secret []byte) ([]age.Recipient, error)
 	defer clear(secret)
 	to, err := custody.Passphrase(secret)
 	if err != nil {
-		return nil, cli.Fail(cli.Usage, err, "take several words that nobody would guess")
+		return nil, cli.Fail(cli.Usage, err, "choose several random words")
 	}
 	return append(all, to), nil
 }
@@ -164,12 +166,12 @@ func askTwice(cmd *cobra.Command, question string) ([]byte, error) {
 	again, err := terminal.Secret("Once more: ")
 	defer clear(again)
 	if err == nil && !bytes.Equal(first, again) {
-		err = cli.Fail(cli.Auth, errors.New("the two passphrases differ"), "nothing was made; run it again")
+		err = cli.Fail(cli.Auth, errors.New("the two passphrases differ"), "no key was generated; run it again")
 	}
 	return first, err
 }
 
-// shareWords are what is told of a share.
+// shareWords describe a share.
 type shareWords struct {
 	File      string `json:"file"`
 	Share     int    `json:"share"`
@@ -189,7 +191,7 @@ var shareTable = cli.Table[shareWords]{
 	{Title: "Backup key", Value: func(s shareWords) string { return s.BackupKey }},
 }
 
-// noCore keeps what a process knows out of core files and of other processes' reach.
+// noCore keeps the secrets of this process out of core files and away from other processes.
 func noCore() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
@@ -198,10 +200,10 @@ func noCore() {
 func (t *tool) custodiansCheck() *cobra.Command {
 	var public string
 	cmd := &cobra.Command{
-		Use: "check --share FILE", Args: cobra.NoArgs, Short: "Open shares and tell whether they are good, and of which backup key",
+		Use: "check --share FILE", Args: cobra.NoArgs, Short: "Open shares, verify them, and show their backup key",
 	}
 	flags := custodian.AddFlags(cmd)
-	cmd.Flags().StringVar(&public, "backup-key", "", "backup.pub that the shares are to be of")
+	cmd.Flags().StringVar(&public, "backup-key", "", "backup.pub that the shares must belong to")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		noCore()
 		shares, err := flags.Read(cli.TerminalOf(cmd).Secret)
@@ -220,7 +222,7 @@ func (t *tool) custodiansCheck() *cobra.Command {
 	return cmd
 }
 
-// fits holds a share against backup.pub, if one is named.
+// fits compares a share with backup.pub, if there is a path.
 func fits(s custody.Share, path string) error {
 	if path == "" {
 		return nil

@@ -62,19 +62,13 @@ func retireFlags(cmd *cobra.Command, step *adminapi.KeyStep) {
 
 func (t *tool) key() *cobra.Command {
 	cmd := &cobra.Command{Use: "key", Short: "Manage the keys in the HSM"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "list", Args: cobra.NoArgs, Short: "List every key version with state and dates",
-		RunE: list(t, keyTable, adminapi.Routes.KeyList),
-	}, &cobra.Command{
-		Use: "show NAME[@VERSION]", Args: cobra.ExactArgs(1), Short: "Show every detail of a key",
-		RunE: t.showKey,
-	}, &cobra.Command{
-		Use: "plan", Args: cobra.NoArgs, Short: "Show when each key is due for rotation, and how many client records use the current keys",
-		RunE: t.keyPlan,
-	}, &cobra.Command{
-		Use: "attest", Args: cobra.NoArgs, Short: "Compare every key object on the token with the registry; exit 1 if one differs",
-		RunE: t.attest,
-	}, t.keyBackup(), t.custodians())
+	cmd.AddCommand(
+		verb("list", "List every key version with state and dates", list(t, keyTable, adminapi.Routes.KeyList)),
+		verb("show NAME[@VERSION]", "Show every detail of a key", t.showKey),
+		verb("plan", "Show when each key is due for rotation, and how many client records use the current keys", t.keyPlan),
+		verb("attest", "Compare every key object on the token with the registry; exit 1 if one differs", t.attest),
+		t.keyBackup(), t.custodians(),
+	)
 	for _, v := range keyVerbs {
 		cmd.AddCommand(t.keyStep(v))
 	}
@@ -126,14 +120,7 @@ func (t *tool) keyPlan(cmd *cobra.Command, _ []string) error {
 
 func (t *tool) keyStep(v keyVerb) *cobra.Command {
 	var step adminapi.KeyStep
-	var yes bool
-	cmd := &cobra.Command{Use: v.use, Args: cobra.ExactArgs(1), Short: v.short}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if v.confirm != nil && v.confirm(args[0]) && !yes && !step.DryRun {
-			if err := confirm(cmd, "This will "+cmd.Name()+" the key "+args[0]+".", args[0]); err != nil {
-				return err
-			}
-		}
+	cmd := verb(v.use, v.short, func(cmd *cobra.Command, args []string) error {
 		keys, err := send(t, cmd, within(cmd, v.route), step, args...)
 		if err != nil {
 			return t.waiting(cmd, err)
@@ -148,11 +135,16 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 			return t.showQuorum(cmd, policy.RootRotate)
 		}
 		return nil
-	}
+	})
 	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print the result")
 	quorumFlags(cmd)
 	if v.confirm != nil {
-		cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+		confirmed(cmd, func(ref string) string {
+			if !v.confirm(ref) {
+				return ""
+			}
+			return "This will " + cmd.Name() + " the key " + ref + "."
+		})
 	}
 	if v.flags != nil {
 		v.flags(cmd, &step)

@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -36,10 +38,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
 	t.format = cli.AddOutputFlag(cmd)
-	status := &cobra.Command{
-		Use: "status", Args: cobra.NoArgs, Short: "Show trust domain, policy, HSM and the number of records in the store",
-		RunE: show(t, statusTable, adminapi.Routes.Status),
-	}
+	status := verb("status", "Show trust domain, policy, HSM and the number of records in the store", show(t, statusTable, adminapi.Routes.Status))
 	cmd.AddCommand(
 		status, t.client(), t.device(), t.key(), t.hsm(), t.admin(), t.change(), t.policy(), t.store(), t.audit(),
 	)
@@ -73,14 +72,28 @@ func send[Req, Res any](
 // action is the function of a command.
 type action = func(*cobra.Command, []string) error
 
+// verb returns a command. Its use is its name and its positional arguments, then perhaps flags that it needs.
+func verb(use, short string, run action) *cobra.Command {
+	words, _, _ := strings.Cut(use, " --")
+	args := cobra.ExactArgs(len(strings.Fields(words)) - 1)
+	return &cobra.Command{Use: use, Short: short, Args: args, RunE: run}
+}
+
+// showAnswer sends a request and prints the answer.
+func showAnswer[Req, Res any](
+	t *tool, cmd *cobra.Command, table cli.Table[Res], route adminapi.Route[Req, Res], body Req, names ...string,
+) error {
+	value, err := send(t, cmd, route, body, names...)
+	if err != nil {
+		return err
+	}
+	return table.One(t.printer(cmd), value)
+}
+
 // show calls a route with the arguments of the command and prints the answer.
 func show[T any](t *tool, table cli.Table[T], route adminapi.Route[adminapi.None, T]) action {
 	return func(cmd *cobra.Command, args []string) error {
-		value, err := send(t, cmd, route, adminapi.None{}, args...)
-		if err != nil {
-			return err
-		}
-		return table.One(t.printer(cmd), value)
+		return showAnswer(t, cmd, table, route, adminapi.None{}, args...)
 	}
 }
 
@@ -99,26 +112,40 @@ func (t *tool) audit() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit records"}
 	var after uint64
 	var limit int
-	tail := &cobra.Command{
-		Use: "tail", Args: cobra.NoArgs, Short: "List audit records, oldest first",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			route := adminapi.Routes.Audit.With("after", strconv.FormatUint(after, 10)).With("limit", strconv.Itoa(limit))
-			return list(t, recordTable, route)(cmd, args)
-		},
-	}
+	tail := verb("tail", "List audit records, oldest first", func(cmd *cobra.Command, args []string) error {
+		route := adminapi.Routes.Audit.With("after", strconv.FormatUint(after, 10)).With("limit", strconv.Itoa(limit))
+		return list(t, recordTable, route)(cmd, args)
+	})
 	tail.Flags().Uint64Var(&after, "after", 0, "only records after this sequence number")
 	tail.Flags().IntVar(&limit, "limit", 1000, "maximum number of records (1–1000)")
 	cmd.AddCommand(tail)
 	return cmd
 }
 
-// confirm asks the user to type a name.
-func confirm(cmd *cobra.Command, question, name string) error {
-	ok, err := cli.TerminalOf(cmd).ConfirmName(question, name)
-	if err == nil && !ok {
-		err = cli.Fail(cli.Failed, fmt.Errorf("%s: nothing was changed", name), "type its name to confirm, or give --yes")
+// confirmed gives a command the flag --yes. Without it, and without --dry-run, the user must type the name to confirm
+// the question. An empty question needs no answer.
+func confirmed(cmd *cobra.Command, question func(name string) string) *cobra.Command {
+	yes := cmd.Flags().Bool("yes", false, "do not ask")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if q := question(args[0]); q != "" && !*yes && !isDry(cmd) {
+			ok, err := cli.TerminalOf(cmd).ConfirmName(q, args[0])
+			if err == nil && !ok {
+				err = cli.Fail(cli.Failed, fmt.Errorf("%s: nothing was changed", args[0]), "type its name to confirm, or give --yes")
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return run(cmd, args)
 	}
-	return err
+	return cmd
+}
+
+// isDry reports whether a command has the flag --dry-run.
+func isDry(cmd *cobra.Command) bool {
+	dry, err := cmd.Flags().GetBool("dry-run")
+	return err == nil && dry
 }
 
 // problems is the table from error answers to exit codes and hints.
@@ -126,26 +153,26 @@ var problems = map[string]struct {
 	code cli.Code
 	hint string
 }{
-	adminapi.ProblemNotFound:    {cli.NotFound, "list shows the names of each noun: client, device, key, admin, change"},
-	adminapi.ProblemKeyStep:     {cli.Failed, "countersignctl key list shows the state of each version; retire --early does not wait"},
-	adminapi.ProblemUnsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
-	adminapi.ProblemQuorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
-	adminapi.ProblemOver:        {cli.Denied, "request the change again: a request is executed at most once"},
-	adminapi.ProblemSigner:      {cli.Denied, "countersignctl admin list shows who may countersign"},
-	adminapi.ProblemSignature: {
+	problem.NotFound:    {cli.NotFound, "list shows the names of each noun: client, device, key, admin, change"},
+	problem.KeyStep:     {cli.Failed, "countersignctl key list shows the state of each version; retire --early does not wait"},
+	problem.Unsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
+	problem.Quorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
+	problem.Over:        {cli.Denied, "request the change again: a request is executed at most once"},
+	problem.Signer:      {cli.Denied, "countersignctl admin list shows who may countersign"},
+	problem.Signature: {
 		cli.BadSignature, "sign the document that countersignctl change export prints, as CHANGE.md describes",
 	},
-	adminapi.ProblemUncovered: {
+	problem.Uncovered: {
 		cli.Failed, "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
 	},
-	adminapi.ProblemExists:      {cli.Failed, "%s is enrolled or has an open code: --replace revokes it and makes a new one"},
-	adminapi.ProblemConflict:    {cli.Failed, ""},
-	adminapi.ProblemInput:       {cli.Usage, ""},
-	adminapi.ProblemUnavailable: {cli.Unavailable, "countersignctl hsm status shows whether it is the HSM"},
-	adminapi.ProblemPIN: {
+	problem.Exists:      {cli.Failed, "%s is enrolled or has an open code: --replace revokes it and makes a new one"},
+	problem.Conflict:    {cli.Failed, ""},
+	problem.Input:       {cli.Usage, ""},
+	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows whether it is the HSM"},
+	problem.PIN: {
 		cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one",
 	},
-	adminapi.ProblemLocked: {cli.Unavailable, "run countersignctl hsm unlock"},
+	problem.Locked: {cli.Unavailable, "run countersignctl hsm unlock"},
 }
 
 // explain gives an error of the admin API its exit code and hint.
@@ -161,9 +188,9 @@ func explain(err error) error {
 	switch {
 	case !ok:
 		row.code = cli.Failed
-	case e.Type == adminapi.ProblemExists && len(e.Names) > 0:
+	case e.Type == problem.Exists && len(e.Names) > 0:
 		row.hint = fmt.Sprintf(row.hint, e.Names[0])
-	case e.Type == adminapi.ProblemQuorum && e.Change != nil:
+	case e.Type == problem.Quorum && e.Change != nil:
 		row.hint = "countersignctl change sign " + e.Change.ID + ", with --key or --pkcs11"
 	}
 	return cli.Fail(row.code, err, row.hint)

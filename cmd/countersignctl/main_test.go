@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
 	"countersign/internal/cli"
 )
 
@@ -18,21 +19,21 @@ func TestProblems(t *testing.T) {
 		code cli.Code
 		hint string
 	}{
-		adminapi.ProblemNotFound:    {cli.NotFound, "client, device, key, admin, change"},
-		adminapi.ProblemExists:      {cli.Failed, "hint: gate is enrolled or has an open code"},
-		adminapi.ProblemConflict:    {cli.Failed, ""},
-		adminapi.ProblemKeyStep:     {cli.Failed, "countersignctl key list"},
-		adminapi.ProblemUnsupported: {cli.Unavailable, "pkcs11-tool"},
-		adminapi.ProblemUncovered:   {cli.Failed, "backup.recipient"},
-		adminapi.ProblemQuorum:      {cli.Denied, "countersignctl change list"},
-		adminapi.ProblemOver:        {cli.Denied, "at most once"},
-		adminapi.ProblemSigner:      {cli.Denied, "countersignctl admin list"},
-		adminapi.ProblemSignature:   {cli.BadSignature, "CHANGE.md"},
-		adminapi.ProblemInput:       {cli.Usage, ""},
-		adminapi.ProblemUnavailable: {cli.Unavailable, "countersignctl hsm status"},
-		adminapi.ProblemPIN:         {cli.Auth, "wrong PINs"},
-		adminapi.ProblemLocked:      {cli.Unavailable, "countersignctl hsm unlock"},
-		adminapi.ProblemInternal:    {cli.Failed, ""},
+		problem.NotFound:    {cli.NotFound, "client, device, key, admin, change"},
+		problem.Exists:      {cli.Failed, "hint: gate is enrolled or has an open code"},
+		problem.Conflict:    {cli.Failed, ""},
+		problem.KeyStep:     {cli.Failed, "countersignctl key list"},
+		problem.Unsupported: {cli.Unavailable, "pkcs11-tool"},
+		problem.Uncovered:   {cli.Failed, "backup.recipient"},
+		problem.Quorum:      {cli.Denied, "countersignctl change list"},
+		problem.Over:        {cli.Denied, "at most once"},
+		problem.Signer:      {cli.Denied, "countersignctl admin list"},
+		problem.Signature:   {cli.BadSignature, "CHANGE.md"},
+		problem.Input:       {cli.Usage, ""},
+		problem.Unavailable: {cli.Unavailable, "countersignctl hsm status"},
+		problem.PIN:         {cli.Auth, "wrong PINs"},
+		problem.Locked:      {cli.Unavailable, "countersignctl hsm unlock"},
+		problem.Internal:    {cli.Failed, ""},
 	} {
 		address := serving(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusTeapot)

@@ -23,13 +23,13 @@ import (
 	"countersign/internal/durable"
 )
 
-// operatorKey is a key that countersigns, wherever it is.
+// operatorKey is a key that countersigns, in a file or on a token.
 type operatorKey struct {
 	signer protocol.DigestSigner
 	public protocol.PublicKey
 }
 
-// keyFlags say where an operator's key is.
+// keyFlags name the place of an operator's key.
 type keyFlags struct {
 	file   string
 	pkcs11 tokenFlags
@@ -40,7 +40,7 @@ func (k *keyFlags) add(cmd *cobra.Command) {
 	k.pkcs11.add(cmd)
 }
 
-// sign gives the COSE_Sign1 of a hash; nil without a key.
+// sign returns the COSE_Sign1 of a hash, or nil without a key.
 func (k keyFlags) sign(cmd *cobra.Command, hash change.Hash) ([]byte, error) {
 	var signature change.Signature
 	with := func(ctx context.Context, key operatorKey) (err error) {
@@ -63,30 +63,33 @@ func (k keyFlags) sign(cmd *cobra.Command, hash change.Hash) ([]byte, error) {
 	return nil, nil
 }
 
-// maxKeyFile bounds the file of a key, in bytes.
+// maxKeyFile bounds a key file, in bytes.
 const maxKeyFile = 16 << 10
 
-// readKey reads a P-256 key from PKCS#8 PEM (RFC 5958) that nobody else can read.
+// readKey reads a P-256 key from PKCS#8 PEM (RFC 5958). Only its owner may be able to read the file.
 func readKey(path string) (k operatorKey, err error) {
+	fail := func(code cli.Code, err error, hint string) (operatorKey, error) {
+		return operatorKey{}, cli.Fail(code, fmt.Errorf("operator's key: %w", err), hint)
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key: %w", err), "")
+		return fail(cli.Auth, err, "")
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat()
 	if err != nil {
-		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key: %w", err), "")
+		return fail(cli.Auth, err, "")
 	}
-	if info.Mode().Perm()&0o077 != 0 || !info.Mode().IsRegular() {
-		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key %s: mode %04o lets others use it", path, info.Mode().Perm()), "chmod 600 "+path)
+	if mode := info.Mode(); mode.Perm()&0o077 != 0 || !mode.IsRegular() {
+		return fail(cli.Auth, fmt.Errorf("%s: mode %04o lets others use it", path, mode.Perm()), "chmod 600 "+path)
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
 	if err != nil {
-		return k, cli.Fail(cli.IO, fmt.Errorf("operator's key: %w", err), "")
+		return fail(cli.IO, err, "")
 	}
 	private, err := parseKey(raw)
 	if err != nil {
-		return k, cli.Fail(cli.Auth, fmt.Errorf("operator's key %s: %w", path, err), "countersignctl admin keygen makes one")
+		return fail(cli.Auth, fmt.Errorf("%s: %w", path, err), "countersignctl admin keygen makes one")
 	}
 	k.signer = change.FileKey{PrivateKey: private}
 	k.public, err = protocol.CompressKey(&private.PublicKey)
@@ -109,7 +112,7 @@ func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {
 	return private, nil
 }
 
-// writeKey makes a key and its file, which must not be there.
+// writeKey generates a key and creates its file.
 func writeKey(path string) (key protocol.PublicKey, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -126,8 +129,7 @@ func writeKey(path string) (key protocol.PublicKey, err error) {
 	return protocol.CompressKey(&private.PublicKey)
 }
 
-// readPublic reads a public key: PEM of a public or a private key in a file, or a point
-// in hex.
+// readPublic returns a public key in hex, from a PEM file with a public or private key or from the given point.
 func readPublic(file, point string) (string, error) {
 	switch {
 	case (file == "") == (point == ""):
@@ -156,12 +158,8 @@ func parsePublic(raw []byte) (*ecdsa.PublicKey, error) {
 		return nil, errors.New("no PEM of a key")
 	}
 	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, err
+	if public, ok := parsed.(*ecdsa.PublicKey); ok || err != nil {
+		return public, err
 	}
-	public, ok := parsed.(*ecdsa.PublicKey)
-	if !ok {
-		return nil, errors.New("not a key on P-256")
-	}
-	return public, nil
+	return nil, errors.New("not a key on P-256")
 }

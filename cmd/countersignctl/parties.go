@@ -26,10 +26,7 @@ func (t *tool) client() *cobra.Command {
 	var req adminapi.Invite
 	invite := t.invite("phone", r.ClientInvite, &req)
 	invite.Flags().StringArrayVar(&req.Roles, "role", nil, "role of the new client, such as approver; can be repeated")
-	cmd.AddCommand(invite, &cobra.Command{
-		Use: "unlock NAME", Args: cobra.ExactArgs(1), Short: "Accept passwords again after too many wrong ones",
-		RunE: show(t, clientTable, r.ClientUnlock),
-	})
+	cmd.AddCommand(invite, verb("unlock NAME", "Accept passwords again after too many wrong ones", show(t, clientTable, r.ClientUnlock)))
 	return cmd
 }
 
@@ -51,39 +48,25 @@ func (t *tool) device() *cobra.Command {
 
 func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
 	cmd := &cobra.Command{Use: p.name, Short: "Manage each enrolled " + p.one}
-	verb := func(use, short string, route adminapi.Route[adminapi.None, T]) *cobra.Command {
-		return &cobra.Command{Use: use + " NAME", Args: cobra.ExactArgs(1), Short: short, RunE: show(t, p.table, route)}
-	}
-	revoke := verb("revoke", "Revoke a "+p.one+" permanently", p.final)
-	yes := revoke.Flags().Bool("yes", false, "do not ask")
-	run := revoke.RunE
-	revoke.RunE = func(cmd *cobra.Command, args []string) error {
-		if !*yes {
-			if err := confirm(cmd, "Revoking "+p.name+" "+args[0]+" cannot be undone.", args[0]); err != nil {
-				return err
-			}
-		}
-		return run(cmd, args)
-	}
+	revoke := verb("revoke NAME", "Revoke a "+p.one+" permanently", show(t, p.table, p.final))
 	cmd.AddCommand(
-		&cobra.Command{Use: "list", Args: cobra.NoArgs, Short: "List all", RunE: list(t, p.table, p.list)},
-		verb("show", "Show one", p.show),
-		verb("suspend", "Refuse it until it is resumed", p.suspend),
-		verb("resume", "Accept it again after suspend", p.resume),
-		revoke,
+		verb("list", "List all", list(t, p.table, p.list)),
+		verb("show NAME", "Show one", show(t, p.table, p.show)),
+		verb("suspend NAME", "Refuse it until it is resumed", show(t, p.table, p.suspend)),
+		verb("resume NAME", "Accept it again after suspend", show(t, p.table, p.resume)),
+		confirmed(revoke, func(name string) string { return "Revoking " + p.name + " " + name + " cannot be undone." }),
 	)
 	return cmd
 }
 
-func (t *tool) invite(one string, route adminapi.Route[adminapi.Invite, adminapi.Invited], req *adminapi.Invite) *cobra.Command {
+type inviteRoute = adminapi.Route[adminapi.Invite, adminapi.Invited]
+
+func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite) *cobra.Command {
 	var ttl time.Duration
-	cmd := &cobra.Command{
-		Use: "invite NAME", Args: cobra.ExactArgs(1), Short: "Make a single-use activation code for a new " + one,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req.TTLSeconds = int64(ttl / time.Second)
-			return sendChange(t, cmd, proposal[adminapi.Invite, adminapi.Invited]{invitedTable, route, *req, req.DryRun}, args...)
-		},
-	}
+	cmd := verb("invite NAME", "Make a single-use activation code for a new "+one, func(cmd *cobra.Command, args []string) error {
+		req.TTLSeconds = int64(ttl / time.Second)
+		return sendChange(t, cmd, invitedTable, route, *req, args...)
+	})
 	cmd.Flags().BoolVar(&req.Replace, "replace", false,
 		"a lost "+one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is valid, at most 720h")

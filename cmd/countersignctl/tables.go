@@ -115,8 +115,8 @@ var recordsTable = cli.Table[adminapi.Renewal]{
 
 func keyRef(k adminapi.Key) string { return k.Name + "@" + number(k.Version) }
 
-// keyStateWords distinguishes a deactivated key that still verifies from one that does not, and a destroyed key that was
-// deleted from one that its driver left on the token.
+// keyStateWords distinguishes a deactivated key that still verifies from one that does not, and a destroyed key that
+// was deleted from one that its driver left on the token.
 func keyStateWords(k adminapi.Key) string {
 	if k.State == "destroyed" && k.OnToken {
 		return "destroyed (still on the token)"

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"countersign/appliance"
+	"countersign/appliance/enrol"
 	"countersign/internal/config"
 )
 
@@ -25,7 +25,7 @@ func TestAttestBy(t *testing.T) {
 			attest := attestBy(config.UV{
 				Attest: []string{"/bin/sh", "-c", c.script}, Timeout: config.Duration{Duration: time.Second},
 			})
-			format, err := attest(t.Context(), appliance.Attestation{Statement: []byte{1, 2, 3}})
+			format, err := attest(t.Context(), enrol.Attestation{Statement: []byte{1, 2, 3}})
 			if format != c.want || (err == nil) != (c.want != "") {
 				t.Errorf("format %q, %v; want %q", format, err, c.want)
 			}

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +19,7 @@ import (
 	"countersign/appliance"
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/api"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
@@ -23,7 +28,8 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
-	"countersign/protocol/enrol"
+	"countersign/protocol"
+	protoenrol "countersign/protocol/enrol"
 )
 
 // daemon runs an appliance on its listeners.
@@ -101,8 +107,8 @@ func schedule(k config.KeySchedule) keyplan.Schedule {
 	}
 }
 
-// writeCA writes the authorities for devices that enrol: relayd enrol --ca. If no version of ca is in use the file stays
-// as it is.
+// writeCA writes the authorities for devices that enrol: relayd enrol --ca. If no version of ca is in use the file
+// stays as it is.
 func (d *daemon) writeCA(ctx context.Context) error {
 	authorities, err := d.keys.Authorities(ctx, time.Now())
 	if errors.Is(err, keyring.ErrNoKey) {
@@ -184,8 +190,8 @@ func (d *daemon) follow(ctx context.Context) error {
 	return errors.Join(d.identity.Renew(ctx), d.writeCA(ctx))
 }
 
-// watchDisk stops the daemon when an fsync failed. The content of the disk is unknown then, and only a new process can
-// read it.
+// watchDisk stops the daemon when an fsync failed. The content of the disk is unknown then, and only a new process
+// can read it.
 func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	select {
 	case err := <-d.store.Fatal():
@@ -203,16 +209,16 @@ func (d *daemon) checks() map[string]api.Check {
 			}
 			return d.tokenError()
 		},
-		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysInUse(ctx) }),
+		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
 	}
 }
 
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
-		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysReady(ctx) }),
+		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
-		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.KeysAttested(ctx) }),
+		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
 	}
 }
 
@@ -280,11 +286,10 @@ func (l listeners) close() {
 
 // adminAPI returns the admin API. Before the appliance is loaded only its LockedHandler works.
 func (d *daemon) adminAPI() *server.Server {
-	a := d.appliance
 	return &server.Server{
-		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
-		HSM:    server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
-		Logger: d.log.Named("admin"), StartedAt: d.started,
+		Appliance: d.appliance,
+		HSM:       server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
+		Logger:    d.log.Named("admin"), StartedAt: d.started,
 	}
 }
 
@@ -298,7 +303,9 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
-	a := &api.API{Authorizer: d.appliance, Enroller: d.appliance, Logger: d.log.Named("api")}
+	a := &api.API{
+		Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api"),
+	}
 	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
 }
 
@@ -311,11 +318,48 @@ func (d devDaemon) Run(ctx context.Context) error { return d.run(ctx) }
 func (d devDaemon) Close() error                  { return d.close() }
 
 func (d devDaemon) Device(ctx context.Context, name string) error {
-	_, err := d.appliance.DeviceNamed(ctx, name)
+	_, err := d.appliance.Parties.DeviceNamed(ctx, name)
 	return err
 }
 
-func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (enrol.ActivationCode, error) {
-	code, _, err := d.appliance.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Display: display})
+func (d devDaemon) InviteDevice(ctx context.Context, name, display string) (protoenrol.ActivationCode, error) {
+	code, _, err := d.appliance.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: name, Display: display})
 	return code, err
+}
+
+// attestation is the input of the command uv.attest.
+type attestation struct {
+	Client    string          `json:"client"` // hex, 8 bytes
+	UVKey     string          `json:"uv_key"` // hex, 33 bytes
+	Statement protocol.Base64 `json:"attestation"`
+}
+
+// maxFormat bounds the output of the command, in bytes.
+const maxFormat = 64
+
+// attestBy returns a verifier of attestations that runs a command, or nil without a command.
+func attestBy(cfg config.UV) enrol.Attest {
+	if len(cfg.Attest) == 0 {
+		return nil
+	}
+	return func(ctx context.Context, a enrol.Attestation) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, cfg.Timeout.Duration)
+		defer cancel()
+		asked, err := json.Marshal(attestation{Client: a.Client.String(), UVKey: a.UVKey.String(), Statement: a.Statement})
+		if err != nil {
+			return "", err
+		}
+		cmd := exec.CommandContext(ctx, cfg.Attest[0], cfg.Attest[1:]...) //nolint:gosec // the operator's own
+		cmd.Stdin = bytes.NewReader(asked)
+		cmd.WaitDelay = cfg.Timeout.Duration // for children that keep its output open
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("uv.attest: %w", err)
+		}
+		format := strings.TrimSpace(string(out))
+		if format == "" || len(format) > maxFormat {
+			return "", fmt.Errorf("uv.attest printed %d bytes: want the name of a format", len(out))
+		}
+		return format, nil
+	}
 }

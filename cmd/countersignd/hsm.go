@@ -7,6 +7,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/pool"
@@ -139,7 +140,7 @@ type conflict struct{ error }
 func (c conflict) Unwrap() []error { return []error{c.error, store.ErrConflict} }
 
 func (d *daemon) record(ctx context.Context, token, event string) error {
-	return d.store.Append(ctx, store.NewRecord(store.KindHSM, "token/"+token, map[string]any{"event": event}))
+	return d.store.Append(ctx, audit.NewRecord(audit.KindHSM, "token/"+token, map[string]any{"event": event}))
 }
 
 // untilLoaded lets who unlocked the HSM go on when the appliance is there.

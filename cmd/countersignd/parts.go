@@ -32,7 +32,7 @@ import (
 // parts are the opened store and token, which every command of the daemon uses.
 type parts struct {
 	cfg     config.HSM
-	store   *sqlite.Store
+	store   store.Store
 	seals   *store.Seals       // of the store
 	anchor  *anchor.File       // the store is compared with it and with root
 	root    protocol.PublicKey // trust.root; zero: none
@@ -95,14 +95,14 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 		return nil, nil
 	}
 	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %w", err), "countersignctl key custodians init writes it, backup.pub")
+	var key *ecdh.PublicKey
+	if err == nil {
+		key, err = custody.ParsePublicPEM(text)
 	}
-	key, err := custody.ParsePublicPEM(text)
 	if err != nil {
-		return nil, cli.Fail(cli.Config, fmt.Errorf("backup.recipient: %s: %w", path, err), "countersignctl key custodians init writes it, backup.pub")
+		err = fmt.Errorf("backup.recipient: %s: %w", path, err)
 	}
-	return key, nil
+	return key, cli.Fail(cli.Config, err, "countersignctl key custodians init writes it, backup.pub")
 }
 
 // pins are the roots that the keys in the store are held against.

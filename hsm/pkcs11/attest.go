@@ -11,8 +11,7 @@ import (
 	"countersign/hsm"
 )
 
-// attributeTypes are the types of the attributes that are told, by their place in
-// [hsm.Attributes].
+// attributeTypes maps the attributes of package hsm to their PKCS#11 types.
 var attributeTypes = map[hsm.Attributes]uint{
 	hsm.AttrPrivate: pkcs11.CKA_PRIVATE, hsm.AttrSensitive: pkcs11.CKA_SENSITIVE, hsm.AttrExtractable: pkcs11.CKA_EXTRACTABLE,
 	hsm.AttrModifiable: pkcs11.CKA_MODIFIABLE, hsm.AttrLocal: pkcs11.CKA_LOCAL,
@@ -22,7 +21,7 @@ var attributeTypes = map[hsm.Attributes]uint{
 	hsm.AttrUnwrap: pkcs11.CKA_UNWRAP, hsm.AttrDerive: pkcs11.CKA_DERIVE,
 }
 
-// keyClass is a class of key objects and what is asked of them.
+// keyClass is a class of key objects with the attributes that are read.
 type keyClass struct {
 	name  string
 	class uint
@@ -44,10 +43,10 @@ func newKeyClass(name string, class uint, usages []uint) keyClass {
 	return c
 }
 
-// Objects implements [hsm.Token], reading the token with C_FindObjects and
-// C_GetAttributeValue. What the module does not keep of its own keys is not told.
+// Objects implements [hsm.Token] with C_FindObjects and C_GetAttributeValue. It omits the
+// attributes that the module does not keep for its own keys.
 func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
-	kept, err := t.keptAges(ctx)
+	kept, err := t.keptHistory(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing objects: %w", err)
 	}
@@ -59,7 +58,7 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				return err
 			}
 			for _, h := range handles {
-				o, err := t.tell(s, h, c)
+				o, err := t.describeObject(s, h, c)
 				if err != nil {
 					return err
 				}
@@ -76,14 +75,14 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 	return all, nil
 }
 
-// tell reads what one object has to say.
-func (t *Token) tell(s *session, h pkcs11.ObjectHandle, c keyClass) (hsm.Object, error) {
+// describeObject reads one object.
+func (t *Token) describeObject(s *session, h pkcs11.ObjectHandle, c keyClass) (hsm.Object, error) {
 	types := []uint{pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_ALLOWED_MECHANISMS}
 	words := len(types)
 	for _, a := range c.told {
 		types = append(types, attributeTypes[a])
 	}
-	values, err := t.each(s, h, types)
+	values, err := t.attributesEach(s, h, types)
 	if err != nil {
 		return hsm.Object{}, err
 	}
@@ -102,16 +101,16 @@ func (t *Token) tell(s *session, h pkcs11.ObjectHandle, c keyClass) (hsm.Object,
 	return o, nil
 }
 
-// each reads attributes at once, or one by one where the object has not all of
-// them; nil is one that is not told.
-func (t *Token) each(s *session, h pkcs11.ObjectHandle, types []uint) ([][]byte, error) {
-	values, ok, err := t.spared(s, h, types...)
+// attributesEach reads attributes in one call, or one by one if the object does not have
+// them all. A value that it cannot read is nil.
+func (t *Token) attributesEach(s *session, h pkcs11.ObjectHandle, types []uint) ([][]byte, error) {
+	values, ok, err := t.attributesOrNone(s, h, types...)
 	if ok || err != nil {
 		return values, err
 	}
 	values = make([][]byte, len(types))
 	for i, typ := range types {
-		one, ok, err := t.spared(s, h, typ)
+		one, ok, err := t.attributesOrNone(s, h, typ)
 		if err != nil {
 			return nil, err
 		}
@@ -122,11 +121,11 @@ func (t *Token) each(s *session, h pkcs11.ObjectHandle, types []uint) ([][]byte,
 	return values, nil
 }
 
-// spared is attributes, but for a module that fails on one object: while the login
-// is there it is the object that is broken, and the others are to be listed.
-func (t *Token) spared(s *session, h pkcs11.ObjectHandle, types ...uint) ([][]byte, bool, error) {
+// attributesOrNone is attributes for a module that fails on one object. While the login
+// remains, the object is broken, and the others can be listed.
+func (t *Token) attributesOrNone(s *session, h pkcs11.ObjectHandle, types ...uint) ([][]byte, bool, error) {
 	values, ok, err := t.attributes(s, h, types...)
-	if err != nil && blames(err) && t.loggedIn() == nil {
+	if err != nil && ambiguous(err) && t.loggedIn() == nil {
 		return nil, false, nil
 	}
 	return values, ok, err
@@ -148,7 +147,7 @@ func nameOf(codes map[string]uint, code uint) string {
 	return fmt.Sprintf("%#x", code)
 }
 
-// mechanismNames reads CKA_ALLOWED_MECHANISMS, an array of CK_MECHANISM_TYPE.
+// mechanismNames decodes CKA_ALLOWED_MECHANISMS, an array of CK_MECHANISM_TYPE.
 func mechanismNames(list []byte) (names []string) {
 	const size = 8 // of CK_MECHANISM_TYPE
 	for ; len(list) >= size; list = list[size:] {
@@ -156,4 +155,83 @@ func mechanismNames(list []byte) (names []string) {
 		names = append(names, nameOf(mechanisms, code))
 	}
 	return names
+}
+
+// keptHistory returns, by class, the attributes of [hsm.AttrHistory] that the module keeps
+// for a key that was made on it and never extractable, as [Token.Generate] makes keys: a
+// secret key directly, a private key as a copy. It tries both with session objects, once
+// per process. NSS loses some of them, so that a key it has just made looks like an
+// imported one.
+func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error) {
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	if t.history != nil {
+		return t.history, nil
+	}
+	kept := map[uint]hsm.Attributes{}
+	for class, try := range map[uint]func(*session) (hsm.Attributes, error){
+		pkcs11.CKO_SECRET_KEY: t.secretHistory, pkcs11.CKO_PRIVATE_KEY: t.privateHistory,
+	} {
+		err := t.run(ctx, hsm.KeyID{}, func(s *session) (err error) {
+			kept[class], err = try(s)
+			if unsupported(err) {
+				return nil // the module has no such session objects
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	t.history = kept
+	return kept, nil
+}
+
+func (t *Token) secretHistory(s *session) (kept hsm.Attributes, err error) {
+	if t.have.check(using(hsm.MACKey)) != nil {
+		return 0, nil
+	}
+	p := profiles[hsm.MACKey]
+	template := withLength(append(p.privateHalf(random(len(hsm.KeyID{})), false), p.kind()...))
+	h, err := t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
+	if err != nil {
+		return 0, at("C_GenerateKey", err)
+	}
+	defer t.destroy(s, h, &err)
+	return t.historyOf(s, h)
+}
+
+func (t *Token) privateHistory(s *session) (kept hsm.Attributes, err error) {
+	usage := hsm.SignP256
+	if t.have.check(using(usage)) != nil {
+		usage = hsm.SignRSA2048
+	}
+	if t.have.check(using(usage)) != nil {
+		return 0, nil
+	}
+	p, id := profiles[usage], random(len(hsm.KeyID{}))
+	made, err := t.generateDraft(s, p, pair{p.publicHalf(id), p.privateHalf(id, false)})
+	if err != nil {
+		return 0, err
+	}
+	defer made.end(&err)
+	h, err := t.ctx.CopyObject(s.handle, made.private, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, "trial")})
+	if err != nil {
+		return 0, at("C_CopyObject", err)
+	}
+	defer t.destroy(s, h, &err)
+	return t.historyOf(s, h)
+}
+
+func (t *Token) historyOf(s *session, h pkcs11.ObjectHandle) (kept hsm.Attributes, err error) {
+	for _, a := range []hsm.Attributes{hsm.AttrLocal, hsm.AttrAlwaysSensitive, hsm.AttrNeverExtractable} {
+		v, ok, err := t.attributes(s, h, attributeTypes[a])
+		if err != nil {
+			return 0, err
+		}
+		if ok && truth(v[0]) {
+			kept |= a
+		}
+	}
+	return kept, nil
 }

@@ -66,11 +66,11 @@ func TestObjectOfOthers(t *testing.T) {
 func TestEachAttribute(t *testing.T) {
 	k := generate(t, "each", hsm.MACKey)
 	raw(t, func(s *session) error {
-		values, err := shared.each(s, objects(t, k.ID)[0], []uint{pkcs11.CKA_MODULUS, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE, pkcs11.CKA_ID})
+		values, err := shared.attributesEach(s, objects(t, k.ID)[0], []uint{pkcs11.CKA_MODULUS, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE, pkcs11.CKA_ID})
 		if err != nil || values[0] != nil || string(values[1]) != k.Label || values[2] != nil || !bytes.Equal(values[3], k.ID[:]) {
 			t.Errorf("%q, %v", values, err)
 		}
-		gone, err := shared.each(s, 1<<20, []uint{pkcs11.CKA_LABEL})
+		gone, err := shared.attributesEach(s, 1<<20, []uint{pkcs11.CKA_LABEL})
 		if err != nil || gone[0] != nil {
 			t.Errorf("of an object that is gone: %q, %v", gone, err)
 		}

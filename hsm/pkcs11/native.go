@@ -3,8 +3,8 @@ package pkcs11
 /*
 #include <stdlib.h>
 
-// The few words of PKCS#11 v2.40 these calls need, in the layout of its C
-// headers on a platform where structures are not packed.
+// The types of PKCS#11 v2.40 that these calls need, laid out as in its C headers on a
+// platform where structures are not packed.
 typedef unsigned long ulong_t;
 typedef struct { ulong_t type; void *value; ulong_t len; } attribute;
 typedef struct { ulong_t type; void *parameter; ulong_t len; } mechanism;
@@ -19,7 +19,7 @@ enum {
 typedef ulong_t (*init_fn)(ulong_t, mechanism *, ulong_t);
 typedef ulong_t (*data_fn)(ulong_t, void *, ulong_t, void *, ulong_t *);
 
-// A call of two functions says in stage which of them answered.
+// stage is 1 if the second function of a call answered.
 typedef struct { ulong_t rv; int stage; } outcome;
 
 static outcome both(functions *f, int init, ulong_t session, mechanism *m, ulong_t key, bytes in, void *out, ulong_t *out_len) {
@@ -49,10 +49,10 @@ static void set(attribute *list, ulong_t i, ulong_t type, void *value, ulong_t l
 	list[i] = (attribute){ type, value, len };
 }
 
-// What a wrap key restores is CKA_SENSITIVE. Its CKA_UNWRAP_TEMPLATE says so, in
-// the first place of a list, which the caller left free: SoftHSM takes nothing
-// more after CKA_MODIFIABLE. It does not say CKA_EXTRACTABLE false, for then
-// nothing could ever be moved to another wrap key.
+// The CKA_UNWRAP_TEMPLATE of a wrap key makes what it unwraps CKA_SENSITIVE. It is the
+// first attribute of a list, where the caller left room: SoftHSM accepts nothing more
+// after CKA_MODIFIABLE. It does not set CKA_EXTRACTABLE false, because then nothing could
+// be moved to another wrap key.
 static unsigned char yes = 1;
 static attribute unwrapped[1] = { { 0x103, &yes, 1 } };
 
@@ -88,22 +88,22 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// native makes the calls miekg/pkcs11 cannot: two functions in one step and
-// answers of a known size without the length query before them (one round trip
-// to a network HSM instead of two), parameters and attributes of a form it does
-// not know, and a PIN that leaves no copy. It shares the module miekg opened.
+// native makes the calls that miekg/pkcs11 cannot: two functions in one step and answers
+// of a known size without the length query before them (one round trip to a network HSM
+// instead of two), other parameters and attributes, and a PIN without copies. It shares
+// the module that miekg/pkcs11 opened.
 type native struct{ list *C.functions }
 
-// nativeOf takes the function list out of miekg's context, where it is private,
-// because asking the library for it again is no way to share sessions: p11-kit's
-// proxy gives a list and a state of its own to each who asks.
+// nativeOf takes the function list out of miekg's context, where it is private. Asking the
+// library for it again does not share sessions: p11-kit's proxy gives a new list and state
+// to each caller.
 func nativeOf(ctx *pkcs11.Ctx) native {
 	inner := *(**struct{ handle, list unsafe.Pointer })(unsafe.Pointer(ctx)) // struct ctx of miekg/pkcs11 v1.1.2
 	return native{(*C.functions)(inner.list)}
 }
 
-// reserved hands args to C_Initialize as pReserved, a string in C memory that
-// stays: it is not said for how long a module looks at it.
+// reserved passes args to C_Initialize as pReserved. The string stays in C memory: the
+// standard does not limit how long a module may read it.
 func reserved(args string) []pkcs11.InitializeOption {
 	if args == "" {
 		return nil
@@ -119,16 +119,15 @@ func (n native) login(session pkcs11.SessionHandle, pin []byte) error {
 	return nil
 }
 
-// making is a mechanism with the bytes of its parameter, and how long in bytes
-// what it makes is.
-type making struct {
+// operation is a mechanism with its parameter, and the length in bytes of its result.
+type operation struct {
 	mechanism uint
 	parameter []byte
 	size      int
 }
 
 // sign is C_SignInit and C_Sign.
-func (n native) sign(s *session, key pkcs11.ObjectHandle, m making, in []byte) ([]byte, error) {
+func (n native) sign(s *session, key pkcs11.ObjectHandle, m operation, in []byte) ([]byte, error) {
 	out, length := make([]byte, m.size), C.ulong_t(m.size)
 	o := C.sign(n.list, C.ulong_t(s.handle), C.ulong_t(key), C.ulong_t(m.mechanism), pointer(m.parameter), C.ulong_t(len(m.parameter)),
 		pointer(in), C.ulong_t(len(in)), pointer(out), &length)
@@ -142,8 +141,8 @@ func (n native) value(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, 
 	return checked(out, length, rv)
 }
 
-// generateWrapping is C_GenerateKey with an unwrap template that keeps every
-// key this one restores sensitive.
+// generateWrapping is C_GenerateKey with an unwrap template, so that every key that the
+// new one unwraps is sensitive.
 func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	size := len(template) + 1
 	list, free := attributes(template, 1)
@@ -153,10 +152,11 @@ func (n native) generateWrapping(session pkcs11.SessionHandle, mechanism uint, t
 	return handle(key, rv)
 }
 
-// maxWrapped is more than any key of ours has when it is wrapped.
+// maxWrapped is larger than every wrapped key of the appliance.
 const maxWrapped = 8 << 10
 
-// wrap is C_WrapKey. NSS answers the length query with less than it then needs.
+// wrap is C_WrapKey. It passes a large buffer, because NSS answers the length query with
+// less than it then needs.
 func (n native) wrap(s *session, mechanism uint, with, key pkcs11.ObjectHandle) ([]byte, error) {
 	out, length := make([]byte, maxWrapped), C.ulong_t(maxWrapped)
 	rv := C.wrap(n.list, C.ulong_t(s.handle), C.ulong_t(mechanism), C.ulong_t(with), C.ulong_t(key), pointer(out), &length)
@@ -166,7 +166,8 @@ func (n native) wrap(s *session, mechanism uint, with, key pkcs11.ObjectHandle) 
 	return append([]byte(nil), out[:min(length, maxWrapped)]...), nil
 }
 
-// unwrapWrapping is C_UnwrapKey to a wrap key like that of generateWrapping.
+// unwrapWrapping is C_UnwrapKey to a wrap key with the unwrap template of
+// generateWrapping.
 func (n native) unwrapWrapping(s *session, mechanism uint, with pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	size := len(template) + 1
 	list, free := attributes(template, 1)
@@ -178,8 +179,8 @@ func (n native) unwrapWrapping(s *session, mechanism uint, with pkcs11.ObjectHan
 	return handle(key, rv)
 }
 
-// encryptData is C_DeriveKey with CKM_AES_ECB_ENCRYPT_DATA: the new key is the
-// encryption of data, whole blocks, under base.
+// encryptData is C_DeriveKey with CKM_AES_ECB_ENCRYPT_DATA: the new key is the encryption
+// of data, whole blocks, under base.
 func (n native) encryptData(session pkcs11.SessionHandle, base pkcs11.ObjectHandle, data []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	list, free := attributes(template, 0)
 	defer free()
@@ -190,7 +191,7 @@ func (n native) encryptData(session pkcs11.SessionHandle, base pkcs11.ObjectHand
 	return handle(key, rv)
 }
 
-// attributes copies a template into C memory, after room for some more.
+// attributes copies a template into C memory, after room for more attributes.
 func attributes(template []*pkcs11.Attribute, room int) (list *C.attribute, free func()) {
 	list = (*C.attribute)(C.calloc(C.size_t(room+len(template)), C.sizeof_attribute))
 	values := []unsafe.Pointer{unsafe.Pointer(list)}
@@ -206,7 +207,7 @@ func attributes(template []*pkcs11.Attribute, room int) (list *C.attribute, free
 	}
 }
 
-// pointer is never null: some modules refuse that even for no bytes.
+// pointer is never null, because some modules refuse that even for no bytes.
 func pointer(b []byte) unsafe.Pointer {
 	if cap(b) == 0 {
 		b = make([]byte, 1)

@@ -123,7 +123,7 @@ func TestUnwrapTemplate(t *testing.T) {
 	wrapping := objects(t, k.ID)[0]
 	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil)}
 	open := slices.DeleteFunc(derived(), func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_VALUE_LEN })
-	guarded := append(slices.Clone(open[:len(open)-2]),
+	protection := append(slices.Clone(open[:len(open)-2]),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false))
 	raw(t, func(s *session) error {
 		o, err := shared.ctx.CreateObject(s.handle, append(slices.Clone(open), pkcs11.NewAttribute(pkcs11.CKA_VALUE, make([]byte, 32))))
@@ -138,7 +138,7 @@ func TestUnwrapTemplate(t *testing.T) {
 		if _, err := shared.ctx.UnwrapKey(s.handle, mech, wrapping, wrapped, open); err != pkcs11.Error(pkcs11.CKR_TEMPLATE_INCONSISTENT) {
 			t.Errorf("unwrapping as readable: %v, want CKR_TEMPLATE_INCONSISTENT", err)
 		}
-		restored, err := shared.ctx.UnwrapKey(s.handle, mech, wrapping, wrapped, guarded)
+		restored, err := shared.ctx.UnwrapKey(s.handle, mech, wrapping, wrapped, protection)
 		if err != nil {
 			return err
 		}

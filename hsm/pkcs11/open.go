@@ -6,23 +6,22 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
 )
 
-// reserve is what stays free of a token's session limit: crypto11's two and
-// the one that keeps the login.
+// reserve is the number of sessions left free below a token's limit: two for crypto11 and
+// one that keeps the login.
 const reserve = 3
 
-// background is the context of what Open does, which ends with the process.
+// background is the context of the calls of Open, which last until the process ends.
 var background = context.Background()
 
-// Open loads the module, selects the token, logs in once and reads its keys.
-// One Open per process. A refused PIN is [hsm.ErrPIN] after exactly one
-// C_Login; a module or token that is not there, or lacks a mechanism for what
-// cfg.Require names, is [hsm.ErrUnavailable].
+// Open loads the module, selects the token, logs in once and reads its keys. It may be
+// called once per process. It returns [hsm.ErrPIN] if the token refuses the PIN, after
+// exactly one C_Login, and [hsm.ErrUnavailable] if the module or token is absent or lacks
+// a mechanism that cfg.Require needs.
 func Open(cfg Config) (*Token, error) {
 	defer cfg.PIN.Zero()
 	cfg.defaults()
@@ -34,8 +33,8 @@ func Open(cfg Config) (*Token, error) {
 }
 
 func open(cfg Config) (*Token, error) {
-	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), extras: full}
-	info, err := t.enter(cfg)
+	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), optional: allOptional}
+	info, err := t.logIn(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +48,7 @@ func open(cfg Config) (*Token, error) {
 	if err := t.chooseWrapping(); err != nil {
 		return nil, err
 	}
-	// A module may call a login a success that was none.
+	// Some modules report success for a login that failed.
 	if err := t.loggedIn(); err != nil {
 		return nil, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
 	}
@@ -57,20 +56,20 @@ func open(cfg Config) (*Token, error) {
 	return t, err
 }
 
-// enter initializes the module and logs in, by crypto11 where that can.
-func (t *Token) enter(cfg Config) (pkcs11.TokenInfo, error) {
-	if cfg.InitArgs != "" { // crypto11 has no way to hand them over
-		return t.enterAlone(cfg)
+// logIn initializes the module and logs in, with crypto11 if that is possible.
+func (t *Token) logIn(cfg Config) (pkcs11.TokenInfo, error) {
+	if cfg.InitArgs != "" { // crypto11 cannot pass them
+		return t.openAlone(cfg)
 	}
-	info, shared, err := look(cfg)
+	info, shared, err := findShared(cfg)
 	if err == nil {
-		err = spares(info)
+		err = checkTries(info)
 	}
 	if err != nil {
 		return info, err
 	}
 	if limit := info.MaxRwSessionCount; !shared || limit != 0 && limit < reserve {
-		return t.enterAlone(cfg) // crypto11 panics on a token with one session
+		return t.openAlone(cfg) // crypto11 panics on a token with one session
 	}
 	if t.keygen, err = login(cfg, info); err != nil {
 		return info, err
@@ -82,8 +81,8 @@ func (t *Token) enter(cfg Config) (pkcs11.TokenInfo, error) {
 	return info, err
 }
 
-// enterAlone opens the module without crypto11.
-func (t *Token) enterAlone(cfg Config) (pkcs11.TokenInfo, error) {
+// openAlone opens the module without crypto11.
+func (t *Token) openAlone(cfg Config) (pkcs11.TokenInfo, error) {
 	m, err := Load(cfg)
 	if err != nil {
 		return pkcs11.TokenInfo{}, err
@@ -104,36 +103,7 @@ func (t *Token) load(cfg Config) error {
 	return nil
 }
 
-// look finds the token before crypto11 may: asked for a token that is not
-// there, crypto11.Configure finalizes the module under its caller. shared tells
-// whether crypto11 will see what this package does in the module: p11-kit's
-// proxies have a state, with sessions and login, for each who opens them.
-func look(cfg Config) (info pkcs11.TokenInfo, shared bool, err error) {
-	ctx := pkcs11.New(cfg.Module)
-	if ctx == nil {
-		return info, false, fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
-	}
-	defer ctx.Destroy()
-	if err := ctx.Initialize(); err != nil {
-		return info, false, startError("C_Initialize", err)
-	}
-	defer func() { _ = ctx.Finalize() }() // crypto11 wants to initialize it itself
-	if _, info, err = findToken(ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
-		return info, false, err
-	}
-	again := pkcs11.New(cfg.Module)
-	if again == nil {
-		return info, false, fmt.Errorf("loading module again: %w", hsm.ErrUnavailable)
-	}
-	defer again.Destroy()
-	if again.Initialize() == nil {
-		_ = again.Finalize() // of a state of its own
-		return info, false, nil
-	}
-	return info, true, nil
-}
-
-// findToken asks all slots and refuses two tokens that fit.
+// findToken asks all slots. It returns an error if several tokens match.
 func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.TokenInfo, err error) {
 	slots, err := ctx.GetSlotList(true)
 	if err != nil {
@@ -155,34 +125,14 @@ func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.T
 	return slot, found, nil
 }
 
-// spares refuses to log in where one more wrong PIN locks the token, or has (PKCS#11
-// v2.40 §3.2, CK_TOKEN_INFO flags): whoever tried before did not learn the outcome.
-func spares(info pkcs11.TokenInfo) error {
+// checkTries refuses to log in if one more wrong PIN would lock the token, or it is locked
+// (PKCS#11 v2.40 §3.2, CK_TOKEN_INFO flags): an earlier caller may not have learned the
+// outcome.
+func checkTries(info pkcs11.TokenInfo) error {
 	if info.Flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) == 0 {
 		return nil
 	}
 	return fmt.Errorf("token %s says that its PIN is locked or at its last try, log in once with the vendor's tool: %w", info.Label, hsm.ErrPIN)
-}
-
-// login lets crypto11 initialize the module and log in; its long-term session
-// holds the login for all others. crypto11 panics on a token with one session.
-func login(cfg Config, info pkcs11.TokenInfo) (keygen *crypto11.Context, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("configuring: %v: %w", p, hsm.ErrUnavailable)
-		}
-	}()
-	// The string shares the bytes of the PIN, so that zeroing those leaves no
-	// copy on the Go heap; crypto11 keeps the Config, hence the empty string.
-	c := crypto11.Config{Path: cfg.Module, Pin: unsafe.String(unsafe.SliceData(cfg.PIN), len(cfg.PIN)), MaxSessions: 2}
-	defer func() { c.Pin = "" }()
-	if c.TokenSerial = info.SerialNumber; c.TokenSerial == "" {
-		c.TokenLabel = info.Label
-	}
-	if keygen, err = crypto11.Configure(&c); err != nil {
-		return nil, startError("C_Login", err)
-	}
-	return keygen, nil
 }
 
 // attach opens the request path. Its first session keeps the login.
@@ -202,8 +152,8 @@ func (t *Token) attach(cfg Config, info pkcs11.TokenInfo) (err error) {
 	return nil
 }
 
-// startError is an error before there is a token to speak of. Whatever goes
-// wrong then, only a refused PIN is more than "not available".
+// startError is the error of a function that Open calls. Every error but a refused PIN is
+// [hsm.ErrUnavailable].
 func startError(function string, err error) error {
 	if classify(err) == stop {
 		return fmt.Errorf("%s: %v: %w", function, err, hsm.ErrPIN)
@@ -211,10 +161,66 @@ func startError(function string, err error) error {
 	return fmt.Errorf("%s: %v: %w", function, err, hsm.ErrUnavailable)
 }
 
-// since is the duration for an error message; zero before a session is there.
+// since returns the age of a session for an error message, zero if there is none.
 func (s *session) since() time.Duration {
 	if s == nil {
 		return 0
 	}
 	return time.Since(s.opened)
 }
+
+// Module is a loaded library with one login. A [Token] that crypto11 cannot open is
+// built on it, and hsm-probe measures it directly. One Module or Token per process.
+type Module struct {
+	*pkcs11.Ctx
+	Slot  uint
+	Info  pkcs11.TokenInfo
+	Login pkcs11.SessionHandle // stays open and holds the login for all sessions
+
+	native native
+}
+
+// Load loads and initializes the library. It returns [hsm.ErrUnavailable] if that fails.
+func Load(cfg Config) (*Module, error) {
+	m := &Module{Ctx: pkcs11.New(cfg.Module)}
+	if m.Ctx == nil {
+		return nil, fmt.Errorf("loading %s: %w", cfg.Module, hsm.ErrUnavailable)
+	}
+	if err := m.Initialize(reserved(cfg.InitArgs)...); err != nil {
+		return nil, startError("C_Initialize", err)
+	}
+	m.native = nativeOf(m.Ctx)
+	return m, nil
+}
+
+// LogIn selects the token and calls C_Login at most once. It returns [hsm.ErrPIN] if the
+// token refuses the PIN, or reports that its PIN is locked or has one try left: then it
+// does not try. After any error the module is finalized.
+func (m *Module) LogIn(cfg Config) (err error) {
+	defer func() {
+		if err != nil {
+			_ = m.Finalize()
+		}
+	}()
+	if m.Slot, m.Info, err = findToken(m.Ctx, cfg.TokenLabel, cfg.TokenSerial); err != nil {
+		return err
+	}
+	if err := checkTries(m.Info); err != nil {
+		return err
+	}
+	if m.Login, err = m.Session(); err != nil {
+		return startError("C_OpenSession", err)
+	}
+	if err := m.native.login(m.Login, cfg.PIN); err != nil {
+		return startError("C_Login", err)
+	}
+	return nil
+}
+
+// Session opens a read-write session.
+func (m *Module) Session() (pkcs11.SessionHandle, error) {
+	return m.OpenSession(m.Slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+}
+
+// Functions returns the module's CK_FUNCTION_LIST, for calls that miekg/pkcs11 cannot make.
+func (m *Module) Functions() unsafe.Pointer { return unsafe.Pointer(m.native.list) }

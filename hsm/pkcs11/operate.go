@@ -2,8 +2,11 @@ package pkcs11
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdh"
 	"crypto/rand"
+	"encoding/binary"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 
@@ -11,6 +14,63 @@ import (
 	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
+
+// Sign implements [hsm.Token] with CKM_ECDSA, CKM_EDDSA, CKM_RSA_PKCS and
+// CKM_RSA_PKCS_PSS. hsm/pool verifies the signature, outside of the process that the
+// module shares.
+func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) (signature []byte, err error) {
+	if err := check.Input(alg, input); err != nil {
+		return nil, err
+	}
+	if err := t.have.check(capability{"signing with " + alg.String(), []string{alg.Mechanism()}}); err != nil {
+		return nil, err
+	}
+	err = t.use(ctx, need{id: key, alg: alg}, func(s *session, o object) (err error) {
+		signature, err = t.sign(s, o, alg, input)
+		return err
+	})
+	return signature, err
+}
+
+func (t *Token) sign(s *session, o object, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	m := operation{mechanism: mechanisms[alg.Mechanism()], size: alg.Size(o.Usage)}
+	switch m.mechanism {
+	case pkcs11.CKM_RSA_PKCS:
+		input = check.DigestInfo(alg.Hash(), input)
+	case pkcs11.CKM_RSA_PKCS_PSS:
+		m.parameter = pssParams(alg.Hash())
+	}
+	return t.native.sign(s, o.handle, m, input)
+}
+
+// pssParams returns CK_RSA_PKCS_PSS_PARAMS: hash, mask generation function and length of
+// the salt.
+func pssParams(hash crypto.Hash) []byte {
+	ids := map[crypto.Hash][2]uint64{
+		crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256},
+		crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384},
+		crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512},
+	}[hash]
+	var b []byte
+	for _, word := range []uint64{ids[0], ids[1], uint64(hash.Size())} {
+		b = binary.NativeEndian.AppendUint64(b, word)
+	}
+	return b
+}
+
+// MAC implements [hsm.Token] with CKM_SHA256_HMAC.
+func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) (mac []byte, err error) {
+	if err := check.Data(data); err != nil {
+		return nil, err
+	}
+	err = t.use(ctx, need{id: key, usage: hsm.MACKey}, func(s *session, o object) (err error) {
+		mac, err = t.native.sign(s, o.handle, hmacSHA256, data)
+		return err
+	})
+	return mac, err
+}
+
+var hmacSHA256 = operation{mechanism: pkcs11.CKM_SHA256_HMAC, size: check.SecretLen}
 
 // Derive implements [hsm.Token] with CKM_ECDH1_DERIVE and no KDF.
 func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) (z []byte, err error) {
@@ -24,11 +84,10 @@ func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey)
 	return z, err
 }
 
-// derive reads the secret once from a session object, which is destroyed
-// whatever happens: what cannot be destroyed closes its session, and the
-// object goes with that.
+// derive reads the secret once from a session object, which it always destroys. If that
+// fails, the session is closed, and the object with it.
 func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) {
-	secret, err := t.ctx.DeriveKey(s.handle, agree(peer), o.handle, derived())
+	secret, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(peer), o.handle, derived())
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
@@ -41,13 +100,13 @@ func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) 
 	return z, nil
 }
 
-func agree(peer []byte) []*pkcs11.Mechanism {
+func ecdhMechanism(peer []byte) []*pkcs11.Mechanism {
 	params := pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, peer)
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, params)}
 }
 
-// destroy ends a session object. Its failing is the call's, for it says that
-// the session is to be closed.
+// destroy destroys a session object. If that fails, it sets the error of the call, so that
+// the session is closed.
 func (t *Token) destroy(s *session, h pkcs11.ObjectHandle, err *error) {
 	if gone := t.ctx.DestroyObject(s.handle, h); gone != nil {
 		*err = at("C_DestroyObject", gone)
@@ -102,15 +161,15 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 	return mac, err
 }
 
-// unwrap makes a secret that wrap keeps a key for MACs that stays inside.
+// unwrap makes a wrapped secret a session key for MACs.
 func (t *Token) unwrap(s *session, wrap object, wrapped []byte) (pkcs11.ObjectHandle, error) {
-	template := passing(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
+	template := sessionSecret(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
 	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
-	return secret, t.judged(s, wrap, err)
+	return secret, t.unwrapError(s, wrap, err)
 }
 
-// importInside leaves nothing but the wrapped secret to this process. The
-// secret is extractable for as long as wrap needs that.
+// importInside imports a secret that this process never sees unwrapped. The secret is
+// extractable while it is wrapped again.
 func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []byte, err error) {
 	enrol, wrap := o[0], o[1]
 	kek, err := t.kek(s, enrol.handle, agreement{i.Ephemeral.Bytes(), i.Context}, pkcs11.CKA_UNWRAP)
@@ -118,40 +177,40 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 		return nil, err
 	}
 	defer t.destroy(s, kek, &err)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, i.Wrapped, passing(pkcs11.CKK_GENERIC_SECRET, true))
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, i.Wrapped, sessionSecret(pkcs11.CKK_GENERIC_SECRET, true))
 	if err != nil {
-		return nil, t.judged(s, wrap, err)
+		return nil, t.unwrapError(s, wrap, err)
 	}
 	defer t.destroy(s, secret, &err)
-	if err := t.whole(s, secret); err != nil {
+	if err := t.checkLength(s, secret); err != nil {
 		return nil, err
 	}
 	wrapped, err = t.native.wrap(s, t.kwp, wrap.handle, secret)
 	return wrapped, at("C_WrapKey", err)
 }
 
-// agreement is the other side of an ECDH and what a KEK is made for.
+// agreement is the peer of an ECDH and the context of the KEK.
 type agreement struct {
 	peer    []byte // point, 65 bytes
 	context [32]byte
 }
 
-// kek makes AES-256-ECB(key = Z, context) a key for the usages, with Z of a
-// private key and a peer. Neither leaves the module.
+// kek makes AES-256-ECB(key = Z, context) a session key with the usages. Z is the ECDH of
+// a private key and a peer. Neither leaves the module.
 func (t *Token) kek(s *session, private pkcs11.ObjectHandle, a agreement, usage ...uint) (kek pkcs11.ObjectHandle, err error) {
-	z, err := t.ctx.DeriveKey(s.handle, agree(a.peer), private, sized(passing(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
+	z, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(a.peer), private, withLength(sessionSecret(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
 	if err != nil {
 		return 0, at("C_DeriveKey", err)
 	}
 	defer t.destroy(s, z, &err)
-	kek, err = t.native.encryptData(s.handle, z, a.context[:], sized(passing(pkcs11.CKK_AES, false, usage...)))
+	kek, err = t.native.encryptData(s.handle, z, a.context[:], withLength(sessionSecret(pkcs11.CKK_AES, false, usage...)))
 	return kek, at("C_DeriveKey", err)
 }
 
-// whole refuses a secret of less than 32 bytes, which its wrapping does not
-// show. SoftHSM says 0 of every key that was unwrapped; a short one is then
-// taken, to the harm of nobody but whoever chose it.
-func (t *Token) whole(s *session, secret pkcs11.ObjectHandle) error {
+// checkLength refuses a secret that is not 32 bytes long, which its wrapping does not
+// show. SoftHSM reports 0 for every key that was unwrapped. A short secret is accepted
+// then; it harms only the party that chose it.
+func (t *Token) checkLength(s *session, secret pkcs11.ObjectHandle) error {
 	a, err := t.ctx.GetAttributeValue(s.handle, secret, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil)})
 	if err != nil {
 		return at("C_GetAttributeValue", err)
@@ -162,7 +221,7 @@ func (t *Token) whole(s *session, secret pkcs11.ObjectHandle) error {
 	return nil
 }
 
-// importHere has the secret in this process, until wrap has it.
+// importHere imports a secret through the memory of this process.
 func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte, err error) {
 	z, err := t.derive(s, o[0], i.Ephemeral.Bytes())
 	if err != nil {
@@ -177,11 +236,11 @@ func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte
 	return t.wrap(s, o[1], secret)
 }
 
-// wrap is C_WrapKey of 32 bytes that are in this process.
+// wrap is C_WrapKey of 32 bytes from the memory of this process.
 func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, err error) {
 	value := pkcs11.NewAttribute(pkcs11.CKA_VALUE, secret)
 	defer clear(value.Value)
-	h, err := t.ctx.CreateObject(s.handle, append(passing(pkcs11.CKK_GENERIC_SECRET, true), value))
+	h, err := t.ctx.CreateObject(s.handle, append(sessionSecret(pkcs11.CKK_GENERIC_SECRET, true), value))
 	if err != nil {
 		return nil, at("C_CreateObject", err)
 	}
@@ -190,29 +249,30 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 	return wrapped, at("C_WrapKey", err)
 }
 
-// judged decides whose fault a failed C_UnwrapKey is. SoftHSM answers
-// CKR_GENERAL_ERROR to what is not the wrapping of anything, as it does when it
-// is broken; but then it cannot unwrap either what wrap has just wrapped.
-func (t *Token) judged(s *session, wrap object, err error) error {
-	if blames(err) && t.proves(s, wrap) == nil {
+// unwrapError decides whether a failed C_UnwrapKey is the fault of the input or of the
+// module. SoftHSM answers CKR_GENERAL_ERROR to a malformed wrapping as well as when it is
+// broken; but when it is broken, it cannot unwrap a fresh wrapping either.
+func (t *Token) unwrapError(s *session, wrap object, err error) error {
+	if ambiguous(err) && t.canUnwrap(s, wrap) == nil {
 		return at("C_UnwrapKey", errWrapped)
 	}
 	return at("C_UnwrapKey", err)
 }
 
-// blames tells of errors that a module has for what cannot be decrypted as
-// well as for its own failure.
-func blames(err error) bool {
+// ambiguous reports whether modules return the error for malformed input as well as for
+// their own failure.
+func ambiguous(err error) bool {
 	code, _ := codeOf(err)
 	return code == pkcs11.CKR_GENERAL_ERROR || code == pkcs11.CKR_FUNCTION_FAILED || code == pkcs11.CKR_DEVICE_ERROR
 }
 
-func (t *Token) proves(s *session, wrap object) (err error) {
+// canUnwrap returns an error if the key does not unwrap what it has just wrapped.
+func (t *Token) canUnwrap(s *session, wrap object) (err error) {
 	wrapped, err := t.wrap(s, wrap, random(check.SecretLen))
 	if err != nil {
 		return err
 	}
-	template := passing(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
+	template := sessionSecret(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
 	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
 	if err != nil {
 		return err
@@ -221,7 +281,7 @@ func (t *Token) proves(s *session, wrap object) (err error) {
 	return nil
 }
 
-// wrapping is AES-KWP (RFC 5649) as the module calls it.
+// wrapping returns the mechanism AES-KWP (RFC 5649) of the module.
 func (t *Token) wrapping() []*pkcs11.Mechanism {
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(t.kwp, nil)}
 }
@@ -232,9 +292,9 @@ func random(n int) []byte {
 	return b
 }
 
-// passing is the template of a session object with one usage or none, whose
-// value is never to be read.
-func passing(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute {
+// sessionSecret returns the template of a session object with one usage or none, whose
+// value cannot be read.
+func sessionSecret(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute {
 	list := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, keyType),
@@ -246,8 +306,49 @@ func passing(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute 
 	return append(list, flags(secretUsages, usage)...)
 }
 
-// sized adds the length of 32 bytes, which the derivation of a key takes and
-// its unwrapping does not.
-func sized(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+// withLength adds the length of 32 bytes, which a derivation needs and an unwrapping must
+// not have.
+func withLength(template []*pkcs11.Attribute) []*pkcs11.Attribute {
 	return append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, check.SecretLen))
+}
+
+// Rewrap implements [hsm.Token] with C_UnwrapKey and C_WrapKey of a sensitive session
+// object. It is extractable meanwhile: PKCS#11 wraps no other.
+func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err error) {
+	if err := check.Wrapped(r.Wrapped); err != nil {
+		return nil, err
+	}
+	keys := []need{{id: r.From, usage: hsm.WrapKey}, {id: r.To, usage: hsm.WrapKey}}
+	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
+		wrapped, err = t.rewrap(s, o[0], o[1], r.Wrapped)
+		return err
+	})
+	return wrapped, err
+}
+
+func (t *Token) rewrap(s *session, from, to object, old []byte) (wrapped []byte, err error) {
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), from.handle, old, sessionSecret(pkcs11.CKK_GENERIC_SECRET, true))
+	if unsupported(err) {
+		return nil, t.notExtractable(s, from, old, at("C_UnwrapKey", err))
+	}
+	if err != nil {
+		return nil, t.unwrapError(s, from, err)
+	}
+	defer t.destroy(s, secret, &err)
+	wrapped, err = t.native.wrap(s, t.kwp, to.handle, secret)
+	if code, _ := codeOf(err); code == pkcs11.CKR_KEY_UNEXTRACTABLE { // the module ignores the template
+		return nil, t.notExtractable(s, from, old, at("C_WrapKey", err))
+	}
+	return wrapped, at("C_WrapKey", err)
+}
+
+// notExtractable returns the error of a secret that from does not release again. It first
+// checks that from can unwrap the secret: it may belong to another key, which releases it.
+func (t *Token) notExtractable(s *session, from object, wrapped []byte, refused error) (err error) {
+	secret, err := t.unwrap(s, from, wrapped)
+	if err != nil {
+		return err
+	}
+	defer t.destroy(s, secret, &err)
+	return fmt.Errorf("%v: CKA_UNWRAP_TEMPLATE of %s keeps what it unwraps from being wrapped anew: %w", refused, from.Label, errLacking)
 }

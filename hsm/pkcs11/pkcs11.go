@@ -1,6 +1,5 @@
-// Package pkcs11 is the real token: a vendor's module, its sessions and its
-// objects, behind the contract of package hsm. It runs inside an hsm-worker,
-// one token per process, because a PKCS#11 call cannot be cancelled and a
+// Package pkcs11 implements [hsm.Token] on a vendor's PKCS#11 module. It runs in an
+// hsm-worker, one token per process, because a PKCS#11 call cannot be cancelled and a
 // module that lost its token recovers at best in a new process. A running
 // worker never calls C_Logout, C_CloseAllSessions or C_Finalize.
 package pkcs11
@@ -27,10 +26,10 @@ type Config struct {
 	Module      string       // path of the PKCS#11 module
 	TokenLabel  string       // CK_TOKEN_INFO.label, or empty
 	TokenSerial string       // CK_TOKEN_INFO.serialNumber, or empty
-	PIN         hsm.PIN      // of CKU_USER; zeroed by Open
+	PIN         hsm.PIN      // of CKU_USER; Open erases it
 	Sessions    int          // working sessions, default the number of cores
 	InitArgs    string       // pReserved of C_Initialize, or empty for none
-	Require     []hsm.Usage  // what serving depends on: Open fails where the module cannot
+	Require     []hsm.Usage  // Open fails if the module cannot have keys of these usages
 	Logger      hclog.Logger // default none
 }
 
@@ -49,12 +48,12 @@ type Token struct {
 	have     available
 	kwp      uint // mechanism that wraps as RFC 5649 does
 	missing  []string
-	// hostImport: the module cannot make the KEK of an import.
+	// hostImport: the module cannot derive the KEK of an import.
 	hostImport bool
 
-	keepMu sync.Mutex // one change of what is on the token at a time, between its check and its end; guards extras and ages
-	extras extras
-	ages   map[uint]hsm.Attributes // by class, see keptAges; nil: not tried yet
+	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next two
+	optional optional                // attributes that the module accepts
+	history  map[uint]hsm.Attributes // by class, see keptHistory; nil if not tried yet
 
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object
@@ -63,11 +62,11 @@ type Token struct {
 	dead  chan struct{}
 }
 
-// Dead is closed when the token has lost its module, device or login, and the
-// process should end: another one may have more luck.
+// Dead returns a channel that is closed when the token has lost its module, device or
+// login. The process should end then; a new one may succeed.
 func (t *Token) Dead() <-chan struct{} { return t.dead }
 
-// Notices names what the module lacks that serving does not depend on.
+// Notices returns the mechanisms that the module lacks and serving does not need.
 func (t *Token) Notices() []string { return t.missing }
 
 func (t *Token) die(cause error) {
@@ -77,8 +76,8 @@ func (t *Token) die(cause error) {
 	})
 }
 
-// stayAlive keeps the login session busy for the life of the process and
-// notices a login that is gone while no request is there to notice it.
+// stayAlive keeps the login session busy for the life of the process, and notices a lost
+// login when there is no request to notice it.
 func (t *Token) stayAlive() {
 	tick := time.NewTicker(keepAlive)
 	defer tick.Stop()
@@ -95,8 +94,8 @@ func (t *Token) stayAlive() {
 	}
 }
 
-// loggedIn asks the session that holds the login whether it still does. Errors
-// that say nothing about it are none.
+// loggedIn returns an error if the session that holds the login has lost it. It ignores
+// errors that say nothing about the login.
 func (t *Token) loggedIn() error {
 	info, err := t.ctx.GetSessionInfo(t.login)
 	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {

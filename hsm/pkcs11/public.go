@@ -30,15 +30,15 @@ var (
 	curves = map[string][]byte{"P-256": oidP256, "P-384": oidP384, "Ed25519": oidEd25519}
 )
 
-// half is a public key as it is on a token.
-type half struct {
+// publicKey is a public key on a token.
+type publicKey struct {
 	key  crypto.PublicKey
 	spki []byte
-	id   hsm.KeyID // by its hash, not by its CKA_ID
+	id   hsm.KeyID // from its hash, not its CKA_ID
 }
 
-// publicOf reads a public key; false when it is of no kind that we have.
-func (t *Token) publicOf(s *session, h pkcs11.ObjectHandle, keyType uint) (p half, ok bool, err error) {
+// publicOf reads a public key. It returns false if package hsm has no usage for it.
+func (t *Token) publicOf(s *session, h pkcs11.ObjectHandle, keyType uint) (p publicKey, ok bool, err error) {
 	first, second := uint(pkcs11.CKA_EC_PARAMS), uint(pkcs11.CKA_EC_POINT)
 	if keyType == pkcs11.CKK_RSA {
 		first, second = pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT
@@ -56,8 +56,8 @@ func (t *Token) publicOf(s *session, h pkcs11.ObjectHandle, keyType uint) (p hal
 	return p, true, nil
 }
 
-// parsePublic makes a public key of CKA_EC_PARAMS and CKA_EC_POINT, or of
-// CKA_MODULUS and CKA_PUBLIC_EXPONENT.
+// parsePublic decodes CKA_EC_PARAMS and CKA_EC_POINT, or CKA_MODULUS and
+// CKA_PUBLIC_EXPONENT.
 func parsePublic(keyType uint, first, second []byte) (crypto.PublicKey, error) {
 	switch {
 	case keyType == pkcs11.CKK_RSA && len(second) <= 4:
@@ -71,7 +71,7 @@ func parsePublic(keyType uint, first, second []byte) (crypto.PublicKey, error) {
 		point, err := decodePoint(second, ed25519.PublicKeySize)
 		return ed25519.PublicKey(point), err
 	}
-	return nil, fmt.Errorf("public key of type %#x is of no known kind", keyType)
+	return nil, fmt.Errorf("public key of type %#x is of an unsupported kind", keyType)
 }
 
 func parsePoint(curve elliptic.Curve, v []byte) (crypto.PublicKey, error) {
@@ -82,8 +82,8 @@ func parsePoint(curve elliptic.Curve, v []byte) (crypto.PublicKey, error) {
 	return goecdsa.ParseUncompressedPublicKey(curve, point)
 }
 
-// decodePoint accepts CKA_EC_POINT of size bytes as the standard's OCTET STRING,
-// and as the bare point and the BIT STRING that modules return instead.
+// decodePoint accepts CKA_EC_POINT of size bytes as the OCTET STRING of the standard, and
+// as the bare point and the BIT STRING that some modules return.
 func decodePoint(v []byte, size int) ([]byte, error) {
 	if len(v) == size {
 		return v, nil
@@ -96,12 +96,11 @@ func decodePoint(v []byte, size int) ([]byte, error) {
 	if rest, err := asn1.Unmarshal(v, &bits); err == nil && len(rest) == 0 && bits.BitLength == 8*size {
 		return bits.Bytes, nil
 	}
-	return nil, fmt.Errorf("EC point of %d bytes is in no known encoding", len(v))
+	return nil, fmt.Errorf("EC point of %d bytes has an unsupported encoding", len(v))
 }
 
-// values are the attributes that say which public key it is; the inverse of
-// parsePublic.
-func (p half) values() ([]*pkcs11.Attribute, error) {
+// values returns the attributes that determine the public key; the inverse of parsePublic.
+func (p publicKey) values() ([]*pkcs11.Attribute, error) {
 	params, point := []byte(nil), []byte(nil)
 	switch k := p.key.(type) {
 	case *rsa.PublicKey:

@@ -107,17 +107,17 @@ func TestContractHostImport(t *testing.T) {
 // A key that is no more when a secret is to be unwrapped is a lost token, and
 // what cannot be unwrapped by a sound one is the caller's fault.
 func TestJudged(t *testing.T) {
-	k := generate(t, "judged", hsm.WrapKey)
+	k := generate(t, "unwrapError", hsm.WrapKey)
 	general := pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)
 	raw(t, func(s *session) error {
 		sound := object{handle: objects(t, k.ID)[0]}
-		if c := classify(shared.judged(s, sound, general)); c != input {
+		if c := classify(shared.unwrapError(s, sound, general)); c != input {
 			t.Errorf("sound token: class %d, want input", c)
 		}
-		if c := classify(shared.judged(s, object{handle: 1 << 20}, general)); c != reconnect {
+		if c := classify(shared.unwrapError(s, object{handle: 1 << 20}, general)); c != reconnect {
 			t.Errorf("broken token: class %d, want reconnect", c)
 		}
-		if err := shared.judged(s, sound, nil); err != nil {
+		if err := shared.unwrapError(s, sound, nil); err != nil {
 			t.Errorf("no error: %v", err)
 		}
 		return nil

@@ -8,10 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/hsm"
-
 	"golang.org/x/sys/unix"
 
+	"countersign/hsm"
 	"countersign/internal/durable"
 )
 

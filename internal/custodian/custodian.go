@@ -68,7 +68,8 @@ func (f Flags) identities() (all []age.Identity, err error) {
 		some, err := custody.Identities(file)
 		clear(file)
 		if err != nil {
-			return nil, cli.Fail(cli.Auth, fmt.Errorf("%s: %w", path, err), "a custodian with another kind of key decrypts the share with age -d and gives that file")
+			return nil, cli.Fail(cli.Auth, fmt.Errorf("%s: %w", path, err),
+				"a custodian with another kind of key decrypts the share with age -d and gives that file")
 		}
 		all = append(all, some...)
 	}

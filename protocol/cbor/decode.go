@@ -8,6 +8,7 @@ package cbor
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -39,7 +40,7 @@ var (
 	errUTF8     = errors.New("text is not UTF-8")
 	errKeyOrder = errors.New("map keys not in order or not unique")
 	errKeyType  = errors.New("map key is not an integer")
-	errEmpty    = errors.New("empty, and so to be left out")
+	errEmpty    = errors.New("empty members must be left out")
 )
 
 // Unmarshal decodes one item into v, a pointer. It fills integers, strings, byte
@@ -67,6 +68,15 @@ func unmarshal(b []byte, v any, open bool) error {
 		return fmt.Errorf("CBOR: %w", err)
 	}
 	return nil
+}
+
+// Next splits one item off the front of b.
+func Next(b []byte) (item, rest []byte, err error) {
+	d := decoder{b}
+	if item, err = d.skip(0); err != nil {
+		return nil, nil, fmt.Errorf("CBOR: %w", err)
+	}
+	return item, d.rest, nil
 }
 
 // decoder reads items off the front of rest.
@@ -353,13 +363,13 @@ func (d *decoder) object(v reflect.Value, depth int, open bool) error {
 	}
 	next := 0 // the first member that no key has reached
 	err = d.entries(n, func(k key) error {
-		for next < len(s.members) && s.members[next].before(k) {
+		for next < len(s.members) && s.members[next].compare(k) < 0 {
 			if m := s.members[next]; !m.optional {
 				return fmt.Errorf("key %d is missing", m.key)
 			}
 			next++
 		}
-		if next < len(s.members) && s.members[next].is(k) {
+		if next < len(s.members) && s.members[next].compare(k) == 0 {
 			m := s.members[next]
 			next++
 			if err := d.member(m, v.FieldByIndex(m.index), depth+1); err != nil {
@@ -438,24 +448,14 @@ func (m member) compare(k key) int {
 	if mine.negative {
 		mine.n = uint64(-1 - m.key)
 	}
-	if mine.negative != k.negative {
-		return map[bool]int{false: -1, true: 1}[mine.negative]
-	}
-	return compareUint(mine.n, k.n)
-}
-
-func compareUint(a, b uint64) int {
 	switch {
-	case a < b:
-		return -1
-	case a > b:
+	case mine.negative && !k.negative:
 		return 1
+	case !mine.negative && k.negative:
+		return -1
 	}
-	return 0
+	return cmp.Compare(mine.n, k.n)
 }
-
-func (m member) before(k key) bool { return m.compare(k) < 0 }
-func (m member) is(k key) bool     { return m.compare(k) == 0 }
 
 var shapes sync.Map // reflect.Type: *shape
 

@@ -19,58 +19,6 @@ func Marshal(v any) []byte {
 	return b
 }
 
-// Builder writes a map of at most 23 keys, which the caller gives in rising
-// order. It is for messages of every authorization, which [Marshal] would slow down.
-type Builder struct {
-	b []byte
-	n byte
-}
-
-// NewMap starts a map; size is the expected length in bytes.
-func NewMap(size int) *Builder { return &Builder{b: make([]byte, 1, 1+size)} }
-
-// Uint writes an entry whose value is an unsigned integer.
-func (m *Builder) Uint(key, v uint64) {
-	m.key(key)
-	m.b = AppendUint(m.b, v)
-}
-
-// OptionalUint writes an entry unless v is nil.
-func (m *Builder) OptionalUint(key uint64, v *uint64) {
-	if v != nil {
-		m.Uint(key, *v)
-	}
-}
-
-// Bytes writes an entry whose value is a byte string.
-func (m *Builder) Bytes(key uint64, v []byte) {
-	m.key(key)
-	m.b = AppendBytes(m.b, v)
-}
-
-// Text writes an entry whose value is a text string.
-func (m *Builder) Text(key uint64, v string) {
-	m.key(key)
-	m.b = AppendText(m.b, v)
-}
-
-// Item writes an entry whose value is encoded already.
-func (m *Builder) Item(key uint64, item []byte) {
-	m.key(key)
-	m.b = append(m.b, item...)
-}
-
-func (m *Builder) key(key uint64) {
-	m.b = AppendUint(m.b, key)
-	m.n++
-}
-
-// Encode gives the map.
-func (m *Builder) Encode() []byte {
-	m.b[0] = majorMap<<5 | m.n
-	return m.b
-}
-
 // AppendUint appends an unsigned integer in shortest form.
 func AppendUint(b []byte, v uint64) []byte { return appendHead(b, majorUint, v) }
 

@@ -1,6 +1,6 @@
-// Package derive returns the exact bytes that are MACed or hashed with keys held
-// elsewhere: `mac` in the HSM (PROTOCOL.md §2.1, §3.2) or the password verifier
-// (§4.1). Each input begins with a domain string that nothing else uses.
+// Package derive returns the exact bytes that are MACed or hashed with keys held elsewhere: `mac` in
+// the HSM (PROTOCOL.md §2.1, §3.2) or the password verifier (§4.1). Each input begins with its own
+// domain string.
 package derive
 
 import (
@@ -13,31 +13,31 @@ import (
 	"countersign/protocol/internal/strict"
 )
 
-// HandleEpoch is 16 random bytes by which the handles of one life of an appliance
-// differ from those before a restore. It is no secret.
+// HandleEpoch is 16 random bytes that change with each restore, so that handles from before it
+// become invalid. It is public.
 type HandleEpoch [16]byte
 
-// HandleKeyInput is what `mac` MACs for the AES-256 key of one hour's handles,
+// HandleKeyInput returns the input from which `mac` derives the AES-256 key of one hour's handles,
 // PROTOCOL.md §3.2. hour counts hours since the Unix epoch.
 func HandleKeyInput(hour uint32, epoch HandleEpoch) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte(domain.Handle), hour), epoch[:]...)
 }
 
-// HandleAAD is the additional data that binds a handle to its device and hour.
+// HandleAAD returns the additional data that binds a handle to its device and hour.
 func HandleAAD(device protocol.DeviceID, hour uint32) []byte {
 	return binary.BigEndian.AppendUint32(slices.Concat([]byte(domain.Handle), device[:]), hour)
 }
 
-// PairwiseInput is what `mac` MACs for the [PairwiseID]: its first 8 bytes.
+// PairwiseInput returns the input of the [protocol.PairwiseID], the first 8 bytes of its MAC.
 func PairwiseInput(client protocol.ClientID, device protocol.DeviceID) []byte {
 	return slices.Concat([]byte(domain.Pairwise), client[:], device[:])
 }
 
-// SealKeyInput is what `mac` MACs for the key of the seals, PROTOCOL.md §2.1: all 32
-// bytes of the result are the key.
+// SealKeyInput returns the input of the seal key, PROTOCOL.md §2.1, which is all 32 bytes of its
+// MAC.
 func SealKeyInput() []byte { return []byte(domain.Seal) }
 
-// Record is what the record MAC covered of a client in stores of before the seals.
+// Record is the part of a client that the record MAC covered, in stores older than the seals.
 type Record struct {
 	Kind       string
 	Client     protocol.ClientID
@@ -46,12 +46,11 @@ type Record struct {
 	Verifier   []byte              // AES-KWP(wrap, K_pw), 40 bytes; nil: none
 	Status     uint64
 	Roles      []string
-	Version    uint64 // rises with each change, so that an old row does not come back
+	Version    uint64 // increases with each change, so that an old row cannot return
 }
 
-// RecordInput is what `mac` MACed for such a record: the domain string, then det-CBOR
-// [kind, client id, signing key, uv key or h”, wrapped verifier or h”, status,
-// roles, version].
+// RecordInput returns the input of the record MAC: the domain string, then deterministic CBOR [kind,
+// client id, signing key, uv key or h”, wrapped verifier or h”, status, roles, version].
 func RecordInput(r Record) []byte {
 	roles := r.Roles
 	if roles == nil {
@@ -63,7 +62,7 @@ func RecordInput(r Record) []byte {
 	return slices.Concat([]byte(domain.Record), body)
 }
 
-// optionalKey is the key's bytes, or the empty string where there is none.
+// optionalKey returns the key's bytes, or an empty string for nil.
 func optionalKey(key *protocol.PublicKey) []byte {
 	if key == nil {
 		return []byte{}
@@ -71,16 +70,17 @@ func optionalKey(key *protocol.PublicKey) []byte {
 	return key[:]
 }
 
-// PasswordBindInput is what the phone's secret DS MACs to bind a stretched
-// password (32 bytes) to this client: b of PROTOCOL.md §4.1.
+// PasswordBindInput returns the input that the phone's secret DS MACs to bind a stretched password
+// (32 bytes) to this client: b of PROTOCOL.md §4.1.
 func PasswordBindInput(client protocol.ClientID, stretched []byte) []byte {
 	return slices.Concat([]byte(domain.PwBind), client[:], stretched)
 }
 
-// PasswordVerifierInfo is the info of the HKDF-Expand that makes K_pw of b.
+// PasswordVerifierInfo is the info of the HKDF-Expand that derives K_pw from b.
 const PasswordVerifierInfo = domain.PwVerifier
 
-// PasswordProofInput is what K_pw MACs; the proof is the first 16 bytes.
+// PasswordProofInput returns the input of the password proof, the first 16 bytes of its MAC under
+// K_pw.
 func PasswordProofInput(statementHash [32]byte) []byte {
 	return slices.Concat([]byte(domain.PwProof), statementHash[:])
 }
@@ -88,13 +88,12 @@ func PasswordProofInput(statementHash [32]byte) []byte {
 // PasswordImport names the parties of one import of a verifier, PROTOCOL.md §4.1.
 type PasswordImport struct {
 	Root       protocol.RootID
-	Ephemeral  protocol.PublicKey // the client's, for this import only
+	Ephemeral  protocol.PublicKey // the client's, for one import
 	Enrol      protocol.PublicKey // the appliance's key `enrol`
 	SigningKey protocol.PublicKey // the client's
 }
 
-// Context is the SHA-256 that is encrypted under Z with AES-256-ECB; the
-// ciphertext is the KEK.
+// Context returns the SHA-256 that is encrypted under Z with AES-256-ECB; the ciphertext is the KEK.
 func (p PasswordImport) Context() [32]byte {
 	return [32]byte(domain.Hash(domain.PwEnrol, p.Root[:], p.Ephemeral[:], p.Enrol[:], p.SigningKey[:]))
 }

@@ -14,7 +14,7 @@ import (
 // BodyType is the media type of the CBOR bodies of PROTOCOL.md §5.
 const BodyType = "application/cbor"
 
-// MaxHandle is the longest handle, in bytes, PROTOCOL.md §3.2.
+// MaxHandle is the maximum length of a handle, in bytes, PROTOCOL.md §3.2.
 const MaxHandle = 1024
 
 // ApplyRequest is the body of POST /v1/apply:
@@ -24,7 +24,7 @@ type ApplyRequest struct {
 	Order  Order
 	Link   LinkClass
 	Floor  protocol.Level // 0: none
-	Handle []byte         // of the pending first countersign, for a co-approval; nil: none
+	Handle []byte         // from the pending first countersign, for a co-approval; nil: none
 	Nonce  protocol.Nonce
 	Strict bool
 }
@@ -39,7 +39,7 @@ type wireApply struct {
 	Strict *uint64         `cbor:"7,keyasint,omitempty"`
 }
 
-// Marshal writes the body.
+// Marshal returns the encoding.
 func (r ApplyRequest) Marshal() []byte {
 	w := wireApply{M1: strict.NonNil(r.M1), Order: r.Order.marshal(), Link: r.Link, Nonce: r.Nonce, Handle: optionalBytes(r.Handle)}
 	if r.Floor != 0 {
@@ -59,7 +59,7 @@ func optionalBytes(b []byte) *[]byte {
 	return &b
 }
 
-// ParseApplyRequest reads the body: CodeFormat. M1 is not looked into.
+// ParseApplyRequest decodes the body. Errors are CodeFormat. M1 is opaque.
 func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	var w wireApply
 	if err := strict.Map(b, &w); err != nil {
@@ -71,11 +71,11 @@ func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	}
 	r := ApplyRequest{M1: w.M1, Order: order, Link: w.Link, Nonce: w.Nonce, Strict: w.Strict != nil}
 	if !r.Link.known() || r.Strict && *w.Strict != 1 {
-		return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: link class or strict has no such value")
+		return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: invalid link class or strict")
 	}
 	if w.Floor != nil {
 		if r.Floor = *w.Floor; !isLevel(r.Floor) {
-			return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: floor %d", r.Floor)
+			return ApplyRequest{}, protocol.CodeFormat.Errorf("apply: invalid floor %d", r.Floor)
 		}
 	}
 	if w.Handle != nil {
@@ -84,7 +84,7 @@ func ParseApplyRequest(b []byte) (ApplyRequest, error) {
 	return r, checkLengths(carried{"M1", r.M1, message.MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, w.Handle == nil})
 }
 
-// carried is a byte string inside a body.
+// carried is a byte string within a body.
 type carried struct {
 	name     string
 	value    []byte
@@ -103,8 +103,8 @@ func checkLengths(list ...carried) error {
 
 func isLevel(l protocol.Level) bool { _, ok := l.Factors(); return ok }
 
-// ApplyResponse answers it: {1: M2, 2: handle, 3: level, 4: ttl}, or {1} alone where
-// M2 is an MU or of the error form; then Handle is nil.
+// ApplyResponse is the answer: {1: M2, 2: handle, 3: level, 4: ttl}. If M2 is an MU or in the error
+// form it has key 1 only, and Handle is nil.
 type ApplyResponse struct {
 	M2     []byte
 	Handle []byte
@@ -119,7 +119,7 @@ type wireApplyAnswer struct {
 	TTL    *uint64         `cbor:"4,keyasint,omitempty"`
 }
 
-// Marshal writes the body.
+// Marshal returns the encoding.
 func (r ApplyResponse) Marshal() []byte {
 	w := wireApplyAnswer{M2: strict.NonNil(r.M2)}
 	if r.Handle != nil {
@@ -128,7 +128,7 @@ func (r ApplyResponse) Marshal() []byte {
 	return cbor.Marshal(w)
 }
 
-// ParseApplyResponse reads the body: CodeFormat.
+// ParseApplyResponse decodes the body. Errors are CodeFormat.
 func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 	var w wireApplyAnswer
 	if err := strict.Map(b, &w); err != nil {
@@ -139,13 +139,13 @@ func ParseApplyResponse(b []byte) (ApplyResponse, error) {
 		return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false})
 	}
 	if w.Handle == nil || w.Level == nil || w.TTL == nil || !isLevel(*w.Level) {
-		return ApplyResponse{}, protocol.CodeFormat.Errorf("apply answer: handle, level and ttl come together")
+		return ApplyResponse{}, protocol.CodeFormat.Errorf("apply answer: handle, level and ttl must come together")
 	}
 	r.Handle, r.Level, r.TTL = *w.Handle, *w.Level, *w.TTL
 	return r, checkLengths(carried{"M2", r.M2, message.MaxFrame, false}, carried{"handle", r.Handle, MaxHandle, false})
 }
 
-// LinkClass says by what near-field link D hears C; it is D's claim.
+// LinkClass is the kind of near-field link, as the device claims.
 type LinkClass uint8
 
 // The link classes of PROTOCOL.md §5.
@@ -168,27 +168,27 @@ func (l LinkClass) String() string {
 	return linkNames[l]
 }
 
-// ParseLinkClass reads the name that String writes.
+// ParseLinkClass parses a name of String.
 func ParseLinkClass(s string) (LinkClass, error) {
 	if i := slices.Index(linkNames, s); i >= int(LinkWire) {
 		return LinkClass(i), nil
 	}
-	return 0, protocol.CodeFormat.Errorf("link class %q", s)
+	return 0, protocol.CodeFormat.Errorf("unknown link class %q", s)
 }
 
-// Order is what D has to sell or to open, key 2 of an [ApplyRequest]:
-// {1: service or [service, …], ?2: [amount, currency], ?3: text, ?4: reference}.
+// Order is the device's offer, key 2 of an [ApplyRequest]: {1: service or [service, …], ?2: [amount,
+// currency], ?3: text, ?4: reference}.
 type Order struct {
-	Services  []protocol.Service // one: an order; several: those D accepts without one
+	Services  []protocol.Service // one is an order; several are the services that the device accepts without one
 	Amount    *protocol.Amount
 	Text      string // up to 44 bytes, shown to the user
-	Reference string // up to 64 bytes, D's own, for S's audit record
+	Reference string // up to 64 bytes, for the appliance's audit record
 }
 
-// MaxReferenceBytes is the longest order reference.
+// MaxReferenceBytes is the maximum length of an order reference.
 const MaxReferenceBytes = 64
 
-// maxServices is the longest list of services in an order.
+// maxServices is the maximum number of services in an order.
 const maxServices = 256
 
 type wireOrder struct {
@@ -233,8 +233,8 @@ func parseOrder(b []byte) (o Order, err error) {
 	return o, err
 }
 
-// parseServices reads one service, or a list of two or more without repeats. A
-// list of one would be a second way to write the same.
+// parseServices decodes one service, or a list of two or more without repeats. A list of one would
+// be a second encoding of the same order.
 func parseServices(b []byte) ([]protocol.Service, error) {
 	var one protocol.Service
 	if strict.Item(b, &one) == nil {
@@ -270,12 +270,12 @@ type CountersignRequest struct {
 	M3     []byte `cbor:"2,keyasint"`
 }
 
-// Marshal writes the body.
+// Marshal returns the encoding.
 func (r CountersignRequest) Marshal() []byte {
 	return cbor.Marshal(CountersignRequest{Handle: strict.NonNil(r.Handle), M3: strict.NonNil(r.M3)})
 }
 
-// ParseCountersignRequest reads the body: CodeFormat. M3 is not looked into.
+// ParseCountersignRequest decodes the body. Errors are CodeFormat. M3 is opaque.
 func ParseCountersignRequest(b []byte) (r CountersignRequest, err error) {
 	if err := strict.Map(b, &r); err != nil {
 		return CountersignRequest{}, err
@@ -283,12 +283,11 @@ func ParseCountersignRequest(b []byte) (r CountersignRequest, err error) {
 	return r, checkLengths(carried{"handle", r.Handle, MaxHandle, false}, carried{"M3", r.M3, message.MaxFrame, false})
 }
 
-// MaxDecision is the longest decision that is taken, in bytes: one with strict
-// evidence of two in a batch receipt has about 2,000.
+// MaxDecision is the maximum length of a decision, in bytes. One with strict evidence of two clients
+// in a batch receipt has about 2,000.
 const MaxDecision = 8192
 
-// CountersignResponse answers it:
-// {1: M4, 2: result, ?3: decision, ?4: next handle}.
+// CountersignResponse is the answer: {1: M4, 2: result, ?3: decision, ?4: next handle}.
 type CountersignResponse struct {
 	M4         []byte
 	Result     protocol.Result
@@ -303,13 +302,13 @@ type wireCountersignAnswer struct {
 	NextHandle *[]byte         `cbor:"4,keyasint,omitempty"`
 }
 
-// Marshal writes the body.
+// Marshal returns the encoding.
 func (r CountersignResponse) Marshal() []byte {
 	return cbor.Marshal(wireCountersignAnswer{strict.NonNil(r.M4), r.Result, optionalBytes(r.Decision), optionalBytes(r.NextHandle)})
 }
 
-// ParseCountersignResponse reads the body: CodeFormat. The decision is for
-// [Check].
+// ParseCountersignResponse decodes the body. Errors are CodeFormat. receipt.Check verifies the
+// decision.
 func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 	var w wireCountersignAnswer
 	if err := strict.Map(b, &w); err != nil {
@@ -336,7 +335,7 @@ func ParseCountersignResponse(b []byte) (CountersignResponse, error) {
 // {1: transaction id, 2: performed (0 or 1)}.
 type OutcomeRequest struct {
 	Transaction protocol.TransactionID
-	Performed   bool // false gives the limits back
+	Performed   bool // false refunds the limits
 }
 
 type wireOutcome struct {
@@ -344,7 +343,7 @@ type wireOutcome struct {
 	Performed   uint64                 `cbor:"2,keyasint"`
 }
 
-// Marshal writes the body.
+// Marshal returns the encoding.
 func (r OutcomeRequest) Marshal() []byte {
 	w := wireOutcome{Transaction: r.Transaction}
 	if r.Performed {
@@ -353,7 +352,7 @@ func (r OutcomeRequest) Marshal() []byte {
 	return cbor.Marshal(w)
 }
 
-// ParseOutcomeRequest reads the body: CodeFormat.
+// ParseOutcomeRequest decodes the body. Errors are CodeFormat.
 func ParseOutcomeRequest(b []byte) (OutcomeRequest, error) {
 	var w wireOutcome
 	if err := strict.Map(b, &w); err != nil {

@@ -9,8 +9,8 @@ import (
 	"countersign/protocol"
 )
 
-// Problem is what S answers when it can seal nothing: problem+json of RFC 9457
-// with the code of PROTOCOL.md §4. D turns it into ME with the same code and retry.
+// Problem is the appliance's answer when it cannot seal one: problem+json (RFC 9457) with a code of
+// PROTOCOL.md §4. The device turns it into an ME with the same code and retry time.
 type Problem struct {
 	Type   string        `json:"type"`
 	Title  string        `json:"title"`
@@ -23,8 +23,8 @@ type Problem struct {
 // ProblemType is the media type of a [Problem].
 const ProblemType = "application/problem+json"
 
-// HTTPStatus is the status of a code that S answers by HTTP, PROTOCOL.md §4;
-// codes that have no place there are 500.
+// HTTPStatus returns the HTTP status of a code, PROTOCOL.md §4; 500 for codes that the appliance
+// never sends by HTTP.
 func HTTPStatus(c protocol.Code) int {
 	switch c {
 	case protocol.CodeFormat, protocol.CodeVersion, protocol.CodeSignature, protocol.CodeLevel:
@@ -41,8 +41,8 @@ func HTTPStatus(c protocol.Code) int {
 	return http.StatusInternalServerError
 }
 
-// ProblemOf makes the problem of an error by the code it wraps. It repeats nothing
-// of the error's text, which may name what the caller is not to know.
+// ProblemOf returns the problem for the code that an error wraps. It leaves out the error's text,
+// which may contain internal details.
 func ProblemOf(err error) Problem {
 	code, _ := protocol.CodeOf(err)
 	p := Problem{Type: "about:blank", Status: HTTPStatus(code), Code: code}
@@ -57,8 +57,8 @@ func ProblemOf(err error) Problem {
 	return p
 }
 
-// ParseProblem reads a problem+json body. Members it does not know are ignored, as
-// RFC 9457 §3.2 asks: CodeFormat on what is no JSON object.
+// ParseProblem decodes a problem+json body. It ignores unknown members, as RFC 9457 §3.2 requires,
+// and returns CodeFormat for anything but a JSON object.
 func ParseProblem(body []byte) (p Problem, err error) {
 	if err := json.Unmarshal(body, &p); err != nil {
 		return Problem{}, protocol.CodeFormat.Errorf("problem+json: %v", err)
@@ -66,8 +66,8 @@ func ParseProblem(body []byte) (p Problem, err error) {
 	return p, nil
 }
 
-// Err gives the problem as an error that wraps its code, as [Retry] if it says
-// when; nil if it has no code.
+// Err returns an error that wraps the problem's code, as [protocol.Retry] if it has a retry time;
+// nil without a code.
 func (p Problem) Err() error {
 	switch {
 	case p.Code == 0:

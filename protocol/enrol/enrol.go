@@ -18,13 +18,13 @@ import (
 	"countersign/protocol/trust"
 )
 
-// ActivationCode lets its holder enrol once, PROTOCOL.md §5. It is written
+// ActivationCode lets its holder enrol once, PROTOCOL.md §5. Its text form is
 //
 //	OA1-<root hash, 26 base32 characters>-<secret, 20 base32 characters>
 //
 // in the alphabet of RFC 4648, upper case.
 type ActivationCode struct {
-	Root   protocol.RootHash // SHA-256(root public key)[0:16], of the root when the code was made
+	Root   protocol.RootHash // SHA-256(root public key)[0:16] of the root at the time of the invitation
 	Secret ActivationSecret  // 100 bits
 }
 
@@ -34,7 +34,7 @@ type ActivationSecret [20]byte
 
 func (ActivationSecret) String() string { return redacted }
 
-// GoString keeps %#v from printing the secret.
+// GoString prevents %#v from printing the secret.
 func (ActivationSecret) GoString() string { return redacted }
 
 const redacted = "[redacted]"
@@ -43,19 +43,18 @@ const activationPrefix = "OA1"
 
 var base32plain = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// NewActivationCode makes a code of 13 random bytes, of which 100 bits count.
+// NewActivationCode returns a code with 100 of the random bits.
 func NewActivationCode(root protocol.RootHash, random [13]byte) ActivationCode {
 	return ActivationCode{Root: root, Secret: ActivationSecret([]byte(base32plain.EncodeToString(random[:]))[:20])}
 }
 
-// String writes the whole code, secret included: it is for the person who
-// enrols, never for a log.
+// String returns the whole code with its secret, for the person who enrols. Never log it.
 func (a ActivationCode) String() string {
 	return activationPrefix + "-" + base32plain.EncodeToString(a.Root[:]) + "-" + string(a.Secret[:])
 }
 
-// ParseActivationCode reads what String writes, in exactly that form: CodeFormat.
-// The error does not repeat the code.
+// ParseActivationCode parses the exact form of String. Errors are CodeFormat and do not repeat the
+// code.
 func ParseActivationCode(s string) (a ActivationCode, err error) {
 	parts := strings.Split(s, "-")
 	if len(parts) != 3 || parts[0] != activationPrefix || len(parts[2]) != len(a.Secret) {
@@ -69,7 +68,7 @@ func ParseActivationCode(s string) (a ActivationCode, err error) {
 		return a, protocol.CodeFormat.Errorf("activation code: secret is not 20 base32 characters")
 	}
 	a = ActivationCode{Root: protocol.RootHash(root), Secret: ActivationSecret([]byte(parts[2]))}
-	// The last character of the hash has two bits to spare, and the library skips line breaks.
+	// The last character of the hash has two unused bits, and encoding/base32 skips line breaks.
 	if a.String() != s {
 		return ActivationCode{}, protocol.CodeFormat.Errorf("activation code is not in its canonical form")
 	}
@@ -86,13 +85,13 @@ type Request struct {
 	SigningKey     protocol.PublicKey
 	UVKey          *protocol.PublicKey          // nil: none
 	UVProof        [protocol.SignatureSize]byte // by UVKey, if there is one
-	Attestation    []byte                       // of the UV key; no proof covers it, its own format authenticates it
+	Attestation    []byte                       // of the UV key; its own format authenticates it, the proofs do not cover it
 	Password       *Password                    // nil: none
 	Proof          [protocol.SignatureSize]byte // by SigningKey
 }
 
-// Password sets a password: how it was stretched, and its verifier
-// wrapped for the appliance, PROTOCOL.md §4.1.
+// Password sets a password: the parameters that stretched it, and its verifier wrapped for the
+// appliance, PROTOCOL.md §4.1.
 type Password struct {
 	Salt        [16]byte
 	MemoryKiB   uint32
@@ -105,7 +104,7 @@ type Password struct {
 // WrappedVerifierSize is the length of a 32-byte key under AES-KWP, RFC 5649.
 const WrappedVerifierSize = 40
 
-// The least Argon2id parameters, PROTOCOL.md §4.1.
+// The minimum Argon2id parameters, PROTOCOL.md §4.1.
 const (
 	MinPasswordMemoryKiB  = 19 * 1024
 	MinPasswordIterations = 2
@@ -130,11 +129,11 @@ type passwordJSON struct {
 	Wrapped     protocol.Base64 `json:"wrapped"`
 }
 
-// ClientID is the id the client gets.
+// ClientID returns the id of the client.
 func (r Request) ClientID() protocol.ClientID { return protocol.ClientIDOf(r.SigningKey) }
 
-// SigStructure is what both proofs sign: a COSE_Sign1 over the SHA-256 of
-// det-CBOR [activation code, signing key, uv key, eph33, wrapped].
+// SigStructure returns the bytes that both proofs sign: a COSE_Sign1 over the SHA-256 of
+// deterministic CBOR [activation code, signing key, uv key, eph33, wrapped].
 func (r Request) SigStructure() []byte {
 	uv, eph, wrapped := []byte{}, []byte{}, []byte{}
 	if r.UVKey != nil {
@@ -147,7 +146,7 @@ func (r Request) SigStructure() []byte {
 	return protocol.SigStructure(domain.Enrol, sum[:])
 }
 
-// SignEnrol fills in the proofs. uv is not used without a UV key.
+// Sign fills in the proofs. It uses uv only if the request has a UV key.
 func Sign(ctx context.Context, r Request, signing, uv protocol.DigestSigner) (Request, error) {
 	digest := sha256.Sum256(r.SigStructure())
 	sig, err := signing.SignDigest(ctx, digest[:])
@@ -163,7 +162,7 @@ func Sign(ctx context.Context, r Request, signing, uv protocol.DigestSigner) (Re
 	return r, strict.Fixed(r.UVProof[:], "uv_proof", sig)
 }
 
-// MarshalJSON writes the body as on the wire.
+// MarshalJSON returns the wire form.
 func (r Request) MarshalJSON() ([]byte, error) {
 	w := enrolJSON{ActivationCode: r.ActivationCode.String(), SigningKey: r.SigningKey[:], Proof: r.Proof[:]}
 	if r.UVKey != nil {
@@ -180,9 +179,8 @@ func (r Request) MarshalJSON() ([]byte, error) {
 
 func optional(b []byte) *protocol.Base64 { return (*protocol.Base64)(&b) }
 
-// ParseRequest reads a body and verifies its proofs: CodeFormat, or
-// CodeSignature for a proof that is not good. Whether the activation code is known
-// is for the caller to find out.
+// ParseRequest decodes a body and verifies its proofs. Errors are CodeFormat, or CodeSignature for
+// an invalid proof. The caller looks up the activation code.
 func ParseRequest(body []byte) (Request, error) {
 	var w enrolJSON
 	if err := strict.JSON(body, &w); err != nil {
@@ -194,10 +192,10 @@ func ParseRequest(body []byte) (Request, error) {
 	}
 	digest := sha256.Sum256(r.SigStructure())
 	if !r.SigningKey.VerifyDigest(digest[:], r.Proof[:]) {
-		return Request{}, fmt.Errorf("enrolment: proof is not good: %w", protocol.CodeSignature)
+		return Request{}, fmt.Errorf("enrolment: proof is invalid: %w", protocol.CodeSignature)
 	}
 	if r.UVKey != nil && !r.UVKey.VerifyDigest(digest[:], r.UVProof[:]) {
-		return Request{}, fmt.Errorf("enrolment: uv_proof is not good: %w", protocol.CodeSignature)
+		return Request{}, fmt.Errorf("enrolment: uv_proof is invalid: %w", protocol.CodeSignature)
 	}
 	return r, nil
 }
@@ -225,7 +223,7 @@ func (w enrolJSON) request() (r Request, err error) {
 
 func (w enrolJSON) uv(r *Request) error {
 	if (w.UVKey == nil) != (w.UVProof == nil) {
-		return protocol.CodeFormat.Errorf("uv_key and uv_proof come together")
+		return protocol.CodeFormat.Errorf("uv_key and uv_proof must come together")
 	}
 	if w.UVKey == nil {
 		return nil
@@ -244,7 +242,7 @@ func (w enrolJSON) uv(r *Request) error {
 func (w passwordJSON) enrolment() (*Password, error) {
 	p := Password{MemoryKiB: w.MemoryKiB, Iterations: w.Iterations, Parallelism: w.Parallelism}
 	if p.MemoryKiB < MinPasswordMemoryKiB || p.Iterations < MinPasswordIterations || p.Parallelism < 1 {
-		return nil, protocol.CodeFormat.Errorf("password: Argon2id with %d KiB, %d iterations, %d lanes is below the floor",
+		return nil, protocol.CodeFormat.Errorf("password: Argon2id with %d KiB, %d iterations, %d lanes is below the minimum",
 			p.MemoryKiB, p.Iterations, p.Parallelism)
 	}
 	if err := strict.Fixed(p.Salt[:], "password.salt", w.Salt); err != nil {
@@ -260,7 +258,7 @@ func (w passwordJSON) enrolment() (*Password, error) {
 	return &p, nil
 }
 
-// Response is the answer of POST /v1/enrol, PROTOCOL.md §5, as JSON
+// Response is the answer to POST /v1/enrol, PROTOCOL.md §5, as JSON
 //
 //	{"client_id", "root_key", "next_root_hash", "key_certs": [], "client_cert",
 //	 "floors": [{"service", "min_level"}]}
@@ -284,7 +282,7 @@ type enrolResponseJSON struct {
 	Floors       []protocol.Floor  `json:"floors"`
 }
 
-// MarshalJSON writes the answer as on the wire.
+// MarshalJSON returns the wire form.
 func (r Response) MarshalJSON() ([]byte, error) {
 	floors := r.Floors
 	if floors == nil {
@@ -295,8 +293,8 @@ func (r Response) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// ParseResponse reads an answer: CodeFormat. The client then holds it
-// against the Trust it resolved before, see [Response.Check].
+// ParseResponse decodes an answer. Errors are CodeFormat. The client then compares it with the state
+// that it resolved before: see [Response.Check].
 func ParseResponse(body []byte) (r Response, err error) {
 	var w enrolResponseJSON
 	if err := strict.JSON(body, &w); err != nil {
@@ -320,9 +318,9 @@ func ParseResponse(body []byte) (r Response, err error) {
 	return r, nil
 }
 
-// Check says whether the answer fits the request and the trust the client
-// resolved before it, and gives that trust with the answer's KeyCerts and the
-// client certificate: CodeFormat or CodeCertificate. now is Unix seconds.
+// Check verifies that the answer fits the request and the state that the client resolved before. It
+// returns that state with the answer's KeyCerts, and the client certificate. Errors are CodeFormat
+// or CodeCertificate. now is in Unix seconds.
 func (r Response) Check(req Request, pinned trust.State, now uint64) (trust.State, trust.ClientCert, error) {
 	if r.RootKey != pinned.Root || r.NextRootHash != pinned.NextRootHash {
 		return pinned, trust.ClientCert{}, protocol.CodeCertificate.Errorf("enrolment answered with another root")
@@ -340,15 +338,15 @@ func (r Response) Check(req Request, pinned trust.State, now uint64) (trust.Stat
 	return pinned, cert, nil
 }
 
-// DeviceRequest is the body of POST /v1/enrol/device, PROTOCOL.md §5:
-// {"activation_code", "csr"}. The request's own signature is for the caller.
+// DeviceRequest is the body of POST /v1/enrol/device, PROTOCOL.md §5: {"activation_code", "csr"}.
+// The caller verifies the CSR's signature.
 type DeviceRequest struct {
 	ActivationCode ActivationCode
 	CSR            string // PEM, one CERTIFICATE REQUEST
 }
 
-// DeviceResponse answers it: {"certificates": [PEM], "trust"}. The device's own
-// certificate comes first.
+// DeviceResponse is the answer: {"certificates": [PEM], "trust"}. The device's own certificate comes
+// first.
 type DeviceResponse struct {
 	Certificates []string       `json:"certificates"`
 	Trust        trust.Document `json:"trust"`
@@ -359,7 +357,7 @@ type RenewRequest struct {
 	CSR string `json:"csr"` // PEM, one CERTIFICATE REQUEST
 }
 
-// RenewResponse answers it: {"certificates": [PEM]}.
+// RenewResponse is the answer: {"certificates": [PEM]}.
 type RenewResponse struct {
 	Certificates []string `json:"certificates"`
 }
@@ -369,12 +367,12 @@ type deviceEnrolJSON struct {
 	CSR            string `json:"csr"`
 }
 
-// MarshalJSON writes the body as on the wire.
+// MarshalJSON returns the wire form.
 func (r DeviceRequest) MarshalJSON() ([]byte, error) {
 	return json.Marshal(deviceEnrolJSON{r.ActivationCode.String(), r.CSR})
 }
 
-// ParseDeviceRequest reads a body: CodeFormat.
+// ParseDeviceRequest decodes a body. Errors are CodeFormat.
 func ParseDeviceRequest(body []byte) (r DeviceRequest, err error) {
 	var w deviceEnrolJSON
 	if err := strict.JSON(body, &w); err != nil {
@@ -387,7 +385,7 @@ func ParseDeviceRequest(body []byte) (r DeviceRequest, err error) {
 	return r, checkPEM("CERTIFICATE REQUEST", w.CSR)
 }
 
-// ParseDeviceResponse reads an answer: CodeFormat.
+// ParseDeviceResponse decodes an answer. Errors are CodeFormat.
 func ParseDeviceResponse(body []byte) (r DeviceResponse, err error) {
 	var w struct {
 		Certificates []string        `json:"certificates"`
@@ -403,7 +401,7 @@ func ParseDeviceResponse(body []byte) (r DeviceResponse, err error) {
 	return r, checkPEM("CERTIFICATE", w.Certificates...)
 }
 
-// ParseRenewRequest reads a body: CodeFormat.
+// ParseRenewRequest decodes a body. Errors are CodeFormat.
 func ParseRenewRequest(body []byte) (r RenewRequest, err error) {
 	if err := strict.JSON(body, &r); err != nil {
 		return RenewRequest{}, err
@@ -411,7 +409,7 @@ func ParseRenewRequest(body []byte) (r RenewRequest, err error) {
 	return r, checkPEM("CERTIFICATE REQUEST", r.CSR)
 }
 
-// ParseRenewResponse reads an answer: CodeFormat.
+// ParseRenewResponse decodes an answer. Errors are CodeFormat.
 func ParseRenewResponse(body []byte) (r RenewResponse, err error) {
 	if err := strict.JSON(body, &r); err != nil {
 		return RenewResponse{}, err
@@ -419,15 +417,15 @@ func ParseRenewResponse(body []byte) (r RenewResponse, err error) {
 	return r, checkPEM("CERTIFICATE", r.Certificates...)
 }
 
-// checkPEM requires at least one text, each of exactly one block of this type.
+// checkPEM requires at least one text, each exactly one block of this type.
 func checkPEM(blockType string, texts ...string) error {
 	if len(texts) == 0 {
-		return protocol.CodeFormat.Errorf("no PEM %s", blockType)
+		return protocol.CodeFormat.Errorf("want a PEM %s", blockType)
 	}
 	for _, text := range texts {
 		block, rest := pem.Decode([]byte(text))
 		if block == nil || block.Type != blockType || len(rest) != 0 {
-			return protocol.CodeFormat.Errorf("not one PEM %s", blockType)
+			return protocol.CodeFormat.Errorf("want exactly one PEM %s", blockType)
 		}
 	}
 	return nil

@@ -11,29 +11,28 @@ import (
 	"countersign/protocol/internal/domain"
 )
 
-// ReceiptNonce is r: 8 fresh random bytes for each M4 made.
+// ReceiptNonce is r, 8 fresh random bytes in each M4.
 type ReceiptNonce = [8]byte
 
-// Channel has the keys of one challenge, the same at C and S. PROTOCOL.md §3 has
-// the key schedule.
+// Channel holds the keys of one challenge, the same for client and appliance. PROTOCOL.md §3
+// specifies the key schedule.
 type Channel struct {
 	PRK Secret
 	TH1 [32]byte
-	// TH2 is set by SealM2 or OpenM2, or taken from a handle: PRK and TH2 are
-	// enough for M3 and M4.
+	// SealM2 and OpenM2 set TH2. A handle stores PRK and TH2, which M3 and M4 need.
 	TH2 [32]byte
 
 	m1 []byte
 }
 
-// NewChannel derives the channel of an M1 and a challenge. It keeps m1.
+// NewChannel derives the channel of an M1 and a challenge. It retains m1.
 func NewChannel(es Secret, m1 []byte, chal protocol.Challenge) Channel {
 	prk := must(hkdf.Extract(sha256.New, es[:], chal[:]))
 	return Channel{PRK: Secret(prk), TH1: sha256.Sum256(m1), m1: m1}
 }
 
-// must is for functions of the standard library that fail only on lengths, which
-// are constant here.
+// must panics on errors of standard library functions that fail only for bad lengths, which are
+// constant here.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(fmt.Sprintf("protocol: %v", err))
@@ -47,7 +46,7 @@ const (
 	aeadNonceSize = 12
 )
 
-// aead is one key and the one nonce it is used with.
+// aead is a key and the only nonce that it is used with.
 type aead struct {
 	key   [aeadKeySize]byte
 	nonce [aeadNonceSize]byte
@@ -64,7 +63,7 @@ func (c Channel) derive(domain string, context ...[]byte) aead {
 
 func (a aead) gcm() cipher.AEAD { return must(cipher.NewGCM(must(aes.NewCipher(a.key[:])))) }
 
-// seal appends the ciphertext to the clear bytes, which are its aad.
+// seal appends the ciphertext to the clear bytes, which are the additional data.
 func (a aead) seal(clear, plaintext []byte) []byte {
 	return a.gcm().Seal(clear, a.nonce[:], plaintext, clear)
 }
@@ -77,7 +76,7 @@ func (a aead) open(m []byte, clear int) ([]byte, error) {
 	return plaintext, nil
 }
 
-// header starts a message, with room for the rest.
+// header returns the first byte of a message, with capacity for the rest.
 func header(kind byte, size int) []byte {
 	return append(make([]byte, 0, size), kind<<4|Version)
 }
@@ -98,7 +97,7 @@ func (c Channel) keys4(m3 []byte, r ReceiptNonce) aead {
 	return c.derive(domain.M4, m3[1:2], r[:], th3[:])
 }
 
-// ChallengeOf reads chal, which M2 has in clear.
+// ChallengeOf returns the chal that M2 carries in clear.
 func ChallengeOf(m2 []byte) (protocol.Challenge, error) {
 	if err := checkKind(m2, KindM2, m2HeaderSize+tagSize); err != nil {
 		return protocol.Challenge{}, err
@@ -106,7 +105,7 @@ func ChallengeOf(m2 []byte) (protocol.Challenge, error) {
 	return protocol.Challenge(m2[1:m2HeaderSize]), nil
 }
 
-// SealM2 makes M2 and sets TH2. The challenge is that of [NewChannel].
+// SealM2 returns M2 and sets TH2. chal must be the challenge given to [NewChannel].
 func (c *Channel) SealM2(chal protocol.Challenge, p2 []byte) []byte {
 	clear := append(header(KindM2, m2HeaderSize+len(p2)+tagSize), chal[:]...)
 	m2 := c.keys2().seal(clear, p2)
@@ -126,13 +125,13 @@ func (c *Channel) OpenM2(m2 []byte) (p2 []byte, err error) {
 	return p2, nil
 }
 
-// SealM3 makes M3. Each attempt has its own key.
+// SealM3 returns M3. Each attempt has its own key.
 func (c Channel) SealM3(attempt uint8, p3 []byte) []byte {
 	clear := append(header(KindM3, m3HeaderSize+len(p3)+tagSize), attempt)
 	return c.keys3(attempt).seal(clear, p3)
 }
 
-// OpenM3 opens M3; whether the attempt is due is for the caller to say.
+// OpenM3 opens M3. The caller checks that the attempt is the expected one.
 func (c Channel) OpenM3(m3 []byte) (attempt uint8, p3 []byte, err error) {
 	if err := checkKind(m3, KindM3, m3HeaderSize+tagSize); err != nil {
 		return 0, nil, err
@@ -141,13 +140,13 @@ func (c Channel) OpenM3(m3 []byte) (attempt uint8, p3 []byte, err error) {
 	return m3[1], p3, err
 }
 
-// SealM4 makes the M4 that answers m3, an M3 that has been opened.
+// SealM4 returns the M4 that answers m3, which must be an opened M3.
 func (c Channel) SealM4(m3 []byte, r ReceiptNonce, p4 []byte) []byte {
 	clear := append(header(KindM4, m4HeaderSize+len(p4)+tagSize), m3[1])
 	return c.keys4(m3, r).seal(append(clear, r[:]...), p4)
 }
 
-// OpenM4 opens the answer to m3, the M3 that C sent.
+// OpenM4 opens the answer to m3, the client's own M3.
 func (c Channel) OpenM4(m3, m4 []byte) (p4 []byte, err error) {
 	if err := checkKind(m3, KindM3, m3HeaderSize+tagSize); err != nil {
 		return nil, err
@@ -161,13 +160,13 @@ func (c Channel) OpenM4(m3, m4 []byte) (p4 []byte, err error) {
 	return c.keys4(m3, ReceiptNonce(m4[m3HeaderSize:m4HeaderSize])).open(m4, m4HeaderSize)
 }
 
-// Secret is 32 secret bytes, ES or PRK. It does not print.
+// Secret is a 32-byte secret, ES or PRK. It does not print.
 type Secret [32]byte
 
 func (Secret) String() string { return "[redacted]" }
 
-// GoString keeps %#v from printing the bytes.
+// GoString prevents %#v from printing the bytes.
 func (Secret) GoString() string { return "[redacted]" }
 
-// MarshalText keeps encoders of logs from writing the bytes.
+// MarshalText prevents encoders of logs from writing the bytes.
 func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }

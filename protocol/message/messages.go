@@ -27,8 +27,8 @@ const (
 	KindLinkError = 0xE
 )
 
-// Kind tells which message m is. Another version is [CodeVersion], anything
-// else that is no message [CodeFormat]; the rest of m is not looked at.
+// Kind returns the kind of message m. Its error is [protocol.CodeVersion] for another version and
+// [protocol.CodeFormat] for an unknown kind. It reads the first byte only.
 func Kind(m []byte) (byte, error) {
 	if len(m) == 0 {
 		return 0, protocol.CodeFormat.Errorf("empty message")
@@ -43,7 +43,7 @@ func Kind(m []byte) (byte, error) {
 	return kind, nil
 }
 
-// checkKind also checks the least length.
+// checkKind also checks the minimum length.
 func checkKind(m []byte, want byte, least int) error {
 	kind, err := Kind(m)
 	if err != nil {
@@ -68,10 +68,10 @@ const (
 // suite1 is the number of the only suite.
 const suite1 = 1
 
-// epochModulus is what se carries of a kem epoch.
+// epochModulus: se carries the kem epoch modulo 64.
 const epochModulus = 64
 
-// M1 is an APPLY whose header is good.
+// M1 is an APPLY with a valid header.
 type M1 struct {
 	Suite uint8
 	// Epoch is the kem epoch mod 64.
@@ -81,9 +81,8 @@ type M1 struct {
 	raw []byte
 }
 
-// ParseM1 checks everything of an M1 that needs no key. Errors are
-// [CodeFormat], or [CodeVersion] for another version or suite. The result
-// shares memory with b.
+// ParseM1 checks everything of an M1 that needs no key. Errors are CodeFormat, or CodeVersion for
+// another version or suite. The result shares memory with b.
 func ParseM1(b []byte) (M1, error) {
 	if err := checkKind(b, KindM1, m1HeaderSize); err != nil {
 		return M1{}, err
@@ -103,10 +102,9 @@ func ParseM1(b []byte) (M1, error) {
 	return m, nil
 }
 
-// Open decrypts P1 with the kem key of the epoch in se. Its ECDH may run
-// elsewhere (see [hpke.NewDHKEMPrivateKey]): an error of the key is passed on as
-// it is, an M1 that does not open is [CodeFormat]. root is the root that certified
-// the key.
+// Open decrypts P1 with the kem key of the epoch in se. root is the root that certified the key. The
+// key's ECDH may run elsewhere (see [hpke.NewDHKEMPrivateKey]): Open returns its errors unchanged,
+// and CodeFormat if decryption fails.
 func (m M1) Open(key hpke.PrivateKey, root protocol.RootID) (p1 []byte, es Secret, err error) {
 	r, err := hpke.NewRecipient(m.enc, key, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
 	if err != nil {
@@ -122,7 +120,7 @@ func (m M1) Open(key hpke.PrivateKey, root protocol.RootID) (p1 []byte, es Secre
 	return p1, Secret(exported), nil
 }
 
-// SealM1 makes an M1 for the kem key of this epoch, which root certified.
+// SealM1 returns an M1 for the kem key of this epoch, certified by root.
 func SealM1(root protocol.RootID, epoch uint64, key protocol.PublicKey, p1 []byte) (m1 []byte, es Secret, err error) {
 	point, err := key.ECDH()
 	if err != nil {
@@ -154,7 +152,7 @@ func SealM1(root protocol.RootID, epoch uint64, key protocol.PublicKey, p1 []byt
 
 func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }
 
-// LinkError is an ME: made by D, not authentic, advisory only.
+// LinkError is an ME. The device makes it; it is advisory and not authenticated.
 type LinkError struct {
 	Code protocol.Code
 	// Retry is in seconds.
@@ -163,12 +161,12 @@ type LinkError struct {
 
 const linkErrorSize = 3
 
-// Marshal gives the 3 bytes of an ME.
+// Marshal returns the 3 bytes of an ME.
 func (e LinkError) Marshal() []byte {
 	return []byte{KindLinkError<<4 | Version, byte(e.Code), e.Retry}
 }
 
-// ParseLinkError reads an ME.
+// ParseLinkError parses an ME.
 func ParseLinkError(b []byte) (LinkError, error) {
 	if err := checkKind(b, KindLinkError, linkErrorSize); err != nil {
 		return LinkError{}, err
@@ -184,10 +182,9 @@ const MaxFrame = 2048
 
 const frameHead = 2
 
-// ReadFrame reads one message of a wire link: 2 bytes of big-endian length, then
-// the message. An end before the first byte is [io.EOF], one in between
-// [io.ErrUnexpectedEOF]; an empty or too long message is CodeFormat, and the
-// link is to be closed.
+// ReadFrame reads one message of a wire link: 2 bytes of big-endian length, then the message. It
+// returns [io.EOF] at the end between messages and [io.ErrUnexpectedEOF] within one. After
+// CodeFormat, for an empty or oversized message, the caller must close the link.
 func ReadFrame(r io.Reader) ([]byte, error) {
 	var head [frameHead]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -210,8 +207,8 @@ func ReadFrame(r io.Reader) ([]byte, error) {
 	return msg, nil
 }
 
-// WriteFrame writes length and message in one Write. CodeFormat if the message is
-// empty or too long.
+// WriteFrame writes length and message in one Write. It returns CodeFormat if the message is empty
+// or too long.
 func WriteFrame(w io.Writer, msg []byte) error {
 	if len(msg) == 0 || len(msg) > MaxFrame {
 		return protocol.CodeFormat.Errorf("message of %d bytes: want 1 to %d", len(msg), MaxFrame)

@@ -1,8 +1,7 @@
 package message
 
 import (
-	"bytes"
-	"math"
+	"errors"
 
 	"countersign/protocol"
 	"countersign/protocol/cbor"
@@ -15,8 +14,8 @@ const (
 	MaxTextBytes = 44
 )
 
-// CheckText applies the rules for a name or text that a person is shown
-// (PROTOCOL.md §3) and its limit in bytes. Errors are [CodeFormat].
+// CheckText applies the rules for names and texts that users see (PROTOCOL.md §3) and a limit in
+// bytes. Errors are CodeFormat.
 func CheckText(s string, maxBytes int) error {
 	if len(s) > maxBytes {
 		return protocol.CodeFormat.Errorf("text of %d bytes, limit %d", len(s), maxBytes)
@@ -27,389 +26,274 @@ func CheckText(s string, maxBytes int) error {
 	return nil
 }
 
-// CapabilityFullReceipt is the bit of P1.7 that asks for the decision in P4.4.
+// CapabilityFullReceipt is the bit of P1.7 that requests the decision in P4.4.
 const CapabilityFullReceipt = 1
 
-// Proposal is what C proposes itself (P1.5): an amount, a text, or both.
+// Proposal is the client's own proposal (P1.5): an amount, a text, or both.
 type Proposal struct {
 	Amount *protocol.Amount
 	Text   string
 }
 
-// P1 is the payload of M1, the application.
+// P1 is the payload of M1, the request.
 type P1 struct {
-	Client protocol.ClientID
-	Serial protocol.Serial
-	// Service is what C asks for.
-	Service protocol.Service
-	// Level is the least that C asks for. The decoder takes any number below 256.
-	Level        protocol.Level
-	Proposal     *Proposal
-	Capabilities uint64
-	// Asked is the serial whose outcome C asks for; with [ServiceStatus] only,
-	// and always there.
-	Asked *protocol.Serial
+	Client       protocol.ClientID `cbor:"1,keyasint"`
+	Serial       protocol.Serial   `cbor:"2,keyasint"`
+	Service      protocol.Service  `cbor:"3,keyasint"`
+	Level        protocol.Level    `cbor:"4,keyasint"` // the lowest acceptable; any number below 256 decodes
+	Proposal     *Proposal         `cbor:"-"`
+	Capabilities uint64            `cbor:"7,keyasint,omitempty"`
+	// Asked is the serial of an earlier request. Requests for [protocol.ServiceStatus]
+	// have one, others none.
+	Asked *protocol.Serial `cbor:"8,keyasint,omitempty"`
 }
 
-// Marshal gives the canonical encoding of a P1.
+type wireP1 struct {
+	P1
+	Proposal cbor.RawMessage `cbor:"5,keyasint,omitempty"`
+}
+
+// The forms of a proposal.
+type (
+	proposalText struct {
+		_    struct{} `cbor:",toarray"`
+		Text string
+	}
+	proposalBoth struct {
+		_        struct{} `cbor:",toarray"`
+		Minor    uint64
+		Currency string
+		Text     string
+	}
+)
+
+// Marshal returns the canonical encoding.
 func (p P1) Marshal() []byte {
-	m := cbor.NewMap(96)
-	m.Bytes(1, p.Client[:])
-	m.Bytes(2, p.Serial[:])
-	m.Uint(3, uint64(p.Service))
-	m.Uint(4, uint64(p.Level))
+	w := wireP1{P1: p}
 	if p.Proposal != nil {
-		m.Item(5, p.Proposal.marshal())
+		w.Proposal = p.Proposal.marshal()
 	}
-	if p.Capabilities != 0 {
-		m.Uint(7, p.Capabilities)
-	}
-	if p.Asked != nil {
-		m.Bytes(8, p.Asked[:])
-	}
-	return m.Encode()
+	return cbor.Marshal(w)
 }
 
-// ParseP1 decodes a P1. Errors are [CodeFormat].
+// ParseP1 decodes a P1. Errors are CodeFormat.
 func ParseP1(b []byte) (P1, error) {
-	m := cbor.ParseMap(b)
-	var p P1
-	m.Fixed(1, p.Client[:])
-	m.Fixed(2, p.Serial[:])
-	p.Service = protocol.Service(m.Uint(3, math.MaxUint64))
-	p.Level = protocol.Level(m.Uint(4, math.MaxUint8))
-	proposal := m.Item(5)
-	if v := m.OptionalUint(7); v != nil {
-		p.Capabilities = *v
-	}
-	if m.Has(8) {
-		p.Asked = new(protocol.Serial)
-		m.Fixed(8, p.Asked[:])
-	}
-	if err := m.Close(); err != nil {
+	var w wireP1
+	if err := cbor.UnmarshalMap(b, &w); err != nil {
 		return P1{}, protocol.CodeFormat.Errorf("P1: %v", err)
 	}
-	if m.Has(7) && p.Capabilities == 0 {
-		return P1{}, protocol.CodeFormat.Errorf("P1: capabilities of 0 are left out")
-	}
+	p := w.P1
 	if (p.Service == protocol.ServiceStatus) != (p.Asked != nil) {
-		return P1{}, protocol.CodeFormat.Errorf("P1: a serial is asked about with service 2 and only there")
+		return P1{}, protocol.CodeFormat.Errorf("P1: service 2 needs a serial, other services must not have one")
 	}
-	return p, p.parseProposal(proposal)
-}
-
-func (p *P1) parseProposal(item []byte) (err error) {
-	if item == nil {
-		return nil
+	if w.Proposal == nil {
+		return p, nil
 	}
-	parts, err := cbor.Array(item)
-	if err != nil || len(parts) < 1 || len(parts) > 3 {
-		return protocol.CodeFormat.Errorf("P1: proposal is not [amount, currency, ?text] or [text]")
-	}
-	p.Proposal = &Proposal{}
-	if len(parts) > 1 {
-		if p.Proposal.Amount, err = parseAmount(parts[:2]); err != nil {
-			return err
-		}
-		parts = parts[2:]
-	}
-	if len(parts) == 1 {
-		p.Proposal.Text, err = parseText(parts[0])
-	}
-	return err
+	proposal, err := parseProposal(w.Proposal)
+	p.Proposal = &proposal
+	return p, err
 }
 
 func (p Proposal) marshal() []byte {
-	var b []byte
 	switch {
 	case p.Amount == nil:
-		return cbor.AppendText(cbor.AppendArray(b, 1), p.Text)
+		return cbor.Marshal(proposalText{Text: p.Text})
 	case p.Text == "":
-		return appendAmount(cbor.AppendArray(b, 2), *p.Amount)
+		return cbor.Marshal(p.Amount)
+	}
+	return cbor.Marshal(proposalBoth{Minor: p.Amount.Minor, Currency: p.Amount.Currency, Text: p.Text})
+}
+
+func parseProposal(item []byte) (p Proposal, err error) {
+	var text proposalText
+	var both proposalBoth
+	switch item[0] {
+	case arrayOf + 1:
+		err = cbor.Unmarshal(item, &text)
+		both.Text = text.Text
+	case arrayOf + 2:
+		p.Amount = &protocol.Amount{}
+		err = cbor.Unmarshal(item, p.Amount)
+	case arrayOf + 3:
+		err = cbor.Unmarshal(item, &both)
+		p.Amount = &protocol.Amount{Minor: both.Minor, Currency: both.Currency}
 	default:
-		return cbor.AppendText(appendAmount(cbor.AppendArray(b, 3), *p.Amount), p.Text)
+		err = errors.New("want [amount, currency, ?text] or [text]")
 	}
+	if err != nil {
+		return p, protocol.CodeFormat.Errorf("P1: proposal: %v", err)
+	}
+	if p.Amount != nil {
+		if err := p.Amount.Validate(); err != nil {
+			return p, err
+		}
+	}
+	if item[0] == arrayOf+2 {
+		return p, nil
+	}
+	if p.Text = both.Text; p.Text == "" {
+		return p, protocol.CodeFormat.Errorf("P1: an empty text must be left out")
+	}
+	return p, CheckText(p.Text, MaxTextBytes)
 }
 
-func appendAmount(b []byte, a protocol.Amount) []byte {
-	return cbor.AppendText(cbor.AppendUint(b, a.Minor), a.Currency)
-}
-
-func parseAmount(parts [][]byte) (*protocol.Amount, error) {
-	if len(parts) != 2 {
-		return nil, protocol.CodeFormat.Errorf("amount is not [minor units, currency]")
-	}
-	minor, err := cbor.Uint(parts[0])
-	if err != nil {
-		return nil, protocol.CodeFormat.Errorf("amount: %v", err)
-	}
-	currency, err := cbor.Text(parts[1])
-	if err != nil {
-		return nil, protocol.CodeFormat.Errorf("currency: %v", err)
-	}
-	a := protocol.Amount{Minor: minor, Currency: currency}
-	return &a, a.Validate()
-}
-
-// parseText reads a text. An empty one is left out, and so not a good one here.
-func parseText(item []byte) (string, error) {
-	s, err := cbor.Text(item)
-	if err != nil {
-		return "", protocol.CodeFormat.Errorf("text: %v", err)
-	}
-	if s == "" {
-		return "", protocol.CodeFormat.Errorf("an empty text is left out")
-	}
-	return s, CheckText(s, MaxTextBytes)
-}
+// arrayOf is the head of an empty array.
+const arrayOf = 0x80
 
 // P3 is the payload of M3, the countersignature.
 type P3 struct {
-	Verdict   protocol.Verdict
-	Signature [protocol.SignatureSize]byte
-	// Proof is the password proof, 16 bytes, or nil.
-	Proof []byte
-	// Slot is [SlotSigning] or [SlotUV].
-	Slot uint64
+	Verdict   protocol.Verdict             `cbor:"1,keyasint"`
+	Signature [protocol.SignatureSize]byte `cbor:"2,keyasint"`
+	Proof     []byte                       `cbor:"3,keyasint,omitempty"` // the 16-byte password proof, or nil
+	Slot      uint64                       `cbor:"4,keyasint,omitempty"` // SlotSigning, which is not written, or SlotUV
 }
 
 // ProofSize is the length of a password proof.
 const ProofSize = 16
 
-// Approval is what a P3 says besides its signature.
+// Approval returns the members that the signature covers.
 func (p P3) Approval() Approval { return Approval{Verdict: p.Verdict, Slot: p.Slot, Proof: p.Proof} }
 
-// Marshal gives the canonical encoding of a P3.
+// Marshal returns the canonical encoding.
 func (p P3) Marshal() []byte {
-	m := cbor.NewMap(96)
-	m.Uint(1, uint64(p.Verdict))
-	m.Bytes(2, p.Signature[:])
-	if p.Proof != nil {
-		m.Bytes(3, p.Proof)
+	if p.Slot != protocol.SlotUV {
+		p.Slot = 0
 	}
-	if p.Slot == protocol.SlotUV {
-		m.Uint(4, p.Slot)
-	}
-	return m.Encode()
+	return cbor.Marshal(p)
 }
 
-// ParseP3 decodes a P3. Errors are [CodeFormat].
-func ParseP3(b []byte) (P3, error) {
-	m := cbor.ParseMap(b)
-	p := P3{Slot: protocol.SlotSigning}
-	p.Verdict = protocol.Verdict(m.Uint(1, uint64(protocol.Approve)))
-	m.Fixed(2, p.Signature[:])
-	if m.Has(3) {
-		p.Proof = bytes.Clone(m.Bytes(3))
-	}
-	slot := m.OptionalUint(4)
-	if err := m.Close(); err != nil {
+// ParseP3 decodes a P3. Errors are CodeFormat.
+func ParseP3(b []byte) (p P3, err error) {
+	if err := cbor.UnmarshalMap(b, &p); err != nil {
 		return P3{}, protocol.CodeFormat.Errorf("P3: %v", err)
 	}
-	if p.Proof != nil && len(p.Proof) != ProofSize {
+	switch {
+	case p.Verdict > protocol.Approve:
+		return P3{}, protocol.CodeFormat.Errorf("P3: %v", p.Verdict)
+	case p.Proof != nil && len(p.Proof) != ProofSize:
 		return P3{}, protocol.CodeFormat.Errorf("P3: proof of %d bytes, want %d", len(p.Proof), ProofSize)
-	}
-	if slot != nil {
-		if p.Slot = *slot; p.Slot != protocol.SlotUV {
-			return P3{}, protocol.CodeFormat.Errorf("P3: slot %d is not written", p.Slot)
-		}
-	}
-	if p.Verdict == protocol.Refuse && (p.Slot != protocol.SlotSigning || p.Proof != nil) {
+	case p.Slot != 0 && p.Slot != protocol.SlotUV:
+		return P3{}, protocol.CodeFormat.Errorf("P3: slot %d: want 3, or none for slot 1", p.Slot)
+	case p.Verdict == protocol.Refuse && (p.Slot != 0 || p.Proof != nil):
 		return P3{}, protocol.CodeFormat.Errorf("P3: a refusal has slot 1 and no proof")
 	}
+	p.Slot = max(p.Slot, protocol.SlotSigning)
 	return p, nil
 }
 
-// P2 is the payload of M2, the information to be signed. Code 0 is the usual
-// form; any other the error form, which has Code and Retry only.
+// P2 is the payload of M2, the information to be signed. If Code is not 0 it is the
+// error form, which has Code and Retry only.
 type P2 struct {
-	// TTL is the life of the challenge in seconds, from the first byte of M1.
-	TTL uint64
-	// Now is S's Unix time. C's clock does not follow it.
-	Now        uint32
-	Level      protocol.Level
-	Factors    protocol.Factors
-	Device     protocol.DeviceHandle
-	DeviceName string
-	Amount     *protocol.Amount
-	Text       string
-	// FirstStatement and FirstService are of the first client's STMT; with
-	// [ServiceCoApproval] both, else neither.
-	FirstStatement *[32]byte
-	FirstService   *protocol.Service
+	TTL        uint64                `cbor:"1,keyasint"` // of the challenge in seconds, from the first byte of M1
+	Now        uint32                `cbor:"2,keyasint"` // the appliance's Unix time; clients do not set their clock by it
+	Level      protocol.Level        `cbor:"3,keyasint"`
+	Factors    protocol.Factors      `cbor:"4,keyasint"`
+	Device     protocol.DeviceHandle `cbor:"5,keyasint"`
+	DeviceName string                `cbor:"6,keyasint"`
+	Amount     *protocol.Amount      `cbor:"7,keyasint,omitempty"`
+	Text       string                `cbor:"8,keyasint,omitempty"`
+	// FirstStatement and FirstService are the hash of the first client's statement and
+	// its service. They are present with [protocol.ServiceCoApproval] only.
+	FirstStatement *[32]byte         `cbor:"12,keyasint,omitempty"`
+	FirstService   *protocol.Service `cbor:"13,keyasint,omitempty"`
 
-	Code protocol.Code
-	// Retry is in seconds.
-	Retry *uint64
+	Code  protocol.Code `cbor:"-"`
+	Retry *uint64       `cbor:"-"` // seconds
 }
 
-// Marshal gives the canonical encoding of a P2.
+type wireRefusal struct {
+	Code  protocol.Code `cbor:"0,keyasint"`
+	Retry *uint64       `cbor:"1,keyasint,omitempty"`
+}
+
+// Marshal returns the canonical encoding.
 func (p P2) Marshal() []byte {
-	m := cbor.NewMap(160)
 	if p.Code != 0 {
-		m.Uint(0, uint64(p.Code))
-		m.OptionalUint(1, p.Retry)
-		return m.Encode()
+		return cbor.Marshal(wireRefusal{p.Code, p.Retry})
 	}
-	m.Uint(1, p.TTL)
-	m.Uint(2, uint64(p.Now))
-	m.Uint(3, uint64(p.Level))
-	m.Uint(4, uint64(p.Factors))
-	m.Bytes(5, p.Device[:])
-	m.Text(6, p.DeviceName)
-	if p.Amount != nil {
-		m.Item(7, appendAmount(cbor.AppendArray(nil, 2), *p.Amount))
-	}
-	if p.Text != "" {
-		m.Text(8, p.Text)
-	}
-	if p.FirstStatement != nil {
-		m.Bytes(12, p.FirstStatement[:])
-	}
-	if p.FirstService != nil {
-		m.Uint(13, uint64(*p.FirstService))
-	}
-	return m.Encode()
+	return cbor.Marshal(p)
 }
 
-// ParseP2 decodes a P2. Errors are [CodeFormat].
-func ParseP2(b []byte) (P2, error) {
-	m := cbor.ParseMap(b)
-	var p P2
-	if m.Has(0) {
-		p.Code = protocol.Code(m.Uint(0, math.MaxUint8))
-		p.Retry = m.OptionalUint(1)
-		if err := m.Close(); err != nil {
+// ParseP2 decodes a P2. Errors are CodeFormat.
+func ParseP2(b []byte) (p P2, err error) {
+	if len(b) > 1 && b[1] == 0 { // the first key
+		var w wireRefusal
+		if err := cbor.UnmarshalMap(b, &w); err != nil {
 			return P2{}, protocol.CodeFormat.Errorf("P2: %v", err)
 		}
-		if p.Code == 0 {
-			return P2{}, protocol.CodeFormat.Errorf("P2: code 0 is no error")
+		if w.Code == 0 {
+			return P2{}, protocol.CodeFormat.Errorf("P2: the error form has code 0")
 		}
-		return p, nil
+		return P2{Code: w.Code, Retry: w.Retry}, nil
 	}
-	p.TTL = m.Uint(1, math.MaxUint64)
-	p.Now = uint32(m.Uint(2, math.MaxUint32))
-	p.Level = protocol.Level(m.Uint(3, math.MaxUint8))
-	p.Factors = protocol.Factors(m.Uint(4, math.MaxUint8))
-	m.Fixed(5, p.Device[:])
-	p.DeviceName = m.Text(6)
-	amount, words := m.Item(7), m.Item(8)
-	p.parseFirst(m)
-	if err := m.Close(); err != nil {
+	if err := cbor.UnmarshalMap(b, &p); err != nil {
 		return P2{}, protocol.CodeFormat.Errorf("P2: %v", err)
 	}
-	return p, p.parseShown(amount, words)
-}
-
-func (p *P2) parseFirst(m *cbor.Map) {
-	if !m.Has(12) && !m.Has(13) {
-		return
+	if (p.FirstStatement == nil) != (p.FirstService == nil) {
+		return P2{}, protocol.CodeFormat.Errorf("P2: first statement and first service must come together")
 	}
-	p.FirstStatement, p.FirstService = new([32]byte), new(protocol.Service)
-	m.Fixed(12, p.FirstStatement[:])
-	*p.FirstService = protocol.Service(m.Uint(13, math.MaxUint64))
-}
-
-// parseShown takes what the user is shown: name, amount, text.
-func (p *P2) parseShown(amount, words []byte) error {
 	if err := CheckText(p.DeviceName, MaxNameBytes); err != nil {
-		return err
+		return p, err
 	}
-	if amount != nil {
-		parts, err := cbor.Array(amount)
-		if err != nil {
-			return protocol.CodeFormat.Errorf("P2: amount: %v", err)
-		}
-		if p.Amount, err = parseAmount(parts); err != nil {
-			return err
+	if p.Amount != nil {
+		if err := p.Amount.Validate(); err != nil {
+			return p, err
 		}
 	}
-	if words == nil {
-		return nil
-	}
-	var err error
-	p.Text, err = parseText(words)
-	return err
+	return p, CheckText(p.Text, MaxTextBytes)
 }
 
-// AskedResult is the outcome of the serial that C asked about (P4.5); a retry
-// is no outcome.
+// AskedResult is the outcome of the request that the client asked about (P4.5). It is
+// never [protocol.ResultRetry].
 type AskedResult struct {
+	_      struct{} `cbor:",toarray"`
 	Result protocol.Result
 	Reason protocol.Code
 }
 
-// P4 is the payload of M4, the verification result.
+// P4 is the payload of M4, the result.
 type P4 struct {
-	Result protocol.Result
-	// Reason is 0 with [ResultApproved].
-	Reason protocol.Code
-	// TriesLeft is always there with [ResultRetry].
-	TriesLeft *uint64
-	// Decision is the full receipt, or nil.
-	Decision []byte
-	Asked    *AskedResult
-	// Retry is in seconds, with [CodeLocked].
-	Retry *uint64
+	Result    protocol.Result `cbor:"1,keyasint"`
+	Reason    protocol.Code   `cbor:"2,keyasint"`           // 0 with ResultApproved
+	TriesLeft *uint64         `cbor:"3,keyasint,omitempty"` // always present with ResultRetry
+	Decision  []byte          `cbor:"-"`                    // the full receipt, or nil
+	Asked     *AskedResult    `cbor:"5,keyasint,omitempty"`
+	Retry     *uint64         `cbor:"6,keyasint,omitempty"` // seconds, with CodeLocked
 }
 
-// Marshal gives the canonical encoding of a P4.
+type wireP4 struct {
+	P4
+	Decision *[]byte `cbor:"4,keyasint,omitempty"`
+}
+
+// Marshal returns the canonical encoding.
 func (p P4) Marshal() []byte {
-	m := cbor.NewMap(16 + len(p.Decision))
-	m.Uint(1, uint64(p.Result))
-	m.Uint(2, uint64(p.Reason))
-	m.OptionalUint(3, p.TriesLeft)
+	w := wireP4{P4: p}
 	if p.Decision != nil {
-		m.Bytes(4, p.Decision)
+		w.Decision = &p.Decision
 	}
-	if p.Asked != nil {
-		pair := cbor.AppendUint(cbor.AppendArray(nil, 2), uint64(p.Asked.Result))
-		m.Item(5, cbor.AppendUint(pair, uint64(p.Asked.Reason)))
-	}
-	m.OptionalUint(6, p.Retry)
-	return m.Encode()
+	return cbor.Marshal(w)
 }
 
-// ParseP4 decodes a P4. Errors are [CodeFormat].
+// ParseP4 decodes a P4. Errors are CodeFormat.
 func ParseP4(b []byte) (P4, error) {
-	m := cbor.ParseMap(b)
-	var p P4
-	p.Result = protocol.Result(m.Uint(1, uint64(protocol.ResultPending)))
-	p.Reason = protocol.Code(m.Uint(2, math.MaxUint8))
-	p.TriesLeft = m.OptionalUint(3)
-	if m.Has(4) {
-		p.Decision = bytes.Clone(m.Bytes(4))
-	}
-	asked := m.Item(5)
-	p.Retry = m.OptionalUint(6)
-	if err := m.Close(); err != nil {
+	var w wireP4
+	if err := cbor.UnmarshalMap(b, &w); err != nil {
 		return P4{}, protocol.CodeFormat.Errorf("P4: %v", err)
 	}
-	if p.Result == protocol.ResultApproved && p.Reason != 0 {
-		return P4{}, protocol.CodeFormat.Errorf("P4: approved with reason %d", p.Reason)
+	p := w.P4
+	if w.Decision != nil {
+		p.Decision = *w.Decision
 	}
-	if p.Result == protocol.ResultRetry && p.TriesLeft == nil {
-		return P4{}, protocol.CodeFormat.Errorf("P4: a retry without tries left")
+	switch {
+	case p.Result > protocol.ResultPending, p.Result == protocol.ResultApproved && p.Reason != 0:
+		return P4{}, protocol.CodeFormat.Errorf("P4: %v with reason %d", p.Result, p.Reason)
+	case p.Result == protocol.ResultRetry && p.TriesLeft == nil:
+		return P4{}, protocol.CodeFormat.Errorf("P4: retry without tries left")
 	}
-	return p, p.parseAsked(asked)
-}
-
-func (p *P4) parseAsked(item []byte) error {
-	if item == nil {
-		return nil
+	if a := p.Asked; a != nil && (a.Result > protocol.ResultPending || a.Result == protocol.ResultRetry ||
+		a.Result == protocol.ResultApproved && a.Reason != 0) {
+		return P4{}, protocol.CodeFormat.Errorf("P4: outcome %v with reason %d", a.Result, a.Reason)
 	}
-	parts, err := cbor.Array(item)
-	if err != nil || len(parts) != 2 {
-		return protocol.CodeFormat.Errorf("P4: outcome is not [result, reason]")
-	}
-	result, err := cbor.Uint(parts[0])
-	if err != nil || result > uint64(protocol.ResultPending) || protocol.Result(result) == protocol.ResultRetry {
-		return protocol.CodeFormat.Errorf("P4: outcome %d is none", result)
-	}
-	reason, err := cbor.Uint(parts[1])
-	if err != nil || reason > math.MaxUint8 || protocol.Result(result) == protocol.ResultApproved && reason != 0 {
-		return protocol.CodeFormat.Errorf("P4: outcome %d with reason %d", result, reason)
-	}
-	p.Asked = &AskedResult{Result: protocol.Result(result), Reason: protocol.Code(reason)}
-	return nil
+	return p, nil
 }

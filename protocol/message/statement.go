@@ -11,11 +11,11 @@ import (
 	"countersign/protocol/internal/domain"
 )
 
-// Statement is STMT, the information to be signed, encoded: det-CBOR
-// ["OA1 statement v1", root_id, bstr(P1), chal, bstr(P2)].
+// Statement is the encoded information that the client signs, STMT: deterministic CBOR ["OA1
+// statement v1", root_id, bstr(P1), chal, bstr(P2)].
 type Statement []byte
 
-// NewStatement joins what the client signs. p1 and p2 are the bytes as sent.
+// NewStatement returns the statement of these parts. p1 and p2 are the bytes as sent.
 func NewStatement(root protocol.RootID, p1 []byte, chal protocol.Challenge, p2 []byte) Statement {
 	b := make([]byte, 0, statementOverhead+len(p1)+len(p2))
 	b = cbor.AppendText(cbor.AppendArray(b, 5), domain.Statement)
@@ -23,16 +23,16 @@ func NewStatement(root protocol.RootID, p1 []byte, chal protocol.Challenge, p2 [
 	return cbor.AppendBytes(cbor.AppendBytes(b, chal[:]), p2)
 }
 
-// statementOverhead is the array head, domain string, root_id, chal, and up to 3
-// bytes of head before P1 and P2.
+// statementOverhead covers the array head, the domain string, root_id, chal, and up to 3 bytes of
+// head before P1 and P2.
 const statementOverhead = 64
 
-// Hash is SHA-256(STMT).
+// Hash returns SHA-256(STMT).
 func (s Statement) Hash() [32]byte { return sha256.Sum256(s) }
 
 func (s Statement) String() string { return hex.EncodeToString(s) }
 
-// StatementFields are the parts of a [Statement], decoded and as they came.
+// StatementFields are the decoded parts of a [Statement], and P1 and P2 as received.
 type StatementFields struct {
 	Root      protocol.RootID
 	P1        P1
@@ -42,12 +42,17 @@ type StatementFields struct {
 	RawP1, RawP2 []byte
 }
 
-// ParseStatement reads a statement and its payloads. Errors are [CodeFormat];
-// a P2 of error form is one.
+// ParseStatement decodes a statement and its payloads. Errors are CodeFormat, also for a P2 in the
+// error form.
 func ParseStatement(b []byte) (StatementFields, error) {
-	f, err := splitStatement(b)
-	if err != nil {
+	var w wireStatement
+	err := cbor.Unmarshal(b, &w)
+	f := StatementFields{Root: w.Root, Challenge: w.Challenge, RawP1: w.P1, RawP2: w.P2}
+	switch {
+	case err != nil:
 		return f, protocol.CodeFormat.Errorf("statement: %v", err)
+	case w.Domain != domain.Statement || w.P1 == nil || w.P2 == nil:
+		return f, protocol.CodeFormat.Errorf("statement: want [%q, root id, P1, challenge, P2]", domain.Statement)
 	}
 	if f.P1, err = ParseP1(f.RawP1); err != nil {
 		return f, fmt.Errorf("statement: %w", err)
@@ -61,45 +66,26 @@ func ParseStatement(b []byte) (StatementFields, error) {
 	return f, nil
 }
 
-func splitStatement(b []byte) (f StatementFields, err error) {
-	parts, err := cbor.Array(b)
-	if err != nil {
-		return f, err
-	}
-	if len(parts) != 5 {
-		return f, fmt.Errorf("%d items, want 5", len(parts))
-	}
-	if got, err := cbor.Text(parts[0]); err != nil || got != domain.Statement {
-		return f, fmt.Errorf("domain string is not %q", domain.Statement)
-	}
-	for i, dst := range [][]byte{1: f.Root[:], 3: f.Challenge[:]} {
-		if dst == nil {
-			continue
-		}
-		v, err := cbor.Bytes(parts[i])
-		if err != nil || len(v) != len(dst) {
-			return f, fmt.Errorf("item %d is not a byte string of %d", i, len(dst))
-		}
-		copy(dst, v)
-	}
-	if f.RawP1, err = cbor.Bytes(parts[2]); err != nil {
-		return f, err
-	}
-	f.RawP2, err = cbor.Bytes(parts[4])
-	return f, err
+type wireStatement struct {
+	_         struct{} `cbor:",toarray"`
+	Domain    string
+	Root      protocol.RootID
+	P1        []byte
+	Challenge protocol.Challenge
+	P2        []byte
 }
 
-// Approval is what the client signs besides the statement.
+// Approval is the part of a countersignature besides the statement.
 type Approval struct {
 	Verdict protocol.Verdict
-	// Slot is [SlotSigning] or [SlotUV].
+	// Slot is [protocol.SlotSigning] or [protocol.SlotUV].
 	Slot uint64
 	// Proof is the password proof, or nil.
 	Proof []byte
 }
 
-// sigStructure is what a countersignature is over: the Sig_structure of
-// RFC 9052 §4.4 with the detached payload [bstr(STMT), decision, slot, proof].
+// sigStructure returns the Sig_structure (RFC 9052 §4.4) of a countersignature, with the detached
+// payload [bstr(STMT), decision, slot, proof].
 func (s Statement) sigStructure(a Approval) []byte {
 	return protocol.SigStructure(domain.Countersign, s.payload(a))
 }
@@ -126,8 +112,8 @@ func Countersign(ctx context.Context, signer protocol.DigestSigner, s Statement,
 	return [protocol.SignatureSize]byte(b), nil
 }
 
-// VerifyCountersign checks a countersignature with the client's key of a.Slot.
-// A bad one, of whatever length, is [CodeSignature].
+// VerifyCountersign verifies a countersignature with the client's key of a.Slot. An invalid one of
+// any length is [protocol.CodeSignature].
 func VerifyCountersign(key protocol.PublicKey, s Statement, a Approval, sig []byte) error {
 	digest := sha256.Sum256(s.sigStructure(a))
 	if !key.VerifyDigest(digest[:], sig) {
@@ -136,31 +122,30 @@ func VerifyCountersign(key protocol.PublicKey, s Statement, a Approval, sig []by
 	return nil
 }
 
-// Expectation is what C asked for and what its own settings say, to hold a P2
-// against before its user sees it.
+// Expectation is the client's request and settings, which [P2.Acceptable] compares a P2 with.
 type Expectation struct {
-	// Service is that of P1.
+	// Service is the service in P1.
 	Service protocol.Service
-	// Requested is the level of P1.
+	// Requested is the level in P1.
 	Requested protocol.Level
-	// Floor is C's own least level for a service; nil is 1 for each.
+	// Floor returns the client's lowest level for a service; nil means 1.
 	Floor func(protocol.Service) protocol.Level
-	// Amount and Text are what C proposed, nil or "" where it did not.
+	// Amount and Text are the client's proposal; nil and "" mean none.
 	Amount *protocol.Amount
 	Text   string
 }
 
-// Acceptable tells whether C may show this P2 and let its user sign it
-// (PROTOCOL.md §4). The error form is its own code, as [Retry] if it says when.
-// Otherwise it is [CodeFormat] for keys of co-approval in the wrong place,
-// [CodeLevel] for a level or factors that do not do, [CodePolicy] for an amount or
-// text that is not C's, or a currency that C does not know.
+// Acceptable returns nil if the client may show this P2 and let the user sign it (PROTOCOL.md §4).
+// For the error form it returns P2's own code, as [protocol.Retry] if P2 has a retry time. Other
+// errors are CodeFormat for misplaced co-approval members, CodeLevel for an insufficient level or
+// wrong factors, and CodePolicy for an amount or text that differs from the proposal or an unknown
+// currency.
 func (p P2) Acceptable(want Expectation) error {
 	if p.Code != 0 {
 		return p.refusal()
 	}
 	if (want.Service == protocol.ServiceCoApproval) != (p.FirstStatement != nil) {
-		return protocol.CodeFormat.Errorf("P2: a first statement goes with service 3 and only there")
+		return protocol.CodeFormat.Errorf("P2: service 3 needs a first statement, other services must not have one")
 	}
 	if err := p.checkLevel(want); err != nil {
 		return err

@@ -1,7 +1,6 @@
-// Package password turns a password into the verifier that the appliance stores,
-// and proves knowledge of it, PROTOCOL.md §4.1. A guess needs the phone's secret DS
-// besides the password, so neither a database nor a recording alone gives anything
-// to try passwords on.
+// Package password derives the verifier that the appliance stores from a password, and proves
+// knowledge of it (PROTOCOL.md §4.1). Guessing needs the phone's secret DS as well, so that neither
+// a database nor a recording is enough to try passwords.
 package password
 
 import (
@@ -33,14 +32,13 @@ type Params struct {
 	Parallelism uint8
 }
 
-// Default is what a client uses: 64 MiB, 3 iterations, one lane.
+// Default is the clients' choice: 64 MiB, 3 iterations, one lane.
 var Default = Params{MemoryKiB: 64 * 1024, Iterations: 3, Parallelism: 1}
 
-// Check refuses parameters below the floor of 19 MiB and 2 iterations:
-// [protocol.CodeFormat].
+// Check returns [protocol.CodeFormat] for parameters below 19 MiB or 2 iterations.
 func (p Params) Check() error {
 	if p.MemoryKiB < enrol.MinPasswordMemoryKiB || p.Iterations < enrol.MinPasswordIterations || p.Parallelism < 1 {
-		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the floor: %w",
+		return fmt.Errorf("Argon2id with %d KiB, %d iterations, %d lanes is below the minimum: %w",
 			p.MemoryKiB, p.Iterations, p.Parallelism, protocol.CodeFormat)
 	}
 	return nil
@@ -49,13 +47,13 @@ func (p Params) Check() error {
 // Stretched is a of PROTOCOL.md §4.1, 32 secret bytes.
 type Stretched [32]byte
 
-// Bound is b, 32 secret bytes. A key store that keeps DS to itself computes it.
+// Bound is b, 32 secret bytes. A key store that never exports DS computes it.
 type Bound [32]byte
 
-// Verifier is K_pw, 32 secret bytes: with it, proofs can be made.
+// Verifier is K_pw, 32 secret bytes, the key of proofs.
 type Verifier [32]byte
 
-// DeviceSecret is DS, 32 random bytes of this phone that never leave it.
+// DeviceSecret is DS, 32 random bytes that never leave the phone.
 type DeviceSecret [32]byte
 
 const redacted = "[redacted]"
@@ -65,25 +63,23 @@ func (Bound) String() string        { return redacted }
 func (Verifier) String() string     { return redacted }
 func (DeviceSecret) String() string { return redacted }
 
-// GoString keeps %#v from printing the bytes.
+// GoString prevents %#v from printing the bytes.
 func (Stretched) GoString() string { return redacted }
 
-// GoString keeps %#v from printing the bytes.
+// GoString prevents %#v from printing the bytes.
 func (Bound) GoString() string { return redacted }
 
-// GoString keeps %#v from printing the bytes.
+// GoString prevents %#v from printing the bytes.
 func (Verifier) GoString() string { return redacted }
 
-// GoString keeps %#v from printing the bytes.
+// GoString prevents %#v from printing the bytes.
 func (DeviceSecret) GoString() string { return redacted }
 
-// Normalize gives the bytes that are stretched: the UTF-8 of the NFKC form, so
-// that every keyboard's way of typing a character counts as the same.
+// Normalize returns the UTF-8 of the NFKC form, so that different keyboards produce the same bytes.
 func Normalize(password string) []byte { return norm.NFKC.Bytes([]byte(password)) }
 
-// Stretch computes a with Argon2id. It takes about 0.1 s and p.MemoryKiB of
-// memory. Parameters below the floor, and a password that is not UTF-8, are
-// [protocol.CodeFormat].
+// Stretch computes a with Argon2id. It takes about 0.1 s and p.MemoryKiB of memory. It returns
+// [protocol.CodeFormat] for parameters below the minimum and for passwords that are not UTF-8.
 func Stretch(password string, salt Salt, p Params) (Stretched, error) {
 	if err := p.Check(); err != nil {
 		return Stretched{}, err
@@ -104,13 +100,13 @@ func (ds DeviceSecret) Bind(client protocol.ClientID, a Stretched) Bound {
 func (b Bound) Verifier() Verifier {
 	k, err := hkdf.Expand(sha256.New, b[:], derive.PasswordVerifierInfo, len(Verifier{}))
 	if err != nil {
-		panic(err) // only for a length above 255 hashes
+		panic(err) // it fails only above 255 hashes
 	}
 	return Verifier(k)
 }
 
-// Proof shows knowledge of the password for one statement: the 16 bytes of P3.3.
-// The hash is that of STMT.
+// Proof returns the 16 bytes of P3.3, which prove knowledge of the password for the statement with
+// this hash.
 func (v Verifier) Proof(statement [32]byte) [message.ProofSize]byte {
 	return [message.ProofSize]byte(mac(v[:], derive.PasswordProofInput(statement))[:message.ProofSize])
 }

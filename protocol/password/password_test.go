@@ -92,7 +92,7 @@ func (v vector) compare(t *testing.T, got map[string][]byte, err error) {
 	}
 }
 
-// stretch goes from the password to what the client sends.
+// stretch runs all steps from the password to the client's request.
 func (v vector) stretch() (map[string][]byte, error) {
 	a, err := Stretch(v.In.Password, Salt(v.In.Salt), Params{v.In.MemoryKiB, v.In.Iterations, v.In.Parallelism})
 	if err != nil {

@@ -11,10 +11,9 @@ import (
 	"countersign/protocol/derive"
 )
 
-// Wrap encrypts a verifier for the appliance's key `enrol`, PROTOCOL.md §4.1:
-// AES-KWP under a KEK of the agreed secret and the parties' names. ephemeral is
-// used for this once. [protocol.CodeFormat] if it is not what names.Ephemeral says,
-// or names.Enrol is no point.
+// Wrap encrypts a verifier for the appliance's key `enrol`, PROTOCOL.md §4.1: AES-KWP under a KEK of
+// the agreed secret and the parties' names. Use each ephemeral key once. It returns
+// [protocol.CodeFormat] if ephemeral differs from names.Ephemeral or names.Enrol is not a point.
 func Wrap(v Verifier, ephemeral *ecdh.PrivateKey, names derive.PasswordImport) ([]byte, error) {
 	if err := matches(ephemeral, names.Ephemeral); err != nil {
 		return nil, err
@@ -26,8 +25,8 @@ func Wrap(v Verifier, ephemeral *ecdh.PrivateKey, names derive.PasswordImport) (
 	return kek.Wrap(v[:])
 }
 
-// Unwrap is the appliance's side in software, for a module that cannot do it
-// inside. Whatever does not come out as a 32-byte verifier is [protocol.CodeFormat].
+// Unwrap is the appliance's side in software, for modules that cannot unwrap inside. It returns
+// [protocol.CodeFormat] unless the result is a 32-byte verifier.
 func Unwrap(wrapped []byte, enrol *ecdh.PrivateKey, names derive.PasswordImport) (Verifier, error) {
 	if err := matches(enrol, names.Enrol); err != nil {
 		return Verifier{}, err
@@ -57,7 +56,7 @@ func matches(key *ecdh.PrivateKey, public protocol.PublicKey) error {
 	return nil
 }
 
-// agree makes KEK = AES-256-ECB(Z, context), two blocks.
+// agree returns KEK = AES-256-ECB(Z, context), two blocks.
 func agree(own *ecdh.PrivateKey, peer protocol.PublicKey, names derive.PasswordImport) (*subtle.KWP, error) {
 	public, err := peer.ECDH()
 	if err != nil {

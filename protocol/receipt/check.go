@@ -11,9 +11,9 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Verify reads a decision in either form and checks that its signature chains to
-// the root: CodeFormat or CodeCertificate. It says nothing of whether the decision
-// is for this device, or fresh: a device uses [Check].
+// Verify decodes a decision in either form and verifies that its signature chains to the root.
+// Errors are CodeFormat or CodeCertificate. It does not check that the decision is fresh and for
+// this device: see [Check].
 func Verify(k trust.Keyring, b []byte) (Decision, error) {
 	s, err := parseSigned(b)
 	if err != nil {
@@ -32,27 +32,26 @@ func Verify(k trust.Keyring, b []byte) (Decision, error) {
 	return Decision{}, err
 }
 
-// Check is what a device knows when a decision arrives, PROTOCOL.md §3.1.
+// Check is a device's knowledge when a decision arrives, PROTOCOL.md §3.1.
 type Check struct {
 	Root       protocol.PublicKey
 	KeyCerts   [][]byte
-	Now        uint64            // Unix seconds, for the dates of certificates only
-	Begun      []protocol.RootID // under which the statements may be beside Root's: what was pinned when each apply was sent
+	Now        uint64            // Unix seconds, to check the dates of certificates
+	Begun      []protocol.RootID // pinned when each apply was sent: statements may name these roots besides Root
 	Device     protocol.DeviceID
 	Nonce      protocol.Nonce       // of the newest apply
-	Challenges []protocol.Challenge // bytes 1..16 of the M2 forwarded; of both, in order, if the apply carried a handle
+	Challenges []protocol.Challenge // bytes 1..16 of the forwarded M2; of both, in order, if the apply carried a handle
 	Services   []protocol.Service   // the order's, or those accepted without one
-	Amount     *protocol.Amount     // the order's; nil: taken from the decision
+	Amount     *protocol.Amount     // the order's; nil: take the decision's
 	Floor      protocol.Level       // 0: none
-	Elapsed    time.Duration        // by the monotonic clock, since M3 was first sent
+	Elapsed    time.Duration        // since M3 was first sent, by the monotonic clock
 	Strict     bool                 // the device asked for evidence
 }
 
-// Verify says whether the decision is for this device, request and order, in
-// the order of checks of PROTOCOL.md §3.1: CodeFormat, CodeCertificate, CodeDevice,
-// CodeReplayed, CodePolicy, CodeLevel, CodeExpired, then the strict evidence. A
-// decision that passes is not yet an approval: the device acts on
-// [ResultApproved] only, and only once.
+// Verify verifies that the decision is for this device, request and order. The order of checks is
+// that in PROTOCOL.md §3.1: CodeFormat, CodeCertificate, CodeDevice, CodeReplayed, CodePolicy,
+// CodeLevel, CodeExpired, then the strict evidence. A valid decision may still be a denial: the
+// device acts on [protocol.ResultApproved] only, and only once.
 func (c Check) Verify(decision []byte) (Decision, error) {
 	keys := trust.Keyring{Root: c.Root, KeyCerts: c.KeyCerts, Now: c.Now}
 	d, err := Verify(keys, decision)
@@ -77,15 +76,15 @@ func (c Check) checkRequest(d Decision) error {
 		return fmt.Errorf("decision for device %v: %w", d.Device, protocol.CodeDevice)
 	}
 	if len(c.Challenges) == 0 || protocol.NewChallenge(c.Nonce, d.U) != c.newest() {
-		return fmt.Errorf("decision is not on the challenge that was forwarded: %w", protocol.CodeReplayed)
+		return fmt.Errorf("decision is not for the forwarded challenge: %w", protocol.CodeReplayed)
 	}
 	if d.SecondStatement != nil && len(c.Challenges) < 2 {
-		return fmt.Errorf("decision of a second approver that was not asked for: %w", protocol.CodeReplayed)
+		return fmt.Errorf("decision of an unexpected second approver: %w", protocol.CodeReplayed)
 	}
 	return nil
 }
 
-// newest is the challenge that field 17 of the decision belongs to.
+// newest returns the challenge that field 17 of the decision belongs to.
 func (c Check) newest() protocol.Challenge { return c.Challenges[len(c.Challenges)-1] }
 
 func (c Check) checkOrder(d Decision) error {
@@ -110,12 +109,12 @@ func (c Check) checkTime(d Decision) error {
 		return fmt.Errorf("decision of level %d, floor %d: %w", d.Level, c.Floor, protocol.CodeLevel)
 	}
 	if c.Elapsed > protocol.Seconds(d.Lifetime) {
-		return fmt.Errorf("decision is over, %v after the countersignature: %w", c.Elapsed, protocol.CodeExpired)
+		return fmt.Errorf("decision has expired, %v after the countersignature: %w", c.Elapsed, protocol.CodeExpired)
 	}
 	return nil
 }
 
-// checkedEvidence is evidence taken apart.
+// checkedEvidence is decoded evidence.
 type checkedEvidence struct {
 	Evidence
 	fields  message.StatementFields
@@ -123,9 +122,8 @@ type checkedEvidence struct {
 	certErr error // of verifying the certificate
 }
 
-// checkEvidence verifies the countersignatures themselves, PROTOCOL.md §3.1: of
-// all of them first the format, then the certificates, then the signatures, then
-// what they say.
+// checkEvidence verifies the countersignatures themselves, PROTOCOL.md §3.1: first the format of
+// all, then the certificates, then the signatures, then the statements.
 func (c Check) checkEvidence(keys trust.Keyring, d Decision) error {
 	if len(d.Evidence) == 0 {
 		return protocol.CodeFormat.Errorf("decision has no evidence")
@@ -186,7 +184,7 @@ func (c Check) checkStatements(d Decision, all []checkedEvidence) error {
 		case f.P1.Service != services[i]:
 			return evidenceError("statement is for another service")
 		case (services[i] == protocol.ServiceCoApproval) != (f.P2.FirstStatement != nil):
-			return evidenceError("statement names a first one where it may not, or none")
+			return evidenceError("first statement is missing or misplaced")
 		}
 		if err := c.checkStatement(d, e); err != nil {
 			return err
@@ -198,13 +196,13 @@ func (c Check) checkStatements(d Decision, all []checkedEvidence) error {
 	return nil
 }
 
-// checkStatement checks what holds for each statement.
+// checkStatement checks the conditions that apply to each statement.
 func (c Check) checkStatement(d Decision, e checkedEvidence) error {
 	switch f := e.fields; {
 	case f.P1.Client != e.cert.Client:
-		return evidenceError("statement is another client's")
+		return evidenceError("statement is from another client")
 	case f.P2.Level != d.Level:
-		return evidenceError("statement is of another level")
+		return evidenceError("statement has another level")
 	case f.P2.Device != c.Device.Handle():
 		return evidenceError("statement is for another device")
 	case !sameAmount(f.P2.Amount, d.Amount):
@@ -215,13 +213,13 @@ func (c Check) checkStatement(d Decision, e checkedEvidence) error {
 	return nil
 }
 
-// checkSecond checks the approver's statement against the first.
+// checkSecond compares the approver's statement with the first.
 func checkSecond(d Decision, first, second checkedEvidence) error {
 	a, b := first.fields, second.fields
 	switch {
 	case a.P1.Client == b.P1.Client:
 		return evidenceError("approver is the client itself")
-	case *b.P2.FirstStatement != d.Statement: // its presence is checked
+	case *b.P2.FirstStatement != d.Statement: // checkStatements found it present
 		return evidenceError("approver saw another statement")
 	case *b.P2.FirstService != d.Service:
 		return evidenceError("approver saw another service")

@@ -14,7 +14,7 @@ import (
 	"countersign/protocol/message"
 )
 
-// Decision is what S decided, for D to act on, PROTOCOL.md §3.1. It travels as
+// Decision is the appliance's decision, for the device to act on, PROTOCOL.md §3.1. It travels as
 //
 //	COSE_Sign1 by decision, {4: kid}, external_aad "OA1 decision v1", payload
 //	{1: result, 2: SHA-256(STMT), 3: transaction id, 4: level, 5: factors, 6: issued-at,
@@ -24,26 +24,25 @@ import (
 //
 // or as a leaf of a batch receipt, §6.
 type Decision struct {
-	Result          protocol.Result        `cbor:"1,keyasint"` // ResultRetry has no decision
+	Result          protocol.Result        `cbor:"1,keyasint"` // never ResultRetry
 	Statement       [32]byte               `cbor:"2,keyasint"`
 	Transaction     protocol.TransactionID `cbor:"3,keyasint"`
 	Level           protocol.Level         `cbor:"4,keyasint"`
 	Factors         protocol.Factors       `cbor:"5,keyasint"` // verified
-	IssuedAt        uint64                 `cbor:"6,keyasint"` // Unix seconds by S's clock
+	IssuedAt        uint64                 `cbor:"6,keyasint"` // Unix seconds by the appliance's clock
 	Lifetime        uint64                 `cbor:"7,keyasint"` // seconds
 	Device          protocol.DeviceID      `cbor:"8,keyasint"`
 	Service         protocol.Service       `cbor:"9,keyasint"`
 	Amount          *protocol.Amount       `cbor:"10,keyasint,omitempty"`
 	Pairwise        protocol.PairwiseID    `cbor:"11,keyasint"`
-	Reason          protocol.Code          `cbor:"12,keyasint"` // what D may know: see ReasonFor
+	Reason          protocol.Code          `cbor:"12,keyasint"` // for the device: see ReasonFor
 	Policy          protocol.PolicyHash    `cbor:"13,keyasint"`
 	U               protocol.Nonce         `cbor:"17,keyasint"`
 	SecondStatement *[32]byte              `cbor:"18,keyasint,omitempty"`
-	Evidence        []Evidence             `cbor:"-"` // 14 to 16: none, or for strict devices one per STMT
+	Evidence        []Evidence             `cbor:"-"` // 14 to 16: one per statement for strict devices, otherwise none
 }
 
-// Evidence is a countersignature with what it takes to verify it, for strict
-// devices.
+// Evidence is a countersignature with everything that verifies it, for strict devices.
 type Evidence struct {
 	Statement  message.Statement
 	ClientCert []byte
@@ -51,7 +50,7 @@ type Evidence struct {
 	Signature  [protocol.SignatureSize]byte
 }
 
-// wireDecision adds the fields of the evidence, which are arrays if there are two.
+// wireDecision adds the members of the evidence, which are arrays if there are two.
 type wireDecision struct {
 	Decision
 	Statements  *cbor.RawMessage `cbor:"14,keyasint,omitempty"`
@@ -67,8 +66,8 @@ type wireEvidence struct {
 	Proof     []byte
 }
 
-// ReasonFor is the reason a decision of this result tells the device: 4, 0 or 21
-// for denied, approved and pending. Others have no decision.
+// ReasonFor returns the reason in a decision of this result: 4 for denied, 0 for approved, 21 for
+// pending. Other results have no decision.
 func ReasonFor(r protocol.Result) (reason protocol.Code, ok bool) {
 	switch r {
 	case protocol.ResultDenied:
@@ -81,7 +80,7 @@ func ReasonFor(r protocol.Result) (reason protocol.Code, ok bool) {
 	return 0, false
 }
 
-// Marshal gives the payload, which is also the leaf entry of a batch receipt.
+// Marshal returns the payload, which is also the leaf entry of a batch receipt.
 func (d Decision) Marshal() []byte {
 	w := wireDecision{Decision: d}
 	if len(d.Evidence) == 0 {
@@ -107,8 +106,7 @@ func oneOrAll[T any](list []T) *cbor.RawMessage {
 	return &raw
 }
 
-// Parse reads the payload of a decision, which nobody has verified yet:
-// CodeFormat.
+// Parse decodes the unverified payload of a decision. Errors are CodeFormat.
 func Parse(payload []byte) (Decision, error) {
 	var w wireDecision
 	if err := strict.Map(payload, &w); err != nil {
@@ -157,7 +155,7 @@ func (w wireDecision) evidence() ([]Evidence, error) {
 	return list, nil
 }
 
-// readCount reads one item, or an array of two.
+// readCount decodes one item, or an array of two.
 func readCount[T any](raw *cbor.RawMessage, count int) ([]T, error) {
 	if raw == nil {
 		return nil, protocol.CodeFormat.Errorf("decision: evidence is not complete")
@@ -182,7 +180,7 @@ func (w wireEvidence) join(statement, cert []byte) (Evidence, error) {
 		return e, protocol.CodeFormat.Errorf("decision: evidence of %v with slot %d", w.Verdict, w.Slot)
 	}
 	if w.Proof == nil || statement == nil || cert == nil || len(w.Proof) != 0 && len(w.Proof) != message.ProofSize {
-		return e, protocol.CodeFormat.Errorf("decision: evidence has a member of another type or length")
+		return e, protocol.CodeFormat.Errorf("decision: evidence has a member of the wrong type or length")
 	}
 	e.Approval = message.Approval{Verdict: w.Verdict, Slot: w.Slot}
 	if len(w.Proof) != 0 {
@@ -191,7 +189,7 @@ func (w wireEvidence) join(statement, cert []byte) (Evidence, error) {
 	return e, nil
 }
 
-// Sign makes the plain form; signer is the key `decision` of this epoch.
+// Sign returns the plain form, signed by the key `decision` of this epoch.
 func Sign(ctx context.Context, signer protocol.DigestSigner, epoch uint64, d Decision) ([]byte, error) {
 	b, err := cose.Sign(ctx, signer, domain.Decision, d.Marshal(), cose.Kid(epoch))
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"countersign/protocol/internal/strict"
 )
 
-// The Merkle tree of RFC 9162 §2.1 over SHA-256. Leaves and nodes hash with
-// different prefixes, so that no node passes for a leaf.
+// The Merkle tree of RFC 9162 §2.1 over SHA-256. Leaves and nodes hash with different prefixes, so
+// that a node cannot pass for a leaf.
 
 // Hash is a node of the tree.
 type Hash [sha256.Size]byte
@@ -39,21 +39,20 @@ func nodeHash(left, right Hash) Hash {
 	return sha256.Sum256(b[:])
 }
 
-// MerkleRoot is the Merkle tree hash of RFC 9162 §2.1.1.
+// MerkleRoot returns the Merkle tree hash of RFC 9162 §2.1.1.
 func MerkleRoot(entries [][]byte) Hash {
 	root, _ := merkleTree(entries)
 	return root
 }
 
-// InclusionPaths gives for each entry its inclusion path, RFC 9162 §2.1.3.1,
-// from the leaf upwards.
+// InclusionPaths returns the inclusion path of each entry, RFC 9162 §2.1.3.1, from the leaf upwards.
 func InclusionPaths(entries [][]byte) [][]Hash {
 	_, paths := merkleTree(entries)
 	return paths
 }
 
-// merkleTree pairs the nodes of each level; one left over goes up as it is, which
-// is the tree of RFC 9162. at is where the subtree of each entry stands in its level.
+// merkleTree pairs the nodes of each level. The last node of an odd level moves up unchanged, as in
+// RFC 9162. at is the position of each entry's subtree in its level.
 func merkleTree(entries [][]byte) (root Hash, paths [][]Hash) {
 	if len(entries) == 0 {
 		return sha256.Sum256(nil), nil
@@ -87,8 +86,8 @@ func nextLevel(level []Hash) []Hash {
 	return next
 }
 
-// Inclusion says where in a tree an entry is. In CBOR it is
-// [tree size, leaf index, [path]], RFC 9942.
+// Inclusion is the position of an entry in a tree. In CBOR it is [tree size, leaf index, [path]],
+// RFC 9942.
 type Inclusion struct {
 	_     struct{} `cbor:",toarray"`
 	Size  uint64
@@ -96,8 +95,8 @@ type Inclusion struct {
 	Path  []Hash
 }
 
-// VerifyInclusion checks that entry is in the tree of this root, RFC 9162
-// §2.1.3.2: CodeCertificate if not.
+// VerifyInclusion returns CodeCertificate unless entry is in the tree of this root, RFC 9162
+// §2.1.3.2.
 func VerifyInclusion(entry []byte, in Inclusion, root Hash) error {
 	computed, err := in.rootOf(entry)
 	if err != nil {
@@ -109,7 +108,7 @@ func VerifyInclusion(entry []byte, in Inclusion, root Hash) error {
 	return nil
 }
 
-// rootOf computes the root that the path leads to. The names are those of the RFC.
+// rootOf returns the root that the path leads to. The names are from the RFC.
 func (in Inclusion) rootOf(entry []byte) (Hash, error) {
 	if in.Index >= in.Size {
 		return Hash{}, protocol.CodeCertificate.Errorf("leaf %d of a tree of %d", in.Index, in.Size)
@@ -154,7 +153,7 @@ type receiptProofs struct {
 	Inclusion [][]byte `cbor:"-1,keyasint"`
 }
 
-// batched is what travels in place of the plain form: [receipt, leaf entry].
+// batched is the batch form: [receipt, leaf entry].
 type batched struct {
 	_       struct{} `cbor:",toarray"`
 	Receipt []byte
@@ -164,12 +163,11 @@ type batched struct {
 // protectedReceipt is {1: -7, 395: 1}: ES256, RFC9162_SHA256.
 var protectedReceipt = []byte{0xA2, 0x01, 0x26, 0x19, 0x01, 0x8B, 0x01}
 
-// batchHead begins the batch form, an array of two; a plain COSE_Sign1 is one of
+// batchHead is the first byte of the batch form, an array of two. A plain COSE_Sign1 is an array of
 // four.
 const batchHead = 0x82
 
-// signTree signs the root of the tree of entries once and gives the batch form
-// of each.
+// signTree signs the root of the tree of entries once and returns the batch form of each.
 func signTree(ctx context.Context, signer protocol.DigestSigner, aad string, kid []byte, entries [][]byte) ([][]byte, error) {
 	root, paths := merkleTree(entries)
 	digest := sha256.Sum256(cose.Structure(protectedReceipt, aad, root[:]))
@@ -189,8 +187,8 @@ func signTree(ctx context.Context, signer protocol.DigestSigner, aad string, kid
 	return out, nil
 }
 
-// SignAll signs decisions with one signature of the key `decision` of this
-// epoch. A lone one gets the plain form.
+// SignAll signs decisions with one signature of the key `decision` of this epoch. A single one gets
+// the plain form.
 func SignAll(ctx context.Context, signer protocol.DigestSigner, epoch uint64, decisions []Decision) ([][]byte, error) {
 	switch len(decisions) {
 	case 0:
@@ -209,17 +207,16 @@ func SignAll(ctx context.Context, signer protocol.DigestSigner, epoch uint64, de
 	return signTree(ctx, signer, domain.Decision, cose.Kid(epoch), entries)
 }
 
-// Leaf is a leaf of the signing API: det-CBOR [16 random bytes, document], so
-// that one receipt tells nothing about the other leaves.
+// Leaf is a leaf of the signing API: deterministic CBOR [16 random bytes, document]. The random
+// bytes keep a receipt from revealing other leaves.
 type Leaf struct {
 	_        struct{} `cbor:",toarray"`
 	Random   [16]byte
 	Document []byte
 }
 
-// SignDocuments signs documents of the signing API with one signature of one of
-// its own keys, never of `decision`. The external_aad is empty, for stock
-// verifiers.
+// SignDocuments signs documents of the signing API with one signature of one of its own keys, never
+// of `decision`. The external_aad is empty, for stock verifiers.
 func SignDocuments(ctx context.Context, signer protocol.DigestSigner, epoch uint64, leaves []Leaf) ([][]byte, error) {
 	entries := make([][]byte, len(leaves))
 	for i, l := range leaves {
@@ -232,8 +229,8 @@ func SignDocuments(ctx context.Context, signer protocol.DigestSigner, epoch uint
 	return signTree(ctx, signer, "", cose.Kid(epoch), entries)
 }
 
-// VerifyDocument verifies a [receipt, leaf] of the signing API under its key
-// and gives the document: CodeFormat or CodeCertificate.
+// VerifyDocument verifies a [receipt, leaf] of the signing API under its key and returns the
+// document. Errors are CodeFormat or CodeCertificate.
 func VerifyDocument(b []byte, key protocol.PublicKey) (document []byte, err error) {
 	p, err := parseBatched(b)
 	if err != nil {
@@ -249,7 +246,7 @@ func VerifyDocument(b []byte, key protocol.PublicKey) (document []byte, err erro
 	return leaf.Document, p.verify(key, "")
 }
 
-// signed is a decision or leaf in either form, well-formed and not yet verified.
+// signed is a well-formed, unverified decision or leaf in either form.
 type signed struct {
 	payload   []byte
 	kid       byte
@@ -280,7 +277,7 @@ func parseBatched(b []byte) (signed, error) {
 		return signed{}, protocol.CodeFormat.Errorf("receipt is not a detached ES256 signature of an RFC 9162 tree")
 	}
 	if len(header.Kid) != 1 || len(header.Proofs.Inclusion) != 1 {
-		return signed{}, protocol.CodeFormat.Errorf("receipt has not one kid byte and one inclusion proof")
+		return signed{}, protocol.CodeFormat.Errorf("receipt: want one kid byte and one inclusion proof")
 	}
 	var in Inclusion
 	if err := strict.Item(header.Proofs.Inclusion[0], &in); err != nil {
@@ -292,11 +289,11 @@ func parseBatched(b []byte) (signed, error) {
 	return signed{payload: w.Entry, kid: header.Kid[0], inclusion: &in, signature: r.Signature}, nil
 }
 
-// verify checks signature and inclusion: CodeCertificate if not good.
+// verify returns CodeCertificate unless signature and inclusion are valid.
 func (s signed) verify(key protocol.PublicKey, aad string) error {
 	if s.inclusion == nil {
 		if !s.plain.Verify(key, aad) {
-			return protocol.CodeCertificate.Errorf("signature is not good")
+			return protocol.CodeCertificate.Errorf("signature is invalid")
 		}
 		return nil
 	}
@@ -306,7 +303,7 @@ func (s signed) verify(key protocol.PublicKey, aad string) error {
 	}
 	digest := sha256.Sum256(cose.Structure(protectedReceipt, aad, root[:]))
 	if !key.VerifyDigest(digest[:], s.signature) {
-		return protocol.CodeCertificate.Errorf("signature over the tree is not good")
+		return protocol.CodeCertificate.Errorf("signature over the tree is invalid")
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 	"countersign/protocol/internal/strict"
 )
 
-// Use is what a certified key is for, field 2 of a [KeyCert].
+// Use is the purpose of a certified key, field 2 of a [KeyCert].
 type Use uint8
 
 // The uses of PROTOCOL.md §2.2.
@@ -38,18 +38,8 @@ func (u Use) String() string {
 	return fmt.Sprintf("use %d", uint8(u))
 }
 
-// ParseUse reads the name that String writes.
-func ParseUse(s string) (Use, error) {
-	for u, name := range useNames {
-		if name == s {
-			return u, nil
-		}
-	}
-	return 0, protocol.CodeFormat.Errorf("key use %q", s)
-}
-
-// KeyCert certifies one epoch of one of the appliance's keys under a root,
-// PROTOCOL.md §2.2. It travels as
+// KeyCert certifies one epoch of a key of the appliance under a root, PROTOCOL.md §2.2. It travels
+// as
 //
 //	COSE_Sign1 by root, external_aad "OA1 keycert v1", payload
 //	{1: epoch, 2: use, 3: key bstr33, 4: not-before, 5: not-after, ?6: minimum epoch}
@@ -58,17 +48,17 @@ type KeyCert struct {
 	Use       Use                `cbor:"2,keyasint"`
 	Key       protocol.PublicKey `cbor:"3,keyasint"`
 	NotBefore uint64             `cbor:"4,keyasint"`           // Unix seconds
-	NotAfter  uint64             `cbor:"5,keyasint"`           // Unix seconds, the last good one
-	MinEpoch  *uint64            `cbor:"6,keyasint,omitempty"` // rules out every smaller epoch of this use
+	NotAfter  uint64             `cbor:"5,keyasint"`           // Unix seconds, inclusive
+	MinEpoch  *uint64            `cbor:"6,keyasint,omitempty"` // revokes every smaller epoch of this use
 }
 
 const (
-	maxEpochStep = 63        // an epoch travels modulo 64
-	clockSlack   = 24 * 3600 // seconds that a not-before may lie ahead
+	maxEpochStep = 63        // messages carry the epoch modulo 64
+	clockSlack   = 24 * 3600 // seconds by which a not-before may lie ahead
 	kemGrace     = 30 * clockSlack
 )
 
-// SignKeyCert makes a certificate; signer is the root key.
+// SignKeyCert returns a certificate signed by signer, the root key.
 func SignKeyCert(ctx context.Context, signer protocol.DigestSigner, k KeyCert) ([]byte, error) {
 	b, err := cose.Sign(ctx, signer, domain.KeyCert, cbor.Marshal(k), nil)
 	if err != nil {
@@ -77,8 +67,8 @@ func SignKeyCert(ctx context.Context, signer protocol.DigestSigner, k KeyCert) (
 	return b, nil
 }
 
-// VerifyKeyCert reads a certificate and checks the signature by root: CodeFormat
-// or CodeCertificate. Dates and epochs are for [KeyCert.AcceptableAt].
+// VerifyKeyCert decodes a certificate and verifies its signature by root. Errors are CodeFormat or
+// CodeCertificate. [KeyCert.AcceptableAt] checks dates and epochs.
 func VerifyKeyCert(b []byte, root protocol.PublicKey) (KeyCert, error) {
 	s, k, err := parseKeyCert(b)
 	if err != nil {
@@ -92,7 +82,7 @@ func (k KeyCert) verify(s cose.Sign1, root protocol.PublicKey) error {
 		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d is not signed by root %v", k.Use, k.Epoch, root.RootID())
 	}
 	if _, err := protocol.ParsePublicKey(k.Key[:]); err != nil {
-		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d has no point of P-256", k.Use, k.Epoch)
+		return protocol.CodeCertificate.Errorf("key certificate of %v epoch %d does not contain a P-256 point", k.Use, k.Epoch)
 	}
 	return nil
 }
@@ -110,9 +100,9 @@ func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
 	return s, k, nil
 }
 
-// AcceptableAt checks the dates and epochs by which C and D take a verified
-// certificate, PROTOCOL.md §2.2: CodeCertificate if not. stored is the epoch held
-// for this use, nil if none. now is Unix seconds.
+// AcceptableAt returns CodeCertificate unless clients and devices may adopt this verified
+// certificate, by its dates and epochs (PROTOCOL.md §2.2). stored is the epoch held for this use, or
+// nil. now is in Unix seconds.
 func (k KeyCert) AcceptableAt(now uint64, stored *uint64) error {
 	if k.MinEpoch != nil && *k.MinEpoch > k.Epoch {
 		return protocol.CodeCertificate.Errorf("%v epoch %d is below its own minimum %d", k.Use, k.Epoch, *k.MinEpoch)
@@ -133,11 +123,11 @@ func (k KeyCert) validAt(now uint64) error {
 	return nil
 }
 
-// begins is the first second at which the certificate is taken.
+// begins returns the first second at which the certificate is acceptable.
 func (k KeyCert) begins() uint64 { return k.NotBefore - min(k.NotBefore, clockSlack) }
 
-// TakesM2At says whether C still takes an M2 under this kem epoch: until 30 days
-// after it is over, PROTOCOL.md §2.2.
+// TakesM2At reports whether clients still accept an M2 under this kem epoch: until 30 days after its
+// end, PROTOCOL.md §2.2.
 func (k KeyCert) TakesM2At(now uint64) bool {
 	return now <= k.NotAfter || now-k.NotAfter < kemGrace
 }
@@ -154,7 +144,7 @@ type RootCert struct {
 	Reason   uint64             `cbor:"4,keyasint"`
 }
 
-// SignRootCert makes a certificate; signer holds r.Key.
+// SignRootCert returns a certificate signed by signer, which holds r.Key.
 func SignRootCert(ctx context.Context, signer protocol.DigestSigner, r RootCert) ([]byte, error) {
 	b, err := cose.Sign(ctx, signer, domain.RootCert, cbor.Marshal(r), nil)
 	if err != nil {
@@ -163,9 +153,8 @@ func SignRootCert(ctx context.Context, signer protocol.DigestSigner, r RootCert)
 	return b, nil
 }
 
-// VerifyRootCert reads a certificate and checks the signature by the key in it:
-// CodeFormat or CodeCertificate. That says nothing yet of whether the key is
-// one to trust: see [FollowRoots].
+// VerifyRootCert decodes a certificate and verifies its signature by the key in it. Errors are
+// CodeFormat or CodeCertificate. This does not make the key trustworthy: see [FollowRoots].
 func VerifyRootCert(b []byte) (RootCert, error) {
 	s, _, err := cose.Parse(b, false)
 	if err != nil {
@@ -181,14 +170,14 @@ func VerifyRootCert(b []byte) (RootCert, error) {
 	return r, nil
 }
 
-// follows says whether this is the root that number n committed to with next.
+// follows reports whether this is the root that number n committed to with next.
 func (r RootCert) follows(n uint64, next [32]byte) bool {
 	return r.Number == n+1 && sha256.Sum256(r.Key[:]) == next
 }
 
-// FollowRoots verifies certificates that each follow the one before, the first
-// of them the root pinned by number and next, and gives the last:
-// CodeCertificate where the chain breaks. certs must not be empty.
+// FollowRoots verifies a chain of certificates and returns the last. The root pinned by number and
+// next must have committed to the first, each to its successor. It returns CodeCertificate if the
+// chain breaks. certs must not be empty.
 func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error) {
 	last := RootCert{Number: number, NextHash: next}
 	if len(certs) == 0 {
@@ -207,7 +196,7 @@ func FollowRoots(number uint64, next [32]byte, certs [][]byte) (RootCert, error)
 	return last, nil
 }
 
-// ClientCert says which keys are an enrolled client's, PROTOCOL.md §5. It travels as
+// ClientCert certifies the keys of an enrolled client, PROTOCOL.md §5. It travels as
 //
 //	COSE_Sign1 by client-ca, {4: kid}, external_aad "OA1 clientcert v1", payload
 //	{1: client id, 2: signing key, ?3: uv key, 4: not-before, 5: not-after}
@@ -216,10 +205,10 @@ type ClientCert struct {
 	SigningKey protocol.PublicKey  `cbor:"2,keyasint"`
 	UVKey      *protocol.PublicKey `cbor:"3,keyasint,omitempty"`
 	NotBefore  uint64              `cbor:"4,keyasint"` // Unix seconds
-	NotAfter   uint64              `cbor:"5,keyasint"` // Unix seconds, the last good one
+	NotAfter   uint64              `cbor:"5,keyasint"` // Unix seconds, inclusive
 }
 
-// SignClientCert makes a certificate; signer is client-ca of this epoch.
+// SignClientCert returns a certificate signed by signer, client-ca of this epoch.
 func SignClientCert(ctx context.Context, signer protocol.DigestSigner, epoch uint64, c ClientCert) ([]byte, error) {
 	b, err := cose.Sign(ctx, signer, domain.ClientCert, cbor.Marshal(c), cose.Kid(epoch))
 	if err != nil {
@@ -228,9 +217,9 @@ func SignClientCert(ctx context.Context, signer protocol.DigestSigner, epoch uin
 	return b, nil
 }
 
-// VerifyClientCert reads a certificate and checks it against the key of
-// client-ca, its dates and that the id is the hash of the signing key:
-// CodeFormat or CodeCertificate. now is Unix seconds.
+// VerifyClientCert decodes a certificate and verifies its signature by ca, its dates, and that the
+// id is the hash of the signing key. Errors are CodeFormat or CodeCertificate. now is in Unix
+// seconds.
 func VerifyClientCert(b []byte, ca protocol.PublicKey, now uint64) (ClientCert, error) {
 	p, err := parseClientCert(b)
 	if err != nil {
@@ -239,9 +228,9 @@ func VerifyClientCert(b []byte, ca protocol.PublicKey, now uint64) (ClientCert, 
 	return p.ClientCert, p.verify(ca, now)
 }
 
-// ReadClient reads a client certificate of this epoch of client-ca, which the certificate's
-// kid has to name modulo 256: CodeFormat, or CodeCertificate where the epoch has not signed
-// it. No dates are looked at: see [ClientCert.ValidAt].
+// ReadClient decodes and verifies a client certificate of this epoch of client-ca. It returns
+// CodeFormat, or CodeCertificate if the kid or the signature belongs to another epoch. It does not
+// check dates: see [ClientCert.ValidAt].
 func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 	p, err := parseClientCert(b)
 	if err != nil {
@@ -253,7 +242,7 @@ func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 	return p.ClientCert, p.verifySignature(k.Key)
 }
 
-// ValidAt checks the dates; now is Unix seconds. CodeCertificate.
+// ValidAt returns CodeCertificate if now, in Unix seconds, is outside the validity period.
 func (c ClientCert) ValidAt(now uint64) error {
 	if now < c.NotBefore || now > c.NotAfter {
 		return protocol.CodeCertificate.Errorf("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
@@ -261,13 +250,13 @@ func (c ClientCert) ValidAt(now uint64) error {
 	return nil
 }
 
-// SameParty reports whether two certificates name one client and the same keys.
+// SameParty reports whether two certificates name the same client and keys.
 func (c ClientCert) SameParty(other ClientCert) bool {
 	hasUV, otherUV := c.UVKey != nil, other.UVKey != nil
 	return c.Client == other.Client && c.SigningKey == other.SigningKey && hasUV == otherUV && (!hasUV || *c.UVKey == *other.UVKey)
 }
 
-// parsedClientCert is a certificate whose signature is still to be verified.
+// parsedClientCert is a certificate with an unverified signature.
 type parsedClientCert struct {
 	ClientCert
 	signed cose.Sign1
@@ -298,7 +287,7 @@ func (p parsedClientCert) verifySignature(ca protocol.PublicKey) error {
 	return nil
 }
 
-// KeyOf gives the key of a slot of P3.4: 1 the signing key, 3 the UV key.
+// KeyOf returns the key of a slot of P3.4: 1 is the signing key, 3 the UV key.
 func (c ClientCert) KeyOf(slot uint64) (key protocol.PublicKey, ok bool) {
 	switch {
 	case slot == protocol.SlotSigning:
@@ -309,10 +298,9 @@ func (c ClientCert) KeyOf(slot uint64) (key protocol.PublicKey, ok bool) {
 	return protocol.PublicKey{}, false
 }
 
-// CheckServerCertificate says whether a client may enrol at the TLS server with
-// this certificate, PROTOCOL.md §5: signed by the key of the `ca` KeyCert, in its
-// dates, and with EKU serverAuth, which no other certificate has. CodeCertificate
-// if not. The host name is not looked at: the key is the identity.
+// CheckServerCertificate returns CodeCertificate unless a client may enrol at the TLS server with
+// this certificate (PROTOCOL.md §5): signed by the key of the `ca` KeyCert, valid now, with EKU
+// serverAuth, which no other certificate has. It ignores the host name: the key is the identity.
 func CheckServerCertificate(cert *x509.Certificate, ca protocol.PublicKey, now time.Time) error {
 	key, err := ca.ECDSA()
 	if err != nil {

@@ -8,29 +8,29 @@ import (
 	"countersign/protocol/message"
 )
 
-// KeyUpdate is an MU: RootCerts, then KeyCerts, each encoded.
+// KeyUpdate is an MU: encoded RootCerts, then encoded KeyCerts.
 type KeyUpdate struct{ Certs [][]byte }
 
-// MaxCerts is how many certificates an MU holds.
+// MaxCerts is the maximum number of certificates in an MU.
 const MaxCerts = 8
 
 const keyUpdateHeaderSize = 2
 
-// Marshal gives the bytes of an MU of at most [MaxCerts] certificates.
+// Marshal returns the encoding of an MU of at most [MaxCerts] certificates.
 func (u KeyUpdate) Marshal() []byte {
 	header := []byte{message.KindKeyUpdate<<4 | message.Version, byte(len(u.Certs))}
 	return append(header, bytes.Join(u.Certs, nil)...)
 }
 
-// ParseKeyUpdate splits an MU, and says nothing of its certificates but that each
-// is one canonical CBOR item. They share memory with b.
+// ParseKeyUpdate splits an MU into its certificates, which share memory with b. It checks only that
+// each is one canonical CBOR item.
 func ParseKeyUpdate(b []byte) (KeyUpdate, error) {
 	kind, err := message.Kind(b)
 	if err != nil {
 		return KeyUpdate{}, err
 	}
 	if kind != message.KindKeyUpdate || len(b) < keyUpdateHeaderSize {
-		return KeyUpdate{}, protocol.CodeFormat.Errorf("message of kind %d and %d bytes is no MU", kind, len(b))
+		return KeyUpdate{}, protocol.CodeFormat.Errorf("message of kind %d and %d bytes is not an MU", kind, len(b))
 	}
 	n, rest := int(b[1]), b[keyUpdateHeaderSize:]
 	if n > MaxCerts {
@@ -48,16 +48,15 @@ func ParseKeyUpdate(b []byte) (KeyUpdate, error) {
 	return u, nil
 }
 
-// Keyring is a root and certificates under it, to verify decisions and client
-// certificates with.
+// Keyring is a root and key certificates, to verify decisions and client certificates with.
 type Keyring struct {
 	Root     protocol.PublicKey
-	KeyCerts [][]byte // of uses decision and, for strict devices, client-ca; others do no harm
+	KeyCerts [][]byte // for decision and, on strict devices, client-ca; Keyring ignores other uses
 	Now      uint64   // Unix seconds
 }
 
-// Keys returns the keys of a use whose certificates are valid now and not ruled
-// out by the minimum epoch of a newer one, of the epochs that kid may stand for.
+// Keys returns the keys of a use that kid may select: their certificates are valid now and not
+// revoked by the minimum epoch of a newer one.
 func (k Keyring) Keys(use Use, kid byte) []protocol.PublicKey {
 	var good []KeyCert
 	var minimum uint64
@@ -66,7 +65,7 @@ func (k Keyring) Keys(use Use, kid byte) []protocol.PublicKey {
 		if err != nil || c.Use != use || c.begins() > k.Now || ruledOut(c.Epoch, c.MinEpoch) || c.verify(s, k.Root) != nil {
 			continue
 		}
-		// A certificate that is over still rules out the epochs below its minimum.
+		// An expired certificate still revokes the epochs below its minimum.
 		if c.MinEpoch != nil {
 			minimum = max(minimum, *c.MinEpoch)
 		}
@@ -83,8 +82,8 @@ func (k Keyring) Keys(use Use, kid byte) []protocol.PublicKey {
 	return keys
 }
 
-// ClientCert verifies a client certificate by a client-ca of the keyring:
-// CodeFormat or CodeCertificate.
+// ClientCert verifies a client certificate by a client-ca key of the keyring. Errors are CodeFormat
+// or CodeCertificate.
 func (k Keyring) ClientCert(b []byte) (ClientCert, error) {
 	p, err := parseClientCert(b)
 	if err != nil {

@@ -20,27 +20,26 @@ type Key struct {
 	Raw []byte
 }
 
-// State is what a client or a device pins and stores: one root, the hash of the
-// next, and the keys certified by it, PROTOCOL.md §2.2. It is a value: every
-// method that changes something returns a new one. A use goes from epoch to epoch
-// upwards and never back.
+// State is the pinned root of a client or device, the hash of the next root, and the keys certified
+// by the root (PROTOCOL.md §2.2). It is a value: methods that change it return a new State. The
+// epoch of a use never decreases.
 type State struct {
 	Root         protocol.PublicKey
 	RootNumber   uint64
 	NextRootHash [32]byte
 	Keys         map[Use]Key // the adopted epoch of each use
-	Earlier      []Key       // adopted before it and not ruled out; decisions may still be signed by these
-	Later        []Key       // from enrolment, verified, for Adopt once their time has come
+	Earlier      []Key       // adopted earlier and not revoked: decisions may still be signed by these
+	Later        []Key       // verified at enrolment; Adopt adopts them when they become valid
 }
 
-// Key gives the adopted key of a use.
+// Key returns the adopted key of a use.
 func (t State) Key(use Use) (key Key, ok bool) {
 	key, ok = t.Keys[use]
 	return key, ok
 }
 
-// KeyCerts lists the certificates of one use as received, the adopted one first:
-// what [Check] takes.
+// KeyCerts returns the certificates of one use as received, the adopted one first. receipt.Check
+// uses them.
 func (t State) KeyCerts(use Use) [][]byte {
 	var raw [][]byte
 	if k, ok := t.Keys[use]; ok {
@@ -54,8 +53,8 @@ func (t State) KeyCerts(use Use) [][]byte {
 	return raw
 }
 
-// KeyAt finds the adopted or earlier key of a use with this epoch mod 64, the
-// six low bits of se.
+// KeyAt returns the adopted or earlier key of a use with this epoch modulo 64, the six low bits of
+// se.
 func (t State) KeyAt(use Use, epoch uint8) (key Key, ok bool) {
 	if k, ok := t.Keys[use]; ok && k.Epoch%64 == uint64(epoch) {
 		return k, true
@@ -68,8 +67,8 @@ func (t State) KeyAt(use Use, epoch uint8) (key Key, ok bool) {
 	return Key{}, false
 }
 
-// Time is the time by which C judges dates, PROTOCOL.md §4: its own clock, but
-// not before the newest not-before that the root has signed. Unix seconds.
+// Time returns the time, in Unix seconds, by which clients judge dates (PROTOCOL.md §4): the clock,
+// or the newest not-before that the root has signed if that is later.
 func (t State) Time(clock uint64) uint64 {
 	for _, k := range t.Keys {
 		clock = max(clock, k.NotBefore)
@@ -77,10 +76,10 @@ func (t State) Time(clock uint64) uint64 {
 	return clock
 }
 
-// Update applies an MU, PROTOCOL.md §2.2 and §3. What is not acceptable is left
-// out; only a malformed MU is an error (CodeFormat). If its RootCerts lead to a new
-// root, only KeyCerts of the last root count, and without a kem key among them nothing
-// changes at all. now is Unix seconds, see [State.Time].
+// Update applies an MU, PROTOCOL.md §2.2 and §3. It ignores unacceptable certificates; only a
+// malformed MU is an error (CodeFormat). If its RootCerts lead to a new root, only KeyCerts of the
+// last root count, and without a kem key among them the state stays as it is. now is in Unix
+// seconds, see [State.Time].
 func (t State) Update(mu []byte, now uint64) (State, error) {
 	update, err := ParseKeyUpdate(mu)
 	if err != nil {
@@ -99,7 +98,7 @@ func (t State) Update(mu []byte, now uint64) (State, error) {
 	return next, nil
 }
 
-// advance follows the root certificates at the beginning and gives the others.
+// advance follows the leading root certificates and returns the others.
 func (t State) advance(certs [][]byte) (next State, rest [][]byte) {
 	for i, b := range certs {
 		r, err := VerifyRootCert(b)
@@ -118,7 +117,7 @@ func isFormat(err error) bool {
 	return code == protocol.CodeFormat
 }
 
-// adopt makes a verified key the one of its use, if it is acceptable.
+// adopt makes a verified key the current one of its use, if it is acceptable.
 func (t State) adopt(k Key, now uint64) (State, bool) {
 	var stored *uint64
 	old, held := t.Keys[k.Use]
@@ -144,8 +143,8 @@ func (t State) adopt(k Key, now uint64) (State, bool) {
 
 func ruledOut(epoch uint64, minimum *uint64) bool { return minimum != nil && epoch < *minimum }
 
-// Adopt takes over the keys of later epochs whose time has come (a day before
-// their not-before). Call it before a key is used. now is Unix seconds.
+// Adopt adopts the later epochs whose time has come (a day before their not-before). Callers run it
+// before they use a key. now is in Unix seconds.
 func (t State) Adopt(now uint64) State {
 	var later []Key
 	for _, k := range t.Later {
@@ -159,8 +158,8 @@ func (t State) Adopt(now uint64) State {
 	return t
 }
 
-// WithKeyCerts returns the trust with the certificates of an enrolment; those of
-// later epochs wait for [State.Adopt]. It leaves out certificates of another root.
+// WithKeyCerts returns the state with the certificates of an enrolment. Later epochs wait for
+// [State.Adopt]. It ignores certificates of another root.
 func (t State) WithKeyCerts(certs [][]byte, now uint64) State {
 	t.Later = slices.Clone(t.Later)
 	for _, b := range certs {
@@ -173,12 +172,12 @@ func (t State) WithKeyCerts(certs [][]byte, now uint64) State {
 	return t.Adopt(now)
 }
 
-// Document is the answer of GET /v1/trust, PROTOCOL.md §5. As JSON its
-// members are base64url without padding:
+// Document is the answer to GET /v1/trust, PROTOCOL.md §5. As JSON its members are base64url without
+// padding:
 //
 //	{"root_key", "next_root_hash", "root_certs": [RootCert(1…current)], "key_certs": []}
 //
-// Nobody believes it before [Document.Resolve].
+// It is untrusted until [Document.Resolve].
 type Document struct {
 	RootKey      protocol.PublicKey
 	NextRootHash [32]byte
@@ -186,10 +185,9 @@ type Document struct {
 	KeyCerts     [][]byte
 }
 
-// Resolve finds the root of an activation code's hash and follows the chain from
-// it to the current root: CodeCertificate where it does not lead there. KeyCerts that
-// are not acceptable are left out, those of later epochs kept for [State.Adopt].
-// now is Unix seconds.
+// Resolve finds the root with the hash of an activation code and follows the chain to the current
+// root. It returns CodeCertificate if the chain does not lead there. It ignores unacceptable
+// KeyCerts and keeps later epochs for [State.Adopt]. now is in Unix seconds.
 func (d Document) Resolve(hash protocol.RootHash, now uint64) (State, error) {
 	for i, b := range d.RootCerts {
 		first, err := VerifyRootCert(b)
@@ -224,19 +222,19 @@ type trustDocumentJSON struct {
 	KeyCerts     []protocol.Base64 `json:"key_certs"`
 }
 
-// MarshalJSON writes the document as on the wire.
+// MarshalJSON returns the wire form.
 func (d Document) MarshalJSON() ([]byte, error) {
 	return json.Marshal(trustDocumentJSON{d.RootKey[:], d.NextRootHash[:], strict.ToBase64(d.RootCerts), strict.ToBase64(d.KeyCerts)})
 }
 
-// UnmarshalJSON reads the document strictly: see [ParseDocument].
+// UnmarshalJSON decodes the document as [ParseDocument] does.
 func (d *Document) UnmarshalJSON(b []byte) (err error) {
 	*d, err = ParseDocument(b)
 	return err
 }
 
-// ParseDocument reads the JSON of GET /v1/trust: CodeFormat on unknown or
-// duplicate members, padding, and whatever is missing.
+// ParseDocument decodes the JSON of GET /v1/trust. It returns CodeFormat for unknown, duplicate or
+// missing members and for padding.
 func ParseDocument(b []byte) (d Document, err error) {
 	var w trustDocumentJSON
 	if err := strict.JSON(b, &w); err != nil {
@@ -261,8 +259,7 @@ type trustJSON struct {
 	Later        []protocol.Base64 `json:"later"`
 }
 
-// MarshalJSON writes what is stored of a Trust: the pinned root and the
-// certificates as received.
+// MarshalJSON returns the stored form: the pinned root and the certificates as received.
 func (t State) MarshalJSON() ([]byte, error) {
 	w := trustJSON{RootKey: t.Root[:], RootNumber: t.RootNumber, NextRootHash: t.NextRootHash[:], Adopted: []protocol.Base64{}}
 	for use := UseKEM; use <= UseClientCA; use++ {
@@ -282,8 +279,8 @@ func rawOf(keys []Key) []protocol.Base64 {
 	return raw
 }
 
-// UnmarshalJSON reads what MarshalJSON wrote and verifies every certificate
-// again under the pinned root: CodeFormat or CodeCertificate.
+// UnmarshalJSON decodes the stored form and verifies every certificate again under the pinned root.
+// Errors are CodeFormat or CodeCertificate.
 func (t *State) UnmarshalJSON(b []byte) (err error) {
 	var w trustJSON
 	if err := strict.JSON(b, &w); err != nil {

@@ -1,6 +1,6 @@
-// Package clienttest is an appliance and a device for tests of the client, made of
-// package protocol alone: the cryptography, TLS and links are real, the policy is
-// what the test says. It asserts what a client owes it.
+// Package clienttest provides an appliance and a device for tests of the client, made from package
+// protocol. Cryptography, TLS and links are real; the test sets the policy. It asserts the client's
+// obligations.
 package clienttest
 
 import (
@@ -19,29 +19,27 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Behaviour is what the appliance and the device do. The zero value approves at
-// level 1.
+// Behaviour configures the appliance and the device. The zero value approves at level 1.
 type Behaviour struct {
-	P2     message.P2    // fields to put in place of the usual ones; Code makes it the error form
+	P2     message.P2    // members to replace; Code selects the error form
 	Deny   protocol.Code // not 0: result 0 with this reason
 	Result protocol.Result
-	Decide bool // give a decision to who asks for one
+	Decide bool // add a decision if the client requests one
 	// DenyRetry goes with Deny, in seconds.
 	DenyRetry *uint64
-	// FirstService is what a second approver is shown in place of the service that
-	// waits; 0: that one.
+	// FirstService replaces the service that a second approver sees; 0: the real one.
 	FirstService protocol.Service
 
-	// Tamper sees each message before it goes on and gives what goes on in its place;
-	// nil cuts the link. toClient tells the direction. One call at a time.
+	// Tamper sees each message and returns its replacement; nil cuts the link. toClient is the
+	// direction. Calls do not overlap.
 	Tamper func(toClient bool, msg []byte) []byte
 	// Forget makes the device lose its challenge before the next message.
 	Forget bool
-	// OtherCA has the TLS certificate signed by a key that the root does not certify.
+	// OtherCA signs the TLS certificate with a key that the root does not certify.
 	OtherCA bool
-	// OtherRoot has the enrolment answered with another root key.
+	// OtherRoot answers the enrolment with another root key.
 	OtherRoot bool
-	// Conflict answers that many enrolments with 409.
+	// Conflict is the number of enrolments to answer with 409.
 	Conflict int
 }
 
@@ -52,9 +50,9 @@ type Appliance struct {
 	root, next, decision, ca, clientCA, rogue Signer
 	rootCert                                  []byte
 
-	tampering sync.Mutex // held while Tamper runs, outside of mu
+	tampering sync.Mutex // held while Tamper runs, acquired before mu
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards the fields below
 	do       Behaviour
 	kemEpoch uint64
 	kem      *ecdh.PrivateKey
@@ -74,7 +72,7 @@ type Appliance struct {
 // Signer is a P-256 key in software.
 type Signer struct{ key *ecdsa.PrivateKey }
 
-// NewSigner makes a key.
+// NewSigner returns a new key.
 func NewSigner(t testing.TB) Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -84,7 +82,7 @@ func NewSigner(t testing.TB) Signer {
 	return Signer{key}
 }
 
-// SignDigest gives r‖s.
+// SignDigest returns r‖s.
 func (s Signer) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	r, v, err := ecdsa.Sign(rand.Reader, s.key, digest)
 	if err != nil {
@@ -96,7 +94,7 @@ func (s Signer) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// Public is the key's point.
+// Public returns the public key.
 func (s Signer) Public() protocol.PublicKey {
 	p, err := protocol.CompressKey(&s.key.PublicKey)
 	if err != nil {
@@ -105,7 +103,7 @@ func (s Signer) Public() protocol.PublicKey {
 	return p
 }
 
-// New makes the keys of an appliance.
+// New returns an appliance with new keys.
 func New(t testing.TB) *Appliance {
 	t.Helper()
 	a := &Appliance{
@@ -130,7 +128,7 @@ func New(t testing.TB) *Appliance {
 	return a
 }
 
-// agreement makes a certified key for ECDH.
+// agreement returns a certified key for ECDH.
 func (a *Appliance) agreement(use trust.Use, epoch uint64) *ecdh.PrivateKey {
 	a.t.Helper()
 	key, err := ecdh.P256().GenerateKey(rand.Reader)
@@ -158,7 +156,7 @@ func (a *Appliance) certify(use trust.Use, epoch uint64, key protocol.PublicKey)
 	a.certs[use] = cert
 }
 
-// RotateKEM makes the next kem epoch the only one held.
+// RotateKEM replaces the kem key by the next epoch.
 func (a *Appliance) RotateKEM() {
 	a.t.Helper()
 	a.mu.Lock()
@@ -174,14 +172,13 @@ func (a *Appliance) Do(b Behaviour) {
 	a.do = b
 }
 
-// Root is the hash of the root key that an activation code names.
+// Root returns the root hash in activation codes.
 func (a *Appliance) Root() protocol.RootHash { return a.root.Public().RootHash() }
 
-// Device is the device's handle.
+// Device returns the device's handle.
 func (a *Appliance) Device() protocol.DeviceHandle { return a.device.Handle() }
 
-// Acts gives how many operations were approved under each counter, and carried out,
-// of all clients together.
+// Acts returns the number of approved operations of all clients by counter.
 func (a *Appliance) Acts() map[uint32]int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -194,7 +191,7 @@ func (a *Appliance) Acts() map[uint32]int {
 	return acts
 }
 
-// Highest is the highest counter of an M1 that arrived.
+// Highest returns the highest counter of the received M1s.
 func (a *Appliance) Highest() uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -20,7 +20,7 @@ type client struct {
 	verifier *password.Verifier
 }
 
-// slot names what one client sent under one counter.
+// slot identifies the messages of one client with one counter.
 type slot struct {
 	client  protocol.ClientID
 	counter uint32
@@ -28,17 +28,17 @@ type slot struct {
 
 func slotOf(p1 message.P1) slot { return slot{p1.Client, p1.Serial.Counter()} }
 
-// seen is what arrived in a slot.
+// seen is the history of a slot.
 type seen struct {
 	serial  protocol.Serial
 	m1      []byte
 	m3      [][]byte // by attempt
 	answers []message.P4
 	acts    int
-	final   *message.AskedResult // nil: not spent yet
+	final   *message.AskedResult // nil: unused
 }
 
-// maxTries is how many passwords one challenge takes.
+// maxTries is the maximum number of passwords for one challenge.
 const maxTries = 3
 
 func (a *Appliance) countersignLocked(m3 []byte) ([]byte, error) {
@@ -75,7 +75,7 @@ func (a *Appliance) countersignLocked(m3 []byte) ([]byte, error) {
 	return c.channel.SealM4(m3, r, s.answers[attempt].Marshal()), nil
 }
 
-// concludeLocked keeps the books of a decision that was just made.
+// concludeLocked records a decision.
 func (a *Appliance) concludeLocked(c *challenge, s *seen, p4 message.P4) {
 	if p4.Result == protocol.ResultRetry {
 		return
@@ -129,8 +129,8 @@ func retry(left uint64) message.P4 {
 	return message.P4{Result: protocol.ResultRetry, Reason: protocol.CodePassword, TriesLeft: &left}
 }
 
-// provenLocked asserts that an approval has the factors that were asked for, and
-// says whether the signature is good.
+// provenLocked asserts that an approval has the requested factors, and reports whether the signature
+// is valid.
 func (a *Appliance) provenLocked(c *challenge, p3 message.P3) bool {
 	enrolled := a.clients[c.p1.Client]
 	if p3.Verdict == protocol.Approve {
@@ -158,7 +158,7 @@ func (a *Appliance) knowsLocked(c *challenge, p3 message.P3) bool {
 	return subtle.ConstantTimeCompare(proof[:], p3.Proof) == 1
 }
 
-// statusLocked answers service 2; a serial that was not spent is spent.
+// statusLocked answers service 2. It spends an unused serial.
 func (a *Appliance) statusLocked(c *challenge) message.P4 {
 	asked := *c.p1.Asked
 	if asked.Counter() >= c.p1.Serial.Counter() {

@@ -13,7 +13,7 @@ import (
 	"countersign/protocol/trust"
 )
 
-// challenge is what device and appliance remember of one M1.
+// challenge is the state of device and appliance for one M1.
 type challenge struct {
 	m1, m2    []byte
 	channel   message.Channel
@@ -22,8 +22,8 @@ type challenge struct {
 	statement message.Statement
 }
 
-// Listen opens the device's link on "tcp" or "unix", until the test ends, and gives
-// its address as in tcp:127.0.0.1:7777.
+// Listen opens the device's link on "tcp" or "unix" until the test ends, and returns its address,
+// such as tcp:127.0.0.1:7777.
 func (a *Appliance) Listen(network string) string {
 	a.t.Helper()
 	target := "127.0.0.1:0"
@@ -78,7 +78,7 @@ func (a *Appliance) tamper(toClient bool, msg []byte) []byte {
 	return tamper(toClient, msg)
 }
 
-// answer is device and appliance in one.
+// answer acts as device and appliance.
 func (a *Appliance) answer(msg []byte) []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -140,8 +140,7 @@ func (a *Appliance) applyLocked(msg []byte) ([]byte, error) {
 	return c.m2, nil
 }
 
-// noteM1Locked asserts that a client uses a counter for one M1 only, and that it
-// rises.
+// noteM1Locked asserts that a client uses each counter for one M1 only, and that counters increase.
 func (a *Appliance) noteM1Locked(p1 message.P1, m1 []byte) {
 	counter, highest := p1.Serial.Counter(), a.highest[p1.Client]
 	s := a.noteLocked(slotOf(p1), p1.Serial)
@@ -200,7 +199,7 @@ func (a *Appliance) p2Locked(p1 message.P1) message.P2 {
 	return p
 }
 
-// secondLocked shows a second approver what waits.
+// secondLocked shows a second approver the waiting request.
 func (a *Appliance) secondLocked() message.P2 {
 	if a.waiting == nil {
 		return message.P2{Code: protocol.CodeService}

@@ -24,7 +24,7 @@ import (
 // enrolled is an activation code and the request that used it.
 type enrolled struct{ body, response []byte }
 
-// Invite gives a new activation code.
+// Invite returns a new activation code.
 func (a *Appliance) Invite() enrol.ActivationCode {
 	var random [13]byte
 	_, _ = rand.Read(random[:])
@@ -35,7 +35,7 @@ func (a *Appliance) Invite() enrol.ActivationCode {
 	return code
 }
 
-// Serve starts the HTTPS listener and gives its address.
+// Serve starts the HTTPS listener and returns its address.
 func (a *Appliance) Serve() string {
 	a.t.Helper()
 	mux := http.NewServeMux()
@@ -178,7 +178,7 @@ func (a *Appliance) importLocked(req enrol.Request) *password.Verifier {
 	return &verifier
 }
 
-// Clients is how many clients are enrolled.
+// Clients returns the number of enrolled clients.
 func (a *Appliance) Clients() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -181,7 +181,7 @@ func (s *stage) vault(ctx context.Context) {
 	s.enrolWith(ctx, "emil", nil)
 	vault := []string{"authorize", "--link", s.wire.Link(), "--service", "vault.open=300", "--yes"}
 	a := s.by(ctx, person{"emil", []string{right("emil")}}, denied, vault...)
-	s.demand(strings.Contains(a.told, "cannot give factor uv"), "he was told %s", a.told)
+	s.demand(strings.Contains(a.told, "cannot provide factor uv"), "he was told %s", a.told)
 	a = s.by(ctx, dora(right("dora")), approved, vault...)
 	s.demand(a.Level == 3, "level %d", a.Level)
 	s.lastAct(harness.Act{Service: 300, Level: 3, Factors: []string{"signature", "password", "uv"}})

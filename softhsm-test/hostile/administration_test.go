@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/enrol"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/softhsm-test/hostile/world"
@@ -33,9 +35,9 @@ var administration = []operation{
 	{"ann signs what was withdrawn", sign("ann", "withdrawn"), inForce},
 	{"ann signs what is expired", sign("ann", "expired"), inForce},
 	{"ann signs what failed", sign("ann", "failed"), inForce},
-	{"ask for a policy", ask(func(s *scene) appliance.Ask { return appliance.AskPolicy(s.Lenient) }), inForce},
-	{"ask for a key to be destroyed", ask(func(*scene) appliance.Ask {
-		return appliance.Ask{Kind: policy.KeyDestroy, Parameters: change.Parameters{"name": keyring.KEM, "version": uint64(1)}}
+	{"ask for a policy", ask(func(s *scene) change.Draft { return rules.Draft(s.Lenient) }), inForce},
+	{"ask for a key to be destroyed", ask(func(*scene) change.Draft {
+		return change.Draft{Kind: policy.KeyDestroy, Parameters: change.Parameters{"name": keyring.KEM, "version": uint64(1)}}
 	}), inForce},
 	{"ask for a device", inviteDevice, inForce},
 	{"key backup without votes", backUp(true), nil},
@@ -55,7 +57,7 @@ var inForce = []grant{
 // after it said that it was done.
 func client(name string, to store.Status, may ...string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		if _, err := s.SetClientStatus(ctx, name, to); err != nil {
+		if _, err := s.Parties.SetClientStatus(ctx, name, to); err != nil {
 			return err
 		}
 		for _, who := range may {
@@ -72,7 +74,7 @@ func client(name string, to store.Status, may ...string) func(*scene, context.Co
 
 func revokeDevice(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		if _, err := s.SetDeviceStatus(ctx, name, store.Revoked); err != nil {
+		if _, err := s.Parties.SetDeviceStatus(ctx, name, store.Revoked); err != nil {
 			return err
 		}
 		if renew(name)(s, ctx) == nil {
@@ -83,7 +85,7 @@ func revokeDevice(name string) func(*scene, context.Context) error {
 }
 
 func unlock(s *scene, ctx context.Context) error {
-	if _, err := s.Unlock(ctx, "dora"); err != nil {
+	if _, err := s.Parties.Unlock(ctx, "dora"); err != nil {
 		return err
 	}
 	return byPhone("dora", pay(5000))(s, ctx)
@@ -91,7 +93,7 @@ func unlock(s *scene, ctx context.Context) error {
 
 func suspendAdmin(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		if _, err := s.SuspendAdmin(ctx, name); err != nil {
+		if _, err := s.Requests.SuspendAdmin(ctx, name); err != nil {
 			return err
 		}
 		return sign(name, "open")(s, ctx)
@@ -103,7 +105,7 @@ const strictVersion = 2
 
 // standing grants the administrators in force, and a policy other than the expected one.
 func standing(s *scene, ctx context.Context) error {
-	p, err := s.Policy(ctx)
+	p, err := s.Rules.Policy(ctx)
 	if err != nil {
 		return err
 	}
@@ -113,7 +115,7 @@ func standing(s *scene, ctx context.Context) error {
 	case p.Version != strictVersion:
 		s.grant("policy %d, the strict one", p.Version)
 	}
-	all, err := s.Admins(ctx)
+	all, err := s.Quorum.Admins(ctx)
 	if err != nil {
 		return err
 	}
@@ -132,7 +134,7 @@ func standing(s *scene, ctx context.Context) error {
 // invited grants each device whose code is good now, by trying it.
 func (s *scene) invited(ctx context.Context) {
 	for _, name := range []string{"door-1", "door-2", "door-3", "door-4"} {
-		if _, err := s.EnrolDevice(ctx, world.DeviceRequest(s.Codes[name])); err == nil {
+		if _, err := s.Enrol.Device(ctx, world.DeviceRequest(s.Codes[name])); err == nil {
 			s.grant("%s is invited", name)
 		}
 	}
@@ -167,7 +169,7 @@ func sign(who, which string) func(*scene, context.Context) error {
 				return err
 			}
 		}
-		got, err := s.SignChange(ctx, c.Hash.ID(), raw)
+		got, err := s.Requests.Sign(ctx, c.Hash.ID(), raw)
 		if err == nil && got.State == store.ChangeExecuted {
 			s.grant("%s is executed", which)
 		}
@@ -185,16 +187,16 @@ func (s *scene) alsoSign(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if got, err := s.SignChange(ctx, s.Changes[which].Hash.ID(), raw); err == nil && got.State == store.ChangeExecuted {
+		if got, err := s.Requests.Sign(ctx, s.Changes[which].Hash.ID(), raw); err == nil && got.State == store.ChangeExecuted {
 			s.grant("%s is executed", which)
 		}
 	}
 	return nil
 }
 
-func ask(what func(*scene) appliance.Ask) func(*scene, context.Context) error {
+func ask(what func(*scene) change.Draft) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		c, err := s.Ask(ctx, what(s))
+		c, err := s.Requests.Ask(ctx, what(s))
 		if err == nil && c.State == store.ChangeExecuted {
 			s.grant("%s is executed", c.Kind)
 		}
@@ -203,11 +205,11 @@ func ask(what func(*scene) appliance.Ask) func(*scene, context.Context) error {
 }
 
 func inviteDevice(s *scene, ctx context.Context) error {
-	code, _, err := s.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: "door-5"})
+	code, _, err := s.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: "door-5"})
 	if err == nil {
 		s.grant("door-5 is invited")
 	}
-	if raw, enrolErr := s.EnrolDevice(ctx, world.DeviceRequest(code)); enrolErr == nil && raw != nil {
+	if raw, enrolErr := s.Enrol.Device(ctx, world.DeviceRequest(code)); enrolErr == nil && raw != nil {
 		s.grant("door-5 is enrolled")
 	}
 	return errors.Join(err, s.after(ctx))
@@ -215,7 +217,7 @@ func inviteDevice(s *scene, ctx context.Context) error {
 
 func backUp(partial bool) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		made, err := s.BackUpKeys(ctx, appliance.BackUp{Partial: partial})
+		made, err := s.Recovery.BackUpKeys(ctx, recovery.BackUp{Partial: partial})
 		if err == nil && made.File != nil {
 			s.grant("a backup of the keys")
 		}
@@ -227,7 +229,7 @@ func backUp(partial bool) func(*scene, context.Context) error {
 // true root certified, may be trusted and used.
 func step(verb keyplan.Verb, name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		_, stepped := s.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name})
+		_, stepped := s.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: name})
 		if stepped == nil && name == keyring.Root {
 			s.grant("a step of the root without votes")
 		}

@@ -44,10 +44,10 @@ func (s *stage) untouched(ctx context.Context) {
 	for _, o := range operations {
 		cases = append(cases, attempt{Alteration: nothing, operation: o})
 	}
-	harness.Do(s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		missing := slices.DeleteFunc(slices.Clone(v.honest), func(g grant) bool { return strings.Contains(v.told, g.what) })
 		s.Check(v.outcome != granted && len(missing) == 0, "%s: more than it should: %v; missing: %v; %v", v.operation.name, v.extra, missing, v.err)
-	}))
+	})
 }
 
 // wholesale takes, spoils and puts back whole tables under every operation. What changes by that
@@ -73,12 +73,12 @@ func (s *stage) wholesale(ctx context.Context) {
 			}
 		}
 	}
-	harness.Do(s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
+	s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
 		s.count(v)
 		if (v.Kind == rows.Empty || v.Kind == rows.Mangle) && plain(v.told) != usual[v.operation.name] {
 			s.read(v.Table, v.operation.name)
 		}
-	}))
+	})
 	if testing.Short() { // what reads a table is not known then, and records are altered under all operations
 		clear(s.reads)
 		return
@@ -106,7 +106,7 @@ func (s *stage) usual(ctx context.Context) map[string]string {
 	for _, o := range operations {
 		cases = append(cases, attempt{Alteration: nothing, operation: o})
 	}
-	harness.Do(s.all(ctx, cases, func(v verdict) { told[v.operation.name] = plain(v.told) }))
+	s.all(ctx, cases, func(v verdict) { told[v.operation.name] = plain(v.told) })
 	return told
 }
 
@@ -147,7 +147,7 @@ func (s *stage) records(ctx context.Context) {
 		n = quickCases
 	}
 	s.Say("%d cases of %d, the first of them one of each column and way to alter it", min(n, len(cases)), len(cases))
-	harness.Do(s.all(ctx, cases[:min(n, len(cases))], s.count))
+	s.all(ctx, cases[:min(n, len(cases))], s.count)
 }
 
 // earlier is the database as it once was.

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"strings"
 
-	"countersign/appliance"
+	"countersign/appliance/enrol"
 	"countersign/appliance/store"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/protocol/trust"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -45,7 +45,7 @@ func enrolClient(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error { return s.enrol(ctx, name, s.Codes[name]) }
 }
 
-func (s *scene) enrol(ctx context.Context, name string, code enrol.ActivationCode) error {
+func (s *scene) enrol(ctx context.Context, name string, code protoenrol.ActivationCode) error {
 	p := s.Stranger(true)
 	got, err := s.EnrolPhone(ctx, p, code)
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *scene) enrol(ctx context.Context, name string, code enrol.ActivationCod
 	if got.RootKey != s.Root {
 		s.grant("root %s is given to a new phone", got.RootKey)
 	}
-	all, err := s.Clients(ctx)
+	all, err := s.Parties.Clients(ctx)
 	for _, c := range all {
 		if c.ID == p.ID {
 			s.grant("%q enrolled %s, roles %s", name, c.Name, strings.Join(c.Roles, "+"))
@@ -66,17 +66,17 @@ func (s *scene) enrol(ctx context.Context, name string, code enrol.ActivationCod
 
 func enrolDevice(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		raw, err := s.EnrolDevice(ctx, world.DeviceRequest(s.Codes[name]))
+		raw, err := s.Enrol.Device(ctx, world.DeviceRequest(s.Codes[name]))
 		if err != nil {
 			return err
 		}
-		got, err := enrol.ParseDeviceResponse(raw)
+		got, err := protoenrol.ParseDeviceResponse(raw)
 		if err != nil {
 			return err
 		}
 		who := fmt.Sprintf("device by %q", name)
 		s.certified(who, got.Certificates)
-		all, err := s.Devices(ctx)
+		all, err := s.Parties.Devices(ctx)
 		for _, d := range all {
 			if d.SPIFFEID != "" && strings.Contains(fmt.Sprint(s.grants), d.SPIFFEID) {
 				s.grants = append(s.grants, grant{fmt.Sprintf("%s is %s, shown as %q", who, d.Name, d.Display), uint64(d.Floor)})
@@ -89,11 +89,11 @@ func enrolDevice(name string) func(*scene, context.Context) error {
 // renew asks for a certificate as the API does: for the device that a certificate names.
 func renew(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		d, err := s.Device(ctx, "spiffe://"+world.Domain+"/device/"+name)
+		d, err := s.Parties.Device(ctx, "spiffe://"+world.Domain+"/device/"+name)
 		if err != nil {
 			return err
 		}
-		got, err := s.Renew(ctx, d, enrol.RenewRequest{CSR: world.CSR()})
+		got, err := s.Enrol.Renew(ctx, d, protoenrol.RenewRequest{CSR: world.CSR()})
 		s.certified("renewal", got.Certificates)
 		return err
 	}
@@ -101,7 +101,7 @@ func renew(name string) func(*scene, context.Context) error {
 
 // believed judges what the house has new phones and devices believe.
 func (s *scene) believed() error {
-	document := s.House.Trust()
+	document := s.House.Enrol.Trust()
 	if document.RootKey == (protocol.PublicKey{}) {
 		return errors.New("no root") // its key is unknown
 	}
@@ -121,7 +121,7 @@ func (s *scene) believed() error {
 
 // inviteClient invites a phone, which pins the root that its code names, and enrols it.
 func inviteClient(s *scene, ctx context.Context) error {
-	code, _, err := s.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "new"})
+	code, _, err := s.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "new"})
 	if err != nil {
 		return err
 	}

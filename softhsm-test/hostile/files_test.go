@@ -12,7 +12,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"countersign/appliance"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/recovery/backup"
@@ -206,7 +206,7 @@ type rotation struct {
 	root protocol.PublicKey
 }
 
-// rotatedRoot are the files of the appliance once root 2 is in use.
+// rotatedRoot returns the files of the appliance once root 2 is in use.
 func (s *stage) rotatedRoot(ctx context.Context) (r rotation) {
 	path := filepath.Join(s.dir, "rotated.db")
 	defer remove(path)
@@ -220,7 +220,7 @@ func (s *stage) rotatedRoot(ctx context.Context) (r rotation) {
 	r.root = h.Keys.Root()
 	state := harness.Must(backup.StateOf(ctx, h.Store))
 	r.keys = harness.Must(backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()))
-	c := harness.Must(h.CopyStore(ctx))
+	c := harness.Must(h.Recovery.CopyStore(ctx))
 	r.statement = c.Statement
 	harness.Do(c.Close())
 	return r
@@ -228,14 +228,13 @@ func (s *stage) rotatedRoot(ctx context.Context) (r rotation) {
 
 // voted takes a step of the root for which ann votes too.
 func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) {
-	_, err := h.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
-	var waits *appliance.Waiting
+	_, err := h.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
+	var waits *requests.Waiting
 	if !errors.As(err, &waits) {
 		harness.Fail("a step of the root without a second vote: %w", err)
 	}
 	raw := harness.Must(s.Operators["ann"].Sign(ctx, waits.Hash))
-	_, err = h.SignChange(ctx, waits.Hash.ID(), raw)
-	harness.Do(err)
+	harness.Must(h.Requests.Sign(ctx, waits.Hash.ID(), raw))
 }
 
 // beforeAnswers is the moment at which all is asked and nothing answered.

@@ -13,10 +13,9 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
-	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -88,14 +87,14 @@ func (s *stage) directed(ctx context.Context) {
 			cases = append(cases, attempt{a, named(name), f.live})
 		}
 	}
-	harness.Do(s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {
 			s.Say("         %v; %s", v.err, v.heard)
 		}
 		s.Check(v.outcome != granted, "%s: %s", v.attempt.Row, v.operation.name)
-	}))
+	})
 }
 
 // putBack puts tables, or all of them, back as they were before anybody left.
@@ -275,7 +274,7 @@ func doubledCharges(w *world.World) rows.Alteration {
 func reopenedSet(*world.World) rows.Alteration {
 	return rows.Func("", func(ctx context.Context, tx *sql.Tx) error {
 		return alterHead(ctx, tx, "invitations", func(body []byte) ([]byte, error) {
-			set, err := store.ParseOpenSet(body)
+			set, err := head.ParseOpenSet(body)
 			if err != nil {
 				return nil, err
 			}
@@ -293,7 +292,7 @@ func earlierPolicy(*world.World) rows.Alteration {
 			return err
 		}
 		return alterHead(ctx, tx, "head", func(body []byte) ([]byte, error) {
-			h, err := store.ParseHead(body)
+			h, err := head.Parse(body)
 			h.Policy, h.PolicyHash = 1, sha256.Sum256(document)
 			return h.Marshal(), err
 		})

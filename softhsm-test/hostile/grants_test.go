@@ -130,7 +130,7 @@ type certificate struct {
 // certificates are the genuine KeyCerts for decision and client-ca: the ones that devices had
 // before, and the ones that the house returns now.
 func (s *scene) certificates() (decision []certificate, clientCA [][]byte) {
-	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Trust().KeyCerts...) {
+	for _, raw := range append(append([][]byte{}, s.Certs...), s.House.Enrol.Trust().KeyCerts...) {
 		cert, err := trust.VerifyKeyCert(raw, s.Root)
 		switch {
 		case err != nil:
@@ -179,7 +179,7 @@ func (s *scene) certified(what string, certificates []string) {
 	if err != nil || len(cert.URIs) != 1 {
 		return
 	}
-	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(trust.UseCA)), s.House.Trust().KeyCerts...) {
+	for _, raw := range append(slices.Clone(s.Genuine.KeyCerts(trust.UseCA)), s.House.Enrol.Trust().KeyCerts...) {
 		ca, err := trust.VerifyKeyCert(raw, s.Root)
 		if err == nil && ca.Use == trust.UseCA && signedBy(cert, ca.Key) {
 			s.grant("%s: X.509 certificate of %s", what, cert.URIs[0])

@@ -111,23 +111,21 @@ func edit(file, old, to string) harness.Edit { return harness.Edit{File: file, O
 // Files that are broken.
 const (
 	sealGo     = "appliance/store/seal.go"
-	hangingGo  = "appliance/store/sqlite/hanging.go"
-	vaultGo    = "appliance/store/sqlite/vault.go"
+	headGo     = "appliance/store/head/head.go"
 	schemaGo   = "appliance/store/sqlite/schema.go"
-	registryGo = "appliance/store/sqlite/registry.go"
 	chainGo    = "appliance/keyring/chain/chain.go"
 	keysGo     = "appliance/keyuse/keys.go"
 	signedGo   = "appliance/recovery/backup/signed.go"
-	answerGo   = "appliance/answer.go"
-	evidenceGo = "appliance/evidence.go"
-	behindGo   = "appliance/behind.go"
+	answerGo   = "appliance/authorize/answer.go"
+	evidenceGo = "appliance/authorize/evidence.go"
+	recordGo   = "appliance/change/quorum/record.go"
 )
 
 // unhung: what hangs on the head is not compared with it.
 var unhung = []harness.Edit{
-	edit(hangingGo, "err == nil && found != h.Digests[kind] {", "false && found != h.Digests[kind] {"),
-	edit(hangingGo, "want != nil && want.digest() != h.Digests[kind] {", "false && want != nil {"),
-	edit(registryGo, "if err == nil && p.Version == h.Policy && hashOf(p.Document) != h.PolicyHash {", "if false {"),
+	edit(headGo, "err == nil && all.digest() != h.Digests[kind] {", "false && all.digest() != h.Digests[kind] {"),
+	edit(headGo, "want != nil && want.digest() != m.Head.Digests[kind] {", "false && want != nil {"),
+	edit(headGo, "if err == nil && version == h.Policy && sha256.Sum256(p.Document) != h.PolicyHash {", "if false {"),
 }
 
 // breaks are the values of BREAK, each with what it breaks.
@@ -146,7 +144,7 @@ var breaks = map[string][]harness.Edit{
 			"if d = out.Decision; false && !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {",
 		),
 		edit(evidenceGo, "if err == nil && !cert.Doubtful && !cert.SameParty(i.keys) {", "if err = nil; false {"),
-		edit(behindGo, "if b.change == (change.ID{}) {", "if b.fits != nil {\n\t\treturn nil\n\t}\n\tif b.change == (change.ID{}) {"),
+		edit(recordGo, "if r.Change == (change.ID{}) {", "if r.Fits != nil {\n\t\treturn nil\n\t}\n\tif r.Change == (change.ID{}) {"),
 	},
 	// Foreign triggers, tables and columns are not looked for.
 	"schema": {
@@ -161,8 +159,8 @@ var breaks = map[string][]harness.Edit{
 	},
 	// The head is not checked: missing and old records are not noticed.
 	"head": append([]harness.Edit{
-		edit(vaultGo, "if !floor.Allows(h) || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
-		edit(schemaGo, "case h.MAC < floor.MAC:", "case false && h.MAC < floor.MAC:"),
+		edit(headGo, "if !allows(floor, h) || h.MAC != store.ParseSeal(seal).Version {", "if false {"),
+		edit(headGo, "if h.MAC < floor.MAC {", "if false {"),
 	}, unhung...),
 }
 

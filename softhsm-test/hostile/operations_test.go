@@ -33,7 +33,7 @@ var groups = []struct {
 	{"limits", payments},
 	{"enrol", enrolments},
 	{"administer", administration},
-	{"restore", recovery},
+	{"restore", restoring},
 }
 
 // groupOf is the name of an operation's group.
@@ -215,7 +215,7 @@ func again(name string) func(*scene, context.Context) error {
 // afterRevocation is again, once alice is revoked.
 func afterRevocation(name string) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		if _, err := s.SetClientStatus(ctx, "alice", store.Revoked); err != nil {
+		if _, err := s.Parties.SetClientStatus(ctx, "alice", store.Revoked); err != nil {
 			return err
 		}
 		return again(name)(s, ctx)
@@ -259,11 +259,11 @@ func report(name, at string, sums ...uint64) func(*scene, context.Context) error
 		if err != nil {
 			return err
 		}
-		device, err := s.Device(ctx, s.Keys.SPIFFEID("device", at).String())
+		device, err := s.Parties.Device(ctx, s.Keys.SPIFFEID("device", at).String())
 		if err != nil {
 			return err
 		}
-		reported := s.Outcome(ctx, device, deviceapi.OutcomeRequest{Transaction: id})
+		reported := s.Authorize.Outcome(ctx, device, deviceapi.OutcomeRequest{Transaction: id})
 		p := *s.Phones["lena"]
 		for _, sum := range sums {
 			if err := s.approve(ctx, "lena", &p, pay(sum)); err != nil {

@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm/memory"
 	"countersign/protocol"
@@ -25,9 +26,9 @@ import (
 	"countersign/softhsm-test/hostile/world"
 )
 
-// recovery restores the altered database with the genuine backup of the keys, as `countersignd
+// restoring restores the altered database with the genuine backup of the keys, as `countersignd
 // restore --unsigned-database` does, and continues on it.
-var recovery = []operation{
+var restoring = []operation{
 	{"restore, then a refusal again", restored(again("refused")), nil},
 	{"restore, then level 1 by rob", restored(byPhone("rob", door)), []grant{{"rob " + approved1, 1}, {`rob is shown "gate"`, 1}}},
 	{"restore, then level 1 by ruth", restored(byPhone("ruth", door)), []grant{{`ruth is shown "gate"`, 1}}},
@@ -77,7 +78,7 @@ func restored(then func(*scene, context.Context) error) func(*scene, context.Con
 // restoration is one restore of a database that only its seals vouch for.
 type restoration struct {
 	*scene
-	store    *sqlite.Store
+	store    store.Store
 	seals    *store.Seals
 	token    *memory.Token
 	merged   backup.Merged
@@ -137,7 +138,7 @@ func (r *restoration) onto(ctx context.Context) error {
 		return err
 	}
 	now := r.House.Clock.Now()
-	if err := r.store.Recover(ctx, r.merged.Recovered("first", now), store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if err := r.store.Recover(ctx, r.merged.Recovered("first", now), audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		return err
 	}
 	_, forged, err := r.store.Verify(ctx)
@@ -186,7 +187,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 	fresh := r.place.Path + ".salvaged"
 	pinned := store.Trust{Keys: r.merged.Keys, Settings: r.merged.Settings.Values(), Policy: r.merged.Policy}
 	var err error
-	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, pinned, store.NewRecord(store.KindStore, "restore", nil)); err != nil {
+	if r.forged, err = sqlite.Salvage(ctx, r.place.Path, fresh, r.seals, pinned, audit.NewRecord(audit.KindStore, "restore", nil)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, r.place.Path); err != nil {

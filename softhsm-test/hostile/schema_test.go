@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
@@ -48,7 +49,7 @@ func (s *stage) schema(ctx context.Context) {
 		}
 	}
 	s.unnoticed(ctx)
-	harness.Do(s.all(ctx, s.sample(cases, quickSchema), s.count))
+	s.all(ctx, s.sample(cases, quickSchema), s.count)
 }
 
 // altered gives a look a copy of the world.
@@ -127,8 +128,8 @@ func (s *stage) byWrite(ctx context.Context, path string, a rows.Alteration) (er
 }
 
 func unwritable(ctx context.Context, h *world.House) error {
-	_, suspended := h.SetClientStatus(ctx, "rob", store.Suspended)
-	appended := h.Store.Append(ctx, store.NewRecord(store.KindStore, "hostile", nil))
+	_, suspended := h.Parties.SetClientStatus(ctx, "rob", store.Suspended)
+	appended := h.Store.Append(ctx, audit.NewRecord(audit.KindStore, "hostile", nil))
 	for _, err := range []error{suspended, appended} {
 		if err == nil {
 			return errors.New("something was written")
@@ -162,8 +163,8 @@ func (s *stage) unnoticedAt(ctx context.Context, path string, meanwhile bool) er
 		forget := rows.SQL("", "CREATE TRIGGER hostile AFTER INSERT ON attempt BEGIN UPDATE restraint SET wrong = 0, recent = '[]', until_us = NULL; END")
 		err := forget.Apply(ctx, path)
 		if meanwhile {
-			_ = h.Store.Append(ctx, store.NewRecord(store.KindStore, "hostile", nil)) // refused
-			_, _ = h.Clients(ctx)
+			_ = h.Store.Append(ctx, audit.NewRecord(audit.KindStore, "hostile", nil)) // refused
+			_, _ = h.Parties.Clients(ctx)
 		}
 		return err
 	})

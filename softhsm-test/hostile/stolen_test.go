@@ -13,10 +13,10 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
 	"countersign/protocol/receipt"
-	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -43,7 +43,7 @@ var stolen = []struct {
 // thief writes to a store with the true keys of the seals.
 type thief struct {
 	*world.World
-	*sqlite.Store
+	store.Store
 	seals  *store.Seals
 	path   string
 	place  world.Place
@@ -61,14 +61,14 @@ func (s *stage) stolenSeals(ctx context.Context) {
 			cases = append(cases, attempt{a, named(name), false})
 		}
 	}
-	harness.Do(s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {
 			s.Say("         %v; %s", v.err, v.heard)
 		}
 		s.Check(v.outcome != granted, "GRANTED %v by %s: %s", v.extra, v.attempt.Row, v.operation.name)
-	}))
+	})
 }
 
 // steal opens the database as one who has the keys of the seals, and no anchor to heed.
@@ -90,7 +90,7 @@ func (s *stage) steal(ctx context.Context, path string, forge func(context.Conte
 	return forge(ctx, t)
 }
 
-func note() store.Record { return store.NewRecord(store.KindStore, "hostile", nil) }
+func note() audit.Record { return audit.NewRecord(audit.KindStore, "hostile", nil) }
 
 // write writes rows behind the store.
 func (t *thief) write(ctx context.Context, do func(context.Context, *sql.Tx) error) error {

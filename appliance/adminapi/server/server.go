@@ -1,8 +1,8 @@
 // Package server serves the admin API of package adminapi on a Unix socket. The socket has mode 0600 and accepts only
 // the daemon's own user and root, so every caller is the one identity "local".
 //
-// A handler decodes the request, calls the service that does the work, and translates its answer. Package server makes
-// no decisions.
+// A handler decodes the request, calls the service that does the work, and translates its answer. Package server
+// makes no decisions.
 package server
 
 import (
@@ -18,6 +18,15 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/adminapi"
+	"countersign/appliance/adminapi/problem"
+	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery"
+	"countersign/appliance/store"
+	"countersign/hsm"
 	"countersign/protocol/deviceapi"
 )
 
@@ -27,19 +36,12 @@ const (
 	maxPIN  = 255       // the longest PIN of the known tokens (CK_TOKEN_INFO.ulMaxPinLen)
 )
 
-// Server has the services behind the admin API.
+// Server serves an appliance to administrators.
 type Server struct {
-	Overview       Overview
-	Parties        Parties
-	Invites        Invites
-	Keys           Keys
-	Recovery       Recovery
-	Requests       Requests
-	Administrators Administrators
-	Policies       Policies
-	HSM            HSM
-	Logger         hclog.Logger
-	StartedAt      time.Time
+	Appliance *appliance.Appliance
+	HSM       HSM
+	Logger    hclog.Logger
+	StartedAt time.Time
 }
 
 // HSM has the endpoints that need no appliance: they are served while the token is still locked.
@@ -58,7 +60,7 @@ func (s *Server) Handler() http.Handler {
 	r := adminapi.Routes
 	bind(m, r.Status, s.status)
 	bind(m, r.Doctor, func(req *http.Request, _ adminapi.None) ([]adminapi.Examination, error) {
-		return Examinations(req.Context(), s.Overview), nil
+		return Examinations(req.Context(), s.Appliance), nil
 	})
 	bind(m, r.Audit, s.audit)
 	s.bindParties(m)
@@ -72,7 +74,7 @@ func (s *Server) LockedHandler() http.Handler {
 	m := s.mux()
 	m.HandleFunc(adminapi.Prefix, func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, adminapi.Problem{
-			Type: adminapi.ProblemLocked, Title: "locked", Status: http.StatusServiceUnavailable, Detail: "the HSM waits for its PIN",
+			Type: problem.Locked, Title: "locked", Status: http.StatusServiceUnavailable, Detail: "the HSM waits for its PIN",
 		})
 	})
 	return m
@@ -93,7 +95,7 @@ func (s *Server) unlock(r *http.Request, _ []byte) ([]adminapi.Token, error) {
 	pin, err := io.ReadAll(io.LimitReader(r.Body, maxPIN+1)) // it allocates 512 bytes at first and does not grow
 	defer clear(pin)
 	if err != nil || len(pin) == 0 || len(pin) > maxPIN {
-		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", appliance.ErrInput, maxPIN)
+		return nil, fmt.Errorf("%w: the body must be the PIN, 1 to %d bytes", parties.ErrInput, maxPIN)
 	}
 	if err := s.HSM.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err
@@ -118,6 +120,31 @@ type mux struct {
 
 // handler answers one endpoint.
 type handler[Req, Res any] func(r *http.Request, body Req) (Res, error)
+
+// one answers with the value of the path's name, as JSON.
+func one[A, Res any](get func(context.Context, string) (A, error), toJSON func(A) Res) handler[adminapi.None, Res] {
+	return func(r *http.Request, _ adminapi.None) (Res, error) {
+		value, err := get(r.Context(), r.PathValue("name"))
+		return toJSON(value), err
+	}
+}
+
+// many answers with a list of values, as JSON.
+func many[A, Res any](get func(context.Context) ([]A, error), toJSON func(A) Res) handler[adminapi.None, []Res] {
+	return func(r *http.Request, _ adminapi.None) ([]Res, error) {
+		values, err := get(r.Context())
+		return each(values, toJSON), err
+	}
+}
+
+// each applies f to every element. The result is never nil, so that its JSON is an array.
+func each[A, B any](in []A, f func(A) B) []B {
+	out := make([]B, len(in))
+	for i, a := range in {
+		out[i] = f(a)
+	}
+	return out
+}
 
 // bind serves a route.
 func bind[Req, Res any](m *mux, route adminapi.Route[Req, Res], h handler[Req, Res]) {
@@ -164,13 +191,13 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&body); err != nil && !errors.Is(err, io.EOF) {
-		return body, fmt.Errorf("%w: %v", appliance.ErrInput, err)
+		return body, fmt.Errorf("%w: %v", parties.ErrInput, err)
 	}
 	return body, nil
 }
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
-	p := problem(err)
+	p := problemOf(err)
 	m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
 	writeProblem(w, p)
 }
@@ -179,4 +206,90 @@ func writeProblem(w http.ResponseWriter, p adminapi.Problem) {
 	w.Header().Set("Content-Type", deviceapi.ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // an error means that the peer is gone
+}
+
+// problems is the table from errors to answers of the admin API. The first match counts.
+var problems = []struct {
+	err    error
+	status int
+	kind   string
+}{
+	{parties.ErrInput, http.StatusBadRequest, problem.Input},
+	{keyplan.ErrKeyName, http.StatusNotFound, problem.NotFound},
+	{keyplan.ErrStep, http.StatusConflict, problem.KeyStep},
+	{keyplan.ErrEarly, http.StatusConflict, problem.KeyStep},
+	{keyplan.ErrRootAway, http.StatusConflict, problem.KeyStep},
+	{keyring.ErrNoKey, http.StatusConflict, problem.KeyStep},
+	{hsm.ErrUnsupported, http.StatusNotImplemented, problem.Unsupported},
+	{recovery.ErrUncovered, http.StatusConflict, problem.Uncovered},
+	{requests.ErrQuorum, http.StatusForbidden, problem.Quorum},
+	{requests.ErrOver, http.StatusConflict, problem.Over},
+	{requests.ErrSigner, http.StatusForbidden, problem.Signer},
+	{change.ErrSignature, http.StatusForbidden, problem.Signature},
+	{hsm.ErrExists, http.StatusConflict, problem.Conflict},
+	{store.ErrNotFound, http.StatusNotFound, problem.NotFound},
+	{store.ErrExists, http.StatusConflict, problem.Exists},
+	{store.ErrConflict, http.StatusConflict, problem.Conflict},
+	{parties.ErrFinal, http.StatusConflict, problem.Conflict},
+	{store.ErrForged, http.StatusConflict, problem.Conflict},
+	{hsm.ErrPIN, http.StatusForbidden, problem.PIN},
+	{hsm.ErrBusy, http.StatusServiceUnavailable, problem.Unavailable},
+	{store.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
+	{hsm.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
+	{hsm.ErrKey, http.StatusServiceUnavailable, problem.Unavailable},
+}
+
+// problemOf returns the answer to an error. Administrators see its whole text.
+func problemOf(err error) adminapi.Problem {
+	p := adminapi.Problem{
+		Type: problem.Internal, Title: "internal error", Status: http.StatusInternalServerError, Detail: err.Error(),
+	}
+	for _, row := range problems {
+		if errors.Is(err, row.err) {
+			p.Type, p.Title, p.Status = row.kind, row.err.Error(), row.status
+			break
+		}
+	}
+	var waiting *requests.Waiting
+	if errors.As(err, &waiting) {
+		c := changeJSON(waiting.Change)
+		p.Change = &c
+	}
+	var invited *invitedLater
+	if errors.As(err, &invited) {
+		p.Invited = &invited.Invited
+	}
+	return p
+}
+
+// Examinations examines an appliance.
+func Examinations(ctx context.Context, a *appliance.Appliance) []adminapi.Examination {
+	out := []adminapi.Examination{}
+	for _, f := range a.Examine(ctx) {
+		x := adminapi.Examination{Check: f.Check, Status: adminapi.CheckOK, Detail: f.Detail}
+		if f.Err != nil {
+			x.Detail, x.Advice = f.Err.Error(), f.Advice
+		}
+		switch {
+		case f.Err != nil && f.Warn:
+			x.Status = adminapi.CheckWarn
+		case f.Err != nil:
+			x.Status, x.ExitCode = adminapi.CheckFail, exitCode(f.Err)
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// exitCode returns the exit code for a failed check: 77 for the PIN, 69 for an unavailable token or store, else 1.
+func exitCode(err error) int {
+	for _, row := range []struct {
+		err  error
+		code int
+	}{{hsm.ErrPIN, 77}, {hsm.ErrUnavailable, 69}, {store.ErrUnavailable, 69}, {context.DeadlineExceeded, 69}} {
+		if errors.Is(err, row.err) {
+			return row.code
+		}
+	}
+	return 1
 }

@@ -6,10 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"net"
@@ -24,66 +21,32 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"countersign/appliance"
 	"countersign/appliance/adminapi"
-	"countersign/appliance/keylife"
-	"countersign/appliance/keyuse"
+	"countersign/appliance/adminapi/problem"
+	"countersign/appliance/appliancetest"
 	"countersign/appliance/store"
-	"countersign/appliance/store/sqlite"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
-	"countersign/hsm/memory"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
 )
 
-// bench is an appliance with a real store and a token in memory, whose admin API is called over its socket.
+// bench is an appliance with one device, "gate", whose admin API is called over its socket.
 type bench struct {
 	*testing.T
 	*adminapi.Caller
-	appliance *appliance.Appliance
+	appliance *appliancetest.Bench
 	server    *Server
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	ctx, now := t.Context(), time.Now().Truncate(time.Second)
-	s, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(t.TempDir(), "countersign.db"), Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
+	b := &bench{T: t, appliance: appliancetest.New(t)}
+	b.server = &Server{
+		Appliance: b.appliance.Appliance, Logger: hclog.NewNullLogger(), StartedAt: time.Now(),
+		HSM: HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
 	}
-	t.Cleanup(func() { _ = s.Close() })
-	token := memory.New()
-	trust, err := keylife.Ceremony(ctx, token, "test.example", now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
-	seals := store.NewSeals(nil)
-	err = errors.Join(keyuse.SealKeys(ctx, token, trust.Keys, seals), s.Unseal(ctx, seals, nil))
-	if err == nil {
-		err = s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys, err := keyuse.Load(ctx, token, s, keyuse.Pins{Root: protocol.PublicKey(trust.Keys[0].Public)})
-	if err == nil {
-		err = keys.Keep(ctx, seals)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := appliance.New(ctx, appliance.Config{Store: s, Keys: keys, Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bench{T: t, appliance: a, server: &Server{
-		Overview: a, Parties: a, Invites: a, Keys: a, Recovery: a, Requests: a, Administrators: a, Policies: a,
-		HSM:    HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
-		Logger: hclog.NewNullLogger(), StartedAt: now,
-	}}
 	b.Caller = serve(t, b.server.Handler())
 	return b
 }
@@ -123,34 +86,7 @@ func refused[Req, Res any](b *bench, kind string, status int, r adminapi.Route[R
 	return e
 }
 
-// enrolDevice invites and enrols a device.
-func (b *bench) enrolDevice(name string) {
-	b.Helper()
-	code := must(b, adminapi.Routes.DeviceInvite, adminapi.Invite{TTLSeconds: 60}, name)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	activation, err := enrol.ParseActivationCode(code.ActivationCode)
-	if err != nil {
-		b.Fatal(err)
-	}
-	body, err := json.Marshal(enrol.DeviceRequest{
-		ActivationCode: activation, CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})),
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, err := b.appliance.EnrolDevice(b.Context(), body); err != nil {
-		b.Fatal(err)
-	}
-}
-
-// TestEveryRouteIsServed: the handler has exactly the patterns of the table, and while it is locked only those of the HSM.
+// TestEveryRouteIsServed: the handler serves every route of the table, and while it is locked only the HSM routes.
 func TestEveryRouteIsServed(t *testing.T) {
 	b := newBench(t)
 	full, locked := b.server.Handler().(*mux), b.server.LockedHandler().(*mux)
@@ -190,10 +126,13 @@ func TestStatus(t *testing.T) {
 	}
 	records := must(b, adminapi.Routes.Audit, adminapi.None{})
 	page := must(b, adminapi.Routes.Audit.With("after", "1").With("limit", "1"), adminapi.None{})
-	if len(records) < 2 || len(page) != 1 || page[0].Sequence != records[1].Sequence || page[0].Kind != store.KindDoctor {
-		t.Errorf("%+v, then %+v", records, page)
+	if last := records[len(records)-1]; last.Kind != audit.KindDoctor || last.Sequence != uint64(len(records)) {
+		t.Errorf("last record %+v of %d", last, len(records))
 	}
-	refused(b, adminapi.ProblemInput, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
+	if len(page) != 1 || page[0].Sequence != 2 || page[0].Leaf != records[1].Leaf {
+		t.Errorf("%+v", page)
+	}
+	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
 }
 
 func TestParties(t *testing.T) {
@@ -203,22 +142,41 @@ func TestParties(t *testing.T) {
 	if left := time.Until(invited.ExpiresAt); invited.Name != "alice" || invited.Kind != "client" || left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("%+v", invited)
 	}
-	refused(b, adminapi.ProblemExists, 409, r.ClientInvite, adminapi.Invite{}, "alice")
+	refused(b, problem.Exists, 409, r.ClientInvite, adminapi.Invite{}, "alice")
 	if again := must(b, r.ClientInvite, adminapi.Invite{Replace: true}, "alice"); again.ActivationCode == invited.ActivationCode {
 		t.Error("the withdrawn code was given again")
 	}
-	refused(b, adminapi.ProblemInput, 400, r.ClientInvite, adminapi.Invite{TTLSeconds: 31 * 24 * 3600}, "bob")
-	refused(b, adminapi.ProblemInput, 400, r.ClientInvite, adminapi.Invite{DryRun: true}, "bob")
-	refused(b, adminapi.ProblemNotFound, 404, r.ClientShow, adminapi.None{}, "bob")
-	refused(b, adminapi.ProblemNotFound, 404, r.ClientUnlock, adminapi.None{}, "bob")
+	refused(b, problem.Input, 400, r.ClientInvite, adminapi.Invite{TTLSeconds: 31 * 24 * 3600}, "bob")
+	refused(b, problem.Input, 400, r.ClientInvite, adminapi.Invite{DryRun: true}, "bob")
+	refused(b, problem.NotFound, 404, r.ClientShow, adminapi.None{}, "bob")
+	refused(b, problem.NotFound, 404, r.ClientUnlock, adminapi.None{}, "bob")
 	if clients := must(b, r.ClientList, adminapi.None{}); clients == nil || len(clients) != 0 {
 		t.Errorf("%+v: want an empty list", clients)
 	}
-
-	if c := must(b, r.DeviceInvite.Preview(), adminapi.Invite{DryRun: true}, "gate"); c.State != "dry-run" || c.Kind != "device.invite" {
+	phone := b.appliance.EnrolFull("carol", "approver")
+	c := must(b, r.ClientShow, adminapi.None{}, "carol")
+	if c.SigningKey != phone.Key.Point().String() || !c.Password.Set || c.Password.Locked || c.Highest != -1 || c.Roles[0] != "approver" {
 		t.Errorf("%+v", c)
 	}
-	b.enrolDevice("gate")
+	for _, step := range []struct {
+		route adminapi.Route[adminapi.None, adminapi.Client]
+		want  string
+	}{{r.ClientSuspend, "suspended"}, {r.ClientResume, "active"}, {r.ClientUnlock, "active"}, {r.ClientRevoke, "revoked"}} {
+		if c := must(b, step.route, adminapi.None{}, "carol"); c.Status != step.want {
+			t.Errorf("%s: status %s", step.route.Pattern(), c.Status)
+		}
+	}
+	refused(b, problem.Conflict, 409, r.ClientResume, adminapi.None{}, "carol")
+	if all := must(b, r.ClientList, adminapi.None{}); len(all) != 1 || all[0].Status != "revoked" {
+		t.Errorf("%+v", all)
+	}
+
+	if c := must(b, r.DeviceInvite.Preview(), adminapi.Invite{DryRun: true}, "door"); c.State != "dry-run" || c.Kind != "device.invite" {
+		t.Errorf("%+v", c)
+	}
+	if i := must(b, r.DeviceInvite, adminapi.Invite{TTLSeconds: 60}, "door"); i.Kind != "device" || time.Until(i.ExpiresAt) > time.Minute {
+		t.Errorf("%+v", i)
+	}
 	if all := must(b, r.DeviceList, adminapi.None{}); len(all) != 1 || all[0].Name != "gate" || all[0].Status != "active" {
 		t.Errorf("%+v", all)
 	}
@@ -230,7 +188,7 @@ func TestParties(t *testing.T) {
 			t.Errorf("%s: status %s", step.route.Pattern(), d.Status)
 		}
 	}
-	refused(b, adminapi.ProblemConflict, 409, r.DeviceResume, adminapi.None{}, "gate")
+	refused(b, problem.Conflict, 409, r.DeviceResume, adminapi.None{}, "gate")
 }
 
 func TestKeys(t *testing.T) {
@@ -242,8 +200,8 @@ func TestKeys(t *testing.T) {
 		t.Errorf("%+v", one)
 	}
 	versions := must(b, r.KeyShow, adminapi.None{}, "decision")
-	refused(b, adminapi.ProblemNotFound, 404, r.KeyShow, adminapi.None{}, "decision@99")
-	refused(b, adminapi.ProblemNotFound, 404, r.KeyRotate, adminapi.KeyStep{}, "nothing")
+	refused(b, problem.NotFound, 404, r.KeyShow, adminapi.None{}, "decision@99")
+	refused(b, problem.NotFound, 404, r.KeyRotate, adminapi.KeyStep{}, "nothing")
 
 	planned := must(b, r.KeyRotate, adminapi.KeyStep{DryRun: true}, "decision")
 	if now := must(b, r.KeyList, adminapi.None{}); len(now) != len(all) {
@@ -256,13 +214,13 @@ func TestKeys(t *testing.T) {
 	must(b, r.KeyActivate, adminapi.KeyStep{}, "decision")
 	must(b, r.KeySuspend, adminapi.KeyStep{}, "decision@1")
 	must(b, r.KeyResume, adminapi.KeyStep{}, "decision@1")
-	refused(b, adminapi.ProblemKeyStep, 409, r.KeyRetire, adminapi.KeyStep{}, "decision@1") // its overlap is not over
+	refused(b, problem.KeyStep, 409, r.KeyRetire, adminapi.KeyStep{}, "decision@1") // its overlap is not over
 	must(b, r.KeyRetire, adminapi.KeyStep{Early: true}, "decision@1")
 	if gone := must(b, r.KeyDestroy, adminapi.KeyStep{}, "decision@1"); len(gone) != 1 || gone[0].State != "destroyed" || gone[0].OnToken {
 		t.Errorf("%+v", gone)
 	}
-	refused(b, adminapi.ProblemKeyStep, 409, r.KeyCreate, adminapi.KeyStep{}, "decision")
-	refused(b, adminapi.ProblemInput, 400, r.KeyRotate.With("life_s", "0"), adminapi.KeyStep{}, "decision")
+	refused(b, problem.KeyStep, 409, r.KeyCreate, adminapi.KeyStep{}, "decision")
+	refused(b, problem.Input, 400, r.KeyRotate.With("life_s", "0"), adminapi.KeyStep{}, "decision")
 
 	plan := must(b, r.KeyPlan, adminapi.None{})
 	if len(plan.Keys) == 0 || plan.Records.Total < plan.Records.Left {
@@ -278,7 +236,7 @@ func TestKeys(t *testing.T) {
 func TestBackups(t *testing.T) {
 	b := newBench(t)
 	r := adminapi.Routes
-	refused(b, adminapi.ProblemUncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
+	refused(b, problem.Uncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
 	dry := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true, DryRun: true})
 	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil {
 		t.Errorf("%+v", dry)
@@ -309,11 +267,11 @@ func TestQuorum(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(b, adminapi.ProblemInput, 400, r.AdminAdd, adminapi.Administer{PublicKey: "00"}, "ann")
+	refused(b, problem.Input, 400, r.AdminAdd, adminapi.Administer{PublicKey: "00"}, "ann")
 	if c := must(b, r.AdminAdd.Preview(), adminapi.Administer{PublicKey: point.String(), DryRun: true}, "ann"); c.State != "dry-run" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemNotFound, 404, r.AdminShow, adminapi.None{}, "ann")
+	refused(b, problem.NotFound, 404, r.AdminShow, adminapi.None{}, "ann")
 	ann := must(b, r.AdminAdd, adminapi.Administer{PublicKey: point.String()}, "ann")
 	if ann.PublicKey != point.String() || ann.Status != "active" || len(must(b, r.AdminList, adminapi.None{})) != 1 {
 		t.Errorf("%+v", ann)
@@ -334,7 +292,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
 
-	e := refused(b, adminapi.ProblemQuorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "gate")
+	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)
 	}
@@ -345,14 +303,14 @@ func TestQuorum(t *testing.T) {
 	if c := must(b, r.ChangeShow, adminapi.None{}, id); c.Hash != e.Change.Hash || len(c.Missing) != 1 || c.Missing[0] != "ann" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemQuorum, 403, r.ChangeSign, adminapi.Sign{}, id) // the socket has signed already
-	refused(b, adminapi.ProblemSignature, 403, r.ChangeSign, adminapi.Sign{Signature: []byte("x")}, id)
+	refused(b, problem.Quorum, 403, r.ChangeSign, adminapi.Sign{}, id) // the socket has signed already
+	refused(b, problem.Signature, 403, r.ChangeSign, adminapi.Sign{Signature: []byte("x")}, id)
 	if c := must(b, r.ChangeWithdraw, adminapi.None{}, id); c.State != "withdrawn" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, adminapi.ProblemOver, 409, r.ChangeSign, adminapi.Sign{}, id)
-	refused(b, adminapi.ProblemInput, 400, r.ChangeShow, adminapi.None{}, "xyz")
-	refused(b, adminapi.ProblemNotFound, 404, r.ChangeShow, adminapi.None{}, "0011223344556677")
+	refused(b, problem.Over, 409, r.ChangeSign, adminapi.Sign{}, id)
+	refused(b, problem.Input, 400, r.ChangeShow, adminapi.None{}, "xyz")
+	refused(b, problem.NotFound, 404, r.ChangeShow, adminapi.None{}, "0011223344556677")
 }
 
 // TestBodies: unknown members, too many bytes, and an empty body.
@@ -407,15 +365,15 @@ func TestUnlock(t *testing.T) {
 			t.Error("the PIN was not erased")
 		}
 	}
-	refused(b, adminapi.ProblemPIN, 403, r.HSMUnlock, []byte("wrong"))
+	refused(b, problem.PIN, 403, r.HSMUnlock, []byte("wrong"))
 	got = ""
-	refused(b, adminapi.ProblemInput, 400, r.HSMUnlock, nil)
-	refused(b, adminapi.ProblemInput, 400, r.HSMUnlock, []byte(long+"9"))
+	refused(b, problem.Input, 400, r.HSMUnlock, nil)
+	refused(b, problem.Input, 400, r.HSMUnlock, []byte(long+"9"))
 	if got != "" {
 		t.Error("a PIN of a wrong length was tried")
 	}
-	refused(b, adminapi.ProblemNotFound, 404, r.HSMDrain, adminapi.None{}, "third")
-	refused(b, adminapi.ProblemLocked, 503, r.Status, adminapi.None{})
+	refused(b, problem.NotFound, 404, r.HSMDrain, adminapi.None{}, "third")
+	refused(b, problem.Locked, 503, r.Status, adminapi.None{})
 	if tokens := must(b, r.HSMStatus, adminapi.None{}); len(tokens) != 1 {
 		t.Errorf("%+v", tokens)
 	}
@@ -425,7 +383,7 @@ func TestUnlock(t *testing.T) {
 func TestInternal(t *testing.T) {
 	s := &Server{Logger: hclog.NewNullLogger(), HSM: HSM{Drain: func(context.Context, string, bool) error { return errors.New("odd") }}}
 	b := &bench{T: t, Caller: serve(t, s.LockedHandler())}
-	if e := refused(b, adminapi.ProblemInternal, 500, adminapi.Routes.HSMDrain, adminapi.None{}, "first"); e.Detail != "odd" {
+	if e := refused(b, problem.Internal, 500, adminapi.Routes.HSMDrain, adminapi.None{}, "first"); e.Detail != "odd" {
 		t.Errorf("%+v", e)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/failover"
@@ -34,7 +35,7 @@ type house struct {
 	*testing.T
 	*keyuse.Keys
 	token  hsm.Token
-	store  *sqlite.Store
+	store  store.Store
 	shares []custody.Share
 }
 
@@ -60,7 +61,7 @@ func newHouse(t *testing.T) *house {
 }
 
 // found unseals an empty store and stores the trust.
-func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) error {
+func found(t *testing.T, token hsm.Token, s store.Store, pinned store.Trust) error {
 	t.Helper()
 	seals := store.NewSeals(nil)
 	if err := errors.Join(keyuse.SealKeys(t.Context(), token, pinned.Keys, seals), s.Unseal(t.Context(), seals, nil)); err != nil {
@@ -69,11 +70,11 @@ func found(t *testing.T, token hsm.Token, s *sqlite.Store, pinned store.Trust) e
 	return s.AddTrust(t.Context(), pinned, note())
 }
 
-func note() store.Record {
-	return store.NewRecord(store.KindKeys, "test", map[string]any{"event": "x"})
+func note() audit.Record {
+	return audit.NewRecord(audit.KindKeys, "test", map[string]any{"event": "x"})
 }
 
-func openStore(t *testing.T, path string) *sqlite.Store {
+func openStore(t *testing.T, path string) store.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {

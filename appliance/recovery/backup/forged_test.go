@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
@@ -388,12 +389,12 @@ func TestOverruleOther(t *testing.T) {
 }
 
 // records is an audit log in memory.
-type records []store.Record
+type records []audit.Record
 
-func (r records) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
+func (r records) Records(_ context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return r[after:min(int(after)+limit, len(r))], nil
 }
-func (r records) Append(context.Context, store.Record) error { return errors.ErrUnsupported }
+func (r records) Append(context.Context, audit.Record) error { return errors.ErrUnsupported }
 func (r records) Tally(context.Context) (store.Tally, error) {
 	return store.Tally{}, errors.ErrUnsupported
 }
@@ -403,22 +404,22 @@ func TestEnded(t *testing.T) {
 	now := time.Now()
 	var log records
 	add := func(kind, name, event string, ago time.Duration) {
-		r := store.NewRecord(kind, kind+"/"+name, map[string]any{"event": event})
+		r := audit.NewRecord(kind, kind+"/"+name, map[string]any{"event": event})
 		r.Sequence, r.At = uint64(len(log)+1), now.Add(-ago)
 		log = append(log, r)
 	}
 	const day = 24 * time.Hour
-	add(store.KindClients, "long-ago", "revoked", 31*day)
-	add(store.KindClients, "alice", "suspended", 29*day)
+	add(audit.KindClients, "long-ago", "revoked", 31*day)
+	add(audit.KindClients, "alice", "suspended", 29*day)
 	for range 1200 {
-		add(store.KindOutcome, "x", "revoked", 20*day)
+		add(audit.KindOutcome, "x", "revoked", 20*day)
 	}
-	add(store.KindDevices, "gate", "revoked", 10*day)
-	add(store.KindAdmins, "bob", "suspended", 9*day)
-	add(store.KindClients, "carol", "active", 8*day)
-	add(store.KindClients, "dora", "revoked", 0)
+	add(audit.KindDevices, "gate", "revoked", 10*day)
+	add(audit.KindAdmins, "bob", "suspended", 9*day)
+	add(audit.KindClients, "carol", "active", 8*day)
+	add(audit.KindClients, "dora", "revoked", 0)
 	point := store.Point{Sequence: uint64(len(log)), At: now}
-	add(store.KindClients, "after", "revoked", 0)
+	add(audit.KindClients, "after", "revoked", 0)
 	got, err := backup.Ended(t.Context(), log, point)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol"
 )
@@ -188,8 +189,8 @@ func overrule(database, document State, now time.Time) (m Merged, err error) {
 		}
 	}
 	m.Keys = append(m.Keys, unknown...)
-	newer := database.Policy.Version > document.Policy.Version
-	if newer || database.Policy.Version == document.Policy.Version && !bytes.Equal(database.Policy.Document, document.Policy.Document) {
+	was, is := database.Policy, document.Policy
+	if was.Version > is.Version || was.Version == is.Version && !bytes.Equal(was.Document, is.Document) {
 		m.Ignored = append(m.Ignored, keyring.Label("policy", database.Policy.Version))
 		m.Policy.Version, m.Policy.ActivatedAt = database.Policy.Version+1, stamp(micros(now))
 	}
@@ -266,12 +267,12 @@ const (
 
 // Records are the audit records of a store.
 type Records interface {
-	Records(ctx context.Context, after uint64, limit int) ([]store.Record, error)
+	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
 }
 
 // Ended returns the audit records of the 30 days before a point that revoked or suspended
 // clients, devices or administrators, the oldest first.
-func Ended(ctx context.Context, from Records, point store.Point) (ended []store.Record, err error) {
+func Ended(ctx context.Context, from Records, point store.Point) (ended []audit.Record, err error) {
 	since := point.At.Add(-endedSpan)
 	for last, young := point.Sequence, true; last > 0 && young; last -= min(last, endedPage) {
 		first := last - min(last, endedPage)
@@ -292,8 +293,8 @@ func Ended(ctx context.Context, from Records, point store.Point) (ended []store.
 	return ended, nil
 }
 
-func endsOne(r store.Record) bool {
-	if !slices.Contains([]string{store.KindClients, store.KindDevices, store.KindAdmins}, r.Kind) {
+func endsOne(r audit.Record) bool {
+	if !slices.Contains([]string{audit.KindClients, audit.KindDevices, audit.KindAdmins}, r.Kind) {
 		return false
 	}
 	event := r.Words()["event"]

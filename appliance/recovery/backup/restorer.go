@@ -99,7 +99,8 @@ func (r Restorer) Run(ctx context.Context) error {
 }
 
 func (r Restorer) run(ctx context.Context) error {
-	if _, err := r.Token.Generate(ctx, hsm.KeySpec{Label: r.Marker, Usage: hsm.MACKey}); err != nil && !errors.Is(err, hsm.ErrExists) {
+	_, err := r.Token.Generate(ctx, hsm.KeySpec{Label: r.Marker, Usage: hsm.MACKey})
+	if err != nil && !errors.Is(err, hsm.ErrExists) {
 		return fmt.Errorf("marking the token: %w", err)
 	}
 	for _, private := range r.Keys {

@@ -14,10 +14,10 @@ import (
 	"errors"
 	"fmt"
 
-	"countersign/protocol"
-
 	"github.com/cloudflare/circl/group"
 	"github.com/cloudflare/circl/secretsharing"
+
+	"countersign/protocol"
 )
 
 var (

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/protocol"
-
 	"filippo.io/age"
+
+	"countersign/protocol"
 )
 
 func made(t testing.TB, s Scheme) (protocol.PublicKey, []Share) {

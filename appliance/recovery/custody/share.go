@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"strings"
 
-	"countersign/protocol"
-
 	"github.com/cloudflare/circl/secretsharing"
+
+	"countersign/protocol"
 )
 
 // Share is one custodian's part of a backup key. Its file holds this text, encrypted:

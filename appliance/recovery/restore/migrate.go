@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/policy"
@@ -188,7 +189,7 @@ func (m *Migration) readClients(ctx context.Context) error {
 func (m *Migration) readAdmins(ctx context.Context) error {
 	for _, one := range m.contents.Admins {
 		fits, err := m.fits(ctx, derive.Record{
-			Kind: string(store.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status),
+			Kind: string(audit.KindAdmins), Client: one.ID, SigningKey: one.Key, Status: uint64(one.Status),
 			Roles: []string{one.Name}, Version: one.Version,
 		}, one.MAC)
 		if err != nil {
@@ -248,7 +249,7 @@ func (m *Migration) signed(ctx context.Context, c store.Change, s store.ChangeSi
 // Seal seals the store, puts it in place, and verifies it as the daemon does at its start.
 // sum is the hash of the list as the administrator confirmed it, for the audit.
 func (m *Migration) Seal(ctx context.Context, sum string) (sealed Sealed, err error) {
-	m.sealing.Record = store.NewRecord(store.KindStore, "migrate", map[string]any{
+	m.sealing.Record = audit.NewRecord(audit.KindStore, "migrate", map[string]any{
 		"event": "sealed", "list_sha256": sum, "root": m.root[:], "mac": m.host.Seals.InForce(),
 		"clients": len(m.sealing.Clients), "administrators": len(m.sealing.Admins),
 	})

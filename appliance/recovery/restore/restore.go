@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/protocol"
@@ -71,7 +72,7 @@ type Config struct {
 	Shares func() ([]custody.Share, error)
 }
 
-// Report describes what was restored.
+// Report describes the restored appliance.
 type Report struct {
 	Backup    backup.Backup
 	Statement backup.Statement // of the database; zero if it is unsigned
@@ -79,7 +80,7 @@ type Report struct {
 	Point    store.Point        // of the database as it came
 	Salvaged error              // why only verified records were taken from the database; nil: all were
 	Forged   []error            // records that do not match their seals
-	Ended    []store.Record     // revocations and suspensions shortly before Point
+	Ended    []audit.Record     // revocations and suspensions shortly before Point
 	Newest   protocol.PublicKey // the newest root
 }
 
@@ -92,9 +93,9 @@ type restoration struct {
 	now    time.Time
 
 	token hsm.Token
-	work  string        // the database being worked on
-	store *sqlite.Store // open on work, once it is sealed
-	old   *sqlite.Old   // open on work if it is of a release before the seals
+	work  string      // the database being worked on
+	store store.Store // open on work, once it is sealed
+	old   *sqlite.Old // open on work if it is of a release before the seals
 }
 
 // Run restores an appliance. It verifies everything it can before it touches the token.

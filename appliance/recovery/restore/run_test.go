@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -67,10 +68,10 @@ func newLost(t *testing.T) *lost {
 	trust := must[store.Trust](t)(keylife.Ceremony(ctx, token, "test.example", now))
 	trust.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: now}
 	l.root = protocol.PublicKey(trust.Keys[0].Public)
-	s := must[*sqlite.Store](t)(sqlite.Open(ctx, sqlite.Config{Path: l.path("lost.db")}))
+	s := must[store.Store](t)(sqlite.Open(ctx, sqlite.Config{Path: l.path("lost.db")}))
 	seals := store.NewSeals(nil)
 	check(t, keyuse.SealKeys(ctx, token, trust.Keys, seals), s.Unseal(ctx, seals, nil),
-		s.AddTrust(ctx, trust, store.NewRecord(store.KindCeremony, "trust", nil)))
+		s.AddTrust(ctx, trust, audit.NewRecord(audit.KindCeremony, "trust", nil)))
 	keys := must[*keyuse.Keys](t)(keyuse.Load(ctx, token, s, keyuse.Pins{Root: l.root}))
 	l.wrap = l.mac(keys)
 
@@ -127,7 +128,7 @@ func TestRun(t *testing.T) {
 			}
 			check(t, c.Unfinished())
 			at := must[anchor.Anchor](t)(anchor.Read(filepath.Join(c.StateDir, "anchor")))
-			s := must[*sqlite.Store](t)(sqlite.Open(t.Context(), sqlite.Config{Path: c.Store, Existing: true}))
+			s := must[store.Store](t)(sqlite.Open(t.Context(), sqlite.Config{Path: c.Store, Existing: true}))
 			defer func() { check(t, s.Close()) }()
 			pins := keyuse.Pins{Anchor: c.Anchor}
 			check(t, keyuse.Unseal(t.Context(), token, s, store.NewSeals(nil), pins))

@@ -42,7 +42,7 @@ func BenchmarkSpend(b *testing.B) {
 	}
 }
 
-func benchParties(b *testing.B, s *Store, n int) []storetest.Parties {
+func benchParties(b *testing.B, s *database, n int) []storetest.Parties {
 	b.Helper()
 	all := make([]storetest.Parties, n)
 	for i := range all {

@@ -3,8 +3,6 @@ package sqlite
 // Branches of one database, and rubbish in it.
 
 import (
-	"context"
-	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -13,56 +11,10 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// TestForkedGroup: no group moves the head twice, so that a branch is never more than one
-// revision ahead of the anchor.
-func TestForkedGroup(t *testing.T) {
-	a := &fullAnchor{}
-	s, _, _ := serving(t, a)
-	at := filepath.Join(t.TempDir(), "r.db")
-	save := func(to string) { raw(t, s.path, `VACUUM INTO '`+to+`'`) }
-	save(at)
-	release := hold(t, s)
-	a.full = true
-	errs := make(chan error)
-	for _, name := range []string{"carol", "dave"} { // two administrators, or two votes, at once
-		go func() {
-			errs <- s.AddAdmin(context.Background(), storetest.NewAdmin(name), storetest.Note(""))
-		}()
-	}
-	s.waitQueued(2)
-	release()
-	for range 2 {
-		if err := <-errs; !errors.Is(err, store.ErrUnavailable) {
-			t.Fatal(err)
-		}
-	}
-	branch := filepath.Join(t.TempDir(), "branch.db")
-	save(branch)
-	_ = s.Close()
-	a.full = false
-	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
-		t.Fatal(err)
-	}
-	suspendBob(t, s) // durable, answered, and anchored
-	_ = s.Close()
-	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	seals := testSeals()
-	if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
-		t.Errorf("bob was suspended, which was answered and anchored, and is active again; alarms: %d", seals.Forged())
-	}
-}
-
 // TestRestoredThenBefore: the file of a host that was lost is refused where its backup was
 // restored, on a host that never saw the old anchor.
 func TestRestoredThenBefore(t *testing.T) {
-	s, _, _ := serving(t, &memoryAnchor{})
+	s, _, _ := serving(t, &storetest.Anchor{})
 	at, lost := filepath.Join(t.TempDir(), "copy.db"), filepath.Join(t.TempDir(), "lost.db")
 	raw(t, s.path, `VACUUM INTO '`+at+`'`)
 	for _, name := range []string{"carol", "dave", "erin", "frank"} { // life goes on after the backup
@@ -74,8 +26,8 @@ func TestRestoredThenBefore(t *testing.T) {
 	raw(t, s.path, `VACUUM INTO '`+lost+`'`)
 	_ = s.Close()
 
-	a := &memoryAnchor{} // of the new host
-	s, err := Open(t.Context(), Config{Path: at})
+	a := &storetest.Anchor{} // of the new host
+	s, err := openDatabase(t.Context(), Config{Path: at})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +41,7 @@ func TestRestoredThenBefore(t *testing.T) {
 	suspendBob(t, s) // answered and anchored on the new host
 	_ = s.Close()
 
-	if s, err = Open(t.Context(), Config{Path: lost}); err != nil { // put in the place of the restored one
+	if s, err = openDatabase(t.Context(), Config{Path: lost}); err != nil { // put in the place of the restored one
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()

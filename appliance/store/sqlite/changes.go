@@ -3,130 +3,150 @@ package sqlite
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 )
 
-const adminColumns = `id, name, public, status, version, created_us, change, seal`
-
-// adminRow is where the adminColumns are scanned to.
+// adminRow is an administrator with the seal of the row.
 type adminRow struct {
 	store.Admin
 	seal []byte
 }
 
-func scanAdmin(s scanner) (a adminRow, err error) {
-	err = s.Scan(fixed(a.ID[:]), &a.Name, fixed(a.Key[:]), &a.Status, &a.Version, stamp{&a.CreatedAt}, fixed(a.Change[:]), &a.seal)
-	return a, err
+const adminColumns = `id, name, public, status, version, created_us, change, seal`
+
+// values lists the adminColumns, to be scanned or bound.
+func (a *adminRow) values() []any {
+	return []any{
+		fixed(a.ID[:]), &a.Name, fixed(a.Key[:]), &a.Status, &a.Version, stamp{&a.CreatedAt}, changeID(a.Change[:]), &a.seal,
+	}
 }
 
-// ListAdmins implements [store.Admins].
-func (s *Store) ListAdmins(ctx context.Context) ([]store.Admin, error) {
-	all, err := listHanging[store.Admin](ctx, s, "listing administrators", store.HangingAdmins)
+func readAdmins(from source) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var a adminRow
+		err := s.Scan(a.values()...)
+		return asRow(head.Row{Record: a.Admin}, a.seal, err, `UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])
+	}, `SELECT `+adminColumns+` FROM admin NOT INDEXED`)
+}
+
+// ListAdmins implements [store.Store].
+func (s *database) ListAdmins(ctx context.Context) ([]store.Admin, error) {
+	all, err := listHanging[store.Admin](ctx, s, "listing administrators", head.Admins)
 	slices.SortFunc(all, func(a, b store.Admin) int { return cmp.Compare(a.Name, b.Name) })
 	return all, err
 }
 
-// AddAdmin implements [store.Admins].
-func (s *Store) AddAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
-	return s.write(ctx, "adding administrator", func(t *txn) error {
-		err := t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error {
-			seal, err := t.seal(a)
-			if err != nil {
-				return err
-			}
-			_, err = t.exec(`INSERT INTO admin (`+adminColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-				a.ID[:], a.Name, a.Key[:], int64(a.Status), int64(a.Version), usec(a.CreatedAt), idOrNull(a.Change), seal)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		return t.append(rec)
+// changeAdmins runs do within a move of the head.
+func (s *database) changeAdmins(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
+	return s.change(ctx, doing, rec, func(t *txn) error {
+		return t.move([]head.Kind{head.Admins}, func(*head.Head) error { return do(t) })
 	})
 }
 
-// UpdateAdmin implements [store.Admins].
-func (s *Store) UpdateAdmin(ctx context.Context, a store.Admin, rec store.Record) error {
-	return s.write(ctx, "updating administrator", func(t *txn) error {
-		err := t.move([]store.Hanging{store.HangingAdmins}, func(*store.Head) error {
-			old, err := find(t.hung[store.HangingAdmins], a)
-			switch {
-			case err != nil:
-				return err
-			case old.Version != a.Version-1:
-				return store.ErrConflict
-			}
-			old.Status, old.Version, old.Change = a.Status, a.Version, a.Change
-			seal, err := t.seal(old)
-			if err != nil {
-				return err
-			}
-			_, err = t.exec(`UPDATE admin SET status = ?, version = ?, change = ?, seal = ? WHERE id = ?`,
-				int64(a.Status), int64(a.Version), idOrNull(a.Change), seal, a.ID[:])
-			return err
-		})
-		if err != nil {
+var insertAdmin = insertInto("admin", adminColumns)
+
+// AddAdmin implements [store.Store].
+func (s *database) AddAdmin(ctx context.Context, a store.Admin, rec audit.Record) error {
+	return s.changeAdmins(ctx, "adding administrator", rec, func(t *txn) (err error) {
+		row := adminRow{Admin: a}
+		if row.seal, err = t.seal(a); err != nil {
 			return err
 		}
-		return t.append(rec)
+		_, err = t.exec(insertAdmin, row.values()...)
+		return err
 	})
 }
 
-const changeColumns = `id, document, state, reason, created_us, expires_us, ended_us, required, signed, ref, seal`
-
-// changeRow is a request with the key of its row.
-type changeRow struct {
-	store.Change
-	ref  int64
-	seal []byte
+// UpdateAdmin implements [store.Store].
+func (s *database) UpdateAdmin(ctx context.Context, a store.Admin, rec audit.Record) error {
+	return s.changeAdmins(ctx, "updating administrator", rec, func(t *txn) error {
+		next, err := head.Find(t.moving.Records(head.Admins), a)
+		switch {
+		case err != nil:
+			return err
+		case next.Version != a.Version-1:
+			return store.ErrConflict
+		}
+		next.Status, next.Version, next.Change = a.Status, a.Version, a.Change
+		_, err = t.put(next, `UPDATE admin SET seal = ?, status = ?, version = ?, change = ? WHERE id = ?`,
+			a.Status, a.Version, changeID(a.Change[:]), a.ID[:])
+		return err
+	})
 }
 
-func scanChange(s scanner) (c changeRow, err error) {
-	err = s.Scan(fixed(c.ID[:]), &c.Document, &c.State, &c.Reason, stamp{&c.CreatedAt}, stamp{&c.ExpiresAt}, stamp{&c.EndedAt},
-		&c.Required, roles{&c.Signed}, &c.ref, &c.seal)
-	return c, err
+const changeColumns = `id, document, state, reason, created_us, expires_us, ended_us, required, signed`
+
+// changeValues lists the changeColumns, to be scanned or bound.
+func changeValues(c *store.Change) []any {
+	return []any{
+		fixed(c.ID[:]), &c.Document, &c.State, &c.Reason,
+		stamp{&c.CreatedAt},
+		stamp{&c.ExpiresAt},
+		stamp{&c.EndedAt},
+		&c.Required,
+		texts{&c.Signed},
+	}
 }
 
-const changeSignatures = `SELECT signer, signature, at_us FROM change_signature WHERE change = ? ORDER BY at_us, signer`
-
-func scanSignature(s scanner) (one store.ChangeSignature, err error) {
-	err = s.Scan(fixed(one.Signer[:]), &one.Signature, stamp{&one.At})
-	return one, err
+func readChanges(from source) ([]sealedRow, error) {
+	all, err := collect(from, func(s scanner) (sealedRow, error) {
+		var c store.Change
+		var ref int64
+		var seal []byte
+		err := s.Scan(append(changeValues(&c), &ref, &seal)...)
+		return asRow(head.Row{Ref: ref, Record: c}, seal, err, `UPDATE change SET seal = ? WHERE ref = ?`, ref)
+	}, `SELECT `+changeColumns+`, ref, seal FROM change NOT INDEXED`)
+	for i, r := range all {
+		if err != nil || r.Err != nil {
+			continue
+		}
+		c := r.Record.(store.Change)
+		c.Signatures, err = collect(from, func(s scanner) (one store.ChangeSignature, err error) {
+			err = s.Scan(fixed(one.Signer[:]), &one.Signature, stamp{&one.At})
+			return one, err
+		}, `SELECT signer, signature, at_us FROM change_signature WHERE change = ? ORDER BY at_us, signer`, r.Ref)
+		all[i].Record = c
+		if errors.Is(err, store.ErrForged) {
+			all[i].Err, err = err, nil
+		}
+	}
+	return all, err
 }
 
-// changes reads requests on one snapshot, the newest first: those that are open, and of
-// those that have ended the ones that fit, until enough are there.
-func (s *Store) changes(ctx context.Context, doing string, enough func([]store.Change) bool, wanted func(store.Change) bool) (list []store.Change, err error) {
-	err = s.onHead(ctx, doing, store.HangingChanges, func(_ store.Head, v *vault, all hanging, ended []sealedRow) error {
-		open := slices.Collect(maps.Values(all))
-		rows := slices.SortedFunc(slices.Values(append(open, ended...)), func(a, b sealedRow) int { return cmp.Compare(b.ref, a.ref) })
+// changes reads requests on one snapshot, the newest first, until enough are there. A request that
+// has ended is left out if it does not fit its seal.
+func (s *database) changes(ctx context.Context, doing string, most int, wanted func(store.Change) bool) (list []store.Change, err error) {
+	err = s.onHead(ctx, doing, head.Changes, func(h hanging) error {
+		rows := slices.Concat(slices.Collect(maps.Values(h.all)), h.ended)
+		slices.SortFunc(rows, func(a, b head.Row) int { return cmp.Compare(b.Ref, a.Ref) })
 		for _, r := range rows {
-			c := r.record.(store.Change)
-			if enough(list) {
+			c := r.Record.(store.Change)
+			if len(list) >= most {
 				break
 			}
-			if wanted(c) && (!c.State.Ended() || v.check(c, r.seal) == nil) {
+			if wanted(c) && (!c.State.Ended() || h.vault.seals.Check(c, r.Seal) == nil) {
 				list = append(list, c)
 			}
 		}
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) { // not founded
+	if errors.Is(err, store.ErrNotFound) { // an empty store
 		err = nil
 	}
 	return list, err
 }
 
-// Change implements [store.Changes].
-func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
+// Change implements [store.Store].
+func (s *database) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 	const doing = "reading change request"
-	all, err := s.changes(ctx, doing, func(found []store.Change) bool { return len(found) > 0 }, func(c store.Change) bool { return c.ID == id })
+	all, err := s.changes(ctx, doing, 1, func(c store.Change) bool { return c.ID == id })
 	if err != nil {
 		return store.Change{}, err
 	}
@@ -136,156 +156,128 @@ func (s *Store) Change(ctx context.Context, id [8]byte) (store.Change, error) {
 	return all[0], nil
 }
 
-// ListChanges implements [store.Changes].
-func (s *Store) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
-	return s.changes(ctx, "listing change requests", func(found []store.Change) bool { return len(found) >= limit }, func(store.Change) bool { return true })
+// ListChanges implements [store.Store].
+func (s *database) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
+	return s.changes(ctx, "listing change requests", limit, func(store.Change) bool { return true })
 }
 
-// moveChange changes one request, or adds one, and with it the head.
-func (t *txn) moveChange(do func() error) error {
-	return t.move([]store.Hanging{store.HangingChanges}, func(*store.Head) error { return do() })
+// moveChange runs do within a move of the head.
+func (s *database) moveChange(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
+	return s.change(ctx, doing, rec, func(t *txn) error {
+		return t.move([]head.Kind{head.Changes}, func(*head.Head) error { return do(t) })
+	})
 }
 
-// change is a request that is open or taken, within a move of the head. One that has ended
+// openChange returns a request that is open or taken, within a move of the head. One that has ended
 // is [store.ErrConflict].
-func (t *txn) change(id [8]byte) (c changeRow, err error) {
-	r, ok := t.hung[store.HangingChanges][store.Place(store.Change{ID: id})]
-	if ok {
-		return changeRow{r.record.(store.Change), r.ref, r.seal}, nil
+func (t *txn) openChange(id [8]byte) (c store.Change, ref int64, err error) {
+	open := t.moving.Records(head.Changes)
+	for _, r := range open {
+		if c := r.Record.(store.Change); c.ID == id {
+			return c, r.Ref, nil
+		}
 	}
 	var ended bool
 	err = t.row(`SELECT EXISTS (SELECT 1 FROM change WHERE id = ?)`, id[:]).Scan(&ended)
 	if err == nil && ended {
-		return c, store.ErrConflict
+		err = store.ErrConflict
 	}
-	return c, cmp.Or(err, sql.ErrNoRows)
+	return c, 0, cmp.Or(err, store.ErrNotFound)
 }
 
-// AddChange implements [store.Changes].
-func (s *Store) AddChange(ctx context.Context, c store.Change, rec store.Record) error {
-	return s.write(ctx, "adding change request", func(t *txn) error {
-		if err := t.moveChange(func() error { return t.insertChange(c) }); err != nil {
+// AddChange implements [store.Store].
+func (s *database) AddChange(ctx context.Context, c store.Change, rec audit.Record) error {
+	return s.moveChange(ctx, "adding change request", rec, func(t *txn) error {
+		seal, err := t.seal(c)
+		if err != nil {
 			return err
 		}
-		return t.append(rec)
+		ref, err := t.insert(`INSERT INTO change (seal, `+changeColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			append([]any{seal}, changeValues(&c)...)...)
+		if err != nil {
+			return err
+		}
+		for _, signature := range c.Signatures {
+			if err := t.insertSignature(ref, signature); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-}
-
-func (t *txn) insertChange(c store.Change) error {
-	signed, err := rolesText(c.Signed)
-	if err != nil {
-		return err
-	}
-	seal, err := t.seal(c)
-	if err != nil {
-		return err
-	}
-	ref, err := t.insert(`INSERT INTO change (id, document, state, reason, created_us, expires_us, ended_us, required, signed, seal)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		c.ID[:], c.Document, string(c.State), c.Reason, usec(c.CreatedAt), usec(c.ExpiresAt), usec(c.EndedAt), int64(c.Required), signed, seal)
-	if err != nil {
-		return err
-	}
-	for _, signature := range c.Signatures {
-		if err := t.insertSignature(ref, signature); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (t *txn) insertSignature(ref int64, s store.ChangeSignature) error {
 	_, err := t.exec(`INSERT INTO change_signature (change, signer, signature, at_us) VALUES (?, ?, ?, ?)`,
-		ref, s.Signer[:], blob(s.Signature), usec(s.At))
+		ref, s.Signer[:], optional{&s.Signature}, stamp{&s.At})
 	return err
 }
 
-// SignChange implements [store.Changes].
-func (s *Store) SignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
-	return s.sign(ctx, "signing change request", id, rec, func(t *txn, c *changeRow) error {
-		if slices.ContainsFunc(c.Signatures, func(s store.ChangeSignature) bool { return s.Signer == signature.Signer }) {
-			return store.ErrExists
-		}
-		c.Signatures = append(c.Signatures, signature)
-		return t.insertSignature(c.ref, signature)
+// SignChange implements [store.Store].
+func (s *database) SignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec audit.Record) error {
+	return s.moveChange(ctx, "signing change request", rec, func(t *txn) error {
+		return t.sign(id, func(c *store.Change, ref int64) error {
+			if signatureOf(c, signature.Signer) >= 0 {
+				return store.ErrExists
+			}
+			c.Signatures = append(c.Signatures, signature)
+			return t.insertSignature(ref, signature)
+		})
 	})
 }
 
-// ResignChange implements [store.Changes].
-func (s *Store) ResignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec store.Record) error {
-	return s.sign(ctx, "signing change request again", id, rec, func(t *txn, c *changeRow) error {
-		i := slices.IndexFunc(c.Signatures, func(s store.ChangeSignature) bool { return s.Signer == signature.Signer })
-		if i < 0 {
-			return store.ErrNotFound
-		}
-		c.Signatures[i] = signature
-		_, err := t.exec(`UPDATE change_signature SET signature = ?, at_us = ? WHERE change = ? AND signer = ?`,
-			blob(signature.Signature), usec(signature.At), c.ref, signature.Signer[:])
-		return err
-	})
-}
-
-// sign changes the signatures of a request that is open.
-func (s *Store) sign(ctx context.Context, doing string, id [8]byte, rec store.Record, do func(*txn, *changeRow) error) error {
-	return s.write(ctx, doing, func(t *txn) error {
-		err := t.moveChange(func() error {
-			c, err := t.change(id)
-			if err == nil && c.State != store.ChangeOpen {
-				err = store.ErrConflict
+// ResignChange implements [store.Store].
+func (s *database) ResignChange(ctx context.Context, id [8]byte, signature store.ChangeSignature, rec audit.Record) error {
+	return s.moveChange(ctx, "signing change request again", rec, func(t *txn) error {
+		return t.sign(id, func(c *store.Change, ref int64) error {
+			i := signatureOf(c, signature.Signer)
+			if i < 0 {
+				return store.ErrNotFound
 			}
-			if err == nil {
-				err = do(t, &c)
-			}
-			if err != nil {
-				return err
-			}
-			seal, err := t.seal(c.Change)
-			if err != nil {
-				return err
-			}
-			_, err = t.exec(`UPDATE change SET seal = ? WHERE ref = ?`, seal, c.ref)
+			c.Signatures[i] = signature
+			_, err := t.exec(`UPDATE change_signature SET signature = ?, at_us = ? WHERE change = ? AND signer = ?`,
+				optional{&signature.Signature}, stamp{&signature.At}, ref, signature.Signer[:])
 			return err
 		})
-		if err != nil {
-			return err
-		}
-		return t.append(rec)
 	})
 }
 
-// EndChange implements [store.Changes].
-func (s *Store) EndChange(ctx context.Context, e store.ChangeEnd, rec store.Record) error {
-	return s.write(ctx, "ending change request", func(t *txn) error {
-		if err := t.moveChange(func() error { return t.endChange(e) }); err != nil {
-			return err
-		}
-		return t.append(rec)
-	})
+// signatureOf returns the index of a signer's signature, or -1.
+func signatureOf(c *store.Change, signer [8]byte) int {
+	return slices.IndexFunc(c.Signatures, func(s store.ChangeSignature) bool { return s.Signer == signer })
 }
 
-func (t *txn) endChange(e store.ChangeEnd) error {
-	c, err := t.change(e.ID)
+// sign changes the signatures of an open request.
+func (t *txn) sign(id [8]byte, do func(*store.Change, int64) error) error {
+	c, ref, err := t.openChange(id)
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return store.ErrNotFound
 	case err != nil:
 		return err
-	case c.State != e.From:
+	case c.State != store.ChangeOpen:
 		return store.ErrConflict
 	}
-	c.State, c.Reason, c.Required, c.Signed = e.To, e.Reason, e.Required, e.Signed
-	if e.To != store.ChangeTaken {
-		c.EndedAt = e.At
-	}
-	signed, err := rolesText(c.Signed)
-	if err != nil {
+	if err := do(&c, ref); err != nil {
 		return err
 	}
-	seal, err := t.seal(c.Change)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`UPDATE change SET state = ?, reason = ?, ended_us = ?, required = ?, signed = ?, seal = ? WHERE ref = ?`,
-		string(c.State), c.Reason, usec(c.EndedAt), int64(c.Required), signed, seal, c.ref)
+	_, err = t.put(c, `UPDATE change SET seal = ? WHERE ref = ?`, ref)
 	return err
+}
+
+// EndChange implements [store.Store].
+func (s *database) EndChange(ctx context.Context, e store.ChangeEnd, rec audit.Record) error {
+	return s.moveChange(ctx, "ending change request", rec, func(t *txn) error {
+		c, ref, err := t.openChange(e.ID)
+		switch {
+		case err != nil:
+			return err
+		case c.State != e.From:
+			return store.ErrConflict
+		}
+		c.State, c.Reason, c.Required, c.Signed = e.To, e.Reason, e.Required, e.Signed
+		if e.To != store.ChangeTaken {
+			c.EndedAt = e.At
+		}
+		_, err = t.put(c, `UPDATE change SET seal = ?, state = ?, reason = ?, ended_us = ?, required = ?, signed = ? WHERE ref = ?`,
+			c.State, c.Reason, stamp{&c.EndedAt}, c.Required, texts{&c.Signed}, ref)
+		return err
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +33,7 @@ var unsealedColumns = map[string]string{
 // full is a closed store with something in every table.
 func full(t *testing.T, path string) {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,8 +66,8 @@ func full(t *testing.T, path string) {
 	}
 }
 
-// texts reads a column of names.
-func texts(t *testing.T, db *sql.DB, query string, args ...any) (all []string) {
+// namesIn reads a column of names.
+func namesIn(t *testing.T, db *sql.DB, query string, args ...any) (all []string) {
 	t.Helper()
 	rows, err := db.Query(query, args...)
 	if err != nil {
@@ -89,7 +88,7 @@ func texts(t *testing.T, db *sql.DB, query string, args ...any) (all []string) {
 const altered = `CASE typeof(%[1]s)
 	WHEN 'integer' THEN %[1]s + 1
 	WHEN 'text' THEN CASE WHEN %[1]s LIKE '[%%' THEN '["x"]' ELSE %[1]s || 'x' END
-	WHEN 'blob' THEN CASE WHEN length(%[1]s) > 1 THEN CAST(substr(%[1]s, 1, length(%[1]s) - 1) || X'7E' AS BLOB) ELSE X'0102' END
+	WHEN 'blob' THEN CASE WHEN length(%[1]s) > 1 THEN CAST(substr(%[1]s, 1, length(%[1]s) - 1) || iif(substr(%[1]s, -1) = X'7E', X'7F', X'7E') AS BLOB) ELSE X'0102' END
 	ELSE %[2]s END`
 
 // whenNull is a value of a column that has none, by its declared type.
@@ -99,7 +98,7 @@ var whenNull = map[string]string{"INTEGER": "1", "TEXT": "'x'", "BLOB": "X'01020
 // do whatever checks and triggers say, and requires that it is found. A table or column
 // that a migration adds and no seal covers fails here.
 func TestEveryColumnIsSealed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	full(t, path)
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -109,10 +108,10 @@ func TestEveryColumnIsSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables := texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name`)
+	tables := namesIn(t, db, `SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name`)
 	columns := map[string][]string{}
 	for _, table := range tables {
-		columns[table] = texts(t, db, `SELECT name || ' ' || type FROM pragma_table_info(?)`, table)
+		columns[table] = namesIn(t, db, `SELECT name || ' ' || type FROM pragma_table_info(?)`, table)
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
@@ -152,8 +151,8 @@ func alter(t *testing.T, path, statement, table string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
-	triggers := texts(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger'`)
-	for _, name := range texts(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger'`) {
+	triggers := namesIn(t, db, `SELECT sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table)
+	for _, name := range namesIn(t, db, `SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?`, table) {
 		if _, err := db.Exec(`DROP TRIGGER "` + name + `"`); err != nil {
 			t.Fatal(err)
 		}
@@ -174,12 +173,12 @@ func alter(t *testing.T, path, statement, table string) {
 // found is what a start and an examination find wrong.
 func found(t *testing.T, path string) error {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = s.Close() }()
-	if err := s.Unseal(t.Context(), testSeals(), &memoryAnchor{store.Mark{Revision: 1}}); err != nil {
+	if err := s.Unseal(t.Context(), testSeals(), &storetest.Anchor{Mark: store.Mark{Revision: 1}}); err != nil {
 		return err
 	}
 	_, forged, err := s.Verify(t.Context())
@@ -188,7 +187,7 @@ func found(t *testing.T, path string) error {
 
 // TestFullIsWhole: what TestEveryColumnIsSealed alters is good before.
 func TestFullIsWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	full(t, path)
 	if err := found(t, path); err != nil {
 		t.Error(err)

@@ -12,11 +12,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/storetest"
 	"countersign/protocol"
 )
@@ -52,7 +52,7 @@ func child(t *testing.T, env, path string) *exec.Cmd {
 // writes a line for each that was acknowledged.
 func spender(path string, w io.Writer) error {
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Path: path})
+	s, err := openDatabase(ctx, Config{Path: path})
 	if err == nil {
 		_, err = storetest.Unseal(ctx, s)
 	}
@@ -80,7 +80,7 @@ type ack struct {
 	w io.Writer
 }
 
-func spendOn(ctx context.Context, s *Store, a ack) error {
+func spendOn(ctx context.Context, s *database, a ack) error {
 	for counter := uint32(a.Client.Highest + 1); ; counter++ {
 		spend := a.Spend(counter)
 		spend.Charges = []store.Charge{{Service: 100, Period: 1, Amount: 1}}
@@ -99,7 +99,7 @@ func spendOn(ctx context.Context, s *Store, a ack) error {
 // TestCrash kills the process that spends, again and again: whatever it had
 // acknowledged is there, with one audit record, and nothing is there in part.
 func TestCrash(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	seedMany(t, path, seeding{prefix: "client", n: 6})
 	var acked []string
 	for round := range 6 {
@@ -179,7 +179,7 @@ func checkCrashed(t *testing.T, path string, acked []string) {
 			break
 		}
 		for _, rec := range page {
-			if rec.Kind == store.KindDecision {
+			if rec.Kind == audit.KindDecision {
 				salts[hex.EncodeToString(rec.Salt[:])]++
 				decisions++
 			}
@@ -209,7 +209,7 @@ func checkCrashed(t *testing.T, path string, acked []string) {
 }
 
 // checkCharged requires that each decision was charged once.
-func checkCharged(t *testing.T, s *Store, decisions uint64) {
+func checkCharged(t *testing.T, s *database, decisions uint64) {
 	t.Helper()
 	clients, err := s.ListClients(t.Context())
 	if err != nil {

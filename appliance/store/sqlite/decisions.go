@@ -8,9 +8,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -20,7 +19,7 @@ const decisionColumns = `s.counter, s.random, s.attempt, s.m3, s.result, s.reaso
 	s.dry, s.first_client, s.first_serial, s.asked_result, s.asked_reason, s.role, s.expires_us,
 	s.final_result, s.final_reason, s.final_us, s.charges, coalesce(s.performed, 0), s.reported_us, s.seal`
 
-// keptRow is where the decisionColumns are scanned to.
+// keptRow is a decision as the decisionColumns are scanned.
 type keptRow struct {
 	store.Kept
 	counter                  uint32
@@ -47,8 +46,7 @@ func (r *keptRow) dest() []any {
 	}
 }
 
-// open turns what was scanned into the decision of a client, and verifies it. One that is
-// forgotten is [sql.ErrNoRows].
+// open completes the decision of a client and verifies it. A forgotten decision is [sql.ErrNoRows].
 func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 	if err := r.read(v, client); err != nil {
 		return err
@@ -59,7 +57,7 @@ func (r *keptRow) open(v *vault, client protocol.ClientID) error {
 	return v.check(r.Kept, r.seal)
 }
 
-// read turns what was scanned into the decision of a client.
+// read completes the decision of a client.
 func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 	r.Client = client
 	binary.BigEndian.PutUint32(r.Serial[:4], r.counter)
@@ -83,13 +81,13 @@ func (r *keptRow) read(v *vault, client protocol.ClientID) error {
 		}
 	}
 	var err error
-	if r.Outcome.Decision, err = receipt.Parse(r.payload); err != nil || unpackCharges(r.charges, &r.Charges) != nil {
+	if r.Outcome.Decision, err = receipt.Parse(r.payload); err != nil || r.unpackCharges() != nil {
 		return v.seals.Report(fmt.Sprintf("the decision of serial %v cannot be read", r.Serial))
 	}
 	return nil
 }
 
-// chargeRow is a charge in the column.
+// chargeRow is a charge in the column charges.
 type chargeRow struct {
 	_        struct{} `cbor:",toarray"`
 	Service  protocol.Service
@@ -99,51 +97,45 @@ type chargeRow struct {
 	Amount   uint64
 }
 
-func packCharges(all []store.Charge) any {
-	var rows []chargeRow
-	for _, c := range all {
-		rows = append(rows, chargeRow{
+func packCharges(all []store.Charge) packed[chargeRow] {
+	rows := make([]chargeRow, len(all))
+	for i, c := range all {
+		rows[i] = chargeRow{
 			Service: c.Service, Period: int64(c.Period / time.Second), Start: c.Window.Unix(), Currency: c.Currency, Amount: c.Amount,
-		})
-	}
-	return pack(rows)
-}
-
-func unpackCharges(b []byte, into *[]store.Charge) error {
-	var rows []chargeRow
-	if len(b) > 0 {
-		if err := cbor.Unmarshal(b, &rows); err != nil {
-			return err
 		}
 	}
-	for _, r := range rows {
-		*into = append(*into, store.Charge{
-			Service: r.Service, Period: time.Duration(r.Period) * time.Second, Window: time.Unix(r.Start, 0).UTC(),
-			Currency: r.Currency, Amount: r.Amount,
+	return packed[chargeRow]{&rows}
+}
+
+func (r *keptRow) unpackCharges() error {
+	var rows []chargeRow
+	if err := (packed[chargeRow]{&rows}).Scan(r.charges); err != nil {
+		return err
+	}
+	for _, c := range rows {
+		r.Charges = append(r.Charges, store.Charge{
+			Service: c.Service, Period: time.Duration(c.Period) * time.Second, Window: time.Unix(c.Start, 0).UTC(),
+			Currency: c.Currency, Amount: c.Amount,
 		})
 	}
 	return nil
 }
 
-// kept reads the decision on a counter of a client, or [sql.ErrNoRows].
+// kept reads the decision on a counter of a client, or returns [sql.ErrNoRows].
 func (t *txn) kept(client int64, id protocol.ClientID, counter uint32) (ref int64, r keptRow, err error) {
-	v, err := t.unsealed()
-	if err != nil {
-		return 0, r, err
-	}
 	err = t.row(`SELECT s.ref, `+decisionColumns+` FROM decision s WHERE s.client = ? AND s.counter = ?`,
 		client, int64(counter)).Scan(append([]any{&ref}, r.dest()...)...)
 	if err == nil {
-		err = r.open(v, id)
+		err = r.open(t.verifier(), id)
 	}
 	return ref, r, err
 }
 
-// spent is that decision, nil if there is none. One that only a version of mac vouches for
-// which was given up answers nothing: its counter is spent, and no more.
+// spent returns that decision, nil if there is none. A decision whose seal is of a version of mac
+// that was given up answers nothing: its counter is spent, and no more.
 func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
 	_, r, err := t.kept(client, id, serial.Counter())
-	if err == nil && t.vault.Load().pastSeal(r.seal) {
+	if err == nil && t.verifier().pastSeal(r.seal) {
 		err = sql.ErrNoRows
 	}
 	if err != nil {
@@ -158,8 +150,8 @@ func (v *vault) pastSeal(seal []byte) bool {
 	return past
 }
 
-// Answered implements [store.Decisions].
-func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (out store.Outcome, err error) {
+// Answered implements [store.Store].
+func (s *database) Answered(ctx context.Context, key store.AnswerKey) (out store.Outcome, err error) {
 	const doing = "reading answer"
 	v, err := s.unsealed()
 	if err != nil {
@@ -176,9 +168,9 @@ func (s *Store) Answered(ctx context.Context, key store.AnswerKey) (out store.Ou
 	return out, nil
 }
 
-// decided is the outcome of the decision that answered these bytes. One that only a
-// version of mac vouches for which was given up is answered no more.
-func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
+// decided returns the outcome of the decision that answered these bytes. It ignores a decision
+// whose seal is of a version of mac that was given up.
+func (s *database) decided(ctx context.Context, v *vault, key store.AnswerKey) (store.Outcome, error) {
 	var r keptRow
 	err := s.r.row(ctx, `SELECT `+decisionColumns+` FROM client c JOIN decision s ON s.client = c.ref
 		WHERE c.id = ? AND s.counter = ? AND s.attempt = ? AND s.random = ? AND s.m3 = ?`,
@@ -195,8 +187,8 @@ func (s *Store) decided(ctx context.Context, v *vault, key store.AnswerKey) (sto
 	return r.Outcome, err
 }
 
-// answered is the outcome of the attempt with these bytes that was answered "retry".
-func (s *Store) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
+// answered returns the outcome of the attempt with these bytes that was answered "retry".
+func (s *database) answered(ctx context.Context, v *vault, key store.AnswerKey) (out store.Outcome, err error) {
 	b, err := openAttempt(s.r.row(ctx, `SELECT a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM client c JOIN attempt a ON a.client = c.ref WHERE c.id = ? AND a.counter = ? AND a.attempt = ?`,
 		key.Client[:], int64(key.Serial.Counter()), int64(key.Attempt)), v, key)
@@ -206,8 +198,8 @@ func (s *Store) answered(ctx context.Context, v *vault, key store.AnswerKey) (ou
 	return b.Outcome(), err
 }
 
-// Spend implements [store.Decisions].
-func (s *Store) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error) {
+// Spend implements [store.Store].
+func (s *database) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error) {
 	var done store.Conclusion
 	err := s.write(ctx, "spending serial", func(t *txn) error {
 		p, v, err := t.view(sp)
@@ -223,7 +215,7 @@ func (s *Store) Spend(ctx context.Context, sp store.Spend) (store.Outcome, error
 	return done.Outcome, nil
 }
 
-// parties are the rows a countersignature is about.
+// parties holds the rows of the clients in a countersignature.
 type parties struct {
 	client    int64
 	restraint store.Restraint
@@ -234,28 +226,26 @@ type parties struct {
 	firstRef  int64
 }
 
-// spending is a concluded Spend on its way into the tables.
+// spending is a concluded Spend that is being stored.
 type spending struct {
 	store.Spend
 	parties
 	done store.Conclusion
 }
 
-// view reads what Conclude needs, and verifies it. The transaction is the only one that
-// writes.
+// view reads and verifies the [store.View] of a Spend. No other transaction writes meanwhile.
 func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 	if v.PolicyVersion, err = t.activePolicy(); err != nil {
 		return p, v, err
 	}
 	var c clientRow
-	if p.client, c, err = t.client(byClientID, s.Client[:]); err != nil {
+	if c, err = t.client(s.Client); err != nil {
 		return p, v, err
 	}
-	d, err := t.device(byDeviceID, s.Decision.Device[:])
-	if err != nil {
+	if v.Device, err = t.device(s.Decision.Device); err != nil {
 		return p, v, err
 	}
-	v.Client, v.Device, p.restraint = c.Client, d.Device, c.Restraint
+	p.client, v.Client, p.restraint = c.ref, c.Client, c.Restraint
 	if v.Begun, err = t.attempts(p.client, s.AnswerKey, p.restraint); err != nil {
 		return p, v, err
 	}
@@ -279,20 +269,20 @@ func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 	return p, v, nil
 }
 
-// activePolicy is the version of the policy that the head says is active, 0 for none.
+// activePolicy returns the version of the active policy in the head, 0 for none.
 func (t *txn) activePolicy() (uint64, error) {
 	h, err := t.head()
 	return h.Policy, unlessNoRow(err)
 }
 
-// viewFirst reads the decision that is to be approved, and its client.
+// viewFirst reads the decision to approve, and its client.
 func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
-	ref, c, err := t.client(byClientID, a.Client[:])
+	c, err := t.client(a.Client)
 	if err != nil {
 		return unlessNoRow(err)
 	}
-	p.payer, p.pays, v.FirstClient = ref, c.Restraint, &c.Client
-	firstRef, first, err := t.kept(ref, a.Client, a.Serial.Counter())
+	p.payer, p.pays, v.FirstClient = c.ref, c.Restraint, &c.Client
+	firstRef, first, err := t.kept(c.ref, a.Client, a.Serial.Counter())
 	if err != nil {
 		return unlessNoRow(err)
 	}
@@ -301,20 +291,20 @@ func (t *txn) viewFirst(a store.Approves, p *parties, v *store.View) error {
 }
 
 func unlessNoRow(err error) error {
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
-// conclude stores what the conclusion says.
+// conclude stores a conclusion.
 func (t *txn) conclude(s *spending) error {
 	for _, step := range []func(*spending) error{t.spend, t.finalize, t.settle} {
 		if err := step(s); err != nil {
 			return err
 		}
 	}
-	for _, rec := range []*store.Record{s.done.Record, s.done.Further} {
+	for _, rec := range []*audit.Record{s.done.Record, s.done.Further} {
 		if rec == nil {
 			continue
 		}
@@ -330,7 +320,7 @@ func (t *txn) spend(s *spending) error {
 	if !s.done.Spend {
 		return nil
 	}
-	if int64(s.Serial.Counter()) <= s.restraint.Highest { // whatever was concluded
+	if int64(s.Serial.Counter()) <= s.restraint.Highest { // the conclusion is not trusted on this
 		return fmt.Errorf("counter %d is not above the highest", s.Serial.Counter())
 	}
 	own := store.Kept{Spent: store.Spent{AnswerKey: s.AnswerKey, Outcome: s.done.Outcome, Pending: s.done.Waits}, First: s.Approves}
@@ -352,7 +342,7 @@ func (t *txn) spend(s *spending) error {
 	return t.dropAttempts(*s)
 }
 
-// charged adds the charges to the windows of whoever pays, and returns those that count.
+// charged adds the charges to the windows of the paying client, and returns those that count.
 func (s *spending) charged() []store.Charge {
 	switch {
 	case !s.done.Charge:
@@ -368,7 +358,7 @@ func (s *spending) charged() []store.Charge {
 func (t *txn) insertDecision(client int64, k store.Kept) error {
 	var role, expires, asked, askedReason, firstClient, firstSerial any
 	if k.Pending != nil {
-		role, expires = k.Pending.Role, usec(k.Pending.Expires)
+		role, expires = k.Pending.Role, stamp{&k.Pending.Expires}
 	}
 	if a := k.Outcome.Asked; a != nil {
 		asked, askedReason = int64(a.Result), int64(a.Reason)
@@ -377,22 +367,18 @@ func (t *txn) insertDecision(client int64, k store.Kept) error {
 		firstClient, firstSerial = k.First.Client[:], k.First.Serial[:]
 	}
 	out := k.Outcome
-	// what is dry is approved to the client and denied to any device
+	// A dry run is approved for the client and denied for the device.
 	k.Dry = out.Result == protocol.ResultApproved && out.Decision.Result != out.Result
-	seal, err := t.seal(k)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`INSERT INTO decision (client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us,
-			dry, first_client, first_serial, role, expires_us, asked_result, asked_reason, charges, seal)
+	_, err := t.put(k, `INSERT INTO decision (seal, client, counter, random, attempt, m3, transaction_id, result, reason, payload, decided_us,
+			dry, first_client, first_serial, role, expires_us, asked_result, asked_reason, charges)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		client, int64(k.Serial.Counter()), k.Serial[4:], int64(k.Attempt), k.M3[:], out.Decision.Transaction[:],
 		int64(out.Result), int64(out.Reason), out.Decision.Marshal(), out.At.UnixMicro(),
-		k.Dry, firstClient, firstSerial, role, expires, asked, askedReason, packCharges(k.Charges), seal)
+		k.Dry, firstClient, firstSerial, role, expires, asked, askedReason, packCharges(k.Charges))
 	return err
 }
 
-// finalize ends a decision only if it still waits, whatever was concluded.
+// finalize ends a decision, but only if it still waits.
 func (t *txn) finalize(s *spending) error {
 	f := s.done.Finalize
 	if f == nil {
@@ -414,12 +400,8 @@ func (t *txn) finalize(s *spending) error {
 
 func (t *txn) putFinal(ref int64, k store.Kept, f store.Final) error {
 	k.Final = &f
-	seal, err := t.seal(k)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`UPDATE decision SET final_result = ?, final_reason = ?, final_us = ?, seal = ? WHERE ref = ?`,
-		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), seal, ref)
+	_, err := t.put(k, `UPDATE decision SET seal = ?, final_result = ?, final_reason = ?, final_us = ? WHERE ref = ?`,
+		int64(f.Result), int64(f.Reason), f.At.UnixMicro(), ref)
 	return err
 }
 
@@ -430,62 +412,52 @@ func (t *txn) settle(s *spending) error {
 	return t.insertDecision(s.client, store.Kept{Spent: *s.done.Settle})
 }
 
-// Report implements [store.Decisions].
-func (s *Store) Report(ctx context.Context, r store.Report, rec store.Record) error {
-	return s.write(ctx, "reporting outcome", func(t *txn) error {
-		var ref, client int64
+// Report implements [store.Store].
+func (s *database) Report(ctx context.Context, r store.Report, rec audit.Record) error {
+	return s.change(ctx, "reporting outcome", rec, func(t *txn) error {
+		var client int64
 		var id protocol.ClientID
 		var counter uint32
-		err := t.row(`SELECT s.ref, s.client, c.id, s.counter FROM decision s JOIN client c ON c.ref = s.client
-			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0`, r.Transaction[:]).Scan(&ref, &client, fixed(id[:]), &counter)
+		err := t.row(`SELECT s.client, c.id, s.counter FROM decision s JOIN client c ON c.ref = s.client
+			WHERE s.transaction_id = ? AND s.result = 1 AND s.dry = 0`, r.Transaction[:]).Scan(&client, fixed(id[:]), &counter)
 		if err != nil {
 			return err
 		}
-		_, k, err := t.kept(client, id, counter)
+		ref, k, err := t.kept(client, id, counter)
 		switch {
 		case err != nil:
 			return err
 		case k.Outcome.Decision.Transaction != r.Transaction || k.Dry || k.Outcome.Result != protocol.ResultApproved:
-			return t.reportForged(fmt.Sprintf("transaction %s is found by another decision", r.Transaction))
+			return t.verifier().seals.Report(fmt.Sprintf("transaction %s is found by another decision", r.Transaction))
 		case k.Outcome.Decision.Device != r.Device:
 			return store.ErrNotFound
 		case !k.ReportedAt.IsZero():
-			return nil
+			return errUnchanged
 		}
 		k.Performed, k.ReportedAt = r.Performed, store.Stamp(r.At)
 		if err := t.giveBack(k); err != nil {
 			return err
 		}
-		seal, err := t.seal(k.Kept)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(`UPDATE decision SET performed = ?, reported_us = ?, seal = ? WHERE ref = ?`, k.Performed, k.ReportedAt.UnixMicro(), seal, ref)
-		if err != nil {
-			return err
-		}
-		return t.append(rec)
+		_, err = t.put(k.Kept, `UPDATE decision SET seal = ?, performed = ?, reported_us = ? WHERE ref = ?`,
+			k.Performed, k.ReportedAt.UnixMicro(), ref)
+		return err
 	})
 }
 
-// giveBack takes the charges off their windows, unless they were earned. One that only a
-// version of mac vouches for which was given up gives nothing back.
+// giveBack takes the charges of a decision off their windows, unless the device performed it. A
+// decision under a version of mac that was given up gives nothing back.
 func (t *txn) giveBack(k keptRow) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	if _, past := v.seals.Holds(store.ParseSeal(k.seal).Version); past || k.Performed || len(k.Charges) == 0 {
+	if t.verifier().pastSeal(k.seal) || k.Performed || len(k.Charges) == 0 {
 		return nil
 	}
 	payer := k.Client
 	if k.First != nil {
 		payer = k.First.Client
 	}
-	ref, c, err := t.client(byClientID, payer[:])
+	c, err := t.client(payer)
 	if err != nil {
 		return err
 	}
 	c.GiveBack(k.Charges)
-	return t.updateRestraint(ref, c.Restraint)
+	return t.updateRestraint(c.ref, c.Restraint)
 }

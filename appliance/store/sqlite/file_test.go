@@ -41,7 +41,7 @@ func TestModes(t *testing.T) {
 }
 
 func TestReopen(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -64,10 +64,10 @@ func TestReopen(t *testing.T) {
 }
 
 func TestInUse(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	for range 2 { // the refusal must not loosen the lock
-		_, err := Open(t.Context(), Config{Path: path})
+		_, err := openDatabase(t.Context(), Config{Path: path})
 		if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "in use by another process") {
 			t.Fatalf("a second store opened the file: %v", err)
 		}
@@ -108,7 +108,7 @@ func TestRefused(t *testing.T) {
 		if err := os.WriteFile(dir, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(t.Context(), Config{Path: filepath.Join(dir, "s.db")})
+		_, err := openDatabase(t.Context(), Config{Path: filepath.Join(dir, "s.db")})
 		if !errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("opened: %v", err)
 		}
@@ -135,7 +135,7 @@ func refuses(t *testing.T, path, want string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(t.Context(), Config{Path: path})
+	_, err = openDatabase(t.Context(), Config{Path: path})
 	if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Fatalf("error %v, want %q", err, want)
 	}
@@ -146,7 +146,7 @@ func refuses(t *testing.T, path, want string) {
 }
 
 func TestRecordsAreNotChanged(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	if err := s.Append(t.Context(), storetest.Note("x")); err != nil {
 		t.Fatal(err)

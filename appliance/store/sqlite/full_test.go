@@ -3,7 +3,6 @@ package sqlite
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -12,7 +11,7 @@ import (
 )
 
 // limitPages sets how large the file may become; 0 is as it is now.
-func limitPages(t *testing.T, s *Store, pages int) {
+func limitPages(t *testing.T, s *database, pages int) {
 	t.Helper()
 	err := s.write(t.Context(), "limiting", func(tx *txn) error {
 		if pages == 0 {
@@ -31,7 +30,7 @@ func limitPages(t *testing.T, s *Store, pages int) {
 // TestFull fills the store: it answers nothing that it has not stored, stores
 // nothing in part, and goes on by itself once there is room.
 func TestFull(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	parties := make([]storetest.Parties, 4)
 	for i := range parties {
@@ -77,7 +76,7 @@ func TestFull(t *testing.T) {
 
 // spendUntilFull returns the first countersignature that failed twice. One that
 // failed once may have been too much only together with others.
-func spendUntilFull(t *testing.T, s *Store, p storetest.Parties) store.Spend {
+func spendUntilFull(t *testing.T, s *database, p storetest.Parties) store.Spend {
 	for counter := range uint32(10000) {
 		spend := p.Spend(counter)
 		failed := 0
@@ -99,7 +98,7 @@ func spendUntilFull(t *testing.T, s *Store, p storetest.Parties) store.Spend {
 }
 
 // checkTally requires as many decisions and not one record more than belong.
-func checkTally(t *testing.T, s *Store, decisions uint64) {
+func checkTally(t *testing.T, s *database, decisions uint64) {
 	t.Helper()
 	n, err := s.Tally(t.Context())
 	if err != nil {

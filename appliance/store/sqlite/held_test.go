@@ -12,7 +12,7 @@ import (
 
 // TestHeld is what was tried and held.
 func TestHeld(t *testing.T) {
-	two := func(t *testing.T) (*Store, *store.Seals, storetest.Parties, storetest.Parties) {
+	two := func(t *testing.T) (*database, *store.Seals, storetest.Parties, storetest.Parties) {
 		s, seals, p := serving(t, nil)
 		q, err := storetest.Seed(t.Context(), s, "bert")
 		if err != nil {
@@ -115,7 +115,7 @@ func TestHeld(t *testing.T) {
 		s, _, _, _ := two(t)
 		_ = s.Close()
 		raw(t, s.path, `PRAGMA user_version = 7`)
-		if _, err := Open(t.Context(), Config{Path: s.path}); !errors.Is(err, ErrMigrate) {
+		if _, err := openDatabase(t.Context(), Config{Path: s.path}); !errors.Is(err, ErrMigrate) {
 			t.Error(err)
 		}
 		if old, err := OpenOld(t.Context(), s.path); err == nil {
@@ -128,7 +128,7 @@ func TestHeld(t *testing.T) {
 	})
 	t.Run("a second store on the file", func(t *testing.T) {
 		s, _, _, _ := two(t)
-		if _, err := Open(t.Context(), Config{Path: s.path}); !errors.Is(err, store.ErrUnavailable) {
+		if _, err := openDatabase(t.Context(), Config{Path: s.path}); !errors.Is(err, store.ErrUnavailable) {
 			t.Error(err)
 		}
 		if _, err := OpenOld(t.Context(), s.path); !errors.Is(err, store.ErrUnavailable) {

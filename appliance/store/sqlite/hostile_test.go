@@ -3,6 +3,7 @@ package sqlite
 // What a writer of the SQLite file tried who has no key.
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -84,11 +85,10 @@ func loosen(table string) []string {
 }
 
 // serving is an unsealed store that serves, and its seals, with administrators ann and bob.
-func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Parties) {
+func serving(t *testing.T, a store.Anchor) (*database, *store.Seals, storetest.Parties) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s.db")
-	p := foundedAt(t, path, a)
-	s, err := Open(t.Context(), Config{Path: path})
+	path := foundedAt(t)
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,10 +97,10 @@ func serving(t *testing.T, a store.Anchor) (*Store, *store.Seals, storetest.Part
 	if err := s.Unseal(t.Context(), seals, a); err != nil {
 		t.Fatal(err)
 	}
-	return s, seals, p
+	return s, seals, foundedParties
 }
 
-func bobOf(t *testing.T, s *Store) store.Admin {
+func bobOf(t *testing.T, s *database) store.Admin {
 	t.Helper()
 	all, err := s.ListAdmins(t.Context())
 	if err != nil {
@@ -115,7 +115,7 @@ func bobOf(t *testing.T, s *Store) store.Admin {
 	return store.Admin{}
 }
 
-func suspendBob(t *testing.T, s *Store) {
+func suspendBob(t *testing.T, s *database) {
 	t.Helper()
 	bob := bobOf(t, s)
 	bob.Status, bob.Version = store.Suspended, bob.Version+1
@@ -166,11 +166,10 @@ func TestSchemaCookie(t *testing.T) {
 // TestSchemaBeforeUnseal: a trigger that was there when the file was opened, and is gone when
 // the store is unsealed, does not run.
 func TestSchemaBeforeUnseal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	foundedAt(t, path, nil)
+	path := foundedAt(t)
 	cookie := ask(t, path, "PRAGMA schema_version")
 	raw(t, path, lender(t, path)+"; PRAGMA schema_version = "+cookie)
-	s, err := Open(t.Context(), Config{Path: path}) // locked: it waits for the PIN
+	s, err := openDatabase(t.Context(), Config{Path: path}) // locked: it waits for the PIN
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +239,7 @@ func TestIndexOfSettings(t *testing.T) {
 }
 
 // takenOnce is a change request that was taken and executed, and how its row was meanwhile.
-func takenOnce(t *testing.T, s *Store) (id [8]byte, seal string) {
+func takenOnce(t *testing.T, s *database) (id [8]byte, seal string) {
 	t.Helper()
 	c := storetest.NewChange()
 	taken := store.ChangeEnd{ID: c.ID, From: store.ChangeOpen, To: store.ChangeTaken, Required: 1, Signed: []string{"local"}, At: storetest.Epoch}
@@ -290,55 +289,70 @@ func TestIndexOfChanges(t *testing.T) {
 	t.Log(len(all), err)
 }
 
-// fullAnchor is on a disk that is full now and then: what it is told is lost with the
-// process.
-type fullAnchor struct {
-	memoryAnchor
-	full bool
+// TestForked: a branch of the database that began while the anchor could not be written is refused
+// once the anchor knows another. No group moves the head twice, so that a branch is never more than
+// one revision ahead of the anchor.
+func TestForked(t *testing.T) {
+	for name, add := range map[string]func(*database) []error{
+		"one after the other": func(s *database) (errs []error) {
+			for _, name := range []string{"carol", "dave", "erin"} {
+				errs = append(errs, s.AddAdmin(t.Context(), storetest.NewAdmin(name), storetest.Note("")))
+			}
+			return errs
+		},
+		"in one group": func(s *database) []error {
+			release := hold(t, s)
+			added := make(chan error)
+			for _, name := range []string{"carol", "dave"} {
+				go func() { added <- s.AddAdmin(context.Background(), storetest.NewAdmin(name), storetest.Note("")) }()
+			}
+			s.waitQueued(2)
+			release()
+			return []error{<-added, <-added}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &storetest.Anchor{}
+			s, _, _ := serving(t, a)
+			before, branch := filepath.Join(t.TempDir(), "before.db"), filepath.Join(t.TempDir(), "branch.db")
+			raw(t, s.path, `VACUUM INTO '`+before+`'`)
+			a.Full = true
+			for _, err := range add(s) {
+				if !errors.Is(err, store.ErrUnavailable) {
+					t.Fatal(err)
+				}
+			}
+			raw(t, s.path, `VACUUM INTO '`+branch+`'`)
+			_ = s.Close()
+			a.Full = false
+			s = unsealedAt(t, before, a)
+			suspendBob(t, s) // durable, answered and anchored
+			_ = s.Close()
+			s, err := openDatabase(t.Context(), Config{Path: branch})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			seals := testSeals()
+			if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
+				t.Errorf("bob was suspended, answered and anchored, and is active again; alarms: %d", seals.Forged())
+			}
+		})
+	}
 }
 
-func (a *fullAnchor) Advance(m store.Mark) error {
-	if a.full {
-		return errors.New("no space left on device")
-	}
-	return a.memoryAnchor.Advance(m)
-}
-
-// TestForkedHead: a branch of the database that began while the anchor could not be written is
-// refused once the anchor knows another.
-func TestForkedHead(t *testing.T) {
-	a := &fullAnchor{}
-	s, _, _ := serving(t, a)
-	at := filepath.Join(t.TempDir(), "r.db")
-	save := func(to string) { raw(t, s.path, `VACUUM INTO '`+to+`'`) }
-	save(at)
-	a.full = true
-	for range 3 { // each is told "unavailable", and is durable
-		if err := s.AddAdmin(t.Context(), storetest.NewAdmin(fmt.Sprint(time.Now().UnixNano())), storetest.Note("")); !errors.Is(err, store.ErrUnavailable) {
-			t.Fatal(err)
-		}
-	}
-	branch := filepath.Join(t.TempDir(), "branch.db")
-	save(branch)
-	_ = s.Close()
-	a.full = false
-	s, err := Open(t.Context(), Config{Path: at}) // put back, and started
+// unsealedAt opens and unseals a store until the end of the test.
+func unsealedAt(t *testing.T, path string, a store.Anchor) *database {
+	t.Helper()
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = s.Close() })
 	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
 		t.Fatal(err)
 	}
-	suspendBob(t, s) // durable, answered, and anchored
-	_ = s.Close()
-	if s, err = Open(t.Context(), Config{Path: branch}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	seals := testSeals()
-	if err := s.Unseal(t.Context(), seals, a); err == nil && bobOf(t, s).Status == store.Active {
-		t.Errorf("bob was suspended, which was answered and anchored, and is active again; alarms: %d", seals.Forged())
-	}
+	return s
 }
 
 // TestNumbersAfterRestore: an invitation that the restored copy does not know is never open
@@ -357,7 +371,7 @@ func TestNumbersAfterRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = s.Close() // the token is lost, and the appliance restored from the copy
-	s, err := Open(t.Context(), Config{Path: at})
+	s, err := openDatabase(t.Context(), Config{Path: at})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,44 +7,52 @@ import (
 	"fmt"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 )
 
-const invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response, number, change, seal`
-
-// invitationRow is where the invitationColumns are scanned to.
+// invitationRow is an invitation with the seal of its row.
 type invitationRow struct {
 	store.Invitation
 	seal []byte
 }
 
-func scanInvitation(s scanner) (i invitationRow, err error) {
-	err = s.Scan(fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, roles{&i.Roles}, &i.Floor,
+const (
+	invitationColumns = `code, kind, name, display, roles, floor, created_us, expires_us, used_us, request, response, number, change, seal`
+	findInvitation    = `SELECT ` + invitationColumns + ` FROM invitation WHERE code = ?`
+)
+
+func scanInvitation(s scanner, before ...any) (i invitationRow, err error) {
+	err = s.Scan(append(before, fixed(i.Code[:]), &i.Kind, &i.Name, &i.Display, texts{&i.Roles}, &i.Floor,
 		stamp{&i.CreatedAt}, stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, fixed(i.Request[:]), &i.Response,
-		&i.Number, fixed(i.Change[:]), &i.seal)
+		&i.Number, changeID(i.Change[:]), &i.seal)...)
 	return i, err
 }
 
-const findInvitation = `SELECT ` + invitationColumns + ` FROM invitation WHERE code = ?`
-
-// Invitation implements [store.Invitations].
-func (s *Store) Invitation(ctx context.Context, code [32]byte) (store.Invitation, error) {
-	v, err := s.unsealed()
-	var i invitationRow
-	if err == nil {
-		i, err = scanInvitation(s.r.row(ctx, findInvitation, code[:]))
-	}
+// openInvitation scans and verifies an invitation.
+func openInvitation(s scanner, v *vault) (store.Invitation, error) {
+	i, err := scanInvitation(s)
 	if err == nil {
 		err = v.check(i.Invitation, i.seal)
+	}
+	return i.Invitation, err
+}
+
+// Invitation implements [store.Store].
+func (s *database) Invitation(ctx context.Context, code [32]byte) (i store.Invitation, err error) {
+	v, err := s.unsealed()
+	if err == nil {
+		i, err = openInvitation(s.r.row(ctx, findInvitation, code[:]), v)
 	}
 	if err != nil {
 		return store.Invitation{}, readError(ctx, "reading invitation", err)
 	}
-	return i.Invitation, nil
+	return i, nil
 }
 
 // moveInvitations changes the set of open invitations.
-func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
-	return t.move([]store.Hanging{store.HangingInvitations}, func(*store.Head) error {
+func (t *txn) moveInvitations(do func(*head.OpenSet) error) error {
+	return t.move([]head.Kind{head.Invitations}, func(*head.Head) error {
 		open := t.openSet()
 		if err := do(&open); err != nil {
 			return err
@@ -53,10 +61,10 @@ func (t *txn) moveInvitations(do func(*store.OpenSet) error) error {
 	})
 }
 
-// Invite implements [store.Invitations].
-func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record) error {
-	return s.write(ctx, "inviting", func(t *txn) error {
-		err := t.moveInvitations(func(open *store.OpenSet) (err error) {
+// Invite implements [store.Store].
+func (s *database) Invite(ctx context.Context, i store.Invitation, rec audit.Record) error {
+	return s.change(ctx, "inviting", rec, func(t *txn) error {
+		return t.moveInvitations(func(open *head.OpenSet) (err error) {
 			if err := t.expire(open, i); err != nil {
 				return err
 			}
@@ -64,45 +72,21 @@ func (s *Store) Invite(ctx context.Context, i store.Invitation, rec store.Record
 				return err
 			}
 			*open, i.Number = open.Open()
-			return t.insertInvitation(i)
-		})
-		if err != nil {
+			_, err = t.put(i, `INSERT INTO invitation (seal, code, kind, name, display, roles, floor, created_us, expires_us, number, change)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				i.Code[:], i.Kind, i.Name, i.Display, texts{&i.Roles}, int64(i.Floor), stamp{&i.CreatedAt}, stamp{&i.ExpiresAt},
+				i.Number, changeID(i.Change[:]))
 			return err
-		}
-		return t.append(rec)
+		})
 	})
 }
 
-func (t *txn) insertInvitation(i store.Invitation) error {
-	r, err := rolesText(i.Roles)
-	if err != nil {
-		return err
-	}
-	seal, err := t.seal(i)
-	if err != nil {
-		return err
-	}
-	_, err = t.exec(`INSERT INTO invitation (code, kind, name, display, roles, floor, created_us, expires_us, number, change, seal)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		i.Code[:], string(i.Kind), i.Name, i.Display, r, int64(i.Floor), usec(i.CreatedAt), usec(i.ExpiresAt),
-		int64(i.Number), idOrNull(i.Change), seal)
-	return err
-}
-
-// idOrNull is NULL for an id of zeros.
-func idOrNull(id [8]byte) any {
-	if id == [8]byte{} {
-		return nil
-	}
-	return id[:]
-}
-
-// partyTable are the tables of the enrolled, by kind.
+// partyTable names the table of the enrolled parties of a kind.
 var partyTable = map[store.Kind]string{store.KindClient: "client", store.KindDevice: "device"}
 
-// expire takes out of the set what is over when i is made: invitations whose time has
-// come, and those that i replaces, whose time ends now.
-func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
+// expire closes the invitations that are over when i is made: those whose time has come, and those
+// that i replaces.
+func (t *txn) expire(open *head.OpenSet, i store.Invitation) error {
 	if i.Replace {
 		if err := t.replaced(open, i); err != nil {
 			return err
@@ -112,28 +96,39 @@ func (t *txn) expire(open *store.OpenSet, i store.Invitation) error {
 		err = s.Scan(&n)
 		return n, err
 	}, `SELECT number FROM invitation WHERE used_us IS NULL AND expires_us <= ? AND number >= ?`, i.CreatedAt.UnixMicro(), int64(open.Base))
-	*open = open.Close(over...) // a number that is wrong closes an invitation, and opens none
+	*open = open.Close(over...) // a wrong number closes an invitation, and opens none
 	return err
 }
 
-// replaced ends the open invitations that i replaces. One that is open and whose row does
-// not fit might be such a one, under another name for the moment: it is closed.
-func (t *txn) replaced(open *store.OpenSet, i store.Invitation) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
+// unused reads the invitations that their rows say are unused, from a number on. Forged ones are
+// left out, and have raised the alarm.
+func (t *txn) unused(from uint64) ([]store.Invitation, error) {
+	all, err := collect(t, func(s scanner) (i store.Invitation, err error) {
+		i, err = openInvitation(s, t.verifier())
+		if errors.Is(err, store.ErrForged) {
+			return store.Invitation{}, nil
+		}
+		return i, err
+	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL AND number >= ?`, int64(from))
+	fits := all[:0]
+	for _, i := range all {
+		if i.Kind != "" {
+			fits = append(fits, i)
+		}
 	}
-	rows, err := collect(t, func(s scanner) (sealedRow, error) {
-		row, err := scanInvitation(s)
-		return sealedRow{0, row.Invitation, row.seal, nil, nil}.unless(err)
-	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL AND number >= ?`, int64(open.Base))
+	return fits, err
+}
+
+// replaced ends the open invitations that i replaces. An open invitation without a row that fits may
+// be one of them, whose row another program has changed for the moment: it is closed too.
+func (t *txn) replaced(open *head.OpenSet, i store.Invitation) error {
+	all, err := t.unused(open.Base)
 	if err != nil {
 		return err
 	}
 	fits := map[uint64]bool{}
-	for _, r := range rows {
-		old := r.record.(store.Invitation)
-		if r.err != nil || !open.Has(old.Number) || v.check(old, r.seal) != nil {
+	for _, old := range all {
+		if !open.Has(old.Number) {
 			continue
 		}
 		fits[old.Number] = true
@@ -147,15 +142,15 @@ func (t *txn) replaced(open *store.OpenSet, i store.Invitation) error {
 	}
 	for _, number := range open.Numbers() {
 		if !fits[number] {
-			_ = v.seals.Report(fmt.Sprintf("invitation %d is open, and has no row that fits", number)) // it is closed for that
+			_ = t.verifier().seals.Report(fmt.Sprintf("invitation %d is open, and has no row that fits", number)) // it is closed
 			*open = open.Close(number)
 		}
 	}
 	return nil
 }
 
-// nameFree finds no enrolled party of the name and no open invitation for it. A
-// revoked party is in the way unless i replaces it.
+// nameFree returns [store.ErrExists] if an enrolled party has the name, or an open invitation is for
+// it. A revoked party counts unless i replaces it.
 func (t *txn) nameFree(i store.Invitation) error {
 	table, ok := partyTable[i.Kind]
 	if !ok {
@@ -164,70 +159,64 @@ func (t *txn) nameFree(i store.Invitation) error {
 	var taken bool
 	err := t.row(`SELECT EXISTS (SELECT 1 FROM `+table+` WHERE name = ?1 AND NOT (?4 AND status = ?5)) OR EXISTS (
 			SELECT 1 FROM invitation WHERE kind = ?2 AND name = ?1 AND used_us IS NULL AND expires_us > ?3)`,
-		i.Name, string(i.Kind), i.CreatedAt.UnixMicro(), i.Replace, int64(store.Revoked)).Scan(&taken)
+		i.Name, i.Kind, i.CreatedAt.UnixMicro(), i.Replace, store.Revoked).Scan(&taken)
 	if err == nil && taken {
 		err = store.ErrExists
 	}
 	return err
 }
 
-// EnrolClient implements [store.Invitations].
-func (s *Store) EnrolClient(ctx context.Context, u store.Use, c store.Client, rec store.Record) error {
-	return s.write(ctx, "enrolling client", func(t *txn) error {
+// EnrolClient implements [store.Store].
+func (s *database) EnrolClient(ctx context.Context, u store.Use, c store.Client, rec audit.Record) error {
+	return s.change(ctx, "enrolling client", rec, func(t *txn) error {
 		if err := t.use(u, store.KindClient); err != nil {
 			return err
 		}
 		if err := t.freeClientName(c.Name); err != nil {
 			return err
 		}
-		if err := t.insertClient(c); err != nil {
-			return err
-		}
-		return t.append(rec)
+		return t.insertClient(c)
 	})
 }
 
-// freeClientName gives a revoked client of the name its retired one.
+// freeClientName renames a revoked client of the name, see [store.Client.RetiredName].
 func (t *txn) freeClientName(name string) error {
-	ref, old, err := t.client(`c.name = ?`, name)
+	old, err := openClient(t.row(`SELECT `+clientColumns+` FROM `+clientTables+` WHERE c.name = ?`, name), t.verifier(), nil)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && old.Status != store.Revoked {
-		return nil // the name is free, or the insertion fails by it
+		return nil // the name is free, or the insertion fails
 	}
 	if err == nil {
 		old.Name = old.RetiredName()
-		err = t.putClient(ref, old.Client)
+		err = t.putClient(old.ref, old.Client)
 	}
 	return err
 }
 
-// EnrolDevice implements [store.Invitations].
-func (s *Store) EnrolDevice(ctx context.Context, u store.Use, d store.Device, rec store.Record) error {
-	return s.write(ctx, "enrolling device", func(t *txn) error {
+// EnrolDevice implements [store.Store].
+func (s *database) EnrolDevice(ctx context.Context, u store.Use, d store.Device, rec audit.Record) error {
+	return s.change(ctx, "enrolling device", rec, func(t *txn) error {
 		if err := t.use(u, store.KindDevice); err != nil {
 			return err
 		}
-		if err := t.enrolDevice(d); err != nil {
-			return err
-		}
-		return t.append(rec)
+		return t.enrolDevice(d)
 	})
 }
 
-// enrolDevice stores a device in its revoked row, or in a new one: the id follows
-// from the name, so that a revoked device of the same name cannot keep its own.
+// enrolDevice stores a device in its revoked row, or in a new one. The id follows from the name, so
+// a revoked device of the same name cannot keep its own row.
 func (t *txn) enrolDevice(d store.Device) error {
-	namesake, err := t.device(`d.name = ?`, d.Name)
+	namesake, err := openDevice(t.row(`SELECT `+deviceColumns+` FROM device WHERE name = ?`, d.Name), t.verifier(), nil)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 	case err != nil:
 		return err
 	case namesake.Status == store.Revoked && namesake.ID != d.ID:
 		namesake.Name = namesake.RetiredName()
-		if err := t.putDevice(namesake.Device); err != nil {
+		if err := t.putDevice(namesake); err != nil {
 			return err
 		}
 	}
-	old, err := t.device(byDeviceID, d.ID[:])
+	old, err := t.device(d.ID)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return t.insertDevice(d)
@@ -242,11 +231,8 @@ func (t *txn) enrolDevice(d store.Device) error {
 
 // use marks an open invitation of this kind as used.
 func (t *txn) use(u store.Use, kind store.Kind) error {
-	return t.moveInvitations(func(open *store.OpenSet) error {
-		i, err := scanInvitation(t.row(findInvitation, u.Code[:]))
-		if err == nil {
-			err = t.check(i.Invitation, i.seal)
-		}
+	return t.moveInvitations(func(open *head.OpenSet) error {
+		i, err := openInvitation(t.row(findInvitation, u.Code[:]), t.verifier())
 		switch {
 		case err != nil:
 			return err
@@ -255,33 +241,21 @@ func (t *txn) use(u store.Use, kind store.Kind) error {
 		case !i.UsedAt.IsZero() || !u.At.Before(i.ExpiresAt):
 			return store.ErrUsed
 		case !open.Has(i.Number):
-			return t.reportForged(fmt.Sprintf("invitation %d of %q is not open any more, and its row says that it is", i.Number, i.Name))
+			return t.verifier().seals.Report(fmt.Sprintf("invitation %d of %q is not open any more, and its row says that it is", i.Number, i.Name))
 		}
 		i.UsedAt, i.Request, i.Response = store.Stamp(u.At), u.Request, u.Response
 		*open = open.Close(i.Number)
-		return t.putInvitation(i.Invitation)
+		return t.putInvitation(i)
 	})
 }
 
-func (t *txn) reportForged(what string) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	return v.seals.Report(what)
-}
-
-// putInvitation writes what changes of an invitation: its end.
+// putInvitation writes the end of an invitation.
 func (t *txn) putInvitation(i store.Invitation) error {
-	seal, err := t.seal(i)
-	if err != nil {
-		return err
+	request := i.Request[:]
+	if i.UsedAt.IsZero() {
+		request = nil
 	}
-	request := any(nil)
-	if !i.UsedAt.IsZero() {
-		request = i.Request[:]
-	}
-	_, err = t.exec(`UPDATE invitation SET expires_us = ?, used_us = ?, request = ?, response = ?, seal = ? WHERE code = ?`,
-		usec(i.ExpiresAt), usec(i.UsedAt), request, blob(i.Response), seal, i.Code[:])
+	_, err := t.put(i, `UPDATE invitation SET seal = ?, expires_us = ?, used_us = ?, request = ?, response = ? WHERE code = ?`,
+		stamp{&i.ExpiresAt}, stamp{&i.UsedAt}, optional{&request}, optional{&i.Response}, i.Code[:])
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 )
 
 // TestMigrateKeys: the keys of a ceremony that an earlier version held come into use when
@@ -80,13 +81,13 @@ func migratedKeys(t *testing.T, path string) []store.Key {
 // TestKeyTriggers: the table itself holds that a version stays what it is, whoever
 // writes it.
 func TestKeyTriggers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	at := time.UnixMicro(1).UTC()
 	trust := store.Trust{Keys: []store.Key{
 		{Name: "kem", Version: 1, CreatedAt: at}, {Name: "kem", Version: 2, CompromisedAt: at}, {Name: "kem", Version: 3, DestroyedAt: at},
 	}}
-	if err := s.AddTrust(t.Context(), trust, store.NewRecord(store.KindKeys, "key/kem", nil)); err != nil {
+	if err := s.AddTrust(t.Context(), trust, audit.NewRecord(audit.KindKeys, "key/kem", nil)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {

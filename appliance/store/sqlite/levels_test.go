@@ -26,7 +26,7 @@ func TestMigrate(t *testing.T) {
 	spend := parties.Spend(7)
 	parties.Client.Highest, parties.Client.Cert, parties.Client.Roles = 7, nil, nil
 	fillFirst(t, path, spend, parties)
-	if _, err := Open(t.Context(), Config{Path: path}); !errors.Is(err, ErrMigrate) {
+	if _, err := openDatabase(t.Context(), Config{Path: path}); !errors.Is(err, ErrMigrate) {
 		t.Fatalf("an old store was opened: %v", err)
 	}
 	sealOld(t, path)
@@ -78,7 +78,7 @@ func sealOld(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	seals := store.NewSeals(nil)
-	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Add(1, make([]byte, 32), false)
 	seals.Use(1)
 	s := Sealing{
 		Seals: seals, Settings: contents.Settings, Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{},
@@ -133,7 +133,7 @@ func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties
 // TestTriggers: the table itself holds that guesses are not given back and that an
 // end is one, whoever writes it.
 func TestTriggers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -177,7 +177,7 @@ func TestTriggers(t *testing.T) {
 
 // TestAttemptsDropped: attempts do not pile up.
 func TestAttemptsDropped(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
@@ -212,7 +212,7 @@ func TestAttemptsDropped(t *testing.T) {
 	}
 }
 
-func attempts(t *testing.T, s *Store) (n int) {
+func attempts(t *testing.T, s *database) (n int) {
 	t.Helper()
 	err := s.write(t.Context(), "counting", func(tx *txn) error { return tx.row("SELECT count(*) FROM attempt").Scan(&n) })
 	if err != nil {
@@ -227,7 +227,7 @@ const guessers = 4 // of one client
 // each as soon as it may, and writes a line for each that was begun.
 func guesser(path string, w io.Writer) error {
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Path: path})
+	s, err := openDatabase(ctx, Config{Path: path})
 	if err == nil {
 		_, err = storetest.Unseal(ctx, s)
 	}
@@ -255,7 +255,7 @@ func guesser(path string, w io.Writer) error {
 	return errors.New("every client is locked")
 }
 
-func guessOn(ctx context.Context, s *Store, a ack) error {
+func guessOn(ctx context.Context, s *database, a ack) error {
 	now := time.Now()
 	for {
 		attempt := a.Attempt(rand.Uint32())
@@ -279,7 +279,7 @@ func guessOn(ctx context.Context, s *Store, a ack) error {
 // TestCrashGuessing kills the process that guesses, again and again: no guess that
 // it began is given back, and no client gets more than it may.
 func TestCrashGuessing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	begun := map[string]int{}
 	for round := range 6 {
 		seedMany(t, path, seeding{prefix: fmt.Sprintf("round%d-", round), n: 16})

@@ -13,19 +13,20 @@ import (
 	"time"
 
 	"countersign/appliance/store"
-	"countersign/protocol"
-
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/internal/durable"
+	"countersign/protocol"
 )
 
 // Suffixes of the files that a migration makes.
 const (
-	migratingSuffix = ".migrating" // what is worked on
-	unsealedSuffix  = ".unsealed"  // what was there before
+	migratingSuffix = ".migrating" // the copy
+	unsealedSuffix  = ".unsealed"  // the old store
 )
 
-// Old is a store that nothing has sealed yet, of this release's schema or an earlier one,
-// on its way to being sealed. It is worked on in a copy beside it.
+// Old is an unsealed store of this schema or an earlier one, which is being sealed in a copy beside
+// it.
 type Old struct {
 	path string
 	lock io.Closer
@@ -38,15 +39,16 @@ type OldClient struct {
 	store.Client
 	MAC []byte
 	store.Restraint
+	ref int64
 }
 
-// OldAdmin is an administrator with the MAC of its record.
+// OldAdmin is an administrator with the MAC of the record.
 type OldAdmin struct {
 	store.Admin
 	MAC []byte
 }
 
-// Contents is what an administrator must judge in an old store.
+// Contents is the content of an old store that an administrator must judge.
 type Contents struct {
 	store.Claims
 	Ending  Ending
@@ -56,12 +58,12 @@ type Contents struct {
 	Changes []store.Change
 }
 
-// Ending counts what ends when the store is sealed, since it grants something that nothing
-// verifies.
+// Ending counts the things that end when the store is sealed, because they grant something that
+// cannot be verified.
 type Ending struct{ Invitations, Approvals, Changes, Attempts int }
 
-// OpenOld copies a store that is not sealed and brings the schema of the copy up. The
-// store stays as it is until [Old.Put]. One that is sealed is [store.ErrExists].
+// OpenOld copies an unsealed store and migrates the schema of the copy. The store itself does not
+// change until [Old.Put]. A sealed store is [store.ErrExists].
 func OpenOld(ctx context.Context, path string) (*Old, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -121,7 +123,7 @@ func (o *Old) open(ctx context.Context) error {
 	return err
 }
 
-// copyDatabase makes a copy of a database that nobody has open, its log included.
+// copyDatabase copies a database that no process has open, including its log.
 func copyDatabase(ctx context.Context, from, to string) error {
 	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode) // SQLite takes an empty file
 	if err == nil {
@@ -170,7 +172,7 @@ func (o *Old) Close() error {
 	return errors.Join(errs...)
 }
 
-// Read reads what is to be judged.
+// Read reads the contents.
 func (o *Old) Read() (c Contents, err error) {
 	t := o.txn
 	for _, read := range []func() error{
@@ -184,25 +186,26 @@ func (o *Old) Read() (c Contents, err error) {
 		func() (err error) {
 			c.Devices, err = collect(t, func(s scanner) (store.Device, error) {
 				var r deviceRow
-				err := s.Scan(r.dest()...)
+				err := s.Scan(r.values()...)
 				return r.Device, err
-			}, `SELECT `+deviceColumns+` FROM device d ORDER BY d.name`)
+			}, `SELECT `+deviceColumns+` FROM device ORDER BY name`)
 			return err
 		},
 		func() (err error) { c.Clients, err = o.clients(); return err },
 		func() (err error) {
 			c.Admins, err = collect(t, func(s scanner) (a OldAdmin, err error) {
-				r, err := scanAdmin(withFirst{s, &a.MAC})
+				var r adminRow
+				err = s.Scan(append([]any{&a.MAC}, r.values()...)...)
 				a.Admin = r.Admin
 				return a, err
 			}, `SELECT mac, `+adminColumns+` FROM admin ORDER BY name`)
 			return err
 		},
 		func() (err error) {
-			rows, err := readChangeRows(t, nil)
+			rows, err := readChanges(t)
 			for _, r := range rows {
-				err = errors.Join(err, r.err)
-				c.Changes = append(c.Changes, r.record.(store.Change))
+				err = errors.Join(err, r.Err)
+				c.Changes = append(c.Changes, r.Record.(store.Change))
 			}
 			return err
 		},
@@ -215,23 +218,23 @@ func (o *Old) Read() (c Contents, err error) {
 }
 
 // Records lists up to limit audit records with a sequence number above after.
-func (o *Old) Records(_ context.Context, after uint64, limit int) ([]store.Record, error) {
+func (o *Old) Records(_ context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return collect(o.txn, scanRecord, listRecords, int64(after), max(limit, 0))
 }
 
-// clients are those with their MACs and with what their limits were charged, of which old
-// stores do not know the currency.
+// clients returns the clients with their MACs and used limits. Old stores do not record the
+// currency.
 func (o *Old) clients() ([]OldClient, error) {
 	quiet := &vault{seals: store.NewSeals(nil)} // nothing is verified here
 	clients, err := collect(o.txn, func(s scanner) (c OldClient, err error) {
 		r := &clientRow{}
-		if err := s.Scan(append([]any{&c.MAC}, r.dest()...)...); err != nil {
+		if err := s.Scan(append([]any{&c.MAC}, r.values()...)...); err != nil {
 			return c, err
 		}
 		if err := r.read(quiet); err != nil {
 			return c, err
 		}
-		c.Client, c.Restraint = r.Client, r.Restraint
+		c.Client, c.Restraint, c.ref = r.Client, r.Restraint, r.ref
 		return c, nil
 	}, `SELECT c.mac, `+clientColumns+` FROM `+clientTables+` ORDER BY c.name`)
 	if err != nil {
@@ -264,14 +267,14 @@ func (o *Old) clients() ([]OldClient, error) {
 				older++
 			}
 		}
-		if older < 2 { // no more are remembered
+		if older < 2 { // only two are remembered
 			c.Windows = append(c.Windows, w.Window)
 		}
 	}
 	return clients, nil
 }
 
-// Sealing says how an old store is sealed.
+// Sealing configures Seal.
 type Sealing struct {
 	Seals    *store.Seals      // with the version in force
 	Settings map[string][]byte // in place of what there is
@@ -281,15 +284,14 @@ type Sealing struct {
 	Admins  map[[8]byte]bool
 	// Countersignatures that do not verify, by the id of the request: they go.
 	Unverified map[[8]byte][]store.ChangeSignature
-	// Currency is that of a service, for the limits; "" where it has none.
+	// Currency returns the currency of a service, for the limits; "" if it has none.
 	Currency func(protocol.Service) string
 	Now      time.Time
-	Record   store.Record // of the migration
+	Record   audit.Record // of the migration
 }
 
-// Seal seals what is trusted. What grants something and cannot be verified ends:
-// invitations that are open, approvals that wait, requests that are open, and stored
-// answers.
+// Seal seals the trusted records. Everything that grants something and cannot be verified ends:
+// open invitations, waiting approvals, open change requests and stored answers.
 func (o *Old) Seal(ctx context.Context, s Sealing) error {
 	v := &vault{seals: s.Seals}
 	o.txn.vault.Store(v)
@@ -307,7 +309,7 @@ func (o *Old) Seal(ctx context.Context, s Sealing) error {
 	return o.finish(ctx, s)
 }
 
-// finish drops what the seals replace, and makes the head.
+// finish drops the columns and tables that the seals replace, and writes the head.
 func (o *Old) finish(ctx context.Context, s Sealing) error {
 	err := o.txn.close()
 	o.txn = nil
@@ -336,7 +338,7 @@ func (o *Old) finish(ctx context.Context, s Sealing) error {
 	return nil
 }
 
-// makeHead writes the settings, the schema among them, and the head.
+// makeHead writes the settings, including the schema, and the head.
 func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	t := o.txn
 	schema, err := ours(ctx, t)
@@ -353,13 +355,13 @@ func (o *Old) makeHead(ctx context.Context, s Sealing) error {
 	if err := t.putSettings(settings); err != nil {
 		return err
 	}
-	h := store.Head{MAC: s.Seals.InForce()}
-	var document []byte
-	if err := t.row(`SELECT version, document FROM policy ORDER BY version DESC LIMIT 1`).Scan(&h.Policy, &document); err != nil {
+	p, err := scanPolicy(t.row(`SELECT ` + policyColumns + ` FROM policy ORDER BY version DESC LIMIT 1`))
+	if err != nil {
 		return err
 	}
-	h.PolicyHash = hashOf(document)
-	return t.putHead(h, store.AllHanging()...)
+	h := head.Head{MAC: s.Seals.InForce()}
+	h.Activate(p.Policy)
+	return t.within(head.Found(s.Seals, h), func() error { return nil })
 }
 
 func (o *Old) endWhatGrants(s Sealing) error {
@@ -393,14 +395,10 @@ func (o *Old) sealClients(s Sealing) error {
 		for i := range c.Windows {
 			c.Windows[i].Currency = s.Currency(c.Windows[i].Service)
 		}
-		var ref int64
-		if err := o.txn.row(`SELECT ref FROM client WHERE id = ?`, c.ID[:]).Scan(&ref); err != nil {
+		if err := o.txn.putClient(c.ref, c.Client); err != nil {
 			return err
 		}
-		if err := o.txn.putClient(ref, c.Client); err != nil {
-			return err
-		}
-		if err := o.txn.updateRestraint(ref, c.Restraint); err != nil {
+		if err := o.txn.updateRestraint(c.ref, c.Restraint); err != nil {
 			return err
 		}
 	}
@@ -408,14 +406,14 @@ func (o *Old) sealClients(s Sealing) error {
 }
 
 func (o *Old) sealAdmins(s Sealing) error {
-	rows, err := readAdmins(o.txn, nil)
+	rows, err := readAdmins(o.txn)
 	if err != nil {
 		return err
 	}
 	for _, r := range rows {
-		id := r.record.(store.Admin).ID
+		id := r.Record.(store.Admin).ID
 		if s.Admins[id] {
-			err = o.sealRow(r)
+			err = o.txn.reseal(r)
 		} else {
 			_, err = o.txn.exec(`DELETE FROM admin WHERE id = ?`, id[:]) // it would keep all others from being read
 		}
@@ -426,19 +424,8 @@ func (o *Old) sealAdmins(s Sealing) error {
 	return err
 }
 
-func (o *Old) sealRow(r sealedRow) error {
-	if r.err != nil {
-		return r.err
-	}
-	seal, err := o.txn.seal(r.record)
-	if err != nil {
-		return err
-	}
-	return r.put(o.txn, seal)
-}
-
-// moveCharges writes what was charged for a decision into the decision, of a second
-// approval into that one.
+// moveCharges moves the charges into the decisions. A charge of a first approval goes into the
+// second.
 func (o *Old) moveCharges(s Sealing) error {
 	type charge struct {
 		decision int64
@@ -469,7 +456,6 @@ func (o *Old) moveCharges(s Sealing) error {
 
 // sealRest seals the tables that are not judged record by record.
 func (o *Old) sealRest(s Sealing) error {
-	quiet := &vault{seals: store.NewSeals(nil)}
 	for id, all := range s.Unverified {
 		for _, one := range all {
 			const remove = `DELETE FROM change_signature WHERE signer = ? AND change = (SELECT ref FROM change WHERE id = ?)`
@@ -478,26 +464,26 @@ func (o *Old) sealRest(s Sealing) error {
 			}
 		}
 	}
-	for _, read := range []func(source, *vault) ([]sealedRow, error){readKeys, readPolicies, readChangeRows} {
-		rows, err := read(o.txn, quiet)
+	for _, read := range []func(source) ([]sealedRow, error){readKeys, readPolicies, readChanges} {
+		rows, err := read(o.txn)
 		if err != nil {
 			return err
 		}
 		for _, r := range rows {
-			if err := o.sealRow(r); err != nil {
+			if err := o.txn.reseal(r); err != nil {
 				return err
 			}
 		}
 	}
-	for _, table := range []sealedTable{{name: "device", read: readDevices}, {name: "invitation", read: readInvitations}, {name: "decision", read: readAllDecisions}} {
-		if err := eachRow(o.txn, quiet, table, o.sealRow); err != nil {
+	for _, table := range []sealedTable{deviceTable, {"invitation", "true", readInvitations}, allDecisions} {
+		if err := eachRow(o.txn, table, o.txn.reseal); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Put puts the sealed store in place of the old one, which stays beside it.
+// Put replaces the old store by the sealed one, and keeps the old one beside it.
 func (o *Old) Put() (before string, err error) {
 	if err := errors.Join(o.txn.close(), o.db.Close()); err != nil {
 		return "", unavailable(err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/appliance/store/storetest"
 )
 
@@ -17,7 +18,7 @@ const lend = `CREATE TRIGGER lend AFTER INSERT ON record BEGIN UPDATE client SET
 // TestPlantedBeforeFounding: a trigger that is there before the first seal is not sealed.
 func TestPlantedBeforeFounding(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err == nil {
 		err = s.Close()
 	}
@@ -25,7 +26,7 @@ func TestPlantedBeforeFounding(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw(t, path, lend)
-	if s, err = Open(t.Context(), Config{Path: path}); err == nil {
+	if s, err = openDatabase(t.Context(), Config{Path: path}); err == nil {
 		t.Cleanup(func() { _ = s.Close() })
 		err = s.Unseal(t.Context(), testSeals(), nil)
 	}
@@ -52,8 +53,7 @@ func TestPlantedBeforeMigration(t *testing.T) {
 
 // TestHeadRemoved: a store that has records and no head was founded.
 func TestHeadRemoved(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	foundedAt(t, path, nil)
+	path := foundedAt(t)
 	raw(t, path, `DELETE FROM head`)
 	if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), "the head is missing") {
 		t.Error(err)
@@ -136,8 +136,8 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 		}
 	}
 	raw(t, s.path, `UPDATE restraint SET highest = 5 WHERE client IN (SELECT ref FROM client WHERE name <> 'cat')`) // overtaken
-	err := s.read(t.Context(), "reading", func(from snapshot, v *vault) error {
-		rows, err := readAttempts(from, v, 0, 2)
+	err := s.read(t.Context(), "reading", func(from snapshot, _ *vault) error {
+		rows, err := readAttempts(from, 0, 2)
 		if len(rows) != 1 {
 			t.Errorf("%d attempts", len(rows))
 		}
@@ -151,12 +151,12 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 // TestMovedThenFailed: what an operation that failed wrote into the head is not what the
 // anchor learns.
 func TestMovedThenFailed(t *testing.T) {
-	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "s.db")})
+	s, err := openDatabase(t.Context(), Config{Path: newPath(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	a := &memoryAnchor{}
+	a := &storetest.Anchor{}
 	if err := errors.Join(s.Unseal(t.Context(), testSeals(), a), s.AddTrust(t.Context(), store.Trust{}, storetest.Note(""))); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestMovedThenFailed(t *testing.T) {
 	s.waitQueued(1)
 	go func() {
 		results <- s.write(t.Context(), "failing", func(tx *txn) error {
-			err := tx.move([]store.Hanging{store.HangingKeys}, func(h *store.Head) error { h.MAC = 2; return nil })
+			err := tx.move([]head.Kind{head.Keys}, func(h *head.Head) error { h.MAC = 2; return nil })
 			return errors.Join(err, sql.ErrNoRows)
 		})
 	}()

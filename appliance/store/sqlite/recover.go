@@ -8,19 +8,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
+
+	lib "modernc.org/sqlite/lib"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 )
 
-// Recover implements [store.Recovery].
-func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record) error {
-	return s.write(ctx, "recovering", func(t *txn) error {
-		kinds := []store.Hanging{store.HangingKeys, store.HangingSettings, store.HangingPolicies, store.HangingInvitations}
-		err := t.move(kinds, func(h *store.Head) error {
-			// Above every head of the host that was lost, which had moved less than once a microsecond.
-			h.MAC, h.Revision = max(h.MAC, r.MAC), max(h.Revision, r.Revision, uint64(max(r.At.UnixMicro(), 0)))
+// Recover implements [store.Store].
+func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Record) error {
+	return s.change(ctx, "recovering", rec, func(t *txn) error {
+		kinds := []head.Kind{head.Keys, head.Settings, head.Policies, head.Invitations}
+		err := t.move(kinds, func(h *head.Head) error {
+			h.Raise(r)
 			if err := t.changeKeys(r.KeyChange); err != nil {
 				return err
 			}
@@ -34,91 +36,53 @@ func (s *Store) Recover(ctx context.Context, r store.Recovered, rec store.Record
 		if err != nil {
 			return err
 		}
-		if err := t.endPending(r); err != nil {
-			return err
-		}
-		return t.append(rec)
+		return t.endPending(r)
 	})
 }
 
-// endInvitations ends those that are open, whatever clock they were made by. A row that
-// does not fit its seal is left to itself: it is good for nothing.
+// endInvitations ends the open invitations. A row that does not fit its seal is left alone; it
+// enrols no party.
 func (t *txn) endInvitations(r store.Recovered) error {
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	all, err := collect(t, func(s scanner) (invitationRow, error) {
-		i, err := scanInvitation(s)
-		if errors.Is(err, store.ErrForged) {
-			return invitationRow{}, nil
-		}
-		return i, err
-	}, `SELECT `+invitationColumns+` FROM invitation WHERE used_us IS NULL`)
+	all, err := t.unused(0)
 	if err != nil {
 		return err
 	}
 	for _, i := range all {
-		if i.seal == nil || v.check(i.Invitation, i.seal) != nil {
-			continue
-		}
-		for _, end := range []time.Time{store.Stamp(r.At), i.CreatedAt} {
-			if end.Before(i.ExpiresAt) {
-				i.ExpiresAt = end
-			}
-		}
-		if err := t.putInvitation(i.Invitation); err != nil {
+		if err := t.putInvitation(r.Expire(i)); err != nil {
 			return err
 		}
 	}
-	return t.putOpenSet(store.OpenSet{Next: t.openSet().Next}.Far())
+	return t.putOpenSet(t.openSet().Far())
 }
 
-// endPending denies what waits, as expired. A row that does not fit its seal is left to
-// itself.
+// endPending denies the decisions that wait. A row that does not fit its seal is left alone.
 func (t *txn) endPending(r store.Recovered) error {
-	type waiting struct {
-		ref int64
-		id  protocol.ClientID
-		*keptRow
-	}
-	v, err := t.unsealed()
-	if err != nil {
-		return err
-	}
-	all, err := collect(t, func(s scanner) (w waiting, err error) {
-		w.keptRow = &keptRow{}
-		err = s.Scan(append([]any{&w.ref, fixed(w.id[:])}, w.dest()...)...)
-		if errors.Is(err, store.ErrForged) {
-			return waiting{}, nil
-		}
-		return w, err
-	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
+	all, err := collect(t, scanDecision(t), `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
 		WHERE s.result = ? AND s.final_result IS NULL`, int64(protocol.ResultPending))
 	if err != nil {
 		return err
 	}
+	seals := t.verifier().seals
 	for _, w := range all {
-		if w.keptRow == nil || w.open(v, w.id) != nil {
+		if w.Err != nil || seals.Forgotten(w.Record, w.Seal) || seals.Check(w.Record, w.Seal) != nil {
 			continue
 		}
-		final := store.Final{Result: protocol.ResultDenied, Reason: protocol.CodeExpired, At: store.Stamp(r.At)}
-		if err := t.putFinal(w.ref, w.Kept, final); err != nil {
+		if err := t.putFinal(w.Ref, w.Record.(store.Kept), r.Deny()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// copySuffix is of the file in which a copy is made. Only one that was interrupted
-// has a name for long, and is removed by the next Open.
+// copySuffix names the file in which a copy is made. Only an interrupted copy keeps its name, and
+// the next Open removes it.
 const copySuffix = ".copy"
 
-// Copy implements [store.Recovery] with VACUUM INTO (SQLite), in a transaction that
-// reads. It takes as much room again beside the database.
-func (s *Store) Copy(ctx context.Context) (store.Copy, error) {
+// Copy implements [store.Store] with VACUUM INTO (SQLite) in a transaction that reads. The copy
+// needs as much disk space as the database.
+func (s *database) Copy(ctx context.Context) (store.Copy, error) {
 	path := s.path + copySuffix
-	// It is made here, so that it never has another mode; SQLite takes an empty file.
+	// Created here, so that it never has another mode; SQLite accepts an empty file.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return store.Copy{}, fmt.Errorf("copying the store: %w", unavailable(err))
@@ -133,7 +97,7 @@ func (s *Store) Copy(ctx context.Context) (store.Copy, error) {
 	return c, nil
 }
 
-func (s *Store) copyInto(ctx context.Context, c *store.Copy) error {
+func (s *database) copyInto(ctx context.Context, c *store.Copy) error {
 	if _, err := s.r.db.ExecContext(ctx, "VACUUM INTO ?", c.Name()); err != nil {
 		return err
 	}
@@ -146,7 +110,7 @@ func (s *Store) copyInto(ctx context.Context, c *store.Copy) error {
 	return err
 }
 
-// Check reads a copy of a store from beginning to end: PRAGMA integrity_check and
+// Check reads a copy of a store from beginning to end with PRAGMA integrity_check and
 // foreign_key_check (SQLite). All its errors wrap [store.ErrUnavailable].
 func Check(ctx context.Context, path string) (point store.Point, err error) {
 	path, err = filepath.Abs(path)
@@ -183,9 +147,9 @@ func check(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 	return newest(ctx, db)
 }
 
-// newest is the last audit record of a store.
+// newest returns the last audit record of a store.
 func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
-	var r store.Record
+	var r audit.Record
 	err = db.QueryRowContext(ctx, `SELECT sequence, at_us, salt, body FROM record ORDER BY sequence DESC LIMIT 1`).
 		Scan(&r.Sequence, stamp{&r.At}, fixed(r.Salt[:]), &r.Body)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -195,4 +159,99 @@ func newest(ctx context.Context, db *sql.DB) (point store.Point, err error) {
 		return point, unavailable(err)
 	}
 	return store.Point{Sequence: r.Sequence, At: r.At, Leaf: r.Leaf()}, nil
+}
+
+// salvaged lists the tables that Salvage copies, whose records are verified one by one, with the
+// statement that copies a row.
+var salvaged = []struct {
+	table sealedTable
+	copy  string
+}{
+	{clientTable, `INSERT INTO client SELECT * FROM old.client WHERE ref = ?`},
+	{restraintTable, `INSERT INTO restraint SELECT * FROM old.restraint WHERE client = ?`},
+	{deviceTable, `INSERT INTO device SELECT * FROM old.device WHERE ref = ?`},
+	{allDecisions, `INSERT INTO decision SELECT * FROM old.decision WHERE ref = ?`},
+}
+
+// Salvage creates a store at path from another one whose head cannot be verified. The new store
+// gets this trust, and the clients, devices and decisions whose seals verify. It does not get
+// administrators, change requests and invitations, which only the head can vouch for. Audit records
+// are copied unverified. Salvage returns an error for each row that it left behind. The new store
+// is closed.
+func Salvage(ctx context.Context, from, path string, seals *store.Seals, trust store.Trust, rec audit.Record) (left []error, err error) {
+	s, err := Open(ctx, Config{Path: path})
+	if err != nil {
+		return nil, err
+	}
+	err = s.Unseal(ctx, seals, nil)
+	if err == nil {
+		err = s.AddTrust(ctx, trust, rec)
+	}
+	if err = errors.Join(err, s.Close()); err != nil {
+		return nil, err
+	}
+	left, err = salvage(ctx, from, path, seals)
+	if err != nil {
+		return nil, fmt.Errorf("salvaging %s: %w", from, unavailable(err))
+	}
+	return left, nil
+}
+
+func salvage(ctx context.Context, from, path string, seals *store.Seals) (left []error, err error) {
+	old, err := sql.Open("sqlite", dsn(from, "ro"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, old.Close()) }()
+	read, err := old.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = read.Rollback() }() // nothing was written
+	db, err := sql.Open("sqlite", dsn(path, "rw"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1) // the other database is attached to one connection
+	if _, err := db.ExecContext(ctx, `ATTACH DATABASE ? AS old`, from); err != nil {
+		return nil, err
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	for _, t := range salvaged {
+		err := eachRow(snapshot{ctx: ctx, tx: read, vault: &vault{seals: seals}}, t.table, func(r sealedRow) error {
+			if r.Err == nil {
+				r.Err = seals.Check(r.Record, r.Seal)
+			}
+			if errors.Is(r.Err, store.ErrForged) {
+				left = append(left, r.Err)
+				return nil
+			}
+			if r.Err == nil {
+				_, r.Err = tx.ExecContext(ctx, t.copy, r.Ref)
+			}
+			if resultCode(r.Err)&0xff == lib.SQLITE_CONSTRAINT { // the row is there twice, or its client is missing
+				left, r.Err = append(left, fmt.Errorf("row %d of %s has no place: %w", r.Ref, t.table.name, r.Err)), nil
+			}
+			return r.Err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t.table.name, err)
+		}
+	}
+	// A client without a restraint is not copied.
+	for _, statement := range []string{
+		`DELETE FROM decision WHERE client NOT IN (SELECT client FROM restraint)`,
+		`DELETE FROM client WHERE ref NOT IN (SELECT client FROM restraint)`,
+		`INSERT INTO record (at_us, kind, subject, salt, body) SELECT at_us, kind, subject, salt, body FROM old.record ORDER BY sequence`,
+	} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return nil, err
+		}
+	}
+	return left, tx.Commit()
 }

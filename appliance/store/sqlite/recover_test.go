@@ -16,8 +16,7 @@ import (
 // A copy that is made while others write is of one moment: it has every record up to
 // its point, opens as a store, and is nobody else's to read.
 func TestCopyWhileServing(t *testing.T) {
-	dir := t.TempDir()
-	s := openAt(t, filepath.Join(dir, "s.db"))
+	s := openNew(t)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +37,7 @@ func TestCopyWhileServing(t *testing.T) {
 		t.Fatal(err)
 	}
 	point, path := copied.Point, saved(t, copied)
-	if left, err := filepath.Glob(filepath.Join(dir, "*.copy")); err != nil || len(left) != 0 {
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(s.path), "*.copy")); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	restored := openAt(t, path)
@@ -68,7 +67,7 @@ func saved(t *testing.T, c store.Copy) string {
 
 // A copy that was interrupted is in nobody's way, and two at once are not made.
 func TestCopyLeftBehind(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	if err := os.WriteFile(path+".copy", []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -87,8 +86,7 @@ func TestCopyLeftBehind(t *testing.T) {
 
 // Check tells what is damaged, and what is no store at all.
 func TestCheck(t *testing.T) {
-	dir := t.TempDir()
-	s := openAt(t, filepath.Join(dir, "s.db"))
+	s := openNew(t)
 	if _, err := storetest.Seed(t.Context(), s, "alice"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,7 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
-	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,35 +9,19 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/appliance/store/head"
 	"countersign/protocol"
 )
 
-// sealedRow is a record as it was read, with the seal that it has, and how to write
-// another.
-type sealedRow struct {
-	ref    int64 // place of the row in its table
-	record store.Sealed
-	seal   []byte
-	err    error // it could not be read as a record
-	put    func(t *txn, seal []byte) error
-}
-
-// unless makes one that cannot be read a row which is nobody's, beside those that can.
-func (r sealedRow) unless(err error) (sealedRow, error) {
-	if errors.Is(err, store.ErrForged) {
-		r.err, err = err, nil
-	}
-	return r, err
-}
-
-// sealedTable is a table whose records are brought to another version of mac in batches.
+// sealedTable is a table of sealed records that grows. It is read in batches, by rows above a ref.
 type sealedTable struct {
 	name  string
 	where string // of the records in force, with ?1 for the time from which answers are kept, microseconds
-	read  func(from source, v *vault, after int64, most int) ([]sealedRow, error)
+	read  func(from source, after int64, most int) ([]sealedRow, error)
 }
 
-// tables are those that grow. What hangs on the head is brought over at once, before.
+// tables lists them. The records that hang on the head are resealed at once, before these.
 var tables = []sealedTable{
 	clientTable,
 	restraintTable,
@@ -53,95 +35,138 @@ var (
 	clientTable    = sealedTable{"client", "true", readClients}
 	restraintTable = sealedTable{"restraint", "true", readRestraints}
 	deviceTable    = sealedTable{"device", "true", readDevices}
+	allDecisions   = sealedTable{"decision", "true", readAllDecisions}
 )
 
-// hangingTables are those whose records hang on the head, and the head's own.
+// hangingTables are the tables of the records that hang on the head, and the head's own.
 var hangingTables = []string{"head", "key", "setting", "policy", "admin", "change"}
 
 func answersFrom() int64 { return time.Now().Add(-store.AnswersKept).UnixMicro() }
 
-// put returns how the seal of a row is written.
-func put(query string, args ...any) func(*txn, []byte) error {
-	return func(t *txn, seal []byte) error {
-		_, err := t.exec(query, append([]any{seal}, args...)...)
+// verifyBatch is the number of records that eachRow reads at once.
+const verifyBatch = 1000
+
+// eachRow reads a table from beginning to end, in batches.
+func eachRow(from source, t sealedTable, do func(sealedRow) error) error {
+	for after := int64(math.MinInt64); ; {
+		before := after
+		rows, err := t.read(from, after, verifyBatch)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for _, r := range rows {
+			after = r.Ref
+			if err := do(r); err != nil {
+				return err
+			}
+		}
+		if after <= before { // a foreign schema, in which the walk would never end
+			return fmt.Errorf("rows of %s are out of order: %w", t.name, store.ErrForged)
+		}
+	}
+}
+
+// eachHanging reads the records that hang on the head, and change requests that have ended.
+func eachHanging(from source, do func(sealedRow) error) error {
+	for _, read := range readHanging {
+		rows, err := read(from)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if err := do(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// eachRecord reads all records in force but the head.
+func eachRecord(from source, do func(sealedRow) error) error {
+	if err := eachHanging(from, do); err != nil {
 		return err
 	}
-}
-
-func readClients(from source, v *vault, after int64, most int) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		ref, r, err := scanClientRow(s, v)
-		return sealedRow{ref, &r.Client, r.clientSeal, nil, put(`UPDATE client SET seal = ? WHERE ref = ?`, ref)}.unless(err)
-	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
-}
-
-func readRestraints(from source, v *vault, after int64, most int) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		ref, r, err := scanClientRow(s, v)
-		return sealedRow{ref, &r.Restraint, r.restraintSeal, nil, put(`UPDATE restraint SET seal = ? WHERE client = ?`, ref)}.unless(err)
-	}, `SELECT c.ref, `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
-}
-
-func scanClientRow(s scanner, v *vault) (ref int64, r *clientRow, err error) {
-	r = &clientRow{}
-	if err = s.Scan(append([]any{&ref}, r.dest()...)...); err == nil {
-		err = r.read(v)
+	for _, t := range tables {
+		if err := eachRow(from, t, do); err != nil {
+			return err
+		}
 	}
-	return ref, r, err
+	return nil
 }
 
-func readDevices(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+func readClientRows(from source, after int64, most int, row func(clientRow, error) (sealedRow, error)) ([]sealedRow, error) {
+	return collect(from, func(s scanner) (sealedRow, error) {
+		var r clientRow
+		err := s.Scan(r.values()...)
+		if err == nil {
+			err = r.read(from.verifier())
+		}
+		return row(r, err)
+	}, `SELECT `+clientColumns+` FROM `+clientTables+` WHERE c.ref > ? ORDER BY c.ref LIMIT ?`, after, most)
+}
+
+func readClients(from source, after int64, most int) ([]sealedRow, error) {
+	return readClientRows(from, after, most, func(r clientRow, err error) (sealedRow, error) {
+		return asRow(head.Row{Ref: r.ref, Record: r.Client}, r.clientSeal, err, `UPDATE client SET seal = ? WHERE ref = ?`, r.ref)
+	})
+}
+
+func readRestraints(from source, after int64, most int) ([]sealedRow, error) {
+	return readClientRows(from, after, most, func(r clientRow, err error) (sealedRow, error) {
+		return asRow(head.Row{Ref: r.ref, Record: r.Restraint}, r.restraintSeal, err, `UPDATE restraint SET seal = ? WHERE client = ?`, r.ref)
+	})
+}
+
+func readDevices(from source, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
 		var r deviceRow
-		err := s.Scan(append([]any{&ref}, r.dest()...)...)
-		return sealedRow{ref, r.Device, r.seal, nil, put(`UPDATE device SET seal = ? WHERE ref = ?`, ref)}.unless(err)
-	}, `SELECT d.ref, `+deviceColumns+` FROM device d WHERE d.ref > ? ORDER BY d.ref LIMIT ?`, after, most)
+		err := s.Scan(append([]any{&ref}, r.values()...)...)
+		return asRow(head.Row{Ref: ref, Record: r.Device}, r.seal, err, `UPDATE device SET seal = ? WHERE ref = ?`, ref)
+	}, `SELECT ref, `+deviceColumns+` FROM device WHERE ref > ? ORDER BY ref LIMIT ?`, after, most)
 }
 
-func readInvitations(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+func readInvitations(from source, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
-		i, err := scanInvitation(withFirst{s, &ref})
-		return sealedRow{ref, i.Invitation, i.seal, nil, put(`UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)}.unless(err)
+		i, err := scanInvitation(s, &ref)
+		return asRow(head.Row{Ref: ref, Record: i.Invitation}, i.seal, err, `UPDATE invitation SET seal = ? WHERE rowid = ?`, ref)
 	}, `SELECT rowid, `+invitationColumns+` FROM invitation WHERE rowid > ? ORDER BY rowid LIMIT ?`, after, most)
 }
 
-// withFirst scans one column before the others.
-type withFirst struct {
-	scanner
-	first any
+func readDecisions(from source, after int64, most int) ([]sealedRow, error) {
+	return readDecisionsSince(from, after, most, answersFrom())
 }
 
-func (w withFirst) Scan(dest ...any) error { return w.scanner.Scan(append([]any{w.first}, dest...)...) }
-
-func readDecisions(from source, v *vault, after int64, most int) ([]sealedRow, error) {
-	return readDecisionsSince(from, v, after, most, answersFrom())
+func readAllDecisions(from source, after int64, most int) ([]sealedRow, error) {
+	return readDecisionsSince(from, after, most, math.MinInt64)
 }
 
-func readAllDecisions(from source, v *vault, after int64, most int) ([]sealedRow, error) {
-	return readDecisionsSince(from, v, after, most, math.MinInt64)
-}
-
-// readDecisionsSince reads those from a time on, microseconds, and those that wait.
-func readDecisionsSince(from source, v *vault, after int64, most int, since int64) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		var ref int64
-		var id protocol.ClientID
-		r := &keptRow{}
-		err := s.Scan(append([]any{&ref, fixed(id[:])}, r.dest()...)...)
-		if err == nil {
-			err = r.read(v, id)
-		}
-		return sealedRow{ref, &r.Kept, r.seal, nil, put(`UPDATE decision SET seal = ? WHERE ref = ?`, ref)}.unless(err)
-	}, `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
+// readDecisionsSince reads the decisions from a time on, in microseconds, and those that wait.
+func readDecisionsSince(from source, after int64, most int, since int64) ([]sealedRow, error) {
+	return collect(from, scanDecision(from), `SELECT s.ref, c.id, `+decisionColumns+` FROM decision s JOIN client c ON c.ref = s.client
 		WHERE s.ref > ? AND (s.decided_us >= ? OR s.result = 3 AND s.final_result IS NULL) ORDER BY s.ref LIMIT ?`,
 		after, since, most)
 }
 
-// readAttempts reads those of so many clients: the recent, and those under a counter that may
-// still be spent, all of which the next one is judged by.
-func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, error) {
+// scanDecision scans ref, the client's id and the decisionColumns.
+func scanDecision(from source) func(scanner) (sealedRow, error) {
+	return func(s scanner) (sealedRow, error) {
+		var ref int64
+		var id protocol.ClientID
+		var r keptRow
+		err := s.Scan(append([]any{&ref, fixed(id[:])}, r.dest()...)...)
+		if err == nil {
+			err = r.read(from.verifier(), id)
+		}
+		return asRow(head.Row{Ref: ref, Record: r.Kept}, r.seal, err, `UPDATE decision SET seal = ? WHERE ref = ?`, ref)
+	}
+}
+
+// readAttempts reads the attempts of so many clients: recent ones, and those under a counter that
+// may still be spent, because the next attempt is judged by all of them.
+func readAttempts(from source, after int64, most int) ([]sealedRow, error) {
 	return collect(from, func(s scanner) (sealedRow, error) {
 		var ref int64
 		var counter uint32
@@ -149,7 +174,8 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 		var seal []byte
 		err := s.Scan(&ref, fixed(b.Client[:]), &counter, &b.Attempt, fixed(b.Serial[4:]), fixed(b.M3[:]), &b.Answered, &b.TriesLeft, stamp{&b.At}, &seal)
 		binary.BigEndian.PutUint32(b.Serial[:4], counter)
-		return sealedRow{ref, b, seal, nil, put(`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, int64(counter), int64(b.Attempt))}.unless(err)
+		return asRow(head.Row{Ref: ref, Record: b}, seal, err,
+			`UPDATE attempt SET seal = ? WHERE client = ? AND counter = ? AND attempt = ?`, ref, counter, b.Attempt)
 	}, `SELECT a.client, c.id, a.counter, a.attempt, a.random, a.m3, a.answered, a.tries_left, a.begun_us, a.seal
 		FROM attempt a JOIN client c ON c.ref = a.client JOIN restraint r ON r.client = a.client
 		WHERE (a.begun_us >= ?3 OR a.counter > r.highest) AND a.client > ?1 AND a.client <= (
@@ -159,12 +185,12 @@ func readAttempts(from source, _ *vault, after int64, most int) ([]sealedRow, er
 }
 
 // Reseal implements [store.Sealing].
-func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) store.Record) (next store.Cursor, n int, done bool, err error) {
-	var did struct { // by the writer, which may go on when ctx ends
+func (s *database) Reseal(ctx context.Context, after store.Cursor, most int, rec func(int) audit.Record) (next store.Cursor, n int, done bool, err error) {
+	var did struct { // by the writer, which may continue when ctx ends
 		next store.Cursor
 		n    int
 	}
-	err = s.write(ctx, "sealing records anew", func(t *txn) (err error) {
+	err = s.write(ctx, "resealing records", func(t *txn) (err error) {
 		if after == (store.Cursor{}) {
 			did.next = store.Cursor{Table: 1, Ref: math.MinInt64}
 			did.n, err = t.resealHanging()
@@ -182,25 +208,24 @@ func (s *Store) Reseal(ctx context.Context, after store.Cursor, most int, rec fu
 	return did.next, did.n, did.next.Table > len(tables), nil
 }
 
-// resealTable brings one batch of a table over.
+// resealTable reseals one batch of a table.
 func (t *txn) resealTable(after store.Cursor, most int) (next store.Cursor, n int, err error) {
-	v, err := t.unsealed()
-	if err != nil || after.Table > len(tables) {
-		return store.Cursor{Table: len(tables) + 1}, 0, err
+	if after.Table > len(tables) {
+		return store.Cursor{Table: len(tables) + 1}, 0, nil
 	}
-	rows, err := tables[after.Table-1].read(t, v, after.Ref, most)
+	rows, err := tables[after.Table-1].read(t, after.Ref, most)
 	if err != nil {
 		return after, 0, err
 	}
 	for _, r := range rows {
-		after.Ref = r.ref
-		brought, err := t.reseal(v, r)
-		if err != nil {
+		after.Ref = r.Ref
+		if !t.stale(r) {
+			continue
+		}
+		if err := t.reseal(r); err != nil {
 			return after, n, err
 		}
-		if brought {
-			n++
-		}
+		n++
 	}
 	if len(rows) == 0 {
 		return store.Cursor{Table: after.Table + 1, Ref: math.MinInt64}, n, nil
@@ -208,56 +233,40 @@ func (t *txn) resealTable(after store.Cursor, most int) (next store.Cursor, n in
 	return after, n, nil
 }
 
-// reseal brings one record to the version in force, if it is under another and fits.
-func (t *txn) reseal(v *vault, r sealedRow) (bool, error) {
-	if r.err != nil || store.ParseSeal(r.seal).Version == v.seals.InForce() || v.check(r.record, r.seal) != nil {
-		return false, nil // the alarm has heard of it
-	}
-	return true, t.sealAgain(r)
+// stale reports whether a record fits a seal of another version than the one in force.
+func (t *txn) stale(r sealedRow) bool {
+	seals := t.verifier().seals
+	return r.Seal.Version != seals.InForce() && r.Err == nil && seals.Check(r.Record, r.Seal) == nil
 }
 
-// sealAgain gives a record that was read a seal under the version in force.
-func (t *txn) sealAgain(r sealedRow) error {
-	if r.err != nil {
-		return r.err
+// reseal gives a record a seal of the version in force.
+func (t *txn) reseal(r sealedRow) error {
+	if r.Err != nil {
+		return r.Err
 	}
-	seal, err := t.seal(r.record)
-	if err != nil {
-		return err
+	seal, err := t.seal(r.Record)
+	if err == nil {
+		_, err = t.exec(r.put, append([]any{seal}, r.args...)...)
 	}
-	return r.put(t, seal)
+	return err
 }
 
-// resealHanging brings over all that hangs on the head, and the head. What does not fit
-// stays as it is.
+// resealHanging reseals the records that hang on the head, and the head. Records that do not fit
+// stay as they are; if one hangs on the head all the same, the head will not move.
 func (t *txn) resealHanging() (n int, err error) {
-	v, err := t.unsealed()
-	if err != nil {
-		return 0, err
-	}
-	rows, err := hangingRows(t, v)
-	if err != nil {
-		return 0, err
-	}
 	var stale []sealedRow
-	for _, r := range rows {
-		if store.ParseSeal(r.seal).Version == v.seals.InForce() {
-			continue
+	err = eachHanging(t, func(r sealedRow) error {
+		if t.stale(r) {
+			stale = append(stale, r)
 		}
-		if r.err == nil {
-			r.err = v.check(r.record, r.seal)
-		}
-		if r.err != nil { // if it hangs on the head all the same, the head will not move
-			continue
-		}
-		stale = append(stale, r)
+		return nil
+	})
+	if err != nil || len(stale) == 0 {
+		return 0, err
 	}
-	if len(stale) == 0 {
-		return 0, nil
-	}
-	return len(stale), t.move(store.AllHanging(), func(*store.Head) error {
+	return len(stale), t.move(head.Kinds(), func(*head.Head) error {
 		for _, r := range stale {
-			if err := t.sealAgain(r); err != nil {
+			if err := t.reseal(r); err != nil {
 				return err
 			}
 		}
@@ -265,78 +274,8 @@ func (t *txn) resealHanging() (n int, err error) {
 	})
 }
 
-// hangingRows reads all that hangs on the head, change requests that have ended among it.
-func hangingRows(from source, v *vault) (all []sealedRow, err error) {
-	for _, read := range readHanging {
-		rows, err := read(from, v)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, rows...)
-	}
-	return all, nil
-}
-
-func readOpenSet(from source, v *vault) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		var body, seal []byte
-		if err := s.Scan(&body, &seal); err != nil {
-			return sealedRow{}.unless(err)
-		}
-		o, err := v.parseOpenSet(body)
-		return sealedRow{0, o, seal, nil, put(`UPDATE head SET seal = ? WHERE name = 'invitations'`)}.unless(err)
-	}, `SELECT body, seal FROM head WHERE name = 'invitations'`)
-}
-
-func readKeys(from source, _ *vault) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		k, err := scanKey(s)
-		return sealedRow{0, k.Key, k.seal, nil, put(`UPDATE key SET seal = ? WHERE name = ? AND version = ?`, k.Name, int64(k.Version))}.unless(err)
-	}, `SELECT `+keyColumns+` FROM key NOT INDEXED`)
-}
-
-func readSettings(from source, _ *vault) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		var one store.Setting
-		var seal []byte
-		err := s.Scan(&one.Name, &one.Value, &seal)
-		return sealedRow{0, one, seal, nil, put(`UPDATE setting SET seal = ? WHERE name = ?`, one.Name)}.unless(err)
-	}, `SELECT name, value, seal FROM setting NOT INDEXED`)
-}
-
-func readPolicies(from source, _ *vault) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		p, err := scanPolicy(s)
-		return sealedRow{0, p.Policy, p.seal, nil, put(`UPDATE policy SET seal = ? WHERE version = ?`, int64(p.Version))}.unless(err)
-	}, `SELECT `+policyColumns+` FROM policy NOT INDEXED`)
-}
-
-func readAdmins(from source, _ *vault) ([]sealedRow, error) {
-	return collect(from, func(s scanner) (sealedRow, error) {
-		a, err := scanAdmin(s)
-		return sealedRow{0, a.Admin, a.seal, nil, put(`UPDATE admin SET seal = ? WHERE id = ?`, a.ID[:])}.unless(err)
-	}, `SELECT `+adminColumns+` FROM admin NOT INDEXED`)
-}
-
-func readChangeRows(from source, _ *vault) ([]sealedRow, error) {
-	all, err := collect(from, func(s scanner) (sealedRow, error) {
-		c, err := scanChange(s)
-		return sealedRow{c.ref, c.Change, c.seal, nil, put(`UPDATE change SET seal = ? WHERE ref = ?`, c.ref)}.unless(err)
-	}, `SELECT `+changeColumns+` FROM change NOT INDEXED`)
-	for i, r := range all {
-		if err != nil || r.err != nil {
-			continue
-		}
-		c := r.record.(store.Change)
-		c.Signatures, err = collect(from, scanSignature, changeSignatures, r.ref)
-		all[i].record = c
-		all[i], err = all[i].unless(err)
-	}
-	return all, err
-}
-
 // Under implements [store.Sealing].
-func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64, err error) {
+func (s *database) Under(ctx context.Context, version uint64) (total, under uint64, err error) {
 	prefix := binary.BigEndian.AppendUint64(nil, version)
 	count := func(from source, table, where string, args ...any) error {
 		var all, those uint64
@@ -356,7 +295,7 @@ func (s *Store) Under(ctx context.Context, version uint64) (total, under uint64,
 				return err
 			}
 		}
-		if under > 0 && version != v.seals.InForce() { // what only says so keeps no key in force
+		if under > 0 && version != v.seals.InForce() { // a row that only says so keeps no key in force
 			some, err := v.anyUnder(from, version)
 			if err != nil || !some {
 				under = 0
@@ -373,112 +312,84 @@ var errEnough = errors.New("enough was read")
 
 // anyUnder reports whether a record in force fits a seal of this version.
 func (v *vault) anyUnder(from source, version uint64) (bool, error) {
-	look := func(r sealedRow) error {
-		if r.err == nil && store.ParseSeal(r.seal).Version == version && v.check(r.record, r.seal) == nil {
-			return errEnough
-		}
-		return nil
-	}
 	switch h, err := v.head(from, store.Mark{}); {
 	case err == nil && h.MAC == version:
 		return true, nil
-	case err != nil && !errors.Is(err, store.ErrForged) && !errors.Is(err, sql.ErrNoRows):
+	case err != nil && !errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrNotFound):
 		return false, err
 	}
-	rows, err := hangingRows(from, v)
-	for _, r := range rows {
-		err = cmp.Or(err, look(r))
-	}
-	for _, t := range tables {
-		if err == nil {
-			err = eachRow(from, v, t, look)
+	err := eachRecord(from, func(r sealedRow) error {
+		if r.Err == nil && r.Seal.Version == version && v.seals.Check(r.Record, r.Seal) == nil {
+			return errEnough
 		}
-	}
+		return nil
+	})
 	if errors.Is(err, errEnough) {
 		return true, nil
 	}
 	return false, err
 }
 
-// verifyBatch is how many records Verify reads at once.
-const verifyBatch = 1000
-
 // Verify implements [store.Sealing].
-func (s *Store) Verify(ctx context.Context) (records uint64, forged []error, err error) {
-	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
-		look := func(err error) error {
-			if errors.Is(err, store.ErrForged) {
-				forged = append(forged, err)
-				return nil
-			}
-			return err
+func (s *database) Verify(ctx context.Context) (records uint64, forged []error, err error) {
+	look := func(err error) error { // collects forged records
+		if errors.Is(err, store.ErrForged) {
+			forged = append(forged, err)
+			return nil
 		}
+		return err
+	}
+	err = s.read(ctx, "verifying the seals", func(from snapshot, v *vault) error {
 		h, err := v.head(from, from.floor)
-		if errors.Is(err, sql.ErrNoRows) {
+		if errors.Is(err, store.ErrNotFound) {
 			return nil
 		}
 		if err := look(err); err != nil {
 			return err
 		}
-		settings, _, err := v.hanging(from, store.HangingSettings)
-		if err != nil {
-			return look(err)
-		}
-		if err := look(v.verifySchema(from, settings)); err != nil {
-			return err
-		}
-		for _, kind := range store.AllHanging() {
-			_, _, err := v.hangs(from, h, kind)
+		for _, kind := range head.Kinds() {
+			all, _, err := v.hung(from, h, kind)
 			if err := look(err); err != nil {
 				return err
+			}
+			if kind == head.Settings && all != nil {
+				if err := look(v.verifySchema(from, all)); err != nil {
+					return err
+				}
 			}
 		}
 		if err := v.strays(from, look); err != nil {
 			return err
 		}
 		records = 1 // the head
-		row := func(r sealedRow) error {
+		return eachRecord(from, func(r sealedRow) error {
 			records++
-			if r.err == nil {
-				r.err = v.check(r.record, r.seal)
+			if r.Err == nil {
+				r.Err = v.seals.Check(r.Record, r.Seal)
 			}
-			return look(r.err)
-		}
-		rows, err := hangingRows(from, v)
-		if err != nil {
-			return err
-		}
-		for _, r := range rows {
-			if err := row(r); err != nil {
-				return err
-			}
-		}
-		for _, table := range tables {
-			if err := eachRow(from, v, table, row); err != nil {
-				return err
-			}
-		}
-		return nil
+			return look(r.Err)
+		})
 	})
 	return records, forged, err
 }
 
-// strays looks at the rows that refer to no other, which no listing that joins would find.
+// strays looks at the rows that refer to no other, which a query with a join does not return.
 func (v *vault) strays(from snapshot, look func(error) error) error {
-	rows, err := from.rows(`SELECT "table", coalesce(rowid, 0), parent FROM pragma_foreign_key_check`)
+	type stray struct {
+		table, parent string
+		ref           int64
+	}
+	all, err := collect(from, func(s scanner) (r stray, err error) {
+		err = s.Scan(&r.table, &r.ref, &r.parent)
+		return r, err
+	}, `SELECT "table", coalesce(rowid, 0), parent FROM pragma_foreign_key_check`)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var table, parent string
-		var ref int64
-		if err := rows.Scan(&table, &ref, &parent); err != nil {
-			return err
-		}
-		if err := look(v.seals.Report(fmt.Sprintf("row %d of table %q belongs to no row of %q", ref, table, parent))); err != nil {
+	for _, r := range all {
+		if err := look(v.seals.Report(fmt.Sprintf("row %d of table %q belongs to no row of %q", r.ref, r.table, r.parent))); err != nil {
 			return err
 		}
 	}
-	return rows.Err()
+	return nil
 }

@@ -4,32 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/storetest"
 	"countersign/protocol"
 )
 
 // rotated gives a store a second version of mac, which new seals are of from then on.
-func rotated(t testing.TB, s *Store, seals *store.Seals) {
+func rotated(t testing.TB, s *database, seals *store.Seals) {
 	t.Helper()
-	seals.Add(2, append(make([]byte, store.SealKeySize-1), 2), false)
+	seals.Add(2, append(make([]byte, 31), 2), false)
 	if err := s.ChangeKeys(t.Context(), store.KeyChange{MAC: 2}, storetest.Note("mac@2")); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // resealAll brings over all there is, and counts records and batches.
-func resealAll(ctx context.Context, s *Store) (records, batches int, err error) {
+func resealAll(ctx context.Context, s *database) (records, batches int, err error) {
 	var at store.Cursor
 	for done := false; !done && err == nil; batches++ {
 		var n int
-		at, n, done, err = s.Reseal(ctx, at, 500, func(n int) store.Record { return storetest.Note(fmt.Sprint(n)) })
+		at, n, done, err = s.Reseal(ctx, at, 500, func(n int) audit.Record { return storetest.Note(fmt.Sprint(n)) })
 		records += n
 	}
 	return records, batches, err
@@ -109,9 +109,9 @@ func TestReseal(t *testing.T) {
 	}
 }
 
-func unsealedNew(t testing.TB) (*Store, *store.Seals) {
+func unsealedNew(t testing.TB) (*database, *store.Seals) {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "s.db")})
+	s, err := openDatabase(t.Context(), Config{Path: newPath(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func unsealedNew(t testing.TB) (*Store, *store.Seals) {
 }
 
 // tamper runs a statement behind the store's back.
-func tamper(t testing.TB, s *Store, statement string, args ...any) {
+func tamper(t testing.TB, s *database, statement string, args ...any) {
 	t.Helper()
 	err := s.w.submit(t.Context(), func(tx *txn) error {
 		_, err := tx.exec(statement, args...)
@@ -165,7 +165,7 @@ func BenchmarkReseal(b *testing.B) {
 }
 
 // fill stores so many clients with so many decisions each, in large groups.
-func fill(b *testing.B, s *Store, clients, each int) {
+func fill(b *testing.B, s *database, clients, each int) {
 	b.Helper()
 	const group = 500
 	for from := 0; from < clients; from += group {
@@ -198,7 +198,7 @@ func fill(b *testing.B, s *Store, clients, each int) {
 }
 
 // spendOnAndOn has each party spend until stop, which returns how many were approved.
-func spendOnAndOn(b *testing.B, s *Store, all []storetest.Parties) (stop func() int64) {
+func spendOnAndOn(b *testing.B, s *database, all []storetest.Parties) (stop func() int64) {
 	b.Helper()
 	var n atomic.Int64
 	var over atomic.Bool

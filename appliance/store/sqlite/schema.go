@@ -4,32 +4,140 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/pressly/goose/v3"
+
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 )
 
-// schemaSetting is the sealed setting that says what the schema is: its first line is
-// "schema N readable by M", for the migration that made it and the oldest program that
-// may use it; then one line for each table, index, trigger and view, with the SHA-256 of
-// its definition. A program of release N-1 so takes what the migration of N has added,
-// and nothing that anybody else did.
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// applicationID in the header of the file identifies a store: "OA1N".
+const applicationID = 0x4F41314E
+
+// schemaVersion is the number of the newest migration; each migration sets user_version to its own.
+const schemaVersion = 8
+
+// ErrMigrate means that an older program made the schema. Only countersignd migrate changes a
+// schema, and seals it.
+var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
+
+// makeSchema checks that the file is a store, turns WAL on, and creates the schema in an empty
+// file.
+func makeSchema(ctx context.Context, db *sql.DB) error {
+	version, err := identify(ctx, db)
+	if err != nil {
+		return err
+	}
+	if version > schemaVersion { // it is judged by what it says of itself, see verifySchema
+		if err := hasHead(ctx, db, version); err != nil {
+			return err
+		}
+	}
+	if err := useWAL(ctx, db); err != nil {
+		return err
+	}
+	switch {
+	case version == 0:
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion && !founded(ctx, db): // an interruption left it half made
+		return upTo(ctx, db, schemaVersion)
+	case version < schemaVersion:
+		return fmt.Errorf("%w (schema %d, this program knows %d)", ErrMigrate, version, schemaVersion)
+	}
+	return nil
+}
+
+// hasHead refuses a newer schema without the table that says which programs may use it.
+func hasHead(ctx context.Context, db *sql.DB, version int64) error {
+	var heads int
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&heads); err != nil {
+		return fmt.Errorf("%w: schema %d was made by a newer version of this program, which knows %d", store.ErrUnavailable, version, schemaVersion)
+	}
+	return nil
+}
+
+// founded reports whether anything was stored, or may have been.
+func founded(ctx context.Context, db *sql.DB) bool {
+	var rows int
+	err := db.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM key) + (SELECT count(*) FROM policy) + (SELECT count(*) FROM client)").Scan(&rows)
+	return err != nil || rows > 0
+}
+
+func useWAL(ctx context.Context, db *sql.DB) error {
+	var mode string
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return unavailable(err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("%w: journal mode is %s: the file system has no shared memory for WAL", store.ErrUnavailable, mode)
+	}
+	return nil
+}
+
+// upTo migrates the schema to a version.
+func upTo(ctx context.Context, db *sql.DB, version int64) error {
+	p, err := provider(db)
+	if err != nil {
+		return err
+	}
+	if _, err := p.UpTo(ctx, version); err != nil {
+		return fmt.Errorf("migrating to schema %d: %w", version, unavailable(err))
+	}
+	return nil
+}
+
+func provider(db *sql.DB) (*goose.Provider, error) {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectSQLite3, db, dir,
+		goose.WithLogger(goose.NopLogger()), goose.WithDisableGlobalRegistry(true))
+}
+
+// identify refuses a file that is neither empty nor a store, and returns the version of its schema.
+func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
+	var id, tables int
+	err = errors.Join(
+		db.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id),
+		db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version),
+		db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name NOT IN ('goose_db_version', 'sqlite_sequence')").Scan(&tables),
+	)
+	switch {
+	case err != nil:
+		return 0, unavailable(err)
+	case id != applicationID && (id != 0 || tables != 0), id == applicationID && version == 0:
+		return 0, fmt.Errorf("%w: not a Countersign store", store.ErrUnavailable)
+	}
+	return version, nil
+}
+
+// schemaSetting is the sealed setting that describes the schema. Its first line is "schema N
+// readable by M": the migration that made it, and the oldest schema version whose programs may use
+// it. Then follows one line for each table, index, trigger and view, with the SHA-256 of its
+// definition. A program of release N-1 thus accepts the additions of migration N, and no others.
 const schemaSetting = "schema"
 
 // readableBy is the oldest schema version whose programs may use this one.
 const readableBy = 8
 
-// object is a table, index, trigger or view by its type and name.
+// object names a table, index, trigger or view.
 type object struct{ kind, name string }
 
 func (o object) String() string { return o.kind + " " + o.name }
 
-// schemaOf reads what the database has: each object with the hash of its definition.
+// schemaOf reads the objects of the database, each with the hash of its definition.
 func schemaOf(from source) (map[object]string, error) {
 	type row struct {
 		object
@@ -49,7 +157,7 @@ func schemaOf(from source) (map[object]string, error) {
 	return found, err
 }
 
-// manifest is the value of the setting for a schema.
+// manifest returns the value of the setting for a schema.
 func manifest(schema map[object]string) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "schema %d readable by %d\n", schemaVersion, readableBy)
@@ -59,8 +167,8 @@ func manifest(schema map[object]string) []byte {
 	return []byte(b.String())
 }
 
-// parseManifest reads what manifest writes. The manifest is sealed: what cannot be read
-// is of a newer program.
+// parseManifest parses a manifest. It is sealed, so a manifest that cannot be parsed is of a newer
+// program.
 func parseManifest(text []byte) (readable int, schema map[object]string, err error) {
 	var version int
 	first, rest, _ := strings.Cut(string(text), "\n")
@@ -78,7 +186,7 @@ func parseManifest(text []byte) (readable int, schema map[object]string, err err
 	return readable, schema, nil
 }
 
-// foreign names what differs from the schema of the manifest.
+// foreign lists the differences from the schema of the manifest.
 func foreign(found, want map[object]string) (names []string) {
 	for o, hash := range found {
 		switch known, ok := want[o]; {
@@ -97,10 +205,10 @@ func foreign(found, want map[object]string) (names []string) {
 	return names
 }
 
-// madeBefore has what made has returned, by version: it is always the same.
+// madeBefore caches the results of made, by version.
 var madeBefore sync.Map
 
-// made is the schema that the migrations up to a version make.
+// made returns the schema that the migrations up to a version make.
 func made(ctx context.Context, version int64) (map[object]string, error) {
 	if schema, ok := madeBefore.Load(version); ok {
 		return maps.Clone(schema.(map[object]string)), nil
@@ -135,9 +243,9 @@ func schemaIn(ctx context.Context, db *sql.DB) (map[object]string, error) {
 	return schemaOf(snapshot{ctx: ctx, tx: tx})
 }
 
-// onlyOurs returns an error that wraps [store.ErrForged] unless a schema is what the
-// migrations up to a version make. Nothing may be sealed before: a trigger that is there
-// already could change what is sealed, and would be on the sealed list.
+// onlyOurs returns an error that wraps [store.ErrForged] unless a schema is the result of the
+// migrations up to a version. It runs before the schema is sealed: a planted trigger could change
+// the records to be sealed, and would be on the sealed list.
 func onlyOurs(ctx context.Context, found map[object]string, version int64) error {
 	want, err := made(ctx, version)
 	if err != nil {
@@ -153,7 +261,7 @@ func onlyOurs(ctx context.Context, found map[object]string, version int64) error
 	return nil
 }
 
-// ours is the schema of a store that is about to be sealed.
+// ours returns the schema of a store that is about to be sealed.
 func ours(ctx context.Context, t *txn) (map[object]string, error) {
 	found, err := schemaOf(t)
 	if err == nil {
@@ -162,9 +270,9 @@ func ours(ctx context.Context, t *txn) (map[object]string, error) {
 	return found, err
 }
 
-// verifySchema compares the schema with the sealed manifest, which is among the settings.
-func (v *vault) verifySchema(from source, settings hanging) error {
-	setting, err := find(settings, store.Setting{Name: schemaSetting})
+// verifySchema compares the schema with the sealed manifest, which is one of the settings.
+func (v *vault) verifySchema(from source, settings head.Records) error {
+	setting, err := head.Find(settings, store.Setting{Name: schemaSetting})
 	if err != nil {
 		return v.seals.Report("the setting " + schemaSetting + " is missing")
 	}
@@ -187,11 +295,11 @@ func (v *vault) verifySchema(from source, settings hanging) error {
 	return nil
 }
 
-// schemaUnchanged holds the schema against the one that was verified. It runs in each
-// transaction that writes: a trigger that is made while the daemon runs could put old
-// records back, seals and all. SQLite's number of the schema can be put back, so any write
-// of another program makes the connection forget the schema that it has read, and has the
-// whole compared. What was foreign once stays so until a restart.
+// schemaUnchanged compares the schema with the verified one, in each transaction that writes: a
+// trigger made while the daemon runs could restore old records with their seals. Another program
+// can also reset SQLite's schema number. So after any write of another program the connection
+// rereads the schema, and compares all of it. Once foreign, the schema stays foreign until a
+// restart.
 func (t *txn) schemaUnchanged() error {
 	v := t.vault.Load()
 	if v == nil {
@@ -216,116 +324,11 @@ func (t *txn) schemaUnchanged() error {
 	return nil
 }
 
-// parsedAnew makes the connection forget the schema that it has read, and reads it. In a
-// transaction that writes nobody changes it meanwhile.
+// parsedAnew makes the connection reread the schema. The transaction writes, so the schema cannot
+// change meanwhile.
 func (t *txn) parsedAnew() (map[object]string, error) {
 	if _, err := t.conn.ExecContext(context.Background(), "PRAGMA writable_schema = RESET"); err != nil {
 		return nil, err
 	}
 	return schemaOf(t)
-}
-
-// Unseal implements [store.Sealing].
-func (s *Store) Unseal(ctx context.Context, seals *store.Seals, anchor store.Anchor) error {
-	v := &vault{seals: seals, anchor: anchor}
-	const doing = "unsealing the store"
-	err := s.write(ctx, doing, func(t *txn) error { return v.open(t) })
-	if err != nil {
-		return err
-	}
-	v.behind.Store(v.newest.Load() != nil)
-	if err := v.catchUp(); err != nil {
-		return fmt.Errorf("%s: %w", doing, err)
-	}
-	s.vault.Store(v)
-	return nil
-}
-
-// open verifies what there is.
-func (v *vault) open(t *txn) error {
-	schema, err := t.parsedAnew()
-	if err == nil {
-		err = errors.Join(t.row("PRAGMA schema_version").Scan(&v.cookie), t.row("PRAGMA data_version").Scan(&v.data))
-	}
-	if err != nil {
-		return err
-	}
-	var floor store.Mark
-	if v.anchor != nil {
-		floor = v.anchor.Floor()
-	}
-	h, err := v.head(t, floor)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		var some bool
-		err := t.row(`SELECT EXISTS (SELECT 1 FROM key) OR EXISTS (SELECT 1 FROM setting) OR EXISTS (SELECT 1 FROM client)`).Scan(&some)
-		if err == nil && some {
-			err = v.seals.Report("the head is missing")
-		}
-		return err // nil: not founded yet
-	case err != nil:
-		return err
-	case h.MAC < floor.MAC:
-		return v.seals.Report(fmt.Sprintf("the head is under mac@%d, and mac@%d was in force before", h.MAC, floor.MAC))
-	}
-	var settings hanging
-	for _, kind := range store.AllHanging() {
-		all, _, err := v.hangs(t, h, kind)
-		if err != nil {
-			return err
-		}
-		if kind == store.HangingSettings {
-			settings = all
-		}
-	}
-	if err := v.verifySchema(t, settings); err != nil {
-		return err
-	}
-	m := store.MarkOf(h)
-	v.schema = schema
-	v.seals.Use(h.MAC)
-	v.newest.Store(&m)
-	return nil
-}
-
-// Claims implements [store.Sealing].
-func (s *Store) Claims(ctx context.Context) (c store.Claims, err error) {
-	const doing = "reading what the store claims"
-	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return c, readError(ctx, doing, err)
-	}
-	defer func() { _ = tx.Rollback() }() // nothing was written
-	from := snapshot{ctx: ctx, tx: tx}
-	var heads int
-	if err := from.row(`SELECT count(*) FROM head WHERE name = 'head'`).Scan(&heads); err != nil {
-		return c, readError(ctx, doing, err)
-	}
-	c.Founded = heads > 0
-	return c, readError(ctx, doing, claims(from, &c))
-}
-
-// claims reads keys, settings and the newest policy, of any schema from 7 on.
-func claims(from source, c *store.Claims) (err error) {
-	c.Keys, err = collect(from, func(s scanner) (store.Key, error) {
-		k, err := scanKey(s)
-		return k.Key, err
-	}, `SELECT `+keyColumns+` FROM key ORDER BY name, version`)
-	if err != nil {
-		return err
-	}
-	c.Settings = map[string][]byte{}
-	_, err = collect(from, func(s scanner) (none struct{}, err error) {
-		var one store.Setting
-		if err = s.Scan(&one.Name, &one.Value); one.Name != schemaSetting {
-			c.Settings[one.Name] = one.Value
-		}
-		return none, err
-	}, `SELECT name, value FROM setting`)
-	if err != nil {
-		return err
-	}
-	p, err := scanPolicy(from.row(`SELECT ` + policyColumns + ` FROM policy ORDER BY version DESC LIMIT 1`))
-	c.Policy = p.Policy
-	return unlessNoRow(err)
 }

@@ -122,7 +122,7 @@ func TestSalvageSpoilt(t *testing.T) {
 }
 
 func statusIn(ctx context.Context, path string, seals *store.Seals, name string) store.Status {
-	s, err := Open(ctx, Config{Path: path})
+	s, err := openDatabase(ctx, Config{Path: path})
 	if err != nil {
 		return 0
 	}

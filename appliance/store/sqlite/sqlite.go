@@ -1,8 +1,8 @@
-// Package sqlite keeps the appliance's state in one SQLite file, in WAL mode with
-// synchronous=FULL: a change that was answered is on the disk.
+// Package sqlite implements the store in one SQLite file, in WAL mode with synchronous=FULL: an
+// answered change is on the disk.
 //
-// One goroutine writes, and commits in groups; reads run beside it on connections
-// of their own and see the last commit. One process owns the file at a time.
+// One goroutine writes, and commits in groups. Reads have connections of their own and see the last
+// commit. One process owns the file at a time.
 package sqlite
 
 import (
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,25 +21,26 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/internal/durable"
 )
 
-// readers is the number of connections that read, of at most 2 MiB of cache each.
+// readers is the number of connections that read, each with at most 2 MiB of cache.
 const readers = 3
 
-// Config is what Open needs.
+// Config configures Open.
 type Config struct {
-	// Path of the database file. It is created with mode 0600, and its
-	// directory with mode 0700, where they do not exist. Beside it lie
-	// Path-wal, Path-shm and Path.lock.
+	// Path of the database file. Open creates it with mode 0600, and its directory with mode 0700,
+	// if they do not exist. Path-wal, Path-shm and Path.lock are beside it.
 	Path string
-	// Existing refuses to make a store where there is none.
+	// Existing makes Open fail if there is no store.
 	Existing bool
-	// Logger for failures that no caller is told in full; nil for none.
+	// Logger gets failures that no caller gets in full; nil for none.
 	Logger hclog.Logger
 }
 
-// Store is a [store.Store] in a SQLite file.
-type Store struct {
+// database is a [store.Store] in a SQLite file.
+type database struct {
 	path  string
 	vault atomic.Pointer[vault] // nil: sealed
 	w     *writer
@@ -47,12 +49,18 @@ type Store struct {
 	close func() error
 }
 
-var _ store.Store = (*Store)(nil)
+// Open opens the store, sealed, or creates an empty one. All its errors wrap
+// [store.ErrUnavailable]: another process uses the file, it is not a store, its schema is older
+// ([ErrMigrate]), or it cannot be read or written.
+func Open(ctx context.Context, c Config) (store.Store, error) {
+	s, err := openDatabase(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
-// Open opens the store, sealed, or makes an empty one. All its errors wrap
-// [store.ErrUnavailable]: the file is in use by another process, is not a store, has an
-// older schema ([ErrMigrate]), or cannot be read or written.
-func Open(ctx context.Context, c Config) (*Store, error) {
+func openDatabase(ctx context.Context, c Config) (*database, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -70,7 +78,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+func open(ctx context.Context, path string, log hclog.Logger) (*database, error) {
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, unavailable(err)
 	}
@@ -86,7 +94,7 @@ func open(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
 	return s, nil
 }
 
-func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, error) {
+func openLocked(ctx context.Context, path string, log hclog.Logger) (*database, error) {
 	if err := create(path); err != nil {
 		return nil, err
 	}
@@ -101,7 +109,7 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	if err := makeSchema(ctx, wdb); err != nil {
 		return nil, errors.Join(err, wdb.Close())
 	}
-	s := &Store{path: path}
+	s := &database{path: path}
 	w, err := newWriter(ctx, wdb, &s.vault, log)
 	if err != nil {
 		return nil, errors.Join(err, wdb.Close())
@@ -118,17 +126,14 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*Store, err
 	return s, nil
 }
 
-// Fatal delivers at most one error: what is on the disk is unknown, since an fsync
-// failed or the file is corrupt. The store answers nothing but
-// [store.ErrUnavailable] from then on, and the process has to exit (status 74);
-// opening the file again afterwards is safe.
-func (s *Store) Fatal() <-chan error { return s.w.fatal }
+// Fatal implements [store.Store].
+func (s *database) Fatal() <-chan error { return s.w.fatal }
 
-// Close commits what waits and closes the file. It may be called twice.
-func (s *Store) Close() error { return s.close() }
+// Close implements [store.Store].
+func (s *database) Close() error { return s.close() }
 
-func (s *Store) closeAll() error {
-	// The last connection has to be one that may remove the log.
+func (s *database) closeAll() error {
+	// The last connection must be able to remove the log.
 	err := errors.Join(s.r.db.Close(), s.w.close())
 	if s.w.broken == nil { // else the lock goes with the process, as the connection does
 		err = errors.Join(err, s.lock.Close())
@@ -139,10 +144,105 @@ func (s *Store) closeAll() error {
 	return nil
 }
 
-// write runs do in a transaction of its own; doing names it in errors.
-func (s *Store) write(ctx context.Context, doing string, do func(*txn) error) error {
+// errUnchanged says that an operation has nothing to store, its record included.
+var errUnchanged = errors.New("unchanged")
+
+// submit runs do in a transaction of its own; doing names the operation in errors.
+func (s *database) submit(ctx context.Context, doing string, do func(*txn) error) error {
 	if err := s.w.submit(ctx, do); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return nil
+}
+
+// write is submit for an unsealed store.
+func (s *database) write(ctx context.Context, doing string, do func(*txn) error) error {
+	return s.submit(ctx, doing, func(t *txn) error {
+		if t.verifier() == nil {
+			return store.ErrSealed
+		}
+		return do(t)
+	})
+}
+
+// change is write with an audit record in the same transaction, unless do returns errUnchanged.
+func (s *database) change(ctx context.Context, doing string, rec audit.Record, do func(*txn) error) error {
+	return s.write(ctx, doing, func(t *txn) error {
+		switch err := do(t); {
+		case errors.Is(err, errUnchanged):
+			return nil
+		case err != nil:
+			return err
+		}
+		return t.append(rec)
+	})
+}
+
+// Modes of files and directories: only their owner has access.
+const (
+	fileMode = 0o600
+	dirMode  = 0o700
+)
+
+// lock takes the exclusive lock that keeps a second process, or a second store of this process, off
+// the file. It is a file of its own, because closing any descriptor of the database would drop the
+// locks of SQLite (POSIX).
+func lock(path string) (io.Closer, error) {
+	f, err := durable.Lock(path + ".lock")
+	switch {
+	case errors.Is(err, durable.ErrLocked):
+		return nil, fmt.Errorf("%w: %s is in use by another process", store.ErrUnavailable, path)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return f, nil
+}
+
+// create creates the database file with its mode from the start, and makes its directory entry
+// durable. SQLite gives the -wal and -shm files the mode of the database. The caller holds the
+// lock.
+func create(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
+	if errors.Is(err, fs.ErrExist) {
+		return tighten(path)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// tighten sets the mode of the files of an older store or a restored copy.
+func tighten(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		err := os.Chmod(path+suffix, fileMode)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
+	}
+	return nil
+}
+
+// pragmas are the settings of every connection. The writer runs the checkpoints, because SQLite
+// does not report a failed fsync of a checkpoint that it runs by itself.
+var pragmas = []string{
+	"busy_timeout(1000)",
+	"synchronous(FULL)",
+	"foreign_keys(1)",
+	"trusted_schema(0)",
+	"cache_size(-2048)", // KiB
+	"wal_autocheckpoint(0)",
+	"journal_size_limit(16777216)",
+}
+
+// dsn returns the driver's name of the file; mode is rw or ro, as in SQLite.
+func dsn(path, mode string) string {
+	q := url.Values{"mode": {mode}, "_dqs": {"0"}, "_defensive": {"1"}, "_pragma": pragmas}
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }

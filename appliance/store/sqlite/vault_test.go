@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,53 +11,40 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 	"countersign/appliance/store/storetest"
 )
 
-// memoryAnchor remembers as a host does.
-type memoryAnchor struct{ store.Mark }
-
-func (a *memoryAnchor) Floor() store.Mark { return a.Mark }
-
-func (a *memoryAnchor) Advance(m store.Mark) error {
-	if m.Revision < a.Revision || m.MAC < a.MAC {
-		return errors.New("the anchor does not go back")
-	}
-	a.Mark = m
-	return nil
-}
-
 func testSeals() *store.Seals {
 	s := store.NewSeals(nil)
-	s.Add(1, make([]byte, store.SealKeySize), false)
-	s.Add(2, append(make([]byte, store.SealKeySize-1), 2), false)
+	s.Add(1, make([]byte, 32), false)
+	s.Add(2, append(make([]byte, 31), 2), false)
 	s.Use(1)
 	return s
 }
 
-// foundedAt is a closed store at a path, with a client, a device and two administrators.
-func foundedAt(t *testing.T, path string, a store.Anchor) storetest.Parties {
+// foundedParties are enrolled in every store of foundedAt.
+var foundedParties = storetest.NewParties("alice")
+
+var foundedFile = prepared(func(ctx context.Context, s store.Store) error {
+	return errors.Join(
+		s.Unseal(ctx, testSeals(), nil),
+		foundedParties.Enrol(ctx, s),
+		s.AddAdmin(ctx, storetest.NewAdmin("ann"), storetest.Note("")),
+		s.AddAdmin(ctx, storetest.NewAdmin("bob"), storetest.Note("")))
+})
+
+// foundedAt returns the path of a closed store with a client, a device and the
+// administrators ann and bob.
+func foundedAt(t *testing.T) string {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
-		t.Fatal(err)
-	}
-	p, err := storetest.Seed(t.Context(), s, "alice")
-	err = errors.Join(err, s.AddAdmin(t.Context(), storetest.NewAdmin("ann"), storetest.Note("")),
-		s.AddAdmin(t.Context(), storetest.NewAdmin("bob"), storetest.Note("")), s.Close())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return foundedFile.copied(t)
 }
 
 // unseals opens and unseals what is at a path, and closes it.
 func unseals(t *testing.T, path string, a store.Anchor) error {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path, Existing: true})
+	s, err := openDatabase(t.Context(), Config{Path: path, Existing: true})
 	if err != nil {
 		return err
 	}
@@ -79,8 +67,7 @@ func TestForeignSchema(t *testing.T) {
 		"statistics":     {`ANALYZE`, "table sqlite_stat1 is foreign"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "s.db")
-			foundedAt(t, path, nil)
+			path := foundedAt(t)
 			raw(t, path, c.statement)
 			if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
@@ -92,9 +79,8 @@ func TestForeignSchema(t *testing.T) {
 // TestSchemaWhileServing: a schema that another program changes while the store serves ends
 // all writing, and is named by Verify.
 func TestSchemaWhileServing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	p := foundedAt(t, path, nil)
-	s, err := Open(t.Context(), Config{Path: path})
+	path, p := foundedAt(t), foundedParties
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +120,7 @@ func TestHangs(t *testing.T) {
 		"head sealed by none": {`UPDATE head SET seal = zeroblob(40) WHERE name = 'head'`, "its seal is under mac@0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "s.db")
-			foundedAt(t, path, nil)
+			path := foundedAt(t)
 			raw(t, path, c.statement)
 			if err := unseals(t, path, nil); !errors.Is(err, store.ErrForged) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
@@ -152,15 +137,14 @@ func TestAdded(t *testing.T) {
 		"key":           `INSERT INTO key (name, version, id, seal) SELECT 'mac', 9, zeroblob(20), seal FROM setting`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "s.db")
-			foundedAt(t, path, nil)
+			path := foundedAt(t)
 			s := openAt(t, path)
 			before, beforeKeys, beforeSettings := lists(t, s)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
 			raw(t, path, statement)
-			s, err := Open(t.Context(), Config{Path: path})
+			s, err := openDatabase(t.Context(), Config{Path: path})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -180,7 +164,7 @@ func TestAdded(t *testing.T) {
 	}
 }
 
-func lists(t *testing.T, s *Store) (admins []store.Admin, keys []store.Key, settings map[string][]byte) {
+func lists(t *testing.T, s *database) (admins []store.Admin, keys []store.Key, settings map[string][]byte) {
 	t.Helper()
 	admins, err1 := s.ListAdmins(t.Context())
 	keys, err2 := s.ListKeys(t.Context())
@@ -194,14 +178,13 @@ func lists(t *testing.T, s *Store) (admins []store.Admin, keys []store.Key, sett
 // TestOldStore: the whole database put back to an earlier moment is refused, while the
 // anchor knows better; so is an empty one.
 func TestOldStore(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	a := &memoryAnchor{}
-	foundedAt(t, path, a)
+	path := foundedAt(t)
+	a := &storetest.Anchor{}
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(t.Context(), Config{Path: path})
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +205,7 @@ func TestOldStore(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	empty, err := Open(t.Context(), Config{Path: path})
+	empty, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,9 +252,8 @@ func TestPutBackWhileServing(t *testing.T) {
 
 // TestSealed: before it is unsealed a store gives nothing, and takes nothing but records.
 func TestSealed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	p := foundedAt(t, path, nil)
-	s, err := Open(t.Context(), Config{Path: path})
+	path, p := foundedAt(t), foundedParties
+	s, err := openDatabase(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,9 +279,8 @@ func TestSealed(t *testing.T) {
 // the sealed list names it, and not where that says that it is too old.
 func TestNewerSchema(t *testing.T) {
 	for readable, want := range map[string]string{"readable by 8": "", "readable by 9": "run a newer release", "for everybody": "does not know"} {
-		path := filepath.Join(t.TempDir(), "s.db")
-		foundedAt(t, path, nil)
-		s, err := Open(t.Context(), Config{Path: path})
+		path := foundedAt(t)
+		s, err := openDatabase(t.Context(), Config{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -312,7 +293,7 @@ func TestNewerSchema(t *testing.T) {
 					return err
 				}
 			}
-			return tx.move([]store.Hanging{store.HangingSettings}, func(*store.Head) error {
+			return tx.move([]head.Kind{head.Settings}, func(*head.Head) error {
 				schema, err := schemaOf(tx)
 				if err != nil {
 					return err
@@ -333,8 +314,7 @@ func TestNewerSchema(t *testing.T) {
 
 // TestHeadUnderOldKey: a head that says mac@2 is in force has a seal of mac@2.
 func TestHeadUnderOldKey(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
-	foundedAt(t, path, nil)
+	path := foundedAt(t)
 	s := openAt(t, path)
 	err := s.read(t.Context(), "reading", func(from snapshot, v *vault) error {
 		h, err := v.head(from, store.Mark{})
@@ -342,7 +322,7 @@ func TestHeadUnderOldKey(t *testing.T) {
 			return err
 		}
 		h.MAC = 2
-		seal, err := v.seals.MakeUnder(h, 1)
+		seal, err := v.seals.MakeUnder(h.Record(), 1)
 		raw(t, path, fmt.Sprintf(`UPDATE head SET body = x'%x', seal = x'%x' WHERE name = 'head'`, h.Marshal(), seal.Bytes()))
 		return err
 	})

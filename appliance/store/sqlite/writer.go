@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/head"
 )
 
 const (
@@ -24,7 +25,7 @@ const (
 
 var errClosed = fmt.Errorf("%w: closed", store.ErrUnavailable)
 
-// op is one change that waits for the writer.
+// op is one change in the queue of the writer.
 type op struct {
 	ctx    context.Context
 	do     func(*txn) error
@@ -33,17 +34,17 @@ type op struct {
 	done   chan error // takes one
 }
 
-// writer owns the only connection that writes. Its goroutine commits in groups: a
-// group is whatever has come while the group before was being made durable.
+// writer owns the only connection that writes. Its goroutine commits in groups: a group is every
+// operation that arrived while the previous group became durable.
 type writer struct {
 	db      *sql.DB
 	log     hclog.Logger
 	queue   chan *op
 	quit    chan struct{} // closed by Close: take no more
-	stopped chan struct{} // closed when the goroutine has answered everybody
+	stopped chan struct{} // closed when the goroutine has answered every caller
 	fatal   chan error
 
-	// Of the goroutine alone.
+	// Used by the goroutine only.
 	txn    *txn
 	broken error
 	ops    []*op // the group
@@ -65,8 +66,8 @@ func newWriter(ctx context.Context, db *sql.DB, v *atomic.Pointer[vault], log hc
 	}, nil
 }
 
-// submit runs do within the next group and returns once it is durable. A context
-// that ends in the queue means that do is not run; one that ends later does not stop it.
+// submit runs do within the next group and returns once it is durable. If the context ends in the
+// queue, do does not run; if it ends later, do is not stopped.
 func (w *writer) submit(ctx context.Context, do func(*txn) error) error {
 	o := &op{ctx: ctx, do: do, done: make(chan error, 1)}
 	select {
@@ -91,7 +92,7 @@ func (w *writer) submit(ctx context.Context, do func(*txn) error) error {
 	}
 }
 
-// late is the answer of an operation that met the end of the writer.
+// late returns the result of an operation that the end of the writer overtook.
 func (o *op) late() error {
 	select {
 	case err := <-o.done:
@@ -115,7 +116,7 @@ func (w *writer) run() {
 	}
 }
 
-// drain commits what was taken before the store closed.
+// drain commits the operations that were queued before the store closed.
 func (w *writer) drain() {
 	for {
 		select {
@@ -127,7 +128,7 @@ func (w *writer) drain() {
 	}
 }
 
-// commit makes a group of first and whatever waits, and answers everybody in it.
+// commit commits a group of first and all waiting operations, and answers their callers.
 func (w *writer) commit(first *op) {
 	w.ops = append(w.ops[:0], first)
 	err := w.begin()
@@ -157,7 +158,7 @@ func (w *writer) commit(first *op) {
 	}
 }
 
-// follow takes over a head that became durable, and lets the anchor follow.
+// follow adopts a head that became durable, and advances the anchor.
 func (w *writer) follow() error {
 	v := w.txn.vault.Load()
 	if v == nil || w.txn.moved.Revision == 0 {
@@ -174,8 +175,8 @@ func (w *writer) follow() error {
 	return err
 }
 
-// next is one more operation of the group. One that moves the head is the last of its
-// group, so that no more than one revision is ever without an anchor.
+// next returns one more operation of the group. An operation that moves the head is the last of its
+// group, so that at most one revision is ever without an anchor.
 func (w *writer) next() *op {
 	if len(w.ops) == groupSize || w.txn.moved.Revision != 0 {
 		return nil
@@ -200,8 +201,8 @@ func (w *writer) begin() error {
 	return w.txn.schemaUnchanged()
 }
 
-// apply runs one operation so that it can fail alone; an error that it returns is
-// the whole group's.
+// apply runs one operation so that it can fail alone. An error that it returns fails the whole
+// group.
 func (w *writer) apply(o *op) error {
 	if o.result = o.ctx.Err(); o.result != nil {
 		return nil
@@ -237,12 +238,12 @@ func (w *writer) abort(err error) {
 	if w.fail(err) {
 		return
 	}
-	// SQLite has rolled back by itself after some errors, and says so here.
-	// Should it fail otherwise, then so does the next BEGIN, and comes here again.
+	// SQLite rolls back by itself after some errors, and this fails then. After any other
+	// failure the next BEGIN fails too.
 	_, _ = w.txn.exec("ROLLBACK")
 }
 
-// fail stops the store for good if err leaves unknown what is on the disk.
+// fail stops the store for good if err leaves the content of the disk unknown.
 func (w *writer) fail(err error) bool {
 	if w.broken == nil && lost(err) {
 		w.broken = err
@@ -251,8 +252,8 @@ func (w *writer) fail(err error) bool {
 	return w.broken != nil
 }
 
-// checkpoint copies the log into the database now and then. It runs after the
-// group was answered; a failure other than of an fsync is made good by the next.
+// checkpoint copies the log into the database from time to time. It runs after the group was
+// answered. Unless an fsync failed, the next checkpoint makes up for a failed one.
 func (w *writer) checkpoint() {
 	if w.since < checkpointEvery || w.broken != nil {
 		return
@@ -273,8 +274,8 @@ func (w *writer) copyLog(pragma string) (frames int, err error) {
 	return frames, err
 }
 
-// close ends the goroutine and the connection. After a failed fsync the
-// connection is left to the end of the process: closing it would sync again.
+// close ends the goroutine and closes the connection. After a failed fsync the connection stays
+// open until the process ends, because closing it would sync again.
 func (w *writer) close() error {
 	close(w.quit)
 	<-w.stopped
@@ -288,4 +289,83 @@ func (w *writer) close() error {
 		w.log.Warn("checkpoint failed", "error", err) // the log has everything
 	}
 	return errors.Join(w.txn.close(), w.db.Close())
+}
+
+// txn is the connection of the writer with its prepared statements, as an operation sees it. It
+// takes no contexts: an operation that has begun is finished.
+type txn struct {
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt
+	vault *atomic.Pointer[vault]
+
+	moved  store.Mark // of the head that the group has written; zero: none
+	moving *head.Move // while the head moves
+}
+
+func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
+	return &txn{conn: conn, stmts: map[string]*sql.Stmt{}, vault: v}
+}
+
+func (t *txn) prepare(query string) (*sql.Stmt, error) {
+	if s, ok := t.stmts[query]; ok {
+		return s, nil
+	}
+	s, err := t.conn.PrepareContext(context.Background(), query)
+	if err == nil {
+		t.stmts[query] = s
+	}
+	return s, err
+}
+
+// exec returns the number of rows changed.
+func (t *txn) exec(query string, args ...any) (int64, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+// insert returns the new row's key.
+func (t *txn) insert(query string, args ...any) (int64, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
+// row returns a row to scan, or [sql.ErrNoRows].
+func (t *txn) row(query string, args ...any) scanner {
+	s, err := t.prepare(query)
+	if err != nil {
+		return failed{err}
+	}
+	return careful{s.QueryRow(args...), t.vault.Load(), query}
+}
+
+// rows returns the rows of a query; the caller closes them.
+func (t *txn) rows(query string, args ...any) (*sql.Rows, error) {
+	s, err := t.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.Query(args...)
+}
+
+// close returns the connection to its pool, which the caller closes next.
+func (t *txn) close() error {
+	var errs []error
+	for _, s := range t.stmts {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, t.conn.Close())...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
@@ -15,7 +14,7 @@ import (
 )
 
 // hold keeps the writer busy within a transaction until release is called.
-func hold(t *testing.T, s *Store) (release func()) {
+func hold(t *testing.T, s *database) (release func()) {
 	t.Helper()
 	started, done := make(chan struct{}), make(chan struct{})
 	finished := make(chan struct{})
@@ -34,13 +33,13 @@ func hold(t *testing.T, s *Store) (release func()) {
 	})
 }
 
-func (s *Store) waitQueued(n int) {
+func (s *database) waitQueued(n int) {
 	for len(s.w.queue) != n {
 		runtime.Gosched()
 	}
 }
 
-func records(t *testing.T, s *Store) uint64 {
+func records(t *testing.T, s *database) uint64 {
 	t.Helper()
 	n, err := s.Tally(t.Context())
 	if err != nil {
@@ -196,7 +195,7 @@ func TestCloseAnswersQueue(t *testing.T) {
 
 // Checkpoints keep the log from growing with the number of operations.
 func TestCheckpoint(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	grow := func() int64 {
 		for range 2 * checkpointEvery {
@@ -217,7 +216,7 @@ func TestCheckpoint(t *testing.T) {
 
 // Corruption is for good: nothing is answered any more, and the process is told.
 func TestFatal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s.db")
+	path := newPath(t)
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
 	if err = errors.Join(err, s.Close()); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 )
@@ -124,7 +125,7 @@ func testPendingDenied(t *testing.T, f *fixture) {
 	f.spend(over, protocol.CodeLimit)
 	q := f.approver("bob")
 	f.spend(q.approves(1, over), protocol.CodeSerial)
-	if n := f.kinds(store.KindFinal); n != 0 {
+	if n := f.kinds(audit.KindFinal); n != 0 {
 		t.Fatalf("%d decisions ended that did not wait", n)
 	}
 }
@@ -144,12 +145,12 @@ func testApprove(t *testing.T, f *fixture) {
 
 	f.spend(f.p.charged(6, daily(401, 1000, 0)), protocol.CodeLimit) // the first client is charged
 	f.approves(q.charged(2, daily(1000, 1000, 0)))
-	if n := f.kinds(store.KindFinal); n != 1 {
+	if n := f.kinds(audit.KindFinal); n != 1 {
 		t.Fatalf("%d records of an end", n)
 	}
 	all := f.records()
 	for _, rec := range all {
-		if rec.Kind != store.KindFinal {
+		if rec.Kind != audit.KindFinal {
 			continue
 		}
 		words := rec.Words()
@@ -183,10 +184,10 @@ func testApproveEnds(t *testing.T, f *fixture) {
 		first := f.waits(f.p.pending(counter))
 		second := q.approves(counter, first)
 		change(&second)
-		before := f.kinds(store.KindFinal)
+		before := f.kinds(audit.KindFinal)
 		f.spend(second, reason)
 		f.change(f.p, func(c *store.Client) { c.Status = store.Active })
-		if n := f.kinds(store.KindFinal); n != before+1 {
+		if n := f.kinds(audit.KindFinal); n != before+1 {
 			t.Fatalf("%s: %d records of an end", name, n-before)
 		}
 		f.spend(q.approves(counter+1, first), protocol.CodeSerial)
@@ -230,7 +231,7 @@ func testApproveStays(t *testing.T, f *fixture) {
 	f.setDevice(store.Suspended)
 	stays(q, protocol.CodeRefused, nil)
 	f.setDevice(store.Active)
-	if n := f.kinds(store.KindFinal); n != 0 {
+	if n := f.kinds(audit.KindFinal); n != 0 {
 		t.Fatalf("%d decisions ended", n)
 	}
 	f.approves(q.approves(counter+1, first))
@@ -314,7 +315,7 @@ func testApproveConflict(t *testing.T, f *fixture) {
 	f.spend(denied(q.approves(8, first), protocol.CodeUserRefused), protocol.CodeSerial)
 	before.Records += 2
 	f.same(f.tally(), before)
-	if n := f.kinds(store.KindFinal); n != 0 {
+	if n := f.kinds(audit.KindFinal); n != 0 {
 		t.Fatalf("%d decisions ended", n)
 	}
 	f.approves(q.approves(10, first))
@@ -341,7 +342,7 @@ func testConcurrentApprovers(t *testing.T, f *fixture) {
 	if reasons[protocol.CodeSerial] != 49 || reasons[0]+reasons[protocol.CodeUserRefused] != 1 {
 		t.Fatalf("reasons of 50 approvers: %v", reasons)
 	}
-	if n := f.kinds(store.KindFinal); n != 1 {
+	if n := f.kinds(audit.KindFinal); n != 1 {
 		t.Fatalf("%d records of an end", n)
 	}
 	f.asks(6, first.Serial, want)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -61,7 +62,7 @@ func testConcurrentRepeats(t *testing.T, f *fixture) {
 	spends := make([]store.Spend, 100)
 	for i := range spends {
 		spends[i] = s
-		spends[i].Salt = store.NewSalt()
+		spends[i].Salt = audit.NewSalt()
 		random(spends[i].Decision.Transaction[:])
 	}
 	before := f.tally()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -21,35 +22,66 @@ type Parties struct {
 	Device store.Device
 }
 
-// Unseal unseals a store with a key that every test knows, under mac@1.
-func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) {
+// Unseal unseals a store without an anchor, with a key that every test knows, under mac@1.
+func Unseal(ctx context.Context, s store.Store) (*store.Seals, error) { return unseal(ctx, s, nil) }
+
+func unseal(ctx context.Context, s store.Store, a store.Anchor) (*store.Seals, error) {
 	seals := store.NewSeals(nil)
-	seals.Add(1, make([]byte, store.SealKeySize), false)
+	seals.Add(1, make([]byte, 32), false)
 	seals.Use(1)
-	return seals, s.Unseal(ctx, seals, nil)
+	return seals, s.Unseal(ctx, seals, a)
 }
 
-// Seed founds the store with policy 1, if it has none, and enrols a client and a device
-// of this name.
+// Anchor is an anchor in memory, on a disk that may be full.
+type Anchor struct {
+	store.Mark
+	Full bool
+}
+
+// Floor implements [store.Anchor].
+func (a *Anchor) Floor() store.Mark { return a.Mark }
+
+// Advance implements [store.Anchor].
+func (a *Anchor) Advance(m store.Mark) error {
+	switch {
+	case a.Full:
+		return errors.New("no space left on device")
+	case m.Revision < a.Revision || m.MAC < a.MAC:
+		return errors.New("the anchor does not go back")
+	}
+	a.Mark = m
+	return nil
+}
+
+// NewParties returns a client and a device of this name, not enrolled yet.
+func NewParties(name string) Parties {
+	return Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
+}
+
+// Seed enrols a new client and a new device of this name.
 func Seed(ctx context.Context, s store.Store, name string) (Parties, error) {
-	p := Parties{Client: NewClient(name), Device: NewDevice(name + "-door")}
+	p := NewParties(name)
+	return p, p.Enrol(ctx, s)
+}
+
+// Enrol founds the store with policy 1 if it is empty, and enrols both parties.
+func (p Parties) Enrol(ctx context.Context, s store.Store) error {
 	if _, err := s.ActivePolicy(ctx); errors.Is(err, store.ErrNotFound) {
 		first := store.Policy{Version: 1, Document: []byte("one"), ActivatedAt: Epoch}
 		if err := s.AddTrust(ctx, store.Trust{Policy: first}, Note("policy")); err != nil {
-			return p, err
+			return err
 		}
 	}
-	client, device := NewInvitation(store.KindClient, name), NewInvitation(store.KindDevice, p.Device.Name)
+	client, device := NewInvitation(store.KindClient, p.Client.Name), NewInvitation(store.KindDevice, p.Device.Name)
 	for _, i := range []store.Invitation{client, device} {
 		if err := s.Invite(ctx, i, Note("invited")); err != nil {
-			return p, err
+			return err
 		}
 	}
-	err := s.EnrolClient(ctx, UseOf(client), p.Client, Note("enrolled"))
-	if err != nil {
-		return p, err
+	if err := s.EnrolClient(ctx, UseOf(client), p.Client, Note("enrolled")); err != nil {
+		return err
 	}
-	return p, s.EnrolDevice(ctx, UseOf(device), p.Device, Note("enrolled"))
+	return s.EnrolDevice(ctx, UseOf(device), p.Device, Note("enrolled"))
 }
 
 func random(b []byte) { _, _ = rand.Read(b) } // never fails, crypto/rand
@@ -98,8 +130,8 @@ func UseOf(i store.Invitation) store.Use {
 }
 
 // Note is an audit record with a text.
-func Note(text string) store.Record {
-	rec := store.NewRecord(store.KindClients, "client/test", map[string]any{"note": text})
+func Note(text string) audit.Record {
+	rec := audit.NewRecord(audit.KindClients, "client/test", map[string]any{"note": text})
 	rec.At = Epoch
 	return rec
 }
@@ -128,7 +160,7 @@ func (p Parties) Spend(counter uint32) store.Spend {
 	s := store.Spend{
 		AnswerKey:     store.AnswerKey{Client: p.Client.ID},
 		PolicyVersion: 1,
-		Salt:          store.NewSalt(),
+		Salt:          audit.NewSalt(),
 		Now:           Epoch.Add(time.Duration(counter) * time.Second),
 		Evidence: store.Evidence{
 			Statement: []byte("statement"),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
@@ -95,7 +96,7 @@ func testSpendReplay(t *testing.T, f *fixture) {
 
 	// Whatever has changed since, the answer has not.
 	f.setClient(store.Revoked)
-	s.PolicyVersion, s.Denial, s.Salt, s.Now = 9, protocol.CodeUserRefused, store.NewSalt(), Epoch.Add(time.Hour)
+	s.PolicyVersion, s.Denial, s.Salt, s.Now = 9, protocol.CodeUserRefused, audit.NewSalt(), Epoch.Add(time.Hour)
 	s.Decision = f.p.Spend(5).Decision
 	again := f.spend(s, 0)
 	first.Replayed = true
@@ -161,7 +162,7 @@ func testSpendConflict(t *testing.T, f *fixture) {
 			t.Errorf("%s: tally %+v, want %+v", c.name, got, before)
 		}
 		all := f.records()
-		if rec := all[len(all)-1]; rec.Kind != store.KindRefused || rec.Salt != c.spend.Salt {
+		if rec := all[len(all)-1]; rec.Kind != audit.KindRefused || rec.Salt != c.spend.Salt {
 			t.Errorf("%s: last record is %q of %x", c.name, rec.Kind, rec.Salt)
 		}
 	}
@@ -281,7 +282,7 @@ func testSpendRecord(t *testing.T, f *fixture) {
 		"reference": "order 17",
 	})
 	rec.Body, rec.Sequence = nil, 0
-	f.same(rec, store.Record{At: s.Now, Kind: store.KindDecision, Subject: "client/" + s.Client.String(), Salt: s.Salt})
+	f.same(rec, audit.Record{At: s.Now, Kind: audit.KindDecision, Subject: "client/" + s.Client.String(), Salt: s.Salt})
 }
 
 func testSpendOtherClients(t *testing.T, f *fixture) {

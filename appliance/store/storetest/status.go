@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/message"
 )
@@ -45,9 +46,9 @@ func (f *fixture) asks(counter uint32, asked protocol.Serial, want message.Asked
 	f.must(err)
 	out.Replayed = true
 	f.same(got, out)
-	var last store.Record
+	var last audit.Record
 	for _, rec := range f.records() {
-		if rec.Kind == store.KindDecision {
+		if rec.Kind == audit.KindDecision {
 			last = rec
 		}
 	}
@@ -81,7 +82,7 @@ func testStatusUnspent(t *testing.T, f *fixture) {
 		before.Records += 2
 		f.same(f.tally(), before)
 		all := f.records()
-		if rec := all[len(all)-1]; rec.Kind != store.KindSettled || rec.Subject != "client/"+late.Client.String() ||
+		if rec := all[len(all)-1]; rec.Kind != audit.KindSettled || rec.Subject != "client/"+late.Client.String() ||
 			rec.Words()["reason"] != uint64(protocol.CodeExpired) {
 			t.Fatalf("record of what was settled: %+v, %v", rec, rec.Words())
 		}
@@ -123,7 +124,7 @@ func testStatusPending(t *testing.T, f *fixture) {
 	if out := f.concludes(s, protocol.ResultApproved, 0); *out.Asked != (message.AskedResult{Reason: protocol.CodeExpired}) {
 		t.Fatalf("answer about what waited too long: %+v", out.Asked)
 	}
-	if n := f.kinds(store.KindFinal); n != 2 {
+	if n := f.kinds(audit.KindFinal); n != 2 {
 		t.Fatalf("%d records of an end", n)
 	}
 	f.spend(q.approves(2, late), protocol.CodeSerial) // though its own clock says there is time
@@ -150,7 +151,7 @@ func testStatusDenied(t *testing.T, f *fixture) {
 	f.setClient(store.Suspended)
 	refuses(protocol.CodeSuspended, func(*store.Spend) {})
 	f.setClient(store.Active)
-	if n := f.kinds(store.KindSettled); n != 0 {
+	if n := f.kinds(audit.KindSettled); n != 0 {
 		t.Fatalf("%d serials were settled", n)
 	}
 	before := f.tally()
@@ -233,7 +234,7 @@ func testConcurrentExpiry(t *testing.T, f *fixture) {
 			t.Fatalf("round %d: the approver was answered %d, the question %+v", round, approver.Reason, *told)
 		}
 	}
-	if n := f.kinds(store.KindFinal); n != 50 {
+	if n := f.kinds(audit.KindFinal); n != 50 {
 		t.Fatalf("%d records of an end", n)
 	}
 }

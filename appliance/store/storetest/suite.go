@@ -4,48 +4,59 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"testing"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
-// Run runs the whole suite. Each test gets an empty store of its own from open,
-// and closes it.
-func Run(t *testing.T, open func(t *testing.T) store.Store) {
+// Prepare fills an empty store.
+type Prepare func(context.Context, store.Store) error
+
+// Open returns a store of its own to each test, sealed.
+type Open func(*testing.T) store.Store
+
+// Run runs the whole suite. open returns how stores are opened that a prepare has
+// filled, with mac@1 as [Unseal] has it: a driver may run prepare once and copy what it made. Each test closes its store.
+func Run(t *testing.T, open func(Prepare) Open) {
+	p := NewParties("alice")
+	enrolled, empty := open(p.Enrol), open(func(context.Context, store.Store) error { return nil })
 	for _, group := range []map[string]func(*testing.T, *fixture){
 		partyTests, invitationTests, spendTests, limitTests, reportTests, registryTests, concurrencyTests,
 		tryTests, approvalTests, statusTests, replaceTests, changeTests, recoveryTests,
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
-				f := newFixture(t, open(t))
+				t.Parallel()
+				f := newFixture(t, enrolled(t), p)
 				test(t, f)
 				f.checkAudit()
 				f.must(f.Close())
 			})
 		}
 	}
-	t.Run("Close", func(t *testing.T) { testClose(t, open(t)) })
-	t.Run("Empty", func(t *testing.T) { testEmpty(t, open(t)) })
+	t.Run("Close", func(t *testing.T) { testClose(t, newFixture(t, enrolled(t), p)) })
+	t.Run("Empty", func(t *testing.T) { testEmpty(t, newFixture(t, empty(t), p)) })
 }
 
-// fixture is a store with one client and one device in it.
+// fixture is a store in which one client and one device are enrolled.
 type fixture struct {
 	store.Store
-	p Parties
-	t *testing.T
+	p      Parties
+	t      *testing.T
+	anchor *Anchor
 }
 
-func newFixture(t *testing.T, s store.Store) *fixture {
+func newFixture(t *testing.T, s store.Store, p Parties) *fixture {
 	t.Helper()
-	p, err := Seed(t.Context(), s, "alice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &fixture{Store: s, p: p, t: t}
+	f := &fixture{Store: s, p: p, t: t, anchor: &Anchor{}}
+	_, err := unseal(t.Context(), s, f.anchor)
+	f.must(err)
+	return f
 }
 
 func (f *fixture) must(err error) {
@@ -70,9 +81,9 @@ func (f *fixture) same(got, want any) {
 }
 
 // records lists the whole audit.
-func (f *fixture) records() []store.Record {
+func (f *fixture) records() []audit.Record {
 	f.t.Helper()
-	var all []store.Record
+	var all []audit.Record
 	for {
 		page, err := f.Records(f.t.Context(), uint64(len(all)), 1000)
 		f.must(err)
@@ -99,7 +110,7 @@ func (f *fixture) checkAudit() {
 		if rec.Sequence != uint64(i+1) {
 			f.t.Fatalf("record %d has sequence number %d", i+1, rec.Sequence)
 		}
-		if rec.Kind == store.KindDecision || rec.Kind == store.KindSettled {
+		if rec.Kind == audit.KindDecision || rec.Kind == audit.KindSettled {
 			decisions++
 		}
 	}
@@ -175,19 +186,18 @@ func (f *fixture) third(counter uint32) store.Spend {
 // next is a counter that nobody has used.
 func (f *fixture) next() uint32 { return uint32(max(f.highest(), 100) + 1) }
 
-func testClose(t *testing.T, s store.Store) {
-	f := newFixture(t, s)
-	f.must(s.Close())
-	f.must(s.Close())
-	_, err := s.Spend(t.Context(), f.p.Spend(1))
+func testClose(t *testing.T, f *fixture) {
+	f.must(f.Close())
+	f.must(f.Close())
+	_, err := f.Spend(t.Context(), f.p.Spend(1))
 	f.fails(err, store.ErrUnavailable)
-	_, err = s.Client(t.Context(), f.p.Client.ID)
+	_, err = f.Client(t.Context(), f.p.Client.ID)
 	f.fails(err, store.ErrUnavailable)
-	f.fails(s.Append(t.Context(), Note("late")), store.ErrUnavailable)
+	f.fails(f.Append(t.Context(), Note("late")), store.ErrUnavailable)
 }
 
-func testEmpty(t *testing.T, s store.Store) {
-	f := &fixture{Store: s, t: t}
+func testEmpty(t *testing.T, f *fixture) {
+	s := f.Store
 	f.same(f.tally(), store.Tally{})
 	_, err := s.ActivePolicy(t.Context())
 	f.fails(err, store.ErrNotFound)

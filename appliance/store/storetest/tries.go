@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -44,7 +45,7 @@ func testTry(t *testing.T, f *fixture) {
 	all := f.records()
 	rec.Sequence = uint64(len(all))
 	f.same(all[len(all)-1], rec)
-	if rec.Kind != store.KindRefused || rec.Words()["reason"] != uint64(protocol.CodePassword) {
+	if rec.Kind != audit.KindRefused || rec.Words()["reason"] != uint64(protocol.CodePassword) {
 		t.Fatalf("record %+v: %v", rec, rec.Words())
 	}
 	f.same(f.guard().Wrong, uint32(1))
@@ -199,7 +200,7 @@ func testTryHardLock(t *testing.T, f *fixture) {
 			t.Fatalf("locked for %v", tried.After)
 		}
 		before := f.tally()
-		f.must(f.Unlock(t.Context(), f.p.Client.ID, store.NewRecord(store.KindUnlock, "client/alice", nil)))
+		f.must(f.Unlock(t.Context(), f.p.Client.ID, audit.NewRecord(audit.KindUnlock, "client/alice", nil)))
 		before.Records++
 		f.same(f.tally(), before)
 		f.same(f.guard(), store.Guard{})

@@ -1,5 +1,5 @@
-// Package remote is the appliance as a client sees it while it enrols: HTTPS with a
-// server that the root of an activation code vouches for.
+// Package remote implements the client's HTTPS connection to the appliance during enrolment. The
+// root of an activation code authenticates the server.
 package remote
 
 import (
@@ -20,24 +20,24 @@ import (
 	"countersign/protocol/trust"
 )
 
-// maxBody is far above any answer while enrolling, in bytes.
+// maxBody is far above any enrolment answer, in bytes.
 const maxBody = 1 << 20
 
 const requestTimeout = 30 * time.Second
 
-// Server is the appliance while the client enrols.
+// Server is the appliance during enrolment.
 type Server struct {
 	base *url.URL
 	http *http.Client
 	gate *gate
 }
 
-// gate lets every TLS connection pass until it has keys, then only to a server
-// whose certificate one of them signed.
+// gate accepts every TLS connection until it has keys, and then only servers with a certificate
+// signed by one of them.
 type gate struct {
 	mu   sync.Mutex
 	keys []protocol.PublicKey // guarded by mu; of ca
-	now  time.Time            // guarded by mu; for the certificate's dates
+	now  time.Time            // guarded by mu; to check the certificate's dates
 }
 
 func (g *gate) close(keys []protocol.PublicKey, now time.Time) {
@@ -46,7 +46,7 @@ func (g *gate) close(keys []protocol.PublicKey, now time.Time) {
 	g.keys, g.now = keys, now
 }
 
-// check is for a connection that is being made, and for one already made.
+// check verifies new connections, and the first one again.
 func (g *gate) check(conn tls.ConnectionState) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -65,7 +65,7 @@ func (g *gate) check(conn tls.ConnectionState) error {
 	return err
 }
 
-// New takes the appliance's address, https://host:port: CodeFormat for another.
+// New takes the appliance's address, https://host:port. It returns CodeFormat for another form.
 func New(address string) (*Server, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Scheme != "https" || base.Host == "" {
@@ -75,8 +75,8 @@ func New(address string) (*Server, error) {
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13,
-			// The root of the activation code is the only authority. Before it is known what
-			// the server says of it is read from anybody and then verified.
+			// The root of the activation code is the only authority. Until the client has it, it
+			// reads the keys from any server and then verifies them.
 			InsecureSkipVerify: true, //nolint:gosec // G402: VerifyConnection decides
 			VerifyConnection:   g.check,
 		},
@@ -89,12 +89,11 @@ func New(address string) (*Server, error) {
 	}}, nil
 }
 
-// Close ends the connections that are kept.
+// Close closes idle connections.
 func (s *Server) Close() { s.http.CloseIdleConnections() }
 
-// Trust fetches and resolves what the appliance says about its keys, and from then
-// on talks to nobody but a server with a certificate of `ca`. The server that
-// answered must have one already.
+// Trust fetches and resolves the appliance's keys. From then on the Server accepts only certificates
+// signed by `ca`, also for the connection that delivered the keys.
 func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Time) (trust.State, error) {
 	body, conn, err := s.do(ctx, http.MethodGet, "trust", nil)
 	if err != nil {
@@ -135,7 +134,7 @@ func caKeys(pinned trust.State) ([]protocol.PublicKey, error) {
 	return keys, nil
 }
 
-// Enrol sends an enrolment request, as it was encoded.
+// Enrol sends an encoded enrolment request.
 func (s *Server) Enrol(ctx context.Context, body []byte) (enrol.Response, error) {
 	answer, _, err := s.do(ctx, http.MethodPost, "enrol", body)
 	if err != nil {
@@ -144,8 +143,8 @@ func (s *Server) Enrol(ctx context.Context, body []byte) (enrol.Response, error)
 	return enrol.ParseResponse(answer)
 }
 
-// do gives the body of a 200, else an [Error]; an appliance that cannot be
-// reached is CodeServerUnreachable.
+// do returns the body of a 200 answer, an [Error] for another status, and CodeServerUnreachable if
+// the appliance cannot be reached.
 func (s *Server) do(ctx context.Context, method, path string, body []byte) (answer []byte, conn tls.ConnectionState, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.base.JoinPath("v1", path).String(), bytes.NewReader(body))
 	if err != nil {
@@ -190,5 +189,5 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Unwrap gives the problem's code, if it has one.
+// Unwrap returns an error with the problem's code, if it has one.
 func (e *Error) Unwrap() error { return e.Problem.Err() }

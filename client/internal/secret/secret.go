@@ -1,6 +1,5 @@
-// Package secret is what a phone keeps so that its user's password can be proved:
-// how the password is stretched, and the phone's own secret DS. The password itself
-// is kept nowhere.
+// Package secret implements the secrets that a phone stores to prove its user's password: the
+// stretching parameters and the phone's own secret DS. It never stores the password.
 package secret
 
 import (
@@ -15,8 +14,8 @@ import (
 	"countersign/protocol/password"
 )
 
-// Kept is what stays on the phone of one enrolled password, PROTOCOL.md §4.1. It
-// prints as [redacted], and is written with DS, for a file of its owner only:
+// Kept is the stored part of one enrolled password, PROTOCOL.md §4.1. It prints as [redacted], and
+// encodes with DS, for files that only the owner can read:
 //
 //	{"salt", "memory_kib", "iterations", "parallelism", "secret": DS}
 type Kept struct {
@@ -25,7 +24,7 @@ type Kept struct {
 	DS     password.DeviceSecret
 }
 
-// New makes a salt and a DS.
+// New returns random values.
 func New(params password.Params) Kept {
 	k := Kept{Params: params}
 	_, _ = rand.Read(k.Salt[:]) // never fails, see crypto/rand
@@ -33,7 +32,7 @@ func New(params password.Params) Kept {
 	return k
 }
 
-// Verifier computes K_pw, which takes a time and k.Params.MemoryKiB of memory:
+// Verifier computes K_pw, which takes about 0.1 s and k.Params.MemoryKiB of memory. It returns
 // protocol.CodeFormat for a password that is not UTF-8.
 func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier, error) {
 	a, err := password.Stretch(string(text), k.Salt, k.Params)
@@ -43,9 +42,8 @@ func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier
 	return k.DS.Bind(client, a).Verifier(), nil
 }
 
-// Enrolment wraps the verifier of a password for the appliance's key `enrol`, with an
-// ephemeral key that is forgotten at once. Root, Enrol and SigningKey of names are the
-// caller's.
+// Enrolment wraps a password's verifier for the appliance's key `enrol` with a new ephemeral key.
+// The caller sets Root, Enrol and SigningKey of names.
 func (k Kept) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Password, error) {
 	verifier, err := k.Verifier(protocol.ClientIDOf(names.SigningKey), text)
 	if err != nil {
@@ -69,7 +67,7 @@ func (k Kept) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Passwo
 	}, nil
 }
 
-// Fits tells whether an enrolment was made of this.
+// Fits reports whether an enrolment was made from k.
 func (k Kept) Fits(p *enrol.Password) bool {
 	return p != nil && p.Salt == k.Salt &&
 		k.Params == password.Params{MemoryKiB: p.MemoryKiB, Iterations: p.Iterations, Parallelism: p.Parallelism}
@@ -83,19 +81,19 @@ type keptJSON struct {
 	DS          protocol.Base64 `json:"secret"`
 }
 
-// MarshalJSON writes DS too.
+// MarshalJSON includes DS.
 func (k Kept) MarshalJSON() ([]byte, error) {
 	return json.Marshal(keptJSON{k.Salt[:], k.Params.MemoryKiB, k.Params.Iterations, k.Params.Parallelism, k.DS[:]})
 }
 
-// UnmarshalJSON reads what MarshalJSON writes.
+// UnmarshalJSON decodes the output of MarshalJSON.
 func (k *Kept) UnmarshalJSON(b []byte) error {
 	var w keptJSON
 	if err := json.Unmarshal(b, &w); err != nil {
 		return err
 	}
 	if len(w.Salt) != len(k.Salt) || len(w.DS) != len(k.DS) {
-		return fmt.Errorf("password: salt or secret has another length")
+		return fmt.Errorf("password: salt or secret has the wrong length")
 	}
 	*k = Kept{
 		Salt: password.Salt(w.Salt), DS: password.DeviceSecret(w.DS),
@@ -104,8 +102,8 @@ func (k *Kept) UnmarshalJSON(b []byte) error {
 	return k.Params.Check()
 }
 
-// String keeps DS from printing.
+// String prevents DS from printing.
 func (Kept) String() string { return "[redacted]" }
 
-// GoString keeps %#v from printing DS.
+// GoString prevents %#v from printing DS.
 func (Kept) GoString() string { return "[redacted]" }

@@ -15,7 +15,7 @@ import (
 //
 //	[protected bstr, unprotected map, payload bstr or null, signature bstr64]
 //
-// The protected header is kept as received and compared exactly.
+// The protected header is kept as received and must match exactly.
 type Sign1 struct {
 	_           struct{} `cbor:",toarray"`
 	Protected   []byte
@@ -30,7 +30,7 @@ var protectedES256 = []byte{0xA1, 0x01, 0x26}
 // headerKid is the COSE header label of kid, RFC 9052 §3.1.
 const headerKid = 4
 
-// Sign makes an attached COSE_Sign1. kid is written if it is not nil.
+// Sign returns an attached COSE_Sign1, with a kid header unless kid is nil.
 func Sign(ctx context.Context, signer protocol.DigestSigner, aad string, payload, kid []byte) ([]byte, error) {
 	digest := sha256.Sum256(protocol.SigStructure(aad, payload))
 	sig, err := signer.SignDigest(ctx, digest[:])
@@ -44,8 +44,8 @@ func Sign(ctx context.Context, signer protocol.DigestSigner, aad string, payload
 	return cbor.Marshal(Sign1{Protected: protectedES256, Unprotected: unprotected, Payload: payload, Signature: sig}), nil
 }
 
-// Parse decodes an attached ES256 COSE_Sign1 and checks everything that
-// needs no key. hasKid says whether the unprotected map is {4: bstr1} or empty.
+// Parse decodes an attached ES256 COSE_Sign1 and checks everything that needs no key. The
+// unprotected map must be {4: bstr1} if hasKid is set, and empty otherwise.
 func Parse(b []byte, hasKid bool) (s Sign1, kid byte, err error) {
 	if err := strict.Item(b, &s); err != nil {
 		return s, 0, err
@@ -59,23 +59,23 @@ func Parse(b []byte, hasKid bool) (s Sign1, kid byte, err error) {
 		}
 		return s, 0, nil
 	}
-	id, err := cbor.Bytes(s.Unprotected[headerKid])
-	if err != nil || len(id) != 1 || len(s.Unprotected) != 1 {
+	var id []byte
+	if err := cbor.Unmarshal(s.Unprotected[headerKid], &id); err != nil || len(id) != 1 || len(s.Unprotected) != 1 {
 		return s, 0, protocol.CodeFormat.Errorf("COSE_Sign1 unprotected headers are not {4: kid}")
 	}
 	return s, id[0], nil
 }
 
-// Verify checks the signature over the exact received bytes.
+// Verify reports whether the signature over the received bytes is valid.
 func (s Sign1) Verify(key protocol.PublicKey, aad string) bool {
 	digest := sha256.Sum256(Structure(s.Protected, aad, s.Payload))
 	return key.VerifyDigest(digest[:], s.Signature)
 }
 
-// Structure is the Sig_structure of RFC 9052 §4.4.
+// Structure returns the Sig_structure of RFC 9052 §4.4.
 func Structure(protected []byte, aad string, payload []byte) []byte {
 	return cbor.Marshal([]any{"Signature1", protected, []byte(aad), payload})
 }
 
-// Kid is the kid header of an epoch: the epoch mod 256, one byte.
+// Kid returns the kid header of an epoch: one byte, the epoch modulo 256.
 func Kid(epoch uint64) []byte { return []byte{byte(epoch)} }

@@ -1,11 +1,10 @@
-// Package domain has the domain strings of PROTOCOL.md §2: each signature, MAC,
-// hash and key derivation has its own, so that no output of one can serve as
-// another.
+// Package domain defines the domain strings of PROTOCOL.md §2. Each signature, MAC, hash and key
+// derivation has its own, so that the output of one cannot serve as another.
 package domain
 
 import "crypto/sha256"
 
-// The domain strings. The comment of PROTOCOL.md §2 lists them in the same order.
+// The domain strings.
 const (
 	HPKE        = "OA1 hpke v1"
 	Session     = "OA1 session v1"

@@ -45,7 +45,7 @@ func FromBase64(list []protocol.Base64) [][]byte {
 	return out
 }
 
-// Fixed copies b to dst and requires the length to be right.
+// Fixed copies b to dst, which must have the same length.
 func Fixed(dst []byte, name string, b []byte) error {
 	if len(b) != len(dst) {
 		return protocol.CodeFormat.Errorf("%s has %d bytes: want %d", name, len(b), len(dst))
@@ -57,9 +57,8 @@ func Fixed(dst []byte, name string, b []byte) error {
 // maxJSONDepth is far above the deepest document of OA1, which has three levels.
 const maxJSONDepth = 16
 
-// JSON reads one JSON object into v: CodeFormat on unknown or duplicate
-// members, members in another case than ours, null, bytes that are not UTF-8, and
-// trailing data.
+// JSON decodes one JSON object into v. It returns CodeFormat for unknown or duplicate members,
+// members in another case, null, invalid UTF-8 and trailing data.
 func JSON(b []byte, v any) error {
 	if !utf8.Valid(b) {
 		return protocol.CodeFormat.Errorf("JSON is not UTF-8")
@@ -102,7 +101,7 @@ func checkMembers(b []byte) error {
 	return nil
 }
 
-// checkObject reads what follows an opening brace, the closing one included.
+// checkObject checks the rest of an object after its opening brace.
 func checkObject(d *json.Decoder, depth int) error {
 	seen := map[string]bool{}
 	for d.More() {
@@ -150,7 +149,7 @@ func checkValue(d *json.Decoder, depth int) error {
 	return err
 }
 
-// NonNil turns nil, which CBOR writes as null, into the empty byte string.
+// NonNil returns an empty slice for nil, which CBOR would encode as null.
 func NonNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}

@@ -1,6 +1,5 @@
-// Package text has the rules for names and texts that a person is shown
-// (PROTOCOL.md §3): NFC, one script, no character that is invisible or changes
-// the order of others.
+// Package text implements the rules for names and texts that users see (PROTOCOL.md §3): NFC, one
+// script, no character that is invisible or reorders others.
 package text
 
 import (
@@ -21,9 +20,9 @@ var (
 	errScripts = errors.New("text mixes scripts")
 )
 
-// Check refuses what is not NFC, mixes scripts (UTS 39 §5.1, over the Script
-// property), or has a character of category Cc, Cf, Co, Cs, Zl or Zp, or one
-// that is not assigned in the Unicode version of this program.
+// Check rejects text that is not NFC, mixes scripts (UTS 39 §5.1, over the Script property), or has
+// a character of category Cc, Cf, Co, Cs, Zl or Zp, or one that this program's Unicode version does
+// not assign.
 func Check(s string) error {
 	if isPrintableASCII(s) {
 		return nil
@@ -63,14 +62,14 @@ func checkRunes(s string) error {
 	return nil
 }
 
-// The values of the Script property that go with every script.
+// The values of the Script property that combine with every script.
 const (
 	common    = "Common"
 	inherited = "Inherited"
 )
 
-// writingSystems are the scripts with augmented script sets, UTS 39 §5.1: Han
-// stands alone and in Japanese, Korean, and Chinese with Bopomofo.
+// writingSystems are the scripts with augmented script sets (UTS 39 §5.1): Han is used alone and in
+// Japanese, Korean, and Chinese with Bopomofo.
 var writingSystems = map[string][]string{
 	"Han":      {"Han", "Japanese", "Korean", "Hanb"},
 	"Hiragana": {"Hiragana", "Japanese"},
@@ -89,7 +88,7 @@ func everySystem() systemSet { return systemSet{any: true} }
 
 func (s *systemSet) none() bool { return !s.any && len(s.names) == 0 }
 
-// keep intersects the set with that of one character's script.
+// keep intersects the set with the script set of one character.
 func (s *systemSet) keep(script string) {
 	if script == common || script == inherited {
 		return
@@ -111,8 +110,8 @@ type span struct {
 	script string
 }
 
-// spans has all of Unicode in order; the library's tables are one per script,
-// which would be a search in each of them for every character.
+// spans covers all of Unicode in order. The standard library has one table per script, and a search
+// in each of them for every character would be slow.
 var spans = sync.OnceValue(func() []span {
 	var all []span
 	for script, table := range unicode.Scripts {
@@ -137,7 +136,7 @@ func appendSpans(all []span, s span, stride rune) []span {
 	return all
 }
 
-// scriptOf gives the Script property; ok is false for unassigned characters.
+// scriptOf returns the Script property; ok is false for unassigned characters.
 func scriptOf(r rune) (script string, ok bool) {
 	all := spans()
 	i, found := slices.BinarySearchFunc(all, r, func(s span, r rune) int { return cmp.Compare(s.lo, r) })

@@ -68,7 +68,7 @@ func (h *House) Apply(ctx context.Context, p *phone.Phone, ask Ask) (*Dialog, er
 	if d.Session, err = p.Apply(p1.Marshal()); err != nil {
 		return nil, err
 	}
-	res, err := h.Appliance.Apply(ctx, d.Device, d.Request())
+	res, err := h.Appliance.Authorize.Apply(ctx, d.Device, d.Request())
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (d *Dialog) Request() deviceapi.ApplyRequest {
 
 // Send sends an M3 at a house, which may be another one than began the dialog.
 func (h *House) Send(ctx context.Context, d *Dialog, m3 []byte) (a Answer, err error) {
-	a.CountersignResponse, err = h.Countersign(ctx, d.Device, deviceapi.CountersignRequest{Handle: d.Handle, M3: m3})
+	a.CountersignResponse, err = h.Authorize.Countersign(ctx, d.Device, deviceapi.CountersignRequest{Handle: d.Handle, M3: m3})
 	if err != nil {
 		return a, err
 	}

@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
@@ -22,7 +25,8 @@ import (
 // been answered earlier.
 func (b *builder) converse(ctx context.Context) {
 	begin := func(name, who string, ask Ask) {
-		b.Dialogs[name] = harness.Must(b.House.Apply(ctx, b.Phones[who], ask))
+		d := harness.Must(b.House.Apply(ctx, b.Phones[who], ask))
+		b.Dialogs[name] = d
 	}
 	level4 := Ask{Service: Payment, Amount: EUR(1_000_000)}
 	b.steal(ctx)
@@ -111,7 +115,7 @@ func (b *builder) spend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.Outcome(ctx, performed.Device, deviceapi.OutcomeRequest{Transaction: id, Performed: true})
+	return b.Authorize.Outcome(ctx, performed.Device, deviceapi.OutcomeRequest{Transaction: id, Performed: true})
 }
 
 // tryLocked has dora try the right password while it is locked.
@@ -138,12 +142,12 @@ func (a Answer) Decision() []byte { return a.CountersignResponse.Decision }
 
 // invite leaves invitations of each kind: open, used, and expired.
 func (b *builder) invite(ctx context.Context) {
-	late, _, err1 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
-	open, _, err2 := b.House.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: "nora"})
+	late, _, err1 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
+	open, _, err2 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "nora"})
 	b.Codes["late"], b.Codes["nora"] = late, open
 	var random [13]byte
 	copy(random[:], "of no invitat")
-	b.Codes["made up"] = enrol.NewActivationCode(b.Hash(), random)
+	b.Codes["made up"] = protoenrol.NewActivationCode(b.Hash(), random)
 	till, err3 := b.asksFor(ctx, "till", time.Hour)
 	harness.Do(errors.Join(err1, err2, err3))
 	harness.Must(b.signed(ctx, till))
@@ -152,32 +156,32 @@ func (b *builder) invite(ctx context.Context) {
 // leaveOpen leaves change requests in each state.
 func (b *builder) leaveOpen(ctx context.Context) {
 	c := b.Changes
-	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, requests.ErrOver) {
 		harness.Fail("a stale request: %v", err)
 	}
 	c["expired"] = harness.Must(b.asksFor(ctx, "door-1", 2*time.Second))
 	c["withdrawn"] = harness.Must(b.asksFor(ctx, "door-2", time.Hour))
-	harness.Must(b.WithdrawChange(ctx, c["withdrawn"].Hash.ID()))
+	harness.Must(b.Requests.Withdraw(ctx, c["withdrawn"].Hash.ID()))
 	b.place.Clock.Advance(3 * time.Second) // the late invitation expires too
-	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, appliance.ErrOver) {
+	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, requests.ErrOver) {
 		harness.Fail("an expired request: %v", err)
 	}
 	c["open"] = harness.Must(b.asksFor(ctx, "door-3", time.Hour))
-	c["policy"] = harness.Must(b.Ask(ctx, appliance.AskPolicy(b.Lenient)))
-	c["admin"] = harness.Must(b.Ask(ctx, appliance.AskAdmin("eve", b.Operators["mallory"].Public)))
-	backUp := appliance.Ask{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
-	c["backup"] = harness.Must(b.Ask(ctx, backUp))
+	c["policy"] = harness.Must(b.Requests.Ask(ctx, rules.Draft(b.Lenient)))
+	c["admin"] = harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin("eve", b.Operators["mallory"].Public)))
+	backUp := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
+	c["backup"] = harness.Must(b.Requests.Ask(ctx, backUp))
 	backUp.Parameters = change.Parameters{"partial": false}
-	c["executed"] = harness.Must(b.Ask(ctx, backUp))
+	c["executed"] = harness.Must(b.Requests.Ask(ctx, backUp))
 	harness.Must(b.signed(ctx, c["executed"]))
 	b.interrupt(ctx)
 }
 
 // interrupt leaves a request as an appliance does that is killed when it was taken.
 func (b *builder) interrupt(ctx context.Context) {
-	b.Codes["door-4"] = enrol.NewActivationCode(b.Hash(), [13]byte{4})
+	b.Codes["door-4"] = protoenrol.NewActivationCode(b.Hash(), [13]byte{4})
 	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
-	c := harness.Must(b.Preview(ctx, appliance.Ask{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+	c := harness.Must(b.Requests.Preview(ctx, change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],
 	}}))
 	now := b.place.Clock.Now()
@@ -187,5 +191,5 @@ func (b *builder) interrupt(ctx context.Context) {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
 	}
 	b.Changes["taken"] = c
-	harness.Do(b.Store.AddChange(ctx, row, store.NewRecord(store.KindChanges, "change", nil)))
+	harness.Do(b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil)))
 }

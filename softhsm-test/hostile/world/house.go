@@ -36,7 +36,7 @@ const Domain = "test.example"
 // House is an appliance that is open: one database file and its anchor, one token.
 type House struct {
 	*appliance.Appliance
-	Store  *sqlite.Store
+	Store  store.Store
 	Keys   *keyuse.Keys
 	Seals  *store.Seals
 	Anchor *anchor.File
@@ -217,12 +217,12 @@ func tells(text string) bool {
 
 // Verify follows the house's trust document from the true root, as a phone does.
 func (h *House) Verify(root protocol.RootHash) (trust.State, error) {
-	return h.Trust().Resolve(root, h.Clock.Unix())
+	return h.Enrol.Trust().Resolve(root, h.Clock.Unix())
 }
 
 // DeviceOf reads a device as it stands.
 func (h *House) device(ctx context.Context, name string) (store.Device, error) {
-	return h.Device(ctx, h.Keys.SPIFFEID("device", name).String())
+	return h.Parties.Device(ctx, h.Keys.SPIFFEID("device", name).String())
 }
 
 // CopyHouse copies a database that is closed, with its anchor.

@@ -12,12 +12,14 @@ import (
 	"errors"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/enrol"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/policy"
 	"countersign/protocol"
-	"countersign/protocol/enrol"
+	protoenrol "countersign/protocol/enrol"
 	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
@@ -54,7 +56,7 @@ func (b *builder) appoint(ctx context.Context) {
 		if b.Operators[name] = o; name == "mallory" {
 			continue
 		}
-		harness.Must(b.Ask(ctx, appliance.AskAdmin(name, o.Public)))
+		harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin(name, o.Public)))
 	}
 }
 
@@ -78,14 +80,14 @@ var cast = []struct {
 
 // populate enrols devices and phones.
 func (b *builder) populate(ctx context.Context) {
-	for _, d := range []appliance.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
+	for _, d := range []enrol.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
 		d.Kind = store.KindDevice
-		code, _ := harness.Must2(b.Invite(ctx, d))
+		code, _ := harness.Must2(b.Enrol.Invite(ctx, d))
 		b.Codes["used by "+d.Name] = code
-		harness.Must(b.EnrolDevice(ctx, DeviceRequest(code)))
+		harness.Must(b.Enrol.Device(ctx, DeviceRequest(code)))
 	}
 	for _, c := range cast {
-		code, _ := harness.Must2(b.Invite(ctx, appliance.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles}))
+		code, _ := harness.Must2(b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles}))
 		b.Codes["used by "+c.name] = code
 		p := b.Stranger(c.full)
 		harness.Must(b.EnrolPhone(ctx, p, code))
@@ -104,16 +106,16 @@ func (w *World) Stranger(full bool) *phone.Phone {
 }
 
 // EnrolPhone enrols a phone.
-func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code enrol.ActivationCode) (enrol.Response, error) {
+func (h *House) EnrolPhone(ctx context.Context, p *phone.Phone, code protoenrol.ActivationCode) (protoenrol.Response, error) {
 	body, _, err := p.EnrolRequest(ctx, code)
 	if err != nil {
-		return enrol.Response{}, err
+		return protoenrol.Response{}, err
 	}
-	raw, err := h.Enrol(ctx, body)
+	raw, err := h.Enrol.Client(ctx, body)
 	if err != nil {
-		return enrol.Response{}, err
+		return protoenrol.Response{}, err
 	}
-	return enrol.ParseResponse(raw)
+	return protoenrol.ParseResponse(raw)
 }
 
 // CSR is a request for a certificate of a new key.
@@ -130,8 +132,8 @@ func CSR() string {
 }
 
 // DeviceRequest is the body with which a device enrols.
-func DeviceRequest(code enrol.ActivationCode) []byte {
-	body, err := json.Marshal(enrol.DeviceRequest{ActivationCode: code, CSR: CSR()})
+func DeviceRequest(code protoenrol.ActivationCode) []byte {
+	body, err := json.Marshal(protoenrol.DeviceRequest{ActivationCode: code, CSR: CSR()})
 	if err != nil {
 		panic(err) // of two strings
 	}
@@ -140,10 +142,10 @@ func DeviceRequest(code enrol.ActivationCode) []byte {
 
 // depart has those leave who will have left.
 func (b *builder) depart(ctx context.Context) {
-	_, err1 := b.SetClientStatus(ctx, "sam", store.Suspended)
-	_, err2 := b.SetClientStatus(ctx, "ruth", store.Revoked)
-	_, err3 := b.SetDeviceStatus(ctx, "shed", store.Revoked)
-	_, err4 := b.SuspendAdmin(ctx, "ben")
+	_, err1 := b.Parties.SetClientStatus(ctx, "sam", store.Suspended)
+	_, err2 := b.Parties.SetClientStatus(ctx, "ruth", store.Revoked)
+	_, err3 := b.Parties.SetDeviceStatus(ctx, "shed", store.Revoked)
+	_, err4 := b.Requests.SuspendAdmin(ctx, "ben")
 	harness.Do(errors.Join(err1, err2, err3, err4))
 }
 
@@ -172,29 +174,29 @@ func lenientPolicy() []byte {
 // request asks for the changes whose time is before the others.
 func (b *builder) request(ctx context.Context) {
 	b.Lenient = lenientPolicy()
-	harness.Must(b.Ask(ctx, appliance.AskPolicy(strictPolicy())))
-	strict := harness.Must(b.Policy(ctx))
+	harness.Must(b.Requests.Ask(ctx, rules.Draft(strictPolicy())))
+	strict := harness.Must(b.Rules.Policy(ctx))
 	b.Strict = strict.Hash
-	stale := harness.Must(b.Ask(ctx, appliance.AskAdmin("dan", b.Operators["mallory"].Public)))
+	stale := harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin("dan", b.Operators["mallory"].Public)))
 	b.Changes["failed"] = stale
 }
 
 // asksFor asks for the invitation of a device; the code is kept under the device's name.
-func (b *builder) asksFor(ctx context.Context, name string, life time.Duration) (appliance.Change, error) {
-	code, _, err := b.Invite(ctx, appliance.Invite{Kind: store.KindDevice, Name: name, Life: life})
+func (b *builder) asksFor(ctx context.Context, name string, life time.Duration) (requests.Change, error) {
+	code, _, err := b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindDevice, Name: name, Life: life})
 	b.Codes[name] = code
-	var waits *appliance.Waiting
+	var waits *requests.Waiting
 	if !errors.As(err, &waits) {
-		return appliance.Change{}, errors.Join(errors.New("a device was invited without a second vote"), err)
+		return requests.Change{}, errors.Join(errors.New("a device was invited without a second vote"), err)
 	}
 	return waits.Change, nil
 }
 
 // signed has ann countersign.
-func (b *builder) signed(ctx context.Context, c appliance.Change) (appliance.Change, error) {
+func (b *builder) signed(ctx context.Context, c requests.Change) (requests.Change, error) {
 	raw, err := b.Operators["ann"].Sign(ctx, c.Hash)
 	if err != nil {
 		return c, err
 	}
-	return b.SignChange(ctx, c.Hash.ID(), raw)
+	return b.Requests.Sign(ctx, c.Hash.ID(), raw)
 }

@@ -9,15 +9,17 @@ import (
 	"path/filepath"
 	"time"
 
-	"countersign/appliance"
 	"countersign/appliance/anchor"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyring/chain"
 	"countersign/appliance/keyuse"
+	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/custody"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -44,7 +46,7 @@ type World struct {
 	Phones    map[string]*phone.Phone
 	Codes     map[string]enrol.ActivationCode
 	Operators map[string]Operator
-	Changes   map[string]appliance.Change
+	Changes   map[string]requests.Change
 	Dialogs   map[string]*Dialog
 	Backup    []byte   // of the keys, as of the end
 	Vouched   []byte   // statement of the database, as of the end
@@ -78,7 +80,7 @@ func Build(ctx context.Context, dir string) (*World, error) {
 	b := &builder{dir: dir, World: &World{
 		Template: filepath.Join(dir, "template.db"),
 		Phones:   map[string]*phone.Phone{}, Codes: map[string]enrol.ActivationCode{}, Operators: map[string]Operator{},
-		Changes: map[string]appliance.Change{}, Dialogs: map[string]*Dialog{},
+		Changes: map[string]requests.Change{}, Dialogs: map[string]*Dialog{},
 	}}
 	if err := b.found(ctx); err != nil {
 		return nil, err
@@ -135,7 +137,7 @@ func (b *builder) found(ctx context.Context) error {
 
 // Founding is what a store is founded with.
 type Founding struct {
-	Store  *sqlite.Store
+	Store  store.Store
 	Token  hsm.Token
 	Trust  store.Trust
 	Anchor string // file of it
@@ -162,7 +164,7 @@ func Found(ctx context.Context, f Founding) error {
 	if err := f.Store.Unseal(ctx, seals, at); err != nil {
 		return err
 	}
-	return f.Store.AddTrust(ctx, f.Trust, store.NewRecord(store.KindCeremony, "trust", nil))
+	return f.Store.AddTrust(ctx, f.Trust, audit.NewRecord(audit.KindCeremony, "trust", nil))
 }
 
 func (b *builder) reopen(ctx context.Context) (err error) {
@@ -213,20 +215,20 @@ func (b *builder) rotate(ctx context.Context) {
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
 		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 			b.place.Clock.Advance(time.Second)
-			harness.Must(b.ChangeKey(ctx, keyplan.Step{Verb: verb, Name: name}))
+			harness.Must(b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: name}))
 		}
 	}
 	b.place.Clock.Advance(time.Second)
-	harness.Must(b.ChangeKey(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}))
-	done := func() bool { r := b.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
+	harness.Must(b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}))
+	done := func() bool { r := b.Appliance.Keys.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
 	harness.Do(errors.Join(b.Work(ctx, done), b.follow()))
 }
 
 // backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) {
-	made := harness.Must(b.BackUpKeys(ctx, appliance.BackUp{}))
+	made := harness.Must(b.Recovery.BackUpKeys(ctx, recovery.BackUp{}))
 	b.Backup = made.File
-	c := harness.Must(b.CopyStore(ctx))
+	c := harness.Must(b.Recovery.CopyStore(ctx))
 	b.Vouched = c.Statement
 	harness.Do(c.Close())
 }

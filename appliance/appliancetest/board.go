@@ -1,0 +1,161 @@
+package appliancetest
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"testing"
+	"time"
+
+	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/rules"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// Operator is an administrator with a key in a file.
+type Operator struct {
+	Name   string
+	Key    change.FileKey
+	Public protocol.PublicKey
+}
+
+// NewOperator returns an operator with a new key.
+func NewOperator(t *testing.T, name string) Operator {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := protocol.CompressKey(&private.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Operator{name, change.FileKey{PrivateKey: private}, public}
+}
+
+// Sign countersigns a request.
+func (o Operator) Sign(t *testing.T, h change.Hash) []byte {
+	t.Helper()
+	s, err := change.Sign(t.Context(), o.Key, o.Public, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Marshal()
+}
+
+// Board is an appliance with three administrators and quorums of two.
+type Board struct {
+	*Bench
+	Ann, Bob, Cat Operator
+}
+
+// TwoOfThree is a [quorum] of two for everything that a test asks for.
+const TwoOfThree = `
+[quorum]
+"key.destroy" = 2
+"device.invite" = 2
+"policy.apply" = 2
+"admin.add" = 2
+"admin.revoke" = 2
+`
+
+// QuorumPolicy returns the default policy with another [quorum].
+func QuorumPolicy(quorum string) []byte {
+	return bytes.Replace(policy.Default(), []byte("[quorum]\nlocal = true\n"), []byte(quorum), 1)
+}
+
+// NewBoard returns an appliance with three administrators and a policy with this [quorum].
+func NewBoard(t *testing.T, quorum string) *Board {
+	t.Helper()
+	m := templateOf(t, quorum, func() template {
+		b := &Board{Bench: New(t)}
+		operators := [3]Operator{NewOperator(t, "ann"), NewOperator(t, "bob"), NewOperator(t, "cat")}
+		for _, o := range operators {
+			b.Executes(requests.DraftAdmin(o.Name, o.Public))
+		}
+		b.Executes(rules.Draft(QuorumPolicy(quorum)))
+		m := b.snapshot()
+		m.operators = operators
+		return m
+	})
+	return &Board{Bench: m.open(t), Ann: m.operators[0], Bob: m.operators[1], Cat: m.operators[2]}
+}
+
+// Executes asks for a change that is executed at once.
+func (b *Board) Executes(ask change.Draft) requests.Change {
+	b.Helper()
+	c, err := b.Requests.Ask(b.Context(), ask)
+	if err != nil || c.State != store.ChangeExecuted {
+		b.Fatalf("%s is %s: %v", ask.Kind, c.State, err)
+	}
+	return c
+}
+
+// Waits asks for a change that waits for one more.
+func (b *Board) Waits(ask change.Draft) requests.Change {
+	b.Helper()
+	c, err := b.Requests.Ask(b.Context(), ask)
+	if err != nil || c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		b.Fatalf("%s is %s, %d missing: %v", ask.Kind, c.State, c.Ruling.MissingAdministrators(), err)
+	}
+	return c
+}
+
+// Signed signs a request, by the admin socket if raw is nil.
+func (b *Board) Signed(c requests.Change, raw []byte) requests.Change {
+	b.Helper()
+	c, err := b.Requests.Sign(b.Context(), c.Hash.ID(), raw)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// Invitation drafts the invitation of a device.
+func Invitation(name string) change.Draft {
+	code := make([]byte, 32)
+	_, _ = rand.Read(code)
+	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+		"name": name, "display": name, "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": code,
+	}}
+}
+
+// Invitations counts the invitations of the store.
+func (b *Board) Invitations() uint64 { return b.Tally().Invitations }
+
+// Taken stores a request in the state that an appliance leaves it in when it is killed
+// after the request was taken.
+func (b *Board) Taken(ask change.Draft) requests.Change {
+	b.Helper()
+	c, err := b.Requests.Preview(b.Context(), ask)
+	if err != nil {
+		b.Fatal(err)
+	}
+	row := store.Change{ID: c.Hash.ID(), Document: c.Document, State: store.ChangeTaken, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now().Add(time.Hour)}
+	row.Required, row.Signed = 2, []string{"ann", "bob"}
+	for _, o := range []Operator{b.Ann, b.Bob} {
+		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.Public), Signature: o.Sign(b.T, c.Hash), At: b.Clock.Now()})
+	}
+	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// Resumed restarts the appliance, has it finish what was interrupted, and returns the
+// request.
+func (b *Board) Resumed(id change.ID) requests.Change {
+	b.Helper()
+	b.Restart()
+	b.Requests.Resume(b.Context())
+	c, err := b.Requests.Get(b.Context(), id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}

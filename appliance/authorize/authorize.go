@@ -1,0 +1,190 @@
+// Package authorize answers the two messages of an authorization that a device relays from
+// a phone: Apply answers M1 with a challenge, Countersign answers M3 with a decision. A
+// request goes one way: open, evidence, decide, commit, sign, answer. Nothing is signed
+// before it is durable, and nothing that was denied reaches the signer.
+package authorize
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"countersign/appliance/keyuse"
+	"countersign/appliance/parties"
+	"countersign/appliance/rules"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/protocol"
+	"countersign/protocol/derive"
+)
+
+// Service authorizes what phones ask for. It is safe for concurrent use.
+type Service struct {
+	store    store.Store
+	keys     *keyuse.Keys
+	parties  *parties.Parties
+	rules    *rules.Rules
+	log      hclog.Logger
+	now      func() time.Time
+	refusal  time.Duration
+	handles  handleKeys
+	pairs    pairwiseCache
+	failures failures
+	metrics  metrics
+}
+
+// Config holds what a Service needs.
+type Config struct {
+	Store   store.Store
+	Keys    *keyuse.Keys
+	Parties *parties.Parties
+	Rules   *rules.Rules
+	Logger  hclog.Logger
+	Metrics prometheus.Registerer // nil: not registered anywhere
+	// RefusalTime is the least time that a refused countersignature takes, so
+	// that its length does not show the reason; 0: 50 ms.
+	RefusalTime time.Duration
+	Now         func() time.Time
+}
+
+// defaultRefusalTime is long beside the work and its spread, and short for a person.
+const defaultRefusalTime = 50 * time.Millisecond
+
+// New returns a service.
+func New(c Config) *Service {
+	if c.RefusalTime == 0 {
+		c.RefusalTime = defaultRefusalTime
+	}
+	return &Service{
+		store: c.Store, keys: c.Keys, parties: c.Parties, rules: c.Rules, log: c.Logger, now: c.Now,
+		refusal: c.RefusalTime, metrics: newMetrics(c.Metrics),
+	}
+}
+
+// metrics are the counters of the service. Labels are codes of PROTOCOL.md §4, a closed set;
+// "0" is success.
+type metrics struct {
+	applies        *prometheus.CounterVec
+	authorizations *prometheus.CounterVec
+	repeats        prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		applies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_applies_total", Help: "M1 answered, by the code sent to the phone.",
+		}, []string{"code"}),
+		authorizations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countersign_authorizations_total", Help: "M3 answered, by result and reason.",
+		}, []string{"result", "code"}),
+		repeats: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "countersign_repeats_total", Help: "M3 answered from the stored outcome.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.applies, m.authorizations, m.repeats)
+	}
+	return m
+}
+
+func (m *metrics) applied(code protocol.Code) {
+	m.applies.WithLabelValues(strconv.Itoa(int(code))).Inc()
+}
+
+func (m *metrics) settled(out store.Outcome) {
+	if out.Replayed {
+		m.repeats.Inc()
+		return
+	}
+	m.authorizations.WithLabelValues(strconv.Itoa(int(out.Result)), strconv.Itoa(int(out.Reason))).Inc()
+}
+
+// failures counts countersignatures that failed before a client signature verified. Anyone
+// can cause those, so they make one audit record per device and minute, not one each.
+type failures struct {
+	mu     sync.Mutex
+	counts map[protocol.DeviceID]map[protocol.Code]uint64 // guarded by mu
+}
+
+func (f *failures) add(device protocol.DeviceID, code protocol.Code, n uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.counts == nil {
+		f.counts = map[protocol.DeviceID]map[protocol.Code]uint64{}
+	}
+	if f.counts[device] == nil {
+		f.counts[device] = map[protocol.Code]uint64{}
+	}
+	f.counts[device][code] += n
+}
+
+func (f *failures) take() map[protocol.DeviceID]map[protocol.Code]uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counts := f.counts
+	f.counts = nil
+	return counts
+}
+
+// FlushFailures writes the counts of failures to the audit. Counts that the store does not
+// take are kept for the next call.
+func (a *Service) FlushFailures(ctx context.Context) {
+	for device, codes := range a.failures.take() {
+		fields := map[string]any{}
+		for code, n := range codes {
+			fields[code.String()] = n
+		}
+		if err := a.store.Append(ctx, audit.NewRecord(audit.KindFailures, "device/"+device.String(), fields)); err != nil {
+			a.log.Error("failure counts could not be written to the audit", "device", device.String(), "error", err)
+			for code, n := range codes {
+				a.failures.add(device, code, n)
+			}
+		}
+	}
+}
+
+// pair is a client at a device.
+type pair struct {
+	client protocol.ClientID
+	device protocol.DeviceID
+}
+
+// pairwiseCache remembers the token's result for each pair, which never changes.
+type pairwiseCache struct {
+	mu  sync.Mutex
+	ids map[pair]protocol.PairwiseID // guarded by mu
+}
+
+// pairsKept bounds the cache; a full cache is emptied.
+const pairsKept = 50_000
+
+// pairwise returns the handle by which a device knows a client, PROTOCOL.md §3.1 field 11.
+func (a *Service) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, error) {
+	a.pairs.mu.Lock()
+	id, known := a.pairs.ids[p]
+	a.pairs.mu.Unlock()
+	if known {
+		return id, nil
+	}
+	key, err := a.keys.PairwiseKey()
+	if err != nil {
+		return id, err
+	}
+	mac, err := a.keys.MAC(ctx, key, derive.PairwiseInput(p.client, p.device))
+	if err != nil {
+		return id, fmt.Errorf("pairwise id: %w", err)
+	}
+	copy(id[:], mac)
+	a.pairs.mu.Lock()
+	defer a.pairs.mu.Unlock()
+	if a.pairs.ids == nil || len(a.pairs.ids) >= pairsKept {
+		a.pairs.ids = map[pair]protocol.PairwiseID{}
+	}
+	a.pairs.ids[p] = id
+	return id, nil
+}

@@ -1,0 +1,123 @@
+// Package quorum counts administrators' countersignatures: which administrators there are,
+// who of them signed a change request, and whether the request behind a stored record had
+// enough signatures.
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"countersign/appliance/change"
+	"countersign/appliance/parties"
+	"countersign/appliance/store"
+	"countersign/policy"
+)
+
+// Judge knows the administrators and verifies their signatures. It is safe for concurrent
+// use.
+type Judge struct {
+	store  store.Store
+	seals  *store.Seals
+	domain string
+
+	mu   sync.Mutex
+	good map[[32]byte]bool // requests that were verified, by contentOf; guarded by mu
+}
+
+// New returns the judge of an appliance with this trust domain.
+func New(s store.Store, seals *store.Seals, domain string) *Judge {
+	return &Judge{store: s, seals: seals, domain: domain}
+}
+
+// Domain returns the trust domain of the appliance.
+func (j *Judge) Domain() string { return j.domain }
+
+// Admins lists the administrators that a change request added, by name. It reports and
+// leaves out every other.
+func (j *Judge) Admins(ctx context.Context) ([]store.Admin, error) {
+	all, err := j.store.ListAdmins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var countersigned []store.Admin
+	for _, one := range all {
+		err := j.Verify(ctx, recordOfAdmin(one))
+		if errors.Is(err, store.ErrForged) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		countersigned = append(countersigned, one)
+	}
+	return countersigned, nil
+}
+
+// AdminNamed finds an administrator by name, or returns [store.ErrNotFound].
+func (j *Judge) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
+	all, err := j.Admins(ctx)
+	return parties.Named(all, err, name, func(one store.Admin) string { return one.Name })
+}
+
+// Able counts who can countersign under a policy, leaving out the administrator named
+// without.
+func (j *Judge) Able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
+	all, err := j.Admins(ctx)
+	n := 0
+	if rules.CountsLocal() {
+		n++
+	}
+	for _, one := range all {
+		if one.Status == store.Active && one.Name != without {
+			n++
+		}
+	}
+	return n, err
+}
+
+// KeepsWay refuses a state in which too few could add administrators or change the policy:
+// no administrator could undo it.
+func (j *Judge) KeepsWay(ctx context.Context, rules *policy.Policy, without string) error {
+	n, err := j.Able(ctx, rules, without)
+	if err == nil && n < rules.Quorum(policy.AdminAdd).Administrators && n < rules.Quorum(policy.PolicyApply).Administrators {
+		err = fmt.Errorf("%w: %d administrators would be left, too few for admin.add and for policy.apply", parties.ErrInput, n)
+	}
+	return err
+}
+
+// Quorum is how many administrators a kind of change requires, and how many there are.
+type Quorum struct {
+	Kind     policy.Kind
+	Required int
+	Able     int
+}
+
+// Quorums returns the quorum of each kind of change under a policy.
+func (j *Judge) Quorums(ctx context.Context, rules *policy.Policy) ([]Quorum, error) {
+	n, err := j.Able(ctx, rules, "")
+	var all []Quorum
+	for _, k := range policy.Kinds() {
+		all = append(all, Quorum{Kind: k, Required: rules.Quorum(k).Administrators, Able: n})
+	}
+	return all, err
+}
+
+// Signer returns the name of the administrator who made a signature, [policy.Local] for the
+// admin socket's, and "" if no administrator made it.
+func Signer(h change.Hash, s store.ChangeSignature, admins []store.Admin) string {
+	if s.Signer == [8]byte{} {
+		return policy.Local
+	}
+	signature, err := change.ParseSignature(s.Signature)
+	if err != nil {
+		return ""
+	}
+	for _, one := range admins {
+		if one.ID == s.Signer && signature.Verify(h, one.Key) == nil {
+			return one.Name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,248 @@
+package requests
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"countersign/appliance/change"
+	"countersign/appliance/change/quorum"
+	"countersign/appliance/parties"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/hsm"
+	"countersign/policy"
+)
+
+// Effect carries out one kind of change once enough administrators have countersigned.
+type Effect struct {
+	// Base returns the state that the change is based on: a value that det-CBOR can
+	// encode and that differs when anything did that the administrators would want to
+	// look at again. It also refuses parameters that make no sense or that cannot be
+	// carried out in the present state: the caller gets its errors, most of them
+	// [parties.ErrInput].
+	Base func(ctx context.Context, p change.Parameters) (any, error)
+	// Do makes the change and returns the result for the caller. Every record that it makes
+	// carries id, so that the request can be verified again. Do runs once for a request, and
+	// again only if the appliance was interrupted, or the token or the store was unavailable,
+	// before the end of the request was stored. It then finds out how far the first run came and
+	// continues, or returns an error. It writes its own audit records.
+	Do func(ctx context.Context, id change.ID, p change.Parameters) (any, error)
+}
+
+func (s *Service) effect(k policy.Kind) (Effect, error) {
+	e, ok := s.effects[k]
+	if !ok {
+		return e, fmt.Errorf("%w: this appliance does not do %s", parties.ErrInput, k)
+	}
+	return e, nil
+}
+
+// baseDomain is the prefix of the bytes that a base is the hash of, CHANGE.md.
+const baseDomain = "countersign base v1"
+
+var baseMode = func() cbor.EncMode {
+	mode, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}()
+
+// base returns the hash of the state that a change is based on.
+func (s *Service) base(ctx context.Context, k policy.Kind, p change.Parameters) (sum [32]byte, err error) {
+	e, err := s.effect(k)
+	if err != nil {
+		return sum, err
+	}
+	state, err := e.Base(ctx, p)
+	if err != nil {
+		return sum, err
+	}
+	body, err := baseMode.Marshal([]any{k.String(), s.rules.Active().Hash(), state})
+	if err != nil {
+		return sum, fmt.Errorf("base of %s: %w", k, err)
+	}
+	return sha256.Sum256(append([]byte(baseDomain), body...)), nil
+}
+
+// transient reports whether an error leaves open if the change was made: token or store are
+// unavailable.
+func transient(err error) bool {
+	for _, one := range []error{hsm.ErrUnavailable, hsm.ErrPIN, store.ErrUnavailable, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, one) {
+			return true
+		}
+	}
+	return false
+}
+
+// advanceLocked carries out the change if it has its quorum.
+func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, error) {
+	c, err := s.Get(ctx, id)
+	if err != nil || !c.Ruling.Approved() || c.State != store.ChangeOpen {
+		return c, err
+	}
+	// A change that has begun is finished even if its caller disconnects.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), executeTimeout)
+	defer cancel()
+	if err := s.refuseStaleLocked(ctx, c); err != nil {
+		return c, err
+	}
+	rec := changeRecord(id, map[string]any{"event": "taken", "kind": c.Kind.String(), "signed": c.Signed, "required": c.Required})
+	if err := s.store.EndChange(ctx, s.step(c, store.ChangeOpen, store.ChangeTaken), rec); err != nil {
+		return c, fmt.Errorf("change %s: %w", id, err)
+	}
+	return s.executeLocked(ctx, c)
+}
+
+// executeTimeout bounds one change, in which the token may make several keys.
+const executeTimeout = time.Minute
+
+// executeLocked carries out a change that was taken, and stores its end with the transcript.
+// While token or store are unavailable the request stays taken, and Resume continues it.
+func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
+	e, err := s.effect(c.Kind)
+	var result any
+	if err == nil {
+		result, err = e.Do(ctx, c.Hash.ID(), c.Parameters)
+	}
+	if transient(err) {
+		return c, fmt.Errorf("change %s is taken and will be tried again: %w", c.Hash.ID(), err)
+	}
+	to := store.ChangeExecuted
+	if err != nil {
+		to, c.Reason = store.ChangeFailed, err.Error()
+	}
+	end := s.step(c, store.ChangeTaken, to)
+	if stored := s.store.EndChange(ctx, end, s.transcript(ctx, c, end.To)); stored != nil {
+		return c, errors.Join(err, fmt.Errorf("change %s was made, but its end was not stored: %w", c.Hash.ID(), stored))
+	}
+	c.State, c.EndedAt, c.Result = end.To, end.At, result
+	if err != nil {
+		err = fmt.Errorf("change %s failed: %w", c.Hash.ID(), err)
+	}
+	return c, err
+}
+
+// Resume continues the changes that were taken and did not end. It counts their signatures again:
+// a row that says taken proves nothing.
+func (s *Service) Resume(ctx context.Context) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	all, err := s.store.ListChanges(ctx, changesShown)
+	if err != nil {
+		s.log.Error("change requests could not be read", "error", err)
+		return
+	}
+	for _, row := range all {
+		if row.State != store.ChangeTaken {
+			continue
+		}
+		id := change.ID(row.ID).String()
+		c, err := s.view(ctx, row)
+		switch {
+		case err != nil:
+		case c.State != store.ChangeTaken:
+			err = errors.Join(fmt.Errorf("%w: %s", store.ErrForged, c.Reason), s.endTakenLocked(ctx, c))
+		case !c.Ruling.Approved():
+			err = s.reportLocked(ctx, c)
+		default:
+			c, err = s.executeLocked(ctx, c)
+		}
+		if err != nil {
+			s.log.Error("interrupted change failed again", "change", id, "error", err)
+			continue
+		}
+		s.log.Info("interrupted change is made now", "change", id, "kind", c.Kind.String())
+	}
+}
+
+// reportLocked closes a taken request that no longer has its quorum. An operator has to check
+// whether its change was made.
+func (s *Service) reportLocked(ctx context.Context, c Change) error {
+	c.Reason = "interrupted, and the quorum no longer holds: check whether it was done"
+	return errors.Join(&Waiting{c}, s.endTakenLocked(ctx, c))
+}
+
+// endTakenLocked closes a taken request that must not be carried out, for the reason c.Reason.
+func (s *Service) endTakenLocked(ctx context.Context, c Change) error {
+	return s.store.EndChange(ctx, s.step(c, store.ChangeTaken, store.ChangeFailed), s.transcript(ctx, c, store.ChangeFailed))
+}
+
+// transcript returns the audit record of the end of a request: the document, all signatures and
+// the result.
+func (s *Service) transcript(ctx context.Context, c Change, end store.ChangeState) audit.Record {
+	fields := map[string]any{
+		"event": string(end), "kind": c.Kind.String(), "hash": c.Hash[:], "document": c.Document,
+		"required": c.Required, "signed": c.Signed, "policy": s.rules.Active().Number,
+	}
+	if c.Reason != "" {
+		fields["reason"] = c.Reason
+	}
+	row, err := s.store.Change(ctx, c.Hash.ID())
+	if err != nil {
+		fields["signatures_unread"] = err.Error() // each has a record of its own
+	}
+	var signatures []map[string]any
+	for _, s := range row.Signatures {
+		signatures = append(signatures, map[string]any{"signer": s.Signer[:], "signature": s.Signature, "at": s.At.Unix()})
+	}
+	fields["signatures"] = signatures
+	return changeRecord(c.Hash.ID(), fields)
+}
+
+// Executed reports whether a request for this very draft, in the present state and so under
+// the present policy, was executed within a period before now. It verifies that request's
+// signatures again.
+func (s *Service) Executed(ctx context.Context, d change.Draft, within time.Duration) (bool, error) {
+	base, err := s.base(ctx, d.Kind, d.Parameters)
+	if err != nil {
+		return false, err
+	}
+	all, err := s.store.ListChanges(ctx, changesShown)
+	if err != nil {
+		return false, err
+	}
+	for _, row := range all {
+		r, err := change.Parse(row.Document)
+		if err != nil || r.Kind != d.Kind || r.Base != base || row.State != store.ChangeExecuted || !s.now().Before(endOf(row, r).Add(within)) {
+			continue
+		}
+		err = s.judge.Verify(ctx, quorum.Record{
+			What: d.Kind.String(), Change: row.ID, Kind: d.Kind,
+			Fits: func(p change.Parameters) bool { return reflect.DeepEqual(p, d.Parameters) },
+		})
+		if !errors.Is(err, store.ErrForged) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// endOf returns when a request ended. Its row cannot place that after the request expired.
+func endOf(row store.Change, r change.Request) time.Time {
+	if last := time.Unix(int64(r.Expires), 0); row.EndedAt.After(last) {
+		return last
+	}
+	return row.EndedAt
+}
+
+// Count returns how many requests are open, and how many were interrupted.
+func (s *Service) Count(ctx context.Context) (open, interrupted int, err error) {
+	all, err := s.store.ListChanges(ctx, changesShown)
+	for _, row := range all {
+		switch {
+		case row.State == store.ChangeTaken:
+			interrupted++
+		case row.State == store.ChangeOpen && s.now().Before(row.ExpiresAt):
+			open++
+		}
+	}
+	return open, interrupted, err
+}

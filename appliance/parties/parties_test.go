@@ -1,0 +1,62 @@
+package parties_test
+
+import (
+	"errors"
+	"testing"
+
+	"countersign/appliance/appliancetest"
+	"countersign/appliance/store"
+	"countersign/protocol"
+)
+
+// TestSwappedNames: an attacker who swaps names cannot have the wrong client revoked.
+func TestSwappedNames(t *testing.T) {
+	b := appliancetest.New(t)
+	b.EnrolPhone("alice")
+	b.EnrolPhone("bob")
+	b.Tamper(1, `UPDATE client SET name = 'x' WHERE name = 'alice'`)
+	b.Tamper(1, `UPDATE client SET name = 'alice' WHERE name = 'bob'`)
+	b.Tamper(1, `UPDATE client SET name = 'bob' WHERE name = 'x'`)
+	b.Forgeries(func() {
+		if _, err := b.Parties.SetClientStatus(t.Context(), "alice", store.Revoked); !errors.Is(err, store.ErrForged) {
+			t.Errorf("revoked somebody: %v", err)
+		}
+	})
+}
+
+// TestForgedDevice: an attacker can change neither the name on the phone's display nor the floor,
+// and cannot resume a revoked device.
+func TestForgedDevice(t *testing.T) {
+	for name, statement := range map[string]string{
+		"display": `UPDATE device SET display = 'Charity box'`,
+		"floor":   `UPDATE device SET floor = 0`,
+		"status":  `UPDATE device SET status = 1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := appliancetest.New(t)
+			if name == "status" {
+				if _, err := b.Parties.SetDeviceStatus(t.Context(), "gate", store.Revoked); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.Tamper(1, statement)
+			b.Restart()
+			b.Forgeries(func() {
+				if _, err := b.Parties.Device(t.Context(), b.Gate.SPIFFEID); !errors.Is(err, protocol.CodeDevice) {
+					t.Errorf("it is a device: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestForgedRowIsNotBlessed: suspending and resuming gives a forged row no valid seal.
+func TestForgedRowIsNotBlessed(t *testing.T) {
+	b := appliancetest.New(t)
+	b.EnrolPhone("alice")
+	point := appliancetest.NewSoftKey().Point()
+	b.Tamper(1, `UPDATE client SET signing_key = ? WHERE name = 'alice'`, point[:])
+	if _, err := b.Parties.SetClientStatus(t.Context(), "alice", store.Suspended); !errors.Is(err, store.ErrForged) {
+		t.Errorf("suspending a forged row: %v, want forged", err)
+	}
+}

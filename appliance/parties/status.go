@@ -1,0 +1,165 @@
+package parties
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/protocol"
+)
+
+// Errors of an administrator's request.
+var (
+	// ErrInput: the request is wrong; the message says how.
+	ErrInput = errors.New("bad request")
+	// ErrFinal: the party was revoked, which cannot be undone.
+	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
+)
+
+// RoleUV marks a client whose UV key counts as a factor because the policy accepted its
+// attestation at enrolment. The client's seal covers its roles.
+const RoleUV = "uv"
+
+// Record returns an audit record about a party or another named object; kind is a Kind
+// constant of package store.
+func Record(kind, name string, fields map[string]any) audit.Record {
+	return audit.NewRecord(kind, kind+"/"+name, fields)
+}
+
+// Changed returns the fields of an audit record for a new status.
+func Changed(to store.Status, version uint64) map[string]any {
+	return map[string]any{"event": to.String(), "version": version}
+}
+
+// maxName keeps a name fit for SPIFFE IDs, file names and tables.
+const maxName = 64
+
+// idLike matches names that could be mistaken for ids in audit records.
+var idLike = regexp.MustCompile(`^[0-9a-f]{16}$`)
+
+// CheckName returns [ErrInput] if a name is not fit for a client, a device or an
+// administrator.
+func CheckName(name string) error {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+	switch {
+	case idLike.MatchString(name):
+		return fmt.Errorf("%w: name %q looks like an id", ErrInput, name)
+	case name == "" || len(name) > maxName || strings.Trim(name, allowed) != "" || strings.Trim(name, ".") == "":
+		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, name, maxName)
+	}
+	return nil
+}
+
+// Clients lists all clients by name.
+func (p *Parties) Clients(ctx context.Context) ([]store.Client, error) {
+	return p.store.ListClients(ctx)
+}
+
+// Devices lists all devices by name.
+func (p *Parties) Devices(ctx context.Context) ([]store.Device, error) {
+	return p.store.ListDevices(ctx)
+}
+
+// ClientNamed finds a client by name, or returns [store.ErrNotFound].
+func (p *Parties) ClientNamed(ctx context.Context, name string) (store.Client, error) {
+	all, err := p.store.ListClients(ctx)
+	return Named(all, err, name, func(c store.Client) string { return c.Name })
+}
+
+// DeviceNamed finds a device by name, or returns [store.ErrNotFound].
+func (p *Parties) DeviceNamed(ctx context.Context, name string) (store.Device, error) {
+	all, err := p.store.ListDevices(ctx)
+	return Named(all, err, name, func(d store.Device) string { return d.Name })
+}
+
+// Named finds the item of a name in a list that was just read with err, or returns
+// [store.ErrNotFound].
+func Named[T any](all []T, err error, name string, nameOf func(T) string) (found T, _ error) {
+	if err != nil {
+		return found, err
+	}
+	for _, one := range all {
+		if nameOf(one) == name {
+			return one, nil
+		}
+	}
+	return found, fmt.Errorf("%q: %w", name, store.ErrNotFound)
+}
+
+// tries is how often Retry calls its function.
+const tries = 3
+
+// Retry calls update again, at most three times in all, while it returns
+// [store.ErrConflict] because another writer was faster.
+func Retry(update func() error) (err error) {
+	for range tries {
+		if err = update(); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return err
+}
+
+// SetClientStatus suspends, resumes or revokes a client. A client that already has the
+// status is left as it is, without an error. Errors wrap [store.ErrNotFound], [ErrFinal] or
+// [store.ErrConflict].
+func (p *Parties) SetClientStatus(ctx context.Context, name string, to store.Status) (c store.Client, err error) {
+	err = Retry(func() (err error) {
+		if c, err = p.authentic(ctx, name); err != nil || c.Status == to {
+			return err
+		}
+		if c.Status == store.Revoked {
+			return fmt.Errorf("client %q: %w", name, ErrFinal)
+		}
+		c.Status, c.Version = to, c.Version+1
+		return p.store.UpdateClient(ctx, c, Record(audit.KindClients, name, Changed(to, c.Version)))
+	})
+	return c, err
+}
+
+// authentic finds a client by name whose record fits its seal. A record that was changed
+// outside of the appliance must not get a new seal by being suspended and resumed.
+func (p *Parties) authentic(ctx context.Context, name string) (store.Client, error) {
+	c, err := p.ClientNamed(ctx, name)
+	if err == nil && c.Status == 0 {
+		err = fmt.Errorf("client %q: %w", name, store.ErrForged)
+	}
+	return c, err
+}
+
+// SetDeviceStatus works like SetClientStatus.
+func (p *Parties) SetDeviceStatus(ctx context.Context, name string, to store.Status) (d store.Device, err error) {
+	err = Retry(func() (err error) {
+		if d, err = p.DeviceNamed(ctx, name); err != nil || d.Status == to {
+			return err
+		}
+		switch d.Status {
+		case 0:
+			return fmt.Errorf("device %q: %w", name, store.ErrForged)
+		case store.Revoked:
+			return fmt.Errorf("device %q: %w", name, ErrFinal)
+		}
+		d.Status, d.Version = to, d.Version+1
+		defer p.Forget(d.SPIFFEID)
+		return p.store.UpdateDevice(ctx, d, Record(audit.KindDevices, name, Changed(to, d.Version)))
+	})
+	return d, err
+}
+
+// Unlock sets a client's password guard back to zero.
+func (p *Parties) Unlock(ctx context.Context, name string) (store.Client, error) {
+	c, err := p.authentic(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	return c, p.store.Unlock(ctx, c.ID, audit.NewRecord(audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+}
+
+// Guard returns the state of a client's password guard.
+func (p *Parties) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
+	return p.store.Guard(ctx, id)
+}

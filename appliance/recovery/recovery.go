@@ -1,0 +1,204 @@
+// Package recovery makes what a lost appliance is recovered from: backups of its keys and
+// copies of its database.
+package recovery
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/keylife"
+	"countersign/appliance/keyuse"
+	"countersign/appliance/parties"
+	"countersign/appliance/recovery/backup"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/policy"
+)
+
+// Service makes backups. It is safe for concurrent use.
+type Service struct {
+	store    store.Store
+	keyring  *keyuse.Keys
+	keys     *keylife.Service
+	requests *requests.Service
+	now      func() time.Time
+}
+
+// Config holds what a Service needs.
+type Config struct {
+	Store    store.Store
+	Keyring  *keyuse.Keys
+	Keys     *keylife.Service
+	Requests *requests.Service
+	Now      func() time.Time
+}
+
+// New returns a service and registers the effect of [policy.KeyBackup].
+func New(c Config) *Service {
+	s := &Service{store: c.Store, keyring: c.Keyring, keys: c.Keys, requests: c.Requests, now: c.Now}
+	c.Requests.Register(policy.KeyBackup, requests.Effect{Base: s.base, Do: s.allow})
+	return s
+}
+
+// ErrUncovered: keys have no sealed copy, so that a backup would not bring them back.
+var ErrUncovered = errors.New("keys without a sealed copy")
+
+// KeyBackup is a backup of the keys.
+type KeyBackup struct {
+	File []byte // in the format of package backup
+	backup.Document
+	backup.Coverage
+	SHA256 [32]byte // of the file
+}
+
+// BackUp is a request for a backup of the keys.
+type BackUp struct {
+	Partial bool          // even if some keys have no sealed copy
+	Dry     bool          // return the coverage and make no backup
+	Life    time.Duration // time for countersigning, 0: [change.DefaultLife]
+}
+
+// BackUpKeys makes a backup of all keys, with the trust settings and the policy. If that requires
+// a quorum, it asks for it and the error is a [*requests.Waiting]; after the request was
+// countersigned, BackUpKeys makes the backup for an hour. Keys without a sealed copy are
+// [ErrUncovered], unless Partial is set.
+func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
+	// Before administrators are asked for an impossible backup; and without pausing the steps of
+	// keys.
+	if _, _, err := s.coverage(ctx, ask); err != nil {
+		return b, err
+	}
+	if !ask.Dry {
+		if err := s.mayBackUp(ctx, ask); err != nil {
+			return b, err
+		}
+	}
+	defer s.keys.Pause()()
+	state, covered, err := s.coverage(ctx, ask)
+	if err != nil {
+		return b, err
+	}
+	b.Coverage = covered
+	point, err := s.point(ctx)
+	if err != nil {
+		return b, fmt.Errorf("backing up keys: %w", err)
+	}
+	b.Document = backup.NewDocument(state, point, s.now())
+	if ask.Dry {
+		return b, nil
+	}
+	if b.File, err = backup.Write(ctx, s.keyring, b.Document, s.now()); err != nil {
+		return b, err
+	}
+	b.SHA256 = sha256.Sum256(b.File)
+	rec := parties.Record(audit.KindKeys, "backup", map[string]any{
+		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
+	})
+	if err := s.store.Append(ctx, rec); err != nil {
+		return b, fmt.Errorf("backing up keys: %w", err)
+	}
+	return b, nil
+}
+
+// coverage returns the rows of the registry, and which of their keys a backup would hold.
+func (s *Service) coverage(ctx context.Context, ask BackUp) (state backup.State, c backup.Coverage, err error) {
+	if state, err = backup.StateOf(ctx, s.store); err != nil {
+		return state, c, fmt.Errorf("backing up keys: %w", err)
+	}
+	if c, err = backup.Cover(state.Keys); err != nil {
+		return state, c, fmt.Errorf("backing up keys: %w", err)
+	}
+	if len(c.Missing) > 0 && !ask.Partial {
+		err = fmt.Errorf("%w: %v", ErrUncovered, backup.Labels(c.Missing))
+	}
+	return state, c, err
+}
+
+// grantPeriod is how long a countersigned backup may be fetched.
+const grantPeriod = time.Hour
+
+// mayBackUp returns nil once enough administrators have countersigned this backup.
+func (s *Service) mayBackUp(ctx context.Context, b BackUp) error {
+	d := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": b.Partial}, Life: b.Life}
+	granted, err := s.requests.Executed(ctx, d, grantPeriod)
+	if err != nil || granted {
+		return err
+	}
+	c, err := s.requests.Ask(ctx, d)
+	if err == nil {
+		_, err = c.Done()
+	}
+	return err
+}
+
+// base returns which keys a backup would hold, and whether it may lack some.
+func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
+	state := []any{p.Truth("partial")}
+	for _, k := range s.keyring.Ring().Keys() {
+		state = append(state, []any{k.Name, k.Version, k.ID[:]})
+	}
+	return state, nil
+}
+
+// allow does nothing: the administrator who asked fetches the backup.
+func (s *Service) allow(context.Context, change.ID, change.Parameters) (any, error) { return nil, nil }
+
+// point returns the store's newest audit record.
+func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
+	tally, err := s.store.Tally(ctx)
+	if err != nil || tally.Records == 0 {
+		return p, err
+	}
+	records, err := s.store.Records(ctx, tally.Records-1, 1)
+	if err != nil || len(records) == 0 {
+		return p, err
+	}
+	return backup.PointOf(store.Point{Sequence: records[0].Sequence, At: records[0].At, Leaf: records[0].Leaf()}), nil
+}
+
+// StoreCopy is a copy of the database with the statement that vouches for it.
+type StoreCopy struct {
+	store.Copy // the caller closes it
+	SHA256     [32]byte
+	Statement  []byte // in the format of package backup
+}
+
+// CopyStore copies the database while the appliance serves. It pauses the steps of keys, because
+// the roots in the copy have to be the ones that sign it. It returns the errors of
+// [store.Recovery] and of the token.
+func (s *Service) CopyStore(ctx context.Context) (c StoreCopy, err error) {
+	defer s.keys.Pause()()
+	if c.Copy, err = s.store.Copy(ctx); err != nil {
+		return c, err
+	}
+	if err := s.vouch(ctx, &c); err != nil {
+		_ = c.Close() // the first error counts
+		return c, err
+	}
+	return c, nil
+}
+
+func (s *Service) vouch(ctx context.Context, c *StoreCopy) error {
+	sum := sha256.New()
+	_, err := io.Copy(sum, c)
+	if err == nil {
+		_, err = c.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the copy of the store: %w: %w", err, store.ErrUnavailable)
+	}
+	c.SHA256 = [32]byte(sum.Sum(nil))
+	statement := backup.Copy{SHA256: c.SHA256, Size: uint64(c.Size), Point: backup.PointOf(c.Point)}
+	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
+		return err
+	}
+	return s.store.Append(ctx, parties.Record(audit.KindStore, "backup", map[string]any{
+		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
+	}))
+}

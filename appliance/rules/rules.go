@@ -1,0 +1,229 @@
+// Package rules keeps the active policy and its earlier versions, and activates a new one.
+package rules
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"countersign/appliance/change"
+	"countersign/appliance/change/quorum"
+	"countersign/appliance/parties"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+	"countersign/policy"
+	"countersign/protocol"
+)
+
+// Version is a parsed version of the policy that is or was active.
+type Version struct {
+	*policy.Policy
+	Number   uint64
+	document []byte
+}
+
+// WireHash returns the policy's hash as decisions carry it.
+func (v *Version) WireHash() protocol.PolicyHash {
+	sum := v.Hash()
+	return protocol.PolicyHash(sum[:8])
+}
+
+// versionsKept bounds the memory of verified versions; a full memory is emptied.
+const versionsKept = 256
+
+// Rules holds the active policy. Challenges are answered under the version that they were
+// made under, so it keeps the versions that it has verified and does not read them again:
+// the store may hold something else by then. Rules is safe for concurrent use.
+type Rules struct {
+	store  store.Store
+	judge  *quorum.Judge
+	log    hclog.Logger
+	now    func() time.Time
+	active atomic.Pointer[Version]
+
+	mu       sync.Mutex
+	versions map[uint64]*Version // guarded by mu
+}
+
+// Config holds what Rules needs.
+type Config struct {
+	Store  store.Store
+	Judge  *quorum.Judge
+	Logger hclog.Logger
+	Now    func() time.Time
+}
+
+// New loads the active policy.
+func New(ctx context.Context, c Config) (*Rules, error) {
+	r := &Rules{store: c.Store, judge: c.Judge, log: c.Logger, now: c.Now}
+	return r, r.load(ctx)
+}
+
+// Active returns the active version.
+func (r *Rules) Active() *Version { return r.active.Load() }
+
+// load makes the store's newest policy the active one.
+func (r *Rules) load(ctx context.Context) error {
+	row, err := r.store.ActivePolicy(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the active policy: %w", err)
+	}
+	v, err := r.trusted(ctx, row)
+	if err != nil {
+		return err
+	}
+	r.active.Store(v)
+	return nil
+}
+
+func (r *Rules) known(number uint64) *Version {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.versions[number]
+}
+
+func (r *Rules) keep(v *Version) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.versions == nil || len(r.versions) >= versionsKept {
+		r.versions = map[uint64]*Version{}
+	}
+	r.versions[v.Number] = v
+}
+
+// At returns a version by its number. Errors wrap [store.ErrNotFound], or
+// [store.ErrForged] if administrators did not countersign it.
+func (r *Rules) At(ctx context.Context, number uint64) (*Version, error) {
+	if v := r.Active(); v != nil && v.Number == number {
+		return v, nil
+	}
+	if v := r.known(number); v != nil {
+		return v, nil
+	}
+	row, err := r.store.PolicyAt(ctx, number)
+	if err != nil {
+		return nil, fmt.Errorf("policy %d: %w", number, err)
+	}
+	return r.trusted(ctx, row)
+}
+
+// trusted parses a row of the store after verifying the change request behind it.
+func (r *Rules) trusted(ctx context.Context, row store.Policy) (*Version, error) {
+	if v := r.known(row.Version); v != nil && bytes.Equal(v.document, row.Document) {
+		return v, nil
+	}
+	if row.Version == 0 {
+		return nil, fmt.Errorf("policy 0: %w", store.ErrForged)
+	}
+	if err := r.judge.Verify(ctx, recordOf(row)); err != nil {
+		return nil, err
+	}
+	parsed, err := policy.Parse(row.Document)
+	if err != nil {
+		return nil, fmt.Errorf("policy version %d in the store: %w", row.Version, err)
+	}
+	v := &Version{Policy: parsed, Number: row.Version, document: row.Document}
+	r.keep(v)
+	return v, nil
+}
+
+// recordOf: the first policy, a migrated one and one that was restored from a backup have
+// no change request behind them.
+func recordOf(row store.Policy) quorum.Record {
+	return quorum.Record{
+		What: fmt.Sprintf("policy %d", row.Version), Change: row.Change, Kind: policy.PolicyApply, Free: true,
+		Fits: func(p change.Parameters) bool { return bytes.Equal(p.Bytes("document"), row.Document) },
+	}
+}
+
+// Policy is the active policy: the document, its hash and its quorums.
+type Policy struct {
+	store.Policy
+	Hash    [32]byte
+	Quorums []quorum.Quorum
+}
+
+// Policy reads the active policy.
+func (r *Rules) Policy(ctx context.Context) (Policy, error) {
+	row, err := r.store.ActivePolicy(ctx)
+	if err != nil {
+		return Policy{}, err
+	}
+	v, err := r.trusted(ctx, row)
+	if err != nil {
+		return Policy{}, err
+	}
+	p := Policy{Policy: row, Hash: v.Hash()}
+	p.Quorums, err = r.judge.Quorums(ctx, v.Policy)
+	return p, err
+}
+
+// Warn logs quorums that cannot be met, and quorums that fewer administrators can get
+// round.
+func (r *Rules) Warn(ctx context.Context) {
+	active := r.Active()
+	all, err := r.judge.Quorums(ctx, active.Policy)
+	if err != nil {
+		r.log.Error("administrators could not be counted", "error", err)
+		return
+	}
+	for _, q := range all {
+		if q.Able < q.Required {
+			r.log.Warn("policy requires more administrators than there are", "change", q.Kind.String(), "required", q.Required, "there", q.Able)
+		}
+	}
+	for _, e := range active.Evasions() {
+		r.log.Warn("policy has a quorum that fewer administrators can change", "change", e.Kind.String(), "required", e.Takes, "by", e.By.String(), "fewer", e.Fewer)
+	}
+}
+
+// Draft drafts the change request that activates a document.
+func Draft(document []byte) change.Draft {
+	return change.Draft{Kind: policy.PolicyApply, Parameters: change.Parameters{"document": document}}
+}
+
+// Base checks the document of a [policy.PolicyApply] request. The request rests on nothing
+// else than the policy, which is part of every base.
+func (r *Rules) Base(ctx context.Context, p change.Parameters) (any, error) {
+	parsed, err := policy.Parse(p.Bytes("document"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", parties.ErrInput, err)
+	}
+	return nil, r.judge.KeepsWay(ctx, parsed, "")
+}
+
+// Apply makes the document of a [policy.PolicyApply] request the active policy. It skips
+// the write if the active policy already has the document's bytes.
+func (r *Rules) Apply(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
+	active, err := r.store.ActivePolicy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if document := p.Bytes("document"); !bytes.Equal(active.Document, document) {
+		if err := r.write(ctx, store.Policy{Version: active.Version + 1, Document: document, Change: id}); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.load(ctx); err != nil {
+		return nil, err
+	}
+	r.Warn(ctx)
+	now, err := r.Policy(ctx)
+	return now, err
+}
+
+func (r *Rules) write(ctx context.Context, next store.Policy) error {
+	parsed, err := policy.Parse(next.Document)
+	if err != nil {
+		return err
+	}
+	sum := parsed.Hash()
+	next.ActivatedAt = r.now()
+	fields := map[string]any{"event": "activated", "version": next.Version, "hash": sum[:]}
+	return r.store.AddPolicy(ctx, next, audit.NewRecord(audit.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields))
+}
