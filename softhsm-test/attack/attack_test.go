@@ -59,6 +59,7 @@ func checkQuiet() error {
 
 // TestAttack leaves out flips and timing under `go test -short`.
 func TestAttack(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(r *harness.Report) {
 		a := openArena(r)
 		for _, s := range sections {

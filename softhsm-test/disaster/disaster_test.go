@@ -51,6 +51,7 @@ var edits = map[string][]harness.Edit{breakSeal: {{
 
 // TestDisaster skips the sections after one that failed. -short kills fewer restores.
 func TestDisaster(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(r *harness.Report) {
 		bin := harness.Must(harness.Built())
 		if e := edits[harness.Break()]; e != nil {

@@ -120,7 +120,6 @@ func (r *Report) Context() context.Context { return r.t.Context() }
 
 // Check counts a check, and reports it as an error if it failed.
 func (r *Report) Check(ok bool, format string, args ...any) {
-	r.t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	counted.Lock()

@@ -213,6 +213,7 @@ type Broken struct {
 
 // TestBreaks runs the suite as a program, once for each case, several at once.
 func TestBreaks(t *testing.T, cases ...Broken) {
+	t.Parallel()
 	bin := Must(Built())
 	for _, c := range cases {
 		t.Run("BREAK="+c.Break+" "+strings.Join(c.Args, " "), func(t *testing.T) {

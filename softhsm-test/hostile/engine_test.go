@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -38,12 +39,12 @@ func (s *stage) once(what, format string, args ...any) {
 var nothing = rows.SQL("nothing")
 
 // untouched holds what each operation says that it grants against the world as it is.
-func (s *stage) untouched(ctx context.Context) error {
+func (s *stage) untouched(ctx context.Context) {
 	var cases []attempt
 	for _, o := range operations {
 		cases = append(cases, attempt{Alteration: nothing, operation: o})
 	}
-	return s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		missing := slices.DeleteFunc(slices.Clone(v.honest), func(g grant) bool { return strings.Contains(v.told, g.what) })
 		s.Check(v.outcome != granted && len(missing) == 0, "%s: more than it should: %v; missing: %v; %v", v.operation.name, v.extra, missing, v.err)
 	})
@@ -51,19 +52,10 @@ func (s *stage) untouched(ctx context.Context) error {
 
 // wholesale takes, spoils and puts back whole tables under every operation. What changes by that
 // reads the table.
-func (s *stage) wholesale(ctx context.Context) error {
-	tables, err := rows.Read(ctx, s.Template)
-	if err != nil {
-		return err
-	}
-	usual, err := s.usual(ctx)
-	if err != nil {
-		return err
-	}
-	earlier, err := s.earlier(ctx)
-	if err != nil {
-		return err
-	}
+func (s *stage) wholesale(ctx context.Context) {
+	tables := harness.Must(rows.Read(ctx, s.Template))
+	usual := s.usual(ctx)
+	earlier := s.earlier(ctx)
 	var cases []attempt
 	all := append(rows.Wholesale(tables), rows.Rollbacks(earlier...)...)
 	for n, then := range earlier {
@@ -81,7 +73,7 @@ func (s *stage) wholesale(ctx context.Context) error {
 			}
 		}
 	}
-	err = s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
+	s.all(ctx, s.sample(cases, quickWhole), func(v verdict) {
 		s.count(v)
 		if (v.Kind == rows.Empty || v.Kind == rows.Mangle) && plain(v.told) != usual[v.operation.name] {
 			s.read(v.Table, v.operation.name)
@@ -89,7 +81,7 @@ func (s *stage) wholesale(ctx context.Context) error {
 	})
 	if testing.Short() { // what reads a table is not known then, and records are altered under all operations
 		clear(s.reads)
-		return err
+		return
 	}
 	for _, t := range tables {
 		if n := len(s.reads[t.Name]); n == 0 || n < 8 {
@@ -98,7 +90,6 @@ func (s *stage) wholesale(ctx context.Context) error {
 			s.Say("table %s is read by %d operations", t.Name, n)
 		}
 	}
-	return err
 }
 
 func (s *stage) read(table, operation string) {
@@ -109,13 +100,14 @@ func (s *stage) read(table, operation string) {
 }
 
 // usual holds the result of each operation in the untouched world.
-func (s *stage) usual(ctx context.Context) (map[string]string, error) {
+func (s *stage) usual(ctx context.Context) map[string]string {
 	told := map[string]string{}
 	var cases []attempt
 	for _, o := range operations {
 		cases = append(cases, attempt{Alteration: nothing, operation: o})
 	}
-	return told, s.all(ctx, cases, func(v verdict) { told[v.operation.name] = plain(v.told) })
+	s.all(ctx, cases, func(v verdict) { told[v.operation.name] = plain(v.told) })
+	return told
 }
 
 // plain takes out of a text what differs each time: ids and paths.
@@ -146,34 +138,25 @@ const (
 )
 
 // records alters records one by one, under the operations that read their table.
-func (s *stage) records(ctx context.Context) error {
-	now, err := rows.Read(ctx, s.Template)
-	if err != nil {
-		return err
-	}
-	earlier, err := s.earlier(ctx)
-	if err != nil {
-		return err
-	}
+func (s *stage) records(ctx context.Context) {
+	now := harness.Must(rows.Read(ctx, s.Template))
+	earlier := s.earlier(ctx)
 	cases := s.spread(rows.Generate(now, earlier...))
 	n := recordCases
 	if testing.Short() {
 		n = quickCases
 	}
 	s.Say("%d cases of %d, the first of them one of each column and way to alter it", min(n, len(cases)), len(cases))
-	return s.all(ctx, cases[:min(n, len(cases))], s.count)
+	s.all(ctx, cases[:min(n, len(cases))], s.count)
 }
 
 // earlier is the database as it once was.
-func (s *stage) earlier(ctx context.Context) (all [][]rows.Table, err error) {
+func (s *stage) earlier(ctx context.Context) (all [][]rows.Table) {
 	for _, path := range s.Earlier {
-		then, err := rows.Read(ctx, path)
-		if err != nil {
-			return nil, err
-		}
+		then := harness.Must(rows.Read(ctx, path))
 		all = append(all, then)
 	}
-	return all, nil
+	return all
 }
 
 // spread orders cases so that any number of the first ones have of everything: one of
@@ -226,7 +209,7 @@ var authorities = map[string]string{
 
 // prove holds BREAK=seal to its word: each record that is altered, and each kind of
 // authority, has a case that is granted when no seal is checked.
-func (s *stage) prove(ctx context.Context) error {
+func (s *stage) prove(ctx context.Context) {
 	tables, err := rows.Read(ctx, s.Template)
 	for _, t := range tables {
 		if !slices.Contains(unproved, t.Name) {
@@ -237,7 +220,7 @@ func (s *stage) prove(ctx context.Context) error {
 		s.Check(slices.ContainsFunc(s.table.gave, func(g string) bool { return strings.Contains(g, authorities[name]) }),
 			"unproven: nothing forged is granted that is a %s", name)
 	}
-	return err
+	harness.Do(err)
 }
 
 // table counts outcomes: records × operations × outcome.

@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/recovery/backup"
 	"countersign/protocol"
 	"countersign/protocol/trust"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -100,19 +101,11 @@ func (r foreign) sign(ctx context.Context, kind string, content []byte, prefix .
 
 // files is what comes of forged, mixed, truncated, foreign and genuine files, for an
 // appliance with its first root and for one that has rotated it.
-func (s *stage) files(ctx context.Context) error {
-	rotated, err := s.rotatedRoot(ctx)
-	if err != nil {
-		return fmt.Errorf("rotating the root: %w", err)
-	}
+func (s *stage) files(ctx context.Context) {
+	rotated := s.rotatedRoot(ctx)
 	elsewhere := filepath.Join(s.dir, "elsewhere")
-	if err := os.Mkdir(elsewhere, 0o700); err != nil {
-		return err
-	}
-	other, err := world.Build(ctx, elsewhere)
-	if err != nil {
-		return err
-	}
+	harness.Do(os.Mkdir(elsewhere, 0o700))
+	other := harness.Must(world.Build(ctx, elsewhere))
 	for _, one := range []struct {
 		name string
 		set
@@ -124,14 +117,12 @@ func (s *stage) files(ctx context.Context) error {
 		for i, root := range one.roots {
 			name := fmt.Sprintf("files of %s, root %d is known", one.name, i+1)
 			s.genuine(name, one.set, root)
-			if err := s.forged(ctx, name, one.set, root); err != nil {
-				return err
-			}
+			s.forged(ctx, name, one.set, root)
 			s.mixed(name, one.set, set{other.Backup, other.Vouched}, root)
 			s.damaged(name, one.set, root)
 		}
 	}
-	return s.behind(ctx)
+	s.behind(ctx)
 }
 
 // set is what lies beside each other on a backup medium.
@@ -143,36 +134,21 @@ func (s *stage) genuine(name string, f set, root protocol.PublicKey) {
 }
 
 // forged are signed by a root of the attacker's own; in their payload is the true one.
-func (s *stage) forged(ctx context.Context, name string, f set, root protocol.PublicKey) error {
-	mallory, err := newRoot(ctx)
-	if err != nil {
-		return err
-	}
-	content, err := payload(f.keys)
-	if err != nil {
-		return err
-	}
-	document, err := s.withRoot(content, root)
-	if err != nil {
-		return err
-	}
-	about, err := payload(f.statement)
-	if err != nil {
-		return err
-	}
+func (s *stage) forged(ctx context.Context, name string, f set, root protocol.PublicKey) {
+	mallory := harness.Must(newRoot(ctx))
+	content := harness.Must(payload(f.keys))
+	document := harness.Must(s.withRoot(content, root))
+	about := harness.Must(payload(f.statement))
 	for _, prefix := range [][][]byte{nil, s.trueRoots(f.keys)} {
 		for what, content := range map[string][]byte{"as it was": content, "altered": document} {
 			keys, err1 := mallory.sign(ctx, kindKeys, content, prefix...)
 			statement, err2 := mallory.sign(ctx, kindDatabase, about, prefix...)
-			if err := errors.Join(err1, err2); err != nil {
-				return err
-			}
+			harness.Do(errors.Join(err1, err2))
 			s.Check(vouched(keys, f.statement, root) != nil, "GRANTED: %s: keys %s by a root of the attacker's own after %d true ones", name, what, len(prefix))
 			s.Check(vouched(keys, statement, root) != nil, "GRANTED: %s: keys %s and database by a root of the attacker's own after %d true ones", name, what, len(prefix))
 			s.Check(vouched(f.keys, statement, root) != nil, "GRANTED: %s: database by a root of the attacker's own after %d true ones", name, len(prefix))
 		}
 	}
-	return nil
 }
 
 // trueRoots are those that a genuine file names.
@@ -224,57 +200,41 @@ func (s *stage) damaged(name string, f set, root protocol.PublicKey) {
 	}
 }
 
-// rotatedRoot are the files of the appliance once root 2 is in use.
-func (s *stage) rotatedRoot(ctx context.Context) (r struct {
+// rotation is the set of files after a rotation of the root.
+type rotation struct {
 	set
 	root protocol.PublicKey
-}, err error,
-) {
+}
+
+// rotatedRoot returns the files of the appliance once root 2 is in use.
+func (s *stage) rotatedRoot(ctx context.Context) (r rotation) {
 	path := filepath.Join(s.dir, "rotated.db")
 	defer remove(path)
-	if err := world.CopyHouse(path, s.Template); err != nil {
-		return r, err
-	}
-	h, err := world.Open(ctx, s.Place(path))
-	if err != nil {
-		return r, err
-	}
-	defer func() { err = errors.Join(err, h.Close()) }()
+	harness.Do(world.CopyHouse(path, s.Template))
+	h := harness.Must(world.Open(ctx, s.Place(path)))
+	defer func() { harness.Do(h.Close()) }()
 	for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 		h.Clock.Advance(time.Second)
-		if err := s.voted(ctx, h, verb); err != nil {
-			return r, err
-		}
+		s.voted(ctx, h, verb)
 	}
 	r.root = h.Keys.Root()
-	state, err := backup.StateOf(ctx, h.Store)
-	if err != nil {
-		return r, err
-	}
-	if r.keys, err = backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()); err != nil {
-		return r, err
-	}
-	c, err := h.Recovery.CopyStore(ctx)
-	if err != nil {
-		return r, err
-	}
+	state := harness.Must(backup.StateOf(ctx, h.Store))
+	r.keys = harness.Must(backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()))
+	c := harness.Must(h.Recovery.CopyStore(ctx))
 	r.statement = c.Statement
-	return r, c.Close()
+	harness.Do(c.Close())
+	return r
 }
 
 // voted takes a step of the root for which ann votes too.
-func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) error {
+func (s *stage) voted(ctx context.Context, h *world.House, verb keyplan.Verb) {
 	_, err := h.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: keyring.Root})
 	var waits *requests.Waiting
 	if !errors.As(err, &waits) {
-		return errors.Join(errors.New("a step of the root without a second vote"), err)
+		harness.Fail("a step of the root without a second vote: %w", err)
 	}
-	raw, err := s.Operators["ann"].Sign(ctx, waits.Hash)
-	if err != nil {
-		return err
-	}
-	_, err = h.Requests.Sign(ctx, waits.Hash.ID(), raw)
-	return err
+	raw := harness.Must(s.Operators["ann"].Sign(ctx, waits.Hash))
+	harness.Must(h.Requests.Sign(ctx, waits.Hash.ID(), raw))
 }
 
 // beforeAnswers is the moment at which all is asked and nothing answered.
@@ -282,26 +242,20 @@ const beforeAnswers = 1
 
 // behind restores a copy from before an approval on a host whose clock is slow, and sends the
 // approved message again once the clock is right.
-func (s *stage) behind(ctx context.Context) error {
+func (s *stage) behind(ctx context.Context) {
 	c := attempt{Alteration: nothing, operation: operation{name: "restore with a clock that is behind"}}
 	path := filepath.Join(s.dir, "behind.db")
 	defer remove(path)
-	if err := world.CopyHouse(path, s.Earlier[beforeAnswers]); err != nil {
-		return err
-	}
+	harness.Do(world.CopyHouse(path, s.Earlier[beforeAnswers]))
 	place := s.Place(path)
-	h, err := world.Open(ctx, place)
-	if err != nil {
-		return err
-	}
+	h := harness.Must(world.Open(ctx, place))
 	here := &scene{House: h, World: s.World, place: place}
 	defer func() { _ = here.House.Close() }() // the file is thrown away
 	place.Clock.Advance(-time.Hour)
-	err = restored(func(here *scene, ctx context.Context) error {
+	err := restored(func(here *scene, ctx context.Context) error {
 		place.Clock.Advance(time.Hour)
 		return again("asked once")(here, ctx)
 	})(here, ctx)
 	v := judge(c, here.House, here.grants, err)
 	s.Check(v.outcome != granted, "GRANTED %v by a restore on a host whose clock is behind", v.extra)
-	return nil
 }

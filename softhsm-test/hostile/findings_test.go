@@ -78,7 +78,7 @@ var findings = []finding{
 }
 
 // directed runs the findings.
-func (s *stage) directed(ctx context.Context) error {
+func (s *stage) directed(ctx context.Context) {
 	var cases []attempt
 	for _, f := range findings {
 		a := f.alter(s.World)
@@ -87,7 +87,7 @@ func (s *stage) directed(ctx context.Context) error {
 			cases = append(cases, attempt{a, named(name), f.live})
 		}
 	}
-	return s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {

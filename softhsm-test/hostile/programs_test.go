@@ -54,15 +54,9 @@ const (
 )
 
 // programs attacks `countersignd dev` with a token of SoftHSM.
-func (s *stage) programs(ctx context.Context) error {
-	bin, err := harness.Built()
-	if err != nil {
-		return err
-	}
-	t, err := openTown(ctx, bin, filepath.Join(s.dir, "dev"))
-	if err != nil {
-		return err
-	}
+func (s *stage) programs(ctx context.Context) {
+	bin := harness.Must(harness.Built())
+	t := openTown(ctx, bin, filepath.Join(s.dir, "dev"))
 	n, each := rounds, append(slices.Clone(kinds), kinds...)
 	if testing.Short() {
 		n, each = quickRounds, kinds
@@ -71,7 +65,8 @@ func (s *stage) programs(ctx context.Context) error {
 	for i := range n {
 		r := round{live: i%3 == 2, kinds: each, visits: make([]*visit, len(each))}
 		if err := t.play(ctx, r, judge); err != nil {
-			return errors.Join(err, t.close())
+			harness.Do(errors.Join(err, t.close()))
+			return
 		}
 	}
 	for i := range 4 {
@@ -79,10 +74,11 @@ func (s *stage) programs(ctx context.Context) error {
 			break
 		}
 		if err := t.play(ctx, round{live: i%2 == 0, kinds: triggers, visits: make([]*visit, 1)}, judge); err != nil {
-			return errors.Join(err, t.close())
+			harness.Do(errors.Join(err, t.close()))
+			return
 		}
 	}
-	return t.close()
+	harness.Do(t.close())
 }
 
 func refusing(ctx context.Context, v *visit) (err error) {
@@ -267,21 +263,20 @@ type visit struct {
 	code   enrol.ActivationCode
 }
 
-func openTown(ctx context.Context, bin harness.Bin, dir string) (*town, error) {
+func openTown(ctx context.Context, bin harness.Bin, dir string) *town {
 	t := &town{running: true}
 	var err error
-	if t.Appliance, err = harness.Start(ctx, harness.Config{Bin: bin, Dir: dir}); err != nil {
-		return nil, err
-	}
+	t.Appliance = harness.Must(harness.Start(ctx, harness.Config{Bin: bin, Dir: dir}))
 	code, err := t.Invite(ctx, "device", "till")
 	if err == nil {
 		t.till, err = device.Enrol(ctx, device.Config{URL: t.URL, CA: t.CA}, code)
 	}
 	if err != nil {
-		return nil, errors.Join(err, t.close())
+		harness.Do(errors.Join(err, t.close()))
+		return nil
 	}
 	t.root, t.certs = t.till.Trust.Root, append(t.till.Trust.KeyCerts(trust.UseDecision), t.till.Trust.KeyCerts(trust.UseClientCA)...)
-	return t, nil
+	return t
 }
 
 func (t *town) close() error {

@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/hostile/rows"
 	"countersign/softhsm-test/hostile/world"
 )
@@ -28,11 +29,8 @@ var whenAltered = []struct {
 
 // schema alters the schema, and holds that it is refused by name wherever it is looked at;
 // then under some operations, that it grants nothing.
-func (s *stage) schema(ctx context.Context) error {
-	all, err := rows.Schemas(ctx, s.Template)
-	if err != nil {
-		return err
-	}
+func (s *stage) schema(ctx context.Context) {
+	all := harness.Must(rows.Schemas(ctx, s.Template))
 	if testing.Short() {
 		s.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 		all = all[:quickSchema]
@@ -50,10 +48,8 @@ func (s *stage) schema(ctx context.Context) error {
 			cases = append(cases, attempt{a, named(name), i%2 == 1})
 		}
 	}
-	if err := s.unnoticed(ctx); err != nil {
-		return err
-	}
-	return s.all(ctx, s.sample(cases, quickSchema), s.count)
+	s.unnoticed(ctx)
+	s.all(ctx, s.sample(cases, quickSchema), s.count)
 }
 
 // altered gives a look a copy of the world.
@@ -147,17 +143,14 @@ func unwritable(ctx context.Context, h *world.House) error {
 
 // unnoticed creates triggers while the appliance runs, and resets the schema version. Even if the
 // appliance does not notice them, they must have no effect, and the next start must name them.
-func (s *stage) unnoticed(ctx context.Context) error {
+func (s *stage) unnoticed(ctx context.Context) {
 	for _, meanwhile := range []bool{false, true} {
 		path := filepath.Join(s.dir, "unnoticed.db")
-		if err := world.CopyHouse(path, s.Template); err != nil {
-			return err
-		}
+		harness.Do(world.CopyHouse(path, s.Template))
 		err := s.unnoticedAt(ctx, path, meanwhile)
 		remove(path)
 		s.Check(err == nil, "GRANTED: a trigger and the version of the schema as before, something written meanwhile %v: %v", meanwhile, err)
 	}
-	return nil
 }
 
 func (s *stage) unnoticedAt(ctx context.Context, path string, meanwhile bool) error {

@@ -52,7 +52,7 @@ type thief struct {
 }
 
 // seals has one who has read the keys of the seals write.
-func (s *stage) stolenSeals(ctx context.Context) error {
+func (s *stage) stolenSeals(ctx context.Context) {
 	var cases []attempt
 	for _, f := range stolen {
 		a := rows.SQL("").Beside(func(path string) error { return s.steal(ctx, path, f.forge) })
@@ -61,7 +61,7 @@ func (s *stage) stolenSeals(ctx context.Context) error {
 			cases = append(cases, attempt{a, named(name), false})
 		}
 	}
-	return s.all(ctx, cases, func(v verdict) {
+	s.all(ctx, cases, func(v verdict) {
 		s.table.add(v)
 		s.Say("%-8s %s: %s %v", v.outcome, v.attempt.Row, v.operation.name, v.extra)
 		if *printAll {

@@ -87,6 +87,7 @@ func chosen() []turn {
 // TestRotate skips the sections after one that failed. -short rotates each key once, with one
 // kill in each step.
 func TestRotate(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(r *harness.Report) {
 		bin := harness.Must(harness.Built())
 		if e := edits[harness.Break()]; e != nil {

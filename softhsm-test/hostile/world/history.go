@@ -17,72 +17,52 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	protoenrol "countersign/protocol/enrol"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
 
 // converse begins dialogs that are answered later, and those that will be known to have
 // been answered earlier.
-func (b *builder) converse(ctx context.Context) error {
-	begin := func(name, who string, ask Ask) error {
-		d, err := b.House.Apply(ctx, b.Phones[who], ask)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+func (b *builder) converse(ctx context.Context) {
+	begin := func(name, who string, ask Ask) {
+		d := harness.Must(b.House.Apply(ctx, b.Phones[who], ask))
 		b.Dialogs[name] = d
-		return nil
 	}
 	level4 := Ask{Service: Payment, Amount: EUR(1_000_000)}
-	if err := b.steal(ctx); err != nil {
-		return err
+	b.steal(ctx)
+	begin("refused", "alice", Ask{Service: Payment, Amount: EUR(900_000)})
+	begin("approved", "alice", Ask{Service: Door})
+	begin("asked once", "alice", Ask{Service: Payment, Amount: EUR(7000)})
+	begin("begun", "alice", Ask{Service: Payment, Amount: EUR(6000)})
+	for _, name := range []string{"pending", "final", "denied"} {
+		begin(name, "carol", level4)
 	}
-	return errors.Join(
-		begin("refused", "alice", Ask{Service: Payment, Amount: EUR(900_000)}),
-		begin("approved", "alice", Ask{Service: Door}),
-		begin("asked once", "alice", Ask{Service: Payment, Amount: EUR(7000)}),
-		begin("begun", "alice", Ask{Service: Payment, Amount: EUR(6000)}),
-		begin("pending", "carol", level4), begin("final", "carol", level4), begin("denied", "carol", level4),
-	)
 }
 
 // steal has a thief use alice's phone, with her signing key and a UV key of the thief's own.
 // The appliance knows alice's UV key and refuses that one: the thief refuses first, so that
 // a decision is stored, and then has an approval in hand.
-func (b *builder) steal(ctx context.Context) error {
+func (b *builder) steal(ctx context.Context) {
 	thief := *b.Phones["alice"]
 	thief.Give(phone.Full())
 	b.Phones["thief"] = &thief
-	d, err := b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true})
-	if err != nil {
-		return err
-	}
-	if err := b.Refuse(ctx, d); err != nil {
-		return err
-	}
-	d.M3, err = d.Countersign(ctx, protocol.Approve)
+	d := harness.Must(b.House.Apply(ctx, &thief, Ask{Service: Vault, Strict: true}))
+	harness.Do(b.Refuse(ctx, d))
+	d.M3 = harness.Must(d.Countersign(ctx, protocol.Approve))
 	b.Dialogs["stolen"], b.Phones["alice"].Counter = d, thief.Counter
-	return err
 }
 
 // settle answers them.
-func (b *builder) settle(ctx context.Context) error {
+func (b *builder) settle(ctx context.Context) {
 	d := b.Dialogs
-	err := errors.Join(
+	harness.Do(errors.Join(
 		b.Refuse(ctx, d["refused"]), b.Approve(ctx, d["approved"]), b.Approve(ctx, d["asked once"]), b.Guess(ctx, d["begun"], 0),
 		b.Approve(ctx, d["pending"]), b.Approve(ctx, d["final"]), b.Approve(ctx, d["denied"]),
-	)
-	if err != nil {
-		return err
-	}
-	if err := b.snapshot(ctx); err != nil { // approvals wait
-		return err
-	}
-	if err := b.second(ctx, "final", b.Approve); err != nil {
-		return err
-	}
-	if err := b.second(ctx, "denied", b.Refuse); err != nil {
-		return err
-	}
-	return errors.Join(b.guessAnew(ctx), b.lock(ctx), b.spend(ctx))
+	))
+	b.snapshot(ctx)
+	b.second(ctx, "final", b.Approve)
+	b.second(ctx, "denied", b.Refuse)
+	harness.Do(errors.Join(b.guessAnew(ctx), b.lock(ctx), b.spend(ctx)))
 }
 
 // guessAnew has another password in hand for the attempt that was begun.
@@ -94,13 +74,10 @@ func (b *builder) guessAnew(ctx context.Context) (err error) {
 }
 
 // second has the second approver answer.
-func (b *builder) second(ctx context.Context, first string, answer func(context.Context, *Dialog) error) error {
-	d, err := b.House.Apply(ctx, b.Phones["fred"], Ask{Service: protocol.ServiceCoApproval, First: b.Dialogs[first]})
-	if err != nil {
-		return err
-	}
+func (b *builder) second(ctx context.Context, first string, answer func(context.Context, *Dialog) error) {
+	d := harness.Must(b.House.Apply(ctx, b.Phones["fred"], Ask{Service: protocol.ServiceCoApproval, First: b.Dialogs[first]}))
 	b.Dialogs["second of "+first] = d
-	return answer(ctx, d)
+	harness.Do(answer(ctx, d))
 }
 
 // lock has dora's password guessed until it is locked.
@@ -154,14 +131,17 @@ func (b *builder) tryLocked(ctx context.Context) error {
 // Transaction is the id of what a dialog came to.
 func (w *World) Transaction(d *Dialog) (protocol.TransactionID, error) {
 	got, err := d.Check(w.Root, w.Certs, uint64(time.Now().Unix())).Verify(d.Answer.Decision())
-	return got.Transaction, err
+	if err != nil {
+		return got.Transaction, err
+	}
+	return got.Transaction, nil
 }
 
 // Decision is what the device got, nil where there is none.
 func (a Answer) Decision() []byte { return a.CountersignResponse.Decision }
 
 // invite leaves invitations of each kind: open, used, and expired.
-func (b *builder) invite(ctx context.Context) error {
+func (b *builder) invite(ctx context.Context) {
 	late, _, err1 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "late", TTL: time.Second, Roles: []string{"approver"}})
 	open, _, err2 := b.House.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: "nora"})
 	b.Codes["late"], b.Codes["nora"] = late, open
@@ -169,74 +149,47 @@ func (b *builder) invite(ctx context.Context) error {
 	copy(random[:], "of no invitat")
 	b.Codes["made up"] = protoenrol.NewActivationCode(b.Hash(), random)
 	till, err3 := b.asksFor(ctx, "till", time.Hour)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return err
-	}
-	_, err := b.signed(ctx, till)
-	return err
+	harness.Do(errors.Join(err1, err2, err3))
+	harness.Must(b.signed(ctx, till))
 }
 
 // leaveOpen leaves change requests in each state.
-func (b *builder) leaveOpen(ctx context.Context) (err error) {
+func (b *builder) leaveOpen(ctx context.Context) {
 	c := b.Changes
 	if _, err := b.signed(ctx, c["failed"]); !errors.Is(err, requests.ErrOver) {
-		return fmt.Errorf("a stale request: %v", err)
+		harness.Fail("a stale request: %v", err)
 	}
-	if c["expired"], err = b.asksFor(ctx, "door-1", 2*time.Second); err != nil {
-		return err
-	}
-	if c["withdrawn"], err = b.asksFor(ctx, "door-2", time.Hour); err != nil {
-		return err
-	}
-	if _, err := b.Requests.Withdraw(ctx, c["withdrawn"].Hash.ID()); err != nil {
-		return err
-	}
+	c["expired"] = harness.Must(b.asksFor(ctx, "door-1", 2*time.Second))
+	c["withdrawn"] = harness.Must(b.asksFor(ctx, "door-2", time.Hour))
+	harness.Must(b.Requests.Withdraw(ctx, c["withdrawn"].Hash.ID()))
 	b.place.Clock.Advance(3 * time.Second) // the late invitation expires too
 	if _, err := b.signed(ctx, c["expired"]); !errors.Is(err, requests.ErrOver) {
-		return fmt.Errorf("an expired request: %v", err)
+		harness.Fail("an expired request: %v", err)
 	}
-	if c["open"], err = b.asksFor(ctx, "door-3", time.Hour); err != nil {
-		return err
-	}
-	if c["policy"], err = b.Requests.Ask(ctx, rules.Draft(b.Lenient)); err != nil {
-		return err
-	}
-	if c["admin"], err = b.Requests.Ask(ctx, requests.DraftAdmin("eve", b.Operators["mallory"].Public)); err != nil {
-		return err
-	}
+	c["open"] = harness.Must(b.asksFor(ctx, "door-3", time.Hour))
+	c["policy"] = harness.Must(b.Requests.Ask(ctx, rules.Draft(b.Lenient)))
+	c["admin"] = harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin("eve", b.Operators["mallory"].Public)))
 	backUp := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": true}}
-	if c["backup"], err = b.Requests.Ask(ctx, backUp); err != nil {
-		return err
-	}
+	c["backup"] = harness.Must(b.Requests.Ask(ctx, backUp))
 	backUp.Parameters = change.Parameters{"partial": false}
-	if c["executed"], err = b.Requests.Ask(ctx, backUp); err != nil {
-		return err
-	}
-	if _, err = b.signed(ctx, c["executed"]); err != nil {
-		return err
-	}
-	return b.interrupt(ctx)
+	c["executed"] = harness.Must(b.Requests.Ask(ctx, backUp))
+	harness.Must(b.signed(ctx, c["executed"]))
+	b.interrupt(ctx)
 }
 
 // interrupt leaves a request as an appliance does that is killed when it was taken.
-func (b *builder) interrupt(ctx context.Context) error {
+func (b *builder) interrupt(ctx context.Context) {
 	b.Codes["door-4"] = protoenrol.NewActivationCode(b.Hash(), [13]byte{4})
 	sum := sha256.Sum256([]byte(b.Codes["door-4"].String()))
-	c, err := b.Requests.Preview(ctx, change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
+	c := harness.Must(b.Requests.Preview(ctx, change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
 		"name": "door-4", "display": "door-4", "floor": uint64(1), "ttl_s": uint64(3600), "replace": false, "code_sha256": sum[:],
-	}})
-	if err != nil {
-		return err
-	}
+	}}))
 	now := b.place.Clock.Now()
 	row := store.Change{ID: c.Hash.ID(), Document: c.Document, State: store.ChangeTaken, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
 	for _, name := range []string{"ann", "cat"} {
-		raw, err := b.Operators[name].Sign(ctx, c.Hash)
-		if err != nil {
-			return err
-		}
+		raw := harness.Must(b.Operators[name].Sign(ctx, c.Hash))
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(b.Operators[name].Public), Signature: raw, At: now})
 	}
 	b.Changes["taken"] = c
-	return b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil))
+	harness.Do(b.Store.AddChange(ctx, row, audit.NewRecord(audit.KindChanges, "change", nil)))
 }

@@ -20,6 +20,7 @@ import (
 	"countersign/policy"
 	"countersign/protocol"
 	protoenrol "countersign/protocol/enrol"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
 
@@ -49,20 +50,14 @@ func (o Operator) Sign(ctx context.Context, h change.Hash) ([]byte, error) {
 }
 
 // appoint makes three administrators; mallory is none, and has a key.
-func (b *builder) appoint(ctx context.Context) error {
+func (b *builder) appoint(ctx context.Context) {
 	for _, name := range []string{"ann", "ben", "cat", "mallory"} {
-		o, err := newOperator(name)
-		if err != nil {
-			return err
-		}
+		o := harness.Must(newOperator(name))
 		if b.Operators[name] = o; name == "mallory" {
 			continue
 		}
-		if _, err := b.Requests.Ask(ctx, requests.DraftAdmin(name, o.Public)); err != nil {
-			return err
-		}
+		harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin(name, o.Public)))
 	}
-	return nil
 }
 
 // cast are the phones. bob is the attacker's accomplice: a client like any other, whose
@@ -84,32 +79,21 @@ var cast = []struct {
 }
 
 // populate enrols devices and phones.
-func (b *builder) populate(ctx context.Context) error {
+func (b *builder) populate(ctx context.Context) {
 	for _, d := range []enrol.Invite{{Name: "gate"}, {Name: "safe", Display: "The safe", Floor: 2}, {Name: "shed"}} {
 		d.Kind = store.KindDevice
-		code, _, err := b.Enrol.Invite(ctx, d)
-		if err != nil {
-			return err
-		}
+		code, _ := harness.Must2(b.Enrol.Invite(ctx, d))
 		b.Codes["used by "+d.Name] = code
-		if _, err := b.Enrol.Device(ctx, DeviceRequest(code)); err != nil {
-			return err
-		}
+		harness.Must(b.Enrol.Device(ctx, DeviceRequest(code)))
 	}
 	for _, c := range cast {
-		code, _, err := b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles})
-		if err != nil {
-			return err
-		}
+		code, _ := harness.Must2(b.Enrol.Invite(ctx, enrol.Invite{Kind: store.KindClient, Name: c.name, Roles: c.roles}))
 		b.Codes["used by "+c.name] = code
 		p := b.Stranger(c.full)
-		if _, err := b.EnrolPhone(ctx, p, code); err != nil {
-			return err
-		}
+		harness.Must(b.EnrolPhone(ctx, p, code))
 		b.Phones[c.name] = p
 	}
 	b.Phones["mallory"] = b.Stranger(true)
-	return nil
 }
 
 // Stranger makes a phone that is not enrolled, with password and UV key if full.
@@ -157,12 +141,12 @@ func DeviceRequest(code protoenrol.ActivationCode) []byte {
 }
 
 // depart has those leave who will have left.
-func (b *builder) depart(ctx context.Context) error {
+func (b *builder) depart(ctx context.Context) {
 	_, err1 := b.Parties.SetClientStatus(ctx, "sam", store.Suspended)
 	_, err2 := b.Parties.SetClientStatus(ctx, "ruth", store.Revoked)
 	_, err3 := b.Parties.SetDeviceStatus(ctx, "shed", store.Revoked)
 	_, err4 := b.Requests.SuspendAdmin(ctx, "ben")
-	return errors.Join(err1, err2, err3, err4)
+	harness.Do(errors.Join(err1, err2, err3, err4))
 }
 
 // quorums are what the policy in force adds to the default.
@@ -188,22 +172,13 @@ func lenientPolicy() []byte {
 }
 
 // request asks for the changes whose time is before the others.
-func (b *builder) request(ctx context.Context) error {
+func (b *builder) request(ctx context.Context) {
 	b.Lenient = lenientPolicy()
-	if _, err := b.Requests.Ask(ctx, rules.Draft(strictPolicy())); err != nil {
-		return err
-	}
-	strict, err := b.Rules.Policy(ctx)
-	if err != nil {
-		return err
-	}
+	harness.Must(b.Requests.Ask(ctx, rules.Draft(strictPolicy())))
+	strict := harness.Must(b.Rules.Policy(ctx))
 	b.Strict = strict.Hash
-	stale, err := b.Requests.Ask(ctx, requests.DraftAdmin("dan", b.Operators["mallory"].Public))
-	if err != nil {
-		return err
-	}
+	stale := harness.Must(b.Requests.Ask(ctx, requests.DraftAdmin("dan", b.Operators["mallory"].Public)))
 	b.Changes["failed"] = stale
-	return nil
 }
 
 // asksFor asks for the invitation of a device; the code is kept under the device's name.

@@ -27,6 +27,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/trust"
+	"countersign/softhsm-test/harness"
 	"countersign/softhsm-test/harness/phone"
 )
 
@@ -86,7 +87,7 @@ func Build(ctx context.Context, dir string) (*World, error) {
 	}
 	for _, step := range []struct {
 		name string
-		do   func(context.Context) error
+		do   func(context.Context)
 	}{
 		{"administrators", b.appoint},
 		{"devices and phones", b.populate},
@@ -101,7 +102,7 @@ func Build(ctx context.Context, dir string) (*World, error) {
 		{"open requests", b.leaveOpen},
 		{"backup", b.backUp},
 	} {
-		if err := step.do(ctx); err != nil {
+		if err := harness.Try(func() { step.do(ctx) }); err != nil {
 			return nil, errors.Join(fmt.Errorf("building the world: %s: %w", step.name, err), b.Close())
 		}
 	}
@@ -202,44 +203,32 @@ func contains(all [][]byte, one []byte) bool {
 }
 
 // snapshot keeps the database as it is now.
-func (b *builder) snapshot(ctx context.Context) error {
+func (b *builder) snapshot(ctx context.Context) {
 	path := filepath.Join(b.dir, fmt.Sprintf("earlier-%d.db", len(b.Earlier)))
 	b.Earlier = append(b.Earlier, path)
-	if err := errors.Join(b.Close(), CopyHouse(path, b.place.Path)); err != nil {
-		return err
-	}
-	return b.reopen(ctx)
+	harness.Do(errors.Join(b.Close(), CopyHouse(path, b.place.Path)))
+	harness.Do(b.reopen(ctx))
 }
 
 // rotate rotates what goes to phones, what signs and what seals, once each.
-func (b *builder) rotate(ctx context.Context) error {
+func (b *builder) rotate(ctx context.Context) {
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.MAC} {
 		for _, verb := range []keyplan.Verb{keyplan.Rotate, keyplan.Activate} {
 			b.place.Clock.Advance(time.Second)
-			if _, err := b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: name}); err != nil {
-				return fmt.Errorf("%s %s: %w", verb, name, err)
-			}
+			harness.Must(b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: verb, Name: name}))
 		}
 	}
 	b.place.Clock.Advance(time.Second)
-	if _, err := b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}); err != nil {
-		return err
-	}
+	harness.Must(b.Appliance.Keys.Take(ctx, keyplan.Step{Verb: keyplan.Retire, Name: keyring.KEM, Version: 1, Early: true}))
 	done := func() bool { r := b.Appliance.Keys.Renewal(); return r.Total > 0 && r.Left == 0 && !r.Running }
-	return errors.Join(b.Work(ctx, done), b.follow())
+	harness.Do(errors.Join(b.Work(ctx, done), b.follow()))
 }
 
 // backUp makes the files that an attacker could change on their way.
-func (b *builder) backUp(ctx context.Context) error {
-	made, err := b.Recovery.BackUpKeys(ctx, recovery.BackUp{})
-	if err != nil {
-		return err
-	}
+func (b *builder) backUp(ctx context.Context) {
+	made := harness.Must(b.Recovery.BackUpKeys(ctx, recovery.BackUp{}))
 	b.Backup = made.File
-	c, err := b.Recovery.CopyStore(ctx)
-	if err != nil {
-		return err
-	}
+	c := harness.Must(b.Recovery.CopyStore(ctx))
 	b.Vouched = c.Statement
-	return c.Close()
+	harness.Do(c.Close())
 }
