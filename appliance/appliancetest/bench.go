@@ -101,7 +101,7 @@ func templateOf(t *testing.T, name string, build func() template) template {
 // snapshot closes a bench's store and returns the bench as a template.
 func (b *Bench) snapshot() template {
 	b.Helper()
-	err := b.Store.(store.Store).Close()
+	err := b.Store.Close()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,7 +1,3 @@
-// Package keylife carries out the steps of a key's life on the token: the ceremony, the
-// generation and certification of new versions, their sealed copies, the removal of
-// destroyed keys, the rewrapping of password verifiers, self-tests, and the comparison
-// of the token with the registry.
 package keylife
 
 import (

@@ -5,7 +5,6 @@ package cli
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 )
 
@@ -38,16 +37,6 @@ func (c Code) String() string {
 		return name
 	}
 	return strconv.Itoa(int(c))
-}
-
-// ParseCode reads a name that [Code.String] writes.
-func ParseCode(s string) (Code, error) {
-	for code, name := range codeNames {
-		if name == s {
-			return code, nil
-		}
-	}
-	return Failed, fmt.Errorf("exit code %q: unknown name", s)
 }
 
 // Error is an error that knows its exit code and what the user can do.

@@ -36,8 +36,8 @@ const (
 
 var edits = map[string][]harness.Edit{
 	breakMAC: {
-		{File: "appliance/keylife/serve.go", Old: "if err == nil && under > 0 {", New: "if false {"},
-		{File: "appliance/keylife/serve_renewal.go", Old: "if !k.keys.Ring().OneOf(keyring.MAC) {", New: "if false {"},
+		{File: "appliance/keylife/keylife.go", Old: "if err == nil && under > 0 {", New: "if false {"},
+		{File: "appliance/keylife/renewal.go", Old: "if !k.keys.Ring().OneOf(keyring.MAC) {", New: "if false {"},
 	},
 	breakWrap: {
 		{File: "appliance/keyuse/use.go", Old: "k.Ring().Accepted(keyring.Wrap, time.Now()) {", New: "k.Ring().Accepted(keyring.Wrap, time.Now())[:1] {"},
