@@ -27,7 +27,7 @@ func says(v protocol.Verdict) Approver {
 	return approverFunc(func(context.Context, Shown) (protocol.Verdict, error) { return v, nil })
 }
 
-// nobody fails the test if the client asks.
+// nobody is an Approver that fails the test when asked.
 func nobody(t *testing.T) Approver {
 	return approverFunc(func(_ context.Context, s Shown) (protocol.Verdict, error) {
 		t.Errorf("the user was asked: %+v", s)

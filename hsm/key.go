@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"io"
 )
 
 // KeyID is the CKA_ID of a key: SHA-256(SubjectPublicKeyInfo)[0:20] for a key
@@ -14,29 +15,28 @@ type KeyID [20]byte
 
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
 
-// KeySpec asks for a new key.
+// KeySpec describes a new key.
 type KeySpec struct {
 	Label string // CKA_LABEL, "name@version", 1 to 64 bytes
 	Usage Usage
-	// Recipients, at most 16 on P-256, are for whom a sealed copy is made while
-	// the key is born. A key that was made without stays on its token.
+	// Recipients, at most 16 on P-256, each get a sealed copy, which is made with the key. A
+	// key that was made without stays on its token.
 	Recipients []*ecdh.PublicKey
 }
 
-// Key is what may be known of a key outside the token.
+// Key describes a key outside the token.
 type Key struct {
 	ID     KeyID
 	Label  string
 	Usage  Usage
 	Public []byte   // SubjectPublicKeyInfo of a key pair, DER (RFC 5280 §4.1.2.7), else nil
 	Sealed []Sealed // from Generate only: a copy for each recipient, in their order
-	// Copied, from Generate only, tells that sealed copies were made, for those
-	// recipients or to have the key on other tokens: it was extractable until then.
+	// Copied, from Generate only, reports that sealed copies were made, for those recipients
+	// or for other tokens: until then the key was extractable.
 	Copied bool
 }
 
-// ECDH is the public half of a key pair on P-256; of any other key it is
-// [ErrKey].
+// ECDH returns the public half of a key pair on P-256, and [ErrKey] for every other key.
 func (k Key) ECDH() (*ecdh.PublicKey, error) {
 	public, err := x509.ParsePKIXPublicKey(k.Public)
 	if err != nil {
@@ -58,13 +58,13 @@ func (k Key) ECDH() (*ecdh.PublicKey, error) {
 //	context = SHA-256("countersign sealed key v1" ‖ recipient(65) ‖
 //	          ephemeral(65) ‖ usage(1) ‖ label)
 //
-// A private key is in PKCS #8, a secret key as its 32 bytes. Who has the public
-// key of the recipient can make one, so it proves nothing of where it comes from.
+// A private key is in PKCS #8, a secret key as its 32 bytes. Anyone with the public key of
+// the recipient can make a sealed copy, so it does not prove its origin.
 type Sealed []byte
 
-// Restore names a sealed copy and what it is to become.
+// Restore is a sealed copy with the key that it becomes.
 type Restore struct {
-	Spec   KeySpec // label and usage it was made with; no recipients
+	Spec   KeySpec // label and usage of the original; no recipients
 	Sealed Sealed
 	With   KeyID  // the recipient's DeriveP256 key, on this token
 	Public []byte // SubjectPublicKeyInfo of a key pair, DER
@@ -73,9 +73,9 @@ type Restore struct {
 
 // Import is a 32-byte secret on its way into the token.
 type Import struct {
-	Enrol     KeyID           // DeriveP256 key that it was wrapped for
-	Wrap      KeyID           // WrapKey key that is to keep it
-	Ephemeral *ecdh.PublicKey // of whoever wrapped it
+	Enrol     KeyID           // DeriveP256 key for which it was wrapped
+	Wrap      KeyID           // WrapKey key under which it is stored
+	Ephemeral *ecdh.PublicKey // of the sender
 	Context   [32]byte        // KEK = AES-256-ECB(key = Z, Context)
 	Wrapped   []byte          // AES-KWP (RFC 5649) under the KEK, 40 bytes
 }
@@ -92,3 +92,85 @@ type Certificate struct {
 	Label string // CKA_LABEL, 1 to 64 bytes
 	DER   []byte // at most 16 KiB
 }
+
+// Object is a private or secret key object, the appliance's or a foreign one, as its token
+// describes it: PKCS#11 v2.40 §4.7 to §4.10.
+type Object struct {
+	Token      string     // name of the token; "" if there is only one
+	Class      string     // CKA_CLASS, "CKO_PRIVATE_KEY" or "CKO_SECRET_KEY"
+	KeyType    string     // CKA_KEY_TYPE, "CKK_EC", or "0x80000001" for an unknown type; "" if not reported
+	ID         []byte     // CKA_ID, of any length
+	Label      string     // CKA_LABEL
+	True       Attributes // attributes that are true
+	Told       Attributes // attributes that the token reports
+	Mechanisms []string   // CKA_ALLOWED_MECHANISMS, "CKM_ECDSA", …; nil if not reported or not restricted
+}
+
+// Has reports whether all of the attributes are true.
+func (o Object) Has(a Attributes) bool { return o.True&a == a }
+
+// Attributes is a set of CK_BBOOL attributes of a key object.
+type Attributes uint32
+
+// The attributes, by their names in PKCS#11 without CKA_.
+const (
+	AttrPrivate Attributes = 1 << iota
+	AttrSensitive
+	AttrExtractable
+	AttrModifiable
+	AttrLocal            // made by C_GenerateKey or C_GenerateKeyPair on this token
+	AttrAlwaysSensitive  // sensitive since it was made
+	AttrNeverExtractable // not extractable since it was made
+	AttrSign
+	AttrSignRecover
+	AttrVerify
+	AttrEncrypt
+	AttrDecrypt
+	AttrWrap
+	AttrUnwrap
+	AttrDerive
+
+	lastAttr = AttrDerive
+)
+
+// AttrUsages are the attributes that say what a key may do.
+const AttrUsages = AttrSign | AttrSignRecover | AttrVerify | AttrEncrypt | AttrDecrypt | AttrWrap | AttrUnwrap | AttrDerive
+
+// AttrHistory are the attributes that say how a key was made. A module that loses them for
+// the keys that it made reports them for none.
+const AttrHistory = AttrLocal | AttrAlwaysSensitive | AttrNeverExtractable
+
+var attributeNames = map[Attributes]string{
+	AttrPrivate: "CKA_PRIVATE", AttrSensitive: "CKA_SENSITIVE", AttrExtractable: "CKA_EXTRACTABLE", AttrModifiable: "CKA_MODIFIABLE",
+	AttrLocal: "CKA_LOCAL", AttrAlwaysSensitive: "CKA_ALWAYS_SENSITIVE", AttrNeverExtractable: "CKA_NEVER_EXTRACTABLE",
+	AttrSign: "CKA_SIGN", AttrSignRecover: "CKA_SIGN_RECOVER", AttrVerify: "CKA_VERIFY", AttrEncrypt: "CKA_ENCRYPT",
+	AttrDecrypt: "CKA_DECRYPT", AttrWrap: "CKA_WRAP", AttrUnwrap: "CKA_UNWRAP", AttrDerive: "CKA_DERIVE",
+}
+
+// Names returns the names of the attributes in the set, "CKA_SIGN", in the order above.
+func (a Attributes) Names() (names []string) {
+	for one := AttrPrivate; one <= lastAttr; one <<= 1 {
+		if a&one != 0 {
+			names = append(names, attributeNames[one])
+		}
+	}
+	return names
+}
+
+// PIN is the user PIN of a token, as bytes so that it can be erased.
+type PIN []byte
+
+// String hides the PIN from logs and errors.
+func (PIN) String() string { return "[redacted]" }
+
+// GoString hides the PIN from %#v.
+func (PIN) GoString() string { return "[redacted]" }
+
+// Format hides the PIN from every other verb.
+func (PIN) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+
+// MarshalText hides the PIN from JSON and its like.
+func (PIN) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+
+// Zero erases the PIN.
+func (p PIN) Zero() { clear(p) }

@@ -88,16 +88,6 @@ func Usages() (all []Usage) {
 	return all
 }
 
-// ParseUsage reads the name that [Usage.String] writes; any other is [ErrInput].
-func ParseUsage(s string) (Usage, error) {
-	for _, u := range Usages() {
-		if u.row().Name == s {
-			return u, nil
-		}
-	}
-	return 0, fmt.Errorf("key usage %q is unknown: %w", s, ErrInput)
-}
-
 func (u Usage) row() *Kind {
 	if int(u) >= len(usages) {
 		u = 0
@@ -179,7 +169,7 @@ type algorithm struct {
 	name      string
 	hash      crypto.Hash // 0 if the message itself is signed
 	mechanism string
-	size      int // of a signature in bytes; 0 is that of the modulus
+	size      int // of a signature in bytes; 0 for the length of the modulus
 	keys      []Usage
 }
 
@@ -203,17 +193,6 @@ func (a Algorithm) row() algorithm {
 		return algorithm{}
 	}
 	return algorithms[a]
-}
-
-// ParseAlgorithm reads the name that [Algorithm.String] writes; any other is
-// [ErrInput].
-func ParseAlgorithm(s string) (Algorithm, error) {
-	for a := ES256; int(a) < len(algorithms); a++ {
-		if a.String() == s {
-			return a, nil
-		}
-	}
-	return 0, fmt.Errorf("signature algorithm %q is unknown: %w", s, ErrInput)
 }
 
 // String returns the name of the algorithm.

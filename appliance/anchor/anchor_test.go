@@ -36,7 +36,7 @@ func newKey(t *testing.T) protocol.PublicKey {
 	return key
 }
 
-// reads fails unless the file says want.
+// reads checks that the file holds want.
 func reads(t *testing.T, path string, want anchor.Anchor) {
 	t.Helper()
 	got, err := anchor.Read(path)
@@ -70,7 +70,7 @@ func TestCreate(t *testing.T) {
 	}
 }
 
-// TestForward: each value goes forward and none goes back, in memory and in the file.
+// TestForward checks that values only go forward, in memory and in the file.
 func TestForward(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "anchor")
 	f, err := anchor.Open(path)
@@ -118,7 +118,7 @@ func TestForward(t *testing.T) {
 
 var errAny = errors.New("any error")
 
-// TestNothingToWrite: a value that is there already is not written again.
+// TestNothingToWrite checks that an unchanged value is not written again.
 func TestNothingToWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "anchor")
 	a := anchor.Anchor{Root: 1, Key: newKey(t), Revision: 2, MAC: 1}
@@ -137,7 +137,8 @@ func TestNothingToWrite(t *testing.T) {
 	}
 }
 
-// TestWriteFails: what could not be written is not forgotten, and the next call writes it.
+// TestWriteFails checks that a value that could not be written is kept, and written by the next
+// call.
 func TestWriteFails(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -168,7 +169,7 @@ func TestWriteFails(t *testing.T) {
 	reads(t, path, f.Current())
 }
 
-// TestDamaged: what this package did not write is refused, whatever is wrong with it.
+// TestDamaged checks that every file that this package did not write is refused.
 func TestDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "anchor")
 	a := anchor.Anchor{Root: 12, Key: newKey(t), CertHash: [32]byte{0xab}, Revision: 7, MAC: 2}
@@ -267,8 +268,8 @@ func TestMain(m *testing.M) {
 	os.Exit(1)
 }
 
-// TestKill: a kill at any moment leaves a whole anchor that says at least what was
-// acknowledged.
+// TestKill checks that a kill at any moment leaves a complete anchor, no older than the last
+// acknowledged one.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "anchor")
 	a := anchor.Anchor{Root: 1, Key: newKey(t), MAC: 1}

@@ -19,6 +19,7 @@ import (
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/internal/bounded"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 )
@@ -33,7 +34,7 @@ type Service struct {
 	now      func() time.Time
 	refusal  time.Duration
 	handles  handleKeys
-	pairs    pairwiseCache
+	pairs    bounded.Map[pair, protocol.PairwiseID] // the token's results, which never change
 	failures failures
 	metrics  metrics
 }
@@ -154,20 +155,9 @@ type pair struct {
 	device protocol.DeviceID
 }
 
-// pairwiseCache remembers the token's result for each pair, which never changes.
-type pairwiseCache struct {
-	mu  sync.Mutex
-	ids map[pair]protocol.PairwiseID // guarded by mu
-}
-
-// pairsKept bounds the cache; a full cache is emptied.
-const pairsKept = 50_000
-
 // pairwise returns the handle by which a device knows a client, PROTOCOL.md §3.1 field 11.
 func (a *Service) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, error) {
-	a.pairs.mu.Lock()
-	id, known := a.pairs.ids[p]
-	a.pairs.mu.Unlock()
+	id, known := a.pairs.Get(p)
 	if known {
 		return id, nil
 	}
@@ -180,11 +170,6 @@ func (a *Service) pairwise(ctx context.Context, p pair) (protocol.PairwiseID, er
 		return id, fmt.Errorf("pairwise id: %w", err)
 	}
 	copy(id[:], mac)
-	a.pairs.mu.Lock()
-	defer a.pairs.mu.Unlock()
-	if a.pairs.ids == nil || len(a.pairs.ids) >= pairsKept {
-		a.pairs.ids = map[pair]protocol.PairwiseID{}
-	}
-	a.pairs.ids[p] = id
+	a.pairs.Put(p, id)
 	return id, nil
 }

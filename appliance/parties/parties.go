@@ -7,18 +7,18 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/internal/bounded"
 	"countersign/protocol"
 )
 
 // Parties reads and changes clients and devices. It is safe for concurrent use.
 type Parties struct {
 	store   store.Store
-	devices deviceCache
+	devices bounded.Map[string, cachedDevice] // by SPIFFE ID
 }
 
 // New returns the parties of a store.
@@ -43,46 +43,17 @@ func Forged(err error) bool {
 	return errors.Is(err, store.ErrForged) && !errors.Is(err, store.ErrUnavailable)
 }
 
-// deviceCache keeps device rows for a moment, because a device sends two requests for each
-// authorization. An entry may be a second old on another replica; the commit reads the row
-// again.
-type deviceCache struct {
-	mu   sync.Mutex
-	rows map[string]cachedDevice // by SPIFFE ID; guarded by mu
-}
-
+// cachedDevice is a device row that is kept for a moment, because a device sends two requests for each
+// authorization. It may be a second old on another replica; the commit reads the row again.
 type cachedDevice struct {
 	store.Device
 	until time.Time
 }
 
-const (
-	deviceLife  = time.Second
-	devicesKept = 50_000 // a full cache is emptied
-)
-
-func (d *deviceCache) get(id string, now time.Time) (store.Device, bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	row, ok := d.rows[id]
-	return row.Device, ok && now.Before(row.until)
-}
-
-func (d *deviceCache) put(row store.Device, now time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.rows == nil || len(d.rows) >= devicesKept {
-		d.rows = map[string]cachedDevice{}
-	}
-	d.rows[row.SPIFFEID] = cachedDevice{row, now.Add(deviceLife)}
-}
+const deviceLife = time.Second
 
 // Forget drops a device from the cache after its row has changed.
-func (p *Parties) Forget(spiffeID string) {
-	p.devices.mu.Lock()
-	defer p.devices.mu.Unlock()
-	delete(p.devices.rows, spiffeID)
-}
+func (p *Parties) Forget(spiffeID string) { p.devices.Delete(spiffeID) }
 
 // DeviceOf returns the enrolled, active device of a certificate that TLS has verified. Errors
 // wrap [protocol.CodeDevice]. It refuses a certificate from before the device's last
@@ -105,7 +76,8 @@ func (p *Parties) DeviceOf(ctx context.Context, cert *x509.Certificate) (store.D
 // [protocol.CodeDevice].
 func (p *Parties) Device(ctx context.Context, spiffeID string) (store.Device, error) {
 	now := time.Now()
-	device, known := p.devices.get(spiffeID, now)
+	cached, _ := p.devices.Get(spiffeID)
+	device, known := cached.Device, now.Before(cached.until)
 	var err error
 	if !known {
 		device, err = p.store.Device(ctx, protocol.DeviceIDOf(spiffeID))
@@ -117,7 +89,7 @@ func (p *Parties) Device(ctx context.Context, spiffeID string) (store.Device, er
 		return store.Device{}, fmt.Errorf("device %s: %w", spiffeID, err)
 	}
 	if !known {
-		p.devices.put(device, now)
+		p.devices.Put(spiffeID, cachedDevice{device, now.Add(deviceLife)})
 	}
 	return device, nil
 }

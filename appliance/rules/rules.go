@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/internal/bounded"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -33,7 +33,7 @@ func (v *Version) WireHash() protocol.PolicyHash {
 	return protocol.PolicyHash(sum[:8])
 }
 
-// versionsKept bounds the memory of verified versions; a full memory is emptied.
+// versionsKept bounds the cache of verified versions.
 const versionsKept = 256
 
 // Rules holds the active policy. Challenges are answered under the version that they were
@@ -46,8 +46,7 @@ type Rules struct {
 	now    func() time.Time
 	active atomic.Pointer[Version]
 
-	mu       sync.Mutex
-	versions map[uint64]*Version // guarded by mu
+	versions bounded.Map[uint64, *Version] // by number
 }
 
 // Config holds what Rules needs.
@@ -60,7 +59,7 @@ type Config struct {
 
 // New loads the active policy.
 func New(ctx context.Context, c Config) (*Rules, error) {
-	r := &Rules{store: c.Store, judge: c.Judge, log: c.Logger, now: c.Now}
+	r := &Rules{store: c.Store, judge: c.Judge, log: c.Logger, now: c.Now, versions: bounded.Map[uint64, *Version]{Max: versionsKept}}
 	return r, r.load(ctx)
 }
 
@@ -81,28 +80,13 @@ func (r *Rules) load(ctx context.Context) error {
 	return nil
 }
 
-func (r *Rules) known(number uint64) *Version {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.versions[number]
-}
-
-func (r *Rules) keep(v *Version) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.versions == nil || len(r.versions) >= versionsKept {
-		r.versions = map[uint64]*Version{}
-	}
-	r.versions[v.Number] = v
-}
-
 // At returns a version by its number. Errors wrap [store.ErrNotFound], or
 // [store.ErrForged] if administrators did not countersign it.
 func (r *Rules) At(ctx context.Context, number uint64) (*Version, error) {
 	if v := r.Active(); v != nil && v.Number == number {
 		return v, nil
 	}
-	if v := r.known(number); v != nil {
+	if v, ok := r.versions.Get(number); ok {
 		return v, nil
 	}
 	row, err := r.store.PolicyAt(ctx, number)
@@ -114,7 +98,7 @@ func (r *Rules) At(ctx context.Context, number uint64) (*Version, error) {
 
 // trusted parses a row of the store after verifying the change request behind it.
 func (r *Rules) trusted(ctx context.Context, row store.Policy) (*Version, error) {
-	if v := r.known(row.Version); v != nil && bytes.Equal(v.document, row.Document) {
+	if v, ok := r.versions.Get(row.Version); ok && bytes.Equal(v.document, row.Document) {
 		return v, nil
 	}
 	if row.Version == 0 {
@@ -128,7 +112,7 @@ func (r *Rules) trusted(ctx context.Context, row store.Policy) (*Version, error)
 		return nil, fmt.Errorf("policy version %d in the store: %w", row.Version, err)
 	}
 	v := &Version{Policy: parsed, Number: row.Version, document: row.Document}
-	r.keep(v)
+	r.versions.Put(v.Number, v)
 	return v, nil
 }
 

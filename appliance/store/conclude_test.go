@@ -84,8 +84,8 @@ func TestConcludeApproval(t *testing.T) {
 	}
 }
 
-// TestConcludeNotWaiting: whatever is not exactly the decision that waits is a
-// conflict, and nothing is ended.
+// TestConcludeNotWaiting checks that any decision but exactly the waiting one is a conflict, which
+// ends nothing.
 func TestConcludeNotWaiting(t *testing.T) {
 	for name, change := range map[string]func(*Spend, *View){
 		"none":              func(_ *Spend, v *View) { v.First = nil },
@@ -107,7 +107,7 @@ func TestConcludeNotWaiting(t *testing.T) {
 	}
 }
 
-// TestConcludeSelf: the first client does not approve, whatever its roles.
+// TestConcludeSelf checks that the first client does not approve, in any role.
 func TestConcludeSelf(t *testing.T) {
 	s, v := sampleApproval()
 	s.Client = s.Approves.Client

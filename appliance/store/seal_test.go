@@ -163,7 +163,7 @@ func TestSealIsOfOnePlace(t *testing.T) {
 	}
 }
 
-// What was given up vouches for finished decisions that are old, and for nothing else.
+// TestSealOfThePast checks that a version that was given up covers only old, finished decisions.
 func TestSealOfThePast(t *testing.T) {
 	s := testSeals(nil)
 	old, young := Kept{}, Kept{}
@@ -198,7 +198,7 @@ func TestSealOfThePast(t *testing.T) {
 	}
 }
 
-// The bytes of a seal are those of PROTOCOL.md §2.1. Another implementation computed the
+// TestSealVector checks the bytes of seals in PROTOCOL.md §2.1. Another implementation computed the
 // MACs: HMAC-SHA-256 under 32 zero bytes.
 func TestSealVector(t *testing.T) {
 	s := testSeals(nil)

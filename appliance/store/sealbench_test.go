@@ -8,9 +8,9 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// BenchmarkSeals is all that the seals cost one authorization at level 1 in CPU: what is
-// verified for it (client twice, restraint twice, device twice, the head) and made
-// (restraint and decision).
+// BenchmarkSeals measures the CPU time that seals cost one authorization at level 1: it verifies
+// client, restraint and device twice and the head once, and makes the seals of restraint and
+// decision.
 func BenchmarkSeals(b *testing.B) {
 	s := testSeals(nil)
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

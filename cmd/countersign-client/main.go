@@ -83,7 +83,7 @@ func (a *app) printer(cmd *cobra.Command) cli.Printer {
 }
 
 // sentinels map errors to exit codes by more than their protocol code. The order matters: an unknown
-// outcome stays one whatever its cause.
+// outcome stays one for any cause.
 var sentinels = []struct {
 	err  error
 	code cli.Code

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -12,14 +16,14 @@ import (
 	"countersign/internal/cli"
 )
 
-// hsm is the noun of the token and its module.
+// hsm returns the commands for tokens and their modules.
 func (t *tool) hsm() *cobra.Command {
-	cmd := &cobra.Command{Use: "hsm", Short: "Look after the HSM: its state and its PIN, what it can do, how fast it is, how it is named"}
+	cmd := &cobra.Command{Use: "hsm", Short: "Manage the HSM: state, PIN, capabilities, speed and name"}
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
-		t.hsmDrain("drain", "Let a token finish what it does and give it no more, for its maintenance", adminapi.Routes.HSMDrain),
-		t.hsmDrain("resume", "Give a drained token calls again", adminapi.Routes.HSMResume),
+		t.hsmDrain("drain", "Let a token finish its calls and give it no more, for maintenance", adminapi.Routes.HSMDrain),
+		t.hsmDrain("resume", "Give calls to a drained token again", adminapi.Routes.HSMResume),
 		hsmProbe("probe", "Try what a PKCS#11 module can do and what it costs"),
 		hsmProbe("bench", "Compare the speed of the service with that of the token"),
 		hsmProbe("uri [URI]", "Print the PKCS#11 URI of a token in its one canonical form"),
@@ -27,8 +31,8 @@ func (t *tool) hsm() *cobra.Command {
 	return cmd
 }
 
-// hsmProbe is a command of the program hsm-probe. This process becomes hsm-probe, which
-// reads the flags, and the PIN if it needs one.
+// hsmProbe returns a command of the program hsm-probe. This process becomes hsm-probe,
+// which reads the flags, and the PIN if it needs one.
 func hsmProbe(use, short string) *cobra.Command {
 	become := func(cmd *cobra.Command, args []string) error {
 		path, err := beside("hsm-probe")
@@ -49,4 +53,104 @@ func beside(program string) (string, error) {
 		return "", fmt.Errorf("finding %s: %w", program, err)
 	}
 	return filepath.Join(filepath.Dir(self), program), nil
+}
+
+// hsmStatus prints one line per worker. Exit code 69: no token is ready.
+func (t *tool) hsmStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show every token and worker process",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
+			if err != nil {
+				return err
+			}
+			if err := t.printTokens(cmd, tokens); err != nil {
+				return err
+			}
+			return usable(tokens)
+		},
+	}
+}
+
+func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[adminapi.Token]{}.List(p, tokens)
+	}
+	var rows []workerRow
+	for _, token := range tokens {
+		for _, w := range token.Workers {
+			rows = append(rows, workerRow{token, w})
+		}
+		if len(token.Workers) == 0 {
+			rows = append(rows, workerRow{Token: token})
+		}
+	}
+	return workerTable.List(p, rows)
+}
+
+// usable returns nil if a token answers.
+func usable(tokens []adminapi.Token) error {
+	var reasons []string
+	for _, token := range tokens {
+		if token.State == "ready" || token.State == "degraded" {
+			return nil
+		}
+		reasons = append(reasons, token.Name+": "+token.Reason)
+	}
+	hint := "see the log of countersignd"
+	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
+		hint = "run countersignctl hsm unlock"
+	}
+	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+}
+
+// hsmDrain returns a command that stops or resumes calls to a token.
+func (t *tool) hsmDrain(verb, short string, route adminapi.Route[adminapi.None, []adminapi.Token]) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " TOKEN", Args: cobra.ExactArgs(1), Short: short,
+		Long: short + ".\nTOKEN is first or second, as in countersignctl hsm status. After a restart of the daemon a drained token gets calls again.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			tokens, err := send(t, cmd, route, adminapi.None{}, args...)
+			if err != nil {
+				return err
+			}
+			return t.printTokens(cmd, tokens)
+		},
+	}
+}
+
+// workerRow is a worker with its token, or a token without workers.
+type workerRow struct {
+	adminapi.Token
+	Worker adminapi.Worker
+}
+
+var workerTable = cli.Table[workerRow]{
+	{Title: "Token", Value: func(r workerRow) string { return r.Name }},
+	{Title: "Label", Value: func(r workerRow) string { return r.Label }},
+	{Title: "State", Value: func(r workerRow) string {
+		if r.Drained {
+			return r.State + ", drained"
+		}
+		return r.State
+	}},
+	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
+	{Title: "Is", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
+	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
+	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "Wrong", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
+	{Title: "Proven", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
+}
+
+// r1 is a column that is empty for a token without workers.
+func r1(value func(adminapi.Worker) string) func(workerRow) string {
+	return func(r workerRow) string {
+		if r.Worker.PID == 0 {
+			return "-"
+		}
+		return value(r.Worker)
+	}
 }

@@ -17,7 +17,7 @@ import (
 	"countersign/internal/config"
 )
 
-// unlocking is what hsm unlock is told.
+// unlocking holds the flags of hsm unlock.
 type unlocking struct {
 	token, file, stateDir string
 	fd                    int
@@ -26,21 +26,21 @@ type unlocking struct {
 func (t *tool) hsmUnlock() *cobra.Command {
 	var u unlocking
 	cmd := &cobra.Command{
-		Use: "unlock", Args: cobra.NoArgs, Short: "Give the PIN to a daemon that waits for it, or let a refused one be tried again",
-		Long: "Give the PIN to a daemon that was started without one, or whose PIN the token refused; it is tried once.\n" +
+		Use: "unlock", Args: cobra.NoArgs, Short: "Give the PIN to a daemon that waits for it, or allow a refused PIN to be tried again",
+		Long: "Give the PIN to a daemon that was started without one, or whose PIN the token refused. It is tried once.\n" +
 			"When no daemon runs, lift the guard that a refused PIN left in its state directory: the next start tries hsm.pin once.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return t.unlock(cmd, u) },
 	}
 	cmd.Flags().StringVar(&u.token, "token", "", "name of the token, when there are several")
-	cmd.Flags().StringVar(&u.file, "pin-file", "", "file of mode 0600 with the PIN, in place of a prompt")
-	cmd.Flags().IntVar(&u.fd, "pin-fd", -1, "file descriptor with the PIN, in place of a prompt")
+	cmd.Flags().StringVar(&u.file, "pin-file", "", "file of mode 0600 with the PIN, instead of a prompt")
+	cmd.Flags().IntVar(&u.fd, "pin-fd", -1, "file descriptor with the PIN, instead of a prompt")
 	cmd.Flags().StringVar(&u.stateDir, "state-dir", "", "state_dir of a daemon that does not run (default the directory of --admin)")
 	return cmd
 }
 
 func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 	tokens, err := send(t, cmd, adminapi.Routes.HSMStatus, adminapi.None{})
-	if nobodyAnswers(err) {
+	if noDaemon(err) {
 		return t.liftGuard(cmd, u)
 	}
 	if err != nil {
@@ -50,7 +50,7 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 		if t.guardIsUp(u) { // by another program than the daemon, whose PIN is good
 			return t.liftGuard(cmd, u)
 		}
-		return cli.Fail(cli.Failed, errors.New("no token waits for a PIN"), "countersignctl hsm status tells their states")
+		return cli.Fail(cli.Failed, errors.New("no token waits for a PIN"), "see countersignctl hsm status")
 	}
 	pin, err := u.readPIN(cmd)
 	if err != nil {
@@ -73,8 +73,8 @@ func anyNeedsPIN(tokens []adminapi.Token, name string) bool {
 	return false
 }
 
-// nobodyAnswers tells that there is no daemon at the socket, from every other error.
-func nobodyAnswers(err error) bool {
+// noDaemon reports whether the error is that no daemon listens on the socket.
+func noDaemon(err error) bool {
 	var dial *net.OpError
 	return errors.As(err, &dial) && dial.Op == "dial"
 }
@@ -90,7 +90,7 @@ func (u unlocking) readPIN(cmd *cobra.Command) (config.SecretValue, error) {
 	return secret.Resolve(config.SecretSources{What: "PIN of the token", Prompt: cli.TerminalOf(cmd).Secret})
 }
 
-// stateDir is where the guards are, "" where that is not known.
+// stateDir returns the directory of the guards, "" if it is not known.
 func (t *tool) stateDir(u unlocking) string {
 	if u.stateDir != "" {
 		return u.stateDir
@@ -102,7 +102,7 @@ func (t *tool) stateDir(u unlocking) string {
 	return filepath.Dir(address.Target())
 }
 
-// guards are those of the token that is named, or of all.
+// guards returns the guard of the named token, or the guards of all tokens.
 func (t *tool) guards(u unlocking) []pool.Guard {
 	names := []string{"first", "second"}
 	if u.token != "" {
@@ -122,10 +122,10 @@ func (t *tool) guardIsUp(u unlocking) bool {
 	})
 }
 
-// liftGuard lets the next start of a daemon try its PIN.
+// liftGuard allows the next start of a daemon to try its PIN.
 func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
 	if t.stateDir(u) == "" {
-		return cli.Fail(cli.Usage, errors.New("no daemon answers, and where its state is was not said"), "name it: --state-dir DIR")
+		return cli.Fail(cli.Usage, errors.New("no daemon answers, and its state directory is not known"), "name it: --state-dir DIR")
 	}
 	if !t.guardIsUp(u) {
 		return cli.Fail(cli.Failed, fmt.Errorf("no daemon answers at %s, and in %s no PIN was refused", t.address, t.stateDir(u)),

@@ -18,9 +18,8 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/internal/cli"
-	"countersign/protocol"
-
 	"countersign/internal/durable"
+	"countersign/protocol"
 )
 
 // operatorKey is a key that countersigns, in a file or on a token.

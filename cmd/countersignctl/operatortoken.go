@@ -15,7 +15,7 @@ import (
 	"countersign/protocol"
 )
 
-// tokenFlags name a key on an operator's token.
+// tokenFlags select a key on an operator's token.
 type tokenFlags struct{ uri, pinFile string }
 
 func (f *tokenFlags) add(cmd *cobra.Command) {
@@ -23,7 +23,7 @@ func (f *tokenFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.pinFile, "pin-file", "", "file of the token's PIN, mode 0600 (default: asked on the terminal)")
 }
 
-// tokenURI is what of a PKCS#11 URI is needed to find one key.
+// tokenURI holds the attributes of a PKCS#11 URI that select one key.
 type tokenURI struct{ token, serial, object, id, module string }
 
 // parseURI reads a PKCS#11 URI that names one key of one token.
@@ -39,7 +39,7 @@ func parseURI(s string) (u tokenURI, err error) {
 		case known:
 			*where = a.Value
 		case a.Name != "type" || a.Value != "private":
-			// It could be the one that tells two keys apart.
+			// It may be what distinguishes two keys.
 			return u, fmt.Errorf("PKCS#11 URI: %s=%s is not looked at here", a.Name, a.Value)
 		}
 	}
@@ -53,7 +53,7 @@ func parseURI(s string) (u tokenURI, err error) {
 	return u, nil
 }
 
-// open logs in to the token in a worker process of its own. The PIN is tried once.
+// open logs in to the token in a new worker process. It tries the PIN once.
 func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	u, err := parseURI(f.uri)
 	if err != nil {
@@ -84,7 +84,7 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	return u, opened, err
 }
 
-// use runs do with the one key that the URI names.
+// use calls do with the one key that the URI selects.
 func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey) error) error {
 	u, opened, err := f.open(cmd)
 	if err != nil {
@@ -112,7 +112,7 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 	return do(cmd.Context(), key)
 }
 
-// make generates the key that the URI names; its label must not be there.
+// make generates the key that the URI names. Its label must not exist.
 func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
 	u, opened, err := f.open(cmd)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"countersign/hsm/pool"
 )
 
-// hsmStatus is the short of it, for countersignctl status.
+// hsmStatus returns the summary for countersignctl status.
 func (d *daemon) hsmStatus() adminapi.HSM {
 	sum := adminapi.HSM{Ready: d.token.Ready()}
 	for _, t := range d.pools {
@@ -24,7 +24,7 @@ func (d *daemon) hsmStatus() adminapi.HSM {
 	return sum
 }
 
-// hsmTokens is the whole of it, for countersignctl hsm status.
+// hsmTokens returns the tokens and workers for countersignctl hsm status.
 func (d *daemon) hsmTokens() []adminapi.Token {
 	all := make([]adminapi.Token, 0, len(d.pools))
 	for _, t := range d.pools {
@@ -81,13 +81,14 @@ func workerWords(w pool.Process) adminapi.Worker {
 	return out
 }
 
-// unlock gives the PIN to a token, and writes down that somebody did.
+// unlock gives the PIN to a token and records the outcome.
 func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 	t, err := d.waiting(name)
 	if err != nil {
 		return err
 	}
-	// Who hangs up has asked all the same: the outcome is to be known and written down.
+	// A caller that disconnects has asked all the same: the outcome must be known and
+	// recorded.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	failed := t.Unlock(ctx, hsm.PIN(pin))
@@ -104,7 +105,7 @@ func (d *daemon) unlock(ctx context.Context, name string, pin []byte) error {
 	return d.untilLoaded(ctx)
 }
 
-// waiting is the token of that name, or with "" the first that waits for a PIN.
+// waiting returns the token of that name, or for "" the first that waits for a PIN.
 func (d *daemon) waiting(name string) (tokenPool, error) {
 	for _, t := range d.pools {
 		err := t.State().Err
@@ -118,7 +119,7 @@ func (d *daemon) waiting(name string) (tokenPool, error) {
 	return tokenPool{}, fmt.Errorf("token %q: %w", name, store.ErrNotFound)
 }
 
-// drain takes a token out of service, or back.
+// drain stops or resumes calls to a token.
 func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
 	switch err := d.token.Drain(name, drain); {
 	case errors.Is(err, failover.ErrNoMember):
@@ -134,7 +135,7 @@ func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
 	return d.token.Idle(ctx, name)
 }
 
-// conflict is answered as [store.ErrConflict], in its own words.
+// conflict is [store.ErrConflict] with a text of its own.
 type conflict struct{ error }
 
 func (c conflict) Unwrap() []error { return []error{c.error, store.ErrConflict} }
@@ -143,7 +144,7 @@ func (d *daemon) record(ctx context.Context, token, event string) error {
 	return d.store.Append(ctx, audit.NewRecord(audit.KindHSM, "token/"+token, map[string]any{"event": event}))
 }
 
-// untilLoaded lets who unlocked the HSM go on when the appliance is there.
+// untilLoaded waits until the appliance is loaded.
 func (d *daemon) untilLoaded(ctx context.Context) error {
 	select {
 	case <-d.loaded:

@@ -22,7 +22,7 @@ import (
 	"countersign/internal/cli"
 )
 
-// bench is one comparison of the service with its token.
+// bench compares the service with its token.
 type bench struct {
 	target
 	workers, sessions, callers int
@@ -57,13 +57,13 @@ removed afterwards.`,
 	f := cmd.Flags()
 	f.IntVar(&b.workers, "workers", 0, "worker processes (default hsm.workers, or 2)")
 	f.IntVar(&b.sessions, "sessions", 0, "sessions of each worker (default hsm.sessions, or 2)")
-	f.IntVar(&b.callers, "callers", 0, "callers at once (default four for each session)")
+	f.IntVar(&b.callers, "callers", 0, "callers at once (default four per session)")
 	f.DurationVar(&b.time, "time", 2*time.Second, "length of each measurement")
-	f.StringSliceVar(&b.only, "operation", nil, "only these of "+strings.Join(report.Operations, ", "))
+	f.StringSliceVar(&b.only, "operation", nil, "measure only these: "+strings.Join(report.Operations, ", "))
 	return cmd
 }
 
-// check completes what the flags left open.
+// check applies the defaults and checks the flags.
 func (b *bench) check() error {
 	if err := b.load(); err != nil {
 		return err
@@ -95,8 +95,8 @@ func (b *bench) check() error {
 	return nil
 }
 
-// run measures the token first, so that a refused PIN was tried once, then the
-// service, and cleans up whatever happens.
+// run measures the token first, so that a refused PIN was tried once, then the service. It
+// always removes its keys.
 func (b *bench) run(ctx context.Context, pin hsm.PIN) (r report.Bench, err error) {
 	r = report.Bench{Workers: b.workers, Sessions: b.sessions, Callers: b.callers, Seconds: b.time.Seconds()}
 	if err := b.raw(ctx, pin, &r); err != nil {
@@ -121,11 +121,11 @@ func (b *bench) raw(ctx context.Context, pin hsm.PIN, r *report.Bench) error {
 	return err
 }
 
-// cleanPatience bounds the removal of keys after the end of everything else.
-const cleanPatience = 15 * time.Second
+// cleanLimit bounds the removal of keys at the end.
+const cleanLimit = 15 * time.Second
 
 func (b *bench) clean(ctx context.Context, pin hsm.PIN) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
 	defer cancel()
 	var cleaned report.Cleaned
 	return b.do(ctx, job{name: cleanJob, token: wire.Config{PIN: bytes.Clone(pin)}}, &cleaned)
@@ -155,7 +155,7 @@ func (b *bench) service(ctx context.Context, pin hsm.PIN, r *report.Bench) error
 	return b.verified(ctx, g, r)
 }
 
-// verified measures what checking a signature adds.
+// verified measures what verifying a signature adds.
 func (b *bench) verified(ctx context.Context, g *measure.Token, r *report.Bench) error {
 	if !slices.Contains(b.only, report.Sign) {
 		return nil

@@ -171,7 +171,7 @@ func (c *running) converse(j job, into any) error {
 	return nil
 }
 
-// giveUp tells the child to clean up and end, and kills it if it does not.
+// giveUp has the child clean up and end, and kills it if it does not.
 func (c *running) giveUp() {
 	c.sock.Shutdown()
 	time.AfterFunc(parentCleanup, func() { _ = c.cmd.Process.Kill() }) // it may have ended

@@ -51,7 +51,7 @@ func answers(s report.Sheet) map[string]string {
 	return all
 }
 
-// What is known of SoftHSM 2.6 by reading and trying it is what the probe finds.
+// The probe finds the known properties of SoftHSM 2.6.
 func TestProbe(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
 	e := jobOn(t, token, probeJob)
@@ -109,8 +109,8 @@ func checkThroughput(t *testing.T, s report.Sheet) {
 	}
 }
 
-// A required mechanism that the module does not have is named. SoftHSM reads the
-// first name of a list of exclusions wrongly, hence the comma.
+// The report names a required mechanism that the module lacks. SoftHSM misreads the first
+// name of a list of exclusions, hence the comma.
 func TestProbeMissing(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
 	conf, err := os.ReadFile(token.Conf)
@@ -132,7 +132,7 @@ func TestProbeMissing(t *testing.T) {
 	}
 }
 
-// What an interrupted job left goes, what is somebody else's stays.
+// The objects of an interrupted job are removed, and foreign objects stay.
 func TestClean(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
 	e := jobOn(t, token, cleanJob)

@@ -54,7 +54,7 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
-	{context.Canceled, cli.Failed, "it was interrupted; what it had made on the token is removed, or will be by the next run"},
+	{context.Canceled, cli.Failed, "it was interrupted; its objects on the token were removed, or the next run removes them"},
 	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
 	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: lists the tokens"},
@@ -71,10 +71,10 @@ func explain(err error) error {
 
 func number[T uint64 | int](n T) string { return strconv.FormatUint(uint64(n), 10) }
 
-// decimal writes a figure with so many digits behind the point.
+// decimal formats a number with some digits after the point.
 func decimal(f float64, digits int) string { return strconv.FormatFloat(f, 'f', digits, 64) }
 
-// inParts prints with an empty line between the parts.
+// inParts prints the parts with an empty line between them.
 func inParts(p cli.Printer, parts []func() error) error {
 	for i, part := range parts {
 		if i > 0 {
@@ -89,7 +89,7 @@ func inParts(p cli.Printer, parts []func() error) error {
 	return nil
 }
 
-// printLine prints one value as it is.
+// printLine prints a string on a line.
 func printLine(p cli.Printer, s string) error {
 	if _, err := fmt.Fprintln(p.Out, s); err != nil {
 		return cli.Fail(cli.IO, fmt.Errorf("writing output: %w", err), "")

@@ -15,11 +15,11 @@ import (
 	"countersign/internal/cli"
 )
 
-// When a probe of 30 s, and one of 5 s, is taken for hung: one call of the module may
-// go over.
+// A probe of 30 s, and a quick one of 5 s, counts as hung after this time: one call of the
+// module may take longer.
 const (
-	patience      = time.Minute
-	quickPatience = 20 * time.Second
+	probeLimit = time.Minute
+	quickLimit = 20 * time.Second
 )
 
 func (t *tool) probe() *cobra.Command {
@@ -27,12 +27,11 @@ func (t *tool) probe() *cobra.Command {
 	var order probe.Order
 	cmd := &cobra.Command{
 		Use: "probe", Args: cobra.NoArgs, Short: "Try what a PKCS#11 module can do and what it costs",
-		Long: `Try every mechanism that the appliance uses, on objects that are destroyed again,
-and measure what calls cost, how many sessions are worth having, and what follows
-for the configuration. Nothing stays on the token, but its free sessions, up to
-1,024, are taken for a moment: run it beside a service only with --quick, which
-takes 128. Exit code 1 says that the appliance could not run on it, and names what
-is missing.`,
+		Long: `Try every mechanism that the appliance uses, on temporary objects, measure the cost
+of calls and the useful number of sessions, and recommend settings. Nothing stays on
+the token, but its free sessions, up to 1,024, are taken for a moment: beside a
+running service use --quick, which takes 128. Exit code 1: the appliance could not run
+on this token, and what is missing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := g.load(); err != nil {
 				return err
@@ -52,15 +51,15 @@ is missing.`,
 		},
 	}
 	g.flags(cmd)
-	cmd.Flags().BoolVar(&order.Quick, "quick", false, "take at most 5 s in place of 30 s")
-	cmd.Flags().BoolVar(&order.WrongPIN, "wrong-pin", false, "try a wrong PIN once after the login; the token may count it")
+	cmd.Flags().BoolVar(&order.Quick, "quick", false, "take at most 5 s instead of 30 s")
+	cmd.Flags().BoolVar(&order.WrongPIN, "wrong-pin", false, "try a wrong PIN once after the login, which the token may count")
 	return cmd
 }
 
 func (g *target) probe(ctx context.Context, pin hsm.PIN, order probe.Order) (s report.Sheet, err error) {
-	limit := patience
+	limit := probeLimit
 	if order.Quick {
-		limit = quickPatience
+		limit = quickLimit
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -68,7 +67,7 @@ func (g *target) probe(ctx context.Context, pin hsm.PIN, order probe.Order) (s r
 	return s, err
 }
 
-// unable says why the appliance could not run on a token; nil when it could.
+// unable returns why the appliance could not run on a token, nil if it could.
 func unable(s report.Sheet) error {
 	if len(s.Missing) == 0 {
 		return nil
@@ -128,7 +127,7 @@ var costTable = cli.Table[report.Cost]{
 	{Title: "Note", Value: func(c report.Cost) string { return c.Note }},
 }
 
-// pointRow is a point of a curve in one table of all curves.
+// pointRow is a point of a curve, in one table of all curves.
 type pointRow struct {
 	curve report.Curve
 	report.Point
@@ -170,7 +169,7 @@ func listWords(list []string) string {
 	return strings.Join(list, "; ")
 }
 
-// printSheet prints tables one below the other, or the whole as one document.
+// printSheet prints tables one below the other, or one document.
 func printSheet(p cli.Printer, s report.Sheet) error {
 	if p.Format != cli.FormatTable {
 		return sheetTable.One(p, s)

@@ -16,31 +16,30 @@ import (
 	"countersign/internal/config"
 )
 
-// target is the token that a command is about: that of a configuration file, or one
-// that flags name.
+// target is the token of a command, from a configuration file or from flags.
 type target struct {
 	configPath string
-	hsm        config.HSM // of flags, then whole
+	hsm        config.HSM // of flags, then complete
 	pinFD      int
-	guard      pool.Guard // of the appliance whose configuration it is
+	guard      pool.Guard // of the appliance with this configuration
 }
 
-// flags gives a command the flags that select a token.
+// flags adds the flags that select a token.
 func (g *target) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&g.configPath, "config", "config.toml", "configuration file of the appliance, when --module is not given")
 	f.StringVar(&g.hsm.Module, "module", "", "PKCS#11 library, in place of a configuration file")
 	f.StringVar(&g.hsm.TokenLabel, "token-label", "", "label of the token")
 	f.StringVar(&g.hsm.TokenSerial, "token-serial", "", "serial number of the token")
-	f.StringVar(&g.hsm.InitArgs, "init-args", "", "string for its C_Initialize, as NSS wants one")
-	f.StringVar(&g.hsm.Pin.Path, "pin-file", "", "file with the user PIN, mode 0600; without any --pin flag it is asked for")
+	f.StringVar(&g.hsm.InitArgs, "init-args", "", "string for C_Initialize, which NSS needs")
+	f.StringVar(&g.hsm.Pin.Path, "pin-file", "", "file with the user PIN, mode 0600; without any --pin flag you are asked")
 	f.StringVar(&g.hsm.Pin.Name, "pin-credential", "", "systemd credential with the user PIN")
 	f.IntVar(&g.pinFD, "pin-fd", -1, "inherited file descriptor with the user PIN")
 	f.StringVar(&g.hsm.WorkerBinary, "worker-binary", "", "program that loads the library (default hsm-worker beside this one)")
 }
 
-// load completes the target: flags alone with --module, else the configuration file
-// with the flags over it.
+// load completes the target: from flags alone with --module, otherwise from the
+// configuration file, over which flags take precedence.
 func (g *target) load() error {
 	flags := g.hsm
 	flags.Pin = g.pin()
@@ -67,14 +66,14 @@ func (g *target) load() error {
 	return nil
 }
 
-// another tells whether the flags name a token that is not the configuration's, with
+// another reports whether the flags select a token other than the configuration's, with
 // another PIN.
 func another(h, flags config.HSM) bool {
 	return flags.TokenLabel != "" && flags.TokenLabel != h.TokenLabel || flags.TokenSerial != "" && flags.TokenSerial != h.TokenSerial
 }
 
-// guardFor is the guard of the configuration's token, none for another and none where
-// there is no appliance yet.
+// guardFor returns the guard of the configuration's token. Another token has none, and
+// neither has an appliance without a state directory.
 func guardFor(a *config.Appliance, flags config.HSM) pool.Guard {
 	if _, err := os.Stat(a.StateDir); err != nil || another(a.HSM, flags) {
 		return ""
@@ -82,7 +81,7 @@ func guardFor(a *config.Appliance, flags config.HSM) pool.Guard {
 	return pool.GuardOf(a.StateDir, "first")
 }
 
-// pin is where the flags say the PIN is; no source when they do not.
+// pin returns the source of the PIN in the flags; its Source is "" if there is none.
 func (g *target) pin() config.Secret {
 	s := g.hsm.Pin
 	switch {
@@ -97,7 +96,7 @@ func (g *target) pin() config.Secret {
 }
 
 func over(h, flags config.HSM) config.HSM {
-	if flags.TokenLabel != "" || flags.TokenSerial != "" { // the two select together
+	if flags.TokenLabel != "" || flags.TokenSerial != "" { // they select together
 		h.TokenLabel, h.TokenSerial = flags.TokenLabel, flags.TokenSerial
 	}
 	for _, one := range []struct{ into, from *string }{
@@ -113,7 +112,7 @@ func over(h, flags config.HSM) config.HSM {
 	return h
 }
 
-// errNoToken: nothing says which token.
+// errNoToken: no flag or key selects a token.
 var errNoToken = errors.New("neither --token-label nor --token-serial")
 
 // secret reads the PIN, once.
@@ -123,7 +122,7 @@ func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 		name = g.hsm.TokenSerial
 	}
 	if name == "" {
-		return nil, cli.Fail(cli.Usage, errNoToken, "countersignctl hsm uri pkcs11: --module … tells which tokens are there")
+		return nil, cli.Fail(cli.Usage, errNoToken, "countersignctl hsm uri pkcs11: --module … lists the tokens")
 	}
 	if when, refused := g.guard.Refused(); refused {
 		return nil, fmt.Errorf("token %s: %w since %s", name, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))
@@ -137,7 +136,7 @@ func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 	return hsm.PIN(pin.Bytes()), err
 }
 
-// do runs one job on the target; the PIN is erased.
+// do runs one job on the target and erases the PIN.
 func (g *target) do(ctx context.Context, j job, into any) error {
 	if _, err := os.Stat(g.hsm.WorkerBinary); err != nil { // the appliance could not start with it
 		j.token.PIN.Zero()

@@ -14,25 +14,25 @@ import (
 	"countersign/internal/cli"
 )
 
-// named is a token's URI, and what of it fits nothing that is there.
+// named is the URI of a token, with the attributes that no token has.
 type named struct {
 	URI    string   `json:"uri"`
 	Unfit  []string `json:"unfit"`
-	Tokens []string `json:"tokens"` // URIs of what the module shows
+	Tokens []string `json:"tokens"` // URIs of the tokens of the module
 
-	open bool // the URI selects no token by itself
+	open bool // the URI selects no token
 }
 
-// showPatience bounds the loading of a module.
-const showPatience = 15 * time.Second
+// showLimit bounds the loading of a module.
+const showLimit = 15 * time.Second
 
 func (t *tool) uri() *cobra.Command {
 	var g target
 	cmd := &cobra.Command{
 		Use: "uri [URI]", Args: cobra.MaximumNArgs(1), Short: "Print the PKCS#11 URI of a token in its one canonical form",
-		Long: `Print the canonical RFC 7512 URI of the token that the configuration names, or of
-the one that is given, and what of it fits no token that the module shows. "pkcs11:"
-fits every token. Exit code 5 says that no token fits.`,
+		Long: `Print the canonical RFC 7512 URI of the token in the configuration, or of the given
+URI, and which of its attributes no token of the module has. "pkcs11:" fits every
+token. Exit code 5: no token fits.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			u, err := g.named(args)
 			if err != nil {
@@ -48,7 +48,7 @@ fits every token. Exit code 5 says that no token fits.`,
 				return err
 			}
 			if len(n.Unfit) > 0 {
-				return cli.Fail(cli.NotFound, errors.New(strings.Join(n.Unfit, "\n")), "countersignctl hsm uri pkcs11: tells which tokens are there")
+				return cli.Fail(cli.NotFound, errors.New(strings.Join(n.Unfit, "\n")), "countersignctl hsm uri pkcs11: lists the tokens")
 			}
 			return nil
 		},
@@ -57,8 +57,8 @@ fits every token. Exit code 5 says that no token fits.`,
 	return cmd
 }
 
-// named is the URI of the argument, or of the configuration. A module that the URI
-// names goes before that of the configuration, which need not be there.
+// named returns the URI of the argument, or of the configuration. A module in the URI
+// takes precedence over the configuration, which need not exist.
 func (g *target) named(args []string) (uri.URI, error) {
 	if len(args) == 0 {
 		if err := g.load(); err != nil {
@@ -75,14 +75,14 @@ func (g *target) named(args []string) (uri.URI, error) {
 		g.hsm.Module = path
 	}
 	if err := g.load(); err != nil {
-		g.hsm.Module = "" // then there is nothing to compare with
+		g.hsm.Module = "" // there is nothing to compare with
 	}
 	return u, nil
 }
 
-// compare looks at what the module shows. No PIN is needed for that.
+// compare looks at the tokens of the module. It needs no PIN.
 func (g *target) compare(ctx context.Context, u uri.URI, n *named) error {
-	ctx, cancel := context.WithTimeout(ctx, showPatience)
+	ctx, cancel := context.WithTimeout(ctx, showLimit)
 	defer cancel()
 	var m report.Module
 	if err := g.do(ctx, job{name: slotsJob}, &m); err != nil {
@@ -101,7 +101,7 @@ func (g *target) compare(ctx context.Context, u uri.URI, n *named) error {
 	return nil
 }
 
-// facts are the path attributes of RFC 7512 §2.3 for a slot.
+// facts returns the path attributes of RFC 7512 §2.3 for a slot.
 func facts(l report.Library, t report.Token) uri.Facts {
 	return uri.Facts{
 		uri.Token: t.Label, uri.Manufacturer: t.Manufacturer, uri.Serial: t.Serial, uri.Model: t.Model,
@@ -112,8 +112,8 @@ func facts(l report.Library, t report.Token) uri.Facts {
 
 var uriTable = cli.Table[string]{{Title: "Token", Value: func(s string) string { return s }}}
 
-// printNamed prints the URI alone on a line, so that a script can take it, and with
-// no token of its own what is there.
+// printNamed prints the URI alone on a line, for scripts, and the tokens of the module if
+// the URI selects none.
 func printNamed(p cli.Printer, n named) error {
 	table := cli.Table[named]{{Title: "URI", Value: func(n named) string { return n.URI }}}
 	if p.Format != cli.FormatTable {

@@ -1,6 +1,6 @@
-// Command hsm-worker holds one PKCS#11 token for the process that started it:
-// frame in, PKCS#11 call, frame out. It takes no argument: its parent starts it with
-// sockets as file descriptors 3 and 4.
+// Command hsm-worker serves one PKCS#11 token to the process that started it: frame in,
+// PKCS#11 call, frame out. It takes no argument: its parent starts it with sockets as file
+// descriptors 3 and 4.
 package main
 
 import (
@@ -24,13 +24,13 @@ import (
 const (
 	exitOK          = 0
 	exitUsage       = 2
-	exitUnavailable = 69 // module or token not there, or lost
-	exitProtocol    = 74 // the parent sent what is no frame
+	exitUnavailable = 69 // module or token absent, or lost
+	exitProtocol    = 74 // the parent sent a malformed frame
 	exitPIN         = 77
 )
 
-// File descriptors that the parent left: the conversation, and a second one for
-// canaries, which must not wait behind other calls.
+// File descriptors that the parent passes: the connection for calls, and a second one
+// for canaries, which must not wait behind other calls.
 const (
 	socket   = 3
 	canaries = 4
@@ -58,7 +58,7 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 }
 
 func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
-	// A session is a thread in the module or in a read: none waits for another.
+	// Each session has a thread in the module or in a read, so none waits for another.
 	// One session more than asked for is for canaries.
 	sessions := cfg.Sessions + 1
 	runtime.GOMAXPROCS(sessions + 1)
@@ -66,7 +66,7 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 	opened.Sessions = sessions
 	token, err := pkcs11.Open(opened)
 	if err != nil {
-		_ = wire.WriteHello(conn, wire.Hello{}, err) // the exit code says it too
+		_ = wire.WriteHello(conn, wire.Hello{}, err) // so does the exit code
 		if errors.Is(err, hsm.ErrPIN) {
 			return exitPIN
 		}
@@ -93,14 +93,14 @@ func config(cfg wire.Config, log hclog.Logger) pkcs11.Config {
 	}
 }
 
-// inherited tells whether a file descriptor is a socket that a parent left.
+// inherited reports whether a file descriptor is a socket that the parent passed.
 func inherited(fd int) bool {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
 }
 
-// harden keeps PIN and secrets out of core files and debuggers, and the heap small.
+// harden keeps the PIN and secrets out of core files and debuggers, and the heap small.
 func harden() error {
 	debug.SetGCPercent(50)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

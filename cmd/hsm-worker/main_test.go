@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// pair is a socket and what a child inherits of it.
+// pair returns a socket and the end for a child.
 func pair(t *testing.T) (*wire.Socket, *os.File) {
 	t.Helper()
 	ours, theirs, err := wire.Pair()
@@ -118,7 +118,7 @@ func TestMalformedConfiguration(t *testing.T) {
 	}
 }
 
-// No core file and no debugger gets at the PIN or a shared secret.
+// Neither a core file nor a debugger can read the PIN or a shared secret.
 func TestNoCore(t *testing.T) {
 	s := hsmtest.NewSoftHSM(t)
 	conn, cmd, _ := started(t, s)

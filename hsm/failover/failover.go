@@ -1,11 +1,12 @@
-// Package failover makes one token of several that hold the same keys: two of one
-// vendor, or of two. A call goes to the first that is ready, and within its
-// deadline to the next where that one cannot answer. A new key is made on the
-// first and copied to the others before anybody learns of it.
+// Package failover implements [hsm.Token] over several tokens that hold the same keys, of
+// one vendor or of two. A call goes to the first that is ready, and within its deadline to
+// the next if that one cannot answer. A new key is made on the first and copied to the
+// others before the caller gets it.
 package failover
 
 import (
 	"context"
+	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"sync"
@@ -24,23 +25,23 @@ var (
 	ErrLast = errors.New("the last token that takes calls")
 )
 
-// Token is a member: a token that can tell whether it is worth asking.
+// Token is a token that reports whether it is ready.
 type Token interface {
 	hsm.Token
-	Ready() bool   // an answer can be expected
-	InFlight() int // calls it has not answered yet
+	Ready() bool   // it can be expected to answer
+	InFlight() int // calls without an answer
 }
 
-// Member is a token with its name, which is the administrator's.
+// Member is a token with the administrator's name for it.
 type Member struct {
 	Name string
 	Token
 }
 
-// Config says what a [Set] is made of.
+// Config describes a [Set].
 type Config struct {
-	Members []Member      // one at least; the first that is ready takes all calls
-	Timeout time.Duration // of a call in all; a member that is not the last has half of it
+	Members []Member      // at least one; the first that is ready takes all calls
+	Timeout time.Duration // of a call; a member that is not the last gets half of it
 	Logger  hclog.Logger
 }
 
@@ -50,17 +51,17 @@ type Set struct {
 	timeout time.Duration
 	log     hclog.Logger
 
-	making   sync.Mutex // one key is made at a time
-	draining sync.Mutex // one change of who is drained at a time
+	making   sync.Mutex // one new key at a time
+	draining sync.Mutex // one Drain at a time
 }
 
 type member struct {
 	Member
 	drained   atomic.Bool
-	transport hsm.Key // guarded by Set.making; zero until it is needed
+	transport hsm.Key // guarded by Set.making; zero if not read yet
 }
 
-// New makes a set of tokens that are open.
+// New returns a set of open tokens.
 func New(cfg Config) *Set {
 	s := &Set{timeout: cfg.Timeout, log: cfg.Logger}
 	for _, m := range cfg.Members {
@@ -69,7 +70,7 @@ func New(cfg Config) *Set {
 	return s
 }
 
-// Ready tells whether a member that takes calls is ready.
+// Ready reports whether a member that takes calls is ready.
 func (s *Set) Ready() bool {
 	for _, m := range s.members {
 		if !m.drained.Load() && m.Ready() {
@@ -79,15 +80,15 @@ func (s *Set) Ready() bool {
 	return false
 }
 
-// Drained tells whether the member of that name takes no calls.
+// Drained reports whether the member takes no calls.
 func (s *Set) Drained(name string) bool {
 	m, err := s.find(name)
 	return err == nil && m.drained.Load()
 }
 
-// Drain gives a member no more calls; false takes that back. The last member that
-// takes calls is [ErrLast], a name that is none [ErrNoMember]. A call that was given
-// to it just before may still be on its way: see [Set.Idle].
+// Drain stops giving calls to a member; false gives it calls again. It returns [ErrLast]
+// for the last member that takes calls, and [ErrNoMember] for an unknown name. A call that
+// was given to the member just before may be under way: see [Set.Idle].
 func (s *Set) Drain(name string, drain bool) error {
 	s.draining.Lock()
 	defer s.draining.Unlock()
@@ -139,8 +140,8 @@ func (s *Set) othersServe(than *member) bool {
 	return false
 }
 
-// order is whom to ask: those that are ready first, each in the order of the
-// configuration; the drained never.
+// order returns the members to ask: those that are ready first, each in the order of the
+// configuration, without drained ones.
 func (s *Set) order() (all []*member) {
 	var away []*member
 	for _, m := range s.members {
@@ -155,7 +156,8 @@ func (s *Set) order() (all []*member) {
 	return append(all, away...)
 }
 
-// do asks one member after the other until one can answer.
+// do asks one member after the other until one answers, or another would not succeed: see
+// [hsm.TryElsewhere].
 func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token) (T, error)) (answer T, err error) {
 	order := s.order()
 	var failed []error
@@ -169,8 +171,8 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 	return answer, gravest(failed)
 }
 
-// share is how long a member may take with left members, itself included, to ask;
-// 0 is until the caller's deadline, which the member has an eye on itself.
+// share returns how long a member may take, if left members, itself included, remain to be
+// asked. 0 is until the deadline of the caller.
 func (s *Set) share(left int) time.Duration {
 	if left <= 1 {
 		return 0
@@ -187,8 +189,8 @@ func try[T any](ctx context.Context, limit time.Duration, call func(context.Cont
 	return call(ctx)
 }
 
-// gravest is the error that tells most: that a key is nowhere only when all say
-// so, for the one that is away may have it.
+// gravest returns the most important error. A key is missing only if all members say so,
+// because an unreachable one may have it.
 func gravest(failed []error) error {
 	if len(failed) == 0 {
 		return fmt.Errorf("every token is drained: %w", hsm.ErrUnavailable)
@@ -202,4 +204,39 @@ func gravest(failed []error) error {
 		}
 	}
 	return failed[0]
+}
+
+// Sign implements [hsm.Token].
+func (s *Set) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Sign(ctx, key, alg, input) })
+}
+
+// Derive implements [hsm.Token].
+func (s *Set) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Derive(ctx, key, peer) })
+}
+
+// MAC implements [hsm.Token].
+func (s *Set) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.MAC(ctx, key, data) })
+}
+
+// Import implements [hsm.Token].
+func (s *Set) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Import(ctx, i) })
+}
+
+// MACWrapped implements [hsm.Token].
+func (s *Set) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.MACWrapped(ctx, wrap, wrapped, data) })
+}
+
+// Certificates implements [hsm.Token].
+func (s *Set) Certificates(ctx context.Context) ([]hsm.Certificate, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]hsm.Certificate, error) { return t.Certificates(ctx) })
+}
+
+// Rewrap implements [hsm.Token].
+func (s *Set) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Rewrap(ctx, r) })
 }

@@ -68,7 +68,7 @@ func TestContract(t *testing.T) {
 	hsmtest.Run(t, func(*testing.T) hsm.Token { return s })
 }
 
-// Whatever a key is for, each token has it under one id, and either serves alone.
+// Each token has every key under one id, and either token serves alone.
 func TestCopies(t *testing.T) {
 	s, first, second := newSet(t)
 	for _, usage := range hsm.Usages() {

@@ -3,7 +3,6 @@ package failover
 import (
 	"context"
 	"crypto/ecdh"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,12 +10,12 @@ import (
 	"countersign/hsm"
 )
 
-// transportLabel is of the key that a member has copies sealed for. It is made
-// when the first copy is.
+// transportLabel is the label of the key for which copies to a member are sealed. It is
+// made with the first copy.
 const transportLabel = "transport@1"
 
-// Keys implements [hsm.Token]: the keys of all members that can be asked, each
-// once. None of them reachable is [hsm.ErrUnavailable].
+// Keys implements [hsm.Token]: the keys of all members that can be reached, each once. It
+// returns [hsm.ErrUnavailable] if none can be reached.
 func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 	seen, reached := map[hsm.KeyID]bool{}, false
 	var failed []error
@@ -40,9 +39,9 @@ func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 	return keys, nil
 }
 
-// Objects implements [hsm.Token]: the objects of all members that are not drained,
-// each with the name of its member where there are several. One that cannot be asked is an error, for what is
-// not compared is not known to be right.
+// Objects implements [hsm.Token]: the objects of all members that are not drained, with
+// the name of the member if there are several. A member that cannot be reached is an
+// error, because its objects would go unchecked.
 func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 	for _, m := range s.members {
 		if m.drained.Load() {
@@ -52,7 +51,7 @@ func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("token %s: %w", m.Name, err)
 		}
-		for _, o := range foreign(some) {
+		for _, o := range withoutTransport(some) {
 			if len(s.members) > 1 {
 				o.Token = m.Name
 			}
@@ -62,9 +61,9 @@ func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 	return all, nil
 }
 
-// foreign takes a member's own transport key out of its list: one that was made
-// there, can never have been anywhere else, and does nothing but derive.
-func foreign(objects []hsm.Object) []hsm.Object {
+// withoutTransport removes a member's own transport key from its list: a key that was made
+// there, was never extractable, and only derives.
+func withoutTransport(objects []hsm.Object) []hsm.Object {
 	const closed = hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable
 	i := slices.IndexFunc(objects, func(o hsm.Object) bool {
 		return o.Label == transportLabel && o.True == closed|hsm.AttrDerive
@@ -75,8 +74,8 @@ func foreign(objects []hsm.Object) []hsm.Object {
 	return slices.Delete(objects, i, i+1)
 }
 
-// Generate implements [hsm.Token]. The key is on every member, or on none: one
-// that is away or drained is [hsm.ErrUnavailable].
+// Generate implements [hsm.Token]. The key is on every member, or on none. If one cannot
+// be reached or is drained it returns [hsm.ErrUnavailable].
 func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 	s.making.Lock()
 	defer s.making.Unlock()
@@ -113,17 +112,17 @@ func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 	return k, nil
 }
 
-// all is every member, the one that makes keys apart.
+// all returns every member, the one that makes keys first.
 func (s *Set) all() (first *member, others []*member, err error) {
 	for _, m := range s.members {
 		if m.drained.Load() || !m.Ready() {
-			return nil, nil, fmt.Errorf("token %s is away, and a new key is to be on every token: %w", m.Name, hsm.ErrUnavailable)
+			return nil, nil, fmt.Errorf("token %s is away, and a new key must be on every token: %w", m.Name, hsm.ErrUnavailable)
 		}
 	}
 	return s.members[0], s.members[1:], nil
 }
 
-// undo takes a key away from those that got it, since the next did not.
+// undo removes a key from the members that got it, because the next did not.
 func (s *Set) undo(ctx context.Context, k hsm.Key, got []*member) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*s.timeout)
 	defer cancel()
@@ -134,7 +133,7 @@ func (s *Set) undo(ctx context.Context, k hsm.Key, got []*member) {
 	}
 }
 
-// recipient is the member's transport key, made when there is none.
+// recipient returns the member's transport key. It makes one if there is none.
 func (m *member) recipient(ctx context.Context) (*ecdh.PublicKey, error) {
 	if m.transport.Public == nil {
 		keys, err := m.Keys(ctx)
@@ -153,22 +152,7 @@ func (m *member) recipient(ctx context.Context) (*ecdh.PublicKey, error) {
 			return nil, err
 		}
 	}
-	return point(m.transport.Public)
-}
-
-// point reads a P-256 key from its SubjectPublicKeyInfo.
-func point(spki []byte) (*ecdh.PublicKey, error) {
-	public, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return nil, fmt.Errorf("transport key: %v: %w", err, hsm.ErrKey)
-	}
-	key, ok := public.(interface {
-		ECDH() (*ecdh.PublicKey, error)
-	})
-	if !ok {
-		return nil, fmt.Errorf("transport key is a %T: %w", public, hsm.ErrKey)
-	}
-	return key.ECDH()
+	return m.transport.ECDH()
 }
 
 // Restore implements [hsm.Token], on every member.
@@ -181,7 +165,7 @@ func (s *Set) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.Private
 	return s.everywhere(ctx, func(m *member) (hsm.Key, error) { return m.Token.Adopt(ctx, spec, private) })
 }
 
-// everywhere does what makes a key on all members, or on none.
+// everywhere makes a key on all members, or on none.
 func (s *Set) everywhere(ctx context.Context, do func(*member) (hsm.Key, error)) (k hsm.Key, err error) {
 	s.making.Lock()
 	defer s.making.Unlock()
@@ -201,8 +185,8 @@ func (s *Set) everywhere(ctx context.Context, do func(*member) (hsm.Key, error))
 	return k, nil
 }
 
-// Destroy implements [hsm.Token]: on every member, of which one at least must
-// have had the key. One that is away makes it an error, and the key stays there.
+// Destroy implements [hsm.Token] on every member, at least one of which must have the key.
+// If one cannot be reached it returns an error, and the key stays there.
 func (s *Set) Destroy(ctx context.Context, key hsm.KeyID) error {
 	s.making.Lock()
 	defer s.making.Unlock()

@@ -1,6 +1,5 @@
-// Package hsmtest is the contract of package hsm as one test suite, and what
-// tests need to have a real token: a SoftHSM of their own, and the worker
-// binary.
+// Package hsmtest provides the test suite of the interface [hsm.Token], and what tests
+// with a real token need: a SoftHSM token and the worker binary.
 package hsmtest
 
 import (
@@ -18,10 +17,9 @@ import (
 	"countersign/hsm/internal/check"
 )
 
-// Run holds a token to the contract. open is called once; the token it returns
-// may hold keys already, and those the suite made are gone afterwards. What the module
-// has no mechanism for is skipped by name. Each test directly below is one
-// capability of a module.
+// Run tests a token against the interface. It calls open once; the token may hold keys
+// already, and Run removes those that it made. It skips, by name, operations for which the
+// module has no mechanism. Each direct subtest is one capability of a module.
 func Run(t *testing.T, open func(t *testing.T) hsm.Token) {
 	s := &suite{token: open(t), prefix: rand.Text()[:8] + "-", made: map[hsm.Usage]hsm.Key{}}
 	t.Cleanup(func() { s.clear(t) })
@@ -52,7 +50,7 @@ type suite struct {
 	kept   []byte // a secret that the WrapKey keeps
 }
 
-// clear destroys what the suite made.
+// clear destroys the keys of the suite.
 func (s *suite) clear(t *testing.T) {
 	keys, err := s.token.Keys(context.Background())
 	if err != nil {
@@ -100,7 +98,7 @@ func (s *suite) rules(t *testing.T) {
 
 var lackingName = regexp.MustCompile(`CK[AMO]_[A-Z0-9_]+`)
 
-// must skips what the module cannot and ends what went wrong.
+// must skips the test if the module lacks a mechanism, and ends it on any other error.
 func must(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, hsm.ErrUnsupported) {
@@ -111,7 +109,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// key is the suite's key for a usage, made when it is first asked for.
+// key returns the suite's key for a usage, made at its first use.
 func (s *suite) key(t *testing.T, usage hsm.Usage) hsm.Key {
 	t.Helper()
 	if k, ok := s.made[usage]; ok {
@@ -132,10 +130,10 @@ func (s *suite) generate(t *testing.T, label string, usage hsm.Usage) hsm.Key {
 	return k
 }
 
-// ordinary are the usages that the rules for all keys are tested with.
+// ordinary are the usages for which the rules of all keys are tested.
 var ordinary = []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey, hsm.WrapKey, hsm.SignEd25519, hsm.SignRSA2048}
 
-// several are those of the ordinary keys that the module can have.
+// several returns the ordinary keys that the module supports.
 func (s *suite) several(t *testing.T) (keys []hsm.Key) {
 	t.Helper()
 	for _, usage := range ordinary {

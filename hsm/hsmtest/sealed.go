@@ -35,8 +35,8 @@ func (s *suite) sealed(t *testing.T) {
 	t.Run("Adopt", s.testAdopt)
 }
 
-// copied makes a key with a sealed copy for the suite's own DeriveP256 key and
-// for one in memory.
+// copied makes a key with a sealed copy for the suite's own DeriveP256 key and for one in
+// memory.
 func (s *suite) copied(t *testing.T, label string, usage hsm.Usage) (hsm.Key, hsm.Restore, *ecdh.PrivateKey) {
 	t.Helper()
 	with, escrow := s.key(t, hsm.DeriveP256), newPeer(t)
@@ -58,7 +58,7 @@ func (s *suite) copied(t *testing.T, label string, usage hsm.Usage) (hsm.Key, hs
 	return k, r, escrow
 }
 
-// A key that was destroyed comes back from its copy as the same key.
+// testRestore: a destroyed key comes back from its copy as the same key.
 func (s *suite) testRestore(t *testing.T, usage hsm.Usage) {
 	k, r, escrow := s.copied(t, "restored-"+usage.String(), usage)
 	before := s.shows(t, k)
@@ -77,8 +77,7 @@ func (s *suite) testRestore(t *testing.T, usage hsm.Usage) {
 	inMemory(t, k, r.Spec, escrow)
 }
 
-// A copy that was made elsewhere, here by the token in memory, is restored all
-// the same.
+// testFromElsewhere: a copy that another token made, here the one in memory, is restored.
 func (s *suite) testFromElsewhere(t *testing.T, usage hsm.Usage) {
 	with := s.key(t, hsm.DeriveP256)
 	own, err := with.ECDH()
@@ -102,7 +101,7 @@ func (s *suite) testFromElsewhere(t *testing.T, usage hsm.Usage) {
 	}
 }
 
-// shows is something that only the key can make, or undo.
+// shows returns a value that only the key can make, or undo.
 func (s *suite) shows(t *testing.T, k hsm.Key) (out []byte) {
 	t.Helper()
 	var err error
@@ -116,7 +115,7 @@ func (s *suite) shows(t *testing.T, k hsm.Key) (out []byte) {
 	return out
 }
 
-// same tells whether a key is the one that showed before.
+// same fails the test if a key is not the one that made the earlier value.
 func (s *suite) same(t *testing.T, k hsm.Key, before []byte) {
 	t.Helper()
 	var err error
@@ -154,8 +153,8 @@ func (s *suite) signed(ctx context.Context, k hsm.Key, alg hsm.Algorithm) error 
 	return check.Verify(public, alg, input, sig)
 }
 
-// inMemory opens the second copy without the token: it is the key, in PKCS #8
-// or as 32 bytes.
+// inMemory opens the second copy without the token: it is the key, in PKCS #8 or as 32
+// bytes.
 func inMemory(t *testing.T, k hsm.Key, spec hsm.KeySpec, escrow *ecdh.PrivateKey) {
 	t.Helper()
 	plain, err := kwp.Unseal(spec, escrow, k.Sealed[1])
@@ -213,7 +212,7 @@ func (s *suite) testRestoreRefused(t *testing.T) {
 	}
 }
 
-// spoilt are the ways in which a restore is wrong.
+// spoilt returns ways to make a restore wrong.
 func (s *suite) spoilt(t *testing.T, k hsm.Key) map[string]func(*hsm.Restore) {
 	ways := map[string]func(*hsm.Restore){
 		"label":       func(r *hsm.Restore) { r.Spec.Label += "x" },
@@ -258,7 +257,7 @@ func (s *suite) testRecipients(t *testing.T) {
 	}
 }
 
-// An adopted key restores what was sealed for it before it was on the token.
+// testAdopt: an adopted key restores copies that were sealed for it before.
 func (s *suite) testAdopt(t *testing.T) {
 	k, r, escrow := s.copied(t, "escrowed", hsm.SignP256)
 	s.drop(t, k.ID)

@@ -2,7 +2,11 @@ package hsmtest
 
 import (
 	"bytes"
+	"context"
 	"crypto"
+	"crypto/ecdh"
+	"crypto/hpke"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"strings"
@@ -50,7 +54,7 @@ func (s *suite) rsa(algs ...hsm.Algorithm) func(*testing.T) {
 	}
 }
 
-// digest is one of alg's hash over text; of EdDSA it is the text.
+// digest returns a digest of text by the hash of alg, or for EdDSA the text.
 func digest(alg hsm.Algorithm, text string) []byte {
 	if alg.Hash() == 0 {
 		return []byte(text)
@@ -84,7 +88,7 @@ func (s *suite) refusesToSign(t *testing.T, k hsm.Key, good hsm.Algorithm) {
 	}
 }
 
-// flips returns b with one bit flipped, in several places.
+// flips returns copies of b with one bit flipped, in several places.
 func flips(b []byte) (all [][]byte) {
 	for i := 0; i < len(b); i += 7 {
 		flipped := slices.Clone(b)
@@ -115,5 +119,82 @@ func (s *suite) testMAC(t *testing.T) {
 	}
 	if _, err := s.token.MAC(t.Context(), k.ID, make([]byte, 64<<10+1)); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("MAC of 64 KiB + 1: %v, want ErrInput", err)
+	}
+}
+
+func newPeer(tb testing.TB) *ecdh.PrivateKey {
+	tb.Helper()
+	peer, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return peer
+}
+
+// There are more than 256 peers, so that a secret with a leading zero byte is probably
+// among them: its length is where implementations err.
+func (s *suite) testDerive(t *testing.T) {
+	k := s.key(t, hsm.DeriveP256)
+	for range 300 {
+		s.derives(t, k, newPeer(t))
+	}
+}
+
+// derives compares an ECDH of the token with that of the other side.
+func (s *suite) derives(t *testing.T, k hsm.Key, peer *ecdh.PrivateKey) {
+	t.Helper()
+	public, err := k.ECDH()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := peer.ECDH(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.token.Derive(t.Context(), k.ID, peer.PublicKey())
+	must(t, err)
+	if !bytes.Equal(got, want) {
+		t.Fatalf("Z = %x, want %x", got, want)
+	}
+}
+
+// exchanger lets crypto/hpke use a key whose ECDH the token does.
+type exchanger struct {
+	token  hsm.Token
+	id     hsm.KeyID
+	public *ecdh.PublicKey
+}
+
+var _ ecdh.KeyExchanger = exchanger{}
+
+func (e exchanger) PublicKey() *ecdh.PublicKey { return e.public }
+func (e exchanger) Curve() ecdh.Curve          { return e.public.Curve() }
+
+func (e exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
+	return e.token.Derive(context.Background(), e.id, peer)
+}
+
+func (s *suite) testHPKE(t *testing.T) {
+	k := s.key(t, hsm.DeriveP256)
+	public, err := k.ECDH()
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient, err := hpke.NewDHKEMPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, secret := []byte("info"), "the request"
+	sealed, err := hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.AES128GCM(), info, []byte(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := hpke.NewDHKEMPrivateKey(exchanger{s.token, k.ID, public})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES128GCM(), info, sealed)
+	if err != nil || string(opened) != secret {
+		t.Errorf("opened %q, %v; want %q", opened, err, secret)
 	}
 }

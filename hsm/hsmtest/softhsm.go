@@ -9,14 +9,14 @@ import (
 	"testing"
 )
 
-// modules are the places Debian and others install SoftHSM's library in.
+// modules are the places where Debian and others install SoftHSM's library.
 var modules = []string{
 	"/usr/lib/softhsm/libsofthsm2.so",
 	"/usr/lib64/softhsm/libsofthsm2.so",
 	"/usr/local/lib/softhsm/libsofthsm2.so",
 }
 
-// SoftHSM is an initialized token in a directory of its own.
+// SoftHSM is an initialized token in its own directory.
 type SoftHSM struct {
 	Module string // path of the PKCS#11 module
 	Label  string // of the token
@@ -24,8 +24,8 @@ type SoftHSM struct {
 	Conf   string // path for the environment variable SOFTHSM2_CONF
 }
 
-// NewSoftHSM makes a token that goes away with the test. The library reads
-// SOFTHSM2_CONF once per process: see [SoftHSM.Setenv] and [SoftHSM.Env].
+// NewSoftHSM makes a token that is removed with the test. The library reads SOFTHSM2_CONF
+// once per process: see [SoftHSM.Setenv] and [SoftHSM.Env].
 func NewSoftHSM(tb testing.TB) SoftHSM {
 	tb.Helper()
 	s, err := MakeSoftHSM(tb.TempDir())
@@ -63,10 +63,10 @@ func MakeSoftHSM(dir string) (SoftHSM, error) {
 	return s, nil
 }
 
-// Env is the assignment a child process needs to see the token.
+// Env returns the assignment with which a child process sees the token.
 func (s SoftHSM) Env() string { return "SOFTHSM2_CONF=" + s.Conf }
 
-// Setenv makes the token the one that children of this test see.
+// Setenv makes the children of this test see the token.
 func (s SoftHSM) Setenv(tb testing.TB) { tb.Setenv("SOFTHSM2_CONF", s.Conf) }
 
 // Tool runs pkcs11-tool on the token, logged in, and returns what it prints.
@@ -88,9 +88,9 @@ var worker struct {
 	err  error
 }
 
-// Worker builds hsm-worker, once per process, and returns the path of the
-// binary. It lies in the system's temporary directory; a test process removes
-// it with [RemoveWorker] in TestMain.
+// Worker builds hsm-worker, once per process, and returns the path of the binary. It is in
+// the system's temporary directory; a test process removes it with [RemoveWorker] in
+// TestMain.
 func Worker(tb testing.TB) string {
 	tb.Helper()
 	worker.once.Do(func() {

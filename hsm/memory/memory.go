@@ -1,14 +1,20 @@
-// Package memory is the contract of package hsm in Go crypto, for unit tests of
-// the rooms above it. It keeps nothing and protects nothing: its keys lie in
-// the memory of the process.
+// Package memory implements [hsm.Token] with Go cryptography, for unit tests. It stores
+// nothing and protects nothing: its keys are in the memory of the process.
 package memory
 
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -148,8 +154,8 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return keys, nil
 }
 
-// Objects implements [hsm.Token] with what a PKCS#11 token would tell of its keys;
-// they are sorted by label.
+// Objects implements [hsm.Token] with what a PKCS#11 token would report; they are sorted
+// by label.
 func (t *Token) Objects(ctx context.Context) ([]hsm.Object, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("listing objects: %w", err)
@@ -195,9 +201,109 @@ func (t *Token) get(ctx context.Context, id hsm.KeyID) (entry, error) {
 	return e, nil
 }
 
-// Clone returns a token with the same keys, which goes its own way from then on.
+// Clone returns an independent token with the same keys.
 func (t *Token) Clone() *Token {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return &Token{keys: maps.Clone(t.keys), certs: slices.Clone(t.certs)}
+}
+
+// entry is one key. Its usage determines which of signer, ecdh and secret is set.
+type entry struct {
+	hsm.Key
+	signer  crypto.Signer
+	ecdh    *ecdh.PrivateKey
+	secret  []byte
+	history hsm.Attributes // of [hsm.AttrHistory]
+}
+
+func (e entry) copy() hsm.Key {
+	k := e.Key
+	k.Public = slices.Clone(k.Public)
+	return k
+}
+
+// newEntry makes a key.
+func newEntry(spec hsm.KeySpec) (entry, error) {
+	var key any
+	var err error
+	switch k := spec.Usage.Kind(); {
+	case k.Curve == "P-256": // pairEntry makes it one for ECDH where that is its usage
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case k.Curve == "P-384":
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case k.Curve == "Ed25519":
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	case k.KeyType == "CKK_RSA":
+		key, err = rsa.GenerateKey(rand.Reader, k.Bits)
+	default:
+		secret := make([]byte, check.SecretLen)
+		_, _ = rand.Read(secret) // never fails, see crypto/rand.Read
+		e := entry{Key: hsm.Key{Label: spec.Label, Usage: spec.Usage}, secret: secret}
+		_, _ = rand.Read(e.ID[:])
+		return e, nil
+	}
+	if err != nil {
+		return entry{}, err
+	}
+	return pairEntry(spec, key)
+}
+
+// pairEntry returns the entry of a private key.
+func pairEntry(spec hsm.KeySpec, key any) (e entry, err error) {
+	e.Label, e.Usage = spec.Label, spec.Usage
+	if ec, ok := key.(*ecdsa.PrivateKey); ok && spec.Usage == hsm.DeriveP256 {
+		if key, err = ec.ECDH(); err != nil { // PKCS #8 has one format for both
+			return e, err
+		}
+	}
+	switch k := key.(type) {
+	case *ecdh.PrivateKey:
+		e.ecdh = k
+		e.Public, e.ID, err = check.Encode(k.PublicKey())
+	case crypto.Signer:
+		e.signer = k
+		e.Public, e.ID, err = check.Encode(k.Public())
+	default:
+		err = fmt.Errorf("%T is no private key", key)
+	}
+	return e, err
+}
+
+// export returns the key as in a sealed copy: PKCS #8, or 32 bytes.
+func (e entry) export() ([]byte, error) {
+	switch {
+	case e.secret != nil:
+		return e.secret, nil
+	case e.ecdh != nil:
+		return x509.MarshalPKCS8PrivateKey(e.ecdh)
+	}
+	return x509.MarshalPKCS8PrivateKey(e.signer)
+}
+
+// sign makes a signature in the format of [hsm.Signer].
+func (e entry) sign(alg hsm.Algorithm, input []byte) (sig []byte, err error) {
+	switch k := e.signer.(type) {
+	case *ecdsa.PrivateKey:
+		r, s, err := ecdsa.Sign(rand.Reader, k, input)
+		if err != nil {
+			return nil, fmt.Errorf("signing: %v: %w", err, hsm.ErrUnavailable)
+		}
+		sig = make([]byte, alg.Size(e.Usage))
+		r.FillBytes(sig[:len(sig)/2])
+		s.FillBytes(sig[len(sig)/2:])
+		return sig, nil
+	case *rsa.PrivateKey:
+		var opts crypto.SignerOpts = alg.Hash()
+		if alg.PSS() {
+			opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: alg.Hash()}
+		}
+		sig, err = k.Sign(rand.Reader, input, opts)
+	default:
+		sig, err = k.Sign(rand.Reader, input, crypto.Hash(0))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("signing: %v: %w", err, hsm.ErrUnavailable)
+	}
+	return sig, nil
 }

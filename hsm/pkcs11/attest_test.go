@@ -24,7 +24,7 @@ func theObject(t *testing.T, id []byte) hsm.Object {
 	return all[0]
 }
 
-// A key of ours is told whole: what its profile asks for, and where it was made.
+// A key of ours is listed with all that its profile sets, and where it was made.
 func TestObjectOfOurs(t *testing.T) {
 	const born = hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable
 	for usage, want := range map[hsm.Usage]hsm.Object{
@@ -40,8 +40,8 @@ func TestObjectOfOurs(t *testing.T) {
 	}
 }
 
-// A key of somebody else's, with an id of another length and nothing that we would
-// take it by, is told like any other.
+// A foreign key, with an id of another length and no usage of ours, is listed like any
+// other.
 func TestObjectOfOthers(t *testing.T) {
 	id := random(3)
 	raw(t, func(s *session) error {
@@ -62,7 +62,7 @@ func TestObjectOfOthers(t *testing.T) {
 	}
 }
 
-// What an object does not have is not told, and takes nothing else with it.
+// A missing attribute is omitted, and the others are still listed.
 func TestEachAttribute(t *testing.T) {
 	k := generate(t, "each", hsm.MACKey)
 	raw(t, func(s *session) error {

@@ -44,7 +44,7 @@ func TestClasses(t *testing.T) {
 	}
 }
 
-// idle is a token without a module, enough for what run decides.
+// idle is a token without a module, enough for the decisions of run.
 func idle() *Token {
 	t := &Token{label: "test", log: hclog.NewNullLogger(), sessions: make(chan *session, 1), dead: make(chan struct{}), keys: map[hsm.KeyID]object{}}
 	t.ctx = shared.ctx

@@ -34,15 +34,14 @@ func TestLackingMechanisms(t *testing.T) {
 	}
 }
 
-// without has the shared token lack a mechanism for a while.
+// without makes the shared token lack a mechanism until the end of the test.
 func without(t *testing.T, name string) {
 	t.Helper()
 	shared.have[mechanisms[name]] = false
 	t.Cleanup(func() { shared.have[mechanisms[name]] = true })
 }
 
-// What a module lacks is named, whatever it is needed for, and nothing is asked
-// of the module.
+// The error names the mechanism that the module lacks, and the module is not asked.
 func TestUnsupported(t *testing.T) {
 	for usage, name := range map[hsm.Usage]string{
 		hsm.SignP384: "CKM_EC_KEY_PAIR_GEN", hsm.SignEd25519: "CKM_EDDSA", hsm.SignRSA2048: "CKM_RSA_PKCS_KEY_PAIR_GEN",
@@ -76,8 +75,8 @@ func TestUnsupported(t *testing.T) {
 	})
 }
 
-// CKM_AES_KEY_WRAP_PAD does what RFC 5649 says on SoftHSM, which a module that
-// has the other name as well is asked to show.
+// On SoftHSM CKM_AES_KEY_WRAP_PAD is RFC 5649. A module that has the other name as well
+// must show it.
 func TestChooseWrapping(t *testing.T) {
 	if shared.kwp != pkcs11.CKM_AES_KEY_WRAP_PAD {
 		t.Errorf("mechanism %#x", shared.kwp)

@@ -258,7 +258,7 @@ func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, publics 
 	return o, ok, err
 }
 
-// keyFacts is what is known of a key before its usage.
+// keyFacts is the class, type and public key of a key whose usage is not known yet.
 type keyFacts struct {
 	class, keyType uint
 	public         crypto.PublicKey // of a pair

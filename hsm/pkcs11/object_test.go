@@ -17,7 +17,7 @@ import (
 	"countersign/hsm"
 )
 
-// fresh is a label that no earlier test on the token had.
+// fresh returns a label that no earlier test used.
 func fresh(label string) string { return label + "-" + rand.Text()[:8] }
 
 // generate makes a key under a fresh label that begins with label.
@@ -39,7 +39,7 @@ func listed(t *testing.T, label string) bool {
 	return slices.ContainsFunc(keys, func(k hsm.Key) bool { return k.Label == label })
 }
 
-// raw does something with the module behind the token's back.
+// raw calls the module directly.
 func raw(t *testing.T, f func(*session) error) {
 	t.Helper()
 	if err := shared.run(t.Context(), hsm.KeyID{}, f); err != nil {
@@ -86,7 +86,7 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// Nothing about a key can be changed once it is on the token.
+// A key on the token cannot be changed.
 func TestNotModifiable(t *testing.T) {
 	for _, usage := range []hsm.Usage{hsm.SignP256, hsm.MACKey} {
 		k := generate(t, "fixed-"+usage.String(), usage)
@@ -102,7 +102,7 @@ func TestNotModifiable(t *testing.T) {
 	}
 }
 
-// Each secret key says which one mechanism it is for; OpenSC does not show it.
+// Each secret key names its one mechanism, which OpenSC does not show.
 func TestAllowedMechanisms(t *testing.T) {
 	for usage, want := range map[hsm.Usage]uint{hsm.MACKey: pkcs11.CKM_SHA256_HMAC, hsm.WrapKey: pkcs11.CKM_AES_KEY_WRAP_PAD} {
 		k := generate(t, "allowed-"+usage.String(), usage)
@@ -116,8 +116,8 @@ func TestAllowedMechanisms(t *testing.T) {
 	}
 }
 
-// A key restored with a wrap key is sensitive and stays on the token, whatever
-// the caller of C_UnwrapKey asks for.
+// A key that a wrap key restores is sensitive and stays on the token, even if the caller
+// of C_UnwrapKey asks otherwise.
 func TestUnwrapTemplate(t *testing.T) {
 	k := generate(t, "wrap-template", hsm.WrapKey)
 	wrapping := objects(t, k.ID)[0]
@@ -150,7 +150,7 @@ func TestUnwrapTemplate(t *testing.T) {
 	})
 }
 
-// What is not ours is neither listed nor in the way.
+// Foreign objects are neither listed nor in the way.
 func TestForeignObjects(t *testing.T) {
 	softHSM.Tool(t, "--keypairgen", "--key-type", "EC:secp384r1", "--label", "foreign-p384", "--id", "01")
 	softHSM.Tool(t, "--keypairgen", "--key-type", "rsa:2048", "--label", "foreign-rsa")
@@ -197,7 +197,7 @@ func TestAmbiguousID(t *testing.T) {
 	}
 }
 
-// stale gives a key a handle that is none, as after a change of the token.
+// stale gives a key an invalid handle, as after a change of the token.
 func stale(k hsm.Key) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
@@ -206,8 +206,8 @@ func stale(k hsm.Key) {
 	shared.keys[k.ID] = o
 }
 
-// A handle that went stale is looked up again; a key that is gone while others
-// are there was destroyed, and the token is not lost.
+// A stale handle is looked up again. A key that is gone while others remain was destroyed,
+// and the token is not lost.
 func TestStaleHandle(t *testing.T) {
 	k := generate(t, "stale", hsm.SignP256)
 	stale(k)
@@ -227,8 +227,8 @@ func TestStaleHandle(t *testing.T) {
 	}
 }
 
-// What a process that died between the two copies leaves is a public key
-// alone. It is not used, and its label is free.
+// A process that dies between the two copies leaves a public key alone. It is not used,
+// and its label is free.
 func TestHalfPair(t *testing.T) {
 	k := generate(t, "half", hsm.SignP256)
 	raw(t, func(s *session) error {

@@ -12,8 +12,8 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// The module is initialized once per process and never finalized, so all
-// tests share one token.
+// The module is initialized once per process and never finalized, so all tests share one
+// token.
 var (
 	softHSM hsmtest.SoftHSM
 	shared  *Token
@@ -50,9 +50,8 @@ func config() Config {
 	return Config{Module: softHSM.Module, TokenLabel: softHSM.Label, PIN: hsm.PIN(softHSM.PIN), Sessions: 4}
 }
 
-// refusals are the ways not to open a token. They come before the one Open
-// that succeeds, in the same process, which also shows that they leave the
-// module usable.
+// refusals are ways in which Open fails. They come before the Open that succeeds, in the
+// same process, which shows that they leave the module usable.
 func refusals() error {
 	for _, c := range []struct {
 		change func(*Config)

@@ -13,7 +13,7 @@ import (
 	"countersign/hsm"
 )
 
-// rewrapping is a call of Rewrap with good arguments but for the key From.
+// rewrapping returns a call of Rewrap with good arguments except for the key From.
 func rewrapping(t *testing.T, from hsm.KeyID) hsm.Rewrap {
 	t.Helper()
 	i, _ := imported(t, "rewrap")
@@ -40,8 +40,8 @@ func TestRewrapLeavesNothing(t *testing.T) {
 	noSessionObjects(t)
 }
 
-// A key whose CKA_UNWRAP_TEMPLATE says that nothing it unwraps is extractable says
-// so, of what it keeps. What it does not keep is told first.
+// A key whose CKA_UNWRAP_TEMPLATE makes every secret not extractable returns that error
+// for its secrets. A secret of another key is reported first.
 func TestRewrapKeptIn(t *testing.T) {
 	r := rewrapping(t, olderWrapKey(t))
 	if _, err := shared.Rewrap(t.Context(), r); !errors.Is(err, hsm.ErrUnsupported) || !strings.Contains(err.Error(), "CKA_UNWRAP_TEMPLATE") {
@@ -57,9 +57,9 @@ func TestRewrapKeptIn(t *testing.T) {
 	noSessionObjects(t)
 }
 
-// olderWrapKey makes a wrap key with CKA_UNWRAP_TEMPLATE {sensitive, not extractable},
-// as all were once. miekg/pkcs11 has no attributes that are attributes, but takes
-// the bytes of the array: CK_ATTRIBUTE is type, pointer and length.
+// olderWrapKey makes a wrap key with CKA_UNWRAP_TEMPLATE {sensitive, not extractable}, as
+// earlier releases did. miekg/pkcs11 has no nested attributes, but accepts the bytes of
+// the array: CK_ATTRIBUTE is type, pointer and length.
 func olderWrapKey(t *testing.T) hsm.KeyID {
 	t.Helper()
 	var id hsm.KeyID

@@ -20,8 +20,8 @@ func mustECDH(t *testing.T, k hsm.Key) *ecdh.PublicKey {
 	return public
 }
 
-// A key of which copies were made is as closed as any other, and so is one that
-// was restored. OpenSC is asked, which knows nothing of what was done.
+// A key that was copied or restored is as protected as any other. OpenSC reads its
+// attributes independently.
 func TestCopiedAttributes(t *testing.T) {
 	with := generate(t, "recipient", hsm.DeriveP256)
 	for _, usage := range []hsm.Usage{hsm.SignP256, hsm.SignRSA2048, hsm.MACKey, hsm.WrapKey} {
@@ -46,8 +46,8 @@ func TestCopiedAttributes(t *testing.T) {
 	noSessionObjects(t)
 }
 
-// closedFor checks that a key is sensitive, stays, cannot be changed, and if it
-// is a wrap key has an unwrap template.
+// closedFor checks that a key is sensitive, stays on the token, cannot be changed, and has
+// an unwrap template if it is a wrap key.
 func closedFor(t *testing.T, k hsm.Key) {
 	t.Helper()
 	out := softHSM.Tool(t, "-O", "--id", k.ID.String())

@@ -10,8 +10,7 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// A restored secret can be neither read nor wrapped again, not even with the
-// key that keeps it.
+// A restored secret can be neither read nor wrapped again, not even with its own wrap key.
 func TestRestoredStaysInside(t *testing.T) {
 	k := generate(t, "restore", hsm.WrapKey)
 	secret := make([]byte, 32)
@@ -39,7 +38,7 @@ func TestRestoredStaysInside(t *testing.T) {
 	})
 }
 
-// imported is a call of Import with good arguments, and its secret.
+// imported returns a call of Import with good arguments, and its secret.
 func imported(t *testing.T, prefix string) (hsm.Import, []byte) {
 	t.Helper()
 	secret := []byte("0123456789abcdef0123456789abcdef")
@@ -76,7 +75,7 @@ func TestVerifierLeavesNothing(t *testing.T) {
 	})
 }
 
-// What wrap keeps is what came in, byte for byte, by either way of importing.
+// Both ways of importing store the secret unchanged.
 func TestImportBothWays(t *testing.T) {
 	i, secret := imported(t, "both-ways")
 	defer func() { shared.hostImport = false }()
@@ -97,15 +96,15 @@ func TestImportBothWays(t *testing.T) {
 	})
 }
 
-// A module without CKM_AES_ECB_ENCRYPT_DATA keeps the contract.
+// A module without CKM_AES_ECB_ENCRYPT_DATA passes the suite.
 func TestContractHostImport(t *testing.T) {
 	shared.hostImport = true
 	defer func() { shared.hostImport = false }()
 	hsmtest.Run(t, func(*testing.T) hsm.Token { return shared })
 }
 
-// A key that is no more when a secret is to be unwrapped is a lost token, and
-// what cannot be unwrapped by a sound one is the caller's fault.
+// If the key is gone when a secret is unwrapped, the token is lost; a secret that a
+// working key does not unwrap is bad input.
 func TestJudged(t *testing.T) {
 	k := generate(t, "unwrapError", hsm.WrapKey)
 	general := pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)

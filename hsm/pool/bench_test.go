@@ -59,11 +59,11 @@ func (x *bench) operations() map[string]operation {
 	}
 }
 
-// BenchmarkHSM compares each operation made directly with the same through the
-// workers. hop-µs is the mean of what a call took beyond the time that the
-// worker says it was in the token; with more callers than sessions it holds
-// their queueing. A call that follows a sleep, as every sequential one in a
-// worker does, is slower in the token too, in whatever process.
+// BenchmarkHSM compares each operation made directly with the same through the workers.
+// hop-µs is the mean time of a call beyond the time that the worker reports inside the
+// token; with more callers than sessions it includes their queueing. A call that follows a
+// sleep, as every sequential one in a worker does, is slower in the token too, in any
+// process.
 func BenchmarkHSM(b *testing.B) {
 	registry := prometheus.NewRegistry()
 	r := newRig(b, func(c *Config) { c.Registerer = registry })

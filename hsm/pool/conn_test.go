@@ -19,8 +19,8 @@ import (
 	"countersign/hsm/worker"
 )
 
-// gated is a token whose MAC over "wait" lasts until the gate is opened, and that may
-// sign with another key than it was asked to.
+// gated is a token whose MAC over "wait" blocks until the gate opens, and that may sign
+// with another key than the requested one.
 type gated struct {
 	*memory.Token
 	entered chan struct{}
@@ -47,8 +47,8 @@ func (g *gated) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, er
 	return g.Token.MAC(ctx, key, data)
 }
 
-// newGated connects to a token in this process; the process that the link minds
-// is one that does nothing.
+// newGated connects to a token in this process. The process of the connection does
+// nothing.
 func newGated(t *testing.T) (*conn, *gated, hsm.KeyID, *wire.Socket) {
 	t.Helper()
 	ours, file, err := wire.Pair()
@@ -82,7 +82,7 @@ func newGated(t *testing.T) (*conn, *gated, hsm.KeyID, *wire.Socket) {
 	l := newConn(ours, proc)
 	t.Cleanup(func() {
 		proc.kill()
-		<-l.done // the end of the process is noticed while nobody calls, or it was lost before
+		<-l.done // the reader notices the end of the process, or it was lost before
 		_ = ours.Close()
 		if err := <-served; err != nil {
 			t.Errorf("Serve: %v", err)
@@ -112,8 +112,7 @@ func (l *conn) idle() bool {
 	return len(l.pending) == 0
 }
 
-// A reader that gives up leaves the reading to who still waits, and the answer
-// nobody waits for any more is read all the same.
+// A caller that gives up does not disturb the others, and its answer is read all the same.
 func TestReaderGivesUp(t *testing.T) {
 	l, token, key, _ := newGated(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -145,8 +144,7 @@ func TestReaderGivesUp(t *testing.T) {
 	}
 }
 
-// The only caller gives up: its answer is read by nobody in particular, so the
-// worker does not count as hung.
+// The only caller gives up. Its answer is read, so the worker does not count as hung.
 func TestAbandonedAnswerIsRead(t *testing.T) {
 	l, token, key, _ := newGated(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -167,7 +165,7 @@ func TestAbandonedAnswerIsRead(t *testing.T) {
 	}
 }
 
-// Reader and followers alike learn that the other side is gone.
+// Every waiting call learns that the other side has ended.
 func TestPeerEnds(t *testing.T) {
 	l, token, key, theirs := newGated(t)
 	ended := make(chan error, 4)
@@ -189,7 +187,7 @@ func TestPeerEnds(t *testing.T) {
 	close(token.gate)
 }
 
-// Everybody gets its own answer, whoever reads, and whoever gives up.
+// Every call gets its own answer, even if others give up.
 func TestEachItsOwnAnswer(t *testing.T) {
 	l, token, key, _ := newGated(t)
 	var wg sync.WaitGroup

@@ -10,7 +10,7 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// guarded is a configuration with a guard on disk, whose workers are counted.
+// guarded returns a configuration with a guard on disk, whose workers are counted.
 func guarded(t *testing.T) (cfg func(pin string) Config, s hsmtest.SoftHSM, starts func() int) {
 	t.Helper()
 	s = hsmtest.NewSoftHSM(t)
@@ -22,8 +22,8 @@ func guarded(t *testing.T) (cfg func(pin string) Config, s hsmtest.SoftHSM, star
 	}, s, starts
 }
 
-// However often the process starts, a refused PIN is tried once, and so is the
-// right one not before the guard is lifted.
+// However often the process starts, it tries a refused PIN once, and the right one only
+// after the guard is lifted.
 func TestGuardSurvives(t *testing.T) {
 	cfg, s, starts := guarded(t)
 	for n, pin := range []string{"wrong-canary", "wrong-canary", s.PIN} {
@@ -48,7 +48,7 @@ func TestGuardSurvives(t *testing.T) {
 	}
 }
 
-// A PIN is not tried where its refusal could not be remembered.
+// A PIN is not tried if its refusal could not be recorded.
 func TestGuardMustBeWritable(t *testing.T) {
 	cfg, s, _ := guarded(t)
 	c := cfg(s.PIN)

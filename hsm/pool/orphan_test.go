@@ -16,8 +16,8 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// orphanEnv makes the test binary a parent that waits to be killed; its value
-// is worker, module, label and PIN.
+// orphanEnv makes the test binary a parent that waits to be killed. Its value has the
+// worker, module, label and PIN.
 const orphanEnv = "COUNTERSIGN_TEST_ORPHAN"
 
 func orphanParent(stdout io.Writer) int {
@@ -33,8 +33,8 @@ func orphanParent(stdout io.Writer) int {
 	select {}
 }
 
-// No worker survives its parent, not even one that is stopped and so cannot
-// see its socket closed.
+// No worker survives its parent, not even one that is stopped and does not see its socket
+// closed.
 func TestNoOrphans(t *testing.T) {
 	s := hsmtest.NewSoftHSM(t)
 	self, err := os.Executable()

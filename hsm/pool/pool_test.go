@@ -54,7 +54,7 @@ type rig struct {
 	pool *Pool
 }
 
-// newRig opens a pool on a token of its own.
+// newRig opens a pool on a new token.
 func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	r := &rig{hsm: hsmtest.NewSoftHSM(t), log: &lines{}}
@@ -84,7 +84,7 @@ func (r *rig) generate(t testing.TB, label string, usage hsm.Usage) hsm.KeyID {
 	return k.ID
 }
 
-// secret is what Import takes, for keys of its own.
+// secret returns an argument for Import, with new keys.
 func (r *rig) secret(t testing.TB) hsm.Import {
 	t.Helper()
 	enrol, err := r.pool.Generate(t.Context(), hsm.KeySpec{Label: "enrol@1", Usage: hsm.DeriveP256})
@@ -128,7 +128,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// A key that one worker made is there for each of them, one after the other.
+// Every worker finds a key that one worker made.
 func TestNewKeyOnAllWorkers(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Workers = 3 })
 	id := r.generate(t, "mac@1", hsm.MACKey)
@@ -142,7 +142,7 @@ func TestNewKeyOnAllWorkers(t *testing.T) {
 	}
 }
 
-// Whatever kills a worker, calls go on without an error and it is replaced.
+// When a worker is killed in any way, calls succeed and it is replaced.
 func TestWorkersKilledUnderLoad(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	r := newRig(t, func(c *Config) { c.Registerer = registry })
@@ -230,7 +230,7 @@ func freeze(t *testing.T, pid int) {
 	})
 }
 
-// A stopped process stands for a module that hangs.
+// A stopped process represents a module that hangs.
 func TestHungWorker(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	r := newRig(t, func(c *Config) { c.Timeout, c.Workers = timeout, 1 })
@@ -251,7 +251,7 @@ func TestHungWorker(t *testing.T) {
 	}
 }
 
-// With two workers, one of them hung, no call is lost: the other is asked.
+// If one of two workers hangs, no call is lost: the other answers.
 func TestHungWorkerIsAvoided(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	r := newRig(t, func(c *Config) { c.Timeout = timeout })

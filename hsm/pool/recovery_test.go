@@ -14,8 +14,8 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// A token that stalls for less than the deadline, while nobody asks for anything, is
-// well again without anybody's asking: the canaries see to it.
+// A token that stalls for less than the deadline while there are no calls is well again
+// without one: canaries notice it.
 func TestStallWhileIdle(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Timeout = time.Second })
 	id := r.generate(t, "sign@1", hsm.SignP256)
@@ -30,8 +30,8 @@ func TestStallWhileIdle(t *testing.T) {
 	}
 }
 
-// A guard that another program puts up does not keep a lost worker from being replaced
-// with the PIN that was accepted, and neither does a directory that takes no file.
+// A lost worker is replaced with the accepted PIN even if another program puts up the
+// guard, or the directory accepts no file.
 func TestReplacedUnderGuard(t *testing.T) {
 	dir := t.TempDir()
 	r := newRig(t, func(c *Config) { c.Guard = Guard(filepath.Join(dir, GuardFile)) })
@@ -48,7 +48,7 @@ func TestReplacedUnderGuard(t *testing.T) {
 	eventually(t, "both are replaced", 5*time.Second, func() bool { return r.pool.State() == State{Ready: true, Alive: 2, Want: 2} })
 }
 
-// Of many who give a wrong PIN at once, one is tried.
+// Of many wrong PINs at once, one is tried.
 func TestConcurrentUnlocks(t *testing.T) {
 	cfg, _, starts := guarded(t)
 	pool, err := Open(t.Context(), cfg(""))
@@ -77,7 +77,7 @@ func TestConcurrentUnlocks(t *testing.T) {
 	}
 }
 
-// To be closed while somebody unlocks it ends both.
+// Close during Unlock ends both.
 func TestCloseDuringUnlock(t *testing.T) {
 	s := hsmtest.NewSoftHSM(t)
 	s.Setenv(t)

@@ -56,8 +56,8 @@ func TestRefusedPIN(t *testing.T) {
 	}
 }
 
-// A PIN that is refused later stops the pool after one attempt, whatever
-// number of workers is to be replaced.
+// A PIN that is refused later stops the pool after one attempt, even if several workers
+// must be replaced.
 func TestPINRefusedLater(t *testing.T) {
 	var starts func() int
 	r := newRig(t, func(c *Config) { c.Binary, starts = counted(t, c.Binary) })
@@ -103,7 +103,7 @@ func TestOpenRefusals(t *testing.T) {
 	}
 }
 
-// A worker that hangs before its hello is given up when the context ends.
+// The start of a worker that hangs before its hello ends with the context.
 func TestOpenHungStart(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "worker")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\nexec sleep 60\n"), 0o700); err != nil {
@@ -118,8 +118,8 @@ func TestOpenHungStart(t *testing.T) {
 	}
 }
 
-// A token that is gone is an error and not a reason to forget its keys; when
-// it comes back, so does the pool.
+// A lost token is an error, and the pool keeps its keys; when the token comes back, so
+// does the pool.
 func TestTokenVanishesAndReturns(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Timeout = 300 * time.Millisecond })
 	id := r.generate(t, "sign@1", hsm.SignP256)

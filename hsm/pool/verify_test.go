@@ -21,8 +21,8 @@ func newGatedPool(t *testing.T) (*Pool, *gated) {
 	return p, token
 }
 
-// A signature that does not verify with the key that its id is the hash of is never
-// handed on, however often the token makes one; nobody above verifies again.
+// A signature that does not verify with the public key of its key id is never returned,
+// however often the token makes one; no caller verifies again.
 func TestSignatureVerified(t *testing.T) {
 	p, token := newGatedPool(t)
 	var keys []hsm.Key

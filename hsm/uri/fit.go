@@ -3,15 +3,15 @@ package uri
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
-// Facts are what a module shows of one slot and the token in it, by the names of
-// path attributes.
+// Facts describes one slot and the token in it, by the names of path attributes.
 type Facts map[string]string
 
-// Unfit says what of a URI fits none of the slots, and what was probably meant;
-// nothing when one slot has it all. Attributes of objects and of vendors are not
-// looked at.
+// Unfit returns the attributes of a URI that no slot has, with the values that were
+// probably meant. It returns nothing if one slot has all of them. It ignores attributes of
+// objects and of vendors.
 func (u URI) Unfit(slots []Facts) []string {
 	if slices.ContainsFunc(slots, u.fits) {
 		return nil
@@ -28,12 +28,12 @@ func (u URI) Unfit(slots []Facts) []string {
 		notices = append(notices, missing(a, there))
 	}
 	if len(notices) == 0 {
-		notices = []string{"each attribute fits a token, but no token has all of them"}
+		notices = []string{"each attribute fits a token, but no token has them all"}
 	}
 	return notices
 }
 
-// missing says that no token has the attribute, in the form it would be written.
+// missing says that no token has the attribute, written as in a URI.
 func missing(a Attribute, there []string) string {
 	text := fmt.Sprintf("no token has %s=%s", a.Name, pathComponent.encode(a))
 	if near := Nearest(a.Value, there); near != "" {
@@ -58,4 +58,36 @@ func values(slots []Facts, name string) (list []string) {
 		}
 	}
 	return list
+}
+
+// Nearest returns the candidate that was probably meant, or "": the one with the fewest
+// bytes to insert, delete or replace (Levenshtein), at most a quarter of the word and at
+// least two.
+func Nearest(word string, candidates []string) string {
+	best, bound := "", max(2, len(word)/4)
+	for _, c := range candidates {
+		if d := distance(strings.ToLower(word), strings.ToLower(c)); d <= bound && c != "" {
+			best, bound = c, d-1
+		}
+	}
+	return best
+}
+
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
 }

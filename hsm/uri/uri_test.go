@@ -67,22 +67,22 @@ func TestCanonical(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for in, want := range map[string]string{
-		"http:token=a":                              "does not begin with pkcs11:",
+		"http:token=a":                              "does not start with pkcs11:",
 		"pkcs11:tokne=a":                            "did you mean token?",
-		"pkcs11:module-path=/a":                     "behind a question mark",
+		"pkcs11:module-path=/a":                     "after the question mark",
 		"pkcs11:?token=a":                           "before the question mark",
-		"pkcs11:token=a;token=b":                    "token is there twice",
-		"pkcs11:x-a=1;x-a=2":                        "x-a is there twice",
+		"pkcs11:token=a;token=b":                    "token is repeated",
+		"pkcs11:x-a=1;x-a=2":                        "x-a is repeated",
 		"pkcs11:token":                              "not NAME=VALUE",
 		"pkcs11:token=a;":                           "not NAME=VALUE",
 		"pkcs11:token=a%2":                          "without two digits",
 		"pkcs11:token=a%zz":                         "without two hexadecimal digits",
-		"pkcs11:token=a b":                          "is to be written %20",
+		"pkcs11:token=a b":                          "must be written %20",
 		"pkcs11:token=%ff":                          "not UTF-8",
 		"pkcs11:type=key":                           "want one of",
 		"pkcs11:slot-id=x":                          "want digits",
 		"pkcs11:library-version=1.":                 "MAJOR",
-		"pkcs11:?pin-value=canary-1234":             "never stands in a URI",
+		"pkcs11:?pin-value=canary-1234":             "never contains a PIN",
 		"pkcs11:?pin-vlue=1":                        "unknown attribute",
 		"pkcs11:token=" + strings.Repeat("a", 5000): "at most 4096",
 		"pkcs11:id=" + strings.Repeat("a", 4000):    "at most 4096",
@@ -108,7 +108,7 @@ func TestUnfit(t *testing.T) {
 		"pkcs11:token=countersign;object=k":  nil,
 		"pkcs11:token=countersing":           {"no token has token=countersing (did you mean token=countersign?)"},
 		"pkcs11:token=other%20tokn;serial=9": {"no token has token=other%20tokn (did you mean token=other%20token?)", "no token has serial=9 (did you mean serial=01?)"},
-		"pkcs11:token=countersign;serial=02": {"each attribute fits a token, but no token has all of them"},
+		"pkcs11:token=countersign;serial=02": {"each attribute fits a token, but no token has them all"},
 		"pkcs11:token=hsm;serial=01":         {"no token has token=hsm"},
 	} {
 		u, err := Parse(in)

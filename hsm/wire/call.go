@@ -165,7 +165,7 @@ func parseCertificate(q Request) (hsm.Certificate, error) {
 	return c, in.input(opStoreCertificate)
 }
 
-// input is done for a request: what is malformed there is the caller's input.
+// input is done for the arguments of a request: an error is the input of a caller.
 func (r *reader) input(op Op) error {
 	if err := r.done(); err != nil {
 		return fmt.Errorf("%s: %v: %w", op, err, hsm.ErrInput)

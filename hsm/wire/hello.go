@@ -11,16 +11,16 @@ import (
 
 const version = 3
 
-// Config is the first frame, parent to child: which token to open.
+// Config is the first frame, parent to child: the token to open.
 type Config struct {
 	Module, TokenLabel, TokenSerial string
 	PIN                             hsm.PIN
 	Sessions                        int         // 0 to 32767, 0 is the child's default
 	InitArgs                        string      // for C_Initialize, or empty
-	Require                         []hsm.Usage // what serving depends on, at most 255
+	Require                         []hsm.Usage // usages that serving depends on, at most 255
 }
 
-// WriteConfig sends the first frame and erases the bytes it sent; c.PIN stays.
+// WriteConfig sends the first frame and erases the bytes it sent, but not c.PIN.
 func WriteConfig(w io.Writer, c Config) error {
 	size := 32
 	for _, n := range []int{len(c.Module), len(c.TokenLabel), len(c.TokenSerial), len(c.PIN), len(c.InitArgs), c.Sessions} {
@@ -32,7 +32,7 @@ func WriteConfig(w io.Writer, c Config) error {
 	if len(c.Require) > math.MaxUint8 {
 		return fmt.Errorf("writing worker configuration: %d usages: %w", len(c.Require), ErrFrame)
 	}
-	// Made at its full size: growing would leave copies of the PIN behind.
+	// Allocated at its full size: growing would leave copies of the PIN behind.
 	buf := make([]byte, 0, size+len(c.Require))
 	buf = append(buf, version)
 	buf = appendText(appendText(appendText(buf, c.Module), c.TokenLabel), c.TokenSerial)
@@ -48,8 +48,8 @@ func WriteConfig(w io.Writer, c Config) error {
 	return nil
 }
 
-// ReadConfig reads the first frame. The PIN lies in the only copy of the frame
-// there is, so erasing it leaves none.
+// ReadConfig reads the first frame. The PIN lies in the only copy of the frame, so erasing
+// it leaves no copy.
 func ReadConfig(r io.Reader) (Config, error) {
 	buf, err := readFrame(r, Buffer())
 	if err != nil {
@@ -73,7 +73,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 
 // Hello is the child's answer once its token is open.
 type Hello struct {
-	Notices []string // what the module lacks and serving does not depend on
+	Notices []string // mechanisms that the module lacks and serving does not need
 }
 
 // WriteHello sends the answer to the configuration: the error of opening the
@@ -92,8 +92,8 @@ func WriteHello(w io.Writer, h Hello, failed error) error {
 	return err
 }
 
-// ReadHello reads the answer to the configuration. An error the child reported
-// wraps the sentinel of package hsm it had there; no or a malformed answer is
+// ReadHello reads the answer to the configuration. An error of the child wraps the
+// sentinel of package hsm that it had there. No answer or a malformed one is
 // [hsm.ErrUnavailable].
 func ReadHello(r io.Reader) (Hello, error) {
 	buf, err := readFrame(r, Buffer())

@@ -18,8 +18,8 @@ func appendKey(buf []byte, k hsm.Key) []byte {
 	return buf
 }
 
-// ParseKeys reads the payload of a response that is keys, one after the other.
-// A public key whose hash is not the id is [ErrFrame], as is anything left over.
+// ParseKeys reads the payload of a response that is a sequence of keys. A public key whose
+// hash is not the id, or trailing bytes, are [ErrFrame].
 func ParseKeys(b []byte) ([]hsm.Key, error) {
 	in, keys := reader{rest: b}, []hsm.Key{}
 	for len(in.rest) > 0 && !in.bad {
@@ -50,8 +50,8 @@ func appendCertificate(buf []byte, c hsm.Certificate) []byte {
 	return appendText(appendText(append(buf, c.Key[:]...), c.Label), c.DER)
 }
 
-// ParseCertificates reads the payload of a certificates response; anything
-// left over is [ErrFrame].
+// ParseCertificates reads the payload of a certificates response; trailing bytes are
+// [ErrFrame].
 func ParseCertificates(b []byte) ([]hsm.Certificate, error) {
 	in, certs := reader{rest: b}, []hsm.Certificate{}
 	for len(in.rest) > 0 && !in.bad {
@@ -66,8 +66,8 @@ func ParseCertificates(b []byte) ([]hsm.Certificate, error) {
 	return certs, nil
 }
 
-// maxText is the most of an id or a label that is told. Those of others may be
-// of any length.
+// maxText bounds an id or a label in an object: a foreign object may have one of any
+// length.
 const maxText = 1024
 
 func appendObject(buf []byte, o hsm.Object) []byte {
@@ -83,8 +83,7 @@ func appendObject(buf []byte, o hsm.Object) []byte {
 	return buf
 }
 
-// ParseObjects reads the payload of an objects response; anything left over is
-// [ErrFrame].
+// ParseObjects reads the payload of an objects response; trailing bytes are [ErrFrame].
 func ParseObjects(b []byte) ([]hsm.Object, error) {
 	in, objects := reader{rest: b}, []hsm.Object{}
 	for len(in.rest) > 0 && !in.bad {

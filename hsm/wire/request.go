@@ -32,7 +32,7 @@ const (
 
 var ops = [...]struct {
 	name    string
-	changes bool // what is on the token
+	changes bool // the contents of the token
 	lists   bool // all objects of a kind
 }{
 	opSign: {name: "sign"}, opDerive: {name: "derive"}, opMAC: {name: "mac"}, opImport: {name: "import"},
@@ -83,7 +83,7 @@ func Derive(key hsm.KeyID, peer *ecdh.PublicKey) Request {
 	return Request{Op: opDerive, Key: key, Payload: peer.Bytes()}
 }
 
-// MAC shares data with the request.
+// MAC is a request that shares data.
 func MAC(key hsm.KeyID, data []byte) Request { return Request{Op: opMAC, Key: key, Payload: data} }
 
 // Import is the request with the key i.Enrol.
@@ -181,7 +181,7 @@ type Response struct {
 	ID      uint32
 	Took    time.Duration // inside the token
 	Payload []byte        // nil when Err is set
-	More    bool          // the payload goes on in the next response with this ID
+	More    bool          // the payload continues in the next response with this ID
 	Err     error         // wraps a sentinel of package hsm, or [ErrLost]
 }
 

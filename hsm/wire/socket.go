@@ -11,25 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTick: nothing came, or nothing could be sent, for the time of
-// [Socket.Tick].
+// errTick: nothing could be sent for the time of [Socket.Tick].
 var errTick = errors.New("nothing yet")
 
-// IsTick tells that a Read or Write ended for no other reason than
-// [Socket.Tick], so that the caller may look at its context and go on.
+// IsTick reports whether a Write ended only because of [Socket.Tick], so that the caller
+// can check its context and try again.
 func IsTick(err error) bool { return errors.Is(err, errTick) }
 
-// Socket is one end of a pair of SOCK_SEQPACKET sockets: each Write is one
-// message and each Read returns one, whole. Calls block their thread. That
-// costs a thread for each, and saves what the runtime's poller adds to a
-// message that is awaited: two system calls and a switch of threads. Many
-// goroutines may read and write at once.
+// Socket is one end of a pair of SOCK_SEQPACKET sockets: each Write is one message and
+// each Read returns one, complete. Calls block their thread. That costs a thread for each,
+// and saves what the runtime's poller adds to a message that is awaited: two system calls
+// and a switch of threads. Several goroutines may read and write at once.
 type Socket struct {
 	mu sync.RWMutex // guards fd, held for reading while it is in use
 	fd int          // -1 once closed
 }
 
-// Pair returns the two ends of a conversation; theirs is for a child process.
+// Pair returns the two ends of a connection; theirs is for a child process.
 func Pair() (ours *Socket, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -47,7 +45,7 @@ func (s *Socket) Tick(d time.Duration) error {
 	return s.use(func(fd int) error { return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv) })
 }
 
-// Read returns one message. What is longer than b is cut, so b has one byte
+// Read returns one message. It cuts a message that is longer than b, so b has one byte
 // more than the longest. A closed pair is [io.EOF].
 func (s *Socket) Read(b []byte) (n int, err error) {
 	s.mu.RLock()
@@ -67,7 +65,7 @@ func (s *Socket) Read(b []byte) (n int, err error) {
 	}
 }
 
-// Write sends one message, whole or not at all. A pair that was shut down is
+// Write sends one message, complete or not at all. A pair that was shut down is
 // [io.ErrClosedPipe].
 func (s *Socket) Write(b []byte) (n int, err error) {
 	s.mu.RLock()
@@ -90,7 +88,7 @@ func (s *Socket) Write(b []byte) (n int, err error) {
 	}
 }
 
-// Shutdown ends the conversation for both sides: reads return [io.EOF].
+// Shutdown ends the connection for both sides: reads return [io.EOF].
 func (s *Socket) Shutdown() {
 	_ = s.use(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
 }
@@ -104,7 +102,7 @@ func (s *Socket) use(f func(fd int) error) error {
 	return f(s.fd)
 }
 
-// Close shuts down, waits until nobody reads or writes, and closes.
+// Close shuts down, waits until no call reads or writes, and closes.
 func (s *Socket) Close() error {
 	s.Shutdown()
 	s.mu.Lock()

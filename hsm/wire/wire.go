@@ -1,6 +1,6 @@
-// Package wire is what the appliance and its hsm-worker say to each other over
-// a socketpair. Both ends are on one host and of one build, so there is no
-// negotiation: a frame that does not parse ends the conversation.
+// Package wire implements the protocol between the appliance and its hsm-worker over a
+// socketpair. Both ends are on one host and of one build, so there is no
+// negotiation: a malformed frame ends the connection.
 //
 // Every frame is one message of a [Socket]; integers are big-endian, "text" is
 // a 2-byte length and that many bytes.
@@ -64,6 +64,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"countersign/hsm"
 )
 
 // Limits in bytes.
@@ -74,10 +76,10 @@ const (
 	MaxPayload = 4 << 20
 )
 
-// ErrFrame: the other side sent what is no frame of this protocol.
+// ErrFrame: the other side sent a malformed frame.
 var ErrFrame = errors.New("malformed frame")
 
-// Buffer is room for one frame, and for the byte that shows one too long.
+// Buffer returns room for one frame, and for the byte that shows that one is too long.
 func Buffer() []byte { return make([]byte, maxFrame+1) }
 
 // readFrame reads one frame into buf, which [Buffer] made.
@@ -96,8 +98,8 @@ func appendText[T ~string | ~[]byte](buf []byte, s T) []byte {
 	return append(binary.BigEndian.AppendUint16(buf, uint16(len(s))), s...)
 }
 
-// reader takes a body apart; after the first short read it yields zeros and
-// done reports it, as it does for bytes left over.
+// reader decodes a body. After the first short read it returns zeros, and done returns an
+// error, as it does for remaining bytes.
 type reader struct {
 	rest []byte
 	bad  bool
@@ -125,9 +127,8 @@ func (r *reader) done() error {
 	return nil
 }
 
-// Now is CLOCK_MONOTONIC in nanoseconds, the clock of [Request.Deadline]. It asks
-// the runtime, which reads the same clock without the system call that either side
-// would make for each request.
+// Now returns CLOCK_MONOTONIC in nanoseconds, the clock of [Request.Deadline]. It asks the
+// runtime, which reads the same clock without a system call.
 func Now() int64 { return origin.clock + int64(time.Since(origin.at)) }
 
 // anchor is one moment on both clocks.
@@ -138,8 +139,8 @@ type anchor struct {
 
 var origin = synchronize()
 
-// synchronize reads one clock between two readings of the other, and keeps the try in
-// which those were closest, so that a thread that lost its turn is not believed.
+// synchronize reads one clock between two readings of the other, and keeps the attempt in
+// which those were closest: a thread may be suspended between them.
 func synchronize() (best anchor) {
 	closest := time.Hour
 	for range 8 {
@@ -157,3 +158,63 @@ func monotonic() int64 {
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
 	return ts.Nano()
 }
+
+// status is the code of an error in a frame.
+type status byte
+
+const (
+	ok status = iota
+	unavailable
+	pin
+	key
+	exists
+	input
+	lost // the worker is about to exit; another one may answer
+	garbled
+	unsupported
+
+	more status = 255 // no error, and not all of the payload
+)
+
+// ErrLost: the worker lost its token while it held the request, and exits. It wraps
+// [hsm.ErrUnavailable].
+var ErrLost error = &remoteError{"worker lost its token", hsm.ErrUnavailable}
+
+// sentinels maps statuses to errors; any other error is unavailable.
+var sentinels = map[status]error{
+	unavailable: hsm.ErrUnavailable, pin: hsm.ErrPIN, key: hsm.ErrKey,
+	exists: hsm.ErrExists, input: hsm.ErrInput, lost: ErrLost,
+	unsupported: hsm.ErrUnsupported, garbled: hsm.ErrGarbled,
+}
+
+func statusOf(err error) status {
+	if err == nil {
+		return ok
+	}
+	for _, s := range []status{lost, garbled, pin, key, exists, input, unsupported} {
+		if errors.Is(err, sentinels[s]) {
+			return s
+		}
+	}
+	return unavailable
+}
+
+// remoteError has the text of the child and the sentinel of its status.
+type remoteError struct {
+	text     string
+	sentinel error
+}
+
+func (e *remoteError) Error() string { return e.text }
+func (e *remoteError) Unwrap() error { return e.sentinel }
+
+func remote(s status, text []byte) error {
+	sentinel, known := sentinels[s]
+	if !known {
+		sentinel = hsm.ErrUnavailable
+	}
+	return &remoteError{clip(string(text)), sentinel}
+}
+
+// clip bounds a text for the log.
+func clip(s string) string { return s[:min(len(s), 1024)] }

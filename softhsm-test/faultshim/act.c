@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* doing is one call with what the rules make of it. */
+/* doing is one call with the rules that apply. */
 struct doing {
 	int f;
 	ul args[MAX_ARGS];
@@ -23,21 +23,21 @@ static unsigned char *output(const struct doing *d) {
 
 static bool has_verdict(int f) { return f == F_VERIFY || f == F_VERIFY_FINAL; }
 
-/* room is how many bytes of output the call gives room for, -1 if it has none. */
+/* room returns the size of the output buffer, -1 if the call has none. */
 static int64_t room(const struct doing *d) {
 	if (output(d) == NULL)
 		return -1;
 	return d->f == F_GENERATE_RANDOM ? (int64_t)d->args[2] : (int64_t)*(ul *)d->args[functions[d->f].outlen - 1];
 }
 
-/* spoilable: there is something to be spoiled, not only its length to be asked for. */
+/* spoilable: the call has output, and does not only ask for its length. */
 static bool spoilable(const struct doing *d) { return has_verdict(d->f) || output(d) != NULL; }
 
 static bool spoils(enum action a) {
 	return a == GARBAGE || a == ZEROS || a == BITFLIP || a == SHORT || a == WRONGKEY;
 }
 
-/* crash ends the process as a bad module does. */
+/* crash ends the process, as a bad module does. */
 static void crash(const struct rule *r) {
 	volatile int *volatile nowhere = NULL;
 	if (r->action == SEGV)
@@ -53,7 +53,7 @@ static void close_all(void) {
 	sessions_closed();
 }
 
-/* sign_else makes the module sign something that nobody asked for. */
+/* sign_else makes the module sign other input. */
 static void sign_else(struct doing *d) {
 	static unsigned char more = 1;
 	if (d->f == F_SIGN_FINAL) {
@@ -128,7 +128,7 @@ static void spoil(struct doing *d, enum action action) {
 		*len /= 2;
 }
 
-/* lose_reply: the module did it, and the program is told otherwise. */
+/* lose_reply: the module did the call, and the program gets an error. */
 static void lose_reply(struct doing *d, const struct rule *r) {
 	bool active = d->rv == CKR_BUFFER_TOO_SMALL || (d->rv == CKR_OK && functions[d->f].out > 0 && output(d) == NULL);
 	d->rv = r->arg;
@@ -136,7 +136,7 @@ static void lose_reply(struct doing *d, const struct rule *r) {
 		end_operation(d);
 }
 
-/* meant: the rule is about this call. */
+/* meant: the rule applies to this call. */
 static bool meant(const struct rule *r, const struct doing *d) {
 	return r->match[d->f] && (r->size < 0 || r->size == room(d)) && (!spoils(r->action) || spoilable(d));
 }
@@ -168,7 +168,7 @@ static void call_module(const struct rules *t, struct doing *d) {
 	pin_done(t, d->f, d->args, d->rv);
 }
 
-/* inside is the call once it has come to the device. */
+/* inside is the call inside the device. */
 static ul inside(struct rules *t, struct doing *d) {
 	apply_before(t, d);
 	call_module(t, d);

@@ -1,12 +1,12 @@
 /*
- * Counts. The file of FAULTSHIM_COUNTS is mapped by all processes that name it, so that
- * what one has counted is there whatever becomes of it. In the machine's byte order:
+ * Counts. All processes that name the file of FAULTSHIM_COUNTS map it, so that their
+ * counts survive them. In the machine's byte order:
  *
  *       0  8 bytes   "FSCOUNT1"
- *       8  56 bytes  next generation to be given away (8), rest 0
- *      64  68 × 64   one function each: name, NUL-padded (32), calls (8), errors (8),
+ *       8  56 bytes  next generation (8), rest 0
+ *      64  68 × 64   one per function: name, NUL-padded (32), calls (8), errors (8),
  *                    injected faults (8), nanoseconds in calls (8)
- *    4416  16 × 1088 counts of rules for one writing of the control file: its hash (8),
+ *    4416  16 × 1088 counts of rules for one version of the control file: its hash (8),
  *                    rest 0 (56), 64 × { calls that matched (8), faults injected (8) }
  *
  * Without it the same counts are in this process's memory.
@@ -69,8 +69,8 @@ void counts_open(void) {
 	name_all(counts);
 }
 
-/* shared_tallies are the counts of the rules of one writing of the control file. They go
- * round: a process may still count by the rules before, in a place of their own. */
+/* shared_tallies are the counts of the rules of one version of the control file. Versions
+ * have separate places: a process may still count by earlier rules. */
 struct tally *shared_tallies(uint64_t hash) {
 	if (counts_fd >= 0)
 		flock(counts_fd, LOCK_EX);

@@ -1,4 +1,4 @@
-/* The function list that the program is given, and the one symbol that it looks for. */
+/* The function list that the program gets, and the one symbol that it looks up. */
 #include "faultshim.h"
 
 #include <pthread.h>

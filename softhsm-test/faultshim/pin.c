@@ -1,5 +1,5 @@
 /*
- * A token that locks, which SoftHSM never does. The wrong PINs in a row are counted in
+ * A token that locks, which SoftHSM never does. Wrong PINs in a row are counted in
  * <control file>.pin, a decimal number and a newline, under flock(2).
  */
 #include "faultshim.h"
@@ -37,7 +37,7 @@ static long wrong_so_far(void) {
 	return n;
 }
 
-/* count_pin adds one wrong PIN, or goes back to none. */
+/* count_pin counts one wrong PIN, or resets the count. */
 static void count_pin(bool wrong) {
 	int fd = open_count();
 	char text[32];

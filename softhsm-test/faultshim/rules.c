@@ -23,7 +23,7 @@ static _Atomic uint64_t seen; /* identity of the control file whose rules are in
 
 const char *control_file(void) { return control; }
 
-/* A line is words, and a word that is not understood is the end. */
+/* A line is words. An unknown word ends the process. */
 
 static int64_t number(const char *text, const char *word) {
 	char *end;
@@ -158,14 +158,14 @@ static uint64_t mix(uint64_t h, const void *bytes, size_t n) { /* FNV-1a */
 
 static uint64_t start(void) { return UINT64_C(0xcbf29ce484222325); }
 
-/* identity is another one for each file that is put in the place, 0 for none. */
+/* identity differs for each new control file; 0 is none. */
 static uint64_t identity(const struct stat *st) {
 	uint64_t h = mix(start(), &st->st_ino, sizeof st->st_ino);
 	h = mix(h, &st->st_size, sizeof st->st_size);
 	return mix(h, &st->st_mtim, sizeof st->st_mtim) | 1;
 }
 
-/* generation names one writing of the rules, the same in every process. */
+/* generation identifies one version of the rules in every process. */
 static uint64_t generation(const char *text, uint64_t file) {
 	return mix(mix(start(), text, strlen(text)), &file, sizeof file);
 }
@@ -186,7 +186,7 @@ static void put_in_force(const char *text, uint64_t file) {
 	atomic_store(&current, t);
 }
 
-/* look reads the control file; for one caller at a time. */
+/* look reads the control file. It must not run concurrently. */
 static void look(void) {
 	static char text[MAX_TEXT];
 	struct stat st;
@@ -200,8 +200,8 @@ static void look(void) {
 		fclose(file);
 }
 
-/* changed costs one stat(2), a fiftieth of a SoftHSM signature: so a change is in force
- * for every call that begins after it. */
+/* changed costs one stat(2), a fiftieth of a SoftHSM signature: a change applies to
+ * every call that begins after it. */
 static bool changed(void) {
 	struct stat st;
 	uint64_t now = stat(control, &st) == 0 ? identity(&st) : 0;

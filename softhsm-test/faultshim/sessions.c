@@ -8,7 +8,7 @@ ul last_slot(void) { return (ul)atomic_load(&slot); }
 
 void sessions_closed(void) { atomic_store(&open_sessions, 0); }
 
-/* session_refused: f opens a session that is one too many. */
+/* session_refused: f opens one session too many. */
 bool session_refused(const struct rules *t, int f, const ul *args) {
 	if (f != F_OPEN_SESSION)
 		return false;
@@ -16,7 +16,7 @@ bool session_refused(const struct rules *t, int f, const ul *args) {
 	return t->max_sessions > 0 && atomic_load(&open_sessions) >= t->max_sessions;
 }
 
-/* tell alters a CK_TOKEN_INFO: max, count, max rw, rw count are four CK_ULONG. */
+/* tell changes a CK_TOKEN_INFO: max, count, max rw, rw count are four CK_ULONG. */
 static void tell(const struct rules *t, char *info) {
 	*(ul *)(info + FLAGS_AT) |= pin_flags(t);
 	if (t->max_sessions == 0 || t->hide_max)

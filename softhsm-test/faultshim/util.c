@@ -13,7 +13,7 @@ int64_t now_ns(void) {
 	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-/* nap sleeps to the microsecond: the kernel's usual slack of 50 is a third of a fast HSM. */
+/* nap sleeps with microsecond precision: the usual slack of 50 us is a third of a fast HSM's time. */
 void nap(int64_t ns) {
 	static _Thread_local bool exact;
 	if (!exact) {

@@ -25,8 +25,8 @@ type stage struct {
 	pin      string // path
 }
 
-// newStage makes a token in memory where there is a file system for that: what a
-// disk costs is not what is measured.
+// newStage makes a token in memory if there is a file system for it: the speed of a disk
+// is not measured.
 func newStage(bin string, each time.Duration, broken bool) (s *stage, err error) {
 	parent := "/dev/shm"
 	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
@@ -55,7 +55,7 @@ func newStage(bin string, each time.Duration, broken bool) (s *stage, err error)
 
 func (s *stage) close() { _ = os.RemoveAll(s.dir) } // at worst it stays in a temporary directory
 
-// rates is what countersignctl hsm bench -o json reports, as far as it is used here.
+// rates is the part of countersignctl hsm bench -o json that is used here.
 type rates struct {
 	Measured []struct {
 		Path      string  `json:"path"`
@@ -64,7 +64,7 @@ type rates struct {
 	} `json:"measured"`
 }
 
-// of returns the rate of a path ("raw" or "service") with so many threads or callers.
+// of returns the rate of a path ("raw" or "service") with a number of threads or callers.
 func (r rates) of(path string, parallel int) (float64, error) {
 	for _, m := range r.Measured {
 		if m.Path == path && m.Parallel == parallel && m.PerSecond > 0 {
@@ -74,7 +74,7 @@ func (r rates) of(path string, parallel int) (float64, error) {
 	return 0, fmt.Errorf("no rate of %s with %d in %+v", path, parallel, r)
 }
 
-// setup is the service that is measured: the comparison's, or the one of BREAK.
+// setup returns the service to measure: the comparison's, or that of BREAK.
 func (s *stage) setup(c comparison) service {
 	if s.broken {
 		return service{1, 1, 1}

@@ -17,7 +17,7 @@ import (
 	"countersign/hsm/pool"
 )
 
-// allVariable asks for every module; without it those run that need no daemon.
+// allVariable runs every module; without it those that need no daemon run.
 const allVariable = "COUNTERSIGN_MATRIX"
 
 // module is one PKCS#11 module and how it gets a token.
@@ -48,8 +48,8 @@ func run(m *testing.M, stderr io.Writer) int {
 	return code
 }
 
-// TestModules is read by table: the name of each test directly below, its first
-// log line "version: …", and the capabilities below that.
+// TestModules is read by table: the name of each direct subtest, its first log line
+// "version: …", and the capabilities below that.
 func TestModules(t *testing.T) {
 	for _, m := range modules {
 		t.Run(m.name, func(t *testing.T) {
@@ -62,8 +62,8 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// version is that of the first package; a module whose packages are not there
-// is skipped by their names.
+// version returns the version of the first package. It skips a module whose packages are
+// not installed, and names them.
 func (m module) version(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("dpkg-query", "--show", "--showformat", "${Version}\n", m.packages[0]).Output()
@@ -94,7 +94,7 @@ func open(t *testing.T, k token) *pool.Pool {
 	return opened
 }
 
-// library finds a shared library by its name below the directories Debian has.
+// library finds a shared library by its name below Debian's directories.
 func library(t *testing.T, name string) string {
 	t.Helper()
 	for _, dir := range []string{"/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib"} {
@@ -113,7 +113,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// command runs a program to its end. A program that is not there skips the test.
+// command runs a program to its end. It skips the test if the program is not installed.
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -131,7 +131,7 @@ const tokenLabel = "countersign"
 // secrets are the PINs of a token's user and of its security officer.
 type secrets struct{ user, officer string }
 
-// initialize makes the first free token ours, by OpenSC.
+// initialize initializes the first free token with OpenSC.
 func initialize(t *testing.T, library string, pins secrets) {
 	t.Helper()
 	command(t, "pkcs11-tool", "--module", library, "--init-token", "--slot-index", "0", "--label", tokenLabel, "--so-pin", pins.officer)
@@ -139,7 +139,7 @@ func initialize(t *testing.T, library string, pins secrets) {
 		"--login-type", "so", "--new-pin", pins.user)
 }
 
-// daemon starts a program and ends it, by its pid, with the test.
+// daemon starts a program and ends it with the test, by its pid.
 func daemon(t *testing.T, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)

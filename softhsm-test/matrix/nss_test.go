@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// nss is the soft token of Firefox. It wants arguments for C_Initialize, which
-// crypto11 cannot hand over, so it is opened without.
+// nss is the soft token of Firefox. It needs arguments for C_Initialize, which crypto11
+// cannot pass, so it is opened without crypto11.
 var nss = module{
 	name: "NSS softokn", packages: []string{"libnss3", "libnss3-tools"}, everyDay: true,
 	setUp: func(t *testing.T) token {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// openCryptoki is IBM's, with its software token. It has one state for the whole
-// machine and a daemon that shares it, so it is initialized anew each time.
+// openCryptoki is the module of IBM with its software token. It has one state for the
+// whole machine and a daemon that shares it, so each run initializes it again.
 var openCryptoki = module{
 	name: "openCryptoki", packages: []string{"opencryptoki"},
 	setUp: func(t *testing.T) token {

@@ -8,7 +8,7 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// proxy is p11-kit's module that shows those of its configuration, here SoftHSM.
+// proxy is p11-kit's module, which shows the modules of its configuration, here SoftHSM.
 var proxy = module{
 	name: "p11-kit-proxy", packages: []string{"p11-kit-modules", "p11-kit"}, everyDay: true,
 	setUp: func(t *testing.T) token {
@@ -28,8 +28,8 @@ var proxy = module{
 	},
 }
 
-// remote is SoftHSM behind p11-kit's server, which has its own protocol on a
-// socket and carries the mechanisms it knows the parameters of.
+// remote is SoftHSM behind the server of p11-kit, which has its own protocol on a socket
+// and supports the mechanisms whose parameters it knows.
 var remote = module{
 	name: "p11-kit remote", packages: []string{"p11-kit", "p11-kit-modules"},
 	setUp: func(t *testing.T) token {

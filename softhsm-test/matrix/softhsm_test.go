@@ -6,7 +6,7 @@ import (
 	"countersign/hsm/hsmtest"
 )
 
-// softHSM is the reference. hsm/pool runs the contract on it every day.
+// softHSM is the reference. The tests of hsm/pool run the suite on it every day.
 var softHSM = module{
 	name: "SoftHSM", packages: []string{"softhsm2"},
 	setUp: func(t *testing.T) token {

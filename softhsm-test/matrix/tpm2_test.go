@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// tpm2 is a TPM 2.0, here one in software, which serves one connection at a time
-// and takes its time.
+// tpm2 is a TPM 2.0, here one in software, which serves one connection at a time and is
+// slow.
 var tpm2 = module{
 	name: "tpm2-pkcs11", packages: []string{"libtpm2-pkcs11-1", "swtpm", "libtss2-tcti-swtpm0"},
 	setUp: func(t *testing.T) token {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Count is what was counted of one PKCS#11 function.
+// Count is the statistics of one PKCS#11 function.
 type Count struct {
 	Calls  uint64        // begun
 	Errors uint64        // return codes other than CKR_OK, the injected ones too
@@ -20,10 +20,10 @@ type Count struct {
 	Time   time.Duration // in calls that ended
 }
 
-// Counts are by function, "C_Sign"; one that was never called is not there.
+// Counts are by function, "C_Sign". They omit a function that was never called.
 type Counts map[string]Count
 
-// Of the file of FAULTSHIM_COUNTS, drawn in softhsm-test/faultshim/counts.c.
+// Of the file of FAULTSHIM_COUNTS, described in softhsm-test/faultshim/counts.c.
 const (
 	countsMagic   = "FSCOUNT1"
 	headerSize    = 64
@@ -36,8 +36,8 @@ const (
 // ErrCounts: the file was not written by the shim.
 var ErrCounts = errors.New("no counts of faultshim")
 
-// ReadCounts reads a file of FAULTSHIM_COUNTS while processes write it. Without the
-// file nothing was called yet. Another file is [ErrCounts].
+// ReadCounts reads a file of FAULTSHIM_COUNTS while processes write it. A missing file
+// means no calls. Another file is [ErrCounts].
 func ReadCounts(path string) (Counts, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +65,7 @@ func parseCount(b []byte) (name string, c Count) {
 	return string(text), Count{Calls: word(0), Errors: word(1), Faults: word(2), Time: time.Duration(word(3))}
 }
 
-// Minus are the counts since others were read.
+// Minus returns the counts since other counts were read.
 func (c Counts) Minus(before Counts) Counts {
 	since := Counts{}
 	for name, n := range c {
@@ -77,7 +77,7 @@ func (c Counts) Minus(before Counts) Counts {
 	return since
 }
 
-// Faults is how many were injected into all functions.
+// Faults returns the number of faults injected into all functions.
 func (c Counts) Faults() (sum uint64) {
 	for _, n := range c {
 		sum += n.Faults
@@ -85,14 +85,14 @@ func (c Counts) Faults() (sum uint64) {
 	return sum
 }
 
-// Fault is a line of the log: one that was injected.
+// Fault is a line of the log: an injected fault.
 type Fault struct {
 	PID      int
 	Function string // C_Sign
 	Action   string // garbage
 }
 
-// Injected lists the injected faults, the oldest first, latency and jitter left out.
+// Injected lists the injected faults, the oldest first, without latency and jitter.
 func (s Shim) Injected() ([]Fault, error) {
 	raw, err := os.ReadFile(s.log())
 	if errors.Is(err, fs.ErrNotExist) {

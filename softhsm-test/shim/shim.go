@@ -1,6 +1,6 @@
-// Package shim steers the PKCS#11 module bin/faultshim.so, which forwards to a real
-// module and injects faults, and reads what it has counted. It builds nothing;
-// softhsm-test/faultshim/faultshim.h draws the control file.
+// Package shim controls the PKCS#11 module bin/faultshim.so, which forwards to a real
+// module and injects faults, and reads its counts. It builds nothing;
+// softhsm-test/faultshim/faultshim.h describes the control file.
 package shim
 
 import (
@@ -17,14 +17,14 @@ import (
 // Library is the module's name in the directory of the programs.
 const Library = "faultshim.so"
 
-// Shim steers all processes that were started with its [Shim.Env].
+// Shim controls all processes that were started with its [Shim.Env].
 type Shim struct {
 	Module string // path, to be given in place of the vendor's
 	dir    string
 	writes *atomic.Uint64
 }
 
-// New gives the module in bin, steered by files in dir, which is there.
+// New returns the module in bin, controlled by files in the existing directory dir.
 func New(bin, dir string) (Shim, error) {
 	s := Shim{Module: filepath.Join(bin, Library), dir: dir, writes: new(atomic.Uint64)}
 	if _, err := os.Stat(s.Module); err != nil {
@@ -37,7 +37,7 @@ func (s Shim) control() string { return filepath.Join(s.dir, "faultshim.ctl") }
 func (s Shim) counts() string  { return filepath.Join(s.dir, "faultshim.counts") }
 func (s Shim) log() string     { return filepath.Join(s.dir, "faultshim.log") }
 
-// Env is what the environment of the processes needs beside SOFTHSM2_CONF.
+// Env returns what the environment of the processes needs besides SOFTHSM2_CONF.
 func (s Shim) Env() []string {
 	return []string{"FAULTSHIM_FILE=" + s.control(), "FAULTSHIM_COUNTS=" + s.counts(), "FAULTSHIM_LOG=" + s.log()}
 }
@@ -47,8 +47,8 @@ type Rules []string
 
 func (r Rules) String() string { return strings.Join(r, "\n") + "\n" }
 
-// Set puts rules in force in place of those before, by rename: no process sees half
-// of them. They hold for every call that begins after it.
+// Set replaces the rules by rename: no process sees half of them. They apply to every call
+// that begins afterwards.
 func (s Shim) Set(rules ...string) error {
 	text := fmt.Sprintf("# writing %d at %d\n%s", s.writes.Add(1), time.Now().UnixNano(), Rules(rules)) // no two are the same
 	fresh := s.control() + ".new"
@@ -69,5 +69,5 @@ func (s Shim) Clear() error {
 	return nil
 }
 
-// Counts are those of all processes so far, [ReadCounts].
+// Counts returns the counts of all processes so far: see [ReadCounts].
 func (s Shim) Counts() (Counts, error) { return ReadCounts(s.counts()) }

@@ -23,7 +23,7 @@ import (
 	"countersign/softhsm-test/shim/shimtest"
 )
 
-// bin is where the module lies.
+// bin is the directory of the module.
 var bin string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -72,7 +72,7 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// set puts rules in force.
+// set replaces the rules.
 func (b *bed) set(rules ...string) {
 	b.Helper()
 	if err := b.Set(rules...); err != nil {
@@ -80,7 +80,7 @@ func (b *bed) set(rules ...string) {
 	}
 }
 
-// counted are the counts of what a step does.
+// counted returns the counts of a step.
 func (b *bed) counted(step func()) shim.Counts {
 	b.Helper()
 	before := b.read()
@@ -97,7 +97,7 @@ func (b *bed) read() shim.Counts {
 	return c
 }
 
-// ran is what pkcs11-tool came to.
+// ran is the result of pkcs11-tool.
 type ran struct {
 	text   string // of both outputs
 	out    []byte // the file it wrote
@@ -153,7 +153,7 @@ func newDigest() (d [32]byte) {
 	return d
 }
 
-// TestActions sees each action once, from outside.
+// TestActions observes each action once, from outside.
 func TestActions(t *testing.T) {
 	b := newBed(t)
 	other := func(d [32]byte) [32]byte {
@@ -207,7 +207,7 @@ func failsWith(code string) func(ran, [32]byte) bool {
 	return func(r ran, _ [32]byte) bool { return r.code == 1 && strings.Contains(r.text, code) }
 }
 
-// oneBitOff: a signature that verifies once the right bit is turned back.
+// oneBitOff: the signature verifies once the right bit is flipped back.
 func (b *bed) oneBitOff(digest [32]byte, sig []byte) bool {
 	if len(sig) != 64 || b.verifies(digest, sig) {
 		return false
@@ -222,7 +222,8 @@ func (b *bed) oneBitOff(digest [32]byte, sig []byte) bool {
 	return false
 }
 
-// TestDigest: output other than signatures is spoiled, and verdicts turned over.
+// TestDigest: outputs other than signatures are corrupted, and results of verifications
+// inverted.
 func TestDigest(t *testing.T) {
 	b := newBed(t)
 	data := []byte("a message")
@@ -248,7 +249,7 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-// TestOptions counts which of several processes a rule fires in.
+// TestOptions counts in which of several processes a rule fires.
 func TestOptions(t *testing.T) {
 	b := newBed(t)
 	for _, c := range []struct {
@@ -311,7 +312,7 @@ func TestPINLock(t *testing.T) {
 	}
 }
 
-// TestNonsense: a rule that would do nothing ends the process.
+// TestNonsense: a rule without effect ends the process.
 func TestNonsense(t *testing.T) {
 	b := newBed(t)
 	for _, rule := range []string{
@@ -324,7 +325,7 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
-// TestCounts: a process that dies in a call has counted it.
+// TestCounts: a call is counted even if its process dies in it.
 func TestCounts(t *testing.T) {
 	b := newBed(t)
 	b.set("C_Sign segv n=1")

@@ -14,7 +14,7 @@ import (
 	"countersign/hsm/pool"
 )
 
-// pool opens one worker process of so many sessions on the token.
+// pool opens one worker process with a number of sessions on the token.
 func (b *bed) pool(sessions int) (*pool.Pool, error) {
 	b.Helper()
 	b.hsm.Setenv(b)
@@ -56,7 +56,7 @@ func (b *bed) signer(sessions int) *signer {
 	return &signer{b, pool, key}
 }
 
-// sign signs, and holds that what comes back is good.
+// sign signs, and checks that the result is good.
 func (s *signer) sign() {
 	s.Helper()
 	digest := newDigest()
@@ -75,9 +75,9 @@ func (s *signer) sign() {
 	}
 }
 
-// TestKeep: with keep=1 the session of a call that failed has an active operation
-// still, and without it none. The worker has another session beside it, so that it
-// takes a few signatures for the session to have its turn.
+// TestKeep: with keep=1 the session of a failed call still has an active operation, and
+// without it none. The worker has a second session, so it takes a few signatures until the
+// session is used again.
 func TestKeep(t *testing.T) {
 	s := newSigner(t, 1)
 	for rule, stays := range map[string]bool{"C_Sign rv CKR_DATA_INVALID n=1": false, "C_Sign rv CKR_DATA_INVALID n=1 keep=1": true} {
@@ -97,7 +97,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestSize: a rule for 64 bytes of output leaves the MACs alone.
+// TestSize: a rule for 64 bytes of output does not affect MACs.
 func TestSize(t *testing.T) {
 	s := newSigner(t, 1)
 	mac, err := s.pool.Generate(t.Context(), hsm.KeySpec{Label: "mac@1", Usage: hsm.MACKey})
@@ -114,7 +114,7 @@ func TestSize(t *testing.T) {
 	}
 }
 
-// TestParallel: a device that does one thing at a time.
+// TestParallel: a device that does one operation at a time.
 func TestParallel(t *testing.T) {
 	s := newSigner(t, 4)
 	const calls, each = 8, 25 * time.Millisecond
@@ -137,8 +137,8 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// TestMaxSessions: a limit that the token tells is kept, and one that it hides is
-// found out.
+// TestMaxSessions: the pool keeps a session limit that the token reports, and finds one
+// that it hides.
 func TestMaxSessions(t *testing.T) {
 	const sessions = 16
 	for _, c := range []struct {

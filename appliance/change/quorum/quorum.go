@@ -7,11 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"countersign/appliance/change"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/internal/bounded"
 	"countersign/policy"
 )
 
@@ -21,9 +21,7 @@ type Judge struct {
 	store  store.Store
 	seals  *store.Seals
 	domain string
-
-	mu   sync.Mutex
-	good map[[32]byte]bool // requests that were verified, by contentOf; guarded by mu
+	good   bounded.Map[[32]byte, struct{}] // verified requests, by contentOf: no signature is verified twice
 }
 
 // New returns the judge of an appliance with this trust domain.

@@ -76,7 +76,7 @@ func (j *Judge) verifyRequest(ctx context.Context, row store.Change, r Record) e
 		return j.report(r, "the request is "+string(row.State))
 	}
 	content := contentOf(row)
-	if j.isGood(content) {
+	if _, good := j.good.Get(content); good {
 		return nil
 	}
 	admins, err := j.store.ListAdmins(ctx)
@@ -92,7 +92,7 @@ func (j *Judge) verifyRequest(ctx context.Context, row store.Change, r Record) e
 	if len(signers) < max(row.Required, 1) {
 		return j.report(r, fmt.Sprintf("the request has %d countersignatures that verify, and %d were required", len(signers), row.Required))
 	}
-	j.addGood(content)
+	j.good.Put(content, struct{}{})
 	return nil
 }
 
@@ -110,23 +110,4 @@ func contentOf(row store.Change) [32]byte {
 		sum.Write(one[:])
 	}
 	return [32]byte(sum.Sum(nil))
-}
-
-// goodKept bounds the memory of verified requests, which keeps a signature from being
-// verified twice. A full memory is emptied.
-const goodKept = 50_000
-
-func (j *Judge) isGood(content [32]byte) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.good[content]
-}
-
-func (j *Judge) addGood(content [32]byte) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.good == nil || len(j.good) >= goodKept {
-		j.good = map[[32]byte]bool{}
-	}
-	j.good[content] = true
 }

@@ -50,7 +50,7 @@ func testSeals() *store.Seals {
 	return s
 }
 
-// table is one kind of records, as a driver keeps them.
+// table holds the rows of one kind, as a driver does.
 type table struct {
 	t     *testing.T
 	seals *store.Seals
@@ -68,7 +68,7 @@ func (x *table) row(r store.Sealed) Row {
 	return Row{Record: r, Seal: seal}
 }
 
-// founded is a table of two administrators and the head that holds them.
+// founded returns a table of two administrators and the head of it.
 func founded(t *testing.T) (*table, Head) {
 	t.Helper()
 	x := &table{t: t, seals: testSeals()}
@@ -85,7 +85,7 @@ func founded(t *testing.T) (*table, Head) {
 	return x, h
 }
 
-// TestVerify: the rows of the head, in any order, and no others.
+// TestVerify accepts the rows of the head in any order, and no others.
 func TestVerify(t *testing.T) {
 	x, h := founded(t)
 	old := x.row(store.Admin{ID: [8]byte{2}, Name: "bob", Version: 9})
@@ -117,7 +117,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// TestMove: the next head is of what was written, and of nothing else.
+// TestMove accepts a change only if the stored records are the written ones.
 func TestMove(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(x *table, m *Move)
@@ -167,7 +167,7 @@ func TestMove(t *testing.T) {
 	}
 }
 
-// TestEndedChangeLeaves: a change request hangs on the head until it has ended.
+// TestEndedChangeLeaves checks that a change request hangs on the head until it ends.
 func TestEndedChangeLeaves(t *testing.T) {
 	x := &table{t: t, seals: testSeals()}
 	m, err := Begin(x.seals, Head{MAC: 1, Digests: noDigests(t)}, x.read, Changes)
@@ -196,7 +196,7 @@ func noDigests(t *testing.T) [kinds][32]byte {
 	return h.Digests
 }
 
-// TestOpen: a head that floor does not allow is refused.
+// TestOpen refuses a head that the floor does not allow.
 func TestOpen(t *testing.T) {
 	seals := testSeals()
 	h := Head{Revision: 5, MAC: 2, Policy: 1}
@@ -235,7 +235,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestMarkCoversEveryField: another head has another mark, and another record to seal.
+// TestMarkCoversEveryField checks that another head has another mark, and another record to seal.
 func TestMarkCoversEveryField(t *testing.T) {
 	for i := range reflect.TypeFor[Head]().NumField() {
 		if reflect.TypeFor[Head]().Field(i).Name == "_" {
@@ -253,7 +253,7 @@ func TestMarkCoversEveryField(t *testing.T) {
 	}
 }
 
-// TestRaise: the head of a restored store is above every head of the host that was lost.
+// TestRaise checks that the head of a restored store is above every head of the lost host.
 func TestRaise(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
 	for name, c := range map[string]struct {
@@ -274,7 +274,7 @@ func TestRaise(t *testing.T) {
 	}
 }
 
-// TestPolicy: the active policy is the one whose hash the head has.
+// TestPolicy checks that the active policy is the one whose hash the head has.
 func TestPolicy(t *testing.T) {
 	x := &table{t: t, seals: testSeals()}
 	one, two := store.Policy{Version: 1, Document: []byte("one")}, store.Policy{Version: 2, Document: []byte("two")}

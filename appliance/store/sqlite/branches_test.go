@@ -1,6 +1,6 @@
 package sqlite
 
-// Branches of one database, and rubbish in it.
+// Branches of one database, and rows of no use in it.
 
 import (
 	"path/filepath"
@@ -11,13 +11,13 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// TestRestoredThenBefore: the file of a host that was lost is refused where its backup was
+// TestRestoredThenBefore checks that the file of a lost host is refused where its backup was
 // restored, on a host that never saw the old anchor.
 func TestRestoredThenBefore(t *testing.T) {
 	s, _, _ := serving(t, &storetest.Anchor{})
 	at, lost := filepath.Join(t.TempDir(), "copy.db"), filepath.Join(t.TempDir(), "lost.db")
 	raw(t, s.path, `VACUUM INTO '`+at+`'`)
-	for _, name := range []string{"carol", "dave", "erin", "frank"} { // life goes on after the backup
+	for _, name := range []string{"carol", "dave", "erin", "frank"} { // after the backup
 		i := storetest.NewInvitation(store.KindClient, name)
 		if err := s.Invite(t.Context(), i, storetest.Note("")); err != nil {
 			t.Fatal(err)
@@ -34,7 +34,6 @@ func TestRestoredThenBefore(t *testing.T) {
 	if err := s.Unseal(t.Context(), testSeals(), a); err != nil {
 		t.Fatal(err)
 	}
-	// cmd/countersignd/restoretoken.go: Revision is that of the anchor
 	if err := s.Recover(t.Context(), store.Recovered{At: time.Now(), Revision: a.Floor().Revision}, storetest.Note("restored")); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +53,8 @@ func TestRestoredThenBefore(t *testing.T) {
 	}
 }
 
-// TestKeepsMACInForce: a row that fits no seal keeps no version of mac from being retired.
+// TestKeepsMACInForce checks that a row that fits no seal does not keep a version of mac from being
+// retired.
 func TestKeepsMACInForce(t *testing.T) {
 	const rubbish = `'executed', '', 1, 1, 1, '[]', CAST(x'0000000000000001' || zeroblob(32) AS BLOB)`
 	for name, plant := range map[string]string{
@@ -75,7 +75,8 @@ func TestKeepsMACInForce(t *testing.T) {
 	}
 }
 
-// TestRubbishStopsReseal: a row that fits no seal keeps no other from being sealed anew.
+// TestRubbishStopsReseal checks that a row that fits no seal does not keep other rows from being
+// resealed.
 func TestRubbishStopsReseal(t *testing.T) {
 	for name, plant := range map[string]string{
 		"change": `PRAGMA ignore_check_constraints = 1; INSERT INTO change (id, document, state, reason, created_us, expires_us, required, signed, seal)
@@ -106,7 +107,7 @@ func TestRubbishStopsReseal(t *testing.T) {
 	}
 }
 
-// TestOldAttempt: an old password attempt under a counter that is not spent is sealed anew.
+// TestOldAttempt checks that an old password attempt under an unspent counter is resealed.
 func TestOldAttempt(t *testing.T) {
 	s, seals, p := serving(t, nil)
 	old := p.Attempt(4)

@@ -13,14 +13,14 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// unsealedTables are those that no seal covers, and why that is well.
+// unsealedTables lists the tables that no seal covers, with the reason.
 var unsealedTables = map[string]string{
 	"record":           "audit records grant nothing",
 	"goose_db_version": "countersignd migrate alone reads it",
 	"sqlite_sequence":  "of goose_db_version",
 }
 
-// unsealedColumns are those of sealed tables.
+// unsealedColumns lists such columns of the other tables.
 var unsealedColumns = map[string]string{
 	"decision.transaction_id": "finds a decision, whose payload has it too and is compared",
 	"decision.ref":            "the row's place",
@@ -30,7 +30,7 @@ var unsealedColumns = map[string]string{
 	"client.ref":              "the row's place",
 }
 
-// full is a closed store with something in every table.
+// full creates a closed store with a row in every table.
 func full(t *testing.T, path string) {
 	t.Helper()
 	s, err := openDatabase(t.Context(), Config{Path: path})
@@ -84,7 +84,7 @@ func namesIn(t *testing.T, db *sql.DB, query string, args ...any) (all []string)
 	return all
 }
 
-// altered is an expression for another value of a column, by what it has.
+// altered is an expression for another value of a column, by the type of its value.
 const altered = `CASE typeof(%[1]s)
 	WHEN 'integer' THEN %[1]s + 1
 	WHEN 'text' THEN CASE WHEN %[1]s LIKE '[%%' THEN '["x"]' ELSE %[1]s || 'x' END
@@ -94,9 +94,9 @@ const altered = `CASE typeof(%[1]s)
 // whenNull is a value of a column that has none, by its declared type.
 var whenNull = map[string]string{"INTEGER": "1", "TEXT": "'x'", "BLOB": "X'0102030405060708'"}
 
-// TestEveryColumnIsSealed changes each column of each table, which a writer of the file can
-// do whatever checks and triggers say, and requires that it is found. A table or column
-// that a migration adds and no seal covers fails here.
+// TestEveryColumnIsSealed changes each column of each table, past all checks and triggers, and
+// requires the change to be found. A table or column that a migration adds without a seal fails
+// here.
 func TestEveryColumnIsSealed(t *testing.T) {
 	path := newPath(t)
 	full(t, path)
@@ -142,8 +142,8 @@ func TestEveryColumnIsSealed(t *testing.T) {
 	}
 }
 
-// alter runs a statement without the checks and triggers of the schema, which are there
-// again afterwards.
+// alter runs a statement without the checks and triggers of the table, which are restored
+// afterwards.
 func alter(t *testing.T, path, statement, table string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", path+"?_pragma=ignore_check_constraints(1)&_pragma=foreign_keys(0)")
@@ -170,7 +170,7 @@ func alter(t *testing.T, path, statement, table string) {
 	}
 }
 
-// found is what a start and an examination find wrong.
+// found returns the findings of a start and an examination.
 func found(t *testing.T, path string) error {
 	t.Helper()
 	s, err := openDatabase(t.Context(), Config{Path: path})
@@ -185,7 +185,7 @@ func found(t *testing.T, path string) error {
 	return errors.Join(append(forged, err)...)
 }
 
-// TestFullIsWhole: what TestEveryColumnIsSealed alters is good before.
+// TestFullIsWhole checks that the unaltered store of TestEveryColumnIsSealed is valid.
 func TestFullIsWhole(t *testing.T) {
 	path := newPath(t)
 	full(t, path)

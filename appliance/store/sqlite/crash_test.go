@@ -48,8 +48,8 @@ func child(t *testing.T, env, path string) *exec.Cmd {
 	return cmd
 }
 
-// spender spends serials of every client of the store at once, without end, and
-// writes a line for each that was acknowledged.
+// spender spends serials of every client of the store concurrently, without end, and prints a line
+// for each acknowledged one.
 func spender(path string, w io.Writer) error {
 	ctx := context.Background()
 	s, err := openDatabase(ctx, Config{Path: path})
@@ -96,8 +96,8 @@ func spendOn(ctx context.Context, s *database, a ack) error {
 	}
 }
 
-// TestCrash kills the process that spends, again and again: whatever it had
-// acknowledged is there, with one audit record, and nothing is there in part.
+// TestCrash kills the process that spends, again and again. Everything that it acknowledged must be
+// stored, with one audit record, and nothing in part.
 func TestCrash(t *testing.T) {
 	path := newPath(t)
 	seedMany(t, path, seeding{prefix: "client", n: 6})
@@ -242,7 +242,7 @@ func parseAck(t *testing.T, line string) (key store.AnswerKey, salt string) {
 	return store.AnswerKey{Client: client, Serial: serial, M3: [32]byte(m3)}, f[3]
 }
 
-// checkIntegrity asks SQLite, and compares what the tables say of each other.
+// checkIntegrity asks SQLite, and compares the tables with each other.
 func checkIntegrity(t *testing.T, path string) {
 	t.Helper()
 	for query, want := range map[string]string{

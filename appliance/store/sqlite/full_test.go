@@ -10,7 +10,7 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// limitPages sets how large the file may become; 0 is as it is now.
+// limitPages limits the size of the file; 0 is its present size.
 func limitPages(t *testing.T, s *database, pages int) {
 	t.Helper()
 	err := s.write(t.Context(), "limiting", func(tx *txn) error {
@@ -27,8 +27,8 @@ func limitPages(t *testing.T, s *database, pages int) {
 	}
 }
 
-// TestFull fills the store: it answers nothing that it has not stored, stores
-// nothing in part, and goes on by itself once there is room.
+// TestFull fills the store. The store must answer only stored changes, store nothing in part, and
+// continue once there is room.
 func TestFull(t *testing.T) {
 	path := newPath(t)
 	s := openAt(t, path)
@@ -74,8 +74,8 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// spendUntilFull returns the first countersignature that failed twice. One that
-// failed once may have been too much only together with others.
+// spendUntilFull returns the first countersignature that failed twice. One that failed once may
+// have been too large only together with others.
 func spendUntilFull(t *testing.T, s *database, p storetest.Parties) store.Spend {
 	for counter := range uint32(10000) {
 		spend := p.Spend(counter)
@@ -97,7 +97,7 @@ func spendUntilFull(t *testing.T, s *database, p storetest.Parties) store.Spend 
 	return store.Spend{}
 }
 
-// checkTally requires as many decisions and not one record more than belong.
+// checkTally requires this number of decisions and no surplus record.
 func checkTally(t *testing.T, s *database, decisions uint64) {
 	t.Helper()
 	n, err := s.Tally(t.Context())

@@ -10,7 +10,7 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// TestHeld is what was tried and held.
+// TestHeld tries changes to the file that the store has always refused.
 func TestHeld(t *testing.T) {
 	two := func(t *testing.T) (*database, *store.Seals, storetest.Parties, storetest.Parties) {
 		s, seals, p := serving(t, nil)

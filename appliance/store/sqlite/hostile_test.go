@@ -1,6 +1,6 @@
 package sqlite
 
-// What a writer of the SQLite file tried who has no key.
+// Attacks by a program that can write the SQLite file but has no key.
 
 import (
 	"context"
@@ -17,9 +17,9 @@ import (
 	"countersign/protocol"
 )
 
-// behindSchema runs statements on the file under another schema, and puts sqlite_schema
-// back byte for byte: what indexes, STRICT and triggers hold does not hold meanwhile, and
-// no cookie changes. Bytes written to the pages do the same.
+// behindSchema runs statements on the file under another schema, and restores sqlite_schema byte
+// for byte. Indexes, STRICT and triggers do not apply meanwhile, and no cookie changes. Writing to
+// the pages directly has the same effect.
 func behindSchema(t *testing.T, path string, edit []string, body ...string) {
 	t.Helper()
 	type row struct {
@@ -76,7 +76,7 @@ func behindSchema(t *testing.T, path string, edit []string, body ...string) {
 	})
 }
 
-// loosen takes uniqueness, STRICT and triggers off a table.
+// loosen removes uniqueness, STRICT and triggers from a table.
 func loosen(table string) []string {
 	return []string{
 		fmt.Sprintf(`DELETE FROM sqlite_schema WHERE tbl_name = '%s' AND type IN ('trigger', 'index')`, table),
@@ -84,7 +84,7 @@ func loosen(table string) []string {
 	}
 }
 
-// serving is an unsealed store that serves, and its seals, with administrators ann and bob.
+// serving returns an unsealed store with administrators ann and bob, and its seals.
 func serving(t *testing.T, a store.Anchor) (*database, *store.Seals, storetest.Parties) {
 	t.Helper()
 	path := foundedAt(t)
@@ -124,16 +124,15 @@ func suspendBob(t *testing.T, s *database) {
 	}
 }
 
-// lender is a trigger that puts administrator bob back as he was, seal and all, within the
-// transaction that suspends him, before the digest of the head is taken.
+// lender is a trigger that restores administrator bob, with his seal, within the transaction that
+// suspends him, before the digest of the head is made.
 func lender(t *testing.T, path string) string {
 	t.Helper()
 	seal := ask(t, path, `SELECT hex(seal) FROM admin WHERE name = 'bob'`)
 	return fmt.Sprintf(`CREATE TRIGGER lend AFTER UPDATE OF status ON admin BEGIN UPDATE admin SET status = 1, version = 1, seal = x'%s' WHERE name = 'bob'; END`, seal)
 }
 
-// TestSchemaCookie: a trigger that was noticed stays noticed, though the number of the schema
-// is put back.
+// TestSchemaCookie checks that a noticed trigger stays noticed after the schema number is reset.
 func TestSchemaCookie(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	cookie := ask(t, s.path, "PRAGMA schema_version")
@@ -163,8 +162,8 @@ func TestSchemaCookie(t *testing.T) {
 	}
 }
 
-// TestSchemaBeforeUnseal: a trigger that was there when the file was opened, and is gone when
-// the store is unsealed, does not run.
+// TestSchemaBeforeUnseal checks that a trigger that is removed between opening and unsealing does
+// not run.
 func TestSchemaBeforeUnseal(t *testing.T) {
 	path := foundedAt(t)
 	cookie := ask(t, path, "PRAGMA schema_version")
@@ -185,7 +184,7 @@ func TestSchemaBeforeUnseal(t *testing.T) {
 	}
 }
 
-// TestIndexOfAdmins: an old row that only one index leads to is no administrator.
+// TestIndexOfAdmins checks that an old row in only one index is no administrator.
 func TestIndexOfAdmins(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	raw(t, s.path, `CREATE TABLE kept AS SELECT * FROM admin WHERE name = 'bob'`) // the attacker's notebook
@@ -217,7 +216,7 @@ func TestIndexOfAdmins(t *testing.T) {
 	}
 }
 
-// TestIndexOfSettings: an old row that the index of names does not have is no setting.
+// TestIndexOfSettings checks that an old row outside the index of names is no setting.
 func TestIndexOfSettings(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	put := func(value string) {
@@ -238,7 +237,7 @@ func TestIndexOfSettings(t *testing.T) {
 	}
 }
 
-// takenOnce is a change request that was taken and executed, and how its row was meanwhile.
+// takenOnce returns a change request that was executed, and the seal of its row while it was taken.
 func takenOnce(t *testing.T, s *database) (id [8]byte, seal string) {
 	t.Helper()
 	c := storetest.NewChange()
@@ -255,7 +254,7 @@ func takenOnce(t *testing.T, s *database) (id [8]byte, seal string) {
 	return c.ID, seal
 }
 
-// TestTypeOfState: a request whose state is stored as a BLOB is not gone back to.
+// TestTypeOfState checks that a request whose state is stored as a BLOB is not resumed.
 func TestTypeOfState(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	id, seal := takenOnce(t, s)
@@ -273,7 +272,7 @@ func TestTypeOfState(t *testing.T) {
 	}
 }
 
-// TestIndexOfChanges: an old row that the index of ids does not have is no request.
+// TestIndexOfChanges checks that an old row outside the index of ids is no request.
 func TestIndexOfChanges(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	_, seal := takenOnce(t, s)
@@ -289,9 +288,9 @@ func TestIndexOfChanges(t *testing.T) {
 	t.Log(len(all), err)
 }
 
-// TestForked: a branch of the database that began while the anchor could not be written is refused
-// once the anchor knows another. No group moves the head twice, so that a branch is never more than
-// one revision ahead of the anchor.
+// TestForked checks that a branch of the database that began while the anchor could not be written
+// is refused once the anchor knows another head. No group moves the head twice, so a branch is at
+// most one revision ahead of the anchor.
 func TestForked(t *testing.T) {
 	for name, add := range map[string]func(*database) []error{
 		"one after the other": func(s *database) (errs []error) {
@@ -355,8 +354,8 @@ func unsealedAt(t *testing.T, path string, a store.Anchor) *database {
 	return s
 }
 
-// TestNumbersAfterRestore: an invitation that the restored copy does not know is never open
-// again, since its number is not used again.
+// TestNumbersAfterRestore checks that an invitation unknown to the restored copy never opens again:
+// its number is not reused.
 func TestNumbersAfterRestore(t *testing.T) {
 	s, _, _ := serving(t, nil)
 	at := filepath.Join(t.TempDir(), "copy.db")
@@ -394,8 +393,8 @@ func TestNumbersAfterRestore(t *testing.T) {
 	}
 }
 
-// TestGivenUpSealAnswers: a decision that only a version of mac vouches for which was given up
-// answers nothing, though its date says that it is over.
+// TestGivenUpSealAnswers checks that a decision under a version of mac that was given up answers
+// nothing, even with an old date.
 func TestGivenUpSealAnswers(t *testing.T) {
 	s, seals, p := serving(t, nil)
 	rotated(t, s, seals)
@@ -427,8 +426,8 @@ func TestGivenUpSealAnswers(t *testing.T) {
 	}
 }
 
-// TestViewForReaders: a view in place of a table, which shows an old row now and then, brings
-// no old row back.
+// TestViewForReaders checks that a view in place of a table, which shows an old row now and then,
+// restores no old row.
 func TestViewForReaders(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	old := ask(t, s.path, `SELECT hex(seal) FROM admin WHERE name = 'bob'`)
@@ -447,7 +446,7 @@ func TestViewForReaders(t *testing.T) {
 	}
 }
 
-// TestHiddenFromDoctor: Reseal and Verify reach rows below row 0 too.
+// TestHiddenFromDoctor checks that Reseal and Verify reach rows below row 0 too.
 func TestHiddenFromDoctor(t *testing.T) {
 	s, seals, p := serving(t, nil)
 	spoil(t, s.path, "PRAGMA foreign_keys = 0", `UPDATE restraint SET client = -5`, `UPDATE client SET ref = -5`)
@@ -467,8 +466,8 @@ func TestHiddenFromDoctor(t *testing.T) {
 	}
 }
 
-// TestDecisionRemoved: without its row an approved serial stays spent. A phone that asks is
-// told that it was denied, which SECURITY.md concedes.
+// TestDecisionRemoved checks that an approved serial stays spent without its row. A phone that asks
+// learns that it was denied, which SECURITY.md concedes.
 func TestDecisionRemoved(t *testing.T) {
 	s, _, p := serving(t, nil)
 	first := p.Spend(5)
@@ -486,8 +485,8 @@ func TestDecisionRemoved(t *testing.T) {
 	}
 }
 
-// TestClientHidden: what SECURITY.md concedes of a row that is hidden for a moment: there are
-// two clients of one name, each with its own key, and both serve.
+// TestClientHidden shows the effect of hiding a row for a moment, which SECURITY.md concedes: two
+// clients of one name, each with its own key, both serve.
 func TestClientHidden(t *testing.T) {
 	s, seals, p := serving(t, nil)
 	i, other := storetest.NewInvitation(store.KindClient, "alice"), storetest.NewClient("alice")
@@ -504,8 +503,7 @@ func TestClientHidden(t *testing.T) {
 	}
 }
 
-// TestWriteThatMissed: a suspension that an index leads past the row is no suspension, and
-// is not answered as one.
+// TestWriteThatMissed checks that a suspension that an index led past its row is not acknowledged.
 func TestWriteThatMissed(t *testing.T) {
 	s, seals, _ := serving(t, nil)
 	bob := bobOf(t, s)
@@ -520,8 +518,8 @@ func TestWriteThatMissed(t *testing.T) {
 	}
 }
 
-// TestSchemaBehindCookie: a trigger that is made with the number of the schema put back, in
-// one transaction, is noticed too.
+// TestSchemaBehindCookie checks that a trigger is noticed if its transaction also resets the schema
+// number.
 func TestSchemaBehindCookie(t *testing.T) {
 	s, _, _ := serving(t, nil)
 	cookie := ask(t, s.path, "PRAGMA schema_version")
@@ -531,8 +529,8 @@ func TestSchemaBehindCookie(t *testing.T) {
 	}
 }
 
-// TestOtherWriter: what another program writes without the schema keeps nothing from
-// serving.
+// TestOtherWriter checks that writes of another program that leave the schema alone do not stop the
+// store.
 func TestOtherWriter(t *testing.T) {
 	s, _, p := serving(t, nil)
 	raw(t, s.path, `UPDATE device SET floor = floor + 1`)
@@ -544,8 +542,8 @@ func TestOtherWriter(t *testing.T) {
 	}
 }
 
-// TestStorageClass: a value of another storage class is an alarm, where Go would read the
-// same.
+// TestStorageClass checks that a value of another storage class raises the alarm, even if Go would
+// read the same value.
 func TestStorageClass(t *testing.T) {
 	for _, column := range []string{"client.name", "client.roles", "client.status", "restraint.highest", "restraint.wrong", "device.display", "device.floor", "admin.name"} {
 		table, name, _ := strings.Cut(column, ".")

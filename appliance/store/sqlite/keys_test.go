@@ -11,8 +11,8 @@ import (
 	"countersign/appliance/store/audit"
 )
 
-// TestMigrateKeys: the keys of a ceremony that an earlier version held come into use when
-// their epochs begin, as they did, and the next root does not.
+// TestMigrateKeys checks that keys of a ceremony of an earlier version come into use when their
+// epochs begin, and the next root does not.
 func TestMigrateKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	db, err := sql.Open("sqlite", dsn(path, "rwc"))
@@ -52,7 +52,7 @@ func TestMigrateKeys(t *testing.T) {
 	}
 }
 
-// migratedKeys brings the schema up and reads the keys, which nothing has sealed.
+// migratedKeys migrates the schema and reads the keys, which are not sealed.
 func migratedKeys(t *testing.T, path string) []store.Key {
 	t.Helper()
 	db, err := sql.Open("sqlite", dsn(path, "rw"))
@@ -78,8 +78,7 @@ func migratedKeys(t *testing.T, path string) []store.Key {
 	return keys
 }
 
-// TestKeyTriggers: the table itself holds that a version stays what it is, whoever
-// writes it.
+// TestKeyTriggers checks that the table itself protects a key version from any program.
 func TestKeyTriggers(t *testing.T) {
 	path := newPath(t)
 	s := openAt(t, path)

@@ -61,7 +61,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// sealOld seals all that an old store has.
+// sealOld seals everything in an old store.
 func sealOld(t *testing.T, path string) {
 	t.Helper()
 	old, err := OpenOld(t.Context(), path)
@@ -95,7 +95,7 @@ func sealOld(t *testing.T, path string) {
 	}
 }
 
-// fillFirst makes a file of schema 1 with an approved spend of the parties in it.
+// fillFirst creates a file of schema 1 with an approved spend of the parties.
 func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties) {
 	t.Helper()
 	db, err := sql.Open("sqlite", dsn(path, "rwc"))
@@ -130,8 +130,8 @@ func fillFirst(t *testing.T, path string, spend store.Spend, p storetest.Parties
 	}
 }
 
-// TestTriggers: the table itself holds that guesses are not given back and that an
-// end is one, whoever writes it.
+// TestTriggers checks that the tables themselves keep counted guesses and final decisions from any
+// program.
 func TestTriggers(t *testing.T) {
 	path := newPath(t)
 	s := openAt(t, path)
@@ -175,7 +175,7 @@ func TestTriggers(t *testing.T) {
 	}
 }
 
-// TestAttemptsDropped: attempts do not pile up.
+// TestAttemptsDropped checks that attempts do not accumulate.
 func TestAttemptsDropped(t *testing.T) {
 	path := newPath(t)
 	s := openAt(t, path)
@@ -223,8 +223,8 @@ func attempts(t *testing.T, s *database) (n int) {
 
 const guessers = 4 // of one client
 
-// guesser begins password attempts of every client of the store, several at once,
-// each as soon as it may, and writes a line for each that was begun.
+// guesser begins password attempts of every client of the store, several at once and each as soon
+// as allowed, and prints a line for each that was begun.
 func guesser(path string, w io.Writer) error {
 	ctx := context.Background()
 	s, err := openDatabase(ctx, Config{Path: path})
@@ -276,8 +276,8 @@ func guessOn(ctx context.Context, s *database, a ack) error {
 	}
 }
 
-// TestCrashGuessing kills the process that guesses, again and again: no guess that
-// it began is given back, and no client gets more than it may.
+// TestCrashGuessing kills the process that guesses, again and again. No guess that it began is
+// given back, and no client gets more than allowed.
 func TestCrashGuessing(t *testing.T) {
 	path := newPath(t)
 	begun := map[string]int{}

@@ -15,7 +15,7 @@ import (
 
 const lend = `CREATE TRIGGER lend AFTER INSERT ON record BEGIN UPDATE client SET roles = '["approver"]'; END`
 
-// TestPlantedBeforeFounding: a trigger that is there before the first seal is not sealed.
+// TestPlantedBeforeFounding checks that a trigger in place before the first seal is not sealed.
 func TestPlantedBeforeFounding(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	s, err := openDatabase(t.Context(), Config{Path: path})
@@ -39,7 +39,7 @@ func TestPlantedBeforeFounding(t *testing.T) {
 	}
 }
 
-// TestPlantedBeforeMigration: the same in a store of an earlier release.
+// TestPlantedBeforeMigration does the same in a store of an earlier release.
 func TestPlantedBeforeMigration(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	p := storetest.Parties{Client: storetest.NewClient("alice"), Device: storetest.NewDevice("door")}
@@ -51,7 +51,7 @@ func TestPlantedBeforeMigration(t *testing.T) {
 	}
 }
 
-// TestHeadRemoved: a store that has records and no head was founded.
+// TestHeadRemoved checks that a store with records and without a head is refused.
 func TestHeadRemoved(t *testing.T) {
 	path := foundedAt(t)
 	raw(t, path, `DELETE FROM head`)
@@ -60,7 +60,7 @@ func TestHeadRemoved(t *testing.T) {
 	}
 }
 
-// TestReplacedWhileHidden: an invitation is replaced too whose row is another's for the
+// TestReplacedWhileHidden checks that an invitation is replaced even if its row is changed for the
 // moment.
 func TestReplacedWhileHidden(t *testing.T) {
 	for name, c := range map[string]struct{ hide, show string }{
@@ -91,8 +91,8 @@ func TestReplacedWhileHidden(t *testing.T) {
 	}
 }
 
-// TestResealBesideForged: a request that has ended and does not fit keeps no other record
-// from the version in force.
+// TestResealBesideForged checks that an ended request that does not fit does not keep other records
+// from being resealed.
 func TestResealBesideForged(t *testing.T) {
 	s, seals := unsealedNew(t)
 	if _, err := storetest.Seed(t.Context(), s, "alice"); err != nil {
@@ -119,7 +119,8 @@ func TestResealBesideForged(t *testing.T) {
 	}
 }
 
-// TestReadAttemptsPastOldOnes: a batch of attempts that are over is not the end.
+// TestReadAttemptsPastOldOnes checks that reading continues after a batch of attempts that are
+// over.
 func TestReadAttemptsPastOldOnes(t *testing.T) {
 	s, _ := unsealedNew(t)
 	for i, name := range []string{"ann", "bob", "cat"} {
@@ -148,8 +149,8 @@ func TestReadAttemptsPastOldOnes(t *testing.T) {
 	}
 }
 
-// TestMovedThenFailed: what an operation that failed wrote into the head is not what the
-// anchor learns.
+// TestMovedThenFailed checks that the anchor does not learn of a head that a failed operation
+// wrote.
 func TestMovedThenFailed(t *testing.T) {
 	s, err := openDatabase(t.Context(), Config{Path: newPath(t)})
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// A copy that is made while others write is of one moment: it has every record up to
-// its point, opens as a store, and is nobody else's to read.
+// A copy made while others write is of one moment: it has every record up to its point, opens as a
+// store, and only its owner can read it.
 func TestCopyWhileServing(t *testing.T) {
 	s := openNew(t)
 	p, err := storetest.Seed(t.Context(), s, "alice")
@@ -51,7 +51,7 @@ func TestCopyWhileServing(t *testing.T) {
 	}
 }
 
-// saved keeps a copy in a file of its own.
+// saved writes a copy to a file of its own.
 func saved(t *testing.T, c store.Copy) string {
 	t.Helper()
 	raw, err := io.ReadAll(c)
@@ -65,7 +65,7 @@ func saved(t *testing.T, c store.Copy) string {
 	return path
 }
 
-// A copy that was interrupted is in nobody's way, and two at once are not made.
+// An interrupted copy does not prevent the next one, and only one copy is made at a time.
 func TestCopyLeftBehind(t *testing.T) {
 	path := newPath(t)
 	if err := os.WriteFile(path+".copy", []byte("half"), 0o600); err != nil {
@@ -84,7 +84,7 @@ func TestCopyLeftBehind(t *testing.T) {
 	}
 }
 
-// Check tells what is damaged, and what is no store at all.
+// Check reports damaged stores, and files that are not stores.
 func TestCheck(t *testing.T) {
 	s := openNew(t)
 	if _, err := storetest.Seed(t.Context(), s, "alice"); err != nil {

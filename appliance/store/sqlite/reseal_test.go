@@ -15,7 +15,7 @@ import (
 	"countersign/protocol"
 )
 
-// rotated gives a store a second version of mac, which new seals are of from then on.
+// rotated gives a store a second version of mac, which new seals use from then on.
 func rotated(t testing.TB, s *database, seals *store.Seals) {
 	t.Helper()
 	seals.Add(2, append(make([]byte, 31), 2), false)
@@ -24,7 +24,7 @@ func rotated(t testing.TB, s *database, seals *store.Seals) {
 	}
 }
 
-// resealAll brings over all there is, and counts records and batches.
+// resealAll reseals all records, and counts records and batches.
 func resealAll(ctx context.Context, s *database) (records, batches int, err error) {
 	var at store.Cursor
 	for done := false; !done && err == nil; batches++ {
@@ -35,8 +35,8 @@ func resealAll(ctx context.Context, s *database) (records, batches int, err erro
 	return records, batches, err
 }
 
-// TestReseal: every record in force comes to the version in force, what does not fit stays
-// as it is, and the version before vouches for nothing but old decisions then.
+// TestReseal checks that every record in force is resealed, that records that do not fit stay as
+// they are, and that the version before covers only old decisions afterwards.
 func TestReseal(t *testing.T) {
 	s, seals := unsealedNew(t)
 	p, err := storetest.Seed(t.Context(), s, "alice")
@@ -62,7 +62,7 @@ func TestReseal(t *testing.T) {
 	tamper(t, s, `UPDATE device SET floor = 4 WHERE name = 'bob-door'`)
 	rotated(t, s, seals)
 	total, under, err := s.Under(t.Context(), 1)
-	if err != nil || under == 0 || under >= total { // the head and what is sealed with it are over already
+	if err != nil || under == 0 || under >= total { // the head and its records are resealed already
 		t.Fatalf("%d of %d records are under mac@1: %v", under, total, err)
 	}
 	forged := seals.Forged()
@@ -123,7 +123,7 @@ func unsealedNew(t testing.TB) (*database, *store.Seals) {
 	return s, seals
 }
 
-// tamper runs a statement behind the store's back.
+// tamper runs a statement without the knowledge of the store.
 func tamper(t testing.TB, s *database, statement string, args ...any) {
 	t.Helper()
 	err := s.w.submit(t.Context(), func(tx *txn) error {
@@ -197,7 +197,7 @@ func fill(b *testing.B, s *database, clients, each int) {
 	}
 }
 
-// spendOnAndOn has each party spend until stop, which returns how many were approved.
+// spendOnAndOn makes each party spend until stop, which returns the number of approvals.
 func spendOnAndOn(b *testing.B, s *database, all []storetest.Parties) (stop func() int64) {
 	b.Helper()
 	var n atomic.Int64

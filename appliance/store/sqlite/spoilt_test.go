@@ -13,8 +13,8 @@ import (
 	"countersign/appliance/store/storetest"
 )
 
-// TestSpoiltRows: a row that whoever writes to the file made unreadable is an alarm, is
-// nobody's, and hides no other.
+// TestSpoiltRows checks that an unreadable row raises the alarm, is used for nothing, and hides no
+// other row.
 func TestSpoiltRows(t *testing.T) {
 	for _, row := range []struct{ name, statement string }{
 		{"a number out of range", `UPDATE client SET status = 300 WHERE name = 'alice'`},
@@ -63,7 +63,7 @@ func TestSpoiltRows(t *testing.T) {
 	}
 }
 
-// TestSalvageSpoilt: whatever else is in the file, records that fit come back.
+// TestSalvageSpoilt checks that records that fit are salvaged from a spoilt file.
 func TestSalvageSpoilt(t *testing.T) {
 	for _, c := range []struct {
 		name       string

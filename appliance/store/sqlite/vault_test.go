@@ -41,7 +41,7 @@ func foundedAt(t *testing.T) string {
 	return foundedFile.copied(t)
 }
 
-// unseals opens and unseals what is at a path, and closes it.
+// unseals opens, unseals and closes the store at a path.
 func unseals(t *testing.T, path string, a store.Anchor) error {
 	t.Helper()
 	s, err := openDatabase(t.Context(), Config{Path: path, Existing: true})
@@ -52,7 +52,7 @@ func unseals(t *testing.T, path string, a store.Anchor) error {
 	return errors.Join(err, s.Close())
 }
 
-// TestForeignSchema: what no release made is refused by name at the start.
+// TestForeignSchema checks that objects that no release made are refused by name at the start.
 func TestForeignSchema(t *testing.T) {
 	for name, c := range map[string]struct{ statement, want string }{
 		"table":          {`CREATE TABLE mine (x)`, "table mine is foreign"},
@@ -76,8 +76,8 @@ func TestForeignSchema(t *testing.T) {
 	}
 }
 
-// TestSchemaWhileServing: a schema that another program changes while the store serves ends
-// all writing, and is named by Verify.
+// TestSchemaWhileServing checks that a schema that another program changes while the store serves
+// ends all writing, and that Verify names it.
 func TestSchemaWhileServing(t *testing.T) {
 	path, p := foundedAt(t), foundedParties
 	s, err := openDatabase(t.Context(), Config{Path: path})
@@ -109,7 +109,7 @@ func TestSchemaWhileServing(t *testing.T) {
 	}
 }
 
-// TestHangs: for what hangs on the head, missing and old rows are refused at once.
+// TestHangs checks that missing and old rows under the head are refused at once.
 func TestHangs(t *testing.T) {
 	for name, c := range map[string]struct{ statement, want string }{
 		"administrator gone":  {`DROP TRIGGER admin_not_deleted; DELETE FROM admin WHERE name = 'bob'`, "administrators do not match the head"},
@@ -129,7 +129,7 @@ func TestHangs(t *testing.T) {
 	}
 }
 
-// TestAdded: a row that fits no seal is an alarm, and is in no list.
+// TestAdded checks that a row that fits no seal raises the alarm and is in no list.
 func TestAdded(t *testing.T) {
 	for name, statement := range map[string]string{
 		"administrator": `INSERT INTO admin SELECT zeroblob(8), 'eve', zeroblob(33), status, version, created_us, change, seal FROM admin WHERE name = 'ann'`,
@@ -175,8 +175,8 @@ func lists(t *testing.T, s *database) (admins []store.Admin, keys []store.Key, s
 	return admins, keys, settings
 }
 
-// TestOldStore: the whole database put back to an earlier moment is refused, while the
-// anchor knows better; so is an empty one.
+// TestOldStore checks that the anchor refuses an earlier state of the whole database, and an empty
+// one.
 func TestOldStore(t *testing.T) {
 	path := foundedAt(t)
 	a := &storetest.Anchor{}
@@ -221,8 +221,8 @@ func TestOldStore(t *testing.T) {
 	}
 }
 
-// TestPutBackWhileServing: what hangs on the head is not put back while the store serves,
-// head and all.
+// TestPutBackWhileServing checks that an old head and its records are refused while the store
+// serves.
 func TestPutBackWhileServing(t *testing.T) {
 	s, _ := unsealedNew(t)
 	p, err := storetest.Seed(t.Context(), s, "alice")
@@ -250,7 +250,7 @@ func TestPutBackWhileServing(t *testing.T) {
 	}
 }
 
-// TestSealed: before it is unsealed a store gives nothing, and takes nothing but records.
+// TestSealed checks that a sealed store returns nothing and accepts only records.
 func TestSealed(t *testing.T) {
 	path, p := foundedAt(t), foundedParties
 	s, err := openDatabase(t.Context(), Config{Path: path})
@@ -275,8 +275,8 @@ func TestSealed(t *testing.T) {
 	}
 }
 
-// TestNewerSchema: a program takes what the migration of the next release added, because
-// the sealed list names it, and not where that says that it is too old.
+// TestNewerSchema checks that a program accepts the additions of the next release, which the sealed
+// list names, unless the list says that the program is too old.
 func TestNewerSchema(t *testing.T) {
 	for readable, want := range map[string]string{"readable by 8": "", "readable by 9": "run a newer release", "for everybody": "does not know"} {
 		path := foundedAt(t)
@@ -312,7 +312,7 @@ func TestNewerSchema(t *testing.T) {
 	}
 }
 
-// TestHeadUnderOldKey: a head that says mac@2 is in force has a seal of mac@2.
+// TestHeadUnderOldKey checks that a head with mac@2 in force needs a seal of mac@2.
 func TestHeadUnderOldKey(t *testing.T) {
 	path := foundedAt(t)
 	s := openAt(t, path)

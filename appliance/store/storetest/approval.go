@@ -117,7 +117,7 @@ func testPending(t *testing.T, f *fixture) {
 	f.unchanged(store.ErrNotFound, func() error { return f.Report(t.Context(), reportOf(s, true), Note("")) })
 }
 
-// What is denied now does not wait.
+// A decision that is denied now does not wait.
 func testPendingDenied(t *testing.T, f *fixture) {
 	f.spend(denied(f.p.pending(1), protocol.CodeUserRefused), protocol.CodeUserRefused)
 	over := f.p.pending(2)
@@ -174,7 +174,7 @@ func testApproveReport(_ *testing.T, f *fixture) {
 	f.spend(q.charged(3, daily(301, 1000, 0)), protocol.CodeLimit)
 }
 
-// What ends the pending decision, the approver's answer, and that of service 2.
+// The end of the pending decision: the answer to the approver, and the answer of service 2.
 func testApproveEnds(t *testing.T, f *fixture) {
 	q := f.approver("bob")
 	counter := uint32(10)
@@ -200,7 +200,7 @@ func testApproveEnds(t *testing.T, f *fixture) {
 	f.approves(f.p.charged(counter+2, daily(1000, 1000, 0))) // nothing of it was charged
 }
 
-// What denies the approver and leaves the decision to another.
+// An approver who is denied leaves the decision to others.
 func testApproveStays(t *testing.T, f *fixture) {
 	q, stranger := f.approver("bob"), f.approver("eve")
 	f.grant(stranger, "guest", "approver2", "Approver", "")
@@ -221,7 +221,7 @@ func testApproveStays(t *testing.T, f *fixture) {
 	stays(stranger, protocol.CodePolicy, nil)
 	stays(stranger, protocol.CodePolicy, func(s *store.Spend) { s.Denial = protocol.CodeUserRefused })
 	f.grant(f.p, "approver")
-	stays(f.p, protocol.CodePolicy, nil) // nobody approves for himself
+	stays(f.p, protocol.CodePolicy, nil) // no client approves its own decision
 	stays(q, protocol.CodePassword, func(s *store.Spend) { s.Denial = protocol.CodePassword })
 	stays(q, protocol.CodeLocked, func(s *store.Spend) { s.Denial = protocol.CodeLocked })
 	stays(q, protocol.CodePolicy, func(s *store.Spend) { s.PolicyVersion = 2 })
@@ -250,7 +250,7 @@ func testApproveExpiry(_ *testing.T, f *fixture) {
 	f.spend(at(2, Epoch.Add(expiry+time.Microsecond)), protocol.CodeExpired)
 }
 
-// Of several reasons the first in the order of checks is told.
+// Of several reasons the first in the order of checks is returned.
 func testApproveOrder(_ *testing.T, f *fixture) {
 	q, stranger := f.approver("bob"), f.approver("eve")
 	f.grant(stranger)
@@ -305,7 +305,7 @@ func testApproveNothing(t *testing.T, f *fixture) {
 	f.approves(q.approves(counter+1, first))
 }
 
-// A serial that conflicts changes nothing but the audit.
+// A conflicting serial changes only the audit log.
 func testApproveConflict(t *testing.T, f *fixture) {
 	q := f.approver("bob")
 	first := f.waits(f.p.pending(5))
@@ -321,7 +321,7 @@ func testApproveConflict(t *testing.T, f *fixture) {
 	f.approves(q.approves(10, first))
 }
 
-// Of many who approve or refuse at once exactly one is heard.
+// Exactly one of many concurrent approvers counts.
 func testConcurrentApprovers(t *testing.T, f *fixture) {
 	first := f.waits(f.p.pending(5))
 	spends := make([]store.Spend, 50)

@@ -124,7 +124,7 @@ func testConcurrentSerials(t *testing.T, f *fixture) {
 	}
 }
 
-// One client's countersignatures share the rows of its limits, whoever relays them.
+// The countersignatures of one client share its limits on all devices.
 func testConcurrentLimit(t *testing.T, f *fixture) {
 	var next uint32
 	var mu sync.Mutex
@@ -206,7 +206,7 @@ func testCancelled(t *testing.T, f *fixture) {
 	_, err := f.Client(ctx, f.p.Client.ID)
 	f.fails(err, context.Canceled)
 
-	// Cancelled at any moment: whoever got no answer finds the outcome by key.
+	// Cancelled at any moment: a caller without an answer finds the outcome by key.
 	spends := make([]store.Spend, 100)
 	for i := range spends {
 		spends[i] = f.p.Spend(uint32(i))

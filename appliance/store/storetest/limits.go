@@ -88,7 +88,7 @@ func testLimitSeveral(_ *testing.T, f *fixture) {
 	third.Amount, weekly.Amount = 200, 200
 	f.spend(f.p.charged(5, third, weekly), protocol.CodeLimit) // the week's
 	third.Amount, weekly.Amount = 100, 100
-	f.approves(f.p.charged(6, weekly, third)) // in whatever order
+	f.approves(f.p.charged(6, weekly, third)) // in any order
 	f.spend(f.p.charged(7, weekly), protocol.CodeLimit)
 }
 

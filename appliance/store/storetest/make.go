@@ -154,8 +154,8 @@ func Next(a store.Attempt) store.Attempt {
 	return a
 }
 
-// Spend is a countersignature that is to be approved, under policy 1, of a
-// serial with this counter.
+// Spend returns a countersignature that the store approves, under policy 1, of a serial with this
+// counter.
 func (p Parties) Spend(counter uint32) store.Spend {
 	s := store.Spend{
 		AnswerKey:     store.AnswerKey{Client: p.Client.ID},

@@ -232,8 +232,7 @@ var replaceTests = map[string]func(*testing.T, *fixture){
 	"ReplaceDeviceOther":   testReplaceDeviceOther,
 }
 
-// replacement is an invitation in place of what is there, made ten seconds after
-// Epoch.
+// replacement returns an invitation with Replace, made ten seconds after Epoch.
 func replacement(kind store.Kind, name string) store.Invitation {
 	i := NewInvitation(kind, name)
 	i.Replace, i.CreatedAt = true, Epoch.Add(10*time.Second)
@@ -275,8 +274,7 @@ func testReplaceInvitation(t *testing.T, f *fixture) {
 	f.must(f.EnrolClient(t.Context(), UseOf(fresh), NewClient("bob"), Note("")))
 }
 
-// Who is enrolled and not revoked is not replaced, and an invitation that is
-// refused withdraws none.
+// An enrolled party that is not revoked is not replaced, and a refused invitation withdraws none.
 func testReplaceEnrolled(t *testing.T, f *fixture) {
 	invite := func(i store.Invitation) func() error {
 		return func() error { return f.Invite(t.Context(), i, Note("")) }

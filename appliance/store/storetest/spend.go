@@ -94,7 +94,7 @@ func testSpendReplay(t *testing.T, f *fixture) {
 	first := f.approves(s)
 	before := f.tally()
 
-	// Whatever has changed since, the answer has not.
+	// The answer stays the same after any change.
 	f.setClient(store.Revoked)
 	s.PolicyVersion, s.Denial, s.Salt, s.Now = 9, protocol.CodeUserRefused, audit.NewSalt(), Epoch.Add(time.Hour)
 	s.Decision = f.p.Spend(5).Decision

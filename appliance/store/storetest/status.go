@@ -188,12 +188,11 @@ func testDry(t *testing.T, f *fixture) {
 	f.spend(over, protocol.CodeLimit)
 	four := f.p.pending(3)
 	four.Dry = true
-	f.concludes(four, protocol.ResultApproved, 0) // nobody has to wait for nothing
+	f.concludes(four, protocol.ResultApproved, 0) // a dry run does not wait
 	f.approves(f.p.charged(4, daily(1000, 1000, 1)))
 }
 
-// A late M3 against the question what became of it: one of the two wins, and what
-// was told stays true.
+// A late M3 races the question about its serial: one of the two wins, and the answer stays true.
 func testConcurrentStatus(t *testing.T, f *fixture) {
 	won := map[protocol.Result]int{}
 	for round := range uint32(100) {

@@ -183,7 +183,7 @@ func (f *fixture) third(counter uint32) store.Spend {
 	return s
 }
 
-// next is a counter that nobody has used.
+// next returns an unused counter.
 func (f *fixture) next() uint32 { return uint32(max(f.highest(), 100) + 1) }
 
 func testClose(t *testing.T, f *fixture) {

@@ -93,7 +93,7 @@ func testTryRepeat(t *testing.T, f *fixture) {
 		got, err := f.Answered(t.Context(), a.AnswerKey)
 		f.must(err)
 		f.same(got, want)
-		f.approves(f.p.Spend(f.next())) // whatever is spent since
+		f.approves(f.p.Spend(f.next())) // even after further decisions
 	}
 }
 
@@ -234,7 +234,7 @@ func testTryUnknown(t *testing.T, f *fixture) {
 	f.wrong(begun, 2)
 }
 
-// A right password sets the guard back, with whatever its serial is spent.
+// A right password resets the guard, with any outcome of its serial.
 func testTryRight(t *testing.T, f *fixture) {
 	right := func(counter uint32) store.Spend {
 		t.Helper()

@@ -1,7 +1,6 @@
-// Package check holds the checks every token makes on its caller's arguments
-// before a module sees them, and on its answers before anybody else does.
-// Modules are lenient (SoftHSM signs a digest of any length with CKM_ECDSA), so
-// the border is not.
+// Package check validates the arguments of a token's callers before a module sees them,
+// and its answers before callers see them. Modules are lenient: SoftHSM signs a digest of
+// any length with CKM_ECDSA.
 package check
 
 import (
@@ -25,8 +24,7 @@ const (
 	maxCert       = 16 << 10
 )
 
-// Data accepts what may be authenticated, at most [MaxData] bytes; more is
-// [hsm.ErrInput].
+// Data accepts at most [MaxData] bytes; more is [hsm.ErrInput].
 func Data(d []byte) error {
 	if len(d) > MaxData {
 		return fmt.Errorf("data of %d bytes, at most %d: %w", len(d), MaxData, hsm.ErrInput)
@@ -34,8 +32,8 @@ func Data(d []byte) error {
 	return nil
 }
 
-// Peer accepts a public key on P-256, which crypto/ecdh has proven to be a
-// point of the curve; anything else is [hsm.ErrInput].
+// Peer accepts a public key on P-256, which crypto/ecdh has proven to be a point of the
+// curve. Anything else is [hsm.ErrInput].
 func Peer(peer *ecdh.PublicKey) error {
 	if peer == nil || peer.Curve() != ecdh.P256() {
 		return fmt.Errorf("peer is not a point on P-256: %w", hsm.ErrInput)
@@ -43,8 +41,8 @@ func Peer(peer *ecdh.PublicKey) error {
 	return nil
 }
 
-// Wrapped accepts what may be the AES-KWP of 32 bytes, which is 40 bytes long;
-// anything else is [hsm.ErrInput].
+// Wrapped accepts 40 bytes, the length of the AES-KWP of 32 bytes; anything else is
+// [hsm.ErrInput].
 func Wrapped(b []byte) error {
 	if len(b) != WrappedLen {
 		return fmt.Errorf("wrapped secret of %d bytes, want %d: %w", len(b), WrappedLen, hsm.ErrInput)
@@ -60,8 +58,7 @@ func Import(i hsm.Import) error {
 	return Wrapped(i.Wrapped)
 }
 
-// MACWrapped accepts the arguments of the method of that name; anything else
-// is [hsm.ErrInput].
+// MACWrapped accepts the arguments of that method; anything else is [hsm.ErrInput].
 func MACWrapped(wrapped, data []byte) error {
 	if err := Wrapped(wrapped); err != nil {
 		return err
@@ -96,12 +93,11 @@ func label(s string) error {
 	return nil
 }
 
-// Restore accepts a sealed copy that may be of such a key and returns the key
-// as it is to be: of a pair the public half decides the id. Anything else is
-// [hsm.ErrInput].
+// Restore accepts a sealed copy that may be of the described key, and returns the key. The
+// id of a pair comes from its public half. Anything else is [hsm.ErrInput].
 func Restore(r hsm.Restore) (hsm.Key, error) {
 	k := hsm.Key{ID: r.ID, Label: r.Spec.Label, Usage: r.Spec.Usage}
-	if err := spare(r.Spec); err != nil {
+	if err := withoutRecipients(r.Spec); err != nil {
 		return k, err
 	}
 	if err := sealed(r.Sealed); err != nil {
@@ -121,7 +117,7 @@ func Restore(r hsm.Restore) (hsm.Key, error) {
 	return k, err
 }
 
-// sealed accepts a point and what may be an AES-KWP, whole blocks of 8 bytes.
+// sealed accepts a point followed by whole blocks of 8 bytes, as AES-KWP makes.
 func sealed(s hsm.Sealed) error {
 	_, err := ecdh.P256().NewPublicKey(s[:min(PointLen, len(s))])
 	if wrapped := len(s) - PointLen; err != nil || wrapped < WrappedLen || wrapped%8 != 0 || len(s) > maxSealed {
@@ -130,19 +126,19 @@ func sealed(s hsm.Sealed) error {
 	return nil
 }
 
-// spare is Spec for a key that exists, of which no copies are made.
-func spare(spec hsm.KeySpec) error {
+// withoutRecipients is Spec for an existing key, of which no copies are made.
+func withoutRecipients(spec hsm.KeySpec) error {
 	if len(spec.Recipients) > 0 {
 		return fmt.Errorf("copies are made when a key is generated, not now: %w", hsm.ErrInput)
 	}
 	return Spec(spec)
 }
 
-// Adopt accepts a P-256 key that is to be one for ECDH and returns it as it is
-// to be; anything else is [hsm.ErrInput].
+// Adopt accepts a P-256 key for ECDH and returns it as it will be on the token. Anything
+// else is [hsm.ErrInput].
 func Adopt(spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
 	k := hsm.Key{Label: spec.Label, Usage: spec.Usage}
-	if err := spare(spec); err != nil {
+	if err := withoutRecipients(spec); err != nil {
 		return k, err
 	}
 	if private == nil || private.Curve() != ecdh.P256() || spec.Usage != hsm.DeriveP256 {
@@ -153,9 +149,8 @@ func Adopt(spec hsm.KeySpec, private *ecdh.PrivateKey) (hsm.Key, error) {
 	return k, err
 }
 
-// Certificate accepts an X.509 certificate of at most 16 KiB whose public key
-// has the id it is stored under, with a label of 1 to 64 bytes; anything else is
-// [hsm.ErrInput].
+// Certificate accepts an X.509 certificate of at most 16 KiB whose public key has the id
+// it is stored under, with a label of 1 to 64 bytes. Anything else is [hsm.ErrInput].
 func Certificate(c hsm.Certificate) (*x509.Certificate, error) {
 	if err := label(c.Label); err != nil {
 		return nil, err

@@ -16,9 +16,8 @@ import (
 	"countersign/hsm"
 )
 
-// ParsePublic reads the SubjectPublicKeyInfo of a key pair that a token may
-// have: P-256, P-384, Ed25519, or RSA of 2048, 3072 or 4096 bits with exponent
-// 65537, encoded as Go encodes it. Anything else is [hsm.ErrInput].
+// ParsePublic reads the SubjectPublicKeyInfo of a key pair for one of the usages, encoded
+// as Go encodes it. Anything else is [hsm.ErrInput].
 func ParsePublic(spki []byte) (crypto.PublicKey, hsm.KeyID, error) {
 	public, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
@@ -26,16 +25,16 @@ func ParsePublic(spki []byte) (crypto.PublicKey, hsm.KeyID, error) {
 	}
 	again, id, err := Encode(public)
 	if err == nil && !bytes.Equal(again, spki) {
-		err = fmt.Errorf("public key is not encoded in the one way: %w", hsm.ErrInput)
+		err = fmt.Errorf("public key is not encoded canonically: %w", hsm.ErrInput)
 	}
 	return public, id, err
 }
 
-// Encode returns the SubjectPublicKeyInfo of a public key that a token may
-// have, and its first 20 bytes of SHA-256. Anything else is [hsm.ErrInput].
+// Encode returns the SubjectPublicKeyInfo of a public key that fits a usage, and the id of
+// the key: the first 20 bytes of its SHA-256. Anything else is [hsm.ErrInput].
 func Encode(public crypto.PublicKey) (spki []byte, id hsm.KeyID, err error) {
 	if !slices.ContainsFunc(hsm.Usages(), func(u hsm.Usage) bool { return u.Fits(public) }) {
-		return nil, id, fmt.Errorf("public key of a kind no token has, %T: %w", public, hsm.ErrInput)
+		return nil, id, fmt.Errorf("public key of an unsupported kind, %T: %w", public, hsm.ErrInput)
 	}
 	if spki, err = x509.MarshalPKIXPublicKey(public); err != nil {
 		return nil, id, fmt.Errorf("encoding public key: %v: %w", err, hsm.ErrInput)
@@ -49,8 +48,8 @@ func keyID(spki []byte) (id hsm.KeyID) {
 	return id
 }
 
-// Input accepts what alg signs: a digest of its hash, or a message of at most
-// [MaxData] bytes; anything else is [hsm.ErrInput].
+// Input accepts a digest of the hash of alg, or for EdDSA a message of at most [MaxData]
+// bytes; anything else is [hsm.ErrInput].
 func Input(alg hsm.Algorithm, input []byte) error {
 	if alg == hsm.EdDSA {
 		return Data(input)
@@ -65,7 +64,7 @@ func Input(alg hsm.Algorithm, input []byte) error {
 	return nil
 }
 
-// Usage refuses an algorithm that keys of u do not sign with, as [hsm.ErrKey].
+// Usage returns [hsm.ErrKey] if keys of u do not sign with alg.
 func Usage(u hsm.Usage, alg hsm.Algorithm) error {
 	if !alg.For(u) {
 		return fmt.Errorf("key is for %s, not for signing with %s: %w", u, alg, hsm.ErrKey)
@@ -80,8 +79,8 @@ var prefixes = map[crypto.Hash][]byte{
 	crypto.SHA512: {0x30, 0x51, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03, 0x05, 0x00, 0x04, 0x40},
 }
 
-// DigestInfo is what CKM_RSA_PKCS signs for a digest of hash (PKCS#11 v2.40
-// §2.1.6): modules pad whatever they are given.
+// DigestInfo returns what CKM_RSA_PKCS signs for a digest of hash (PKCS#11 v2.40 §2.1.6):
+// modules pad any input.
 func DigestInfo(hash crypto.Hash, digest []byte) []byte {
 	return append(append([]byte(nil), prefixes[hash]...), digest...)
 }
@@ -90,10 +89,10 @@ func DigestInfo(hash crypto.Hash, digest []byte) []byte {
 var ErrSignature = errors.New("signature does not verify")
 
 // Verify checks a signature as [hsm.Signer] returns it, with a public key of
-// [ParsePublic]. A signature of another length than the algorithm's or the
-// modulus's, with r or s out of [1, n-1], or of something else is
-// [ErrSignature]; input that alg does not sign is [hsm.ErrInput], a key that it
-// is not for [hsm.ErrKey].
+// [ParsePublic]. It returns [ErrSignature] for a signature of another length than the
+// algorithm's or the modulus's, with r or s out of [1, n-1], or of other input;
+// [hsm.ErrInput] for input that alg does not sign; and [hsm.ErrKey] for a key that alg
+// does not fit.
 func Verify(public crypto.PublicKey, alg hsm.Algorithm, input, sig []byte) error {
 	if err := Input(alg, input); err != nil {
 		return err

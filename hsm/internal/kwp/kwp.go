@@ -1,6 +1,6 @@
-// Package kwp is the wrapping of secrets and keys in software (PROTOCOL.md
-// §4.1, [hsm.Sealed]): for the token in memory, for a module that cannot do it
-// inside, and to check what a module made.
+// Package kwp wraps secrets and keys in software (PROTOCOL.md §4.1, [hsm.Sealed]): for the
+// token in memory, for a module that cannot do it inside, and to check the results of a
+// module.
 package kwp
 
 import (
@@ -15,8 +15,8 @@ import (
 	"countersign/hsm/internal/check"
 )
 
-// KEK is the key that wraps a secret on its way to a token: AES-256-ECB of
-// the 32-byte context under the shared secret z, 32 bytes.
+// KEK returns the key that wraps a secret on its way to a token: AES-256-ECB of the
+// 32-byte context under the shared secret z, 32 bytes.
 func KEK(z []byte, context [32]byte) ([]byte, error) {
 	block, err := aes.NewCipher(z)
 	if err != nil {
@@ -42,8 +42,7 @@ func Wrap(key, secret []byte) ([]byte, error) {
 	return wrapped, nil
 }
 
-// Unwrap reverses [Wrap] for a secret of 32 bytes. What does not come out as
-// that is [hsm.ErrInput].
+// Unwrap reverses [Wrap] for a secret of 32 bytes; anything else is [hsm.ErrInput].
 func Unwrap(key, wrapped []byte) ([]byte, error) {
 	secret, err := unwrap(key, wrapped)
 	if err != nil {
@@ -68,7 +67,7 @@ func unwrap(key, wrapped []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// Open unwraps what i brings with the shared secret z.
+// Open unwraps the secret of i with the shared secret z.
 func Open(z []byte, i hsm.Import) ([]byte, error) {
 	kek, err := KEK(z, i.Context)
 	if err != nil {
@@ -78,7 +77,7 @@ func Open(z []byte, i hsm.Import) ([]byte, error) {
 	return Unwrap(kek, i.Wrapped)
 }
 
-// Context is that of a sealed copy, as [hsm.Sealed] defines it. Both points
+// Context returns the context of a sealed copy, as [hsm.Sealed] defines it. Both points
 // are 65 bytes.
 func Context(spec hsm.KeySpec, recipient, ephemeral []byte) [32]byte {
 	text := append([]byte("countersign sealed key v1"), recipient...)
@@ -86,11 +85,11 @@ func Context(spec hsm.KeySpec, recipient, ephemeral []byte) [32]byte {
 	return sha256.Sum256(append(text, spec.Label...))
 }
 
-// Split takes a sealed copy apart; check.Restore has checked its length.
+// Split divides a sealed copy, whose length check.Restore has checked.
 func Split(s hsm.Sealed) (ephemeral, wrapped []byte) { return s[:check.PointLen], s[check.PointLen:] }
 
-// Seal makes a sealed copy of a key, PKCS #8 or 32 bytes, with an ephemeral key
-// that is used this once.
+// Seal makes a sealed copy of a key, PKCS #8 or 32 bytes, with an ephemeral key that must
+// not be used again.
 func Seal(spec hsm.KeySpec, recipient *ecdh.PublicKey, ephemeral *ecdh.PrivateKey, key []byte) (hsm.Sealed, error) {
 	z, err := ephemeral.ECDH(recipient)
 	if err != nil {
@@ -107,7 +106,7 @@ func Seal(spec hsm.KeySpec, recipient *ecdh.PublicKey, ephemeral *ecdh.PrivateKe
 	return append(point, wrapped...), err
 }
 
-// Unseal opens a sealed copy with the recipient's ECDH. What does not open is
+// Unseal opens a sealed copy with the recipient's key. A copy that does not open is
 // [hsm.ErrInput].
 func Unseal(spec hsm.KeySpec, recipient ecdh.KeyExchanger, s hsm.Sealed) ([]byte, error) {
 	point, wrapped := Split(s)

@@ -1,6 +1,5 @@
-// Command table reads what go test -json prints of the contract on several
-// PKCS#11 modules and prints a table: which of them has which capability, or
-// what it lacks.
+// Command table reads the output of go test -json of package matrix and prints a table:
+// the capabilities of each module, or what it lacks.
 package main
 
 import (
@@ -17,10 +16,10 @@ import (
 // root is the test whose children are the modules.
 const root = "TestModules/"
 
-// required are the modules without which the matrix is not worth its name.
+// required are the modules without which the matrix fails.
 var required = []string{"SoftHSM", "NSS softokn", "p11-kit-proxy"}
 
-// columns are the capabilities in order, and how they are called in the table.
+// columns are the capabilities in order, with their titles in the table.
 var columns = [][2]string{
 	{"P-256", "P-256"},
 	{"P-384", "P-384"},
@@ -49,7 +48,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return print(stdout, modules)
 }
 
-// module is what the tests of one say.
+// module holds the results of the tests of one module.
 type module struct {
 	name, version, why string // why it has no capabilities
 	failed             bool
@@ -95,7 +94,7 @@ func find(modules *[]*module, name string) *module {
 
 var logLine = regexp.MustCompile(`(?m)^\s+\S+\.go:\d+: (.*)$`)
 
-// end notes how a test ended; the module's own has no name.
+// end notes how a test ended. The module's own test has no name.
 func (m *module) end(t test) {
 	if t.name != "" {
 		m.tests = append(m.tests, t)
@@ -142,7 +141,7 @@ func print(w io.Writer, modules []*module) int {
 	return 0
 }
 
-// printFailures names what failed, which may be none of the columns.
+// printFailures names the tests that failed, which may belong to no column.
 func (m *module) printFailures(w io.Writer) {
 	for _, t := range m.tests {
 		if t.action == "fail" && !m.inner(t.name) {
@@ -151,7 +150,7 @@ func (m *module) printFailures(w io.Writer) {
 	}
 }
 
-// serves tells whether at least one capability is there.
+// serves reports whether at least one capability works.
 func (m *module) serves() bool {
 	return slices.ContainsFunc(columns, func(c [2]string) bool { return strings.HasPrefix(m.cell(c[0]), "yes") })
 }
@@ -200,15 +199,14 @@ func (m *module) cell(capability string) string {
 	return missing
 }
 
-// inner tells of a test that has tests below it.
+// inner reports whether a test has subtests.
 func (m *module) inner(name string) bool {
 	return slices.ContainsFunc(m.tests, func(t test) bool { return strings.HasPrefix(t.name, name+"/") })
 }
 
 var mechanism = regexp.MustCompile(`CK[MRO]_[A-Z0-9_]+`)
 
-// names are the mechanisms that a skipped test misses, or the return code that
-// stands for one.
+// names returns the mechanisms that a skipped test lacks, or a return code in their place.
 func names(output string) (all []string) {
 	for _, name := range mechanism.FindAllString(output, -1) {
 		if strings.HasPrefix(name, "CKR_") && len(all) > 0 {

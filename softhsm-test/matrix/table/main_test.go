@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// said is what go test -json prints of one test.
+// said returns the output of go test -json for one test.
 func said(name, action, log string) string {
 	line := ""
 	if log != "" {

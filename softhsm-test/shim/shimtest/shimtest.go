@@ -1,4 +1,4 @@
-// Package shimtest builds the fault shim for tests that are run without the Makefile.
+// Package shimtest builds the fault shim for tests that run without the Makefile.
 package shimtest
 
 import (

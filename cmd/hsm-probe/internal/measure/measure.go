@@ -1,22 +1,30 @@
-// Package measure measures a token the way the appliance uses it: many callers, one
-// deadline each, through whatever stands before the token.
+// Package measure measures a token as the appliance uses it: many callers, each with a
+// deadline.
 package measure
 
 import (
 	"context"
 	"crypto/ecdh"
+	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"countersign/cmd/hsm-probe/internal/report"
 	"countersign/hsm"
 )
 
-// Token is a token with keys made for measuring. Whoever made it removes them, by
-// [report.Label].
+// Token is a token with keys for measuring. The caller removes them, by [report.Label].
 type Token struct {
 	token             hsm.Token
 	sign, derive, mac hsm.Key
@@ -42,10 +50,10 @@ func New(ctx context.Context, token hsm.Token) (*Token, error) {
 	return g, nil
 }
 
-// digest is what is signed and authenticated, 32 bytes.
+// digest is the input of signatures and MACs, 32 bytes.
 var digest = make([]byte, 32)
 
-// signature makes one; it is the one place that knows the contract's words for it.
+// signature makes one signature.
 func (g *Token) signature(ctx context.Context) ([]byte, error) {
 	return g.token.Sign(ctx, g.sign.ID, hsm.ES256, digest)
 }
@@ -65,8 +73,8 @@ func (g *Token) Operation(name string) func(context.Context) error {
 // kept is how many times of a caller are kept, the last ones.
 const kept = 1 << 16
 
-// Measure calls from so many goroutines for a time. The first error ends it. CPU is
-// that of this process and of the children it has.
+// Measure calls from a number of goroutines for a time, and stops at the first error. It
+// counts the CPU time of this process and its children.
 func Measure(ctx context.Context, call func(context.Context) error, callers int, d time.Duration) (report.Stats, error) {
 	if err := call(ctx); err != nil { // so that caches are warm
 		return report.Stats{}, err
@@ -107,4 +115,74 @@ func repeat(ctx context.Context, call func(context.Context) error, end time.Time
 		s.Calls++
 	}
 	return s, nil
+}
+
+// errSignature: the token signed wrongly.
+var errSignature = errors.New("a signature does not verify")
+
+// Verified returns a call that makes a signature and verifies it, and one that only
+// verifies.
+func (g *Token) Verified(ctx context.Context) (both, check func(context.Context) error, err error) {
+	parsed, err := x509.ParsePKIXPublicKey(g.sign.Public)
+	if err != nil {
+		return nil, nil, err
+	}
+	public, ok := parsed.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, nil, errSignature
+	}
+	verify := func(sig []byte) error {
+		if !ecdsa.Verify(public, digest, new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
+			return errSignature
+		}
+		return nil
+	}
+	one, err := g.signature(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	both = func(ctx context.Context) error {
+		sig, err := g.signature(ctx)
+		if err != nil {
+			return err
+		}
+		return verify(sig)
+	}
+	return both, func(context.Context) error { return verify(one) }, nil
+}
+
+// cpuTime returns the time that this process and its running children, the workers, have
+// used. getrusage counts children only after they ended, hence the clock of each
+// (clock_getcpuclockid(3)).
+func cpuTime() (sum time.Duration) {
+	for _, pid := range append(children(), os.Getpid()) {
+		sum += cpuOf(pid)
+	}
+	return sum
+}
+
+func cpuOf(pid int) time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(int32(^pid<<3|2), &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// children returns the child processes of every thread of this process, none if the kernel
+// does not list them.
+func children() (pids []int) {
+	lists, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is sound
+	for _, path := range lists {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for text := range strings.FieldsSeq(string(raw)) {
+			if pid, err := strconv.Atoi(text); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }

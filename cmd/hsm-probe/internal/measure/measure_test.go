@@ -54,7 +54,7 @@ func TestChildrenCount(t *testing.T) {
 	}
 }
 
-// A measurement ends with the first error, whoever had it.
+// A measurement ends with the first error of any caller.
 func TestMeasureFails(t *testing.T) {
 	var n atomic.Int64
 	_, err := Measure(t.Context(), func(context.Context) error {

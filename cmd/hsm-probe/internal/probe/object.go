@@ -19,11 +19,11 @@ type pair struct {
 	point           []byte
 }
 
-// attr keeps templates readable.
+// attr shortens templates.
 func attr(typ uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(typ, value) }
 
-// draft is what every temporary object has: a label by which the next probe would
-// know it, and a place outside the token's memory where the module allows that.
+// draft returns the attributes of every temporary object: a label by which the next probe
+// recognizes it, and CKA_TOKEN false if the module allows that.
 func (p *prober) draft(token bool) []*pkcs11.Attribute {
 	p.number++
 	id := make([]byte, 20)
@@ -34,8 +34,8 @@ func (p *prober) draft(token bool) []*pkcs11.Attribute {
 	}
 }
 
-// temporary makes an object: as a session object, or on the token where a module
-// has no session objects of this kind. It is destroyed at the end.
+// temporary makes an object that is destroyed at the end: a session object, or a token
+// object if the module has no session objects of the kind.
 func (p *prober) temporary(make func(draft []*pkcs11.Attribute) error) error {
 	err := make(p.draft(p.token))
 	if err == nil || p.token {
@@ -75,7 +75,7 @@ func (p *prober) generatePair(mechanism uint, public, private []*pkcs11.Attribut
 	return k, err
 }
 
-// publicHalf is the draft of an object that may be seen without a login.
+// publicHalf returns the draft of an object that is visible without a login.
 func publicHalf(draft, more []*pkcs11.Attribute) (list []*pkcs11.Attribute) {
 	for _, a := range draft {
 		if a.Type == pkcs11.CKA_PRIVATE {
@@ -103,7 +103,7 @@ func (p *prober) value(h pkcs11.ObjectHandle, typ uint) ([]byte, error) {
 	return got[0].Value, nil
 }
 
-// at names the function an error is of; nil stays nil.
+// at adds the name of the function to an error; nil stays nil.
 func at(function string, err error) error {
 	if err == nil {
 		return nil
@@ -128,7 +128,7 @@ func find(raw *ours.Module, s pkcs11.SessionHandle, template []*pkcs11.Attribute
 	}
 }
 
-// Clean destroys what an interrupted job left on the token.
+// Clean destroys the objects of an interrupted job.
 func Clean(cfg ours.Config) (report.Cleaned, error) {
 	raw, err := enter(cfg)
 	if err != nil {
@@ -147,7 +147,7 @@ func removeLeft(raw *ours.Module) (removed int, err error) {
 	for _, h := range all {
 		got, err := raw.GetAttributeValue(raw.Login, h, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, nil)})
 		if err != nil || !bytes.HasPrefix(got[0].Value, []byte(report.Label)) {
-			continue // somebody else's
+			continue // a foreign object
 		}
 		if err := raw.DestroyObject(raw.Login, h); err != nil {
 			return removed, fmt.Errorf("removing %s: C_DestroyObject: %v: %w", got[0].Value, err, hsm.ErrUnavailable)

@@ -1,6 +1,6 @@
-// Package probe tries a PKCS#11 module: which mechanisms work, how it behaves where
-// the standard leaves it free, what its calls cost, and how many sessions are worth
-// having. It runs in an hsm-worker of its own and leaves nothing on the token.
+// Package probe tries a PKCS#11 module: which mechanisms work, how it behaves where the
+// standard leaves a choice, what its calls cost, and how many sessions are useful. It
+// leaves nothing on the token.
 package probe
 
 import (
@@ -13,17 +13,18 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/cmd/hsm-probe/internal/report"
+	"countersign/hsm"
 	ours "countersign/hsm/pkcs11"
 )
 
-// Bounds of a whole probe. A call of the module cannot be interrupted, so its last
-// one may go over.
+// Bounds of a whole probe. A call of the module cannot be interrupted, so the last one may
+// take longer.
 const (
 	quickTime = 4500 * time.Millisecond
 	fullTime  = 28 * time.Second
 )
 
-// Order is what a job is told beside token and PIN.
+// Order is what a job gets besides the token and the PIN.
 type Order struct {
 	Quick    bool          `json:"quick,omitempty"`     // a probe of at most 5 s in place of 30 s
 	WrongPIN bool          `json:"wrong_pin,omitempty"` // try a wrong PIN once after the login
@@ -32,7 +33,7 @@ type Order struct {
 	Only     []string      `json:"only,omitempty"`      // operations of a loop, all when empty
 }
 
-// prober is one probe on its way.
+// prober is one probe.
 type prober struct {
 	*ours.Module
 	ctx    context.Context
@@ -65,8 +66,8 @@ var stages = []struct {
 	{"session limit", (*prober).sessionLimit},
 }
 
-// Run makes the sheet of a token. Only a token that is not there and a refused PIN
-// are errors; what fails later is in the sheet.
+// Run makes the sheet of a token. It returns an error only if the token is absent or
+// refuses the PIN; later errors are in the sheet.
 func Run(ctx context.Context, cfg ours.Config, order Order) (s report.Sheet, err error) {
 	p, err := open(ctx, cfg, order)
 	if err != nil {
@@ -116,8 +117,8 @@ func open(ctx context.Context, cfg ours.Config, order Order) (*prober, error) {
 	return p, nil
 }
 
-// close destroys what is left of this probe. It runs after the report is made, so
-// what cannot be destroyed is left to the next probe.
+// close destroys the objects of this probe. It runs after the report is made, so the next
+// probe removes what cannot be destroyed.
 func (p *prober) close() {
 	for _, h := range slices.Backward(p.made) {
 		_ = p.DestroyObject(p.main, h)
@@ -134,5 +135,99 @@ func (p *prober) found(name, answer string) {
 	p.report.Behaviour = append(p.report.Behaviour, report.Finding{Name: name, Answer: answer})
 }
 
-// limit is the token's limit of sessions, 0 for none that it tells of.
+// limit returns the token's limit of sessions, 0 if it reports none.
 func (p *prober) limit() uint { return known(p.Info.MaxRwSessionCount) }
+
+// flagNames are the CK_TOKEN_INFO flags that matter to users of the token.
+var flagNames = []struct {
+	flag uint
+	name string
+}{
+	{pkcs11.CKF_RNG, "rng"},
+	{pkcs11.CKF_WRITE_PROTECTED, "write-protected"},
+	{pkcs11.CKF_LOGIN_REQUIRED, "login-required"},
+	{pkcs11.CKF_USER_PIN_INITIALIZED, "user-pin-initialized"},
+	{pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH, "protected-authentication-path"},
+	{pkcs11.CKF_TOKEN_INITIALIZED, "token-initialized"},
+	{pkcs11.CKF_USER_PIN_COUNT_LOW, "user-pin-count-low"},
+	{pkcs11.CKF_USER_PIN_FINAL_TRY, "user-pin-final-try"},
+	{pkcs11.CKF_USER_PIN_LOCKED, "user-pin-locked"},
+	{pkcs11.CKF_USER_PIN_TO_BE_CHANGED, "user-pin-to-be-changed"},
+}
+
+// List returns what a module shows without a login.
+func List(cfg ours.Config) (report.Module, error) {
+	raw, err := ours.Load(cfg)
+	if err != nil {
+		return report.Module{}, err
+	}
+	m := report.Module{Tokens: []report.Token{}}
+	if m.Library, err = library(raw, cfg.Module); err != nil {
+		return m, err
+	}
+	slots, err := raw.GetSlotList(true)
+	if err != nil {
+		return m, fmt.Errorf("C_GetSlotList: %v: %w", err, hsm.ErrUnavailable)
+	}
+	for _, s := range slots {
+		if info, err := raw.GetTokenInfo(s); err == nil { // one bad slot hides no other
+			m.Tokens = append(m.Tokens, describe(raw, s, info))
+		}
+	}
+	return m, nil
+}
+
+func (p *prober) describe(module string) (err error) {
+	if p.report.Library, err = library(p.Module, module); err != nil {
+		return err
+	}
+	list, err := p.GetMechanismList(p.Slot)
+	if err != nil {
+		return fmt.Errorf("C_GetMechanismList: %v: %w", err, hsm.ErrUnavailable)
+	}
+	for _, m := range list {
+		p.listed = append(p.listed, m.Mechanism)
+	}
+	p.report.Token = describe(p.Module, p.Slot, p.Info)
+	p.report.Token.Mechanisms = len(list)
+	return nil
+}
+
+func library(raw *ours.Module, path string) (report.Library, error) {
+	info, err := raw.GetInfo()
+	if err != nil {
+		return report.Library{}, fmt.Errorf("C_GetInfo: %v: %w", err, hsm.ErrUnavailable)
+	}
+	return report.Library{
+		Path: path, Description: info.LibraryDescription, Manufacturer: info.ManufacturerID,
+		Version: version(info.LibraryVersion), Cryptoki: version(info.CryptokiVersion),
+	}, nil
+}
+
+func describe(raw *ours.Module, slot uint, info pkcs11.TokenInfo) report.Token {
+	t := report.Token{
+		Slot: slot, Label: info.Label, Serial: info.SerialNumber, Manufacturer: info.ManufacturerID, Model: info.Model,
+		Hardware: version(info.HardwareVersion), Firmware: version(info.FirmwareVersion), Flags: []string{},
+		MaxSessions: known(info.MaxSessionCount), MaxRWSessions: known(info.MaxRwSessionCount),
+	}
+	for _, f := range flagNames {
+		if info.Flags&f.flag != 0 {
+			t.Flags = append(t.Flags, f.name)
+		}
+	}
+	if s, err := raw.GetSlotInfo(slot); err == nil { // the description is optional
+		t.SlotDescription, t.SlotMaker = s.SlotDescription, s.ManufacturerID
+	}
+	return t
+}
+
+func version(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+
+// known returns a limit, or 0 if it is CK_EFFECTIVELY_INFINITE or
+// CK_UNAVAILABLE_INFORMATION.
+func known(limit uint) uint {
+	if limit == ^uint(0) {
+		return 0
+	}
+	return limit
+}

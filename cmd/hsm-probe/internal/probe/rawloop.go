@@ -16,7 +16,7 @@ typedef struct { loop_ulong kdf, shared_len; void *shared; loop_ulong public_len
 enum { LOOP_DESTROY_OBJECT = 22, LOOP_GET_ATTRIBUTE_VALUE = 24, LOOP_SIGN_INIT = 42, LOOP_SIGN = 43, LOOP_GENERATE_KEY = 58, LOOP_DERIVE_KEY = 62 };
 enum { LOOP_ECDH1_DERIVE = 0x1050 };
 
-// What one thread does: a signature or MAC of in, or a derivation with the point in.
+// The work of one thread: a signature or MAC of in, or a derivation with the point in.
 typedef struct {
 	loop_ulong session, key, mechanism, in_len, out_len;
 	int64_t for_ns;
@@ -24,7 +24,7 @@ typedef struct {
 	int query;    // ask for the length before the signature
 } loop_job;
 
-// What it came to; times in ns, summed over all calls.
+// The result; times in ns, summed over all calls.
 typedef struct {
 	int64_t init, query, call, total;
 	uint32_t calls;
@@ -121,24 +121,24 @@ import (
 	ours "countersign/hsm/pkcs11"
 )
 
-// maxKept is how many of a loop's times are kept, the last ones.
+// maxKept is how many times of a loop are kept, the last ones.
 const maxKept = 1 << 16
 
-// loop is what one thread calls again and again, without Go between the calls.
+// loop is the call that one thread repeats, without Go between the calls.
 type loop struct {
 	session   pkcs11.SessionHandle
 	key       pkcs11.ObjectHandle
 	mechanism uint   // of C_SignInit, without a parameter; or CKM_ECDH1_DERIVE
-	input     []byte // what is signed, or the peer's point of 65 bytes
+	input     []byte // input of a signature, or the point of the peer, 65 bytes
 	size      int    // of the answer in bytes, at most 64 of a derivation and 1024 of a signature
 	query     bool   // ask for the length before each signature
 }
 
-// parts is where the time of signatures went, summed.
+// parts is the time of the parts of signatures, summed.
 type parts struct{ init, query, call time.Duration }
 
-// run calls for a time, at least once, and cannot be interrupted: give it little
-// time at once. After an error, which is a return code, it stops.
+// run calls for a time, at least once. It cannot be interrupted, so d should be short. It
+// stops at the first error, which is a return code.
 func run(m *ours.Module, l loop, d time.Duration) (report.Sample, parts, error) {
 	job := C.loop_job{
 		session: C.loop_ulong(l.session), key: C.loop_ulong(l.key), mechanism: C.loop_ulong(l.mechanism),

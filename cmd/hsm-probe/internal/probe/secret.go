@@ -14,8 +14,8 @@ func (p *prober) makeSecret() (err error) {
 	return err
 }
 
-// readable is the template of a secret key that can be read, to check results in
-// software. The appliance's own can not.
+// readable returns the template of a secret key that can be read, for checking results in
+// software. The appliance's cannot.
 func readable(keyType uint, usages ...uint) []*pkcs11.Attribute {
 	list := []*pkcs11.Attribute{
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, keyType),
@@ -34,7 +34,7 @@ func (p *prober) hmac() error {
 		return err
 	}
 	key, err := p.value(p.secret, pkcs11.CKA_VALUE)
-	if err != nil { // no secret leaves this module; then the same twice has to do
+	if err != nil { // no secret leaves this module: compare two MACs
 		again, err := p.sign(mech(pkcs11.CKM_SHA256_HMAC, nil), p.secret, data)
 		return p.same(got, again, err)
 	}
@@ -56,8 +56,8 @@ func (p *prober) makeAES() (err error) {
 	return err
 }
 
-// wrapSecret wraps a secret of 32 bytes, unwraps it to a key for MACs, and compares
-// what both of them make of the same data.
+// wrapSecret wraps a secret of 32 bytes, unwraps it to a key for MACs, and compares the
+// MACs of both.
 func (p *prober) wrapSecret(mechanism uint) error {
 	if p.aes == 0 || p.secret == 0 {
 		return errNoKey
@@ -80,7 +80,7 @@ func (p *prober) wrapSecret(mechanism uint) error {
 	return p.same(got, want, err)
 }
 
-// unwrap is C_UnwrapKey, and its refusing what was altered.
+// unwrap is C_UnwrapKey. It also checks that the module refuses an altered key.
 func (p *prober) unwrap(mechanism uint, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	h, err := p.UnwrapKey(p.main, mech(mechanism, nil), p.aes, wrapped, template)
 	if err != nil {

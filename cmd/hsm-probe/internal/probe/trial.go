@@ -16,21 +16,21 @@ const (
 	ckmAESKeyWrapPad     = 0x210a
 )
 
-// Reasons of a trial that are not return codes.
+// Reasons that are not return codes.
 var (
 	errWrong = errors.New("the result is wrong")
 	errNoKey = errors.New("not tried: there is no key for it")
-	errOpen  = errors.New("what was altered is accepted")
+	errOpen  = errors.New("an altered key is accepted")
 )
 
-// trial is one use of one mechanism. Its error is what the sheet says.
+// trial is one use of one mechanism.
 type trial struct {
 	name      string
 	mechanism string
 	code      uint
 	required  bool
 	usedFor   string
-	try       func(*prober) error // nil: nothing here uses it
+	try       func(*prober) error // nil: the appliance does not use it
 }
 
 const (
@@ -72,7 +72,7 @@ func (p *prober) capabilities() error {
 	for _, t := range trials {
 		if !p.hasTime() {
 			p.skip(t.name)
-			if t.required { // not known is not there
+			if t.required { // unknown counts as missing
 				p.note(t, report.Fails, "no time was left")
 			}
 			continue

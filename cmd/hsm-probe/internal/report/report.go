@@ -1,13 +1,12 @@
-// Package sheet is what is known of a PKCS#11 module after it was tried: the
-// conformance sheet that hsm-worker makes and countersignctl prints, and what
-// follows from it. Its JSON keys are an API.
+// Package report defines what hsm-probe reports of a PKCS#11 module: capabilities,
+// behaviour, costs and throughput, and the settings that follow. The JSON keys are an API.
 package report
 
-// Label begins the CKA_LABEL of every object that a job makes. Who makes none of
-// that name may run jobs on a token in service.
+// Label begins the CKA_LABEL of every object that a job makes. Jobs may run on a token in
+// service if no other object has such a label.
 const Label = "countersign-probe-"
 
-// Sheet is what a module can do, what it costs, and how to use it.
+// Sheet says what a module can do, what it costs, and how to use it.
 type Sheet struct {
 	Library      Library      `json:"library"`
 	Token        Token        `json:"token"`
@@ -31,8 +30,8 @@ type Library struct {
 	Cryptoki     string `json:"cryptoki"`
 }
 
-// Token is CK_TOKEN_INFO with its slot. A session limit of 0 is none that the
-// token tells of.
+// Token is CK_TOKEN_INFO with its slot. A session limit of 0 means that the token reports
+// none.
 type Token struct {
 	Slot            uint     `json:"slot"`
 	SlotDescription string   `json:"slot_description"`
@@ -49,13 +48,13 @@ type Token struct {
 	Mechanisms      int      `json:"mechanisms"` // how many are listed
 }
 
-// Module is what can be seen without a login.
+// Module is visible without a login.
 type Module struct {
 	Library Library `json:"library"`
 	Tokens  []Token `json:"tokens"`
 }
 
-// Cleaned counts what a job found of an earlier one and removed.
+// Cleaned counts the objects of an earlier job that were removed.
 type Cleaned struct {
 	Removed int `json:"removed"`
 }
@@ -73,7 +72,7 @@ type Cost struct {
 	Note string  `json:"note,omitempty"`
 }
 
-// Verdict is what became of trying a mechanism.
+// Verdict is the outcome of trying a mechanism.
 type Verdict string
 
 // The verdicts.
@@ -94,8 +93,8 @@ type Capability struct {
 	UsedFor   string  `json:"used_for,omitempty"`
 }
 
-// Missing names the required capabilities that do not work, with their mechanism
-// and what they block.
+// Missing names the required capabilities that do not work, with their mechanism and what
+// they block.
 func Missing(all []Capability) []string {
 	missing := []string{}
 	for _, c := range all {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Settings are what config.toml should say for this token on this machine.
+// Settings are the recommended values in config.toml for this token on this machine.
 type Settings struct {
 	Workers  int    `json:"workers"`
 	Sessions int    `json:"sessions"` // of each worker
@@ -14,7 +14,7 @@ type Settings struct {
 	Why      string `json:"why"`
 }
 
-// Machine is what bounds the settings beside the curves.
+// Machine is what limits the settings besides the curves.
 type Machine struct {
 	Cores       int
 	MaxSessions uint // of the token, 0 is unlimited
@@ -31,8 +31,8 @@ const (
 	patience   = 20  // times the slowest of a hundred calls is hung, not slow
 )
 
-// Recommend says how many workers and sessions are worth having. Sessions beyond
-// the knee add nothing but latency.
+// Recommend returns how many workers and sessions are useful. Sessions beyond the knee
+// only add latency.
 func Recommend(curves []Curve, m Machine) *Settings {
 	knee, slowest, local, serial := 0, 0.0, false, ""
 	for _, c := range curves {
@@ -77,7 +77,7 @@ func (s *Settings) within(m Machine) *Settings {
 	return s
 }
 
-// timeout is long enough for what is slow and short enough for what hangs.
+// timeout is longer than slow calls and shorter than a hang.
 func timeout(slowestUS float64) time.Duration {
 	seconds := math.Ceil(patience * slowestUS / 1e6)
 	return min(max(time.Duration(seconds)*time.Second, minTimeout), maxTimeout)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Stats are many calls of one kind. Times are in µs.
+// Stats summarizes calls of one kind. Times are in µs.
 type Stats struct {
 	Rate float64 `json:"per_second"`
 	Mean float64 `json:"mean_us"`
@@ -18,15 +18,14 @@ type Stats struct {
 	CPU  float64 `json:"cpu_us"` // of all threads and worker processes, for each call
 }
 
-// Sample is what one thread measured: how often it called, and how long some of
-// the calls took.
+// Sample is the measurement of one thread: the number of calls, and how long some of them
+// took.
 type Sample struct {
 	Calls int
 	Each  []time.Duration
 }
 
-// NewStats sums up what threads measured side by side in a time. It sorts the
-// samples.
+// NewStats summarizes what threads measured in parallel. It sorts the samples.
 func NewStats(samples []Sample, took time.Duration) Stats {
 	var all []time.Duration
 	calls, sum := Calls(samples), time.Duration(0)
@@ -47,10 +46,10 @@ func NewStats(samples []Sample, took time.Duration) Stats {
 	}
 }
 
-// Each is the part of a time that one of several calls took, in µs.
+// Each returns the time of one of several calls, in µs.
 func Each(sum time.Duration, calls int) float64 { return thousandth(us(sum) / float64(max(calls, 1))) }
 
-// Calls is how many calls the samples are of.
+// Calls returns the number of calls in the samples.
 func Calls(samples []Sample) (n int) {
 	for _, s := range samples {
 		n += s.Calls
@@ -60,10 +59,10 @@ func Calls(samples []Sample) (n int) {
 
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// thousandth leaves out the digits that no measurement has.
+// thousandth drops insignificant digits.
 func thousandth(f float64) float64 { return math.Round(f*1000) / 1000 }
 
-// Point is the speed of an operation with so many sessions at once.
+// Point is the speed of an operation with a number of sessions.
 type Point struct {
 	Sessions int `json:"sessions"`
 	Stats
@@ -76,11 +75,11 @@ type Curve struct {
 	Knee      int     `json:"knee"` // sessions, see [Knee]
 }
 
-// enough is the part of the best throughput that more sessions are not worth.
+// enough is the part of the best throughput for which more sessions are not worthwhile.
 const enough = 0.9
 
-// Knee is the smallest number of sessions with at least 90 % of the best
-// throughput; 0 of no points.
+// Knee returns the smallest number of sessions with at least 90 % of the best throughput,
+// 0 without points.
 func Knee(points []Point) int {
 	best := slices.MaxFunc(append([]Point{{}}, points...), func(a, b Point) int { return cmp.Compare(a.Rate, b.Rate) })
 	for _, p := range points {
@@ -91,7 +90,7 @@ func Knee(points []Point) int {
 	return 0
 }
 
-// At returns the point with so many sessions.
+// At returns the point with a number of sessions.
 func (c Curve) At(sessions int) Point {
 	for _, p := range c.Points {
 		if p.Sessions == sessions {
@@ -101,8 +100,8 @@ func (c Curve) At(sessions int) Point {
 	return Point{}
 }
 
-// Raw is the speed of a token without processes and queues before it: calls in a
-// C loop, one thread for each session.
+// Raw is the speed of a token without processes and queues before it: calls in a C loop,
+// one thread for each session.
 type Raw struct {
 	Curves []Curve `json:"curves"`
 }
@@ -124,7 +123,7 @@ const (
 	PathVerified = "service, verified" // and the signature checked in software
 )
 
-// Bench compares the service with the token it stands on.
+// Bench compares the service with its token.
 type Bench struct {
 	Workers  int        `json:"workers"`
 	Sessions int        `json:"sessions"` // of each worker
@@ -134,7 +133,7 @@ type Bench struct {
 	Verify   Stats      `json:"verify"` // of P-256 signatures in software, one thread
 }
 
-// Measured is the speed of one operation one way.
+// Measured is the speed of one operation on one path.
 type Measured struct {
 	Operation string `json:"operation"`
 	Path      string `json:"path"`
@@ -144,7 +143,7 @@ type Measured struct {
 	OfRawAll float64 `json:"of_raw_all"` // of the raw rate with a thread for each session
 }
 
-// AddRaw adds what a loop measured.
+// AddRaw adds the measurements of a C loop.
 func (b *Bench) AddRaw(r Raw) {
 	for _, c := range r.Curves {
 		for _, p := range c.Points {
@@ -153,7 +152,7 @@ func (b *Bench) AddRaw(r Raw) {
 	}
 }
 
-// Compare fills in the ratios. A rate that was not measured leaves 0.
+// Compare sets the ratios. A rate that was not measured leaves 0.
 func (b *Bench) Compare() {
 	for i, m := range b.Measured {
 		b.Measured[i].OfRawOne = ratio(m.Rate, b.rawRate(m.Operation, 1))

@@ -1,11 +1,13 @@
 package probe
 
 import (
+	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/asn1"
@@ -121,7 +123,7 @@ func publicKey(v []byte, c curve) (*ecdsa.PublicKey, bool) {
 	return key, err == nil
 }
 
-// bare takes CKA_EC_POINT out of the encoding it is in, and names that.
+// bare decodes CKA_EC_POINT and names its encoding.
 func bare(v []byte) (point []byte, form string) {
 	var octets []byte
 	if rest, err := asn1.Unmarshal(v, &octets); err == nil && len(rest) == 0 {
@@ -189,7 +191,7 @@ func (p *prober) deriveSecret(key pkcs11.ObjectHandle, peer []byte) (pkcs11.Obje
 	return h, at("C_DeriveKey", err)
 }
 
-// copyToToken is how the appliance gets a key pair under its final name, for its
+// copyToToken copies a key pair, as the appliance does to give it its final name: its
 // CKA_ID is known only after it was made.
 func (p *prober) copyToToken() error {
 	if p.p256.private == 0 {
@@ -200,4 +202,64 @@ func (p *prober) copyToToken() error {
 		return at("C_CopyObject", err)
 	}
 	return at("C_DestroyObject", p.DestroyObject(p.main, h))
+}
+
+// sha256Info is what PKCS#1 v1.5 puts before a SHA-256 digest (RFC 8017 §9.2).
+var sha256Info = []byte{0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20}
+
+func (p *prober) makeRSA() (err error) {
+	p.rsa, err = p.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
+		[]*pkcs11.Attribute{
+			attr(pkcs11.CKA_MODULUS_BITS, 2048), attr(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}), attr(pkcs11.CKA_VERIFY, true),
+		},
+		[]*pkcs11.Attribute{attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false), attr(pkcs11.CKA_SIGN, true)})
+	return err
+}
+
+func (p *prober) pkcs1() error {
+	digest := sha256.Sum256([]byte("probe"))
+	return p.checkPKCS1(pkcs11.CKM_RSA_PKCS, append(append([]byte{}, sha256Info...), digest[:]...))
+}
+
+func (p *prober) rsaSHA256() error { return p.checkPKCS1(pkcs11.CKM_SHA256_RSA_PKCS, []byte("probe")) }
+
+func (p *prober) checkPKCS1(mechanism uint, in []byte) error {
+	sig, err := p.sign(mech(mechanism, nil), p.rsa.private, in)
+	if err != nil {
+		return err
+	}
+	key, err := p.rsaPublic()
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256([]byte("probe"))
+	if rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], sig) != nil {
+		return errWrong
+	}
+	return nil
+}
+
+func (p *prober) pss() error {
+	digest := sha256.Sum256([]byte("probe"))
+	params := pkcs11.NewPSSParams(pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, 32)
+	sig, err := p.sign(mech(pkcs11.CKM_RSA_PKCS_PSS, params), p.rsa.private, digest[:])
+	if err != nil {
+		return err
+	}
+	key, err := p.rsaPublic()
+	if err != nil {
+		return err
+	}
+	if rsa.VerifyPSS(key, crypto.SHA256, digest[:], sig, &rsa.PSSOptions{SaltLength: 32}) != nil {
+		return errWrong
+	}
+	return nil
+}
+
+func (p *prober) rsaPublic() (*rsa.PublicKey, error) {
+	n, err := p.value(p.rsa.public, pkcs11.CKA_MODULUS)
+	if err != nil {
+		return nil, err
+	}
+	return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}, nil
 }

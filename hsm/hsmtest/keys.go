@@ -1,25 +1,186 @@
 package hsmtest
 
 import (
+	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"math/big"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"countersign/hsm"
+	"countersign/hsm/internal/check"
 )
 
-// deed is one call with good arguments, but for the key it is given.
+// object returns the only object of a key.
+func (s *suite) object(t *testing.T, k hsm.Key) hsm.Object {
+	t.Helper()
+	all, err := s.token.Objects(t.Context())
+	must(t, err)
+	all = slices.DeleteFunc(all, func(o hsm.Object) bool { return !bytes.Equal(o.ID, k.ID[:]) || o.Label != k.Label })
+	if len(all) == 0 {
+		t.Fatalf("%s has no object", k.Label)
+	}
+	return all[0]
+}
+
+func (s *suite) testObjects(t *testing.T) {
+	for _, k := range s.several(t) {
+		o := s.object(t, k)
+		if pair := o.Class == "CKO_PRIVATE_KEY"; pair != k.Usage.Pair() || o.KeyType == "" {
+			t.Errorf("%s: %s, %s", k.Label, o.Class, o.KeyType)
+		}
+		if o.True&hsm.AttrUsages != k.Usage.Kind().May {
+			t.Errorf("%s may %v", k.Label, o.True.Names())
+		}
+		const closed = hsm.AttrPrivate | hsm.AttrSensitive
+		if !o.Has(closed) || o.True&hsm.AttrExtractable != 0 || o.True&^o.Told != 0 {
+			t.Errorf("%s is %v of %v", k.Label, o.True.Names(), o.Told.Names())
+		}
+		ages := hsm.AttrHistory
+		if k.Copied {
+			ages &^= hsm.AttrNeverExtractable
+		}
+		if missing := ages & o.Told &^ o.True; missing != 0 {
+			t.Errorf("%s was made here, and is not %v", k.Label, missing.Names())
+		}
+	}
+	k := s.generate(t, "gone", hsm.MACKey)
+	before, err := s.token.Objects(t.Context())
+	must(t, err)
+	s.drop(t, k.ID)
+	if after, err := s.token.Objects(t.Context()); err != nil || len(after) >= len(before) {
+		t.Errorf("%d objects, %d when one was destroyed: %v", len(before), len(after), err)
+	}
+}
+
+// testObjectsTell: a key that was copied was extractable, and a restored key was not made
+// on the token.
+func (s *suite) testObjectsTell(t *testing.T) {
+	for _, usage := range []hsm.Usage{hsm.SignP256, hsm.MACKey} {
+		k, r, _ := s.copied(t, "tells-"+usage.String(), usage)
+		made := s.object(t, k)
+		s.drop(t, k.ID)
+		_, err := s.token.Restore(t.Context(), r)
+		must(t, err)
+		restored := s.object(t, k)
+		if !k.Copied || made.Has(hsm.AttrNeverExtractable) {
+			t.Errorf("%s: copies were made, and it is %v", usage, made.True.Names())
+		}
+		if restored.Has(hsm.AttrLocal) || restored.Has(hsm.AttrNeverExtractable) {
+			t.Errorf("%s was restored, and is %v", usage, restored.True.Names())
+		}
+	}
+}
+
+// certificate makes a certificate of the public key, by a temporary issuer.
+func certificate(t *testing.T, public crypto.PublicKey, serial int64) []byte {
+	t.Helper()
+	issuer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "subject"},
+		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+	}
+	parent := &x509.Certificate{Subject: pkix.Name{CommonName: "issuer"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func (s *suite) testCertificate(t *testing.T) {
+	var k hsm.Key
+	for _, k = range s.several(t) {
+		if k.Usage.Pair() {
+			break
+		}
+	}
+	if !k.Usage.Pair() {
+		t.Skip("module lacks key pairs")
+	}
+	public, _, err := check.ParsePublic(k.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := hsm.Certificate{Key: k.ID, Label: k.Label, DER: certificate(t, public, 200)}
+	second := hsm.Certificate{Key: k.ID, Label: k.Label, DER: certificate(t, public, 300)}
+	for _, c := range []hsm.Certificate{first, second, first} {
+		must(t, s.token.StoreCertificate(t.Context(), c))
+	}
+	if n := s.certificates(t, k.ID, first, second); n != 2 {
+		t.Errorf("%d certificates, want 2", n)
+	}
+	s.refusesCertificates(t, first)
+	s.drop(t, k.ID)
+	delete(s.made, k.Usage)
+	if n := s.certificates(t, k.ID); n != 0 {
+		t.Errorf("%d certificates outlive their key", n)
+	}
+}
+
+// certificates counts the certificates of a key and looks for some.
+func (s *suite) certificates(t *testing.T, id hsm.KeyID, want ...hsm.Certificate) (n int) {
+	t.Helper()
+	all, err := s.token.Certificates(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		if c.Key == id {
+			n++
+		}
+		for i, w := range want {
+			if c.Key == w.Key && c.Label == w.Label && bytes.Equal(c.DER, w.DER) {
+				want = append(want[:i:i], want[i+1:]...)
+				break
+			}
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("%d certificates are not listed", len(want))
+	}
+	return n
+}
+
+func (s *suite) refusesCertificates(t *testing.T, good hsm.Certificate) {
+	t.Helper()
+	for name, change := range map[string]func(*hsm.Certificate){
+		"key":     func(c *hsm.Certificate) { c.Key[0] ^= 1 },
+		"label":   func(c *hsm.Certificate) { c.Label = strings.Repeat("x", 65) },
+		"nothing": func(c *hsm.Certificate) { c.DER = nil },
+		"more":    func(c *hsm.Certificate) { c.DER = append(bytes.Clone(c.DER), 0) },
+	} {
+		c := good
+		change(&c)
+		if err := s.token.StoreCertificate(t.Context(), c); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("%s: %v, want ErrInput", name, err)
+		}
+	}
+}
+
+// deed is one call with good arguments, except for the key it is given.
 type deed struct {
 	name  string
 	usage hsm.Usage
 	do    func(context.Context, hsm.KeyID) error
 }
 
-// deeds are the calls that a module can do with the keys of several.
+// deeds returns the calls that the module supports.
 func (s *suite) deeds(t *testing.T) (deeds []deed) {
 	t.Helper()
 	s.several(t)
