@@ -273,5 +273,5 @@ func (b *bench) ended() (c adminapi.Change) {
 
 // resumed reports whether the appliance found a change that was taken and had not ended.
 func (b *bench) resumed() bool {
-	return strings.Contains(b.Appliance.Log(), "change was interrupted and is made now")
+	return strings.Contains(b.Appliance.Log(), "interrupted change is made now")
 }

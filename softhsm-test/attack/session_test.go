@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
 	"countersign/protocol/message"
+	"countersign/protocol/password"
 	"countersign/protocol/receipt"
 	"countersign/protocol/trust"
 	"countersign/softhsm-test/harness"
@@ -154,7 +156,8 @@ func (s *Session) Honest() Sign {
 		sign.Slot, sign.Key = protocol.SlotUV, *s.Phone.UV
 	}
 	if s.P2.Factors.Has(protocol.FactorPassword) {
-		proof := s.Phone.Verifier.Proof(s.Stmt.Hash())
+		k := cmp.Or(s.Phone.Verifier, new(password.Verifier)) // any proof, of a phone without a password
+		proof := k.Proof(s.Stmt.Hash())
 		sign.Proof = proof[:]
 	}
 	return sign

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +179,7 @@ func (s *stage) startsOnce(ctx context.Context) {
 }
 
 func (s *stage) kill(ctx context.Context) {
+	file, whole := s.tokenObject()
 	d := harness.Must(s.Config.Bin.Start(harness.Call{Program: "countersignd", Args: s.daemonArgs(s.keyed().args()), Env: s.env()}))
 	timer := time.NewTimer(time.Duration(s.random.Int64N(int64(longestRestore))))
 	select {
@@ -189,6 +191,20 @@ func (s *stage) kill(ctx context.Context) {
 	for _, c := range children {
 		harness.Do(c.Wait(ctx))
 	}
+	if info := harness.Must(os.Stat(file)); info.Size() == 0 {
+		s.Say("SoftHSM lost its token to a kill in C_Login; it is put back")
+		harness.Do(os.WriteFile(file, whole, 0o600))
+	}
+}
+
+// tokenObject returns the path and content of token.object, which SoftHSM truncates at each
+// C_Login and then writes again.
+func (s *stage) tokenObject() (path string, content []byte) {
+	files := harness.Must(filepath.Glob(s.path("tokens", "*", "token.object")))
+	if len(files) != 1 {
+		harness.Fail("%d files token.object", len(files))
+	}
+	return files[0], harness.Must(os.ReadFile(files[0]))
 }
 
 // refusesMeanwhile: where a restore was cut off nothing else begins.
