@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/protocol/trust"
@@ -214,13 +215,7 @@ type PasswordAsk struct {
 
 // Password is a password as typed, in UTF-8. It does not print. The client overwrites the result of
 // a [PasswordSource] after use; copies made while stretching remain until garbage collection.
-type Password []byte
-
-// String prevents the password from printing.
-func (Password) String() string { return "[redacted]" }
-
-// GoString prevents %#v from printing the password.
-func (Password) GoString() string { return "[redacted]" }
+type Password = secret.Bytes
 
 // Shown is the information that the user sees and then signs. DeviceName and Text are the device's
 // own words; mark them as such.

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net/http"
 
+	"countersign/client/internal/kept"
 	"countersign/client/internal/remote"
-	"countersign/client/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/enrol"
@@ -149,7 +149,7 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (enrol.Request
 
 // setPassword puts the password's wrapped verifier into a request. It returns nil without a
 // password.
-func (a application) setPassword(req *enrol.Request) (*secret.Kept, error) {
+func (a application) setPassword(req *enrol.Request) (*kept.Password, error) {
 	if a.Password == nil {
 		return nil, nil
 	}
@@ -161,7 +161,7 @@ func (a application) setPassword(req *enrol.Request) (*secret.Kept, error) {
 	if params == (password.Params{}) {
 		params = password.Default
 	}
-	kept := secret.New(params)
+	kept := kept.New(params)
 	var err error
 	req.Password, err = kept.Enrolment(derive.PasswordImport{
 		Root: a.trust.Root.RootID(), Enrol: enrolKey.Key, SigningKey: req.SigningKey,

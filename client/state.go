@@ -15,11 +15,13 @@ import (
 	"io/fs"
 	"time"
 
-	"countersign/client/internal/secret"
+	"countersign/client/internal/kept"
 	"countersign/internal/durable"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/trust"
+
+	"countersign/internal/secret"
 )
 
 const (
@@ -33,7 +35,7 @@ const (
 //	 "counter": the last counter that a serial has or may have used,
 //	 "names": {"<service>": "the user's own name"},
 //	 "enrolling": {"body": request as sent or about to be sent, ?"password"},
-//	 "enrolment": {"url", "signing_key", ?"uv_key", ?"password": secret.Kept, "client_cert", "floors", "at"},
+//	 "enrolment": {"url", "signing_key", ?"uv_key", ?"password": kept.Password, "client_cert", "floors", "at"},
 //	 "trust": trust.State,
 //	 "session": see session}
 //
@@ -52,14 +54,14 @@ type state struct {
 // the answer again.
 type enrolling struct {
 	Body     protocol.Base64 `json:"body"`
-	Password *secret.Kept    `json:"password,omitempty"`
+	Password *kept.Password  `json:"password,omitempty"`
 }
 
 type enrolment struct {
 	URL        string           `json:"url"`
 	SigningKey protocol.Base64  `json:"signing_key"`
 	UVKey      protocol.Base64  `json:"uv_key,omitempty"`
-	Password   *secret.Kept     `json:"password,omitempty"`
+	Password   *kept.Password   `json:"password,omitempty"`
 	ClientCert protocol.Base64  `json:"client_cert"`
 	Floors     []protocol.Floor `json:"floors"`
 	At         time.Time        `json:"at"`
@@ -255,13 +257,14 @@ func (s fileKeys) Delete(_ context.Context, public protocol.PublicKey) error {
 }
 
 type fileKey struct {
+	secret.Hidden
 	private *ecdsa.PrivateKey
 	public  protocol.PublicKey
 }
 
 func newFileKey(private *ecdsa.PrivateKey) (fileKey, error) {
 	public, err := protocol.CompressKey(&private.PublicKey)
-	return fileKey{private, public}, err
+	return fileKey{private: private, public: public}, err
 }
 
 func (k fileKey) Public() protocol.PublicKey { return k.public }
@@ -277,9 +280,3 @@ func (k fileKey) SignDigest(_ context.Context, digest []byte) ([]byte, error) {
 	s.FillBytes(sig[protocol.SignatureSize/2:])
 	return sig, nil
 }
-
-// String prevents the key from printing.
-func (k fileKey) String() string { return "[redacted]" }
-
-// GoString prevents %#v from printing the key.
-func (k fileKey) GoString() string { return "[redacted]" }

@@ -175,5 +175,5 @@ func (f *statusFile) writeLocked() error {
 		return err
 	}
 	name := filepath.Join(f.relay.config.StateDir, statusName)
-	return durable.WriteFile(name, append(raw, '\n'), 0o600)
+	return durable.Publish(name, append(raw, '\n'), 0o600)
 }

@@ -251,5 +251,5 @@ func (d *dir) writeInfo(daemon Daemon, link string) error {
 	if err := errors.Join(err, hooklog.Close()); err != nil {
 		return err
 	}
-	return durable.WriteFile(d.path("dev.json"), append(raw, '\n'), 0o600)
+	return durable.Publish(d.path("dev.json"), append(raw, '\n'), 0o600)
 }

@@ -132,7 +132,7 @@ func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if all, err = withPassphrase(all, secret.Bytes()); err != nil {
+		if all, err = withPassphrase(all, secret); err != nil {
 			return nil, err
 		}
 	}

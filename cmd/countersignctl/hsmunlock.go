@@ -15,6 +15,7 @@ import (
 	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/secret"
 )
 
 // unlocking holds the flags of hsm unlock.
@@ -56,8 +57,8 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 	if err != nil {
 		return err
 	}
-	defer pin.Wipe()
-	tokens, err = send(t, cmd, adminapi.Routes.HSMUnlock.With("token", u.token), pin.Bytes())
+	defer pin.Zero()
+	tokens, err = send(t, cmd, adminapi.Routes.HSMUnlock.With("token", u.token), []byte(pin))
 	if err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func noDaemon(err error) bool {
 	return errors.As(err, &dial) && dial.Op == "dial"
 }
 
-func (u unlocking) readPIN(cmd *cobra.Command) (config.SecretValue, error) {
+func (u unlocking) readPIN(cmd *cobra.Command) (secret.Bytes, error) {
 	secret := config.Secret{Source: "prompt"}
 	switch {
 	case u.file != "":

@@ -73,7 +73,7 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	}
 	opened, err := pool.Open(cmd.Context(), pool.Config{
 		Binary: binary, Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
-		PIN: hsm.PIN(pin.Bytes()), Workers: 1, Sessions: 1,
+		PIN: pin, Workers: 1, Sessions: 1,
 	})
 	switch {
 	case errors.Is(err, hsm.ErrPIN):

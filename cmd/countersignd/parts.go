@@ -211,7 +211,7 @@ func readPIN(t config.TokenNamed, guard pool.Guard, secrets config.SecretSources
 	}
 	secrets.What = "PIN of token " + t.TokenLabel
 	pin, err := t.Pin.Resolve(secrets)
-	return hsm.PIN(pin.Bytes()), err
+	return pin, err
 }
 
 // workerBinary returns the path of hsm-pool.

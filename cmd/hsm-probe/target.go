@@ -133,7 +133,7 @@ func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 	pin, err := g.hsm.Pin.Resolve(config.SecretSources{
 		What: "PIN of token " + name, CredentialsDir: os.Getenv("CREDENTIALS_DIRECTORY"), Prompt: cli.TerminalOf(cmd).Secret,
 	})
-	return hsm.PIN(pin.Bytes()), err
+	return pin, err
 }
 
 // do runs one job on the target and erases the PIN.

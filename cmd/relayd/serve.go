@@ -130,7 +130,7 @@ func writeReady(name string, r *relay.Relay) error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(name, append(raw, '\n'), 0o600)
+	return durable.Publish(name, append(raw, '\n'), 0o600)
 }
 
 type nopCloser struct{ io.Writer }

@@ -10,32 +10,12 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"countersign/internal/secret"
 )
 
 // maxSecret is the longest secret accepted, in bytes.
 const maxSecret = 4096
-
-// SecretValue is a secret in memory. However it is printed or marshalled, it
-// comes out as [redacted].
-type SecretValue struct{ bytes []byte }
-
-// NewSecretValue takes over a secret that came another way. The slice belongs
-// to the value afterwards.
-func NewSecretValue(secret []byte) SecretValue { return SecretValue{bytes: secret} }
-
-// Bytes returns the secret itself, not a copy.
-func (v SecretValue) Bytes() []byte { return v.bytes }
-
-// Wipe overwrites the secret with zeros.
-func (v SecretValue) Wipe() { clear(v.bytes) }
-
-func (v SecretValue) String() string { return "[redacted]" }
-
-// Format writes [redacted] for every verb, %x and %v of a struct around it too.
-func (v SecretValue) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, v.String()) }
-
-// MarshalText writes [redacted].
-func (v SecretValue) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
 // SecretError says why a secret cannot be had.
 type SecretError struct {
@@ -74,7 +54,7 @@ type SecretSources struct {
 // One trailing newline is cut off; a secret that is empty, has more than one
 // line or more than 4096 bytes is refused, for with a PIN each wrong try may be
 // the last. Errors are [*SecretError].
-func (s Secret) Resolve(from SecretSources) (SecretValue, error) {
+func (s Secret) Resolve(from SecretSources) (secret.Bytes, error) {
 	raw, err := s.read(from)
 	if err == nil {
 		raw, err = oneLine(raw)
@@ -85,9 +65,9 @@ func (s Secret) Resolve(from SecretSources) (SecretValue, error) {
 		if errors.As(err, &loose) {
 			failure.hint = "run: chmod 600 " + loose.path
 		}
-		return SecretValue{}, failure
+		return nil, failure
 	}
-	return SecretValue{bytes: raw}, nil
+	return raw, nil
 }
 
 // inherited refuses a descriptor that was not passed to the process: what the

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"countersign/internal/secret"
 )
 
 func TestSecretReferences(t *testing.T) {
@@ -57,8 +59,8 @@ func refused(t *testing.T, s Secret, from SecretSources) *SecretError {
 	t.Helper()
 	v, err := s.Resolve(from)
 	var e *SecretError
-	if !errors.As(err, &e) || len(v.Bytes()) != 0 {
-		t.Fatalf("%s: %d bytes, error %v; want a *SecretError", s, len(v.Bytes()), err)
+	if !errors.As(err, &e) || len(v) != 0 {
+		t.Fatalf("%s: %d bytes, error %v; want a *SecretError", s, len(v), err)
 	}
 	if e.ExitCode() != 77 {
 		t.Errorf("exit code %d", e.ExitCode())
@@ -75,8 +77,8 @@ func TestSecretFromFile(t *testing.T) {
 		{strings.Repeat("x", 4096) + "\r\n", strings.Repeat("x", 4096)},
 	} {
 		v, err := Secret{Source: "file", Path: pinFile(t, tc.content, 0o400)}.Resolve(SecretSources{})
-		if err != nil || string(v.Bytes()) != tc.want {
-			t.Errorf("%.10q: %.10q, %v", tc.content, v.Bytes(), err)
+		if err != nil || string(v) != tc.want {
+			t.Errorf("%.10q: %.10q, %v", tc.content, []byte(v), err)
 		}
 	}
 	for _, tc := range []struct{ content, want string }{
@@ -141,8 +143,8 @@ func TestSecretFromCredential(t *testing.T) {
 	path := pinFile(t, "1234\n", 0o440) // as an ACL of systemd shows
 	s := Secret{Source: "credential", Name: "pin"}
 	v, err := s.Resolve(SecretSources{CredentialsDir: filepath.Dir(path)})
-	if err != nil || string(v.Bytes()) != "1234" {
-		t.Errorf("%q, %v", v.Bytes(), err)
+	if err != nil || string(v) != "1234" {
+		t.Errorf("%q, %v", []byte(v), err)
 	}
 	if e := refused(t, s, SecretSources{}); !strings.Contains(e.Error(), "CREDENTIALS_DIRECTORY is not set") {
 		t.Errorf("no directory: %v", e)
@@ -167,8 +169,8 @@ func TestSecretFromDescriptorOnce(t *testing.T) {
 	}
 	s := Secret{Source: "fd", FD: &pipe[0]}
 	v, err := s.Resolve(SecretSources{})
-	if err != nil || string(v.Bytes()) != "1234" {
-		t.Fatalf("%q, %v", v.Bytes(), err)
+	if err != nil || string(v) != "1234" {
+		t.Fatalf("%q, %v", []byte(v), err)
 	}
 	own, err := os.Open(os.DevNull)
 	if err != nil {
@@ -191,8 +193,8 @@ func TestSecretFromPrompt(t *testing.T) {
 			return []byte(answer), err
 		}}
 	}
-	if v, err := s.Resolve(ask("1234", nil)); err != nil || string(v.Bytes()) != "1234" {
-		t.Errorf("%q, %v", v.Bytes(), err)
+	if v, err := s.Resolve(ask("1234", nil)); err != nil || string(v) != "1234" {
+		t.Errorf("%q, %v", []byte(v), err)
 	}
 	refused(t, s, ask("", nil))
 	refused(t, s, ask("", errors.New("interrupted")))
@@ -201,13 +203,13 @@ func TestSecretFromPrompt(t *testing.T) {
 }
 
 func TestSecretValueIsNeverShown(t *testing.T) {
-	v := NewSecretValue([]byte("geheim42"))
-	type around struct{ Pin SecretValue }
+	v := secret.Bytes([]byte("geheim42"))
+	type around struct{ Pin secret.Bytes }
 	marshalled, err := json.Marshal(around{v})
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := v.String() + string(marshalled)
+	shown := string(marshalled)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
 		shown += fmt.Sprintf(verb, v) + fmt.Sprintf(verb, around{v}) + fmt.Sprintf(verb, &around{v})
 	}
@@ -216,8 +218,8 @@ func TestSecretValueIsNeverShown(t *testing.T) {
 			t.Errorf("%s shows in %s", leak, shown)
 		}
 	}
-	v.Wipe()
-	if string(v.Bytes()) != "\x00\x00\x00\x00\x00\x00\x00\x00" {
-		t.Errorf("after Wipe: %q", v.Bytes())
+	v.Zero()
+	if string(v) != "\x00\x00\x00\x00\x00\x00\x00\x00" {
+		t.Errorf("after Zero: %q", []byte(v))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/recovery/custody"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/secret"
 )
 
 // Flags name the files of shares, and the identities and passphrases that open them.
@@ -83,12 +84,12 @@ func (f Flags) identities() (all []age.Identity, err error) {
 	return all, nil
 }
 
-func unlock(secret config.SecretValue, err error) (age.Identity, error) {
+func unlock(passphrase secret.Bytes, err error) (age.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer secret.Wipe()
-	return custody.Unlock(secret.Bytes())
+	defer passphrase.Zero()
+	return custody.Unlock(passphrase)
 }
 
 func askFor(path string, file []byte, ask func(string) ([]byte, error)) (custody.Share, error) {
@@ -96,7 +97,7 @@ func askFor(path string, file []byte, ask func(string) ([]byte, error)) (custody
 	if err != nil {
 		return custody.Share{}, err
 	}
-	id, err := unlock(config.NewSecretValue(secret), nil)
+	id, err := unlock(secret, nil)
 	if err != nil {
 		return custody.Share{}, err
 	}

@@ -18,6 +18,16 @@ func WriteFile(path string, content []byte, mode fs.FileMode) error {
 	return replace(path, content, mode, nil)
 }
 
+// Publish replaces the file at path as WriteFile does, but does not wait for the disk: readers
+// always see a whole file, and after a crash of the host it may be old or empty. It is for
+// files that only describe the running process.
+func Publish(path string, content []byte, mode fs.FileMode) error {
+	if err := os.WriteFile(path+tempSuffix, content, mode); err != nil {
+		return err
+	}
+	return os.Rename(path+tempSuffix, path)
+}
+
 // Replace is WriteFile for content that write produces, and for paths that several processes
 // may write at once: its temporary file has a name of its own. The file has mode 0600.
 // Replace returns the error of write unchanged, and the file is then as it was before.

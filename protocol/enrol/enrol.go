@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"strings"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/cbor"
 	"countersign/protocol/internal/domain"
@@ -32,12 +33,8 @@ type ActivationCode struct {
 // characters. It does not print.
 type ActivationSecret [20]byte
 
-func (ActivationSecret) String() string { return redacted }
-
-// GoString prevents %#v from printing the secret.
-func (ActivationSecret) GoString() string { return redacted }
-
-const redacted = "[redacted]"
+// Format prevents every verb from printing the secret.
+func (ActivationSecret) Format(f fmt.State, _ rune) { secret.Print(f) }
 
 const activationPrefix = "OA1"
 

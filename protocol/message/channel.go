@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/internal/domain"
 )
@@ -163,10 +164,8 @@ func (c Channel) OpenM4(m3, m4 []byte) (p4 []byte, err error) {
 // Secret is a 32-byte secret, ES or PRK. It does not print.
 type Secret [32]byte
 
-func (Secret) String() string { return "[redacted]" }
-
-// GoString prevents %#v from printing the bytes.
-func (Secret) GoString() string { return "[redacted]" }
+// Format prevents every verb from printing the bytes.
+func (Secret) Format(f fmt.State, _ rune) { secret.Print(f) }
 
 // MarshalText prevents encoders of logs from writing the bytes.
-func (Secret) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+func (Secret) MarshalText() ([]byte, error) { return secret.Text() }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/text/unicode/norm"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/enrol"
@@ -56,24 +57,17 @@ type Verifier [32]byte
 // DeviceSecret is DS, 32 random bytes that never leave the phone.
 type DeviceSecret [32]byte
 
-const redacted = "[redacted]"
+// Format prevents every verb from printing the bytes.
+func (Stretched) Format(f fmt.State, _ rune) { secret.Print(f) }
 
-func (Stretched) String() string    { return redacted }
-func (Bound) String() string        { return redacted }
-func (Verifier) String() string     { return redacted }
-func (DeviceSecret) String() string { return redacted }
+// Format prevents every verb from printing the bytes.
+func (Bound) Format(f fmt.State, _ rune) { secret.Print(f) }
 
-// GoString prevents %#v from printing the bytes.
-func (Stretched) GoString() string { return redacted }
+// Format prevents every verb from printing the bytes.
+func (Verifier) Format(f fmt.State, _ rune) { secret.Print(f) }
 
-// GoString prevents %#v from printing the bytes.
-func (Bound) GoString() string { return redacted }
-
-// GoString prevents %#v from printing the bytes.
-func (Verifier) GoString() string { return redacted }
-
-// GoString prevents %#v from printing the bytes.
-func (DeviceSecret) GoString() string { return redacted }
+// Format prevents every verb from printing the bytes.
+func (DeviceSecret) Format(f fmt.State, _ rune) { secret.Print(f) }
 
 // Normalize returns the UTF-8 of the NFKC form, so that different keyboards produce the same bytes.
 func Normalize(password string) []byte { return norm.NFKC.Bytes([]byte(password)) }

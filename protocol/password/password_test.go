@@ -10,6 +10,7 @@ import (
 	"os"
 	"testing"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/message"
@@ -184,7 +185,7 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	secrets := []any{Stretched{1}, Bound{1}, Verifier{1}, DeviceSecret{1}}
 	for _, s := range secrets {
 		for _, verb := range []string{"%v", "%s", "%+v", "%#v"} {
-			if got := fmt.Sprintf(verb, s); got != redacted {
+			if got := fmt.Sprintf(verb, s); got != secret.Redacted {
 				t.Errorf("%T with %s prints %q", s, verb, got)
 			}
 		}

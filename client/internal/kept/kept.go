@@ -1,6 +1,6 @@
-// Package secret implements the secrets that a phone stores to prove its user's password: the
+// Package kept implements the secrets that a phone stores to prove its user's password: the
 // stretching parameters and the phone's own secret DS. It never stores the password.
-package secret
+package kept
 
 import (
 	"crypto/ecdh"
@@ -8,25 +8,27 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"countersign/internal/secret"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/enrol"
 	"countersign/protocol/password"
 )
 
-// Kept is the stored part of one enrolled password, PROTOCOL.md §4.1. It prints as [redacted], and
+// Password is the stored part of one enrolled password, PROTOCOL.md §4.1. It prints as [redacted], and
 // encodes with DS, for files that only the owner can read:
 //
 //	{"salt", "memory_kib", "iterations", "parallelism", "secret": DS}
-type Kept struct {
-	Salt   password.Salt
-	Params password.Params
-	DS     password.DeviceSecret
+type Password struct {
+	secret.Hidden `json:"-"`
+	Salt          password.Salt
+	Params        password.Params
+	DS            password.DeviceSecret
 }
 
 // New returns random values.
-func New(params password.Params) Kept {
-	k := Kept{Params: params}
+func New(params password.Params) Password {
+	k := Password{Params: params}
 	_, _ = rand.Read(k.Salt[:]) // never fails, see crypto/rand
 	_, _ = rand.Read(k.DS[:])
 	return k
@@ -34,7 +36,7 @@ func New(params password.Params) Kept {
 
 // Verifier computes K_pw, which takes about 0.1 s and k.Params.MemoryKiB of memory. It returns
 // protocol.CodeFormat for a password that is not UTF-8.
-func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier, error) {
+func (k Password) Verifier(client protocol.ClientID, text []byte) (password.Verifier, error) {
 	a, err := password.Stretch(string(text), k.Salt, k.Params)
 	if err != nil {
 		return password.Verifier{}, err
@@ -44,7 +46,7 @@ func (k Kept) Verifier(client protocol.ClientID, text []byte) (password.Verifier
 
 // Enrolment wraps a password's verifier for the appliance's key `enrol` with a new ephemeral key.
 // The caller sets Root, Enrol and SigningKey of names.
-func (k Kept) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Password, error) {
+func (k Password) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Password, error) {
 	verifier, err := k.Verifier(protocol.ClientIDOf(names.SigningKey), text)
 	if err != nil {
 		return nil, err
@@ -68,12 +70,12 @@ func (k Kept) Enrolment(names derive.PasswordImport, text []byte) (*enrol.Passwo
 }
 
 // Fits reports whether an enrolment was made from k.
-func (k Kept) Fits(p *enrol.Password) bool {
+func (k Password) Fits(p *enrol.Password) bool {
 	return p != nil && p.Salt == k.Salt &&
 		k.Params == password.Params{MemoryKiB: p.MemoryKiB, Iterations: p.Iterations, Parallelism: p.Parallelism}
 }
 
-type keptJSON struct {
+type passwordJSON struct {
 	Salt        protocol.Base64 `json:"salt"`
 	MemoryKiB   uint32          `json:"memory_kib"`
 	Iterations  uint32          `json:"iterations"`
@@ -82,28 +84,22 @@ type keptJSON struct {
 }
 
 // MarshalJSON includes DS.
-func (k Kept) MarshalJSON() ([]byte, error) {
-	return json.Marshal(keptJSON{k.Salt[:], k.Params.MemoryKiB, k.Params.Iterations, k.Params.Parallelism, k.DS[:]})
+func (k Password) MarshalJSON() ([]byte, error) {
+	return json.Marshal(passwordJSON{k.Salt[:], k.Params.MemoryKiB, k.Params.Iterations, k.Params.Parallelism, k.DS[:]})
 }
 
 // UnmarshalJSON decodes the output of MarshalJSON.
-func (k *Kept) UnmarshalJSON(b []byte) error {
-	var w keptJSON
+func (k *Password) UnmarshalJSON(b []byte) error {
+	var w passwordJSON
 	if err := json.Unmarshal(b, &w); err != nil {
 		return err
 	}
 	if len(w.Salt) != len(k.Salt) || len(w.DS) != len(k.DS) {
 		return fmt.Errorf("password: salt or secret has the wrong length")
 	}
-	*k = Kept{
+	*k = Password{
 		Salt: password.Salt(w.Salt), DS: password.DeviceSecret(w.DS),
 		Params: password.Params{MemoryKiB: w.MemoryKiB, Iterations: w.Iterations, Parallelism: w.Parallelism},
 	}
 	return k.Params.Check()
 }
-
-// String prevents DS from printing.
-func (Kept) String() string { return "[redacted]" }
-
-// GoString prevents %#v from printing DS.
-func (Kept) GoString() string { return "[redacted]" }
