@@ -252,11 +252,23 @@ const others = protocol.FactorSecondApprover | protocol.FactorStrict
 
 // factors returns the factors that an approval by this client can require.
 func (c *Client) factors() protocol.Factors {
-	f := protocol.FactorSignature | others
-	if c.state.Enrolment.Password != nil && c.passwords != nil {
+	f := c.state.Enrolment.factors() | others
+	if c.passwords == nil {
+		f &^= protocol.FactorPassword
+	}
+	if c.verifier == nil {
+		f &^= protocol.FactorUV
+	}
+	return f
+}
+
+// factors returns the factors that were enrolled.
+func (e *enrolment) factors() protocol.Factors {
+	f := protocol.FactorSignature
+	if e.Password != nil {
 		f |= protocol.FactorPassword
 	}
-	if c.state.Enrolment.UVKey != nil && c.verifier != nil {
+	if e.UVKey != nil {
 		f |= protocol.FactorUV
 	}
 	return f

@@ -256,13 +256,7 @@ func (c *Client) Status() (Status, error) {
 	pinned, _ := c.trustNow()
 	s := Status{
 		Client: e.client(), URL: e.URL, EnrolledAt: e.At, Floors: e.Floors, Counter: c.state.Counter,
-		Root: pinned.Root.RootID(), RootNumber: pinned.RootNumber, Factors: protocol.FactorSignature,
-	}
-	if e.Password != nil {
-		s.Factors |= protocol.FactorPassword
-	}
-	if e.UVKey != nil {
-		s.Factors |= protocol.FactorUV
+		Root: pinned.Root.RootID(), RootNumber: pinned.RootNumber, Factors: e.factors(),
 	}
 	if kem, ok := pinned.Key(trust.UseKEM); ok {
 		s.KEMEpoch, s.KEMUntil = kem.Epoch, time.Unix(int64(min(kem.NotAfter, maxUnix)), 0).UTC()

@@ -71,6 +71,9 @@ const (
 	FactorUV             Factors = 4
 	FactorSecondApprover Factors = 8
 	FactorStrict         Factors = 16
+
+	// KnownFactors are all of them.
+	KnownFactors = FactorSignature | FactorPassword | FactorUV | FactorSecondApprover | FactorStrict
 )
 
 var factorNames = []string{"signature", "password", "uv", "second-approver", "strict", "32", "64", "128"}

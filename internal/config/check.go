@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"countersign/appliance/recovery/custody"
+
+	"countersign/protocol/deviceapi"
 )
 
 // checks collects problems; each method adds at most what its name says.
@@ -185,18 +187,18 @@ func (c *checks) origin(key, s string) {
 
 func (c *checks) links(links []Link) {
 	if len(links) == 0 {
-		c.fail("link", "no [[link]]: nobody could reach this device")
+		c.fail("link", "no [[link]]: no phone could reach this device")
 	}
 	seen := make(map[Address]int)
 	for i, l := range links {
 		before := len(c.problems)
 		c.oneOf("link.type", l.Type, "wire")
 		if l.Class != l.Type {
-			c.oneOf("link.class", l.Class, linkClasses...)
+			c.oneOf("link.class", l.Class, deviceapi.LinkClasses()...)
 		}
 		c.listener(l.Listen)
 		if first := seen[l.Listen]; first > 0 && !l.Listen.IsZero() && !strings.HasSuffix(l.Listen.String(), ":0") {
-			c.fail("link.listen", "%s is that of link %d already", l.Listen, first)
+			c.fail("link.listen", "%s is the address of link %d too", l.Listen, first)
 		}
 		seen[l.Listen] = i + 1
 		for j := before; j < len(c.problems); j++ {

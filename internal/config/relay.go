@@ -62,9 +62,6 @@ type Hook struct {
 	Timeout Duration `toml:"timeout"` // 100 ms to 10 minutes
 }
 
-// linkClasses are those of PROTOCOL.md §5, in the order of their numbers from 1.
-var linkClasses = []string{"wire", "qr", "sound", "nfc", "ble"}
-
 // DefaultRelay returns the defaults, with paths still relative. The appliance's
 // URL, its CA and at least one link have none and must be given.
 func DefaultRelay() Relay {

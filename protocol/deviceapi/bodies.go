@@ -157,6 +157,9 @@ const (
 	LinkBLE   LinkClass = 5
 )
 
+// LinkClasses returns the names of the link classes, in the order of their numbers.
+func LinkClasses() []string { return linkNames[LinkWire:] }
+
 var linkNames = []string{LinkWire: "wire", LinkQR: "qr", LinkSound: "sound", LinkNFC: "nfc", LinkBLE: "ble"}
 
 func (l LinkClass) known() bool { return l >= LinkWire && l <= LinkBLE }

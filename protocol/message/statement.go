@@ -160,8 +160,6 @@ func (p P2) refusal() error {
 	return protocol.Retry{Code: p.Code, After: protocol.Seconds(*p.Retry)}
 }
 
-const knownFactors = protocol.FactorSignature | protocol.FactorPassword | protocol.FactorUV | protocol.FactorSecondApprover | protocol.FactorStrict
-
 func (p P2) checkLevel(want Expectation) error {
 	service := want.Service
 	if service == protocol.ServiceCoApproval {
@@ -175,7 +173,7 @@ func (p P2) checkLevel(want Expectation) error {
 		return fmt.Errorf("level %v, want %v or more: %w", p.Level, least, protocol.CodeLevel)
 	}
 	needed, ok := p.Level.Factors()
-	if !ok || !p.Factors.Has(needed) || !knownFactors.Has(p.Factors) {
+	if !ok || !p.Factors.Has(needed) || !protocol.KnownFactors.Has(p.Factors) {
 		return fmt.Errorf("level %v with factors %v: %w", p.Level, p.Factors, protocol.CodeLevel)
 	}
 	return nil
