@@ -147,7 +147,7 @@ func (b *Board) Taken(ask change.Draft) requests.Change {
 	return c
 }
 
-// Resumed restarts the appliance, has it finish what was interrupted, and returns the
+// Resumed restarts the appliance, has it finish the interrupted change, and returns the
 // request.
 func (b *Board) Resumed(id change.ID) requests.Change {
 	b.Helper()

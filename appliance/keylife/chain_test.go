@@ -152,8 +152,8 @@ func row(t *testing.T, trusted store.Trust, name string, version uint64) *store.
 	return nil
 }
 
-// TestForgedRegistry: a changed registry is not loaded, no matter what was changed and
-// which pin it is compared with.
+// TestForgedRegistry: a changed registry is not loaded, regardless of the change and of
+// the pin.
 func TestForgedRegistry(t *testing.T) {
 	l := newLife(t)
 	before := cloned(l.trust)

@@ -130,7 +130,7 @@ func copyStore(b *appliancetest.Bench) recovery.StoreCopy {
 	return c
 }
 
-// TestForgotten: a store that was restored from a copy does not know what was spent since. Every
+// TestForgotten: a store that was restored from a copy does not know the serials spent since. Every
 // handle from before the restore is dead, even if the host's clock is behind.
 func TestForgotten(t *testing.T) {
 	for name, behind := range map[string]time.Duration{"clock right": 0, "clock behind": time.Minute} {

@@ -140,7 +140,7 @@ func (s *suite) testDerive(t *testing.T) {
 	}
 }
 
-// derives compares an ECDH of the token with that of the other side.
+// derives compares an ECDH of the token with the result of the other side.
 func (s *suite) derives(t *testing.T, k hsm.Key, peer *ecdh.PrivateKey) {
 	t.Helper()
 	public, err := k.ECDH()

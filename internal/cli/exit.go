@@ -1,6 +1,5 @@
-// Package cli is what the commands share: exit codes and hints, output formats,
-// questions on the terminal. Data goes to standard output, all else to standard
-// error.
+// Package cli provides what the commands share: exit codes and hints, output formats, and
+// questions on the terminal. Data goes to standard output, everything else to standard error.
 package cli
 
 import (
@@ -65,16 +64,16 @@ func (e *Error) ExitCode() int { return int(e.Code) }
 // Hint returns what to do.
 func (e *Error) Hint() string { return e.Advice }
 
-// ender is what an error of any package implements to choose the exit code. The
-// hint is part of it so that *exec.ExitError, whose code is a child's, is none.
+// ender is implemented by errors of any package that choose the exit code. It includes the
+// hint so that *exec.ExitError, whose code is a child's, does not implement it.
 type ender interface {
 	error
 	ExitCode() int
 	Hint() string
 }
 
-// codeOf returns the exit code and hint of an error: those of the outermost
-// error in its chain that has them, else Failed.
+// codeOf returns the exit code and hint of the outermost error in the chain that has them,
+// otherwise Failed.
 func codeOf(err error) (Code, string) {
 	var e ender
 	switch {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/term"
 )
 
-// Process is what a command has of the process it runs in.
+// Process gives a command access to the process that it runs in.
 type Process struct {
 	Args   []string // without the program's name
 	Stdin  io.Reader
@@ -123,12 +123,11 @@ func colored(w io.Writer, getenv func(string) string) bool {
 	return getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
 }
 
-// Printable shows control characters of what somebody else wrote, so that they do not
-// reach a terminal.
+// Printable escapes the control characters of text from others, so that they do not reach a
+// terminal.
 func Printable(s string) string { return printable(s) }
 
-// printable shows control characters instead of sending them to a terminal:
-// names and messages may come from somebody else.
+// printable escapes control characters: names and messages may come from others.
 func printable(s string) string {
 	var b strings.Builder
 	for _, r := range s {

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Format is how data is printed. It is a command-line flag; the zero value is
+// Format selects how data is printed. It is a command-line flag; the zero value is
 // FormatTable.
 type Format uint8
 
@@ -58,7 +58,7 @@ func (f *Format) Type() string { return "format" }
 func AddOutputFlag(cmd *cobra.Command) *Format {
 	f := new(Format)
 	cmd.PersistentFlags().VarP(f, "output", "o", "output format: "+strings.Join(formatNames, ", "))
-	// The error is that of a flag registered twice, which pflag refuses first.
+	// It fails only if a flag is registered twice, which pflag refuses first.
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formatNames, cobra.ShellCompDirectiveNoFileComp))
 	return f
 }
@@ -73,7 +73,7 @@ type Column[T any] struct {
 // their json tags.
 type Table[T any] []Column[T]
 
-// Printer is where data goes and how.
+// Printer is the destination and the format of data.
 type Printer struct {
 	Out    io.Writer
 	Format Format

@@ -72,7 +72,7 @@ func (t Terminal) ConfirmName(question, name string) (bool, error) {
 	return err == nil && name != "" && answer == name, err
 }
 
-// ask reads one line byte by byte, so that what follows stays in In.
+// ask reads one line byte by byte and leaves the rest in In.
 func (t Terminal) ask(question string) (string, error) {
 	fmt.Fprint(t.Err, printable(question))
 	var line []byte

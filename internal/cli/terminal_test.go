@@ -117,8 +117,8 @@ func TestSecretOnATerminal(t *testing.T) {
 	}
 }
 
-// TestSecretWithoutTerminal runs itself again in a session of its own, which has
-// no controlling terminal.
+// TestSecretWithoutTerminal runs itself again in a new session, which has no controlling
+// terminal.
 func TestSecretWithoutTerminal(t *testing.T) {
 	const inside = "CLI_TEST_WITHOUT_TERMINAL"
 	if os.Getenv(inside) == "" {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// maxUnixPath is what fits into sockaddr_un.sun_path with its final NUL.
+// maxUnixPath is the longest path that fits into sockaddr_un.sun_path with its final NUL.
 const maxUnixPath = 107
 
 // Address is a stream address: "tcp:HOST:PORT" or "unix:PATH". It can be a
@@ -39,10 +39,10 @@ func ParseAddress(s string) (Address, error) {
 	return a, nil
 }
 
-// Network returns "tcp" or "unix", as package net wants it.
+// Network returns "tcp" or "unix", as package net expects it.
 func (a Address) Network() string { return a.network }
 
-// Target returns the host and port, or the path, as package net wants it.
+// Target returns the host and port, or the path, as package net expects it.
 func (a Address) Target() string { return a.target }
 
 // IsZero reports whether there is no address.

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// Appliance is countersignd's config.toml. Paths are absolute once it is
-// loaded. What each key means is written in the sample file, config.toml at the
-// root of the repository.
+// Appliance is countersignd's config.toml. Paths are absolute after loading. The sample file,
+// config.toml at the root of the repository, explains each key.
 type Appliance struct {
 	StateDir string      `toml:"state_dir"`
 	HSM      HSM         `toml:"hsm"`
@@ -23,7 +22,7 @@ type Appliance struct {
 	Log      Log         `toml:"log"`
 }
 
-// HSM names the PKCS#11 module and token, and the worker processes before it.
+// HSM names the PKCS#11 module, the token and the worker processes.
 type HSM struct {
 	URI          string   `toml:"uri"` // in place of module, token_label and token_serial
 	Module       string   `toml:"module"`
@@ -47,13 +46,13 @@ type Token struct {
 	Pin         Secret `toml:"pin"`
 }
 
-// TokenNamed is a token with the name that administrators call it by.
+// TokenNamed is a token with the name that administrators use for it.
 type TokenNamed struct {
 	Name string // "first", "second"
 	Token
 }
 
-// Tokens are the first and, where there is one, the second.
+// Tokens returns the first token and, if configured, the second.
 func (h HSM) Tokens() []TokenNamed {
 	all := []TokenNamed{{"first", Token{Module: h.Module, TokenLabel: h.TokenLabel, TokenSerial: h.TokenSerial, InitArgs: h.InitArgs, Pin: h.Pin}}}
 	if h.Second.TokenLabel != "" || h.Second.TokenSerial != "" {
@@ -85,14 +84,14 @@ type Ops struct {
 	Listen string `toml:"listen"` // host:port on the loopback interface; "" in a relay is none
 }
 
-// Trust is what certificates are issued under.
+// Trust names the trust domain and the pinned root.
 type Trust struct {
 	Domain string `toml:"domain"` // SPIFFE trust domain
 	Root   string `toml:"root"`   // public key of a root, 66 hex digits; "" is none
 }
 
-// KeySchedule says how long a version of each key is to be in use; 0: as long as its
-// certificate, or for ever.
+// KeySchedule is the maximum time in use of a version of each key. 0 is the lifetime of its
+// certificate, or no limit.
 type KeySchedule struct {
 	Auto     bool     `toml:"auto"`
 	Notice   Duration `toml:"notice"` // 0 to 90 days
@@ -106,18 +105,18 @@ type KeySchedule struct {
 	Root     Duration `toml:"root"`
 }
 
-// Backup names who can bring keys back.
+// Backup names the backup key.
 type Backup struct {
-	Recipient string `toml:"recipient"` // file of the backup key's public half; "" is nobody
+	Recipient string `toml:"recipient"` // file of the backup key's public half; "" is none
 }
 
-// UV names who verifies the attestation of UV keys.
+// UV names the command that verifies attestations of UV keys.
 type UV struct {
-	Attest  []string `toml:"attest"`  // command; empty is nobody
+	Attest  []string `toml:"attest"`  // command; empty is none
 	Timeout Duration `toml:"timeout"` // 100 ms to 1 minute
 }
 
-// Log says what is logged to standard error, and how.
+// Log configures the log on standard error.
 type Log struct {
 	Level  string `toml:"level"`  // trace, debug, info, warn or error
 	Format string `toml:"format"` // json or text

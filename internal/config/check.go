@@ -43,7 +43,7 @@ func (c *checks) atMost(key, s string, size int) {
 	}
 }
 
-// span is what a value must lie in, bounds included.
+// span is a range of values, bounds included.
 type span[T int | time.Duration] struct{ least, most T }
 
 func (c *checks) number(key string, n int, in span[int]) {
@@ -64,8 +64,7 @@ func (c *checks) oneOf(key, s string, allowed ...string) {
 	}
 }
 
-// tokens checks the first token and, where there is one, the second, which must
-// be another.
+// tokens checks the first token and, if configured, the second, which must be a different one.
 func (c *checks) tokens(h HSM) {
 	if h.TokenSerial == "" || h.URI == "" {
 		c.filled("hsm.token_label", h.TokenLabel)
@@ -92,7 +91,7 @@ func (c *checks) hostPort(key, s string) {
 	}
 }
 
-// loopback holds that plain HTTP never leaves the machine.
+// loopback requires a loopback address, so that plain HTTP never leaves the machine.
 func (c *checks) loopback(key, s string) {
 	host, _, _ := net.SplitHostPort(s)
 	ip, err := netip.ParseAddr(host)
@@ -130,7 +129,7 @@ func (c *checks) names(key string, api API) {
 
 var trustDomain = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 
-// trustDomain holds SPIFFE-ID §2.1.
+// trustDomain checks the syntax of SPIFFE-ID §2.1.
 func (c *checks) trustDomain(key, s string) {
 	if !trustDomain.MatchString(s) {
 		c.fail(key, "%q: want 1 to 255 lower-case letters, digits, dots, dashes or underscores", s)

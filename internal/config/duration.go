@@ -6,7 +6,7 @@ import (
 )
 
 // Duration is a time span written as a string with a unit, "2s" or "1m30s". A
-// bare number is an error: nobody can tell seconds from milliseconds.
+// bare number is an error, because its unit would be unknown.
 type Duration struct{ time.Duration }
 
 // UnmarshalTOML reads the string form.

@@ -16,7 +16,7 @@ import (
 	"countersign/internal/tomldoc"
 )
 
-// Exit codes of errors of this package, for whoever ends the program.
+// Exit codes of errors of this package.
 const (
 	exitConfig = 78 // the configuration is wrong
 	exitSecret = 77 // a secret cannot be had
@@ -63,7 +63,7 @@ func (e *Error) Unwrap() error { return e.cause }
 // ExitCode returns 78.
 func (e *Error) ExitCode() int { return exitConfig }
 
-// Hint says what to do.
+// Hint returns advice for the user.
 func (e *Error) Hint() string {
 	if e.cause != nil {
 		return "name the file with --config"
@@ -71,7 +71,7 @@ func (e *Error) Hint() string {
 	return "correct the configuration; the sample file explains every key"
 }
 
-// document is a configuration file that is being loaded.
+// document is a configuration file during loading.
 type document interface {
 	// resolve makes paths absolute and fills in those left to state_dir.
 	resolve(dir string)
@@ -79,9 +79,9 @@ type document interface {
 	check() []Problem
 }
 
-// namer is a document with one key that stands for several.
+// namer is a document in which one key can replace several others.
 type namer interface {
-	// name fills those several in, where the file does not define them itself.
+	// name fills in the others if the file does not define them.
 	name(defined func(key ...string) bool) []Problem
 }
 

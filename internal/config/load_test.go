@@ -19,8 +19,8 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-// failure loads an appliance's configuration and returns what it says, with
-// the path cut down to the file's name.
+// failure loads an appliance's configuration and returns the error text, with the file's name
+// in place of its path.
 func failure(t *testing.T, text string) string {
 	t.Helper()
 	path := write(t, "config.toml", text)

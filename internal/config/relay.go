@@ -2,8 +2,8 @@ package config
 
 import "time"
 
-// Relay is relayd's relay.toml. Paths are absolute once it is loaded. What each
-// key means is written in the sample file, relay.toml beside this source.
+// Relay is relayd's relay.toml. Paths are absolute after loading. The sample file, relay.toml
+// beside this source, explains each key.
 type Relay struct {
 	StateDir  string       `toml:"state_dir"`
 	Appliance ApplianceRef `toml:"appliance"`
@@ -18,7 +18,7 @@ type Relay struct {
 	Log       Log          `toml:"log"`
 }
 
-// ApplianceRef says how a relay reaches its appliance.
+// ApplianceRef is the address and the CA of a relay's appliance.
 type ApplianceRef struct {
 	URL string `toml:"url"` // https, without path
 	CA  string `toml:"ca"`  // PEM file that the server's certificate must chain to
@@ -38,7 +38,7 @@ const (
 	OrderSocket = "socket" // a local program hands in one order per transaction
 )
 
-// Order says where a relay's orders come from.
+// Order is the source of a relay's orders.
 type Order struct {
 	Source string `toml:"source"` // accept, static or socket
 	Socket string `toml:"socket"` // path of the Unix socket, made with mode 0600

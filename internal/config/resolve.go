@@ -17,7 +17,7 @@ import (
 // maxSecret is the longest secret accepted, in bytes.
 const maxSecret = 4096
 
-// SecretError says why a secret cannot be had.
+// SecretError is the reason why a secret is not available.
 type SecretError struct {
 	Secret Secret
 	Err    error
@@ -35,7 +35,7 @@ func (e *SecretError) Unwrap() error { return e.Err }
 // ExitCode returns 77.
 func (e *SecretError) ExitCode() int { return exitSecret }
 
-// Hint says what to do.
+// Hint returns advice for the user.
 func (e *SecretError) Hint() string {
 	if e.hint != "" {
 		return e.hint
@@ -43,11 +43,11 @@ func (e *SecretError) Hint() string {
 	return "put the secret there, or name another place in the configuration"
 }
 
-// SecretSources is what [Secret.Resolve] needs from the process.
+// SecretSources gives [Secret.Resolve] access to the process.
 type SecretSources struct {
-	What           string                                // what is asked for, in a prompt: "PIN of token countersign"
+	What           string                                // name of the secret in a prompt: "PIN of token countersign"
 	CredentialsDir string                                // $CREDENTIALS_DIRECTORY; "" if there is none
-	Prompt         func(question string) ([]byte, error) // nil if there is nobody to ask
+	Prompt         func(question string) ([]byte, error) // nil if no user can be asked
 }
 
 // Resolve reads the secret, once: a second call may find a descriptor closed.
@@ -70,8 +70,8 @@ func (s Secret) Resolve(from SecretSources) (secret.Bytes, error) {
 	return raw, nil
 }
 
-// inherited refuses a descriptor that was not passed to the process: what the
-// process opened itself is closed on exec, what was passed to it cannot be.
+// inherited refuses a descriptor that the process opened itself: those are closed on exec, and
+// descriptors passed to the process are not.
 func inherited(fd int) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	if err != nil || flags&unix.FD_CLOEXEC != 0 || fd == 1 || fd == 2 {
@@ -120,8 +120,8 @@ func (e *modeError) Error() string {
 	return fmt.Sprintf("mode %04o lets others than the owner use the file", e.mode)
 }
 
-// readPrivate reads a regular file none of whose forbidden mode bits is set. The
-// mode is that of the opened file, so nobody can swap it in between.
+// readPrivate reads a regular file without any of the forbidden mode bits. It checks the mode
+// of the opened file, so that the file cannot be exchanged in between.
 func readPrivate(path string, forbidden os.FileMode) ([]byte, error) {
 	// O_NONBLOCK: opening a FIFO must fail below, not hang here.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)

@@ -78,7 +78,7 @@ func TestSampleRelay(t *testing.T) {
 }
 
 // checkSample compares the keys of a file with those of a struct, in both
-// directions, and asks for one comment line above each.
+// directions, and requires one comment line above each.
 func checkSample(t *testing.T, path string, configuration any) {
 	t.Helper()
 	raw, err := os.ReadFile(path)

@@ -62,7 +62,7 @@ func (s *Secret) set(key string, value any) error {
 	return nil // other keys are reported as unknown, with the rest of the file
 }
 
-// check returns what is wrong with the reference; key is its place.
+// check returns the problems of the reference, which is at key.
 func (s Secret) check(key string) []Problem {
 	var problems []Problem
 	fail := func(format string, args ...any) {

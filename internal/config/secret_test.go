@@ -42,7 +42,7 @@ func TestSecretReferences(t *testing.T) {
 	}
 }
 
-// pinFile makes a file with exactly this mode, whatever the umask.
+// pinFile creates a file with exactly this mode, regardless of the umask.
 func pinFile(t *testing.T, content string, mode os.FileMode) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "pin")

@@ -43,8 +43,7 @@ func (a *Appliance) name(defined func(key ...string) bool) []Problem {
 	return append(problems, unused(u)...)
 }
 
-// unused refuses attributes that would select nothing: whoever wrote them meant
-// them to.
+// unused refuses attributes that would have no effect.
 func unused(u uri.URI) (problems []Problem) {
 	for _, a := range u.Path() {
 		if a.Name != uri.Token && a.Name != uri.Serial {

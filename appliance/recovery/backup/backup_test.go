@@ -383,7 +383,7 @@ func TestInterrupted(t *testing.T) {
 	h.must(r.Run(t.Context()))
 	other := r
 	other.Marker = backup.NewMarker()
-	for range 2 { // while it goes on, and when it is done: it is as the token that was lost
+	for range 2 { // during the restore and after it: the token equals the lost one
 		if err := other.Sweep(t.Context()); !errors.Is(err, backup.ErrTokenUsed) {
 			t.Errorf("by a restore that did not put it there: %v", err)
 		}
