@@ -103,12 +103,6 @@ func (h PolicyHash) String() string     { return hex.EncodeToString(h[:]) }
 func (c Challenge) String() string      { return hex.EncodeToString(c[:]) }
 func (n Nonce) String() string          { return hex.EncodeToString(n[:]) }
 
-// ParseClientID parses the 16 hexadecimal digits of String.
-func ParseClientID(s string) (id ClientID, err error) {
-	err = parseHex(id[:], "client id", s)
-	return id, err
-}
-
 // ParseTransactionID parses the 16 hexadecimal digits of String.
 func ParseTransactionID(s string) (id TransactionID, err error) {
 	err = parseHex(id[:], "transaction id", s)

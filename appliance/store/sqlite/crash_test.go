@@ -233,13 +233,13 @@ func checkCharged(t *testing.T, s *database, decisions uint64) {
 func parseAck(t *testing.T, line string) (key store.AnswerKey, salt string) {
 	t.Helper()
 	f := strings.Fields(line)
-	client, err1 := protocol.ParseClientID(f[0])
+	client, err1 := hex.DecodeString(f[0])
 	serial, err2 := protocol.ParseSerial(f[1])
 	m3, err3 := hex.DecodeString(f[2])
 	if err := errors.Join(err1, err2, err3); err != nil {
 		t.Fatal(err)
 	}
-	return store.AnswerKey{Client: client, Serial: serial, M3: [32]byte(m3)}, f[3]
+	return store.AnswerKey{Client: protocol.ClientID(client), Serial: serial, M3: [32]byte(m3)}, f[3]
 }
 
 // checkIntegrity asks SQLite, and compares the tables with each other.
