@@ -5,6 +5,7 @@ package journal
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -248,7 +249,7 @@ func (j *Journal) Unsettled() []Outcome {
 		}
 	}
 	slices.SortFunc(outcomes, func(a, b Outcome) int {
-		return j.index[a.Transaction].At.Compare(j.index[b.Transaction].At)
+		return cmp.Or(j.index[a.Transaction].At.Compare(j.index[b.Transaction].At), bytes.Compare(a.Transaction[:], b.Transaction[:]))
 	})
 	return outcomes
 }
