@@ -48,16 +48,18 @@ func TestBefore(t *testing.T) {
 	b.check(t)
 
 	door := client.Request{Service: 100}
-	if _, err := b.authorize(t, filepath.Join(dir, "phones", "alice"), door); err != nil {
-		t.Errorf("level 1: %v", err)
+	receipt, err := b.authorize(t, filepath.Join(dir, "phones", "alice"), door)
+	if err != nil || receipt.Result != protocol.ResultApproved {
+		t.Errorf("level 1: %+v, %v", receipt, err)
 	}
 	payment := client.Request{Service: 200, Amount: &protocol.Amount{Minor: 6000, Currency: "EUR"}}
-	receipt, err := b.authorize(t, filepath.Join(dir, "phones", "alice"), payment)
+	receipt, err = b.authorize(t, filepath.Join(dir, "phones", "alice"), payment)
 	if err != nil || receipt.Result != protocol.ResultApproved {
 		t.Errorf("level 2, with the password: %+v, %v", receipt, err)
 	}
-	if _, err := b.authorize(t, filepath.Join(dir, "phones", "carl"), door); err == nil {
-		t.Error("carl is suspended and was approved")
+	receipt, err = b.authorize(t, filepath.Join(dir, "phones", "carl"), door)
+	if err != nil || receipt.Result != protocol.ResultDenied {
+		t.Errorf("carl, who is suspended: %+v, %v", receipt, err)
 	}
 }
 

@@ -74,7 +74,7 @@ func TestAttack(t *testing.T) {
 func TestBreaks(t *testing.T) {
 	harness.TestBreaks(
 		t,
-		harness.Broken{Break: breakReplay, Args: []string{"-only", "replays"}, Exit: 1},
+		harness.Broken{Short: true, Break: breakReplay, Args: []string{"-only", "replays"}, Exit: 1},
 		harness.Broken{Break: breakGuard, Args: []string{"-only", "attempts"}, Exit: 1},
 		harness.Broken{Break: "nonsense", Exit: 2},
 		harness.Broken{Args: []string{"-only", "nothing"}, Exit: 2},

@@ -75,7 +75,7 @@ func TestEdits(t *testing.T) { harness.TestEdits(t, edits) }
 func TestBreaks(t *testing.T) {
 	harness.TestBreaks(
 		t,
-		harness.Broken{Break: breakShare, Exit: 1, Args: []string{"-only", withoutFailures}},
+		harness.Broken{Short: true, Break: breakShare, Exit: 1, Args: []string{"-only", withoutFailures}},
 		harness.Broken{Break: breakSeal, Exit: 1, Args: []string{"-only", withoutFailures}},
 		harness.Broken{Break: breakDatabase, Exit: 1, Args: []string{"-only", withoutFailures}},
 		harness.Broken{Break: "nonsense", Exit: 2},

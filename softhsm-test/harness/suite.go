@@ -209,11 +209,16 @@ type Broken struct {
 	Args  []string // beside -quick
 	Exit  int
 	Line  string // end of the last line; "": not looked at
+	Short bool   // run it in go test -short too, as cases with exit code 2
 }
 
-// TestBreaks runs the suite as a program, once for each case, several at once.
+// TestBreaks runs the suite as a program, once for each case, several at once. In go test -short
+// it runs only the cases that are short.
 func TestBreaks(t *testing.T, cases ...Broken) {
 	t.Parallel()
+	if testing.Short() {
+		cases = slices.DeleteFunc(cases, func(c Broken) bool { return c.Exit != 2 && !c.Short })
+	}
 	bin := Must(Built())
 	for _, c := range cases {
 		t.Run("BREAK="+c.Break+" "+strings.Join(c.Args, " "), func(t *testing.T) {

@@ -25,6 +25,7 @@ type module struct {
 	name     string
 	packages []string // of Debian; the first has the version
 	everyDay bool     // in every go test, not only in the matrix
+	long     bool     // but not in go test -short
 	setUp    func(t *testing.T) token
 }
 
@@ -53,7 +54,7 @@ func run(m *testing.M, stderr io.Writer) int {
 func TestModules(t *testing.T) {
 	for _, m := range modules {
 		t.Run(m.name, func(t *testing.T) {
-			if !m.everyDay && os.Getenv(allVariable) != "all" {
+			if (!m.everyDay || m.long && testing.Short()) && os.Getenv(allVariable) != "all" {
 				t.Skip("make hsm-matrix runs it")
 			}
 			t.Logf("version: %s", m.version(t))

@@ -10,7 +10,7 @@ import (
 
 // proxy is p11-kit's module, which shows the modules of its configuration, here SoftHSM.
 var proxy = module{
-	name: "p11-kit-proxy", packages: []string{"p11-kit-modules", "p11-kit"}, everyDay: true,
+	name: "p11-kit-proxy", packages: []string{"p11-kit-modules", "p11-kit"}, everyDay: true, long: true,
 	setUp: func(t *testing.T) token {
 		s := hsmtest.NewSoftHSM(t)
 		s.Setenv(t)
