@@ -16,7 +16,7 @@ import (
 const (
 	// maxInFlight bounds the calls that one worker is given, in its token or waiting.
 	maxInFlight = 1024
-	// tick is how late a caller that cannot write notices the end of its context.
+	// tick is how late a caller that writes, or reads its own answer, notices the end of its context.
 	tick = 10 * time.Millisecond
 	// lookAgain is how often a caller that is past its hedge looks for another worker.
 	lookAgain = 20 * time.Millisecond
@@ -29,14 +29,18 @@ var (
 	errLate = fmt.Errorf("no answer in time: %w", hsm.ErrUnavailable)
 )
 
-// conn is the connection to one worker. Callers write their own requests. One goroutine
-// reads the answers and gives each to its call by the id.
+// conn is the connection to one worker. Callers write their own requests. A caller that is
+// alone reads its own answer, which saves a switch of threads. As soon as several calls are
+// pending, or one was given up, a goroutine reads the answers and gives each to its call by
+// the id.
 type conn struct {
 	sock     *wire.Socket
 	proc     *process
 	canaries *conn // the second connection, for canaries; nil for that one itself
 	started  time.Time
 	done     chan struct{}      // closed when the connection is lost
+	takeOver chan struct{}      // has room for one: the goroutine is to read
+	buf      []byte             // of the one who reads
 	changed  func(failed error) // called when silent changes; may be nil
 
 	silent   atomic.Bool  // a caller waited in vain, and no answer came since
@@ -46,6 +50,8 @@ type conn struct {
 
 	mu       sync.Mutex // guards the fields below
 	pending  map[uint32]*call
+	reading  bool // a caller or the goroutine reads
+	exited   bool // the process has ended: its last answers and the end are read
 	nextID   uint32
 	newest   uint32      // highest id that was answered
 	answered time.Time   // last
@@ -83,7 +89,10 @@ type limits struct {
 }
 
 func newConn(sock *wire.Socket, proc *process) *conn {
-	c := &conn{sock: sock, proc: proc, started: time.Now(), done: make(chan struct{}), pending: map[uint32]*call{}}
+	c := &conn{
+		sock: sock, proc: proc, started: time.Now(), done: make(chan struct{}), takeOver: make(chan struct{}, 1),
+		buf: wire.Buffer(), pending: map[uint32]*call{},
+	}
 	c.watchdog = time.AfterFunc(time.Hour, c.killOverdue)
 	c.watchdog.Stop()
 	go c.read()
@@ -170,6 +179,18 @@ func (c *conn) send(ctx context.Context, w *call, q wire.Request) error {
 
 // wait returns the answer, or why there is none.
 func (c *conn) wait(ctx context.Context, w *call) (wire.Response, error) {
+	c.mu.Lock()
+	alone := !c.reading && len(c.pending) == 1
+	c.reading = c.reading || alone
+	if !c.reading {
+		c.handOverLocked()
+	}
+	c.mu.Unlock()
+	if alone {
+		if err := c.readOwn(ctx, w); err != nil {
+			return c.giveUp(w, err)
+		}
+	}
 	defer w.timer.Stop()
 	for {
 		w.timer.Reset(w.nextLook())
@@ -242,18 +263,94 @@ func (c *conn) silence(w *call) (silent, overtaken bool) {
 // after compares ids, which start again after 2³² calls.
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
-// read gives out answers until the other side closes.
-func (c *conn) read() {
-	buf := wire.Buffer()
+// readOwn gives out answers until the one of w. It returns nil when w.answer has it, and also
+// when another call became pending meanwhile: the goroutine reads from then on.
+func (c *conn) readOwn(ctx context.Context, w *call) error {
 	for {
-		p, err := wire.ReadResponse(c.sock, buf)
-		if err != nil {
-			c.fail(fmt.Errorf("%w: %v", errDied, err))
+		if err := c.readOne(); wire.IsTick(err) {
+			if err := c.over(ctx, w); err != nil {
+				c.handOver()
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		if c.pending[w.id] != w || len(c.pending) > 1 {
+			c.handOverLocked()
+			c.mu.Unlock()
+			return nil
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *conn) handOver() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.handOverLocked()
+}
+
+// handOverLocked has the goroutine read if there is something to read.
+func (c *conn) handOverLocked() {
+	if c.isDueLocked() {
+		select {
+		case c.takeOver <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// isDue reports whether an answer or the end is still to be read, and sets reading to it.
+func (c *conn) isDue() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.isDueLocked()
+}
+
+func (c *conn) isDueLocked() bool {
+	c.reading = len(c.pending) > 0 || c.exited
+	return c.reading
+}
+
+// read is the goroutine. It reads while calls are pending, and after the process has ended.
+func (c *conn) read() {
+	for exited := c.proc.exited; ; {
+		select {
+		case <-c.takeOver:
+		case <-exited:
+			exited = nil
+			c.mu.Lock()
+			c.exited = true
+			if !c.reading { // else the reader finds the end, or hands over
+				c.handOverLocked()
+			}
+			c.mu.Unlock()
+			continue
+		case <-c.done:
 			return
 		}
-		c.deliver(p)
-		runtime.Gosched() // the caller can run on this thread, which is about to block
+		for more := true; more; more = c.isDue() {
+			if err := c.readOne(); err != nil && !wire.IsTick(err) {
+				return
+			}
+			runtime.Gosched() // the caller can run on this thread, which is about to block
+		}
 	}
+}
+
+// readOne reads one answer. An error that is no tick ends the connection.
+func (c *conn) readOne() error {
+	p, err := wire.ReadResponse(c.sock, c.buf)
+	switch {
+	case wire.IsTick(err):
+		return err
+	case err != nil:
+		c.fail(fmt.Errorf("%w: %v", errDied, err))
+		return c.failure()
+	}
+	c.deliver(p)
+	return nil
 }
 
 // deliver gives an answer, or the next part of one, to its call.

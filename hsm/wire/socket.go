@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTick: nothing could be sent for the time of [Socket.Tick].
+// errTick: nothing came, or nothing could be sent, for the time of [Socket.Tick].
 var errTick = errors.New("nothing yet")
 
-// IsTick reports whether a Write ended only because of [Socket.Tick], so that the caller
-// can check its context and try again.
+// IsTick reports whether a Read or Write ended only because of [Socket.Tick], so that the
+// caller can check its context and try again.
 func IsTick(err error) bool { return errors.Is(err, errTick) }
 
 // Socket is one end of a pair of SOCK_SEQPACKET sockets: each Write is one message and
@@ -39,10 +39,15 @@ func Pair() (ours *Socket, theirs *os.File, err error) {
 // NewSocket takes over a file descriptor in blocking mode.
 func NewSocket(fd int) *Socket { return &Socket{fd: fd} }
 
-// Tick makes a Write that takes longer than d return an error of [IsTick].
+// Tick makes a Read or Write that takes longer than d return an error of [IsTick].
 func (s *Socket) Tick(d time.Duration) error {
 	tv := unix.NsecToTimeval(int64(d))
-	return s.use(func(fd int) error { return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv) })
+	return s.use(func(fd int) error {
+		return errors.Join(
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
+		)
+	})
 }
 
 // Read returns one message. It cuts a message that is longer than b, so b has one byte
@@ -57,6 +62,9 @@ func (s *Socket) Read(b []byte) (n int, err error) {
 		n, err = unix.Read(s.fd, b)
 		if err == unix.EINTR {
 			continue
+		}
+		if err == unix.EAGAIN {
+			return 0, errTick
 		}
 		if err == nil && n == 0 || err == unix.ECONNRESET {
 			return 0, io.EOF
