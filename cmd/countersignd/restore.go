@@ -47,6 +47,10 @@ func restoreCommand(path *string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		host := restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}
+		if err := host.CheckVacant(cmd.Context()); err != nil { // before anything is opened
+			return explain(err)
+		}
 		if c.Known.Root, err = knownRoot(cmp.Or(root, cfg.Trust.Root)); err != nil {
 			return err
 		}

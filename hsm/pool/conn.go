@@ -180,7 +180,7 @@ func (c *conn) send(ctx context.Context, w *call, q wire.Request) error {
 // wait returns the answer, or why there is none.
 func (c *conn) wait(ctx context.Context, w *call) (wire.Response, error) {
 	c.mu.Lock()
-	alone := !c.reading && len(c.pending) == 1
+	alone := !c.reading && len(c.pending) == 1 && c.pending[w.id] == w
 	c.reading = c.reading || alone
 	if !c.reading {
 		c.handOverLocked()

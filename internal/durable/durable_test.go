@@ -2,6 +2,7 @@ package durable
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -117,5 +118,33 @@ func TestRemove(t *testing.T) {
 	}
 	if _, err := d.Read("f"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after Remove: %v", err)
+	}
+}
+
+func TestLocks(t *testing.T) {
+	dir := t.TempDir()
+	for path, lock := range map[string]func(string) (io.Closer, error){filepath.Join(dir, "lock"): Lock, dir: LockDir} {
+		held, err := lock(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := lock(path); !errors.Is(err, ErrLocked) {
+			t.Errorf("%s is locked twice: %v", path, err)
+		}
+		if err := held.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again, err := lock(path)
+		if err != nil {
+			t.Fatalf("%s after Close: %v", path, err)
+		}
+		_ = again.Close()
+	}
+	missing := filepath.Join(dir, "missing")
+	if _, err := LockDir(missing); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory that does not exist: %v", err)
+	}
+	if _, err := os.Lstat(missing); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("LockDir created something")
 	}
 }

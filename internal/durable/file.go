@@ -111,13 +111,18 @@ func SyncDir(path string) error {
 var ErrLocked = errors.New("another process is using it")
 
 // Lock takes an exclusive lock (flock(2)) on a file, which it creates with mode 0600 if
-// need be, or on a directory that exists. Closing the result releases the lock, and so does
-// the end of the process. It returns [ErrLocked] at once if another process has the lock.
+// need be. Closing the result releases the lock, and so does the end of the process. It
+// returns [ErrLocked] at once if another process has the lock.
 func Lock(path string) (io.Closer, error) {
-	flags := os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		flags = os.O_RDONLY
-	}
+	return lock(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW)
+}
+
+// LockDir is Lock for a directory: [fs.ErrNotExist] if it does not exist.
+func LockDir(path string) (io.Closer, error) {
+	return lock(path, os.O_RDONLY|syscall.O_DIRECTORY)
+}
+
+func lock(path string, flags int) (io.Closer, error) {
 	f, err := os.OpenFile(path, flags, fileMode)
 	if err != nil {
 		return nil, err

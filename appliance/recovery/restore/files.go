@@ -30,8 +30,8 @@ func failed(doing string, err error) error {
 	return fmt.Errorf("%s: %w: %w", doing, ErrFiles, err)
 }
 
-// checkVacant returns an error if the host has a store.
-func (h Host) checkVacant(context.Context) error {
+// CheckVacant returns [ErrStoreExists] if the host has a store.
+func (h Host) CheckVacant(context.Context) error {
 	for _, path := range []string{h.Store, h.Store + "-wal"} {
 		if exists(path) {
 			return fmt.Errorf("%s: %w", path, ErrStoreExists)
@@ -48,14 +48,14 @@ func exists(path string) bool {
 // alone locks other restores out of the state directory until the result is closed. It
 // creates no file, so that a refused restore leaves nothing.
 func (h Host) alone() (turn io.Closer, err error) {
-	turn, err = durable.Lock(h.StateDir)
+	turn, err = durable.LockDir(h.StateDir)
 	if errors.Is(err, durable.ErrLocked) {
 		return nil, fmt.Errorf("%s: %w", h.StateDir, ErrRunning)
 	}
 	if err != nil {
 		return nil, failed("locking the state directory", err)
 	}
-	if err := h.checkVacant(context.Background()); err != nil { // another restore may just have ended
+	if err := h.CheckVacant(context.Background()); err != nil { // another restore may just have ended
 		return nil, errors.Join(err, turn.Close())
 	}
 	return turn, nil

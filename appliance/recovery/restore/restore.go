@@ -103,7 +103,7 @@ type restoration struct {
 // [Host.Unfinished] then returns an error until it succeeds.
 func Run(ctx context.Context, c Config) (report Report, err error) {
 	r := &restoration{Config: c, now: time.Now(), work: c.Store + "." + restoring}
-	if err := inOrder(ctx, r.checkVacant, r.readBackup, r.readShares); err != nil {
+	if err := inOrder(ctx, r.CheckVacant, r.readBackup, r.readShares); err != nil {
 		return report, err
 	}
 	turn, err := r.alone()
