@@ -113,7 +113,7 @@ func (a *Service) rebuilt(ctx context.Context, c countersigned, out store.Outcom
 		d.Transaction = out.Decision.Transaction
 	}
 	if want.Result != out.Result || want.Reason != out.Reason || !bytes.Equal(d.Marshal(), out.Decision.Marshal()) {
-		return d, a.keys.Seals().Report(fmt.Sprintf("the decision of serial %v is not the one that its evidence comes to", c.key.Serial))
+		return d, a.keys.Seals().Report(fmt.Sprintf("the decision of serial %v does not follow from its evidence", c.key.Serial))
 	}
 	return d, nil
 }

@@ -198,7 +198,7 @@ func TestSettledRefusals(t *testing.T) {
 				t.Errorf("answered %s, code %d, want denied, %d and no decision", a.P4.Result, a.P4.Reason, c.want)
 			}
 			if len(a.Res.M4) != 31 {
-				t.Errorf("M4 of %d bytes, want 31 whatever the reason", len(a.Res.M4))
+				t.Errorf("M4 of %d bytes, want 31 for every reason", len(a.Res.M4))
 			}
 			if after := b.Tally(); (after != before) != c.stored {
 				t.Errorf("store went from %+v to %+v", before, after)
@@ -410,6 +410,6 @@ func TestForgedRow(t *testing.T) {
 	alice.Key = mallory
 	s := alice.Challenge(door, nil)
 	if a := s.Must(s.M3(protocol.Approve)); a.P4.Reason != protocol.CodeRefused {
-		t.Errorf("code %d, want 4: the row is nobody's", a.P4.Reason)
+		t.Errorf("code %d, want 4: the row belongs to no client", a.P4.Reason)
 	}
 }

@@ -117,7 +117,7 @@ func TestConcludeSelf(t *testing.T) {
 	s, v = sampleApproval()
 	v.First.Pending.Role, v.Client.Roles = "", nil
 	if c := s.Conclude(v); c.Outcome.Reason != protocol.CodePolicy || c.Finalize != nil {
-		t.Errorf("no role is nobody's: %+v", c)
+		t.Errorf("without a role in the policy, no client may approve: %+v", c)
 	}
 }
 

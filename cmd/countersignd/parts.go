@@ -89,7 +89,7 @@ func newParts(cfg *config.Appliance, env environment) (*parts, error) {
 	return p, err
 }
 
-// readRecipient reads the public half of the backup key. The path "" means that there is none.
+// readRecipient reads the public half of the backup key. It returns nil for the path "".
 func readRecipient(path string) (*ecdh.PublicKey, error) {
 	if path == "" {
 		return nil, nil

@@ -13,7 +13,7 @@ type Code int
 // The exit codes.
 const (
 	OK           Code = 0
-	Failed       Code = 1  // anything that has no code of its own
+	Failed       Code = 1  // anything without a more specific code
 	Usage        Code = 2  // the command line is wrong
 	Denied       Code = 3  // denied by policy
 	BadSignature Code = 4  // a signature does not verify

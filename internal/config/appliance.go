@@ -40,7 +40,7 @@ type HSM struct {
 // Token is a PKCS#11 token that holds copies of the first one's keys.
 type Token struct {
 	Module      string `toml:"module"`
-	TokenLabel  string `toml:"token_label"` // "" is that there is none
+	TokenLabel  string `toml:"token_label"` // "" for none
 	TokenSerial string `toml:"token_serial"`
 	InitArgs    string `toml:"init_args"`
 	Pin         Secret `toml:"pin"`

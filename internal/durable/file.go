@@ -29,7 +29,7 @@ func Publish(path string, content []byte, mode fs.FileMode) error {
 }
 
 // Replace is WriteFile for content that write produces, and for paths that several processes
-// may write at once: its temporary file has a name of its own. The file has mode 0600.
+// may write at once: its temporary file has a unique name. The file has mode 0600.
 // Replace returns the error of write unchanged, and the file is then as it was before.
 func Replace(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600

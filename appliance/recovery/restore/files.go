@@ -46,7 +46,7 @@ func exists(path string) bool {
 }
 
 // alone locks other restores out of the state directory until the result is closed. It
-// creates no file, so that a refused restore leaves nothing.
+// creates no file: a refused restore leaves an empty state directory at most.
 func (h Host) alone() (turn io.Closer, err error) {
 	turn, err = durable.LockDir(h.StateDir)
 	if errors.Is(err, durable.ErrLocked) {

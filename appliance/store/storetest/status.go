@@ -173,7 +173,7 @@ func testStatusRepeat(_ *testing.T, f *fixture) {
 	f.same(*out.Asked, message.AskedResult{Result: protocol.ResultPending, Reason: protocol.CodePending})
 }
 
-// A dry run is judged and recorded as what it tries, and comes to nothing.
+// A dry run is decided and recorded like the real request, and has no effect.
 func testDry(t *testing.T, f *fixture) {
 	s := f.p.charged(1, daily(1000, 1000, 1))
 	s.Dry = true
