@@ -3,13 +3,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -21,9 +18,12 @@ import (
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := cli.UntilStopped()
 	defer stop()
-	return cli.Main(ctx, root(), cli.Process{Args: args, Stdin: stdin, Stdout: stdout, Stderr: stderr, Getenv: os.Getenv})
+	lines := cli.NewLines(stderr)
+	code := cli.Main(ctx, root(), cli.Process{Args: args, Stdin: stdin, Stdout: stdout, Stderr: lines, Getenv: os.Getenv})
+	_ = lines.Close() // it returns no error
+	return code
 }
 
 func root() *cobra.Command {

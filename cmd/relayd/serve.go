@@ -69,7 +69,7 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	if err != nil {
 		return cli.Fail(cli.Config, err, "")
 	}
-	rc.Display, rc.Log, rc.Hook.Stderr, rc.Metrics = display, log, cmd.ErrOrStderr(), relay.NewMetrics(registry)
+	rc.Display, rc.Log, rc.Metrics = display, log, relay.NewMetrics(registry)
 	r, err := relay.New(rc)
 	if err != nil {
 		return openFailure(err)
@@ -148,8 +148,16 @@ func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening display: %w", err)
 	}
-	return f, nil
+	return fileDisplay{cli.NewLines(f), f}, nil
 }
+
+// fileDisplay is a file, FIFO or terminal that shows approvals. No act waits for it.
+type fileDisplay struct {
+	*cli.Lines
+	file *os.File
+}
+
+func (d fileDisplay) Close() error { return errors.Join(d.Lines.Close(), d.file.Close()) }
 
 // relayConfig converts the configuration file.
 func relayConfig(c *config.Relay) (relay.Config, error) {
