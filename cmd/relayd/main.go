@@ -38,13 +38,17 @@ func configCheck() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Report every error in the configuration file",
+		Short: "Report every error in the configuration file, and whether the hook can be started",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := config.LoadRelay(path); err != nil {
+			c, err := config.LoadRelay(path)
+			if err == nil {
+				err = checkHook(c)
+			}
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
 			return cli.Fail(cli.IO, err, "")
 		},
 	}

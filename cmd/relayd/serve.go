@@ -159,6 +159,11 @@ type fileDisplay struct {
 
 func (d fileDisplay) Close() error { return errors.Join(d.Lines.Close(), d.file.Close()) }
 
+// checkHook returns an error with exit code 78 if the hook cannot be started.
+func checkHook(c *config.Relay) error {
+	return cli.Fail(cli.Config, relay.Hook{Command: c.Hook.Command}.Check(), "correct hook.command, or the program that it names")
+}
+
 // relayConfig converts the configuration file.
 func relayConfig(c *config.Relay) (relay.Config, error) {
 	r := relay.Config{
@@ -221,13 +226,16 @@ func (d daemon) serveOps(r *relay.Relay) (stop func(), err error) {
 	return func() { _ = server.Close() }, nil
 }
 
-// ready reports whether the appliance is reachable.
+// ready reports whether the appliance is reachable and the hook can be started.
 func ready(w http.ResponseWriter, r *relay.Relay) {
 	w.Header().Set("Content-Type", "application/json")
-	if r.Reachable() {
-		fmt.Fprintln(w, `{"appliance":"reachable"}`)
-		return
+	state, code := map[string]string{"appliance": "reachable", "hook": "ok"}, http.StatusOK
+	if !r.Reachable() {
+		state["appliance"], code = "not reachable", http.StatusServiceUnavailable
 	}
-	w.WriteHeader(http.StatusServiceUnavailable)
-	fmt.Fprintln(w, `{"appliance":"not reachable"}`)
+	if err := r.CheckHook(); err != nil {
+		state["hook"], code = err.Error(), http.StatusServiceUnavailable
+	}
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(state) // an error means that the peer is gone
 }
