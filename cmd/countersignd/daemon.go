@@ -23,6 +23,7 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/internal/cli"
@@ -81,6 +82,10 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+	}
+	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	if err := d.store.Upgrade(ctx, rec); err != nil {
+		return err
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
 		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics,
