@@ -35,6 +35,7 @@ type door struct {
 
 // times bound a connection.
 type times struct {
+	shake time.Duration // for the handshake
 	life  time.Duration // after it, the next answer is the last one
 	idle  time.Duration // without a request
 	grace time.Duration // after life and idle, until it is cut: longer than any request
@@ -42,6 +43,9 @@ type times struct {
 
 // connLife is the life of a connection.
 const connLife = time.Hour
+
+// usual are the times of a server that has no others.
+var usual = times{shake: headerTimeout, life: connLife, idle: idleTimeout, grace: readTimeout + writeTimeout}
 
 // newDoor accepts connections until it is closed.
 func newDoor(s Server, log hclog.Logger) *door {
@@ -135,7 +139,7 @@ func (d *door) admit(raw net.Conn) {
 // shake makes the handshake. crypto/tls proves the certificate only in its last step, so a callback during the
 // handshake would believe a peer that has seen a device's certificate.
 func (d *door) shake(c *conn) {
-	_ = c.SetDeadline(c.accepted.Add(headerTimeout)) // fails if it was cut, and so does the handshake
+	_ = c.SetDeadline(c.accepted.Add(d.times.shake)) // fails if it was cut, and so does the handshake
 	t, err := d.handshake(c)
 	if err != nil {
 		d.log.Debug("TLS handshake failed", "peer", c.RemoteAddr().String(), "error", err)

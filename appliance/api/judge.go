@@ -28,7 +28,7 @@ func (i *Identity) Judge(ctx context.Context, chains [][]*x509.Certificate) erro
 
 // judge remembers its verdict with the connection, if there is one.
 func (i *Identity) judge(c *conn, chains [][]*x509.Certificate) error {
-	ring, now := i.keys.Ring(), time.Now()
+	ring, now := i.keys.Ring(), i.now()
 	if c != nil {
 		if v := c.verdict.Load(); v != nil && v.ring == ring && !now.After(v.until) {
 			return v.err

@@ -34,7 +34,7 @@ type Server struct {
 	Identity *Identity // nil: plain HTTP, and the following fields do not count
 	Limits   Limits
 	Metrics  *Metrics
-	times    times // zero: the constants
+	times    times // zero: the usual ones
 }
 
 // Serve runs servers until ctx ends, then gives the requests in progress one second to finish. It returns the first
@@ -81,7 +81,7 @@ func (s Server) serve(server *http.Server, log hclog.Logger) error {
 	listener := s.Listener
 	if s.Identity != nil {
 		if s.times == (times{}) {
-			s.times = times{life: connLife, idle: idleTimeout, grace: readTimeout + writeTimeout}
+			s.times = usual
 		}
 		listener = newDoor(s, log)
 	}

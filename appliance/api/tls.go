@@ -25,6 +25,7 @@ type Identity struct {
 	keys    *keyuse.Keys
 	names   []string
 	log     hclog.Logger
+	now     func() time.Time // of judgements
 	current atomic.Pointer[tls.Config]
 }
 
@@ -35,7 +36,7 @@ var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in
 // issues none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and
 // an administrator can rotate its ca.
 func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hclog.Logger) (*Identity, error) {
-	i := &Identity{keys: keys, names: names, log: log}
+	i := &Identity{keys: keys, names: names, log: log, now: time.Now}
 	err := i.Renew(ctx)
 	if errors.Is(err, keyring.ErrNoKey) {
 		log.Error("the API refuses every connection", "error", errNoIdentity)
