@@ -243,6 +243,7 @@ func (d *daemon) checks() map[string]api.Check {
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
+		"tokens":      d.checkTokens,
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),

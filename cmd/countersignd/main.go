@@ -175,7 +175,7 @@ func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (
 	if err != nil {
 		return nil, err
 	}
-	return server.Examinations(ctx, a), nil
+	return append(server.Examinations(ctx, a), server.ExamineTokens(p.hsmTokens())...), nil
 }
 
 func devCommand() *cobra.Command {
