@@ -186,6 +186,9 @@ type Store interface {
 	Append(ctx context.Context, rec audit.Record) error
 	// Records lists up to limit records with a sequence number above after.
 	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
+	// Pulse makes one durable write that means nothing, by the way that every change takes: it
+	// shows whether changes can be stored.
+	Pulse(ctx context.Context, at time.Time) error
 	// Tally counts the stored rows.
 	Tally(ctx context.Context) (Tally, error)
 
