@@ -1,7 +1,7 @@
-// Package flood holds connections to a running appliance open, by the thousand and without a certificate, while an
+// Package connections holds connections to a running appliance open, by the thousand and without a certificate, while an
 // honest device authorizes. It measures the appliance's memory, the honest device's answers, and whether
 // administrators can reach it.
-package flood
+package connections
 
 import (
 	"context"
@@ -11,8 +11,11 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// breakLimit lifts the limits of strangers.
-const breakLimit = "limit"
+// Values of BREAK.
+const (
+	breakLimit = "limit" // strangers have no limit
+	breakJudge = "judge" // a certificate is judged in the handshake alone
+)
 
 var breaks = map[string][]harness.Edit{
 	breakLimit: {{
@@ -20,20 +23,26 @@ var breaks = map[string][]harness.Edit{
 		Old:  "Strangers: cfg.Strangers, PerAddress: cfg.StrangersPerAddress",
 		New:  "Strangers: 1 << 20, PerAddress: 1 << 20",
 	}},
+	breakJudge: {{
+		File: "appliance/api/judge.go",
+		Old:  "v.ring == ring && !now.After(v.until)",
+		New:  "true",
+	}},
 }
 
 func TestMain(m *testing.M) {
-	harness.Main(m, harness.Suite{Name: "flood-test", Sections: []string{"idle", "shapes"}, Breaks: []string{breakLimit}})
+	harness.Main(m, harness.Suite{Name: "connections-test", Sections: []string{"authority", "idle", "shapes"}, Breaks: []string{breakLimit, breakJudge}})
 }
 
-// TestFlood runs every section with an appliance of its own.
-func TestFlood(t *testing.T) {
+// TestConnections runs every section with an appliance of its own.
+func TestConnections(t *testing.T) {
 	harness.Run(t, func(r *harness.Report) {
 		r.Every = true
 		bin := harness.Must(harness.Built())
 		if edits := breaks[harness.Break()]; edits != nil {
 			bin = harness.Must(bin.Broken(t.Context(), edits, ""))
 		}
+		r.Section("authority", func() { authority(r, bin) })
 		r.Section("idle", func() { idle(r, bin) })
 		r.Section("shapes", func() { shapes(r, bin) })
 	})
@@ -43,6 +52,7 @@ func TestBreaks(t *testing.T) {
 	harness.TestBreaks(
 		t,
 		harness.Broken{Short: true, Break: breakLimit, Args: []string{"-only", "idle"}, Exit: 1, Line: " failed"},
+		harness.Broken{Break: breakJudge, Args: []string{"-only", "authority"}, Exit: 1, Line: " failed"},
 		harness.Broken{Break: "nonsense", Exit: 2},
 	)
 }
