@@ -21,7 +21,9 @@ func authority(r *harness.Report, bin harness.Bin) {
 	phone := filepath.Join(s.Config.Dir, "phone")
 	enrolled := s.Phone(ctx, phone, "enrol", "--url", s.URL, harness.Must(s.Invite(ctx, "client", "ann")))
 	s.Check(enrolled.Code == 0, "a phone enrols: exit code %d", enrolled.Code)
-	byRelay := func() harness.Result { return s.Phone(ctx, phone, "authorize", "--link", s.Link, "--service", "100", "--yes") }
+	byRelay := func() harness.Result {
+		return s.Phone(ctx, phone, "authorize", "--link", s.Link, "--service", "100", "--yes")
+	}
 
 	s.authorize(ctx, 1) // from here on both hold a connection
 	before := byRelay()
