@@ -23,6 +23,7 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/internal/cli"
@@ -103,6 +104,10 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+	}
+	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	if err := d.store.Upgrade(ctx, rec); err != nil {
+		return err
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
 		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics,
@@ -238,6 +243,7 @@ func (d *daemon) checks() map[string]api.Check {
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
+		"tokens":      d.checkTokens,
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
