@@ -118,6 +118,10 @@ type Store interface {
 	// ErrNotFound if no such attempt waits for its answer: it was never begun, or it has spent its
 	// serial.
 	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec audit.Record) error
+	// TakeBack removes an attempt that the token did not check, and what its Try counted. Only the
+	// request whose Try began it calls it, and no other request may have checked it meanwhile. It
+	// returns ErrNotFound, and changes nothing, if the attempt does not wait for its answer.
+	TakeBack(ctx context.Context, key AnswerKey, tried Tried) error
 	// Guard reads the password guard of a client, or returns ErrNotFound.
 	Guard(ctx context.Context, id protocol.ClientID) (Guard, error)
 	// Unlock resets the password guard of a client, as only a Spend with Right does otherwise. It
