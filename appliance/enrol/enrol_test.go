@@ -3,6 +3,7 @@ package enrol_test
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
@@ -41,6 +42,33 @@ func TestEnrolOnce(t *testing.T) {
 	b.Clock.Advance(25 * time.Hour)
 	if _, err := b.Enrol.Client(t.Context(), mallory.Request(late)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("expired code: %v, want code 4", err)
+	}
+}
+
+// TestExpiredCode: an expired activation code is refused before anything else of the request is looked at.
+func TestExpiredCode(t *testing.T) {
+	b := appliancetest.New(t)
+	code := b.Code(store.KindClient, "alice")
+	p := b.FullPhone()
+	sent, err := protocolenrol.ParseRequest(p.Request(code))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent.Password.Wrapped[0] ^= 1
+	sent, err = protocolenrol.Sign(t.Context(), sent, p.Key, *p.UV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Enrol.Client(t.Context(), body); !errors.Is(err, protocol.CodeFormat) {
+		t.Errorf("a password that does not unwrap: %v, want code 1", err)
+	}
+	b.Clock.Advance(25 * time.Hour)
+	if _, err := b.Enrol.Client(t.Context(), body); !errors.Is(err, protocol.CodeRefused) {
+		t.Errorf("and with an expired code: %v, want code 4", err)
 	}
 }
 
