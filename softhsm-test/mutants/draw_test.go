@@ -2,7 +2,6 @@ package mutants
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"go/ast"
@@ -26,7 +25,8 @@ type candidate struct {
 	kind     string
 	span
 	to     string
-	number int // counts equal changes of one function from 0
+	number int               // counts equal changes of one function from 0
+	place  [sha256.Size]byte // in the order of a seed
 }
 
 func (c candidate) text() string {
@@ -44,15 +44,10 @@ func (c candidate) changed() changed {
 // order sorts candidates by a hash of the seed and of what they change, so that a change of one
 // function leaves the others in their order.
 func order(all []candidate, seed uint64) {
-	keys := map[string][sha256.Size]byte{}
-	key := func(c candidate) string { return c.function.symbol + "\n" + c.text() }
-	for _, c := range all {
-		keys[key(c)] = sha256.Sum256(fmt.Appendf(nil, "%d\n%s", seed, key(c)))
+	for i, c := range all {
+		all[i].place = sha256.Sum256(fmt.Appendf(nil, "%d\n%s\n%s", seed, c.function.symbol, c.text()))
 	}
-	slices.SortFunc(all, func(a, b candidate) int {
-		x, y := keys[key(a)], keys[key(b)]
-		return bytes.Compare(x[:], y[:])
-	})
+	slices.SortFunc(all, func(a, b candidate) int { return bytes.Compare(a.place[:], b.place[:]) })
 }
 
 // candidates returns every mutant of some functions.
@@ -279,7 +274,7 @@ func (c *collector) operator(n *ast.BinaryExpr) {
 	if kind == swapped {
 		left, right = "("+left+")", "("+right+")"
 	}
-	c.add(kind, c.function.span(n), cmp.Or(bracket(kind), "")+left+" "+to.String()+" "+right+closing(kind))
+	c.add(kind, c.function.span(n), bracket(kind)+left+" "+to.String()+" "+right+closing(kind))
 }
 
 // bracket and closing keep a swapped operator together within a longer condition.
