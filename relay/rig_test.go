@@ -47,7 +47,7 @@ func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
 	return f, Config{
 		StateDir: dir, URL: f.server.URL, CAFile: f.caFile, Floor: 1, Links: []Link{{"tcp:127.0.0.1:0", deviceapi.LinkWire}},
 		Orders: Orders{Accept: []protocol.Service{100, 200}},
-		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second, Stderr: os.Stderr},
+		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second},
 		Log:    hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}), ActWait: 10 * time.Second,
 	}
 }

@@ -97,6 +97,10 @@ type Store interface {
 	// such client or device, and ErrExists if an approved transaction has the transaction id. A
 	// [Spend.Approves] or [Spend.Asks] that names nothing is an outcome, not an error.
 	Spend(ctx context.Context, s Spend) (Outcome, error)
+	// Used returns how far the windows of charges are used, in the same order, for a client whose
+	// record it verifies. Amounts and limits of the charges do not matter. For an unknown client it
+	// does the same work with another record, and returns zeros: the time does not show who exists.
+	Used(ctx context.Context, id protocol.ClientID, charges []Charge) ([]Used, error)
 	// Report stores the report of a device. The first report wins: a later one changes nothing and
 	// returns nil. A transaction that was not performed gives its limits back. It returns
 	// ErrNotFound if this device has no such approved transaction.
@@ -248,6 +252,11 @@ type Sealing interface {
 	// anchor; the anchor follows the head from then on. A nil anchor is none. An error wraps
 	// [ErrForged] or [ErrUnavailable].
 	Unseal(ctx context.Context, s *Seals, a Anchor) error
+	// Upgrade lets the store write records in the form of this release, once it is unsealed. Programs
+	// of an earlier release, which would misread them, refuse the store from then on. Until then
+	// nothing is charged: Spend is ErrUnavailable. In a store that this release made, and the second
+	// time, it does nothing.
+	Upgrade(ctx context.Context, rec audit.Record) error
 	// Reseal verifies records in force whose seals are of an earlier version of mac and seals them
 	// under the version in force: at most so many after a cursor, which is zero at first. It stores
 	// the record if it resealed any. done reports that none are left. A record that does not fit

@@ -23,6 +23,7 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/internal/cli"
@@ -38,6 +39,8 @@ type daemon struct {
 	keys      *keyuse.Keys
 	appliance *appliance.Appliance
 	identity  *api.Identity
+	limits    api.Limits
+	filesErr  error // the limits do not fit the open files
 	listeners listeners
 	config    *config.Appliance
 	storeDir  string
@@ -56,6 +59,9 @@ const startTimeout = 30 * time.Second
 // newDaemon opens the listeners and, unless the HSM is locked, loads keys and policy. It serves nothing yet.
 func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon, err error) {
 	d = &daemon{parts: p, config: cfg, storeDir: filepath.Dir(cfg.Store.Path), started: time.Now(), loaded: make(chan struct{})}
+	if err = d.fitLimits(); err != nil {
+		return nil, err
+	}
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -70,6 +76,23 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 	return d, nil
 }
 
+// fitLimits reads the limits of the API, and lowers and reports them if they do not fit the open files. The Go runtime
+// has raised the soft limit to the hard one.
+func (d *daemon) fitLimits() error {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	cfg := d.config.API
+	d.limits, d.filesErr = api.Limits{
+		Strangers: cfg.Strangers, PerAddress: cfg.StrangersPerAddress, PerDevice: cfg.ConnectionsPerDevice, Requests: cfg.RequestsPerDevice,
+	}.Fit(files.Cur)
+	if d.filesErr != nil {
+		d.log.Error("limits of the API were lowered", "error", d.filesErr, "strangers", d.limits.Strangers, "devices", d.limits.Devices)
+	}
+	return nil
+}
+
 // load creates the appliance from store and token.
 func (d *daemon) load(ctx context.Context) (err error) {
 	cfg := d.config
@@ -81,6 +104,10 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+	}
+	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	if err := d.store.Upgrade(ctx, rec); err != nil {
+		return err
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
 		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics,
@@ -216,9 +243,11 @@ func (d *daemon) checks() map[string]api.Check {
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
+		"tokens":      d.checkTokens,
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
+		"open_files":  func(context.Context) error { return d.filesErr },
 	}
 }
 
@@ -303,10 +332,14 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
+	metrics := api.NewMetrics(d.metrics)
 	a := &api.API{
-		Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api"),
+		Devices: d.appliance.Parties, Judge: d.identity, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol,
+		Limits: d.limits, Metrics: metrics, Logger: d.log.Named("api"),
 	}
-	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
+	return api.Server{
+		Name: "api", Listener: d.listeners.api, Handler: a.Handler(), Identity: d.identity, Limits: d.limits, Metrics: metrics,
+	}
 }
 
 // devDaemon is a daemon as package dev runs it.

@@ -45,7 +45,10 @@ func newBench(t *testing.T) *bench {
 	b := &bench{T: t, appliance: appliancetest.New(t)}
 	b.server = &Server{
 		Appliance: b.appliance.Appliance, Logger: hclog.NewNullLogger(), StartedAt: time.Now(),
-		HSM: HSM{Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} }},
+		HSM: HSM{
+			Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} },
+			Status:  func() []adminapi.Token { return nil },
+		},
 	}
 	b.Caller = serve(t, b.server.Handler())
 	return b
