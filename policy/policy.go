@@ -33,6 +33,7 @@ type Policy struct {
 	attestation []string
 	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent
 	keysOnly    bool         // the admin socket does not count as an administrator
+	ignored     []string
 }
 
 type service struct {

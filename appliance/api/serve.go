@@ -31,6 +31,8 @@ type Server struct {
 	Listener net.Listener
 	Handler  http.Handler
 	TLS      *tls.Config // nil: plain
+	// ConnContext adds to the context of the requests of a connection, as in [http.Server]; may be nil.
+	ConnContext func(context.Context, net.Conn) context.Context
 }
 
 // Serve runs servers until ctx ends, then gives the requests in progress one second to finish. It returns the first
@@ -51,7 +53,7 @@ func Serve(ctx context.Context, log hclog.Logger, servers ...Server) error {
 
 func (s Server) http(log hclog.Logger) *http.Server {
 	return &http.Server{
-		Handler: s.Handler, TLSConfig: s.TLS,
+		Handler: s.Handler, TLSConfig: s.TLS, ConnContext: s.ConnContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),

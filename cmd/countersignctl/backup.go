@@ -73,12 +73,24 @@ func (t *tool) store() *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Manage the database"}
 	var out string
 	backup := verb("backup --out FILE", "Copy the database while the appliance serves, and write its signed statement to FILE.sig", func(cmd *cobra.Command, _ []string) error {
-		made, err := t.copyStore(cmd, out)
-		if err != nil {
+		route := within(cmd, adminapi.Routes.StoreBackup)
+		if isDry(cmd) {
+			return showAnswer(t, cmd, changeDetails, route.Preview(), adminapi.Ask{DryRun: true})
+		}
+		made, err := t.copyStore(cmd, route, out)
+		if err == nil {
+			return storeCopyTable.One(t.printer(cmd), made)
+		}
+		if err := t.waiting(cmd, err); err != nil {
+			return err
+		}
+		if made, err = t.copyStore(cmd, route, out); err != nil {
 			return err
 		}
 		return storeCopyTable.One(t.printer(cmd), made)
 	})
+	quorumFlags(backup)
+	backup.Flags().Bool("dry-run", false, dryRunHelp)
 	backup.Flags().StringVar(&out, "out", "", outHelp)
 	_ = backup.MarkFlagRequired("out") // the flag exists
 	cmd.AddCommand(backup)
@@ -94,14 +106,16 @@ var storeCopyTable = cli.Table[adminapi.StoreCopy]{
 // sigSuffix is the suffix of the statement beside a copy of the database.
 const sigSuffix = ".sig"
 
+type copyRoute = adminapi.Route[adminapi.Ask, []byte]
+
 // copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier
 // copy, so that a statement never lies beside another file than its own.
-func (t *tool) copyStore(cmd *cobra.Command, path string) (made adminapi.StoreCopy, err error) {
+func (t *tool) copyStore(cmd *cobra.Command, route copyRoute, path string) (made adminapi.StoreCopy, err error) {
 	c, err := t.caller()
 	if err != nil {
 		return made, err
 	}
-	made, database, err := c.CopyStore(cmd.Context())
+	made, database, err := c.CopyStore(cmd.Context(), route)
 	if err != nil {
 		return made, explain(err)
 	}

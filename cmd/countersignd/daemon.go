@@ -25,6 +25,7 @@ import (
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
@@ -135,6 +136,7 @@ func tlsNames(cfg config.API) []string {
 
 // run serves until ctx ends.
 func (d *daemon) run(ctx context.Context) error {
+	ctx = audit.By(ctx, audit.Appliance)
 	if d.waits {
 		return d.runLocked(ctx)
 	}
@@ -294,7 +296,7 @@ func (d *daemon) adminAPI() *server.Server {
 }
 
 func (d *daemon) adminServer(h http.Handler) api.Server {
-	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h}
+	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h, ConnContext: server.PeerContext}
 }
 
 func (d *daemon) opsServer() api.Server {

@@ -21,6 +21,7 @@ import (
 	"countersign/appliance/doctor"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/restore"
+	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -30,7 +31,7 @@ func main() {
 	defer stop()
 	harden()
 	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
-	os.Exit(cli.Main(ctx, root(), p))
+	os.Exit(cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p))
 }
 
 // harden makes new files private, and keeps the PIN out of core dumps and away from other processes.
