@@ -78,6 +78,13 @@ func (p *Policy) Quorum(k Kind) Requirement {
 	return Requirement{Administrators: max(p.quorum[k], p.quorum[invitations[k]], 1)}
 }
 
+// Unattended reports whether a kind of change needs no vote at all: the document says 0. It may say
+// so of [StoreBackup] alone, so that a copy can be made every night with local = false.
+func (p *Policy) Unattended(k Kind) bool {
+	n, listed := p.quorum[k]
+	return k == StoreBackup && listed && n == 0
+}
+
 // scheduled lists the kinds of the steps that a schedule takes by itself.
 var scheduled = []Kind{KeyRotate, KeyActivate, KeyRetire}
 
@@ -145,8 +152,12 @@ func (c *checker) quorums(raw map[string]value, keys []tomldoc.Key) (map[Kind]in
 			continue
 		}
 		n, ok := v.raw.(int64)
-		if !ok || n < 1 || n > maxQuorum {
-			c.fail("%s: want 1 to %d administrators, found %s", kind, maxQuorum, v)
+		least := int64(1)
+		if kind == StoreBackup {
+			least = 0
+		}
+		if !ok || n < least || n > maxQuorum {
+			c.fail("%s: want %d to %d administrators, found %s", kind, least, maxQuorum, v)
 		}
 		found[kind] = int(n)
 	}

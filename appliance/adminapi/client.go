@@ -52,7 +52,11 @@ func (r Route[Req, Res]) Call(ctx context.Context, c *Caller, body Req, names ..
 		return res, err
 	}
 	defer func() { _ = answer.Body.Close() }() // it was read, or an error is returned
-	if err = json.NewDecoder(answer.Body).Decode(&res); err != nil {
+	err = json.NewDecoder(answer.Body).Decode(&res)
+	if err == nil { // the end of the body is the end of the request: all that it changes is stored
+		_, err = io.Copy(io.Discard, answer.Body)
+	}
+	if err != nil {
 		err = fmt.Errorf("reading the answer of the appliance: %w", err)
 	}
 	return res, err

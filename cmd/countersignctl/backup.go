@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,9 @@ func (t *tool) keyBackup() *cobra.Command {
 	var req adminapi.KeyBackupAsk
 	var out string
 	cmd := verb("backup --out FILE", "Write every key, sealed for the backup key, and the trust settings to one file", func(cmd *cobra.Command, _ []string) error {
+		if err := writable(out); err != nil && !req.DryRun {
+			return err
+		}
 		made, err := t.fetchBackup(cmd, req)
 		if err == nil && !req.DryRun {
 			err = writeBytes(out, made.File)
@@ -76,6 +80,9 @@ func (t *tool) store() *cobra.Command {
 		route := within(cmd, adminapi.Routes.StoreBackup)
 		if isDry(cmd) {
 			return showAnswer(t, cmd, changeDetails, route.Preview(), adminapi.Ask{DryRun: true})
+		}
+		if err := writable(out); err != nil {
+			return err
 		}
 		made, err := t.copyStore(cmd, route, out)
 		if err == nil {
@@ -156,6 +163,19 @@ func writeWhole(path string, write func(io.Writer) error) error {
 		err = cli.Fail(cli.IO, err, "name a file in a directory that you may write")
 	}
 	return fmt.Errorf("writing %s: %w", path, err)
+}
+
+// writable returns an error if no file can be created beside path. It is called before an approval is spent on a
+// backup that could not be written.
+func writable(path string) error {
+	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
+	if err == nil {
+		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+	}
+	if err != nil {
+		err = fmt.Errorf("writing %s: %w", path, err)
+	}
+	return cli.Fail(cli.IO, err, "name a file in a directory that you may write")
 }
 
 func writeBytes(path string, b []byte) error {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
 
 	"countersign/appliance/adminapi"
@@ -168,7 +167,8 @@ func (s *Server) copyStore(w *sender, r *http.Request, body adminapi.Ask) error 
 	return s.Appliance.Recovery.CopyStore(r.Context(), life, w.database)
 }
 
-// sender is an answer that is sent while the change behind it is not over yet.
+// sender is an answer that is sent while the change behind it is not over yet. It has no length, so that it ends for
+// the peer when the handler returns: then the approval is spent.
 type sender struct {
 	http.ResponseWriter
 	begun bool
@@ -203,7 +203,6 @@ func (w *sender) database(c recovery.StoreCopy) error {
 	}
 	w.Header().Set(adminapi.HeaderCopy, string(about))
 	w.Header().Set("Content-Type", "application/vnd.sqlite3")
-	w.Header().Set("Content-Length", strconv.FormatInt(c.Size, 10))
 	if _, err := io.Copy(w, c); err != nil {
 		return err
 	}
@@ -225,7 +224,6 @@ func bindSent[Req, Res any](m *mux, route adminapi.Route[Req, Res], h func(w *se
 			m.log.Info("sending ended early", "path", r.URL.Path, "error", err)
 			panic(http.ErrAbortHandler)
 		case err != nil:
-			w.Header().Del("Content-Length")
 			w.Header().Del(adminapi.HeaderCopy)
 			m.fail(w, r, err)
 		}

@@ -16,8 +16,11 @@ const grantPeriod = time.Hour
 // Use makes a change that its effect only grants: use runs with the id of a request for this draft
 // that has its quorum, and spends it, durably. If use returns an error, the request can be used
 // again. Use asks for the change if no request is granted; if that waits for administrators, the
-// error is a [*Waiting].
+// error is a [*Waiting]. If the policy requires no vote at all, use runs with a zero id.
 func (s *Service) Use(ctx context.Context, d change.Draft, use func(context.Context, change.ID) error) error {
+	if s.rules.Active().Unattended(d.Kind) {
+		return use(ctx, change.ID{})
+	}
 	c, err := s.reserve(ctx, d)
 	if err != nil {
 		return err
