@@ -75,7 +75,7 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	}
 	a.seals.Alarm(a.alarm.raise)
 	var err error
-	if a.Rules, err = rules.New(ctx, rules.Config{Store: c.Store, Judge: a.Quorum, Logger: c.Logger, Now: c.Now}); err != nil {
+	if a.Rules, err = rules.New(ctx, rules.Config{Store: c.Store, Judge: a.Quorum, Auto: c.Schedule.Auto, Logger: c.Logger, Now: c.Now}); err != nil {
 		return nil, err
 	}
 	a.Requests = requests.New(requests.Config{Store: c.Store, Judge: a.Quorum, Rules: a.Rules, Logger: c.Logger, Now: c.Now})

@@ -151,6 +151,7 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 	for _, e := range rules.Evasions() {
 		wrong = append(wrong, e.String())
 	}
+	wrong = append(wrong, rules.Ignored()...)
 	if wrong != nil {
 		f.Err = errors.New(strings.Join(wrong, "; "))
 	}

@@ -162,6 +162,7 @@ func tlsNames(cfg config.API) []string {
 
 // run serves until ctx ends.
 func (d *daemon) run(ctx context.Context) error {
+	ctx = audit.By(ctx, audit.Appliance)
 	if d.waits {
 		return d.runLocked(ctx)
 	}
@@ -326,7 +327,7 @@ func (d *daemon) adminAPI() *server.Server {
 }
 
 func (d *daemon) adminServer(h http.Handler) api.Server {
-	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h}
+	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h, ConnContext: server.PeerContext}
 }
 
 func (d *daemon) opsServer() api.Server {

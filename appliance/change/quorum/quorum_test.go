@@ -31,7 +31,7 @@ func taken(b *appliancetest.Board, required int, claimed []string, signers ...ap
 	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 		b.Fatal(err)
 	}
-	return quorum.Record{What: "door", Change: c.Hash.ID(), Kind: policy.DeviceInvite, Fits: func(change.Parameters) bool { return true }}
+	return quorum.Record{What: "door", Change: c.Hash.ID(), Kinds: []policy.Kind{policy.DeviceInvite}, Fits: func(change.Parameters) bool { return true }}
 }
 
 // TestVerifyCounts: a record stands only with as many signatures as were required, by administrators
