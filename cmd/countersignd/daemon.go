@@ -184,6 +184,9 @@ func (d *daemon) runServers(ctx context.Context, servers ...api.Server) error {
 	err := api.Serve(ctx, d.log, servers...)
 	stop(nil)
 	<-finished
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	d.appliance.Authorize.FlushCounts(last) // of requests that ended after Run
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
