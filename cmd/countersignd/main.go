@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -21,16 +20,20 @@ import (
 	"countersign/appliance/doctor"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/restore"
+	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	ctx, stop := cli.UntilStopped()
 	defer stop()
 	harden()
-	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
-	os.Exit(cli.Main(ctx, root(), p))
+	stderr := cli.NewLines(os.Stderr)
+	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: stderr, Getenv: os.Getenv}
+	code := cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p)
+	_ = stderr.Close() // it returns no error
+	os.Exit(code)
 }
 
 // harden makes new files private, and keeps the PIN out of core dumps and away from other processes.
