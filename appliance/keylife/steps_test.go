@@ -554,6 +554,18 @@ func TestAttestSilent(t *testing.T) {
 	}
 }
 
+// TestAttestUnrestricted: a key without CKA_ALLOWED_MECHANISMS differs on a token that keeps them.
+func TestAttestUnrestricted(t *testing.T) {
+	l := newLife(t)
+	bare := func(all []hsm.Object) []hsm.Object {
+		all[0].True, all[0].Mechanisms = all[0].True&^hsm.AttrRestricted, nil
+		return all
+	}
+	if wrong := l.attested(telling{l.token, bare}); wrong != "not CKA_ALLOWED_MECHANISMS" {
+		t.Errorf("found %q", wrong)
+	}
+}
+
 // TestAttestSeveral: each of two tokens is compared, and a key that was copied to the
 // other token has there the attributes of a copy.
 func TestAttestSeveral(t *testing.T) {
