@@ -30,7 +30,12 @@ type checker struct {
 	lines    []int  // the first line of each service
 	line     int    // of the service being checked
 	subject  string // the service being checked, for messages
+	stored   bool   // the document may say what earlier releases accepted
+	ignored  []string
 }
+
+// ignore notes a part of a stored document that is not in force any more.
+func (c *checker) ignore(text string) { c.ignored = append(c.ignored, text) }
 
 func (c *checker) fail(format string, args ...any) {
 	c.problems = append(c.problems, Problem{Line: c.line, Text: c.subject + fmt.Sprintf(format, args...)})

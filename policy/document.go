@@ -89,7 +89,16 @@ func (v *value) UnmarshalTOML(raw any) error {
 
 // Parse decodes and checks a policy document. Its error is [Problems] with everything that is wrong.
 // Invalid TOML, or a table in place of a value, is reported alone.
-func Parse(doc []byte) (*Policy, error) {
+func Parse(doc []byte) (*Policy, error) { return parse(doc, false) }
+
+// ParseStored parses a document that an earlier release may have checked. It ignores what that
+// release accepted and Parse refuses, so that it grants nothing; [Policy.Ignored] lists it.
+func ParseStored(doc []byte) (*Policy, error) { return parse(doc, true) }
+
+// Ignored lists what a stored document says that is not in force, and what to do about it.
+func (p *Policy) Ignored() []string { return slices.Clone(p.ignored) }
+
+func parse(doc []byte, stored bool) (*Policy, error) {
 	if len(doc) > MaxDocument {
 		return nil, Problems{{Text: fmt.Sprintf("%d bytes, at most %d are allowed", len(doc), MaxDocument)}}
 	}
@@ -98,7 +107,7 @@ func Parse(doc []byte) (*Policy, error) {
 	if err != nil {
 		return nil, Problems{decodeProblem(err)}
 	}
-	policy, problems := examine(raw, tomldoc.Keys(md)) // the lines are not needed yet
+	policy, problems := examine(raw, tomldoc.Keys(md), stored) // the lines are not needed yet
 	if undecoded := md.Undecoded(); len(problems) == 0 && len(undecoded) > 0 {
 		problems = Problems{{Text: fmt.Sprintf("unknown key %s", undecoded[0])}}
 	}
@@ -106,15 +115,16 @@ func Parse(doc []byte) (*Policy, error) {
 		policy.hash = sha256.Sum256(doc)
 		return policy, nil
 	}
-	_, problems = examine(raw, tomldoc.Locate(string(doc), md))
+	_, problems = examine(raw, tomldoc.Locate(string(doc), md), stored)
 	slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
 	return nil, problems
 }
 
-func examine(raw document, keys []tomldoc.Key) (*Policy, Problems) {
-	c := checker{problems: unknownKeys(keys), lines: serviceLines(keys)}
+func examine(raw document, keys []tomldoc.Key, stored bool) (*Policy, Problems) {
+	c := checker{stored: stored, problems: unknownKeys(keys), lines: serviceLines(keys)}
 	p := &Policy{services: c.services(raw), approval: c.approval(raw.Approval), attestation: c.attestation(raw.UV)}
 	p.quorum, p.keysOnly = c.quorums(raw.Quorum, keys)
+	p.ignored = c.ignored
 	return p, c.problems
 }
 

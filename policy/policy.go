@@ -31,8 +31,9 @@ type Policy struct {
 	approval Approval
 	// accepted attestation formats of UV keys
 	attestation []string
-	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent
+	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent; 0 for StoreBackup alone
 	keysOnly    bool         // the admin socket does not count as an administrator
+	ignored     []string
 }
 
 type service struct {

@@ -15,25 +15,45 @@ import (
 // Kind is the kind of a change request, as in [quorum] and in the request itself.
 type Kind string
 
-// The kinds of change that wait for a quorum.
+// The kinds of change that wait for a quorum: everything that grants something.
 const (
-	KeyDestroy   Kind = "key.destroy"
-	KeyBackup    Kind = "key.backup"
-	KeyRestore   Kind = "key.restore"
-	RootRotate   Kind = "root.rotate" // also activation and cancellation
-	DeviceInvite Kind = "device.invite"
-	AdminAdd     Kind = "admin.add" // also resume
-	AdminRevoke  Kind = "admin.revoke"
-	PolicyApply  Kind = "policy.apply"
+	KeyRotate     Kind = "key.rotate" // also the first version of a key
+	KeyActivate   Kind = "key.activate"
+	KeyRetire     Kind = "key.retire"
+	KeyResume     Kind = "key.resume"
+	KeyDestroy    Kind = "key.destroy"
+	KeyBackup     Kind = "key.backup"
+	RootRotate    Kind = "root.rotate" // every step of the root
+	StoreBackup   Kind = "store.backup"
+	ClientInvite  Kind = "client.invite"
+	ClientReplace Kind = "client.replace"
+	ClientResume  Kind = "client.resume"
+	ClientUnlock  Kind = "client.unlock"
+	DeviceInvite  Kind = "device.invite"
+	DeviceReplace Kind = "device.replace"
+	DeviceResume  Kind = "device.resume"
+	AdminAdd      Kind = "admin.add" // also resume
+	AdminRevoke   Kind = "admin.revoke"
+	PolicyApply   Kind = "policy.apply"
 )
 
-var kinds = []Kind{KeyDestroy, KeyBackup, KeyRestore, RootRotate, DeviceInvite, AdminAdd, AdminRevoke, PolicyApply}
+var kinds = []Kind{
+	KeyRotate, KeyActivate, KeyRetire, KeyResume, KeyDestroy, KeyBackup, RootRotate, StoreBackup,
+	ClientInvite, ClientReplace, ClientResume, ClientUnlock, DeviceInvite, DeviceReplace, DeviceResume,
+	AdminAdd, AdminRevoke, PolicyApply,
+}
 
 // Kinds returns all kinds of change.
 func Kinds() []Kind { return slices.Clone(kinds) }
 
+// keyRestore was a kind of change that no release carried out.
+const keyRestore Kind = "key.restore"
+
 // ParseKind parses the text of [Kind.String].
 func ParseKind(s string) (Kind, error) {
+	if Kind(s) == keyRestore {
+		return "", fmt.Errorf("kind of change %q is gone, nothing ever did it: delete it", s)
+	}
 	if !slices.Contains(kinds, Kind(s)) {
 		return "", fmt.Errorf("kind of change %q: want one of %v", s, kinds)
 	}
@@ -42,6 +62,9 @@ func ParseKind(s string) (Kind, error) {
 
 func (k Kind) String() string { return string(k) }
 
+// invitations maps each kind that replaces a party to the kind that invites one.
+var invitations = map[Kind]Kind{ClientReplace: ClientInvite, DeviceReplace: DeviceInvite}
+
 // Local is the signer name of the appliance's admin socket. Everyone who can connect to it counts as
 // this one identity.
 const Local = "local"
@@ -49,9 +72,26 @@ const Local = "local"
 // maxQuorum bounds a quorum, in administrators.
 const maxQuorum = 16
 
-// Quorum returns the requirement for a change of this kind: the document's, or one administrator.
+// Quorum returns the requirement for a change of this kind: the document's, or one administrator. A
+// replacement takes at least what an invitation takes, because it enrols a party just the same.
 func (p *Policy) Quorum(k Kind) Requirement {
-	return Requirement{Administrators: max(p.quorum[k], 1)}
+	return Requirement{Administrators: max(p.quorum[k], p.quorum[invitations[k]], 1)}
+}
+
+// Unattended reports whether a kind of change needs no vote at all: the document says 0. It may say
+// so of [StoreBackup] alone, so that a copy can be made every night with local = false.
+func (p *Policy) Unattended(k Kind) bool {
+	n, listed := p.quorum[k]
+	return k == StoreBackup && listed && n == 0
+}
+
+// scheduled lists the kinds of the steps that a schedule takes by itself.
+var scheduled = []Kind{KeyRotate, KeyActivate, KeyRetire}
+
+// AgainstSchedule returns the quorums that an appliance evades if it takes the steps of its keys by
+// itself: a schedule has no vote.
+func (p *Policy) AgainstSchedule() []Kind {
+	return slices.DeleteFunc(slices.Clone(scheduled), func(k Kind) bool { return p.Quorum(k).Administrators == 1 })
 }
 
 // Evasion is a quorum that fewer administrators can circumvent.
@@ -102,14 +142,22 @@ func (c *checker) quorums(raw map[string]value, keys []tomldoc.Key) (map[Kind]in
 			keysOnly = !counts
 			continue
 		}
+		if c.stored && Kind(name) == keyRestore {
+			c.ignore("[quorum] key.restore: nothing does this: delete the line")
+			continue
+		}
 		kind, err := ParseKind(name)
 		if err != nil {
 			c.fail("%v, or local", err)
 			continue
 		}
 		n, ok := v.raw.(int64)
-		if !ok || n < 1 || n > maxQuorum {
-			c.fail("%s: want 1 to %d administrators, found %s", kind, maxQuorum, v)
+		least := int64(1)
+		if kind == StoreBackup {
+			least = 0
+		}
+		if !ok || n < least || n > maxQuorum {
+			c.fail("%s: want %d to %d administrators, found %s", kind, least, maxQuorum, v)
 		}
 		found[kind] = int(n)
 	}
@@ -156,6 +204,17 @@ const (
 // NoAttestation is the attestation format of a UV key that has none.
 const NoAttestation = "none"
 
+// Unverified is the attestation format of a UV key whose attestation the appliance could not verify.
+// No policy accepts it.
+const Unverified = "unverified"
+
+// RoleUV marks a client whose UV key counts as a factor. The appliance gives this role at enrolment,
+// and no policy or invitation may name it.
+const RoleUV = "uv"
+
+// noRole is a role that no client can have.
+const noRole = "-"
+
 var word = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 
 // Approval is how a level with a second approver works.
@@ -192,7 +251,14 @@ func (c *checker) approval(r rawApproval) Approval {
 	if !ok || !word.MatchString(role) {
 		c.fail("role %s: want 1 to 32 lower-case letters, digits, dots, dashes or underscores", r.Role)
 	}
-	a.Role = role
+	switch a.Role = role; {
+	case role != RoleUV:
+	case c.stored:
+		a.Role = noRole
+		c.ignore("[approval] role \"uv\": every phone with a UV key has it, so no one may approve: name another role")
+	default:
+		c.fail("role %q is reserved: every phone with a UV key has it", role)
+	}
 	return a
 }
 
@@ -211,6 +277,14 @@ func (c *checker) attestation(r rawUV) []string {
 		format, ok := one.(string)
 		if !ok || !word.MatchString(format) {
 			c.fail("attestation: %v is not the name of a format", one)
+			continue
+		}
+		if format == Unverified && c.stored {
+			c.ignore("[uv] attestation \"unverified\": such keys are not accepted: delete it")
+			continue
+		}
+		if format == Unverified {
+			c.fail("attestation: %q is reserved: it is what the appliance calls an attestation that it could not verify", format)
 			continue
 		}
 		formats = append(formats, format)

@@ -106,6 +106,25 @@ func TestOutcomesAreRepeated(t *testing.T) {
 	eventually(t, "the journal is settled", func() bool { return strings.Join(g.steps(t), " ") == "started done settled" })
 }
 
+// TestOutcomeIsStored: only 204 means that the appliance has stored an outcome.
+func TestOutcomeIsStored(t *testing.T) {
+	f, c := enrolled(t)
+	statuses := []int{200, 202, 205}
+	f.fail["/v1/outcome"] = func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(statuses[(f.count("/v1/outcome")-1)%len(statuses)])
+	}
+	g := start(t, f, c)
+	p := g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	p.finish(p.conn)
+	eventually(t, "the report is tried with each answer", func() bool { return g.count("/v1/outcome") >= len(statuses) })
+	if steps := strings.Join(g.steps(t), " "); steps != "started done" {
+		t.Errorf("the journal has %q", steps)
+	}
+	g.set(func() { delete(g.fail, "/v1/outcome") })
+	eventually(t, "the journal is settled", func() bool { return strings.Join(g.steps(t), " ") == "started done settled" })
+}
+
 func TestRefusedOutcomeIsGivenUp(t *testing.T) {
 	f, c := enrolled(t)
 	f.fail["/v1/outcome"] = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }

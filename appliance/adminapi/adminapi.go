@@ -24,7 +24,8 @@ type Route[Req, Res any] struct {
 type None struct{}
 
 // Routes is the table of endpoints. Each quorum endpoint takes ?life_s=SECONDS: how long administrators may
-// countersign, at most 7 days; the default is 24 hours. With dry_run it answers with a [Change] and changes nothing.
+// countersign, at most 7 days; the default is 24 hours. With dry_run it answers with a [Change] and changes nothing;
+// a step of a key answers with the keys as they would be, and a backup of the keys with what it would hold.
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
@@ -32,17 +33,17 @@ var Routes = parse(struct {
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`
-	ClientInvite  Route[Invite, Invited] `route:"POST client/{name}/invite"`
-	ClientUnlock  Route[None, Client]    `route:"POST client/{name}/unlock"`
+	ClientInvite  Route[Invite, Invited] `route:"POST client/{name}/invite"` // quorum
+	ClientUnlock  Route[Ask, Client]     `route:"POST client/{name}/unlock"` // quorum
 	ClientSuspend Route[None, Client]    `route:"POST client/{name}/suspend"`
-	ClientResume  Route[None, Client]    `route:"POST client/{name}/resume"`
+	ClientResume  Route[Ask, Client]     `route:"POST client/{name}/resume"` // quorum
 	ClientRevoke  Route[None, Client]    `route:"POST client/{name}/revoke"`
 
 	DeviceList    Route[None, []Device]  `route:"GET device"`
 	DeviceShow    Route[None, Device]    `route:"GET device/{name}"`
 	DeviceInvite  Route[Invite, Invited] `route:"POST device/{name}/invite"` // quorum
 	DeviceSuspend Route[None, Device]    `route:"POST device/{name}/suspend"`
-	DeviceResume  Route[None, Device]    `route:"POST device/{name}/resume"`
+	DeviceResume  Route[Ask, Device]     `route:"POST device/{name}/resume"` // quorum
 	DeviceRevoke  Route[None, Device]    `route:"POST device/{name}/revoke"`
 
 	// A key is NAME or NAME@VERSION. A step answers with every key version that it changes.
@@ -51,7 +52,7 @@ var Routes = parse(struct {
 	KeyAttest   Route[None, []Finding]         `route:"GET key/attest"`
 	KeyShow     Route[None, []Key]             `route:"GET key/{name}"`
 	KeyBackup   Route[KeyBackupAsk, KeyBackup] `route:"POST key/backup"`        // quorum
-	KeyCreate   Route[KeyStep, []Key]          `route:"POST key/{name}/create"` // each step of the root: quorum
+	KeyCreate   Route[KeyStep, []Key]          `route:"POST key/{name}/create"` // quorum, as every step but suspend
 	KeyRotate   Route[KeyStep, []Key]          `route:"POST key/{name}/rotate"`
 	KeyActivate Route[KeyStep, []Key]          `route:"POST key/{name}/activate"`
 	KeyRetire   Route[KeyStep, []Key]          `route:"POST key/{name}/retire"`
@@ -75,7 +76,7 @@ var Routes = parse(struct {
 	PolicyApply Route[Apply, Policy] `route:"POST policy/apply"` // quorum
 
 	// The answer is the database itself, see [Caller.CopyStore].
-	StoreBackup Route[None, []byte] `route:"POST store/backup"`
+	StoreBackup Route[Ask, []byte] `route:"POST store/backup"` // quorum
 
 	HSMStatus Route[None, []Token]   `route:"GET hsm"`
 	HSMUnlock Route[[]byte, []Token] `route:"POST hsm/unlock"` // the body is the PIN; ?token=NAME
@@ -124,7 +125,12 @@ type Invite struct {
 	// Replace revokes the client or device of this name, if it is enrolled, and withdraws an open code for it.
 	Replace bool `json:"replace,omitempty"`
 
-	DryRun bool `json:"dry_run,omitempty"` // device only
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Ask asks for a change that needs nothing but its path.
+type Ask struct {
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // Invited is an activation code. The appliance keeps only its hash, and shows it this once.
@@ -274,7 +280,7 @@ type Change struct {
 	Kind       string         `json:"kind"`
 	Parameters map[string]any `json:"parameters"` // byte strings in hex
 	Document   []byte         `json:"document"`   // deterministic CBOR, base64
-	State      string         `json:"state"`      // open, taken, executed, failed, expired, withdrawn; dry-run
+	State      string         `json:"state"`      // open, granted, taken, executed, failed, expired, withdrawn; dry-run
 	Reason     string         `json:"reason,omitempty"`
 	By         string         `json:"by"`
 	Required   int            `json:"required"` // administrators

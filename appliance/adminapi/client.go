@@ -52,16 +52,20 @@ func (r Route[Req, Res]) Call(ctx context.Context, c *Caller, body Req, names ..
 		return res, err
 	}
 	defer func() { _ = answer.Body.Close() }() // it was read, or an error is returned
-	if err = json.NewDecoder(answer.Body).Decode(&res); err != nil {
+	err = json.NewDecoder(answer.Body).Decode(&res)
+	if err == nil { // the end of the body is the end of the request: all that it changes is stored
+		_, err = io.Copy(io.Discard, answer.Body)
+	}
+	if err != nil {
 		err = fmt.Errorf("reading the answer of the appliance: %w", err)
 	}
 	return res, err
 }
 
-// CopyStore asks for a copy of the database. It returns its description and its bytes, which the caller verifies
-// against the description and closes. ctx bounds all of it.
-func (c *Caller) CopyStore(ctx context.Context) (about StoreCopy, database io.ReadCloser, err error) {
-	answer, err := Routes.StoreBackup.send(ctx, c, None{}, nil)
+// CopyStore asks for a copy of the database, by [Routes].StoreBackup. It returns its description and its bytes, which
+// the caller verifies against the description and closes. ctx bounds all of it.
+func (c *Caller) CopyStore(ctx context.Context, route Route[Ask, []byte]) (about StoreCopy, database io.ReadCloser, err error) {
+	answer, err := route.send(ctx, c, Ask{}, nil)
 	if err != nil {
 		return about, nil, err
 	}

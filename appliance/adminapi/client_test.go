@@ -86,7 +86,7 @@ func TestCallFails(t *testing.T) {
 	if _, err := Routes.Status.Call(t.Context(), c, None{}); err == nil || errors.As(err, new(*Error)) || !strings.Contains(err.Error(), "409") {
 		t.Errorf("%v", err)
 	}
-	if _, _, err := c.CopyStore(t.Context()); err == nil {
+	if _, _, err := c.CopyStore(t.Context(), Routes.StoreBackup); err == nil {
 		t.Error("a problem was read as a database")
 	}
 	gone := NewCaller("unix", filepath.Join(t.TempDir(), "none.sock"))
@@ -99,7 +99,7 @@ func TestCallFails(t *testing.T) {
 // TestCopyWithoutDescription: a database whose description is missing is an error.
 func TestCopyWithoutDescription(t *testing.T) {
 	c := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "database") })
-	if _, _, err := c.CopyStore(t.Context()); err == nil {
+	if _, _, err := c.CopyStore(t.Context(), Routes.StoreBackup); err == nil {
 		t.Error("it was accepted")
 	}
 }

@@ -30,6 +30,8 @@ type Server struct {
 	Name     string // for logs: "api", "admin", "ops"
 	Listener net.Listener
 	Handler  http.Handler
+	// ConnContext adds to the context of the requests of a connection, as in [http.Server]; may be nil.
+	ConnContext func(context.Context, net.Conn) context.Context
 
 	Identity *Identity // nil: plain HTTP, and the following fields do not count
 	Limits   Limits
@@ -59,6 +61,7 @@ const maxStreams = 100
 func (s Server) http(log hclog.Logger) *http.Server {
 	server := &http.Server{
 		Handler:           s.Handler,
+		ConnContext:       s.ConnContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),

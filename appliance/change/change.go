@@ -173,6 +173,16 @@ func (p Parameters) Bytes(name string) []byte {
 	return b
 }
 
+// Texts returns a parameter that is a list of text, nil if there is none.
+func (p Parameters) Texts(name string) (all []string) {
+	list, _ := p[name].([]any)
+	for _, one := range list {
+		s, _ := one.(string)
+		all = append(all, s)
+	}
+	return all
+}
+
 // SignerID names an administrator's key: the first 8 bytes of SHA-256 of its 33-byte
 // compressed point (SEC 1 §2.3.3).
 type SignerID [8]byte

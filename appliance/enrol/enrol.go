@@ -56,13 +56,20 @@ type Config struct {
 	Now      func() time.Time
 }
 
-// New returns a service and registers the effect of [policy.DeviceInvite].
+// New returns a service and registers the effects of invitations and of what gives a party back
+// what it had.
 func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, keys: c.Keys, parties: c.Parties, judge: c.Judge, rules: c.Rules, requests: c.Requests,
 		attest: c.Attest, log: c.Logger, now: c.Now,
 	}
-	c.Requests.Register(policy.DeviceInvite, requests.Effect{Base: s.inviteBase, Do: s.inviteDevice})
+	for _, k := range inviting {
+		c.Requests.Register(k.invite, s.invites(k.invite))
+		c.Requests.Register(k.replace, s.invites(k.replace))
+	}
+	c.Requests.Register(policy.ClientResume, requests.Effect{Base: s.resumeClientBase, Do: s.resumeClient})
+	c.Requests.Register(policy.DeviceResume, requests.Effect{Base: s.resumeDeviceBase, Do: s.resumeDevice})
+	c.Requests.Register(policy.ClientUnlock, requests.Effect{Base: s.unlockBase, Do: s.unlock})
 	return s
 }
 
@@ -104,12 +111,16 @@ func (s *Service) Client(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := parties.Record(audit.KindClients, c.Name, map[string]any{"event": "enrolled", "id": c.ID[:], "signing_key": c.SigningKey[:]})
+	fields := grantOf(invitation, "enrolled")
+	fields["roles"] = append([]string{}, c.Roles...) // perhaps one more
+	fields["id"], fields["signing_key"] = c.ID[:], c.SigningKey[:]
+	rec := parties.Record(audit.By(ctx, audit.Holder), audit.KindClients, c.Name, fields)
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolClient(ctx, u, c, rec) })
 }
 
 // invitation finds the invitation of an activation code. answered reports that this very request
-// used it, so that its stored response is the answer.
+// used it, so that its stored response is the answer. It verifies the change request behind any
+// other invitation.
 func (s *Service) invitation(ctx context.Context, code enrol.ActivationCode, kind store.Kind, body []byte) (i store.Invitation, answered bool, err error) {
 	i, err = s.store.Invitation(ctx, sha256.Sum256([]byte(code.String())))
 	switch {
@@ -124,7 +135,11 @@ func (s *Service) invitation(ctx context.Context, code enrol.ActivationCode, kin
 	case !i.UsedAt.IsZero(), s.now().After(i.ExpiresAt):
 		return i, false, fmt.Errorf("activation code of %q is used or expired: %w", i.Name, protocol.CodeRefused)
 	}
-	return i, false, nil
+	err = s.judge.Verify(ctx, s.recordOf(i))
+	if parties.Forged(err) {
+		err = fmt.Errorf("%w: %w", err, protocol.CodeRefused)
+	}
+	return i, false, err
 }
 
 // use stores an enrolment. When two identical requests race, the second gets the answer of the
@@ -162,15 +177,12 @@ func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invi
 		}
 	}
 	if req.UVKey != nil && s.rules.Active().AcceptsAttestation(s.attestation(ctx, req)) {
-		c.Roles = append(c.Roles, parties.RoleUV)
+		c.Roles = append(c.Roles, policy.RoleUV)
 	}
 	now := s.now()
 	c.Cert, err = s.keys.ClientCert(ctx, trust.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
 	return c, err
 }
-
-// unverified is the format of attestations that the appliance cannot read.
-const unverified = "unverified"
 
 // attestation returns the format of a UV key's attestation, as the hook verified it.
 func (s *Service) attestation(ctx context.Context, req enrol.Request) string {
@@ -178,12 +190,15 @@ func (s *Service) attestation(ctx context.Context, req enrol.Request) string {
 		return policy.NoAttestation
 	}
 	if s.attest == nil {
-		return unverified
+		return policy.Unverified
 	}
 	format, err := s.attest(ctx, Attestation{Client: req.ClientID(), UVKey: *req.UVKey, Statement: req.Attestation})
+	if err == nil && (format == policy.NoAttestation || format == policy.Unverified) {
+		err = fmt.Errorf("%q is no format of an attestation", format)
+	}
 	if err != nil {
 		s.log.Warn("attestation was not accepted", "client", req.ClientID().String(), "error", err)
-		return unverified
+		return policy.Unverified
 	}
 	return format
 }
@@ -208,11 +223,6 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil || answered {
 		return invitation.Response, err
 	}
-	if err := s.judge.Verify(ctx, recordOf(invitation)); errors.Is(err, store.ErrForged) {
-		return nil, fmt.Errorf("%w: %w", err, protocol.CodeRefused)
-	} else if err != nil {
-		return nil, err
-	}
 	public, err := requestKey(req.CSR)
 	if err != nil {
 		return nil, err
@@ -231,7 +241,9 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := parties.Record(audit.KindDevices, d.Name, map[string]any{"event": "enrolled", "id": d.ID[:], "spiffe_id": d.SPIFFEID})
+	fields := grantOf(invitation, "enrolled")
+	fields["id"], fields["spiffe_id"] = d.ID[:], d.SPIFFEID
+	rec := parties.Record(audit.By(ctx, audit.Holder), audit.KindDevices, d.Name, fields)
 	defer s.parties.Forget(d.SPIFFEID)
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolDevice(ctx, u, d, rec) })
 }
@@ -246,7 +258,7 @@ func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.Rene
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}
-	rec := parties.Record(audit.KindDevices, device.Name, map[string]any{"event": "renewed"})
+	rec := parties.Record(audit.By(ctx, audit.Device), audit.KindDevices, device.Name, map[string]any{"event": "renewed"})
 	if err := s.store.Append(ctx, rec); err != nil {
 		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 
 	"countersign/appliance/change"
@@ -33,11 +34,11 @@ type Invite struct {
 	TTL     time.Duration  // 0: DefaultInvitation
 	Display string         // device: at most 24 bytes; default Name
 	Floor   protocol.Level // device; default 1
-	Roles   []string       // client
+	Roles   []string       // client; not [policy.RoleUV]
 	// Replace, for a lost phone or a stolen device, revokes the party of this name, if there is
 	// one, and withdraws its open code.
 	Replace bool
-	Life    time.Duration // device: time for countersigning, as in [change.Draft]
+	Life    time.Duration // time for countersigning, as in [change.Draft]
 }
 
 func (i Invite) validate() error {
@@ -63,8 +64,8 @@ var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 // checkRoles refuses a malformed name, and the role that only an accepted attestation gives.
 func checkRoles(roles []string) error {
 	for _, role := range roles {
-		if !roleName.MatchString(role) || role == parties.RoleUV {
-			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, parties.RoleUV)
+		if !roleName.MatchString(role) || role == policy.RoleUV {
+			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, policy.RoleUV)
 		}
 	}
 	return nil
@@ -84,31 +85,26 @@ func (i Invite) withDefaults() Invite {
 }
 
 // Invite makes a single-use activation code, stores its hash and returns the code. With Replace
-// it first revokes the party of that name, durably even if the invitation then fails. The
-// invitation of a device is a change: if it waits for administrators, the error is a
-// [*requests.Waiting], and the code is good once they have countersigned. Other errors wrap
-// [parties.ErrInput], [store.ErrExists] or, with Replace, the errors of
-// [parties.Parties.SetClientStatus].
+// it first revokes the party of that name, durably even if the invitation then fails. If the
+// invitation waits for administrators, the error is a [*requests.Waiting], and the code is good once
+// they have countersigned. Other errors wrap [parties.ErrInput], [store.ErrExists] or, with Replace,
+// the errors of [parties.Parties.SetClientStatus].
 func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, time.Time, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
 		return enrol.ActivationCode{}, time.Time{}, err
 	}
 	code := s.newCode()
-	if i.Kind == store.KindDevice {
-		c, err := s.requests.Ask(ctx, i.draft(code))
-		if err != nil {
-			return enrol.ActivationCode{}, time.Time{}, err
-		}
-		result, err := c.Done()
-		expires, _ := result.(time.Time)
-		return code, expires, err
+	c, err := s.requests.Ask(ctx, i.draft(code))
+	if err != nil {
+		return enrol.ActivationCode{}, time.Time{}, err
 	}
-	expires, err := s.invite(ctx, i, store.Invitation{Code: hashOf(code)})
+	result, err := c.Done()
+	expires, _ := result.(time.Time)
 	return code, expires, err
 }
 
-// PreviewInvite returns the change request that inviting a device would make, and stores nothing.
+// PreviewInvite returns the change request that an invitation would make, and stores nothing.
 func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change, error) {
 	i = i.withDefaults()
 	if err := i.validate(); err != nil {
@@ -125,92 +121,146 @@ func (s *Service) newCode() enrol.ActivationCode {
 
 func hashOf(code enrol.ActivationCode) [32]byte { return sha256.Sum256([]byte(code.String())) }
 
-// invite stores an invitation. row has the hash of the code, and the change request behind it if
-// there is one.
-func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
-	if i.Replace {
-		if err := s.retire(ctx, i.Kind, i.Name); err != nil {
-			return expires, err
-		}
-	}
-	now := s.now().UTC()
-	invitation := store.Invitation{
-		Code: row.Code, Change: row.Change, Kind: i.Kind, Name: i.Name,
-		Display: i.Display, Floor: i.Floor, Roles: i.Roles, Replace: i.Replace, CreatedAt: now, ExpiresAt: now.Add(i.TTL),
-	}
-	fields := map[string]any{"event": "invited", "expires_at": invitation.ExpiresAt.Unix()}
-	if i.Replace {
-		fields["replace"] = true
-	}
-	rec := parties.Record(string(i.Kind), i.Name, fields)
-	if err := s.store.Invite(ctx, invitation, rec); err != nil {
-		return expires, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
-	}
-	return invitation.ExpiresAt, nil
+// inviting are the kinds of request that invite a party, and that replace one.
+var inviting = map[store.Kind]struct{ invite, replace policy.Kind }{
+	store.KindClient: {policy.ClientInvite, policy.ClientReplace},
+	store.KindDevice: {policy.DeviceInvite, policy.DeviceReplace},
 }
 
-// draft drafts the change request that invites a device.
+// draft drafts the change request of an invitation.
 func (i Invite) draft(code enrol.ActivationCode) change.Draft {
 	sum := hashOf(code)
-	return change.Draft{Kind: policy.DeviceInvite, Parameters: change.Parameters{
-		"name": i.Name, "display": i.Display, "floor": uint64(i.Floor), "ttl_s": uint64(i.TTL / time.Second),
-		"replace": i.Replace, "code_sha256": sum[:],
-	}, Life: i.Life}
+	d := change.Draft{Kind: inviting[i.Kind].invite, Life: i.Life, Parameters: change.Parameters{
+		"name": i.Name, "ttl_s": uint64(i.TTL / time.Second), "code_sha256": sum[:],
+	}}
+	if i.Replace {
+		d.Kind = inviting[i.Kind].replace
+	}
+	if i.Kind == store.KindDevice {
+		d.Parameters["display"], d.Parameters["floor"] = i.Display, uint64(i.Floor)
+	} else {
+		d.Parameters["roles"] = append([]string{}, i.Roles...)
+	}
+	return d
 }
 
-// invitedDevice reads the parameters that draft writes.
-func invitedDevice(p change.Parameters) (i Invite, code [32]byte, err error) {
+// invitationOf reads the parameters that draft writes. A device.invite of an earlier release says
+// itself whether it replaces.
+func invitationOf(k policy.Kind, p change.Parameters) (i Invite, code [32]byte, err error) {
 	i = Invite{
-		Kind: store.KindDevice, Name: p.Text("name"), Display: p.Text("display"), Floor: protocol.Level(min(p.Number("floor"), 255)),
-		TTL: time.Duration(min(p.Number("ttl_s"), uint64(MaxInvitation/time.Second)+1)) * time.Second, Replace: p.Truth("replace"),
+		Kind: store.KindClient, Name: p.Text("name"), Roles: p.Texts("roles"),
+		TTL: time.Duration(min(p.Number("ttl_s"), uint64(MaxInvitation/time.Second)+1)) * time.Second,
 	}
+	if k == policy.DeviceInvite || k == policy.DeviceReplace {
+		i.Kind, i.Roles = store.KindDevice, nil
+		i.Display, i.Floor = p.Text("display"), protocol.Level(min(p.Number("floor"), 255))
+	}
+	i.Replace = k == inviting[i.Kind].replace || p.Truth("replace")
 	if sum := p.Bytes("code_sha256"); len(sum) == len(code) {
 		return i, [32]byte(sum), i.validate()
 	}
 	return i, code, fmt.Errorf("%w: code_sha256: want 32 bytes", parties.ErrInput)
 }
 
-// inviteBase returns the device that has the name, if there is one.
-func (s *Service) inviteBase(ctx context.Context, p change.Parameters) (any, error) {
-	i, _, err := invitedDevice(p)
-	if err != nil {
-		return nil, err
+// invites returns the effect of a kind of request that invites.
+func (s *Service) invites(k policy.Kind) requests.Effect {
+	return requests.Effect{
+		Base: func(ctx context.Context, p change.Parameters) (any, error) {
+			i, _, err := invitationOf(k, p)
+			if err != nil {
+				return nil, err
+			}
+			return s.namesake(ctx, i)
+		},
+		Do: func(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
+			i, code, err := invitationOf(k, p)
+			if err != nil {
+				return nil, err
+			}
+			expires, err := s.invite(ctx, i, store.Invitation{Code: code, Change: id})
+			return expires, err
+		},
 	}
-	d, err := s.parties.DeviceNamed(ctx, i.Name)
+}
+
+// namesake returns the party that has the name of an invitation, if there is one. It refuses to
+// invite beside a party that is enrolled.
+func (s *Service) namesake(ctx context.Context, i Invite) (any, error) {
+	var id []byte
+	var version uint64
+	var status store.Status
+	var err error
+	if i.Kind == store.KindClient {
+		var c store.Client
+		c, err = s.parties.ClientNamed(ctx, i.Name)
+		id, version, status = c.ID[:], c.Version, c.Status
+	} else {
+		var d store.Device
+		d, err = s.parties.DeviceNamed(ctx, i.Name)
+		id, version, status = d.ID[:], d.Version, d.Status
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
-	case err == nil && d.Status != store.Revoked && !i.Replace:
-		return nil, fmt.Errorf("inviting device %q: %w", i.Name, store.ErrExists)
+	case err == nil && status != store.Revoked && !i.Replace:
+		return nil, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, store.ErrExists)
 	}
-	return []any{d.ID[:], d.Version, uint64(d.Status)}, err
+	return []any{id, version, uint64(status)}, err
 }
 
-// inviteDevice stores the invitation unless this request has stored it: the device may be
-// enrolled already and must not be revoked. It refuses the code of another request.
-func (s *Service) inviteDevice(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
-	i, code, err := invitedDevice(p)
-	if err != nil {
-		return nil, err
-	}
-	made, err := s.store.Invitation(ctx, code)
+// invite stores an invitation unless its request has stored it: the party may be enrolled already
+// and must not be revoked. It refuses the code of another request. row has the hash of the code, and
+// the request.
+func (s *Service) invite(ctx context.Context, i Invite, row store.Invitation) (expires time.Time, err error) {
+	made, err := s.store.Invitation(ctx, row.Code)
 	switch {
-	case err == nil && made.Change != id:
-		return nil, fmt.Errorf("inviting device %q: %w", i.Name, store.ErrExists)
+	case err == nil && made.Change != row.Change:
+		return expires, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, store.ErrExists)
 	case !errors.Is(err, store.ErrNotFound):
 		return made.ExpiresAt, err
 	}
-	expires, err := s.invite(ctx, i, store.Invitation{Code: code, Change: id})
-	return expires, err
+	if i.Replace {
+		if err := s.retire(ctx, i.Kind, i.Name); err != nil {
+			return expires, err
+		}
+	}
+	now := s.now().UTC()
+	row.Kind, row.Name, row.Display, row.Floor, row.Roles, row.Replace = i.Kind, i.Name, i.Display, i.Floor, i.Roles, i.Replace
+	row.CreatedAt, row.ExpiresAt = now, now.Add(i.TTL)
+	fields := grantOf(row, "invited")
+	fields["expires_at"], fields["replace"] = row.ExpiresAt.Unix(), i.Replace
+	if err := s.store.Invite(ctx, row, parties.Record(ctx, string(i.Kind), i.Name, fields)); err != nil {
+		return expires, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, err)
+	}
+	return row.ExpiresAt, nil
 }
 
-// recordOf describes a device's invitation, so that its change request can be verified.
-func recordOf(i store.Invitation) quorum.Record {
+// grantOf returns the fields of an audit record that say what an invitation grants.
+func grantOf(i store.Invitation, event string) map[string]any {
+	fields := map[string]any{"event": event}
+	if i.Change != (change.ID{}) {
+		fields["change"] = i.Change[:]
+	}
+	if i.Kind == store.KindDevice {
+		fields["display"], fields["floor"] = i.Display, uint64(i.Floor)
+	} else {
+		fields["roles"] = append([]string{}, i.Roles...)
+	}
+	return fields
+}
+
+// recordOf describes an invitation, so that its change request can be verified. The release before
+// invited clients without a request. Such a code is good until it expires, unless the policy now
+// requires more than one administrator.
+func (s *Service) recordOf(i store.Invitation) quorum.Record {
+	k := inviting[i.Kind]
 	return quorum.Record{
-		What: "invitation of device " + i.Name, Change: i.Change, Kind: policy.DeviceInvite,
+		What: fmt.Sprintf("invitation of %s %s", i.Kind, i.Name), Change: i.Change, Kinds: []policy.Kind{k.invite, k.replace},
+		Free: i.Kind == store.KindClient && s.rules.Active().Quorum(policy.ClientInvite).Administrators == 1,
 		Fits: func(p change.Parameters) bool {
-			asked, code, err := invitedDevice(p)
-			return err == nil && code == i.Code && asked.Kind == i.Kind && asked.Name == i.Name && asked.Display == i.Display && asked.Floor == i.Floor
+			asked, code, err := invitationOf(k.invite, p)
+			return err == nil && code == i.Code && asked.Name == i.Name && asked.Display == i.Display && asked.Floor == i.Floor &&
+				slices.Equal(asked.Roles, i.Roles)
 		},
 	}
 }

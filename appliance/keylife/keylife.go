@@ -13,12 +13,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
-	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
@@ -57,8 +55,7 @@ type Config struct {
 	Now      func() time.Time
 }
 
-// New returns a service and registers the effects of [policy.KeyDestroy] and
-// [policy.RootRotate].
+// New returns a service and registers the effects of every step that grants something.
 func New(c Config) *Service {
 	k := &Service{
 		store: c.Store, keys: c.Keys, seals: c.Keys.Seals(), requests: c.Requests, token: c.Token, schedule: c.Schedule,
@@ -67,7 +64,9 @@ func New(c Config) *Service {
 			Name: "countersign_strange_keys", Help: "Keys on the token that were unknown to the registry, or not as it has them, at the last comparison.",
 		}),
 	}
-	c.Requests.Register(policy.KeyDestroy, requests.Effect{Base: k.keyBase, Do: k.destroyKey})
+	for _, kind := range kindOf {
+		c.Requests.Register(kind, k.stepEffect(kind))
+	}
 	c.Requests.Register(policy.RootRotate, requests.Effect{Base: k.rootBase, Do: k.rotateRoot})
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(k.metric, newKeyMetrics(k))
@@ -108,8 +107,9 @@ func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	return k.TakeWithin(ctx, s, 0)
 }
 
-// TakeWithin takes a step, or asks for it if it requires a quorum: then the error is a
-// [*requests.Waiting], and administrators can countersign until life is over. It also returns the
+// TakeWithin asks for a step, and takes it at once unless more administrators have to countersign:
+// then the error is a [*requests.Waiting], and they can countersign until life is over. To suspend a
+// version never waits. It also returns the
 // errors of [keyplan.New], of [requests.Service.Ask], and of token and store.
 func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
 	d, gated, err := k.draft(ctx, s)
@@ -152,7 +152,7 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 		made.MAC = plan.SealedUnder(k.keys.Ring())
 	}
 	if len(made.Add)+len(made.Update) > 0 {
-		if err := k.store.ChangeKeys(ctx, made, keyRecord(s, made)); err != nil {
+		if err := k.store.ChangeKeys(ctx, made, keyRecord(ctx, s, made)); err != nil {
 			err = errors.Join(err, k.keys.Reload(ctx, k.store)) // it may be stored although the anchor could not follow
 			return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 		}
@@ -198,7 +198,7 @@ func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
 }
 
 // keyRecord returns the audit record of a step: each row with its new dates.
-func keyRecord(s keyplan.Step, c store.KeyChange) audit.Record {
+func keyRecord(ctx context.Context, s keyplan.Step, c store.KeyChange) audit.Record {
 	var rows []map[string]any
 	for _, k := range append(append([]store.Key{}, c.Add...), c.Update...) {
 		row := map[string]any{"key": keyring.Label(k.Name, k.Version), "id": k.ID[:], "revision": k.Revision, "origin": string(k.Origin)}
@@ -219,113 +219,7 @@ func keyRecord(s keyplan.Step, c store.KeyChange) audit.Record {
 	if s.Early {
 		fields["early"] = true
 	}
-	return audit.NewRecord(audit.KindKeys, "key/"+s.Name, fields)
-}
-
-// draft drafts the change request of a step that requires a quorum: every destruction of a key,
-// and every step of the root. gated is false for other steps, and if the step has nothing left to
-// do.
-func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
-	if s.Verb != keyplan.Destroy && s.Name != keyring.Root {
-		return d, false, nil
-	}
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
-	if err != nil || keptOnly(plan) {
-		return d, false, err
-	}
-	if s.Verb == keyplan.Destroy {
-		p := change.Parameters{"name": s.Name, "version": s.Version}
-		return change.Draft{Kind: policy.KeyDestroy, Parameters: p}, true, nil
-	}
-	if s.Version == 0 {
-		s.Version = k.rootInUse() + 1
-	}
-	p := change.Parameters{"verb": string(s.Verb), "version": s.Version}
-	if s.Early {
-		p["early"] = true
-	}
-	if s.Compromised {
-		p["compromised"] = true
-	}
-	return change.Draft{Kind: policy.RootRotate, Parameters: p}, true, nil
-}
-
-func keptOnly(p keyplan.Plan) bool {
-	for _, e := range p.Edits {
-		if !e.Kept {
-			return false
-		}
-	}
-	return true
-}
-
-// rootInUse returns the number of the current root.
-func (k *Service) rootInUse() uint64 {
-	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
-		if v.Name == keyring.Root && v.State == keyring.Active {
-			return v.Version
-		}
-	}
-	return 0
-}
-
-// versions returns the rows that a step of a key is based on.
-func (k *Service) versions(name string) any {
-	rows := []any{}
-	for _, k := range k.keys.Ring().Keys() {
-		if k.Name == name {
-			rows = append(rows, []any{k.Name, k.Version, k.Revision})
-		}
-	}
-	return rows
-}
-
-func (k *Service) keyBase(ctx context.Context, p change.Parameters) (any, error) {
-	name := p.Text("name")
-	_, err := k.Plan(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: name, Version: p.Number("version")})
-	return k.versions(name), err
-}
-
-func (k *Service) destroyKey(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
-	views, err := k.take(ctx, keyplan.Step{Verb: keyplan.Destroy, Name: p.Text("name"), Version: p.Number("version")})
-	return views, err
-}
-
-func rootStep(p change.Parameters) keyplan.Step {
-	s := keyplan.Step{
-		Verb: keyplan.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
-		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
-	}
-	if s.Verb == keyplan.Rotate {
-		s.Version = 0 // a rotation always prepares the next root
-	}
-	return s
-}
-
-func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error) {
-	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse()+1 {
-		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
-	}
-	_, err := k.Plan(ctx, rootStep(p))
-	return k.versions(keyring.Root), err
-}
-
-// rotateRoot takes a step of the root. Repeating a rotation or an activation that was done
-// changes nothing; a retired next root is recognized by its missing certificate.
-func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
-	s := rootStep(p)
-	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
-		if s.Verb == keyplan.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
-			return []keyplan.View{v}, nil
-		}
-	}
-	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
-		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
-	}
-	views, err := k.take(ctx, s)
-	return views, err
+	return audit.Act(ctx, audit.KindKeys, "key/"+s.Name, fields)
 }
 
 // under counts the records that are protected by the mac or wrap key, and those under this

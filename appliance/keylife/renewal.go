@@ -137,7 +137,7 @@ func (k *Service) withVerifiers(ctx context.Context) ([]store.Client, error) {
 func (k *Service) resealAll(ctx context.Context) error {
 	version := k.seals.InForce()
 	rec := func(n int) audit.Record {
-		return audit.NewRecord(audit.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
+		return audit.Act(ctx, audit.KindKeys, "key/mac", map[string]any{"event": "resealed", "version": version, "records": n})
 	}
 	var at store.Cursor
 	for done := false; !done; {
@@ -193,6 +193,6 @@ func (k *Service) rewrap(ctx context.Context, id protocol.ClientID) error {
 		}
 		c.Verifier, c.Version = wrapped, c.Version+1
 		fields := map[string]any{"event": "renewed", "version": c.Version}
-		return k.store.UpdateClient(ctx, c, parties.Record(audit.KindClients, c.Name, fields))
+		return k.store.UpdateClient(ctx, c, parties.Record(ctx, audit.KindClients, c.Name, fields))
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store/audit"
 )
 
 // Due returns when each key is due for rotation.
@@ -95,7 +96,7 @@ func (k *Service) keepSchedule(ctx context.Context) {
 }
 
 func (k *Service) scheduled(ctx context.Context, s keyplan.Step) error {
-	_, err := k.Take(ctx, s)
+	_, err := k.take(audit.By(ctx, audit.Schedule), s) // a schedule has no vote and asks for none
 	if err == nil {
 		k.log.Info("key step taken by schedule", "verb", string(s.Verb), "key", s.Name)
 	}

@@ -20,14 +20,10 @@ var (
 	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
 )
 
-// RoleUV marks a client whose UV key counts as a factor because the policy accepted its
-// attestation at enrolment. The client's seal covers its roles.
-const RoleUV = "uv"
-
-// Record returns an audit record about a party or another named object; kind is a Kind
-// constant of package store.
-func Record(kind, name string, fields map[string]any) audit.Record {
-	return audit.NewRecord(kind, kind+"/"+name, fields)
+// Record returns an audit record about a party or another named object, with the actor of ctx;
+// kind is a Kind constant of package store.
+func Record(ctx context.Context, kind, name string, fields map[string]any) audit.Record {
+	return audit.Act(ctx, kind, kind+"/"+name, fields)
 }
 
 // Changed returns the fields of an audit record for a new status.
@@ -116,7 +112,7 @@ func (p *Parties) SetClientStatus(ctx context.Context, name string, to store.Sta
 			return fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		return p.store.UpdateClient(ctx, c, Record(audit.KindClients, name, Changed(to, c.Version)))
+		return p.store.UpdateClient(ctx, c, Record(ctx, audit.KindClients, name, Changed(to, c.Version)))
 	})
 	return c, err
 }
@@ -145,7 +141,7 @@ func (p *Parties) SetDeviceStatus(ctx context.Context, name string, to store.Sta
 		}
 		d.Status, d.Version = to, d.Version+1
 		defer p.Forget(d.SPIFFEID)
-		return p.store.UpdateDevice(ctx, d, Record(audit.KindDevices, name, Changed(to, d.Version)))
+		return p.store.UpdateDevice(ctx, d, Record(ctx, audit.KindDevices, name, Changed(to, d.Version)))
 	})
 	return d, err
 }
@@ -156,7 +152,7 @@ func (p *Parties) Unlock(ctx context.Context, name string) (store.Client, error)
 	if err != nil {
 		return c, err
 	}
-	return c, p.store.Unlock(ctx, c.ID, audit.NewRecord(audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+	return c, p.store.Unlock(ctx, c.ID, audit.Act(ctx, audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
 }
 
 // Guard returns the state of a client's password guard.

@@ -39,10 +39,11 @@ type Config struct {
 	Now      func() time.Time
 }
 
-// New returns a service and registers the effect of [policy.KeyBackup].
+// New returns a service and registers the effects of [policy.KeyBackup] and [policy.StoreBackup].
 func New(c Config) *Service {
 	s := &Service{store: c.Store, keyring: c.Keyring, keys: c.Keys, requests: c.Requests, now: c.Now}
-	c.Requests.Register(policy.KeyBackup, requests.Effect{Base: s.base, Do: s.allow})
+	c.Requests.Register(policy.KeyBackup, requests.Effect{Base: s.base, Grants: true})
+	c.Requests.Register(policy.StoreBackup, requests.Effect{Base: s.copyBase, Grants: true})
 	return s
 }
 
@@ -64,21 +65,32 @@ type BackUp struct {
 	Life    time.Duration // time for countersigning, 0: [change.DefaultLife]
 }
 
-// BackUpKeys makes a backup of all keys, with the trust settings and the policy. If that requires
-// a quorum, it asks for it and the error is a [*requests.Waiting]; after the request was
-// countersigned, BackUpKeys makes the backup for an hour. Keys without a sealed copy are
-// [ErrUncovered], unless Partial is set.
-func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
+// BackUpKeys makes a backup of all keys, with the trust settings and the policy, and calls send with
+// it. If that requires a quorum, it asks for it and the error is a [*requests.Waiting]; after the
+// request was countersigned, one backup can be sent within an hour. If it is not made, or send
+// returns an error, the request can be used again. Keys without a sealed copy are [ErrUncovered],
+// unless Partial is set.
+func (s *Service) BackUpKeys(ctx context.Context, ask BackUp, send func(KeyBackup) error) error {
 	// Before administrators are asked for an impossible backup; and without pausing the steps of
 	// keys.
 	if _, _, err := s.coverage(ctx, ask); err != nil {
-		return b, err
+		return err
 	}
-	if !ask.Dry {
-		if err := s.mayBackUp(ctx, ask); err != nil {
-			return b, err
+	make := func(ctx context.Context, _ change.ID) error {
+		b, err := s.backUpKeys(ctx, ask)
+		if err == nil {
+			err = send(b)
 		}
+		return err
 	}
+	if ask.Dry {
+		return make(ctx, change.ID{})
+	}
+	d := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": ask.Partial}, Life: ask.Life}
+	return s.requests.Use(ctx, d, make)
+}
+
+func (s *Service) backUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
 	defer s.keys.Pause()()
 	state, covered, err := s.coverage(ctx, ask)
 	if err != nil {
@@ -97,7 +109,7 @@ func (s *Service) BackUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err 
 		return b, err
 	}
 	b.SHA256 = sha256.Sum256(b.File)
-	rec := parties.Record(audit.KindKeys, "backup", map[string]any{
+	rec := parties.Record(ctx, audit.KindKeys, "backup", map[string]any{
 		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
 	})
 	if err := s.store.Append(ctx, rec); err != nil {
@@ -120,23 +132,6 @@ func (s *Service) coverage(ctx context.Context, ask BackUp) (state backup.State,
 	return state, c, err
 }
 
-// grantPeriod is how long a countersigned backup may be fetched.
-const grantPeriod = time.Hour
-
-// mayBackUp returns nil once enough administrators have countersigned this backup.
-func (s *Service) mayBackUp(ctx context.Context, b BackUp) error {
-	d := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": b.Partial}, Life: b.Life}
-	granted, err := s.requests.Executed(ctx, d, grantPeriod)
-	if err != nil || granted {
-		return err
-	}
-	c, err := s.requests.Ask(ctx, d)
-	if err == nil {
-		_, err = c.Done()
-	}
-	return err
-}
-
 // base returns which keys a backup would hold, and whether it may lack some.
 func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 	state := []any{p.Truth("partial")}
@@ -145,9 +140,6 @@ func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 	}
 	return state, nil
 }
-
-// allow does nothing: the administrator who asked fetches the backup.
-func (s *Service) allow(context.Context, change.ID, change.Parameters) (any, error) { return nil, nil }
 
 // point returns the store's newest audit record.
 func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
@@ -164,15 +156,35 @@ func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
 
 // StoreCopy is a copy of the database with the statement that vouches for it.
 type StoreCopy struct {
-	store.Copy // the caller closes it
-	SHA256     [32]byte
-	Statement  []byte // in the format of package backup
+	store.Copy
+	SHA256    [32]byte
+	Statement []byte // in the format of package backup
 }
 
-// CopyStore copies the database while the appliance serves. It pauses the steps of keys, because
-// the roots in the copy have to be the ones that sign it. It returns the errors of
-// [store.Recovery] and of the token.
-func (s *Service) CopyStore(ctx context.Context) (c StoreCopy, err error) {
+// DraftCopy drafts the request for a copy of the database.
+func DraftCopy(life time.Duration) change.Draft {
+	return change.Draft{Kind: policy.StoreBackup, Parameters: change.Parameters{}, Life: life}
+}
+
+// copyBase: a copy has everything that is in the database when it is made.
+func (s *Service) copyBase(context.Context, change.Parameters) (any, error) { return nil, nil }
+
+// CopyStore copies the database while the appliance serves, and calls send with the copy, which it
+// closes afterwards. It needs a request as BackUpKeys does. It pauses the steps of keys while it makes
+// the copy, because the roots in the copy have to be the ones that sign it. It also returns the
+// errors of [store.Recovery] and of the token.
+func (s *Service) CopyStore(ctx context.Context, life time.Duration, send func(StoreCopy) error) error {
+	return s.requests.Use(ctx, DraftCopy(life), func(ctx context.Context, _ change.ID) error {
+		c, err := s.copyStore(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }() // it was only read
+		return send(c)
+	})
+}
+
+func (s *Service) copyStore(ctx context.Context) (c StoreCopy, err error) {
 	defer s.keys.Pause()()
 	if c.Copy, err = s.store.Copy(ctx); err != nil {
 		return c, err
@@ -198,7 +210,7 @@ func (s *Service) vouch(ctx context.Context, c *StoreCopy) error {
 	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
 		return err
 	}
-	return s.store.Append(ctx, parties.Record(audit.KindStore, "backup", map[string]any{
+	return s.store.Append(ctx, parties.Record(ctx, audit.KindStore, "backup", map[string]any{
 		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
 	}))
 }

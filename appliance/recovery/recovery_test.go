@@ -3,6 +3,7 @@ package recovery_test
 import (
 	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"os"
@@ -29,7 +30,7 @@ import (
 func TestBackUpKeys(t *testing.T) {
 	b := appliancetest.New(t)
 	before := b.Tally()
-	if _, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{}); !errors.Is(err, recovery.ErrUncovered) {
+	if _, err := backUp(b, recovery.BackUp{}); !errors.Is(err, recovery.ErrUncovered) {
 		t.Errorf("%v, want ErrUncovered", err)
 	}
 	if b.Tally() != before {
@@ -44,7 +45,7 @@ func TestBackUpKeys(t *testing.T) {
 	}
 	b.Restart()
 	b.Step(keyplan.Rotate, "mac")
-	made, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true})
+	made, err := backUp(b, recovery.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,10 +53,10 @@ func TestBackUpKeys(t *testing.T) {
 		t.Errorf("covered: %v", made.Items)
 	}
 	read, err := backup.Read(made.File, backup.Known{Root: b.Keyring.Root()})
-	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.Keyring.Ring().Keys()) || read.Point.Sequence != b.Tally().Records-1 {
+	if err != nil || read.SHA256 != made.SHA256 || len(read.Rows) != len(b.Keyring.Ring().Keys()) || read.Point.Sequence != b.Tally().Records-2 { // made, and spent
 		t.Errorf("%d rows at record %d: %v", len(read.Rows), read.Point.Sequence, err)
 	}
-	if rec := b.LastRecord(); rec.Kind != audit.KindKeys || rec.Words()["event"] != "backed up" {
+	if rec := b.LastRecord(); rec.Kind != audit.KindChanges || rec.Words()["event"] != "executed" {
 		t.Errorf("last record: %v", rec.Words())
 	}
 }
@@ -64,15 +65,11 @@ func TestBackUpKeys(t *testing.T) {
 func TestCopyStore(t *testing.T) {
 	b := appliancetest.New(t)
 	b.EnrolPhone("alice")
-	c, err := b.Recovery.CopyStore(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	c := copyStore(b)
+	if int64(len(c.raw)) != c.Size || sha256.Sum256(c.raw) != c.SHA256 {
+		t.Errorf("%d bytes of %d", len(c.raw), c.Size)
 	}
-	raw, err := io.ReadAll(c)
-	if err := errors.Join(err, c.Close()); err != nil || int64(len(raw)) != c.Size {
-		t.Errorf("%d bytes of %d: %v", len(raw), c.Size, err)
-	}
-	keys, err := b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true})
+	keys, err := backUp(b, recovery.BackUp{Partial: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,11 +83,10 @@ func TestCopyStore(t *testing.T) {
 }
 
 // comesBack restores the appliance on a copy of its store. clock is the host's time.
-func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time) {
+func comesBack(b *appliancetest.Bench, from copied, clock time.Time) {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "copy.db")
-	raw, err := io.ReadAll(from)
-	if err := errors.Join(err, from.Close(), os.WriteFile(path, raw, 0o600)); err != nil {
+	if err := os.WriteFile(path, from.raw, 0o600); err != nil {
 		b.Fatal(err)
 	}
 	s, err := sqlite.Open(b.Context(), sqlite.Config{Path: path, Logger: hclog.NewNullLogger()})
@@ -121,13 +117,31 @@ func comesBack(b *appliancetest.Bench, from recovery.StoreCopy, clock time.Time)
 	b.Restart()
 }
 
-func copyStore(b *appliancetest.Bench) recovery.StoreCopy {
+// copied is a copy of the database, read to its end.
+type copied struct {
+	recovery.StoreCopy
+	raw []byte
+}
+
+func copyStore(b *appliancetest.Bench) (c copied) {
 	b.Helper()
-	c, err := b.Recovery.CopyStore(b.Context())
+	err := b.Recovery.CopyStore(b.Context(), 0, func(made recovery.StoreCopy) (err error) {
+		c.StoreCopy = made
+		c.raw, err = io.ReadAll(made)
+		return err
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	return c
+}
+
+func backUp(b *appliancetest.Bench, ask recovery.BackUp) (made recovery.KeyBackup, err error) {
+	err = b.Recovery.BackUpKeys(b.Context(), ask, func(b recovery.KeyBackup) error {
+		made = b
+		return nil
+	})
+	return made, err
 }
 
 // TestForgotten: a store that was restored from a copy does not know the serials spent since. Every
@@ -177,12 +191,12 @@ func TestHandleEpochStays(t *testing.T) {
 func TestForgedVote(t *testing.T) {
 	b := appliancetest.NewBoard(t, "[quorum]\n\"key.backup\" = 3\n")
 	ask := recovery.BackUp{Partial: true}
-	if _, err := b.Recovery.BackUpKeys(t.Context(), ask); !errors.Is(err, requests.ErrQuorum) {
+	if _, err := backUp(b.Bench, ask); !errors.Is(err, requests.ErrQuorum) {
 		t.Fatal(err)
 	}
-	b.Tamper(1, `UPDATE change SET state = 'executed', required = 1, signed = '["local"]', ended_us = ? WHERE state = 'open'`, b.Clock.Now().UnixMicro())
+	b.Tamper(1, `UPDATE change SET state = 'taken', required = 1, signed = '["local"]' WHERE state = 'open'`)
 	b.Forgeries(func() {
-		if _, err := b.Recovery.BackUpKeys(t.Context(), ask); err == nil {
+		if _, err := backUp(b.Bench, ask); err == nil {
 			t.Error("a backup that nobody voted for")
 		}
 	})

@@ -4,6 +4,7 @@ package rules
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ type Rules struct {
 	judge  *quorum.Judge
 	log    hclog.Logger
 	now    func() time.Time
+	auto   bool
 	active atomic.Pointer[Version]
 
 	versions bounded.Map[uint64, *Version] // by number
@@ -53,14 +55,35 @@ type Rules struct {
 type Config struct {
 	Store  store.Store
 	Judge  *quorum.Judge
+	Auto   bool // the appliance takes the steps of its keys by itself
 	Logger hclog.Logger
 	Now    func() time.Time
 }
 
-// New loads the active policy.
+// ErrAuto means that the appliance would take steps by itself that the policy wants countersigned.
+var ErrAuto = errors.New("[keys] auto takes steps that the policy wants countersigned")
+
+// New loads the active policy. Its error wraps [ErrAuto] if the policy does not allow the schedule of
+// the keys.
 func New(ctx context.Context, c Config) (*Rules, error) {
-	r := &Rules{store: c.Store, judge: c.Judge, log: c.Logger, now: c.Now, versions: bounded.Map[uint64, *Version]{Max: versionsKept}}
-	return r, r.load(ctx)
+	r := &Rules{
+		store: c.Store, judge: c.Judge, log: c.Logger, now: c.Now, auto: c.Auto,
+		versions: bounded.Map[uint64, *Version]{Max: versionsKept},
+	}
+	err := r.load(ctx)
+	if err == nil {
+		err = r.besideSchedule(r.Active().Policy)
+	}
+	return r, err
+}
+
+// besideSchedule refuses quorums that the schedule of the keys evades: it has no vote.
+func (r *Rules) besideSchedule(p *policy.Policy) error {
+	against := p.AgainstSchedule()
+	if !r.auto || len(against) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w (%v)", ErrAuto, against)
 }
 
 // Active returns the active version.
@@ -107,7 +130,7 @@ func (r *Rules) trusted(ctx context.Context, row store.Policy) (*Version, error)
 	if err := r.judge.Verify(ctx, recordOf(row)); err != nil {
 		return nil, err
 	}
-	parsed, err := policy.Parse(row.Document)
+	parsed, err := policy.ParseStored(row.Document) // an earlier release checked it
 	if err != nil {
 		return nil, fmt.Errorf("policy version %d in the store: %w", row.Version, err)
 	}
@@ -120,7 +143,7 @@ func (r *Rules) trusted(ctx context.Context, row store.Policy) (*Version, error)
 // no change request behind them.
 func recordOf(row store.Policy) quorum.Record {
 	return quorum.Record{
-		What: fmt.Sprintf("policy %d", row.Version), Change: row.Change, Kind: policy.PolicyApply, Free: true,
+		What: fmt.Sprintf("policy %d", row.Version), Change: row.Change, Kinds: []policy.Kind{policy.PolicyApply}, Free: true,
 		Fits: func(p change.Parameters) bool { return bytes.Equal(p.Bytes("document"), row.Document) },
 	}
 }
@@ -147,10 +170,13 @@ func (r *Rules) Policy(ctx context.Context) (Policy, error) {
 	return p, err
 }
 
-// Warn logs quorums that cannot be met, and quorums that fewer administrators can get
-// round.
+// Warn logs quorums that cannot be met, quorums that fewer administrators can get round, and what an
+// earlier release accepted and is not in force any more.
 func (r *Rules) Warn(ctx context.Context) {
 	active := r.Active()
+	for _, text := range active.Ignored() {
+		r.log.Warn("a part of the policy is not in force", "policy", active.Number, "ignored", text)
+	}
 	all, err := r.judge.Quorums(ctx, active.Policy)
 	if err != nil {
 		r.log.Error("administrators could not be counted", "error", err)
@@ -177,6 +203,9 @@ func (r *Rules) Base(ctx context.Context, p change.Parameters) (any, error) {
 	parsed, err := policy.Parse(p.Bytes("document"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", parties.ErrInput, err)
+	}
+	if err := r.besideSchedule(parsed); err != nil {
+		return nil, fmt.Errorf("%w: %w: set auto = false in config.toml and restart first, or leave these quorums at 1", parties.ErrInput, err)
 	}
 	return nil, r.judge.KeepsWay(ctx, parsed, "")
 }
@@ -209,5 +238,5 @@ func (r *Rules) write(ctx context.Context, next store.Policy) error {
 	sum := parsed.Hash()
 	next.ActivatedAt = r.now()
 	fields := map[string]any{"event": "activated", "version": next.Version, "hash": sum[:]}
-	return r.store.AddPolicy(ctx, next, audit.NewRecord(audit.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields))
+	return r.store.AddPolicy(ctx, next, audit.Act(ctx, audit.KindPolicy, fmt.Sprintf("policy/%d", next.Version), fields))
 }

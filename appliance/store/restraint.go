@@ -45,6 +45,24 @@ func (r *Restraint) Begin(counter uint32) {
 	r.Begun[i].Attempts++
 }
 
+// TakeBack removes the newest attempt under a counter, with what it counted for the guard. It
+// returns false, and changes nothing, if key is not that attempt, tried did not begin it, or the
+// counter is spent.
+func (r *Restraint) TakeBack(key AnswerKey, tried Tried) bool {
+	counter := key.Serial.Counter()
+	n := r.Attempts(counter)
+	if tried.Begun == nil || int64(counter) <= r.Highest || n == 0 || n != int(key.Attempt)+1 {
+		return false
+	}
+	r.Guard = r.Guard.without(tried)
+	r.Begun = slices.Clone(r.Begun)
+	i := slices.IndexFunc(r.Begun, func(c Challenge) bool { return c.Counter == counter })
+	if r.Begun[i].Attempts--; r.Begun[i].Attempts == 0 {
+		r.Begun = slices.Delete(r.Begun, i, i+1)
+	}
+	return true
+}
+
 // Spend raises the highest counter and drops the challenges at and below it.
 func (r *Restraint) Spend(counter uint32) {
 	r.Highest = int64(counter)

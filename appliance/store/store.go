@@ -118,6 +118,10 @@ type Store interface {
 	// ErrNotFound if no such attempt waits for its answer: it was never begun, or it has spent its
 	// serial.
 	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec audit.Record) error
+	// TakeBack removes an attempt that the token did not check, and what its Try counted. Only the
+	// request whose Try began it calls it, and no other request may have checked it meanwhile. It
+	// returns ErrNotFound, and changes nothing, if the attempt does not wait for its answer.
+	TakeBack(ctx context.Context, key AnswerKey, tried Tried) error
 	// Guard reads the password guard of a client, or returns ErrNotFound.
 	Guard(ctx context.Context, id protocol.ClientID) (Guard, error)
 	// Unlock resets the password guard of a client, as only a Spend with Right does otherwise. It
@@ -153,6 +157,9 @@ type Store interface {
 	AddChange(ctx context.Context, c Change, rec audit.Record) error
 	// Change finds a request by its id, or returns ErrNotFound.
 	Change(ctx context.Context, id [8]byte) (Change, error)
+	// ChangesInForce lists the requests that are open or taken, the newest first. It is as fast with
+	// many requests that have ended as with none.
+	ChangesInForce(ctx context.Context) ([]Change, error)
 	// ListChanges lists at most limit requests, the newest first.
 	ListChanges(ctx context.Context, limit int) ([]Change, error)
 	// SignChange adds a signature to an open request. It returns ErrConflict if the request is not
@@ -186,6 +193,9 @@ type Store interface {
 	Append(ctx context.Context, rec audit.Record) error
 	// Records lists up to limit records with a sequence number above after.
 	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
+	// Pulse makes one durable write that means nothing, by the way that every change takes: it
+	// shows whether changes can be stored.
+	Pulse(ctx context.Context, at time.Time) error
 	// Tally counts the stored rows.
 	Tally(ctx context.Context) (Tally, error)
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,9 @@ func (t *tool) keyBackup() *cobra.Command {
 	var req adminapi.KeyBackupAsk
 	var out string
 	cmd := verb("backup --out FILE", "Write every key, sealed for the backup key, and the trust settings to one file", func(cmd *cobra.Command, _ []string) error {
+		if err := writable(out); err != nil && !req.DryRun {
+			return err
+		}
 		made, err := t.fetchBackup(cmd, req)
 		if err == nil && !req.DryRun {
 			err = writeBytes(out, made.File)
@@ -73,12 +77,27 @@ func (t *tool) store() *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Manage the database"}
 	var out string
 	backup := verb("backup --out FILE", "Copy the database while the appliance serves, and write its signed statement to FILE.sig", func(cmd *cobra.Command, _ []string) error {
-		made, err := t.copyStore(cmd, out)
-		if err != nil {
+		route := within(cmd, adminapi.Routes.StoreBackup)
+		if isDry(cmd) {
+			return showAnswer(t, cmd, changeDetails, route.Preview(), adminapi.Ask{DryRun: true})
+		}
+		if err := writable(out); err != nil {
+			return err
+		}
+		made, err := t.copyStore(cmd, route, out)
+		if err == nil {
+			return storeCopyTable.One(t.printer(cmd), made)
+		}
+		if err := t.waiting(cmd, err); err != nil {
+			return err
+		}
+		if made, err = t.copyStore(cmd, route, out); err != nil {
 			return err
 		}
 		return storeCopyTable.One(t.printer(cmd), made)
 	})
+	quorumFlags(backup)
+	backup.Flags().Bool("dry-run", false, dryRunHelp)
 	backup.Flags().StringVar(&out, "out", "", outHelp)
 	_ = backup.MarkFlagRequired("out") // the flag exists
 	cmd.AddCommand(backup)
@@ -94,14 +113,16 @@ var storeCopyTable = cli.Table[adminapi.StoreCopy]{
 // sigSuffix is the suffix of the statement beside a copy of the database.
 const sigSuffix = ".sig"
 
+type copyRoute = adminapi.Route[adminapi.Ask, []byte]
+
 // copyStore writes the database to a file and its statement beside it. It first removes the statement of an earlier
 // copy, so that a statement never lies beside another file than its own.
-func (t *tool) copyStore(cmd *cobra.Command, path string) (made adminapi.StoreCopy, err error) {
+func (t *tool) copyStore(cmd *cobra.Command, route copyRoute, path string) (made adminapi.StoreCopy, err error) {
 	c, err := t.caller()
 	if err != nil {
 		return made, err
 	}
-	made, database, err := c.CopyStore(cmd.Context())
+	made, database, err := c.CopyStore(cmd.Context(), route)
 	if err != nil {
 		return made, explain(err)
 	}
@@ -142,6 +163,19 @@ func writeWhole(path string, write func(io.Writer) error) error {
 		err = cli.Fail(cli.IO, err, "name a file in a directory that you may write")
 	}
 	return fmt.Errorf("writing %s: %w", path, err)
+}
+
+// writable returns an error if no file can be created beside path. It is called before an approval is spent on a
+// backup that could not be written.
+func writable(path string) error {
+	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
+	if err == nil {
+		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+	}
+	if err != nil {
+		err = fmt.Errorf("writing %s: %w", path, err)
+	}
+	return cli.Fail(cli.IO, err, "name a file in a directory that you may write")
 }
 
 func writeBytes(path string, b []byte) error {

@@ -117,7 +117,7 @@ func (t *tool) waiting(cmd *cobra.Command, err error) error {
 // waitPoll is the time between two looks at a request.
 const waitPoll = 500 * time.Millisecond
 
-// awaitEnd waits until a request is executed. Any other end is an error.
+// awaitEnd waits until a request is executed, or granted to the command that waits. Any other end is an error.
 func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
 	ticker := time.NewTicker(waitPoll)
 	defer ticker.Stop()
@@ -128,8 +128,8 @@ func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
 		}
 		switch c.State {
 		case "open", "taken":
-		case "executed":
-			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is executed\n", id)
+		case "executed", "granted":
+			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is %s\n", id, c.State)
 			return err
 		default:
 			return cli.Fail(cli.Denied, fmt.Errorf("change %s is %s: %s", id, c.State, c.Reason), "")

@@ -16,6 +16,7 @@ import (
 type keyVerb struct {
 	use, short string
 	route      adminapi.Route[adminapi.KeyStep, []adminapi.Key]
+	kind       policy.Kind           // of its change request; "": it does not wait
 	confirm    func(ref string) bool // the user must type the name
 	flags      func(*cobra.Command, *adminapi.KeyStep)
 }
@@ -27,25 +28,25 @@ func isRoot(ref string) bool { return ref == "root" || strings.HasPrefix(ref, "r
 
 var keyVerbs = []keyVerb{
 	{
-		use: "create NAME", route: adminapi.Routes.KeyCreate,
+		use: "create NAME", route: adminapi.Routes.KeyCreate, kind: policy.KeyRotate,
 		short: "Create the first version of a key",
 	}, {
-		use: "rotate NAME", route: adminapi.Routes.KeyRotate, flags: rotateFlags,
+		use: "rotate NAME", route: adminapi.Routes.KeyRotate, kind: policy.KeyRotate, flags: rotateFlags,
 		short: "Create or certify the next version, which then waits for activate",
 	}, {
-		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, confirm: isRoot,
+		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, kind: policy.KeyActivate, confirm: isRoot,
 		short: "Put the waiting version, or an earlier one, into use at once",
 	}, {
-		use: "retire NAME[@VERSION]", route: adminapi.Routes.KeyRetire, confirm: always, flags: retireFlags,
+		use: "retire NAME[@VERSION]", route: adminapi.Routes.KeyRetire, kind: policy.KeyRetire, confirm: always, flags: retireFlags,
 		short: "Reject everything that was made with a version no longer in use",
 	}, {
 		use: "suspend NAME@VERSION", route: adminapi.Routes.KeySuspend,
 		short: "Stop using a version until it is resumed",
 	}, {
-		use: "resume NAME@VERSION", route: adminapi.Routes.KeyResume,
+		use: "resume NAME@VERSION", route: adminapi.Routes.KeyResume, kind: policy.KeyResume,
 		short: "Use a version again after suspend",
 	}, {
-		use: "destroy NAME@VERSION", route: adminapi.Routes.KeyDestroy, confirm: always,
+		use: "destroy NAME@VERSION", route: adminapi.Routes.KeyDestroy, kind: policy.KeyDestroy, confirm: always,
 		short: "Delete a retired version from its token permanently; with the oldest mac, every client gets new pairwise ids",
 	},
 }
@@ -129,10 +130,10 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 			return err
 		}
 		switch {
-		case cmd.Name() == "destroy":
-			return t.showQuorum(cmd, policy.KeyDestroy)
-		case isRoot(args[0]):
+		case isRoot(args[0]) && cmd.Name() != "destroy":
 			return t.showQuorum(cmd, policy.RootRotate)
+		case v.kind != "":
+			return t.showQuorum(cmd, v.kind)
 		}
 		return nil
 	})

@@ -11,10 +11,11 @@ import (
 
 // party is a noun for enrolled clients or devices.
 type party[T any] struct {
-	name, one                    string // the noun, and what it calls one of them
-	table                        cli.Table[T]
-	list                         adminapi.Route[adminapi.None, []T]
-	show, suspend, resume, final adminapi.Route[adminapi.None, T]
+	name, one            string // the noun, and what it calls one of them
+	table                cli.Table[T]
+	list                 adminapi.Route[adminapi.None, []T]
+	show, suspend, final adminapi.Route[adminapi.None, T]
+	resume               adminapi.Route[adminapi.Ask, T]
 }
 
 func (t *tool) client() *cobra.Command {
@@ -26,7 +27,7 @@ func (t *tool) client() *cobra.Command {
 	var req adminapi.Invite
 	invite := t.invite("phone", r.ClientInvite, &req)
 	invite.Flags().StringArrayVar(&req.Roles, "role", nil, "role of the new client, such as approver; can be repeated")
-	cmd.AddCommand(invite, verb("unlock NAME", "Accept passwords again after too many wrong ones", show(t, clientTable, r.ClientUnlock)))
+	cmd.AddCommand(invite, asking(t, "unlock NAME", "Accept passwords again after too many wrong ones", clientTable, r.ClientUnlock))
 	return cmd
 }
 
@@ -38,8 +39,6 @@ func (t *tool) device() *cobra.Command {
 	})
 	var req adminapi.Invite
 	invite := t.invite("authorization device", r.DeviceInvite, &req)
-	quorumFlags(invite)
-	invite.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	invite.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes (default NAME)")
 	invite.Flags().Uint8Var(&req.Floor, "floor", 1, "lowest level that the device accepts, 1 to 4")
 	cmd.AddCommand(invite)
@@ -53,9 +52,20 @@ func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
 		verb("list", "List all", list(t, p.table, p.list)),
 		verb("show NAME", "Show one", show(t, p.table, p.show)),
 		verb("suspend NAME", "Refuse it until it is resumed", show(t, p.table, p.suspend)),
-		verb("resume NAME", "Accept it again after suspend", show(t, p.table, p.resume)),
+		asking(t, "resume NAME", "Accept it again after suspend", p.table, p.resume),
 		confirmed(revoke, func(name string) string { return "Revoking " + p.name + " " + name + " cannot be undone." }),
 	)
+	return cmd
+}
+
+// asking is a command that asks for a change of the argument, which may take a quorum.
+func asking[T any](t *tool, use, short string, table cli.Table[T], route adminapi.Route[adminapi.Ask, T]) *cobra.Command {
+	var req adminapi.Ask
+	cmd := verb(use, short, func(cmd *cobra.Command, args []string) error {
+		return sendChange(t, cmd, table, route, req, args...)
+	})
+	quorumFlags(cmd)
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	return cmd
 }
 
@@ -67,6 +77,8 @@ func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite) *cobr
 		req.TTLSeconds = int64(ttl / time.Second)
 		return sendChange(t, cmd, invitedTable, route, *req, args...)
 	})
+	quorumFlags(cmd)
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	cmd.Flags().BoolVar(&req.Replace, "replace", false,
 		"a lost "+one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is valid, at most 720h")

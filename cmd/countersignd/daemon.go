@@ -23,9 +23,9 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
-	"countersign/appliance/store/audit"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
@@ -162,6 +162,7 @@ func tlsNames(cfg config.API) []string {
 
 // run serves until ctx ends.
 func (d *daemon) run(ctx context.Context) error {
+	ctx = audit.By(ctx, audit.Appliance)
 	if d.waits {
 		return d.runLocked(ctx)
 	}
@@ -227,14 +228,21 @@ func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 }
 
+// checks returns the checks of /readyz. They look at results of the heartbeat and of the HSM's own checks, and cost
+// nothing.
 func (d *daemon) checks() map[string]api.Check {
 	return map[string]api.Check{
-		"store": d.storeReady,
-		"hsm": func(context.Context) error {
-			if d.token.Ready() {
-				return nil
+		"store": func(ctx context.Context) error {
+			if err := d.spaceLeft(); err != nil {
+				return err
 			}
-			return d.tokenError()
+			return d.onceLoaded(func(ctx context.Context) error { return d.appliance.CheckStore(ctx) })(ctx)
+		},
+		"hsm": func(ctx context.Context) error {
+			if !d.token.Ready() {
+				return d.tokenError()
+			}
+			return d.onceLoaded(func(ctx context.Context) error { return d.appliance.CheckToken(ctx) })(ctx)
 		},
 		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
 	}
@@ -266,8 +274,8 @@ func (d *daemon) onceLoaded(check api.Check) api.Check {
 // leastFree is the free space, in bytes, that commits need. With less the daemon is not ready.
 const leastFree = 1 << 20
 
-// storeReady returns nil if the store answers and its disk has space for commits.
-func (d *daemon) storeReady(ctx context.Context) error {
+// spaceLeft returns an error if the disk of the store has no space for commits.
+func (d *daemon) spaceLeft() error {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.storeDir, &disk); err != nil {
 		return fmt.Errorf("%s: %w", d.storeDir, err)
@@ -275,11 +283,7 @@ func (d *daemon) storeReady(ctx context.Context) error {
 	if free := disk.Bavail * uint64(disk.Bsize); free < leastFree {
 		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
 	}
-	_, err := d.store.ActivePolicy(ctx)
-	if errors.Is(err, store.ErrSealed) && d.waits { // until the PIN arrives, which the check of the HSM reports
-		return nil
-	}
-	return err
+	return nil
 }
 
 // listeners are the daemon's three.
@@ -323,7 +327,7 @@ func (d *daemon) adminAPI() *server.Server {
 }
 
 func (d *daemon) adminServer(h http.Handler) api.Server {
-	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h}
+	return api.Server{Name: "admin", Listener: d.listeners.admin, Handler: h, ConnContext: server.PeerContext}
 }
 
 func (d *daemon) opsServer() api.Server {

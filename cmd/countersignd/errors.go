@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/recovery/restore"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
@@ -67,6 +68,7 @@ var exits = []struct {
 	{keyring.ErrNotInitialized, cli.Failed, "run countersignd init first"},
 	{keyuse.ErrOldStore, cli.Failed, "stop the daemon and run countersignd migrate --seal --root KEY, once"},
 	{dev.ErrForeign, cli.Failed, "name an empty directory for dev; serve runs an existing appliance"},
+	{rules.ErrAuto, cli.Config, "set [keys] auto = false in config.toml; to rotate by itself, apply a policy that requires 1 administrator for these"},
 	{errOtherDomain, cli.Config, "correct trust.domain: init has set it"},
 	{restore.ErrDomain, cli.Config, "correct trust.domain: init has set it"},
 	{restore.ErrNoStatement, cli.Failed, "countersignctl store backup writes FILE.sig next to FILE; accept a copy made by other means with --unsigned-database"},

@@ -155,7 +155,7 @@ type conflict struct{ error }
 func (c conflict) Unwrap() []error { return []error{c.error, store.ErrConflict} }
 
 func (d *daemon) record(ctx context.Context, token, event string) error {
-	return d.store.Append(ctx, audit.NewRecord(audit.KindHSM, "token/"+token, map[string]any{"event": event}))
+	return d.store.Append(ctx, audit.Act(ctx, audit.KindHSM, "token/"+token, map[string]any{"event": event}))
 }
 
 // untilLoaded waits until the appliance is loaded.

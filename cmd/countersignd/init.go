@@ -58,7 +58,7 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 		return err
 	}
 	policyHash := sha256.Sum256(trust.Policy.Document)
-	rec := audit.NewRecord(audit.KindCeremony, "trust/"+domain, map[string]any{
+	rec := audit.Act(ctx, audit.KindCeremony, "trust/"+domain, map[string]any{
 		"event": "ceremony", "keys": len(trust.Keys), "policy": trust.Policy.Version, "policy_sha256": policyHash[:],
 	})
 	if err := p.store.AddTrust(ctx, trust, rec); err != nil {

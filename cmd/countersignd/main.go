@@ -20,6 +20,7 @@ import (
 	"countersign/appliance/doctor"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/restore"
+	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
 )
@@ -30,7 +31,7 @@ func main() {
 	harden()
 	stderr := cli.NewLines(os.Stderr)
 	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: stderr, Getenv: os.Getenv}
-	code := cli.Main(ctx, root(), p)
+	code := cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p)
 	_ = stderr.Close() // it returns no error
 	os.Exit(code)
 }

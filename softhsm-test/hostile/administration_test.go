@@ -217,11 +217,12 @@ func inviteDevice(s *scene, ctx context.Context) error {
 
 func backUp(partial bool) func(*scene, context.Context) error {
 	return func(s *scene, ctx context.Context) error {
-		made, err := s.Recovery.BackUpKeys(ctx, recovery.BackUp{Partial: partial})
-		if err == nil && made.File != nil {
-			s.grant("a backup of the keys")
-		}
-		return err
+		return s.Recovery.BackUpKeys(ctx, recovery.BackUp{Partial: partial}, func(made recovery.KeyBackup) error {
+			if made.File != nil {
+				s.grant("a backup of the keys")
+			}
+			return nil
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
+	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/backup"
 	"countersign/protocol"
 	"countersign/protocol/trust"
@@ -220,9 +221,10 @@ func (s *stage) rotatedRoot(ctx context.Context) (r rotation) {
 	r.root = h.Keys.Root()
 	state := harness.Must(backup.StateOf(ctx, h.Store))
 	r.keys = harness.Must(backup.Write(ctx, h.Keys, backup.NewDocument(state, backup.Point{}, h.Clock.Now()), h.Clock.Now()))
-	c := harness.Must(h.Recovery.CopyStore(ctx))
-	r.statement = c.Statement
-	harness.Do(c.Close())
+	harness.Do(h.Recovery.CopyStore(ctx, 0, func(c recovery.StoreCopy) error {
+		r.statement = c.Statement
+		return nil
+	}))
 	return r
 }
 

@@ -62,12 +62,9 @@ func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Chang
 func changeJSON(c requests.Change) adminapi.Change {
 	out := adminapi.Change{
 		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: map[string]any{}, Document: c.Document,
-		State: string(c.State), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Ruling.MissingAdministrators(),
+		State: stateOf(c), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Ruling.MissingAdministrators(),
 		Signed: append([]string{}, c.Signed...), Missing: append([]string{}, c.Missing...),
 		CreatedAt: time.Unix(int64(c.Created), 0).UTC(), ExpiresAt: time.Unix(int64(c.Expires), 0).UTC(), EndedAt: when(c.EndedAt),
-	}
-	if out.State == "" {
-		out.State = "dry-run"
 	}
 	for name, value := range c.Parameters {
 		if b, ok := value.([]byte); ok {
@@ -76,6 +73,16 @@ func changeJSON(c requests.Change) adminapi.Change {
 		out.Parameters[name] = value
 	}
 	return out
+}
+
+func stateOf(c requests.Change) string {
+	switch {
+	case c.State == "":
+		return "dry-run"
+	case c.Granted:
+		return "granted"
+	}
+	return string(c.State)
 }
 
 // lifeOf returns how long administrators may countersign, ?life_s=SECONDS; 0 is the default.

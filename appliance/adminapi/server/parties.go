@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"countersign/appliance/adminapi"
+	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
@@ -22,15 +23,15 @@ func (s *Server) bindParties(m *mux) {
 	r, a := adminapi.Routes, s.Appliance
 	bind(m, r.ClientList, s.clients)
 	bind(m, r.ClientShow, s.client(a.Parties.ClientNamed))
-	bind(m, r.ClientUnlock, s.client(a.Parties.Unlock))
+	bindPreviewed(m, r.ClientUnlock, s.giveBackClient(a.Enrol.DraftUnlock))
 	bind(m, r.ClientSuspend, s.client(to(a.Parties.SetClientStatus, store.Suspended)))
-	bind(m, r.ClientResume, s.client(to(a.Parties.SetClientStatus, store.Active)))
+	bindPreviewed(m, r.ClientResume, s.giveBackClient(a.Enrol.DraftResumeClient))
 	bind(m, r.ClientRevoke, s.client(to(a.Parties.SetClientStatus, store.Revoked)))
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
 	bind(m, r.DeviceList, many(a.Parties.Devices, deviceJSON))
 	bind(m, r.DeviceShow, one(a.Parties.DeviceNamed, deviceJSON))
 	bind(m, r.DeviceSuspend, one(to(a.Parties.SetDeviceStatus, store.Suspended), deviceJSON))
-	bind(m, r.DeviceResume, one(to(a.Parties.SetDeviceStatus, store.Active), deviceJSON))
+	bindPreviewed(m, r.DeviceResume, s.resumeDevice)
 	bind(m, r.DeviceRevoke, one(to(a.Parties.SetDeviceStatus, store.Revoked), deviceJSON))
 	bindPreviewed(m, r.DeviceInvite, s.invite(store.KindDevice))
 }
@@ -58,9 +59,6 @@ func (s *Server) invite(kind store.Kind) invited {
 		i, err := invitation(r, kind, body)
 		switch {
 		case err != nil:
-			return nil, adminapi.Invited{}, err
-		case body.DryRun && kind != store.KindDevice:
-			err = fmt.Errorf("%w: dry_run applies to devices only: inviting a client has no other effect", parties.ErrInput)
 			return nil, adminapi.Invited{}, err
 		case body.DryRun:
 			c, err := s.Appliance.Enrol.PreviewInvite(r.Context(), i)
@@ -133,6 +131,41 @@ func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Clien
 		out.Password.LockedUntil = &guard.Until
 	}
 	return out, nil
+}
+
+// giveBackClient asks for a change that draft drafts, and answers with the client. It changes nothing if the client
+// has nothing to get back.
+func (s *Server) giveBackClient(
+	draft func(context.Context, string) (change.Draft, bool, error),
+) func(*http.Request, adminapi.Ask) (*adminapi.Change, adminapi.Client, error) {
+	return func(r *http.Request, body adminapi.Ask) (preview *adminapi.Change, out adminapi.Client, err error) {
+		d, needed, err := draft(r.Context(), r.PathValue("name"))
+		if err == nil && (needed || body.DryRun) {
+			preview, _, err = ask(s, r, d, body.DryRun, nothing)
+		}
+		if err != nil || preview != nil {
+			return preview, out, err
+		}
+		out, err = s.client(s.Appliance.Parties.ClientNamed)(r, adminapi.None{})
+		return nil, out, err
+	}
+}
+
+func nothing(any) adminapi.None { return adminapi.None{} }
+
+func (s *Server) resumeDevice(r *http.Request, body adminapi.Ask) (*adminapi.Change, adminapi.Device, error) {
+	d, needed, err := s.Appliance.Enrol.DraftResumeDevice(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, adminapi.Device{}, err
+	}
+	if needed || body.DryRun {
+		return ask(s, r, d, body.DryRun, func(result any) adminapi.Device {
+			device, _ := result.(store.Device)
+			return deviceJSON(device)
+		})
+	}
+	device, err := s.Appliance.Parties.DeviceNamed(r.Context(), r.PathValue("name"))
+	return nil, deviceJSON(device), err
 }
 
 func deviceJSON(d store.Device) adminapi.Device {

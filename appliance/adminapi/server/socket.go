@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"countersign/appliance/store/audit"
 )
 
 // Listen listens on a Unix socket of mode 0600 and accepts connections of the daemon's own user and of root. It
@@ -55,6 +58,16 @@ func (l ownUser) Accept() (net.Conn, error) {
 		}
 		_ = conn.Close()
 	}
+}
+
+// PeerContext is the ConnContext of an HTTP server on the admin socket: the user at the other end is the actor of every
+// request on the connection, and audit records name it.
+func PeerContext(ctx context.Context, conn net.Conn) context.Context {
+	peer, err := Peer(conn)
+	if err != nil {
+		return ctx
+	}
+	return audit.By(ctx, audit.UserOf(peer.Uid))
 }
 
 // Peer returns the credentials of the process at the other end of a Unix socket (SO_PEERCRED).

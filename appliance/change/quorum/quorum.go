@@ -97,7 +97,11 @@ func (j *Judge) Quorums(ctx context.Context, rules *policy.Policy) ([]Quorum, er
 	n, err := j.Able(ctx, rules, "")
 	var all []Quorum
 	for _, k := range policy.Kinds() {
-		all = append(all, Quorum{Kind: k, Required: rules.Quorum(k).Administrators, Able: n})
+		q := Quorum{Kind: k, Required: rules.Quorum(k).Administrators, Able: n}
+		if rules.Unattended(k) {
+			q.Required = 0
+		}
+		all = append(all, q)
 	}
 	return all, err
 }

@@ -31,7 +31,7 @@ func taken(b *appliancetest.Board, required int, claimed []string, signers ...ap
 	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
 		b.Fatal(err)
 	}
-	return quorum.Record{What: "door", Change: c.Hash.ID(), Kind: policy.DeviceInvite, Fits: func(change.Parameters) bool { return true }}
+	return quorum.Record{What: "door", Change: c.Hash.ID(), Kinds: []policy.Kind{policy.DeviceInvite}, Fits: func(change.Parameters) bool { return true }}
 }
 
 // TestVerifyCounts: a record stands only with as many signatures as were required, by administrators
@@ -68,7 +68,7 @@ func TestVerifyFits(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	good := taken(b, 2, []string{"ann", "bob"}, b.Ann, b.Bob)
 	for name, change := range map[string]func(r *quorum.Record){
-		"of another kind":   func(r *quorum.Record) { r.Kind = policy.PolicyApply },
+		"of another kind":   func(r *quorum.Record) { r.Kinds = []policy.Kind{policy.PolicyApply} },
 		"of other wishes":   func(r *quorum.Record) { r.Fits = func(change.Parameters) bool { return false } },
 		"without a request": func(r *quorum.Record) { r.Change = change.ID{} },
 		"not there":         func(r *quorum.Record) { r.Change[0] ^= 1 },

@@ -20,8 +20,8 @@ import (
 // it.
 type Record struct {
 	What   string
-	Change change.ID // named by the record; zero: none
-	Kind   policy.Kind
+	Change change.ID                    // named by the record; zero: none
+	Kinds  []policy.Kind                // of the request: one of these
 	Fits   func(change.Parameters) bool // reports whether a request's parameters are the record's
 	Free   bool                         // the record may have no request behind it
 }
@@ -30,7 +30,7 @@ type Record struct {
 // has confirmed him.
 func recordOfAdmin(one store.Admin) Record {
 	return Record{
-		What: "administrator " + one.Name, Change: one.Change, Kind: policy.AdminAdd, Free: true,
+		What: "administrator " + one.Name, Change: one.Change, Kinds: []policy.Kind{policy.AdminAdd}, Free: true,
 		Fits: func(p change.Parameters) bool {
 			return p.Text("name") == one.Name && bytes.Equal(p.Bytes("public_key"), one.Key[:])
 		},
@@ -70,7 +70,7 @@ func (j *Judge) verifyRequest(ctx context.Context, row store.Change, r Record) e
 		return j.report(r, "the request is another document")
 	case request.Domain != j.domain:
 		return j.report(r, "the request is of another appliance")
-	case request.Kind != r.Kind, !r.Fits(request.Parameters):
+	case !slices.Contains(r.Kinds, request.Kind), !r.Fits(request.Parameters):
 		return j.report(r, "the request asks for something else")
 	case row.State != store.ChangeTaken && row.State != store.ChangeExecuted:
 		return j.report(r, "the request is "+string(row.State))

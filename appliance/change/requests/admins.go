@@ -59,7 +59,7 @@ func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by
 	if one.Status, one.Version = to, one.Version+1; by != (change.ID{}) {
 		one.Change = by
 	}
-	return one, s.store.UpdateAdmin(ctx, one, parties.Record(audit.KindAdmins, name, parties.Changed(to, one.Version)))
+	return one, s.store.UpdateAdmin(ctx, one, parties.Record(ctx, audit.KindAdmins, name, parties.Changed(to, one.Version)))
 }
 
 // roster returns the base of changes of administrators: all of them.
@@ -121,7 +121,7 @@ func (s *Service) addAdmin(ctx context.Context, id change.ID, p change.Parameter
 		Change: id,
 	}
 	fields := map[string]any{"event": "added", "public_key": key[:]}
-	return one, s.store.AddAdmin(ctx, one, parties.Record(audit.KindAdmins, one.Name, fields))
+	return one, s.store.AddAdmin(ctx, one, parties.Record(ctx, audit.KindAdmins, one.Name, fields))
 }
 
 func (s *Service) revokeAdminBase(ctx context.Context, p change.Parameters) (any, error) {

@@ -9,11 +9,13 @@ import (
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
-	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
 )
+
+// anyKind is a kind whose effect the tests replace.
+const anyKind = policy.KeyDestroy
 
 // counting is an effect of another package. It counts its runs, and fails if it is told to.
 type counting struct {
@@ -38,13 +40,13 @@ func (k *counting) effect() requests.Effect {
 
 // TestEffectElsewhere: a permanent failure closes the request, an unavailable token does not.
 func TestEffectElsewhere(t *testing.T) {
-	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 2\n")
-	ask := change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}}
-	if _, err := b.Requests.Ask(t.Context(), ask); !errors.Is(err, parties.ErrInput) {
-		t.Fatalf("an appliance without that effect: %v", err)
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.destroy\" = 2\n")
+	if _, err := b.Requests.Ask(t.Context(), change.Draft{Kind: "key.create"}); !errors.Is(err, change.ErrDocument) {
+		t.Fatalf("a kind that there is not: %v", err)
 	}
+	ask := change.Draft{Kind: anyKind, Parameters: change.Parameters{"name": "wrap"}}
 	k := &counting{err: hsm.ErrInput}
-	b.Requests.Register(policy.KeyRestore, k.effect())
+	b.Requests.Register(anyKind, k.effect())
 	c := b.Waits(ask)
 	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, hsm.ErrInput) {
 		t.Errorf("failing for good: %v", err)
@@ -71,10 +73,10 @@ func TestEffectElsewhere(t *testing.T) {
 // TestRacingSigners: three administrators sign concurrently, many times each. The change is made
 // once.
 func TestRacingSigners(t *testing.T) {
-	b := appliancetest.NewBoard(t, "[quorum]\n\"key.restore\" = 3\n")
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.destroy\" = 3\n")
 	k := &counting{}
-	b.Requests.Register(policy.KeyRestore, k.effect())
-	c, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.KeyRestore, Parameters: change.Parameters{"name": "wrap"}})
+	b.Requests.Register(anyKind, k.effect())
+	c, err := b.Requests.Ask(t.Context(), change.Draft{Kind: anyKind, Parameters: change.Parameters{"name": "wrap"}})
 	if err != nil {
 		t.Fatal(err)
 	}

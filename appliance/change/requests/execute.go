@@ -5,13 +5,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance/change"
-	"countersign/appliance/change/quorum"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -33,6 +31,9 @@ type Effect struct {
 	// before the end of the request was stored. It then finds out how far the first run came and
 	// continues, or returns an error. It writes its own audit records.
 	Do func(ctx context.Context, id change.ID, p change.Parameters) (any, error)
+	// Grants marks a kind whose change its caller makes, with [Service.Use]: it has no Do. A
+	// request with its quorum is granted, and stays taken until it is used or its time is over.
+	Grants bool
 }
 
 func (s *Service) effect(k policy.Kind) (Effect, error) {
@@ -94,9 +95,13 @@ func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, erro
 	if err := s.refuseStaleLocked(ctx, c); err != nil {
 		return c, err
 	}
-	rec := changeRecord(id, map[string]any{"event": "taken", "kind": c.Kind.String(), "signed": c.Signed, "required": c.Required})
+	rec := changeRecord(ctx, id, map[string]any{"event": "taken", "kind": c.Kind.String(), "signed": c.Signed, "required": c.Required})
 	if err := s.store.EndChange(ctx, s.step(c, store.ChangeOpen, store.ChangeTaken), rec); err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
+	}
+	if s.effects[c.Kind].Grants {
+		c.State, c.Granted = store.ChangeTaken, true
+		return c, nil
 	}
 	return s.executeLocked(ctx, c)
 }
@@ -135,7 +140,7 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 func (s *Service) Resume(ctx context.Context) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	all, err := s.store.ListChanges(ctx, changesShown)
+	all, err := s.store.ChangesInForce(ctx)
 	if err != nil {
 		s.log.Error("change requests could not be read", "error", err)
 		return
@@ -148,8 +153,14 @@ func (s *Service) Resume(ctx context.Context) {
 		c, err := s.view(ctx, row)
 		switch {
 		case err != nil:
+		case c.Granted && !s.grantOver(c), s.using[c.Hash.ID()]:
+			continue
+		case c.Granted:
+			if err = s.endTakenLocked(ctx, c, store.ChangeExpired); err == nil {
+				continue
+			}
 		case c.State != store.ChangeTaken:
-			err = errors.Join(fmt.Errorf("%w: %s", store.ErrForged, c.Reason), s.endTakenLocked(ctx, c))
+			err = errors.Join(fmt.Errorf("%w: %s", store.ErrForged, c.Reason), s.endTakenLocked(ctx, c, store.ChangeFailed))
 		case !c.Ruling.Approved():
 			err = s.reportLocked(ctx, c)
 		default:
@@ -167,12 +178,12 @@ func (s *Service) Resume(ctx context.Context) {
 // whether its change was made.
 func (s *Service) reportLocked(ctx context.Context, c Change) error {
 	c.Reason = "interrupted, and the quorum no longer holds: check whether it was done"
-	return errors.Join(&Waiting{c}, s.endTakenLocked(ctx, c))
+	return errors.Join(&Waiting{c}, s.endTakenLocked(ctx, c, store.ChangeFailed))
 }
 
-// endTakenLocked closes a taken request that must not be carried out, for the reason c.Reason.
-func (s *Service) endTakenLocked(ctx context.Context, c Change) error {
-	return s.store.EndChange(ctx, s.step(c, store.ChangeTaken, store.ChangeFailed), s.transcript(ctx, c, store.ChangeFailed))
+// endTakenLocked closes a taken request whose effect does not run, for the reason c.Reason.
+func (s *Service) endTakenLocked(ctx context.Context, c Change, to store.ChangeState) error {
+	return s.store.EndChange(ctx, s.step(c, store.ChangeTaken, to), s.transcript(ctx, c, to))
 }
 
 // transcript returns the audit record of the end of a request: the document, all signatures and
@@ -194,50 +205,16 @@ func (s *Service) transcript(ctx context.Context, c Change, end store.ChangeStat
 		signatures = append(signatures, map[string]any{"signer": s.Signer[:], "signature": s.Signature, "at": s.At.Unix()})
 	}
 	fields["signatures"] = signatures
-	return changeRecord(c.Hash.ID(), fields)
-}
-
-// Executed reports whether a request for this very draft, in the present state and so under
-// the present policy, was executed within a period before now. It verifies that request's
-// signatures again.
-func (s *Service) Executed(ctx context.Context, d change.Draft, within time.Duration) (bool, error) {
-	base, err := s.base(ctx, d.Kind, d.Parameters)
-	if err != nil {
-		return false, err
-	}
-	all, err := s.store.ListChanges(ctx, changesShown)
-	if err != nil {
-		return false, err
-	}
-	for _, row := range all {
-		r, err := change.Parse(row.Document)
-		if err != nil || r.Kind != d.Kind || r.Base != base || row.State != store.ChangeExecuted || !s.now().Before(endOf(row, r).Add(within)) {
-			continue
-		}
-		err = s.judge.Verify(ctx, quorum.Record{
-			What: d.Kind.String(), Change: row.ID, Kind: d.Kind,
-			Fits: func(p change.Parameters) bool { return reflect.DeepEqual(p, d.Parameters) },
-		})
-		if !errors.Is(err, store.ErrForged) {
-			return err == nil, err
-		}
-	}
-	return false, nil
-}
-
-// endOf returns when a request ended. Its row cannot place that after the request expired.
-func endOf(row store.Change, r change.Request) time.Time {
-	if last := time.Unix(int64(r.Expires), 0); row.EndedAt.After(last) {
-		return last
-	}
-	return row.EndedAt
+	return changeRecord(ctx, c.Hash.ID(), fields)
 }
 
 // Count returns how many requests are open, and how many were interrupted.
 func (s *Service) Count(ctx context.Context) (open, interrupted int, err error) {
-	all, err := s.store.ListChanges(ctx, changesShown)
+	all, err := s.store.ChangesInForce(ctx)
 	for _, row := range all {
+		c, viewErr := s.view(ctx, row)
 		switch {
+		case viewErr == nil && c.Granted:
 		case row.State == store.ChangeTaken:
 			interrupted++
 		case row.State == store.ChangeOpen && s.now().Before(row.ExpiresAt):

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,7 +45,8 @@ type Service struct {
 
 	effects map[policy.Kind]Effect
 
-	changing sync.Mutex // held while a request, or the status of an administrator, changes
+	changing sync.Mutex         // held while a request, or the status of an administrator, changes
+	using    map[change.ID]bool // grants in use; guarded by changing
 }
 
 // Config holds what a Service needs.
@@ -59,7 +61,7 @@ type Config struct {
 // New returns a service that can change administrators. The owners of other kinds of change
 // call [Service.Register].
 func New(c Config) *Service {
-	s := &Service{store: c.Store, judge: c.Judge, rules: c.Rules, log: c.Logger, now: c.Now}
+	s := &Service{store: c.Store, judge: c.Judge, rules: c.Rules, log: c.Logger, now: c.Now, using: map[change.ID]bool{}}
 	s.effects = map[policy.Kind]Effect{
 		policy.AdminAdd:    {Base: s.addAdminBase, Do: s.addAdmin},
 		policy.AdminRevoke: {Base: s.revokeAdminBase, Do: s.revokeAdmin},
@@ -79,11 +81,14 @@ type Change struct {
 	State    store.ChangeState // "" for a dry run, which stores nothing
 	Reason   string
 	EndedAt  time.Time
+	Granted  bool // it has its quorum, and waits for [Service.Use]
 	Ruling   policy.Ruling
 	Required int
 	Signed   []string // names of the administrators whose signatures count
 	Missing  []string // names of the administrators who could still sign
 	Result   any      // result of the effect, in the call that executed it
+
+	lastSigned time.Time
 }
 
 // Waiting is the error of a change that needs more administrators.
@@ -116,6 +121,10 @@ const (
 func (s *Service) Ask(ctx context.Context, d change.Draft) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
+	return s.askLocked(ctx, d)
+}
+
+func (s *Service) askLocked(ctx context.Context, d change.Draft) (Change, error) {
 	r, err := s.request(ctx, d)
 	if err != nil {
 		return Change{}, err
@@ -135,7 +144,7 @@ func (s *Service) Ask(ctx context.Context, d change.Draft) (Change, error) {
 		ID: id, Document: document, State: store.ChangeOpen, Signatures: []store.ChangeSignature{s.localWord()},
 		CreatedAt: time.Unix(int64(r.Created), 0), ExpiresAt: time.Unix(int64(r.Expires), 0),
 	}
-	rec := changeRecord(id, map[string]any{"event": "requested", "kind": r.Kind.String(), "document": document})
+	rec := changeRecord(ctx, id, map[string]any{"event": "requested", "kind": r.Kind.String(), "document": document})
 	if err := s.store.AddChange(ctx, row, rec); err != nil {
 		return Change{}, fmt.Errorf("asking for %s: %w", r.Kind, err)
 	}
@@ -161,23 +170,23 @@ func (s *Service) request(ctx context.Context, d change.Draft) (change.Request, 
 	if d.Life < time.Second || d.Life > change.MaxLife {
 		return change.Request{}, fmt.Errorf("%w: a request is good for 1s to %v, not %v", parties.ErrInput, change.MaxLife, d.Life)
 	}
-	base, err := s.base(ctx, d.Kind, d.Parameters)
-	if err != nil {
-		return change.Request{}, err
-	}
 	now := uint64(s.now().Unix())
 	r := change.Request{
 		Version: change.Version, Kind: d.Kind, Parameters: d.Parameters, Domain: s.judge.Domain(), By: policy.Local,
-		Created: now, Expires: now + uint64(d.Life/time.Second), Base: base,
+		Created: now, Expires: now + uint64(d.Life/time.Second),
 	}
 	_, _ = rand.Read(r.Nonce[:]) // never fails, crypto/rand
-	return change.Parse(r.Marshal())
+	r, err := change.Parse(r.Marshal())
+	if err == nil {
+		r.Base, err = s.base(ctx, r.Kind, r.Parameters)
+	}
+	return r, err
 }
 
 // sameOpen finds an open request for the same change, and returns an error if too many requests
 // are open.
 func (s *Service) sameOpen(ctx context.Context, r change.Request) (id change.ID, found bool, err error) {
-	all, err := s.store.ListChanges(ctx, changesShown)
+	all, err := s.store.ChangesInForce(ctx)
 	if err != nil {
 		return id, false, err
 	}
@@ -211,12 +220,21 @@ func (s *Service) Get(ctx context.Context, id change.ID) (Change, error) {
 	return s.view(ctx, row)
 }
 
-// List returns the requests, newest first. It logs rows that are not requests and leaves them
-// out.
+// List returns all requests in force and the newest of the others, newest first. It logs rows that
+// are not requests and leaves them out.
 func (s *Service) List(ctx context.Context) ([]Change, error) {
 	rows, err := s.store.ListChanges(ctx, changesShown)
 	if err != nil {
 		return nil, err
+	}
+	held, err := s.store.ChangesInForce(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range held { // older than all that are shown
+		if !slices.ContainsFunc(rows, func(c store.Change) bool { return c.ID == one.ID }) {
+			rows = append(rows, one)
+		}
 	}
 	var all []Change
 	for _, row := range rows {
@@ -242,6 +260,11 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 		return Change{}, fmt.Errorf("change %s: %w", change.ID(row.ID), errors.Join(err, store.ErrForged))
 	}
 	c := Change{Request: r, Hash: hash, Document: row.Document, State: row.State, Reason: row.Reason, EndedAt: row.EndedAt}
+	for _, one := range row.Signatures {
+		if one.At.After(c.lastSigned) {
+			c.lastSigned = one.At
+		}
+	}
 	if r.Domain != s.judge.Domain() { // the same operators may have signed it there
 		c.State, c.Reason = store.ChangeFailed, fmt.Sprintf("of another appliance: its domain is %q", r.Domain)
 		return c, nil
@@ -249,6 +272,7 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 	if c.State == store.ChangeOpen && s.over(r) {
 		c.State = store.ChangeExpired
 	}
+	c.Granted = c.State == store.ChangeTaken && s.effects[r.Kind].Grants
 	if c.EndedAt.IsZero() {
 		return c, s.count(ctx, &c, row.Signatures)
 	}
@@ -260,15 +284,20 @@ func (s *Service) view(ctx context.Context, row store.Change) (Change, error) {
 
 func (s *Service) over(r change.Request) bool { return uint64(s.now().Unix()) >= r.Expires }
 
-// Withdraw closes an open request. Errors wrap [store.ErrNotFound] or [ErrOver].
+// Withdraw closes an open request, or one that is granted and not in use. Errors wrap
+// [store.ErrNotFound] or [ErrOver].
 func (s *Service) Withdraw(ctx context.Context, id change.ID) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	c, err := s.openLocked(ctx, id)
-	if err != nil {
-		return c, err
+	c, err := s.Get(ctx, id)
+	if err == nil && c.Granted && !s.using[id] {
+		err = s.endTakenLocked(ctx, c, store.ChangeWithdrawn)
+	} else if err == nil {
+		if c, err = s.openLocked(ctx, id); err == nil {
+			err = s.endLocked(ctx, c, store.ChangeWithdrawn)
+		}
 	}
-	if err := s.endLocked(ctx, c, store.ChangeWithdrawn); err != nil {
+	if err != nil {
 		return c, err
 	}
 	return s.Get(ctx, id)
@@ -305,7 +334,7 @@ func (s *Service) step(c Change, from, to store.ChangeState) store.ChangeEnd {
 func (s *Service) Expire(ctx context.Context) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	all, err := s.store.ListChanges(ctx, changesShown)
+	all, err := s.store.ChangesInForce(ctx)
 	if err != nil {
 		s.log.Error("change requests could not be read", "error", err)
 		return
@@ -319,6 +348,6 @@ func (s *Service) Expire(ctx context.Context) {
 	}
 }
 
-func changeRecord(id change.ID, fields map[string]any) audit.Record {
-	return audit.NewRecord(audit.KindChanges, "change/"+id.String(), fields)
+func changeRecord(ctx context.Context, id change.ID, fields map[string]any) audit.Record {
+	return audit.Act(ctx, audit.KindChanges, "change/"+id.String(), fields)
 }

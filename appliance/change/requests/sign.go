@@ -9,6 +9,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/appliance/change/quorum"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -72,7 +73,10 @@ func (s *Service) signLocked(ctx context.Context, id change.ID, raw []byte) (Cha
 	if err := s.refuseStaleLocked(ctx, c); err != nil {
 		return c, err
 	}
-	rec := changeRecord(id, map[string]any{"event": "countersigned", "by": name, "signer": row.Signer[:], "signature": row.Signature})
+	if raw != nil {
+		ctx = audit.By(ctx, audit.ActorOf(ctx).With(name))
+	}
+	rec := changeRecord(ctx, id, map[string]any{"event": "countersigned", "by": name, "signer": row.Signer[:], "signature": row.Signature})
 	err = s.store.SignChange(ctx, id, row, rec)
 	if errors.Is(err, store.ErrExists) {
 		if err = nil; !slices.Contains(c.Signed, name) {

@@ -86,7 +86,7 @@ func (r *restoration) recover(ctx context.Context) error {
 	for _, s := range r.shares {
 		shares = append(shares, s.Number)
 	}
-	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{
+	rec := audit.Act(ctx, audit.KindStore, "restore", map[string]any{
 		"event": "restored", "backup_sha256": r.Backup.SHA256[:], "backup_at": r.Backup.At, "keys": len(r.Items),
 		"missing": append([]string{}, r.MissingLabels()...), "sequence": r.Point.Sequence, "shares": shares,
 		"signed": !r.Unsigned, "root": r.Known.Root[:], "decision_epoch": r.Backup.By.Epoch,
@@ -155,7 +155,7 @@ func (r *restoration) salvage(ctx context.Context, cause error) error {
 		return err
 	}
 	trust := store.Trust{Keys: r.Merged.Keys, Settings: r.Settings.Values(), Policy: r.Policy}
-	rec := audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
+	rec := audit.Act(ctx, audit.KindStore, "restore", map[string]any{"event": "salvaged", "because": cause.Error()})
 	left, err := sqlite.Salvage(ctx, r.work, r.work+salvagedSuffix, r.Seals, trust, rec)
 	if err != nil {
 		return err
@@ -211,7 +211,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rules, err := policy.Parse(contents.Policy.Document)
+	rules, err := policy.ParseStored(contents.Policy.Document)
 	if err != nil {
 		return fmt.Errorf("policy of %s: %w", r.DatabaseFile, err)
 	}
@@ -220,7 +220,7 @@ func (r *restoration) sealOld(ctx context.Context) error {
 	sealing := sqlite.Sealing{
 		Seals: r.Seals, Settings: settings.Values(), Clients: map[protocol.ClientID]bool{}, Admins: map[[8]byte]bool{}, Now: r.now,
 		Currency: func(s protocol.Service) string { return rules.Currency(s) },
-		Record:   audit.NewRecord(audit.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.Point.Sequence}),
+		Record:   audit.Act(ctx, audit.KindStore, "restore", map[string]any{"event": "sealed", "sequence": r.Point.Sequence}),
 	}
 	for _, c := range contents.Clients {
 		sealing.Clients[c.ID] = true

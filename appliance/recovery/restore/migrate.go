@@ -114,7 +114,7 @@ func (m *Migration) readPolicy() error {
 	m.say("ends: %d open activation codes, %d approvals that wait, %d open change requests, %d password attempts, "+
 		"and every challenge under way", e.Invitations, e.Approvals, e.Changes, e.Attempts)
 	p := m.contents.Policy
-	rules, err := policy.Parse(p.Document)
+	rules, err := policy.ParseStored(p.Document)
 	if err != nil {
 		return fmt.Errorf("policy version %d: %w", p.Version, err)
 	}
@@ -249,7 +249,7 @@ func (m *Migration) signed(ctx context.Context, c store.Change, s store.ChangeSi
 // Seal seals the store, puts it in place, and verifies it as the daemon does at its start.
 // sum is the hash of the list as the administrator confirmed it, for the audit.
 func (m *Migration) Seal(ctx context.Context, sum string) (sealed Sealed, err error) {
-	m.sealing.Record = audit.NewRecord(audit.KindStore, "migrate", map[string]any{
+	m.sealing.Record = audit.Act(ctx, audit.KindStore, "migrate", map[string]any{
 		"event": "sealed", "list_sha256": sum, "root": m.root[:], "mac": m.host.Seals.InForce(),
 		"clients": len(m.sealing.Clients), "administrators": len(m.sealing.Admins),
 	})

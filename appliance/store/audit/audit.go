@@ -42,7 +42,6 @@ const (
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
 	KindAdmins   = "admin"    // an administrator was added or changed
 	KindChanges  = "change"   // a change was requested, countersigned, executed, …
-	KindDoctor   = "doctor"   // an administrator had the appliance examined
 )
 
 // Decision is the body of a record about a spent serial.

@@ -120,7 +120,8 @@ type Row struct {
 }
 
 // Read returns all rows of a kind. It reads the table once from beginning to end, without an index,
-// so that exactly the verified rows are used, even if another program has changed an index.
+// so that exactly the verified rows are used, even if another program has changed an index. Of
+// change requests it may leave out those that have ended, which do not hang on the head.
 type Read func(Kind) ([]Row, error)
 
 // Records holds the records of one kind that fit their seals, by their places.

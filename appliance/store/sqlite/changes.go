@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"countersign/appliance/store"
@@ -95,70 +96,194 @@ func changeValues(c *store.Change) []any {
 	}
 }
 
+// readChanges reads all requests, with all signatures.
 func readChanges(from source) ([]sealedRow, error) {
+	return readChangesWhere(from, func(store.Change) bool { return true }, `NOT INDEXED`)
+}
+
+// readChangesWhere reads some rows of the table, which a clause of SQL selects, with the signatures
+// of the requests that signed selects.
+func readChangesWhere(from source, signed func(store.Change) bool, rows string, args ...any) ([]sealedRow, error) {
 	all, err := collect(from, func(s scanner) (sealedRow, error) {
 		var c store.Change
 		var ref int64
 		var seal []byte
 		err := s.Scan(append(changeValues(&c), &ref, &seal)...)
 		return asRow(head.Row{Ref: ref, Record: c}, seal, err, `UPDATE change SET seal = ? WHERE ref = ?`, ref)
-	}, `SELECT `+changeColumns+`, ref, seal FROM change NOT INDEXED`)
+	}, `SELECT `+changeColumns+`, ref, seal FROM change `+rows, args...)
 	for i, r := range all {
-		if err != nil || r.Err != nil {
-			continue
-		}
-		c := r.Record.(store.Change)
-		c.Signatures, err = collect(from, func(s scanner) (one store.ChangeSignature, err error) {
-			err = s.Scan(fixed(one.Signer[:]), &one.Signature, stamp{&one.At})
-			return one, err
-		}, `SELECT signer, signature, at_us FROM change_signature WHERE change = ? ORDER BY at_us, signer`, r.Ref)
-		all[i].Record = c
-		if errors.Is(err, store.ErrForged) {
-			all[i].Err, err = err, nil
+		if err == nil && r.Err == nil && signed(r.Record.(store.Change)) {
+			err = readSignatures(from, &all[i].Row)
 		}
 	}
 	return all, err
 }
 
-// changes reads requests on one snapshot, the newest first, until enough are there. A request that
-// has ended is left out if it does not fit its seal.
-func (s *database) changes(ctx context.Context, doing string, most int, wanted func(store.Change) bool) (list []store.Change, err error) {
-	err = s.onHead(ctx, doing, head.Changes, func(h hanging) error {
-		rows := slices.Concat(slices.Collect(maps.Values(h.all)), h.ended)
-		slices.SortFunc(rows, func(a, b head.Row) int { return cmp.Compare(b.Ref, a.Ref) })
-		for _, r := range rows {
-			c := r.Record.(store.Change)
-			if len(list) >= most {
-				break
+// readSignatures reads the signatures of a request. An error that says that they cannot be read stays
+// in the row.
+func readSignatures(from source, r *head.Row) (err error) {
+	c := r.Record.(store.Change)
+	c.Signatures, err = collect(from, func(s scanner) (one store.ChangeSignature, err error) {
+		err = s.Scan(fixed(one.Signer[:]), &one.Signature, stamp{&one.At})
+		return one, err
+	}, `SELECT signer, signature, at_us FROM change_signature WHERE change = ? ORDER BY at_us, signer`, r.Ref)
+	r.Record = c
+	if errors.Is(err, store.ErrForged) {
+		r.Err, err = err, nil
+	}
+	return err
+}
+
+// knownChanges says where the requests in force are, as of a commit: a request that has ended is
+// never in force again, so that later reads need not look at it. The head shows that none is
+// missing.
+type knownChanges struct {
+	refs []int64 // of the requests in force
+	last int64   // the highest ref; what is above was added later
+}
+
+func inForce(c store.Change) bool { return !c.State.Ended() }
+
+// readInForce reads the requests that may be in force, by their refs, which no index can redirect.
+// Without known it reads them all. Of those that have ended it reads no signatures.
+func readInForce(from source, known *knownChanges) (all []sealedRow, err error) {
+	if known == nil {
+		return readChangesWhere(from, inForce, `NOT INDEXED`)
+	}
+	for _, ref := range known.refs {
+		some, err := readChangesWhere(from, inForce, `NOT INDEXED WHERE ref = ?`, ref)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	more, err := readChangesWhere(from, inForce, `NOT INDEXED WHERE ref > ?`, known.last)
+	return append(all, more...), err
+}
+
+// learn notes where the verified requests in force are.
+func (v *vault) learn(from snapshot, all head.Records, ended []head.Row) {
+	next := &knownChanges{}
+	if from.known != nil {
+		next.last = from.known.last
+	}
+	for _, r := range all {
+		next.refs, next.last = append(next.refs, r.Ref), max(next.last, r.Ref)
+	}
+	for _, r := range ended {
+		next.last = max(next.last, r.Ref)
+	}
+	v.known.Store(next)
+}
+
+// onChanges reads and verifies the requests in force.
+func (s *database) onChanges(ctx context.Context, doing string, do func(hanging) error) error {
+	err := s.onHead(ctx, doing, head.Changes, func(h hanging) error {
+		h.vault.learn(h.from, h.all, h.ended)
+		return do(h)
+	})
+	if errors.Is(err, store.ErrNotFound) && !errors.Is(err, errNoChange) { // an empty store
+		err = nil
+	}
+	return err
+}
+
+var errNoChange = fmt.Errorf("change request: %w", store.ErrNotFound)
+
+// over verifies a request that the head does not hold. ok is false if it does not fit its seal, or
+// says that it is in force, which would have been found.
+func (h hanging) over(r head.Row) (c store.Change, ok bool, err error) {
+	if r.Err != nil {
+		return c, false, nil
+	}
+	if err := readSignatures(h.from, &r); err != nil || r.Err != nil {
+		return c, false, err
+	}
+	c = r.Record.(store.Change)
+	if inForce(c) {
+		_ = h.vault.seals.Report(fmt.Sprintf("change request %x is over, and its row says that it is not", c.ID)) // it is left out
+		return c, false, nil
+	}
+	return c, h.vault.seals.Check(c, r.Seal) == nil, nil
+}
+
+// Change implements [store.Store].
+func (s *database) Change(ctx context.Context, id [8]byte) (c store.Change, err error) {
+	found := false
+	err = s.onChanges(ctx, "reading change request", func(h hanging) (err error) {
+		for _, r := range h.all {
+			if one := r.Record.(store.Change); one.ID == id {
+				c, found = one, true
+				return nil
 			}
-			if wanted(c) && (!c.State.Ended() || h.vault.seals.Check(c, r.Seal) == nil) {
-				list = append(list, c)
+		}
+		rows, err := readChangesWhere(h.from, func(store.Change) bool { return false }, `WHERE id = ?`, id[:])
+		for _, r := range rows {
+			if err == nil && !found {
+				c, found, err = h.over(r.Row)
+			}
+		}
+		if err == nil && (!found || c.ID != id) {
+			err = errNoChange
+		}
+		return err
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("reading change request: %w", errNoChange)
+	}
+	if err != nil {
+		return store.Change{}, err
+	}
+	return c, nil
+}
+
+// ChangesInForce implements [store.Store].
+func (s *database) ChangesInForce(ctx context.Context) (list []store.Change, err error) {
+	err = s.onChanges(ctx, "reading change requests in force", func(h hanging) error {
+		rows := slices.SortedFunc(maps.Values(h.all), newerRow)
+		for _, r := range rows {
+			list = append(list, r.Record.(store.Change))
+		}
+		return nil
+	})
+	return list, err
+}
+
+func newerRow(a, b head.Row) int { return cmp.Compare(b.Ref, a.Ref) }
+
+// ListChanges implements [store.Store]. It leaves out requests that have ended and do not fit their
+// seals.
+func (s *database) ListChanges(ctx context.Context, limit int) (list []store.Change, err error) {
+	err = s.onChanges(ctx, "listing change requests", func(h hanging) error {
+		held := map[int64]store.Change{}
+		for _, r := range h.all {
+			held[r.Ref] = r.Record.(store.Change)
+		}
+		for below := int64(math.MaxInt64); len(list) < limit; {
+			rows, err := readChangesWhere(h.from, func(store.Change) bool { return false }, `NOT INDEXED WHERE ref < ? ORDER BY ref DESC LIMIT ?`, below, limit)
+			if err != nil || len(rows) == 0 {
+				return err
+			}
+			last := rows[len(rows)-1].Ref
+			if last <= 0 || last >= below { // rows that cannot be read
+				return nil
+			}
+			below = last
+			for _, r := range rows {
+				c, ok := held[r.Ref]
+				if !ok {
+					if c, ok, err = h.over(r.Row); err != nil {
+						return err
+					}
+				}
+				if ok && len(list) < limit {
+					list = append(list, c)
+				}
 			}
 		}
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) { // an empty store
-		err = nil
-	}
 	return list, err
-}
-
-// Change implements [store.Store].
-func (s *database) Change(ctx context.Context, id [8]byte) (store.Change, error) {
-	const doing = "reading change request"
-	all, err := s.changes(ctx, doing, 1, func(c store.Change) bool { return c.ID == id })
-	if err != nil {
-		return store.Change{}, err
-	}
-	if len(all) == 0 {
-		return store.Change{}, fmt.Errorf("%s: %w", doing, store.ErrNotFound)
-	}
-	return all[0], nil
-}
-
-// ListChanges implements [store.Store].
-func (s *database) ListChanges(ctx context.Context, limit int) ([]store.Change, error) {
-	return s.changes(ctx, "listing change requests", limit, func(store.Change) bool { return true })
 }
 
 // moveChange runs do within a move of the head.

@@ -288,6 +288,32 @@ func TestIndexOfChanges(t *testing.T) {
 	t.Log(len(all), err)
 }
 
+// TestOverIsOver checks that a request that was executed is not in force again when its earlier row
+// comes back, although the store no longer reads the rows of requests that are over. Looking it up
+// raises the alarm.
+func TestOverIsOver(t *testing.T) {
+	s, seals, _ := serving(t, nil)
+	id, seal := takenOnce(t, s)
+	if all, err := s.ChangesInForce(t.Context()); err != nil || len(all) != 0 {
+		t.Fatalf("%d requests are in force: %v", len(all), err)
+	}
+	behindSchema(t, s.path, loosen("change"), `UPDATE change SET state = 'taken', ended_us = NULL, seal = x'`+seal+`'`)
+	if all, err := s.ChangesInForce(t.Context()); err == nil && len(all) != 0 {
+		t.Errorf("in force again: %+v", all)
+	}
+	before := seals.Forged()
+	if c, err := s.Change(t.Context(), id); err == nil || seals.Forged() == before {
+		t.Errorf("it is %s, with %d alarms: %v", c.State, seals.Forged()-before, err)
+	}
+	if _, forged, err := s.Verify(t.Context()); err != nil || len(forged) == 0 {
+		t.Errorf("doctor finds %v, %v", forged, err)
+	}
+	again := store.ChangeEnd{ID: id, From: store.ChangeTaken, To: store.ChangeExecuted, At: storetest.Epoch}
+	if err := s.EndChange(t.Context(), again, storetest.Note("")); err == nil {
+		t.Error("it ended twice")
+	}
+}
+
 // TestForked checks that a branch of the database that began while the anchor could not be written
 // is refused once the anchor knows another head. No group moves the head twice, so a branch is at
 // most one revision ahead of the anchor.

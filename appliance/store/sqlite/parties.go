@@ -494,6 +494,42 @@ func (s *database) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uin
 	})
 }
 
+// TakeBack implements [store.Store].
+func (s *database) TakeBack(ctx context.Context, key store.AnswerKey, tried store.Tried) error {
+	return s.write(ctx, "taking back a password attempt", func(t *txn) error {
+		client, err := t.client(key.Client)
+		if err != nil {
+			return err
+		}
+		b, err := t.answeredAttempt(client.ref, key)
+		switch {
+		case err != nil:
+			return err
+		case b == nil, b.Answered, !client.TakeBack(key, tried):
+			return store.ErrNotFound
+		}
+		_, err = t.exec(`DELETE FROM attempt WHERE client = ? AND counter = ? AND attempt = ?`,
+			client.ref, int64(key.Serial.Counter()), int64(key.Attempt))
+		if err != nil {
+			return err
+		}
+		if err := t.recount(client.ref, client.Guard.Wrong); err != nil {
+			return err
+		}
+		return t.updateRestraint(client.ref, client.Restraint)
+	})
+}
+
+// recount counts wrong tries anew, up to one below a count. A trigger keeps every statement from
+// lowering the count in another way.
+func (t *txn) recount(client int64, count uint32) error {
+	_, err := t.exec(`UPDATE restraint SET wrong = 0 WHERE client = ?`, client)
+	for n := uint32(1); n < count && err == nil; n++ {
+		_, err = t.exec(`UPDATE restraint SET wrong = wrong + 1 WHERE client = ?`, client)
+	}
+	return err
+}
+
 // Guard implements [store.Store].
 func (s *database) Guard(ctx context.Context, id protocol.ClientID) (store.Guard, error) {
 	r, err := s.client(ctx, id)

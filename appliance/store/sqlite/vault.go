@@ -20,6 +20,7 @@ type vault struct {
 	behind atomic.Bool                // the anchor has not followed the head yet: the head must not move
 	// The sealed manifest is of this schema, so that no earlier program reads the records.
 	upgraded atomic.Bool
+	known    atomic.Pointer[knownChanges]
 
 	// Used by the writer only.
 	schema       map[object]string // as verified; nil: the store has no head yet
@@ -64,6 +65,14 @@ func (s *database) unsealed() (*vault, error) {
 // verifier returns the vault; it is there in every transaction of an unsealed store.
 func (t *txn) verifier() *vault { return t.vault.Load() }
 
+func (t *txn) changes() *knownChanges {
+	v := t.vault.Load()
+	if v == nil {
+		return nil
+	}
+	return v.known.Load()
+}
+
 // seal makes the seal of a record that is about to be written.
 func (t *txn) seal(r store.Sealed) ([]byte, error) {
 	seal, err := t.verifier().seals.Make(r)
@@ -91,17 +100,23 @@ type source interface {
 	row(query string, args ...any) scanner
 	rows(query string, args ...any) (*sql.Rows, error)
 	verifier() *vault // nil: sealed
+	// changes returns where the requests in force are, as of an earlier commit than the one that
+	// the source sees; nil: not known.
+	changes() *knownChanges
 }
 
 // snapshot is a read-only transaction, for work that takes more than one statement.
 type snapshot struct {
 	floor store.Mark // newest head that was durable before the snapshot
+	known *knownChanges
 	ctx   context.Context
 	tx    *sql.Tx
 	vault *vault
 }
 
 func (s snapshot) verifier() *vault { return s.vault }
+
+func (s snapshot) changes() *knownChanges { return s.known }
 
 func (s snapshot) row(query string, args ...any) scanner {
 	return careful{s.tx.QueryRowContext(s.ctx, query, args...), s.vault, query}
@@ -117,13 +132,13 @@ func (s *database) read(ctx context.Context, doing string, do func(snapshot, *va
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	floor := v.mark() // before the snapshot, which may see a later head
+	floor, known := v.mark(), v.known.Load() // before the snapshot, which may see a later head
 	tx, err := s.r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return readError(ctx, doing, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	return readError(ctx, doing, do(snapshot{floor, ctx, tx, v}, v))
+	return readError(ctx, doing, do(snapshot{floor, known, ctx, tx, v}, v))
 }
 
 // sealedRow is a sealed record as it was read, with the statement that writes another seal.
@@ -143,7 +158,7 @@ func asRow(r head.Row, seal []byte, err error, put string, args ...any) (sealedR
 	return sealedRow{r, put, args}, err
 }
 
-// readHanging reads all records of a kind, see [head.Read].
+// readHanging reads all records of a kind.
 var readHanging = [...]func(source) ([]sealedRow, error){
 	head.Keys:        readKeys,
 	head.Settings:    readSettings,
@@ -156,7 +171,11 @@ var readHanging = [...]func(source) ([]sealedRow, error){
 // reading reads the records of a kind for package store.
 func reading(from source) head.Read {
 	return func(kind head.Kind) ([]head.Row, error) {
-		rows, err := readHanging[kind](from)
+		read := readHanging[kind]
+		if kind == head.Changes {
+			read = func(from source) ([]sealedRow, error) { return readInForce(from, from.changes()) }
+		}
+		rows, err := read(from)
 		plain := make([]head.Row, len(rows))
 		for i, r := range rows {
 			plain[i] = r.Row
@@ -189,6 +208,7 @@ func (v *vault) hung(from source, h head.Head, kind head.Kind) (all head.Records
 
 // hanging holds the verified records of a kind, and the head and vault used to verify them.
 type hanging struct {
+	from  snapshot
 	head  head.Head
 	vault *vault
 	all   head.Records
@@ -206,7 +226,7 @@ func (s *database) onHead(ctx context.Context, doing string, kind head.Kind, do 
 		if err != nil {
 			return err
 		}
-		return do(hanging{h, v, all, ended})
+		return do(hanging{from, h, v, all, ended})
 	})
 }
 

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -15,6 +16,25 @@ var registryTests = map[string]func(*testing.T, *fixture){
 	"Keys":    testKeys,
 	"Records": testRecords,
 	"Tally":   testTally,
+	"Pulse":   testPulse,
+}
+
+// testPulse: a pulse can be repeated, also with the same time, and leaves no record.
+func testPulse(t *testing.T, f *fixture) {
+	before, err := f.Tally(t.Context())
+	f.must(err)
+	for _, at := range []time.Time{Epoch, Epoch, Epoch.Add(time.Second), Epoch.Add(-time.Hour)} {
+		f.must(f.Pulse(t.Context(), at))
+	}
+	after, err := f.Tally(t.Context())
+	f.must(err)
+	f.same(after, before)
+	_, forged, err := f.Verify(t.Context())
+	f.must(err)
+	f.same(len(forged), 0)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	f.fails(f.Pulse(canceled, Epoch), context.Canceled)
 }
 
 func testPolicy(t *testing.T, f *fixture) {
@@ -145,10 +165,11 @@ func testTally(t *testing.T, f *fixture) {
 }
 
 var changeTests = map[string]func(*testing.T, *fixture){
-	"Admins":        testAdmins,
-	"Changes":       testChanges,
-	"ChangeSigning": testChangeSigning,
-	"ChangeEnds":    testChangeEnds,
+	"Admins":         testAdmins,
+	"ChangesInForce": testChangesInForce,
+	"Changes":        testChanges,
+	"ChangeSigning":  testChangeSigning,
+	"ChangeEnds":     testChangeEnds,
 }
 
 // NewAdmin is an active administrator with a fresh key.
@@ -217,6 +238,43 @@ func testChanges(t *testing.T, f *fixture) {
 	all, err = f.ListChanges(t.Context(), 1)
 	f.must(err)
 	f.same(all, []store.Change{second})
+}
+
+// testChangesInForce: a request is in force until it ends, regardless of how many ended after it.
+func testChangesInForce(t *testing.T, f *fixture) {
+	inForce := func(want ...store.Change) {
+		t.Helper()
+		all, err := f.ChangesInForce(t.Context())
+		f.must(err)
+		f.same(all, want)
+	}
+	inForce()
+	end := func(c store.Change, from, to store.ChangeState) store.Change {
+		t.Helper()
+		e := store.ChangeEnd{ID: c.ID, From: from, To: to, Required: 1, Signed: []string{"local"}, At: Epoch}
+		f.must(f.EndChange(t.Context(), e, Note("")))
+		c.State, c.Required, c.Signed = to, e.Required, e.Signed
+		return c
+	}
+	first, last := NewChange(), NewChange()
+	f.must(f.AddChange(t.Context(), first, Note("")))
+	for range 20 {
+		c := NewChange()
+		f.must(f.AddChange(t.Context(), c, Note("")))
+		end(c, store.ChangeOpen, store.ChangeExecuted)
+		inForce(first)
+	}
+	f.must(f.AddChange(t.Context(), last, Note("")))
+	inForce(last, first)
+	first = end(first, store.ChangeOpen, store.ChangeTaken)
+	inForce(last, first)
+	end(first, store.ChangeTaken, store.ChangeExecuted)
+	inForce(last)
+	if got, err := f.Change(t.Context(), first.ID); err != nil || got.State != store.ChangeExecuted {
+		t.Errorf("%+v, %v", got, err)
+	}
+	end(last, store.ChangeOpen, store.ChangeWithdrawn)
+	inForce()
 }
 
 func testChangeSigning(t *testing.T, f *fixture) {

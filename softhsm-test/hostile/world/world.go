@@ -226,9 +226,12 @@ func (b *builder) rotate(ctx context.Context) {
 
 // backUp makes the files that an attacker could change on their way.
 func (b *builder) backUp(ctx context.Context) {
-	made := harness.Must(b.Recovery.BackUpKeys(ctx, recovery.BackUp{}))
-	b.Backup = made.File
-	c := harness.Must(b.Recovery.CopyStore(ctx))
-	b.Vouched = c.Statement
-	harness.Do(c.Close())
+	harness.Do(b.Recovery.BackUpKeys(ctx, recovery.BackUp{}, func(made recovery.KeyBackup) error {
+		b.Backup = made.File
+		return nil
+	}))
+	harness.Do(b.Recovery.CopyStore(ctx, 0, func(c recovery.StoreCopy) error {
+		b.Vouched = c.Statement
+		return nil
+	}))
 }

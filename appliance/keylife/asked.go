@@ -1,0 +1,201 @@
+package keylife
+
+import (
+	"context"
+	"fmt"
+
+	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyring"
+	"countersign/appliance/parties"
+	"countersign/policy"
+)
+
+// kindOf names the kind of request that a step of any key but the root requires. A step without one
+// gives nothing and does not wait.
+var kindOf = map[keyplan.Verb]policy.Kind{
+	keyplan.Create: policy.KeyRotate, keyplan.Rotate: policy.KeyRotate, keyplan.Activate: policy.KeyActivate,
+	keyplan.Retire: policy.KeyRetire, keyplan.Resume: policy.KeyResume, keyplan.Destroy: policy.KeyDestroy,
+}
+
+// draft drafts the change request of a step. gated is false for a step that does not wait, and if
+// the step has nothing left to do.
+func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
+	kind, gated := kindOf[s.Verb]
+	if s.Name == keyring.Root && s.Verb != keyplan.Destroy {
+		kind, gated = policy.RootRotate, true
+	}
+	if !gated {
+		return d, false, nil
+	}
+	k.steps.Lock()
+	defer k.steps.Unlock()
+	plan, err := k.planLocked(ctx, s)
+	first, changes := firstEdit(plan)
+	if err != nil || !changes {
+		return d, false, err
+	}
+	p := change.Parameters{"name": s.Name, "version": first.Version}
+	switch kind {
+	case policy.RootRotate:
+		p = change.Parameters{"verb": string(s.Verb), "version": s.Version}
+		if s.Version == 0 {
+			p["version"] = k.rootInUse() + 1
+		}
+	case policy.KeyDestroy:
+	case policy.KeyRotate:
+		p["verb"] = string(s.Verb)
+		fallthrough
+	default:
+		p["revision"] = k.revision(first.Name, first.Version)
+	}
+	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised} {
+		if given {
+			p[name] = true
+		}
+	}
+	return change.Draft{Kind: kind, Parameters: p}, true, nil
+}
+
+// firstEdit returns the row that a step is about. changes is false if the step changes no row.
+func firstEdit(p keyplan.Plan) (first keyplan.Edit, changes bool) {
+	for i, e := range p.Edits {
+		if i == 0 {
+			first = e
+		}
+		changes = changes || !e.Kept
+	}
+	return first, changes
+}
+
+// revision returns the revision of a row, 0 if there is none.
+func (k *Service) revision(name string, version uint64) uint64 {
+	row, _ := k.keys.Ring().Find(name, version)
+	return row.Revision
+}
+
+// rootInUse returns the number of the current root.
+func (k *Service) rootInUse() uint64 {
+	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
+		if v.Name == keyring.Root && v.State == keyring.Active {
+			return v.Version
+		}
+	}
+	return 0
+}
+
+// versions returns the rows that a step of a key is based on.
+func (k *Service) versions(name string) any {
+	rows := []any{}
+	for _, k := range k.keys.Ring().Keys() {
+		if k.Name == name {
+			rows = append(rows, []any{k.Name, k.Version, k.Revision})
+		}
+	}
+	return rows
+}
+
+func rootStep(p change.Parameters) keyplan.Step {
+	s := keyplan.Step{
+		Verb: keyplan.Verb(p.Text("verb")), Name: keyring.Root, Version: p.Number("version"),
+		Early: p.Truth("early"), Compromised: p.Truth("compromised"),
+	}
+	if s.Verb == keyplan.Rotate {
+		s.Version = 0 // a rotation always prepares the next root
+	}
+	return s
+}
+
+func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error) {
+	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse()+1 {
+		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
+	}
+	_, err := k.Plan(ctx, rootStep(p))
+	return k.versions(keyring.Root), err
+}
+
+// rotateRoot takes a step of the root. Repeating a rotation or an activation that was done
+// changes nothing; a retired next root is recognized by its missing certificate.
+func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
+	s := rootStep(p)
+	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
+		if s.Verb == keyplan.Retire && v.Name == keyring.Root && v.Version == s.Version && v.Cert == nil {
+			return []keyplan.View{v}, nil
+		}
+	}
+	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
+		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
+	}
+	views, err := k.take(ctx, s)
+	return views, err
+}
+
+// stepOf reads the parameters that draft writes for any key but the root.
+func stepOf(kind policy.Kind, p change.Parameters) keyplan.Step {
+	s := keyplan.Step{Name: p.Text("name"), Version: p.Number("version"), Early: p.Truth("early"), Compromised: p.Truth("compromised")}
+	for verb, of := range kindOf {
+		if of == kind && (kind != policy.KeyRotate || string(verb) == p.Text("verb")) {
+			s.Verb = verb
+		}
+	}
+	return s
+}
+
+// stepEffect returns the effect of a kind of step.
+func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
+	return requests.Effect{
+		Base: func(ctx context.Context, p change.Parameters) (any, error) {
+			s := stepOf(kind, p)
+			if s.Name == keyring.Root && kind != policy.KeyDestroy {
+				return nil, fmt.Errorf("%w: %s is not for the root", parties.ErrInput, kind)
+			}
+			return k.versions(s.Name), k.unchanged(ctx, s, p)
+		},
+		Do: func(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
+			s := stepOf(kind, p)
+			if kind != policy.KeyDestroy && k.revision(s.Name, s.Version) > p.Number("revision") {
+				return k.wasTaken(s, p)
+			}
+			if err := k.unchanged(ctx, s, p); err != nil {
+				return nil, err
+			}
+			views, err := k.take(ctx, s)
+			return views, err
+		},
+	}
+}
+
+// unchanged refuses a step that is not possible, or that would now be another one than was asked for.
+func (k *Service) unchanged(ctx context.Context, s keyplan.Step, p change.Parameters) error {
+	k.steps.Lock()
+	defer k.steps.Unlock()
+	plan, err := k.planLocked(ctx, s)
+	if err != nil || s.Verb == keyplan.Destroy {
+		return err
+	}
+	if first, _ := firstEdit(plan); first.Version != s.Version || k.revision(s.Name, s.Version) != p.Number("revision") {
+		return fmt.Errorf("%s was changed since: %w", keyring.Label(s.Name, s.Version), keyplan.ErrStep)
+	}
+	return nil
+}
+
+// wasTaken finds out whether a step was taken before it was interrupted: then the row is at the next
+// revision, as the step leaves it. A row that another step has changed stays as it is.
+func (k *Service) wasTaken(s keyplan.Step, p change.Parameters) (any, error) {
+	now := k.now()
+	row, _ := k.keys.Ring().Find(s.Name, s.Version)
+	is := map[keyplan.Verb]bool{
+		keyplan.Create: true, keyplan.Rotate: true, keyplan.Activate: row.Begun(now),
+		keyplan.Retire: !row.RetiredAt.IsZero(), keyplan.Resume: row.SuspendedAt.IsZero(),
+	}[s.Verb]
+	if !is || row.Revision != p.Number("revision")+1 {
+		return nil, fmt.Errorf("%s was changed since: %w", row.Label(), keyplan.ErrStep)
+	}
+	for _, v := range keyplan.Views(k.keys.Ring(), now) {
+		if v.Name == s.Name && v.Version == s.Version {
+			return []keyplan.View{v}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", row.Label(), keyplan.ErrKeyName)
+}
