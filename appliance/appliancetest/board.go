@@ -73,17 +73,28 @@ func QuorumPolicy(quorum string) []byte {
 func NewBoard(t *testing.T, quorum string) *Board {
 	t.Helper()
 	m := templateOf(t, quorum, func() template {
-		b := &Board{Bench: New(t)}
-		operators := [3]Operator{NewOperator(t, "ann"), NewOperator(t, "bob"), NewOperator(t, "cat")}
-		for _, o := range operators {
-			b.Executes(requests.DraftAdmin(o.Name, o.Public))
-		}
+		b := (&Board{Bench: New(t)}).elect()
 		b.Executes(rules.Draft(QuorumPolicy(quorum)))
 		m := b.snapshot()
-		m.operators = operators
+		m.operators = [3]Operator{b.Ann, b.Bob, b.Cat}
 		return m
 	})
 	return &Board{Bench: m.open(t), Ann: m.operators[0], Bob: m.operators[1], Cat: m.operators[2]}
+}
+
+// NewBoardWithout returns an appliance with three administrators that has no version of a key.
+func NewBoardWithout(t *testing.T, key string) *Board {
+	t.Helper()
+	return (&Board{Bench: found(t, key)}).elect()
+}
+
+// elect adds the administrators.
+func (b *Board) elect() *Board {
+	b.Ann, b.Bob, b.Cat = NewOperator(b.T, "ann"), NewOperator(b.T, "bob"), NewOperator(b.T, "cat")
+	for _, o := range []Operator{b.Ann, b.Bob, b.Cat} {
+		b.Executes(requests.DraftAdmin(o.Name, o.Public))
+	}
+	return b
 }
 
 // Executes asks for a change that is executed at once.
