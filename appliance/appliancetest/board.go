@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/binary"
+	"fmt"
 	"testing"
 	"time"
 
@@ -169,4 +171,25 @@ func (b *Board) Resumed(id change.ID) requests.Change {
 		b.Fatal(err)
 	}
 	return c
+}
+
+// EndedChange stores a request that has ended, the n-th of a bench.
+func EndedChange(b *Bench, n int) {
+	b.Helper()
+	r := change.Request{
+		Version: change.Version, Kind: policy.ClientInvite, Domain: "test.example", By: policy.Local, Created: 1, Expires: 2,
+		Parameters: change.Parameters{"name": fmt.Sprintf("phone-%d", n), "roles": []string{}, "ttl_s": uint64(86400), "code_sha256": make([]byte, 32)},
+	}
+	binary.BigEndian.PutUint64(r.Nonce[:], uint64(n))
+	document := r.Marshal()
+	row := store.Change{
+		ID: change.HashOf(document).ID(), Document: document, State: store.ChangeExecuted, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now(),
+		EndedAt: b.Clock.Now(), Required: 1, Signed: []string{policy.Local}, Signatures: []store.ChangeSignature{{At: b.Clock.Now()}},
+	}
+	if _, err := b.Store.ChangesInForce(b.Context()); err != nil { // as every request is looked at
+		b.Fatal(err)
+	}
+	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
+		b.Fatal(err)
+	}
 }
