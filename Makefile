@@ -18,7 +18,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # One set of flags for all builds, so that the cache holds each package once.
 export GOFLAGS ?= -buildvcs=false -trimpath
 
-.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test hostile-test before-test breaks-test acceptance bench hsm-bench hsm-matrix clean cross cross-all
+.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test mutants before-test breaks-test acceptance bench hsm-bench hsm-matrix clean cross cross-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -93,6 +93,14 @@ hostile-test: deps build ## write to the database and to backup files behind the
 	@go test -c -o bin/hostile ./softhsm-test/hostile
 	@bin/hostile
 
+connections-test: deps build ## hold connections open without a certificate, by the thousand, and measure an honest device
+	@go test -c -o bin/connections ./softhsm-test/connections
+	@bin/connections
+
+mutants: deps build ## change one decision of the product at a time, and see a test fail (MUTANTS_SEED draws others)
+	@go test -c -o bin/mutants ./softhsm-test/mutants
+	@bin/mutants
+
 # The last commit before the packages were split.
 BEFORE := 7c4772c
 
@@ -104,7 +112,7 @@ before-test: deps build ## alternate between the programs of $(BEFORE) and today
 breaks-test: deps build bin/faultshim.so ## break the product in every way that the suites know, and see them fail
 	@go test -count=1 -run TestBreaks ./softhsm-test/...
 
-acceptance: cross-all demo attack-test hsm-faults rotate-test disaster-test hostile-test before-test breaks-test ## the long harnesses
+acceptance: cross-all demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test mutants before-test breaks-test ## the long harnesses
 
 hsm-matrix: DEBS += $(MATRIX_DEBS)
 hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has

@@ -60,6 +60,7 @@ type Appliance struct {
 	seals   *store.Seals
 	now     func() time.Time
 	alarm   *alarm
+	heart   *heartbeat
 }
 
 // New loads the active policy and composes an appliance. It starts nothing; see
@@ -69,7 +70,7 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 		c.Now = time.Now
 	}
 	a := &Appliance{
-		store: c.Store, keyring: c.Keys, seals: c.Keys.Seals(), now: c.Now, alarm: newAlarm(c.Logger, c.Metrics),
+		store: c.Store, keyring: c.Keys, seals: c.Keys.Seals(), now: c.Now, alarm: newAlarm(c.Logger, c.Metrics), heart: newHeartbeat(c.Metrics),
 		Parties: parties.New(c.Store), Quorum: quorum.New(c.Store, c.Keys.Seals(), c.Keys.Domain()),
 	}
 	a.seals.Alarm(a.alarm.raise)
@@ -99,10 +100,12 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 // Run does the background work until ctx ends: at the start and every minute it finishes
 // interrupted changes and lets the keys' schedule take its steps; every minute it closes
 // expired change requests and writes the counts of failures to the audit, which it does
-// once more at the end. Meanwhile it brings records to the keys in use.
+// once more at the end. Meanwhile it brings records to the keys in use, and the heartbeat uses
+// store and token.
 func (a *Appliance) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { a.Keys.Renew(ctx) })
+	beside.Go(func() { a.beatUntil(ctx) })
 	defer beside.Wait()
 	a.Requests.Resume(ctx)
 	a.Keys.Tick(ctx)

@@ -79,6 +79,7 @@ func (c *checker) service(r rawService) service {
 	m := c.money(r.Currency)
 	s.currency = m.currency
 	s.tiers = c.tiers(r, m)
+	s.sums = c.cumulated(r, s, m)
 	for i, l := range r.Limits {
 		s.limits = append(s.limits, c.limit(l, fmt.Sprintf("limit %d: ", i+1), m))
 	}

@@ -50,19 +50,26 @@ type document struct {
 }
 
 type rawService struct {
-	ID       value      `toml:"id"`
-	Name     value      `toml:"name"`
-	Level    value      `toml:"level"`
-	Currency value      `toml:"currency"`
-	Levels   []rawTier  `toml:"levels"`
-	TTL      value      `toml:"ttl"`
-	Lifetime value      `toml:"lifetime"`
-	Limits   []rawLimit `toml:"limits"`
+	ID        value          `toml:"id"`
+	Name      value          `toml:"name"`
+	Level     value          `toml:"level"`
+	Currency  value          `toml:"currency"`
+	Levels    []rawTier      `toml:"levels"`
+	Cumulated []rawCumulated `toml:"cumulated"`
+	TTL       value          `toml:"ttl"`
+	Lifetime  value          `toml:"lifetime"`
+	Limits    []rawLimit     `toml:"limits"`
 }
 
 type rawTier struct {
 	From  value `toml:"from"`
 	Level value `toml:"level"`
+}
+
+type rawCumulated struct {
+	Window value `toml:"window"`
+	From   value `toml:"from"`
+	Level  value `toml:"level"`
 }
 
 type rawLimit struct {

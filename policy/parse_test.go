@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -14,6 +15,10 @@ const (
 
 func TestParseRefuses(t *testing.T) {
 	const free = "levels = [{ from = \"0\", level = 1 }]\n"
+	fiveWindows := ""
+	for n := range 5 {
+		fiveWindows += fmt.Sprintf("{ window = \"%dh\", from = \"5\", level = 2 }, ", n+1)
+	}
 	for _, tc := range []struct{ name, doc, want string }{
 		{"empty", "", "no [[service]]"},
 		{"no TOML", "[[service]]\nid = 16 17\n", "line 2: "},
@@ -80,6 +85,21 @@ func TestParseRefuses(t *testing.T) {
 		{"limit window short", whole + "limits = [{ window = \"59s\", count = 1 }]\n", `limit 1: window "59s": want 1m0s to 744h0m0s`},
 		{"money limit without currency", whole + "limits = [{ window = \"1h\", amount = \"5\" }]\n", "limit 1: amount needs the service to have a currency"},
 		{"money limit of zero", priced + free + "limits = [{ window = \"1h\", amount = \"0\" }]\n", "limit 1: amount: want more than zero"},
+
+		{"cumulated without currency", whole + "cumulated = [{ window = \"1h\", from = \"5\", level = 2 }]\n", "cumulated needs the service to have a currency"},
+		{"cumulated without window", priced + free + "cumulated = [{ from = \"5\", level = 2 }]\n", "cumulated, entry 1: window is missing"},
+		{"cumulated without from", priced + free + "cumulated = [{ window = \"1h\", level = 2 }]\n", "cumulated, entry 1: from is missing"},
+		{"cumulated without level", priced + free + "cumulated = [{ window = \"1h\", from = \"5\" }]\n", "cumulated, entry 1: level is missing"},
+		{"cumulated from zero", priced + free + "cumulated = [{ window = \"1h\", from = \"0\", level = 2 }]\n", `entry 1: from "0": want more than zero`},
+		{"cumulated from as a number", priced + free + "cumulated = [{ window = \"1h\", from = 5, level = 2 }]\n", `entry 1: from: want a string such as "50.00", found 5`},
+		{"cumulated at the lowest level", priced + free + "cumulated = [{ window = \"1h\", from = \"5\", level = 1 }]\n", "entry 1: level 1: every amount takes 1 already"},
+		{"cumulated level 5", priced + free + "cumulated = [{ window = \"1h\", from = \"5\", level = 5 }]\n", "entry 1: level 5: want 1, 2, 3 or 4"},
+		{"cumulated window short", priced + free + "cumulated = [{ window = \"59s\", from = \"5\", level = 2 }]\n", `entry 1: window "59s": want 1m0s to 744h0m0s`},
+		{"cumulated window long", priced + free + "cumulated = [{ window = \"745h\", from = \"5\", level = 2 }]\n", `entry 1: window "745h": want 1m0s to 744h0m0s`},
+		{"cumulated amounts fall", priced + free + "cumulated = [{ window = \"1h\", from = \"5\", level = 2 }, { window = \"60m\", from = \"5\", level = 3 }]\n", `entry 2: from "5": must be above the entry before for this window`},
+		{"cumulated levels fall", priced + free + "cumulated = [{ window = \"1h\", from = \"5\", level = 2 }, { window = \"1h\", from = \"6\", level = 2 }]\n", "entry 2: level 2: must be above the 2 of a smaller sum in this window"},
+		{"cumulated in five windows", priced + free + "cumulated = [" + fiveWindows + "]\n", "cumulated: 5 windows, at most 4 are allowed"},
+		{"cumulated with another key", priced + free + "cumulated = [{ window = \"1h\", from = \"5\", level = 2, count = 3 }]\n", "unknown key service.cumulated.count"},
 		{"too large", strings.Repeat("#", MaxDocument+1), "65537 bytes, at most 65536"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -41,6 +41,7 @@ type service struct {
 	name     string
 	currency string // "" for a service without a price
 	tiers    []tier // never empty; the first starts at 0; both fields rise
+	sums     []cumulated
 	ttl      time.Duration
 	lifetime time.Duration
 	limits   []Limit
@@ -70,23 +71,11 @@ func (p *Policy) Floors() []protocol.Floor {
 	return floors
 }
 
-// Limit bounds one client's use of a service within a time window.
+// Limit bounds one client's use of a service within a sliding window.
 type Limit struct {
 	Window time.Duration // whole seconds, 1 minute to 31 days
 	Count  uint64        // approvals per window; 0 is no bound
 	Amount uint64        // sum of approved amounts per window, minor units; 0 is no bound
-}
-
-// Start returns the start of the window that contains t, in UTC. Windows are aligned to
-// 1970-01-01T00:00:00Z, so that "24h" is a calendar day in UTC.
-func (l Limit) Start(t time.Time) time.Time {
-	window := int64(l.Window / time.Second)
-	if window <= 0 {
-		return t.UTC()
-	}
-	now := t.Unix()
-	into := (now%window + window) % window
-	return time.Unix(now-into, 0).UTC()
 }
 
 // The errors of [Policy.Level], each with the code of PROTOCOL.md §4 that answers it.
@@ -112,6 +101,9 @@ type Request struct {
 	Requested   protocol.Level   // by the client (P1.4)
 	DeviceFloor protocol.Level   // by the device (apply key 4)
 	Strict      bool             // the device wants the countersignature itself (apply key 7)
+	// Spent has, for each of [Policy.Windows], the sum of the client's approvals of the service in its
+	// currency, minor units, without this request. An absent window is 0.
+	Spent map[time.Duration]uint64
 }
 
 // Grant is the policy's demand for a request.
@@ -123,10 +115,12 @@ type Grant struct {
 	TTL         time.Duration    // of the challenge, whole seconds, 1 to 300
 	Lifetime    time.Duration    // of the decision, whole seconds, 1 to 3600
 	Limits      []Limit          // per client; all of them must hold
+	Bounds      []Bound          // per client; with one that does not hold, Level does not suffice
 }
 
-// Level returns the demand for a request. Its level is the highest of the policy's, the requested
-// one and the device's floor. Errors wrap one of the sentinels.
+// Level returns the demand for a request. Its level is the highest of the policy's for the amount,
+// the policy's for the cumulated amounts, the requested one and the device's floor. Errors wrap one
+// of the sentinels.
 func (p *Policy) Level(r Request) (Grant, error) {
 	s, ok := p.services[r.Service]
 	if !ok {
@@ -145,14 +139,14 @@ func (p *Policy) Level(r Request) (Grant, error) {
 	if err != nil {
 		return Grant{}, fmt.Errorf("service %d (%s): %w", s.id, s.name, err)
 	}
-	level := max(s.level(minor), highest)
+	level := max(s.level(minor), s.cumulatedLevel(minor, r.Spent), highest)
 	factors, _ := level.Factors()
 	if r.Strict {
 		factors |= protocol.FactorStrict
 	}
 	return Grant{
 		Service: s.id, ServiceName: s.name, Level: level, Factors: factors,
-		TTL: s.ttl, Lifetime: s.lifetime, Limits: slices.Clone(s.limits),
+		TTL: s.ttl, Lifetime: s.lifetime, Limits: slices.Clone(s.limits), Bounds: s.bounds(level),
 	}, nil
 }
 

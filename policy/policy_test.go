@@ -87,6 +87,7 @@ func TestGrantOfDefault(t *testing.T) {
 		Factors: protocol.FactorSignature | protocol.FactorPassword | protocol.FactorStrict,
 		TTL:     90 * time.Second, Lifetime: 120 * time.Second,
 		Limits: []Limit{{Window: 24 * time.Hour, Amount: 5000000}},
+		Bounds: []Bound{{Window: 24 * time.Hour}}, // level 2 is all that the sum asks for
 	}
 	if !reflect.DeepEqual(g, want) {
 		t.Errorf("got  %+v\nwant %+v", g, want)
@@ -153,34 +154,10 @@ limits = [{ window = "1m", count = 3 }, { window = "168h", amount = "7000", coun
 	}
 }
 
-func TestLimitStart(t *testing.T) {
-	at := func(s string) time.Time {
-		v, err := time.Parse(time.RFC3339Nano, s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	for _, tc := range []struct {
-		window   time.Duration
-		now, was string
-	}{
-		{24 * time.Hour, "2026-03-04T23:59:59.999999999Z", "2026-03-04T00:00:00Z"},
-		{24 * time.Hour, "2026-03-05T00:00:00Z", "2026-03-05T00:00:00Z"},
-		{24 * time.Hour, "2026-03-05T00:30:00+01:00", "2026-03-04T00:00:00Z"},
-		{time.Hour, "2026-03-05T10:59:00Z", "2026-03-05T10:00:00Z"},
-		{24 * time.Hour, "1969-12-31T01:00:00Z", "1969-12-31T00:00:00Z"},
-	} {
-		got := Limit{Window: tc.window}.Start(at(tc.now))
-		if !got.Equal(at(tc.was)) || got.Location() != time.UTC {
-			t.Errorf("%s at %s: %s, want %s", tc.window, tc.now, got, tc.was)
-		}
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("[[service]]\nid=16\nname=\"a\"\nlevel=1\n"))
 	f.Add([]byte("[[service]]\nid=16\nname=\"a\"\ncurrency=\"EUR\"\nlevels=[{from=\"0\",level=1}]\n"))
+	f.Add([]byte("[[service]]\nid=16\nname=\"a\"\ncurrency=\"EUR\"\nlevels=[{from=\"0\",level=1}]\ncumulated=[{window=\"1h\",from=\"1\",level=2}]\n"))
 	f.Add([]byte("service=[{id=1}]\n"))
 	f.Add([]byte("a.b = \"\"\"\n\"\"\"\n[x]\ny=[\n1]"))
 	f.Add([]byte("[[service]]\nlimits=[{window=\"1h\",count=1}]\r\n"))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	lenient "github.com/fxamacker/cbor/v2"
 	"github.com/veraison/go-cose"
@@ -165,6 +166,34 @@ func TestLifetimeBeyondDuration(t *testing.T) {
 	}
 	if _, err := p.check(t).Verify(b); err != nil {
 		t.Errorf("longest lifetime: %v", err)
+	}
+}
+
+// TestCheckBounds: a decision is good at the end of its lifetime and at the device's floor, and not beyond.
+func TestCheckBounds(t *testing.T) {
+	p := newPKI(t)
+	d := p.decision()
+	b, err := receipt.Sign(t.Context(), p.keys[trust.UseDecision], 1, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Duration(d.Lifetime) * time.Second
+	for name, c := range map[string]struct {
+		change func(*receipt.Check)
+		want   error
+	}{
+		"at the end":          {func(c *receipt.Check) { c.Elapsed = end }, nil},
+		"after the end":       {func(c *receipt.Check) { c.Elapsed = end + 1 }, protocol.CodeExpired},
+		"at the floor":        {func(c *receipt.Check) { c.Floor = d.Level }, nil},
+		"below the floor":     {func(c *receipt.Check) { c.Floor = d.Level + 1 }, protocol.CodeLevel},
+		"without a challenge": {func(c *receipt.Check) { c.Challenges = nil }, protocol.CodeReplayed},
+		"without an amount":   {func(c *receipt.Check) { c.Amount = nil }, nil},
+	} {
+		check := p.check(t)
+		c.change(&check)
+		if _, err := check.Verify(b); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
@@ -22,13 +24,11 @@ import (
 
 // Hook is the program that acts on an approval. It reads one line of JSON, an [Act], from
 // its standard input. Exit code 0 means that the act was performed; any other code, a signal
-// or the timeout means that it was not.
+// or the timeout means that it was not. The relay logs its standard error and drops its
+// standard output.
 type Hook struct {
 	Command []string      // program and arguments; empty: no program
 	Timeout time.Duration // after which it is killed, with the processes that it started
-	// Stderr receives the hook's standard error; its standard output is dropped.
-	// With an [*os.File] the hook can outlive the relay unharmed.
-	Stderr io.Writer
 }
 
 // Act is the input of a hook: the decision, with the text and reference of the order.
@@ -110,7 +110,7 @@ func decimal(a protocol.Amount) string {
 
 func (r *Relay) runHook(x *exchange, a *authorization, res result) {
 	start := time.Now()
-	err := r.config.Hook.run(newAct(*res.Decision, a.order))
+	err := r.config.Hook.run(newAct(*res.Decision, a.order), r.log.With(res.logFields()...))
 	res.Performed = err == nil
 	if err == nil {
 		r.log.Info("acted", res.logFields("took", time.Since(start).String())...)
@@ -126,7 +126,7 @@ func (r *Relay) runHook(x *exchange, a *authorization, res result) {
 const killWait = time.Second
 
 // run runs the program. An error means that the act was not performed.
-func (h Hook) run(a Act) error {
+func (h Hook) run(a Act, log hclog.Logger) error {
 	if len(h.Command) == 0 {
 		return nil
 	}
@@ -139,7 +139,13 @@ func (h Hook) run(a Act) error {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
 	cmd.Stdin = bytes.NewReader(append(line, '\n'))
-	cmd.Stderr = h.Stderr
+	output, err := newHookOutput()
+	if err != nil {
+		return err
+	}
+	defer output.close()
+	go output.log(log)
+	cmd.Stderr, cmd.ExtraFiles = output.write, []*os.File{output.read}
 	// In a process group of its own it gets no signals from a terminal, and the kill reaches
 	// every process that it started.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -27,7 +27,7 @@ func TestHookOutcomes(t *testing.T) {
 		"signal":             {"kill -9 $$", false},
 		"hangs":              {"sleep 600 & wait", false},
 		"leaves a child":     {"sleep 600 <&0 & exit 0", true},
-		"no such program":    {"", false},
+		"disappears":         {"", false},
 		"reads to the end":   {`read -r line && [ "${line%\}}" != "$line" ] && ! read -r more`, true},
 		"closes its input":   {"exec <&-; exit 0", true},
 		"a group of its own": {`[ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ]`, true},
@@ -35,12 +35,15 @@ func TestHookOutcomes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f, conf := enrolled(t)
 			conf.Hook = Hook{Command: []string{"/bin/sh", "-c", c.script}, Timeout: 300 * time.Millisecond}
+			program := filepath.Join(t.TempDir(), "hook")
 			if c.script == "" {
-				conf.Hook.Command = []string{"/nonexistent/hook"}
+				must(t, os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700))
+				conf.Hook.Command = []string{program}
 			}
 			g := start(t, f, conf)
 			p := g.phone(t, 100)
 			p.challenge(protocol.Approve)
+			_ = os.Remove(program) // one case has it
 			if p4 := p.finish(p.conn); p4.Result != protocol.ResultApproved {
 				t.Errorf("phone got %v", p4.Result)
 			}
@@ -94,6 +97,25 @@ func TestOutcomesAreRepeated(t *testing.T) {
 		defer g.mu.Unlock()
 		return len(g.outcomes) == 1
 	})
+	eventually(t, "the journal is settled", func() bool { return strings.Join(g.steps(t), " ") == "started done settled" })
+}
+
+// TestOutcomeIsStored: only 204 means that the appliance has stored an outcome.
+func TestOutcomeIsStored(t *testing.T) {
+	f, c := enrolled(t)
+	statuses := []int{200, 202, 205}
+	f.fail["/v1/outcome"] = func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(statuses[(f.count("/v1/outcome")-1)%len(statuses)])
+	}
+	g := start(t, f, c)
+	p := g.phone(t, 100)
+	p.challenge(protocol.Approve)
+	p.finish(p.conn)
+	eventually(t, "the report is tried with each answer", func() bool { return g.count("/v1/outcome") >= len(statuses) })
+	if steps := strings.Join(g.steps(t), " "); steps != "started done" {
+		t.Errorf("the journal has %q", steps)
+	}
+	g.set(func() { delete(g.fail, "/v1/outcome") })
 	eventually(t, "the journal is settled", func() bool { return strings.Join(g.steps(t), " ") == "started done settled" })
 }
 

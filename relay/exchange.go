@@ -18,8 +18,12 @@ const (
 	maxTTL    = 3600            // limit of the life of a challenge, in seconds
 )
 
-// answerM1 applies an M1 once. The same bytes on any link get the same answer.
+// answerM1 applies an M1 once. The same bytes on any link get the same answer. A device whose hook
+// cannot be started takes none: it could not act on the approval.
 func (r *Relay) answerM1(p *phone, x *exchange) ([]byte, error) {
+	if err := r.config.Hook.Check(); err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	c, isNew, err := r.challengeLocked(x)
 	var todo []effect

@@ -271,7 +271,17 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func writeJSON(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
+func writeJSON(w http.ResponseWriter, v any) {
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func writeCBOR(w http.ResponseWriter, body []byte) {
+	w.Header().Set("Content-Type", deviceapi.BodyType)
+	_, _ = w.Write(body)
+}
 
 func refuse(w http.ResponseWriter, err error) {
 	p := deviceapi.ProblemOf(err)
@@ -322,7 +332,7 @@ func (f *fake) apply(w http.ResponseWriter, body []byte) {
 		return
 	}
 	if f.mu2 != nil {
-		_, _ = w.Write(deviceapi.ApplyResponse{M2: f.mu2}.Marshal())
+		writeCBOR(w, deviceapi.ApplyResponse{M2: f.mu2}.Marshal())
 		return
 	}
 	m1, err := message.ParseM1(request.M1)
@@ -344,12 +354,12 @@ func (f *fake) apply(w http.ResponseWriter, body []byte) {
 	o.p2 = p2.Marshal()
 	m2 := o.channel.SealM2(o.chal, o.p2)
 	if p2.Code != 0 {
-		_, _ = w.Write(deviceapi.ApplyResponse{M2: m2}.Marshal())
+		writeCBOR(w, deviceapi.ApplyResponse{M2: m2}.Marshal())
 		return
 	}
 	handle := rand.Text()
 	f.opened[handle] = o
-	_, _ = w.Write(deviceapi.ApplyResponse{M2: m2, Handle: []byte(handle), Level: 1, TTL: f.ttl}.Marshal())
+	writeCBOR(w, deviceapi.ApplyResponse{M2: m2, Handle: []byte(handle), Level: 1, TTL: f.ttl}.Marshal())
 }
 
 func (f *fake) countersign(w http.ResponseWriter, body []byte) {
@@ -373,5 +383,5 @@ func (f *fake) countersign(w http.ResponseWriter, body []byte) {
 		refuse(w, err)
 		return
 	}
-	_, _ = w.Write(f.decide(o, request.M3, p3).Marshal())
+	writeCBOR(w, f.decide(o, request.M3, p3).Marshal())
 }

@@ -21,9 +21,11 @@ import (
 type levels struct {
 	clientCA signingKey
 	clients  map[protocol.ClientID]protocol.PublicKey
-	isFour   bool // ordinary approvals wait for a second approver
-	retries  int  // countersignatures answered "retry" before the next one counts
-	limit    int  // approvals left; below 0: without limit
+	uvKeys   map[protocol.ClientID]protocol.PublicKey // in the clients' certificates
+	isThree  bool                                     // approvals are by the UV key, with a password
+	isFour   bool                                     // ordinary approvals wait for a second approver
+	retries  int                                      // countersignatures answered "retry" before the next one counts
+	limit    int                                      // approvals left; below 0: without limit
 	oldCAs   []*x509.Certificate
 	waiting  map[string]*approval
 }
@@ -36,7 +38,8 @@ type approval struct {
 
 func newLevels(t testing.TB) levels {
 	return levels{
-		clientCA: newSigningKey(t), clients: map[protocol.ClientID]protocol.PublicKey{}, limit: -1, waiting: map[string]*approval{},
+		clientCA: newSigningKey(t), clients: map[protocol.ClientID]protocol.PublicKey{},
+		uvKeys: map[protocol.ClientID]protocol.PublicKey{}, limit: -1, waiting: map[string]*approval{},
 	}
 }
 
@@ -64,6 +67,8 @@ func (f *fake) challenge(o *opened) message.P2 {
 		must(f.t, err)
 		d := o.first.decision
 		p2.Level, p2.Amount, p2.Text, p2.FirstStatement, p2.FirstService = first.Level, first.Amount, first.Text, &d.Statement, &d.Service
+	case f.isThree:
+		p2.Level, p2.Factors = 3, p2.Factors|protocol.FactorPassword|protocol.FactorUV
 	case f.isFour && p1.Service >= protocol.FirstService:
 		p2.Level, p2.Factors = 4, p2.Factors|protocol.FactorSecondApprover
 	}
@@ -128,15 +133,23 @@ func (f *fake) rise(o *opened, d *receipt.Decision, p3 message.P3) (next []byte)
 func (f *fake) evidence(o *opened, p3 message.P3) receipt.Evidence {
 	p1, err := message.ParseP1(o.p1)
 	must(f.t, err)
-	now := uint64(time.Now().Unix())
-	cert, err := trust.SignClientCert(context.Background(), f.clientCA, 1, trust.ClientCert{
-		Client: p1.Client, SigningKey: f.clients[p1.Client], NotBefore: now - 60, NotAfter: now + 60,
-	})
-	must(f.t, err)
+	certified := trust.ClientCert{Client: p1.Client, SigningKey: f.clients[p1.Client]}
+	if uv, has := f.uvKeys[p1.Client]; has {
+		certified.UVKey = &uv
+	}
 	return receipt.Evidence{
 		Statement:  message.NewStatement(f.root.public(f.t).RootID(), o.p1, o.chal, o.p2),
-		ClientCert: cert, Approval: p3.Approval(), Signature: p3.Signature,
+		ClientCert: f.clientCert(certified), Approval: p3.Approval(), Signature: p3.Signature,
 	}
+}
+
+// clientCert signs a client's certificate.
+func (f *fake) clientCert(c trust.ClientCert) []byte {
+	now := uint64(time.Now().Unix())
+	c.NotBefore, c.NotAfter = now-60, now+60
+	cert, err := trust.SignClientCert(context.Background(), f.clientCA, 1, c)
+	must(f.t, err)
+	return cert
 }
 
 // rotateCA replaces the fake's ca; certificates of devices stay valid.

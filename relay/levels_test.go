@@ -9,6 +9,7 @@ import (
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
 	"countersign/protocol/receipt"
+	"countersign/protocol/trust"
 )
 
 func TestStatusAndDryRun(t *testing.T) {
@@ -82,6 +83,58 @@ func TestStrict(t *testing.T) {
 	}
 	if got := len(g.hookLog()); got != 1 { // the first of the last case, by the right key
 		t.Errorf("%d acts, want 1", got)
+	}
+}
+
+// TestStrictUV: a strict device at level 3 acts only on a countersignature by the UV key that the
+// client's certificate names.
+func TestStrictUV(t *testing.T) {
+	f, c := enrolled(t)
+	c.Strict, c.Floor = true, 3
+	g := start(t, f, c)
+	g.set(func() { g.isThree = true })
+	acts := 0
+	for _, tc := range []struct {
+		name   string
+		mutate func(*phoneClient, *receipt.Decision)
+		want   protocol.Code // 0: it acts
+	}{
+		{"the certificate names the UV key", func(*phoneClient, *receipt.Decision) {}, 0},
+		{"the certificate lacks the UV key", func(p *phoneClient, d *receipt.Decision) {
+			d.Evidence[0].ClientCert = g.clientCert(trust.ClientCert{Client: p.id(), SigningKey: p.key.public(t)})
+		}, protocol.CodeSignature},
+		{"the certificate names another UV key", func(p *phoneClient, d *receipt.Decision) {
+			other := newSigningKey(t).public(t)
+			d.Evidence[0].ClientCert = g.clientCert(trust.ClientCert{Client: p.id(), SigningKey: p.key.public(t), UVKey: &other})
+		}, protocol.CodeSignature},
+		{"the signing key signed, and the appliance says the UV key did", func(p *phoneClient, d *receipt.Decision) {
+			approval := d.Evidence[0].Approval
+			sig, err := message.Countersign(t.Context(), p.key, d.Evidence[0].Statement, approval)
+			must(t, err)
+			d.Evidence[0].Signature = sig
+		}, protocol.CodeSignature},
+		{"the level is lower than the device's", func(_ *phoneClient, d *receipt.Decision) { d.Level = 2 }, protocol.CodeLevel},
+		{"the level is higher than the statement's", func(_ *phoneClient, d *receipt.Decision) { d.Level = 4 }, protocol.CodePolicy},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := g.phone(t, 100)
+			uv := newSigningKey(t)
+			p.uv = &uv
+			g.set(func() {
+				g.uvKeys[p.id()] = uv.public(t)
+				g.mutate = func(d *receipt.Decision) { tc.mutate(p, d) }
+			})
+			p.challenge(protocol.Approve)
+			p.finish(p.conn)
+			if tc.want == 0 {
+				acts++
+			} else {
+				g.wantLast(t, resultRefused, tc.want)
+			}
+			if got := len(g.hookLog()); got != acts {
+				t.Errorf("%d acts, want %d", got, acts)
+			}
+		})
 	}
 }
 

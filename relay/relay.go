@@ -164,6 +164,9 @@ func (r *Relay) Identity() uplink.Identity { return r.client.Identity() }
 // Reachable reports whether the appliance answered the last call.
 func (r *Relay) Reachable() bool { return r.client.Reachable() }
 
+// CheckHook returns an error if the hook cannot be started.
+func (r *Relay) CheckHook() error { return r.config.Hook.Check() }
+
 // Serve runs the device until ctx is over, which is not an error, or until the journal cannot
 // be written. Exchanges under way have Grace to end. A hook that runs longer keeps running;
 // its transaction is unconfirmed.

@@ -47,7 +47,7 @@ func enrolledFor(t *testing.T, life time.Duration) (*fake, Config) {
 	return f, Config{
 		StateDir: dir, URL: f.server.URL, CAFile: f.caFile, Floor: 1, Links: []Link{{"tcp:127.0.0.1:0", deviceapi.LinkWire}},
 		Orders: Orders{Accept: []protocol.Service{100, 200}},
-		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second, Stderr: os.Stderr},
+		Hook:   Hook{Command: []string{"/bin/sh", "-c", `cat >> "$0"`, filepath.Join(dir, "hook.log")}, Timeout: 10 * time.Second},
 		Log:    hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}), ActWait: 10 * time.Second,
 	}
 }
@@ -138,6 +138,7 @@ type phoneClient struct {
 	fake    *fake
 	conn    *link.Conn
 	key     signingKey
+	uv      *signingKey // signs approvals, if it is there
 	p1      []byte
 	m1      []byte
 	es      message.Secret
@@ -192,6 +193,9 @@ func ask1(t *testing.T, conn *link.Conn, msg []byte) []byte {
 	return answer
 }
 
+// id returns the phone's client id.
+func (p *phoneClient) id() protocol.ClientID { return protocol.ClientIDOf(p.key.public(p.t)) }
+
 // challenge sends M1 and makes the M3 that answers M2.
 func (p *phoneClient) challenge(v protocol.Verdict) (m2 []byte) {
 	p.t.Helper()
@@ -204,10 +208,13 @@ func (p *phoneClient) challenge(v protocol.Verdict) (m2 []byte) {
 	p2, err := p.channel.OpenM2(m2)
 	must(p.t, err)
 	statement := message.NewStatement(p.fake.root.public(p.t).RootID(), p.p1, chal, p2)
-	approval := message.Approval{Verdict: v, Slot: protocol.SlotSigning}
-	sig, err := message.Countersign(p.t.Context(), p.key, statement, approval)
+	approval, key := message.Approval{Verdict: v, Slot: protocol.SlotSigning}, p.key
+	if p.uv != nil && v == protocol.Approve {
+		approval, key = message.Approval{Verdict: v, Slot: protocol.SlotUV, Proof: make([]byte, message.ProofSize)}, *p.uv
+	}
+	sig, err := message.Countersign(p.t.Context(), key, statement, approval)
 	must(p.t, err)
-	p.p3 = message.P3{Verdict: v, Signature: sig, Slot: protocol.SlotSigning}.Marshal()
+	p.p3 = message.P3{Verdict: v, Signature: sig, Slot: approval.Slot, Proof: approval.Proof}.Marshal()
 	p.m3 = p.channel.SealM3(0, p.p3)
 	return m2
 }

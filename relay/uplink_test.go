@@ -4,12 +4,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"countersign/protocol"
+	"countersign/protocol/deviceapi"
 	"countersign/protocol/trust"
 	"countersign/relay/uplink"
 )
@@ -42,6 +44,37 @@ func TestEnrolment(t *testing.T) {
 	}
 	if _, err := uplink.Enrol(t.Context(), c); !errors.Is(err, uplink.ErrEnrolled) {
 		t.Errorf("enrolling twice: %v, want %v", err, uplink.ErrEnrolled)
+	}
+}
+
+// TestOtherAnswers: the right answer with another status or media type is not the appliance's.
+func TestOtherAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		status    int
+		mediaType string
+		want      error
+	}{
+		"the appliance's":      {200, "application/json; charset=utf-8", nil},
+		"another status":       {202, "application/json", protocol.CodeServerUnreachable},
+		"another media type":   {200, "text/html", protocol.CodeServerUnreachable},
+		"media type of others": {200, deviceapi.BodyType, protocol.CodeServerUnreachable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.fail["/v1/enrol/device"] = func(w http.ResponseWriter, _ *http.Request) {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				right := httptest.NewRecorder()
+				f.enrol(right, f.bodies["/v1/enrol/device"][0])
+				w.Header().Set("Content-Type", c.mediaType)
+				w.WriteHeader(c.status)
+				_, _ = w.Write(right.Body.Bytes())
+			}
+			conf := uplink.EnrolConfig{URL: f.server.URL, CAFile: f.caFile, Code: f.code(), StateDir: t.TempDir()}
+			if _, err := uplink.Enrol(t.Context(), conf); !errors.Is(err, c.want) {
+				t.Errorf("enrolled with %v, want %v", err, c.want)
+			}
+		})
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/anchor"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/client"
 	"countersign/protocol"
@@ -96,6 +97,9 @@ func openBefore(t *testing.T, dir string) *before {
 	}
 	if err != nil {
 		t.Fatalf("loading the keys: %v", err)
+	}
+	if err := s.Upgrade(ctx, audit.NewRecord(audit.KindStore, "store", nil)); err != nil {
+		t.Fatalf("upgrading the database: %v", err)
 	}
 	since := time.Since(fixtureTime)
 	b := &before{now: func() time.Time { return time.Now().Add(-since) }}

@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/pressly/goose/v3"
 	"github.com/rogpeppe/go-internal/testscript"
 	_ "modernc.org/sqlite"
 
+	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/protocol"
 	"countersign/protocol/derive"
@@ -123,19 +125,18 @@ func copyWindows(db *sql.DB) error {
 		return err
 	}
 	for client, b := range charged {
-		var windows []struct {
-			_               struct{} `cbor:",toarray"`
-			Service, Period int64
-			Start           int64
-			Currency        string
-			Amount, Count   int64
-		}
-		if err := cbor.Unmarshal(b, &windows); err != nil {
+		var sums []store.Sum
+		if err := cbor.Unmarshal(b, &sums); err != nil {
 			return err
 		}
-		for _, w := range windows {
+		for _, sum := range sums {
+			total, period := sum.Buckets[0], int64(sum.Period)
+			for _, more := range sum.Buckets[1:] {
+				total.Amount, total.Count = total.Amount+more.Amount, total.Count+more.Count
+			}
+			start := time.Now().Unix() / period * period // of the aligned window
 			_, err := db.Exec(`INSERT INTO used (client, service, period_s, window_us, amount, count) VALUES (?, ?, ?, ?, ?, ?)`,
-				client, w.Service, w.Period, w.Start*1_000_000, w.Amount, w.Count)
+				client, int64(sum.Service), period, start*1_000_000, int64(total.Amount), int64(total.Count))
 			if err != nil {
 				return err
 			}

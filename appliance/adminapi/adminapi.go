@@ -381,7 +381,7 @@ type Token struct {
 	Label    string   `json:"label"`
 	Serial   string   `json:"serial,omitempty"`
 	Module   string   `json:"module"`
-	State    string   `json:"state"` // ready, degraded, unavailable, locked, pin-refused
+	State    string   `json:"state"` // ready, degraded, unavailable, locked, pin-refused, refused
 	Reason   string   `json:"reason,omitempty"`
 	NeedsPIN bool     `json:"needs_pin"` // it starts no worker before hsm/unlock
 	Drained  bool     `json:"drained"`   // it gets no calls
@@ -390,6 +390,16 @@ type Token struct {
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker
 }
+
+// States of a [Token] that other packages ask for.
+const (
+	TokenReady    = "ready"
+	TokenDegraded = "degraded" // it serves with fewer workers
+	TokenRefused  = "refused"  // it has another key under the same id: see Reason
+)
+
+// Serves reports whether the token answers calls.
+func (t Token) Serves() bool { return t.State == TokenReady || t.State == TokenDegraded }
 
 // Worker is a worker process.
 type Worker struct {

@@ -37,16 +37,6 @@ const (
 	maxJSON = 64 << 10
 )
 
-// How many requests are processed at once. More are answered busy (429), so that a flood costs only the memory of
-// these. Requests without a device certificate have a limit of their own, and so have the requests that end an
-// authorization: requests that begin one cannot keep them out. A request does not count while its bytes are read or
-// written or while a refusal waits for its time.
-const (
-	applyInFlight   = 128
-	deviceInFlight  = 256
-	unknownInFlight = 16
-)
-
 // Authorizer processes the requests of enrolled devices.
 type Authorizer interface {
 	Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error)
@@ -62,6 +52,12 @@ type Devices interface {
 	DeviceOf(ctx context.Context, cert *x509.Certificate) (store.Device, error)
 }
 
+// Judge judges certificates again that TLS has verified.
+type Judge interface {
+	// Judge returns nil if a chain is in force now, else code 15. ctx is that of a request.
+	Judge(ctx context.Context, chains [][]*x509.Certificate) error
+}
+
 // Enroller enrols phones and devices.
 type Enroller interface {
 	Trust() trust.Document
@@ -73,18 +69,21 @@ type Enroller interface {
 // API serves phones and devices (PROTOCOL.md §5).
 type API struct {
 	Devices    Devices
+	Judge      Judge
 	Authorizer Authorizer
 	Enroller   Enroller
+	Limits     Limits
+	Metrics    *Metrics
 	Logger     hclog.Logger
 }
 
 // Handler returns the handler of all routes.
 func (a *API) Handler() http.Handler {
-	unknown := endpoint{media: "application/json", limit: maxJSON, gate: make(gate, unknownInFlight)}
-	renew := endpoint{media: "application/json", limit: maxJSON, gate: make(gate, deviceInFlight), device: true}
+	unknown := endpoint{media: "application/json", limit: maxJSON, gate: newGate(unknownInFlight, unknownInFlight)}
+	renew := endpoint{media: "application/json", limit: maxJSON, gate: newGate(deviceInFlight, a.Limits.Requests), device: true}
 	device := endpoint{media: deviceapi.BodyType, limit: maxCBOR, gate: renew.gate, device: true}
 	apply := device
-	apply.gate = make(gate, applyInFlight)
+	apply.gate = newGate(applyInFlight, max(a.Limits.Requests/2, 1))
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/trust", a.handle(unknown, a.trust))
 	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Client)))
@@ -99,25 +98,11 @@ func (a *API) Handler() http.Handler {
 	return mux
 }
 
-// gate limits how many requests are processed at once.
-type gate chan struct{}
-
-func (g gate) enter() bool {
-	select {
-	case g <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
-func (g gate) leave() { <-g }
-
 // endpoint has the bounds of a route.
 type endpoint struct {
 	media  string
 	limit  int64 // of the body, bytes
-	gate   gate
+	gate   *gate
 	device bool // requires the certificate of an active device
 }
 
@@ -147,7 +132,7 @@ func (a *API) handle(e endpoint, p process) http.HandlerFunc {
 			return
 		}
 		if !hold(r.Context(), arrived+answer.after) {
-			return // the peer is gone
+			giveUp()
 		}
 		if answer.body == nil {
 			w.WriteHeader(http.StatusNoContent)
@@ -169,17 +154,28 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, e endpoint, p proce
 	if q.body, err = readBody(w, r, e); err != nil {
 		return reply{}, err
 	}
-	if !e.gate.enter() {
+	if bound := e.gate.enter(q.device.SPIFFEID); bound != "" {
+		a.Metrics.busy.WithLabelValues(bound).Inc()
 		return reply{}, protocol.CodeBusy
 	}
-	defer e.gate.leave()
+	defer e.gate.leave(q.device.SPIFFEID)
 	return p(r.Context(), q)
 }
+
+// giveUp ends a request without an answer: an empty one would be a success. net/http resets the stream or closes the
+// connection.
+func giveUp() { panic(http.ErrAbortHandler) }
+
+// errNotInForce is the error of a certificate that TLS verified and that is not in force any more.
+var errNotInForce = errors.New("the connection's certificate is not in force")
 
 // caller returns the device of the TLS certificate, or code 15. TLS has verified the certificate; its SPIFFE ID counts.
 func (a *API) caller(r *http.Request) (store.Device, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates[0].URIs) != 1 {
 		return store.Device{}, fmt.Errorf("no client certificate with one SPIFFE ID: %w", protocol.CodeDevice)
+	}
+	if err := a.Judge.Judge(r.Context(), r.TLS.VerifiedChains); err != nil {
+		return store.Device{}, fmt.Errorf("%w: %w", errNotInForce, err)
 	}
 	return a.Devices.DeviceOf(r.Context(), r.TLS.PeerCertificates[0])
 }
@@ -319,10 +315,15 @@ func refused(status int) deviceapi.Problem {
 }
 
 // fail answers an error as problem+json and logs it, once. The caller sees its text only if the request was malformed.
+// A connection whose certificate is not in force ends with the answer.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		a.Logger.Debug("peer is gone", "path", r.URL.Path, "error", err)
-		return
+		giveUp()
+	}
+	if errors.Is(err, errNotInForce) {
+		connOf(r.Context()).ends(closedCertificate)
+		endConnection(w)
 	}
 	p := problem(err)
 	if p.Status == http.StatusBadRequest {

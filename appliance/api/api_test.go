@@ -33,24 +33,27 @@ import (
 // service is a fake of both services. It answers requests of the device gate only.
 type service struct {
 	*testing.T
-	err     error         // of every call
-	entered chan struct{} // not nil: Outcome reports here, and waits for release
-	release chan struct{}
-	body    []byte // of the last enrolment
+	err       error         // of every call
+	judgement error         // of Judge
+	entered   chan struct{} // not nil: Outcome reports here, and waits for release
+	release   chan struct{}
+	body      []byte // of the last enrolment
 }
 
-var gate7 = store.Device{Name: "gate-7"}
-
+// DeviceOf knows gate-7 and gate-9.
 func (s *service) DeviceOf(_ context.Context, cert *x509.Certificate) (store.Device, error) {
-	if cert.URIs[0].Path != "/device/gate-7" {
+	name := strings.TrimPrefix(cert.URIs[0].Path, "/device/")
+	if name != "gate-7" && name != "gate-9" {
 		return store.Device{}, protocol.CodeDevice
 	}
-	return gate7, nil
+	return store.Device{Name: name, SPIFFEID: cert.URIs[0].String()}, nil
 }
 
+func (s *service) Judge(context.Context, [][]*x509.Certificate) error { return s.judgement }
+
 func (s *service) check(d store.Device) {
-	if d.Name != gate7.Name {
-		s.Errorf("called for device %q", d.Name)
+	if d.Name == "" {
+		s.Error("called for no device")
 	}
 }
 
@@ -93,9 +96,15 @@ func (s *service) Renew(_ context.Context, d store.Device, _ protoenrol.RenewReq
 	return protoenrol.RenewResponse{}, s.err
 }
 
+// share is how many requests of one device are processed at once in tests.
+const share = 8
+
 func newAPI(t *testing.T) (*service, http.Handler) {
 	s := &service{T: t}
-	return s, (&API{Devices: s, Authorizer: s, Enroller: s, Logger: hclog.NewNullLogger()}).Handler()
+	return s, (&API{
+		Devices: s, Judge: s, Authorizer: s, Enroller: s, Logger: hclog.NewNullLogger(),
+		Limits: Limits{Requests: share}, Metrics: NewMetrics(prometheus.NewRegistry()),
+	}).Handler()
 }
 
 // from makes a request with a verified certificate of a device; "" is no certificate.
@@ -196,34 +205,102 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestBusy: requests beyond the limit are answered at once, and those without a certificate have a limit of their own.
-func TestBusy(t *testing.T) {
-	s, h := newAPI(t)
-	s.entered, s.release = make(chan struct{}), make(chan struct{})
-	done := make(chan int)
-	for range deviceInFlight {
+// crowded fills the gate with requests of a device, whose service does not return before release.
+func (s *service) crowd(h http.Handler, device string, n int) (codes chan int) {
+	codes = make(chan int)
+	for range n {
 		go func() {
 			w := httptest.NewRecorder()
-			h.ServeHTTP(w, from("gate-7", "POST", "/v1/outcome", deviceapi.BodyType, outcome))
-			done <- w.Code
+			h.ServeHTTP(w, from(device, "POST", "/v1/outcome", deviceapi.BodyType, outcome))
+			codes <- w.Code
 		}()
 		<-s.entered
 	}
+	return codes
+}
+
+// TestShare: one device that fills its share is answered busy while another is served, and strangers have a limit of
+// their own.
+func TestShare(t *testing.T) {
+	s, h := newAPI(t)
+	s.entered, s.release = make(chan struct{}), make(chan struct{})
+	first := s.crowd(h, "gate-7", share)
 	if w, p := answer(t, h, from("gate-7", "POST", "/v1/outcome", deviceapi.BodyType, outcome)); w.Code != 429 || p.Code != protocol.CodeBusy {
-		t.Errorf("status %d, %+v", w.Code, p)
+		t.Errorf("beyond its share: status %d, %+v", w.Code, p)
 	}
+	other := s.crowd(h, "gate-9", 1)
 	if w, _ := answer(t, h, from("", "POST", "/v1/enrol", "application/json", "{}")); w.Code != 200 {
 		t.Errorf("enrolment: status %d", w.Code)
 	}
 	close(s.release)
-	for range deviceInFlight {
-		if code := <-done; code != 204 {
-			t.Errorf("status %d", code)
+	if code := <-other; code != 204 {
+		t.Errorf("another device: status %d", code)
+	}
+	for range share {
+		if code := <-first; code != 204 {
+			t.Errorf("within its share: status %d", code)
 		}
 	}
 	s.entered = nil
 	if w, _ := answer(t, h, from("gate-7", "POST", "/v1/outcome", deviceapi.BodyType, outcome)); w.Code != 204 {
 		t.Errorf("afterwards: status %d", w.Code)
+	}
+}
+
+// TestGate: a gate has a limit in all and a share for each device, and forgets devices that have left.
+func TestGate(t *testing.T) {
+	g := newGate(3, 2)
+	for i, c := range []struct{ device, bound string }{
+		{"a", ""}, {"a", ""}, {"a", boundDevice}, {"b", ""}, {"b", boundAll}, {"c", boundAll},
+	} {
+		if bound := g.enter(c.device); bound != c.bound {
+			t.Errorf("%d, device %s: bound %q, want %q", i, c.device, bound, c.bound)
+		}
+	}
+	g.leave("a")
+	if bound := g.enter("c"); bound != "" {
+		t.Errorf("in a free place: bound %q", bound)
+	}
+	g.leave("a")
+	g.leave("b")
+	g.leave("c")
+	if g.inside != 0 || len(g.of) != 0 {
+		t.Errorf("empty: %d inside, %v", g.inside, g.of)
+	}
+}
+
+// TestGivenUp: a request that is given up has no answer. An empty one would be a success.
+func TestGivenUp(t *testing.T) {
+	a := &API{Logger: hclog.NewNullLogger()}
+	for name, p := range map[string]process{
+		"while its answer waits": func(context.Context, request) (reply, error) { return reply{after: time.Hour}, nil },
+		"with an error":          func(ctx context.Context, _ request) (reply, error) { return reply{}, ctx.Err() },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		w := httptest.NewRecorder()
+		ended := func() (with any) {
+			defer func() { with = recover() }()
+			a.handle(endpoint{gate: newGate(1, 1)}, p)(w, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(ctx))
+			return nil
+		}()
+		if ended != http.ErrAbortHandler || w.Body.Len() != 0 {
+			t.Errorf("%s: ended with %v, status %d, %q", name, ended, w.Code, w.Body)
+		}
+	}
+}
+
+// TestNotInForce: a certificate that is not in force any more is refused, and its connection ends.
+func TestNotInForce(t *testing.T) {
+	s, h := newAPI(t)
+	s.judgement = fmt.Errorf("its authority is over: %w", protocol.CodeDevice)
+	w, p := answer(t, h, from("gate-7", "POST", "/v1/outcome", deviceapi.BodyType, outcome))
+	if w.Code != 403 || p.Code != protocol.CodeDevice || w.Header().Get("Connection") != "close" {
+		t.Errorf("status %d, %+v, Connection %q", w.Code, p, w.Header().Get("Connection"))
+	}
+	w, _ = answer(t, h, from("gate-8", "POST", "/v1/outcome", deviceapi.BodyType, outcome))
+	if w.Code != 403 {
+		t.Errorf("status %d", w.Code)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Timeouts of every listener. They cut off slow senders.
+// Timeouts of every listener. They cut off slow senders; a TLS handshake has the time of a header.
 const (
 	headerTimeout = 5 * time.Second
 	readTimeout   = 10 * time.Second
@@ -30,9 +30,13 @@ type Server struct {
 	Name     string // for logs: "api", "admin", "ops"
 	Listener net.Listener
 	Handler  http.Handler
-	TLS      *tls.Config // nil: plain
 	// ConnContext adds to the context of the requests of a connection, as in [http.Server]; may be nil.
 	ConnContext func(context.Context, net.Conn) context.Context
+
+	Identity *Identity // nil: plain HTTP, and the following fields do not count
+	Limits   Limits
+	Metrics  *Metrics
+	times    times // zero: the usual ones
 }
 
 // Serve runs servers until ctx ends, then gives the requests in progress one second to finish. It returns the first
@@ -41,7 +45,7 @@ func Serve(ctx context.Context, log hclog.Logger, servers ...Server) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, s := range servers {
 		server := s.http(log.Named(s.Name))
-		group.Go(func() error { return s.serve(server) })
+		group.Go(func() error { return s.serve(server, log.Named(s.Name)) })
 		group.Go(func() error {
 			<-ctx.Done()
 			return shutdown(server)
@@ -51,26 +55,43 @@ func Serve(ctx context.Context, log hclog.Logger, servers ...Server) error {
 	return group.Wait()
 }
 
+// maxStreams is how many requests one HTTP/2 connection may have in progress: RFC 9113 §6.5.2 recommends no fewer.
+const maxStreams = 100
+
 func (s Server) http(log hclog.Logger) *http.Server {
-	return &http.Server{
-		Handler: s.Handler, TLSConfig: s.TLS, ConnContext: s.ConnContext,
+	server := &http.Server{
+		Handler:           s.Handler,
+		ConnContext:       s.ConnContext,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
+	if s.Identity == nil {
+		return server
+	}
+	server.Handler = attended(s.Handler)
+	server.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, c.(*tls.Conn).NetConn())
+	}
+	if s.times.idle != 0 {
+		server.IdleTimeout = s.times.idle
+	}
+	return server
 }
 
-func (s Server) serve(server *http.Server) error {
-	var err error
-	if s.TLS != nil {
-		err = server.ServeTLS(s.Listener, "", "")
-	} else {
-		err = server.Serve(s.Listener)
+func (s Server) serve(server *http.Server, log hclog.Logger) error {
+	listener := s.Listener
+	if s.Identity != nil {
+		if s.times == (times{}) {
+			s.times = usual
+		}
+		listener = newDoor(s, log)
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
 	}
-	return err
+	return nil
 }
 
 func shutdown(server *http.Server) error {

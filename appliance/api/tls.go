@@ -25,6 +25,7 @@ type Identity struct {
 	keys    *keyuse.Keys
 	names   []string
 	log     hclog.Logger
+	now     func() time.Time // of judgements
 	current atomic.Pointer[tls.Config]
 }
 
@@ -35,7 +36,7 @@ var errNoIdentity = errors.New("no TLS certificate: key \"ca\" has no version in
 // issues none: every handshake fails until Renew succeeds. So an appliance that was off for a long time starts, and
 // an administrator can rotate its ca.
 func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hclog.Logger) (*Identity, error) {
-	i := &Identity{keys: keys, names: names, log: log}
+	i := &Identity{keys: keys, names: names, log: log, now: time.Now}
 	err := i.Renew(ctx)
 	if errors.Is(err, keyring.ErrNoKey) {
 		log.Error("the API refuses every connection", "error", errNoIdentity)
@@ -44,23 +45,18 @@ func NewIdentity(ctx context.Context, keys *keyuse.Keys, names []string, log hcl
 	return i, err
 }
 
-// TLSConfig returns the configuration of a listener: TLS 1.3. A client certificate is verified if there is one; some
-// routes require one.
-func (i *Identity) TLSConfig() *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			config := i.current.Load()
-			if config == nil {
-				return nil, errNoIdentity
-			}
-			return config, nil
-		},
+// config returns the configuration of a handshake: TLS 1.3, without tickets, because a ticket would bring back an
+// earlier chain. A client certificate is verified if there is one; some routes require one.
+func (i *Identity) config() (*tls.Config, error) {
+	config := i.current.Load()
+	if config == nil {
+		return nil, errNoIdentity
 	}
+	return config, nil
 }
 
 // Renew issues a new certificate by the ca key in use now, and reads the authorities of client certificates again.
-// Open connections keep the old ones.
+// Open connections keep the old ones, and judge compares them with the registry.
 func (i *Identity) Renew(ctx context.Context) error {
 	now := time.Now()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -85,6 +81,8 @@ func (i *Identity) Renew(ctx context.Context) error {
 		ClientAuth:   tls.VerifyClientCertIfGiven,
 		ClientCAs:    pool,
 		NextProtos:   []string{"h2", "http/1.1"},
+
+		SessionTicketsDisabled: true,
 	})
 	return nil
 }

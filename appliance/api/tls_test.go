@@ -15,10 +15,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/keyuse"
 )
+
+// wide are limits that no test meets by accident.
+var wide = Limits{Strangers: 64, PerAddress: 64, PerDevice: 64, Requests: 64, Devices: 64}
 
 // TestIdentity: the listener has a certificate for its names by ca, TLS 1.3, and verifies certificates of devices.
 func TestIdentity(t *testing.T) {
@@ -35,7 +39,9 @@ func TestIdentity(t *testing.T) {
 	served := make(chan error, 1)
 	certified := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, peerOf(r)) })
 	go func() {
-		served <- Serve(ctx, hclog.NewNullLogger(), Server{Name: "api", Listener: listener, Handler: certified, TLS: identity.TLSConfig()})
+		served <- Serve(ctx, hclog.NewNullLogger(), Server{
+			Name: "api", Listener: listener, Handler: certified, Identity: identity, Limits: wide, Metrics: NewMetrics(prometheus.NewRegistry()),
+		})
 	}()
 	roots := x509.NewCertPool()
 	authorities, err := keys.Authorities(t.Context(), time.Now())
@@ -91,7 +97,7 @@ func peerOf(r *http.Request) string {
 // TestIdentityAges: a certificate is fresh for half of its lifetime, and without a usable ca every handshake fails.
 func TestIdentityAges(t *testing.T) {
 	i := &Identity{}
-	if _, err := i.TLSConfig().GetConfigForClient(nil); !errors.Is(err, errNoIdentity) {
+	if _, err := i.config(); !errors.Is(err, errNoIdentity) {
 		t.Errorf("%v", err)
 	}
 	i, err := NewIdentity(t.Context(), appliancetest.New(t).Keyring, []string{"localhost"}, hclog.NewNullLogger())

@@ -306,10 +306,13 @@ type Answer struct {
 }
 
 // Send sends an M3.
-func (s *Session) Send(m3 []byte) (Answer, error) {
+func (s *Session) Send(m3 []byte) (Answer, error) { return s.SendIn(s.p.b.Context(), m3) }
+
+// SendIn sends an M3 of a caller that may go away.
+func (s *Session) SendIn(ctx context.Context, m3 []byte) (Answer, error) {
 	t := s.p.b
 	t.Helper()
-	res, err := t.Authorize.Countersign(t.Context(), t.Gate, deviceapi.CountersignRequest{Handle: s.Res.Handle, M3: m3})
+	res, err := t.Authorize.Countersign(ctx, t.Gate, deviceapi.CountersignRequest{Handle: s.Res.Handle, M3: m3})
 	if err != nil {
 		return Answer{}, err
 	}

@@ -18,7 +18,8 @@ import (
 )
 
 // Apply answers a phone's M1 that a device relays: with a challenge and its handle, with a key
-// update, or with the error form of P2. It stores nothing. Errors carry a code of PROTOCOL.md §4
+// update, or with the error form of P2. It stores nothing. Of the client that M1 names it reads only
+// what its approvals came to, if the level depends on that. Errors carry a code of PROTOCOL.md §4
 // that is answered over HTTP, or wrap [hsm.ErrUnavailable].
 func (a *Service) Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	now := a.now()
@@ -37,7 +38,7 @@ func (a *Service) Apply(ctx context.Context, device store.Device, req deviceapi.
 	u := newNonce()
 	chal := protocol.NewChallenge(req.Nonce, u)
 	channel := message.NewChannel(opened.es, req.M1, chal)
-	p2, err := a.challenge(device, req, opened.p1, first)
+	p2, err := a.challenge(ctx, device, req, applicant{opened.p1, first, now})
 	if err != nil {
 		return a.refuseApply(channel, chal, err)
 	}
@@ -96,27 +97,39 @@ func (a *Service) keyUpdate(m1 []byte, now time.Time) []byte {
 	return trust.KeyUpdate{Certs: a.keys.UpdateCerts(msg.Epoch, now)}.Marshal()
 }
 
+// applicant is what a phone asks for in M1.
+type applicant struct {
+	message.P1
+	first *pending // that it may approve second
+	at    time.Time
+}
+
 // challenge decides what the phone has to show and to sign.
-func (a *Service) challenge(device store.Device, req deviceapi.ApplyRequest, p1 message.P1, first *pending) (message.P2, error) {
-	if slow(req.Link) && p1.Capabilities&message.CapabilityFullReceipt != 0 {
+func (a *Service) challenge(ctx context.Context, device store.Device, req deviceapi.ApplyRequest, by applicant) (message.P2, error) {
+	if slow(req.Link) && by.Capabilities&message.CapabilityFullReceipt != 0 {
 		return message.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
 	}
-	if p1.Service == protocol.ServiceCoApproval {
-		return a.coChallenge(device, req, p1, first)
+	if by.Service == protocol.ServiceCoApproval {
+		return a.coChallenge(device, req, by.P1, by.first)
 	}
-	if !slices.Contains(req.Order.Services, p1.Service) {
-		return message.P2{}, fmt.Errorf("service %d is not ordered: %w", p1.Service, protocol.CodeService)
+	if !slices.Contains(req.Order.Services, by.Service) {
+		return message.P2{}, fmt.Errorf("service %d is not ordered: %w", by.Service, protocol.CodeService)
 	}
-	amount, text, err := agree(p1.Proposal, req.Order)
+	amount, text, err := agree(by.Proposal, req.Order)
 	if err != nil {
 		return message.P2{}, err
 	}
-	if _, exists := p1.Level.Factors(); !exists {
-		return message.P2{}, fmt.Errorf("level %d was requested: %w", p1.Level, protocol.CodeLevel)
+	if _, exists := by.Level.Factors(); !exists {
+		return message.P2{}, fmt.Errorf("level %d was requested: %w", by.Level, protocol.CodeLevel)
 	}
-	grant, err := a.rules.Active().Level(policy.Request{
-		Service: p1.Service, Amount: amount,
-		Requested: p1.Level, DeviceFloor: max(req.Floor, device.Floor), Strict: req.Strict,
+	rules := a.rules.Active()
+	spent, err := a.spent(ctx, rules.Windows(by.Service), amount, by)
+	if err != nil {
+		return message.P2{}, err
+	}
+	grant, err := rules.Level(policy.Request{
+		Service: by.Service, Amount: amount, Spent: spent,
+		Requested: by.Level, DeviceFloor: max(req.Floor, device.Floor), Strict: req.Strict,
 	})
 	if err != nil {
 		return message.P2{}, err
@@ -125,6 +138,32 @@ func (a *Service) challenge(device store.Device, req deviceapi.ApplyRequest, p1 
 		TTL: uint64(grant.TTL / time.Second), Level: grant.Level, Factors: grant.Factors,
 		Device: device.ID.Handle(), DeviceName: device.Display, Amount: amount, Text: text,
 	}, nil
+}
+
+// spent returns what the client's approvals came to within each window. M1 is not signed: an unknown
+// client has spent nothing, and costs the same work. A record that does not fit its seal is denied,
+// because it does not say which level is enough. The transaction of the decision reads the sums
+// again.
+func (a *Service) spent(ctx context.Context, windows []time.Duration, amount *protocol.Amount, by applicant) (map[time.Duration]uint64, error) {
+	if len(windows) == 0 {
+		return nil, nil
+	}
+	var charges []store.Charge
+	for _, window := range windows {
+		charges = append(charges, charge(by.Service, amount, window, by.at))
+	}
+	used, err := a.store.Used(ctx, by.Client, charges)
+	if errors.Is(err, store.ErrForged) {
+		return nil, fmt.Errorf("%w: %w", err, protocol.CodePolicy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sums of client %s: %w", by.Client, err)
+	}
+	spent := map[time.Duration]uint64{}
+	for i, window := range windows {
+		spent[window] = used[i].Amount
+	}
+	return spent, nil
 }
 
 // slow reports whether a link is too slow for a full receipt: one QR code, one sound burst.

@@ -36,6 +36,7 @@ type Service struct {
 	handles  handleKeys
 	pairs    bounded.Map[pair, protocol.PairwiseID] // the token's results, which never change
 	failures failures
+	checks   checks
 	metrics  metrics
 }
 
@@ -73,6 +74,7 @@ type metrics struct {
 	applies        *prometheus.CounterVec
 	authorizations *prometheus.CounterVec
 	repeats        prometheus.Counter
+	damaged        prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -87,8 +89,11 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "countersign_repeats_total", Help: "M3 answered from the stored outcome.",
 		}),
 	}
+	m.damaged = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "countersign_damaged_verifiers_total", Help: "Password checks for which the stored verifier did not unwrap.",
+	})
 	if reg != nil {
-		reg.MustRegister(m.applies, m.authorizations, m.repeats)
+		reg.MustRegister(m.applies, m.authorizations, m.repeats, m.damaged)
 	}
 	return m
 }

@@ -270,6 +270,18 @@ func TestHandles(t *testing.T) {
 	}
 }
 
+// TestClockSetBack: a clock that goes back before the issue of a challenge makes it no younger.
+func TestClockSetBack(t *testing.T) {
+	b := appliancetest.New(t)
+	alice := b.EnrolPhone("alice")
+	b.Clock.Advance(time.Hour)
+	s := alice.Challenge(door, nil)
+	b.Clock.Advance(-time.Second)
+	expect(t, s.Must(s.M3(protocol.Approve)), protocol.ResultDenied, protocol.CodeExpired)
+	b.Clock.Advance(time.Second)
+	expect(t, s.Must(s.M3(protocol.Approve)), protocol.ResultApproved, 0)
+}
+
 // TestFlippedBits: nothing is decided after a relay flips any bit of M1 or M3.
 func TestFlippedBits(t *testing.T) {
 	b := appliancetest.New(t)

@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"time"
 
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
-	"countersign/hsm"
 	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/derive"
@@ -152,8 +153,14 @@ type verdict struct {
 }
 
 // checkPassword counts the attempt durably before the token checks it: no crash, race or lost
-// answer gives a guess back.
+// answer gives a guess back. Only the outage of a token that compared nothing does, and only
+// to the request that began the attempt.
 func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
+	leave, err := a.checks.enter(ctx, c.key)
+	if err != nil {
+		return verdict{}, err
+	}
+	defer leave()
 	tried, err := a.store.Try(ctx, store.Attempt{AnswerKey: c.key, Device: c.device.ID, Now: a.now().UTC()})
 	if err != nil {
 		return verdict{}, fmt.Errorf("counting a password attempt: %w", err)
@@ -162,6 +169,9 @@ func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, 
 		return verdict{code: tried.Code, tried: tried}, nil
 	}
 	right, err := a.proofIsRight(ctx, c)
+	if errors.Is(err, keyuse.ErrUnchecked) && !tried.Repeat {
+		a.takeBack(ctx, c, tried)
+	}
 	if err != nil || right {
 		return verdict{right: right}, err
 	}
@@ -172,14 +182,63 @@ func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, 
 func (a *Service) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
 	stored := keyuse.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
-	if errors.Is(err, hsm.ErrInput) {
-		a.log.Error("a stored password verifier does not unwrap", "client", c.p1.Client.String())
-		return false, nil
+	if errors.Is(err, keyuse.ErrDamaged) { // its seal fits, so the wrap key is another one
+		a.metrics.damaged.Inc()
+		a.log.Error("a stored password verifier does not unwrap: is this the token that has the appliance's wrap keys?",
+			"client", c.p1.Client.String(), "error", err)
 	}
 	if err != nil {
 		return false, fmt.Errorf("checking a password: %w", err)
 	}
 	return right, nil
+}
+
+// takeBackTime bounds the write that takes an attempt back. The peer may be gone by then.
+const takeBackTime = 2 * time.Second
+
+// takeBack takes back an attempt that the token did not check. If that fails it stays counted
+// until the same M3 comes again.
+func (a *Service) takeBack(ctx context.Context, c countersigned, tried store.Tried) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTime)
+	defer cancel()
+	if err := a.store.TakeBack(ctx, c.key, tried); err != nil {
+		a.log.Warn("a password attempt that the HSM did not check stays counted", "client", c.p1.Client.String(), "error", err)
+	}
+}
+
+// checks lets one request check an attempt at a time. A second request with the same M3 waits:
+// if it checked beside the first, the first could take back an attempt of which the second has
+// learned the result. The store belongs to one process.
+type checks struct {
+	mu    sync.Mutex
+	under map[store.AnswerKey]chan struct{} // guarded by mu; closed at the end of the check
+}
+
+func (k *checks) enter(ctx context.Context, key store.AnswerKey) (leave func(), err error) {
+	for {
+		k.mu.Lock()
+		before := k.under[key]
+		if before == nil {
+			done := make(chan struct{})
+			if k.under == nil {
+				k.under = map[store.AnswerKey]chan struct{}{}
+			}
+			k.under[key] = done
+			k.mu.Unlock()
+			return func() {
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				delete(k.under, key)
+				close(done)
+			}, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // wrong answers a wrong password while tries are left. The result 2 is stored, so that the same

@@ -231,12 +231,12 @@ func TestForgedLimits(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")
 	expect(t, alice.Challenge(payment, eur(6000)).Right(), protocol.ResultApproved, 0)
-	for _, statement := range []string{
+	challenges := []*appliancetest.Session{alice.Challenge(payment, eur(6000)), alice.Challenge(payment, eur(6000)), alice.Challenge(payment, eur(6000))}
+	for i, statement := range []string{
 		`UPDATE restraint SET windows = NULL`, `UPDATE restraint SET highest = 4294967295`, `UPDATE restraint SET wrong = 0, begun = NULL, until_us = 1`,
 	} {
-		before := appliancetest.Column[[]byte](b, `SELECT seal FROM restraint`)
+		before, s := appliancetest.Column[[]byte](b, `SELECT seal FROM restraint`), challenges[i]
 		b.Tamper(1, statement)
-		s := alice.Challenge(payment, eur(6000))
 		b.Forgeries(func() { expect(t, s.Right(), protocol.ResultDenied, protocol.CodeRefused) })
 		if string(before) != string(appliancetest.Column[[]byte](b, `SELECT seal FROM restraint`)) {
 			t.Errorf("%s was sealed", statement)

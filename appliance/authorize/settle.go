@@ -147,8 +147,8 @@ func (c countersigned) spend(now time.Time, rules *rules.Version, decided policy
 	}
 }
 
-// grant asks the policy for limits and lifetime. It denies if the policy now demands more than
-// was signed.
+// grant asks the policy for limits, bounds and lifetime. It denies if the policy now demands more
+// than was signed. The transaction does so for cumulated amounts, which only it can read.
 func (c countersigned) grant(rules *rules.Version, s *store.Spend) {
 	service := c.p1.Service
 	if c.p2.FirstService != nil {
@@ -196,19 +196,29 @@ func (c countersigned) denial(j judged) protocol.Code {
 	}
 }
 
+// charges returns a charge for each limit and each bound of the grant.
 func charges(grant policy.Grant, amount *protocol.Amount, now time.Time) []store.Charge {
 	var out []store.Charge
 	for _, limit := range grant.Limits {
-		c := store.Charge{
-			Service: grant.Service, Period: limit.Window, Window: limit.Start(now),
-			AmountLimit: limit.Amount, CountLimit: limit.Count,
-		}
-		if amount != nil {
-			c.Amount, c.Currency = amount.Minor, amount.Currency
-		}
+		c := charge(grant.Service, amount, limit.Window, now)
+		c.AmountLimit, c.CountLimit = limit.Amount, limit.Count
+		out = append(out, c)
+	}
+	for _, bound := range grant.Bounds {
+		c := charge(grant.Service, amount, bound.Window, now)
+		c.Below = bound.Below
 		out = append(out, c)
 	}
 	return out
+}
+
+// charge is a use of a window without a limit.
+func charge(service protocol.Service, amount *protocol.Amount, window time.Duration, now time.Time) store.Charge {
+	c := store.Charge{Service: service, Period: window, At: now}
+	if amount != nil {
+		c.Amount, c.Currency = amount.Minor, amount.Currency
+	}
+	return c
 }
 
 func newTransaction() (id protocol.TransactionID) {

@@ -182,7 +182,8 @@ func (d *dir) config() *config.Appliance {
 		}
 	}
 	cfg.Store.Path, cfg.Admin.Socket = d.path("countersign.db"), d.path("admin.sock")
-	cfg.API = config.API{Listen: "127.0.0.1:0", Names: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	cfg.API.Listen, cfg.API.Names = "127.0.0.1:0", []string{"localhost"}
+	cfg.API.IPs = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	cfg.Ops.Listen = "127.0.0.1:0"
 	cfg.Trust.Domain = "dev.countersign.example"
 	cfg.Backup.Recipient = d.Recipient

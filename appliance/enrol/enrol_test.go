@@ -3,13 +3,17 @@ package enrol_test
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"countersign/appliance"
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/enrol"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 	protocolenrol "countersign/protocol/enrol"
@@ -41,6 +45,62 @@ func TestEnrolOnce(t *testing.T) {
 	b.Clock.Advance(25 * time.Hour)
 	if _, err := b.Enrol.Client(t.Context(), mallory.Request(late)); !errors.Is(err, protocol.CodeRefused) {
 		t.Errorf("expired code: %v, want code 4", err)
+	}
+}
+
+// TestExpiredCode: an expired activation code is refused before anything else of the request is looked at.
+func TestExpiredCode(t *testing.T) {
+	b := appliancetest.New(t)
+	code := b.Code(store.KindClient, "alice")
+	p := b.FullPhone()
+	sent, err := protocolenrol.ParseRequest(p.Request(code))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent.Password.Wrapped[0] ^= 1
+	sent, err = protocolenrol.Sign(t.Context(), sent, p.Key, *p.UV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Enrol.Client(t.Context(), body); !errors.Is(err, protocol.CodeFormat) {
+		t.Errorf("a password that does not unwrap: %v, want code 1", err)
+	}
+	b.Clock.Advance(25 * time.Hour)
+	if _, err := b.Enrol.Client(t.Context(), body); !errors.Is(err, protocol.CodeRefused) {
+		t.Errorf("and with an expired code: %v, want code 4", err)
+	}
+}
+
+// TestInvitations: an invitation that is out of bounds is refused, and one at a bound is not.
+func TestInvitations(t *testing.T) {
+	b := appliancetest.New(t)
+	client := enrol.Invite{Kind: store.KindClient, Name: "alice", TTL: enrol.MaxInvitation, Roles: []string{"approver"}}
+	device := enrol.Invite{Kind: store.KindDevice, Name: "till", Floor: 4, Display: strings.Repeat("x", 24)}
+	for name, c := range map[string]struct {
+		invite enrol.Invite
+		change func(*enrol.Invite)
+		good   bool
+	}{
+		"client":               {client, func(*enrol.Invite) {}, true},
+		"no name":              {client, func(i *enrol.Invite) { i.Name = "" }, false},
+		"no time":              {client, func(i *enrol.Invite) { i.TTL = -1 }, false},
+		"too long":             {client, func(i *enrol.Invite) { i.TTL++ }, false},
+		"a role with a space":  {client, func(i *enrol.Invite) { i.Roles[0] = "two words" }, false},
+		"the role of a UV key": {client, func(i *enrol.Invite) { i.Roles = []string{"approver", "uv"} }, false},
+		"device":               {device, func(*enrol.Invite) {}, true},
+		"above every level":    {device, func(i *enrol.Invite) { i.Floor++ }, false},
+		"a name too long":      {device, func(i *enrol.Invite) { i.Display += "x" }, false},
+	} {
+		i := c.invite
+		i.Roles = slices.Clone(i.Roles)
+		c.change(&i)
+		if _, _, err := b.Enrol.Invite(t.Context(), i); (err == nil) != c.good || err != nil && !errors.Is(err, parties.ErrInput) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

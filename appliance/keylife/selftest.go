@@ -40,6 +40,21 @@ func SelfTest(ctx context.Context, keys *keyuse.Keys, now time.Time) error {
 	return testPasswords(ctx, keys, now)
 }
 
+// TestInUse uses the keys that every authorization needs, as SelfTest does: it signs with decision, agrees on a secret
+// with kem, and asks for a MAC by mac. Errors are those of SelfTest, or wrap [keyring.ErrNoKey].
+func TestInUse(ctx context.Context, keys *keyuse.Keys, now time.Time) error {
+	for _, name := range []string{keyring.Decision, keyring.KEM, keyring.MAC} {
+		k, err := keys.Ring().Current(name, now)
+		if err == nil {
+			err = test(ctx, keys, k)
+		}
+		if err != nil {
+			return fmt.Errorf("testing %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 func test(ctx context.Context, keys *keyuse.Keys, k keyring.Key) error {
 	switch keyring.UsageOf(k.Name) {
 	case hsm.SignP256:

@@ -590,5 +590,6 @@ func TestAttestSeveral(t *testing.T) {
 // at is a token in memory that is always ready.
 type at struct{ *memory.Token }
 
-func (at) Ready() bool   { return true }
-func (at) InFlight() int { return 0 }
+func (at) Ready() bool     { return true }
+func (at) InFlight() int   { return 0 }
+func (at) Returns() uint64 { return 1 }

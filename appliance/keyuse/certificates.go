@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -125,6 +126,40 @@ func (k *Keys) Authorities(ctx context.Context, now time.Time) ([]*x509.Certific
 		return nil, fmt.Errorf("key %q: %w", keyring.CA, keyring.ErrNoKey)
 	}
 	return out, nil
+}
+
+// InForce returns until when one of these chains is in force. TLS has verified them at an earlier time. A chain is in
+// force while its authority has an accepted version of ca in the ring and none of its certificates has expired.
+func InForce(ring *keyring.Ring, chains [][]*x509.Certificate, now time.Time) (until time.Time, err error) {
+	err = errors.New("no verified certificate")
+	for _, chain := range chains {
+		if until, err = inForce(ring, chain, now); err == nil {
+			return until, nil
+		}
+	}
+	return time.Time{}, err
+}
+
+func inForce(ring *keyring.Ring, chain []*x509.Certificate, now time.Time) (until time.Time, err error) {
+	for i, cert := range chain {
+		if i == 0 || cert.NotAfter.Before(until) {
+			until = cert.NotAfter
+		}
+	}
+	if now.After(until) {
+		return until, fmt.Errorf("certificate of %s: its chain expired at %s", chain[0].Subject, until.UTC().Format(time.RFC3339))
+	}
+	authority := chain[len(chain)-1]
+	for _, ca := range ring.Accepted(keyring.CA, now) {
+		key, err := ca.Point.ECDSA()
+		if err != nil {
+			return until, err
+		}
+		if key.Equal(authority.PublicKey) {
+			return until, nil
+		}
+	}
+	return until, fmt.Errorf("certificate of %s: its authority %s is not in force", chain[0].Subject, authority.Subject)
 }
 
 // Authority issues the self-signed X.509 certificate of a ca epoch. It may be issued again

@@ -117,8 +117,10 @@ func agreed(ask func() ([]byte, error), before ...[]byte) ([]byte, error) {
 		}
 		before = append(before, answer)
 	}
-	return nil, fmt.Errorf("three answers to one question: %w", hsm.ErrGarbled)
+	return nil, errContradiction
 }
+
+var errContradiction = fmt.Errorf("three answers to one question: %w", hsm.ErrGarbled)
 
 // MACKeys returns the versions of mac that an earlier MAC may be under, the one in use
 // first. An error wraps [keyring.ErrNoKey].
@@ -181,21 +183,40 @@ func (k *Keys) ImportVerifier(ctx context.Context, i VerifierImport, now time.Ti
 // Verifier is a stored password verifier, 40 bytes, and the input of its MAC.
 type Verifier struct{ Wrapped, Input []byte }
 
+// ErrUnchecked means that no answer of the token was compared with a proof, or that its
+// answers contradict each other: the caller has learned nothing of the proof. It is an
+// outage, and wraps [hsm.ErrUnavailable].
+var ErrUnchecked = fmt.Errorf("the token did not check a password: %w", hsm.ErrUnavailable)
+
+// ErrDamaged means that a stored verifier unwraps under no wrap key in use. It wraps
+// [ErrUnchecked].
+var ErrDamaged = fmt.Errorf("a stored password verifier does not unwrap: %w", ErrUnchecked)
+
 // CheckVerifier reports whether proof is a prefix of the HMAC-SHA-256 of a stored
 // verifier's input, computed inside the token. A verifier that was not moved to the wrap
 // key in use is under an earlier one, so each accepted key is tried. If none fits, the
-// error is [hsm.ErrInput]. If the proof is wrong, the token is asked again, so that an
-// error of the token does not count as a wrong password.
+// error is [ErrDamaged]. If the proof is wrong, the token is asked again, so that an
+// error of the token does not count as a wrong password. An error after the first answer
+// that did not fit is not [ErrUnchecked]: its time tells that the proof did not fit.
 func (k *Keys) CheckVerifier(ctx context.Context, stored Verifier, proof []byte) (right bool, err error) {
 	err = fmt.Errorf("key %q: %w", keyring.Wrap, keyring.ErrNoKey)
 	for _, wrap := range k.Ring().Accepted(keyring.Wrap, time.Now()) {
 		ask := func() ([]byte, error) { return k.token.MACWrapped(ctx, wrap.ID, stored.Wrapped, stored.Input) }
 		var mac []byte
-		if mac, err = ask(); errors.Is(err, hsm.ErrInput) {
+		switch mac, err = ask(); {
+		case errors.Is(err, hsm.ErrInput):
+			err = fmt.Errorf("%v: %w", err, ErrDamaged)
 			continue
+		case err != nil && ctx.Err() == nil:
+			return false, fmt.Errorf("%w: %w", err, ErrUnchecked)
+		case err != nil:
+			return false, err
+		case hasProof(mac, proof):
+			return true, nil
 		}
-		if err == nil && !hasProof(mac, proof) {
-			mac, err = agreed(ask, mac)
+		mac, err = agreed(ask, mac)
+		if errors.Is(err, errContradiction) {
+			return false, fmt.Errorf("%w: %w", err, ErrUnchecked)
 		}
 		return err == nil && hasProof(mac, proof), err
 	}

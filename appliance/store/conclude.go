@@ -151,7 +151,8 @@ func (s Spend) waiting(v View) bool {
 }
 
 // ownObjection looks at the evidence. Only a refusal by the user, or a limit, ends the decision to
-// approve. After a change of policy the approver may try again.
+// approve. After a change of policy the approver may try again. An amount that needs a higher level
+// by now is denied: what the client signed does not suffice.
 func (s Spend) ownObjection(v View) objection {
 	switch {
 	case s.Asks != nil && s.Asks.Counter() >= s.Serial.Counter():
@@ -160,8 +161,10 @@ func (s Spend) ownObjection(v View) objection {
 		return objection{s.Denial, s.Denial == protocol.CodeUserRefused}
 	case v.PolicyVersion != s.PolicyVersion:
 		return objection{code: protocol.CodePolicy}
-	case s.exceeds(v.Used):
+	case s.anyCharge(v.Used, Charge.exceeds):
 		return objection{protocol.CodeLimit, true}
+	case s.anyCharge(v.Used, Charge.outgrows):
+		return objection{code: protocol.CodePolicy}
 	default:
 		return objection{}
 	}

@@ -45,6 +45,7 @@ var against = []struct {
 	{"refused", func(s *Spend, _ *View) { s.Denial = protocol.CodeUserRefused }, protocol.CodeUserRefused, true},
 	{"policy", func(_ *Spend, v *View) { v.PolicyVersion++ }, protocol.CodePolicy, false},
 	{"limit", func(_ *Spend, v *View) { v.Used[0].Amount++ }, protocol.CodeLimit, true},
+	{"sum", func(s *Spend, v *View) { s.Charges[0].Below = v.Used[0].Amount + s.Charges[0].Amount }, protocol.CodePolicy, false},
 }
 
 // TestConcludeApproval goes through every combination: the first that applies is told.
@@ -70,16 +71,16 @@ func TestConcludeApproval(t *testing.T) {
 		}
 		switch {
 		case c.Outcome.Result != result || c.Outcome.Reason != code || c.Outcome.Decision.Result != result:
-			t.Errorf("%09b: %v, reason %d; want %d", bits, c.Outcome.Result, c.Outcome.Reason, code)
+			t.Errorf("%010b: %v, reason %d; want %d", bits, c.Outcome.Result, c.Outcome.Reason, code)
 		case !reflect.DeepEqual(c.Finalize, want) || (c.Further != nil) != ends:
-			t.Errorf("%09b: end %+v, want %+v", bits, c.Finalize, want)
+			t.Errorf("%010b: end %+v, want %+v", bits, c.Finalize, want)
 		case !c.Spend || c.Charge != (code == 0) || c.ResetGuard != s.Right || c.Waits != nil || c.Settle != nil:
-			t.Errorf("%09b: %+v", bits, c)
+			t.Errorf("%010b: %+v", bits, c)
 		case c.Record.Kind != audit.KindDecision:
-			t.Errorf("%09b: record %+v", bits, c.Record)
+			t.Errorf("%010b: record %+v", bits, c.Record)
 		}
 		if c.Further != nil && (c.Further.Kind != audit.KindFinal || c.Further.Salt == c.Record.Salt || c.Further.Salt == [16]byte{}) {
-			t.Errorf("%09b: record of the end %+v", bits, c.Further)
+			t.Errorf("%010b: record of the end %+v", bits, c.Further)
 		}
 	}
 }

@@ -16,7 +16,7 @@ func BenchmarkSeals(b *testing.B) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	client := Client{Name: "alice", Roles: []string{"uv"}, Verifier: make([]byte, 40), Cert: make([]byte, 180), CreatedAt: at, Status: Active, Version: 1}
 	client.SigningKey[0] = 2
-	restraint := Restraint{Highest: 7, Windows: []Window{{Service: 200, Period: 86400, Start: 1, Currency: "EUR", Amount: 100, Count: 2}}}
+	restraint := Restraint{Highest: 7, Sums: []Sum{{Service: 200, Period: 86400, Currency: "EUR", Buckets: []Bucket{{Number: 1, Amount: 100, Count: 2}}}}}
 	device := Device{Name: "gate", SPIFFEID: "spiffe://bank.example/device/gate", Display: "Gate", Floor: 1, Status: Active, Version: 1, CreatedAt: at}
 	head := HeadRecord{Name: "head", Body: make([]byte, 250)}
 	decision := Kept{Spent: Spent{Outcome: Outcome{Result: 1, At: at, Decision: receipt.Decision{

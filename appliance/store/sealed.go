@@ -36,7 +36,8 @@ func (r Restraint) sealed() sealed {
 		Until   int64       `cbor:"4,keyasint,omitempty"`
 		Begun   []Challenge `cbor:"5,keyasint,omitempty"`
 		Windows []Window    `cbor:"6,keyasint,omitempty"`
-	}{r.Highest, r.Guard.Wrong, allMicros(r.Guard.Recent), micros(r.Guard.Until), r.Begun, r.Windows}}
+		Sums    []Sum       `cbor:"7,keyasint,omitempty"`
+	}{r.Highest, r.Guard.Wrong, allMicros(r.Guard.Recent), micros(r.Guard.Until), r.Begun, r.Windows, r.Sums}}
 }
 
 func (d Device) sealed() sealed {
@@ -134,7 +135,7 @@ func (k Kept) sealed() sealed {
 	}
 	for _, c := range k.Charges {
 		fields.Charges = append(fields.Charges, sealedCharge{
-			Service: c.Service, Period: periodOf(c), Start: c.Window.Unix(), Currency: c.Currency, Amount: c.Amount,
+			Service: c.Service, Period: periodOf(c), Start: c.At.Unix(), Currency: c.Currency, Amount: c.Amount,
 		})
 	}
 	return sealed{"decision", serialKey(k.Client, k.Serial), fields}

@@ -29,8 +29,8 @@ type Spend struct {
 	Denial protocol.Code
 	// PolicyVersion is the version that Decision was made under.
 	PolicyVersion uint64
-	// Charges has one entry for each limit of the service; an approval takes them all. Of several
-	// for one window the first counts.
+	// Charges has one entry for each limit and each cumulated window of the service; an approval
+	// takes them all. Of several for one window the first counts.
 	Charges []Charge
 	// Right reports that the password was checked and is right: the guard is reset.
 	Right bool
@@ -75,27 +75,38 @@ type Evidence struct {
 	Reference string // the device's own, of its order
 }
 
-// Charge is the amount and approval taken from one limit of a client on a service. A limit of zero
-// is no limit. Client, service, period and window name the row that is charged.
+// Charge is the amount and approval taken from one sliding window of a client on a service. A limit
+// or bound of zero is none. Client, service, period and currency name the sum that is charged.
 type Charge struct {
 	Service     protocol.Service
 	Period      time.Duration // length of the window, whole seconds
-	Window      time.Time     // its start, a multiple of Period since the Unix epoch
+	At          time.Time     // of the approval; of a stored charge: start of its bucket
 	Amount      uint64        // minor units that this approval takes
 	Currency    string        // of the amounts; "" where the service has none
-	AmountLimit uint64        // most minor units in a window
-	CountLimit  uint64        // most approvals in a window
+	AmountLimit uint64        // most minor units in the window (13)
+	CountLimit  uint64        // most approvals in the window (13)
+	// Below is the bound of the signed level: the amounts in the window stay below it, or the
+	// approval needs a higher level (12).
+	Below uint64
 }
 
-func (c Charge) exceeds(u Window) bool {
+// exceeds reports whether a limit stands against the charge.
+func (c Charge) exceeds(u Used) bool {
 	overAmount := c.AmountLimit != 0 && (u.Amount > c.AmountLimit || c.Amount > c.AmountLimit-u.Amount)
 	overCount := c.CountLimit != 0 && u.Count >= c.CountLimit
 	return overAmount || overCount
 }
 
-func (s Spend) exceeds(used []Window) bool {
+// outgrows reports whether the amounts need a higher level than the signed one.
+func (c Charge) outgrows(u Used) bool {
+	return c.Below != 0 && sum(u.Amount, c.Amount) >= c.Below
+}
+
+// anyCharge reports whether something holds for a charge and how far its window is used. It holds
+// for a window that was not read.
+func (s Spend) anyCharge(used []Used, holds func(Charge, Used) bool) bool {
 	for i, c := range s.Charges {
-		if i >= len(used) || c.exceeds(used[i]) {
+		if i >= len(used) || holds(c, used[i]) {
 			return true
 		}
 	}
@@ -107,7 +118,7 @@ type View struct {
 	Client        Client
 	Device        Device
 	PolicyVersion uint64
-	Used          []Window // of each charge, in the same order
+	Used          []Used // of each charge, in the same order
 	// Spent is the decision stored for the counter of the serial, if there is one.
 	Spent *Spent
 	// Begun lists the password attempts under the counter of the serial, by number.

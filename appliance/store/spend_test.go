@@ -28,7 +28,7 @@ func sampleSpend() Spend {
 func sampleView() View {
 	return View{
 		Client: Client{Status: Active, Highest: 6}, Device: Device{Status: Active},
-		PolicyVersion: 4, Used: []Window{{Amount: 60}},
+		PolicyVersion: 4, Used: []Used{{Amount: 60}},
 	}
 }
 
@@ -166,27 +166,27 @@ func TestLimits(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		charge Charge
-		used   Window
+		used   Used
 		over   bool
 	}{
-		{"no limit", Charge{Amount: most}, Window{Amount: most, Count: most}, false},
-		{"exactly", Charge{Amount: 40, AmountLimit: 100}, Window{Amount: 60}, false},
-		{"one over", Charge{Amount: 41, AmountLimit: 100}, Window{Amount: 60}, true},
-		{"alone over", Charge{Amount: 101, AmountLimit: 100}, Window{}, true},
-		{"used over", Charge{Amount: 0, AmountLimit: 100}, Window{Amount: 101}, true},
-		{"nothing more", Charge{Amount: 0, AmountLimit: 100}, Window{Amount: 100}, false},
-		{"sum wraps", Charge{Amount: most, AmountLimit: most}, Window{Amount: 1}, true},
-		{"last", Charge{CountLimit: 3}, Window{Count: 2}, false},
-		{"one too many", Charge{CountLimit: 3}, Window{Count: 3}, true},
-		{"either", Charge{Amount: 1, AmountLimit: 9, CountLimit: 1}, Window{Count: 1}, true},
+		{"no limit", Charge{Amount: most}, Used{Amount: most, Count: most}, false},
+		{"exactly", Charge{Amount: 40, AmountLimit: 100}, Used{Amount: 60}, false},
+		{"one over", Charge{Amount: 41, AmountLimit: 100}, Used{Amount: 60}, true},
+		{"alone over", Charge{Amount: 101, AmountLimit: 100}, Used{}, true},
+		{"used over", Charge{Amount: 0, AmountLimit: 100}, Used{Amount: 101}, true},
+		{"nothing more", Charge{Amount: 0, AmountLimit: 100}, Used{Amount: 100}, false},
+		{"sum wraps", Charge{Amount: most, AmountLimit: most}, Used{Amount: 1}, true},
+		{"last", Charge{CountLimit: 3}, Used{Count: 2}, false},
+		{"one too many", Charge{CountLimit: 3}, Used{Count: 3}, true},
+		{"either", Charge{Amount: 1, AmountLimit: 9, CountLimit: 1}, Used{Count: 1}, true},
 	} {
 		s := Spend{Charges: []Charge{{}, c.charge}}
-		if got := s.exceeds([]Window{{}, c.used}); got != c.over {
+		if got := s.anyCharge([]Used{{}, c.used}, Charge.exceeds); got != c.over {
 			t.Errorf("%s: exceeds is %v", c.name, got)
 		}
 	}
 	s := Spend{Charges: make([]Charge, 2)}
-	if !s.exceeds(make([]Window, 1)) {
+	if !s.anyCharge(make([]Used, 1), Charge.exceeds) {
 		t.Error("a charge whose use was not read is within its limit")
 	}
 }

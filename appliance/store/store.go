@@ -97,6 +97,10 @@ type Store interface {
 	// such client or device, and ErrExists if an approved transaction has the transaction id. A
 	// [Spend.Approves] or [Spend.Asks] that names nothing is an outcome, not an error.
 	Spend(ctx context.Context, s Spend) (Outcome, error)
+	// Used returns how far the windows of charges are used, in the same order, for a client whose
+	// record it verifies. Amounts and limits of the charges do not matter. For an unknown client it
+	// does the same work with another record, and returns zeros: the time does not show who exists.
+	Used(ctx context.Context, id protocol.ClientID, charges []Charge) ([]Used, error)
 	// Report stores the report of a device. The first report wins: a later one changes nothing and
 	// returns nil. A transaction that was not performed gives its limits back. It returns
 	// ErrNotFound if this device has no such approved transaction.
@@ -114,6 +118,10 @@ type Store interface {
 	// ErrNotFound if no such attempt waits for its answer: it was never begun, or it has spent its
 	// serial.
 	Wrong(ctx context.Context, key AnswerKey, triesLeft uint64, rec audit.Record) error
+	// TakeBack removes an attempt that the token did not check, and what its Try counted. Only the
+	// request whose Try began it calls it, and no other request may have checked it meanwhile. It
+	// returns ErrNotFound, and changes nothing, if the attempt does not wait for its answer.
+	TakeBack(ctx context.Context, key AnswerKey, tried Tried) error
 	// Guard reads the password guard of a client, or returns ErrNotFound.
 	Guard(ctx context.Context, id protocol.ClientID) (Guard, error)
 	// Unlock resets the password guard of a client, as only a Spend with Right does otherwise. It
@@ -185,6 +193,9 @@ type Store interface {
 	Append(ctx context.Context, rec audit.Record) error
 	// Records lists up to limit records with a sequence number above after.
 	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
+	// Pulse makes one durable write that means nothing, by the way that every change takes: it
+	// shows whether changes can be stored.
+	Pulse(ctx context.Context, at time.Time) error
 	// Tally counts the stored rows.
 	Tally(ctx context.Context) (Tally, error)
 
@@ -251,6 +262,11 @@ type Sealing interface {
 	// anchor; the anchor follows the head from then on. A nil anchor is none. An error wraps
 	// [ErrForged] or [ErrUnavailable].
 	Unseal(ctx context.Context, s *Seals, a Anchor) error
+	// Upgrade lets the store write records in the form of this release, once it is unsealed. Programs
+	// of an earlier release, which would misread them, refuse the store from then on. Until then
+	// nothing is charged: Spend is ErrUnavailable. In a store that this release made, and the second
+	// time, it does nothing.
+	Upgrade(ctx context.Context, rec audit.Record) error
 	// Reseal verifies records in force whose seals are of an earlier version of mac and seals them
 	// under the version in force: at most so many after a cursor, which is zero at first. It stores
 	// the record if it resealed any. done reports that none are left. A record that does not fit

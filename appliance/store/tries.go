@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"time"
 
 	"countersign/protocol"
@@ -57,6 +58,23 @@ func (g Guard) begin(now time.Time) Guard {
 		next.Until = Stamp(now).Add(g.nextBackOff())
 	}
 	return next
+}
+
+// without returns the guard without an attempt that nothing checked. If other attempts began
+// since, the wait that they have to keep stays.
+func (g Guard) without(t Tried) Guard {
+	if g.equal(*t.Guard) {
+		return t.Before
+	}
+	next := Guard{Wrong: max(g.Wrong, 1) - 1, Until: g.Until, Recent: slices.Clone(g.Recent)}
+	if i := slices.IndexFunc(next.Recent, t.Begun.At.Equal); i >= 0 {
+		next.Recent = slices.Delete(next.Recent, i, i+1)
+	}
+	return next
+}
+
+func (g Guard) equal(o Guard) bool {
+	return g.Wrong == o.Wrong && g.Until.Equal(o.Until) && slices.EqualFunc(g.Recent, o.Recent, time.Time.Equal)
 }
 
 // backedOff reports whether the back-off has begun. Every further wrong password continues it.
@@ -132,9 +150,11 @@ type Tried struct {
 	// challenge, leaves no tries (Guarded); 0 is until an administrator unlocks the password.
 	Guarded bool
 	Wait    time.Duration
-	// Guard and Begun are to be stored; nil leaves them as they are.
-	Guard *Guard
-	Begun *Begun
+	// Guard and Begun are to be stored; nil leaves them as they are. Before is the guard that
+	// Guard replaces.
+	Guard  *Guard
+	Begun  *Begun
+	Before Guard
 }
 
 // Conclude decides within the transaction. It is the same for every driver.
@@ -154,7 +174,7 @@ func (a Attempt) Conclude(v AttemptView) Tried {
 	}
 	next := v.Guard.begin(a.Now)
 	t := a.begun(next)
-	t.Guard, t.Begun = &next, &Begun{AnswerKey: a.AnswerKey, TriesLeft: t.TriesLeft, At: Stamp(a.Now)}
+	t.Before, t.Guard, t.Begun = v.Guard, &next, &Begun{AnswerKey: a.AnswerKey, TriesLeft: t.TriesLeft, At: Stamp(a.Now)}
 	return t
 }
 

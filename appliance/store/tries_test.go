@@ -208,7 +208,7 @@ func TestAttemptConclude(t *testing.T) {
 		got := a.Conclude(c.view)
 		if fresh := c.want.Code == 0 && !c.want.Repeat; fresh {
 			next := c.view.Guard.begin(base)
-			c.want.Guard = &next
+			c.want.Guard, c.want.Before = &next, c.view.Guard
 			c.want.Begun = &Begun{AnswerKey: a.AnswerKey, TriesLeft: c.want.TriesLeft, At: base}
 		}
 		if !reflect.DeepEqual(got, c.want) {

@@ -91,6 +91,6 @@ func activationCode(cmd *cobra.Command, f enrolFlags, text string) (enrol.Activa
 		}
 		text = strings.TrimSpace(line)
 	}
-	code, err := enrol.ParseActivationCode(text)
+	code, err := enrol.ParseTypedCode(text)
 	return code, cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/secret"
 	"countersign/protocol"
 )
 
@@ -157,7 +159,7 @@ type passwordFlags struct {
 func addPasswordFlags(cmd *cobra.Command) *passwordFlags {
 	f := &passwordFlags{fd: -1}
 	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "file descriptor to read the password from, one line per attempt")
-	cmd.Flags().StringVar(&f.file, "password-file", "", "file of mode 0600 with the password in its first line")
+	cmd.Flags().StringVar(&f.file, "password-file", "", "file with the password in its one line, which no other user can read")
 	cmd.MarkFlagsMutuallyExclusive("password-fd", "password-file")
 	return f
 }
@@ -213,21 +215,20 @@ func (p *passwords) read() (client.Password, error) {
 	return readLine(p.lines)
 }
 
-func readFile(name string) (secret client.Password, err error) {
-	f, err := os.Open(name)
+// readFile reads a password, before any try is spent.
+func readFile(name string) (client.Password, error) {
+	password, err := secret.ReadFile(name)
 	if err != nil {
-		return nil, cli.Fail(cli.IO, fmt.Errorf("password file: %w", err), "")
+		return nil, fmt.Errorf("password file %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, cli.Fail(cli.IO, fmt.Errorf("password file: %w", err), "")
-	case info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0:
-		return nil, cli.Fail(cli.Auth, fmt.Errorf("password file %s may be read by others (mode %#o)", name, info.Mode().Perm()),
-			"run chmod 600 on it, and change the password if others could read it")
+	if len(password) > maxPasswordBytes {
+		return nil, errTooLong()
 	}
-	return readLine(f)
+	return client.Password(password), nil
+}
+
+func errTooLong() error {
+	return cli.Fail(cli.Usage, fmt.Errorf("password of more than %d bytes", maxPasswordBytes), "")
 }
 
 // readLine reads byte by byte and leaves the rest unread.
@@ -238,12 +239,13 @@ func readLine(r io.Reader) (client.Password, error) {
 		n, err := r.Read(one[:])
 		switch {
 		case n == 1 && one[0] != '\n' && len(line) == maxPasswordBytes:
-			return nil, cli.Fail(cli.Usage, fmt.Errorf("password of more than %d bytes", maxPasswordBytes), "")
+			return nil, errTooLong()
 		case n == 1 && one[0] != '\n':
 			line = append(line, one[0])
 		case err != nil && !errors.Is(err, io.EOF):
 			return nil, cli.Fail(cli.IO, fmt.Errorf("reading the password: %w", err), "")
 		case n == 1 && one[0] == '\n', err != nil:
+			line = bytes.TrimSuffix(line, []byte("\r"))
 			if len(line) == 0 {
 				return nil, cli.Fail(cli.Auth, errors.New("no password to read"), "")
 			}
@@ -252,42 +254,15 @@ func readLine(r io.Reader) (client.Password, error) {
 	}
 }
 
-// prompt asks without echo. It returns when ctx ends even without an answer, and restores the
-// terminal's echo.
+// prompt asks without echo. It returns when ctx ends even without an answer.
 func prompt(ctx context.Context, cmd *cobra.Command, question string) (client.Password, error) {
-	restore := echo(cmd)
-	type answer struct {
-		secret []byte
-		err    error
+	terminal := cli.TerminalOf(cmd)
+	terminal.Ctx = ctx
+	password, err := terminal.Secret(question)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	done := make(chan answer, 1)
-	go func() {
-		secret, err := cli.TerminalOf(cmd).Secret(question)
-		done <- answer{secret, err}
-	}()
-	select {
-	case <-ctx.Done():
-		restore()
-		return nil, context.Cause(ctx)
-	case got := <-done:
-		return got.secret, got.err
-	}
-}
-
-// echo returns a function that restores the current state of the terminal.
-func echo(cmd *cobra.Command) (restore func()) {
-	f, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		var err error
-		if f, err = os.OpenFile("/dev/tty", os.O_RDWR, 0); err != nil {
-			return func() {}
-		}
-	}
-	state, err := term.GetState(int(f.Fd()))
-	if err != nil {
-		return func() {}
-	}
-	return func() { _ = term.Restore(int(f.Fd()), state) } // no other remedy
+	return password, err
 }
 
 // newPassword returns the password to enrol with, nil for none. Without a flag it prompts twice.

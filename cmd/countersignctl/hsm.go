@@ -86,14 +86,30 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 			rows = append(rows, workerRow{Token: token})
 		}
 	}
-	return workerTable.List(p, rows)
+	if err := workerTable.List(p, rows); err != nil {
+		return err
+	}
+	return printReasons(p, tokens)
+}
+
+// printReasons prints why a token does not serve, below the table.
+func printReasons(p cli.Printer, tokens []adminapi.Token) error {
+	for _, token := range tokens {
+		if token.Serves() || token.Reason == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(p.Out, "token %s is %s: %s\n", token.Name, token.State, token.Reason); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // usable returns nil if a token answers.
 func usable(tokens []adminapi.Token) error {
 	var reasons []string
 	for _, token := range tokens {
-		if token.State == "ready" || token.State == "degraded" {
+		if token.Serves() {
 			return nil
 		}
 		reasons = append(reasons, token.Name+": "+token.Reason)

@@ -39,6 +39,8 @@ type daemon struct {
 	keys      *keyuse.Keys
 	appliance *appliance.Appliance
 	identity  *api.Identity
+	limits    api.Limits
+	filesErr  error // the limits do not fit the open files
 	listeners listeners
 	config    *config.Appliance
 	storeDir  string
@@ -57,6 +59,9 @@ const startTimeout = 30 * time.Second
 // newDaemon opens the listeners and, unless the HSM is locked, loads keys and policy. It serves nothing yet.
 func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon, err error) {
 	d = &daemon{parts: p, config: cfg, storeDir: filepath.Dir(cfg.Store.Path), started: time.Now(), loaded: make(chan struct{})}
+	if err = d.fitLimits(); err != nil {
+		return nil, err
+	}
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -71,6 +76,23 @@ func newDaemon(ctx context.Context, cfg *config.Appliance, p *parts) (d *daemon,
 	return d, nil
 }
 
+// fitLimits reads the limits of the API, and lowers and reports them if they do not fit the open files. The Go runtime
+// has raised the soft limit to the hard one.
+func (d *daemon) fitLimits() error {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	cfg := d.config.API
+	d.limits, d.filesErr = api.Limits{
+		Strangers: cfg.Strangers, PerAddress: cfg.StrangersPerAddress, PerDevice: cfg.ConnectionsPerDevice, Requests: cfg.RequestsPerDevice,
+	}.Fit(files.Cur)
+	if d.filesErr != nil {
+		d.log.Error("limits of the API were lowered", "error", d.filesErr, "strangers", d.limits.Strangers, "devices", d.limits.Devices)
+	}
+	return nil
+}
+
 // load creates the appliance from store and token.
 func (d *daemon) load(ctx context.Context) (err error) {
 	cfg := d.config
@@ -82,6 +104,10 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	}
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
+	}
+	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	if err := d.store.Upgrade(ctx, rec); err != nil {
+		return err
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
 		Store: d.store, Keys: d.keys, Token: cfg.HSM.TokenLabel, Schedule: schedule(cfg.Keys), Logger: d.log, Metrics: d.metrics,
@@ -202,14 +228,21 @@ func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 }
 
+// checks returns the checks of /readyz. They look at results of the heartbeat and of the HSM's own checks, and cost
+// nothing.
 func (d *daemon) checks() map[string]api.Check {
 	return map[string]api.Check{
-		"store": d.storeReady,
-		"hsm": func(context.Context) error {
-			if d.token.Ready() {
-				return nil
+		"store": func(ctx context.Context) error {
+			if err := d.spaceLeft(); err != nil {
+				return err
 			}
-			return d.tokenError()
+			return d.onceLoaded(func(ctx context.Context) error { return d.appliance.CheckStore(ctx) })(ctx)
+		},
+		"hsm": func(ctx context.Context) error {
+			if !d.token.Ready() {
+				return d.tokenError()
+			}
+			return d.onceLoaded(func(ctx context.Context) error { return d.appliance.CheckToken(ctx) })(ctx)
 		},
 		"keys_in_use": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckInUse(ctx) }),
 	}
@@ -218,9 +251,11 @@ func (d *daemon) checks() map[string]api.Check {
 // warnings returns checks that /readyz shows without making the daemon unready.
 func (d *daemon) warnings() map[string]api.Check {
 	return map[string]api.Check{
+		"tokens":      d.checkTokens,
 		"keys":        d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckDue(ctx) }),
 		"records":     d.onceLoaded(func(ctx context.Context) error { return d.appliance.RecordsFit(ctx) }),
 		"key_objects": d.onceLoaded(func(ctx context.Context) error { return d.appliance.Keys.CheckAttested(ctx) }),
+		"open_files":  func(context.Context) error { return d.filesErr },
 	}
 }
 
@@ -239,8 +274,8 @@ func (d *daemon) onceLoaded(check api.Check) api.Check {
 // leastFree is the free space, in bytes, that commits need. With less the daemon is not ready.
 const leastFree = 1 << 20
 
-// storeReady returns nil if the store answers and its disk has space for commits.
-func (d *daemon) storeReady(ctx context.Context) error {
+// spaceLeft returns an error if the disk of the store has no space for commits.
+func (d *daemon) spaceLeft() error {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.storeDir, &disk); err != nil {
 		return fmt.Errorf("%s: %w", d.storeDir, err)
@@ -248,11 +283,7 @@ func (d *daemon) storeReady(ctx context.Context) error {
 	if free := disk.Bavail * uint64(disk.Bsize); free < leastFree {
 		return fmt.Errorf("%s: %d bytes free, want %d: %w", d.storeDir, free, leastFree, store.ErrUnavailable)
 	}
-	_, err := d.store.ActivePolicy(ctx)
-	if errors.Is(err, store.ErrSealed) && d.waits { // until the PIN arrives, which the check of the HSM reports
-		return nil
-	}
-	return err
+	return nil
 }
 
 // listeners are the daemon's three.
@@ -305,10 +336,14 @@ func (d *daemon) opsServer() api.Server {
 }
 
 func (d *daemon) apiServer() api.Server {
+	metrics := api.NewMetrics(d.metrics)
 	a := &api.API{
-		Devices: d.appliance.Parties, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol, Logger: d.log.Named("api"),
+		Devices: d.appliance.Parties, Judge: d.identity, Authorizer: d.appliance.Authorize, Enroller: d.appliance.Enrol,
+		Limits: d.limits, Metrics: metrics, Logger: d.log.Named("api"),
 	}
-	return api.Server{Name: "api", Listener: d.listeners.api, Handler: a.Handler(), TLS: d.identity.TLSConfig()}
+	return api.Server{
+		Name: "api", Listener: d.listeners.api, Handler: a.Handler(), Identity: d.identity, Limits: d.limits, Metrics: metrics,
+	}
 }
 
 // devDaemon is a daemon as package dev runs it.

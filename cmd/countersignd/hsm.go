@@ -24,25 +24,39 @@ func (d *daemon) hsmStatus() adminapi.HSM {
 	return sum
 }
 
+// checkTokens returns an error that names each token that serves nothing.
+func (p *parts) checkTokens(context.Context) error {
+	var reasons []error
+	for _, t := range p.hsmTokens() {
+		if !t.Serves() {
+			reasons = append(reasons, fmt.Errorf("%s token is %s: %s", t.Name, t.State, t.Reason))
+		}
+	}
+	return errors.Join(reasons...)
+}
+
 // hsmTokens returns the tokens and workers for countersignctl hsm status.
-func (d *daemon) hsmTokens() []adminapi.Token {
-	all := make([]adminapi.Token, 0, len(d.pools))
-	for _, t := range d.pools {
-		all = append(all, d.tokenWords(t))
+func (p *parts) hsmTokens() []adminapi.Token {
+	all := make([]adminapi.Token, 0, len(p.pools))
+	for _, t := range p.pools {
+		all = append(all, p.tokenWords(t))
 	}
 	return all
 }
 
-func (d *daemon) tokenWords(t tokenPool) adminapi.Token {
+func (p *parts) tokenWords(t tokenPool) adminapi.Token {
 	state := t.State()
 	words := adminapi.Token{
 		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
-		State: tokenState(state), Wanted: state.Want, Sessions: d.cfg.Sessions, Workers: []adminapi.Worker{},
-		Drained: d.token.Drained(t.Name), InFlight: t.InFlight(),
+		State: tokenState(state), Wanted: state.Want, Sessions: p.cfg.Sessions, Workers: []adminapi.Worker{},
+		Drained: p.token.Drained(t.Name), InFlight: t.InFlight(),
 	}
 	if state.Err != nil {
 		words.Reason = state.Err.Error()
 		words.NeedsPIN = errors.Is(state.Err, hsm.ErrPIN) || errors.Is(state.Err, hsm.ErrLocked)
+	}
+	if err := p.token.Refused(t.Name); err != nil {
+		words.State, words.Reason = adminapi.TokenRefused, err.Error()
 	}
 	for _, w := range t.Processes() {
 		words.Workers = append(words.Workers, workerWords(w))
@@ -55,15 +69,15 @@ func tokenState(s pool.State) string {
 	case errors.Is(s.Err, hsm.ErrPIN) && s.Alive == 0:
 		return "pin-refused"
 	case errors.Is(s.Err, hsm.ErrPIN):
-		return "degraded"
+		return adminapi.TokenDegraded
 	case errors.Is(s.Err, hsm.ErrLocked):
 		return "locked"
 	case !s.Ready:
 		return "unavailable"
 	case s.Alive < s.Want:
-		return "degraded"
+		return adminapi.TokenDegraded
 	default:
-		return "ready"
+		return adminapi.TokenReady
 	}
 }
 

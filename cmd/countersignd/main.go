@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -27,11 +26,14 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	ctx, stop := cli.UntilStopped()
 	defer stop()
 	harden()
-	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
-	os.Exit(cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p))
+	stderr := cli.NewLines(os.Stderr)
+	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: stderr, Getenv: os.Getenv}
+	code := cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p)
+	_ = stderr.Close() // it returns no error
+	os.Exit(code)
 }
 
 // harden makes new files private, and keeps the PIN out of core dumps and away from other processes.
@@ -174,7 +176,7 @@ func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (
 	if err != nil {
 		return nil, err
 	}
-	return server.Examinations(ctx, a), nil
+	return append(server.Examinations(ctx, a), server.ExamineTokens(p.hsmTokens())...), nil
 }
 
 func devCommand() *cobra.Command {

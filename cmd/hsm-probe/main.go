@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"strconv"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"countersign/hsm"
 	"countersign/internal/cli"
@@ -21,7 +19,7 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == childArg {
 		os.Exit(child(jobName(os.Args[2]), os.Stderr))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	ctx, stop := cli.UntilSignal()
 	defer stop()
 	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
 	os.Exit(cli.Main(ctx, root(), p))
@@ -54,7 +52,7 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
-	{context.Canceled, cli.Failed, "it was interrupted; its objects on the token were removed, or the next run removes them"},
+	{context.Canceled, cli.Interrupted, "it was interrupted; its objects on the token were removed, or the next run removes them"},
 	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
 	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: lists the tokens"},

@@ -28,8 +28,8 @@ CODE "-" reads the code from standard input. If the command fails, repeat it wit
 			if err != nil {
 				return err
 			}
-			if c.Code, err = enrol.ParseActivationCode(text); err != nil {
-				return cli.Fail(cli.Usage, err, "copy the whole code, in upper case, with its dashes")
+			if c.Code, err = enrol.ParseTypedCode(text); err != nil {
+				return cli.Fail(cli.Usage, err, "copy the whole code that countersignctl device invite printed")
 			}
 			return runEnrol(cmd, c)
 		},

@@ -3,13 +3,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -21,9 +18,12 @@ import (
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := cli.UntilStopped()
 	defer stop()
-	return cli.Main(ctx, root(), cli.Process{Args: args, Stdin: stdin, Stdout: stdout, Stderr: stderr, Getenv: os.Getenv})
+	lines := cli.NewLines(stderr)
+	code := cli.Main(ctx, root(), cli.Process{Args: args, Stdin: stdin, Stdout: stdout, Stderr: lines, Getenv: os.Getenv})
+	_ = lines.Close() // it returns no error
+	return code
 }
 
 func root() *cobra.Command {
@@ -38,13 +38,17 @@ func configCheck() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Report every error in the configuration file",
+		Short: "Report every error in the configuration file, and whether the hook can be started",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := config.LoadRelay(path); err != nil {
+			c, err := config.LoadRelay(path)
+			if err == nil {
+				err = checkHook(c)
+			}
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
 			return cli.Fail(cli.IO, err, "")
 		},
 	}

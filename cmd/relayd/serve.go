@@ -69,7 +69,7 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	if err != nil {
 		return cli.Fail(cli.Config, err, "")
 	}
-	rc.Display, rc.Log, rc.Hook.Stderr, rc.Metrics = display, log, cmd.ErrOrStderr(), relay.NewMetrics(registry)
+	rc.Display, rc.Log, rc.Metrics = display, log, relay.NewMetrics(registry)
 	r, err := relay.New(rc)
 	if err != nil {
 		return openFailure(err)
@@ -148,7 +148,20 @@ func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening display: %w", err)
 	}
-	return f, nil
+	return fileDisplay{cli.NewLines(f), f}, nil
+}
+
+// fileDisplay is a file, FIFO or terminal that shows approvals. No act waits for it.
+type fileDisplay struct {
+	*cli.Lines
+	file *os.File
+}
+
+func (d fileDisplay) Close() error { return errors.Join(d.Lines.Close(), d.file.Close()) }
+
+// checkHook returns an error with exit code 78 if the hook cannot be started.
+func checkHook(c *config.Relay) error {
+	return cli.Fail(cli.Config, relay.Hook{Command: c.Hook.Command}.Check(), "correct hook.command, or the program that it names")
 }
 
 // relayConfig converts the configuration file.
@@ -213,13 +226,16 @@ func (d daemon) serveOps(r *relay.Relay) (stop func(), err error) {
 	return func() { _ = server.Close() }, nil
 }
 
-// ready reports whether the appliance is reachable.
+// ready reports whether the appliance is reachable and the hook can be started.
 func ready(w http.ResponseWriter, r *relay.Relay) {
 	w.Header().Set("Content-Type", "application/json")
-	if r.Reachable() {
-		fmt.Fprintln(w, `{"appliance":"reachable"}`)
-		return
+	state, code := map[string]string{"appliance": "reachable", "hook": "ok"}, http.StatusOK
+	if !r.Reachable() {
+		state["appliance"], code = "not reachable", http.StatusServiceUnavailable
 	}
-	w.WriteHeader(http.StatusServiceUnavailable)
-	fmt.Fprintln(w, `{"appliance":"not reachable"}`)
+	if err := r.CheckHook(); err != nil {
+		state["hook"], code = err.Error(), http.StatusServiceUnavailable
+	}
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(state) // an error means that the peer is gone
 }

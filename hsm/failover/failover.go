@@ -30,6 +30,9 @@ type Token interface {
 	hsm.Token
 	Ready() bool   // it can be expected to answer
 	InFlight() int // calls without an answer
+	// Returns is how often it came back, or came first. It changes before the first call
+	// that may meet another token than the calls before.
+	Returns() uint64
 }
 
 // Member is a token with the administrator's name for it.
@@ -51,21 +54,25 @@ type Set struct {
 	timeout time.Duration
 	log     hclog.Logger
 
-	making   sync.Mutex // one new key at a time
-	draining sync.Mutex // one Drain at a time
+	making    sync.Mutex // one new key at a time
+	draining  sync.Mutex // one Drain at a time
+	comparing atomic.Bool
+	samples   samples
 }
 
 type member struct {
 	Member
 	drained   atomic.Bool
-	transport hsm.Key // guarded by Set.making; zero if not read yet
+	standing  atomic.Pointer[standing] // nil before its keys were compared
+	turn      chan struct{}            // has a value while the member is compared
+	transport hsm.Key                  // guarded by Set.making; zero if not read yet
 }
 
 // New returns a set of open tokens.
 func New(cfg Config) *Set {
-	s := &Set{timeout: cfg.Timeout, log: cfg.Logger}
+	s := &Set{timeout: cfg.Timeout, log: cfg.Logger, samples: samples{of: map[hsm.KeyID]sample{}}}
 	for _, m := range cfg.Members {
-		s.members = append(s.members, &member{Member: m})
+		s.members = append(s.members, &member{Member: m, turn: make(chan struct{}, 1)})
 	}
 	return s
 }
@@ -73,12 +80,15 @@ func New(cfg Config) *Set {
 // Ready reports whether a member that takes calls is ready.
 func (s *Set) Ready() bool {
 	for _, m := range s.members {
-		if !m.drained.Load() && m.Ready() {
+		if m.serves() {
 			return true
 		}
 	}
 	return false
 }
+
+// serves reports whether calls go to the member, or will once its keys were compared.
+func (m *member) serves() bool { return !m.drained.Load() && m.Ready() && m.refused() == nil }
 
 // Drained reports whether the member takes no calls.
 func (s *Set) Drained(name string) bool {
@@ -87,8 +97,9 @@ func (s *Set) Drained(name string) bool {
 }
 
 // Drain stops giving calls to a member; false gives it calls again. It returns [ErrLast]
-// for the last member that takes calls, and [ErrNoMember] for an unknown name. A call that
-// was given to the member just before may be under way: see [Set.Idle].
+// for the last member that takes calls, [ErrNoMember] for an unknown name, and [ErrOtherKey]
+// for a member that holds another key now: it stays drained. A call that was given to the
+// member just before may be under way: see [Set.Idle].
 func (s *Set) Drain(name string, drain bool) error {
 	s.draining.Lock()
 	defer s.draining.Unlock()
@@ -96,8 +107,13 @@ func (s *Set) Drain(name string, drain bool) error {
 	if err != nil {
 		return err
 	}
-	if drain && !s.othersServe(m) {
-		return fmt.Errorf("draining token %s: %w", name, ErrLast)
+	if drain {
+		s.compareOthers(m)
+		if !s.othersServe(m) {
+			return fmt.Errorf("draining token %s: %w", name, ErrLast)
+		}
+	} else if err := s.compareAgain(m); err != nil {
+		return fmt.Errorf("resuming token %s: %w", name, err)
 	}
 	m.drained.Store(drain)
 	s.log.Info("token drained", "token", name, "drained", drain)
@@ -131,9 +147,31 @@ func (s *Set) find(name string) (*member, error) {
 	return nil, fmt.Errorf("token %q: %w", name, ErrNoMember)
 }
 
+// compareAgain compares a member that was drained. Only another key is an error: a member
+// that does not answer is compared when it does.
+func (s *Set) compareAgain(m *member) error {
+	if !m.drained.Load() || len(s.members) == 1 {
+		return nil
+	}
+	m.standing.Store(nil)
+	if m.Ready() {
+		s.compareLater(m)
+	}
+	return m.refused()
+}
+
+// compareOthers compares the members that can take over.
+func (s *Set) compareOthers(than *member) {
+	for _, m := range s.members {
+		if m != than && m.due() && m.Ready() {
+			s.compareLater(m)
+		}
+	}
+}
+
 func (s *Set) othersServe(than *member) bool {
 	for _, m := range s.members {
-		if m != than && !m.drained.Load() && m.Ready() {
+		if m != than && m.serves() && m.joined() {
 			return true
 		}
 	}
@@ -162,13 +200,29 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 	order := s.order()
 	var failed []error
 	for i, m := range order {
-		answer, err = try(ctx, s.share(len(order)-i), func(ctx context.Context) (T, error) { return call(ctx, m.Token) })
+		answer, err = try(ctx, s.share(len(order)-i), func(ctx context.Context) (T, error) { return ask(ctx, s, m, i == len(order)-1, call) })
 		if err == nil || !hsm.TryElsewhere(ctx, err) {
 			return answer, err
 		}
 		failed = append(failed, fmt.Errorf("token %s: %w", m.Name, err))
 	}
 	return answer, gravest(failed)
+}
+
+// ask gives a call to a member whose keys are the set's. The answer of a token that came back
+// meanwhile does not count, because it may be another token. The last member that can be
+// asked is waited for.
+func ask[T any](ctx context.Context, s *Set, m *member, last bool, call func(context.Context, hsm.Token) (T, error)) (answer T, err error) {
+	if err := s.admit(ctx, m, last); err != nil {
+		return answer, err
+	}
+	before := m.Returns()
+	answer, err = call(ctx, m.Token)
+	if len(s.members) > 1 && before != m.Returns() {
+		var none T
+		return none, errJoining
+	}
+	return answer, err
 }
 
 // share returns how long a member may take, if left members, itself included, remain to be

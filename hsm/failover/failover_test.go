@@ -22,10 +22,13 @@ type fragile struct {
 	away, hangs atomic.Bool
 	flying      atomic.Int64
 	signed      atomic.Int64
+	returns     atomic.Uint64
 }
 
 func (f *fragile) Ready() bool   { return !f.away.Load() }
 func (f *fragile) InFlight() int { return int(f.flying.Load()) }
+
+func (f *fragile) Returns() uint64 { return f.returns.Load() }
 
 func (f *fragile) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
 	if f.hangs.Load() {

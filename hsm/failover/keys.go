@@ -20,7 +20,7 @@ func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 	seen, reached := map[hsm.KeyID]bool{}, false
 	var failed []error
 	for _, m := range s.order() {
-		some, err := m.Keys(ctx)
+		some, err := ask(ctx, s, m, true, func(ctx context.Context, t hsm.Token) ([]hsm.Key, error) { return t.Keys(ctx) })
 		if err != nil {
 			failed = append(failed, fmt.Errorf("token %s: %w", m.Name, err))
 			continue
@@ -79,7 +79,7 @@ func withoutTransport(objects []hsm.Object) []hsm.Object {
 func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 	s.making.Lock()
 	defer s.making.Unlock()
-	first, others, err := s.all()
+	first, others, err := s.all(ctx)
 	if err != nil {
 		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
 	}
@@ -105,6 +105,10 @@ func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 			return hsm.Key{}, fmt.Errorf("copying key %q to token %s: %w", spec.Label, m.Name, err)
 		}
 	}
+	if err := s.proveCopies(ctx, k); err != nil {
+		s.undo(ctx, k, s.members)
+		return hsm.Key{}, err
+	}
 	k.Copied = len(spec.Recipients) > 0
 	if k.Sealed = k.Sealed[:asked:asked]; asked == 0 {
 		k.Sealed = nil
@@ -113,10 +117,13 @@ func (s *Set) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
 }
 
 // all returns every member, the one that makes keys first.
-func (s *Set) all() (first *member, others []*member, err error) {
+func (s *Set) all(ctx context.Context) (first *member, others []*member, err error) {
 	for _, m := range s.members {
 		if m.drained.Load() || !m.Ready() {
 			return nil, nil, fmt.Errorf("token %s is away, and a new key must be on every token: %w", m.Name, hsm.ErrUnavailable)
+		}
+		if err := s.admit(ctx, m, true); err != nil {
+			return nil, nil, fmt.Errorf("token %s, and a new key must be on every token: %w", m.Name, err)
 		}
 	}
 	return s.members[0], s.members[1:], nil
@@ -169,7 +176,7 @@ func (s *Set) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.Private
 func (s *Set) everywhere(ctx context.Context, do func(*member) (hsm.Key, error)) (k hsm.Key, err error) {
 	s.making.Lock()
 	defer s.making.Unlock()
-	first, others, err := s.all()
+	first, others, err := s.all(ctx)
 	if err != nil {
 		return k, err
 	}
@@ -181,6 +188,10 @@ func (s *Set) everywhere(ctx context.Context, do func(*member) (hsm.Key, error))
 			s.undo(ctx, k, s.members[:i+1])
 			return hsm.Key{}, fmt.Errorf("token %s: %w", m.Name, err)
 		}
+	}
+	if err := s.proveCopies(ctx, k); err != nil {
+		s.undo(ctx, k, s.members)
+		return hsm.Key{}, err
 	}
 	return k, nil
 }
@@ -205,6 +216,7 @@ func (s *Set) Destroy(ctx context.Context, key hsm.KeyID) error {
 	if !had {
 		return missing
 	}
+	s.samples.remove(key)
 	return nil
 }
 

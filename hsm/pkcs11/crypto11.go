@@ -23,7 +23,7 @@ import (
 func findShared(cfg Config) (info pkcs11.TokenInfo, shared bool, err error) {
 	ctx := pkcs11.New(cfg.Module)
 	if ctx == nil {
-		return info, false, fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
+		return info, false, loadError(cfg.Module)
 	}
 	defer ctx.Destroy()
 	if err := ctx.Initialize(); err != nil {

@@ -1,6 +1,8 @@
 package pkcs11
 
 /*
+#cgo LDFLAGS: -ldl
+#include <dlfcn.h>
 #include <stdlib.h>
 
 // The types of PKCS#11 v2.40 that these calls need, laid out as in its C headers on a
@@ -79,13 +81,24 @@ static ulong_t derive_data(functions *f, ulong_t session, ulong_t base, bytes da
 	mechanism m = { 0x1104, &data, sizeof data };
 	return ((ulong_t (*)(ulong_t, mechanism *, ulong_t, attribute *, ulong_t, ulong_t *))f->fn[DERIVE_KEY])(session, &m, base, list, n, key);
 }
+// load_error says why a library is no PKCS#11 module, or returns NULL.
+static const char *load_error(const char *path) {
+	void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+	if (library == NULL) return dlerror();
+	const char *problem = dlsym(library, "C_GetFunctionList") == NULL ? "it has no function C_GetFunctionList" : NULL;
+	dlclose(library);
+	return problem;
+}
 */
 import "C"
 
 import (
+	"fmt"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
+
+	"countersign/hsm"
 )
 
 // native makes the calls that miekg/pkcs11 cannot: two functions in one step and answers
@@ -100,6 +113,18 @@ type native struct{ list *C.functions }
 func nativeOf(ctx *pkcs11.Ctx) native {
 	inner := *(**struct{ handle, list unsafe.Pointer })(unsafe.Pointer(ctx)) // struct ctx of miekg/pkcs11 v1.1.2
 	return native{(*C.functions)(inner.list)}
+}
+
+// loadError is the error of a library that miekg/pkcs11 did not load, with the words of the dynamic linker. Its text names
+// what is missing, which may be another library.
+func loadError(path string) error {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	why := "C_GetFunctionList failed"
+	if text := C.load_error(name); text != nil {
+		why = C.GoString(text)
+	}
+	return fmt.Errorf("loading module: %s: %w", why, hsm.ErrUnavailable)
 }
 
 // reserved passes args to C_Initialize as pReserved. The string stays in C memory: the

@@ -1,8 +1,10 @@
 package pkcs11
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -97,7 +99,7 @@ func (t *Token) openAlone(cfg Config) (pkcs11.TokenInfo, error) {
 // load opens the library for the request path.
 func (t *Token) load(cfg Config) error {
 	if t.ctx = pkcs11.New(cfg.Module); t.ctx == nil {
-		return fmt.Errorf("loading module: %w", hsm.ErrUnavailable)
+		return loadError(cfg.Module)
 	}
 	t.native = nativeOf(t.ctx)
 	return nil
@@ -105,13 +107,18 @@ func (t *Token) load(cfg Config) error {
 
 // findToken asks all slots. It returns an error if several tokens match.
 func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.TokenInfo, err error) {
+	label, serial = strings.TrimRight(label, " "), strings.TrimRight(serial, " ") // PKCS#11 pads them with blanks
 	slots, err := ctx.GetSlotList(true)
 	if err != nil {
 		return 0, found, startError("C_GetSlotList", err)
 	}
 	matches := 0
+	var there []string
 	for _, s := range slots {
 		info, err := ctx.GetTokenInfo(s)
+		if err == nil && info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0 {
+			there = append(there, fmt.Sprintf("%q (serial %s)", info.Label, info.SerialNumber))
+		}
 		if err != nil || (label == "" && serial == "") ||
 			(label != "" && info.Label != label) || (serial != "" && info.SerialNumber != serial) {
 			continue
@@ -120,7 +127,8 @@ func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.T
 		matches++
 	}
 	if matches != 1 {
-		return 0, found, fmt.Errorf("%d tokens have label %q and serial %q: %w", matches, label, serial, hsm.ErrUnavailable)
+		return 0, found, fmt.Errorf("%d tokens have label %q and serial %q; the module has %s: %w",
+			matches, label, serial, cmp.Or(strings.Join(there, ", "), "no initialized token"), hsm.ErrUnavailable)
 	}
 	return slot, found, nil
 }
@@ -184,7 +192,7 @@ type Module struct {
 func Load(cfg Config) (*Module, error) {
 	m := &Module{Ctx: pkcs11.New(cfg.Module)}
 	if m.Ctx == nil {
-		return nil, fmt.Errorf("loading %s: %w", cfg.Module, hsm.ErrUnavailable)
+		return nil, loadError(cfg.Module)
 	}
 	if err := m.Initialize(reserved(cfg.InitArgs)...); err != nil {
 		return nil, startError("C_Initialize", err)

@@ -156,7 +156,7 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 		}
 		defer t.destroy(s, secret, &err)
 		mac, err = t.native.sign(s, secret, hmacSHA256, data)
-		return err
+		return blamesInput(err)
 	})
 	return mac, err
 }
@@ -251,12 +251,28 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 
 // unwrapError decides whether a failed C_UnwrapKey is the fault of the input or of the
 // module. SoftHSM answers CKR_GENERAL_ERROR to a malformed wrapping as well as when it is
-// broken; but when it is broken, it cannot unwrap a fresh wrapping either.
+// broken, and a broken module may answer CKR_WRAPPED_KEY_INVALID; but when it is broken, it
+// cannot unwrap a fresh wrapping either.
 func (t *Token) unwrapError(s *session, wrap object, err error) error {
-	if ambiguous(err) && t.canUnwrap(s, wrap) == nil {
+	blames := err != nil && classify(err) == input
+	switch {
+	case !blames && !ambiguous(err):
+		return at("C_UnwrapKey", err)
+	case t.canUnwrap(s, wrap) == nil:
 		return at("C_UnwrapKey", errWrapped)
+	case blames:
+		return at("C_UnwrapKey", fmt.Errorf("%v, as for what it has just wrapped: %w", err, errBroken))
 	}
 	return at("C_UnwrapKey", err)
+}
+
+// blamesInput turns an error that blames the input into one of the module, for a call whose
+// input was checked before.
+func blamesInput(err error) error {
+	if err != nil && classify(err) == input {
+		return fmt.Errorf("%v: %w", err, errBroken)
+	}
+	return err
 }
 
 // ambiguous reports whether modules return the error for malformed input as well as for

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -47,7 +48,7 @@ func run(m *testing.M, stderr io.Writer) int {
 }
 
 func config() Config {
-	return Config{Module: softHSM.Module, TokenLabel: softHSM.Label, PIN: hsm.PIN(softHSM.PIN), Sessions: 4}
+	return Config{Module: softHSM.Module, TokenLabel: softHSM.Label + "  ", PIN: hsm.PIN(softHSM.PIN), Sessions: 4}
 }
 
 // refusals are ways in which Open fails. They come before the Open that succeeds, in the
@@ -58,8 +59,11 @@ func refusals() error {
 		want   error
 		text   string
 	}{
-		{func(c *Config) { c.Module = "/nonexistent.so" }, hsm.ErrUnavailable, "loading module"},
+		{func(c *Config) { c.Module = "/nonexistent.so" }, hsm.ErrUnavailable, "/nonexistent.so: cannot open shared object file"},
 		{func(c *Config) { c.TokenLabel = "another" }, hsm.ErrUnavailable, `0 tokens have label "another"`},
+		{func(c *Config) { c.TokenLabel = "another" }, hsm.ErrUnavailable, fmt.Sprintf("the module has %q (serial ", softHSM.Label)},
+		{func(c *Config) { c.Module = "/usr/bin/env" }, hsm.ErrUnavailable, "/usr/bin/env: cannot dynamically load"},
+		{func(c *Config) { c.Module = "libm.so.6" }, hsm.ErrUnavailable, "it has no function C_GetFunctionList"},
 		{func(c *Config) { c.TokenSerial = "0000" }, hsm.ErrUnavailable, `serial "0000"`},
 		{func(c *Config) { c.TokenLabel = "" }, hsm.ErrUnavailable, "0 tokens"},
 		{func(c *Config) { c.PIN = hsm.PIN("wrong-canary") }, hsm.ErrPIN, "C_Login"},

@@ -212,6 +212,9 @@ var errTaken = errors.New("label or id is taken")
 // errWrapped: a wrapped key or sealed copy does not open, or opens to something else.
 var errWrapped = errors.New("not what was sealed or wrapped")
 
+// errBroken: the module blames an input that is good.
+var errBroken = errors.New("the module blames a good input")
+
 // errLacking: the module supports the operation, but not for keys of this kind.
 var errLacking = errors.New("not for keys of this kind")
 
@@ -261,6 +264,8 @@ func classify(err error) class {
 		return taken
 	case errors.Is(err, errWrapped):
 		return input
+	case errors.Is(err, errBroken):
+		return other
 	case errors.Is(err, errShort):
 		return nonsense
 	case errors.Is(err, errLacking):

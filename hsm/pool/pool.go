@@ -88,6 +88,7 @@ type Pool struct {
 	worked  sync.Map       // use → nil, what worked since the last start of a worker
 
 	refusals  atomic.Int64  // PINs that the token refused
+	returns   atomic.Uint64 // see Returns
 	startSlot chan struct{} // allows one start, hence one login, at a time
 	forksEnd  chan struct{} // closed when no more processes are started
 	life      context.Context
@@ -203,6 +204,10 @@ func (p *Pool) Close() {
 
 // Ready reports whether calls go to the workers.
 func (p *Pool) Ready() bool { return p.State().Ready }
+
+// Returns is how often a worker was added when there was none: at the first start, and each
+// time that the pool comes back from having lost them all.
+func (p *Pool) Returns() uint64 { return p.returns.Load() }
 
 // InFlight returns the number of calls that were not answered yet.
 func (p *Pool) InFlight() (n int) {

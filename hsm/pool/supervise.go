@@ -280,6 +280,9 @@ func (p *Pool) add(c *conn) bool {
 		return false
 	}
 	p.worked.Clear()
+	if len(*p.live.Load()) == 0 { // the token may be another one than before
+		p.returns.Add(1)
+	}
 	p.setLiveLocked(append(slices.Clone(*p.live.Load()), c))
 	p.mu.Unlock()
 	p.updateHealth(nil)

@@ -13,21 +13,22 @@ type Code int
 // The exit codes.
 const (
 	OK           Code = 0
-	Failed       Code = 1  // anything without a more specific code
-	Usage        Code = 2  // the command line is wrong
-	Denied       Code = 3  // denied by policy
-	BadSignature Code = 4  // a signature does not verify
-	NotFound     Code = 5  // no such key, client, record, …
-	Unavailable  Code = 69 // HSM or store cannot be reached
-	IO           Code = 74 // reading or writing failed
-	TryAgain     Code = 75 // may succeed later without a change
-	Auth         Code = 77 // authentication failed, or the PIN was refused
-	Config       Code = 78 // the configuration is wrong
+	Failed       Code = 1   // anything without a more specific code
+	Usage        Code = 2   // the command line is wrong
+	Denied       Code = 3   // denied by policy
+	BadSignature Code = 4   // a signature does not verify
+	NotFound     Code = 5   // no such key, client, record, …
+	Unavailable  Code = 69  // HSM or store cannot be reached
+	IO           Code = 74  // reading or writing failed
+	TryAgain     Code = 75  // may succeed later without a change
+	Auth         Code = 77  // authentication failed, or the PIN was refused
+	Config       Code = 78  // the configuration is wrong
+	Interrupted  Code = 130 // SIGINT or SIGTERM ended it
 )
 
 var codeNames = map[Code]string{
 	OK: "ok", Failed: "failed", Usage: "usage", Denied: "denied", BadSignature: "bad-signature", NotFound: "not-found",
-	Unavailable: "unavailable", IO: "io", TryAgain: "try-again", Auth: "auth", Config: "config",
+	Unavailable: "unavailable", IO: "io", TryAgain: "try-again", Auth: "auth", Config: "config", Interrupted: "interrupted",
 }
 
 // String returns the code's name, or its number if it has none.

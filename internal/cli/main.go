@@ -25,7 +25,8 @@ type Process struct {
 // Main runs a command tree and returns the exit code. An error is printed as
 // "error: …" and "hint: …" to standard error. Errors that cobra finds before a
 // RunE begins are usage errors, exit code 2, unless they carry another code;
-// plain errors of a RunE are exit code 1. A command with subcommands only, such
+// plain errors of a RunE are exit code 1. The error of a context that
+// a signal ended is exit code 130. A command with subcommands only, such
 // as a noun without its verb, is a usage error too.
 func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 	started := false
@@ -41,6 +42,9 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return int(OK)
+	}
+	if code, _ := codeOf(err); ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
+		err = Fail(Interrupted, errors.New("interrupted"), "")
 	}
 	var known ender
 	if !started && !errors.As(err, &known) {
@@ -117,6 +121,10 @@ func report(p Process, err error, hint string) {
 // never if NO_COLOR is set to anything.
 func colored(w io.Writer, getenv func(string) string) bool {
 	f, ok := w.(*os.File)
+	if lines, daemon := w.(*Lines); daemon {
+		f = lines.File()
+		ok = f != nil
+	}
 	if !ok || getenv == nil || !term.IsTerminal(int(f.Fd())) {
 		return false
 	}

@@ -135,7 +135,7 @@ func TestMainPassesContextAndInput(t *testing.T) {
 func TestCodes(t *testing.T) {
 	want := map[string]int{
 		"ok": 0, "failed": 1, "usage": 2, "denied": 3, "bad-signature": 4, "not-found": 5,
-		"unavailable": 69, "io": 74, "try-again": 75, "auth": 77, "config": 78,
+		"unavailable": 69, "io": 74, "try-again": 75, "auth": 77, "config": 78, "interrupted": 130,
 	}
 	if len(want) != len(codeNames) {
 		t.Errorf("%d codes have names, want %d", len(codeNames), len(want))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,15 +15,17 @@ import (
 // maxAnswer bounds an answer, in bytes.
 const maxAnswer = 4096
 
-// Terminal asks the user. Questions go to Err, never among the data.
+// Terminal asks the user. Questions go to Err, never among the data. A question returns the error of Ctx when that
+// ends, as Ctrl-C makes it end; its input is not read further then.
 type Terminal struct {
+	Ctx context.Context
 	In  io.Reader
 	Err io.Writer
 }
 
 // TerminalOf returns the terminal of a command that [Main] runs.
 func TerminalOf(cmd *cobra.Command) Terminal {
-	return Terminal{In: cmd.InOrStdin(), Err: cmd.ErrOrStderr()}
+	return Terminal{Ctx: cmd.Context(), In: cmd.InOrStdin(), Err: cmd.ErrOrStderr()}
 }
 
 // Secret asks for a PIN or a password without echo. It reads from standard
@@ -43,9 +46,17 @@ func (t Terminal) Secret(question string) ([]byte, error) {
 
 func (t Terminal) hidden(f *os.File, question string) ([]byte, error) {
 	fmt.Fprint(t.Err, printable(question))
-	secret, err := term.ReadPassword(int(f.Fd()))
+	fd := int(f.Fd())
+	echoing, _ := term.GetState(fd) // ReadPassword returns its error
+	secret, err := await(t.Ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
 	fmt.Fprintln(t.Err)
 	switch {
+	case t.Ctx.Err() != nil:
+		if echoing != nil {
+			_ = term.Restore(fd, echoing) // the shell does so too
+		}
+		clear(secret)
+		return nil, t.Ctx.Err()
 	case err != nil:
 		return nil, Fail(Auth, fmt.Errorf("reading a secret: %w", err), "")
 	case len(secret) == 0:
@@ -72,9 +83,37 @@ func (t Terminal) ConfirmName(question, name string) (bool, error) {
 	return err == nil && name != "" && answer == name, err
 }
 
-// ask reads one line byte by byte and leaves the rest in In.
 func (t Terminal) ask(question string) (string, error) {
 	fmt.Fprint(t.Err, printable(question))
+	answer, err := await(t.Ctx, t.line)
+	if t.Ctx.Err() != nil {
+		fmt.Fprintln(t.Err)
+	}
+	return answer, err
+}
+
+// await returns what read returns, or the error of ctx if that ends first. Then read continues in its goroutine.
+func await[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := read()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// line reads one line byte by byte and leaves the rest in In.
+func (t Terminal) line() (string, error) {
 	var line []byte
 	var one [1]byte
 	for len(line) < maxAnswer {

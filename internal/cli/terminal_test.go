@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ func TestConfirm(t *testing.T) {
 		{strings.Repeat("y", maxAnswer+1), false, Usage},
 	} {
 		var errs bytes.Buffer
-		got, err := Terminal{In: strings.NewReader(tc.in), Err: &errs}.Confirm("Go\x1b on?")
+		got, err := Terminal{Ctx: context.Background(), In: strings.NewReader(tc.in), Err: &errs}.Confirm("Go\x1b on?")
 		if code, _ := codeOf(err); got != tc.want || code != tc.code {
 			t.Errorf("%.10q: %t, exit code %d; want %t, %d", tc.in, got, code, tc.want, tc.code)
 		}
@@ -40,7 +41,7 @@ func TestConfirm(t *testing.T) {
 			t.Errorf("asked %q", errs.String())
 		}
 	}
-	broken := Terminal{In: io.NewSectionReader(failingReader{}, 0, 10), Err: io.Discard}
+	broken := Terminal{Ctx: context.Background(), In: io.NewSectionReader(failingReader{}, 0, 10), Err: io.Discard}
 	if ok, err := broken.Confirm("Go on?"); ok || err == nil {
 		t.Errorf("broken input: %t, %v", ok, err)
 	} else if code, _ := codeOf(err); code != IO {
@@ -54,7 +55,7 @@ func (failingReader) ReadAt([]byte, int64) (int, error) { return 0, errors.New("
 
 func TestConfirmNameLeavesTheRest(t *testing.T) {
 	in := strings.NewReader("anna\nAnna\nan\n\n")
-	terminal := Terminal{In: in, Err: io.Discard}
+	terminal := Terminal{Ctx: context.Background(), In: in, Err: io.Discard}
 	for i, want := range []bool{true, false, false} {
 		if got, err := terminal.ConfirmName("Revoke.", "anna"); err != nil || got != want {
 			t.Errorf("answer %d: %t, %v; want %t", i+1, got, err, want)
@@ -107,12 +108,50 @@ func TestSecretOnATerminal(t *testing.T) {
 			t.Fatal(err)
 		}
 		var errs bytes.Buffer
-		got, err := Terminal{In: program, Err: &errs}.Secret("PIN: ")
+		got, err := Terminal{Ctx: context.Background(), In: program, Err: &errs}.Secret("PIN: ")
 		if code, _ := codeOf(err); string(got) != tc.want || code != tc.code {
 			t.Errorf("%q: %q, exit code %d", tc.typed, got, code)
 		}
 		if errs.String() != "PIN: \n" {
 			t.Errorf("asked %q", errs.String())
+		}
+	}
+}
+
+// TestInterrupted: a question ends with its context, and leaves the terminal as it was.
+func TestInterrupted(t *testing.T) {
+	user, program := openTerminal(t)
+	before, err := term.GetState(int(program.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		ask  func(Terminal) error
+		hide bool
+	}{
+		{"Secret", func(t Terminal) error { _, err := t.Secret("PIN: "); return err }, true},
+		{"Confirm", func(t Terminal) error { _, err := t.Confirm("Sure?"); return err }, false},
+		{"ConfirmName", func(t Terminal) error { _, err := t.ConfirmName("Sure?", "x"); return err }, false},
+	} {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- tc.ask(Terminal{Ctx: ctx, In: program, Err: io.Discard}) }()
+		for state := before; tc.hide && *state == *before; { // until it echoes no more
+			if state, err = term.GetState(int(program.Fd())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		after, err := term.GetState(int(program.Fd()))
+		if err != nil || *after != *before {
+			t.Errorf("%s left the terminal in another state: %v", tc.name, err)
+		}
+		if _, err := user.WriteString("\n"); err != nil { // ends the read, so that the next has the terminal
+			t.Fatal(err)
 		}
 	}
 }
@@ -130,7 +169,7 @@ func TestSecretWithoutTerminal(t *testing.T) {
 		}
 		return
 	}
-	secret, err := Terminal{In: strings.NewReader("1234\n"), Err: io.Discard}.Secret("PIN: ")
+	secret, err := Terminal{Ctx: context.Background(), In: strings.NewReader("1234\n"), Err: io.Discard}.Secret("PIN: ")
 	code, hint := codeOf(err)
 	if len(secret) != 0 || code != Auth || !strings.Contains(hint, "run it in a terminal") {
 		t.Errorf("%q from a pipe; exit code %d, hint %q", secret, code, hint)

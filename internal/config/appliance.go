@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -72,6 +73,11 @@ type API struct {
 	Listen string       `toml:"listen"` // host:port
 	Names  []string     `toml:"names"`  // DNS names of the TLS certificate
 	IPs    []netip.Addr `toml:"ips"`    // IP addresses of the TLS certificate
+
+	Strangers            int `toml:"strangers"`              // connections without a device certificate, 16 to 4096
+	StrangersPerAddress  int `toml:"strangers_per_address"`  // of them, from one IPv4 address or IPv6 /64; 1 to strangers
+	ConnectionsPerDevice int `toml:"connections_per_device"` // 2 to 256
+	RequestsPerDevice    int `toml:"requests_per_device"`    // processed at once, 2 to 256
 }
 
 // Admin is the administrator's listener.
@@ -142,6 +148,8 @@ func DefaultAppliance() Appliance {
 			Listen: "127.0.0.1:8443",
 			Names:  []string{"localhost"},
 			IPs:    []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")},
+
+			Strangers: 512, StrangersPerAddress: 64, ConnectionsPerDevice: 16, RequestsPerDevice: 32,
 		},
 		Ops:   Ops{Listen: "127.0.0.1:9443"},
 		Trust: Trust{Domain: "countersign.example"},
@@ -173,6 +181,9 @@ func (a *Appliance) resolve(dir string) {
 	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.Second.Module, &a.HSM.Second.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket, &a.Backup.Recipient} {
 		*path = under(dir, *path)
 	}
+	for _, padded := range []*string{&a.HSM.TokenLabel, &a.HSM.TokenSerial, &a.HSM.Second.TokenLabel, &a.HSM.Second.TokenSerial} {
+		*padded = strings.TrimRight(*padded, " ") // tools print the blanks with which PKCS#11 pads them
+	}
 	if len(a.UV.Attest) > 0 {
 		a.UV.Attest[0] = command(dir, a.UV.Attest[0])
 	}
@@ -195,6 +206,10 @@ func (a *Appliance) check() []Problem {
 	c.filled("store.path", a.Store.Path)
 	c.hostPort("api.listen", a.API.Listen)
 	c.names("api", a.API)
+	c.number("api.strangers", a.API.Strangers, span[int]{16, 4096})
+	c.number("api.strangers_per_address", a.API.StrangersPerAddress, span[int]{1, max(a.API.Strangers, 1)})
+	c.number("api.connections_per_device", a.API.ConnectionsPerDevice, span[int]{2, 256})
+	c.number("api.requests_per_device", a.API.RequestsPerDevice, span[int]{2, 256})
 	c.socket("admin.socket", a.Admin.Socket)
 	c.loopback("ops.listen", a.Ops.Listen)
 	c.trustDomain("trust.domain", a.Trust.Domain)

@@ -1,21 +1,16 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"countersign/internal/secret"
 )
-
-// maxSecret is the longest secret accepted, in bytes.
-const maxSecret = 4096
 
 // SecretError is the reason why a secret is not available.
 type SecretError struct {
@@ -51,23 +46,18 @@ type SecretSources struct {
 }
 
 // Resolve reads the secret, once: a second call may find a descriptor closed.
-// One trailing newline is cut off; a secret that is empty, has more than one
-// line or more than 4096 bytes is refused, for with a PIN each wrong try may be
-// the last. Errors are [*SecretError].
+// A secret is one line, as [secret.Line] reads it. Errors are [*SecretError].
 func (s Secret) Resolve(from SecretSources) (secret.Bytes, error) {
-	raw, err := s.read(from)
-	if err == nil {
-		raw, err = oneLine(raw)
-	}
+	value, err := s.read(from)
 	if err != nil {
 		failure := &SecretError{Secret: s, Err: err}
-		var loose *modeError
-		if errors.As(err, &loose) {
-			failure.hint = "run: chmod 600 " + loose.path
+		var file *secret.FileError
+		if errors.As(err, &file) {
+			failure.Err, failure.hint = file.Err, file.Hint() // the path is said already
 		}
 		return nil, failure
 	}
-	return raw, nil
+	return value, nil
 }
 
 // inherited refuses a descriptor that the process opened itself: those are closed on exec, and
@@ -80,20 +70,20 @@ func inherited(fd int) error {
 	return nil
 }
 
-func (s Secret) read(from SecretSources) ([]byte, error) {
+func (s Secret) read(from SecretSources) (secret.Bytes, error) {
 	if problems := s.check(""); len(problems) > 0 {
 		return nil, errors.New(problems[0].Text)
 	}
 	switch s.Source {
 	case "file":
-		return readPrivate(s.Path, 0o077)
+		return secret.ReadFile(s.Path)
 	case "credential":
 		if from.CredentialsDir == "" {
 			return nil, errors.New("CREDENTIALS_DIRECTORY is not set: the process was not started by systemd with LoadCredential=")
 		}
 		// systemd guards the directory, and grants the service's user by an
 		// ACL whose mask shows as group bits.
-		return readPrivate(filepath.Join(from.CredentialsDir, s.Name), 0o007)
+		return secret.ReadGuardedFile(filepath.Join(from.CredentialsDir, s.Name))
 	case "fd":
 		if err := inherited(*s.FD); err != nil {
 			return nil, err
@@ -102,64 +92,23 @@ func (s Secret) read(from SecretSources) ([]byte, error) {
 		if f == nil {
 			return nil, errors.New("no such file descriptor")
 		}
-		return readAndClose(f)
+		raw, err := readAndClose(f)
+		if err != nil {
+			return nil, err
+		}
+		return secret.Line(raw)
 	}
 	if from.Prompt == nil {
 		return nil, errors.New("there is no terminal to ask on")
 	}
-	return from.Prompt(from.What + ": ")
-}
-
-// modeError refuses a file that others than its owner may use.
-type modeError struct {
-	path string
-	mode os.FileMode
-}
-
-func (e *modeError) Error() string {
-	return fmt.Sprintf("mode %04o lets others than the owner use the file", e.mode)
-}
-
-// readPrivate reads a regular file without any of the forbidden mode bits. It checks the mode
-// of the opened file, so that the file cannot be exchanged in between.
-func readPrivate(path string, forbidden os.FileMode) ([]byte, error) {
-	// O_NONBLOCK: opening a FIFO must fail below, not hang here.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	raw, err := from.Prompt(from.What + ": ")
 	if err != nil {
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
-			return nil, pathErr.Err // the path is said already
-		}
 		return nil, err
 	}
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case !info.Mode().IsRegular():
-		err = errors.New("not a regular file")
-	case info.Mode().Perm()&forbidden != 0:
-		err = &modeError{path: path, mode: info.Mode().Perm()}
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return readAndClose(f)
+	return secret.Line(raw)
 }
 
 func readAndClose(f *os.File) ([]byte, error) {
-	raw, err := io.ReadAll(io.LimitReader(f, maxSecret+3))
+	raw, err := io.ReadAll(io.LimitReader(f, secret.MaxBytes+3))
 	return raw, errors.Join(err, f.Close())
-}
-
-func oneLine(raw []byte) ([]byte, error) {
-	line := bytes.TrimSuffix(bytes.TrimSuffix(raw, []byte("\n")), []byte("\r"))
-	switch {
-	case len(line) == 0:
-		return nil, errors.New("it is empty")
-	case len(line) > maxSecret:
-		return nil, fmt.Errorf("it is longer than %d bytes", maxSecret)
-	case bytes.ContainsAny(line, "\r\n\x00"):
-		return nil, errors.New("it has more than one line, or a NUL")
-	}
-	return line, nil
 }

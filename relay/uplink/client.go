@@ -81,7 +81,7 @@ func NewClient(c Config) (*Client, error) {
 
 // Apply forwards an M1.
 func (c *Client) Apply(ctx context.Context, r deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
-	body, err := c.post(ctx, "/v1/apply", deviceapi.BodyType, r.Marshal())
+	body, err := c.call(ctx, post("/v1/apply", deviceapi.BodyType, r.Marshal()))
 	return parsed(body, err, deviceapi.ParseApplyResponse)
 }
 
@@ -89,13 +89,16 @@ func (c *Client) Apply(ctx context.Context, r deviceapi.ApplyRequest) (deviceapi
 func (c *Client) Countersign(
 	ctx context.Context, r deviceapi.CountersignRequest,
 ) (deviceapi.CountersignResponse, error) {
-	body, err := c.post(ctx, "/v1/countersign", deviceapi.BodyType, r.Marshal())
+	body, err := c.call(ctx, post("/v1/countersign", deviceapi.BodyType, r.Marshal()))
 	return parsed(body, err, deviceapi.ParseCountersignResponse)
 }
 
-// Outcome reports whether an approved act was performed. The first report wins.
+// Outcome reports whether an approved act was performed. The first report wins. Only status 204 means that the
+// appliance has stored it.
 func (c *Client) Outcome(ctx context.Context, r deviceapi.OutcomeRequest) error {
-	_, err := c.post(ctx, "/v1/outcome", deviceapi.BodyType, r.Marshal())
+	report := post("/v1/outcome", deviceapi.BodyType, r.Marshal())
+	report.answer = ""
+	_, err := c.call(ctx, report)
 	return err
 }
 
@@ -110,8 +113,9 @@ func parsed[T any](body []byte, err error, parse func([]byte) (T, error)) (answe
 	return answer, nil
 }
 
-func (c *Client) post(ctx context.Context, path, mediaType string, body []byte) ([]byte, error) {
-	return c.call(ctx, request{http.MethodPost, path, mediaType, body})
+// post is a request whose body and answer have the same media type.
+func post(path, mediaType string, body []byte) request {
+	return request{method: http.MethodPost, path: path, mediaType: mediaType, body: body, answer: mediaType}
 }
 
 // call makes a call. If the server is unknown, call refreshes the trust, which may now have the
@@ -207,6 +211,7 @@ type conn struct {
 type request struct {
 	method, path, mediaType string
 	body                    []byte
+	answer                  string // media type of the answer, with status 200; "" is status 204 without one
 }
 
 func newHTTP(url string, config *tls.Config, timeout time.Duration) *conn {
@@ -227,7 +232,7 @@ func newHTTP(url string, config *tls.Config, timeout time.Duration) *conn {
 
 func (c *conn) closeIdle() { c.client.CloseIdleConnections() }
 
-// call makes one request and returns the body of a 2xx. Errors wrap the code for ME:
+// call makes one request and returns the body of its answer. Errors wrap the code for ME:
 // [protocol.CodeServerUnreachable], [protocol.CodeTimeout], or the code of a [*StatusError]. If
 // the connection breaks, call tries once more: every call of a device is idempotent.
 func (c *conn) call(ctx context.Context, r request) ([]byte, error) {
@@ -270,10 +275,24 @@ func (c *conn) once(ctx context.Context, r request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+	switch {
+	case resp.StatusCode < 200 || resp.StatusCode > 299:
 		return nil, statusError(resp, body)
+	case !r.answeredBy(resp):
+		return nil, fmt.Errorf("answer with status %d and content type %q is not the appliance's: %w",
+			resp.StatusCode, resp.Header.Get("Content-Type"), protocol.CodeServerUnreachable)
 	}
 	return body, nil
+}
+
+// answeredBy reports whether an answer is the one that PROTOCOL.md §5 has for the request. Any other 2xx comes from
+// something between device and appliance, or from an appliance that gave the request up.
+func (r request) answeredBy(resp *http.Response) bool {
+	if r.answer == "" {
+		return resp.StatusCode == http.StatusNoContent
+	}
+	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return resp.StatusCode == http.StatusOK && mediaType == r.answer
 }
 
 // statusError reads problem+json. Any other answer, perhaps from a proxy, gets the code of its status.

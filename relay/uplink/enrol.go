@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -121,7 +120,7 @@ func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (enrol.Devic
 	}
 	h := newHTTP(c.URL, config, c.Timeout)
 	defer h.closeIdle()
-	raw, err := h.call(ctx, request{http.MethodPost, "/v1/enrol/device", "application/json", body})
+	raw, err := h.call(ctx, post("/v1/enrol/device", "application/json", body))
 	if err != nil {
 		return enrol.DeviceResponse{}, nil, err
 	}

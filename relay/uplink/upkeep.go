@@ -106,7 +106,7 @@ func (c *Client) refresh(ctx context.Context) error {
 // refreshLocked also asks an unknown server: a trust document is verified by the pinned root's
 // signatures, and may be the only way to know the server.
 func (c *Client) refreshLocked(ctx context.Context) error {
-	pinned := request{method: http.MethodGet, path: "/v1/trust"}
+	pinned := request{method: http.MethodGet, path: "/v1/trust", answer: "application/json"}
 	raw, err := c.callOnce(ctx, pinned)
 	if errors.Is(err, errStranger) {
 		raw, err = c.open.call(ctx, pinned)
@@ -192,7 +192,7 @@ func (c *Client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	raw, err := c.post(ctx, "/v1/renew", "application/json", body)
+	raw, err := c.call(ctx, post("/v1/renew", "application/json", body))
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ func downgrades(ctx context.Context, a *Arena) {
 	alice := a.Equipped(ctx, "down-alice", "approver")
 	plain := a.Plain(ctx, "down-plain")
 	p := pair{a, alice, plain}
-	for _, f := range []func(context.Context){p.askedLevels, p.refusedApplies, p.missingPassword, p.missingUV, p.strictness, p.lessThanOrdered} {
+	for _, f := range []func(context.Context){p.askedLevels, p.refusedApplies, p.missingPassword, p.missingUV, p.strictness, p.lessThanOrdered, p.manySmall} {
 		f(ctx)
 	}
 }
@@ -215,4 +215,55 @@ func (p pair) lessThanOrdered(ctx context.Context) {
 	} {
 		p.Code("the phone against "+want.what, s.P2.Acceptable(want.e), want.code)
 	}
+}
+
+// manySmall: small payments do not pass the bound of the policy by their number, at once, or under
+// another's id.
+func (p pair) manySmall(ctx context.Context) {
+	small := p.Equipped(ctx, "down-small")
+	var early []*Session
+	for range 5 {
+		early = append(early, p.Pay(small, 4999).Must(ctx))
+	}
+	charged := Spent.And(Charged)
+	p.Leaves(ctx, "five payments of 49.99 that were applied for at once", charged.And(charged, charged, Spent, Spent), func() {
+		for n, s := range early {
+			p.Check(s.P2.Level == 1, "payment %d: level %d", n+1, s.P2.Level)
+			want := Approved
+			if n >= 3 {
+				want = Denied(protocol.CodePolicy)
+			}
+			p.Approve(ctx, s, want)
+		}
+	})
+	p.Leaves(ctx, "forty more without the password", Nothing, func() {
+		for range 40 {
+			s := p.Pay(small, 4999).Must(ctx)
+			p.Check(s.P2.Level == 2 && s.P2.Factors == 3, "level %d, factors %d", s.P2.Level, uint8(s.P2.Factors))
+		}
+	})
+	// What the level shows to one who knows the id and plays the phone (SECURITY.md).
+	stranger := p.Stranger()
+	p.Leaves(ctx, "the sum of another's id", Nothing, func() {
+		for _, c := range []struct {
+			what  string
+			id    protocol.ClientID
+			cents uint64
+			level protocol.Level
+		}{
+			{"an unknown id", stranger.ID, 4999, 1},
+			{"its id, below the bound", small.ID, 2, 1},
+			{"its id, at the bound", small.ID, 3, 2},
+		} {
+			ask := p.Pay(stranger, c.cents)
+			ask.P1.Client = c.id
+			s := ask.Apply(ctx)
+			s.Applied.What = c.what
+			p.Expect(s.Applied, Challenged)
+			p.Check(s.P2.Level == c.level, "%s: level %d, want %d", c.what, s.P2.Level, c.level)
+		}
+	})
+	p.Leaves(ctx, "a payment with the password", charged.And(Tried), func() {
+		p.Approve(ctx, p.Pay(small, 4999).Must(ctx), Approved)
+	})
 }

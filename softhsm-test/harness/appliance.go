@@ -18,6 +18,7 @@ type Config struct {
 	SecondModule string   // PKCS#11 module of a second token; "": there is one
 	Env          []string // NAME=VALUE, beside the caller's environment
 	Cwd          string   // working directory, where core files would lie; "": the caller's
+	Stderr       *os.File // of all programs, in place of Log; nil: none
 }
 
 // Info is DIR/dev.json.
@@ -59,7 +60,7 @@ func (a *Appliance) Restart(ctx context.Context) error {
 		args = append(args, "--second-module", a.Config.SecondModule)
 	}
 	var err error
-	if a.Daemon, err = a.Config.Bin.Start(Call{Program: "countersignd", Args: args, Env: a.Config.Env, Dir: a.Config.Cwd}); err != nil {
+	if a.Daemon, err = a.Config.Bin.Start(Call{Program: "countersignd", Args: args, Env: a.Config.Env, Dir: a.Config.Cwd, Stderr: a.Config.Stderr}); err != nil {
 		return err
 	}
 	if a.Info, err = waitInfo(ctx, a.Daemon, path); err != nil {

@@ -53,6 +53,9 @@ func (b Bin) Start(c Call) (*Daemon, error) {
 	// Children that outlive a killed daemon keep its standard error open, so that the end of the
 	// process counts and not the end of the pipe.
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.WaitDelay = d.log, d.log, StopLimit
+	if c.Stderr != nil {
+		d.cmd.Stderr = c.Stderr
+	}
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", c.Program, err)
 	}
@@ -116,6 +119,20 @@ func (d *Daemon) Stop() (took time.Duration, err error) {
 	return time.Since(begun), nil
 }
 
+// Signal sends a signal to the process and to each process that it started.
+func (d *Daemon) Signal(s syscall.Signal) error {
+	children, err := d.Children()
+	if err != nil {
+		return err
+	}
+	for _, c := range append(children, Process{PID: d.PID()}) {
+		if err := syscall.Kill(c.PID, s); err != nil {
+			return fmt.Errorf("%v to process %d: %w", s, c.PID, err)
+		}
+	}
+	return nil
+}
+
 // Kill ends the process without a word to it (SIGKILL), and waits for its end. What
 // it started is on its own.
 func (d *Daemon) Kill() error {
@@ -137,7 +154,10 @@ type Process struct {
 }
 
 // Children lists the processes that a daemon has started and that have not ended.
-func (d *Daemon) Children() ([]Process, error) {
+func (d *Daemon) Children() ([]Process, error) { return Process{PID: d.PID()}.Children() }
+
+// Children lists the processes that a process has started and that have not ended.
+func (p Process) Children() ([]Process, error) {
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -148,15 +168,15 @@ func (d *Daemon) Children() ([]Process, error) {
 		if err != nil {
 			return nil, err
 		}
-		p, err := readProcess(pid)
+		child, err := readProcess(pid)
 		if gone(err) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if p.ppid == d.PID() && !p.ended() {
-			children = append(children, p)
+		if child.ppid == p.PID && !child.ended() {
+			children = append(children, child)
 		}
 	}
 	return children, nil

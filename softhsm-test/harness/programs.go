@@ -129,6 +129,7 @@ type Call struct {
 	Dir     string   // working directory; "" is the caller's
 	Env     []string // NAME=VALUE, in addition to the caller's environment
 	Stdin   string
+	Stderr  *os.File // of a daemon, in place of its log; nil: none
 }
 
 // Result is the output and exit code of a program that ended.

@@ -60,7 +60,7 @@ func (s *Server) Handler() http.Handler {
 	r := adminapi.Routes
 	bind(m, r.Status, s.status)
 	bind(m, r.Doctor, func(req *http.Request, _ adminapi.None) ([]adminapi.Examination, error) {
-		return Examinations(req.Context(), s.Appliance), nil
+		return append(Examinations(req.Context(), s.Appliance), ExamineTokens(s.HSM.Status())...), nil
 	})
 	bind(m, r.Audit, s.audit)
 	s.bindParties(m)
@@ -275,6 +275,26 @@ func Examinations(ctx context.Context, a *appliance.Appliance) []adminapi.Examin
 			x.Status = adminapi.CheckWarn
 		case f.Err != nil:
 			x.Status, x.ExitCode = adminapi.CheckFail, exitCode(f.Err)
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// ExamineTokens examines whether each of several tokens can take over. Another check fails if
+// none can.
+func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
+	if len(tokens) < 2 {
+		return nil
+	}
+	for _, t := range tokens {
+		x := adminapi.Examination{Check: "token " + t.Name, Status: adminapi.CheckOK, Detail: t.State}
+		if !t.Serves() {
+			x.Status, x.Detail = adminapi.CheckWarn, t.State+": "+t.Reason
+			x.Advice = "until it serves, one outage stops the service: see countersignctl hsm status"
+		}
+		if t.State == adminapi.TokenRefused {
+			x.Advice = "find out which token has the right keys (docs/HSM.md), and initialize the other one anew"
 		}
 		out = append(out, x)
 	}

@@ -331,8 +331,9 @@ func (w twice) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 // sure is a token in memory as a member of a set.
 type sure struct{ *memory.Token }
 
-func (sure) Ready() bool   { return true }
-func (sure) InFlight() int { return 0 }
+func (sure) Ready() bool     { return true }
+func (sure) InFlight() int   { return 0 }
+func (sure) Returns() uint64 { return 1 }
 
 // TestTwoTokens: a restore puts its keys onto both tokens, and nothing else.
 func TestTwoTokens(t *testing.T) {

@@ -149,7 +149,9 @@ func TestForgedPrefix(t *testing.T) {
 		if _, err := backup.Read(forged, known); !errors.Is(err, backup.ErrFile) {
 			t.Errorf("a backup: %v", err)
 		}
-		if _, err := h.read(h.written()).Vouched(forged); err == nil {
+		b, err := backup.Read(h.written(), known)
+		h.must(err)
+		if _, err := b.Vouched(forged); err == nil {
 			t.Error("a statement was taken")
 		}
 	}

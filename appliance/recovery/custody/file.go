@@ -42,7 +42,7 @@ func Unlock(secret []byte) (age.Identity, error) { return age.NewScryptIdentity(
 
 // Identities parses an age identity file, as written by age-keygen.
 func Identities(file []byte) ([]age.Identity, error) {
-	ids, err := age.ParseIdentities(bytes.NewReader(file))
+	ids, err := age.ParseIdentities(bytes.NewReader(bytes.TrimPrefix(file, []byte("\ufeff"))))
 	if err != nil {
 		return nil, errors.New("age identities: age-keygen did not write this file") // never its content
 	}

@@ -38,11 +38,10 @@ const (
 	KindPolicy   = "policy"   // a policy became active
 	KindClients  = "client"   // a client was invited, enrolled or changed
 	KindHSM      = "hsm"      // an administrator gave the PIN of a token
-	KindStore    = "store"    // the database was copied, or came back from a copy
+	KindStore    = "store"    // the database was copied, upgraded, or came back from a copy
 	KindDevices  = "device"   // a device was invited, enrolled, renewed or changed
 	KindAdmins   = "admin"    // an administrator was added or changed
 	KindChanges  = "change"   // a change was requested, countersigned, executed, …
-	KindDoctor   = "doctor"   // an administrator had the appliance examined
 )
 
 // Decision is the body of a record about a spent serial.

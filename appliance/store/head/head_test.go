@@ -40,6 +40,12 @@ func TestOpenSet(t *testing.T) {
 	if _, err := ParseOpenSet(append(o.Marshal(), 0)); !errors.Is(err, store.ErrForged) {
 		t.Errorf("trailing bytes: %v", err)
 	}
+	if _, err := ParseOpenSet(OpenSet{Base: 12, Bits: o.Bits}.Marshal()); !errors.Is(err, store.ErrForged) {
+		t.Errorf("a set that begins within a byte: %v", err)
+	}
+	if _, err := ParseOpenSet([]byte{0xff}); !errors.Is(err, store.ErrForged) {
+		t.Errorf("no set: %v", err)
+	}
 }
 
 func testSeals() *store.Seals {

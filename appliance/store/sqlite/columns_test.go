@@ -52,7 +52,7 @@ func full(t *testing.T, path string) {
 	first, attempt := p.Spend(1), p.Attempt(2)
 	first.Pending = &store.Pending{Role: "approver", Expires: time.Now().Add(time.Hour)}
 	first.Now, attempt.Now = time.Now(), time.Now()
-	first.Charges = []store.Charge{{Service: 200, Period: time.Hour, Window: storetest.Epoch, Currency: "EUR", Amount: 5}}
+	first.Charges = []store.Charge{{Service: 200, Period: time.Hour, At: storetest.Epoch, Currency: "EUR", Amount: 5}}
 	_, err1 := s.Spend(t.Context(), first)
 	_, err2 := s.Try(t.Context(), attempt)
 	err = errors.Join(err1, err2,

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -83,7 +84,7 @@ type ack struct {
 func spendOn(ctx context.Context, s *database, a ack) error {
 	for counter := uint32(a.Client.Highest + 1); ; counter++ {
 		spend := a.Spend(counter)
-		spend.Charges = []store.Charge{{Service: 100, Period: 1, Amount: 1}}
+		spend.Charges = []store.Charge{{Service: 100, Period: time.Hour, At: storetest.Epoch, Amount: 1}}
 		out, err := s.Spend(ctx, spend)
 		if err != nil || out.Reason != 0 || out.Replayed {
 			return fmt.Errorf("spending %d: %+v, %w", counter, out, err)
@@ -221,9 +222,7 @@ func checkCharged(t *testing.T, s *database, decisions uint64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, w := range r.Windows {
-			charged += w.Count
-		}
+		charged += r.Used(store.Charge{Service: 100, Period: time.Hour, At: storetest.Epoch}).Count
 	}
 	if charged != decisions {
 		t.Fatalf("%d decisions, %d were charged", decisions, charged)

@@ -101,7 +101,7 @@ func (o *Old) open(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case version >= schemaVersion:
+	case version >= sealedVersion:
 		return fmt.Errorf("it is sealed already: %w", store.ErrExists)
 	}
 	found, err := schemaIn(ctx, db)
@@ -111,7 +111,7 @@ func (o *Old) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := upTo(ctx, db, schemaVersion-1); err != nil {
+	if err := upTo(ctx, db, sealedVersion-1); err != nil {
 		return err
 	}
 	conn, err := db.Conn(ctx)
@@ -434,7 +434,7 @@ func (o *Old) moveCharges(s Sealing) error {
 	all, err := collect(o.txn, func(sc scanner) (c charge, err error) {
 		var period, start int64
 		err = sc.Scan(&c.decision, &c.Service, &period, &start, &c.Amount)
-		c.Period, c.Window = time.Duration(period)*time.Second, time.UnixMicro(start).UTC()
+		c.Period, c.At = time.Duration(period)*time.Second, time.UnixMicro(start).UTC()
 		return c, err
 	}, `SELECT coalesce(a.ref, c.decision), c.service, c.period_s, c.window_us, c.amount
 		FROM charge c LEFT JOIN decision a ON a.first = c.decision AND a.result = 1 ORDER BY 1, 2, 3, 4`)

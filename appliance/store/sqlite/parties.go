@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -54,7 +57,7 @@ func (r *clientRow) clientValues() []any {
 
 func (r *clientRow) values() []any {
 	return append(r.clientValues(), &r.highest, &r.wrong, times{&r.Guard.Recent}, stamp{&r.Guard.Until},
-		lenient{packed[store.Challenge]{&r.Begun}, &r.unpacked}, lenient{packed[store.Window]{&r.Windows}, &r.unpacked},
+		lenient{packed[store.Challenge]{&r.Begun}, &r.unpacked}, lenient{charged{&r.Restraint}, &r.unpacked},
 		&r.restraintSeal, &r.ref)
 }
 
@@ -68,6 +71,51 @@ type lenient struct {
 func (l lenient) Scan(src any) error {
 	*l.err = errors.Join(*l.err, l.Scanner.Scan(src))
 	return nil
+}
+
+// charged is the column windows: the windows and sums of a restraint, see migrations/00009_sums.sql.
+type charged struct{ *store.Restraint }
+
+// Scan implements [sql.Scanner].
+func (c charged) Scan(src any) error {
+	c.Windows, c.Sums = nil, nil
+	var items []cbor.RawMessage
+	if err := (packed[cbor.RawMessage]{&items}).Scan(src); err != nil {
+		return err
+	}
+	for _, item := range items {
+		var err error
+		if item[0] == arrayOfSix {
+			c.Windows, err = unpacked(c.Windows, item)
+		} else {
+			c.Sums, err = unpacked(c.Sums, item)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrayOfSix begins a [store.Window] in CBOR; a [store.Sum] has four elements.
+const arrayOfSix = 0x86
+
+func unpacked[T any](all []T, item []byte) ([]T, error) {
+	var one T
+	err := cbor.Unmarshal(item, &one)
+	return append(all, one), err
+}
+
+// Value implements [driver.Valuer].
+func (c charged) Value() (driver.Value, error) {
+	items := make([]any, 0, len(c.Windows)+len(c.Sums))
+	for _, w := range c.Windows {
+		items = append(items, w)
+	}
+	for _, s := range c.Sums {
+		items = append(items, s)
+	}
+	return packed[any]{&items}.Value()
 }
 
 // open completes the records that were scanned, and verifies both.
@@ -247,10 +295,13 @@ func (t *txn) insertClient(c store.Client) (err error) {
 // updateRestraint writes the restraint of a client. The table's triggers make sure once more that
 // counters only rise.
 func (t *txn) updateRestraint(client int64, r store.Restraint) error {
+	if err := t.upgradedFor(r); err != nil {
+		return err
+	}
 	n, err := t.put(r, `UPDATE restraint SET seal = ?, highest = ?, wrong = ?, recent = ?, until_us = ?, begun = ?, windows = ?
 		WHERE client = ?`,
 		r.Highest, int64(r.Guard.Wrong), times{&r.Guard.Recent}, stamp{&r.Guard.Until},
-		packed[store.Challenge]{&r.Begun}, packed[store.Window]{&r.Windows}, client)
+		packed[store.Challenge]{&r.Begun}, charged{&r}, client)
 	if err == nil && n != 1 {
 		err = fmt.Errorf("client %s has no restraint", r.Client)
 	}
@@ -441,6 +492,42 @@ func (s *database) Wrong(ctx context.Context, key store.AnswerKey, triesLeft uin
 			b.TriesLeft, client.ref, int64(key.Serial.Counter()), int64(key.Attempt))
 		return err
 	})
+}
+
+// TakeBack implements [store.Store].
+func (s *database) TakeBack(ctx context.Context, key store.AnswerKey, tried store.Tried) error {
+	return s.write(ctx, "taking back a password attempt", func(t *txn) error {
+		client, err := t.client(key.Client)
+		if err != nil {
+			return err
+		}
+		b, err := t.answeredAttempt(client.ref, key)
+		switch {
+		case err != nil:
+			return err
+		case b == nil, b.Answered, !client.TakeBack(key, tried):
+			return store.ErrNotFound
+		}
+		_, err = t.exec(`DELETE FROM attempt WHERE client = ? AND counter = ? AND attempt = ?`,
+			client.ref, int64(key.Serial.Counter()), int64(key.Attempt))
+		if err != nil {
+			return err
+		}
+		if err := t.recount(client.ref, client.Guard.Wrong); err != nil {
+			return err
+		}
+		return t.updateRestraint(client.ref, client.Restraint)
+	})
+}
+
+// recount counts wrong tries anew, up to one below a count. A trigger keeps every statement from
+// lowering the count in another way.
+func (t *txn) recount(client int64, count uint32) error {
+	_, err := t.exec(`UPDATE restraint SET wrong = 0 WHERE client = ?`, client)
+	for n := uint32(1); n < count && err == nil; n++ {
+		_, err = t.exec(`UPDATE restraint SET wrong = wrong + 1 WHERE client = ?`, client)
+	}
+	return err
 }
 
 // Guard implements [store.Store].

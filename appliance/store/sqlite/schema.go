@@ -26,10 +26,13 @@ var migrations embed.FS
 const applicationID = 0x4F41314E
 
 // schemaVersion is the number of the newest migration; each migration sets user_version to its own.
-const schemaVersion = 8
+const schemaVersion = 9
 
-// ErrMigrate means that an older program made the schema. Only countersignd migrate changes a
-// schema, and seals it.
+// sealedVersion is the oldest schema whose records have seals. From there on, Upgrade migrates.
+const sealedVersion = 8
+
+// ErrMigrate means that a program of before the seals made the schema. Only countersignd migrate
+// changes such a schema, and seals it.
 var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
 
 // makeSchema checks that the file is a store, turns WAL on, and creates the schema in an empty
@@ -52,7 +55,7 @@ func makeSchema(ctx context.Context, db *sql.DB) error {
 		return upTo(ctx, db, schemaVersion)
 	case version < schemaVersion && !founded(ctx, db): // an interruption left it half made
 		return upTo(ctx, db, schemaVersion)
-	case version < schemaVersion:
+	case version < sealedVersion:
 		return fmt.Errorf("%w (schema %d, this program knows %d)", ErrMigrate, version, schemaVersion)
 	}
 	return nil
@@ -130,7 +133,7 @@ func identify(ctx context.Context, db *sql.DB) (version int64, err error) {
 const schemaSetting = "schema"
 
 // readableBy is the oldest schema version whose programs may use this one.
-const readableBy = 8
+const readableBy = 9
 
 // object names a table, index, trigger or view.
 type object struct{ kind, name string }
@@ -169,21 +172,20 @@ func manifest(schema map[object]string) []byte {
 
 // parseManifest parses a manifest. It is sealed, so a manifest that cannot be parsed is of a newer
 // program.
-func parseManifest(text []byte) (readable int, schema map[object]string, err error) {
-	var version int
+func parseManifest(text []byte) (version, readable int, schema map[object]string, err error) {
 	first, rest, _ := strings.Cut(string(text), "\n")
 	if n, err := fmt.Sscanf(first, "schema %d readable by %d", &version, &readable); n != 2 || err != nil {
-		return 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, first)
+		return 0, 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, first)
 	}
 	schema = map[object]string{}
 	for line := range strings.Lines(rest) {
 		words := strings.Fields(line)
 		if len(words) != 3 {
-			return 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, line)
+			return 0, 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, line)
 		}
 		schema[object{words[0], words[1]}] = words[2]
 	}
-	return readable, schema, nil
+	return version, readable, schema, nil
 }
 
 // foreign lists the differences from the schema of the manifest.
@@ -277,7 +279,7 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 		return v.seals.Report("the setting " + schemaSetting + " is missing")
 	}
 	text := setting.Value
-	readable, want, err := parseManifest(text)
+	version, readable, want, err := parseManifest(text)
 	if err != nil {
 		return err
 	}
@@ -291,6 +293,9 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 	}
 	if names := foreign(found, want); len(names) > 0 {
 		return v.seals.Report("the schema is not what countersignd made: " + strings.Join(names, ", "))
+	}
+	if version >= schemaVersion {
+		v.upgraded.Store(true)
 	}
 	return nil
 }

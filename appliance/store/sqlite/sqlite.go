@@ -50,7 +50,7 @@ type database struct {
 }
 
 // Open opens the store, sealed, or creates an empty one. All its errors wrap
-// [store.ErrUnavailable]: another process uses the file, it is not a store, its schema is older
+// [store.ErrUnavailable]: another process uses the file, it is not a store, its records have no seals
 // ([ErrMigrate]), or it cannot be read or written.
 func Open(ctx context.Context, c Config) (store.Store, error) {
 	s, err := openDatabase(ctx, c)

@@ -18,7 +18,9 @@ type vault struct {
 	anchor store.Anchor               // nil: none
 	newest atomic.Pointer[store.Mark] // of the head that is durable; nil: none yet
 	behind atomic.Bool                // the anchor has not followed the head yet: the head must not move
-	known  atomic.Pointer[knownChanges]
+	// The sealed manifest is of this schema, so that no earlier program reads the records.
+	upgraded atomic.Bool
+	known    atomic.Pointer[knownChanges]
 
 	// Used by the writer only.
 	schema       map[object]string // as verified; nil: the store has no head yet
@@ -346,7 +348,8 @@ func (v *vault) open(t *txn) error {
 		if err == nil && some {
 			err = v.seals.Report("the head is missing")
 		}
-		return err // nil: an empty store
+		v.upgraded.Store(true) // AddTrust writes the manifest
+		return err             // nil: an empty store
 	}
 	if err != nil {
 		return err

@@ -278,7 +278,8 @@ func TestSealed(t *testing.T) {
 // TestNewerSchema checks that a program accepts the additions of the next release, which the sealed
 // list names, unless the list says that the program is too old.
 func TestNewerSchema(t *testing.T) {
-	for readable, want := range map[string]string{"readable by 8": "", "readable by 9": "run a newer release", "for everybody": "does not know"} {
+	known, next := fmt.Sprintf("readable by %d", readableBy), fmt.Sprintf("readable by %d", schemaVersion+1)
+	for readable, want := range map[string]string{known: "", next: "run a newer release", "for everybody": "does not know"} {
 		path := foundedAt(t)
 		s, err := openDatabase(t.Context(), Config{Path: path})
 		if err != nil {
@@ -288,7 +289,7 @@ func TestNewerSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = s.write(t.Context(), "migrating", func(tx *txn) error {
-			for _, statement := range []string{`CREATE TABLE later (x INTEGER) STRICT`, `ALTER TABLE device ADD COLUMN later TEXT`, `PRAGMA user_version = 9`} {
+			for _, statement := range []string{`CREATE TABLE later (x INTEGER) STRICT`, `ALTER TABLE device ADD COLUMN later TEXT`, `PRAGMA user_version = 100`} {
 				if _, err := tx.exec(statement); err != nil {
 					return err
 				}
@@ -298,7 +299,7 @@ func TestNewerSchema(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				text := strings.Replace(string(manifest(schema)), "readable by 8", readable, 1)
+				text := strings.Replace(string(manifest(schema)), known, readable, 1)
 				return tx.putSettings(map[string][]byte{schemaSetting: []byte(text)})
 			})
 		})

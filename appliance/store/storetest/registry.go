@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -15,6 +16,25 @@ var registryTests = map[string]func(*testing.T, *fixture){
 	"Keys":    testKeys,
 	"Records": testRecords,
 	"Tally":   testTally,
+	"Pulse":   testPulse,
+}
+
+// testPulse: a pulse can be repeated, also with the same time, and leaves no record.
+func testPulse(t *testing.T, f *fixture) {
+	before, err := f.Tally(t.Context())
+	f.must(err)
+	for _, at := range []time.Time{Epoch, Epoch, Epoch.Add(time.Second), Epoch.Add(-time.Hour)} {
+		f.must(f.Pulse(t.Context(), at))
+	}
+	after, err := f.Tally(t.Context())
+	f.must(err)
+	f.same(after, before)
+	_, forged, err := f.Verify(t.Context())
+	f.must(err)
+	f.same(len(forged), 0)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	f.fails(f.Pulse(canceled, Epoch), context.Canceled)
 }
 
 func testPolicy(t *testing.T, f *fixture) {

@@ -21,6 +21,9 @@ var tryTests = map[string]func(*testing.T, *fixture){
 	"TryNotRight":      testTryNotRight,
 	"TryThenSpend":     testTryThenSpend,
 	"SpendOutOfTurn":   testSpendOutOfTurn,
+	"TakeBack":         testTakeBack,
+	"TakeBackBeside":   testTakeBackBeside,
+	"TakeBackRefused":  testTakeBackRefused,
 	"ConcurrentTries":  testConcurrentTries,
 	"ConcurrentRounds": testConcurrentRounds,
 	"ConcurrentRepeat": testConcurrentRepeat,
@@ -265,6 +268,77 @@ func testTryRight(t *testing.T, f *fixture) {
 	dry.Dry = true
 	f.concludes(dry, protocol.ResultApproved, 0)
 	f.same(f.guard(), store.Guard{})
+}
+
+// An attempt that was taken back was never begun: neither guard nor challenge show it.
+func testTakeBack(t *testing.T, f *fixture) {
+	for n := range uint32(store.FreeTries - 1) {
+		f.begins(f.p.Attempt(50 + n))
+	}
+	g := f.guard()
+	a := f.p.Attempt(5)
+	for range 3 {
+		tried := f.begins(a) // the one that starts the back-off
+		if tried.TriesLeft != 0 || f.guard().Until.IsZero() {
+			t.Fatalf("try %+v, guard %+v", tried, f.guard())
+		}
+		f.must(f.TakeBack(t.Context(), a.AnswerKey, tried))
+		f.same(f.guard(), g)
+	}
+	other := f.p.Attempt(5)
+	other.M3[0]++
+	f.begins(other) // the challenge takes another M3 in its place
+}
+
+// What other attempts count, stays.
+func testTakeBackBeside(t *testing.T, f *fixture) {
+	a := f.p.Attempt(5)
+	tried := f.begins(a)
+	for n := range time.Duration(store.FreeTries - 1) {
+		b := f.p.Attempt(uint32(50 + n))
+		b.Now = b.Now.Add(n * time.Second)
+		f.begins(b)
+	}
+	before := f.guard()
+	f.must(f.TakeBack(t.Context(), a.AnswerKey, tried))
+	if g := f.guard(); g.Wrong != before.Wrong-1 || len(g.Recent) != store.FreeTries-1 || !g.Until.Equal(before.Until) {
+		t.Fatalf("guard %+v, then %+v", before, g)
+	}
+	f.must(f.Unlock(t.Context(), f.p.Client.ID, Note("unlocked")))
+	b := f.p.Attempt(6)
+	tried = f.begins(b)
+	f.must(f.Unlock(t.Context(), f.p.Client.ID, Note("unlocked")))
+	f.must(f.TakeBack(t.Context(), b.AnswerKey, tried))
+	f.same(f.guard(), store.Guard{})
+}
+
+// An attempt that was answered or decided, is not the newest or was never begun, stays counted.
+func testTakeBackRefused(t *testing.T, f *fixture) {
+	refused := func(a store.Attempt, tried store.Tried) {
+		t.Helper()
+		before := f.guard()
+		f.unchanged(store.ErrNotFound, func() error { return f.TakeBack(t.Context(), a.AnswerKey, tried) })
+		f.same(f.guard(), before)
+	}
+	a := f.p.Attempt(5)
+	refused(a, store.Tried{})
+	tried := f.begins(a)
+	otherBytes := a
+	otherBytes.M3[0]++
+	refused(otherBytes, tried)
+	refused(a, f.try(a)) // a repeat began nothing
+	f.wrong(a, 2)
+	refused(a, tried)
+	second := Next(a)
+	triedSecond := f.begins(second)
+	refused(a, tried)
+	f.must(f.TakeBack(t.Context(), second.AnswerKey, triedSecond))
+	refused(second, triedSecond)
+	triedSecond = f.begins(second)
+	s := f.p.Spend(5)
+	s.AnswerKey = second.AnswerKey
+	f.approves(s)
+	refused(second, triedSecond)
 }
 
 func testTryNotRight(_ *testing.T, f *fixture) {

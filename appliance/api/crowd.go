@@ -1,0 +1,77 @@
+package api
+
+// crowd holds open connections by key, within a limit in all and a share for each key. Its lists are in order of
+// arrival.
+type crowd struct {
+	most, share int
+	patient     bool // a connection never leaves within a request: if none is idle, the new one leaves
+	size        int
+	byKey       map[string][]*conn
+}
+
+func newCrowd(most, share int) *crowd {
+	return &crowd{most: most, share: share, byKey: map[string][]*conn{}}
+}
+
+// admit adds a connection under its key. If the share of its key or the crowd is full, admit returns the connection that leaves for
+// it, which it removes. Of a full crowd, the key with the most connections gives one up. A key with few connections
+// keeps them, so that a peer on many addresses needs as many addresses as the crowd has places to push another out.
+func (w *crowd) admit(c *conn) (leaves *conn) {
+	w.byKey[c.key] = append(w.byKey[c.key], c)
+	w.size++
+	from := c.key
+	switch {
+	case len(w.byKey[c.key]) > w.share:
+	case w.size > w.most:
+		from = w.fullest()
+	default:
+		return nil
+	}
+	leaves = w.choose(from, c)
+	w.remove(leaves)
+	return leaves
+}
+
+// fullest returns the key with the most connections, and of several the one with the oldest connection.
+func (w *crowd) fullest() string {
+	var key string
+	var list []*conn
+	for k, l := range w.byKey {
+		if len(l) > len(list) || len(l) == len(list) && l[0].number < list[0].number {
+			key, list = k, l
+		}
+	}
+	return key
+}
+
+// choose returns the connection of a key that leaves for another: the oldest idle one. If there is none, it is the
+// new connection in a patient crowd, and else the oldest other one.
+func (w *crowd) choose(key string, newest *conn) *conn {
+	for _, c := range w.byKey[key] {
+		if c != newest && c.idle() {
+			return c
+		}
+	}
+	if first := w.byKey[key][0]; !w.patient && first != newest {
+		return first
+	}
+	return newest
+}
+
+// remove removes a connection, if it is there.
+func (w *crowd) remove(c *conn) {
+	list := w.byKey[c.key]
+	for i := range list {
+		if list[i] != c {
+			continue
+		}
+		copy(list[i:], list[i+1:])
+		list[len(list)-1] = nil
+		w.byKey[c.key] = list[:len(list)-1]
+		w.size--
+		break
+	}
+	if len(w.byKey[c.key]) == 0 {
+		delete(w.byKey, c.key)
+	}
+}

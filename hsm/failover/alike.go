@@ -1,0 +1,337 @@
+package failover
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"countersign/hsm"
+	"countersign/hsm/internal/kwp"
+)
+
+// This file compares the secret keys of the members. The id of a key pair is the hash of its
+// public key, and the pool proves the private half. The id of a secret key proves nothing: a
+// token that has another value under the id of `mac` breaks every seal, and one that has
+// another under the id of `wrap` takes every password for a wrong one.
+
+// ErrOtherKey means that a secret key of a token has another value than the key with the
+// same id on a token that joined before. The token gets no calls. It wraps
+// [hsm.ErrUnavailable].
+var ErrOtherKey = fmt.Errorf("a key has another value than on the token that joined before, the token gets no calls: %w", hsm.ErrUnavailable)
+
+// errJoining means that a token is being compared while another one serves.
+var errJoining = fmt.Errorf("the keys of the token are being compared: %w", hsm.ErrUnavailable)
+
+// retryRefused is the time after which a token that did not join is compared again.
+const retryRefused = 10 * time.Second
+
+// sampleText is what samples authenticate, so that no protocol here gives it a meaning.
+const sampleText = "countersign same key v1"
+
+// standing is the outcome of the last comparison of a member.
+type standing struct {
+	returns uint64 // Token.Returns before it
+	err     error  // nil: it joined; [ErrOtherKey]: it did not
+	at      time.Time
+}
+
+// sample is what a secret key made of an input of this process. Another token with the key
+// makes the same of it.
+type sample struct {
+	from    string // the name of the member
+	mac     []byte // of a MACKey: over sampleText
+	wrapped []byte // of a WrapKey: secret, wrapped
+	secret  [32]byte
+}
+
+func (s sample) empty() bool { return s.mac == nil && s.wrapped == nil }
+
+// samples has one sample for each secret key that a member joined with.
+type samples struct {
+	mu sync.Mutex // guards of
+	of map[hsm.KeyID]sample
+}
+
+func (s *samples) get(id hsm.KeyID) (sample, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known, ok := s.of[id]
+	return known, ok
+}
+
+// add stores the first sample of a key. It returns false if there is one.
+func (s *samples) add(id hsm.KeyID, made sample) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.of[id]; ok {
+		return false
+	}
+	s.of[id] = made
+	return true
+}
+
+func (s *samples) remove(id hsm.KeyID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.of, id)
+}
+
+// joined reports whether the member's keys were compared since it came back.
+func (m *member) joined() bool {
+	st := m.standing.Load()
+	return st != nil && st.err == nil && st.returns == m.Returns()
+}
+
+// refused returns [ErrOtherKey] if the member did not join.
+func (m *member) refused() error {
+	if st := m.standing.Load(); st != nil && st.returns == m.Returns() {
+		return st.err
+	}
+	return nil
+}
+
+// due reports whether the member's keys have to be compared.
+func (m *member) due() bool {
+	st := m.standing.Load()
+	return st == nil || st.returns != m.Returns() || st.err != nil && time.Since(st.at) >= retryRefused
+}
+
+// Refused returns why a member does not join, or nil. The error wraps [ErrOtherKey].
+func (s *Set) Refused(name string) error {
+	m, err := s.find(name)
+	if err != nil {
+		return nil
+	}
+	s.compareDue()
+	return m.refused()
+}
+
+// admit returns nil if the member may get a call. It has the keys of members that came back
+// compared. It waits for that if wait is set, or if no other member serves.
+func (s *Set) admit(ctx context.Context, m *member, wait bool) error {
+	if len(s.members) == 1 {
+		return nil
+	}
+	s.compareDue()
+	switch refused := m.refused(); {
+	case m.joined():
+		return nil
+	case refused != nil:
+		return refused
+	case !wait && s.othersServe(m):
+		return errJoining
+	}
+	return s.compare(ctx, m)
+}
+
+// anyDue reports whether a member can and should be compared.
+func (s *Set) anyDue() bool {
+	for _, m := range s.members {
+		if m.due() && !m.drained.Load() && m.Ready() {
+			return true
+		}
+	}
+	return false
+}
+
+// compareDue compares the members that are due, one after the other, beside the caller.
+func (s *Set) compareDue() {
+	if !s.anyDue() || !s.comparing.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer s.comparing.Store(false)
+		for _, m := range s.members {
+			if m.due() && !m.drained.Load() && m.Ready() {
+				s.compareLater(m)
+			}
+		}
+	}()
+}
+
+// compareLater compares a member for no caller.
+func (s *Set) compareLater(m *member) {
+	ctx, cancel := s.background()
+	defer cancel()
+	if err := s.compare(ctx, m); err != nil && !errors.Is(err, ErrOtherKey) {
+		s.log.Warn("keys of the token could not be compared", "token", m.Name, "error", err)
+	}
+}
+
+// background returns a context for work that no caller waits for.
+func (s *Set) background() (context.Context, context.CancelFunc) {
+	if s.timeout == 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), 10*s.timeout)
+}
+
+// compare compares the secret keys of a member with the samples, if that is due, and stores
+// its standing. An error is [ErrOtherKey], or the member's: then it stays due.
+func (s *Set) compare(ctx context.Context, m *member) error {
+	select {
+	case m.turn <- struct{}{}:
+		defer func() { <-m.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !m.due() { // another caller has compared it
+		return m.refused()
+	}
+	returns := m.Returns()
+	err := s.compareKeys(ctx, m)
+	if err != nil && !errors.Is(err, ErrOtherKey) {
+		return err
+	}
+	before := m.standing.Swap(&standing{returns: returns, err: err, at: time.Now()})
+	switch {
+	case err != nil && (before == nil || before.err == nil):
+		s.log.Error("token does not join: it holds another key under the same id", "token", m.Name, "error", err)
+	case err == nil && before != nil && before.err != nil:
+		s.log.Info("token joins", "token", m.Name)
+	}
+	return err
+}
+
+func (s *Set) compareKeys(ctx context.Context, m *member) error {
+	keys, err := m.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if err := s.compareKey(ctx, m, k, keys); err != nil {
+			return fmt.Errorf("key %q: %w", k.Label, err)
+		}
+	}
+	return nil
+}
+
+// compareKey compares one secret key with its sample, or makes the sample.
+func (s *Set) compareKey(ctx context.Context, m *member, k hsm.Key, all []hsm.Key) error {
+	if k.Usage != hsm.MACKey && k.Usage != hsm.WrapKey {
+		return nil
+	}
+	known, ok := s.samples.get(k.ID)
+	if !ok {
+		made, err := m.sample(ctx, k, all)
+		if err != nil || made.empty() || s.samples.add(k.ID, made) {
+			return err
+		}
+		known, _ = s.samples.get(k.ID)
+	}
+	for range hsm.Tries { // a token that errs once has no other key
+		same, err := m.makes(ctx, k, known)
+		if err != nil || same {
+			return err
+		}
+	}
+	return fmt.Errorf("token %s: %w", known.from, ErrOtherKey)
+}
+
+// sample makes a sample of a key that fits what the member answers a second time. For a
+// WrapKey it needs a key agreement of the member; without one it is empty.
+func (m *member) sample(ctx context.Context, k hsm.Key, all []hsm.Key) (sample, error) {
+	for range hsm.Tries {
+		made := sample{from: m.Name}
+		var err error
+		if k.Usage == hsm.MACKey {
+			made.mac, err = m.Token.MAC(ctx, k.ID, []byte(sampleText))
+		} else {
+			err = m.wrapSample(ctx, k, all, &made)
+		}
+		if lacks(err) || err == nil && made.empty() {
+			return sample{}, nil
+		}
+		if err != nil {
+			return sample{}, err
+		}
+		if same, err := m.makes(ctx, k, made); err != nil || same {
+			return made, err
+		}
+	}
+	return sample{}, fmt.Errorf("different answers to one question: %w", hsm.ErrGarbled)
+}
+
+// wrapSample has a random secret imported under a WrapKey, as a password verifier is.
+func (m *member) wrapSample(ctx context.Context, k hsm.Key, all []hsm.Key, into *sample) error {
+	for _, with := range all {
+		recipient, err := with.ECDH()
+		if with.Usage != hsm.DeriveP256 || err != nil {
+			continue
+		}
+		ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
+		if err != nil {
+			return err
+		}
+		z, err := ephemeral.ECDH(recipient)
+		if err != nil {
+			return err
+		}
+		_, _ = rand.Read(into.secret[:]) // never fails, crypto/rand
+		label := sha256.Sum256([]byte(sampleText))
+		kek, err := kwp.KEK(z, label)
+		if err != nil {
+			return err
+		}
+		sent, err := kwp.Wrap(kek, into.secret[:])
+		if err != nil {
+			return err
+		}
+		into.wrapped, err = m.Token.Import(ctx, hsm.Import{
+			Enrol: with.ID, Wrap: k.ID, Ephemeral: ephemeral.PublicKey(), Context: label, Wrapped: sent,
+		})
+		return err
+	}
+	return nil
+}
+
+// makes reports whether the member's key makes of the sample's input what the sample says.
+func (m *member) makes(ctx context.Context, k hsm.Key, of sample) (bool, error) {
+	if k.Usage == hsm.MACKey {
+		mac, err := m.Token.MAC(ctx, k.ID, []byte(sampleText))
+		if lacks(err) {
+			return true, nil // it cannot use the key at all
+		}
+		return err == nil && hmac.Equal(mac, of.mac), err
+	}
+	got, err := m.Token.MACWrapped(ctx, k.ID, of.wrapped, []byte(sampleText))
+	switch {
+	case errors.Is(err, hsm.ErrInput): // it does not unwrap
+		return false, nil
+	case lacks(err):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	want := hmac.New(sha256.New, of.secret[:])
+	want.Write([]byte(sampleText))
+	return bytes.Equal(got, want.Sum(nil)), nil
+}
+
+// proveCopies compares a new secret key of all members.
+func (s *Set) proveCopies(ctx context.Context, k hsm.Key) error {
+	if len(s.members) == 1 || k.Usage.Pair() {
+		return nil
+	}
+	for _, m := range s.members {
+		keys, err := m.Keys(ctx)
+		if err == nil {
+			err = s.compareKey(ctx, m, k, keys)
+		}
+		if err != nil {
+			s.samples.remove(k.ID)
+			return fmt.Errorf("comparing key %q on token %s: %w", k.Label, m.Name, err)
+		}
+	}
+	return nil
+}
+
+// lacks reports whether a token cannot use a key, or has it no more.
+func lacks(err error) bool { return errors.Is(err, hsm.ErrUnsupported) || errors.Is(err, hsm.ErrKey) }

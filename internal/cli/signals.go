@@ -1,0 +1,23 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// UntilSignal returns a context that ends with SIGINT or SIGTERM. A second signal ends the process at once.
+func UntilSignal() (ctx context.Context, stop context.CancelFunc) {
+	ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// UntilStopped is the context of a daemon: it ends with SIGINT or SIGTERM, and further signals change nothing. A
+// daemon survives SIGHUP, because it has nothing to load again, and SIGPIPE, because the reader of its output may go
+// away. Its children get both signals as usual.
+func UntilStopped() (ctx context.Context, stop context.CancelFunc) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE) // unlike Ignore, children do not inherit it
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+}

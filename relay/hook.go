@@ -1,0 +1,143 @@
+package relay
+
+import (
+	"bufio"
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// maxHookLine bounds a line that is logged of a hook's output, in bytes. The rest of the line is dropped.
+const maxHookLine = 1 << 10
+
+// hookOutput is the standard error of one run of the hook. The relay logs its lines. The hook inherits the reading end
+// too, so that its writes fail neither when the relay ends nor afterwards.
+type hookOutput struct{ read, write *os.File }
+
+func newHookOutput() (o hookOutput, err error) {
+	o.read, o.write, err = os.Pipe()
+	if err != nil {
+		return o, fmt.Errorf("running hook: %w", err)
+	}
+	return o, nil
+}
+
+// log logs each line until the hook, and every process that it left in the background, has ended.
+func (o hookOutput) log(log hclog.Logger) {
+	defer func() { _ = o.read.Close() }() // it was read to its end
+	lines := bufio.NewReaderSize(o.read, maxHookLine)
+	for {
+		line, isPrefix, err := lines.ReadLine()
+		if err != nil {
+			return
+		}
+		log.Info("hook wrote", "line", string(line))
+		for isPrefix && err == nil {
+			_, isPrefix, err = lines.ReadLine()
+		}
+	}
+}
+
+// close ends the relay's part of the writing end.
+func (o hookOutput) close() { _ = o.write.Close() } // nothing is buffered
+
+// Check returns an error if the program cannot be started: it is missing or not executable, or its interpreter is. It
+// runs nothing.
+func (h Hook) Check() error {
+	if len(h.Command) == 0 {
+		return nil
+	}
+	path, err := exec.LookPath(h.Command[0])
+	if err == nil {
+		err = startable(path)
+	}
+	if err != nil {
+		return fmt.Errorf("hook: %w", err)
+	}
+	return nil
+}
+
+// maxShebang is how much of a file Linux looks at to find the interpreter, in bytes (BINPRM_BUF_SIZE).
+const maxShebang = 256
+
+// startable looks at the beginning of a program, as the kernel does.
+func startable(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrPermission) {
+		return nil // a program may be executable and not readable
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	start := make([]byte, maxShebang)
+	n, err := io.ReadFull(f, start)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	start = start[:n]
+	line, isScript := bytes.CutPrefix(start, []byte("#!"))
+	switch {
+	case isScript:
+		return interpreter(path, line)
+	case bytes.HasPrefix(start, []byte(elf.ELFMAG)):
+		return loader(path, f)
+	case bytes.ContainsFunc(start, isBinary): // the kernel may know other kinds of programs (binfmt_misc)
+		return nil
+	}
+	return fmt.Errorf("%s is a text and its first line does not name an interpreter: want #!/bin/sh", path)
+}
+
+func isBinary(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) && !unicode.IsSpace(r) }
+
+// interpreter checks the interpreter of a script, which the line after "#!" names.
+func interpreter(path string, line []byte) error {
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	if bytes.HasSuffix(line, []byte("\r")) {
+		return fmt.Errorf("%s: its first line ends in CR LF, as Windows writes it: convert the file with dos2unix or sed -i 's/\\r$//'", path)
+	}
+	words := strings.Fields(string(line))
+	if len(words) == 0 {
+		return fmt.Errorf("%s: its first line names no interpreter: want #!/bin/sh", path)
+	}
+	if err := executable(words[0]); err != nil {
+		return fmt.Errorf("%s: its interpreter: %w", path, err)
+	}
+	return nil
+}
+
+// loader checks the dynamic loader of a binary, if it has one.
+func loader(path string, f io.ReaderAt) error {
+	binary, err := elf.NewFile(f)
+	if err != nil {
+		return fmt.Errorf("%s is no complete program: %w", path, err)
+	}
+	for _, p := range binary.Progs {
+		if p.Type != elf.PT_INTERP || p.Filesz > maxShebang {
+			continue
+		}
+		name := make([]byte, p.Filesz)
+		if _, err := p.ReadAt(name, 0); err != nil {
+			return fmt.Errorf("%s is no complete program: %w", path, err)
+		}
+		if err := executable(string(bytes.TrimRight(name, "\x00"))); err != nil {
+			return fmt.Errorf("%s: its dynamic loader: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// executable reports whether a file can be executed by this process.
+func executable(path string) error {
+	_, err := exec.LookPath(path)
+	return err
+}
