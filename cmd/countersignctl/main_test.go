@@ -31,6 +31,7 @@ func TestProblems(t *testing.T) {
 		problem.Signature:   {cli.BadSignature, "CHANGE.md"},
 		problem.Input:       {cli.Usage, ""},
 		problem.Unavailable: {cli.Unavailable, "countersignctl hsm status"},
+		problem.Store:       {cli.Unavailable, "the database is locked"},
 		problem.PIN:         {cli.Auth, "wrong PINs"},
 		problem.Locked:      {cli.Unavailable, "countersignctl hsm unlock"},
 		problem.Internal:    {cli.Failed, ""},
@@ -47,8 +48,15 @@ func TestProblems(t *testing.T) {
 			t.Errorf("%s: %q", kind, stderr)
 		}
 	}
+	taken := serving(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(adminapi.Problem{Type: problem.Exists, Detail: "it is there"})
+	})
+	if _, _, stderr := run(t, taken, "admin", "revoke", "ann", "--yes"); strings.Contains(stderr, "--replace") || !strings.Contains(stderr, "admin list") {
+		t.Errorf("an administrator that is taken: %q", stderr)
+	}
 	code, _, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "status")
-	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: is countersignd running") {
+	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: start countersignd") {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
