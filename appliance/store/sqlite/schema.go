@@ -296,6 +296,13 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 	if names := foreign(found, want); len(names) > 0 {
 		return v.seals.Report("the schema is not what countersignd made: " + strings.Join(names, ", "))
 	}
+	var header int
+	if err := from.row("PRAGMA user_version").Scan(&header); err != nil {
+		return unavailable(err)
+	}
+	if header != version {
+		return v.seals.Report(fmt.Sprintf("its user_version is %d, and its sealed schema is %d", header, version))
+	}
 	if version >= schemaVersion {
 		v.upgraded.Store(true)
 	}
