@@ -31,7 +31,7 @@ var breaks = map[string][]harness.Edit{
 }
 
 func TestMain(m *testing.M) {
-	harness.Main(m, harness.Suite{Name: "connections-test", Sections: []string{"authority", "idle", "shapes"}, Breaks: []string{breakLimit, breakJudge}})
+	harness.Main(m, harness.Suite{Name: "connections-test", Sections: []string{"authority", "share", "files", "idle", "shapes"}, Breaks: []string{breakLimit, breakJudge}})
 }
 
 // TestConnections runs every section with an appliance of its own.
@@ -43,6 +43,8 @@ func TestConnections(t *testing.T) {
 			bin = harness.Must(bin.Broken(t.Context(), edits, ""))
 		}
 		r.Section("authority", func() { authority(r, bin) })
+		r.Section("share", func() { share(r, bin) })
+		r.Section("files", func() { files(r, bin) })
 		r.Section("idle", func() { idle(r, bin) })
 		if !harness.Brief() {
 			r.Section("shapes", func() { shapes(r, bin) })
