@@ -265,12 +265,10 @@ func (d *daemon) warnings() map[string]api.Check {
 // onceLoaded returns a check that succeeds before there is an appliance.
 func (d *daemon) onceLoaded(check api.Check) api.Check {
 	return func(ctx context.Context) error {
-		select {
-		case <-d.loaded:
-			return check(ctx)
-		default:
+		if !d.isLoaded() {
 			return nil
 		}
+		return check(ctx)
 	}
 }
 
@@ -324,7 +322,7 @@ func (l listeners) close() {
 func (d *daemon) adminAPI() *server.Server {
 	return &server.Server{
 		Appliance: d.appliance,
-		HSM:       server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
+		HSM:       server.HSM{Summary: d.hsmStatus, Status: d.hsmKeys, Unlock: d.unlock, Drain: d.drain},
 		Logger:    d.log.Named("admin"), StartedAt: d.started,
 	}
 }
