@@ -189,6 +189,7 @@ func TestProblems(t *testing.T) {
 		{store.ErrUnavailable, protocol.CodeHSM, 503, "1"},
 		{context.DeadlineExceeded, protocol.CodeHSM, 503, "1"},
 		{hsm.ErrBusy, protocol.CodeBusy, 429, "1"},
+		{fmt.Errorf("renewing: %w", protocol.Retry{Code: protocol.CodeBusy, After: 40 * time.Minute}), protocol.CodeBusy, 429, "2400"},
 		{enrol.ErrTaken, protocol.CodeRefused, 409, ""},
 		{authorize.ErrNoTransaction, protocol.CodeRefused, 404, ""},
 		{errors.New("row 17 of table secrets"), 0, 500, ""},
