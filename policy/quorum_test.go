@@ -132,3 +132,74 @@ func TestEvasions(t *testing.T) {
 		}
 	}
 }
+
+// TestReplaceInvites: to replace a party takes at least what it takes to invite one.
+func TestReplaceInvites(t *testing.T) {
+	p := mustParse(t, quorumBase+"[quorum]\n\"client.invite\" = 3\n\"device.invite\" = 2\n\"device.replace\" = 4\nclient.replace = 1\n")
+	for kind, want := range map[Kind]int{ClientInvite: 3, ClientReplace: 3, DeviceInvite: 2, DeviceReplace: 4, ClientResume: 1} {
+		if got := p.Quorum(kind).Administrators; got != want {
+			t.Errorf("%s takes %d, want %d", kind, got, want)
+		}
+	}
+}
+
+// TestUnattended: only a copy of the database can need no vote, if the document says so.
+func TestUnattended(t *testing.T) {
+	if p := mustParse(t, quorumBase+"[quorum]\n\"store.backup\" = 0\n"); !p.Unattended(StoreBackup) || p.Unattended(KeyBackup) || p.Quorum(StoreBackup).Administrators != 1 {
+		t.Error("store.backup = 0")
+	}
+	for _, text := range []string{"", "\"store.backup\" = 1\n"} {
+		if mustParse(t, quorumBase+"[quorum]\n"+text).Unattended(StoreBackup) {
+			t.Errorf("%q needs no vote", text)
+		}
+	}
+	for _, k := range Kinds() {
+		if _, err := Parse([]byte(quorumBase + "[quorum]\n\"" + k.String() + "\" = 0\n")); k != StoreBackup && err == nil {
+			t.Errorf("%s = 0", k)
+		}
+	}
+}
+
+// TestAgainstSchedule: a schedule has no vote in the quorums of its steps.
+func TestAgainstSchedule(t *testing.T) {
+	for text, want := range map[string][]Kind{
+		"": nil, "\"key.destroy\" = 2\n\"key.resume\" = 2\n\"root.rotate\" = 2\n": nil,
+		"\"key.rotate\" = 2\n\"key.retire\" = 3\n": {KeyRotate, KeyRetire}, "\"key.activate\" = 2\n": {KeyActivate},
+	} {
+		if got := mustParse(t, quorumBase+"[quorum]\n"+text).AgainstSchedule(); !slices.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestReserved: words that mean something inside are refused. In a stored document of an earlier
+// release they grant nothing.
+func TestReserved(t *testing.T) {
+	for text, want := range map[string]string{
+		"[approval]\nrole = \"uv\"\n":                      "approval: role \"uv\" is reserved",
+		"[uv]\nattestation = [\"good\", \"unverified\"]\n": "uv: attestation: \"unverified\" is reserved",
+		"[quorum]\n\"key.restore\" = 2\nlocal = false\n":   "quorum: kind of change \"key.restore\" is gone, nothing ever did it: delete it",
+	} {
+		_, err := Parse([]byte(quorumBase + text))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+		p, err := ParseStored([]byte(quorumBase + text))
+		if err != nil || len(p.Ignored()) != 1 {
+			t.Errorf("stored %q: %v", text, err)
+			continue
+		}
+		if p.Approval().Role == RoleUV || word.MatchString(p.Approval().Role) && strings.Contains(text, "role") || p.AcceptsAttestation(Unverified) {
+			t.Errorf("stored %q: role %q, unverified is accepted: %v", text, p.Approval().Role, p.AcceptsAttestation(Unverified))
+		}
+		if strings.Contains(text, "good") != p.AcceptsAttestation("good") || strings.Contains(text, "local") == p.CountsLocal() {
+			t.Errorf("stored %q: the rest is not in force", text)
+		}
+	}
+	if p, err := ParseStored(Default()); err != nil || p.Ignored() != nil {
+		t.Errorf("the default policy: %v, %v", p.Ignored(), err)
+	}
+	if _, err := ParseStored([]byte(quorumBase + "[quorum]\n\"key.destory\" = 2\n")); err == nil {
+		t.Error("a stored document may say anything")
+	}
+}

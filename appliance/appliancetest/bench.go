@@ -14,6 +14,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -115,7 +116,7 @@ func (b *Bench) snapshot() template {
 // New returns a bench of its own for a test.
 func New(t *testing.T) *Bench {
 	t.Helper()
-	return templateOf(t, "", func() template { return found(t).snapshot() }).open(t)
+	return templateOf(t, "", func() template { return found(t, "").snapshot() }).open(t)
 }
 
 func openStore(t *testing.T, path string) store.Store {
@@ -133,8 +134,9 @@ func newBench(t *testing.T, token *memory.Token) *Bench {
 	return &Bench{T: t, Path: path, Token: token, Seals: store.NewSeals(nil), Clock: &Clock{now: time.Now().Truncate(time.Second)}}
 }
 
-// found holds the ceremony and enrols the device.
-func found(t *testing.T) *Bench {
+// found holds the ceremony and enrols the device. The appliance has no rows of the key without, as if
+// its release had not known it.
+func found(t *testing.T, without string) *Bench {
 	t.Helper()
 	ctx := t.Context()
 	b := newBench(t, memory.New())
@@ -144,6 +146,7 @@ func found(t *testing.T) *Bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pinned.Keys = slices.DeleteFunc(pinned.Keys, func(k store.Key) bool { return k.Name == without })
 	pinned.Policy = store.Policy{Version: 1, Document: policy.Default(), ActivatedAt: b.Clock.Now()}
 	err = errors.Join(keyuse.SealKeys(ctx, b.Token, pinned.Keys, b.Seals), s.Unseal(ctx, b.Seals, nil))
 	if err == nil {

@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/binary"
+	"fmt"
 	"testing"
 	"time"
 
@@ -73,17 +75,28 @@ func QuorumPolicy(quorum string) []byte {
 func NewBoard(t *testing.T, quorum string) *Board {
 	t.Helper()
 	m := templateOf(t, quorum, func() template {
-		b := &Board{Bench: New(t)}
-		operators := [3]Operator{NewOperator(t, "ann"), NewOperator(t, "bob"), NewOperator(t, "cat")}
-		for _, o := range operators {
-			b.Executes(requests.DraftAdmin(o.Name, o.Public))
-		}
+		b := (&Board{Bench: New(t)}).elect()
 		b.Executes(rules.Draft(QuorumPolicy(quorum)))
 		m := b.snapshot()
-		m.operators = operators
+		m.operators = [3]Operator{b.Ann, b.Bob, b.Cat}
 		return m
 	})
 	return &Board{Bench: m.open(t), Ann: m.operators[0], Bob: m.operators[1], Cat: m.operators[2]}
+}
+
+// NewBoardWithout returns an appliance with three administrators that has no version of a key.
+func NewBoardWithout(t *testing.T, key string) *Board {
+	t.Helper()
+	return (&Board{Bench: found(t, key)}).elect()
+}
+
+// elect adds the administrators.
+func (b *Board) elect() *Board {
+	b.Ann, b.Bob, b.Cat = NewOperator(b.T, "ann"), NewOperator(b.T, "bob"), NewOperator(b.T, "cat")
+	for _, o := range []Operator{b.Ann, b.Bob, b.Cat} {
+		b.Executes(requests.DraftAdmin(o.Name, o.Public))
+	}
+	return b
 }
 
 // Executes asks for a change that is executed at once.
@@ -158,4 +171,25 @@ func (b *Board) Resumed(id change.ID) requests.Change {
 		b.Fatal(err)
 	}
 	return c
+}
+
+// EndedChange stores a request that has ended, the n-th of a bench.
+func EndedChange(b *Bench, n int) {
+	b.Helper()
+	r := change.Request{
+		Version: change.Version, Kind: policy.ClientInvite, Domain: "test.example", By: policy.Local, Created: 1, Expires: 2,
+		Parameters: change.Parameters{"name": fmt.Sprintf("phone-%d", n), "roles": []string{}, "ttl_s": uint64(86400), "code_sha256": make([]byte, 32)},
+	}
+	binary.BigEndian.PutUint64(r.Nonce[:], uint64(n))
+	document := r.Marshal()
+	row := store.Change{
+		ID: change.HashOf(document).ID(), Document: document, State: store.ChangeExecuted, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now(),
+		EndedAt: b.Clock.Now(), Required: 1, Signed: []string{policy.Local}, Signatures: []store.ChangeSignature{{At: b.Clock.Now()}},
+	}
+	if _, err := b.Store.ChangesInForce(b.Context()); err != nil { // as every request is looked at
+		b.Fatal(err)
+	}
+	if err := b.Store.AddChange(b.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
+		b.Fatal(err)
+	}
 }

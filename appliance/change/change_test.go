@@ -13,6 +13,8 @@ import (
 	"math/big"
 	"os"
 	"reflect"
+	"regexp"
+	"strings"
 	"testing"
 
 	"countersign/policy"
@@ -42,6 +44,7 @@ type vector struct {
 	Rich         hexBytes            `json:"rich"`
 	Good         hexBytes            `json:"good"`
 	Refused      map[string]hexBytes `json:"refused"`
+	Kinds        map[string]hexBytes `json:"kinds"`
 }
 
 func readVector(t testing.TB) (v vector) {
@@ -163,6 +166,44 @@ func TestParseRefuses(t *testing.T) {
 	}
 	if _, err := Parse(make([]byte, MaxDocument+1)); !errors.Is(err, ErrDocument) {
 		t.Errorf("too long: %v", err)
+	}
+}
+
+// rowOfKind matches a row of CHANGE.md's table of parameters.
+var rowOfKind = regexp.MustCompile("(?m)^\\| `([a-z]+\\.[a-z]+)` \\| (.*) \\|$")
+
+// TestKinds: CHANGE.md has every kind of change in its list, with its parameters and its base, and
+// there is a vector of each.
+func TestKinds(t *testing.T) {
+	v := readVector(t)
+	raw, err := os.ReadFile("CHANGE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	before, base, _ := strings.Cut(text, "## The base")
+	rows := map[string]string{}
+	for _, m := range rowOfKind.FindAllStringSubmatch(before, -1) {
+		rows[m[1]] = m[2]
+	}
+	base, _, _ = strings.Cut(base, "\n## ")
+	kinds := policy.Kinds()
+	if len(rows) != len(kinds) || len(v.Kinds) != len(kinds) {
+		t.Errorf("%d kinds, %d rows of the table, %d vectors", len(kinds), len(rows), len(v.Kinds))
+	}
+	for _, k := range kinds {
+		r, err := Parse(v.Kinds[k.String()])
+		if err != nil || r.Kind != k || !bytes.Equal(r.Marshal(), v.Kinds[k.String()]) {
+			t.Errorf("vector of %s: %s, %v", k, r.Kind, err)
+		}
+		if strings.Count(text, "`"+k.String()+"`") < 3 || !strings.Contains(base, "`"+k.String()+"`") {
+			t.Errorf("CHANGE.md does not list %s, or not its parameters, or not its base", k)
+		}
+		for name := range r.Parameters {
+			if !strings.Contains(rows[k.String()], "`"+name+"`") {
+				t.Errorf("CHANGE.md does not describe the parameter %s of %s", name, k)
+			}
+		}
 	}
 }
 
