@@ -16,9 +16,11 @@ import (
 	"countersign/appliance/adminapi/problem"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/harden"
 )
 
 func main() {
+	_ = harden.Process() // as far as the operating system allows
 	ctx, stop := cli.UntilSignal()
 	defer stop()
 	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
