@@ -68,7 +68,7 @@ func TestVerifyFits(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
 	good := taken(b, 2, []string{"ann", "bob"}, b.Ann, b.Bob)
 	for name, change := range map[string]func(r *quorum.Record){
-		"of another kind":   func(r *quorum.Record) { r.Kind = policy.PolicyApply },
+		"of another kind":   func(r *quorum.Record) { r.Kinds = []policy.Kind{policy.PolicyApply} },
 		"of other wishes":   func(r *quorum.Record) { r.Fits = func(change.Parameters) bool { return false } },
 		"without a request": func(r *quorum.Record) { r.Change = change.ID{} },
 		"not there":         func(r *quorum.Record) { r.Change[0] ^= 1 },
