@@ -104,10 +104,10 @@ mutants: deps build ## change one decision of the product at a time, and see a t
 # The last commit before the packages were split.
 BEFORE := 7c4772c
 
-before-test: deps build ## alternate between the programs of $(BEFORE) and today's on one database, token and phone
+before-test: deps build ## go from the programs of $(BEFORE) to today's on one database, token and phone
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	git archive $(BEFORE) | tar -x -C "$$work"; $(MAKE) -s -C "$$work" build; \
-	COUNTERSIGN_BEFORE="$$work/bin" go test -count=1 -run TestForwardAndBack ./softhsm-test
+	COUNTERSIGN_BEFORE="$$work/bin" go test -count=1 -run TestForward ./softhsm-test
 
 breaks-test: deps build bin/faultshim.so ## break the product in every way that the suites know, and see them fail
 	@go test -count=1 -run TestBreaks ./softhsm-test/...

@@ -99,7 +99,7 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 
 // Run does the background work until ctx ends: at the start and every minute it finishes
 // interrupted changes and lets the keys' schedule take its steps; every minute it closes
-// expired change requests and writes the counts of failures to the audit, which it does
+// expired change requests and writes the counts of failures and refusals to the audit, which it does
 // once more at the end. Meanwhile it brings records to the keys in use, and the heartbeat uses
 // store and token.
 func (a *Appliance) Run(ctx context.Context) {
@@ -114,14 +114,14 @@ func (a *Appliance) Run(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			a.Authorize.FlushFailures(ctx)
+			a.Authorize.FlushCounts(ctx)
 			a.Requests.Resume(ctx)
 			a.Requests.Expire(ctx)
 			a.Keys.Tick(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			a.Authorize.FlushFailures(last)
+			a.Authorize.FlushCounts(last)
 			return
 		}
 	}

@@ -110,7 +110,7 @@ type Object struct {
 // Has reports whether all of the attributes are true.
 func (o Object) Has(a Attributes) bool { return o.True&a == a }
 
-// Attributes is a set of CK_BBOOL attributes of a key object.
+// Attributes is a set of attributes of a key object, which are CK_BBOOL but for one.
 type Attributes uint32
 
 // The attributes, by their names in PKCS#11 without CKA_.
@@ -130,8 +130,11 @@ const (
 	AttrWrap
 	AttrUnwrap
 	AttrDerive
+	// AttrRestricted is no CK_BBOOL: the object has a CKA_ALLOWED_MECHANISMS. It is reported
+	// where the token keeps that attribute.
+	AttrRestricted
 
-	lastAttr = AttrDerive
+	lastAttr = AttrRestricted
 )
 
 // AttrUsages are the attributes that say what a key may do.
@@ -146,6 +149,7 @@ var attributeNames = map[Attributes]string{
 	AttrLocal: "CKA_LOCAL", AttrAlwaysSensitive: "CKA_ALWAYS_SENSITIVE", AttrNeverExtractable: "CKA_NEVER_EXTRACTABLE",
 	AttrSign: "CKA_SIGN", AttrSignRecover: "CKA_SIGN_RECOVER", AttrVerify: "CKA_VERIFY", AttrEncrypt: "CKA_ENCRYPT",
 	AttrDecrypt: "CKA_DECRYPT", AttrWrap: "CKA_WRAP", AttrUnwrap: "CKA_UNWRAP", AttrDerive: "CKA_DERIVE",
+	AttrRestricted: "CKA_ALLOWED_MECHANISMS",
 }
 
 // Names returns the names of the attributes in the set, "CKA_SIGN", in the order above.

@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,9 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
+	"countersign/relay/journal"
 	"countersign/relay/link"
+	"countersign/relay/uplink"
 )
 
 func TestHookOutcomes(t *testing.T) {
@@ -221,4 +227,19 @@ func transactionOf(t *testing.T, dir string) protocol.TransactionID {
 	id, err := protocol.ParseTransactionID(r.Transaction)
 	must(t, err)
 	return id
+}
+
+// TestFinalAnswers: the relay gives an outcome up only if the appliance refuses it for good.
+func TestFinalAnswers(t *testing.T) {
+	r := &Relay{log: hclog.NewNullLogger()}
+	for status, want := range map[int]bool{
+		399: false, 400: true, 401: false, 403: false, 404: true, 408: false, 409: true, 429: false, 499: true, 500: false, 503: false,
+	} {
+		if got := r.isFinal(journal.Outcome{}, fmt.Errorf("reporting: %w", &uplink.StatusError{Status: status})); got != want {
+			t.Errorf("%d is final: %t", status, got)
+		}
+	}
+	if r.isFinal(journal.Outcome{}, errors.New("no route")) {
+		t.Error("an appliance that cannot be reached has refused")
+	}
 }

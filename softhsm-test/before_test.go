@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/client"
+	"countersign/policy"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/message"
@@ -202,40 +204,84 @@ func (d *direct) Receive() ([]byte, error) {
 	return msg, nil
 }
 
-// TestForwardAndBack alternates between the programs in COUNTERSIGN_BEFORE, of an earlier release, and
-// those of today on one directory of appliance, device and phone: `make before-test`.
-func TestForwardAndBack(t *testing.T) {
+// TestForward goes from the programs in COUNTERSIGN_BEFORE, of an earlier release, to those of today on
+// one directory of appliance, device and phone: `make before-test`. There is no way back: the earlier
+// ones refuse the database that today's have upgraded, and change nothing.
+func TestForward(t *testing.T) {
 	old := harness.Bin(os.Getenv("COUNTERSIGN_BEFORE"))
 	if old == "" {
 		t.Skip("COUNTERSIGN_BEFORE names no programs of an earlier release; make before-test builds them")
 	}
 	harness.Run(t, func(r *harness.Report) {
-		ctx, dir := r.Context(), harness.TempDir(t)
-		phone, password := filepath.Join(dir, "alice"), filepath.Join(dir, "password")
-		harness.Do(os.WriteFile(password, []byte("correct horse 42\n"), 0o600))
-		records := uint64(0)
-		for i, bin := range []harness.Bin{old, programs, old, programs, old} {
-			name := map[harness.Bin]string{old: "before", programs: "today"}[bin]
-			a := harness.Must(harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev")}))
-			if i == 0 {
-				code := harness.Must(a.Invite(ctx, "client", "alice"))
-				p := a.Phone(ctx, phone, "enrol", "--uv", "--url", a.URL, "--password-file", password, code)
-				r.Check(p.Code == 0, "enrol: %d, %s", p.Code, p.Stderr)
-			}
-			for _, args := range [][]string{{"--service", "100"}, {"--service", "200", "--amount", "60.00 EUR", "--password-file", password}} {
-				p := a.Phone(ctx, phone, append([]string{"authorize", "--link", a.Link, "--yes"}, args...)...)
-				r.Check(p.Code == 0, "%d, %s: authorize %s: %d, %s", i, name, strings.Join(args, " "), p.Code, p.Stderr)
-			}
-			for _, key := range []string{"kem", "mac", "decision"} {
-				a.MustCtl(ctx, "key", "rotate", key)
-				a.MustCtl(ctx, "key", "activate", key)
-			}
-			status := harness.Must(a.Status(ctx))
-			r.Check(status.Counts.Decisions == uint64(2*(i+1)), "%d, %s: %d decisions", i, name, status.Counts.Decisions)
-			r.Check(status.Counts.Records > records, "%d, %s: %d audit records after %d", i, name, status.Counts.Records, records)
-			records = status.Counts.Records
-			_, err := a.Stop()
-			r.Check(err == nil, "%d, %s: stop: %v", i, name, err)
-		}
+		f := forward{Report: r, old: old, dir: harness.TempDir(t)}
+		f.password = filepath.Join(f.dir, "password")
+		harness.Do(os.WriteFile(f.password, []byte("correct horse 42\n"), 0o600))
+		f.lives(old)
+		f.lives(programs)
+		f.refuses()
+		f.lives(programs)
 	})
+}
+
+// forward is one appliance that two releases run, one after the other.
+type forward struct {
+	*harness.Report
+	old           harness.Bin
+	dir, password string
+	runs          int
+	decisions     uint64
+	records       uint64
+}
+
+// lives runs the appliance: authorizations by the phone, and rotations.
+func (f *forward) lives(bin harness.Bin) {
+	ctx, name := f.Context(), map[harness.Bin]string{f.old: "before", programs: "today"}[bin]
+	a := harness.Must(harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(f.dir, "dev")}))
+	if f.runs == 0 {
+		code := harness.Must(a.Invite(ctx, "client", "alice"))
+		p := a.Phone(ctx, filepath.Join(f.dir, "alice"), "enrol", "--uv", "--url", a.URL, "--password-file", f.password, code)
+		f.Check(p.Code == 0, "enrol: %d, %s", p.Code, p.Stderr)
+	}
+	f.runs++
+	f.authorizes(a, 0, "--service", "100")
+	f.authorizes(a, 0, "--service", "200", "--amount", "60.00 EUR", "--password-file", f.password)
+	if bin == programs {
+		f.sumOfBefore(a)
+	}
+	for _, key := range []string{"kem", "mac", "decision"} {
+		a.MustCtl(ctx, "key", "rotate", key)
+		a.MustCtl(ctx, "key", "activate", key)
+	}
+	status := harness.Must(a.Status(ctx))
+	f.Check(status.Counts.Decisions == f.decisions, "run %d, %s: %d decisions, want %d", f.runs, name, status.Counts.Decisions, f.decisions)
+	f.Check(status.Counts.Records > f.records, "run %d, %s: %d audit records after %d", f.runs, name, status.Counts.Records, f.records)
+	f.records = status.Counts.Records
+	_, err := a.Stop()
+	f.Check(err == nil, "run %d, %s: stop: %v", f.runs, name, err)
+}
+
+// authorizes has the phone authorize, and end with an exit code.
+func (f *forward) authorizes(a *harness.Appliance, code int, args ...string) {
+	p := a.Phone(f.Context(), filepath.Join(f.dir, "alice"), append([]string{"authorize", "--link", a.Link, "--yes"}, args...)...)
+	f.Check(p.Code == code, "run %d: authorize %s: %d, want %d: %s", f.runs, strings.Join(args, " "), p.Code, code, p.Stderr)
+	if p.Code == 0 {
+		f.decisions++
+	}
+}
+
+// sumOfBefore applies a policy with levels by cumulated amount: the payments that the earlier
+// programs approved count.
+func (f *forward) sumOfBefore(a *harness.Appliance) {
+	file := filepath.Join(f.dir, "policy.toml")
+	harness.Do(os.WriteFile(file, append(policy.Default(), fmt.Sprintf("# run %d\n", f.runs)...), 0o600))
+	a.MustCtl(f.Context(), "policy", "apply", file)
+	payment := []string{"--service", "200", "--amount", "40.00 EUR"} // 160.00 with two of 60.00
+	f.authorizes(a, 77, payment...)
+	f.authorizes(a, 0, append(payment, "--password-file", f.password)...)
+}
+
+// refuses starts the earlier programs, which must not count by windows of their own.
+func (f *forward) refuses() {
+	_, err := harness.Start(f.Context(), harness.Config{Bin: f.old, Dir: filepath.Join(f.dir, "dev")})
+	f.Check(err != nil && strings.Contains(err.Error(), "run a newer release"), "the programs of before start on an upgraded database: %v", err)
 }

@@ -56,13 +56,39 @@ func TestReadinessLooksAtTheWork(t *testing.T) {
 	}
 	b.waitReady(http.StatusOK, "store", "ok")
 
-	pin := strings.TrimSpace(string(must[[]byte](t)(os.ReadFile(filepath.Join(b.Config.Dir, "pin")))))
+	b.deleteKey("countersign-dev", "decision@1")
+	b.waitReady(http.StatusServiceUnavailable, "hsm", "decision")
+}
+
+// deleteKey removes a private key from a token behind the appliance's back.
+func (b *bench) deleteKey(token, label string) {
+	b.Helper()
+	file := map[string]string{"countersign-dev": "pin", "countersign-dev-2": "pin-second"}[token]
+	pin := strings.TrimSpace(string(must[[]byte](b.T)(os.ReadFile(filepath.Join(b.Config.Dir, file)))))
 	env := []string{"SOFTHSM2_CONF=" + filepath.Join(b.Config.Dir, "softhsm2.conf")}
-	for _, o := range harness.Objects(t.Context(), pin, env) {
-		if o.Label == "decision@1" {
-			harness.Tool(t.Context(), env, "pkcs11-tool", "--module", harness.SoftHSM, "--login", "--pin", pin,
-				"--delete-object", "--type", "privkey", "--id", o.ID)
+	harness.Tool(b.Context(), env, "pkcs11-tool", "--module", harness.SoftHSM, "--token-label", token, "--login", "--pin", pin,
+		"--delete-object", "--type", "privkey", "--label", label)
+}
+
+// TestDrainNeedsTheKeys: a token is not drained onto one that lacks a key in use.
+func TestDrainNeedsTheKeys(t *testing.T) {
+	dir := harness.TempDir(t)
+	t.Parallel()
+	a := must[*harness.Appliance](t)(harness.Start(t.Context(), harness.Config{Bin: programs, Dir: dir + "/dev", SecondModule: harness.SoftHSM}))
+	b := &bench{t, a}
+	ctl := func(code int, want string, args ...string) {
+		t.Helper()
+		r := must[harness.Result](t)(b.Ctl(t.Context(), args...))
+		if r.Code != code || !strings.Contains(r.Stdout+r.Stderr, want) {
+			t.Errorf("%v: exit code %d, want %d with %q: %s%s", args, r.Code, code, want, r.Stdout, r.Stderr)
 		}
 	}
-	b.waitReady(http.StatusServiceUnavailable, "hsm", "decision")
+	ctl(0, "24 of 24", "hsm", "status")
+	b.deleteKey("countersign-dev-2", "decision@1")
+	ctl(0, "token second lacks decision@1", "hsm", "status")
+	ctl(1, "second token lacks decision@1", "hsm", "drain", "first")
+	ctl(0, "drained", "hsm", "drain", "second")
+	if _, err := b.Stop(); err != nil {
+		t.Error(err)
+	}
 }

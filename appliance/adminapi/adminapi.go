@@ -386,6 +386,8 @@ type Token struct {
 	NeedsPIN bool     `json:"needs_pin"` // it starts no worker before hsm/unlock
 	Drained  bool     `json:"drained"`   // it gets no calls
 	InFlight int      `json:"in_flight"` // calls without an answer yet
+	Keys     int      `json:"keys"`      // in use, that it has
+	Lacks    []string `json:"lacks"`     // name@version of each key in use that it has not; null: unknown
 	Wanted   int      `json:"wanted"`    // workers
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker

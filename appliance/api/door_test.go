@@ -38,6 +38,7 @@ type site struct {
 	identity *Identity
 	later    atomic.Int64 // of the clock of judgements, nanoseconds
 	address  string
+	stop     context.CancelFunc
 	entered  chan struct{} // POST /wait reports here, and waits for release
 	release  chan struct{}
 }
@@ -60,6 +61,7 @@ func newSite(t *testing.T, l Limits, times times) *site {
 	}
 	s.address = listener.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
 	served := make(chan error, 1)
 	go func() {
 		served <- Serve(ctx, hclog.NewNullLogger(), Server{
@@ -261,6 +263,21 @@ func TestSilent(t *testing.T) {
 	}
 }
 
+// TestStop: the end of the server ends the connections whose handshake is not done.
+func TestStop(t *testing.T) {
+	times := usual
+	times.shake = long
+	s := newSite(t, wide, times)
+	c, err := net.Dial("tcp", s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	s.until("a stranger", func() bool { return s.open("stranger") == 1 })
+	s.stop()
+	isCut(t, c)
+}
+
 // TestPlainHTTP: a peer without TLS learns what is wrong.
 func TestPlainHTTP(t *testing.T) {
 	s := newSite(t, wide, usual)
@@ -458,8 +475,18 @@ func TestRetiredAuthority(t *testing.T) {
 			if n := len(next.dialled); n != 1 {
 				t.Errorf("by the next ca: %d connections", n)
 			}
-			// A new handshake may still verify, until Renew: the certificate is refused all the same.
-			if status, _, err := old.call("GET", "/"); err == nil && status != 403 {
+			// A new handshake verifies until Renew. The certificate counts for nothing.
+			waited := make(chan int)
+			go func() {
+				status, _, _ := s.wait(old)
+				waited <- status
+			}()
+			<-s.entered
+			if strangers, devices := s.open("stranger"), s.open("device"); strangers != 1 || devices != 1 {
+				t.Errorf("on a new connection: %d strangers, %d devices", strangers, devices)
+			}
+			close(s.release)
+			if status := <-waited; status != 403 {
 				t.Errorf("on a new connection: %d", status)
 			}
 		})

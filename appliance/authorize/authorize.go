@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,7 +17,6 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
-	"countersign/appliance/store/audit"
 	"countersign/internal/bounded"
 	"countersign/protocol"
 	"countersign/protocol/derive"
@@ -36,6 +34,7 @@ type Service struct {
 	handles  handleKeys
 	pairs    bounded.Map[pair, protocol.PairwiseID] // the token's results, which never change
 	failures failures
+	refusals refusals
 	checks   checks
 	metrics  metrics
 }
@@ -108,50 +107,6 @@ func (m *metrics) settled(out store.Outcome) {
 		return
 	}
 	m.authorizations.WithLabelValues(strconv.Itoa(int(out.Result)), strconv.Itoa(int(out.Reason))).Inc()
-}
-
-// failures counts countersignatures that failed before a client signature verified. Anyone
-// can cause those, so they make one audit record per device and minute, not one each.
-type failures struct {
-	mu     sync.Mutex
-	counts map[protocol.DeviceID]map[protocol.Code]uint64 // guarded by mu
-}
-
-func (f *failures) add(device protocol.DeviceID, code protocol.Code, n uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.counts == nil {
-		f.counts = map[protocol.DeviceID]map[protocol.Code]uint64{}
-	}
-	if f.counts[device] == nil {
-		f.counts[device] = map[protocol.Code]uint64{}
-	}
-	f.counts[device][code] += n
-}
-
-func (f *failures) take() map[protocol.DeviceID]map[protocol.Code]uint64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	counts := f.counts
-	f.counts = nil
-	return counts
-}
-
-// FlushFailures writes the counts of failures to the audit. Counts that the store does not
-// take are kept for the next call.
-func (a *Service) FlushFailures(ctx context.Context) {
-	for device, codes := range a.failures.take() {
-		fields := map[string]any{}
-		for code, n := range codes {
-			fields[code.String()] = n
-		}
-		if err := a.store.Append(ctx, audit.NewRecord(audit.KindFailures, "device/"+device.String(), fields)); err != nil {
-			a.log.Error("failure counts could not be written to the audit", "device", device.String(), "error", err)
-			for code, n := range codes {
-				a.failures.add(device, code, n)
-			}
-		}
-	}
 }
 
 // pair is a client at a device.

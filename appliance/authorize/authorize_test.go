@@ -323,6 +323,24 @@ func TestPolicyChangedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestRepeatUnderNewPolicy: a repeated M3 gets its approval again after the policy has changed, because the
+// decision follows from the policy of the challenge.
+func TestRepeatUnderNewPolicy(t *testing.T) {
+	b := appliancetest.New(t)
+	s := b.EnrolPhone("alice").Challenge(door, nil)
+	m3 := s.M3(protocol.Approve)
+	first, err := s.Verify(s.Must(m3).Res.Decision, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.AddPolicy(2, append(policy.Default(), "# later\n"...))
+	b.Restart()
+	again, err := s.Verify(s.Must(m3).Res.Decision, nil)
+	if err != nil || again.Transaction != first.Transaction || again.Policy != first.Policy {
+		t.Errorf("transaction %s under policy %x, %v; want %s under %x", again.Transaction, again.Policy, err, first.Transaction, first.Policy)
+	}
+}
+
 const limited = `
 [[service]]
 id = 200

@@ -212,6 +212,34 @@ func TestCertificateOfTheClient(t *testing.T) {
 	}
 }
 
+// TestCertificateSpoiltLater: a stored approval is not repeated to a strict device after the client's certificate
+// has become another's, and no new certificate is issued.
+func TestCertificateSpoiltLater(t *testing.T) {
+	b := appliancetest.New(t)
+	alice := b.EnrolFull("alice")
+	s, err := alice.ApplyWith(alice.P1(vault), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{vault}}, Link: deviceapi.LinkWire, Strict: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m3 := s.With(0, nil)
+	if a := s.Must(m3); a.Res.Decision == nil {
+		t.Fatalf("answered %s, code %d", a.P4.Result, a.P4.Reason)
+	}
+	c := b.Client("alice")
+	c.Cert = nil
+	c.Version++ // as the appliance itself would write it, with a valid seal
+	if err := b.Store.UpdateClient(t.Context(), c, audit.NewRecord(audit.KindClients, "client/alice", nil)); err != nil {
+		t.Fatal(err)
+	}
+	b.Forgeries(func() {
+		if a := s.Must(m3); a.Res.Decision != nil || a.P4.Result != protocol.ResultDenied {
+			t.Errorf("answered %s, code %d, with a decision of %d bytes", a.P4.Result, a.P4.Reason, len(a.Res.Decision))
+		}
+	})
+}
+
 // TestTrigger: a trigger that grants a role between check and transaction stops all writing.
 func TestTrigger(t *testing.T) {
 	b := appliancetest.New(t)

@@ -309,6 +309,41 @@ func TestSecondApprover(t *testing.T) {
 	expect(t, first.Must(first.With(0, nil)), protocol.ResultDenied, protocol.CodeSerial)
 }
 
+// TestSecondOrdered: a second approver is asked only for what was signed first, at a level up to the first.
+func TestSecondOrdered(t *testing.T) {
+	b := appliancetest.New(t)
+	alice, bob := b.EnrolFull("alice", "approver"), b.EnrolFull("bob", "approver")
+	_, pending := b.Pending(alice)
+	order := deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(1_000_000)}
+	for name, c := range map[string]struct {
+		change func(*message.P1, *deviceapi.ApplyRequest)
+		want   protocol.Code
+	}{
+		"the same":       {func(*message.P1, *deviceapi.ApplyRequest) {}, 0},
+		"no amount":      {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Amount = nil }, 0},
+		"another amount": {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Amount = eur(1_000_001) }, protocol.CodePolicy},
+		"another currency": {func(_ *message.P1, r *deviceapi.ApplyRequest) {
+			r.Order.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "USD"}
+		}, protocol.CodePolicy},
+		"another text":       {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Text = "for Eve" }, protocol.CodePolicy},
+		"proposed otherwise": {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Proposal = &message.Proposal{Amount: eur(1)} }, protocol.CodePolicy},
+		"another service":    {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Services = []protocol.Service{vault} }, protocol.CodeService},
+		"no handle":          {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Handle = nil }, protocol.CodeService},
+		"at the first level": {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Level = 4 }, 0},
+		"above every level":  {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Level = 5 }, protocol.CodeLevel},
+	} {
+		p1, req := bob.P1(protocol.ServiceCoApproval), deviceapi.ApplyRequest{Order: order, Link: deviceapi.LinkWire, Handle: pending.Res.NextHandle}
+		c.change(&p1, &req)
+		s, err := bob.ApplyWith(p1, req)
+		if err != nil || s.P2.Code != c.want {
+			t.Errorf("%s: code %d, %v; want code %d", name, s.P2.Code, err, c.want)
+		}
+		if c.want == 0 && (s.P2.Amount == nil || *s.P2.Amount != *eur(1_000_000) || s.P2.Level != 4) {
+			t.Errorf("%s: bob is shown %v at level %d", name, s.P2.Amount, s.P2.Level)
+		}
+	}
+}
+
 func TestSecondRefusesAndExpires(t *testing.T) {
 	b := appliancetest.New(t)
 	alice, bob := b.EnrolFull("alice"), b.EnrolFull("bob", "approver")

@@ -79,6 +79,9 @@ func (a *Service) conclude(ctx context.Context, c countersigned, j judged) (stor
 	if err != nil {
 		return store.Outcome{}, fmt.Errorf("committing the decision: %w", err)
 	}
+	if out.Unspent {
+		return a.refuseUnspent(ctx, spend, out.Reason)
+	}
 	return out, nil
 }
 
@@ -236,12 +239,21 @@ func (a *Service) refuse(ctx context.Context, c countersigned, code protocol.Cod
 	return store.Outcome{Result: protocol.ResultDenied, Reason: code}, nil
 }
 
-// refuseVerified refuses a genuine countersignature without spending its serial, and writes one
-// audit record.
+// refuseVerified refuses a genuine countersignature before its transaction.
 func (a *Service) refuseVerified(ctx context.Context, c countersigned, code protocol.Code) (store.Outcome, error) {
-	rec := c.spend(a.now(), a.rules.Active(), policy.Ruling{}).Refused(code)
-	if err := a.store.Append(ctx, rec); err != nil {
+	return a.refuseUnspent(ctx, c.spend(a.now(), a.rules.Active(), policy.Ruling{}), code)
+}
+
+// refuseUnspent refuses a genuine countersignature that did not spend its serial. It writes an audit
+// record of the first refusal of a client, serial and code, and counts the others.
+func (a *Service) refuseUnspent(ctx context.Context, s store.Spend, code protocol.Code) (store.Outcome, error) {
+	out, one := store.Outcome{Result: protocol.ResultDenied, Reason: code}, refusal{s.Serial, code}
+	if first := a.refusals.add(s.Client, one); !first {
+		return out, nil
+	}
+	if err := a.store.Append(ctx, s.Refused(code)); err != nil {
+		a.refusals.lost(s.Client, one)
 		return store.Outcome{}, fmt.Errorf("recording a refusal: %w", err)
 	}
-	return store.Outcome{Result: protocol.ResultDenied, Reason: code}, nil
+	return out, nil
 }

@@ -115,7 +115,7 @@ func drift(o hsm.Object, k keyring.Key) (drift []string) {
 	if o.Mechanisms != nil && !sameMechanisms(o.Mechanisms, want.Mechanisms) {
 		drift = append(drift, "mechanisms "+strings.Join(o.Mechanisms, " "))
 	}
-	for _, name := range (generation(o, k) & o.Told &^ o.True).Names() {
+	for _, name := range ((generation(o, k) | hsm.AttrRestricted) & o.Told &^ o.True).Names() {
 		drift = append(drift, "not "+name)
 	}
 	return drift

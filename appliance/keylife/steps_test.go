@@ -281,6 +281,18 @@ func TestRootAway(t *testing.T) {
 	l.must(keyplan.Activate, "mac")
 	l.now = l.now.Add(100 * 24 * time.Hour)
 	l.is(map[string]string{"kem@2": "active+"})
+	last := l.trust.Keys[0]
+	for _, k := range l.trust.Keys {
+		if k.Name == "kem" && k.NotBefore.After(last.NotBefore) {
+			last = k
+		}
+	}
+	before := l.now
+	l.now = last.NotBefore.Add(time.Hour)
+	if err := l.take(keyplan.Rotate, "kem"); !errors.Is(err, keyplan.ErrRootAway) || !strings.Contains(err.Error(), "another epoch of kem") {
+		t.Errorf("rotating the last epoch: %v", err)
+	}
+	l.now = before
 	if _, err := keyuse.Load(t.Context(), hides{l.token, "kem"}, l, pinned(l.trust)); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("without kem: %v", err)
 	}
@@ -550,6 +562,18 @@ func TestAttestSilent(t *testing.T) {
 		return all
 	}
 	if wrong := l.attested(telling{l.token, silent}); wrong != "" {
+		t.Errorf("found %q", wrong)
+	}
+}
+
+// TestAttestUnrestricted: a key without CKA_ALLOWED_MECHANISMS differs on a token that keeps them.
+func TestAttestUnrestricted(t *testing.T) {
+	l := newLife(t)
+	bare := func(all []hsm.Object) []hsm.Object {
+		all[0].True, all[0].Mechanisms = all[0].True&^hsm.AttrRestricted, nil
+		return all
+	}
+	if wrong := l.attested(telling{l.token, bare}); wrong != "not CKA_ALLOWED_MECHANISMS" {
 		t.Errorf("found %q", wrong)
 	}
 }

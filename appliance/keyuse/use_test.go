@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/keyplan"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/hsm"
@@ -60,4 +61,27 @@ func TestMACAgreed(t *testing.T) {
 	if same, err := keyuse.CheckMAC(t.Context(), token, mac, input, make([]byte, len(right))); same || err != nil {
 		t.Errorf("another MAC: %t, %v", same, err)
 	}
+}
+
+// TestDoubtfulCertificate: a client certificate proves nothing once its epoch is compromised, whether or not a
+// later epoch rules it out.
+func TestDoubtfulCertificate(t *testing.T) {
+	b := appliancetest.New(t)
+	b.EnrolFull("alice")
+	cert := b.Client("alice").Cert
+	doubtful := func(want bool) {
+		t.Helper()
+		i, err := b.Keyring.ReadClientCert(cert, b.Clock.Now())
+		if err != nil || i.Doubtful != want || i.Held == want {
+			t.Errorf("doubtful: %t, held: %t, %v", i.Doubtful, i.Held, err)
+		}
+	}
+	doubtful(false)
+	b.Step(keyplan.Rotate, keyring.ClientCA)
+	b.Step(keyplan.Activate, keyring.ClientCA)
+	doubtful(false)
+	if _, err := b.TryStep(keyplan.Step{Verb: keyplan.Retire, Compromised: true}, keyring.ClientCA+"@1"); err != nil {
+		t.Fatal(err)
+	}
+	doubtful(true)
 }

@@ -2,12 +2,27 @@ package parties_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 	"countersign/protocol"
 )
+
+// TestNames: a name fits SPIFFE IDs, file names and tables, and is no id.
+func TestNames(t *testing.T) {
+	for name, good := range map[string]bool{
+		"alice": true, "POS-1.front_door": true, "0123456789abcde": true, "0123456789abcdefg": true, strings.Repeat("a", 64): true,
+		"": false, strings.Repeat("a", 65): false, "two words": false, "a/b": false, "é": false, ".": false, "..": false,
+		"0123456789abcdef": false, "fedcba9876543210": false,
+	} {
+		if err := parties.CheckName(name); (err == nil) != good || err != nil && !errors.Is(err, parties.ErrInput) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
 
 // TestSwappedNames: an attacker who swaps names cannot have the wrong client revoked.
 func TestSwappedNames(t *testing.T) {

@@ -26,7 +26,7 @@ type Conclusion struct {
 	Finalize *Finalization
 	// Settle is a denial to store too. It raises no counter.
 	Settle *Spent
-	// Record to append; nil for a repeat.
+	// Record to append; nil for a repeat, and if nothing is spent.
 	Record *audit.Record
 	// Further is the record of Finalize or Settle.
 	Further *audit.Record
@@ -41,14 +41,15 @@ type Finalization struct {
 
 // Conclude decides on a countersignature within the transaction. It is the same for every driver
 // and depends only on its arguments. Any objection makes the approval a denial. A spent counter and
-// an attempt out of turn change only the audit log (PROTOCOL.md §4).
+// an attempt out of turn change nothing (PROTOCOL.md §4); the caller records them.
 func (s Spend) Conclude(v View) Conclusion {
 	if again := s.answered(v); again != nil {
 		return Conclusion{Outcome: *again}
 	}
 	if code := s.conflict(v); code != 0 {
 		out := s.denied(code)
-		return Conclusion{Outcome: out, Record: s.record(out, audit.KindRefused)}
+		out.Unspent = true
+		return Conclusion{Outcome: out}
 	}
 	against := s.objection(v)
 	c := Conclusion{Outcome: s.outcome(against.code), Spend: true, ResetGuard: s.Right}

@@ -33,6 +33,7 @@ var notSealed = map[string]string{
 	"Client.Highest":               "of the restraint",
 	"Invitation.Replace":           "not stored",
 	"Kept.Spent.Outcome.Replayed":  "not stored",
+	"Kept.Spent.Outcome.Unspent":   "not stored",
 	"Kept.Spent.Outcome.TriesLeft": "of attempts, not stored",
 	"Kept.Charges[0].AmountLimit":  "not stored",
 	"Kept.Charges[0].CountLimit":   "not stored",

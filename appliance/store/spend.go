@@ -154,6 +154,7 @@ type Outcome struct {
 	Decision receipt.Decision
 	At       time.Time
 	Replayed bool // an earlier, identical countersignature decided it
+	Unspent  bool // nothing was stored: the caller records the refusal, see [Spend.Refused]
 	// Asked answers Spend.Asks.
 	Asked *message.AskedResult
 	// TriesLeft is set with [protocol.ResultRetry] only: the answer to a wrong password, which has

@@ -127,10 +127,6 @@ func checkConclusion(t *testing.T, name string, got Conclusion, want expected) {
 	if want.reason == 0 {
 		result, told = protocol.ResultApproved, 0
 	}
-	kind := audit.KindDecision
-	if want.conflict {
-		kind = audit.KindRefused
-	}
 	out := got.Outcome
 	switch {
 	case out.Reason != want.reason || out.Result != result || out.Replayed:
@@ -139,7 +135,9 @@ func checkConclusion(t *testing.T, name string, got Conclusion, want expected) {
 		t.Errorf("%s: the device is told %v, %d", name, out.Decision.Result, out.Decision.Reason)
 	case got.Spend == want.conflict || got.Charge != (want.reason == 0):
 		t.Errorf("%s: spend %v, charge %v", name, got.Spend, got.Charge)
-	case got.Record == nil || got.Record.Kind != kind || got.Record.Words()["reason"] != uint64(want.reason) && want.reason != 0:
+	case out.Unspent != want.conflict || (got.Record == nil) != want.conflict:
+		t.Errorf("%s: unspent %v, record %+v", name, out.Unspent, got.Record)
+	case got.Record != nil && (got.Record.Kind != audit.KindDecision || got.Record.Words()["reason"] != uint64(want.reason) && want.reason != 0):
 		t.Errorf("%s: record %+v", name, got.Record)
 	case !out.At.Equal(time.Date(2026, 3, 1, 11, 0, 0, 123456000, time.UTC)):
 		t.Errorf("%s: at %v", name, out.At)

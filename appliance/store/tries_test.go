@@ -216,3 +216,24 @@ func TestAttemptConclude(t *testing.T) {
 		}
 	}
 }
+
+// TestBackOffWithoutRecent: a guard whose recent tries are not known continues its back-off with the first one.
+func TestBackOffWithoutRecent(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for name, c := range map[string]struct {
+		guard Guard
+		want  time.Duration
+	}{
+		"recent tries unknown":   {Guard{Wrong: FreeTries, Until: now.Add(-time.Hour)}, FirstBackOff},
+		"the last was FirstBack": {Guard{Wrong: FreeTries, Until: now.Add(FirstBackOff - time.Hour), Recent: []time.Time{now.Add(-time.Hour)}}, 2 * FirstBackOff},
+		"none yet":               {Guard{}, 0},
+	} {
+		got := Attempt{Now: now}.Conclude(AttemptView{Guard: c.guard, Client: Client{Highest: -1}})
+		if got.Code != 0 || got.Guard == nil {
+			t.Fatalf("%s: %+v", name, got)
+		}
+		if code, wait := got.Guard.Locked(now); wait != c.want || (code != 0) != (c.want != 0) {
+			t.Errorf("%s: locked for %v, code %d; want %v", name, wait, code, c.want)
+		}
+	}
+}

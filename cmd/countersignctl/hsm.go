@@ -92,9 +92,14 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 	return printReasons(p, tokens)
 }
 
-// printReasons prints why a token does not serve, below the table.
+// printReasons prints below the table which keys a token lacks, and why it does not serve.
 func printReasons(p cli.Printer, tokens []adminapi.Token) error {
 	for _, token := range tokens {
+		if len(token.Lacks) > 0 {
+			if _, err := fmt.Fprintf(p.Out, "token %s lacks %s\n", token.Name, strings.Join(token.Lacks, ", ")); err != nil {
+				return err
+			}
+		}
 		if token.Serves() || token.Reason == "" {
 			continue
 		}
@@ -151,14 +156,20 @@ var workerTable = cli.Table[workerRow]{
 		}
 		return r.State
 	}},
+	{Title: "Keys in use", Value: func(r workerRow) string {
+		if r.Lacks == nil {
+			return "-"
+		}
+		return fmt.Sprintf("%d of %d", r.Keys, r.Keys+len(r.Lacks))
+	}},
 	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
-	{Title: "Is", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "State", Value: r1(func(w adminapi.Worker) string { return w.State })},
 	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
 	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
 	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
 	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
-	{Title: "Wrong", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
-	{Title: "Proven", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
+	{Title: "Errors in a row", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
+	{Title: "Last check", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
 }
 
 // r1 is a column that is empty for a token without workers.

@@ -184,6 +184,9 @@ func (d *daemon) runServers(ctx context.Context, servers ...api.Server) error {
 	err := api.Serve(ctx, d.log, servers...)
 	stop(nil)
 	<-finished
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	d.appliance.Authorize.FlushCounts(last) // of requests that ended after Run
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
@@ -262,12 +265,10 @@ func (d *daemon) warnings() map[string]api.Check {
 // onceLoaded returns a check that succeeds before there is an appliance.
 func (d *daemon) onceLoaded(check api.Check) api.Check {
 	return func(ctx context.Context) error {
-		select {
-		case <-d.loaded:
-			return check(ctx)
-		default:
+		if !d.isLoaded() {
 			return nil
 		}
+		return check(ctx)
 	}
 }
 
@@ -321,7 +322,7 @@ func (l listeners) close() {
 func (d *daemon) adminAPI() *server.Server {
 	return &server.Server{
 		Appliance: d.appliance,
-		HSM:       server.HSM{Summary: d.hsmStatus, Status: d.hsmTokens, Unlock: d.unlock, Drain: d.drain},
+		HSM:       server.HSM{Summary: d.hsmStatus, Status: d.hsmKeys, Unlock: d.unlock, Drain: d.drain},
 		Logger:    d.log.Named("admin"), StartedAt: d.started,
 	}
 }

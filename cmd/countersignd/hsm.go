@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/store"
@@ -42,6 +45,56 @@ func (p *parts) hsmTokens() []adminapi.Token {
 		all = append(all, p.tokenWords(t))
 	}
 	return all
+}
+
+// hsmKeys returns hsmTokens with the keys in use that each token has, once the keys are loaded.
+func (d *daemon) hsmKeys(ctx context.Context) []adminapi.Token {
+	all := d.hsmTokens()
+	if !d.isLoaded() {
+		return all
+	}
+	for i, t := range d.pools {
+		if has, lacks, err := d.keysOf(ctx, t); err == nil {
+			all[i].Keys, all[i].Lacks = has, lacks
+		}
+	}
+	return all
+}
+
+// keysOf returns how many of the keys in use a token has, and the labels of those that it lacks.
+func (d *daemon) keysOf(ctx context.Context, t tokenPool) (has int, lacks []string, err error) {
+	keys, err := t.Keys(ctx)
+	lacks = []string{}
+	for _, k := range d.keys.Ring().Keys() {
+		switch {
+		case !k.OnToken || !k.Accepted(time.Now()):
+		case slices.ContainsFunc(keys, func(on hsm.Key) bool { return on.ID == k.ID }):
+			has++
+		default:
+			lacks = append(lacks, k.Label())
+		}
+	}
+	return has, lacks, err
+}
+
+// canTakeOver returns an error if no other token has every key in use.
+func (d *daemon) canTakeOver(ctx context.Context, from string) error {
+	var reasons []error
+	for _, t := range d.pools {
+		if t.Name == from || d.token.Drained(t.Name) {
+			continue
+		}
+		_, lacks, err := d.keysOf(ctx, t)
+		switch {
+		case err != nil:
+			reasons = append(reasons, fmt.Errorf("%s token: %w", t.Name, err))
+		case len(lacks) > 0:
+			reasons = append(reasons, fmt.Errorf("%s token lacks %s", t.Name, strings.Join(lacks, ", ")))
+		default:
+			return nil
+		}
+	}
+	return errors.Join(reasons...) // none if there is no other token, which Drain refuses
 }
 
 func (p *parts) tokenWords(t tokenPool) adminapi.Token {
@@ -135,6 +188,11 @@ func (d *daemon) waiting(name string) (tokenPool, error) {
 
 // drain stops or resumes calls to a token.
 func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
+	if drain && d.isLoaded() {
+		if err := d.canTakeOver(ctx, name); err != nil {
+			return conflict{fmt.Errorf("%w: rotate those keys, for the next versions are made on every token, or restore their copies onto it", err)}
+		}
+	}
 	switch err := d.token.Drain(name, drain); {
 	case errors.Is(err, failover.ErrNoMember):
 		return fmt.Errorf("%w: %w", err, store.ErrNotFound)
@@ -156,6 +214,15 @@ func (c conflict) Unwrap() []error { return []error{c.error, store.ErrConflict} 
 
 func (d *daemon) record(ctx context.Context, token, event string) error {
 	return d.store.Append(ctx, audit.Act(ctx, audit.KindHSM, "token/"+token, map[string]any{"event": event}))
+}
+
+func (d *daemon) isLoaded() bool {
+	select {
+	case <-d.loaded:
+		return true
+	default:
+		return false
+	}
 }
 
 // untilLoaded waits until the appliance is loaded.

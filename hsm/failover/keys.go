@@ -66,7 +66,7 @@ func (s *Set) Objects(ctx context.Context) (all []hsm.Object, err error) {
 func withoutTransport(objects []hsm.Object) []hsm.Object {
 	const closed = hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrLocal | hsm.AttrAlwaysSensitive | hsm.AttrNeverExtractable
 	i := slices.IndexFunc(objects, func(o hsm.Object) bool {
-		return o.Label == transportLabel && o.True == closed|hsm.AttrDerive
+		return o.Label == transportLabel && o.True&^hsm.AttrRestricted == closed|hsm.AttrDerive
 	})
 	if i < 0 {
 		return objects

@@ -175,8 +175,8 @@ func (e entry) object() hsm.Object {
 	k := e.Usage.Kind()
 	return hsm.Object{
 		Class: e.Usage.Class(), KeyType: k.KeyType, ID: e.ID[:], Label: e.Label, Mechanisms: k.Mechanisms,
-		Told: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | hsm.AttrHistory,
-		True: hsm.AttrPrivate | hsm.AttrSensitive | k.May | e.history,
+		Told: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | hsm.AttrHistory | hsm.AttrRestricted,
+		True: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrRestricted | k.May | e.history,
 	}
 }
 

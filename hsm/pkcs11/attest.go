@@ -62,7 +62,7 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				if err != nil {
 					return err
 				}
-				o.Told &^= hsm.AttrHistory &^ kept[c.class]
+				o.Told &^= (hsm.AttrHistory | hsm.AttrRestricted) &^ kept[c.class]
 				o.True &= o.Told
 				all = append(all, o)
 			}
@@ -89,6 +89,12 @@ func (t *Token) describeObject(s *session, h pkcs11.ObjectHandle, c keyClass) (h
 	o := hsm.Object{Class: c.name, ID: values[0], Label: string(values[1]), Mechanisms: mechanismNames(values[3])}
 	if values[2] != nil {
 		o.KeyType = nameOf(keyTypes, ulong(values[2]))
+	}
+	if values[3] != nil {
+		o.Told |= hsm.AttrRestricted
+	}
+	if len(o.Mechanisms) > 0 {
+		o.True |= hsm.AttrRestricted
 	}
 	for i, a := range c.told {
 		if v := values[words+i]; len(v) == 1 {
@@ -159,9 +165,9 @@ func mechanismNames(list []byte) (names []string) {
 
 // keptHistory returns, by class, the attributes of [hsm.AttrHistory] that the module keeps
 // for a key that was made on it and never extractable, as [Token.Generate] makes keys: a
-// secret key directly, a private key as a copy. It tries both with session objects, once
-// per process. NSS loses some of them, so that a key it has just made looks like an
-// imported one.
+// secret key directly, a private key as a copy; and [hsm.AttrRestricted] if it keeps that.
+// It tries both with session objects, once per process. NSS loses some of them, so that a
+// key it has just made looks like an imported one.
 func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error) {
 	t.changing.Lock()
 	defer t.changing.Unlock()
@@ -169,14 +175,11 @@ func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error
 		return t.history, nil
 	}
 	kept := map[uint]hsm.Attributes{}
-	for class, try := range map[uint]func(*session) (hsm.Attributes, error){
+	for class, try := range map[uint]attempt{
 		pkcs11.CKO_SECRET_KEY: t.secretHistory, pkcs11.CKO_PRIVATE_KEY: t.privateHistory,
 	} {
 		err := t.run(ctx, hsm.KeyID{}, func(s *session) (err error) {
-			kept[class], err = try(s)
-			if unsupported(err) {
-				return nil // the module has no such session objects
-			}
+			kept[class], err = t.tried(s, try)
 			return err
 		})
 		if err != nil {
@@ -187,12 +190,42 @@ func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error
 	return kept, nil
 }
 
-func (t *Token) secretHistory(s *session) (kept hsm.Attributes, err error) {
+// attempt makes a session object, with CKA_ALLOWED_MECHANISMS or without, and returns what it
+// has of [hsm.AttrHistory] and [hsm.AttrRestricted].
+type attempt func(s *session, restricted bool) (hsm.Attributes, error)
+
+// tried tries with CKA_ALLOWED_MECHANISMS first.
+func (t *Token) tried(s *session, try attempt) (kept hsm.Attributes, err error) {
+	way := func(restricted bool) func() error {
+		return func() (err error) {
+			kept, err = try(s, restricted)
+			return err
+		}
+	}
+	err = way(true)()
+	if unsupported(err) || ambiguous(err) && refuses(way(true), way(false)) {
+		err = way(false)()
+	}
+	if unsupported(err) {
+		return 0, nil // the module has no such session objects
+	}
+	return kept, err
+}
+
+// restrictedIf adds CKA_ALLOWED_MECHANISMS to a template.
+func (p profile) restrictedIf(restricted bool, template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if !restricted {
+		return template
+	}
+	return append([]*pkcs11.Attribute{p.restriction()}, template...)
+}
+
+func (t *Token) secretHistory(s *session, restricted bool) (kept hsm.Attributes, err error) {
 	if t.have.check(using(hsm.MACKey)) != nil {
 		return 0, nil
 	}
 	p := profiles[hsm.MACKey]
-	template := withLength(append(p.privateHalf(random(len(hsm.KeyID{})), false), p.kind()...))
+	template := withLength(append(p.restrictedIf(restricted, p.privateHalf(random(len(hsm.KeyID{})), false)), p.kind()...))
 	h, err := t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
 	if err != nil {
 		return 0, at("C_GenerateKey", err)
@@ -201,7 +234,7 @@ func (t *Token) secretHistory(s *session) (kept hsm.Attributes, err error) {
 	return t.historyOf(s, h)
 }
 
-func (t *Token) privateHistory(s *session) (kept hsm.Attributes, err error) {
+func (t *Token) privateHistory(s *session, restricted bool) (kept hsm.Attributes, err error) {
 	usage := hsm.SignP256
 	if t.have.check(using(usage)) != nil {
 		usage = hsm.SignRSA2048
@@ -210,7 +243,7 @@ func (t *Token) privateHistory(s *session) (kept hsm.Attributes, err error) {
 		return 0, nil
 	}
 	p, id := profiles[usage], random(len(hsm.KeyID{}))
-	made, err := t.generateDraft(s, p, pair{p.publicHalf(id), p.privateHalf(id, false)})
+	made, err := t.generateDraft(s, p, pair{p.publicHalf(id), p.restrictedIf(restricted, p.privateHalf(id, false))})
 	if err != nil {
 		return 0, err
 	}
@@ -233,5 +266,9 @@ func (t *Token) historyOf(s *session, h pkcs11.ObjectHandle) (kept hsm.Attribute
 			kept |= a
 		}
 	}
-	return kept, nil
+	list, ok, err := t.attributesOrNone(s, h, pkcs11.CKA_ALLOWED_MECHANISMS)
+	if ok && len(list[0]) > 0 {
+		kept |= hsm.AttrRestricted
+	}
+	return kept, err
 }

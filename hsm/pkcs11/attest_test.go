@@ -33,7 +33,7 @@ func TestObjectOfOurs(t *testing.T) {
 	} {
 		k := generate(t, "told", usage)
 		o := theObject(t, k.ID[:])
-		want.True |= born | hsm.AttrPrivate | hsm.AttrSensitive
+		want.True |= born | hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrRestricted
 		if o.Label != k.Label || o.Class != want.Class || o.KeyType != want.KeyType || o.True != want.True || !slices.Equal(o.Mechanisms, want.Mechanisms) {
 			t.Errorf("%s: %+v, %v", usage, o, o.True.Names())
 		}

@@ -29,7 +29,7 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 	}
 	var made hsm.Key
 	err := t.run(ctx, hsm.KeyID{}, func(s *session) error {
-		return t.withFewerOptional(func() (err error) {
+		return t.withFewerOptional(s, func() (err error) {
 			switch {
 			case spec.Usage.Pair():
 				made, err = t.generatePair(s, spec)
@@ -80,8 +80,7 @@ func (t *Token) generateSecret(s *session, spec hsm.KeySpec) (made hsm.Key, err 
 	copy(made.ID[:], random(len(made.ID)))
 	template := t.profile(spec.Usage).secret(made.ID[:], spec.Label)
 	if t.optional >= someOptional {
-		// Not on copies: SoftHSM refuses it there.
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_COPYABLE, false))
+		template = append(template, notCopyable()) // not on copies: SoftHSM refuses it there
 	}
 	_, err = t.newSecret(s, spec.Usage, template)
 	return made, err

@@ -51,8 +51,9 @@ type Token struct {
 	// hostImport: the module cannot derive the KEK of an import.
 	hostImport bool
 
-	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next two
-	optional optional                // attributes that the module accepts
+	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next three
+	settled  optional                // attributes that the module keeps, as far as trials have shown
+	optional optional                // attributes of the key that is being made
 	history  map[uint]hsm.Attributes // by class, see keptHistory; nil if not tried yet
 
 	mu   sync.RWMutex // guards keys

@@ -162,7 +162,7 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 		return 0, err
 	}
 	defer t.destroy(s, kek, &err)
-	err = t.withFewerOptional(func() (err error) {
+	err = t.withFewerOptional(s, func() (err error) {
 		p := t.profile(k.Usage)
 		template := t.withRestriction(p, p.finalPrivate(k))
 		if k.Usage == hsm.WrapKey && t.optional >= someOptional {
@@ -194,7 +194,7 @@ func (t *Token) create(s *session, k hsm.Key, value []byte) (key pkcs11.ObjectHa
 	p := t.profile(k.Usage)
 	secret := pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)
 	defer clear(secret.Value)
-	err = t.withFewerOptional(func() error {
+	err = t.withFewerOptional(s, func() error {
 		template := append(t.withRestriction(p, p.finalPrivate(k)), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
 		key, err = t.ctx.CreateObject(s.handle, template)
 		return at("C_CreateObject", err)

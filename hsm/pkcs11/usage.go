@@ -154,49 +154,6 @@ func flags(all, on []uint) (list []*pkcs11.Attribute) {
 	return list
 }
 
-// optional is how many of the attributes that restrict a key further a module keeps. The
-// safety of a key does not depend on them: it depends on its usage, CKA_SENSITIVE and
-// CKA_EXTRACTABLE.
-type optional uint8
-
-const (
-	noOptional   optional = iota
-	someOptional          // CKA_UNWRAP_TEMPLATE and CKA_COPYABLE
-	allOptional           // CKA_ALLOWED_MECHANISMS as well
-)
-
-// withRestriction puts CKA_ALLOWED_MECHANISMS first in a template if the module keeps it.
-// SoftHSM accepts nothing more after CKA_MODIFIABLE.
-func (t *Token) withRestriction(p profile, template []*pkcs11.Attribute) []*pkcs11.Attribute {
-	if t.optional < allOptional {
-		return template
-	}
-	return append([]*pkcs11.Attribute{p.restriction()}, template...)
-}
-
-// withFewerOptional calls f, which puts a key on the token, with fewer optional attributes
-// as long as the module refuses it. It remembers what the module accepted. NSS answers
-// CKR_GENERAL_ERROR to an attribute for which its database has no column. Callers hold
-// changing.
-func (t *Token) withFewerOptional(f func() error) error {
-	before := t.optional
-	first := f()
-	for err := first; err != nil; err = f() {
-		if t.optional > noOptional && (unsupported(err) || ambiguous(err)) {
-			t.optional--
-			continue
-		}
-		if t.optional = before; unsupported(err) {
-			return fmt.Errorf("%v: %w", first, errLacking) // it refuses the key itself
-		}
-		return first
-	}
-	if t.optional < before {
-		t.log.Warn("module keeps not all attributes", "token", t.label, "allowed_mechanisms", t.optional >= allOptional, "unwrap_template", t.optional >= someOptional)
-	}
-	return nil
-}
-
 // mechanisms has the codes of the mechanisms that package hsm names, and of those that
 // wrap and derive secrets.
 var mechanisms = map[string]uint{

@@ -52,3 +52,27 @@ func TestSignatureVerified(t *testing.T) {
 		t.Errorf("a lying token was asked %d times, want %d", asked, maxWrong)
 	}
 }
+
+// TestProvenKey: a right answer ends a row of wrong ones, and proves the worker.
+func TestProvenKey(t *testing.T) {
+	p, token := newGatedPool(t)
+	k, err := token.Generate(t.Context(), hsm.KeySpec{Label: "decision@1", Usage: hsm.SignP256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.keys.add(k)
+	known, _ := p.keys.find(k.ID)
+	c := (*p.live.Load())[0]
+	c.canaries = c // one socket for both
+	for range 3 {
+		if p.wrongAnswer(c, hsm.ErrGarbled) {
+			t.Fatal("one wrong answer is too many")
+		}
+		if err := p.proveKey(t.Context(), c, known); err != nil {
+			t.Fatal(err)
+		}
+		if now := p.Processes()[0]; now.Wrong != 0 || now.Proven.IsZero() {
+			t.Errorf("after a right answer: %d wrong in a row, proven at %v", now.Wrong, now.Proven)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,7 +48,7 @@ type Server struct {
 // HSM has the endpoints that need no appliance: they are served while the token is still locked.
 type HSM struct {
 	Summary func() adminapi.HSM
-	Status  func() []adminapi.Token
+	Status  func(context.Context) []adminapi.Token
 	// Unlock tries a PIN once on the token of that name, "" for the only one. The PIN is erased after it returns.
 	Unlock func(ctx context.Context, token string, pin []byte) error
 	// Drain lets a token finish its calls and gives it no more; false ends that.
@@ -60,7 +61,7 @@ func (s *Server) Handler() http.Handler {
 	r := adminapi.Routes
 	bind(m, r.Status, s.status)
 	bind(m, r.Doctor, func(req *http.Request, _ adminapi.None) ([]adminapi.Examination, error) {
-		return append(Examinations(req.Context(), s.Appliance), ExamineTokens(s.HSM.Status())...), nil
+		return append(Examinations(req.Context(), s.Appliance), ExamineTokens(s.HSM.Status(req.Context()))...), nil
 	})
 	bind(m, r.Audit, s.audit)
 	s.bindParties(m)
@@ -83,7 +84,9 @@ func (s *Server) LockedHandler() http.Handler {
 // mux returns a mux with the routes of the HSM.
 func (s *Server) mux() *mux {
 	m := &mux{log: s.Logger}
-	bind(m, adminapi.Routes.HSMStatus, func(*http.Request, adminapi.None) ([]adminapi.Token, error) { return s.HSM.Status(), nil })
+	bind(m, adminapi.Routes.HSMStatus, func(r *http.Request, _ adminapi.None) ([]adminapi.Token, error) {
+		return s.HSM.Status(r.Context()), nil
+	})
 	bind(m, adminapi.Routes.HSMUnlock, s.unlock)
 	bind(m, adminapi.Routes.HSMDrain, s.drain(true))
 	bind(m, adminapi.Routes.HSMResume, s.drain(false))
@@ -100,7 +103,7 @@ func (s *Server) unlock(r *http.Request, _ []byte) ([]adminapi.Token, error) {
 	if err := s.HSM.Unlock(r.Context(), r.URL.Query().Get("token"), pin); err != nil {
 		return nil, err
 	}
-	return s.HSM.Status(), nil
+	return s.HSM.Status(r.Context()), nil
 }
 
 func (s *Server) drain(drain bool) handler[adminapi.None, []adminapi.Token] {
@@ -108,7 +111,7 @@ func (s *Server) drain(drain bool) handler[adminapi.None, []adminapi.Token] {
 		if err := s.HSM.Drain(r.Context(), r.PathValue("token"), drain); err != nil {
 			return nil, err
 		}
-		return s.HSM.Status(), nil
+		return s.HSM.Status(r.Context()), nil
 	}
 }
 
@@ -293,6 +296,9 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 			x.Status, x.Detail = adminapi.CheckWarn, t.State+": "+t.Reason
 			x.Advice = "until it serves, one outage stops the service: see countersignctl hsm status"
 		}
+		if len(t.Lacks) > 0 {
+			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), adviceLacks
+		}
 		if t.State == adminapi.TokenRefused {
 			x.Advice = "find out which token has the right keys (docs/HSM.md), and initialize the other one anew"
 		}
@@ -300,6 +306,8 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 	}
 	return out
 }
+
+const adviceLacks = "it cannot take over: rotate those keys, for the next versions are made on every token, or restore their copies onto it"
 
 // exitCode returns the exit code for a failed check: 77 for the PIN, 69 for an unavailable token or store, else 1.
 func exitCode(err error) int {

@@ -46,7 +46,7 @@ func newBench(t *testing.T) *bench {
 		Appliance: b.appliance.Appliance, Logger: hclog.NewNullLogger(), StartedAt: time.Now(),
 		HSM: HSM{
 			Summary: func() adminapi.HSM { return adminapi.HSM{Ready: true, Workers: 1, Wanted: 2} },
-			Status:  func() []adminapi.Token { return nil },
+			Status:  func(context.Context) []adminapi.Token { return nil },
 		},
 	}
 	b.Caller = serve(t, b.server.Handler())
@@ -359,7 +359,7 @@ func TestUnlock(t *testing.T) {
 	var got string
 	var buffer []byte
 	s := &Server{Logger: hclog.NewNullLogger(), HSM: HSM{
-		Status: func() []adminapi.Token { return []adminapi.Token{{Name: "first"}} },
+		Status: func(context.Context) []adminapi.Token { return []adminapi.Token{{Name: "first"}} },
 		Unlock: func(_ context.Context, token string, pin []byte) error {
 			got, buffer = token+":"+string(pin), pin
 			if string(pin) == "wrong" {

@@ -291,6 +291,50 @@ func TestSuspendedAtOnce(t *testing.T) {
 	}
 }
 
+// TestSuspendedTwice: suspending an administrator again changes and records nothing, and an unknown name is
+// an error.
+func TestSuspendedTwice(t *testing.T) {
+	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
+	first, err := b.Requests.SuspendAdmin(t.Context(), "cat")
+	if err != nil || first.Status != store.Suspended {
+		t.Fatalf("cat is %s: %v", first.Status, err)
+	}
+	before := b.Tally().Records
+	again, err := b.Requests.SuspendAdmin(t.Context(), "cat")
+	if err != nil || again.Version != first.Version || b.Tally().Records != before {
+		t.Errorf("version %d after %d, %d records more: %v", again.Version, first.Version, b.Tally().Records-before, err)
+	}
+	if _, err := b.Requests.SuspendAdmin(t.Context(), "nobody"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("an unknown name: %v", err)
+	}
+}
+
+// TestRowOfAnother: a row that is not of its document is no request, even if its seal fits.
+func TestRowOfAnother(t *testing.T) {
+	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
+	c, err := b.Requests.Preview(t.Context(), appliancetest.Invitation("door"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := c.Hash.ID()
+	other[0] ^= 1
+	for name, row := range map[string]store.Change{
+		"another id":  {ID: other, Document: c.Document},
+		"no document": {ID: change.HashOf([]byte("nothing")).ID(), Document: []byte("nothing")},
+	} {
+		row.State, row.CreatedAt, row.ExpiresAt = store.ChangeOpen, b.Clock.Now(), b.Clock.Now().Add(time.Hour)
+		if err := b.Store.AddChange(t.Context(), row, audit.NewRecord(audit.KindChanges, "change", nil)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Requests.Get(t.Context(), row.ID); !errors.Is(err, store.ErrForged) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := b.Requests.Sign(t.Context(), row.ID, b.Ann.Sign(t, c.Hash)); !errors.Is(err, store.ErrForged) {
+			t.Errorf("%s, signed: %v", name, err)
+		}
+	}
+}
+
 // TestForgedRows: a writer of the database can add no vote.
 func TestForgedRows(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)

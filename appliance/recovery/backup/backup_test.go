@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdh"
 	"encoding/hex"
@@ -264,6 +265,20 @@ func TestVouched(t *testing.T) {
 	}
 	if _, err := backup.Merge(h.state(), other.state()); !errors.Is(err, backup.ErrOther) {
 		t.Errorf("merged with another appliance: %v", err)
+	}
+	both, err := backup.Merge(h.state(), h.state())
+	h.must(err)
+	if !slices.IsSortedFunc(both.Keys, func(a, b store.Key) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version))
+	}) {
+		t.Error("the merged keys are in no order")
+	}
+	one := h.state()
+	one.Keys = slices.Clone(one.Keys)
+	i := slices.IndexFunc(one.Keys, func(k store.Key) bool { return k.Name == keyring.MAC })
+	one.Keys[i].ID[0] ^= 1
+	if _, err := backup.Merge(h.state(), one); !errors.Is(err, backup.ErrOther) {
+		t.Errorf("merged, with another mac key under the same version: %v", err)
 	}
 }
 

@@ -245,6 +245,20 @@ func TestRuledOut(t *testing.T) {
 	}
 }
 
+// TestOtherRuledOut: an epoch of another key that rules earlier ones out says nothing about decision.
+func TestOtherRuledOut(t *testing.T) {
+	h := newHouse(t)
+	for range 2 {
+		h.rotate(keyplan.Step{Name: keyring.KEM, Compromised: true})
+	}
+	b := h.read(h.written())
+	v, err := b.Vouched(h.vouched())
+	h.must(err)
+	if _, err := b.Join(v, h.state()); err != nil || b.By.Epoch != 1 {
+		t.Errorf("by decision epoch %d: %v", b.By.Epoch, err)
+	}
+}
+
 // compromised replaces decision@1 and retires it as compromised.
 func (h *house) compromised() {
 	h.rotate(keyplan.Step{Name: keyring.Decision})

@@ -27,11 +27,12 @@ type Record struct {
 // Kinds of audit record.
 const (
 	KindDecision = "decision" // a serial was spent
-	KindRefused  = "refused"  // a verified countersignature was refused without spending its serial, for example for a wrong password
+	KindRefused  = "refused"  // a verified countersignature was refused without spending its serial, for example for a wrong password; see KindRepeats
 	KindFinal    = "final"    // a pending decision ended
 	KindSettled  = "settled"  // a serial was denied because its client asked about it
 	KindUnlock   = "unlock"   // an administrator set a client's password guard back
 	KindFailures = "failures" // countersignatures that did not verify: one record per device and minute
+	KindRepeats  = "repeats"  // refusals beyond the first of a client, serial and code: one record per client and minute
 	KindOutcome  = "outcome"  // a device's report
 	KindCeremony = "ceremony" // keys and trust made
 	KindKeys     = "key"      // a key version was created, certified, activated, retired, …

@@ -97,6 +97,8 @@ func TestVerify(t *testing.T) {
 	old := x.row(store.Admin{ID: [8]byte{2}, Name: "bob", Version: 9})
 	foreign := Row{Record: store.Admin{ID: [8]byte{3}, Name: "eve"}}
 	unreadable := Row{Record: store.Admin{}, Err: store.ErrForged}
+	spoilt := x.rows[1]
+	spoilt.Err = store.ErrForged // of a value that reads as the right one, in another storage class
 	ended := Row{Record: store.Change{State: store.ChangeExecuted}}
 	for name, c := range map[string]struct {
 		rows []Row
@@ -108,6 +110,7 @@ func TestVerify(t *testing.T) {
 		"beside rubbish":      {[]Row{x.rows[0], x.rows[1], unreadable}, true},
 		"beside an ended one": {[]Row{x.rows[0], x.rows[1], ended}, true},
 		"one is missing":      {x.rows[:1], false},
+		"one is unreadable":   {[]Row{x.rows[0], spoilt}, false},
 		"one is old":          {[]Row{x.rows[0], old}, false},
 		"one more":            {[]Row{x.rows[0], x.rows[1], x.row(store.Admin{ID: [8]byte{3}})}, false},
 		"one is there twice":  {[]Row{x.rows[0], x.rows[1], x.rows[1]}, false},

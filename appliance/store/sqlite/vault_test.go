@@ -334,3 +334,30 @@ func TestHeadUnderOldKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSchemaUnknown: without the sealed list of its schema a store is forged.
+func TestSchemaUnknown(t *testing.T) {
+	seals := store.NewSeals(nil)
+	v := &vault{seals: seals}
+	if err := v.verifySchema(nil, nil); !errors.Is(err, store.ErrForged) || seals.Forged() != 1 {
+		t.Errorf("%v, %d alarms", err, seals.Forged())
+	}
+}
+
+// TestUnderTheHead: a version of mac that seals the head is in use, also after this process has begun to seal
+// with another.
+func TestUnderTheHead(t *testing.T) {
+	s, err := openDatabase(t.Context(), Config{Path: foundedAt(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	seals := testSeals()
+	if err := s.Unseal(t.Context(), seals, nil); err != nil {
+		t.Fatal(err)
+	}
+	seals.Use(2)
+	if total, under, err := s.Under(t.Context(), 1); err != nil || under == 0 {
+		t.Errorf("%d of %d records are under it: %v", under, total, err)
+	}
+}
