@@ -268,6 +268,9 @@ func TestGate(t *testing.T) {
 			t.Errorf("%d, device %s: bound %q, want %q", i, c.device, bound, c.bound)
 		}
 	}
+	if bound := g.enter("a"); bound != boundAll {
+		t.Errorf("both bounds: %q", bound)
+	}
 	g.leave("a")
 	if bound := g.enter("c"); bound != "" {
 		t.Errorf("in a free place: bound %q", bound)
