@@ -114,6 +114,10 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 	if ahead := last[0].At.Sub(now); ahead > aheadMost {
 		f.Err = fmt.Errorf("%v behind the newest audit record", ahead.Round(time.Second))
 	}
+	if a.steady != nil && a.steady.Behind() > aheadMost {
+		f.Err = fmt.Errorf("set back by %v since the daemon started", a.steady.Behind().Round(time.Second))
+		f.Advice = "what expires and waits goes by the later time until the daemon is restarted: restart it when the clock is right"
+	}
 	return f
 }
 
