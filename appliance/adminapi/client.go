@@ -23,11 +23,12 @@ const maxProblem = 1 << 20
 // Caller calls the admin API. It is safe for concurrent use.
 type Caller struct{ client http.Client }
 
-// NewCaller returns a caller of the admin API at an address, usually a Unix socket ("unix" and its path).
-func NewCaller(network, address string) *Caller {
+// NewCaller returns a caller of the admin API at the path of its Unix socket. The API has no other address: it knows its
+// callers by the credentials of the socket.
+func NewCaller(path string) *Caller {
 	var d net.Dialer
 	return &Caller{client: http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, network, address) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
 	}}}
 }
 

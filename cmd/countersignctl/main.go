@@ -47,10 +47,13 @@ func root() *cobra.Command {
 
 func (t *tool) caller() (*adminapi.Caller, error) {
 	address, err := config.ParseAddress(t.address)
+	if err == nil && address.Network() != "unix" {
+		err = fmt.Errorf("address %q: the admin API has a Unix socket only: want unix:PATH", t.address)
+	}
 	if err != nil {
 		return nil, cli.Fail(cli.Usage, fmt.Errorf("--admin: %w", err), "for example --admin unix:/var/lib/countersign/admin.sock")
 	}
-	return adminapi.NewCaller(address.Network(), address.Target()), nil
+	return adminapi.NewCaller(address.Target()), nil
 }
 
 func (t *tool) printer(cmd *cobra.Command) cli.Printer {

@@ -170,7 +170,7 @@ func relayConfig(c *config.Relay) (relay.Config, error) {
 	r := relay.Config{
 		StateDir: c.StateDir, URL: c.Appliance.URL, CAFile: c.Appliance.CA, Floor: protocol.Level(c.Floor),
 		Strict: c.Strict, ApprovalWait: c.Order.ApprovalWait.Duration,
-		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration},
+		Hook: relay.Hook{Command: c.Hook.Command, Timeout: c.Hook.Timeout.Duration, Environment: c.Hook.Environment},
 	}
 	for _, l := range c.Links {
 		class, err := deviceapi.ParseLinkClass(l.Class)

@@ -120,6 +120,8 @@ type Backup struct {
 type UV struct {
 	Attest  []string `toml:"attest"`  // command; empty is none
 	Timeout Duration `toml:"timeout"` // 100 ms to 1 minute
+	// Environment names variables of the daemon that the command gets.
+	Environment []string `toml:"environment"`
 }
 
 // Log configures the log on standard error.
@@ -157,7 +159,7 @@ func DefaultAppliance() Appliance {
 			Notice: Duration{14 * day}, KEM: Duration{90 * day}, Decision: Duration{365 * day}, CA: Duration{365 * day},
 			ClientCA: Duration{365 * day}, Enrol: Duration{365 * day}, Wrap: Duration{2 * 365 * day}, MAC: Duration{2 * 365 * day},
 		},
-		UV:  UV{Attest: []string{}, Timeout: Duration{5 * time.Second}},
+		UV:  UV{Attest: []string{}, Environment: []string{}, Timeout: Duration{5 * time.Second}},
 		Log: Log{Level: "info", Format: "json"},
 	}
 }
@@ -219,6 +221,7 @@ func (a *Appliance) check() []Problem {
 		c.fail("uv.attest", "the program is missing")
 	}
 	c.duration("uv.timeout", a.UV.Timeout, span[time.Duration]{100 * time.Millisecond, time.Minute})
+	c.variables("uv.environment", a.UV.Environment)
 	c.log(a.Log)
 	return c.problems
 }

@@ -65,7 +65,7 @@ func serve(t *testing.T, h http.Handler) *adminapi.Caller {
 	server := &http.Server{Handler: h, ReadHeaderTimeout: time.Second, ConnContext: PeerContext}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	return adminapi.NewCaller("unix", path)
+	return adminapi.NewCaller(path)
 }
 
 // must calls a route and fails the test if the answer is an error.
