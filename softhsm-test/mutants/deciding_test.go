@@ -35,7 +35,7 @@ var deciding = map[string]string{
 	"appliance/anchor":          "Anchor.check File.Advance File.Root File.Floor",
 	"appliance/recovery/backup": "Known.* signed.verify Signature.* Backup.* State.counts Merge overrule inUse sameKey newer Cover Read",
 	"appliance/recovery/restore": "Host.CheckVacant Host.Unfinished restoration.readBackup restoration.checkDatabase restoration.readStatement " +
-		"restoration.readShares restoration.took restoration.openDatabase",
+		"restoration.readShares restoration.took",
 	"appliance/adminapi/server": "ownUser.* Peer listen",
 	"appliance/api":             "API.caller gate.* crowd.* Identity.judge Identity.Judge",
 	"protocol/trust":            "* -Use.String -*.MarshalJSON",
