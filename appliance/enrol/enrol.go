@@ -178,7 +178,7 @@ func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invi
 		}
 	}
 	if req.UVKey != nil && s.rules.Active().AcceptsAttestation(s.attestation(ctx, req)) {
-		c.Roles = append(c.Roles, policy.RoleUV)
+		c.Roles = append(c.Roles, store.RoleUV)
 	}
 	now := s.now()
 	c.Cert, err = s.keys.ClientCert(ctx, trust.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
