@@ -19,7 +19,7 @@ var deciding = map[string]string{
 	"appliance/store/sqlite": "vault.* txn.move txn.within txn.head txn.spend txn.conclude txn.spent txn.view txn.viewFirst " +
 		"txn.attempt txn.begun txn.use txn.unused clientRow.open clientRow.read openClient openDevice openAttempt openInvitation " +
 		"keptRow.open txn.nameFree txn.freeClientName",
-	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow -Service.refuseApply",
+	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.refuseApply",
 	"appliance/change":          "*",
 	"appliance/change/quorum":   "*",
 	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
