@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/internal/clock"
 	"countersign/policy"
 	"countersign/protocol"
 )
@@ -41,7 +43,9 @@ type Config struct {
 	// RefusalTime is the least time that a refused countersignature takes, so
 	// that its length does not show the reason; 0: 50 ms.
 	RefusalTime time.Duration
-	Now         func() time.Time // nil: time.Now
+	// Now is the clock; nil: the system's. What expires and what waits is then measured by a
+	// clock that is not set back while the process runs.
+	Now func() time.Time
 }
 
 // Appliance holds the parts of the service. It is safe for concurrent use.
@@ -59,6 +63,7 @@ type Appliance struct {
 	keyring *keyuse.Keys
 	seals   *store.Seals
 	now     func() time.Time
+	steady  *clock.Steady // nil: Config.Now is used for everything
 	alarm   *alarm
 	heart   *heartbeat
 }
@@ -66,11 +71,14 @@ type Appliance struct {
 // New loads the active policy and composes an appliance. It starts nothing; see
 // [Appliance.Run].
 func New(ctx context.Context, c Config) (*Appliance, error) {
+	steady := c.Now
+	var own *clock.Steady
 	if c.Now == nil {
-		c.Now = time.Now
+		own = clock.New()
+		c.Now, steady = time.Now, own.Now
 	}
 	a := &Appliance{
-		store: c.Store, keyring: c.Keys, seals: c.Keys.Seals(), now: c.Now, alarm: newAlarm(c.Logger, c.Metrics), heart: newHeartbeat(c.Metrics),
+		store: c.Store, keyring: c.Keys, seals: c.Keys.Seals(), now: c.Now, steady: own, alarm: newAlarm(c.Logger, c.Metrics), heart: newHeartbeat(c.Metrics),
 		Parties: parties.New(c.Store), Quorum: quorum.New(c.Store, c.Keys.Seals(), c.Keys.Domain()),
 	}
 	a.seals.Alarm(a.alarm.raise)
@@ -78,15 +86,15 @@ func New(ctx context.Context, c Config) (*Appliance, error) {
 	if a.Rules, err = rules.New(ctx, rules.Config{Store: c.Store, Judge: a.Quorum, Auto: c.Schedule.Auto, Logger: c.Logger, Now: c.Now}); err != nil {
 		return nil, err
 	}
-	a.Requests = requests.New(requests.Config{Store: c.Store, Judge: a.Quorum, Rules: a.Rules, Logger: c.Logger, Now: c.Now})
+	a.Requests = requests.New(requests.Config{Store: c.Store, Judge: a.Quorum, Rules: a.Rules, Logger: c.Logger, Now: steady})
 	a.Requests.Register(policy.PolicyApply, requests.Effect{Base: a.Rules.Base, Do: a.Rules.Apply})
 	a.Authorize = authorize.New(authorize.Config{
 		Store: c.Store, Keys: c.Keys, Parties: a.Parties, Rules: a.Rules, Logger: c.Logger, Metrics: c.Metrics,
-		RefusalTime: c.RefusalTime, Now: c.Now,
+		RefusalTime: c.RefusalTime, Now: steady,
 	})
 	a.Enrol = enrol.New(enrol.Config{
 		Store: c.Store, Keys: c.Keys, Parties: a.Parties, Judge: a.Quorum, Rules: a.Rules, Requests: a.Requests,
-		Attest: c.Attest, Logger: c.Logger, Now: c.Now,
+		Attest: c.Attest, Logger: c.Logger, Now: steady,
 	})
 	a.Keys = keylife.New(keylife.Config{
 		Store: c.Store, Keys: c.Keys, Requests: a.Requests, Token: c.Token, Schedule: c.Schedule,
@@ -130,6 +138,17 @@ func (a *Appliance) Run(ctx context.Context) {
 // Records lists audit records, at most limit of those after a sequence number.
 func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
 	return a.store.Records(ctx, after, limit)
+}
+
+// LastRecords lists the newest audit records, at most limit, newest first.
+func (a *Appliance) LastRecords(ctx context.Context, limit int) ([]audit.Record, error) {
+	tally, err := a.store.Tally(ctx)
+	if err != nil {
+		return nil, err
+	}
+	last, err := a.store.Records(ctx, tally.Records-min(tally.Records, uint64(limit)), limit)
+	slices.Reverse(last)
+	return last, err
 }
 
 // Overview is a summary for administrators.

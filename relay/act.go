@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"countersign/internal/harden"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/receipt"
@@ -29,6 +30,8 @@ import (
 type Hook struct {
 	Command []string      // program and arguments; empty: no program
 	Timeout time.Duration // after which it is killed, with the processes that it started
+	// Environment names the variables that it gets beside those of [harden.Environment].
+	Environment []string
 }
 
 // Act is the input of a hook: the decision, with the text and reference of the order.
@@ -138,7 +141,7 @@ func (h Hook) run(a Act, log hclog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), h.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
-	cmd.Stdin = bytes.NewReader(append(line, '\n'))
+	cmd.Stdin, cmd.Env = bytes.NewReader(append(line, '\n')), harden.Environment(h.Environment)
 	output, err := newHookOutput()
 	if err != nil {
 		return err

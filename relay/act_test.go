@@ -36,11 +36,14 @@ func TestHookOutcomes(t *testing.T) {
 		"disappears":         {"", false},
 		"reads to the end":   {`read -r line && [ "${line%\}}" != "$line" ] && ! read -r more`, true},
 		"closes its input":   {"exec <&-; exit 0", true},
+		"its environment":    {`[ -z "$RELAY_SECRET" ] && [ "$GATE_PORT" = 7 ] && [ -n "$PATH" ]`, true},
 		"a group of its own": {`[ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ]`, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, conf := enrolled(t)
-			conf.Hook = Hook{Command: []string{"/bin/sh", "-c", c.script}, Timeout: 300 * time.Millisecond}
+			t.Setenv("RELAY_SECRET", "canary")
+			t.Setenv("GATE_PORT", "7")
+			conf.Hook = Hook{Command: []string{"/bin/sh", "-c", c.script}, Timeout: 300 * time.Millisecond, Environment: []string{"GATE_PORT"}}
 			program := filepath.Join(t.TempDir(), "hook")
 			if c.script == "" {
 				must(t, os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700))

@@ -23,17 +23,19 @@ const maxProblem = 1 << 20
 // Caller calls the admin API. It is safe for concurrent use.
 type Caller struct{ client http.Client }
 
-// NewCaller returns a caller of the admin API at an address, usually a Unix socket ("unix" and its path).
-func NewCaller(network, address string) *Caller {
+// NewCaller returns a caller of the admin API at the path of its Unix socket. The API has no other address: it knows its
+// callers by the credentials of the socket.
+func NewCaller(path string) *Caller {
 	var d net.Dialer
 	return &Caller{client: http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, network, address) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
 	}}}
 }
 
 // Error is an error answer of the appliance.
 type Error struct {
 	Problem
+	Noun  string   // of the request's path
 	Names []string // the wildcards of the request's path
 }
 
@@ -98,6 +100,7 @@ func (r Route[Req, Res]) send(ctx context.Context, c *Caller, body Req, names []
 	}
 	defer func() { _ = answer.Body.Close() }() // it was read
 	e := &Error{Names: names}
+	e.Noun, _, _ = strings.Cut(r.path, "/")
 	if err := json.NewDecoder(io.LimitReader(answer.Body, maxProblem)).Decode(&e.Problem); err != nil || e.Type == "" {
 		return nil, fmt.Errorf("the appliance answered %s", answer.Status)
 	}

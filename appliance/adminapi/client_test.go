@@ -25,7 +25,7 @@ func answering(t *testing.T, h http.HandlerFunc) *Caller {
 	server := &http.Server{Handler: h} //nolint:gosec // a test
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	return NewCaller("unix", path)
+	return NewCaller(path)
 }
 
 // TestTable: every route has a method and a path, and no two are the same.
@@ -89,7 +89,7 @@ func TestCallFails(t *testing.T) {
 	if _, _, err := c.CopyStore(t.Context(), Routes.StoreBackup); err == nil {
 		t.Error("a problem was read as a database")
 	}
-	gone := NewCaller("unix", filepath.Join(t.TempDir(), "none.sock"))
+	gone := NewCaller(filepath.Join(t.TempDir(), "none.sock"))
 	var dial *net.OpError
 	if _, err := Routes.Status.Call(t.Context(), gone, None{}); !errors.Is(err, ErrUnanswered) || !errors.As(err, &dial) {
 		t.Errorf("%v", err)

@@ -18,6 +18,7 @@ import (
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/internal/bounded"
+	"countersign/internal/clock"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 )
@@ -30,6 +31,7 @@ type Service struct {
 	rules    *rules.Rules
 	log      hclog.Logger
 	now      func() time.Time
+	boot     func() clock.Boot // the host's own count of time
 	refusal  time.Duration
 	handles  handleKeys
 	pairs    bounded.Map[pair, protocol.PairwiseID] // the token's results, which never change
@@ -62,7 +64,7 @@ func New(c Config) *Service {
 		c.RefusalTime = defaultRefusalTime
 	}
 	return &Service{
-		store: c.Store, keys: c.Keys, parties: c.Parties, rules: c.Rules, log: c.Logger, now: c.Now,
+		store: c.Store, keys: c.Keys, parties: c.Parties, rules: c.Rules, log: c.Logger, now: c.Now, boot: clock.Now,
 		refusal: c.RefusalTime, metrics: newMetrics(c.Metrics),
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/internal/clock"
 	"countersign/protocol"
 	"countersign/protocol/derive"
 	"countersign/protocol/deviceapi"
@@ -40,6 +41,39 @@ type handle struct {
 	Policy    uint64   // version of the policy that set the level
 	Reference string   // of the order, for the audit record
 	First     *pending // for a second approval: the first one
+	// Boot is when the handle was sealed, by the host's own count. Releases before this field
+	// sealed handles without it.
+	Boot clock.Boot
+}
+
+// parseHandle decodes a handle of this release, or of the one before.
+func parseHandle(raw []byte) (h handle, err error) {
+	if err = cbor.Unmarshal(raw, &h); err == nil {
+		return h, nil
+	}
+	var fields []cbor.RawMessage
+	if err := cbor.Unmarshal(raw, &fields); err != nil {
+		return handle{}, err
+	}
+	unknown, err := cbor.Marshal(clock.Boot{})
+	if err != nil {
+		return handle{}, err
+	}
+	if raw, err = cbor.Marshal(append(fields, unknown)); err != nil {
+		return handle{}, err
+	}
+	h = handle{}
+	return h, cbor.Unmarshal(raw, &h)
+}
+
+// expired reports whether the time of a challenge is over. A clock that was set back extends
+// none while the host runs: then the host's own count of time decides, whichever is more.
+func (h handle) expired(now time.Time, boot clock.Boot, ttl time.Duration) bool {
+	age := now.Sub(time.UnixMilli(h.Issued))
+	if passed, ok := boot.Since(h.Boot); ok && age >= 0 {
+		age = max(age, passed)
+	}
+	return age < 0 || age > ttl
 }
 
 // answerLife is how long the appliance repeats an answer, PROTOCOL.md §4. Handles live as long.
@@ -111,13 +145,18 @@ func (h *handleKeys) add(name handleKeyName, aead cipher.AEAD) {
 const hoursKept = uint32(answerLife / time.Hour)
 
 func (a *Service) sealHandle(ctx context.Context, device protocol.DeviceID, h handle) ([]byte, error) {
+	h.Boot = a.boot()
 	return a.seal(ctx, sealing{device: device, hour: hourOf(time.UnixMilli(h.Issued)), kind: kindSession}, h)
 }
 
 // openHandle opens a session's handle that this appliance, or a replica, sealed for this device
 // in the last 24 hours and since the last restore. For any other it returns code 8.
 func (a *Service) openHandle(ctx context.Context, device protocol.DeviceID, sealed []byte) (h handle, err error) {
-	return h, a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, &h)
+	err = a.unseal(ctx, sealing{device: device, kind: kindSession}, sealed, func(raw []byte) (err error) {
+		h, err = parseHandle(raw)
+		return err
+	})
+	return h, err
 }
 
 // sealing is the context that a sealed value is bound to. There are two kinds of handle; the kind
@@ -156,7 +195,7 @@ func (a *Service) seal(ctx context.Context, to sealing, v any) ([]byte, error) {
 	return out, nil
 }
 
-func (a *Service) unseal(ctx context.Context, from sealing, sealed []byte, into any) error {
+func (a *Service) unseal(ctx context.Context, from sealing, sealed []byte, parse func([]byte) error) error {
 	if len(sealed) <= hourSize+nonceSize || len(sealed) > deviceapi.MaxHandle {
 		return fmt.Errorf("handle of %d bytes: %w", len(sealed), protocol.CodeExpired)
 	}
@@ -168,7 +207,7 @@ func (a *Service) unseal(ctx context.Context, from sealing, sealed []byte, into 
 	if err != nil {
 		return err
 	}
-	if plain[0] != from.kind || cbor.Unmarshal(plain[1:], into) != nil {
+	if plain[0] != from.kind || parse(plain[1:]) != nil {
 		return fmt.Errorf("handle of another kind or release: %w", protocol.CodeExpired)
 	}
 	return nil
@@ -229,7 +268,8 @@ func (a *Service) pendingOf(ctx context.Context, device store.Device, req device
 		return nil, nil
 	}
 	var first pending
-	err := a.unseal(ctx, sealing{device: device.ID, kind: kindPending}, req.Handle, &first)
+	err := a.unseal(ctx, sealing{device: device.ID, kind: kindPending}, req.Handle,
+		func(raw []byte) error { return cbor.Unmarshal(raw, &first) })
 	if errors.Is(err, protocol.CodeExpired) {
 		return nil, nil
 	}

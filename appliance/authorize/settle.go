@@ -19,7 +19,7 @@ import (
 // settle decides a countersignature. A refusal here, before the transaction, spends nothing. The
 // transaction itself finds an M3 that was answered before; a refusal looks for one first.
 func (a *Service) settle(ctx context.Context, c countersigned) (store.Outcome, error) {
-	if c.expired(a.now()) {
+	if c.handle.expired(a.now(), a.boot(), time.Duration(c.p2.TTL)*time.Second) {
 		return a.refuse(ctx, c, protocol.CodeExpired)
 	}
 	if c.key.Attempt != 0 && !c.p2.Factors.Has(protocol.FactorPassword) {
@@ -97,12 +97,6 @@ func (c countersigned) wantsPassword() bool {
 // hasPassword reports whether there is a proof and a verifier to check it against.
 func (c countersigned) hasPassword() bool {
 	return c.wantsPassword() && c.p3.Proof != nil && c.seen.client.Verifier != nil
-}
-
-// expired uses the appliance's clock. A clock that was set back extends no challenge.
-func (c countersigned) expired(now time.Time) bool {
-	issued := time.UnixMilli(c.handle.Issued)
-	return now.Before(issued) || now.After(issued.Add(time.Duration(c.p2.TTL)*time.Second))
 }
 
 // describe returns what the store commits: the decision, if nothing in the transaction rules it

@@ -132,7 +132,7 @@ func (d *doctor) service(ctx context.Context) {
 }
 
 func (d *doctor) askDaemon(ctx context.Context) {
-	found, err := adminapi.Routes.Doctor.Call(ctx, adminapi.NewCaller("unix", d.cfg.Admin.Socket), adminapi.None{})
+	found, err := adminapi.Routes.Doctor.Call(ctx, adminapi.NewCaller(d.cfg.Admin.Socket), adminapi.None{})
 	if err != nil {
 		d.refuses("service", fmt.Errorf("examining the daemon: %w", err), cli.Unavailable,
 			"read its log; /readyz and countersignctl hsm status show which part is unavailable")

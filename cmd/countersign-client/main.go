@@ -16,14 +16,12 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/harden"
 	"countersign/protocol"
 )
 
-// harden protects the process as far as the operating system allows.
-var harden = func() {}
-
 func main() {
-	harden()
+	_ = harden.Process() // as far as the operating system allows
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

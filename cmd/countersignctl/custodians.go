@@ -10,7 +10,6 @@ import (
 
 	"filippo.io/age"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"countersign/appliance/recovery/custody"
 	"countersign/internal/cli"
@@ -59,7 +58,6 @@ func (t *tool) custodiansInit() *cobra.Command {
 const publicName = "backup.pub"
 
 func (t *tool) split(cmd *cobra.Command, s splitting) error {
-	noCore()
 	people, err := s.people(cmd)
 	if err != nil {
 		return err
@@ -191,12 +189,6 @@ var shareTable = cli.Table[shareWords]{
 	{Title: "Backup key", Value: func(s shareWords) string { return s.BackupKey }},
 }
 
-// noCore keeps the secrets of this process out of core files and away from other processes.
-func noCore() {
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-}
-
 func (t *tool) custodiansCheck() *cobra.Command {
 	var public string
 	cmd := &cobra.Command{
@@ -205,7 +197,6 @@ func (t *tool) custodiansCheck() *cobra.Command {
 	flags := custodian.AddFlags(cmd)
 	cmd.Flags().StringVar(&public, "backup-key", "", "backup.pub that the shares must belong to")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		noCore()
 		shares, err := flags.Read(cli.TerminalOf(cmd).Secret)
 		if err != nil {
 			return err

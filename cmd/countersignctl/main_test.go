@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,6 +34,7 @@ func TestProblems(t *testing.T) {
 		problem.Signature:   {cli.BadSignature, "CHANGE.md"},
 		problem.Input:       {cli.Usage, ""},
 		problem.Unavailable: {cli.Unavailable, "countersignctl hsm status"},
+		problem.Store:       {cli.Unavailable, "the database is locked"},
 		problem.PIN:         {cli.Auth, "wrong PINs"},
 		problem.Locked:      {cli.Unavailable, "countersignctl hsm unlock"},
 		problem.Internal:    {cli.Failed, ""},
@@ -49,9 +51,43 @@ func TestProblems(t *testing.T) {
 			t.Errorf("%s: %q", kind, stderr)
 		}
 	}
+	taken := serving(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(adminapi.Problem{Type: problem.Exists, Detail: "it is there"})
+	})
+	if _, _, stderr := run(t, taken, "admin", "revoke", "ann", "--yes"); strings.Contains(stderr, "--replace") || !strings.Contains(stderr, "admin list") {
+		t.Errorf("an administrator that is taken: %q", stderr)
+	}
 	code, _, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "status")
-	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: is countersignd running") {
+	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: start countersignd") {
 		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// TestAdminAddress: nothing but a Unix socket is dialled, whatever listens there.
+func TestAdminAddress(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled := make(chan struct{}, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			dialled <- struct{}{}
+			_ = c.Close()
+		}
+	}()
+	for _, address := range []string{"tcp:" + l.Addr().String(), l.Addr().String(), "var/admin.sock", "unix:", "unix:@admin", "http://" + l.Addr().String(), ""} {
+		code, stdout, stderr := run(t, address, "status")
+		if code != int(cli.Usage) || stdout != "" || !strings.Contains(stderr, "--admin:") || !strings.Contains(stderr, "unix:") {
+			t.Errorf("%q: exit code %d, %q, %q", address, code, stdout, stderr)
+		}
+	}
+	_ = l.Close()
+	select {
+	case <-dialled:
+		t.Error("a TCP address was dialled")
+	default:
 	}
 }
 

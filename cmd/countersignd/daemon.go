@@ -29,6 +29,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
+	"countersign/internal/harden"
 	"countersign/protocol"
 	protoenrol "countersign/protocol/enrol"
 )
@@ -388,7 +389,7 @@ func attestBy(cfg config.UV) enrol.Attest {
 			return "", err
 		}
 		cmd := exec.CommandContext(ctx, cfg.Attest[0], cfg.Attest[1:]...) //nolint:gosec // the operator's own
-		cmd.Stdin = bytes.NewReader(asked)
+		cmd.Stdin, cmd.Env = bytes.NewReader(asked), harden.Environment(cfg.Environment)
 		cmd.WaitDelay = cfg.Timeout.Duration // for children that keep its output open
 		out, err := cmd.Output()
 		if err != nil {

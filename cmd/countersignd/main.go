@@ -23,24 +23,19 @@ import (
 	"countersign/appliance/store/audit"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/harden"
 )
 
 func main() {
+	unix.Umask(0o077)    // new files are private
+	_ = harden.Process() // doctor reports what is missing
 	ctx, stop := cli.UntilStopped()
 	defer stop()
-	harden()
 	stderr := cli.NewLines(os.Stderr)
 	p := cli.Process{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: stderr, Getenv: os.Getenv}
 	code := cli.Main(audit.By(ctx, audit.UserOf(uint32(os.Getuid()))), root(), p)
 	_ = stderr.Close() // it returns no error
 	os.Exit(code)
-}
-
-// harden makes new files private, and keeps the PIN out of core dumps and away from other processes.
-func harden() {
-	unix.Umask(0o077)
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // Linux 2.4 and later
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 }
 
 func root() *cobra.Command {

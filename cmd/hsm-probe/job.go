@@ -19,6 +19,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/pkcs11"
 	"countersign/hsm/wire"
+	"countersign/internal/harden"
 )
 
 // A module runs in a child process, where it can hang or crash without harm to the
@@ -191,7 +192,8 @@ func child(name jobName, stderr io.Writer) int {
 		return 2
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "hsm-probe", Output: stderr, DisableTime: true})
-	if err := harden(); err != nil {
+	debug.SetGCPercent(50) // a small heap has fewer copies
+	if err := harden.Process(); err != nil {
 		log.Error("cannot protect memory", "error", err)
 		return 1
 	}
@@ -248,16 +250,4 @@ func isSocket(fd int) bool {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
-}
-
-// harden keeps the PIN out of core files and debuggers.
-func harden() error {
-	debug.SetGCPercent(50)
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("clearing dumpable flag: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbidding core files: %w", err)
-	}
-	return nil
 }

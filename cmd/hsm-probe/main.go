@@ -13,9 +13,11 @@ import (
 
 	"countersign/hsm"
 	"countersign/internal/cli"
+	"countersign/internal/harden"
 )
 
 func main() {
+	_ = harden.Process() // the child, which loads the module, requires it
 	if len(os.Args) == 3 && os.Args[1] == childArg {
 		os.Exit(child(jobName(os.Args[2]), os.Stderr))
 	}

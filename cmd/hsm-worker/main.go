@@ -5,7 +5,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -18,6 +17,7 @@ import (
 	"countersign/hsm/pkcs11"
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
+	"countersign/internal/harden"
 )
 
 // Exit codes.
@@ -44,7 +44,8 @@ func run(args []string, _ io.Reader, _, stderr io.Writer) int {
 		return exitUsage
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "hsm-worker", Output: stderr, DisableTime: true})
-	if err := harden(); err != nil {
+	debug.SetGCPercent(50) // a small heap has fewer copies
+	if err := harden.Process(); err != nil {
 		log.Error("cannot protect memory", "error", err)
 		return exitUnavailable
 	}
@@ -98,16 +99,4 @@ func inherited(fd int) bool {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
-}
-
-// harden keeps the PIN and secrets out of core files and debuggers, and the heap small.
-func harden() error {
-	debug.SetGCPercent(50)
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("clearing dumpable flag: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbidding core files: %w", err)
-	}
-	return nil
 }

@@ -12,10 +12,14 @@ import (
 
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/harden"
 	"countersign/relay"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	_ = harden.Process() // as far as the operating system allows
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := cli.UntilStopped()

@@ -75,7 +75,7 @@ type API struct {
 	IPs    []netip.Addr `toml:"ips"`    // IP addresses of the TLS certificate
 
 	Strangers            int `toml:"strangers"`              // connections without a device certificate, 16 to 4096
-	StrangersPerAddress  int `toml:"strangers_per_address"`  // of them, from one IPv4 address or IPv6 /64; 1 to strangers
+	StrangersPerAddress  int `toml:"strangers_per_address"`  // of them, from one IPv4 address or IPv6 /64; 1 to 4096
 	ConnectionsPerDevice int `toml:"connections_per_device"` // 2 to 256
 	RequestsPerDevice    int `toml:"requests_per_device"`    // processed at once, 2 to 256
 }
@@ -120,6 +120,8 @@ type Backup struct {
 type UV struct {
 	Attest  []string `toml:"attest"`  // command; empty is none
 	Timeout Duration `toml:"timeout"` // 100 ms to 1 minute
+	// Environment names variables of the daemon that the command gets.
+	Environment []string `toml:"environment"`
 }
 
 // Log configures the log on standard error.
@@ -157,7 +159,7 @@ func DefaultAppliance() Appliance {
 			Notice: Duration{14 * day}, KEM: Duration{90 * day}, Decision: Duration{365 * day}, CA: Duration{365 * day},
 			ClientCA: Duration{365 * day}, Enrol: Duration{365 * day}, Wrap: Duration{2 * 365 * day}, MAC: Duration{2 * 365 * day},
 		},
-		UV:  UV{Attest: []string{}, Timeout: Duration{5 * time.Second}},
+		UV:  UV{Attest: []string{}, Environment: []string{}, Timeout: Duration{5 * time.Second}},
 		Log: Log{Level: "info", Format: "json"},
 	}
 }
@@ -207,7 +209,7 @@ func (a *Appliance) check() []Problem {
 	c.hostPort("api.listen", a.API.Listen)
 	c.names("api", a.API)
 	c.number("api.strangers", a.API.Strangers, span[int]{16, 4096})
-	c.number("api.strangers_per_address", a.API.StrangersPerAddress, span[int]{1, max(a.API.Strangers, 1)})
+	c.number("api.strangers_per_address", a.API.StrangersPerAddress, span[int]{1, 4096})
 	c.number("api.connections_per_device", a.API.ConnectionsPerDevice, span[int]{2, 256})
 	c.number("api.requests_per_device", a.API.RequestsPerDevice, span[int]{2, 256})
 	c.socket("admin.socket", a.Admin.Socket)
@@ -219,6 +221,7 @@ func (a *Appliance) check() []Problem {
 		c.fail("uv.attest", "the program is missing")
 	}
 	c.duration("uv.timeout", a.UV.Timeout, span[time.Duration]{100 * time.Millisecond, time.Minute})
+	c.variables("uv.environment", a.UV.Environment)
 	c.log(a.Log)
 	return c.problems
 }

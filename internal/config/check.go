@@ -270,6 +270,23 @@ func (c *checks) hook(h Hook) {
 		c.fail("hook.command", "the program is missing")
 	}
 	c.duration("hook.timeout", h.Timeout, span[time.Duration]{100 * time.Millisecond, 10 * time.Minute})
+	c.variables("hook.environment", h.Environment)
+}
+
+var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// variables checks names of environment variables. A value does not belong into the file.
+func (c *checks) variables(key string, names []string) {
+	for i, name := range names {
+		switch {
+		case strings.Contains(name, "="):
+			c.fail(key, "has a value: write the name only, and set the value in the environment of the daemon")
+		case !variable.MatchString(name):
+			c.fail(key, "%q is no name of a variable", name)
+		case slices.Contains(names[:i], name):
+			c.fail(key, "%s is named twice", name)
+		}
+	}
 }
 
 // command places a program named by a relative path in dir; a bare name is

@@ -60,6 +60,8 @@ type StaticOrder struct {
 type Hook struct {
 	Command []string `toml:"command"` // empty is none
 	Timeout Duration `toml:"timeout"` // 100 ms to 10 minutes
+	// Environment names variables of relayd that the command gets.
+	Environment []string `toml:"environment"`
 }
 
 // DefaultRelay returns the defaults, with paths still relative. The appliance's

@@ -61,7 +61,7 @@ func TestSampleRelay(t *testing.T) {
 	want := DefaultRelay()
 	want.Accept = []uint64{100, 200, 300}
 	want.Appliance, want.Links = written.Appliance, written.Links // without default
-	want.Hook.Command = []string{}
+	want.Hook.Command, want.Hook.Environment = []string{}, []string{}
 	if !reflect.DeepEqual(written, want) {
 		t.Errorf("the sample differs from the defaults:\ngot  %+v\nwant %+v", written, want)
 	}

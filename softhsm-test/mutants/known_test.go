@@ -47,7 +47,7 @@ var known = []mutant{
 	{17, "store: a client approves its own payment", one("appliance/store.Spend.firstObjection",
 		"s.Client == s.Approves.Client, ", "")},
 	{18, "authorize: a clock that went back before the issue of a challenge is not noticed", one(
-		"appliance/authorize.countersigned.expired", "now.Before(issued) || ", "")},
+		"appliance/authorize.handle.expired", "age < 0 || ", "")},
 	{19, "receipt: strict: the statement's amount is not compared", one("protocol/receipt.Check.checkStatement",
 		"!sameAmount(f.P2.Amount, d.Amount)", "false")},
 	{20, "backup: a database statement of another appliance is taken", one("appliance/recovery/backup.Backup.Vouched",

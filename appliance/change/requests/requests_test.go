@@ -52,9 +52,13 @@ func TestQuorum(t *testing.T) {
 // TestKeysOnly: with local = false the socket can ask, but does not count.
 func TestKeysOnly(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree+"local = false\n")
-	c, err := b.Requests.Ask(t.Context(), appliancetest.Invitation("door"))
+	door := appliancetest.Invitation("door")
+	c, err := b.Requests.Ask(t.Context(), door)
 	if err != nil || c.Ruling.MissingAdministrators() != 2 {
 		t.Fatalf("%d missing: %v", c.Ruling.MissingAdministrators(), err)
+	}
+	if again, err := b.Requests.Ask(t.Context(), door); err != nil || again.Hash != c.Hash || again.State != store.ChangeOpen {
+		t.Errorf("asked again: %s is %s, not %s: %v", again.Hash.ID(), again.State, c.Hash.ID(), err)
 	}
 	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), nil); !errors.Is(err, requests.ErrSigner) {
 		t.Errorf("the socket signs: %v", err)

@@ -1,0 +1,6 @@
+package authorize
+
+import "countersign/internal/clock"
+
+// SetBoot replaces the host's own count of time.
+func SetBoot(a *Service, boot func() clock.Boot) { a.boot = boot }
