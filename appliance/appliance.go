@@ -158,14 +158,18 @@ type Overview struct {
 	PolicyVersion uint64
 	PolicyHash    protocol.PolicyHash
 	Tally         store.Tally
+	OpenCodes     int // activation codes that can still be used
 }
 
 // Overview summarizes keys, policy and store.
 func (a *Appliance) Overview(ctx context.Context) (Overview, error) {
 	tally, err := a.store.Tally(ctx)
+	open, openErr := a.store.OpenInvitations(ctx, a.now())
+	err = errors.Join(err, openErr)
 	active := a.Rules.Active()
 	return Overview{
-		Domain: a.keyring.Domain(), Root: a.keyring.Root(), PolicyVersion: active.Number, PolicyHash: active.WireHash(), Tally: tally,
+		OpenCodes: len(open),
+		Domain:    a.keyring.Domain(), Root: a.keyring.Root(), PolicyVersion: active.Number, PolicyHash: active.WireHash(), Tally: tally,
 	}, err
 }
 

@@ -152,6 +152,8 @@ type Client struct {
 	Highest    int64     `json:"highest_counter"` // -1: no counter was spent yet
 	Password   Password  `json:"password"`
 	CreatedAt  time.Time `json:"created_at"`
+	// ExpiresAt is set for an open activation code, whose status is "invited". It has a name and roles only.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 }
 
 // Password is the state of a client's offline password.
@@ -172,7 +174,16 @@ type Device struct {
 	Status    string    `json:"status"`
 	Version   uint64    `json:"version"`
 	CreatedAt time.Time `json:"created_at"`
+	// ExpiresAt is set for an open activation code, whose status is "invited". It has a name, a display name and a
+	// floor only.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 }
+
+// Statuses of a client or device that is not enrolled: its activation code is open, or was withdrawn.
+const (
+	StatusInvited   = "invited"
+	StatusWithdrawn = "withdrawn"
+)
 
 // Key is one version of a key. Its states follow SP 800-57 part 1 §7.
 type Key struct {
@@ -355,6 +366,7 @@ type Status struct {
 	PolicyHash    string  `json:"policy_hash"`
 	HSM           HSM     `json:"hsm"`
 	Counts        Counts  `json:"counts"`
+	OpenCodes     int     `json:"open_codes"` // activation codes that can still be used
 	Uptime        float64 `json:"uptime_s"`
 }
 

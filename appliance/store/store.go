@@ -75,6 +75,10 @@ type Store interface {
 	Invite(ctx context.Context, i Invitation, rec audit.Record) error
 	// Invitation finds an invitation by the SHA-256 of its code, used or not.
 	Invitation(ctx context.Context, code [32]byte) (Invitation, error)
+	// OpenInvitations lists the invitations that can still be used at a time, by name.
+	OpenInvitations(ctx context.Context, at time.Time) ([]Invitation, error)
+	// Withdraw ends the open invitation of a party at a time. It returns ErrNotFound if none is open.
+	Withdraw(ctx context.Context, kind Kind, name string, at time.Time, rec audit.Record) error
 	// EnrolClient uses an invitation and stores the client. It returns ErrUsed if the invitation is
 	// used or has expired at u.At, ErrExists if the client id or name is taken, and ErrNotFound if
 	// there is no such invitation of this kind. An error leaves the invitation as it was. The name

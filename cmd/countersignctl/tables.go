@@ -29,22 +29,30 @@ func number[T uint64 | int64 | uint8 | int](n T) string { return strconv.FormatI
 
 var clientTable = cli.Table[adminapi.Client]{
 	{Title: "Name", Value: func(c adminapi.Client) string { return c.Name }},
-	{Title: "ID", Value: func(c adminapi.Client) string { return c.ID }},
+	{Title: "ID", Value: func(c adminapi.Client) string { return cmp.Or(c.ID, "-") }},
 	{Title: "Status", Value: func(c adminapi.Client) string { return c.Status }},
 	{Title: "Roles", Value: func(c adminapi.Client) string { return strings.Join(c.Roles, ",") }},
 	{Title: "Password", Value: passwordWords},
 	{Title: "Highest", Value: func(c adminapi.Client) string { return number(c.Highest) }},
 	{Title: "Version", Value: func(c adminapi.Client) string { return number(c.Version) }},
-	{Title: "Enrolled", Value: func(c adminapi.Client) string { return date(c.CreatedAt) }},
+	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.CreatedAt, c.ExpiresAt) }},
 }
 
 var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Name", Value: func(d adminapi.Device) string { return d.Name }},
-	{Title: "ID", Value: func(d adminapi.Device) string { return d.ID }},
+	{Title: "ID", Value: func(d adminapi.Device) string { return cmp.Or(d.ID, "-") }},
 	{Title: "Status", Value: func(d adminapi.Device) string { return d.Status }},
 	{Title: "Display", Value: func(d adminapi.Device) string { return d.Display }},
 	{Title: "Floor", Value: func(d adminapi.Device) string { return number(d.Floor) }},
-	{Title: "Enrolled", Value: func(d adminapi.Device) string { return date(d.CreatedAt) }},
+	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.CreatedAt, d.ExpiresAt) }},
+}
+
+// enrolledWords returns when a party was enrolled, or until when its activation code can be used.
+func enrolledWords(created time.Time, expires *time.Time) string {
+	if expires != nil {
+		return "code until " + date(*expires)
+	}
+	return date(created)
 }
 
 var keyTable = cli.Table[adminapi.Key]{
@@ -150,7 +158,7 @@ var statusTable = cli.Table[adminapi.Status]{
 	{Title: "HSM", Value: hsmWords},
 	{Title: "Clients", Value: func(s adminapi.Status) string { return number(s.Counts.Clients) }},
 	{Title: "Devices", Value: func(s adminapi.Status) string { return number(s.Counts.Devices) }},
-	{Title: "Invitations", Value: func(s adminapi.Status) string { return number(s.Counts.Invitations) }},
+	{Title: "Open codes", Value: func(s adminapi.Status) string { return number(s.OpenCodes) }},
 	{Title: "Decisions", Value: func(s adminapi.Status) string { return number(s.Counts.Decisions) }},
 	{Title: "Audit records", Value: func(s adminapi.Status) string { return number(s.Counts.Records) }},
 	{Title: "Keys", Value: func(s adminapi.Status) string { return number(s.Counts.Keys) }},

@@ -17,7 +17,7 @@ var deciding = map[string]string{
 		"-Seals.Alarm -Seals.Forged -Seals.report",
 	"appliance/store/head": "* -Kind.String -Kinds",
 	"appliance/store/sqlite": "vault.* txn.move txn.within txn.head txn.spend txn.conclude txn.spent txn.view txn.viewFirst " +
-		"txn.attempt txn.begun txn.use txn.unused clientRow.open clientRow.read openClient openDevice openAttempt openInvitation " +
+		"txn.attempt txn.begun txn.use unused clientRow.open clientRow.read openClient openDevice openAttempt openInvitation " +
 		"keptRow.open txn.nameFree txn.freeClientName",
 	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.refuseApply",
 	"appliance/change":          "*",

@@ -22,17 +22,17 @@ import (
 func (s *Server) bindParties(m *mux) {
 	r, a := adminapi.Routes, s.Appliance
 	bind(m, r.ClientList, s.clients)
-	bind(m, r.ClientShow, s.client(a.Parties.ClientNamed))
+	bind(m, r.ClientShow, s.showClient)
 	bindPreviewed(m, r.ClientUnlock, s.giveBackClient(a.Enrol.DraftUnlock))
 	bind(m, r.ClientSuspend, s.client(to(a.Parties.SetClientStatus, store.Suspended)))
 	bindPreviewed(m, r.ClientResume, s.giveBackClient(a.Enrol.DraftResumeClient))
-	bind(m, r.ClientRevoke, s.client(to(a.Parties.SetClientStatus, store.Revoked)))
+	bind(m, r.ClientRevoke, s.revokeClient)
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
-	bind(m, r.DeviceList, many(a.Parties.Devices, deviceJSON))
-	bind(m, r.DeviceShow, one(a.Parties.DeviceNamed, deviceJSON))
+	bind(m, r.DeviceList, s.devices)
+	bind(m, r.DeviceShow, s.showDevice)
 	bind(m, r.DeviceSuspend, one(to(a.Parties.SetDeviceStatus, store.Suspended), deviceJSON))
 	bindPreviewed(m, r.DeviceResume, s.resumeDevice)
-	bind(m, r.DeviceRevoke, one(to(a.Parties.SetDeviceStatus, store.Revoked), deviceJSON))
+	bind(m, r.DeviceRevoke, s.revokeDevice)
 	bindPreviewed(m, r.DeviceInvite, s.invite(store.KindDevice))
 }
 
@@ -47,7 +47,7 @@ func (s *Server) status(r *http.Request, _ adminapi.None) (adminapi.Status, erro
 	o, err := s.Appliance.Overview(r.Context())
 	return adminapi.Status{
 		TrustDomain: o.Domain, RootKey: o.Root.String(), PolicyVersion: o.PolicyVersion, PolicyHash: o.PolicyHash.String(),
-		HSM: s.HSM.Summary(), Counts: adminapi.Counts(o.Tally), Uptime: time.Since(s.StartedAt).Seconds(),
+		HSM: s.HSM.Summary(), Counts: adminapi.Counts(o.Tally), OpenCodes: o.OpenCodes, Uptime: time.Since(s.StartedAt).Seconds(),
 	}, err
 }
 
@@ -102,7 +102,8 @@ func (s *Server) clients(r *http.Request, _ adminapi.None) ([]adminapi.Client, e
 			out[i], err = s.clientJSON(r.Context(), all[i])
 		}
 	}
-	return out, err
+	open, openErr := s.Appliance.Enrol.Open(r.Context(), store.KindClient)
+	return append(out, each(open, invitedClient)...), errors.Join(err, openErr)
 }
 
 // client answers with the client that get returns.

@@ -165,6 +165,19 @@ func TestParties(t *testing.T) {
 	}
 	refused(b, problem.NotFound, 404, r.ClientShow, adminapi.None{}, "bob")
 	refused(b, problem.NotFound, 404, r.ClientUnlock, adminapi.Ask{}, "bob")
+	if s := must(b, r.Status, adminapi.None{}); s.OpenCodes != 1 {
+		t.Errorf("%d open codes", s.OpenCodes)
+	}
+	if all := must(b, r.ClientList, adminapi.None{}); len(all) != 1 || all[0].Status != adminapi.StatusInvited || all[0].ExpiresAt == nil {
+		t.Errorf("%+v: want alice's open code", all)
+	}
+	if c := must(b, r.ClientShow, adminapi.None{}, "alice"); c.Status != adminapi.StatusInvited || c.ID != "" {
+		t.Errorf("%+v", c)
+	}
+	if c := must(b, r.ClientRevoke, adminapi.None{}, "alice"); c.Status != adminapi.StatusWithdrawn || c.Name != "alice" {
+		t.Errorf("%+v", c)
+	}
+	refused(b, problem.NotFound, 404, r.ClientRevoke, adminapi.None{}, "alice")
 	if clients := must(b, r.ClientList, adminapi.None{}); clients == nil || len(clients) != 0 {
 		t.Errorf("%+v: want an empty list", clients)
 	}
@@ -198,8 +211,11 @@ func TestParties(t *testing.T) {
 	if i := must(b, r.DeviceInvite, adminapi.Invite{TTLSeconds: 60}, "door"); i.Kind != "device" || time.Until(i.ExpiresAt) > time.Minute {
 		t.Errorf("%+v", i)
 	}
-	if all := must(b, r.DeviceList, adminapi.None{}); len(all) != 1 || all[0].Name != "gate" || all[0].Status != "active" {
+	if all := must(b, r.DeviceList, adminapi.None{}); len(all) != 2 || all[0].Name != "gate" || all[0].Status != "active" || all[1].Status != adminapi.StatusInvited {
 		t.Errorf("%+v", all)
+	}
+	if d := must(b, r.DeviceRevoke, adminapi.None{}, "door"); d.Status != adminapi.StatusWithdrawn {
+		t.Errorf("%+v", d)
 	}
 	must(b, r.DeviceSuspend, adminapi.None{}, "gate")
 	if d := must(b, r.DeviceShow, adminapi.None{}, "gate"); d.Status != "suspended" {

@@ -1,10 +1,14 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
@@ -48,6 +52,50 @@ func (s *database) Invitation(ctx context.Context, code [32]byte) (i store.Invit
 		return store.Invitation{}, readError(ctx, "reading invitation", err)
 	}
 	return i, nil
+}
+
+// OpenInvitations implements [store.Store].
+func (s *database) OpenInvitations(ctx context.Context, at time.Time) (list []store.Invitation, err error) {
+	err = s.onHead(ctx, "listing invitations", head.Invitations, func(h hanging) error {
+		r, err := head.Find(h.all, head.OpenSet{}.Record())
+		if err != nil { // the store has none before the first invitation
+			return nil
+		}
+		open, err := head.ParseOpenSet(r.Body)
+		if err != nil {
+			return err
+		}
+		all, err := unused(h.from, open.Base)
+		for _, i := range all {
+			if open.Has(i.Number) && i.ExpiresAt.After(at) {
+				list = append(list, i)
+			}
+		}
+		return err
+	})
+	slices.SortFunc(list, func(a, b store.Invitation) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.Kind), string(b.Kind)))
+	})
+	return list, err
+}
+
+// Withdraw implements [store.Store].
+func (s *database) Withdraw(ctx context.Context, kind store.Kind, name string, at time.Time, rec audit.Record) error {
+	return s.change(ctx, "withdrawing an invitation", rec, func(t *txn) error {
+		return t.moveInvitations(func(open *head.OpenSet) error {
+			all, err := unused(t, open.Base)
+			if err != nil {
+				return err
+			}
+			isOpen := func(i store.Invitation) bool {
+				return i.Kind == kind && i.Name == name && open.Has(i.Number) && i.ExpiresAt.After(at)
+			}
+			if !slices.ContainsFunc(all, isOpen) {
+				return store.ErrNotFound
+			}
+			return t.expire(open, store.Invitation{Kind: kind, Name: name, CreatedAt: store.Stamp(at), Replace: true})
+		})
+	})
 }
 
 // moveInvitations changes the set of open invitations.
@@ -102,9 +150,9 @@ func (t *txn) expire(open *head.OpenSet, i store.Invitation) error {
 
 // unused reads the invitations that their rows say are unused, from a number on. Forged ones are
 // left out, and have raised the alarm.
-func (t *txn) unused(from uint64) ([]store.Invitation, error) {
-	all, err := collect(t, func(s scanner) (i store.Invitation, err error) {
-		i, err = openInvitation(s, t.verifier())
+func unused(in source, from uint64) ([]store.Invitation, error) {
+	all, err := collect(in, func(s scanner) (i store.Invitation, err error) {
+		i, err = openInvitation(s, in.verifier())
 		if errors.Is(err, store.ErrForged) {
 			return store.Invitation{}, nil
 		}
@@ -122,7 +170,7 @@ func (t *txn) unused(from uint64) ([]store.Invitation, error) {
 // replaced ends the open invitations that i replaces. An open invitation without a row that fits may
 // be one of them, whose row another program has changed for the moment: it is closed too.
 func (t *txn) replaced(open *head.OpenSet, i store.Invitation) error {
-	all, err := t.unused(open.Base)
+	all, err := unused(t, open.Base)
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (s *database) Recover(ctx context.Context, r store.Recovered, rec audit.Rec
 // endInvitations ends the open invitations. A row that does not fit its seal is left alone; it
 // enrols no party.
 func (t *txn) endInvitations(r store.Recovered) error {
-	all, err := t.unused(0)
+	all, err := unused(t, 0)
 	if err != nil {
 		return err
 	}

@@ -102,6 +102,7 @@ var invitationTests = map[string]func(*testing.T, *fixture){
 	"Invitation":       testInvitation,
 	"InvitationClient": testInvitationClient,
 	"InviteTaken":      testInviteTaken,
+	"Withdraw":         testWithdraw,
 	"EnrolOnce":        testEnrolOnce,
 	"EnrolExpired":     testEnrolExpired,
 	"EnrolTaken":       testEnrolTaken,
@@ -169,6 +170,44 @@ func testInviteTaken(t *testing.T, f *fixture) {
 	if invite(store.Invitation{Kind: "relay", Name: "x", Code: [32]byte{2}})() == nil || f.tally() != before {
 		t.Fatal("an invitation of an unknown kind was stored")
 	}
+}
+
+// testWithdraw: what can still be used is listed, and a withdrawn code enrols no one.
+func testWithdraw(t *testing.T, f *fixture) {
+	open := func(at time.Time, want ...store.Invitation) {
+		t.Helper()
+		got, err := f.OpenInvitations(t.Context(), at)
+		f.must(err)
+		var names []string
+		for _, i := range got {
+			names = append(names, string(i.Kind)+" "+i.Name)
+		}
+		var wanted []string
+		for _, i := range want {
+			wanted = append(wanted, string(i.Kind)+" "+i.Name)
+		}
+		f.same(names, wanted)
+	}
+	withdraw := func(kind store.Kind, name string) func() error {
+		return func() error { return f.Withdraw(t.Context(), kind, name, Epoch.Add(time.Second), Note("")) }
+	}
+	open(Epoch)
+	bob, gate, other := NewInvitation(store.KindClient, "bob"), NewInvitation(store.KindDevice, "gate"), NewInvitation(store.KindDevice, "bob")
+	for _, i := range []store.Invitation{gate, bob, other} {
+		f.must(f.Invite(t.Context(), i, Note("")))
+	}
+	open(Epoch, bob, other, gate)
+	open(bob.ExpiresAt)
+	f.unchanged(store.ErrNotFound, withdraw(store.KindClient, "gate"))
+	f.must(withdraw(store.KindClient, "bob")())
+	open(Epoch.Add(time.Second), other, gate)
+	f.unchanged(store.ErrNotFound, withdraw(store.KindClient, "bob"))
+	use := UseOf(bob)
+	use.At = Epoch.Add(2 * time.Second)
+	f.unchanged(store.ErrUsed, func() error { return f.EnrolClient(t.Context(), use, NewClient("bob"), Note("")) })
+	f.must(f.EnrolDevice(t.Context(), UseOf(gate), NewDevice("gate"), Note("")))
+	open(Epoch.Add(time.Second), other)
+	f.unchanged(store.ErrNotFound, withdraw(store.KindDevice, "gate")) // it is used
 }
 
 func testEnrolOnce(t *testing.T, f *fixture) {
