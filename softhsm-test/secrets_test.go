@@ -143,7 +143,11 @@ func (b *bench) canary() canaried {
 		}
 	}
 	code := must[string](b.T)(b.Invite(b.Context(), "client", "dora"))
-	call(0, right+"\n", "enrol", "--uv", "--url", b.URL, code)
+	codeFile := filepath.Join(b.TempDir(), "code")
+	if err := os.WriteFile(codeFile, []byte(code+"\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	call(0, right+"\n", "enrol", "--uv", "--url", b.URL, "--code-file", codeFile)
 	var link string
 	c.relay, link = b.strictRelay()
 	call(0, wrong+"\n"+right+"\n", "authorize", "--link", b.Link, "--service", "100", "--level", "2", "--yes")
@@ -213,7 +217,7 @@ func (b *bench) strictRelay() (*harness.Daemon, string) {
 	b.Helper()
 	code := must[string](b.T)(b.Invite(b.Context(), "device", "till"))
 	state := filepath.Join(b.Config.Cwd, "till")
-	r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state, code}}))
+	r := must[harness.Result](b.T)(programs.Run(b.Context(), harness.Call{Program: "relayd", Args: []string{"enrol", "--url", b.URL, "--ca", b.CA, "--state", state}, Stdin: code + "\n"}))
 	if r.Code != 0 {
 		b.Fatalf("relayd enrol: exit code %d: %s", r.Code, r.Stderr)
 	}

@@ -33,6 +33,7 @@ type Options struct {
 	SecondModule string // of a second token; "" is none
 	Recipient    string // file of the public backup key; "" is none
 	RelayBinary  string // path of relayd
+	ProbeBinary  string // path of hsm-probe, which initializes tokens
 	StartTimeout time.Duration
 }
 
@@ -128,7 +129,7 @@ func (d *dir) start(ctx context.Context, start Start) (Daemon, error) {
 	if err := errors.Join(os.RemoveAll(d.path("dev.json")), d.removeUnfinished()); err != nil {
 		return nil, err
 	}
-	softhsm, err := initTokens(ctx, d.Dir, d.SecondModule != "")
+	softhsm, err := d.initTokens(ctx, d.SecondModule != "")
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +168,7 @@ func Take(ctx context.Context, path string) (*config.Appliance, error) {
 	if err := d.take(); err != nil {
 		return nil, err
 	}
-	d.Module, err = initTokens(ctx, d.Dir, false)
+	d.Module, err = d.initTokens(ctx, false)
 	return d.config(), err
 }
 

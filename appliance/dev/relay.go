@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"countersign/appliance/store"
@@ -71,7 +72,8 @@ func (d *dir) enrolRelay(ctx context.Context, daemon Daemon, url string) error {
 	if err != nil {
 		return err
 	}
-	enrol := exec.CommandContext(ctx, d.RelayBinary, "enrol", "--url", url, "--ca", d.path("ca.pem"), "--state", state, code.String())
+	enrol := exec.CommandContext(ctx, d.RelayBinary, "enrol", "--url", url, "--ca", d.path("ca.pem"), "--state", state)
+	enrol.Stdin = strings.NewReader(code.String() + "\n") // no other user sees it
 	out, err := enrol.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)

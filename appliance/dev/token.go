@@ -30,9 +30,10 @@ const (
 	secondSuffix = "-second"
 )
 
-// initTokens creates one or two SoftHSM tokens in dir, unless they exist, and sets SOFTHSM2_CONF of this process and
-// its children. It returns the path of SoftHSM's module.
-func initTokens(ctx context.Context, dir string, two bool) (module string, err error) {
+// initTokens creates one or two SoftHSM tokens in the directory, unless they exist, and sets SOFTHSM2_CONF of this
+// process and its children. It returns the path of SoftHSM's module.
+func (d *dir) initTokens(ctx context.Context, two bool) (module string, err error) {
+	dir := d.Dir
 	for _, path := range softhsmModules {
 		if _, statErr := os.Stat(path); statErr == nil {
 			module = path
@@ -55,31 +56,27 @@ func initTokens(ctx context.Context, dir string, two bool) (module string, err e
 		if err := errors.Join(os.RemoveAll(tokens), os.Mkdir(tokens, 0o700)); err != nil {
 			return "", err
 		}
-		if err := initToken(ctx, dir, tokenLabel, ""); err != nil {
+		if err := d.initToken(ctx, module, tokenLabel, ""); err != nil {
 			return "", err
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "pin"+secondSuffix)); err == nil || !two {
 		return module, nil
 	}
-	return module, initToken(ctx, dir, secondLabel, secondSuffix)
+	return module, d.initToken(ctx, module, secondLabel, secondSuffix)
 }
 
-// initToken runs softhsm2-util, the only program that gets a PIN on its command line: the PINs of development tokens
-// protect nothing else.
-func initToken(ctx context.Context, dir, label, suffix string) error {
+// initToken has hsm-probe initialize a token. The PINs go through a pipe, where no other process sees them.
+func (d *dir) initToken(ctx context.Context, module, label, suffix string) error {
 	pin, soPIN := randomPIN(), randomPIN()
-	out, err := exec.CommandContext(ctx, "softhsm2-util",
-		"--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN).CombinedOutput()
-	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("softhsm2-util is not installed: %w", hsm.ErrUnavailable)
-	}
-	if err != nil {
-		return fmt.Errorf("softhsm2-util --init-token: %w: %s", err, out)
+	cmd := exec.CommandContext(ctx, d.ProbeBinary, "init-token", "--module", module, "--label", label)
+	cmd.Stdin = strings.NewReader(soPIN + "\n" + pin + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("hsm-probe init-token: %w: %s", err, out)
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(dir, "so-pin"+suffix), []byte(soPIN+"\n"), 0o600),
-		os.WriteFile(filepath.Join(dir, "pin"+suffix), []byte(pin+"\n"), 0o600),
+		os.WriteFile(d.path("so-pin"+suffix), []byte(soPIN+"\n"), 0o600),
+		os.WriteFile(d.path("pin"+suffix), []byte(pin+"\n"), 0o600),
 	)
 }
 

@@ -226,6 +226,10 @@ func TestUnlockedOnce(t *testing.T) {
 		t.Errorf("unlocked already, and needed: %v", err)
 	}
 	wrong()
+	lie := change.Draft{Kind: policy.ClientUnlock, Parameters: change.Parameters{"name": "alice", "client": alice.ID[:], "wrong": uint64(9)}}
+	if _, err := b.Requests.Ask(t.Context(), lie); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("asked about 9 wrong passwords: %v", err)
+	}
 	stale := b.Waits(must(b.Enrol.DraftUnlock(t.Context(), "alice")))
 	wrong()
 	if _, err := b.Requests.Sign(t.Context(), stale.Hash.ID(), b.Ann.Sign(t, stale.Hash)); err == nil {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,43 +12,40 @@ import (
 	"countersign/protocol/enrol"
 )
 
-// maxCodeBytes bounds an activation code read from standard input.
-const maxCodeBytes = 256
-
 type enrolFlags struct {
 	url            string
 	uv, noPassword bool
+	code           *cli.Activation
 	password       *passwordFlags
 }
 
 func (a *app) enrolCommand() *cobra.Command {
 	var f enrolFlags
 	cmd := &cobra.Command{
-		Use:   "enrol --url URL CODE",
+		Use:   "enrol --url URL [CODE]",
 		Short: "Create a signing key and enrol it with an activation code",
 		Long: "enrol creates a signing key and enrols it at the appliance. CODE names the appliance's root key, so that the\n" +
-			"client rejects other servers; - reads it from standard input. On a terminal it asks twice for the offline\n" +
+			"client rejects other servers. " + cli.CodeHelp + "\nOn a terminal it asks twice for the offline\n" +
 			"password that level 2 and above need; without a terminal or password flag it enrols without a password. After\n" +
 			"an interruption run it again: it repeats the request with its keys and password.",
-		Example: "  countersign-client enrol --url https://appliance:8443 OA1-…\n" +
-			"  countersign-client enrol --url https://appliance:8443 --uv --password-fd 3 OA1-… 3< password",
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.enrol(cmd, f, args[0]) },
+		Example: "  countersign-client enrol --url https://appliance:8443 --code-file code\n" +
+			"  countersign-client enrol --url https://appliance:8443 --uv --password-fd 3 3< password < code",
+		RunE: func(cmd *cobra.Command, args []string) error { return a.enrol(cmd, f, args) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.url, "url", "", "address of the appliance: https://HOST:PORT")
 	flags.BoolVar(&f.uv, "uv", false, "create a second key, which signs at level 3 and above after verifying the user")
 	flags.BoolVar(&f.noPassword, "no-password", false, "set no password; the client can then only refuse at level 2 and above")
-	f.password = addPasswordFlags(cmd)
+	f.code, f.password = cli.AddCodeFlag(cmd), addPasswordFlags(cmd)
 	_ = cmd.MarkFlagRequired("url") // it was defined above
 	cmd.MarkFlagsMutuallyExclusive("no-password", "password-fd")
 	cmd.MarkFlagsMutuallyExclusive("no-password", "password-file")
 	return cmd
 }
 
-func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
+func (a *app) enrol(cmd *cobra.Command, f enrolFlags, args []string) (err error) {
 	cfg := client.EnrolConfig{URL: f.url, UV: f.uv}
-	if cfg.Code, err = activationCode(cmd, f, text); err != nil {
+	if cfg.Code, err = activationCode(cmd, f, args); err != nil {
 		return err
 	}
 	if !strings.HasPrefix(f.url, "https://") {
@@ -78,18 +73,15 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, text string) (err error) {
 	return statusTable.One(a.printer(cmd), statusOf(c, s))
 }
 
-// activationCode parses text, or a line of standard input for "-".
-func activationCode(cmd *cobra.Command, f enrolFlags, text string) (enrol.ActivationCode, error) {
-	if text == "-" {
-		if f.password.fd == 0 {
-			return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot provide both the code and the password"),
-				"use another descriptor for the password, such as 3")
-		}
-		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxCodeBytes)).ReadString('\n')
-		if err != nil && err != io.EOF {
-			return enrol.ActivationCode{}, cli.Fail(cli.IO, fmt.Errorf("reading the activation code: %w", err), "")
-		}
-		text = strings.TrimSpace(line)
+// activationCode reads the code. It and the password cannot both come from standard input.
+func activationCode(cmd *cobra.Command, f enrolFlags, args []string) (enrol.ActivationCode, error) {
+	if f.password.fd == 0 && f.code.FromInput(cmd, args) {
+		return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot provide both the code and the password"),
+			"use another descriptor for the password, such as 3, or --code-file")
+	}
+	text, err := f.code.Read(cmd, args)
+	if err != nil {
+		return enrol.ActivationCode{}, err
 	}
 	code, err := enrol.ParseTypedCode(text)
 	return code, cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")

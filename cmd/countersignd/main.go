@@ -183,6 +183,9 @@ func devCommand() *cobra.Command {
 			if o.RelayBinary, err = siblingOr("", "relayd"); err != nil {
 				return err
 			}
+			if o.ProbeBinary, err = siblingOr("", "hsm-probe"); err != nil {
+				return err
+			}
 			env := environmentOf(cmd, config.Log{Level: "info", Format: "json"})
 			return end(dev.Run(cmd.Context(), o, func(ctx context.Context, cfg *config.Appliance) (dev.Daemon, error) {
 				return startDev(ctx, cfg, env)

@@ -40,7 +40,7 @@ func root() *cobra.Command {
 	cmd.PersistentFlags().String("admin", "", "") // countersignctl takes it before any command
 	_ = cmd.PersistentFlags().MarkHidden("admin") // the flag exists
 	t.format = cli.AddOutputFlag(cmd)
-	cmd.AddCommand(t.probe(), t.bench(), t.uri())
+	cmd.AddCommand(t.probe(), t.bench(), t.uri(), t.initToken())
 	return cmd
 }
 

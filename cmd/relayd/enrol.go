@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,15 +14,17 @@ import (
 
 func enrolCommand() *cobra.Command {
 	var c uplink.EnrolConfig
+	var code *cli.Activation
 	cmd := &cobra.Command{
-		Use:   "enrol --url URL --ca FILE CODE",
+		Use:   "enrol --url URL --ca FILE [CODE]",
 		Short: "Generate this device's key and have it certified",
 		Long: `Generate this device's key and have it certified, with an activation code from
 "countersignctl device invite". From then on the device trusts the root that the code names.
-CODE "-" reads the code from standard input. If the command fails, repeat it with the same code.`,
-		Args: cobra.ExactArgs(1),
+If the command fails, repeat it with the same code.
+` + cli.CodeHelp,
+		Example: "  relayd enrol --url https://appliance:8443 --ca ca.pem --code-file code",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := codeArgument(cmd, args[0])
+			text, err := code.Read(cmd, args)
 			if err != nil {
 				return err
 			}
@@ -34,23 +34,13 @@ CODE "-" reads the code from standard input. If the command fails, repeat it wit
 			return runEnrol(cmd, c)
 		},
 	}
+	code = cli.AddCodeFlag(cmd)
 	cmd.Flags().StringVar(&c.URL, "url", "", "address of the appliance's API, https://HOST:PORT")
 	cmd.Flags().StringVar(&c.CAFile, "ca", "", "PEM file with the roots of the appliance's certificate")
 	cmd.Flags().StringVar(&c.StateDir, "state", "var", "directory of the device's key, certificate and journal")
 	_ = cmd.MarkFlagRequired("url") // both exist
 	_ = cmd.MarkFlagRequired("ca")
 	return cmd
-}
-
-func codeArgument(cmd *cobra.Command, arg string) (string, error) {
-	if arg != "-" {
-		return arg, nil
-	}
-	line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	if err != nil && line == "" {
-		return "", cli.Fail(cli.Usage, fmt.Errorf("reading the activation code: %w", err), "")
-	}
-	return strings.TrimSpace(line), nil
 }
 
 func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
@@ -69,7 +59,7 @@ func failure(err error) error {
 	code, _ := protocol.CodeOf(err)
 	switch {
 	case errors.Is(err, uplink.ErrNotEnrolled):
-		return cli.Fail(cli.Config, err, "relayd enrol --url URL --ca FILE --state DIR CODE")
+		return cli.Fail(cli.Config, err, "relayd enrol --url URL --ca FILE --state DIR --code-file FILE")
 	case errors.Is(err, uplink.ErrEnrolled):
 		return cli.Fail(cli.Failed, err, "to enrol another device, use another --state directory")
 	case errors.Is(err, uplink.ErrLocked):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -182,6 +183,8 @@ func (s *stage) short(args []string) string {
 			a = a[:8] + "…"
 		case a == s.wire.Link():
 			a = "tcp:relay"
+		case strings.HasPrefix(a, s.dir):
+			a = filepath.Base(a)
 		case a == s.URL:
 			a = "https://appliance"
 		case s.machines[a] != "":
@@ -225,8 +228,15 @@ func (s *stage) authorize(ctx context.Context, name string, want int, args ...st
 // enrol invites a phone and enrols it, without a password.
 func (s *stage) enrol(ctx context.Context, name string) (code string) {
 	code = harness.Must(s.Invite(ctx, "client", name))
-	s.client(ctx, name, approved, "enrol", "--url", s.URL, code)
+	s.client(ctx, name, approved, "enrol", "--url", s.URL, "--code-file", s.codeFile(name, code))
 	return code
+}
+
+// codeFile keeps an activation code as a user does, off the command line.
+func (s *stage) codeFile(name, code string) string {
+	path := filepath.Join(s.dir, name+".code")
+	harness.Do(os.WriteFile(path, []byte(code+"\n"), 0o600))
+	return path
 }
 
 // enrolWith invites a phone with a role and enrols it with its password; more are
@@ -236,7 +246,7 @@ func (s *stage) enrolWith(ctx context.Context, name string, roles []string, more
 	if len(roles) != 0 {
 		s.Say("   admin $ countersignctl client invite %s --role %s", name, strings.Join(roles, " --role "))
 	}
-	s.by(ctx, person{name, []string{right(name)}}, approved, append(append([]string{"enrol", "--url", s.URL}, more...), code)...)
+	s.by(ctx, person{name, []string{right(name)}}, approved, append([]string{"enrol", "--url", s.URL, "--code-file", s.codeFile(name, code)}, more...)...)
 }
 
 // right is a phone's password.

@@ -47,7 +47,7 @@ func (a *Appliance) OpenMachine(ctx context.Context, c MachineConfig) (*Machine,
 	}
 	m := &Machine{bin: a.Config.Bin, state: filepath.Join(c.Dir, c.Name)}
 	m.Hooklog = m.state + ".log"
-	r, err := m.bin.Run(ctx, Call{Program: "relayd", Args: []string{"enrol", "--url", a.URL, "--ca", a.CA, "--state", m.state, code}})
+	r, err := m.bin.Run(ctx, Call{Program: "relayd", Args: []string{"enrol", "--url", a.URL, "--ca", a.CA, "--state", m.state}, Stdin: code + "\n"})
 	if err != nil {
 		return nil, err
 	}

@@ -179,7 +179,7 @@ func droppable(s ast.Stmt) bool {
 }
 
 // reports are parts of the names of calls that write a log or a metric, lock, or release what is no longer used.
-var reports = []string{"log.", "metrics.", "panic", "close", "Close", "Lock", "Unlock", "RLock", "RUnlock", "Wait", "cancel", "clear"}
+var reports = []string{"log.", "metrics.", "Warn", "panic", "close", "Close", "Lock", "Unlock", "RLock", "RUnlock", "Wait", "cancel", "clear"}
 
 // isReport reports whether a statement is a call that decides nothing.
 func isReport(n ast.Node) bool {

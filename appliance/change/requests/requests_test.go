@@ -295,6 +295,20 @@ func TestSuspendedAtOnce(t *testing.T) {
 	}
 }
 
+// TestLifeBounds: a request is good for at most MaxLife.
+func TestLifeBounds(t *testing.T) {
+	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
+	for life, good := range map[time.Duration]bool{
+		time.Second: true, change.MaxLife: true, time.Second - 1: false, change.MaxLife + time.Second: false, -time.Second: false,
+	} {
+		ask := appliancetest.Invitation("door")
+		ask.Life = life
+		if _, err := b.Requests.Ask(t.Context(), ask); (err == nil) != good || err != nil && !errors.Is(err, parties.ErrInput) {
+			t.Errorf("for %v: %v", life, err)
+		}
+	}
+}
+
 // TestSuspendedTwice: suspending an administrator again changes and records nothing, and an unknown name is
 // an error.
 func TestSuspendedTwice(t *testing.T) {
