@@ -32,9 +32,10 @@ const (
 // Examine uses token and store as requests do, and checks dates, quorums and interrupted changes.
 // It changes nothing: its write to the store leaves no record.
 func (a *Appliance) Examine(ctx context.Context) []Finding {
+	clock := a.examineClock(ctx)
 	return []Finding{
-		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineSeals(ctx), a.examineClock(ctx),
-		a.examineDates(ctx), a.examineQuorums(ctx), a.examineChanges(ctx),
+		a.examineHSM(ctx), a.examineKeys(ctx), a.examineStore(ctx), a.examineSeals(ctx), clock,
+		a.examineDates(ctx, clock), a.examineQuorums(ctx), a.examineChanges(ctx),
 	}
 }
 
@@ -99,29 +100,21 @@ const forgedShown = 10
 // examineClock compares the clock with the newest audit record.
 func (a *Appliance) examineClock(ctx context.Context) Finding {
 	f := Finding{Check: "clock", Advice: "set the clock and use NTP: certificates and challenges depend on it"}
-	tally, err := a.store.Tally(ctx)
-	if err != nil || tally.Records == 0 {
-		f.Err = err
-		return f
-	}
-	last, err := a.store.Records(ctx, tally.Records-1, 1)
+	now := a.now()
+	f.Detail = now.UTC().Format(time.RFC3339)
+	last, err := a.LastRecords(ctx, 1)
 	if err != nil || len(last) == 0 {
 		f.Err = err
 		return f
 	}
-	now := a.now()
-	f.Detail = now.UTC().Format(time.RFC3339)
 	if ahead := last[0].At.Sub(now); ahead > aheadMost {
-		f.Err = fmt.Errorf("%v behind the newest audit record", ahead.Round(time.Second))
-	}
-	if a.steady != nil && a.steady.Behind() > aheadMost {
-		f.Err = fmt.Errorf("set back by %v since the daemon started", a.steady.Behind().Round(time.Second))
-		f.Advice = "what expires and waits goes by the later time until the daemon is restarted: restart it when the clock is right"
+		f.Err = fmt.Errorf("%v behind the newest audit record: it is slow, or it was ahead then", ahead.Round(time.Second))
 	}
 	return f
 }
 
-func (a *Appliance) examineDates(ctx context.Context) Finding {
+// examineDates looks at the schedule of the keys. With a wrong clock every date is wrong, so it advises nothing else then.
+func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
 	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "run countersignctl key plan, then key rotate and key activate"}
 	f.Err = a.Keys.CheckDue(ctx)
 	f.Warn = true
@@ -129,6 +122,9 @@ func (a *Appliance) examineDates(ctx context.Context) Finding {
 		if d.Version == 0 && errors.Is(f.Err, keylife.ErrDue) {
 			f.Warn = false // none is in use
 		}
+	}
+	if f.Err != nil && clock.Err != nil {
+		f.Advice = "see clock: until it is right, no date of a key means anything, and no key needs rotation for it"
 	}
 	return f
 }

@@ -208,9 +208,8 @@ const NoAttestation = "none"
 // No policy accepts it.
 const Unverified = "unverified"
 
-// RoleUV marks a client whose UV key counts as a factor. The appliance gives this role at enrolment,
-// and no policy or invitation may name it.
-const RoleUV = "uv"
+// reservedRole is the role of every client whose UV key counts as a factor.
+const reservedRole = "uv"
 
 // noRole is a role that no client can have.
 const noRole = "-"
@@ -252,7 +251,7 @@ func (c *checker) approval(r rawApproval) Approval {
 		c.fail("role %s: want 1 to 32 lower-case letters, digits, dots, dashes or underscores", r.Role)
 	}
 	switch a.Role = role; {
-	case role != RoleUV:
+	case role != reservedRole:
 	case c.stored:
 		a.Role = noRole
 		c.ignore("[approval] role \"uv\": every phone with a UV key has it, so no one may approve: name another role")

@@ -189,7 +189,7 @@ func TestReserved(t *testing.T) {
 			t.Errorf("stored %q: %v", text, err)
 			continue
 		}
-		if p.Approval().Role == RoleUV || word.MatchString(p.Approval().Role) && strings.Contains(text, "role") || p.AcceptsAttestation(Unverified) {
+		if p.Approval().Role == reservedRole || word.MatchString(p.Approval().Role) && strings.Contains(text, "role") || p.AcceptsAttestation(Unverified) {
 			t.Errorf("stored %q: role %q, unverified is accepted: %v", text, p.Approval().Role, p.AcceptsAttestation(Unverified))
 		}
 		if strings.Contains(text, "good") != p.AcceptsAttestation("good") || strings.Contains(text, "local") == p.CountsLocal() {

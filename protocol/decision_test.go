@@ -236,3 +236,51 @@ func BenchmarkSignDecisions64(b *testing.B) {
 		}
 	}
 }
+
+// TestEvidenceFormatFirst: a strict device reports malformed evidence before a certificate that it cannot
+// verify, also if the two are of different countersignatures (PROTOCOL.md §3.1).
+func TestEvidenceFormatFirst(t *testing.T) {
+	p := newPKI(t)
+	check := p.check(t)
+	check.Strict = true
+	newest := check.Challenges[0]
+	check.Challenges = []protocol.Challenge{{9}, newest}
+	cert := func(by keySigner) []byte {
+		key := newKeySigner(t).public(t)
+		b, err := trust.SignClientCert(t.Context(), by, 1, trust.ClientCert{
+			Client: protocol.ClientIDOf(key), SigningKey: key, NotBefore: vectorTime, NotAfter: vectorTime + 3600,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	p1 := message.P1{Client: protocol.ClientID{1}, Serial: protocol.NewSerial(1, [8]byte{}), Service: 1027, Level: 2}.Marshal()
+	p2 := message.P2{TTL: 60, Now: vectorTime, Level: 2, Factors: 3, Device: testDevice.Handle(), DeviceName: "gate"}.Marshal()
+	statement := message.NewStatement(p.root.public(t).RootID(), p1, newest, p2)
+	stranger, known, malformed := cert(newKeySigner(t)), cert(p.keys[trust.UseClientCA]), []byte{0xff}
+	for name, c := range map[string]struct {
+		certs [2][]byte
+		want  error
+	}{
+		"a stranger's, and malformed": {[2][]byte{stranger, malformed}, protocol.CodeFormat},
+		"malformed, and a stranger's": {[2][]byte{malformed, stranger}, protocol.CodeFormat},
+		"known, and a stranger's":     {[2][]byte{known, stranger}, protocol.CodeCertificate},
+		"both known":                  {[2][]byte{known, known}, protocol.CodeSignature},
+	} {
+		d := p.decision()
+		d.SecondStatement = &[32]byte{2}
+		for _, one := range c.certs {
+			d.Evidence = append(d.Evidence, receipt.Evidence{
+				Statement: statement, ClientCert: one, Approval: message.Approval{Verdict: protocol.Approve, Slot: protocol.SlotSigning},
+			})
+		}
+		b, err := receipt.Sign(t.Context(), p.keys[trust.UseDecision], 1, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := check.Verify(b); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}

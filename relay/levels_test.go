@@ -107,6 +107,12 @@ func TestStrictUV(t *testing.T) {
 			other := newSigningKey(t).public(t)
 			d.Evidence[0].ClientCert = g.clientCert(trust.ClientCert{Client: p.id(), SigningKey: p.key.public(t), UVKey: &other})
 		}, protocol.CodeSignature},
+		{"the certificate lacks the UV key, and the signing key signed in its place", func(p *phoneClient, d *receipt.Decision) {
+			d.Evidence[0].ClientCert = g.clientCert(trust.ClientCert{Client: p.id(), SigningKey: p.key.public(t)})
+			sig, err := message.Countersign(t.Context(), p.key, d.Evidence[0].Statement, d.Evidence[0].Approval)
+			must(t, err)
+			d.Evidence[0].Signature = sig
+		}, protocol.CodeSignature},
 		{"the signing key signed, and the appliance says the UV key did", func(p *phoneClient, d *receipt.Decision) {
 			approval := d.Evidence[0].Approval
 			sig, err := message.Countersign(t.Context(), p.key, d.Evidence[0].Statement, approval)

@@ -164,6 +164,17 @@ func (r *Relay) Identity() uplink.Identity { return r.client.Identity() }
 // Reachable reports whether the appliance answered the last call.
 func (r *Relay) Reachable() bool { return r.client.Reachable() }
 
+// ApplianceProblem returns why the appliance does not serve the device, or "".
+func (r *Relay) ApplianceProblem() string { return r.client.Problem() }
+
+// Problem returns why the device cannot authorize now, or "".
+func (r *Relay) Problem() string {
+	if err := r.CheckHook(); err != nil {
+		return err.Error()
+	}
+	return r.client.Problem()
+}
+
 // CheckHook returns an error if the hook cannot be started.
 func (r *Relay) CheckHook() error { return r.config.Hook.Check() }
 

@@ -55,6 +55,7 @@ type Status struct {
 	Device           string    `json:"device"` // id, 16 hexadecimal digits
 	Appliance        string    `json:"appliance,omitempty"`
 	Reachable        bool      `json:"reachable"`
+	Problem          string    `json:"problem,omitempty"` // why the appliance, or the hook, does not serve
 	CertificateUntil time.Time `json:"certificate_until"`
 	Links            []string  `json:"links,omitempty"`
 	Last             *Last     `json:"last,omitempty"`
@@ -90,6 +91,9 @@ func (s Status) String() string {
 		parts = append(parts, "running, appliance reachable")
 	default:
 		parts = append(parts, "running, appliance NOT reachable")
+	}
+	if s.Running && s.Problem != "" {
+		parts = append(parts, s.Problem)
 	}
 	parts = append(parts, "certificate until "+s.CertificateUntil.UTC().Format("2006-01-02 15:04 UTC"))
 	return strings.Join(append(parts, s.Last.String()), "; ")
@@ -169,7 +173,7 @@ func (f *statusFile) writeLocked() error {
 	identity := f.relay.Identity()
 	raw, err := json.Marshal(Status{
 		Running: true, Name: identity.Name, Device: identity.ID.String(), Appliance: f.relay.config.URL,
-		Reachable: f.relay.Reachable(), CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
+		Reachable: f.relay.Reachable(), Problem: f.relay.Problem(), CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
 	})
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ type None struct{}
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
-	Audit  Route[None, []Record]      `route:"GET audit"` // ?after=SEQUENCE&limit=N
+	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N: the newest first; ?after=SEQUENCE&limit=N: the oldest after that
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`

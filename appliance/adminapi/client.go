@@ -35,6 +35,7 @@ func NewCaller(path string) *Caller {
 // Error is an error answer of the appliance.
 type Error struct {
 	Problem
+	Noun  string   // of the request's path
 	Names []string // the wildcards of the request's path
 }
 
@@ -99,6 +100,7 @@ func (r Route[Req, Res]) send(ctx context.Context, c *Caller, body Req, names []
 	}
 	defer func() { _ = answer.Body.Close() }() // it was read
 	e := &Error{Names: names}
+	e.Noun, _, _ = strings.Cut(r.path, "/")
 	if err := json.NewDecoder(io.LimitReader(answer.Body, maxProblem)).Decode(&e.Problem); err != nil || e.Type == "" {
 		return nil, fmt.Errorf("the appliance answered %s", answer.Status)
 	}

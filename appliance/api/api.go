@@ -287,6 +287,9 @@ const retryAfter = time.Second
 // problem is the table from errors to answers. Any other error is an internal error without detail.
 func problem(err error) deviceapi.Problem {
 	retry := protocol.Retry{After: retryAfter}
+	if own := (protocol.Retry{}); errors.As(err, &own) && own.After > 0 {
+		retry.After = own.After
+	}
 	switch code, _ := protocol.CodeOf(err); {
 	case isAny(err, hsm.ErrUnavailable, hsm.ErrPIN, hsm.ErrKey, keyring.ErrNoKey, store.ErrUnavailable, context.DeadlineExceeded):
 		retry.Code = protocol.CodeHSM

@@ -189,6 +189,7 @@ func TestProblems(t *testing.T) {
 		{store.ErrUnavailable, protocol.CodeHSM, 503, "1"},
 		{context.DeadlineExceeded, protocol.CodeHSM, 503, "1"},
 		{hsm.ErrBusy, protocol.CodeBusy, 429, "1"},
+		{fmt.Errorf("renewing: %w", protocol.Retry{Code: protocol.CodeBusy, After: 40 * time.Minute}), protocol.CodeBusy, 429, "2400"},
 		{enrol.ErrTaken, protocol.CodeRefused, 409, ""},
 		{authorize.ErrNoTransaction, protocol.CodeRefused, 404, ""},
 		{errors.New("row 17 of table secrets"), 0, 500, ""},
@@ -266,6 +267,9 @@ func TestGate(t *testing.T) {
 		if bound := g.enter(c.device); bound != c.bound {
 			t.Errorf("%d, device %s: bound %q, want %q", i, c.device, bound, c.bound)
 		}
+	}
+	if bound := g.enter("a"); bound != boundAll {
+		t.Errorf("both bounds: %q", bound)
 	}
 	g.leave("a")
 	if bound := g.enter("c"); bound != "" {

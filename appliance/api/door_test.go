@@ -45,6 +45,11 @@ type site struct {
 
 func newSite(t *testing.T, l Limits, times times) *site {
 	t.Helper()
+	return newSiteAt(t, "127.0.0.1:0", l, times)
+}
+
+func newSiteAt(t *testing.T, address string, l Limits, times times) *site {
+	t.Helper()
 	s := &site{
 		T: t, Bench: appliancetest.New(t), registry: prometheus.NewRegistry(),
 		entered: make(chan struct{}), release: make(chan struct{}),
@@ -55,7 +60,7 @@ func newSite(t *testing.T, l Limits, times times) *site {
 		t.Fatal(err)
 	}
 	s.identity.now = func() time.Time { return time.Now().Add(time.Duration(s.later.Load())) }
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,6 +247,37 @@ func TestStrangers(t *testing.T) {
 		_ = c.Close()
 	}
 	s.until("no stranger", func() bool { return s.open("stranger") == 0 })
+}
+
+// TestStrangersIPv6: on a socket of both families, IPv4 and IPv6 peers count against their own addresses.
+func TestStrangersIPv6(t *testing.T) {
+	probe, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skip("no IPv6: ", err)
+	}
+	_ = probe.Close()
+	s := newSiteAt(t, "[::]:0", Limits{Strangers: 9, PerAddress: 2, PerDevice: 4, Devices: 9}, usual)
+	_, port, err := net.SplitHostPort(s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.address = net.JoinHostPort("::1", port)
+	first, second := s.stranger(), s.stranger()
+	s.address = net.JoinHostPort("127.0.0.1", port)
+	s.stranger()
+	s.stranger()
+	s.until("two of each", func() bool { return s.open("stranger") == 4 })
+	s.address = net.JoinHostPort("::1", port)
+	s.stranger()
+	isCut(t, first)
+	s.until("two of each", func() bool { return s.open("stranger") == 4 })
+	if err := second.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	var timeout net.Error
+	if _, err := second.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("the second one: %v", err)
+	}
 }
 
 // TestSilent: a peer that does not make the handshake holds a place for a short time, and gives it up first to a

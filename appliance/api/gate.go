@@ -36,10 +36,10 @@ func (g *gate) enter(device string) (bound string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.of[device] >= g.share:
-		return boundDevice
 	case g.inside >= g.most:
 		return boundAll
+	case g.of[device] >= g.share:
+		return boundDevice
 	}
 	g.inside++
 	g.of[device]++

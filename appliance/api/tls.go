@@ -110,8 +110,13 @@ func (i *Identity) Run(ctx context.Context) {
 	}
 }
 
-// fresh reports whether there is a certificate in the first half of its lifetime.
+// fresh reports whether there is a certificate in the first half of its lifetime. A certificate of a clock that ran ahead
+// has not begun once the clock is right.
 func (i *Identity) fresh(now time.Time) bool {
 	config := i.current.Load()
-	return config != nil && now.Before(config.Certificates[0].Leaf.NotAfter.Add(-keyuse.ServerCertLife/2))
+	if config == nil {
+		return false
+	}
+	leaf := config.Certificates[0].Leaf
+	return !now.Before(leaf.NotBefore) && now.Before(leaf.NotAfter.Add(-keyuse.ServerCertLife/2))
 }

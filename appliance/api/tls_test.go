@@ -106,7 +106,7 @@ func TestIdentityAges(t *testing.T) {
 	}
 	now := time.Now()
 	for age, want := range map[time.Duration]bool{
-		0: true, keyuse.ServerCertLife/2 - time.Hour: true, keyuse.ServerCertLife/2 + time.Hour: false,
+		0: true, keyuse.ServerCertLife/2 - time.Hour: true, keyuse.ServerCertLife/2 + time.Hour: false, -3 * time.Hour: false,
 	} {
 		if got := i.fresh(now.Add(age)); got != want {
 			t.Errorf("after %v fresh is %v", age, got)

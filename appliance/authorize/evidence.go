@@ -52,7 +52,7 @@ func (a *Service) examine(ctx context.Context, c countersigned) (e examined, err
 		return e, nil
 	}
 	e.evidence = policy.Evidence{Verdict: c.p3.Verdict, Signature: true}
-	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, policy.RoleUV)
+	e.evidence.UVKey = c.p3.Slot == protocol.SlotUV && slices.Contains(e.client.Roles, store.RoleUV)
 	e.evidence.SecondApprover = c.handle.First != nil // the store requires another client with the role
 	if e.strict, err = a.strict(ctx, c, e.client); errors.Is(err, store.ErrForged) {
 		e.code, err = protocol.CodeRefused, nil

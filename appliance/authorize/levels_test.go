@@ -309,6 +309,25 @@ func TestSecondApprover(t *testing.T) {
 	expect(t, first.Must(first.With(0, nil)), protocol.ResultDenied, protocol.CodeSerial)
 }
 
+// TestHandleOfAnotherService: the handle of a pending approval means nothing to an ordinary service.
+func TestHandleOfAnotherService(t *testing.T) {
+	b := appliancetest.New(t)
+	alice, bob := b.EnrolFull("alice", "approver"), b.EnrolFull("bob", "approver")
+	_, pending := b.Pending(alice)
+	s, err := bob.ApplyWith(bob.P1(door), deviceapi.ApplyRequest{
+		Order: deviceapi.Order{Services: []protocol.Service{door}}, Link: deviceapi.LinkWire, Handle: pending.Res.NextHandle,
+	})
+	if err != nil || s.P2.Code != 0 || s.P2.FirstStatement != nil {
+		t.Fatalf("code %d, %v, first statement %x", s.P2.Code, err, s.P2.FirstStatement)
+	}
+	d, err := s.Verify(s.Must(s.M3(protocol.Approve)).Res.Decision, nil)
+	if err != nil || d.Service != door || d.SecondStatement != nil || d.Statement != s.Statement.Hash() {
+		t.Errorf("decision for service %d, second statement %x: %v", d.Service, d.SecondStatement, err)
+	}
+	second := bob.Second(pending.Res.NextHandle)
+	expect(t, second.Must(second.With(0, nil)), protocol.ResultApproved, 0)
+}
+
 // TestSecondOrdered: a second approver is asked only for what was signed first, at a level up to the first.
 func TestSecondOrdered(t *testing.T) {
 	b := appliancetest.New(t)

@@ -41,6 +41,7 @@ type Service struct {
 	attest   Attest
 	log      hclog.Logger
 	now      func() time.Time
+	renewals renewals
 }
 
 // Config holds what a Service needs.
@@ -177,7 +178,7 @@ func (s *Service) newClient(ctx context.Context, req enrol.Request, i store.Invi
 		}
 	}
 	if req.UVKey != nil && s.rules.Active().AcceptsAttestation(s.attestation(ctx, req)) {
-		c.Roles = append(c.Roles, policy.RoleUV)
+		c.Roles = append(c.Roles, store.RoleUV)
 	}
 	now := s.now()
 	c.Cert, err = s.keys.ClientCert(ctx, trust.ClientCert{Client: c.ID, SigningKey: c.SigningKey, UVKey: c.UVKey}, now)
@@ -248,13 +249,32 @@ func (s *Service) Device(ctx context.Context, body []byte) ([]byte, error) {
 	return s.use(ctx, body, response, invitation, func(u store.Use) error { return s.store.EnrolDevice(ctx, u, d, rec) })
 }
 
-// Renew returns a new certificate for the key of a device's CSR.
+// Renew returns a new certificate for the key of a device's CSR. A device that asks too often gets
+// [protocol.CodeBusy] with the time to wait, as [protocol.Retry].
 func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.RenewRequest) (enrol.RenewResponse, error) {
 	public, err := requestKey(req.CSR)
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}
-	certificates, err := s.deviceCertificates(ctx, device, public, s.now())
+	now := s.now()
+	issuer, err := s.keys.Issuer(ctx, now)
+	if err != nil {
+		return enrol.RenewResponse{}, err
+	}
+	who := renewedBy(device.ID, issuer)
+	if wait := s.renewals.begin(who, now); wait > 0 {
+		return enrol.RenewResponse{}, fmt.Errorf("device %q was renewed %d times within an hour: %w",
+			device.Name, renewalsPerHour, protocol.Retry{Code: protocol.CodeBusy, After: wait})
+	}
+	answer, err := s.renew(ctx, device, public, now)
+	if err != nil {
+		s.renewals.undo(who)
+	}
+	return answer, err
+}
+
+func (s *Service) renew(ctx context.Context, device store.Device, public *ecdsa.PublicKey, now time.Time) (enrol.RenewResponse, error) {
+	certificates, err := s.deviceCertificates(ctx, device, public, now)
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}

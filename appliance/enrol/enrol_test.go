@@ -183,3 +183,16 @@ func TestAttestationHook(t *testing.T) {
 		}
 	}
 }
+
+// TestResumeOfNobody: the resumption of a party that is not there says so.
+func TestResumeOfNobody(t *testing.T) {
+	b := appliancetest.New(t)
+	_, _, client := b.Enrol.DraftResumeClient(t.Context(), "nobody")
+	_, _, device := b.Enrol.DraftResumeDevice(t.Context(), "nobody")
+	_, _, locked := b.Enrol.DraftUnlock(t.Context(), "nobody")
+	for what, err := range map[string]error{"client": client, "device": device, "unlock": locked} {
+		if !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

@@ -34,7 +34,7 @@ type Invite struct {
 	TTL     time.Duration  // 0: DefaultInvitation
 	Display string         // device: at most 24 bytes; default Name
 	Floor   protocol.Level // device; default 1
-	Roles   []string       // client; not [policy.RoleUV]
+	Roles   []string       // client; not [store.RoleUV]
 	// Replace, for a lost phone or a stolen device, revokes the party of this name, if there is
 	// one, and withdraws its open code.
 	Replace bool
@@ -64,8 +64,8 @@ var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 // checkRoles refuses a malformed name, and the role that only an accepted attestation gives.
 func checkRoles(roles []string) error {
 	for _, role := range roles {
-		if !roleName.MatchString(role) || role == policy.RoleUV {
-			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, policy.RoleUV)
+		if !roleName.MatchString(role) || role == store.RoleUV {
+			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, store.RoleUV)
 		}
 	}
 	return nil

@@ -226,6 +226,10 @@ func TestUnlockedOnce(t *testing.T) {
 		t.Errorf("unlocked already, and needed: %v", err)
 	}
 	wrong()
+	lie := change.Draft{Kind: policy.ClientUnlock, Parameters: change.Parameters{"name": "alice", "client": alice.ID[:], "wrong": uint64(9)}}
+	if _, err := b.Requests.Ask(t.Context(), lie); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("asked about 9 wrong passwords: %v", err)
+	}
 	stale := b.Waits(must(b.Enrol.DraftUnlock(t.Context(), "alice")))
 	wrong()
 	if _, err := b.Requests.Sign(t.Context(), stale.Hash.ID(), b.Ann.Sign(t, stale.Hash)); err == nil {
@@ -243,12 +247,15 @@ func must(d change.Draft, _ bool, err error) change.Draft {
 // TestReservedRole: no invitation gives the role of phones with a UV key.
 func TestReservedRole(t *testing.T) {
 	b := appliancetest.New(t)
-	if _, _, err := b.Enrol.Invite(t.Context(), enrol.Invite{Kind: store.KindClient, Name: "vera", Roles: []string{policy.RoleUV}}); !errors.Is(err, parties.ErrInput) {
+	if _, err := policy.Parse([]byte("[approval]\nrole = \"" + store.RoleUV + "\"\n[[service]]\nid = 16\nname = \"x\"\nlevel = 1\n")); err == nil {
+		t.Error("a policy has it approve for others")
+	}
+	if _, _, err := b.Enrol.Invite(t.Context(), enrol.Invite{Kind: store.KindClient, Name: "vera", Roles: []string{store.RoleUV}}); !errors.Is(err, parties.ErrInput) {
 		t.Errorf("invited: %v", err)
 	}
 	code := make([]byte, 32)
 	if _, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.ClientInvite, Parameters: change.Parameters{
-		"name": "vera", "roles": []string{policy.RoleUV}, "ttl_s": uint64(60), "code_sha256": code,
+		"name": "vera", "roles": []string{store.RoleUV}, "ttl_s": uint64(60), "code_sha256": code,
 	}}); !errors.Is(err, parties.ErrInput) {
 		t.Errorf("asked: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
@@ -20,6 +21,7 @@ import (
 	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/hsm/memory"
+	"countersign/policy"
 	"countersign/protocol"
 )
 
@@ -423,5 +425,33 @@ func TestStoredButUnavailable(t *testing.T) {
 	k, _ := b.Keyring.Ring().Find(keyring.Decision, 1)
 	if k.RetiredAt.IsZero() {
 		t.Error("decision@1 is retired in the store and still accepted")
+	}
+}
+
+// TestStepOfAnotherRow: a request for a step names the revision of the row that its administrators saw. With
+// another revision, or for a version that the step would not change, it is refused.
+func TestStepOfAnotherRow(t *testing.T) {
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.activate\" = 2\n")
+	b.Step(keyplan.Rotate, keyring.Decision)
+	key, _ := b.Keyring.Ring().Find(keyring.Decision, 2)
+	for name, c := range map[string]struct {
+		version, revision uint64
+		want              error
+	}{
+		"as it is":          {2, key.Revision, requests.ErrQuorum},
+		"an older row":      {2, key.Revision - 1, keyplan.ErrStep},
+		"a later row":       {2, key.Revision + 1, keyplan.ErrStep},
+		"another version":   {1, key.Revision, keyplan.ErrStep},
+		"no version at all": {9, key.Revision, keyplan.ErrKeyName},
+	} {
+		ask, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.KeyActivate, Parameters: change.Parameters{
+			"name": keyring.Decision, "version": c.version, "revision": c.revision,
+		}})
+		if err == nil {
+			_, err = ask.Done()
+		}
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
 	}
 }

@@ -201,3 +201,39 @@ func TestForgedVote(t *testing.T) {
 		}
 	})
 }
+
+// TestApprovalOfABackup: a backup that could not be sent leaves its approval, one that was sent spends
+// it. Each that was made is in the audit.
+func TestApprovalOfABackup(t *testing.T) {
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.backup\" = 2\n\"store.backup\" = 2\n")
+	broken := errors.New("the connection broke")
+	for name, make := range map[string]func(sent error) error{
+		"keys": func(sent error) error {
+			return b.Recovery.BackUpKeys(t.Context(), recovery.BackUp{Partial: true}, func(recovery.KeyBackup) error { return sent })
+		},
+		"store": func(sent error) error {
+			return b.Recovery.CopyStore(t.Context(), 0, func(recovery.StoreCopy) error { return sent })
+		},
+	} {
+		var w *requests.Waiting
+		if err := make(nil); !errors.As(err, &w) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if c := b.Signed(w.Change, b.Ann.Sign(t, w.Hash)); !c.Granted {
+			t.Fatalf("%s: %s", name, c.State)
+		}
+		made := b.Tally().Records
+		if err := make(broken); !errors.Is(err, broken) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := b.Tally().Records - made; n != 1 {
+			t.Errorf("%s: a backup that was made and not sent left %d records", name, n)
+		}
+		if err := make(nil); err != nil {
+			t.Errorf("%s: the approval is gone: %v", name, err)
+		}
+		if err := make(nil); !errors.As(err, &w) {
+			t.Errorf("%s: another backup: %v", name, err)
+		}
+	}
+}

@@ -51,7 +51,7 @@ type Spend struct {
 
 // Pending says what an approval at level 4 waits for.
 type Pending struct {
-	Role    string    // of the second approver
+	Role    string    // of the second approver; [RoleUV] is none
 	Expires time.Time // the approval is denied afterwards
 }
 

@@ -329,6 +329,10 @@ type Client struct {
 	Highest    int64 // highest spent counter, -1 when none: of its [Restraint]
 }
 
+// RoleUV marks a client whose UV key counts as a factor because the policy accepted its attestation at
+// enrolment. No policy and no invitation may name it, and it lets no client approve for another.
+const RoleUV = "uv"
+
 // RetiredName returns the name of a revoked client whose name another client has taken: NAME~ and
 // the first 8 hexadecimal digits of its id. No party can be invited by such a name.
 func (c Client) RetiredName() string { return retired(c.Name, c.ID[:]) }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
@@ -114,12 +115,22 @@ func (t *tool) audit() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit records"}
 	var after uint64
 	var limit int
-	tail := verb("tail", "List audit records, oldest first", func(cmd *cobra.Command, args []string) error {
-		route := adminapi.Routes.Audit.With("after", strconv.FormatUint(after, 10)).With("limit", strconv.Itoa(limit))
-		return list(t, recordTable, route)(cmd, args)
+	tail := verb("tail", "List the newest audit records, newest first", func(cmd *cobra.Command, _ []string) error {
+		route := adminapi.Routes.Audit.With("limit", strconv.Itoa(limit))
+		if cmd.Flags().Changed("after") {
+			route = route.With("after", strconv.FormatUint(after, 10))
+		}
+		records, err := send(t, cmd, route, adminapi.None{})
+		if err == nil {
+			err = recordTable.List(t.printer(cmd), records)
+		}
+		if n := len(records); err == nil && n > 0 && !cmd.Flags().Changed("after") && records[n-1].Sequence > 1 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d older records are not shown: --limit shows more, --after 0 starts with the oldest\n", records[n-1].Sequence-1)
+		}
+		return err
 	})
-	tail.Flags().Uint64Var(&after, "after", 0, "only records after this sequence number")
-	tail.Flags().IntVar(&limit, "limit", 1000, "maximum number of records (1–1000)")
+	tail.Flags().Uint64Var(&after, "after", 0, "list records after this sequence number instead, oldest first")
+	tail.Flags().IntVar(&limit, "limit", 100, "maximum number of records (1–1000)")
 	cmd.AddCommand(tail)
 	return cmd
 }
@@ -167,10 +178,13 @@ var problems = map[string]struct {
 	problem.Uncovered: {
 		cli.Failed, "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
 	},
-	problem.Exists:      {cli.Failed, "%s is enrolled or has an open code: --replace revokes it and makes a new one"},
+	problem.Exists:      {cli.Failed, ""}, // see existing
 	problem.Conflict:    {cli.Failed, ""},
 	problem.Input:       {cli.Usage, ""},
-	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows whether it is the HSM"},
+	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows the state of each token"},
+	problem.Store: {
+		cli.Unavailable, "if the database is locked, end the program that uses it (fuser shows it); else check the disk of store.path",
+	},
 	problem.PIN: {
 		cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one",
 	},
@@ -182,7 +196,7 @@ func explain(err error) error {
 	var e *adminapi.Error
 	switch {
 	case errors.Is(err, adminapi.ErrUnanswered):
-		return cli.Fail(cli.Unavailable, err, "is countersignd running, and is --admin its socket?")
+		return cli.Fail(cli.Unavailable, err, unanswered(err))
 	case !errors.As(err, &e):
 		return err
 	}
@@ -190,10 +204,36 @@ func explain(err error) error {
 	switch {
 	case !ok:
 		row.code = cli.Failed
-	case e.Type == problem.Exists && len(e.Names) > 0:
-		row.hint = fmt.Sprintf(row.hint, e.Names[0])
+	case e.Type == problem.Exists:
+		row.hint = existing(e)
 	case e.Type == problem.Quorum && e.Change != nil:
 		row.hint = "countersignctl change sign " + e.Change.ID + ", with --key or --pkcs11"
 	}
 	return cli.Fail(row.code, err, row.hint)
+}
+
+// existing returns the hint for a name, or something else, that is taken.
+func existing(e *adminapi.Error) string {
+	switch {
+	case (e.Noun == "client" || e.Noun == "device") && len(e.Names) > 0:
+		return e.Names[0] + " is enrolled or has an open code: --replace revokes it and makes a new one"
+	case e.Noun == "admin":
+		return "countersignctl admin list shows names and keys; each administrator needs a key and a name of their own"
+	default:
+		return ""
+	}
+}
+
+// unanswered returns the hint for an admin socket that gave no answer.
+func unanswered(err error) string {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return "run countersignctl as root or as the user of countersignd: no other user may use its socket"
+	case errors.Is(err, os.ErrNotExist):
+		return "start countersignd, or name its socket with --admin unix:PATH (admin.socket in config.toml)"
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "start countersignd: the socket is left from a run that ended"
+	default:
+		return "look at the log of countersignd, and ask again: a change that was made is found"
+	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -32,6 +34,7 @@ func TestProblems(t *testing.T) {
 		problem.Signature:   {cli.BadSignature, "CHANGE.md"},
 		problem.Input:       {cli.Usage, ""},
 		problem.Unavailable: {cli.Unavailable, "countersignctl hsm status"},
+		problem.Store:       {cli.Unavailable, "the database is locked"},
 		problem.PIN:         {cli.Auth, "wrong PINs"},
 		problem.Locked:      {cli.Unavailable, "countersignctl hsm unlock"},
 		problem.Internal:    {cli.Failed, ""},
@@ -48,8 +51,15 @@ func TestProblems(t *testing.T) {
 			t.Errorf("%s: %q", kind, stderr)
 		}
 	}
+	taken := serving(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(adminapi.Problem{Type: problem.Exists, Detail: "it is there"})
+	})
+	if _, _, stderr := run(t, taken, "admin", "revoke", "ann", "--yes"); strings.Contains(stderr, "--replace") || !strings.Contains(stderr, "admin list") {
+		t.Errorf("an administrator that is taken: %q", stderr)
+	}
 	code, _, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "status")
-	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: is countersignd running") {
+	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: start countersignd") {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
@@ -109,6 +119,11 @@ func TestDryRun(t *testing.T) {
 		{"admin", "add", "ann", "--public", "00"},
 		{"change", "withdraw", "0011223344556677"},
 		{"key", "backup", "--out", out},
+		{"store", "backup", "--out", out},
+		{"client", "invite", "vera"},
+		{"client", "resume", "vera"},
+		{"client", "unlock", "vera"},
+		{"device", "resume", "gate"},
 	}
 	for _, verb := range []string{"create", "rotate", "activate", "retire", "suspend", "resume", "destroy"} {
 		commands = append(commands, []string{"key", verb, "root@2"})
@@ -135,5 +150,52 @@ func TestPolicyDocument(t *testing.T) {
 	code, stdout, stderr := run(t, address, "policy", "show", "--document")
 	if code != 0 || stdout != "version = 1\n# \\u001b]0;title\\u0007 \\u202egnp.exe\n\tname = \"a\"\n" || !strings.Contains(stderr, "-o json") {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+// TestWaitsForACopy: a copy of the database that waits for administrators is fetched once they have countersigned, with
+// --wait; without it the command prints the request and exits with 3.
+func TestWaitsForACopy(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "db")
+	content := []byte("a database")
+	sum := sha256.Sum256(content)
+	about, err := json.Marshal(adminapi.StoreCopy{Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:]), Statement: []byte("signed")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		c := adminapi.Change{ID: "0011223344556677", Kind: "store.backup", State: "open", Required: 2, More: 1}
+		switch {
+		case r.Method == http.MethodGet:
+			if looks++; looks > 1 {
+				c.State = "granted"
+			}
+			_ = json.NewEncoder(w).Encode(c)
+		case looks < 2:
+			w.WriteHeader(http.StatusForbidden)
+			_ = json.NewEncoder(w).Encode(adminapi.Problem{Type: problem.Quorum, Detail: "store.backup waits", Change: &c})
+		default:
+			w.Header().Set(adminapi.HeaderCopy, string(about))
+			_, _ = w.Write(content)
+		}
+	})
+	code, stdout, stderr := run(t, address, "store", "backup", "--out", out)
+	if code != int(cli.Denied) || !strings.Contains(stdout, "0011223344556677") || !strings.Contains(stderr, "countersignctl change sign 0011223344556677") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+	if _, err := os.Lstat(out); err == nil {
+		t.Error("a file was written")
+	}
+	if code, _, stderr := run(t, address, "store", "backup", "--out", out, "--wait"); code != 0 || looks != 2 {
+		t.Errorf("exit code %d, %q, after %d looks", code, stderr, looks)
+	}
+	if got, err := os.ReadFile(out); err != nil || string(got) != string(content) {
+		t.Errorf("%q, %v", got, err)
+	}
+	looks = 0
+	code, _, stderr = run(t, address, "store", "backup", "--out", filepath.Join(out, "none"), "--wait")
+	if code != int(cli.IO) || looks != 0 {
+		t.Errorf("a file that cannot be written: exit code %d, %q, after %d looks", code, stderr, looks)
 	}
 }

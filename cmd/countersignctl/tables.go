@@ -133,6 +133,7 @@ var recordTable = cli.Table[adminapi.Record]{
 	{Title: "Kind", Value: func(r adminapi.Record) string { return r.Kind }},
 	{Title: "Subject", Value: func(r adminapi.Record) string { return r.Subject }},
 	{Title: "Event", Value: eventWords},
+	{Title: "By", Value: actorWords},
 	{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
 }
 
@@ -185,6 +186,21 @@ func eventWords(r adminapi.Record) string {
 	default:
 		return "denied " + number(int64(code))
 	}
+}
+
+// actorWords names who acted: the operator whose countersignature made a change, or else the user at the admin socket,
+// or the part of the appliance. Other records have no actor.
+func actorWords(r adminapi.Record) string {
+	actor, _ := r.Fields["actor"].(map[string]any)
+	for _, name := range []string{"operator", "user", "role"} {
+		if text, _ := actor[name].(string); text != "" {
+			return text
+		}
+	}
+	if uid, ok := actor["uid"].(float64); ok {
+		return "uid " + number(int64(uid))
+	}
+	return "-"
 }
 
 func passwordWords(c adminapi.Client) string {

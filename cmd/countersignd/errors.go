@@ -46,6 +46,7 @@ var exits = []struct {
 	{chain.ErrRow, cli.BadSignature, "put back the store that this host had: only the appliance itself changes its keys"},
 	{restore.ErrSealedBefore, cli.BadSignature, "put back the store that this host had: countersignd seals a store only once"},
 	{errExpect, cli.Failed, "read the list again: the store, or what can be verified of it, has changed"},
+	{sqlite.ErrNewer, cli.Failed, "run the release that wrote the database, or a later one; the copy made before the upgrade is for this one"},
 	{sqlite.ErrMigrate, cli.Failed, "stop every countersignd, copy store.path away, and run countersignd migrate --seal --root KEY"},
 	{store.ErrForged, cli.BadSignature, "another program wrote to the database; countersignd doctor names the records: stop the daemon, find the program and restore a good copy (docs/RECOVERY.md)"},
 	{errInitialized, cli.Failed, "run countersignd serve"},
@@ -76,6 +77,7 @@ var exits = []struct {
 	{syscall.EADDRINUSE, cli.Unavailable, "stop the program that listens there (ss -ltnp), or use another address"},
 	{syscall.EADDRNOTAVAIL, cli.Config, "listen on an address of this machine"},
 	{dev.ErrInUse, cli.Unavailable, "stop the other countersignd dev, or use another directory"},
+	{sqlite.ErrLocked, cli.Unavailable, "another program uses the database: end it (fuser shows it), then try again"},
 	{store.ErrUnavailable, cli.Unavailable, "check store.path, its file system and that no other countersignd uses it"},
 }
 

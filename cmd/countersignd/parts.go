@@ -226,7 +226,7 @@ func siblingOr(path, name string) (string, error) {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return "", fmt.Errorf("finding %s: %w", name, err)
+		return "", cli.Fail(cli.Config, fmt.Errorf("finding %s: %w", name, err), "this process sees no /proc: name the program, hsm.worker_binary for hsm-worker")
 	}
 	return filepath.Join(filepath.Dir(self), name), nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -230,8 +231,8 @@ func (d daemon) serveOps(r *relay.Relay) (stop func(), err error) {
 func ready(w http.ResponseWriter, r *relay.Relay) {
 	w.Header().Set("Content-Type", "application/json")
 	state, code := map[string]string{"appliance": "reachable", "hook": "ok"}, http.StatusOK
-	if !r.Reachable() {
-		state["appliance"], code = "not reachable", http.StatusServiceUnavailable
+	if p := r.ApplianceProblem(); p != "" || !r.Reachable() {
+		state["appliance"], code = cmp.Or(p, "not reachable"), http.StatusServiceUnavailable
 	}
 	if err := r.CheckHook(); err != nil {
 		state["hook"], code = err.Error(), http.StatusServiceUnavailable

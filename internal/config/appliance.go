@@ -75,7 +75,7 @@ type API struct {
 	IPs    []netip.Addr `toml:"ips"`    // IP addresses of the TLS certificate
 
 	Strangers            int `toml:"strangers"`              // connections without a device certificate, 16 to 4096
-	StrangersPerAddress  int `toml:"strangers_per_address"`  // of them, from one IPv4 address or IPv6 /64; 1 to strangers
+	StrangersPerAddress  int `toml:"strangers_per_address"`  // of them, from one IPv4 address or IPv6 /64; 1 to 4096
 	ConnectionsPerDevice int `toml:"connections_per_device"` // 2 to 256
 	RequestsPerDevice    int `toml:"requests_per_device"`    // processed at once, 2 to 256
 }
@@ -209,7 +209,7 @@ func (a *Appliance) check() []Problem {
 	c.hostPort("api.listen", a.API.Listen)
 	c.names("api", a.API)
 	c.number("api.strangers", a.API.Strangers, span[int]{16, 4096})
-	c.number("api.strangers_per_address", a.API.StrangersPerAddress, span[int]{1, max(a.API.Strangers, 1)})
+	c.number("api.strangers_per_address", a.API.StrangersPerAddress, span[int]{1, 4096})
 	c.number("api.connections_per_device", a.API.ConnectionsPerDevice, span[int]{2, 256})
 	c.number("api.requests_per_device", a.API.RequestsPerDevice, span[int]{2, 256})
 	c.socket("admin.socket", a.Admin.Socket)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -46,8 +47,9 @@ type Client struct {
 	refreshing sync.Mutex    // one refresh at a time, so that an older answer does not undo a newer one
 	refreshed  time.Time     // start of the last RefreshTrust; guarded by refreshing
 
-	mu   sync.Mutex // guards last and changes of reachable
-	last uint64     // call that set reachable
+	mu      sync.Mutex // guards last, problem and changes of reachable
+	last    uint64     // call that set reachable and problem
+	problem problem
 }
 
 // NewClient returns a client that has not connected yet.
@@ -133,27 +135,72 @@ func (c *Client) callOnce(ctx context.Context, r request) ([]byte, error) {
 	body, err := c.http.call(ctx, r)
 	code, _ := protocol.CodeOf(err)
 	isReachable := code != protocol.CodeServerUnreachable && code != protocol.CodeTimeout
-	if ctx.Err() == nil && c.judge(number, isReachable) {
+	if ctx.Err() != nil {
+		return body, err
+	}
+	p := problemOf(err, time.Now())
+	changed, isNew := c.judge(number, isReachable, p)
+	if isNew {
+		c.config.Log.Warn("appliance does not serve this device", "problem", p.text, "url", c.config.URL)
+	}
+	if changed {
 		c.config.Log.Info("appliance changed", "reachable", isReachable, "url", c.config.URL)
+	}
+	if changed || isNew {
 		c.config.Changed()
 	}
 	return body, err
 }
 
-// judge notes whether a call reached the appliance, unless a later call has ended before it, and
-// reports whether that is a change.
-func (c *Client) judge(number uint64, isReachable bool) bool {
+// judge notes whether a call reached the appliance and what its problem was, unless a later call has
+// ended before it. It reports whether the first is a change, and whether the problem is another than
+// that of the call before.
+func (c *Client) judge(number uint64, isReachable bool, p problem) (changed, isNew bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if number < c.last {
-		return false
+		return false, false
 	}
 	c.last = number
-	return c.reachable.Swap(isReachable) != isReachable
+	isNew = p.kind != c.problem.kind && p.kind != ""
+	c.problem = p
+	return c.reachable.Swap(isReachable) != isReachable, isNew
 }
 
 // Reachable reports whether the appliance answered the last call.
 func (c *Client) Reachable() bool { return c.reachable.Load() }
+
+// Problem returns why the appliance does not serve this device, or "".
+func (c *Client) Problem() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.problem.text
+}
+
+// problem is why the appliance does not serve a device. Problems of one kind differ in their details.
+type problem struct{ kind, text string }
+
+// problemOf returns the problem of a call, or the zero value: an answer other than a refusal of the device is none.
+func problemOf(err error, now time.Time) problem {
+	var answered *StatusError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case err == nil:
+		return problem{}
+	case errors.As(err, &answered) && answered.Code == protocol.CodeDevice:
+		return problem{"refused", "the appliance refuses this device: it is suspended or revoked, or its certificate is not accepted any more"}
+	case errors.As(err, &answered):
+		return problem{}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return problem{"clock", fmt.Sprintf("by the clock of this device, %s, the appliance's certificate is not valid (%s to %s): set the clock",
+			now.UTC().Format(time.RFC3339), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))}
+	case errors.Is(err, errStranger):
+		return problem{"stranger", err.Error()}
+	case errors.Is(err, protocol.CodeTimeout):
+		return problem{"timeout", err.Error()}
+	}
+	return problem{"unreachable", err.Error()}
+}
 
 // Identity returns the device's identity.
 func (c *Client) Identity() Identity { return c.config.State.Identity() }
@@ -249,9 +296,9 @@ func (c *conn) call(ctx context.Context, r request) ([]byte, error) {
 	case isTimeout(ctx, err):
 		return nil, fmt.Errorf("calling %s: %v: %w", r.path, err, protocol.CodeTimeout)
 	case errors.Is(err, protocol.CodeCertificate):
-		return nil, fmt.Errorf("calling %s: %w: %v: %w", r.path, errStranger, err, protocol.CodeServerUnreachable)
+		return nil, fmt.Errorf("calling %s: %w: %w: %w", r.path, protocol.CodeServerUnreachable, errStranger, err)
 	}
-	return nil, fmt.Errorf("calling %s: %v: %w", r.path, err, protocol.CodeServerUnreachable)
+	return nil, fmt.Errorf("calling %s: %w: %w", r.path, protocol.CodeServerUnreachable, err) // the first code is for ME
 }
 
 func isTimeout(ctx context.Context, err error) bool {

@@ -33,7 +33,7 @@ func (s server) verify(c tls.ConnectionState) error {
 	pinned := s.trust()
 	at := time.Unix(int64(now(pinned)), 0)
 	if byKey := checkServer(current(pinned, at), c.PeerCertificates[0], at); byKey != nil {
-		return fmt.Errorf("server: by the CA file: %v; by the pinned root: %w", byFile, byKey)
+		return fmt.Errorf("server: by the CA file: %w; by the pinned root: %w", byFile, byKey)
 	}
 	return nil
 }

@@ -72,9 +72,14 @@ func (t *task) run(ctx context.Context, c *Client, next time.Time) {
 		return
 	}
 	t.pause = min(max(2*t.pause, firstPause), lastPause)
-	t.next = time.Now().Add(t.pause)
+	wait := t.pause
+	var answered *StatusError
+	if errors.As(err, &answered) { // the appliance may name a longer one
+		wait = max(wait, answered.Retry)
+	}
+	t.next = time.Now().Add(wait)
 	if ctx.Err() == nil {
-		c.config.Log.Warn("upkeep failed", "task", t.name, "error", err, "retry_in", t.pause.String())
+		c.config.Log.Warn("upkeep failed", "task", t.name, "error", err, "retry_in", wait.String())
 	}
 }
 

@@ -56,7 +56,9 @@ func (p pair) doubledM1(ctx context.Context) {
 func (p pair) repeatedM3(ctx context.Context) {
 	s := p.AskFor(p.alice, Door, 1).Must(ctx)
 	putBack := p.Restraints(ctx)
-	p.Leaves(ctx, "an M3 and its repeats", Spent.And(Effects{"client": 0, "record/client": 2}), func() {
+	p.Leaves(ctx, "an M3 and its repeats", Spent.And(Effects{
+		"client": 0, "record/client": 2, "change": 1, "change_signature": 1, "head": 0, "record/change": 3,
+	}), func() {
 		m3, first := p.Approve(ctx, s, Approved)
 		seen := map[string]bool{string(first.Res.M4): true}
 		for i := range 4 {

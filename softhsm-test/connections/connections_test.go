@@ -31,7 +31,7 @@ var breaks = map[string][]harness.Edit{
 }
 
 func TestMain(m *testing.M) {
-	harness.Main(m, harness.Suite{Name: "connections-test", Sections: []string{"authority", "idle", "shapes"}, Breaks: []string{breakLimit, breakJudge}})
+	harness.Main(m, harness.Suite{Name: "connections-test", Sections: []string{"authority", "share", "files", "idle", "shapes"}, Breaks: []string{breakLimit, breakJudge}})
 }
 
 // TestConnections runs every section with an appliance of its own.
@@ -43,6 +43,8 @@ func TestConnections(t *testing.T) {
 			bin = harness.Must(bin.Broken(t.Context(), edits, ""))
 		}
 		r.Section("authority", func() { authority(r, bin) })
+		r.Section("share", func() { share(r, bin) })
+		r.Section("files", func() { files(r, bin) })
 		r.Section("idle", func() { idle(r, bin) })
 		if !harness.Brief() {
 			r.Section("shapes", func() { shapes(r, bin) })
@@ -71,55 +73,66 @@ const (
 	reachable  = time.Second // for an answer to an administrator
 )
 
-// Windows of measurement.
+// Phases of the measurement. In each, strangers besiege one of two appliances, in turn.
 const (
-	pairs     = 8
-	perWindow = 400 // authorizations
-	briefly   = 50  // the same in a short run, which compares no times
+	phases   = 6
+	perPhase = 500 // authorizations at each
+	briefly  = 50  // the same in a short run, which compares no times
 )
 
-// idle: connections that have made the handshake and do nothing cost little memory and no time.
+// idle: connections that have made the handshake and do nothing cost little memory and no time. Devices authorize at
+// two appliances by turns, one besieged and one not, so that each pair of times is a few milliseconds apart and other
+// work of the machine strikes both alike. Work that strangers make the besieged appliance do would slow both down, so
+// processor time is compared too.
 func idle(r *harness.Report, bin harness.Bin) {
 	ctx := r.Context()
-	s := open(ctx, r, bin)
-	defer s.close()
-	windows, each := pairs, perWindow
+	both := [2]*stage{open(ctx, r, bin), open(ctx, r, bin)}
+	defer both[0].close()
+	defer both[1].close()
+	n, each, crowd := phases, perPhase, flood
 	if testing.Short() {
-		windows, each = 1, briefly
+		n, each, crowd = 2, briefly, fewer
 	}
-	s.authorize(ctx, each) // first connections, prepared statements, a heap of its usual size
-	before := s.memory()
-	var without, with []time.Duration
-	for i := range windows {
-		calm := func() { without = append(without, s.authorize(ctx, each)...) }
-		rush := func() { with = append(with, s.besieged(ctx, each)...) }
-		if i%2 == 0 { // so that a machine that gets slower or faster does not matter
-			calm()
-			rush()
-		} else {
-			rush()
-			calm()
-		}
+	byTurns(ctx, both, each) // first connections, prepared statements, a heap of its usual size
+	before := [2]int{both[0].watched.most(), both[1].watched.most()}
+	var without, with samples
+	for i := range n {
+		besieged, calm := both[i%2], both[1-i%2]
+		besieged.besiege(ctx, crowd)
+		took := byTurns(ctx, [2]*stage{besieged, calm}, each)
+		with.add(took[0])
+		without.add(took[1])
+		besieged.calm(ctx)
 	}
-	most := s.watched.most() - before
-	r.Check(most < mostMemory, "memory (RSS) of countersignd: %.1f MB before, at most %+.1f MB more (less than %d)", mb(before), mb(most), mostMemory>>20)
-	s.compare(without, with)
+	for i, s := range both {
+		most := s.watched.most() - before[i]
+		r.Check(most < mostMemory, "memory (RSS) of countersignd: at most %.1f MB without strangers, with them %+.1f MB (less than %d)",
+			mb(before[i]), mb(most), mostMemory>>20)
+	}
+	compare(r, without, with)
 }
 
-// besieged authorizes while strangers hold connections.
-func (s *stage) besieged(ctx context.Context, n int) []time.Duration {
+// besiege lets strangers hold connections.
+func (s *stage) besiege(ctx context.Context, crowd int) {
 	begun := time.Now()
-	crowd := flood
-	if testing.Short() {
-		crowd = fewer
-	}
 	cut := s.strangers.crowd(ctx, crowd, settled)
-	defer s.calm(ctx)
 	s.Say("%d connections from %d addresses in %v, %d cut in the handshake",
 		crowd, 1+addresses, time.Since(begun).Round(100*time.Millisecond), cut)
 	s.holdsFew(ctx)
 	s.reached(ctx)
-	return s.authorize(ctx, n)
+}
+
+// byTurns runs n authorizations at each appliance.
+func byTurns(ctx context.Context, at [2]*stage, n int) (took [2]samples) {
+	cpu := [2]time.Duration{at[0].cpu(), at[1].cpu()}
+	for i := range 2 * n {
+		k := (i + i/2) % 2 // 0 1 1 0 0 1 1 0 …
+		took[k].times = append(took[k].times, harness.Must(at[k].once(ctx)))
+	}
+	for k := range took {
+		took[k].cpu = at[k].cpu() - cpu[k]
+	}
+	return took
 }
 
 // holdsFew checks how many connections without a certificate the appliance holds: config.toml, api.strangers.

@@ -42,11 +42,14 @@ type greeting func(net.Conn) error
 func (s *strangers) crowd(ctx context.Context, n int, greet greeting) (cut int) {
 	var mu sync.Mutex
 	harness.Each(n, openers, func(i int) {
-		c := harness.Must(s.dial(ctx, i))
-		s.mu.Lock()
-		s.open = append(s.open, c)
-		s.mu.Unlock()
-		if greet(c) != nil {
+		c, err := s.dial(ctx, i)
+		if err == nil {
+			s.mu.Lock()
+			s.open = append(s.open, c)
+			s.mu.Unlock()
+			err = greet(c)
+		}
+		if err != nil {
 			mu.Lock()
 			cut++
 			mu.Unlock()

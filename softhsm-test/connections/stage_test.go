@@ -185,21 +185,47 @@ func (w *watch) stop() {
 	<-w.ended
 }
 
-// compare compares the times of the honest device without and with strangers.
-func (s *stage) compare(without, with []time.Duration) {
+// samples are authorizations.
+type samples struct {
+	times []time.Duration // of the two requests of each
+	cpu   time.Duration   // of countersignd, for all
+}
+
+func (s *samples) add(more samples) {
+	s.times = append(s.times, more.times...)
+	s.cpu += more.cpu
+}
+
+// compare compares what an honest device finds without and with strangers.
+func compare(r *harness.Report, without, with samples) {
+	n := len(with.times)
 	for _, c := range []struct {
 		name string
-		q    float64
-	}{{"median", 0.5}, {"p99", 0.99}} {
-		a, b := quantile(without, c.q), quantile(with, c.q)
+		of   func(samples) time.Duration
+	}{
+		{"median", func(s samples) time.Duration { return quantile(s.times, 0.5) }},
+		{"p99", func(s samples) time.Duration { return quantile(s.times, 0.99) }},
+		{"processor time of countersignd for each", func(s samples) time.Duration { return s.cpu / time.Duration(n) }},
+	} {
+		a, b := c.of(without), c.of(with)
 		line := fmt.Sprintf("%s of %d authorizations: %.2f ms without, %.2f ms with strangers, ratio %.3f",
-			c.name, len(with), ms(a), ms(b), float64(b)/float64(a))
+			c.name, n, ms(a), ms(b), float64(b)/float64(a))
 		if testing.Short() {
-			s.Say("%s (too few to judge)", line)
+			r.Say("%s (too few to judge)", line)
 			continue
 		}
-		s.Check(float64(b) <= mostRatio*float64(a), "%s (at most %.1f)", line, mostRatio)
+		r.Check(float64(b) <= mostRatio*float64(a), "%s (at most %.1f)", line, mostRatio)
 	}
+}
+
+// tick is the unit of processor times in proc_pid_stat(5): USER_HZ is 100 on every Linux that Go supports.
+const tick = 10 * time.Millisecond
+
+// cpu returns the processor time that countersignd has used.
+func (s *stage) cpu() time.Duration {
+	raw := string(harness.Must(os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.PID()))))
+	fields := strings.Fields(raw[strings.LastIndexByte(raw, ')')+1:])
+	return time.Duration(harness.Must(strconv.Atoi(fields[11]))+harness.Must(strconv.Atoi(fields[12]))) * tick
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

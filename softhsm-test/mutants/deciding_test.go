@@ -19,7 +19,7 @@ var deciding = map[string]string{
 	"appliance/store/sqlite": "vault.* txn.move txn.within txn.head txn.spend txn.conclude txn.spent txn.view txn.viewFirst " +
 		"txn.attempt txn.begun txn.use txn.unused clientRow.open clientRow.read openClient openDevice openAttempt openInvitation " +
 		"keptRow.open txn.nameFree txn.freeClientName",
-	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.FlushFailures -Service.refuseApply",
+	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.refuseApply",
 	"appliance/change":          "*",
 	"appliance/change/quorum":   "*",
 	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
@@ -35,7 +35,7 @@ var deciding = map[string]string{
 	"appliance/anchor":          "Anchor.check File.Advance File.Root File.Floor",
 	"appliance/recovery/backup": "Known.* signed.verify Signature.* Backup.* State.counts Merge overrule inUse sameKey newer Cover Read",
 	"appliance/recovery/restore": "Host.CheckVacant Host.Unfinished restoration.readBackup restoration.checkDatabase restoration.readStatement " +
-		"restoration.readShares restoration.took restoration.openDatabase",
+		"restoration.readShares restoration.took",
 	"appliance/adminapi/server": "ownUser.* Peer listen",
 	"appliance/api":             "API.caller gate.* crowd.* Identity.judge Identity.Judge",
 	"protocol/trust":            "* -Use.String -*.MarshalJSON",

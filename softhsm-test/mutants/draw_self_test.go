@@ -19,7 +19,9 @@ func (s *service) decide(n int, ok bool) (level int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	s.log.Info("decided", "n", n)
+	if n > 9 {
+		s.log.Info("decided", "n", n)
+	}
 	s.count++
 	defer s.close()
 	switch {

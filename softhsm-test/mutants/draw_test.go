@@ -87,7 +87,7 @@ func (c *collector) body(body *ast.BlockStmt, of *ast.FuncType) {
 			c.body(n.Body, n.Type)
 			return false
 		case *ast.IfStmt:
-			if passesOn(n) {
+			if passesOn(n) || onlyReports(n) {
 				return n.Init != nil // the call in it may hold a function
 			}
 			c.negate(n.Cond)
@@ -121,6 +121,11 @@ func passesOn(n *ast.IfStmt) bool {
 	}
 	back, ok := n.Body.List[0].(*ast.ReturnStmt)
 	return ok && (len(back.Results) == 0 || mentionsErr(back.Results[len(back.Results)-1]))
+}
+
+// onlyReports reports whether a statement only writes a log or a metric.
+func onlyReports(n *ast.IfStmt) bool {
+	return n.Else == nil && !slices.ContainsFunc(n.Body.List, func(s ast.Stmt) bool { return !isReport(s) })
 }
 
 func isErr(e ast.Expr) bool {
@@ -174,7 +179,7 @@ func droppable(s ast.Stmt) bool {
 }
 
 // reports are parts of the names of calls that write a log or a metric, lock, or release what is no longer used.
-var reports = []string{"log.", "metrics.", "panic", "close", "Close", "Lock", "Unlock", "RLock", "RUnlock", "Wait", "cancel", "clear"}
+var reports = []string{"log.", "metrics.", "Warn", "panic", "close", "Close", "Lock", "Unlock", "RLock", "RUnlock", "Wait", "cancel", "clear"}
 
 // isReport reports whether a statement is a call that decides nothing.
 func isReport(n ast.Node) bool {

@@ -15,6 +15,7 @@ const (
 	Signature   = "urn:countersign:problem:signature"
 	Input       = "urn:countersign:problem:input"
 	Unavailable = "urn:countersign:problem:unavailable"
+	Store       = "urn:countersign:problem:store-unavailable"
 	PIN         = "urn:countersign:problem:pin"
 	Locked      = "urn:countersign:problem:locked"
 	Internal    = "urn:countersign:problem:internal"

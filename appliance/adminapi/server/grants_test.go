@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"reflect"
 	"slices"
@@ -407,5 +409,55 @@ func TestBrakesNeverWait(t *testing.T) {
 		if actor, _ := rec.Words()["actor"].(map[string]any); actor["uid"] != uint64(os.Getuid()) {
 			t.Errorf("%s %s: the actor is %v", rec.Kind, rec.Subject, actor)
 		}
+	}
+}
+
+// cutOff is the answer to a peer that leaves before it has all.
+type cutOff struct {
+	header http.Header
+	left   int // bytes
+}
+
+func (c *cutOff) Header() http.Header { return c.header }
+func (c *cutOff) WriteHeader(int)     {}
+func (c *cutOff) Flush()              {}
+func (c *cutOff) Write(b []byte) (int, error) {
+	if c.left -= len(b); c.left < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(b), nil
+}
+
+func (c *cutOff) SetWriteDeadline(time.Time) error { return nil }
+
+// TestCutOffBackup: a peer that leaves in the middle of a backup has not used its approval, and the
+// connection is ended.
+func TestCutOffBackup(t *testing.T) {
+	w := newWorld(t)
+	w.Executes(rules.Draft(appliancetest.QuorumPolicy("[quorum]\n\"key.backup\" = 2\n\"store.backup\" = 2\n")))
+	for path, g := range map[string]grant{
+		"key/backup": granting["KeyBackup"][0], "store/backup": granting["StoreBackup"][0],
+	} {
+		var e *adminapi.Error
+		if err := g.call(w); !errors.As(err, &e) || e.Change == nil {
+			t.Fatal(err)
+		}
+		w.signed(e.Change.ID, g.kind)
+		aborted := func() (cause any) {
+			defer func() { cause = recover() }()
+			body := strings.NewReader(`{"partial":true}`)
+			if g.kind == policy.StoreBackup {
+				body = strings.NewReader(`{}`)
+			}
+			w.server.Handler().ServeHTTP(&cutOff{http.Header{}, 100}, httptest.NewRequest(http.MethodPost, adminapi.Prefix+path, body))
+			return nil
+		}()
+		if aborted != http.ErrAbortHandler {
+			t.Errorf("%s: the answer ended well: %v", path, aborted)
+		}
+		if c := must(w.bench, r.ChangeShow, adminapi.None{}, e.Change.ID); c.State != "granted" {
+			t.Errorf("%s: the request is %s", path, c.State)
+		}
+		w.spentOnce(g, e.Change.ID)
 	}
 }

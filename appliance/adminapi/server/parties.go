@@ -190,7 +190,12 @@ func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, err
 	if err != nil {
 		return nil, err
 	}
-	records, err := s.Appliance.Records(r.Context(), after, int(min(limit, auditPageMax)))
+	most := int(min(limit, auditPageMax))
+	if r.URL.Query().Has("after") {
+		records, err := s.Appliance.Records(r.Context(), after, most)
+		return each(records, recordJSON), err
+	}
+	records, err := s.Appliance.LastRecords(r.Context(), most)
 	return each(records, recordJSON), err
 }
 

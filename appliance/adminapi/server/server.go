@@ -237,7 +237,7 @@ var problems = []struct {
 	{store.ErrForged, http.StatusConflict, problem.Conflict},
 	{hsm.ErrPIN, http.StatusForbidden, problem.PIN},
 	{hsm.ErrBusy, http.StatusServiceUnavailable, problem.Unavailable},
-	{store.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
+	{store.ErrUnavailable, http.StatusServiceUnavailable, problem.Store},
 	{hsm.ErrUnavailable, http.StatusServiceUnavailable, problem.Unavailable},
 	{hsm.ErrKey, http.StatusServiceUnavailable, problem.Unavailable},
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,7 +118,8 @@ func TestStatus(t *testing.T) {
 	if s.TrustDomain != "test.example" || s.PolicyVersion != 1 || s.HSM.Wanted != 2 || s.Counts.Keys == 0 || s.Uptime <= 0 {
 		t.Errorf("%+v", s)
 	}
-	records := must(b, adminapi.Routes.Audit, adminapi.None{})
+	all := adminapi.Routes.Audit.With("after", "0")
+	records := must(b, all, adminapi.None{})
 	checks := map[string]string{}
 	for _, e := range must(b, adminapi.Routes.Doctor, adminapi.None{}) {
 		checks[e.Check] = e.Status
@@ -127,7 +129,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("check %s is %q", check, checks[check])
 		}
 	}
-	if after := must(b, adminapi.Routes.Audit, adminapi.None{}); len(after) != len(records) {
+	if after := must(b, all, adminapi.None{}); len(after) != len(records) {
 		t.Errorf("the examination has added %d records", len(after)-len(records))
 	}
 	page := must(b, adminapi.Routes.Audit.With("after", "1").With("limit", "1"), adminapi.None{})
@@ -136,6 +138,12 @@ func TestStatus(t *testing.T) {
 	}
 	if len(page) != 1 || page[0].Sequence != 2 || page[0].Leaf != records[1].Leaf {
 		t.Errorf("%+v", page)
+	}
+	slices.Reverse(records)
+	for limit, want := range map[string][]adminapi.Record{"1": records[:1], "2": records[:2], "1000": records} {
+		if got := must(b, adminapi.Routes.Audit.With("limit", limit), adminapi.None{}); !reflect.DeepEqual(got, want) {
+			t.Errorf("the newest %s: %+v", limit, got)
+		}
 	}
 	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
 }

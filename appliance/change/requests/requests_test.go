@@ -52,9 +52,13 @@ func TestQuorum(t *testing.T) {
 // TestKeysOnly: with local = false the socket can ask, but does not count.
 func TestKeysOnly(t *testing.T) {
 	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree+"local = false\n")
-	c, err := b.Requests.Ask(t.Context(), appliancetest.Invitation("door"))
+	door := appliancetest.Invitation("door")
+	c, err := b.Requests.Ask(t.Context(), door)
 	if err != nil || c.Ruling.MissingAdministrators() != 2 {
 		t.Fatalf("%d missing: %v", c.Ruling.MissingAdministrators(), err)
+	}
+	if again, err := b.Requests.Ask(t.Context(), door); err != nil || again.Hash != c.Hash || again.State != store.ChangeOpen {
+		t.Errorf("asked again: %s is %s, not %s: %v", again.Hash.ID(), again.State, c.Hash.ID(), err)
 	}
 	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), nil); !errors.Is(err, requests.ErrSigner) {
 		t.Errorf("the socket signs: %v", err)
@@ -287,6 +291,20 @@ func TestSuspendedAtOnce(t *testing.T) {
 		active := slices.DeleteFunc(all, func(one store.Admin) bool { return one.Status != store.Active })
 		if len(active) != 2 {
 			t.Fatalf("%d administrators are left", len(active))
+		}
+	}
+}
+
+// TestLifeBounds: a request is good for at most MaxLife.
+func TestLifeBounds(t *testing.T) {
+	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
+	for life, good := range map[time.Duration]bool{
+		time.Second: true, change.MaxLife: true, time.Second - 1: false, change.MaxLife + time.Second: false, -time.Second: false,
+	} {
+		ask := appliancetest.Invitation("door")
+		ask.Life = life
+		if _, err := b.Requests.Ask(t.Context(), ask); (err == nil) != good || err != nil && !errors.Is(err, parties.ErrInput) {
+			t.Errorf("for %v: %v", life, err)
 		}
 	}
 }

@@ -143,6 +143,28 @@ func TestApprovalEnds(t *testing.T) {
 	}
 }
 
+// TestOlderApproval: an approval that is stale is ended, and an older one that holds again is used.
+func TestOlderApproval(t *testing.T) {
+	b := appliancetest.NewBoard(t, twoForCopies)
+	older := approved(b)
+	b.Executes(rules.Draft(appliancetest.QuorumPolicy(twoForCopies + "\"key.backup\" = 2\n")))
+	ask, err := b.Requests.Ask(t.Context(), change.Draft{Kind: policy.StoreBackup, Parameters: change.Parameters{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := b.Signed(ask, b.Ann.Sign(t, ask.Hash))
+	if got := state(b, newer); got != store.ChangeTaken || newer.Hash == older.Hash {
+		t.Fatalf("the newer one is %s", got)
+	}
+	b.Executes(rules.Draft(appliancetest.QuorumPolicy(twoForCopies)))
+	if n, err := used(b, 0); n != 1 || err != nil {
+		t.Errorf("used %d times: %v", n, err)
+	}
+	if a, c := state(b, older), state(b, newer); a != store.ChangeExecuted || c != store.ChangeFailed {
+		t.Errorf("the older one is %s, the newer one %s", a, c)
+	}
+}
+
 // TestUnattended: with store.backup = 0 a copy needs no vote, even if the socket has none.
 func TestUnattended(t *testing.T) {
 	for line, want := range map[string]int{"": 0, "\"store.backup\" = 0\n": 1} {

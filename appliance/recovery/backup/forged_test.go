@@ -337,6 +337,9 @@ func TestRulesOutInUse(t *testing.T) {
 func TestOverrule(t *testing.T) {
 	h := newHouse(t)
 	b := h.read(h.written())
+	if m, err := b.Alone(h.state(), time.Now()); err != nil || len(m.Ignored) != 0 || m.Policy.Version != b.State.Policy.Version {
+		t.Errorf("of a database as in the backup %v were ignored, policy %d: %v", m.Ignored, m.Policy.Version, err)
+	}
 	label := func(k store.Key) string { return keyring.Label(k.Name, k.Version) }
 	want := map[string]store.Key{}
 	for _, k := range b.State.Keys {

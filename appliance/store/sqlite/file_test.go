@@ -88,7 +88,7 @@ func TestRefused(t *testing.T) {
 	}{
 		"foreign":       {"CREATE TABLE x (y); PRAGMA user_version = 1", "not a Countersign store"},
 		"other program": {"PRAGMA application_id = 42", "not a Countersign store"},
-		"newer":         {"PRAGMA application_id = 1329672526; PRAGMA user_version = 9999", "newer version"},
+		"newer":         {"PRAGMA application_id = 1329672526; PRAGMA user_version = 9999", "newer than this program"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s.db")

@@ -126,6 +126,14 @@ func TestHeld(t *testing.T) {
 			_ = old.Close()
 		}
 	})
+	t.Run("user_version of a newer release", func(t *testing.T) {
+		s, _, _, _ := two(t)
+		_ = s.Close()
+		raw(t, s.path, `PRAGMA user_version = 9999`)
+		if err := unseals(t, s.path, nil); !errors.Is(err, store.ErrForged) {
+			t.Error(err)
+		}
+	})
 	t.Run("a second store on the file", func(t *testing.T) {
 		s, _, _, _ := two(t)
 		if _, err := openDatabase(t.Context(), Config{Path: s.path}); !errors.Is(err, store.ErrUnavailable) {

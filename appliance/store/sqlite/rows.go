@@ -200,8 +200,16 @@ func tableOf(query string) string {
 	return name
 }
 
+// ErrLocked means that another program holds the database, or its lock.
+var ErrLocked = fmt.Errorf("%w: another program holds it", store.ErrUnavailable)
+
 // unavailable marks an error that the caller cannot repair.
-func unavailable(err error) error { return fmt.Errorf("%w: %w", store.ErrUnavailable, err) }
+func unavailable(err error) error {
+	if resultCode(err)&0xff == lib.SQLITE_BUSY {
+		return fmt.Errorf("%w: %w", ErrLocked, err)
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+}
 
 // resultCode returns the extended result code of SQLite, or 0 for any other error.
 func resultCode(err error) int {

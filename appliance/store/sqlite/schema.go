@@ -35,6 +35,9 @@ const sealedVersion = 8
 // changes such a schema, and seals it.
 var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
 
+// ErrNewer means that a newer release made the schema, and this one would misread it.
+var ErrNewer = fmt.Errorf("%w: the schema is newer than this program: run a newer release", store.ErrUnavailable)
+
 // makeSchema checks that the file is a store, turns WAL on, and creates the schema in an empty
 // file.
 func makeSchema(ctx context.Context, db *sql.DB) error {
@@ -65,7 +68,7 @@ func makeSchema(ctx context.Context, db *sql.DB) error {
 func hasHead(ctx context.Context, db *sql.DB, version int64) error {
 	var heads int
 	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&heads); err != nil {
-		return fmt.Errorf("%w: schema %d was made by a newer version of this program, which knows %d", store.ErrUnavailable, version, schemaVersion)
+		return fmt.Errorf("%w: schema %d, and this program knows %d", ErrNewer, version, schemaVersion)
 	}
 	return nil
 }
@@ -284,8 +287,7 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 		return err
 	}
 	if readable > schemaVersion {
-		return fmt.Errorf("%w: the schema is for programs that know schema %d, and this one knows %d: run a newer release",
-			store.ErrUnavailable, readable, schemaVersion)
+		return fmt.Errorf("%w: it is for programs that know schema %d, and this one knows %d", ErrNewer, readable, schemaVersion)
 	}
 	found, err := schemaOf(from)
 	if err != nil {
@@ -293,6 +295,13 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 	}
 	if names := foreign(found, want); len(names) > 0 {
 		return v.seals.Report("the schema is not what countersignd made: " + strings.Join(names, ", "))
+	}
+	var header int
+	if err := from.row("PRAGMA user_version").Scan(&header); err != nil {
+		return unavailable(err)
+	}
+	if header != version {
+		return v.seals.Report(fmt.Sprintf("its user_version is %d, and its sealed schema is %d", header, version))
 	}
 	if version >= schemaVersion {
 		v.upgraded.Store(true)

@@ -191,7 +191,7 @@ func lock(path string) (io.Closer, error) {
 	f, err := durable.Lock(path + ".lock")
 	switch {
 	case errors.Is(err, durable.ErrLocked):
-		return nil, fmt.Errorf("%w: %s is in use by another process", store.ErrUnavailable, path)
+		return nil, fmt.Errorf("%w: %s is in use by another process", ErrLocked, path)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -15,8 +14,8 @@ import (
 )
 
 // before is what a program of schema 8 left: the window of a day that is used up, and a decision that
-// was charged to it.
-func before(t *testing.T, path string) (storetest.Parties, store.Spend) {
+// was charged to it. It runs more statements before it seals the list of the schema.
+func before(t *testing.T, path string, more ...string) (storetest.Parties, store.Spend) {
 	t.Helper()
 	s := openAt(t, path)
 	p, err := storetest.Seed(t.Context(), s, "alice")
@@ -42,7 +41,7 @@ func before(t *testing.T, path string) (storetest.Parties, store.Spend) {
 		t.Fatal(err)
 	}
 	err = s.write(t.Context(), "going back", func(tx *txn) error {
-		for _, statement := range []string{`PRAGMA user_version = 8`, `DELETE FROM goose_db_version WHERE version_id = 9`} {
+		for _, statement := range append(more, `PRAGMA user_version = 8`, `DELETE FROM goose_db_version WHERE version_id = 9`) {
 			if _, err := tx.exec(statement); err != nil {
 				return err
 			}
@@ -147,21 +146,14 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// TestUpgradeRefusesForeign checks that Upgrade does not seal a schema that another program changed.
+// TestUpgradeRefusesForeign checks that Upgrade seals only the schema that this program makes, even if
+// the sealed list of before has more.
 func TestUpgradeRefusesForeign(t *testing.T) {
 	path := newPath(t)
-	before(t, path)
-	s, err := openDatabase(t.Context(), Config{Path: path})
-	if err == nil {
-		err = s.Unseal(t.Context(), testSeals(), nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	raw(t, path, `CREATE TABLE foreigner (x INTEGER)`)
-	if err := s.Upgrade(t.Context(), storetest.Note("upgraded")); !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrForged) {
-		t.Error(fmt.Errorf("a foreign table was sealed: %w", err))
+	before(t, path, `CREATE TABLE foreigner (x INTEGER)`)
+	s := openAt(t, path)
+	if err := s.Upgrade(t.Context(), storetest.Note("upgraded")); !errors.Is(err, store.ErrForged) {
+		t.Errorf("a foreign table was sealed: %v", err)
 	}
 }
 

@@ -18,6 +18,7 @@ var approvalTests = map[string]func(*testing.T, *fixture){
 	"ApproveReport":       testApproveReport,
 	"ApproveEnds":         testApproveEnds,
 	"ApproveStays":        testApproveStays,
+	"ApproveReserved":     testApproveReserved,
 	"ApproveExpiry":       testApproveExpiry,
 	"ApproveOrder":        testApproveOrder,
 	"ApproveNothing":      testApproveNothing,
@@ -235,6 +236,19 @@ func testApproveStays(t *testing.T, f *fixture) {
 		t.Fatalf("%d decisions ended", n)
 	}
 	f.approves(q.approves(counter+1, first))
+}
+
+// The role of clients with a UV key approves nothing, even if a decision waits for it.
+func testApproveReserved(t *testing.T, f *fixture) {
+	q := f.approver("bob")
+	f.grant(q, "approver", store.RoleUV)
+	s := f.p.pending(50)
+	s.Pending.Role = store.RoleUV
+	first := f.waits(s)
+	f.spend(q.approves(51, first), protocol.CodePolicy)
+	if n := f.kinds(audit.KindFinal); n != 0 {
+		t.Fatalf("%d decisions ended", n)
+	}
 }
 
 func testApproveExpiry(_ *testing.T, f *fixture) {

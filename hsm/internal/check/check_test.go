@@ -14,6 +14,7 @@ import (
 	"errors"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 
 	"countersign/hsm"
@@ -190,6 +191,40 @@ func TestRestore(t *testing.T) {
 		change(&r)
 		if _, err := check.Restore(r); !errors.Is(err, hsm.ErrInput) {
 			t.Errorf("%s: %v, want ErrInput", name, err)
+		}
+	}
+}
+
+// TestSpec: what Spec accepts at its bounds, and what it refuses beyond them.
+func TestSpec(t *testing.T) {
+	public := func(curve ecdh.Curve) *ecdh.PublicKey {
+		key, err := curve.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.PublicKey()
+	}
+	p256, other := public(ecdh.P256()), public(ecdh.X25519())
+	spec := func(label string, usage hsm.Usage, recipients ...*ecdh.PublicKey) hsm.KeySpec {
+		return hsm.KeySpec{Label: label, Usage: usage, Recipients: recipients}
+	}
+	for name, c := range map[string]struct {
+		spec hsm.KeySpec
+		good bool
+	}{
+		"plain":              {spec("kem@1", hsm.DeriveP256, p256), true},
+		"most recipients":    {spec("kem@1", hsm.DeriveP256, slices.Repeat([]*ecdh.PublicKey{p256}, 16)...), true},
+		"one more":           {spec("kem@1", hsm.DeriveP256, slices.Repeat([]*ecdh.PublicKey{p256}, 17)...), false},
+		"another curve":      {spec("kem@1", hsm.DeriveP256, p256, other), false},
+		"no recipient's":     {spec("kem@1", hsm.DeriveP256, nil), false},
+		"longest label":      {spec(strings.Repeat("x", 64), hsm.DeriveP256), true},
+		"longer label":       {spec(strings.Repeat("x", 65), hsm.DeriveP256), false},
+		"no label":           {spec("", hsm.DeriveP256), false},
+		"label not in UTF-8": {spec("\xff", hsm.DeriveP256), false},
+		"no usage":           {spec("kem@1", 0), false},
+	} {
+		if err := check.Spec(c.spec); (err == nil) != c.good || err != nil && !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"countersign/appliance/anchor"
+	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyplan"
@@ -224,12 +225,16 @@ func (b *builder) rotate(ctx context.Context) {
 	harness.Do(errors.Join(b.Work(ctx, done), b.follow()))
 }
 
-// backUp makes the files that an attacker could change on their way.
+// backUp makes the files that an attacker could change on their way. It spends an approval, and leaves
+// one that is granted.
 func (b *builder) backUp(ctx context.Context) {
 	harness.Do(b.Recovery.BackUpKeys(ctx, recovery.BackUp{}, func(made recovery.KeyBackup) error {
 		b.Backup = made.File
 		return nil
 	}))
+	again := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": false}}
+	b.Changes["granted"] = harness.Must(b.Requests.Ask(ctx, again))
+	harness.Must(b.signed(ctx, b.Changes["granted"]))
 	harness.Do(b.Recovery.CopyStore(ctx, 0, func(c recovery.StoreCopy) error {
 		b.Vouched = c.Statement
 		return nil

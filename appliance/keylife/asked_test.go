@@ -1,0 +1,140 @@
+package keylife_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"countersign/appliance"
+	"countersign/appliance/appliancetest"
+	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
+	"countersign/appliance/keyplan"
+	"countersign/appliance/keyring"
+	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
+)
+
+const twoForSteps = "[quorum]\n\"key.rotate\" = 2\n\"key.activate\" = 2\n\"key.retire\" = 2\n\"key.resume\" = 2\n"
+
+// draft returns the request that a step makes, and withdraws it.
+func draft(b *appliancetest.Board, s keyplan.Step, ref string) change.Draft {
+	b.Helper()
+	_, err := b.TryStep(s, ref)
+	var w *requests.Waiting
+	if !errors.As(err, &w) {
+		b.Fatalf("%s %s: %v", s.Verb, ref, err)
+	}
+	if _, err := b.Requests.Withdraw(b.Context(), w.Hash.ID()); err != nil {
+		b.Fatal(err)
+	}
+	return change.Draft{Kind: w.Kind, Parameters: w.Parameters}
+}
+
+// made has ann countersign a step.
+func made(b *appliancetest.Board, d change.Draft) {
+	b.Helper()
+	c := b.Waits(d)
+	if c = b.Signed(c, b.Ann.Sign(b.T, c.Hash)); c.State != store.ChangeExecuted {
+		b.Fatalf("%s: %s", c.State, c.Reason)
+	}
+}
+
+// steps lists a rotation, with its undoing.
+var steps = []struct {
+	step keyplan.Step
+	ref  string
+}{
+	{keyplan.Step{Verb: keyplan.Rotate}, "decision"},
+	{keyplan.Step{Verb: keyplan.Activate}, "decision"},
+	{keyplan.Step{Verb: keyplan.Activate}, "decision@1"},
+	{keyplan.Step{Verb: keyplan.Activate}, "decision@2"},
+	{keyplan.Step{Verb: keyplan.Retire, Early: true}, "decision"},
+}
+
+// TestInterruptedRequests: a step whose request was taken is taken after a restart, once. If it was
+// taken before the interruption it is not repeated.
+func TestInterruptedRequests(t *testing.T) {
+	for name, before := range map[string]bool{"before the step": true, "after it": false} {
+		t.Run(name, func(t *testing.T) {
+			b := appliancetest.NewBoard(t, twoForSteps)
+			for _, one := range steps {
+				b.Clock.Advance(time.Minute)
+				d := draft(b, one.step, one.ref)
+				id := b.Taken(d).Hash.ID()
+				if !before {
+					made(b, d)
+				}
+				rows := len(b.Keyring.Ring().Keys())
+				c := b.Resumed(id)
+				if c.State != store.ChangeExecuted {
+					t.Fatalf("%s %s: %s, %s", one.step.Verb, one.ref, c.State, c.Reason)
+				}
+				if !before && len(b.Keyring.Ring().Keys()) != rows {
+					t.Errorf("%s %s was repeated", one.step.Verb, one.ref)
+				}
+			}
+			old, _ := b.Keyring.Ring().Find(keyring.Decision, 1)
+			if b.Version(keyring.Decision) != 2 || old.RetiredAt.IsZero() {
+				t.Errorf("decision@%d is in use, decision@1: %+v", b.Version(keyring.Decision), old)
+			}
+		})
+	}
+}
+
+// TestOvertakenStep: a step that was interrupted does not undo a later one.
+func TestOvertakenStep(t *testing.T) {
+	b := appliancetest.NewBoard(t, twoForSteps)
+	made(b, draft(b, keyplan.Step{Verb: keyplan.Rotate}, "decision"))
+	activate := draft(b, keyplan.Step{Verb: keyplan.Activate}, "decision")
+	id := b.Taken(activate).Hash.ID()
+	made(b, activate)
+	b.Clock.Advance(time.Minute)
+	b.Step(keyplan.Suspend, "decision@1")
+	resume := draft(b, keyplan.Step{Verb: keyplan.Resume}, "decision@1")
+	resumed := b.Taken(resume).Hash.ID()
+	made(b, resume)
+	made(b, draft(b, keyplan.Step{Verb: keyplan.Activate}, "decision@1")) // back
+	b.Clock.Advance(time.Minute)
+	b.Step(keyplan.Suspend, "decision@2")
+	for _, id := range []change.ID{id, resumed} {
+		if c := b.Resumed(id); c.State != store.ChangeFailed {
+			t.Errorf("%s, %s", c.State, c.Reason)
+		}
+	}
+	two, _ := b.Keyring.Ring().Find(keyring.Decision, 2)
+	if b.Version(keyring.Decision) != 1 || two.SuspendedAt.IsZero() {
+		t.Errorf("decision@%d is in use, decision@2 is suspended: %v", b.Version(keyring.Decision), !two.SuspendedAt.IsZero())
+	}
+}
+
+// TestScheduleActs: the records of the steps that the schedule takes name it.
+func TestScheduleActs(t *testing.T) {
+	b := appliancetest.New(t)
+	b.Restart(func(c *appliance.Config) {
+		c.Schedule = keyplan.Schedule{Auto: true, Periods: map[string]time.Duration{keyring.MAC: 20 * 24 * time.Hour}}
+	})
+	b.Clock.Advance(30 * 24 * time.Hour)
+	before := b.Tally().Records
+	b.RunUntil("a rotation", func() bool { return b.Version(keyring.MAC) == 2 })
+	records, err := b.Store.Records(t.Context(), before, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, rec := range records {
+		actor, _ := rec.Words()["actor"].(map[string]any)
+		switch event := rec.Words()["event"]; {
+		case rec.Kind == audit.KindChanges:
+			t.Errorf("the schedule asks: %v", rec.Words())
+		case rec.Kind == audit.KindKeys && (event == "rotate" || event == "activate"):
+			n++
+			if actor["role"] != "schedule" {
+				t.Errorf("%s by %v", event, actor)
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d steps", n)
+	}
+}
