@@ -108,9 +108,9 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 // client supplies or checks everything else.
 func describe(s client.Shown) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "service:  %s\n", s.ServiceName)
+	fmt.Fprintf(&b, "service:  %s\n", cli.Printable(s.ServiceName))
 	if s.Approves != nil {
-		fmt.Fprintf(&b, "approves: %s (service %v) for another client\n", s.ApprovesName, *s.Approves)
+		fmt.Fprintf(&b, "approves: %s (service %v) for another client\n", cli.Printable(s.ApprovesName), *s.Approves)
 	}
 	if s.Asked != nil {
 		fmt.Fprintf(&b, "asks for: %v\n", *s.Asked)

@@ -236,10 +236,10 @@ func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 	}
 	if pending.Known {
 		fmt.Fprintf(cmd.ErrOrStderr(), "giving up the open authorization %v (%s): its password was wrong\n",
-			pending.Serial, c.Name(pending.Service))
+			pending.Serial, cli.Printable(c.Name(pending.Service)))
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "settling the open authorization %v (%s)\n", pending.Serial, c.Name(pending.Service))
+	fmt.Fprintf(cmd.ErrOrStderr(), "settling the open authorization %v (%s)\n", pending.Serial, cli.Printable(c.Name(pending.Service)))
 	r, err := resumeOn(cmd.Context(), c, address)
 	var out *cli.Error
 	code, _ := protocol.CodeOf(err)
@@ -250,6 +250,6 @@ func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 	case errors.As(err, &out), exitOf(code) == cli.Unavailable, code == protocol.CodeLinkBusy, cmd.Context().Err() != nil:
 		return explain(err)
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it may have been carried out: %v\n", err)
+	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it may have been carried out: %s\n", cli.Printable(err.Error()))
 	return nil
 }

@@ -68,7 +68,7 @@ func (t *tool) listAdmins() *cobra.Command {
 func warnOfQuorums(cmd *cobra.Command, p adminapi.Policy) {
 	for _, q := range p.Quorums {
 		if q.Able < q.Required {
-			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+quorumLine(q))
+			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+cli.Printable(quorumLine(q)))
 		}
 	}
 }
@@ -195,7 +195,7 @@ func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
 		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the active one")
 	}
 	for _, e := range parsed.Evasions() {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", e)
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", cli.Printable(fmt.Sprint(e)))
 	}
 	return document, nil
 }
@@ -208,13 +208,17 @@ func (t *tool) showPolicy() *cobra.Command {
 			return err
 		}
 		if documentOnly {
-			_, err := fmt.Fprint(cmd.OutOrStdout(), p.Document)
+			text := cli.PrintableText(p.Document)
+			if text != p.Document {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning: characters of the document were escaped; -o json prints it as it was applied")
+			}
+			_, err := fmt.Fprint(cmd.OutOrStdout(), text)
 			return err
 		}
 		warnOfQuorums(cmd, p)
 		return policyTable.One(t.printer(cmd), p)
 	})
-	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied")
+	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied, with control characters escaped")
 	return cmd
 }
 

@@ -129,7 +129,7 @@ func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
 		switch c.State {
 		case "open", "taken":
 		case "executed", "granted":
-			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is %s\n", id, c.State)
+			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is %s\n", cli.Printable(id), cli.Printable(c.State))
 			return err
 		default:
 			return cli.Fail(cli.Denied, fmt.Errorf("change %s is %s: %s", id, c.State, c.Reason), "")

@@ -158,7 +158,7 @@ func (t *tool) showQuorum(cmd *cobra.Command, kind policy.Kind) error {
 	p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
 	for _, q := range p.Quorums {
 		if q.Kind == kind.String() {
-			fmt.Fprintln(cmd.ErrOrStderr(), quorumLine(q))
+			fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
 		}
 	}
 	return err

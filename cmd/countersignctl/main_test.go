@@ -141,6 +141,18 @@ func TestDryRun(t *testing.T) {
 	}
 }
 
+// TestPolicyDocument: a policy cannot write to the terminal of the administrator who reads it.
+func TestPolicyDocument(t *testing.T) {
+	const document = "version = 1\n# \x1b]0;title\x07 \u202egnp.exe\n\tname = \"a\"\n"
+	address := serving(t, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(adminapi.Policy{Document: document})
+	})
+	code, stdout, stderr := run(t, address, "policy", "show", "--document")
+	if code != 0 || stdout != "version = 1\n# \\u001b]0;title\\u0007 \\u202egnp.exe\n\tname = \"a\"\n" || !strings.Contains(stderr, "-o json") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
 // TestWaitsForACopy: a copy of the database that waits for administrators is fetched once they have countersigned, with
 // --wait; without it the command prints the request and exits with 3.
 func TestWaitsForACopy(t *testing.T) {

@@ -49,7 +49,7 @@ func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
 		return failure(err)
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "enrolled %s, device %s, certificate until %s\n",
-		identity.Name, identity.ID, identity.NotAfter.UTC().Format("2006-01-02 15:04 UTC"))
+		cli.Printable(identity.Name), identity.ID, identity.NotAfter.UTC().Format("2006-01-02 15:04 UTC"))
 	return cli.Fail(cli.IO, err, "")
 }
 

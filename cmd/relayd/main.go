@@ -100,7 +100,7 @@ func printStatus(dir string, p cli.Printer) error {
 		return failure(err)
 	}
 	if p.Format == cli.FormatTable {
-		_, err = fmt.Fprintln(p.Out, s)
+		_, err = fmt.Fprintln(p.Out, cli.PrintableText(fmt.Sprint(s)))
 	} else {
 		err = cli.Table[relay.Status]{}.One(p, s)
 	}

@@ -135,6 +135,25 @@ func colored(w io.Writer, getenv func(string) string) bool {
 // terminal.
 func Printable(s string) string { return printable(s) }
 
+// PrintableText escapes what a terminal does not show as itself, as [Printable] does, in a text of
+// several lines with tabs.
+func PrintableText(s string) string {
+	var b strings.Builder
+	for line := range strings.Lines(s) {
+		text, ended := strings.CutSuffix(line, "\n")
+		for i, part := range strings.Split(text, "\t") {
+			if i > 0 {
+				b.WriteByte('\t')
+			}
+			b.WriteString(printable(part))
+		}
+		if ended {
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
 // printable escapes control characters: names and messages may come from others.
 func printable(s string) string {
 	var b strings.Builder

@@ -8,7 +8,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"unicode/utf8"
+	"unicode"
+	"unicode/utf16"
 
 	"github.com/spf13/cobra"
 )
@@ -127,14 +128,18 @@ func (p Printer) value(v any) error {
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encoding output: %w", err)
 	}
-	doc := escapeControls(b.Bytes())
+	doc := escapeNarrow(b.Bytes())
 	if p.Format == FormatYAML {
 		var err error
 		if doc, err = yamlFromJSON(doc); err != nil {
 			return fmt.Errorf("encoding output: %w", err)
 		}
+		return p.write(escapeWide(doc, func(r rune) string { return fmt.Sprintf(`\U%08x`, r) }))
 	}
-	return p.write(doc)
+	return p.write(escapeWide(doc, func(r rune) string {
+		high, low := utf16.EncodeRune(r)
+		return fmt.Sprintf(`\u%04x\u%04x`, high, low)
+	}))
 }
 
 func (p Printer) write(b []byte) error {
@@ -144,16 +149,41 @@ func (p Printer) write(b []byte) error {
 	return nil
 }
 
-// escapeControls writes DEL and the C1 controls, which encoding/json leaves as
-// they are, in the form that JSON and YAML share. They occur in strings only.
-func escapeControls(doc []byte) []byte {
+// escapeNarrow writes what a terminal does not show as itself, and encoding/json
+// leaves as it is, in the form that JSON and YAML share: DEL, the C1 controls, and
+// characters that change the direction of text. They occur in strings only.
+func escapeNarrow(doc []byte) []byte {
+	return escaped(doc, func(r rune) string {
+		if r > 0xffff {
+			return ""
+		}
+		return fmt.Sprintf(`\u%04x`, r)
+	})
+}
+
+// escapeWide does so with characters beyond U+FFFF, which JSON and YAML write in
+// different forms.
+func escapeWide(doc []byte, form func(rune) string) []byte {
+	return escaped(doc, func(r rune) string {
+		if r > 0xffff {
+			return form(r)
+		}
+		return fmt.Sprintf(`\u%04x`, r)
+	})
+}
+
+// escaped replaces characters that are not printable by their form, unless that is "".
+func escaped(doc []byte, form func(rune) string) []byte {
 	var out []byte
 	for _, r := range string(doc) {
-		if r >= 0x7f && r <= 0x9f || r == '\ufeff' {
-			out = fmt.Appendf(out, `\u%04x`, r)
-		} else {
-			out = utf8.AppendRune(out, r)
+		text := ""
+		if r >= 0x7f && !unicode.IsPrint(r) {
+			text = form(r)
 		}
+		if text == "" {
+			text = string(r)
+		}
+		out = append(out, text...)
 	}
 	return out
 }

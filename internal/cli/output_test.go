@@ -7,8 +7,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 )
 
 type device struct {
@@ -161,5 +163,39 @@ func TestYAMLRefuses(t *testing.T) {
 		if out, err := yamlFromJSON([]byte(bad)); err == nil {
 			t.Errorf("%q became %q", bad, out)
 		}
+	}
+}
+
+// No output moves the cursor, or turns text around: what others wrote is shown as itself.
+func TestHostileText(t *testing.T) {
+	const text = "a\x1b[2Jb\u202ec\u2066d\u200fe\u009bf\ue000g\U000e0001h\r"
+	type row struct {
+		Text string `json:"text"`
+	}
+	table := Table[row]{{Title: "Text", Value: func(r row) string { return r.Text }}}
+	for _, format := range []Format{FormatTable, FormatJSON, FormatYAML} {
+		var out bytes.Buffer
+		p := Printer{Out: &out, Format: format}
+		if err := errors.Join(table.One(p, row{text}), table.List(p, []row{{text}})); err != nil {
+			t.Fatal(err)
+		}
+		if bad := strings.IndexFunc(out.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); bad >= 0 {
+			t.Errorf("%v: %q", format, out.String())
+		}
+		if format == FormatJSON {
+			var back row
+			if err := json.NewDecoder(&out).Decode(&back); err != nil || back.Text != text {
+				t.Errorf("JSON gives %q, %v", back.Text, err)
+			}
+		}
+		if format == FormatYAML {
+			var back row
+			if err := yaml.Unmarshal(out.Bytes()[:bytes.IndexByte(out.Bytes(), '\n')+1], &back); err != nil || back.Text != text {
+				t.Errorf("YAML gives %q, %v", back.Text, err)
+			}
+		}
+	}
+	if got := PrintableText("x\ty\u202e\n\n\x1b\nend"); got != "x\ty\\u202e\n\n\\u001b\nend" {
+		t.Errorf("text %q", got)
 	}
 }
