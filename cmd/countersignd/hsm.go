@@ -81,8 +81,8 @@ func (d *daemon) keysOf(ctx context.Context, t tokenPool) (has int, lacks []stri
 func (d *daemon) canTakeOver(ctx context.Context, from string) error {
 	var reasons []error
 	for _, t := range d.pools {
-		if t.Name == from || d.token.Drained(t.Name) {
-			continue
+		if t.Name == from || d.token.Drained(t.Name) || !t.Ready() {
+			continue // Drain refuses if no other token serves
 		}
 		_, lacks, err := d.keysOf(ctx, t)
 		switch {
