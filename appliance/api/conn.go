@@ -12,9 +12,13 @@ import (
 	"countersign/protocol/deviceapi"
 )
 
-// strangerRequests is how many requests of one connection without a certificate are in progress at once. Each can
-// hold maxJSON bytes.
-const strangerRequests = 2
+// How many requests of connections without a certificate are in progress at once. Each can hold maxJSON bytes. Every
+// connection may have some. What it has beyond them comes out of a stock that all share.
+const (
+	strangerRequests = 2
+	strangerMost     = 16
+	strangerStock    = 128
+)
 
 // conn is an open connection of the API.
 type conn struct {
@@ -81,8 +85,11 @@ func (c *conn) leave(why string) {
 func (c *conn) begin() (ok, last bool) {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()
-	if !c.device && c.requests == strangerRequests {
-		return false, false
+	if !c.device && c.requests >= strangerRequests {
+		if c.requests == strangerMost || c.door.stock == strangerStock {
+			return false, false
+		}
+		c.door.stock++
 	}
 	c.requests++
 	if last = time.Since(c.accepted) >= c.door.times.life; last {
@@ -105,6 +112,9 @@ func (c *conn) end() {
 	c.door.mu.Lock()
 	defer c.door.mu.Unlock()
 	c.requests--
+	if !c.device && c.requests >= strangerRequests {
+		c.door.stock--
+	}
 }
 
 // connKey is the key of a request's connection in its context.

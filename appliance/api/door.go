@@ -31,6 +31,7 @@ type door struct {
 	strangers *crowd
 	devices   *crowd
 	accepted  uint64
+	stock     int // requests of strangers beyond those that each may have
 }
 
 // times bound a connection.

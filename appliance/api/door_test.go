@@ -397,30 +397,83 @@ func TestImpostor(t *testing.T) {
 }
 
 // TestStrangersRequests: a connection without a certificate has few requests in progress, so that its streams do not
-// hold memory.
+// hold memory. Others have their own even when those beyond are used up.
 func TestStrangersRequests(t *testing.T) {
 	s := newSite(t, wide, usual)
-	p := s.client(true)
 	answered := make(chan int)
-	s.is(p, "") // one connection from now on
-	for range strangerRequests {
-		go func() {
-			status, _, _ := p.call("POST", "/wait")
-			answered <- status
-		}()
-		<-s.entered
+	waiting := 0
+	fill := func(p *peer, n int) {
+		t.Helper()
+		s.is(p, "") // one connection from now on
+		for range n {
+			go func() {
+				status, _, _ := p.call("POST", "/wait")
+				answered <- status
+			}()
+			<-s.entered
+			waiting++
+		}
+		if status, _, err := p.call("GET", "/"); status != 429 || err != nil {
+			t.Errorf("beyond %d: %d, %v", n, status, err)
+		}
+		if n := len(p.dialled); n != 1 {
+			t.Errorf("%d connections", n)
+		}
 	}
-	if status, _, err := p.call("GET", "/"); status != 429 || err != nil {
-		t.Errorf("one more: %d, %v", status, err)
+	for stock := strangerStock; stock > 0; {
+		n := min(strangerMost, strangerRequests+stock)
+		fill(s.client(true), n)
+		stock -= n - strangerRequests
 	}
+	fill(s.client(true), strangerRequests)
 	close(s.release)
-	for range strangerRequests {
+	for range waiting {
 		if status := <-answered; status != 200 {
 			t.Errorf("%d", status)
 		}
 	}
-	if n := len(p.dialled); n != 1 {
-		t.Errorf("%d connections", n)
+}
+
+// TestStrangerStock: each connection has its own requests, whatever the others took, and what is given back can be taken
+// again.
+func TestStrangerStock(t *testing.T) {
+	d := &door{times: usual}
+	connection := func() *conn { return &conn{door: d, accepted: time.Now()} }
+	begin := func(c *conn, n int, then bool) {
+		t.Helper()
+		for range n {
+			if ok, _ := c.begin(); !ok {
+				t.Fatalf("request %d of %d", c.requests+1, n)
+			}
+		}
+		if ok, _ := c.begin(); ok != then {
+			t.Fatalf("beyond %d requests: %t", n, ok)
+		} else if ok {
+			c.end()
+		}
+	}
+	var all []*conn
+	for range strangerStock / (strangerMost - strangerRequests) {
+		all = append(all, connection())
+		begin(all[len(all)-1], strangerMost, false)
+	}
+	last := connection()
+	begin(last, strangerRequests+strangerStock%(strangerMost-strangerRequests), false)
+	all = append(all, last)
+	for range 3 {
+		all = append(all, connection())
+		begin(all[len(all)-1], strangerRequests, false)
+	}
+	begin(&conn{door: d, accepted: time.Now(), device: true}, 2*strangerMost, true)
+	all[0].end()
+	begin(all[len(all)-1], 1, false)
+	for _, c := range all {
+		for c.requests > 0 {
+			c.end()
+		}
+	}
+	if d.stock != 0 {
+		t.Errorf("%d are left of the stock's", d.stock)
 	}
 }
 

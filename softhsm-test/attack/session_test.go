@@ -373,9 +373,15 @@ func Each(n int, f func(i int)) {
 	harness.Each(n, workers, f)
 }
 
-// Storm sends one M3 n times at once.
+// Storm sends one M3 n times at once. The appliance serves only a share of them at a time: those that find it busy are
+// sent again until they get an answer.
 func (s *Session) Storm(ctx context.Context, m3 []byte, n int) []Reply {
 	replies := make([]Reply, n)
-	harness.Each(n, n, func(i int) { replies[i] = s.Send(ctx, m3) })
+	busy := HTTP(429, protocol.CodeBusy)
+	harness.Each(n, n, func(i int) {
+		for replies[i] = s.Send(ctx, m3); replies[i].Verdict == busy && ctx.Err() == nil; {
+			replies[i] = s.Send(ctx, m3)
+		}
+	})
 	return replies
 }
