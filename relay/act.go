@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -142,19 +141,12 @@ func (h Hook) run(a Act, log hclog.Logger) error {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
 	cmd.Stdin, cmd.Env = bytes.NewReader(append(line, '\n')), harden.Environment(h.Environment)
-	output, err := newHookOutput()
-	if err != nil {
-		return err
-	}
-	defer output.close()
-	go output.log(log)
-	cmd.Stderr, cmd.ExtraFiles = output.write, []*os.File{output.read}
 	// In a process group of its own it gets no signals from a terminal, and the kill reaches
 	// every process that it started.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killWait
-	err = cmd.Run()
+	err = runLogged(cmd, log)
 	switch {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success():
 		return nil // it may leave a process in the background

@@ -19,22 +19,28 @@ import (
 // maxHookLine bounds a line that is logged of a hook's output, in bytes. The rest of the line is dropped.
 const maxHookLine = 1 << 10
 
-// hookOutput is the standard error of one run of the hook. The relay logs its lines. The hook inherits the reading end
-// too, so that its writes fail neither when the relay ends nor afterwards.
-type hookOutput struct{ read, write *os.File }
-
-func newHookOutput() (o hookOutput, err error) {
-	o.read, o.write, err = os.Pipe()
+// runLogged runs a program to its end, and logs each line of its standard error. The program inherits both ends of that
+// pipe, so that its writes fail neither when the relay ends nor afterwards.
+func runLogged(cmd *exec.Cmd, log hclog.Logger) error {
+	read, write, err := os.Pipe()
 	if err != nil {
-		return o, fmt.Errorf("running hook: %w", err)
+		return err
 	}
-	return o, nil
+	cmd.Stderr, cmd.ExtraFiles = write, []*os.File{read}
+	err = cmd.Start()
+	_ = write.Close() // nothing is buffered
+	if err != nil {
+		_ = read.Close() // nothing was written
+		return err
+	}
+	go logLines(read, log)
+	return cmd.Wait()
 }
 
-// log logs each line until the hook, and every process that it left in the background, has ended.
-func (o hookOutput) log(log hclog.Logger) {
-	defer func() { _ = o.read.Close() }() // it was read to its end
-	lines := bufio.NewReaderSize(o.read, maxHookLine)
+// logLines logs what is written until every writer has ended: the hook, and what it left in the background.
+func logLines(read *os.File, log hclog.Logger) {
+	defer func() { _ = read.Close() }() // it was read to its end
+	lines := bufio.NewReaderSize(read, maxHookLine)
 	for {
 		line, isPrefix, err := lines.ReadLine()
 		if err != nil {
@@ -46,9 +52,6 @@ func (o hookOutput) log(log hclog.Logger) {
 		}
 	}
 }
-
-// close ends the relay's part of the writing end.
-func (o hookOutput) close() { _ = o.write.Close() } // nothing is buffered
 
 // Check returns an error if the program cannot be started: it is missing or not executable, or its interpreter is. It
 // runs nothing.
