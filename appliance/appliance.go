@@ -43,8 +43,8 @@ type Config struct {
 	// RefusalTime is the least time that a refused countersignature takes, so
 	// that its length does not show the reason; 0: 50 ms.
 	RefusalTime time.Duration
-	// Now is the clock; nil: the system's. What expires and what waits is then measured by a
-	// clock that is not set back while the process runs.
+	// Now is the clock; nil: the system's. With the system's clock, everything that expires or waits
+	// goes by a clock that is not set back while the process runs.
 	Now func() time.Time
 }
 
@@ -63,7 +63,7 @@ type Appliance struct {
 	keyring *keyuse.Keys
 	seals   *store.Seals
 	now     func() time.Time
-	steady  *clock.Steady // nil: Config.Now is used for everything
+	steady  *clock.Steady // nil if Config.Now is set
 	alarm   *alarm
 	heart   *heartbeat
 }

@@ -72,7 +72,10 @@ func (a *Appliance) examineKeys(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineStore(ctx context.Context) Finding {
-	f := Finding{Check: "store", Detail: "one durable write:", Advice: "check the disk of store.path, and which other programs write to it"}
+	f := Finding{
+		Check: "store", Detail: "one durable write:",
+		Advice: "check the disk of store.path, and end other programs that use the database (fuser shows them)",
+	}
 	start := time.Now()
 	f.Err = a.store.Pulse(ctx, a.now())
 	return f.slow(time.Since(start), slowStore)
@@ -97,7 +100,7 @@ func (a *Appliance) examineSeals(ctx context.Context) Finding {
 // forgedShown is the number of forged records that an examination names.
 const forgedShown = 10
 
-// examineClock compares the clock with the newest audit record.
+// examineClock compares the clock with the newest audit record, and with the time since the daemon's start.
 func (a *Appliance) examineClock(ctx context.Context) Finding {
 	f := Finding{Check: "clock", Advice: "set the clock and use NTP: certificates and challenges depend on it"}
 	now := a.now()
@@ -110,10 +113,15 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 	if ahead := last[0].At.Sub(now); ahead > aheadMost {
 		f.Err = fmt.Errorf("%v behind the newest audit record: it is slow, or it was ahead then", ahead.Round(time.Second))
 	}
+	if a.steady != nil && a.steady.Behind() > aheadMost {
+		f.Err = fmt.Errorf("set back by %v since the daemon started", a.steady.Behind().Round(time.Second))
+		f.Advice = "set the clock, then restart the daemon: until then it goes by the later time for all that expires or waits"
+	}
 	return f
 }
 
-// examineDates looks at the schedule of the keys. With a wrong clock every date is wrong, so it advises nothing else then.
+// examineDates looks at the schedule of the keys. With a wrong clock every date is wrong: then it advises only to look
+// at the clock.
 func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
 	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "run countersignctl key plan, then key rotate and key activate"}
 	f.Err = a.Keys.CheckDue(ctx)
@@ -124,7 +132,7 @@ func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
 		}
 	}
 	if f.Err != nil && clock.Err != nil {
-		f.Advice = "see clock: until it is right, no date of a key means anything, and no key needs rotation for it"
+		f.Advice = "correct the clock first (see the check clock): with a wrong clock no date of a key is right"
 	}
 	return f
 }

@@ -17,14 +17,14 @@ import (
 const (
 	beatEvery = 2 * time.Second
 	beatLimit = 2 * time.Second // of each half
-	beatStale = 3 * beatEvery   // after which the last good beat proves nothing any more
+	beatStale = 3 * beatEvery   // age at which a good beat proves nothing
 )
 
 // ErrHeartbeat means that the last use of store or token failed, or that none succeeded for some seconds.
 var ErrHeartbeat = errors.New("heartbeat")
 
-// heartbeat uses store and token at an interval, by the way that requests take: one durable write; one signature, key
-// agreement and MAC with the keys in use. Readiness is its last result, so a probe costs nothing.
+// heartbeat uses store and token at an interval, as requests do: one durable write, and one signature, key agreement and
+// MAC with the keys in use. Readiness is its last result, so a probe costs nothing.
 type heartbeat struct {
 	store, token half
 	failures     *prometheus.CounterVec // by part
@@ -42,10 +42,10 @@ type half struct {
 func newHeartbeat(reg prometheus.Registerer) *heartbeat {
 	h := &heartbeat{
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_heartbeat_failures_total", Help: "Uses of store and token by the heartbeat that failed.",
+			Name: "countersign_heartbeat_failures_total", Help: "Failed heartbeats, by part: store or hsm.",
 		}, []string{"part"}),
 		last: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "countersign_heartbeat_success_timestamp_seconds", Help: "Time of the last use of store and token by the heartbeat that succeeded.",
+			Name: "countersign_heartbeat_success_timestamp_seconds", Help: "Time of the last good heartbeat, by part.",
 		}, []string{"part"}),
 	}
 	for _, part := range []string{partStore, partToken} {
@@ -99,7 +99,7 @@ func (a *Appliance) beat(ctx context.Context, h *half, use func(context.Context)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case errors.Is(err, hsm.ErrBusy): // work keeps it busy, which shows that it works; the age decides
+	case errors.Is(err, hsm.ErrBusy): // a busy token works, so only the age of the last good beat decides
 	case err != nil:
 		h.err = err
 	default:
@@ -117,8 +117,8 @@ func (h *heartbeat) count(part string, p *half) {
 	}
 }
 
-// state returns the duration of the last good beat, and an error that wraps [ErrHeartbeat] if the last beat failed or no
-// good one is recent.
+// state returns the duration of the last good beat. The error wraps [ErrHeartbeat] if the last beat failed, or the last
+// good one is too old.
 func (h *half) state() (time.Duration, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -127,7 +127,7 @@ func (h *half) state() (time.Duration, error) {
 	case h.err != nil:
 		return h.took, fmt.Errorf("%w: %w", ErrHeartbeat, h.err)
 	case h.good.IsZero():
-		return 0, fmt.Errorf("%w: the first is not done", ErrHeartbeat)
+		return 0, fmt.Errorf("%w: the first one has not ended", ErrHeartbeat)
 	case age > beatStale:
 		return h.took, fmt.Errorf("%w: the last success was %v ago", ErrHeartbeat, age.Round(time.Second))
 	}

@@ -110,7 +110,7 @@ type Object struct {
 // Has reports whether all of the attributes are true.
 func (o Object) Has(a Attributes) bool { return o.True&a == a }
 
-// Attributes is a set of attributes of a key object, which are CK_BBOOL but for one.
+// Attributes is a set of attributes of a key object. All but AttrRestricted are CK_BBOOL.
 type Attributes uint32
 
 // The attributes, by their names in PKCS#11 without CKA_.
@@ -130,8 +130,8 @@ const (
 	AttrWrap
 	AttrUnwrap
 	AttrDerive
-	// AttrRestricted is no CK_BBOOL: the object has a CKA_ALLOWED_MECHANISMS. It is reported
-	// where the token keeps that attribute.
+	// AttrRestricted means that the object has CKA_ALLOWED_MECHANISMS. It is reported where the
+	// token keeps that attribute.
 	AttrRestricted
 
 	lastAttr = AttrRestricted

@@ -9,8 +9,8 @@ import (
 	"countersign/protocol"
 )
 
-// cumulated is the level that a request needs if its amount, added to what the client's approvals
-// of the service came to within the window, reaches from.
+// cumulated is a level by cumulated amount: a request needs it if its amount, added to the sum of the
+// client's approvals of the service within the window, reaches from.
 type cumulated struct {
 	window time.Duration // whole seconds, 1 minute to 31 days
 	from   uint64        // minor units, not 0
@@ -38,7 +38,7 @@ type Bound struct {
 	Below  uint64 // the sum, this request included, stays below it; minor units; 0 is no bound
 }
 
-// cumulatedLevel returns the highest level that a sum reaches, 0 if none does.
+// cumulatedLevel returns the highest level that the sums require, or 0.
 func (s service) cumulatedLevel(minor uint64, spent map[time.Duration]uint64) (level protocol.Level) {
 	for _, c := range s.sums {
 		if total(spent[c.window], minor) >= c.from {
@@ -55,8 +55,8 @@ func total(a, b uint64) uint64 {
 	return a + b
 }
 
-// bounds returns the bound of each window at a level. A window without one is there too, because
-// its sum counts every approval.
+// bounds returns the bound of each window at a level. It includes windows without a bound, because every
+// approval is added to their sums.
 func (s service) bounds(level protocol.Level) (bounds []Bound) {
 	for _, window := range s.windows() {
 		b := Bound{Window: window}
@@ -115,7 +115,7 @@ func (c *checker) cumulatedEntry(r rawCumulated, where string, m money) (one cum
 	one.level = c.level(r.Level, where)
 	from, ok := c.amount(r.From, where+"from", m)
 	if ok && from == 0 {
-		c.fail("%sfrom %s: want more than zero, levels has what every amount takes", where, r.From)
+		c.fail("%sfrom %s: want more than zero; the level of every amount belongs in levels", where, r.From)
 	}
 	one.from = from
 	return one, ok && len(c.problems) == problems

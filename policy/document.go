@@ -91,11 +91,11 @@ func (v *value) UnmarshalTOML(raw any) error {
 // Invalid TOML, or a table in place of a value, is reported alone.
 func Parse(doc []byte) (*Policy, error) { return parse(doc, false) }
 
-// ParseStored parses a document that an earlier release may have checked. It ignores what that
-// release accepted and Parse refuses, so that it grants nothing; [Policy.Ignored] lists it.
+// ParseStored parses a document that an earlier release may have checked. Parts that such a release
+// accepted and Parse refuses are ignored and grant nothing; [Policy.Ignored] lists them.
 func ParseStored(doc []byte) (*Policy, error) { return parse(doc, true) }
 
-// Ignored lists what a stored document says that is not in force, and what to do about it.
+// Ignored lists the parts of a stored document that are not in force, each with what to do about it.
 func (p *Policy) Ignored() []string { return slices.Clone(p.ignored) }
 
 func parse(doc []byte, stored bool) (*Policy, error) {

@@ -115,7 +115,7 @@ type Grant struct {
 	TTL         time.Duration    // of the challenge, whole seconds, 1 to 300
 	Lifetime    time.Duration    // of the decision, whole seconds, 1 to 3600
 	Limits      []Limit          // per client; all of them must hold
-	Bounds      []Bound          // per client; with one that does not hold, Level does not suffice
+	Bounds      []Bound          // per client; Level suffices while all of them hold
 }
 
 // Level returns the demand for a request. Its level is the highest of the policy's for the amount,

@@ -52,7 +52,7 @@ const keyRestore Kind = "key.restore"
 // ParseKind parses the text of [Kind.String].
 func ParseKind(s string) (Kind, error) {
 	if Kind(s) == keyRestore {
-		return "", fmt.Errorf("kind of change %q is gone, nothing ever did it: delete it", s)
+		return "", fmt.Errorf("kind of change %q no longer exists: delete the line", s)
 	}
 	if !slices.Contains(kinds, Kind(s)) {
 		return "", fmt.Errorf("kind of change %q: want one of %v", s, kinds)
@@ -88,8 +88,8 @@ func (p *Policy) Unattended(k Kind) bool {
 // scheduled lists the kinds of the steps that a schedule takes by itself.
 var scheduled = []Kind{KeyRotate, KeyActivate, KeyRetire}
 
-// AgainstSchedule returns the quorums that an appliance evades if it takes the steps of its keys by
-// itself: a schedule has no vote.
+// AgainstSchedule returns the kinds whose quorum a schedule of the keys would evade, because a schedule
+// has no vote.
 func (p *Policy) AgainstSchedule() []Kind {
 	return slices.DeleteFunc(slices.Clone(scheduled), func(k Kind) bool { return p.Quorum(k).Administrators == 1 })
 }
@@ -143,7 +143,7 @@ func (c *checker) quorums(raw map[string]value, keys []tomldoc.Key) (map[Kind]in
 			continue
 		}
 		if c.stored && Kind(name) == keyRestore {
-			c.ignore("[quorum] key.restore: nothing does this: delete the line")
+			c.ignore("[quorum] key.restore: this kind no longer exists: delete the line")
 			continue
 		}
 		kind, err := ParseKind(name)
@@ -254,7 +254,7 @@ func (c *checker) approval(r rawApproval) Approval {
 	case role != reservedRole:
 	case c.stored:
 		a.Role = noRole
-		c.ignore("[approval] role \"uv\": every phone with a UV key has it, so no one may approve: name another role")
+		c.ignore("[approval] role \"uv\": every phone with a UV key has it, so it approves nothing: name another role")
 	default:
 		c.fail("role %q is reserved: every phone with a UV key has it", role)
 	}
@@ -279,11 +279,11 @@ func (c *checker) attestation(r rawUV) []string {
 			continue
 		}
 		if format == Unverified && c.stored {
-			c.ignore("[uv] attestation \"unverified\": such keys are not accepted: delete it")
+			c.ignore("[uv] attestation \"unverified\": such keys are not accepted: delete the word")
 			continue
 		}
 		if format == Unverified {
-			c.fail("attestation: %q is reserved: it is what the appliance calls an attestation that it could not verify", format)
+			c.fail("attestation: %q is reserved for attestations that the appliance could not verify", format)
 			continue
 		}
 		formats = append(formats, format)

@@ -178,7 +178,7 @@ func TestReserved(t *testing.T) {
 	for text, want := range map[string]string{
 		"[approval]\nrole = \"uv\"\n":                      "approval: role \"uv\" is reserved",
 		"[uv]\nattestation = [\"good\", \"unverified\"]\n": "uv: attestation: \"unverified\" is reserved",
-		"[quorum]\n\"key.restore\" = 2\nlocal = false\n":   "quorum: kind of change \"key.restore\" is gone, nothing ever did it: delete it",
+		"[quorum]\n\"key.restore\" = 2\nlocal = false\n":   "quorum: kind of change \"key.restore\" no longer exists: delete the line",
 	} {
 		_, err := Parse([]byte(quorumBase + text))
 		if err == nil || !strings.Contains(err.Error(), want) {

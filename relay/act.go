@@ -29,7 +29,7 @@ import (
 type Hook struct {
 	Command []string      // program and arguments; empty: no program
 	Timeout time.Duration // after which it is killed, with the processes that it started
-	// Environment names the variables that it gets beside those of [harden.Environment].
+	// Environment names further variables that it gets: see [harden.Environment].
 	Environment []string
 }
 

@@ -19,8 +19,8 @@ import (
 // maxHookLine bounds a line that is logged of a hook's output, in bytes. The rest of the line is dropped.
 const maxHookLine = 1 << 10
 
-// runLogged runs a program to its end, and logs each line of its standard error. The program inherits both ends of that
-// pipe, so that its writes fail neither when the relay ends nor afterwards.
+// runLogged runs a program to its end, and logs each line of its standard error. The program also inherits the reading
+// end of that pipe, so that its writes do not fail when the relay has ended.
 func runLogged(cmd *exec.Cmd, log hclog.Logger) error {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -94,10 +94,10 @@ func startable(path string) error {
 		return interpreter(path, line)
 	case bytes.HasPrefix(start, []byte(elf.ELFMAG)):
 		return loader(path, f)
-	case bytes.ContainsFunc(start, isBinary): // the kernel may know other kinds of programs (binfmt_misc)
+	case bytes.ContainsFunc(start, isBinary): // perhaps another kind that the kernel can start (binfmt_misc)
 		return nil
 	}
-	return fmt.Errorf("%s is a text and its first line does not name an interpreter: want #!/bin/sh", path)
+	return fmt.Errorf("%s is a text file whose first line does not name an interpreter: want #!/bin/sh", path)
 }
 
 func isBinary(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) && !unicode.IsSpace(r) }
@@ -106,7 +106,8 @@ func isBinary(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) 
 func interpreter(path string, line []byte) error {
 	line, _, _ = bytes.Cut(line, []byte("\n"))
 	if bytes.HasSuffix(line, []byte("\r")) {
-		return fmt.Errorf("%s: its first line ends in CR LF, as Windows writes it: convert the file with dos2unix or sed -i 's/\\r$//'", path)
+		return fmt.Errorf("%s: its first line ends in CR LF, the line end of Windows: "+
+			"convert the file with dos2unix or sed -i 's/\\r$//'", path)
 	}
 	words := strings.Fields(string(line))
 	if len(words) == 0 {
@@ -122,7 +123,7 @@ func interpreter(path string, line []byte) error {
 func loader(path string, f io.ReaderAt) error {
 	binary, err := elf.NewFile(f)
 	if err != nil {
-		return fmt.Errorf("%s is no complete program: %w", path, err)
+		return fmt.Errorf("%s is not a complete program: %w", path, err)
 	}
 	for _, p := range binary.Progs {
 		if p.Type != elf.PT_INTERP || p.Filesz > maxShebang {
@@ -130,7 +131,7 @@ func loader(path string, f io.ReaderAt) error {
 		}
 		name := make([]byte, p.Filesz)
 		if _, err := p.ReadAt(name, 0); err != nil {
-			return fmt.Errorf("%s is no complete program: %w", path, err)
+			return fmt.Errorf("%s is not a complete program: %w", path, err)
 		}
 		if err := executable(string(bytes.TrimRight(name, "\x00"))); err != nil {
 			return fmt.Errorf("%s: its dynamic loader: %w", path, err)

@@ -35,7 +35,7 @@ func TestHookCheck(t *testing.T) {
 		"empty #!":            {"#!\n", 0o700, "names no interpreter"},
 		"no #!":               {"echo hello\n", 0o700, "does not name an interpreter"},
 		"empty":               {"", 0o700, "does not name an interpreter"},
-		"cut binary":          {string(self[:32]), 0o700, "no complete program"},
+		"cut binary":          {string(self[:32]), 0o700, "not a complete program"},
 		"missing loader":      {string(withoutLoader), 0o700, "dynamic loader"},
 		"missing":             {"", 0, "no such file"},
 		"directory":           {"", os.ModeDir, "is a directory"},

@@ -55,7 +55,7 @@ type Status struct {
 	Device           string    `json:"device"` // id, 16 hexadecimal digits
 	Appliance        string    `json:"appliance,omitempty"`
 	Reachable        bool      `json:"reachable"`
-	Problem          string    `json:"problem,omitempty"` // why the appliance, or the hook, does not serve
+	Problem          string    `json:"problem,omitempty"` // why the device cannot authorize
 	CertificateUntil time.Time `json:"certificate_until"`
 	Links            []string  `json:"links,omitempty"`
 	Last             *Last     `json:"last,omitempty"`
@@ -173,7 +173,8 @@ func (f *statusFile) writeLocked() error {
 	identity := f.relay.Identity()
 	raw, err := json.Marshal(Status{
 		Running: true, Name: identity.Name, Device: identity.ID.String(), Appliance: f.relay.config.URL,
-		Reachable: f.relay.Reachable(), Problem: f.relay.Problem(), CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
+		Reachable: f.relay.Reachable(), Problem: f.relay.Problem(),
+		CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
 	})
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ type None struct{}
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
-	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N: the newest first; ?after=SEQUENCE&limit=N: the oldest after that
+	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N, newest first; with ?after=SEQUENCE oldest first
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`
@@ -398,8 +398,8 @@ type Token struct {
 	NeedsPIN bool     `json:"needs_pin"` // it starts no worker before hsm/unlock
 	Drained  bool     `json:"drained"`   // it gets no calls
 	InFlight int      `json:"in_flight"` // calls without an answer yet
-	Keys     int      `json:"keys"`      // in use, that it has
-	Lacks    []string `json:"lacks"`     // name@version of each key in use that it has not; null: unknown
+	Keys     int      `json:"keys"`      // number of keys in use that it has
+	Lacks    []string `json:"lacks"`     // name@version of each key in use that it lacks; null: unknown
 	Wanted   int      `json:"wanted"`    // workers
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker

@@ -23,8 +23,8 @@ const maxProblem = 1 << 20
 // Caller calls the admin API. It is safe for concurrent use.
 type Caller struct{ client http.Client }
 
-// NewCaller returns a caller of the admin API at the path of its Unix socket. The API has no other address: it knows its
-// callers by the credentials of the socket.
+// NewCaller returns a caller of the admin API at the path of its Unix socket. The API has no other address: the
+// credentials of the socket identify its callers.
 func NewCaller(path string) *Caller {
 	var d net.Dialer
 	return &Caller{client: http.Client{Transport: &http.Transport{
@@ -55,7 +55,7 @@ func (r Route[Req, Res]) Call(ctx context.Context, c *Caller, body Req, names ..
 	}
 	defer func() { _ = answer.Body.Close() }() // it was read, or an error is returned
 	err = json.NewDecoder(answer.Body).Decode(&res)
-	if err == nil { // the end of the body is the end of the request: all that it changes is stored
+	if err == nil { // when the body ends, everything that the request changes is stored
 		_, err = io.Copy(io.Discard, answer.Body)
 	}
 	if err != nil {
@@ -66,7 +66,9 @@ func (r Route[Req, Res]) Call(ctx context.Context, c *Caller, body Req, names ..
 
 // CopyStore asks for a copy of the database, by [Routes].StoreBackup. It returns its description and its bytes, which
 // the caller verifies against the description and closes. ctx bounds all of it.
-func (c *Caller) CopyStore(ctx context.Context, route Route[Ask, []byte]) (about StoreCopy, database io.ReadCloser, err error) {
+func (c *Caller) CopyStore(
+	ctx context.Context, route Route[Ask, []byte],
+) (about StoreCopy, database io.ReadCloser, err error) {
 	answer, err := route.send(ctx, c, Ask{}, nil)
 	if err != nil {
 		return about, nil, err

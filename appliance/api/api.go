@@ -54,7 +54,7 @@ type Devices interface {
 
 // Judge judges certificates again that TLS has verified.
 type Judge interface {
-	// Judge returns nil if a chain is in force now, else code 15. ctx is that of a request.
+	// Judge returns nil if a chain is in force now, or else code 15. ctx is the context of a request.
 	Judge(ctx context.Context, chains [][]*x509.Certificate) error
 }
 
@@ -80,7 +80,9 @@ type API struct {
 // Handler returns the handler of all routes.
 func (a *API) Handler() http.Handler {
 	unknown := endpoint{media: "application/json", limit: maxJSON, gate: newGate(unknownInFlight, unknownInFlight)}
-	renew := endpoint{media: "application/json", limit: maxJSON, gate: newGate(deviceInFlight, a.Limits.Requests), device: true}
+	renew := endpoint{
+		media: "application/json", limit: maxJSON, gate: newGate(deviceInFlight, a.Limits.Requests), device: true,
+	}
 	device := endpoint{media: deviceapi.BodyType, limit: maxCBOR, gate: renew.gate, device: true}
 	apply := device
 	apply.gate = newGate(applyInFlight, max(a.Limits.Requests/2, 1))
@@ -166,7 +168,7 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, e endpoint, p proce
 // connection.
 func giveUp() { panic(http.ErrAbortHandler) }
 
-// errNotInForce is the error of a certificate that TLS verified and that is not in force any more.
+// errNotInForce means that a certificate that TLS verified is no longer in force.
 var errNotInForce = errors.New("the connection's certificate is not in force")
 
 // caller returns the device of the TLS certificate, or code 15. TLS has verified the certificate; its SPIFFE ID counts.

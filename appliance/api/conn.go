@@ -12,12 +12,11 @@ import (
 	"countersign/protocol/deviceapi"
 )
 
-// How many requests of connections without a certificate are in progress at once. Each can hold maxJSON bytes. Every
-// connection may have some. What it has beyond them comes out of a stock that all share.
+// Bounds of the requests in progress on connections without a certificate. Each request can hold maxJSON bytes.
 const (
-	strangerRequests = 2
-	strangerMost     = 16
-	strangerStock    = 128
+	strangerRequests = 2   // that every connection may have
+	strangerMost     = 16  // of one connection; those beyond strangerRequests come from the stock
+	strangerStock    = 128 // that all connections share
 )
 
 // conn is an open connection of the API.
@@ -33,8 +32,8 @@ type conn struct {
 	device   bool   // it has a certificate in force
 	shaken   bool   // its handshake is done
 	requests int    // in progress
-	why      string // it closes
-	gone     bool   // it is in no crowd
+	why      string // reason of the close
+	gone     bool   // removed from its crowd
 	expiry   *time.Timer
 }
 
@@ -47,7 +46,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// cut closes a connection at once. The kernel keeps nothing of it.
+// cut closes a connection at once, and the kernel drops what it has not sent.
 func (c *conn) cut(why string) {
 	c.leave(why)
 	if tcp, ok := c.Conn.(*net.TCPConn); ok {
@@ -98,7 +97,7 @@ func (c *conn) begin() (ok, last bool) {
 	return true, last
 }
 
-// ends says why the connection will close.
+// ends sets the reason for which the connection will close.
 func (c *conn) ends(why string) {
 	if c == nil {
 		return // a test's request without one

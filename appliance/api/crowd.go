@@ -13,9 +13,9 @@ func newCrowd(most, share int) *crowd {
 	return &crowd{most: most, share: share, byKey: map[string][]*conn{}}
 }
 
-// admit adds a connection under its key. If the share of its key or the crowd is full, admit returns the connection that leaves for
-// it, which it removes. Of a full crowd, the key with the most connections gives one up. A key with few connections
-// keeps them, so that a peer on many addresses needs as many addresses as the crowd has places to push another out.
+// admit adds a connection under its key. If the share of its key or the crowd is full, admit removes the connection that
+// leaves for it and returns it. From a full crowd, a connection of the key with the most leaves. A key with few
+// connections keeps them: an attacker needs as many addresses as the crowd has places to push another peer out.
 func (w *crowd) admit(c *conn) (leaves *conn) {
 	w.byKey[c.key] = append(w.byKey[c.key], c)
 	w.size++
@@ -32,7 +32,7 @@ func (w *crowd) admit(c *conn) (leaves *conn) {
 	return leaves
 }
 
-// fullest returns the key with the most connections, and of several the one with the oldest connection.
+// fullest returns the key with the most connections; of several such keys, the one with the oldest connection.
 func (w *crowd) fullest() string {
 	var key string
 	var list []*conn
@@ -44,8 +44,8 @@ func (w *crowd) fullest() string {
 	return key
 }
 
-// choose returns the connection of a key that leaves for another: the oldest idle one. If there is none, it is the
-// new connection in a patient crowd, and else the oldest other one.
+// choose returns the connection of a key that leaves: the oldest idle one. If none is idle, the newest leaves a patient
+// crowd, and the oldest leaves any other.
 func (w *crowd) choose(key string, newest *conn) *conn {
 	for _, c := range w.byKey[key] {
 		if c != newest && c.idle() {

@@ -27,7 +27,7 @@ type door struct {
 	closed   chan struct{}
 	close    sync.Once
 
-	mu        sync.Mutex // guards the following fields and those of conn that say so
+	mu        sync.Mutex // guards the following fields, and the fields of conn that name it
 	strangers *crowd
 	devices   *crowd
 	accepted  uint64
@@ -45,7 +45,7 @@ type times struct {
 // connLife is the life of a connection.
 const connLife = time.Hour
 
-// usual are the times of a server that has no others.
+// usual are the times of a [Server], except in tests.
 var usual = times{shake: headerTimeout, life: connLife, idle: idleTimeout, grace: readTimeout + writeTimeout}
 
 // newDoor accepts connections until it is closed.
@@ -114,7 +114,9 @@ func (d *door) run() {
 
 // lacksRoom reports whether a later Accept may succeed: accept(2).
 func lacksRoom(err error) bool {
-	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -172,7 +174,7 @@ func (d *door) handshake(c *conn) (*tls.Conn, error) {
 	return t, t.Handshake()
 }
 
-// enter ends the handshake of a connection. One with a certificate in force is no stranger's any more.
+// enter ends the handshake of a connection. With a certificate in force, the connection no longer counts as a stranger's.
 func (d *door) enter(c *conn, chains [][]*x509.Certificate) (leaves *conn) {
 	name := nameOf(chains)
 	known := name != "" && d.identity.judge(c, chains) == nil

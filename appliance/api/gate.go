@@ -2,11 +2,10 @@ package api
 
 import "sync"
 
-// How many requests are processed at once. More are answered busy (429), so that a flood costs only the memory of
-// these. Requests without a device certificate have a limit of their own, and so have the requests that end an
-// authorization: requests that begin one cannot keep them out. One device gets a share ([Limits]), so that it cannot
-// keep the others out. A request does not count while its bytes are read or written or while a refusal waits for its
-// time.
+// How many requests are processed at once. Further ones are answered busy (429), so that a flood costs the memory of
+// these only. Requests without a device certificate have their own limit. Requests that begin an authorization have
+// one too, so that they cannot keep out those that end one. One device gets a share ([Limits]), so that it cannot keep
+// the others out. A request does not count while its bytes are read or written, or while a refusal waits for its time.
 const (
 	applyInFlight   = 128
 	deviceInFlight  = 256

@@ -7,11 +7,11 @@ type Limits struct {
 	Strangers  int // connections without a certificate in force
 	PerAddress int // of them, from one IPv4 address or IPv6 /64
 	PerDevice  int // connections of one device
-	Requests   int // of one device in progress; of them, half may begin an authorization
+	Requests   int // of one device in progress; half of them may begin an authorization
 	Devices    int // connections of all devices; Fit sets it
 }
 
-// otherFiles is how many descriptors are kept for everything but the API: store, workers, admin socket, ops, log.
+// otherFiles is the number of descriptors that are kept for everything else: store, workers, admin socket, ops, log.
 const otherFiles = 256
 
 // Fit sets the number of connections of devices to what remains of the descriptors that the process may open, so

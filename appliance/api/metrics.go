@@ -5,10 +5,10 @@ import "github.com/prometheus/client_golang/prometheus"
 // Why a connection closed: values of a label.
 const (
 	closedEnd         = "end"         // by the peer, or after an idle time
-	closedFull        = "full"        // for a new one
-	closedHandshake   = "handshake"   // which failed or took too long
-	closedAge         = "age"         // after its life
-	closedCertificate = "certificate" // whose authority or time is over
+	closedFull        = "full"        // for a new connection
+	closedHandshake   = "handshake"   // the handshake failed or took too long
+	closedAge         = "age"         // at the end of its life
+	closedCertificate = "certificate" // its certificate is no longer in force
 )
 
 // Metrics count the connections of the API.
@@ -28,7 +28,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "countersign_api_connections_closed_total", Help: "Closed connections of the API, by reason.",
 		}, []string{"reason"}),
 		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_api_busy_total", Help: "Requests answered busy (429) before they were processed, by the bound that they met.",
+			Name: "countersign_api_busy_total", Help: "Requests answered busy (429), by the bound that they met.",
 		}, []string{"bound"}),
 	}
 	m.count(0, 0)

@@ -110,8 +110,8 @@ func (i *Identity) Run(ctx context.Context) {
 	}
 }
 
-// fresh reports whether there is a certificate in the first half of its lifetime. A certificate of a clock that ran ahead
-// has not begun once the clock is right.
+// fresh reports whether there is a certificate in the first half of its lifetime. A certificate that was made while the
+// clock was ahead is not yet valid once the clock is right.
 func (i *Identity) fresh(now time.Time) bool {
 	config := i.current.Load()
 	if config == nil {

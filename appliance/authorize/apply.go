@@ -19,7 +19,7 @@ import (
 
 // Apply answers a phone's M1 that a device relays: with a challenge and its handle, with a key
 // update, or with the error form of P2. It stores nothing. Of the client that M1 names it reads only
-// what its approvals came to, if the level depends on that. Errors carry a code of PROTOCOL.md §4
+// the sums of approvals, if the level depends on them. Errors carry a code of PROTOCOL.md §4
 // that is answered over HTTP, or wrap [hsm.ErrUnavailable].
 func (a *Service) Apply(ctx context.Context, device store.Device, req deviceapi.ApplyRequest) (deviceapi.ApplyResponse, error) {
 	now := a.now()
@@ -105,7 +105,9 @@ type applicant struct {
 }
 
 // challenge decides what the phone has to show and to sign.
-func (a *Service) challenge(ctx context.Context, device store.Device, req deviceapi.ApplyRequest, by applicant) (message.P2, error) {
+func (a *Service) challenge(
+	ctx context.Context, device store.Device, req deviceapi.ApplyRequest, by applicant,
+) (message.P2, error) {
 	if slow(req.Link) && by.Capabilities&message.CapabilityFullReceipt != 0 {
 		return message.P2{}, fmt.Errorf("full receipt: %w", protocol.CodeFasterLink)
 	}
@@ -140,11 +142,12 @@ func (a *Service) challenge(ctx context.Context, device store.Device, req device
 	}, nil
 }
 
-// spent returns what the client's approvals came to within each window. M1 is not signed: an unknown
-// client has spent nothing, and costs the same work. A record that does not fit its seal is denied,
-// because it does not say which level is enough. The transaction of the decision reads the sums
-// again.
-func (a *Service) spent(ctx context.Context, windows []time.Duration, amount *protocol.Amount, by applicant) (map[time.Duration]uint64, error) {
+// spent returns the sum of the client's approvals within each window. M1 is not signed: for an unknown
+// client the sums are zero, after the same work. A record that does not fit its seal is denied,
+// because its sums cannot be trusted. The transaction of the decision reads the sums again.
+func (a *Service) spent(
+	ctx context.Context, windows []time.Duration, amount *protocol.Amount, by applicant,
+) (map[time.Duration]uint64, error) {
 	if len(windows) == 0 {
 		return nil, nil
 	}

@@ -42,9 +42,9 @@ const (
 	refusedSerials = 3
 )
 
-// refusals counts refusals after a client signature verified, beyond the first of a client, serial and
-// code, which is recorded in full. A phone that is locked, or in other hands, can cause any number of
-// them without spending a serial, so they make one more audit record per client and minute.
+// refusals counts refusals after a client signature verified. The first of a client, serial and code is
+// recorded in full. A phone that is locked, or in other hands, can repeat it any number of times without
+// spending a serial, so all repeats of a minute make one audit record per client.
 type refusals struct {
 	mu      sync.Mutex
 	clients map[protocol.ClientID]refused // guarded by mu
@@ -93,7 +93,7 @@ func (r refused) serials(code protocol.Code) (n int) {
 	return n
 }
 
-// lost says that the first refusal was not recorded after all. The next one will be.
+// lost notes that the record of a first refusal could not be written: the next one is recorded.
 func (r *refusals) lost(client protocol.ClientID, one refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,8 +112,8 @@ func (r *refusals) put(client protocol.ClientID, counts refused) {
 	r.clients[client] = counts
 }
 
-// take returns the counts. A refusal that was counted is still not the first if it is repeated in the
-// next minute, all others are forgotten.
+// take returns the counts and begins a new minute. A refusal that was counted does not become a first one again in the
+// next minute; every other one is forgotten.
 func (r *refusals) take() map[protocol.ClientID]refused {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -140,7 +140,7 @@ func (r *refusals) take() map[protocol.ClientID]refused {
 	return taken
 }
 
-// again counts what could not be written.
+// again adds counts that could not be written.
 func (r *refusals) again(client protocol.ClientID, counts refused) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -153,8 +153,8 @@ type verdict struct {
 }
 
 // checkPassword counts the attempt durably before the token checks it: no crash, race or lost
-// answer gives a guess back. Only the outage of a token that compared nothing does, and only
-// to the request that began the attempt.
+// answer gives a guess back. Only an outage in which the token compared nothing gives it back, and
+// only to the request that began the attempt.
 func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, error) {
 	leave, err := a.checks.enter(ctx, c.key)
 	if err != nil {
@@ -182,7 +182,7 @@ func (a *Service) checkPassword(ctx context.Context, c countersigned) (verdict, 
 func (a *Service) proofIsRight(ctx context.Context, c countersigned) (bool, error) {
 	stored := keyuse.Verifier{Wrapped: c.seen.client.Verifier, Input: derive.PasswordProofInput(c.statement.Hash())}
 	right, err := a.keys.CheckVerifier(ctx, stored, c.p3.Proof)
-	if errors.Is(err, keyuse.ErrDamaged) { // its seal fits, so the wrap key is another one
+	if errors.Is(err, keyuse.ErrDamaged) { // the seal of the verifier fits, so the token has another wrap key
 		a.metrics.damaged.Inc()
 		a.log.Error("a stored password verifier does not unwrap: is this the token that has the appliance's wrap keys?",
 			"client", c.p1.Client.String(), "error", err)
@@ -202,7 +202,8 @@ func (a *Service) takeBack(ctx context.Context, c countersigned, tried store.Tri
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTime)
 	defer cancel()
 	if err := a.store.TakeBack(ctx, c.key, tried); err != nil {
-		a.log.Warn("a password attempt that the HSM did not check stays counted", "client", c.p1.Client.String(), "error", err)
+		a.log.Warn("a password attempt that the HSM did not check stays counted",
+			"client", c.p1.Client.String(), "error", err)
 	}
 }
 

@@ -66,8 +66,8 @@ func parseHandle(raw []byte) (h handle, err error) {
 	return h, cbor.Unmarshal(raw, &h)
 }
 
-// expired reports whether the time of a challenge is over. A clock that was set back extends
-// none while the host runs: then the host's own count of time decides, whichever is more.
+// expired reports whether the time of a challenge is over. Its age is the greater of the ages by the
+// clock and by the host's own count of time, so a clock that is set back while the host runs extends none.
 func (h handle) expired(now time.Time, boot clock.Boot, ttl time.Duration) bool {
 	age := now.Sub(time.UnixMilli(h.Issued))
 	if passed, ok := boot.Since(h.Boot); ok && age >= 0 {

@@ -57,8 +57,7 @@ type Config struct {
 	Now      func() time.Time
 }
 
-// New returns a service and registers the effects of invitations and of what gives a party back
-// what it had.
+// New returns a service and registers the effects of invitations, resumptions and unlocking.
 func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, keys: c.Keys, parties: c.Parties, judge: c.Judge, rules: c.Rules, requests: c.Requests,
@@ -195,7 +194,7 @@ func (s *Service) attestation(ctx context.Context, req enrol.Request) string {
 	}
 	format, err := s.attest(ctx, Attestation{Client: req.ClientID(), UVKey: *req.UVKey, Statement: req.Attestation})
 	if err == nil && (format == policy.NoAttestation || format == policy.Unverified) {
-		err = fmt.Errorf("%q is no format of an attestation", format)
+		err = fmt.Errorf("%q is not the name of an attestation format", format)
 	}
 	if err != nil {
 		s.log.Warn("attestation was not accepted", "client", req.ClientID().String(), "error", err)
@@ -273,7 +272,9 @@ func (s *Service) Renew(ctx context.Context, device store.Device, req enrol.Rene
 	return answer, err
 }
 
-func (s *Service) renew(ctx context.Context, device store.Device, public *ecdsa.PublicKey, now time.Time) (enrol.RenewResponse, error) {
+func (s *Service) renew(
+	ctx context.Context, device store.Device, public *ecdsa.PublicKey, now time.Time,
+) (enrol.RenewResponse, error) {
 	certificates, err := s.deviceCertificates(ctx, device, public, now)
 	if err != nil {
 		return enrol.RenewResponse{}, err

@@ -65,7 +65,8 @@ var roleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 func checkRoles(roles []string) error {
 	for _, role := range roles {
 		if !roleName.MatchString(role) || role == store.RoleUV {
-			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q", parties.ErrInput, role, store.RoleUV)
+			return fmt.Errorf("%w: role %q: want 1 to 32 lower-case letters, digits, '.', '-' or '_', and not %q",
+				parties.ErrInput, role, store.RoleUV)
 		}
 	}
 	return nil

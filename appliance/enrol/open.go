@@ -28,8 +28,8 @@ func (s *Service) OpenFor(ctx context.Context, kind store.Kind, name string) (st
 	return store.Invitation{}, err
 }
 
-// Revoke takes everything from a name: it revokes the party, and ends its open invitation. It works at once. The
-// invitation is zero if none was open. Errors wrap [store.ErrNotFound] if there is neither.
+// Revoke revokes the party of a name and withdraws its open invitation, at once. It returns that invitation, or zero if
+// none was open. The error wraps [store.ErrNotFound] if there is neither a party nor an invitation.
 func (s *Service) Revoke(ctx context.Context, kind store.Kind, name string) (ended store.Invitation, err error) {
 	open, err := s.OpenFor(ctx, kind, name)
 	if err == nil {

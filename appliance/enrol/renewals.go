@@ -15,14 +15,14 @@ import (
 // half the life of its certificate, and after a rotation of ca, which makes another authority.
 const renewalsPerHour = 4
 
-// renewals limits the certificates of a device. A restart forgets them: finding them in the audit would
-// mean to read all of it.
+// renewals limits the certificates of a device. A restart forgets them: a count from the audit would have to read all
+// of it.
 type renewals struct {
 	mu      sync.Mutex // held while an entry is read and written
 	devices bounded.Map[renewed, []time.Time]
 }
 
-// renewed is a device with SHA-256 of the public key of its authority.
+// renewed is a device, with the SHA-256 of the public key of its authority.
 type renewed struct {
 	device    protocol.DeviceID
 	authority [sha256.Size]byte

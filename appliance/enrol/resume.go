@@ -10,9 +10,9 @@ import (
 	"countersign/policy"
 )
 
-// The requests that give a client or a device back what it had. Each names the version of the
-// record, or the number of wrong passwords, that the administrators saw: a request that is continued
-// after an interruption does not undo what happened since.
+// This file has the requests that resume a client or a device, and that unlock a client. Each names the
+// version of the record, or the number of wrong passwords, that the administrators saw. A request that
+// continues after an interruption therefore does not undo later changes.
 
 // DraftResumeClient drafts the end of a client's suspension. needed is false if the client is active.
 // Errors wrap [store.ErrNotFound] or [parties.ErrFinal].
@@ -33,7 +33,7 @@ func (s *Service) DraftResumeDevice(ctx context.Context, name string) (d change.
 	return draftResume(policy.DeviceResume, name, v.Version), v.Status != store.Active, err
 }
 
-// DraftUnlock drafts that a client's wrong passwords are forgotten. needed is false if there are
+// DraftUnlock drafts a request to forget a client's wrong passwords. needed is false if there are
 // none. Errors wrap [store.ErrNotFound].
 func (s *Service) DraftUnlock(ctx context.Context, name string) (d change.Draft, needed bool, err error) {
 	c, err := s.parties.ClientNamed(ctx, name)
@@ -59,7 +59,7 @@ func resumable(what string, s store.Status) error {
 	return fmt.Errorf("%s: %w", what, store.ErrForged)
 }
 
-// suspendedAt is the record of a party that a request gives back.
+// suspendedAt is the record of a party that a request resumes.
 type suspendedAt struct {
 	what    string
 	id      []byte
@@ -67,13 +67,14 @@ type suspendedAt struct {
 	status  store.Status
 }
 
-// base refuses a party that is not the suspended one that the request names.
+// base returns the state of the party. It refuses a party that is not suspended at the version that the request names.
 func (a suspendedAt) base(p change.Parameters) (any, error) {
 	if err := resumable(a.what, a.status); err != nil {
 		return nil, err
 	}
 	if a.status != store.Suspended || a.version != p.Number("version") {
-		return nil, fmt.Errorf("%s is %s at version %d, not suspended at version %d: %w", a.what, a.status, a.version, p.Number("version"), store.ErrConflict)
+		return nil, fmt.Errorf("%s is %s at version %d, not suspended at version %d: %w",
+			a.what, a.status, a.version, p.Number("version"), store.ErrConflict)
 	}
 	return []any{a.id, a.version, uint64(a.status)}, nil
 }
@@ -142,7 +143,7 @@ func (s *Service) resumeDevice(ctx context.Context, _ change.ID, p change.Parame
 func (s *Service) lockedClient(ctx context.Context, p change.Parameters) (c store.Client, wrong uint64, err error) {
 	c, err = s.parties.ClientNamed(ctx, p.Text("name"))
 	if err == nil && string(c.ID[:]) != string(p.Bytes("client")) {
-		err = fmt.Errorf("client %q is another one now: %w", c.Name, store.ErrConflict)
+		err = fmt.Errorf("another client has the name %q now: %w", c.Name, store.ErrConflict)
 	}
 	if err != nil {
 		return c, 0, err

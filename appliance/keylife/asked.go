@@ -12,15 +12,15 @@ import (
 	"countersign/policy"
 )
 
-// kindOf names the kind of request that a step of any key but the root requires. A step without one
-// gives nothing and does not wait.
+// kindOf has the kind of request that each step of a key but the root requires. A step without a kind
+// grants nothing and does not wait.
 var kindOf = map[keyplan.Verb]policy.Kind{
 	keyplan.Create: policy.KeyRotate, keyplan.Rotate: policy.KeyRotate, keyplan.Activate: policy.KeyActivate,
 	keyplan.Retire: policy.KeyRetire, keyplan.Resume: policy.KeyResume, keyplan.Destroy: policy.KeyDestroy,
 }
 
-// draft drafts the change request of a step. gated is false for a step that does not wait, and if
-// the step has nothing left to do.
+// draft drafts the change request of a step. gated is false if the step does not wait, or changes
+// nothing.
 func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
 	kind, gated := kindOf[s.Verb]
 	if s.Name == keyring.Root && s.Verb != keyplan.Destroy {
@@ -43,11 +43,9 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ga
 		if s.Version == 0 {
 			p["version"] = k.rootInUse() + 1
 		}
-	case policy.KeyDestroy:
 	case policy.KeyRotate:
-		p["verb"] = string(s.Verb)
-		fallthrough
-	default:
+		p["verb"], p["revision"] = string(s.Verb), k.revision(first.Name, first.Version)
+	case policy.KeyActivate, policy.KeyRetire, policy.KeyResume:
 		p["revision"] = k.revision(first.Name, first.Version)
 	}
 	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised} {
@@ -69,7 +67,7 @@ func firstEdit(p keyplan.Plan) (first keyplan.Edit, changes bool) {
 	return first, changes
 }
 
-// revision returns the revision of a row, 0 if there is none.
+// revision returns the revision of a row, or 0 if the row does not exist.
 func (k *Service) revision(name string, version uint64) uint64 {
 	row, _ := k.keys.Ring().Find(name, version)
 	return row.Revision
@@ -88,9 +86,9 @@ func (k *Service) rootInUse() uint64 {
 // versions returns the rows that a step of a key is based on.
 func (k *Service) versions(name string) any {
 	rows := []any{}
-	for _, k := range k.keys.Ring().Keys() {
-		if k.Name == name {
-			rows = append(rows, []any{k.Name, k.Version, k.Revision})
+	for _, row := range k.keys.Ring().Keys() {
+		if row.Name == name {
+			rows = append(rows, []any{row.Name, row.Version, row.Revision})
 		}
 	}
 	return rows
@@ -166,7 +164,7 @@ func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
 	}
 }
 
-// unchanged refuses a step that is not possible, or that would now be another one than was asked for.
+// unchanged refuses a step that is not possible, or that would now change another row than the request names.
 func (k *Service) unchanged(ctx context.Context, s keyplan.Step, p change.Parameters) error {
 	k.steps.Lock()
 	defer k.steps.Unlock()

@@ -107,10 +107,9 @@ func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	return k.TakeWithin(ctx, s, 0)
 }
 
-// TakeWithin asks for a step, and takes it at once unless more administrators have to countersign:
-// then the error is a [*requests.Waiting], and they can countersign until life is over. To suspend a
-// version never waits. It also returns the
-// errors of [keyplan.New], of [requests.Service.Ask], and of token and store.
+// TakeWithin takes a step at once, unless more administrators have to countersign it: then the error is a
+// [*requests.Waiting], and they can countersign until life is over. A suspension never waits. Other errors
+// come from [keyplan.New], [requests.Service.Ask], token and store.
 func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
 	d, gated, err := k.draft(ctx, s)
 	if err != nil {

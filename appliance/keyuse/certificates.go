@@ -128,8 +128,8 @@ func (k *Keys) Authorities(ctx context.Context, now time.Time) ([]*x509.Certific
 	return out, nil
 }
 
-// InForce returns until when one of these chains is in force. TLS has verified them at an earlier time. A chain is in
-// force while its authority has an accepted version of ca in the ring and none of its certificates has expired.
+// InForce returns the time until which one of the chains is in force. TLS has verified them before. A chain is in force
+// while its authority is an accepted version of ca in the ring and none of its certificates has expired.
 func InForce(ring *keyring.Ring, chains [][]*x509.Certificate, now time.Time) (until time.Time, err error) {
 	err = errors.New("no verified certificate")
 	for _, chain := range chains {

@@ -183,9 +183,9 @@ func (k *Keys) ImportVerifier(ctx context.Context, i VerifierImport, now time.Ti
 // Verifier is a stored password verifier, 40 bytes, and the input of its MAC.
 type Verifier struct{ Wrapped, Input []byte }
 
-// ErrUnchecked means that no answer of the token was compared with a proof, or that its
-// answers contradict each other: the caller has learned nothing of the proof. It is an
-// outage, and wraps [hsm.ErrUnavailable].
+// ErrUnchecked means that no answer of the token was compared with the proof, or that its
+// answers contradict each other. The caller has learned nothing about the proof. It wraps
+// [hsm.ErrUnavailable].
 var ErrUnchecked = fmt.Errorf("the token did not check a password: %w", hsm.ErrUnavailable)
 
 // ErrDamaged means that a stored verifier unwraps under no wrap key in use. It wraps
@@ -197,7 +197,7 @@ var ErrDamaged = fmt.Errorf("a stored password verifier does not unwrap: %w", Er
 // key in use is under an earlier one, so each accepted key is tried. If none fits, the
 // error is [ErrDamaged]. If the proof is wrong, the token is asked again, so that an
 // error of the token does not count as a wrong password. An error after the first answer
-// that did not fit is not [ErrUnchecked]: its time tells that the proof did not fit.
+// that did not fit is not [ErrUnchecked]: its time already shows that the proof is wrong.
 func (k *Keys) CheckVerifier(ctx context.Context, stored Verifier, proof []byte) (right bool, err error) {
 	err = fmt.Errorf("key %q: %w", keyring.Wrap, keyring.ErrNoKey)
 	for _, wrap := range k.Ring().Accepted(keyring.Wrap, time.Now()) {

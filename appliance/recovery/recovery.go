@@ -66,17 +66,16 @@ type BackUp struct {
 }
 
 // BackUpKeys makes a backup of all keys, with the trust settings and the policy, and calls send with
-// it. If that requires a quorum, it asks for it and the error is a [*requests.Waiting]; after the
-// request was countersigned, one backup can be sent within an hour. If it is not made, or send
-// returns an error, the request can be used again. Keys without a sealed copy are [ErrUncovered],
-// unless Partial is set.
+// it. If administrators have to countersign first, it makes the request and returns a
+// [*requests.Waiting]. For an hour after the last signature one backup can be sent. If the backup is
+// not made, or send returns an error, the request can be used again. Keys without a sealed copy are
+// [ErrUncovered], unless Partial is set.
 func (s *Service) BackUpKeys(ctx context.Context, ask BackUp, send func(KeyBackup) error) error {
-	// Before administrators are asked for an impossible backup; and without pausing the steps of
-	// keys.
+	// Administrators are not asked for an impossible backup. This check does not pause the steps of keys.
 	if _, _, err := s.coverage(ctx, ask); err != nil {
 		return err
 	}
-	make := func(ctx context.Context, _ change.ID) error {
+	backUp := func(ctx context.Context, _ change.ID) error {
 		b, err := s.backUpKeys(ctx, ask)
 		if err == nil {
 			err = send(b)
@@ -84,10 +83,10 @@ func (s *Service) BackUpKeys(ctx context.Context, ask BackUp, send func(KeyBacku
 		return err
 	}
 	if ask.Dry {
-		return make(ctx, change.ID{})
+		return backUp(ctx, change.ID{})
 	}
 	d := change.Draft{Kind: policy.KeyBackup, Parameters: change.Parameters{"partial": ask.Partial}, Life: ask.Life}
-	return s.requests.Use(ctx, d, make)
+	return s.requests.Use(ctx, d, backUp)
 }
 
 func (s *Service) backUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err error) {
@@ -166,7 +165,7 @@ func DraftCopy(life time.Duration) change.Draft {
 	return change.Draft{Kind: policy.StoreBackup, Parameters: change.Parameters{}, Life: life}
 }
 
-// copyBase: a copy has everything that is in the database when it is made.
+// copyBase returns no state: a copy has what is in the database when it is made.
 func (s *Service) copyBase(context.Context, change.Parameters) (any, error) { return nil, nil }
 
 // CopyStore copies the database while the appliance serves, and calls send with the copy, which it

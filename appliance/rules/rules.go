@@ -60,7 +60,7 @@ type Config struct {
 	Now    func() time.Time
 }
 
-// ErrAuto means that the appliance would take steps by itself that the policy wants countersigned.
+// ErrAuto means that the schedule of the keys would take steps that the policy wants countersigned.
 var ErrAuto = errors.New("[keys] auto takes steps that the policy wants countersigned")
 
 // New loads the active policy. Its error wraps [ErrAuto] if the policy does not allow the schedule of
@@ -170,8 +170,8 @@ func (r *Rules) Policy(ctx context.Context) (Policy, error) {
 	return p, err
 }
 
-// Warn logs quorums that cannot be met, quorums that fewer administrators can get round, and what an
-// earlier release accepted and is not in force any more.
+// Warn logs quorums that cannot be met, quorums that fewer administrators can evade, and parts that an
+// earlier release accepted and that are not in force.
 func (r *Rules) Warn(ctx context.Context) {
 	active := r.Active()
 	for _, text := range active.Ignored() {
@@ -205,7 +205,8 @@ func (r *Rules) Base(ctx context.Context, p change.Parameters) (any, error) {
 		return nil, fmt.Errorf("%w: %w", parties.ErrInput, err)
 	}
 	if err := r.besideSchedule(parsed); err != nil {
-		return nil, fmt.Errorf("%w: %w: set auto = false in config.toml and restart first, or leave these quorums at 1", parties.ErrInput, err)
+		return nil, fmt.Errorf("%w: %w: first set auto = false in config.toml and restart, or leave these quorums at 1",
+			parties.ErrInput, err)
 	}
 	return nil, r.judge.KeepsWay(ctx, parsed, "")
 }

@@ -129,7 +129,8 @@ func (s Spend) firstObjection(v View) objection {
 		return objection{code: protocol.CodeSerial}
 	case v.First.Pending.expired(s.Now):
 		return objection{protocol.CodeExpired, true}
-	case s.Client == s.Approves.Client, v.First.Pending.Role == RoleUV, !slices.Contains(v.Client.Roles, v.First.Pending.Role):
+	case s.Client == s.Approves.Client, v.First.Pending.Role == RoleUV,
+		!slices.Contains(v.Client.Roles, v.First.Pending.Role):
 		return objection{code: protocol.CodePolicy}
 	case v.FirstClient.Status != Active:
 		return objection{protocol.CodeRefused, true}
@@ -152,8 +153,8 @@ func (s Spend) waiting(v View) bool {
 }
 
 // ownObjection looks at the evidence. Only a refusal by the user, or a limit, ends the decision to
-// approve. After a change of policy the approver may try again. An amount that needs a higher level
-// by now is denied: what the client signed does not suffice.
+// approve. After a change of policy the approver may try again. An amount that by now
+// needs a higher level than the client signed is denied.
 func (s Spend) ownObjection(v View) objection {
 	switch {
 	case s.Asks != nil && s.Asks.Counter() >= s.Serial.Counter():

@@ -13,8 +13,8 @@ type Restraint struct {
 	Highest int64       // highest spent counter, -1 when none
 	Guard   Guard       // of the password
 	Begun   []Challenge // with password attempts, of counters above Highest
-	Windows []Window    // what a release without sums charged to limits
-	Sums    []Sum       // what approvals came to
+	Windows []Window    // charges to limits by a release without sums
+	Sums    []Sum       // sums of approvals
 }
 
 // Challenge counts the password attempts that were begun under one counter.

@@ -51,7 +51,7 @@ type Spend struct {
 
 // Pending says what an approval at level 4 waits for.
 type Pending struct {
-	Role    string    // of the second approver; [RoleUV] is none
+	Role    string    // of the second approver; never [RoleUV]
 	Expires time.Time // the approval is denied afterwards
 }
 
@@ -75,8 +75,8 @@ type Evidence struct {
 	Reference string // the device's own, of its order
 }
 
-// Charge is the amount and approval taken from one sliding window of a client on a service. A limit
-// or bound of zero is none. Client, service, period and currency name the sum that is charged.
+// Charge adds one approval and its amount to a sliding window of a client on a service. Zero means no
+// limit and no bound. Client, service, period and currency name the sum that is charged.
 type Charge struct {
 	Service     protocol.Service
 	Period      time.Duration // length of the window, whole seconds
@@ -90,7 +90,7 @@ type Charge struct {
 	Below uint64
 }
 
-// exceeds reports whether a limit stands against the charge.
+// exceeds reports whether the charge goes beyond a limit.
 func (c Charge) exceeds(u Used) bool {
 	overAmount := c.AmountLimit != 0 && (u.Amount > c.AmountLimit || c.Amount > c.AmountLimit-u.Amount)
 	overCount := c.CountLimit != 0 && u.Count >= c.CountLimit
@@ -102,8 +102,8 @@ func (c Charge) outgrows(u Used) bool {
 	return c.Below != 0 && sum(u.Amount, c.Amount) >= c.Below
 }
 
-// anyCharge reports whether something holds for a charge and how far its window is used. It holds
-// for a window that was not read.
+// anyCharge reports whether holds is true for a charge and the use of its window. It also returns true
+// if a window was not read.
 func (s Spend) anyCharge(used []Used, holds func(Charge, Used) bool) bool {
 	for i, c := range s.Charges {
 		if i >= len(used) || holds(c, used[i]) {

@@ -197,8 +197,8 @@ type Store interface {
 	Append(ctx context.Context, rec audit.Record) error
 	// Records lists up to limit records with a sequence number above after.
 	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
-	// Pulse makes one durable write that means nothing, by the way that every change takes: it
-	// shows whether changes can be stored.
+	// Pulse makes one durable write that means nothing, as every change does: it shows whether changes
+	// can be stored.
 	Pulse(ctx context.Context, at time.Time) error
 	// Tally counts the stored rows.
 	Tally(ctx context.Context) (Tally, error)
@@ -268,8 +268,8 @@ type Sealing interface {
 	Unseal(ctx context.Context, s *Seals, a Anchor) error
 	// Upgrade lets the store write records in the form of this release, once it is unsealed. Programs
 	// of an earlier release, which would misread them, refuse the store from then on. Until then
-	// nothing is charged: Spend is ErrUnavailable. In a store that this release made, and the second
-	// time, it does nothing.
+	// nothing is charged: Spend returns ErrUnavailable. Upgrade does nothing in a store that this release
+	// made or upgraded.
 	Upgrade(ctx context.Context, rec audit.Record) error
 	// Reseal verifies records in force whose seals are of an earlier version of mac and seals them
 	// under the version in force: at most so many after a cursor, which is zero at first. It stores

@@ -11,8 +11,8 @@ import (
 	"countersign/protocol"
 )
 
-// Sum is what approvals of one service came to, in one currency and in the buckets of one sliding
-// window. In CBOR it is
+// Sum is the sum of the approvals of one service in one currency, in the buckets of one sliding window.
+// In CBOR it is
 //
 //	[service, period, currency, [number, amount, count, step, amount, count, …]]
 //
@@ -31,8 +31,8 @@ type Bucket struct {
 	Count  uint64
 }
 
-// Window is what a release without sums charged to a window that began at Start. It is not known
-// when the approvals were made, and so each counts as if it was made at the end of the window.
+// Window is the sum that a release without sums kept for a window that began at Start. The times of its
+// approvals are not known, so each counts as if it was made at the end of the window.
 type Window struct {
 	_        struct{} `cbor:",toarray"`
 	Service  protocol.Service
@@ -64,8 +64,7 @@ func sum(a, b uint64) uint64 {
 // that is partly out of it.
 const bucketsKept = 61
 
-// bucketLength returns the length of the buckets of a window, in seconds. One bucket fewer than
-// those kept covers the window.
+// bucketLength returns the length of the buckets of a window, in seconds: 60 of them cover the window.
 func bucketLength(period uint64) uint64 { return max((period+bucketsKept-2)/(bucketsKept-1), 1) }
 
 // bucketOf returns the number of the bucket that contains a time.
@@ -75,8 +74,8 @@ func bucketOf(at time.Time, period uint64) uint64 {
 
 func periodOf(c Charge) uint64 { return uint64(max(c.Period, 0) / time.Second) }
 
-// reaches reports whether a part of time, from its start to its length later, is in the period
-// before now, at least at its end. A part in the future is, because the clock was set back.
+// reaches reports whether the end of a part of time is in the period before now, or in the future: then
+// the clock was set back.
 func reaches(start int64, length, period uint64, now time.Time) bool {
 	return start+int64(length)+int64(period) > now.Unix()
 }
@@ -161,8 +160,8 @@ func (s *Sum) find(c Charge) (int, bool) {
 	})
 }
 
-// charge adds a charge to its bucket. If there are too many buckets, it forgets the oldest, or adds
-// it to the next one if it is not out of the window: a clock was set back then.
+// charge adds a charge to its bucket. If there are too many buckets, it forgets the oldest. If the oldest
+// is still in the window, because the clock was set back, it is added to the next one.
 func (s *Sum) charge(c Charge) {
 	s.Buckets = slices.Clone(s.Buckets)
 	i, found := s.find(c)
@@ -180,8 +179,8 @@ func (s *Sum) charge(c Charge) {
 	s.Buckets = slices.Delete(s.Buckets, 0, 1)
 }
 
-// forget drops everything that has been out of its window for as long as the window is. Until then
-// a clock that is set back finds it.
+// forget drops what left its window at least a whole window ago. Until then a clock that is set back
+// finds it.
 func (r *Restraint) forget(now time.Time) {
 	r.Windows = slices.DeleteFunc(r.Windows, func(w Window) bool { return !w.reaches(2*w.Period, now) })
 	for i := range r.Sums {
@@ -194,8 +193,8 @@ func (r *Restraint) forget(now time.Time) {
 	r.Sums = slices.DeleteFunc(r.Sums, func(s Sum) bool { return len(s.Buckets) == 0 })
 }
 
-// GiveBack subtracts charges from where they were added, if that is remembered. A charge at the
-// start of a [Window] was made by a release without sums.
+// GiveBack subtracts charges from the buckets that they were added to, if these are remembered. A charge
+// at the start of a [Window] was made by a release without sums.
 func (r *Restraint) GiveBack(charges []Charge) {
 	r.Windows, r.Sums = slices.Clone(r.Windows), slices.Clone(r.Sums)
 	for _, c := range charges {
@@ -207,7 +206,7 @@ func (r *Restraint) GiveBack(charges []Charge) {
 	}
 }
 
-// charged returns where a charge was added, nil if it is forgotten.
+// charged returns the amount and count that a charge was added to, or nil if they are forgotten.
 func (r *Restraint) charged(c Charge) (amount, count *uint64) {
 	for i := range r.Windows {
 		if w := &r.Windows[i]; w.of(c) && w.Currency == c.Currency && w.Start == c.At.Unix() {
@@ -253,7 +252,7 @@ func (s *Sum) UnmarshalCBOR(b []byte) error {
 		return err
 	}
 	if len(w.Buckets)%3 != 0 {
-		return errors.New("half a bucket")
+		return errors.New("a bucket is not complete")
 	}
 	*s = Sum{Service: w.Service, Period: w.Period, Currency: w.Currency}
 	number := uint64(0)

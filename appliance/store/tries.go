@@ -60,8 +60,8 @@ func (g Guard) begin(now time.Time) Guard {
 	return next
 }
 
-// without returns the guard without an attempt that nothing checked. If other attempts began
-// since, the wait that they have to keep stays.
+// without returns the guard without an attempt that was not checked. If other attempts began since, their
+// back-off stays.
 func (g Guard) without(t Tried) Guard {
 	if g.equal(*t.Guard) {
 		return t.Before

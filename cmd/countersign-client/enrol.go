@@ -76,7 +76,8 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, args []string) (err error)
 // activationCode reads the code. It and the password cannot both come from standard input.
 func activationCode(cmd *cobra.Command, f enrolFlags, args []string) (enrol.ActivationCode, error) {
 	if f.password.fd == 0 && f.code.FromInput(cmd, args) {
-		return enrol.ActivationCode{}, cli.Fail(cli.Usage, errors.New("standard input cannot provide both the code and the password"),
+		err := errors.New("standard input cannot provide both the code and the password")
+		return enrol.ActivationCode{}, cli.Fail(cli.Usage, err,
 			"use another descriptor for the password, such as 3, or --code-file")
 	}
 	text, err := f.code.Read(cmd, args)

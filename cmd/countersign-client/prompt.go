@@ -159,7 +159,7 @@ type passwordFlags struct {
 func addPasswordFlags(cmd *cobra.Command) *passwordFlags {
 	f := &passwordFlags{fd: -1}
 	cmd.Flags().IntVar(&f.fd, "password-fd", -1, "file descriptor to read the password from, one line per attempt")
-	cmd.Flags().StringVar(&f.file, "password-file", "", "file with the password in its one line, which no other user can read")
+	cmd.Flags().StringVar(&f.file, "password-file", "", "file with the password on one line, which no other user can read")
 	cmd.MarkFlagsMutuallyExclusive("password-fd", "password-file")
 	return f
 }

@@ -96,14 +96,17 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 func printReasons(p cli.Printer, tokens []adminapi.Token) error {
 	for _, token := range tokens {
 		if len(token.Lacks) > 0 {
-			if _, err := fmt.Fprintf(p.Out, "token %s lacks %s\n", cli.Printable(token.Name), cli.Printable(strings.Join(token.Lacks, ", "))); err != nil {
+			lacks := strings.Join(token.Lacks, ", ")
+			if _, err := fmt.Fprintf(p.Out, "token %s lacks %s\n", cli.Printable(token.Name), cli.Printable(lacks)); err != nil {
 				return err
 			}
 		}
 		if token.Serves() || token.Reason == "" {
 			continue
 		}
-		if _, err := fmt.Fprintf(p.Out, "token %s is %s: %s\n", cli.Printable(token.Name), token.State, cli.Printable(token.Reason)); err != nil {
+		_, err := fmt.Fprintf(p.Out, "token %s is %s: %s\n",
+			cli.Printable(token.Name), token.State, cli.Printable(token.Reason))
+		if err != nil {
 			return err
 		}
 	}

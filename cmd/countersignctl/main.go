@@ -125,7 +125,8 @@ func (t *tool) audit() *cobra.Command {
 			err = recordTable.List(t.printer(cmd), records)
 		}
 		if n := len(records); err == nil && n > 0 && !cmd.Flags().Changed("after") && records[n-1].Sequence > 1 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%d older records are not shown: --limit shows more, --after 0 starts with the oldest\n", records[n-1].Sequence-1)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d older records are not shown: --limit shows more, --after 0 the oldest first\n",
+				records[n-1].Sequence-1)
 		}
 		return err
 	})
@@ -183,7 +184,7 @@ var problems = map[string]struct {
 	problem.Input:       {cli.Usage, ""},
 	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows the state of each token"},
 	problem.Store: {
-		cli.Unavailable, "if the database is locked, end the program that uses it (fuser shows it); else check the disk of store.path",
+		cli.Unavailable, "if the database is locked, end the program that uses it (fuser shows it); or check the disk of store.path",
 	},
 	problem.PIN: {
 		cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one",

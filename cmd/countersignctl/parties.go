@@ -58,7 +58,7 @@ func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
 	return cmd
 }
 
-// asking is a command that asks for a change of the argument, which may take a quorum.
+// asking returns a command that asks for a change of the party that its argument names. The change may need a quorum.
 func asking[T any](t *tool, use, short string, table cli.Table[T], route adminapi.Route[adminapi.Ask, T]) *cobra.Command {
 	var req adminapi.Ask
 	cmd := verb(use, short, func(cmd *cobra.Command, args []string) error {

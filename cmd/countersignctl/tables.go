@@ -47,7 +47,7 @@ var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.CreatedAt, d.ExpiresAt) }},
 }
 
-// enrolledWords returns when a party was enrolled, or until when its activation code can be used.
+// enrolledWords returns the date of an enrolment, or the date until which an activation code can be used.
 func enrolledWords(created time.Time, expires *time.Time) string {
 	if expires != nil {
 		return "code until " + date(*expires)

@@ -41,7 +41,7 @@ type daemon struct {
 	appliance *appliance.Appliance
 	identity  *api.Identity
 	limits    api.Limits
-	filesErr  error // the limits do not fit the open files
+	filesErr  error // why limits was lowered; nil if it was not
 	listeners listeners
 	config    *config.Appliance
 	storeDir  string
@@ -232,8 +232,8 @@ func (d *daemon) watchDisk(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 }
 
-// checks returns the checks of /readyz. They look at results of the heartbeat and of the HSM's own checks, and cost
-// nothing.
+// checks returns the checks of /readyz. They look at the last results of the heartbeat and of the HSM's own checks, and
+// wait for neither store nor token.
 func (d *daemon) checks() map[string]api.Check {
 	return map[string]api.Check{
 		"store": func(ctx context.Context) error {

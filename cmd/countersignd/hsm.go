@@ -27,7 +27,7 @@ func (d *daemon) hsmStatus() adminapi.HSM {
 	return sum
 }
 
-// checkTokens returns an error that names each token that serves nothing.
+// checkTokens returns an error that names each token that does not serve.
 func (p *parts) checkTokens(context.Context) error {
 	var reasons []error
 	for _, t := range p.hsmTokens() {
@@ -189,7 +189,8 @@ func (d *daemon) waiting(name string) (tokenPool, error) {
 func (d *daemon) drain(ctx context.Context, name string, drain bool) error {
 	if drain && d.isLoaded() {
 		if err := d.canTakeOver(ctx, name); err != nil {
-			return conflict{fmt.Errorf("%w: rotate those keys, for the next versions are made on every token, or restore their copies onto it", err)}
+			return conflict{fmt.Errorf("%w: rotate these keys (a rotation makes the next version on every token), "+
+				"or restore their copies onto it", err)}
 		}
 	}
 	switch err := d.token.Drain(name, drain); {

@@ -13,8 +13,8 @@ import (
 	"countersign/internal/cli"
 )
 
-// initToken initializes a token for countersignd dev. The PINs come over a pipe: the SO-PIN and
-// the user's PIN, a line each. It takes no token that is initialized.
+// initToken initializes an unused token for countersignd dev. The SO-PIN and the user's PIN come over a
+// pipe, one line each.
 func (t *tool) initToken() *cobra.Command {
 	var module, label string
 	cmd := &cobra.Command{
@@ -41,7 +41,7 @@ func readPINs(r io.Reader) (pins tokenPINs, err error) {
 	in := bufio.NewScanner(io.LimitReader(r, 1024))
 	for _, pin := range []*string{&pins.so, &pins.user} {
 		if !in.Scan() || in.Text() == "" {
-			return pins, errors.Join(in.Err(), errors.New("standard input has no SO-PIN and PIN, a line each"))
+			return pins, errors.Join(in.Err(), errors.New("standard input does not have the SO-PIN and the PIN, one line each"))
 		}
 		*pin = in.Text()
 	}

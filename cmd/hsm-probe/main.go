@@ -54,7 +54,7 @@ var exits = []struct {
 	code cli.Code
 	hint string
 }{
-	{context.Canceled, cli.Interrupted, "it was interrupted; its objects on the token were removed, or the next run removes them"},
+	{context.Canceled, cli.Interrupted, "its objects on the token were removed, or the next run removes them"},
 	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
 	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: lists the tokens"},

@@ -17,14 +17,13 @@ import (
 )
 
 // This file compares the secret keys of the members. The id of a key pair is the hash of its
-// public key, and the pool proves the private half. The id of a secret key proves nothing: a
-// token that has another value under the id of `mac` breaks every seal, and one that has
-// another under the id of `wrap` takes every password for a wrong one.
+// public key, and the pool proves the private half. The id of a secret key proves nothing. With
+// another value of mac no seal verifies, and with another value of wrap no verifier unwraps.
 
-// ErrOtherKey means that a secret key of a token has another value than the key with the
+// errOtherKey means that a secret key of a token has another value than the key with the
 // same id on a token that joined before. The token gets no calls. It wraps
 // [hsm.ErrUnavailable].
-var ErrOtherKey = fmt.Errorf("a key has another value than on the token that joined before, the token gets no calls: %w", hsm.ErrUnavailable)
+var errOtherKey = fmt.Errorf("the token has another key under the same id, and gets no calls: %w", hsm.ErrUnavailable)
 
 // errJoining means that a token is being compared while another one serves.
 var errJoining = fmt.Errorf("the keys of the token are being compared: %w", hsm.ErrUnavailable)
@@ -32,18 +31,17 @@ var errJoining = fmt.Errorf("the keys of the token are being compared: %w", hsm.
 // retryRefused is the time after which a token that did not join is compared again.
 const retryRefused = 10 * time.Second
 
-// sampleText is what samples authenticate, so that no protocol here gives it a meaning.
+// sampleText is the input of samples. It has no meaning in any protocol of the appliance.
 const sampleText = "countersign same key v1"
 
 // standing is the outcome of the last comparison of a member.
 type standing struct {
 	returns uint64 // Token.Returns before it
-	err     error  // nil: it joined; [ErrOtherKey]: it did not
+	err     error  // nil: it joined; [errOtherKey]: it did not
 	at      time.Time
 }
 
-// sample is what a secret key made of an input of this process. Another token with the key
-// makes the same of it.
+// sample has outputs of a secret key. Another token with the same key gives the same outputs.
 type sample struct {
 	from    string // the name of the member
 	mac     []byte // of a MACKey: over sampleText
@@ -89,7 +87,7 @@ func (m *member) joined() bool {
 	return st != nil && st.err == nil && st.returns == m.Returns()
 }
 
-// refused returns [ErrOtherKey] if the member did not join.
+// refused returns [errOtherKey] if the member did not join.
 func (m *member) refused() error {
 	if st := m.standing.Load(); st != nil && st.returns == m.Returns() {
 		return st.err
@@ -103,7 +101,7 @@ func (m *member) due() bool {
 	return st == nil || st.returns != m.Returns() || st.err != nil && time.Since(st.at) >= retryRefused
 }
 
-// Refused returns why a member does not join, or nil. The error wraps [ErrOtherKey].
+// Refused returns why a member does not join, or nil. The error wraps [errOtherKey].
 func (s *Set) Refused(name string) error {
 	m, err := s.find(name)
 	if err != nil {
@@ -113,8 +111,8 @@ func (s *Set) Refused(name string) error {
 	return m.refused()
 }
 
-// admit returns nil if the member may get a call. It has the keys of members that came back
-// compared. It waits for that if wait is set, or if no other member serves.
+// admit returns nil if the member may get a call. It starts the comparison of members that came back,
+// and waits for it if wait is set or no other member serves.
 func (s *Set) admit(ctx context.Context, m *member, wait bool) error {
 	if len(s.members) == 1 {
 		return nil
@@ -156,11 +154,11 @@ func (s *Set) compareDue() {
 	}()
 }
 
-// compareLater compares a member for no caller.
+// compareLater compares a member without the deadline of a caller.
 func (s *Set) compareLater(m *member) {
 	ctx, cancel := s.background()
 	defer cancel()
-	if err := s.compare(ctx, m); err != nil && !errors.Is(err, ErrOtherKey) {
+	if err := s.compare(ctx, m); err != nil && !errors.Is(err, errOtherKey) {
 		s.log.Warn("keys of the token could not be compared", "token", m.Name, "error", err)
 	}
 }
@@ -173,8 +171,8 @@ func (s *Set) background() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 10*s.timeout)
 }
 
-// compare compares the secret keys of a member with the samples, if that is due, and stores
-// its standing. An error is [ErrOtherKey], or the member's: then it stays due.
+// compare compares the secret keys of a member with the samples, if that is due, and stores its
+// standing. The error is errOtherKey, or an error of the member, which stays due then.
 func (s *Set) compare(ctx context.Context, m *member) error {
 	select {
 	case m.turn <- struct{}{}:
@@ -187,7 +185,7 @@ func (s *Set) compare(ctx context.Context, m *member) error {
 	}
 	returns := m.Returns()
 	err := s.compareKeys(ctx, m)
-	if err != nil && !errors.Is(err, ErrOtherKey) {
+	if err != nil && !errors.Is(err, errOtherKey) {
 		return err
 	}
 	before := m.standing.Swap(&standing{returns: returns, err: err, at: time.Now()})
@@ -232,11 +230,11 @@ func (s *Set) compareKey(ctx context.Context, m *member, k hsm.Key, all []hsm.Ke
 			return err
 		}
 	}
-	return fmt.Errorf("token %s: %w", known.from, ErrOtherKey)
+	return fmt.Errorf("compared with token %s: %w", known.from, errOtherKey)
 }
 
-// sample makes a sample of a key that fits what the member answers a second time. For a
-// WrapKey it needs a key agreement of the member; without one it is empty.
+// sample makes a sample of a key, and has the member confirm it. The sample of a WrapKey needs a
+// DeriveP256 key of the member; without one it is empty.
 func (m *member) sample(ctx context.Context, k hsm.Key, all []hsm.Key) (sample, error) {
 	for range hsm.Tries {
 		made := sample{from: m.Name}
@@ -292,7 +290,7 @@ func (m *member) wrapSample(ctx context.Context, k hsm.Key, all []hsm.Key, into 
 	return nil
 }
 
-// makes reports whether the member's key makes of the sample's input what the sample says.
+// makes reports whether the member's key gives the outputs of the sample.
 func (m *member) makes(ctx context.Context, k hsm.Key, of sample) (bool, error) {
 	if k.Usage == hsm.MACKey {
 		mac, err := m.Token.MAC(ctx, k.ID, []byte(sampleText))
@@ -333,5 +331,5 @@ func (s *Set) proveCopies(ctx context.Context, k hsm.Key) error {
 	return nil
 }
 
-// lacks reports whether a token cannot use a key, or has it no more.
+// lacks reports whether a token cannot use a key, or no longer has it.
 func lacks(err error) bool { return errors.Is(err, hsm.ErrUnsupported) || errors.Is(err, hsm.ErrKey) }

@@ -95,8 +95,8 @@ func TestOtherKey(t *testing.T) {
 				if err := s.Drain("second", true); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Drain("second", false); !errors.Is(err, ErrOtherKey) || !s.Drained("second") {
-					t.Errorf("resuming it: %v, want ErrOtherKey", err)
+				if err := s.Drain("second", false); !errors.Is(err, errOtherKey) || !s.Drained("second") {
+					t.Errorf("resuming it: %v, want errOtherKey", err)
 				}
 				return s
 			},
@@ -120,8 +120,8 @@ func TestOtherKey(t *testing.T) {
 				if got, err := use(t.Context(), s, k); !errors.Is(err, hsm.ErrUnavailable) {
 					t.Errorf("with the other key only: %x, %v, want ErrUnavailable", got, err)
 				}
-				if !s.Drained("second") && !errors.Is(s.Refused("second"), ErrOtherKey) {
-					t.Errorf("Refused: %v, want ErrOtherKey", s.Refused("second"))
+				if !s.Drained("second") && !errors.Is(s.Refused("second"), errOtherKey) {
+					t.Errorf("Refused: %v, want errOtherKey", s.Refused("second"))
 				}
 				if s.Refused("first") != nil || s.Ready() {
 					t.Errorf("first is refused: %v, ready %v", s.Refused("first"), s.Ready())
@@ -177,11 +177,11 @@ func TestJoinsLater(t *testing.T) {
 	good := second.Clone()
 	plant(t, second.Token, k)
 	second.returns.Add(1)
-	if err := s.compareFor(t, "second"); !errors.Is(err, ErrOtherKey) {
-		t.Fatalf("another key: %v, want ErrOtherKey", err)
+	if err := s.compareFor(t, "second"); !errors.Is(err, errOtherKey) {
+		t.Fatalf("another key: %v, want errOtherKey", err)
 	}
-	if _, err := s.Generate(t.Context(), hsm.KeySpec{Label: "mac@2", Usage: hsm.MACKey}); !errors.Is(err, ErrOtherKey) {
-		t.Errorf("a new key beside it: %v, want ErrOtherKey", err)
+	if _, err := s.Generate(t.Context(), hsm.KeySpec{Label: "mac@2", Usage: hsm.MACKey}); !errors.Is(err, errOtherKey) {
+		t.Errorf("a new key beside it: %v, want errOtherKey", err)
 	}
 	if err := s.Drain("first", true); !errors.Is(err, ErrLast) {
 		t.Errorf("Drain of the only token that joined: %v, want ErrLast", err)
@@ -253,8 +253,8 @@ func TestErringTokenJoins(t *testing.T) {
 	s.settled()
 	s.members[1].Token = &wrong{second, hsm.Tries}
 	second.returns.Add(1)
-	if err := s.compareFor(t, "second"); !errors.Is(err, ErrOtherKey) {
-		t.Errorf("%d wrong answers: %v, want ErrOtherKey", hsm.Tries, err)
+	if err := s.compareFor(t, "second"); !errors.Is(err, errOtherKey) {
+		t.Errorf("%d wrong answers: %v, want errOtherKey", hsm.Tries, err)
 	}
 }
 

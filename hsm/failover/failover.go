@@ -30,8 +30,8 @@ type Token interface {
 	hsm.Token
 	Ready() bool   // it can be expected to answer
 	InFlight() int // calls without an answer
-	// Returns is how often it came back, or came first. It changes before the first call
-	// that may meet another token than the calls before.
+	// Returns counts its starts and returns. It changes before the first call that may reach
+	// another token than earlier calls.
 	Returns() uint64
 }
 
@@ -97,7 +97,7 @@ func (s *Set) Drained(name string) bool {
 }
 
 // Drain stops giving calls to a member; false gives it calls again. It returns [ErrLast]
-// for the last member that takes calls, [ErrNoMember] for an unknown name, and [ErrOtherKey]
+// for the last member that takes calls, [ErrNoMember] for an unknown name, and errOtherKey
 // for a member that holds another key now: it stays drained. A call that was given to the
 // member just before may be under way: see [Set.Idle].
 func (s *Set) Drain(name string, drain bool) error {
@@ -200,7 +200,9 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 	order := s.order()
 	var failed []error
 	for i, m := range order {
-		answer, err = try(ctx, s.share(len(order)-i), func(ctx context.Context) (T, error) { return ask(ctx, s, m, i == len(order)-1, call) })
+		answer, err = try(ctx, s.share(len(order)-i), func(ctx context.Context) (T, error) {
+			return ask(ctx, s, m, i == len(order)-1, call)
+		})
 		if err == nil || !hsm.TryElsewhere(ctx, err) {
 			return answer, err
 		}
@@ -212,7 +214,9 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 // ask gives a call to a member whose keys are the set's. The answer of a token that came back
 // meanwhile does not count, because it may be another token. The last member that can be
 // asked is waited for.
-func ask[T any](ctx context.Context, s *Set, m *member, last bool, call func(context.Context, hsm.Token) (T, error)) (answer T, err error) {
+func ask[T any](
+	ctx context.Context, s *Set, m *member, last bool, call func(context.Context, hsm.Token) (T, error),
+) (answer T, err error) {
 	if err := s.admit(ctx, m, last); err != nil {
 		return answer, err
 	}

@@ -115,8 +115,8 @@ func nativeOf(ctx *pkcs11.Ctx) native {
 	return native{(*C.functions)(inner.list)}
 }
 
-// loadError is the error of a library that miekg/pkcs11 did not load, with the words of the dynamic linker. Its text names
-// what is missing, which may be another library.
+// loadError is the error of a library that miekg/pkcs11 did not load. It has the message of the dynamic linker, which
+// names the missing file: perhaps another library.
 func loadError(path string) error {
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))

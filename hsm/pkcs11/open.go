@@ -35,7 +35,10 @@ func Open(cfg Config) (*Token, error) {
 }
 
 func open(cfg Config) (*Token, error) {
-	t := &Token{log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), settled: allOptional, optional: allOptional}
+	t := &Token{
+		log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}),
+		settled: allOptional, optional: allOptional,
+	}
 	info, err := t.logIn(cfg)
 	if err != nil {
 		return nil, err

@@ -261,7 +261,7 @@ func (t *Token) unwrapError(s *session, wrap object, err error) error {
 	case t.canUnwrap(s, wrap) == nil:
 		return at("C_UnwrapKey", errWrapped)
 	case blames:
-		return at("C_UnwrapKey", fmt.Errorf("%v, as for what it has just wrapped: %w", err, errBroken))
+		return at("C_UnwrapKey", fmt.Errorf("%v, also for a key that it has just wrapped: %w", err, errBroken))
 	}
 	return at("C_UnwrapKey", err)
 }

@@ -32,10 +32,10 @@ func (t *Token) withRestriction(p profile, template []*pkcs11.Attribute) []*pkcs
 	return p.restrictedIf(true, template)
 }
 
-// withFewerOptional calls f, which puts a key on the token, with fewer optional attributes
-// as long as the module refuses them: with a code that names the template, or, if the code
-// says nothing, as a trial shows. Each key begins with all that the trials have left, so an
-// error costs no other key its attributes. Callers hold changing.
+// withFewerOptional calls f, which puts a key on the token, again with fewer optional
+// attributes while the module refuses them. The module refuses them with a code that names the
+// template; after an ambiguous code a trial decides. Each key begins with every attribute that the
+// trials have left, so one error costs no other key its attributes. Callers hold changing.
 func (t *Token) withFewerOptional(s *session, f func() error) error {
 	most := t.optional
 	defer func() { t.optional = min(most, t.settled) }()
@@ -51,7 +51,8 @@ func (t *Token) withFewerOptional(s *session, f func() error) error {
 		return first
 	}
 	if t.optional < most {
-		t.log.Warn("module does not keep all attributes of a key", "token", t.label, "allowed_mechanisms", t.optional >= allOptional, "unwrap_template", t.optional >= someOptional)
+		t.log.Warn("module does not keep all attributes of a key", "token", t.label,
+			"allowed_mechanisms", t.optional >= allOptional, "unwrap_template", t.optional >= someOptional)
 	}
 	return nil
 }
@@ -69,8 +70,8 @@ func (t *Token) refusesOptional(s *session) bool {
 	return true
 }
 
-// refuses reports whether one way fails and the other succeeds, each twice in turn. An outage
-// does not look like that.
+// refuses reports whether with fails and without succeeds, twice in turn. An outage does not look
+// like that.
 func refuses(with, without func() error) bool {
 	for range 2 {
 		if with() == nil || without() != nil {

@@ -212,7 +212,7 @@ var errTaken = errors.New("label or id is taken")
 // errWrapped: a wrapped key or sealed copy does not open, or opens to something else.
 var errWrapped = errors.New("not what was sealed or wrapped")
 
-// errBroken: the module blames an input that is good.
+// errBroken means that the module blames an input that is good.
 var errBroken = errors.New("the module blames a good input")
 
 // errLacking: the module supports the operation, but not for keys of this kind.

@@ -205,8 +205,8 @@ func (p *Pool) Close() {
 // Ready reports whether calls go to the workers.
 func (p *Pool) Ready() bool { return p.State().Ready }
 
-// Returns is how often a worker was added when there was none: at the first start, and each
-// time that the pool comes back from having lost them all.
+// Returns counts how often the pool got its first worker: at the start, and each time after it had
+// lost all of them.
 func (p *Pool) Returns() uint64 { return p.returns.Load() }
 
 // InFlight returns the number of calls that were not answered yet.

@@ -18,8 +18,9 @@ import (
 type Activation struct{ file string }
 
 // CodeHelp describes the sources for a help text.
-const CodeHelp = "CODE comes from --code-file, from standard input if that is not a terminal or CODE is -, or from a question.\n" +
-	"Do not give it as an argument on a machine with other users: they see arguments in the process list."
+const CodeHelp = "CODE comes from --code-file, or from standard input (if that is not a terminal, or CODE is -), or the\n" +
+	"command asks for it. Do not give it as an argument on a machine with other users: they see arguments in the\n" +
+	"process list."
 
 // maxCode bounds an activation code, in bytes.
 const maxCode = 256
@@ -48,7 +49,7 @@ func (c *Activation) FromInput(cmd *cobra.Command, args []string) bool {
 func (c *Activation) Read(cmd *cobra.Command, args []string) (string, error) {
 	switch {
 	case c.file != "" && len(args) > 0:
-		return "", Fail(Usage, errors.New("--code-file and CODE are given"), "give one of them")
+		return "", Fail(Usage, errors.New("--code-file and CODE are both given"), "give one of them")
 	case c.file != "":
 		raw, err := secret.ReadFile(c.file)
 		defer clear(raw)
@@ -58,7 +59,7 @@ func (c *Activation) Read(cmd *cobra.Command, args []string) (string, error) {
 		return line, Fail(Usage, err, "give --code-file FILE, or write the code to standard input")
 	case len(args) > 0:
 		fmt.Fprintln(cmd.ErrOrStderr(),
-			"warning: other users can see an activation code on the command line: use --code-file, or write it to standard input")
+			"warning: other users can see a code on the command line: use --code-file, or write it to standard input")
 		return args[0], nil
 	}
 	raw, err := TerminalOf(cmd).Secret("Activation code: ")

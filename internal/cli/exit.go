@@ -23,7 +23,7 @@ const (
 	TryAgain     Code = 75  // may succeed later without a change
 	Auth         Code = 77  // authentication failed, or the PIN was refused
 	Config       Code = 78  // the configuration is wrong
-	Interrupted  Code = 130 // SIGINT or SIGTERM ended it
+	Interrupted  Code = 130 // SIGINT or SIGTERM ended the command
 )
 
 var codeNames = map[Code]string{

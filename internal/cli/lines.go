@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// Lines is the output of a daemon: its log, or a display. A goroutine of its own writes each line to the file behind
-// it, so that a reader that is slow, stuck or gone stops no work. Lines that cannot be written are lost and counted.
-// The first line after them says how many they were.
+// Lines is the output of a daemon: its log, or a display. A separate goroutine writes each line to the file behind it, so
+// that a slow, stuck or closed reader stops no work. Lines that cannot be written are lost and counted: a line before
+// the next one says how many were lost.
 type Lines struct {
 	to io.Writer
 
 	mu      sync.Mutex
-	changed sync.Cond // of what follows
+	changed sync.Cond // the following fields have changed
 	queue   []queued
 	size    int // of the queue, bytes
-	lost    int // lines since the newest of the queue
+	lost    int // number of lines lost after the newest of the queue
 	closed  bool
 }
 
-// queued is a line, and how many were lost before it.
+// queued is a line, and the number of lines lost before it.
 type queued struct {
 	line []byte
 	lost int
@@ -128,7 +128,8 @@ func (l *Lines) done(q queued, err error) {
 // lostLine reports lost lines in the format of the line after them.
 func lostLine(q queued) []byte {
 	if bytes.HasPrefix(q.line, []byte("{")) {
-		return fmt.Appendf(nil, `{"@level":"warn","@message":"log lines were lost: their reader is slow or gone","lines":%d}`+"\n", q.lost)
+		const report = `{"@level":"warn","@message":"log lines were lost: their reader is slow or gone","lines":%d}`
+		return fmt.Appendf(nil, report+"\n", q.lost)
 	}
 	return fmt.Appendf(nil, "%d lines were lost: their reader is slow or gone\n", q.lost)
 }

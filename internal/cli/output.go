@@ -161,7 +161,7 @@ func escapeNarrow(doc []byte) []byte {
 	})
 }
 
-// escapeWide does so with characters beyond U+FFFF, which JSON and YAML write in
+// escapeWide escapes such characters beyond U+FFFF too, which JSON and YAML write in
 // different forms.
 func escapeWide(doc []byte, form func(rune) string) []byte {
 	return escaped(doc, func(r rune) string {

@@ -14,9 +14,9 @@ func UntilSignal() (ctx context.Context, stop context.CancelFunc) {
 	return ctx, stop
 }
 
-// UntilStopped is the context of a daemon: it ends with SIGINT or SIGTERM, and further signals change nothing. A
-// daemon survives SIGHUP, because it has nothing to load again, and SIGPIPE, because the reader of its output may go
-// away. Its children get both signals as usual.
+// UntilStopped returns the context of a daemon. It ends with SIGINT or SIGTERM; further signals change nothing. A daemon
+// survives SIGHUP, because it reloads nothing, and SIGPIPE, because the reader of its output may go away. Both signals
+// have their usual effect on its children.
 func UntilStopped() (ctx context.Context, stop context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE) // unlike Ignore, children do not inherit it
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -15,8 +15,8 @@ import (
 // maxAnswer bounds an answer, in bytes.
 const maxAnswer = 4096
 
-// Terminal asks the user. Questions go to Err, never among the data. A question returns the error of Ctx when that
-// ends, as Ctrl-C makes it end; its input is not read further then.
+// Terminal asks the user. Questions go to Err, never among the data. When Ctx ends, as after Ctrl-C, a question returns
+// its error and reads no further input.
 type Terminal struct {
 	Ctx context.Context
 	In  io.Reader
@@ -79,7 +79,7 @@ func (t Terminal) Confirm(question string) (bool, error) {
 // ConfirmName has the user type a name before something is destroyed; it must
 // be equal to the letter. Input that has ended is an error with exit code 2.
 func (t Terminal) ConfirmName(question, name string) (bool, error) {
-	answer, err := t.ask(fmt.Sprintf("%s Type %s to go on: ", question, name))
+	answer, err := t.ask(fmt.Sprintf("%s Type %s to continue: ", question, name))
 	return err == nil && name != "" && answer == name, err
 }
 
@@ -92,7 +92,7 @@ func (t Terminal) ask(question string) (string, error) {
 	return answer, err
 }
 
-// await returns what read returns, or the error of ctx if that ends first. Then read continues in its goroutine.
+// await returns the result of read. If ctx ends first, it returns the error of ctx, and read continues in its goroutine.
 func await[T any](ctx context.Context, read func() (T, error)) (T, error) {
 	type result struct {
 		value T

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bootID is SHA-256 of the random number that the kernel chose at its start, the first 4
-// bytes; zero if it cannot be read.
+// bootID returns the first 4 bytes of the SHA-256 of the random number that the kernel chose at its
+// start, or zero if that cannot be read.
 var bootID = sync.OnceValue(func() (id [4]byte) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if text = bytes.TrimSpace(text); err == nil && len(text) > 0 {

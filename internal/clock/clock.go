@@ -1,4 +1,4 @@
-// Package clock measures time that a change of the system's clock does not shorten.
+// Package clock measures time regardless of changes of the system's clock.
 package clock
 
 import "time"
@@ -11,8 +11,8 @@ type Boot struct {
 	At time.Duration // since then, with the time that the host slept
 }
 
-// Since returns the time from then to b. It returns false for moments of different boots,
-// or of none.
+// Since returns the time from then to b. It returns false if the moments are of different boots, or if a
+// boot is unknown.
 func (b Boot) Since(then Boot) (time.Duration, bool) {
 	return b.At - then.At, b.ID == then.ID && b.ID != [4]byte{}
 }

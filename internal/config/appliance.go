@@ -183,8 +183,10 @@ func (a *Appliance) resolve(dir string) {
 	for _, path := range []*string{&a.HSM.Module, &a.HSM.Pin.Path, &a.HSM.Second.Module, &a.HSM.Second.Pin.Path, &a.HSM.WorkerBinary, &a.Store.Path, &a.Admin.Socket, &a.Backup.Recipient} {
 		*path = under(dir, *path)
 	}
-	for _, padded := range []*string{&a.HSM.TokenLabel, &a.HSM.TokenSerial, &a.HSM.Second.TokenLabel, &a.HSM.Second.TokenSerial} {
-		*padded = strings.TrimRight(*padded, " ") // tools print the blanks with which PKCS#11 pads them
+	for _, padded := range []*string{
+		&a.HSM.TokenLabel, &a.HSM.TokenSerial, &a.HSM.Second.TokenLabel, &a.HSM.Second.TokenSerial,
+	} {
+		*padded = strings.TrimRight(*padded, " ") // PKCS#11 pads them with blanks, which tools print
 	}
 	if len(a.UV.Attest) > 0 {
 		a.UV.Attest[0] = command(dir, a.UV.Attest[0])

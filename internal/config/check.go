@@ -275,14 +275,14 @@ func (c *checks) hook(h Hook) {
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// variables checks names of environment variables. A value does not belong into the file.
+// variables checks names of environment variables. Values do not belong in the file.
 func (c *checks) variables(key string, names []string) {
 	for i, name := range names {
 		switch {
 		case strings.Contains(name, "="):
 			c.fail(key, "has a value: write the name only, and set the value in the environment of the daemon")
 		case !variable.MatchString(name):
-			c.fail(key, "%q is no name of a variable", name)
+			c.fail(key, "%q is not the name of an environment variable", name)
 		case slices.Contains(names[:i], name):
 			c.fail(key, "%s is named twice", name)
 		}

@@ -97,7 +97,7 @@ func TestRelayRefuses(t *testing.T) {
 		{"empty hook", least + "[hook]\ncommand = [\"\"]\n", "relay.toml:9: hook.command: the program is missing"},
 		{"hook as a string", least + "[hook]\ncommand = \"rm -rf\"\n", "relay.toml:9: hook.command: "},
 		{"hook environment with a value", least + "[hook]\nenvironment = [\"PORT=7\"]\n", "relay.toml:9: hook.environment: has a value: write the name only"},
-		{"hook environment", least + "[hook]\nenvironment = [\"7UP\"]\n", `relay.toml:9: hook.environment: "7UP" is no name of a variable`},
+		{"hook environment", least + "[hook]\nenvironment = [\"7UP\"]\n", `relay.toml:9: hook.environment: "7UP" is not the name of an environment variable`},
 		{"hook environment twice", least + "[hook]\nenvironment = [\"A\", \"A\"]\n", "hook.environment: A is named twice"},
 		{"hook timeout", least + "[hook]\ntimeout = \"1ms\"\n", `relay.toml:9: hook.timeout: "1ms": want 100ms to 10m0s`},
 		{"ops on the network", least + "[ops]\nlisten = \"[::]:1\"\n", `relay.toml:9: ops.listen: "[::]:1": want a loopback address`},

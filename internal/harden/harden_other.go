@@ -2,5 +2,5 @@
 
 package harden
 
-// Process does nothing: the protection is the operating system's.
+// Process does nothing: only Linux is supported.
 func Process() error { return nil }

@@ -17,7 +17,7 @@ import (
 // MaxBytes is the longest secret that is read, in bytes.
 const MaxBytes = 4096
 
-// FileError is the reason why a file is not taken as a secret. Err does not repeat the path, nor any content.
+// FileError says why a file is refused as a secret. Err has neither the path nor any content of the file.
 type FileError struct {
 	Path   string
 	Err    error
@@ -36,15 +36,15 @@ func (e *FileError) ExitCode() int { return 77 }
 func (e *FileError) Hint() string { return e.advice }
 
 // ReadFile reads the one line of a file that only this process and root can change, and that no other user can read
-// (see [Private]). Errors are [*FileError]; their causes are those of [Line], and of reading the file.
-func ReadFile(path string) (Bytes, error) {
-	return readFile(path, Private)
+// (see private). Errors are [*FileError]: the file cannot be read, or [Line] refuses its text.
+func ReadFile(name string) (Bytes, error) {
+	return readFile(name, private)
 }
 
-// ReadGuardedFile is [ReadFile] for a file in a directory that another program guards. Its group and an ACL may let
-// other users read it; everyone may not.
-func ReadGuardedFile(path string) (Bytes, error) {
-	return readFile(path, func(info os.FileInfo) (advice string, err error) {
+// ReadGuardedFile is [ReadFile] for a file in a directory that another program guards, such as systemd. The file may be
+// readable for its group or by an ACL, but not for every user.
+func ReadGuardedFile(name string) (Bytes, error) {
+	return readFile(name, func(info os.FileInfo) (advice string, err error) {
 		if info.Mode().Perm()&0o007 != 0 {
 			return "run: chmod o= FILE", fmt.Errorf("mode %04o lets every user use the file", info.Mode().Perm())
 		}
@@ -52,17 +52,17 @@ func ReadGuardedFile(path string) (Bytes, error) {
 	})
 }
 
-func readFile(path string, check func(os.FileInfo) (string, error)) (Bytes, error) {
-	raw, advice, err := readRaw(path, check)
+func readFile(name string, check func(os.FileInfo) (string, error)) (Bytes, error) {
+	raw, advice, err := readRaw(name, check)
 	if err == nil {
 		raw, err = Line(raw)
 	}
 	if err != nil {
 		var named *os.PathError
 		if errors.As(err, &named) {
-			err = named.Err // the path is said already
+			err = named.Err // FileError has the path
 		}
-		return nil, &FileError{path, err, advice}
+		return nil, &FileError{name, err, advice}
 	}
 	return raw, nil
 }
@@ -78,7 +78,7 @@ func readRaw(name string, check func(os.FileInfo) (string, error)) (raw []byte, 
 		return nil, "", err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat() // of the opened file, which cannot be exchanged any more
+	info, err := f.Stat() // of the opened file, which another program cannot exchange
 	switch {
 	case err != nil:
 		return nil, "", err
@@ -94,10 +94,10 @@ func readRaw(name string, check func(os.FileInfo) (string, error)) (raw []byte, 
 	return raw, "", err
 }
 
-// Private checks owner and mode of a file that holds a secret. Its owner is this process's user or root, others have no
+// private checks owner and mode of a file that holds a secret. Its owner is this process's user or root, others have no
 // access, and the group cannot write. The group may read a file of root if this process is in that group. advice is a
 // command for the owner, in which FILE is the file's path.
-func Private(info os.FileInfo) (advice string, err error) {
+func private(info os.FileInfo) (advice string, err error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return "", errors.New("its owner is unknown")
@@ -108,14 +108,15 @@ func Private(info os.FileInfo) (advice string, err error) {
 	switch {
 	case stat.Uid != self && stat.Uid != 0:
 		return fmt.Sprintf("run as root: chown %s FILE && chmod 600 FILE", userName(self)),
-			fmt.Errorf("it belongs to %s, and neither to %s nor to root", userName(stat.Uid), userName(self))
+			fmt.Errorf("it belongs to %s: its owner must be %s or root", userName(stat.Uid), userName(self))
 	case mode&0o077 == 0, stat.Uid == 0 && own && mode&0o037 == 0:
 		return "", nil
 	case stat.Uid == self:
-		return "run: chmod 600 FILE", fmt.Errorf("mode %04o lets others than the owner use the file", mode)
+		return "run: chmod 600 FILE", fmt.Errorf("mode %04o lets users other than its owner use the file", mode)
 	default:
-		return fmt.Sprintf("run as root: chgrp %d FILE && chmod 640 FILE (in Kubernetes: fsGroup %d and defaultMode 0440)", os.Getegid(), os.Getegid()),
-			fmt.Errorf("mode %04o and group %d let others than %s use the file of root", mode, stat.Gid, userName(self))
+		const command = "run as root: chgrp %[1]d FILE && chmod 640 FILE (in Kubernetes: fsGroup %[1]d and defaultMode 0440)"
+		return fmt.Sprintf(command, os.Getegid()),
+			fmt.Errorf("mode %04o and group %d let users other than root and %s use the file", mode, stat.Gid, userName(self))
 	}
 }
 
@@ -128,9 +129,8 @@ func userName(uid uint32) string {
 
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
-// Line returns the text of a secret's one line: without a line end of Unix or Windows, and without the byte order mark of
-// an editor. A text that is empty, longer than [MaxBytes], in UTF-16, or of more than one line is an error, because each
-// wrong try of a secret may be the last.
+// Line returns the one line of a secret, without its line end (Unix or Windows) and without a byte order mark. A text that
+// is empty, longer than [MaxBytes], in UTF-16, or of more than one line is an error: trying it could cost a try.
 func Line(raw []byte) (Bytes, error) {
 	line := bytes.TrimSuffix(bytes.TrimSuffix(bytes.TrimPrefix(raw, byteOrderMark), []byte("\n")), []byte("\r"))
 	switch {
@@ -141,7 +141,7 @@ func Line(raw []byte) (Bytes, error) {
 	case bytes.HasPrefix(raw, []byte("\xff\xfe")), bytes.HasPrefix(raw, []byte("\xfe\xff")):
 		return nil, errors.New("it is UTF-16: save it as UTF-8")
 	case bytes.ContainsAny(line, "\r\n\x00"):
-		return nil, errors.New("it has more than one line, or a NUL")
+		return nil, errors.New("it has more than one line, or a NUL byte")
 	}
 	return line, nil
 }

@@ -36,7 +36,7 @@ func TestPrivate(t *testing.T) {
 			{other, group, false},
 			{other, foreign, false},
 		} {
-			advice, err := Private(described{uid: tc.uid, gid: tc.gid, mode: mode})
+			advice, err := private(described{uid: tc.uid, gid: tc.gid, mode: mode})
 			if (err == nil) != tc.want || (err == nil) != (advice == "") {
 				t.Errorf("mode %04o, owner %d, group %d: %v, advice %q", mode, tc.uid, tc.gid, err, advice)
 			}
@@ -50,7 +50,7 @@ func TestPrivate(t *testing.T) {
 		{other, foreign, 0o600, "chown"},
 		{0, foreign, 0o440, "fsGroup"},
 	} {
-		advice, err := Private(described{uid: tc.uid, gid: tc.gid, mode: tc.mode})
+		advice, err := private(described{uid: tc.uid, gid: tc.gid, mode: tc.mode})
 		if tc.uid == self && tc.uid == 0 {
 			tc.want = "chmod 600" // root runs the test
 		}

@@ -152,9 +152,9 @@ func (c *Client) callOnce(ctx context.Context, r request) ([]byte, error) {
 	return body, err
 }
 
-// judge notes whether a call reached the appliance and what its problem was, unless a later call has
-// ended before it. It reports whether the first is a change, and whether the problem is another than
-// that of the call before.
+// judge notes whether a call reached the appliance, and its problem, unless a later call has ended
+// before. changed reports whether reachability changed, and isNew whether there is a problem of another
+// kind than before.
 func (c *Client) judge(number uint64, isReachable bool, p problem) (changed, isNew bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -180,7 +180,7 @@ func (c *Client) Problem() string {
 // problem is why the appliance does not serve a device. Problems of one kind differ in their details.
 type problem struct{ kind, text string }
 
-// problemOf returns the problem of a call, or the zero value: an answer other than a refusal of the device is none.
+// problemOf returns the problem of a call. It is zero if the appliance answered, unless it refused the device.
 func problemOf(err error, now time.Time) problem {
 	var answered *StatusError
 	var invalid x509.CertificateInvalidError
@@ -188,12 +188,15 @@ func problemOf(err error, now time.Time) problem {
 	case err == nil:
 		return problem{}
 	case errors.As(err, &answered) && answered.Code == protocol.CodeDevice:
-		return problem{"refused", "the appliance refuses this device: it is suspended or revoked, or its certificate is not accepted any more"}
+		return problem{"refused", "the appliance refuses this device: " +
+			"it is suspended or revoked, or its certificate is no longer accepted"}
 	case errors.As(err, &answered):
 		return problem{}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return problem{"clock", fmt.Sprintf("by the clock of this device, %s, the appliance's certificate is not valid (%s to %s): set the clock",
-			now.UTC().Format(time.RFC3339), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))}
+		date := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+		return problem{"clock", fmt.Sprintf("the appliance's certificate is valid from %s to %s, "+
+			"and the clock of this device says %s: set the clock",
+			date(invalid.Cert.NotBefore), date(invalid.Cert.NotAfter), date(now))}
 	case errors.Is(err, errStranger):
 		return problem{"stranger", err.Error()}
 	case errors.Is(err, protocol.CodeTimeout):

@@ -127,7 +127,9 @@ func (s *Server) backUpKeys(w *sender, r *http.Request, body adminapi.KeyBackupA
 		return err
 	}
 	b := recovery.BackUp{Partial: body.Partial, Dry: body.DryRun, Life: life}
-	return s.Appliance.Recovery.BackUpKeys(r.Context(), b, func(b recovery.KeyBackup) error { return w.json(keyBackupJSON(b)) })
+	return s.Appliance.Recovery.BackUpKeys(r.Context(), b, func(made recovery.KeyBackup) error {
+		return w.json(keyBackupJSON(made))
+	})
 }
 
 func keyBackupJSON(b recovery.KeyBackup) adminapi.KeyBackup {
@@ -167,8 +169,8 @@ func (s *Server) copyStore(w *sender, r *http.Request, body adminapi.Ask) error 
 	return s.Appliance.Recovery.CopyStore(r.Context(), life, w.database)
 }
 
-// sender is an answer that is sent while the change behind it is not over yet. It has no length, so that it ends for
-// the peer when the handler returns: then the approval is spent.
+// sender sends an answer before the change behind it has ended. The answer has no length, so for the peer it ends when
+// the handler returns: then the approval is spent.
 type sender struct {
 	http.ResponseWriter
 	begun bool
@@ -210,8 +212,8 @@ func (w *sender) database(c recovery.StoreCopy) error {
 }
 
 // bindSent serves a route whose handler sends the answer itself. After an error in the middle of an answer it ends the
-// connection, so that the peer does not take what arrived for the whole.
-func bindSent[Req, Res any](m *mux, route adminapi.Route[Req, Res], h func(w *sender, r *http.Request, body Req) error) {
+// connection, so that the peer does not take a part for the whole.
+func bindSent[Req, Res any](m *mux, route adminapi.Route[Req, Res], h func(*sender, *http.Request, Req) error) {
 	m.HandleFunc(route.Pattern(), func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		out := &sender{ResponseWriter: w}

@@ -134,8 +134,8 @@ func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Clien
 	return out, nil
 }
 
-// giveBackClient asks for a change that draft drafts, and answers with the client. It changes nothing if the client
-// has nothing to get back.
+// giveBackClient asks for the change that draft returns, and answers with the client. If the client is neither suspended
+// nor locked, it changes nothing.
 func (s *Server) giveBackClient(
 	draft func(context.Context, string) (change.Draft, bool, error),
 ) func(*http.Request, adminapi.Ask) (*adminapi.Change, adminapi.Client, error) {

@@ -294,7 +294,7 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 		x := adminapi.Examination{Check: "token " + t.Name, Status: adminapi.CheckOK, Detail: t.State}
 		if !t.Serves() {
 			x.Status, x.Detail = adminapi.CheckWarn, t.State+": "+t.Reason
-			x.Advice = "until it serves, one outage stops the service: see countersignctl hsm status"
+			x.Advice = "the service has one token until it serves: countersignctl hsm status shows its workers"
 		}
 		if len(t.Lacks) > 0 {
 			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), adviceLacks
@@ -307,7 +307,8 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 	return out
 }
 
-const adviceLacks = "it cannot take over: rotate those keys, for the next versions are made on every token, or restore their copies onto it"
+const adviceLacks = "it cannot take over: rotate these keys (a rotation makes the next version on every token), " +
+	"or restore their copies onto it"
 
 // exitCode returns the exit code for a failed check: 77 for the PIN, 69 for an unavailable token or store, else 1.
 func exitCode(err error) int {

@@ -31,8 +31,8 @@ type Effect struct {
 	// before the end of the request was stored. It then finds out how far the first run came and
 	// continues, or returns an error. It writes its own audit records.
 	Do func(ctx context.Context, id change.ID, p change.Parameters) (any, error)
-	// Grants marks a kind whose change its caller makes, with [Service.Use]: it has no Do. A
-	// request with its quorum is granted, and stays taken until it is used or its time is over.
+	// Grants marks a kind without Do: the caller makes the change, with [Service.Use]. A request
+	// that has its quorum is granted: it stays taken until it is used or its time is over.
 	Grants bool
 }
 

@@ -13,10 +13,10 @@ import (
 // grantPeriod is how long a granted request can be used.
 const grantPeriod = time.Hour
 
-// Use makes a change that its effect only grants: use runs with the id of a request for this draft
-// that has its quorum, and spends it, durably. If use returns an error, the request can be used
-// again. Use asks for the change if no request is granted; if that waits for administrators, the
-// error is a [*Waiting]. If the policy requires no vote at all, use runs with a zero id.
+// Use makes a change whose effect only grants (see [Effect]). It calls use with the id of a granted
+// request for this draft, and then spends the request, durably. If use returns an error, the request
+// can be used again. If no request is granted, Use makes one; if that waits for administrators, the
+// error is a [*Waiting]. If the policy requires no vote, Use calls use with a zero id.
 func (s *Service) Use(ctx context.Context, d change.Draft, use func(context.Context, change.ID) error) error {
 	if s.rules.Active().Unattended(d.Kind) {
 		return use(ctx, change.ID{})
@@ -34,7 +34,7 @@ func (s *Service) Use(ctx context.Context, d change.Draft, use func(context.Cont
 	if err := use(ctx, id); err != nil {
 		return err
 	}
-	// It was made, even if its caller disconnects now.
+	// The change was made: its end is stored even if the caller has disconnected.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), executeTimeout)
 	defer cancel()
 	s.changing.Lock()
@@ -45,7 +45,7 @@ func (s *Service) Use(ctx context.Context, d change.Draft, use func(context.Cont
 	return nil
 }
 
-// reserve finds a granted request for a draft, or asks for one, and keeps other callers from it.
+// reserve finds a granted request for a draft, or makes one. No other caller gets the request meanwhile.
 func (s *Service) reserve(ctx context.Context, d change.Draft) (Change, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -63,8 +63,8 @@ func (s *Service) reserve(ctx context.Context, d change.Draft) (Change, error) {
 	return c, nil
 }
 
-// grantedLocked returns a request for this very draft that is granted and free. It counts the
-// signatures again, and closes what no longer holds.
+// grantedLocked returns a granted request for exactly this draft that no caller uses. It judges the
+// signatures again, and ends requests that no longer hold.
 func (s *Service) grantedLocked(ctx context.Context, d change.Draft) (Change, bool, error) {
 	asked, err := s.request(ctx, d)
 	if err != nil {
@@ -76,7 +76,8 @@ func (s *Service) grantedLocked(ctx context.Context, d change.Draft) (Change, bo
 	}
 	for _, row := range all {
 		c, err := s.view(ctx, row)
-		if err != nil || !c.Granted || s.using[row.ID] || c.Kind != asked.Kind || !reflect.DeepEqual(c.Parameters, asked.Parameters) {
+		if err != nil || !c.Granted || s.using[row.ID] ||
+			c.Kind != asked.Kind || !reflect.DeepEqual(c.Parameters, asked.Parameters) {
 			continue
 		}
 		to := store.ChangeFailed
@@ -84,7 +85,7 @@ func (s *Service) grantedLocked(ctx context.Context, d change.Draft) (Change, bo
 		case s.grantOver(c):
 			to = store.ChangeExpired
 		case c.Base != asked.Base:
-			c.Reason = "stale: what it is based on has changed"
+			c.Reason = "stale: the state that it is based on has changed"
 		case !c.Ruling.Approved():
 			c.Reason = "the quorum no longer holds"
 		default:

@@ -11,18 +11,18 @@ type Actor struct {
 	uid      *uint32
 	user     string // of uid; "" if the host does not know it
 	operator string // the administrator whose signature executed the change
-	role     string // of the daemon, or of who holds an activation code
+	role     string // of an actor without a uid
 }
 
 // The actors without a uid.
 var (
-	// Appliance finishes what it was asked for before.
+	// Appliance is the daemon: it finishes what an administrator asked for.
 	Appliance = Actor{role: "appliance"}
 	// Schedule takes the steps of the keys by itself.
 	Schedule = Actor{role: "schedule"}
 	// Device renews its own certificate.
 	Device = Actor{role: "device"}
-	// Holder has an activation code.
+	// Holder enrols with an activation code.
 	Holder = Actor{role: "holder of an activation code"}
 )
 
@@ -35,14 +35,14 @@ func UserOf(uid uint32) Actor {
 	return a
 }
 
-// With returns the actor that hands in the signature of an operator.
+// With returns the actor with the operator whose signature it hands in.
 func (a Actor) With(operator string) Actor {
 	a.operator = operator
 	return a
 }
 
-// fields returns the actor as a record has it: {"uid", "user"} of the peer of the admin socket,
-// {"operator"} whose signature executed the change, {"role"} of an actor without a user.
+// fields returns the actor as a record has it: "uid" and "user" of the peer of the admin socket,
+// "operator" of the signature that executed the change, or "role".
 func (a Actor) fields() map[string]any {
 	f := map[string]any{}
 	if a.uid != nil {
@@ -65,7 +65,7 @@ type actorKey struct{}
 // By returns a context in which an actor acts.
 func By(ctx context.Context, a Actor) context.Context { return context.WithValue(ctx, actorKey{}, a) }
 
-// ActorOf returns who acts in a context, [Appliance] if it has no actor.
+// ActorOf returns the actor of a context, or [Appliance] if it has none.
 func ActorOf(ctx context.Context) Actor {
 	a, ok := ctx.Value(actorKey{}).(Actor)
 	if !ok {
@@ -74,8 +74,7 @@ func ActorOf(ctx context.Context) Actor {
 	return a
 }
 
-// Act returns the record of an administrative change, which names the actor of ctx. It works as
-// [NewRecord], and adds the field "actor".
+// Act is [NewRecord] for an administrative change: it adds the field "actor", the actor of ctx.
 func Act(ctx context.Context, kind, subject string, fields map[string]any) Record {
 	with := map[string]any{"actor": ActorOf(ctx).fields()}
 	for name, value := range fields {

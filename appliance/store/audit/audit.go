@@ -27,7 +27,7 @@ type Record struct {
 // Kinds of audit record.
 const (
 	KindDecision = "decision" // a serial was spent
-	KindRefused  = "refused"  // a verified countersignature was refused without spending its serial, for example for a wrong password; see KindRepeats
+	KindRefused  = "refused"  // a verified countersignature was refused and its serial is not spent; see KindRepeats
 	KindFinal    = "final"    // a pending decision ended
 	KindSettled  = "settled"  // a serial was denied because its client asked about it
 	KindUnlock   = "unlock"   // an administrator set a client's password guard back

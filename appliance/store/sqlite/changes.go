@@ -119,8 +119,7 @@ func readChangesWhere(from source, signed func(store.Change) bool, rows string, 
 	return all, err
 }
 
-// readSignatures reads the signatures of a request. An error that says that they cannot be read stays
-// in the row.
+// readSignatures reads the signatures of a request. Signatures that are not well-formed are an error of the row.
 func readSignatures(from source, r *head.Row) (err error) {
 	c := r.Record.(store.Change)
 	c.Signatures, err = collect(from, func(s scanner) (one store.ChangeSignature, err error) {
@@ -201,7 +200,8 @@ func (h hanging) over(r head.Row) (c store.Change, ok bool, err error) {
 	}
 	c = r.Record.(store.Change)
 	if inForce(c) {
-		_ = h.vault.seals.Report(fmt.Sprintf("change request %x is over, and its row says that it is not", c.ID)) // it is left out
+		// The row is left out.
+		_ = h.vault.seals.Report(fmt.Sprintf("change request %x has ended, but its row says that it has not", c.ID))
 		return c, false, nil
 	}
 	return c, h.vault.seals.Check(c, r.Seal) == nil, nil
@@ -260,7 +260,8 @@ func (s *database) ListChanges(ctx context.Context, limit int) (list []store.Cha
 			held[r.Ref] = r.Record.(store.Change)
 		}
 		for below := int64(math.MaxInt64); len(list) < limit; {
-			rows, err := readChangesWhere(h.from, func(store.Change) bool { return false }, `NOT INDEXED WHERE ref < ? ORDER BY ref DESC LIMIT ?`, below, limit)
+			rows, err := readChangesWhere(h.from, func(store.Change) bool { return false },
+				`NOT INDEXED WHERE ref < ? ORDER BY ref DESC LIMIT ?`, below, limit)
 			if err != nil || len(rows) == 0 {
 				return err
 			}

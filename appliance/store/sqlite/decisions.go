@@ -215,8 +215,8 @@ func (s *database) Spend(ctx context.Context, sp store.Spend) (store.Outcome, er
 	return done.Outcome, nil
 }
 
-// anyClient finds the client of an id, or the next or last one if there is none. It looks for all
-// three, so that each id takes the same time.
+// anyClient finds the client of an id. For an unknown id it finds the next client, or the last one, so
+// that every id costs the same work.
 const anyClient = `SELECT ` + clientColumns + ` FROM ` + clientTables + ` WHERE c.ref = (SELECT ref FROM (
 	SELECT 0 AS last, ref FROM (SELECT ref FROM client WHERE id >= ?1 ORDER BY id LIMIT 1) UNION ALL
 	SELECT 1, ref FROM (SELECT ref FROM client ORDER BY id DESC LIMIT 1)) ORDER BY last LIMIT 1)`

@@ -58,7 +58,7 @@ func (s *database) Invitation(ctx context.Context, code [32]byte) (i store.Invit
 func (s *database) OpenInvitations(ctx context.Context, at time.Time) (list []store.Invitation, err error) {
 	err = s.onHead(ctx, "listing invitations", head.Invitations, func(h hanging) error {
 		r, err := head.Find(h.all, head.OpenSet{}.Record())
-		if err != nil { // the store has none before the first invitation
+		if err != nil { // a store without invitations has no set
 			return nil
 		}
 		open, err := head.ParseOpenSet(r.Body)

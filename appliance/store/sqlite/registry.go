@@ -275,13 +275,14 @@ func (s *database) Append(ctx context.Context, rec audit.Record) error {
 	return s.submit(ctx, "appending record", func(t *txn) error { return t.append(rec) })
 }
 
-// Pulse implements [store.Store]. It writes a time that nothing reads, in the row that goose keeps of the newest
-// migration: an update that changes nothing would not reach the disk.
+// Pulse implements [store.Store]. It writes a time that nothing reads, into goose's row of the newest migration: an
+// update that changes nothing would not reach the disk.
 func (s *database) Pulse(ctx context.Context, at time.Time) error {
 	return s.write(ctx, "writing a pulse", func(t *txn) error {
-		n, err := t.exec("UPDATE goose_db_version SET tstamp = ? WHERE id = (SELECT max(id) FROM goose_db_version)", at.UnixMicro())
+		n, err := t.exec("UPDATE goose_db_version SET tstamp = ? WHERE id = (SELECT max(id) FROM goose_db_version)",
+			at.UnixMicro())
 		if err == nil && n != 1 {
-			err = fmt.Errorf("%w: no row of a migration", store.ErrUnavailable)
+			err = fmt.Errorf("%w: the table of migrations is empty", store.ErrUnavailable)
 		}
 		return err
 	})

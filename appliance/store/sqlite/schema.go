@@ -28,11 +28,11 @@ const applicationID = 0x4F41314E
 // schemaVersion is the number of the newest migration; each migration sets user_version to its own.
 const schemaVersion = 9
 
-// sealedVersion is the oldest schema whose records have seals. From there on, Upgrade migrates.
+// sealedVersion is the oldest schema whose records have seals. Upgrade brings it and later ones to schemaVersion.
 const sealedVersion = 8
 
-// ErrMigrate means that a program of before the seals made the schema. Only countersignd migrate
-// changes such a schema, and seals it.
+// ErrMigrate means that a release without seals made the schema. Only countersignd migrate changes and seals
+// such a store.
 var ErrMigrate = fmt.Errorf("%w: its schema is of an older release", store.ErrUnavailable)
 
 // ErrNewer means that a newer release made the schema, and this one would misread it.
@@ -178,13 +178,13 @@ func manifest(schema map[object]string) []byte {
 func parseManifest(text []byte) (version, readable int, schema map[object]string, err error) {
 	first, rest, _ := strings.Cut(string(text), "\n")
 	if n, err := fmt.Sscanf(first, "schema %d readable by %d", &version, &readable); n != 2 || err != nil {
-		return 0, 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, first)
+		return 0, 0, nil, fmt.Errorf("%w: this program does not know the schema %.80q of the store", store.ErrUnavailable, first)
 	}
 	schema = map[object]string{}
 	for line := range strings.Lines(rest) {
 		words := strings.Fields(line)
 		if len(words) != 3 {
-			return 0, 0, nil, fmt.Errorf("%w: the store says of its schema %.80q, which this program does not know", store.ErrUnavailable, line)
+			return 0, 0, nil, fmt.Errorf("%w: this program does not know the schema %.80q of the store", store.ErrUnavailable, line)
 		}
 		schema[object{words[0], words[1]}] = words[2]
 	}
@@ -287,7 +287,8 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 		return err
 	}
 	if readable > schemaVersion {
-		return fmt.Errorf("%w: it is for programs that know schema %d, and this one knows %d", ErrNewer, readable, schemaVersion)
+		return fmt.Errorf("%w: it needs a program that knows schema %d, and this one knows %d",
+			ErrNewer, readable, schemaVersion)
 	}
 	found, err := schemaOf(from)
 	if err != nil {
@@ -301,7 +302,7 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 		return unavailable(err)
 	}
 	if header != version {
-		return v.seals.Report(fmt.Sprintf("its user_version is %d, and its sealed schema is %d", header, version))
+		return v.seals.Report(fmt.Sprintf("user_version of the database is %d, and its sealed schema is %d", header, version))
 	}
 	if version >= schemaVersion {
 		v.upgraded.Store(true)

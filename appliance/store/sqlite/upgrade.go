@@ -43,10 +43,11 @@ func (s *database) Upgrade(ctx context.Context, rec audit.Record) error {
 	return err
 }
 
-// upgradedFor returns an error if a restraint has what programs of before Upgrade would misread.
+// upgradedFor returns an error if a restraint has sums and the store is not upgraded: an earlier release would misread
+// them.
 func (t *txn) upgradedFor(r store.Restraint) error {
 	if len(r.Sums) == 0 || t.verifier().upgraded.Load() {
 		return nil
 	}
-	return fmt.Errorf("%w: it was not upgraded for this release", store.ErrUnavailable)
+	return fmt.Errorf("%w: the store was not upgraded to this release", store.ErrUnavailable)
 }
