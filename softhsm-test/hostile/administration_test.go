@@ -3,6 +3,7 @@ package hostile
 import (
 	"context"
 	"errors"
+	"math"
 
 	"countersign/appliance/change"
 	"countersign/appliance/enrol"
@@ -104,7 +105,14 @@ func suspendAdmin(name string) func(*scene, context.Context) error {
 const strictVersion = 2
 
 // standing grants the administrators in force, and a policy other than the expected one.
-func standing(s *scene, ctx context.Context) error {
+func standing(s *scene, ctx context.Context) error { return stands(s, ctx, strictVersion) }
+
+// standingRestored is standing after a restore: that applies the policy of the backup again, as the version after the
+// one that the database claims to have.
+func standingRestored(s *scene, ctx context.Context) error { return stands(s, ctx, math.MaxUint64) }
+
+// stands is standing, with the latest version that the expected policy may have.
+func stands(s *scene, ctx context.Context, latest uint64) error {
 	p, err := s.Rules.Policy(ctx)
 	if err != nil {
 		return err
@@ -112,7 +120,7 @@ func standing(s *scene, ctx context.Context) error {
 	switch {
 	case p.Hash != s.Strict:
 		s.grant("policy %d, another one", p.Version)
-	case p.Version != strictVersion:
+	case p.Version < strictVersion, p.Version > latest:
 		s.grant("policy %d, the strict one", p.Version)
 	}
 	all, err := s.Quorum.Admins(ctx)

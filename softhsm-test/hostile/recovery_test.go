@@ -39,7 +39,7 @@ var restoring = []operation{
 		[]grant{{"carol pending: 1000000 EUR of 200 at gate by decision@2", 4}, {`carol is shown "gate"`, 4}, {`bob is shown "gate"`, 4}},
 	},
 	{"restore, then trust document", restored(func(s *scene, _ context.Context) error { return s.believed() }), trusted},
-	{"restore, then start", restored(standing), inForce},
+	{"restore, then start", restored(standingRestored), inForce},
 	{"restore, then enrol by a made-up code", restored(enrolClient("made up")), nil},
 }
 
