@@ -81,25 +81,35 @@ func (s *samples) remove(id hsm.KeyID) {
 	delete(s.of, id)
 }
 
+// due reports whether a member with this standing has to be compared.
+func (st *standing) due() bool {
+	return st == nil || st.err != nil && time.Since(st.at) >= retryRefused
+}
+
+// compared returns the outcome of the comparison since the member came back, or nil.
+func (m *member) compared() *standing {
+	if st := m.standing.Load(); st != nil && st.returns == m.Returns() {
+		return st
+	}
+	return nil
+}
+
 // joined reports whether the member's keys were compared since it came back.
 func (m *member) joined() bool {
-	st := m.standing.Load()
-	return st != nil && st.err == nil && st.returns == m.Returns()
+	st := m.compared()
+	return st != nil && st.err == nil
 }
 
 // refused returns [errOtherKey] if the member did not join.
 func (m *member) refused() error {
-	if st := m.standing.Load(); st != nil && st.returns == m.Returns() {
+	if st := m.compared(); st != nil {
 		return st.err
 	}
 	return nil
 }
 
 // due reports whether the member's keys have to be compared.
-func (m *member) due() bool {
-	st := m.standing.Load()
-	return st == nil || st.returns != m.Returns() || st.err != nil && time.Since(st.at) >= retryRefused
-}
+func (m *member) due() bool { return m.compared().due() }
 
 // Refused returns why a member does not join, or nil. The error wraps [errOtherKey].
 func (s *Set) Refused(name string) error {
@@ -111,20 +121,18 @@ func (s *Set) Refused(name string) error {
 	return m.refused()
 }
 
-// admit returns nil if the member may get a call. It starts the comparison of members that came back,
-// and waits for it if wait is set or no other member serves.
-func (s *Set) admit(ctx context.Context, m *member, wait bool) error {
+// admit returns the standing with which the member may get a call, or nil if it is the only one and is compared with
+// none. It starts the comparison of members that came back, and waits for it if wait is set or no other member serves.
+func (s *Set) admit(ctx context.Context, m *member, wait bool) (*standing, error) {
 	if len(s.members) == 1 {
-		return nil
+		return nil, nil
 	}
 	s.compareDue()
-	switch refused := m.refused(); {
-	case m.joined():
-		return nil
-	case refused != nil:
-		return refused
+	switch st := m.compared(); {
+	case st != nil:
+		return st, st.err
 	case !wait && s.othersServe(m):
-		return errJoining
+		return nil, errJoining
 	}
 	return s.compare(ctx, m)
 }
@@ -158,7 +166,7 @@ func (s *Set) compareDue() {
 func (s *Set) compareLater(m *member) {
 	ctx, cancel := s.background()
 	defer cancel()
-	if err := s.compare(ctx, m); err != nil && !errors.Is(err, errOtherKey) {
+	if _, err := s.compare(ctx, m); err != nil && !errors.Is(err, errOtherKey) {
 		s.log.Warn("keys of the token could not be compared", "token", m.Name, "error", err)
 	}
 }
@@ -172,30 +180,42 @@ func (s *Set) background() (context.Context, context.CancelFunc) {
 }
 
 // compare compares the secret keys of a member with the samples, if that is due, and stores its
-// standing. The error is errOtherKey, or an error of the member, which stays due then.
-func (s *Set) compare(ctx context.Context, m *member) error {
+// standing. The error is errOtherKey, or an error of the member, which stays due then. If the member
+// came back meanwhile, it may be another token, and compare begins anew.
+func (s *Set) compare(ctx context.Context, m *member) (*standing, error) {
 	select {
 	case m.turn <- struct{}{}:
 		defer func() { <-m.turn }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	if !m.due() { // another caller has compared it
-		return m.refused()
+	for range hsm.Tries {
+		if st := m.compared(); !st.due() { // another caller has compared it
+			return st, st.err
+		}
+		st := &standing{returns: m.Returns()}
+		st.err = s.compareKeys(ctx, m)
+		if st.err != nil && !errors.Is(st.err, errOtherKey) {
+			return nil, st.err
+		}
+		if st.returns == m.Returns() {
+			return st, s.settle(m, st)
+		}
 	}
-	returns := m.Returns()
-	err := s.compareKeys(ctx, m)
-	if err != nil && !errors.Is(err, errOtherKey) {
-		return err
-	}
-	before := m.standing.Swap(&standing{returns: returns, err: err, at: time.Now()})
+	return nil, errJoining
+}
+
+// settle stores the standing of a member, and returns its error.
+func (s *Set) settle(m *member, st *standing) error {
+	st.at = time.Now()
+	before := m.standing.Swap(st)
 	switch {
-	case err != nil && (before == nil || before.err == nil):
-		s.log.Error("token does not join: it holds another key under the same id", "token", m.Name, "error", err)
-	case err == nil && before != nil && before.err != nil:
+	case st.err != nil && (before == nil || before.err == nil):
+		s.log.Error("token does not join: it holds another key under the same id", "token", m.Name, "error", st.err)
+	case st.err == nil && before != nil && before.err != nil:
 		s.log.Info("token joins", "token", m.Name)
 	}
-	return err
+	return st.err
 }
 
 func (s *Set) compareKeys(ctx context.Context, m *member) error {

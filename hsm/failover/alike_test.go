@@ -201,7 +201,8 @@ func (s *Set) compareFor(t *testing.T, name string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.compare(t.Context(), m)
+	_, err = s.compare(t.Context(), m)
+	return err
 }
 
 // An answer of a token that came back during the call does not count.
@@ -225,6 +226,65 @@ type returning struct{ *fragile }
 func (r returning) MAC(context.Context, hsm.KeyID, []byte) ([]byte, error) {
 	r.returns.Add(1)
 	return make([]byte, 32), nil
+}
+
+// A token that is replaced while its keys are compared gets no call, and one that merely comes back meanwhile gets it.
+func TestReplacedWhileCompared(t *testing.T) {
+	for name, same := range map[string]bool{"another token": false, "the same token": true} {
+		s, first, second := newSet(t)
+		k := keyOf(secretKeys(t, s), hsm.MACKey)
+		want, err := s.MAC(t.Context(), k.ID, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.settled()
+		s.members[1].Token = &replaced{fragile: second, same: same}
+		second.returns.Add(1)
+		first.away.Store(true)
+		switch got, err := s.MAC(t.Context(), k.ID, nil); {
+		case same && (err != nil || !bytes.Equal(got, want)):
+			t.Errorf("%s: %x, %v, want %x", name, got, err, want)
+		case !same && !errors.Is(err, hsm.ErrUnavailable):
+			t.Errorf("%s: %x, %v, want ErrUnavailable", name, got, err)
+		}
+	}
+}
+
+// A token that comes back again and again while it is compared does not join.
+func TestNeverTheSame(t *testing.T) {
+	s, _, second := newSet(t)
+	secretKeys(t, s)
+	s.settled()
+	s.members[1].Token = restless{second}
+	second.returns.Add(1)
+	if err := s.compareFor(t, "second"); !errors.Is(err, errJoining) || s.members[1].joined() {
+		t.Errorf("%v, joined %v, want errJoining", err, s.members[1].joined())
+	}
+}
+
+type restless struct{ *fragile }
+
+func (r restless) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	r.returns.Add(1)
+	return r.fragile.MAC(ctx, key, data)
+}
+
+// replaced goes away and comes back right after its first MAC, as the same token or as another one.
+type replaced struct {
+	*fragile
+	same, left bool
+}
+
+func (r *replaced) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	if r.left && !r.same {
+		return make([]byte, 32), nil
+	}
+	mac, err := r.fragile.MAC(ctx, key, data)
+	if !r.left {
+		r.left = true
+		r.returns.Add(1)
+	}
+	return mac, err
 }
 
 // wrong errs in some answers, but has the right keys.
