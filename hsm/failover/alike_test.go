@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -285,6 +289,75 @@ func (r *replaced) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte,
 		r.returns.Add(1)
 	}
 	return mac, err
+}
+
+// silent has no key with which a sample of a WrapKey can be made, and counts what it is asked about one.
+type silent struct {
+	*fragile
+	asked atomic.Int64
+}
+
+func (m *silent) Keys(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := m.fragile.Keys(ctx)
+	return slices.DeleteFunc(keys, func(k hsm.Key) bool { return k.Usage == hsm.DeriveP256 }), err
+}
+
+func (m *silent) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
+	m.asked.Add(1)
+	if m.away.Load() {
+		return nil, hsm.ErrUnavailable
+	}
+	return m.fragile.MACWrapped(ctx, wrap, wrapped, data)
+}
+
+// Of a token that cannot show its WrapKey and another that can, both serve only if they have the same key.
+func TestCannotShow(t *testing.T) {
+	for name, c := range map[string]struct{ same, away bool }{
+		"same key":                               {same: true},
+		"another key":                            {},
+		"same key, away when the other joins":    {same: true, away: true},
+		"another key, away when the other joins": {away: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, first, second := newSet(t)
+			k := keyOf(secretKeys(t, s), hsm.WrapKey)
+			s.settled()
+			if !c.same {
+				plant(t, second.Token, k)
+			}
+			mute := &silent{fragile: first}
+			s = New(Config{Members: []Member{{"first", mute}, {"second", second}}, Timeout: limit, Logger: s.log})
+			if err := s.compareFor(t, "first"); err != nil || mute.asked.Load() != 0 {
+				t.Fatalf("alone: %v, asked %d times", err, mute.asked.Load())
+			}
+			first.away.Store(c.away)
+			second.returns.Add(1)
+			errSecond := s.compareFor(t, "second")
+			first.away.Store(false)
+			errFirst := s.compareFor(t, "first")
+			if mute.asked.Load() == 0 {
+				t.Error("the key was never compared")
+			}
+			refused := errors.Is(errFirst, errOtherKey) != errors.Is(errSecond, errOtherKey)
+			if c.same && (errFirst != nil || errSecond != nil) || !c.same && !refused {
+				t.Errorf("first %v, second %v", errFirst, errSecond)
+			}
+			if !c.same && !c.away && errFirst != nil {
+				t.Errorf("the token that served is refused: %v", errFirst)
+			}
+		})
+	}
+}
+
+// A new WrapKey is compared also on a token that cannot show it.
+func TestCannotShowNewKey(t *testing.T) {
+	_, first, second := newSet(t)
+	mute := &silent{fragile: first}
+	s := New(Config{Members: []Member{{"first", mute}, {"second", second}}, Timeout: limit, Logger: hclog.NewNullLogger()})
+	_, err := s.Generate(t.Context(), hsm.KeySpec{Label: "wrap@1", Usage: hsm.WrapKey})
+	if err != nil || mute.asked.Load() == 0 {
+		t.Errorf("%v, asked %d times", err, mute.asked.Load())
+	}
 }
 
 // wrong errs in some answers, but has the right keys.

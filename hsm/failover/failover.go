@@ -64,6 +64,7 @@ type member struct {
 	Member
 	drained   atomic.Bool
 	standing  atomic.Pointer[standing] // nil before its keys were compared
+	samples   *samples                 // of the set
 	turn      chan struct{}            // has a value while the member is compared
 	transport hsm.Key                  // guarded by Set.making; zero if not read yet
 }
@@ -72,7 +73,7 @@ type member struct {
 func New(cfg Config) *Set {
 	s := &Set{timeout: cfg.Timeout, log: cfg.Logger, samples: samples{of: map[hsm.KeyID]sample{}}}
 	for _, m := range cfg.Members {
-		s.members = append(s.members, &member{Member: m, turn: make(chan struct{}, 1)})
+		s.members = append(s.members, &member{Member: m, samples: &s.samples, turn: make(chan struct{}, 1)})
 	}
 	return s
 }
