@@ -23,7 +23,7 @@ func (w *crowd) admit(c *conn) (leaves *conn) {
 	switch {
 	case len(w.byKey[c.key]) > w.share:
 	case w.size > w.most:
-		from = w.fullest()
+		from = w.fullest(c)
 	default:
 		return nil
 	}
@@ -32,12 +32,14 @@ func (w *crowd) admit(c *conn) (leaves *conn) {
 	return leaves
 }
 
-// fullest returns the key with the most connections; of several such keys, the one with the oldest connection.
-func (w *crowd) fullest() string {
-	var key string
-	var list []*conn
+// fullest returns the key with the most connections; of several such keys, the one with the oldest connection. In a
+// patient crowd it is one that can spare a connection, because a peer could keep all others out with requests in
+// progress; if no key can, it is the new one's.
+func (w *crowd) fullest(newest *conn) string {
+	key, list := newest.key, []*conn(nil)
 	for k, l := range w.byKey {
-		if len(l) > len(list) || len(l) == len(list) && l[0].number < list[0].number {
+		more := len(l) > len(list) || len(l) == len(list) && l[0].number < list[0].number
+		if more && (!w.patient || oldestIdle(l, newest) != nil) {
 			key, list = k, l
 		}
 	}
@@ -47,15 +49,23 @@ func (w *crowd) fullest() string {
 // choose returns the connection of a key that leaves: the oldest idle one. If none is idle, the newest leaves a patient
 // crowd, and the oldest leaves any other.
 func (w *crowd) choose(key string, newest *conn) *conn {
-	for _, c := range w.byKey[key] {
-		if c != newest && c.idle() {
-			return c
-		}
+	if c := oldestIdle(w.byKey[key], newest); c != nil {
+		return c
 	}
 	if first := w.byKey[key][0]; !w.patient && first != newest {
 		return first
 	}
 	return newest
+}
+
+// oldestIdle returns the first idle connection of a list that is not the newest, or nil.
+func oldestIdle(list []*conn, newest *conn) *conn {
+	for _, c := range list {
+		if c != newest && c.idle() {
+			return c
+		}
+	}
+	return nil
 }
 
 // remove removes a connection, if it is there.

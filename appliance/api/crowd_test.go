@@ -27,6 +27,9 @@ func TestCrowd(t *testing.T) {
 		{"patient: the oldest idle one", 9, 2, true, "A a a", "a2", "A1 a3"},
 		{"patient, none idle: the new one", 9, 2, true, "A A a", "a3", "A1 A2"},
 		{"patient, all full, none idle: the new one", 2, 2, true, "A A b", "b3", "A1 A2"},
+		{"patient, all full, one key is busy: from the next", 6, 3, true, "A A A b c c d", "c5", "A1 A2 A3 b4 c6 d7"},
+		{"patient, all full, one idle elsewhere: that one", 5, 3, true, "A A A B c d", "c5", "A1 A2 A3 B4 d6"},
+		{"patient, all full, of the busiest: its idle one", 4, 4, true, "b A A a c", "a4", "A2 A3 b1 c5"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newCrowd(c.most, c.share)
@@ -54,6 +57,24 @@ func TestCrowd(t *testing.T) {
 				t.Errorf("left %q, want %q; remain %v, want %v; size %d", got, c.leave, remain, want, w.size)
 			}
 		})
+	}
+}
+
+// BenchmarkCrowd admits to a full crowd of 4,000 devices, of which the last one is idle.
+func BenchmarkCrowd(b *testing.B) {
+	w := newCrowd(4000, 16)
+	w.patient = true
+	arrive := func(i, requests int) *conn {
+		c := &conn{number: uint64(i), key: fmt.Sprint("device-", i), shaken: true, requests: requests}
+		w.admit(c)
+		return c
+	}
+	for i := range w.most - 1 {
+		arrive(i, 1)
+	}
+	arrive(w.most, 0)
+	for i := range b.N {
+		arrive(w.most+1+i, 0)
 	}
 }
 

@@ -61,15 +61,17 @@ func (g Guard) begin(now time.Time) Guard {
 }
 
 // without returns the guard without an attempt that was not checked. If other attempts began since, their
-// back-off stays.
+// back-off stays. A guard that does not list the attempt stays as it is: it was reset since, or FreeTries others began.
 func (g Guard) without(t Tried) Guard {
 	if g.equal(*t.Guard) {
 		return t.Before
 	}
 	next := Guard{Wrong: max(g.Wrong, 1) - 1, Until: g.Until, Recent: slices.Clone(g.Recent)}
-	if i := slices.IndexFunc(next.Recent, t.Begun.At.Equal); i >= 0 {
-		next.Recent = slices.Delete(next.Recent, i, i+1)
+	i := slices.IndexFunc(next.Recent, t.Begun.At.Equal)
+	if i < 0 {
+		return g
 	}
+	next.Recent = slices.Delete(next.Recent, i, i+1)
 	return next
 }
 

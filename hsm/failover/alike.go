@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,8 +37,9 @@ const sampleText = "countersign same key v1"
 
 // standing is the outcome of the last comparison of a member.
 type standing struct {
-	returns uint64 // Token.Returns before it
-	err     error  // nil: it joined; [errOtherKey]: it did not
+	returns uint64      // Token.Returns before it
+	unshown []hsm.KeyID // the member made no sample of them, and there was none
+	err     error       // nil: it joined; [errOtherKey]: it did not
 	at      time.Time
 }
 
@@ -64,6 +66,11 @@ func (s *samples) get(id hsm.KeyID) (sample, bool) {
 	return known, ok
 }
 
+// any reports whether one of the keys has a sample.
+func (s *samples) any(ids []hsm.KeyID) bool {
+	return slices.ContainsFunc(ids, func(id hsm.KeyID) bool { _, ok := s.get(id); return ok })
+}
+
 // add stores the first sample of a key. It returns false if there is one.
 func (s *samples) add(id hsm.KeyID, made sample) bool {
 	s.mu.Lock()
@@ -81,25 +88,41 @@ func (s *samples) remove(id hsm.KeyID) {
 	delete(s.of, id)
 }
 
-// joined reports whether the member's keys were compared since it came back.
+// due reports whether a member with this standing has to be compared.
+func (st *standing) due() bool {
+	return st == nil || st.err != nil && time.Since(st.at) >= retryRefused
+}
+
+// holds reports whether a comparison still shows the member's keys: it did not come back since, and no key has its
+// first sample since.
+func (m *member) holds(st *standing) bool {
+	return st.returns == m.Returns() && !m.samples.any(st.unshown)
+}
+
+// compared returns the outcome of the last comparison if it holds, or nil.
+func (m *member) compared() *standing {
+	if st := m.standing.Load(); st != nil && m.holds(st) {
+		return st
+	}
+	return nil
+}
+
+// joined reports whether the member's keys were compared, and are the set's.
 func (m *member) joined() bool {
-	st := m.standing.Load()
-	return st != nil && st.err == nil && st.returns == m.Returns()
+	st := m.compared()
+	return st != nil && st.err == nil
 }
 
 // refused returns [errOtherKey] if the member did not join.
 func (m *member) refused() error {
-	if st := m.standing.Load(); st != nil && st.returns == m.Returns() {
+	if st := m.compared(); st != nil {
 		return st.err
 	}
 	return nil
 }
 
 // due reports whether the member's keys have to be compared.
-func (m *member) due() bool {
-	st := m.standing.Load()
-	return st == nil || st.returns != m.Returns() || st.err != nil && time.Since(st.at) >= retryRefused
-}
+func (m *member) due() bool { return m.compared().due() }
 
 // Refused returns why a member does not join, or nil. The error wraps [errOtherKey].
 func (s *Set) Refused(name string) error {
@@ -111,20 +134,18 @@ func (s *Set) Refused(name string) error {
 	return m.refused()
 }
 
-// admit returns nil if the member may get a call. It starts the comparison of members that came back,
-// and waits for it if wait is set or no other member serves.
-func (s *Set) admit(ctx context.Context, m *member, wait bool) error {
+// admit returns the standing with which the member may get a call, or nil if it is the only one and is compared with
+// none. It starts the comparison of members that came back, and waits for it if wait is set or no other member serves.
+func (s *Set) admit(ctx context.Context, m *member, wait bool) (*standing, error) {
 	if len(s.members) == 1 {
-		return nil
+		return nil, nil
 	}
 	s.compareDue()
-	switch refused := m.refused(); {
-	case m.joined():
-		return nil
-	case refused != nil:
-		return refused
+	switch st := m.compared(); {
+	case st != nil:
+		return st, st.err
 	case !wait && s.othersServe(m):
-		return errJoining
+		return nil, errJoining
 	}
 	return s.compare(ctx, m)
 }
@@ -158,7 +179,7 @@ func (s *Set) compareDue() {
 func (s *Set) compareLater(m *member) {
 	ctx, cancel := s.background()
 	defer cancel()
-	if err := s.compare(ctx, m); err != nil && !errors.Is(err, errOtherKey) {
+	if _, err := s.compare(ctx, m); err != nil && !errors.Is(err, errOtherKey) {
 		s.log.Warn("keys of the token could not be compared", "token", m.Name, "error", err)
 	}
 }
@@ -172,58 +193,101 @@ func (s *Set) background() (context.Context, context.CancelFunc) {
 }
 
 // compare compares the secret keys of a member with the samples, if that is due, and stores its
-// standing. The error is errOtherKey, or an error of the member, which stays due then.
-func (s *Set) compare(ctx context.Context, m *member) error {
+// standing. The error is errOtherKey, or an error of the member, which stays due then. If the outcome
+// does not hold, as for a member that came back meanwhile, compare begins anew.
+func (s *Set) compare(ctx context.Context, m *member) (*standing, error) {
 	select {
 	case m.turn <- struct{}{}:
 		defer func() { <-m.turn }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	if !m.due() { // another caller has compared it
-		return m.refused()
+	for range hsm.Tries {
+		if st := m.compared(); !st.due() { // another caller has compared it
+			return st, st.err
+		}
+		st := &standing{returns: m.Returns()}
+		st.unshown, st.err = s.compareKeys(ctx, m)
+		if st.err != nil && !errors.Is(st.err, errOtherKey) {
+			return nil, st.err
+		}
+		if m.holds(st) {
+			return st, s.settle(m, st)
+		}
 	}
-	returns := m.Returns()
-	err := s.compareKeys(ctx, m)
-	if err != nil && !errors.Is(err, errOtherKey) {
-		return err
-	}
-	before := m.standing.Swap(&standing{returns: returns, err: err, at: time.Now()})
-	switch {
-	case err != nil && (before == nil || before.err == nil):
-		s.log.Error("token does not join: it holds another key under the same id", "token", m.Name, "error", err)
-	case err == nil && before != nil && before.err != nil:
-		s.log.Info("token joins", "token", m.Name)
-	}
-	return err
+	return nil, errJoining
 }
 
-func (s *Set) compareKeys(ctx context.Context, m *member) error {
+// settle stores the standing of a member, and returns its error.
+func (s *Set) settle(m *member, st *standing) error {
+	st.at = time.Now()
+	before := m.standing.Swap(st)
+	switch {
+	case st.err != nil && (before == nil || before.err == nil):
+		s.log.Error("token does not join: it holds another key under the same id", "token", m.Name, "error", st.err)
+	case st.err == nil && before != nil && before.err != nil:
+		s.log.Info("token joins", "token", m.Name)
+	}
+	return st.err
+}
+
+// compareKeys compares all secret keys of a member, and returns those that it did not show.
+func (s *Set) compareKeys(ctx context.Context, m *member) (unshown []hsm.KeyID, err error) {
 	keys, err := m.Keys(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, k := range keys {
-		if err := s.compareKey(ctx, m, k, keys); err != nil {
-			return fmt.Errorf("key %q: %w", k.Label, err)
+		shown, err := s.compareKey(ctx, m, k, keys)
+		if err != nil {
+			return nil, fmt.Errorf("key %q: %w", k.Label, err)
+		}
+		if !shown {
+			s.log.Warn("token cannot show which key it has: the key is compared as soon as another token can",
+				"token", m.Name, "key", k.Label)
+			unshown = append(unshown, k.ID)
+		}
+	}
+	return unshown, nil
+}
+
+// compareKey compares one secret key with its sample, or makes the sample. shown is false if there is
+// still none.
+func (s *Set) compareKey(ctx context.Context, m *member, k hsm.Key, all []hsm.Key) (shown bool, err error) {
+	if k.Usage != hsm.MACKey && k.Usage != hsm.WrapKey {
+		return true, nil
+	}
+	known, ok := s.samples.get(k.ID)
+	if !ok {
+		made, err := m.sample(ctx, k, all)
+		if err != nil || made.empty() {
+			return false, err
+		}
+		if err := s.confirm(ctx, m, k, made); err != nil || s.samples.add(k.ID, made) {
+			return true, err
+		}
+		known, _ = s.samples.get(k.ID)
+	}
+	return true, m.matches(ctx, k, known)
+}
+
+// confirm compares the first sample of a key with the members that joined without showing it: they have served, and
+// stay. One that cannot answer is compared before its next call.
+func (s *Set) confirm(ctx context.Context, m *member, k hsm.Key, made sample) error {
+	for _, o := range s.members {
+		if st := o.compared(); o == m || o.drained.Load() || st == nil || !slices.Contains(st.unshown, k.ID) {
+			continue
+		}
+		made.from = o.Name // for the error, which is about m
+		if err := o.matches(ctx, k, made); errors.Is(err, errOtherKey) {
+			return err
 		}
 	}
 	return nil
 }
 
-// compareKey compares one secret key with its sample, or makes the sample.
-func (s *Set) compareKey(ctx context.Context, m *member, k hsm.Key, all []hsm.Key) error {
-	if k.Usage != hsm.MACKey && k.Usage != hsm.WrapKey {
-		return nil
-	}
-	known, ok := s.samples.get(k.ID)
-	if !ok {
-		made, err := m.sample(ctx, k, all)
-		if err != nil || made.empty() || s.samples.add(k.ID, made) {
-			return err
-		}
-		known, _ = s.samples.get(k.ID)
-	}
+// matches returns errOtherKey if the member's key is not the one of a sample.
+func (m *member) matches(ctx context.Context, k hsm.Key, known sample) error {
 	for range hsm.Tries { // a token that errs once has no other key
 		same, err := m.makes(ctx, k, known)
 		if err != nil || same {
@@ -313,19 +377,28 @@ func (m *member) makes(ctx context.Context, k hsm.Key, of sample) (bool, error) 
 	return bytes.Equal(got, want.Sum(nil)), nil
 }
 
-// proveCopies compares a new secret key of all members.
+// proveCopies compares a new secret key of all members. One that cannot show it is compared after the others, and if
+// none can, again before its next call.
 func (s *Set) proveCopies(ctx context.Context, k hsm.Key) error {
 	if len(s.members) == 1 || k.Usage.Pair() {
 		return nil
 	}
-	for _, m := range s.members {
+	for i, turn := 0, slices.Clone(s.members); i < len(turn); i++ {
+		m := turn[i]
+		shown := true
 		keys, err := m.Keys(ctx)
 		if err == nil {
-			err = s.compareKey(ctx, m, k, keys)
+			shown, err = s.compareKey(ctx, m, k, keys)
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			s.samples.remove(k.ID)
 			return fmt.Errorf("comparing key %q on token %s: %w", k.Label, m.Name, err)
+		case shown:
+		case i < len(s.members):
+			turn = append(turn, m)
+		default:
+			m.standing.Store(nil)
 		}
 	}
 	return nil

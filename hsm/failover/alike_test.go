@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"countersign/hsm"
 	"countersign/hsm/memory"
@@ -201,7 +205,8 @@ func (s *Set) compareFor(t *testing.T, name string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.compare(t.Context(), m)
+	_, err = s.compare(t.Context(), m)
+	return err
 }
 
 // An answer of a token that came back during the call does not count.
@@ -225,6 +230,134 @@ type returning struct{ *fragile }
 func (r returning) MAC(context.Context, hsm.KeyID, []byte) ([]byte, error) {
 	r.returns.Add(1)
 	return make([]byte, 32), nil
+}
+
+// A token that is replaced while its keys are compared gets no call, and one that merely comes back meanwhile gets it.
+func TestReplacedWhileCompared(t *testing.T) {
+	for name, same := range map[string]bool{"another token": false, "the same token": true} {
+		s, first, second := newSet(t)
+		k := keyOf(secretKeys(t, s), hsm.MACKey)
+		want, err := s.MAC(t.Context(), k.ID, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.settled()
+		s.members[1].Token = &replaced{fragile: second, same: same}
+		second.returns.Add(1)
+		first.away.Store(true)
+		switch got, err := s.MAC(t.Context(), k.ID, nil); {
+		case same && (err != nil || !bytes.Equal(got, want)):
+			t.Errorf("%s: %x, %v, want %x", name, got, err, want)
+		case !same && !errors.Is(err, hsm.ErrUnavailable):
+			t.Errorf("%s: %x, %v, want ErrUnavailable", name, got, err)
+		}
+	}
+}
+
+// A token that comes back again and again while it is compared does not join.
+func TestNeverTheSame(t *testing.T) {
+	s, _, second := newSet(t)
+	secretKeys(t, s)
+	s.settled()
+	s.members[1].Token = restless{second}
+	second.returns.Add(1)
+	if err := s.compareFor(t, "second"); !errors.Is(err, errJoining) || s.members[1].joined() {
+		t.Errorf("%v, joined %v, want errJoining", err, s.members[1].joined())
+	}
+}
+
+type restless struct{ *fragile }
+
+func (r restless) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	r.returns.Add(1)
+	return r.fragile.MAC(ctx, key, data)
+}
+
+// replaced goes away and comes back right after its first MAC, as the same token or as another one.
+type replaced struct {
+	*fragile
+	same, left bool
+}
+
+func (r *replaced) MAC(ctx context.Context, key hsm.KeyID, data []byte) ([]byte, error) {
+	if r.left && !r.same {
+		return make([]byte, 32), nil
+	}
+	mac, err := r.fragile.MAC(ctx, key, data)
+	if !r.left {
+		r.left = true
+		r.returns.Add(1)
+	}
+	return mac, err
+}
+
+// silent has no key with which a sample of a WrapKey can be made, and counts what it is asked about one.
+type silent struct {
+	*fragile
+	asked atomic.Int64
+}
+
+func (m *silent) Keys(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := m.fragile.Keys(ctx)
+	return slices.DeleteFunc(keys, func(k hsm.Key) bool { return k.Usage == hsm.DeriveP256 }), err
+}
+
+func (m *silent) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []byte) ([]byte, error) {
+	m.asked.Add(1)
+	if m.away.Load() {
+		return nil, hsm.ErrUnavailable
+	}
+	return m.fragile.MACWrapped(ctx, wrap, wrapped, data)
+}
+
+// Of a token that cannot show its WrapKey and another that can, both serve only if they have the same key.
+func TestCannotShow(t *testing.T) {
+	for name, c := range map[string]struct{ same, away bool }{
+		"same key":                               {same: true},
+		"another key":                            {},
+		"same key, away when the other joins":    {same: true, away: true},
+		"another key, away when the other joins": {away: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, first, second := newSet(t)
+			k := keyOf(secretKeys(t, s), hsm.WrapKey)
+			s.settled()
+			if !c.same {
+				plant(t, second.Token, k)
+			}
+			mute := &silent{fragile: first}
+			s = New(Config{Members: []Member{{"first", mute}, {"second", second}}, Timeout: limit, Logger: s.log})
+			if err := s.compareFor(t, "first"); err != nil || mute.asked.Load() != 0 {
+				t.Fatalf("alone: %v, asked %d times", err, mute.asked.Load())
+			}
+			first.away.Store(c.away)
+			second.returns.Add(1)
+			errSecond := s.compareFor(t, "second")
+			first.away.Store(false)
+			errFirst := s.compareFor(t, "first")
+			if mute.asked.Load() == 0 {
+				t.Error("the key was never compared")
+			}
+			refused := errors.Is(errFirst, errOtherKey) != errors.Is(errSecond, errOtherKey)
+			if c.same && (errFirst != nil || errSecond != nil) || !c.same && !refused {
+				t.Errorf("first %v, second %v", errFirst, errSecond)
+			}
+			if !c.same && !c.away && errFirst != nil {
+				t.Errorf("the token that served is refused: %v", errFirst)
+			}
+		})
+	}
+}
+
+// A new WrapKey is compared also on a token that cannot show it.
+func TestCannotShowNewKey(t *testing.T) {
+	_, first, second := newSet(t)
+	mute := &silent{fragile: first}
+	s := New(Config{Members: []Member{{"first", mute}, {"second", second}}, Timeout: limit, Logger: hclog.NewNullLogger()})
+	_, err := s.Generate(t.Context(), hsm.KeySpec{Label: "wrap@1", Usage: hsm.WrapKey})
+	if err != nil || mute.asked.Load() == 0 {
+		t.Errorf("%v, asked %d times", err, mute.asked.Load())
+	}
 }
 
 // wrong errs in some answers, but has the right keys.

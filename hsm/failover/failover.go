@@ -64,6 +64,7 @@ type member struct {
 	Member
 	drained   atomic.Bool
 	standing  atomic.Pointer[standing] // nil before its keys were compared
+	samples   *samples                 // of the set
 	turn      chan struct{}            // has a value while the member is compared
 	transport hsm.Key                  // guarded by Set.making; zero if not read yet
 }
@@ -72,7 +73,7 @@ type member struct {
 func New(cfg Config) *Set {
 	s := &Set{timeout: cfg.Timeout, log: cfg.Logger, samples: samples{of: map[hsm.KeyID]sample{}}}
 	for _, m := range cfg.Members {
-		s.members = append(s.members, &member{Member: m, turn: make(chan struct{}, 1)})
+		s.members = append(s.members, &member{Member: m, samples: &s.samples, turn: make(chan struct{}, 1)})
 	}
 	return s
 }
@@ -212,17 +213,17 @@ func do[T any](ctx context.Context, s *Set, call func(context.Context, hsm.Token
 }
 
 // ask gives a call to a member whose keys are the set's. The answer of a token that came back
-// meanwhile does not count, because it may be another token. The last member that can be
-// asked is waited for.
+// since its keys were compared does not count, because it may be another token. The last member
+// that can be asked is waited for.
 func ask[T any](
 	ctx context.Context, s *Set, m *member, last bool, call func(context.Context, hsm.Token) (T, error),
 ) (answer T, err error) {
-	if err := s.admit(ctx, m, last); err != nil {
+	st, err := s.admit(ctx, m, last)
+	if err != nil {
 		return answer, err
 	}
-	before := m.Returns()
 	answer, err = call(ctx, m.Token)
-	if len(s.members) > 1 && before != m.Returns() {
+	if st != nil && st.returns != m.Returns() {
 		var none T
 		return none, errJoining
 	}

@@ -122,7 +122,7 @@ func (s *Set) all(ctx context.Context) (first *member, others []*member, err err
 		if m.drained.Load() || !m.Ready() {
 			return nil, nil, fmt.Errorf("token %s is away, and a new key must be on every token: %w", m.Name, hsm.ErrUnavailable)
 		}
-		if err := s.admit(ctx, m, true); err != nil {
+		if _, err := s.admit(ctx, m, true); err != nil {
 			return nil, nil, fmt.Errorf("token %s, and a new key must be on every token: %w", m.Name, err)
 		}
 	}

@@ -37,7 +37,7 @@ var deciding = map[string]string{
 	"appliance/recovery/restore": "Host.CheckVacant Host.Unfinished restoration.readBackup restoration.checkDatabase restoration.readStatement " +
 		"restoration.readShares restoration.took",
 	"appliance/adminapi/server": "ownUser.* Peer listen",
-	"appliance/api":             "API.caller gate.* crowd.* Identity.judge Identity.Judge",
+	"appliance/api":             "API.caller gate.* crowd.* oldestIdle Identity.judge Identity.Judge",
 	"protocol/trust":            "* -Use.String -*.MarshalJSON",
 	"protocol/receipt":          "Check.* checkSecond checkedEvidence.* parseEvidence Verify Parse sameAmount signed.verify",
 	"protocol/enrol":            "Parse* Response.Check checkPEM enrolJSON.* passwordJSON.* optional",

@@ -520,8 +520,8 @@ func (s *database) TakeBack(ctx context.Context, key store.AnswerKey, tried stor
 	})
 }
 
-// recount lowers the count of wrong tries by one: it counts anew from zero, because a trigger refuses
-// every other statement that lowers the count.
+// recount makes room for a count of wrong tries that is not above the stored one: it counts anew from zero, because a
+// trigger refuses every other statement that lowers the count.
 func (t *txn) recount(client int64, count uint32) error {
 	_, err := t.exec(`UPDATE restraint SET wrong = 0 WHERE client = ?`, client)
 	for n := uint32(1); n < count && err == nil; n++ {

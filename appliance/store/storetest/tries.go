@@ -23,6 +23,7 @@ var tryTests = map[string]func(*testing.T, *fixture){
 	"SpendOutOfTurn":   testSpendOutOfTurn,
 	"TakeBack":         testTakeBack,
 	"TakeBackBeside":   testTakeBackBeside,
+	"TakeBackLate":     testTakeBackLate,
 	"TakeBackRefused":  testTakeBackRefused,
 	"ConcurrentTries":  testConcurrentTries,
 	"ConcurrentRounds": testConcurrentRounds,
@@ -310,6 +311,31 @@ func testTakeBackBeside(t *testing.T, f *fixture) {
 	f.must(f.Unlock(t.Context(), f.p.Client.ID, Note("unlocked")))
 	f.must(f.TakeBack(t.Context(), b.AnswerKey, tried))
 	f.same(f.guard(), store.Guard{})
+}
+
+// After the guard was reset, an attempt from before takes no later wrong password with it.
+func testTakeBackLate(t *testing.T, f *fixture) {
+	for n, reset := range []func(){
+		func() { f.must(f.Unlock(t.Context(), f.p.Client.ID, Note("unlocked"))) },
+		func() {
+			a := f.p.Attempt(15)
+			f.begins(a)
+			s := f.p.Spend(15)
+			s.AnswerKey, s.Right = a.AnswerKey, true
+			f.approves(s)
+		},
+	} {
+		a, b := f.p.Attempt(uint32(20+2*n)), f.p.Attempt(uint32(21+2*n))
+		tried := f.begins(a)
+		reset()
+		f.same(f.guard(), store.Guard{})
+		b.Now = b.Now.Add(time.Minute)
+		f.begins(b)
+		f.must(f.TakeBack(t.Context(), a.AnswerKey, tried))
+		f.same(f.guard(), store.Guard{Wrong: 1, Recent: []time.Time{Epoch.Add(time.Minute)}})
+		f.begins(a) // only the guard keeps the later one: the challenge is free again
+		f.must(f.Unlock(t.Context(), f.p.Client.ID, Note("unlocked")))
+	}
 }
 
 // An attempt that was answered or decided, is not the newest or was never begun, stays counted.
