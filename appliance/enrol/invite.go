@@ -252,12 +252,13 @@ func grantOf(i store.Invitation, event string) map[string]any {
 
 // recordOf describes an invitation, so that its change request can be verified. The release before
 // invited clients without a request. Such a code is good until it expires, unless the policy now
-// requires more than one administrator.
+// requires more than one administrator. The row does not say whether the code replaces a client, so
+// it takes the quorum of a replacement, which is never below that of an invitation.
 func (s *Service) recordOf(i store.Invitation) quorum.Record {
 	k := inviting[i.Kind]
 	return quorum.Record{
 		What: fmt.Sprintf("invitation of %s %s", i.Kind, i.Name), Change: i.Change, Kinds: []policy.Kind{k.invite, k.replace},
-		Free: i.Kind == store.KindClient && s.rules.Active().Quorum(policy.ClientInvite).Administrators == 1,
+		Free: i.Kind == store.KindClient && s.rules.Active().Quorum(policy.ClientReplace).Administrators == 1,
 		Fits: func(p change.Parameters) bool {
 			asked, code, err := invitationOf(k.invite, p)
 			return err == nil && code == i.Code && asked.Name == i.Name && asked.Display == i.Display && asked.Floor == i.Floor &&

@@ -31,7 +31,7 @@ func invited(b *appliancetest.Bench, i store.Invitation) protocolenrol.Activatio
 
 // TestInvitationNeedsItsRequest: the code of a client enrols if enough administrators signed the
 // request that it names, with these roles. A code without a request, of the release before, enrols as
-// long as one administrator may invite.
+// long as one administrator may invite and replace.
 func TestInvitationNeedsItsRequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		quorum string
@@ -40,7 +40,10 @@ func TestInvitationNeedsItsRequest(t *testing.T) {
 	}{
 		"of the release before":            {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{} }, true},
 		"no request, and two are required": {"[quorum]\n\"client.invite\" = 2\n", func(*appliancetest.Board) change.ID { return change.ID{} }, false},
-		"a request that there is not":      {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{1} }, false},
+		"no request, and two are required to replace": {
+			"[quorum]\n\"client.replace\" = 2\n", func(*appliancetest.Board) change.ID { return change.ID{} }, false,
+		},
+		"a request that there is not": {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{1} }, false},
 		"a request for another": {"[quorum]\n", func(b *appliancetest.Board) change.ID {
 			return b.Executes(appliancetest.Invitation("door")).Hash.ID()
 		}, false},
