@@ -145,12 +145,25 @@ func (b *Board) Invitations() uint64 { return b.Tally().Invitations }
 // after the request was taken.
 func (b *Board) Taken(ask change.Draft) requests.Change {
 	b.Helper()
+	return b.stored(ask, store.Change{State: store.ChangeTaken, Required: 2, Signed: []string{"ann", "bob"}})
+}
+
+// Untaken stores a request in the state that an appliance leaves it in when it is killed after the
+// second signature was stored, and before the request was taken.
+func (b *Board) Untaken(ask change.Draft) requests.Change {
+	b.Helper()
+	return b.stored(ask, store.Change{State: store.ChangeOpen})
+}
+
+// stored stores a request that ann and bob have signed.
+func (b *Board) stored(ask change.Draft, row store.Change) requests.Change {
+	b.Helper()
 	c, err := b.Requests.Preview(b.Context(), ask)
 	if err != nil {
 		b.Fatal(err)
 	}
-	row := store.Change{ID: c.Hash.ID(), Document: c.Document, State: store.ChangeTaken, CreatedAt: b.Clock.Now(), ExpiresAt: b.Clock.Now().Add(time.Hour)}
-	row.Required, row.Signed = 2, []string{"ann", "bob"}
+	row.ID, row.Document = c.Hash.ID(), c.Document
+	row.CreatedAt, row.ExpiresAt = b.Clock.Now(), b.Clock.Now().Add(time.Hour)
 	for _, o := range []Operator{b.Ann, b.Bob} {
 		row.Signatures = append(row.Signatures, store.ChangeSignature{Signer: change.SignerOf(o.Public), Signature: o.Sign(b.T, c.Hash), At: b.Clock.Now()})
 	}

@@ -1,6 +1,7 @@
 package authorize
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -44,10 +45,14 @@ const (
 
 // refusals counts refusals after a client signature verified. The first of a client, serial and code is
 // recorded in full. A phone that is locked, or in other hands, can repeat it any number of times without
-// spending a serial, so all repeats of a minute make one audit record per client.
+// spending a serial, so all repeats of a minute make one audit record per client. Refusals of clients
+// beyond the bound, the first ones too, make one record for all of them.
 type refusals struct {
+	most int // clients that are counted at once; 0: refusedClients
+
 	mu      sync.Mutex
 	clients map[protocol.ClientID]refused // guarded by mu
+	others  refused                       // of clients beyond most, without serials; guarded by mu
 }
 
 // refusal is a reason why a serial was not spent.
@@ -60,17 +65,14 @@ type refusal struct {
 type refused map[refusal]uint64
 
 // add counts a refusal. It reports whether the caller has to record it in full instead: it is the first
-// of its serial and code, or there are too many clients to remember it.
+// of its serial and code, and its client is within the bound.
 func (r *refusals) add(client protocol.ClientID, one refusal) (first bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	counts := r.clients[client]
+	counts := r.of(client)
 	if counts == nil {
-		if len(r.clients) >= refusedClients {
-			return true
-		}
-		counts = refused{}
-		r.put(client, counts)
+		r.addOthers(refused{one: 1})
+		return false
 	}
 	if _, known := counts[one]; !known {
 		if counts.serials(one.code) < refusedSerials {
@@ -104,6 +106,24 @@ func (r *refusals) lost(client protocol.ClientID, one refusal) {
 	}
 }
 
+// of returns the counts of a client, or nil if there are too many clients; the caller holds the lock.
+func (r *refusals) of(client protocol.ClientID) refused {
+	if r.clients[client] == nil && len(r.clients) < cmp.Or(r.most, refusedClients) {
+		r.put(client, refused{})
+	}
+	return r.clients[client]
+}
+
+// addOthers adds counts of clients beyond the bound; the caller holds the lock.
+func (r *refusals) addOthers(counts refused) {
+	if r.others == nil {
+		r.others = refused{}
+	}
+	for one, n := range counts {
+		r.others[refusal{code: one.code}] += n
+	}
+}
+
 // put stores the counts of a client; the caller holds the lock.
 func (r *refusals) put(client protocol.ClientID, counts refused) {
 	if r.clients == nil {
@@ -114,12 +134,12 @@ func (r *refusals) put(client protocol.ClientID, counts refused) {
 
 // take returns the counts and begins a new minute. A refusal that was counted does not become a first one again in the
 // next minute; every other one is forgotten.
-func (r *refusals) take() map[protocol.ClientID]refused {
+func (r *refusals) take() (taken map[protocol.ClientID]refused, others refused) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := r.clients
-	r.clients = nil
-	taken := map[protocol.ClientID]refused{}
+	before, others := r.clients, r.others
+	r.clients, r.others = nil, nil
+	taken = map[protocol.ClientID]refused{}
 	for client, counts := range before {
 		counted, kept := refused{}, refused{}
 		for one, n := range counts {
@@ -137,19 +157,28 @@ func (r *refusals) take() map[protocol.ClientID]refused {
 			r.put(client, kept)
 		}
 	}
-	return taken
+	return taken, others
 }
 
-// again adds counts that could not be written.
+// again adds counts of a client that could not be written.
 func (r *refusals) again(client protocol.ClientID, counts refused) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.clients[client] == nil {
-		r.put(client, refused{})
+	known := r.of(client)
+	if known == nil {
+		r.addOthers(counts)
+		return
 	}
 	for one, n := range counts {
-		r.clients[client][one] += n
+		known[one] += n
 	}
+}
+
+// othersAgain adds counts of clients beyond the bound that could not be written.
+func (r *refusals) othersAgain(counts refused) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.addOthers(counts)
 }
 
 // fields returns the counts as the fields of a record: by code, and by serial.
@@ -184,10 +213,14 @@ func (a *Service) FlushCounts(ctx context.Context) {
 			}
 		}
 	}
-	for client, counts := range a.refusals.take() {
+	clients, others := a.refusals.take()
+	for client, counts := range clients {
 		if !a.append(ctx, audit.NewRecord(audit.KindRepeats, "client/"+client.String(), counts.fields())) {
 			a.refusals.again(client, counts)
 		}
+	}
+	if len(others) > 0 && !a.append(ctx, audit.NewRecord(audit.KindRepeats, "other clients", others.fields())) {
+		a.refusals.othersAgain(others)
 	}
 }
 

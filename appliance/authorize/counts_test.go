@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/authorize"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/protocol"
@@ -157,5 +158,50 @@ func TestCountsAreKept(t *testing.T) {
 	serials, _ := counted[counts].Words()[protocol.CodeLocked.String()].(map[string]any)
 	if serials[asked.P1.Serial.String()] != uint64(2) {
 		t.Errorf("%v", counted[counts].Words())
+	}
+}
+
+// TestRefusalsOfManyClients: refusals of clients beyond the bound make one record in all, also if the
+// store takes it only a minute later. A client within the bound has its own.
+func TestRefusalsOfManyClients(t *testing.T) {
+	b := appliancetest.New(t)
+	alice, bob, cleo := b.EnrolFull("alice"), b.EnrolFull("bob"), b.EnrolFull("cleo")
+	for _, one := range []*appliancetest.Phone{alice, bob, cleo} {
+		lock(t, b, one)
+	}
+	s := &failing{Store: b.Store}
+	b.Restart(func(c *appliance.Config) { c.Store = s })
+	authorize.SetRefusedClients(b.Authorize, 1)
+	full, counts := len(recorded(t, b, audit.KindRefused)), len(recorded(t, b, audit.KindRepeats))
+	refusedBy := func(p *appliancetest.Phone, n int) {
+		for range n {
+			asked := p.Challenge(payment, eur(6000))
+			expect(t, asked.Must(asked.With(0, nil)), protocol.ResultDenied, protocol.CodeLocked)
+		}
+	}
+	refusedBy(alice, 1)
+	refusedBy(bob, 30)
+	refusedBy(cleo, 20)
+	refused := recorded(t, b, audit.KindRefused)
+	if len(refused) != full+1 || refused[full].Subject != "client/"+alice.ID.String() {
+		t.Fatalf("%d records of 51 refusals, want that of alice", len(refused)-full)
+	}
+	s.fails = true
+	b.Authorize.FlushCounts(t.Context())
+	s.fails = false
+	for range 2 {
+		b.Authorize.FlushCounts(t.Context())
+	}
+	counted := recorded(t, b, audit.KindRepeats)
+	if len(counted) != counts+1 {
+		t.Fatalf("%d records of counts", len(counted)-counts)
+	}
+	locked, _ := counted[counts].Words()[protocol.CodeLocked.String()].(map[string]any)
+	if counted[counts].Subject != "other clients" || locked["further serials"] != uint64(50) {
+		t.Errorf("%s: %v", counted[counts].Subject, counted[counts].Words())
+	}
+	refusedBy(bob, 1) // the minute after there is room
+	if n := len(recorded(t, b, audit.KindRefused)); n != full+2 {
+		t.Errorf("%d records of refusals, want 2", n-full)
 	}
 }

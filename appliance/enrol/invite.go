@@ -171,7 +171,7 @@ func (s *Service) invites(k policy.Kind) requests.Effect {
 			if err != nil {
 				return nil, err
 			}
-			return s.namesake(ctx, i)
+			return s.named(ctx, i)
 		},
 		Do: func(ctx context.Context, id change.ID, p change.Parameters) (any, error) {
 			i, code, err := invitationOf(k, p)
@@ -184,8 +184,25 @@ func (s *Service) invites(k policy.Kind) requests.Effect {
 	}
 }
 
-// namesake returns the party that has the name of an invitation, if there is one. It refuses to
-// invite beside a party that is enrolled.
+// named returns the state that an invitation is based on: who has its name, and the number of an open
+// code for it. Without Replace it refuses both, as the store would once administrators have signed.
+func (s *Service) named(ctx context.Context, i Invite) (any, error) {
+	party, err := s.namesake(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	open, err := s.OpenFor(ctx, i.Kind, i.Name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return party, nil
+	case err == nil && !i.Replace:
+		return nil, fmt.Errorf("inviting %s %q, which has an open code: %w", i.Kind, i.Name, store.ErrExists)
+	}
+	return []any{party, open.Number}, err
+}
+
+// namesake returns the party that has the name of an invitation, if there is one. It refuses one unless
+// the invitation replaces it: a party that is revoked keeps its name.
 func (s *Service) namesake(ctx context.Context, i Invite) (any, error) {
 	var id []byte
 	var version uint64
@@ -203,7 +220,7 @@ func (s *Service) namesake(ctx context.Context, i Invite) (any, error) {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
-	case err == nil && status != store.Revoked && !i.Replace:
+	case err == nil && !i.Replace:
 		return nil, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, store.ErrExists)
 	}
 	return []any{id, version, uint64(status)}, err
@@ -252,12 +269,13 @@ func grantOf(i store.Invitation, event string) map[string]any {
 
 // recordOf describes an invitation, so that its change request can be verified. The release before
 // invited clients without a request. Such a code is good until it expires, unless the policy now
-// requires more than one administrator.
+// requires more than one administrator. The row does not say whether the code replaces a client, so
+// it takes the quorum of a replacement, which is never below that of an invitation.
 func (s *Service) recordOf(i store.Invitation) quorum.Record {
 	k := inviting[i.Kind]
 	return quorum.Record{
 		What: fmt.Sprintf("invitation of %s %s", i.Kind, i.Name), Change: i.Change, Kinds: []policy.Kind{k.invite, k.replace},
-		Free: i.Kind == store.KindClient && s.rules.Active().Quorum(policy.ClientInvite).Administrators == 1,
+		Free: i.Kind == store.KindClient && s.rules.Active().Quorum(policy.ClientReplace).Administrators == 1,
 		Fits: func(p change.Parameters) bool {
 			asked, code, err := invitationOf(k.invite, p)
 			return err == nil && code == i.Code && asked.Name == i.Name && asked.Display == i.Display && asked.Floor == i.Floor &&

@@ -9,8 +9,10 @@ import (
 
 	"countersign/appliance/appliancetest"
 	"countersign/appliance/change"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
@@ -31,7 +33,7 @@ func invited(b *appliancetest.Bench, i store.Invitation) protocolenrol.Activatio
 
 // TestInvitationNeedsItsRequest: the code of a client enrols if enough administrators signed the
 // request that it names, with these roles. A code without a request, of the release before, enrols as
-// long as one administrator may invite.
+// long as one administrator may invite and replace.
 func TestInvitationNeedsItsRequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		quorum string
@@ -40,7 +42,10 @@ func TestInvitationNeedsItsRequest(t *testing.T) {
 	}{
 		"of the release before":            {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{} }, true},
 		"no request, and two are required": {"[quorum]\n\"client.invite\" = 2\n", func(*appliancetest.Board) change.ID { return change.ID{} }, false},
-		"a request that there is not":      {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{1} }, false},
+		"no request, and two are required to replace": {
+			"[quorum]\n\"client.replace\" = 2\n", func(*appliancetest.Board) change.ID { return change.ID{} }, false,
+		},
+		"a request that there is not": {"[quorum]\n", func(*appliancetest.Board) change.ID { return change.ID{1} }, false},
 		"a request for another": {"[quorum]\n", func(b *appliancetest.Board) change.ID {
 			return b.Executes(appliancetest.Invitation("door")).Hash.ID()
 		}, false},
@@ -62,7 +67,7 @@ func TestRolesAreSigned(t *testing.T) {
 		b := appliancetest.NewBoard(t, "[quorum]\n\"client.invite\" = 2\n")
 		code := protocolenrol.NewActivationCode(b.Keyring.Root().RootHash(), [13]byte{1})
 		sum := sha256.Sum256([]byte(code.String()))
-		c := b.Waits(change.Draft{Kind: policy.ClientInvite, Parameters: change.Parameters{
+		c := b.Taken(change.Draft{Kind: policy.ClientInvite, Parameters: change.Parameters{
 			"name": "vera", "roles": []string{"guest"}, "ttl_s": uint64(60), "code_sha256": sum[:],
 		}})
 		if len(roles) > 1 { // a reader of the seal keys is faster than the request
@@ -74,7 +79,7 @@ func TestRolesAreSigned(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeExecuted {
+		if c = b.Resumed(c.Hash.ID()); c.State != store.ChangeExecuted {
 			t.Fatal(c.State, c.Reason)
 		}
 		_, err := b.Enrol.Client(t.Context(), b.Stranger().Request(code))
@@ -302,5 +307,93 @@ func TestGrantsAreNamed(t *testing.T) {
 	}
 	if actor, _ := said["device/gate enrolled"]["actor"].(map[string]any); actor["role"] != "holder of an activation code" {
 		t.Errorf("a device was enrolled by %v", actor)
+	}
+}
+
+// TestNameIsFreeBeforeTheVote: administrators are not asked to vote on an invitation that the store would
+// refuse. To replace the party, or its code, is always possible.
+func TestNameIsFreeBeforeTheVote(t *testing.T) {
+	for name, occupy := range map[string]func(*appliancetest.Bench, store.Kind){
+		"an open code": func(b *appliancetest.Bench, kind store.Kind) { b.Code(kind, "taken") },
+		"a party":      enrolled,
+		"a revoked party": func(b *appliancetest.Bench, kind store.Kind) {
+			enrolled(b, kind)
+			if _, err := b.Enrol.Revoke(b.Context(), kind, "taken"); err != nil {
+				b.Fatal(err)
+			}
+		},
+	} {
+		for _, kind := range []store.Kind{store.KindClient, store.KindDevice} {
+			t.Run(name+" of a "+string(kind), func(t *testing.T) {
+				b := appliancetest.NewBoard(t, "[quorum]\n")
+				occupy(b.Bench, kind)
+				b.Executes(rules.Draft(appliancetest.QuorumPolicy(twoToInvite)))
+				if _, _, err := b.Enrol.Invite(t.Context(), enrol.Invite{Kind: kind, Name: "taken"}); !errors.Is(err, store.ErrExists) {
+					t.Errorf("invited: %v", err)
+				}
+				c := waiting(b, enrol.Invite{Kind: kind, Name: "taken", Replace: true})
+				if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeExecuted {
+					t.Errorf("replaced: %s, %s", c.State, c.Reason)
+				}
+			})
+		}
+	}
+}
+
+// enrolled enrols a party whose name is taken.
+func enrolled(b *appliancetest.Bench, kind store.Kind) {
+	b.Helper()
+	if kind == store.KindDevice {
+		b.EnrolDevice("taken")
+	} else {
+		b.EnrolPhone("taken")
+	}
+}
+
+const twoToInvite = "[quorum]\n\"client.invite\" = 2\n\"device.invite\" = 2\n"
+
+// waiting asks for an invitation that waits for another administrator.
+func waiting(b *appliancetest.Board, i enrol.Invite) requests.Change {
+	b.Helper()
+	_, _, err := b.Enrol.Invite(b.Context(), i)
+	var w *requests.Waiting
+	if !errors.As(err, &w) {
+		b.Fatal(err)
+	}
+	return w.Change
+}
+
+// TestOpenCodeMeanwhile: an invitation or a replacement that waits for votes is stale once a code for
+// the name is made, replaced or withdrawn.
+func TestOpenCodeMeanwhile(t *testing.T) {
+	for _, kind := range []store.Kind{store.KindClient, store.KindDevice} {
+		b := appliancetest.NewBoard(t, twoToInvite)
+		invite, again := enrol.Invite{Kind: kind, Name: "new"}, enrol.Invite{Kind: kind, Name: "new", Replace: true}
+		first, second, third := waiting(b, invite), waiting(b, invite), waiting(b, again)
+		if first = b.Signed(first, b.Ann.Sign(t, first.Hash)); first.State != store.ChangeExecuted {
+			t.Fatal(first.State, first.Reason)
+		}
+		stale := func(c requests.Change, what string) {
+			t.Helper()
+			if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, requests.ErrOver) {
+				t.Errorf("%s of a %s: %v", what, kind, err)
+			}
+		}
+		stale(second, "an invitation beside an open code")
+		stale(third, "a replacement of nothing")
+
+		fourth, fifth := waiting(b, again), waiting(b, again)
+		if fourth = b.Signed(fourth, b.Ann.Sign(t, fourth.Hash)); fourth.State != store.ChangeExecuted {
+			t.Fatal(fourth.State, fourth.Reason)
+		}
+		stale(fifth, "a replacement of a code that was replaced")
+		sixth := waiting(b, again)
+		if _, err := b.Enrol.Revoke(t.Context(), kind, "new"); err != nil {
+			t.Fatal(err)
+		}
+		stale(sixth, "a replacement of a code that was withdrawn")
+		if c := waiting(b, invite); b.Signed(c, b.Ann.Sign(t, c.Hash)).State != store.ChangeExecuted {
+			t.Errorf("the %s cannot be invited again", kind)
+		}
 	}
 }

@@ -135,8 +135,9 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 	return c, err
 }
 
-// Resume continues the changes that were taken and did not end. It counts their signatures again:
-// a row that says taken proves nothing.
+// Resume continues the changes that were taken and did not end, and those that have their quorum and
+// were not taken: the last signature and the mark are two transactions. It counts the signatures
+// again: a row that says taken proves nothing.
 func (s *Service) Resume(ctx context.Context) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -146,12 +147,13 @@ func (s *Service) Resume(ctx context.Context) {
 		return
 	}
 	for _, row := range all {
-		if row.State != store.ChangeTaken {
-			continue
-		}
 		id := change.ID(row.ID).String()
 		c, err := s.view(ctx, row)
 		switch {
+		case row.State == store.ChangeOpen && (err != nil || c.State != store.ChangeOpen || !c.Ruling.Approved()):
+			continue
+		case row.State == store.ChangeOpen:
+			c, err = s.advanceLocked(ctx, row.ID)
 		case err != nil:
 		case c.Granted && !s.grantOver(c), s.using[c.Hash.ID()]:
 			continue
@@ -168,6 +170,10 @@ func (s *Service) Resume(ctx context.Context) {
 		}
 		if err != nil {
 			s.log.Error("interrupted change failed again", "change", id, "error", err)
+			continue
+		}
+		if c.Granted {
+			s.log.Info("interrupted change is granted now", "change", id, "kind", c.Kind.String())
 			continue
 		}
 		s.log.Info("interrupted change is made now", "change", id, "kind", c.Kind.String())

@@ -32,7 +32,7 @@ const (
 	KindSettled  = "settled"  // a serial was denied because its client asked about it
 	KindUnlock   = "unlock"   // an administrator set a client's password guard back
 	KindFailures = "failures" // countersignatures that did not verify: one record per device and minute
-	KindRepeats  = "repeats"  // refusals beyond the first of a client, serial and code: one record per client and minute
+	KindRepeats  = "repeats"  // refusals beyond the first of a client, serial and code: one record per client and minute, and one of clients beyond a bound
 	KindOutcome  = "outcome"  // a device's report
 	KindCeremony = "ceremony" // keys and trust made
 	KindKeys     = "key"      // a key version was created, certified, activated, retired, …
