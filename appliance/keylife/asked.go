@@ -19,22 +19,30 @@ var kindOf = map[keyplan.Verb]policy.Kind{
 	keyplan.Retire: policy.KeyRetire, keyplan.Resume: policy.KeyResume, keyplan.Destroy: policy.KeyDestroy,
 }
 
-// draft drafts the change request of a step. gated is false if the step does not wait, or changes
-// nothing.
-func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
+// need is what a step needs before it is taken.
+type need int
+
+const (
+	aVote   need = iota // the countersignatures of its request
+	noVote              // none: it grants nothing
+	nothing             // none: it changes nothing, and may be taken only as long as it does not
+)
+
+// draft drafts the change request of a step, if it needs a vote.
+func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, needs need, err error) {
 	kind, gated := kindOf[s.Verb]
 	if s.Name == keyring.Root && s.Verb != keyplan.Destroy {
 		kind, gated = policy.RootRotate, true
 	}
 	if !gated {
-		return d, false, nil
+		return d, noVote, nil
 	}
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	plan, err := k.planLocked(ctx, s)
 	first, changes := firstEdit(plan)
 	if err != nil || !changes {
-		return d, false, err
+		return d, nothing, err
 	}
 	p := change.Parameters{"name": s.Name, "version": first.Version}
 	switch kind {
@@ -53,7 +61,7 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ga
 			p[name] = true
 		}
 	}
-	return change.Draft{Kind: kind, Parameters: p}, true, nil
+	return change.Draft{Kind: kind, Parameters: p}, aVote, nil
 }
 
 // firstEdit returns the row that a step is about. changes is false if the step changes no row.
@@ -125,7 +133,7 @@ func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Paramete
 	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
 		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
-	views, err := k.take(ctx, s)
+	views, err := k.take(ctx, s, always)
 	return views, err
 }
 
@@ -158,7 +166,12 @@ func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
 			if err := k.unchanged(ctx, s, p); err != nil {
 				return nil, err
 			}
-			views, err := k.take(ctx, s)
+			views, err := k.take(ctx, s, func(plan keyplan.Plan) error {
+				if onlyIdle(plan) == nil {
+					return nil // it was stored before, although the store could not report it
+				}
+				return k.asRequested(plan, p)
+			})
 			return views, err
 		},
 	}
@@ -169,8 +182,17 @@ func (k *Service) unchanged(ctx context.Context, s keyplan.Step, p change.Parame
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	plan, err := k.planLocked(ctx, s)
-	if err != nil || s.Verb == keyplan.Destroy {
+	if err != nil {
 		return err
+	}
+	return k.asRequested(plan, p)
+}
+
+// asRequested refuses a plan that changes another row than the request names. It requires that steps is held.
+func (k *Service) asRequested(plan keyplan.Plan, p change.Parameters) error {
+	s := plan.Step
+	if s.Verb == keyplan.Destroy {
+		return nil
 	}
 	if first, _ := firstEdit(plan); first.Version != s.Version || k.revision(s.Name, s.Version) != p.Number("revision") {
 		return fmt.Errorf("%s was changed since: %w", keyring.Label(s.Name, s.Version), keyplan.ErrStep)

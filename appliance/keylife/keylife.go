@@ -111,12 +111,14 @@ func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 // [*requests.Waiting], and they can countersign until life is over. A suspension never waits. Other errors
 // come from [keyplan.New], [requests.Service.Ask], token and store.
 func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
-	d, gated, err := k.draft(ctx, s)
-	if err != nil {
+	d, needs, err := k.draft(ctx, s)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !gated {
-		return k.take(ctx, s)
+	case needs == noVote:
+		return k.take(ctx, s, always)
+	case needs == nothing:
+		return k.take(ctx, s, onlyIdle)
 	}
 	d.Life = life
 	c, err := k.requests.Ask(ctx, d)
@@ -131,8 +133,9 @@ func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Dura
 // take makes the keys that a step needs on the token, stores rows, settings and audit record in
 // one transaction, and only then uses any of it. An interrupted step is completed by repeating
 // it: a key that was made and not stored is adopted, a stored step is not taken twice, and a key
-// that was given up and not removed is removed.
-func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
+// that was given up and not removed is removed. may refuses the plan of the moment in which the step is
+// taken, because the keys may have changed since the administrators were asked.
+func (k *Service) take(ctx context.Context, s keyplan.Step, may func(keyplan.Plan) error) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	// An earlier step may have been stored although the store could not report it.
@@ -140,6 +143,9 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
 	plan, err := k.planLocked(ctx, s)
+	if err == nil {
+		err = may(plan)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +168,17 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	}
 	k.renewals.wake()
 	return plan.Views(k.keys.Ring(), k.now()), nil
+}
+
+// always lets a step be taken as it is planned.
+func always(keyplan.Plan) error { return nil }
+
+// onlyIdle refuses a step that changes a row: when the administrators would have been asked, it changed none.
+func onlyIdle(p keyplan.Plan) error {
+	if first, changes := firstEdit(p); changes {
+		return fmt.Errorf("%s was changed meanwhile: ask again: %w", keyring.Label(first.Name, first.Version), keyplan.ErrStep)
+	}
+	return nil
 }
 
 // planLocked adds to the plan what only the store knows: no stored record may depend on a version
