@@ -37,9 +37,8 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ne
 	if !gated {
 		return d, noVote, nil
 	}
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
+	ring := k.keys.Ring()
+	plan, err := k.planOn(ctx, ring, s)
 	first, changes := firstEdit(plan)
 	if err != nil || !changes {
 		return d, nothing, err
@@ -49,12 +48,12 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ne
 	case policy.RootRotate:
 		p = change.Parameters{"verb": string(s.Verb), "version": s.Version}
 		if s.Version == 0 {
-			p["version"] = k.rootInUse() + 1
+			p["version"] = k.rootInUse(ring) + 1
 		}
 	case policy.KeyRotate:
-		p["verb"], p["revision"] = string(s.Verb), k.revision(first.Name, first.Version)
+		p["verb"], p["revision"] = string(s.Verb), revision(ring, first.Name, first.Version)
 	case policy.KeyActivate, policy.KeyRetire, policy.KeyResume:
-		p["revision"] = k.revision(first.Name, first.Version)
+		p["revision"] = revision(ring, first.Name, first.Version)
 	}
 	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised} {
 		if given {
@@ -76,14 +75,14 @@ func firstEdit(p keyplan.Plan) (first keyplan.Edit, changes bool) {
 }
 
 // revision returns the revision of a row, or 0 if the row does not exist.
-func (k *Service) revision(name string, version uint64) uint64 {
-	row, _ := k.keys.Ring().Find(name, version)
+func revision(ring *keyring.Ring, name string, version uint64) uint64 {
+	row, _ := ring.Find(name, version)
 	return row.Revision
 }
 
 // rootInUse returns the number of the current root.
-func (k *Service) rootInUse() uint64 {
-	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
+func (k *Service) rootInUse(ring *keyring.Ring) uint64 {
+	for _, v := range keyplan.Views(ring, k.now()) {
 		if v.Name == keyring.Root && v.State == keyring.Active {
 			return v.Version
 		}
@@ -92,9 +91,9 @@ func (k *Service) rootInUse() uint64 {
 }
 
 // versions returns the rows that a step of a key is based on.
-func (k *Service) versions(name string) any {
+func versions(ring *keyring.Ring, name string) any {
 	rows := []any{}
-	for _, row := range k.keys.Ring().Keys() {
+	for _, row := range ring.Keys() {
 		if row.Name == name {
 			rows = append(rows, []any{row.Name, row.Version, row.Revision})
 		}
@@ -114,11 +113,12 @@ func rootStep(p change.Parameters) keyplan.Step {
 }
 
 func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error) {
-	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse()+1 {
+	ring := k.keys.Ring()
+	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse(ring)+1 {
 		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
 	}
-	_, err := k.Plan(ctx, rootStep(p))
-	return k.versions(keyring.Root), err
+	_, err := k.planOn(ctx, ring, rootStep(p))
+	return versions(ring, keyring.Root), err
 }
 
 // rotateRoot takes a step of the root. Repeating a rotation or an activation that was done
@@ -130,7 +130,7 @@ func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Paramete
 			return []keyplan.View{v}, nil
 		}
 	}
-	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
+	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse(k.keys.Ring())+1 {
 		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
 	views, err := k.take(ctx, s, always)
@@ -152,25 +152,25 @@ func stepOf(kind policy.Kind, p change.Parameters) keyplan.Step {
 func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
 	return requests.Effect{
 		Base: func(ctx context.Context, p change.Parameters) (any, error) {
-			s := stepOf(kind, p)
+			s, ring := stepOf(kind, p), k.keys.Ring()
 			if s.Name == keyring.Root && kind != policy.KeyDestroy {
 				return nil, fmt.Errorf("%w: %s is not for the root", parties.ErrInput, kind)
 			}
-			return k.versions(s.Name), k.unchanged(ctx, s, p)
+			return versions(ring, s.Name), k.unchanged(ctx, ring, change.Draft{Kind: kind, Parameters: p})
 		},
 		Do: func(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
-			s := stepOf(kind, p)
-			if kind != policy.KeyDestroy && k.revision(s.Name, s.Version) > p.Number("revision") {
+			s, ring := stepOf(kind, p), k.keys.Ring()
+			if kind != policy.KeyDestroy && revision(ring, s.Name, s.Version) > p.Number("revision") {
 				return k.wasTaken(s, p)
 			}
-			if err := k.unchanged(ctx, s, p); err != nil {
+			if err := k.unchanged(ctx, ring, change.Draft{Kind: kind, Parameters: p}); err != nil {
 				return nil, err
 			}
 			views, err := k.take(ctx, s, func(plan keyplan.Plan) error {
 				if onlyIdle(plan) == nil {
 					return nil // it was stored before, although the store could not report it
 				}
-				return k.asRequested(plan, p)
+				return asRequested(k.keys.Ring(), plan, p)
 			})
 			return views, err
 		},
@@ -178,23 +178,21 @@ func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
 }
 
 // unchanged refuses a step that is not possible, or that would now change another row than the request names.
-func (k *Service) unchanged(ctx context.Context, s keyplan.Step, p change.Parameters) error {
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
+func (k *Service) unchanged(ctx context.Context, ring *keyring.Ring, r change.Draft) error {
+	plan, err := k.planOn(ctx, ring, stepOf(r.Kind, r.Parameters))
 	if err != nil {
 		return err
 	}
-	return k.asRequested(plan, p)
+	return asRequested(ring, plan, r.Parameters)
 }
 
-// asRequested refuses a plan that changes another row than the request names. It requires that steps is held.
-func (k *Service) asRequested(plan keyplan.Plan, p change.Parameters) error {
+// asRequested refuses a plan that changes another row than the request names.
+func asRequested(ring *keyring.Ring, plan keyplan.Plan, p change.Parameters) error {
 	s := plan.Step
 	if s.Verb == keyplan.Destroy {
 		return nil
 	}
-	if first, _ := firstEdit(plan); first.Version != s.Version || k.revision(s.Name, s.Version) != p.Number("revision") {
+	if first, _ := firstEdit(plan); first.Version != s.Version || revision(ring, s.Name, s.Version) != p.Number("revision") {
 		return fmt.Errorf("%s was changed since: %w", keyring.Label(s.Name, s.Version), keyplan.ErrStep)
 	}
 	return nil

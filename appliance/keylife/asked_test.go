@@ -4,6 +4,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,6 +174,40 @@ func TestStepOfALaterRow(t *testing.T) {
 	}
 	if one, _ := b.Keyring.Ring().Find(keyring.Decision, 1); one.SuspendedAt.IsZero() {
 		t.Error("a later suspension was undone")
+	}
+}
+
+// TestBrakeDoesNotWait: an administrator is suspended at once, also while an approved step waits for the keys.
+func TestBrakeDoesNotWait(t *testing.T) {
+	b := appliancetest.NewBoard(t, twoForSteps)
+	c := b.Waits(draft(b, keyplan.Step{Verb: keyplan.Rotate}, "decision"))
+	id, vote := c.Hash.ID(), b.Ann.Sign(t, c.Hash)
+	resume := b.Keys.Pause()
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer resume()
+	waiting.Go(func() { _, _ = b.Requests.Sign(t.Context(), id, vote) })
+	within(t, "the request is taken", func() {
+		for c.State != store.ChangeTaken && t.Context().Err() == nil {
+			c, _ = b.Requests.Get(t.Context(), id)
+		}
+	})
+	within(t, "bob is suspended", func() {
+		if _, err := b.Requests.SuspendAdmin(t.Context(), "bob"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// within fails the test if do does not return.
+func within(t *testing.T, what string, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Errorf("not within 10s: %s", what)
 	}
 }
 

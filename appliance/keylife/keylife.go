@@ -36,7 +36,7 @@ type Service struct {
 	strange  strangeKeys
 	metric   prometheus.Gauge // number of strange keys
 
-	steps sync.Mutex // held during a step; there is one at a time
+	steps sync.Mutex // held while a step is taken; there is one at a time
 
 	// Used by Tick alone.
 	scheduleProblem string    // logged last
@@ -93,13 +93,12 @@ func (k *Service) List() []keyplan.View { return keyplan.Views(k.keys.Ring(), k.
 // Plan returns the keys as a step would leave them, and changes nothing. It returns the errors of
 // [keyplan.New].
 func (k *Service) Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
+	ring := k.keys.Ring()
+	plan, err := k.planOn(ctx, ring, s)
 	if err != nil {
 		return nil, err
 	}
-	return plan.Preview(k.keys.Ring()), nil
+	return plan.Preview(ring), nil
 }
 
 // Take is [Service.TakeWithin] with the default time for countersigning.
@@ -142,7 +141,7 @@ func (k *Service) take(ctx context.Context, s keyplan.Step, may func(keyplan.Pla
 	if err := k.keys.Reload(ctx, k.store); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
-	plan, err := k.planLocked(ctx, s)
+	plan, err := k.planOn(ctx, k.keys.Ring(), s)
 	if err == nil {
 		err = may(plan)
 	}
@@ -181,24 +180,24 @@ func onlyIdle(p keyplan.Plan) error {
 	return nil
 }
 
-// planLocked adds to the plan what only the store knows: no stored record may depend on a version
-// that is given up.
-func (k *Service) planLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan, error) {
-	plan, err := keyplan.New(k.keys.Ring(), s, k.now())
+// planOn plans a step on one state of the registry, and adds what only the store knows: no stored record may
+// depend on a version that is given up. A plan that is not made under steps is only good to ask with.
+func (k *Service) planOn(ctx context.Context, ring *keyring.Ring, s keyplan.Step) (keyplan.Plan, error) {
+	plan, err := keyplan.New(ring, s, k.now())
 	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
 	switch s.Verb {
 	case keyplan.Suspend, keyplan.Retire, keyplan.Destroy:
-		return plan, k.freed(ctx, plan)
+		return plan, k.freed(ctx, ring, plan)
 	}
 	return plan, nil
 }
 
 // freed returns an error if records are still under a version that a plan gives up.
-func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
+func (k *Service) freed(ctx context.Context, ring *keyring.Ring, plan keyplan.Plan) error {
 	for _, e := range plan.Edits {
-		key, there := k.keys.Ring().Find(e.Name, e.Version)
+		key, there := ring.Find(e.Name, e.Version)
 		if e.Kept || !there || !key.OnToken || !key.DestroyedAt.IsZero() {
 			continue
 		}
