@@ -3,6 +3,7 @@ package keylife
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
@@ -55,12 +56,28 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ne
 	case policy.KeyActivate, policy.KeyRetire, policy.KeyResume:
 		p["revision"] = revision(ring, first.Name, first.Version)
 	}
-	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised} {
+	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised, "rules_out": rulesOut(ring, plan)} {
 		if given {
 			p[name] = true
 		}
 	}
 	return change.Draft{Kind: kind, Parameters: p}, aVote, nil
+}
+
+// rulesOut reports whether an activation puts a version into use that rules out every earlier one.
+func rulesOut(ring *keyring.Ring, p keyplan.Plan) bool {
+	return p.Verb == keyplan.Activate && slices.ContainsFunc(p.Edits, func(e keyplan.Edit) bool {
+		row, _ := ring.Find(e.Name, e.Version)
+		return row.RulesOut && e.RetiredAt.IsZero()
+	})
+}
+
+// seen refuses a plan that rules versions out, unless the signers of its request see that.
+func seen(ring *keyring.Ring, plan keyplan.Plan, p change.Parameters) error {
+	if rulesOut(ring, plan) != p.Truth("rules_out") {
+		return fmt.Errorf("the request does not say rightly whether earlier versions are ruled out: ask again: %w", keyplan.ErrStep)
+	}
+	return nil
 }
 
 // firstEdit returns the row that a step is about. changes is false if the step changes no row.
@@ -117,7 +134,10 @@ func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error
 	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse(ring)+1 {
 		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
 	}
-	_, err := k.planOn(ctx, ring, rootStep(p))
+	plan, err := k.planOn(ctx, ring, rootStep(p))
+	if err == nil {
+		err = seen(ring, plan, p)
+	}
 	return versions(ring, keyring.Root), err
 }
 
@@ -133,7 +153,12 @@ func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Paramete
 	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse(k.keys.Ring())+1 {
 		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
-	views, err := k.take(ctx, s, always)
+	views, err := k.take(ctx, s, func(plan keyplan.Plan) error {
+		if onlyIdle(plan) == nil {
+			return nil
+		}
+		return seen(k.keys.Ring(), plan, p)
+	})
 	return views, err
 }
 
@@ -195,7 +220,7 @@ func asRequested(ring *keyring.Ring, plan keyplan.Plan, p change.Parameters) err
 	if first, _ := firstEdit(plan); first.Version != s.Version || revision(ring, s.Name, s.Version) != p.Number("revision") {
 		return fmt.Errorf("%s was changed since: %w", keyring.Label(s.Name, s.Version), keyplan.ErrStep)
 	}
-	return nil
+	return seen(ring, plan, p)
 }
 
 // wasTaken finds out whether a step was taken before it was interrupted: then the row is at the next

@@ -2,6 +2,7 @@ package keylife_test
 
 import (
 	"errors"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -109,6 +110,30 @@ func TestOvertakenStep(t *testing.T) {
 	if b.Version(keyring.Decision) != 1 || two.SuspendedAt.IsZero() {
 		t.Errorf("decision@%d is in use, decision@2 is suspended: %v", b.Version(keyring.Decision), !two.SuspendedAt.IsZero())
 	}
+}
+
+// TestRulingOutTakesRetire: to make a version that rules out the earlier ones, and to put it into use, takes at
+// least what it takes to retire those.
+func TestRulingOutTakesRetire(t *testing.T) {
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.retire\" = 2\n")
+	for _, name := range []string{"decision", "root"} {
+		rotate := draft(b, keyplan.Step{Verb: keyplan.Rotate, Compromised: true}, name)
+		made(b, rotate)
+		activate := draft(b, keyplan.Step{Verb: keyplan.Activate}, name)
+		without := change.Draft{Kind: activate.Kind, Parameters: maps.Clone(activate.Parameters)}
+		delete(without.Parameters, "rules_out")
+		if _, err := b.Requests.Ask(t.Context(), without); !errors.Is(err, keyplan.ErrStep) {
+			t.Errorf("%s: a request that does not say what it does: %v", name, err)
+		}
+		before := b.Version(keyring.Decision)
+		made(b, activate)
+		if b.Version(keyring.Decision) == before {
+			t.Errorf("%s was not activated", name)
+		}
+		b.Clock.Advance(time.Minute)
+	}
+	b.Step(keyplan.Rotate, "decision") // what ends nothing takes one
+	b.Step(keyplan.Activate, "decision")
 }
 
 // behind stores a key as another process would: the appliance has not read it yet.
