@@ -78,6 +78,12 @@ func (p *Policy) Quorum(k Kind) Requirement {
 	return Requirement{Administrators: max(p.quorum[k], p.quorum[invitations[k]], 1)}
 }
 
+// QuorumRulingOut returns the requirement for a change of this kind that ends the acceptance of other versions
+// of a key, or makes a version that will: at least what it takes to retire one.
+func (p *Policy) QuorumRulingOut(k Kind) Requirement {
+	return Requirement{Administrators: max(p.Quorum(k).Administrators, p.Quorum(KeyRetire).Administrators)}
+}
+
 // Unattended reports whether a kind of change needs no vote at all: the document says 0. It may say
 // so of [StoreBackup] alone, so that a copy can be made every night with local = false.
 func (p *Policy) Unattended(k Kind) bool {

@@ -143,6 +143,16 @@ func TestReplaceInvites(t *testing.T) {
 	}
 }
 
+// TestRulingOutRetires: what rules out versions of a key takes at least what it takes to retire one.
+func TestRulingOutRetires(t *testing.T) {
+	p := mustParse(t, quorumBase+"[quorum]\n\"key.retire\" = 3\n\"key.rotate\" = 4\n\"key.activate\" = 2\n")
+	for kind, want := range map[Kind]int{KeyRotate: 4, KeyActivate: 3, KeyRetire: 3, RootRotate: 3} {
+		if got := p.QuorumRulingOut(kind).Administrators; got != want {
+			t.Errorf("%s takes %d, want %d", kind, got, want)
+		}
+	}
+}
+
 // TestUnattended: only a copy of the database can need no vote, if the document says so.
 func TestUnattended(t *testing.T) {
 	if p := mustParse(t, quorumBase+"[quorum]\n\"store.backup\" = 0\n"); !p.Unattended(StoreBackup) || p.Unattended(KeyBackup) || p.Quorum(StoreBackup).Administrators != 1 {

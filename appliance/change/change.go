@@ -167,6 +167,9 @@ func (p Parameters) Truth(name string) bool {
 	return b
 }
 
+// RulesOut reports whether a step of a key ends the acceptance of other versions, or makes one that will.
+func (p Parameters) RulesOut() bool { return p.Truth("compromised") || p.Truth("rules_out") }
+
 // Bytes returns a byte string parameter, nil if there is none.
 func (p Parameters) Bytes(name string) []byte {
 	b, _ := p[name].([]byte)

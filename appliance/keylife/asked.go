@@ -3,6 +3,7 @@ package keylife
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
@@ -19,41 +20,64 @@ var kindOf = map[keyplan.Verb]policy.Kind{
 	keyplan.Retire: policy.KeyRetire, keyplan.Resume: policy.KeyResume, keyplan.Destroy: policy.KeyDestroy,
 }
 
-// draft drafts the change request of a step. gated is false if the step does not wait, or changes
-// nothing.
-func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, gated bool, err error) {
+// need is what a step needs before it is taken.
+type need int
+
+const (
+	aVote   need = iota // the countersignatures of its request
+	noVote              // none: it grants nothing
+	nothing             // none: it changes nothing, and may be taken only as long as it does not
+)
+
+// draft drafts the change request of a step, if it needs a vote.
+func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, needs need, err error) {
 	kind, gated := kindOf[s.Verb]
 	if s.Name == keyring.Root && s.Verb != keyplan.Destroy {
 		kind, gated = policy.RootRotate, true
 	}
 	if !gated {
-		return d, false, nil
+		return d, noVote, nil
 	}
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
+	ring := k.keys.Ring()
+	plan, err := k.planOn(ctx, ring, s)
 	first, changes := firstEdit(plan)
 	if err != nil || !changes {
-		return d, false, err
+		return d, nothing, err
 	}
 	p := change.Parameters{"name": s.Name, "version": first.Version}
 	switch kind {
 	case policy.RootRotate:
 		p = change.Parameters{"verb": string(s.Verb), "version": s.Version}
 		if s.Version == 0 {
-			p["version"] = k.rootInUse() + 1
+			p["version"] = k.rootInUse(ring) + 1
 		}
 	case policy.KeyRotate:
-		p["verb"], p["revision"] = string(s.Verb), k.revision(first.Name, first.Version)
+		p["verb"], p["revision"] = string(s.Verb), revision(ring, first.Name, first.Version)
 	case policy.KeyActivate, policy.KeyRetire, policy.KeyResume:
-		p["revision"] = k.revision(first.Name, first.Version)
+		p["revision"] = revision(ring, first.Name, first.Version)
 	}
-	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised} {
+	for name, given := range map[string]bool{"early": s.Early, "compromised": s.Compromised, "rules_out": rulesOut(ring, plan)} {
 		if given {
 			p[name] = true
 		}
 	}
-	return change.Draft{Kind: kind, Parameters: p}, true, nil
+	return change.Draft{Kind: kind, Parameters: p}, aVote, nil
+}
+
+// rulesOut reports whether an activation puts a version into use that rules out every earlier one.
+func rulesOut(ring *keyring.Ring, p keyplan.Plan) bool {
+	return p.Verb == keyplan.Activate && slices.ContainsFunc(p.Edits, func(e keyplan.Edit) bool {
+		row, _ := ring.Find(e.Name, e.Version)
+		return row.RulesOut && e.RetiredAt.IsZero()
+	})
+}
+
+// seen refuses a plan that rules versions out, unless the signers of its request see that.
+func seen(ring *keyring.Ring, plan keyplan.Plan, p change.Parameters) error {
+	if rulesOut(ring, plan) != p.Truth("rules_out") {
+		return fmt.Errorf("the request does not say rightly whether earlier versions are ruled out: ask again: %w", keyplan.ErrStep)
+	}
+	return nil
 }
 
 // firstEdit returns the row that a step is about. changes is false if the step changes no row.
@@ -68,14 +92,14 @@ func firstEdit(p keyplan.Plan) (first keyplan.Edit, changes bool) {
 }
 
 // revision returns the revision of a row, or 0 if the row does not exist.
-func (k *Service) revision(name string, version uint64) uint64 {
-	row, _ := k.keys.Ring().Find(name, version)
+func revision(ring *keyring.Ring, name string, version uint64) uint64 {
+	row, _ := ring.Find(name, version)
 	return row.Revision
 }
 
 // rootInUse returns the number of the current root.
-func (k *Service) rootInUse() uint64 {
-	for _, v := range keyplan.Views(k.keys.Ring(), k.now()) {
+func (k *Service) rootInUse(ring *keyring.Ring) uint64 {
+	for _, v := range keyplan.Views(ring, k.now()) {
 		if v.Name == keyring.Root && v.State == keyring.Active {
 			return v.Version
 		}
@@ -84,9 +108,9 @@ func (k *Service) rootInUse() uint64 {
 }
 
 // versions returns the rows that a step of a key is based on.
-func (k *Service) versions(name string) any {
+func versions(ring *keyring.Ring, name string) any {
 	rows := []any{}
-	for _, row := range k.keys.Ring().Keys() {
+	for _, row := range ring.Keys() {
 		if row.Name == name {
 			rows = append(rows, []any{row.Name, row.Version, row.Revision})
 		}
@@ -106,11 +130,15 @@ func rootStep(p change.Parameters) keyplan.Step {
 }
 
 func (k *Service) rootBase(ctx context.Context, p change.Parameters) (any, error) {
-	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse()+1 {
+	ring := k.keys.Ring()
+	if p.Text("verb") == string(keyplan.Rotate) && p.Number("version") != k.rootInUse(ring)+1 {
 		return nil, fmt.Errorf("%w: root %d is not the next", parties.ErrInput, p.Number("version"))
 	}
-	_, err := k.Plan(ctx, rootStep(p))
-	return k.versions(keyring.Root), err
+	plan, err := k.planOn(ctx, ring, rootStep(p))
+	if err == nil {
+		err = seen(ring, plan, p)
+	}
+	return versions(ring, keyring.Root), err
 }
 
 // rotateRoot takes a step of the root. Repeating a rotation or an activation that was done
@@ -122,10 +150,15 @@ func (k *Service) rotateRoot(ctx context.Context, _ change.ID, p change.Paramete
 			return []keyplan.View{v}, nil
 		}
 	}
-	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse()+1 {
+	if s.Verb == keyplan.Rotate && p.Number("version") != k.rootInUse(k.keys.Ring())+1 {
 		return nil, fmt.Errorf("root %d is not the next: %w", p.Number("version"), keyplan.ErrStep)
 	}
-	views, err := k.take(ctx, s)
+	views, err := k.take(ctx, s, func(plan keyplan.Plan) error {
+		if onlyIdle(plan) == nil {
+			return nil
+		}
+		return seen(k.keys.Ring(), plan, p)
+	})
 	return views, err
 }
 
@@ -144,38 +177,50 @@ func stepOf(kind policy.Kind, p change.Parameters) keyplan.Step {
 func (k *Service) stepEffect(kind policy.Kind) requests.Effect {
 	return requests.Effect{
 		Base: func(ctx context.Context, p change.Parameters) (any, error) {
-			s := stepOf(kind, p)
+			s, ring := stepOf(kind, p), k.keys.Ring()
 			if s.Name == keyring.Root && kind != policy.KeyDestroy {
 				return nil, fmt.Errorf("%w: %s is not for the root", parties.ErrInput, kind)
 			}
-			return k.versions(s.Name), k.unchanged(ctx, s, p)
+			return versions(ring, s.Name), k.unchanged(ctx, ring, change.Draft{Kind: kind, Parameters: p})
 		},
 		Do: func(ctx context.Context, _ change.ID, p change.Parameters) (any, error) {
-			s := stepOf(kind, p)
-			if kind != policy.KeyDestroy && k.revision(s.Name, s.Version) > p.Number("revision") {
+			s, ring := stepOf(kind, p), k.keys.Ring()
+			if kind != policy.KeyDestroy && revision(ring, s.Name, s.Version) > p.Number("revision") {
 				return k.wasTaken(s, p)
 			}
-			if err := k.unchanged(ctx, s, p); err != nil {
+			if err := k.unchanged(ctx, ring, change.Draft{Kind: kind, Parameters: p}); err != nil {
 				return nil, err
 			}
-			views, err := k.take(ctx, s)
+			views, err := k.take(ctx, s, func(plan keyplan.Plan) error {
+				if onlyIdle(plan) == nil {
+					return nil // it was stored before, although the store could not report it
+				}
+				return asRequested(k.keys.Ring(), plan, p)
+			})
 			return views, err
 		},
 	}
 }
 
 // unchanged refuses a step that is not possible, or that would now change another row than the request names.
-func (k *Service) unchanged(ctx context.Context, s keyplan.Step, p change.Parameters) error {
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
-	if err != nil || s.Verb == keyplan.Destroy {
+func (k *Service) unchanged(ctx context.Context, ring *keyring.Ring, r change.Draft) error {
+	plan, err := k.planOn(ctx, ring, stepOf(r.Kind, r.Parameters))
+	if err != nil {
 		return err
 	}
-	if first, _ := firstEdit(plan); first.Version != s.Version || k.revision(s.Name, s.Version) != p.Number("revision") {
+	return asRequested(ring, plan, r.Parameters)
+}
+
+// asRequested refuses a plan that changes another row than the request names.
+func asRequested(ring *keyring.Ring, plan keyplan.Plan, p change.Parameters) error {
+	s := plan.Step
+	if s.Verb == keyplan.Destroy {
+		return nil
+	}
+	if first, _ := firstEdit(plan); first.Version != s.Version || revision(ring, s.Name, s.Version) != p.Number("revision") {
 		return fmt.Errorf("%s was changed since: %w", keyring.Label(s.Name, s.Version), keyplan.ErrStep)
 	}
-	return nil
+	return seen(ring, plan, p)
 }
 
 // wasTaken finds out whether a step was taken before it was interrupted: then the row is at the next

@@ -2,6 +2,10 @@ package keylife_test
 
 import (
 	"errors"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -105,6 +109,130 @@ func TestOvertakenStep(t *testing.T) {
 	two, _ := b.Keyring.Ring().Find(keyring.Decision, 2)
 	if b.Version(keyring.Decision) != 1 || two.SuspendedAt.IsZero() {
 		t.Errorf("decision@%d is in use, decision@2 is suspended: %v", b.Version(keyring.Decision), !two.SuspendedAt.IsZero())
+	}
+}
+
+// TestRulingOutTakesRetire: to make a version that rules out the earlier ones, and to put it into use, takes at
+// least what it takes to retire those.
+func TestRulingOutTakesRetire(t *testing.T) {
+	b := appliancetest.NewBoard(t, "[quorum]\n\"key.retire\" = 2\n")
+	for _, name := range []string{"decision", "root"} {
+		rotate := draft(b, keyplan.Step{Verb: keyplan.Rotate, Compromised: true}, name)
+		made(b, rotate)
+		activate := draft(b, keyplan.Step{Verb: keyplan.Activate}, name)
+		without := change.Draft{Kind: activate.Kind, Parameters: maps.Clone(activate.Parameters)}
+		delete(without.Parameters, "rules_out")
+		if _, err := b.Requests.Ask(t.Context(), without); !errors.Is(err, keyplan.ErrStep) {
+			t.Errorf("%s: a request that does not say what it does: %v", name, err)
+		}
+		before := b.Version(keyring.Decision)
+		made(b, activate)
+		if b.Version(keyring.Decision) == before {
+			t.Errorf("%s was not activated", name)
+		}
+		b.Clock.Advance(time.Minute)
+	}
+	b.Step(keyplan.Rotate, "decision") // what ends nothing takes one
+	b.Step(keyplan.Activate, "decision")
+}
+
+// behind stores a key as another process would: the appliance has not read it yet.
+func behind(b *appliancetest.Board, version uint64, edit func(*store.Key)) {
+	b.Helper()
+	rows, err := b.Store.ListKeys(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	row := rows[slices.IndexFunc(rows, func(k store.Key) bool { return k.Name == keyring.Decision && k.Version == version })]
+	row.Revision++
+	edit(&row)
+	rec := audit.NewRecord(audit.KindKeys, "key/decision", nil)
+	if err := b.Store.ChangeKeys(b.Context(), store.KeyChange{Update: []store.Key{row}}, rec); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestNoStepWithoutItsVote: a step that changed nothing when it was asked for is not taken without a vote if
+// the keys have changed until it is taken.
+func TestNoStepWithoutItsVote(t *testing.T) {
+	for verb, c := range map[keyplan.Verb]struct {
+		ref  string
+		edit func(b *appliancetest.Board)
+	}{
+		keyplan.Resume: {"decision@1", func(b *appliancetest.Board) {
+			behind(b, 1, func(k *store.Key) { k.SuspendedAt = b.Clock.Now() })
+		}},
+		keyplan.Activate: {"decision@2", func(b *appliancetest.Board) {
+			behind(b, 1, func(k *store.Key) { k.ActivatedAt = b.Clock.Now() })
+		}},
+	} {
+		t.Run(string(verb), func(t *testing.T) {
+			b := appliancetest.NewBoard(t, twoForSteps)
+			made(b, draft(b, keyplan.Step{Verb: keyplan.Rotate}, "decision"))
+			made(b, draft(b, keyplan.Step{Verb: keyplan.Activate}, "decision"))
+			b.Clock.Advance(time.Minute)
+			c.edit(b)
+			rows, _ := b.Store.ListKeys(t.Context())
+			if _, err := b.TryStep(keyplan.Step{Verb: verb}, c.ref); !errors.Is(err, keyplan.ErrStep) {
+				t.Errorf("taken: %v", err)
+			}
+			if now, _ := b.Store.ListKeys(t.Context()); !reflect.DeepEqual(now, rows) {
+				t.Error("the keys were changed")
+			}
+			draft(b, keyplan.Step{Verb: verb}, c.ref) // asked again, it waits
+		})
+	}
+}
+
+// TestStepOfALaterRow: a request is carried out only on the row that its signers saw.
+func TestStepOfALaterRow(t *testing.T) {
+	b := appliancetest.NewBoard(t, twoForSteps)
+	made(b, draft(b, keyplan.Step{Verb: keyplan.Rotate}, "decision"))
+	made(b, draft(b, keyplan.Step{Verb: keyplan.Activate}, "decision"))
+	b.Clock.Advance(time.Minute)
+	b.Step(keyplan.Suspend, "decision@1")
+	c := b.Waits(draft(b, keyplan.Step{Verb: keyplan.Resume}, "decision@1"))
+	behind(b, 1, func(k *store.Key) { k.SuspendedAt = time.Time{} })
+	behind(b, 1, func(k *store.Key) { k.SuspendedAt = b.Clock.Now() })
+	if _, err := b.Requests.Sign(t.Context(), c.Hash.ID(), b.Ann.Sign(t, c.Hash)); !errors.Is(err, keyplan.ErrStep) {
+		t.Errorf("signed: %v", err)
+	}
+	if one, _ := b.Keyring.Ring().Find(keyring.Decision, 1); one.SuspendedAt.IsZero() {
+		t.Error("a later suspension was undone")
+	}
+}
+
+// TestBrakeDoesNotWait: an administrator is suspended at once, also while an approved step waits for the keys.
+func TestBrakeDoesNotWait(t *testing.T) {
+	b := appliancetest.NewBoard(t, twoForSteps)
+	c := b.Waits(draft(b, keyplan.Step{Verb: keyplan.Rotate}, "decision"))
+	id, vote := c.Hash.ID(), b.Ann.Sign(t, c.Hash)
+	resume := b.Keys.Pause()
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer resume()
+	waiting.Go(func() { _, _ = b.Requests.Sign(t.Context(), id, vote) })
+	within(t, "the request is taken", func() {
+		for c.State != store.ChangeTaken && t.Context().Err() == nil {
+			c, _ = b.Requests.Get(t.Context(), id)
+		}
+	})
+	within(t, "bob is suspended", func() {
+		if _, err := b.Requests.SuspendAdmin(t.Context(), "bob"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// within fails the test if do does not return.
+func within(t *testing.T, what string, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Errorf("not within 10s: %s", what)
 	}
 }
 

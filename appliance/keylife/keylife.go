@@ -36,7 +36,7 @@ type Service struct {
 	strange  strangeKeys
 	metric   prometheus.Gauge // number of strange keys
 
-	steps sync.Mutex // held during a step; there is one at a time
+	steps sync.Mutex // held while a step is taken; there is one at a time
 
 	// Used by Tick alone.
 	scheduleProblem string    // logged last
@@ -93,13 +93,12 @@ func (k *Service) List() []keyplan.View { return keyplan.Views(k.keys.Ring(), k.
 // Plan returns the keys as a step would leave them, and changes nothing. It returns the errors of
 // [keyplan.New].
 func (k *Service) Plan(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
-	k.steps.Lock()
-	defer k.steps.Unlock()
-	plan, err := k.planLocked(ctx, s)
+	ring := k.keys.Ring()
+	plan, err := k.planOn(ctx, ring, s)
 	if err != nil {
 		return nil, err
 	}
-	return plan.Preview(k.keys.Ring()), nil
+	return plan.Preview(ring), nil
 }
 
 // Take is [Service.TakeWithin] with the default time for countersigning.
@@ -111,12 +110,14 @@ func (k *Service) Take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 // [*requests.Waiting], and they can countersign until life is over. A suspension never waits. Other errors
 // come from [keyplan.New], [requests.Service.Ask], token and store.
 func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Duration) ([]keyplan.View, error) {
-	d, gated, err := k.draft(ctx, s)
-	if err != nil {
+	d, needs, err := k.draft(ctx, s)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !gated {
-		return k.take(ctx, s)
+	case needs == noVote:
+		return k.take(ctx, s, always)
+	case needs == nothing:
+		return k.take(ctx, s, onlyIdle)
 	}
 	d.Life = life
 	c, err := k.requests.Ask(ctx, d)
@@ -131,15 +132,19 @@ func (k *Service) TakeWithin(ctx context.Context, s keyplan.Step, life time.Dura
 // take makes the keys that a step needs on the token, stores rows, settings and audit record in
 // one transaction, and only then uses any of it. An interrupted step is completed by repeating
 // it: a key that was made and not stored is adopted, a stored step is not taken twice, and a key
-// that was given up and not removed is removed.
-func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, error) {
+// that was given up and not removed is removed. may refuses the plan of the moment in which the step is
+// taken, because the keys may have changed since the administrators were asked.
+func (k *Service) take(ctx context.Context, s keyplan.Step, may func(keyplan.Plan) error) ([]keyplan.View, error) {
 	k.steps.Lock()
 	defer k.steps.Unlock()
 	// An earlier step may have been stored although the store could not report it.
 	if err := k.keys.Reload(ctx, k.store); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", s.Verb, s.Name, err)
 	}
-	plan, err := k.planLocked(ctx, s)
+	plan, err := k.planOn(ctx, k.keys.Ring(), s)
+	if err == nil {
+		err = may(plan)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -164,24 +169,35 @@ func (k *Service) take(ctx context.Context, s keyplan.Step) ([]keyplan.View, err
 	return plan.Views(k.keys.Ring(), k.now()), nil
 }
 
-// planLocked adds to the plan what only the store knows: no stored record may depend on a version
-// that is given up.
-func (k *Service) planLocked(ctx context.Context, s keyplan.Step) (keyplan.Plan, error) {
-	plan, err := keyplan.New(k.keys.Ring(), s, k.now())
+// always lets a step be taken as it is planned.
+func always(keyplan.Plan) error { return nil }
+
+// onlyIdle refuses a step that changes a row: when the administrators would have been asked, it changed none.
+func onlyIdle(p keyplan.Plan) error {
+	if first, changes := firstEdit(p); changes {
+		return fmt.Errorf("%s was changed meanwhile: ask again: %w", keyring.Label(first.Name, first.Version), keyplan.ErrStep)
+	}
+	return nil
+}
+
+// planOn plans a step on one state of the registry, and adds what only the store knows: no stored record may
+// depend on a version that is given up. A plan that is not made under steps is only good to ask with.
+func (k *Service) planOn(ctx context.Context, ring *keyring.Ring, s keyplan.Step) (keyplan.Plan, error) {
+	plan, err := keyplan.New(ring, s, k.now())
 	if err != nil || s.Name != keyring.MAC && s.Name != keyring.Wrap {
 		return plan, err
 	}
 	switch s.Verb {
 	case keyplan.Suspend, keyplan.Retire, keyplan.Destroy:
-		return plan, k.freed(ctx, plan)
+		return plan, k.freed(ctx, ring, plan)
 	}
 	return plan, nil
 }
 
 // freed returns an error if records are still under a version that a plan gives up.
-func (k *Service) freed(ctx context.Context, plan keyplan.Plan) error {
+func (k *Service) freed(ctx context.Context, ring *keyring.Ring, plan keyplan.Plan) error {
 	for _, e := range plan.Edits {
-		key, there := k.keys.Ring().Find(e.Name, e.Version)
+		key, there := ring.Find(e.Name, e.Version)
 		if e.Kept || !there || !key.OnToken || !key.DestroyedAt.IsZero() {
 			continue
 		}

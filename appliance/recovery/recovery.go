@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
 	"countersign/appliance/keylife"
+	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/parties"
 	"countersign/appliance/recovery/backup"
@@ -169,8 +170,8 @@ func DraftCopy(life time.Duration) change.Draft {
 func (s *Service) copyBase(context.Context, change.Parameters) (any, error) { return nil, nil }
 
 // CopyStore copies the database while the appliance serves, and calls send with the copy, which it
-// closes afterwards. It needs a request as BackUpKeys does. It pauses the steps of keys while it makes
-// the copy, because the roots in the copy have to be the ones that sign it. It also returns the
+// closes afterwards. It needs a request as BackUpKeys does. The roots in the
+// copy have to be the ones that sign it: if a key changes meanwhile, it is made again. It also returns the
 // errors of [store.Recovery] and of the token.
 func (s *Service) CopyStore(ctx context.Context, life time.Duration, send func(StoreCopy) error) error {
 	return s.requests.Use(ctx, DraftCopy(life), func(ctx context.Context, _ change.ID) error {
@@ -183,33 +184,41 @@ func (s *Service) CopyStore(ctx context.Context, life time.Duration, send func(S
 	})
 }
 
+// copyStore makes the copy while keys may change, and begins anew if they did: their steps, which may be an
+// emergency, do not wait for the copy.
 func (s *Service) copyStore(ctx context.Context) (c StoreCopy, err error) {
-	defer s.keys.Pause()()
-	if c.Copy, err = s.store.Copy(ctx); err != nil {
-		return c, err
+	for vouched := false; !vouched && err == nil; {
+		before := s.keyring.Ring()
+		if c.Copy, err = s.store.Copy(ctx); err != nil {
+			return c, err
+		}
+		if vouched, err = s.vouch(ctx, &c, before); !vouched {
+			_ = c.Close() // an error of vouch counts
+		}
 	}
-	if err := s.vouch(ctx, &c); err != nil {
-		_ = c.Close() // the first error counts
-		return c, err
-	}
-	return c, nil
+	return c, err
 }
 
-func (s *Service) vouch(ctx context.Context, c *StoreCopy) error {
+// vouch signs a copy. It returns false if the keys are others than before the copy was made.
+func (s *Service) vouch(ctx context.Context, c *StoreCopy, before *keyring.Ring) (same bool, err error) {
 	sum := sha256.New()
-	_, err := io.Copy(sum, c)
-	if err == nil {
+	if _, err = io.Copy(sum, c); err == nil {
 		_, err = c.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		return fmt.Errorf("reading the copy of the store: %w: %w", err, store.ErrUnavailable)
+		return false, fmt.Errorf("reading the copy of the store: %w: %w", err, store.ErrUnavailable)
 	}
 	c.SHA256 = [32]byte(sum.Sum(nil))
+	defer s.keys.Pause()()
+	if s.keyring.Ring() != before {
+		return false, nil
+	}
 	statement := backup.Copy{SHA256: c.SHA256, Size: uint64(c.Size), Point: backup.PointOf(c.Point)}
 	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
-		return err
+		return false, err
 	}
-	return s.store.Append(ctx, parties.Record(ctx, audit.KindStore, "backup", map[string]any{
+	err = s.store.Append(ctx, parties.Record(ctx, audit.KindStore, "backup", map[string]any{
 		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
 	}))
+	return err == nil, err
 }

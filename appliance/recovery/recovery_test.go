@@ -1,6 +1,7 @@
 package recovery_test
 
 import (
+	"context"
 	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/sha256"
@@ -20,6 +21,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery"
 	"countersign/appliance/recovery/backup"
+	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/appliance/store/sqlite"
 	"countersign/protocol"
@@ -79,6 +81,49 @@ func TestCopyStore(t *testing.T) {
 	}
 	if got, err := read.Vouched(c.Statement); err != nil || got.SHA256 != c.SHA256 || got.Point.Sequence >= b.Tally().Records {
 		t.Errorf("%+v: %v", got, err)
+	}
+}
+
+// during is a store in which something happens while it is copied for the first time.
+type during struct {
+	store.Store
+	happens func()
+	copies  int
+}
+
+func (d *during) Copy(ctx context.Context) (store.Copy, error) {
+	c, err := d.Store.Copy(ctx)
+	if d.copies++; d.copies == 1 {
+		d.happens()
+	}
+	return c, err
+}
+
+// TestStepDuringCopy: a key can be suspended while the database is copied, and the copy that is sent has that.
+func TestStepDuringCopy(t *testing.T) {
+	b := appliancetest.New(t)
+	b.Step(keyplan.Rotate, "decision")
+	b.Step(keyplan.Activate, "decision")
+	b.Clock.Advance(time.Minute)
+	suspended := make(chan error, 1)
+	d := &during{Store: b.Store, happens: func() {
+		go func() {
+			_, err := b.TryStep(keyplan.Step{Verb: keyplan.Suspend}, "decision@1")
+			suspended <- err
+		}()
+		select {
+		case err := <-suspended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the suspension waits for the copy")
+		}
+	}}
+	b.Recovery = recovery.New(recovery.Config{Store: d, Keyring: b.Keyring, Keys: b.Keys, Requests: b.Requests, Now: b.Clock.Now})
+	before := b.Tally().Records
+	if c := copyStore(b); d.copies != 2 || c.Point.Sequence <= before {
+		t.Errorf("%d copies, the last of record %d, the suspension is after %d", d.copies, c.Point.Sequence, before)
 	}
 }
 

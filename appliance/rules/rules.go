@@ -219,6 +219,9 @@ func (r *Rules) Apply(ctx context.Context, id change.ID, p change.Parameters) (a
 		return nil, err
 	}
 	if document := p.Bytes("document"); !bytes.Equal(active.Document, document) {
+		if _, err := r.Base(ctx, p); err != nil { // an administrator may have been suspended since
+			return nil, err
+		}
 		if err := r.write(ctx, store.Policy{Version: active.Version + 1, Document: document, Change: id}); err != nil {
 			return nil, err
 		}

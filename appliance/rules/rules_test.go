@@ -10,6 +10,7 @@ import (
 
 	"countersign/appliance"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/change"
 	"countersign/appliance/parties"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
@@ -88,5 +89,20 @@ func TestPolicyOfTheReleaseBefore(t *testing.T) {
 	}
 	if _, err := b.Requests.Ask(t.Context(), rules.Draft([]byte(document))); !errors.Is(err, parties.ErrInput) {
 		t.Errorf("applied again: %v", err)
+	}
+}
+
+// TestPolicyLeavesAWay: a policy that was approved is not written if too few administrators are left for it.
+func TestPolicyLeavesAWay(t *testing.T) {
+	b := appliancetest.NewBoard(t, "[quorum]\n")
+	d := rules.Draft(appliancetest.QuorumPolicy("[quorum]\n\"policy.apply\" = 4\n\"admin.add\" = 4\n"))
+	if _, err := b.Rules.Base(t.Context(), d.Parameters); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Requests.SuspendAdmin(t.Context(), "cat"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Rules.Apply(t.Context(), change.ID{}, d.Parameters); !errors.Is(err, parties.ErrInput) {
+		t.Errorf("applied for four, of whom three are left: %v", err)
 	}
 }

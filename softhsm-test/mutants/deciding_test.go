@@ -29,7 +29,7 @@ var deciding = map[string]string{
 	"appliance/keyring":         "Key.* Ring.* New ParseSettings IsCertified NewestMAC",
 	"appliance/keyring/chain":   "*",
 	"appliance/keyplan":         "planner.* successor overlapEnd",
-	"appliance/keylife":         "Service.freed Service.under Service.draft Service.rootBase Service.unchanged Service.wasTaken stepOf",
+	"appliance/keylife":         "Service.freed Service.under Service.draft Service.rootBase Service.unchanged asRequested Service.wasTaken stepOf onlyIdle rulesOut seen",
 	"appliance/keyuse": "Keys.Recipient Keys.ReadClientCert Keys.CheckVerifier Keys.ImportVerifier Keys.MACKeys Keys.PairwiseKey Keys.MAC " +
 		"Keys.TrustDocument Keys.follow agreed CheckMAC hasProof published Pins.* SealKeys",
 	"appliance/anchor":          "Anchor.check File.Advance File.Root File.Floor",

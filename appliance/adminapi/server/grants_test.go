@@ -79,6 +79,16 @@ var access = map[string]string{
 
 func rotated(w *world)   { w.Step("rotate", "decision") }
 func activated(w *world) { rotated(w); w.Step("activate", "decision") }
+
+// rulingOut prepares a version that rules out the earlier ones.
+func rulingOut(name string) func(*world) {
+	return func(w *world) {
+		if _, err := w.TryStep(keyplan.Step{Verb: keyplan.Rotate, Compromised: true}, name); err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
 func retired(w *world) {
 	activated(w)
 	if _, err := w.TryStep(keyplan.Step{Verb: keyplan.Retire, Early: true}, "decision@1"); err != nil {
@@ -105,11 +115,15 @@ var granting = map[string][]grant{
 	"KeyRotate": {
 		{policy.KeyRotate, nil, step(r.KeyRotate, adminapi.KeyStep{}, "decision")},
 		{policy.KeyRotate, nil, step(r.KeyRotate, adminapi.KeyStep{Compromised: true}, "decision")},
+		{policy.KeyRetire, nil, step(r.KeyRotate, adminapi.KeyStep{Compromised: true}, "decision")},
 		{policy.RootRotate, nil, step(r.KeyRotate, adminapi.KeyStep{}, "root")},
+		{policy.KeyRetire, nil, step(r.KeyRotate, adminapi.KeyStep{Compromised: true}, "root")},
 	},
 	"KeyActivate": {
 		{policy.KeyActivate, rotated, step(r.KeyActivate, adminapi.KeyStep{}, "decision")},
 		{policy.KeyActivate, activated, step(r.KeyActivate, adminapi.KeyStep{}, "decision@1")},
+		{policy.KeyRetire, rulingOut("decision"), step(r.KeyActivate, adminapi.KeyStep{}, "decision")},
+		{policy.KeyRetire, rulingOut("root"), step(r.KeyActivate, adminapi.KeyStep{}, "root")},
 		{policy.RootRotate, func(w *world) { w.Step("rotate", "root") }, step(r.KeyActivate, adminapi.KeyStep{}, "root")},
 	},
 	"KeyRetire": {
@@ -323,8 +337,8 @@ func TestQuorumOfEveryGrant(t *testing.T) {
 func (w *world) signed(id string, k policy.Kind) {
 	w.T.Helper()
 	c := must(w.bench, r.ChangeShow, adminapi.None{}, id)
-	if k == policy.DeviceInvite || k == policy.ClientInvite {
-		k = policy.Kind(c.Kind) // a replacement takes what an invitation takes
+	if k == policy.DeviceInvite || k == policy.ClientInvite || k == policy.KeyRetire {
+		k = policy.Kind(c.Kind) // a replacement takes what an invitation takes, and what rules out what retiring takes
 	}
 	if c.Kind != k.String() {
 		w.T.Errorf("the request is %s, want %s", c.Kind, k)

@@ -34,17 +34,17 @@ func (s *Service) DraftRevoke(ctx context.Context, name string) (change.Draft, e
 }
 
 // SuspendAdmin takes away an administrator's vote until a request gives it back. It works at once
-// and without a quorum, as an emergency brake. Errors wrap [store.ErrNotFound],
+// and without a quorum, as an emergency brake: a request that waits for the keys does not hold it up. Errors wrap [store.ErrNotFound],
 // [parties.ErrFinal], or [parties.ErrInput] if no quorum could undo it.
 func (s *Service) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
-	s.changing.Lock() // concurrent suspensions would count on each other's vote
-	defer s.changing.Unlock()
 	return s.setAdmin(ctx, name, store.Suspended, change.ID{})
 }
 
-// setAdmin requires that changing is held. by is the request that gives the administrator a vote;
+// setAdmin sets the status of an administrator. by is the request that gives the administrator a vote;
 // zero if it takes the vote away.
 func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by change.ID) (store.Admin, error) {
+	s.admins.Lock() // concurrent suspensions would count on each other's vote
+	defer s.admins.Unlock()
 	one, err := s.judge.AdminNamed(ctx, name)
 	switch {
 	case err != nil || one.Status == to:

@@ -97,3 +97,27 @@ func TestRacingSigners(t *testing.T) {
 		t.Errorf("%s, done %d times, signed by %v: %v", c.State, k.done, c.Signed, err)
 	}
 }
+
+// TestSuspendedWhileDecided: the vote of an administrator who is suspended while a request is decided does not
+// count.
+func TestSuspendedWhileDecided(t *testing.T) {
+	b := appliancetest.NewBoard(t, appliancetest.TwoOfThree)
+	k := &counting{}
+	effect, base := k.effect(), 0
+	effect.Base = func(ctx context.Context, _ change.Parameters) (any, error) {
+		if base++; base == 3 { // asked, signed, and now decided
+			_, err := b.Requests.SuspendAdmin(ctx, "ann")
+			return nil, err
+		}
+		return nil, nil
+	}
+	b.Requests.Register(anyKind, effect)
+	c := b.Waits(change.Draft{Kind: anyKind, Parameters: change.Parameters{"name": "wrap"}})
+	c = b.Signed(c, b.Ann.Sign(t, c.Hash))
+	if base != 3 || k.done != 0 || c.State != store.ChangeOpen || c.Ruling.MissingAdministrators() != 1 {
+		t.Errorf("after %d bases %s, done %d times, signed by %v", base, c.State, k.done, c.Signed)
+	}
+	if c = b.Signed(c, b.Bob.Sign(t, c.Hash)); c.State != store.ChangeExecuted || k.done != 1 {
+		t.Errorf("%s, done %d times, signed by %v", c.State, k.done, c.Signed)
+	}
+}

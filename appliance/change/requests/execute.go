@@ -95,15 +95,28 @@ func (s *Service) advanceLocked(ctx context.Context, id change.ID) (Change, erro
 	if err := s.refuseStaleLocked(ctx, c); err != nil {
 		return c, err
 	}
+	c, err = s.takeLocked(ctx, id)
+	if err != nil || c.State != store.ChangeTaken || c.Granted {
+		return c, err
+	}
+	return s.executeLocked(ctx, c)
+}
+
+// takeLocked marks an open request as taken if it still has its quorum: an administrator who was suspended
+// since it was counted has no vote.
+func (s *Service) takeLocked(ctx context.Context, id change.ID) (Change, error) {
+	s.admins.Lock()
+	defer s.admins.Unlock()
+	c, err := s.Get(ctx, id)
+	if err != nil || !c.Ruling.Approved() || c.State != store.ChangeOpen {
+		return c, err
+	}
 	rec := changeRecord(ctx, id, map[string]any{"event": "taken", "kind": c.Kind.String(), "signed": c.Signed, "required": c.Required})
 	if err := s.store.EndChange(ctx, s.step(c, store.ChangeOpen, store.ChangeTaken), rec); err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
 	}
-	if s.effects[c.Kind].Grants {
-		c.State, c.Granted = store.ChangeTaken, true
-		return c, nil
-	}
-	return s.executeLocked(ctx, c)
+	c.State, c.Granted = store.ChangeTaken, s.effects[c.Kind].Grants
+	return c, nil
 }
 
 // executeTimeout bounds one change, in which the token may make several keys.
@@ -115,7 +128,7 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 	e, err := s.effect(c.Kind)
 	var result any
 	if err == nil {
-		result, err = e.Do(ctx, c.Hash.ID(), c.Parameters)
+		result, err = s.do(ctx, e, c)
 	}
 	if transient(err) {
 		return c, fmt.Errorf("change %s is taken and will be tried again: %w", c.Hash.ID(), err)
@@ -133,6 +146,16 @@ func (s *Service) executeLocked(ctx context.Context, c Change) (Change, error) {
 		err = fmt.Errorf("change %s failed: %w", c.Hash.ID(), err)
 	}
 	return c, err
+}
+
+// do runs the effect of a change. A policy and a suspension have to leave enough administrators for each
+// other, so that one waits for the other.
+func (s *Service) do(ctx context.Context, e Effect, c Change) (any, error) {
+	if c.Kind == policy.PolicyApply {
+		s.admins.Lock()
+		defer s.admins.Unlock()
+	}
+	return e.Do(ctx, c.Hash.ID(), c.Parameters)
 }
 
 // Resume continues the changes that were taken and did not end, and those that have their quorum and
@@ -170,6 +193,9 @@ func (s *Service) Resume(ctx context.Context) {
 		}
 		if err != nil {
 			s.log.Error("interrupted change failed again", "change", id, "error", err)
+			continue
+		}
+		if c.State == store.ChangeOpen { // a vote was taken away meanwhile
 			continue
 		}
 		if c.Granted {

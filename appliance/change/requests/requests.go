@@ -45,8 +45,13 @@ type Service struct {
 
 	effects map[policy.Kind]Effect
 
-	changing sync.Mutex         // held while a request, or the status of an administrator, changes
+	changing sync.Mutex         // held while a request changes, also while it waits for the keys
 	using    map[change.ID]bool // grants in use; guarded by changing
+
+	// Held while the status of an administrator changes, or something is decided by counting them. A
+	// holder waits for the store only, so that a suspension never waits for the keys. It is locked after
+	// changing, never before.
+	admins sync.Mutex
 }
 
 // Config holds what a Service needs.

@@ -45,6 +45,9 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	}
 	slices.Sort(c.Missing)
 	required := rules.Quorum(c.Kind)
+	if c.Parameters.RulesOut() {
+		required = rules.QuorumRulingOut(c.Kind)
+	}
 	c.Required = required.Administrators
 	c.Ruling = policy.Decide(required, policy.Evidence{Verdict: protocol.Approve, Signers: c.Signed})
 	return nil
