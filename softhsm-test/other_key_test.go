@@ -41,12 +41,12 @@ func TestOtherKeyOnSecondToken(t *testing.T) {
 	}
 
 	status := ctl(t, a, 0, "hsm", "status")
-	for _, want := range []string{"first +countersign-dev +ready", "second +countersign-dev-2 +refused", `token second is refused: key "wrap@1": token first: a key has another value`} {
+	for _, want := range []string{"first +countersign-dev +ready", "second +countersign-dev-2 +refused", `token second is refused: key "wrap@1": compared with token first: the token has another key`} {
 		matches(t, status, want)
 	}
 	matches(t, ctl(t, a, 1, "hsm", "drain", "first"), "last token")
 	ctl(t, a, 0, "hsm", "drain", "second")
-	matches(t, ctl(t, a, 69, "hsm", "resume", "second"), "another value")
+	matches(t, ctl(t, a, 69, "hsm", "resume", "second"), "another key under the same id")
 	doctor := ctl(t, a, 0, "status") // the daemon serves
 	if strings.Contains(doctor, "unavailable") {
 		t.Errorf("%s", doctor)

@@ -71,7 +71,7 @@ func TestPasswordSources(t *testing.T) {
 	s.want(2, "enrol", "--url", "https://127.0.0.1:1", "--no-password", "--password-fd", "3", a.Invite().String())
 	s.stdin = strings.NewReader("y\nyes\n" + right + "\n")
 	_, stderr = s.want(0, "authorize", "--link", link, "--service", "200", "--level", "3", "--password-fd", "0")
-	if !strings.Contains(stderr, "Type yes to go on") {
+	if !strings.Contains(stderr, "Type yes to continue") {
 		t.Errorf("the user was not verified: %s", stderr)
 	}
 	s.stdin = strings.NewReader("y\ny\n" + right + "\n")
