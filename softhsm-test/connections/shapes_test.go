@@ -105,7 +105,7 @@ func (s *stage) streams() (end func()) {
 			})
 		}
 	}
-	harness.Do(harness.Until(ctx, "busy answers", func() (bool, error) { return busy.Load() > streaming, nil }))
+	harness.Do(harness.Until(ctx, "a busy answer", func() (bool, error) { return busy.Load() > 0, nil }))
 	return func() {
 		cancel()
 		all.Wait()
