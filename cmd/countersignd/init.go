@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"countersign/appliance/anchor"
@@ -14,6 +15,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/hsm"
 	"countersign/internal/config"
 	"countersign/policy"
 )
@@ -95,6 +97,7 @@ func refuseUsedToken(ctx context.Context, p *parts) error {
 	if err != nil {
 		return fmt.Errorf("looking at the token: %w", err)
 	}
+	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool { return !k.Versioned() }) // another program's
 	if len(keys) > 0 {
 		return fmt.Errorf("%w: %d keys, %s first", errTokenUsed, len(keys), keys[0].Label)
 	}
