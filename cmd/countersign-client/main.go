@@ -92,6 +92,7 @@ var sentinels = []struct {
 	{client.ErrNotEnrolled, cli.NotFound, "run countersign-client enrol first, or check --state"},
 	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists all outcomes"},
 	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt requests a full one"},
+	{client.ErrContradicted, cli.Failed, "inform the operator: the appliance may have returned from an old copy of its data"},
 	{client.ErrReceipt, cli.BadSignature, "do not rely on this receipt"},
 	{client.ErrEnrolled, cli.Failed, "use another --state for another enrolment"},
 	{client.ErrState, cli.IO, "restore the whole directory, or enrol again with another --state"},

@@ -296,6 +296,25 @@ func TestResumeAndSettle(t *testing.T) {
 	}
 }
 
+// TestStatusPerformed: an approval on which the device did not act says so.
+func TestStatusPerformed(t *testing.T) {
+	a := clienttest.New(t)
+	s := enrolledShell(t, a)
+	link := a.Listen("tcp")
+	s.want(0, "authorize", "--link", link, "--service", "door.open=100", "--yes")
+	if stdout, _ := s.want(0, "status", "--last"); strings.Contains(stdout, "performed") {
+		t.Errorf("before anybody asked: %s", stdout)
+	}
+	a.Do(clienttest.Behaviour{Performed: new(bool)})
+	stdout, _ := s.want(0, "status", "--last", "--link", link, "-o", "json")
+	if out := decode(t, stdout); out["result"] != "approved" || out["performed"] != false {
+		t.Errorf("status prints %s", stdout)
+	}
+	if stdout, _ = s.want(0, "status", "--last"); !strings.Contains(stdout, "act:      not performed") {
+		t.Errorf("kept: %s", stdout)
+	}
+}
+
 func TestAmounts(t *testing.T) {
 	for _, tc := range []struct {
 		amount, currency string
