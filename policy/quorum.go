@@ -84,6 +84,12 @@ func (p *Policy) QuorumRulingOut(k Kind) Requirement {
 	return Requirement{Administrators: max(p.Quorum(k).Administrators, p.Quorum(KeyRetire).Administrators)}
 }
 
+// QuorumResuming returns the requirement to resume an administrator while so many others can countersign: the quorum of
+// admin.add, or all who are left if they are fewer. A suspension can thus always be taken back.
+func (p *Policy) QuorumResuming(left int) Requirement {
+	return Requirement{Administrators: max(min(p.Quorum(AdminAdd).Administrators, left), 1)}
+}
+
 // Unattended reports whether a kind of change needs no vote at all: the document says 0. It may say
 // so of [StoreBackup] alone, so that a copy can be made every night with local = false.
 func (p *Policy) Unattended(k Kind) bool {

@@ -213,3 +213,14 @@ func TestReserved(t *testing.T) {
 		t.Error("a stored document may say anything")
 	}
 }
+
+// TestQuorumResuming: those who are left resume an administrator if they are fewer than admin.add takes, and one is
+// always needed.
+func TestQuorumResuming(t *testing.T) {
+	p := &Policy{quorum: map[Kind]int{AdminAdd: 3}}
+	for left, want := range []int{1, 1, 2, 3, 3, 3} {
+		if got := p.QuorumResuming(left).Administrators; got != want {
+			t.Errorf("with %d left it takes %d, want %d", left, got, want)
+		}
+	}
+}
