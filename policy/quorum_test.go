@@ -224,3 +224,24 @@ func TestQuorumResuming(t *testing.T) {
 		}
 	}
 }
+
+// TestNeedsAll: a quorum of everyone who can countersign is one that a single absence blocks.
+func TestNeedsAll(t *testing.T) {
+	p := &Policy{quorum: map[Kind]int{KeyDestroy: 3, PolicyApply: 2, AdminAdd: 3, StoreBackup: 0}}
+	for able, want := range map[int][]Kind{1: nil, 2: {PolicyApply}, 3: {KeyDestroy, AdminAdd}, 4: nil} {
+		if got := p.NeedsAll(able); !slices.Equal(got, want) {
+			t.Errorf("of %d administrators: %v, want %v", able, got, want)
+		}
+	}
+}
+
+// TestActivatesItself: a version that key.rotate makes comes into use without key.activate.
+func TestActivatesItself(t *testing.T) {
+	for rotate, want := range map[int]int{1: 1, 2: 0, 3: 0} {
+		p := &Policy{quorum: map[Kind]int{KeyRotate: rotate, KeyActivate: 2, PolicyApply: 3, AdminAdd: 3}}
+		all := p.Evasions()
+		if len(all) != want || want == 1 && (all[0].Kind != KeyActivate || all[0].By != KeyRotate) {
+			t.Errorf("rotation by %d: %v", rotate, all)
+		}
+	}
+}

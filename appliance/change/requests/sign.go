@@ -103,7 +103,9 @@ func (s *Service) signLocked(ctx context.Context, id change.ID, raw []byte) (Cha
 	if err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
 	}
-	return s.advanceLocked(ctx, id)
+	c, err = s.advanceLocked(ctx, id)
+	c.SignedAs = name
+	return c, err
 }
 
 func (s *Service) checkSignature(ctx context.Context, c Change, raw []byte) (row store.ChangeSignature, name string, err error) {
