@@ -93,6 +93,8 @@ static ul login(ul *args) {
 }
 
 static ul answer(struct masked *m) {
+	if (mask.hidden && m->f == F_FIND)
+		return objects_found(m->args);
 	switch (m->f) {
 	case F_GET_MECHANISM_LIST: return mechanism_list(m->args);
 	case F_GET_ATTRIBUTE_VALUE: return masked_read(m->args);
@@ -101,14 +103,21 @@ static ul answer(struct masked *m) {
 	return kdf_computes(m->f, m->args) ? kdf_derive(m->args) : real_call(m->f, m->args);
 }
 
+/* remember notes the objects that the process may find from now on. */
+static void remember(const struct masked *m) {
+	if (m->f == F_LOGIN)
+		objects_seen(m->args[0]);
+	object_made(m->f, m->args);
+}
+
 ul masked_call(int f, const ul *args) {
 	if (!mask.any)
 		return real_call(f, args);
 	struct masked m = {.f = f};
 	memcpy(m.args, args, sizeof m.args);
 	ul rv = check(&m);
-	if (rv == CKR_OK)
-		rv = answer(&m);
+	if (rv == CKR_OK && (rv = answer(&m)) == CKR_OK && mask.hidden)
+		remember(&m);
 	for (int i = 0; i < m.used; i++)
 		template_free(&m.template[i]);
 	return rv;

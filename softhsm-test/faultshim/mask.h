@@ -30,6 +30,8 @@
  *   longest FUNC BYTES [CODE]
  *                            more input to C_Sign or C_SignUpdate is CODE, without it
  *                            CKR_DATA_LEN_RANGE
+ *   hidden NAME=VALUE        what another process puts on the token after this one's login is not
+ *                            found, unless the environment has NAME=VALUE
  *   login user:password      the PIN of a user has a name before its first colon; without one
  *                            it is CKR_PIN_INCORRECT
  *
@@ -45,7 +47,7 @@
 /* Places in CK_FUNCTION_LIST with a template or a mechanism. */
 enum {
 	F_GET_MECHANISM_LIST = 7, F_GET_MECHANISM_INFO = 8, F_CREATE_OBJECT = 20, F_COPY_OBJECT = 21,
-	F_DESTROY_OBJECT = 22, F_GET_ATTRIBUTE_VALUE = 24, F_SET_ATTRIBUTE_VALUE = 25, F_FIND_INIT = 26,
+	F_FIND = 27, F_FIND_FINAL = 28, F_DESTROY_OBJECT = 22, F_GET_ATTRIBUTE_VALUE = 24, F_SET_ATTRIBUTE_VALUE = 25, F_FIND_INIT = 26,
 	F_GENERATE_KEY = 58, F_GENERATE_KEY_PAIR = 59, F_UNWRAP_KEY = 61
 };
 
@@ -79,7 +81,7 @@ enum call {
 	KEY = GENERATE | PRIVATE | DERIVE | UNWRAP | CREATE | COPY
 };
 
-enum { MAX_FACTS = 96, MAX_MECHANISMS = 512 };
+enum { MAX_FACTS = 96, MAX_MECHANISMS = 512, MAX_OBJECTS = 4096 };
 
 enum verb { REFUSE, ONLY, FORCE, AS };
 struct fact { /* of an attribute */
@@ -103,7 +105,7 @@ struct mask {
 	bool hmac; /* HMAC keys have a type of their own */
 	ul hmac_keygen;
 	ul longest[FUNCTIONS], too_long[FUNCTIONS]; /* bytes, code */
-	bool user_password;
+	bool user_password, hidden;
 };
 extern struct mask mask;
 
@@ -138,6 +140,11 @@ bool mechanism_used(int f);
 bool kdf_computes(int f, const ul *args);
 ul kdf_refuses(int f, const ul *args);
 ul kdf_derive(const ul *args);
+
+/* maskobjects.c: which objects a process may find. */
+void objects_seen(ul session);
+void object_made(int f, const ul *args);
+ul objects_found(const ul *args);
 
 /* sha256.c: SHA-256 of the concatenation of some parts, FIPS 180-4. */
 struct part { const void *data; size_t len; };

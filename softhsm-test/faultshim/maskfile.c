@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_WORDS = 16, LONGEST_LINE = 1024 };
+enum { MAX_WORDS = 16, LONGEST_LINE = 1024, MAX_NAME = 128 };
 
 struct mask mask;
 
@@ -146,6 +146,17 @@ static void parse_login(const struct line *l) {
 	mask.user_password = true;
 }
 
+static void parse_hidden(const struct line *l) {
+	need(l, 2);
+	const char *value = strchr(l->word[1], '=');
+	if (value == NULL)
+		give_up("mask: not NAME=VALUE", l->word[1]);
+	char name[MAX_NAME] = "";
+	snprintf(name, sizeof name, "%.*s", (int)(value - l->word[1]), l->word[1]);
+	const char *set = getenv(name);
+	mask.hidden = set == NULL || strcmp(set, value + 1) != 0;
+}
+
 static void parse_fact(const struct line *l) {
 	const char *kind = l->word[0];
 	if (strcmp(kind, "absent") == 0)
@@ -166,6 +177,8 @@ static void parse_fact(const struct line *l) {
 		parse_attribute(l, READ, 1);
 	else if (strcmp(kind, "longest") == 0)
 		parse_longest(l);
+	else if (strcmp(kind, "hidden") == 0)
+		parse_hidden(l);
 	else if (strcmp(kind, "login") == 0)
 		parse_login(l);
 	else

@@ -20,7 +20,7 @@ var plain = map[string]string{
 	"login": "ok", "copy": "ok", "set-id": "ok", "ecdh-null": "ok", "ecdh-aes": "ok", "ecdh-sha256": "CKR_MECHANISM_PARAM_INVALID",
 	"ecb-data": "ok", "digest": "ok", "hmac-generic": "ok", "hmac-typed": "CKR_TEMPLATE_INCONSISTENT",
 	"hmac-nshield": "CKR_MECHANISM_INVALID", "hmac-long": "ok", "kwp-210a": "ok", "kwp-luna": "CKR_MECHANISM_INVALID",
-	"kwp-marvell": "CKR_MECHANISM_INVALID", "session-pair": "ok", "token-pair": "ok", "closed-public": "ok", "list": "0x1104 0x210a",
+	"kwp-marvell": "CKR_MECHANISM_INVALID", "session-pair": "ok", "token-pair": "ok", "closed-public": "ok", "others": "ok", "list": "0x1104 0x210a",
 }
 
 const (
@@ -39,7 +39,8 @@ var masked = map[string]map[string]string{
 		"ecdh-null": noParameter, "ecdh-aes": noParameter, "ecb-data": noMechanism,
 	},
 	"nshield": {
-		"hmac-generic": unfit, "hmac-nshield": "ok", "ecdh-sha256": unfit, "hmac-long": unfit, "list": "0x1104 0x210a 0xde436997",
+		"hmac-generic": unfit, "hmac-nshield": "ok", "ecdh-sha256": unfit, "hmac-long": unfit, "others": "0 of 2 objects",
+		"list": "0x1104 0x210a 0xde436997",
 	},
 	"aws-cloudhsm-5": {
 		"copy": noFunction, "set-id": noFunction, "ecdh-null": noParameter, "ecdh-aes": noParameter, "ecb-data": noMechanism,
@@ -69,7 +70,7 @@ func probed(t *testing.T, token hsmtest.SoftHSM, mask, pin string) map[string]st
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], s.Module)
-	cmd.Env = append(append(os.Environ(), token.Env(), probeVariable+"="+pin), s.Env()...)
+	cmd.Env = append(append(os.Environ(), token.Env(), probeVariable+"="+pin, probeVariable+"_PLAIN="+token.PIN), s.Env()...)
 	if mask != "" {
 		cmd.Env = append(cmd.Env, mask)
 	}
@@ -127,13 +128,30 @@ func TestMasks(t *testing.T) {
 	}
 }
 
+// TestHiddenUnless: nShield's variable makes it show what other processes make.
+func TestHiddenUnless(t *testing.T) {
+	token := hsmtest.NewSoftHSM(t)
+	p, err := profiles.Named("nshield")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := p.Write(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CKNFAST_ASSUME_SINGLE_PROCESS", "0")
+	if got := probed(t, token, env, token.PIN)["others"]; got != "ok" {
+		t.Errorf("a key of another process: %s", got)
+	}
+}
+
 // TestMaskNonsense: a mask without effect ends the process.
 func TestMaskNonsense(t *testing.T) {
 	token := hsmtest.NewSoftHSM(t)
 	for _, text := range []string{
 		"absent C_Sing", "absent C_Sign CKR_NONSENSE", "lacks CKM_NONSENSE", "number CKM_ECDSA", "kdf CKD_NULL compute", "kdf CKD_NULL forbid",
 		"in nothing CKA_ID refuse", "in key CKA_ID forbid", "in key CKA_PRIVATE only", "read CKA_ID only true", "longest C_Verify 5",
-		"login password", "nonsense",
+		"login password", "hidden NAME", "nonsense",
 	} {
 		path := filepath.Join(t.TempDir(), "nonsense.mask")
 		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {

@@ -12,11 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
+
+	"countersign/softhsm-test/harness"
 )
 
 // Probes run in a process of its own, because a module reads the environment once. The process is this test binary with
@@ -41,7 +44,7 @@ var probes = map[string]func(*probe) error{
 	"kwp-luna":     func(p *probe) error { return p.wraps(0x80000171) },
 	"kwp-marvell":  func(p *probe) error { return p.wraps(0x8000216f) },
 	"session-pair": func(p *probe) error { return p.pair(false) }, "token-pair": func(p *probe) error { return p.pair(true) },
-	"closed-public": (*probe).closesPublic,
+	"closed-public": (*probe).closesPublic, "others": (*probe).findsOthers,
 }
 
 const ckmNCHMACKeyGen = 0xde436997
@@ -338,4 +341,21 @@ func (p *probe) digests() error {
 		err = errWrong
 	}
 	return err
+}
+
+// findsOthers looks for a key that another process makes meanwhile.
+func (p *probe) findsOthers() error {
+	cmd := exec.Command("pkcs11-tool", "--module", harness.SoftHSM, "--login", "--pin", os.Getenv(probeVariable+"_PLAIN"),
+		"--keypairgen", "--key-type", "EC:prime256v1", "--label", "other")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if err := p.FindObjectsInit(p.session, of(pkcs11.CKA_LABEL, "other")); err != nil {
+		return err
+	}
+	found, _, err := p.FindObjects(p.session, 10)
+	if err == nil && len(found) != 2 {
+		err = fmt.Errorf("%d of 2 objects", len(found))
+	}
+	return errors.Join(err, p.FindObjectsFinal(p.session))
 }
