@@ -27,6 +27,8 @@ type Behaviour struct {
 	Decide bool // add a decision if the client requests one
 	// DenyRetry goes with Deny, in seconds.
 	DenyRetry *uint64
+	// Performed is what the device has reported about every act; nil: nothing.
+	Performed *bool
 	// FirstService replaces the service that a second approver sees; 0: the real one.
 	FirstService protocol.Service
 
