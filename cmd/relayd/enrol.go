@@ -3,44 +3,107 @@ package main
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
+	"countersign/relay"
 	"countersign/relay/uplink"
 )
 
 func enrolCommand() *cobra.Command {
-	var c uplink.EnrolConfig
-	var code *cli.Activation
+	var f enrolFlags
 	cmd := &cobra.Command{
-		Use:   "enrol --url URL --ca FILE [CODE]",
+		Use:   "enrol {--config FILE | --url URL --ca FILE [--state DIR]} [CODE]",
 		Short: "Generate this device's key and have it certified",
 		Long: `Generate this device's key and have it certified, with an activation code from
 "countersignctl device invite". From then on the device trusts the root that the code names.
+With --config, address, CA and state directory are those of relayd's configuration.
 If the command fails, repeat it with the same code.
 ` + cli.CodeHelp,
-		Example: "  relayd enrol --url https://appliance:8443 --ca ca.pem --code-file code",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := code.Read(cmd, args)
-			if err != nil {
-				return err
-			}
-			if c.Code, err = enrol.ParseTypedCode(text); err != nil {
-				return cli.Fail(cli.Usage, err, "copy the whole code that countersignctl device invite printed")
-			}
-			return runEnrol(cmd, c)
-		},
+		Example: "  relayd enrol --config relay.toml --code-file code\n" +
+			"  relayd enrol --url https://appliance:8443 --ca ca.pem --state /var/lib/relayd --code-file code",
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
-	code = cli.AddCodeFlag(cmd)
-	cmd.Flags().StringVar(&c.URL, "url", "", "address of the appliance's API, https://HOST:PORT")
-	cmd.Flags().StringVar(&c.CAFile, "ca", "", "PEM file with the roots of the appliance's certificate")
-	cmd.Flags().StringVar(&c.StateDir, "state", "var", "directory of the device's key, certificate and journal")
-	_ = cmd.MarkFlagRequired("url") // both exist
-	_ = cmd.MarkFlagRequired("ca")
+	f.code = cli.AddCodeFlag(cmd)
+	cmd.Flags().StringVar(&f.config, "config", "", "configuration file of relayd, in place of the other three")
+	cmd.Flags().StringVar(&f.URL, "url", "", "address of the appliance's API, https://HOST:PORT")
+	cmd.Flags().StringVar(&f.CAFile, "ca", "", "PEM file with the roots of the appliance's certificate")
+	cmd.Flags().StringVar(&f.StateDir, "state", "var", "directory of the device's key, certificate and journal")
 	return cmd
+}
+
+type enrolFlags struct {
+	uplink.EnrolConfig
+	config string
+	code   *cli.Activation
+}
+
+// run completes and checks everything before it asks for the code.
+func (f *enrolFlags) run(cmd *cobra.Command, args []string) error {
+	if err := f.complete(cmd); err != nil {
+		return err
+	}
+	text, err := f.code.Read(cmd, args)
+	if err != nil {
+		return err
+	}
+	if f.Code, err = enrol.ParseTypedCode(text); err != nil {
+		return cli.Fail(cli.Usage, err, "copy the whole code that countersignctl device invite printed")
+	}
+	return runEnrol(cmd, f.EnrolConfig)
+}
+
+func (f *enrolFlags) complete(cmd *cobra.Command) error {
+	if f.config != "" {
+		return f.configure(cmd)
+	}
+	if f.URL == "" || f.CAFile == "" {
+		return cli.Fail(cli.Usage, errors.New("the appliance is not named"), "give --config FILE, or --url URL and --ca FILE")
+	}
+	if err := config.CheckOrigin(f.URL); err != nil {
+		return cli.Fail(cli.Usage, fmt.Errorf("--url %w", err), "the appliance speaks HTTPS only")
+	}
+	return nil
+}
+
+// configure takes everything from the configuration. A flag that says otherwise is an error: relayd serve would look
+// elsewhere.
+func (f *enrolFlags) configure(cmd *cobra.Command) error {
+	c, err := config.LoadRelay(f.config)
+	if err != nil {
+		return err
+	}
+	for _, o := range []struct {
+		flag, key string
+		value     *string
+		want      string
+		same      func(a, b string) bool
+	}{
+		{"url", "appliance.url", &f.URL, c.Appliance.URL, sameURL},
+		{"ca", "appliance.ca", &f.CAFile, c.Appliance.CA, samePath},
+		{"state", "state_dir", &f.StateDir, c.StateDir, samePath},
+	} {
+		if cmd.Flags().Changed(o.flag) && !o.same(*o.value, o.want) {
+			return cli.Fail(cli.Usage, fmt.Errorf("--%s is %q, and %s in %s is %q", o.flag, *o.value, o.key, f.config, o.want),
+				fmt.Sprintf("leave --%s out, or correct the file", o.flag))
+		}
+		*o.value = o.want
+	}
+	return nil
+}
+
+func sameURL(a, b string) bool { return strings.TrimSuffix(a, "/") == strings.TrimSuffix(b, "/") }
+
+func samePath(a, b string) bool {
+	a, errA := filepath.Abs(a)
+	b, errB := filepath.Abs(b)
+	return errA == nil && errB == nil && a == b
 }
 
 func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
@@ -59,11 +122,19 @@ func failure(err error) error {
 	code, _ := protocol.CodeOf(err)
 	switch {
 	case errors.Is(err, uplink.ErrNotEnrolled):
-		return cli.Fail(cli.Config, err, "relayd enrol --url URL --ca FILE --state DIR --code-file FILE")
+		return cli.Fail(cli.Config, err, "relayd enrol --config FILE --code-file FILE")
 	case errors.Is(err, uplink.ErrEnrolled):
 		return cli.Fail(cli.Failed, err, "to enrol another device, use another --state directory")
 	case errors.Is(err, uplink.ErrLocked):
 		return cli.Fail(cli.TryAgain, err, "stop the other relayd first")
+	case errors.Is(err, uplink.ErrCA):
+		return cli.Fail(cli.Config, err, "copy ca.pem from the state directory of the appliance, and name it with --ca or appliance.ca")
+	case errors.Is(err, uplink.ErrClock):
+		return cli.Fail(cli.Unavailable, err, "set the clock, then try again with the same code")
+	case errors.Is(err, relay.ErrOrderSocket):
+		return cli.Fail(cli.IO, err, "correct order.socket: its directory must exist, and relayd may create files there")
+	case errors.Is(err, relay.ErrLink):
+		return cli.Fail(cli.IO, err, "correct link.listen: no other program may use the address, and the directory of a Unix socket must exist")
 	case code == protocol.CodeServerUnreachable || code == protocol.CodeTimeout:
 		return cli.Fail(cli.Unavailable, err, "check --url and --ca, and that the appliance runs")
 	case code == protocol.CodeBusy || code == protocol.CodeHSM:

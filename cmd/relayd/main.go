@@ -66,8 +66,8 @@ func status() *cobra.Command {
 		Use:   "status",
 		Short: "Show the device's status",
 		Long: `Show one line to read out over the phone: the device's name and id, whether it is running and
-reaches the appliance, the end of its certificate, and the last result. Exit code 69 if it is
-not running.`,
+reaches the appliance, what keeps it from its work, the end of its certificate, and the last
+result. Exit code 69 if it is not running, or cannot authorize.`,
 		Args: cobra.NoArgs,
 	}
 	format := cli.AddOutputFlag(cmd)
@@ -107,8 +107,11 @@ func printStatus(dir string, p cli.Printer) error {
 	if err != nil {
 		return cli.Fail(cli.IO, err, "")
 	}
-	if !s.Running {
+	switch {
+	case !s.Running:
 		return cli.Fail(cli.Unavailable, errors.New("relayd is not running"), "relayd serve --config FILE")
+	case !s.Healthy():
+		return cli.Fail(cli.Unavailable, errors.New("the device cannot authorize now"), "the line above and relayd's log say why")
 	}
 	return nil
 }
