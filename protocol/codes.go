@@ -3,6 +3,8 @@ package protocol
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -81,6 +83,9 @@ var codeText = map[Code]string{
 	CodeLinkBusy:          "link busy",
 	CodeNothingToApprove:  "nothing to approve",
 }
+
+// Codes returns every code that has a meaning, in ascending order.
+func Codes() []Code { return slices.Sorted(maps.Keys(codeText)) }
 
 func (c Code) String() string {
 	if s, ok := codeText[c]; ok {

@@ -50,7 +50,7 @@ func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome
 	var r message.ReceiptNonce
 	_, _ = rand.Read(r[:]) // never fails, crypto/rand
 	res.M4 = c.channel.SealM4(c.m3, r, p4.Marshal())
-	a.metrics.settled(out)
+	a.metrics.settled(c.p1.Service, out)
 	return res, nil
 }
 

@@ -187,18 +187,13 @@ func parseAmount(amount, currency string) (*protocol.Amount, error) {
 	return &protocol.Amount{Minor: minor, Currency: unit}, nil
 }
 
-// formatAmount returns the form that parseAmount parses, "" for nil. Unknown currencies count minor
-// units; users never see them, because the client rejects them earlier.
+// formatAmount returns the form that parseAmount parses, "" for nil. Users never see a currency that is unknown,
+// because the client refuses it earlier.
 func formatAmount(a *protocol.Amount) string {
 	if a == nil {
 		return ""
 	}
-	digits, _ := protocol.MinorDigits(a.Currency)
-	number := fmt.Sprintf("%0*d", digits+1, a.Minor)
-	if digits != 0 {
-		number = number[:len(number)-digits] + "." + number[len(number)-digits:]
-	}
-	return number + " " + a.Currency
+	return a.Decimal()
 }
 
 func (a *app) receiptsCommand() *cobra.Command {

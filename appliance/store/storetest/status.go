@@ -68,7 +68,7 @@ func testStatus(_ *testing.T, f *fixture) {
 	f.asks(12, dry.Serial, message.AskedResult{Result: protocol.ResultApproved})
 	f.asks(13, f.p.Spend(2).Serial, message.AskedResult{Reason: protocol.CodeSerial}) // another random part
 	f.asks(14, protocol.NewSerial(10, [8]byte{}), message.AskedResult{Reason: protocol.CodeSerial})
-	before.Decisions += 5
+	before.Questions += 5
 	before.Records += 5
 	f.same(f.tally(), before)
 }
@@ -79,7 +79,8 @@ func testStatusUnspent(t *testing.T, f *fixture) {
 	for i, late := range []store.Spend{f.p.Spend(8), f.p.Spend(5)} {
 		before := f.tally()
 		f.asks(uint32(10+10*i), late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
-		before.Decisions += 2
+		before.Questions++
+		before.Decisions++ // the serial that was asked about
 		before.Records += 2
 		f.same(f.tally(), before)
 		all := f.records()
