@@ -1,18 +1,17 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/internal/cli"
 	"countersign/internal/config"
-	"countersign/protocol"
+	"countersign/internal/fault"
 	"countersign/protocol/enrol"
-	"countersign/relay"
 	"countersign/relay/uplink"
 )
 
@@ -54,7 +53,7 @@ func (f *enrolFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if f.Code, err = enrol.ParseTypedCode(text); err != nil {
-		return cli.Fail(cli.Usage, err, "copy the whole code that countersignctl device invite printed")
+		return fault.DeviceCode.Of(err)
 	}
 	return runEnrol(cmd, f.EnrolConfig)
 }
@@ -64,12 +63,9 @@ func (f *enrolFlags) complete(cmd *cobra.Command) error {
 		return f.configure(cmd)
 	}
 	if f.URL == "" || f.CAFile == "" {
-		return cli.Fail(cli.Usage, errors.New("the appliance is not named"), "give --config FILE, or --url URL and --ca FILE")
+		return fault.NoAppliance.Error()
 	}
-	if err := config.CheckOrigin(f.URL); err != nil {
-		return cli.Fail(cli.Usage, fmt.Errorf("--url %w", err), "the appliance speaks HTTPS only")
-	}
-	return nil
+	return fault.NotHTTPS.Of(config.CheckOrigin(f.URL))
 }
 
 // configure takes everything from the configuration. A flag that says otherwise is an error: relayd serve would look
@@ -90,8 +86,8 @@ func (f *enrolFlags) configure(cmd *cobra.Command) error {
 		{"state", "state_dir", &f.StateDir, c.StateDir, samePath},
 	} {
 		if cmd.Flags().Changed(o.flag) && !o.same(*o.value, o.want) {
-			return cli.Fail(cli.Usage, fmt.Errorf("--%s is %q, and %s in %s is %q", o.flag, *o.value, o.key, f.config, o.want),
-				fmt.Sprintf("leave --%s out, or correct the file", o.flag))
+			return fault.FlagContradictsFile.With("flag", o.flag, "given", strconv.Quote(*o.value),
+				"key", o.key, "file", f.config, "wanted", strconv.Quote(o.want)).Error()
 		}
 		*o.value = o.want
 	}
@@ -113,36 +109,5 @@ func runEnrol(cmd *cobra.Command, c uplink.EnrolConfig) error {
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "enrolled %s, device %s, certificate until %s\n",
 		cli.Printable(identity.Name), identity.ID, identity.NotAfter.UTC().Format("2006-01-02 15:04 UTC"))
-	return cli.Fail(cli.IO, err, "")
-}
-
-// failure adds the exit code and hint to an error of the relay.
-func failure(err error) error {
-	var answer *uplink.StatusError
-	code, _ := protocol.CodeOf(err)
-	switch {
-	case errors.Is(err, uplink.ErrNotEnrolled):
-		return cli.Fail(cli.Config, err, "relayd enrol --config FILE --code-file FILE")
-	case errors.Is(err, uplink.ErrEnrolled):
-		return cli.Fail(cli.Failed, err, "to enrol another device, use another --state directory")
-	case errors.Is(err, uplink.ErrLocked):
-		return cli.Fail(cli.TryAgain, err, "stop the other relayd first")
-	case errors.Is(err, uplink.ErrCA):
-		return cli.Fail(cli.Config, err, "copy ca.pem from the state directory of the appliance, and name it with --ca or appliance.ca")
-	case errors.Is(err, uplink.ErrClock):
-		return cli.Fail(cli.Unavailable, err, "set the clock, then try again with the same code")
-	case errors.Is(err, relay.ErrOrderSocket):
-		return cli.Fail(cli.IO, err, "correct order.socket: its directory must exist, and relayd may create files there")
-	case errors.Is(err, relay.ErrLink):
-		return cli.Fail(cli.IO, err, "correct link.listen: no other program may use the address, and the directory of a Unix socket must exist")
-	case code == protocol.CodeServerUnreachable || code == protocol.CodeTimeout:
-		return cli.Fail(cli.Unavailable, err, "check --url and --ca, and that the appliance runs")
-	case code == protocol.CodeBusy || code == protocol.CodeHSM:
-		return cli.Fail(cli.Unavailable, err, "try again later with the same code")
-	case errors.As(err, &answer):
-		return cli.Fail(cli.Auth, err, "the code may be used or expired: ask for another one")
-	case code == protocol.CodeCertificate:
-		return cli.Fail(cli.Auth, err, "this is not the appliance that the code is for")
-	}
-	return err
+	return fault.Output.Of(err)
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/relay"
 )
@@ -53,7 +53,7 @@ func configCheck() *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
-			return cli.Fail(cli.IO, err, "")
+			return fault.Output.Of(err)
 		},
 	}
 	addConfigFlag(cmd, &path)
@@ -105,13 +105,13 @@ func printStatus(dir string, p cli.Printer) error {
 		err = cli.Table[relay.Status]{}.One(p, s)
 	}
 	if err != nil {
-		return cli.Fail(cli.IO, err, "")
+		return fault.Output.Of(err)
 	}
 	switch {
 	case !s.Running:
-		return cli.Fail(cli.Unavailable, errors.New("relayd is not running"), "relayd serve --config FILE")
+		return fault.DeviceStopped.Error()
 	case !s.Healthy():
-		return cli.Fail(cli.Unavailable, errors.New("the device cannot authorize now"), "the line above and relayd's log say why")
+		return fault.DeviceUnable.Error()
 	}
 	return nil
 }

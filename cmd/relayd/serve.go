@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
@@ -21,10 +22,10 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/relay"
-	"countersign/relay/journal"
 )
 
 type serveFlags struct {
@@ -58,6 +59,8 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 		return err
 	}
 	log := newLog(c.Log, cmd.ErrOrStderr())
+	stdlog.SetOutput(log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn})) // net/http's own lines
+	stdlog.SetFlags(0)
 	err = runRelay(cmd, f, c, log)
 	if isJSON(c.Log) {
 		return cli.EndInLog(log, err)
@@ -76,23 +79,25 @@ func isJSON(c config.Log) bool { return c.Format == "json" }
 func runRelay(cmd *cobra.Command, f serveFlags, c *config.Relay, log hclog.Logger) error {
 	display, err := openDisplay(c, cmd.ErrOrStderr())
 	if err != nil {
-		return cli.Fail(cli.IO, err, "correct display: its directory must exist, and relayd may write to it")
+		return fault.NoDisplay.Of(err)
 	}
 	defer func() { _ = display.Close() }() // nothing is buffered
 	ops, err := listenOps(c.Ops.Listen)
 	if err != nil {
-		return cli.Fail(cli.IO, err, "correct ops.listen: no other program may use the address")
+		return fault.NoOps.Of(err)
 	}
-	defer func() { _ = ops.Close() }() // the server may have closed it
+	if ops != nil {
+		defer func() { _ = ops.Close() }() // the server may have closed it
+	}
 	registry := prometheus.NewRegistry()
 	rc, err := relayConfig(c)
 	if err != nil {
-		return cli.Fail(cli.Config, err, "")
+		return err
 	}
 	rc.Display, rc.Log, rc.Metrics = display, log, relay.NewMetrics(registry)
 	r, err := relay.New(rc)
 	if err != nil {
-		return openFailure(err)
+		return failure(err)
 	}
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
@@ -105,7 +110,7 @@ func runRelay(cmd *cobra.Command, f serveFlags, c *config.Relay, log hclog.Logge
 // daemon has the parts of serve beside the relay.
 type daemon struct {
 	log       hclog.Logger
-	ops       net.Listener
+	ops       net.Listener // nil: none
 	readyFile string
 	registry  *prometheus.Registry
 }
@@ -116,29 +121,13 @@ func serveUntil(ctx context.Context, r *relay.Relay, d daemon) error {
 	if err := writeReady(d.readyFile, r); err != nil {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		return errors.Join(cli.Fail(cli.IO, err, "correct --ready-file: its directory must exist, and relayd may create files there"), r.Serve(ended))
+		return errors.Join(fault.NoReadyFile.Of(err), r.Serve(ended))
 	}
 	identity := r.Identity()
 	d.log.Info("serving", "links", r.Links(), "device_id", identity.ID.String(), "name", identity.Name)
 	err := r.Serve(ctx)
 	d.log.Info("stopped")
-	return cli.Fail(cli.IO, err, "find out why the journal in the state directory cannot be written")
-}
-
-func openFailure(err error) error {
-	var path *os.PathError
-	known := failure(err)
-	var told *cli.Error
-	switch {
-	case errors.As(known, &told):
-		return known
-	case errors.Is(err, journal.ErrCorrupt):
-		return cli.Fail(cli.IO, err,
-			"without its journal the device could act twice: examine the file before you move it away")
-	case errors.As(err, &path):
-		return cli.Fail(cli.IO, err, "check the state directory: its owner is the user that relayd runs as")
-	}
-	return err
+	return fault.JournalStopped.Of(err)
 }
 
 // writeReady writes the addresses for phones to a file for the parent process.
@@ -195,7 +184,7 @@ func (d fileDisplay) Close() error { return errors.Join(d.Lines.Close(), d.file.
 
 // checkHook returns an error with exit code 78 if the hook cannot be started.
 func checkHook(c *config.Relay) error {
-	return cli.Fail(cli.Config, relay.Hook{Command: c.Hook.Command}.Check(), "correct hook.command, or the program that it names")
+	return fault.NoHook.Of(relay.Hook{Command: c.Hook.Command}.Check())
 }
 
 // relayConfig converts the configuration file.
@@ -237,10 +226,10 @@ func staticOrder(o config.StaticOrder) *deviceapi.Order {
 // opsTimeout limits how long a monitoring client can keep a connection.
 const opsTimeout = 5 * time.Second
 
-// listenOps listens for monitoring; without an address on nothing.
+// listenOps listens for monitoring; nil without an address.
 func listenOps(address string) (net.Listener, error) {
 	if address == "" {
-		return nowhere{}, nil
+		return nil, nil
 	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -249,14 +238,9 @@ func listenOps(address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// nowhere is a listener that nobody can reach.
-type nowhere struct{ net.Listener }
-
-func (nowhere) Close() error { return nil }
-
-// serveOps serves /livez, /readyz and /metrics if an address is configured.
+// serveOps serves /livez, /readyz and /metrics if there is a listener for them.
 func (d daemon) serveOps(r *relay.Relay) (stop func()) {
-	if d.ops == (nowhere{}) {
+	if d.ops == nil {
 		return func() {}
 	}
 	mux := http.NewServeMux()
@@ -265,7 +249,6 @@ func (d daemon) serveOps(r *relay.Relay) (stop func()) {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.registry, promhttp.HandlerOpts{}))
 	server := &http.Server{
 		Handler: mux, ReadTimeout: opsTimeout, WriteTimeout: opsTimeout, IdleTimeout: opsTimeout,
-		ErrorLog: d.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
 	}
 	go func() {
 		if err := server.Serve(d.ops); !errors.Is(err, http.ErrServerClosed) {
