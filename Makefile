@@ -34,10 +34,12 @@ deps: ## install what is missing from Debian
 build: $(BIN) ## build the six programs into bin/
 
 # go build decides what is out of date; the flags make the build reproducible.
+RELEASE := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -s -w -X countersign/internal/version.release=$(RELEASE)
 $(addprefix bin/,$(PURE)): bin/%: FORCE
-	@CGO_ENABLED=0 go build -ldflags='-s -w' -o $@ ./cmd/$*
+	@CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o $@ ./cmd/$*
 $(addprefix bin/,$(CGO)): bin/%: FORCE
-	@CGO_ENABLED=1 go build -ldflags='-s -w' -o $@ ./cmd/$*
+	@CGO_ENABLED=1 go build -ldflags='$(LDFLAGS)' -o $@ ./cmd/$*
 bin/faultshim.so: $(wildcard softhsm-test/faultshim/*)
 	@mkdir -p bin
 	@softhsm-test/faultshim/build $@

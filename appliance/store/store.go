@@ -109,6 +109,9 @@ type Store interface {
 	// returns nil. A transaction that was not performed gives its limits back. It returns
 	// ErrNotFound if this device has no such approved transaction.
 	Report(ctx context.Context, r Report, rec audit.Record) error
+	// Performed returns what the device reported about the act of an approved serial, whose approval may have waited for
+	// a second approver; nil if it has not reported, or the serial is not approved.
+	Performed(ctx context.Context, id protocol.ClientID, serial protocol.Serial) (*bool, error)
 
 	// Password attempts: each is counted before the token checks it.
 

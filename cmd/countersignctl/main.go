@@ -36,6 +36,7 @@ func root() *cobra.Command {
 	t := &tool{}
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
+	cmd.SetFlagErrorFunc(flagError)
 	t.format = cli.AddOutputFlag(cmd)
 	status := verb("status", "Show trust domain, policy, HSM and the number of records in the store", show(t, statusTable, adminapi.Routes.Status))
 	cmd.AddCommand(

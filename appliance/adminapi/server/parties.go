@@ -55,6 +55,9 @@ type invited = func(r *http.Request, body adminapi.Invite) (*adminapi.Change, ad
 func (s *Server) invite(kind store.Kind) invited {
 	return func(r *http.Request, body adminapi.Invite) (*adminapi.Change, adminapi.Invited, error) {
 		i, err := invitation(r, kind, body)
+		if err == nil {
+			i, err = s.Appliance.Enrol.Complete(r.Context(), i)
+		}
 		switch {
 		case err != nil:
 			return nil, adminapi.Invited{}, err
@@ -64,7 +67,10 @@ func (s *Server) invite(kind store.Kind) invited {
 			return &preview, adminapi.Invited{}, err
 		}
 		code, expires, err := s.Appliance.Enrol.Invite(r.Context(), i)
-		made := adminapi.Invited{Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
+		made := adminapi.Invited{
+			Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires,
+			Roles: i.Roles, Display: i.Display, Floor: uint8(i.Floor),
+		}
 		if errors.Is(err, requests.ErrQuorum) {
 			err = &invitedLater{error: err, Invited: made}
 		}
@@ -75,7 +81,7 @@ func (s *Server) invite(kind store.Kind) invited {
 func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i enrol.Invite, err error) {
 	const most = int64(enrol.MaxInvitation / time.Second)
 	if body.TTLSeconds < 0 || body.TTLSeconds > most {
-		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", parties.ErrInput, body.TTLSeconds, most)
+		return i, fmt.Errorf("%w: ttl_s %d: want at most %d, which is %v", parties.ErrInput, body.TTLSeconds, most, enrol.MaxInvitation)
 	}
 	life, err := lifeOf(r)
 	return enrol.Invite{
