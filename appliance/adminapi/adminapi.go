@@ -29,7 +29,7 @@ type None struct{}
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
-	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N, newest first; with ?after=SEQUENCE oldest first
+	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N (1 to 1000, default 100), newest first; with ?after=SEQUENCE oldest first
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`
@@ -364,8 +364,9 @@ type Record struct {
 	Sequence uint64         `json:"sequence"`
 	At       time.Time      `json:"at"`
 	Kind     string         `json:"kind"`
-	Subject  string         `json:"subject"`
-	Leaf     string         `json:"leaf"` // SHA-256(salt || record), hex
+	Subject  string         `json:"subject"`      // what it is about: its kind, "/" and its name
+	ID       string         `json:"id,omitempty"` // of a client or device, hex; absent before it is enrolled
+	Leaf     string         `json:"leaf"`         // SHA-256(salt || record), hex
 	Fields   map[string]any `json:"fields"`
 }
 
@@ -394,6 +395,7 @@ type Counts struct {
 	Devices     uint64 `json:"devices"`
 	Invitations uint64 `json:"invitations"`
 	Decisions   uint64 `json:"decisions"`
+	Questions   uint64 `json:"questions"` // dry runs and questions about a serial, which decide nothing
 	Records     uint64 `json:"records"`
 	Keys        uint64 `json:"keys"`
 }

@@ -9,7 +9,6 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
-	"countersign/protocol"
 )
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -139,16 +138,6 @@ func keyStateWords(k adminapi.Key) string {
 	return k.State
 }
 
-var recordTable = cli.Table[adminapi.Record]{
-	{Title: "Seq", Value: func(r adminapi.Record) string { return number(r.Sequence) }},
-	{Title: "At", Value: func(r adminapi.Record) string { return date(r.At) }},
-	{Title: "Kind", Value: func(r adminapi.Record) string { return r.Kind }},
-	{Title: "Subject", Value: func(r adminapi.Record) string { return r.Subject }},
-	{Title: "Event", Value: eventWords},
-	{Title: "By", Value: actorWords},
-	{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
-}
-
 var invitedTable = cli.Table[adminapi.Invited]{
 	{Title: "Name", Value: func(i adminapi.Invited) string { return i.Name }},
 	{Title: "Activation code", Value: func(i adminapi.Invited) string { return i.ActivationCode }},
@@ -170,6 +159,7 @@ var statusTable = cli.Table[adminapi.Status]{
 	{Title: "Devices", Value: func(s adminapi.Status) string { return number(s.Counts.Devices) }},
 	{Title: "Open codes", Value: func(s adminapi.Status) string { return number(s.OpenCodes) }},
 	{Title: "Decisions", Value: func(s adminapi.Status) string { return number(s.Counts.Decisions) }},
+	{Title: "Dry runs, questions", Value: func(s adminapi.Status) string { return number(s.Counts.Questions) }},
 	{Title: "Audit records", Value: func(s adminapi.Status) string { return number(s.Counts.Records) }},
 	{Title: "Keys", Value: func(s adminapi.Status) string { return number(s.Counts.Keys) }},
 }
@@ -180,45 +170,6 @@ func hsmWords(s adminapi.Status) string {
 		words[0] = "ready"
 	}
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
-}
-
-// eventWords distinguishes records of one kind: it returns the event of a change or the result of a decision.
-func eventWords(r adminapi.Record) string {
-	if event, ok := r.Fields["event"].(string); ok {
-		return event
-	}
-	if performed, ok := r.Fields["performed"].(bool); ok {
-		return map[bool]string{true: "performed", false: "not performed"}[performed]
-	}
-	reason, ok := r.Fields["reason"].(float64)
-	code := protocol.Code(reason)
-	switch {
-	case !ok:
-		return "-"
-	case code == 0:
-		return "approved"
-	case code == protocol.CodePending:
-		return "pending"
-	case r.Kind == "refused":
-		return "refused " + number(int64(code))
-	default:
-		return "denied " + number(int64(code))
-	}
-}
-
-// actorWords names who acted: the operator whose countersignature made a change, or else the user at the admin socket,
-// or the part of the appliance. Other records have no actor.
-func actorWords(r adminapi.Record) string {
-	actor, _ := r.Fields["actor"].(map[string]any)
-	for _, name := range []string{"operator", "user", "role"} {
-		if text, _ := actor[name].(string); text != "" {
-			return text
-		}
-	}
-	if uid, ok := actor["uid"].(float64); ok {
-		return "uid " + number(int64(uid))
-	}
-	return "-"
 }
 
 func passwordWords(c adminapi.Client) string {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
-	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -179,38 +177,6 @@ func deviceJSON(d store.Device) adminapi.Device {
 	return adminapi.Device{
 		Name: d.Name, ID: d.ID.String(), SPIFFEID: d.SPIFFEID, Display: d.Display, Floor: uint8(d.Floor),
 		Status: d.Status.String(), Version: d.Version, CreatedAt: d.CreatedAt,
-	}
-}
-
-// Bounds of one page of audit records.
-const (
-	auditPage    = 100
-	auditPageMax = 1000
-)
-
-func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, error) {
-	after, err := queryNumber(r, "after", 0)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := queryNumber(r, "limit", auditPage)
-	if err != nil {
-		return nil, err
-	}
-	most := int(min(limit, auditPageMax))
-	if r.URL.Query().Has("after") {
-		records, err := s.Appliance.Records(r.Context(), after, most)
-		return each(records, recordJSON), err
-	}
-	records, err := s.Appliance.LastRecords(r.Context(), most)
-	return each(records, recordJSON), err
-}
-
-func recordJSON(rec audit.Record) adminapi.Record {
-	leaf := rec.Leaf()
-	return adminapi.Record{
-		Sequence: rec.Sequence, At: rec.At, Kind: rec.Kind, Subject: rec.Subject,
-		Leaf: hex.EncodeToString(leaf[:]), Fields: rec.Words(),
 	}
 }
 

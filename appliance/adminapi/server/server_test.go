@@ -146,6 +146,9 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
+	for _, limit := range []string{"0", "1001", "-1"} {
+		refused(b, problem.Input, 400, adminapi.Routes.Audit.With("limit", limit), adminapi.None{})
+	}
 }
 
 func TestParties(t *testing.T) {
