@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"countersign/appliance/adminapi"
@@ -33,6 +34,8 @@ func (s *Server) bindChanges(m *mux) {
 		p, err := a.Rules.Policy(r.Context())
 		return policyJSON(p), err
 	})
+	bind(m, r.PolicyAt, s.policyAt)
+	bind(m, r.PolicyHistory, many(a.Rules.History, func(p rules.Policy) adminapi.PolicyVersion { return policyJSON(p).PolicyVersion }))
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
 }
 
@@ -172,10 +175,24 @@ func (s *Server) applyPolicy(r *http.Request, body adminapi.Apply) (*adminapi.Ch
 }
 
 func policyJSON(p rules.Policy) adminapi.Policy {
-	return adminapi.Policy{
-		Version: p.Version, Hash: hex.EncodeToString(p.Hash[:]), ActivatedAt: p.ActivatedAt, Document: string(p.Document),
+	out := adminapi.Policy{
+		PolicyVersion: adminapi.PolicyVersion{Version: p.Version, Hash: hex.EncodeToString(p.Hash[:]), ActivatedAt: p.ActivatedAt},
+		Document:      string(p.Document),
 		Quorums: each(p.Quorums, func(q quorum.Quorum) adminapi.Quorum {
 			return adminapi.Quorum{Kind: q.Kind.String(), Required: q.Required, Able: q.Able}
 		}),
 	}
+	if id := change.ID(p.Change); id != (change.ID{}) {
+		out.Change = id.String()
+	}
+	return out
+}
+
+func (s *Server) policyAt(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
+	version, err := strconv.ParseUint(r.PathValue("version"), 10, 63)
+	if err != nil {
+		return adminapi.Policy{}, fmt.Errorf("%w: policy version %q: want a number", parties.ErrInput, r.PathValue("version"))
+	}
+	p, err := s.Appliance.Rules.PolicyAt(r.Context(), version)
+	return policyJSON(p), err
 }
