@@ -1,12 +1,13 @@
 package authorize_test
 
 import (
+	"testing"
+
 	"countersign/appliance/appliancetest"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/receipt"
 	"countersign/protocol/trust"
-	"testing"
 )
 
 // TestPerformed: what the device reported about an act reaches the phone with the status of the serial, and only with

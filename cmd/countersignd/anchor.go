@@ -8,15 +8,15 @@ import (
 	"os"
 	"path/filepath"
 
+	"countersign/internal/fault"
+
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/anchor"
 	"countersign/appliance/dev"
-	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
-	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
 )
@@ -34,7 +34,7 @@ func parseRoot(digits string) (key protocol.PublicKey, err error) {
 		key, err = protocol.ParsePublicKey(raw)
 	}
 	if err != nil {
-		return key, fmt.Errorf("root %q: %w", digits, err)
+		return key, fmt.Errorf("%q: %w", digits, err)
 	}
 	return key, nil
 }
@@ -46,7 +46,7 @@ func requireRoot(digits string) (key protocol.PublicKey, err error) {
 		err = errors.New("--root is empty: want the public key of a root")
 	}
 	if err != nil {
-		err = cli.Fail(cli.Usage, err, "KEY is 66 hexadecimal digits, as printed by countersignd init")
+		err = fault.RootDigits.Of(err)
 	}
 	return key, err
 }
@@ -99,7 +99,7 @@ func writeAnchor(ctx context.Context, cfg *config.Appliance, root string) (a anc
 		return a, err
 	}
 	if !exists(cfg.Store.Path) {
-		return a, fmt.Errorf("%s: %w", cfg.Store.Path, keyring.ErrNotInitialized)
+		return a, fault.NoStore.With("path", cfg.Store.Path).Error()
 	}
 	file, err := anchor.Open(anchorPath(cfg))
 	if err != nil {

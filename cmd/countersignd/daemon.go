@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"countersign/internal/fault"
+
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
@@ -26,7 +28,6 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
-	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
 	"countersign/internal/harden"
@@ -150,7 +151,7 @@ func (d *daemon) writeCA(ctx context.Context) error {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
 	// As a whole: a device may be reading it, and a kill may fall in between.
-	return cli.Fail(cli.IO, durable.WriteFile(d.caFile, text, 0o644), "state_dir must be writable")
+	return fault.WriteCA.Of(durable.WriteFile(d.caFile, text, 0o644))
 }
 
 func tlsNames(cfg config.API) []string {

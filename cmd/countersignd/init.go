@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"countersign/appliance/anchor"
@@ -14,6 +16,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/hsm"
 	"countersign/internal/config"
 	"countersign/policy"
 )
@@ -26,11 +29,10 @@ var errInitialized = errors.New("the store is initialized already; init never re
 // says so when it is repeated.
 func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	domain := cfg.Trust.Domain
-	claims, err := p.store.Claims(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the store: %w", err)
-	}
-	if claims.Founded || len(claims.Settings) > 0 {
+	switch founded, err := p.founded(ctx); {
+	case err != nil:
+		return err
+	case founded:
 		return errInitialized
 	}
 	if at := p.anchor.Current(); at.Root > 0 {
@@ -38,6 +40,11 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	}
 	if err := refuseUsedToken(ctx, p); err != nil {
 		return err
+	}
+	if p.store == nil { // only now: until here init has left nothing that a restore would refuse
+		if err := p.openStore(ctx, cfg.Store.Path); err != nil {
+			return err
+		}
 	}
 	now := time.Now().UTC()
 	trust, err := keylife.Ceremony(ctx, p.backed(), domain, now)
@@ -72,6 +79,18 @@ func initialize(ctx context.Context, p *parts, cfg *config.Appliance) error {
 	return nil
 }
 
+// founded reports whether the store has the keys and settings of an appliance. Without a store it has none.
+func (p *parts) founded(ctx context.Context) (bool, error) {
+	if p.store == nil {
+		return false, nil
+	}
+	claims, err := p.store.Claims(ctx)
+	if err != nil {
+		return false, fmt.Errorf("reading the store: %w", err)
+	}
+	return claims.Founded || len(claims.Settings) > 0, nil
+}
+
 // anchorFirst creates the anchor before the store has the root, so that something vouches
 // for the root of every store.
 func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
@@ -90,6 +109,7 @@ func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
 // errTokenUsed means that the token holds keys that no store has.
 var errTokenUsed = errors.New("the token holds keys already, and the store has none of them")
 
+// refuseUsedToken refuses a token with keys, and one with an object that is named as a key is, whoever made it.
 func refuseUsedToken(ctx context.Context, p *parts) error {
 	keys, err := p.token.Keys(ctx)
 	if err != nil {
@@ -97,6 +117,15 @@ func refuseUsedToken(ctx context.Context, p *parts) error {
 	}
 	if len(keys) > 0 {
 		return fmt.Errorf("%w: %d keys, %s first", errTokenUsed, len(keys), keys[0].Label)
+	}
+	objects, err := p.token.Objects(ctx)
+	if err != nil && !errors.Is(err, hsm.ErrUnsupported) {
+		return fmt.Errorf("looking at the token: %w", err)
+	}
+	for _, o := range objects {
+		if name, _, versioned := strings.Cut(o.Label, "@"); versioned && slices.Contains(keyring.Names, name) {
+			return fmt.Errorf("%w: %s first", errTokenUsed, o.Label)
+		}
 	}
 	return nil
 }

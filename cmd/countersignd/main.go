@@ -53,7 +53,7 @@ func initCommand(path *string) *cobra.Command {
 		Use: "init", Args: cobra.NoArgs,
 		Short: "Create keys, store, policy and trust domain on an existing token",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return explain(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+			return explain(opener(openOrNew).with(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
 				if err := initialize(ctx, p, cfg); err != nil {
 					return err
 				}
@@ -68,7 +68,7 @@ func serveCommand(path *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return end(withParts(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
+			return end(opener(openParts).with(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
 				if !p.locked() {
 					if err := p.host(cfg, environment{}).Tidy(ctx, p.token); err != nil {
 						return err
@@ -84,8 +84,11 @@ func serveCommand(path *string) *cobra.Command {
 	}
 }
 
-// withParts loads the configuration, opens store and token, and closes them after do.
-func withParts(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
+// opener opens store and token.
+type opener func(context.Context, *config.Appliance, environment) (*parts, error)
+
+// with loads the configuration, opens store and token, and closes them after do.
+func (open opener) with(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
 	cfg, err := config.LoadAppliance(path)
 	if err == nil {
 		err = restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}.Unfinished()
@@ -93,7 +96,7 @@ func withParts(cmd *cobra.Command, path string, do func(context.Context, *config
 	if err != nil {
 		return err
 	}
-	p, err := openParts(cmd.Context(), cfg, environmentOf(cmd, cfg.Log))
+	p, err := open(cmd.Context(), cfg, environmentOf(cmd, cfg.Log))
 	if err == nil {
 		err = do(cmd.Context(), cfg, p)
 		if closeErr := p.close(); err == nil {
@@ -204,12 +207,12 @@ func devCommand() *cobra.Command {
 
 // startDev opens an appliance, and initializes it the first time.
 func startDev(ctx context.Context, cfg *config.Appliance, env environment) (dev.Daemon, error) {
-	p, err := openParts(ctx, cfg, env)
+	p, err := openOrNew(ctx, cfg, env)
 	if err != nil {
 		return nil, err
 	}
-	claims, err := p.store.Claims(ctx)
-	if err == nil && !claims.Founded && len(claims.Settings) == 0 {
+	founded, err := p.founded(ctx)
+	if err == nil && !founded {
 		err = initialize(ctx, p, cfg)
 	}
 	var d *daemon

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"countersign/internal/fault"
+
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -24,7 +26,6 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/failover"
 	"countersign/hsm/pool"
-	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/protocol"
 )
@@ -55,19 +56,39 @@ type environment struct {
 	secrets config.SecretSources
 }
 
-// openParts opens the store before the token, so that a PIN is only tried when everything else works.
+// openParts opens store and token of an existing appliance. Without a store it creates nothing: an empty one would be in
+// the way of a restore.
 func openParts(ctx context.Context, cfg *config.Appliance, env environment) (*parts, error) {
+	if !exists(cfg.Store.Path) {
+		return nil, fault.NoStore.With("path", cfg.Store.Path).Error()
+	}
+	return openOrNew(ctx, cfg, env)
+}
+
+// openOrNew is openParts for an appliance that may be new: without a store p.store is nil. It opens the store before the
+// token, so that a PIN is only tried when everything else works.
+func openOrNew(ctx context.Context, cfg *config.Appliance, env environment) (*parts, error) {
 	p, err := newParts(cfg, env)
 	if err != nil {
 		return nil, err
 	}
-	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, Logger: p.log.Named("store")}); err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
+	if exists(cfg.Store.Path) {
+		if err := p.openStore(ctx, cfg.Store.Path); err != nil {
+			return nil, err
+		}
 	}
 	if err := p.openTokens(ctx, cfg, env.secrets); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
+}
+
+// openStore opens the store, or creates an empty one.
+func (p *parts) openStore(ctx context.Context, path string) (err error) {
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: path, Logger: p.log.Named("store")}); err != nil {
+		return fmt.Errorf("opening the store %s: %w", path, err)
+	}
+	return nil
 }
 
 // newParts creates the state directory and reads the files in it.
@@ -76,14 +97,14 @@ func newParts(cfg *config.Appliance, env environment) (*parts, error) {
 	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, cli.Fail(cli.IO, fmt.Errorf("state directory: %w", err), "name a directory that this user may write, state_dir")
+		return nil, fault.StateDir.Of(err)
 	}
 	var err error
 	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
 		return nil, err
 	}
 	if p.root, err = parseRoot(cfg.Trust.Root); err != nil {
-		return nil, cli.Fail(cli.Config, fmt.Errorf("trust.root: %w", err), "")
+		return nil, fault.BadTrustRoot.Of(err)
 	}
 	p.anchor, err = anchor.Open(anchorPath(cfg))
 	return p, err
@@ -100,9 +121,9 @@ func readRecipient(path string) (*ecdh.PublicKey, error) {
 		key, err = custody.ParsePublicPEM(text)
 	}
 	if err != nil {
-		err = fmt.Errorf("backup.recipient: %s: %w", path, err)
+		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return key, cli.Fail(cli.Config, err, "countersignctl key custodians init writes it, backup.pub")
+	return key, fault.BadRecipient.Of(err)
 }
 
 // pins are the roots that the keys in the store are held against.
@@ -226,7 +247,7 @@ func siblingOr(path, name string) (string, error) {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return "", cli.Fail(cli.Config, fmt.Errorf("finding %s: %w", name, err), "this process sees no /proc: name the program, hsm.worker_binary for hsm-worker")
+		return "", fault.NoProc.With("program", name).Of(err)
 	}
 	return filepath.Join(filepath.Dir(self), name), nil
 }

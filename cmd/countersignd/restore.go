@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"countersign/internal/fault"
+
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/recovery/custody"
@@ -16,9 +18,6 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )
-
-// errNoRoot means that no root is known to verify the files with.
-var errNoRoot = errors.New("no root of this appliance is named, and no file vouches for its own")
 
 func restoreCommand(path *string) *cobra.Command {
 	cmd := &cobra.Command{
@@ -75,11 +74,10 @@ func restoreCommand(path *string) *cobra.Command {
 // knownRoot parses the root that the administrator names.
 func knownRoot(digits string) (key protocol.PublicKey, err error) {
 	if digits == "" {
-		return key, cli.Fail(cli.Usage, errNoRoot, "--root 03…, or trust.root: the public key of any root of this appliance, "+
-			"from the custodians' paper or another place apart from the backups")
+		return key, fault.NoRootNamed.Error()
 	}
 	if key, err = parseRoot(digits); err != nil {
-		return key, cli.Fail(cli.Usage, err, "66 hexadecimal digits, as printed by countersignd init and countersignctl status")
+		return key, fault.RootDigits.Of(err)
 	}
 	return key, nil
 }

@@ -1,10 +1,11 @@
 // Command hsm-worker serves one PKCS#11 token to the process that started it: frame in,
-// PKCS#11 call, frame out. It takes no argument: its parent starts it with sockets as file
-// descriptors 3 and 4.
+// PKCS#11 call, frame out. It takes no argument but --version: its parent starts it with sockets as
+// file descriptors 3 and 4.
 package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 	"countersign/hsm/wire"
 	"countersign/hsm/worker"
 	"countersign/internal/harden"
+	"countersign/internal/version"
 )
 
 // Exit codes.
@@ -38,7 +40,11 @@ const (
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
-func run(args []string, _ io.Reader, _, stderr io.Writer) int {
+func run(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == "--version" {
+		_, _ = fmt.Fprintln(stdout, version.Of("hsm-worker"))
+		return exitOK
+	}
 	if len(args) > 0 || !inherited(socket) || !inherited(canaries) {
 		_, _ = io.WriteString(stderr, "hsm-worker is started by countersignd, with sockets as file descriptors 3 and 4, and not by hand.\n")
 		return exitUsage

@@ -68,6 +68,13 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	out, err := exec.Command(hsmtest.Worker(t), "--version").CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "hsm-worker ") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	s := hsmtest.NewSoftHSM(t)
 	good := wire.Config{Module: s.Module, TokenLabel: s.Label, Sessions: 1}

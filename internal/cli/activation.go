@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"countersign/internal/fault"
 	"countersign/internal/secret"
 )
 
@@ -49,14 +50,14 @@ func (c *Activation) FromInput(cmd *cobra.Command, args []string) bool {
 func (c *Activation) Read(cmd *cobra.Command, args []string) (string, error) {
 	switch {
 	case c.file != "" && len(args) > 0:
-		return "", Fail(Usage, errors.New("--code-file and CODE are both given"), "give one of them")
+		return "", fault.TwoCodes.Error()
 	case c.file != "":
 		raw, err := secret.ReadFile(c.file)
 		defer clear(raw)
 		return strings.TrimSpace(string(raw)), err
 	case c.FromInput(cmd, args):
 		line, err := firstLine(io.LimitReader(cmd.InOrStdin(), maxCode))
-		return line, Fail(Usage, err, "give --code-file FILE, or write the code to standard input")
+		return line, fault.NoCode.Of(err)
 	case len(args) > 0:
 		fmt.Fprintln(cmd.ErrOrStderr(),
 			"warning: other users can see a code on the command line: use --code-file, or write it to standard input")

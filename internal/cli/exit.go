@@ -1,69 +1,40 @@
-// Package cli provides what the commands share: exit codes and hints, output formats, and
+// Package cli provides what the commands share: running a command tree, output formats, and
 // questions on the terminal. Data goes to standard output, everything else to standard error.
+// Exit codes and hints are in package fault.
 package cli
 
 import (
 	"errors"
-	"strconv"
+
+	"countersign/internal/fault"
 )
 
-// Code is an exit code. The codes are an API: scripts rely on them.
-type Code int
+// Code is [fault.Code].
+type Code = fault.Code
 
-// The exit codes.
+// Error is [fault.Error].
+type Error = fault.Error
+
+// The exit codes of package fault.
 const (
-	OK           Code = 0
-	Failed       Code = 1   // anything without a more specific code
-	Usage        Code = 2   // the command line is wrong
-	Denied       Code = 3   // denied by policy
-	BadSignature Code = 4   // a signature does not verify
-	NotFound     Code = 5   // no such key, client, record, …
-	Unavailable  Code = 69  // HSM or store cannot be reached
-	IO           Code = 74  // reading or writing failed
-	TryAgain     Code = 75  // may succeed later without a change
-	Auth         Code = 77  // authentication failed, or the PIN was refused
-	Config       Code = 78  // the configuration is wrong
-	Interrupted  Code = 130 // SIGINT or SIGTERM ended the command
+	OK           = fault.OK
+	Failed       = fault.Failed
+	Usage        = fault.Usage
+	Denied       = fault.Denied
+	BadSignature = fault.BadSignature
+	NotFound     = fault.NotFound
+	Unavailable  = fault.Unavailable
+	IO           = fault.IO
+	TryAgain     = fault.TryAgain
+	Auth         = fault.Auth
+	Config       = fault.Config
+	Interrupted  = fault.Interrupted
 )
 
-var codeNames = map[Code]string{
-	OK: "ok", Failed: "failed", Usage: "usage", Denied: "denied", BadSignature: "bad-signature", NotFound: "not-found",
-	Unavailable: "unavailable", IO: "io", TryAgain: "try-again", Auth: "auth", Config: "config", Interrupted: "interrupted",
-}
-
-// String returns the code's name, or its number if it has none.
-func (c Code) String() string {
-	if name, ok := codeNames[c]; ok {
-		return name
-	}
-	return strconv.Itoa(int(c))
-}
-
-// Error is an error that knows its exit code and what the user can do.
-type Error struct {
-	Code   Code
-	Err    error  // what happened
-	Advice string // what to do about it, one sentence; "" if nothing is known
-}
-
-// Fail gives err an exit code and a hint. It returns nil if err is nil.
+// Fail gives err an exit code and a hint. It returns nil if err is nil. New code uses a row of package fault instead.
 func Fail(code Code, err error, hint string) error {
-	if err == nil {
-		return nil
-	}
-	return &Error{Code: code, Err: err, Advice: hint}
+	return fault.Row{Exit: code, Advice: hint}.Of(err)
 }
-
-func (e *Error) Error() string { return e.Err.Error() }
-
-// Unwrap returns what happened.
-func (e *Error) Unwrap() error { return e.Err }
-
-// ExitCode returns the code as a number.
-func (e *Error) ExitCode() int { return int(e.Code) }
-
-// Hint returns what to do.
-func (e *Error) Hint() string { return e.Advice }
 
 // ender is implemented by errors of any package that choose the exit code. It includes the
 // hint so that *exec.ExitError, whose code is a child's, does not implement it.

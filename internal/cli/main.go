@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"unicode"
+
+	"countersign/internal/fault"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -38,17 +41,20 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 	cmd.InitDefaultHelpCmd()
 	cmd.InitDefaultCompletionCmd(p.Args...)
 	prepare(cmd, &started)
+	if cmd.RunE != nil {
+		addVersion(cmd)
+	}
 
 	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return int(OK)
 	}
 	if code, _ := codeOf(err); ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
-		err = Fail(Interrupted, errors.New("interrupted"), "")
+		err = fault.WasInterrupted.Error()
 	}
 	var known ender
 	if !started && !errors.As(err, &known) {
-		err = Fail(Usage, err, fmt.Sprintf("see %s --help", ran.CommandPath()))
+		err = fault.CommandLine.With("command", ran.CommandPath()).Of(err)
 	}
 	code, hint := codeOf(err)
 	report(p, err, hint)
@@ -81,16 +87,17 @@ func prepare(cmd *cobra.Command, started *bool) {
 
 func needVerb(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return Fail(Usage, fmt.Errorf("%s needs a command", cmd.CommandPath()), "one of: "+verbs(cmd))
+		return fault.NeedsCommand.With("command", cmd.CommandPath(), "commands", verbs(cmd)).Error()
 	}
-	hint := "one of: " + verbs(cmd)
+	suggestion := "one of: " + verbs(cmd)
 	if cmd.SuggestionsMinimumDistance == 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		hint = "did you mean " + strings.Join(near, " or ") + "?"
+		suggestion = "did you mean " + strings.Join(near, " or ") + "?"
 	}
-	return Fail(Usage, fmt.Errorf("unknown command %q for %s", args[0], cmd.CommandPath()), hint)
+	return fault.UnknownCommand.With(
+		"word", strconv.Quote(args[0]), "command", cmd.CommandPath(), "suggestion", suggestion).Error()
 }
 
 func verbs(cmd *cobra.Command) string {

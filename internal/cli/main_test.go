@@ -132,20 +132,18 @@ func TestMainPassesContextAndInput(t *testing.T) {
 	}
 }
 
-func TestCodes(t *testing.T) {
-	want := map[string]int{
-		"ok": 0, "failed": 1, "usage": 2, "denied": 3, "bad-signature": 4, "not-found": 5,
-		"unavailable": 69, "io": 74, "try-again": 75, "auth": 77, "config": 78, "interrupted": 130,
+// TestVersion: --version prints a line, or JSON where -o asks for it, and nothing else runs.
+func TestVersion(t *testing.T) {
+	unused := func(*cobra.Command, []string) error { t.Error("the command ran"); return nil }
+	if r := run(tree(unused), "--version"); r.code != 0 || !strings.HasPrefix(r.stdout, "ctl unknown, go1.") || r.stderr != "" {
+		t.Errorf("%+v", r)
 	}
-	if len(want) != len(codeNames) {
-		t.Errorf("%d codes have names, want %d", len(codeNames), len(want))
+	root := tree(unused)
+	AddOutputFlag(root)
+	if r := run(root, "--version", "-o", "json"); r.code != 0 || !strings.Contains(r.stdout, `"program": "ctl"`) {
+		t.Errorf("%+v", r)
 	}
-	for name, number := range want {
-		if c := Code(number); c.String() != name {
-			t.Errorf("%d: %v", number, c)
-		}
-	}
-	if Code(99).String() != "99" {
-		t.Error("a code that does not exist has a name")
+	if r := run(tree(unused), "--version", "client"); r.code != 2 {
+		t.Errorf("%+v", r)
 	}
 }

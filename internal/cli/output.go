@@ -11,6 +11,8 @@ import (
 	"unicode"
 	"unicode/utf16"
 
+	"countersign/internal/fault"
+
 	"github.com/spf13/cobra"
 )
 
@@ -144,7 +146,7 @@ func (p Printer) value(v any) error {
 
 func (p Printer) write(b []byte) error {
 	if _, err := p.Out.Write(b); err != nil {
-		return Fail(IO, fmt.Errorf("writing output: %w", err), "")
+		return fault.Output.Of(err)
 	}
 	return nil
 }

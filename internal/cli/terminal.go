@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+
+	"countersign/internal/fault"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -37,8 +40,7 @@ func (t Terminal) Secret(question string) ([]byte, error) {
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil, Fail(Auth, errors.New("no terminal to ask for a secret on"),
-			"run it in a terminal, or let the secret come from a file, a credential or a file descriptor")
+		return nil, fault.NoTerminal.Error()
 	}
 	secret, err := t.hidden(tty, question)
 	return secret, errors.Join(err, tty.Close())
@@ -58,9 +60,9 @@ func (t Terminal) hidden(f *os.File, question string) ([]byte, error) {
 		clear(secret)
 		return nil, t.Ctx.Err()
 	case err != nil:
-		return nil, Fail(Auth, fmt.Errorf("reading a secret: %w", err), "")
+		return nil, fault.ReadSecret.Of(err)
 	case len(secret) == 0:
-		return nil, Fail(Auth, errors.New("no secret was entered"), "")
+		return nil, fault.NoSecret.Error()
 	}
 	return secret, nil
 }
@@ -125,10 +127,10 @@ func (t Terminal) line() (string, error) {
 			line = append(line, one[0])
 		case errors.Is(err, io.EOF):
 			fmt.Fprintln(t.Err)
-			return "", Fail(Usage, errors.New("no answer: the input has ended"), "answer the question, or use --yes in a script")
+			return "", fault.NoAnswer.Error()
 		case err != nil:
-			return "", Fail(IO, fmt.Errorf("reading the answer: %w", err), "")
+			return "", fault.ReadAnswer.Of(err)
 		}
 	}
-	return "", Fail(Usage, fmt.Errorf("an answer of more than %d bytes", maxAnswer), "")
+	return "", fault.LongAnswer.With("bytes", strconv.Itoa(maxAnswer)).Error()
 }
