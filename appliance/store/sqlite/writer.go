@@ -44,6 +44,8 @@ type writer struct {
 	stopped chan struct{} // closed when the goroutine has answered every caller
 	fatal   chan error
 
+	readOnly bool // a group is read, and rolled back
+
 	// Used by the goroutine only.
 	txn    *txn
 	broken error
@@ -195,7 +197,11 @@ func (w *writer) begin() error {
 		return w.broken
 	}
 	w.txn.moved = store.Mark{}
-	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
+	begin := "BEGIN IMMEDIATE"
+	if w.readOnly {
+		begin = "BEGIN"
+	}
+	if _, err := w.txn.exec(begin); err != nil {
 		return err
 	}
 	return w.txn.schemaUnchanged()
@@ -228,7 +234,11 @@ func (w *writer) apply(o *op) error {
 }
 
 func (w *writer) end() error {
-	_, err := w.txn.exec("COMMIT")
+	end := "COMMIT"
+	if w.readOnly {
+		end = "ROLLBACK"
+	}
+	_, err := w.txn.exec(end)
 	return err
 }
 
@@ -282,11 +292,13 @@ func (w *writer) close() error {
 	if w.broken != nil {
 		return nil
 	}
-	if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-		if w.fail(err) {
-			return err
+	if !w.readOnly {
+		if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			if w.fail(err) {
+				return err
+			}
+			w.log.Warn("checkpoint failed", "error", err) // the log has everything
 		}
-		w.log.Warn("checkpoint failed", "error", err) // the log has everything
 	}
 	return errors.Join(w.txn.close(), w.db.Close())
 }
