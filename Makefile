@@ -18,7 +18,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # One set of flags for all builds, so that the cache holds each package once.
 export GOFLAGS ?= -buildvcs=false -trimpath
 
-.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test mutants before-test breaks-test acceptance bench hsm-bench hsm-matrix clean cross cross-all
+.PHONY: help deps build check test demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test mutants before-test breaks-test acceptance bench hsm-bench hsm-masks hsm-matrix clean cross cross-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -114,15 +114,19 @@ before-test: deps build ## go from the programs of $(BEFORE) to today's on one d
 breaks-test: deps build bin/faultshim.so ## break the product in every way that the suites know, and see them fail
 	@go test -count=1 -run TestBreaks ./softhsm-test/...
 
-acceptance: cross-all demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test mutants before-test breaks-test ## the long harnesses
+acceptance: cross-all demo attack-test hsm-faults rotate-test disaster-test hostile-test connections-test hsm-masks mutants before-test breaks-test ## the long harnesses
 
 hsm-matrix: DEBS += $(MATRIX_DEBS)
-hsm-matrix: deps ## run the HSM contract on every PKCS#11 module that Debian has
+hsm-matrix: deps bin/faultshim.so ## run the HSM contract on every PKCS#11 module that Debian has, and behind masks of others
 	@go build -o bin/hsm-table ./softhsm-test/matrix/table
-	@{ COUNTERSIGN_MATRIX=all go test -json -count=1 -timeout 20m -run TestModules ./softhsm-test/matrix || true; } | tee bin/hsm-matrix.json | bin/hsm-table
+	@{ COUNTERSIGN_MATRIX=all go test -json -count=1 -timeout 20m -run "TestModules|TestMasks" ./softhsm-test/matrix || true; } | tee bin/hsm-matrix.json | bin/hsm-table
 
 bench: deps build ## measure, with the raw speed of the token beside it
 	@.ci/bench
+
+hsm-masks: deps build bin/faultshim.so ## take an appliance through its main jobs behind masks of vendors' modules
+	@go test -c -o bin/masks ./softhsm-test/masks
+	@bin/masks
 
 hsm-bench: deps build ## hold the speed of the HSM service against the token's
 	@go build -o bin/hsmbench ./softhsm-test/hsmbench

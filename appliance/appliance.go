@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +24,6 @@ import (
 	"countersign/appliance/recovery"
 	"countersign/appliance/rules"
 	"countersign/appliance/store"
-	"countersign/appliance/store/audit"
 	"countersign/internal/clock"
 	"countersign/policy"
 	"countersign/protocol"
@@ -133,22 +131,6 @@ func (a *Appliance) Run(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// Records lists audit records, at most limit of those after a sequence number.
-func (a *Appliance) Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error) {
-	return a.store.Records(ctx, after, limit)
-}
-
-// LastRecords lists the newest audit records, at most limit, newest first.
-func (a *Appliance) LastRecords(ctx context.Context, limit int) ([]audit.Record, error) {
-	tally, err := a.store.Tally(ctx)
-	if err != nil {
-		return nil, err
-	}
-	last, err := a.store.Records(ctx, tally.Records-min(tally.Records, uint64(limit)), limit)
-	slices.Reverse(last)
-	return last, err
 }
 
 // Overview is a summary for administrators.

@@ -100,7 +100,9 @@ func TestFailureAtEveryStep(t *testing.T) {
 	}
 	for at := 1; ; at++ {
 		s := &steps{at: at, then: func() error { return errStep }}
-		_, err := authorizeOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{clienttest.Dial(t, address), s})
+		link := clienttest.Dial(t, address)
+		_, err := authorizeOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{link, s})
+		a.HangUp(address, link)
 		if s.count < at {
 			if err != nil || at < 20 {
 				t.Fatalf("no step %d, error %v", at, err)
@@ -110,9 +112,11 @@ func TestFailureAtEveryStep(t *testing.T) {
 		if err == nil {
 			t.Errorf("step %d failed and nobody noticed", at)
 		}
-		if r, err := authorizeOnce(t.Context(), Config{Dir: dir}, clienttest.Dial(t, address)); err != nil || !r.Approved() {
+		link = clienttest.Dial(t, address)
+		if r, err := authorizeOnce(t.Context(), Config{Dir: dir}, link); err != nil || !r.Approved() {
 			t.Fatalf("after a failure at step %d: %+v, %v", at, r, err)
 		}
+		a.HangUp(address, link)
 		checkBooks(t, a, dir)
 	}
 }
@@ -131,6 +135,7 @@ func TestKillAtEveryStep(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$")
 		cmd.Env = append(os.Environ(), childEnv+"="+dir, childEnv+"_LINK="+address, childEnv+"_STEP="+strconv.Itoa(at))
 		out, err := cmd.CombinedOutput()
+		a.HangUp(address)
 		var exit *exec.ExitError
 		switch {
 		case err == nil:
@@ -142,9 +147,11 @@ func TestKillAtEveryStep(t *testing.T) {
 		case !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL:
 			t.Fatalf("step %d: %v\n%s", at, err, out)
 		}
-		if r, err := authorizeOnce(t.Context(), Config{Dir: dir}, clienttest.Dial(t, address)); err != nil || !r.Approved() {
+		link := clienttest.Dial(t, address)
+		if r, err := authorizeOnce(t.Context(), Config{Dir: dir}, link); err != nil || !r.Approved() {
 			t.Fatalf("after kill -9 at step %d: %+v, %v", at, r, err)
 		}
+		a.HangUp(address, link)
 		checkBooks(t, a, dir)
 	}
 }

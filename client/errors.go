@@ -32,6 +32,10 @@ var ErrNothingPending = errors.New("no authorization has an unknown outcome")
 // ErrNoReceipt means that a serial has no receipt, or no full one.
 var ErrNoReceipt = errors.New("no such receipt")
 
+// ErrContradicted means that the appliance reports an outcome that another authentic answer, or the user's own refusal,
+// rules out: it may have returned from an old copy of its data. The receipt stays as it is.
+var ErrContradicted = errors.New("the appliance contradicts the receipt")
+
 // ErrReceipt means that a full receipt is invalid.
 var ErrReceipt = errors.New("receipt does not verify")
 

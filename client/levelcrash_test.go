@@ -40,7 +40,9 @@ func TestWrongPasswordFailureAtEveryStep(t *testing.T) {
 	}
 	for at := 1; ; at++ {
 		s := &steps{at: at, then: func() error { return errStep }}
-		_, err := levelOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{clienttest.Dial(t, address), s}, wrong, right)
+		link := clienttest.Dial(t, address)
+		_, err := levelOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{link, s}, wrong, right)
+		a.HangUp(address, link)
 		if s.count < at {
 			if err != nil || at < 30 {
 				t.Fatalf("no step %d, error %v", at, err)
@@ -50,9 +52,11 @@ func TestWrongPasswordFailureAtEveryStep(t *testing.T) {
 		if err == nil {
 			t.Errorf("step %d failed and nobody noticed", at)
 		}
-		if r, err := levelOnce(t.Context(), Config{Dir: dir}, clienttest.Dial(t, address), right, right); err != nil || !r.Approved() {
+		link = clienttest.Dial(t, address)
+		if r, err := levelOnce(t.Context(), Config{Dir: dir}, link, right, right); err != nil || !r.Approved() {
 			t.Fatalf("after a failure at step %d: %+v, %v", at, r, err)
 		}
+		a.HangUp(address, link)
 		checkBooks(t, a, dir)
 	}
 }
@@ -64,15 +68,19 @@ func TestSettleFailureAtEveryStep(t *testing.T) {
 	for at := 1; ; at++ {
 		c, dir := enrolledClient(t, a)
 		a.Do(cutAfterM3(false))
-		if _, err := c.Authorize(t.Context(), clienttest.Dial(t, address), door(), says(protocol.Approve)); !errors.Is(err, ErrUnknownOutcome) {
+		link := clienttest.Dial(t, address)
+		if _, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve)); !errors.Is(err, ErrUnknownOutcome) {
 			t.Fatal(err)
 		}
+		a.HangUp(address, link)
 		a.Do(clienttest.Behaviour{})
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}
 		s := &steps{at: at, then: func() error { return errStep }}
-		err := settleOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{clienttest.Dial(t, address), s})
+		link = clienttest.Dial(t, address)
+		err := settleOnce(t.Context(), Config{Dir: dir, before: s.next}, steppedLink{link, s})
+		a.HangUp(address, link)
 		if s.count < at {
 			if err != nil || at < 20 {
 				t.Fatalf("no step %d, error %v", at, err)
@@ -82,9 +90,11 @@ func TestSettleFailureAtEveryStep(t *testing.T) {
 		if err == nil {
 			t.Errorf("step %d failed and nobody noticed", at)
 		}
-		if err := settleOnce(t.Context(), Config{Dir: dir}, clienttest.Dial(t, address)); err != nil {
+		link = clienttest.Dial(t, address)
+		if err := settleOnce(t.Context(), Config{Dir: dir}, link); err != nil {
 			t.Fatalf("after a failure at step %d: %v", at, err)
 		}
+		a.HangUp(address, link)
 	}
 }
 

@@ -155,19 +155,20 @@ func (c *Client) remind(ctx context.Context, link Link, e exchange) error {
 }
 
 // Settle asks the appliance for the outcome of an earlier authorization that is unknown or awaits a
-// second approver, and returns its updated receipt. It sends a countersigned request for service 2.
-// The appliance denies a serial that it has not seen permanently, so the answer is final unless it
-// is pending, and a [Client.Pending] authorization can no longer be resumed. Settle returns a final
-// receipt unchanged.
+// second approver, and whether the device performed the act of an approval. It returns the updated
+// receipt. It sends a countersigned request for service 2. The appliance denies a serial that it has
+// not seen permanently, so the answer is final unless it is pending, and a [Client.Pending]
+// authorization can no longer be resumed. Settle returns a settled receipt unchanged
+// ([Receipt.Settled]).
 //
-// Errors are [ErrNoReceipt], [RefusedError] if the appliance does not answer the question, and the
+// Errors are [ErrNoReceipt], [ErrContradicted], [RefusedError] if the appliance does not answer the question, and the
 // errors of [Client.Authorize].
 func (c *Client) Settle(ctx context.Context, link Link, serial protocol.Serial, approver Approver) (Receipt, error) {
 	if err := c.putAside(); err != nil {
 		return Receipt{}, err
 	}
 	r, err := c.Receipt(serial)
-	if err != nil || r.Final() {
+	if err != nil || r.Settled() {
 		return r, err
 	}
 	told, err := c.Authorize(ctx, link, Request{Service: protocol.ServiceStatus, asked: &serial}, approver)
@@ -204,8 +205,11 @@ func (c *Client) told(asked protocol.Serial, p4 message.P4) (Receipt, error) {
 	case p4.Asked == nil:
 		return r, fmt.Errorf("the answer has no outcome: %w", protocol.CodeFormat)
 	case r.Verdict == protocol.Refuse && p4.Asked.Result != protocol.ResultDenied:
-		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w", p4.Asked.Result, protocol.CodeFormat)
+		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w: %w", p4.Asked.Result, ErrContradicted, protocol.CodeFormat)
+	case r.Approved() && p4.Asked.Result != protocol.ResultApproved:
+		return r, fmt.Errorf("the outcome of an approval is reported as %v: %w", p4.Asked.Result, ErrContradicted)
 	}
+	r.Performed = p4.Performed
 	r.Known, r.Result, r.Reason = true, p4.Asked.Result, p4.Asked.Reason
 	return r, nil
 }

@@ -39,6 +39,8 @@ type Receipt struct {
 	Retry  time.Duration // with CodeLocked; 0: unknown
 	// TriesLeft is the number of passwords left; nil: unknown.
 	TriesLeft *uint64
+	// Performed is what the device reported about the act of an approval; nil: nothing that this client knows.
+	Performed *bool
 
 	// Decision is the full receipt, or nil. Verified means that on arrival its signature chained to
 	// the pinned root by KeyCert, and that it is about this statement.
@@ -57,6 +59,10 @@ func (r Receipt) Final() bool {
 	return r.Known && (r.Result == protocol.ResultApproved || r.Result == protocol.ResultDenied)
 }
 
+// Settled reports whether nothing is left to ask the appliance: the outcome is a denial, or an approval whose act the
+// device has reported.
+func (r Receipt) Settled() bool { return r.Final() && (!r.Approved() || r.Performed != nil) }
+
 // receiptJSON is the file of a receipt, receipts/<serial>.json. It does not repeat the contents of
 // the statement.
 type receiptJSON struct {
@@ -67,6 +73,7 @@ type receiptJSON struct {
 	Reason    protocol.Code    `json:"reason"`
 	Retry     uint64           `json:"retry_s,omitempty"`
 	TriesLeft *uint64          `json:"tries_left,omitempty"`
+	Performed *bool            `json:"performed,omitempty"`
 	Decision  protocol.Base64  `json:"decision,omitempty"`
 	Verified  bool             `json:"verified,omitempty"`
 	KeyCert   protocol.Base64  `json:"key_cert,omitempty"` // verified the decision
@@ -98,7 +105,7 @@ func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 func (c *Client) storeReceipt(r Receipt) error {
 	b, err := json.MarshalIndent(receiptJSON{
 		Statement: protocol.Base64(r.Statement), Verdict: r.Verdict, Known: r.Known, Result: r.Result, Reason: r.Reason,
-		Retry: uint64(r.Retry / time.Second), TriesLeft: r.TriesLeft, Decision: r.Decision, Verified: r.Verified,
+		Retry: uint64(r.Retry / time.Second), TriesLeft: r.TriesLeft, Performed: r.Performed, Decision: r.Decision, Verified: r.Verified,
 		KeyCert: r.KeyCert, At: r.At,
 	}, "", " ")
 	if err != nil {
@@ -127,7 +134,7 @@ func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 		return Receipt{}, fmt.Errorf("receipt %v is not of this serial: %w", serial, ErrState)
 	}
 	r.Known, r.Result, r.Reason, r.Retry = w.Known, w.Result, w.Reason, seconds(w.Retry)
-	r.TriesLeft, r.Decision, r.Verified, r.KeyCert = w.TriesLeft, w.Decision, w.Verified, w.KeyCert
+	r.TriesLeft, r.Performed, r.Decision, r.Verified, r.KeyCert = w.TriesLeft, w.Performed, w.Decision, w.Verified, w.KeyCert
 	return r, nil
 }
 

@@ -107,6 +107,12 @@ func TestSettle(t *testing.T) {
 			if _, err := c.Resume(t.Context(), nil); !errors.Is(err, ErrNothingPending) {
 				t.Errorf("resumed: %v", err)
 			}
+			if r.Settled() != (tc.want == protocol.ResultDenied) {
+				t.Errorf("settled %t before the device has reported: %+v", r.Settled(), r)
+			}
+			if tc.want == protocol.ResultApproved {
+				return
+			}
 			if again, err := c.Settle(t.Context(), nil, serial, nobody(t)); err != nil || again.Result != tc.want {
 				t.Errorf("asked again: %+v, %v", again, err)
 			}
@@ -118,6 +124,64 @@ func TestSettle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSettlePerformed asks about an approval until the device has reported its act, and then no more.
+func TestSettlePerformed(t *testing.T) {
+	for _, performed := range []bool{true, false} {
+		a := clienttest.New(t)
+		c, dir := enrolledClient(t, a)
+		link := clienttest.Dial(t, a.Listen("tcp"))
+		r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve))
+		if err != nil || !r.Approved() || r.Performed != nil || r.Settled() {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		serial := r.Serial
+		if r, err = c.Settle(t.Context(), link, serial, says(protocol.Approve)); err != nil || !r.Approved() || r.Performed != nil {
+			t.Errorf("before the report: %+v, %v", r, err)
+		}
+		a.Do(clienttest.Behaviour{Performed: &performed})
+		if r, err = c.Settle(t.Context(), link, serial, says(protocol.Approve)); err != nil || !r.Approved() || r.Performed == nil || *r.Performed != performed {
+			t.Errorf("performed %t: %+v, %v", performed, r, err)
+		}
+		c = reopen(t, c, dir)
+		if r, err = c.Settle(t.Context(), nil, serial, nobody(t)); err != nil || !r.Settled() || *r.Performed != performed {
+			t.Errorf("asked again: %+v, %v", r, err)
+		}
+	}
+}
+
+// TestSettleContradicted: an approval stays one when the appliance no longer knows it.
+func TestSettleContradicted(t *testing.T) {
+	a := clienttest.New(t)
+	c, _ := enrolledClient(t, a)
+	link := clienttest.Dial(t, a.Listen("tcp"))
+	r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Serial[11] ^= 1 // of a serial that was never approved
+	r.Statement, err = restated(r.Statement, r.Serial)
+	if err == nil {
+		err = c.storeReceipt(r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := c.Settle(t.Context(), link, r.Serial, says(protocol.Approve))
+	if !errors.Is(err, ErrContradicted) || !again.Approved() {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if kept, err := c.Receipt(r.Serial); err != nil || !kept.Approved() {
+		t.Errorf("kept %+v, %v", kept, err)
+	}
+}
+
+// restated returns a statement with another serial.
+func restated(s message.Statement, serial protocol.Serial) (message.Statement, error) {
+	f, err := message.ParseStatement(s)
+	f.P1.Serial = serial
+	return message.NewStatement(f.Root, f.P1.Marshal(), f.Challenge, f.P2.Marshal()), err
 }
 
 // TestSettleFails asks questions that get no answer: the outcome stays unknown.

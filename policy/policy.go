@@ -60,6 +60,9 @@ func (p *Policy) Hash() [sha256.Size]byte { return p.hash }
 // Currency returns the currency of a service's amounts, "" for none.
 func (p *Policy) Currency(service protocol.Service) string { return p.services[service].currency }
 
+// Name returns the name of a service, "" for a service that the policy does not have.
+func (p *Policy) Name(service protocol.Service) string { return p.services[service].name }
+
 // Floors returns the least level of each service, in the order of service numbers.
 // A client gets them at enrolment (PROTOCOL.md §4, §5).
 func (p *Policy) Floors() []protocol.Floor {

@@ -84,6 +84,12 @@ func (p *Policy) QuorumRulingOut(k Kind) Requirement {
 	return Requirement{Administrators: max(p.Quorum(k).Administrators, p.Quorum(KeyRetire).Administrators)}
 }
 
+// QuorumResuming returns the requirement to resume an administrator while so many others can countersign: the quorum of
+// admin.add, or all who are left if they are fewer. A suspension can thus always be taken back.
+func (p *Policy) QuorumResuming(left int) Requirement {
+	return Requirement{Administrators: max(min(p.Quorum(AdminAdd).Administrators, left), 1)}
+}
+
 // Unattended reports whether a kind of change needs no vote at all: the document says 0. It may say
 // so of [StoreBackup] alone, so that a copy can be made every night with local = false.
 func (p *Policy) Unattended(k Kind) bool {
@@ -103,17 +109,22 @@ func (p *Policy) AgainstSchedule() []Kind {
 // Evasion is a quorum that fewer administrators can circumvent.
 type Evasion struct {
 	Kind  Kind // requires Takes administrators
-	By    Kind // requires Fewer, and can lower the quorum or add administrators who sign
+	By    Kind // requires Fewer, and can lower the quorum, add administrators who sign, or make the change come by itself
 	Takes int
 	Fewer int
 }
 
 func (e Evasion) String() string {
+	if e.By == KeyRotate {
+		return fmt.Sprintf("%s takes %d administrators, and a version that %d can make by %s comes into use by itself, at its date",
+			e.Kind, e.Takes, e.Fewer, e.By)
+	}
 	return fmt.Sprintf("%s takes %d administrators, and %d can change that by %s", e.Kind, e.Takes, e.Fewer, e.By)
 }
 
 // Evasions returns the quorums greater than the quorum of policy.apply or of admin.add, whichever is
-// smaller.
+// smaller, and that of key.activate if it is greater than that of key.rotate: a version that was certified comes
+// into use when the one in use ends, without an activation.
 func (p *Policy) Evasions() []Evasion {
 	by := PolicyApply
 	if p.Quorum(AdminAdd).Administrators < p.Quorum(PolicyApply).Administrators {
@@ -126,7 +137,19 @@ func (p *Policy) Evasions() []Evasion {
 			all = append(all, Evasion{Kind: k, By: by, Takes: takes, Fewer: fewer})
 		}
 	}
+	if activate, rotate := p.Quorum(KeyActivate).Administrators, p.Quorum(KeyRotate).Administrators; activate > rotate {
+		all = append(all, Evasion{Kind: KeyActivate, By: KeyRotate, Takes: activate, Fewer: rotate})
+	}
 	return all
+}
+
+// NeedsAll returns the kinds that take every one of so many administrators who can countersign: if one of them is away
+// or suspended, no such change can be made. A single administrator is no such case.
+func (p *Policy) NeedsAll(able int) []Kind {
+	return slices.DeleteFunc(Kinds(), func(k Kind) bool {
+		n := p.Quorum(k).Administrators
+		return n != able || n == 1
+	})
 }
 
 // CountsLocal reports whether the admin socket counts as an administrator.

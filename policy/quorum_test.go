@@ -213,3 +213,35 @@ func TestReserved(t *testing.T) {
 		t.Error("a stored document may say anything")
 	}
 }
+
+// TestQuorumResuming: those who are left resume an administrator if they are fewer than admin.add takes, and one is
+// always needed.
+func TestQuorumResuming(t *testing.T) {
+	p := &Policy{quorum: map[Kind]int{AdminAdd: 3}}
+	for left, want := range []int{1, 1, 2, 3, 3, 3} {
+		if got := p.QuorumResuming(left).Administrators; got != want {
+			t.Errorf("with %d left it takes %d, want %d", left, got, want)
+		}
+	}
+}
+
+// TestNeedsAll: a quorum of everyone who can countersign is one that a single absence blocks.
+func TestNeedsAll(t *testing.T) {
+	p := &Policy{quorum: map[Kind]int{KeyDestroy: 3, PolicyApply: 2, AdminAdd: 3, StoreBackup: 0}}
+	for able, want := range map[int][]Kind{1: nil, 2: {PolicyApply}, 3: {KeyDestroy, AdminAdd}, 4: nil} {
+		if got := p.NeedsAll(able); !slices.Equal(got, want) {
+			t.Errorf("of %d administrators: %v, want %v", able, got, want)
+		}
+	}
+}
+
+// TestActivatesItself: a version that key.rotate makes comes into use without key.activate.
+func TestActivatesItself(t *testing.T) {
+	for rotate, want := range map[int]int{1: 1, 2: 0, 3: 0} {
+		p := &Policy{quorum: map[Kind]int{KeyRotate: rotate, KeyActivate: 2, PolicyApply: 3, AdminAdd: 3}}
+		all := p.Evasions()
+		if len(all) != want || want == 1 && (all[0].Kind != KeyActivate || all[0].By != KeyRotate) {
+			t.Errorf("rotation by %d: %v", rotate, all)
+		}
+	}
+}

@@ -3,6 +3,8 @@ package protocol
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -36,10 +38,15 @@ const (
 	CodePending           Code = 21
 	CodeReplayed          Code = 22
 	CodeClone             Code = 23
+	CodeAmountDiffers     Code = 24
+	CodeAmountMissing     Code = 25
+	CodeOwnApproval       Code = 26
+	CodeTextDiffers       Code = 27
 	CodeServerUnreachable Code = 32
 	CodeTimeout           Code = 33
 	CodeLink              Code = 34
 	CodeLinkBusy          Code = 35
+	CodeNothingToApprove  Code = 36
 )
 
 var codeText = map[Code]string{
@@ -66,11 +73,19 @@ var codeText = map[Code]string{
 	CodePending:           "awaiting second approver",
 	CodeReplayed:          "replayed decision",
 	CodeClone:             "clone alarm",
+	CodeAmountDiffers:     "amount differs",
+	CodeAmountMissing:     "amount missing",
+	CodeOwnApproval:       "own approval",
+	CodeTextDiffers:       "text differs",
 	CodeServerUnreachable: "server unreachable",
 	CodeTimeout:           "timeout",
 	CodeLink:              "link",
 	CodeLinkBusy:          "link busy",
+	CodeNothingToApprove:  "nothing to approve",
 }
+
+// Codes returns every code that has a meaning, in ascending order.
+func Codes() []Code { return slices.Sorted(maps.Keys(codeText)) }
 
 func (c Code) String() string {
 	if s, ok := codeText[c]; ok {

@@ -150,6 +150,20 @@ func isCurrency(s string) bool {
 // String returns the amount in minor units, for logs and errors. Decimals depend on the currency.
 func (a Amount) String() string { return fmt.Sprintf("%d %s", a.Minor, a.Currency) }
 
+// Decimal returns the amount for people, with the decimals of its currency (ISO 4217): "12.50 EUR". An amount in a
+// currency without known decimals is in minor units, and says so.
+func (a Amount) Decimal() string {
+	digits, known := MinorDigits(a.Currency)
+	if !known {
+		return a.String() + " (minor units)"
+	}
+	number := fmt.Sprintf("%0*d", digits+1, a.Minor)
+	if digits > 0 {
+		number = number[:len(number)-digits] + "." + number[len(number)-digits:]
+	}
+	return number + " " + a.Currency
+}
+
 // PublicKey is a P-256 point in 33-byte SEC1 compressed form. [ParsePublicKey] returns points on the
 // curve only; a decoded PublicKey may be off it.
 type PublicKey [33]byte

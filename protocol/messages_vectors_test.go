@@ -32,6 +32,8 @@ func init() {
 	ops["show"] = op(showVector)
 	ops["countersign"] = op(countersignVector)
 	ops["derive"] = op(deriveVector)
+	ops["performed"] = op(performedVector)
+	ops["me"] = op(linkErrorVector)
 	decoders["p1"] = decodeWith(message.ParseP1, message.P1.Marshal)
 	decoders["p2"] = decodeWith(message.ParseP2, message.P2.Marshal)
 	decoders["p3"] = decodeWith(message.ParseP3, message.P3.Marshal)
@@ -322,6 +324,39 @@ func (in sessionIn) keys(c message.Channel, attempt uint8, out map[string]hexByt
 		return fmt.Errorf("sealed again: %x %x %x", m2, m3, m4)
 	}
 	return nil
+}
+
+// performedVector returns what a C that knows P4.64 learns of the act.
+func performedVector(in struct {
+	P4 hexBytes `json:"p4"`
+},
+) (any, error) {
+	p4, err := message.ParseP4(in.P4)
+	if err != nil || p4.Performed == nil {
+		return map[string]any{"performed": nil}, err
+	}
+	if !bytes.Equal(p4.Marshal(), in.P4) {
+		return nil, fmt.Errorf("P4 made again is %x", p4.Marshal())
+	}
+	value := 0
+	if *p4.Performed {
+		value = 1
+	}
+	return map[string]any{"performed": value}, nil
+}
+
+func linkErrorVector(in struct {
+	ME hexBytes `json:"me"`
+},
+) (any, error) {
+	me, err := message.ParseLinkError(in.ME)
+	if err != nil {
+		return nil, err
+	}
+	if me.Code.String() == fmt.Sprintf("code %d", uint8(me.Code)) || !bytes.Equal(me.Marshal(), in.ME) {
+		return nil, fmt.Errorf("%v, made again %x", me.Code, me.Marshal())
+	}
+	return map[string]any{"code": me.Code, "retry": me.Retry}, nil
 }
 
 type showIn struct {

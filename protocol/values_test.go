@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,6 +52,24 @@ func TestMinorDigits(t *testing.T) {
 	for _, currency := range []string{"XXX", "XTS", "QQQ", "", "eur"} {
 		if _, known := protocol.MinorDigits(currency); known {
 			t.Errorf("%q is known", currency)
+		}
+	}
+}
+
+func TestCodes(t *testing.T) {
+	codes := protocol.Codes()
+	if !slices.IsSorted(codes) || codes[0] != protocol.CodeFormat || !slices.Contains(codes, protocol.CodeLinkBusy) {
+		t.Errorf("codes %d", codes)
+	}
+}
+
+func TestDecimal(t *testing.T) {
+	for want, a := range map[string]protocol.Amount{
+		"60.00 EUR": {Minor: 6000, Currency: "EUR"}, "0.05 EUR": {Minor: 5, Currency: "EUR"}, "5 JPY": {Minor: 5, Currency: "JPY"},
+		"0.001 KWD": {Minor: 1, Currency: "KWD"}, "7 XXX (minor units)": {Minor: 7, Currency: "XXX"},
+	} {
+		if got := a.Decimal(); got != want {
+			t.Errorf("%v: %q, want %q", a, got, want)
 		}
 	}
 }

@@ -88,7 +88,7 @@ func (r *Relay) act(x *exchange, a *authorization, res result) {
 func (r *Relay) show(d receipt.Decision) {
 	line := fmt.Sprintf("approved: service %v", d.Service)
 	if d.Amount != nil {
-		line += ", " + decimal(*d.Amount)
+		line += ", " + d.Amount.Decimal()
 	}
 	r.display.Lock()
 	defer r.display.Unlock()
@@ -97,29 +97,16 @@ func (r *Relay) show(d receipt.Decision) {
 	}
 }
 
-// decimal formats an amount for people: 12.50 EUR.
-func decimal(a protocol.Amount) string {
-	digits, known := protocol.MinorDigits(a.Currency)
-	if !known {
-		return a.String() + " (minor units)"
-	}
-	s := fmt.Sprintf("%0*d", digits+1, a.Minor)
-	if digits > 0 {
-		s = s[:len(s)-digits] + "." + s[len(s)-digits:]
-	}
-	return s + " " + a.Currency
-}
-
 func (r *Relay) runHook(x *exchange, a *authorization, res result) {
 	start := time.Now()
 	err := r.config.Hook.run(newAct(*res.Decision, a.order), r.log.With(res.logFields()...))
 	res.Performed = err == nil
 	if err == nil {
 		r.log.Info("acted", res.logFields("took", time.Since(start).String())...)
-		r.metrics.acts.WithLabelValues("done").Inc()
+		r.metrics.acts.WithLabelValues(actDone).Inc()
 	} else {
 		r.log.Error("hook failed", res.logFields("error", err)...)
-		r.metrics.acts.WithLabelValues("failed").Inc()
+		r.metrics.acts.WithLabelValues(actFailed).Inc()
 	}
 	r.step(x, a, event{kind: acted, result: res})
 }

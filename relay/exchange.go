@@ -235,10 +235,10 @@ func (r *Relay) perform(x *exchange, a *authorization, todo []effect) {
 			r.act(x, a, f.result)
 		case skip:
 			r.log.Info("not acting again", "transaction", f.result.Decision.Transaction.String())
-			r.metrics.acts.WithLabelValues("repeated").Inc()
+			r.metrics.acts.WithLabelValues(actRepeated).Inc()
 		case decline:
 			r.log.Warn("not acting: the order was acted on, or is over", f.result.logFields()...)
-			r.metrics.acts.WithLabelValues("failed").Inc()
+			r.metrics.acts.WithLabelValues(actFailed).Inc()
 		case finish:
 			r.finish(f.result)
 		case await:
@@ -336,7 +336,7 @@ func (r *Relay) undecided(x *exchange, answer protocol.Result) {
 		r.metrics.decisions.WithLabelValues(answer.String()).Inc()
 	case protocol.ResultApproved, protocol.ResultPending:
 		r.log.Info("nothing to act on: no decision", "result", answer.String(), "code", uint8(protocol.CodeFormat))
-		r.metrics.decisions.WithLabelValues("none").Inc()
+		r.metrics.decisions.WithLabelValues(resultNone).Inc()
 		if answer == protocol.ResultApproved {
 			r.step(x, a, event{kind: returned})
 		}

@@ -137,10 +137,10 @@ func (r *Relay) answer(p *phone, frame []byte) ([]byte, error) {
 	x := &exchange{ctx: p.calls, link: p.class, frame: frame}
 	switch kind {
 	case message.KindM1:
-		r.metrics.messages.WithLabelValues("m1").Inc()
+		r.metrics.messages.WithLabelValues(kindM1).Inc()
 		return r.answerM1(p, x)
 	case message.KindM3:
-		r.metrics.messages.WithLabelValues("m3").Inc()
+		r.metrics.messages.WithLabelValues(kindM3).Inc()
 		return r.answerM3(p, x)
 	}
 	return nil, protocol.CodeFormat // a device sends these kinds and never receives them

@@ -83,7 +83,7 @@ func TestOrderFromSocket(t *testing.T) {
 		t.Errorf("socket has mode %v, want 0600", info.Mode())
 	}
 	p := g.phone(t, 200)
-	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeNothingToApprove})
 	l.place(`{"service":200,"amount":1250,"currency":"EUR","text":"2 coffees","reference":"T-17"}`)
 	g.untilWaiting(t, 1)
 	p.challenge(protocol.Approve)
@@ -96,7 +96,7 @@ func TestOrderFromSocket(t *testing.T) {
 		t.Errorf("hook got %v", lines)
 	}
 	next := g.phone(t, 200)
-	wantError(t, ask1(t, next.conn, next.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, next.conn, next.m1), message.LinkError{Code: protocol.CodeNothingToApprove})
 
 	l.place(`{"services":[100,200]}`)
 	g.untilWaiting(t, 1)
@@ -104,6 +104,41 @@ func TestOrderFromSocket(t *testing.T) {
 	next.finish(next.conn)
 	if r := l.result(); r.Result != "denied" || r.Performed || r.Code != protocol.CodeRefused {
 		t.Errorf("program got %+v, want denied", r)
+	}
+}
+
+// TestOrderOfAnother: while a phone has the only order, or the device acts on it, others are told that the device is
+// busy, and afterwards that there is nothing to approve.
+func TestOrderOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	g, l := socketRig(t, func(_ *fake, c *Config) {
+		c.Hook = Hook{Command: []string{"/bin/sh", "-c", `mkfifo "$0" && cat "$0"`, filepath.Join(dir, "gate")}, Timeout: time.Minute}
+		c.ActWait = time.Millisecond
+	})
+	busy, nothing := message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2}, message.LinkError{Code: protocol.CodeNothingToApprove}
+	told := func(when string, want message.LinkError) {
+		t.Helper()
+		p := g.phone(t, 100)
+		t.Log(when)
+		wantError(t, ask1(t, p.conn, p.m1), want)
+	}
+	l.place(`{"service":100}`)
+	g.untilWaiting(t, 1)
+	first := g.phone(t, 100)
+	first.challenge(protocol.Approve)
+	told("the first phone has a challenge", busy)
+	first.finish(first.conn)
+	told("the hook runs", busy)
+	eventually(t, "the hook waits", func() bool { _, err := os.Stat(filepath.Join(dir, "gate")); return err == nil })
+	must(t, os.WriteFile(filepath.Join(dir, "gate"), []byte("open\n"), 0o600))
+	if r := l.result(); r.Result != "approved" || !r.Performed {
+		t.Errorf("program got %+v", r)
+	}
+	eventually(t, "the order is gone", func() bool { g.relay.mu.Lock(); defer g.relay.mu.Unlock(); return len(g.relay.orders) == 0 })
+	told("afterwards", nothing)
+	status := g.phone(t, protocol.ServiceStatus)
+	if kind, err := message.Kind(ask1(t, status.conn, status.m1)); err != nil || kind != message.KindM2 {
+		t.Errorf("a question about a serial without an order: kind %d, %v", kind, err)
 	}
 }
 

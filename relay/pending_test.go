@@ -168,7 +168,7 @@ func TestSecondApprovalTooLate(t *testing.T) {
 	}
 	g.wantOutcomes(t, false)
 	p := g.phone(t, 200)
-	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeLinkBusy, Retry: 2})
+	wantError(t, ask1(t, p.conn, p.m1), message.LinkError{Code: protocol.CodeNothingToApprove})
 	if r := g.applied(t); r.Handle != nil || !slices.Equal(r.Order.Services, []protocol.Service{0, 2}) {
 		t.Errorf("afterwards: services %v, handle %q", r.Order.Services, r.Handle)
 	}

@@ -112,9 +112,17 @@ func (g *registry) assignLocked(c *challenge) {
 		c.authorization = g.orders[next]
 	default:
 		c.authorization = &authorization{isExact: true}
-		c.lack = protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}
+		c.lack = g.lackLocked()
 	}
 	c.authorization.owner = c
+}
+
+// lackLocked returns why a phone gets no order: another phone has the last one, or there is nothing to approve.
+func (g *registry) lackLocked() error {
+	if slices.ContainsFunc(g.orders, func(a *authorization) bool { return a.state != settled }) {
+		return protocol.Retry{Code: protocol.CodeLinkBusy, After: busyPause}
+	}
+	return protocol.CodeNothingToApprove
 }
 
 // liveLocked returns the challenge that an M3 answers; nil if it has expired. An M3 on a link

@@ -239,7 +239,7 @@ func (r *Relay) fail(err error) {
 func (r *Relay) reportInterrupted() {
 	for _, id := range r.journal.Interrupted() {
 		r.log.Error("act unconfirmed: it was started before a crash and is not repeated", "transaction", id.String())
-		r.metrics.acts.WithLabelValues("unconfirmed").Inc()
+		r.metrics.acts.WithLabelValues(actUnconfirmed).Inc()
 		if err := r.journal.MarkUnconfirmed(id); err != nil {
 			r.fail(err)
 			return

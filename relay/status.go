@@ -42,10 +42,46 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Namespace: "countersign", Subsystem: "relay", Name: "links", Help: "Near-field links in use.",
 		}),
 	}
+	m.begin()
 	if registry != nil {
 		registry.MustRegister(m.messages, m.decisions, m.acts, m.errors, m.links)
 	}
 	return m
+}
+
+// Kinds of messages: values of a label.
+const (
+	kindM1 = "m1"
+	kindM3 = "m3"
+)
+
+// What a device did with an approval: values of a label.
+const (
+	actDone        = "done"
+	actFailed      = "failed"
+	actRepeated    = "repeated"
+	actUnconfirmed = "unconfirmed"
+)
+
+// resultNone labels an approval without a decision: of a dry run or of a question about a serial.
+const resultNone = "none"
+
+// begin sets every series to 0.
+func (m *Metrics) begin() {
+	for vec, labels := range map[*prometheus.CounterVec][]string{
+		m.messages: {kindM1, kindM3}, m.acts: {actDone, actFailed, actRepeated, actUnconfirmed},
+		m.decisions: {
+			protocol.ResultApproved.String(), protocol.ResultDenied.String(), protocol.ResultPending.String(),
+			protocol.ResultRetry.String(), resultRefused, resultNone,
+		},
+	} {
+		for _, label := range labels {
+			vec.WithLabelValues(label)
+		}
+	}
+	for _, code := range protocol.Codes() {
+		m.errors.WithLabelValues(code.String())
+	}
 }
 
 // Status is the state of a device, for support.

@@ -29,7 +29,7 @@ type None struct{}
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
-	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N, newest first; with ?after=SEQUENCE oldest first
+	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N (1 to 1000, default 100), newest first; with ?after=SEQUENCE oldest first
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`
@@ -120,9 +120,10 @@ type Invite struct {
 	Display    string `json:"display,omitempty"` // device: the name that phones show, at most 24 bytes; default its name
 	Floor      uint8  `json:"floor,omitempty"`   // device: the lowest level it accepts, default 1
 
-	Roles []string `json:"roles,omitempty"` // client: for example "approver"
+	Roles []string `json:"roles,omitzero"` // client: for example "approver"; default none
 
-	// Replace revokes the client or device of this name, if it is enrolled, and withdraws an open code for it.
+	// Replace revokes the client or device of this name, if it is enrolled, and withdraws an open code for it. What is
+	// absent above keeps the value that the client, the device or the open code has; [] for roles means none.
 	Replace bool `json:"replace,omitempty"`
 
 	DryRun bool `json:"dry_run,omitempty"`
@@ -139,6 +140,9 @@ type Invited struct {
 	Kind           string    `json:"kind"`
 	ActivationCode string    `json:"activation_code"`
 	ExpiresAt      time.Time `json:"expires_at"`
+	Roles          []string  `json:"roles,omitempty"`   // client
+	Display        string    `json:"display,omitempty"` // device
+	Floor          uint8     `json:"floor,omitempty"`   // device
 }
 
 // Client is an enrolled phone.
@@ -251,6 +255,7 @@ type Renewal struct {
 // KeyStep is a step in the life of a key.
 type KeyStep struct {
 	DryRun      bool `json:"dry_run,omitempty"`     // answer with the key versions as they would be
+	Request     bool `json:"request,omitempty"`     // with dry_run: answer with the change request that the step would make
 	Early       bool `json:"early,omitempty"`       // retire: before its overlap ends
 	Compromised bool `json:"compromised,omitempty"` // retire: permanently; rotate: rule out all earlier versions
 }
@@ -294,6 +299,7 @@ type Change struct {
 	State      string         `json:"state"`      // open, granted, taken, executed, failed, expired, withdrawn; dry-run
 	Reason     string         `json:"reason,omitempty"`
 	By         string         `json:"by"`
+	Effect     []string       `json:"effect"`   // what it does, in words: one line for each thing
 	Required   int            `json:"required"` // administrators
 	Signed     []string       `json:"signed"`   // administrators whose countersignatures count
 	More       int            `json:"more"`     // how many are missing
@@ -301,7 +307,12 @@ type Change struct {
 	CreatedAt  time.Time      `json:"created_at"`
 	ExpiresAt  time.Time      `json:"expires_at"`
 	EndedAt    *time.Time     `json:"ended_at,omitempty"`
+	// CountersignedAs is the administrator whose countersignature the call added.
+	CountersignedAs string `json:"countersigned_as,omitempty"`
 }
+
+// ChangesShown is how many change requests the list has at most, beside those that are in force.
+const ChangesShown = 1000
 
 // Sign countersigns a change request.
 type Sign struct {
@@ -353,8 +364,9 @@ type Record struct {
 	Sequence uint64         `json:"sequence"`
 	At       time.Time      `json:"at"`
 	Kind     string         `json:"kind"`
-	Subject  string         `json:"subject"`
-	Leaf     string         `json:"leaf"` // SHA-256(salt || record), hex
+	Subject  string         `json:"subject"`      // what it is about: its kind, "/" and its name
+	ID       string         `json:"id,omitempty"` // of a client or device, hex; absent before it is enrolled
+	Leaf     string         `json:"leaf"`         // SHA-256(salt || record), hex
 	Fields   map[string]any `json:"fields"`
 }
 
@@ -383,6 +395,7 @@ type Counts struct {
 	Devices     uint64 `json:"devices"`
 	Invitations uint64 `json:"invitations"`
 	Decisions   uint64 `json:"decisions"`
+	Questions   uint64 `json:"questions"` // dry runs and questions about a serial, which decide nothing
 	Records     uint64 `json:"records"`
 	Keys        uint64 `json:"keys"`
 }

@@ -298,7 +298,7 @@ func (b *Bench) Tally() store.Tally {
 // LastRecord returns the newest audit record.
 func (b *Bench) LastRecord() audit.Record {
 	b.Helper()
-	records, err := b.Store.Records(b.Context(), b.Tally().Records-1, 10)
+	records, err := b.Store.LastRecords(b.Context(), 1)
 	if err != nil || len(records) != 1 {
 		b.Fatalf("%d records, %v", len(records), err)
 	}

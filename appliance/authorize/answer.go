@@ -33,6 +33,9 @@ func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome
 		if c.p1.Capabilities&message.CapabilityFullReceipt != 0 {
 			p4.Decision = res.Decision
 		}
+	case out.Asked != nil && out.Asked.Result == protocol.ResultApproved:
+		// Asked for now, also for a repeat: the device may have reported meanwhile.
+		p4.Performed, err = a.store.Performed(ctx, c.p1.Client, *c.p1.Asked)
 	case out.Result == protocol.ResultPending:
 		if res.Decision, err = a.signDecision(ctx, c, out); err == nil {
 			res.NextHandle, err = a.sealPending(ctx, c, out.Decision)
@@ -47,7 +50,7 @@ func (a *Service) answer(ctx context.Context, c countersigned, out store.Outcome
 	var r message.ReceiptNonce
 	_, _ = rand.Read(r[:]) // never fails, crypto/rand
 	res.M4 = c.channel.SealM4(c.m3, r, p4.Marshal())
-	a.metrics.settled(out)
+	a.metrics.settled(c.p1.Service, out)
 	return res, nil
 }
 

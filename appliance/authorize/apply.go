@@ -181,12 +181,12 @@ func agree(proposal *message.Proposal, order deviceapi.Order) (*protocol.Amount,
 	if amount == nil {
 		amount = proposal.Amount
 	} else if proposal.Amount != nil && *proposal.Amount != *amount {
-		return nil, "", fmt.Errorf("amount proposed is not the amount ordered: %w", protocol.CodePolicy)
+		return nil, "", fmt.Errorf("amount proposed is not the amount ordered: %w", protocol.CodeAmountDiffers)
 	}
 	if text == "" {
 		text = proposal.Text
 	} else if proposal.Text != "" && proposal.Text != text {
-		return nil, "", fmt.Errorf("text proposed is not the text ordered: %w", protocol.CodePolicy)
+		return nil, "", fmt.Errorf("text proposed is not the text ordered: %w", protocol.CodeTextDiffers)
 	}
 	return amount, text, nil
 }
@@ -228,7 +228,7 @@ var policyCodes = []struct {
 }{
 	{policy.ErrServiceUnknown, protocol.CodeService},
 	{policy.ErrLevelUnavailable, protocol.CodeLevel},
-	{policy.ErrAmountRequired, protocol.CodePolicy},
+	{policy.ErrAmountRequired, protocol.CodeAmountMissing},
 	{policy.ErrAmountNotAllowed, protocol.CodePolicy},
 	{policy.ErrAmountTooLarge, protocol.CodePolicy},
 	{policy.ErrCurrency, protocol.CodePolicy},

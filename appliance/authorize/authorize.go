@@ -7,7 +7,6 @@ package authorize
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -67,48 +66,6 @@ func New(c Config) *Service {
 		store: c.Store, keys: c.Keys, parties: c.Parties, rules: c.Rules, log: c.Logger, now: c.Now, boot: clock.Now,
 		refusal: c.RefusalTime, metrics: newMetrics(c.Metrics),
 	}
-}
-
-// metrics are the counters of the service. Labels are codes of PROTOCOL.md §4, a closed set;
-// "0" is success.
-type metrics struct {
-	applies        *prometheus.CounterVec
-	authorizations *prometheus.CounterVec
-	repeats        prometheus.Counter
-	damaged        prometheus.Counter
-}
-
-func newMetrics(reg prometheus.Registerer) metrics {
-	m := metrics{
-		applies: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_applies_total", Help: "M1 answered, by the code sent to the phone.",
-		}, []string{"code"}),
-		authorizations: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "countersign_authorizations_total", Help: "M3 answered, by result and reason.",
-		}, []string{"result", "code"}),
-		repeats: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "countersign_repeats_total", Help: "M3 answered from the stored outcome.",
-		}),
-	}
-	m.damaged = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "countersign_damaged_verifiers_total", Help: "Password checks for which the stored verifier did not unwrap.",
-	})
-	if reg != nil {
-		reg.MustRegister(m.applies, m.authorizations, m.repeats, m.damaged)
-	}
-	return m
-}
-
-func (m *metrics) applied(code protocol.Code) {
-	m.applies.WithLabelValues(strconv.Itoa(int(code))).Inc()
-}
-
-func (m *metrics) settled(out store.Outcome) {
-	if out.Replayed {
-		m.repeats.Inc()
-		return
-	}
-	m.authorizations.WithLabelValues(strconv.Itoa(int(out.Result)), strconv.Itoa(int(out.Reason))).Inc()
 }
 
 // pair is a client at a device.

@@ -91,7 +91,7 @@ func (a *Service) openCountersign(ctx context.Context, device store.Device, req 
 // this device's.
 func (a *Service) Outcome(ctx context.Context, device store.Device, req deviceapi.OutcomeRequest) error {
 	rec := audit.NewRecord(audit.KindOutcome, "device/"+device.Name, map[string]any{
-		"transaction": req.Transaction[:], "performed": req.Performed,
+		"transaction": req.Transaction[:], "performed": req.Performed, "id": device.ID[:],
 	})
 	report := store.Report{Device: device.ID, Transaction: req.Transaction, Performed: req.Performed, At: a.now().UTC()}
 	err := a.store.Report(ctx, report, rec)

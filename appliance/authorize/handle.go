@@ -295,8 +295,11 @@ func (a *Service) coChallenge(device store.Device, req deviceapi.ApplyRequest, p
 	if err != nil {
 		return message.P2{}, err
 	}
-	if amount != nil && (signed.P2.Amount == nil || *amount != *signed.P2.Amount) || text != "" && text != signed.P2.Text {
-		return message.P2{}, fmt.Errorf("what is ordered is not what was signed first: %w", protocol.CodePolicy)
+	if amount != nil && (signed.P2.Amount == nil || *amount != *signed.P2.Amount) {
+		return message.P2{}, fmt.Errorf("amount is not what was signed first: %w", protocol.CodeAmountDiffers)
+	}
+	if text != "" && text != signed.P2.Text {
+		return message.P2{}, fmt.Errorf("text is not what was signed first: %w", protocol.CodeTextDiffers)
 	}
 	hash := first.Statement.Hash()
 	return message.P2{

@@ -285,7 +285,7 @@ func TestSecondApprover(t *testing.T) {
 	alice, bob, carol := b.EnrolFull("alice", "approver"), b.EnrolFull("bob", "approver"), b.EnrolFull("carol")
 	first, pending := b.Pending(alice)
 	same := alice.Second(pending.Res.NextHandle)
-	expect(t, same.Must(same.With(0, nil)), protocol.ResultDenied, protocol.CodePolicy)
+	expect(t, same.Must(same.With(0, nil)), protocol.ResultDenied, protocol.CodeOwnApproval)
 	stranger := carol.Second(pending.Res.NextHandle)
 	expect(t, stranger.Must(stranger.With(0, nil)), protocol.ResultDenied, protocol.CodePolicy)
 	s := bob.Second(pending.Res.NextHandle)
@@ -340,12 +340,12 @@ func TestSecondOrdered(t *testing.T) {
 	}{
 		"the same":       {func(*message.P1, *deviceapi.ApplyRequest) {}, 0},
 		"no amount":      {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Amount = nil }, 0},
-		"another amount": {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Amount = eur(1_000_001) }, protocol.CodePolicy},
+		"another amount": {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Amount = eur(1_000_001) }, protocol.CodeAmountDiffers},
 		"another currency": {func(_ *message.P1, r *deviceapi.ApplyRequest) {
 			r.Order.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "USD"}
-		}, protocol.CodePolicy},
-		"another text":       {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Text = "for Eve" }, protocol.CodePolicy},
-		"proposed otherwise": {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Proposal = &message.Proposal{Amount: eur(1)} }, protocol.CodePolicy},
+		}, protocol.CodeAmountDiffers},
+		"another text":       {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Text = "for Eve" }, protocol.CodeTextDiffers},
+		"proposed otherwise": {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Proposal = &message.Proposal{Amount: eur(1)} }, protocol.CodeAmountDiffers},
 		"another service":    {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Order.Services = []protocol.Service{vault} }, protocol.CodeService},
 		"no handle":          {func(_ *message.P1, r *deviceapi.ApplyRequest) { r.Handle = nil }, protocol.CodeService},
 		"at the first level": {func(p *message.P1, _ *deviceapi.ApplyRequest) { p.Level = 4 }, 0},

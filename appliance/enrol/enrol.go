@@ -279,7 +279,8 @@ func (s *Service) renew(
 	if err != nil {
 		return enrol.RenewResponse{}, err
 	}
-	rec := parties.Record(audit.By(ctx, audit.Device), audit.KindDevices, device.Name, map[string]any{"event": "renewed"})
+	fields := map[string]any{"event": "renewed", "id": device.ID[:]}
+	rec := parties.Record(audit.By(ctx, audit.Device), audit.KindDevices, device.Name, fields)
 	if err := s.store.Append(ctx, rec); err != nil {
 		return enrol.RenewResponse{}, fmt.Errorf("renewing %q: %w", device.Name, err)
 	}

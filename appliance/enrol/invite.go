@@ -34,11 +34,14 @@ type Invite struct {
 	TTL     time.Duration  // 0: DefaultInvitation
 	Display string         // device: at most 24 bytes; default Name
 	Floor   protocol.Level // device; default 1
-	Roles   []string       // client; not [store.RoleUV]
+	Roles   []string       // client; not [store.RoleUV]; default none
 	// Replace, for a lost phone or a stolen device, revokes the party of this name, if there is
-	// one, and withdraws its open code.
+	// one, and withdraws its open code. It keeps their display name, floor and roles, unless this invitation has
+	// others: Roles that are empty and not nil are none.
 	Replace bool
 	Life    time.Duration // time for countersigning, as in [change.Draft]
+
+	was *granted // what it replaces; nil: nothing
 }
 
 func (i Invite) validate() error {
@@ -91,8 +94,8 @@ func (i Invite) withDefaults() Invite {
 // they have countersigned. Other errors wrap [parties.ErrInput], [store.ErrExists] or, with Replace,
 // the errors of [parties.Parties.SetClientStatus].
 func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, time.Time, error) {
-	i = i.withDefaults()
-	if err := i.validate(); err != nil {
+	i, err := s.Complete(ctx, i)
+	if err != nil {
 		return enrol.ActivationCode{}, time.Time{}, err
 	}
 	code := s.newCode()
@@ -107,11 +110,24 @@ func (s *Service) Invite(ctx context.Context, i Invite) (enrol.ActivationCode, t
 
 // PreviewInvite returns the change request that an invitation would make, and stores nothing.
 func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change, error) {
-	i = i.withDefaults()
-	if err := i.validate(); err != nil {
+	i, err := s.Complete(ctx, i)
+	if err != nil {
 		return requests.Change{}, err
 	}
 	return s.requests.Preview(ctx, i.draft(s.newCode()))
+}
+
+// Complete returns an invitation with what it keeps and with the defaults: what its code would grant. Its errors are
+// those of Invite.
+func (s *Service) Complete(ctx context.Context, i Invite) (_ Invite, err error) {
+	if i.Replace {
+		i, err = s.keeping(ctx, i)
+	}
+	if err != nil {
+		return i, err
+	}
+	i = i.withDefaults()
+	return i, i.validate()
 }
 
 func (s *Service) newCode() enrol.ActivationCode {
@@ -142,6 +158,9 @@ func (i Invite) draft(code enrol.ActivationCode) change.Draft {
 	} else {
 		d.Parameters["roles"] = append([]string{}, i.Roles...)
 	}
+	if i.was != nil {
+		i.was.describe(d.Parameters, i.Kind)
+	}
 	return d
 }
 
@@ -168,6 +187,9 @@ func (s *Service) invites(k policy.Kind) requests.Effect {
 	return requests.Effect{
 		Base: func(ctx context.Context, p change.Parameters) (any, error) {
 			i, _, err := invitationOf(k, p)
+			if err == nil {
+				err = s.checkWas(ctx, i, p)
+			}
 			if err != nil {
 				return nil, err
 			}

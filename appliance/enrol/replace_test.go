@@ -5,13 +5,17 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/change"
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
+	"countersign/policy"
 	"countersign/protocol"
 	protocolenrol "countersign/protocol/enrol"
 )
@@ -142,5 +146,83 @@ func TestStolenDevice(t *testing.T) {
 	fresh.URIs = nil
 	if _, err := b.Parties.DeviceOf(t.Context(), fresh); !errors.Is(err, protocol.CodeDevice) {
 		t.Errorf("certificate of nobody: %v, want code 15", err)
+	}
+}
+
+// TestReplaceKeeps: what an invitation does not name, a replacement takes over from the party or from the open code of
+// that name. Its request says what was there.
+func TestReplaceKeeps(t *testing.T) {
+	b := appliancetest.New(t)
+	code, _, err := b.Enrol.Invite(t.Context(), enrol.Invite{Kind: store.KindClient, Name: "vera", Roles: []string{"approver", "night"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	phone := b.Stranger()
+	if _, err := b.Enrol.Client(t.Context(), phone.Request(code)); err != nil {
+		t.Fatal(err)
+	}
+	preview := func(i enrol.Invite) change.Parameters {
+		t.Helper()
+		i.Replace = true
+		c, err := b.Enrol.PreviewInvite(t.Context(), i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Parameters
+	}
+	p := preview(enrol.Invite{Kind: store.KindClient, Name: "vera"})
+	if !slices.Equal(p.Texts("roles"), []string{"approver", "night"}) || !slices.Equal(p.Texts("was_roles"), []string{"approver", "night"}) {
+		t.Errorf("replacing vera: %v", p)
+	}
+	p = preview(enrol.Invite{Kind: store.KindClient, Name: "vera", Roles: []string{}})
+	if len(p.Texts("roles")) != 0 || len(p.Texts("was_roles")) != 2 {
+		t.Errorf("replacing vera without a role: %v", p)
+	}
+	replace(b, enrol.Invite{Kind: store.KindClient, Name: "vera", Roles: []string{"guest"}})
+	p = preview(enrol.Invite{Kind: store.KindClient, Name: "vera"})
+	if !slices.Equal(p.Texts("roles"), []string{"guest"}) || !slices.Equal(p.Texts("was_roles"), []string{"guest"}) {
+		t.Errorf("replacing the open code for vera: %v", p)
+	}
+	if p = preview(enrol.Invite{Kind: store.KindClient, Name: "new"}); p["was_roles"] != nil {
+		t.Errorf("replacing a client that there is not: %v", p)
+	}
+	certificate(b, b.Code(store.KindDevice, "till"))
+	p = preview(enrol.Invite{Kind: store.KindDevice, Name: "till", Floor: 3})
+	if p.Text("display") != "till" || p.Text("was_display") != "till" || p.Number("floor") != 3 || p.Number("was_floor") != 1 {
+		t.Errorf("replacing till: %v", p)
+	}
+	certificate(b, replace(b, enrol.Invite{Kind: store.KindDevice, Name: "till", Display: "Blue till", Floor: 2}))
+	certificate(b, replace(b, enrol.Invite{Kind: store.KindDevice, Name: "till"}))
+	if d, err := b.Parties.DeviceNamed(t.Context(), "till"); err != nil || d.Display != "Blue till" || d.Floor != 2 {
+		t.Errorf("till is %+v: %v", d, err)
+	}
+}
+
+// TestReplaceKeepsNoUV: the role that an attestation gave belongs to the old phone's key.
+func TestReplaceKeepsNoUV(t *testing.T) {
+	b := appliancetest.New(t)
+	b.EnrolFull("alice")
+	c, err := b.Enrol.PreviewInvite(t.Context(), enrol.Invite{Kind: store.KindClient, Name: "alice", Replace: true})
+	if err != nil || slices.Contains(c.Parameters.Texts("roles"), store.RoleUV) {
+		t.Errorf("%v: %v", c.Parameters, err)
+	}
+}
+
+// TestReplaceSaysWhatWas: a request is refused if its document says something else about what it replaces.
+func TestReplaceSaysWhatWas(t *testing.T) {
+	b := appliancetest.New(t)
+	certificate(b, b.Code(store.KindDevice, "till"))
+	for name, p := range map[string]change.Parameters{
+		"another display": {"was_display": "gate", "was_floor": uint64(1)},
+		"another floor":   {"was_display": "till", "was_floor": uint64(2)},
+		"of no device":    {"name": "gate", "was_display": "till", "was_floor": uint64(1)},
+	} {
+		d := appliancetest.Invitation("till")
+		d.Kind = policy.DeviceReplace
+		delete(d.Parameters, "replace")
+		maps.Copy(d.Parameters, p)
+		if _, err := b.Requests.Preview(t.Context(), d); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/requests"
@@ -62,6 +63,18 @@ func (k *Service) draft(ctx context.Context, s keyplan.Step) (d change.Draft, ne
 		}
 	}
 	return change.Draft{Kind: kind, Parameters: p}, aVote, nil
+}
+
+// Preview returns the change request that a step would make, and stores nothing. asks is false if the step needs no
+// vote.
+func (k *Service) Preview(ctx context.Context, s keyplan.Step, life time.Duration) (c requests.Change, asks bool, err error) {
+	d, needs, err := k.draft(ctx, s)
+	if err != nil || needs != aVote {
+		return c, false, err
+	}
+	d.Life = life
+	c, err = k.requests.Preview(ctx, d)
+	return c, true, err
 }
 
 // rulesOut reports whether an activation puts a version into use that rules out every earlier one.

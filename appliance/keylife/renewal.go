@@ -192,7 +192,7 @@ func (k *Service) rewrap(ctx context.Context, id protocol.ClientID) error {
 			return nil
 		}
 		c.Verifier, c.Version = wrapped, c.Version+1
-		fields := map[string]any{"event": "renewed", "version": c.Version}
+		fields := map[string]any{"event": "renewed", "version": c.Version, "id": c.ID[:]}
 		return k.store.UpdateClient(ctx, c, parties.Record(ctx, audit.KindClients, c.Name, fields))
 	})
 }

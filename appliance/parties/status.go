@@ -31,6 +31,13 @@ func Changed(to store.Status, version uint64) map[string]any {
 	return map[string]any{"event": to.String(), "version": version}
 }
 
+// changedParty is Changed for a client or a device, with its id: another party may get its name.
+func changedParty(to store.Status, version uint64, id []byte) map[string]any {
+	fields := Changed(to, version)
+	fields["id"] = id
+	return fields
+}
+
 // maxName keeps a name fit for SPIFFE IDs, file names and tables.
 const maxName = 64
 
@@ -112,7 +119,7 @@ func (p *Parties) SetClientStatus(ctx context.Context, name string, to store.Sta
 			return fmt.Errorf("client %q: %w", name, ErrFinal)
 		}
 		c.Status, c.Version = to, c.Version+1
-		return p.store.UpdateClient(ctx, c, Record(ctx, audit.KindClients, name, Changed(to, c.Version)))
+		return p.store.UpdateClient(ctx, c, Record(ctx, audit.KindClients, name, changedParty(to, c.Version, c.ID[:])))
 	})
 	return c, err
 }
@@ -141,7 +148,7 @@ func (p *Parties) SetDeviceStatus(ctx context.Context, name string, to store.Sta
 		}
 		d.Status, d.Version = to, d.Version+1
 		defer p.Forget(d.SPIFFEID)
-		return p.store.UpdateDevice(ctx, d, Record(ctx, audit.KindDevices, name, Changed(to, d.Version)))
+		return p.store.UpdateDevice(ctx, d, Record(ctx, audit.KindDevices, name, changedParty(to, d.Version, d.ID[:])))
 	})
 	return d, err
 }
@@ -152,7 +159,8 @@ func (p *Parties) Unlock(ctx context.Context, name string) (store.Client, error)
 	if err != nil {
 		return c, err
 	}
-	return c, p.store.Unlock(ctx, c.ID, audit.Act(ctx, audit.KindUnlock, "client/"+name, map[string]any{"event": "unlocked"}))
+	fields := map[string]any{"event": "unlocked", "id": c.ID[:]}
+	return c, p.store.Unlock(ctx, c.ID, audit.Act(ctx, audit.KindUnlock, "client/"+name, fields))
 }
 
 // Guard returns the state of a client's password guard.

@@ -143,11 +143,7 @@ func (s *Service) base(_ context.Context, p change.Parameters) (any, error) {
 
 // point returns the store's newest audit record.
 func (s *Service) point(ctx context.Context) (p backup.Point, err error) {
-	tally, err := s.store.Tally(ctx)
-	if err != nil || tally.Records == 0 {
-		return p, err
-	}
-	records, err := s.store.Records(ctx, tally.Records-1, 1)
+	records, err := s.store.LastRecords(ctx, 1)
 	if err != nil || len(records) == 0 {
 		return p, err
 	}

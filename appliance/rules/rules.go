@@ -208,7 +208,7 @@ func (r *Rules) Base(ctx context.Context, p change.Parameters) (any, error) {
 		return nil, fmt.Errorf("%w: %w: first set auto = false in config.toml and restart, or leave these quorums at 1",
 			parties.ErrInput, err)
 	}
-	return nil, r.judge.KeepsWay(ctx, parsed, "")
+	return nil, r.judge.KeepsWay(ctx, parsed)
 }
 
 // Apply makes the document of a [policy.PolicyApply] request the active policy. It skips

@@ -129,8 +129,9 @@ func (s Spend) firstObjection(v View) objection {
 		return objection{code: protocol.CodeSerial}
 	case v.First.Pending.expired(s.Now):
 		return objection{protocol.CodeExpired, true}
-	case s.Client == s.Approves.Client, v.First.Pending.Role == RoleUV,
-		!slices.Contains(v.Client.Roles, v.First.Pending.Role):
+	case s.Client == s.Approves.Client:
+		return objection{code: protocol.CodeOwnApproval}
+	case v.First.Pending.Role == RoleUV, !slices.Contains(v.Client.Roles, v.First.Pending.Role):
 		return objection{code: protocol.CodePolicy}
 	case v.FirstClient.Status != Active:
 		return objection{protocol.CodeRefused, true}

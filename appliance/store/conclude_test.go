@@ -112,7 +112,7 @@ func TestConcludeNotWaiting(t *testing.T) {
 func TestConcludeSelf(t *testing.T) {
 	s, v := sampleApproval()
 	s.Client = s.Approves.Client
-	if c := s.Conclude(v); c.Outcome.Reason != protocol.CodePolicy || c.Finalize != nil || !c.Spend {
+	if c := s.Conclude(v); c.Outcome.Reason != protocol.CodeOwnApproval || c.Finalize != nil || !c.Spend {
 		t.Errorf("%+v", c)
 	}
 	s, v = sampleApproval()

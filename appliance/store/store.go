@@ -12,7 +12,7 @@
 //
 // Every record that grants authority has a [Seal]. A driver verifies it within the transaction that
 // uses the record. A record that does not fit its seal is an error that wraps [ErrForged]. Until
-// the store is unsealed (see [Sealing]), all methods except Append, Records, Tally, Claims, Unseal,
+// the store is unsealed (see [Sealing]), all methods except Append, Records, LastRecords, Tally, Claims, Unseal,
 // Copy, Fatal and Close return [ErrSealed].
 //
 // Times come back in UTC and in whole microseconds, see [Stamp]. A byte slice, list or map without
@@ -111,6 +111,9 @@ type Store interface {
 	// returns nil. A transaction that was not performed gives its limits back. It returns
 	// ErrNotFound if this device has no such approved transaction.
 	Report(ctx context.Context, r Report, rec audit.Record) error
+	// Performed returns what the device reported about the act of an approved serial, whose approval may have waited for
+	// a second approver; nil if it has not reported, or the serial is not approved.
+	Performed(ctx context.Context, id protocol.ClientID, serial protocol.Serial) (*bool, error)
 
 	// Password attempts: each is counted before the token checks it.
 
@@ -197,8 +200,10 @@ type Store interface {
 
 	// Append stores a record that belongs to no other change.
 	Append(ctx context.Context, rec audit.Record) error
-	// Records lists up to limit records with a sequence number above after.
+	// Records lists up to limit records with a sequence number above after, the oldest first.
 	Records(ctx context.Context, after uint64, limit int) ([]audit.Record, error)
+	// LastRecords lists up to limit records, the newest first. It is as fast with many records as with few.
+	LastRecords(ctx context.Context, limit int) ([]audit.Record, error)
 	// Pulse makes one durable write that means nothing, as every change does: it shows whether changes
 	// can be stored. On a store that is open for reading only it returns ErrReadOnly if a change could be
 	// written.
@@ -474,9 +479,10 @@ type Trust struct {
 	Policy   Policy // Version 1
 }
 
-// Tally counts rows, for status and tests.
+// Tally counts rows, for status and tests. Decisions are spent serials, except Questions: dry runs and questions about
+// another serial, which decide nothing.
 type Tally struct {
-	Clients, Devices, Invitations, Decisions, Records, Keys uint64
+	Clients, Devices, Invitations, Decisions, Questions, Records, Keys uint64
 }
 
 // Anchor remembers outside the store how far the store has come, so that an older copy is refused.

@@ -169,6 +169,16 @@ func TestApproveAndStatus(t *testing.T) {
 	if got := decode(t, stdout); got["result"] != "approved" || got["serial"] != serial || !strings.Contains(stderr, "asks for: "+serial) {
 		t.Errorf("settled: %s%s", stdout, stderr)
 	}
+	if _, stderr = anna.want(0, "status", serial, "--link", "unix:"+t.TempDir()+"/none"); !strings.Contains(stderr, "whether the device acted") {
+		t.Errorf("asked nobody: %s", stderr)
+	}
+	a.Do(clienttest.Behaviour{Deny: protocol.CodeSuspended})
+	anna.want(0, "status", serial, "--link", link)
+	performed := true
+	a.Do(clienttest.Behaviour{Performed: &performed})
+	if stdout, _ = anna.want(0, "status", serial, "--link", link); !strings.Contains(stdout, "performed") {
+		t.Errorf("performed: %s", stdout)
+	}
 	highest := a.Highest()
 	if anna.want(0, "status", serial, "--link", link); a.Highest() != highest {
 		t.Error("what is known was asked again")

@@ -92,6 +92,7 @@ var sentinels = []struct {
 	{client.ErrNotEnrolled, cli.NotFound, "run countersign-client enrol first, or check --state"},
 	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists all outcomes"},
 	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt requests a full one"},
+	{client.ErrContradicted, cli.Failed, "inform the operator: the appliance may have returned from an old copy of its data"},
 	{client.ErrReceipt, cli.BadSignature, "do not rely on this receipt"},
 	{client.ErrEnrolled, cli.Failed, "use another --state for another enrolment"},
 	{client.ErrState, cli.IO, "restore the whole directory, or enrol again with another --state"},
@@ -100,13 +101,14 @@ var sentinels = []struct {
 
 var exitCodes = map[protocol.Code]cli.Code{
 	protocol.CodeStaleKey: cli.TryAgain, protocol.CodeExpired: cli.TryAgain, protocol.CodePending: cli.TryAgain,
-	protocol.CodeLinkBusy: cli.TryAgain,
+	protocol.CodeLinkBusy: cli.TryAgain, protocol.CodeNothingToApprove: cli.TryAgain,
 
 	protocol.CodeRefused: cli.Denied, protocol.CodeSuspended: cli.Denied, protocol.CodeService: cli.Denied,
 	protocol.CodeLevel: cli.Denied, protocol.CodePassword: cli.Denied, protocol.CodeLocked: cli.Denied,
 	protocol.CodePolicy: cli.Denied, protocol.CodeLimit: cli.Denied, protocol.CodeSerial: cli.Denied,
 	protocol.CodeDevice: cli.Denied, protocol.CodeUserRefused: cli.Denied, protocol.CodeFasterLink: cli.Denied,
-	protocol.CodeClone: cli.Denied,
+	protocol.CodeClone: cli.Denied, protocol.CodeAmountDiffers: cli.Denied, protocol.CodeAmountMissing: cli.Denied,
+	protocol.CodeOwnApproval: cli.Denied, protocol.CodeTextDiffers: cli.Denied,
 
 	protocol.CodeSignature: cli.BadSignature, protocol.CodeCertificate: cli.BadSignature,
 	protocol.CodeReplayed: cli.BadSignature,
@@ -125,9 +127,17 @@ var hints = map[protocol.Code]string{
 	protocol.CodeLink:              "check that the device is in reach and try again",
 	protocol.CodeTimeout:           "check that the device is in reach and try again",
 	protocol.CodeLinkBusy:          "another client is using the device; try again in a moment",
-	protocol.CodePassword:          "start again with the right password; too many wrong ones lock the client",
-	protocol.CodeLocked:            "wait for the time shown, or ask the operator to run countersignctl client unlock",
-	protocol.CodeHSM:               "inform the operator of the appliance",
+	protocol.CodeNothingToApprove:  "the device has no order yet: have it placed at the device, then try again",
+	protocol.CodeDevice:            "the appliance does not serve this device: use another one, and inform the operator of this one",
+	protocol.CodePolicy: "the policy does not allow this, or it or the sum of your approvals has changed: " +
+		"start again, and ask the operator if it is denied again",
+	protocol.CodeAmountDiffers: "the device asks for another amount than you gave: agree on the amount, then start again",
+	protocol.CodeAmountMissing: "neither you nor the device gave an amount: start again with --amount",
+	protocol.CodeTextDiffers:   "the device gives another text than you did: start again without --text, and read what it shows",
+	protocol.CodeOwnApproval:   "this is your own request: another person with the role has to approve it",
+	protocol.CodePassword:      "start again with the right password; too many wrong ones lock the client",
+	protocol.CodeLocked:        "wait for the time shown, or ask the operator to run countersignctl client unlock",
+	protocol.CodeHSM:           "inform the operator of the appliance",
 }
 
 // explain adds the exit code and hint to an error. Unlisted errors exit with 1.
@@ -150,7 +160,12 @@ func explain(err error) error {
 		return cli.Fail(cli.Denied, err, "enrol again with another --state, with a password or --uv as required, or refuse")
 	}
 	if code, ok := protocol.CodeOf(err); ok {
-		return cli.Fail(exitOf(code), err, hints[code])
+		exit := exitOf(code)
+		var refused *client.RefusedError
+		if exit == cli.Failed && errors.As(err, &refused) {
+			exit = cli.Denied // by a code that this client does not know
+		}
+		return cli.Fail(exit, err, hints[code])
 	}
 	var server *client.ServerError
 	if errors.As(err, &server) {

@@ -189,6 +189,10 @@ func TestAuthorizeExitCodes(t *testing.T) {
 		"HSM unavailable":    {do: answer(0x21, me(protocol.CodeHSM)), exit: 69},
 		"server unreachable": {do: answer(0x21, me(protocol.CodeServerUnreachable)), exit: 69},
 		"link busy":          {do: answer(0x21, me(protocol.CodeLinkBusy)), exit: 75},
+		"no order":           {do: answer(0x21, me(protocol.CodeNothingToApprove)), exit: 75},
+		"amount differs":     {do: clienttest.Behaviour{P2: message.P2{Code: protocol.CodeAmountDiffers}}, exit: 3, result: "denied", code: protocol.CodeAmountDiffers},
+		"own approval":       {do: clienttest.Behaviour{Deny: protocol.CodeOwnApproval}, exit: 3, result: "denied", code: protocol.CodeOwnApproval},
+		"a code of later":    {do: clienttest.Behaviour{P2: message.P2{Code: 99}}, exit: 3, result: "denied", code: 99},
 		"device not allowed": {do: answer(0x21, me(protocol.CodeDevice)), exit: 3},
 		"cut":                {do: answer(0x21, func([]byte) []byte { return nil }), exit: 69},
 		"wrong password":     {do: clienttest.Behaviour{Result: protocol.ResultRetry}, exit: 75, result: "unknown"},
@@ -292,6 +296,25 @@ func TestResumeAndSettle(t *testing.T) {
 	}
 }
 
+// TestStatusPerformed: an approval on which the device did not act says so.
+func TestStatusPerformed(t *testing.T) {
+	a := clienttest.New(t)
+	s := enrolledShell(t, a)
+	link := a.Listen("tcp")
+	s.want(0, "authorize", "--link", link, "--service", "door.open=100", "--yes")
+	if stdout, _ := s.want(0, "status", "--last"); strings.Contains(stdout, "performed") {
+		t.Errorf("before anybody asked: %s", stdout)
+	}
+	a.Do(clienttest.Behaviour{Performed: new(bool)})
+	stdout, _ := s.want(0, "status", "--last", "--link", link, "-o", "json")
+	if out := decode(t, stdout); out["result"] != "approved" || out["performed"] != false {
+		t.Errorf("status prints %s", stdout)
+	}
+	if stdout, _ = s.want(0, "status", "--last"); !strings.Contains(stdout, "act:      not performed") {
+		t.Errorf("kept: %s", stdout)
+	}
+}
+
 func TestAmounts(t *testing.T) {
 	for _, tc := range []struct {
 		amount, currency string
@@ -328,7 +351,7 @@ func TestAmounts(t *testing.T) {
 // forgotten.
 func TestExitCodes(t *testing.T) {
 	plain := []protocol.Code{protocol.CodeFormat, protocol.CodeVersion}
-	for code := protocol.CodeFormat; code <= protocol.CodeLinkBusy; code++ {
+	for code := protocol.CodeFormat; code <= protocol.CodeNothingToApprove; code++ {
 		if strings.HasPrefix(code.String(), "code ") {
 			continue
 		}

@@ -29,6 +29,7 @@ type outcome struct {
 	Text        string        `json:"text,omitempty"`
 	RetryS      int           `json:"retry_s,omitempty"`
 	TriesLeft   *uint64       `json:"tries_left,omitempty"` // passwords; nil: unknown
+	Performed   *bool         `json:"performed,omitempty"`  // as the device reported; nil: unknown
 	Approves    uint64        `json:"approves,omitempty"`   // the other client's service, if this approves one
 	Receipt     string        `json:"receipt,omitempty"`    // verified or unverified full receipt
 	At          string        `json:"at,omitempty"`
@@ -44,6 +45,7 @@ func outcomeOf(c *client.Client, r client.Receipt) outcome {
 	}
 	if r.Known {
 		o.Result, o.Code, o.RetryS, o.TriesLeft = r.Result.String(), r.Reason, int(r.Retry/time.Second), r.TriesLeft
+		o.Performed = r.Performed
 	}
 	if r.Approves != nil {
 		o.Approves = uint64(*r.Approves)
@@ -74,6 +76,15 @@ var outcomeTable = cli.Table[outcome]{
 			return o.Result + " (" + o.Reason + ")"
 		}
 		return o.Result
+	}},
+	{Title: "act", Value: func(o outcome) string {
+		switch {
+		case o.Performed == nil:
+			return ""
+		case *o.Performed:
+			return "performed"
+		}
+		return "not performed"
 	}},
 	{Title: "serial", Value: func(o outcome) string { return o.Serial }},
 	{Title: "service", Value: func(o outcome) string {
@@ -176,18 +187,13 @@ func parseAmount(amount, currency string) (*protocol.Amount, error) {
 	return &protocol.Amount{Minor: minor, Currency: unit}, nil
 }
 
-// formatAmount returns the form that parseAmount parses, "" for nil. Unknown currencies count minor
-// units; users never see them, because the client rejects them earlier.
+// formatAmount returns the form that parseAmount parses, "" for nil. Users never see a currency that is unknown,
+// because the client refuses it earlier.
 func formatAmount(a *protocol.Amount) string {
 	if a == nil {
 		return ""
 	}
-	digits, _ := protocol.MinorDigits(a.Currency)
-	number := fmt.Sprintf("%0*d", digits+1, a.Minor)
-	if digits != 0 {
-		number = number[:len(number)-digits] + "." + number[len(number)-digits:]
-	}
-	return number + " " + a.Currency
+	return a.Decimal()
 }
 
 func (a *app) receiptsCommand() *cobra.Command {

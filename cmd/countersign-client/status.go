@@ -69,9 +69,10 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status [SERIAL | --last] [--link LINK]",
 		Short: "Show the enrolment or the outcome of an authorization",
 		Long: "status alone shows the enrolment and any pending authorization. With a serial or --last it shows that authorization\n" +
-			"as known here; with --link it also asks the appliance, through a device, for the outcome and keeps the answer.\n" +
+			"as known here; with --link it also asks the appliance, through a device, for the outcome and whether the device that\n" +
+			"was approved has acted, and keeps the answer.\n" +
 			"This permanently denies an authorization that the appliance never saw: resume it first to complete it.\n\n" +
-			"Exit codes with --link: 0 approved, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
+			"Exit codes with --link: 0 approved, performed or not, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
 		Example: "  countersign-client status --last --link tcp:127.0.0.1:7777",
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.status(cmd, f, args) },
@@ -151,11 +152,15 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 			return err
 		}
 	}
-	if !r.Final() {
+	if !r.Settled() {
+		known := r.Final()
 		err = onLink(cmd.Context(), f.link, func(l client.Link) (err error) {
 			r, err = c.Settle(cmd.Context(), l, r.Serial, ask)
 			return err
 		})
+		if known {
+			err = warnUnreported(cmd, err)
+		}
 	}
 	err = a.report(cmd, c, r, untold(err))
 	var e *cli.Error
@@ -163,6 +168,15 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 		e.Code = cli.Denied // permanent, for any reason
 	}
 	return err
+}
+
+// warnUnreported prints why the appliance did not say whether the device acted on an approval, which stands in any case.
+func warnUnreported(cmd *cobra.Command, err error) error {
+	if err == nil || errors.Is(err, client.ErrContradicted) || cmd.Context().Err() != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it was approved; whether the device acted is not known: %s\n", cli.Printable(err.Error()))
+	return nil
 }
 
 // untold keeps a refusal to reveal an outcome from looking like a denial.

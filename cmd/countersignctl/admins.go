@@ -4,14 +4,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
-	"countersign/policy"
 	"countersign/protocol"
 )
 
@@ -74,7 +71,7 @@ func warnOfQuorums(cmd *cobra.Command, p adminapi.Policy) {
 }
 
 func quorumLine(q adminapi.Quorum) string {
-	return fmt.Sprintf("%s takes %d administrators, and %d can countersign", q.Kind, q.Required, q.Able)
+	return fmt.Sprintf("%s takes %s, and %d can countersign", q.Kind, plural(q.Required, "administrator"), q.Able)
 }
 
 func (t *tool) addAdmin() *cobra.Command {
@@ -125,7 +122,7 @@ func (t *tool) keygen() *cobra.Command {
 		var err error
 		switch {
 		case (out == "") == (on.uri == ""):
-			return cli.Fail(cli.Usage, errors.New("want --out or --pkcs11"), "")
+			return cli.Fail(cli.Usage, errors.New("give either --pkcs11 or --out"), "for example --pkcs11 'pkcs11:token=operators;object=ann'")
 		case out != "":
 			fmt.Fprintln(cmd.ErrOrStderr(),
 				"warning: a key in a file is for development: anyone who copies the file can countersign; use --pkcs11")
@@ -142,97 +139,5 @@ func (t *tool) keygen() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&out, "out", "", "file to create, PKCS#8 PEM, mode 0600")
 	on.add(cmd)
-	return cmd
-}
-
-var policyTable = cli.Table[adminapi.Policy]{
-	{Title: "Version", Value: func(p adminapi.Policy) string { return number(p.Version) }},
-	{Title: "Hash", Value: func(p adminapi.Policy) string { return p.Hash }},
-	{Title: "Activated", Value: func(p adminapi.Policy) string { return date(p.ActivatedAt) }},
-	{Title: "Quorums", Value: quorumList},
-}
-
-func quorumList(p adminapi.Policy) string {
-	var words []string
-	for _, q := range p.Quorums {
-		words = append(words, fmt.Sprintf("%s %d", q.Kind, q.Required))
-	}
-	return strings.Join(words, ", ")
-}
-
-func (t *tool) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Show the policy, check a new one and apply it"}
-	cmd.AddCommand(
-		t.showPolicy(), t.applyPolicy(),
-		verb("check FILE", "Check a policy document, without the appliance", func(cmd *cobra.Command, args []string) error {
-			document, err := readPolicy(cmd, args[0])
-			if err == nil {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is good, hash %s\n", args[0], hashOfPolicy(document))
-			}
-			return err
-		}),
-	)
-	return cmd
-}
-
-func hashOfPolicy(document []byte) string {
-	p, err := policy.Parse(document)
-	if err != nil {
-		return "-"
-	}
-	sum := p.Hash()
-	return hex.EncodeToString(sum[:])
-}
-
-// readPolicy reads a document and reports every problem. It warns of quorums that fewer administrators can change.
-func readPolicy(cmd *cobra.Command, path string) ([]byte, error) {
-	document, err := os.ReadFile(path)
-	if err != nil {
-		return nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
-	}
-	parsed, err := policy.Parse(document)
-	if err != nil {
-		return nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the active one")
-	}
-	for _, e := range parsed.Evasions() {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", cli.Printable(fmt.Sprint(e)))
-	}
-	return document, nil
-}
-
-func (t *tool) showPolicy() *cobra.Command {
-	var documentOnly bool
-	cmd := verb("show", "Show the active policy and its quorums", func(cmd *cobra.Command, _ []string) error {
-		p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
-		if err != nil {
-			return err
-		}
-		if documentOnly {
-			text := cli.PrintableText(p.Document)
-			if text != p.Document {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning: characters of the document were escaped; -o json prints it as it was applied")
-			}
-			_, err := fmt.Fprint(cmd.OutOrStdout(), text)
-			return err
-		}
-		warnOfQuorums(cmd, p)
-		return policyTable.One(t.printer(cmd), p)
-	})
-	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied, with control characters escaped")
-	return cmd
-}
-
-func (t *tool) applyPolicy() *cobra.Command {
-	var req adminapi.Apply
-	cmd := verb("apply FILE", "Activate a policy document", func(cmd *cobra.Command, args []string) error {
-		document, err := readPolicy(cmd, args[0])
-		if err != nil {
-			return err
-		}
-		req.Document = string(document)
-		return sendChange(t, cmd, policyTable, adminapi.Routes.PolicyApply, req)
-	})
-	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
-	quorumFlags(cmd)
 	return cmd
 }

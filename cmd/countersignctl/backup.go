@@ -53,7 +53,7 @@ func (t *tool) fetchBackup(cmd *cobra.Command, req adminapi.KeyBackupAsk) (admin
 	if err == nil {
 		return made, nil
 	}
-	if err := t.waiting(cmd, err); err != nil {
+	if err := t.granted(cmd, err); err != nil {
 		return made, err
 	}
 	return send(t, cmd, route, req)
@@ -79,7 +79,7 @@ func (t *tool) store() *cobra.Command {
 	backup := verb("backup --out FILE", "Copy the database while the appliance serves, and write its signed statement to FILE.sig", func(cmd *cobra.Command, _ []string) error {
 		route := within(cmd, adminapi.Routes.StoreBackup)
 		if isDry(cmd) {
-			return showAnswer(t, cmd, changeDetails, route.Preview(), adminapi.Ask{DryRun: true})
+			return previewChange(t, cmd, adminapi.Routes.StoreBackup, adminapi.Ask{DryRun: true})
 		}
 		if err := writable(out); err != nil {
 			return err
@@ -88,7 +88,7 @@ func (t *tool) store() *cobra.Command {
 		if err == nil {
 			return storeCopyTable.One(t.printer(cmd), made)
 		}
-		if err := t.waiting(cmd, err); err != nil {
+		if err := t.granted(cmd, err); err != nil {
 			return err
 		}
 		if made, err = t.copyStore(cmd, route, out); err != nil {

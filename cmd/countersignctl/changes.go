@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,14 +18,41 @@ import (
 
 func (t *tool) change() *cobra.Command {
 	r := adminapi.Routes
+	show := t.showChange(r.ChangeShow)
 	cmd := &cobra.Command{Use: "change", Short: "Countersign changes that take more than one administrator"}
 	cmd.AddCommand(
-		verb("list", "List change requests, newest first", list(t, changeTable, r.ChangeList)),
-		verb("show ID", "Show a request, its signatures and the missing ones", show(t, changeDetails, r.ChangeShow)),
+		t.listChanges(),
+		verb("show ID", "Show what a request changes, who signed it and who has to", show),
 		t.sign(), t.addSignature(), t.export(),
-		withDryRun("only show the request", show(t, changeDetails, r.ChangeShow), verb("withdraw ID", "End a request, so that it can no longer be countersigned", show(t, changeDetails, r.ChangeWithdraw))),
+		withDryRun("only show the request", show,
+			verb("withdraw ID", "End a request, so that it can no longer be countersigned", t.showChange(r.ChangeWithdraw))),
 	)
 	return cmd
+}
+
+// showChange calls a route with the id of a request and prints the request.
+func (t *tool) showChange(route adminapi.Route[adminapi.None, adminapi.Change]) action {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := send(t, cmd, route, adminapi.None{}, args...)
+		if err != nil {
+			return err
+		}
+		return t.printChange(cmd, c)
+	}
+}
+
+// listChanges also says whether older requests are missing from the list.
+func (t *tool) listChanges() *cobra.Command {
+	return verb("list", "List change requests, newest first", func(cmd *cobra.Command, _ []string) error {
+		all, err := send(t, cmd, adminapi.Routes.ChangeList, adminapi.None{})
+		if err != nil {
+			return err
+		}
+		if len(all) >= adminapi.ChangesShown {
+			fmt.Fprintf(cmd.ErrOrStderr(), "the newest %d requests and all open ones; countersignctl audit tail has the older ones\n", len(all))
+		}
+		return changeTable.List(t.printer(cmd), all)
+	})
 }
 
 // fetched is a change request as read from its own bytes.
@@ -63,90 +88,13 @@ func (t *tool) export() *cobra.Command {
 	})
 }
 
-const dryRunHelp = "only print the request and which administrators would be missing"
-
-// quorumFlags adds the flags of commands that may need a quorum.
-func quorumFlags(cmd *cobra.Command) {
-	cmd.Flags().Bool("wait", false, "if other administrators must countersign, wait for them")
-	cmd.Flags().Duration("expires", change.DefaultLife, "how long they can countersign, at most 168h")
-}
-
-// within adds the time of --expires to a route.
-func within[Req, Res any](cmd *cobra.Command, route adminapi.Route[Req, Res]) adminapi.Route[Req, Res] {
-	life, err := cmd.Flags().GetDuration("expires")
-	if err != nil || !cmd.Flags().Changed("expires") {
-		return route
-	}
-	return route.With("life_s", strconv.FormatInt(int64(life/time.Second), 10))
-}
-
-// sendChange sends a change and prints its result or the request that waits. With --dry-run it prints the request as it
-// would be.
-func sendChange[Req, Res any](
-	t *tool, cmd *cobra.Command, table cli.Table[Res], route adminapi.Route[Req, Res], body Req, names ...string,
-) error {
-	if isDry(cmd) {
-		return showAnswer(t, cmd, changeDetails, within(cmd, route.Preview()), body, names...)
-	}
-	return t.waiting(cmd, showAnswer(t, cmd, table, within(cmd, route), body, names...))
-}
-
-// waiting prints the request for which a command waits and, with --wait, waits until it ends. It returns any other
-// error unchanged.
-func (t *tool) waiting(cmd *cobra.Command, err error) error {
-	var e *adminapi.Error
-	if !errors.As(err, &e) || e.Change == nil {
-		return err
-	}
-	if r, err := change.Parse(e.Change.Document); err == nil {
-		showRequest(cmd.ErrOrStderr(), fetched{Request: r, hash: change.HashOf(e.Change.Document)})
-	}
-	w := waitingChange{Change: *e.Change}
-	if e.Invited != nil {
-		w.ActivationCode = e.Invited.ActivationCode
-	}
-	if err := waitingTable.One(t.printer(cmd), w); err != nil {
-		return err
-	}
-	if wait, flagErr := cmd.Flags().GetBool("wait"); flagErr != nil || !wait {
-		return err
-	}
-	return t.awaitEnd(cmd, e.Change.ID)
-}
-
-// waitPoll is the time between two looks at a request.
-const waitPoll = 500 * time.Millisecond
-
-// awaitEnd waits until a request is executed, or granted to the command that waits. Any other end is an error.
-func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
-	ticker := time.NewTicker(waitPoll)
-	defer ticker.Stop()
-	for {
-		c, err := send(t, cmd, adminapi.Routes.ChangeShow, adminapi.None{}, id)
-		if err != nil {
-			return err
-		}
-		switch c.State {
-		case "open", "taken":
-		case "executed", "granted":
-			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is %s\n", cli.Printable(id), cli.Printable(c.State))
-			return err
-		default:
-			return cli.Fail(cli.Denied, fmt.Errorf("change %s is %s: %s", id, c.State, c.Reason), "")
-		}
-		select {
-		case <-cmd.Context().Done():
-			return cli.Fail(cli.TryAgain, fmt.Errorf("change %s is still %s", id, c.State), "countersignctl change show "+id)
-		case <-ticker.C:
-		}
-	}
-}
-
 // signing has the flags of sign.
 type signing struct {
 	offline   string
 	with      keyFlags
 	yes, only bool
+
+	compare func(*cobra.Command, []byte) (string, error) // a policy document with the policy in force; nil: offline
 }
 
 func (t *tool) sign() *cobra.Command {
@@ -196,6 +144,7 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 	if err != nil {
 		return err
 	}
+	s.compare = t.policyComparison
 	signature, err := s.sign(cmd, f)
 	if err != nil || s.only {
 		return err
@@ -206,13 +155,20 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 // sign shows a request, asks, and signs it. With --dry-run it only shows it. It returns no signature without a key.
 func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
 	showRequest(cmd.ErrOrStderr(), f)
+	if document := f.Parameters.Bytes("document"); document != nil && s.compare != nil {
+		text, err := s.compare(cmd, document)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprint(cmd.ErrOrStderr(), text)
+	}
 	if s.only {
 		return nil, nil
 	}
 	if !s.yes {
 		ok, err := cli.TerminalOf(cmd).Confirm("Countersign this?")
 		if err == nil && !ok {
-			err = cli.Fail(cli.Failed, errors.New("nothing was signed"), "answer y, or give --yes")
+			err = cli.Fail(cli.Failed, errors.New("you refused; nothing was signed"), "")
 		}
 		if err != nil {
 			return nil, err
@@ -223,7 +179,15 @@ func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
 
 // handIn sends a signature, or without one the countersignature of the admin socket.
 func (t *tool) handIn(cmd *cobra.Command, id string, signature []byte) error {
-	return t.waiting(cmd, showAnswer(t, cmd, changeDetails, adminapi.Routes.ChangeSign, adminapi.Sign{Signature: signature}, id))
+	c, err := send(t, cmd, adminapi.Routes.ChangeSign, adminapi.Sign{Signature: signature}, id)
+	if err != nil {
+		return err
+	}
+	if err := t.printChange(cmd, c); err != nil {
+		return err
+	}
+	announce(cmd.ErrOrStderr(), c)
+	return nil
 }
 
 func (t *tool) addSignature() *cobra.Command {

@@ -9,14 +9,12 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
-	"countersign/policy"
 )
 
 // keyVerb is a step in the life of a key, as a command.
 type keyVerb struct {
 	use, short string
 	route      adminapi.Route[adminapi.KeyStep, []adminapi.Key]
-	kind       policy.Kind           // of its change request; "": it does not wait
 	confirm    func(ref string) bool // the user must type the name
 	flags      func(*cobra.Command, *adminapi.KeyStep)
 }
@@ -28,25 +26,25 @@ func isRoot(ref string) bool { return ref == "root" || strings.HasPrefix(ref, "r
 
 var keyVerbs = []keyVerb{
 	{
-		use: "create NAME", route: adminapi.Routes.KeyCreate, kind: policy.KeyRotate,
+		use: "create NAME", route: adminapi.Routes.KeyCreate,
 		short: "Create the first version of a key",
 	}, {
-		use: "rotate NAME", route: adminapi.Routes.KeyRotate, kind: policy.KeyRotate, flags: rotateFlags,
+		use: "rotate NAME", route: adminapi.Routes.KeyRotate, flags: rotateFlags,
 		short: "Create or certify the next version, which then waits for activate",
 	}, {
-		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, kind: policy.KeyActivate, confirm: isRoot,
+		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, confirm: isRoot,
 		short: "Put the waiting version, or an earlier one, into use at once",
 	}, {
-		use: "retire NAME[@VERSION]", route: adminapi.Routes.KeyRetire, kind: policy.KeyRetire, confirm: always, flags: retireFlags,
+		use: "retire NAME[@VERSION]", route: adminapi.Routes.KeyRetire, confirm: always, flags: retireFlags,
 		short: "Reject everything that was made with a version no longer in use",
 	}, {
 		use: "suspend NAME@VERSION", route: adminapi.Routes.KeySuspend,
 		short: "Stop using a version until it is resumed",
 	}, {
-		use: "resume NAME@VERSION", route: adminapi.Routes.KeyResume, kind: policy.KeyResume,
+		use: "resume NAME@VERSION", route: adminapi.Routes.KeyResume,
 		short: "Use a version again after suspend",
 	}, {
-		use: "destroy NAME@VERSION", route: adminapi.Routes.KeyDestroy, kind: policy.KeyDestroy, confirm: always,
+		use: "destroy NAME@VERSION", route: adminapi.Routes.KeyDestroy, confirm: always,
 		short: "Delete a retired version from its token permanently; with the oldest mac, every client gets new pairwise ids",
 	},
 }
@@ -129,13 +127,7 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 		if err := keyTable.List(t.printer(cmd), keys); err != nil || !step.DryRun {
 			return err
 		}
-		switch {
-		case isRoot(args[0]) && cmd.Name() != "destroy":
-			return t.showQuorum(cmd, policy.RootRotate)
-		case v.kind != "":
-			return t.showQuorum(cmd, v.kind)
-		}
-		return nil
+		return t.showQuorum(cmd, v, step, args[0])
 	})
 	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print the result")
 	quorumFlags(cmd)
@@ -153,13 +145,13 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 	return cmd
 }
 
-// showQuorum prints the quorum of a kind of change, after a dry run.
-func (t *tool) showQuorum(cmd *cobra.Command, kind policy.Kind) error {
-	p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
-	for _, q := range p.Quorums {
-		if q.Kind == kind.String() {
-			fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
-		}
+// showQuorum prints which administrators a step would need, after a dry run.
+func (t *tool) showQuorum(cmd *cobra.Command, v keyVerb, step adminapi.KeyStep, ref string) error {
+	step.Request = true
+	c, err := send(t, cmd, v.route.Preview(), step, ref)
+	if err == nil && c.Required > 0 {
+		q := adminapi.Quorum{Kind: c.Kind, Required: c.Required, Able: len(c.Signed) + len(c.Missing)}
+		fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
 	}
 	return err
 }

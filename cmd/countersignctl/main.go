@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,6 +36,7 @@ func root() *cobra.Command {
 	t := &tool{}
 	cmd := &cobra.Command{Use: "countersignctl", Short: "Administer a Countersign appliance"}
 	cmd.PersistentFlags().StringVar(&t.address, "admin", "unix:var/admin.sock", "admin socket of the appliance, unix:PATH")
+	cmd.SetFlagErrorFunc(flagError)
 	t.format = cli.AddOutputFlag(cmd)
 	status := verb("status", "Show trust domain, policy, HSM and the number of records in the store", show(t, statusTable, adminapi.Routes.Status))
 	cmd.AddCommand(
@@ -109,31 +109,6 @@ func list[T any](t *tool, table cli.Table[T], route adminapi.Route[adminapi.None
 		}
 		return table.List(t.printer(cmd), values)
 	}
-}
-
-func (t *tool) audit() *cobra.Command {
-	cmd := &cobra.Command{Use: "audit", Short: "Read the audit records"}
-	var after uint64
-	var limit int
-	tail := verb("tail", "List the newest audit records, newest first", func(cmd *cobra.Command, _ []string) error {
-		route := adminapi.Routes.Audit.With("limit", strconv.Itoa(limit))
-		if cmd.Flags().Changed("after") {
-			route = route.With("after", strconv.FormatUint(after, 10))
-		}
-		records, err := send(t, cmd, route, adminapi.None{})
-		if err == nil {
-			err = recordTable.List(t.printer(cmd), records)
-		}
-		if n := len(records); err == nil && n > 0 && !cmd.Flags().Changed("after") && records[n-1].Sequence > 1 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%d older records are not shown: --limit shows more, --after 0 the oldest first\n",
-				records[n-1].Sequence-1)
-		}
-		return err
-	})
-	tail.Flags().Uint64Var(&after, "after", 0, "list records after this sequence number instead, oldest first")
-	tail.Flags().IntVar(&limit, "limit", 100, "maximum number of records (1–1000)")
-	cmd.AddCommand(tail)
-	return cmd
 }
 
 // confirmed gives a command the flag --yes. Without it, and without --dry-run, the user must type the name to confirm

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,8 +27,15 @@ func (t *tool) client() *cobra.Command {
 		list: r.ClientList, show: r.ClientShow, suspend: r.ClientSuspend, resume: r.ClientResume, final: r.ClientRevoke,
 	})
 	var req adminapi.Invite
-	invite := t.invite("phone", r.ClientInvite, &req)
-	invite.Flags().StringArrayVar(&req.Roles, "role", nil, "role of the new client, such as approver; can be repeated")
+	var roles []string
+	invite := t.invite("phone", r.ClientInvite, &req, func(cmd *cobra.Command) error {
+		if cmd.Flags().Changed("role") {
+			req.Roles = slices.DeleteFunc(roles, func(role string) bool { return role == "" })
+		}
+		return nil
+	})
+	invite.Flags().StringArrayVar(&roles, "role", nil, "role of the new phone, such as approver; can be repeated\n"+
+		"(default none, or with --replace those of the old one; --role '' gives none)")
 	cmd.AddCommand(invite, asking(t, "unlock NAME", "Accept passwords again after too many wrong ones", clientTable, r.ClientUnlock))
 	return cmd
 }
@@ -38,22 +47,33 @@ func (t *tool) device() *cobra.Command {
 		list: r.DeviceList, show: r.DeviceShow, suspend: r.DeviceSuspend, resume: r.DeviceResume, final: r.DeviceRevoke,
 	})
 	var req adminapi.Invite
-	invite := t.invite("authorization device", r.DeviceInvite, &req)
-	invite.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes (default NAME)")
-	invite.Flags().Uint8Var(&req.Floor, "floor", 1, "lowest level that the device accepts, 1 to 4")
+	var floor uint8
+	invite := t.invite("authorization device", r.DeviceInvite, &req, func(cmd *cobra.Command) error {
+		if !cmd.Flags().Changed("floor") {
+			return nil
+		}
+		if req.Floor = floor; floor < 1 || floor > 4 {
+			return cli.Fail(cli.Usage, fmt.Errorf("--floor %d: want a level from 1 to 4", floor), "")
+		}
+		return nil
+	})
+	invite.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes\n(default NAME, or with --replace as before)")
+	invite.Flags().Uint8Var(&floor, "floor", 1, "lowest level that the device accepts, 1 to 4\n(with --replace as before)")
 	cmd.AddCommand(invite)
 	return cmd
 }
 
 func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
 	cmd := &cobra.Command{Use: p.name, Short: "Manage each enrolled " + p.one}
-	revoke := verb("revoke NAME", "Revoke a "+p.one+" permanently", show(t, p.table, p.final))
+	revoke := verb("revoke NAME", "Revoke a "+p.one+" permanently, and withdraw its open activation code", show(t, p.table, p.final))
 	cmd.AddCommand(
-		verb("list", "List all", list(t, p.table, p.list)),
-		verb("show NAME", "Show one", show(t, p.table, p.show)),
-		verb("suspend NAME", "Refuse it until it is resumed", show(t, p.table, p.suspend)),
-		asking(t, "resume NAME", "Accept it again after suspend", p.table, p.resume),
-		confirmed(revoke, func(name string) string { return "Revoking " + p.name + " " + name + " cannot be undone." }),
+		verb("list", "List every "+p.one+", and the activation codes that can still be used", list(t, p.table, p.list)),
+		verb("show NAME", "Show a "+p.one+", or its open activation code", show(t, p.table, p.show)),
+		verb("suspend NAME", "Refuse a "+p.one+" at once, until resume", show(t, p.table, p.suspend)),
+		asking(t, "resume NAME", "Accept a "+p.one+" again after suspend", p.table, p.resume),
+		confirmed(revoke, func(name string) string {
+			return "This will revoke " + p.name + " " + name + " permanently, and withdraw its open activation code."
+		}),
 	)
 	return cmd
 }
@@ -71,16 +91,21 @@ func asking[T any](t *tool, use, short string, table cli.Table[T], route adminap
 
 type inviteRoute = adminapi.Route[adminapi.Invite, adminapi.Invited]
 
-func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite) *cobra.Command {
-	var ttl time.Duration
+// invite returns the command that invites; given puts the flags of the noun that the user gave into req.
+func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite, given func(*cobra.Command) error) *cobra.Command {
+	ttl := span{Duration: 24 * time.Hour, most: 30 * 24 * time.Hour}
 	cmd := verb("invite NAME", "Make a single-use activation code for a new "+one, func(cmd *cobra.Command, args []string) error {
-		req.TTLSeconds = int64(ttl / time.Second)
+		if err := given(cmd); err != nil {
+			return err
+		}
+		req.TTLSeconds = int64(ttl.Duration / time.Second)
 		return sendChange(t, cmd, invitedTable, route, *req, args...)
 	})
 	quorumFlags(cmd)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	cmd.Flags().BoolVar(&req.Replace, "replace", false,
-		"a lost "+one+": revoke NAME if it is enrolled, withdraw an open code, and make a new one")
-	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the code is valid, at most 720h")
+		"for a lost "+one+": revoke NAME if it is enrolled, withdraw its open code, and make a new code.\n"+
+			"What you do not give anew stays as it was")
+	cmd.Flags().Var(&ttl, "ttl", "time in which the code can be used, at most "+ttl.longest())
 	return cmd
 }

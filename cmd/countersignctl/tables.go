@@ -2,18 +2,13 @@ package main
 
 import (
 	"cmp"
-	"encoding/hex"
 	"fmt"
-	"io"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
-	"countersign/protocol"
 )
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -58,7 +53,7 @@ func enrolledWords(created time.Time, expires *time.Time) string {
 var keyTable = cli.Table[adminapi.Key]{
 	{Title: "Key", Value: keyRef},
 	{Title: "State", Value: keyStateWords},
-	{Title: "Activated", Value: func(k adminapi.Key) string { return optionalDate(k.ActivatedAt) }},
+	{Title: "Activated", Value: activatedWords},
 	{Title: "Not before", Value: func(k adminapi.Key) string { return optionalDate(k.NotBefore) }},
 	{Title: "Not after", Value: func(k adminapi.Key) string { return optionalDate(k.NotAfter) }},
 	{Title: "ID", Value: func(k adminapi.Key) string { return cmp.Or(k.ID, "-") }},
@@ -78,7 +73,7 @@ var keyDetails = cli.Table[adminapi.Key]{
 	{Title: "Created", Value: func(k adminapi.Key) string { return date(k.CreatedAt) }},
 	{Title: "Not before", Value: func(k adminapi.Key) string { return optionalDate(k.NotBefore) }},
 	{Title: "Not after", Value: func(k adminapi.Key) string { return optionalDate(k.NotAfter) }},
-	{Title: "Activated", Value: func(k adminapi.Key) string { return optionalDate(k.ActivatedAt) }},
+	{Title: "Activated", Value: activatedWords},
 	{Title: "Overlap until", Value: func(k adminapi.Key) string { return optionalDate(k.OverlapUntil) }},
 	{Title: "Retired", Value: func(k adminapi.Key) string { return optionalDate(k.RetiredAt) }},
 	{Title: "Suspended", Value: func(k adminapi.Key) string { return optionalDate(k.SuspendedAt) }},
@@ -123,6 +118,14 @@ var recordsTable = cli.Table[adminapi.Renewal]{
 
 func keyRef(k adminapi.Key) string { return k.Name + "@" + number(k.Version) }
 
+// activatedWords distinguishes a date in the future, at which the key activates itself.
+func activatedWords(k adminapi.Key) string {
+	if k.ActivatedAt != nil && k.ActivatedAt.After(time.Now()) {
+		return "planned for " + date(*k.ActivatedAt)
+	}
+	return optionalDate(k.ActivatedAt)
+}
+
 // keyStateWords distinguishes a deactivated key that still verifies from one that does not, and a destroyed key that
 // was deleted from one that its driver left on the token.
 func keyStateWords(k adminapi.Key) string {
@@ -135,20 +138,16 @@ func keyStateWords(k adminapi.Key) string {
 	return k.State
 }
 
-var recordTable = cli.Table[adminapi.Record]{
-	{Title: "Seq", Value: func(r adminapi.Record) string { return number(r.Sequence) }},
-	{Title: "At", Value: func(r adminapi.Record) string { return date(r.At) }},
-	{Title: "Kind", Value: func(r adminapi.Record) string { return r.Kind }},
-	{Title: "Subject", Value: func(r adminapi.Record) string { return r.Subject }},
-	{Title: "Event", Value: eventWords},
-	{Title: "By", Value: actorWords},
-	{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf[:min(len(r.Leaf), 16)] }},
-}
-
 var invitedTable = cli.Table[adminapi.Invited]{
 	{Title: "Name", Value: func(i adminapi.Invited) string { return i.Name }},
 	{Title: "Activation code", Value: func(i adminapi.Invited) string { return i.ActivationCode }},
 	{Title: "Expires", Value: func(i adminapi.Invited) string { return date(i.ExpiresAt) }},
+	{Title: "Gives", Value: func(i adminapi.Invited) string {
+		if i.Kind == "device" {
+			return fmt.Sprintf("display name %q, floor level %d", i.Display, i.Floor)
+		}
+		return "roles: " + cmp.Or(strings.Join(i.Roles, ", "), "none")
+	}},
 }
 
 var statusTable = cli.Table[adminapi.Status]{
@@ -160,6 +159,7 @@ var statusTable = cli.Table[adminapi.Status]{
 	{Title: "Devices", Value: func(s adminapi.Status) string { return number(s.Counts.Devices) }},
 	{Title: "Open codes", Value: func(s adminapi.Status) string { return number(s.OpenCodes) }},
 	{Title: "Decisions", Value: func(s adminapi.Status) string { return number(s.Counts.Decisions) }},
+	{Title: "Dry runs, questions", Value: func(s adminapi.Status) string { return number(s.Counts.Questions) }},
 	{Title: "Audit records", Value: func(s adminapi.Status) string { return number(s.Counts.Records) }},
 	{Title: "Keys", Value: func(s adminapi.Status) string { return number(s.Counts.Keys) }},
 }
@@ -170,45 +170,6 @@ func hsmWords(s adminapi.Status) string {
 		words[0] = "ready"
 	}
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
-}
-
-// eventWords distinguishes records of one kind: it returns the event of a change or the result of a decision.
-func eventWords(r adminapi.Record) string {
-	if event, ok := r.Fields["event"].(string); ok {
-		return event
-	}
-	if performed, ok := r.Fields["performed"].(bool); ok {
-		return map[bool]string{true: "performed", false: "not performed"}[performed]
-	}
-	reason, ok := r.Fields["reason"].(float64)
-	code := protocol.Code(reason)
-	switch {
-	case !ok:
-		return "-"
-	case code == 0:
-		return "approved"
-	case code == protocol.CodePending:
-		return "pending"
-	case r.Kind == "refused":
-		return "refused " + number(int64(code))
-	default:
-		return "denied " + number(int64(code))
-	}
-}
-
-// actorWords names who acted: the operator whose countersignature made a change, or else the user at the admin socket,
-// or the part of the appliance. Other records have no actor.
-func actorWords(r adminapi.Record) string {
-	actor, _ := r.Fields["actor"].(map[string]any)
-	for _, name := range []string{"operator", "user", "role"} {
-		if text, _ := actor[name].(string); text != "" {
-			return text
-		}
-	}
-	if uid, ok := actor["uid"].(float64); ok {
-		return "uid " + number(int64(uid))
-	}
-	return "-"
 }
 
 func passwordWords(c adminapi.Client) string {
@@ -224,112 +185,4 @@ func passwordWords(c adminapi.Client) string {
 	default:
 		return "set"
 	}
-}
-
-var changeTable = cli.Table[adminapi.Change]{
-	{Title: "ID", Value: func(c adminapi.Change) string { return c.ID }},
-	{Title: "Kind", Value: func(c adminapi.Change) string { return c.Kind }},
-	{Title: "About", Value: aboutWords},
-	{Title: "State", Value: func(c adminapi.Change) string { return c.State }},
-	{Title: "Signed", Value: quorumWords},
-	{Title: "Expires", Value: func(c adminapi.Change) string { return date(c.ExpiresAt) }},
-}
-
-var changeDetails = cli.Table[adminapi.Change]{
-	{Title: "ID", Value: func(c adminapi.Change) string { return c.ID }},
-	{Title: "Hash", Value: func(c adminapi.Change) string { return c.Hash }},
-	{Title: "Kind", Value: func(c adminapi.Change) string { return c.Kind }},
-	{Title: "About", Value: aboutWords},
-	{Title: "State", Value: stateWords},
-	{Title: "Signed", Value: quorumWords},
-	{Title: "Missing", Value: missingWords},
-	{Title: "Requested by", Value: func(c adminapi.Change) string { return c.By + ", " + date(c.CreatedAt) }},
-	{Title: "Expires", Value: func(c adminapi.Change) string { return date(c.ExpiresAt) }},
-	{Title: "Ended", Value: func(c adminapi.Change) string { return optionalDate(c.EndedAt) }},
-}
-
-// waitingChange is a request that a command made, and the activation code that is valid once it is executed.
-type waitingChange struct {
-	adminapi.Change
-	ActivationCode string `json:"activation_code,omitempty"`
-}
-
-var waitingTable = cli.Table[waitingChange]{
-	{Title: "ID", Value: func(w waitingChange) string { return w.ID }},
-	{Title: "Hash", Value: func(w waitingChange) string { return w.Hash }},
-	{Title: "Kind", Value: func(w waitingChange) string { return w.Kind }},
-	{Title: "About", Value: func(w waitingChange) string { return aboutWords(w.Change) }},
-	{Title: "State", Value: func(w waitingChange) string { return stateWords(w.Change) }},
-	{Title: "Signed", Value: func(w waitingChange) string { return quorumWords(w.Change) }},
-	{Title: "Missing", Value: func(w waitingChange) string { return missingWords(w.Change) }},
-	{Title: "Expires", Value: func(w waitingChange) string { return date(w.ExpiresAt) }},
-	{Title: "Activation code", Value: activationWords},
-}
-
-func activationWords(w waitingChange) string {
-	if w.ActivationCode == "" {
-		return "-"
-	}
-	return w.ActivationCode + " (valid once the request is executed)"
-}
-
-// aboutWords returns the short form of the parameters.
-func aboutWords(c adminapi.Change) string {
-	var words []string
-	for _, name := range []string{"verb", "name", "version"} {
-		if value, ok := c.Parameters[name]; ok {
-			words = append(words, fmt.Sprint(value))
-		}
-	}
-	if len(words) == 0 {
-		return "-"
-	}
-	return strings.Join(words, " ")
-}
-
-func stateWords(c adminapi.Change) string {
-	if c.Reason == "" {
-		return c.State
-	}
-	return c.State + ": " + c.Reason
-}
-
-func quorumWords(c adminapi.Change) string {
-	return fmt.Sprintf("%d of %d administrators (%s)", len(c.Signed), c.Required, strings.Join(c.Signed, ", "))
-}
-
-func missingWords(c adminapi.Change) string {
-	switch {
-	case c.More == 0:
-		return "-"
-	case len(c.Missing) < c.More:
-		return fmt.Sprintf("%d more, and only %d could countersign (%s)", c.More, len(c.Missing), strings.Join(c.Missing, ", "))
-	}
-	return fmt.Sprintf("%d more of %s", c.More, strings.Join(c.Missing, ", "))
-}
-
-// showRequest prints every field of a request, from its own bytes.
-func showRequest(w io.Writer, r fetched) {
-	fmt.Fprintf(w, "change   %s\nhash     %s\nkind     %s\n", r.hash.ID(), r.hash, r.Kind)
-	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
-		showParameter(w, name, r.Parameters[name])
-	}
-	at := func(seconds uint64) string { return date(time.Unix(int64(min(seconds, 1<<40)), 0)) }
-	fmt.Fprintf(w, "domain   %s\nby       %s\ncreated  %s\nexpires  %s\n", cli.Printable(r.Domain), cli.Printable(r.By), at(r.Created), at(r.Expires))
-}
-
-// showParameter prints one parameter on a line, or a document on its lines.
-func showParameter(w io.Writer, name string, value any) {
-	raw, isBytes := value.([]byte)
-	if name == "document" && isBytes {
-		fmt.Fprintf(w, "  %s\n", cli.Printable(name))
-		for line := range strings.SplitSeq(strings.TrimSuffix(string(raw), "\n"), "\n") {
-			fmt.Fprintf(w, "    | %s\n", cli.Printable(line))
-		}
-		return
-	}
-	if isBytes {
-		value = hex.EncodeToString(raw)
-	}
-	fmt.Fprintf(w, "  %s = %s\n", cli.Printable(name), cli.Printable(fmt.Sprint(value)))
 }

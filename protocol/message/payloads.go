@@ -1,6 +1,7 @@
 package message
 
 import (
+	"bytes"
 	"errors"
 
 	"countersign/protocol"
@@ -259,11 +260,15 @@ type P4 struct {
 	Decision  []byte          `cbor:"-"`                    // the full receipt, or nil
 	Asked     *AskedResult    `cbor:"5,keyasint,omitempty"`
 	Retry     *uint64         `cbor:"6,keyasint,omitempty"` // seconds, with CodeLocked
+	// Performed is what the device reported about the act of the approval asked about; nil: nothing yet.
+	// Only an answer with an approval in Asked has it.
+	Performed *bool `cbor:"-"`
 }
 
 type wireP4 struct {
 	P4
-	Decision *[]byte `cbor:"4,keyasint,omitempty"`
+	Decision  *[]byte         `cbor:"4,keyasint,omitempty"`
+	Performed cbor.RawMessage `cbor:"64,keyasint,omitempty"`
 }
 
 // Marshal returns the canonical encoding.
@@ -272,7 +277,27 @@ func (p P4) Marshal() []byte {
 	if p.Decision != nil {
 		w.Decision = &p.Decision
 	}
+	if p.Performed != nil {
+		w.Performed = performedNo
+	}
+	if p.Performed != nil && *p.Performed {
+		w.Performed = performedYes
+	}
 	return cbor.Marshal(w)
+}
+
+// The values of P4.64: the integers 0 and 1.
+var performedNo, performedYes = cbor.RawMessage{0}, cbor.RawMessage{1}
+
+// performed returns the value of P4.64. A value that means nothing, or one beside another answer, is ignored
+// as other keys from 64 on are.
+func (w wireP4) performed() *bool {
+	yes := bytes.Equal(w.Performed, performedYes)
+	isKnown := yes || bytes.Equal(w.Performed, performedNo)
+	if !isKnown || w.Result != protocol.ResultApproved || w.Asked == nil || w.Asked.Result != protocol.ResultApproved {
+		return nil
+	}
+	return &yes
 }
 
 // ParseP4 decodes a P4. Errors are CodeFormat.
@@ -285,6 +310,7 @@ func ParseP4(b []byte) (P4, error) {
 	if w.Decision != nil {
 		p.Decision = *w.Decision
 	}
+	p.Performed = w.performed()
 	switch {
 	case p.Result > protocol.ResultPending, p.Result == protocol.ResultApproved && p.Reason != 0:
 		return P4{}, protocol.CodeFormat.Errorf("P4: %v with reason %d", p.Result, p.Reason)

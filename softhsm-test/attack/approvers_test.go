@@ -36,7 +36,7 @@ func (p pair) wrongApprovers(ctx context.Context) {
 		want Verdict
 		left Effects
 	}{
-		{"the same client", p.alice, (*Session).Honest, policy, Spent.And(Tried)},
+		{"the same client", p.alice, (*Session).Honest, Denied(protocol.CodeOwnApproval), Spent.And(Tried)},
 		{"a client without the role", carol, (*Session).Honest, policy, Spent.And(Tried)},
 		{"an approver without password and UV key", plain, func(s *Session) Sign {
 			return Sign{Verdict: protocol.Approve, Slot: protocol.SlotSigning, Key: plain.Key}
@@ -158,9 +158,9 @@ func (p pair) otherOrder(ctx context.Context) {
 		change func(*deviceapi.Order)
 		want   protocol.Code
 	}{
-		{"another amount", func(o *deviceapi.Order) { o.Amount = Euros(100) }, protocol.CodePolicy},
-		{"another currency", func(o *deviceapi.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodePolicy},
-		{"another text", func(o *deviceapi.Order) { o.Text = "Tea" }, protocol.CodePolicy},
+		{"another amount", func(o *deviceapi.Order) { o.Amount = Euros(100) }, protocol.CodeAmountDiffers},
+		{"another currency", func(o *deviceapi.Order) { o.Amount = &protocol.Amount{Minor: 1_000_000, Currency: "JPY"} }, protocol.CodeAmountDiffers},
+		{"another text", func(o *deviceapi.Order) { o.Text = "Tea" }, protocol.CodeTextDiffers},
 		{"another service", func(o *deviceapi.Order) { *o = deviceapi.Order{Services: []protocol.Service{Door}} }, protocol.CodeService},
 	} {
 		ask := p.Second(p.bob, w.Session, w.Reply.Res.NextHandle)

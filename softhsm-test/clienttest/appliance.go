@@ -27,6 +27,8 @@ type Behaviour struct {
 	Decide bool // add a decision if the client requests one
 	// DenyRetry goes with Deny, in seconds.
 	DenyRetry *uint64
+	// Performed is what the device has reported about every act; nil: nothing.
+	Performed *bool
 	// FirstService replaces the service that a second approver sees; 0: the real one.
 	FirstService protocol.Service
 
@@ -65,6 +67,8 @@ type Appliance struct {
 	device   protocol.DeviceID
 	slots    map[slot]*seen
 	highest  map[protocol.ClientID]uint32
+	open     int        // links
+	closed   *sync.Cond // on mu: open has changed
 
 	decisionEpoch uint64
 }
@@ -112,6 +116,7 @@ func New(t testing.TB) *Appliance {
 		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
 		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1,
 	}
+	a.closed = sync.NewCond(&a.mu)
 	next := a.next.Public()
 	cert, err := trust.SignRootCert(t.Context(), a.root, trust.RootCert{
 		Number: 1, Key: a.root.Public(), NextHash: sha256.Sum256(next[:]),

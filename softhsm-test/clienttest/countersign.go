@@ -171,7 +171,11 @@ func (a *Appliance) statusLocked(c *challenge) message.P4 {
 	case s.final == nil:
 		s.final = &message.AskedResult{Reason: protocol.CodeExpired}
 	}
-	return message.P4{Result: protocol.ResultApproved, Asked: s.final}
+	p4 := message.P4{Result: protocol.ResultApproved, Asked: s.final}
+	if s.final.Result == protocol.ResultApproved {
+		p4.Performed = a.do.Performed
+	}
+	return p4
 }
 
 func (a *Appliance) approveLocked(c *challenge) (message.P4, error) {

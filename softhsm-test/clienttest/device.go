@@ -41,13 +41,47 @@ func (a *Appliance) Listen(network string) string {
 			if err != nil {
 				return
 			}
+			a.count(1)
 			go a.serve(conn)
 		}
 	}()
 	return network + ":" + l.Addr().String()
 }
 
+// count changes the number of open links.
+func (a *Appliance) count(change int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.open += change
+	a.closed.Broadcast()
+}
+
+// HangUp closes links and returns when the device has answered everything that was sent on any link. All links
+// must be closed then: the device serves links at the same time, and what comes late on one would mix with what comes
+// on the next.
+func (a *Appliance) HangUp(address string, links ...Link) {
+	a.t.Helper()
+	for _, l := range links {
+		_ = l.conn.Close()
+	}
+	// Links are accepted in order. After the answer on the last one, the device has accepted all of them.
+	last := Dial(a.t, address)
+	if err := last.Send([]byte{0}); err != nil {
+		a.t.Fatal(err)
+	}
+	if _, err := last.Receive(); err != nil {
+		a.t.Fatal(err)
+	}
+	_ = last.conn.Close()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.open != 0 {
+		a.closed.Wait()
+	}
+}
+
 func (a *Appliance) serve(conn net.Conn) {
+	defer a.count(-1)
 	defer func() { _ = conn.Close() }()
 	for {
 		msg, err := message.ReadFrame(conn)

@@ -48,7 +48,7 @@ func (s *stage) sameTwice(ctx context.Context) {
 	a := s.pay(ctx, knows("frank"), unknown, "11000.00 EUR")
 	s.franks = a.Serial
 	a = s.approve(ctx, "frank", denied)
-	s.demand(a.Code == protocol.CodePolicy, "code %d", uint8(a.Code))
+	s.demand(a.Code == protocol.CodeOwnApproval, "code %d", uint8(a.Code))
 }
 
 func (s *stage) withoutRole(ctx context.Context) {

@@ -191,7 +191,7 @@ func (s *stage) otherOrder(ctx context.Context) {
 		args []string
 	}{
 		{"Alice asks for a door; the kiosk has no such order:", denied, protocol.CodeService, []string{"100"}},
-		{"She was told 9.00 EUR, the kiosk orders 12.00 EUR:", denied, protocol.CodePolicy, []string{"200", "--amount", "9.00 EUR"}},
+		{"She was told 9.00 EUR, the kiosk orders 12.00 EUR:", denied, protocol.CodeAmountDiffers, []string{"200", "--amount", "9.00 EUR"}},
 		{"They agree:", approved, 0, []string{"200", "--amount", "12.00 EUR"}},
 	} {
 		s.Say("   %s", ask.what)

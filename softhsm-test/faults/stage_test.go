@@ -44,12 +44,7 @@ type stage struct {
 func open(ctx context.Context, r *harness.Report) *stage {
 	bin, dir := harness.Must(harness.Built()), harness.TempDir(r.T())
 	s := &stage{Report: r, dir: dir, journal: &journal{spoil: harness.Break() == breakRelease}}
-	library := string(bin)
-	if _, err := os.Stat(bin.Path(shim.Library)); err != nil {
-		library = dir
-		harness.Do(shimtest.Build(dir))
-	}
-	s.Shim = harness.Must(shim.New(library, dir))
+	s.Shim = harness.Must(shimtest.New(string(bin), dir))
 	s.Appliance = harness.Must(harness.Start(ctx, harness.Config{Bin: bin, Dir: filepath.Join(dir, "dev"), Module: s.Module, Env: s.Env()}))
 	s.ops = newOps(s.Ops, s.PID())
 	return s

@@ -1,5 +1,5 @@
 /* The function list that the program gets, and the one symbol that it looks up. */
-#include "faultshim.h"
+#include "mask.h"
 
 #include <pthread.h>
 
@@ -46,6 +46,7 @@ __attribute__((visibility("default"))) ul C_GetFunctionList(void **list);
 static ul open_once(void) {
 	counts_open();
 	rules_open();
+	mask_open();
 	if (!real_load())
 		return CKR_GENERAL_ERROR;
 	real_version(mine.version);

@@ -12,6 +12,8 @@
  *   FAULTSHIM_STATS   write this process's counters there at C_Finalize
  *   FAULTSHIM_COUNTS  file of counters that all processes which name it share; it
  *                     survives them, even SIGKILL (see counts.c)
+ *   FAULTSHIM_MASK    file of facts that make the module look like another vendor's (see
+ *                     mask.h); faults apply in front of the mask
  *
  * The shim checks the control file before each call; replace it with rename(2). When it
  * changes, all rules and their counts start again. Without it there are no rules, or

@@ -34,6 +34,7 @@ type token struct {
 	library, label, pin, initArgs string
 	workers                       int           // 0 is the pool's default
 	timeout                       time.Duration // 0 is the pool's default
+	require                       []hsm.Usage   // without which the token does not open
 }
 
 var modules = []module{softHSM, nss, proxy, remote, openCryptoki, tpm2}
@@ -80,7 +81,7 @@ func open(t *testing.T, k token) *pool.Pool {
 	log := &strings.Builder{}
 	opened, err := pool.Open(t.Context(), pool.Config{
 		Binary: hsmtest.Worker(t), Module: k.library, TokenLabel: k.label, PIN: hsm.PIN(k.pin), InitArgs: k.initArgs,
-		Workers: k.workers, Timeout: k.timeout,
+		Workers: k.workers, Timeout: k.timeout, Require: k.require,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: hclog.NewLeveledWriter(log, nil), Level: hclog.Warn}),
 	})
 	if err != nil {

@@ -45,7 +45,7 @@ var known = []mutant{
 	{16, "keylife: a key is retired while records are under it", one("appliance/keylife.Service.freed",
 		"under > 0", "under > total")},
 	{17, "store: a client approves its own payment", one("appliance/store.Spend.firstObjection",
-		"s.Client == s.Approves.Client, ", "")},
+		"s.Client == s.Approves.Client", "false")},
 	{18, "authorize: a clock that went back before the issue of a challenge is not noticed", one(
 		"appliance/authorize.handle.expired", "age < 0 || ", "")},
 	{19, "receipt: strict: the statement's amount is not compared", one("protocol/receipt.Check.checkStatement",

@@ -48,29 +48,30 @@ func oneChange(get func(context.Context, change.ID) (requests.Change, error)) ha
 	}
 }
 
-// signChange answers with a quorum problem while the request needs more signatures.
+// signChange answers with the request, which stays open while it needs more signatures.
 func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Change, error) {
 	return oneChange(func(ctx context.Context, id change.ID) (requests.Change, error) {
-		c, err := s.Appliance.Requests.Sign(ctx, id, body.Signature)
-		if err == nil && c.State == store.ChangeOpen {
-			err = &requests.Waiting{Change: c}
-		}
-		return c, err
+		return s.Appliance.Requests.Sign(ctx, id, body.Signature)
 	})(r, adminapi.None{})
 }
 
 func changeJSON(c requests.Change) adminapi.Change {
-	out := adminapi.Change{
-		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: map[string]any{}, Document: c.Document,
-		State: stateOf(c), Reason: c.Reason, By: c.By, Required: c.Required, More: c.Ruling.MissingAdministrators(),
+	return adminapi.Change{
+		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: parametersJSON(c.Parameters), Document: c.Document,
+		State: stateOf(c), Reason: c.Reason, By: c.By, Effect: c.Effect(), CountersignedAs: c.SignedAs, Required: c.Required, More: c.Ruling.MissingAdministrators(),
 		Signed: append([]string{}, c.Signed...), Missing: append([]string{}, c.Missing...),
 		CreatedAt: time.Unix(int64(c.Created), 0).UTC(), ExpiresAt: time.Unix(int64(c.Expires), 0).UTC(), EndedAt: when(c.EndedAt),
 	}
-	for name, value := range c.Parameters {
+}
+
+// parametersJSON returns the parameters of a request, byte strings in hexadecimal.
+func parametersJSON(p change.Parameters) map[string]any {
+	out := map[string]any{}
+	for name, value := range p {
 		if b, ok := value.([]byte); ok {
 			value = hex.EncodeToString(b)
 		}
-		out.Parameters[name] = value
+		out[name] = value
 	}
 	return out
 }

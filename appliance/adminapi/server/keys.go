@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -25,13 +26,13 @@ func (s *Server) bindKeys(m *mux) {
 	bind(m, r.KeyShow, s.key)
 	bind(m, r.KeyPlan, s.keyPlan)
 	bind(m, r.KeyAttest, s.attestKeys)
-	bind(m, r.KeyCreate, s.step(keyplan.Create))
-	bind(m, r.KeyRotate, s.step(keyplan.Rotate))
-	bind(m, r.KeyActivate, s.step(keyplan.Activate))
-	bind(m, r.KeyRetire, s.step(keyplan.Retire))
-	bind(m, r.KeySuspend, s.step(keyplan.Suspend))
-	bind(m, r.KeyResume, s.step(keyplan.Resume))
-	bind(m, r.KeyDestroy, s.step(keyplan.Destroy))
+	bindPreviewed(m, r.KeyCreate, s.step(keyplan.Create))
+	bindPreviewed(m, r.KeyRotate, s.step(keyplan.Rotate))
+	bindPreviewed(m, r.KeyActivate, s.step(keyplan.Activate))
+	bindPreviewed(m, r.KeyRetire, s.step(keyplan.Retire))
+	bindPreviewed(m, r.KeySuspend, s.step(keyplan.Suspend))
+	bindPreviewed(m, r.KeyResume, s.step(keyplan.Resume))
+	bindPreviewed(m, r.KeyDestroy, s.step(keyplan.Destroy))
 	bindSent(m, r.KeyBackup, s.backUpKeys)
 	bindSent(m, r.StoreBackup, s.copyStore)
 }
@@ -73,26 +74,43 @@ func (s *Server) attestKeys(r *http.Request, _ adminapi.None) ([]adminapi.Findin
 	}), err
 }
 
-// step takes a step, or with dry_run answers with its result without taking it.
-func (s *Server) step(verb keyplan.Verb) handler[adminapi.KeyStep, []adminapi.Key] {
-	return func(r *http.Request, body adminapi.KeyStep) ([]adminapi.Key, error) {
+// stepped is the handler of a step of a key.
+type stepped = func(r *http.Request, body adminapi.KeyStep) (*adminapi.Change, []adminapi.Key, error)
+
+// step takes a step. With dry_run it answers with its result, or with its change request, without taking it.
+func (s *Server) step(verb keyplan.Verb) stepped {
+	return func(r *http.Request, body adminapi.KeyStep) (request *adminapi.Change, keys []adminapi.Key, err error) {
 		name, version, err := keyplan.ParseRef(r.PathValue("name"))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		step := keyplan.Step{Verb: verb, Name: name, Version: version, Early: body.Early, Compromised: body.Compromised}
 		life, err := lifeOf(r)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var views []keyplan.View
-		if body.DryRun {
+		switch {
+		case body.DryRun && body.Request:
+			request, err = s.previewStep(r.Context(), step, life)
+			return request, nil, err
+		case body.DryRun:
 			views, err = s.Appliance.Keys.Plan(r.Context(), step)
-		} else {
+		default:
 			views, err = s.Appliance.Keys.TakeWithin(r.Context(), step, life)
 		}
-		return each(views, keyJSON), err
+		return nil, each(views, keyJSON), err
 	}
+}
+
+// previewStep returns the change request that a step would make, one that requires nothing if the step needs no vote.
+func (s *Server) previewStep(ctx context.Context, step keyplan.Step, life time.Duration) (*adminapi.Change, error) {
+	c, asks, err := s.Appliance.Keys.Preview(ctx, step, life)
+	if err != nil || !asks {
+		return &adminapi.Change{}, err
+	}
+	request := changeJSON(c)
+	return &request, nil
 }
 
 func keyJSON(v keyplan.View) adminapi.Key {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"countersign/appliance/enrol"
 	"countersign/appliance/parties"
 	"countersign/appliance/store"
-	"countersign/appliance/store/audit"
 	"countersign/protocol"
 )
 
@@ -57,6 +55,9 @@ type invited = func(r *http.Request, body adminapi.Invite) (*adminapi.Change, ad
 func (s *Server) invite(kind store.Kind) invited {
 	return func(r *http.Request, body adminapi.Invite) (*adminapi.Change, adminapi.Invited, error) {
 		i, err := invitation(r, kind, body)
+		if err == nil {
+			i, err = s.Appliance.Enrol.Complete(r.Context(), i)
+		}
 		switch {
 		case err != nil:
 			return nil, adminapi.Invited{}, err
@@ -66,7 +67,10 @@ func (s *Server) invite(kind store.Kind) invited {
 			return &preview, adminapi.Invited{}, err
 		}
 		code, expires, err := s.Appliance.Enrol.Invite(r.Context(), i)
-		made := adminapi.Invited{Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires}
+		made := adminapi.Invited{
+			Name: i.Name, Kind: string(kind), ActivationCode: code.String(), ExpiresAt: expires,
+			Roles: i.Roles, Display: i.Display, Floor: uint8(i.Floor),
+		}
 		if errors.Is(err, requests.ErrQuorum) {
 			err = &invitedLater{error: err, Invited: made}
 		}
@@ -77,7 +81,7 @@ func (s *Server) invite(kind store.Kind) invited {
 func invitation(r *http.Request, kind store.Kind, body adminapi.Invite) (i enrol.Invite, err error) {
 	const most = int64(enrol.MaxInvitation / time.Second)
 	if body.TTLSeconds < 0 || body.TTLSeconds > most {
-		return i, fmt.Errorf("%w: ttl_s %d: want at most %d", parties.ErrInput, body.TTLSeconds, most)
+		return i, fmt.Errorf("%w: ttl_s %d: want at most %d, which is %v", parties.ErrInput, body.TTLSeconds, most, enrol.MaxInvitation)
 	}
 	life, err := lifeOf(r)
 	return enrol.Invite{
@@ -173,38 +177,6 @@ func deviceJSON(d store.Device) adminapi.Device {
 	return adminapi.Device{
 		Name: d.Name, ID: d.ID.String(), SPIFFEID: d.SPIFFEID, Display: d.Display, Floor: uint8(d.Floor),
 		Status: d.Status.String(), Version: d.Version, CreatedAt: d.CreatedAt,
-	}
-}
-
-// Bounds of one page of audit records.
-const (
-	auditPage    = 100
-	auditPageMax = 1000
-)
-
-func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, error) {
-	after, err := queryNumber(r, "after", 0)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := queryNumber(r, "limit", auditPage)
-	if err != nil {
-		return nil, err
-	}
-	most := int(min(limit, auditPageMax))
-	if r.URL.Query().Has("after") {
-		records, err := s.Appliance.Records(r.Context(), after, most)
-		return each(records, recordJSON), err
-	}
-	records, err := s.Appliance.LastRecords(r.Context(), most)
-	return each(records, recordJSON), err
-}
-
-func recordJSON(rec audit.Record) adminapi.Record {
-	leaf := rec.Leaf()
-	return adminapi.Record{
-		Sequence: rec.Sequence, At: rec.At, Kind: rec.Kind, Subject: rec.Subject,
-		Leaf: hex.EncodeToString(leaf[:]), Fields: rec.Words(),
 	}
 }
 

@@ -245,7 +245,9 @@ var problems = []struct {
 // problemOf returns the answer to an error. Administrators see its whole text.
 func problemOf(err error) adminapi.Problem {
 	p := adminapi.Problem{
-		Type: problem.Internal, Title: "internal error", Status: http.StatusInternalServerError, Detail: err.Error(),
+		Type: problem.Internal, Title: "internal error", Status: http.StatusInternalServerError,
+		// Type and title say that the request is bad.
+		Detail: strings.Replace(err.Error(), parties.ErrInput.Error()+": ", "", 1),
 	}
 	for _, row := range problems {
 		if errors.Is(err, row.err) {

@@ -146,6 +146,9 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	refused(b, problem.Input, 400, adminapi.Routes.Audit.With("after", "-1"), adminapi.None{})
+	for _, limit := range []string{"0", "1001", "-1"} {
+		refused(b, problem.Input, 400, adminapi.Routes.Audit.With("limit", limit), adminapi.None{})
+	}
 }
 
 func TestParties(t *testing.T) {
@@ -342,7 +345,12 @@ func TestQuorum(t *testing.T) {
 	if c := must(b, r.ChangeShow, adminapi.None{}, id); c.Hash != e.Change.Hash || len(c.Missing) != 1 || c.Missing[0] != "ann" {
 		t.Errorf("%+v", c)
 	}
-	refused(b, problem.Quorum, 403, r.ChangeSign, adminapi.Sign{}, id) // the socket has signed already
+	if c := must(b, r.ChangeSign, adminapi.Sign{}, id); c.State != "open" || c.More != 1 || c.CountersignedAs != "local" { // again
+		t.Errorf("%+v", c)
+	}
+	if e.Change.CountersignedAs != "local" || len(e.Change.Effect) == 0 || !strings.Contains(e.Change.Effect[0], "door") {
+		t.Errorf("countersigned as %q, effect %q", e.Change.CountersignedAs, e.Change.Effect)
+	}
 	refused(b, problem.Signature, 403, r.ChangeSign, adminapi.Sign{Signature: []byte("x")}, id)
 	if c := must(b, r.ChangeWithdraw, adminapi.None{}, id); c.State != "withdrawn" {
 		t.Errorf("%+v", c)
@@ -350,6 +358,53 @@ func TestQuorum(t *testing.T) {
 	refused(b, problem.Over, 409, r.ChangeSign, adminapi.Sign{}, id)
 	refused(b, problem.Input, 400, r.ChangeShow, adminapi.None{}, "xyz")
 	refused(b, problem.NotFound, 404, r.ChangeShow, adminapi.None{}, "0011223344556677")
+}
+
+// TestStepRequest: a dry run answers with the request that a step would make and with what it takes: a rotation that
+// rules versions out takes what key.retire takes. A step without a vote takes nothing.
+func TestStepRequest(t *testing.T) {
+	b := newBench(t)
+	r := adminapi.Routes
+	two := strings.Replace(string(policy.Default()), "[quorum]\n", "[quorum]\n\"key.retire\" = 2\n", 1)
+	must(b, r.PolicyApply, adminapi.Apply{Document: two})
+	before := len(must(b, r.ChangeList, adminapi.None{}))
+	for _, one := range []struct {
+		route    adminapi.Route[adminapi.KeyStep, []adminapi.Key]
+		key      string
+		step     adminapi.KeyStep
+		kind     string
+		required int
+	}{
+		{r.KeyRotate, "decision", adminapi.KeyStep{}, "key.rotate", 1},
+		{r.KeyRotate, "decision", adminapi.KeyStep{Compromised: true}, "key.rotate", 2},
+		{r.KeySuspend, "decision@1", adminapi.KeyStep{}, "", 0},
+	} {
+		one.step.DryRun, one.step.Request = true, true
+		c := must(b, one.route.Preview(), one.step, one.key)
+		if c.Kind != one.kind || c.Required != one.required {
+			t.Errorf("%+v: %s takes %d, want %s %d", one.step, c.Kind, c.Required, one.kind, one.required)
+		}
+	}
+	if c := must(b, r.ChangeList, adminapi.None{}); len(c) != before {
+		t.Errorf("%d requests were stored", len(c)-before)
+	}
+}
+
+// TestInvitedGives: the answer to an invitation says what its code gives, also what a replacement kept.
+func TestInvitedGives(t *testing.T) {
+	b := newBench(t)
+	r := adminapi.Routes
+	must(b, r.DeviceInvite, adminapi.Invite{Display: "Blue", Floor: 2}, "gate-9")
+	if i := must(b, r.DeviceInvite, adminapi.Invite{Replace: true, Floor: 3}, "gate-9"); i.Display != "Blue" || i.Floor != 3 {
+		t.Errorf("%+v", i)
+	}
+	must(b, r.ClientInvite, adminapi.Invite{Roles: []string{"approver"}}, "vera")
+	if i := must(b, r.ClientInvite, adminapi.Invite{Replace: true}, "vera"); !slices.Equal(i.Roles, []string{"approver"}) {
+		t.Errorf("%+v", i)
+	}
+	if i := must(b, r.ClientInvite, adminapi.Invite{Replace: true, Roles: []string{}}, "vera"); len(i.Roles) != 0 {
+		t.Errorf("%+v", i)
+	}
 }
 
 // TestBodies: unknown members, too many bytes, and an empty body.

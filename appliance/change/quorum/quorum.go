@@ -62,27 +62,65 @@ func (j *Judge) AdminNamed(ctx context.Context, name string) (store.Admin, error
 // Able counts who can countersign under a policy, leaving out the administrator named
 // without.
 func (j *Judge) Able(ctx context.Context, rules *policy.Policy, without string) (int, error) {
-	all, err := j.Admins(ctx)
-	n := 0
-	if rules.CountsLocal() {
-		n++
-	}
-	for _, one := range all {
-		if one.Status == store.Active && one.Name != without {
-			n++
-		}
-	}
-	return n, err
+	able, _, err := j.others(ctx, rules, without)
+	return able, err
 }
 
-// KeepsWay refuses a state in which too few could add administrators or change the policy:
-// no administrator could undo it.
-func (j *Judge) KeepsWay(ctx context.Context, rules *policy.Policy, without string) error {
-	n, err := j.Able(ctx, rules, without)
-	if err == nil && n < rules.Quorum(policy.AdminAdd).Administrators && n < rules.Quorum(policy.PolicyApply).Administrators {
-		err = fmt.Errorf("%w: %d administrators would be left, too few for admin.add and for policy.apply", parties.ErrInput, n)
+// others counts who can countersign under a policy, and who could after a resumption, leaving out
+// the administrator named without.
+func (j *Judge) others(ctx context.Context, rules *policy.Policy, without string) (able, suspended int, err error) {
+	all, err := j.Admins(ctx)
+	if rules.CountsLocal() {
+		able++
+	}
+	for _, one := range all {
+		switch {
+		case one.Name == without:
+		case one.Status == store.Active:
+			able++
+		case one.Status == store.Suspended:
+			suspended++
+		}
+	}
+	return able, suspended, err
+}
+
+// KeepsSigner refuses to suspend the last who can countersign: no other administrator could undo it.
+func (j *Judge) KeepsSigner(ctx context.Context, rules *policy.Policy, last string) error {
+	able, err := j.Able(ctx, rules, last)
+	if err == nil && able == 0 {
+		err = fmt.Errorf("%w: %s is the last administrator who can countersign: add or resume another first", parties.ErrInput, last)
 	}
 	return err
+}
+
+// KeepsWay refuses a policy under which too few could add administrators or change the policy: no
+// administrator could undo it.
+func (j *Judge) KeepsWay(ctx context.Context, rules *policy.Policy) error {
+	able, err := j.Able(ctx, rules, "")
+	if err == nil && able < wayBack(rules) {
+		err = fmt.Errorf("%w: %d administrators can countersign, too few for admin.add and for policy.apply", parties.ErrInput, able)
+	}
+	return err
+}
+
+// KeepsWayWithout refuses to revoke an administrator if too few would be left for admin.add and for policy.apply.
+// One who is suspended counts, because those who are left can resume them.
+func (j *Judge) KeepsWayWithout(ctx context.Context, rules *policy.Policy, name string) error {
+	if err := j.KeepsSigner(ctx, rules, name); err != nil {
+		return err
+	}
+	able, suspended, err := j.others(ctx, rules, name)
+	if err == nil && able+suspended < wayBack(rules) {
+		err = fmt.Errorf("%w: %d administrators would be left, too few for admin.add and for policy.apply: add another first",
+			parties.ErrInput, able+suspended)
+	}
+	return err
+}
+
+// wayBack is how many administrators it takes to have more of them, or other quorums.
+func wayBack(rules *policy.Policy) int {
+	return min(rules.Quorum(policy.AdminAdd).Administrators, rules.Quorum(policy.PolicyApply).Administrators)
 }
 
 // Quorum is how many administrators a kind of change requires, and how many there are.

@@ -34,8 +34,9 @@ func (s *Service) DraftRevoke(ctx context.Context, name string) (change.Draft, e
 }
 
 // SuspendAdmin takes away an administrator's vote until a request gives it back. It works at once
-// and without a quorum, as an emergency brake: a request that waits for the keys does not hold it up. Errors wrap [store.ErrNotFound],
-// [parties.ErrFinal], or [parties.ErrInput] if no quorum could undo it.
+// and without a quorum, as an emergency brake: a request that waits for the keys does not hold it up, and neither does
+// a quorum that those who are left cannot meet. Errors wrap [store.ErrNotFound], [parties.ErrFinal], or
+// [parties.ErrInput] if no other administrator can countersign.
 func (s *Service) SuspendAdmin(ctx context.Context, name string) (store.Admin, error) {
 	return s.setAdmin(ctx, name, store.Suspended, change.ID{})
 }
@@ -51,15 +52,25 @@ func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by
 		return one, err
 	case one.Status == store.Revoked:
 		return one, fmt.Errorf("administrator %q: %w", name, parties.ErrFinal)
-	case to != store.Active:
-		if err := s.judge.KeepsWay(ctx, s.rules.Active().Policy, name); err != nil {
-			return one, err
-		}
+	}
+	if err := s.leaves(ctx, to, name); err != nil {
+		return one, err
 	}
 	if one.Status, one.Version = to, one.Version+1; by != (change.ID{}) {
 		one.Change = by
 	}
 	return one, s.store.UpdateAdmin(ctx, one, parties.Record(ctx, audit.KindAdmins, name, parties.Changed(to, one.Version)))
+}
+
+// leaves refuses a status of an administrator that leaves too few others.
+func (s *Service) leaves(ctx context.Context, to store.Status, name string) error {
+	switch to {
+	case store.Suspended:
+		return s.judge.KeepsSigner(ctx, s.rules.Active().Policy, name)
+	case store.Revoked:
+		return s.judge.KeepsWayWithout(ctx, s.rules.Active().Policy, name)
+	}
+	return nil
 }
 
 // roster returns the base of changes of administrators: all of them.
@@ -134,7 +145,7 @@ func (s *Service) revokeAdminBase(ctx context.Context, p change.Parameters) (any
 	case one.Status == store.Revoked:
 		return nil, fmt.Errorf("administrator %q: %w", one.Name, parties.ErrFinal)
 	}
-	if err := s.judge.KeepsWay(ctx, s.rules.Active().Policy, one.Name); err != nil {
+	if err := s.leaves(ctx, store.Revoked, one.Name); err != nil {
 		return nil, err
 	}
 	return s.roster(ctx)

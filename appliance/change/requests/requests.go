@@ -92,6 +92,7 @@ type Change struct {
 	Signed   []string // names of the administrators whose signatures count
 	Missing  []string // names of the administrators who could still sign
 	Result   any      // result of the effect, in the call that executed it
+	SignedAs string   // the administrator whose signature the call added; "" in any other call
 
 	lastSigned time.Time
 }
@@ -100,7 +101,8 @@ type Change struct {
 type Waiting struct{ Change }
 
 func (w *Waiting) Error() string {
-	return fmt.Sprintf("%s waits: %d of %d administrators, %d more", w.Kind, w.Ruling.Signed(), w.Required, w.Ruling.MissingAdministrators())
+	return fmt.Sprintf("%s waits for %d more administrators: %d of %d have countersigned",
+		w.Kind, w.Ruling.MissingAdministrators(), w.Ruling.Signed(), w.Required)
 }
 
 // Unwrap returns [ErrQuorum].
@@ -116,8 +118,8 @@ func (c Change) Done() (any, error) {
 
 // Bounds of the list of requests: shown, and open at one time.
 const (
-	changesShown = 1000
-	changesOpen  = 64
+	Shown       = 1000
+	changesOpen = 64
 )
 
 // Ask writes a change request, which the admin socket countersigns at once, and carries out the
@@ -153,7 +155,11 @@ func (s *Service) askLocked(ctx context.Context, d change.Draft) (Change, error)
 	if err := s.store.AddChange(ctx, row, rec); err != nil {
 		return Change{}, fmt.Errorf("asking for %s: %w", r.Kind, err)
 	}
-	return s.advanceLocked(ctx, id)
+	c, err := s.advanceLocked(ctx, id)
+	if s.rules.Active().CountsLocal() {
+		c.SignedAs = policy.Local
+	}
+	return c, err
 }
 
 // Preview returns the change request that Ask would write, with the administrators who would be
@@ -228,7 +234,7 @@ func (s *Service) Get(ctx context.Context, id change.ID) (Change, error) {
 // List returns all requests in force and the newest of the others, newest first. It logs rows that
 // are not requests and leaves them out.
 func (s *Service) List(ctx context.Context) ([]Change, error) {
-	rows, err := s.store.ListChanges(ctx, changesShown)
+	rows, err := s.store.ListChanges(ctx, Shown)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/quorum"
+	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
@@ -34,6 +35,7 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	if rules.CountsLocal() {
 		able[policy.Local] = true
 	}
+	required := requirement(rules, c.Request, able)
 	for _, one := range signatures {
 		if name := quorum.Signer(c.Hash, one, admins); able[name] {
 			c.Signed = append(c.Signed, name)
@@ -44,13 +46,25 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 		c.Missing = append(c.Missing, name)
 	}
 	slices.Sort(c.Missing)
-	required := rules.Quorum(c.Kind)
-	if c.Parameters.RulesOut() {
-		required = rules.QuorumRulingOut(c.Kind)
-	}
 	c.Required = required.Administrators
 	c.Ruling = policy.Decide(required, policy.Evidence{Verdict: protocol.Approve, Signers: c.Signed})
 	return nil
+}
+
+// requirement returns what a request takes while these administrators can countersign. The one whom it resumes is not
+// among those who are left, before its effect or after it.
+func requirement(p *rules.Version, r change.Request, able map[string]bool) policy.Requirement {
+	switch {
+	case r.Kind == policy.AdminAdd && r.Parameters.Truth("resume"):
+		left := len(able)
+		if able[r.Parameters.Text("name")] {
+			left--
+		}
+		return p.QuorumResuming(left)
+	case r.Parameters.RulesOut():
+		return p.QuorumRulingOut(r.Kind)
+	}
+	return p.Quorum(r.Kind)
 }
 
 // Sign adds a countersignature to an open request: an administrator's COSE_Sign1 (CHANGE.md), or
@@ -89,7 +103,9 @@ func (s *Service) signLocked(ctx context.Context, id change.ID, raw []byte) (Cha
 	if err != nil {
 		return c, fmt.Errorf("change %s: %w", id, err)
 	}
-	return s.advanceLocked(ctx, id)
+	c, err = s.advanceLocked(ctx, id)
+	c.SignedAs = name
+	return c, err
 }
 
 func (s *Service) checkSignature(ctx context.Context, c Change, raw []byte) (row store.ChangeSignature, name string, err error) {

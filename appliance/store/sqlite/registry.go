@@ -300,7 +300,16 @@ func (s *database) Records(ctx context.Context, after uint64, limit int) ([]audi
 	return list(ctx, s.r, q, scanRecord)
 }
 
-const listRecords = `SELECT sequence, at_us, kind, subject, salt, body FROM record WHERE sequence > ? ORDER BY sequence LIMIT ?`
+// LastRecords implements [store.Store].
+func (s *database) LastRecords(ctx context.Context, limit int) ([]audit.Record, error) {
+	return list(ctx, s.r, query{doing: "reading records", sql: listLastRecords, args: []any{max(limit, 0)}}, scanRecord)
+}
+
+const (
+	selectRecords   = `SELECT sequence, at_us, kind, subject, salt, body FROM record `
+	listRecords     = selectRecords + `WHERE sequence > ? ORDER BY sequence LIMIT ?`
+	listLastRecords = selectRecords + `ORDER BY sequence DESC LIMIT ?`
+)
 
 func scanRecord(row scanner) (r audit.Record, err error) {
 	err = row.Scan(&r.Sequence, stamp{&r.At}, &r.Kind, &r.Subject, fixed(r.Salt[:]), &r.Body)
@@ -310,8 +319,9 @@ func scanRecord(row scanner) (r audit.Record, err error) {
 // Tally implements [store.Store].
 func (s *database) Tally(ctx context.Context) (n store.Tally, err error) {
 	err = s.r.row(ctx, `SELECT (SELECT count(*) FROM client), (SELECT count(*) FROM device),
-			(SELECT count(*) FROM invitation), (SELECT count(*) FROM decision),
+			(SELECT count(*) FROM invitation), (SELECT count(*) FROM decision), (SELECT count(*) FROM decision WHERE dry = 1),
 			(SELECT count(*) FROM record), (SELECT count(*) FROM key)`).
-		Scan(&n.Clients, &n.Devices, &n.Invitations, &n.Decisions, &n.Records, &n.Keys)
+		Scan(&n.Clients, &n.Devices, &n.Invitations, &n.Decisions, &n.Questions, &n.Records, &n.Keys)
+	n.Decisions -= n.Questions
 	return n, readError(ctx, "counting", err)
 }

@@ -222,7 +222,7 @@ func testApproveStays(t *testing.T, f *fixture) {
 	stays(stranger, protocol.CodePolicy, nil)
 	stays(stranger, protocol.CodePolicy, func(s *store.Spend) { s.Denial = protocol.CodeUserRefused })
 	f.grant(f.p, "approver")
-	stays(f.p, protocol.CodePolicy, nil) // no client approves its own decision
+	stays(f.p, protocol.CodeOwnApproval, nil) // no client approves its own decision
 	stays(q, protocol.CodePassword, func(s *store.Spend) { s.Denial = protocol.CodePassword })
 	stays(q, protocol.CodeLocked, func(s *store.Spend) { s.Denial = protocol.CodeLocked })
 	stays(q, protocol.CodePolicy, func(s *store.Spend) { s.PolicyVersion = 2 })

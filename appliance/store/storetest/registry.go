@@ -139,6 +139,12 @@ func testRecords(t *testing.T, f *fixture) {
 	got, err = f.Records(t.Context(), first+1, 2)
 	f.must(err)
 	f.same(got, want[1:3])
+	got, err = f.LastRecords(t.Context(), 3)
+	f.must(err)
+	f.same(got, []audit.Record{want[4], want[3], want[2]})
+	got, err = f.LastRecords(t.Context(), 0)
+	f.must(err)
+	f.same(len(got), 0)
 	for _, none := range []struct {
 		after uint64
 		limit int
@@ -159,9 +165,12 @@ func testTally(t *testing.T, f *fixture) {
 	f.must(err)
 	f.approves(f.p.Spend(1))
 	f.approves(f.p.Spend(2))
+	dry := f.p.Spend(3)
+	dry.Dry = true
+	f.concludes(dry, protocol.ResultApproved, 0)
 	f.must(f.ChangeKeys(t.Context(), store.KeyChange{Add: []store.Key{{Name: "root"}, {Name: "kem"}, {Name: "ca"}}}, Note("")))
 	// 1 policy, and 2 invitations and 2 enrolments for each of the names
-	f.same(f.tally(), store.Tally{Clients: 2, Devices: 2, Invitations: 4, Decisions: 2, Records: 12, Keys: 3})
+	f.same(f.tally(), store.Tally{Clients: 2, Devices: 2, Invitations: 4, Decisions: 2, Questions: 1, Records: 13, Keys: 3})
 }
 
 var changeTests = map[string]func(*testing.T, *fixture){

@@ -16,6 +16,7 @@ var statusTests = map[string]func(*testing.T, *fixture){
 	"StatusTried":      testStatusTried,
 	"StatusPending":    testStatusPending,
 	"StatusDenied":     testStatusDenied,
+	"Performed":        testPerformed,
 	"StatusRepeat":     testStatusRepeat,
 	"Dry":              testDry,
 	"ConcurrentStatus": testConcurrentStatus,
@@ -67,7 +68,7 @@ func testStatus(_ *testing.T, f *fixture) {
 	f.asks(12, dry.Serial, message.AskedResult{Result: protocol.ResultApproved})
 	f.asks(13, f.p.Spend(2).Serial, message.AskedResult{Reason: protocol.CodeSerial}) // another random part
 	f.asks(14, protocol.NewSerial(10, [8]byte{}), message.AskedResult{Reason: protocol.CodeSerial})
-	before.Decisions += 5
+	before.Questions += 5
 	before.Records += 5
 	f.same(f.tally(), before)
 }
@@ -78,7 +79,8 @@ func testStatusUnspent(t *testing.T, f *fixture) {
 	for i, late := range []store.Spend{f.p.Spend(8), f.p.Spend(5)} {
 		before := f.tally()
 		f.asks(uint32(10+10*i), late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
-		before.Decisions += 2
+		before.Questions++
+		before.Decisions++ // the serial that was asked about
 		before.Records += 2
 		f.same(f.tally(), before)
 		all := f.records()
@@ -129,6 +131,50 @@ func testStatusPending(t *testing.T, f *fixture) {
 	}
 	f.spend(q.approves(2, late), protocol.CodeSerial) // though its own clock says there is time
 	f.asks(10, late.Serial, message.AskedResult{Reason: protocol.CodeExpired})
+}
+
+// performed requires what the device has reported about a serial of p: "yes", "no" or "".
+func (f *fixture) performed(p Parties, serial protocol.Serial, want string) {
+	f.t.Helper()
+	got, err := f.Performed(f.t.Context(), p.Client.ID, serial)
+	f.must(err)
+	is := ""
+	if got != nil {
+		is = map[bool]string{true: "yes", false: "no"}[*got]
+	}
+	f.same(is, want)
+}
+
+func testPerformed(_ *testing.T, f *fixture) {
+	q := f.approver("bob")
+	done, jammed := f.approvedPlain(1), f.approvedPlain(2)
+	f.performed(f.p, done.Serial, "")
+	f.report(done, true)
+	f.report(jammed, false)
+	f.report(jammed, true) // the first one stands
+	f.performed(f.p, done.Serial, "yes")
+	f.performed(f.p, jammed.Serial, "no")
+	f.performed(q, done.Serial, "")
+	f.performed(f.p, protocol.NewSerial(1, [8]byte{}), "") // another random part
+	f.performed(f.p, f.p.Spend(9).Serial, "")
+	refusal, dry := denied(f.p.Spend(3), protocol.CodeUserRefused), f.p.Spend(4)
+	dry.Dry = true
+	f.spend(refusal, protocol.CodeUserRefused)
+	f.concludes(dry, protocol.ResultApproved, 0)
+	f.performed(f.p, refusal.Serial, "")
+	f.performed(f.p, dry.Serial, "")
+
+	first := f.waits(f.p.pending(5))
+	f.performed(f.p, first.Serial, "")
+	second := q.approves(1, first)
+	f.approves(second)
+	f.performed(f.p, first.Serial, "")
+	f.report(second, false)
+	f.performed(f.p, first.Serial, "no")
+	f.performed(q, second.Serial, "no")
+	refused := f.waits(f.p.pending(6))
+	f.spend(denied(q.approves(2, refused), protocol.CodeUserRefused), protocol.CodeUserRefused)
+	f.performed(f.p, refused.Serial, "")
 }
 
 // A question that is denied settles nothing.

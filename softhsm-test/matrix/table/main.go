@@ -1,5 +1,5 @@
-// Command table reads the output of go test -json of package matrix and prints a table:
-// the capabilities of each module, or what it lacks.
+// Command table reads the output of go test -json of package matrix and prints two tables:
+// the capabilities of each module, or what it lacks, and the same for SoftHSM behind each mask.
 package main
 
 import (
@@ -13,8 +13,13 @@ import (
 	"strings"
 )
 
-// root is the test whose children are the modules.
-const root = "TestModules/"
+// tables are the tests whose children are the rows, with the titles of their tables.
+var tables = [...]table{
+	{"TestModules/", "Modules", "module"},
+	{"TestMasks/", "SoftHSM behind a mask of what the vendor documents (not tried on hardware)", "mask"},
+}
+
+type table struct{ root, title, first string }
 
 // required are the modules without which the matrix fails.
 var required = []string{"SoftHSM", "NSS softokn", "p11-kit-proxy"}
@@ -48,8 +53,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return print(stdout, modules)
 }
 
-// module holds the results of the tests of one module.
+// module holds the results of the tests of one module, or behind one mask.
 type module struct {
+	table              int    // in tables
 	name, version, why string // why it has no capabilities
 	failed             bool
 	tests              []test // below it, in order of their end
@@ -66,11 +72,15 @@ func read(r io.Reader) ([]*module, error) {
 	output, modules := map[string]string{}, []*module{}
 	for in.Scan() {
 		var e event
-		if json.Unmarshal(in.Bytes(), &e) != nil || !strings.HasPrefix(e.Test, root) {
+		if json.Unmarshal(in.Bytes(), &e) != nil {
 			continue
 		}
-		name, below, _ := strings.Cut(strings.TrimPrefix(e.Test, root), "/")
-		m := find(&modules, strings.ReplaceAll(name, "_", " "))
+		i := slices.IndexFunc(tables[:], func(t table) bool { return strings.HasPrefix(e.Test, t.root) })
+		if i < 0 {
+			continue
+		}
+		name, below, _ := strings.Cut(strings.TrimPrefix(e.Test, tables[i].root), "/")
+		m := find(&modules, module{table: i, name: strings.ReplaceAll(name, "_", " ")})
 		switch e.Action {
 		case "output":
 			output[e.Test] += e.Output
@@ -81,15 +91,14 @@ func read(r io.Reader) ([]*module, error) {
 	return modules, in.Err()
 }
 
-func find(modules *[]*module, name string) *module {
+func find(modules *[]*module, like module) *module {
 	for _, m := range *modules {
-		if m.name == name {
+		if m.table == like.table && m.name == like.name {
 			return m
 		}
 	}
-	m := &module{name: name}
-	*modules = append(*modules, m)
-	return m
+	*modules = append(*modules, &like)
+	return &like
 }
 
 var logLine = regexp.MustCompile(`(?m)^\s+\S+\.go:\d+: (.*)$`)
@@ -111,16 +120,12 @@ func (m *module) end(t test) {
 }
 
 func print(w io.Writer, modules []*module) int {
-	head, rule := "| module |", "|---|"
-	for _, c := range columns {
-		head, rule = head+" "+c[1]+" |", rule+"---|"
-	}
-	_, _ = fmt.Fprintf(w, "%s\n%s\n", head, rule)
+	var rows [len(tables)]int
 	passed, failed := 0, 0
 	for _, m := range modules {
-		_, _ = fmt.Fprintln(w, m.row())
+		rows[m.table]++
 		switch {
-		case m.failed && len(m.tests) > 0, !m.serves() && slices.Contains(required, m.name):
+		case m.failed && len(m.tests) > 0, !m.serves() && m.required():
 			failed++
 		case m.serves():
 			passed++
@@ -131,14 +136,33 @@ func print(w io.Writer, modules []*module) int {
 			failed++
 		}
 	}
+	for i := range tables {
+		printTable(w, i, modules)
+	}
 	for _, m := range modules {
 		m.printFailures(w)
 	}
-	_, _ = fmt.Fprintf(w, "\nhsm-matrix: %d modules, %d passed, %d failed\n", len(modules), passed, failed)
-	if failed > 0 || len(modules) == 0 {
+	_, _ = fmt.Fprintf(w, "\nhsm-matrix: %d modules, %d masks, %d passed, %d failed\n", rows[0], rows[1], passed, failed)
+	if failed > 0 || rows[0] == 0 {
 		return 1
 	}
 	return 0
+}
+
+// required reports whether the matrix fails without the module.
+func (m *module) required() bool { return m.table == 0 && slices.Contains(required, m.name) }
+
+func printTable(w io.Writer, i int, modules []*module) {
+	head, rule := "| "+tables[i].first+" |", "|---|"
+	for _, c := range columns {
+		head, rule = head+" "+c[1]+" |", rule+"---|"
+	}
+	_, _ = fmt.Fprintf(w, "\n%s:\n\n%s\n%s\n", tables[i].title, head, rule)
+	for _, m := range modules {
+		if m.table == i {
+			_, _ = fmt.Fprintln(w, m.row())
+		}
+	}
 }
 
 // printFailures names the tests that failed, which may belong to no column.

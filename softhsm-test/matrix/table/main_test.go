@@ -10,9 +10,17 @@ import (
 func said(name, action, log string) string {
 	line := ""
 	if log != "" {
-		line = `{"Action":"output","Test":"` + root + name + `","Output":"    x_test.go:1: ` + log + `\n"}` + "\n"
+		line = `{"Action":"output","Test":"` + testOf(name) + `","Output":"    x_test.go:1: ` + log + `\n"}` + "\n"
 	}
-	return line + `{"Action":"` + action + `","Test":"` + root + name + `"}` + "\n"
+	return line + `{"Action":"` + action + `","Test":"` + testOf(name) + `"}` + "\n"
+}
+
+// testOf returns the test of a module, or of a mask, whose name begins so.
+func testOf(name string) string {
+	if mask, ok := strings.CutPrefix(name, "mask "); ok {
+		return tables[1].root + mask
+	}
+	return tables[0].root + name
 }
 
 var good = said("SoftHSM/P-256/Sign", "pass", "") +
@@ -26,13 +34,17 @@ var good = said("SoftHSM/P-256/Sign", "pass", "") +
 
 func TestTable(t *testing.T) {
 	var out, stderr bytes.Buffer
-	absent := said("openCryptoki", "skip", "not installed: opencryptoki")
+	absent := said("openCryptoki", "skip", "not installed: opencryptoki") +
+		said("mask luna/P-256/Sign", "pass", "") + said("mask luna", "pass", "version: Luna 7") +
+		said("mask nethsm", "fail", "module lacks CKM_ECDH1_DERIVE")
 	if code := run(nil, strings.NewReader(good+absent), &out, &stderr); code != 0 {
 		t.Errorf("exit code %d, %s", code, &stderr)
 	}
 	for _, want := range []string{
 		"| SoftHSM, softhsm2 2.6 | yes | no |", "| yes, without sign-ed25519 |", "| CKM_SHA256_HMAC |",
-		"| openCryptoki, | not installed: opencryptoki |", "\nhsm-matrix: 4 modules, 3 passed, 0 failed\n",
+		"| openCryptoki, | not installed: opencryptoki |", "| luna, Luna 7 | yes | no |",
+		"| nethsm, | module lacks CKM_ECDH1_DERIVE | |", "\nSoftHSM behind a mask",
+		"\nhsm-matrix: 4 modules, 2 masks, 4 passed, 0 failed\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)
@@ -42,10 +54,11 @@ func TestTable(t *testing.T) {
 
 func TestFailures(t *testing.T) {
 	for name, c := range map[string]struct{ input, last string }{
-		"a test":        {good + said("tpm2/Keys/List", "fail", "wrong") + said("tpm2", "fail", ""), "4 modules, 3 passed, 1 failed"},
-		"one required":  {strings.ReplaceAll(good, "NSS_softokn", "other"), "3 modules, 3 passed, 1 failed"},
-		"not installed": {strings.ReplaceAll(good, said("p11-kit-proxy/P-256/Sign", "pass", ""), ""), "3 modules, 2 passed, 1 failed"},
-		"nothing":       {"FAIL\n", "0 modules, 0 passed, 3 failed"},
+		"a test":        {good + said("tpm2/Keys/List", "fail", "wrong") + said("tpm2", "fail", ""), "4 modules, 0 masks, 3 passed, 1 failed"},
+		"one required":  {strings.ReplaceAll(good, "NSS_softokn", "other"), "3 modules, 0 masks, 3 passed, 1 failed"},
+		"not installed": {strings.ReplaceAll(good, said("p11-kit-proxy/P-256/Sign", "pass", ""), ""), "3 modules, 0 masks, 2 passed, 1 failed"},
+		"a mask":        {good + said("mask luna/HMAC/MAC", "fail", "wrong") + said("mask luna", "fail", ""), "3 modules, 1 masks, 3 passed, 1 failed"},
+		"nothing":       {"FAIL\n", "0 modules, 0 masks, 0 passed, 3 failed"},
 	} {
 		var out, stderr bytes.Buffer
 		if code := run(nil, strings.NewReader(c.input), &out, &stderr); code != 1 || !strings.HasSuffix(out.String(), "hsm-matrix: "+c.last+"\n") {

@@ -3,6 +3,7 @@ package shimtest
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -21,4 +22,15 @@ func Build(dir string) error {
 		return fmt.Errorf("building the fault shim: %w: %s", err, text)
 	}
 	return nil
+}
+
+// New returns the shim of the directory of programs, or one that it builds in dir if there is none. Files in dir control it.
+func New(bin, dir string) (shim.Shim, error) {
+	if _, err := os.Stat(filepath.Join(bin, shim.Library)); err != nil {
+		bin = dir
+		if err := Build(dir); err != nil {
+			return shim.Shim{}, err
+		}
+	}
+	return shim.New(bin, dir)
 }

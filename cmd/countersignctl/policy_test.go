@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"countersign/appliance/adminapi"
+	"countersign/internal/cli"
+)
+
+func writePolicy(t *testing.T, quorum string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "policy.toml")
+	document := "[[service]]\nid = 100\nname = \"door.open\"\nlevel = 1\n[quorum]\n" + quorum
+	if err := os.WriteFile(path, []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestPolicyCheckJSON: the result of a check is JSON when JSON is asked for, also for a document that is refused.
+func TestPolicyCheckJSON(t *testing.T) {
+	check := func(path string) (code int, r policyReport, stderr string) {
+		t.Helper()
+		code, stdout, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "policy", "check", path, "-o", "json")
+		if err := json.Unmarshal([]byte(stdout), &r); err != nil {
+			t.Fatalf("%q: %v", stdout, err)
+		}
+		return code, r, stderr
+	}
+	code, r, _ := check(writePolicy(t, "\"key.destroy\" = 2\n"))
+	if code != 0 || !r.Good || len(r.Hash) != 64 || r.Able != nil || len(r.Warnings) != 1 || len(r.Problems) != 0 {
+		t.Errorf("exit code %d, %+v", code, r)
+	}
+	code, r, stderr := check(writePolicy(t, "\"key.destroy\" = 0\n"))
+	if code != int(cli.Config) || r.Good || len(r.Problems) != 1 || r.Problems[0].Line != 6 || !strings.Contains(stderr, "line 6") {
+		t.Errorf("exit code %d, %+v, %q", code, r, stderr)
+	}
+}
+
+// TestPolicyWarnings: check and apply warn of quorums that need everyone, or more than there are.
+func TestPolicyWarnings(t *testing.T) {
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			_ = json.NewEncoder(w).Encode([]adminapi.Administrator{{Name: "ann", Status: "active"}, {Name: "bob", Status: "suspended"}})
+			return
+		}
+		_ = json.NewEncoder(w).Encode(adminapi.Policy{Version: 2})
+	})
+	const all = "\"policy.apply\" = 2\n\"admin.add\" = 2\n"
+	for quorum, want := range map[string][]string{
+		"": nil,
+		all: {"warning: admin.add, policy.apply: every one of the 2 administrators who can countersign has to; " +
+			"if one is away or suspended, no such change can be made"},
+		all + "\"key.activate\" = 3\n": {
+			"key.activate takes 3 administrators, and 2 can change that by policy.apply", "comes into use by itself, at its date",
+			"key.activate takes 3 administrators, and 2 can countersign",
+		},
+		"local = false\n": nil,
+	} {
+		path := writePolicy(t, quorum)
+		for _, verb := range []string{"check", "apply"} {
+			code, _, stderr := run(t, address, "policy", verb, path)
+			missing := slices.ContainsFunc(want, func(text string) bool { return !strings.Contains(stderr, text) })
+			if code != 0 || missing || (want == nil) != (stderr == "") {
+				t.Errorf("%s %q: exit code %d, %q", verb, quorum, code, stderr)
+			}
+		}
+	}
+}
