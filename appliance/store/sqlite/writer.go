@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/head"
 )
 
@@ -43,6 +44,8 @@ type writer struct {
 	quit    chan struct{} // closed by Close: take no more
 	stopped chan struct{} // closed when the goroutine has answered every caller
 	fatal   chan error
+
+	recorded func(audit.Record) // see [Config]
 
 	// Used by the goroutine only.
 	txn    *txn
@@ -156,6 +159,19 @@ func (w *writer) commit(first *op) {
 		}
 		o.done <- o.result
 	}
+	if err == nil {
+		w.report()
+	}
+}
+
+// report passes on the audit records of a group that became durable.
+func (w *writer) report() {
+	if w.recorded == nil {
+		return
+	}
+	for _, rec := range w.txn.records {
+		w.recorded(rec)
+	}
 }
 
 // follow adopts a head that became durable, and advances the anchor.
@@ -194,7 +210,7 @@ func (w *writer) begin() error {
 	if w.broken != nil {
 		return w.broken
 	}
-	w.txn.moved = store.Mark{}
+	w.txn.moved, w.txn.records = store.Mark{}, w.txn.records[:0]
 	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -210,7 +226,7 @@ func (w *writer) apply(o *op) error {
 	if _, err := w.txn.exec("SAVEPOINT op"); err != nil {
 		return err
 	}
-	before := w.txn.moved
+	before, recorded := w.txn.moved, len(w.txn.records)
 	err := o.do(w.txn)
 	named, alone := own(err)
 	if !alone {
@@ -220,7 +236,7 @@ func (w *writer) apply(o *op) error {
 		if _, err := w.txn.exec("ROLLBACK TO op"); err != nil {
 			return err
 		}
-		w.txn.moved = before
+		w.txn.moved, w.txn.records = before, w.txn.records[:recorded]
 	}
 	o.moved = w.txn.moved != before
 	_, err = w.txn.exec("RELEASE op")
@@ -298,8 +314,9 @@ type txn struct {
 	stmts map[string]*sql.Stmt
 	vault *atomic.Pointer[vault]
 
-	moved  store.Mark // of the head that the group has written; zero: none
-	moving *head.Move // while the head moves
+	moved   store.Mark     // of the head that the group has written; zero: none
+	moving  *head.Move     // while the head moves
+	records []audit.Record // that the group has written
 }
 
 func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {
