@@ -244,8 +244,8 @@ func (t *Token) secretHistory(s *session, restricted bool) (kept hsm.Attributes,
 	if t.have.check(using(hsm.MACKey)) != nil {
 		return 0, nil
 	}
-	p := profiles[hsm.MACKey]
-	template := withLength(append(p.restrictedIf(restricted, p.privateHalf(random(len(hsm.KeyID{})), false)), p.kind()...))
+	p := t.profile(hsm.MACKey)
+	template := t.seen(withLength(append(p.restrictedIf(restricted, p.privateHalf(random(len(hsm.KeyID{})), false)), p.kind()...)))
 	h, err := t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
 	if err != nil {
 		return 0, at("C_GenerateKey", err)

@@ -132,7 +132,7 @@ func (t *Token) copySecret(s *session, spec hsm.KeySpec) (made newKey, err error
 
 func (t *Token) newSecret(s *session, usage hsm.Usage, template []*pkcs11.Attribute) (key pkcs11.ObjectHandle, err error) {
 	p := t.profile(usage)
-	template = t.withRestriction(p, template)
+	template = t.seen(t.withRestriction(p, template))
 	if usage == hsm.WrapKey && t.optional >= someOptional {
 		key, err = t.native.generateWrapping(s.handle, p.keygen, template)
 	} else {
@@ -219,7 +219,7 @@ func (t *Token) makePair(s *session, usage hsm.Usage, templates pair) (draft, er
 	if t.keygen == nil || usage == hsm.SignEd25519 {
 		return t.generateDraft(s, p, templates)
 	}
-	return t.draftByCrypto11(s, p, templates)
+	return t.draftByCrypto11(s, p, pair{t.seen(templates.public), t.seen(templates.private)})
 }
 
 // pair holds the templates of both halves.
@@ -227,6 +227,7 @@ type pair struct{ public, private []*pkcs11.Attribute }
 
 // generateDraft makes a pair without crypto11.
 func (t *Token) generateDraft(s *session, p profile, templates pair) (d draft, err error) {
+	templates = pair{t.seen(templates.public), t.seen(templates.private)}
 	public := append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params))
 	if p.keyType == pkcs11.CKK_RSA {
 		public = append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, p.bits),

@@ -87,7 +87,7 @@ func (t *Token) tryKey(s *session, only optional) (err error) {
 	if t.have.check(using(hsm.WrapKey)) == nil {
 		p, usage = t.profile(hsm.WrapKey), hsm.WrapKey // for CKA_UNWRAP_TEMPLATE
 	}
-	template := p.restrictedIf(only == allOptional, p.secret(random(len(hsm.KeyID{})), trialLabel))
+	template := t.seen(p.restrictedIf(only == allOptional, p.secret(random(len(hsm.KeyID{})), trialLabel)))
 	if only == someOptional {
 		template = append(template, notCopyable())
 	}
