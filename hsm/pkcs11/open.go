@@ -246,6 +246,7 @@ func (m *Module) Session() (pkcs11.SessionHandle, error) {
 func (m *Module) Ways() (chosen, notices []string, err error) {
 	t := &Token{
 		ctx: m.Ctx, native: m.native, slot: m.Slot, login: m.Login, label: m.Info.Label,
+		settled: allOptional, optional: allOptional,
 		log: hclog.NewNullLogger(), keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), sessions: make(chan *session, 1),
 	}
 	t.sessions <- nil

@@ -161,8 +161,8 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 	defer t.destroy(s, kek, &err)
 	err = t.withFewerOptional(s, func() (err error) {
 		p := t.profile(k.Usage)
-		template := t.seen(t.withRestriction(p, p.finalPrivate(k)))
-		if k.Usage == hsm.WrapKey && t.optional >= someOptional {
+		template := t.kept(t.withRestriction(p, p.finalPrivate(k)))
+		if k.Usage == hsm.WrapKey && t.optional.has(keptIn) {
 			key, err = t.native.unwrapWrapping(s, t.ways.wrapping.mechanism, kek, wrapped, template)
 		} else {
 			key, err = t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, template)
@@ -192,7 +192,7 @@ func (t *Token) create(s *session, k hsm.Key, value []byte) (key pkcs11.ObjectHa
 	secret := pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)
 	defer clear(secret.Value)
 	err = t.withFewerOptional(s, func() error {
-		template := append(t.seen(t.withRestriction(p, p.finalPrivate(k))), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
+		template := append(t.kept(t.withRestriction(p, p.finalPrivate(k))), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
 		key, err = t.ctx.CreateObject(s.handle, template)
 		return at("C_CreateObject", err)
 	})
@@ -222,7 +222,7 @@ func (t *Token) finish(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	if err != nil {
 		return at("C_CreateObject", err)
 	}
-	template := append(append(t.seen(p.verifying()), tokenAttributes(k.ID[:], k.Label)...), values...)
+	template := append(t.kept(append(p.verifying(), tokenAttributes(k.ID[:], k.Label)...)), values...)
 	p.class = pkcs11.CKO_PUBLIC_KEY
 	_, err = t.ctx.CreateObject(s.handle, append(template, p.kind()...))
 	return at("C_CreateObject", err)

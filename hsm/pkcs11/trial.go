@@ -183,6 +183,18 @@ func (t *Token) tryDerive(s *session) error {
 		own, _, err = t.trialPair(s)
 		return err
 	})
+	if errors.Is(err, errRefused) && unsupported(err) { // the public half
+		t.settled &^= openHalf
+		t.optional = t.settled
+		err = t.outcome(func() (err error) {
+			own, _, err = t.trialPair(s)
+			return err
+		})
+		if err != nil {
+			t.settled |= openHalf
+			t.optional = t.settled
+		}
+	}
 	if err != nil {
 		return t.unpaired(err)
 	}
