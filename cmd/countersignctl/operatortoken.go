@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,7 @@ import (
 	"countersign/hsm/uri"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -57,7 +59,7 @@ func parseURI(s string) (u tokenURI, err error) {
 func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	u, err := parseURI(f.uri)
 	if err != nil {
-		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
+		return u, nil, fault.OperatorURI.Of(err)
 	}
 	binary, err := beside("hsm-worker")
 	if err != nil {
@@ -77,9 +79,9 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	})
 	switch {
 	case errors.Is(err, hsm.ErrPIN):
-		err = cli.Fail(cli.Auth, err, "it was tried once and is not tried again; look how many tries the token has left")
+		err = fault.OperatorPIN.Of(err)
 	case err != nil:
-		err = cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
+		err = fault.OperatorToken.Of(err)
 	}
 	return u, opened, err
 }
@@ -93,7 +95,7 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 	defer opened.Close()
 	all, err := opened.Keys(cmd.Context())
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+		return fault.OperatorTokenKeys.Of(err)
 	}
 	var found []hsm.Key
 	for _, k := range all {
@@ -102,8 +104,7 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 		}
 	}
 	if len(found) != 1 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", len(found)),
-			"the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it")
+		return fault.OperatorKeyChoice.With("count", strconv.Itoa(len(found))).Error()
 	}
 	key, err := onToken(opened, found[0])
 	if err != nil {
@@ -120,11 +121,11 @@ func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
 	}
 	defer opened.Close()
 	if u.object == "" || u.id != "" {
-		return key, cli.Fail(cli.Usage, errors.New("a new key takes an object and no id"), "")
+		return key, fault.NewKeyWithID.Error()
 	}
 	made, err := opened.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
 	if err != nil {
-		return key, cli.Fail(cli.Failed, fmt.Errorf("making the key: %w", err), "")
+		return key, fault.MakeOperatorKey.Of(err)
 	}
 	return onToken(opened, made)
 }
@@ -147,5 +148,5 @@ type tokenSigner struct {
 // SignDigest implements [protocol.DigestSigner].
 func (s tokenSigner) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
 	rs, err := s.pool.Sign(ctx, s.id, hsm.ES256, digest)
-	return rs, cli.Fail(cli.Unavailable, err, "")
+	return rs, fault.OperatorSigning.Of(err)
 }

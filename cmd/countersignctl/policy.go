@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -125,11 +126,11 @@ func warn(cmd *cobra.Command, all []string) {
 func readPolicy(path string) (document []byte, parsed *policy.Policy, err error) {
 	document, err = os.ReadFile(path)
 	if err != nil {
-		return nil, nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
+		return nil, nil, fault.ReadPolicy.Of(err)
 	}
 	parsed, err = policy.Parse(document)
 	if err != nil {
-		return nil, nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the policy in force")
+		return nil, nil, fault.BadPolicy.With("path", path).Of(err)
 	}
 	return document, parsed, nil
 }
