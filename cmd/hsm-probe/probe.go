@@ -13,6 +13,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // A probe of 30 s, and a quick one of 5 s, counts as hung after this time: one call of the
@@ -72,8 +73,7 @@ func unable(s report.Sheet) error {
 	if len(s.Missing) == 0 {
 		return nil
 	}
-	return cli.Fail(cli.Failed, fmt.Errorf("the appliance cannot run on this token: it lacks %s", strings.Join(s.Missing, "; ")),
-		"ask the vendor for the mechanism, or whether it is switched off by the token's policy")
+	return fault.ProbeLacks.With("missing", strings.Join(s.Missing, "; ")).Error()
 }
 
 var sheetTable = cli.Table[report.Sheet]{
