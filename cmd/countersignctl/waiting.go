@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/change"
 	"countersign/internal/cli"
 	"countersign/internal/fault"
+	"countersign/policy"
 )
 
 // This file makes changes that may wait for other administrators.
@@ -79,6 +80,9 @@ func (t *tool) granted(cmd *cobra.Command, err error) error {
 		return err
 	case flagErr == nil && wait:
 		return t.awaitEnd(cmd, c.ID)
+	}
+	if c.Kind == policy.StoreBackup.String() {
+		return fault.CopyWaits.With("kind", c.Kind, "id", c.ID).Error()
 	}
 	return fault.NothingWritten.With("kind", c.Kind, "id", c.ID).Error()
 }

@@ -26,7 +26,19 @@ var (
 	})
 	NothingWritten = ctl.row(Row{
 		Text: "nothing was written: {kind} waits for its quorum", Exit: Denied,
-		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again, or start it with --wait",
+		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an hour, or start it with --wait",
+	})
+	CopyWaits = ctl.row(Row{
+		Text: "nothing was written: {kind} waits for its quorum", Exit: Denied, Cause: "The copy of the database takes a quorum.",
+		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an hour, or start it with --wait; " +
+			"for a copy that runs by itself, put \"store.backup\" = 0 in [quorum] of the policy",
+	})
+	NoBackupFile = ctl.row(Row{
+		Text: "--out is missing", Exit: Usage, Advice: "name the file that the backup goes to: --out FILE",
+	})
+	OldPolicy = ctl.row(Row{
+		Text: "version {version}: {error}", Exit: Config, Cause: "An earlier release accepted this document, and this one does not.",
+		Advice: "an earlier release accepted this document; correct what policy show {argument} --document prints, and apply it",
 	})
 	ChangeOver = ctl.row(Row{
 		Text: "the request is over", Exit: Denied, Cause: "It was executed, withdrawn or has expired, or what it changes has changed.",
@@ -216,7 +228,11 @@ var (
 	})
 	OperatorKeyChoice = ctl.row(Row{
 		Text: "{count} keys on the token fit the URI, want one", Exit: NotFound,
-		Advice: "the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it",
+		Advice: "keys on P-256 that can sign on this token: {keys}",
+	})
+	OperatorNoKeys = ctl.row(Row{
+		Text: "{count} keys on the token fit the URI, want one", Exit: NotFound, Cause: "The token has no key of an operator.",
+		Advice: "the token has no key pair on P-256 that can sign; it needs both halves, under one CKA_ID",
 	})
 	NewKeyWithID = ctl.row(Row{
 		Text: "a new key takes an object and no id", Exit: Usage, Advice: "for example pkcs11:token=operators;object=ann",

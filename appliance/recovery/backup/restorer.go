@@ -68,6 +68,7 @@ func (r Restorer) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking at the token: %w", err)
 	}
+	there = slices.DeleteFunc(there, func(k hsm.Key) bool { return !k.Versioned() && k.Label != r.Marker }) // another program's
 	marked := slices.ContainsFunc(there, func(k hsm.Key) bool { return k.Label == r.Marker })
 	for _, k := range there {
 		if !marked || !r.ours(k) {

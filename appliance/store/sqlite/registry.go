@@ -267,6 +267,9 @@ func (t *txn) insertPolicy(h *head.Head, p store.Policy) (err error) {
 func (t *txn) append(rec audit.Record) error {
 	_, err := t.exec(`INSERT INTO record (at_us, kind, subject, salt, body) VALUES (?, ?, ?, ?, ?)`,
 		rec.At.UnixMicro(), rec.Kind, rec.Subject, rec.Salt[:], rec.Body)
+	if err == nil {
+		t.records = append(t.records, rec)
+	}
 	return err
 }
 

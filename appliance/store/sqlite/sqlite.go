@@ -40,6 +40,9 @@ type Config struct {
 	Existing bool
 	// Logger gets failures that no caller gets in full; nil for none.
 	Logger hclog.Logger
+	// Recorded is called with each audit record that has become durable, in order, without its sequence number; nil:
+	// not called. The next commit waits for it.
+	Recorded func(audit.Record)
 }
 
 // database is a [store.Store] in a SQLite file.
@@ -81,6 +84,7 @@ func openDatabase(ctx context.Context, c Config) (*database, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening store %s: %w", path, err)
 	}
+	s.w.recorded = c.Recorded // before any operation
 	return s, nil
 }
 
