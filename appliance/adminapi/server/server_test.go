@@ -339,6 +339,15 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
 
+	if h := must(b, r.PolicyHistory, adminapi.None{}); len(h) != 2 || h[0].Hash != p.Hash || h[0].Change == "" || h[1].Version != 1 || h[1].Change != "" {
+		t.Errorf("history: %+v", h)
+	}
+	if first := must(b, r.PolicyAt, adminapi.None{}, "1"); first.Document != string(policy.Default()) {
+		t.Errorf("version 1 is %d bytes", len(first.Document))
+	}
+	refused(b, problem.NotFound, 404, r.PolicyAt, adminapi.None{}, "3")
+	refused(b, problem.Input, 400, r.PolicyAt, adminapi.None{}, "x")
+
 	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)
