@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // hsm returns the commands for tokens and their modules.
@@ -39,7 +39,7 @@ func hsmProbe(use, short string) *cobra.Command {
 		if err == nil {
 			err = unix.Exec(path, append([]string{path, cmd.Name()}, args...), os.Environ())
 		}
-		return cli.Fail(cli.Unavailable, fmt.Errorf("starting hsm-probe: %w", err), "it belongs beside countersignctl")
+		return fault.NoProbe.Of(err)
 	}
 	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true, RunE: become}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) { _ = become(cmd, []string{"--help"}) })
@@ -92,9 +92,15 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 	return printReasons(p, tokens)
 }
 
-// printReasons prints below the table which keys a token lacks, and why it does not serve.
+// printReasons prints below the table how the module of a token is used, which keys it lacks, and why
+// it does not serve.
 func printReasons(p cli.Printer, tokens []adminapi.Token) error {
 	for _, token := range tokens {
+		for _, way := range token.Ways {
+			if _, err := fmt.Fprintf(p.Out, "token %s, %s\n", cli.Printable(token.Name), cli.Printable(way)); err != nil {
+				return err
+			}
+		}
 		if len(token.Lacks) > 0 {
 			lacks := strings.Join(token.Lacks, ", ")
 			if _, err := fmt.Fprintf(p.Out, "token %s lacks %s\n", cli.Printable(token.Name), cli.Printable(lacks)); err != nil {
@@ -122,11 +128,11 @@ func usable(tokens []adminapi.Token) error {
 		}
 		reasons = append(reasons, token.Name+": "+token.Reason)
 	}
-	hint := "see the log of countersignd"
+	all := strings.Join(reasons, "; ")
 	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
-		hint = "run countersignctl hsm unlock"
+		return fault.TokensNeedPIN.With("reasons", all).Error()
 	}
-	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+	return fault.NoTokenServes.With("reasons", all).Error()
 }
 
 // hsmDrain returns a command that stops or resumes calls to a token.

@@ -13,6 +13,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // A probe takes at most probeTime, a quick one quickTime. It counts as hung after its limit: one call of the module may
@@ -80,8 +81,7 @@ func unable(s report.Sheet) error {
 	if len(s.Missing) == 0 {
 		return nil
 	}
-	return cli.Fail(cli.Failed, fmt.Errorf("the appliance cannot run on this token: it lacks %s", strings.Join(s.Missing, "; ")),
-		"ask the vendor for the mechanism, or whether it is switched off by the token's policy")
+	return fault.ProbeLacks.With("missing", strings.Join(s.Missing, "; ")).Error()
 }
 
 var sheetTable = cli.Table[report.Sheet]{
@@ -166,6 +166,7 @@ var settingsTable = cli.Table[report.Settings]{
 var verdictTable = cli.Table[report.Sheet]{
 	{Title: "Took", Value: func(s report.Sheet) string { return decimal(float64(s.TookMS)/1000, 1) + " s" }},
 	{Title: "Removed", Value: func(s report.Sheet) string { return number(s.Left) + " objects of an interrupted run" }},
+	{Title: "Ways", Value: func(s report.Sheet) string { return listWords(s.Ways) }},
 	{Title: "Skipped", Value: func(s report.Sheet) string { return listWords(s.Skipped) }},
 	{Title: "Missing", Value: func(s report.Sheet) string { return listWords(s.Missing) }},
 }

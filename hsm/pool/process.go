@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -205,7 +206,15 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
+	p.noteWays(hello.Ways)
 	return errors.Join(w.sock.Tick(tick), w.canaries.Tick(tick))
+}
+
+// noteWays logs how the module is used, once and when it changes.
+func (p *Pool) noteWays(ways []string) {
+	if before := p.ways.Swap(&ways); before == nil || !slices.Equal(*before, ways) {
+		p.cfg.Logger.Info("module is used", "ways", strings.Join(ways, "; "))
+	}
 }
 
 // readPIN returns the PIN, which the caller erases.
