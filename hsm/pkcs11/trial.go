@@ -147,7 +147,7 @@ func (t *Token) tryMACKey(s *session) (err error) {
 // trialSecret makes a secret key as a session object.
 func (t *Token) trialSecret(s *session, usage hsm.Usage, extractable bool) (pkcs11.ObjectHandle, error) {
 	p := t.profile(usage)
-	return t.makeSecret(s, p, withLength(append(p.privateHalf(random(len(hsm.KeyID{})), extractable), p.kind()...)))
+	return t.makeSecret(s, p, p.sized(append(p.privateHalf(random(len(hsm.KeyID{})), extractable), p.kind()...)))
 }
 
 // makeSecret is C_GenerateKey without optional attributes.

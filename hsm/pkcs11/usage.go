@@ -23,6 +23,7 @@ type profile struct {
 	params         []byte // CKA_EC_PARAMS
 	bits           int    // of an RSA modulus
 	public         []uint // usage attributes true on the public half
+	unsized        bool   // a secret key whose type says its length
 }
 
 // Constants of PKCS#11 v3.0 that miekg/pkcs11 lacks.
@@ -107,12 +108,20 @@ func (p profile) verifying() []*pkcs11.Attribute {
 
 // secret returns the template of a secret key of 32 bytes on the token.
 func (p profile) secret(id []byte, label string) []*pkcs11.Attribute {
-	return withLength(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
+	return p.sized(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
 }
 
 // secretDraft returns the template of a secret key as a session object, of which copies are made.
 func (p profile) secretDraft(id []byte) []*pkcs11.Attribute {
-	return withLength(append(p.privateHalf(id, true), p.kind()...))
+	return p.sized(append(p.privateHalf(id, true), p.kind()...))
+}
+
+// sized adds the length of a secret key, unless its type says it.
+func (p profile) sized(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if p.unsized {
+		return template
+	}
+	return withLength(template)
 }
 
 func (p profile) kind() []*pkcs11.Attribute {

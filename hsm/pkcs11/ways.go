@@ -29,6 +29,7 @@ type ways struct {
 type macWay struct {
 	keyType, keygen     uint
 	typeName, mechanism string
+	unsized             bool // the type says the length: CKA_VALUE_LEN is refused
 }
 
 // Key generation of HMAC keys beyond PKCS#11 v2.40.
@@ -44,10 +45,11 @@ const (
 
 // macWays are tried in this order.
 var macWays = []macWay{
-	{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeGeneric, keygenGeneric},
-	{pkcs11.CKK_SHA256_HMAC, ckmSHA256KeyGen, typeHMAC, keygenSHA256},
-	{pkcs11.CKK_SHA256_HMAC, ckmNShieldHMACKeyGen, typeHMAC, keygenNShield},
-	{pkcs11.CKK_SHA256_HMAC, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeHMAC, keygenGeneric},
+	{keyType: pkcs11.CKK_GENERIC_SECRET, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeGeneric, mechanism: keygenGeneric},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmSHA256KeyGen, typeName: typeHMAC, mechanism: keygenSHA256},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmNShieldHMACKeyGen, typeName: typeHMAC, mechanism: keygenNShield},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric, unsized: true}, // YubiHSM 2
 }
 
 // wrapWay is a mechanism that wraps as RFC 5649 does.
@@ -126,11 +128,11 @@ func (t *Token) profile(usage hsm.Usage) profile {
 	switch {
 	case usage == hsm.WrapKey && t.hostCheck:
 		p = hostProfile
-		p.keyType, p.keygen = t.ways.mac.keyType, t.ways.mac.keygen
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
 	case usage == hsm.WrapKey:
 		p.mechanisms = []uint{t.ways.wrapping.mechanism}
 	case usage == hsm.MACKey:
-		p.keyType, p.keygen = t.ways.mac.keyType, t.ways.mac.keygen
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
 	}
 	return p
 }

@@ -16,13 +16,20 @@ type course struct {
 	profile string
 	host    bool   // with hsm.password_check = "host"
 	refusal string // in the error of countersignd init; "" if it works
+	code    int    // of that error; 0 is unavailable
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
 }
 
 var courses = []course{
+	{profile: "luna"},
+	{profile: "luna-fips", refusal: "CKD_NULL"},
+	{profile: "nshield"},
+	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
+	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
+	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
 	{profile: "securosys"},
 	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
-	{profile: "securosys", host: true},
+	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
 
