@@ -79,9 +79,17 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	case errors.Is(err, hsm.ErrPIN):
 		err = cli.Fail(cli.Auth, err, "it was tried once and is not tried again; look how many tries the token has left")
 	case err != nil:
-		err = cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
+		err = unopened(u, err)
 	}
 	return u, opened, err
+}
+
+// unopened gives the error of a token that did not open its hint.
+func unopened(u tokenURI, err error) error {
+	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
+		return cli.Fail(cli.Unavailable, err, "run it as a user who may use the token's files, or add this user to their group and log in again")
+	}
+	return cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
 }
 
 // use calls do with the one key that the URI selects.

@@ -26,9 +26,9 @@ var clientTable = cli.Table[adminapi.Client]{
 	{Title: "Name", Value: func(c adminapi.Client) string { return c.Name }},
 	{Title: "ID", Value: func(c adminapi.Client) string { return cmp.Or(c.ID, "-") }},
 	{Title: "Status", Value: func(c adminapi.Client) string { return c.Status }},
-	{Title: "Roles", Value: func(c adminapi.Client) string { return strings.Join(c.Roles, ",") }},
+	{Title: "Roles", Value: func(c adminapi.Client) string { return cmp.Or(strings.Join(c.Roles, ", "), "-") }},
 	{Title: "Password", Value: passwordWords},
-	{Title: "Highest", Value: func(c adminapi.Client) string { return number(c.Highest) }},
+	{Title: "Highest counter", Value: highestWords},
 	{Title: "Version", Value: func(c adminapi.Client) string { return number(c.Version) }},
 	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.CreatedAt, c.ExpiresAt) }},
 }
@@ -88,7 +88,7 @@ var findingTable = cli.Table[adminapi.Finding]{
 		case f.Unknown:
 			return "unknown"
 		case !f.Good:
-			return "drift: " + strings.Join(f.Drift, ", ")
+			return "differs: " + strings.Join(f.Drift, ", ")
 		}
 		return "ok"
 	}},
@@ -110,7 +110,7 @@ var dueTable = cli.Table[adminapi.KeyDue]{
 }
 
 var recordsTable = cli.Table[adminapi.Renewal]{
-	{Title: "Records", Value: func(r adminapi.Renewal) string {
+	{Title: "Client records", Value: func(r adminapi.Renewal) string {
 		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
 	}},
 	{Title: "Left because", Value: func(r adminapi.Renewal) string { return cmp.Or(r.Problem, "-") }},
@@ -172,6 +172,13 @@ func hsmWords(s adminapi.Status) string {
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
 }
 
+func highestWords(c adminapi.Client) string {
+	if c.Highest < 0 {
+		return "-"
+	}
+	return number(c.Highest)
+}
+
 func passwordWords(c adminapi.Client) string {
 	switch p := c.Password; {
 	case !p.Set:
@@ -181,7 +188,7 @@ func passwordWords(c adminapi.Client) string {
 	case p.Locked:
 		return "locked until " + date(*p.LockedUntil)
 	case p.Wrong > 0:
-		return "set, " + number(int64(p.Wrong)) + " wrong"
+		return "set, " + number(int64(p.Wrong)) + " wrong in a row"
 	default:
 		return "set"
 	}

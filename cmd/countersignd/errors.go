@@ -16,6 +16,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/pool"
+	"countersign/internal/config"
 	"countersign/internal/fault"
 )
 
@@ -59,6 +60,7 @@ var exits = []struct {
 	{restore.ErrInterrupted, fault.RestoreInterrupted},
 	{errTokenUsed, fault.TokenUsed},
 	{hsm.ErrUnsupported, fault.Unsupported},
+	{config.ErrTokenDenied, fault.TokenDenied},
 	{hsm.ErrUnavailable, fault.NoHSM},
 	{errDisk, fault.DiskFailed},
 	{keyring.ErrNotInitialized, fault.NotInitialized},

@@ -13,6 +13,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/internal/harden"
 )
 
@@ -57,6 +58,7 @@ var exits = []struct {
 	{context.Canceled, cli.Interrupted, "its objects on the token were removed, or the next run removes them"},
 	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
 	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
+	{config.ErrTokenDenied, cli.Unavailable, "run it as a user who may use the token's files, or add this user to their group and log in again"},
 	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: lists the tokens"},
 }
 
