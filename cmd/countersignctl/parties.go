@@ -15,7 +15,7 @@ import (
 type party[T any] struct {
 	name, one            string // the noun, and what it calls one of them, with its article
 	plural               string
-	table                cli.Table[T]
+	table, details       cli.Table[T]
 	list                 adminapi.Route[adminapi.None, []T]
 	show, suspend, final adminapi.Route[adminapi.None, T]
 	resume               adminapi.Route[adminapi.Ask, T]
@@ -24,7 +24,7 @@ type party[T any] struct {
 func (t *tool) client() *cobra.Command {
 	r := adminapi.Routes
 	cmd := partyCommand(t, party[adminapi.Client]{
-		name: "client", one: "a phone", plural: "phones", table: clientTable,
+		name: "client", one: "a phone", plural: "phones", table: clientTable, details: clientDetails,
 		list: r.ClientList, show: r.ClientShow, suspend: r.ClientSuspend, resume: r.ClientResume, final: r.ClientRevoke,
 	})
 	var req adminapi.Invite
@@ -44,7 +44,7 @@ func (t *tool) client() *cobra.Command {
 func (t *tool) device() *cobra.Command {
 	r := adminapi.Routes
 	cmd := partyCommand(t, party[adminapi.Device]{
-		name: "device", one: "an authorization device", plural: "authorization devices", table: deviceTable,
+		name: "device", one: "an authorization device", plural: "authorization devices", table: deviceTable, details: deviceDetails,
 		list: r.DeviceList, show: r.DeviceShow, suspend: r.DeviceSuspend, resume: r.DeviceResume, final: r.DeviceRevoke,
 	})
 	var req adminapi.Invite
@@ -66,11 +66,15 @@ func (t *tool) device() *cobra.Command {
 
 func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
 	cmd := &cobra.Command{Use: p.name, Short: "Invite, list, suspend and revoke " + p.name + "s: " + p.plural}
-	revoke := verb("revoke NAME", "Revoke "+p.one+" permanently, and withdraw its open activation code", show(t, p.table, p.final))
+	one := show(t, p.details, p.show)
+	brake := func(use, short string, route adminapi.Route[adminapi.None, T]) *cobra.Command {
+		return withDryRun("only show "+p.one+" as it is", one, verb(use, short, show(t, p.table, route)))
+	}
+	revoke := brake("revoke NAME", "Revoke "+p.one+" permanently, and withdraw its open activation code", p.final)
 	cmd.AddCommand(
 		verb("list", "List all "+p.plural+", and the activation codes that can still be used", list(t, p.table, p.list)),
-		verb("show NAME", "Show "+p.one+", or its open activation code", show(t, p.table, p.show)),
-		verb("suspend NAME", "Refuse "+p.one+" at once, until resume", show(t, p.table, p.suspend)),
+		verb("show NAME", "Show "+p.one+", or its open activation code", one),
+		brake("suspend NAME", "Refuse "+p.one+" at once, until resume", p.suspend),
 		asking(t, "resume NAME", "Accept "+p.one+" again after suspend", p.table, p.resume),
 		confirmed(revoke, func(name string) string {
 			return "This will revoke " + p.name + " " + name + " permanently, and withdraw its open activation code."

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,23 @@ var clientTable = cli.Table[adminapi.Client]{
 	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.CreatedAt, c.ExpiresAt) }},
 }
 
+// clientDetails are the columns of one client: also its keys.
+var clientDetails = append(slices.Clone(clientTable), cli.Table[adminapi.Client]{
+	{Title: "Signing key", Value: func(c adminapi.Client) string { return cmp.Or(c.SigningKey, "-") }},
+	{Title: "UV key", Value: uvWords},
+}...)
+
+// uvWords says whether a UV key counts: only one whose attestation the policy accepted gives the role.
+func uvWords(c adminapi.Client) string {
+	switch {
+	case c.UVKey == "":
+		return "-"
+	case slices.Contains(c.Roles, "uv"):
+		return c.UVKey + ", attested: it counts as a factor"
+	}
+	return c.UVKey + ", not attested: it does not count as a factor"
+}
+
 var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Name", Value: func(d adminapi.Device) string { return d.Name }},
 	{Title: "ID", Value: func(d adminapi.Device) string { return cmp.Or(d.ID, "-") }},
@@ -41,6 +59,12 @@ var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Floor", Value: func(d adminapi.Device) string { return number(d.Floor) }},
 	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.CreatedAt, d.ExpiresAt) }},
 }
+
+// deviceDetails are the columns of one device: also the name in its certificate.
+var deviceDetails = append(slices.Clone(deviceTable), cli.Table[adminapi.Device]{
+	{Title: "SPIFFE ID", Value: func(d adminapi.Device) string { return cmp.Or(d.SPIFFEID, "-") }},
+	{Title: "Version", Value: func(d adminapi.Device) string { return number(d.Version) }},
+}...)
 
 // enrolledWords returns the date of an enrolment, or the date until which an activation code can be used.
 func enrolledWords(created time.Time, expires *time.Time) string {
