@@ -80,6 +80,11 @@ func setup(e *testscript.Env) error {
 	e.Setenv("PATH", string(programs)+":"+os.Getenv("PATH"))
 	e.Setenv("SPY", spyModule())
 	e.Setenv("SHIM", shimModule())
+	fixtures, err := filepath.Abs("testdata")
+	if err != nil {
+		return err
+	}
+	e.Setenv("FIXTURES", fixtures)
 	all := daemons{}
 	e.Values[daemonsKey{}] = all
 	mallory := &attacker{}

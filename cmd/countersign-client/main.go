@@ -18,6 +18,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/harden"
 	"countersign/protocol"
+	"countersign/protocol/trust"
 )
 
 func main() {
@@ -158,6 +159,11 @@ func explain(err error) error {
 	var factor *client.FactorError
 	if errors.As(err, &factor) {
 		return cli.Fail(cli.Denied, err, "enrol again with another --state, with a password or --uv as required, or refuse")
+	}
+	var dated *trust.DateError
+	if errors.As(err, &dated) {
+		return cli.Fail(exitOf(dated.Code), err, "check the date and time of this machine and try again; if they are right, "+
+			"check those of the appliance")
 	}
 	if code, ok := protocol.CodeOf(err); ok {
 		exit := exitOf(code)

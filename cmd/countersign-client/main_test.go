@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign/client"
 	"countersign/internal/cli"
@@ -95,6 +96,19 @@ func TestEnrolExitCodes(t *testing.T) {
 	s.want(4, "enrol", "--url", clienttest.New(t).Serve(), code)
 	s.want(3, "enrol", "--url", url, enrol.NewActivationCode(a.Root(), [13]byte{}).String())
 	s.want(0, "enrol", "--url", url, code)
+}
+
+// TestHintNamesTheClock enrols at an appliance whose keys are valid in another year.
+func TestHintNamesTheClock(t *testing.T) {
+	for _, years := range []int{-1, 1} {
+		a := clienttest.NewDated(t, time.Now().AddDate(years, 0, 0))
+		s := shell{t: t, state: t.TempDir(), stdin: strings.NewReader("")}
+		_, stderr := s.want(4, "enrol", "--url", a.Serve(), a.Invite().String())
+		if !strings.Contains(stderr, "the clock here shows "+time.Now().UTC().Format(time.DateOnly)) ||
+			!strings.Contains(stderr, "hint: check the date and time of this machine") {
+			t.Errorf("%d years off: %s", years, stderr)
+		}
+	}
 }
 
 func TestAuthorizeShowsAndReports(t *testing.T) {

@@ -55,6 +55,7 @@ const (
 	reads   = "reads"   // changes nothing
 	brakes  = "brakes"  // takes something away, at once
 	votes   = "votes"   // is one vote of a request, or ends one
+	notes   = "notes"   // writes an audit record of what a peer reports
 	serves  = "serves"  // opens or lends a token to the daemon that has its keys
 	granted = "granted" // see granting
 )
@@ -70,6 +71,8 @@ var access = map[string]string{
 	"KeySuspend": brakes, "AdminSuspend": brakes, "HSMDrain": brakes,
 
 	"ChangeSign": votes, "ChangeWithdraw": votes,
+
+	"KeyKept": notes, "StoreKept": notes,
 
 	"HSMUnlock": serves, "HSMResume": serves,
 

@@ -281,9 +281,14 @@ func TestBackups(t *testing.T) {
 	r := adminapi.Routes
 	refused(b, problem.Uncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
 	dry := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true, DryRun: true})
-	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil {
+	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil || dry.SHA256 != "" {
 		t.Errorf("%+v", dry)
 	}
+	made := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true})
+	must(b, r.KeyKept, adminapi.Kept{SHA256: made.SHA256})
+	refused(b, problem.NotFound, 404, r.KeyKept, adminapi.Kept{SHA256: made.SHA256})
+	refused(b, problem.Input, 400, r.StoreKept, adminapi.Kept{SHA256: made.SHA256[2:]})
+	refused(b, problem.Input, 400, r.StoreKept, adminapi.Kept{SHA256: made.SHA256, Problem: strings.Repeat("x", 501)})
 	about, database, err := b.CopyStore(b.Context(), r.StoreBackup)
 	if err != nil {
 		t.Fatal(err)
