@@ -191,7 +191,7 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
 		})
 		if err != nil {
-			return fmt.Errorf("%s token: %w", t.Name, err)
+			return fmt.Errorf("%s token: %w", t.Name, config.TokenError(t.Module, err))
 		}
 		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
