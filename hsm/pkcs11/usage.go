@@ -22,6 +22,7 @@ type profile struct {
 	keygen         uint   // mechanism that makes it
 	params         []byte // CKA_EC_PARAMS
 	bits           int    // of an RSA modulus
+	unsized        bool   // the mechanism determines the length of a secret key
 	public         []uint // usage attributes true on the public half
 }
 
@@ -107,12 +108,19 @@ func (p profile) verifying() []*pkcs11.Attribute {
 
 // secret returns the template of a secret key of 32 bytes on the token.
 func (p profile) secret(id []byte, label string) []*pkcs11.Attribute {
-	return withLength(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
+	return p.withLength(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
 }
 
-// secretDraft returns the template of a secret key as a session object, of which copies are made.
-func (p profile) secretDraft(id []byte) []*pkcs11.Attribute {
-	return withLength(append(p.privateHalf(id, true), p.kind()...))
+// session returns the template of a secret key of 32 bytes as a session object.
+func (p profile) session(id []byte, extractable bool) []*pkcs11.Attribute {
+	return p.withLength(append(p.privateHalf(id, extractable), p.kind()...))
+}
+
+func (p profile) withLength(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if p.unsized {
+		return template
+	}
+	return withLength(template)
 }
 
 func (p profile) kind() []*pkcs11.Attribute {
