@@ -16,19 +16,19 @@ func TestLackingMechanisms(t *testing.T) {
 		all[code] = true
 	}
 	serving := []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
-	if required, notices := all.missingFor(serving); len(required)+len(notices) != 0 {
+	if required, notices := (&Token{have: all}).missingFor(serving); len(required)+len(notices) != 0 {
 		t.Errorf("all there: %q, %q", required, notices)
 	}
 	delete(all, pkcs11.CKM_ECDH1_DERIVE)
 	delete(all, ckmEdDSA)
-	required, notices := all.missingFor(serving)
+	required, notices := (&Token{have: all}).missingFor(serving)
 	if len(required) != 1 || required[0] != "module lacks CKM_ECDH1_DERIVE, needed for opening authorization requests" {
 		t.Errorf("required %q", required)
 	}
 	if len(notices) != 1 || !strings.Contains(notices[0], "CKM_EDDSA") {
 		t.Errorf("notices %q", notices)
 	}
-	if required, notices = all.missingFor(nil); len(required) != 0 || len(notices) != 2 {
+	if required, notices = (&Token{have: all}).missingFor(nil); len(required) != 0 || len(notices) != 2 {
 		t.Errorf("nothing required: %q, %q", required, notices)
 	}
 }

@@ -164,7 +164,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 		return nil, err
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
-	if t.ways.importer == importNone {
+	if t.ways.importer == importNone && !t.hostCheck {
 		return nil, fmt.Errorf("module cannot import password verifiers: %w", hsm.ErrUnsupported)
 	}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
@@ -176,7 +176,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 
 // importVerifier imports a secret in the way that was chosen.
 func (t *Token) importVerifier(s *session, o []object, i hsm.Import) ([]byte, error) {
-	if t.ways.importer == importWorker {
+	if t.ways.importer == importWorker || o[1].host {
 		return t.importHere(s, o, i)
 	}
 	return t.importInside(s, o, i)
@@ -189,6 +189,10 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 		return nil, err
 	}
 	err = t.use(ctx, need{id: wrap, usage: hsm.WrapKey}, func(s *session, o object) (err error) {
+		if o.host {
+			mac, err = t.macHere(s, o, wrapped, data)
+			return err
+		}
 		secret, err := t.unwrap(s, o, wrapped)
 		if err != nil {
 			return err
@@ -272,7 +276,7 @@ func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte
 		return nil, at("unwrapping", errWrapped)
 	}
 	defer clear(secret)
-	return t.wrap(s, o[1], secret)
+	return t.keep(s, o[1], secret)
 }
 
 // wrap is C_WrapKey of 32 bytes from the memory of this process.
@@ -370,12 +374,16 @@ func withLength(template []*pkcs11.Attribute) []*pkcs11.Attribute {
 // Rewrap implements [hsm.Token] with C_UnwrapKey and C_WrapKey of a sensitive session
 // object. It is extractable meanwhile: PKCS#11 wraps no other.
 func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err error) {
-	if err := check.Wrapped(r.Wrapped); err != nil {
+	if err := check.Kept(r.Wrapped); err != nil {
 		return nil, err
 	}
 	keys := []need{{id: r.From, usage: hsm.WrapKey}, {id: r.To, usage: hsm.WrapKey}}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
-		wrapped, err = t.rewrap(s, o[0], o[1], r.Wrapped)
+		if o[0].host || o[1].host {
+			wrapped, err = t.rewrapHere(s, o[0], o[1], r.Wrapped)
+		} else {
+			wrapped, err = t.rewrap(s, o[0], o[1], r.Wrapped)
+		}
 		return err
 	})
 	return wrapped, err

@@ -153,7 +153,7 @@ func (t *Token) tryKey(s *session, only optional, ofPair bool) (err error) {
 		return err
 	}
 	usage := hsm.MACKey
-	if t.have.check(using(hsm.WrapKey)) == nil {
+	if t.have.check(t.using(hsm.WrapKey)) == nil {
 		usage = hsm.WrapKey // for CKA_UNWRAP_TEMPLATE
 	}
 	h, err := t.newSecret(s, usage, t.onToken(usage, mark, trialLabel))

@@ -29,6 +29,7 @@ type Config struct {
 	PIN         hsm.PIN      // of CKU_USER; Open erases it
 	Sessions    int          // working sessions, default the number of cores
 	InitArgs    string       // pReserved of C_Initialize, or empty for none
+	HostCheck   bool         // new wrap keys are HMAC keys, and passwords are checked in the memory of this process
 	Require     []hsm.Usage  // Open fails if the module cannot have keys of these usages
 	Logger      hclog.Logger // default none
 }
@@ -49,6 +50,8 @@ type Token struct {
 	ways     ways
 	refused  map[string]string // mechanisms that work in no way, and why
 	missing  []string
+	// hostCheck: new wrap keys are HMAC keys, see hostcheck.go.
+	hostCheck bool
 
 	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next three
 	settled  optional                // attributes that the module keeps, as far as trials have shown

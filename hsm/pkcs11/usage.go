@@ -242,8 +242,10 @@ func (t *Token) readMechanisms() error {
 // start and not at the first request, and notes what else is not possible.
 func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	var required []string
-	required, t.missing = t.have.missingFor(require)
-	if t.ways.importer == importWorker {
+	required, t.missing = t.missingFor(require)
+	if t.hostCheck {
+		t.missing = append([]string{hostNotice}, t.missing...)
+	} else if t.ways.importer == importWorker {
 		text := "module lacks " + encryptData + ": password verifiers are imported in the memory of hsm-worker"
 		t.missing = append([]string{text}, t.missing...)
 	}
@@ -258,9 +260,9 @@ func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	return nil
 }
 
-func (a available) missingFor(require []hsm.Usage) (required, notices []string) {
+func (t *Token) missingFor(require []hsm.Usage) (required, notices []string) {
 	for _, usage := range hsm.Usages() {
-		switch text := a.lacking(using(usage)); {
+		switch text := t.have.lacking(t.using(usage)); {
 		case text == "":
 		case slices.Contains(require, usage):
 			required = append(required, text)

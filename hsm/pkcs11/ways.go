@@ -117,15 +117,24 @@ func (w ways) names() []string {
 }
 
 // Ways describes how the module is used, one sentence for each choice.
-func (t *Token) Ways() []string { return t.ways.names() }
+func (t *Token) Ways() []string {
+	list := t.ways.names()
+	if t.hostCheck {
+		list = append(list, "passwords: checked in the memory of hsm-worker")
+	}
+	return list
+}
 
 // profile returns the profile of a usage as this module has it.
 func (t *Token) profile(usage hsm.Usage) profile {
 	p := profiles[usage]
-	switch usage {
-	case hsm.WrapKey:
+	switch {
+	case usage == hsm.WrapKey && t.hostCheck:
+		p = hostProfile
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
+	case usage == hsm.WrapKey:
 		p.mechanisms = []uint{t.ways.wrapping.mechanism}
-	case hsm.MACKey:
+	case usage == hsm.MACKey:
 		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
 	}
 	return p
