@@ -27,6 +27,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/recovery"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol/deviceapi"
 )
@@ -200,8 +201,12 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 }
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err)
-	m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
+	p, actor := problemOf(err), audit.ActorOf(r.Context()).String()
+	if p.Change != nil { // the audit has the request
+		m.log.Info("administrative act waits for its quorum", "path", r.URL.Path, "actor", actor, "change", p.Change.ID)
+	} else {
+		m.log.Info("admin request failed", "path", r.URL.Path, "actor", actor, "status", p.Status, "error", err)
+	}
 	writeProblem(w, p)
 }
 
