@@ -121,12 +121,29 @@ func (c *Client) update(mu []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotAuthentic, err)
 	}
-	before, _ := pinned.Key(trust.UseKEM)
-	after, ok := next.Key(trust.UseKEM)
+	before, _ := pinned.KEM()
+	after, ok := next.KEM()
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
-		return fmt.Errorf("key update contains no usable key: %w", protocol.CodeStaleKey)
+		return fmt.Errorf("key update contains no usable key: %w", unusable(pinned, mu, now))
 	}
 	return c.save(func(s *state) { s.Trust = &next })
+}
+
+// unusable returns CodeStaleKey, with the dates if a kem key of the MU is not valid now.
+func unusable(pinned trust.State, mu []byte, now uint64) error {
+	update, err := trust.ParseKeyUpdate(mu)
+	if err != nil {
+		return err
+	}
+	for _, b := range update.Certs {
+		k, err := trust.VerifyKeyCert(b, pinned.Root)
+		var dated *trust.DateError
+		if err == nil && k.Use == trust.UseKEM && errors.As(k.AcceptableAt(now, nil), &dated) {
+			dated.Code = protocol.CodeStaleKey
+			return dated
+		}
+	}
+	return protocol.CodeStaleKey
 }
 
 // challenge opens the first M2 and checks that the client may show it.
@@ -135,8 +152,11 @@ func (c *Client) challenge(e *exchange, req Request, m2 []byte) error {
 		return err
 	}
 	if _, now := c.trustNow(); !e.kem.TakesM2At(now) {
-		return fmt.Errorf("key of epoch %d has expired: %w", e.kem.Epoch, protocol.CodeStaleKey)
+		dated := e.kem.DateError(protocol.CodeStaleKey, now)
+		dated.Peer = uint64(e.p2.Now)
+		return dated
 	}
+	c.shows(trust.Shown{Use: trust.UseKEM, Epoch: e.kem.Epoch, Now: uint64(e.p2.Now)})
 	if e.p2.Code != 0 {
 		refused := &RefusedError{Serial: e.p1.Serial, Service: req.Service, Code: e.p2.Code}
 		if e.p2.Retry != nil {

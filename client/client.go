@@ -176,12 +176,14 @@ func (c *Client) endSession() error {
 	return c.save(func(*state) {})
 }
 
-// trustNow returns the trust state with all due keys adopted, and the time in Unix seconds by which
-// dates are judged.
-func (c *Client) trustNow() (trust.State, uint64) {
-	clock := unix(c.now())
-	pinned := c.state.Trust.Adopt(c.state.Trust.Time(clock))
-	return pinned, pinned.Time(clock)
+// trustNow returns the trust state by the clock of now, and the time in Unix seconds by which dates are judged.
+func (c *Client) trustNow() (trust.State, uint64) { return c.state.Trust.At(unix(c.now())) }
+
+// shows notes what the appliance has shown. The next save stores it.
+func (c *Client) shows(s trust.Shown) {
+	pinned, _ := c.trustNow()
+	pinned = pinned.Show(s)
+	c.state.Trust = &pinned
 }
 
 func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
@@ -258,7 +260,7 @@ func (c *Client) Status() (Status, error) {
 		Client: e.client(), URL: e.URL, EnrolledAt: e.At, Floors: e.Floors, Counter: c.state.Counter,
 		Root: pinned.Root.RootID(), RootNumber: pinned.RootNumber, Factors: e.factors(),
 	}
-	if kem, ok := pinned.Key(trust.UseKEM); ok {
+	if kem, ok := pinned.KEM(); ok {
 		s.KEMEpoch, s.KEMUntil = kem.Epoch, time.Unix(int64(min(kem.NotAfter, maxUnix)), 0).UTC()
 	}
 	if r, ok := c.Pending(); ok {

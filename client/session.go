@@ -156,7 +156,7 @@ func (e *exchange) result(m4 []byte) (message.P4, error) {
 // begin makes and stores an M1 with a new serial under the newest kem key.
 func (c *Client) begin(req Request) (exchange, error) {
 	pinned, _ := c.trustNow()
-	kem, ok := pinned.Key(trust.UseKEM)
+	kem, ok := pinned.KEM()
 	if !ok {
 		return exchange{}, fmt.Errorf("no key to encrypt to: %w", protocol.CodeCertificate)
 	}

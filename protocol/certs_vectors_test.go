@@ -123,14 +123,19 @@ func updateVector(in struct {
 		t.Keys[trust.Use(n)] = trust.Key{KeyCert: trust.KeyCert{Use: trust.Use(n), Epoch: epoch}}
 	}
 	t, err := t.Update(in.MU, in.Now)
+	return map[string]any{
+		"root_key": hexBytes(t.Root[:]), "root_epoch": t.RootNumber, "next_root_hash": hexBytes(t.NextRootHash[:]),
+		"stored": storedEpochs(t),
+	}, err
+}
+
+// storedEpochs returns the adopted epoch of each use.
+func storedEpochs(t trust.State) map[string]uint64 {
 	stored := map[string]uint64{}
 	for use, k := range t.Keys {
 		stored[strconv.Itoa(int(use))] = k.Epoch
 	}
-	return map[string]any{
-		"root_key": hexBytes(t.Root[:]), "root_epoch": t.RootNumber, "next_root_hash": hexBytes(t.NextRootHash[:]),
-		"stored": stored,
-	}, err
+	return stored
 }
 
 // vectorTime is a time at which the vectors' certificates are valid.

@@ -19,6 +19,11 @@ func TestTrustPersists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old, err := json.Marshal(pinned)
+	if err != nil || bytes.Contains(old, []byte("shown")) {
+		t.Fatalf("a state that nothing was shown to has another form than those of earlier releases: %s, %v", old, err)
+	}
+	pinned = pinned.Show(trust.Shown{Use: trust.UseKEM, Epoch: 1, Now: vectorTime})
 	stored, err := json.Marshal(pinned)
 	if err != nil {
 		t.Fatal(err)

@@ -73,8 +73,10 @@ var Routes = parse(struct {
 	AdminResume  Route[Administer, Administrator] `route:"POST admin/{name}/resume"` // quorum
 	AdminRevoke  Route[Administer, Administrator] `route:"POST admin/{name}/revoke"` // quorum
 
-	PolicyShow  Route[None, Policy]  `route:"GET policy"`
-	PolicyApply Route[Apply, Policy] `route:"POST policy/apply"` // quorum
+	PolicyShow    Route[None, Policy]          `route:"GET policy"`
+	PolicyHistory Route[None, []PolicyVersion] `route:"GET policy/history"` // the newest 100
+	PolicyAt      Route[None, Policy]          `route:"GET policy/{version}"`
+	PolicyApply   Route[Apply, Policy]         `route:"POST policy/apply"` // quorum
 
 	// The answer is the database itself, see [Caller.CopyStore].
 	StoreBackup Route[Ask, []byte] `route:"POST store/backup"`      // quorum
@@ -152,7 +154,8 @@ type Client struct {
 	Name       string    `json:"name"`
 	ID         string    `json:"id"`
 	Status     string    `json:"status"`
-	SigningKey string    `json:"signing_key"` // hex, 33 bytes
+	SigningKey string    `json:"signing_key"`      // hex, 33 bytes
+	UVKey      string    `json:"uv_key,omitempty"` // hex, 33 bytes; it is a factor for a client with the role "uv"
 	Roles      []string  `json:"roles"`
 	Version    uint64    `json:"version"`
 	Highest    int64     `json:"highest_counter"` // -1: no counter was spent yet
@@ -346,13 +349,19 @@ type Administer struct {
 	DryRun    bool   `json:"dry_run,omitempty"`
 }
 
-// Policy is the active policy.
+// Policy is a version of the policy.
 type Policy struct {
+	PolicyVersion
+	Document string   `json:"document"` // policy.toml
+	Quorums  []Quorum `json:"quorums"`
+}
+
+// PolicyVersion says when a version of the policy came into force, and by which change request.
+type PolicyVersion struct {
 	Version     uint64    `json:"version"`
 	Hash        string    `json:"hash"` // hex, 32 bytes
 	ActivatedAt time.Time `json:"activated_at"`
-	Document    string    `json:"document"` // policy.toml
-	Quorums     []Quorum  `json:"quorums"`
+	Change      string    `json:"change,omitempty"` // id of the request; absent: it came with the appliance or a restore
 }
 
 // Quorum is the number of administrators that a kind of change requires.

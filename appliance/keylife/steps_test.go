@@ -529,7 +529,7 @@ func TestAttest(t *testing.T) {
 		"usages CKA_SIGN CKA_DECRYPT":   func(o *hsm.Object) { o.True |= hsm.AttrDecrypt },
 		"mechanisms CKM_RSA_PKCS":       func(o *hsm.Object) { o.Mechanisms = []string{"CKM_RSA_PKCS"} },
 		"CKO_SECRET_KEY of CKK_EC":      func(o *hsm.Object) { o.Class = "CKO_SECRET_KEY" },
-		"unknown; 0 objects":            func(o *hsm.Object) { o.ID = []byte{1, 2, 3} },
+		"unknown; 0 objects":            func(o *hsm.Object) { o.ID, o.Key = []byte{1, 2, 3}, hsm.KeyID{} },
 		"mechanisms CKM_ECDSA CKM_ECDH": func(o *hsm.Object) { o.Mechanisms = []string{"CKM_ECDSA", "CKM_ECDH"} },
 	} {
 		change := func(all []hsm.Object) []hsm.Object {
@@ -563,6 +563,24 @@ func TestAttestSilent(t *testing.T) {
 	}
 	if wrong := l.attested(telling{l.token, silent}); wrong != "" {
 		t.Errorf("found %q", wrong)
+	}
+}
+
+// TestAttestHost: the HMAC key in place of a wrap key has no drift, and a key for MACs is no wrap key.
+func TestAttestHost(t *testing.T) {
+	l := newLife(t)
+	for may, want := range map[hsm.Attributes]string{
+		hsm.AttrSign | hsm.AttrVerify: "",
+		hsm.AttrSign:                  "CKO_SECRET_KEY of CKK_GENERIC_SECRET; usages CKA_SIGN; mechanisms CKM_SHA256_HMAC",
+	} {
+		host := func(all []hsm.Object) []hsm.Object {
+			o := &all[slices.IndexFunc(all, func(o hsm.Object) bool { return o.Label == "wrap@1" })]
+			o.KeyType, o.True, o.Mechanisms = "CKK_GENERIC_SECRET", o.True&^hsm.AttrUsages|may, []string{"CKM_SHA256_HMAC"}
+			return all
+		}
+		if wrong := l.attested(telling{l.token, host}); wrong != want {
+			t.Errorf("found %q, want %q", wrong, want)
+		}
 	}
 }
 

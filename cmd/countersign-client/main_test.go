@@ -13,9 +13,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/message"
@@ -95,6 +97,19 @@ func TestEnrolExitCodes(t *testing.T) {
 	s.want(4, "enrol", "--url", clienttest.New(t).Serve(), code)
 	s.want(3, "enrol", "--url", url, enrol.NewActivationCode(a.Root(), [13]byte{}).String())
 	s.want(0, "enrol", "--url", url, code)
+}
+
+// TestHintNamesTheClock enrols at an appliance whose keys are valid in another year.
+func TestHintNamesTheClock(t *testing.T) {
+	for _, years := range []int{-1, 1} {
+		a := clienttest.NewDated(t, time.Now().AddDate(years, 0, 0))
+		s := shell{t: t, state: t.TempDir(), stdin: strings.NewReader("")}
+		_, stderr := s.want(4, "enrol", "--url", a.Serve(), a.Invite().String())
+		if !strings.Contains(stderr, "the clock here shows "+time.Now().UTC().Format(time.DateOnly)) ||
+			!strings.Contains(stderr, "hint: check the date and time of this machine") {
+			t.Errorf("%d years off: %s", years, stderr)
+		}
+	}
 }
 
 func TestAuthorizeShowsAndReports(t *testing.T) {
@@ -347,20 +362,21 @@ func TestAmounts(t *testing.T) {
 	}
 }
 
-// TestExitCodes requires an entry for every code of the protocol, so that a new one is not
-// forgotten.
+// TestExitCodes requires a row for every code of the protocol, so that a new one is not forgotten, and the texts of the
+// errors in the rows.
 func TestExitCodes(t *testing.T) {
-	plain := []protocol.Code{protocol.CodeFormat, protocol.CodeVersion}
-	for code := protocol.CodeFormat; code <= protocol.CodeNothingToApprove; code++ {
-		if strings.HasPrefix(code.String(), "code ") {
-			continue
+	for _, code := range protocol.Codes() {
+		if row, ok := results[code]; !ok || row.Text != code.String() {
+			t.Errorf("code %d (%v) has the row %q", code, code, row.Text)
 		}
-		if _, ok := exitCodes[code]; ok == slices.Contains(plain, code) {
-			t.Errorf("code %d (%v): exit code %v", code, code, exitOf(code))
+	}
+	for _, s := range sentinels {
+		if !strings.Contains(s.err.Error(), s.row.Text) {
+			t.Errorf("the row %q describes the error %q", s.row.Text, s.err)
 		}
 	}
 	err := explain(fmt.Errorf("x: %w", &client.UnknownOutcomeError{Cause: client.ErrNotAuthentic}))
-	var e *cli.Error
+	var e *fault.Error
 	if !errors.As(err, &e) || e.Code != cli.TryAgain {
 		t.Errorf("unknown outcome: %v", err)
 	}

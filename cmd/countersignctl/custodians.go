@@ -14,6 +14,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/custodian"
+	"countersign/internal/fault"
 )
 
 // custodians are the people who hold the shares of the backup key. Its verbs do not call the appliance and can run on
@@ -63,7 +64,7 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 	}
 	scheme := custody.Scheme{Threshold: s.threshold, Shares: len(people)}
 	if err := scheme.Check(); err != nil {
-		return cli.Fail(cli.Usage, err, "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many of them are needed")
+		return fault.CustodiansWrong.Of(err)
 	}
 	if err := custody.Distinct(people); err != nil {
 		return cli.Fail(cli.Usage, err, "give each custodian a key or passphrase that nobody else has; they are counted in the order of "+
@@ -105,7 +106,7 @@ func (s splitting) path(n int) string { return filepath.Join(s.out, fmt.Sprintf(
 // vacant creates the directory. It returns an error if the directory has the files of another split.
 func (s splitting) vacant(n int) error {
 	if err := os.MkdirAll(s.out, 0o700); err != nil {
-		return cli.Fail(cli.IO, err, "name a directory that you may write")
+		return fault.CustodianDir.Of(err)
 	}
 	paths := []string{filepath.Join(s.out, publicName)}
 	for i := range n {
@@ -113,7 +114,7 @@ func (s splitting) vacant(n int) error {
 	}
 	for _, path := range paths {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return cli.Fail(cli.Failed, fmt.Errorf("%s exists already", path), "name an empty directory: a backup key is never overwritten")
+			return fault.SharesThere.With("path", path).Error()
 		}
 	}
 	return nil
@@ -124,7 +125,7 @@ func (s splitting) people(cmd *cobra.Command) (all []custody.Custodian, err erro
 	for _, r := range s.recipients {
 		to, err := custody.Recipient(r)
 		if err != nil {
-			return nil, cli.Fail(cli.Usage, err, "age-keygen prints a custodian's recipient, age1…")
+			return nil, fault.BadAgeRecipient.Of(err)
 		}
 		all = append(all, to)
 	}
@@ -153,7 +154,7 @@ func withPassphrase(all []custody.Custodian, secret []byte) ([]custody.Custodian
 	defer clear(secret)
 	to, err := custody.Passphrase(secret)
 	if err != nil {
-		return nil, cli.Fail(cli.Usage, err, "choose several random words")
+		return nil, fault.WeakPassphrase.Of(err)
 	}
 	return append(all, to), nil
 }
@@ -167,7 +168,7 @@ func askTwice(cmd *cobra.Command, question string) ([]byte, error) {
 	again, err := terminal.Secret("Once more: ")
 	defer clear(again)
 	if err == nil && !bytes.Equal(first, again) {
-		err = cli.Fail(cli.Auth, errors.New("the two passphrases differ"), "no key was generated; run it again")
+		err = fault.PassphrasesDiffer.Error()
 	}
 	return first, err
 }
@@ -223,11 +224,11 @@ func fits(s custody.Share, path string) error {
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return cli.Fail(cli.IO, err, "")
+		return fault.ReadBackupKey.Of(err)
 	}
 	key, err := custody.ParsePublicPEM(text)
 	if err != nil {
-		return cli.Fail(cli.Config, err, "--backup-key is the backup.pub of countersignctl key custodians init")
+		return fault.BadBackupKey.Of(err)
 	}
 	if custody.PointOf(key) != s.Key() {
 		return custodian.Explain(fmt.Errorf("%s, not of %s: %w", s, custody.PointOf(key), custody.ErrMixed))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,11 +13,12 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // hsm returns the commands for tokens and their modules.
 func (t *tool) hsm() *cobra.Command {
-	cmd := &cobra.Command{Use: "hsm", Short: "Manage the HSM: state, PIN, capabilities, speed and name"}
+	cmd := &cobra.Command{Use: "hsm", Short: "Manage the HSM: state, PIN, capabilities, speed, and the URI of the token"}
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
@@ -39,7 +39,7 @@ func hsmProbe(use, short string) *cobra.Command {
 		if err == nil {
 			err = unix.Exec(path, append([]string{path, cmd.Name()}, args...), os.Environ())
 		}
-		return cli.Fail(cli.Unavailable, fmt.Errorf("starting hsm-probe: %w", err), "it belongs beside countersignctl")
+		return fault.NoProbe.Of(err)
 	}
 	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true, RunE: become}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) { _ = become(cmd, []string{"--help"}) })
@@ -122,11 +122,11 @@ func usable(tokens []adminapi.Token) error {
 		}
 		reasons = append(reasons, token.Name+": "+token.Reason)
 	}
-	hint := "see the log of countersignd"
+	all := strings.Join(reasons, "; ")
 	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
-		hint = "run countersignctl hsm unlock"
+		return fault.TokensNeedPIN.With("reasons", all).Error()
 	}
-	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+	return fault.NoTokenServes.With("reasons", all).Error()
 }
 
 // hsmDrain returns a command that stops or resumes calls to a token.
@@ -166,11 +166,11 @@ var workerTable = cli.Table[workerRow]{
 		return fmt.Sprintf("%d of %d", r.Keys, r.Keys+len(r.Lacks))
 	}},
 	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
-	{Title: "State", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "Worker state", Value: r1(func(w adminapi.Worker) string { return w.State })},
 	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
 	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
-	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
-	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "In progress", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Time per call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
 	{Title: "Errors in a row", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
 	{Title: "Last check", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +14,7 @@ import (
 	"countersign/hsm/uri"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -57,7 +60,7 @@ func parseURI(s string) (u tokenURI, err error) {
 func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	u, err := parseURI(f.uri)
 	if err != nil {
-		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
+		return u, nil, fault.OperatorURI.Of(err)
 	}
 	binary, err := beside("hsm-worker")
 	if err != nil {
@@ -77,11 +80,19 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	})
 	switch {
 	case errors.Is(err, hsm.ErrPIN):
-		err = cli.Fail(cli.Auth, err, "it was tried once and is not tried again; look how many tries the token has left")
+		err = fault.OperatorPIN.Of(err)
 	case err != nil:
-		err = cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
+		err = unopened(u, err)
 	}
 	return u, opened, err
+}
+
+// unopened gives the error of a token that did not open its hint.
+func unopened(u tokenURI, err error) error {
+	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
+		return fault.TokenDenied.Of(err)
+	}
+	return fault.OperatorToken.Of(err)
 }
 
 // use calls do with the one key that the URI selects.
@@ -91,25 +102,58 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 		return err
 	}
 	defer opened.Close()
-	all, err := opened.Keys(cmd.Context())
+	found, err := u.find(cmd.Context(), opened)
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+		return err
 	}
-	var found []hsm.Key
-	for _, k := range all {
-		if k.Usage == hsm.SignP256 && (u.object == "" || u.object == k.Label) && (u.id == "" || u.id == string(k.ID[:])) {
-			found = append(found, k)
-		}
-	}
-	if len(found) != 1 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", len(found)),
-			"the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it")
-	}
-	key, err := onToken(opened, found[0])
+	key, err := onToken(opened, found)
 	if err != nil {
 		return err
 	}
 	return do(cmd.Context(), key)
+}
+
+// find returns the one key on the token that the URI selects, made by countersignctl or another
+// program. Blanks at the end of a label do not count: some tools pad it.
+func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err error) {
+	own, err := token.Keys(ctx)
+	others, errOthers := token.Foreign(ctx)
+	objects, errObjects := token.Objects(ctx)
+	if err := errors.Join(err, errOthers, errObjects); err != nil {
+		return k, fault.OperatorTokenKeys.Of(err)
+	}
+	ids := map[hsm.KeyID]string{}
+	for _, o := range objects {
+		ids[o.Key] = string(o.ID)
+	}
+	found, there := 0, []string{}
+	for _, one := range append(own, others...) {
+		if one.Usage != hsm.SignP256 {
+			continue
+		}
+		there = append(there, fmt.Sprintf("%q (id=%s)", trimmed(one.Label), percent(ids[one.ID])))
+		if (u.object == "" || trimmed(u.object) == trimmed(one.Label)) && (u.id == "" || u.id == string(one.ID[:]) || u.id == ids[one.ID]) {
+			k, found = one, found+1
+		}
+	}
+	if found == 1 {
+		return k, nil
+	}
+	count := strconv.Itoa(found)
+	if len(there) == 0 {
+		return k, fault.OperatorNoKeys.With("count", count).Error()
+	}
+	return k, fault.OperatorKeyChoice.With("count", count, "keys", strings.Join(there, ", ")).Error()
+}
+
+func trimmed(label string) string { return strings.TrimRight(label, " \x00") }
+
+// percent writes bytes as a PKCS#11 URI has them, RFC 7512 §2.3.
+func percent(id string) (out string) {
+	for i := range len(id) {
+		out += fmt.Sprintf("%%%02x", id[i])
+	}
+	return out
 }
 
 // make generates the key that the URI names. Its label must not exist.
@@ -120,11 +164,11 @@ func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
 	}
 	defer opened.Close()
 	if u.object == "" || u.id != "" {
-		return key, cli.Fail(cli.Usage, errors.New("a new key takes an object and no id"), "")
+		return key, fault.NewKeyWithID.Error()
 	}
 	made, err := opened.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
 	if err != nil {
-		return key, cli.Fail(cli.Failed, fmt.Errorf("making the key: %w", err), "")
+		return key, fault.MakeOperatorKey.Of(err)
 	}
 	return onToken(opened, made)
 }
@@ -147,5 +191,5 @@ type tokenSigner struct {
 // SignDigest implements [protocol.DigestSigner].
 func (s tokenSigner) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
 	rs, err := s.pool.Sign(ctx, s.id, hsm.ES256, digest)
-	return rs, cli.Fail(cli.Unavailable, err, "")
+	return rs, fault.OperatorSigning.Of(err)
 }

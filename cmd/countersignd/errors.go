@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"syscall"
 
 	"countersign/appliance/anchor"
@@ -16,6 +17,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/pool"
+	"countersign/internal/config"
 	"countersign/internal/fault"
 )
 
@@ -59,6 +61,7 @@ var exits = []struct {
 	{restore.ErrInterrupted, fault.RestoreInterrupted},
 	{errTokenUsed, fault.TokenUsed},
 	{hsm.ErrUnsupported, fault.Unsupported},
+	{config.ErrTokenDenied, fault.TokenDenied},
 	{hsm.ErrUnavailable, fault.NoHSM},
 	{errDisk, fault.DiskFailed},
 	{keyring.ErrNotInitialized, fault.NotInitialized},
@@ -72,6 +75,8 @@ var exits = []struct {
 	{syscall.EADDRINUSE, fault.AddressInUse},
 	{syscall.EADDRNOTAVAIL, fault.AddressForeign},
 	{dev.ErrInUse, fault.DevInUse},
+	{sqlite.ErrEmpty, fault.StoreEmpty},
+	{fs.ErrPermission, fault.NoPermission},
 	{sqlite.ErrLocked, fault.StoreLocked},
 	{store.ErrUnavailable, fault.NoStoreAccess},
 }

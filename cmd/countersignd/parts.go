@@ -59,7 +59,7 @@ type environment struct {
 // openParts opens store and token of an existing appliance. Without a store it creates nothing: an empty one would be in
 // the way of a restore.
 func openParts(ctx context.Context, cfg *config.Appliance, env environment) (*parts, error) {
-	if !exists(cfg.Store.Path) {
+	if _, err := os.Lstat(cfg.Store.Path); errors.Is(err, os.ErrNotExist) {
 		return nil, fault.NoStore.With("path", cfg.Store.Path).Error()
 	}
 	return openOrNew(ctx, cfg, env)
@@ -95,12 +95,17 @@ func (p *parts) openStore(ctx context.Context, path string) (err error) {
 
 // newParts creates the state directory and reads the files in it.
 func newParts(cfg *config.Appliance, env environment) (*parts, error) {
-	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: env.log}
-	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
-	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fault.StateDir.Of(err)
 	}
+	return readParts(cfg, env)
+}
+
+// readParts reads the files that the configuration names.
+func readParts(cfg *config.Appliance, env environment) (*parts, error) {
+	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: env.log}
+	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
 		return nil, err
@@ -182,12 +187,13 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 		opened, err := pool.Open(ctx, pool.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
 			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
-			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
+			HostCheck: cfg.HSM.PasswordCheck == config.PasswordOnHost,
+			Workers:   cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
 			Logger:     p.log.Named("hsm").With("token", t.Name),
 			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
 		})
 		if err != nil {
-			return fmt.Errorf("%s token: %w", t.Name, err)
+			return fmt.Errorf("%s token: %w", t.Name, config.TokenError(t.Module, err))
 		}
 		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"countersign/hsm/pool"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // bench compares the service with its token.
@@ -28,6 +30,17 @@ type bench struct {
 	workers, sessions, callers int
 	time                       time.Duration
 	only                       []string
+	progress                   *cli.Progress
+}
+
+// measurements returns how many times the bench measures for [bench.time]: each operation alone and at once, in the C
+// loop and through the service, and what verifying adds.
+func (b *bench) measurements() int {
+	n := len(b.only) * (len(slices.Compact([]int{1, b.workers * b.sessions})) + len(slices.Compact([]int{1, b.callers})))
+	if slices.Contains(b.only, report.Sign) {
+		n += 2
+	}
+	return n
 }
 
 func (t *tool) bench() *cobra.Command {
@@ -46,7 +59,9 @@ removed afterwards.`,
 				return err
 			}
 			defer pin.Zero()
+			b.progress = cli.StartProgress(cmd.ErrOrStderr(), "measuring the token", time.Duration(b.measurements())*b.time)
 			made, err := b.run(cmd.Context(), pin)
+			b.progress.End()
 			if err != nil {
 				return explain(err)
 			}
@@ -82,11 +97,11 @@ func (b *bench) check() error {
 		b.callers = 4 * b.workers * b.sessions
 	}
 	if min(b.workers, b.sessions, b.callers) < 1 || b.workers > 64 || b.sessions > 1024 || b.time < 10*time.Millisecond || b.time > time.Minute {
-		return cli.Fail(cli.Usage, errors.New("--workers, --sessions, --callers or --time is out of bounds"), "1 to 64 workers, 1 to 1024 sessions, 10ms to 1m")
+		return fault.BenchBounds.Error()
 	}
 	for _, op := range b.only {
 		if !slices.Contains(report.Operations, op) {
-			return cli.Fail(cli.Usage, fmt.Errorf("no operation %q", op), "one of: "+strings.Join(report.Operations, ", "))
+			return fault.BenchOperation.With("name", strconv.Quote(op), "operations", strings.Join(report.Operations, ", ")).Error()
 		}
 	}
 	if len(b.only) == 0 {
@@ -178,6 +193,7 @@ type way struct {
 }
 
 func (b *bench) measure(ctx context.Context, w way, r *report.Bench) error {
+	b.progress.Step(fmt.Sprintf("measuring %s through the service, %d at once", w.operation, w.callers))
 	stats, err := measure.Measure(ctx, w.call, w.callers, b.time)
 	r.Measured = append(r.Measured, report.Measured{Operation: w.operation, Path: w.path, Parallel: w.callers, Stats: stats})
 	return err

@@ -13,11 +13,14 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
-// A probe of 30 s, and a quick one of 5 s, counts as hung after this time: one call of the
-// module may take longer.
+// A probe takes at most probeTime, a quick one quickTime. It counts as hung after its limit: one call of the module may
+// take longer.
 const (
+	probeTime  = 30 * time.Second
+	quickTime  = 5 * time.Second
 	probeLimit = time.Minute
 	quickLimit = 20 * time.Second
 )
@@ -40,7 +43,13 @@ on this token, and what is missing.`,
 			if err != nil {
 				return err
 			}
+			takes := probeTime
+			if order.Quick {
+				takes = quickTime
+			}
+			progress := cli.StartProgress(cmd.ErrOrStderr(), "trying the module", takes)
 			s, err := g.probe(cmd.Context(), pin, order)
+			progress.End()
 			if err != nil {
 				return explain(err)
 			}
@@ -72,8 +81,7 @@ func unable(s report.Sheet) error {
 	if len(s.Missing) == 0 {
 		return nil
 	}
-	return cli.Fail(cli.Failed, fmt.Errorf("the appliance cannot run on this token: it lacks %s", strings.Join(s.Missing, "; ")),
-		"ask the vendor for the mechanism, or whether it is switched off by the token's policy")
+	return fault.ProbeLacks.With("missing", strings.Join(s.Missing, "; ")).Error()
 }
 
 var sheetTable = cli.Table[report.Sheet]{

@@ -52,7 +52,7 @@ func (p *Pool) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 	if err := check.Import(i); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Import(i), length(check.WrappedLen))
+	return p.call(ctx, wire.Import(i), kept)
 }
 
 // MACWrapped implements [hsm.Token].
@@ -65,10 +65,10 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 
 // Rewrap implements [hsm.Token]. It leaves nothing on the token, so it may be repeated.
 func (p *Pool) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
-	if err := check.Wrapped(r.Wrapped); err != nil {
+	if err := check.Kept(r.Wrapped); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Rewrap(r), length(check.WrappedLen))
+	return p.call(ctx, wire.Rewrap(r), kept)
 }
 
 // Keys implements [hsm.Token].
@@ -78,6 +78,25 @@ func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
 		p.keys.replace(keys)
 	}
 	return keys, err
+}
+
+// Foreign implements [hsm.Token]. Their signatures are verified as well.
+func (p *Pool) Foreign(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := listed(ctx, p, wire.Foreign(), wire.ParseKeys)
+	for _, k := range keys {
+		p.keys.add(k)
+	}
+	return keys, err
+}
+
+// Know implements [hsm.Token]. Every worker learns the public keys, those that are started later as
+// well, and lists the token's keys anew.
+func (p *Pool) Know(ctx context.Context, publics [][]byte) error {
+	news, err := p.known.add(publics)
+	if err == nil && news {
+		p.relist(ctx)
+	}
+	return err
 }
 
 // Objects implements [hsm.Token].
@@ -204,6 +223,14 @@ func length(n int) func([]byte) error {
 		}
 		return nil
 	}
+}
+
+// kept checks a wrapped secret.
+func kept(payload []byte) error {
+	if err := check.Kept(payload); err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrGarbled)
+	}
+	return nil
 }
 
 func (p *Pool) call(ctx context.Context, q wire.Request, check func([]byte) error) ([]byte, error) {

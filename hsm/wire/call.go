@@ -29,15 +29,21 @@ func Call(ctx context.Context, t hsm.Token, q Request) ([]byte, error) {
 	case opImport:
 		return parsed(parseImport, q, func(i hsm.Import) ([]byte, error) { return t.Import(ctx, i) })
 	case opMACWrapped:
-		n := min(len(q.Payload), check.WrappedLen)
-		return t.MACWrapped(ctx, q.Key, q.Payload[:n], q.Payload[n:])
+		in := reader{rest: q.Payload}
+		wrapped := in.bytes(int(in.u8()))
+		if in.bad {
+			return nil, fmt.Errorf("mac-wrapped: no wrapped secret: %w", hsm.ErrInput)
+		}
+		return t.MACWrapped(ctx, q.Key, wrapped, in.rest)
 	case opRewrap:
 		return parsed(parseRewrap, q, func(r hsm.Rewrap) ([]byte, error) { return t.Rewrap(ctx, r) })
 	case opDestroy:
 		return nil, t.Destroy(ctx, q.Key)
 	case opStoreCertificate:
 		return parsed(parseCertificate, q, func(c hsm.Certificate) ([]byte, error) { return nil, t.StoreCertificate(ctx, c) })
-	case opKeys, opCertificates, opObjects:
+	case opKnow:
+		return parsed(parseKnown, q, func(publics [][]byte) ([]byte, error) { return nil, t.Know(ctx, publics) })
+	case opKeys, opForeign, opCertificates, opObjects:
 		return list(ctx, t, q.Op)
 	default:
 		k, err := newKey(ctx, t, q)
@@ -62,6 +68,9 @@ func list(ctx context.Context, t hsm.Token, op Op) ([]byte, error) {
 	case opObjects:
 		objects, err := t.Objects(ctx)
 		return appendAll(appendObject, objects), err
+	case opForeign:
+		keys, err := t.Foreign(ctx)
+		return appendAll(appendKey, keys), err
 	default:
 		keys, err := t.Keys(ctx)
 		return appendAll(appendKey, keys), err
@@ -112,10 +121,18 @@ func parseImport(q Request) (hsm.Import, error) {
 	return i, nil
 }
 
+func parseKnown(q Request) (publics [][]byte, err error) {
+	in := reader{rest: q.Payload}
+	for len(in.rest) > 0 && !in.bad {
+		publics = append(publics, bytes.Clone(in.text()))
+	}
+	return publics, in.input(opKnow)
+}
+
 func parseRewrap(q Request) (hsm.Rewrap, error) {
 	in, r := reader{rest: q.Payload}, hsm.Rewrap{From: q.Key}
 	copy(r.To[:], in.bytes(len(r.To)))
-	r.Wrapped = in.bytes(check.WrappedLen)
+	r.Wrapped, in.rest = in.rest, nil
 	return r, in.input(opRewrap)
 }
 

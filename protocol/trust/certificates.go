@@ -101,8 +101,8 @@ func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
 }
 
 // AcceptableAt returns CodeCertificate unless clients and devices may adopt this verified
-// certificate, by its dates and epochs (PROTOCOL.md §2.2). stored is the epoch held for this use, or
-// nil. now is in Unix seconds.
+// certificate, by its epochs and then its dates (PROTOCOL.md §2.2). Wrong dates are a [DateError]. stored is the epoch
+// held for this use, or nil. now is in Unix seconds.
 func (k KeyCert) AcceptableAt(now uint64, stored *uint64) error {
 	if k.MinEpoch != nil && *k.MinEpoch > k.Epoch {
 		return protocol.CodeCertificate.Errorf("%v epoch %d is below its own minimum %d", k.Use, k.Epoch, *k.MinEpoch)
@@ -114,11 +114,8 @@ func (k KeyCert) AcceptableAt(now uint64, stored *uint64) error {
 }
 
 func (k KeyCert) validAt(now uint64) error {
-	if k.begins() > now {
-		return protocol.CodeCertificate.Errorf("%v epoch %d is not valid before %d", k.Use, k.Epoch, k.NotBefore)
-	}
-	if k.NotAfter < now {
-		return protocol.CodeCertificate.Errorf("%v epoch %d was valid until %d", k.Use, k.Epoch, k.NotAfter)
+	if k.begins() > now || k.NotAfter < now {
+		return k.DateError(protocol.CodeCertificate, now)
 	}
 	return nil
 }
@@ -242,10 +239,11 @@ func (k KeyCert) ReadClient(b []byte) (ClientCert, error) {
 	return p.ClientCert, p.verifySignature(k.Key)
 }
 
-// ValidAt returns CodeCertificate if now, in Unix seconds, is outside the validity period.
+// ValidAt returns CodeCertificate, a [DateError], if now, in Unix seconds, is outside the validity period.
 func (c ClientCert) ValidAt(now uint64) error {
 	if now < c.NotBefore || now > c.NotAfter {
-		return protocol.CodeCertificate.Errorf("certificate of client %v is valid from %d to %d", c.Client, c.NotBefore, c.NotAfter)
+		what := fmt.Sprintf("certificate of client %v", c.Client)
+		return &DateError{Code: protocol.CodeCertificate, What: what, From: c.NotBefore, Until: c.NotAfter, Now: now}
 	}
 	return nil
 }
@@ -317,10 +315,15 @@ func CheckServerCertificate(cert *x509.Certificate, ca protocol.PublicKey, now t
 		return protocol.CodeCertificate.Errorf("server certificate has no EKU serverAuth")
 	}
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
-		return protocol.CodeCertificate.Errorf("server certificate is valid from %v to %v", cert.NotBefore, cert.NotAfter)
+		return &DateError{
+			Code: protocol.CodeCertificate, What: "server certificate",
+			From: unix(cert.NotBefore), Until: unix(cert.NotAfter), Now: unix(now),
+		}
 	}
 	if len(cert.UnhandledCriticalExtensions) != 0 {
 		return protocol.CodeCertificate.Errorf("server certificate has critical extension %v", cert.UnhandledCriticalExtensions[0])
 	}
 	return nil
 }
+
+func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }

@@ -5,13 +5,10 @@ package trust
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 
 	"countersign/protocol"
-	"countersign/protocol/internal/strict"
 )
 
 // Key is a verified key certificate with the bytes it came in.
@@ -22,14 +19,18 @@ type Key struct {
 
 // State is the pinned root of a client or device, the hash of the next root, and the keys certified
 // by the root (PROTOCOL.md §2.2). It is a value: methods that change it return a new State. The
-// epoch of a use never decreases.
+// epoch of a use decreases only in [State.At].
 type State struct {
 	Root         protocol.PublicKey
 	RootNumber   uint64
 	NextRootHash [32]byte
 	Keys         map[Use]Key // the adopted epoch of each use
 	Earlier      []Key       // adopted earlier and not revoked: decisions may still be signed by these
-	Later        []Key       // verified at enrolment; Adopt adopts them when they become valid
+	Later        []Key       // verified and not adopted; Adopt adopts them while they are valid
+
+	// What the appliance has shown this client, see Show.
+	ShownTime   uint64         // the newest time by its clock, in Unix seconds; 0: none
+	ShownEpochs map[Use]uint64 // the highest epoch that it has used
 }
 
 // Key returns the adopted key of a use.
@@ -106,7 +107,7 @@ func (t State) advance(certs [][]byte) (next State, rest [][]byte) {
 		case isFormat(err):
 			return t, certs[i:]
 		case err == nil && r.follows(t.RootNumber, t.NextRootHash):
-			t = State{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash}
+			t = State{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash, ShownTime: t.ShownTime}
 		}
 	}
 	return t, nil
@@ -132,30 +133,46 @@ func (t State) adopt(k Key, now uint64) (State, bool) {
 		t.Keys = map[Use]Key{}
 	}
 	t.Keys[k.Use] = k
-	if held {
-		t.Earlier = append(slices.Clone(t.Earlier), old)
-	}
 	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), func(e Key) bool {
-		return e.Use == k.Use && (ruledOut(e.Epoch, k.MinEpoch) || !e.TakesM2At(now))
+		return e.Use == k.Use && ruledOut(e.Epoch, k.MinEpoch)
 	})
+	if held && !ruledOut(old.Epoch, k.MinEpoch) {
+		t.Earlier = append(t.Earlier, old)
+	}
+	if others := len(t.Earlier) - maxEarlier; others > 0 {
+		t.Earlier = t.Earlier[others:]
+	}
 	return t, true
 }
 
+// maxEarlier bounds the earlier epochs of all uses, of which 30 days need a few only.
+const maxEarlier = 64
+
 func ruledOut(epoch uint64, minimum *uint64) bool { return minimum != nil && epoch < *minimum }
 
-// Adopt adopts the later epochs whose time has come (a day before their not-before). Callers run it
-// before they use a key. now is in Unix seconds.
+// Adopt adopts the later epochs whose time has come (a day before their not-before). Devices run it before they use a
+// key, and clients run [State.At]. It keeps an epoch that is over by this clock, which may be wrong. now is in Unix
+// seconds.
 func (t State) Adopt(now uint64) State {
-	var later []Key
-	for _, k := range t.Later {
-		if k.begins() > now {
-			later = append(later, k)
+	later := t.Later
+	t.Later = nil
+	for _, k := range later {
+		if t.has(k) {
 			continue
 		}
-		t, _ = t.adopt(k, now)
+		var adopted bool
+		if t, adopted = t.adopt(k, now); !adopted {
+			t.Later = append(t.Later, k)
+		}
 	}
-	t.Later = later
 	return t
+}
+
+// has reports whether this epoch was adopted.
+func (t State) has(k Key) bool {
+	same := func(e Key) bool { return e.Use == k.Use && e.Epoch == k.Epoch }
+	held, ok := t.Keys[k.Use]
+	return ok && same(held) || slices.ContainsFunc(t.Earlier, same)
 }
 
 // WithKeyCerts returns the state with the certificates of an enrolment. Later epochs wait for
@@ -168,166 +185,8 @@ func (t State) WithKeyCerts(certs [][]byte, now uint64) State {
 			t.Later = append(t.Later, Key{k, bytes.Clone(b)})
 		}
 	}
-	slices.SortStableFunc(t.Later, func(a, b Key) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	slices.SortStableFunc(t.Later, byEpoch)
 	return t.Adopt(now)
 }
 
-// Document is the answer to GET /v1/trust, PROTOCOL.md §5. As JSON its members are base64url without
-// padding:
-//
-//	{"root_key", "next_root_hash", "root_certs": [RootCert(1…current)], "key_certs": []}
-//
-// It is untrusted until [Document.Resolve].
-type Document struct {
-	RootKey      protocol.PublicKey
-	NextRootHash [32]byte
-	RootCerts    [][]byte
-	KeyCerts     [][]byte
-}
-
-// Resolve finds the root with the hash of an activation code and follows the chain to the current
-// root. It returns CodeCertificate if the chain does not lead there. It ignores unacceptable
-// KeyCerts and keeps later epochs for [State.Adopt]. now is in Unix seconds.
-func (d Document) Resolve(hash protocol.RootHash, now uint64) (State, error) {
-	for i, b := range d.RootCerts {
-		first, err := VerifyRootCert(b)
-		if err != nil {
-			return State{}, err
-		}
-		if first.Key.RootHash() == hash {
-			return d.resolveFrom(first, d.RootCerts[i+1:], now)
-		}
-	}
-	return State{}, protocol.CodeCertificate.Errorf("no root certificate has the hash of the activation code")
-}
-
-func (d Document) resolveFrom(last RootCert, later [][]byte, now uint64) (State, error) {
-	if len(later) != 0 {
-		var err error
-		if last, err = FollowRoots(last.Number, last.NextHash, later); err != nil {
-			return State{}, err
-		}
-	}
-	if last.Key != d.RootKey || last.NextHash != d.NextRootHash {
-		return State{}, protocol.CodeCertificate.Errorf("root certificates lead to root %d, which is not the document's root_key", last.Number)
-	}
-	t := State{Root: last.Key, RootNumber: last.Number, NextRootHash: last.NextHash}
-	return t.WithKeyCerts(d.KeyCerts, now), nil
-}
-
-type trustDocumentJSON struct {
-	RootKey      protocol.Base64   `json:"root_key"`
-	NextRootHash protocol.Base64   `json:"next_root_hash"`
-	RootCerts    []protocol.Base64 `json:"root_certs"`
-	KeyCerts     []protocol.Base64 `json:"key_certs"`
-}
-
-// MarshalJSON returns the wire form.
-func (d Document) MarshalJSON() ([]byte, error) {
-	return json.Marshal(trustDocumentJSON{d.RootKey[:], d.NextRootHash[:], strict.ToBase64(d.RootCerts), strict.ToBase64(d.KeyCerts)})
-}
-
-// UnmarshalJSON decodes the document as [ParseDocument] does.
-func (d *Document) UnmarshalJSON(b []byte) (err error) {
-	*d, err = ParseDocument(b)
-	return err
-}
-
-// ParseDocument decodes the JSON of GET /v1/trust. It returns CodeFormat for unknown, duplicate or
-// missing members and for padding.
-func ParseDocument(b []byte) (d Document, err error) {
-	var w trustDocumentJSON
-	if err := strict.JSON(b, &w); err != nil {
-		return d, err
-	}
-	if d.RootKey, err = protocol.ParsePublicKey(w.RootKey); err != nil {
-		return d, fmt.Errorf("root_key: %w", err)
-	}
-	if err := strict.Fixed(d.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
-		return d, err
-	}
-	d.RootCerts, d.KeyCerts = strict.FromBase64(w.RootCerts), strict.FromBase64(w.KeyCerts)
-	return d, nil
-}
-
-type trustJSON struct {
-	RootKey      protocol.Base64   `json:"root_key"`
-	RootNumber   uint64            `json:"root_number"`
-	NextRootHash protocol.Base64   `json:"next_root_hash"`
-	Adopted      []protocol.Base64 `json:"adopted"`
-	Earlier      []protocol.Base64 `json:"earlier"`
-	Later        []protocol.Base64 `json:"later"`
-}
-
-// MarshalJSON returns the stored form: the pinned root and the certificates as received.
-func (t State) MarshalJSON() ([]byte, error) {
-	w := trustJSON{RootKey: t.Root[:], RootNumber: t.RootNumber, NextRootHash: t.NextRootHash[:], Adopted: []protocol.Base64{}}
-	for use := UseKEM; use <= UseClientCA; use++ {
-		if k, ok := t.Keys[use]; ok {
-			w.Adopted = append(w.Adopted, k.Raw)
-		}
-	}
-	w.Earlier, w.Later = rawOf(t.Earlier), rawOf(t.Later)
-	return json.Marshal(w)
-}
-
-func rawOf(keys []Key) []protocol.Base64 {
-	raw := []protocol.Base64{}
-	for _, k := range keys {
-		raw = append(raw, k.Raw)
-	}
-	return raw
-}
-
-// UnmarshalJSON decodes the stored form and verifies every certificate again under the pinned root.
-// Errors are CodeFormat or CodeCertificate.
-func (t *State) UnmarshalJSON(b []byte) (err error) {
-	var w trustJSON
-	if err := strict.JSON(b, &w); err != nil {
-		return err
-	}
-	u := State{RootNumber: w.RootNumber}
-	if u.Root, err = protocol.ParsePublicKey(w.RootKey); err != nil {
-		return err
-	}
-	if err := strict.Fixed(u.NextRootHash[:], "next_root_hash", w.NextRootHash); err != nil {
-		return err
-	}
-	if err := u.load(w); err != nil {
-		return err
-	}
-	*t = u
-	return nil
-}
-
-func (t *State) load(w trustJSON) error {
-	adopted, err := t.verified(w.Adopted)
-	if err != nil {
-		return err
-	}
-	for _, k := range adopted {
-		if _, ok := t.Keys[k.Use]; ok {
-			return protocol.CodeFormat.Errorf("two adopted keys of use %v", k.Use)
-		}
-		if t.Keys == nil {
-			t.Keys = map[Use]Key{}
-		}
-		t.Keys[k.Use] = k
-	}
-	if t.Earlier, err = t.verified(w.Earlier); err != nil {
-		return err
-	}
-	t.Later, err = t.verified(w.Later)
-	return err
-}
-
-func (t *State) verified(certs []protocol.Base64) (keys []Key, err error) {
-	for _, b := range certs {
-		k, err := VerifyKeyCert(b, t.Root)
-		if err != nil {
-			return nil, err
-		}
-		keys = append(keys, Key{k, b})
-	}
-	return keys, nil
-}
+func byEpoch(a, b Key) int { return cmp.Compare(a.Epoch, b.Epoch) }

@@ -60,6 +60,7 @@ type Appliance struct {
 	kem      *ecdh.PrivateKey
 	enrol    *ecdh.PrivateKey
 	certs    map[trust.Use][]byte
+	later    [][]byte // KeyCerts of epochs that are not in use
 	codes    map[string]enrolled
 	clients  map[protocol.ClientID]client
 	current  *challenge
@@ -71,6 +72,7 @@ type Appliance struct {
 	closed   *sync.Cond // on mu: open has changed
 
 	decisionEpoch uint64
+	from          time.Time // not-before of the KeyCerts
 }
 
 // Signer is a P-256 key in software.
@@ -110,11 +112,17 @@ func (s Signer) Public() protocol.PublicKey {
 // New returns an appliance with new keys.
 func New(t testing.TB) *Appliance {
 	t.Helper()
+	return NewDated(t, time.Now().Add(-time.Hour))
+}
+
+// NewDated returns an appliance with new keys, whose KeyCerts are valid for 25 hours from a time.
+func NewDated(t testing.TB, from time.Time) *Appliance {
+	t.Helper()
 	a := &Appliance{
 		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
 		rogue: NewSigner(t), certs: map[trust.Use][]byte{}, codes: map[string]enrolled{},
 		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
-		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1,
+		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1, from: from,
 	}
 	a.closed = sync.NewCond(&a.mu)
 	next := a.next.Public()
@@ -150,15 +158,26 @@ func (a *Appliance) agreement(use trust.Use, epoch uint64) *ecdh.PrivateKey {
 
 func (a *Appliance) certify(use trust.Use, epoch uint64, key protocol.PublicKey) {
 	a.t.Helper()
-	now := time.Now()
-	cert, err := trust.SignKeyCert(context.Background(), a.root, trust.KeyCert{
-		Epoch: epoch, Use: use, Key: key,
-		NotBefore: uint64(now.Add(-time.Hour).Unix()), NotAfter: uint64(now.Add(24 * time.Hour).Unix()),
-	})
+	a.certs[use] = a.sign(trust.KeyCert{Epoch: epoch, Use: use, Key: key}, a.from, 25*time.Hour)
+}
+
+func (a *Appliance) sign(k trust.KeyCert, from time.Time, lasts time.Duration) []byte {
+	a.t.Helper()
+	k.NotBefore, k.NotAfter = uint64(from.Unix()), uint64(from.Add(lasts).Unix())
+	cert, err := trust.SignKeyCert(context.Background(), a.root, k)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.certs[use] = cert
+	return cert
+}
+
+// Prepare gives out a KeyCert of an epoch that begins later.
+func (a *Appliance) Prepare(use trust.Use, epoch uint64, from time.Time, lasts time.Duration) {
+	a.t.Helper()
+	cert := a.sign(trust.KeyCert{Epoch: epoch, Use: use, Key: NewSigner(a.t).Public()}, from, lasts)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.later = append(a.later, cert)
 }
 
 // RotateKEM replaces the kem key by the next epoch.

@@ -87,7 +87,7 @@ func (a *Appliance) keyCertsLocked() [][]byte {
 			certs = append(certs, cert)
 		}
 	}
-	return certs
+	return append(certs, a.later...)
 }
 
 func (a *Appliance) write(w http.ResponseWriter, v any) {

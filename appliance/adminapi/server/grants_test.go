@@ -64,7 +64,8 @@ const (
 var access = map[string]string{
 	"Status": reads, "Doctor": reads, "Audit": reads, "ClientList": reads, "ClientShow": reads, "DeviceList": reads, "DeviceShow": reads,
 	"KeyList": reads, "KeyPlan": reads, "KeyAttest": reads, "KeyShow": reads, "ChangeList": reads, "ChangeShow": reads,
-	"AdminList": reads, "AdminShow": reads, "PolicyShow": reads, "HSMStatus": reads,
+	"AdminList": reads, "AdminShow": reads, "PolicyShow": reads, "PolicyAt": reads, "PolicyHistory": reads,
+	"HSMStatus": reads,
 
 	"ClientSuspend": brakes, "ClientRevoke": brakes, "DeviceSuspend": brakes, "DeviceRevoke": brakes,
 	"KeySuspend": brakes, "AdminSuspend": brakes, "HSMDrain": brakes,

@@ -202,10 +202,10 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p, actor := problemOf(err), audit.ActorOf(r.Context()).String()
-	if p.Change != nil { // the audit has the request
-		m.log.Info("administrative act waits for its quorum", "path", r.URL.Path, "actor", actor, "change", p.Change.ID)
-	} else {
+	if p.Change == nil {
 		m.log.Info("admin request failed", "path", r.URL.Path, "actor", actor, "status", p.Status, "error", err)
+	} else {
+		m.log.Info("change waits for administrators", "change", p.Change.ID, "kind", p.Change.Kind, "more", p.Change.More, "actor", actor)
 	}
 	writeProblem(w, p)
 }
@@ -307,7 +307,7 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), adviceLacks
 		}
 		if t.State == adminapi.TokenRefused {
-			x.Advice = "find out which token has the right keys (docs/HSM.md), and initialize the other one anew"
+			x.Advice = "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only right ones; then copy them onto a new token"
 		}
 		out = append(out, x)
 	}

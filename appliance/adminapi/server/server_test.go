@@ -25,6 +25,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -339,6 +340,15 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
 
+	if h := must(b, r.PolicyHistory, adminapi.None{}); len(h) != 2 || h[0].Hash != p.Hash || h[0].Change == "" || h[1].Version != 1 || h[1].Change != "" {
+		t.Errorf("history: %+v", h)
+	}
+	if first := must(b, r.PolicyAt, adminapi.None{}, "1"); first.Document != string(policy.Default()) {
+		t.Errorf("version 1 is %d bytes", len(first.Document))
+	}
+	refused(b, problem.NotFound, 404, r.PolicyAt, adminapi.None{}, "3")
+	refused(b, problem.Input, 400, r.PolicyAt, adminapi.None{}, "x")
+
 	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)
@@ -392,6 +402,13 @@ func TestStepRequest(t *testing.T) {
 	}
 	if c := must(b, r.ChangeList, adminapi.None{}); len(c) != before {
 		t.Errorf("%d requests were stored", len(c)-before)
+	}
+}
+
+// TestChangesShown: the admin API says rightly how many requests the list has at most.
+func TestChangesShown(t *testing.T) {
+	if adminapi.ChangesShown != requests.Shown {
+		t.Errorf("%d, and %d are shown", adminapi.ChangesShown, requests.Shown)
 	}
 }
 

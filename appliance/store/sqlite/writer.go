@@ -46,6 +46,7 @@ type writer struct {
 	fatal   chan error
 
 	recorded func(audit.Record) // see [Config]
+	readOnly bool               // a group is read, and rolled back
 
 	// Used by the goroutine only.
 	txn    *txn
@@ -211,7 +212,11 @@ func (w *writer) begin() error {
 		return w.broken
 	}
 	w.txn.moved, w.txn.records = store.Mark{}, w.txn.records[:0]
-	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
+	begin := "BEGIN IMMEDIATE"
+	if w.readOnly {
+		begin = "BEGIN"
+	}
+	if _, err := w.txn.exec(begin); err != nil {
 		return err
 	}
 	return w.txn.schemaUnchanged()
@@ -244,7 +249,11 @@ func (w *writer) apply(o *op) error {
 }
 
 func (w *writer) end() error {
-	_, err := w.txn.exec("COMMIT")
+	end := "COMMIT"
+	if w.readOnly {
+		end = "ROLLBACK"
+	}
+	_, err := w.txn.exec(end)
 	return err
 }
 
@@ -298,11 +307,13 @@ func (w *writer) close() error {
 	if w.broken != nil {
 		return nil
 	}
-	if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-		if w.fail(err) {
-			return err
+	if !w.readOnly {
+		if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			if w.fail(err) {
+				return err
+			}
+			w.log.Warn("checkpoint failed", "error", err) // the log has everything
 		}
-		w.log.Warn("checkpoint failed", "error", err) // the log has everything
 	}
 	return errors.Join(w.txn.close(), w.db.Close())
 }

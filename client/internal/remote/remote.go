@@ -107,18 +107,20 @@ func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Tim
 	if err != nil {
 		return trust.State{}, fmt.Errorf("the appliance's keys: %w", err)
 	}
-	keys, err := caKeys(pinned)
+	at := pinned.Time(unix(now))
+	keys, err := caKeys(pinned, at)
 	if err != nil {
 		return trust.State{}, err
 	}
-	s.gate.close(keys, time.Unix(int64(pinned.Time(unix(now))), 0))
+	s.gate.close(keys, time.Unix(int64(at), 0))
 	if err := s.gate.check(conn); err != nil {
 		return trust.State{}, fmt.Errorf("TLS server: %w", err)
 	}
 	return pinned, nil
 }
 
-func caKeys(pinned trust.State) ([]protocol.PublicKey, error) {
+// caKeys returns CodeCertificate if there is none at now, with the dates of one that is valid at another time.
+func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 	var keys []protocol.PublicKey
 	if k, ok := pinned.Key(trust.UseCA); ok {
 		keys = append(keys, k.Key)
@@ -128,10 +130,16 @@ func caKeys(pinned trust.State) ([]protocol.PublicKey, error) {
 			keys = append(keys, k.Key)
 		}
 	}
-	if keys == nil {
-		return nil, fmt.Errorf("the root certifies no key for TLS: %w", protocol.CodeCertificate)
+	if keys != nil {
+		return keys, nil
 	}
-	return keys, nil
+	var err error = protocol.CodeCertificate
+	for _, k := range pinned.Later {
+		if k.Use == trust.UseCA {
+			err = k.AcceptableAt(now, nil)
+		}
+	}
+	return nil, fmt.Errorf("the root certifies no key for TLS now: %w", err)
 }
 
 // Enrol sends an encoded enrolment request.

@@ -1,0 +1,41 @@
+package trust
+
+import (
+	"fmt"
+	"time"
+
+	"countersign/protocol"
+)
+
+// DateError means that a certificate is not valid at a time. A wrong clock explains it too.
+type DateError struct {
+	Code        protocol.Code
+	What        string // the certificate: "kem epoch 1"
+	From, Until uint64 // Unix seconds, inclusive
+	Now         uint64 // by the clock of the caller, in Unix seconds
+	Peer        uint64 // by the appliance's clock, if it has just shown its time; 0: unknown
+}
+
+func (e *DateError) Error() string {
+	text := fmt.Sprintf("%s is valid from %s to %s, and the clock here shows %s",
+		e.What, date(e.From), date(e.Until), date(e.Now))
+	if e.Peer != 0 {
+		text += ", the appliance's " + date(e.Peer)
+	}
+	return fmt.Sprintf("%s: %v", text, e.Code)
+}
+
+// Unwrap returns the code.
+func (e *DateError) Unwrap() error { return e.Code }
+
+// maxDate is the last second of the year 9999. Later times cannot be formatted.
+const maxDate = 253402300799
+
+func date(unix uint64) string {
+	return time.Unix(int64(min(unix, maxDate)), 0).UTC().Format(time.RFC3339)
+}
+
+// DateError returns the error for this certificate at now, in Unix seconds.
+func (k KeyCert) DateError(code protocol.Code, now uint64) *DateError {
+	return &DateError{Code: code, What: fmt.Sprintf("%v epoch %d", k.Use, k.Epoch), From: k.NotBefore, Until: k.NotAfter, Now: now}
+}
