@@ -273,8 +273,10 @@ func (c *Client) finish(e exchange, p4 message.P4) (Receipt, error) {
 		r.Retry = seconds(*p4.Retry)
 	}
 	if r.Decision = p4.Decision; r.Decision != nil {
-		r.KeyCert, err = c.checkDecision(r)
-		r.Verified = err == nil
+		if s, err := c.checkDecision(r); err == nil {
+			r.Verified, r.KeyCert = true, s.by.Raw
+			c.shows(trust.Shown{Use: trust.UseDecision, Epoch: s.by.Epoch, Now: s.issuedAt})
+		}
 	}
 	if e.counts() {
 		if err := c.storeReceipt(r); err != nil {

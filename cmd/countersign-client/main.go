@@ -160,6 +160,10 @@ func explain(err error) error {
 	if errors.As(err, &factor) {
 		return cli.Fail(cli.Denied, err, "enrol again with another --state, with a password or --uv as required, or refuse")
 	}
+	var given *client.GivenUpError
+	if errors.As(err, &given) {
+		return cli.Fail(cli.BadSignature, err, "another party may have signed it: ask the operator of the appliance whether its records have it")
+	}
 	var dated *trust.DateError
 	if errors.As(err, &dated) {
 		return cli.Fail(exitOf(dated.Code), err, "check the date and time of this machine and try again; if they are right, "+

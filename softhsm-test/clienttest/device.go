@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"countersign/protocol"
@@ -145,7 +146,8 @@ func (a *Appliance) applyLocked(msg []byte) ([]byte, error) {
 		return nil, err
 	}
 	if uint64(m1.Epoch) != a.kemEpoch%64 {
-		return trust.KeyUpdate{Certs: [][]byte{a.certs[trust.UseKEM]}}.Marshal(), nil
+		certs := append(slices.Clone(a.rootCerts[1:]), a.certs[trust.UseKEM], a.certs[trust.UseDecision])
+		return trust.KeyUpdate{Certs: certs}.Marshal(), nil
 	}
 	key, err := hpke.NewDHKEMPrivateKey(a.kem)
 	if err != nil {
