@@ -11,6 +11,7 @@ import (
 
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
+	"countersign/appliance/store"
 )
 
 // Finding is the result of one examination.
@@ -78,6 +79,9 @@ func (a *Appliance) examineStore(ctx context.Context) Finding {
 	}
 	start := time.Now()
 	f.Err = a.store.Pulse(ctx, a.now())
+	if errors.Is(f.Err, store.ErrReadOnly) {
+		f.Detail, f.Err = "open for reading only; its permissions allow changes:", nil
+	}
 	return f.slow(time.Since(start), slowStore)
 }
 

@@ -52,8 +52,16 @@ type Token interface {
 	// release secrets again is [ErrUnsupported]. The result cannot be verified here: callers
 	// compare the MACs of both before they delete the old one.
 	Rewrap(ctx context.Context, r Rewrap) (wrapped []byte, err error)
-	// Keys lists the keys that this appliance can use. It omits foreign objects.
+	// Keys lists the keys that this appliance can use: those that are sensitive, not extractable, and
+	// for one usage, under any CKA_ID. It omits foreign objects.
 	Keys(ctx context.Context) ([]Key, error)
+	// Foreign lists the other key pairs that can sign or derive: those that have several usages or
+	// can be extracted. The appliance keeps no such key; an operator may have one.
+	Foreign(ctx context.Context) ([]Key, error)
+	// Know remembers public keys, each as SubjectPublicKeyInfo in DER, while the token is open. The
+	// methods then also find a private key whose public half is not on the token, if its use proves
+	// that it belongs to one of them. Anything that is no public key is [ErrInput].
+	Know(ctx context.Context, publics [][]byte) error
 	// Objects lists every private and secret key object on the token, including foreign ones,
 	// with the attributes that the token reports. An object that cannot be read is listed with
 	// what could be read.

@@ -6,12 +6,13 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"countersign/internal/secret"
 )
 
-// KeyID is the CKA_ID of a key: SHA-256(SubjectPublicKeyInfo)[0:20] for a key
-// pair, 20 random bytes for a secret key.
+// KeyID names a key: SHA-256(SubjectPublicKeyInfo)[0:20] for a key pair, under any CKA_ID on
+// the token, and CKA_ID, 20 random bytes, for a secret key.
 type KeyID [20]byte
 
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
@@ -36,6 +37,10 @@ type Key struct {
 	// or for other tokens: until then the key was extractable.
 	Copied bool
 }
+
+// Versioned reports whether the label has the form "name@version" of the appliance's keys. Another
+// program's key on the same token may be listed too, but it has no such label.
+func (k Key) Versioned() bool { return strings.Contains(k.Label, "@") }
 
 // ECDH returns the public half of a key pair on P-256, and [ErrKey] for every other key.
 func (k Key) ECDH() (*ecdh.PublicKey, error) {
@@ -89,7 +94,7 @@ type Rewrap struct {
 
 // Certificate is an X.509 certificate beside the key pair it is for.
 type Certificate struct {
-	Key   KeyID  // SHA-256(SubjectPublicKeyInfo of the certificate)[0:20], CKA_ID
+	Key   KeyID  // SHA-256(SubjectPublicKeyInfo of the certificate)[0:20]; its CKA_ID is that of the key
 	Label string // CKA_LABEL, 1 to 64 bytes
 	DER   []byte // at most 16 KiB
 }
@@ -101,6 +106,7 @@ type Object struct {
 	Class      string     // CKA_CLASS, "CKO_PRIVATE_KEY" or "CKO_SECRET_KEY"
 	KeyType    string     // CKA_KEY_TYPE, "CKK_EC", or "0x80000001" for an unknown type; "" if not reported
 	ID         []byte     // CKA_ID, of any length
+	Key        KeyID      // of a key pair whose public half is known, else CKA_ID if that has 20 bytes
 	Label      string     // CKA_LABEL
 	True       Attributes // attributes that are true
 	Told       Attributes // attributes that the token reports

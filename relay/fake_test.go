@@ -101,6 +101,7 @@ type fake struct {
 	epoch    uint64 // of decision
 	ttl      uint64
 	life     time.Duration // of device certificates
+	ahead    time.Duration // of the appliance's clock when it gets its server certificate
 	opened   map[string]*opened
 	calls    map[string]int
 	bodies   map[string][][]byte
@@ -139,6 +140,7 @@ func (f *fake) start(addr string) {
 	key := newSigningKey(f.t)
 	leaf := f.certificate(&x509.Certificate{
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		NotBefore: time.Now().Add(f.ahead - time.Minute), NotAfter: time.Now().Add(f.ahead + time.Hour),
 	}, &key.PublicKey)
 	clients := x509.NewCertPool()
 	clients.AddCert(f.caCert)
@@ -248,6 +250,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, f.trust())
 	case "/v1/enrol/device":
 		f.enrol(w, body)
+	case "/v1/device":
+		w.WriteHeader(http.StatusNoContent)
 	case "/v1/renew":
 		request, err := enrol.ParseRenewRequest(body)
 		if err != nil {

@@ -94,7 +94,7 @@ type orderSocket struct {
 func newOrderSocket(r *Relay) (*orderSocket, error) {
 	listener, err := link.ListenPrivate(r.config.Orders.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("order socket: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrOrderSocket, err)
 	}
 	return &orderSocket{relay: r, listener: listener, wait: r.config.OrderWait}, nil
 }

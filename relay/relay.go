@@ -22,6 +22,12 @@ import (
 	"countersign/relay/uplink"
 )
 
+// Errors of [New].
+var (
+	ErrOrderSocket = errors.New("the order socket cannot be made")
+	ErrLink        = errors.New("a link for phones cannot be opened")
+)
+
 // Config configures a relay. A zero duration or number stands for the default named beside it.
 type Config struct {
 	StateDir  string
@@ -45,6 +51,7 @@ type Config struct {
 	// ApprovalWait is for a second approver after the first, 5 minutes. The appliance has its
 	// own limit.
 	ApprovalWait time.Duration
+	AskEvery     time.Duration // between questions whether the appliance serves the device, 1 minute
 }
 
 // Link is a near-field listener.
@@ -97,7 +104,7 @@ type Relay struct {
 
 // New opens the listeners and the state directory, which must be enrolled
 // ([uplink.ErrNotEnrolled]) and not in use by another process ([uplink.ErrLocked]). The caller
-// then calls Serve.
+// then calls Serve. Errors are also [ErrOrderSocket] and [ErrLink]; after an error nothing is open.
 func New(c Config) (*Relay, error) {
 	c = c.withDefaults()
 	release, err := uplink.Lock(c.StateDir)
@@ -121,7 +128,7 @@ func (r *Relay) open() error {
 		return err
 	}
 	r.client, err = uplink.NewClient(uplink.Config{
-		State: state, URL: r.config.URL, CAFile: r.config.CAFile, Timeout: r.config.Timeout,
+		State: state, URL: r.config.URL, CAFile: r.config.CAFile, Timeout: r.config.Timeout, AskEvery: r.config.AskEvery,
 		Log: r.log.Named("uplink"), Changed: func() { r.status.update(nil) },
 	})
 	if err != nil {
@@ -142,10 +149,11 @@ func (r *Relay) open() error {
 	for _, l := range r.config.Links {
 		inner, err := link.Listen(l.Listen)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrLink, err)
 		}
 		r.listeners = append(r.listeners, listener{inner, l.Class})
 	}
+	r.status.update(nil) // what the last run found does not hold now
 	return nil
 }
 
@@ -196,6 +204,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 	}
 	upkeep.Go(func() { r.client.Run(ctx) })
 	upkeep.Go(func() { r.reportOutcomes(ctx) })
+	upkeep.Go(func() { r.status.keep(ctx) })
 	if r.socket != nil {
 		upkeep.Go(func() { r.socket.run(ctx) })
 	}
@@ -214,6 +223,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 	links.Wait()
 	waitFor(&r.acts, calls.Done())
 	upkeep.Wait()
+	r.status.stop()
 	return err
 }
 

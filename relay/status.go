@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,7 +96,13 @@ type Status struct {
 	CertificateUntil time.Time `json:"certificate_until"`
 	Links            []string  `json:"links,omitempty"`
 	Last             *Last     `json:"last,omitempty"`
+	// SeenAt is when the relay wrote its status last: on each change, and each minute. Zero: it never ran.
+	SeenAt    time.Time  `json:"seen_at,omitzero"`
+	StoppedAt *time.Time `json:"stopped_at,omitempty"` // nil: it runs, or was killed
 }
+
+// Healthy reports whether the device runs and can authorize.
+func (s Status) Healthy() bool { return s.Running && s.Reachable && s.Problem == "" }
 
 // Last is the last result.
 type Last struct {
@@ -122,17 +129,31 @@ func (s Status) String() string {
 	parts := []string{fmt.Sprintf("%s (device %s)", s.Name, s.Device)}
 	switch {
 	case !s.Running:
-		parts = append(parts, "not running")
-	case s.Reachable:
+		parts = append(parts, s.end())
+	case s.Healthy():
 		parts = append(parts, "running, appliance reachable")
+	case s.Reachable:
+		parts = append(parts, "running, NOT able to authorize")
 	default:
 		parts = append(parts, "running, appliance NOT reachable")
 	}
-	if s.Running && s.Problem != "" {
+	if s.Problem != "" {
 		parts = append(parts, s.Problem)
 	}
 	parts = append(parts, "certificate until "+s.CertificateUntil.UTC().Format("2006-01-02 15:04 UTC"))
 	return strings.Join(append(parts, s.Last.String()), "; ")
+}
+
+// end returns since when the relay has not been running.
+func (s Status) end() string {
+	const layout = "2006-01-02 15:04:05 UTC"
+	switch {
+	case s.StoppedAt != nil:
+		return "not running since " + s.StoppedAt.UTC().Format(layout)
+	case s.SeenAt.IsZero():
+		return "not running, and never ran"
+	}
+	return "not running, last seen " + s.SeenAt.UTC().Format(layout)
 }
 
 func (l *Last) String() string {
@@ -172,7 +193,7 @@ func ReadStatus(dir string) (Status, error) {
 	s.Running = errors.Is(err, uplink.ErrLocked)
 	if err == nil {
 		release()
-		s.Reachable = false
+		s.Reachable, s.Problem, s.Links = false, "", nil // of the last run
 	}
 	return s, nil
 }
@@ -180,8 +201,9 @@ func ReadStatus(dir string) (Status, error) {
 // statusFile has the status of the running relay. Each change replaces it.
 type statusFile struct {
 	relay *Relay
-	mu    sync.Mutex // guards last and the file
+	mu    sync.Mutex // guards the following fields and the file
 	last  *Last
+	isEnd bool // Serve has ended
 }
 
 func newStatusFile(r *Relay) *statusFile {
@@ -205,13 +227,36 @@ func (f *statusFile) update(last *Last) {
 	}
 }
 
+// keepPeriod is the time between statuses without a change, which show that the relay runs.
+const keepPeriod = time.Minute
+
+// keep writes the file each minute until ctx is over.
+func (f *statusFile) keep(ctx context.Context) {
+	for ctx.Err() == nil {
+		pause(ctx, keepPeriod)
+		f.update(nil)
+	}
+}
+
+// stop writes the last status of this run.
+func (f *statusFile) stop() {
+	f.mu.Lock()
+	f.isEnd = true
+	f.mu.Unlock()
+	f.update(nil)
+}
+
 func (f *statusFile) writeLocked() error {
-	identity := f.relay.Identity()
-	raw, err := json.Marshal(Status{
-		Running: true, Name: identity.Name, Device: identity.ID.String(), Appliance: f.relay.config.URL,
+	identity, now := f.relay.Identity(), time.Now()
+	s := Status{
+		Running: !f.isEnd, Name: identity.Name, Device: identity.ID.String(), Appliance: f.relay.config.URL,
 		Reachable: f.relay.Reachable(), Problem: f.relay.Problem(),
-		CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last,
-	})
+		CertificateUntil: identity.NotAfter, Links: f.relay.Links(), Last: f.last, SeenAt: now,
+	}
+	if f.isEnd {
+		s.StoppedAt = &now
+	}
+	raw, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}

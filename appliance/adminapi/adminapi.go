@@ -52,6 +52,7 @@ var Routes = parse(struct {
 	KeyAttest   Route[None, []Finding]         `route:"GET key/attest"`
 	KeyShow     Route[None, []Key]             `route:"GET key/{name}"`
 	KeyBackup   Route[KeyBackupAsk, KeyBackup] `route:"POST key/backup"`        // quorum
+	KeyKept     Route[Kept, None]              `route:"POST key/backup/kept"`   // whether the caller has the file
 	KeyCreate   Route[KeyStep, []Key]          `route:"POST key/{name}/create"` // quorum, as every step but suspend
 	KeyRotate   Route[KeyStep, []Key]          `route:"POST key/{name}/rotate"`
 	KeyActivate Route[KeyStep, []Key]          `route:"POST key/{name}/activate"`
@@ -72,11 +73,14 @@ var Routes = parse(struct {
 	AdminResume  Route[Administer, Administrator] `route:"POST admin/{name}/resume"` // quorum
 	AdminRevoke  Route[Administer, Administrator] `route:"POST admin/{name}/revoke"` // quorum
 
-	PolicyShow  Route[None, Policy]  `route:"GET policy"`
-	PolicyApply Route[Apply, Policy] `route:"POST policy/apply"` // quorum
+	PolicyShow    Route[None, Policy]          `route:"GET policy"`
+	PolicyHistory Route[None, []PolicyVersion] `route:"GET policy/history"` // the newest 100
+	PolicyAt      Route[None, Policy]          `route:"GET policy/{version}"`
+	PolicyApply   Route[Apply, Policy]         `route:"POST policy/apply"` // quorum
 
 	// The answer is the database itself, see [Caller.CopyStore].
-	StoreBackup Route[Ask, []byte] `route:"POST store/backup"` // quorum
+	StoreBackup Route[Ask, []byte] `route:"POST store/backup"`      // quorum
+	StoreKept   Route[Kept, None]  `route:"POST store/backup/kept"` // whether the caller has the file
 
 	HSMStatus Route[None, []Token]   `route:"GET hsm"`
 	HSMUnlock Route[[]byte, []Token] `route:"POST hsm/unlock"` // the body is the PIN; ?token=NAME
@@ -150,7 +154,8 @@ type Client struct {
 	Name       string    `json:"name"`
 	ID         string    `json:"id"`
 	Status     string    `json:"status"`
-	SigningKey string    `json:"signing_key"` // hex, 33 bytes
+	SigningKey string    `json:"signing_key"`      // hex, 33 bytes
+	UVKey      string    `json:"uv_key,omitempty"` // hex, 33 bytes; it is a factor for a client with the role "uv"
 	Roles      []string  `json:"roles"`
 	Version    uint64    `json:"version"`
 	Highest    int64     `json:"highest_counter"` // -1: no counter was spent yet
@@ -269,12 +274,19 @@ type KeyBackupAsk struct {
 // KeyBackup is a backup of the keys.
 type KeyBackup struct {
 	At         time.Time `json:"at"`
-	Sequence   uint64    `json:"sequence"`    // of the newest audit record at that time
-	Keys       []string  `json:"keys"`        // name@version of every key that it restores
-	Missing    []string  `json:"missing"`     // name@version of every key without a sealed copy
-	BackupKeys []string  `json:"backup_keys"` // hex, 33 bytes: the keys whose shares a restore needs
-	SHA256     string    `json:"sha256"`      // of File, hex
+	Sequence   uint64    `json:"sequence"`         // of the newest audit record at that time
+	Keys       []string  `json:"keys"`             // name@version of every key that it restores
+	Missing    []string  `json:"missing"`          // name@version of every key without a sealed copy
+	BackupKeys []string  `json:"backup_keys"`      // hex, 33 bytes: the keys whose shares a restore needs
+	SHA256     string    `json:"sha256,omitempty"` // of File, hex; absent in a dry run
 	File       []byte    `json:"file,omitempty"`
+}
+
+// Kept says whether a backup is in a file, or why it is not. The audit has it: the appliance itself knows only that the
+// backup was sent.
+type Kept struct {
+	SHA256  string `json:"sha256"`            // of the backup, hex
+	Problem string `json:"problem,omitempty"` // at most 500 bytes; "": it is in a file
 }
 
 // HeaderCopy is the header of a copy of the database: a [StoreCopy] as JSON.
@@ -337,13 +349,19 @@ type Administer struct {
 	DryRun    bool   `json:"dry_run,omitempty"`
 }
 
-// Policy is the active policy.
+// Policy is a version of the policy.
 type Policy struct {
+	PolicyVersion
+	Document string   `json:"document"` // policy.toml
+	Quorums  []Quorum `json:"quorums"`
+}
+
+// PolicyVersion says when a version of the policy came into force, and by which change request.
+type PolicyVersion struct {
 	Version     uint64    `json:"version"`
 	Hash        string    `json:"hash"` // hex, 32 bytes
 	ActivatedAt time.Time `json:"activated_at"`
-	Document    string    `json:"document"` // policy.toml
-	Quorums     []Quorum  `json:"quorums"`
+	Change      string    `json:"change,omitempty"` // id of the request; absent: it came with the appliance or a restore
 }
 
 // Quorum is the number of administrators that a kind of change requires.

@@ -90,6 +90,7 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/trust", a.handle(unknown, a.trust))
 	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Client)))
 	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.Device)))
+	mux.HandleFunc("GET /v1/device", a.handle(device, served))
 	mux.HandleFunc("POST /v1/renew", a.handle(renew, a.renew))
 	mux.HandleFunc("POST /v1/apply", a.handle(apply, a.apply))
 	mux.HandleFunc("POST /v1/countersign", a.handle(device, a.countersign))
@@ -195,6 +196,9 @@ func readBody(w http.ResponseWriter, r *http.Request, e endpoint) ([]byte, error
 	}
 	return body, nil
 }
+
+// served answers a device that asks whether the appliance serves it: its route has found out.
+func served(context.Context, request) (reply, error) { return reply{}, nil }
 
 func (a *API) trust(context.Context, request) (reply, error) {
 	body, err := a.Enroller.Trust().MarshalJSON()

@@ -157,6 +157,9 @@ func TestRoutes(t *testing.T) {
 		{"longest enrolment", "", "POST", "/v1/enrol/device", asJSON, strings.Repeat("x", maxJSON), 200},
 		{"enrolment too long", "", "POST", "/v1/enrol", asJSON, strings.Repeat("x", maxJSON+1), 400},
 		{"trust", "", "GET", "/v1/trust", "", "", 200},
+		{"is the device served", "gate-7", "GET", "/v1/device", "", "", 204},
+		{"is another device served", "gate-8", "GET", "/v1/device", "", "", 403},
+		{"is no device served", "", "GET", "/v1/device", "", "", 403},
 		{"unknown path", "gate-7", "POST", "/v1/other", asCBOR, "", 404},
 		{"wrong method", "gate-7", "GET", "/v1/outcome", "", "", 404},
 	} {

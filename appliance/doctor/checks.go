@@ -17,7 +17,7 @@ import (
 	"countersign/appliance/adminapi/server"
 	"countersign/appliance/anchor"
 	"countersign/hsm/pool"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // file describes a file that the daemon relies on.
@@ -27,26 +27,26 @@ type file struct {
 	forbidden fs.FileMode // permission bits that it must not have
 	kind      fs.FileMode // type bits that it must have: 0 is a regular file
 	optional  bool        // it may be missing
-	code      cli.Code    // exit code if it is wrong
+	exit      fault.Code  // if it is wrong
 }
 
 // files checks names, kinds and permissions. It opens only the anchor.
 func (d *doctor) files() {
-	d.file(file{check: "state_dir", path: d.cfg.StateDir, forbidden: 0o077, kind: fs.ModeDir, code: cli.Config})
+	d.file(file{check: "state_dir", path: d.cfg.StateDir, forbidden: 0o077, kind: fs.ModeDir, exit: fault.Config})
 	if pin := d.cfg.HSM.Pin; pin.Source == "file" {
-		d.file(file{check: "pin", path: pin.Path, forbidden: 0o077, code: cli.Auth})
+		d.file(file{check: "pin", path: pin.Path, forbidden: 0o077, exit: fault.Auth})
 	} else {
 		d.ok("pin", pin.String())
 	}
 	d.guard()
 	d.anchor()
 	for _, suffix := range []string{"", "-wal", "-shm"} {
-		d.file(file{check: "store file", path: d.cfg.Store.Path + suffix, forbidden: 0o077, optional: true, code: cli.Config})
+		d.file(file{check: "store file", path: d.cfg.Store.Path + suffix, forbidden: 0o077, optional: true, exit: fault.Config})
 	}
 	d.file(file{
-		check: "admin socket", path: d.cfg.Admin.Socket, forbidden: 0o077, kind: fs.ModeSocket, optional: true, code: cli.Config,
+		check: "admin socket", path: d.cfg.Admin.Socket, forbidden: 0o077, kind: fs.ModeSocket, optional: true, exit: fault.Config,
 	})
-	d.file(file{check: "module", path: d.cfg.HSM.Module, forbidden: 0o022, code: cli.Unavailable})
+	d.file(file{check: "module", path: d.cfg.HSM.Module, forbidden: 0o022, exit: fault.Unavailable})
 	d.workerBinary()
 }
 
@@ -57,16 +57,24 @@ func (d *doctor) file(f file) {
 	}
 	switch {
 	case err != nil:
-		d.refuses(f.check, err, f.code, "correct its path in the configuration, or create it")
+		d.fails(f.check, f.wrong(fault.DoctorNoFile).Of(err))
 	case info.Mode().Type() != f.kind:
-		d.refuses(f.check, fmt.Errorf("%s is not the right kind of file: %s", f.path, info.Mode()), f.code, "correct its path in the configuration")
+		d.fails(f.check, f.wrong(fault.DoctorFileKind.With("path", f.path, "mode", info.Mode().String())).Error())
 	case info.Mode().Perm()&f.forbidden != 0:
 		allowed := info.Mode().Perm() &^ f.forbidden
-		d.refuses(f.check, fmt.Errorf("%s has mode %04o", f.path, info.Mode().Perm()), f.code, fmt.Sprintf("chmod %04o %s", allowed, f.path))
+		d.fails(f.check, f.wrong(fault.DoctorFileMode.With("path", f.path, "mode", octal(info.Mode().Perm()), "allowed", octal(allowed))).Error())
 	default:
 		d.ok(f.check, fmt.Sprintf("%s, mode %04o", f.path, info.Mode().Perm()))
 	}
 }
+
+// wrong returns the row with the exit code of the file.
+func (f file) wrong(row fault.Row) fault.Row {
+	row.Exit = f.exit
+	return row
+}
+
+func octal(mode fs.FileMode) string { return fmt.Sprintf("%04o", mode) }
 
 // pinRefused reports whether the first token refused its PIN, and the time if it is known.
 func (d *doctor) pinRefused() (when time.Time, refused bool) {
@@ -82,8 +90,7 @@ func (d *doctor) guard() {
 	if !when.IsZero() {
 		since = " since " + when.UTC().Format(time.RFC3339)
 	}
-	d.refuses("pin guard", fmt.Errorf("the token refused the PIN%s, and it is not tried again", since), cli.Auth,
-		"countersignctl hsm unlock with the right PIN lifts the guard")
+	d.fails("pin guard", fault.DoctorPINGuard.With("since", since).Error())
 }
 
 // anchor checks the file with which the daemon compares the store.
@@ -91,15 +98,17 @@ func (d *doctor) anchor() {
 	path := d.AnchorPath(d.cfg)
 	a, err := anchor.Read(path)
 	switch {
+	case errors.Is(err, anchor.ErrNone) && !d.storeIsThere():
+		d.ok("anchor", "none, and no store that it would vouch for")
 	case errors.Is(err, anchor.ErrNone) && d.cfg.Trust.Root == "":
 		d.fails("anchor", fmt.Errorf("%w; trust.root names no root either", err))
 	case errors.Is(err, anchor.ErrNone):
-		d.warns("anchor", err.Error(), "countersignd serve creates it from trust.root")
+		d.warns("anchor", fault.DoctorAnchorPinned)
 	case err != nil:
 		d.fails("anchor", err)
 	default:
 		d.ok("anchor", fmt.Sprintf("root %d, %s, revision %d, mac %d", a.Root, a.Key, a.Revision, a.MAC))
-		d.file(file{check: "anchor file", path: path, forbidden: 0o077, code: cli.Config})
+		d.file(file{check: "anchor file", path: path, forbidden: 0o077, exit: fault.Config})
 	}
 }
 
@@ -110,10 +119,10 @@ func (d *doctor) workerBinary() {
 		return
 	}
 	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 == 0 {
-		d.refuses("worker binary", fmt.Errorf("%s is not executable", path), cli.Config, "chmod +x "+path)
+		d.fails("worker binary", fault.DoctorNotExecutable.With("path", path).Error())
 		return
 	}
-	d.file(file{check: "worker binary", path: path, forbidden: 0o022, code: cli.Config})
+	d.file(file{check: "worker binary", path: path, forbidden: 0o022, exit: fault.Config})
 }
 
 // host checks the machine: disk, clock and core files.
@@ -130,7 +139,7 @@ func (d *doctor) disk() {
 	dir := filepath.Dir(d.cfg.Store.Path)
 	var disk unix.Statfs_t
 	if err := unix.Statfs(dir, &disk); err != nil {
-		d.refuses("disk", fmt.Errorf("%s: %w", dir, err), cli.IO, "store.path must be on a mounted disk")
+		d.fails("disk", fault.DoctorNoDisk.With("dir", dir).Of(err))
 		return
 	}
 	free := disk.Bavail * uint64(disk.Bsize)
@@ -138,9 +147,11 @@ func (d *doctor) disk() {
 	noFiles := disk.Files > 0 && disk.Ffree == 0
 	switch {
 	case free < d.LeastFree || noFiles:
-		d.refuses("disk", fmt.Errorf("%s", detail), cli.IO, "free some space: without it the appliance approves nothing")
+		d.fails("disk", fault.DoctorDiskFull.Of(errors.New(detail)))
 	case free < littleFree:
-		d.warns("disk", detail, "free some space before the appliance can approve nothing")
+		low := fault.DoctorDiskLow
+		low.Text = detail
+		d.warns("disk", low)
 	default:
 		d.ok("disk", detail)
 	}
@@ -153,11 +164,11 @@ const staUnsync = 0x0040
 func (d *doctor) synchronized() {
 	var tx unix.Timex
 	if _, err := unix.Adjtimex(&tx); err != nil {
-		d.warns("time service", "adjtimex: "+err.Error(), "make sure that NTP synchronizes the clock")
+		d.warns("time service", fault.DoctorNoTimeService.With("cause", err.Error()))
 		return
 	}
 	if tx.Status&staUnsync != 0 {
-		d.warns("time service", "the clock is not synchronized", "run an NTP client: with a wrong clock, challenges expire early or late")
+		d.warns("time service", fault.DoctorUnsynchronized)
 		return
 	}
 	d.ok("time service", fmt.Sprintf("the clock is synchronized, within %v", time.Duration(tx.Maxerror)*time.Microsecond))
@@ -172,10 +183,9 @@ func (d *doctor) coreLimit() {
 	soft, err := coreLimitOf(pid)
 	switch {
 	case err != nil:
-		d.warns("core files", err.Error(), "make sure that the daemon leaves no core files")
+		d.warns("core files", fault.DoctorCoreUnknown.With("cause", err.Error()))
 	case soft != "0":
-		err = fmt.Errorf("process %d may leave core files of %s bytes, with the PIN in them", pid, soft)
-		d.refuses("core files", err, cli.Failed, "restart the daemon; set LimitCORE=0")
+		d.fails("core files", fault.DoctorCoreFiles.With("pid", strconv.Itoa(pid), "bytes", soft).Error())
 	default:
 		d.ok("core files", fmt.Sprintf("process %d leaves none", pid))
 	}

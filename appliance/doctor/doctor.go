@@ -1,5 +1,5 @@
 // Package doctor examines an installation: configuration, files, host, HSM and store. A running daemon examines HSM
-// and store itself, when it is asked; without one the doctor opens both. It changes nothing but one audit record.
+// and store itself, when it is asked; without one the doctor opens both. It changes nothing.
 package doctor
 
 import (
@@ -17,8 +17,10 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/keyuse"
-	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config has the values of the command line and of the daemon's wiring.
@@ -30,7 +32,7 @@ type Config struct {
 	Timeout      time.Duration // bounds the examination of HSM and store
 	// Explain gives an error its exit code and advice.
 	Explain func(error) error
-	// Open examines store and token in this process. It tries the PIN once and moves no anchor.
+	// Open examines store and token in this process. It tries the PIN once, and changes neither store nor anchor.
 	Open func(ctx context.Context, cfg *config.Appliance) ([]adminapi.Examination, error)
 }
 
@@ -51,23 +53,38 @@ func Examine(ctx context.Context, c Config) []adminapi.Examination {
 	}
 	d.cfg = cfg
 	d.ok("configuration", c.Path)
+	if err := enters(cfg.StateDir); err != nil {
+		d.fails("state_dir", fault.DoctorNoEntry.Of(err))
+		d.host()
+		return d.found
+	}
 	d.files()
 	d.host()
 	d.service(ctx)
 	return d.found
 }
 
+// enters returns an error if this user may not list and enter a directory. A directory that is missing is no such error.
+func enters(dir string) error {
+	err := unix.Access(dir, unix.R_OK|unix.X_OK)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return &fs.PathError{Op: "access", Path: dir, Err: err}
+}
+
 func (d *doctor) ok(check, detail string) {
 	d.found = append(d.found, adminapi.Examination{Check: check, Status: adminapi.CheckOK, Detail: detail})
 }
 
-func (d *doctor) warns(check, detail, advice string) {
-	d.found = append(d.found, adminapi.Examination{Check: check, Status: adminapi.CheckWarn, Detail: detail, Advice: advice})
+// warns reports a row of the table of errors, of which only text and advice count.
+func (d *doctor) warns(check string, row fault.Row) {
+	d.found = append(d.found, adminapi.Examination{Check: check, Status: adminapi.CheckWarn, Detail: row.Text, Advice: row.Advice})
 }
 
 // fails reports an error with the exit code and advice that the program would have for it.
 func (d *doctor) fails(check string, err error) {
-	e := adminapi.Examination{Check: check, Status: adminapi.CheckFail, Detail: err.Error(), ExitCode: int(cli.Failed)}
+	e := adminapi.Examination{Check: check, Status: adminapi.CheckFail, Detail: err.Error(), ExitCode: int(fault.Failed)}
 	var known interface {
 		error
 		ExitCode() int
@@ -79,13 +96,8 @@ func (d *doctor) fails(check string, err error) {
 	d.found = append(d.found, e)
 }
 
-// refuses reports an error with the given exit code and advice.
-func (d *doctor) refuses(check string, err error, code cli.Code, advice string) {
-	d.fails(check, cli.Fail(code, err, advice))
-}
-
 // classes are the exit codes of failures, the most urgent first.
-var classes = []cli.Code{cli.Config, cli.BadSignature, cli.Auth, cli.IO, cli.Unavailable, cli.Failed}
+var classes = []fault.Code{fault.Config, fault.BadSignature, fault.Auth, fault.IO, fault.Unavailable, fault.Failed}
 
 // Verdict returns nil if no check failed, else an error with the most urgent exit code.
 func Verdict(found []adminapi.Examination) error {
@@ -94,14 +106,15 @@ func Verdict(found []adminapi.Examination) error {
 	if len(failed) == 0 {
 		return nil
 	}
-	code := cli.Failed
+	code := fault.Failed
 	for _, class := range slices.Backward(classes) {
 		if slices.ContainsFunc(failed, func(e adminapi.Examination) bool { return e.ExitCode == int(class) }) {
 			code = class
 		}
 	}
-	err := fmt.Errorf("%d of %d checks failed, %s first", len(failed), len(found), failed[0].Check)
-	return cli.Fail(code, err, failed[0].Advice)
+	row := fault.DoctorFailed
+	row.Exit, row.Advice = code, failed[0].Advice
+	return row.Of(fmt.Errorf("%d of %d checks failed, %s first", len(failed), len(found), failed[0].Check))
 }
 
 // service checks HSM and store. A running daemon has the store's lock and the token's login, so it checks them
@@ -115,13 +128,12 @@ func (d *doctor) service(ctx context.Context) {
 		d.tlsIdentity(ctx)
 		return
 	}
-	d.warns("daemon", "no daemon answers on "+d.cfg.Admin.Socket,
-		"countersignd serve; HSM and store were opened for this examination")
+	d.warns("daemon", fault.DoctorNoDaemon.With("socket", d.cfg.Admin.Socket))
 	if _, refused := d.pinRefused(); refused {
 		return // guard reported it
 	}
-	if _, err := os.Stat(d.cfg.Store.Path); errors.Is(err, fs.ErrNotExist) {
-		d.refuses("store", fmt.Errorf("%s is not there", d.cfg.Store.Path), cli.Failed, "run countersignd init")
+	if !d.storeIsThere() {
+		d.fails("store", fault.NoStore.With("path", d.cfg.Store.Path).Error())
 		return
 	}
 	found, err := d.Open(ctx, d.cfg)
@@ -131,21 +143,25 @@ func (d *doctor) service(ctx context.Context) {
 	d.found = append(d.found, found...)
 }
 
+// storeIsThere reports whether there is a file, or something that cannot be examined, at store.path.
+func (d *doctor) storeIsThere() bool {
+	_, err := os.Stat(d.cfg.Store.Path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 func (d *doctor) askDaemon(ctx context.Context) {
 	found, err := adminapi.Routes.Doctor.Call(ctx, adminapi.NewCaller(d.cfg.Admin.Socket), adminapi.None{})
 	if err != nil {
-		d.refuses("service", fmt.Errorf("examining the daemon: %w", err), cli.Unavailable,
-			"read its log; /readyz and countersignctl hsm status show which part is unavailable")
+		d.fails("service", fault.DoctorDaemonFails.Of(err))
 	}
 	d.found = append(d.found, found...)
 }
 
 // tlsIdentity connects to the listener as a device does, with the authorities of ca.pem.
 func (d *doctor) tlsIdentity(ctx context.Context) {
-	const advice = "the daemon renews it by itself: its log says why it did not; it writes ca.pem when it starts"
 	text, err := os.ReadFile(filepath.Join(d.cfg.StateDir, "ca.pem"))
 	if err != nil {
-		d.refuses("certificate", err, cli.IO, advice)
+		d.fails("certificate", fault.DoctorNoAuthorities.Of(err))
 		return
 	}
 	roots := x509.NewCertPool()
@@ -158,17 +174,17 @@ func (d *doctor) tlsIdentity(ctx context.Context) {
 	dialer := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: d.serverName()}}
 	conn, err := dialer.DialContext(ctx, "tcp", d.cfg.API.Listen)
 	if err != nil {
-		d.refuses("certificate", fmt.Errorf("api.listen: %w", err), cli.Unavailable, advice)
+		d.fails("certificate", fault.DoctorNoAPI.Of(err))
 		return
 	}
 	defer func() { _ = conn.Close() }() // nothing was sent
 	leaf := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
-	detail := fmt.Sprintf("of %s, good until %s", d.cfg.API.Listen, leaf.NotAfter.UTC().Format(time.RFC3339))
+	until := leaf.NotAfter.UTC().Format(time.RFC3339)
 	if time.Until(leaf.NotAfter) < keyuse.ServerCertLife/4 {
-		d.warns("certificate", detail, advice)
+		d.warns("certificate", fault.DoctorOldIdentity.With("time", until))
 		return
 	}
-	d.ok("certificate", detail)
+	d.ok("certificate", fmt.Sprintf("of %s, good until %s", d.cfg.API.Listen, until))
 }
 
 // serverName returns a name in the certificate: a DNS name if there is one.

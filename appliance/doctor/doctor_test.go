@@ -166,6 +166,21 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
+// TestLostHost: without store and anchor only the store fails, and the advice is not to create an appliance.
+func TestLostHost(t *testing.T) {
+	p := newPatient(t)
+	if err := os.Remove(p.path("countersign.db")); err != nil {
+		t.Fatal(err)
+	}
+	s := p.examine()
+	if s["anchor"] != "ok" || s["store"] != "fail" || p.opened != 0 {
+		t.Errorf("%v, opened %d times", s, p.opened)
+	}
+	if last := p.found[len(p.found)-1]; !strings.Contains(last.Advice, "countersignd restore") || !strings.Contains(last.Advice, "put its database back") {
+		t.Errorf("advice %q", last.Advice)
+	}
+}
+
 // TestBesideDaemon: a daemon that answers is asked, and nothing is opened.
 func TestBesideDaemon(t *testing.T) {
 	p := newPatient(t)

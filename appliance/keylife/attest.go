@@ -1,7 +1,6 @@
 package keylife
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -19,7 +18,7 @@ import (
 type Finding struct {
 	Name    string // name@version, or the object's label if no row has its id
 	Token   string // which of several tokens; "" if there is one
-	ID      []byte // CKA_ID, 20 bytes if a row has it
+	ID      []byte // of the key in the registry, 20 bytes; of an unknown object CKA_ID
 	Origin  store.Origin
 	Drift   []string // differences from what the row requires; nil: none
 	Unknown bool     // no row has this id
@@ -45,8 +44,8 @@ func Attest(ctx context.Context, keys *keyuse.Keys) ([]Finding, error) {
 		if counts[o.Token] == nil {
 			counts[o.Token] = map[hsm.KeyID]int{}
 		}
-		if len(o.ID) == len(hsm.KeyID{}) {
-			counts[o.Token][hsm.KeyID(o.ID)]++
+		if o.Key != (hsm.KeyID{}) {
+			counts[o.Token][o.Key]++
 		}
 		found = append(found, attest(all, o))
 	}
@@ -73,12 +72,12 @@ func expected(k keyring.Key) bool {
 // attest compares one object. Versions that a new root certified again have the key pair
 // of the first, whose name the object has.
 func attest(all []keyring.Key, o hsm.Object) Finding {
-	i := slices.IndexFunc(all, func(k keyring.Key) bool { return bytes.Equal(k.ID[:], o.ID) })
+	i := slices.IndexFunc(all, func(k keyring.Key) bool { return k.ID == o.Key })
 	if i < 0 {
 		return Finding{Name: o.Label, Token: o.Token, ID: o.ID, Unknown: true}
 	}
 	k := all[i]
-	f := Finding{Name: k.Label(), Token: o.Token, ID: o.ID, Origin: k.Origin, Drift: drift(o, k)}
+	f := Finding{Name: k.Label(), Token: o.Token, ID: k.ID[:], Origin: k.Origin, Drift: drift(o, k)}
 	if !k.DestroyedAt.IsZero() {
 		f.Drift = append(f.Drift, "destroyed, and still there")
 	}

@@ -1,7 +1,6 @@
 package keylife
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/sha256"
@@ -173,19 +172,40 @@ func (c carrier) leftBehind(ctx context.Context, label string, usage hsm.Usage) 
 	if err != nil {
 		return k, err
 	}
+	objects, err := c.Token().Objects(ctx)
+	if err != nil {
+		return k, err
+	}
 	found := slices.DeleteFunc(all, func(k hsm.Key) bool { return k.Label != label })
 	if len(found) != 1 || found[0].Usage != usage {
-		return k, fmt.Errorf("the token has a foreign key with this label: %w", hsm.ErrExists)
+		return k, foreign(label, objects)
 	}
 	k = found[0]
 	if slices.ContainsFunc(c.Ring().Keys(), func(row keyring.Key) bool { return row.ID == k.ID }) {
 		return k, fmt.Errorf("key %s is another version: %w", k.ID, hsm.ErrExists)
 	}
-	objects, err := c.Token().Objects(ctx)
 	k.Copied = slices.ContainsFunc(objects, func(o hsm.Object) bool { // sealed copies were made at generation
-		return bytes.Equal(o.ID, k.ID[:]) && o.Told&^o.True&hsm.AttrNeverExtractable != 0
+		return o.Key == k.ID && o.Told&^o.True&hsm.AttrNeverExtractable != 0
 	})
-	return k, err
+	return k, nil
+}
+
+// foreign is the error of a label that objects have which are no key of the appliance.
+func foreign(label string, objects []hsm.Object) error {
+	var there []string
+	for _, o := range objects {
+		if o.Label != label {
+			continue
+		}
+		kind := map[string]string{"CKO_PRIVATE_KEY": "privkey", "CKO_SECRET_KEY": "secrkey"}[o.Class]
+		one := fmt.Sprintf("%s, CKA_ID %x, pkcs11-tool --delete-object --type %s --id %x", o.Class, o.ID, kind, o.ID)
+		if o.Token != "" {
+			one = "token " + o.Token + ": " + one
+		}
+		there = append(there, one)
+	}
+	return fmt.Errorf("the token has a foreign key with the label %q (%s): give it another label with the vendor's tool, "+
+		"or remove it if nothing uses it, and repeat: %w", label, strings.Join(there, "; "), hsm.ErrExists)
 }
 
 // certify signs the certificate of a row: for a root its own RootCert, which names the

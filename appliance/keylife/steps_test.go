@@ -550,7 +550,7 @@ func TestAttest(t *testing.T) {
 		"usages CKA_SIGN CKA_DECRYPT":   func(o *hsm.Object) { o.True |= hsm.AttrDecrypt },
 		"mechanisms CKM_RSA_PKCS":       func(o *hsm.Object) { o.Mechanisms = []string{"CKM_RSA_PKCS"} },
 		"CKO_SECRET_KEY of CKK_EC":      func(o *hsm.Object) { o.Class = "CKO_SECRET_KEY" },
-		"unknown; 0 objects":            func(o *hsm.Object) { o.ID = []byte{1, 2, 3} },
+		"unknown; 0 objects":            func(o *hsm.Object) { o.ID, o.Key = []byte{1, 2, 3}, hsm.KeyID{} },
 		"mechanisms CKM_ECDSA CKM_ECDH": func(o *hsm.Object) { o.Mechanisms = []string{"CKM_ECDSA", "CKM_ECDH"} },
 	} {
 		change := func(all []hsm.Object) []hsm.Object {

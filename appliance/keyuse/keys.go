@@ -119,11 +119,31 @@ func (k *Keys) read(ctx context.Context, registry store.Keys) (*keyring.Ring, er
 	if settings.HandleEpoch == (derive.HandleEpoch{}) {
 		return nil, fmt.Errorf("no handle epoch: %w", ErrOldStore)
 	}
-	present, err := k.token.Keys(ctx)
+	present, err := k.present(ctx, keys)
 	if err != nil {
 		return nil, fmt.Errorf("listing the token's keys: %w", err)
 	}
 	return keyring.New(keys, settings, present)
+}
+
+// present lists the token's keys. It gives the token the public keys of the registry, so that it
+// finds the private keys of a token that lost the public ones.
+func (k *Keys) present(ctx context.Context, keys []keyring.Key) ([]hsm.Key, error) {
+	var publics [][]byte
+	for _, key := range keys {
+		if key.Public == nil || !key.DestroyedAt.IsZero() {
+			continue
+		}
+		spki, err := key.SPKI()
+		if err != nil {
+			return nil, fmt.Errorf("public key of %s: %w", key.Label(), err)
+		}
+		publics = append(publics, spki)
+	}
+	if err := k.token.Know(ctx, publics); err != nil {
+		return nil, err
+	}
+	return k.token.Keys(ctx)
 }
 
 // Changed has a value when the ring was replaced since the last receive. It is for one

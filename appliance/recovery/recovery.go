@@ -15,10 +15,10 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/keyuse"
-	"countersign/appliance/parties"
 	"countersign/appliance/recovery/backup"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
+	"countersign/internal/bounded"
 	"countersign/policy"
 )
 
@@ -29,6 +29,7 @@ type Service struct {
 	keys     *keylife.Service
 	requests *requests.Service
 	now      func() time.Time
+	made     bounded.Map[[32]byte, string] // kinds of audit record, by SHA-256 of a backup that Keep may record
 }
 
 // Config holds what a Service needs.
@@ -43,6 +44,7 @@ type Config struct {
 // New returns a service and registers the effects of [policy.KeyBackup] and [policy.StoreBackup].
 func New(c Config) *Service {
 	s := &Service{store: c.Store, keyring: c.Keyring, keys: c.Keys, requests: c.Requests, now: c.Now}
+	s.made.Max = mostMade
 	c.Requests.Register(policy.KeyBackup, requests.Effect{Base: s.base, Grants: true})
 	c.Requests.Register(policy.StoreBackup, requests.Effect{Base: s.copyBase, Grants: true})
 	return s
@@ -78,10 +80,10 @@ func (s *Service) BackUpKeys(ctx context.Context, ask BackUp, send func(KeyBacku
 	}
 	backUp := func(ctx context.Context, _ change.ID) error {
 		b, err := s.backUpKeys(ctx, ask)
-		if err == nil {
-			err = send(b)
+		if err != nil {
+			return err
 		}
-		return err
+		return s.sent(ctx, b.SHA256, send(b))
 	}
 	if ask.Dry {
 		return backUp(ctx, change.ID{})
@@ -109,13 +111,9 @@ func (s *Service) backUpKeys(ctx context.Context, ask BackUp) (b KeyBackup, err 
 		return b, err
 	}
 	b.SHA256 = sha256.Sum256(b.File)
-	rec := parties.Record(ctx, audit.KindKeys, "backup", map[string]any{
-		"event": "backed up", "sha256": b.SHA256[:], "keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
+	return b, s.record(ctx, audit.KindKeys, b.SHA256, map[string]any{
+		"keys": len(b.Items), "missing": append([]string{}, backup.Labels(b.Missing)...),
 	})
-	if err := s.store.Append(ctx, rec); err != nil {
-		return b, fmt.Errorf("backing up keys: %w", err)
-	}
-	return b, nil
 }
 
 // coverage returns the rows of the registry, and which of their keys a backup would hold.
@@ -176,7 +174,7 @@ func (s *Service) CopyStore(ctx context.Context, life time.Duration, send func(S
 			return err
 		}
 		defer func() { _ = c.Close() }() // it was only read
-		return send(c)
+		return s.sent(ctx, c.SHA256, send(c))
 	})
 }
 
@@ -213,8 +211,6 @@ func (s *Service) vouch(ctx context.Context, c *StoreCopy, before *keyring.Ring)
 	if c.Statement, err = backup.Vouch(ctx, s.keyring, statement, s.now()); err != nil {
 		return false, err
 	}
-	err = s.store.Append(ctx, parties.Record(ctx, audit.KindStore, "backup", map[string]any{
-		"event": "copied", "sha256": c.SHA256[:], "sequence": c.Point.Sequence,
-	}))
+	err = s.record(ctx, audit.KindStore, c.SHA256, map[string]any{"sequence": c.Point.Sequence})
 	return err == nil, err
 }

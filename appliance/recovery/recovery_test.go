@@ -5,10 +5,13 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -247,6 +250,40 @@ func TestForgedVote(t *testing.T) {
 	})
 }
 
+// TestKeep: a backup that was made is kept or not once, by the word of the peer that got it. No other file is.
+func TestKeep(t *testing.T) {
+	b := appliancetest.New(t)
+	if err := b.Recovery.Keep(t.Context(), recovery.Kept{}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a backup that was never made: %v", err)
+	}
+	keys, err := backUp(b, recovery.BackUp{Partial: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := copyStore(b)
+	for _, tc := range []struct {
+		subject, event string
+		kept           recovery.Kept
+	}{
+		{"key/backup", "kept", recovery.Kept{SHA256: keys.SHA256}},
+		{"store/backup", "not kept", recovery.Kept{SHA256: database.SHA256, Problem: "no space left on device"}},
+	} {
+		if err := b.Recovery.Keep(t.Context(), tc.kept); err != nil {
+			t.Fatal(err)
+		}
+		rec := b.LastRecord()
+		words := rec.Words()
+		problem, _ := words["problem"].(string)
+		if rec.Subject != tc.subject || words["event"] != tc.event || problem != tc.kept.Problem ||
+			words["sha256"] != hex.EncodeToString(tc.kept.SHA256[:]) {
+			t.Errorf("%s: %v", rec.Subject, words)
+		}
+		if err := b.Recovery.Keep(t.Context(), tc.kept); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s: twice: %v", tc.subject, err)
+		}
+	}
+}
+
 // TestApprovalOfABackup: a backup that could not be sent leaves its approval, one that was sent spends
 // it. Each that was made is in the audit.
 func TestApprovalOfABackup(t *testing.T) {
@@ -271,8 +308,9 @@ func TestApprovalOfABackup(t *testing.T) {
 		if err := make(broken); !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if n := b.Tally().Records - made; n != 1 {
-			t.Errorf("%s: a backup that was made and not sent left %d records", name, n)
+		if n, rec := b.Tally().Records-made, b.LastRecord(); n != 2 || rec.Words()["event"] != "not kept" ||
+			!strings.Contains(fmt.Sprint(rec.Words()["problem"]), broken.Error()) {
+			t.Errorf("%s: a backup that was made and not sent left %d records, the last is %v", name, n, rec.Words())
 		}
 		if err := make(nil); err != nil {
 			t.Errorf("%s: the approval is gone: %v", name, err)

@@ -148,28 +148,6 @@ func recordOf(row store.Policy) quorum.Record {
 	}
 }
 
-// Policy is the active policy: the document, its hash and its quorums.
-type Policy struct {
-	store.Policy
-	Hash    [32]byte
-	Quorums []quorum.Quorum
-}
-
-// Policy reads the active policy.
-func (r *Rules) Policy(ctx context.Context) (Policy, error) {
-	row, err := r.store.ActivePolicy(ctx)
-	if err != nil {
-		return Policy{}, err
-	}
-	v, err := r.trusted(ctx, row)
-	if err != nil {
-		return Policy{}, err
-	}
-	p := Policy{Policy: row, Hash: v.Hash()}
-	p.Quorums, err = r.judge.Quorums(ctx, v.Policy)
-	return p, err
-}
-
 // Warn logs quorums that cannot be met, quorums that fewer administrators can evade, and parts that an
 // earlier release accepted and that are not in force.
 func (r *Rules) Warn(ctx context.Context) {

@@ -42,6 +42,8 @@ var (
 	ErrUsed = errors.New("activation code used or expired")
 	// ErrUnavailable means that the store cannot be reached, is full or is closed.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrReadOnly means that the store was opened read-only, and stores no change.
+	ErrReadOnly = errors.New("store is open for reading only")
 )
 
 // Store is the whole contract. All methods may be called concurrently.
@@ -203,7 +205,8 @@ type Store interface {
 	// LastRecords lists up to limit records, the newest first. It is as fast with many records as with few.
 	LastRecords(ctx context.Context, limit int) ([]audit.Record, error)
 	// Pulse makes one durable write that means nothing, as every change does: it shows whether changes
-	// can be stored.
+	// can be stored. On a store that is open for reading only it returns ErrReadOnly if a change could be
+	// written.
 	Pulse(ctx context.Context, at time.Time) error
 	// Tally counts the stored rows.
 	Tally(ctx context.Context) (Tally, error)
@@ -276,6 +279,9 @@ type Sealing interface {
 	// nothing is charged: Spend returns ErrUnavailable. Upgrade does nothing in a store that this release
 	// made or upgraded.
 	Upgrade(ctx context.Context, rec audit.Record) error
+	// Schema returns the number of the store's schema, once it is unsealed, and the number to which Upgrade
+	// brings it. They are equal if Upgrade does nothing.
+	Schema() (stored, upgraded int, err error)
 	// Reseal verifies records in force whose seals are of an earlier version of mac and seals them
 	// under the version in force: at most so many after a cursor, which is zero at first. It stores
 	// the record if it resealed any. done reports that none are left. A record that does not fit

@@ -170,12 +170,16 @@ func explain(err error) error {
 			"check those of the appliance")
 	}
 	if code, ok := protocol.CodeOf(err); ok {
-		exit := exitOf(code)
+		exit, hint := exitOf(code), hints[code]
 		var refused *client.RefusedError
-		if exit == cli.Failed && errors.As(err, &refused) {
+		isRefused := errors.As(err, &refused)
+		if exit == cli.Failed && isRefused {
 			exit = cli.Denied // by a code that this client does not know
 		}
-		return cli.Fail(exit, err, hints[code])
+		if isRefused && refused.Service == protocol.ServiceCoApproval && code == protocol.CodeService {
+			hint = "no request waits for a second person at this device"
+		}
+		return cli.Fail(exit, err, hint)
 	}
 	var server *client.ServerError
 	if errors.As(err, &server) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -18,19 +19,22 @@ import (
 	"countersign/internal/durable"
 )
 
-const outHelp = "file to write, mode 0600; an existing file is replaced"
+const outHelp = "file to write, mode 0600; an existing file is replaced; not needed with --dry-run"
 
 // keyBackup writes all keys, sealed, with the trust settings and the policy, to one file.
 func (t *tool) keyBackup() *cobra.Command {
 	var req adminapi.KeyBackupAsk
 	var out string
 	cmd := verb("backup --out FILE", "Write every key, sealed for the backup key, and the trust settings to one file", func(cmd *cobra.Command, _ []string) error {
-		if err := writable(out); err != nil && !req.DryRun {
-			return err
+		if !req.DryRun {
+			if err := writable(out); err != nil {
+				return err
+			}
 		}
 		made, err := t.fetchBackup(cmd, req)
 		if err == nil && !req.DryRun {
 			err = writeBytes(out, made.File)
+			t.report(cmd, adminapi.Routes.KeyKept, made.SHA256, err)
 		}
 		if err != nil {
 			return err
@@ -42,7 +46,6 @@ func (t *tool) keyBackup() *cobra.Command {
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only show which keys the backup would cover")
 	cmd.Flags().StringVar(&out, "out", "", outHelp)
 	cmd.Flags().BoolVar(&req.Partial, "partial", false, "leave out keys without a sealed copy: they cannot be restored")
-	_ = cmd.MarkFlagRequired("out") // the flag exists
 	return cmd
 }
 
@@ -70,8 +73,23 @@ var keyBackupTable = cli.Table[adminapi.KeyBackup]{
 		return strings.Join(b.Missing, " ")
 	}},
 	{Title: "Backup key", Value: func(b adminapi.KeyBackup) string { return strings.Join(b.BackupKeys, " ") }},
-	{Title: "SHA-256", Value: func(b adminapi.KeyBackup) string { return b.SHA256 }},
+	{Title: "SHA-256", Value: func(b adminapi.KeyBackup) string { return cmp.Or(b.SHA256, "- (a dry run writes no file)") }},
 }
+
+// report has the appliance record whether a backup is in its file. A backup is good without that record.
+func (t *tool) report(cmd *cobra.Command, route adminapi.Route[adminapi.Kept, adminapi.None], sum string, problem error) {
+	kept := adminapi.Kept{SHA256: sum}
+	if problem != nil {
+		text := strings.ToValidUTF8(problem.Error(), "")
+		kept.Problem = text[:min(len(text), mostProblem)]
+	}
+	if _, err := send(t, cmd, route, kept); err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "the audit does not say what became of the backup: %v\n", err)
+	}
+}
+
+// mostProblem bounds what report sends of an error, in bytes.
+const mostProblem = 400
 
 func (t *tool) store() *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Manage the database"}
@@ -85,13 +103,13 @@ func (t *tool) store() *cobra.Command {
 			return err
 		}
 		made, err := t.copyStore(cmd, route, out)
-		if err == nil {
-			return storeCopyTable.One(t.printer(cmd), made)
+		if err != nil {
+			if err := t.granted(cmd, err); err != nil {
+				return err
+			}
+			made, err = t.copyStore(cmd, route, out)
 		}
-		if err := t.granted(cmd, err); err != nil {
-			return err
-		}
-		if made, err = t.copyStore(cmd, route, out); err != nil {
+		if err != nil {
 			return err
 		}
 		return storeCopyTable.One(t.printer(cmd), made)
@@ -99,7 +117,6 @@ func (t *tool) store() *cobra.Command {
 	quorumFlags(backup)
 	backup.Flags().Bool("dry-run", false, dryRunHelp)
 	backup.Flags().StringVar(&out, "out", "", outHelp)
-	_ = backup.MarkFlagRequired("out") // the flag exists
 	cmd.AddCommand(backup)
 	return cmd
 }
@@ -126,7 +143,10 @@ func (t *tool) copyStore(cmd *cobra.Command, route copyRoute, path string) (made
 	if err != nil {
 		return made, explain(err)
 	}
-	defer func() { _ = database.Close() }() // it was read, or an error is returned
+	defer func() {
+		_ = database.Close() // it was read, or an error is returned
+		t.report(cmd, adminapi.Routes.StoreKept, made.SHA256, err)
+	}()
 	if err := os.Remove(path + sigSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return made, cli.Fail(cli.IO, err, "")
 	}
@@ -168,6 +188,9 @@ func writeWhole(path string, write func(io.Writer) error) error {
 // writable returns an error if no file can be created beside path. It is called before an approval is spent on a
 // backup that could not be written.
 func writable(path string) error {
+	if path == "" {
+		return cli.Fail(cli.Usage, errors.New("--out is missing"), "name the file that the backup goes to: --out FILE")
+	}
 	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
 	if err == nil {
 		err = errors.Join(probe.Close(), os.Remove(probe.Name()))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -91,25 +92,58 @@ func (f tokenFlags) use(cmd *cobra.Command, do func(context.Context, operatorKey
 		return err
 	}
 	defer opened.Close()
-	all, err := opened.Keys(cmd.Context())
+	found, err := u.find(cmd.Context(), opened)
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+		return err
 	}
-	var found []hsm.Key
-	for _, k := range all {
-		if k.Usage == hsm.SignP256 && (u.object == "" || u.object == k.Label) && (u.id == "" || u.id == string(k.ID[:])) {
-			found = append(found, k)
-		}
-	}
-	if len(found) != 1 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", len(found)),
-			"the key has to be for signatures on P-256 alone, with CKA_ID as countersignctl admin keygen --pkcs11 gives it")
-	}
-	key, err := onToken(opened, found[0])
+	key, err := onToken(opened, found)
 	if err != nil {
 		return err
 	}
 	return do(cmd.Context(), key)
+}
+
+// find returns the one key on the token that the URI selects, made by countersignctl or another
+// program. Blanks at the end of a label do not count: some tools pad it.
+func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err error) {
+	own, err := token.Keys(ctx)
+	others, errOthers := token.Foreign(ctx)
+	objects, errObjects := token.Objects(ctx)
+	if err := errors.Join(err, errOthers, errObjects); err != nil {
+		return k, cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+	}
+	ids := map[hsm.KeyID]string{}
+	for _, o := range objects {
+		ids[o.Key] = string(o.ID)
+	}
+	found, there := 0, []string{}
+	for _, one := range append(own, others...) {
+		if one.Usage != hsm.SignP256 {
+			continue
+		}
+		there = append(there, fmt.Sprintf("%q (id=%s)", trimmed(one.Label), percent(ids[one.ID])))
+		if (u.object == "" || trimmed(u.object) == trimmed(one.Label)) && (u.id == "" || u.id == string(one.ID[:]) || u.id == ids[one.ID]) {
+			k, found = one, found+1
+		}
+	}
+	if found == 1 {
+		return k, nil
+	}
+	hint := "the token has no key pair on P-256 that can sign; it needs both halves, under one CKA_ID"
+	if len(there) > 0 {
+		hint = "keys on P-256 that can sign on this token: " + strings.Join(there, ", ")
+	}
+	return k, cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", found), hint)
+}
+
+func trimmed(label string) string { return strings.TrimRight(label, " \x00") }
+
+// percent writes bytes as a PKCS#11 URI has them, RFC 7512 §2.3.
+func percent(id string) (out string) {
+	for i := range len(id) {
+		out += fmt.Sprintf("%%%02x", id[i])
+	}
+	return out
 }
 
 // make generates the key that the URI names. Its label must not exist.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ var policyTable = cli.Table[adminapi.Policy]{
 	{Title: "Version", Value: func(p adminapi.Policy) string { return number(p.Version) }},
 	{Title: "Hash", Value: func(p adminapi.Policy) string { return p.Hash }},
 	{Title: "Activated", Value: func(p adminapi.Policy) string { return date(p.ActivatedAt) }},
+	{Title: "Change request", Value: func(p adminapi.Policy) string { return cmp.Or(p.Change, "-") }},
 	{Title: "Quorums", Value: quorumList},
 }
 
@@ -31,14 +33,22 @@ func quorumList(p adminapi.Policy) string {
 
 func (t *tool) policy() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Show the policy, check a new one and apply it"}
-	cmd.AddCommand(t.showPolicy(), t.checkPolicy(), t.applyPolicy())
+	cmd.AddCommand(t.showPolicy(), t.policyHistory(), t.diffPolicy(), t.checkPolicy(), t.applyPolicy(), t.revertPolicy())
 	return cmd
+}
+
+// policyOf returns the version that the arguments name, or the policy in force.
+func (t *tool) policyOf(cmd *cobra.Command, args []string) (adminapi.Policy, error) {
+	if len(args) == 0 {
+		return send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+	}
+	return send(t, cmd, adminapi.Routes.PolicyAt, adminapi.None{}, args...)
 }
 
 func (t *tool) showPolicy() *cobra.Command {
 	var documentOnly bool
-	cmd := verb("show", "Show the policy in force and its quorums", func(cmd *cobra.Command, _ []string) error {
-		p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+	cmd := verb("show [VERSION]", "Show the policy in force, or an earlier version, and its quorums", func(cmd *cobra.Command, args []string) error {
+		p, err := t.policyOf(cmd, args)
 		if err != nil {
 			return err
 		}
@@ -53,8 +63,74 @@ func (t *tool) showPolicy() *cobra.Command {
 		warnOfQuorums(cmd, p)
 		return policyTable.One(t.printer(cmd), p)
 	})
+	cmd.Args = cobra.MaximumNArgs(1)
 	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied, with control characters escaped")
 	return cmd
+}
+
+var historyTable = cli.Table[adminapi.PolicyVersion]{
+	{Title: "Version", Value: func(p adminapi.PolicyVersion) string { return number(p.Version) }},
+	{Title: "Activated", Value: func(p adminapi.PolicyVersion) string { return date(p.ActivatedAt) }},
+	{Title: "Change request", Value: func(p adminapi.PolicyVersion) string { return cmp.Or(p.Change, "-") }},
+	{Title: "Hash", Value: func(p adminapi.PolicyVersion) string { return p.Hash }},
+}
+
+func (t *tool) policyHistory() *cobra.Command {
+	return verb("history", "List the versions of the policy, newest first: the first is in force", func(cmd *cobra.Command, _ []string) error {
+		all, err := send(t, cmd, adminapi.Routes.PolicyHistory, adminapi.None{})
+		if err != nil {
+			return err
+		}
+		if n := len(all); n > 0 && all[n-1].Version > 1 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "the newest %d versions; countersignctl policy show VERSION shows an older one\n", n)
+		}
+		return historyTable.List(t.printer(cmd), all)
+	})
+}
+
+func (t *tool) diffPolicy() *cobra.Command {
+	return verb("diff FILE", "Show how a policy document differs from the policy in force", func(cmd *cobra.Command, args []string) error {
+		document, _, err := readPolicy(args[0])
+		if err != nil {
+			return err
+		}
+		text, err := t.policyComparison(cmd, document)
+		if err == nil {
+			_, err = fmt.Fprint(cmd.OutOrStdout(), strings.TrimPrefix(text, "\n"))
+		}
+		return err
+	})
+}
+
+// revertPolicy applies the document of an earlier version again, as a new version.
+func (t *tool) revertPolicy() *cobra.Command {
+	var req adminapi.Apply
+	cmd := verb("revert VERSION", "Put an earlier version of the policy into force again, as a new version", func(cmd *cobra.Command, args []string) error {
+		p, err := t.policyOf(cmd, args)
+		if err != nil {
+			return err
+		}
+		parsed, err := policy.Parse([]byte(p.Document))
+		if err != nil {
+			return cli.Fail(cli.Config, fmt.Errorf("version %d: %w", p.Version, err),
+				"an earlier release accepted this document; correct what policy show "+args[0]+" --document prints, and apply it")
+		}
+		return t.putIntoForce(cmd, parsed, p.Document, &req)
+	})
+	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
+	quorumFlags(cmd)
+	return cmd
+}
+
+// putIntoForce warns of what an administrator should know about a policy, and asks for the change.
+func (t *tool) putIntoForce(cmd *cobra.Command, parsed *policy.Policy, document string, req *adminapi.Apply) error {
+	able, err := t.able(cmd, parsed)
+	if err != nil {
+		return err
+	}
+	warn(cmd, doubts(parsed, &able))
+	req.Document = document
+	return sendChange(t, cmd, policyTable, adminapi.Routes.PolicyApply, *req)
 }
 
 // policyReport is the result of policy check.
@@ -185,13 +261,7 @@ func (t *tool) applyPolicy() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		able, err := t.able(cmd, parsed)
-		if err != nil {
-			return err
-		}
-		warn(cmd, doubts(parsed, &able))
-		req.Document = string(document)
-		return sendChange(t, cmd, policyTable, adminapi.Routes.PolicyApply, req)
+		return t.putIntoForce(cmd, parsed, string(document), &req)
 	})
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, dryRunHelp)
 	quorumFlags(cmd)

@@ -50,7 +50,7 @@ func TestPolicyWarnings(t *testing.T) {
 			_ = json.NewEncoder(w).Encode([]adminapi.Administrator{{Name: "ann", Status: "active"}, {Name: "bob", Status: "suspended"}})
 			return
 		}
-		_ = json.NewEncoder(w).Encode(adminapi.Policy{Version: 2})
+		_ = json.NewEncoder(w).Encode(adminapi.Policy{PolicyVersion: adminapi.PolicyVersion{Version: 2}})
 	})
 	const all = "\"policy.apply\" = 2\n\"admin.add\" = 2\n"
 	for quorum, want := range map[string][]string{

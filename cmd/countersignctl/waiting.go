@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
+	"countersign/policy"
 )
 
 // This file makes changes that may wait for other administrators.
@@ -79,8 +80,11 @@ func (t *tool) granted(cmd *cobra.Command, err error) error {
 	case flagErr == nil && wait:
 		return t.awaitEnd(cmd, c.ID)
 	}
-	return cli.Fail(cli.Denied, fmt.Errorf("nothing was written: %s waits for its quorum", c.Kind),
-		"countersignctl change sign "+c.ID+", with --key or --pkcs11; then run this command again, or start it with --wait")
+	hint := "countersignctl change sign " + c.ID + ", with --key or --pkcs11; then run this command again within an hour, or start it with --wait"
+	if c.Kind == policy.StoreBackup.String() {
+		hint += "; for a copy that runs by itself, put \"store.backup\" = 0 in [quorum] of the policy"
+	}
+	return cli.Fail(cli.Denied, fmt.Errorf("nothing was written: %s waits for its quorum", c.Kind), hint)
 }
 
 // printWaiting prints the request for which a command waits. It returns nil if err is another error, or none.

@@ -118,7 +118,7 @@ func TestChangeShowPolicy(t *testing.T) {
 	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
 		switch strings.TrimPrefix(r.URL.Path, adminapi.Prefix) {
 		case "policy":
-			_ = json.NewEncoder(w).Encode(adminapi.Policy{Version: 3, Document: before})
+			_ = json.NewEncoder(w).Encode(adminapi.Policy{PolicyVersion: adminapi.PolicyVersion{Version: 3}, Document: before})
 		case "admin":
 			_ = json.NewEncoder(w).Encode([]adminapi.Administrator{{Name: "ann", Status: "active"}, {Name: "bob", Status: "active"}, {Name: "cat", Status: "suspended"}})
 		default:

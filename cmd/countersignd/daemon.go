@@ -107,8 +107,7 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	if domain := d.keys.Domain(); domain != cfg.Trust.Domain {
 		return fmt.Errorf("%w: trust.domain is %q, the store's is %q", errOtherDomain, cfg.Trust.Domain, domain)
 	}
-	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
-	if err := d.store.Upgrade(ctx, rec); err != nil {
+	if err := d.upgrade(ctx); err != nil {
 		return err
 	}
 	d.appliance, err = appliance.New(ctx, appliance.Config{
@@ -123,6 +122,21 @@ func (d *daemon) load(ctx context.Context) (err error) {
 	}
 	d.caFile = filepath.Join(cfg.StateDir, "ca.pem")
 	return d.writeCA(ctx)
+}
+
+// upgrade brings the database to the form of this release, and says so in the log before and after.
+func (d *daemon) upgrade(ctx context.Context) error {
+	from, to, err := d.store.Schema()
+	if err != nil || from == to {
+		return err
+	}
+	d.log.Info("upgrading the database: earlier releases will refuse it", "from_schema", from, "to_schema", to, "path", d.config.Store.Path)
+	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	if err := d.store.Upgrade(ctx, rec); err != nil {
+		return err
+	}
+	d.log.Info("the database is upgraded", "schema", to)
+	return nil
 }
 
 func schedule(k config.KeySchedule) keyplan.Schedule {

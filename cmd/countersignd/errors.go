@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"syscall"
 
 	"countersign/appliance/anchor"
@@ -72,6 +73,8 @@ var exits = []struct {
 	{syscall.EADDRINUSE, fault.AddressInUse},
 	{syscall.EADDRNOTAVAIL, fault.AddressForeign},
 	{dev.ErrInUse, fault.DevInUse},
+	{sqlite.ErrEmpty, fault.StoreEmpty},
+	{fs.ErrPermission, fault.NoPermission},
 	{sqlite.ErrLocked, fault.StoreLocked},
 	{store.ErrUnavailable, fault.NoStoreAccess},
 }

@@ -115,6 +115,7 @@ func refuseUsedToken(ctx context.Context, p *parts) error {
 	if err != nil {
 		return fmt.Errorf("looking at the token: %w", err)
 	}
+	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool { return !k.Versioned() }) // another program's
 	if len(keys) > 0 {
 		return fmt.Errorf("%w: %d keys, %s first", errTokenUsed, len(keys), keys[0].Label)
 	}

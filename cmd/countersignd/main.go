@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -21,8 +22,10 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/recovery/restore"
 	"countersign/appliance/store/audit"
+	"countersign/appliance/store/sqlite"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 )
 
@@ -159,11 +162,17 @@ func doctorCommand(path *string) *cobra.Command {
 	return cmd
 }
 
-// examineParts opens store and token as the daemon does, but changes no anchor.
+// examineParts opens the token as the daemon does, and the store for reading only. It changes no anchor.
 func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (found []adminapi.Examination, err error) {
-	p, err := openParts(ctx, cfg, env)
+	p, err := readParts(cfg, env)
 	if err != nil {
 		return nil, err
+	}
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: cfg.Store.Path, ReadOnly: true, Logger: p.log}); err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", cfg.Store.Path, err)
+	}
+	if err := p.openTokens(ctx, cfg, env.secrets); err != nil {
+		return nil, errors.Join(err, p.close())
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	keys, err := p.registry(ctx, keyuse.Pins{Anchor: anchor.InMemory(p.anchor.Current()), Root: p.root})
@@ -174,7 +183,18 @@ func examineParts(ctx context.Context, cfg *config.Appliance, env environment) (
 	if err != nil {
 		return nil, err
 	}
-	return append(server.Examinations(ctx, a), server.ExamineTokens(p.hsmTokens())...), nil
+	found = append(server.Examinations(ctx, a), server.ExamineTokens(p.hsmTokens())...)
+	return append(found, p.examineSchema()...), nil
+}
+
+// examineSchema announces an upgrade of the database.
+func (p *parts) examineSchema() []adminapi.Examination {
+	from, to, err := p.store.Schema()
+	if err != nil || from == to {
+		return nil
+	}
+	row := fault.DoctorUpgrade.With("from", strconv.Itoa(from), "to", strconv.Itoa(to))
+	return []adminapi.Examination{{Check: "schema", Status: adminapi.CheckWarn, Detail: row.Text, Advice: row.Advice}}
 }
 
 func devCommand() *cobra.Command {

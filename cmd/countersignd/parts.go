@@ -59,7 +59,7 @@ type environment struct {
 // openParts opens store and token of an existing appliance. Without a store it creates nothing: an empty one would be in
 // the way of a restore.
 func openParts(ctx context.Context, cfg *config.Appliance, env environment) (*parts, error) {
-	if !exists(cfg.Store.Path) {
+	if _, err := os.Lstat(cfg.Store.Path); errors.Is(err, os.ErrNotExist) {
 		return nil, fault.NoStore.With("path", cfg.Store.Path).Error()
 	}
 	return openOrNew(ctx, cfg, env)
@@ -93,12 +93,17 @@ func (p *parts) openStore(ctx context.Context, path string) (err error) {
 
 // newParts creates the state directory and reads the files in it.
 func newParts(cfg *config.Appliance, env environment) (*parts, error) {
-	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: env.log}
-	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
-	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fault.StateDir.Of(err)
 	}
+	return readParts(cfg, env)
+}
+
+// readParts reads the files that the configuration names.
+func readParts(cfg *config.Appliance, env environment) (*parts, error) {
+	p := &parts{cfg: cfg.HSM, metrics: prometheus.NewRegistry(), log: env.log}
+	p.seals = store.NewSeals(func(err error) { p.log.Error("record was changed outside of the appliance", "error", err) })
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if p.escrow, err = readRecipient(cfg.Backup.Recipient); err != nil {
 		return nil, err

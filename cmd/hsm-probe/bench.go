@@ -28,6 +28,17 @@ type bench struct {
 	workers, sessions, callers int
 	time                       time.Duration
 	only                       []string
+	progress                   *cli.Progress
+}
+
+// measurements returns how many times the bench measures for [bench.time]: each operation alone and at once, in the C
+// loop and through the service, and what verifying adds.
+func (b *bench) measurements() int {
+	n := len(b.only) * (len(slices.Compact([]int{1, b.workers * b.sessions})) + len(slices.Compact([]int{1, b.callers})))
+	if slices.Contains(b.only, report.Sign) {
+		n += 2
+	}
+	return n
 }
 
 func (t *tool) bench() *cobra.Command {
@@ -46,7 +57,9 @@ removed afterwards.`,
 				return err
 			}
 			defer pin.Zero()
+			b.progress = cli.StartProgress(cmd.ErrOrStderr(), "measuring the token", time.Duration(b.measurements())*b.time)
 			made, err := b.run(cmd.Context(), pin)
+			b.progress.End()
 			if err != nil {
 				return explain(err)
 			}
@@ -178,6 +191,7 @@ type way struct {
 }
 
 func (b *bench) measure(ctx context.Context, w way, r *report.Bench) error {
+	b.progress.Step(fmt.Sprintf("measuring %s through the service, %d at once", w.operation, w.callers))
 	stats, err := measure.Measure(ctx, w.call, w.callers, b.time)
 	r.Measured = append(r.Measured, report.Measured{Operation: w.operation, Path: w.path, Parallel: w.callers, Stats: stats})
 	return err

@@ -15,9 +15,11 @@ import (
 	"countersign/internal/cli"
 )
 
-// A probe of 30 s, and a quick one of 5 s, counts as hung after this time: one call of the
-// module may take longer.
+// A probe takes at most probeTime, a quick one quickTime. It counts as hung after its limit: one call of the module may
+// take longer.
 const (
+	probeTime  = 30 * time.Second
+	quickTime  = 5 * time.Second
 	probeLimit = time.Minute
 	quickLimit = 20 * time.Second
 )
@@ -40,7 +42,13 @@ on this token, and what is missing.`,
 			if err != nil {
 				return err
 			}
+			takes := probeTime
+			if order.Quick {
+				takes = quickTime
+			}
+			progress := cli.StartProgress(cmd.ErrOrStderr(), "trying the module", takes)
 			s, err := g.probe(cmd.Context(), pin, order)
+			progress.End()
 			if err != nil {
 				return explain(err)
 			}

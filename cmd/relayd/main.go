@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/relay"
 )
@@ -53,7 +53,7 @@ func configCheck() *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", path)
-			return cli.Fail(cli.IO, err, "")
+			return fault.Output.Of(err)
 		},
 	}
 	addConfigFlag(cmd, &path)
@@ -66,8 +66,8 @@ func status() *cobra.Command {
 		Use:   "status",
 		Short: "Show the device's status",
 		Long: `Show one line to read out over the phone: the device's name and id, whether it is running and
-reaches the appliance, the end of its certificate, and the last result. Exit code 69 if it is
-not running.`,
+reaches the appliance, what keeps it from its work, the end of its certificate, and the last
+result. Exit code 69 if it is not running, or cannot authorize.`,
 		Args: cobra.NoArgs,
 	}
 	format := cli.AddOutputFlag(cmd)
@@ -105,10 +105,13 @@ func printStatus(dir string, p cli.Printer) error {
 		err = cli.Table[relay.Status]{}.One(p, s)
 	}
 	if err != nil {
-		return cli.Fail(cli.IO, err, "")
+		return fault.Output.Of(err)
 	}
-	if !s.Running {
-		return cli.Fail(cli.Unavailable, errors.New("relayd is not running"), "relayd serve --config FILE")
+	switch {
+	case !s.Running:
+		return fault.DeviceStopped.Error()
+	case !s.Healthy():
+		return fault.DeviceUnable.Error()
 	}
 	return nil
 }

@@ -36,7 +36,16 @@ func TestExitCodes(t *testing.T) {
 		"status, no device": {[]string{"status", "--state", dir}, 78, "not enrolled"},
 		"enrol, no flags":   {[]string{"enrol", code}, 2, "url"},
 		"enrol, bad code":   {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "OA1-no"}, 2, "activation code"},
-		"enrol, empty CA":   {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "--state", filepath.Join(dir, "s"), code}, 1, "no certificate"},
+		"enrol over http":   {[]string{"enrol", "--url", "http://127.0.0.1:1", "--ca", ca, code}, 2, "want https://HOST:PORT"},
+		"enrol at a path":   {[]string{"enrol", "--url", "https://127.0.0.1:1/v1", "--ca", ca, code}, 2, "nothing behind it"},
+		"enrol without CA":  {[]string{"enrol", "--url", "https://127.0.0.1:1", code}, 2, "--config FILE, or --url URL and --ca FILE"},
+		"enrol, bad file":   {[]string{"enrol", "--config", unknown, code}, 78, "unknown key acept"},
+		"enrol, two URLs":   {[]string{"enrol", "--config", config, "--url", "https://127.0.0.1:2", code}, 2, `appliance.url in`},
+		"enrol, two CAs":    {[]string{"enrol", "--config", config, "--ca", ca + "2", code}, 2, `appliance.ca in`},
+		"enrol, two states": {[]string{"enrol", "--config", config, "--state", "elsewhere", code}, 2, `state_dir in`},
+		"enrol, one of all": {[]string{"enrol", "--config", config, "--url", "https://127.0.0.1:1/", "--ca", ca, "--state", filepath.Join(dir, "var"), code}, 78, "no certificate"},
+		"enrol by the file": {[]string{"enrol", "--config", config, code}, 78, "no certificate"},
+		"enrol, empty CA":   {[]string{"enrol", "--url", "https://127.0.0.1:1", "--ca", ca, "--state", filepath.Join(dir, "s"), code}, 78, "no certificate"},
 	} {
 		var out, errs bytes.Buffer
 		if got := run(c.args, strings.NewReader(""), &out, &errs); got != c.want || !strings.Contains(out.String()+errs.String(), c.says) {

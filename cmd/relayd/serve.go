@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -20,10 +22,10 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/relay"
-	"countersign/relay/journal"
 )
 
 type serveFlags struct {
@@ -56,69 +58,76 @@ func runServe(cmd *cobra.Command, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	display, err := openDisplay(c.Display, cmd.ErrOrStderr())
+	log := newLog(c.Log, cmd.ErrOrStderr())
+	stdlog.SetOutput(log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn})) // net/http's own lines
+	stdlog.SetFlags(0)
+	err = runRelay(cmd, f, c, log)
+	if isJSON(c.Log) {
+		return cli.EndInLog(log, err)
+	}
+	return err
+}
+
+func newLog(c config.Log, stderr io.Writer) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{
+		Name: "relayd", Level: hclog.LevelFromString(c.Level), Output: stderr, JSONFormat: isJSON(c),
+	})
+}
+
+func isJSON(c config.Log) bool { return c.Format == "json" }
+
+func runRelay(cmd *cobra.Command, f serveFlags, c *config.Relay, log hclog.Logger) error {
+	display, err := openDisplay(c, cmd.ErrOrStderr())
 	if err != nil {
-		return cli.Fail(cli.IO, err, "")
+		return fault.NoDisplay.Of(err)
 	}
 	defer func() { _ = display.Close() }() // nothing is buffered
-	log := hclog.New(&hclog.LoggerOptions{
-		Name: "relayd", Level: hclog.LevelFromString(c.Log.Level), Output: cmd.ErrOrStderr(),
-		JSONFormat: c.Log.Format == "json",
-	})
+	ops, err := listenOps(c.Ops.Listen)
+	if err != nil {
+		return fault.NoOps.Of(err)
+	}
+	if ops != nil {
+		defer func() { _ = ops.Close() }() // the server may have closed it
+	}
 	registry := prometheus.NewRegistry()
 	rc, err := relayConfig(c)
 	if err != nil {
-		return cli.Fail(cli.Config, err, "")
+		return err
 	}
 	rc.Display, rc.Log, rc.Metrics = display, log, relay.NewMetrics(registry)
 	r, err := relay.New(rc)
 	if err != nil {
-		return openFailure(err)
+		return failure(err)
 	}
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
 	if f.onEOF {
 		go func() { _, _ = io.Copy(io.Discard, cmd.InOrStdin()); stop() }()
 	}
-	return serveUntil(ctx, r, daemon{log: log, ops: c.Ops.Listen, readyFile: f.readyFile, registry: registry})
+	return serveUntil(ctx, r, daemon{log: log, ops: ops, readyFile: f.readyFile, registry: registry})
 }
 
 // daemon has the parts of serve beside the relay.
 type daemon struct {
 	log       hclog.Logger
-	ops       string
+	ops       net.Listener // nil: none
 	readyFile string
 	registry  *prometheus.Registry
 }
 
 func serveUntil(ctx context.Context, r *relay.Relay, d daemon) error {
-	stopOps, err := d.serveOps(r)
-	if err == nil {
-		defer stopOps()
-		err = writeReady(d.readyFile, r)
-	}
-	if err != nil {
+	stopOps := d.serveOps(r)
+	defer stopOps()
+	if err := writeReady(d.readyFile, r); err != nil {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		return errors.Join(cli.Fail(cli.IO, err, ""), r.Serve(ended))
+		return errors.Join(fault.NoReadyFile.Of(err), r.Serve(ended))
 	}
 	identity := r.Identity()
 	d.log.Info("serving", "links", r.Links(), "device_id", identity.ID.String(), "name", identity.Name)
-	err = r.Serve(ctx)
+	err := r.Serve(ctx)
 	d.log.Info("stopped")
-	return cli.Fail(cli.IO, err, "find out why the journal in the state directory cannot be written")
-}
-
-func openFailure(err error) error {
-	var path *os.PathError
-	switch {
-	case errors.Is(err, journal.ErrCorrupt):
-		return cli.Fail(cli.IO, err,
-			"without its journal the device could act twice: examine the file before you move it away")
-	case errors.As(err, &path):
-		return cli.Fail(cli.IO, err, "")
-	}
-	return failure(err)
+	return fault.JournalStopped.Of(err)
 }
 
 // writeReady writes the addresses for phones to a file for the parent process.
@@ -138,18 +147,31 @@ type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
 
-func openDisplay(name string, stderr io.Writer) (io.WriteCloser, error) {
-	switch name {
-	case "":
+// openDisplay opens what shows approvals. On standard error they are lines of the log, if that is JSON.
+func openDisplay(c *config.Relay, stderr io.Writer) (io.WriteCloser, error) {
+	switch {
+	case c.Display == "":
 		return nopCloser{io.Discard}, nil
-	case "-":
+	case c.Display == "-" && isJSON(c.Log):
+		always := c.Log
+		always.Level = "info"
+		return nopCloser{logDisplay{newLog(always, stderr)}}, nil
+	case c.Display == "-":
 		return nopCloser{stderr}, nil
 	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(c.Display, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening display: %w", err)
 	}
 	return fileDisplay{cli.NewLines(f), f}, nil
+}
+
+// logDisplay shows each approval as a line of the log.
+type logDisplay struct{ log hclog.Logger }
+
+func (d logDisplay) Write(line []byte) (int, error) {
+	d.log.Info("display", "text", strings.TrimSpace(string(line)))
+	return len(line), nil
 }
 
 // fileDisplay is a file, FIFO or terminal that shows approvals. No act waits for it.
@@ -162,7 +184,7 @@ func (d fileDisplay) Close() error { return errors.Join(d.Lines.Close(), d.file.
 
 // checkHook returns an error with exit code 78 if the hook cannot be started.
 func checkHook(c *config.Relay) error {
-	return cli.Fail(cli.Config, relay.Hook{Command: c.Hook.Command}.Check(), "correct hook.command, or the program that it names")
+	return fault.NoHook.Of(relay.Hook{Command: c.Hook.Command}.Check())
 }
 
 // relayConfig converts the configuration file.
@@ -204,27 +226,37 @@ func staticOrder(o config.StaticOrder) *deviceapi.Order {
 // opsTimeout limits how long a monitoring client can keep a connection.
 const opsTimeout = 5 * time.Second
 
-// serveOps serves /livez, /readyz and /metrics if an address is configured.
-func (d daemon) serveOps(r *relay.Relay) (stop func(), err error) {
-	if d.ops == "" {
-		return func() {}, nil
+// listenOps listens for monitoring; nil without an address.
+func listenOps(address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
 	}
-	listener, err := net.Listen("tcp", d.ops)
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listening for operators: %w", err)
+	}
+	return listener, nil
+}
+
+// serveOps serves /livez, /readyz and /metrics if there is a listener for them.
+func (d daemon) serveOps(r *relay.Relay) (stop func()) {
+	if d.ops == nil {
+		return func() {}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ready(w, r) })
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.registry, promhttp.HandlerOpts{}))
-	server := &http.Server{Handler: mux, ReadTimeout: opsTimeout, WriteTimeout: opsTimeout, IdleTimeout: opsTimeout}
+	server := &http.Server{
+		Handler: mux, ReadTimeout: opsTimeout, WriteTimeout: opsTimeout, IdleTimeout: opsTimeout,
+	}
 	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(d.ops); !errors.Is(err, http.ErrServerClosed) {
 			d.log.Error("ops listener failed", "error", err)
 		}
 	}()
-	d.log.Info("serving operators", "listen", listener.Addr().String())
-	return func() { _ = server.Close() }, nil
+	d.log.Info("serving operators", "listen", d.ops.Addr().String())
+	return func() { _ = server.Close() }
 }
 
 // ready reports whether the appliance is reachable and the hook can be started.

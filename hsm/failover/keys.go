@@ -39,6 +39,31 @@ func (s *Set) Keys(ctx context.Context) (keys []hsm.Key, err error) {
 	return keys, nil
 }
 
+// Foreign implements [hsm.Token]: the keys of all members that are not drained. A member that cannot
+// be reached is an error.
+func (s *Set) Foreign(ctx context.Context) (all []hsm.Key, err error) {
+	for _, m := range s.members {
+		if m.drained.Load() {
+			continue
+		}
+		some, err := m.Token.Foreign(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("token %s: %w", m.Name, err)
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+// Know implements [hsm.Token], on every member.
+func (s *Set) Know(ctx context.Context, publics [][]byte) error {
+	var failed []error
+	for _, m := range s.members {
+		failed = append(failed, m.Token.Know(ctx, publics))
+	}
+	return errors.Join(failed...)
+}
+
 // Objects implements [hsm.Token]: the objects of all members that are not drained, with
 // the name of the member if there are several. A member that cannot be reached is an
 // error, because its objects would go unchecked.

@@ -28,7 +28,7 @@ func (s *suite) object(t *testing.T, k hsm.Key) hsm.Object {
 	t.Helper()
 	all, err := s.token.Objects(t.Context())
 	must(t, err)
-	all = slices.DeleteFunc(all, func(o hsm.Object) bool { return !bytes.Equal(o.ID, k.ID[:]) || o.Label != k.Label })
+	all = slices.DeleteFunc(all, func(o hsm.Object) bool { return o.Key != k.ID || o.Label != k.Label })
 	if len(all) == 0 {
 		t.Fatalf("%s has no object", k.Label)
 	}

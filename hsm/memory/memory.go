@@ -154,6 +154,19 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return keys, nil
 }
 
+// Foreign implements [hsm.Token]: every key here is the appliance's.
+func (t *Token) Foreign(ctx context.Context) ([]hsm.Key, error) { return nil, ctx.Err() }
+
+// Know implements [hsm.Token]. Every pair here has its public half.
+func (t *Token) Know(ctx context.Context, publics [][]byte) error {
+	for _, p := range publics {
+		if _, _, err := check.ParsePublic(p); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
 // Objects implements [hsm.Token] with what a PKCS#11 token would report; they are sorted
 // by label.
 func (t *Token) Objects(ctx context.Context) ([]hsm.Object, error) {
@@ -174,7 +187,7 @@ func (t *Token) Objects(ctx context.Context) ([]hsm.Object, error) {
 func (e entry) object() hsm.Object {
 	k := e.Usage.Kind()
 	return hsm.Object{
-		Class: e.Usage.Class(), KeyType: k.KeyType, ID: e.ID[:], Label: e.Label, Mechanisms: k.Mechanisms,
+		Class: e.Usage.Class(), KeyType: k.KeyType, ID: e.ID[:], Key: e.ID, Label: e.Label, Mechanisms: k.Mechanisms,
 		Told: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrExtractable | hsm.AttrModifiable | hsm.AttrUsages | hsm.AttrHistory | hsm.AttrRestricted,
 		True: hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrRestricted | k.May | e.history,
 	}

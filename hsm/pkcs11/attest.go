@@ -52,6 +52,10 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 	}
 	err = t.run(ctx, hsm.KeyID{}, func(s *session) error {
 		all = nil
+		ids, err := t.idsByHandle(s)
+		if err != nil {
+			return err
+		}
 		for _, c := range keyClasses {
 			handles, err := t.find(s, c.class, nil)
 			if err != nil {
@@ -64,6 +68,9 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				}
 				o.Told &^= (hsm.AttrHistory | hsm.AttrRestricted) &^ kept[c.class]
 				o.True &= o.Told
+				if id, ok := ids[h]; ok {
+					o.Key = id
+				}
 				all = append(all, o)
 			}
 		}
@@ -73,6 +80,16 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 		return nil, fmt.Errorf("listing objects: %w", err)
 	}
 	return all, nil
+}
+
+// idsByHandle returns the ids of the keys whose public half is known, and of the secret keys.
+func (t *Token) idsByHandle(s *session) (map[pkcs11.ObjectHandle]hsm.KeyID, error) {
+	found, err := t.read(s)
+	ids := map[pkcs11.ObjectHandle]hsm.KeyID{}
+	for _, o := range found {
+		ids[o.handle] = o.ID
+	}
+	return ids, err
 }
 
 // describeObject reads one object.
@@ -87,6 +104,9 @@ func (t *Token) describeObject(s *session, h pkcs11.ObjectHandle, c keyClass) (h
 		return hsm.Object{}, err
 	}
 	o := hsm.Object{Class: c.name, ID: values[0], Label: string(values[1]), Mechanisms: mechanismNames(values[3])}
+	if len(o.ID) == len(o.Key) {
+		o.Key = hsm.KeyID(o.ID)
+	}
 	if values[2] != nil {
 		o.KeyType = nameOf(keyTypes, ulong(values[2]))
 	}
@@ -164,8 +184,8 @@ func mechanismNames(list []byte) (names []string) {
 }
 
 // keptHistory returns, by class, the attributes of [hsm.AttrHistory] that the module keeps
-// for a key that was made on it and never extractable, as [Token.Generate] makes keys: a
-// secret key directly, a private key as a copy; and [hsm.AttrRestricted] if it keeps that.
+// for a key that was made on it and never extractable, also for a copy of a private key, as earlier
+// releases made them; and [hsm.AttrRestricted] if it keeps that.
 // It tries both with session objects, once per process. NSS loses some of them, so that a
 // key it has just made looks like an imported one.
 func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error) {
@@ -248,12 +268,19 @@ func (t *Token) privateHistory(s *session, restricted bool) (kept hsm.Attributes
 		return 0, err
 	}
 	defer made.end(&err)
+	if kept, err = t.historyOf(s, made.private); err != nil {
+		return 0, err
+	}
 	h, err := t.ctx.CopyObject(s.handle, made.private, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, "trial")})
+	if c := classify(err); c == lacking || c == input || unsupported(err) {
+		return kept, nil // there are no copies on this module
+	}
 	if err != nil {
 		return 0, at("C_CopyObject", err)
 	}
 	defer t.destroy(s, h, &err)
-	return t.historyOf(s, h)
+	copied, err := t.historyOf(s, h)
+	return kept & copied, err
 }
 
 func (t *Token) historyOf(s *session, h pkcs11.ObjectHandle) (kept hsm.Attributes, err error) {

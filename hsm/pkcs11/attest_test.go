@@ -32,7 +32,7 @@ func TestObjectOfOurs(t *testing.T) {
 		hsm.WrapKey:  {Class: "CKO_SECRET_KEY", KeyType: "CKK_AES", True: hsm.AttrWrap | hsm.AttrUnwrap, Mechanisms: []string{"CKM_AES_KEY_WRAP_PAD"}},
 	} {
 		k := generate(t, "told", usage)
-		o := theObject(t, k.ID[:])
+		o := theObject(t, markOf(t, k))
 		want.True |= born | hsm.AttrPrivate | hsm.AttrSensitive | hsm.AttrRestricted
 		if o.Label != k.Label || o.Class != want.Class || o.KeyType != want.KeyType || o.True != want.True || !slices.Equal(o.Mechanisms, want.Mechanisms) {
 			t.Errorf("%s: %+v, %v", usage, o, o.True.Names())
@@ -66,7 +66,7 @@ func TestObjectOfOthers(t *testing.T) {
 func TestEachAttribute(t *testing.T) {
 	k := generate(t, "each", hsm.MACKey)
 	raw(t, func(s *session) error {
-		values, err := shared.attributesEach(s, objects(t, k.ID)[0], []uint{pkcs11.CKA_MODULUS, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE, pkcs11.CKA_ID})
+		values, err := shared.attributesEach(s, objects(t, markOf(t, k))[0], []uint{pkcs11.CKA_MODULUS, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE, pkcs11.CKA_ID})
 		if err != nil || values[0] != nil || string(values[1]) != k.Label || values[2] != nil || !bytes.Equal(values[3], k.ID[:]) {
 			t.Errorf("%q, %v", values, err)
 		}

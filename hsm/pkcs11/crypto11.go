@@ -66,8 +66,8 @@ func login(cfg Config, info pkcs11.TokenInfo) (keygen *crypto11.Context, err err
 	return keygen, nil
 }
 
-// draftByCrypto11 makes a key pair with crypto11 and finds its handles: every session of
-// the process sees session objects.
+// draftByCrypto11 makes a key pair with crypto11 and finds its handles by its CKA_ID: every session
+// of the process sees session objects.
 func (t *Token) draftByCrypto11(s *session, p profile, templates pair) (d draft, err error) {
 	made, err := t.crypto11(p, templates)
 	if err != nil {
@@ -106,14 +106,15 @@ func (t *Token) crypto11(p profile, templates pair) (made crypto11.Signer, err e
 	return made, at("C_GenerateKeyPair", err)
 }
 
-// half finds one half of a pair by the CKA_ID in its template.
+// half finds one half of a pair by CKA_ID and CKA_TOKEN in its template.
 func (t *Token) half(s *session, class uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	id := slices.IndexFunc(template, func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_ID })
-	found, err := t.findAll(s, []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
-		template[id],
-	})
+	match := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
+	for _, a := range template {
+		if a.Type == pkcs11.CKA_ID || a.Type == pkcs11.CKA_TOKEN {
+			match = append(match, a)
+		}
+	}
+	found, err := t.findAll(s, match)
 	if err == nil && len(found) != 1 {
 		err = at("C_FindObjects", fmt.Errorf("%d objects are this half of the new key pair", len(found)))
 	}

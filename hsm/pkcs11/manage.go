@@ -5,6 +5,8 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -12,208 +14,17 @@ import (
 	"countersign/hsm/internal/check"
 )
 
-// Generate implements [hsm.Token]. The key is on the token completely and under its final
-// name, or not at all. If the process dies between the two copies of a key pair, a public
-// key without a private one remains. Nothing here uses it, and its label is not taken.
-func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error) {
-	if err := check.Spec(spec); err != nil {
-		return hsm.Key{}, err
-	}
-	if err := t.canGenerate(spec); err != nil {
-		return hsm.Key{}, err
-	}
-	t.changing.Lock()
-	defer t.changing.Unlock()
-	if err := t.checkVacant(ctx, pkcs11.NewAttribute(pkcs11.CKA_LABEL, spec.Label)); err != nil {
-		return hsm.Key{}, err
-	}
-	var made hsm.Key
-	err := t.run(ctx, hsm.KeyID{}, func(s *session) error {
-		return t.withFewerOptional(s, func() (err error) {
-			switch {
-			case spec.Usage.Pair():
-				made, err = t.generatePair(s, spec)
-			case len(spec.Recipients) > 0:
-				made, err = t.generateCopied(s, spec)
-			default:
-				made, err = t.generateSecret(s, spec)
-			}
-			return err
-		})
-	})
-	if err != nil {
-		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
-	}
-	o, err := t.resolve(ctx, made.ID)
-	o.Sealed, o.Copied = made.Sealed, len(made.Sealed) > 0
-	return o.Key, err
-}
-
-func (t *Token) canGenerate(spec hsm.KeySpec) error {
-	if err := t.have.check(using(spec.Usage)); err != nil {
-		return err
-	}
-	if len(spec.Recipients) == 0 {
-		return nil
-	}
-	return t.have.check(copying)
-}
-
-// checkVacant looks for any private or secret key with the label or id.
-func (t *Token) checkVacant(ctx context.Context, name *pkcs11.Attribute) error {
-	return t.run(ctx, hsm.KeyID{}, func(s *session) error {
-		for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY} {
-			taken, err := t.find(s, class, []*pkcs11.Attribute{name})
-			if err != nil {
-				return err
-			}
-			if len(taken) > 0 {
-				return at("C_FindObjects", errTaken)
-			}
-		}
-		return nil
-	})
-}
-
-// generateSecret makes a secret key on the token.
-func (t *Token) generateSecret(s *session, spec hsm.KeySpec) (made hsm.Key, err error) {
-	copy(made.ID[:], random(len(made.ID)))
-	template := t.profile(spec.Usage).secret(made.ID[:], spec.Label)
-	if t.optional >= someOptional {
-		template = append(template, notCopyable()) // not on copies: SoftHSM refuses it there
-	}
-	_, err = t.newSecret(s, spec.Usage, template)
-	return made, err
-}
-
-// generateCopied makes a secret key as a session object, seals its copies, and copies it
-// to the token, where it is not extractable.
-func (t *Token) generateCopied(s *session, spec hsm.KeySpec) (made hsm.Key, err error) {
-	copy(made.ID[:], random(len(made.ID)))
-	draft, err := t.newSecret(s, spec.Usage, t.profile(spec.Usage).secretDraft(made.ID[:]))
-	if err != nil {
-		return made, err
-	}
-	defer t.destroy(s, draft, &err)
-	if made.Sealed, err = t.sealAll(s, draft, spec); err != nil {
-		return made, err
-	}
-	_, err = t.ctx.CopyObject(s.handle, draft, t.lockDraft(s, draft, tokenAttributes(made.ID[:], spec.Label)))
-	return made, at("C_CopyObject", err)
-}
-
-func (t *Token) newSecret(s *session, usage hsm.Usage, template []*pkcs11.Attribute) (key pkcs11.ObjectHandle, err error) {
-	p := t.profile(usage)
-	template = t.withRestriction(p, template)
-	if usage == hsm.WrapKey && t.optional >= someOptional {
-		key, err = t.native.generateWrapping(s.handle, p.keygen, template)
-	} else {
-		key, err = t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
-	}
-	return key, at("C_GenerateKey", err)
-}
-
-// lockDraft makes a draft not extractable and returns the template of its copy on the
-// token. Some modules (SoftHSM) allow changing the draft, others only the copy; both is
-// PKCS#11 v2.40 §4.6.
-func (t *Token) lockDraft(s *session, draft pkcs11.ObjectHandle, name []*pkcs11.Attribute) []*pkcs11.Attribute {
-	no := pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false)
-	if t.ctx.SetAttributeValue(s.handle, draft, []*pkcs11.Attribute{no}) == nil {
-		return name
-	}
-	return append(name, no)
-}
-
-// generatePair makes a pair as session objects, because its CKA_ID is only known
-// afterwards. It seals the copies and copies both halves to the token under their final
-// name. Session objects end with the process.
-func (t *Token) generatePair(s *session, spec hsm.KeySpec) (made hsm.Key, err error) {
-	draft, err := t.draft(s, spec)
-	if err != nil {
-		return made, err
-	}
-	defer draft.end(&err)
-	public, ok, err := t.publicOf(s, draft.public, profiles[spec.Usage].keyType)
-	if err == nil && (!ok || !spec.Usage.Fits(public.key)) {
-		err = at("C_GenerateKeyPair", fmt.Errorf("its public key is not one for %s", spec.Usage))
-	}
-	if err != nil {
-		return made, err
-	}
-	made.ID = public.id
-	name := tokenAttributes(made.ID[:], spec.Label)
-	if len(spec.Recipients) > 0 {
-		if made.Sealed, err = t.sealAll(s, draft.private, spec); err != nil {
-			return made, err
-		}
-	}
-	copied, err := t.ctx.CopyObject(s.handle, draft.public, name)
-	if err != nil {
-		return made, at("C_CopyObject", err)
-	}
-	if len(spec.Recipients) > 0 {
-		name = t.lockDraft(s, draft.private, name)
-	}
-	if _, err = t.ctx.CopyObject(s.handle, draft.private, name); err != nil {
-		_ = t.ctx.DestroyObject(s.handle, copied)
-	}
-	return made, at("C_CopyObject", err)
-}
-
-// draft is a key pair of session objects.
-type draft struct {
-	public, private pkcs11.ObjectHandle
-	end             func(*error) // destroys both
-}
-
-// draft makes a pair. It is extractable only if it has recipients.
-func (t *Token) draft(s *session, spec hsm.KeySpec) (d draft, err error) {
-	p, id := profiles[spec.Usage], random(len(hsm.KeyID{}))
-	templates := pair{p.publicHalf(id), t.withRestriction(p, p.privateHalf(id, len(spec.Recipients) > 0))}
-	if t.keygen == nil || spec.Usage == hsm.SignEd25519 {
-		return t.generateDraft(s, p, templates)
-	}
-	return t.draftByCrypto11(s, p, templates)
-}
-
-// pair holds the templates of both halves.
-type pair struct{ public, private []*pkcs11.Attribute }
-
-// generateDraft makes a pair without crypto11.
-func (t *Token) generateDraft(s *session, p profile, templates pair) (d draft, err error) {
-	public := append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params))
-	if p.keyType == pkcs11.CKK_RSA {
-		public = append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, p.bits),
-			pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}))
-	}
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}
-	d.public, d.private, err = t.ctx.GenerateKeyPair(s.handle, mech, public, templates.private)
-	d.end = func(err *error) {
-		t.destroy(s, d.private, err)
-		t.destroy(s, d.public, err)
-	}
-	return d, at("C_GenerateKeyPair", err)
-}
-
 // Destroy implements [hsm.Token] with C_DestroyObject, the private key first: if the
 // process dies meanwhile, what remains is of no use.
 func (t *Token) Destroy(ctx context.Context, key hsm.KeyID) error {
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	id := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, key[:])}
 	err := t.run(ctx, key, func(s *session) error {
-		secrets, err := t.findClasses(s, id, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY)
+		gone, err := t.partsOf(s, key)
 		if err != nil {
 			return err
 		}
-		others, err := t.findClasses(s, id, pkcs11.CKO_PUBLIC_KEY, pkcs11.CKO_CERTIFICATE)
-		if err != nil {
-			return err
-		}
-		if len(secrets) > 1 || len(secrets)+len(others) == 0 {
-			return at("C_FindObjects", errUnknown)
-		}
-		for _, h := range append(secrets, others...) {
+		for _, h := range gone {
 			if err := t.ctx.DestroyObject(s.handle, h); err != nil {
 				return at("C_DestroyObject", err)
 			}
@@ -227,6 +38,49 @@ func (t *Token) Destroy(ctx context.Context, key hsm.KeyID) error {
 	delete(t.keys, key)
 	t.mu.Unlock()
 	return nil
+}
+
+// partsOf returns the objects of a key: its private or secret key, its public halves, and its
+// certificates. What an interrupted call has left is part of it.
+func (t *Token) partsOf(s *session, key hsm.KeyID) (parts []pkcs11.ObjectHandle, err error) {
+	found, err := t.read(s)
+	if err != nil {
+		return nil, err
+	}
+	marks := map[string]bool{string(key[:]): true}
+	for _, o := range found {
+		if o.ID == key {
+			parts = append(parts, o.handle)
+			marks[string(o.mark)] = true
+		}
+	}
+	if len(parts) == 0 { // half a pair, or a key that is no longer like the appliance's
+		if parts, err = t.findClasses(s, []*pkcs11.Attribute{marked(key[:])}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY); err != nil {
+			return nil, err
+		}
+	}
+	if len(parts) > 1 {
+		return nil, at("C_FindObjects", errUnknown)
+	}
+	publics, err := t.publics(s, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, half := range slices.Concat(slices.Collect(maps.Values(publics))...) {
+		if half.id == key {
+			parts = append(parts, half.handle)
+		}
+	}
+	certs, err := t.certificates(s, marks)
+	for _, c := range certs {
+		if c.Key == key {
+			parts = append(parts, c.handle)
+		}
+	}
+	if err == nil && len(parts) == 0 {
+		err = at("C_FindObjects", errUnknown)
+	}
+	return parts, err
 }
 
 func (t *Token) findClasses(s *session, match []*pkcs11.Attribute, classes ...uint) (all []pkcs11.ObjectHandle, err error) {
@@ -250,9 +104,11 @@ func (t *Token) StoreCertificate(ctx context.Context, c hsm.Certificate) error {
 	if err != nil {
 		return fmt.Errorf("serial number of certificate %q: %v: %w", c.Label, err, hsm.ErrInput)
 	}
-	same := []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_ID, c.Key[:]), pkcs11.NewAttribute(pkcs11.CKA_VALUE, c.DER),
+	mark := c.Key[:]
+	if o, err := t.lookUp(ctx, c.Key); err == nil {
+		mark = o.mark
 	}
+	same := []*pkcs11.Attribute{marked(mark), pkcs11.NewAttribute(pkcs11.CKA_VALUE, c.DER)}
 	template := append([]*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE),
 		pkcs11.NewAttribute(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
@@ -289,32 +145,63 @@ func (t *Token) certified(c hsm.Certificate, err error) error {
 	return nil
 }
 
-// Certificates implements [hsm.Token]. It skips certificates whose CKA_ID is not the hash
-// of their public key.
+// Certificates implements [hsm.Token]. It skips certificates whose CKA_ID is neither the hash of
+// their public key nor the CKA_ID of that key on the token.
 func (t *Token) Certificates(ctx context.Context) (certs []hsm.Certificate, err error) {
 	err = t.run(ctx, hsm.KeyID{}, func(s *session) error {
 		certs = nil
-		handles, err := t.find(s, pkcs11.CKO_CERTIFICATE, nil)
+		found, err := t.read(s)
 		if err != nil {
 			return err
 		}
-		for _, h := range handles {
-			a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE)
-			if err != nil {
-				return err
-			}
-			if !ok || len(a[0]) != len(hsm.KeyID{}) {
-				continue
-			}
-			c := hsm.Certificate{Key: hsm.KeyID(a[0]), Label: string(a[1]), DER: a[2]}
-			if _, err := check.Certificate(c); err == nil {
-				certs = append(certs, c)
+		marks := map[string]bool{}
+		keys := map[hsm.KeyID]string{}
+		for _, o := range found {
+			marks[string(o.mark)], keys[o.ID] = true, string(o.mark)
+		}
+		all, err := t.certificates(s, marks)
+		for _, c := range all {
+			if c.mark == string(c.Key[:]) || c.mark == keys[c.Key] {
+				certs = append(certs, c.Certificate)
 			}
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing certificates: %w", err)
 	}
 	return certs, nil
+}
+
+// storedCertificate is a certificate object.
+type storedCertificate struct {
+	hsm.Certificate
+	handle pkcs11.ObjectHandle
+	mark   string // CKA_ID
+}
+
+// certificates reads the certificates on the token that have one of the marks as their CKA_ID, or
+// one of 20 bytes.
+func (t *Token) certificates(s *session, marks map[string]bool) (all []storedCertificate, err error) {
+	handles, err := t.find(s, pkcs11.CKO_CERTIFICATE, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range handles {
+		a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || len(a[0]) != len(hsm.KeyID{}) && !marks[string(a[0])] {
+			continue
+		}
+		c := hsm.Certificate{Label: string(a[1]), DER: a[2]}
+		if c.Key, err = check.CertificateKey(c.DER); err != nil {
+			continue
+		}
+		if _, err := check.Certificate(c); err == nil {
+			all = append(all, storedCertificate{c, h, string(a[0])})
+		}
+	}
+	return all, nil
 }

@@ -2,10 +2,9 @@ package pkcs11
 
 import (
 	"context"
-	"crypto"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -17,6 +16,8 @@ import (
 type object struct {
 	hsm.Key
 	handle pkcs11.ObjectHandle
+	mark   []byte // CKA_ID, of any length; the id of a pair follows from its public half
+	closed bool   // sensitive, not extractable, with one usage: a key that Keys lists
 }
 
 // need is a key and what a call uses it for: a usage, or an algorithm.
@@ -95,23 +96,40 @@ func (t *Token) lookUp(ctx context.Context, id hsm.KeyID) (object, error) {
 	return t.resolve(ctx, id)
 }
 
-// resolve finds one key by CKA_ID and caches it. It refuses two keys with one CKA_ID,
+// resolve finds one key and caches it. It looks at the objects with the CKA_ID that the key had
+// when it was found before, and at all objects if it was not. It refuses two keys with one id,
 // because either may be the right one.
 func (t *Token) resolve(ctx context.Context, id hsm.KeyID) (object, error) {
+	t.mu.RLock()
+	known, ok := t.keys[id]
+	t.mu.RUnlock()
+	if ok && len(known.mark) > 0 {
+		return t.resolveAmong(ctx, id, marked(known.mark))
+	}
+	return t.resolveAmong(ctx, id)
+}
+
+func marked(id []byte) *pkcs11.Attribute { return pkcs11.NewAttribute(pkcs11.CKA_ID, id) }
+
+// resolveAmong is resolve among the objects that match.
+func (t *Token) resolveAmong(ctx context.Context, id hsm.KeyID, match ...*pkcs11.Attribute) (object, error) {
 	var found []object
 	err := t.run(ctx, id, func(s *session) (err error) {
-		found, err = t.read(s, pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+		found, err = t.read(s, match...)
 		return err
 	})
 	if err != nil {
 		return object{}, err
 	}
+	found = slices.DeleteFunc(found, func(o object) bool { return o.ID != id })
 	if len(found) != 1 {
 		return object{}, fmt.Errorf("%d keys on token %s have id %s: %w", len(found), t.label, id, hsm.ErrKey)
 	}
-	t.mu.Lock()
-	t.keys[id] = found[0]
-	t.mu.Unlock()
+	if found[0].closed { // the cache has the keys that Keys lists
+		t.mu.Lock()
+		t.keys[id] = found[0]
+		t.mu.Unlock()
+	}
 	return found[0], nil
 }
 
@@ -125,22 +143,46 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	fresh, twice := map[hsm.KeyID]object{}, map[hsm.KeyID]bool{}
-	for _, o := range found {
-		_, seen := fresh[o.ID]
-		twice[o.ID] = seen
-		fresh[o.ID] = o
-	}
+	found = slices.DeleteFunc(found, func(o object) bool { return !o.closed })
+	fresh := t.unique(found)
 	keys := make([]hsm.Key, 0, len(fresh))
 	for _, o := range found {
-		if twice[o.ID] {
-			t.log.Warn("two keys with one id are not used", "key", o.ID)
-			delete(fresh, o.ID)
-			continue
+		if _, ok := fresh[o.ID]; ok {
+			keys = append(keys, o.Key)
 		}
-		keys = append(keys, o.Key)
 	}
 	return keys, t.remember(fresh)
+}
+
+// unique returns the objects by id, without those that share one.
+func (t *Token) unique(found []object) map[hsm.KeyID]object {
+	fresh, count := map[hsm.KeyID]object{}, map[hsm.KeyID]int{}
+	for _, o := range found {
+		count[o.ID]++
+		fresh[o.ID] = o
+	}
+	for id, n := range count {
+		if n > 1 {
+			t.log.Warn("two keys with one id are not used", "key", id)
+			delete(fresh, id)
+		}
+	}
+	return fresh
+}
+
+// Foreign implements [hsm.Token].
+func (t *Token) Foreign(ctx context.Context) (keys []hsm.Key, err error) {
+	err = t.run(ctx, hsm.KeyID{}, func(s *session) error {
+		found, err := t.read(s)
+		keys = nil
+		for _, o := range t.unique(found) {
+			if !o.closed {
+				keys = append(keys, o.Key)
+			}
+		}
+		return err
+	})
+	return keys, err
 }
 
 // remember replaces the cache. A token that lost all keys at once is lost.
@@ -154,168 +196,4 @@ func (t *Token) remember(fresh map[hsm.KeyID]object) error {
 	}
 	t.keys = fresh
 	return nil
-}
-
-// batch is the number of handles that one C_FindObjects returns.
-const batch = 256
-
-// read returns the keys on the token that match the attributes and that the appliance can
-// use. It skips all other objects.
-func (t *Token) read(s *session, match ...*pkcs11.Attribute) ([]object, error) {
-	publics, err := t.publics(s, match)
-	if err != nil {
-		return nil, err
-	}
-	var keys []object
-	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY} {
-		handles, err := t.find(s, class, match)
-		if err != nil {
-			return nil, err
-		}
-		for _, h := range handles {
-			o, ours, err := t.describe(s, h, class, publics)
-			if err != nil {
-				return nil, err
-			}
-			if ours {
-				keys = append(keys, o)
-			}
-		}
-	}
-	return keys, nil
-}
-
-// find lists token objects of a class.
-func (t *Token) find(s *session, class uint, match []*pkcs11.Attribute) (all []pkcs11.ObjectHandle, err error) {
-	template := append([]*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-	}, match...)
-	return t.findAll(s, template)
-}
-
-func (t *Token) findAll(s *session, template []*pkcs11.Attribute) (all []pkcs11.ObjectHandle, err error) {
-	if err := t.ctx.FindObjectsInit(s.handle, template); err != nil {
-		return nil, at("C_FindObjectsInit", err)
-	}
-	for {
-		some, _, err := t.ctx.FindObjects(s.handle, batch)
-		if err != nil {
-			_ = t.ctx.FindObjectsFinal(s.handle)
-			return nil, at("C_FindObjects", err)
-		}
-		if len(some) == 0 {
-			return all, at("C_FindObjectsFinal", t.ctx.FindObjectsFinal(s.handle))
-		}
-		all = append(all, some...)
-	}
-}
-
-// publics reads the public keys whose CKA_ID is their hash. Each key pair of the appliance
-// has exactly one.
-func (t *Token) publics(s *session, match []*pkcs11.Attribute) (map[hsm.KeyID]publicKey, error) {
-	handles, err := t.find(s, pkcs11.CKO_PUBLIC_KEY, match)
-	if err != nil {
-		return nil, err
-	}
-	publics := map[hsm.KeyID]publicKey{}
-	for _, h := range handles {
-		a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE)
-		if err != nil {
-			return nil, err
-		}
-		if !ok || len(a[0]) != len(hsm.KeyID{}) {
-			continue
-		}
-		p, ok, err := t.publicOf(s, h, ulong(a[1]))
-		if err != nil {
-			return nil, err
-		}
-		if ok && string(a[0]) == string(p.id[:]) {
-			publics[p.id] = p
-		}
-	}
-	return publics, nil
-}
-
-// describe reads one private or secret key. It returns false if it is not one of the
-// appliance's.
-func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, publics map[hsm.KeyID]publicKey) (o object, ours bool, err error) {
-	a, ok, err := t.attributes(s, h, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_KEY_TYPE,
-		pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE)
-	if err != nil || !ok || len(a[0]) != len(o.ID) || !truth(a[3]) || truth(a[4]) {
-		return o, false, err
-	}
-	o.handle, o.Label = h, string(a[1])
-	copy(o.ID[:], a[0])
-	var public publicKey
-	if class == pkcs11.CKO_PRIVATE_KEY {
-		if public, ok = publics[o.ID]; !ok {
-			return o, false, nil
-		}
-		o.Public = public.spki
-	}
-	o.Usage, ok, err = t.usage(s, h, keyFacts{class, ulong(a[2]), public.key})
-	return o, ok, err
-}
-
-// keyFacts is the class, type and public key of a key whose usage is not known yet.
-type keyFacts struct {
-	class, keyType uint
-	public         crypto.PublicKey // of a pair
-}
-
-func (k keyFacts) mayBe(usage hsm.Usage) bool {
-	p := profiles[usage]
-	return p.class == k.class && p.keyType == k.keyType && (!usage.Pair() || usage.Fits(k.public))
-}
-
-// usage reads what a key may do. A key with more than one usage is not one of the
-// appliance's.
-func (t *Token) usage(s *session, h pkcs11.ObjectHandle, key keyFacts) (hsm.Usage, bool, error) {
-	for _, usage := range hsm.Usages() {
-		if !key.mayBe(usage) {
-			continue
-		}
-		p := profiles[usage]
-		values, ok, err := t.attributes(s, h, p.usages...)
-		if err != nil {
-			return 0, false, err
-		}
-		for i, v := range values {
-			ok = ok && truth(v) == p.allows(p.usages[i])
-		}
-		if ok {
-			return usage, true, nil
-		}
-	}
-	return 0, false, nil
-}
-
-// attributes reads several values. It returns false if the object does not have them all.
-// Only a lost token or session is an error.
-func (t *Token) attributes(s *session, h pkcs11.ObjectHandle, types ...uint) (values [][]byte, ok bool, err error) {
-	template := make([]*pkcs11.Attribute, len(types))
-	for i, typ := range types {
-		template[i] = pkcs11.NewAttribute(typ, nil)
-	}
-	got, err := t.ctx.GetAttributeValue(s.handle, h, template)
-	if err != nil {
-		if c := classify(err); c == other || c == refind || c == input {
-			return nil, false, nil
-		}
-		return nil, false, at("C_GetAttributeValue", err)
-	}
-	for _, a := range got {
-		values = append(values, a.Value)
-	}
-	return values, true, nil
-}
-
-func truth(v []byte) bool { return len(v) == 1 && v[0] == 1 }
-
-func ulong(v []byte) uint {
-	if len(v) != 8 {
-		return ^uint(0)
-	}
-	return uint(binary.NativeEndian.Uint64(v))
 }

@@ -47,11 +47,21 @@ func raw(t *testing.T, f func(*session) error) {
 	}
 }
 
-// objects lists token objects of any class with the id.
-func objects(t *testing.T, id hsm.KeyID) (all []pkcs11.ObjectHandle) {
+// markOf returns the CKA_ID of a key.
+func markOf(t *testing.T, k hsm.Key) []byte {
+	t.Helper()
+	o, err := shared.lookUp(t.Context(), k.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o.mark
+}
+
+// objects lists token objects of any class with the CKA_ID.
+func objects(t *testing.T, mark []byte) (all []pkcs11.ObjectHandle) {
 	t.Helper()
 	raw(t, func(s *session) (err error) {
-		all, err = shared.findAll(s, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, id[:])})
+		all, err = shared.findAll(s, []*pkcs11.Attribute{marked(mark)})
 		return err
 	})
 	return all
@@ -73,13 +83,13 @@ func TestAttributes(t *testing.T) {
 	} {
 		t.Run(c.usage.String(), func(t *testing.T) {
 			k := generate(t, "attributes-"+c.usage.String(), c.usage)
-			out := softHSM.Tool(t, "-O", "--id", k.ID.String())
+			out := softHSM.Tool(t, "-O", "--id", hex.EncodeToString(markOf(t, k)))
 			for _, want := range c.want {
 				if !strings.Contains(out, want) {
 					t.Errorf("no %q in\n%s", want, out)
 				}
 			}
-			if n := strings.Count(out, k.Label); n != len(objects(t, k.ID)) {
+			if n := strings.Count(out, k.Label); n != len(objects(t, markOf(t, k))) {
 				t.Errorf("label occurs %d times in\n%s", n, out)
 			}
 		})
@@ -90,7 +100,7 @@ func TestAttributes(t *testing.T) {
 func TestNotModifiable(t *testing.T) {
 	for _, usage := range []hsm.Usage{hsm.SignP256, hsm.MACKey} {
 		k := generate(t, "fixed-"+usage.String(), usage)
-		for _, h := range objects(t, k.ID) {
+		for _, h := range objects(t, markOf(t, k)) {
 			raw(t, func(s *session) error {
 				err := shared.ctx.SetAttributeValue(s.handle, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, "stolen")})
 				if err != pkcs11.Error(pkcs11.CKR_ATTRIBUTE_READ_ONLY) && err != pkcs11.Error(pkcs11.CKR_ACTION_PROHIBITED) {
@@ -107,7 +117,7 @@ func TestAllowedMechanisms(t *testing.T) {
 	for usage, want := range map[hsm.Usage]uint{hsm.MACKey: pkcs11.CKM_SHA256_HMAC, hsm.WrapKey: pkcs11.CKM_AES_KEY_WRAP_PAD} {
 		k := generate(t, "allowed-"+usage.String(), usage)
 		raw(t, func(s *session) error {
-			values, ok, err := shared.attributes(s, objects(t, k.ID)[0], pkcs11.CKA_ALLOWED_MECHANISMS)
+			values, ok, err := shared.attributes(s, objects(t, markOf(t, k))[0], pkcs11.CKA_ALLOWED_MECHANISMS)
 			if err == nil && (!ok || ulong(values[0]) != want) {
 				t.Errorf("%s: allowed mechanisms %x, want %x", usage, values, want)
 			}
@@ -120,7 +130,7 @@ func TestAllowedMechanisms(t *testing.T) {
 // of C_UnwrapKey asks otherwise.
 func TestUnwrapTemplate(t *testing.T) {
 	k := generate(t, "wrap-template", hsm.WrapKey)
-	wrapping := objects(t, k.ID)[0]
+	wrapping := objects(t, markOf(t, k))[0]
 	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil)}
 	open := slices.DeleteFunc(derived(), func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_VALUE_LEN })
 	protection := append(slices.Clone(open[:len(open)-2]),
@@ -214,7 +224,7 @@ func TestStaleHandle(t *testing.T) {
 	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); err != nil {
 		t.Errorf("Sign with a stale handle: %v", err)
 	}
-	for _, h := range objects(t, k.ID) {
+	for _, h := range objects(t, markOf(t, k)) {
 		raw(t, func(s *session) error { return shared.ctx.DestroyObject(s.handle, h) })
 	}
 	if _, err := shared.Sign(t.Context(), k.ID, hsm.ES256, make([]byte, 32)); !errors.Is(err, hsm.ErrKey) {
@@ -227,12 +237,13 @@ func TestStaleHandle(t *testing.T) {
 	}
 }
 
-// A process that dies between the two copies leaves a public key alone. It is not used,
+// A process that dies between the two halves leaves a public key alone. It is not used,
 // and its label is free.
 func TestHalfPair(t *testing.T) {
 	k := generate(t, "half", hsm.SignP256)
+	mark := markOf(t, k)
 	raw(t, func(s *session) error {
-		private, err := shared.find(s, pkcs11.CKO_PRIVATE_KEY, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, k.ID[:])})
+		private, err := shared.find(s, pkcs11.CKO_PRIVATE_KEY, []*pkcs11.Attribute{marked(mark)})
 		if err != nil {
 			return err
 		}
@@ -245,7 +256,7 @@ func TestHalfPair(t *testing.T) {
 	if err != nil || again.ID == k.ID {
 		t.Errorf("the label is not free, or the same key again: %v", err)
 	}
-	if err := shared.Destroy(t.Context(), k.ID); err != nil || len(objects(t, k.ID)) != 0 {
+	if err := shared.Destroy(t.Context(), k.ID); err != nil || len(objects(t, mark)) != 0 {
 		t.Errorf("Destroy leaves the half: %v", err)
 	}
 }

@@ -110,7 +110,7 @@ func (t *Token) load(cfg Config) error {
 
 // findToken asks all slots. It returns an error if several tokens match.
 func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.TokenInfo, err error) {
-	label, serial = strings.TrimRight(label, " "), strings.TrimRight(serial, " ") // PKCS#11 pads them with blanks
+	label, serial = unpadded(label), unpadded(serial)
 	slots, err := ctx.GetSlotList(true)
 	if err != nil {
 		return 0, found, startError("C_GetSlotList", err)
@@ -123,7 +123,7 @@ func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.T
 			there = append(there, fmt.Sprintf("%q (serial %s)", info.Label, info.SerialNumber))
 		}
 		if err != nil || (label == "" && serial == "") ||
-			(label != "" && info.Label != label) || (serial != "" && info.SerialNumber != serial) {
+			(label != "" && unpadded(info.Label) != label) || (serial != "" && unpadded(info.SerialNumber) != serial) {
 			continue
 		}
 		slot, found = s, info
@@ -135,6 +135,10 @@ func findToken(ctx *pkcs11.Ctx, label, serial string) (slot uint, found pkcs11.T
 	}
 	return slot, found, nil
 }
+
+// unpadded removes what fills the fixed fields of CK_TOKEN_INFO: blanks by the standard, zeros on
+// some tokens.
+func unpadded(s string) string { return strings.TrimRight(s, " \x00") }
 
 // checkTries refuses to log in if one more wrong PIN would lock the token, or it is locked
 // (PKCS#11 v2.40 §3.2, CK_TOKEN_INFO flags): an earlier caller may not have learned the

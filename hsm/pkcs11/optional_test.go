@@ -38,7 +38,7 @@ func TestErrorCostsNoAttributes(t *testing.T) {
 			t.Errorf("%v: %d calls, %v; want %d", pkcs11.Error(code), calls, err, wantCalls)
 		}
 		k := generate(t, "after an error", hsm.MACKey)
-		if o := theObject(t, k.ID[:]); !o.Has(hsm.AttrRestricted) || !slices.Equal(o.Mechanisms, []string{"CKM_SHA256_HMAC"}) {
+		if o := theObject(t, markOf(t, k)); !o.Has(hsm.AttrRestricted) || !slices.Equal(o.Mechanisms, []string{"CKM_SHA256_HMAC"}) {
 			t.Errorf("%v: the next key has mechanisms %q", pkcs11.Error(code), o.Mechanisms)
 		}
 	}
@@ -92,7 +92,7 @@ func TestUnrestrictedShows(t *testing.T) {
 		t.Errorf("told %v, true %v, mechanisms %q", o.Told.Names(), o.True.Names(), o.Mechanisms)
 	}
 	k := generate(t, "restricted", hsm.SignP256)
-	if o := theObject(t, k.ID[:]); !o.Has(hsm.AttrRestricted) {
+	if o := theObject(t, markOf(t, k)); !o.Has(hsm.AttrRestricted) {
 		t.Errorf("a key of ours: told %v, true %v", o.Told.Names(), o.True.Names())
 	}
 }

@@ -59,6 +59,8 @@ type Token struct {
 	mu   sync.RWMutex // guards keys
 	keys map[hsm.KeyID]object
 
+	halves halves
+
 	dying sync.Once
 	dead  chan struct{}
 }

@@ -32,9 +32,10 @@ var (
 
 // publicKey is a public key on a token.
 type publicKey struct {
-	key  crypto.PublicKey
-	spki []byte
-	id   hsm.KeyID // from its hash, not its CKA_ID
+	key    crypto.PublicKey
+	spki   []byte
+	id     hsm.KeyID           // from its hash, not its CKA_ID
+	handle pkcs11.ObjectHandle // 0 if it is not on the token
 }
 
 // publicOf reads a public key. It returns false if package hsm has no usage for it.

@@ -1,11 +1,8 @@
 package pkcs11
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdh"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -213,7 +210,7 @@ func (t *Token) finish(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	if !k.Usage.Pair() {
 		return t.checkLength(s, h)
 	}
-	if err := t.prove(s, object{k, h}); err != nil {
+	if err := t.prove(s, object{Key: k, handle: h}); err != nil {
 		return err
 	}
 	public, id, err := check.ParsePublic(k.Public)
@@ -231,27 +228,6 @@ func (t *Token) finish(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	return at("C_CreateObject", err)
 }
 
-// prove uses a private key once and checks the result with the public half.
-func (t *Token) prove(s *session, o object) error {
-	if o.Usage == hsm.DeriveP256 {
-		return t.proveDerive(s, o)
-	}
-	public, _, err := check.ParsePublic(o.Public)
-	if err != nil {
-		return at("C_Sign", err)
-	}
-	alg := o.Usage.Proof()
-	input := random(max(alg.Hash().Size(), sha256.Size))
-	sig, err := t.sign(s, o, alg, input)
-	if err != nil {
-		return mismatchError(err)
-	}
-	if check.Verify(public, alg, input, sig) != nil {
-		return at("C_Sign", errWrapped)
-	}
-	return nil
-}
-
 // mismatchError translates the answers of a key of another kind or size.
 func mismatchError(err error) error {
 	code, _ := codeOf(err)
@@ -260,27 +236,4 @@ func mismatchError(err error) error {
 		return at("C_Sign", errWrapped)
 	}
 	return err
-}
-
-func (t *Token) proveDerive(s *session, o object) error {
-	public, err := o.ECDH()
-	if err != nil {
-		return at("C_DeriveKey", err)
-	}
-	peer, err := ecdh.P256().GenerateKey(rand.Reader)
-	if err != nil {
-		return at("C_DeriveKey", err)
-	}
-	want, err := peer.ECDH(public)
-	if err != nil {
-		return at("C_DeriveKey", err)
-	}
-	got, err := t.derive(s, o, peer.PublicKey().Bytes())
-	if err != nil {
-		return mismatchError(err)
-	}
-	if !bytes.Equal(got, want) {
-		return at("C_DeriveKey", errWrapped)
-	}
-	return nil
 }

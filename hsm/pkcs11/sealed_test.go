@@ -32,8 +32,8 @@ func TestCopiedAttributes(t *testing.T) {
 				t.Fatal(err)
 			}
 			closedFor(t, k)
-			if err := shared.Destroy(t.Context(), k.ID); err != nil || len(objects(t, k.ID)) != 0 {
-				t.Fatalf("%d objects are left: %v", len(objects(t, k.ID)), err)
+			if err := shared.Destroy(t.Context(), k.ID); err != nil || len(objects(t, k.ID[:])) != 0 {
+				t.Fatalf("%d objects are left: %v", len(objects(t, k.ID[:])), err)
 			}
 			r := hsm.Restore{Spec: spec, Sealed: k.Sealed[0], With: with.ID, Public: k.Public, ID: k.ID}
 			r.Spec.Recipients = nil

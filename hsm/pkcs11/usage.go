@@ -80,6 +80,9 @@ func (t *Token) profile(usage hsm.Usage) profile {
 	return p
 }
 
+// holds reports whether keys of the profile may have the type.
+func (p profile) holds(keyType uint) bool { return keyType == p.keyType }
+
 func (p profile) allows(usage uint) bool { return slices.Contains(p.allowed, usage) }
 
 // protection returns the protection and usage of a private or secret key. A key is

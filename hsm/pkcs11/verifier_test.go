@@ -15,7 +15,7 @@ func TestRestoredStaysInside(t *testing.T) {
 	k := generate(t, "restore", hsm.WrapKey)
 	secret := make([]byte, 32)
 	raw(t, func(s *session) error {
-		wrap := object{handle: objects(t, k.ID)[0]}
+		wrap := object{handle: objects(t, markOf(t, k))[0]}
 		wrapped, err := shared.wrap(s, wrap, secret)
 		if err != nil {
 			return err
@@ -88,7 +88,7 @@ func TestImportBothWays(t *testing.T) {
 		kept[string(wrapped)] = true
 	}
 	raw(t, func(s *session) error {
-		want, err := shared.wrap(s, object{handle: objects(t, i.Wrap)[0]}, secret)
+		want, err := shared.wrap(s, object{handle: objects(t, i.Wrap[:])[0]}, secret)
 		if len(kept) != 1 || !kept[string(want)] {
 			t.Errorf("kept %d different ones, want %x", len(kept), want)
 		}
@@ -109,7 +109,7 @@ func TestJudged(t *testing.T) {
 	k := generate(t, "unwrapError", hsm.WrapKey)
 	general := pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)
 	raw(t, func(s *session) error {
-		sound := object{handle: objects(t, k.ID)[0]}
+		sound := object{handle: objects(t, markOf(t, k))[0]}
 		if c := classify(shared.unwrapError(s, sound, general)); c != input {
 			t.Errorf("sound token: class %d, want input", c)
 		}

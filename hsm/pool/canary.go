@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"countersign/hsm"
@@ -70,17 +71,20 @@ func (p *Pool) proveKey(ctx context.Context, c *conn, k cachedKey) error {
 	}
 }
 
-// list asks this worker for the token's keys.
+// list asks this worker for the token's keys. Before it does, it sends the public keys that callers
+// know.
 func (p *Pool) list(ctx context.Context, c *conn) ([]hsm.Key, error) {
-	limit := slow * p.cfg.Timeout
-	q := wire.Keys()
-	q.Deadline = wire.Now() + int64(limit)
-	deadline := time.Now().Add(limit)
-	answer, err := c.canaries.do(ctx, q, limits{hedge: deadline, deadline: deadline, overdue: deadline.Add(grace)})
+	l := canary{c.canaries, slow * p.cfg.Timeout, slow*p.cfg.Timeout + grace}
+	for some := range slices.Chunk(p.known.list(), wire.MaxKnown) {
+		if _, err := l.call(ctx, wire.Know(some)); err != nil {
+			return nil, err
+		}
+	}
+	answer, err := l.call(ctx, wire.Keys())
 	if err != nil {
 		return nil, err
 	}
-	return wire.ParseKeys(answer.Payload)
+	return wire.ParseKeys(answer)
 }
 
 // runCanaries sends canaries through a worker until it is lost, so that a worker that

@@ -8,6 +8,7 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -108,12 +109,13 @@ func (b *keyCache) find(id hsm.KeyID) (cachedKey, bool) {
 	return k, ok
 }
 
-// testable returns the keys whose use can be verified from outside, ordered by id.
+// testable returns the keys of the appliance, "name@version", whose use can be verified from
+// outside, ordered by id.
 func (b *keyCache) testable() (keys []cachedKey) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	for _, k := range b.keys {
-		if k.Public != nil || k.Usage == hsm.MACKey {
+		if (k.Public != nil || k.Usage == hsm.MACKey) && k.Versioned() {
 			keys = append(keys, k)
 		}
 	}
@@ -136,6 +138,38 @@ func (b *keyCache) sameMAC(id hsm.KeyID, first, second []byte) bool {
 	}
 	b.macs[id] = slices.Clone(first)
 	return true
+}
+
+// knownPublics holds the public keys that callers know, see [Pool.Know].
+type knownPublics struct {
+	mu  sync.Mutex // guards all
+	all map[hsm.KeyID][]byte
+}
+
+// add reports whether one of the public keys is new.
+func (k *knownPublics) add(publics [][]byte) (news bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range publics {
+		_, id, err := check.ParsePublic(p)
+		if err != nil {
+			return news, err
+		}
+		if _, there := k.all[id]; there {
+			continue
+		}
+		if k.all == nil {
+			k.all = map[hsm.KeyID][]byte{}
+		}
+		k.all[id], news = slices.Clone(p), true
+	}
+	return news, nil
+}
+
+func (k *knownPublics) list() [][]byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Values(k.all))
 }
 
 // key returns a key to verify against. It lists the token's keys if the key is not known:

@@ -79,6 +79,7 @@ type Pool struct {
 	metrics *metrics
 	health  health
 	keys    keyCache
+	known   knownPublics
 	forks   chan fork
 	started chan *conn              // a worker that Unlock started, for a supervisor
 	live    atomic.Pointer[[]*conn] // replaced under mu, read without

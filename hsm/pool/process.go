@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -105,6 +107,7 @@ func (p *Pool) startLimit(slot, n int) time.Duration {
 type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once it was waited for
+	killed atomic.Bool   // by this process
 }
 
 // startedProcess is a process with this side of its two sockets.
@@ -129,7 +132,7 @@ func (p *Pool) spawn(ctx context.Context) (startedProcess, error) {
 	}
 	if err := p.handshake(ctx, w); err != nil {
 		w.end()
-		return w, err
+		return w, w.proc.outlived(err)
 	}
 	return w, nil
 }
@@ -239,4 +242,20 @@ func (p *process) end() {
 	<-p.exited
 }
 
-func (p *process) kill() { _ = p.cmd.Process.Kill() } // it may have ended
+func (p *process) kill() {
+	p.killed.Store(true)
+	_ = p.cmd.Process.Kill() // it may have ended
+}
+
+// reported are the exit codes with which hsm-worker ends after it has sent an error.
+var reported = []int{69, 77}
+
+// outlived adds to the error of a start how the process ended, if that is the cause: by a signal of another process or of
+// the kernel, or with an exit code that hsm-worker has no error for. The process has ended.
+func (p *process) outlived(err error) error {
+	state := p.cmd.ProcessState
+	if p.killed.Load() || state.Success() || slices.Contains(reported, state.ExitCode()) {
+		return err
+	}
+	return fmt.Errorf("%s ended (%s): %w", p.cmd.Path, state, err)
+}

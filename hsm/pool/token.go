@@ -80,6 +80,25 @@ func (p *Pool) Keys(ctx context.Context) ([]hsm.Key, error) {
 	return keys, err
 }
 
+// Foreign implements [hsm.Token]. Their signatures are verified as well.
+func (p *Pool) Foreign(ctx context.Context) ([]hsm.Key, error) {
+	keys, err := listed(ctx, p, wire.Foreign(), wire.ParseKeys)
+	for _, k := range keys {
+		p.keys.add(k)
+	}
+	return keys, err
+}
+
+// Know implements [hsm.Token]. Every worker learns the public keys, those that are started later as
+// well, and lists the token's keys anew.
+func (p *Pool) Know(ctx context.Context, publics [][]byte) error {
+	news, err := p.known.add(publics)
+	if err == nil && news {
+		p.relist(ctx)
+	}
+	return err
+}
+
 // Objects implements [hsm.Token].
 func (p *Pool) Objects(ctx context.Context) ([]hsm.Object, error) {
 	return listed(ctx, p, wire.Objects(), wire.ParseObjects)

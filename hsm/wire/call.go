@@ -37,7 +37,9 @@ func Call(ctx context.Context, t hsm.Token, q Request) ([]byte, error) {
 		return nil, t.Destroy(ctx, q.Key)
 	case opStoreCertificate:
 		return parsed(parseCertificate, q, func(c hsm.Certificate) ([]byte, error) { return nil, t.StoreCertificate(ctx, c) })
-	case opKeys, opCertificates, opObjects:
+	case opKnow:
+		return parsed(parseKnown, q, func(publics [][]byte) ([]byte, error) { return nil, t.Know(ctx, publics) })
+	case opKeys, opForeign, opCertificates, opObjects:
 		return list(ctx, t, q.Op)
 	default:
 		k, err := newKey(ctx, t, q)
@@ -62,6 +64,9 @@ func list(ctx context.Context, t hsm.Token, op Op) ([]byte, error) {
 	case opObjects:
 		objects, err := t.Objects(ctx)
 		return appendAll(appendObject, objects), err
+	case opForeign:
+		keys, err := t.Foreign(ctx)
+		return appendAll(appendKey, keys), err
 	default:
 		keys, err := t.Keys(ctx)
 		return appendAll(appendKey, keys), err
@@ -110,6 +115,14 @@ func parseImport(q Request) (hsm.Import, error) {
 		return i, fmt.Errorf("import: %v: %w", err, hsm.ErrInput)
 	}
 	return i, nil
+}
+
+func parseKnown(q Request) (publics [][]byte, err error) {
+	in := reader{rest: q.Payload}
+	for len(in.rest) > 0 && !in.bad {
+		publics = append(publics, bytes.Clone(in.text()))
+	}
+	return publics, in.input(opKnow)
 }
 
 func parseRewrap(q Request) (hsm.Rewrap, error) {

@@ -9,7 +9,7 @@ import (
 	"countersign/hsm"
 )
 
-const version = 3
+const version = 4
 
 // Config is the first frame, parent to child: the token to open.
 type Config struct {

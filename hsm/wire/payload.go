@@ -74,6 +74,7 @@ func appendObject(buf []byte, o hsm.Object) []byte {
 	buf = appendText(appendText(buf, o.Class), o.KeyType)
 	buf = appendText(buf, o.ID[:min(len(o.ID), maxText)])
 	buf = appendText(buf, o.Label[:min(len(o.Label), maxText)])
+	buf = append(buf, o.Key[:]...)
 	buf = binary.BigEndian.AppendUint32(buf, uint32(o.True))
 	buf = binary.BigEndian.AppendUint32(buf, uint32(o.Told))
 	buf = binary.BigEndian.AppendUint16(buf, uint16(len(o.Mechanisms)))
@@ -98,6 +99,7 @@ func ParseObjects(b []byte) ([]hsm.Object, error) {
 func parseObject(in *reader) (o hsm.Object) {
 	o.Class, o.KeyType = string(in.text()), string(in.text())
 	o.ID, o.Label = bytes.Clone(in.text()), string(in.text())
+	copy(o.Key[:], in.bytes(len(o.Key)))
 	o.True, o.Told = hsm.Attributes(in.u32()), hsm.Attributes(in.u32())
 	for n := in.u16(); n > 0 && !in.bad; n-- {
 		o.Mechanisms = append(o.Mechanisms, string(in.text()))

@@ -28,6 +28,8 @@ const (
 	opCertificates
 	opRewrap
 	opObjects
+	opForeign
+	opKnow
 )
 
 var ops = [...]struct {
@@ -40,7 +42,8 @@ var ops = [...]struct {
 	opGenerate: {name: "generate", changes: true}, opRestore: {name: "restore", changes: true},
 	opAdopt: {name: "adopt", changes: true}, opDestroy: {name: "destroy", changes: true},
 	opStoreCertificate: {name: "store-certificate", changes: true},
-	opKeys:             {name: "keys", lists: true}, opCertificates: {name: "certificates", lists: true}, opObjects: {name: "objects", lists: true},
+	opKnow:             {name: "know"}, opForeign: {name: "foreign", lists: true},
+	opKeys: {name: "keys", lists: true}, opCertificates: {name: "certificates", lists: true}, opObjects: {name: "objects", lists: true},
 }
 
 // Ops returns the number of operations: they are 1 to Ops.
@@ -135,6 +138,21 @@ func StoreCertificate(c hsm.Certificate) Request {
 
 // Keys is answered with what [ParseKeys] reads.
 func Keys() Request { return Request{Op: opKeys} }
+
+// Foreign is answered with what [ParseKeys] reads.
+func Foreign() Request { return Request{Op: opForeign} }
+
+// Know is answered with nothing. The caller sends at most [MaxKnown] public keys at once.
+func Know(publics [][]byte) Request {
+	var payload []byte
+	for _, p := range publics {
+		payload = appendText(payload, p)
+	}
+	return Request{Op: opKnow, Payload: payload}
+}
+
+// MaxKnown is the number of public keys that one request takes: RSA-4096 in DER has 550 bytes.
+const MaxKnown = 64
 
 // Objects is answered with what [ParseObjects] reads.
 func Objects() Request { return Request{Op: opObjects} }

@@ -144,7 +144,7 @@ func TestOps(t *testing.T) {
 		if op.String() == "" || op.Repeatable() == slices.Contains(once, op) {
 			t.Errorf("op %d, %q: repeatable %v", op, op, op.Repeatable())
 		}
-		if slow := !op.Repeatable() || op == opKeys || op == opCertificates || op == opObjects; op.Slow() != slow {
+		if slow := !op.Repeatable() || op == opKeys || op == opForeign || op == opCertificates || op == opObjects; op.Slow() != slow {
 			t.Errorf("%s: slow %v", op, op.Slow())
 		}
 	}

@@ -10,10 +10,11 @@ import (
 	"strings"
 	"unicode"
 
-	"countersign/internal/fault"
-
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"countersign/internal/fault"
 )
 
 // Process gives a command access to the process that it runs in.
@@ -49,7 +50,7 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 	if err == nil {
 		return int(OK)
 	}
-	if code, _ := codeOf(err); ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
+	if code, _ := codeOf(err); !isLogged(err) && ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
 		err = fault.WasInterrupted.Error()
 	}
 	var known ender
@@ -57,8 +58,32 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 		err = fault.CommandLine.With("command", ran.CommandPath()).Of(err)
 	}
 	code, hint := codeOf(err)
-	report(p, err, hint)
+	if !isLogged(err) {
+		report(p, err, hint)
+	}
 	return int(code)
+}
+
+// logged is an error that is in the log of a daemon.
+type logged struct{ error }
+
+// Unwrap returns the error.
+func (l logged) Unwrap() error { return l.error }
+
+func isLogged(err error) bool {
+	var l logged
+	return errors.As(err, &l)
+}
+
+// EndInLog writes the error that ends a daemon to its log, with exit code and hint, for [Main], which then prints
+// nothing. A daemon whose log is JSON calls it, so that every line of standard error is JSON.
+func EndInLog(log hclog.Logger, err error) error {
+	if err == nil || isLogged(err) {
+		return err
+	}
+	code, hint := codeOf(err)
+	log.Error("ended by an error", "error", err, "exit_code", int(code), "hint", hint)
+	return logged{err}
 }
 
 // prepare notes when a command's own code begins, and makes nouns refuse to run

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -173,15 +174,23 @@ func (c *checks) log(l Log) {
 }
 
 func (c *checks) origin(key, s string) {
+	if err := CheckOrigin(s); err != nil {
+		c.fail(key, "%s", err)
+	}
+}
+
+// CheckOrigin returns an error unless s is the address of an appliance: https://HOST:PORT, and nothing behind it.
+func CheckOrigin(s string) error {
 	u, err := url.Parse(s)
 	switch {
 	case s == "":
-		c.fail(key, "missing")
+		return errors.New("missing")
 	case err != nil || u.Scheme != "https" || u.Hostname() == "":
-		c.fail(key, "%q: want https://HOST:PORT", s)
+		return fmt.Errorf("%q: want https://HOST:PORT", s)
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
-		c.fail(key, "%q: want https://HOST:PORT and nothing behind it", s)
+		return fmt.Errorf("%q: want https://HOST:PORT and nothing behind it", s)
 	}
+	return nil
 }
 
 func (c *checks) links(links []Link) {

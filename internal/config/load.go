@@ -13,13 +13,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"countersign/internal/fault"
 	"countersign/internal/tomldoc"
-)
-
-// Exit codes of errors of this package.
-const (
-	exitConfig = 78 // the configuration is wrong
-	exitSecret = 77 // a secret cannot be had
 )
 
 // Problem is one thing wrong with a configuration.
@@ -61,14 +56,16 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.cause }
 
 // ExitCode returns 78.
-func (e *Error) ExitCode() int { return exitConfig }
+func (e *Error) ExitCode() int { return int(e.row().Exit) }
 
 // Hint returns advice for the user.
-func (e *Error) Hint() string {
+func (e *Error) Hint() string { return e.row().Advice }
+
+func (e *Error) row() fault.Row {
 	if e.cause != nil {
-		return "name the file with --config"
+		return fault.ConfigUnread
 	}
-	return "correct the configuration; the sample file explains every key"
+	return fault.ConfigWrong
 }
 
 // document is a configuration file during loading.

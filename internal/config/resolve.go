@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"countersign/internal/fault"
 	"countersign/internal/secret"
 )
 
@@ -28,14 +29,14 @@ func (e *SecretError) Error() string {
 func (e *SecretError) Unwrap() error { return e.Err }
 
 // ExitCode returns 77.
-func (e *SecretError) ExitCode() int { return exitSecret }
+func (e *SecretError) ExitCode() int { return int(fault.SecretNone.Exit) }
 
 // Hint returns advice for the user.
 func (e *SecretError) Hint() string {
 	if e.hint != "" {
 		return e.hint
 	}
-	return "put the secret there, or name another place in the configuration"
+	return fault.SecretNone.Advice
 }
 
 // SecretSources gives [Secret.Resolve] access to the process.

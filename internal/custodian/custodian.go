@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/recovery/custody"
-	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/secret"
 )
 
@@ -36,7 +36,7 @@ func AddFlags(cmd *cobra.Command) *Flags {
 // it once. Errors never contain the content of a share.
 func (f Flags) Read(ask func(question string) ([]byte, error)) ([]custody.Share, error) {
 	if len(f.Shares) == 0 {
-		return nil, cli.Fail(cli.Usage, errors.New("no share was given"), "name each custodian's file: --share FILE")
+		return nil, fault.NoShare.Error()
 	}
 	identities, err := f.identities()
 	if err != nil {
@@ -46,7 +46,7 @@ func (f Flags) Read(ask func(question string) ([]byte, error)) ([]custody.Share,
 	for _, path := range f.Shares {
 		file, err := os.ReadFile(path)
 		if err != nil {
-			return nil, cli.Fail(cli.IO, fmt.Errorf("reading a share: %w", err), "")
+			return nil, fault.ReadShare.Of(err)
 		}
 		s, err := custody.Open(file, identities)
 		if errors.Is(err, custody.ErrPassphrase) && len(f.Passphrases) == 0 {
@@ -64,13 +64,12 @@ func (f Flags) identities() (all []age.Identity, err error) {
 	for _, path := range f.Identities {
 		file, err := os.ReadFile(path)
 		if err != nil {
-			return nil, cli.Fail(cli.IO, fmt.Errorf("reading identities: %w", err), "")
+			return nil, fault.ReadIdentity.Of(err)
 		}
 		some, err := custody.Identities(file)
 		clear(file)
 		if err != nil {
-			return nil, cli.Fail(cli.Auth, fmt.Errorf("%s: %w", path, err),
-				"a custodian with another kind of key decrypts the share with age -d and gives that file")
+			return nil, fault.BadIdentity.With("path", path).Of(err)
 		}
 		all = append(all, some...)
 	}
@@ -104,23 +103,22 @@ func askFor(path string, file []byte, ask func(string) ([]byte, error)) (custody
 	return custody.Open(file, []age.Identity{id})
 }
 
-// exits maps errors of shares to exit codes and hints.
+// exits maps errors of shares to rows of the table of errors.
 var exits = []struct {
-	err  error
-	code cli.Code
-	hint string
+	err error
+	row fault.Row
 }{
-	{custody.ErrSealed, cli.Auth, "give the custodian's own identity, --identity FILE, or passphrase"},
-	{custody.ErrShare, cli.Failed, "the file was damaged or changed: use the custodian's other copy, or another custodian's share"},
-	{custody.ErrMixed, cli.Failed, "countersignctl key custodians check prints the backup key of each share"},
-	{custody.ErrFew, cli.Denied, "bring in more custodians: fewer shares than the threshold reveal nothing of the key"},
+	{custody.ErrSealed, fault.ShareSealed},
+	{custody.ErrShare, fault.ShareDamaged},
+	{custody.ErrMixed, fault.SharesMixed},
+	{custody.ErrFew, fault.SharesFew},
 }
 
 // Explain adds exit code and hint to errors of package custody.
 func Explain(err error) error {
-	for _, row := range exits {
-		if errors.Is(err, row.err) {
-			return cli.Fail(row.code, err, row.hint)
+	for _, exit := range exits {
+		if errors.Is(err, exit.err) {
+			return exit.row.Of(err)
 		}
 	}
 	return err

@@ -20,6 +20,10 @@ var (
 		Cause:  "init was interrupted before it stored anything, or the file is an empty database.",
 		Advice: "if an appliance was here, move this empty store away and put the real one back, or run countersignd restore; countersignd init continues a new appliance",
 	})
+	StoreEmpty = daemon.row(Row{
+		Text: "it is empty", Exit: Failed, Cause: "The database at store.path holds no appliance. doctor has changed nothing.",
+		Advice: "if an appliance was here, move this empty store away and put the real one back, or run countersignd restore; countersignd init continues a new appliance",
+	})
 	Initialized = daemon.row(Row{
 		Text: "the store is initialized already; init never replaces a trust domain", Exit: Failed, Advice: "run countersignd serve",
 	})
@@ -51,6 +55,10 @@ var (
 	NoProc = daemon.row(Row{
 		Text: "finding {program}: {error}", Exit: Config, Cause: "The process has no /proc, so it does not know where it is installed.",
 		Advice: "this process sees no /proc: name the program, hsm.worker_binary for hsm-worker",
+	})
+	NoPermission = daemon.row(Row{
+		Text: "permission denied", Exit: IO,
+		Advice: "run it as the user of countersignd, who owns state_dir and the files in it, or as root; a port below 1024 needs CAP_NET_BIND_SERVICE",
 	})
 	AddressInUse = daemon.row(Row{
 		Text: "address already in use", Exit: Unavailable,

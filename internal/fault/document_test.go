@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -55,10 +56,18 @@ func document() string {
 	for _, t := range chapters {
 		fmt.Fprintf(&b, "\n## %s\n\n| what it prints | exit | why, and what to do |\n|---|---|---|\n", t.title)
 		for _, r := range t.rows {
-			fmt.Fprintf(&b, "| %s | %d | %s |\n", cell(r.Text), int(r.Exit), cell(explanation(r)))
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(r.Text), exitOf(r), cell(explanation(r)))
 		}
 	}
 	return b.String()
+}
+
+// exitOf returns the exit code of a row, or a dash for a warning, which has none.
+func exitOf(r Row) string {
+	if r.Exit == OK {
+		return "–"
+	}
+	return strconv.Itoa(int(r.Exit))
 }
 
 // explanation returns cause and advice as sentences.

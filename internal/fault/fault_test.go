@@ -58,7 +58,7 @@ func TestRows(t *testing.T) {
 	for _, chapter := range chapters {
 		for _, r := range chapter.rows {
 			name := chapter.title + ": " + r.Text
-			if r.Exit == OK || r.Exit.String() == strconv.Itoa(int(r.Exit)) {
+			if r.Exit == OK && chapter != doctor || r.Exit.String() == strconv.Itoa(int(r.Exit)) {
 				t.Errorf("%s: exit code %v", name, r.Exit)
 			}
 			if r.Text == "" || r.Cause == "" && (r.Text == placeholder || r.Advice == "") {

@@ -10,8 +10,9 @@ import (
 	"path"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
+
+	"countersign/internal/fault"
 )
 
 // MaxBytes is the longest secret that is read, in bytes.
@@ -19,9 +20,9 @@ const MaxBytes = 4096
 
 // FileError says why a file is refused as a secret. Err has neither the path nor any content of the file.
 type FileError struct {
-	Path   string
-	Err    error
-	advice string
+	Path string
+	Err  error
+	row  fault.Row
 }
 
 func (e *FileError) Error() string { return e.Path + ": " + e.Err.Error() }
@@ -30,30 +31,30 @@ func (e *FileError) Error() string { return e.Path + ": " + e.Err.Error() }
 func (e *FileError) Unwrap() error { return e.Err }
 
 // ExitCode returns 77.
-func (e *FileError) ExitCode() int { return 77 }
+func (e *FileError) ExitCode() int { return int(e.row.Exit) }
 
-// Hint returns a command that makes the file acceptable, or "".
-func (e *FileError) Hint() string { return e.advice }
+// Hint returns a command that makes the file acceptable, or what to write into it.
+func (e *FileError) Hint() string { return e.row.Advice }
 
 // ReadFile reads the one line of a file that only this process and root can change, and that no other user can read
 // (see private). Errors are [*FileError]: the file cannot be read, or [Line] refuses its text.
 func ReadFile(name string) (Bytes, error) {
-	return readFile(name, private)
+	return readFile(name, func(info os.FileInfo) (fault.Row, error) { return private(name, info) })
 }
 
 // ReadGuardedFile is [ReadFile] for a file in a directory that another program guards, such as systemd. The file may be
 // readable for its group or by an ACL, but not for every user.
 func ReadGuardedFile(name string) (Bytes, error) {
-	return readFile(name, func(info os.FileInfo) (advice string, err error) {
+	return readFile(name, func(info os.FileInfo) (row fault.Row, err error) {
 		if info.Mode().Perm()&0o007 != 0 {
-			return "run: chmod o= FILE", fmt.Errorf("mode %04o lets every user use the file", info.Mode().Perm())
+			return fault.SecretGuarded.With("path", name), fmt.Errorf("mode %04o lets every user use the file", info.Mode().Perm())
 		}
-		return "", nil
+		return row, nil
 	})
 }
 
-func readFile(name string, check func(os.FileInfo) (string, error)) (Bytes, error) {
-	raw, advice, err := readRaw(name, check)
+func readFile(name string, check func(os.FileInfo) (fault.Row, error)) (Bytes, error) {
+	raw, row, err := readRaw(name, check)
 	if err == nil {
 		raw, err = Line(raw)
 	}
@@ -62,12 +63,13 @@ func readFile(name string, check func(os.FileInfo) (string, error)) (Bytes, erro
 		if errors.As(err, &named) {
 			err = named.Err // FileError has the path
 		}
-		return nil, &FileError{name, err, advice}
+		return nil, &FileError{name, err, row}
 	}
 	return raw, nil
 }
 
-func readRaw(name string, check func(os.FileInfo) (string, error)) (raw []byte, advice string, err error) {
+func readRaw(name string, check func(os.FileInfo) (fault.Row, error)) (raw []byte, row fault.Row, err error) {
+	row = fault.SecretFile
 	inherited := name == "/dev/stdin" || slices.Contains([]string{"/dev/fd", "/proc/self/fd"}, path.Dir(name))
 	flags := os.O_RDONLY
 	if !inherited {
@@ -75,47 +77,46 @@ func readRaw(name string, check func(os.FileInfo) (string, error)) (raw []byte, 
 	}
 	f, err := os.OpenFile(name, flags, 0)
 	if err != nil {
-		return nil, "", err
+		return nil, row, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat() // of the opened file, which another program cannot exchange
 	switch {
 	case err != nil:
-		return nil, "", err
+		return nil, row, err
 	case inherited && !info.Mode().IsRegular():
 	case !info.Mode().IsRegular():
-		return nil, "", errors.New("not a regular file")
+		return nil, row, errors.New("not a regular file")
 	default:
-		if advice, err = check(info); err != nil {
-			return nil, strings.ReplaceAll(advice, "FILE", name), err
+		if refused, err := check(info); err != nil {
+			return nil, refused, err
 		}
 	}
 	raw, err = io.ReadAll(io.LimitReader(f, MaxBytes+3+int64(len(byteOrderMark))))
-	return raw, "", err
+	return raw, row, err
 }
 
 // private checks owner and mode of a file that holds a secret. Its owner is this process's user or root, others have no
-// access, and the group cannot write. The group may read a file of root if this process is in that group. advice is a
-// command for the owner, in which FILE is the file's path.
-func private(info os.FileInfo) (advice string, err error) {
+// access, and the group cannot write. The group may read a file of root if this process is in that group. The row has
+// the command for the owner.
+func private(name string, info os.FileInfo) (row fault.Row, err error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return "", errors.New("its owner is unknown")
+		return fault.SecretFile, errors.New("its owner is unknown")
 	}
 	mode, self := info.Mode().Perm(), uint32(os.Geteuid())
 	groups, _ := os.Getgroups() // without them the group counts as foreign
 	own := slices.Contains(append(groups, os.Getegid()), int(stat.Gid))
 	switch {
 	case stat.Uid != self && stat.Uid != 0:
-		return fmt.Sprintf("run as root: chown %s FILE && chmod 600 FILE", userName(self)),
+		return fault.SecretOwner.With("user", userName(self), "path", name),
 			fmt.Errorf("it belongs to %s: its owner must be %s or root", userName(stat.Uid), userName(self))
 	case mode&0o077 == 0, stat.Uid == 0 && own && mode&0o037 == 0:
-		return "", nil
+		return row, nil
 	case stat.Uid == self:
-		return "run: chmod 600 FILE", fmt.Errorf("mode %04o lets users other than its owner use the file", mode)
+		return fault.SecretMode.With("path", name), fmt.Errorf("mode %04o lets users other than its owner use the file", mode)
 	default:
-		const command = "run as root: chgrp %[1]d FILE && chmod 640 FILE (in Kubernetes: fsGroup %[1]d and defaultMode 0440)"
-		return fmt.Sprintf(command, os.Getegid()),
+		return fault.SecretGroup.With("group", strconv.Itoa(os.Getegid()), "path", name),
 			fmt.Errorf("mode %04o and group %d let users other than root and %s use the file", mode, stat.Gid, userName(self))
 	}
 }

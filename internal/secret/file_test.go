@@ -36,9 +36,9 @@ func TestPrivate(t *testing.T) {
 			{other, group, false},
 			{other, foreign, false},
 		} {
-			advice, err := private(described{uid: tc.uid, gid: tc.gid, mode: mode})
-			if (err == nil) != tc.want || (err == nil) != (advice == "") {
-				t.Errorf("mode %04o, owner %d, group %d: %v, advice %q", mode, tc.uid, tc.gid, err, advice)
+			row, err := private("pin", described{uid: tc.uid, gid: tc.gid, mode: mode})
+			if (err == nil) != tc.want || (err == nil) != (row.Advice == "") {
+				t.Errorf("mode %04o, owner %d, group %d: %v, advice %q", mode, tc.uid, tc.gid, err, row.Advice)
 			}
 		}
 	}
@@ -50,12 +50,12 @@ func TestPrivate(t *testing.T) {
 		{other, foreign, 0o600, "chown"},
 		{0, foreign, 0o440, "fsGroup"},
 	} {
-		advice, err := private(described{uid: tc.uid, gid: tc.gid, mode: tc.mode})
+		row, err := private("pin", described{uid: tc.uid, gid: tc.gid, mode: tc.mode})
 		if tc.uid == self && tc.uid == 0 {
 			tc.want = "chmod 600" // root runs the test
 		}
-		if err == nil || !strings.Contains(advice, tc.want) {
-			t.Errorf("owner %d, mode %04o: %v, advice %q", tc.uid, tc.mode, err, advice)
+		if err == nil || !strings.Contains(row.Advice, tc.want) {
+			t.Errorf("owner %d, mode %04o: %v, advice %q", tc.uid, tc.mode, err, row.Advice)
 		}
 	}
 }

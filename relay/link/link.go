@@ -61,7 +61,13 @@ func ListenPrivate(path string) (net.Listener, error) {
 	return inner, nil
 }
 
+// maxSocketPath is the longest path of a Unix socket, in bytes: unix(7).
+const maxSocketPath = 107
+
 func listen(network, target string) (net.Listener, error) {
+	if network == "unix" && len(target) > maxSocketPath {
+		return nil, fmt.Errorf("listening on unix:%s: the path has %d bytes: want at most %d bytes", target, len(target), maxSocketPath)
+	}
 	inner, err := net.Listen(network, target)
 	if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(target) {
 		inner, err = net.Listen(network, target)

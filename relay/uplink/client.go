@@ -2,9 +2,9 @@ package uplink
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +30,9 @@ type Config struct {
 	URL     string // https://HOST:PORT of the appliance
 	CAFile  string // PEM, roots of the appliance's certificate, unless a trusted key of ca signed it
 	Timeout time.Duration
-	Log     hclog.Logger
+	// AskEvery is the time between questions whether the appliance serves the device; 0: a minute.
+	AskEvery time.Duration
+	Log      hclog.Logger
 	// Changed, if not nil, is called when the appliance has become reachable or unreachable,
 	// or when the certificate or the trust has changed.
 	Changed func()
@@ -65,7 +67,8 @@ func NewClient(c Config) (*Client, error) {
 	if c.Changed == nil {
 		c.Changed = func() {}
 	}
-	client := &Client{config: c}
+	c.AskEvery = cmp.Or(c.AskEvery, askPeriod)
+	client := &Client{config: c, problem: problem{text: "no answer of the appliance yet"}}
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, GetClientCertificate: c.State.tlsCertificate,
 		// VerifyConnection accepts two authorities; crypto/tls knows only one of them.
@@ -133,38 +136,10 @@ func (c *Client) call(ctx context.Context, r request) ([]byte, error) {
 func (c *Client) callOnce(ctx context.Context, r request) ([]byte, error) {
 	number := c.started.Add(1)
 	body, err := c.http.call(ctx, r)
-	code, _ := protocol.CodeOf(err)
-	isReachable := code != protocol.CodeServerUnreachable && code != protocol.CodeTimeout
-	if ctx.Err() != nil {
-		return body, err
-	}
-	p := problemOf(err, time.Now())
-	changed, isNew := c.judge(number, isReachable, p)
-	if isNew {
-		c.config.Log.Warn("appliance does not serve this device", "problem", p.text, "url", c.config.URL)
-	}
-	if changed {
-		c.config.Log.Info("appliance changed", "reachable", isReachable, "url", c.config.URL)
-	}
-	if changed || isNew {
-		c.config.Changed()
+	if ctx.Err() == nil {
+		c.note(c.judge(number, c.find(r, err)))
 	}
 	return body, err
-}
-
-// judge notes whether a call reached the appliance, and its problem, unless a later call has ended
-// before. changed reports whether reachability changed, and isNew whether there is a problem of another
-// kind than before.
-func (c *Client) judge(number uint64, isReachable bool, p problem) (changed, isNew bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if number < c.last {
-		return false, false
-	}
-	c.last = number
-	isNew = p.kind != c.problem.kind && p.kind != ""
-	c.problem = p
-	return c.reachable.Swap(isReachable) != isReachable, isNew
 }
 
 // Reachable reports whether the appliance answered the last call.
@@ -175,34 +150,6 @@ func (c *Client) Problem() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.problem.text
-}
-
-// problem is why the appliance does not serve a device. Problems of one kind differ in their details.
-type problem struct{ kind, text string }
-
-// problemOf returns the problem of a call. It is zero if the appliance answered, unless it refused the device.
-func problemOf(err error, now time.Time) problem {
-	var answered *StatusError
-	var invalid x509.CertificateInvalidError
-	switch {
-	case err == nil:
-		return problem{}
-	case errors.As(err, &answered) && answered.Code == protocol.CodeDevice:
-		return problem{"refused", "the appliance refuses this device: " +
-			"it is suspended or revoked, or its certificate is no longer accepted"}
-	case errors.As(err, &answered):
-		return problem{}
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		date := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-		return problem{"clock", fmt.Sprintf("the appliance's certificate is valid from %s to %s, "+
-			"and the clock of this device says %s: set the clock",
-			date(invalid.Cert.NotBefore), date(invalid.Cert.NotAfter), date(now))}
-	case errors.Is(err, errStranger):
-		return problem{"stranger", err.Error()}
-	case errors.Is(err, protocol.CodeTimeout):
-		return problem{"timeout", err.Error()}
-	}
-	return problem{"unreachable", err.Error()}
 }
 
 // Identity returns the device's identity.
@@ -262,6 +209,8 @@ type request struct {
 	method, path, mediaType string
 	body                    []byte
 	answer                  string // media type of the answer, with status 200; "" is status 204 without one
+	isOpen                  bool   // anybody may make it
+	isRecent                bool   // appliances of earlier releases do not know it: 404
 }
 
 func newHTTP(url string, config *tls.Config, timeout time.Duration) *conn {

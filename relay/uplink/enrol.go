@@ -30,7 +30,7 @@ type EnrolConfig struct {
 
 // Enrol generates the device's key, has it certified, and pins the root that the activation
 // code names. It can be repeated with the same code until it succeeds, and then uses the same
-// key and sends the same bytes. [ErrEnrolled] if the directory has a device;
+// key and sends the same bytes. [ErrEnrolled] if the directory has a device; [ErrCA]; [ErrClock];
 // CodeCertificate if the code names another root or the server is not certified by it; otherwise the
 // code in the appliance's answer.
 func Enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
@@ -46,6 +46,9 @@ func Enrol(ctx context.Context, c EnrolConfig) (Identity, error) {
 		return Identity{}, fmt.Errorf("enrolling in %s: %w", c.StateDir, errors.Join(ErrEnrolled, err))
 	}
 	identity, err := enrolDevice(ctx, c)
+	if p := problemOf(err, time.Now()); p.kind == kindClock {
+		err = fmt.Errorf("%w: %s", ErrClock, p.text)
+	}
 	if err != nil {
 		return Identity{}, fmt.Errorf("enrolling: %w", err)
 	}
@@ -131,11 +134,11 @@ func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (enrol.Devic
 func readRoots(file string) (*x509.CertPool, error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("reading CA file: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCA, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(raw) {
-		return nil, fmt.Errorf("reading CA file %s: no certificate in it", file)
+		return nil, fmt.Errorf("%w: no certificate in %s", ErrCA, file)
 	}
 	return roots, nil
 }

@@ -51,9 +51,9 @@ func TestJudge(t *testing.T) {
 		{6, true, "refused", false, true},
 		{7, false, "unreachable", true, true},
 	} {
-		changed, isNew := c.judge(step.number, step.reachable, problem{kind: step.kind, text: step.kind})
-		if changed != step.changed || isNew != step.isNew {
-			t.Errorf("step %d: changed %t, new %t", i, changed, isNew)
+		d := c.judge(step.number, finding{isReachable: step.reachable, isServed: true, problem: problem{kind: step.kind, text: step.kind}})
+		if d.reached != step.changed || d.worse != step.isNew {
+			t.Errorf("step %d: %+v", i, d)
 		}
 	}
 	if c.Problem() != "unreachable" || c.Reachable() {

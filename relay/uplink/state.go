@@ -25,11 +25,13 @@ import (
 	"countersign/protocol/trust"
 )
 
-// Errors of a state directory.
+// Errors of a state directory and of an enrolment.
 var (
 	ErrEnrolled    = errors.New("device is enrolled already")
 	ErrNotEnrolled = errors.New("device is not enrolled")
 	ErrLocked      = errors.New("state directory is in use") // by another process
+	ErrCA          = errors.New("CA file cannot be used")
+	ErrClock       = errors.New("a clock is wrong") // of this device, or of the appliance
 )
 
 // Identity is a device's identity in its certificate.

@@ -22,13 +22,17 @@ const (
 	firstPause  = 2 * time.Second  // after a failure, doubling up to lastPause
 	lastPause   = 10 * time.Minute // after many
 	askedPause  = time.Second      // between refreshes that a decision asks for
+	askPeriod   = time.Minute      // between questions whether the appliance serves the device
 )
 
-// Run fetches the trust at once and then each hour, and renews the certificate at half its
-// life, until ctx is over.
+// Run fetches the trust at once and then each hour, asks whether the appliance serves the device at
+// once and then each AskEvery, and renews the certificate at half its life, until ctx is over.
 func (c *Client) Run(ctx context.Context) {
 	refresh := task{name: "refreshing trust", do: c.refresh}
 	renewal := task{name: "renewing certificate", do: c.renew}
+	question := time.NewTicker(c.config.AskEvery) // by a clock that is not set back
+	defer question.Stop()
+	c.ask(ctx)
 	for ctx.Err() == nil {
 		at := time.Now()
 		if !at.Before(refresh.next) {
@@ -43,9 +47,17 @@ func (c *Client) Run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+		case <-question.C:
+			c.ask(ctx)
 		case <-time.After(min(lookPeriod, time.Until(next))):
 		}
 	}
+}
+
+// ask finds out whether the appliance serves this device, which [Client.Problem] then reports: without a phone there
+// are no other calls that show it. An appliance that does not know the question says nothing.
+func (c *Client) ask(ctx context.Context) {
+	_, _ = c.call(ctx, request{method: http.MethodGet, path: "/v1/device", isRecent: true}) // callOnce has taken in what it shows
 }
 
 // renewalTime returns half the certificate's life, or a later time after a failure.
@@ -111,7 +123,7 @@ func (c *Client) refresh(ctx context.Context) error {
 // refreshLocked also asks an unknown server: a trust document is verified by the pinned root's
 // signatures, and may be the only way to know the server.
 func (c *Client) refreshLocked(ctx context.Context) error {
-	pinned := request{method: http.MethodGet, path: "/v1/trust", answer: "application/json"}
+	pinned := request{method: http.MethodGet, path: "/v1/trust", answer: "application/json", isOpen: true}
 	raw, err := c.callOnce(ctx, pinned)
 	if errors.Is(err, errStranger) {
 		raw, err = c.open.call(ctx, pinned)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"countersign/appliance/adminapi"
@@ -33,6 +34,8 @@ func (s *Server) bindChanges(m *mux) {
 		p, err := a.Rules.Policy(r.Context())
 		return policyJSON(p), err
 	})
+	bind(m, r.PolicyAt, s.policyAt)
+	bind(m, r.PolicyHistory, many(a.Rules.History, func(p rules.Policy) adminapi.PolicyVersion { return policyJSON(p).PolicyVersion }))
 	bindPreviewed(m, r.PolicyApply, s.applyPolicy)
 }
 
@@ -58,7 +61,8 @@ func (s *Server) signChange(r *http.Request, body adminapi.Sign) (adminapi.Chang
 func changeJSON(c requests.Change) adminapi.Change {
 	return adminapi.Change{
 		ID: c.Hash.ID().String(), Hash: c.Hash.String(), Kind: c.Kind.String(), Parameters: parametersJSON(c.Parameters), Document: c.Document,
-		State: stateOf(c), Reason: c.Reason, By: c.By, Effect: c.Effect(), CountersignedAs: c.SignedAs, Required: c.Required, More: c.Ruling.MissingAdministrators(),
+		State: stateOf(c), Reason: c.Reason, By: c.By, Effect: c.Effect(), CountersignedAs: c.SignedAs,
+		Required: c.Required, More: c.Ruling.MissingAdministrators(),
 		Signed: append([]string{}, c.Signed...), Missing: append([]string{}, c.Missing...),
 		CreatedAt: time.Unix(int64(c.Created), 0).UTC(), ExpiresAt: time.Unix(int64(c.Expires), 0).UTC(), EndedAt: when(c.EndedAt),
 	}
@@ -171,10 +175,24 @@ func (s *Server) applyPolicy(r *http.Request, body adminapi.Apply) (*adminapi.Ch
 }
 
 func policyJSON(p rules.Policy) adminapi.Policy {
-	return adminapi.Policy{
-		Version: p.Version, Hash: hex.EncodeToString(p.Hash[:]), ActivatedAt: p.ActivatedAt, Document: string(p.Document),
+	out := adminapi.Policy{
+		PolicyVersion: adminapi.PolicyVersion{Version: p.Version, Hash: hex.EncodeToString(p.Hash[:]), ActivatedAt: p.ActivatedAt},
+		Document:      string(p.Document),
 		Quorums: each(p.Quorums, func(q quorum.Quorum) adminapi.Quorum {
 			return adminapi.Quorum{Kind: q.Kind.String(), Required: q.Required, Able: q.Able}
 		}),
 	}
+	if id := change.ID(p.Change); id != (change.ID{}) {
+		out.Change = id.String()
+	}
+	return out
+}
+
+func (s *Server) policyAt(r *http.Request, _ adminapi.None) (adminapi.Policy, error) {
+	version, err := strconv.ParseUint(r.PathValue("version"), 10, 63)
+	if err != nil {
+		return adminapi.Policy{}, fmt.Errorf("%w: policy version %q: want a number", parties.ErrInput, r.PathValue("version"))
+	}
+	p, err := s.Appliance.Rules.PolicyAt(r.Context(), version)
+	return policyJSON(p), err
 }

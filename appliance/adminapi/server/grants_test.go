@@ -55,6 +55,7 @@ const (
 	reads   = "reads"   // changes nothing
 	brakes  = "brakes"  // takes something away, at once
 	votes   = "votes"   // is one vote of a request, or ends one
+	notes   = "notes"   // writes an audit record of what a peer reports
 	serves  = "serves"  // opens or lends a token to the daemon that has its keys
 	granted = "granted" // see granting
 )
@@ -63,12 +64,15 @@ const (
 var access = map[string]string{
 	"Status": reads, "Doctor": reads, "Audit": reads, "ClientList": reads, "ClientShow": reads, "DeviceList": reads, "DeviceShow": reads,
 	"KeyList": reads, "KeyPlan": reads, "KeyAttest": reads, "KeyShow": reads, "ChangeList": reads, "ChangeShow": reads,
-	"AdminList": reads, "AdminShow": reads, "PolicyShow": reads, "HSMStatus": reads,
+	"AdminList": reads, "AdminShow": reads, "PolicyShow": reads, "PolicyAt": reads, "PolicyHistory": reads,
+	"HSMStatus": reads,
 
 	"ClientSuspend": brakes, "ClientRevoke": brakes, "DeviceSuspend": brakes, "DeviceRevoke": brakes,
 	"KeySuspend": brakes, "AdminSuspend": brakes, "HSMDrain": brakes,
 
 	"ChangeSign": votes, "ChangeWithdraw": votes,
+
+	"KeyKept": notes, "StoreKept": notes,
 
 	"HSMUnlock": serves, "HSMResume": serves,
 

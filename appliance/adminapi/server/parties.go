@@ -131,6 +131,9 @@ func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Clien
 		Roles: append([]string{}, c.Roles...), Version: c.Version, Highest: c.Highest, CreatedAt: c.CreatedAt,
 		Password: adminapi.Password{Set: c.Verifier != nil, Wrong: guard.Wrong},
 	}
+	if c.UVKey != nil {
+		out.UVKey = c.UVKey.String()
+	}
 	code, wait := guard.Locked(time.Now())
 	if out.Password.Locked = code != 0; wait > 0 {
 		out.Password.LockedUntil = &guard.Until

@@ -302,7 +302,7 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), adviceLacks
 		}
 		if t.State == adminapi.TokenRefused {
-			x.Advice = "find out which token has the right keys (docs/HSM.md), and initialize the other one anew"
+			x.Advice = "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only right ones; then copy them onto a new token"
 		}
 		out = append(out, x)
 	}

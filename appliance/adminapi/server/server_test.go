@@ -280,9 +280,14 @@ func TestBackups(t *testing.T) {
 	r := adminapi.Routes
 	refused(b, problem.Uncovered, 409, r.KeyBackup, adminapi.KeyBackupAsk{})
 	dry := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true, DryRun: true})
-	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil {
+	if dry.File != nil || len(dry.Missing) == 0 || dry.Keys == nil || dry.SHA256 != "" {
 		t.Errorf("%+v", dry)
 	}
+	made := must(b, r.KeyBackup, adminapi.KeyBackupAsk{Partial: true})
+	must(b, r.KeyKept, adminapi.Kept{SHA256: made.SHA256})
+	refused(b, problem.NotFound, 404, r.KeyKept, adminapi.Kept{SHA256: made.SHA256})
+	refused(b, problem.Input, 400, r.StoreKept, adminapi.Kept{SHA256: made.SHA256[2:]})
+	refused(b, problem.Input, 400, r.StoreKept, adminapi.Kept{SHA256: made.SHA256, Problem: strings.Repeat("x", 501)})
 	about, database, err := b.CopyStore(b.Context(), r.StoreBackup)
 	if err != nil {
 		t.Fatal(err)
@@ -333,6 +338,15 @@ func TestQuorum(t *testing.T) {
 	if p.Version != 2 || p.Document != two || must(b, r.PolicyShow, adminapi.None{}).Hash != p.Hash {
 		t.Errorf("version %d, hash %s", p.Version, p.Hash)
 	}
+
+	if h := must(b, r.PolicyHistory, adminapi.None{}); len(h) != 2 || h[0].Hash != p.Hash || h[0].Change == "" || h[1].Version != 1 || h[1].Change != "" {
+		t.Errorf("history: %+v", h)
+	}
+	if first := must(b, r.PolicyAt, adminapi.None{}, "1"); first.Document != string(policy.Default()) {
+		t.Errorf("version 1 is %d bytes", len(first.Document))
+	}
+	refused(b, problem.NotFound, 404, r.PolicyAt, adminapi.None{}, "3")
+	refused(b, problem.Input, 400, r.PolicyAt, adminapi.None{}, "x")
 
 	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {

@@ -68,6 +68,7 @@ func (r Restorer) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking at the token: %w", err)
 	}
+	there = slices.DeleteFunc(there, func(k hsm.Key) bool { return !k.Versioned() && k.Label != r.Marker }) // another program's
 	marked := slices.ContainsFunc(there, func(k hsm.Key) bool { return k.Label == r.Marker })
 	for _, k := range there {
 		if !marked || !r.ours(k) {
@@ -194,7 +195,7 @@ func (r Restorer) forget(ctx context.Context, private *ecdh.PrivateKey) error {
 		err = r.Token.Destroy(ctx, id)
 	}
 	if err != nil && !errors.Is(err, hsm.ErrKey) {
-		return fmt.Errorf("the backup key may still be on the token: initialize the token again: %w", err)
+		return fmt.Errorf("the backup key may still be on the token: restore onto another, empty token: %w", err)
 	}
 	return nil
 }
@@ -217,7 +218,7 @@ func (r Restorer) Undo(ctx context.Context) error {
 		failed = r.Done(ctx)
 	}
 	if failed != nil {
-		return fmt.Errorf("undoing the restore, initialize the token again: %w", failed)
+		return fmt.Errorf("undoing the restore; restore onto another, empty token: %w", failed)
 	}
 	return nil
 }

@@ -267,17 +267,26 @@ func (t *txn) insertPolicy(h *head.Head, p store.Policy) (err error) {
 func (t *txn) append(rec audit.Record) error {
 	_, err := t.exec(`INSERT INTO record (at_us, kind, subject, salt, body) VALUES (?, ?, ?, ?, ?)`,
 		rec.At.UnixMicro(), rec.Kind, rec.Subject, rec.Salt[:], rec.Body)
+	if err == nil {
+		t.records = append(t.records, rec)
+	}
 	return err
 }
 
 // Append implements [store.Store].
 func (s *database) Append(ctx context.Context, rec audit.Record) error {
+	if s.readOnly {
+		return fmt.Errorf("appending record: %w", store.ErrReadOnly)
+	}
 	return s.submit(ctx, "appending record", func(t *txn) error { return t.append(rec) })
 }
 
 // Pulse implements [store.Store]. It writes a time that nothing reads, into goose's row of the newest migration: an
-// update that changes nothing would not reach the disk.
+// update that changes nothing would not reach the disk. On a read-only store it looks at the permissions.
 func (s *database) Pulse(ctx context.Context, at time.Time) error {
+	if s.readOnly {
+		return fmt.Errorf("writing a pulse: %w", s.couldWrite())
+	}
 	return s.write(ctx, "writing a pulse", func(t *txn) error {
 		n, err := t.exec("UPDATE goose_db_version SET tstamp = ? WHERE id = (SELECT max(id) FROM goose_db_version)",
 			at.UnixMicro())

@@ -304,6 +304,7 @@ func (v *vault) verifySchema(from source, settings head.Records) error {
 	if header != version {
 		return v.seals.Report(fmt.Sprintf("user_version of the database is %d, and its sealed schema is %d", header, version))
 	}
+	v.stored = version
 	if version >= schemaVersion {
 		v.upgraded.Store(true)
 	}

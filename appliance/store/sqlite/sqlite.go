@@ -33,10 +33,16 @@ type Config struct {
 	// Path of the database file. Open creates it with mode 0600, and its directory with mode 0700,
 	// if they do not exist. Path-wal, Path-shm and Path.lock are beside it.
 	Path string
+	// ReadOnly opens an existing store without any change to its files. Changes then return
+	// [store.ErrReadOnly].
+	ReadOnly bool
 	// Existing makes Open fail if there is no store.
 	Existing bool
 	// Logger gets failures that no caller gets in full; nil for none.
 	Logger hclog.Logger
+	// Recorded is called with each audit record that has become durable, in order, without its sequence number; nil:
+	// not called. The next commit waits for it.
+	Recorded func(audit.Record)
 }
 
 // database is a [store.Store] in a SQLite file.
@@ -47,6 +53,8 @@ type database struct {
 	r     *reader
 	lock  io.Closer
 	close func() error
+
+	readOnly bool
 }
 
 // Open opens the store, sealed, or creates an empty one. All its errors wrap
@@ -71,11 +79,20 @@ func openDatabase(ctx context.Context, c Config) (*database, error) {
 	if _, err := os.Stat(path); c.Existing && err != nil {
 		return nil, unavailable(err)
 	}
-	s, err := open(ctx, path, c.Logger)
+	c.Path = path
+	s, err := c.open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening store %s: %w", path, err)
 	}
+	s.w.recorded = c.Recorded // before any operation
 	return s, nil
+}
+
+func (c Config) open(ctx context.Context) (*database, error) {
+	if c.ReadOnly {
+		return openReadOnly(ctx, c)
+	}
+	return open(ctx, c.Path, c.Logger)
 }
 
 func open(ctx context.Context, path string, log hclog.Logger) (*database, error) {
@@ -109,20 +126,35 @@ func openLocked(ctx context.Context, path string, log hclog.Logger) (*database, 
 	if err := makeSchema(ctx, wdb); err != nil {
 		return nil, errors.Join(err, wdb.Close())
 	}
-	s := &database{path: path}
-	w, err := newWriter(ctx, wdb, &s.vault, log)
-	if err != nil {
-		return nil, errors.Join(err, wdb.Close())
+	s, err := connect(ctx, connection{path: path, writes: wdb, reads: dsn(path, "ro"), log: log})
+	if err == nil {
+		go s.w.run()
 	}
-	rdb, err := sql.Open("sqlite", dsn(path, "ro"))
+	return s, err
+}
+
+// connection is an opened database: its one connection for changes, and the driver's name of those that read.
+type connection struct {
+	path, reads string
+	writes      *sql.DB
+	log         hclog.Logger
+}
+
+// connect returns the store of a connection, which it closes if it fails. The caller starts the writer.
+func connect(ctx context.Context, c connection) (*database, error) {
+	s := &database{path: c.path}
+	w, err := newWriter(ctx, c.writes, &s.vault, c.log)
 	if err != nil {
-		return nil, errors.Join(unavailable(err), w.txn.close(), wdb.Close())
+		return nil, errors.Join(err, c.writes.Close())
+	}
+	rdb, err := sql.Open("sqlite", c.reads)
+	if err != nil {
+		return nil, errors.Join(unavailable(err), w.txn.close(), c.writes.Close())
 	}
 	rdb.SetMaxOpenConns(readers)
 	rdb.SetMaxIdleConns(readers)
 	s.w, s.r = w, &reader{db: rdb, vault: &s.vault}
 	s.close = sync.OnceValue(s.closeAll)
-	go s.w.run()
 	return s, nil
 }
 
@@ -157,6 +189,9 @@ func (s *database) submit(ctx context.Context, doing string, do func(*txn) error
 
 // write is submit for an unsealed store.
 func (s *database) write(ctx context.Context, doing string, do func(*txn) error) error {
+	if s.readOnly {
+		return fmt.Errorf("%s: %w", doing, store.ErrReadOnly)
+	}
 	return s.submit(ctx, doing, func(t *txn) error {
 		if t.verifier() == nil {
 			return store.ErrSealed

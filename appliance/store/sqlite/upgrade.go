@@ -43,6 +43,19 @@ func (s *database) Upgrade(ctx context.Context, rec audit.Record) error {
 	return err
 }
 
+// Schema implements [store.Sealing].
+func (s *database) Schema() (stored, upgraded int, err error) {
+	v, err := s.unsealed()
+	switch {
+	case err != nil:
+		return 0, 0, err
+	case v.upgraded.Load():
+		stored = max(v.stored, schemaVersion)
+		return stored, stored, nil
+	}
+	return v.stored, schemaVersion, nil
+}
+
 // upgradedFor returns an error if a restraint has sums and the store is not upgraded: an earlier release would misread
 // them.
 func (t *txn) upgradedFor(r store.Restraint) error {

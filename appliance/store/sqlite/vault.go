@@ -20,6 +20,7 @@ type vault struct {
 	behind atomic.Bool                // the anchor has not followed the head yet: the head must not move
 	// The sealed manifest is of this schema, so that no earlier program reads the records.
 	upgraded atomic.Bool
+	stored   int // number of the schema when the store was unsealed
 	known    atomic.Pointer[knownChanges]
 
 	// Used by the writer only.

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/appliance/store/head"
 )
 
@@ -43,6 +44,9 @@ type writer struct {
 	quit    chan struct{} // closed by Close: take no more
 	stopped chan struct{} // closed when the goroutine has answered every caller
 	fatal   chan error
+
+	recorded func(audit.Record) // see [Config]
+	readOnly bool               // a group is read, and rolled back
 
 	// Used by the goroutine only.
 	txn    *txn
@@ -156,6 +160,19 @@ func (w *writer) commit(first *op) {
 		}
 		o.done <- o.result
 	}
+	if err == nil {
+		w.report()
+	}
+}
+
+// report passes on the audit records of a group that became durable.
+func (w *writer) report() {
+	if w.recorded == nil {
+		return
+	}
+	for _, rec := range w.txn.records {
+		w.recorded(rec)
+	}
 }
 
 // follow adopts a head that became durable, and advances the anchor.
@@ -194,8 +211,12 @@ func (w *writer) begin() error {
 	if w.broken != nil {
 		return w.broken
 	}
-	w.txn.moved = store.Mark{}
-	if _, err := w.txn.exec("BEGIN IMMEDIATE"); err != nil {
+	w.txn.moved, w.txn.records = store.Mark{}, w.txn.records[:0]
+	begin := "BEGIN IMMEDIATE"
+	if w.readOnly {
+		begin = "BEGIN"
+	}
+	if _, err := w.txn.exec(begin); err != nil {
 		return err
 	}
 	return w.txn.schemaUnchanged()
@@ -210,7 +231,7 @@ func (w *writer) apply(o *op) error {
 	if _, err := w.txn.exec("SAVEPOINT op"); err != nil {
 		return err
 	}
-	before := w.txn.moved
+	before, recorded := w.txn.moved, len(w.txn.records)
 	err := o.do(w.txn)
 	named, alone := own(err)
 	if !alone {
@@ -220,7 +241,7 @@ func (w *writer) apply(o *op) error {
 		if _, err := w.txn.exec("ROLLBACK TO op"); err != nil {
 			return err
 		}
-		w.txn.moved = before
+		w.txn.moved, w.txn.records = before, w.txn.records[:recorded]
 	}
 	o.moved = w.txn.moved != before
 	_, err = w.txn.exec("RELEASE op")
@@ -228,7 +249,11 @@ func (w *writer) apply(o *op) error {
 }
 
 func (w *writer) end() error {
-	_, err := w.txn.exec("COMMIT")
+	end := "COMMIT"
+	if w.readOnly {
+		end = "ROLLBACK"
+	}
+	_, err := w.txn.exec(end)
 	return err
 }
 
@@ -282,11 +307,13 @@ func (w *writer) close() error {
 	if w.broken != nil {
 		return nil
 	}
-	if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-		if w.fail(err) {
-			return err
+	if !w.readOnly {
+		if _, err := w.copyLog("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			if w.fail(err) {
+				return err
+			}
+			w.log.Warn("checkpoint failed", "error", err) // the log has everything
 		}
-		w.log.Warn("checkpoint failed", "error", err) // the log has everything
 	}
 	return errors.Join(w.txn.close(), w.db.Close())
 }
@@ -298,8 +325,9 @@ type txn struct {
 	stmts map[string]*sql.Stmt
 	vault *atomic.Pointer[vault]
 
-	moved  store.Mark // of the head that the group has written; zero: none
-	moving *head.Move // while the head moves
+	moved   store.Mark     // of the head that the group has written; zero: none
+	moving  *head.Move     // while the head moves
+	records []audit.Record // that the group has written
 }
 
 func newTxn(conn *sql.Conn, v *atomic.Pointer[vault]) *txn {

@@ -164,3 +164,13 @@ func Certificate(c hsm.Certificate) (*x509.Certificate, error) {
 	}
 	return cert, nil
 }
+
+// CertificateKey returns the id of the public key in an X.509 certificate. Bytes that are no
+// certificate are [hsm.ErrInput].
+func CertificateKey(der []byte) (id hsm.KeyID, err error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return id, fmt.Errorf("certificate of %d bytes: %v: %w", len(der), err, hsm.ErrInput)
+	}
+	return keyID(cert.RawSubjectPublicKeyInfo), nil
+}
