@@ -169,7 +169,7 @@ func (c *Client) begin(req Request) (exchange, error) {
 		return exchange{}, fmt.Errorf("request: %w", err)
 	}
 	root := pinned.Root.RootID()
-	m1, es, err := message.SealM1(root, kem.Epoch, kem.Key, raw)
+	m1, es, err := message.SealM1(kem.Recipient(root), raw)
 	if err != nil {
 		return exchange{}, fmt.Errorf("making M1: %w", err)
 	}

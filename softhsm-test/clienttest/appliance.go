@@ -58,6 +58,7 @@ type Appliance struct {
 	do       Behaviour
 	kemEpoch uint64
 	kem      *ecdh.PrivateKey
+	suite    uint8 // of kem
 	enrol    *ecdh.PrivateKey
 	certs    map[trust.Use][]byte
 	later    [][]byte // KeyCerts of epochs that are not in use
@@ -122,7 +123,7 @@ func NewDated(t testing.TB, from time.Time) *Appliance {
 		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
 		rogue: NewSigner(t), certs: map[trust.Use][]byte{}, codes: map[string]enrolled{},
 		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
-		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1, from: from,
+		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1, from: from, suite: message.Suite1,
 	}
 	a.closed = sync.NewCond(&a.mu)
 	a.introduce(trust.ReasonRoutine)
@@ -151,7 +152,11 @@ func (a *Appliance) agreement(use trust.Use, epoch uint64) *ecdh.PrivateKey {
 
 func (a *Appliance) certify(use trust.Use, epoch uint64, key protocol.PublicKey) {
 	a.t.Helper()
-	a.certs[use] = a.sign(trust.KeyCert{Epoch: epoch, Use: use, Key: key}, a.from, 25*time.Hour)
+	k := trust.KeyCert{Epoch: epoch, Use: use, Key: key}
+	if use == trust.UseKEM && a.suite != message.Suite1 {
+		k.Suite = a.suite
+	}
+	a.certs[use] = a.sign(k, a.from, 25*time.Hour)
 }
 
 func (a *Appliance) sign(k trust.KeyCert, from time.Time, lasts time.Duration) []byte {
@@ -191,6 +196,15 @@ func (a *Appliance) RotateKEM() {
 	a.t.Helper()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.rotateKEMLocked()
+}
+
+// UseSuite replaces the kem key by the next epoch, of this suite.
+func (a *Appliance) UseSuite(suite uint8) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.suite = suite
 	a.rotateKEMLocked()
 }
 

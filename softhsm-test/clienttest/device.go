@@ -2,7 +2,6 @@ package clienttest
 
 import (
 	"bytes"
-	"crypto/hpke"
 	"crypto/rand"
 	"net"
 	"path/filepath"
@@ -149,11 +148,7 @@ func (a *Appliance) applyLocked(msg []byte) ([]byte, error) {
 		certs := append(slices.Clone(a.rootCerts[1:]), a.certs[trust.UseKEM], a.certs[trust.UseDecision])
 		return trust.KeyUpdate{Certs: certs}.Marshal(), nil
 	}
-	key, err := hpke.NewDHKEMPrivateKey(a.kem)
-	if err != nil {
-		return nil, err
-	}
-	raw, es, err := m1.Open(key, a.root.Public().RootID())
+	raw, es, err := m1.Open(message.NewKEM(a.suite, a.kem), a.root.Public().RootID())
 	if err != nil {
 		return nil, err
 	}
