@@ -85,7 +85,9 @@ func openOrNew(ctx context.Context, cfg *config.Appliance, env environment) (*pa
 
 // openStore opens the store, or creates an empty one.
 func (p *parts) openStore(ctx context.Context, path string) (err error) {
-	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: path, Logger: p.log.Named("store")}); err != nil {
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{
+		Path: path, Logger: p.log.Named("store"), Recorded: logActs(p.log.Named("admin")),
+	}); err != nil {
 		return fmt.Errorf("opening the store %s: %w", path, err)
 	}
 	return nil
@@ -191,7 +193,7 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
 		})
 		if err != nil {
-			return fmt.Errorf("%s token: %w", t.Name, err)
+			return fmt.Errorf("%s token: %w", t.Name, config.TokenError(t.Module, err))
 		}
 		p.pools = append(p.pools, tokenPool{t, opened})
 		set.Members = append(set.Members, failover.Member{Name: t.Name, Token: opened})
