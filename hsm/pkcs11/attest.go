@@ -229,7 +229,7 @@ func (t *Token) keepsFixed(s *session) (keeps bool, err error) {
 		return true, nil
 	}
 	p := t.profile(hsm.MACKey)
-	template := append(p.sized(append(p.privateHalf(random(len(hsm.KeyID{})), false), p.kind()...)), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false))
+	template := append(p.session(random(len(hsm.KeyID{})), false), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false))
 	err = t.outcome(func() (err error) {
 		h, err := t.makeSecret(s, p, template)
 		if err != nil {
@@ -281,7 +281,7 @@ func (t *Token) secretHistory(s *session, restricted bool) (kept hsm.Attributes,
 		return 0, nil
 	}
 	p := t.profile(hsm.MACKey)
-	template := t.seen(p.sized(append(p.restrictedIf(restricted, p.privateHalf(random(len(hsm.KeyID{})), false)), p.kind()...)))
+	template := t.seen(p.restrictedIf(restricted, p.session(random(len(hsm.KeyID{})), false)))
 	h, err := t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
 	if err != nil {
 		return 0, at("C_GenerateKey", err)

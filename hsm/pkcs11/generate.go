@@ -118,7 +118,7 @@ func newMark() newKey {
 // to the token, where it is not extractable.
 func (t *Token) copySecret(s *session, spec hsm.KeySpec) (made newKey, err error) {
 	made = newMark()
-	draft, err := t.newSecret(s, spec.Usage, t.profile(spec.Usage).secretDraft(made.mark))
+	draft, err := t.newSecret(s, spec.Usage, t.profile(spec.Usage).session(made.mark, true))
 	if err != nil {
 		return made, err
 	}

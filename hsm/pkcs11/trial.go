@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 
@@ -82,9 +83,10 @@ func vendorCode(err error) bool {
 // tryMAC finds the type of HMAC keys that the module makes and uses.
 func (t *Token) tryMAC(s *session) error {
 	if t.have.check(using(hsm.MACKey)) != nil {
+		t.ways.mac = macWay{}
 		return nil
 	}
-	var first error
+	var refused []string
 	for _, way := range macWays {
 		if way.keygen != pkcs11.CKM_GENERIC_SECRET_KEY_GEN && !t.have[way.keygen] {
 			continue
@@ -94,12 +96,10 @@ func (t *Token) tryMAC(s *session) error {
 		if err == nil || !errors.Is(err, errRefused) {
 			return err
 		}
-		if first == nil {
-			first = err
-		}
+		refused = append(refused, err.Error())
 	}
-	t.ways.mac = standard.mac
-	t.refuse("CKM_SHA256_HMAC", first)
+	t.ways.mac = macWay{}
+	t.refuse("CKM_SHA256_HMAC", errors.New(strings.Join(refused, "; ")))
 	return nil
 }
 
@@ -147,7 +147,7 @@ func (t *Token) tryMACKey(s *session) (err error) {
 // trialSecret makes a secret key as a session object.
 func (t *Token) trialSecret(s *session, usage hsm.Usage, extractable bool) (pkcs11.ObjectHandle, error) {
 	p := t.profile(usage)
-	return t.makeSecret(s, p, p.sized(append(p.privateHalf(random(len(hsm.KeyID{})), extractable), p.kind()...)))
+	return t.makeSecret(s, p, p.session(random(len(hsm.KeyID{})), extractable))
 }
 
 // makeSecret is C_GenerateKey without optional attributes.
@@ -230,7 +230,8 @@ func (t *Token) unpaired(err error) error {
 // tryWrap finds the mechanism that wraps as RFC 5649 does: 40 bytes of 32, which unwrap to a key
 // that makes the same MAC. A module may know a mechanism that it does not list.
 func (t *Token) tryWrap(s *session) error {
-	if t.have.check(using(hsm.WrapKey)) != nil || t.refused["CKM_SHA256_HMAC"] != "" {
+	if t.have.check(using(hsm.WrapKey)) != nil || t.ways.mac == (macWay{}) {
+		t.ways.wrapping = wrapWay{}
 		return nil
 	}
 	var first error
@@ -294,7 +295,11 @@ func (t *Token) macOf(s *session, with pkcs11.ObjectHandle, wrapped, text []byte
 
 // tryImport finds out where a password verifier can be imported.
 func (t *Token) tryImport(s *session) error {
-	if t.have.check(using(hsm.WrapKey)) != nil || t.have.check(using(hsm.DeriveP256)) != nil || len(t.ways.untried) > 0 {
+	if t.have.check(using(hsm.WrapKey)) != nil || t.have.check(using(hsm.DeriveP256)) != nil {
+		t.ways.importer = importNone
+		return nil
+	}
+	if len(t.ways.untried) > 0 {
 		if !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA] {
 			t.ways.importer = importWorker
 		}

@@ -14,7 +14,7 @@ import (
 // differently. Trials choose them when the token is opened (trial.go), so that nothing is found out
 // at the first request.
 type ways struct {
-	mac      macWay
+	mac      macWay    // the zero value: no key makes MACs
 	wrapping wrapWay   // the zero value: no key wraps as RFC 5649 does
 	importer importWay // how a password verifier gets to the wrap key
 	// unseen are usages that the module refuses to see, even false, so that no template has them.
@@ -29,7 +29,7 @@ type ways struct {
 type macWay struct {
 	keyType, keygen     uint
 	typeName, mechanism string
-	unsized             bool // the type says the length: CKA_VALUE_LEN is refused
+	sized               bool // its template has CKA_VALUE_LEN, which YubiHSM 2 refuses
 }
 
 // Key generation of HMAC keys beyond PKCS#11 v2.40.
@@ -45,11 +45,11 @@ const (
 
 // macWays are tried in this order.
 var macWays = []macWay{
-	{keyType: pkcs11.CKK_GENERIC_SECRET, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeGeneric, mechanism: keygenGeneric},
-	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmSHA256KeyGen, typeName: typeHMAC, mechanism: keygenSHA256},
-	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmNShieldHMACKeyGen, typeName: typeHMAC, mechanism: keygenNShield},
-	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric},
-	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric, unsized: true}, // YubiHSM 2
+	{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeGeneric, keygenGeneric, true},
+	{pkcs11.CKK_SHA256_HMAC, ckmSHA256KeyGen, typeHMAC, keygenSHA256, true},
+	{pkcs11.CKK_SHA256_HMAC, ckmNShieldHMACKeyGen, typeHMAC, keygenNShield, true},
+	{pkcs11.CKK_SHA256_HMAC, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeHMAC, keygenGeneric, true},
+	{pkcs11.CKK_SHA256_HMAC, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeHMAC, keygenGeneric, false},
 }
 
 // wrapWay is a mechanism that wraps as RFC 5649 does.
@@ -84,7 +84,10 @@ var standard = ways{mac: macWays[0], wrapping: wrapWays[0], importer: importInsi
 
 // names describes the ways for an administrator.
 func (w ways) names() []string {
-	list := []string{fmt.Sprintf("MAC: %s by %s", w.mac.typeName, w.mac.mechanism)}
+	list := []string{"MAC: none"}
+	if w.mac != (macWay{}) {
+		list[0] = fmt.Sprintf("MAC: %s by %s", w.mac.typeName, w.mac.mechanism)
+	}
 	if w.wrapping.name == "" {
 		list = append(list, "key wrap: none")
 	} else {
@@ -128,11 +131,11 @@ func (t *Token) profile(usage hsm.Usage) profile {
 	switch {
 	case usage == hsm.WrapKey && t.hostCheck:
 		p = hostProfile
-		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
 	case usage == hsm.WrapKey:
 		p.mechanisms = []uint{t.ways.wrapping.mechanism}
 	case usage == hsm.MACKey:
-		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
 	}
 	return p
 }

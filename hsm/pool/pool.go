@@ -92,6 +92,7 @@ type Pool struct {
 	ways    atomic.Pointer[[]string] // of the last worker that opened the token
 	worked  sync.Map                 // use → nil, what worked since the last start of a worker
 
+	shows     atomic.Bool   // each worker saw a key that another one had made
 	refusals  atomic.Int64  // PINs that the token refused
 	returns   atomic.Uint64 // see Returns
 	startSlot chan struct{} // allows one start, hence one login, at a time
