@@ -22,8 +22,8 @@ type profile struct {
 	keygen         uint   // mechanism that makes it
 	params         []byte // CKA_EC_PARAMS
 	bits           int    // of an RSA modulus
-	unsized        bool   // the mechanism determines the length of a secret key
 	public         []uint // usage attributes true on the public half
+	unsized        bool   // a secret key whose type says its length
 }
 
 // Constants of PKCS#11 v3.0 that miekg/pkcs11 lacks.
@@ -108,15 +108,16 @@ func (p profile) verifying() []*pkcs11.Attribute {
 
 // secret returns the template of a secret key of 32 bytes on the token.
 func (p profile) secret(id []byte, label string) []*pkcs11.Attribute {
-	return p.withLength(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
+	return p.sized(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
 }
 
 // session returns the template of a secret key of 32 bytes as a session object.
 func (p profile) session(id []byte, extractable bool) []*pkcs11.Attribute {
-	return p.withLength(append(p.privateHalf(id, extractable), p.kind()...))
+	return p.sized(append(p.privateHalf(id, extractable), p.kind()...))
 }
 
-func (p profile) withLength(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+// sized adds the length of a secret key, unless its type says it.
+func (p profile) sized(template []*pkcs11.Attribute) []*pkcs11.Attribute {
 	if p.unsized {
 		return template
 	}

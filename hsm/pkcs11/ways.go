@@ -29,7 +29,7 @@ type ways struct {
 type macWay struct {
 	keyType, keygen     uint
 	typeName, mechanism string
-	sized               bool // its template has CKA_VALUE_LEN, which YubiHSM 2 refuses
+	unsized             bool // the type says the length: CKA_VALUE_LEN is refused
 }
 
 // Key generation of HMAC keys beyond PKCS#11 v2.40.
@@ -45,11 +45,11 @@ const (
 
 // macWays are tried in this order.
 var macWays = []macWay{
-	{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeGeneric, keygenGeneric, true},
-	{pkcs11.CKK_SHA256_HMAC, ckmSHA256KeyGen, typeHMAC, keygenSHA256, true},
-	{pkcs11.CKK_SHA256_HMAC, ckmNShieldHMACKeyGen, typeHMAC, keygenNShield, true},
-	{pkcs11.CKK_SHA256_HMAC, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeHMAC, keygenGeneric, true},
-	{pkcs11.CKK_SHA256_HMAC, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeHMAC, keygenGeneric, false},
+	{keyType: pkcs11.CKK_GENERIC_SECRET, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeGeneric, mechanism: keygenGeneric},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmSHA256KeyGen, typeName: typeHMAC, mechanism: keygenSHA256},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: ckmNShieldHMACKeyGen, typeName: typeHMAC, mechanism: keygenNShield},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric},
+	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric, unsized: true}, // YubiHSM 2
 }
 
 // wrapWay is a mechanism that wraps as RFC 5649 does.
@@ -131,11 +131,11 @@ func (t *Token) profile(usage hsm.Usage) profile {
 	switch {
 	case usage == hsm.WrapKey && t.hostCheck:
 		p = hostProfile
-		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
 	case usage == hsm.WrapKey:
 		p.mechanisms = []uint{t.ways.wrapping.mechanism}
 	case usage == hsm.MACKey:
-		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, !t.ways.mac.sized
+		p.keyType, p.keygen, p.unsized = t.ways.mac.keyType, t.ways.mac.keygen, t.ways.mac.unsized
 	}
 	return p
 }
