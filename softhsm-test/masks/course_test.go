@@ -27,6 +27,8 @@ func (s *stage) run(ctx context.Context) {
 		return
 	}
 	s.serve(ctx)
+	status := s.MustCtl(ctx, "hsm", "status").Stdout
+	s.Check(strings.Contains(status, s.way), "hsm status does not name %q: %s", s.way, status)
 	s.enrol(ctx)
 	s.authorizeAll(ctx, "at first")
 	s.rotateAll(ctx)

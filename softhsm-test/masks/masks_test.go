@@ -19,17 +19,18 @@ type course struct {
 	refusal string // in the error of countersignd init; "" if it works
 	code    int    // of that error; 0 is unavailable
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
+	way     string // that hsm status names; "" is not looked at
 }
 
 var courses = []course{
-	{profile: "luna"},
+	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)"},
 	{profile: "luna-fips", refusal: "CKD_NULL"},
-	{profile: "nshield"},
+	{profile: "nshield", way: "CKK_SHA256_HMAC by CKM_NC_SHA256_HMAC_KEY_GEN"},
 	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
 	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
-	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
+	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "passwords: checked in the memory of hsm-worker"},
 	{profile: "securosys"},
-	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
+	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker"},
 	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
