@@ -23,7 +23,7 @@ func (s *Service) OpenFor(ctx context.Context, kind store.Kind, name string) (st
 		return all[i], err
 	}
 	if err == nil {
-		err = fmt.Errorf("%s %q: %w", kind, name, store.ErrNotFound)
+		err = parties.Absent(string(kind), name)
 	}
 	return store.Invitation{}, err
 }

@@ -52,7 +52,7 @@ func draftResume(k policy.Kind, name string, version uint64) change.Draft {
 func resumable(what string, s store.Status) error {
 	switch s {
 	case store.Revoked:
-		return fmt.Errorf("%s: %w", what, parties.ErrFinal)
+		return fmt.Errorf("%s was %w: invite it anew with --replace", what, parties.ErrFinal)
 	case store.Active, store.Suspended:
 		return nil
 	}

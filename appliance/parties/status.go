@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"countersign/appliance/store"
@@ -17,8 +18,24 @@ var (
 	// ErrInput: the request is wrong; the message says how.
 	ErrInput = errors.New("bad request")
 	// ErrFinal: the party was revoked, which cannot be undone.
-	ErrFinal = errors.New("revoked is final: invite it anew, in place of the revoked one")
+	ErrFinal = errors.New("revoked permanently")
 )
+
+// final returns an error that wraps [ErrFinal].
+func final(noun, name string) error {
+	return fmt.Errorf("%s %q was %w: invite it anew with --replace", noun, name, ErrFinal)
+}
+
+// absent is the error of a name that no client, device or administrator has.
+type absent struct{ noun, name string }
+
+// Absent returns an error that wraps [store.ErrNotFound]: no client, device or administrator has the name.
+func Absent(noun, name string) error { return absent{noun, name} }
+
+func (a absent) Error() string { return fmt.Sprintf("no %s is called %q", a.noun, a.name) }
+
+// Unwrap returns [store.ErrNotFound].
+func (absent) Unwrap() error { return store.ErrNotFound }
 
 // Record returns an audit record about a party or another named object, with the actor of ctx;
 // kind is a Kind constant of package store.
@@ -50,7 +67,7 @@ func CheckName(name string) error {
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 	switch {
 	case idLike.MatchString(name):
-		return fmt.Errorf("%w: name %q looks like an id", ErrInput, name)
+		return fmt.Errorf("%w: name %q looks like an id: choose one that is not 16 hexadecimal digits", ErrInput, name)
 	case name == "" || len(name) > maxName || strings.Trim(name, allowed) != "" || strings.Trim(name, ".") == "":
 		return fmt.Errorf("%w: name %q: want 1 to %d letters, digits, '.', '-' or '_'", ErrInput, name, maxName)
 	}
@@ -70,27 +87,24 @@ func (p *Parties) Devices(ctx context.Context) ([]store.Device, error) {
 // ClientNamed finds a client by name, or returns [store.ErrNotFound].
 func (p *Parties) ClientNamed(ctx context.Context, name string) (store.Client, error) {
 	all, err := p.store.ListClients(ctx)
-	return Named(all, err, name, func(c store.Client) string { return c.Name })
+	return Named(all, err, Absent("client", name), func(c store.Client) bool { return c.Name == name })
 }
 
 // DeviceNamed finds a device by name, or returns [store.ErrNotFound].
 func (p *Parties) DeviceNamed(ctx context.Context, name string) (store.Device, error) {
 	all, err := p.store.ListDevices(ctx)
-	return Named(all, err, name, func(d store.Device) string { return d.Name })
+	return Named(all, err, Absent("device", name), func(d store.Device) bool { return d.Name == name })
 }
 
-// Named finds the item of a name in a list that was just read with err, or returns
-// [store.ErrNotFound].
-func Named[T any](all []T, err error, name string, nameOf func(T) string) (found T, _ error) {
+// Named finds the item that has a name in a list that was just read with err. Without one it returns absent.
+func Named[T any](all []T, err, absent error, has func(T) bool) (found T, _ error) {
 	if err != nil {
 		return found, err
 	}
-	for _, one := range all {
-		if nameOf(one) == name {
-			return one, nil
-		}
+	if i := slices.IndexFunc(all, has); i >= 0 {
+		return all[i], nil
 	}
-	return found, fmt.Errorf("%q: %w", name, store.ErrNotFound)
+	return found, absent
 }
 
 // tries is how often Retry calls its function.
@@ -116,7 +130,7 @@ func (p *Parties) SetClientStatus(ctx context.Context, name string, to store.Sta
 			return err
 		}
 		if c.Status == store.Revoked {
-			return fmt.Errorf("client %q: %w", name, ErrFinal)
+			return final("client", name)
 		}
 		c.Status, c.Version = to, c.Version+1
 		return p.store.UpdateClient(ctx, c, Record(ctx, audit.KindClients, name, changedParty(to, c.Version, c.ID[:])))
@@ -144,7 +158,7 @@ func (p *Parties) SetDeviceStatus(ctx context.Context, name string, to store.Sta
 		case 0:
 			return fmt.Errorf("device %q: %w", name, store.ErrForged)
 		case store.Revoked:
-			return fmt.Errorf("device %q: %w", name, ErrFinal)
+			return final("device", name)
 		}
 		d.Status, d.Version = to, d.Version+1
 		defer p.Forget(d.SPIFFEID)

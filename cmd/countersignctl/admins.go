@@ -25,9 +25,9 @@ func (t *tool) admin() *cobra.Command {
 	cmd := &cobra.Command{Use: "admin", Short: "Manage the administrators who countersign changes"}
 	cmd.AddCommand(
 		t.addAdmin(), t.listAdmins(), t.keygen(),
-		verb("show NAME", "Show one", show(t, adminTable, r.AdminShow)),
+		verb("show NAME", "Show an administrator", show(t, adminTable, r.AdminShow)),
 		withDryRun("only show the administrator", show(t, adminTable, r.AdminShow), verb("suspend NAME",
-			"Reject an administrator's countersignatures until resume; it takes effect at once, without a quorum",
+			"Reject an administrator's countersignatures until resume: at once, without a quorum",
 			show(t, adminTable, r.AdminSuspend))),
 		t.adminStep("resume", "Accept an administrator's countersignatures again after suspend", r.AdminResume),
 		confirmed(t.adminStep("revoke", "Revoke an administrator permanently", r.AdminRevoke), func(name string) string {
@@ -52,7 +52,7 @@ func withDryRun(help string, dry action, cmd *cobra.Command) *cobra.Command {
 
 // listAdmins also warns of quorums that the administrators cannot meet.
 func (t *tool) listAdmins() *cobra.Command {
-	return verb("list", "List all, and warn of quorums that they cannot meet", func(cmd *cobra.Command, args []string) error {
+	return verb("list", "List every administrator, and warn of quorums that they cannot meet", func(cmd *cobra.Command, args []string) error {
 		if err := list(t, adminTable, adminapi.Routes.AdminList)(cmd, args); err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ import (
 
 // hsm returns the commands for tokens and their modules.
 func (t *tool) hsm() *cobra.Command {
-	cmd := &cobra.Command{Use: "hsm", Short: "Manage the HSM: state, PIN, capabilities, speed and name"}
+	cmd := &cobra.Command{Use: "hsm", Short: "Manage the HSM: state, PIN, capabilities, speed, and the URI of the token"}
 	cmd.AddCommand(
 		t.hsmStatus(),
 		t.hsmUnlock(),
@@ -166,11 +166,11 @@ var workerTable = cli.Table[workerRow]{
 		return fmt.Sprintf("%d of %d", r.Keys, r.Keys+len(r.Lacks))
 	}},
 	{Title: "Worker", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.PID) })},
-	{Title: "State", Value: r1(func(w adminapi.Worker) string { return w.State })},
+	{Title: "Worker state", Value: r1(func(w adminapi.Worker) string { return w.State })},
 	{Title: "Since", Value: r1(func(w adminapi.Worker) string { return date(w.Started) })},
 	{Title: "Calls", Value: r1(func(w adminapi.Worker) string { return number(w.Calls) })},
-	{Title: "In flight", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
-	{Title: "Call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
+	{Title: "In progress", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%d of %d", w.InFlight, w.Most) })},
+	{Title: "Time per call", Value: r1(func(w adminapi.Worker) string { return fmt.Sprintf("%.0f µs", w.CallUS) })},
 	{Title: "Errors in a row", Value: r1(func(w adminapi.Worker) string { return strconv.Itoa(w.Wrong) })},
 	{Title: "Last check", Value: r1(func(w adminapi.Worker) string { return optionalDate(w.Proven) })},
 }

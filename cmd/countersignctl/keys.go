@@ -29,10 +29,10 @@ func isRoot(ref string) bool { return ref == "root" || strings.HasPrefix(ref, "r
 var keyVerbs = []keyVerb{
 	{
 		use: "create NAME", route: adminapi.Routes.KeyCreate,
-		short: "Create the first version of a key",
+		short: "Make the first version of a key",
 	}, {
 		use: "rotate NAME", route: adminapi.Routes.KeyRotate, flags: rotateFlags,
-		short: "Create or certify the next version, which then waits for activate",
+		short: "Make or certify the next version, which then waits for activate",
 	}, {
 		use: "activate NAME[@VERSION]", route: adminapi.Routes.KeyActivate, confirm: isRoot,
 		short: "Put the waiting version, or an earlier one, into use at once",
@@ -66,7 +66,7 @@ func (t *tool) key() *cobra.Command {
 	cmd.AddCommand(
 		verb("list", "List every key version with state and dates", list(t, keyTable, adminapi.Routes.KeyList)),
 		verb("show NAME[@VERSION]", "Show every detail of a key", t.showKey),
-		verb("plan", "Show when each key is due for rotation, and how many client records use the current keys", t.keyPlan),
+		verb("plan", "Show when each key is due for rotation, and how many client records are under the keys in use", t.keyPlan),
 		verb("attest", "Compare every key object on the token with the registry; exit 1 if one differs", t.attest),
 		t.keyBackup(), t.custodians(),
 	)
@@ -130,7 +130,7 @@ func (t *tool) keyStep(v keyVerb) *cobra.Command {
 		}
 		return t.showQuorum(cmd, v, step, args[0])
 	})
-	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print the result")
+	cmd.Flags().BoolVar(&step.DryRun, "dry-run", false, "only print the result, and which quorum it takes")
 	quorumFlags(cmd)
 	if v.confirm != nil {
 		confirmed(cmd, func(ref string) string {

@@ -127,6 +127,10 @@ func TestDryRun(t *testing.T) {
 		{"client", "resume", "vera"},
 		{"client", "unlock", "vera"},
 		{"device", "resume", "gate"},
+		{"client", "suspend", "vera"},
+		{"client", "revoke", "vera"},
+		{"device", "suspend", "gate"},
+		{"device", "revoke", "gate"},
 	}
 	for _, verb := range []string{"create", "rotate", "activate", "retire", "suspend", "resume", "destroy"} {
 		commands = append(commands, []string{"key", verb, "root@2"})
@@ -136,7 +140,7 @@ func TestDryRun(t *testing.T) {
 			t.Errorf("%v: exit code %d, %q", args, code, stderr)
 		}
 	}
-	if sent != len(commands)-2 { // suspend and withdraw only show
+	if sent != len(commands)-6 { // suspend, revoke and withdraw only show
 		t.Errorf("%d requests for %d commands", sent, len(commands))
 	}
 	if _, err := os.Lstat(out); err == nil {

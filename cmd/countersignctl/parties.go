@@ -14,8 +14,9 @@ import (
 
 // party is a noun for enrolled clients or devices.
 type party[T any] struct {
-	name, one            string // the noun, and what it calls one of them
-	table                cli.Table[T]
+	name, one            string // the noun, and what it calls one of them, with its article
+	plural               string
+	table, details       cli.Table[T]
 	list                 adminapi.Route[adminapi.None, []T]
 	show, suspend, final adminapi.Route[adminapi.None, T]
 	resume               adminapi.Route[adminapi.Ask, T]
@@ -24,7 +25,7 @@ type party[T any] struct {
 func (t *tool) client() *cobra.Command {
 	r := adminapi.Routes
 	cmd := partyCommand(t, party[adminapi.Client]{
-		name: "client", one: "phone", table: clientTable,
+		name: "client", one: "a phone", plural: "phones", table: clientTable, details: clientDetails,
 		list: r.ClientList, show: r.ClientShow, suspend: r.ClientSuspend, resume: r.ClientResume, final: r.ClientRevoke,
 	})
 	var req adminapi.Invite
@@ -44,7 +45,7 @@ func (t *tool) client() *cobra.Command {
 func (t *tool) device() *cobra.Command {
 	r := adminapi.Routes
 	cmd := partyCommand(t, party[adminapi.Device]{
-		name: "device", one: "authorization device", table: deviceTable,
+		name: "device", one: "an authorization device", plural: "authorization devices", table: deviceTable, details: deviceDetails,
 		list: r.DeviceList, show: r.DeviceShow, suspend: r.DeviceSuspend, resume: r.DeviceResume, final: r.DeviceRevoke,
 	})
 	var req adminapi.Invite
@@ -65,13 +66,17 @@ func (t *tool) device() *cobra.Command {
 }
 
 func partyCommand[T any](t *tool, p party[T]) *cobra.Command {
-	cmd := &cobra.Command{Use: p.name, Short: "Manage each enrolled " + p.one}
-	revoke := verb("revoke NAME", "Revoke a "+p.one+" permanently, and withdraw its open activation code", show(t, p.table, p.final))
+	cmd := &cobra.Command{Use: p.name, Short: "Invite, list, suspend and revoke " + p.name + "s: " + p.plural}
+	one := show(t, p.details, p.show)
+	brake := func(use, short string, route adminapi.Route[adminapi.None, T]) *cobra.Command {
+		return withDryRun("only show "+p.one+" as it is", one, verb(use, short, show(t, p.table, route)))
+	}
+	revoke := brake("revoke NAME", "Revoke "+p.one+" permanently, and withdraw its open activation code", p.final)
 	cmd.AddCommand(
-		verb("list", "List every "+p.one+", and the activation codes that can still be used", list(t, p.table, p.list)),
-		verb("show NAME", "Show a "+p.one+", or its open activation code", show(t, p.table, p.show)),
-		verb("suspend NAME", "Refuse a "+p.one+" at once, until resume", show(t, p.table, p.suspend)),
-		asking(t, "resume NAME", "Accept a "+p.one+" again after suspend", p.table, p.resume),
+		verb("list", "List all "+p.plural+", and the activation codes that can still be used", list(t, p.table, p.list)),
+		verb("show NAME", "Show "+p.one+", or its open activation code", one),
+		brake("suspend NAME", "Refuse "+p.one+" at once, until resume", p.suspend),
+		asking(t, "resume NAME", "Accept "+p.one+" again after suspend", p.table, p.resume),
 		confirmed(revoke, func(name string) string {
 			return "This will revoke " + p.name + " " + name + " permanently, and withdraw its open activation code."
 		}),

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,11 +27,28 @@ var clientTable = cli.Table[adminapi.Client]{
 	{Title: "Name", Value: func(c adminapi.Client) string { return c.Name }},
 	{Title: "ID", Value: func(c adminapi.Client) string { return cmp.Or(c.ID, "-") }},
 	{Title: "Status", Value: func(c adminapi.Client) string { return c.Status }},
-	{Title: "Roles", Value: func(c adminapi.Client) string { return strings.Join(c.Roles, ",") }},
+	{Title: "Roles", Value: func(c adminapi.Client) string { return cmp.Or(strings.Join(c.Roles, ", "), "-") }},
 	{Title: "Password", Value: passwordWords},
-	{Title: "Highest", Value: func(c adminapi.Client) string { return number(c.Highest) }},
+	{Title: "Highest counter", Value: highestWords},
 	{Title: "Version", Value: func(c adminapi.Client) string { return number(c.Version) }},
 	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.CreatedAt, c.ExpiresAt) }},
+}
+
+// clientDetails are the columns of one client: also its keys.
+var clientDetails = append(slices.Clone(clientTable), cli.Table[adminapi.Client]{
+	{Title: "Signing key", Value: func(c adminapi.Client) string { return cmp.Or(c.SigningKey, "-") }},
+	{Title: "UV key", Value: uvWords},
+}...)
+
+// uvWords says whether a UV key counts: only one whose attestation the policy accepted gives the role.
+func uvWords(c adminapi.Client) string {
+	switch {
+	case c.UVKey == "":
+		return "-"
+	case slices.Contains(c.Roles, "uv"):
+		return c.UVKey + ", attested: it counts as a factor"
+	}
+	return c.UVKey + ", not attested: it does not count as a factor"
 }
 
 var deviceTable = cli.Table[adminapi.Device]{
@@ -41,6 +59,12 @@ var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Floor", Value: func(d adminapi.Device) string { return number(d.Floor) }},
 	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.CreatedAt, d.ExpiresAt) }},
 }
+
+// deviceDetails are the columns of one device: also the name in its certificate.
+var deviceDetails = append(slices.Clone(deviceTable), cli.Table[adminapi.Device]{
+	{Title: "SPIFFE ID", Value: func(d adminapi.Device) string { return cmp.Or(d.SPIFFEID, "-") }},
+	{Title: "Version", Value: func(d adminapi.Device) string { return number(d.Version) }},
+}...)
 
 // enrolledWords returns the date of an enrolment, or the date until which an activation code can be used.
 func enrolledWords(created time.Time, expires *time.Time) string {
@@ -88,7 +112,7 @@ var findingTable = cli.Table[adminapi.Finding]{
 		case f.Unknown:
 			return "unknown"
 		case !f.Good:
-			return "drift: " + strings.Join(f.Drift, ", ")
+			return "differs: " + strings.Join(f.Drift, ", ")
 		}
 		return "ok"
 	}},
@@ -110,7 +134,7 @@ var dueTable = cli.Table[adminapi.KeyDue]{
 }
 
 var recordsTable = cli.Table[adminapi.Renewal]{
-	{Title: "Records", Value: func(r adminapi.Renewal) string {
+	{Title: "Client records", Value: func(r adminapi.Renewal) string {
 		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
 	}},
 	{Title: "Left because", Value: func(r adminapi.Renewal) string { return cmp.Or(r.Problem, "-") }},
@@ -172,6 +196,13 @@ func hsmWords(s adminapi.Status) string {
 	return strings.Join(append(words, number(s.HSM.Workers)+" of "+number(s.HSM.Wanted)+" workers"), ", ")
 }
 
+func highestWords(c adminapi.Client) string {
+	if c.Highest < 0 {
+		return "-"
+	}
+	return number(c.Highest)
+}
+
 func passwordWords(c adminapi.Client) string {
 	switch p := c.Password; {
 	case !p.Set:
@@ -181,7 +212,7 @@ func passwordWords(c adminapi.Client) string {
 	case p.Locked:
 		return "locked until " + date(*p.LockedUntil)
 	case p.Wrong > 0:
-		return "set, " + number(int64(p.Wrong)) + " wrong"
+		return "set, " + number(int64(p.Wrong)) + " wrong in a row"
 	default:
 		return "set"
 	}

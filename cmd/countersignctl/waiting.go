@@ -61,30 +61,31 @@ func previewChange[Req, Res any](
 // waiting prints the request that a command made and that waits for other administrators: the command succeeded. With
 // --wait it waits until the request ends. It returns any other error unchanged.
 func (t *tool) waiting(cmd *cobra.Command, err error) error {
-	c, err := t.printWaiting(cmd, err)
-	switch wait, flagErr := cmd.Flags().GetBool("wait"); {
-	case err != nil || c == nil:
-		return err
-	case flagErr == nil && wait:
-		return t.awaitEnd(cmd, c.ID)
-	}
-	return nil
+	_, err = t.await(cmd, err)
+	return err
 }
 
 // granted is waiting for a command that has nothing to deliver before the request has its quorum: without --wait it
 // returns an error.
 func (t *tool) granted(cmd *cobra.Command, err error) error {
-	c, err := t.printWaiting(cmd, err)
-	switch wait, flagErr := cmd.Flags().GetBool("wait"); {
-	case err != nil || c == nil:
+	c, err := t.await(cmd, err)
+	if err != nil || c == nil {
 		return err
-	case flagErr == nil && wait:
-		return t.awaitEnd(cmd, c.ID)
 	}
 	if c.Kind == policy.StoreBackup.String() {
 		return fault.CopyWaits.With("kind", c.Kind, "id", c.ID).Error()
 	}
 	return fault.NothingWritten.With("kind", c.Kind, "id", c.ID).Error()
+}
+
+// await prints the request for which a command waits, if err says so. It returns the request, or with --wait nil once
+// the request has ended.
+func (t *tool) await(cmd *cobra.Command, err error) (*adminapi.Change, error) {
+	c, err := t.printWaiting(cmd, err)
+	if wait, flagErr := cmd.Flags().GetBool("wait"); err == nil && c != nil && flagErr == nil && wait {
+		return nil, t.awaitEnd(cmd, c.ID)
+	}
+	return c, err
 }
 
 // printWaiting prints the request for which a command waits. It returns nil if err is another error, or none.

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/store/sqlite"
 	"countersign/hsm"
 	"countersign/hsm/pool"
+	"countersign/internal/config"
 	"countersign/internal/fault"
 )
 
@@ -60,6 +61,7 @@ var exits = []struct {
 	{restore.ErrInterrupted, fault.RestoreInterrupted},
 	{errTokenUsed, fault.TokenUsed},
 	{hsm.ErrUnsupported, fault.Unsupported},
+	{config.ErrTokenDenied, fault.TokenDenied},
 	{hsm.ErrUnavailable, fault.NoHSM},
 	{errDisk, fault.DiskFailed},
 	{keyring.ErrNotInitialized, fault.NotInitialized},

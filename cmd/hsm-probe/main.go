@@ -13,6 +13,7 @@ import (
 
 	"countersign/hsm"
 	"countersign/internal/cli"
+	"countersign/internal/config"
 	"countersign/internal/fault"
 	"countersign/internal/harden"
 )
@@ -57,6 +58,7 @@ var exits = []struct {
 	{context.Canceled, fault.ProbeInterrupted},
 	{context.DeadlineExceeded, fault.ProbeHangs},
 	{hsm.ErrPIN, fault.ProbePIN},
+	{config.ErrTokenDenied, fault.TokenDenied},
 	{hsm.ErrUnavailable, fault.ProbeNoToken},
 }
 

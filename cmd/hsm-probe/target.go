@@ -142,8 +142,8 @@ func (g *target) do(ctx context.Context, j job, into any) error {
 	j.stderr = os.Stderr
 	j.token.Module, j.token.InitArgs = g.hsm.Module, g.hsm.InitArgs
 	if j.name == slotsJob {
-		return j.run(ctx, into)
+		return config.TokenError(g.hsm.Module, j.run(ctx, into))
 	}
 	j.token.TokenLabel, j.token.TokenSerial = g.hsm.TokenLabel, g.hsm.TokenSerial
-	return g.guard.Try(func() error { return j.run(ctx, into) })
+	return config.TokenError(g.hsm.Module, g.guard.Try(func() error { return j.run(ctx, into) }))
 }

@@ -49,3 +49,9 @@ var (
 		Text: "an answer of more than {bytes} bytes", Exit: Usage, Cause: "Nothing was changed.", Advice: "answer with one short line",
 	})
 )
+
+// Tokens.
+var TokenDenied = shared.row(Row{
+	Text: "no permission for the token's files", Exit: Unavailable,
+	Advice: "run it as a user who may use the token's files, or add this user to their group (for SoftHSM: softhsm) and log in again",
+})

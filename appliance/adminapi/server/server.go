@@ -201,7 +201,11 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
-	m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
+	if p.Change == nil {
+		m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
+	} else {
+		m.log.Info("change waits for administrators", "change", p.Change.ID, "kind", p.Change.Kind, "more", p.Change.More)
+	}
 	writeProblem(w, p)
 }
 

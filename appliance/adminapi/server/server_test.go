@@ -25,6 +25,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/change/requests"
 	"countersign/appliance/store"
 	"countersign/hsm"
 	"countersign/policy"
@@ -401,6 +402,13 @@ func TestStepRequest(t *testing.T) {
 	}
 	if c := must(b, r.ChangeList, adminapi.None{}); len(c) != before {
 		t.Errorf("%d requests were stored", len(c)-before)
+	}
+}
+
+// TestChangesShown: the admin API says rightly how many requests the list has at most.
+func TestChangesShown(t *testing.T) {
+	if adminapi.ChangesShown != requests.Shown {
+		t.Errorf("%d, and %d are shown", adminapi.ChangesShown, requests.Shown)
 	}
 }
 

@@ -56,7 +56,7 @@ func (j *Judge) Admins(ctx context.Context) ([]store.Admin, error) {
 // AdminNamed finds an administrator by name, or returns [store.ErrNotFound].
 func (j *Judge) AdminNamed(ctx context.Context, name string) (store.Admin, error) {
 	all, err := j.Admins(ctx)
-	return parties.Named(all, err, name, func(one store.Admin) string { return one.Name })
+	return parties.Named(all, err, parties.Absent("administrator", name), func(one store.Admin) bool { return one.Name == name })
 }
 
 // Able counts who can countersign under a policy, leaving out the administrator named

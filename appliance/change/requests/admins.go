@@ -51,7 +51,7 @@ func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by
 	case err != nil || one.Status == to:
 		return one, err
 	case one.Status == store.Revoked:
-		return one, fmt.Errorf("administrator %q: %w", name, parties.ErrFinal)
+		return one, final(name)
 	}
 	if err := s.leaves(ctx, to, name); err != nil {
 		return one, err
@@ -60,6 +60,11 @@ func (s *Service) setAdmin(ctx context.Context, name string, to store.Status, by
 		one.Change = by
 	}
 	return one, s.store.UpdateAdmin(ctx, one, parties.Record(ctx, audit.KindAdmins, name, parties.Changed(to, one.Version)))
+}
+
+// final returns an error that wraps [parties.ErrFinal].
+func final(name string) error {
+	return fmt.Errorf("administrator %q was %w: add a new key under a new name", name, parties.ErrFinal)
 }
 
 // leaves refuses a status of an administrator that leaves too few others.
@@ -90,7 +95,7 @@ func (s *Service) addAdminBase(ctx context.Context, p change.Parameters) (any, e
 		return nil, fmt.Errorf("%w: %v", parties.ErrInput, err)
 	}
 	if name == policy.Local {
-		return nil, fmt.Errorf("%w: %q is the admin socket", parties.ErrInput, name)
+		return nil, fmt.Errorf("%w: %q is the name of the admin socket: choose another", parties.ErrInput, name)
 	}
 	if err := parties.CheckName(name); err != nil {
 		return nil, err
@@ -104,9 +109,9 @@ func (s *Service) addAdminBase(ctx context.Context, p change.Parameters) (any, e
 	case i >= 0 && !resume:
 		return nil, fmt.Errorf("administrator %q has this name or key: %w", all[i].Name, store.ErrExists)
 	case resume && (i < 0 || all[i].Name != name || all[i].Key != key):
-		return nil, fmt.Errorf("administrator %q: %w", name, store.ErrNotFound)
+		return nil, parties.Absent("administrator", name)
 	case resume && all[i].Status == store.Revoked:
-		return nil, fmt.Errorf("administrator %q: %w", name, parties.ErrFinal)
+		return nil, final(name)
 	}
 	return s.roster(ctx)
 }
@@ -143,7 +148,7 @@ func (s *Service) revokeAdminBase(ctx context.Context, p change.Parameters) (any
 	case string(one.ID[:]) != string(p.Bytes("signer")):
 		return nil, fmt.Errorf("administrator %q with that key: %w", one.Name, store.ErrNotFound)
 	case one.Status == store.Revoked:
-		return nil, fmt.Errorf("administrator %q: %w", one.Name, parties.ErrFinal)
+		return nil, final(one.Name)
 	}
 	if err := s.leaves(ctx, store.Revoked, one.Name); err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ var (
 	// ErrOver: the request is closed, and cannot be opened again.
 	ErrOver = errors.New("the request is over")
 	// ErrSigner: the signer may not countersign.
-	ErrSigner = errors.New("not by an active administrator")
+	ErrSigner = errors.New("not an active administrator")
 )
 
 // Service keeps the change requests of an appliance. It is safe for concurrent use.
@@ -179,7 +179,7 @@ func (s *Service) request(ctx context.Context, d change.Draft) (change.Request, 
 		d.Life = change.DefaultLife
 	}
 	if d.Life < time.Second || d.Life > change.MaxLife {
-		return change.Request{}, fmt.Errorf("%w: a request is good for 1s to %v, not %v", parties.ErrInput, change.MaxLife, d.Life)
+		return change.Request{}, fmt.Errorf("%w: administrators have 1s to %v to countersign, not %v", parties.ErrInput, change.MaxLife, d.Life)
 	}
 	now := uint64(s.now().Unix())
 	r := change.Request{

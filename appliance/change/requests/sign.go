@@ -110,7 +110,7 @@ func (s *Service) signLocked(ctx context.Context, id change.ID, raw []byte) (Cha
 
 func (s *Service) checkSignature(ctx context.Context, c Change, raw []byte) (row store.ChangeSignature, name string, err error) {
 	if raw == nil && !s.rules.Active().CountsLocal() {
-		return row, "", fmt.Errorf("the admin socket does not count: %w", ErrSigner)
+		return row, "", fmt.Errorf("the admin socket does not count as an administrator under this policy: %w", ErrSigner)
 	}
 	if raw == nil {
 		return s.localWord(), policy.Local, nil
