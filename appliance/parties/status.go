@@ -107,6 +107,17 @@ func Named[T any](all []T, err, absent error, has func(T) bool) (found T, _ erro
 	return found, absent
 }
 
+// Taken returns an error that wraps [store.ErrExists] and reads as text.
+func Taken(text string) error { return taken(text) }
+
+// taken is the error of a name that a client, a device or an administrator has.
+type taken string
+
+func (t taken) Error() string { return string(t) }
+
+// Unwrap returns [store.ErrExists].
+func (taken) Unwrap() error { return store.ErrExists }
+
 // tries is how often Retry calls its function.
 const tries = 3
 

@@ -29,8 +29,11 @@ func (r *Rules) Policy(ctx context.Context) (Policy, error) {
 // PolicyAt reads a version that is or was active. Errors wrap [store.ErrNotFound].
 func (r *Rules) PolicyAt(ctx context.Context, version uint64) (Policy, error) {
 	row, err := r.store.PolicyAt(ctx, version)
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("policy version %d: %w", version, store.ErrNotFound)
+	}
 	if err != nil {
-		return Policy{}, fmt.Errorf("policy version %d: %w", version, err)
+		return Policy{}, err
 	}
 	return r.view(ctx, row)
 }

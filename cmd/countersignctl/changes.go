@@ -60,6 +60,7 @@ type fetched struct {
 	change.Request
 	hash     change.Hash
 	document []byte
+	whole    bool // it is shown with its policy document
 }
 
 // fetch reads a request from its document and ignores the rest of the answer. The id of the document must be the
@@ -154,6 +155,7 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 
 // sign shows a request, asks, and signs it. With --dry-run it only shows it. It returns no signature without a key.
 func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
+	f.whole = true
 	showRequest(cmd.ErrOrStderr(), f)
 	if document := f.Parameters.Bytes("document"); document != nil && s.compare != nil {
 		text, err := s.compare(cmd, document)
@@ -183,7 +185,7 @@ func (t *tool) handIn(cmd *cobra.Command, id string, signature []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := t.printChange(cmd, c); err != nil {
+	if err := changeHead.One(t.printer(cmd), c); err != nil {
 		return err
 	}
 	announce(cmd.ErrOrStderr(), c)

@@ -142,8 +142,8 @@ var problems = map[string]struct {
 	code cli.Code
 	hint string
 }{
-	problem.NotFound:    {cli.NotFound, "list shows the names of each noun: client, device, key, admin, change"},
-	problem.KeyStep:     {cli.Failed, "countersignctl key list shows the state of each version; retire --early does not wait"},
+	problem.NotFound:    {cli.NotFound, ""}, // see missing
+	problem.KeyStep:     {cli.Failed, "countersignctl key list shows the state of each version"},
 	problem.Unsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
 	problem.Quorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
 	problem.Over:        {cli.Denied, "request the change again: a request is executed at most once"},
@@ -180,12 +180,27 @@ func explain(err error) error {
 	switch {
 	case !ok:
 		row.code = cli.Failed
+	case e.Type == problem.NotFound:
+		row.hint = missing(e)
 	case e.Type == problem.Exists:
 		row.hint = existing(e)
 	case e.Type == problem.Quorum && e.Change != nil:
 		row.hint = "countersignctl change sign " + e.Change.ID + ", with --key or --pkcs11"
 	}
 	return cli.Fail(row.code, err, row.hint)
+}
+
+// missing returns the hint for a name that is not there: the command that lists what is.
+func missing(e *adminapi.Error) string {
+	switch e.Noun {
+	case "change":
+		return "countersignctl change list shows the ids"
+	case "policy":
+		return "countersignctl policy history lists the versions"
+	case "hsm":
+		return "countersignctl hsm status shows the tokens"
+	}
+	return "countersignctl " + e.Noun + " list shows the names"
 }
 
 // existing returns the hint for a name, or something else, that is taken.

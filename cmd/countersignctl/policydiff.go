@@ -59,7 +59,7 @@ func comparePolicies(active adminapi.Policy, document []byte, all []adminapi.Adm
 func quorumChanges(before, after *policy.Policy) (lines []string) {
 	say := func(what, was, becomes string) {
 		if was != becomes {
-			lines = append(lines, fmt.Sprintf("  %s: %s becomes %s\n", what, was, becomes))
+			lines = append(lines, fmt.Sprintf("  %s: from %s to %s\n", what, was, becomes))
 		}
 	}
 	takes := func(p *policy.Policy, k policy.Kind) string {
@@ -71,7 +71,7 @@ func quorumChanges(before, after *policy.Policy) (lines []string) {
 	for _, k := range policy.Kinds() {
 		say(k.String(), takes(before, k), takes(after, k))
 	}
-	words := map[bool]string{true: "counts as an administrator", false: "does not count"}
+	words := map[bool]string{true: "counting as an administrator", false: "not counting"}
 	say("the admin socket", words[before.CountsLocal()], words[after.CountsLocal()])
 	if lines == nil {
 		lines = []string{"  none\n"}
