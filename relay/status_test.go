@@ -147,6 +147,25 @@ func TestWrongClock(t *testing.T) {
 	}
 }
 
+// TestExpiredDevice: a device that was away for longer than its certificate lives says that it has to be enrolled again.
+func TestExpiredDevice(t *testing.T) {
+	f, c := enrolledFor(t, time.Second)
+	until := statusOf(t, c.StateDir).CertificateUntil
+	eventually(t, "the certificate has ended", func() bool { return time.Now().After(until) })
+	log := &logBuffer{}
+	c.Log, c.AskEvery = hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Info}), 5*time.Millisecond
+	g := start(t, f, c)
+	eventually(t, "the status names the certificate", func() bool {
+		return strings.Contains(statusOf(t, g.dir).String(), "this device's certificate ended at "+until.UTC().Format(time.RFC3339))
+	})
+	asked := f.count("/v1/trust")
+	eventually(t, "the trust is refreshed", func() bool { return g.relay.client.RefreshTrust(t.Context()) != nil || f.count("/v1/trust") > asked })
+	must(t, g.stop())
+	if n := log.count("[WARN]", "does not serve this device", "--replace"); n != 1 {
+		t.Errorf("%d warnings that name the certificate, want 1", n)
+	}
+}
+
 // TestStatusOfTheLastRun: what an earlier run found is not shown as if it held now.
 func TestStatusOfTheLastRun(t *testing.T) {
 	f, c := enrolled(t)

@@ -40,6 +40,7 @@ import (
 //	logged NAME RE [VAR …]  wait until the log of a daemon matches; sets each VAR to a group
 //	waitfor http URL CODE   wait until a GET is answered so
 //	waitfor json URL MEMBER VALUE  … and its JSON has that member
+//	waitfor stdout RE PROGRAM  … until a program prints so
 //	waitfor end NAME CODE   wait until a daemon has ended with an exit code
 //	halt NAME               SIGTERM; it ends within 2 s with exit code 0
 //	kill9 NAME              kill -9, and wait until nothing it started remains
@@ -213,6 +214,13 @@ func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
 			_, members := get(args[1])
 			return fmt.Sprint(members[args[2]]) == args[3], nil
 		}))
+	case "stdout":
+		need(ts, neg, args, "stdout RE PROGRAM")
+		call := harness.Call{Program: args[2], Args: args[3:], Dir: ts.MkAbs("."), Env: environment(ts)}
+		ts.Check(harness.Until(context.Background(), args[2]+" to print "+args[1], func() (bool, error) {
+			r, err := programs.Run(context.Background(), call)
+			return regexp.MustCompile(args[1]).MatchString(r.Stdout), err
+		}))
 	case "end":
 		code, err := named(ts, args[1]).Wait(context.Background())
 		ts.Check(err)
@@ -220,7 +228,7 @@ func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("exit code %d: %s", code, named(ts, args[1]).Log())
 		}
 	default:
-		ts.Fatalf("usage: waitfor http|json|end …")
+		ts.Fatalf("usage: waitfor http|json|stdout|end …")
 	}
 }
 

@@ -3,12 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/client"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/message"
 	"countersign/relay/link"
@@ -106,7 +107,7 @@ func (a *app) authorize(cmd *cobra.Command, f authorizeFlags) (err error) {
 	}
 	req, err := f.request()
 	if err != nil {
-		return cli.Fail(cli.Usage, err, "see "+cmd.CommandPath()+" --help")
+		return fault.PhoneFlags.With("command", cmd.CommandPath()).Of(err)
 	}
 	ctx := cmd.Context()
 	c, err := a.open(ctx, client.Config{Passwords: &passwords{cmd: cmd, flags: f.password}, Verifier: ask})
@@ -159,7 +160,6 @@ func (f authorizeFlags) request() (req client.Request, err error) {
 
 // service returns a service by number, by NAME=NUMBER, which stores the name, or by a stored name.
 func service(c *client.Client, s string) (protocol.Service, error) {
-	const hint = "give a number, or NAME=NUMBER to name it"
 	if known, ok := c.ServiceNamed(s); ok {
 		return known, nil
 	}
@@ -170,14 +170,14 @@ func service(c *client.Client, s string) (protocol.Service, error) {
 	n, err := protocol.ParseService(number)
 	switch {
 	case err != nil && !named:
-		return 0, cli.Fail(cli.Usage, fmt.Errorf("no service is called %q", s), hint)
+		return 0, fault.NoServiceNamed.With("name", strconv.Quote(s)).Error()
 	case err != nil:
-		return 0, cli.Fail(cli.Usage, err, hint)
+		return 0, fault.BadService.Of(err)
 	case n < protocol.FirstService:
-		return 0, cli.Fail(cli.Usage, fmt.Errorf("service %v is reserved, the first free one is %d", n, protocol.FirstService), hint)
+		return 0, fault.ReservedService.With("number", n.String(), "first", protocol.FirstService.String()).Error()
 	case named:
 		if err := message.CheckText(name, message.MaxNameBytes); err != nil || name == "" {
-			return 0, cli.Fail(cli.Usage, fmt.Errorf("name %q is not allowed", name), hint)
+			return 0, fault.BadServiceName.With("name", strconv.Quote(name)).Error()
 		}
 		return n, explain(c.SetName(n, name))
 	}
@@ -195,7 +195,7 @@ func parseLink(address string) (string, error) {
 func onLink(ctx context.Context, address string, run func(client.Link) error) error {
 	conn, err := link.Dial(ctx, address)
 	if err != nil {
-		return cli.Fail(cli.Unavailable, fmt.Errorf("cannot reach the device: %w", err), hints[protocol.CodeLink])
+		return fault.NoDevice.Of(err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()

@@ -1,14 +1,15 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol/enrol"
 )
 
@@ -49,7 +50,7 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, args []string) (err error)
 		return err
 	}
 	if !strings.HasPrefix(f.url, "https://") {
-		return cli.Fail(cli.Usage, fmt.Errorf("address %q is not https://HOST:PORT", f.url), "")
+		return fault.ClientAddress.With("address", strconv.Quote(f.url)).Error()
 	}
 	c, err := a.open(cmd.Context(), client.Config{})
 	if err != nil {
@@ -76,14 +77,12 @@ func (a *app) enrol(cmd *cobra.Command, f enrolFlags, args []string) (err error)
 // activationCode reads the code. It and the password cannot both come from standard input.
 func activationCode(cmd *cobra.Command, f enrolFlags, args []string) (enrol.ActivationCode, error) {
 	if f.password.fd == 0 && f.code.FromInput(cmd, args) {
-		err := errors.New("standard input cannot provide both the code and the password")
-		return enrol.ActivationCode{}, cli.Fail(cli.Usage, err,
-			"use another descriptor for the password, such as 3, or --code-file")
+		return enrol.ActivationCode{}, fault.OneDescriptor.Error()
 	}
 	text, err := f.code.Read(cmd, args)
 	if err != nil {
 		return enrol.ActivationCode{}, err
 	}
 	code, err := enrol.ParseTypedCode(text)
-	return code, cli.Fail(cli.Usage, err, "copy the whole code that countersignctl client invite printed")
+	return code, fault.ClientCode.Of(err)
 }

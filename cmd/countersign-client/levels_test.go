@@ -145,7 +145,9 @@ func TestApproveAndStatus(t *testing.T) {
 	anna, ben := passwordShell(t, a), passwordShell(t, a)
 	link, good := a.Listen("tcp"), secretFile(t, right, 0o600)
 	with := []string{"--link", link, "--yes", "-o", "json", "--password-file", good}
-	ben.want(3, append([]string{"approve"}, with...)...)
+	if _, stderr := ben.want(3, append([]string{"approve"}, with...)...); !strings.Contains(stderr, "no request waits for a second person") {
+		t.Errorf("nothing waits: %s", stderr)
+	}
 	stdout, stderr := anna.want(75, append([]string{"authorize", "--service", "vault=200", "--level", "4", "--amount", "9000.00 EUR", "--text", "Boat"}, with...)...)
 	got := decode(t, stdout)
 	serial := got["serial"].(string)

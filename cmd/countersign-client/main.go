@@ -4,18 +4,19 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/protocol"
 	"countersign/protocol/trust"
@@ -69,7 +70,7 @@ func defaultState(getenv func(string) string) string {
 // open opens the state. Read-only commands do not wait for the lock.
 func (a *app) open(ctx context.Context, cfg client.Config) (*client.Client, error) {
 	if a.dir == "" {
-		return nil, cli.Fail(cli.Usage, fmt.Errorf("no state directory"), "use --state")
+		return nil, fault.NoState.Error()
 	}
 	cfg.Dir = a.dir
 	c, err := client.Open(ctx, cfg)
@@ -80,126 +81,126 @@ func (a *app) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *a.format}
 }
 
-// sentinels map errors to exit codes by more than their protocol code. The order matters: an unknown
-// outcome stays one for any cause.
+// sentinels map errors to rows of the table of errors, which say more than their protocol code. The order matters: an
+// unknown outcome stays one for any cause.
 var sentinels = []struct {
-	err  error
-	code cli.Code
-	hint string
+	err error
+	row fault.Row
 }{
-	{client.ErrUnknownOutcome, cli.TryAgain, "it may have been carried out: run countersign-client resume --link LINK while the challenge is valid, " +
-		"or countersign-client status --last --link LINK at any time, before you try again"},
-	{client.ErrLocked, cli.TryAgain, "wait for the other countersign-client, or use another --state"},
-	{client.ErrNotEnrolled, cli.NotFound, "run countersign-client enrol first, or check --state"},
-	{client.ErrNothingPending, cli.NotFound, "countersign-client receipts lists all outcomes"},
-	{client.ErrNoReceipt, cli.NotFound, "countersign-client receipts lists them; authorize --receipt requests a full one"},
-	{client.ErrContradicted, cli.Failed, "inform the operator: the appliance may have returned from an old copy of its data"},
-	{client.ErrReceipt, cli.BadSignature, "do not rely on this receipt"},
-	{client.ErrEnrolled, cli.Failed, "use another --state for another enrolment"},
-	{client.ErrState, cli.IO, "restore the whole directory, or enrol again with another --state"},
-	{client.ErrNotAuthentic, cli.BadSignature, "the device or the link altered the message; nothing was signed"},
+	{client.ErrUnknownOutcome, fault.UnknownOutcome},
+	{client.ErrLocked, fault.ClientStateInUse},
+	{client.ErrNotEnrolled, fault.NotEnrolled},
+	{client.ErrNothingPending, fault.NothingPending},
+	{client.ErrNoReceipt, fault.NoReceipt},
+	{client.ErrContradicted, fault.Contradicted},
+	{client.ErrReceipt, fault.BadReceipt},
+	{client.ErrEnrolled, fault.ClientEnrolled},
+	{client.ErrState, fault.StateDamaged},
+	{client.ErrNotAuthentic, fault.NotAuthentic},
 }
 
-var exitCodes = map[protocol.Code]cli.Code{
-	protocol.CodeStaleKey: cli.TryAgain, protocol.CodeExpired: cli.TryAgain, protocol.CodePending: cli.TryAgain,
-	protocol.CodeLinkBusy: cli.TryAgain, protocol.CodeNothingToApprove: cli.TryAgain,
-
-	protocol.CodeRefused: cli.Denied, protocol.CodeSuspended: cli.Denied, protocol.CodeService: cli.Denied,
-	protocol.CodeLevel: cli.Denied, protocol.CodePassword: cli.Denied, protocol.CodeLocked: cli.Denied,
-	protocol.CodePolicy: cli.Denied, protocol.CodeLimit: cli.Denied, protocol.CodeSerial: cli.Denied,
-	protocol.CodeDevice: cli.Denied, protocol.CodeUserRefused: cli.Denied, protocol.CodeFasterLink: cli.Denied,
-	protocol.CodeClone: cli.Denied, protocol.CodeAmountDiffers: cli.Denied, protocol.CodeAmountMissing: cli.Denied,
-	protocol.CodeOwnApproval: cli.Denied, protocol.CodeTextDiffers: cli.Denied,
-
-	protocol.CodeSignature: cli.BadSignature, protocol.CodeCertificate: cli.BadSignature,
-	protocol.CodeReplayed: cli.BadSignature,
-
-	protocol.CodeBusy: cli.Unavailable, protocol.CodeHSM: cli.Unavailable, protocol.CodeServerUnreachable: cli.Unavailable,
-	protocol.CodeTimeout: cli.Unavailable, protocol.CodeLink: cli.Unavailable,
+// results are the rows of the protocol's codes.
+var results = map[protocol.Code]fault.Row{
+	protocol.CodeFormat:            fault.CodeFormat,
+	protocol.CodeVersion:           fault.CodeVersion,
+	protocol.CodeStaleKey:          fault.CodeStaleKey,
+	protocol.CodeRefused:           fault.CodeRefused,
+	protocol.CodeSuspended:         fault.CodeSuspended,
+	protocol.CodeService:           fault.CodeService,
+	protocol.CodeLevel:             fault.CodeLevel,
+	protocol.CodeExpired:           fault.CodeExpired,
+	protocol.CodeSignature:         fault.CodeSignature,
+	protocol.CodePassword:          fault.CodePassword,
+	protocol.CodeLocked:            fault.CodeLocked,
+	protocol.CodePolicy:            fault.CodePolicy,
+	protocol.CodeLimit:             fault.CodeLimit,
+	protocol.CodeSerial:            fault.CodeSerial,
+	protocol.CodeDevice:            fault.CodeDevice,
+	protocol.CodeBusy:              fault.CodeBusy,
+	protocol.CodeHSM:               fault.CodeHSM,
+	protocol.CodeUserRefused:       fault.CodeUserRefused,
+	protocol.CodeCertificate:       fault.CodeCertificate,
+	protocol.CodeFasterLink:        fault.CodeFasterLink,
+	protocol.CodePending:           fault.CodePending,
+	protocol.CodeReplayed:          fault.CodeReplayed,
+	protocol.CodeClone:             fault.CodeClone,
+	protocol.CodeAmountDiffers:     fault.CodeAmountDiffers,
+	protocol.CodeAmountMissing:     fault.CodeAmountMissing,
+	protocol.CodeOwnApproval:       fault.CodeOwnApproval,
+	protocol.CodeTextDiffers:       fault.CodeTextDiffers,
+	protocol.CodeServerUnreachable: fault.CodeServerUnreachable,
+	protocol.CodeTimeout:           fault.CodeTimeout,
+	protocol.CodeLink:              fault.CodeLink,
+	protocol.CodeLinkBusy:          fault.CodeLinkBusy,
+	protocol.CodeNothingToApprove:  fault.CodeNothingToApprove,
 }
 
-var hints = map[protocol.Code]string{
-	protocol.CodeStaleKey:          "try again; if that fails too, enrol again",
-	protocol.CodeExpired:           "start again, and answer within the time shown",
-	protocol.CodeLevel:             "the required level is above what this client can provide, or below what it accepts",
-	protocol.CodeService:           "the device does not offer this service now",
-	protocol.CodeCertificate:       "this is not the appliance that the activation code is for, or an attack",
-	protocol.CodeServerUnreachable: "check that the appliance is running and can be reached",
-	protocol.CodeLink:              "check that the device is in reach and try again",
-	protocol.CodeTimeout:           "check that the device is in reach and try again",
-	protocol.CodeLinkBusy:          "another client is using the device; try again in a moment",
-	protocol.CodeNothingToApprove:  "the device has no order yet: have it placed at the device, then try again",
-	protocol.CodeDevice:            "the appliance does not serve this device: use another one, and inform the operator of this one",
-	protocol.CodePolicy: "the policy does not allow this, or it or the sum of your approvals has changed: " +
-		"start again, and ask the operator if it is denied again",
-	protocol.CodeAmountDiffers: "the device asks for another amount than you gave: agree on the amount, then start again",
-	protocol.CodeAmountMissing: "neither you nor the device gave an amount: start again with --amount",
-	protocol.CodeTextDiffers:   "the device gives another text than you did: start again without --text, and read what it shows",
-	protocol.CodeOwnApproval:   "this is your own request: another person with the role has to approve it",
-	protocol.CodePassword:      "start again with the right password; too many wrong ones lock the client",
-	protocol.CodeLocked:        "wait for the time shown, or ask the operator to run countersignctl client unlock",
-	protocol.CodeHSM:           "inform the operator of the appliance",
+// rowOf returns the row of a code.
+func rowOf(code protocol.Code) fault.Row {
+	if row, ok := results[code]; ok {
+		return row
+	}
+	return fault.CodeUnknown.With("number", strconv.Itoa(int(code)))
 }
 
 // explain adds the exit code and hint to an error. Unlisted errors exit with 1.
 func explain(err error) error {
 	var retry *client.RetryError
 	if errors.As(err, &retry) {
-		return cli.Fail(cli.TryAgain, err, "run countersign-client resume --link LINK with the right password while the challenge is valid, or start again")
+		return fault.WrongTry.Of(err)
 	}
-	var known *cli.Error
+	var known *fault.Error
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
 	for _, s := range sentinels {
 		if errors.Is(err, s.err) {
-			return cli.Fail(s.code, err, s.hint)
+			return s.row.Of(err)
 		}
 	}
 	var factor *client.FactorError
 	if errors.As(err, &factor) {
-		return cli.Fail(cli.Denied, err, "enrol again with another --state, with a password or --uv as required, or refuse")
+		return fault.FactorMissing.Of(err)
 	}
 	var dated *trust.DateError
 	if errors.As(err, &dated) {
-		return cli.Fail(exitOf(dated.Code), err, "check the date and time of this machine and try again; if they are right, "+
-			"check those of the appliance")
+		row := fault.PhoneClock
+		row.Exit = rowOf(dated.Code).Exit
+		return row.Of(err)
 	}
 	if code, ok := protocol.CodeOf(err); ok {
-		exit := exitOf(code)
+		row := rowOf(code)
 		var refused *client.RefusedError
-		if exit == cli.Failed && errors.As(err, &refused) {
-			exit = cli.Denied // by a code that this client does not know
+		isRefused := errors.As(err, &refused)
+		if isRefused && refused.Service == protocol.ServiceCoApproval && code == protocol.CodeService {
+			row = fault.NoRequestWaits
 		}
-		return cli.Fail(exit, err, hints[code])
+		if isRefused && row.Exit == fault.Failed {
+			row.Exit = fault.Denied // by a code that this client does not know
+		}
+		return row.Of(err)
 	}
 	var server *client.ServerError
 	if errors.As(err, &server) {
-		return cli.Fail(exitOfStatus(server.Status), err, "")
+		return rowOfStatus(server.Status).Of(err)
 	}
 	var path *fs.PathError
 	var errno syscall.Errno
 	if errors.As(err, &path) || errors.As(err, &errno) {
-		return cli.Fail(cli.IO, err, "check the directory given with --state")
+		return fault.StateFile.Of(err)
 	}
 	return err
 }
 
-func exitOf(code protocol.Code) cli.Code {
-	if exit, ok := exitCodes[code]; ok {
-		return exit
-	}
-	return cli.Failed
-}
-
-func exitOfStatus(status int) cli.Code {
+// rowOfStatus returns the row of an HTTP status without a code of the protocol.
+func rowOfStatus(status int) fault.Row {
 	switch {
 	case status == http.StatusNotFound || status == http.StatusGone:
-		return cli.NotFound
+		return fault.EnrolGone
 	case status == http.StatusForbidden:
-		return cli.Denied
+		return fault.EnrolRefused
 	case status == http.StatusTooManyRequests || status >= http.StatusInternalServerError:
-		return cli.Unavailable
+		return fault.EnrolBusy
 	}
-	return cli.Failed
+	return fault.EnrolFailed
 }

@@ -17,6 +17,7 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
 	"countersign/protocol/message"
@@ -361,20 +362,21 @@ func TestAmounts(t *testing.T) {
 	}
 }
 
-// TestExitCodes requires an entry for every code of the protocol, so that a new one is not
-// forgotten.
+// TestExitCodes requires a row for every code of the protocol, so that a new one is not forgotten, and the texts of the
+// errors in the rows.
 func TestExitCodes(t *testing.T) {
-	plain := []protocol.Code{protocol.CodeFormat, protocol.CodeVersion}
-	for code := protocol.CodeFormat; code <= protocol.CodeNothingToApprove; code++ {
-		if strings.HasPrefix(code.String(), "code ") {
-			continue
+	for _, code := range protocol.Codes() {
+		if row, ok := results[code]; !ok || row.Text != code.String() {
+			t.Errorf("code %d (%v) has the row %q", code, code, row.Text)
 		}
-		if _, ok := exitCodes[code]; ok == slices.Contains(plain, code) {
-			t.Errorf("code %d (%v): exit code %v", code, code, exitOf(code))
+	}
+	for _, s := range sentinels {
+		if !strings.Contains(s.err.Error(), s.row.Text) {
+			t.Errorf("the row %q describes the error %q", s.row.Text, s.err)
 		}
 	}
 	err := explain(fmt.Errorf("x: %w", &client.UnknownOutcomeError{Cause: client.ErrNotAuthentic}))
-	var e *cli.Error
+	var e *fault.Error
 	if !errors.As(err, &e) || e.Code != cli.TryAgain {
 		t.Errorf("unknown outcome: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -139,15 +140,13 @@ func verdict(r client.Receipt) error {
 	case r.Approved():
 		return nil
 	case r.Result == protocol.ResultPending:
-		return cli.Fail(cli.TryAgain, fmt.Errorf("authorization %v: %v", r.Serial, protocol.CodePending),
-			"another person approves at the same device with countersign-client approve --link LINK; then countersign-client status "+
-				r.Serial.String()+" --link LINK shows the outcome")
+		return fault.DeniedPending.With("serial", r.Serial.String()).Of(protocol.CodePending)
 	case r.Verdict == protocol.Refuse:
-		return cli.Fail(cli.Denied, errors.New("refused by you"), "")
+		return fault.YouRefused.Error()
 	}
-	exit := exitOf(r.Reason)
-	if exit == cli.Failed || exit == cli.Unavailable {
-		exit = cli.Denied // an authentic denial, for any reason
+	row := rowOf(r.Reason)
+	if row.Exit == fault.Failed || row.Exit == fault.Unavailable {
+		row.Exit = fault.Denied // an authentic denial, for any reason
 	}
 	text := r.Reason.String()
 	if r.TriesLeft != nil && r.Reason == protocol.CodePassword {
@@ -156,7 +155,7 @@ func verdict(r client.Receipt) error {
 	if r.Retry != 0 {
 		text += fmt.Sprintf(", retry in %v", r.Retry)
 	}
-	return cli.Fail(exit, fmt.Errorf("the appliance denied it: %s", text), hints[r.Reason])
+	return row.Of(fmt.Errorf("the appliance denied it: %s", text))
 }
 
 // parseAmount parses "12.00 EUR", or "12.00" with a separate currency. The number has all decimals
@@ -257,7 +256,7 @@ func (a *app) verify(cmd *cobra.Command, args []string) error {
 		rows, bad = append(rows, outcomeOf(c, r)), errors.Join(bad, err)
 	}
 	if len(rows) == 0 {
-		return cli.Fail(cli.NotFound, fmt.Errorf("no full receipt is kept"), "authorize --receipt requests one")
+		return fault.NoFullReceipt.Error()
 	}
 	if err := outcomeTable.List(a.printer(cmd), rows); err != nil {
 		return errors.Join(err, explain(bad))

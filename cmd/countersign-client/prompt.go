@@ -18,6 +18,7 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/internal/secret"
 	"countersign/protocol"
 )
@@ -39,8 +40,7 @@ func newApprover(cmd *cobra.Command, yes, refuse bool) (approver, error) {
 	case refuse:
 		a.said = &said
 	case !interactive(cmd):
-		return a, cli.Fail(cli.Usage, errors.New("cannot ask: standard input is not a terminal"),
-			"give --yes or --refuse")
+		return a, fault.CannotAsk.Error()
 	}
 	return a, nil
 }
@@ -54,7 +54,7 @@ func interactive(cmd *cobra.Command) bool {
 // Decide shows the challenge and asks. It returns when ctx ends even without an answer.
 func (a approver) Decide(ctx context.Context, s client.Shown) (protocol.Verdict, error) {
 	if _, err := fmt.Fprint(a.terminal.Err, describe(s)); err != nil {
-		return protocol.Refuse, cli.Fail(cli.IO, fmt.Errorf("showing the challenge: %w", err), "")
+		return protocol.Refuse, fault.ShowChallenge.Of(err)
 	}
 	if a.said != nil {
 		return *a.said, nil
@@ -98,7 +98,7 @@ func (a approver) VerifyUser(ctx context.Context, _ client.Shown) error {
 		return context.Cause(ctx)
 	case got := <-done:
 		if got.err == nil && !got.yes {
-			return cli.Fail(cli.Auth, errors.New("the user was not verified"), "")
+			return fault.NotVerified.Error()
 		}
 		return got.err
 	}
@@ -208,7 +208,7 @@ func (p *passwords) read() (client.Password, error) {
 	default:
 		own, err := syscall.Dup(p.flags.fd) // this command does not own the original
 		if err != nil {
-			return nil, cli.Fail(cli.IO, fmt.Errorf("password file descriptor %d: %w", p.flags.fd, err), "")
+			return nil, fault.PasswordDescriptor.With("number", strconv.Itoa(p.flags.fd)).Of(err)
 		}
 		p.lines = os.NewFile(uintptr(own), "password")
 	}
@@ -228,7 +228,7 @@ func readFile(name string) (client.Password, error) {
 }
 
 func errTooLong() error {
-	return cli.Fail(cli.Usage, fmt.Errorf("password of more than %d bytes", maxPasswordBytes), "")
+	return fault.LongPassword.With("bytes", strconv.Itoa(maxPasswordBytes)).Error()
 }
 
 // readLine reads byte by byte and leaves the rest unread.
@@ -243,11 +243,11 @@ func readLine(r io.Reader) (client.Password, error) {
 		case n == 1 && one[0] != '\n':
 			line = append(line, one[0])
 		case err != nil && !errors.Is(err, io.EOF):
-			return nil, cli.Fail(cli.IO, fmt.Errorf("reading the password: %w", err), "")
+			return nil, fault.ReadPassword.Of(err)
 		case n == 1 && one[0] == '\n', err != nil:
 			line = bytes.TrimSuffix(line, []byte("\r"))
 			if len(line) == 0 {
-				return nil, cli.Fail(cli.Auth, errors.New("no password to read"), "")
+				return nil, fault.NoPassword.Error()
 			}
 			return line, nil
 		}
@@ -284,7 +284,7 @@ func (p *passwords) newPassword(none bool) (client.Password, error) {
 	second, err := prompt(p.cmd.Context(), p.cmd, "repeat it: ")
 	defer clear(second)
 	if err == nil && string(first) != string(second) {
-		err = cli.Fail(cli.Auth, errors.New("the two passwords differ"), "run it again")
+		err = fault.PasswordsDiffer.Error()
 	}
 	if err != nil {
 		clear(first)

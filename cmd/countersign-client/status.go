@@ -11,6 +11,7 @@ import (
 
 	"countersign/client"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -84,13 +85,12 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) status(cmd *cobra.Command, f statusFlags, args []string) error {
-	const hint = "see countersign-client status --help"
 	one := len(args) != 0 || f.last
 	switch {
 	case len(args) != 0 && f.last:
-		return cli.Fail(cli.Usage, errors.New("give a serial or --last, not both"), hint)
+		return fault.SerialAndLast.Error()
 	case f.link != "" && !one:
-		return cli.Fail(cli.Usage, errors.New("--link needs one authorization"), "give its serial or --last")
+		return fault.LinkNeedsOne.Error()
 	case f.link != "":
 		return a.settle(cmd, f, args)
 	}
@@ -124,7 +124,7 @@ func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 	}
 	serial, err := protocol.ParseSerial(args[0])
 	if err != nil {
-		return client.Receipt{}, cli.Fail(cli.Usage, err, "countersign-client receipts lists the serials")
+		return client.Receipt{}, fault.BadSerial.Of(err)
 	}
 	r, err := c.Receipt(serial)
 	return r, explain(err)
@@ -134,7 +134,7 @@ func receiptOf(c *client.Client, args []string) (client.Receipt, error) {
 // only what the user asked for.
 func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err error) {
 	if _, err := parseLink(f.link); err != nil {
-		return cli.Fail(cli.Usage, err, "see countersign-client status --help")
+		return fault.PhoneFlags.With("command", "countersign-client status").Of(err)
 	}
 	yes := protocol.Approve
 	ask := approver{terminal: cli.TerminalOf(cmd), said: &yes}
@@ -163,7 +163,7 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 		}
 	}
 	err = a.report(cmd, c, r, untold(err))
-	var e *cli.Error
+	var e *fault.Error
 	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == cli.TryAgain {
 		e.Code = cli.Denied // permanent, for any reason
 	}
@@ -181,9 +181,9 @@ func warnUnreported(cmd *cobra.Command, err error) error {
 
 // untold keeps a refusal to reveal an outcome from looking like a denial.
 func untold(err error) error {
-	var e *cli.Error
+	var e *fault.Error
 	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
-		return cli.Fail(cli.TryAgain, fmt.Errorf("the appliance does not reveal the outcome: %w", err), e.Advice)
+		return fault.OutcomeHidden.Of(err)
 	}
 	return err
 }
@@ -213,7 +213,7 @@ func (a *app) resumeCommand() *cobra.Command {
 
 func (a *app) resume(cmd *cobra.Command, f resumeFlags) (err error) {
 	if _, err := parseLink(f.link); err != nil {
-		return cli.Fail(cli.Usage, err, "see countersign-client resume --help")
+		return fault.PhoneFlags.With("command", "countersign-client resume").Of(err)
 	}
 	verify := approver{terminal: cli.TerminalOf(cmd)}
 	if yes := protocol.Approve; f.yes {
@@ -255,13 +255,13 @@ func settleEarlier(cmd *cobra.Command, c *client.Client, address string) error {
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "settling the open authorization %v (%s)\n", pending.Serial, cli.Printable(c.Name(pending.Service)))
 	r, err := resumeOn(cmd.Context(), c, address)
-	var out *cli.Error
+	var out *fault.Error
 	code, _ := protocol.CodeOf(err)
 	switch {
 	case err == nil:
 		fmt.Fprintf(cmd.ErrOrStderr(), "it was %v\n", outcomeOf(c, r).Result)
 		return nil
-	case errors.As(err, &out), exitOf(code) == cli.Unavailable, code == protocol.CodeLinkBusy, cmd.Context().Err() != nil:
+	case errors.As(err, &out), rowOf(code).Exit == fault.Unavailable, code == protocol.CodeLinkBusy, cmd.Context().Err() != nil:
 		return explain(err)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it may have been carried out: %s\n", cli.Printable(err.Error()))

@@ -2,13 +2,13 @@ package main
 
 import (
 	"encoding/hex"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -122,7 +122,7 @@ func (t *tool) keygen() *cobra.Command {
 		var err error
 		switch {
 		case (out == "") == (on.uri == ""):
-			return cli.Fail(cli.Usage, errors.New("give either --pkcs11 or --out"), "for example --pkcs11 'pkcs11:token=operators;object=ann'")
+			return fault.WhereToMake.Error()
 		case out != "":
 			fmt.Fprintln(cmd.ErrOrStderr(),
 				"warning: a key in a file is for development: anyone who copies the file can countersign; use --pkcs11")

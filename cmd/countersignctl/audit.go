@@ -13,6 +13,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 func (t *tool) audit() *cobra.Command {
@@ -21,7 +22,7 @@ func (t *tool) audit() *cobra.Command {
 	var limit int
 	tail := verb("tail", "List the newest audit records, newest first", func(cmd *cobra.Command, _ []string) error {
 		if limit < 1 || limit > maxRecords {
-			return cli.Fail(cli.Usage, fmt.Errorf("--limit %d: want 1 to %d", limit, maxRecords), "--after lists the records page by page")
+			return fault.TooManyRecords.With("limit", strconv.Itoa(limit), "most", strconv.Itoa(maxRecords)).Error()
 		}
 		route := adminapi.Routes.Audit.With("limit", strconv.Itoa(limit))
 		pages := cmd.Flags().Changed("after")

@@ -17,6 +17,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 )
 
 const outHelp = "file to write, mode 0600; an existing file is replaced; not needed with --dry-run"
@@ -148,7 +149,7 @@ func (t *tool) copyStore(cmd *cobra.Command, route copyRoute, path string) (made
 		t.report(cmd, adminapi.Routes.StoreKept, made.SHA256, err)
 	}()
 	if err := os.Remove(path + sigSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return made, cli.Fail(cli.IO, err, "")
+		return made, fault.BackupFile.With("path", path+sigSuffix).Of(err)
 	}
 	if err := writeWhole(path, func(w io.Writer) error { return copyChecked(w, database, made) }); err != nil {
 		return made, err
@@ -163,10 +164,10 @@ func copyChecked(w io.Writer, database io.Reader, want adminapi.StoreCopy) error
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, sum), database)
 	if err != nil {
-		return cli.Fail(cli.IO, err, "is there enough free space? the daemon needs the same again beside the database")
+		return fault.CopyAborted.Of(err)
 	}
 	if n != want.Size || hex.EncodeToString(sum.Sum(nil)) != want.SHA256 {
-		return cli.Fail(cli.TryAgain, errors.New("the copy is incomplete"), "run it again")
+		return fault.CopyIncomplete.Error()
 	}
 	return nil
 }
@@ -174,36 +175,30 @@ func copyChecked(w io.Writer, database io.Reader, want adminapi.StoreCopy) error
 // writeWhole writes a file as [durable.Replace] does. Its errors have exit code 74, unless write returned an error
 // with another code.
 func writeWhole(path string, write func(io.Writer) error) error {
-	var wrote error
-	err := durable.Replace(path, func(w io.Writer) error { wrote = write(w); return wrote })
-	if err == nil {
-		return nil
+	err := durable.Replace(path, write)
+	var known *fault.Error
+	if errors.As(err, &known) {
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	if wrote == nil {
-		err = cli.Fail(cli.IO, err, "name a file in a directory that you may write")
-	}
-	return fmt.Errorf("writing %s: %w", path, err)
+	return fault.BackupFile.With("path", path).Of(err)
 }
 
 // writable returns an error if no file can be created beside path. It is called before an approval is spent on a
 // backup that could not be written.
 func writable(path string) error {
 	if path == "" {
-		return cli.Fail(cli.Usage, errors.New("--out is missing"), "name the file that the backup goes to: --out FILE")
+		return fault.NoBackupFile.Error()
 	}
 	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
 	if err == nil {
 		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
 	}
-	if err != nil {
-		err = fmt.Errorf("writing %s: %w", path, err)
-	}
-	return cli.Fail(cli.IO, err, "name a file in a directory that you may write")
+	return fault.BackupFile.With("path", path).Of(err)
 }
 
 func writeBytes(path string, b []byte) error {
 	return writeWhole(path, func(w io.Writer) error {
 		_, err := w.Write(b)
-		return cli.Fail(cli.IO, err, "")
+		return err
 	})
 }

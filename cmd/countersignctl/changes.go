@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -73,7 +73,7 @@ func (t *tool) fetch(cmd *cobra.Command, id string) (f fetched, err error) {
 	f.document, f.hash = c.Document, change.HashOf(c.Document)
 	if want := strings.ToLower(id); want != f.hash.String() && want != f.hash.ID().String() {
 		err = fmt.Errorf("the appliance answered with another request than %s", id)
-		return f, cli.Fail(cli.BadSignature, err, "do not sign; find out which program answers on --admin")
+		return f, fault.ForeignDocument.Of(err)
 	}
 	f.Request, err = change.Parse(c.Document)
 	return f, err
@@ -106,7 +106,7 @@ func (t *tool) sign() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case (len(args) == 1) == (s.offline != ""):
-				return cli.Fail(cli.Usage, errors.New("want the id of a request, or --offline and a file"), "countersignctl change list shows the ids")
+				return fault.WhichChange.Error()
 			case s.offline != "":
 				return s.signOffline(cmd)
 			}
@@ -123,7 +123,7 @@ func (t *tool) sign() *cobra.Command {
 func (s signing) signOffline(cmd *cobra.Command) error {
 	document, err := os.ReadFile(s.offline)
 	if err != nil {
-		return cli.Fail(cli.IO, fmt.Errorf("reading the document: %w", err), "")
+		return fault.ReadDocument.Of(err)
 	}
 	r, err := change.Parse(document)
 	if err != nil {
@@ -134,7 +134,7 @@ func (s signing) signOffline(cmd *cobra.Command) error {
 	case err != nil || s.only:
 		return err
 	case signature == nil:
-		return cli.Fail(cli.Usage, errors.New("no key"), "give --key or --pkcs11")
+		return fault.NoOperatorKey.Error()
 	}
 	_, err = cmd.OutOrStdout().Write(signature)
 	return err
@@ -170,7 +170,7 @@ func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
 	if !s.yes {
 		ok, err := cli.TerminalOf(cmd).Confirm("Countersign this?")
 		if err == nil && !ok {
-			err = cli.Fail(cli.Failed, errors.New("you refused; nothing was signed"), "")
+			err = fault.NotSigned.Error()
 		}
 		if err != nil {
 			return nil, err
@@ -197,11 +197,11 @@ func (t *tool) addSignature() *cobra.Command {
 	cmd := verb("add-signature ID FILE", "Hand in a signature from another machine; FILE - is standard input", func(cmd *cobra.Command, args []string) error {
 		raw, err := readSignature(cmd.InOrStdin(), args[1])
 		if err != nil {
-			return cli.Fail(cli.IO, fmt.Errorf("reading the signature: %w", err), "")
+			return fault.ReadSignature.Of(err)
 		}
 		signature, err := change.ParseSignature(raw)
 		if err != nil {
-			return cli.Fail(cli.BadSignature, err, "want the output of countersignctl change sign --offline, see CHANGE.md")
+			return fault.BadSignatureFile.Of(err)
 		}
 		if dry {
 			return t.verify(cmd, args[0], signature)
@@ -245,9 +245,9 @@ func (t *tool) verify(cmd *cobra.Command, id string, signature change.Signature)
 			return fmt.Errorf("public key of %s: %w", one.Name, err)
 		}
 		if err := signature.Verify(f.hash, public); err != nil {
-			return cli.Fail(cli.BadSignature, err, "was it made for this request?")
+			return fault.OtherRequest.Of(err)
 		}
 		return adminTable.One(t.printer(cmd), one)
 	}
-	return cli.Fail(cli.Denied, fmt.Errorf("no administrator has key %s", signature.Signer), "countersignctl admin list")
+	return fault.NoSuchAdmin.With("key", signature.Signer.String()).Error()
 }

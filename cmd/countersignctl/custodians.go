@@ -15,6 +15,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/custodian"
+	"countersign/internal/fault"
 )
 
 // custodians are the people who hold the shares of the backup key. Its verbs do not call the appliance and can run on
@@ -64,7 +65,7 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 	}
 	scheme := custody.Scheme{Threshold: s.threshold, Shares: len(people)}
 	if err := scheme.Check(); err != nil {
-		return cli.Fail(cli.Usage, err, "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many of them are needed")
+		return fault.CustodiansWrong.Of(err)
 	}
 	if err := s.vacant(len(people)); err != nil {
 		return err
@@ -102,7 +103,7 @@ func (s splitting) path(n int) string { return filepath.Join(s.out, fmt.Sprintf(
 // vacant creates the directory. It returns an error if the directory has the files of another split.
 func (s splitting) vacant(n int) error {
 	if err := os.MkdirAll(s.out, 0o700); err != nil {
-		return cli.Fail(cli.IO, err, "name a directory that you may write")
+		return fault.CustodianDir.Of(err)
 	}
 	paths := []string{filepath.Join(s.out, publicName)}
 	for i := range n {
@@ -110,7 +111,7 @@ func (s splitting) vacant(n int) error {
 	}
 	for _, path := range paths {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return cli.Fail(cli.Failed, fmt.Errorf("%s exists already", path), "name an empty directory: a backup key is never overwritten")
+			return fault.SharesThere.With("path", path).Error()
 		}
 	}
 	return nil
@@ -121,7 +122,7 @@ func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
 	for _, r := range s.recipients {
 		to, err := custody.Recipient(r)
 		if err != nil {
-			return nil, cli.Fail(cli.Usage, err, "age-keygen prints a custodian's recipient, age1…")
+			return nil, fault.BadAgeRecipient.Of(err)
 		}
 		all = append(all, to)
 	}
@@ -150,7 +151,7 @@ func withPassphrase(all []age.Recipient, secret []byte) ([]age.Recipient, error)
 	defer clear(secret)
 	to, err := custody.Passphrase(secret)
 	if err != nil {
-		return nil, cli.Fail(cli.Usage, err, "choose several random words")
+		return nil, fault.WeakPassphrase.Of(err)
 	}
 	return append(all, to), nil
 }
@@ -164,7 +165,7 @@ func askTwice(cmd *cobra.Command, question string) ([]byte, error) {
 	again, err := terminal.Secret("Once more: ")
 	defer clear(again)
 	if err == nil && !bytes.Equal(first, again) {
-		err = cli.Fail(cli.Auth, errors.New("the two passphrases differ"), "no key was generated; run it again")
+		err = fault.PassphrasesDiffer.Error()
 	}
 	return first, err
 }
@@ -220,11 +221,11 @@ func fits(s custody.Share, path string) error {
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return cli.Fail(cli.IO, err, "")
+		return fault.ReadBackupKey.Of(err)
 	}
 	key, err := custody.ParsePublicPEM(text)
 	if err != nil {
-		return cli.Fail(cli.Config, err, "--backup-key is the backup.pub of countersignctl key custodians init")
+		return fault.BadBackupKey.Of(err)
 	}
 	if custody.PointOf(key) != s.Key() {
 		return custodian.Explain(fmt.Errorf("%s, not of %s: %w", s, custody.PointOf(key), custody.ErrMixed))

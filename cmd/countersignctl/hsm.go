@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // hsm returns the commands for tokens and their modules.
@@ -39,7 +39,7 @@ func hsmProbe(use, short string) *cobra.Command {
 		if err == nil {
 			err = unix.Exec(path, append([]string{path, cmd.Name()}, args...), os.Environ())
 		}
-		return cli.Fail(cli.Unavailable, fmt.Errorf("starting hsm-probe: %w", err), "it belongs beside countersignctl")
+		return fault.NoProbe.Of(err)
 	}
 	cmd := &cobra.Command{Use: use, Short: short, DisableFlagParsing: true, RunE: become}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) { _ = become(cmd, []string{"--help"}) })
@@ -122,11 +122,11 @@ func usable(tokens []adminapi.Token) error {
 		}
 		reasons = append(reasons, token.Name+": "+token.Reason)
 	}
-	hint := "see the log of countersignd"
+	all := strings.Join(reasons, "; ")
 	if slices.ContainsFunc(tokens, func(t adminapi.Token) bool { return t.NeedsPIN }) {
-		hint = "run countersignctl hsm unlock"
+		return fault.TokensNeedPIN.With("reasons", all).Error()
 	}
-	return cli.Fail(cli.Unavailable, errors.New(strings.Join(reasons, "; ")), hint)
+	return fault.NoTokenServes.With("reasons", all).Error()
 }
 
 // hsmDrain returns a command that stops or resumes calls to a token.

@@ -15,6 +15,7 @@ import (
 	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/secret"
 )
 
@@ -51,7 +52,7 @@ func (t *tool) unlock(cmd *cobra.Command, u unlocking) error {
 		if t.guardIsUp(u) { // by another program than the daemon, whose PIN is good
 			return t.liftGuard(cmd, u)
 		}
-		return cli.Fail(cli.Failed, errors.New("no token waits for a PIN"), "see countersignctl hsm status")
+		return fault.NoTokenWaits.Error()
 	}
 	pin, err := u.readPIN(cmd)
 	if err != nil {
@@ -126,11 +127,10 @@ func (t *tool) guardIsUp(u unlocking) bool {
 // liftGuard allows the next start of a daemon to try its PIN.
 func (t *tool) liftGuard(cmd *cobra.Command, u unlocking) error {
 	if t.stateDir(u) == "" {
-		return cli.Fail(cli.Usage, errors.New("no daemon answers, and its state directory is not known"), "name it: --state-dir DIR")
+		return fault.NoStateDir.Error()
 	}
 	if !t.guardIsUp(u) {
-		return cli.Fail(cli.Failed, fmt.Errorf("no daemon answers at %s, and in %s no PIN was refused", t.address, t.stateDir(u)),
-			"start countersignd, or name its state directory: --state-dir DIR")
+		return fault.NoPINRefused.With("address", t.address, "dir", t.stateDir(u)).Error()
 	}
 	for _, guard := range t.guards(u) {
 		if err := lift(cmd, guard); err != nil {
@@ -146,11 +146,10 @@ func lift(cmd *cobra.Command, guard pool.Guard) error {
 		return nil
 	}
 	if err := guard.Lift(); err != nil {
-		code := cli.IO
 		if errors.Is(err, fs.ErrPermission) {
-			code = cli.Auth
+			return fault.GuardForbidden.Of(err)
 		}
-		return cli.Fail(code, err, "run it as the user of countersignd")
+		return fault.GuardStuck.Of(err)
 	}
 	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s is lifted: the next start of countersignd tries the configured PIN once. A wrong one counts on the token.\n",
 		filepath.Base(string(guard)), when.UTC().Format(time.RFC3339))

@@ -3,12 +3,14 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // keyVerb is a step in the life of a key, as a command.
@@ -95,8 +97,7 @@ func (t *tool) attest(cmd *cobra.Command, _ []string) error {
 	}
 	wrong := slices.DeleteFunc(found, func(f adminapi.Finding) bool { return f.Good })
 	if len(wrong) > 0 {
-		return cli.Fail(cli.Failed, fmt.Errorf("%d keys on the token differ from the registry, %s first", len(wrong), wrong[0].Key),
-			"an interrupted step or another program left an unknown object; rotate a key that differs, do not trust it")
+		return fault.KeysDrifted.With("count", strconv.Itoa(len(wrong)), "first", wrong[0].Key).Error()
 	}
 	return nil
 }

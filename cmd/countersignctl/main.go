@@ -15,6 +15,7 @@ import (
 	"countersign/appliance/adminapi/problem"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 )
 
@@ -51,7 +52,7 @@ func (t *tool) caller() (*adminapi.Caller, error) {
 		err = fmt.Errorf("address %q: the admin API has a Unix socket only: want unix:PATH", t.address)
 	}
 	if err != nil {
-		return nil, cli.Fail(cli.Usage, fmt.Errorf("--admin: %w", err), "for example --admin unix:/var/lib/countersign/admin.sock")
+		return nil, fault.AdminAddress.Of(err)
 	}
 	return adminapi.NewCaller(address.Target()), nil
 }
@@ -120,7 +121,7 @@ func confirmed(cmd *cobra.Command, question func(name string) string) *cobra.Com
 		if q := question(args[0]); q != "" && !*yes && !isDry(cmd) {
 			ok, err := cli.TerminalOf(cmd).ConfirmName(q, args[0])
 			if err == nil && !ok {
-				err = cli.Fail(cli.Failed, fmt.Errorf("%s: nothing was changed", args[0]), "type its name to confirm, or give --yes")
+				err = fault.NotConfirmed.With("name", args[0]).Error()
 			}
 			if err != nil {
 				return err
@@ -137,34 +138,14 @@ func isDry(cmd *cobra.Command) bool {
 	return err == nil && dry
 }
 
-// problems is the table from error answers to exit codes and hints.
-var problems = map[string]struct {
-	code cli.Code
-	hint string
-}{
-	problem.NotFound:    {cli.NotFound, ""}, // see missing
-	problem.KeyStep:     {cli.Failed, "countersignctl key list shows the state of each version"},
-	problem.Unsupported: {cli.Unavailable, "pkcs11-tool -O shows the attributes meanwhile"},
-	problem.Quorum:      {cli.Denied, "countersignctl change list shows the requests that wait"},
-	problem.Over:        {cli.Denied, "request the change again: a request is executed at most once"},
-	problem.Signer:      {cli.Denied, "countersignctl admin list shows who may countersign"},
-	problem.Signature: {
-		cli.BadSignature, "sign the document that countersignctl change export prints, as CHANGE.md describes",
-	},
-	problem.Uncovered: {
-		cli.Failed, "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
-	},
-	problem.Exists:      {cli.Failed, ""}, // see existing
-	problem.Conflict:    {cli.Failed, ""},
-	problem.Input:       {cli.Usage, ""},
-	problem.Unavailable: {cli.Unavailable, "countersignctl hsm status shows the state of each token"},
-	problem.Store: {
-		cli.Unavailable, "if the database is locked, end the program that uses it (fuser shows it); or check the disk of store.path",
-	},
-	problem.PIN: {
-		cli.Auth, "the token counts wrong PINs; run countersignctl hsm unlock again with the right one",
-	},
-	problem.Locked: {cli.Unavailable, "run countersignctl hsm unlock"},
+// problems is the table from error answers to rows of the table of errors.
+var problems = map[string]fault.Row{
+	problem.KeyStep: fault.KeyStepRefused, problem.Unsupported: fault.TokenCannot,
+	problem.Quorum: fault.QuorumWaits, problem.Over: fault.ChangeOver, problem.Signer: fault.ForeignSigner,
+	problem.Signature: fault.BadSignatureOfChange, problem.Uncovered: fault.KeysUncovered,
+	problem.Exists:   fault.OtherTaken, // see existing
+	problem.Conflict: fault.Conflicting, problem.Input: fault.BadRequest, problem.Unavailable: fault.TokenAway,
+	problem.Store: fault.StoreAway, problem.PIN: fault.UnlockRefused, problem.Locked: fault.StillLocked,
 }
 
 // explain gives an error of the admin API its exit code and hint.
@@ -172,59 +153,59 @@ func explain(err error) error {
 	var e *adminapi.Error
 	switch {
 	case errors.Is(err, adminapi.ErrUnanswered):
-		return cli.Fail(cli.Unavailable, err, unanswered(err))
+		return unanswered(err).Of(err)
 	case !errors.As(err, &e):
 		return err
 	}
 	row, ok := problems[e.Type]
 	switch {
-	case !ok:
-		row.code = cli.Failed
 	case e.Type == problem.NotFound:
-		row.hint = missing(e)
+		row = fault.NoSuchName.With("command", lister(e))
+	case !ok:
+		row = fault.Internal
 	case e.Type == problem.Exists:
-		row.hint = existing(e)
+		row = existing(e)
 	case e.Type == problem.Quorum && e.Change != nil:
-		row.hint = "countersignctl change sign " + e.Change.ID + ", with --key or --pkcs11"
+		row = fault.QuorumWaitsFor.With("id", e.Change.ID)
 	}
-	return cli.Fail(row.code, err, row.hint)
+	return row.Of(err)
 }
 
-// missing returns the hint for a name that is not there: the command that lists what is.
-func missing(e *adminapi.Error) string {
+// lister returns the command that lists what there is, and what it shows.
+func lister(e *adminapi.Error) string {
 	switch e.Noun {
 	case "change":
 		return "countersignctl change list shows the ids"
 	case "policy":
-		return "countersignctl policy history lists the versions"
+		return "countersignctl policy history shows the versions"
 	case "hsm":
 		return "countersignctl hsm status shows the tokens"
 	}
 	return "countersignctl " + e.Noun + " list shows the names"
 }
 
-// existing returns the hint for a name, or something else, that is taken.
-func existing(e *adminapi.Error) string {
+// existing returns the row for a name, or something else, that is taken.
+func existing(e *adminapi.Error) fault.Row {
 	switch {
 	case (e.Noun == "client" || e.Noun == "device") && len(e.Names) > 0:
-		return e.Names[0] + " is enrolled or has an open code: --replace revokes it and makes a new one"
+		return fault.NameTaken.With("name", e.Names[0])
 	case e.Noun == "admin":
-		return "countersignctl admin list shows names and keys; each administrator needs a key and a name of their own"
+		return fault.AdminTaken
 	default:
-		return ""
+		return fault.OtherTaken
 	}
 }
 
-// unanswered returns the hint for an admin socket that gave no answer.
-func unanswered(err error) string {
+// unanswered returns the row for an admin socket that gave no answer.
+func unanswered(err error) fault.Row {
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return "run countersignctl as root or as the user of countersignd: no other user may use its socket"
+		return fault.SocketForbidden
 	case errors.Is(err, os.ErrNotExist):
-		return "start countersignd, or name its socket with --admin unix:PATH (admin.socket in config.toml)"
+		return fault.SocketMissing
 	case errors.Is(err, unix.ECONNREFUSED):
-		return "start countersignd: the socket is left from a run that ended"
+		return fault.SocketLeft
 	default:
-		return "look at the log of countersignd, and ask again: a change that was made is found"
+		return fault.SocketSilent
 	}
 }

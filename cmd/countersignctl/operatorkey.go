@@ -17,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/change"
-	"countersign/internal/cli"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -48,7 +48,7 @@ func (k keyFlags) sign(cmd *cobra.Command, hash change.Hash) ([]byte, error) {
 	}
 	switch {
 	case k.file != "" && k.pkcs11.uri != "":
-		return nil, cli.Fail(cli.Usage, errors.New("--key and --pkcs11 exclude each other"), "")
+		return nil, fault.TwoOperatorKeys.Error()
 	case k.file != "":
 		key, err := readKey(k.file)
 		if err == nil {
@@ -67,28 +67,25 @@ const maxKeyFile = 16 << 10
 
 // readKey reads a P-256 key from PKCS#8 PEM (RFC 5958). Only its owner may be able to read the file.
 func readKey(path string) (k operatorKey, err error) {
-	fail := func(code cli.Code, err error, hint string) (operatorKey, error) {
-		return operatorKey{}, cli.Fail(code, fmt.Errorf("operator's key: %w", err), hint)
-	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fail(cli.Auth, err, "")
+		return k, fault.OperatorKeyUnread.Of(err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat()
 	if err != nil {
-		return fail(cli.Auth, err, "")
+		return k, fault.OperatorKeyUnread.Of(err)
 	}
 	if mode := info.Mode(); mode.Perm()&0o077 != 0 || !mode.IsRegular() {
-		return fail(cli.Auth, fmt.Errorf("%s: mode %04o lets others use it", path, mode.Perm()), "chmod 600 "+path)
+		return k, fault.OperatorKeyMode.With("path", path, "mode", fmt.Sprintf("%04o", mode.Perm())).Error()
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
 	if err != nil {
-		return fail(cli.IO, err, "")
+		return k, fault.OperatorKeyUnread.Of(err)
 	}
 	private, err := parseKey(raw)
 	if err != nil {
-		return fail(cli.Auth, fmt.Errorf("%s: %w", path, err), "countersignctl admin keygen makes one")
+		return k, fault.OperatorKeyKind.With("path", path).Of(err)
 	}
 	k.signer = change.FileKey{PrivateKey: private}
 	k.public, err = protocol.CompressKey(&private.PublicKey)
@@ -123,7 +120,7 @@ func writeKey(path string) (key protocol.PublicKey, err error) {
 	}
 	err = durable.Create(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	if err != nil {
-		return key, cli.Fail(cli.IO, fmt.Errorf("writing the key: %w", err), "name a file that does not exist")
+		return key, fault.WriteOperatorKey.Of(err)
 	}
 	return protocol.CompressKey(&private.PublicKey)
 }
@@ -132,17 +129,17 @@ func writeKey(path string) (key protocol.PublicKey, err error) {
 func readPublic(file, point string) (string, error) {
 	switch {
 	case (file == "") == (point == ""):
-		return "", cli.Fail(cli.Usage, errors.New("want --key or --public"), "--key takes PEM, --public a point in hex, 33 or 65 bytes")
+		return "", fault.WhichPublicKey.Error()
 	case point != "":
 		return point, nil
 	}
 	raw, err := os.ReadFile(file)
 	if err != nil {
-		return "", cli.Fail(cli.IO, fmt.Errorf("reading the key: %w", err), "")
+		return "", fault.ReadPublicKey.Of(err)
 	}
 	public, err := parsePublic(raw)
 	if err != nil {
-		return "", cli.Fail(cli.Usage, fmt.Errorf("%s: %w", file, err), "want PEM of a key on P-256, PUBLIC KEY or PRIVATE KEY")
+		return "", fault.BadPublicKey.With("path", file).Of(err)
 	}
 	compressed, err := protocol.CompressKey(public)
 	return hex.EncodeToString(compressed[:]), err

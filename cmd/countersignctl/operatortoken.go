@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"countersign/hsm/uri"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 
@@ -58,7 +60,7 @@ func parseURI(s string) (u tokenURI, err error) {
 func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	u, err := parseURI(f.uri)
 	if err != nil {
-		return u, nil, cli.Fail(cli.Usage, err, "for example pkcs11:token=operators;object=ann?module-path=/usr/lib/softhsm/libsofthsm2.so")
+		return u, nil, fault.OperatorURI.Of(err)
 	}
 	binary, err := beside("hsm-worker")
 	if err != nil {
@@ -76,21 +78,15 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 		Binary: binary, Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
 		PIN: pin, Workers: 1, Sessions: 1,
 	})
-	switch {
+	switch err = config.TokenError(u.module, err); {
 	case errors.Is(err, hsm.ErrPIN):
-		err = cli.Fail(cli.Auth, err, "it was tried once and is not tried again; look how many tries the token has left")
+		err = fault.OperatorPIN.Of(err)
+	case errors.Is(err, config.ErrTokenDenied):
+		err = fault.TokenDenied.Of(err)
 	case err != nil:
-		err = unopened(u, err)
+		err = fault.OperatorToken.Of(err)
 	}
 	return u, opened, err
-}
-
-// unopened gives the error of a token that did not open its hint.
-func unopened(u tokenURI, err error) error {
-	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
-		return cli.Fail(cli.Unavailable, err, "run it as a user who may use the token's files, or add this user to their group and log in again")
-	}
-	return cli.Fail(cli.Unavailable, err, "check module-path and token of the URI (pkcs11-tool --module … -L)")
 }
 
 // use calls do with the one key that the URI selects.
@@ -118,7 +114,7 @@ func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err er
 	others, errOthers := token.Foreign(ctx)
 	objects, errObjects := token.Objects(ctx)
 	if err := errors.Join(err, errOthers, errObjects); err != nil {
-		return k, cli.Fail(cli.Unavailable, fmt.Errorf("listing the token's keys: %w", err), "")
+		return k, fault.OperatorTokenKeys.Of(err)
 	}
 	ids := map[hsm.KeyID]string{}
 	for _, o := range objects {
@@ -137,11 +133,11 @@ func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err er
 	if found == 1 {
 		return k, nil
 	}
-	hint := "the token has no key pair on P-256 that can sign; it needs both halves, under one CKA_ID"
-	if len(there) > 0 {
-		hint = "keys on P-256 that can sign on this token: " + strings.Join(there, ", ")
+	count := strconv.Itoa(found)
+	if len(there) == 0 {
+		return k, fault.OperatorNoKeys.With("count", count).Error()
 	}
-	return k, cli.Fail(cli.NotFound, fmt.Errorf("%d keys on the token fit the URI, want one", found), hint)
+	return k, fault.OperatorKeyChoice.With("count", count, "keys", strings.Join(there, ", ")).Error()
 }
 
 func trimmed(label string) string { return strings.TrimRight(label, " \x00") }
@@ -162,11 +158,11 @@ func (f tokenFlags) make(cmd *cobra.Command) (key operatorKey, err error) {
 	}
 	defer opened.Close()
 	if u.object == "" || u.id != "" {
-		return key, cli.Fail(cli.Usage, errors.New("a new key takes an object and no id"), "")
+		return key, fault.NewKeyWithID.Error()
 	}
 	made, err := opened.Generate(cmd.Context(), hsm.KeySpec{Label: u.object, Usage: hsm.SignP256})
 	if err != nil {
-		return key, cli.Fail(cli.Failed, fmt.Errorf("making the key: %w", err), "")
+		return key, fault.MakeOperatorKey.Of(err)
 	}
 	return onToken(opened, made)
 }
@@ -189,5 +185,5 @@ type tokenSigner struct {
 // SignDigest implements [protocol.DigestSigner].
 func (s tokenSigner) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
 	rs, err := s.pool.Sign(ctx, s.id, hsm.ES256, digest)
-	return rs, cli.Fail(cli.Unavailable, err, "")
+	return rs, fault.OperatorSigning.Of(err)
 }

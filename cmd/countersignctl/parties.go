@@ -9,6 +9,7 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // party is a noun for enrolled clients or devices.
@@ -54,7 +55,7 @@ func (t *tool) device() *cobra.Command {
 			return nil
 		}
 		if req.Floor = floor; floor < 1 || floor > 4 {
-			return cli.Fail(cli.Usage, fmt.Errorf("--floor %d: want a level from 1 to 4", floor), "")
+			return fault.BadFloor.With("floor", fmt.Sprint(floor)).Error()
 		}
 		return nil
 	})

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -112,8 +114,7 @@ func (t *tool) revertPolicy() *cobra.Command {
 		}
 		parsed, err := policy.Parse([]byte(p.Document))
 		if err != nil {
-			return cli.Fail(cli.Config, fmt.Errorf("version %d: %w", p.Version, err),
-				"an earlier release accepted this document; correct what policy show "+args[0]+" --document prints, and apply it")
+			return fault.OldPolicy.With("version", strconv.FormatUint(uint64(p.Version), 10), "argument", args[0]).Of(err)
 		}
 		return t.putIntoForce(cmd, parsed, p.Document, &req)
 	})
@@ -201,11 +202,11 @@ func warn(cmd *cobra.Command, all []string) {
 func readPolicy(path string) (document []byte, parsed *policy.Policy, err error) {
 	document, err = os.ReadFile(path)
 	if err != nil {
-		return nil, nil, cli.Fail(cli.IO, fmt.Errorf("reading the policy: %w", err), "")
+		return nil, nil, fault.ReadPolicy.Of(err)
 	}
 	parsed, err = policy.Parse(document)
 	if err != nil {
-		return nil, nil, cli.Fail(cli.Config, err, "correct "+path+"; countersignctl policy show --document prints the policy in force")
+		return nil, nil, fault.BadPolicy.With("path", path).Of(err)
 	}
 	return document, parsed, nil
 }

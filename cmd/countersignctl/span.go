@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
+	"countersign/internal/fault"
+
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"countersign/internal/cli"
 )
 
 // span is a flag for a duration of whole seconds with a bound.
@@ -60,5 +60,5 @@ func flagError(cmd *cobra.Command, err error) error {
 	if errors.As(err, &invalid) {
 		err = fmt.Errorf("--%s %s: %w", invalid.GetFlag().Name, invalid.GetValue(), errors.Unwrap(invalid))
 	}
-	return cli.Fail(cli.Usage, err, "see "+cmd.CommandPath()+" --help")
+	return fault.BadFlags.With("command", cmd.CommandPath()).Of(err)
 }

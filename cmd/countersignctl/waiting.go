@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -71,11 +72,10 @@ func (t *tool) granted(cmd *cobra.Command, err error) error {
 	if err != nil || c == nil {
 		return err
 	}
-	hint := "countersignctl change sign " + c.ID + ", with --key or --pkcs11; then run this command again within an hour, or start it with --wait"
 	if c.Kind == policy.StoreBackup.String() {
-		hint += "; for a copy that runs by itself, put \"store.backup\" = 0 in [quorum] of the policy"
+		return fault.CopyWaits.With("kind", c.Kind, "id", c.ID).Error()
 	}
-	return cli.Fail(cli.Denied, fmt.Errorf("nothing was written: %s waits for its quorum", c.Kind), hint)
+	return fault.NothingWritten.With("kind", c.Kind, "id", c.ID).Error()
 }
 
 // await prints the request for which a command waits, if err says so. It returns the request, or with --wait nil once
@@ -152,12 +152,11 @@ func (t *tool) awaitEnd(cmd *cobra.Command, id string) error {
 			_, err := fmt.Fprintf(cmd.ErrOrStderr(), "change %s is %s\n", cli.Printable(id), cli.Printable(c.State))
 			return err
 		default:
-			return cli.Fail(cli.Denied, fmt.Errorf("change %s is %s", id, stateWords(c)), "")
+			return fault.ChangeEnded.With("id", id, "state", stateWords(c)).Error()
 		}
 		select {
 		case <-cmd.Context().Done():
-			return cli.Fail(cli.Interrupted, fmt.Errorf("interrupted; change %s is still %s", id, c.State),
-				"countersignctl change show "+id+" shows it, change withdraw ends it")
+			return fault.WaitInterrupted.With("id", id, "state", c.State).Error()
 		case <-ticker.C:
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"countersign/hsm/pool"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // bench compares the service with its token.
@@ -95,11 +97,11 @@ func (b *bench) check() error {
 		b.callers = 4 * b.workers * b.sessions
 	}
 	if min(b.workers, b.sessions, b.callers) < 1 || b.workers > 64 || b.sessions > 1024 || b.time < 10*time.Millisecond || b.time > time.Minute {
-		return cli.Fail(cli.Usage, errors.New("--workers, --sessions, --callers or --time is out of bounds"), "1 to 64 workers, 1 to 1024 sessions, 10ms to 1m")
+		return fault.BenchBounds.Error()
 	}
 	for _, op := range b.only {
 		if !slices.Contains(report.Operations, op) {
-			return cli.Fail(cli.Usage, fmt.Errorf("no operation %q", op), "one of: "+strings.Join(report.Operations, ", "))
+			return fault.BenchOperation.With("name", strconv.Quote(op), "operations", strings.Join(report.Operations, ", ")).Error()
 		}
 	}
 	if len(b.only) == 0 {

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"countersign/hsm"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // initToken initializes an unused token for countersignd dev. The SO-PIN and the user's PIN come over a
@@ -23,7 +23,7 @@ func (t *tool) initToken() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pins, err := readPINs(cmd.InOrStdin())
 			if err != nil {
-				return cli.Fail(cli.Usage, err, "countersignd dev starts it")
+				return fault.InitTokenUsage.Of(err)
 			}
 			return explain(initialize(module, label, pins))
 		},

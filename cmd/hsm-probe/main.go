@@ -14,6 +14,7 @@ import (
 	"countersign/hsm"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 )
 
@@ -49,23 +50,22 @@ func (t *tool) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *t.format}
 }
 
-// exits is the one table from errors to exit codes and advice.
+// exits maps errors to rows of the table of errors. The first match counts.
 var exits = []struct {
-	err  error
-	code cli.Code
-	hint string
+	err error
+	row fault.Row
 }{
-	{context.Canceled, cli.Interrupted, "its objects on the token were removed, or the next run removes them"},
-	{context.DeadlineExceeded, cli.Unavailable, "the module hangs; the next run removes what this one made"},
-	{hsm.ErrPIN, cli.Auth, "check the PIN: it was tried at most once and is not tried again, so that the token does not lock"},
-	{config.ErrTokenDenied, cli.Unavailable, "run it as a user who may use the token's files, or add this user to their group and log in again"},
-	{hsm.ErrUnavailable, cli.Unavailable, "check --module, --token-label and --worker-binary or the configuration; countersignctl hsm uri pkcs11: lists the tokens"},
+	{context.Canceled, fault.ProbeInterrupted},
+	{context.DeadlineExceeded, fault.ProbeHangs},
+	{hsm.ErrPIN, fault.ProbePIN},
+	{config.ErrTokenDenied, fault.TokenDenied},
+	{hsm.ErrUnavailable, fault.ProbeNoToken},
 }
 
 func explain(err error) error {
-	for _, row := range exits {
-		if errors.Is(err, row.err) {
-			return cli.Fail(row.code, err, row.hint)
+	for _, exit := range exits {
+		if errors.Is(err, exit.err) {
+			return exit.row.Of(err)
 		}
 	}
 	return err
@@ -81,7 +81,7 @@ func inParts(p cli.Printer, parts []func() error) error {
 	for i, part := range parts {
 		if i > 0 {
 			if _, err := fmt.Fprintln(p.Out); err != nil {
-				return cli.Fail(cli.IO, fmt.Errorf("writing output: %w", err), "")
+				return fault.Output.Of(err)
 			}
 		}
 		if err := part(); err != nil {
@@ -94,7 +94,7 @@ func inParts(p cli.Printer, parts []func() error) error {
 // printLine prints a string on a line.
 func printLine(p cli.Printer, s string) error {
 	if _, err := fmt.Fprintln(p.Out, s); err != nil {
-		return cli.Fail(cli.IO, fmt.Errorf("writing output: %w", err), "")
+		return fault.Output.Of(err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"countersign/hsm"
 	"countersign/hsm/wire"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // A probe takes at most probeTime, a quick one quickTime. It counts as hung after its limit: one call of the module may
@@ -80,8 +81,7 @@ func unable(s report.Sheet) error {
 	if len(s.Missing) == 0 {
 		return nil
 	}
-	return cli.Fail(cli.Failed, fmt.Errorf("the appliance cannot run on this token: it lacks %s", strings.Join(s.Missing, "; ")),
-		"ask the vendor for the mechanism, or whether it is switched off by the token's policy")
+	return fault.ProbeLacks.With("missing", strings.Join(s.Missing, "; ")).Error()
 }
 
 var sheetTable = cli.Table[report.Sheet]{

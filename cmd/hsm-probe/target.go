@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"countersign/hsm/pool"
 	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 )
 
 // target is the token of a command, from a configuration file or from flags.
@@ -112,9 +112,6 @@ func over(h, flags config.HSM) config.HSM {
 	return h
 }
 
-// errNoToken: no flag or key selects a token.
-var errNoToken = errors.New("neither --token-label nor --token-serial")
-
 // secret reads the PIN, once.
 func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 	name := g.hsm.TokenLabel
@@ -122,7 +119,7 @@ func (g *target) secret(cmd *cobra.Command) (hsm.PIN, error) {
 		name = g.hsm.TokenSerial
 	}
 	if name == "" {
-		return nil, cli.Fail(cli.Usage, errNoToken, "countersignctl hsm uri pkcs11: --module … lists the tokens")
+		return nil, fault.ProbeWhichToken.Error()
 	}
 	if when, refused := g.guard.Refused(); refused {
 		return nil, fmt.Errorf("token %s: %w since %s", name, pool.ErrRefusedBefore, when.UTC().Format(time.RFC3339))

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"countersign/cmd/hsm-probe/internal/report"
 	"countersign/hsm/uri"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // named is the URI of a token, with the attributes that no token has.
@@ -48,7 +48,7 @@ token. Exit code 5: no token fits.`,
 				return err
 			}
 			if len(n.Unfit) > 0 {
-				return cli.Fail(cli.NotFound, errors.New(strings.Join(n.Unfit, "\n")), "countersignctl hsm uri pkcs11: lists the tokens")
+				return fault.NoTokenFits.With("reasons", strings.Join(n.Unfit, "\n")).Error()
 			}
 			return nil
 		},
@@ -69,7 +69,7 @@ func (g *target) named(args []string) (uri.URI, error) {
 	}
 	u, err := uri.Parse(args[0])
 	if err != nil {
-		return u, cli.Fail(cli.Usage, err, "for example pkcs11:token=countersign?module-path=/usr/lib/softhsm/libsofthsm2.so")
+		return u, fault.BadURI.Of(err)
 	}
 	if path, ok := u.Get(uri.ModulePath); ok && g.hsm.Module == "" {
 		g.hsm.Module = path

@@ -91,10 +91,6 @@ var (
 		Text: "the module lacks a mechanism", Exit: Failed,
 		Advice: "countersignctl hsm probe shows the abilities of the module; one that makes no sealed copies needs backup.recipient = \"\", and its keys cannot be restored",
 	})
-	TokenDenied = daemon.row(Row{
-		Text: "no permission for the token's files", Exit: Unavailable,
-		Advice: "run it as a user who may use the token's files, or add this user to their group (for SoftHSM: softhsm) and log in again",
-	})
 	NoHSM = daemon.row(Row{
 		Text: "HSM unavailable", Exit: Unavailable,
 		Advice: "check hsm.module, hsm.token_label and hsm.worker_binary, and that the token is present (pkcs11-tool --module … -L); two of one label need hsm.token_serial",

@@ -49,3 +49,11 @@ var (
 		Text: "an answer of more than {bytes} bytes", Exit: Usage, Cause: "Nothing was changed.", Advice: "answer with one short line",
 	})
 )
+
+// Tokens.
+var (
+	TokenDenied = shared.row(Row{
+		Text: "no permission for the token's files", Exit: Unavailable, Cause: "The message names the file, its owner and its group.",
+		Advice: "run it as a user who may use the token's files, or add this user to their group (for SoftHSM: softhsm) and log in again",
+	})
+)

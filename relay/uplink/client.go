@@ -137,7 +137,7 @@ func (c *Client) callOnce(ctx context.Context, r request) ([]byte, error) {
 	number := c.started.Add(1)
 	body, err := c.http.call(ctx, r)
 	if ctx.Err() == nil {
-		c.note(c.judge(number, r.shows(err)))
+		c.note(c.judge(number, c.find(r, err)))
 	}
 	return body, err
 }

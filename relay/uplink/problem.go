@@ -58,6 +58,17 @@ func (r request) shows(err error) finding {
 	}
 }
 
+// find returns what a call shows. Without a certificate in force the device needs another enrolment, whatever else
+// failed; a wrong clock is more likely than an old certificate.
+func (c *Client) find(r request, err error) finding {
+	f, until := r.shows(err), c.Identity().NotAfter
+	if f.problem.kind != "" && f.problem.kind != kindClock && time.Now().After(until) {
+		f.problem = problem{kindRefused, fmt.Sprintf("this device's certificate ended at %s: enrol the device again "+
+			"in another state directory, with a code of countersignctl device invite --replace", until.UTC().Format(time.RFC3339))}
+	}
+	return f
+}
+
 // finding is what a call shows about the appliance.
 type finding struct {
 	isReachable bool
