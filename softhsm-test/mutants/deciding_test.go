@@ -22,7 +22,7 @@ var deciding = map[string]string{
 	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.refuseApply",
 	"appliance/change":          "* -Request.Effect -Request.keyStep -Request.step -Request.invitation -stays -roleWords -hours",
 	"appliance/change/quorum":   "*",
-	"appliance/change/requests": "Service.* transient requirement -Service.transcript -Service.Expire -Service.List",
+	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
 	"appliance/rules":           "Rules.* recordOf -Rules.Warn -Rules.History",
 	"appliance/parties":         "* -Record -Changed -New -Absent -absent.* -Taken -taken.* -final",
 	"appliance/enrol":           "* -New",
