@@ -95,7 +95,7 @@ type signing struct {
 	with      keyFlags
 	yes, only bool
 
-	compare func(*cobra.Command, []byte) (string, error) // a policy document with the policy in force; nil: offline
+	compare func(*cobra.Command, []byte) (policyChanges, error) // a policy document with the policy in force; nil: offline
 }
 
 func (t *tool) sign() *cobra.Command {
@@ -145,7 +145,7 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 	if err != nil {
 		return err
 	}
-	s.compare = t.policyComparison
+	s.compare = t.comparePolicy
 	signature, err := s.sign(cmd, f)
 	if err != nil || s.only {
 		return err
@@ -158,11 +158,11 @@ func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
 	f.whole = true
 	showRequest(cmd.ErrOrStderr(), f)
 	if document := f.Parameters.Bytes("document"); document != nil && s.compare != nil {
-		text, err := s.compare(cmd, document)
+		changes, err := s.compare(cmd, document)
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprint(cmd.ErrOrStderr(), text)
+		fmt.Fprintf(cmd.ErrOrStderr(), "\n%s", changes)
 	}
 	if s.only {
 		return nil, nil

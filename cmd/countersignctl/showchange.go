@@ -81,9 +81,9 @@ func (t *tool) printChange(cmd *cobra.Command, c adminapi.Change) error {
 	}
 	r, err := change.Parse(c.Document)
 	if document := r.Parameters.Bytes("document"); err == nil && document != nil {
-		text, err := t.policyComparison(cmd, document)
+		changes, err := t.comparePolicy(cmd, document)
 		if err == nil {
-			_, err = fmt.Fprint(p.Out, text)
+			_, err = fmt.Fprintf(p.Out, "\n%s", changes)
 		}
 		return err
 	}
