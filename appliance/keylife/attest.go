@@ -95,7 +95,7 @@ func sameMechanisms(got, want []string) bool {
 // that the object can be neither read nor changed; it may omit other attributes.
 func drift(o hsm.Object, k keyring.Key) (drift []string) {
 	usage := keyring.UsageOf(k.Name)
-	want := usage.Kind()
+	want := usage.Form(o.True & hsm.AttrUsages)
 	must := hsm.AttrPrivate | hsm.AttrSensitive
 	never := hsm.AttrExtractable | hsm.AttrModifiable
 	for _, name := range (must &^ o.True).Names() {

@@ -566,6 +566,24 @@ func TestAttestSilent(t *testing.T) {
 	}
 }
 
+// TestAttestHost: the HMAC key in place of a wrap key has no drift, and a key for MACs is no wrap key.
+func TestAttestHost(t *testing.T) {
+	l := newLife(t)
+	for may, want := range map[hsm.Attributes]string{
+		hsm.AttrSign | hsm.AttrVerify: "",
+		hsm.AttrSign:                  "CKO_SECRET_KEY of CKK_GENERIC_SECRET; usages CKA_SIGN; mechanisms CKM_SHA256_HMAC",
+	} {
+		host := func(all []hsm.Object) []hsm.Object {
+			o := &all[slices.IndexFunc(all, func(o hsm.Object) bool { return o.Label == "wrap@1" })]
+			o.KeyType, o.True, o.Mechanisms = "CKK_GENERIC_SECRET", o.True&^hsm.AttrUsages|may, []string{"CKM_SHA256_HMAC"}
+			return all
+		}
+		if wrong := l.attested(telling{l.token, host}); wrong != want {
+			t.Errorf("found %q, want %q", wrong, want)
+		}
+	}
+}
+
 // TestAttestUnrestricted: a key without CKA_ALLOWED_MECHANISMS differs on a token that keeps them.
 func TestAttestUnrestricted(t *testing.T) {
 	l := newLife(t)

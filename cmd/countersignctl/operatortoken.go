@@ -78,15 +78,21 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 		Binary: binary, Module: u.module, TokenLabel: u.token, TokenSerial: u.serial,
 		PIN: pin, Workers: 1, Sessions: 1,
 	})
-	switch err = config.TokenError(u.module, err); {
+	switch {
 	case errors.Is(err, hsm.ErrPIN):
 		err = fault.OperatorPIN.Of(err)
-	case errors.Is(err, config.ErrTokenDenied):
-		err = fault.TokenDenied.Of(err)
 	case err != nil:
-		err = fault.OperatorToken.Of(err)
+		err = unopened(u, err)
 	}
 	return u, opened, err
+}
+
+// unopened gives the error of a token that did not open its hint.
+func unopened(u tokenURI, err error) error {
+	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
+		return fault.TokenDenied.Of(err)
+	}
+	return fault.OperatorToken.Of(err)
 }
 
 // use calls do with the one key that the URI selects.

@@ -185,7 +185,8 @@ func (p *parts) openTokens(ctx context.Context, cfg *config.Appliance, secrets c
 		opened, err := pool.Open(ctx, pool.Config{
 			Binary: binary, Module: t.Module, TokenLabel: t.TokenLabel, TokenSerial: t.TokenSerial,
 			InitArgs: t.InitArgs, Require: serving, PIN: pin, Guard: guard, Patient: len(tokens) > 1,
-			Workers: cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
+			HostCheck: cfg.HSM.PasswordCheck == config.PasswordOnHost,
+			Workers:   cfg.HSM.Workers, Sessions: cfg.HSM.Sessions, Timeout: cfg.HSM.Timeout.Duration,
 			Logger:     p.log.Named("hsm").With("token", t.Name),
 			Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"token": t.Name}, p.metrics),
 		})

@@ -96,7 +96,7 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 func config(cfg wire.Config, log hclog.Logger) pkcs11.Config {
 	return pkcs11.Config{
 		Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial, PIN: cfg.PIN, Sessions: cfg.Sessions,
-		InitArgs: cfg.InitArgs, Require: cfg.Require, Logger: log,
+		InitArgs: cfg.InitArgs, Require: cfg.Require, HostCheck: cfg.HostCheck, Logger: log,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"countersign/hsm"
+	"countersign/hsm/internal/check"
 	"countersign/hsm/internal/kwp"
 )
 
@@ -58,8 +59,8 @@ func (s *suite) importSecret(t *testing.T, wrap hsm.KeyID, secret []byte) []byte
 	i.Wrap = wrap
 	kept, err := s.token.Import(t.Context(), i)
 	must(t, err)
-	if len(kept) != 40 {
-		t.Fatalf("Import returned %d bytes, want 40", len(kept))
+	if err := check.Kept(kept); err != nil {
+		t.Fatal(err)
 	}
 	return kept
 }
@@ -136,7 +137,7 @@ func (s *suite) testRewrap(t *testing.T) {
 	for i, to := range keys[1:] {
 		moved, err := s.token.Rewrap(t.Context(), hsm.Rewrap{From: keys[i].ID, To: to.ID, Wrapped: kept})
 		must(t, err)
-		if len(moved) != 40 || bytes.Equal(moved, kept) {
+		if check.Kept(moved) != nil || bytes.Equal(moved, kept) {
 			t.Fatalf("rewrapped to %x", moved)
 		}
 		for id, wrapped := range map[hsm.KeyID][]byte{keys[i].ID: kept, to.ID: moved} {

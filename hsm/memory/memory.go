@@ -121,7 +121,7 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 
 // Rewrap implements [hsm.Token].
 func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
-	if err := check.Wrapped(r.Wrapped); err != nil {
+	if err := check.Kept(r.Wrapped); err != nil {
 		return nil, err
 	}
 	from, err := t.find(ctx, r.From, hsm.WrapKey)

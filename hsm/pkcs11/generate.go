@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -33,6 +34,9 @@ func (t *Token) Generate(ctx context.Context, spec hsm.KeySpec) (hsm.Key, error)
 			return err
 		})
 	})
+	if errors.Is(err, hsm.ErrUnsupported) {
+		err = t.hinted(spec.Usage, err)
+	}
 	if err != nil {
 		return hsm.Key{}, fmt.Errorf("generating key %q: %w", spec.Label, err)
 	}
@@ -63,8 +67,8 @@ func (t *Token) maker(spec hsm.KeySpec) func(*session, hsm.KeySpec) (newKey, err
 }
 
 func (t *Token) canGenerate(spec hsm.KeySpec) error {
-	if err := t.have.check(using(spec.Usage)); err != nil {
-		return err
+	if err := t.have.check(t.using(spec.Usage)); err != nil {
+		return t.hinted(spec.Usage, err)
 	}
 	if len(spec.Recipients) == 0 {
 		return nil
@@ -133,7 +137,7 @@ func (t *Token) copySecret(s *session, spec hsm.KeySpec) (made newKey, err error
 func (t *Token) newSecret(s *session, usage hsm.Usage, template []*pkcs11.Attribute) (key pkcs11.ObjectHandle, err error) {
 	p := t.profile(usage)
 	template = t.withRestriction(p, template)
-	if usage == hsm.WrapKey && t.optional >= someOptional {
+	if p.allows(pkcs11.CKA_UNWRAP) && t.optional >= someOptional {
 		key, err = t.native.generateWrapping(s.handle, p.keygen, template)
 	} else {
 		key, err = t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)

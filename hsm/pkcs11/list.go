@@ -107,8 +107,12 @@ func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, publics 
 			return o, false, nil
 		}
 		copy(o.ID[:], a[0])
-		o.Usage, ok, err = t.usage(s, h, facts)
-		return o, ok, err
+		if o.Usage, ok, err = t.usage(s, h, facts); err != nil || ok {
+			return o, ok, err
+		}
+		o.Usage = hsm.WrapKey
+		o.host, err = t.onHost(s, h, facts)
+		return o, o.host, err
 	}
 	var usable bool
 	if facts.part, usable, err = t.usable(s, h, facts.keyType); err != nil || !usable {

@@ -16,20 +16,20 @@ func TestLackingMechanisms(t *testing.T) {
 		all[code] = true
 	}
 	serving := []hsm.Usage{hsm.SignP256, hsm.DeriveP256, hsm.MACKey}
-	if required, notices := all.missingFor(serving); len(required)+len(notices) != 0 {
+	if required, notices := (&Token{have: all}).missingFor(serving); len(required)+len(notices) != 0 {
 		t.Errorf("all there: %q, %q", required, notices)
 	}
 	delete(all, pkcs11.CKM_ECDH1_DERIVE)
 	delete(all, pkcs11.CKM_AES_ECB_ENCRYPT_DATA)
 	delete(all, ckmEdDSA)
-	required, notices := all.missingFor(serving)
+	required, notices := (&Token{have: all}).missingFor(serving)
 	if len(required) != 1 || required[0] != "module lacks CKM_ECDH1_DERIVE, needed for opening authorization requests" {
 		t.Errorf("required %q", required)
 	}
 	if len(notices) != 2 || !strings.HasPrefix(notices[0], "module lacks CKM_AES_ECB_ENCRYPT_DATA: ") || !strings.Contains(notices[1], "CKM_EDDSA") {
 		t.Errorf("notices %q", notices)
 	}
-	if required, notices = all.missingFor(nil); len(required) != 0 || len(notices) != 3 {
+	if required, notices = (&Token{have: all}).missingFor(nil); len(required) != 0 || len(notices) != 3 {
 		t.Errorf("nothing required: %q, %q", required, notices)
 	}
 }

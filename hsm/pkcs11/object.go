@@ -17,6 +17,7 @@ type object struct {
 	hsm.Key
 	handle pkcs11.ObjectHandle
 	mark   []byte // CKA_ID, of any length; the id of a pair follows from its public half
+	host   bool   // a wrap key that is an HMAC key, see hostcheck.go
 	closed bool   // sensitive, not extractable, with one usage: a key that Keys lists
 }
 

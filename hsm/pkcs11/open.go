@@ -36,7 +36,7 @@ func Open(cfg Config) (*Token, error) {
 
 func open(cfg Config) (*Token, error) {
 	t := &Token{
-		log: cfg.Logger, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}),
+		log: cfg.Logger, hostCheck: cfg.HostCheck, keys: map[hsm.KeyID]object{}, dead: make(chan struct{}),
 		settled: allOptional, optional: allOptional,
 	}
 	info, err := t.logIn(cfg)

@@ -133,7 +133,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
-		if t.hostImport {
+		if t.hostImport || o[1].host {
 			wrapped, err = t.importHere(s, o, i)
 		} else {
 			wrapped, err = t.importInside(s, o, i)
@@ -150,6 +150,10 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 		return nil, err
 	}
 	err = t.use(ctx, need{id: wrap, usage: hsm.WrapKey}, func(s *session, o object) (err error) {
+		if o.host {
+			mac, err = t.macHere(s, o, wrapped, data)
+			return err
+		}
 		secret, err := t.unwrap(s, o, wrapped)
 		if err != nil {
 			return err
@@ -233,7 +237,7 @@ func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte
 		return nil, at("unwrapping", errWrapped)
 	}
 	defer clear(secret)
-	return t.wrap(s, o[1], secret)
+	return t.keep(s, o[1], secret)
 }
 
 // wrap is C_WrapKey of 32 bytes from the memory of this process.
@@ -331,12 +335,16 @@ func withLength(template []*pkcs11.Attribute) []*pkcs11.Attribute {
 // Rewrap implements [hsm.Token] with C_UnwrapKey and C_WrapKey of a sensitive session
 // object. It is extractable meanwhile: PKCS#11 wraps no other.
 func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err error) {
-	if err := check.Wrapped(r.Wrapped); err != nil {
+	if err := check.Kept(r.Wrapped); err != nil {
 		return nil, err
 	}
 	keys := []need{{id: r.From, usage: hsm.WrapKey}, {id: r.To, usage: hsm.WrapKey}}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
-		wrapped, err = t.rewrap(s, o[0], o[1], r.Wrapped)
+		if o[0].host || o[1].host {
+			wrapped, err = t.rewrapHere(s, o[0], o[1], r.Wrapped)
+		} else {
+			wrapped, err = t.rewrap(s, o[0], o[1], r.Wrapped)
+		}
 		return err
 	})
 	return wrapped, err

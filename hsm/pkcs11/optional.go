@@ -83,16 +83,16 @@ func refuses(with, without func() error) bool {
 
 // tryKey makes a secret key on the token, with the attributes of one level only, and destroys it.
 func (t *Token) tryKey(s *session, only optional) (err error) {
-	p, usage := t.profile(hsm.MACKey), hsm.MACKey
-	if t.have.check(using(hsm.WrapKey)) == nil {
-		p, usage = t.profile(hsm.WrapKey), hsm.WrapKey // for CKA_UNWRAP_TEMPLATE
+	p := t.profile(hsm.MACKey)
+	if t.have.check(t.using(hsm.WrapKey)) == nil {
+		p = t.profile(hsm.WrapKey) // for CKA_UNWRAP_TEMPLATE
 	}
 	template := p.restrictedIf(only == allOptional, p.secret(random(len(hsm.KeyID{})), trialLabel))
 	if only == someOptional {
 		template = append(template, notCopyable())
 	}
 	var h pkcs11.ObjectHandle
-	if only == someOptional && usage == hsm.WrapKey {
+	if only == someOptional && p.allows(pkcs11.CKA_UNWRAP) {
 		h, err = t.native.generateWrapping(s.handle, p.keygen, template)
 	} else {
 		h, err = t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)

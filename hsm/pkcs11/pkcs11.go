@@ -29,6 +29,7 @@ type Config struct {
 	PIN         hsm.PIN      // of CKU_USER; Open erases it
 	Sessions    int          // working sessions, default the number of cores
 	InitArgs    string       // pReserved of C_Initialize, or empty for none
+	HostCheck   bool         // new wrap keys are HMAC keys, and passwords are checked in the memory of this process
 	Require     []hsm.Usage  // Open fails if the module cannot have keys of these usages
 	Logger      hclog.Logger // default none
 }
@@ -50,6 +51,7 @@ type Token struct {
 	missing  []string
 	// hostImport: the module cannot derive the KEK of an import.
 	hostImport bool
+	hostCheck  bool // see hostcheck.go
 
 	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next three
 	settled  optional                // attributes that the module keeps, as far as trials have shown

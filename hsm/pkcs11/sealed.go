@@ -97,7 +97,7 @@ func (t *Token) Adopt(ctx context.Context, spec hsm.KeySpec, private *ecdh.Priva
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	if err := t.have.check(using(spec.Usage)); err != nil {
+	if err := t.have.check(t.using(spec.Usage)); err != nil {
 		return hsm.Key{}, err
 	}
 	t.changing.Lock()
@@ -162,7 +162,7 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 	err = t.withFewerOptional(s, func() (err error) {
 		p := t.profile(k.Usage)
 		template := t.withRestriction(p, p.finalPrivate(k))
-		if k.Usage == hsm.WrapKey && t.optional >= someOptional {
+		if p.allows(pkcs11.CKA_UNWRAP) && t.optional >= someOptional {
 			key, err = t.native.unwrapWrapping(s, t.kwp, kek, wrapped, template)
 		} else {
 			key, err = t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, template)

@@ -74,7 +74,10 @@ func newProfile(u hsm.Usage) profile {
 // profile returns the profile of a usage with the mechanism by which this module wraps.
 func (t *Token) profile(usage hsm.Usage) profile {
 	p := profiles[usage]
-	if usage == hsm.WrapKey {
+	switch {
+	case usage == hsm.WrapKey && t.hostCheck:
+		return hostProfile
+	case usage == hsm.WrapKey:
 		p.mechanisms = []uint{t.kwp}
 	}
 	return p
@@ -230,7 +233,7 @@ func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	// Either name will do; chooseWrapping finds the right one.
 	t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] = t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] || t.have[ckmAESKeyWrapKWP]
 	var required []string
-	required, t.missing = t.have.missingFor(require)
+	required, t.missing = t.missingFor(require)
 	t.hostImport = !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA]
 	if len(required) > 0 {
 		return fmt.Errorf("%s: %w", strings.Join(required, "; "), hsm.ErrUnavailable)
@@ -238,16 +241,19 @@ func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	return nil
 }
 
-func (a available) missingFor(require []hsm.Usage) (required, notices []string) {
+func (t *Token) missingFor(require []hsm.Usage) (required, notices []string) {
 	needed := map[hsm.Usage]bool{}
 	for _, u := range require {
 		needed[u] = true
 	}
-	if !a[pkcs11.CKM_AES_ECB_ENCRYPT_DATA] {
+	switch {
+	case t.hostCheck:
+		notices = append(notices, hostNotice)
+	case !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA]:
 		notices = append(notices, "module lacks "+encryptData+": password verifiers are imported in the memory of hsm-worker")
 	}
 	for _, usage := range hsm.Usages() {
-		switch text := a.lacking(using(usage)); {
+		switch text := t.have.lacking(t.using(usage)); {
 		case text == "":
 		case needed[usage]:
 			required = append(required, text)

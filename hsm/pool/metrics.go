@@ -12,7 +12,7 @@ import (
 
 // metrics are the collectors of this package.
 type metrics struct {
-	alive, available                                  prometheus.Gauge
+	alive, available, hostCheck                       prometheus.Gauge
 	restarts, retries, garbled, quarantines, canaries prometheus.Counter
 	queue                                             []prometheus.Observer // by operation
 	call                                              []prometheus.Observer
@@ -33,6 +33,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.available = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "countersign_hsm_available", Help: "1 while calls are let through to the HSM, 0 while they are refused at once.",
+	})
+	m.hostCheck = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "countersign_hsm_password_check_on_host", Help: "1 while workers may check passwords in their memory, 0 while only the token checks them.",
 	})
 	counters := []prometheus.Collector{}
 	for c, name := range map[*prometheus.Counter][2]string{
@@ -59,7 +62,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.failed[op] = failures.WithLabelValues(op.String())
 	}
 	if r != nil {
-		r.MustRegister(append(counters, m.alive, m.available, m.restarts, seconds, failures)...)
+		r.MustRegister(append(counters, m.alive, m.available, m.hostCheck, m.restarts, seconds, failures)...)
 	}
 	return m
 }

@@ -48,6 +48,9 @@ type Config struct {
 	TokenSerial string
 	InitArgs    string      // for C_Initialize, or empty
 	Require     []hsm.Usage // Open fails if the module cannot have keys of these usages
+	// HostCheck makes new wrap keys HMAC keys, under which the workers check passwords in their memory. Without it they
+	// refuse to use such a key.
+	HostCheck bool
 	// PIN is erased by Open. Workers that are started later get it from an anonymous
 	// file outside this process's memory. Without one the pool starts locked: see
 	// [Pool.Unlock].
@@ -139,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Pool, error) {
 		cfg: cfg, metrics: newMetrics(cfg.Registerer), forks: make(chan fork), started: make(chan *conn, 1),
 		startSlot: make(chan struct{}, 1), forksEnd: make(chan struct{}),
 		closed: make(chan struct{}), changed: make(chan struct{}), stopped: cfg.lockedBy(),
+	}
+	if cfg.HostCheck {
+		p.metrics.hostCheck.Set(1)
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.cfg.PIN = nil

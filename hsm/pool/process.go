@@ -193,6 +193,7 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 	err = wire.WriteConfig(w.sock, wire.Config{
 		Module: p.cfg.Module, TokenLabel: p.cfg.TokenLabel, TokenSerial: p.cfg.TokenSerial,
 		PIN: pin, Sessions: p.cfg.Sessions, InitArgs: p.cfg.InitArgs, Require: p.cfg.Require,
+		HostCheck: p.cfg.HostCheck,
 	})
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)

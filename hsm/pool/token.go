@@ -52,7 +52,7 @@ func (p *Pool) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 	if err := check.Import(i); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Import(i), length(check.WrappedLen))
+	return p.call(ctx, wire.Import(i), kept)
 }
 
 // MACWrapped implements [hsm.Token].
@@ -65,10 +65,10 @@ func (p *Pool) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []b
 
 // Rewrap implements [hsm.Token]. It leaves nothing on the token, so it may be repeated.
 func (p *Pool) Rewrap(ctx context.Context, r hsm.Rewrap) ([]byte, error) {
-	if err := check.Wrapped(r.Wrapped); err != nil {
+	if err := check.Kept(r.Wrapped); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Rewrap(r), length(check.WrappedLen))
+	return p.call(ctx, wire.Rewrap(r), kept)
 }
 
 // Keys implements [hsm.Token].
@@ -223,6 +223,14 @@ func length(n int) func([]byte) error {
 		}
 		return nil
 	}
+}
+
+// kept checks a wrapped secret.
+func kept(payload []byte) error {
+	if err := check.Kept(payload); err != nil {
+		return fmt.Errorf("%v: %w", err, hsm.ErrGarbled)
+	}
+	return nil
 }
 
 func (p *Pool) call(ctx context.Context, q wire.Request, check func([]byte) error) ([]byte, error) {

@@ -29,8 +29,12 @@ func Call(ctx context.Context, t hsm.Token, q Request) ([]byte, error) {
 	case opImport:
 		return parsed(parseImport, q, func(i hsm.Import) ([]byte, error) { return t.Import(ctx, i) })
 	case opMACWrapped:
-		n := min(len(q.Payload), check.WrappedLen)
-		return t.MACWrapped(ctx, q.Key, q.Payload[:n], q.Payload[n:])
+		in := reader{rest: q.Payload}
+		wrapped := in.bytes(int(in.u8()))
+		if in.bad {
+			return nil, fmt.Errorf("mac-wrapped: no wrapped secret: %w", hsm.ErrInput)
+		}
+		return t.MACWrapped(ctx, q.Key, wrapped, in.rest)
 	case opRewrap:
 		return parsed(parseRewrap, q, func(r hsm.Rewrap) ([]byte, error) { return t.Rewrap(ctx, r) })
 	case opDestroy:
@@ -128,7 +132,7 @@ func parseKnown(q Request) (publics [][]byte, err error) {
 func parseRewrap(q Request) (hsm.Rewrap, error) {
 	in, r := reader{rest: q.Payload}, hsm.Rewrap{From: q.Key}
 	copy(r.To[:], in.bytes(len(r.To)))
-	r.Wrapped = in.bytes(check.WrappedLen)
+	r.Wrapped, in.rest = in.rest, nil
 	return r, in.input(opRewrap)
 }
 

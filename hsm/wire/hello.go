@@ -18,6 +18,7 @@ type Config struct {
 	Sessions                        int         // 0 to 32767, 0 is the child's default
 	InitArgs                        string      // for C_Initialize, or empty
 	Require                         []hsm.Usage // usages that serving depends on, at most 255
+	HostCheck                       bool        // passwords are checked in the memory of the child
 }
 
 // WriteConfig sends the first frame and erases the bytes it sent, but not c.PIN.
@@ -42,10 +43,18 @@ func WriteConfig(w io.Writer, c Config) error {
 	for _, u := range c.Require {
 		buf = append(buf, byte(u))
 	}
+	buf = append(buf, flag(c.HostCheck))
 	if _, err := w.Write(buf); err != nil {
 		return fmt.Errorf("writing worker configuration: %w", err)
 	}
 	return nil
+}
+
+func flag(on bool) byte {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // ReadConfig reads the first frame. The PIN lies in the only copy of the frame, so erasing
@@ -64,6 +73,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 	for range in.u8() {
 		c.Require = append(c.Require, hsm.Usage(in.u8()))
 	}
+	c.HostCheck = in.u8() == 1
 	if err := in.done(); err != nil {
 		c.PIN.Zero()
 		return Config{}, fmt.Errorf("reading worker configuration: %w", err)

@@ -96,9 +96,9 @@ func Import(i hsm.Import) Request {
 	return Request{Op: opImport, Key: i.Enrol, Payload: payload, Detail: string(i.Wrap[:])}
 }
 
-// MACWrapped takes a wrapped secret of 40 bytes.
+// MACWrapped takes a wrapped secret of at most 255 bytes.
 func MACWrapped(wrap hsm.KeyID, wrapped, data []byte) Request {
-	return Request{Op: opMACWrapped, Key: wrap, Payload: append(append([]byte(nil), wrapped...), data...)}
+	return Request{Op: opMACWrapped, Key: wrap, Payload: append(append([]byte{byte(len(wrapped))}, wrapped...), data...)}
 }
 
 // Rewrap is the request with the key r.From.

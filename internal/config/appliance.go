@@ -35,8 +35,16 @@ type HSM struct {
 	Sessions     int      `toml:"sessions"`      // PKCS#11 sessions per worker, 1 to 1024
 	Timeout      Duration `toml:"timeout"`       // per operation, 10 ms to 1 minute
 	WorkerBinary string   `toml:"worker_binary"` // "" is hsm-worker beside the executable
-	Second       Token    `toml:"second"`
+	// PasswordCheck is PasswordInside or PasswordOnHost.
+	PasswordCheck string `toml:"password_check"`
+	Second        Token  `toml:"second"`
 }
+
+// Where passwords are checked, hsm.password_check.
+const (
+	PasswordInside = "hsm"
+	PasswordOnHost = "host"
+)
 
 // Token is a PKCS#11 token that holds copies of the first one's keys.
 type Token struct {
@@ -144,6 +152,8 @@ func DefaultAppliance() Appliance {
 			Sessions:   2,
 			Timeout:    Duration{2 * time.Second},
 			Second:     Token{Pin: Secret{Source: "file", Path: "var/pin-second"}},
+
+			PasswordCheck: PasswordInside,
 		},
 		Store: Store{Driver: "sqlite"},
 		API: API{
@@ -206,6 +216,7 @@ func (a *Appliance) check() []Problem {
 	c.number("hsm.workers", a.HSM.Workers, span[int]{1, 64})
 	c.number("hsm.sessions", a.HSM.Sessions, span[int]{1, 1024})
 	c.duration("hsm.timeout", a.HSM.Timeout, span[time.Duration]{10 * time.Millisecond, time.Minute})
+	c.oneOf("hsm.password_check", a.HSM.PasswordCheck, PasswordInside, PasswordOnHost)
 	c.oneOf("store.driver", a.Store.Driver, "sqlite")
 	c.filled("store.path", a.Store.Path)
 	c.hostPort("api.listen", a.API.Listen)

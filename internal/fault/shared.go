@@ -51,9 +51,7 @@ var (
 )
 
 // Tokens.
-var (
-	TokenDenied = shared.row(Row{
-		Text: "no permission for the token's files", Exit: Unavailable, Cause: "The message names the file, its owner and its group.",
-		Advice: "run it as a user who may use the token's files, or add this user to their group (for SoftHSM: softhsm) and log in again",
-	})
-)
+var TokenDenied = shared.row(Row{
+	Text: "no permission for the token's files", Exit: Unavailable,
+	Advice: "run it as a user who may use the token's files, or add this user to their group (for SoftHSM: softhsm) and log in again",
+})

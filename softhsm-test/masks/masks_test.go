@@ -14,6 +14,7 @@ import (
 // course is how far the appliance gets behind a mask.
 type course struct {
 	profile string
+	host    bool   // with hsm.password_check = "host"
 	refusal string // in the error of countersignd init; "" if it works
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
 }
@@ -21,7 +22,15 @@ type course struct {
 var courses = []course{
 	{profile: "securosys"},
 	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
+	{profile: "securosys", host: true},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
+}
+
+func (c course) name() string {
+	if c.host {
+		return c.profile + " with checks on the host"
+	}
+	return c.profile
 }
 
 // brief are the profiles of go test -short.
@@ -30,7 +39,7 @@ var brief = []string{"marvell", "nethsm"}
 func TestMain(m *testing.M) {
 	s := harness.Suite{Name: "hsm-masks"}
 	for _, c := range courses {
-		s.Sections = append(s.Sections, c.profile)
+		s.Sections = append(s.Sections, c.name())
 	}
 	harness.Main(m, s)
 }
@@ -41,10 +50,10 @@ func TestMasks(t *testing.T) {
 	harness.Run(t, func(r *harness.Report) {
 		bin := harness.Must(harness.Built())
 		for _, c := range courses {
-			if testing.Short() && !slices.Contains(brief, c.profile) {
+			if testing.Short() && !slices.Contains(brief, c.name()) {
 				continue
 			}
-			r.Section(c.profile, func() {
+			r.Section(c.name(), func() {
 				s := open(r, bin, c)
 				defer s.close()
 				s.run(r.Context())

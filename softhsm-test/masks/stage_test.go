@@ -35,6 +35,7 @@ const (
 const configTOML = `state_dir = "state"
 [hsm]
 module = %q
+password_check = %q
 pin = { source = "file", path = "pin" }
 [api]
 listen = %q
@@ -99,7 +100,11 @@ func (s *stage) configure(more string) {
 	api, ops := harness.FreeAddress(), harness.FreeAddress()
 	_, port := harness.Must2(net.SplitHostPort(api))
 	s.Info = harness.Info{URL: "https://localhost:" + port, CA: s.path("state", "ca.pem"), Admin: "unix:" + s.path("state", "admin.sock")}
-	write(s.path("config.toml"), fmt.Sprintf(configTOML, s.Module, api, ops)+more)
+	check := "hsm"
+	if s.host {
+		check = "host"
+	}
+	write(s.path("config.toml"), fmt.Sprintf(configTOML, s.Module, check, api, ops)+more)
 }
 
 // countersignd runs a command of the daemon to its end.

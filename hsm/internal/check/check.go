@@ -17,6 +17,7 @@ const (
 	PointLen      = 65       // uncompressed SEC1 point on P-256
 	SecretLen     = 32       // Z of a P-256 ECDH, a MAC, a secret key
 	WrappedLen    = 40       // AES-KWP (RFC 5649) of a secret of 32
+	HostSealedLen = 56       // the same, sealed on the host: a salt of 16 before it
 	MaxData       = 64 << 10 // what MAC and EdDSA take at most
 	maxLabel      = 64
 	maxRecipients = 16
@@ -50,6 +51,15 @@ func Wrapped(b []byte) error {
 	return nil
 }
 
+// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, or 56 if it is sealed on the host. Anything else is
+// [hsm.ErrInput].
+func Kept(b []byte) error {
+	if len(b) == HostSealedLen {
+		return nil
+	}
+	return Wrapped(b)
+}
+
 // Import accepts an import that may succeed; anything else is [hsm.ErrInput].
 func Import(i hsm.Import) error {
 	if err := Peer(i.Ephemeral); err != nil {
@@ -60,7 +70,7 @@ func Import(i hsm.Import) error {
 
 // MACWrapped accepts the arguments of that method; anything else is [hsm.ErrInput].
 func MACWrapped(wrapped, data []byte) error {
-	if err := Wrapped(wrapped); err != nil {
+	if err := Kept(wrapped); err != nil {
 		return err
 	}
 	return Data(data)
