@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/change/quorum"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 )
 
@@ -30,7 +31,7 @@ func (r *Rules) Policy(ctx context.Context) (Policy, error) {
 func (r *Rules) PolicyAt(ctx context.Context, version uint64) (Policy, error) {
 	row, err := r.store.PolicyAt(ctx, version)
 	if errors.Is(err, store.ErrNotFound) {
-		err = fmt.Errorf("policy version %d: %w", version, store.ErrNotFound)
+		err = parties.Missing(fmt.Sprintf("there is no version %d of the policy", version))
 	}
 	if err != nil {
 		return Policy{}, err

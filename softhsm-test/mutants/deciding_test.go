@@ -24,7 +24,7 @@ var deciding = map[string]string{
 	"appliance/change/quorum":   "*",
 	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
 	"appliance/rules":           "Rules.* recordOf -Rules.Warn -Rules.History",
-	"appliance/parties":         "* -Record -Changed -New -Absent -absent.* -Taken -taken.* -final",
+	"appliance/parties":         "* -Record -Changed -New -Absent -Missing -Taken -worded.Error -final",
 	"appliance/enrol":           "* -New",
 	"appliance/keyring":         "Key.* Ring.* New ParseSettings IsCertified NewestMAC",
 	"appliance/keyring/chain":   "*",
