@@ -71,6 +71,7 @@ func blocksOf(t *testing.T, document string) (all []block) {
 // directory that is not the checkout.
 func TestDocuments(t *testing.T) {
 	skipped := map[string]int{}
+	bin := installPrograms(t)
 	installation := blocksOf(t, "docs/OPERATE.md")[0]
 	for _, document := range documents {
 		var script strings.Builder
@@ -94,7 +95,7 @@ func TestDocuments(t *testing.T) {
 		}
 		t.Run(filepath.Base(document), func(t *testing.T) {
 			t.Parallel()
-			newDesk(t).run(script.String())
+			newDesk(t, bin).run(script.String())
 		})
 	}
 	for what, n := range needs {
@@ -113,12 +114,13 @@ func TestDocuments(t *testing.T) {
 type desk struct {
 	*testing.T
 	dir   string
+	bin   string   // of the installed programs
 	ports []string // old and new ones in turn: so that tests beside this one find theirs free
 }
 
 // newDesk prepares what a document supposes: installed programs, the sample configurations, and no token.
-func newDesk(t *testing.T) *desk {
-	d := &desk{T: t, dir: t.TempDir()}
+func newDesk(t *testing.T, bin string) *desk {
+	d := &desk{T: t, dir: t.TempDir(), bin: bin}
 	for _, port := range []string{":8443", ":9443", ":7443"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		d.ok(err)
@@ -126,11 +128,8 @@ func newDesk(t *testing.T) *desk {
 		d.ok(errors.Join(err, l.Close()))
 		d.ports = append(d.ports, port, ":"+free)
 	}
-	for _, name := range []string{"bin", "work", "device", "tokens"} {
+	for _, name := range []string{"work", "device", "tokens", "tmp"} {
 		d.ok(os.Mkdir(filepath.Join(d.dir, name), 0o700))
-	}
-	for _, p := range harness.Programs {
-		d.install(p)
 	}
 	for from, to := range map[string]string{"config.toml": "work/config.toml", "internal/config/relay.toml": "device/relay.toml"} {
 		text, err := os.ReadFile(filepath.Join("..", from))
@@ -148,11 +147,17 @@ func (d *desk) ok(err error) {
 	}
 }
 
-// install copies a program: a link would lead it back to the checkout.
-func (d *desk) install(program string) {
-	d.Helper()
-	text, err := os.ReadFile(programs.Path(program))
-	d.ok(errors.Join(err, os.WriteFile(filepath.Join(d.dir, "bin", program), text, 0o700))) //nolint:gosec // a program
+// installPrograms copies the programs to a directory of their own: links would lead them back to the checkout.
+func installPrograms(t *testing.T) (bin string) {
+	t.Helper()
+	bin = t.TempDir()
+	for _, program := range harness.Programs {
+		text, err := os.ReadFile(programs.Path(program))
+		if err = errors.Join(err, os.WriteFile(filepath.Join(bin, program), text, 0o700)); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
+	}
+	return bin
 }
 
 func (d *desk) write(name, text string) {
@@ -195,8 +200,7 @@ relayd() {
 	*) command relayd "$@" ;;
 	esac
 }
-mkdir tmp
-export TMPDIR=$PWD/tmp WORK=$PWD/work DEVICE=$PWD/device SOFTHSM2_CONF=$PWD/softhsm2.conf PATH=$PWD/bin:$PATH
+export TMPDIR=$PWD/tmp WORK=$PWD/work DEVICE=$PWD/device SOFTHSM2_CONF=$PWD/softhsm2.conf
 cd work
 `
 
@@ -225,7 +229,7 @@ func (d *desk) run(script string) {
 	ctx, cancel := context.WithTimeout(d.Context(), scriptLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "script")
-	cmd.Dir = d.dir
+	cmd.Dir, cmd.Env = d.dir, append(os.Environ(), "PATH="+d.bin+":"+os.Getenv("PATH"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = program, program, program
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	d.ok(cmd.Start())

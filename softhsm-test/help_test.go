@@ -81,5 +81,5 @@ func TestExamples(t *testing.T) {
 	if found < 7 {
 		t.Errorf("found %d examples only", found)
 	}
-	newDesk(t).run(script.String())
+	newDesk(t, installPrograms(t)).run(script.String())
 }
