@@ -38,8 +38,8 @@ var deciding = map[string]string{
 		"restoration.readShares restoration.took",
 	"appliance/adminapi/server": "ownUser.* Peer listen",
 	"appliance/api":             "API.caller gate.* crowd.* oldestIdle Identity.judge Identity.Judge",
-	"protocol/trust":            "* -Use.String -*.MarshalJSON",
-	"protocol/receipt":          "Check.* checkSecond checkedEvidence.* parseEvidence Verify Parse sameAmount signed.verify",
+	"protocol/trust":            "* -Use.String -*.MarshalJSON -DateError.* -KeyCert.DateError -date",
+	"protocol/receipt":          "Check.* checkSecond checkedEvidence.* parseEvidence Verify VerifyKept Parse sameAmount signed.verify",
 	"protocol/enrol":            "Parse* Response.Check checkPEM enrolJSON.* passwordJSON.* optional",
 	"protocol/message":          "P2.* Channel.Open* VerifyCountersign Parse* CheckText checkKind ChallengeOf M1.Open",
 	"relay": "progress.* challenge.* registry.* Relay.verify Relay.check Relay.decide Relay.undecided Relay.begin Relay.pend " +
