@@ -44,9 +44,10 @@ var deciding = map[string]string{
 	"protocol/message":          "P2.* Channel.Open* VerifyCountersign Parse* CheckText checkKind ChallengeOf M1.Open",
 	"relay": "progress.* challenge.* registry.* Relay.verify Relay.check Relay.decide Relay.undecided Relay.begin Relay.pend " +
 		"Relay.answerM1 Relay.answerM3 Relay.isFinal Relay.reportAll Hook.run wantKind checkOrder",
-	"relay/journal":      "Journal.Begin Journal.Finish Journal.advance Journal.Unsettled Journal.appendLocked Journal.compactLocked Journal.read Journal.cut torn parseLine Open",
-	"hsm/pool":           "cachedKey.* Guard.* Pool.Sign Pool.prove Pool.proveKey Pool.testKey Pool.testMAC length",
-	"hsm/internal/check": "*",
+	"relay/journal":         "Journal.Begin Journal.Finish Journal.advance Journal.Unsettled Journal.appendLocked Journal.compactLocked Journal.read Journal.cut torn parseLine Open",
+	"hsm/pool":              "cachedKey.* Guard.* Pool.Sign Pool.prove Pool.proveKey Pool.testKey Pool.testMAC length kept",
+	"hsm/internal/check":    "*",
+	"hsm/internal/hostseal": "Seal Open",
 }
 
 // deciding returns the functions that decide, by symbol, and the patterns that fit none.
