@@ -20,17 +20,21 @@ type course struct {
 	code    int    // of that error; 0 is unavailable
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
 	way     string // that hsm status names; "" is not looked at
+	fault   string // a rule of the shim: what the vendor documents to happen now and then; "" is none
 }
 
 var courses = []course{
-	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)"},
+	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)", fault: "C_Sign rv CKR_DEVICE_ERROR n=1"}, // a member of the HA group is lost
 	{profile: "luna-fips", refusal: "CKD_NULL"},
 	{profile: "nshield", way: "CKK_SHA256_HMAC by CKM_NC_SHA256_HMAC_KEY_GEN"},
 	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
 	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
 	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "passwords: checked in the memory of hsm-worker"},
-	{profile: "securosys"},
-	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker"},
+	{profile: "securosys", fault: "C_SignInit rv CKR_TOKEN_NOT_PRESENT n=1"}, // no device is left, for one worker
+	{
+		profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker",
+		fault: "C_SignInit logout n=1",
+	}, // another program of the host logs out
 	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
