@@ -24,17 +24,20 @@ type course struct {
 }
 
 var courses = []course{
-	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)", fault: "C_Sign rv CKR_DEVICE_ERROR n=1"}, // a member of the HA group is lost
+	// A member of the HA group is lost.
+	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)", fault: "C_Sign rv CKR_DEVICE_ERROR n=1"},
 	{profile: "luna-fips", refusal: "CKD_NULL"},
 	{profile: "nshield", way: "CKK_SHA256_HMAC by CKM_NC_SHA256_HMAC_KEY_GEN"},
 	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
 	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
 	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "passwords: checked in the memory of hsm-worker"},
-	{profile: "securosys", fault: "C_SignInit rv CKR_TOKEN_NOT_PRESENT n=1"}, // no device is left, for one worker
+	// No device is left, for one worker.
+	{profile: "securosys", fault: "C_SignInit rv CKR_TOKEN_NOT_PRESENT n=1"},
+	// Another program of the host logs out.
 	{
 		profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker",
 		fault: "C_SignInit logout n=1",
-	}, // another program of the host logs out
+	},
 	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
@@ -67,7 +70,7 @@ func TestMain(m *testing.M) {
 	harness.Main(m, s)
 }
 
-// TestMasks runs each course. -short runs some.
+// TestMasks runs each course; go test -short runs some.
 func TestMasks(t *testing.T) {
 	t.Parallel()
 	harness.Run(t, func(r *harness.Report) {
@@ -77,7 +80,7 @@ func TestMasks(t *testing.T) {
 			t.Cleanup(func() { _ = os.RemoveAll(string(bin)) }) // at worst it stays in the temporary directory
 		}
 		for _, c := range courses {
-			if testing.Short() && !slices.Contains(brief, c.name()) {
+			if harness.Brief() && !slices.Contains(brief, c.name()) {
 				continue
 			}
 			r.Section(c.name(), func() {
