@@ -170,12 +170,14 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 	return err
 }
 
-// warnUnreported prints why the appliance did not say whether the device acted on an approval, which stands in any case.
+// warnUnreported prints why the appliance did not say whether the device acted on an approval, which stands in any
+// case.
 func warnUnreported(cmd *cobra.Command, err error) error {
 	if err == nil || errors.Is(err, client.ErrContradicted) || cmd.Context().Err() != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it was approved; whether the device acted is not known: %s\n", cli.Printable(err.Error()))
+	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it was approved; whether the device acted is not known: %s\n",
+		cli.Printable(err.Error()))
 	return nil
 }
 

@@ -50,7 +50,8 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 	if err == nil {
 		return int(OK)
 	}
-	if code, _ := codeOf(err); !isLogged(err) && ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
+	isCanceled := ctx.Err() != nil && errors.Is(err, context.Canceled) && !isLogged(err)
+	if code, _ := codeOf(err); isCanceled && code != Interrupted {
 		err = fault.WasInterrupted.Error()
 	}
 	var known ender
