@@ -254,6 +254,35 @@ func TestCompromised(t *testing.T) {
 	}
 }
 
+// TestSleeperLearnsOfCompromise: a phone that slept over a decision key that was given up, and over the one after it,
+// learns of both with one MU.
+func TestSleeperLearnsOfCompromise(t *testing.T) {
+	l := newLife(t)
+	phone, err := l.TrustDocument(l.now).Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := phone.Key(trust.UseDecision)
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyplan.Activate, "decision")
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
+	mu := trust.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}.Marshal()
+	if phone, err = phone.Update(mu, uint64(l.now.Unix())); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := phone.Key(trust.UseDecision); now.Epoch != 3 || now.MinEpoch != nil {
+		t.Errorf("decision epoch %d, want 3", now.Epoch)
+	}
+	for _, k := range phone.ReceiptKeys(old.Raw) {
+		if (k.GivenUp != 0) != (k.Epoch == 1) {
+			t.Errorf("decision epoch %d is given up: %d", k.Epoch, k.GivenUp)
+		}
+	}
+}
+
 // hides is a token without the keys of one name.
 type hides struct {
 	hsm.Token
