@@ -31,7 +31,7 @@ var deciding = map[string]string{
 	"appliance/keyplan":         "planner.* successor overlapEnd",
 	"appliance/keylife":         "Service.freed Service.under Service.draft Service.rootBase Service.unchanged asRequested Service.wasTaken stepOf onlyIdle rulesOut seen",
 	"appliance/keyuse": "Keys.Recipient Keys.ReadClientCert Keys.CheckVerifier Keys.ImportVerifier Keys.MACKeys Keys.PairwiseKey Keys.MAC " +
-		"Keys.TrustDocument Keys.follow agreed CheckMAC hasProof published Pins.* SealKeys",
+		"Keys.TrustDocument Keys.follow agreed CheckMAC hasProof published rulingBefore Pins.* SealKeys",
 	"appliance/anchor":          "Anchor.check File.Advance File.Root File.Floor",
 	"appliance/recovery/backup": "Known.* signed.verify Signature.* Backup.* State.counts Merge overrule inUse sameKey newer Cover Read",
 	"appliance/recovery/restore": "Host.CheckVacant Host.Unfinished restoration.readBackup restoration.checkDatabase restoration.readStatement " +
@@ -41,7 +41,7 @@ var deciding = map[string]string{
 	"protocol/trust":            "* -Use.String -*.MarshalJSON -DateError.* -KeyCert.DateError -date",
 	"protocol/receipt":          "Check.* checkSecond checkedEvidence.* parseEvidence Verify VerifyKept Parse sameAmount signed.verify",
 	"protocol/enrol":            "Parse* Response.Check checkPEM enrolJSON.* passwordJSON.* optional",
-	"protocol/message":          "P2.* Channel.Open* VerifyCountersign Parse* CheckText checkKind ChallengeOf M1.Open",
+	"protocol/message":          "P2.* Channel.Open* VerifyCountersign Parse* CheckText checkKind checkSuite ChallengeOf M1.Open",
 	"relay": "progress.* challenge.* registry.* Relay.verify Relay.check Relay.decide Relay.undecided Relay.begin Relay.pend " +
 		"Relay.answerM1 Relay.answerM3 Relay.isFinal Relay.reportAll Hook.run wantKind checkOrder",
 	"relay/journal":      "Journal.Begin Journal.Finish Journal.advance Journal.Unsettled Journal.appendLocked Journal.compactLocked Journal.read Journal.cut torn parseLine Open",
