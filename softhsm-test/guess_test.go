@@ -190,7 +190,7 @@ func (g *guessing) watch() func() int {
 func (g *guessing) lockedDecisions() (n int) {
 	g.Helper()
 	for _, r := range must[[]recordFields](g.T)(g.decisions()) {
-		if r.Reason == protocol.CodeLocked {
+		if r.Code == protocol.CodeLocked {
 			n++
 		}
 	}
@@ -199,7 +199,7 @@ func (g *guessing) lockedDecisions() (n int) {
 
 // recordFields is what this test reads of an audit record.
 type recordFields struct {
-	Reason protocol.Code `json:"reason"`
+	Code protocol.Code `json:"code"`
 }
 
 func (g *guessing) decisions() (out []recordFields, err error) {

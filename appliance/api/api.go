@@ -75,6 +75,8 @@ type API struct {
 	Limits     Limits
 	Metrics    *Metrics
 	Logger     hclog.Logger
+
+	refusals refusals
 }
 
 // Handler returns the handler of all routes.
@@ -341,9 +343,12 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if p.Retry != 0 {
 		w.Header().Set("Retry-After", strconv.FormatUint(p.Retry, 10))
 	}
-	if p.Status >= http.StatusInternalServerError {
+	switch {
+	case p.Status >= http.StatusInternalServerError:
 		a.Logger.Error("request failed", "path", r.URL.Path, "status", p.Status, "error", err)
-	} else {
+	case enrols(r):
+		a.logRefusal(r, p.Status, err)
+	default:
 		a.Logger.Debug("request refused", "path", r.URL.Path, "status", p.Status, "error", err)
 	}
 	writeProblem(w, p)

@@ -97,9 +97,6 @@ func (k *Service) keepSchedule(ctx context.Context) {
 
 func (k *Service) scheduled(ctx context.Context, s keyplan.Step) error {
 	_, err := k.take(audit.By(ctx, audit.Schedule), s, always) // a schedule has no vote and asks for none
-	if err == nil {
-		k.log.Info("key step taken by schedule", "verb", string(s.Verb), "key", s.Name)
-	}
 	return err
 }
 

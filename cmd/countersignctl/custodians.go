@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"filippo.io/age"
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/recovery/custody"
@@ -67,6 +66,10 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 	if err := scheme.Check(); err != nil {
 		return fault.CustodiansWrong.Of(err)
 	}
+	if err := custody.Distinct(people); err != nil {
+		return cli.Fail(cli.Usage, err, "give each custodian a key or passphrase that nobody else has; they are counted in the order of "+
+			"--recipient, --passphrase-file and --passphrases")
+	}
 	if err := s.vacant(len(people)); err != nil {
 		return err
 	}
@@ -118,7 +121,7 @@ func (s splitting) vacant(n int) error {
 }
 
 // people returns the custodians, in the order of recipients, passphrase files, questions.
-func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
+func (s splitting) people(cmd *cobra.Command) (all []custody.Custodian, err error) {
 	for _, r := range s.recipients {
 		to, err := custody.Recipient(r)
 		if err != nil {
@@ -147,7 +150,7 @@ func (s splitting) people(cmd *cobra.Command) (all []age.Recipient, err error) {
 	return all, nil
 }
 
-func withPassphrase(all []age.Recipient, secret []byte) ([]age.Recipient, error) {
+func withPassphrase(all []custody.Custodian, secret []byte) ([]custody.Custodian, error) {
 	defer clear(secret)
 	to, err := custody.Passphrase(secret)
 	if err != nil {

@@ -67,54 +67,31 @@ func initCommand(path *string) *cobra.Command {
 	}
 }
 
-func serveCommand(path *string) *cobra.Command {
-	return &cobra.Command{
-		Use: "serve", Args: cobra.NoArgs, Short: "Serve until SIGTERM",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return end(opener(openParts).with(cmd, *path, func(ctx context.Context, cfg *config.Appliance, p *parts) error {
-				if !p.locked() {
-					if err := p.host(cfg, environment{}).Tidy(ctx, p.token); err != nil {
-						return err
-					}
-				}
-				d, err := newDaemon(ctx, cfg, p)
-				if err != nil {
-					return err
-				}
-				return d.run(ctx)
-			}))
-		},
-	}
-}
-
 // opener opens store and token.
 type opener func(context.Context, *config.Appliance, environment) (*parts, error)
 
 // with loads the configuration, opens store and token, and closes them after do.
 func (open opener) with(cmd *cobra.Command, path string, do func(context.Context, *config.Appliance, *parts) error) error {
 	cfg, err := config.LoadAppliance(path)
-	if err == nil {
-		err = restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}.Unfinished()
-	}
 	if err != nil {
 		return err
 	}
-	p, err := open(cmd.Context(), cfg, environmentOf(cmd, cfg.Log))
+	return open.on(cmd.Context(), cfg, environmentOf(cmd, cfg.Log), func(ctx context.Context, p *parts) error { return do(ctx, cfg, p) })
+}
+
+// on opens store and token, and closes them after do.
+func (open opener) on(ctx context.Context, cfg *config.Appliance, env environment, do func(context.Context, *parts) error) error {
+	if err := (restore.Host{StateDir: cfg.StateDir, Store: cfg.Store.Path}).Unfinished(); err != nil {
+		return err
+	}
+	p, err := open(ctx, cfg, env)
 	if err == nil {
-		err = do(cmd.Context(), cfg, p)
+		err = do(ctx, p)
 		if closeErr := p.close(); err == nil {
 			err = closeErr
 		}
 	}
 	return err
-}
-
-// end returns the result of a daemon. A daemon that is stopped while it starts has not failed.
-func end(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return explain(err)
 }
 
 func configCommand(path *string) *cobra.Command {

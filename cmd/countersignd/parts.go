@@ -85,7 +85,9 @@ func openOrNew(ctx context.Context, cfg *config.Appliance, env environment) (*pa
 
 // openStore opens the store, or creates an empty one.
 func (p *parts) openStore(ctx context.Context, path string) (err error) {
-	if p.store, err = sqlite.Open(ctx, sqlite.Config{Path: path, Logger: p.log.Named("store")}); err != nil {
+	if p.store, err = sqlite.Open(ctx, sqlite.Config{
+		Path: path, Logger: p.log.Named("store"), Recorded: logActs(p.log.Named("admin")),
+	}); err != nil {
 		return fmt.Errorf("opening the store %s: %w", path, err)
 	}
 	return nil

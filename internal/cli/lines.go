@@ -33,7 +33,7 @@ type queued struct {
 const maxQueued = 1 << 20
 
 // flushTimeout bounds how long [Lines.Close] waits for a reader.
-const flushTimeout = time.Second
+const flushTimeout = time.Second / 2
 
 // NewLines returns an output that writes to a file or a buffer. The caller closes it, which does not close the file.
 func NewLines(to io.Writer) *Lines {
@@ -57,7 +57,7 @@ func (l *Lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close waits until the queued lines are written, for a second at most. Later lines are lost.
+// Close waits until the queued lines are written, for half a second at most. Later lines are lost.
 func (l *Lines) Close() error {
 	timeout := time.AfterFunc(flushTimeout, func() {
 		l.mu.Lock()

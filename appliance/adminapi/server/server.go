@@ -27,6 +27,7 @@ import (
 	"countersign/appliance/parties"
 	"countersign/appliance/recovery"
 	"countersign/appliance/store"
+	"countersign/appliance/store/audit"
 	"countersign/hsm"
 	"countersign/protocol/deviceapi"
 )
@@ -200,11 +201,11 @@ func decode[Req any](r *http.Request) (body Req, err error) {
 }
 
 func (m *mux) fail(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err)
+	p, actor := problemOf(err), audit.ActorOf(r.Context()).String()
 	if p.Change == nil {
-		m.log.Info("admin request failed", "path", r.URL.Path, "status", p.Status, "error", err)
+		m.log.Info("admin request failed", "path", r.URL.Path, "actor", actor, "status", p.Status, "error", err)
 	} else {
-		m.log.Info("change waits for administrators", "change", p.Change.ID, "kind", p.Change.Kind, "more", p.Change.More)
+		m.log.Info("change waits for administrators", "change", p.Change.ID, "kind", p.Change.Kind, "more", p.Change.More, "actor", actor)
 	}
 	writeProblem(w, p)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
@@ -14,28 +13,6 @@ import (
 
 // maxFile bounds a share's file, in bytes; one with 32 commitments has 4 KiB.
 const maxFile = 64 << 10
-
-// Recipient parses an age recipient, "age1…".
-func Recipient(s string) (age.Recipient, error) {
-	all, err := age.ParseRecipients(strings.NewReader(s))
-	if err != nil {
-		return nil, fmt.Errorf("age recipient: %w", err)
-	}
-	if len(all) != 1 {
-		return nil, fmt.Errorf("age recipient: got %d, want one custodian for one share", len(all))
-	}
-	return all[0], nil
-}
-
-// Passphrase returns the recipient of a custodian with a passphrase instead of a key, at
-// least 16 bytes (age's scrypt recipient, N = 2¹⁸).
-func Passphrase(secret []byte) (age.Recipient, error) {
-	const least = 16
-	if len(secret) < least {
-		return nil, fmt.Errorf("passphrase of %d bytes, want at least %d", len(secret), least)
-	}
-	return age.NewScryptRecipient(string(secret))
-}
 
 // Unlock returns the identity of a custodian with a passphrase.
 func Unlock(secret []byte) (age.Identity, error) { return age.NewScryptIdentity(string(secret)) }
@@ -51,10 +28,10 @@ func Identities(file []byte) ([]age.Identity, error) {
 
 // Seal returns the file of a share for one custodian. It is armored, so that it can be
 // printed; `age -d` decrypts it.
-func (s Share) Seal(to age.Recipient) ([]byte, error) {
+func (s Share) Seal(to Custodian) ([]byte, error) {
 	var out bytes.Buffer
 	armored := armor.NewWriter(&out)
-	w, err := age.Encrypt(armored, to)
+	w, err := age.Encrypt(armored, to.Recipient)
 	if err == nil {
 		text := s.text()
 		_, err = w.Write(text)

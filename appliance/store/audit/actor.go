@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"os/user"
 	"strconv"
@@ -39,6 +40,17 @@ func UserOf(uid uint32) Actor {
 func (a Actor) With(operator string) Actor {
 	a.operator = operator
 	return a
+}
+
+// String returns the name of the operator, of the user or of the part of the appliance.
+func (a Actor) String() string {
+	switch name := cmp.Or(a.operator, a.user); {
+	case name != "":
+		return name
+	case a.uid != nil:
+		return "uid " + strconv.FormatUint(uint64(*a.uid), 10)
+	}
+	return cmp.Or(a.role, Appliance.role)
 }
 
 // fields returns the actor as a record has it: "uid" and "user" of the peer of the admin socket,
@@ -81,4 +93,24 @@ func Act(ctx context.Context, kind, subject string, fields map[string]any) Recor
 		with[name] = value
 	}
 	return NewRecord(kind, subject, with)
+}
+
+// Acted is what the record of an administrative change says.
+type Acted struct {
+	Verb   string         // what was done: "suspended", "rotate", "executed"
+	Target string         // the subject of the record
+	Actor  map[string]any // "uid" and "user", "operator", or "role"
+	Fields map[string]any // all fields of the record, as [Record.Words] returns them
+}
+
+// Act returns what a record of an administrative change says; ok is false for any other record.
+func (r Record) Act() (a Acted, ok bool) {
+	switch r.Kind {
+	case KindDecision, KindRefused, KindFinal, KindSettled, KindFailures, KindRepeats, KindOutcome:
+		return a, false // the records of requests, which are many
+	}
+	a = Acted{Target: r.Subject, Fields: r.Words()}
+	a.Actor, ok = a.Fields["actor"].(map[string]any)
+	a.Verb, _ = a.Fields["event"].(string)
+	return a, ok
 }
