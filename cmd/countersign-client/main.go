@@ -128,6 +128,7 @@ var results = map[protocol.Code]fault.Row{
 	protocol.CodeAmountMissing:     fault.CodeAmountMissing,
 	protocol.CodeOwnApproval:       fault.CodeOwnApproval,
 	protocol.CodeTextDiffers:       fault.CodeTextDiffers,
+	protocol.CodeAmountNotAllowed:  fault.CodeAmountNotAllowed,
 	protocol.CodeServerUnreachable: fault.CodeServerUnreachable,
 	protocol.CodeTimeout:           fault.CodeTimeout,
 	protocol.CodeLink:              fault.CodeLink,

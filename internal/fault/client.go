@@ -54,7 +54,7 @@ var (
 		Advice: "wait for the time shown, or ask the operator to run countersignctl client unlock",
 	})
 	CodePolicy = phone.row(Row{
-		Text: "policy", Exit: Denied,
+		Text: "policy", Exit: Denied, Cause: "A second person may also lack the role that the policy asks for.",
 		Advice: "the policy does not allow this, or it or the sum of your approvals has changed: start again, and ask the operator if it is denied again",
 	})
 	CodeLimit = phone.row(Row{
@@ -122,6 +122,10 @@ var (
 	CodeTextDiffers = phone.row(Row{
 		Text: "text differs", Exit: Denied,
 		Advice: "the device gives another text than you did: start again without --text, and read what it shows",
+	})
+	CodeAmountNotAllowed = phone.row(Row{
+		Text: "amount not allowed", Exit: Denied, Cause: "The policy has no price for the service, or one in another currency.",
+		Advice: "start again without an amount, or with one in the currency of the service",
 	})
 	CodeServerUnreachable = phone.row(Row{
 		Text: "server unreachable", Exit: Unavailable,
