@@ -106,10 +106,9 @@ func FuzzMessage(f *testing.F) {
 	}
 	f.Add(message.LinkError{Code: protocol.CodeLink}.Marshal())
 	f.Add(trust.KeyUpdate{Certs: [][]byte{{0x80}}}.Marshal())
-	kem := kemKey(bytes.Repeat([]byte{1}, 32))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if m, err := message.ParseM1(b); err == nil {
-			if _, _, err := m.Open(kem, protocol.RootID{}); err == nil {
+			if _, _, err := m.Open(kemKey(m.Suite, bytes.Repeat([]byte{1}, 32)), protocol.RootID{}); err == nil {
 				t.Fatal("a message for nobody opens")
 			}
 		}

@@ -200,6 +200,11 @@ var (
 	BadReceipt = phone.row(Row{
 		Text: "receipt does not verify", Exit: BadSignature, Advice: "do not rely on this receipt",
 	})
+	GivenUpReceipt = phone.row(Row{
+		Text: "signed under a key given up on a date", Exit: BadSignature,
+		Cause:  "The key or root that vouches for the receipt was compromised: another party may have signed it.",
+		Advice: "another party may have signed it: ask the operator of the appliance whether its records have it",
+	})
 	ClientEnrolled = phone.row(Row{
 		Text: "already enrolled", Exit: Failed, Advice: "use another --state for another enrolment",
 	})
@@ -222,7 +227,7 @@ var (
 		Advice: "check the date and time of this machine and try again; if they are right, check those of the appliance",
 	})
 	EnrolRefused = phone.row(Row{
-		Text: "the appliance answered 403", Exit: Denied, Cause: "The activation code was used, withdrawn or has expired, or is a device's.",
+		Text: "the appliance answers 403", Exit: Auth, Cause: "The activation code was used, withdrawn or has expired, or is a device's.",
 		Advice: "ask for another code: countersignctl client invite",
 	})
 	EnrolGone = phone.row(Row{

@@ -135,8 +135,11 @@ func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 	}
 	var err error = protocol.CodeCertificate
 	for _, k := range pinned.Later {
-		if k.Use == trust.UseCA {
-			err = k.AcceptableAt(now, nil)
+		if k.Use != trust.UseCA {
+			continue
+		}
+		if err = k.AcceptableAt(now, nil); k.NotBefore > now {
+			break // the next one
 		}
 	}
 	return nil, fmt.Errorf("the root certifies no key for TLS now: %w", err)
