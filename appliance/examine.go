@@ -142,7 +142,8 @@ func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
 }
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
-	f := Finding{Check: "quorum", Warn: true, Advice: "run countersignctl admin add, or apply a policy with smaller quorums; policy.apply and admin.add need the largest"}
+	f := Finding{Check: "quorum", Warn: true, Advice: "resume a suspended administrator (countersignctl admin resume), add one, or apply a policy with smaller quorums; " +
+		"policy.apply and admin.add need the largest"}
 	rules := a.Rules.Active().Policy
 	all, err := a.Quorum.Quorums(ctx, rules)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"countersign/client/internal/remote"
 	"countersign/internal/durable"
 	"countersign/protocol"
+	"countersign/protocol/receipt"
 )
 
 // ErrLocked means that another process has opened the state directory.
@@ -132,3 +133,6 @@ func (e *FactorError) Unwrap() error { return protocol.CodeLevel }
 
 // ServerError is an HTTP answer other than 200 during enrolment.
 type ServerError = remote.Error
+
+// GivenUpError means that a full receipt is signed by a key that was given up as compromised.
+type GivenUpError = receipt.GivenUpError

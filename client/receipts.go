@@ -42,11 +42,13 @@ type Receipt struct {
 	// Performed is what the device reported about the act of an approval; nil: nothing that this client knows.
 	Performed *bool
 
-	// Decision is the full receipt, or nil. Verified means that on arrival its signature chained to
-	// the pinned root by KeyCert, and that it is about this statement.
+	// Decision is the full receipt, or nil. Verified means that its signature chains to the pinned root or an earlier
+	// one, and that it is about this statement. It is judged anew whenever the receipt is read. GivenUp is not zero if
+	// only a key that was given up as compromised verifies it, which may have been used by another party.
 	Decision []byte
 	Verified bool
-	KeyCert  []byte
+	GivenUp  time.Time
+	KeyCert  []byte // verified the decision on arrival, or nil
 
 	At time.Time
 }
@@ -75,7 +77,7 @@ type receiptJSON struct {
 	TriesLeft *uint64          `json:"tries_left,omitempty"`
 	Performed *bool            `json:"performed,omitempty"`
 	Decision  protocol.Base64  `json:"decision,omitempty"`
-	Verified  bool             `json:"verified,omitempty"`
+	Verified  bool             `json:"verified,omitempty"` // of earlier releases, not read
 	KeyCert   protocol.Base64  `json:"key_cert,omitempty"` // verified the decision
 	At        time.Time        `json:"at"`
 }
@@ -105,7 +107,7 @@ func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 func (c *Client) storeReceipt(r Receipt) error {
 	b, err := json.MarshalIndent(receiptJSON{
 		Statement: protocol.Base64(r.Statement), Verdict: r.Verdict, Known: r.Known, Result: r.Result, Reason: r.Reason,
-		Retry: uint64(r.Retry / time.Second), TriesLeft: r.TriesLeft, Performed: r.Performed, Decision: r.Decision, Verified: r.Verified,
+		Retry: uint64(r.Retry / time.Second), TriesLeft: r.TriesLeft, Performed: r.Performed, Decision: r.Decision,
 		KeyCert: r.KeyCert, At: r.At,
 	}, "", " ")
 	if err != nil {
@@ -134,8 +136,8 @@ func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 		return Receipt{}, fmt.Errorf("receipt %v is not of this serial: %w", serial, ErrState)
 	}
 	r.Known, r.Result, r.Reason, r.Retry = w.Known, w.Result, w.Reason, seconds(w.Retry)
-	r.TriesLeft, r.Performed, r.Decision, r.Verified, r.KeyCert = w.TriesLeft, w.Performed, w.Decision, w.Verified, w.KeyCert
-	return r, nil
+	r.TriesLeft, r.Performed, r.Decision, r.KeyCert = w.TriesLeft, w.Performed, w.Decision, w.KeyCert
+	return c.judged(r), nil
 }
 
 // Receipt returns the receipt of a serial, also of a session without a result, or [ErrNoReceipt].
@@ -151,8 +153,8 @@ func (c *Client) Receipt(serial protocol.Serial) (Receipt, error) {
 }
 
 // VerifyReceipt verifies the full receipt of a serial again, offline: its signature against the
-// pinned root, and its contents against the countersigned statement. Errors are [ErrNotEnrolled],
-// [ErrNoReceipt] without a full receipt, and [ErrReceipt].
+// pinned root and earlier ones, and its contents against the countersigned statement. Errors are [ErrNotEnrolled],
+// [ErrNoReceipt] without a full receipt, [ErrReceipt], and [GivenUpError].
 func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	if c.state.Enrolment == nil {
 		return Receipt{}, ErrNotEnrolled
@@ -164,39 +166,50 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	if r.Decision == nil {
 		return r, fmt.Errorf("%v is not a full receipt: %w", serial, ErrNoReceipt)
 	}
-	if _, err := c.checkDecision(r); err != nil {
+	_, err = c.checkDecision(r)
+	var given *GivenUpError
+	switch {
+	case errors.As(err, &given):
+		return r, fmt.Errorf("receipt %v does not prove anything: %w", serial, given)
+	case err != nil:
 		return r, fmt.Errorf("%v: %w: %w", serial, ErrReceipt, err)
 	}
 	return r, nil
 }
 
-// checkDecision returns the key certificate that verifies the decision. It judges an expired key by
-// the time of the receipt. A key that the root has since revoked proves nothing.
-func (c *Client) checkDecision(r Receipt) (cert []byte, err error) {
-	pinned, now := c.trustNow()
-	certs := pinned.KeyCerts(trust.UseDecision)
-	if r.KeyCert != nil {
-		certs = append(certs, r.KeyCert)
+// judged returns the receipt with Verified and GivenUp as of now.
+func (c *Client) judged(r Receipt) Receipt {
+	if r.Decision == nil || c.state.Enrolment == nil {
+		return r
 	}
-	newest, _ := pinned.Key(trust.UseDecision)
-	err = fmt.Errorf("no key certificate for decisions: %w", protocol.CodeCertificate)
-	for _, cert := range certs {
-		key, bad := trust.VerifyKeyCert(cert, pinned.Root)
-		switch {
-		case bad != nil:
-			err = bad
-			continue
-		case newest.MinEpoch != nil && key.Epoch < *newest.MinEpoch:
-			err = fmt.Errorf("key of epoch %d is revoked: %w", key.Epoch, protocol.CodeCertificate)
-			continue
-		}
-		keys := trust.Keyring{Root: pinned.Root, KeyCerts: [][]byte{cert}, Now: min(now, max(key.NotBefore, unix(r.At)))}
-		var d receipt.Decision
-		if d, err = receipt.Verify(keys, r.Decision); err == nil {
-			return cert, r.fits(d)
-		}
+	_, err := c.checkDecision(r)
+	r.Verified = err == nil
+	var given *GivenUpError
+	if errors.As(err, &given) {
+		r.GivenUp = given.Date()
 	}
-	return nil, err
+	return r
+}
+
+// signed is what a verified decision shows.
+type signed struct {
+	by       trust.ReceiptKey
+	issuedAt uint64 // Unix seconds by the appliance's clock
+}
+
+// checkDecision verifies the decision of a receipt, and that it is about the statement. It returns a [GivenUpError] if
+// only a key that was given up verifies it.
+func (c *Client) checkDecision(r Receipt) (signed, error) {
+	pinned, _ := c.trustNow()
+	d, by, err := receipt.VerifyKept(pinned.ReceiptKeys(r.KeyCert), r.Decision)
+	var given *GivenUpError
+	if err != nil && !errors.As(err, &given) {
+		return signed{}, err
+	}
+	if bad := r.fits(d); bad != nil {
+		return signed{}, bad
+	}
+	return signed{by, d.IssuedAt}, err
 }
 
 // fits returns CodePolicy unless a decision matches the countersigned statement.

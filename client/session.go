@@ -169,7 +169,7 @@ func (c *Client) begin(req Request) (exchange, error) {
 		return exchange{}, fmt.Errorf("request: %w", err)
 	}
 	root := pinned.Root.RootID()
-	m1, es, err := message.SealM1(root, kem.Epoch, kem.Key, raw)
+	m1, es, err := message.SealM1(kem.Recipient(root), raw)
 	if err != nil {
 		return exchange{}, fmt.Errorf("making M1: %w", err)
 	}
@@ -273,8 +273,10 @@ func (c *Client) finish(e exchange, p4 message.P4) (Receipt, error) {
 		r.Retry = seconds(*p4.Retry)
 	}
 	if r.Decision = p4.Decision; r.Decision != nil {
-		r.KeyCert, err = c.checkDecision(r)
-		r.Verified = err == nil
+		if s, err := c.checkDecision(r); err == nil {
+			r.Verified, r.KeyCert = true, s.by.Raw
+			c.shows(trust.Shown{Use: trust.UseDecision, Epoch: s.by.Epoch, Now: s.issuedAt})
+		}
 	}
 	if e.counts() {
 		if err := c.storeReceipt(r); err != nil {

@@ -19,7 +19,7 @@ func benchSession(b *testing.B) *session {
 func BenchmarkSealM1(b *testing.B) {
 	s := benchSession(b)
 	for b.Loop() {
-		if _, _, err := message.SealM1(s.root, 16, s.kemKey, s.p1); err != nil {
+		if _, _, err := message.SealM1(s.recipient(), s.p1); err != nil {
 			b.Fatal(err)
 		}
 	}

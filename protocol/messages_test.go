@@ -79,12 +79,40 @@ func (brokenKey) ECDH(*ecdh.PublicKey) ([]byte, error) { return nil, errHSM }
 func TestOpenM1PassesKeyErrors(t *testing.T) {
 	s := newSession(t, 1)
 	s.run(t)
-	key, err := hpke.NewDHKEMPrivateKey(brokenKey{must(ecdh.P256().GenerateKey(rand.Reader))})
-	mustOpen(t, "key", err)
+	key := message.NewKEM(message.Suite1, brokenKey{must(ecdh.P256().GenerateKey(rand.Reader))})
 	m1, err := message.ParseM1(s.m1)
 	mustOpen(t, "M1", err)
 	if _, _, err := m1.Open(key, s.root); !errors.Is(err, errHSM) {
 		t.Errorf("got %v, want the key's own error", err)
+	}
+}
+
+// TestStockHPKE: suite 1 is HPKE of the standard library, in both directions.
+func TestStockHPKE(t *testing.T) {
+	s := newSession(t, 1)
+	own := must(ecdh.P256().GenerateKey(rand.Reader))
+	private, public := must(hpke.NewDHKEMPrivateKey(own)), must(hpke.NewDHKEMPublicKey(own.PublicKey()))
+	s.kemKey = must(protocol.CompressPoint(own.PublicKey().Bytes()))
+	m1, es, err := message.SealM1(s.recipient(), s.p1)
+	mustOpen(t, "M1", err)
+	enc := must(protocol.PublicKey(m1[2:35]).ECDH()).Bytes()
+	stock := must(hpke.NewRecipient(enc, private, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(s.root)))
+	if p1, err := stock.Open(m1[:2], m1[35:]); err != nil || !bytes.Equal(p1, s.p1) {
+		t.Errorf("stock library opens %x, %v", p1, err)
+	}
+	if exported := must(stock.Export(domain.Session, len(es))); !bytes.Equal(exported, es[:]) {
+		t.Errorf("stock library exports %x, want %x", exported, es[:])
+	}
+
+	enc, sender, err := hpke.NewSender(public, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(s.root))
+	mustOpen(t, "stock sender", err)
+	head := []byte{0x11, 16}
+	sealed := must(sender.Seal(head, s.p1))
+	point := must(protocol.CompressPoint(enc))
+	parsed := must(message.ParseM1(concat(head, point[:], sealed)))
+	p1, es, err := parsed.Open(message.NewKEM(message.Suite1, own), s.root)
+	if exported := must(sender.Export(domain.Session, len(es))); err != nil || !bytes.Equal(p1, s.p1) || !bytes.Equal(exported, es[:]) {
+		t.Errorf("an M1 of the stock library opens as %x, %v", p1, err)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"crypto/ecdh"
 	"crypto/hkdf"
 	"crypto/hmac"
-	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -113,16 +112,15 @@ func hpkeVector(in hpkeIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	kem := kemKey(in.SkR)
 	m1, err := message.ParseM1(in.M1)
 	if err != nil {
 		return nil, err
 	}
-	p1, es, err := m1.Open(kem, root.RootID())
+	p1, es, err := m1.Open(kemKey(m1.Suite, in.SkR), root.RootID())
 	if err != nil {
 		return nil, err
 	}
-	s := hpkeSchedule(in.SkE, in.SkR, hpkeInfo(root.RootID()))
+	s := hpkeSchedule(m1.Suite, [2][]byte{in.SkE, in.SkR}, hpkeInfo(root.RootID()))
 	block := must(aes.NewCipher(s["key"]))
 	sealed := must(cipher.NewGCM(block)).Seal(nil, s["base_nonce"], p1, in.M1[:2])
 	again := append(append(bytes.Clone(in.M1[:2]), pointOf(s["enc"])...), sealed...)
@@ -138,13 +136,14 @@ func pointOf(uncompressed []byte) []byte {
 	return p[:]
 }
 
-func kemKey(scalar []byte) hpke.PrivateKey {
-	return must(hpke.NewDHKEMPrivateKey(must(ecdh.P256().NewPrivateKey(scalar))))
+func kemKey(suite uint8, scalar []byte) message.KEM {
+	return message.NewKEM(suite, must(ecdh.P256().NewPrivateKey(scalar)))
 }
 
-func hpkeSchedule(skE, skR, info []byte) map[string]hexBytes {
-	ephemeral := must(ecdh.P256().NewPrivateKey(skE))
-	recipient := must(ecdh.P256().NewPrivateKey(skR)).PublicKey()
+// hpkeSchedule takes the scalars of the sender's ephemeral key and of the recipient.
+func hpkeSchedule(number uint8, scalars [2][]byte, info []byte) map[string]hexBytes {
+	ephemeral := must(ecdh.P256().NewPrivateKey(scalars[0]))
+	recipient := must(ecdh.P256().NewPrivateKey(scalars[1])).PublicKey()
 	enc, pkR := ephemeral.PublicKey().Bytes(), recipient.Bytes()
 	dh := must(ephemeral.ECDH(recipient))
 
@@ -152,12 +151,19 @@ func hpkeSchedule(skE, skR, info []byte) map[string]hexBytes {
 	eaePRK := labeledExtract(kem, nil, "eae_prk", dh)
 	shared := labeledExpand(kem, eaePRK, "shared_secret", append(bytes.Clone(enc), pkR...), 32)
 
+	var kemKey []byte
 	suite := []byte("HPKE\x00\x10\x00\x01\x00\x01")
+	if number == message.Suite2 {
+		k := sha256.Sum256(concat(dh, []byte{0, 0, 0, 1}))
+		mac := hmac.New(sha256.New, k[:])
+		mac.Write(concat([]byte("OA1 kem v2"), enc, pkR))
+		kemKey, shared, suite = k[:], mac.Sum(nil), []byte("HPKE\xff\x02\x00\x01\x00\x01")
+	}
 	context := append([]byte{0}, labeledExtract(suite, nil, "psk_id_hash", nil)...)
 	context = append(context, labeledExtract(suite, nil, "info_hash", info)...)
 	secret := labeledExtract(suite, shared, "secret", nil)
 	return map[string]hexBytes{
-		"pk_r": pkR, "enc": enc, "info": info, "shared_secret": shared,
+		"pk_r": pkR, "enc": enc, "info": info, "kem_key": kemKey, "shared_secret": shared,
 		"key":             labeledExpand(suite, secret, "key", context, 16),
 		"base_nonce":      labeledExpand(suite, secret, "base_nonce", context, 12),
 		"exporter_secret": labeledExpand(suite, secret, "exp", context, 32),
@@ -179,6 +185,7 @@ func concat(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 type m1In struct {
 	RootKey hexBytes            `json:"root_key"`
 	Kem     map[string]hexBytes `json:"kem"`
+	Suite   uint8               `json:"suite"` // of the KeyCerts; 0: 1
 	M1      hexBytes            `json:"m1"`
 }
 
@@ -195,7 +202,7 @@ func m1Vector(in m1In) (any, error) {
 		if n, err := strconv.ParseUint(epoch, 10, 64); err != nil || uint8(n%64) != m1.Epoch {
 			continue
 		}
-		p1, es, err := m1.Open(kemKey(scalar), root.RootID())
+		p1, es, err := m1.Open(kemKey(max(in.Suite, message.Suite1), scalar), root.RootID())
 		if err != nil {
 			return nil, err
 		}
@@ -268,7 +275,7 @@ func (in sessionIn) channel(root protocol.RootID, out map[string]hexBytes) (c me
 	if err != nil {
 		return c, chal, err
 	}
-	p1, es, err := m1.Open(kemKey(in.SkR), root)
+	p1, es, err := m1.Open(kemKey(message.Suite1, in.SkR), root)
 	if err != nil {
 		return c, chal, err
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/rand"
 	"testing"
 
@@ -14,7 +13,7 @@ import (
 
 // session is one authorization with both ends.
 type session struct {
-	kem       hpke.PrivateKey
+	kem       message.KEM
 	kemKey    protocol.PublicKey
 	root      protocol.RootID
 	client    keySigner
@@ -33,13 +32,17 @@ func newSession(t testing.TB, level protocol.Level) *session {
 		t.Fatal(err)
 	}
 	s := &session{client: newKeySigner(t), level: level, chal: protocol.NewChallenge(protocol.Nonce{1}, protocol.Nonce{2})}
-	s.kem = must(hpke.NewDHKEMPrivateKey(key))
+	s.kem = message.NewKEM(message.Suite1, key)
 	s.kemKey = must(protocol.CompressPoint(key.PublicKey().Bytes()))
 	s.clientKey = s.client.public(t)
 	s.root = newKeySigner(t).public(t).RootID()
 	s.p1 = message.P1{Client: protocol.ClientIDOf(s.clientKey), Serial: protocol.NewSerial(7, [8]byte{9}), Service: 1027, Level: level}.Marshal()
 	s.p2 = s.payload2().Marshal()
 	return s
+}
+
+func (s *session) recipient() message.Recipient {
+	return message.Recipient{Root: s.root, Suite: message.Suite1, Epoch: 16, Key: s.kemKey}
 }
 
 func (s *session) payload2() message.P2 {
@@ -67,7 +70,7 @@ func (s *session) run(t testing.TB) {
 	t.Helper()
 	var es message.Secret
 	var err error
-	if s.m1, es, err = message.SealM1(s.root, 16, s.kemKey, s.p1); err != nil {
+	if s.m1, es, err = message.SealM1(s.recipient(), s.p1); err != nil {
 		t.Fatal(err)
 	}
 	s.client1 = message.NewChannel(es, s.m1, s.chal)

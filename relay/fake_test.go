@@ -5,7 +5,6 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hpke"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -91,7 +90,7 @@ type fake struct {
 	root     signingKey
 	decision signingKey
 	ca       signingKey
-	kem      hpke.PrivateKey
+	kem      *ecdh.PrivateKey
 	caCert   *x509.Certificate
 	server   *httptest.Server
 	caFile   string
@@ -116,7 +115,7 @@ type fake struct {
 
 func newFake(t testing.TB) *fake {
 	t.Helper()
-	kem, err := hpke.DHKEM(ecdh.P256()).GenerateKey()
+	kem, err := ecdh.P256().GenerateKey(rand.Reader)
 	must(t, err)
 	f := &fake{
 		t: t, root: newSigningKey(t), decision: newSigningKey(t), ca: newSigningKey(t), kem: kem, epoch: 1, ttl: 60, life: time.Hour,
@@ -344,7 +343,7 @@ func (f *fake) apply(w http.ResponseWriter, body []byte) {
 		refuse(w, err)
 		return
 	}
-	p1, es, err := m1.Open(f.kem, f.root.public(f.t).RootID())
+	p1, es, err := m1.Open(message.NewKEM(message.Suite1, f.kem), f.root.public(f.t).RootID())
 	if err != nil {
 		refuse(w, err)
 		return

@@ -179,7 +179,7 @@ func (g *rig) phoneAt(t *testing.T, addr string, service protocol.Service) *phon
 	p.p1 = p1.Marshal()
 	g.set(func() { g.clients[p1.Client] = p.key.public(t) })
 	var err error
-	p.m1, p.es, err = message.SealM1(g.root.public(t).RootID(), 1, g.kemKey(), p.p1)
+	p.m1, p.es, err = message.SealM1(message.Recipient{Root: g.root.public(t).RootID(), Suite: message.Suite1, Epoch: 1, Key: g.kemKey()}, p.p1)
 	must(t, err)
 	return p
 }

@@ -195,7 +195,7 @@ func (p *Phone) ApplyWith(p1 message.P1, req deviceapi.ApplyRequest) (*Session, 
 	s := &Session{p: p, P1: p1}
 	_, _ = rand.Read(s.Nonce[:])
 	var err error
-	if s.M1, s.es, err = message.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, p1.Marshal()); err != nil {
+	if s.M1, s.es, err = message.SealM1(kem.Recipient(p.b.Trust.Root.RootID()), p1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	req.M1, req.Nonce = s.M1, s.Nonce
@@ -213,7 +213,7 @@ func (p *Phone) SealOnly() *Session {
 	kem, _ := p.b.Trust.Key(trust.UseKEM)
 	s := &Session{p: p, P1: p.P1(Door)}
 	var err error
-	if s.M1, s.es, err = message.SealM1(p.b.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, s.P1.Marshal()); err != nil {
+	if s.M1, s.es, err = message.SealM1(kem.Recipient(p.b.Trust.Root.RootID()), s.P1.Marshal()); err != nil {
 		p.b.Fatal(err)
 	}
 	return s

@@ -225,9 +225,11 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 		return fmt.Errorf("%s: the root after it: %w", keyring.Label(keyring.Root, e.Version), keyring.ErrNoKey)
 	}
 	root := keyOf(*e)
-	e.Cert, err = trust.SignRootCert(ctx, c.Signer(root), trust.RootCert{
-		Number: e.Version, Key: root.Point, NextHash: sha256.Sum256(after.Public),
-	})
+	cert := trust.RootCert{Number: e.Version, Key: root.Point, NextHash: sha256.Sum256(after.Public)}
+	if e.RulesOut {
+		cert.Reason = trust.ReasonCompromised
+	}
+	e.Cert, err = trust.SignRootCert(ctx, c.Signer(root), cert)
 	return err
 }
 

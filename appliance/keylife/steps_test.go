@@ -410,6 +410,27 @@ func TestRoots(t *testing.T) {
 	}
 }
 
+// TestRootGivenUp: the RootCert says why the root before it was replaced, and a root that waits is not taken for one
+// that gives the root before it up.
+func TestRootGivenUp(t *testing.T) {
+	l := newLife(t)
+	l.must(keyplan.Rotate, "root")
+	if err := l.compromised("root"); !errors.Is(err, keyplan.ErrStep) {
+		t.Errorf("root 2 waits, by routine: %v", err)
+	}
+	l.must(keyplan.Activate, "root")
+	if err := errors.Join(l.compromised("root"), l.compromised("root")); err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyplan.Activate, "root")
+	for i, want := range []uint64{trust.ReasonRoutine, trust.ReasonRoutine, trust.ReasonCompromised} {
+		r, err := trust.VerifyRootCert(l.TrustDocument(l.now).RootCerts[i])
+		if err != nil || r.Reason != want {
+			t.Errorf("root %d has reason %d, want %d, %v", i+1, r.Reason, want, err)
+		}
+	}
+}
+
 // TestRootTakenBack: a root that waits can be retired, and rotated to again.
 func TestRootTakenBack(t *testing.T) {
 	l := newLife(t)

@@ -19,6 +19,8 @@ func (p *planner) rotateRoot() error {
 	switch {
 	case !ok:
 		return fmt.Errorf("no root %d was prepared: %w", p.RootNumber()+1, ErrStep)
+	case next.Cert != nil && p.Compromised && !p.waitingRulesOut(next.Version):
+		return fmt.Errorf("%s waits and does not give up the root before it: retire it, then rotate again: %w", next.Label(), ErrStep)
 	case next.Cert != nil:
 		return p.keep(next)
 	case !next.OnToken:
@@ -32,7 +34,8 @@ func (p *planner) rotateRoot() error {
 	case !after.OnToken:
 		return fmt.Errorf("%s: %w", after.Label(), ErrRootAway)
 	}
-	p.edit(next.Key).Certify = true
+	root := p.edit(next.Key)
+	root.Certify, root.RulesOut = true, p.Compromised
 	for _, name := range certified {
 		in, err := p.Current(name, p.now)
 		if err != nil {
@@ -45,6 +48,11 @@ func (p *planner) rotateRoot() error {
 		p.prepare(lives[name], e.Key)
 	}
 	return nil
+}
+
+// waitingRulesOut reports whether a root that waits was rotated to because the one before it was compromised.
+func (p *planner) waitingRulesOut(version uint64) bool {
+	return slices.ContainsFunc(p.Keys(), func(k keyring.Key) bool { return k.Root == version && k.RulesOut })
 }
 
 // rootWaits returns the root that was rotated to and not activated.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/hmac"
-	"crypto/hpke"
 	"errors"
 	"fmt"
 	"time"
@@ -18,8 +17,8 @@ import (
 
 // Recipient decrypts what phones encrypt to one kem epoch.
 type Recipient struct {
-	hpke.PrivateKey                 // its one ECDH runs on the token
-	Root            protocol.RootID // of the root that certified the epoch
+	message.KEM                 // its one ECDH runs on the token
+	Root        protocol.RootID // of the root that certified the epoch
 }
 
 // Recipient returns the kem epoch that is e modulo 64; its ECDH runs within ctx. ok is
@@ -36,14 +35,14 @@ func (k *Keys) Recipient(ctx context.Context, e uint8, now time.Time) (to Recipi
 			return to, false, err
 		}
 		to.Root = ring.Root().Point.RootID()
-		to.PrivateKey, err = hpke.NewDHKEMPrivateKey(&exchanger{ctx: ctx, token: k.token, id: kem.ID, public: public})
-		return to, true, err
+		to.KEM = message.NewKEM(message.Suite1, &exchanger{ctx: ctx, token: k.token, id: kem.ID, public: public})
+		return to, true, nil
 	}
 	return to, false, nil
 }
 
 // exchanger runs a key agreement on the token. It lives for one request and carries its
-// context, because ecdh.KeyExchanger has no place for one.
+// context, because message.Exchanger has no place for one.
 type exchanger struct {
 	ctx    context.Context
 	token  hsm.Token
@@ -52,7 +51,6 @@ type exchanger struct {
 }
 
 func (e *exchanger) PublicKey() *ecdh.PublicKey { return e.public }
-func (e *exchanger) Curve() ecdh.Curve          { return ecdh.P256() }
 
 func (e *exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
 	return e.token.Derive(e.ctx, e.id, peer)

@@ -129,6 +129,7 @@ var results = map[protocol.Code]fault.Row{
 	protocol.CodeAmountMissing:     fault.CodeAmountMissing,
 	protocol.CodeOwnApproval:       fault.CodeOwnApproval,
 	protocol.CodeTextDiffers:       fault.CodeTextDiffers,
+	protocol.CodeAmountNotAllowed:  fault.CodeAmountNotAllowed,
 	protocol.CodeServerUnreachable: fault.CodeServerUnreachable,
 	protocol.CodeTimeout:           fault.CodeTimeout,
 	protocol.CodeLink:              fault.CodeLink,
@@ -167,6 +168,14 @@ func explain(err error) error {
 	if errors.As(err, &factor) {
 		return fault.FactorMissing.Of(err)
 	}
+	var given *client.GivenUpError
+	if errors.As(err, &given) {
+		return fault.GivenUpReceipt.Of(err)
+	}
+	var server *client.ServerError
+	if errors.As(err, &server) && server.Status == http.StatusForbidden {
+		return fault.EnrolRefused.Of(err) // its code 4 would say that this client is not served
+	}
 	var dated *trust.DateError
 	if errors.As(err, &dated) {
 		row := fault.PhoneClock
@@ -185,8 +194,7 @@ func explain(err error) error {
 		}
 		return row.Of(err)
 	}
-	var server *client.ServerError
-	if errors.As(err, &server) {
+	if server != nil {
 		return rowOfStatus(server.Status).Of(err)
 	}
 	var path *fs.PathError
@@ -197,13 +205,11 @@ func explain(err error) error {
 	return err
 }
 
-// rowOfStatus returns the row of an HTTP status without a code of the protocol.
+// rowOfStatus returns the row of an HTTP status other than 403, without a code of the protocol.
 func rowOfStatus(status int) fault.Row {
 	switch {
 	case status == http.StatusNotFound || status == http.StatusGone:
 		return fault.EnrolGone
-	case status == http.StatusForbidden:
-		return fault.EnrolRefused
 	case status == http.StatusTooManyRequests || status >= http.StatusInternalServerError:
 		return fault.EnrolBusy
 	}

@@ -95,7 +95,10 @@ func TestEnrolExitCodes(t *testing.T) {
 	s.want(2, "enrol", "--url", "http://127.0.0.1:1", code)
 	s.want(69, "enrol", "--url", "https://127.0.0.1:1", code)
 	s.want(4, "enrol", "--url", clienttest.New(t).Serve(), code)
-	s.want(3, "enrol", "--url", url, enrol.NewActivationCode(a.Root(), [13]byte{}).String())
+	_, stderr := s.want(77, "enrol", "--url", url, enrol.NewActivationCode(a.Root(), [13]byte{}).String())
+	if !strings.Contains(stderr, "ask for another code: countersignctl client invite") {
+		t.Errorf("a refused code: %s", stderr)
+	}
 	s.want(0, "enrol", "--url", url, code)
 }
 

@@ -29,10 +29,11 @@ type outcome struct {
 	Amount      string        `json:"amount,omitempty"`
 	Text        string        `json:"text,omitempty"`
 	RetryS      int           `json:"retry_s,omitempty"`
-	TriesLeft   *uint64       `json:"tries_left,omitempty"` // passwords; nil: unknown
-	Performed   *bool         `json:"performed,omitempty"`  // as the device reported; nil: unknown
-	Approves    uint64        `json:"approves,omitempty"`   // the other client's service, if this approves one
-	Receipt     string        `json:"receipt,omitempty"`    // verified or unverified full receipt
+	TriesLeft   *uint64       `json:"tries_left,omitempty"`  // passwords; nil: unknown
+	Performed   *bool         `json:"performed,omitempty"`   // as the device reported; nil: unknown
+	Approves    uint64        `json:"approves,omitempty"`    // the other client's service, if this approves one
+	Receipt     string        `json:"receipt,omitempty"`     // full receipt: verified, unverified, or given up
+	GivenUpOn   string        `json:"given_up_on,omitempty"` // date when the key that signed the receipt was given up
 	At          string        `json:"at,omitempty"`
 }
 
@@ -57,6 +58,8 @@ func outcomeOf(c *client.Client, r client.Receipt) outcome {
 	switch {
 	case r.Verified:
 		o.Receipt = "verified"
+	case !r.GivenUp.IsZero():
+		o.Receipt, o.GivenUpOn = "given up", r.GivenUp.Format(time.DateOnly)
 	case r.Decision != nil:
 		o.Receipt = "unverified"
 	}
@@ -103,7 +106,12 @@ var outcomeTable = cli.Table[outcome]{
 	{Title: "device", Value: func(o outcome) string { return quoted(o.DeviceName) }},
 	{Title: "amount", Value: func(o outcome) string { return o.Amount }},
 	{Title: "text", Value: func(o outcome) string { return quoted(o.Text) }},
-	{Title: "receipt", Value: func(o outcome) string { return o.Receipt }},
+	{Title: "receipt", Value: func(o outcome) string {
+		if o.GivenUpOn != "" {
+			return "signed under a key given up on " + o.GivenUpOn
+		}
+		return o.Receipt
+	}},
 	{Title: "at", Value: func(o outcome) string { return o.At }},
 }
 
@@ -222,8 +230,9 @@ func (a *app) verifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [SERIAL]",
 		Short: "Verify the stored full receipts offline",
-		Long: "verify checks that the decision in a full receipt is signed by a key of the pinned root and matches the\n" +
-			"countersigned statement. Without a serial it checks all of them.\n\n" +
+		Long: "verify checks that the decision in a full receipt is signed by a key of the pinned root, or of a root that it\n" +
+			"replaced by routine, and matches the countersigned statement. A key or root that was given up as compromised\n" +
+			"proves nothing, because another party may have signed with it. Without a serial it checks all receipts.\n\n" +
 			"Exit codes: 0 all verify, 4 one does not, 5 there is no full receipt.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd, args) },
@@ -249,10 +258,10 @@ func (a *app) verify(cmd *cobra.Command, args []string) error {
 			continue
 		}
 		r, err := c.VerifyReceipt(r.Serial)
-		if err != nil && !errors.Is(err, client.ErrReceipt) {
+		var given *client.GivenUpError
+		if err != nil && !errors.Is(err, client.ErrReceipt) && !errors.As(err, &given) {
 			return explain(err)
 		}
-		r.Verified = err == nil
 		rows, bad = append(rows, outcomeOf(c, r)), errors.Join(bad, err)
 	}
 	if len(rows) == 0 {

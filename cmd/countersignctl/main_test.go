@@ -22,7 +22,7 @@ func TestProblems(t *testing.T) {
 		code cli.Code
 		hint string
 	}{
-		problem.NotFound:    {cli.NotFound, "client, device, key, admin, change"},
+		problem.NotFound:    {cli.NotFound, "countersignctl device list shows the names"},
 		problem.Exists:      {cli.Failed, "hint: gate is enrolled or has an open code"},
 		problem.Conflict:    {cli.Failed, ""},
 		problem.KeyStep:     {cli.Failed, "countersignctl key list"},

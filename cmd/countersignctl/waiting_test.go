@@ -128,7 +128,7 @@ func TestChangeShowPolicy(t *testing.T) {
 	code, stdout, stderr := run(t, address, "change", "show", c.ID)
 	for _, want := range []string{
 		"--- policy version 3, in force\n", "\n-local = true\n", "\n+local = false\n", `+# \u202e`,
-		"policy.apply: 1 administrator becomes 2 administrators\n", "the admin socket: counts as an administrator becomes does not count\n",
+		"policy.apply: from 1 administrator to 2 administrators\n", "the admin socket: from counting as an administrator to not counting\n",
 		"Under it 2 can countersign: ann, bob\n", "Warning: policy.apply: every one of the 2 administrators",
 		"policy.apply takes 2 administrators, and 1 can change that by admin.add",
 	} {

@@ -54,7 +54,7 @@ var (
 		Advice: "wait for the time shown, or ask the operator to run countersignctl client unlock",
 	})
 	CodePolicy = phone.row(Row{
-		Text: "policy", Exit: Denied,
+		Text: "policy", Exit: Denied, Cause: "A second person may also lack the role that the policy asks for.",
 		Advice: "the policy does not allow this, or it or the sum of your approvals has changed: start again, and ask the operator if it is denied again",
 	})
 	CodeLimit = phone.row(Row{
@@ -122,6 +122,10 @@ var (
 	CodeTextDiffers = phone.row(Row{
 		Text: "text differs", Exit: Denied,
 		Advice: "the device gives another text than you did: start again without --text, and read what it shows",
+	})
+	CodeAmountNotAllowed = phone.row(Row{
+		Text: "amount not allowed", Exit: Denied, Cause: "The policy has no price for the service, or one in another currency.",
+		Advice: "start again without an amount, or with one in the currency of the service",
 	})
 	CodeServerUnreachable = phone.row(Row{
 		Text: "server unreachable", Exit: Unavailable,
@@ -196,6 +200,11 @@ var (
 	BadReceipt = phone.row(Row{
 		Text: "receipt does not verify", Exit: BadSignature, Advice: "do not rely on this receipt",
 	})
+	GivenUpReceipt = phone.row(Row{
+		Text: "signed under a key given up on a date", Exit: BadSignature,
+		Cause:  "The key or root that vouches for the receipt was compromised: another party may have signed it.",
+		Advice: "another party may have signed it: ask the operator of the appliance whether its records have it",
+	})
 	ClientEnrolled = phone.row(Row{
 		Text: "already enrolled", Exit: Failed, Advice: "use another --state for another enrolment",
 	})
@@ -223,7 +232,7 @@ var (
 		Advice: "check the date and time of this machine and try again; if they are right, check those of the appliance",
 	})
 	EnrolRefused = phone.row(Row{
-		Text: "the appliance answered 403", Exit: Denied, Cause: "The activation code was used, withdrawn or has expired, or is a device's.",
+		Text: "the appliance answers 403", Exit: Auth, Cause: "The activation code was used, withdrawn or has expired, or is a device's.",
 		Advice: "ask for another code: countersignctl client invite",
 	})
 	EnrolGone = phone.row(Row{

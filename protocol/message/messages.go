@@ -4,7 +4,9 @@
 package message
 
 import (
-	"crypto/hpke"
+	"bytes"
+	"crypto/ecdh"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -65,9 +67,6 @@ const (
 	m4HeaderSize = m3HeaderSize + len(ReceiptNonce{})
 )
 
-// suite1 is the number of the only suite.
-const suite1 = 1
-
 // epochModulus: se carries the kem epoch modulo 64.
 const epochModulus = 64
 
@@ -88,8 +87,8 @@ func ParseM1(b []byte) (M1, error) {
 		return M1{}, err
 	}
 	m := M1{Suite: b[1]/epochModulus + 1, Epoch: b[1] % epochModulus, raw: b}
-	if m.Suite != suite1 {
-		return M1{}, fmt.Errorf("suite %d: %w", m.Suite, protocol.CodeVersion)
+	if err := checkSuite(m.Suite); err != nil {
+		return M1{}, err
 	}
 	if len(b) < m1ClearSize+tagSize {
 		return M1{}, protocol.CodeFormat.Errorf("M1 of %d bytes", len(b))
@@ -102,52 +101,58 @@ func ParseM1(b []byte) (M1, error) {
 	return m, nil
 }
 
-// Open decrypts P1 with the kem key of the epoch in se. root is the root that certified the key. The
-// key's ECDH may run elsewhere (see [hpke.NewDHKEMPrivateKey]): Open returns its errors unchanged,
-// and CodeFormat if decryption fails.
-func (m M1) Open(key hpke.PrivateKey, root protocol.RootID) (p1 []byte, es Secret, err error) {
-	r, err := hpke.NewRecipient(m.enc, key, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
+// Open decrypts P1 with the kem key of the epoch in se. root is the root that certified the key. It returns the errors of
+// the key unchanged, CodeVersion if the key is of another suite, and CodeFormat if decryption fails.
+func (m M1) Open(key KEM, root protocol.RootID) (p1 []byte, es Secret, err error) {
+	if m.Suite != key.Suite() {
+		return nil, es, fmt.Errorf("suite %d for a kem key of suite %d: %w", m.Suite, key.Suite(), protocol.CodeVersion)
+	}
+	shared, err := key.Decap(m.enc)
 	if err != nil {
 		return nil, es, fmt.Errorf("opening M1: %w", err)
 	}
-	if p1, err = r.Open(m.raw[:m1HeaderSize], m.raw[m1ClearSize:]); err != nil {
+	c := newContext(m.Suite, shared, hpkeInfo(root))
+	if p1, err = c.gcm().Open(nil, c.nonce[:], m.raw[m1ClearSize:], m.raw[:m1HeaderSize]); err != nil {
 		return nil, es, protocol.CodeFormat.Errorf("M1 does not open")
 	}
-	exported, err := r.Export(domain.Session, len(es))
-	if err != nil {
-		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
-	}
-	return p1, Secret(exported), nil
+	return p1, c.session(), nil
 }
 
-// SealM1 returns an M1 for the kem key of this epoch, certified by root.
-func SealM1(root protocol.RootID, epoch uint64, key protocol.PublicKey, p1 []byte) (m1 []byte, es Secret, err error) {
-	point, err := key.ECDH()
+// Recipient is what a client knows of a kem epoch.
+type Recipient struct {
+	Root  protocol.RootID // certified the key
+	Suite uint8           // of the KeyCert: 1 or 2
+	Epoch uint64
+	Key   protocol.PublicKey
+}
+
+// SealM1 returns an M1 for a kem epoch, and ES. It returns CodeVersion for another suite and CodeFormat for a bad key.
+func SealM1(to Recipient, p1 []byte) (m1 []byte, es Secret, err error) {
+	if err := checkSuite(to.Suite); err != nil {
+		return nil, es, err
+	}
+	public, err := to.Key.ECDH()
 	if err != nil {
 		return nil, es, fmt.Errorf("kem key: %w", err)
 	}
-	public, err := hpke.NewDHKEMPublicKey(point)
-	if err != nil {
-		return nil, es, fmt.Errorf("kem key: %w", err)
-	}
-	enc, sender, err := hpke.NewSender(public, hpke.HKDFSHA256(), hpke.AES128GCM(), hpkeInfo(root))
+	ephemeral, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, es, fmt.Errorf("sealing M1: %w", err)
 	}
-	m1 = append(m1, KindM1<<4|Version, byte(epoch%epochModulus))
-	sealed, err := sender.Seal(m1, p1)
+	z, err := ephemeral.ECDH(public)
 	if err != nil {
 		return nil, es, fmt.Errorf("sealing M1: %w", err)
 	}
-	exported, err := sender.Export(domain.Session, len(es))
-	if err != nil {
-		return nil, es, fmt.Errorf("exporting the session secret: %w", err)
-	}
+	defer clear(z)
+	enc := ephemeral.PublicKey().Bytes()
 	encC, err := protocol.CompressPoint(enc)
 	if err != nil {
 		return nil, es, fmt.Errorf("sealing M1: %w", err)
 	}
-	return append(append(m1, encC[:]...), sealed...), Secret(exported), nil
+	c := newContext(to.Suite, sharedSecret(to.Suite, z, append(enc, public.Bytes()...)), hpkeInfo(to.Root))
+	head := []byte{KindM1<<4 | Version, (to.Suite-1)*epochModulus | byte(to.Epoch%epochModulus)}
+	m1 = append(bytes.Clone(head), encC[:]...)
+	return c.gcm().Seal(m1, c.nonce[:], p1, head), c.session(), nil
 }
 
 func hpkeInfo(root protocol.RootID) []byte { return append([]byte(domain.HPKE), root[:]...) }

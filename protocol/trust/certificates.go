@@ -13,6 +13,7 @@ import (
 	"countersign/protocol/internal/cose"
 	"countersign/protocol/internal/domain"
 	"countersign/protocol/internal/strict"
+	"countersign/protocol/message"
 )
 
 // Use is the purpose of a certified key, field 2 of a [KeyCert].
@@ -42,7 +43,7 @@ func (u Use) String() string {
 // as
 //
 //	COSE_Sign1 by root, external_aad "OA1 keycert v1", payload
-//	{1: epoch, 2: use, 3: key bstr33, 4: not-before, 5: not-after, ?6: minimum epoch}
+//	{1: epoch, 2: use, 3: key bstr33, 4: not-before, 5: not-after, ?6: minimum epoch, ?7: suite}
 type KeyCert struct {
 	Epoch     uint64             `cbor:"1,keyasint"`
 	Use       Use                `cbor:"2,keyasint"`
@@ -50,6 +51,7 @@ type KeyCert struct {
 	NotBefore uint64             `cbor:"4,keyasint"`           // Unix seconds
 	NotAfter  uint64             `cbor:"5,keyasint"`           // Unix seconds, inclusive
 	MinEpoch  *uint64            `cbor:"6,keyasint,omitempty"` // revokes every smaller epoch of this use
+	Suite     uint8              `cbor:"7,keyasint,omitempty"` // of a kem key; 0: suite 1
 }
 
 const (
@@ -97,6 +99,9 @@ func parseKeyCert(b []byte) (s cose.Sign1, k KeyCert, err error) {
 	if _, ok := useNames[k.Use]; !ok {
 		return s, k, protocol.CodeFormat.Errorf("key certificate for unknown %v", k.Use)
 	}
+	if k.Suite != 0 && (k.Suite != message.Suite2 || k.Use != UseKEM) {
+		return s, k, protocol.CodeFormat.Errorf("key certificate of %v for suite %d", k.Use, k.Suite)
+	}
 	return s, k, nil
 }
 
@@ -118,6 +123,11 @@ func (k KeyCert) validAt(now uint64) error {
 		return k.DateError(protocol.CodeCertificate, now)
 	}
 	return nil
+}
+
+// Recipient returns what an M1 to this kem key is sealed for. root certified the key.
+func (k KeyCert) Recipient(root protocol.RootID) message.Recipient {
+	return message.Recipient{Root: root, Suite: max(k.Suite, message.Suite1), Epoch: k.Epoch, Key: k.Key}
 }
 
 // begins returns the first second at which the certificate is acceptable.

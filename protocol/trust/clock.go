@@ -25,7 +25,8 @@ func (t State) Show(s Shown) State {
 		}
 		t.ShownEpochs[s.Use] = s.Epoch
 	}
-	over := func(k Key) bool { return !k.TakesM2At(t.ShownTime) }
+	// A minimum epoch stays for ever, because receipts do.
+	over := func(k Key) bool { return !k.TakesM2At(t.ShownTime) && k.MinEpoch == nil }
 	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), over)
 	t.Later = slices.DeleteFunc(slices.Clone(t.Later), over)
 	return t

@@ -15,6 +15,14 @@ type trustJSON struct {
 	Earlier      []protocol.Base64 `json:"earlier"`
 	Later        []protocol.Base64 `json:"later"`
 	Shown        *shownJSON        `json:"shown,omitempty"`
+	EarlierRoots []earlierRootJSON `json:"earlier_roots,omitempty"`
+}
+
+type earlierRootJSON struct {
+	Number    uint64            `json:"number"`
+	Key       protocol.Base64   `json:"key"`
+	Decisions []protocol.Base64 `json:"decisions"`
+	GivenUp   uint64            `json:"given_up,omitempty"`
 }
 
 type shownJSON struct {
@@ -33,6 +41,9 @@ func (t State) MarshalJSON() ([]byte, error) {
 	w.Earlier, w.Later = rawOf(t.Earlier), rawOf(t.Later)
 	if t.ShownTime != 0 {
 		w.Shown = &shownJSON{t.ShownTime, t.ShownEpochs}
+	}
+	for _, e := range t.EarlierRoots {
+		w.EarlierRoots = append(w.EarlierRoots, earlierRootJSON{e.Number, e.Key[:], rawOf(e.Decisions), e.GivenUp})
 	}
 	return json.Marshal(w)
 }
@@ -70,7 +81,7 @@ func (t *State) UnmarshalJSON(b []byte) (err error) {
 }
 
 func (t *State) load(w trustJSON) error {
-	adopted, err := t.verified(w.Adopted)
+	adopted, err := verified(w.Adopted, t.Root)
 	if err != nil {
 		return err
 	}
@@ -83,16 +94,28 @@ func (t *State) load(w trustJSON) error {
 		}
 		t.Keys[k.Use] = k
 	}
-	if t.Earlier, err = t.verified(w.Earlier); err != nil {
+	if t.Earlier, err = verified(w.Earlier, t.Root); err != nil {
 		return err
 	}
-	t.Later, err = t.verified(w.Later)
-	return err
+	if t.Later, err = verified(w.Later, t.Root); err != nil {
+		return err
+	}
+	for _, e := range w.EarlierRoots {
+		root := EarlierRoot{Number: e.Number, GivenUp: e.GivenUp}
+		if root.Key, err = protocol.ParsePublicKey(e.Key); err != nil {
+			return err
+		}
+		if root.Decisions, err = verified(e.Decisions, root.Key); err != nil {
+			return err
+		}
+		t.EarlierRoots = append(t.EarlierRoots, root)
+	}
+	return nil
 }
 
-func (t *State) verified(certs []protocol.Base64) (keys []Key, err error) {
+func verified(certs []protocol.Base64, root protocol.PublicKey) (keys []Key, err error) {
 	for _, b := range certs {
-		k, err := VerifyKeyCert(b, t.Root)
+		k, err := VerifyKeyCert(b, root)
 		if err != nil {
 			return nil, err
 		}

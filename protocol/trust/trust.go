@@ -31,6 +31,8 @@ type State struct {
 	// What the appliance has shown this client, see Show.
 	ShownTime   uint64         // the newest time by its clock, in Unix seconds; 0: none
 	ShownEpochs map[Use]uint64 // the highest epoch that it has used
+
+	EarlierRoots []EarlierRoot // for receipts only, the oldest first
 }
 
 // Key returns the adopted key of a use.
@@ -86,31 +88,43 @@ func (t State) Update(mu []byte, now uint64) (State, error) {
 	if err != nil {
 		return t, err
 	}
-	next, rest := t.advance(update.Certs)
+	next, givenUp, rest := t.advance(update.Certs)
 	changed := next.RootNumber != t.RootNumber
 	for _, b := range rest {
 		if k, err := VerifyKeyCert(b, next.Root); err == nil {
 			next, _ = next.adopt(Key{k, bytes.Clone(b)}, now)
 		}
 	}
-	if _, ok := next.Keys[UseKEM]; changed && !ok {
+	if !changed {
+		return next, nil
+	}
+	kem, ok := next.Keys[UseKEM]
+	if !ok {
 		return t, nil
 	}
+	old := t.replaced()
+	if givenUp {
+		old.GivenUp = kem.NotBefore
+	}
+	next.ShownTime, next.EarlierRoots = t.ShownTime, append(slices.Clone(t.EarlierRoots), old)
 	return next, nil
 }
 
-// advance follows the leading root certificates and returns the others.
-func (t State) advance(certs [][]byte) (next State, rest [][]byte) {
+// advance follows the leading root certificates and returns the others. givenUp means that the root of t is given up as
+// compromised.
+func (t State) advance(certs [][]byte) (next State, givenUp bool, rest [][]byte) {
+	next = t
 	for i, b := range certs {
 		r, err := VerifyRootCert(b)
 		switch {
 		case isFormat(err):
-			return t, certs[i:]
-		case err == nil && r.follows(t.RootNumber, t.NextRootHash):
-			t = State{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash, ShownTime: t.ShownTime}
+			return next, givenUp, certs[i:]
+		case err == nil && r.follows(next.RootNumber, next.NextRootHash):
+			givenUp = givenUp || r.Number == t.RootNumber+1 && r.Reason != ReasonRoutine
+			next = State{Root: r.Key, RootNumber: r.Number, NextRootHash: r.NextHash}
 		}
 	}
-	return t, nil
+	return next, givenUp, nil
 }
 
 func isFormat(err error) bool {

@@ -82,7 +82,7 @@ func (k Ask) Seal() (m1 []byte, es message.Secret) {
 		harness.Do(errors.New("phone: no kem key"))
 		return nil, es
 	}
-	return harness.Must2(message.SealM1(k.Phone.Trust.Root.RootID(), kem.Epoch, kem.KeyCert.Key, k.P1.Marshal()))
+	return harness.Must2(message.SealM1(kem.Recipient(k.Phone.Trust.Root.RootID()), k.P1.Marshal()))
 }
 
 // Apply relays the application. A refusal is no error.

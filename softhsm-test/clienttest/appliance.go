@@ -50,7 +50,7 @@ type Appliance struct {
 	t testing.TB
 
 	root, next, decision, ca, clientCA, rogue Signer
-	rootCert                                  []byte
+	rootCerts                                 [][]byte
 
 	tampering sync.Mutex // held while Tamper runs, acquired before mu
 
@@ -58,6 +58,7 @@ type Appliance struct {
 	do       Behaviour
 	kemEpoch uint64
 	kem      *ecdh.PrivateKey
+	suite    uint8 // of kem
 	enrol    *ecdh.PrivateKey
 	certs    map[trust.Use][]byte
 	later    [][]byte // KeyCerts of epochs that are not in use
@@ -122,17 +123,10 @@ func NewDated(t testing.TB, from time.Time) *Appliance {
 		t: t, root: NewSigner(t), next: NewSigner(t), decision: NewSigner(t), ca: NewSigner(t), clientCA: NewSigner(t),
 		rogue: NewSigner(t), certs: map[trust.Use][]byte{}, codes: map[string]enrolled{},
 		clients: map[protocol.ClientID]client{}, device: protocol.DeviceIDOf("spiffe://test/device/door-1"),
-		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1, from: from,
+		slots: map[slot]*seen{}, highest: map[protocol.ClientID]uint32{}, decisionEpoch: 1, from: from, suite: message.Suite1,
 	}
 	a.closed = sync.NewCond(&a.mu)
-	next := a.next.Public()
-	cert, err := trust.SignRootCert(t.Context(), a.root, trust.RootCert{
-		Number: 1, Key: a.root.Public(), NextHash: sha256.Sum256(next[:]),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.rootCert = cert
+	a.introduce(trust.ReasonRoutine)
 	a.certify(trust.UseDecision, 1, a.decision.Public())
 	a.certify(trust.UseCA, 1, a.ca.Public())
 	a.certify(trust.UseClientCA, 1, a.clientCA.Public())
@@ -158,7 +152,11 @@ func (a *Appliance) agreement(use trust.Use, epoch uint64) *ecdh.PrivateKey {
 
 func (a *Appliance) certify(use trust.Use, epoch uint64, key protocol.PublicKey) {
 	a.t.Helper()
-	a.certs[use] = a.sign(trust.KeyCert{Epoch: epoch, Use: use, Key: key}, a.from, 25*time.Hour)
+	k := trust.KeyCert{Epoch: epoch, Use: use, Key: key}
+	if use == trust.UseKEM && a.suite != message.Suite1 {
+		k.Suite = a.suite
+	}
+	a.certs[use] = a.sign(k, a.from, 25*time.Hour)
 }
 
 func (a *Appliance) sign(k trust.KeyCert, from time.Time, lasts time.Duration) []byte {
@@ -180,13 +178,64 @@ func (a *Appliance) Prepare(use trust.Use, epoch uint64, from time.Time, lasts t
 	a.later = append(a.later, cert)
 }
 
+// introduce signs the RootCert of the root.
+func (a *Appliance) introduce(reason uint64) {
+	a.t.Helper()
+	next := a.next.Public()
+	cert, err := trust.SignRootCert(context.Background(), a.root, trust.RootCert{
+		Number: uint64(len(a.rootCerts) + 1), Key: a.root.Public(), NextHash: sha256.Sum256(next[:]), Reason: reason,
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.rootCerts = append(a.rootCerts, cert)
+}
+
 // RotateKEM replaces the kem key by the next epoch.
 func (a *Appliance) RotateKEM() {
 	a.t.Helper()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.rotateKEMLocked()
+}
+
+// UseSuite replaces the kem key by the next epoch, of this suite.
+func (a *Appliance) UseSuite(suite uint8) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.suite = suite
+	a.rotateKEMLocked()
+}
+
+func (a *Appliance) rotateKEMLocked() {
 	a.kemEpoch++
 	a.kem = a.agreement(trust.UseKEM, a.kemEpoch)
+}
+
+// RotateRoot replaces the root for this reason. The new one certifies the same decision key under another epoch.
+func (a *Appliance) RotateRoot(reason uint64) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.root, a.next = a.next, NewSigner(a.t)
+	a.introduce(reason)
+	a.decisionEpoch++
+	a.certify(trust.UseDecision, a.decisionEpoch, a.decision.Public())
+	a.rotateKEMLocked()
+}
+
+// RuleOut replaces the decision key by the next epoch, whose KeyCert rules out those before it.
+func (a *Appliance) RuleOut() {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.decisionEpoch++
+	a.decision = NewSigner(a.t)
+	a.certs[trust.UseDecision] = a.sign(trust.KeyCert{
+		Epoch: a.decisionEpoch, Use: trust.UseDecision, Key: a.decision.Public(), MinEpoch: &a.decisionEpoch,
+	}, a.from, 25*time.Hour)
+	a.rotateKEMLocked()
 }
 
 // Do sets the behaviour from now on.

@@ -2,10 +2,10 @@ package clienttest
 
 import (
 	"bytes"
-	"crypto/hpke"
 	"crypto/rand"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"countersign/protocol"
@@ -145,13 +145,10 @@ func (a *Appliance) applyLocked(msg []byte) ([]byte, error) {
 		return nil, err
 	}
 	if uint64(m1.Epoch) != a.kemEpoch%64 {
-		return trust.KeyUpdate{Certs: [][]byte{a.certs[trust.UseKEM]}}.Marshal(), nil
+		certs := append(slices.Clone(a.rootCerts[1:]), a.certs[trust.UseKEM], a.certs[trust.UseDecision])
+		return trust.KeyUpdate{Certs: certs}.Marshal(), nil
 	}
-	key, err := hpke.NewDHKEMPrivateKey(a.kem)
-	if err != nil {
-		return nil, err
-	}
-	raw, es, err := m1.Open(key, a.root.Public().RootID())
+	raw, es, err := m1.Open(message.NewKEM(a.suite, a.kem), a.root.Public().RootID())
 	if err != nil {
 		return nil, err
 	}

@@ -71,13 +71,19 @@ func (a *Appliance) certificate() tls.Certificate {
 func (a *Appliance) serveTrust(w http.ResponseWriter, _ *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	first, err := trust.VerifyRootCert(a.rootCert)
+	root := a.rootLocked()
+	a.write(w, trust.Document{
+		RootKey: root.Key, NextRootHash: root.NextHash, RootCerts: a.rootCerts, KeyCerts: a.keyCertsLocked(),
+	})
+}
+
+// rootLocked returns the RootCert of the current root.
+func (a *Appliance) rootLocked() trust.RootCert {
+	root, err := trust.VerifyRootCert(a.rootCerts[len(a.rootCerts)-1])
 	if err != nil {
 		a.t.Error(err)
 	}
-	a.write(w, trust.Document{
-		RootKey: first.Key, NextRootHash: first.NextHash, RootCerts: [][]byte{a.rootCert}, KeyCerts: a.keyCertsLocked(),
-	})
+	return root
 }
 
 func (a *Appliance) keyCertsLocked() [][]byte {
@@ -142,12 +148,9 @@ func (a *Appliance) enrolLocked(r *http.Request, req enrol.Request) []byte {
 		a.t.Error(err)
 	}
 	a.clients[req.ClientID()] = client{key: req.SigningKey, uv: req.UVKey, verifier: a.importLocked(req)}
-	first, err := trust.VerifyRootCert(a.rootCert)
-	if err != nil {
-		a.t.Error(err)
-	}
+	root := a.rootLocked()
 	answer := enrol.Response{
-		Client: req.ClientID(), RootKey: first.Key, NextRootHash: first.NextHash, KeyCerts: a.keyCertsLocked(), ClientCert: cert,
+		Client: req.ClientID(), RootKey: root.Key, NextRootHash: root.NextHash, KeyCerts: a.keyCertsLocked(), ClientCert: cert,
 		Floors: []protocol.Floor{{Service: 300, MinLevel: 3}},
 	}
 	if a.do.OtherRoot {

@@ -163,7 +163,7 @@ var scenes = []scene{
 func (s *stage) enrolment(ctx context.Context) {
 	code := s.enrol(ctx, "alice")
 	s.Say("   Mallory found the code and tries it too:")
-	s.client(ctx, "mallory", denied, "enrol", "--url", s.URL, "--code-file", s.codeFile("mallory", code))
+	s.client(ctx, "mallory", codeRefused, "enrol", "--url", s.URL, "--code-file", s.codeFile("mallory", code))
 }
 
 func (s *stage) door(ctx context.Context) {

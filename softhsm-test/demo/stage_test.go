@@ -119,6 +119,7 @@ const (
 	approved     = 0
 	failed       = 1
 	denied       = 3
+	codeRefused  = 77
 	notAuthentic = 4
 	unknown      = 75 // the outcome is
 )

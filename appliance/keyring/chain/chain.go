@@ -276,6 +276,7 @@ func differs(cert, row trust.KeyCert) string {
 		{"use", cert.Use == row.Use},
 		{"epoch", cert.Epoch == row.Epoch},
 		{"public key", cert.Key == row.Key},
+		{"suite", cert.Suite == row.Suite},
 		{"not-before", cert.NotBefore == row.NotBefore},
 		{"not-after", cert.NotAfter == row.NotAfter},
 		{"minimum epoch", cert.MinEpoch == nil || *cert.MinEpoch == cert.Epoch},

@@ -80,7 +80,7 @@ func (s *database) Performed(ctx context.Context, id protocol.ClientID, serial p
 		return nil, nil
 	case err != nil:
 		return nil, readError(ctx, "reading report", err)
-	case r.Outcome.Result != protocol.ResultApproved || r.Dry || r.ReportedAt.IsZero():
+	case r.ReportedAt.IsZero(): // only an approval is reported
 		return nil, nil
 	}
 	return &r.Kept.Performed, nil

@@ -28,12 +28,13 @@ const (
 	Seal        = "OA1 seal v1"
 	Pairwise    = "OA1 pairwise v1"
 	Handle      = "OA1 handle v1"
+	KEM2        = "OA1 kem v2"
 )
 
 // All lists every domain string.
 var All = []string{
 	HPKE, Session, M2, M3, M4, Challenge, Statement, Countersign, Decision, KeyCert, RootCert,
-	ClientCert, ClientID, Enrol, PwBind, PwVerifier, PwProof, PwEnrol, Record, Seal, Pairwise, Handle,
+	ClientCert, ClientID, Enrol, PwBind, PwVerifier, PwProof, PwEnrol, Record, Seal, Pairwise, Handle, KEM2,
 }
 
 // Hash returns SHA-256(domain || parts).

@@ -106,7 +106,7 @@ func (p *Phone) Apply(p1 []byte) (*Session, error) {
 func (p *Phone) ApplyTo(kem trust.KeyCert, p1 []byte) (*Session, error) {
 	s := &Session{phone: p, root: p.Trust.Root.RootID(), p1: p1}
 	var err error
-	s.M1, s.es, err = message.SealM1(s.root, kem.Epoch, kem.Key, p1)
+	s.M1, s.es, err = message.SealM1(kem.Recipient(s.root), p1)
 	return s, err
 }
 
