@@ -218,6 +218,11 @@ var (
 	NotAuthentic = phone.row(Row{
 		Text: "answer is not authentic", Exit: BadSignature, Advice: "the device or the link altered the message; nothing was signed",
 	})
+	ShortPassword = phone.row(Row{
+		Text: "the password has 4 characters: this appliance wants at least 6", Exit: Usage,
+		Cause:  "The policy of the appliance has a floor for new passwords ([password] min_length). Nothing was sent.",
+		Advice: "run it again with a longer password: the activation code is unused",
+	})
 	FactorMissing = phone.row(Row{
 		Text: "this client lacks a factor that the level requires", Exit: Denied,
 		Advice: "enrol again with another --state, with a password or --uv as required, or refuse",

@@ -130,6 +130,12 @@ var (
 	BadFloor = ctl.row(Row{
 		Text: "--floor {floor}: want a level from 1 to 4", Exit: Usage, Advice: "see countersignctl device invite --help",
 	})
+	RecordNumber = ctl.row(Row{
+		Text: "audit record {number}: want its sequence number, from 1", Exit: Usage, Advice: "countersignctl audit tail shows the numbers",
+	})
+	NoRecord = ctl.row(Row{
+		Text: "there is no audit record {number}", Exit: NotFound, Advice: "countersignctl audit tail shows the newest ones",
+	})
 	TooManyRecords = ctl.row(Row{
 		Text: "--limit {limit}: want 1 to {most}", Exit: Usage, Advice: "--after lists the records page by page",
 	})

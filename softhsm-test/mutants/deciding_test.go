@@ -24,7 +24,7 @@ var deciding = map[string]string{
 	"appliance/change/quorum":   "*",
 	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
 	"appliance/rules":           "Rules.* recordOf -Rules.Warn -Rules.History",
-	"appliance/parties":         "* -Record -Changed -New -Absent -Missing -Taken -worded.Error -final",
+	"appliance/parties":         "* -Record -Changed -changedParty -New -Absent -Missing -Taken -worded.Error -final",
 	"appliance/enrol":           "* -New",
 	"appliance/keyring":         "Key.* Ring.* New ParseSettings IsCertified NewestMAC",
 	"appliance/keyring/chain":   "*",
@@ -32,14 +32,16 @@ var deciding = map[string]string{
 	"appliance/keylife":         "Service.freed Service.under Service.draft Service.rootBase Service.unchanged asRequested Service.wasTaken stepOf onlyIdle rulesOut seen",
 	"appliance/keyuse": "Keys.Recipient Keys.ReadClientCert Keys.CheckVerifier Keys.ImportVerifier Keys.MACKeys Keys.PairwiseKey Keys.MAC " +
 		"Keys.TrustDocument Keys.follow agreed CheckMAC hasProof published rulingBefore Pins.* SealKeys",
-	"appliance/anchor":          "Anchor.check File.Advance File.Root File.Floor",
-	"appliance/recovery/backup": "Known.* signed.verify Signature.* Backup.* State.counts Merge overrule inUse sameKey newer Cover Read",
+	"appliance/anchor":           "Anchor.check File.Advance File.Root File.Floor",
+	"appliance/recovery/custody": "Distinct Passphrase different curvePoint",
+	"appliance/recovery/backup":  "Known.* signed.verify Signature.* Backup.* State.counts Merge overrule inUse sameKey newer Cover Read",
 	"appliance/recovery/restore": "Host.CheckVacant Host.Unfinished restoration.readBackup restoration.checkDatabase restoration.readStatement " +
 		"restoration.readShares restoration.took",
 	"appliance/adminapi/server": "ownUser.* Peer listen",
 	"appliance/api":             "API.caller gate.* crowd.* oldestIdle Identity.judge Identity.Judge",
 	"protocol/trust":            "* -Use.String -*.MarshalJSON -DateError.* -KeyCert.DateError -date",
 	"protocol/receipt":          "Check.* checkSecond checkedEvidence.* parseEvidence Verify VerifyKept Parse sameAmount signed.verify",
+	"protocol/password":         "CheckLength LengthOf",
 	"protocol/enrol":            "Parse* Response.Check checkPEM enrolJSON.* passwordJSON.* optional",
 	"protocol/message":          "P2.* Channel.Open* VerifyCountersign Parse* CheckText checkKind checkSuite ChallengeOf M1.Open",
 	"relay": "progress.* challenge.* registry.* Relay.verify Relay.check Relay.decide Relay.undecided Relay.begin Relay.pend " +
