@@ -252,6 +252,10 @@ var (
 		Text: "want 2 to 32 shares, and a threshold from 2 to their number", Exit: Usage, Cause: "No backup key was made.",
 		Advice: "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many of them are needed",
 	})
+	CustodianTwice = ctl.row(Row{
+		Text: "custodian", Exit: Usage, Cause: "Two custodians have the same key or passphrase. No backup key was made.",
+		Advice: "give each custodian a key or passphrase that no other one has; they are counted in the order of --recipient, --passphrase-file and --passphrases",
+	})
 	CustodianDir = ctl.row(Row{
 		Text: "permission denied", Exit: IO, Cause: "The directory for the shares cannot be made. No backup key was made.",
 		Advice: "name a directory that you may write",
