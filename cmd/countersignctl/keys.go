@@ -66,7 +66,7 @@ func (t *tool) key() *cobra.Command {
 	cmd.AddCommand(
 		verb("list", "List every key version with state and dates", list(t, keyTable, adminapi.Routes.KeyList)),
 		verb("show NAME[@VERSION]", "Show every detail of a key", t.showKey),
-		verb("plan", "Show when each key is due for rotation, and how many client records are under the keys in use", t.keyPlan),
+		verb("plan", "Show when each key is due for rotation, and how many records are under the keys in use", t.keyPlan),
 		verb("attest", "Compare every key object on the token with the registry; exit 1 if one differs", t.attest),
 		t.keyBackup(), t.custodians(),
 	)

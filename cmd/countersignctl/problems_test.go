@@ -20,7 +20,6 @@ func TestProblemRows(t *testing.T) {
 		kind string
 		err  error
 	}{
-		{problem.NotFound, store.ErrNotFound},
 		{problem.KeyStep, keyplan.ErrStep},
 		{problem.KeyStep, keyplan.ErrEarly},
 		{problem.KeyStep, keyplan.ErrRootAway},

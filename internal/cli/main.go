@@ -48,9 +48,9 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 
 	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
-		return int(OK)
+		return int(fault.OK)
 	}
-	if code, _ := codeOf(err); !isLogged(err) && ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
+	if code, _ := codeOf(err); !isLogged(err) && ctx.Err() != nil && errors.Is(err, context.Canceled) && code != fault.Interrupted {
 		err = fault.WasInterrupted.Error()
 	}
 	var known ender

@@ -5,11 +5,12 @@ var ctl = chapter("countersignctl")
 // Answers of the admin API, and its socket.
 var (
 	NoSuchName = ctl.row(Row{
-		Text: "not found", Exit: NotFound, Advice: "see the list of its noun: client, device, key, admin, change",
+		Text: "not found", Exit: NotFound, Advice: "{command}",
 	})
 	KeyStepRefused = ctl.row(Row{
-		Text: "not possible now, too early, or the root key is not on the token", Exit: Failed, Cause: "A key cannot take this step. The message names the state of the version.",
-		Advice: "countersignctl key list shows the state of each version; retire --early does not wait",
+		Text: "not possible now, too early, or the root key is not on the token", Exit: Failed,
+		Cause:  "A key cannot take this step. The message names the state of the version.",
+		Advice: "countersignctl key list shows the state of each version",
 	})
 	TokenCannot = ctl.row(Row{
 		Text: "the module lacks a mechanism", Exit: Unavailable, Advice: "pkcs11-tool -O shows the attributes meanwhile",
@@ -312,6 +313,6 @@ var (
 	})
 	KeysDrifted = ctl.row(Row{
 		Text: "{count} keys on the token differ from the registry, {first} first", Exit: Failed,
-		Advice: "an interrupted step, or another program, left an unknown object; do not trust a key that drifted: rotate it",
+		Advice: "an interrupted step or another program left an unknown object; rotate a key that differs, do not trust it",
 	})
 )

@@ -135,7 +135,8 @@ var (
 	})
 	ExamineQuorum = doctor.row(Row{
 		Text: "quorum", Cause: "Fewer administrators are able to sign than a quorum takes, or one quorum evades another.",
-		Advice: "run countersignctl admin add, or apply a policy with smaller quorums; policy.apply and admin.add need the largest",
+		Advice: "resume a suspended administrator (countersignctl admin resume), add one, or apply a policy with smaller quorums; " +
+			"policy.apply and admin.add need the largest",
 	})
 	ExamineChanges = doctor.row(Row{
 		Text: "changes were interrupted", Advice: "the daemon tries again every minute; its log shows the reason",
