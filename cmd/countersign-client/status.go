@@ -164,8 +164,8 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 	}
 	err = a.report(cmd, c, r, untold(err))
 	var e *fault.Error
-	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == cli.TryAgain {
-		e.Code = cli.Denied // permanent, for any reason
+	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == fault.TryAgain {
+		e.Code = fault.Denied // permanent, for any reason
 	}
 	return err
 }
@@ -184,7 +184,7 @@ func warnUnreported(cmd *cobra.Command, err error) error {
 // untold keeps a refusal to reveal an outcome from looking like a denial.
 func untold(err error) error {
 	var e *fault.Error
-	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
+	if err = explain(err); errors.As(err, &e) && e.Code == fault.Denied {
 		return fault.OutcomeHidden.Of(err)
 	}
 	return err

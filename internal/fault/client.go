@@ -195,7 +195,7 @@ var (
 		Text: "no such receipt", Exit: NotFound, Advice: "countersign-client receipts lists them; authorize --receipt requests a full one",
 	})
 	NoFullReceipt = phone.row(Row{
-		Text: "no full receipt is kept", Exit: NotFound, Advice: "authorize --receipt requests one",
+		Text: "no full receipt is kept", Exit: NotFound, Advice: "countersign-client authorize --receipt requests one",
 	})
 	BadReceipt = phone.row(Row{
 		Text: "receipt does not verify", Exit: BadSignature, Advice: "do not rely on this receipt",
