@@ -87,7 +87,7 @@ func attest(all []keyring.Key, o hsm.Object) Finding {
 // aliases has the key types and mechanisms that do the same on other modules, by those of PKCS#11
 // v2.40.
 var aliases = map[string][]string{
-	"CKM_AES_KEY_WRAP_PAD": {"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP"},
+	"CKM_AES_KEY_WRAP_PAD": {"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP", "CKM_AES_GCM", "CKM_AES_CBC_PAD"},
 	"CKK_GENERIC_SECRET":   {"CKK_SHA256_HMAC"},
 }
 
