@@ -434,6 +434,7 @@ type Token struct {
 	Wanted   int      `json:"wanted"`    // workers
 	Workers  []Worker `json:"workers"`
 	Sessions int      `json:"sessions"` // of each worker
+	Ways     []string `json:"ways"`     // how its module is used; null before a worker opened it
 }
 
 // States of a [Token] that other packages ask for.

@@ -1,6 +1,7 @@
 package keylife
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdh"
 	"crypto/sha256"
@@ -92,14 +93,12 @@ type carrier struct {
 }
 
 func (c carrier) carry(ctx context.Context) error {
-	for i := range c.edits {
-		if e := &c.edits[i]; e.Generate {
-			if err := c.generate(ctx, e); err != nil {
-				return fmt.Errorf("generating %s: %w", keyring.Label(e.Name, e.Version), err)
-			}
-			if c.label != "" {
-				e.Tokens = []string{c.label}
-			}
+	for _, e := range c.generated() {
+		if err := c.generate(ctx, e); err != nil {
+			return fmt.Errorf("generating %s: %w", keyring.Label(e.Name, e.Version), err)
+		}
+		if c.label != "" {
+			e.Tokens = []string{c.label}
 		}
 	}
 	for i := range c.edits {
@@ -110,6 +109,20 @@ func (c carrier) carry(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// generated returns the edits that generate a key: wrap and mac before key pairs. Modules lack the mechanisms of secret keys
+// first, and a ceremony that cannot end should leave no key on the token.
+func (c carrier) generated() (edits []*keyplan.Edit) {
+	for i := range c.edits {
+		if c.edits[i].Generate {
+			edits = append(edits, &c.edits[i])
+		}
+	}
+	slices.SortStableFunc(edits, func(a, b *keyplan.Edit) int {
+		return cmp.Compare(keyring.UsageOf(b.Name), keyring.UsageOf(a.Name))
+	})
+	return edits
 }
 
 // generate generates the key of a new version. A key with its label is on the token

@@ -654,6 +654,35 @@ func TestAttest(t *testing.T) {
 	}
 }
 
+// TestAttestOtherWays: a module that makes HMAC keys of another type, or wraps by a mechanism of its vendor,
+// has the keys that the registry requires.
+func TestAttestOtherWays(t *testing.T) {
+	l := newLife(t)
+	for _, wrap := range []string{"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP"} {
+		change := func(all []hsm.Object) []hsm.Object {
+			for i, o := range all {
+				switch o.Label {
+				case "mac@1":
+					all[i].KeyType = "CKK_SHA256_HMAC"
+				case "wrap@1":
+					all[i].Mechanisms = []string{wrap}
+				}
+			}
+			return all
+		}
+		if wrong := l.attested(telling{l.token, change}); wrong != "" {
+			t.Errorf("%s: found %q", wrap, wrong)
+		}
+	}
+	change := func(all []hsm.Object) []hsm.Object {
+		all[slices.IndexFunc(all, func(o hsm.Object) bool { return o.Label == "wrap@1" })].KeyType = "CKK_SHA256_HMAC"
+		return all
+	}
+	if wrong := l.attested(telling{l.token, change}); wrong != "CKO_SECRET_KEY of CKK_SHA256_HMAC" {
+		t.Errorf("a wrap key of another type: found %q", wrong)
+	}
+}
+
 // TestAttestSilent: a token that reports fewer attributes is no reason for alarm.
 func TestAttestSilent(t *testing.T) {
 	l := newLife(t)

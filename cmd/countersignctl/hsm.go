@@ -92,9 +92,15 @@ func (t *tool) printTokens(cmd *cobra.Command, tokens []adminapi.Token) error {
 	return printReasons(p, tokens)
 }
 
-// printReasons prints below the table which keys a token lacks, and why it does not serve.
+// printReasons prints below the table how the module of a token is used, which keys it lacks, and why
+// it does not serve.
 func printReasons(p cli.Printer, tokens []adminapi.Token) error {
 	for _, token := range tokens {
+		for _, way := range token.Ways {
+			if _, err := fmt.Fprintf(p.Out, "token %s, %s\n", cli.Printable(token.Name), cli.Printable(way)); err != nil {
+				return err
+			}
+		}
 		if len(token.Lacks) > 0 {
 			lacks := strings.Join(token.Lacks, ", ")
 			if _, err := fmt.Fprintf(p.Out, "token %s lacks %s\n", cli.Printable(token.Name), cli.Printable(lacks)); err != nil {

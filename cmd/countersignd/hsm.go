@@ -101,7 +101,7 @@ func (p *parts) tokenWords(t tokenPool) adminapi.Token {
 	words := adminapi.Token{
 		Name: t.Name, Label: t.TokenLabel, Serial: t.TokenSerial, Module: t.Module,
 		State: tokenState(state), Wanted: state.Want, Sessions: p.cfg.Sessions, Workers: []adminapi.Worker{},
-		Drained: p.token.Drained(t.Name), InFlight: t.InFlight(),
+		Drained: p.token.Drained(t.Name), InFlight: t.InFlight(), Ways: t.Ways(),
 	}
 	if state.Err != nil {
 		words.Reason = state.Err.Error()

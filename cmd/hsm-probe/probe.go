@@ -166,6 +166,7 @@ var settingsTable = cli.Table[report.Settings]{
 var verdictTable = cli.Table[report.Sheet]{
 	{Title: "Took", Value: func(s report.Sheet) string { return decimal(float64(s.TookMS)/1000, 1) + " s" }},
 	{Title: "Removed", Value: func(s report.Sheet) string { return number(s.Left) + " objects of an interrupted run" }},
+	{Title: "Ways", Value: func(s report.Sheet) string { return listWords(s.Ways) }},
 	{Title: "Skipped", Value: func(s report.Sheet) string { return listWords(s.Skipped) }},
 	{Title: "Missing", Value: func(s report.Sheet) string { return listWords(s.Missing) }},
 }

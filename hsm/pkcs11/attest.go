@@ -66,7 +66,7 @@ func (t *Token) Objects(ctx context.Context) (all []hsm.Object, err error) {
 				if err != nil {
 					return err
 				}
-				o.Told &^= (hsm.AttrHistory | hsm.AttrRestricted) &^ kept[c.class]
+				o.Told &^= (hsm.AttrHistory | hsm.AttrRestricted | hsm.AttrModifiable) &^ kept[c.class]
 				o.True &= o.Told
 				if id, ok := ids[h]; ok {
 					o.Key = id
@@ -185,7 +185,8 @@ func mechanismNames(list []byte) (names []string) {
 
 // keptHistory returns, by class, the attributes of [hsm.AttrHistory] that the module keeps
 // for a key that was made on it and never extractable, also for a copy of a private key, as earlier
-// releases made them; and [hsm.AttrRestricted] if it keeps that.
+// releases made them; and [hsm.AttrRestricted] if it keeps that, and [hsm.AttrModifiable] if it keeps
+// that a key is not.
 // It tries both with session objects, once per process. NSS loses some of them, so that a
 // key it has just made looks like an imported one.
 func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error) {
@@ -206,8 +207,45 @@ func (t *Token) keptHistory(ctx context.Context) (map[uint]hsm.Attributes, error
 			return nil, err
 		}
 	}
+	err := t.run(ctx, hsm.KeyID{}, func(s *session) error {
+		keeps, err := t.keepsFixed(s)
+		if keeps {
+			kept[pkcs11.CKO_SECRET_KEY] |= hsm.AttrModifiable
+			kept[pkcs11.CKO_PRIVATE_KEY] |= hsm.AttrModifiable
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
 	t.history = kept
 	return kept, nil
+}
+
+// keepsFixed reports whether the module keeps CKA_MODIFIABLE false. AWS CloudHSM has true only.
+func (t *Token) keepsFixed(s *session) (keeps bool, err error) {
+	if t.have.check(using(hsm.MACKey)) != nil {
+		return true, nil
+	}
+	p := t.profile(hsm.MACKey)
+	way := func(more ...*pkcs11.Attribute) func() error {
+		return func() (err error) {
+			h, err := t.makeSecret(s, p, append(p.session(random(len(hsm.KeyID{})), false), more...))
+			if err != nil {
+				return err
+			}
+			defer t.destroy(s, h, &err)
+			a, ok, err := t.attributes(s, h, pkcs11.CKA_MODIFIABLE)
+			keeps = ok && !truth(a[0])
+			return err
+		}
+	}
+	no := pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false)
+	err = way(no)()
+	if unsupported(err) || ambiguous(err) && refuses(way(no), way()) {
+		return false, nil
+	}
+	return keeps, err
 }
 
 // attempt makes a session object, with CKA_ALLOWED_MECHANISMS or without, and returns what it
@@ -244,8 +282,8 @@ func (t *Token) secretHistory(s *session, restricted bool) (kept hsm.Attributes,
 	if t.have.check(using(hsm.MACKey)) != nil {
 		return 0, nil
 	}
-	p := profiles[hsm.MACKey]
-	template := withLength(append(p.restrictedIf(restricted, p.privateHalf(random(len(hsm.KeyID{})), false)), p.kind()...))
+	p := t.profile(hsm.MACKey)
+	template := t.seen(p.restrictedIf(restricted, p.session(random(len(hsm.KeyID{})), false)))
 	h, err := t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
 	if err != nil {
 		return 0, at("C_GenerateKey", err)

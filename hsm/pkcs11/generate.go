@@ -73,7 +73,7 @@ func (t *Token) canGenerate(spec hsm.KeySpec) error {
 	if len(spec.Recipients) == 0 {
 		return nil
 	}
-	return t.have.check(copying)
+	return t.canCopy()
 }
 
 // checkVacant looks for any private or secret key with the label or id.
@@ -104,11 +104,7 @@ func (t *Token) takenBy(s *session, c keyClass, h pkcs11.ObjectHandle) error {
 // generateSecret makes a secret key on the token.
 func (t *Token) generateSecret(s *session, spec hsm.KeySpec) (made newKey, err error) {
 	made = newMark()
-	template := t.profile(spec.Usage).secret(made.mark, spec.Label)
-	if t.optional >= someOptional {
-		template = append(template, notCopyable()) // not on copies: SoftHSM refuses it there
-	}
-	_, err = t.newSecret(s, spec.Usage, template)
+	_, err = t.newSecret(s, spec.Usage, t.onToken(spec.Usage, made.mark, spec.Label))
 	return made, err
 }
 
@@ -122,7 +118,7 @@ func newMark() newKey {
 // to the token, where it is not extractable.
 func (t *Token) copySecret(s *session, spec hsm.KeySpec) (made newKey, err error) {
 	made = newMark()
-	draft, err := t.newSecret(s, spec.Usage, t.profile(spec.Usage).secretDraft(made.mark))
+	draft, err := t.newSecret(s, spec.Usage, t.profile(spec.Usage).session(made.mark, true))
 	if err != nil {
 		return made, err
 	}
@@ -130,14 +126,14 @@ func (t *Token) copySecret(s *session, spec hsm.KeySpec) (made newKey, err error
 	if made.sealed, err = t.sealAll(s, draft, spec); err != nil {
 		return made, err
 	}
-	_, err = t.ctx.CopyObject(s.handle, draft, t.lockDraft(s, draft, tokenAttributes(made.mark, spec.Label)))
+	_, err = t.ctx.CopyObject(s.handle, draft, t.lockDraft(s, draft, t.kept(tokenAttributes(made.mark, spec.Label))))
 	return made, at("C_CopyObject", err)
 }
 
 func (t *Token) newSecret(s *session, usage hsm.Usage, template []*pkcs11.Attribute) (key pkcs11.ObjectHandle, err error) {
 	p := t.profile(usage)
-	template = t.withRestriction(p, template)
-	if p.allows(pkcs11.CKA_UNWRAP) && t.optional >= someOptional {
+	template = t.kept(t.withRestriction(p, template))
+	if p.allows(pkcs11.CKA_UNWRAP) && t.optional.has(keptIn) {
 		key, err = t.native.generateWrapping(s.handle, p.keygen, template)
 	} else {
 		key, err = t.ctx.GenerateKey(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(p.keygen, nil)}, template)
@@ -197,7 +193,7 @@ func (t *Token) copyPair(s *session, spec hsm.KeySpec) (made newKey, err error) 
 		return made, err
 	}
 	made.mark = made.id[:]
-	name := tokenAttributes(made.mark, spec.Label)
+	name := t.kept(tokenAttributes(made.mark, spec.Label))
 	if made.sealed, err = t.sealAll(s, draft.private, spec); err != nil {
 		return made, err
 	}
@@ -223,7 +219,7 @@ func (t *Token) makePair(s *session, usage hsm.Usage, templates pair) (draft, er
 	if t.keygen == nil || usage == hsm.SignEd25519 {
 		return t.generateDraft(s, p, templates)
 	}
-	return t.draftByCrypto11(s, p, templates)
+	return t.draftByCrypto11(s, p, pair{t.kept(templates.public), t.kept(templates.private)})
 }
 
 // pair holds the templates of both halves.
@@ -231,6 +227,7 @@ type pair struct{ public, private []*pkcs11.Attribute }
 
 // generateDraft makes a pair without crypto11.
 func (t *Token) generateDraft(s *session, p profile, templates pair) (d draft, err error) {
+	templates = pair{t.kept(templates.public), t.kept(templates.private)}
 	public := append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params))
 	if p.keyType == pkcs11.CKK_RSA {
 		public = append(templates.public, pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, p.bits),

@@ -61,7 +61,7 @@ func (t *Token) seals(s *session, o object) (hostseal.MAC, error) {
 			o.Label, errLacking))
 	}
 	return func(data []byte) ([]byte, error) {
-		mac, err := t.native.sign(s, o.handle, hmacSHA256, data)
+		mac, err := t.mac(s, o.handle, data)
 		return mac, blamesInput(err)
 	}, nil
 }

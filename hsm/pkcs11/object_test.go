@@ -132,7 +132,7 @@ func TestUnwrapTemplate(t *testing.T) {
 	k := generate(t, "wrap-template", hsm.WrapKey)
 	wrapping := objects(t, markOf(t, k))[0]
 	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil)}
-	open := slices.DeleteFunc(derived(), func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_VALUE_LEN })
+	open := slices.DeleteFunc(derived(false), func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_VALUE_LEN })
 	protection := append(slices.Clone(open[:len(open)-2]),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false))
 	raw(t, func(s *session) error {

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
@@ -44,18 +45,21 @@ func open(cfg Config) (*Token, error) {
 		return nil, err
 	}
 	t.label = info.Label
-	if err := t.checkMechanisms(cfg.Require); err != nil {
+	if err := t.readMechanisms(); err != nil {
 		return nil, err
 	}
 	if err := t.attach(cfg, info); err != nil {
 		return nil, err
 	}
-	if err := t.chooseWrapping(); err != nil {
-		return nil, err
-	}
 	// Some modules report success for a login that failed.
 	if err := t.loggedIn(); err != nil {
 		return nil, fmt.Errorf("%v: %w", err, hsm.ErrUnavailable)
+	}
+	if err := t.chooseWays(); err != nil {
+		return nil, err
+	}
+	if err := t.checkMechanisms(cfg.Require); err != nil {
+		return nil, err
 	}
 	_, err = t.Keys(background)
 	return t, err
@@ -235,6 +239,26 @@ func (m *Module) LogIn(cfg Config) (err error) {
 // Session opens a read-write session.
 func (m *Module) Session() (pkcs11.SessionHandle, error) {
 	return m.OpenSession(m.Slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+}
+
+// Ways tries how the module is used, as [Open] does, and returns one sentence for each choice and for
+// each mechanism that it lacks or refuses. An error is the module's.
+func (m *Module) Ways() (chosen, notices []string, err error) {
+	t := &Token{
+		ctx: m.Ctx, native: m.native, slot: m.Slot, login: m.Login, label: m.Info.Label,
+		settled: allOptional, optional: allOptional,
+		log: hclog.NewNullLogger(), keys: map[hsm.KeyID]object{}, dead: make(chan struct{}), sessions: make(chan *session, 1),
+	}
+	t.sessions <- nil
+	for _, step := range []func() error{t.readMechanisms, t.chooseWays, func() error { return t.checkMechanisms(nil) }} {
+		if err := step(); err != nil {
+			return nil, nil, err
+		}
+	}
+	if s := <-t.sessions; s != nil {
+		_ = m.CloseSession(s.handle) // it has nothing that the caller needs
+	}
+	return t.Ways(), t.Notices(), nil
 }
 
 // Functions returns the module's CK_FUNCTION_LIST, for calls that miekg/pkcs11 cannot make.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -64,10 +65,39 @@ func (t *Token) MAC(ctx context.Context, key hsm.KeyID, data []byte) (mac []byte
 		return nil, err
 	}
 	err = t.use(ctx, need{id: key, usage: hsm.MACKey}, func(s *session, o object) (err error) {
-		mac, err = t.native.sign(s, o.handle, hmacSHA256, data)
-		return err
+		mac, err = t.mac(s, o.handle, data)
+		return blamesInput(err)
 	})
 	return mac, err
+}
+
+// macPart is how much data some modules take at once. AWS CloudHSM takes 16,288 bytes.
+const macPart = 16<<10 - 256
+
+// mac is C_Sign with CKM_SHA256_HMAC. A module that refuses the length of the data gets it in parts.
+func (t *Token) mac(s *session, key pkcs11.ObjectHandle, data []byte) ([]byte, error) {
+	mac, err := t.native.sign(s, key, hmacSHA256, data)
+	if code, _ := codeOf(err); code == pkcs11.CKR_DATA_LEN_RANGE && len(data) > macPart {
+		return t.macInParts(s, key, data)
+	}
+	return mac, err
+}
+
+// macInParts is C_SignUpdate for each part.
+func (t *Token) macInParts(s *session, key pkcs11.ObjectHandle, data []byte) ([]byte, error) {
+	if err := t.ctx.SignInit(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(hmacSHA256.mechanism, nil)}, key); err != nil {
+		return nil, at("C_SignInit", err)
+	}
+	for part := range slices.Chunk(data, macPart) {
+		if err := t.ctx.SignUpdate(s.handle, part); err != nil {
+			return nil, at("C_SignUpdate", err)
+		}
+	}
+	mac, err := t.ctx.SignFinal(s.handle)
+	if err == nil && len(mac) != hmacSHA256.size {
+		err = errShort
+	}
+	return mac, at("C_SignFinal", err)
 }
 
 var hmacSHA256 = operation{mechanism: pkcs11.CKM_SHA256_HMAC, size: check.SecretLen}
@@ -79,7 +109,7 @@ func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey)
 	}
 	err = t.use(ctx, need{id: key, usage: hsm.DeriveP256}, func(s *session, o object) (err error) {
 		z, err = t.derive(s, o, peer.Bytes())
-		return err
+		return blamesInput(err) // the peer is a point on the curve
 	})
 	return z, err
 }
@@ -87,7 +117,7 @@ func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey)
 // derive reads the secret once from a session object, which it always destroys. If that
 // fails, the session is closed, and the object with it.
 func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) {
-	secret, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(peer), o.handle, derived())
+	secret, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(peer), o.handle, derived(t.ways.openZ))
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
@@ -113,13 +143,15 @@ func (t *Token) destroy(s *session, h pkcs11.ObjectHandle, err *error) {
 	}
 }
 
-func derived() []*pkcs11.Attribute {
+// derived returns the template of a secret that is read. It is private, except on a module that
+// refuses that.
+func derived(open bool) []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, check.SecretLen),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
-		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, !open),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 	}
@@ -132,15 +164,22 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 		return nil, err
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
+	if t.ways.importer == importNone && !t.hostCheck {
+		return nil, fmt.Errorf("module cannot import password verifiers: %w", hsm.ErrUnsupported)
+	}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
-		if t.hostImport || o[1].host {
-			wrapped, err = t.importHere(s, o, i)
-		} else {
-			wrapped, err = t.importInside(s, o, i)
-		}
+		wrapped, err = t.importVerifier(s, o, i)
 		return err
 	})
 	return wrapped, err
+}
+
+// importVerifier imports a secret in the way that was chosen.
+func (t *Token) importVerifier(s *session, o []object, i hsm.Import) ([]byte, error) {
+	if t.ways.importer == importWorker || o[1].host {
+		return t.importHere(s, o, i)
+	}
+	return t.importInside(s, o, i)
 }
 
 // MACWrapped implements [hsm.Token] with CKM_AES_KEY_WRAP_PAD and
@@ -159,7 +198,7 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 			return err
 		}
 		defer t.destroy(s, secret, &err)
-		mac, err = t.native.sign(s, secret, hmacSHA256, data)
+		mac, err = t.mac(s, secret, data)
 		return blamesInput(err)
 	})
 	return mac, err
@@ -167,8 +206,8 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 
 // unwrap makes a wrapped secret a session key for MACs.
 func (t *Token) unwrap(s *session, wrap object, wrapped []byte) (pkcs11.ObjectHandle, error) {
-	template := sessionSecret(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
+	template := t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN)
+	secret, err := t.unwrapUnder(s, wrap.handle, wrapped, template)
 	return secret, t.unwrapError(s, wrap, err)
 }
 
@@ -181,7 +220,7 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 		return nil, err
 	}
 	defer t.destroy(s, kek, &err)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, i.Wrapped, sessionSecret(pkcs11.CKK_GENERIC_SECRET, true))
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, i.Wrapped, t.sessionSecret(t.ways.mac.keyType, true))
 	if err != nil {
 		return nil, t.unwrapError(s, wrap, err)
 	}
@@ -189,8 +228,7 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 	if err := t.checkLength(s, secret); err != nil {
 		return nil, err
 	}
-	wrapped, err = t.native.wrap(s, t.kwp, wrap.handle, secret)
-	return wrapped, at("C_WrapKey", err)
+	return t.wrapUnder(s, wrap.handle, secret)
 }
 
 // agreement is the peer of an ECDH and the context of the KEK.
@@ -202,12 +240,12 @@ type agreement struct {
 // kek makes AES-256-ECB(key = Z, context) a session key with the usages. Z is the ECDH of
 // a private key and a peer. Neither leaves the module.
 func (t *Token) kek(s *session, private pkcs11.ObjectHandle, a agreement, usage ...uint) (kek pkcs11.ObjectHandle, err error) {
-	z, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(a.peer), private, withLength(sessionSecret(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
+	z, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(a.peer), private, withLength(t.sessionSecret(pkcs11.CKK_AES, false, pkcs11.CKA_DERIVE)))
 	if err != nil {
 		return 0, at("C_DeriveKey", err)
 	}
 	defer t.destroy(s, z, &err)
-	kek, err = t.native.encryptData(s.handle, z, a.context[:], withLength(sessionSecret(pkcs11.CKK_AES, false, usage...)))
+	kek, err = t.native.encryptData(s.handle, z, a.context[:], withLength(t.sessionSecret(pkcs11.CKK_AES, false, usage...)))
 	return kek, at("C_DeriveKey", err)
 }
 
@@ -244,13 +282,12 @@ func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte
 func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, err error) {
 	value := pkcs11.NewAttribute(pkcs11.CKA_VALUE, secret)
 	defer clear(value.Value)
-	h, err := t.ctx.CreateObject(s.handle, append(sessionSecret(pkcs11.CKK_GENERIC_SECRET, true), value))
+	h, err := t.ctx.CreateObject(s.handle, append(t.sessionSecret(t.ways.mac.keyType, true), value))
 	if err != nil {
 		return nil, at("C_CreateObject", err)
 	}
 	defer t.destroy(s, h, &err)
-	wrapped, err = t.native.wrap(s, t.kwp, wrap.handle, h)
-	return wrapped, at("C_WrapKey", err)
+	return t.wrapUnder(s, wrap.handle, h)
 }
 
 // unwrapError decides whether a failed C_UnwrapKey is the fault of the input or of the
@@ -292,8 +329,8 @@ func (t *Token) canUnwrap(s *session, wrap object) (err error) {
 	if err != nil {
 		return err
 	}
-	template := sessionSecret(pkcs11.CKK_GENERIC_SECRET, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
+	template := t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN)
+	secret, err := t.unwrapUnder(s, wrap.handle, wrapped, template)
 	if err != nil {
 		return err
 	}
@@ -303,7 +340,7 @@ func (t *Token) canUnwrap(s *session, wrap object) (err error) {
 
 // wrapping returns the mechanism AES-KWP (RFC 5649) of the module.
 func (t *Token) wrapping() []*pkcs11.Mechanism {
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(t.kwp, nil)}
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(t.ways.wrapping.mechanism, nil)}
 }
 
 func random(n int) []byte {
@@ -314,7 +351,7 @@ func random(n int) []byte {
 
 // sessionSecret returns the template of a session object with one usage or none, whose
 // value cannot be read.
-func sessionSecret(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute {
+func (t *Token) sessionSecret(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attribute {
 	list := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, keyType),
@@ -323,7 +360,7 @@ func sessionSecret(keyType uint, extractable bool, usage ...uint) []*pkcs11.Attr
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, extractable),
 	}
-	return append(list, flags(secretUsages, usage)...)
+	return append(list, t.seen(flags(secretUsages, usage))...)
 }
 
 // withLength adds the length of 32 bytes, which a derivation needs and an unwrapping must
@@ -351,7 +388,7 @@ func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err e
 }
 
 func (t *Token) rewrap(s *session, from, to object, old []byte) (wrapped []byte, err error) {
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), from.handle, old, sessionSecret(pkcs11.CKK_GENERIC_SECRET, true))
+	secret, err := t.unwrapUnder(s, from.handle, old, t.sessionSecret(t.ways.mac.keyType, true))
 	if unsupported(err) {
 		return nil, t.notExtractable(s, from, old, at("C_UnwrapKey", err))
 	}
@@ -359,11 +396,11 @@ func (t *Token) rewrap(s *session, from, to object, old []byte) (wrapped []byte,
 		return nil, t.unwrapError(s, from, err)
 	}
 	defer t.destroy(s, secret, &err)
-	wrapped, err = t.native.wrap(s, t.kwp, to.handle, secret)
+	wrapped, err = t.wrapUnder(s, to.handle, secret)
 	if code, _ := codeOf(err); code == pkcs11.CKR_KEY_UNEXTRACTABLE { // the module ignores the template
-		return nil, t.notExtractable(s, from, old, at("C_WrapKey", err))
+		return nil, t.notExtractable(s, from, old, err)
 	}
-	return wrapped, at("C_WrapKey", err)
+	return wrapped, err
 }
 
 // notExtractable returns the error of a secret that from does not release again. It first

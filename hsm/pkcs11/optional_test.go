@@ -51,6 +51,46 @@ func TestErrorCostsNoAttributes(t *testing.T) {
 	})
 }
 
+// A module that refuses CKA_MODIFIABLE false, as AWS CloudHSM does, gets each key without it in the end,
+// and the templates of both halves are as it wants them.
+func TestWithoutFixed(t *testing.T) {
+	raw(t, func(s *session) error {
+		shared.changing.Lock()
+		defer shared.changing.Unlock()
+		var sets []optional
+		err := shared.withFewerOptional(s, func() error {
+			sets = append(sets, shared.optional)
+			for _, a := range shared.kept(append(profiles[hsm.SignP256].verifying(), tokenAttributes(nil, "x")...)) {
+				if a.Type == pkcs11.CKA_MODIFIABLE || a.Type == pkcs11.CKA_PRIVATE {
+					return at("C_GenerateKeyPair", pkcs11.Error(pkcs11.CKR_TEMPLATE_INCONSISTENT))
+				}
+			}
+			return nil
+		})
+		want := []optional{allOptional, allOptional &^ restricted, openHalf | fixed, fixed, noOptional}
+		if err != nil || !slices.Equal(sets, want) || shared.optional != allOptional {
+			t.Errorf("tried with %v, want %v: %v; the next key begins with %q", sets, want, err, shared.optional.names())
+		}
+		return nil
+	})
+}
+
+// The trials find nothing that SoftHSM refuses, and leave nothing.
+func TestRefusesNothing(t *testing.T) {
+	raw(t, func(s *session) error {
+		shared.changing.Lock()
+		defer shared.changing.Unlock()
+		if refused := shared.refusedOptional(s); refused != noOptional || shared.optional != allOptional {
+			t.Errorf("refused %q, and left %q", refused.names(), shared.optional.names())
+		}
+		left, err := shared.findAll(s, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, trialLabel)})
+		if err == nil && len(left) != 0 {
+			t.Errorf("%d objects of trials are left", len(left))
+		}
+		return err
+	})
+}
+
 // A module that refuses an attribute with a code that says nothing does so each time, and takes
 // the key without it each time.
 func TestRefuses(t *testing.T) {

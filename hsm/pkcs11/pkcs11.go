@@ -47,11 +47,12 @@ type Token struct {
 	login    pkcs11.SessionHandle // holds the login, and is not used otherwise
 	sessions chan *session        // idle ones; nil stands for one to be opened
 	have     available
-	kwp      uint // mechanism that wraps as RFC 5649 does
+	listsPad bool // have has CKM_AES_KEY_WRAP_PAD because the module lists it
+	ways     ways
+	refused  map[string]string // mechanisms that work in no way, and why
 	missing  []string
-	// hostImport: the module cannot derive the KEK of an import.
-	hostImport bool
-	hostCheck  bool // see hostcheck.go
+	// hostCheck: new wrap keys are HMAC keys, see hostcheck.go.
+	hostCheck bool
 
 	changing sync.Mutex              // one change of the token at a time, with its checks; guards the next three
 	settled  optional                // attributes that the module keeps, as far as trials have shown

@@ -45,7 +45,7 @@ func (t *Token) seal(s *session, key pkcs11.ObjectHandle, spec hsm.KeySpec, reci
 		return nil, err
 	}
 	defer t.destroy(s, kek, &err)
-	wrapped, err := t.native.wrap(s, t.kwp, kek, key)
+	wrapped, err := t.native.wrap(s, t.ways.wrapping.mechanism, kek, key)
 	if err != nil {
 		return nil, at("C_WrapKey with CKM_AES_KEY_WRAP_PAD of a key for "+spec.Usage.String(), err)
 	}
@@ -73,7 +73,7 @@ func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	if err := t.have.check(copying); err != nil {
+	if err := t.canCopy(); err != nil {
 		return hsm.Key{}, err
 	}
 	t.changing.Lock()
@@ -161,9 +161,9 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 	defer t.destroy(s, kek, &err)
 	err = t.withFewerOptional(s, func() (err error) {
 		p := t.profile(k.Usage)
-		template := t.withRestriction(p, p.finalPrivate(k))
-		if p.allows(pkcs11.CKA_UNWRAP) && t.optional >= someOptional {
-			key, err = t.native.unwrapWrapping(s, t.kwp, kek, wrapped, template)
+		template := t.kept(t.withRestriction(p, p.finalPrivate(k)))
+		if p.allows(pkcs11.CKA_UNWRAP) && t.optional.has(keptIn) {
+			key, err = t.native.unwrapWrapping(s, t.ways.wrapping.mechanism, kek, wrapped, template)
 		} else {
 			key, err = t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, template)
 		}
@@ -178,7 +178,7 @@ func (t *Token) unseal(s *session, with object, sealed hsm.Sealed, k hsm.Key) (k
 // restoreError decides why a sealed copy did not become a key. If it unwraps as a secret
 // of no use, it is intact, and the module cannot have keys of its kind by C_UnwrapKey.
 func (t *Token) restoreError(s *session, kek pkcs11.ObjectHandle, wrapped []byte, failed error) (err error) {
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, sessionSecret(pkcs11.CKK_GENERIC_SECRET, false))
+	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), kek, wrapped, t.sessionSecret(t.ways.mac.keyType, false))
 	if err != nil {
 		return t.unwrapError(s, object{handle: kek}, err)
 	}
@@ -192,7 +192,7 @@ func (t *Token) create(s *session, k hsm.Key, value []byte) (key pkcs11.ObjectHa
 	secret := pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)
 	defer clear(secret.Value)
 	err = t.withFewerOptional(s, func() error {
-		template := append(t.withRestriction(p, p.finalPrivate(k)), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
+		template := append(t.kept(t.withRestriction(p, p.finalPrivate(k))), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p.params), secret)
 		key, err = t.ctx.CreateObject(s.handle, template)
 		return at("C_CreateObject", err)
 	})
@@ -222,7 +222,7 @@ func (t *Token) finish(s *session, h pkcs11.ObjectHandle, k hsm.Key) (err error)
 	if err != nil {
 		return at("C_CreateObject", err)
 	}
-	template := append(append(p.verifying(), tokenAttributes(k.ID[:], k.Label)...), values...)
+	template := append(t.kept(append(p.verifying(), tokenAttributes(k.ID[:], k.Label)...)), values...)
 	p.class = pkcs11.CKO_PUBLIC_KEY
 	_, err = t.ctx.CreateObject(s.handle, append(template, p.kind()...))
 	return at("C_CreateObject", err)

@@ -69,7 +69,7 @@ func closedFor(t *testing.T, k hsm.Key) {
 			t.Errorf("attributes %x", a)
 		}
 		if k.Usage == hsm.WrapKey {
-			open := withoutSensitive(sessionSecret(pkcs11.CKK_GENERIC_SECRET, true, pkcs11.CKA_SIGN))
+			open := withoutSensitive(shared.sessionSecret(pkcs11.CKK_GENERIC_SECRET, true, pkcs11.CKA_SIGN))
 			wrapped, err := shared.wrap(s, object{handle: found[0]}, make([]byte, 32))
 			if err != nil {
 				return err

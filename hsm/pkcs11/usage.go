@@ -3,13 +3,13 @@ package pkcs11
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
-	"countersign/hsm/internal/check"
 )
 
 // profile describes the private or secret key of a usage on a token. It sets every usage
@@ -23,6 +23,7 @@ type profile struct {
 	params         []byte // CKA_EC_PARAMS
 	bits           int    // of an RSA modulus
 	public         []uint // usage attributes true on the public half
+	unsized        bool   // a secret key whose type says its length
 }
 
 // Constants of PKCS#11 v3.0 that miekg/pkcs11 lacks.
@@ -71,20 +72,10 @@ func newProfile(u hsm.Usage) profile {
 	return p
 }
 
-// profile returns the profile of a usage with the mechanism by which this module wraps.
-func (t *Token) profile(usage hsm.Usage) profile {
-	p := profiles[usage]
-	switch {
-	case usage == hsm.WrapKey && t.hostCheck:
-		return hostProfile
-	case usage == hsm.WrapKey:
-		p.mechanisms = []uint{t.kwp}
-	}
-	return p
-}
-
 // holds reports whether keys of the profile may have the type.
-func (p profile) holds(keyType uint) bool { return keyType == p.keyType }
+func (p profile) holds(keyType uint) bool {
+	return keyType == p.keyType || p.keyType == pkcs11.CKK_GENERIC_SECRET && keyType == pkcs11.CKK_SHA256_HMAC
+}
 
 func (p profile) allows(usage uint) bool { return slices.Contains(p.allowed, usage) }
 
@@ -117,12 +108,20 @@ func (p profile) verifying() []*pkcs11.Attribute {
 
 // secret returns the template of a secret key of 32 bytes on the token.
 func (p profile) secret(id []byte, label string) []*pkcs11.Attribute {
-	return withLength(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
+	return p.sized(append(append(p.protection(false), p.kind()...), tokenAttributes(id, label)...))
 }
 
-// secretDraft returns the template of a secret key as a session object, of which copies are made.
-func (p profile) secretDraft(id []byte) []*pkcs11.Attribute {
-	return withLength(append(p.privateHalf(id, true), p.kind()...))
+// session returns the template of a secret key of 32 bytes as a session object.
+func (p profile) session(id []byte, extractable bool) []*pkcs11.Attribute {
+	return p.sized(append(p.privateHalf(id, extractable), p.kind()...))
+}
+
+// sized adds the length of a secret key, unless its type says it.
+func (p profile) sized(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if p.unsized {
+		return template
+	}
+	return withLength(template)
 }
 
 func (p profile) kind() []*pkcs11.Attribute {
@@ -169,6 +168,9 @@ var mechanisms = map[string]uint{
 	"CKM_RSA_PKCS_PSS":           pkcs11.CKM_RSA_PKCS_PSS,
 	"CKM_GENERIC_SECRET_KEY_GEN": pkcs11.CKM_GENERIC_SECRET_KEY_GEN, "CKM_SHA256_HMAC": pkcs11.CKM_SHA256_HMAC,
 	"CKM_AES_KEY_GEN": pkcs11.CKM_AES_KEY_GEN, wrapPad: pkcs11.CKM_AES_KEY_WRAP_PAD, wrapKWP: ckmAESKeyWrapKWP,
+	wrapKW: pkcs11.CKM_AES_KEY_WRAP, wrapGCM: pkcs11.CKM_AES_GCM, wrapCBC: pkcs11.CKM_AES_CBC_PAD,
+	wrapWays[2].name: ckmLunaKWP, wrapWays[3].name: ckmCloudKW,
+	keygenSHA256: ckmSHA256KeyGen, keygenNShield: ckmNShieldHMACKeyGen,
 	encryptData: pkcs11.CKM_AES_ECB_ENCRYPT_DATA,
 }
 
@@ -218,10 +220,9 @@ func (a available) check(c capability) error {
 	return nil
 }
 
-// checkMechanisms reads the mechanism list. It returns an error if a usage in require is
-// not possible, so that this shows at start and not at the first request, and notes what
-// else is not possible.
-func (t *Token) checkMechanisms(require []hsm.Usage) error {
+// readMechanisms reads the mechanism list. Where any of several mechanisms will do, the module counts
+// as having the first; chooseWays finds the right one.
+func (t *Token) readMechanisms() error {
 	list, err := t.ctx.GetMechanismList(t.slot)
 	if err != nil {
 		return startError("C_GetMechanismList", err)
@@ -230,68 +231,47 @@ func (t *Token) checkMechanisms(require []hsm.Usage) error {
 	for _, m := range list {
 		t.have[m.Mechanism] = true
 	}
-	// Either name will do; chooseWrapping finds the right one.
-	t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] = t.have[pkcs11.CKM_AES_KEY_WRAP_PAD] || t.have[ckmAESKeyWrapKWP]
-	var required []string
-	required, t.missing = t.missingFor(require)
-	t.hostImport = !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA]
-	if len(required) > 0 {
-		return fmt.Errorf("%s: %w", strings.Join(required, "; "), hsm.ErrUnavailable)
+	t.listsPad = t.have[wrapWays[0].mechanism]
+	for _, w := range wrapWays {
+		t.have[wrapWays[0].mechanism] = t.have[wrapWays[0].mechanism] || t.have[w.mechanism]
+	}
+	for _, w := range macWays {
+		t.have[macWays[0].keygen] = t.have[macWays[0].keygen] || t.have[w.keygen]
 	}
 	return nil
 }
 
+// checkMechanisms returns an error if a usage in require is not possible, so that this shows at
+// start and not at the first request, and notes what else is not possible.
+func (t *Token) checkMechanisms(require []hsm.Usage) error {
+	var required []string
+	required, t.missing = t.missingFor(require)
+	if t.hostCheck {
+		t.missing = append([]string{hostNotice}, t.missing...)
+	} else if t.ways.importer == importWorker {
+		text := "module lacks " + encryptData + ": password verifiers are imported in the memory of hsm-worker"
+		t.missing = append([]string{text}, t.missing...)
+	}
+	var refusals []string
+	for _, name := range slices.Sorted(maps.Keys(t.refused)) {
+		refusals = append(refusals, fmt.Sprintf("it refuses %s: %s", name, t.refused[name]))
+	}
+	if len(required) > 0 {
+		return fmt.Errorf("%s: %w", strings.Join(append(required, refusals...), "; "), hsm.ErrUnavailable)
+	}
+	t.missing = append(t.missing, refusals...)
+	return nil
+}
+
 func (t *Token) missingFor(require []hsm.Usage) (required, notices []string) {
-	needed := map[hsm.Usage]bool{}
-	for _, u := range require {
-		needed[u] = true
-	}
-	switch {
-	case t.hostCheck:
-		notices = append(notices, hostNotice)
-	case !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA]:
-		notices = append(notices, "module lacks "+encryptData+": password verifiers are imported in the memory of hsm-worker")
-	}
 	for _, usage := range hsm.Usages() {
 		switch text := t.have.lacking(t.using(usage)); {
 		case text == "":
-		case needed[usage]:
+		case slices.Contains(require, usage):
 			required = append(required, text)
 		default:
 			notices = append(notices, text)
 		}
 	}
 	return required, notices
-}
-
-// chooseWrapping finds the mechanism that wraps as RFC 5649 does. In v2.40 that is
-// CKM_AES_KEY_WRAP_PAD, in v3.0 CKM_AES_KEY_WRAP_KWP; a module with both may pad as PKCS
-// #7 does under the first name, which makes 48 bytes of 32.
-func (t *Token) chooseWrapping() error {
-	t.kwp = pkcs11.CKM_AES_KEY_WRAP_PAD
-	if !t.have[ckmAESKeyWrapKWP] {
-		return nil
-	}
-	err := t.run(background, hsm.KeyID{}, func(s *session) error {
-		wrapped, err := t.tryWrapping(s)
-		if err != nil || len(wrapped) != check.WrappedLen {
-			t.kwp = ckmAESKeyWrapKWP
-		}
-		if c := classify(err); c == reconnect || c == dropped {
-			return err
-		}
-		return nil
-	})
-	return err
-}
-
-// tryWrapping wraps 32 bytes with a temporary key.
-func (t *Token) tryWrapping(s *session) (wrapped []byte, err error) {
-	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
-	key, err := t.ctx.GenerateKey(s.handle, mech, withLength(sessionSecret(pkcs11.CKK_AES, false, pkcs11.CKA_WRAP)))
-	if err != nil {
-		return nil, at("C_GenerateKey", err)
-	}
-	defer t.destroy(s, key, &err)
-	return t.wrap(s, object{handle: key}, make([]byte, check.SecretLen))
 }

@@ -78,9 +78,9 @@ func TestVerifierLeavesNothing(t *testing.T) {
 // Both ways of importing store the secret unchanged.
 func TestImportBothWays(t *testing.T) {
 	i, secret := imported(t, "both-ways")
-	defer func() { shared.hostImport = false }()
+	defer func() { shared.ways.importer = importInside }()
 	kept := map[string]bool{}
-	for _, shared.hostImport = range []bool{false, true} {
+	for _, shared.ways.importer = range []importWay{importInside, importWorker} {
 		wrapped, err := shared.Import(t.Context(), i)
 		if err != nil {
 			t.Fatal(err)
@@ -98,8 +98,8 @@ func TestImportBothWays(t *testing.T) {
 
 // A module without CKM_AES_ECB_ENCRYPT_DATA passes the suite.
 func TestContractHostImport(t *testing.T) {
-	shared.hostImport = true
-	defer func() { shared.hostImport = false }()
+	shared.ways.importer = importWorker
+	defer func() { shared.ways.importer = importInside }()
 	hsmtest.Run(t, func(*testing.T) hsm.Token { return shared })
 }
 

@@ -87,10 +87,12 @@ type Pool struct {
 	started chan *conn              // a worker that Unlock started, for a supervisor
 	live    atomic.Pointer[[]*conn] // replaced under mu, read without
 	closed  chan struct{}
-	running sync.WaitGroup // supervisors
-	ended   sync.Once      // closes forksEnd
-	worked  sync.Map       // use → nil, what worked since the last start of a worker
+	running sync.WaitGroup           // supervisors
+	ended   sync.Once                // closes forksEnd
+	ways    atomic.Pointer[[]string] // of the last worker that opened the token
+	worked  sync.Map                 // use → nil, what worked since the last start of a worker
 
+	shows     atomic.Bool   // each worker saw a key that another one had made
 	refusals  atomic.Int64  // PINs that the token refused
 	returns   atomic.Uint64 // see Returns
 	startSlot chan struct{} // allows one start, hence one login, at a time
@@ -215,6 +217,15 @@ func (p *Pool) Ready() bool { return p.State().Ready }
 // Returns counts how often the pool got its first worker: at the start, and each time after it had
 // lost all of them.
 func (p *Pool) Returns() uint64 { return p.returns.Load() }
+
+// Ways describes how the module is used, one sentence for each choice; none before a worker opened
+// the token.
+func (p *Pool) Ways() []string {
+	if ways := p.ways.Load(); ways != nil {
+		return *ways
+	}
+	return nil
+}
 
 // InFlight returns the number of calls that were not answered yet.
 func (p *Pool) InFlight() (n int) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"fmt"
+	"slices"
 	"time"
 
 	"countersign/hsm"
@@ -191,7 +192,34 @@ func (p *Pool) newKey(ctx context.Context, q wire.Request) (hsm.Key, error) {
 		return hsm.Key{}, fmt.Errorf("%s: worker returned %d keys: %w", q.Op, len(keys), hsm.ErrUnavailable)
 	}
 	p.keys.add(keys[0])
+	p.show(ctx, keys[0])
 	return keys[0], nil
+}
+
+// errHidden means that a worker does not see a key that another one made. A module may show a process
+// only the objects that were on the token when the process began, as nShield's does by default.
+var errHidden = fmt.Errorf("it does not see a key that another worker made: %w", hsm.ErrUnavailable)
+
+// show replaces the workers that do not see a new key. Once all have seen one, the module is believed
+// to show them.
+func (p *Pool) show(ctx context.Context, made hsm.Key) {
+	if p.shows.Load() {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	live, seen := *p.live.Load(), 0
+	for _, c := range live {
+		keys, err := p.list(ctx, c)
+		if err == nil && !slices.ContainsFunc(keys, func(k hsm.Key) bool { return k.ID == made.ID }) {
+			err = fmt.Errorf("key %q: %w", made.Label, errHidden)
+		}
+		if err != nil {
+			c.fail(err)
+			continue
+		}
+		seen++
+	}
+	p.shows.Store(seen > 1 && seen == len(live))
 }
 
 // listed does a call that returns a list.

@@ -83,7 +83,8 @@ func ReadConfig(r io.Reader) (Config, error) {
 
 // Hello is the child's answer once its token is open.
 type Hello struct {
-	Notices []string // mechanisms that the module lacks and serving does not need
+	Notices []string // mechanisms that the module lacks and serving does not need, at most 255
+	Ways    []string // how the module is used, at most 255
 }
 
 // WriteHello sends the answer to the configuration: the error of opening the
@@ -93,13 +94,25 @@ func WriteHello(w io.Writer, h Hello, failed error) error {
 	if failed != nil {
 		buf = appendText(buf, clip(failed.Error()))
 	} else {
-		buf = append(buf, byte(len(h.Notices)))
-		for _, n := range h.Notices {
-			buf = appendText(buf, clip(n))
-		}
+		buf = appendTexts(appendTexts(buf, h.Notices), h.Ways)
 	}
 	_, err := w.Write(buf)
 	return err
+}
+
+func appendTexts(buf []byte, texts []string) []byte {
+	buf = append(buf, byte(len(texts)))
+	for _, text := range texts {
+		buf = appendText(buf, clip(text))
+	}
+	return buf
+}
+
+func (r *reader) texts() (texts []string) {
+	for range r.u8() {
+		texts = append(texts, string(r.text()))
+	}
+	return texts
 }
 
 // ReadHello reads the answer to the configuration. An error of the child wraps the
@@ -115,9 +128,7 @@ func ReadHello(r io.Reader) (Hello, error) {
 	if s := status(in.u8()); s != ok {
 		err = remote(s, in.text())
 	} else {
-		for range in.u8() {
-			h.Notices = append(h.Notices, string(in.text()))
-		}
+		h.Notices, h.Ways = in.texts(), in.texts()
 	}
 	if bad := in.done(); bad != nil {
 		return Hello{}, fmt.Errorf("reading worker's hello: %v: %w", bad, hsm.ErrUnavailable)

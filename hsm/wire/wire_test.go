@@ -46,7 +46,7 @@ func TestConfigRoundTrip(t *testing.T) {
 
 func TestHello(t *testing.T) {
 	var buf bytes.Buffer
-	want := Hello{Notices: []string{"no wrapping"}}
+	want := Hello{Notices: []string{"no wrapping"}, Ways: []string{"MAC: one", "wrap: other"}}
 	if err := WriteHello(&buf, want, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -91,14 +91,27 @@ static void translate_allowed(struct template *t, ul *args) {
 
 static ul allowed_shown(ul own) { return own & UNKNOWN ? own & ~UNKNOWN : mechanism_shown(own); }
 
+/* size gives a new HMAC key the length that its type says, where the caller gave none. It comes
+ * first, because SoftHSM accepts nothing more after CKA_MODIFIABLE. */
+static void size(struct template *t, ul *args) {
+	static ul bytes = 32;
+	if (!(t->call & HMAC) || template_find(args, t->at, CKA_VALUE_LEN) != NULL)
+		return;
+	memmove(t->own + 1, t->own, args[t->at + 1] * sizeof *t->own);
+	t->own[0] = (struct attribute){CKA_VALUE_LEN, &bytes, sizeof bytes};
+	args[t->at + 1]++;
+}
+
 /* translate_hmac: the real module has HMAC keys as generic secrets that sign. */
 static ul translate_hmac(struct template *t, ul *args) {
 	struct attribute *type = template_find(args, t->at, CKA_KEY_TYPE), *sign = template_find(args, t->at, CKA_SIGN);
 	if (!mask.hmac || type == NULL)
 		return CKR_OK;
 	bool signs = sign != NULL && ulong_of(sign) == 1;
-	if (ulong_of(type) == CKK_SHA256_HMAC)
+	if (ulong_of(type) == CKK_SHA256_HMAC) {
 		put(t, type, CKK_GENERIC_SECRET);
+		size(t, args);
+	}
 	else if (ulong_of(type) == CKK_GENERIC_SECRET && signs && t->call != FIND)
 		return CKR_TEMPLATE_INCONSISTENT;
 	return CKR_OK;

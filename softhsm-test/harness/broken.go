@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -18,8 +19,8 @@ type Edit struct {
 	Old, New string
 }
 
-// Broken builds countersignd with edits into a new directory, next to the other programs as
-// they are. If tests names a package, its tests are built with the same edits as a program.
+// Broken builds countersignd with edits into a new directory, and hsm-worker too if an edit is below hsm/, next to the other
+// programs as they are. If tests names a package, its tests are built with the same edits as a program.
 // The caller removes the directory.
 func (b Bin) Broken(ctx context.Context, edits []Edit, tests string) (broken Bin, err error) {
 	dir, err := os.MkdirTemp("", "countersign-broken-")
@@ -35,7 +36,14 @@ func (b Bin) Broken(ctx context.Context, edits []Edit, tests string) (broken Bin
 	if err != nil {
 		return "", err
 	}
-	builds := [][]string{{"build", "-overlay", overlay, "-o", dir + "/", "countersign/cmd/countersignd"}}
+	edited := []string{"countersignd"}
+	if slices.ContainsFunc(edits, func(e Edit) bool { return strings.HasPrefix(e.File, "hsm/") }) {
+		edited = append(edited, "hsm-worker")
+	}
+	var builds [][]string
+	for _, p := range edited {
+		builds = append(builds, []string{"build", "-overlay", overlay, "-o", dir + "/", "countersign/cmd/" + p})
+	}
 	if tests != "" {
 		builds = append(builds, []string{"test", "-c", "-overlay", overlay, "-o", dir + "/", tests})
 	}
@@ -45,7 +53,7 @@ func (b Bin) Broken(ctx context.Context, edits []Edit, tests string) (broken Bin
 		}
 	}
 	for _, p := range Programs {
-		if p != "countersignd" {
+		if !slices.Contains(edited, p) {
 			err = errors.Join(err, os.Symlink(b.Path(p), filepath.Join(dir, p)))
 		}
 	}

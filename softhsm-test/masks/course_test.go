@@ -1,6 +1,7 @@
 package masks
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -39,7 +40,7 @@ func (s *stage) run(ctx context.Context) {
 func (s *stage) founded(ctx context.Context) bool {
 	if s.refusal != "" {
 		s.configure("")
-		s.refuses(ctx, unavailable, s.refusal)
+		s.refuses(ctx, cmp.Or(s.code, unavailable), s.refusal)
 		return false
 	}
 	s.split(ctx)

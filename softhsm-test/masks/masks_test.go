@@ -1,4 +1,4 @@
-// Package masks takes an appliance through its main jobs behind masks of package profiles: init, enrolment with a password,
+// Package masks takes an appliance through its main jobs behind each mask of package profiles: init, enrolment with a password,
 // levels 1 to 3, a wrong password, a rotation of every key, a restart, and a backup. What a masked module cannot do is
 // refused with an error that names what is missing. A mask proves nothing about the vendor's device.
 package masks
@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"countersign/softhsm-test/harness"
+	"countersign/softhsm-test/masks/profiles"
 )
 
 // course is how far the appliance gets behind a mask.
@@ -16,13 +17,20 @@ type course struct {
 	profile string
 	host    bool   // with hsm.password_check = "host"
 	refusal string // in the error of countersignd init; "" if it works
+	code    int    // of that error; 0 is unavailable
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
 }
 
 var courses = []course{
+	{profile: "luna"},
+	{profile: "luna-fips", refusal: "CKD_NULL"},
+	{profile: "nshield"},
+	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
+	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
+	{profile: "yubihsm2", host: true, lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
 	{profile: "securosys"},
 	{profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA"},
-	{profile: "securosys", host: true},
+	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
 
@@ -33,11 +41,21 @@ func (c course) name() string {
 	return c.profile
 }
 
-// brief are the profiles of go test -short.
-var brief = []string{"marvell", "nethsm"}
+// brief are the courses of go test -short.
+var brief = []string{"luna", "nethsm"}
+
+// breakTrial believes the first way of each kind without a trial.
+const breakTrial = "trial"
+
+var edits = map[string][]harness.Edit{
+	breakTrial: {
+		{File: "hsm/pkcs11/trial.go", Old: "err := t.seeing(secretUsages, func() error { return t.tryMACKey(s) })", New: "err := error(nil)"},
+		{File: "hsm/pkcs11/trial.go", Old: "err := t.outcome(func() error { return t.tryWrapping(s) })", New: "err := error(nil)"},
+	},
+}
 
 func TestMain(m *testing.M) {
-	s := harness.Suite{Name: "hsm-masks"}
+	s := harness.Suite{Name: "hsm-masks", Breaks: []string{breakTrial}}
 	for _, c := range courses {
 		s.Sections = append(s.Sections, c.name())
 	}
@@ -49,6 +67,10 @@ func TestMasks(t *testing.T) {
 	t.Parallel()
 	harness.Run(t, func(r *harness.Report) {
 		bin := harness.Must(harness.Built())
+		if e := edits[harness.Break()]; e != nil {
+			bin = harness.Must(bin.Broken(t.Context(), e, ""))
+			t.Cleanup(func() { _ = os.RemoveAll(string(bin)) }) // at worst it stays in the temporary directory
+		}
 		for _, c := range courses {
 			if testing.Short() && !slices.Contains(brief, c.name()) {
 				continue
@@ -62,8 +84,25 @@ func TestMasks(t *testing.T) {
 	})
 }
 
+// TestCourses: every mask has a course.
+func TestCourses(t *testing.T) {
+	for _, p := range harness.Must(profiles.All()) {
+		if !slices.ContainsFunc(courses, func(c course) bool { return c.profile == p.Name }) {
+			t.Errorf("no course for %s", p.Name)
+		}
+	}
+}
+
+func TestEdits(t *testing.T) { harness.TestEdits(t, edits) }
+
 func TestBreaks(t *testing.T) {
-	harness.TestBreaks(t, harness.Broken{Break: "nonsense", Exit: 2})
+	harness.TestBreaks(
+		t,
+		harness.Broken{Args: []string{"-only", "nethsm"}, Line: " passed, 0 failed"},
+		harness.Broken{Short: true, Break: breakTrial, Args: []string{"-only", "luna"}, Exit: 1},
+		harness.Broken{Break: breakTrial, Args: []string{"-only", "nshield"}, Exit: 1},
+		harness.Broken{Break: "nonsense", Exit: 2},
+	)
 }
 
 func write(path, text string) { harness.Do(os.WriteFile(path, []byte(text), 0o600)) }

@@ -18,7 +18,7 @@ import (
 // plain is what the probes say of SoftHSM, without a mask.
 var plain = map[string]string{
 	"login": "ok", "copy": "ok", "set-id": "ok", "ecdh-null": "ok", "ecdh-aes": "ok", "ecdh-sha256": "CKR_MECHANISM_PARAM_INVALID",
-	"ecb-data": "ok", "digest": "ok", "hmac-generic": "ok", "hmac-typed": "CKR_TEMPLATE_INCONSISTENT",
+	"ecb-data": "ok", "digest": "ok", "hmac-generic": "ok", "hmac-typed": "CKR_TEMPLATE_INCONSISTENT", "hmac-unsized": "CKR_TEMPLATE_INCONSISTENT",
 	"hmac-nshield": "CKR_MECHANISM_INVALID", "hmac-long": "ok", "kwp-210a": "ok", "kwp-luna": "CKR_MECHANISM_INVALID",
 	"kwp-marvell": "CKR_MECHANISM_INVALID", "session-pair": "ok", "token-pair": "ok", "closed-public": "ok", "others": "ok", "list": "0x1104 0x210a",
 }
@@ -48,7 +48,7 @@ var masked = map[string]map[string]string{
 	},
 	"yubihsm2": {
 		"copy": noFunction, "ecdh-aes": noValue, "ecdh-sha256": unfit, "ecb-data": noValue, "hmac-generic": noValue,
-		"hmac-typed": noValue, "hmac-nshield": unfit, "hmac-long": noValue, "kwp-210a": noValue, "kwp-luna": noValue, "kwp-marvell": noValue,
+		"hmac-typed": noValue, "hmac-unsized": "ok", "hmac-nshield": unfit, "hmac-long": noValue, "kwp-210a": noValue, "kwp-luna": noValue, "kwp-marvell": noValue,
 		"session-pair": noValue, "list": "",
 	},
 	"securosys": {"ecdh-sha256": "ok"},

@@ -39,7 +39,7 @@ var probes = map[string]func(*probe) error{
 	"hmac-generic": func(p *probe) error { return p.hmacs(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKK_GENERIC_SECRET) },
 	"hmac-typed":   func(p *probe) error { return p.hmacs(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKK_SHA256_HMAC) },
 	"hmac-nshield": func(p *probe) error { return p.hmacs(ckmNCHMACKeyGen, pkcs11.CKK_SHA256_HMAC) },
-	"hmac-long":    (*probe).macsMuch,
+	"hmac-long":    (*probe).macsMuch, "hmac-unsized": (*probe).hmacUnsized,
 	"kwp-210a":     func(p *probe) error { return p.wraps(pkcs11.CKM_AES_KEY_WRAP_PAD) },
 	"kwp-luna":     func(p *probe) error { return p.wraps(0x80000171) },
 	"kwp-marvell":  func(p *probe) error { return p.wraps(0x8000216f) },
@@ -244,6 +244,16 @@ func (p *probe) hmacs(by uint, keyType int) error {
 	a, err := p.GetAttributeValue(p.session, key, of(pkcs11.CKA_KEY_TYPE, nil))
 	if err == nil && binary.NativeEndian.Uint64(a[0].Value) != uint64(keyType) {
 		err = errWrong
+	}
+	return err
+}
+
+// hmacUnsized makes an HMAC key on the token whose type says its length.
+func (p *probe) hmacUnsized() error {
+	key, err := p.GenerateKey(p.session, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, nil), of(
+		pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY, pkcs11.CKA_KEY_TYPE, pkcs11.CKK_SHA256_HMAC, pkcs11.CKA_TOKEN, true, pkcs11.CKA_SIGN, true))
+	if err == nil {
+		_, err = p.mac(key, []byte("data"))
 	}
 	return err
 }

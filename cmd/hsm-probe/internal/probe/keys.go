@@ -191,8 +191,17 @@ func (p *prober) deriveSecret(key pkcs11.ObjectHandle, peer []byte) (pkcs11.Obje
 	return h, at("C_DeriveKey", err)
 }
 
-// copyToToken copies a key pair, as the appliance does to give it its final name: its
-// CKA_ID is known only after it was made.
+// pairOnToken makes a key pair on the token in one call, as the appliance does.
+func (p *prober) pairOnToken() error {
+	before := p.token
+	p.token = true
+	defer func() { p.token = before }()
+	_, err := p.generateEC(curveP256.params, pkcs11.CKA_SIGN)
+	return err
+}
+
+// copyToToken copies a private key to the token, as the appliance does with a key of which it makes
+// sealed copies.
 func (p *prober) copyToToken() error {
 	if p.p256.private == 0 {
 		return errNoKey

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -60,6 +61,7 @@ var stages = []struct {
 	run  func(*prober) error
 }{
 	{"capabilities", (*prober).capabilities},
+	{"ways", (*prober).ways},
 	{"behaviour", (*prober).behaviour},
 	{"costs", (*prober).costs},
 	{"throughput", (*prober).throughput},
@@ -88,6 +90,23 @@ func Run(ctx context.Context, cfg ours.Config, order Order) (s report.Sheet, err
 	p.report.Settings = report.Recommend(p.report.Throughput, report.Machine{Cores: runtime.NumCPU(), MaxSessions: p.limit()})
 	p.report.TookMS = time.Since(p.start).Milliseconds()
 	return p.report, nil
+}
+
+// ways finds out how the appliance uses the module. What works in another way than the capability
+// shows is not missing.
+func (p *prober) ways() error {
+	chosen, notices, err := p.Ways()
+	if err != nil {
+		return err
+	}
+	p.report.Ways = append(chosen, notices...)
+	all := strings.Join(notices, "; ")
+	for i, c := range p.report.Capabilities {
+		if (c.UsedFor == records || c.UsedFor == opening) && !strings.Contains(all, c.UsedFor) {
+			p.report.Capabilities[i].Required = false
+		}
+	}
+	return nil
 }
 
 // enter loads the module and logs in; the PIN is erased.

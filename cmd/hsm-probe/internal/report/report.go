@@ -15,6 +15,7 @@ type Sheet struct {
 	Costs        []Cost       `json:"costs"`
 	Throughput   []Curve      `json:"throughput"`
 	Settings     *Settings    `json:"settings"` // null when nothing was measured
+	Ways         []string     `json:"ways"`     // how the appliance uses the module; null if that was not tried
 	Missing      []string     `json:"missing"`  // required capabilities that do not work
 	Skipped      []string     `json:"skipped"`  // parts that there was no time for
 	Left         int          `json:"left"`     // objects of an interrupted job, removed
