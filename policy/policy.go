@@ -30,10 +30,11 @@ type Policy struct {
 	services map[protocol.Service]service
 	approval Approval
 	// accepted attestation formats of UV keys
-	attestation []string
-	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent; 0 for StoreBackup alone
-	keysOnly    bool         // the admin socket does not count as an administrator
-	ignored     []string
+	attestation    []string
+	passwordLength int          // least of a new password, characters
+	quorum         map[Kind]int // 1 to maxQuorum; 1 where it is absent; 0 for StoreBackup alone
+	keysOnly       bool         // the admin socket does not count as an administrator
+	ignored        []string
 }
 
 type service struct {

@@ -84,12 +84,14 @@ func attest(all []keyring.Key, o hsm.Object) Finding {
 	return f
 }
 
-// aliases has the names that PKCS#11 v3.0 gives to mechanisms of v2.40.
-var aliases = map[string]string{"CKM_AES_KEY_WRAP_PAD": "CKM_AES_KEY_WRAP_KWP"}
-
-func sameMechanisms(got, want []string) bool {
-	return slices.EqualFunc(got, want, func(g, w string) bool { return g == w || g == aliases[w] && g != "" })
+// aliases has the key types and mechanisms that do the same on other modules, by those of PKCS#11
+// v2.40.
+var aliases = map[string][]string{
+	"CKM_AES_KEY_WRAP_PAD": {"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP", "CKM_AES_GCM", "CKM_AES_CBC_PAD"},
+	"CKK_GENERIC_SECRET":   {"CKK_SHA256_HMAC"},
 }
+
+func same(got, want string) bool { return got == want || slices.Contains(aliases[want], got) }
 
 // drift lists where an object differs from what its row requires. The token must state
 // that the object can be neither read nor changed; it may omit other attributes.
@@ -105,13 +107,13 @@ func drift(o hsm.Object, k keyring.Key) (drift []string) {
 	if o.Told&hsm.AttrExtractable == 0 {
 		drift = append(drift, "CKA_EXTRACTABLE not told")
 	}
-	if o.Class != usage.Class() || o.KeyType != want.KeyType {
+	if o.Class != usage.Class() || !same(o.KeyType, want.KeyType) {
 		drift = append(drift, fmt.Sprintf("%s of %s", o.Class, o.KeyType))
 	}
 	if got := o.True & hsm.AttrUsages; got != want.May {
 		drift = append(drift, "usages "+strings.Join(got.Names(), " "))
 	}
-	if o.Mechanisms != nil && !sameMechanisms(o.Mechanisms, want.Mechanisms) {
+	if o.Mechanisms != nil && !slices.EqualFunc(o.Mechanisms, want.Mechanisms, same) {
 		drift = append(drift, "mechanisms "+strings.Join(o.Mechanisms, " "))
 	}
 	for _, name := range ((generation(o, k) | hsm.AttrRestricted) & o.Told &^ o.True).Names() {

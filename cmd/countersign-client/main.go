@@ -19,6 +19,7 @@ import (
 	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/protocol"
+	"countersign/protocol/password"
 	"countersign/protocol/trust"
 )
 
@@ -158,6 +159,10 @@ func explain(err error) error {
 		if errors.Is(err, s.err) {
 			return s.row.Of(err)
 		}
+	}
+	var short *password.ShortError
+	if errors.As(err, &short) {
+		return fault.ShortPassword.Of(err)
 	}
 	var factor *client.FactorError
 	if errors.As(err, &factor) {

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/internal/fault"
+	"countersign/policy"
 )
 
 // keyVerb is a step in the life of a key, as a command.
@@ -153,6 +154,17 @@ func (t *tool) showQuorum(cmd *cobra.Command, v keyVerb, step adminapi.KeyStep, 
 	if err == nil && c.Required > 0 {
 		q := adminapi.Quorum{Kind: c.Kind, Required: c.Required, Able: len(c.Signed) + len(c.Missing)}
 		fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
+	}
+	return err
+}
+
+// showQuorumOf prints which administrators a kind of change would need, after a dry run.
+func (t *tool) showQuorumOf(cmd *cobra.Command, kind policy.Kind) error {
+	p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+	for _, q := range p.Quorums {
+		if q.Kind == kind.String() {
+			fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
+		}
 	}
 	return err
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"countersign/appliance/adminapi"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 func writePolicy(t *testing.T, quorum string) string {
@@ -38,7 +38,7 @@ func TestPolicyCheckJSON(t *testing.T) {
 		t.Errorf("exit code %d, %+v", code, r)
 	}
 	code, r, stderr := check(writePolicy(t, "\"key.destroy\" = 0\n"))
-	if code != int(cli.Config) || r.Good || len(r.Problems) != 1 || r.Problems[0].Line != 6 || !strings.Contains(stderr, "line 6") {
+	if code != int(fault.Config) || r.Good || len(r.Problems) != 1 || r.Problems[0].Line != 6 || !strings.Contains(stderr, "line 6") {
 		t.Errorf("exit code %d, %+v, %q", code, r, stderr)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/change"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -149,7 +149,7 @@ func TestSpans(t *testing.T) {
 		"--ttl soon": "error: --ttl soon: want a duration such as 90m or 24h\n", "--floor 9": "error: --floor 9: want a level from 1 to 4\n",
 	} {
 		code, _, stderr := run(t, "unix:/none", append([]string{"device", "invite", "gate"}, strings.Fields(flag)...)...)
-		if code != int(cli.Usage) || !strings.HasPrefix(stderr, want) {
+		if code != int(fault.Usage) || !strings.HasPrefix(stderr, want) {
 			t.Errorf("%s: exit code %d, %q", flag, code, stderr)
 		}
 	}

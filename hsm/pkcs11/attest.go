@@ -3,7 +3,6 @@ package pkcs11
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -229,18 +228,21 @@ func (t *Token) keepsFixed(s *session) (keeps bool, err error) {
 		return true, nil
 	}
 	p := t.profile(hsm.MACKey)
-	template := append(p.session(random(len(hsm.KeyID{})), false), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false))
-	err = t.outcome(func() (err error) {
-		h, err := t.makeSecret(s, p, template)
-		if err != nil {
+	way := func(more ...*pkcs11.Attribute) func() error {
+		return func() (err error) {
+			h, err := t.makeSecret(s, p, append(p.session(random(len(hsm.KeyID{})), false), more...))
+			if err != nil {
+				return err
+			}
+			defer t.destroy(s, h, &err)
+			a, ok, err := t.attributes(s, h, pkcs11.CKA_MODIFIABLE)
+			keeps = ok && !truth(a[0])
 			return err
 		}
-		defer t.destroy(s, h, &err)
-		a, ok, err := t.attributes(s, h, pkcs11.CKA_MODIFIABLE)
-		keeps = ok && !truth(a[0])
-		return err
-	})
-	if errors.Is(err, errRefused) {
+	}
+	no := pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false)
+	err = way(no)()
+	if unsupported(err) || ambiguous(err) && refuses(way(no), way()) {
 		return false, nil
 	}
 	return keeps, err

@@ -73,7 +73,7 @@ func (t *Token) canGenerate(spec hsm.KeySpec) error {
 	if len(spec.Recipients) == 0 {
 		return nil
 	}
-	return t.have.check(copying)
+	return t.canCopy()
 }
 
 // checkVacant looks for any private or secret key with the label or id.

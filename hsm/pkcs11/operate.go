@@ -207,7 +207,7 @@ func (t *Token) MACWrapped(ctx context.Context, wrap hsm.KeyID, wrapped, data []
 // unwrap makes a wrapped secret a session key for MACs.
 func (t *Token) unwrap(s *session, wrap object, wrapped []byte) (pkcs11.ObjectHandle, error) {
 	template := t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
+	secret, err := t.unwrapUnder(s, wrap.handle, wrapped, template)
 	return secret, t.unwrapError(s, wrap, err)
 }
 
@@ -228,8 +228,7 @@ func (t *Token) importInside(s *session, o []object, i hsm.Import) (wrapped []by
 	if err := t.checkLength(s, secret); err != nil {
 		return nil, err
 	}
-	wrapped, err = t.native.wrap(s, t.ways.wrapping.mechanism, wrap.handle, secret)
-	return wrapped, at("C_WrapKey", err)
+	return t.wrapUnder(s, wrap.handle, secret)
 }
 
 // agreement is the peer of an ECDH and the context of the KEK.
@@ -288,8 +287,7 @@ func (t *Token) wrap(s *session, wrap object, secret []byte) (wrapped []byte, er
 		return nil, at("C_CreateObject", err)
 	}
 	defer t.destroy(s, h, &err)
-	wrapped, err = t.native.wrap(s, t.ways.wrapping.mechanism, wrap.handle, h)
-	return wrapped, at("C_WrapKey", err)
+	return t.wrapUnder(s, wrap.handle, h)
 }
 
 // unwrapError decides whether a failed C_UnwrapKey is the fault of the input or of the
@@ -332,7 +330,7 @@ func (t *Token) canUnwrap(s *session, wrap object) (err error) {
 		return err
 	}
 	template := t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN)
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), wrap.handle, wrapped, template)
+	secret, err := t.unwrapUnder(s, wrap.handle, wrapped, template)
 	if err != nil {
 		return err
 	}
@@ -390,7 +388,7 @@ func (t *Token) Rewrap(ctx context.Context, r hsm.Rewrap) (wrapped []byte, err e
 }
 
 func (t *Token) rewrap(s *session, from, to object, old []byte) (wrapped []byte, err error) {
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), from.handle, old, t.sessionSecret(t.ways.mac.keyType, true))
+	secret, err := t.unwrapUnder(s, from.handle, old, t.sessionSecret(t.ways.mac.keyType, true))
 	if unsupported(err) {
 		return nil, t.notExtractable(s, from, old, at("C_UnwrapKey", err))
 	}
@@ -398,11 +396,11 @@ func (t *Token) rewrap(s *session, from, to object, old []byte) (wrapped []byte,
 		return nil, t.unwrapError(s, from, err)
 	}
 	defer t.destroy(s, secret, &err)
-	wrapped, err = t.native.wrap(s, t.ways.wrapping.mechanism, to.handle, secret)
+	wrapped, err = t.wrapUnder(s, to.handle, secret)
 	if code, _ := codeOf(err); code == pkcs11.CKR_KEY_UNEXTRACTABLE { // the module ignores the template
-		return nil, t.notExtractable(s, from, old, at("C_WrapKey", err))
+		return nil, t.notExtractable(s, from, old, err)
 	}
-	return wrapped, at("C_WrapKey", err)
+	return wrapped, err
 }
 
 // notExtractable returns the error of a secret that from does not release again. It first

@@ -47,6 +47,7 @@ type Token struct {
 	login    pkcs11.SessionHandle // holds the login, and is not used otherwise
 	sessions chan *session        // idle ones; nil stands for one to be opened
 	have     available
+	listsPad bool // have has CKM_AES_KEY_WRAP_PAD because the module lists it
 	ways     ways
 	refused  map[string]string // mechanisms that work in no way, and why
 	missing  []string

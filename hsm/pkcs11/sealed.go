@@ -73,7 +73,7 @@ func (t *Token) Restore(ctx context.Context, r hsm.Restore) (hsm.Key, error) {
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	if err := t.have.check(copying); err != nil {
+	if err := t.canCopy(); err != nil {
 		return hsm.Key{}, err
 	}
 	t.changing.Lock()

@@ -54,8 +54,8 @@ func (t *Token) refuse(mechanism string, how error) {
 }
 
 // outcome calls try until the outcome is clear, and returns nil, an error that wraps errRefused, or
-// the error of a module that fails. Some modules answer to what they do not do with a code that may
-// also mean an outage. While the login remains and they always do so, it is a refusal.
+// the error of a module that fails. A code that may mean an outage, or a wrong result, is no refusal:
+// otherwise a worker that starts during a fault would do without the way for its whole life.
 func (t *Token) outcome(try func() error) (err error) {
 	for range hsm.Tries {
 		err = try()
@@ -64,20 +64,11 @@ func (t *Token) outcome(try func() error) (err error) {
 			return err
 		case c == input, c == wrongKey, c == lacking, c == other, c == taken, unsupported(err):
 			return refusal{err}
-		case !ambiguous(err) && !vendorCode(err) && c != nonsense, t.loggedIn() != nil:
+		case !ambiguous(err) && c != nonsense:
 			return err
 		}
 	}
-	if classify(err) == nonsense {
-		return err
-	}
-	return refusal{err}
-}
-
-// vendorCode reports whether a vendor chose the return code.
-func vendorCode(err error) bool {
-	code, ok := codeOf(err)
-	return ok && code >= pkcs11.CKR_VENDOR_DEFINED
+	return err
 }
 
 // tryMAC finds the type of HMAC keys that the module makes and uses.
@@ -236,10 +227,13 @@ func (t *Token) tryWrap(s *session) error {
 	}
 	var first error
 	for _, t.ways.wrapping = range wrapWays {
-		if !t.have[t.ways.wrapping.mechanism] && t.ways.wrapping.mechanism < pkcs11.CKM_VENDOR_DEFINED {
+		if !t.lists(t.ways.wrapping.mechanism) && t.ways.wrapping.mechanism < pkcs11.CKM_VENDOR_DEFINED {
 			continue
 		}
 		err := t.outcome(func() error { return t.tryWrapping(s) })
+		if !t.lists(t.ways.wrapping.mechanism) && err != nil && t.loggedIn() == nil {
+			err = refusal{err} // under any code: the module does not claim to know the mechanism
+		}
 		if err == nil || !errors.Is(err, errRefused) {
 			return err
 		}
@@ -250,6 +244,12 @@ func (t *Token) tryWrap(s *session) error {
 	t.ways.wrapping = wrapWay{}
 	t.refuse(wrapPad, first)
 	return nil
+}
+
+// lists reports whether the module lists a mechanism of wrapWays. t.have has the first of them also if
+// the module lists another one only.
+func (t *Token) lists(mechanism uint) bool {
+	return t.have[mechanism] && (mechanism != wrapWays[0].mechanism || t.listsPad)
 }
 
 // tryWrapping wraps a secret, unwraps it to an HMAC key and compares the MACs of both.
@@ -269,12 +269,12 @@ func (t *Token) tryWrapping(s *session) (err error) {
 	if err != nil {
 		return err
 	}
-	wrapped, err := t.native.wrap(s, t.ways.wrapping.mechanism, with, secret)
+	wrapped, err := t.wrapUnder(s, with, secret)
 	if err != nil {
-		return at("C_WrapKey with "+t.ways.wrapping.name, err)
+		return err
 	}
-	if len(wrapped) != check.WrappedLen {
-		return fmt.Errorf("C_WrapKey with %s makes %d bytes of 32, not %d as RFC 5649: %w", t.ways.wrapping.name, len(wrapped), check.WrappedLen, errRefused)
+	if want := t.ways.wrapping.length(); len(wrapped) != want {
+		return fmt.Errorf("C_WrapKey with %s makes %d bytes of 32 to keep, not %d: %w", t.ways.wrapping.name, len(wrapped), want, errRefused)
 	}
 	got, err := t.macOf(s, with, wrapped, text)
 	if err == nil && !bytes.Equal(got, want) {
@@ -285,7 +285,7 @@ func (t *Token) tryWrapping(s *session) (err error) {
 
 // macOf unwraps a secret and returns its MAC of text.
 func (t *Token) macOf(s *session, with pkcs11.ObjectHandle, wrapped, text []byte) (mac []byte, err error) {
-	secret, err := t.ctx.UnwrapKey(s.handle, t.wrapping(), with, wrapped, t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN))
+	secret, err := t.unwrapUnder(s, with, wrapped, t.sessionSecret(t.ways.mac.keyType, false, pkcs11.CKA_SIGN))
 	if err != nil {
 		return nil, at("C_UnwrapKey with "+t.ways.wrapping.name, err)
 	}
@@ -321,7 +321,7 @@ func (t *Token) tryImport(s *session) error {
 	}
 	var first error
 	for _, t.ways.importer = range []importWay{importInside, importWorker} {
-		if t.ways.importer == importInside && !t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA] {
+		if t.ways.importer == importInside && (!t.have[pkcs11.CKM_AES_ECB_ENCRYPT_DATA] || t.ways.wrapping.form != 0) {
 			continue
 		}
 		err := t.outcome(func() error {

@@ -168,6 +168,7 @@ var mechanisms = map[string]uint{
 	"CKM_RSA_PKCS_PSS":           pkcs11.CKM_RSA_PKCS_PSS,
 	"CKM_GENERIC_SECRET_KEY_GEN": pkcs11.CKM_GENERIC_SECRET_KEY_GEN, "CKM_SHA256_HMAC": pkcs11.CKM_SHA256_HMAC,
 	"CKM_AES_KEY_GEN": pkcs11.CKM_AES_KEY_GEN, wrapPad: pkcs11.CKM_AES_KEY_WRAP_PAD, wrapKWP: ckmAESKeyWrapKWP,
+	wrapKW: pkcs11.CKM_AES_KEY_WRAP, wrapGCM: pkcs11.CKM_AES_GCM, wrapCBC: pkcs11.CKM_AES_CBC_PAD,
 	wrapWays[2].name: ckmLunaKWP, wrapWays[3].name: ckmCloudKW,
 	keygenSHA256: ckmSHA256KeyGen, keygenNShield: ckmNShieldHMACKeyGen,
 	encryptData: pkcs11.CKM_AES_ECB_ENCRYPT_DATA,
@@ -230,6 +231,7 @@ func (t *Token) readMechanisms() error {
 	for _, m := range list {
 		t.have[m.Mechanism] = true
 	}
+	t.listsPad = t.have[wrapWays[0].mechanism]
 	for _, w := range wrapWays {
 		t.have[wrapWays[0].mechanism] = t.have[wrapWays[0].mechanism] || t.have[w.mechanism]
 	}

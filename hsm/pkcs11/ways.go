@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"countersign/hsm"
+	"countersign/hsm/internal/check"
 )
 
 // ways are the ways in which a module does what the standard leaves open or what vendors do
@@ -52,22 +53,42 @@ var macWays = []macWay{
 	{keyType: pkcs11.CKK_SHA256_HMAC, keygen: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, typeName: typeHMAC, mechanism: keygenGeneric, unsized: true}, // YubiHSM 2
 }
 
-// wrapWay is a mechanism that wraps as RFC 5649 does.
+// wrapWay is a mechanism that wraps a secret of 32 bytes.
 type wrapWay struct {
 	mechanism uint
 	name      string
+	form      byte // the first byte of what is kept, check.KeptKW …; 0: RFC 5649, without such a byte
+	iv        int  // bytes of the IV, which follow the first byte
+}
+
+// with returns the mechanism with its parameter.
+func (w wrapWay) with(iv []byte) []*pkcs11.Mechanism {
+	var parameter any
+	switch w.form {
+	case check.KeptGCM:
+		parameter = pkcs11.NewGCMParams(iv, nil, 128)
+	case check.KeptCBC:
+		parameter = iv
+	}
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(w.mechanism, parameter)}
 }
 
 // wrapWays are tried in this order. In PKCS#11 v2.40, CKM_AES_KEY_WRAP_PAD is RFC 5649, in v3.0 the
 // other one; a module that has both may pad as PKCS #7 does under the first name, which makes 48
 // bytes of 32. Luna, and AWS CloudHSM and Marvell LiquidSecurity, have numbers that their vendors
-// chose.
+// chose. The last three keep a verifier where none of these works. They neither import one inside the
+// token nor make sealed copies, because phones and sealed copies use RFC 5649.
 var wrapWays = []wrapWay{
-	{pkcs11.CKM_AES_KEY_WRAP_PAD, wrapPad},
-	{ckmAESKeyWrapKWP, wrapKWP},
-	{ckmLunaKWP, "CKM_LUNA_AES_KWP"},
-	{ckmCloudKW, "CKM_CLOUDHSM_AES_KEY_WRAP_PAD"},
+	{mechanism: pkcs11.CKM_AES_KEY_WRAP_PAD, name: wrapPad},
+	{mechanism: ckmAESKeyWrapKWP, name: wrapKWP},
+	{mechanism: ckmLunaKWP, name: "CKM_LUNA_AES_KWP"},
+	{mechanism: ckmCloudKW, name: "CKM_CLOUDHSM_AES_KEY_WRAP_PAD"},
+	{pkcs11.CKM_AES_KEY_WRAP, wrapKW, check.KeptKW, 0},
+	{pkcs11.CKM_AES_GCM, wrapGCM, check.KeptGCM, 12},
+	{pkcs11.CKM_AES_CBC_PAD, wrapCBC, check.KeptCBC, 16},
 }
+
+const wrapKW, wrapGCM, wrapCBC = "CKM_AES_KEY_WRAP", "CKM_AES_GCM", "CKM_AES_CBC_PAD"
 
 // importWay says where a password verifier is while it is imported.
 type importWay string

@@ -206,15 +206,25 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
-	p.noteWays(hello.Ways)
+	if err := p.noteWays(hello.Ways); err != nil {
+		return err
+	}
 	return errors.Join(w.sock.Tick(tick), w.canaries.Tick(tick))
 }
 
-// noteWays logs how the module is used, once and when it changes.
-func (p *Pool) noteWays(ways []string) {
-	if before := p.ways.Swap(&ways); before == nil || !slices.Equal(*before, ways) {
-		p.cfg.Logger.Info("module is used", "ways", strings.Join(ways, "; "))
+// noteWays logs how the module is used, once and when it changes. A worker that would use it otherwise
+// than those that are running may have started during a fault, and is refused.
+func (p *Pool) noteWays(ways []string) error {
+	before := p.ways.Load()
+	switch {
+	case before != nil && slices.Equal(*before, ways):
+		return nil
+	case before != nil && len(*p.live.Load()) > 0:
+		return fmt.Errorf("it would use the module otherwise than the other workers, %s: %w", strings.Join(ways, "; "), hsm.ErrUnavailable)
 	}
+	p.ways.Store(&ways)
+	p.cfg.Logger.Info("module is used", "ways", strings.Join(ways, "; "))
+	return nil
 }
 
 // readPIN returns the PIN, which the caller erases.

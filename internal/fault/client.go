@@ -195,7 +195,7 @@ var (
 		Text: "no such receipt", Exit: NotFound, Advice: "countersign-client receipts lists them; authorize --receipt requests a full one",
 	})
 	NoFullReceipt = phone.row(Row{
-		Text: "no full receipt is kept", Exit: NotFound, Advice: "authorize --receipt requests one",
+		Text: "no full receipt is kept", Exit: NotFound, Advice: "countersign-client authorize --receipt requests one",
 	})
 	BadReceipt = phone.row(Row{
 		Text: "receipt does not verify", Exit: BadSignature, Advice: "do not rely on this receipt",
@@ -217,6 +217,11 @@ var (
 	})
 	NotAuthentic = phone.row(Row{
 		Text: "answer is not authentic", Exit: BadSignature, Advice: "the device or the link altered the message; nothing was signed",
+	})
+	ShortPassword = phone.row(Row{
+		Text: "the password has 4 characters: this appliance wants at least 6", Exit: Usage,
+		Cause:  "The policy of the appliance has a floor for new passwords ([password] min_length). Nothing was sent.",
+		Advice: "run it again with a longer password: the activation code is unused",
 	})
 	FactorMissing = phone.row(Row{
 		Text: "this client lacks a factor that the level requires", Exit: Denied,

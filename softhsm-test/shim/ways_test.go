@@ -5,8 +5,10 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -128,6 +130,54 @@ func TestNotTheCaller(t *testing.T) {
 		}
 		if _, err := p.MAC(t.Context(), mac.ID, []byte("x")); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrInput) {
 			t.Errorf("%s: MAC: %v, want ErrUnavailable", code, err)
+		}
+	}
+}
+
+// TestFaultAtStart: a worker that starts while the module fails does not do without a way for its whole
+// life.
+func TestFaultAtStart(t *testing.T) {
+	b := newBed(t)
+	p, _, err := b.opened(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := hsmtest.WrapFor(t, b.makes(p, hsm.DeriveP256), make([]byte, 32))
+	i.Wrap = b.makes(p, hsm.WrapKey).ID
+	kept, err := p.Import(t.Context(), i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := p.Ways()
+	check := func() error {
+		_, err := p.MACWrapped(t.Context(), i.Wrap, kept, nil)
+		return err
+	}
+	for _, code := range []string{"CKR_GENERAL_ERROR", "CKR_DEVICE_ERROR"} {
+		starts := b.read()["C_Initialize"].Calls
+		b.set("C_UnwrapKey rv " + code)
+		if err := check(); !errors.Is(err, hsm.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", code, err)
+		}
+		until(t, "no worker starts", func() bool { return b.read()["C_Initialize"].Calls > starts+8 }) // one calls it three or four times
+		b.set()
+		until(t, "the token checks again", func() bool { return check() == nil })
+		if now := p.Ways(); !slices.Equal(now, ways) {
+			t.Errorf("%s: used as %q, before %q", code, now, ways)
+		}
+	}
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick, end := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not so: %s", what)
 		}
 	}
 }

@@ -51,10 +51,21 @@ func Wrapped(b []byte) error {
 	return nil
 }
 
-// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, or 56 if it is sealed on the host. Anything else is
-// [hsm.ErrInput].
+// The first byte of a secret that is not kept by RFC 5649, and the length of the whole.
+const (
+	KeptKW  = 1 // AES key wrap of RFC 3394: 1 ‖ 40 bytes
+	KeptGCM = 2 // 2 ‖ nonce(12) ‖ 32 bytes ‖ tag(16)
+	KeptCBC = 3 // CBC with PKCS #7 padding, which alone shows no change: 3 ‖ IV(16) ‖ 48 bytes
+
+	KeptKWLen, KeptGCMLen, KeptCBCLen = 1 + 40, 1 + 12 + 48, 1 + 16 + 48
+)
+
+// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, 56 if it is sealed on the host, or the length that its
+// first byte says. Anything else is [hsm.ErrInput].
 func Kept(b []byte) error {
-	if len(b) == HostSealedLen {
+	switch {
+	case len(b) == HostSealedLen,
+		len(b) == KeptKWLen && b[0] == KeptKW, len(b) == KeptGCMLen && b[0] == KeptGCM, len(b) == KeptCBCLen && b[0] == KeptCBC:
 		return nil
 	}
 	return Wrapped(b)
