@@ -10,7 +10,7 @@ CGO  := hsm-worker hsm-probe
 BIN  := $(addprefix bin/,$(PURE) $(CGO))
 # Debian package and the file that shows it is there.
 DEBS := softhsm2:/usr/bin/softhsm2-util opensc:/usr/bin/pkcs11-tool openssl:/usr/bin/openssl libp11-kit-dev:/usr/include/p11-kit-1/p11-kit/pkcs11.h \
-	age:/usr/bin/age libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
+	age:/usr/bin/age jq:/usr/bin/jq libnss3-tools:/usr/bin/certutil p11-kit:/usr/bin/p11-kit p11-kit-modules:/usr/share/doc/p11-kit-modules
 # What the other PKCS#11 modules of the matrix come from.
 MATRIX_DEBS := libnss3:/usr/share/doc/libnss3 opencryptoki:/usr/sbin/pkcsslotd \
 	libtpm2-pkcs11-1:/usr/share/doc/libtpm2-pkcs11-1 swtpm:/usr/bin/swtpm libtss2-tcti-swtpm0:/usr/share/doc/libtss2-tcti-swtpm0

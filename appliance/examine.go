@@ -12,6 +12,7 @@ import (
 	"countersign/appliance/keylife"
 	"countersign/appliance/keyring"
 	"countersign/appliance/store"
+	"countersign/internal/fault"
 )
 
 // Finding is the result of one examination.
@@ -51,7 +52,7 @@ func (f Finding) slow(took, most time.Duration) Finding {
 
 // examineHSM has the token sign once; the signature is verified in software.
 func (a *Appliance) examineHSM(ctx context.Context) Finding {
-	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: "run countersignctl status for the workers; check the token and its network"}
+	f := Finding{Check: "hsm", Detail: "one signature, verified in software:", Advice: fault.ExamineHSM.Advice}
 	key, err := a.keyring.Current(keyring.Decision, a.now())
 	if err != nil {
 		f.Err = err
@@ -65,7 +66,7 @@ func (a *Appliance) examineHSM(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineKeys(ctx context.Context) Finding {
-	f := Finding{Check: "keys", Advice: "run countersignctl key list; a missing key is on another token, or has to be restored"}
+	f := Finding{Check: "keys", Advice: fault.ExamineKeys.Advice}
 	start := time.Now()
 	f.Err = keylife.SelfTest(ctx, a.keyring, a.now())
 	f.Detail = fmt.Sprintf("%d versions in the registry, those in use tested against software: %.1f ms", len(a.keyring.Ring().Keys()), float64(time.Since(start).Microseconds())/1000)
@@ -75,7 +76,7 @@ func (a *Appliance) examineKeys(ctx context.Context) Finding {
 func (a *Appliance) examineStore(ctx context.Context) Finding {
 	f := Finding{
 		Check: "store", Detail: "one durable write:",
-		Advice: "check the disk of store.path, and end other programs that use the database (fuser shows them)",
+		Advice: fault.ExamineStore.Advice,
 	}
 	start := time.Now()
 	f.Err = a.store.Pulse(ctx, a.now())
@@ -87,7 +88,7 @@ func (a *Appliance) examineStore(ctx context.Context) Finding {
 
 // examineSeals verifies the seal of every record in force, and the schema.
 func (a *Appliance) examineSeals(ctx context.Context) Finding {
-	f := Finding{Check: "seals", Advice: "another program wrote to the database: find it, and restore a good copy (docs/RECOVERY.md)"}
+	f := Finding{Check: "seals", Advice: fault.ExamineSeals.Advice}
 	records, forged, err := a.store.Verify(ctx)
 	f.Detail = fmt.Sprintf("%d records in force verified under mac@%d", records, a.seals.InForce())
 	switch {
@@ -106,7 +107,7 @@ const forgedShown = 10
 
 // examineClock compares the clock with the newest audit record, and with the time since the daemon's start.
 func (a *Appliance) examineClock(ctx context.Context) Finding {
-	f := Finding{Check: "clock", Advice: "set the clock and use NTP: certificates and challenges depend on it"}
+	f := Finding{Check: "clock", Advice: fault.ExamineClock.Advice}
 	now := a.now()
 	f.Detail = now.UTC().Format(time.RFC3339)
 	last, err := a.LastRecords(ctx, 1)
@@ -119,7 +120,7 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 	}
 	if a.steady != nil && a.steady.Behind() > aheadMost {
 		f.Err = fmt.Errorf("set back by %v since the daemon started", a.steady.Behind().Round(time.Second))
-		f.Advice = "set the clock, then restart the daemon: until then it goes by the later time for all that expires or waits"
+		f.Advice = fault.ExamineClockBack.Advice
 	}
 	return f
 }
@@ -127,7 +128,7 @@ func (a *Appliance) examineClock(ctx context.Context) Finding {
 // examineDates looks at the schedule of the keys. With a wrong clock every date is wrong: then it advises only to look
 // at the clock.
 func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
-	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: "run countersignctl key plan, then key rotate and key activate"}
+	f := Finding{Check: "dates", Detail: "no key is due for rotation", Advice: fault.ExamineDates.Advice}
 	f.Err = a.Keys.CheckDue(ctx)
 	f.Warn = true
 	for _, d := range a.Keys.Due() {
@@ -136,13 +137,13 @@ func (a *Appliance) examineDates(ctx context.Context, clock Finding) Finding {
 		}
 	}
 	if f.Err != nil && clock.Err != nil {
-		f.Advice = "correct the clock first (see the check clock): with a wrong clock no date of a key is right"
+		f.Advice = fault.ExamineDatesByClock.Advice
 	}
 	return f
 }
 
 func (a *Appliance) examineQuorums(ctx context.Context) Finding {
-	f := Finding{Check: "quorum", Warn: true, Advice: "run countersignctl admin add, or apply a policy with smaller quorums; policy.apply and admin.add need the largest"}
+	f := Finding{Check: "quorum", Warn: true, Advice: fault.ExamineQuorum.Advice}
 	rules := a.Rules.Active().Policy
 	all, err := a.Quorum.Quorums(ctx, rules)
 	if err != nil {
@@ -171,7 +172,7 @@ func (a *Appliance) examineQuorums(ctx context.Context) Finding {
 }
 
 func (a *Appliance) examineChanges(ctx context.Context) Finding {
-	f := Finding{Check: "changes", Warn: true, Advice: "the daemon tries again every minute; its log shows the reason"}
+	f := Finding{Check: "changes", Warn: true, Advice: fault.ExamineChanges.Advice}
 	open, interrupted, err := a.Requests.Count(ctx)
 	if err != nil {
 		f.Err, f.Warn = err, false

@@ -111,11 +111,13 @@ func TestClockBehind(t *testing.T) {
 func TestEnrolByAWrongClock(t *testing.T) {
 	for _, by := range []time.Duration{-400 * day, 400 * day} {
 		a := clienttest.New(t)
+		a.Prepare(trust.UseCA, 2, time.Now().Add(30*day), 30*day)
+		nearest := map[bool]string{true: "ca epoch 1", false: "ca epoch 2"}[by < 0]
 		c := openClient(t, Config{Dir: t.TempDir(), Now: func() time.Time { return time.Now().Add(by) }})
 		_, err := c.Enrol(t.Context(), EnrolConfig{URL: a.Serve(), Code: a.Invite()})
 		var dated *trust.DateError
-		if !errors.As(err, &dated) || !errors.Is(err, protocol.CodeCertificate) {
-			t.Errorf("clock off by %v: %v, want the dates", by, err)
+		if !errors.As(err, &dated) || !errors.Is(err, protocol.CodeCertificate) || dated.What != nearest {
+			t.Errorf("clock off by %v: %v, want the dates of %s", by, err, nearest)
 		}
 	}
 }

@@ -34,7 +34,7 @@ type EnrolConfig struct {
 // or an error other than a refusal, the same call gets the same answer: it repeats the
 // [Client.Enrolling] request with its password and keys.
 //
-// Errors are [ErrEnrolled], [ServerError], or wrap a protocol.Code: CodeCertificate if the appliance
+// Errors are [ErrEnrolled], [ServerError], [*password.ShortError], or wrap a protocol.Code: CodeCertificate if the appliance
 // is not the one in the code or has no key for passwords, CodeServerUnreachable, CodeFormat.
 func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	if c.state.Enrolment != nil {
@@ -118,6 +118,11 @@ func (c *Client) enrolRequest(ctx context.Context, a application) (enrol.Request
 		}
 		if err := errors.Join(err, c.forgetRequest(ctx)); err != nil {
 			return req, err
+		}
+	}
+	if a.Password != nil {
+		if err := password.CheckLength(a.Password, a.server.PasswordLength); err != nil {
+			return enrol.Request{}, err
 		}
 	}
 	key, err := c.keys.Create(ctx)

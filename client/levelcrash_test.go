@@ -150,11 +150,31 @@ func TestPasswordEnrolFailureAtEveryStep(t *testing.T) {
 	}
 }
 
+// TestEnrolWithShortPassword: a password below the floor leaves no key and no request behind, and the code is good for a
+// longer one.
+func TestEnrolWithShortPassword(t *testing.T) {
+	a := clienttest.New(t)
+	cfg := EnrolConfig{URL: a.Serve(), Code: a.Invite(), Password: Password("five5"), Params: cheap}
+	c := openClient(t, Config{Dir: t.TempDir()})
+	_, err := c.Enrol(t.Context(), cfg)
+	var short *password.ShortError
+	if !errors.As(err, &short) || short.Length != 5 || short.Least != password.DefaultLength {
+		t.Fatal(err)
+	}
+	if waits, _ := c.Enrolling(cfg.Code); waits || a.Clients() != 0 {
+		t.Errorf("a request waits: %v; %d clients", waits, a.Clients())
+	}
+	cfg.Password = Password("sixsix")
+	if _, err := c.Enrol(t.Context(), cfg); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEnrolWithPasswordRefused(t *testing.T) {
 	a := clienttest.New(t)
 	url := a.Serve()
 	for name, cfg := range map[string]EnrolConfig{
-		"not UTF-8":        {Password: Password("\xff"), Params: cheap},
+		"not UTF-8":        {Password: Password("\xffabcdef"), Params: cheap},
 		"cheap parameters": {Password: Password(right), Params: password.Params{MemoryKiB: cheap.MemoryKiB - 1, Iterations: 2, Parallelism: 1}},
 	} {
 		c := openClient(t, Config{Dir: t.TempDir()})

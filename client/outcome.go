@@ -205,7 +205,8 @@ func (c *Client) told(asked protocol.Serial, p4 message.P4) (Receipt, error) {
 	case p4.Asked == nil:
 		return r, fmt.Errorf("the answer has no outcome: %w", protocol.CodeFormat)
 	case r.Verdict == protocol.Refuse && p4.Asked.Result != protocol.ResultDenied:
-		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w: %w", p4.Asked.Result, ErrContradicted, protocol.CodeFormat)
+		return r, fmt.Errorf("the outcome of a refusal is reported as %v: %w: %w",
+			p4.Asked.Result, ErrContradicted, protocol.CodeFormat)
 	case r.Approved() && p4.Asked.Result != protocol.ResultApproved:
 		return r, fmt.Errorf("the outcome of an approval is reported as %v: %w", p4.Asked.Result, ErrContradicted)
 	}

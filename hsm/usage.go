@@ -101,8 +101,8 @@ func (u Usage) Kind() Kind { return *u.row() }
 // hostUsages are those of an HMAC key in place of a wrap key, where passwords are checked on the host.
 const hostUsages = AttrSign | AttrVerify
 
-// Form returns what describes a key of the usage that may do what may says, of [AttrUsages]. It differs from Kind for a wrap key that
-// is an HMAC key, because passwords are checked on the host.
+// Form returns what describes a key of the usage that may do what may says, of [AttrUsages]. It differs from Kind for a wrap key
+// that is an HMAC key, because passwords are checked on the host.
 func (u Usage) Form(may Attributes) Kind {
 	k := u.Kind()
 	if u == WrapKey && may == hostUsages {

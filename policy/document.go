@@ -46,6 +46,7 @@ type document struct {
 	Service  []rawService     `toml:"service"`
 	UV       rawUV            `toml:"uv"`
 	Approval rawApproval      `toml:"approval"`
+	Password rawPassword      `toml:"password"`
 	Quorum   map[string]value `toml:"quorum"`
 }
 
@@ -123,6 +124,7 @@ func parse(doc []byte, stored bool) (*Policy, error) {
 func examine(raw document, keys []tomldoc.Key, stored bool) (*Policy, Problems) {
 	c := checker{stored: stored, problems: unknownKeys(keys), lines: serviceLines(keys)}
 	p := &Policy{services: c.services(raw), approval: c.approval(raw.Approval), attestation: c.attestation(raw.UV)}
+	p.passwordLength = c.passwordLength(raw.Password)
 	p.quorum, p.keysOnly = c.quorums(raw.Quorum, keys)
 	p.ignored = c.ignored
 	return p, c.problems

@@ -30,10 +30,11 @@ type Policy struct {
 	services map[protocol.Service]service
 	approval Approval
 	// accepted attestation formats of UV keys
-	attestation []string
-	quorum      map[Kind]int // 1 to maxQuorum; 1 where it is absent; 0 for StoreBackup alone
-	keysOnly    bool         // the admin socket does not count as an administrator
-	ignored     []string
+	attestation    []string
+	passwordLength int          // least of a new password, characters
+	quorum         map[Kind]int // 1 to maxQuorum; 1 where it is absent; 0 for StoreBackup alone
+	keysOnly       bool         // the admin socket does not count as an administrator
+	ignored        []string
 }
 
 type service struct {
@@ -87,13 +88,13 @@ var (
 	ErrLevelUnavailable = errors.New("level not available")
 	// ErrServiceUnknown: the policy has no such service (6).
 	ErrServiceUnknown = errors.New("service not allowed")
-	// ErrAmountRequired: the service has a price and the request no amount (12).
+	// ErrAmountRequired: the service has a price and the request no amount (25).
 	ErrAmountRequired = errors.New("amount missing")
-	// ErrAmountNotAllowed: the service has no price and the request an amount (12).
+	// ErrAmountNotAllowed: the service has no price and the request an amount (28).
 	ErrAmountNotAllowed = errors.New("amount not allowed")
-	// ErrCurrency: the amount is not in the service's currency (12).
+	// ErrCurrency: the amount is not in the service's currency (28).
 	ErrCurrency = errors.New("wrong currency")
-	// ErrAmountTooLarge: the amount is above protocol.MaxMinor (12).
+	// ErrAmountTooLarge: the amount is above protocol.MaxMinor (28).
 	ErrAmountTooLarge = errors.New("amount too large")
 )
 

@@ -227,3 +227,10 @@ func TestApprovalAndAttestation(t *testing.T) {
 		}
 	}
 }
+
+func TestName(t *testing.T) {
+	p := mustParse(t, string(Default()))
+	if p.Name(100) != "door.open" || p.Name(999) != "" {
+		t.Errorf("%q, %q", p.Name(100), p.Name(999))
+	}
+}

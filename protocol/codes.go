@@ -42,6 +42,7 @@ const (
 	CodeAmountMissing     Code = 25
 	CodeOwnApproval       Code = 26
 	CodeTextDiffers       Code = 27
+	CodeAmountNotAllowed  Code = 28
 	CodeServerUnreachable Code = 32
 	CodeTimeout           Code = 33
 	CodeLink              Code = 34
@@ -77,6 +78,7 @@ var codeText = map[Code]string{
 	CodeAmountMissing:     "amount missing",
 	CodeOwnApproval:       "own approval",
 	CodeTextDiffers:       "text differs",
+	CodeAmountNotAllowed:  "amount not allowed",
 	CodeServerUnreachable: "server unreachable",
 	CodeTimeout:           "timeout",
 	CodeLink:              "link",

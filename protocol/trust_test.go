@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 
 	"countersign/protocol"
@@ -109,6 +110,52 @@ func TestTrustMinimumEpoch(t *testing.T) {
 	}
 	if got := pinned.KeyCerts(trust.UseDecision); len(got) != 1 || !bytes.Equal(got[0], p.certs[1]) {
 		t.Error("Update changed the Trust it was called on")
+	}
+}
+
+// TestShowForgets: what ended 30 days before the time that the appliance has shown is forgotten, but for minimum epochs.
+func TestShowForgets(t *testing.T) {
+	p := newPKI(t)
+	pinned := p.trust(t)
+	minimum := uint64(2)
+	for epoch := uint64(2); epoch <= 4; epoch++ {
+		k := trust.KeyCert{
+			Epoch: epoch, Use: trust.UseDecision, Key: p.keys[trust.UseDecision].public(t),
+			NotBefore: vectorTime, NotAfter: vectorTime + 100*clockSlack*epoch,
+		}
+		if epoch == minimum {
+			k.MinEpoch = &minimum
+		}
+		var err error
+		if pinned, err = pinned.Update(trust.KeyUpdate{Certs: [][]byte{p.sign(t, k)}}.Marshal(), vectorTime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for days, want := range map[uint64][]uint64{0: {2, 3}, 329: {2, 3}, 330: {2}} {
+		shown := pinned.Show(trust.Shown{Use: trust.UseKEM, Epoch: 1, Now: vectorTime + days*clockSlack})
+		var left []uint64
+		for _, k := range shown.Earlier {
+			left = append(left, k.Epoch)
+		}
+		if !slices.Equal(left, want) {
+			t.Errorf("after %d days decision epochs %v are left, want %v", days, left, want)
+		}
+	}
+}
+
+// TestEarlierIsBounded: a party that is shown nothing, as a device, forgets the oldest epochs.
+func TestEarlierIsBounded(t *testing.T) {
+	p := newPKI(t)
+	pinned := p.trust(t)
+	for epoch := uint64(2); epoch <= 100; epoch++ {
+		k := trust.KeyCert{Epoch: epoch, Use: trust.UseKEM, Key: p.keys[trust.UseKEM].public(t), NotBefore: vectorTime, NotAfter: vectorTime}
+		var err error
+		if pinned, err = pinned.Update(trust.KeyUpdate{Certs: [][]byte{p.sign(t, k)}}.Marshal(), vectorTime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(pinned.Earlier); n != 64 || pinned.Earlier[0].Epoch != 36 || pinned.Earlier[n-1].Epoch != 99 {
+		t.Errorf("%d earlier epochs, the first %d", n, pinned.Earlier[0].Epoch)
 	}
 }
 

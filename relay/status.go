@@ -179,12 +179,8 @@ func ReadStatus(dir string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	var s Status
-	raw, err := os.ReadFile(filepath.Join(dir, statusName))
-	if err == nil {
-		err = json.Unmarshal(raw, &s)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	s, err := lastStatus(filepath.Join(dir, statusName))
+	if err != nil {
 		return Status{}, fmt.Errorf("reading status: %w", err)
 	}
 	identity := state.Identity()
@@ -196,6 +192,24 @@ func ReadStatus(dir string) (Status, error) {
 		s.Reachable, s.Problem, s.Links = false, "", nil // of the last run
 	}
 	return s, nil
+}
+
+// lastStatus reads the file of a running relay or of its last run; without one it returns no error.
+func lastStatus(name string) (s Status, err error) {
+	raw, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &s)
+	}
+	if err == nil && s.SeenAt.IsZero() { // of an earlier release
+		var file fs.FileInfo
+		if file, err = os.Stat(name); err == nil {
+			s.SeenAt = file.ModTime()
+		}
+	}
+	return s, err
 }
 
 // statusFile has the status of the running relay. Each change replaces it.

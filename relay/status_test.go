@@ -182,6 +182,12 @@ func TestStatusOfTheLastRun(t *testing.T) {
 		t.Errorf("after it has stopped: %s, %+v", s, s)
 	}
 
+	// A file of an earlier release has no time of its own.
+	must(t, os.WriteFile(filepath.Join(g.dir, statusName), []byte(`{"running":true,"reachable":true,"last":{"at":"2026-01-02T03:04:05Z","result":"approved"}}`), 0o600))
+	if s := statusOf(t, g.dir); s.SeenAt.Before(before.Add(-time.Second)) || !strings.Contains(s.String(), "not running, last seen "+s.SeenAt.UTC().Format("2006-01-02 15:04")) {
+		t.Errorf("after an earlier release: %s", s)
+	}
+
 	f.fail["/v1/trust"] = func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	f.fail["/v1/device"] = f.fail["/v1/trust"]
 	g = start(t, f, c)

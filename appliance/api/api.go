@@ -27,6 +27,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	protoenrol "countersign/protocol/enrol"
+	"countersign/protocol/password"
 	"countersign/protocol/trust"
 )
 
@@ -61,6 +62,8 @@ type Judge interface {
 // Enroller enrols phones and devices.
 type Enroller interface {
 	Trust() trust.Document
+	// PasswordLength returns the least length of a new offline password, in characters.
+	PasswordLength() int
 	Client(ctx context.Context, body []byte) ([]byte, error)
 	Device(ctx context.Context, body []byte) ([]byte, error)
 	Renew(ctx context.Context, device store.Device, req protoenrol.RenewRequest) (protoenrol.RenewResponse, error)
@@ -89,7 +92,11 @@ func (a *API) Handler() http.Handler {
 	apply := device
 	apply.gate = newGate(applyInFlight, max(a.Limits.Requests/2, 1))
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/trust", a.handle(unknown, a.trust))
+	trusted := a.handle(unknown, a.trust)
+	mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(password.HeaderLength, strconv.Itoa(a.Enroller.PasswordLength()))
+		trusted(w, r)
+	})
 	mux.HandleFunc("POST /v1/enrol", a.handle(unknown, enrolBy(a.Enroller.Client)))
 	mux.HandleFunc("POST /v1/enrol/device", a.handle(unknown, enrolBy(a.Enroller.Device)))
 	mux.HandleFunc("GET /v1/device", a.handle(device, served))

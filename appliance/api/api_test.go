@@ -27,6 +27,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	protoenrol "countersign/protocol/enrol"
+	"countersign/protocol/password"
 	"countersign/protocol/trust"
 )
 
@@ -81,6 +82,8 @@ func (s *service) Outcome(_ context.Context, d store.Device, _ deviceapi.Outcome
 }
 
 func (s *service) Trust() trust.Document { return trust.Document{} }
+
+func (s *service) PasswordLength() int { return 12 }
 
 func (s *service) Client(_ context.Context, body []byte) ([]byte, error) {
 	s.body = body
@@ -283,6 +286,15 @@ func TestGate(t *testing.T) {
 	g.leave("c")
 	if g.inside != 0 || len(g.of) != 0 {
 		t.Errorf("empty: %d inside, %v", g.inside, g.of)
+	}
+}
+
+// TestPasswordLength: phones learn the floor for passwords with the trust.
+func TestPasswordLength(t *testing.T) {
+	_, h := newAPI(t)
+	w, _ := answer(t, h, from("", http.MethodGet, "/v1/trust", "", ""))
+	if got := w.Header().Get(password.HeaderLength); w.Code != http.StatusOK || got != "12" {
+		t.Errorf("status %d, %q", w.Code, got)
 	}
 }
 

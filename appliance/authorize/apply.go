@@ -229,7 +229,7 @@ var policyCodes = []struct {
 	{policy.ErrServiceUnknown, protocol.CodeService},
 	{policy.ErrLevelUnavailable, protocol.CodeLevel},
 	{policy.ErrAmountRequired, protocol.CodeAmountMissing},
-	{policy.ErrAmountNotAllowed, protocol.CodePolicy},
-	{policy.ErrAmountTooLarge, protocol.CodePolicy},
-	{policy.ErrCurrency, protocol.CodePolicy},
+	{policy.ErrAmountNotAllowed, protocol.CodeAmountNotAllowed},
+	{policy.ErrAmountTooLarge, protocol.CodeAmountNotAllowed},
+	{policy.ErrCurrency, protocol.CodeAmountNotAllowed},
 }

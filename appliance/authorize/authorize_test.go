@@ -77,7 +77,10 @@ func TestApplyRefused(t *testing.T) {
 		{"no level", door, 0, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
 		{"level out of range", door, 9, nil, deviceapi.Order{Services: []protocol.Service{door}}, protocol.CodeLevel},
 		{"amount missing", payment, 1, nil, deviceapi.Order{Services: []protocol.Service{payment}}, protocol.CodeAmountMissing},
-		{"amount for a door", door, 1, nil, deviceapi.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodePolicy},
+		{"amount for a door", door, 1, nil, deviceapi.Order{Services: []protocol.Service{door}, Amount: eur(1)}, protocol.CodeAmountNotAllowed},
+		{"other currency", payment, 1, nil, deviceapi.Order{
+			Services: []protocol.Service{payment}, Amount: &protocol.Amount{Minor: 1, Currency: "JPY"},
+		}, protocol.CodeAmountNotAllowed},
 		{"amounts differ", payment, 1, amount(eur(100)), deviceapi.Order{Services: []protocol.Service{payment}, Amount: eur(101)}, protocol.CodeAmountDiffers},
 		{"texts differ", door, 1, &message.Proposal{Text: "a"}, deviceapi.Order{Services: []protocol.Service{door}, Text: "b"}, protocol.CodeTextDiffers},
 	} {

@@ -98,7 +98,7 @@ func (r Request) invitation() []string {
 	name := p.Text("name")
 	lines := []string{fmt.Sprintf("invites %s %s", noun, name)}
 	if verb == "replace" || p.Truth("replace") {
-		lines[0] = fmt.Sprintf("invites %s %s, and revokes the one of that name and its open code at once", noun, name)
+		lines[0] = fmt.Sprintf("revokes %s %s if it is enrolled, withdraws its open code, and invites it anew", noun, name)
 	}
 	if noun == "client" {
 		lines = append(lines, stays("roles", roleWords(p.Texts("roles")), p["was_roles"] != nil, roleWords(p.Texts("was_roles"))))

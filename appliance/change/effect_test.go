@@ -31,19 +31,19 @@ func TestEffectOfEveryKind(t *testing.T) {
 
 func TestEffect(t *testing.T) {
 	for want, r := range map[string]Request{
-		"invites client vera, and revokes the one of that name and its open code at once|" +
+		"revokes client vera if it is enrolled, withdraws its open code, and invites it anew|" +
 			"roles: approver, night (stays)|the activation code is good for 24h from then on": {
 			Kind: policy.ClientReplace, Parameters: Parameters{
 				"name": "vera", "ttl_s": uint64(86400), "roles": []any{"night", "approver"}, "was_roles": []any{"approver", "night"},
 			},
 		},
-		"invites client vera, and revokes the one of that name and its open code at once|" +
+		"revokes client vera if it is enrolled, withdraws its open code, and invites it anew|" +
 			"roles: approver becomes none|the activation code is good for 1h30m from then on": {
 			Kind: policy.ClientReplace, Parameters: Parameters{
 				"name": "vera", "ttl_s": uint64(5400), "roles": []any{}, "was_roles": []any{"approver"},
 			},
 		},
-		"invites device gate-7, and revokes the one of that name and its open code at once|" +
+		"revokes device gate-7 if it is enrolled, withdraws its open code, and invites it anew|" +
 			`display name: "Gate" (stays)|floor: level 1 becomes level 2|the activation code is good for 30s from then on`: {
 			Kind: policy.DeviceReplace, Parameters: Parameters{
 				"name": "gate-7", "ttl_s": uint64(30), "display": "Gate", "was_display": "Gate", "floor": uint64(2), "was_floor": uint64(1),

@@ -14,8 +14,8 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/hsm"
-	"countersign/internal/cli"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 )
 
 // patient is an installation whose files are right.
@@ -56,7 +56,7 @@ domain = "example.test"
 		WorkerBinary: func(*config.Appliance) (string, error) { return p.path("hsm-worker"), nil },
 		Explain: func(err error) error {
 			if errors.Is(err, hsm.ErrPIN) {
-				return cli.Fail(cli.Auth, err, "check the PIN")
+				return fault.Row{Exit: fault.Auth, Advice: "check the PIN"}.Of(err)
 			}
 			return err
 		},
@@ -88,16 +88,16 @@ func (p *patient) examine() map[string]string {
 }
 
 // code returns the exit code of the verdict.
-func (p *patient) code() cli.Code {
-	var e *cli.Error
+func (p *patient) code() fault.Code {
+	var e *fault.Error
 	switch err := Verdict(p.found); {
 	case err == nil:
-		return cli.OK
+		return fault.OK
 	case errors.As(err, &e):
 		return e.Code
 	default:
 		p.Fatal(err)
-		return cli.Failed
+		return fault.Failed
 	}
 }
 
@@ -105,20 +105,20 @@ func (p *patient) code() cli.Code {
 func TestFiles(t *testing.T) {
 	for _, c := range []struct {
 		name, check, status string
-		code                cli.Code
+		code                fault.Code
 		harm                func(*patient)
 	}{
-		{"nothing", "state_dir", "ok", cli.Failed, func(*patient) {}}, // the anchor is missing
-		{"open state_dir", "state_dir", "fail", cli.Config, func(p *patient) { _ = os.Chmod(p.dir, 0o755) }},
-		{"open pin", "pin", "fail", cli.Auth, func(p *patient) { p.write("pin", "", 0o644) }},
-		{"no pin", "pin", "fail", cli.Auth, func(p *patient) { _ = os.Remove(p.path("pin")) }},
-		{"open store", "store file", "fail", cli.Config, func(p *patient) { p.write("countersign.db", "", 0o640) }},
-		{"socket is a file", "admin socket", "fail", cli.Config, func(p *patient) { p.write("admin.sock", "", 0o600) }},
-		{"writable module", "module", "fail", cli.Unavailable, func(p *patient) { p.write("module.so", "", 0o777) }},
-		{"worker not executable", "worker binary", "fail", cli.Config, func(p *patient) { p.write("hsm-worker", "", 0o644) }},
-		{"damaged anchor", "anchor", "fail", cli.Failed, func(p *patient) { p.write("anchor", "x", 0o600) }},
-		{"PIN refused", "pin guard", "fail", cli.Auth, func(p *patient) { p.write("pin-refused", "", 0o600) }},
-		{"no disk space", "disk", "fail", cli.IO, func(p *patient) { p.config.LeastFree = 1 << 62 }},
+		{"nothing", "state_dir", "ok", fault.Failed, func(*patient) {}}, // the anchor is missing
+		{"open state_dir", "state_dir", "fail", fault.Config, func(p *patient) { _ = os.Chmod(p.dir, 0o755) }},
+		{"open pin", "pin", "fail", fault.Auth, func(p *patient) { p.write("pin", "", 0o644) }},
+		{"no pin", "pin", "fail", fault.Auth, func(p *patient) { _ = os.Remove(p.path("pin")) }},
+		{"open store", "store file", "fail", fault.Config, func(p *patient) { p.write("countersign.db", "", 0o640) }},
+		{"socket is a file", "admin socket", "fail", fault.Config, func(p *patient) { p.write("admin.sock", "", 0o600) }},
+		{"writable module", "module", "fail", fault.Unavailable, func(p *patient) { p.write("module.so", "", 0o777) }},
+		{"worker not executable", "worker binary", "fail", fault.Config, func(p *patient) { p.write("hsm-worker", "", 0o644) }},
+		{"damaged anchor", "anchor", "fail", fault.Failed, func(p *patient) { p.write("anchor", "x", 0o600) }},
+		{"PIN refused", "pin guard", "fail", fault.Auth, func(p *patient) { p.write("pin-refused", "", 0o600) }},
+		{"no disk space", "disk", "fail", fault.IO, func(p *patient) { p.config.LeastFree = 1 << 62 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPatient(t)
@@ -137,7 +137,7 @@ func TestFiles(t *testing.T) {
 func TestConfiguration(t *testing.T) {
 	p := newPatient(t)
 	p.config.Path = p.path("absent.toml")
-	if p.examine(); len(p.found) != 1 || p.found[0].Check != "configuration" || p.code() != cli.Config || p.opened != 0 {
+	if p.examine(); len(p.found) != 1 || p.found[0].Check != "configuration" || p.code() != fault.Config || p.opened != 0 {
 		t.Errorf("%+v, exit code %d", p.found, p.code())
 	}
 }
@@ -151,7 +151,7 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 	p.err = fmt.Errorf("opening the token: %w", hsm.ErrPIN)
 	s := p.examine()
-	if last := p.found[len(p.found)-2]; s["service"] != "fail" || last.ExitCode != int(cli.Auth) || last.Advice != "check the PIN" {
+	if last := p.found[len(p.found)-2]; s["service"] != "fail" || last.ExitCode != int(fault.Auth) || last.Advice != "check the PIN" {
 		t.Errorf("%+v", p.found)
 	}
 	p.write("pin-refused", "", 0o600)
@@ -212,26 +212,26 @@ func TestBesideDaemon(t *testing.T) {
 
 // TestVerdict: the exit code comes from the most urgent failure, and the advice from the first.
 func TestVerdict(t *testing.T) {
-	fail := func(check string, code cli.Code) adminapi.Examination {
+	fail := func(check string, code fault.Code) adminapi.Examination {
 		return adminapi.Examination{Check: check, Status: adminapi.CheckFail, ExitCode: int(code), Advice: "look at " + check}
 	}
 	warn := adminapi.Examination{Check: "w", Status: adminapi.CheckWarn}
 	for _, c := range []struct {
 		found []adminapi.Examination
-		want  cli.Code
+		want  fault.Code
 	}{
-		{[]adminapi.Examination{warn}, cli.OK},
-		{[]adminapi.Examination{warn, fail("a", cli.Failed)}, cli.Failed},
-		{[]adminapi.Examination{fail("a", cli.Failed), fail("b", cli.Unavailable), fail("c", cli.IO)}, cli.IO},
-		{[]adminapi.Examination{fail("a", cli.Auth), fail("b", cli.Config)}, cli.Config},
-		{[]adminapi.Examination{fail("a", 123)}, cli.Failed},
+		{[]adminapi.Examination{warn}, fault.OK},
+		{[]adminapi.Examination{warn, fail("a", fault.Failed)}, fault.Failed},
+		{[]adminapi.Examination{fail("a", fault.Failed), fail("b", fault.Unavailable), fail("c", fault.IO)}, fault.IO},
+		{[]adminapi.Examination{fail("a", fault.Auth), fail("b", fault.Config)}, fault.Config},
+		{[]adminapi.Examination{fail("a", 123)}, fault.Failed},
 	} {
 		p := &patient{T: t, found: c.found}
 		if got := p.code(); got != c.want {
 			t.Errorf("%+v: exit code %d, want %d", c.found, got, c.want)
 		}
 	}
-	err := Verdict([]adminapi.Examination{fail("a", cli.Auth), fail("b", cli.Config)})
+	err := Verdict([]adminapi.Examination{fail("a", fault.Auth), fail("b", fault.Config)})
 	if !strings.HasPrefix(err.Error(), "2 of 2 checks failed, a first") {
 		t.Error(err)
 	}

@@ -91,6 +91,9 @@ var ErrTaken = errors.New("this key is enrolled already")
 // Trust returns the answer of GET /v1/trust.
 func (s *Service) Trust() trust.Document { return s.keys.TrustDocument(s.now()) }
 
+// PasswordLength returns the least length of a new offline password, in characters.
+func (s *Service) PasswordLength() int { return s.rules.Active().PasswordLength() }
+
 // Client enrols the phone that holds an activation code, once. body is the request as received; a
 // byte-identical repeat gets the same answer. The error for a code that is unknown, used, expired
 // or of another kind is [protocol.CodeRefused].

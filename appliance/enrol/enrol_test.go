@@ -48,6 +48,19 @@ func TestEnrolOnce(t *testing.T) {
 	}
 }
 
+// TestPasswordLength: phones get the floor of the policy in force.
+func TestPasswordLength(t *testing.T) {
+	b := appliancetest.New(t)
+	if n := b.Enrol.PasswordLength(); n != 6 {
+		t.Errorf("by default: %d", n)
+	}
+	b.AddPolicy(2, []byte("[password]\nmin_length = 9\n[[service]]\nid = 300\nname = \"vault\"\nlevel = 3\n"))
+	b.Restart()
+	if n := b.Enrol.PasswordLength(); n != 9 {
+		t.Errorf("policy 2: %d", n)
+	}
+}
+
 // TestExpiredCode: an expired activation code is refused before anything else of the request is looked at.
 func TestExpiredCode(t *testing.T) {
 	b := appliancetest.New(t)

@@ -218,7 +218,7 @@ func (s *Service) named(ctx context.Context, i Invite) (any, error) {
 	case errors.Is(err, store.ErrNotFound):
 		return party, nil
 	case err == nil && !i.Replace:
-		return nil, fmt.Errorf("inviting %s %q, which has an open code: %w", i.Kind, i.Name, store.ErrExists)
+		return nil, parties.Taken(fmt.Sprintf("%s %q has an activation code that can still be used", i.Kind, i.Name))
 	}
 	return []any{party, open.Number}, err
 }
@@ -243,7 +243,7 @@ func (s *Service) namesake(ctx context.Context, i Invite) (any, error) {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
 	case err == nil && !i.Replace:
-		return nil, fmt.Errorf("inviting %s %q: %w", i.Kind, i.Name, store.ErrExists)
+		return nil, parties.Taken(fmt.Sprintf("%s %q exists already and is %s", i.Kind, i.Name, status))
 	}
 	return []any{id, version, uint64(status)}, err
 }

@@ -40,23 +40,26 @@ func (s *Service) keeping(ctx context.Context, i Invite) (Invite, error) {
 }
 
 // replaced returns what the open code for a name grants or, without one, what the party of that name has; nil if
-// there is neither.
+// there is neither. It refuses a record that does not fit its seal.
 func (s *Service) replaced(ctx context.Context, i Invite) (*granted, error) {
 	open, err := s.OpenFor(ctx, i.Kind, i.Name)
-	was := granted{open.Display, open.Floor, open.Roles}
+	was, status := granted{open.Display, open.Floor, open.Roles}, store.Active
 	switch {
 	case !errors.Is(err, store.ErrNotFound):
 	case i.Kind == store.KindClient:
 		var c store.Client
 		c, err = s.parties.ClientNamed(ctx, i.Name)
-		was.roles = c.Roles
+		was.roles, status = c.Roles, c.Status
 	default:
 		var d store.Device
 		d, err = s.parties.DeviceNamed(ctx, i.Name)
-		was.display, was.floor = d.Display, d.Floor
+		was.display, was.floor, status = d.Display, d.Floor, d.Status
 	}
-	if errors.Is(err, store.ErrNotFound) {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
+	case err == nil && status == 0: // its record does not fit its seal, so that nothing of it can be kept
+		return nil, fmt.Errorf("%s %q: %w", i.Kind, i.Name, store.ErrForged)
 	}
 	was.roles = slices.DeleteFunc(append([]string{}, was.roles...), func(role string) bool { return role == store.RoleUV })
 	return &was, err

@@ -226,3 +226,16 @@ func TestReplaceSaysWhatWas(t *testing.T) {
 		}
 	}
 }
+
+// TestReplaceKeepsNothingForged: a role that a writer of the database gave a client is not kept.
+func TestReplaceKeepsNothingForged(t *testing.T) {
+	b := appliancetest.New(t)
+	b.EnrolPhone("alice")
+	b.Tamper(1, `UPDATE client SET roles = 'approver' WHERE name = 'alice'`)
+	b.Forgeries(func() {
+		c, err := b.Enrol.PreviewInvite(t.Context(), enrol.Invite{Kind: store.KindClient, Name: "alice", Replace: true})
+		if !errors.Is(err, store.ErrForged) {
+			t.Errorf("%v: %v", c.Parameters, err)
+		}
+	})
+}

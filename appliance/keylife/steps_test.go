@@ -254,6 +254,88 @@ func TestCompromised(t *testing.T) {
 	}
 }
 
+// TestSleeperLearnsOfCompromise: a phone that slept over a decision key that was given up, and over the one after it,
+// learns of both with one MU.
+func TestSleeperLearnsOfCompromise(t *testing.T) {
+	l := newLife(t)
+	phone, err := l.TrustDocument(l.now).Resolve(l.Root().RootHash(), uint64(l.now.Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := phone.Key(trust.UseDecision)
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyplan.Activate, "decision")
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
+	mu := trust.KeyUpdate{Certs: l.UpdateCerts(1, l.now)}.Marshal()
+	if phone, err = phone.Update(mu, uint64(l.now.Unix())); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := phone.Key(trust.UseDecision); now.Epoch != 3 || now.MinEpoch != nil {
+		t.Errorf("decision epoch %d, want 3", now.Epoch)
+	}
+	for _, k := range phone.ReceiptKeys(old.Raw) {
+		if (k.GivenUp != 0) != (k.Epoch == 1) {
+			t.Errorf("decision epoch %d is given up: %d", k.Epoch, k.GivenUp)
+		}
+	}
+}
+
+// TestUpdateHasOneRulingCert: an MU has the KeyCert that rules epochs out only beside one in use that does not, and only
+// while the appliance stands by it.
+func TestUpdateHasOneRulingCert(t *testing.T) {
+	l := newLife(t)
+	want := func(what string, decisions int) {
+		t.Helper()
+		kem, err := l.Ring().Current(keyring.KEM, l.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, certs := 0, l.UpdateCerts(uint8(kem.Version%64), l.now)
+		for _, b := range certs {
+			if k, err := trust.VerifyKeyCert(b, l.Root()); err == nil && k.Use == trust.UseDecision {
+				got++
+			}
+		}
+		if got != decisions || len(certs) != 4+decisions {
+			t.Errorf("%s: an MU with %d certificates, %d of decision by this root, want %d", what, len(certs), got, decisions)
+		}
+	}
+	want("at first", 1)
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
+	want("after a routine rotation", 1)
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	want("while the step waits", 1)
+	l.must(keyplan.Activate, "decision")
+	want("in use", 1)
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
+	want("after another", 2)
+	l.must(keyplan.Rotate, "root")
+	l.must(keyplan.Activate, "root")
+	want("under another root", 1)
+	if err := l.compromised("decision"); err != nil {
+		t.Fatal(err)
+	}
+	l.must(keyplan.Activate, "decision")
+	l.must(keyplan.Rotate, "decision")
+	l.must(keyplan.Activate, "decision")
+	want("under the other root", 2)
+	in, err := l.Ring().Current(keyring.Decision, l.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.do(keyplan.Step{Verb: keyplan.Retire, Name: keyring.Decision, Version: in.Version - 1, Compromised: true}); err != nil {
+		t.Fatal(err)
+	}
+	want("once it is compromised", 1)
+}
+
 // hides is a token without the keys of one name.
 type hides struct {
 	hsm.Token

@@ -304,7 +304,7 @@ func (p *planner) replaced(k keyring.Key) error {
 		return fmt.Errorf("%s is in use: %w", k.Label(), ErrStep)
 	}
 	if end := overlapEnd(k, in); !p.Early && !p.Compromised && k.Begun(p.now) && p.now.Before(end) {
-		return fmt.Errorf("what was made with %s is accepted until %s: %w", k.Label(), end.Format(time.RFC3339), ErrEarly)
+		return fmt.Errorf("what was made with %s is accepted until %s, and --early does not wait for that: %w", k.Label(), end.Format(time.RFC3339), ErrEarly)
 	}
 	return nil
 }

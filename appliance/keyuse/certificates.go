@@ -297,11 +297,28 @@ func (k *Keys) UpdateCerts(e uint8, now time.Time) [][]byte {
 	certs := append([][]byte{}, ring.Settings.RootCerts[rootOf(ring, e):]...)
 	certs = certs[max(0, len(certs)-(trust.MaxCerts-1)):]
 	for _, name := range []string{keyring.KEM, keyring.Decision, keyring.CA, keyring.Enrol, keyring.ClientCA} {
-		if key, err := ring.Current(name, now); err == nil {
-			certs = append(certs, key.Cert)
+		key, err := ring.Current(name, now)
+		if err != nil {
+			continue
 		}
+		if ruling, ok := rulingBefore(ring, key, now); ok && name == keyring.Decision {
+			certs = append(certs, ruling.Cert)
+		}
+		certs = append(certs, key.Cert)
 	}
 	return certs[:min(len(certs), trust.MaxCerts)]
+}
+
+// rulingBefore returns the newest version before the one in use that rules out earlier ones. Phones judge receipts by it,
+// also those that slept while it was in use.
+func rulingBefore(ring *keyring.Ring, in keyring.Key, now time.Time) (keyring.Key, bool) {
+	for _, k := range slices.Backward(ring.Versions(in.Name)) {
+		holds := k.Root == in.Root && k.Begun(now) && k.CompromisedAt.IsZero() && !now.After(k.NotAfter)
+		if k.Version < in.Version && k.RulesOut && holds {
+			return k, true
+		}
+	}
+	return keyring.Key{}, false
 }
 
 // rootOf returns the number of the root that certified the newest kem epoch that is e

@@ -26,16 +26,24 @@ func final(noun, name string) error {
 	return fmt.Errorf("%s %q was %w: invite it anew with --replace", noun, name, ErrFinal)
 }
 
-// absent is the error of a name that no client, device or administrator has.
-type absent struct{ noun, name string }
+// worded is an error that reads as text, and wraps another error without repeating it.
+type worded struct {
+	text    string
+	wrapped error
+}
+
+func (w worded) Error() string { return w.text }
+
+func (w worded) Unwrap() error { return w.wrapped }
 
 // Absent returns an error that wraps [store.ErrNotFound]: no client, device or administrator has the name.
-func Absent(noun, name string) error { return absent{noun, name} }
+func Absent(noun, name string) error { return Missing(fmt.Sprintf("no %s is called %q", noun, name)) }
 
-func (a absent) Error() string { return fmt.Sprintf("no %s is called %q", a.noun, a.name) }
+// Missing returns an error that reads as text and wraps [store.ErrNotFound].
+func Missing(text string) error { return worded{text, store.ErrNotFound} }
 
-// Unwrap returns [store.ErrNotFound].
-func (absent) Unwrap() error { return store.ErrNotFound }
+// Taken returns an error that reads as text and wraps [store.ErrExists].
+func Taken(text string) error { return worded{text, store.ErrExists} }
 
 // Record returns an audit record about a party or another named object, with the actor of ctx;
 // kind is a Kind constant of package store.

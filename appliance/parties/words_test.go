@@ -20,7 +20,7 @@ func TestWords(t *testing.T) {
 	_, unknown := b.Parties.DeviceNamed(t.Context(), "attic")
 	for want, got := range map[string]error{
 		`client "alice" was revoked permanently: invite it anew with --replace`: revoked,
-		`no device is called "attic"`: unknown,
+		`no device is called "attic"`:                                           unknown,
 	} {
 		if got == nil || got.Error() != want {
 			t.Errorf("%v, want %s", got, want)

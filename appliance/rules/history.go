@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"countersign/appliance/change/quorum"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 )
 
@@ -29,8 +30,11 @@ func (r *Rules) Policy(ctx context.Context) (Policy, error) {
 // PolicyAt reads a version that is or was active. Errors wrap [store.ErrNotFound].
 func (r *Rules) PolicyAt(ctx context.Context, version uint64) (Policy, error) {
 	row, err := r.store.PolicyAt(ctx, version)
+	if errors.Is(err, store.ErrNotFound) {
+		err = parties.Missing(fmt.Sprintf("there is no version %d of the policy", version))
+	}
 	if err != nil {
-		return Policy{}, fmt.Errorf("policy version %d: %w", version, err)
+		return Policy{}, err
 	}
 	return r.view(ctx, row)
 }

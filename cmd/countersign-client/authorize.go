@@ -33,8 +33,8 @@ func (a *app) authorizeCommand() *cobra.Command {
 		Long: "authorize shows the device, the service, the amount and the device's text, asks, signs the answer (also a\n" +
 			"refusal), and prints the result. At level 2 and above it asks for the password, at level 3 and above it verifies\n" +
 			"the user (--yes counts). It first settles an earlier authorization of unknown outcome.\n\n" + exitCodesHelp,
-		Example: "  countersign-client authorize --link tcp:127.0.0.1:7777 --service door.open=100\n" +
-			`  countersign-client authorize --link tcp:127.0.0.1:7777 --service 200 --amount "12.00 EUR" --yes -o json`,
+		Example: "  countersign-client authorize --link tcp:127.0.0.1:7443 --service door.open=100\n" +
+			`  countersign-client authorize --link tcp:127.0.0.1:7443 --service 200 --amount "12.00 EUR" --yes -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.authorize(cmd, f) },
 	}

@@ -29,8 +29,8 @@ func (a *app) enrolCommand() *cobra.Command {
 			"client rejects other servers. " + cli.CodeHelp + "\nOn a terminal it asks twice for the offline\n" +
 			"password that level 2 and above need; without a terminal or password flag it enrols without a password. After\n" +
 			"an interruption run it again: it repeats the request with its keys and password.",
-		Example: "  countersign-client enrol --url https://appliance:8443 --code-file code\n" +
-			"  countersign-client enrol --url https://appliance:8443 --uv --password-fd 3 3< password < code",
+		Example: "  countersign-client enrol --url https://localhost:8443 --code-file code\n" +
+			"  countersign-client enrol --url https://localhost:8443 --uv --password-fd 3 3< password < code",
 		RunE: func(cmd *cobra.Command, args []string) error { return a.enrol(cmd, f, args) },
 	}
 	flags := cmd.Flags()

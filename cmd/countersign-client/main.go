@@ -19,6 +19,7 @@ import (
 	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/protocol"
+	"countersign/protocol/password"
 	"countersign/protocol/trust"
 )
 
@@ -128,6 +129,7 @@ var results = map[protocol.Code]fault.Row{
 	protocol.CodeAmountMissing:     fault.CodeAmountMissing,
 	protocol.CodeOwnApproval:       fault.CodeOwnApproval,
 	protocol.CodeTextDiffers:       fault.CodeTextDiffers,
+	protocol.CodeAmountNotAllowed:  fault.CodeAmountNotAllowed,
 	protocol.CodeServerUnreachable: fault.CodeServerUnreachable,
 	protocol.CodeTimeout:           fault.CodeTimeout,
 	protocol.CodeLink:              fault.CodeLink,
@@ -157,6 +159,10 @@ func explain(err error) error {
 		if errors.Is(err, s.err) {
 			return s.row.Of(err)
 		}
+	}
+	var short *password.ShortError
+	if errors.As(err, &short) {
+		return fault.ShortPassword.Of(err)
 	}
 	var factor *client.FactorError
 	if errors.As(err, &factor) {

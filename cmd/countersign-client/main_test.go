@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"countersign/client"
-	"countersign/internal/cli"
 	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/enrol"
@@ -380,7 +379,7 @@ func TestExitCodes(t *testing.T) {
 	}
 	err := explain(fmt.Errorf("x: %w", &client.UnknownOutcomeError{Cause: client.ErrNotAuthentic}))
 	var e *fault.Error
-	if !errors.As(err, &e) || e.Code != cli.TryAgain {
+	if !errors.As(err, &e) || e.Code != fault.TryAgain {
 		t.Errorf("unknown outcome: %v", err)
 	}
 }

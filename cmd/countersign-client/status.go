@@ -74,7 +74,7 @@ func (a *app) statusCommand() *cobra.Command {
 			"was approved has acted, and keeps the answer.\n" +
 			"This permanently denies an authorization that the appliance never saw: resume it first to complete it.\n\n" +
 			"Exit codes with --link: 0 approved, performed or not, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
-		Example: "  countersign-client status --last --link tcp:127.0.0.1:7777",
+		Example: "  countersign-client status --last --link tcp:127.0.0.1:7443",
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.status(cmd, f, args) },
 	}
@@ -164,25 +164,27 @@ func (a *app) settle(cmd *cobra.Command, f statusFlags, args []string) (err erro
 	}
 	err = a.report(cmd, c, r, untold(err))
 	var e *fault.Error
-	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == cli.TryAgain {
-		e.Code = cli.Denied // permanent, for any reason
+	if r.Known && r.Result == protocol.ResultDenied && errors.As(err, &e) && e.Code == fault.TryAgain {
+		e.Code = fault.Denied // permanent, for any reason
 	}
 	return err
 }
 
-// warnUnreported prints why the appliance did not say whether the device acted on an approval, which stands in any case.
+// warnUnreported prints why the appliance did not say whether the device acted on an approval, which stands in any
+// case.
 func warnUnreported(cmd *cobra.Command, err error) error {
 	if err == nil || errors.Is(err, client.ErrContradicted) || cmd.Context().Err() != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it was approved; whether the device acted is not known: %s\n", cli.Printable(err.Error()))
+	fmt.Fprintf(cmd.ErrOrStderr(), "warning: it was approved; whether the device acted is not known: %s\n",
+		cli.Printable(err.Error()))
 	return nil
 }
 
 // untold keeps a refusal to reveal an outcome from looking like a denial.
 func untold(err error) error {
 	var e *fault.Error
-	if err = explain(err); errors.As(err, &e) && e.Code == cli.Denied {
+	if err = explain(err); errors.As(err, &e) && e.Code == fault.Denied {
 		return fault.OutcomeHidden.Of(err)
 	}
 	return err

@@ -24,11 +24,12 @@ func (t *tool) admin() *cobra.Command {
 	r := adminapi.Routes
 	cmd := &cobra.Command{Use: "admin", Short: "Manage the administrators who countersign changes"}
 	cmd.AddCommand(
-		t.addAdmin(), t.listAdmins(), t.keygen(),
+		t.addAdmin(), t.keygen(),
+		verb("list", "List every administrator, and warn of quorums that they cannot meet", t.andQuorums(list(t, adminTable, r.AdminList))),
 		verb("show NAME", "Show an administrator", show(t, adminTable, r.AdminShow)),
 		withDryRun("only show the administrator", show(t, adminTable, r.AdminShow), verb("suspend NAME",
 			"Reject an administrator's countersignatures until resume: at once, without a quorum",
-			show(t, adminTable, r.AdminSuspend))),
+			t.andQuorums(show(t, adminTable, r.AdminSuspend)))),
 		t.adminStep("resume", "Accept an administrator's countersignatures again after suspend", r.AdminResume),
 		confirmed(t.adminStep("revoke", "Revoke an administrator permanently", r.AdminRevoke), func(name string) string {
 			return "This will revoke the administrator " + name + " permanently."
@@ -50,22 +51,25 @@ func withDryRun(help string, dry action, cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// listAdmins also warns of quorums that the administrators cannot meet.
-func (t *tool) listAdmins() *cobra.Command {
-	return verb("list", "List every administrator, and warn of quorums that they cannot meet", func(cmd *cobra.Command, args []string) error {
-		if err := list(t, adminTable, adminapi.Routes.AdminList)(cmd, args); err != nil {
+// andQuorums runs an action, and warns of quorums that the administrators cannot meet afterwards.
+func (t *tool) andQuorums(run action) action {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := run(cmd, args); err != nil {
 			return err
 		}
 		p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+		if err != nil { // the action succeeded
+			warn(cmd, []string{"the quorums were not compared with the administrators: " + err.Error()})
+		}
 		warnOfQuorums(cmd, p)
-		return err
-	})
+		return nil
+	}
 }
 
 func warnOfQuorums(cmd *cobra.Command, p adminapi.Policy) {
 	for _, q := range p.Quorums {
 		if q.Able < q.Required {
-			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+cli.Printable(quorumLine(q)))
+			warn(cmd, []string{quorumLine(q)})
 		}
 	}
 }

@@ -40,8 +40,26 @@ func (t *tool) audit() *cobra.Command {
 	})
 	tail.Flags().Uint64Var(&after, "after", 0, "list the records after this sequence number instead, oldest first")
 	tail.Flags().IntVarP(&limit, "limit", "n", 100, fmt.Sprintf("maximum number of records (1–%d)", maxRecords))
-	cmd.AddCommand(tail)
+	cmd.AddCommand(tail, verb("show SEQUENCE", "Show one audit record", t.showRecord))
 	return cmd
+}
+
+// showRecord prints the record of a sequence number.
+func (t *tool) showRecord(cmd *cobra.Command, args []string) error {
+	n, err := strconv.ParseUint(args[0], 10, 63)
+	if err != nil || n == 0 {
+		return fault.RecordNumber.With("number", strconv.Quote(args[0])).Error()
+	}
+	route := adminapi.Routes.Audit.With("after", strconv.FormatUint(n-1, 10)).With("limit", "1")
+	records, err := send(t, cmd, route, adminapi.None{})
+	switch {
+	case err != nil:
+		return err
+	case len(records) == 0:
+		return fault.NoRecord.With("number", args[0]).Error()
+	}
+	leaf := cli.Table[adminapi.Record]{{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf }}}
+	return slices.Concat(recordTable, leaf).One(t.printer(cmd), records[0])
 }
 
 // maxRecords is how many records the appliance lists at once.

@@ -67,3 +67,23 @@ func TestTailSaysWhatItLeavesOut(t *testing.T) {
 		}
 	}
 }
+
+// TestShowRecord: one record is asked for by its number, and shows its leaf too.
+func TestShowRecord(t *testing.T) {
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		records := []adminapi.Record{}
+		if after := r.URL.Query().Get("after"); after == "6" && r.URL.Query().Get("limit") == "1" {
+			records = append(records, adminapi.Record{Sequence: 7, Subject: "client/alice", Leaf: strings.Repeat("ab", 32)})
+		}
+		_ = json.NewEncoder(w).Encode(records)
+	})
+	code, stdout, stderr := run(t, address, "audit", "show", "7")
+	if code != 0 || !strings.Contains(stdout, "client/alice") || !strings.Contains(stdout, strings.Repeat("ab", 32)) {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+	for number, want := range map[string]int{"8": 5, "0": 2, "x": 2, "-1": 2} {
+		if code, _, stderr := run(t, address, "audit", "show", number); code != want {
+			t.Errorf("%s: exit code %d, want %d: %q", number, code, want, stderr)
+		}
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/durable"
 	"countersign/internal/fault"
+	"countersign/policy"
 )
 
 const outHelp = "file to write, mode 0600; an existing file is replaced; not needed with --dry-run"
@@ -41,7 +42,10 @@ func (t *tool) keyBackup() *cobra.Command {
 			return err
 		}
 		made.File = nil
-		return keyBackupTable.One(t.printer(cmd), made)
+		if err := keyBackupTable.One(t.printer(cmd), made); err != nil || !req.DryRun {
+			return err
+		}
+		return t.showQuorumOf(cmd, policy.KeyBackup)
 	})
 	quorumFlags(cmd)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only show which keys the backup would cover")

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"countersign/appliance/adminapi"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // backups answers as an appliance does that makes backups with this content, and notes what it is told of them.
@@ -53,7 +53,7 @@ func TestReportsWhatBecameOfABackup(t *testing.T) {
 		if err := os.Mkdir(taken, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if code, _, _ := run(t, address, noun, "backup", "--out", taken); code != int(cli.IO) {
+		if code, _, _ := run(t, address, noun, "backup", "--out", taken); code != int(fault.IO) {
 			t.Errorf("%s: exit code %d, want 74", noun, code)
 		}
 		if len(*told) != 2 || len((*told)[0].SHA256) != 64 || (*told)[0].Problem != "" || !strings.Contains((*told)[1].Problem, "taken") {
@@ -75,7 +75,7 @@ func TestDryBackup(t *testing.T) {
 	if code, _, stderr = run(t, address, "key", "backup", "--dry-run"); code != 0 {
 		t.Errorf("without --out: exit code %d, %q", code, stderr)
 	}
-	if code, _, stderr = run(t, address, "key", "backup"); code != int(cli.Usage) || !strings.Contains(stderr, "--out") {
+	if code, _, stderr = run(t, address, "key", "backup"); code != int(fault.Usage) || !strings.Contains(stderr, "--out") {
 		t.Errorf("a backup without --out: exit code %d, %q", code, stderr)
 	}
 }

@@ -60,6 +60,7 @@ type fetched struct {
 	change.Request
 	hash     change.Hash
 	document []byte
+	whole    bool // it is shown with its policy document
 }
 
 // fetch reads a request from its document and ignores the rest of the answer. The id of the document must be the
@@ -94,7 +95,7 @@ type signing struct {
 	with      keyFlags
 	yes, only bool
 
-	compare func(*cobra.Command, []byte) (string, error) // a policy document with the policy in force; nil: offline
+	compare func(*cobra.Command, []byte) (policyChanges, error) // a policy document with the policy in force; nil: offline
 }
 
 func (t *tool) sign() *cobra.Command {
@@ -144,7 +145,7 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 	if err != nil {
 		return err
 	}
-	s.compare = t.policyComparison
+	s.compare = t.comparePolicy
 	signature, err := s.sign(cmd, f)
 	if err != nil || s.only {
 		return err
@@ -154,13 +155,14 @@ func (t *tool) signOnline(cmd *cobra.Command, id string, s signing) error {
 
 // sign shows a request, asks, and signs it. With --dry-run it only shows it. It returns no signature without a key.
 func (s signing) sign(cmd *cobra.Command, f fetched) ([]byte, error) {
+	f.whole = true
 	showRequest(cmd.ErrOrStderr(), f)
 	if document := f.Parameters.Bytes("document"); document != nil && s.compare != nil {
-		text, err := s.compare(cmd, document)
+		changes, err := s.compare(cmd, document)
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprint(cmd.ErrOrStderr(), text)
+		fmt.Fprintf(cmd.ErrOrStderr(), "\n%s", changes)
 	}
 	if s.only {
 		return nil, nil
@@ -183,7 +185,7 @@ func (t *tool) handIn(cmd *cobra.Command, id string, signature []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := t.printChange(cmd, c); err != nil {
+	if err := changeHead.One(t.printer(cmd), c); err != nil {
 		return err
 	}
 	announce(cmd.ErrOrStderr(), c)

@@ -13,6 +13,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/change"
 	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -67,7 +68,7 @@ func TestSignsWhatItReads(t *testing.T) {
 	for name, document := range map[string][]byte{"another request": request("kem"), "no request": []byte("x"), "nothing": nil} {
 		lie := adminapi.Change{ID: id, Hash: change.HashOf(asked).String(), Kind: "key.destroy", Document: document}
 		code, stdout, stderr := run(t, answering(t, lie), "change", "sign", id, "--key", key, "--yes")
-		if code != int(cli.BadSignature) || stdout != "" || strings.Contains(stderr, "name =") {
+		if code != int(fault.BadSignature) || stdout != "" || strings.Contains(stderr, "name =") {
 			t.Errorf("%s: exit code %d, %q, %q", name, code, stdout, stderr)
 		}
 	}

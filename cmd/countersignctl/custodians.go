@@ -67,8 +67,7 @@ func (t *tool) split(cmd *cobra.Command, s splitting) error {
 		return fault.CustodiansWrong.Of(err)
 	}
 	if err := custody.Distinct(people); err != nil {
-		return cli.Fail(cli.Usage, err, "give each custodian a key or passphrase that nobody else has; they are counted in the order of "+
-			"--recipient, --passphrase-file and --passphrases")
+		return fault.SameCustodian.Of(err)
 	}
 	if err := s.vacant(len(people)); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/internal/cli"
 	"countersign/internal/fault"
+	"countersign/policy"
 )
 
 // keyVerb is a step in the life of a key, as a command.
@@ -66,7 +67,7 @@ func (t *tool) key() *cobra.Command {
 	cmd.AddCommand(
 		verb("list", "List every key version with state and dates", list(t, keyTable, adminapi.Routes.KeyList)),
 		verb("show NAME[@VERSION]", "Show every detail of a key", t.showKey),
-		verb("plan", "Show when each key is due for rotation, and how many client records are under the keys in use", t.keyPlan),
+		verb("plan", "Show when each key is due for rotation, and how many records are under the keys in use", t.keyPlan),
 		verb("attest", "Compare every key object on the token with the registry; exit 1 if one differs", t.attest),
 		t.keyBackup(), t.custodians(),
 	)
@@ -153,6 +154,17 @@ func (t *tool) showQuorum(cmd *cobra.Command, v keyVerb, step adminapi.KeyStep, 
 	if err == nil && c.Required > 0 {
 		q := adminapi.Quorum{Kind: c.Kind, Required: c.Required, Able: len(c.Signed) + len(c.Missing)}
 		fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
+	}
+	return err
+}
+
+// showQuorumOf prints which administrators a kind of change would need, after a dry run.
+func (t *tool) showQuorumOf(cmd *cobra.Command, kind policy.Kind) error {
+	p, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
+	for _, q := range p.Quorums {
+		if q.Kind == kind.String() {
+			fmt.Fprintln(cmd.ErrOrStderr(), cli.Printable(quorumLine(q)))
+		}
 	}
 	return err
 }

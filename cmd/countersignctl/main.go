@@ -140,7 +140,7 @@ func isDry(cmd *cobra.Command) bool {
 
 // problems is the table from error answers to rows of the table of errors.
 var problems = map[string]fault.Row{
-	problem.NotFound: fault.NoSuchName, problem.KeyStep: fault.KeyStepRefused, problem.Unsupported: fault.TokenCannot,
+	problem.KeyStep: fault.KeyStepRefused, problem.Unsupported: fault.TokenCannot,
 	problem.Quorum: fault.QuorumWaits, problem.Over: fault.ChangeOver, problem.Signer: fault.ForeignSigner,
 	problem.Signature: fault.BadSignatureOfChange, problem.Uncovered: fault.KeysUncovered,
 	problem.Exists:   fault.OtherTaken, // see existing
@@ -159,6 +159,8 @@ func explain(err error) error {
 	}
 	row, ok := problems[e.Type]
 	switch {
+	case e.Type == problem.NotFound:
+		row = fault.NoSuchName.With("command", lister(e))
 	case !ok:
 		row = fault.Internal
 	case e.Type == problem.Exists:
@@ -167,6 +169,19 @@ func explain(err error) error {
 		row = fault.QuorumWaitsFor.With("id", e.Change.ID)
 	}
 	return row.Of(err)
+}
+
+// lister returns the command that lists what there is, and what it shows.
+func lister(e *adminapi.Error) string {
+	switch e.Noun {
+	case "change":
+		return "countersignctl change list shows the ids"
+	case "policy":
+		return "countersignctl policy history shows the versions"
+	case "hsm":
+		return "countersignctl hsm status shows the tokens"
+	}
+	return "countersignctl " + e.Noun + " list shows the names"
 }
 
 // existing returns the row for a name, or something else, that is taken.

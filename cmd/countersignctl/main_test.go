@@ -13,31 +13,31 @@ import (
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 // TestProblems: the exit code and the hint for each problem.
 func TestProblems(t *testing.T) {
 	for kind, want := range map[string]struct {
-		code cli.Code
+		code fault.Code
 		hint string
 	}{
-		problem.NotFound:    {cli.NotFound, "client, device, key, admin, change"},
-		problem.Exists:      {cli.Failed, "hint: gate is enrolled or has an open code"},
-		problem.Conflict:    {cli.Failed, ""},
-		problem.KeyStep:     {cli.Failed, "countersignctl key list"},
-		problem.Unsupported: {cli.Unavailable, "pkcs11-tool"},
-		problem.Uncovered:   {cli.Failed, "backup.recipient"},
-		problem.Quorum:      {cli.Denied, "countersignctl change list"},
-		problem.Over:        {cli.Denied, "at most once"},
-		problem.Signer:      {cli.Denied, "countersignctl admin list"},
-		problem.Signature:   {cli.BadSignature, "CHANGE.md"},
-		problem.Input:       {cli.Usage, ""},
-		problem.Unavailable: {cli.Unavailable, "countersignctl hsm status"},
-		problem.Store:       {cli.Unavailable, "the database is locked"},
-		problem.PIN:         {cli.Auth, "wrong PINs"},
-		problem.Locked:      {cli.Unavailable, "countersignctl hsm unlock"},
-		problem.Internal:    {cli.Failed, ""},
+		problem.NotFound:    {fault.NotFound, "countersignctl device list shows the names"},
+		problem.Exists:      {fault.Failed, "hint: gate is enrolled or has an open code"},
+		problem.Conflict:    {fault.Failed, ""},
+		problem.KeyStep:     {fault.Failed, "countersignctl key list"},
+		problem.Unsupported: {fault.Unavailable, "pkcs11-tool"},
+		problem.Uncovered:   {fault.Failed, "backup.recipient"},
+		problem.Quorum:      {fault.Denied, "countersignctl change list"},
+		problem.Over:        {fault.Denied, "at most once"},
+		problem.Signer:      {fault.Denied, "countersignctl admin list"},
+		problem.Signature:   {fault.BadSignature, "CHANGE.md"},
+		problem.Input:       {fault.Usage, ""},
+		problem.Unavailable: {fault.Unavailable, "countersignctl hsm status"},
+		problem.Store:       {fault.Unavailable, "the database is locked"},
+		problem.PIN:         {fault.Auth, "wrong PINs"},
+		problem.Locked:      {fault.Unavailable, "countersignctl hsm unlock"},
+		problem.Internal:    {fault.Failed, ""},
 	} {
 		address := serving(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusTeapot)
@@ -59,7 +59,7 @@ func TestProblems(t *testing.T) {
 		t.Errorf("an administrator that is taken: %q", stderr)
 	}
 	code, _, stderr := run(t, "unix:"+filepath.Join(t.TempDir(), "none"), "status")
-	if code != int(cli.Unavailable) || !strings.Contains(stderr, "hint: start countersignd") {
+	if code != int(fault.Unavailable) || !strings.Contains(stderr, "hint: start countersignd") {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
@@ -79,7 +79,7 @@ func TestAdminAddress(t *testing.T) {
 	}()
 	for _, address := range []string{"tcp:" + l.Addr().String(), l.Addr().String(), "var/admin.sock", "unix:", "unix:@admin", "http://" + l.Addr().String(), ""} {
 		code, stdout, stderr := run(t, address, "status")
-		if code != int(cli.Usage) || stdout != "" || !strings.Contains(stderr, "--admin:") || !strings.Contains(stderr, "unix:") {
+		if code != int(fault.Usage) || stdout != "" || !strings.Contains(stderr, "--admin:") || !strings.Contains(stderr, "unix:") {
 			t.Errorf("%q: exit code %d, %q, %q", address, code, stdout, stderr)
 		}
 	}
@@ -190,7 +190,7 @@ func TestWaitsForACopy(t *testing.T) {
 		}
 	})
 	code, stdout, stderr := run(t, address, "store", "backup", "--out", out)
-	if code != int(cli.Denied) || !strings.Contains(stdout, "0011223344556677") || !strings.Contains(stderr, "countersignctl change sign 0011223344556677") {
+	if code != int(fault.Denied) || !strings.Contains(stdout, "0011223344556677") || !strings.Contains(stderr, "countersignctl change sign 0011223344556677") {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
 	}
 	if _, err := os.Lstat(out); err == nil {
@@ -204,7 +204,7 @@ func TestWaitsForACopy(t *testing.T) {
 	}
 	looks = 0
 	code, _, stderr = run(t, address, "store", "backup", "--out", filepath.Join(out, "none"), "--wait")
-	if code != int(cli.IO) || looks != 0 {
+	if code != int(fault.IO) || looks != 0 {
 		t.Errorf("a file that cannot be written: exit code %d, %q, after %d looks", code, stderr, looks)
 	}
 }

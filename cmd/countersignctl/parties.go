@@ -30,10 +30,9 @@ func (t *tool) client() *cobra.Command {
 	})
 	var req adminapi.Invite
 	var roles []string
-	invite := t.invite("phone", r.ClientInvite, &req, func(cmd *cobra.Command) error {
-		if cmd.Flags().Changed("role") {
-			req.Roles = slices.DeleteFunc(roles, func(role string) bool { return role == "" })
-		}
+	invite := t.invite("phone", r.ClientInvite, &req)
+	whenGiven(invite, "role", func() error {
+		req.Roles = slices.DeleteFunc(roles, func(role string) bool { return role == "" })
 		return nil
 	})
 	invite.Flags().StringArrayVar(&roles, "role", nil, "role of the new phone, such as approver; can be repeated\n"+
@@ -50,10 +49,8 @@ func (t *tool) device() *cobra.Command {
 	})
 	var req adminapi.Invite
 	var floor uint8
-	invite := t.invite("authorization device", r.DeviceInvite, &req, func(cmd *cobra.Command) error {
-		if !cmd.Flags().Changed("floor") {
-			return nil
-		}
+	invite := t.invite("authorization device", r.DeviceInvite, &req)
+	whenGiven(invite, "floor", func() error {
 		if req.Floor = floor; floor < 1 || floor > 4 {
 			return fault.BadFloor.With("floor", fmt.Sprint(floor)).Error()
 		}
@@ -97,13 +94,22 @@ func asking[T any](t *tool, use, short string, table cli.Table[T], route adminap
 
 type inviteRoute = adminapi.Route[adminapi.Invite, adminapi.Invited]
 
-// invite returns the command that invites; given puts the flags of the noun that the user gave into req.
-func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite, given func(*cobra.Command) error) *cobra.Command {
+// whenGiven has a command first call do, if the user gave a flag.
+func whenGiven(cmd *cobra.Command, flag string, do func() error) {
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed(flag) {
+			if err := do(); err != nil {
+				return err
+			}
+		}
+		return run(cmd, args)
+	}
+}
+
+func (t *tool) invite(one string, route inviteRoute, req *adminapi.Invite) *cobra.Command {
 	ttl := span{Duration: 24 * time.Hour, most: 30 * 24 * time.Hour}
 	cmd := verb("invite NAME", "Make a single-use activation code for a new "+one, func(cmd *cobra.Command, args []string) error {
-		if err := given(cmd); err != nil {
-			return err
-		}
 		req.TTLSeconds = int64(ttl.Duration / time.Second)
 		return sendChange(t, cmd, invitedTable, route, *req, args...)
 	})

@@ -90,20 +90,6 @@ func (t *tool) policyHistory() *cobra.Command {
 	})
 }
 
-func (t *tool) diffPolicy() *cobra.Command {
-	return verb("diff FILE", "Show how a policy document differs from the policy in force", func(cmd *cobra.Command, args []string) error {
-		document, _, err := readPolicy(args[0])
-		if err != nil {
-			return err
-		}
-		text, err := t.policyComparison(cmd, document)
-		if err == nil {
-			_, err = fmt.Fprint(cmd.OutOrStdout(), strings.TrimPrefix(text, "\n"))
-		}
-		return err
-	})
-}
-
 // revertPolicy applies the document of an earlier version again, as a new version.
 func (t *tool) revertPolicy() *cobra.Command {
 	var req adminapi.Apply

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"countersign/appliance/adminapi"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 )
 
 func writePolicy(t *testing.T, quorum string) string {
@@ -38,7 +38,7 @@ func TestPolicyCheckJSON(t *testing.T) {
 		t.Errorf("exit code %d, %+v", code, r)
 	}
 	code, r, stderr := check(writePolicy(t, "\"key.destroy\" = 0\n"))
-	if code != int(cli.Config) || r.Good || len(r.Problems) != 1 || r.Problems[0].Line != 6 || !strings.Contains(stderr, "line 6") {
+	if code != int(fault.Config) || r.Good || len(r.Problems) != 1 || r.Problems[0].Line != 6 || !strings.Contains(stderr, "line 6") {
 		t.Errorf("exit code %d, %+v, %q", code, r, stderr)
 	}
 }
@@ -70,6 +70,36 @@ func TestPolicyWarnings(t *testing.T) {
 			if code != 0 || missing || (want == nil) != (stderr == "") {
 				t.Errorf("%s %q: exit code %d, %q", verb, quorum, code, stderr)
 			}
+		}
+	}
+}
+
+// TestPolicyDiffJSON: the comparison of policies is JSON when JSON is asked for.
+func TestPolicyDiffJSON(t *testing.T) {
+	path := writePolicy(t, "local = false\n")
+	before := writePolicy(t, "")
+	raw, err := os.ReadFile(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "policy") {
+			_ = json.NewEncoder(w).Encode(adminapi.Policy{Document: string(raw)})
+			return
+		}
+		_ = json.NewEncoder(w).Encode([]adminapi.Administrator{{Name: "ann", Status: "active"}})
+	})
+	for file, want := range map[string]policyChanges{
+		path:   {Quorums: []quorumChange{{"the admin socket", "counting as an administrator", "not counting"}}, Signers: []string{"ann"}},
+		before: {Signers: []string{"ann", "local"}},
+	} {
+		code, stdout, stderr := run(t, address, "policy", "diff", file, "-o", "json")
+		var got policyChanges
+		if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != 0 {
+			t.Fatalf("exit code %d, %q, %q: %v", code, stdout, stderr, err)
+		}
+		if !slices.Equal(got.Quorums, want.Quorums) || !slices.Equal(got.Signers, want.Signers) || (got.Diff == "") != (file == before) {
+			t.Errorf("%+v", got)
 		}
 	}
 }

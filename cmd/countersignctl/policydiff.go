@@ -13,53 +13,60 @@ import (
 	"countersign/policy"
 )
 
-// policyComparison describes how a policy document differs from the policy in force: its lines, its quorums, and who
-// can countersign under it. Control characters are escaped.
-func (t *tool) policyComparison(cmd *cobra.Command, document []byte) (string, error) {
+// policyChanges says how a policy document differs from the policy in force: its lines, its quorums, and who can
+// countersign under it.
+type policyChanges struct {
+	Version  uint64         `json:"version"` // in force
+	Diff     string         `json:"diff"`    // unified; "" if the document is the policy in force
+	Good     bool           `json:"good"`    // the document can be applied; otherwise only its lines are compared
+	Quorums  []quorumChange `json:"quorums"`
+	Signers  []string       `json:"signers"`
+	Warnings []string       `json:"warnings"`
+}
+
+// quorumChange is a quorum, or the vote of the admin socket, before and after.
+type quorumChange struct {
+	What string `json:"what"`
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// comparePolicy compares a document with the policy in force.
+func (t *tool) comparePolicy(cmd *cobra.Command, document []byte) (c policyChanges, err error) {
 	active, err := send(t, cmd, adminapi.Routes.PolicyShow, adminapi.None{})
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	all, err := send(t, cmd, adminapi.Routes.AdminList, adminapi.None{})
 	if err != nil {
-		return "", err
+		return c, err
 	}
-	return comparePolicies(active, document, all), nil
-}
-
-func comparePolicies(active adminapi.Policy, document []byte, all []adminapi.Administrator) string {
-	var out strings.Builder
+	c = policyChanges{Version: active.Version, Quorums: []quorumChange{}, Signers: []string{}, Warnings: []string{}}
 	name := "policy version " + number(active.Version) + ", in force"
-	lines := diff.Diff(name, []byte(active.Document), "this request", document)
-	if lines == nil {
-		return "\nThe document is " + name + ".\n"
-	}
-	_, body, _ := bytes.Cut(lines, []byte("\n")) // without its line "diff"
-	fmt.Fprintf(&out, "\nChanges of the policy:\n%s", cli.PrintableText(string(body)))
-	before, err := policy.ParseStored([]byte(active.Document))
-	if err != nil {
-		return out.String()
+	lines := diff.Diff(name, []byte(active.Document), "this document", document)
+	if _, body, found := bytes.Cut(lines, []byte("\n")); found { // without its line "diff"
+		c.Diff = string(body)
 	}
 	after, err := policy.Parse(document)
 	if err != nil {
-		fmt.Fprintf(&out, "\nThe document cannot be applied: %s\n", cli.Printable(err.Error()))
-		return out.String()
+		c.Warnings = append(c.Warnings, "the document cannot be applied: "+err.Error())
+		return c, nil
 	}
-	fmt.Fprintf(&out, "\nChanges of the quorums:\n%s", strings.Join(quorumChanges(before, after), ""))
-	names := signers(all, after)
-	fmt.Fprintf(&out, "Under it %d can countersign: %s\n", len(names), cli.Printable(strings.Join(names, ", ")))
-	able := len(names)
-	for _, text := range doubts(after, &able) {
-		fmt.Fprintf(&out, "Warning: %s\n", cli.Printable(text))
+	c.Good = true
+	if before, err := policy.ParseStored([]byte(active.Document)); err == nil {
+		c.Quorums = append(c.Quorums, quorumChanges(before, after)...)
 	}
-	return out.String()
+	c.Signers = append(c.Signers, signers(all, after)...)
+	able := len(c.Signers)
+	c.Warnings = append(c.Warnings, doubts(after, &able)...)
+	return c, nil
 }
 
-// quorumChanges returns a line for each quorum that two policies have different.
-func quorumChanges(before, after *policy.Policy) (lines []string) {
-	say := func(what, was, becomes string) {
-		if was != becomes {
-			lines = append(lines, fmt.Sprintf("  %s: %s becomes %s\n", what, was, becomes))
+// quorumChanges returns each quorum that two policies have different.
+func quorumChanges(before, after *policy.Policy) (all []quorumChange) {
+	say := func(what, from, to string) {
+		if from != to {
+			all = append(all, quorumChange{what, from, to})
 		}
 	}
 	takes := func(p *policy.Policy, k policy.Kind) string {
@@ -71,10 +78,49 @@ func quorumChanges(before, after *policy.Policy) (lines []string) {
 	for _, k := range policy.Kinds() {
 		say(k.String(), takes(before, k), takes(after, k))
 	}
-	words := map[bool]string{true: "counts as an administrator", false: "does not count"}
+	words := map[bool]string{true: "counting as an administrator", false: "not counting"}
 	say("the admin socket", words[before.CountsLocal()], words[after.CountsLocal()])
-	if lines == nil {
-		lines = []string{"  none\n"}
+	return all
+}
+
+// String returns the changes as a text of several lines, with control characters escaped.
+func (c policyChanges) String() string {
+	if c.Diff == "" {
+		return "The document is policy version " + number(c.Version) + ", in force.\n"
 	}
-	return lines
+	var out strings.Builder
+	fmt.Fprintf(&out, "Changes of the policy:\n%s", cli.PrintableText(c.Diff))
+	if c.Good {
+		fmt.Fprintf(&out, "\nChanges of the quorums:\n")
+		for _, q := range c.Quorums {
+			fmt.Fprintf(&out, "  %s: from %s to %s\n", q.What, q.From, q.To)
+		}
+		if len(c.Quorums) == 0 {
+			fmt.Fprintf(&out, "  none\n")
+		}
+		fmt.Fprintf(&out, "Under it %d can countersign: %s\n", len(c.Signers), cli.Printable(strings.Join(c.Signers, ", ")))
+	}
+	for _, text := range c.Warnings {
+		fmt.Fprintf(&out, "Warning: %s\n", cli.Printable(text))
+	}
+	return out.String()
+}
+
+func (t *tool) diffPolicy() *cobra.Command {
+	return verb("diff FILE", "Show how a policy document differs from the policy in force", func(cmd *cobra.Command, args []string) error {
+		document, _, err := readPolicy(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := t.comparePolicy(cmd, document)
+		if err != nil {
+			return err
+		}
+		p := t.printer(cmd)
+		if p.Format != cli.FormatTable {
+			return cli.Table[policyChanges]{}.One(p, c)
+		}
+		_, err = fmt.Fprint(p.Out, c)
+		return err
+	})
 }

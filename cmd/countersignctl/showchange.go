@@ -81,9 +81,9 @@ func (t *tool) printChange(cmd *cobra.Command, c adminapi.Change) error {
 	}
 	r, err := change.Parse(c.Document)
 	if document := r.Parameters.Bytes("document"); err == nil && document != nil {
-		text, err := t.policyComparison(cmd, document)
+		changes, err := t.comparePolicy(cmd, document)
 		if err == nil {
-			_, err = fmt.Fprint(p.Out, text)
+			_, err = fmt.Fprintf(p.Out, "\n%s", changes)
 		}
 		return err
 	}
@@ -96,8 +96,8 @@ type waitingChange struct {
 	ActivationCode string `json:"activation_code,omitempty"`
 }
 
-// waitingDetails returns the table of a request that a command made. The command has printed its parameters.
-func waitingDetails() cli.Table[waitingChange] {
+// detailsOfWaiting returns the table of a request that a command made. The command has printed its parameters.
+func detailsOfWaiting(w waitingChange) cli.Table[waitingChange] {
 	var table cli.Table[waitingChange]
 	for _, column := range changeHead {
 		if column.Title != "Requested by" && column.Title != "Ended" {
@@ -107,14 +107,12 @@ func waitingDetails() cli.Table[waitingChange] {
 			})
 		}
 	}
-	return append(table, cli.Column[waitingChange]{Title: "Activation code", Value: activationWords})
-}
-
-func activationWords(w waitingChange) string {
 	if w.ActivationCode == "" {
-		return "-"
+		return table
 	}
-	return w.ActivationCode + " (valid once the request is executed)"
+	return append(table, cli.Column[waitingChange]{Title: "Activation code", Value: func(w waitingChange) string {
+		return w.ActivationCode + " (valid once the request is executed)"
+	}})
 }
 
 // aboutWords names what a request changes, "-" for a kind that changes one thing only.
@@ -160,7 +158,7 @@ func quorumWords(c adminapi.Change) string {
 }
 
 func missingWords(c adminapi.Change) string {
-	if c.More == 0 {
+	if c.More == 0 || c.State != "open" && c.State != "dry-run" {
 		return "-"
 	}
 	return fmt.Sprintf("%d more: %s", c.More, choiceWords(c))
@@ -197,31 +195,29 @@ func plural(n int, noun string) string {
 	return number(n) + " " + noun + "s"
 }
 
-// showRequest prints every field of a request, from its own bytes, and what it does.
+// showRequest prints every field of a request, from its own bytes, and what it does. A document it prints only to those
+// who sign: the command that made the request has read it from a file.
 func showRequest(w io.Writer, r fetched) {
 	fmt.Fprintf(w, "change   %s\nhash     %s\nkind     %s\n", r.hash.ID(), r.hash, r.Kind)
 	for _, text := range r.Effect() {
 		fmt.Fprintf(w, "effect   %s\n", cli.Printable(text))
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
-		showParameter(w, name, r.Parameters[name])
+		showParameter(w, name, r.Parameters[name], r.whole)
 	}
 	at := func(seconds uint64) string { return date(time.Unix(int64(min(seconds, 1<<40)), 0)) }
 	fmt.Fprintf(w, "domain   %s\nby       %s\ncreated  %s\nexpires  %s\n", cli.Printable(r.Domain), cli.Printable(r.By), at(r.Created), at(r.Expires))
 }
 
-// showParameter prints one parameter on a line, or a document on its lines.
-func showParameter(w io.Writer, name string, value any) {
+// showParameter prints one parameter on a line, or a whole document on its lines.
+func showParameter(w io.Writer, name string, value any, whole bool) {
 	raw, isBytes := value.([]byte)
-	if name == "document" && isBytes {
+	if name == "document" && isBytes && whole {
 		fmt.Fprintf(w, "  %s\n", cli.Printable(name))
 		for line := range strings.SplitSeq(strings.TrimSuffix(string(raw), "\n"), "\n") {
 			fmt.Fprintf(w, "    | %s\n", cli.Printable(line))
 		}
 		return
 	}
-	if isBytes {
-		value = hex.EncodeToString(raw)
-	}
-	fmt.Fprintf(w, "  %s = %s\n", cli.Printable(name), cli.Printable(fmt.Sprint(value)))
+	fmt.Fprintf(w, "  %s = %s\n", cli.Printable(name), cli.Printable(parameterWords(value)))
 }

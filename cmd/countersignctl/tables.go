@@ -31,7 +31,7 @@ var clientTable = cli.Table[adminapi.Client]{
 	{Title: "Password", Value: passwordWords},
 	{Title: "Highest counter", Value: highestWords},
 	{Title: "Version", Value: func(c adminapi.Client) string { return number(c.Version) }},
-	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.CreatedAt, c.ExpiresAt) }},
+	{Title: "Enrolled", Value: func(c adminapi.Client) string { return enrolledWords(c.Status, c.CreatedAt, c.ExpiresAt) }},
 }
 
 // clientDetails are the columns of one client: also its keys.
@@ -57,7 +57,7 @@ var deviceTable = cli.Table[adminapi.Device]{
 	{Title: "Status", Value: func(d adminapi.Device) string { return d.Status }},
 	{Title: "Display", Value: func(d adminapi.Device) string { return d.Display }},
 	{Title: "Floor", Value: func(d adminapi.Device) string { return number(d.Floor) }},
-	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.CreatedAt, d.ExpiresAt) }},
+	{Title: "Enrolled", Value: func(d adminapi.Device) string { return enrolledWords(d.Status, d.CreatedAt, d.ExpiresAt) }},
 }
 
 // deviceDetails are the columns of one device: also the name in its certificate.
@@ -67,8 +67,11 @@ var deviceDetails = append(slices.Clone(deviceTable), cli.Table[adminapi.Device]
 }...)
 
 // enrolledWords returns the date of an enrolment, or the date until which an activation code can be used.
-func enrolledWords(created time.Time, expires *time.Time) string {
-	if expires != nil {
+func enrolledWords(status string, created time.Time, expires *time.Time) string {
+	switch {
+	case status == adminapi.StatusWithdrawn:
+		return "code withdrawn"
+	case expires != nil:
 		return "code until " + date(*expires)
 	}
 	return date(created)
@@ -134,7 +137,7 @@ var dueTable = cli.Table[adminapi.KeyDue]{
 }
 
 var recordsTable = cli.Table[adminapi.Renewal]{
-	{Title: "Client records", Value: func(r adminapi.Renewal) string {
+	{Title: "Records", Value: func(r adminapi.Renewal) string {
 		return number(r.Total-r.Left) + " of " + number(r.Total) + " under the mac and wrap keys in use"
 	}},
 	{Title: "Left because", Value: func(r adminapi.Renewal) string { return cmp.Or(r.Problem, "-") }},

@@ -101,7 +101,7 @@ func (t *tool) printWaiting(cmd *cobra.Command, err error) (*adminapi.Change, er
 	if e.Invited != nil {
 		w.ActivationCode = e.Invited.ActivationCode
 	}
-	if err := waitingDetails().One(t.printer(cmd), w); err != nil {
+	if err := detailsOfWaiting(w).One(t.printer(cmd), w); err != nil {
 		return nil, err
 	}
 	announce(cmd.ErrOrStderr(), *e.Change)

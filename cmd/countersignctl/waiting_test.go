@@ -11,7 +11,7 @@ import (
 	"countersign/appliance/adminapi"
 	"countersign/appliance/adminapi/problem"
 	"countersign/appliance/change"
-	"countersign/internal/cli"
+	"countersign/internal/fault"
 	"countersign/policy"
 )
 
@@ -128,7 +128,7 @@ func TestChangeShowPolicy(t *testing.T) {
 	code, stdout, stderr := run(t, address, "change", "show", c.ID)
 	for _, want := range []string{
 		"--- policy version 3, in force\n", "\n-local = true\n", "\n+local = false\n", `+# \u202e`,
-		"policy.apply: 1 administrator becomes 2 administrators\n", "the admin socket: counts as an administrator becomes does not count\n",
+		"policy.apply: from 1 administrator to 2 administrators\n", "the admin socket: from counting as an administrator to not counting\n",
 		"Under it 2 can countersign: ann, bob\n", "Warning: policy.apply: every one of the 2 administrators",
 		"policy.apply takes 2 administrators, and 1 can change that by admin.add",
 	} {
@@ -149,7 +149,7 @@ func TestSpans(t *testing.T) {
 		"--ttl soon": "error: --ttl soon: want a duration such as 90m or 24h\n", "--floor 9": "error: --floor 9: want a level from 1 to 4\n",
 	} {
 		code, _, stderr := run(t, "unix:/none", append([]string{"device", "invite", "gate"}, strings.Fields(flag)...)...)
-		if code != int(cli.Usage) || !strings.HasPrefix(stderr, want) {
+		if code != int(fault.Usage) || !strings.HasPrefix(stderr, want) {
 			t.Errorf("%s: exit code %d, %q", flag, code, stderr)
 		}
 	}

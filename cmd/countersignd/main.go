@@ -187,9 +187,15 @@ func devCommand() *cobra.Command {
 				return err
 			}
 			env := environmentOf(cmd, config.Log{Level: "info", Format: "json"})
-			return end(dev.Run(cmd.Context(), o, func(ctx context.Context, cfg *config.Appliance) (dev.Daemon, error) {
+			stopped := whenStopped(cmd.Context())
+			err = end(dev.Run(cmd.Context(), o, func(ctx context.Context, cfg *config.Appliance) (dev.Daemon, error) {
+				logStart(env.log, o.Dir, cfg)
 				return startDev(ctx, cfg, env)
 			}))
+			if err == nil {
+				logStop(cmd.Context(), env.log, stopped())
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory of token, store and sockets")

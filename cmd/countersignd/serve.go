@@ -45,7 +45,7 @@ func serve(cmd *cobra.Command, path string) error {
 	}))
 	switch {
 	case err == nil:
-		env.log.Info("stopped", "reason", context.Cause(cmd.Context()), "drained_in", time.Since(stopped()).String())
+		logStop(cmd.Context(), env.log, stopped())
 	case cfg.Log.Format == "json":
 		return cli.EndInLog(env.log, err)
 	}
@@ -82,5 +82,11 @@ func logStart(log hclog.Logger, path string, cfg *config.Appliance) {
 		labels, modules = append(labels, t.TokenLabel), append(modules, t.Module)
 	}
 	v := version.Of("countersignd")
-	log.Info("starting", "version", v.Version, "commit", v.Commit, "go", v.Go, "config", path, "token_labels", labels, "modules", modules)
+	log.Info("starting", "version", v.Version, "commit", v.Commit, "go", v.Go, "config", path,
+		"token_labels", labels, "modules", modules)
+}
+
+// logStop says why a daemon was stopped, and how long it drained since then.
+func logStop(ctx context.Context, log hclog.Logger, since time.Time) {
+	log.Info("stopped", "reason", context.Cause(ctx), "drained_in", time.Since(since).String())
 }

@@ -26,7 +26,7 @@ With --config, address, CA and state directory are those of relayd's configurati
 If the command fails, repeat it with the same code.
 ` + cli.CodeHelp,
 		Example: "  relayd enrol --config relay.toml --code-file code\n" +
-			"  relayd enrol --url https://appliance:8443 --ca ca.pem --state /var/lib/relayd --code-file code",
+			"  relayd enrol --url https://localhost:8443 --ca ca.pem --state other --code-file code",
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
 	f.code = cli.AddCodeFlag(cmd)

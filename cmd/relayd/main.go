@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/relay"
+	"countersign/relay/uplink"
 )
 
 func main() {
@@ -42,12 +44,12 @@ func configCheck() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Report every error in the configuration file, and whether the hook can be started",
+		Short: "Report every error in the configuration file, and whether CA file and hook can be used",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := config.LoadRelay(path)
 			if err == nil {
-				err = checkHook(c)
+				err = errors.Join(checkHook(c), fault.NoCA.Of(uplink.CheckCA(c.Appliance.CA)))
 			}
 			if err != nil {
 				return err

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/pem"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +23,10 @@ func TestExitCodes(t *testing.T) {
 	config := write("relay.toml", good)
 	unknown := write("unknown.toml", "acept = [100]\n"+good)
 	ca := write("ca.pem", "")
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	authority := write("authority.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	whole := write("whole.toml", strings.Replace(good, "ca.pem", authority, 1))
 	const code = "OA1-AAAAAAAAAAAAAAAAAAAAAAAAAA-AAAAAAAAAAAAAAAAAAAA"
 	for name, c := range map[string]struct {
 		args []string
@@ -29,7 +35,9 @@ func TestExitCodes(t *testing.T) {
 	}{
 		"no verb":           {nil, 2, "enrol"},
 		"unknown verb":      {[]string{"server"}, 2, "serve"},
-		"good file":         {[]string{"config", "check", "--config", config}, 0, "ok"},
+		"good file":         {[]string{"config", "check", "--config", whole}, 0, "ok"},
+		"two errors":        {[]string{"config", "check", "--config", write("two.toml", good+"[hook]\ncommand = [\"/none/hook\"]\n")}, 78, "hook: "},
+		"empty CA file":     {[]string{"config", "check", "--config", config}, 78, "copy ca.pem"},
 		"unknown key":       {[]string{"config", "check", "--config", unknown}, 78, "unknown.toml:1: unknown key acept"},
 		"no file":           {[]string{"serve", "--config", filepath.Join(dir, "none")}, 78, "none"},
 		"not enrolled":      {[]string{"serve", "--config", config}, 78, "relayd enrol"},

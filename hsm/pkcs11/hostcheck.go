@@ -57,8 +57,8 @@ func (t *Token) onHost(s *session, h pkcs11.ObjectHandle, key keyFacts) (bool, e
 // seals returns the MAC of a key for [hostseal]. It is an error to use one while hsm.password_check is off.
 func (t *Token) seals(s *session, o object) (hostseal.MAC, error) {
 	if !t.hostCheck {
-		return nil, at("C_SignInit", fmt.Errorf(`key %s seals verifiers on the host, for which hsm.password_check = "host" is needed: %w`,
-			o.Label, errLacking))
+		return nil, at("C_SignInit", fmt.Errorf(
+			`key %s seals verifiers on the host, for which hsm.password_check = "host" is needed: %w`, o.Label, errLacking))
 	}
 	return func(data []byte) ([]byte, error) {
 		mac, err := t.mac(s, o.handle, data)
@@ -106,7 +106,8 @@ func (t *Token) macHere(s *session, wrap object, sealed, data []byte) ([]byte, e
 // rewrapHere moves a secret between two keys of which at least one seals on the host. A secret inside the token stays there.
 func (t *Token) rewrapHere(s *session, from, to object, old []byte) ([]byte, error) {
 	if !from.host {
-		return nil, at("C_UnwrapKey", fmt.Errorf("what %s keeps inside the token cannot be sealed on the host by %s: %w", from.Label, to.Label, errLacking))
+		return nil, at("C_UnwrapKey", fmt.Errorf(
+			"what %s keeps inside the token cannot be sealed on the host by %s: %w", from.Label, to.Label, errLacking))
 	}
 	secret, err := t.openHere(s, from, old)
 	if err != nil {

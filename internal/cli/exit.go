@@ -9,33 +9,6 @@ import (
 	"countersign/internal/fault"
 )
 
-// Code is [fault.Code].
-type Code = fault.Code
-
-// Error is [fault.Error].
-type Error = fault.Error
-
-// The exit codes of package fault.
-const (
-	OK           = fault.OK
-	Failed       = fault.Failed
-	Usage        = fault.Usage
-	Denied       = fault.Denied
-	BadSignature = fault.BadSignature
-	NotFound     = fault.NotFound
-	Unavailable  = fault.Unavailable
-	IO           = fault.IO
-	TryAgain     = fault.TryAgain
-	Auth         = fault.Auth
-	Config       = fault.Config
-	Interrupted  = fault.Interrupted
-)
-
-// Fail gives err an exit code and a hint. It returns nil if err is nil. New code uses a row of package fault instead.
-func Fail(code Code, err error, hint string) error {
-	return fault.Row{Exit: code, Advice: hint}.Of(err)
-}
-
 // ender is implemented by errors of any package that choose the exit code. It includes the
 // hint so that *exec.ExitError, whose code is a child's, does not implement it.
 type ender interface {
@@ -46,15 +19,15 @@ type ender interface {
 
 // codeOf returns the exit code and hint of the outermost error in the chain that has them,
 // otherwise Failed.
-func codeOf(err error) (Code, string) {
+func codeOf(err error) (fault.Code, string) {
 	var e ender
 	switch {
 	case err == nil:
-		return OK, ""
+		return fault.OK, ""
 	case !errors.As(err, &e):
-		return Failed, ""
+		return fault.Failed, ""
 	case e.ExitCode() <= 0 || e.ExitCode() > 255:
-		return Failed, e.Hint()
+		return fault.Failed, e.Hint()
 	}
-	return Code(e.ExitCode()), e.Hint()
+	return fault.Code(e.ExitCode()), e.Hint()
 }

@@ -48,9 +48,10 @@ func Main(ctx context.Context, cmd *cobra.Command, p Process) int {
 
 	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
-		return int(OK)
+		return int(fault.OK)
 	}
-	if code, _ := codeOf(err); !isLogged(err) && ctx.Err() != nil && errors.Is(err, context.Canceled) && code != Interrupted {
+	isCanceled := ctx.Err() != nil && errors.Is(err, context.Canceled) && !isLogged(err)
+	if code, _ := codeOf(err); isCanceled && code != fault.Interrupted {
 		err = fault.WasInterrupted.Error()
 	}
 	var known ender

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"unicode"
 
+	"countersign/internal/fault"
+
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 )
@@ -113,7 +115,7 @@ func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left
 func TestOutputFailures(t *testing.T) {
 	for _, format := range []Format{FormatTable, FormatJSON, FormatYAML} {
 		err := devices.List(Printer{fullDisk{}, format}, twoDevices)
-		if code, _ := codeOf(err); code != IO || err.Error() != "writing output: no space left on device" {
+		if code, _ := codeOf(err); code != fault.IO || err.Error() != "writing output: no space left on device" {
 			t.Errorf("%s: exit code %d, %v", format, code, err)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"countersign/internal/fault"
+
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
@@ -20,17 +22,17 @@ func TestConfirm(t *testing.T) {
 	for _, tc := range []struct {
 		in   string
 		want bool
-		code Code
+		code fault.Code
 	}{
-		{"y\n", true, OK},
-		{"YES\r\n", true, OK},
-		{" yes \n", true, OK},
-		{"n\n", false, OK},
-		{"\n", false, OK},
-		{"yesterday\n", false, OK},
-		{"", false, Usage},
-		{"y", false, Usage}, // cut off: not an answer
-		{strings.Repeat("y", maxAnswer+1), false, Usage},
+		{"y\n", true, fault.OK},
+		{"YES\r\n", true, fault.OK},
+		{" yes \n", true, fault.OK},
+		{"n\n", false, fault.OK},
+		{"\n", false, fault.OK},
+		{"yesterday\n", false, fault.OK},
+		{"", false, fault.Usage},
+		{"y", false, fault.Usage}, // cut off: not an answer
+		{strings.Repeat("y", maxAnswer+1), false, fault.Usage},
 	} {
 		var errs bytes.Buffer
 		got, err := Terminal{Ctx: context.Background(), In: strings.NewReader(tc.in), Err: &errs}.Confirm("Go\x1b on?")
@@ -44,7 +46,7 @@ func TestConfirm(t *testing.T) {
 	broken := Terminal{Ctx: context.Background(), In: io.NewSectionReader(failingReader{}, 0, 10), Err: io.Discard}
 	if ok, err := broken.Confirm("Go on?"); ok || err == nil {
 		t.Errorf("broken input: %t, %v", ok, err)
-	} else if code, _ := codeOf(err); code != IO {
+	} else if code, _ := codeOf(err); code != fault.IO {
 		t.Errorf("broken input: exit code %d", code)
 	}
 }
@@ -99,10 +101,10 @@ func TestSecretOnATerminal(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		typed, want string
-		code        Code
+		code        fault.Code
 	}{
-		{"1234\n", "1234", OK},
-		{"\n", "", Auth},
+		{"1234\n", "1234", fault.OK},
+		{"\n", "", fault.Auth},
 	} {
 		if _, err := user.WriteString(tc.typed); err != nil {
 			t.Fatal(err)
@@ -171,7 +173,7 @@ func TestSecretWithoutTerminal(t *testing.T) {
 	}
 	secret, err := Terminal{Ctx: context.Background(), In: strings.NewReader("1234\n"), Err: io.Discard}.Secret("PIN: ")
 	code, hint := codeOf(err)
-	if len(secret) != 0 || code != Auth || !strings.Contains(hint, "run it in a terminal") {
+	if len(secret) != 0 || code != fault.Auth || !strings.Contains(hint, "run it in a terminal") {
 		t.Errorf("%q from a pipe; exit code %d, hint %q", secret, code, hint)
 	}
 }

@@ -54,7 +54,7 @@ var (
 		Advice: "wait for the time shown, or ask the operator to run countersignctl client unlock",
 	})
 	CodePolicy = phone.row(Row{
-		Text: "policy", Exit: Denied,
+		Text: "policy", Exit: Denied, Cause: "A second person may also lack the role that the policy asks for.",
 		Advice: "the policy does not allow this, or it or the sum of your approvals has changed: start again, and ask the operator if it is denied again",
 	})
 	CodeLimit = phone.row(Row{
@@ -122,6 +122,10 @@ var (
 	CodeTextDiffers = phone.row(Row{
 		Text: "text differs", Exit: Denied,
 		Advice: "the device gives another text than you did: start again without --text, and read what it shows",
+	})
+	CodeAmountNotAllowed = phone.row(Row{
+		Text: "amount not allowed", Exit: Denied, Cause: "The policy has no price for the service, or one in another currency.",
+		Advice: "start again without an amount, or with one in the currency of the service",
 	})
 	CodeServerUnreachable = phone.row(Row{
 		Text: "server unreachable", Exit: Unavailable,
@@ -191,7 +195,7 @@ var (
 		Text: "no such receipt", Exit: NotFound, Advice: "countersign-client receipts lists them; authorize --receipt requests a full one",
 	})
 	NoFullReceipt = phone.row(Row{
-		Text: "no full receipt is kept", Exit: NotFound, Advice: "authorize --receipt requests one",
+		Text: "no full receipt is kept", Exit: NotFound, Advice: "countersign-client authorize --receipt requests one",
 	})
 	BadReceipt = phone.row(Row{
 		Text: "receipt does not verify", Exit: BadSignature, Advice: "do not rely on this receipt",
@@ -213,6 +217,11 @@ var (
 	})
 	NotAuthentic = phone.row(Row{
 		Text: "answer is not authentic", Exit: BadSignature, Advice: "the device or the link altered the message; nothing was signed",
+	})
+	ShortPassword = phone.row(Row{
+		Text: "the password has 4 characters: this appliance wants at least 6", Exit: Usage,
+		Cause:  "The policy of the appliance has a floor for new passwords ([password] min_length). Nothing was sent.",
+		Advice: "run it again with a longer password: the activation code is unused",
 	})
 	FactorMissing = phone.row(Row{
 		Text: "this client lacks a factor that the level requires", Exit: Denied,

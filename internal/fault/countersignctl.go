@@ -5,22 +5,23 @@ var ctl = chapter("countersignctl")
 // Answers of the admin API, and its socket.
 var (
 	NoSuchName = ctl.row(Row{
-		Text: "not found", Exit: NotFound, Advice: "list shows the names of each noun: client, device, key, admin, change",
+		Text: "not found", Exit: NotFound, Advice: "{command}",
 	})
 	KeyStepRefused = ctl.row(Row{
-		Text: "a key cannot take this step now", Exit: Failed, Cause: "The message names the state of the version.",
-		Advice: "countersignctl key list shows the state of each version; retire --early does not wait",
+		Text: "not possible now, too early, or the root key is not on the token", Exit: Failed,
+		Cause:  "A key cannot take this step. The message names the state of the version.",
+		Advice: "countersignctl key list shows the state of each version",
 	})
 	TokenCannot = ctl.row(Row{
 		Text: "the module lacks a mechanism", Exit: Unavailable, Advice: "pkcs11-tool -O shows the attributes meanwhile",
 	})
 	QuorumWaits = ctl.row(Row{
-		Text: "a quorum has to sign the change", Exit: Denied,
+		Text: "more administrators have to countersign", Exit: Denied,
 		Cause:  "The policy requires more administrators. Nothing was changed yet; the request waits for their signatures.",
 		Advice: "countersignctl change list shows the requests that wait",
 	})
 	QuorumWaitsFor = ctl.row(Row{
-		Text: "change {id} waits", Exit: Denied,
+		Text: "more administrators have to countersign", Exit: Denied,
 		Cause:  "The policy requires more administrators. Nothing was changed yet; the request waits for their signatures.",
 		Advice: "countersignctl change sign {id}, with --key or --pkcs11",
 	})
@@ -37,7 +38,7 @@ var (
 		Text: "--out is missing", Exit: Usage, Advice: "name the file that the backup goes to: --out FILE",
 	})
 	OldPolicy = ctl.row(Row{
-		Text: "version {version}: {error}", Exit: Config, Cause: "An earlier release accepted this document, and this one does not.",
+		Text: "version {version}: {error}", Exit: Config,
 		Advice: "an earlier release accepted this document; correct what policy show {argument} --document prints, and apply it",
 	})
 	ChangeOver = ctl.row(Row{
@@ -53,14 +54,14 @@ var (
 		Advice: "countersignctl change show {id} shows it, change withdraw ends it",
 	})
 	ForeignSigner = ctl.row(Row{
-		Text: "the signer may not countersign", Exit: Denied, Advice: "countersignctl admin list shows who may countersign",
+		Text: "not an active administrator", Exit: Denied, Advice: "countersignctl admin list shows who may countersign",
 	})
 	BadSignatureOfChange = ctl.row(Row{
-		Text: "the signature does not verify", Exit: BadSignature,
+		Text: "signature does not verify", Exit: BadSignature,
 		Advice: "sign the document that countersignctl change export prints, as CHANGE.md describes",
 	})
 	KeysUncovered = ctl.row(Row{
-		Text: "keys have no sealed copy", Exit: Failed,
+		Text: "keys without a sealed copy", Exit: Failed,
 		Advice: "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
 	})
 	NameTaken = ctl.row(Row{
@@ -75,11 +76,11 @@ var (
 		Text: "exists already", Exit: Failed, Cause: "The message says what exists. Nothing was changed.",
 	})
 	Conflicting = ctl.row(Row{
-		Text: "changed by another request meanwhile", Exit: Failed,
+		Text: "changed by another request meanwhile, or revoked permanently", Exit: Failed,
 		Cause: "Or the object is in a state that this change cannot begin from. The message names it. Nothing was changed.",
 	})
 	BadRequest = ctl.row(Row{
-		Text: "bad input", Exit: Usage, Cause: "The appliance refuses a value. The message names it. Nothing was changed.",
+		Text: "bad request", Exit: Usage, Cause: "The appliance refuses a value. The message names it. Nothing was changed.",
 	})
 	TokenAway = ctl.row(Row{
 		Text: "HSM unavailable, or busy", Exit: Unavailable, Advice: "countersignctl hsm status shows the state of each token",
@@ -129,6 +130,12 @@ var (
 	})
 	BadFloor = ctl.row(Row{
 		Text: "--floor {floor}: want a level from 1 to 4", Exit: Usage, Advice: "see countersignctl device invite --help",
+	})
+	RecordNumber = ctl.row(Row{
+		Text: "audit record {number}: want its sequence number, from 1", Exit: Usage, Advice: "countersignctl audit tail shows the numbers",
+	})
+	NoRecord = ctl.row(Row{
+		Text: "there is no audit record {number}", Exit: NotFound, Advice: "countersignctl audit tail shows the newest ones",
 	})
 	TooManyRecords = ctl.row(Row{
 		Text: "--limit {limit}: want 1 to {most}", Exit: Usage, Advice: "--after lists the records page by page",
@@ -308,6 +315,6 @@ var (
 	})
 	KeysDrifted = ctl.row(Row{
 		Text: "{count} keys on the token differ from the registry, {first} first", Exit: Failed,
-		Advice: "an interrupted step, or another program, left an unknown object; do not trust a key that drifted: rotate it",
+		Advice: "an interrupted step or another program left an unknown object; rotate a key that differs, do not trust it",
 	})
 )

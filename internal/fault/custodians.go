@@ -29,6 +29,11 @@ var (
 		Text: "of different backup keys", Exit: Failed,
 		Advice: "countersignctl key custodians check prints the backup key of each share",
 	})
+	SameCustodian = custodians.row(Row{
+		Text: "custodians 1 and 2 have the same key or passphrase", Exit: Usage,
+		Cause:  "One person would hold two shares. No key was generated. Custodians are counted in the order of --recipient, --passphrase-file and --passphrases.",
+		Advice: "give each custodian, counted in the order of --recipient, --passphrase-file and --passphrases, a key or passphrase of their own",
+	})
 	SharesFew = custodians.row(Row{
 		Text: "not enough shares", Exit: Denied, Cause: "They are fewer than M different shares of a set.",
 		Advice: "bring in more custodians: fewer shares than the threshold reveal nothing of the key",

@@ -98,3 +98,59 @@ var (
 		Advice: "follow the advice of the first failed check",
 	})
 )
+
+// What a running daemon, or doctor without one, examines.
+var (
+	ExamineHSM = doctor.row(Row{
+		Text: "hsm", Cause: "The token did not sign, signed wrongly or took more than 500 ms.",
+		Advice: "run countersignctl hsm status for the workers; check the token and its network",
+	})
+	ExamineKeys = doctor.row(Row{
+		Text: "keys", Cause: "A key of the registry is not on the token, or does not work.",
+		Advice: "run countersignctl key list; a missing key is on another token, or has to be restored",
+	})
+	ExamineStore = doctor.row(Row{
+		Text: "store", Cause: "A durable write failed or took more than 100 ms.",
+		Advice: "check the disk of store.path, and end other programs that use the database (fuser shows them)",
+	})
+	ExamineSeals = doctor.row(Row{
+		Text: "seals", Cause: "Records or the schema of the database do not fit their seals.",
+		Advice: "another program wrote to the database: find it, and restore a good copy (docs/RECOVERY.md)",
+	})
+	ExamineClock = doctor.row(Row{
+		Text: "behind the newest audit record", Cause: "The clock is slow, or it was ahead before.",
+		Advice: "set the clock and use NTP: certificates and challenges depend on it",
+	})
+	ExamineClockBack = doctor.row(Row{
+		Text:   "set back since the daemon started",
+		Advice: "set the clock, then restart the daemon: until then it goes by the later time for all that expires or waits",
+	})
+	ExamineDates = doctor.row(Row{
+		Text: "dates", Cause: "A key is due for rotation. Without any version in use the check fails.",
+		Advice: "run countersignctl key plan, then key rotate and key activate",
+	})
+	ExamineDatesByClock = doctor.row(Row{
+		Text: "dates", Cause: "The clock is wrong too.",
+		Advice: "correct the clock first (see the check clock): with a wrong clock no date of a key is right",
+	})
+	ExamineQuorum = doctor.row(Row{
+		Text: "quorum", Cause: "Fewer administrators are able to sign than a quorum takes, or one quorum evades another.",
+		Advice: "resume a suspended administrator (countersignctl admin resume), add one, or apply a policy with smaller quorums; " +
+			"policy.apply and admin.add need the largest",
+	})
+	ExamineChanges = doctor.row(Row{
+		Text: "changes were interrupted", Advice: "the daemon tries again every minute; its log shows the reason",
+	})
+	ExamineToken = doctor.row(Row{
+		Text: "token", Cause: "One of two tokens does not serve.",
+		Advice: "the service has one token until it serves: countersignctl hsm status shows its workers",
+	})
+	ExamineTokenLacks = doctor.row(Row{
+		Text: "without", Cause: "One of two tokens lacks keys that are in use.",
+		Advice: "it cannot take over: rotate these keys (a rotation makes the next version on every token), or restore their copies onto it",
+	})
+	ExamineTokenRefused = doctor.row(Row{
+		Text: "refused", Cause: "The two tokens have different keys under one id.",
+		Advice: "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only right ones; then copy them onto a new token",
+	})
+)

@@ -131,6 +131,12 @@ func postEnrolment(ctx context.Context, c EnrolConfig, body []byte) (enrol.Devic
 	return answer, server, err
 }
 
+// CheckCA returns [ErrCA] unless a file has a certificate.
+func CheckCA(file string) error {
+	_, err := readRoots(file)
+	return err
+}
+
 func readRoots(file string) (*x509.CertPool, error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {

@@ -63,8 +63,8 @@ func (r request) shows(err error) finding {
 func (c *Client) find(r request, err error) finding {
 	f, until := r.shows(err), c.Identity().NotAfter
 	if f.problem.kind != "" && f.problem.kind != kindClock && time.Now().After(until) {
-		f.problem = problem{kindRefused, fmt.Sprintf("this device's certificate ended at %s: enrol the device again "+
-			"in another state directory, with a code of countersignctl device invite --replace", until.UTC().Format(time.RFC3339))}
+		f.problem = problem{kindRefused, fmt.Sprintf("this device's certificate ended at %s: enrol the device again in "+
+			"another state directory, with a code of countersignctl device invite --replace", until.UTC().Format(time.RFC3339))}
 	}
 	return f
 }

@@ -57,7 +57,8 @@ func (c *Client) Run(ctx context.Context) {
 // ask finds out whether the appliance serves this device, which [Client.Problem] then reports: without a phone there
 // are no other calls that show it. An appliance that does not know the question says nothing.
 func (c *Client) ask(ctx context.Context) {
-	_, _ = c.call(ctx, request{method: http.MethodGet, path: "/v1/device", isRecent: true}) // callOnce has taken in what it shows
+	question := request{method: http.MethodGet, path: "/v1/device", isRecent: true}
+	_, _ = c.call(ctx, question) // callOnce has taken in what it shows
 }
 
 // renewalTime returns half the certificate's life, or a later time after a failure.

@@ -77,8 +77,8 @@ func (p pair) refusedApplies(ctx context.Context) {
 			{"a door for a payment", p.wrongService(Door, Payment), InM2(protocol.CodeService)},
 			{"a service that is none", p.wrongService(4711, 4711), InM2(protocol.CodeService)},
 			{"a payment without amount", pay(func(k *Ask) { k.Req.Order.Amount = nil }), InM2(protocol.CodeAmountMissing)},
-			{"a door with an amount", door(func(k *Ask) { k.Req.Order.Amount = Euros(1) }), InM2(protocol.CodePolicy)},
-			{"other currency", pay(func(k *Ask) { k.Req.Order.Amount.Currency = "JPY" }), InM2(protocol.CodePolicy)},
+			{"a door with an amount", door(func(k *Ask) { k.Req.Order.Amount = Euros(1) }), InM2(protocol.CodeAmountNotAllowed)},
+			{"other currency", pay(func(k *Ask) { k.Req.Order.Amount.Currency = "JPY" }), InM2(protocol.CodeAmountNotAllowed)},
 			{"less than ordered", pay(func(k *Ask) { k.P1.Proposal = &message.Proposal{Amount: Euros(1)} }), InM2(protocol.CodeAmountDiffers)},
 			{"other text than ordered", pay(func(k *Ask) { k.P1.Proposal = &message.Proposal{Text: "Tea"} }), InM2(protocol.CodeTextDiffers)},
 			{"full receipt by sound", door(func(k *Ask) {

@@ -68,8 +68,11 @@ func (s *stage) jammed(ctx context.Context) {
 	atm := s.openMachine(ctx, harness.MachineConfig{Name: "atm", Keys: "accept = [200]"})
 	defer stop(atm)
 	harness.Do(atm.Jam(true))
-	s.withdraw(ctx, atm)
+	first := s.withdraw(ctx, atm)
 	s.reported(ctx, "atm")
+	told := s.became(ctx, "dora", approved, first.Serial)
+	s.demand(told.Performed != nil && !*told.Performed, "dora is told that it was paid, or nothing")
+	s.Say("   dora's phone says that the machine did not act")
 	s.keep(ctx)
 	harness.Do(atm.Jam(false))
 	s.withdraw(ctx, atm)
@@ -84,9 +87,10 @@ func (s *stage) jammed(ctx context.Context) {
 }
 
 // withdraw is 30,000.00 EUR for dora, approved by frank.
-func (s *stage) withdraw(ctx context.Context, atm *harness.Machine) {
-	s.payAt(ctx, atm.Link, knows("dora"), unknown, "30000.00 EUR")
+func (s *stage) withdraw(ctx context.Context, atm *harness.Machine) answer {
+	a := s.payAt(ctx, atm.Link, knows("dora"), unknown, "30000.00 EUR")
 	s.by(ctx, knows("frank"), approved, "approve", "--link", atm.Link, "--yes")
+	return a
 }
 
 // reported waits for a machine's word that it did not perform.

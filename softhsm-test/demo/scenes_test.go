@@ -117,7 +117,7 @@ var scenes = []scene{
 			"is done before; afterwards Dora's phone asks what became of it.",
 		},
 		(*stage).secondPerson,
-		harness.Tally{Clients: 1, Decisions: 3, Audited: 3, Acts: 1},
+		harness.Tally{Clients: 1, Decisions: 2, Audited: 3, Acts: 1},
 	},
 	{
 		"The same phone twice",
@@ -129,7 +129,7 @@ var scenes = []scene{
 		"A second person without the role",
 		[]string{"Emil may not approve, so Frank's payment waits on. Grace may, and refuses: that ends it."},
 		(*stage).withoutRole,
-		harness.Tally{Clients: 1, Decisions: 4, Audited: 4},
+		harness.Tally{Clients: 1, Decisions: 2, Audited: 4},
 	},
 	{
 		"A strict device",
@@ -147,16 +147,16 @@ var scenes = []scene{
 			"forgotten the session, so the phone cannot resume: it asks what became of its serial.",
 		},
 		(*stage).untold,
-		harness.Tally{Decisions: 4, Audited: 3, Acts: 1},
+		harness.Tally{Decisions: 2, Audited: 3, Acts: 1},
 	},
 	{
 		"The jammed cash machine",
 		[]string{
 			"Dora may have 50,000.00 EUR a day. The machine jams on 30,000.00, says so, and the appliance gives",
-			"the limit back: the second time it still fits, a third time it does not.",
+			"the limit back: the second time it still fits, a third time it does not. Dora's phone can ask.",
 		},
 		(*stage).jammed,
-		harness.Tally{Devices: 1, Decisions: 5, Audited: 5},
+		harness.Tally{Devices: 1, Decisions: 5, Audited: 6},
 	},
 }
 

@@ -133,6 +133,7 @@ type answer struct {
 	Level     uint8         `json:"level"`
 	RetryS    int           `json:"retry_s"`
 	TriesLeft *uint64       `json:"tries_left"`
+	Performed *bool         `json:"performed"`
 
 	told string // standard error
 }

@@ -36,8 +36,8 @@
  *                            it is CKR_PIN_INCORRECT
  *
  * CALL is generate, hmac (generate with CKK_SHA256_HMAC), public, private (the halves of a pair), derive,
- * unwrap, create (of keys), copy, set, or key for all of these but set and public. Names of mechanisms, attributes, key types, KDFs
- * and codes are those of PKCS#11; a number is as good. VALUE is true, false, a name or a number.
+ * unwrap, create (of keys), copy, set, or key for all of these but set and public. Names of
+ * mechanisms, attributes, key types, KDFs and codes are those of PKCS#11; a number is as good. VALUE is true, false, a name or a number.
  */
 #ifndef MASK_H
 #define MASK_H
@@ -47,7 +47,8 @@
 /* Places in CK_FUNCTION_LIST with a template or a mechanism. */
 enum {
 	F_GET_MECHANISM_LIST = 7, F_GET_MECHANISM_INFO = 8, F_CREATE_OBJECT = 20, F_COPY_OBJECT = 21,
-	F_FIND = 27, F_FIND_FINAL = 28, F_DESTROY_OBJECT = 22, F_GET_ATTRIBUTE_VALUE = 24, F_SET_ATTRIBUTE_VALUE = 25, F_FIND_INIT = 26,
+	F_DESTROY_OBJECT = 22, F_GET_ATTRIBUTE_VALUE = 24, F_SET_ATTRIBUTE_VALUE = 25, F_FIND_INIT = 26, F_FIND = 27,
+	F_FIND_FINAL = 28,
 	F_GENERATE_KEY = 58, F_GENERATE_KEY_PAIR = 59, F_UNWRAP_KEY = 61
 };
 
@@ -76,8 +77,8 @@ struct mechanism { /* CK_MECHANISM */
 
 /* Sets of calls with a template. */
 enum call {
-	GENERATE = 1, PUBLIC = 2, PRIVATE = 4, DERIVE = 8, UNWRAP = 16, CREATE = 32, COPY = 64, SET = 128, READ = 256, FIND = 512,
-	HMAC = 1024,
+	GENERATE = 1, PUBLIC = 2, PRIVATE = 4, DERIVE = 8, UNWRAP = 16, CREATE = 32, COPY = 64, SET = 128, READ = 256,
+	FIND = 512, HMAC = 1024,
 	KEY = GENERATE | PRIVATE | DERIVE | UNWRAP | CREATE | COPY
 };
 

@@ -84,8 +84,8 @@ static int parse_call(const char *word) {
 		const char *name;
 		int calls;
 	} calls[] = {
-		{"generate", GENERATE}, {"hmac", HMAC}, {"public", PUBLIC}, {"private", PRIVATE}, {"derive", DERIVE}, {"unwrap", UNWRAP},
-		{"create", CREATE}, {"copy", COPY}, {"set", SET}, {"key", KEY},
+		{"generate", GENERATE}, {"hmac", HMAC}, {"public", PUBLIC}, {"private", PRIVATE}, {"derive", DERIVE},
+		{"unwrap", UNWRAP}, {"create", CREATE}, {"copy", COPY}, {"set", SET}, {"key", KEY},
 	};
 	for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
 		if (strcmp(word, calls[i].name) == 0)
@@ -110,7 +110,8 @@ static void parse_attribute(const struct line *l, int calls, int begin) {
 	need(l, begin + 2);
 	room(mask.facts);
 	struct fact *fact = &mask.fact[mask.facts++];
-	*fact = (struct fact){.calls = calls, .type = name(l->word[begin]), .verb = parse_verb(l->word[begin + 1], calls == READ)};
+	*fact = (struct fact){.calls = calls, .type = name(l->word[begin])};
+	fact->verb = parse_verb(l->word[begin + 1], calls == READ);
 	if (fact->verb == REFUSE) {
 		fact->code = code(l, begin + 2, CKR_ATTRIBUTE_TYPE_INVALID);
 		return;

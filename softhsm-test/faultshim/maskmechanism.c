@@ -18,7 +18,9 @@ ul mechanism_shown(ul own) {
 	return own;
 }
 
-static bool lacking(ul own) { return among(mask.lacks, mask.lacking, own) || (mask.known > 0 && !among(mask.knows, mask.known, own)); }
+static bool lacking(ul own) {
+	return among(mask.lacks, mask.lacking, own) || (mask.known > 0 && !among(mask.knows, mask.known, own));
+}
 
 /* mechanism_own finds the real number of one that the masked module knows; false if it knows none. */
 bool mechanism_own(ul shown, ul *own) {

@@ -65,7 +65,9 @@ static void pad(struct state *s) {
 }
 
 void sha256(const struct part *parts, int count, unsigned char digest[32]) {
-	struct state s = {.h = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
+	struct state s = {.h = {
+		0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+	}};
 	for (int i = 0; i < count; i++)
 		add(&s, parts[i].data, parts[i].len);
 	pad(&s);

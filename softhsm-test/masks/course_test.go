@@ -27,8 +27,11 @@ func (s *stage) run(ctx context.Context) {
 		return
 	}
 	s.serve(ctx)
+	status := s.MustCtl(ctx, "hsm", "status").Stdout
+	s.Check(strings.Contains(status, s.way), "hsm status does not name %q: %s", s.way, status)
 	s.enrol(ctx)
 	s.authorizeAll(ctx, "at first")
+	s.strike(ctx)
 	s.rotateAll(ctx)
 	s.authorizeAll(ctx, "after the rotations")
 	s.restart(ctx)
@@ -91,6 +94,21 @@ func (s *stage) authorizeAll(ctx context.Context, when string) {
 	}
 	acts := len(harness.Must(s.door.Acts())) - before
 	s.Check(acts == 3, "%d acts for 3 approvals %s", acts, when)
+}
+
+// strike has the fault happen under the next authorizations, which succeed all the same.
+func (s *stage) strike(ctx context.Context) {
+	if s.fault == "" {
+		return
+	}
+	harness.Do(s.Set(s.fault))
+	harness.Do(harness.Until(ctx, s.fault, func() (bool, error) {
+		r := s.phone(ctx, "authorize", "--service", "100", "--link", s.door.Link, "--yes")
+		s.Check(r.Code == 0, "level 1 when %s: exit code %d: %s", s.fault, r.Code, r.Stderr)
+		struck, err := s.Injected()
+		return len(struck) > 0, err
+	}))
+	harness.Do(s.Clear())
 }
 
 // rotateAll rotates every key, and gives up the first version of wrap: what it wrapped is wrapped anew.

@@ -2,9 +2,11 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	"countersign/appliance/adminapi"
+	"countersign/appliance/parties"
 	"countersign/appliance/store"
 )
 
@@ -76,4 +78,23 @@ func (s *Server) revokeDevice(r *http.Request, none adminapi.None) (adminapi.Dev
 		d.Status = adminapi.StatusWithdrawn
 	}
 	return d, err
+}
+
+// enrolled answers as h does. Of a name that only an open activation code has, it says so.
+func enrolled[Req, Res any](s *Server, kind store.Kind, h handler[Req, Res]) handler[Req, Res] {
+	return func(r *http.Request, body Req) (Res, error) {
+		res, err := h(r, body)
+		return res, s.notEnrolled(r, kind, err)
+	}
+}
+
+// notEnrolled returns err, or for a name that only an open activation code has, an error that says so.
+func (s *Server) notEnrolled(r *http.Request, kind store.Kind, err error) error {
+	if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if _, openErr := s.Appliance.Enrol.OpenFor(r.Context(), kind, r.PathValue("name")); openErr != nil {
+		return err
+	}
+	return parties.Missing(fmt.Sprintf("%s %q is not enrolled yet; %s revoke withdraws its activation code", kind, r.PathValue("name"), kind))
 }

@@ -22,13 +22,13 @@ func (s *Server) bindParties(m *mux) {
 	bind(m, r.ClientList, s.clients)
 	bind(m, r.ClientShow, s.showClient)
 	bindPreviewed(m, r.ClientUnlock, s.giveBackClient(a.Enrol.DraftUnlock))
-	bind(m, r.ClientSuspend, s.client(to(a.Parties.SetClientStatus, store.Suspended)))
+	bind(m, r.ClientSuspend, enrolled(s, store.KindClient, s.client(to(a.Parties.SetClientStatus, store.Suspended))))
 	bindPreviewed(m, r.ClientResume, s.giveBackClient(a.Enrol.DraftResumeClient))
 	bind(m, r.ClientRevoke, s.revokeClient)
 	bindPreviewed(m, r.ClientInvite, s.invite(store.KindClient))
 	bind(m, r.DeviceList, s.devices)
 	bind(m, r.DeviceShow, s.showDevice)
-	bind(m, r.DeviceSuspend, one(to(a.Parties.SetDeviceStatus, store.Suspended), deviceJSON))
+	bind(m, r.DeviceSuspend, enrolled(s, store.KindDevice, one(to(a.Parties.SetDeviceStatus, store.Suspended), deviceJSON)))
 	bindPreviewed(m, r.DeviceResume, s.resumeDevice)
 	bind(m, r.DeviceRevoke, s.revokeDevice)
 	bindPreviewed(m, r.DeviceInvite, s.invite(store.KindDevice))
@@ -152,7 +152,7 @@ func (s *Server) giveBackClient(
 			preview, _, err = ask(s, r, d, body.DryRun, nothing)
 		}
 		if err != nil || preview != nil {
-			return preview, out, err
+			return preview, out, s.notEnrolled(r, store.KindClient, err)
 		}
 		out, err = s.client(s.Appliance.Parties.ClientNamed)(r, adminapi.None{})
 		return nil, out, err
@@ -164,7 +164,7 @@ func nothing(any) adminapi.None { return adminapi.None{} }
 func (s *Server) resumeDevice(r *http.Request, body adminapi.Ask) (*adminapi.Change, adminapi.Device, error) {
 	d, needed, err := s.Appliance.Enrol.DraftResumeDevice(r.Context(), r.PathValue("name"))
 	if err != nil {
-		return nil, adminapi.Device{}, err
+		return nil, adminapi.Device{}, s.notEnrolled(r, store.KindDevice, err)
 	}
 	if needed || body.DryRun {
 		return ask(s, r, d, body.DryRun, func(result any) adminapi.Device {

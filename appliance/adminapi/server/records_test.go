@@ -2,10 +2,12 @@ package server
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 
 	"countersign/appliance/adminapi"
 	"countersign/appliance/appliancetest"
+	"countersign/appliance/store/audit"
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
@@ -123,6 +125,20 @@ func TestRecordsNameParties(t *testing.T) {
 	b.reads("client", "client/alice", id, map[string]any{"event": "suspended"})
 	must(b, r.DeviceSuspend, adminapi.None{}, "gate")
 	b.reads("device", "device/gate", b.appliance.Gate.ID.String(), map[string]any{"event": "suspended"})
+
+	for _, kind := range []string{audit.KindFailures, audit.KindRepeats} { // they have ids alone
+		gate, me := "device/"+b.appliance.Gate.ID.String(), "client/"+id
+		for subject, named := range map[string]string{gate: "device/gate", me: "client/alice", "other clients": "other clients", "client/00": "client/00"} {
+			if err := b.appliance.Store.Append(t.Context(), audit.NewRecord(kind, subject, map[string]any{"limit": 3})); err != nil {
+				t.Fatal(err)
+			}
+			want := ""
+			if named != subject {
+				_, want, _ = strings.Cut(subject, "/")
+			}
+			b.reads(kind, named, want, map[string]any{"limit": 3.0})
+		}
+	}
 
 	must(b, r.ClientRevoke, adminapi.None{}, "alice")
 	code, err := enrol.ParseActivationCode(must(b, r.ClientInvite, adminapi.Invite{Replace: true}, "alice").ActivationCode)

@@ -29,6 +29,7 @@ import (
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/hsm"
+	"countersign/internal/fault"
 	"countersign/protocol/deviceapi"
 )
 
@@ -301,21 +302,18 @@ func ExamineTokens(tokens []adminapi.Token) (out []adminapi.Examination) {
 		x := adminapi.Examination{Check: "token " + t.Name, Status: adminapi.CheckOK, Detail: t.State}
 		if !t.Serves() {
 			x.Status, x.Detail = adminapi.CheckWarn, t.State+": "+t.Reason
-			x.Advice = "the service has one token until it serves: countersignctl hsm status shows its workers"
+			x.Advice = fault.ExamineToken.Advice
 		}
 		if len(t.Lacks) > 0 {
-			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), adviceLacks
+			x.Status, x.Detail, x.Advice = adminapi.CheckWarn, t.State+", without "+strings.Join(t.Lacks, ", "), fault.ExamineTokenLacks.Advice
 		}
 		if t.State == adminapi.TokenRefused {
-			x.Advice = "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only right ones; then copy them onto a new token"
+			x.Advice = fault.ExamineTokenRefused.Advice
 		}
 		out = append(out, x)
 	}
 	return out
 }
-
-const adviceLacks = "it cannot take over: rotate these keys (a rotation makes the next version on every token), " +
-	"or restore their copies onto it"
 
 // exitCode returns the exit code for a failed check: 77 for the PIN, 69 for an unavailable token or store, else 1.
 func exitCode(err error) int {

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -426,6 +427,29 @@ func TestInvitedGives(t *testing.T) {
 	}
 	if i := must(b, r.ClientInvite, adminapi.Invite{Replace: true, Roles: []string{}}, "vera"); len(i.Roles) != 0 {
 		t.Errorf("%+v", i)
+	}
+}
+
+// TestNotEnrolledYet: a name that only an activation code has is not just unknown.
+func TestNotEnrolledYet(t *testing.T) {
+	b := newBench(t)
+	r := adminapi.Routes
+	must(b, r.ClientInvite, adminapi.Invite{}, "vera")
+	must(b, r.DeviceInvite, adminapi.Invite{}, "gate-9")
+	for _, e := range []*adminapi.Error{
+		refused(b, problem.NotFound, 404, r.ClientSuspend, adminapi.None{}, "vera"),
+		refused(b, problem.NotFound, 404, r.ClientUnlock, adminapi.Ask{}, "vera"),
+		refused(b, problem.NotFound, 404, r.ClientResume, adminapi.Ask{}, "vera"),
+		refused(b, problem.NotFound, 404, r.DeviceSuspend, adminapi.None{}, "gate-9"),
+		refused(b, problem.NotFound, 404, r.DeviceResume, adminapi.Ask{}, "gate-9"),
+	} {
+		want := fmt.Sprintf("%s %q is not enrolled yet; %s revoke withdraws its activation code", e.Noun, e.Names[0], e.Noun)
+		if e.Detail != want {
+			t.Errorf("%q, want %q", e.Detail, want)
+		}
+	}
+	if e := refused(b, problem.NotFound, 404, r.DeviceResume, adminapi.Ask{}, "gate-8"); e.Detail != `no device is called "gate-8"` {
+		t.Errorf("%q", e.Detail)
 	}
 }
 

@@ -66,6 +66,23 @@ func (j *Judge) Able(ctx context.Context, rules *policy.Policy, without string) 
 	return able, err
 }
 
+// Left counts the active administrators under a policy without the one named. Unlike [Judge.Able] it counts those whose
+// change request does not verify: a writer of the database who spoils that request takes their vote away, but must not
+// lower what it takes to resume another. The records of the administrators themselves hang on the head.
+func (j *Judge) Left(ctx context.Context, rules *policy.Policy, without string) (int, error) {
+	all, err := j.store.ListAdmins(ctx)
+	n := 0
+	if rules.CountsLocal() {
+		n++
+	}
+	for _, one := range all {
+		if one.Status == store.Active && one.Name != without {
+			n++
+		}
+	}
+	return n, err
+}
+
 // others counts who can countersign under a policy, and who could after a resumption, leaving out
 // the administrator named without.
 func (j *Judge) others(ctx context.Context, rules *policy.Policy, without string) (able, suspended int, err error) {

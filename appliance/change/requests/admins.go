@@ -107,7 +107,7 @@ func (s *Service) addAdminBase(ctx context.Context, p change.Parameters) (any, e
 	i := slices.IndexFunc(all, func(one store.Admin) bool { return one.Name == name || one.Key == key })
 	switch resume := p.Truth("resume"); {
 	case i >= 0 && !resume:
-		return nil, fmt.Errorf("administrator %q has this name or key: %w", all[i].Name, store.ErrExists)
+		return nil, parties.Taken(fmt.Sprintf("administrator %q has this name or key already", all[i].Name))
 	case resume && (i < 0 || all[i].Name != name || all[i].Key != key):
 		return nil, parties.Absent("administrator", name)
 	case resume && all[i].Status == store.Revoked:

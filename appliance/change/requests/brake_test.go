@@ -150,3 +150,25 @@ func TestRevocationCountsSuspended(t *testing.T) {
 		t.Errorf("revoking cat, which leaves one for a quorum of two: %v", err)
 	}
 }
+
+// TestLeftWithoutRequest: a writer of the database who spoils the request behind an administrator takes a vote away,
+// but does not lower what it takes to resume another.
+func TestLeftWithoutRequest(t *testing.T) {
+	b := appliancetest.NewBoard(t, keysOnly)
+	suspends(b, "cat")
+	bob, err := b.Quorum.AdminNamed(t.Context(), "bob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Tamper(1, `UPDATE change SET seal = zeroblob(length(seal)) WHERE id = ?`, bob.Change[:])
+	c := resuming(b, "cat")
+	if n, err := b.Quorum.Able(t.Context(), b.Rules.Active().Policy, ""); err != nil || n != 1 {
+		t.Fatalf("%d can countersign: %v", n, err)
+	}
+	if c.Required != 2 {
+		t.Errorf("resuming cat takes %d", c.Required)
+	}
+	if c = b.Signed(c, b.Ann.Sign(t, c.Hash)); c.State != store.ChangeOpen {
+		t.Errorf("signed by one: %s", c.State)
+	}
+}

@@ -8,7 +8,6 @@ import (
 
 	"countersign/appliance/change"
 	"countersign/appliance/change/quorum"
-	"countersign/appliance/rules"
 	"countersign/appliance/store"
 	"countersign/appliance/store/audit"
 	"countersign/policy"
@@ -35,7 +34,10 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	if rules.CountsLocal() {
 		able[policy.Local] = true
 	}
-	required := requirement(rules, c.Request, able)
+	required, err := s.requirement(ctx, c.Request)
+	if err != nil {
+		return err
+	}
 	for _, one := range signatures {
 		if name := quorum.Signer(c.Hash, one, admins); able[name] {
 			c.Signed = append(c.Signed, name)
@@ -51,20 +53,18 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	return nil
 }
 
-// requirement returns what a request takes while these administrators can countersign. The one whom it resumes is not
-// among those who are left, before its effect or after it.
-func requirement(p *rules.Version, r change.Request, able map[string]bool) policy.Requirement {
+// requirement returns what a request takes now. The administrator whom it resumes is not among those who are left, before
+// its effect or after it.
+func (s *Service) requirement(ctx context.Context, r change.Request) (policy.Requirement, error) {
+	rules := s.rules.Active()
 	switch {
 	case r.Kind == policy.AdminAdd && r.Parameters.Truth("resume"):
-		left := len(able)
-		if able[r.Parameters.Text("name")] {
-			left--
-		}
-		return p.QuorumResuming(left)
+		left, err := s.judge.Left(ctx, rules.Policy, r.Parameters.Text("name"))
+		return rules.QuorumResuming(left), err
 	case r.Parameters.RulesOut():
-		return p.QuorumRulingOut(r.Kind)
+		return rules.QuorumRulingOut(r.Kind), nil
 	}
-	return p.Quorum(r.Kind)
+	return rules.Quorum(r.Kind), nil
 }
 
 // Sign adds a countersignature to an open request: an administrator's COSE_Sign1 (CHANGE.md), or

@@ -80,7 +80,7 @@ func (s *database) Performed(ctx context.Context, id protocol.ClientID, serial p
 		return nil, nil
 	case err != nil:
 		return nil, readError(ctx, "reading report", err)
-	case r.Outcome.Result != protocol.ResultApproved || r.Dry || r.ReportedAt.IsZero():
+	case r.ReportedAt.IsZero(): // only an approval is reported
 		return nil, nil
 	}
 	return &r.Kept.Performed, nil
@@ -99,8 +99,8 @@ func (s *database) final(ctx context.Context, v *vault, pending keptRow) (keptRo
 // keptWhere reads and verifies one decision. One under a version of mac that was given up is [sql.ErrNoRows].
 func (s *database) keptWhere(ctx context.Context, v *vault, where string, args ...any) (r keptRow, err error) {
 	var client protocol.ClientID
-	err = s.r.row(ctx, `SELECT c.id, `+decisionColumns+` FROM client c JOIN decision s ON s.client = c.ref WHERE `+where, args...).
-		Scan(append([]any{fixed(client[:])}, r.dest()...)...)
+	const from = `SELECT c.id, ` + decisionColumns + ` FROM client c JOIN decision s ON s.client = c.ref WHERE `
+	err = s.r.row(ctx, from+where, args...).Scan(append([]any{fixed(client[:])}, r.dest()...)...)
 	if err == nil {
 		err = r.open(v, client)
 	}

@@ -17,6 +17,7 @@ import (
 	"countersign/protocol"
 	"countersign/protocol/deviceapi"
 	"countersign/protocol/enrol"
+	"countersign/protocol/password"
 	"countersign/protocol/trust"
 )
 
@@ -27,6 +28,9 @@ const requestTimeout = 30 * time.Second
 
 // Server is the appliance during enrolment.
 type Server struct {
+	// PasswordLength is the least length of a new password, in characters, once Trust has returned.
+	PasswordLength int
+
 	base *url.URL
 	http *http.Client
 	gate *gate
@@ -95,11 +99,11 @@ func (s *Server) Close() { s.http.CloseIdleConnections() }
 // Trust fetches and resolves the appliance's keys. From then on the Server accepts only certificates
 // signed by `ca`, also for the connection that delivered the keys.
 func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Time) (trust.State, error) {
-	body, conn, err := s.do(ctx, http.MethodGet, "trust", nil)
+	got, err := s.do(ctx, http.MethodGet, "trust", nil)
 	if err != nil {
 		return trust.State{}, fmt.Errorf("fetching the appliance's keys: %w", err)
 	}
-	d, err := trust.ParseDocument(body)
+	d, err := trust.ParseDocument(got.body)
 	if err != nil {
 		return trust.State{}, fmt.Errorf("the appliance's keys: %w", err)
 	}
@@ -113,9 +117,10 @@ func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Tim
 		return trust.State{}, err
 	}
 	s.gate.close(keys, time.Unix(int64(at), 0))
-	if err := s.gate.check(conn); err != nil {
+	if err := s.gate.check(got.conn); err != nil {
 		return trust.State{}, fmt.Errorf("TLS server: %w", err)
 	}
+	s.PasswordLength = password.LengthOf(got.header.Get(password.HeaderLength))
 	return pinned, nil
 }
 
@@ -135,8 +140,11 @@ func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 	}
 	var err error = protocol.CodeCertificate
 	for _, k := range pinned.Later {
-		if k.Use == trust.UseCA {
-			err = k.AcceptableAt(now, nil)
+		if k.Use != trust.UseCA {
+			continue
+		}
+		if err = k.AcceptableAt(now, nil); k.NotBefore > now {
+			break // the next one
 		}
 	}
 	return nil, fmt.Errorf("the root certifies no key for TLS now: %w", err)
@@ -144,19 +152,26 @@ func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 
 // Enrol sends an encoded enrolment request.
 func (s *Server) Enrol(ctx context.Context, body []byte) (enrol.Response, error) {
-	answer, _, err := s.do(ctx, http.MethodPost, "enrol", body)
+	got, err := s.do(ctx, http.MethodPost, "enrol", body)
 	if err != nil {
 		return enrol.Response{}, fmt.Errorf("enrolling: %w", err)
 	}
-	return enrol.ParseResponse(answer)
+	return enrol.ParseResponse(got.body)
 }
 
-// do returns the body of a 200 answer, an [Error] for another status, and CodeServerUnreachable if
+// answer is a 200 answer and the connection that it came by.
+type answer struct {
+	body   []byte
+	header http.Header
+	conn   tls.ConnectionState
+}
+
+// do returns a 200 answer, an [Error] for another status, and CodeServerUnreachable if
 // the appliance cannot be reached.
-func (s *Server) do(ctx context.Context, method, path string, body []byte) (answer []byte, conn tls.ConnectionState, err error) {
+func (s *Server) do(ctx context.Context, method, path string, body []byte) (got answer, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.base.JoinPath("v1", path).String(), bytes.NewReader(body))
 	if err != nil {
-		return nil, conn, err
+		return got, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -164,19 +179,20 @@ func (s *Server) do(ctx context.Context, method, path string, body []byte) (answ
 	resp, err := s.http.Do(req)
 	if err != nil {
 		if _, coded := protocol.CodeOf(err); coded || ctx.Err() != nil {
-			return nil, conn, err
+			return got, err
 		}
-		return nil, conn, fmt.Errorf("%v: %w", err, protocol.CodeServerUnreachable)
+		return got, fmt.Errorf("%v: %w", err, protocol.CodeServerUnreachable)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	if answer, err = io.ReadAll(io.LimitReader(resp.Body, maxBody)); err != nil {
-		return nil, conn, fmt.Errorf("reading the answer: %v: %w", err, protocol.CodeServerUnreachable)
+	if got.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody)); err != nil {
+		return got, fmt.Errorf("reading the answer: %v: %w", err, protocol.CodeServerUnreachable)
 	}
 	if resp.StatusCode != http.StatusOK {
-		problem, _ := deviceapi.ParseProblem(answer)
-		return nil, conn, &Error{Status: resp.StatusCode, Problem: problem}
+		problem, _ := deviceapi.ParseProblem(got.body)
+		return got, &Error{Status: resp.StatusCode, Problem: problem}
 	}
-	return answer, *resp.TLS, nil
+	got.header, got.conn = resp.Header, *resp.TLS
+	return got, nil
 }
 
 func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }

@@ -114,7 +114,8 @@ func (m *module) end(t test) {
 		if version, ok := strings.CutPrefix(line[1], "version: "); ok {
 			m.version = version
 		} else if m.why == "" {
-			m.why = line[1]
+			m.why = line[1][strings.LastIndex(line[1], ".so: ")+1:]
+			m.why = strings.TrimPrefix(m.why, "so: ")
 		}
 	}
 }
