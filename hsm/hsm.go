@@ -35,19 +35,20 @@ type Token interface {
 	// MAC returns HMAC-SHA-256, 32 bytes, under a [MACKey] key over at most 64 KiB of data;
 	// more is [ErrInput].
 	MAC(ctx context.Context, key KeyID, data []byte) ([]byte, error)
-	// Import takes a secret that was wrapped for the token and returns it wrapped for storage;
-	// this process never sees the secret. It is ECDH with the [DeriveP256] key i.Enrol, the
+	// Import takes a secret that was wrapped for the token and returns it wrapped for storage, 40
+	// bytes by RFC 5649, or at most 65 in the form that the first byte says (docs/HSM.md); this
+	// process never sees the secret. It is ECDH with the [DeriveP256] key i.Enrol, the
 	// KEK from Z and i.Context, unwrap, and wrap with the [WrapKey] key i.Wrap (PROTOCOL.md
 	// §4.1). A secret that does not unwrap is [ErrInput]. On a module without
 	// CKM_AES_ECB_ENCRYPT_DATA it runs in the worker's memory, which a notice at start says.
 	Import(ctx context.Context, i Import) (wrapped []byte, err error)
-	// MACWrapped unwraps a secret that was wrapped with the [WrapKey] key wrap, 40 bytes for a
-	// secret of 32, and returns HMAC-SHA-256 of data under it, 32 bytes, in one round trip.
+	// MACWrapped unwraps a secret that Import or Rewrap wrapped with the [WrapKey] key wrap, and
+	// returns HMAC-SHA-256 of data under it, 32 bytes, in one round trip.
 	// The secret is a session object inside the token, which is then destroyed. A secret that
 	// does not unwrap is [ErrInput].
 	MACWrapped(ctx context.Context, wrap KeyID, wrapped, data []byte) ([]byte, error)
 	// Rewrap moves a secret that was wrapped with the [WrapKey] key r.From to the key r.To,
-	// inside the token, and returns it wrapped, 40 bytes. Nothing stays on the token. A secret
+	// inside the token, and returns it wrapped as Import does. Nothing stays on the token. A secret
 	// that does not unwrap is [ErrInput]; a key r.From whose CKA_UNWRAP_TEMPLATE does not
 	// release secrets again is [ErrUnsupported]. The result cannot be verified here: callers
 	// compare the MACs of both before they delete the old one.

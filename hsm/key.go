@@ -89,7 +89,7 @@ type Import struct {
 // Rewrap is a 32-byte secret on its way from one WrapKey key to another.
 type Rewrap struct {
 	From, To KeyID
-	Wrapped  []byte // AES-KWP (RFC 5649) under From, 40 bytes
+	Wrapped  []byte // under From, as Import returned it
 }
 
 // Certificate is an X.509 certificate beside the key pair it is for.

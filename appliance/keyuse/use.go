@@ -151,7 +151,7 @@ type VerifierImport struct {
 }
 
 // ImportVerifier moves a verifier from the enrol key to the wrap key inside the token and
-// returns the 40 bytes to keep. A phone may have wrapped it for an older enrol key that
+// returns the bytes to keep. A phone may have wrapped it for an older enrol key that
 // is still valid, so each is tried. If none fits, the error is [hsm.ErrInput].
 func (k *Keys) ImportVerifier(ctx context.Context, i VerifierImport, now time.Time) (wrapped []byte, err error) {
 	ring := k.Ring()
@@ -178,7 +178,7 @@ func (k *Keys) ImportVerifier(ctx context.Context, i VerifierImport, now time.Ti
 	return nil, fmt.Errorf("importing a password verifier: %w", err)
 }
 
-// Verifier is a stored password verifier, 40 bytes, and the input of its MAC.
+// Verifier is a stored password verifier and the input of its MAC.
 type Verifier struct{ Wrapped, Input []byte }
 
 // ErrUnchecked means that no answer of the token was compared with the proof, or that its

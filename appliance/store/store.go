@@ -335,7 +335,7 @@ type Client struct {
 	Name       string
 	SigningKey protocol.PublicKey
 	UVKey      *protocol.PublicKey
-	Verifier   []byte // wrapped password verifier, 40 bytes, or nil
+	Verifier   []byte // wrapped password verifier, as Import of package hsm returned it, or nil
 	Status     Status
 	Roles      []string
 	Version    uint64 // 1 at enrolment, one more with each change

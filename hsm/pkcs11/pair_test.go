@@ -199,6 +199,32 @@ func TestForeignKey(t *testing.T) {
 	}
 }
 
+// A pair that a vendor's tool made for one usage, sensitive and not extractable, under any CKA_ID, is listed as
+// the appliance's own are, so that the step which would make it adopts it.
+func TestVendorPair(t *testing.T) {
+	for _, mark := range [][]byte{{0x99}, []byte("a name of any length, as some tools choose"), nil} {
+		label := fresh("vendor") + "@1"
+		p := profiles[hsm.SignP256]
+		raw(t, func(s *session) error {
+			name := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), marked(mark)}
+			_, err := shared.generateDraft(s, p, pair{append(p.verifying(), name...), append(p.protection(false), name...)})
+			return err
+		})
+		keys, err := shared.Keys(t.Context())
+		i := slices.IndexFunc(keys, func(k hsm.Key) bool { return k.Label == label })
+		if err != nil || i < 0 || keys[i].Usage != hsm.SignP256 {
+			t.Fatalf("CKA_ID %x: not listed, %v", mark, err)
+		}
+		o, err := shared.lookUp(t.Context(), keys[i].ID)
+		if err == nil {
+			raw(t, func(s *session) error { return shared.prove(s, o) })
+		}
+		if err := errors.Join(err, shared.Destroy(t.Context(), keys[i].ID)); err != nil || listed(t, label) {
+			t.Errorf("CKA_ID %x: %v, listed after Destroy: %v", mark, err, listed(t, label))
+		}
+	}
+}
+
 // A certificate is stored under the CKA_ID of its key.
 func TestCertificateOfKey(t *testing.T) {
 	k := generate(t, "certified", hsm.SignP256)
