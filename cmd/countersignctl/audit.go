@@ -55,7 +55,7 @@ func (t *tool) showRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case err != nil:
 		return err
-	case len(records) == 0:
+	case len(records) == 0 || records[0].Sequence != n:
 		return fault.NoRecord.With("number", args[0]).Error()
 	}
 	leaf := cli.Table[adminapi.Record]{{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf }}}
