@@ -87,7 +87,7 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	return u, opened, err
 }
 
-// unopened gives the error of a token that did not open its hint.
+// unopened adds the hint to the error of a token that did not open.
 func unopened(u tokenURI, err error) error {
 	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
 		return fault.TokenDenied.Of(err)

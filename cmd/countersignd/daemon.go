@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"countersign/internal/fault"
-
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
@@ -30,6 +28,7 @@ import (
 	"countersign/appliance/store/audit"
 	"countersign/internal/config"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/protocol"
 	protoenrol "countersign/protocol/enrol"

@@ -65,7 +65,7 @@ var (
 	CodeSerial = phone.row(Row{
 		Text: "serial conflict", Exit: Denied,
 		Cause:  "The appliance knows another authorization under this number, or a newer one.",
-		Advice: "start again; if it happens again, somebody may use a copy of this client's state: inform the operator",
+		Advice: "start again; if it happens again, another party may use a copy of this client's state: inform the operator",
 	})
 	CodeDevice = phone.row(Row{
 		Text: "device not authorized", Exit: Denied,
