@@ -76,7 +76,8 @@ func leftOut(records []adminapi.Record, limit int, pages bool) string {
 		last := number(records[n-1].Sequence)
 		return fmt.Sprintf("showing records %d to %s: --after %s shows the next ones", records[0].Sequence, last, last)
 	case !pages && records[n-1].Sequence > 1:
-		return fmt.Sprintf("showing the newest %d of %d records: --limit shows more, --after 0 the oldest first", n, records[0].Sequence)
+		return fmt.Sprintf("showing the newest %d of %d records: --limit shows more, --after 0 the oldest first",
+			n, records[0].Sequence)
 	}
 	return ""
 }

@@ -117,20 +117,22 @@ func quorumLines(changes []quorumChange) string {
 }
 
 func (t *tool) diffPolicy() *cobra.Command {
-	return verb("diff FILE", "Show how a policy document differs from the policy in force", func(cmd *cobra.Command, args []string) error {
-		document, _, err := readPolicy(args[0])
-		if err != nil {
-			return err
-		}
-		c, err := t.comparePolicy(cmd, document)
-		if err != nil {
-			return err
-		}
-		p := t.printer(cmd)
-		if p.Format != cli.FormatTable {
-			return cli.Table[policyChanges]{}.One(p, c)
-		}
-		_, err = fmt.Fprint(p.Out, c)
+	return verb("diff FILE", "Show how a policy document differs from the policy in force", t.printDiff)
+}
+
+func (t *tool) printDiff(cmd *cobra.Command, args []string) error {
+	document, _, err := readPolicy(args[0])
+	if err != nil {
 		return err
-	})
+	}
+	c, err := t.comparePolicy(cmd, document)
+	if err != nil {
+		return err
+	}
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[policyChanges]{}.One(p, c)
+	}
+	_, err = fmt.Fprint(p.Out, c)
+	return err
 }

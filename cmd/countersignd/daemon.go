@@ -129,7 +129,8 @@ func (d *daemon) upgrade(ctx context.Context) error {
 	if err != nil || from == to {
 		return err
 	}
-	d.log.Info("upgrading the database: earlier releases will refuse it", "from_schema", from, "to_schema", to, "path", d.config.Store.Path)
+	d.log.Info("upgrading the database: earlier releases will refuse it",
+		"from_schema", from, "to_schema", to, "path", d.config.Store.Path)
 	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
 	if err := d.store.Upgrade(ctx, rec); err != nil {
 		return err

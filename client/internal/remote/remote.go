@@ -124,8 +124,8 @@ func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Tim
 	return pinned, nil
 }
 
-// caKeys returns the keys of `ca`. Without one the error is CodeCertificate, with the dates of a key that is not in force
-// now, in Unix seconds.
+// caKeys returns the keys of `ca`. Without one the error is CodeCertificate, with the dates of a key that is not in
+// force now, in Unix seconds.
 func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 	var keys []protocol.PublicKey
 	if k, ok := pinned.Key(trust.UseCA); ok {
