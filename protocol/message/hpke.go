@@ -18,7 +18,7 @@ const (
 	Suite2 = 2 // for tokens that do not let Z out
 )
 
-// kemIDs are the KEM identifiers in HPKE's suite_id. IANA has not assigned that of suite 2.
+// kemIDs are the KEM identifiers in HPKE's suite_id. IANA has not assigned 0xFF02.
 var kemIDs = map[uint8]uint16{Suite1: 0x0010, Suite2: 0xFF02}
 
 // KEM is the appliance's kem key of one epoch.
