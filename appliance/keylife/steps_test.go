@@ -658,7 +658,7 @@ func TestAttest(t *testing.T) {
 // has the keys that the registry requires.
 func TestAttestOtherWays(t *testing.T) {
 	l := newLife(t)
-	for _, wrap := range []string{"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP"} {
+	for _, wrap := range []string{"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD", "CKM_AES_KEY_WRAP"} {
 		change := func(all []hsm.Object) []hsm.Object {
 			for i, o := range all {
 				switch o.Label {
