@@ -164,6 +164,7 @@ func (t *Token) trialPair(s *session) (draft, []byte, error) {
 // tryDerive finds out whether the module derives a secret that can be read.
 func (t *Token) tryDerive(s *session) error {
 	if t.have.check(using(hsm.DeriveP256)) != nil {
+		t.ways.agreement = agreeNone
 		return nil
 	}
 	var own draft
@@ -203,7 +204,7 @@ func (t *Token) tryDerive(s *session) error {
 			return err
 		}
 	}
-	t.ways.openZ = false
+	t.ways.openZ, t.ways.agreement = false, agreeNone
 	t.refuse("CKM_ECDH1_DERIVE", fmt.Errorf("with CKD_NULL and a secret that is read: %w", err))
 	return nil
 }
