@@ -185,10 +185,10 @@ func ReadStatus(dir string) (Status, error) {
 	}
 	identity := state.Identity()
 	s.Name, s.Device, s.CertificateUntil = identity.Name, identity.ID.String(), identity.NotAfter
-	release, err := uplink.Lock(dir)
-	s.Running = errors.Is(err, uplink.ErrLocked)
-	if err == nil {
-		release()
+	if s.Running, err = uplink.InUse(dir); err != nil {
+		return Status{}, fmt.Errorf("reading status: %w", err)
+	}
+	if !s.Running {
 		s.Reachable, s.Problem, s.Links = false, "", nil // of the last run
 	}
 	return s, nil

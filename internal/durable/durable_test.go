@@ -148,3 +148,33 @@ func TestLocks(t *testing.T) {
 		t.Error("LockDir created something")
 	}
 }
+
+// TestInUse: asking whether a lock is held does not keep another process from taking it.
+func TestInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if used, err := InUse(path); err != nil || used {
+		t.Errorf("a file that does not exist is in use: %v, %v", used, err)
+	}
+	for range 100 {
+		asked := make(chan error, 1)
+		go func() {
+			for range 20 {
+				if _, err := InUse(path); err != nil {
+					asked <- err
+					return
+				}
+			}
+			asked <- nil
+		}()
+		held, err := Lock(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used, err := InUse(path); err != nil || !used {
+			t.Fatalf("a lock that is held is in use: %v, %v", used, err)
+		}
+		if err := errors.Join(held.Close(), <-asked); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

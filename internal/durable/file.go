@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // WriteFile replaces the file at path. When it returns nil, the new content is on the disk.
@@ -112,7 +113,7 @@ var ErrLocked = errors.New("another process is using it")
 
 // Lock takes an exclusive lock (flock(2)) on a file, which it creates with mode 0600 if
 // need be. Closing the result releases the lock, and so does the end of the process. It
-// returns [ErrLocked] at once if another process has the lock.
+// returns [ErrLocked] if another process has the lock, after a short wait for [InUse].
 func Lock(path string) (io.Closer, error) {
 	return lock(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW)
 }
@@ -127,7 +128,14 @@ func lock(path string, flags int) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	for tries := askings; ; tries-- {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || tries == 0 {
+			break
+		}
+		time.Sleep(asking)
+	}
+	if err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = ErrLocked
@@ -135,6 +143,29 @@ func lock(path string, flags int) (io.Closer, error) {
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// InUse shares a lock for a moment, and Lock waits for its end: askings times asking.
+const (
+	askings = 50
+	asking  = 5 * time.Millisecond
+)
+
+// InUse reports whether another process has the lock of [Lock] on a file. A file that does not exist is not in use.
+func InUse(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
 }
 
 // replace calls before, which may be nil, ahead of each step; see [Before].

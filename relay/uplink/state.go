@@ -113,6 +113,9 @@ func Lock(dir string) (release func(), err error) {
 	return func() { _ = lock.Close() }, nil
 }
 
+// InUse reports whether another process has the lock of a state directory.
+func InUse(dir string) (bool, error) { return durable.InUse(filepath.Join(dir, lockFile)) }
+
 // Identity returns the device's identity.
 func (s *State) Identity() Identity {
 	s.mu.RLock()
