@@ -104,18 +104,23 @@ const (
 // agreeWay says where the shared secret of a KEM is computed from the Z of an ECDH.
 type agreeWay string
 
-// The ways of key agreement, the best first.
+// The ways of key agreement, the best first. Only the first can also import verifiers in the worker.
 const (
-	agreeRead agreeWay = "CKD_NULL, a secret that is read"
-	agreeNone agreeWay = ""
+	agreeRead   agreeWay = "CKD_NULL, a secret that is read"
+	agreeDigest agreeWay = "CKD_NULL, a secret that C_DigestKey hashes inside the token"
+	agreeKDF    agreeWay = "CKD_SHA256_KDF, a secret that stays inside the token"
+	agreeNone   agreeWay = ""
 )
 
 // kems lists what the way can do.
 func (a agreeWay) kems() []hsm.KEM {
-	if a == agreeNone {
-		return nil
+	switch a {
+	case agreeRead, agreeDigest:
+		return []hsm.KEM{hsm.DHKEM, hsm.KEM2}
+	case agreeKDF:
+		return []hsm.KEM{hsm.KEM2}
 	}
-	return []hsm.KEM{hsm.DHKEM, hsm.KEM2}
+	return nil
 }
 
 // agrees describes the key agreement for an administrator.

@@ -40,13 +40,8 @@ func (id ID) HPKE() uint16 { return hpkeIDs[id] }
 // Secret returns the shared secret of Z, 32 bytes. context is enc || pkR, two uncompressed points.
 func (id ID) Secret(z, context []byte) []byte {
 	if id == KEM2 {
-		// ANSI X9.63 with SHA-256 and no SharedInfo, which PKCS#11 calls CKD_SHA256_KDF.
-		h := sha256.New()
-		h.Write(z)
-		h.Write([]byte{0, 0, 0, 1})
-		mac := hmac.New(sha256.New, h.Sum(nil))
-		mac.Write(Input(context))
-		return mac.Sum(nil)
+		key := sha256.Sum256(append(z[:len(z):len(z)], counter...))
+		return secretOfKey(key[:], context)
 	}
 	return expand(dhkem.Extract(nil, extracted, z), context)
 }
@@ -60,14 +55,27 @@ var dhkem = Labels(binary.BigEndian.AppendUint16([]byte("KEM"), hpkeIDs[DHKEM]))
 
 func expand(prk, context []byte) []byte { return dhkem.Expand(prk, "shared_secret", context, Size) }
 
-// BeforeZ returns what the inner hash of HMAC takes before Z where DHKEM extracts from it: the empty
-// salt of HKDF-Extract, padded (RFC 2104 §2), and the labels. The hash is SHA-256.
-func BeforeZ() []byte { return dhkem.labeled(padded(0x36), extracted, nil) }
+// Hashed divides [ID.Secret] for a token that hashes Z and does not let it out. The token computes
+// SHA-256(before || Z || after), and finish returns the shared secret of that hash. For DHKEM it is the
+// inner hash of the HMAC (RFC 2104 §2) in HKDF-Extract, whose key is the empty salt.
+func (id ID) Hashed() (before, after []byte, finish func(hash, context []byte) []byte) {
+	if id == KEM2 {
+		return nil, counter, secretOfKey
+	}
+	return dhkem.labeled(padded(0x36), extracted, nil), nil, func(inner, context []byte) []byte {
+		outer := sha256.Sum256(append(padded(0x5c), inner...))
+		return expand(outer[:], context)
+	}
+}
 
-// SecretOfHash returns the shared secret of DHKEM from the inner hash, SHA-256([BeforeZ] || Z).
-func SecretOfHash(inner, context []byte) []byte {
-	outer := sha256.Sum256(append(padded(0x5c), inner...))
-	return expand(outer[:], context)
+// counter follows Z in ANSI X9.63 with SHA-256 and no SharedInfo, which PKCS#11 calls CKD_SHA256_KDF.
+var counter = []byte{0, 0, 0, 1}
+
+// secretOfKey returns the shared secret of KEM2 from the key of its MAC.
+func secretOfKey(key, context []byte) []byte {
+	mac := hmac.New(sha256.New, key)
+	mac.Write(Input(context))
+	return mac.Sum(nil)
 }
 
 // padded returns the HMAC key of no bytes for one of the hashes.
