@@ -139,6 +139,9 @@ func testPassword(ctx context.Context, token hsm.Token, t passwordTest) error {
 	kept, err := token.Import(ctx, hsm.Import{
 		Enrol: t.enrol.ID, Wrap: t.wrap.ID, Ephemeral: own.PublicKey(), Context: names.Context(), Wrapped: sent,
 	})
+	if errors.Is(err, hsm.ErrUnsupported) {
+		return nil // the module imports none, which a notice at start says
+	}
 	if err != nil {
 		return err
 	}

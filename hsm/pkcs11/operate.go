@@ -117,13 +117,18 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
 	if t.ways.importer == importNone && !t.hostCheck {
-		return nil, fmt.Errorf("module cannot import password verifiers: %w", hsm.ErrUnsupported)
+		return nil, noImport(hsm.ErrUnsupported)
 	}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
 		wrapped, err = t.importVerifier(s, o, i)
 		return err
 	})
 	return wrapped, err
+}
+
+// noImport is the error of an import on a module that can do it neither inside nor in this process.
+func noImport(class error) error {
+	return fmt.Errorf("module imports no password verifiers: it lacks %s, and lets no secret of CKM_ECDH1_DERIVE out: %w", encryptData, class)
 }
 
 // importVerifier imports a secret in the way that was chosen.
@@ -217,6 +222,9 @@ func (t *Token) checkLength(s *session, secret pkcs11.ObjectHandle) error {
 
 // importHere imports a secret through the memory of this process.
 func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte, err error) {
+	if t.ways.agreement != agreeRead {
+		return nil, at("C_DeriveKey", noImport(errLacking))
+	}
 	z, err := t.derive(s, o[0], i.Ephemeral.Bytes())
 	if err != nil {
 		return nil, err

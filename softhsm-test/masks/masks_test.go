@@ -19,6 +19,7 @@ type course struct {
 	refusal string // in the error of countersignd init; "" if it works
 	code    int    // of that error; 0 is unavailable
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
+	unkept  string // in the error of an enrolment with a password; "" if passwords work
 	way     string // that hsm status names; "" is not looked at
 	fault   string // a rule of the shim: what the vendor documents to happen now and then; "" is none
 }
@@ -26,7 +27,7 @@ type course struct {
 var courses = []course{
 	// A member of the HA group is lost.
 	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)", fault: "C_Sign rv CKR_DEVICE_ERROR n=1"},
-	{profile: "luna-fips", refusal: "CKD_NULL"},
+	{profile: "luna-fips", way: "for suite 2", lacking: "CKM_AES_ECB_ENCRYPT_DATA", unkept: "CKM_ECDH1_DERIVE"},
 	{profile: "nshield", way: "CKK_SHA256_HMAC by CKM_NC_SHA256_HMAC_KEY_GEN"},
 	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
 	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
@@ -38,7 +39,11 @@ var courses = []course{
 		profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker",
 		fault: "C_SignInit logout n=1",
 	},
-	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
+	{profile: "ep11", refusal: `hsm.password_check = "host"`, code: failed},
+	{
+		profile: "ep11", host: true, way: "a secret that C_DigestKey hashes inside the token", lacking: "CKM_AES_ECB_ENCRYPT_DATA",
+		unkept: "CKM_ECDH1_DERIVE",
+	},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
 
