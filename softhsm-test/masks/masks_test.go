@@ -69,7 +69,7 @@ var edits = map[string][]harness.Edit{
 }
 
 func TestMain(m *testing.M) {
-	s := harness.Suite{Name: "hsm-masks", Breaks: []string{breakTrial}}
+	s := harness.Suite{Name: "hsm-masks", Breaks: []string{breakTrial}, Sections: []string{suites}}
 	for _, c := range courses {
 		s.Sections = append(s.Sections, c.name())
 	}
@@ -94,6 +94,9 @@ func TestMasks(t *testing.T) {
 				defer s.close()
 				s.run(r.Context())
 			})
+		}
+		if !harness.Brief() {
+			r.Section(suites, func() { serveBoth(r.Context(), r, bin) })
 		}
 	})
 }

@@ -81,3 +81,43 @@ func (b *bed) agrees(p hsm.Token) {
 		}
 	}
 }
+
+// TestAgreementCalls: where Z can be read, a shared secret takes three calls for either suite: the module
+// derives, the worker reads, and the module destroys.
+func TestAgreementCalls(t *testing.T) {
+	b := newBed(t)
+	p, _, err := b.opened(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := p.Generate(t.Context(), hsm.KeySpec{Label: "without canaries", Usage: hsm.DeriveP256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const times = 10
+	for _, kem := range []hsm.KEM{hsm.DHKEM, hsm.KEM2} {
+		if _, err := p.Decap(t.Context(), k.ID, kem, peer.PublicKey()); err != nil { // the key is found, a session open
+			t.Fatal(err)
+		}
+		counts := b.counted(func() {
+			for range times {
+				if _, err := p.Decap(t.Context(), k.ID, kem, peer.PublicKey()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		delete(counts, "C_GetSessionInfo") // keeps the login busy, at intervals
+		for function, c := range counts {
+			if c.Calls != 0 && (c.Calls != times || !slices.Contains([]string{"C_DeriveKey", "C_GetAttributeValue", "C_DestroyObject"}, function)) {
+				t.Errorf("%s: %d calls of %s for %d shared secrets", kem, c.Calls, function, times)
+			}
+		}
+		if counts["C_DeriveKey"].Calls != times || counts["C_GetAttributeValue"].Calls != times || counts["C_DestroyObject"].Calls != times {
+			t.Errorf("%s: %v", kem, counts)
+		}
+	}
+}
