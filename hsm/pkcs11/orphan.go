@@ -166,14 +166,19 @@ func (t *Token) proveDeriver(s *session, o object) (is func(publicKey) bool, err
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
-	got, err := t.derive(s, o, peer.PublicKey().Bytes())
+	kems := t.KEMs()
+	if len(kems) == 0 {
+		return nil, at("C_DeriveKey", errLacking)
+	}
+	enc := peer.PublicKey().Bytes()
+	got, err := t.decap(s, kems[0], recipient{o, enc, enc})
 	return func(p publicKey) bool {
 		public, err := (hsm.Key{Public: p.spki}).ECDH()
 		if err != nil {
 			return false
 		}
-		want, err := peer.ECDH(public)
-		return err == nil && bytes.Equal(got, want)
+		z, err := peer.ECDH(public)
+		return err == nil && bytes.Equal(got, kems[0].Secret(z, enc))
 	}, err
 }
 

@@ -32,12 +32,12 @@ func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input
 	return p.do(ctx, t)
 }
 
-// Derive implements [hsm.Token].
-func (p *Pool) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
-	if err := check.Peer(peer); err != nil {
+// Decap implements [hsm.Token].
+func (p *Pool) Decap(ctx context.Context, key hsm.KeyID, kem hsm.KEM, enc *ecdh.PublicKey) ([]byte, error) {
+	if err := check.Decap(kem, enc); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Derive(key, peer), length(check.SecretLen))
+	return p.call(ctx, wire.Decap(key, kem, enc), length(check.SecretLen))
 }
 
 // MAC implements [hsm.Token].
@@ -184,6 +184,7 @@ func (p *Pool) change(ctx context.Context, q wire.Request) error {
 func (p *Pool) newKey(ctx context.Context, q wire.Request) (hsm.Key, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
+	began := time.Now()
 	keys, err := listed(ctx, p, q, wire.ParseKeys)
 	if err != nil {
 		return hsm.Key{}, err
@@ -192,7 +193,7 @@ func (p *Pool) newKey(ctx context.Context, q wire.Request) (hsm.Key, error) {
 		return hsm.Key{}, fmt.Errorf("%s: worker returned %d keys: %w", q.Op, len(keys), hsm.ErrUnavailable)
 	}
 	p.keys.add(keys[0])
-	p.show(ctx, keys[0])
+	p.show(ctx, keys[0], began)
 	return keys[0], nil
 }
 
@@ -200,15 +201,15 @@ func (p *Pool) newKey(ctx context.Context, q wire.Request) (hsm.Key, error) {
 // only the objects that were on the token when the process began, as nShield's does by default.
 var errHidden = fmt.Errorf("it does not see a key that another worker made: %w", hsm.ErrUnavailable)
 
-// show replaces the workers that do not see a new key. Once all have seen one, the module is believed
-// to show them.
-func (p *Pool) show(ctx context.Context, made hsm.Key) {
+// show replaces the workers that do not see a key whose making began at that time. Once two workers
+// that started before have seen one, the module is believed to show them.
+func (p *Pool) show(ctx context.Context, made hsm.Key, began time.Time) {
 	if p.shows.Load() {
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
-	live, seen := *p.live.Load(), 0
-	for _, c := range live {
+	seen := 0
+	for _, c := range *p.live.Load() {
 		keys, err := p.list(ctx, c)
 		if err == nil && !slices.ContainsFunc(keys, func(k hsm.Key) bool { return k.ID == made.ID }) {
 			err = fmt.Errorf("key %q: %w", made.Label, errHidden)
@@ -217,9 +218,11 @@ func (p *Pool) show(ctx context.Context, made hsm.Key) {
 			c.fail(err)
 			continue
 		}
-		seen++
+		if c.started.Before(began) {
+			seen++
+		}
 	}
-	p.shows.Store(seen > 1 && seen == len(live))
+	p.shows.Store(seen > 1)
 }
 
 // listed does a call that returns a list.

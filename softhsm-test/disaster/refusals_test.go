@@ -166,10 +166,11 @@ func (s *stage) otherSet(ctx context.Context, f *files, n int) {
 	dir := s.path("other")
 	harness.Do(os.RemoveAll(dir))
 	args := []string{"key", "custodians", "init", "--threshold", "2", "--out", dir}
-	for range 2 {
-		args = append(args, "--recipient", s.custodians[1]) // ben's, twice
+	for _, recipient := range s.custodians[:2] {
+		args = append(args, "--recipient", recipient)
 	}
 	s.MustCtl(ctx, args...)
+	f.rest = append(f.rest[:len(f.rest):len(f.rest)], "--identity", s.path("anna.key"))
 	f.shares = append(f.shares[:2-n:2-n], []string{dir + "/share-1.age", dir + "/share-2.age"}[:n]...)
 }
 
