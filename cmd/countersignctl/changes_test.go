@@ -98,6 +98,12 @@ func TestReadKey(t *testing.T) {
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a test
+		t.Fatal(err)
+	}
+	if _, err := readKey(dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
 	if _, err := readKey(path); err == nil {
 		t.Error("a key that others can read was used")
 	}

@@ -76,7 +76,10 @@ func readKey(path string) (k operatorKey, err error) {
 	if err != nil {
 		return k, fault.OperatorKeyUnread.Of(err)
 	}
-	if mode := info.Mode(); mode.Perm()&0o077 != 0 || !mode.IsRegular() {
+	switch mode := info.Mode(); {
+	case !mode.IsRegular():
+		return k, fault.OperatorKeyKind.With("path", path).Of(errors.New("not a regular file"))
+	case mode.Perm()&0o077 != 0:
 		return k, fault.OperatorKeyMode.With("path", path, "mode", fmt.Sprintf("%04o", mode.Perm())).Error()
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile))

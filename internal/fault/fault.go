@@ -2,6 +2,7 @@ package fault
 
 import (
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -65,11 +66,12 @@ func (r Row) Error() error {
 
 // With replaces {name} by value in text and advice, for each pair.
 func (r Row) With(pairs ...string) Row {
-	for i := 0; i+1 < len(pairs); i += 2 {
-		name := "{" + pairs[i] + "}"
-		r.Text = strings.ReplaceAll(r.Text, name, pairs[i+1])
-		r.Advice = strings.ReplaceAll(r.Advice, name, pairs[i+1])
+	named := slices.Clone(pairs)
+	for i := 0; i < len(named); i += 2 {
+		named[i] = "{" + named[i] + "}"
 	}
+	values := strings.NewReplacer(named...) // in one pass: a value may have braces
+	r.Text, r.Advice = values.Replace(r.Text), values.Replace(r.Advice)
 	return r
 }
 

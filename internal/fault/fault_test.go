@@ -48,6 +48,10 @@ func TestOf(t *testing.T) {
 	if err := (Row{Text: "no {thing}"}).With("thing", "store").Error(); err.Error() != "no store" {
 		t.Error(err)
 	}
+	word := (Row{Text: "unknown command {word} for {command}"}).With("word", "{command}", "command", "relayd")
+	if err := word.Error(); err.Error() != "unknown command {command} for relayd" {
+		t.Errorf("a value was taken for a placeholder: %v", err)
+	}
 }
 
 // harm matches advice that would destroy what may be the last copy. "Never" and "not" before it are fine.

@@ -159,7 +159,8 @@ func (t State) adopt(k Key, now uint64) (State, bool) {
 	return t, true
 }
 
-// maxEarlier bounds the number of earlier epochs, of all uses together. A period of 30 days needs only a few.
+// maxEarlier bounds the earlier epochs under a root, of all uses together: a few of the last 30 days, and those of
+// decision for receipts. The oldest are dropped.
 const maxEarlier = 64
 
 func ruledOut(epoch uint64, minimum *uint64) bool { return minimum != nil && epoch < *minimum }
