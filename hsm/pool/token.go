@@ -202,7 +202,8 @@ func (p *Pool) newKey(ctx context.Context, q wire.Request) (hsm.Key, error) {
 var errHidden = fmt.Errorf("it does not see a key that another worker made: %w", hsm.ErrUnavailable)
 
 // show replaces the workers that do not see a key whose making began at that time. Once two workers
-// that started before have seen one, the module is believed to show them.
+// that started before have seen one, the module is believed to show them. A worker that fails to list
+// its keys is not replaced for that: calls and canaries judge it, and the next key is looked for again.
 func (p *Pool) show(ctx context.Context, made hsm.Key, began time.Time) {
 	if p.shows.Load() {
 		return
@@ -211,14 +212,12 @@ func (p *Pool) show(ctx context.Context, made hsm.Key, began time.Time) {
 	seen := 0
 	for _, c := range *p.live.Load() {
 		keys, err := p.list(ctx, c)
-		if err == nil && !slices.ContainsFunc(keys, func(k hsm.Key) bool { return k.ID == made.ID }) {
-			err = fmt.Errorf("key %q: %w", made.Label, errHidden)
-		}
-		if err != nil {
-			c.fail(err)
-			continue
-		}
-		if c.started.Before(began) {
+		switch {
+		case err != nil:
+			p.cfg.Logger.Warn("worker did not list its keys", "pid", c.pid(), "key", made.Label, "error", err)
+		case !slices.ContainsFunc(keys, func(k hsm.Key) bool { return k.ID == made.ID }):
+			c.fail(fmt.Errorf("key %q: %w", made.Label, errHidden))
+		case c.started.Before(began):
 			seen++
 		}
 	}
