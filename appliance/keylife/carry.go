@@ -111,8 +111,9 @@ func (c carrier) carry(ctx context.Context) error {
 	return nil
 }
 
-// generated returns the edits that generate a key: wrap and mac before key pairs. Modules lack the mechanisms of secret keys
-// first, and a ceremony that cannot end should leave no key on the token.
+// generated returns the edits that generate a key: wrap and mac before key pairs. A module that lacks
+// something most often lacks a mechanism of secret keys, and a ceremony that fails should leave no key
+// on the token.
 func (c carrier) generated() (edits []*keyplan.Edit) {
 	for i := range c.edits {
 		if c.edits[i].Generate {
@@ -203,7 +204,7 @@ func (c carrier) leftBehind(ctx context.Context, label string, usage hsm.Usage) 
 	return k, nil
 }
 
-// foreign is the error of a label that objects have which are no key of the appliance.
+// foreign is the error of a label that an object has which is no key of the appliance.
 func foreign(label string, objects []hsm.Object) error {
 	var there []string
 	for _, o := range objects {
@@ -211,7 +212,10 @@ func foreign(label string, objects []hsm.Object) error {
 			continue
 		}
 		kind := map[string]string{"CKO_PRIVATE_KEY": "privkey", "CKO_SECRET_KEY": "secrkey"}[o.Class]
-		one := fmt.Sprintf("%s, CKA_ID %x, pkcs11-tool --delete-object --type %s --id %x", o.Class, o.ID, kind, o.ID)
+		one := fmt.Sprintf("%s, CKA_ID %x, pkcs11-tool --delete-object --type %s --label %s", o.Class, o.ID, kind, label)
+		if len(o.ID) > 0 {
+			one += fmt.Sprintf(" --id %x", o.ID)
+		}
 		if o.Token != "" {
 			one = "token " + o.Token + ": " + one
 		}
@@ -230,6 +234,7 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 		if e.RulesOut {
 			cert.MinEpoch = &cert.Epoch
 		}
+		cert.Suite = c.suiteOf(*e)
 		e.Cert, err = trust.SignKeyCert(ctx, c.Signer(root), cert)
 		return err
 	}
@@ -244,6 +249,22 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 	}
 	e.Cert, err = trust.SignRootCert(ctx, c.Signer(root), cert)
 	return err
+}
+
+// suiteOf returns field 7 of a KeyCert. A kem key keeps the suite that it has. A new one gets suite 1
+// wherever the token can do that.
+func (c carrier) suiteOf(e keyplan.Edit) uint8 {
+	if e.Name != keyring.KEM {
+		return 0
+	}
+	if k, ok := c.Ring().Find(e.Name, e.Version); ok && k.Cert != nil {
+		return k.Suite
+	}
+	kems := c.Token().KEMs()
+	if len(kems) == 0 || kems[0] == hsm.DHKEM {
+		return 0
+	}
+	return uint8(kems[0])
 }
 
 // find returns a key version as it is after the edits.

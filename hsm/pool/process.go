@@ -206,7 +206,7 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
-	if err := p.noteWays(hello.Ways); err != nil {
+	if err := p.noteWays(hello); err != nil {
 		return err
 	}
 	return errors.Join(w.sock.Tick(tick), w.canaries.Tick(tick))
@@ -214,15 +214,15 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 
 // noteWays logs how the module is used, once and when it changes. A worker that would use it otherwise
 // than those that are running may have started during a fault, and is refused.
-func (p *Pool) noteWays(ways []string) error {
-	before := p.ways.Load()
+func (p *Pool) noteWays(hello wire.Hello) error {
+	before, ways := p.opened.Load(), hello.Ways
 	switch {
-	case before != nil && slices.Equal(*before, ways):
+	case before != nil && slices.Equal(before.Ways, ways):
 		return nil
 	case before != nil && len(*p.live.Load()) > 0:
 		return fmt.Errorf("it would use the module otherwise than the other workers, %s: %w", strings.Join(ways, "; "), hsm.ErrUnavailable)
 	}
-	p.ways.Store(&ways)
+	p.opened.Store(&hello)
 	p.cfg.Logger.Info("module is used", "ways", strings.Join(ways, "; "))
 	return nil
 }
@@ -270,8 +270,9 @@ func (p *process) kill() {
 // reported are the exit codes with which hsm-worker ends after it has sent an error.
 var reported = []int{69, 77}
 
-// outlived adds to the error of a start how the process ended, if that is the cause: by a signal of another process or of
-// the kernel, or with an exit code that hsm-worker has no error for. The process has ended.
+// outlived adds to the error of a start how the process ended, if that is the cause: by a signal of
+// another process or of the kernel, or with an exit code that hsm-worker has no error for. The process
+// has ended.
 func (p *process) outlived(err error) error {
 	state := p.cmd.ProcessState
 	if p.killed.Load() || state.Success() || slices.Contains(reported, state.ExitCode()) {

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdh"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"countersign/hsm"
@@ -42,6 +43,23 @@ func Peer(peer *ecdh.PublicKey) error {
 	return nil
 }
 
+// Decap accepts the arguments of that method. An unknown KEM, or an enc that is no point on P-256, is
+// [hsm.ErrInput].
+func Decap(kem hsm.KEM, enc *ecdh.PublicKey) error {
+	if !kem.Known() {
+		return fmt.Errorf("KEM of %s is unknown: %w", kem, hsm.ErrInput)
+	}
+	return Peer(enc)
+}
+
+// Offered accepts a KEM that a token offers; another one is [hsm.ErrUnsupported].
+func Offered(kem hsm.KEM, offered []hsm.KEM) error {
+	if slices.Contains(offered, kem) {
+		return nil
+	}
+	return fmt.Errorf("decapsulating for %s, and the module offers %v: %w", kem, offered, hsm.ErrUnsupported)
+}
+
 // Wrapped accepts 40 bytes, the length of the AES-KWP of 32 bytes; anything else is
 // [hsm.ErrInput].
 func Wrapped(b []byte) error {
@@ -60,8 +78,8 @@ const (
 	KeptKWLen, KeptGCMLen, KeptCBCLen = 1 + 40, 1 + 12 + 48, 1 + 16 + 48
 )
 
-// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, 56 if it is sealed on the host, or the length that its
-// first byte says. Anything else is [hsm.ErrInput].
+// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, 56 if it is sealed on the host, or
+// the length that its first byte says. Anything else is [hsm.ErrInput].
 func Kept(b []byte) error {
 	switch {
 	case len(b) == HostSealedLen,
