@@ -154,6 +154,28 @@ func showForgets(t *testing.T, use trust.Use, forgotten bool) {
 	}
 }
 
+// TestThiefOfARootRulesOutNothingLater: a minimum epoch counts for keys of its root and of earlier ones. A thief of the
+// root before cannot make receipts under the root of now worthless.
+func TestThiefOfARootRulesOutNothingLater(t *testing.T) {
+	key := func(epoch, from uint64, minimum *uint64) trust.Key {
+		return trust.Key{KeyCert: trust.KeyCert{Epoch: epoch, Use: trust.UseDecision, NotBefore: from, MinEpoch: minimum}}
+	}
+	forty, four := uint64(40), uint64(4)
+	pinned := trust.State{
+		RootNumber: 3, Keys: map[trust.Use]trust.Key{trust.UseDecision: key(4, 700, &four)}, Earlier: []trust.Key{key(3, 600, nil)},
+		EarlierRoots: []trust.EarlierRoot{
+			{Number: 1, Decisions: []trust.Key{key(1, 100, nil)}},
+			{Number: 2, Decisions: []trust.Key{key(2, 200, nil), key(40, 300, &forty)}, GivenUp: 500},
+		},
+	}
+	want := map[uint64]uint64{4: 0, 3: 700, 1: 300, 2: 300, 40: 500}
+	for _, k := range pinned.ReceiptKeys(nil) {
+		if k.GivenUp != want[k.Epoch] {
+			t.Errorf("epoch %d is given up at %d, want %d", k.Epoch, k.GivenUp, want[k.Epoch])
+		}
+	}
+}
+
 // TestEarlierIsBounded: a party that is shown nothing, as a device, forgets the oldest epochs.
 func TestEarlierIsBounded(t *testing.T) {
 	p := newPKI(t)

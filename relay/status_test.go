@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"countersign/protocol"
+	"countersign/protocol/trust"
 	"countersign/relay/uplink"
 )
 
@@ -163,6 +164,29 @@ func TestWrongClock(t *testing.T) {
 				t.Error("the code was sent")
 			}
 		})
+	}
+}
+
+// TestClockAheadAdoptsNothing: a device whose clock is ahead of the appliance's asks it as a stranger, and keeps no key
+// that begins in the appliance's future.
+func TestClockAheadAdoptsNothing(t *testing.T) {
+	f, c := enrolled(t)
+	addr := f.server.Listener.Addr().String()
+	f.stop()
+	f.ahead = -3 * time.Hour
+	f.keyCerts = append(f.keyCerts, f.keyCert(trust.UseDecision, 2, newSigningKey(t).public(t)))
+	f.start(addr)
+	c.AskEvery = 5 * time.Millisecond
+	g := start(t, f, c)
+	eventually(t, "the status names the clock", func() bool { return strings.Contains(statusOf(t, g.dir).String(), "set the clock") })
+	if err := g.relay.client.RefreshTrust(t.Context()); err == nil {
+		t.Error("trust of a server whose certificate has ended")
+	}
+	must(t, g.stop())
+	state, err := uplink.Open(c.StateDir)
+	must(t, err)
+	if k, _ := state.Trust().Key(trust.UseDecision); k.Epoch != 1 {
+		t.Errorf("decision epoch %d was stored", k.Epoch)
 	}
 }
 

@@ -48,6 +48,7 @@ type ReceiptKey struct {
 	Key
 	Root    protocol.PublicKey // certified the key
 	GivenUp uint64             // Unix seconds when the key or its root was given up as compromised; 0: it was not
+	number  uint64             // of the root
 }
 
 // ReceiptKeys returns the keys of decision by the pinned root and by earlier ones, to verify receipts with. kept is the
@@ -59,12 +60,14 @@ func (t State) ReceiptKeys(kept []byte) []ReceiptKey {
 			root.Decisions = append(slices.Clone(root.Decisions), Key{k, kept})
 		}
 		for _, k := range root.Decisions {
-			keys = append(keys, ReceiptKey{Key: k, Root: root.Key, GivenUp: root.GivenUp})
+			keys = append(keys, ReceiptKey{Key: k, Root: root.Key, GivenUp: root.GivenUp, number: root.Number})
 		}
 	}
 	for i, k := range keys {
-		for _, other := range keys { // epochs continue across roots
-			if ruledOut(k.Epoch, other.MinEpoch) && (keys[i].GivenUp == 0 || other.NotBefore < keys[i].GivenUp) {
+		for _, other := range keys {
+			// Epochs continue across roots. An earlier root knows nothing of a later one's, but its thief may name them.
+			rules := other.number >= k.number && ruledOut(k.Epoch, other.MinEpoch)
+			if rules && (keys[i].GivenUp == 0 || other.NotBefore < keys[i].GivenUp) {
 				keys[i].GivenUp = other.NotBefore
 			}
 		}

@@ -44,6 +44,7 @@ type Client struct {
 	config     Config
 	http       *conn
 	open       *conn // to any server, without a certificate, for documents that prove themselves
+	server     server
 	reachable  atomic.Bool
 	started    atomic.Uint64 // calls
 	refreshing sync.Mutex    // one refresh at a time, so that an older answer does not undo a newer one
@@ -52,6 +53,7 @@ type Client struct {
 	mu      sync.Mutex // guards last, problem and changes of reachable
 	last    uint64     // call that set reachable and problem
 	problem problem
+	met     tls.ConnectionState // of the newest connection to any server; guarded by mu
 }
 
 // NewClient returns a client that has not connected yet.
@@ -69,16 +71,18 @@ func NewClient(c Config) (*Client, error) {
 	}
 	c.AskEvery = cmp.Or(c.AskEvery, askPeriod)
 	client := &Client{config: c, problem: problem{text: "no answer of the appliance yet"}}
+	client.server = server{roots: roots, host: base.Hostname(), trust: client.Trust}
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, GetClientCertificate: c.State.tlsCertificate,
 		// VerifyConnection accepts two authorities; crypto/tls knows only one of them.
 		InsecureSkipVerify: true, //nolint:gosec // G402: VerifyConnection decides
-		VerifyConnection:   server{roots: roots, host: base.Hostname(), trust: client.Trust}.verify,
+		VerifyConnection:   client.server.verify,
 	}
 	client.http = newHTTP(c.URL, config, c.Timeout)
 	anybody := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, //nolint:gosec // G402: the caller verifies the answer under the pinned root
+		VerifyConnection:   client.meet,
 	}
 	client.open = newHTTP(c.URL, anybody, c.Timeout)
 	return client, nil
@@ -159,6 +163,29 @@ func (c *Client) Identity() Identity { return c.config.State.Identity() }
 func (c *Client) Trust() trust.State {
 	t := c.config.State.Trust()
 	return t.Adopt(now(t))
+}
+
+// meet keeps the certificate of any server, see known.
+func (c *Client) meet(s tls.ConnectionState) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.met = s
+	return nil
+}
+
+// known returns an error unless a trust that any server brought vouches for this server now. A clock that is ahead
+// would else adopt keys of the future, and stay with them.
+func (c *Client) known(brought trust.State) error {
+	c.mu.Lock()
+	met := c.met
+	c.mu.Unlock()
+	byIt := c.server
+	byIt.trust = func() trust.State { return brought }
+	if err := byIt.verify(met); err != nil {
+		c.open.closeIdle() // the certificate of the next connection may be newer
+		return fmt.Errorf("trust of an unknown server: %w", err)
+	}
+	return nil
 }
 
 // now returns the time for dates of key certificates, in Unix seconds.

@@ -122,11 +122,12 @@ func (c *Client) refresh(ctx context.Context) error {
 }
 
 // refreshLocked also asks an unknown server: a trust document is verified by the pinned root's
-// signatures, and may be the only way to know the server.
+// signatures, and may be the only way to know the server, whose certificate has to verify by it.
 func (c *Client) refreshLocked(ctx context.Context) error {
 	pinned := request{method: http.MethodGet, path: "/v1/trust", answer: "application/json", isOpen: true}
 	raw, err := c.callOnce(ctx, pinned)
-	if errors.Is(err, errStranger) {
+	isOpen := errors.Is(err, errStranger)
+	if isOpen {
 		raw, err = c.open.call(ctx, pinned)
 	}
 	if err != nil {
@@ -138,6 +139,9 @@ func (c *Client) refreshLocked(ctx context.Context) error {
 	}
 	old := c.Trust()
 	next, err := follow(old, document)
+	if err == nil && isOpen {
+		err = c.known(next)
+	}
 	if err != nil {
 		return err
 	}
