@@ -6,6 +6,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -76,8 +77,13 @@ func (h *halves) with(publics []publicKey) map[hsm.KeyID]publicKey {
 	return all
 }
 
+// errDoubt means that an attempt to use a private key failed as it does when the token fails: it proves
+// nothing.
+var errDoubt = errors.New("no proof while the token fails")
+
 // proven returns the public half of a private key, of those with its CKA_ID and those that the
-// caller knows. It uses the private key once; an object that was used before is not used again.
+// caller knows. It uses the private key once and remembers the result. A failure that may be one of the
+// token is no result: the next call uses the key again.
 func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey) (public publicKey, ok bool, err error) {
 	all := t.halves.with(publics)
 	name := fmt.Sprintf("%d %x %s", o.handle, o.mark, o.Label)
@@ -85,20 +91,29 @@ func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey
 		public, ok = all[id]
 		return public, ok, nil
 	}
+	doubt := false
 	for _, usage := range hsm.Usages() {
 		among := facts.halvesFor(usage, all)
 		if len(among) == 0 {
 			continue
 		}
 		o.Usage = usage
-		if public, ok, err = t.prover(s, o, among); err != nil || ok {
+		public, ok, err = t.prover(s, o, among)
+		switch {
+		case errors.Is(err, errDoubt):
+			doubt = true
+			continue
+		case err != nil:
+			return public, false, err
+		}
+		if ok {
 			break
 		}
 	}
-	if err == nil {
+	if ok || !doubt {
 		t.halves.remember(name, public.id)
 	}
-	return public, ok, err
+	return public, ok, nil
 }
 
 // halvesFor returns the public keys that may belong to a private key of the usage.
@@ -118,27 +133,32 @@ func (p publicKey) has(part []byte) bool {
 }
 
 // prover has a private key prove its usage, and returns the public key with which the proof
-// verifies. A token that errs once is asked again.
+// verifies. A token that errs once is asked again; one that keeps failing is [errDoubt].
 func (t *Token) prover(s *session, o object, among []publicKey) (public publicKey, ok bool, err error) {
 	prove := t.proveSigner
 	if o.Usage == hsm.DeriveP256 {
 		prove = t.proveDeriver
 	}
+	var doubt error
 	for range hsm.Tries {
 		is, err := prove(s, o)
-		if err != nil && t.loggedIn() != nil {
+		switch {
+		case err != nil && t.loggedIn() != nil:
 			return public, false, err
-		}
-		if err != nil {
+		case ambiguous(err):
+			doubt = fmt.Errorf("%v: %w", err, errDoubt)
+			continue
+		case err != nil:
 			return public, false, nil // this key is not for that
 		}
+		doubt = nil
 		for _, p := range among {
 			if is(p) {
 				return p, true, nil
 			}
 		}
 	}
-	return public, false, nil
+	return public, false, doubt
 }
 
 // proveSigner signs a random input. The function that it returns reports whether the signature
