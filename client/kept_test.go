@@ -101,6 +101,23 @@ func TestEarlierRootIsForReceiptsOnly(t *testing.T) {
 	}
 }
 
+// TestGivenUpOnArrival: a decision by a key that was given up is one from the moment of its arrival.
+func TestGivenUpOnArrival(t *testing.T) {
+	a := clienttest.New(t)
+	a.Do(clienttest.Behaviour{Decide: true})
+	c, _ := enrolledClient(t, a)
+	stolen := *c.state.Trust
+	key := stolen.Keys[trust.UseDecision]
+	delete(stolen.Keys, trust.UseDecision)
+	stolen.EarlierRoots = []trust.EarlierRoot{{Number: 1, Key: stolen.Root, Decisions: []trust.Key{key}, GivenUp: 1_700_000_000}}
+	c.state.Trust = &stolen
+	request := Request{Service: 100, Receipt: true}
+	r, err := c.Authorize(t.Context(), clienttest.Dial(t, a.Listen("tcp")), request, says(protocol.Approve))
+	if err != nil || r.Verified || r.GivenUp.Unix() != 1_700_000_000 {
+		t.Errorf("verified %t, given up %v, %v", r.Verified, r.GivenUp, err)
+	}
+}
+
 // TestReceiptOfAWrongClock: the dates of the key are judged by the decision, not by the clock that the phone had.
 func TestReceiptOfAWrongClock(t *testing.T) {
 	a := clienttest.New(t)

@@ -29,9 +29,13 @@ type Signer interface {
 // [ErrUnsupported].
 type Token interface {
 	Signer
-	// Derive does one ECDH with a [DeriveP256] key and returns the shared
-	// secret Z, the 32-byte x coordinate (SP 800-56A §5.7.1.2).
-	Derive(ctx context.Context, key KeyID, peer *ecdh.PublicKey) ([]byte, error)
+	// Decap returns the shared secret of a KEM, 32 bytes, for enc, the ephemeral key of a sender.
+	// It does one ECDH with a [DeriveP256] key (RFC 9180 §4.1, PROTOCOL.md §2.3). Z leaves the
+	// module only where that lets it out. A KEM that KEMs does not list is [ErrUnsupported].
+	Decap(ctx context.Context, key KeyID, kem KEM, enc *ecdh.PublicKey) ([]byte, error)
+	// KEMs lists the KEMs of Decap that the module can do, the preferred one first. It is empty
+	// before the token was opened, and if the module can do none.
+	KEMs() []KEM
 	// MAC returns HMAC-SHA-256, 32 bytes, under a [MACKey] key over at most 64 KiB of data;
 	// more is [ErrInput].
 	MAC(ctx context.Context, key KeyID, data []byte) ([]byte, error)
@@ -86,7 +90,8 @@ type Keeper interface {
 	// extracted again.
 	Adopt(ctx context.Context, spec KeySpec, private *ecdh.PrivateKey) (Key, error)
 	// Destroy removes a key from the token permanently: both halves of a pair, and its
-	// certificates. An id that is unknown or not unique is [ErrKey].
+	// certificates. An id that is unknown is [ErrKey]. One that is not unique is [ErrExists]:
+	// nothing is removed, and the error does not pass for that of a key that is gone.
 	Destroy(ctx context.Context, key KeyID) error
 	// StoreCertificate puts an X.509 certificate on the token, where other tools find it.
 	// Storing the same certificate again is no error and no change.

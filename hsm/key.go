@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	"countersign/internal/kem"
 	"countersign/internal/secret"
 )
 
@@ -16,6 +17,15 @@ import (
 type KeyID [20]byte
 
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
+
+// KEM is a way from an ECDH to a shared secret, by the number of its suite in PROTOCOL.md §2.
+type KEM = kem.ID
+
+// The KEMs, the preferred one first.
+const (
+	DHKEM = kem.DHKEM // DHKEM(P-256, HKDF-SHA256), RFC 9180 §4.1
+	KEM2  = kem.KEM2  // PROTOCOL.md §2.3, for tokens that do not let Z out
+)
 
 // KeySpec describes a new key.
 type KeySpec struct {

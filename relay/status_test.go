@@ -74,7 +74,7 @@ func TestRefusedDevice(t *testing.T) {
 		strings.Contains(text, "running, appliance reachable") {
 		t.Errorf("status of a refused device: %s", text)
 	}
-	must(t, g.relay.client.RefreshTrust(t.Context())) // which anybody may fetch
+	must(t, g.relay.client.RefreshTrust(t.Context())) // which needs no certificate
 	if p := g.relay.ApplianceProblem(); !strings.Contains(p, "suspended or revoked") {
 		t.Errorf("after a refresh of the trust the problem is %q", p)
 	}

@@ -73,10 +73,7 @@ func (a *Service) open(ctx context.Context, m1 []byte, now time.Time) (opened, e
 	if err != nil {
 		return opened{}, err
 	}
-	key, held, err := a.keys.Recipient(ctx, msg.Epoch, now)
-	if err != nil {
-		return opened{}, err
-	}
+	key, held := a.keys.Recipient(ctx, msg.Epoch, now)
 	if !held {
 		return opened{}, fmt.Errorf("kem epoch %d modulo 64: %w", msg.Epoch, protocol.CodeStaleKey)
 	}

@@ -344,5 +344,8 @@ func (s *Service) importVerifier(ctx context.Context, req enrol.Request) ([]byte
 	if errors.Is(err, hsm.ErrInput) {
 		return nil, fmt.Errorf("password.wrapped does not unwrap: %w", protocol.CodeFormat)
 	}
+	if errors.Is(err, hsm.ErrUnsupported) {
+		return nil, fmt.Errorf("an enrolment with a password, and %v: %w", err, protocol.CodeLevel)
+	}
 	return wrapped, err
 }

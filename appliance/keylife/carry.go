@@ -234,6 +234,7 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 		if e.RulesOut {
 			cert.MinEpoch = &cert.Epoch
 		}
+		cert.Suite = c.suiteOf(*e)
 		e.Cert, err = trust.SignKeyCert(ctx, c.Signer(root), cert)
 		return err
 	}
@@ -248,6 +249,22 @@ func (c carrier) certify(ctx context.Context, e *keyplan.Edit) (err error) {
 	}
 	e.Cert, err = trust.SignRootCert(ctx, c.Signer(root), cert)
 	return err
+}
+
+// suiteOf returns field 7 of a KeyCert. A kem key keeps the suite that it has. A new one gets suite 1
+// wherever the token can do that.
+func (c carrier) suiteOf(e keyplan.Edit) uint8 {
+	if e.Name != keyring.KEM {
+		return 0
+	}
+	if k, ok := c.Ring().Find(e.Name, e.Version); ok && k.Cert != nil {
+		return k.Suite
+	}
+	kems := c.Token().KEMs()
+	if len(kems) == 0 || kems[0] == hsm.DHKEM {
+		return 0
+	}
+	return uint8(kems[0])
 }
 
 // find returns a key version as it is after the edits.

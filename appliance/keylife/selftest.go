@@ -66,7 +66,7 @@ func test(ctx context.Context, keys *keyuse.Keys, k keyring.Key) error {
 		}
 		return err
 	case hsm.DeriveP256:
-		return testDerive(ctx, keys.Token(), k)
+		return testDecap(ctx, keys.Token(), k)
 	case hsm.MACKey:
 		_, err := keys.MAC(ctx, k, derive.HandleKeyInput(0, derive.HandleEpoch{}))
 		return err
@@ -74,8 +74,12 @@ func test(ctx context.Context, keys *keyuse.Keys, k keyring.Key) error {
 	return nil // wrap is tested with enrol
 }
 
-// testDerive agrees on a secret with a key in memory.
-func testDerive(ctx context.Context, token hsm.Token, k keyring.Key) error {
+// testDecap agrees on a secret with a key in memory, as the suite of a kem key says. An enrol key has no suite.
+func testDecap(ctx context.Context, token hsm.Token, k keyring.Key) error {
+	kem := k.KEM()
+	if offered := token.KEMs(); k.Name != keyring.KEM && len(offered) > 0 {
+		kem = offered[0]
+	}
 	own, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -84,12 +88,12 @@ func testDerive(ctx context.Context, token hsm.Token, k keyring.Key) error {
 	if err != nil {
 		return err
 	}
-	want, err := own.ECDH(public)
+	z, err := own.ECDH(public)
 	if err != nil {
 		return err
 	}
-	got, err := token.Derive(ctx, k.ID, own.PublicKey())
-	if err == nil && !bytes.Equal(got, want) {
+	got, err := token.Decap(ctx, k.ID, kem, own.PublicKey())
+	if err == nil && !bytes.Equal(got, kem.Secret(z, append(own.PublicKey().Bytes(), public.Bytes()...))) {
 		err = fmt.Errorf("another secret than in software: %w", ErrSelfTest)
 	}
 	return err
@@ -135,6 +139,9 @@ func testPassword(ctx context.Context, token hsm.Token, t passwordTest) error {
 	kept, err := token.Import(ctx, hsm.Import{
 		Enrol: t.enrol.ID, Wrap: t.wrap.ID, Ephemeral: own.PublicKey(), Context: names.Context(), Wrapped: sent,
 	})
+	if errors.Is(err, hsm.ErrUnsupported) {
+		return nil // the module imports none, which a notice at start says
+	}
 	if err != nil {
 		return err
 	}

@@ -76,6 +76,8 @@ type Key struct {
 	// RulesOut means that the KeyCert rules out every earlier epoch (field 6), because
 	// those were compromised.
 	RulesOut bool
+	// Suite is the suite of a kem key other than 1, as its KeyCert names it (field 7).
+	Suite uint8
 }
 
 // Label returns name@version, the CKA_LABEL of a key version.
@@ -97,9 +99,12 @@ func (k Key) SPKI() ([]byte, error) {
 func (k Key) KeyCert() trust.KeyCert {
 	return trust.KeyCert{
 		Epoch: k.Version, Use: uses[k.Name], Key: protocol.PublicKey(k.Public),
-		NotBefore: uint64(k.NotBefore.Unix()), NotAfter: uint64(k.NotAfter.Unix()),
+		NotBefore: uint64(k.NotBefore.Unix()), NotAfter: uint64(k.NotAfter.Unix()), Suite: k.Suite,
 	}
 }
+
+// KEM returns how a kem key decapsulates.
+func (k Key) KEM() hsm.KEM { return max(hsm.KEM(k.Suite), hsm.DHKEM) }
 
 // Held reports whether the key is neither retired, suspended, compromised nor destroyed.
 func (k Key) Held() bool {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -123,7 +124,23 @@ func (k *Keys) read(ctx context.Context, registry store.Keys) (*keyring.Ring, er
 	if err != nil {
 		return nil, fmt.Errorf("listing the token's keys: %w", err)
 	}
-	return keyring.New(keys, settings, present)
+	ring, err := keyring.New(keys, settings, present)
+	if err != nil {
+		return ring, err
+	}
+	return ring, checkSuites(ring, k.token.KEMs())
+}
+
+// checkSuites returns an error if the token cannot do the suite of a kem key that is not retired. offered
+// is empty if no KEM of the token is known.
+func checkSuites(ring *keyring.Ring, offered []hsm.KEM) error {
+	for _, key := range ring.Versions(keyring.KEM) {
+		if key.Held() && len(offered) > 0 && !slices.Contains(offered, key.KEM()) {
+			return fmt.Errorf("key %s is for %s, and the token offers %v: use a token and module that can do %s, or restore the appliance onto this one with new keys: %w",
+				key.Label(), key.KEM(), offered, key.KEM(), hsm.ErrUnavailable)
+		}
+	}
+	return nil
 }
 
 // present lists the token's keys. It gives the token the public keys of the registry, so that it

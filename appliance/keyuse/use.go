@@ -17,43 +17,40 @@ import (
 
 // Recipient decrypts what phones encrypt to one kem epoch.
 type Recipient struct {
-	message.KEM                 // its one ECDH runs on the token
+	message.KEM                 // runs on the token
 	Root        protocol.RootID // of the root that certified the epoch
 }
 
-// Recipient returns the kem epoch that is e modulo 64; its ECDH runs within ctx. ok is
+// Recipient returns the kem epoch that is e modulo 64; it decapsulates within ctx. ok is
 // false if that epoch is over, retired, or certified by a root that was replaced: phones
 // must then learn of the new one.
-func (k *Keys) Recipient(ctx context.Context, e uint8, now time.Time) (to Recipient, ok bool, err error) {
+func (k *Keys) Recipient(ctx context.Context, e uint8, now time.Time) (to Recipient, ok bool) {
 	ring := k.Ring()
 	for _, kem := range ring.Accepted(keyring.KEM, now) {
 		if uint8(kem.Version%64) != e || kem.Root != ring.RootNumber() {
 			continue
 		}
-		public, err := kem.Point.ECDH()
-		if err != nil {
-			return to, false, err
-		}
-		to.Root = ring.Root().Point.RootID()
-		to.KEM = message.NewKEM(message.Suite1, &exchanger{ctx: ctx, token: k.token, id: kem.ID, public: public})
-		return to, true, nil
+		return Recipient{KEM: &kemKey{ctx: ctx, token: k.token, key: kem}, Root: ring.Root().Point.RootID()}, true
 	}
-	return to, false, nil
+	return to, false
 }
 
-// exchanger runs a key agreement on the token. It lives for one request and carries its
-// context, because message.Exchanger has no place for one.
-type exchanger struct {
-	ctx    context.Context
-	token  hsm.Token
-	id     hsm.KeyID
-	public *ecdh.PublicKey
+// kemKey decapsulates on the token. It lives for one request and carries its context, because
+// message.KEM has no place for one.
+type kemKey struct {
+	ctx   context.Context
+	token hsm.Token
+	key   keyring.Key
 }
 
-func (e *exchanger) PublicKey() *ecdh.PublicKey { return e.public }
+func (k *kemKey) Suite() uint8 { return uint8(k.key.KEM()) }
 
-func (e *exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
-	return e.token.Derive(e.ctx, e.id, peer)
+func (k *kemKey) Decap(enc []byte) ([]byte, error) {
+	point, err := ecdh.P256().NewPublicKey(enc)
+	if err != nil {
+		return nil, protocol.CodeFormat.Errorf("enc: %v", err)
+	}
+	return k.token.Decap(k.ctx, k.key.ID, k.key.KEM(), point)
 }
 
 // Signer signs digests with one key of the token.

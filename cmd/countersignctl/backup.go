@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -85,8 +84,8 @@ var keyBackupTable = cli.Table[adminapi.KeyBackup]{
 func (t *tool) report(cmd *cobra.Command, route adminapi.Route[adminapi.Kept, adminapi.None], sum string, problem error) {
 	kept := adminapi.Kept{SHA256: sum}
 	if problem != nil {
-		text := strings.ToValidUTF8(problem.Error(), "")
-		kept.Problem = text[:min(len(text), mostProblem)]
+		text := problem.Error()
+		kept.Problem = strings.ToValidUTF8(text[:min(len(text), mostProblem)], "")
 	}
 	if _, err := send(t, cmd, route, kept); err != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "the audit does not say what became of the backup: %v\n", err)
@@ -105,6 +104,9 @@ func (t *tool) store() *cobra.Command {
 			return previewChange(t, cmd, adminapi.Routes.StoreBackup, adminapi.Ask{DryRun: true})
 		}
 		if err := writable(out); err != nil {
+			return err
+		}
+		if err := writable(out + sigSuffix); err != nil {
 			return err
 		}
 		made, err := t.copyStore(cmd, route, out)
@@ -187,17 +189,33 @@ func writeWhole(path string, write func(io.Writer) error) error {
 	return fault.BackupFile.With("path", path).Of(err)
 }
 
-// writable returns an error if no file can be created beside path. It is called before an approval is spent on a
-// backup that could not be written.
+// writable returns an error if path cannot become a new file or replace an existing one. It is called before an approval
+// is spent on a backup that could not be written.
 func writable(path string) error {
 	if path == "" {
 		return fault.NoBackupFile.Error()
 	}
-	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
+	err := replaceable(path)
 	if err == nil {
-		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		err = durable.Probe(path)
 	}
 	return fault.BackupFile.With("path", path).Of(err)
+}
+
+// replaceable refuses a directory, a device and everything else that a file must not replace.
+func replaceable(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.IsDir():
+		return errors.New("it is a directory")
+	case !info.Mode().IsRegular():
+		return errors.New("it is not a regular file")
+	}
+	return nil
 }
 
 func writeBytes(path string, b []byte) error {

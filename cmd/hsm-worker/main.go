@@ -79,7 +79,7 @@ func serve(conn *wire.Socket, cfg wire.Config, log hclog.Logger) int {
 		}
 		return exitUnavailable
 	}
-	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices(), Ways: token.Ways()}, nil); err != nil {
+	if err := wire.WriteHello(conn, wire.Hello{Notices: token.Notices(), Ways: token.Ways(), KEMs: token.KEMs()}, nil); err != nil {
 		return exitProtocol
 	}
 	err = worker.Serve(conn, token, cfg.Sessions, wire.NewSocket(canaries))

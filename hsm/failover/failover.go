@@ -9,6 +9,7 @@ import (
 	"crypto/ecdh"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -270,9 +271,26 @@ func (s *Set) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input 
 	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Sign(ctx, key, alg, input) })
 }
 
-// Derive implements [hsm.Token].
-func (s *Set) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
-	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Derive(ctx, key, peer) })
+// Decap implements [hsm.Token].
+func (s *Set) Decap(ctx context.Context, key hsm.KeyID, kem hsm.KEM, enc *ecdh.PublicKey) ([]byte, error) {
+	return do(ctx, s, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Decap(ctx, key, kem, enc) })
+}
+
+// KEMs implements [hsm.Token]: it lists what every member can do. A member that was not opened yet is
+// left out.
+func (s *Set) KEMs() (common []hsm.KEM) {
+	first := true
+	for _, m := range s.members {
+		kems := m.KEMs()
+		switch {
+		case len(kems) == 0:
+		case first:
+			common, first = slices.Clone(kems), false
+		default:
+			common = slices.DeleteFunc(common, func(k hsm.KEM) bool { return !slices.Contains(kems, k) })
+		}
+	}
+	return common
 }
 
 // MAC implements [hsm.Token].

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -199,5 +200,23 @@ func TestKeyOnOneOnly(t *testing.T) {
 	first.away.Store(true)
 	if err := sign(t.Context(), s, hsm.Key{ID: hsm.KeyID{1}}); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("unknown key with a token away: %v, want ErrUnavailable", err)
+	}
+}
+
+// TestKEMs: a set offers what every opened member can do.
+func TestKEMs(t *testing.T) {
+	for want, members := range map[string][][]hsm.KEM{
+		"[suite 1 suite 2]": {{hsm.DHKEM, hsm.KEM2}, {hsm.DHKEM, hsm.KEM2}},
+		"[suite 2]":         {{hsm.DHKEM, hsm.KEM2}, {hsm.KEM2}},
+		"[suite 1]":         {{}, {hsm.DHKEM}},
+		"[]":                {{hsm.DHKEM}, {hsm.KEM2}},
+	} {
+		cfg := Config{Logger: hclog.NewNullLogger()}
+		for i, kems := range members {
+			cfg.Members = append(cfg.Members, Member{Name: strconv.Itoa(i), Token: &fragile{Token: memory.With(kems...)}})
+		}
+		if got := fmt.Sprint(New(cfg).KEMs()); got != want {
+			t.Errorf("%v: %s, want %s", members, got, want)
+		}
 	}
 }

@@ -71,8 +71,9 @@ func (s *suite) group(name string, test func(*testing.T)) func(*testing.T) {
 }
 
 func (s *suite) ecdh(t *testing.T) {
-	t.Run("Derive", s.testDerive)
-	t.Run("HPKE", s.testHPKE)
+	t.Run("Decap", s.testDecap)
+	t.Run("Vectors", s.testDecapVectors)
+	t.Run("Refused", s.testDecapRefused)
 }
 
 func (s *suite) password(t *testing.T) {

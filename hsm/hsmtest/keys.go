@@ -200,10 +200,12 @@ func (s *suite) deeds(t *testing.T) (deeds []deed) {
 		})
 	}
 	peer := newPeer(t).PublicKey()
-	add("Derive", hsm.DeriveP256, func(ctx context.Context, id hsm.KeyID) error {
-		_, err := s.token.Derive(ctx, id, peer)
-		return err
-	})
+	for _, kem := range s.token.KEMs() {
+		add("Decap for "+kem.String(), hsm.DeriveP256, func(ctx context.Context, id hsm.KeyID) error {
+			_, err := s.token.Decap(ctx, id, kem, peer)
+			return err
+		})
+	}
 	add("MAC", hsm.MACKey, func(ctx context.Context, id hsm.KeyID) error {
 		_, err := s.token.MAC(ctx, id, nil)
 		return err
@@ -336,8 +338,8 @@ func foreign(t *testing.T) *ecdh.PublicKey {
 
 func (s *suite) testBadInput(t *testing.T) {
 	for name, peer := range map[string]*ecdh.PublicKey{"nil": nil, "P-384": foreign(t)} {
-		if _, err := s.token.Derive(t.Context(), hsm.KeyID{}, peer); !errors.Is(err, hsm.ErrInput) {
-			t.Errorf("Derive with peer %s: %v, want ErrInput", name, err)
+		if _, err := s.token.Decap(t.Context(), hsm.KeyID{}, hsm.DHKEM, peer); !errors.Is(err, hsm.ErrInput) {
+			t.Errorf("Decap of %s: %v, want ErrInput", name, err)
 		}
 	}
 	if _, err := s.token.Sign(t.Context(), hsm.KeyID{}, hsm.ES256, fmt.Append(nil, "short")); !errors.Is(err, hsm.ErrInput) {

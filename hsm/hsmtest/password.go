@@ -86,6 +86,8 @@ func (s *suite) testImport(t *testing.T) {
 
 func (s *suite) testImportRefused(t *testing.T) {
 	good := s.wrapped(t, newSecret())
+	_, err := s.token.Import(t.Context(), good)
+	must(t, err)
 	bad := map[string]func(*hsm.Import){
 		"no peer":      func(i *hsm.Import) { i.Ephemeral = nil },
 		"another peer": func(i *hsm.Import) { i.Ephemeral = newPeer(t).PublicKey() },

@@ -128,7 +128,7 @@ func (s *suite) same(t *testing.T, k hsm.Key, before []byte) {
 	case hsm.WrapKey:
 		_, err = s.token.MACWrapped(t.Context(), k.ID, before, nil)
 	case hsm.DeriveP256:
-		s.derives(t, k, newPeer(t))
+		s.decapsulates(t, k, s.kems(t)[0])
 	default:
 		for alg := hsm.ES256; alg <= hsm.EdDSA; alg++ {
 			if alg.For(k.Usage) {
@@ -280,7 +280,7 @@ func (s *suite) testAdopt(t *testing.T) {
 	if public, err := adopted.ECDH(); err != nil || !public.Equal(escrow.PublicKey()) || !s.listed(t, adopted) {
 		t.Errorf("adopted %v: %v", adopted, err)
 	}
-	s.derives(t, adopted, newPeer(t))
+	s.decapsulates(t, adopted, s.kems(t)[0])
 	if _, err := s.token.Adopt(t.Context(), spec, newPeer(t)); !errors.Is(err, hsm.ErrExists) {
 		t.Errorf("another under the label: %v, want ErrExists", err)
 	}

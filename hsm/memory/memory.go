@@ -28,13 +28,18 @@ import (
 // Token implements [hsm.Token] over a map. The zero value is not ready; use
 // [New]. Safe for concurrent use.
 type Token struct {
-	mu    sync.RWMutex // guards what follows
+	mu    sync.RWMutex // guards the next two
 	keys  map[hsm.KeyID]entry
 	certs []hsm.Certificate
+
+	kems []hsm.KEM
 }
 
-// New returns an empty token.
-func New() *Token { return &Token{keys: map[hsm.KeyID]entry{}} }
+// New returns an empty token that can do every KEM.
+func New() *Token { return With(hsm.DHKEM, hsm.KEM2) }
+
+// With returns an empty token that can do these KEMs.
+func With(kems ...hsm.KEM) *Token { return &Token{keys: map[hsm.KeyID]entry{}, kems: kems} }
 
 // Sign implements [hsm.Token]; its signatures are right by construction.
 func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input []byte) ([]byte, error) {
@@ -51,20 +56,33 @@ func (t *Token) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, inpu
 	return e.sign(alg, input)
 }
 
-// Derive implements [hsm.Token].
-func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
-	if err := check.Peer(peer); err != nil {
+// Decap implements [hsm.Token].
+func (t *Token) Decap(ctx context.Context, key hsm.KeyID, kem hsm.KEM, enc *ecdh.PublicKey) ([]byte, error) {
+	if err := check.Decap(kem, enc); err != nil {
 		return nil, err
 	}
-	e, err := t.find(ctx, key, hsm.DeriveP256)
+	if err := check.Offered(kem, t.kems); err != nil {
+		return nil, err
+	}
+	e, z, err := t.derive(ctx, key, enc)
 	if err != nil {
 		return nil, err
 	}
-	z, err := e.ecdh.ECDH(peer)
-	if err != nil {
-		return nil, fmt.Errorf("deriving: %v: %w", err, hsm.ErrInput)
+	return kem.Secret(z, append(enc.Bytes(), e.ecdh.PublicKey().Bytes()...)), nil
+}
+
+// KEMs implements [hsm.Token].
+func (t *Token) KEMs() []hsm.KEM { return t.kems }
+
+// derive does one ECDH. It returns Z.
+func (t *Token) derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) (e entry, z []byte, err error) {
+	if e, err = t.find(ctx, key, hsm.DeriveP256); err != nil {
+		return e, nil, err
 	}
-	return z, nil
+	if z, err = e.ecdh.ECDH(peer); err != nil {
+		return e, nil, fmt.Errorf("deriving: %v: %w", err, hsm.ErrInput)
+	}
+	return e, z, nil
 }
 
 // MAC implements [hsm.Token].
@@ -90,7 +108,7 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	z, err := t.Derive(ctx, i.Enrol, i.Ephemeral)
+	_, z, err := t.derive(ctx, i.Enrol, i.Ephemeral)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +236,7 @@ func (t *Token) get(ctx context.Context, id hsm.KeyID) (entry, error) {
 func (t *Token) Clone() *Token {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return &Token{keys: maps.Clone(t.keys), certs: slices.Clone(t.certs)}
+	return &Token{keys: maps.Clone(t.keys), certs: slices.Clone(t.certs), kems: t.kems}
 }
 
 // entry is one key. Its usage determines which of signer, ecdh and secret is set.

@@ -3,7 +3,6 @@ package pkcs11
 import (
 	"context"
 	"crypto"
-	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
@@ -102,58 +101,11 @@ func (t *Token) macInParts(s *session, key pkcs11.ObjectHandle, data []byte) ([]
 
 var hmacSHA256 = operation{mechanism: pkcs11.CKM_SHA256_HMAC, size: check.SecretLen}
 
-// Derive implements [hsm.Token] with CKM_ECDH1_DERIVE and no KDF.
-func (t *Token) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) (z []byte, err error) {
-	if err := check.Peer(peer); err != nil {
-		return nil, err
-	}
-	err = t.use(ctx, need{id: key, usage: hsm.DeriveP256}, func(s *session, o object) (err error) {
-		z, err = t.derive(s, o, peer.Bytes())
-		return blamesInput(err) // the peer is a point on the curve
-	})
-	return z, err
-}
-
-// derive reads the secret once from a session object, which it always destroys. If that
-// fails, the session is closed, and the object with it.
-func (t *Token) derive(s *session, o object, peer []byte) (z []byte, err error) {
-	secret, err := t.ctx.DeriveKey(s.handle, ecdhMechanism(peer), o.handle, derived(t.ways.openZ))
-	if err != nil {
-		return nil, at("C_DeriveKey", err)
-	}
-	z, err = t.native.value(s.handle, secret, check.SecretLen)
-	err = at("C_GetAttributeValue", err)
-	if t.destroy(s, secret, &err); err != nil {
-		clear(z)
-		return nil, err
-	}
-	return z, nil
-}
-
-func ecdhMechanism(peer []byte) []*pkcs11.Mechanism {
-	params := pkcs11.NewECDH1DeriveParams(pkcs11.CKD_NULL, nil, peer)
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDH1_DERIVE, params)}
-}
-
 // destroy destroys a session object. If that fails, it sets the error of the call, so that
 // the session is closed.
 func (t *Token) destroy(s *session, h pkcs11.ObjectHandle, err *error) {
 	if gone := t.ctx.DestroyObject(s.handle, h); gone != nil {
 		*err = at("C_DestroyObject", gone)
-	}
-}
-
-// derived returns the template of a secret that is read. It is private, except on a module that
-// refuses that.
-func derived(open bool) []*pkcs11.Attribute {
-	return []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
-		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, check.SecretLen),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
-		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, !open),
-		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
-		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 	}
 }
 
@@ -165,13 +117,18 @@ func (t *Token) Import(ctx context.Context, i hsm.Import) (wrapped []byte, err e
 	}
 	keys := []need{{id: i.Enrol, usage: hsm.DeriveP256}, {id: i.Wrap, usage: hsm.WrapKey}}
 	if t.ways.importer == importNone && !t.hostCheck {
-		return nil, fmt.Errorf("module cannot import password verifiers: %w", hsm.ErrUnsupported)
+		return nil, noImport(hsm.ErrUnsupported)
 	}
 	err = t.useAll(ctx, keys, func(s *session, o []object) (err error) {
 		wrapped, err = t.importVerifier(s, o, i)
 		return err
 	})
 	return wrapped, err
+}
+
+// noImport is the error of an import on a module that can do it neither inside nor in this process.
+func noImport(class error) error {
+	return fmt.Errorf("module imports no password verifiers: it lacks %s, and lets no secret of CKM_ECDH1_DERIVE out: %w", encryptData, class)
 }
 
 // importVerifier imports a secret in the way that was chosen.
@@ -265,6 +222,9 @@ func (t *Token) checkLength(s *session, secret pkcs11.ObjectHandle) error {
 
 // importHere imports a secret through the memory of this process.
 func (t *Token) importHere(s *session, o []object, i hsm.Import) (wrapped []byte, err error) {
+	if t.ways.agreement != agreeRead {
+		return nil, at("C_DeriveKey", noImport(errLacking))
+	}
 	z, err := t.derive(s, o[0], i.Ephemeral.Bytes())
 	if err != nil {
 		return nil, err

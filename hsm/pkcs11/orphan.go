@@ -6,7 +6,6 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -77,13 +76,9 @@ func (h *halves) with(publics []publicKey) map[hsm.KeyID]publicKey {
 	return all
 }
 
-// errDoubt means that an attempt to use a private key failed as it does when the token fails: it proves
-// nothing.
-var errDoubt = errors.New("no proof while the token fails")
-
 // proven returns the public half of a private key, of those with its CKA_ID and those that the
-// caller knows. It uses the private key once and remembers the result. A failure that may be one of the
-// token is no result: the next call uses the key again.
+// caller knows. It uses the private key once; an object that was used before is not used again,
+// unless the module failed at it.
 func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey) (public publicKey, ok bool, err error) {
 	all := t.halves.with(publics)
 	name := fmt.Sprintf("%d %x %s", o.handle, o.mark, o.Label)
@@ -91,29 +86,31 @@ func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey
 		public, ok = all[id]
 		return public, ok, nil
 	}
-	doubt := false
+	doubtful := false
 	for _, usage := range hsm.Usages() {
 		among := facts.halvesFor(usage, all)
 		if len(among) == 0 {
 			continue
 		}
 		o.Usage = usage
-		public, ok, err = t.prover(s, o, among)
-		switch {
-		case errors.Is(err, errDoubt):
-			doubt = true
-			continue
-		case err != nil:
+		if public, ok, err = t.prover(s, o, among); err != nil && t.loggedIn() != nil {
 			return public, false, err
 		}
 		if ok {
 			break
 		}
+		doubtful = doubtful || err != nil && !refusesKey(err)
 	}
-	if ok || !doubt {
+	if ok || !doubtful {
 		t.halves.remember(name, public.id)
 	}
 	return public, ok, nil
+}
+
+// refusesKey reports whether an error says that a key is not for a use. Any other may be gone at the next try.
+func refusesKey(err error) bool {
+	c := classify(err)
+	return c == input || c == wrongKey || c == lacking
 }
 
 // halvesFor returns the public keys that may belong to a private key of the usage.
@@ -133,32 +130,24 @@ func (p publicKey) has(part []byte) bool {
 }
 
 // prover has a private key prove its usage, and returns the public key with which the proof
-// verifies. A token that errs once is asked again; one that keeps failing is [errDoubt].
+// verifies. A token that answers wrong once is asked again.
 func (t *Token) prover(s *session, o object, among []publicKey) (public publicKey, ok bool, err error) {
 	prove := t.proveSigner
 	if o.Usage == hsm.DeriveP256 {
 		prove = t.proveDeriver
 	}
-	var doubt error
 	for range hsm.Tries {
 		is, err := prove(s, o)
-		switch {
-		case err != nil && t.loggedIn() != nil:
+		if err != nil {
 			return public, false, err
-		case ambiguous(err):
-			doubt = fmt.Errorf("%v: %w", err, errDoubt)
-			continue
-		case err != nil:
-			return public, false, nil // this key is not for that
 		}
-		doubt = nil
 		for _, p := range among {
 			if is(p) {
 				return p, true, nil
 			}
 		}
 	}
-	return public, false, doubt
+	return public, false, nil
 }
 
 // proveSigner signs a random input. The function that it returns reports whether the signature
@@ -177,14 +166,19 @@ func (t *Token) proveDeriver(s *session, o object) (is func(publicKey) bool, err
 	if err != nil {
 		return nil, at("C_DeriveKey", err)
 	}
-	got, err := t.derive(s, o, peer.PublicKey().Bytes())
+	kems := t.KEMs()
+	if len(kems) == 0 {
+		return nil, at("C_DeriveKey", errLacking)
+	}
+	enc := peer.PublicKey().Bytes()
+	got, err := t.decap(s, kems[0], recipient{o, enc, enc})
 	return func(p publicKey) bool {
 		public, err := (hsm.Key{Public: p.spki}).ECDH()
 		if err != nil {
 			return false
 		}
-		want, err := peer.ECDH(public)
-		return err == nil && bytes.Equal(got, want)
+		z, err := peer.ECDH(public)
+		return err == nil && bytes.Equal(got, kems[0].Secret(z, enc))
 	}, err
 }
 

@@ -161,9 +161,10 @@ func (t *Token) trialPair(s *session) (draft, []byte, error) {
 	return made, point, err
 }
 
-// tryDerive finds out whether the module derives a secret that can be read.
+// tryDerive finds the way from a key agreement to a shared secret.
 func (t *Token) tryDerive(s *session) error {
 	if t.have.check(using(hsm.DeriveP256)) != nil {
+		t.ways.agreement = agreeNone
 		return nil
 	}
 	var own draft
@@ -190,21 +191,65 @@ func (t *Token) tryDerive(s *session) error {
 		return t.unpaired(err)
 	}
 	defer func() { own.end(new(error)) }()
+	return t.tryAgreements(s, own)
+}
+
+// agreeTrials are the ways in the order of their trials.
+var agreeTrials = []struct {
+	way   agreeWay
+	openZ bool
+}{{agreeRead, false}, {agreeRead, true}, {agreeDigest, false}, {agreeKDF, false}}
+
+// tryAgreements compares the shared secret of each way with the one of software until one is the same.
+func (t *Token) tryAgreements(s *session, own draft) error {
+	point, err := t.point(s, own.public)
+	if err != nil {
+		return err
+	}
+	var refused []string
+	for _, trial := range agreeTrials {
+		t.ways.agreement, t.ways.openZ = trial.way, trial.openZ
+		err := t.outcome(func() error { return t.tryAgreement(s, own, point) })
+		if err == nil || !errors.Is(err, errRefused) {
+			return err
+		}
+		if !trial.openZ {
+			refused = append(refused, fmt.Sprintf("with %s: %v", trial.way, err))
+		}
+	}
+	t.ways.agreement = agreeNone
+	t.refuse("CKM_ECDH1_DERIVE", errors.New(strings.Join(refused, "; ")))
+	return nil
+}
+
+// tryAgreement decapsulates for each KEM of the way. point is the public half of the key.
+func (t *Token) tryAgreement(s *session, own draft, point []byte) error {
+	if t.ways.agreement == agreeKDF && t.ways.mac == (macWay{}) {
+		return fmt.Errorf("no key makes MACs: %w", errRefused)
+	}
+	public, err := ecdh.P256().NewPublicKey(point)
+	if err != nil {
+		return err
+	}
 	peer, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
 		return err
 	}
-	for _, t.ways.openZ = range []bool{false, true} {
-		err = t.outcome(func() error {
-			_, err := t.derive(s, object{handle: own.private}, peer.PublicKey().Bytes())
-			return err
-		})
-		if err == nil || !errors.Is(err, errRefused) {
+	z, err := peer.ECDH(public)
+	if err != nil {
+		return err
+	}
+	enc := peer.PublicKey().Bytes()
+	to := recipient{object{handle: own.private}, enc, slices.Concat(enc, point)}
+	for _, kem := range t.KEMs() {
+		got, err := t.decap(s, kem, to)
+		if err != nil {
 			return err
 		}
+		if !bytes.Equal(got, kem.Secret(z, to.context)) {
+			return at("C_DeriveKey", fmt.Errorf("another secret than software has for %s: %w", kem, errShort))
+		}
 	}
-	t.ways.openZ = false
-	t.refuse("CKM_ECDH1_DERIVE", fmt.Errorf("with CKD_NULL and a secret that is read: %w", err))
 	return nil
 }
 

@@ -19,7 +19,8 @@ type ways struct {
 	wrapping wrapWay   // the zero value: no key wraps
 	importer importWay // how a password verifier gets to the wrap key
 	// unseen are usages that the module refuses to see, even false, so that no template has them.
-	unseen []uint
+	unseen    []uint
+	agreement agreeWay // the zero value: no ECDH ends in a shared secret
 	// openZ: the module derives no readable secret that is CKA_PRIVATE true.
 	openZ bool
 	// untried names what could not be tried without leaving something on the token.
@@ -100,8 +101,46 @@ const (
 	importNone   importWay = ""
 )
 
+// agreeWay says where the shared secret of a KEM is computed from the Z of an ECDH.
+type agreeWay string
+
+// The ways of key agreement, the best first. Only the first can also import verifiers in the worker.
+const (
+	agreeRead   agreeWay = "CKD_NULL, a secret that is read"
+	agreeDigest agreeWay = "CKD_NULL, a secret that C_DigestKey hashes inside the token"
+	agreeKDF    agreeWay = "CKD_SHA256_KDF, a secret that stays inside the token"
+	agreeNone   agreeWay = ""
+)
+
+// kems lists what the way can do.
+func (a agreeWay) kems() []hsm.KEM {
+	switch a {
+	case agreeRead, agreeDigest:
+		return []hsm.KEM{hsm.DHKEM, hsm.KEM2}
+	case agreeKDF:
+		return []hsm.KEM{hsm.KEM2}
+	}
+	return nil
+}
+
+// agrees describes the key agreement for an administrator.
+func (w ways) agrees() string {
+	if w.agreement == agreeNone {
+		return "key agreement: none"
+	}
+	text := "key agreement: " + string(w.agreement)
+	if w.openZ {
+		text += " (CKA_PRIVATE false)"
+	}
+	var suites []string
+	for _, k := range w.agreement.kems() {
+		suites = append(suites, k.String())
+	}
+	return text + ", for " + strings.Join(suites, " and ")
+}
+
 // standard are the ways of PKCS#11 v2.40.
-var standard = ways{mac: macWays[0], wrapping: wrapWays[0], importer: importInside}
+var standard = ways{mac: macWays[0], wrapping: wrapWays[0], importer: importInside, agreement: agreeRead}
 
 // names describes the ways for an administrator, one sentence for each choice.
 func (w ways) names() []string {
@@ -119,11 +158,7 @@ func (w ways) names() []string {
 	} else {
 		list = append(list, "import of verifiers: "+string(w.importer))
 	}
-	z := "key agreement: CKD_NULL, a secret that is read"
-	if w.openZ {
-		z += " (CKA_PRIVATE false)"
-	}
-	list = append(list, z)
+	list = append(list, w.agrees())
 	if len(w.unseen) > 0 {
 		var names []string
 		for _, u := range w.unseen {

@@ -39,7 +39,7 @@ func TestWaysOfSoftHSM(t *testing.T) {
 	}
 	want := []string{
 		"MAC: CKK_GENERIC_SECRET by CKM_GENERIC_SECRET_KEY_GEN", "key wrap: CKM_AES_KEY_WRAP_PAD (0x210a)",
-		"import of verifiers: inside the token", "key agreement: CKD_NULL, a secret that is read",
+		"import of verifiers: inside the token", "key agreement: CKD_NULL, a secret that is read, for suite 1 and suite 2",
 	}
 	if got := shared.Ways(); !slices.Equal(got, want) {
 		t.Errorf("%q", got)

@@ -41,7 +41,7 @@ func (x *bench) operations() map[string]operation {
 			check(b, err)
 		},
 		"derive": func(b *testing.B, token hsm.Token) {
-			_, err := token.Derive(b.Context(), x.derive, x.peer)
+			_, err := token.Decap(b.Context(), x.derive, hsm.DHKEM, x.peer)
 			check(b, err)
 		},
 		"mac": func(b *testing.B, token hsm.Token) {

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"countersign/hsm"
+	"countersign/hsm/wire"
 )
 
 const (
@@ -87,10 +88,10 @@ type Pool struct {
 	started chan *conn              // a worker that Unlock started, for a supervisor
 	live    atomic.Pointer[[]*conn] // replaced under mu, read without
 	closed  chan struct{}
-	running sync.WaitGroup           // supervisors
-	ended   sync.Once                // closes forksEnd
-	ways    atomic.Pointer[[]string] // of the last worker that opened the token
-	worked  sync.Map                 // use → nil, what worked since the last start of a worker
+	running sync.WaitGroup             // supervisors
+	ended   sync.Once                  // closes forksEnd
+	opened  atomic.Pointer[wire.Hello] // of the last worker that opened the token
+	worked  sync.Map                   // use → nil, what worked since the last start of a worker
 
 	shows     atomic.Bool   // each worker saw a key that another one had made
 	refusals  atomic.Int64  // PINs that the token refused
@@ -221,8 +222,16 @@ func (p *Pool) Returns() uint64 { return p.returns.Load() }
 // Ways describes how the module is used, one sentence for each choice; none before a worker opened
 // the token.
 func (p *Pool) Ways() []string {
-	if ways := p.ways.Load(); ways != nil {
-		return *ways
+	if hello := p.opened.Load(); hello != nil {
+		return hello.Ways
+	}
+	return nil
+}
+
+// KEMs implements [hsm.Token].
+func (p *Pool) KEMs() []hsm.KEM {
+	if hello := p.opened.Load(); hello != nil {
+		return hello.KEMs
 	}
 	return nil
 }

@@ -206,7 +206,7 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 	for _, n := range hello.Notices {
 		p.cfg.Logger.Warn("module is limited", "notice", n)
 	}
-	if err := p.noteWays(hello.Ways); err != nil {
+	if err := p.noteWays(hello); err != nil {
 		return err
 	}
 	return errors.Join(w.sock.Tick(tick), w.canaries.Tick(tick))
@@ -214,15 +214,15 @@ func (p *Pool) handshake(ctx context.Context, w startedProcess) error {
 
 // noteWays logs how the module is used, once and when it changes. A worker that would use it otherwise
 // than those that are running may have started during a fault, and is refused.
-func (p *Pool) noteWays(ways []string) error {
-	before := p.ways.Load()
+func (p *Pool) noteWays(hello wire.Hello) error {
+	before, ways := p.opened.Load(), hello.Ways
 	switch {
-	case before != nil && slices.Equal(*before, ways):
+	case before != nil && slices.Equal(before.Ways, ways):
 		return nil
 	case before != nil && len(*p.live.Load()) > 0:
 		return fmt.Errorf("it would use the module otherwise than the other workers, %s: %w", strings.Join(ways, "; "), hsm.ErrUnavailable)
 	}
-	p.ways.Store(&ways)
+	p.opened.Store(&hello)
 	p.cfg.Logger.Info("module is used", "ways", strings.Join(ways, "; "))
 	return nil
 }

@@ -32,12 +32,12 @@ func (p *Pool) Sign(ctx context.Context, key hsm.KeyID, alg hsm.Algorithm, input
 	return p.do(ctx, t)
 }
 
-// Derive implements [hsm.Token].
-func (p *Pool) Derive(ctx context.Context, key hsm.KeyID, peer *ecdh.PublicKey) ([]byte, error) {
-	if err := check.Peer(peer); err != nil {
+// Decap implements [hsm.Token].
+func (p *Pool) Decap(ctx context.Context, key hsm.KeyID, kem hsm.KEM, enc *ecdh.PublicKey) ([]byte, error) {
+	if err := check.Decap(kem, enc); err != nil {
 		return nil, err
 	}
-	return p.call(ctx, wire.Derive(key, peer), length(check.SecretLen))
+	return p.call(ctx, wire.Decap(key, kem, enc), length(check.SecretLen))
 }
 
 // MAC implements [hsm.Token].

@@ -18,12 +18,14 @@ func Call(ctx context.Context, t hsm.Token, q Request) ([]byte, error) {
 			return nil, fmt.Errorf("sign: no algorithm: %w", hsm.ErrInput)
 		}
 		return t.Sign(ctx, q.Key, hsm.Algorithm(q.Payload[0]), q.Payload[1:])
-	case opDerive:
-		peer, err := ecdh.P256().NewPublicKey(q.Payload)
+	case opDecap:
+		in := reader{rest: q.Payload}
+		kem := hsm.KEM(in.u8())
+		enc, err := ecdh.P256().NewPublicKey(in.rest)
 		if err != nil {
-			return nil, fmt.Errorf("derive: %v: %w", err, hsm.ErrInput)
+			return nil, fmt.Errorf("decap: %v: %w", err, hsm.ErrInput)
 		}
-		return t.Derive(ctx, q.Key, peer)
+		return t.Decap(ctx, q.Key, kem, enc)
 	case opMAC:
 		return t.MAC(ctx, q.Key, q.Payload)
 	case opImport:

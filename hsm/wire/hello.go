@@ -9,7 +9,7 @@ import (
 	"countersign/hsm"
 )
 
-const version = 4
+const version = 5
 
 // Config is the first frame, parent to child: the token to open.
 type Config struct {
@@ -85,6 +85,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 type Hello struct {
 	Notices []string // mechanisms that the module lacks and serving does not need, at most 255
 	Ways    []string // how the module is used, at most 255
+	KEMs    []hsm.KEM
 }
 
 // WriteHello sends the answer to the configuration: the error of opening the
@@ -94,7 +95,10 @@ func WriteHello(w io.Writer, h Hello, failed error) error {
 	if failed != nil {
 		buf = appendText(buf, clip(failed.Error()))
 	} else {
-		buf = appendTexts(appendTexts(buf, h.Notices), h.Ways)
+		buf = append(appendTexts(appendTexts(buf, h.Notices), h.Ways), byte(len(h.KEMs)))
+		for _, k := range h.KEMs {
+			buf = append(buf, byte(k))
+		}
 	}
 	_, err := w.Write(buf)
 	return err
@@ -129,6 +133,9 @@ func ReadHello(r io.Reader) (Hello, error) {
 		err = remote(s, in.text())
 	} else {
 		h.Notices, h.Ways = in.texts(), in.texts()
+		for range in.u8() {
+			h.KEMs = append(h.KEMs, hsm.KEM(in.u8()))
+		}
 	}
 	if bad := in.done(); bad != nil {
 		return Hello{}, fmt.Errorf("reading worker's hello: %v: %w", bad, hsm.ErrUnavailable)

@@ -15,7 +15,7 @@ type Op byte
 
 const (
 	opSign Op = iota + 1
-	opDerive
+	opDecap
 	opMAC
 	opImport
 	opMACWrapped
@@ -37,7 +37,7 @@ var ops = [...]struct {
 	changes bool // the contents of the token
 	lists   bool // all objects of a kind
 }{
-	opSign: {name: "sign"}, opDerive: {name: "derive"}, opMAC: {name: "mac"}, opImport: {name: "import"},
+	opSign: {name: "sign"}, opDecap: {name: "decap"}, opMAC: {name: "mac"}, opImport: {name: "import"},
 	opMACWrapped: {name: "mac-wrapped"}, opRewrap: {name: "rewrap"},
 	opGenerate: {name: "generate", changes: true}, opRestore: {name: "restore", changes: true},
 	opAdopt: {name: "adopt", changes: true}, opDestroy: {name: "destroy", changes: true},
@@ -81,9 +81,10 @@ func Sign(key hsm.KeyID, alg hsm.Algorithm, input []byte) Request {
 	return Request{Op: opSign, Key: key, Payload: payload, Detail: string(payload[:1])}
 }
 
-// Derive is a request, as are the functions below, for the method of [hsm.Token] of that name.
-func Derive(key hsm.KeyID, peer *ecdh.PublicKey) Request {
-	return Request{Op: opDerive, Key: key, Payload: peer.Bytes()}
+// Decap is a request, as are the functions below, for the method of [hsm.Token] of that name.
+func Decap(key hsm.KeyID, kem hsm.KEM, enc *ecdh.PublicKey) Request {
+	payload := append([]byte{byte(kem)}, enc.Bytes()...)
+	return Request{Op: opDecap, Key: key, Payload: payload, Detail: string(payload[:1])}
 }
 
 // MAC is a request that shares data.

@@ -128,20 +128,20 @@ func TestServe(t *testing.T) {
 	}
 	point := newPoint(t)
 	for q, want := range map[*wire.Request]error{
-		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), []byte{1, 2, 3}):                        hsm.ErrInput,
-		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), append([]byte{1}, make([]byte, 32)...)): hsm.ErrKey,
-		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), nil):                                    hsm.ErrInput,
-		with(wire.Import(hsm.Import{Ephemeral: point}), nil):                                 hsm.ErrInput,
-		with(wire.Rewrap(hsm.Rewrap{}), nil):                                                 hsm.ErrInput,
-		with(wire.Restore(hsm.Restore{}), nil):                                               hsm.ErrInput,
-		with(wire.Adopt(spec, newPrivate(t)), nil):                                           hsm.ErrInput,
-		with(wire.Destroy(hsm.KeyID{}), nil):                                                 hsm.ErrKey,
-		with(wire.StoreCertificate(hsm.Certificate{}), nil):                                  hsm.ErrInput,
-		with(wire.Derive(hsm.KeyID{}, point), make([]byte, 65)):                              hsm.ErrInput,
-		with(wire.Generate(spec), nil):                                                       hsm.ErrInput,
-		with(wire.Generate(spec), wire.Generate(spec).Payload):                               hsm.ErrExists,
-		late(wire.Now() - 1):                                                                 hsm.ErrUnavailable,
-		late(-1):                                                                             hsm.ErrUnavailable,
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), []byte{1, 2, 3}):                           hsm.ErrInput,
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), append([]byte{1}, make([]byte, 32)...)):    hsm.ErrKey,
+		with(wire.Sign(hsm.KeyID{}, hsm.ES256, nil), nil):                                       hsm.ErrInput,
+		with(wire.Import(hsm.Import{Ephemeral: point}), nil):                                    hsm.ErrInput,
+		with(wire.Rewrap(hsm.Rewrap{}), nil):                                                    hsm.ErrInput,
+		with(wire.Restore(hsm.Restore{}), nil):                                                  hsm.ErrInput,
+		with(wire.Adopt(spec, newPrivate(t)), nil):                                              hsm.ErrInput,
+		with(wire.Destroy(hsm.KeyID{}), nil):                                                    hsm.ErrKey,
+		with(wire.StoreCertificate(hsm.Certificate{}), nil):                                     hsm.ErrInput,
+		with(wire.Decap(hsm.KeyID{}, hsm.DHKEM, point), append([]byte{1}, make([]byte, 65)...)): hsm.ErrInput,
+		with(wire.Generate(spec), nil):                                                          hsm.ErrInput,
+		with(wire.Generate(spec), wire.Generate(spec).Payload):                                  hsm.ErrExists,
+		late(wire.Now() - 1):                                                                    hsm.ErrUnavailable,
+		late(-1):                                                                                hsm.ErrUnavailable,
 	} {
 		if p = ask(t, conn, *q); !errors.Is(p.Err, want) {
 			t.Errorf("%+v: %v, want %v", q, p.Err, want)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 
+	"countersign/internal/kem"
 	"countersign/protocol"
 	"countersign/protocol/internal/domain"
 )
@@ -149,7 +150,7 @@ func SealM1(to Recipient, p1 []byte) (m1 []byte, es Secret, err error) {
 	if err != nil {
 		return nil, es, fmt.Errorf("sealing M1: %w", err)
 	}
-	c := newContext(to.Suite, sharedSecret(to.Suite, z, append(enc, public.Bytes()...)), hpkeInfo(to.Root))
+	c := newContext(to.Suite, kem.ID(to.Suite).Secret(z, append(enc, public.Bytes()...)), hpkeInfo(to.Root))
 	head := []byte{KindM1<<4 | Version, (to.Suite-1)*epochModulus | byte(to.Epoch%epochModulus)}
 	m1 = append(bytes.Clone(head), encC[:]...)
 	return c.gcm().Seal(m1, c.nonce[:], p1, head), c.session(), nil

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// A client has no clock that it can trust: it may be ahead, and then be put right. What the client adopted only because
-// its own clock said so is given up then. What the appliance has shown stays (PROTOCOL.md §2.2).
+// A client cannot trust its clock, which may be ahead and then be set right. The client then gives up what it adopted
+// only because of that clock, and keeps what the appliance has shown (PROTOCOL.md §2.2).
 
 // Shown is what an authentic M2 or a decision shows: the appliance used this epoch, and its clock stood at this time.
 type Shown struct {
@@ -15,7 +15,7 @@ type Shown struct {
 	Now   uint64 // Unix seconds: P2.now, or field 6 of the decision
 }
 
-// Show returns the state of a client that the appliance has shown this.
+// Show returns the state after the appliance has shown this to the client.
 func (t State) Show(s Shown) State {
 	t.ShownTime = max(t.ShownTime, s.Now)
 	if s.Epoch > t.ShownEpochs[s.Use] {
@@ -25,7 +25,8 @@ func (t State) Show(s Shown) State {
 		}
 		t.ShownEpochs[s.Use] = s.Epoch
 	}
-	// A key of decision and a minimum epoch stay for ever, because receipts do.
+	// No time ends a key of decision or a minimum epoch, because receipts have no end. A later minimum
+	// epoch replaces them, see adopt.
 	over := func(k Key) bool { return !k.TakesM2At(t.ShownTime) && k.MinEpoch == nil && k.Use != UseDecision }
 	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), over)
 	t.Later = slices.DeleteFunc(slices.Clone(t.Later), over)

@@ -38,7 +38,8 @@ func date(unix uint64) string {
 
 // DateError returns the error for this certificate at now, in Unix seconds.
 func (k KeyCert) DateError(code protocol.Code, now uint64) *DateError {
-	return &DateError{Code: code, What: fmt.Sprintf("%v epoch %d", k.Use, k.Epoch), From: k.NotBefore, Until: k.NotAfter, Now: now}
+	what := fmt.Sprintf("%v epoch %d", k.Use, k.Epoch)
+	return &DateError{Code: code, What: what, From: k.NotBefore, Until: k.NotAfter, Now: now}
 }
 
 // Unusable returns the reason why an MU brings a client no kem key: CodeStaleKey, as a [DateError] if one that the last

@@ -20,6 +20,7 @@ type course struct {
 	refusal string // in the error of countersignd init; "" if it works
 	code    int    // exit code of that error; 0 stands for 69
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
+	unkept  string // in the error of an enrolment with a password; "" if passwords work
 	way     string // that hsm status names; "": any
 	fault   string // a rule of the shim for a failure that the vendor documents; "": no failure
 }
@@ -27,7 +28,7 @@ type course struct {
 var courses = []course{
 	// A member of the HA group is lost.
 	{profile: "luna", way: "CKM_LUNA_AES_KWP (0x80000171)", fault: "C_Sign rv CKR_DEVICE_ERROR n=1"},
-	{profile: "luna-fips", refusal: "CKD_NULL"},
+	{profile: "luna-fips", way: "for suite 2", lacking: "CKM_AES_ECB_ENCRYPT_DATA", unkept: "CKM_ECDH1_DERIVE"},
 	{profile: "nshield", way: "CKK_SHA256_HMAC by CKM_NC_SHA256_HMAC_KEY_GEN"},
 	{profile: "aws-cloudhsm-5", refusal: "CKD_NULL"},
 	{profile: "yubihsm2", refusal: `hsm.password_check = "host"`, code: failed},
@@ -39,7 +40,11 @@ var courses = []course{
 		profile: "marvell", lacking: "CKM_AES_ECB_ENCRYPT_DATA", way: "import of verifiers: in the memory of hsm-worker",
 		fault: "C_SignInit logout n=1",
 	},
-	{profile: "ep11", refusal: "CKR_ATTRIBUTE_SENSITIVE"},
+	{profile: "ep11", refusal: `hsm.password_check = "host"`, code: failed},
+	{
+		profile: "ep11", host: true, way: "a secret that C_DigestKey hashes inside the token", lacking: "CKM_AES_ECB_ENCRYPT_DATA",
+		unkept: "CKM_ECDH1_DERIVE",
+	},
 	{profile: "nethsm", refusal: "CKM_ECDH1_DERIVE"},
 }
 
@@ -65,7 +70,7 @@ var edits = map[string][]harness.Edit{
 }
 
 func TestMain(m *testing.M) {
-	s := harness.Suite{Name: "hsm-masks", Breaks: []string{breakTrial}}
+	s := harness.Suite{Name: "hsm-masks", Breaks: []string{breakTrial}, Sections: []string{suites}}
 	for _, c := range courses {
 		s.Sections = append(s.Sections, c.name())
 	}
@@ -90,6 +95,9 @@ func TestMasks(t *testing.T) {
 				defer s.close()
 				s.run(r.Context())
 			})
+		}
+		if !harness.Brief() {
+			r.Section(suites, func() { serveBoth(r.Context(), r, bin) })
 		}
 	})
 }

@@ -125,8 +125,8 @@ func TestNotTheCaller(t *testing.T) {
 	}
 	for _, code := range []string{"CKR_MECHANISM_PARAM_INVALID", "CKR_MECHANISM_INVALID", "CKR_TEMPLATE_INCONSISTENT"} {
 		b.set("C_DeriveKey rv "+code, "C_Sign rv "+code+" size=32")
-		if _, err := p.Derive(t.Context(), kem.ID, peer.PublicKey()); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrInput) {
-			t.Errorf("%s: Derive: %v, want ErrUnavailable", code, err)
+		if _, err := p.Decap(t.Context(), kem.ID, hsm.DHKEM, peer.PublicKey()); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrInput) {
+			t.Errorf("%s: Decap: %v, want ErrUnavailable", code, err)
 		}
 		if _, err := p.MAC(t.Context(), mac.ID, []byte("x")); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrInput) {
 			t.Errorf("%s: MAC: %v, want ErrUnavailable", code, err)

@@ -262,7 +262,7 @@ func verify(k *keyring.Key, roots map[uint64]protocol.PublicKey) error {
 	if field := differs(cert, k.KeyCert()); field != "" {
 		return fmt.Errorf("%w: %s has a certificate with another %s", ErrRow, k.Label(), field)
 	}
-	k.RulesOut = cert.MinEpoch != nil
+	k.RulesOut, k.Suite = cert.MinEpoch != nil, cert.Suite
 	return nil
 }
 
@@ -276,7 +276,6 @@ func differs(cert, row trust.KeyCert) string {
 		{"use", cert.Use == row.Use},
 		{"epoch", cert.Epoch == row.Epoch},
 		{"public key", cert.Key == row.Key},
-		{"suite", cert.Suite == row.Suite},
 		{"not-before", cert.NotBefore == row.NotBefore},
 		{"not-after", cert.NotAfter == row.NotAfter},
 		{"minimum epoch", cert.MinEpoch == nil || *cert.MinEpoch == cert.Epoch},

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdh"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"countersign/hsm"
@@ -40,6 +41,23 @@ func Peer(peer *ecdh.PublicKey) error {
 		return fmt.Errorf("peer is not a point on P-256: %w", hsm.ErrInput)
 	}
 	return nil
+}
+
+// Decap accepts the arguments of that method. An unknown KEM, or an enc that is no point on P-256, is
+// [hsm.ErrInput].
+func Decap(kem hsm.KEM, enc *ecdh.PublicKey) error {
+	if !kem.Known() {
+		return fmt.Errorf("KEM of %s is unknown: %w", kem, hsm.ErrInput)
+	}
+	return Peer(enc)
+}
+
+// Offered accepts a KEM that a token offers; another one is [hsm.ErrUnsupported].
+func Offered(kem hsm.KEM, offered []hsm.KEM) error {
+	if slices.Contains(offered, kem) {
+		return nil
+	}
+	return fmt.Errorf("decapsulating for %s, and the module offers %v: %w", kem, offered, hsm.ErrUnsupported)
 }
 
 // Wrapped accepts 40 bytes, the length of the AES-KWP of 32 bytes; anything else is

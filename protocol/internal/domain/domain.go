@@ -2,7 +2,11 @@
 // derivation has its own, so that the output of one cannot serve as another.
 package domain
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+
+	"countersign/internal/kem"
+)
 
 // The domain strings.
 const (
@@ -28,7 +32,7 @@ const (
 	Seal        = "OA1 seal v1"
 	Pairwise    = "OA1 pairwise v1"
 	Handle      = "OA1 handle v1"
-	KEM2        = "OA1 kem v2"
+	KEM2        = kem.Domain
 )
 
 // All lists every domain string.

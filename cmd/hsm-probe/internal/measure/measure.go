@@ -58,13 +58,23 @@ func (g *Token) signature(ctx context.Context) ([]byte, error) {
 	return g.token.Sign(ctx, g.sign.ID, hsm.ES256, digest)
 }
 
+// decap does one key agreement, as an authorization does.
+func (g *Token) decap(ctx context.Context) error {
+	kems := g.token.KEMs()
+	if len(kems) == 0 {
+		return fmt.Errorf("the module can do no KEM: %w", hsm.ErrUnsupported)
+	}
+	_, err := g.token.Decap(ctx, g.derive.ID, kems[0], g.peer)
+	return err
+}
+
 // Operation returns one call of an operation of package report.
 func (g *Token) Operation(name string) func(context.Context) error {
 	switch name {
 	case report.Sign:
 		return func(ctx context.Context) error { _, err := g.signature(ctx); return err }
 	case report.Derive:
-		return func(ctx context.Context) error { _, err := g.token.Derive(ctx, g.derive.ID, g.peer); return err }
+		return func(ctx context.Context) error { return g.decap(ctx) }
 	default:
 		return func(ctx context.Context) error { _, err := g.token.MAC(ctx, g.mac.ID, digest); return err }
 	}
