@@ -81,8 +81,15 @@ func TestBackupToNoFile(t *testing.T) {
 	}
 	address, told := backups(t, "a backup", func() { t.Error("it was fetched") })
 	for _, args := range [][]string{
-		{"key", "directory"}, {"key", "directory/"}, {"key", "pipe"}, {"key", "device"}, {"key", strings.Repeat("x", 250)},
-		{"store", "directory"}, {"store", "pipe"}, {"store", "copy"}, {"store", strings.Repeat("x", 250)},
+		{"key", "directory"},
+		{"key", "directory/"},
+		{"key", "pipe"},
+		{"key", "device"},
+		{"key", strings.Repeat("x", 250)},
+		{"store", "directory"},
+		{"store", "pipe"},
+		{"store", "copy"},
+		{"store", strings.Repeat("x", 250)},
 	} {
 		code, _, stderr := run(t, address, args[0], "backup", "--out", dir+"/"+args[1])
 		if code != int(fault.IO) || !strings.Contains(stderr, args[1]) || !strings.Contains(stderr, "hint: name a file") {
