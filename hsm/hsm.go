@@ -39,9 +39,9 @@ type Token interface {
 	// MAC returns HMAC-SHA-256, 32 bytes, under a [MACKey] key over at most 64 KiB of data;
 	// more is [ErrInput].
 	MAC(ctx context.Context, key KeyID, data []byte) ([]byte, error)
-	// Import takes a secret that was wrapped for the token and returns it wrapped for storage, 40
-	// bytes by RFC 5649, or at most 65 in the form that the first byte says (docs/HSM.md); this
-	// process never sees the secret. It is ECDH with the [DeriveP256] key i.Enrol, the
+	// Import takes a secret that was wrapped for the token and returns it wrapped for storage: 40
+	// bytes by RFC 5649, 56 if it is sealed on the host, or 41, 61 or 65 in the form that the first
+	// byte says (docs/HSM.md). This process never sees the secret. It is ECDH with the [DeriveP256] key i.Enrol, the
 	// KEK from Z and i.Context, unwrap, and wrap with the [WrapKey] key i.Wrap (PROTOCOL.md
 	// §4.1). A secret that does not unwrap is [ErrInput]. On a module without
 	// CKM_AES_ECB_ENCRYPT_DATA it runs in the worker's memory, which a notice at start says.

@@ -21,9 +21,9 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// kinds are the words with which fenced blocks of the documents begin. Blocks of sh run; "sh device" runs on the device,
-// and "sh new host" on the host after a disaster, both with the files that the document names. "sh needs: …" names
-// something that the test does not have.
+// kinds are the words with which fenced blocks of the documents begin. Blocks of sh run; "sh device" runs on the
+// device, and "sh new host" on the host after a disaster, both with the files that the document names. "sh needs: …"
+// names something that the test does not have.
 var kinds = []string{"sh", "sh device", "sh new host", "text", "toml"}
 
 // needs counts the blocks that do not run, by what they need, so that no other is left out.

@@ -29,7 +29,7 @@ type None struct{}
 var Routes = parse(struct {
 	Status Route[None, Status]        `route:"GET status"`
 	Doctor Route[None, []Examination] `route:"GET doctor"`
-	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N (1 to 1000, default 100), newest first; with ?after=SEQUENCE oldest first
+	Audit  Route[None, []Record]      `route:"GET audit"` // ?limit=N, newest first; with ?after=SEQUENCE oldest first
 
 	ClientList    Route[None, []Client]  `route:"GET client"`
 	ClientShow    Route[None, Client]    `route:"GET client/{name}"`
@@ -311,7 +311,7 @@ type Change struct {
 	State      string         `json:"state"`      // open, granted, taken, executed, failed, expired, withdrawn; dry-run
 	Reason     string         `json:"reason,omitempty"`
 	By         string         `json:"by"`
-	Effect     []string       `json:"effect"`   // what it does, in words: one line for each thing
+	Effect     []string       `json:"effect"`   // in words: first what it does, then one line for each detail
 	Required   int            `json:"required"` // administrators
 	Signed     []string       `json:"signed"`   // administrators whose countersignatures count
 	More       int            `json:"more"`     // how many are missing
@@ -376,6 +376,12 @@ type Apply struct {
 	Document string `json:"document"`
 	DryRun   bool   `json:"dry_run,omitempty"`
 }
+
+// RecordsShown is how many audit records an answer has without a limit, and RecordsMost is the highest limit.
+const (
+	RecordsShown = 100
+	RecordsMost  = 1000
+)
 
 // Record is one audit record.
 type Record struct {

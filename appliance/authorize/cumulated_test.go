@@ -144,8 +144,8 @@ func TestSumForged(t *testing.T) {
 	alice.Challenge(door, nil) // nothing of the client is looked at
 }
 
-// TestBadOrderShowsNothing: what is wrong with an order is answered before anything of the client is read, so that the
-// code is the same for every client (PROTOCOL.md §7, 37).
+// TestBadOrderShowsNothing: the appliance refuses a bad order before it reads anything about the client, so that the code
+// is the same for every client (PROTOCOL.md §7, 37).
 func TestBadOrderShowsNothing(t *testing.T) {
 	b := appliancetest.New(t)
 	alice := b.EnrolFull("alice")

@@ -8,7 +8,7 @@ import (
 	"countersign/policy"
 )
 
-// TestEffectOfEveryKind: each kind of change has words of its own, which name what it changes.
+// TestEffectOfEveryKind: no two kinds of change have the same words, and the words name the party, key or administrator.
 func TestEffectOfEveryKind(t *testing.T) {
 	v := readVector(t)
 	seen := map[string]policy.Kind{}

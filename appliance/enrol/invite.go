@@ -37,7 +37,7 @@ type Invite struct {
 	Roles   []string       // client; not [store.RoleUV]; default none
 	// Replace, for a lost phone or a stolen device, revokes the party of this name, if there is
 	// one, and withdraws its open code. It keeps their display name, floor and roles, unless this invitation has
-	// others: Roles that are empty and not nil are none.
+	// others. Empty Roles that are not nil give none.
 	Replace bool
 	Life    time.Duration // time for countersigning, as in [change.Draft]
 
@@ -117,8 +117,8 @@ func (s *Service) PreviewInvite(ctx context.Context, i Invite) (requests.Change,
 	return s.requests.Preview(ctx, i.draft(s.newCode()))
 }
 
-// Complete returns an invitation with what it keeps and with the defaults: what its code would grant. Its errors are
-// those of Invite.
+// Complete returns an invitation with everything that its code would grant: what it keeps, and the defaults. It returns
+// the errors of Invite.
 func (s *Service) Complete(ctx context.Context, i Invite) (_ Invite, err error) {
 	if i.Replace {
 		i, err = s.keeping(ctx, i)

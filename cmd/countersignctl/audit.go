@@ -21,8 +21,8 @@ func (t *tool) audit() *cobra.Command {
 	var after uint64
 	var limit int
 	tail := verb("tail", "List the newest audit records, newest first", func(cmd *cobra.Command, _ []string) error {
-		if limit < 1 || limit > maxRecords {
-			return fault.TooManyRecords.With("limit", strconv.Itoa(limit), "most", strconv.Itoa(maxRecords)).Error()
+		if limit < 1 || limit > adminapi.RecordsMost {
+			return fault.TooManyRecords.With("limit", strconv.Itoa(limit), "most", strconv.Itoa(adminapi.RecordsMost)).Error()
 		}
 		route := adminapi.Routes.Audit.With("limit", strconv.Itoa(limit))
 		pages := cmd.Flags().Changed("after")
@@ -39,7 +39,7 @@ func (t *tool) audit() *cobra.Command {
 		return err
 	})
 	tail.Flags().Uint64Var(&after, "after", 0, "list the records after this sequence number instead, oldest first")
-	tail.Flags().IntVarP(&limit, "limit", "n", 100, fmt.Sprintf("maximum number of records (1–%d)", maxRecords))
+	tail.Flags().IntVarP(&limit, "limit", "n", adminapi.RecordsShown, fmt.Sprintf("maximum number of records (1–%d)", adminapi.RecordsMost))
 	cmd.AddCommand(tail, verb("show SEQUENCE", "Show one audit record", t.showRecord))
 	return cmd
 }
@@ -61,9 +61,6 @@ func (t *tool) showRecord(cmd *cobra.Command, args []string) error {
 	leaf := cli.Table[adminapi.Record]{{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf }}}
 	return slices.Concat(recordTable, leaf).One(t.printer(cmd), records[0])
 }
-
-// maxRecords is how many records the appliance lists at once.
-const maxRecords = 1000
 
 // leftOut returns a line that says which records a list leaves out, or "". Sequence numbers have no gaps. A page of
 // the oldest records that is full may be the last one.

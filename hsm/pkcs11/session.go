@@ -224,8 +224,8 @@ var errUnknown = errors.New("not one key has this id")
 // errShort: a function succeeded with a signature or secret of the wrong length.
 var errShort = errors.New("answer of the wrong length")
 
-// errDiffers: a function succeeded with a key that is not the one that was wrapped.
-var errDiffers = errors.New("the key gives another MAC than the one that was wrapped")
+// errDiffers: a function succeeded with a wrong secret or key.
+var errDiffers = errors.New("wrong result")
 
 // failure is the error of one PKCS#11 function.
 type failure struct {

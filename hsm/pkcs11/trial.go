@@ -247,7 +247,7 @@ func (t *Token) tryAgreement(s *session, own draft, point []byte) error {
 			return err
 		}
 		if !bytes.Equal(got, kem.Secret(z, to.context)) {
-			return at("C_DeriveKey", fmt.Errorf("another secret than software has for %s: %w", kem, errShort))
+			return at("C_DeriveKey", fmt.Errorf("another secret than software has for %s: %w", kem, errDiffers))
 		}
 	}
 	return nil
@@ -323,7 +323,7 @@ func (t *Token) tryWrapping(s *session) (err error) {
 	}
 	got, err := t.macOf(s, with, wrapped, text)
 	if err == nil && !bytes.Equal(got, want) {
-		err = at("C_UnwrapKey with "+t.ways.wrapping.name, errDiffers)
+		err = at("C_UnwrapKey with "+t.ways.wrapping.name, fmt.Errorf("the key gives another MAC: %w", errDiffers))
 	}
 	return err
 }
@@ -376,7 +376,7 @@ func (t *Token) tryImport(s *session) error {
 			}
 			got, err := t.macOf(s, with, kept, nil)
 			if err == nil && !bytes.Equal(got, want) {
-				err = at("importing a verifier", errDiffers)
+				err = at("importing a verifier", fmt.Errorf("it gives another MAC: %w", errDiffers))
 			}
 			return err
 		})

@@ -10,11 +10,11 @@ import (
 	"countersign/hsm/internal/check"
 )
 
-// This file wraps secrets of 32 bytes for storage, and unwraps them. What is kept says how it was
-// wrapped: 40 bytes by RFC 5649, and otherwise by its first byte. So a token whose module learns
-// RFC 5649 later opens what it kept before.
+// This file wraps secrets of 32 bytes for storage, and unwraps them. The stored form says how it was
+// wrapped: 40 bytes are by RFC 5649, and otherwise the first byte says it. A token whose module learns
+// RFC 5649 later therefore still opens earlier ones.
 
-// length returns how many bytes are kept of a secret.
+// length returns the length of the stored form, in bytes.
 func (w wrapWay) length() int {
 	return map[byte]int{0: check.WrappedLen, check.KeptKW: check.KeptKWLen, check.KeptGCM: check.KeptGCMLen, check.KeptCBC: check.KeptCBCLen}[w.form]
 }

@@ -19,9 +19,9 @@ type Edit struct {
 	Old, New string
 }
 
-// Broken builds countersignd with edits into a new directory, and hsm-worker too if an edit is below hsm/, next to the other
-// programs as they are. If tests names a package, its tests are built with the same edits as a program.
-// The caller removes the directory.
+// Broken builds countersignd with edits into a new directory, and hsm-worker too if an edit is below hsm/, next to the
+// other programs as they are. If tests names a package, its tests are built with the same edits as a program. The caller
+// removes the directory.
 func (b Bin) Broken(ctx context.Context, edits []Edit, tests string) (broken Bin, err error) {
 	dir, err := os.MkdirTemp("", "countersign-broken-")
 	if err != nil {

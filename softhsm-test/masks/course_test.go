@@ -10,12 +10,11 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// Exit codes: of countersign-client after a wrong password; of countersignd when the module cannot make a key, and when it
-// lacks what is needed at all.
+// Exit codes.
 const (
-	again       = 75
-	failed      = 1
-	unavailable = 69
+	again       = 75 // of countersign-client after a wrong password
+	failed      = 1  // of countersignd on a module that cannot make a key
+	unavailable = 69 // of countersignd on a module without ECDH or HMAC
 )
 
 // keys are rotated in this order.

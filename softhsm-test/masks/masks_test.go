@@ -1,7 +1,7 @@
 // Package masks takes an appliance through its main jobs behind each mask of package profiles: init, enrolment with a
-// password, levels 1 to 3, a wrong password, a rotation of every key, a restart, and a backup. If a masked module cannot
-// do something, the appliance refuses it with an error that names what is missing. A mask proves nothing about the
-// vendor's device.
+// password, levels 1 to 3, a wrong password, a rotation of every key, a restart, and a backup. If a masked module
+// cannot do something, the appliance refuses it with an error that names the mechanism or setting. A mask proves
+// nothing about the vendor's device.
 package masks
 
 import (

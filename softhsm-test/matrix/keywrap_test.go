@@ -45,8 +45,8 @@ func lacking(t *testing.T, k token, mechanisms string) (token, func()) {
 	return k, func() { write("# nothing\n") }
 }
 
-// TestOtherKeyWraps: a module without RFC 5649 keeps verifiers by another mechanism, checks them inside, and still does so
-// when it learns RFC 5649.
+// TestOtherKeyWraps: a module without RFC 5649 keeps verifiers by another mechanism, checks them inside, and still does
+// so when it learns RFC 5649.
 func TestOtherKeyWraps(t *testing.T) {
 	const rfc5649 = "CKM_AES_KEY_WRAP_PAD 0x210b"
 	for _, c := range []struct {

@@ -62,7 +62,7 @@ var masked = map[string]map[string]string{
 	},
 }
 
-// probed runs the probes in a process of its own behind a mask; "" is none.
+// probed runs the probes in another process, behind a mask; "": without one.
 func probed(t *testing.T, token hsmtest.SoftHSM, mask, pin string) map[string]string {
 	t.Helper()
 	s, err := shim.New(bin, t.TempDir())
@@ -96,7 +96,7 @@ func compare(t *testing.T, got, want map[string]string) {
 	}
 }
 
-// TestMasks: behind each mask what it takes away is refused, what it renumbers or computes works, and nothing else changes.
+// TestMasks: each mask refuses what it takes away, what it renumbers or computes works, and nothing else changes.
 func TestMasks(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
 		token := hsmtest.NewSoftHSM(t)

@@ -22,7 +22,7 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// Probes run in a process of its own, because a module reads the environment once. The process is this test binary with
+// Probes run in another process, because a module reads the environment once. The process is this test binary with
 // probeVariable set to the PIN; it prints the results as JSON.
 const probeVariable = "MASK_PROBE_PIN"
 

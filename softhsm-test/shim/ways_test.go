@@ -200,3 +200,31 @@ func TestLongMAC(t *testing.T) {
 		t.Errorf("%x, %v; want %x", got, err, want)
 	}
 }
+
+// TestProofDuringOutage: a private key without a public half, whose proof met a failure of the token, is asked again
+// later.
+func TestProofDuringOutage(t *testing.T) {
+	b := newBed(t)
+	p, _, err := b.opened(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := b.makes(p, hsm.SignP256)
+	p.Close()
+	b.hsm.Tool(t, "--delete-object", "--type", "pubkey", "--label", k.Label)
+	again, _, err := b.opened(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.set("C_Sign rv CKR_DEVICE_ERROR")
+	if err := again.Know(t.Context(), [][]byte{k.Public}); err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := again.Keys(t.Context()); err != nil || len(keys) != 0 {
+		t.Errorf("during the failure: %v, %v", keys, err)
+	}
+	b.set()
+	if keys, err := again.Keys(t.Context()); err != nil || len(keys) != 1 || keys[0].ID != k.ID {
+		t.Errorf("after the failure: %v, %v; want %s", keys, err, k.Label)
+	}
+}

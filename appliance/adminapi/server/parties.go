@@ -141,8 +141,8 @@ func (s *Server) clientJSON(ctx context.Context, c store.Client) (adminapi.Clien
 	return out, nil
 }
 
-// giveBackClient asks for the change that draft returns, and answers with the client. If the client is neither suspended
-// nor locked, it changes nothing.
+// giveBackClient asks for the change that draft returns, and answers with the client. If the client is neither
+// suspended nor locked, it changes nothing.
 func (s *Server) giveBackClient(
 	draft func(context.Context, string) (change.Draft, bool, error),
 ) func(*http.Request, adminapi.Ask) (*adminapi.Change, adminapi.Client, error) {

@@ -11,24 +11,18 @@ import (
 	"countersign/appliance/store/audit"
 )
 
-// Bounds of one page of audit records.
-const (
-	auditPage    = 100
-	auditPageMax = 1000
-)
-
 // audit lists audit records: the newest ones first, or those after a sequence number.
 func (s *Server) audit(r *http.Request, _ adminapi.None) ([]adminapi.Record, error) {
 	after, err := queryNumber(r, "after", 0)
 	if err != nil {
 		return nil, err
 	}
-	limit, err := queryNumber(r, "limit", auditPage)
+	limit, err := queryNumber(r, "limit", adminapi.RecordsShown)
 	if err != nil {
 		return nil, err
 	}
-	if limit < 1 || limit > auditPageMax {
-		return nil, fmt.Errorf("%w: limit %d: want 1 to %d", parties.ErrInput, limit, auditPageMax)
+	if limit < 1 || limit > adminapi.RecordsMost {
+		return nil, fmt.Errorf("%w: limit %d: want 1 to %d", parties.ErrInput, limit, adminapi.RecordsMost)
 	}
 	var records []audit.Record
 	if r.URL.Query().Has("after") {

@@ -97,8 +97,8 @@ const bech32Checksum = 6
 // prime is 2²⁵⁵ − 19.
 var prime = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 255), big.NewInt(19))
 
-// curvePoint returns the u-coordinate of an X25519 recipient, reduced modulo 2²⁵⁵ − 19, in its one encoding: X25519
-// ignores the highest bit and takes numbers above the prime (RFC 7748 §5). age has checked the text.
+// curvePoint returns the u-coordinate of an X25519 recipient, reduced modulo 2²⁵⁵ − 19. X25519 ignores the highest bit
+// and takes numbers above the prime (RFC 7748 §5), so one key has several encodings. age has checked the text.
 func curvePoint(recipient string) []byte {
 	digits := strings.TrimPrefix(recipient, "age1")
 	digits = digits[:len(digits)-bech32Checksum]

@@ -97,7 +97,7 @@ func TestDistinct(t *testing.T) {
 	}
 }
 
-// TestWeakPassphrase: what is short, or repeats a few characters, is no passphrase.
+// TestWeakPassphrase: a passphrase that is short, or repeats a few characters, is refused.
 func TestWeakPassphrase(t *testing.T) {
 	for text, want := range map[string]string{
 		"x": "of 1 bytes", "fifteen bytes..": "of 15 bytes", "aaaaaaaaaaaaaaaaaaaaaaaa": "of 1 different", "abcdeabcdeabcdeabcde": "of 5 different",

@@ -128,7 +128,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestReadOnlyRefused: what is no store of an appliance is refused, and stays as it is.
+// TestReadOnlyRefused: a file that is no store of an appliance is refused, and stays as it is.
 func TestReadOnlyRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		prepare func(path string) error
