@@ -124,26 +124,9 @@ func (c *Client) update(mu []byte) error {
 	before, _ := pinned.KEM()
 	after, ok := next.KEM()
 	if !ok || bytes.Equal(before.Raw, after.Raw) {
-		return fmt.Errorf("key update contains no usable key: %w", unusable(pinned, mu, now))
+		return fmt.Errorf("key update contains no usable key: %w", pinned.Unusable(mu, now))
 	}
 	return c.save(func(s *state) { s.Trust = &next })
-}
-
-// unusable returns CodeStaleKey, with the dates if a kem key of the MU is not valid now.
-func unusable(pinned trust.State, mu []byte, now uint64) error {
-	update, err := trust.ParseKeyUpdate(mu)
-	if err != nil {
-		return err
-	}
-	for _, b := range update.Certs {
-		k, err := trust.VerifyKeyCert(b, pinned.Root)
-		var dated *trust.DateError
-		if err == nil && k.Use == trust.UseKEM && errors.As(k.AcceptableAt(now, nil), &dated) {
-			dated.Code = protocol.CodeStaleKey
-			return dated
-		}
-	}
-	return protocol.CodeStaleKey
 }
 
 // challenge opens the first M2 and checks that the client may show it.

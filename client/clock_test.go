@@ -86,24 +86,75 @@ func TestShownStays(t *testing.T) {
 }
 
 // TestClockBehind: a client whose clock fell back before the appliance has shown anything still authorizes. It cannot
-// follow to a key that begins in its future, and says why.
+// follow to a key that begins in its future, and says why, under a new root too.
 func TestClockBehind(t *testing.T) {
-	a := clienttest.New(t)
-	c, _ := enrolledClient(t, a)
-	ahead(c, -365*day)
-	link := clienttest.Dial(t, a.Listen("tcp"))
-	if r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve)); err != nil || !r.Approved() {
-		t.Errorf("%+v, %v", r, err)
+	for name, rotate := range map[string]func(*clienttest.Appliance){
+		"": func(*clienttest.Appliance) {}, "kem": (*clienttest.Appliance).RotateKEM, "root": replace,
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := clienttest.New(t)
+			c, _ := enrolledClient(t, a)
+			ahead(c, -365*day)
+			link := clienttest.Dial(t, a.Listen("tcp"))
+			rotate(a)
+			if name != "" {
+				namesClock(t, c, link)
+				c.now = time.Now
+			}
+			if r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve)); err != nil || !r.Approved() {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
 	}
-	a.RotateKEM()
+}
+
+// namesClock expects an authorization to fail because of the clock.
+func namesClock(t *testing.T, c *Client, link Link) {
+	t.Helper()
 	_, err := c.Authorize(t.Context(), link, door(), nobody(t))
 	var dated *trust.DateError
 	if !errors.Is(err, protocol.CodeStaleKey) || !errors.As(err, &dated) {
-		t.Errorf("after a rotation: %v, want a stale key and the dates", err)
+		t.Errorf("%v, want a stale key and the dates", err)
 	}
+}
+
+// TestNewRootAndClockAhead: a new root whose kem key is over by the clock is refused by name of the clock.
+func TestNewRootAndClockAhead(t *testing.T) {
+	a := clienttest.New(t)
+	c, _ := enrolledClient(t, a)
+	link := clienttest.Dial(t, a.Listen("tcp"))
+	a.RotateRoot(trust.ReasonRoutine)
+	ahead(c, 400*day)
+	namesClock(t, c, link)
 	c.now = time.Now
 	if r, err := c.Authorize(t.Context(), link, door(), says(protocol.Approve)); err != nil || !r.Approved() {
 		t.Errorf("with the right clock: %+v, %v", r, err)
+	}
+}
+
+// TestOlderStateAndClockBehind: the state of an earlier release does not say what the appliance has shown. A clock that is
+// behind every epoch of it does not take the client back to keys that are long over.
+func TestOlderStateAndClockBehind(t *testing.T) {
+	a := clienttest.New(t)
+	c, dir := enrolledClient(t, a)
+	address := a.Listen("tcp")
+	for range 2 {
+		a.RotateKEM()
+		if _, err := c.Authorize(t.Context(), clienttest.Dial(t, address), door(), says(protocol.Approve)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.state.Trust.ShownTime, c.state.Trust.ShownEpochs = 0, nil
+	if err := c.save(func(*state) {}); err != nil {
+		t.Fatal(err)
+	}
+	c = reopen(t, c, dir)
+	ahead(c, -400*day)
+	if s, err := c.Status(); err != nil || s.KEMEpoch != 3 {
+		t.Errorf("status %+v, %v, want kem epoch 3", s, err)
+	}
+	if r, err := c.Authorize(t.Context(), clienttest.Dial(t, address), door(), says(protocol.Approve)); err != nil || !r.Approved() {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

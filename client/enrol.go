@@ -34,8 +34,8 @@ type EnrolConfig struct {
 // or an error other than a refusal, the same call gets the same answer: it repeats the
 // [Client.Enrolling] request with its password and keys.
 //
-// Errors are [ErrEnrolled], [ServerError], [*password.ShortError], or wrap a protocol.Code: CodeCertificate if the appliance
-// is not the one in the code or has no key for passwords, CodeServerUnreachable, CodeFormat.
+// Errors are [ErrEnrolled], [ServerError], [*password.ShortError], or wrap a protocol.Code: CodeCertificate if the
+// appliance is not the one in the code or has no key for passwords, CodeServerUnreachable, CodeFormat.
 func (c *Client) Enrol(ctx context.Context, cfg EnrolConfig) (Status, error) {
 	if c.state.Enrolment != nil {
 		return Status{}, ErrEnrolled

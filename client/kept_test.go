@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,6 +101,23 @@ func TestEarlierRootIsForReceiptsOnly(t *testing.T) {
 	}
 }
 
+// TestGivenUpOnArrival: a decision by a key that was given up is one from the moment of its arrival.
+func TestGivenUpOnArrival(t *testing.T) {
+	a := clienttest.New(t)
+	a.Do(clienttest.Behaviour{Decide: true})
+	c, _ := enrolledClient(t, a)
+	stolen := *c.state.Trust
+	key := stolen.Keys[trust.UseDecision]
+	delete(stolen.Keys, trust.UseDecision)
+	stolen.EarlierRoots = []trust.EarlierRoot{{Number: 1, Key: stolen.Root, Decisions: []trust.Key{key}, GivenUp: 1_700_000_000}}
+	c.state.Trust = &stolen
+	request := Request{Service: 100, Receipt: true}
+	r, err := c.Authorize(t.Context(), clienttest.Dial(t, a.Listen("tcp")), request, says(protocol.Approve))
+	if err != nil || r.Verified || r.GivenUp.Unix() != 1_700_000_000 {
+		t.Errorf("verified %t, given up %v, %v", r.Verified, r.GivenUp, err)
+	}
+}
+
 // TestReceiptOfAWrongClock: the dates of the key are judged by the decision, not by the clock that the phone had.
 func TestReceiptOfAWrongClock(t *testing.T) {
 	a := clienttest.New(t)
@@ -128,5 +146,26 @@ func TestOlderReceipts(t *testing.T) {
 	write(t, file, []byte(strings.Replace(string(b), `"decision"`, `"verified": true, "decision"`, 1)))
 	if got, err := c.VerifyReceipt(r.Serial); err != nil || !got.Verified {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestOlderReceiptsOutliveTheirKey: the file of an earlier release has no KeyCert. The client keeps that of an epoch that
+// ended long ago.
+func TestOlderReceiptsOutliveTheirKey(t *testing.T) {
+	a := clienttest.New(t)
+	a.Do(clienttest.Behaviour{Decide: true})
+	c, _ := enrolledClient(t, a)
+	r := fullReceipt(t, c, a.Listen("tcp"))
+	r.KeyCert = nil
+	if err := c.storeReceipt(r); err != nil {
+		t.Fatal(err)
+	}
+	earlier := *c.state.Trust
+	earlier.Earlier, earlier.Keys = append(earlier.Earlier, earlier.Keys[trust.UseDecision]), maps.Clone(earlier.Keys)
+	delete(earlier.Keys, trust.UseDecision)
+	c.state.Trust = &earlier
+	c.shows(trust.Shown{Use: trust.UseKEM, Epoch: 1, Now: unix(time.Now().Add(400 * day))})
+	if r, err := c.VerifyReceipt(r.Serial); err != nil || !r.Verified {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -137,7 +137,11 @@ func (c *Client) receipt(serial protocol.Serial) (Receipt, error) {
 	}
 	r.Known, r.Result, r.Reason, r.Retry = w.Known, w.Result, w.Reason, seconds(w.Retry)
 	r.TriesLeft, r.Performed, r.Decision, r.KeyCert = w.TriesLeft, w.Performed, w.Decision, w.KeyCert
-	return c.judged(r), nil
+	if r.Decision == nil || c.state.Enrolment == nil {
+		return r, nil
+	}
+	_, err = c.checkDecision(r)
+	return r.judged(err), nil
 }
 
 // Receipt returns the receipt of a serial, also of a session without a result, or [ErrNoReceipt].
@@ -177,12 +181,8 @@ func (c *Client) VerifyReceipt(serial protocol.Serial) (Receipt, error) {
 	return r, nil
 }
 
-// judged returns the receipt with Verified and GivenUp as of now.
-func (c *Client) judged(r Receipt) Receipt {
-	if r.Decision == nil || c.state.Enrolment == nil {
-		return r
-	}
-	_, err := c.checkDecision(r)
+// judged returns the receipt with Verified and GivenUp by an error of checkDecision.
+func (r Receipt) judged(err error) Receipt {
 	r.Verified = err == nil
 	var given *GivenUpError
 	if errors.As(err, &given) {

@@ -273,8 +273,9 @@ func (c *Client) finish(e exchange, p4 message.P4) (Receipt, error) {
 		r.Retry = seconds(*p4.Retry)
 	}
 	if r.Decision = p4.Decision; r.Decision != nil {
-		if s, err := c.checkDecision(r); err == nil {
-			r.Verified, r.KeyCert = true, s.by.Raw
+		s, err := c.checkDecision(r)
+		if r = r.judged(err); r.Verified {
+			r.KeyCert = s.by.Raw
 			c.shows(trust.Shown{Use: trust.UseDecision, Epoch: s.by.Epoch, Now: s.issuedAt})
 		}
 	}

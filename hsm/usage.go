@@ -98,11 +98,11 @@ func (u Usage) row() *Kind {
 // Kind returns the row of the usage, zero if it is unknown.
 func (u Usage) Kind() Kind { return *u.row() }
 
-// hostUsages are those of an HMAC key in place of a wrap key, where passwords are checked on the host.
+// hostUsages are the usages of an HMAC key in place of a wrap key, where passwords are checked on the host.
 const hostUsages = AttrSign | AttrVerify
 
-// Form returns what describes a key of the usage that may do what may says, of [AttrUsages]. It differs from Kind for a wrap key
-// that is an HMAC key, because passwords are checked on the host.
+// Form returns the row of a key with these [AttrUsages]. It differs from Kind for a wrap key that is an
+// HMAC key, because passwords are checked on the host.
 func (u Usage) Form(may Attributes) Kind {
 	k := u.Kind()
 	if u == WrapKey && may == hostUsages {

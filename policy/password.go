@@ -14,7 +14,7 @@ type rawPassword struct {
 // password: phones follow it (PROTOCOL.md §4.1).
 func (p *Policy) PasswordLength() int { return cmp.Or(p.passwordLength, password.DefaultLength) }
 
-// passwordLength returns [password] min_length, or 0 if there is none.
+// passwordLength returns [password] min_length, 0 without that line.
 func (c *checker) passwordLength(r rawPassword) int {
 	c.line, c.subject = 0, "password: "
 	if r.MinLength.raw == nil {

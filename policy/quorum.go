@@ -123,8 +123,8 @@ func (e Evasion) String() string {
 }
 
 // Evasions returns the quorums greater than the quorum of policy.apply or of admin.add, whichever is
-// smaller, and that of key.activate if it is greater than that of key.rotate: a version that was certified comes
-// into use when the one in use ends, without an activation.
+// smaller, and the quorum of key.activate if it is greater than the quorum of key.rotate: a version that was
+// certified comes into use when the one in use ends, without an activation.
 func (p *Policy) Evasions() []Evasion {
 	by := PolicyApply
 	if p.Quorum(AdminAdd).Administrators < p.Quorum(PolicyApply).Administrators {
@@ -143,8 +143,8 @@ func (p *Policy) Evasions() []Evasion {
 	return all
 }
 
-// NeedsAll returns the kinds that take every one of so many administrators who can countersign: if one of them is away
-// or suspended, no such change can be made. A single administrator is no such case.
+// NeedsAll returns the kinds that take all administrators, if so many can countersign: no such change can be made while
+// one of them is away or suspended. It leaves out kinds that take one.
 func (p *Policy) NeedsAll(able int) []Kind {
 	return slices.DeleteFunc(Kinds(), func(k Kind) bool {
 		n := p.Quorum(k).Administrators

@@ -113,14 +113,21 @@ func TestTrustMinimumEpoch(t *testing.T) {
 	}
 }
 
-// TestShowForgets: what ended 30 days before the time that the appliance has shown is forgotten, but for minimum epochs.
+// TestShowForgets: what ended 30 days before the time that the appliance has shown is forgotten, but for minimum epochs
+// and keys of decision.
 func TestShowForgets(t *testing.T) {
+	for use, forgotten := range map[trust.Use]bool{trust.UseClientCA: true, trust.UseDecision: false} {
+		t.Run(use.String(), func(t *testing.T) { showForgets(t, use, forgotten) })
+	}
+}
+
+func showForgets(t *testing.T, use trust.Use, forgotten bool) {
 	p := newPKI(t)
 	pinned := p.trust(t)
 	minimum := uint64(2)
 	for epoch := uint64(2); epoch <= 4; epoch++ {
 		k := trust.KeyCert{
-			Epoch: epoch, Use: trust.UseDecision, Key: p.keys[trust.UseDecision].public(t),
+			Epoch: epoch, Use: use, Key: p.keys[use].public(t),
 			NotBefore: vectorTime, NotAfter: vectorTime + 100*clockSlack*epoch,
 		}
 		if epoch == minimum {
@@ -131,14 +138,18 @@ func TestShowForgets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for days, want := range map[uint64][]uint64{0: {2, 3}, 329: {2, 3}, 330: {2}} {
+	last := []uint64{2, 3}
+	if forgotten {
+		last = []uint64{2}
+	}
+	for days, want := range map[uint64][]uint64{0: {2, 3}, 329: {2, 3}, 330: last} {
 		shown := pinned.Show(trust.Shown{Use: trust.UseKEM, Epoch: 1, Now: vectorTime + days*clockSlack})
 		var left []uint64
 		for _, k := range shown.Earlier {
 			left = append(left, k.Epoch)
 		}
 		if !slices.Equal(left, want) {
-			t.Errorf("after %d days decision epochs %v are left, want %v", days, left, want)
+			t.Errorf("after %d days epochs %v are left, want %v", days, left, want)
 		}
 	}
 }

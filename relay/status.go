@@ -99,6 +99,7 @@ type Status struct {
 	// SeenAt is when the relay wrote its status last: on each change, and each minute. Zero: it never ran.
 	SeenAt    time.Time  `json:"seen_at,omitzero"`
 	StoppedAt *time.Time `json:"stopped_at,omitempty"` // nil: it runs, or was killed
+	isRecent  bool       // written by a release that writes SeenAt each minute
 }
 
 // Healthy reports whether the device runs and can authorize.
@@ -144,23 +145,25 @@ func (s Status) String() string {
 	return strings.Join(append(parts, s.Last.String()), "; ")
 }
 
+// timeLayout is the form of times in lines for people.
+const timeLayout = "2006-01-02 15:04:05 UTC"
+
 // end returns since when the relay has not been running.
 func (s Status) end() string {
-	const layout = "2006-01-02 15:04:05 UTC"
 	switch {
 	case s.StoppedAt != nil:
-		return "not running since " + s.StoppedAt.UTC().Format(layout)
+		return "not running since " + s.StoppedAt.UTC().Format(timeLayout)
 	case s.SeenAt.IsZero():
 		return "not running, and never ran"
 	}
-	return "not running, last seen " + s.SeenAt.UTC().Format(layout)
+	return "not running, last seen " + s.SeenAt.UTC().Format(timeLayout)
 }
 
 func (l *Last) String() string {
 	if l == nil {
 		return "no result yet"
 	}
-	text := fmt.Sprintf("last %s at %s", l.Result, l.At.UTC().Format("2006-01-02 15:04:05 UTC"))
+	text := fmt.Sprintf("last %s at %s", l.Result, l.At.UTC().Format(timeLayout))
 	if l.Service != 0 {
 		text += fmt.Sprintf(", service %v", l.Service)
 	}
@@ -179,7 +182,8 @@ func ReadStatus(dir string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	s, err := lastStatus(filepath.Join(dir, statusName))
+	name := filepath.Join(dir, statusName)
+	s, err := lastStatus(name)
 	if err != nil {
 		return Status{}, fmt.Errorf("reading status: %w", err)
 	}
@@ -188,8 +192,12 @@ func ReadStatus(dir string) (Status, error) {
 	if s.Running, err = uplink.InUse(dir); err != nil {
 		return Status{}, fmt.Errorf("reading status: %w", err)
 	}
-	if !s.Running {
+	switch {
+	case !s.Running:
 		s.Reachable, s.Problem, s.Links = false, "", nil // of the last run
+	case s.isRecent && time.Since(s.SeenAt) > quietPeriod:
+		s.Reachable, s.Problem = false, fmt.Sprintf("the relay has written no status since %s: it hangs, or it cannot write %s",
+			s.SeenAt.UTC().Format(timeLayout), name)
 	}
 	return s, nil
 }
@@ -203,7 +211,8 @@ func lastStatus(name string) (s Status, err error) {
 	if err == nil {
 		err = json.Unmarshal(raw, &s)
 	}
-	if err == nil && s.SeenAt.IsZero() { // of an earlier release
+	s.isRecent = !s.SeenAt.IsZero()
+	if err == nil && !s.isRecent { // of an earlier release
 		var file fs.FileInfo
 		if file, err = os.Stat(name); err == nil {
 			s.SeenAt = file.ModTime()
@@ -243,6 +252,9 @@ func (f *statusFile) update(last *Last) {
 
 // keepPeriod is the time between statuses without a change, which show that the relay runs.
 const keepPeriod = time.Minute
+
+// quietPeriod is how long a running relay may be without a new status before it counts as hung.
+const quietPeriod = 3 * keepPeriod
 
 // keep writes the file each minute until ctx is over.
 func (f *statusFile) keep(ctx context.Context) {

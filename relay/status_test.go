@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -73,7 +74,7 @@ func TestRefusedDevice(t *testing.T) {
 		strings.Contains(text, "running, appliance reachable") {
 		t.Errorf("status of a refused device: %s", text)
 	}
-	must(t, g.relay.client.RefreshTrust(t.Context())) // which anybody may fetch
+	must(t, g.relay.client.RefreshTrust(t.Context())) // which needs no certificate
 	if p := g.relay.ApplianceProblem(); !strings.Contains(p, "suspended or revoked") {
 		t.Errorf("after a refresh of the trust the problem is %q", p)
 	}
@@ -84,6 +85,24 @@ func TestRefusedDevice(t *testing.T) {
 	f.set(func() { clear(f.fail) })
 	eventually(t, "it is served again", func() bool { s := statusOf(t, g.dir); return s.Reachable && s.Problem == "" })
 	eventually(t, "the log says so", func() bool { return log.count("[INFO]", "appliance serves this device again") == 1 })
+}
+
+// TestStatusOfAHungRelay: a relay that holds the state directory and writes no status is not taken for a healthy one.
+func TestStatusOfAHungRelay(t *testing.T) {
+	_, c := enrolled(t)
+	release, err := uplink.Lock(c.StateDir)
+	must(t, err)
+	defer release()
+	for since, healthy := range map[time.Duration]bool{keepPeriod: true, time.Hour: false} {
+		raw, err := json.Marshal(Status{Running: true, Reachable: true, SeenAt: time.Now().Add(-since)})
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(c.StateDir, statusName), raw, 0o600))
+		s := statusOf(t, c.StateDir)
+		if text := s.String(); s.Healthy() != healthy || strings.Contains(text, "running, appliance reachable") != healthy ||
+			strings.Contains(text, "no status since") == healthy {
+			t.Errorf("%v after the last status: %s", since, text)
+		}
+	}
 }
 
 // TestOldAppliance: an appliance that does not know the question is no problem.

@@ -21,11 +21,12 @@ import (
 	"countersign/softhsm-test/harness"
 )
 
-// Fenced blocks of the documents begin with one of these words. Those of sh run; "sh device" runs on the device, and "sh
-// new host" on the host after a disaster, both with what the document says they get. "sh needs: …" names what the test does not have.
+// kinds are the words with which fenced blocks of the documents begin. Blocks of sh run; "sh device" runs on the device,
+// and "sh new host" on the host after a disaster, both with the files that the document names. "sh needs: …" names
+// something that the test does not have.
 var kinds = []string{"sh", "sh device", "sh new host", "text", "toml"}
 
-// needs are the blocks that do not run, by what they need: each counts, so that no other is left out.
+// needs counts the blocks that do not run, by what they need, so that no other is left out.
 var needs = map[string]int{"the checkout": 3, "a database of an older release": 1}
 
 // documents are the ones whose blocks run, each from top to bottom in one shell.
@@ -147,7 +148,7 @@ func (d *desk) ok(err error) {
 	}
 }
 
-// installPrograms copies the programs to a directory of their own: links would lead them back to the checkout.
+// installPrograms copies the programs to a new directory: links would lead them back to the checkout.
 func installPrograms(t *testing.T) (bin string) {
 	t.Helper()
 	bin = t.TempDir()
@@ -168,8 +169,8 @@ func (d *desk) write(name, text string) {
 // moved replaces the ports in a text, and nothing else.
 func (d *desk) moved(text string) string { return strings.NewReplacer(d.ports...).Replace(text) }
 
-// prelude carries the CA and the code of gate-7 to the device, and has countersignd serve and relayd serve run beside the commands that follow, as in a terminal of their own,
-// once they are ready.
+// prelude carries the CA and the code of gate-7 to the device. It runs countersignd serve and relayd serve in the
+// background, as in another terminal, and waits until they are ready.
 const prelude = `set -eu -o pipefail
 until_ready() { until "$@" >ready.log 2>&1; do kill -0 $! || { cat ready.log; exit 1; }; sleep 0.05; done; }
 to_device() {

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// refusals bounds the lines of the log about enrolments that were refused: anybody can ask for one.
+// refusals bounds the lines of the log about enrolments that were refused, because any peer can cause one.
 type refusals struct {
-	mu     sync.Mutex
-	minute time.Time // in which lines were written; guarded by mu, as the others
+	mu     sync.Mutex // guards the fields below
+	minute time.Time  // in which lines were written
 	lines  int
 	more   int // refusals of the minute without a line
 }
@@ -34,7 +34,7 @@ func (l *refusals) admit(now time.Time) (line bool, missed int) {
 	return true, missed
 }
 
-// enrols reports whether a request asks for a place in the deployment: an enrolment, or a certificate for another year.
+// enrols reports whether a request asks for an enrolment, or for the next certificate of a device.
 func enrols(r *http.Request) bool {
 	return strings.HasPrefix(r.URL.Path, "/v1/enrol") || r.URL.Path == "/v1/renew"
 }

@@ -122,14 +122,17 @@ func (a *Service) challenge(
 		return message.P2{}, fmt.Errorf("level %d was requested: %w", by.Level, protocol.CodeLevel)
 	}
 	rules := a.rules.Active()
-	spent, err := a.spent(ctx, rules.Windows(by.Service), amount, by)
-	if err != nil {
+	asked := policy.Request{
+		Service: by.Service, Amount: amount,
+		Requested: by.Level, DeviceFloor: max(req.Floor, device.Floor), Strict: req.Strict,
+	}
+	if _, err := rules.Level(asked); err != nil {
+		return message.P2{}, err // before anything of the client is read
+	}
+	if asked.Spent, err = a.spent(ctx, rules.Windows(by.Service), amount, by); err != nil {
 		return message.P2{}, err
 	}
-	grant, err := rules.Level(policy.Request{
-		Service: by.Service, Amount: amount, Spent: spent,
-		Requested: by.Level, DeviceFloor: max(req.Floor, device.Floor), Strict: req.Strict,
-	})
+	grant, err := rules.Level(asked)
 	if err != nil {
 		return message.P2{}, err
 	}

@@ -144,6 +144,32 @@ func TestSumForged(t *testing.T) {
 	alice.Challenge(door, nil) // nothing of the client is looked at
 }
 
+// TestBadOrderShowsNothing: what is wrong with an order is answered before anything of the client is read, so that the
+// code is the same for every client (PROTOCOL.md §7, 37).
+func TestBadOrderShowsNothing(t *testing.T) {
+	b := appliancetest.New(t)
+	alice := b.EnrolFull("alice")
+	pays(t, alice, 4999, 1)
+	b.Tamper(1, "UPDATE restraint SET windows = NULL")
+	for name, tc := range map[string]struct {
+		amount *protocol.Amount
+		want   protocol.Code
+	}{
+		"no amount":        {nil, protocol.CodeAmountMissing},
+		"another currency": {&protocol.Amount{Minor: 1, Currency: "JPY"}, protocol.CodeAmountNotAllowed},
+	} {
+		for _, p := range []*appliancetest.Phone{alice, b.Stranger()} {
+			s, err := p.Apply(p.P1(payment), deviceapi.Order{Services: []protocol.Service{payment}, Amount: tc.amount})
+			if err != nil || s.P2.Code != tc.want {
+				t.Errorf("%s: %+v, %v, want code %d", name, s.P2, err, tc.want)
+			}
+		}
+	}
+	if n := b.Seals.Forged(); n != 0 {
+		t.Errorf("%d alarms: a record was read", n)
+	}
+}
+
 // TestSumLevel4: the first client's sum is judged and charged at the second approval, and the second
 // client's is not.
 func TestSumLevel4(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"countersign/policy"
 )
 
-// Effect says in words what a request does, from its own bytes: what happens first, then one line for each detail that
-// a signer should compare. The words may have characters of the request that a terminal does not show as themselves.
+// Effect says in words what a request does, from its bytes: first what happens, then one line for each detail that a
+// signer should compare. Names in it are as the request has them: a caller escapes control characters for a terminal.
 func (r Request) Effect() []string {
 	p := r.Parameters
 	name := p.Text("name")
@@ -101,21 +101,21 @@ func (r Request) invitation() []string {
 		lines[0] = fmt.Sprintf("revokes %s %s if it is enrolled, withdraws its open code, and invites it anew", noun, name)
 	}
 	if noun == "client" {
-		lines = append(lines, stays("roles", roleWords(p.Texts("roles")), p["was_roles"] != nil, roleWords(p.Texts("was_roles"))))
+		lines = append(lines, p.stays("roles", "roles", func(key string) string { return roleWords(p.Texts(key)) }))
 	} else {
-		known := p["was_display"] != nil
 		lines = append(lines,
-			stays("display name", fmt.Sprintf("%q", p.Text("display")), known, fmt.Sprintf("%q", p.Text("was_display"))),
-			stays("floor", fmt.Sprintf("level %d", p.Number("floor")), known, fmt.Sprintf("level %d", p.Number("was_floor"))))
+			p.stays("display name", "display", func(key string) string { return fmt.Sprintf("%q", p.Text(key)) }),
+			p.stays("floor", "floor", func(key string) string { return fmt.Sprintf("level %d", p.Number(key)) }))
 	}
 	ttl := time.Duration(min(p.Number("ttl_s"), 1<<32)) * time.Second
 	return append(lines, fmt.Sprintf("the activation code is good for %s from then on", hours(ttl)))
 }
 
-// stays says what a party gets, and beside it what the one before it had.
-func stays(what, now string, known bool, was string) string {
+// stays says what a party gets by a parameter, and beside it what the one before it had, if the request has that.
+func (p Parameters) stays(what, key string, words func(key string) string) string {
+	now, was := words(key), words("was_"+key)
 	switch {
-	case !known:
+	case p["was_"+key] == nil:
 		return what + ": " + now
 	case now == was:
 		return what + ": " + now + " (stays)"

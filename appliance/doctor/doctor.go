@@ -15,12 +15,12 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"countersign/appliance/adminapi"
 	"countersign/appliance/keyuse"
 	"countersign/internal/config"
 	"countersign/internal/fault"
-
-	"golang.org/x/sys/unix"
 )
 
 // Config has the values of the command line and of the daemon's wiring.
@@ -64,7 +64,8 @@ func Examine(ctx context.Context, c Config) []adminapi.Examination {
 	return d.found
 }
 
-// enters returns an error if this user may not list and enter a directory. A directory that is missing is no such error.
+// enters returns an error if this user may not list and enter a directory. It returns nil for a directory that is
+// missing.
 func enters(dir string) error {
 	err := unix.Access(dir, unix.R_OK|unix.X_OK)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {

@@ -84,11 +84,13 @@ func attest(all []keyring.Key, o hsm.Object) Finding {
 	return f
 }
 
-// aliases has the key types and mechanisms that do the same on other modules, by those of PKCS#11
-// v2.40.
+// aliases has the key types and mechanisms that other modules use in place of those of PKCS#11 v2.40.
 var aliases = map[string][]string{
-	"CKM_AES_KEY_WRAP_PAD": {"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_PAD", "CKM_AES_KEY_WRAP", "CKM_AES_GCM", "CKM_AES_CBC_PAD"},
-	"CKK_GENERIC_SECRET":   {"CKK_SHA256_HMAC"},
+	"CKM_AES_KEY_WRAP_PAD": {
+		"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD",
+		"CKM_AES_KEY_WRAP", "CKM_AES_GCM", "CKM_AES_CBC_PAD",
+	},
+	"CKK_GENERIC_SECRET": {"CKK_SHA256_HMAC"},
 }
 
 func same(got, want string) bool { return got == want || slices.Contains(aliases[want], got) }

@@ -111,8 +111,9 @@ func (c carrier) carry(ctx context.Context) error {
 	return nil
 }
 
-// generated returns the edits that generate a key: wrap and mac before key pairs. Modules lack the mechanisms of secret keys
-// first, and a ceremony that cannot end should leave no key on the token.
+// generated returns the edits that generate a key: wrap and mac before key pairs. A module that lacks
+// something most often lacks a mechanism of secret keys, and a ceremony that fails should leave no key
+// on the token.
 func (c carrier) generated() (edits []*keyplan.Edit) {
 	for i := range c.edits {
 		if c.edits[i].Generate {
@@ -203,7 +204,7 @@ func (c carrier) leftBehind(ctx context.Context, label string, usage hsm.Usage) 
 	return k, nil
 }
 
-// foreign is the error of a label that objects have which are no key of the appliance.
+// foreign is the error of a label that an object has which is no key of the appliance.
 func foreign(label string, objects []hsm.Object) error {
 	var there []string
 	for _, o := range objects {
@@ -211,7 +212,10 @@ func foreign(label string, objects []hsm.Object) error {
 			continue
 		}
 		kind := map[string]string{"CKO_PRIVATE_KEY": "privkey", "CKO_SECRET_KEY": "secrkey"}[o.Class]
-		one := fmt.Sprintf("%s, CKA_ID %x, pkcs11-tool --delete-object --type %s --id %x", o.Class, o.ID, kind, o.ID)
+		one := fmt.Sprintf("%s, CKA_ID %x, pkcs11-tool --delete-object --type %s --label %s", o.Class, o.ID, kind, label)
+		if len(o.ID) > 0 {
+			one += fmt.Sprintf(" --id %x", o.ID)
+		}
 		if o.Token != "" {
 			one = "token " + o.Token + ": " + one
 		}

@@ -309,8 +309,8 @@ func (k *Keys) UpdateCerts(e uint8, now time.Time) [][]byte {
 	return certs[:min(len(certs), trust.MaxCerts)]
 }
 
-// rulingBefore returns the newest version before the one in use that rules out earlier ones. Phones judge receipts by it,
-// also those that slept while it was in use.
+// rulingBefore returns the newest version before the one in use that rules out earlier ones. Phones judge receipts by
+// it, also those that slept while it was in use.
 func rulingBefore(ring *keyring.Ring, in keyring.Key, now time.Time) (keyring.Key, bool) {
 	for _, k := range slices.Backward(ring.Versions(in.Name)) {
 		holds := k.Root == in.Root && k.Begun(now) && k.CompromisedAt.IsZero() && !now.After(k.NotAfter)

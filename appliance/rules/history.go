@@ -39,8 +39,8 @@ func (r *Rules) PolicyAt(ctx context.Context, version uint64) (Policy, error) {
 	return r.view(ctx, row)
 }
 
-// Shown is how many versions History returns at most.
-const Shown = 100
+// shown is how many versions History returns at most.
+const shown = 100
 
 // History returns the newest versions, the active one first.
 func (r *Rules) History(ctx context.Context) ([]Policy, error) {
@@ -49,7 +49,7 @@ func (r *Rules) History(ctx context.Context) ([]Policy, error) {
 		return nil, err
 	}
 	all := []Policy{newest}
-	for version := newest.Version - 1; version > 0 && len(all) < Shown; version-- {
+	for version := newest.Version - 1; version > 0 && len(all) < shown; version-- {
 		p, err := r.PolicyAt(ctx, version)
 		if errors.Is(err, store.ErrNotFound) { // a restore begins with the version of its backup
 			break

@@ -3,14 +3,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -18,9 +13,6 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/fault"
 	"countersign/internal/harden"
-	"countersign/protocol"
-	"countersign/protocol/password"
-	"countersign/protocol/trust"
 )
 
 func main() {
@@ -80,138 +72,4 @@ func (a *app) open(ctx context.Context, cfg client.Config) (*client.Client, erro
 
 func (a *app) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *a.format}
-}
-
-// sentinels map errors to rows of the table of errors, which say more than their protocol code. The order matters: an
-// unknown outcome stays one for any cause.
-var sentinels = []struct {
-	err error
-	row fault.Row
-}{
-	{client.ErrUnknownOutcome, fault.UnknownOutcome},
-	{client.ErrLocked, fault.ClientStateInUse},
-	{client.ErrNotEnrolled, fault.NotEnrolled},
-	{client.ErrNothingPending, fault.NothingPending},
-	{client.ErrNoReceipt, fault.NoReceipt},
-	{client.ErrContradicted, fault.Contradicted},
-	{client.ErrReceipt, fault.BadReceipt},
-	{client.ErrEnrolled, fault.ClientEnrolled},
-	{client.ErrState, fault.StateDamaged},
-	{client.ErrNotAuthentic, fault.NotAuthentic},
-}
-
-// results are the rows of the protocol's codes.
-var results = map[protocol.Code]fault.Row{
-	protocol.CodeFormat:            fault.CodeFormat,
-	protocol.CodeVersion:           fault.CodeVersion,
-	protocol.CodeStaleKey:          fault.CodeStaleKey,
-	protocol.CodeRefused:           fault.CodeRefused,
-	protocol.CodeSuspended:         fault.CodeSuspended,
-	protocol.CodeService:           fault.CodeService,
-	protocol.CodeLevel:             fault.CodeLevel,
-	protocol.CodeExpired:           fault.CodeExpired,
-	protocol.CodeSignature:         fault.CodeSignature,
-	protocol.CodePassword:          fault.CodePassword,
-	protocol.CodeLocked:            fault.CodeLocked,
-	protocol.CodePolicy:            fault.CodePolicy,
-	protocol.CodeLimit:             fault.CodeLimit,
-	protocol.CodeSerial:            fault.CodeSerial,
-	protocol.CodeDevice:            fault.CodeDevice,
-	protocol.CodeBusy:              fault.CodeBusy,
-	protocol.CodeHSM:               fault.CodeHSM,
-	protocol.CodeUserRefused:       fault.CodeUserRefused,
-	protocol.CodeCertificate:       fault.CodeCertificate,
-	protocol.CodeFasterLink:        fault.CodeFasterLink,
-	protocol.CodePending:           fault.CodePending,
-	protocol.CodeReplayed:          fault.CodeReplayed,
-	protocol.CodeClone:             fault.CodeClone,
-	protocol.CodeAmountDiffers:     fault.CodeAmountDiffers,
-	protocol.CodeAmountMissing:     fault.CodeAmountMissing,
-	protocol.CodeOwnApproval:       fault.CodeOwnApproval,
-	protocol.CodeTextDiffers:       fault.CodeTextDiffers,
-	protocol.CodeAmountNotAllowed:  fault.CodeAmountNotAllowed,
-	protocol.CodeServerUnreachable: fault.CodeServerUnreachable,
-	protocol.CodeTimeout:           fault.CodeTimeout,
-	protocol.CodeLink:              fault.CodeLink,
-	protocol.CodeLinkBusy:          fault.CodeLinkBusy,
-	protocol.CodeNothingToApprove:  fault.CodeNothingToApprove,
-}
-
-// rowOf returns the row of a code.
-func rowOf(code protocol.Code) fault.Row {
-	if row, ok := results[code]; ok {
-		return row
-	}
-	return fault.CodeUnknown.With("number", strconv.Itoa(int(code)))
-}
-
-// explain adds the exit code and hint to an error. Unlisted errors exit with 1.
-func explain(err error) error {
-	var retry *client.RetryError
-	if errors.As(err, &retry) {
-		return fault.WrongTry.Of(err)
-	}
-	var known *fault.Error
-	if err == nil || errors.As(err, &known) {
-		return err
-	}
-	for _, s := range sentinels {
-		if errors.Is(err, s.err) {
-			return s.row.Of(err)
-		}
-	}
-	var short *password.ShortError
-	if errors.As(err, &short) {
-		return fault.ShortPassword.Of(err)
-	}
-	var factor *client.FactorError
-	if errors.As(err, &factor) {
-		return fault.FactorMissing.Of(err)
-	}
-	var given *client.GivenUpError
-	if errors.As(err, &given) {
-		return fault.GivenUpReceipt.Of(err)
-	}
-	var server *client.ServerError
-	if errors.As(err, &server) && server.Status == http.StatusForbidden {
-		return fault.EnrolRefused.Of(err) // its code 4 would say that this client is not served
-	}
-	var dated *trust.DateError
-	if errors.As(err, &dated) {
-		row := fault.PhoneClock
-		row.Exit = rowOf(dated.Code).Exit
-		return row.Of(err)
-	}
-	if code, ok := protocol.CodeOf(err); ok {
-		row := rowOf(code)
-		var refused *client.RefusedError
-		isRefused := errors.As(err, &refused)
-		if isRefused && refused.Service == protocol.ServiceCoApproval && code == protocol.CodeService {
-			row = fault.NoRequestWaits
-		}
-		if isRefused && row.Exit == fault.Failed {
-			row.Exit = fault.Denied // by a code that this client does not know
-		}
-		return row.Of(err)
-	}
-	if server != nil {
-		return rowOfStatus(server.Status).Of(err)
-	}
-	var path *fs.PathError
-	var errno syscall.Errno
-	if errors.As(err, &path) || errors.As(err, &errno) {
-		return fault.StateFile.Of(err)
-	}
-	return err
-}
-
-// rowOfStatus returns the row of an HTTP status other than 403, without a code of the protocol.
-func rowOfStatus(status int) fault.Row {
-	switch {
-	case status == http.StatusNotFound || status == http.StatusGone:
-		return fault.EnrolGone
-	case status == http.StatusTooManyRequests || status >= http.StatusInternalServerError:
-		return fault.EnrolBusy
-	}
-	return fault.EnrolFailed
 }

@@ -373,8 +373,8 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 	for _, s := range sentinels {
-		if !strings.Contains(s.err.Error(), s.row.Text) {
-			t.Errorf("the row %q describes the error %q", s.row.Text, s.err)
+		if !strings.Contains(s.Err.Error(), s.Row.Text) {
+			t.Errorf("the row %q describes the error %q", s.Row.Text, s.Err)
 		}
 	}
 	err := explain(fmt.Errorf("x: %w", &client.UnknownOutcomeError{Cause: client.ErrNotAuthentic}))

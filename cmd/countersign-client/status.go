@@ -73,7 +73,8 @@ func (a *app) statusCommand() *cobra.Command {
 			"as known here; with --link it also asks the appliance, through a device, for the outcome and whether the device that\n" +
 			"was approved has acted, and keeps the answer.\n" +
 			"This permanently denies an authorization that the appliance never saw: resume it first to complete it.\n\n" +
-			"Exit codes with --link: 0 approved, performed or not, 3 denied, 75 still awaiting a second approver, otherwise as authorize.",
+			"Exit codes with --link: 0 approved, performed or not, 3 denied, 75 still awaiting a second approver, otherwise as\n" +
+			"authorize.",
 		Example: "  countersign-client status --last --link tcp:127.0.0.1:7443",
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.status(cmd, f, args) },

@@ -25,7 +25,8 @@ func (t *tool) admin() *cobra.Command {
 	cmd := &cobra.Command{Use: "admin", Short: "Manage the administrators who countersign changes"}
 	cmd.AddCommand(
 		t.addAdmin(), t.keygen(),
-		verb("list", "List every administrator, and warn of quorums that they cannot meet", t.andQuorums(list(t, adminTable, r.AdminList))),
+		verb("list", "List every administrator, and warn of quorums that they cannot meet",
+			t.andQuorums(list(t, adminTable, r.AdminList))),
 		verb("show NAME", "Show an administrator", show(t, adminTable, r.AdminShow)),
 		withDryRun("only show the administrator", show(t, adminTable, r.AdminShow), verb("suspend NAME",
 			"Reject an administrator's countersignatures until resume: at once, without a quorum",

@@ -55,7 +55,7 @@ func (t *tool) showRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case err != nil:
 		return err
-	case len(records) == 0:
+	case len(records) == 0 || records[0].Sequence != n:
 		return fault.NoRecord.With("number", args[0]).Error()
 	}
 	leaf := cli.Table[adminapi.Record]{{Title: "Leaf", Value: func(r adminapi.Record) string { return r.Leaf }}}
@@ -76,7 +76,8 @@ func leftOut(records []adminapi.Record, limit int, pages bool) string {
 		last := number(records[n-1].Sequence)
 		return fmt.Sprintf("showing records %d to %s: --after %s shows the next ones", records[0].Sequence, last, last)
 	case !pages && records[n-1].Sequence > 1:
-		return fmt.Sprintf("showing the newest %d of %d records: --limit shows more, --after 0 the oldest first", n, records[0].Sequence)
+		return fmt.Sprintf("showing the newest %d of %d records: --limit shows more, --after 0 the oldest first",
+			n, records[0].Sequence)
 	}
 	return ""
 }

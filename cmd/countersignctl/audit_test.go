@@ -72,8 +72,11 @@ func TestTailSaysWhatItLeavesOut(t *testing.T) {
 func TestShowRecord(t *testing.T) {
 	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
 		records := []adminapi.Record{}
-		if after := r.URL.Query().Get("after"); after == "6" && r.URL.Query().Get("limit") == "1" {
+		switch after := r.URL.Query().Get("after"); {
+		case after == "6" && r.URL.Query().Get("limit") == "1":
 			records = append(records, adminapi.Record{Sequence: 7, Subject: "client/alice", Leaf: strings.Repeat("ab", 32)})
+		case after == "4": // 5 was removed from the database
+			records = append(records, adminapi.Record{Sequence: 6})
 		}
 		_ = json.NewEncoder(w).Encode(records)
 	})
@@ -81,7 +84,7 @@ func TestShowRecord(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "client/alice") || !strings.Contains(stdout, strings.Repeat("ab", 32)) {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
 	}
-	for number, want := range map[string]int{"8": 5, "0": 2, "x": 2, "-1": 2} {
+	for number, want := range map[string]int{"8": 5, "5": 5, "0": 2, "x": 2, "-1": 2} {
 		if code, _, stderr := run(t, address, "audit", "show", number); code != want {
 			t.Errorf("%s: exit code %d, want %d: %q", number, code, want, stderr)
 		}

@@ -85,8 +85,8 @@ var keyBackupTable = cli.Table[adminapi.KeyBackup]{
 func (t *tool) report(cmd *cobra.Command, route adminapi.Route[adminapi.Kept, adminapi.None], sum string, problem error) {
 	kept := adminapi.Kept{SHA256: sum}
 	if problem != nil {
-		text := strings.ToValidUTF8(problem.Error(), "")
-		kept.Problem = text[:min(len(text), mostProblem)]
+		text := problem.Error()
+		kept.Problem = strings.ToValidUTF8(text[:min(len(text), mostProblem)], "")
 	}
 	if _, err := send(t, cmd, route, kept); err != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "the audit does not say what became of the backup: %v\n", err)

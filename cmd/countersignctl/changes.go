@@ -49,7 +49,8 @@ func (t *tool) listChanges() *cobra.Command {
 			return err
 		}
 		if len(all) >= adminapi.ChangesShown {
-			fmt.Fprintf(cmd.ErrOrStderr(), "the newest %d requests and all open ones; countersignctl audit tail has the older ones\n", len(all))
+			fmt.Fprintf(cmd.ErrOrStderr(),
+				"the newest %d requests and all open ones; countersignctl audit tail has the older ones\n", len(all))
 		}
 		return changeTable.List(t.printer(cmd), all)
 	})
@@ -95,7 +96,8 @@ type signing struct {
 	with      keyFlags
 	yes, only bool
 
-	compare func(*cobra.Command, []byte) (policyChanges, error) // a policy document with the policy in force; nil: offline
+	// compare compares a policy document with the policy in force; nil: offline.
+	compare func(*cobra.Command, []byte) (policyChanges, error)
 }
 
 func (t *tool) sign() *cobra.Command {

@@ -87,7 +87,7 @@ func (f tokenFlags) open(cmd *cobra.Command) (tokenURI, *pool.Pool, error) {
 	return u, opened, err
 }
 
-// unopened gives the error of a token that did not open its hint.
+// unopened adds the hint to the error of a token that did not open.
 func unopened(u tokenURI, err error) error {
 	if err = config.TokenError(u.module, err); errors.Is(err, config.ErrTokenDenied) {
 		return fault.TokenDenied.Of(err)
@@ -132,7 +132,7 @@ func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err er
 			continue
 		}
 		there = append(there, fmt.Sprintf("%q (id=%s)", trimmed(one.Label), percent(ids[one.ID])))
-		if (u.object == "" || trimmed(u.object) == trimmed(one.Label)) && (u.id == "" || u.id == string(one.ID[:]) || u.id == ids[one.ID]) {
+		if u.fits(one, ids[one.ID]) {
 			k, found = one, found+1
 		}
 	}
@@ -144,6 +144,12 @@ func (u tokenURI) find(ctx context.Context, token *pool.Pool) (k hsm.Key, err er
 		return k, fault.OperatorNoKeys.With("count", count).Error()
 	}
 	return k, fault.OperatorKeyChoice.With("count", count, "keys", strings.Join(there, ", ")).Error()
+}
+
+// fits reports whether a URI selects a key, which has this CKA_ID on the token.
+func (u tokenURI) fits(k hsm.Key, id string) bool {
+	return (u.object == "" || trimmed(u.object) == trimmed(k.Label)) &&
+		(u.id == "" || u.id == string(k.ID[:]) || u.id == id)
 }
 
 func trimmed(label string) string { return strings.TrimRight(label, " \x00") }

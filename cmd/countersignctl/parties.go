@@ -44,7 +44,8 @@ func (t *tool) client() *cobra.Command {
 func (t *tool) device() *cobra.Command {
 	r := adminapi.Routes
 	cmd := partyCommand(t, party[adminapi.Device]{
-		name: "device", one: "an authorization device", plural: "authorization devices", table: deviceTable, details: deviceDetails,
+		name: "device", one: "an authorization device", plural: "authorization devices",
+		table: deviceTable, details: deviceDetails,
 		list: r.DeviceList, show: r.DeviceShow, suspend: r.DeviceSuspend, resume: r.DeviceResume, final: r.DeviceRevoke,
 	})
 	var req adminapi.Invite
@@ -56,8 +57,10 @@ func (t *tool) device() *cobra.Command {
 		}
 		return nil
 	})
-	invite.Flags().StringVar(&req.Display, "display", "", "name that phones show, at most 24 bytes\n(default NAME, or with --replace as before)")
-	invite.Flags().Uint8Var(&floor, "floor", 1, "lowest level that the device accepts, 1 to 4\n(with --replace as before)")
+	invite.Flags().StringVar(&req.Display, "display", "",
+		"name that phones show, at most 24 bytes\n(default NAME, or with --replace as before)")
+	invite.Flags().Uint8Var(&floor, "floor", 1,
+		"lowest level that the device accepts, 1 to 4\n(with --replace as before)")
 	cmd.AddCommand(invite)
 	return cmd
 }

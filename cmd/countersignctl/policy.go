@@ -49,25 +49,31 @@ func (t *tool) policyOf(cmd *cobra.Command, args []string) (adminapi.Policy, err
 
 func (t *tool) showPolicy() *cobra.Command {
 	var documentOnly bool
-	cmd := verb("show [VERSION]", "Show the policy in force, or an earlier version, and its quorums", func(cmd *cobra.Command, args []string) error {
+	const short = "Show the policy in force, or an earlier version, and its quorums"
+	cmd := verb("show [VERSION]", short, func(cmd *cobra.Command, args []string) error {
 		p, err := t.policyOf(cmd, args)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if documentOnly {
-			text := cli.PrintableText(p.Document)
-			if text != p.Document {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning: characters of the document were escaped; -o json prints it as it was applied")
-			}
-			_, err := fmt.Fprint(cmd.OutOrStdout(), text)
-			return err
+		case documentOnly:
+			return printDocument(cmd, p.Document)
 		}
 		warnOfQuorums(cmd, p)
 		return policyTable.One(t.printer(cmd), p)
 	})
 	cmd.Args = cobra.MaximumNArgs(1)
-	cmd.Flags().BoolVar(&documentOnly, "document", false, "print policy.toml as it was applied, with control characters escaped")
+	cmd.Flags().BoolVar(&documentOnly, "document", false,
+		"print policy.toml as it was applied, with control characters escaped")
 	return cmd
+}
+
+func printDocument(cmd *cobra.Command, document string) error {
+	text := cli.PrintableText(document)
+	if text != document {
+		warn(cmd, []string{"characters of the document were escaped; -o json prints it as it was applied"})
+	}
+	_, err := fmt.Fprint(cmd.OutOrStdout(), text)
+	return err
 }
 
 var historyTable = cli.Table[adminapi.PolicyVersion]{
@@ -78,22 +84,26 @@ var historyTable = cli.Table[adminapi.PolicyVersion]{
 }
 
 func (t *tool) policyHistory() *cobra.Command {
-	return verb("history", "List the versions of the policy, newest first: the first is in force", func(cmd *cobra.Command, _ []string) error {
-		all, err := send(t, cmd, adminapi.Routes.PolicyHistory, adminapi.None{})
-		if err != nil {
-			return err
-		}
-		if n := len(all); n > 0 && all[n-1].Version > 1 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "the newest %d versions; countersignctl policy show VERSION shows an older one\n", n)
-		}
-		return historyTable.List(t.printer(cmd), all)
-	})
+	return verb("history", "List the versions of the policy, newest first: the first is in force", t.listPolicies)
+}
+
+func (t *tool) listPolicies(cmd *cobra.Command, _ []string) error {
+	all, err := send(t, cmd, adminapi.Routes.PolicyHistory, adminapi.None{})
+	if err != nil {
+		return err
+	}
+	if n := len(all); n > 0 && all[n-1].Version > 1 {
+		fmt.Fprintf(cmd.ErrOrStderr(),
+			"the newest %d versions; countersignctl policy show VERSION shows an older one\n", n)
+	}
+	return historyTable.List(t.printer(cmd), all)
 }
 
 // revertPolicy applies the document of an earlier version again, as a new version.
 func (t *tool) revertPolicy() *cobra.Command {
 	var req adminapi.Apply
-	cmd := verb("revert VERSION", "Put an earlier version of the policy into force again, as a new version", func(cmd *cobra.Command, args []string) error {
+	const short = "Put an earlier version of the policy into force again, as a new version"
+	cmd := verb("revert VERSION", short, func(cmd *cobra.Command, args []string) error {
 		p, err := t.policyOf(cmd, args)
 		if err != nil {
 			return err
@@ -138,7 +148,7 @@ type policyProblem struct {
 
 var policyReportTable = cli.Table[policyReport]{
 	{Title: "File", Value: func(r policyReport) string { return r.File }},
-	{Title: "Result", Value: func(r policyReport) string { return fmt.Sprintf("good, %s", plural(len(r.Warnings), "warning")) }},
+	{Title: "Result", Value: func(r policyReport) string { return "good, " + plural(len(r.Warnings), "warning") }},
 	{Title: "Hash", Value: func(r policyReport) string { return r.Hash }},
 	{Title: "Administrators", Value: func(r policyReport) string {
 		if r.Able == nil {
@@ -235,8 +245,8 @@ func doubts(p *policy.Policy, able *int) (all []string) {
 		names = append(names, k.String())
 	}
 	if names != nil {
-		all = append(all, fmt.Sprintf("%s: every one of the %d administrators who can countersign has to; if one is away or suspended, "+
-			"no such change can be made", strings.Join(names, ", "), *able))
+		all = append(all, fmt.Sprintf("%s: every one of the %d administrators who can countersign has to; "+
+			"if one is away or suspended, no such change can be made", strings.Join(names, ", "), *able))
 	}
 	return all
 }

@@ -74,6 +74,21 @@ func TestPolicyWarnings(t *testing.T) {
 	}
 }
 
+// TestPolicyDiffOfUnknown: quorums that cannot be compared are not shown as unchanged.
+func TestPolicyDiffOfUnknown(t *testing.T) {
+	address := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "policy") {
+			_ = json.NewEncoder(w).Encode(adminapi.Policy{Document: "[of.a.newer.release]\n"})
+			return
+		}
+		_ = json.NewEncoder(w).Encode([]adminapi.Administrator{})
+	})
+	code, stdout, stderr := run(t, address, "policy", "diff", writePolicy(t, ""))
+	if code != 0 || strings.Contains(stdout, "none") || !strings.Contains(stdout, "Warning: the quorums were not compared") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
 // TestPolicyDiffJSON: the comparison of policies is JSON when JSON is asked for.
 func TestPolicyDiffJSON(t *testing.T) {
 	path := writePolicy(t, "local = false\n")

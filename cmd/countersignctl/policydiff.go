@@ -19,7 +19,7 @@ type policyChanges struct {
 	Version  uint64         `json:"version"` // in force
 	Diff     string         `json:"diff"`    // unified; "" if the document is the policy in force
 	Good     bool           `json:"good"`    // the document can be applied; otherwise only its lines are compared
-	Quorums  []quorumChange `json:"quorums"`
+	Quorums  []quorumChange `json:"quorums"` // nil: not compared
 	Signers  []string       `json:"signers"`
 	Warnings []string       `json:"warnings"`
 }
@@ -41,7 +41,7 @@ func (t *tool) comparePolicy(cmd *cobra.Command, document []byte) (c policyChang
 	if err != nil {
 		return c, err
 	}
-	c = policyChanges{Version: active.Version, Quorums: []quorumChange{}, Signers: []string{}, Warnings: []string{}}
+	c = policyChanges{Version: active.Version, Signers: []string{}, Warnings: []string{}}
 	name := "policy version " + number(active.Version) + ", in force"
 	lines := diff.Diff(name, []byte(active.Document), "this document", document)
 	if _, body, found := bytes.Cut(lines, []byte("\n")); found { // without its line "diff"
@@ -54,7 +54,9 @@ func (t *tool) comparePolicy(cmd *cobra.Command, document []byte) (c policyChang
 	}
 	c.Good = true
 	if before, err := policy.ParseStored([]byte(active.Document)); err == nil {
-		c.Quorums = append(c.Quorums, quorumChanges(before, after)...)
+		c.Quorums = quorumChanges(before, after)
+	} else {
+		c.Warnings = append(c.Warnings, "the quorums were not compared with the policy in force: "+err.Error())
 	}
 	c.Signers = append(c.Signers, signers(all, after)...)
 	able := len(c.Signers)
@@ -63,7 +65,8 @@ func (t *tool) comparePolicy(cmd *cobra.Command, document []byte) (c policyChang
 }
 
 // quorumChanges returns each quorum that two policies have different.
-func quorumChanges(before, after *policy.Policy) (all []quorumChange) {
+func quorumChanges(before, after *policy.Policy) []quorumChange {
+	all := []quorumChange{}
 	say := func(what, from, to string) {
 		if from != to {
 			all = append(all, quorumChange{what, from, to})
@@ -90,14 +93,10 @@ func (c policyChanges) String() string {
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "Changes of the policy:\n%s", cli.PrintableText(c.Diff))
+	if c.Quorums != nil {
+		out.WriteString("\nChanges of the quorums:\n" + quorumLines(c.Quorums))
+	}
 	if c.Good {
-		fmt.Fprintf(&out, "\nChanges of the quorums:\n")
-		for _, q := range c.Quorums {
-			fmt.Fprintf(&out, "  %s: from %s to %s\n", q.What, q.From, q.To)
-		}
-		if len(c.Quorums) == 0 {
-			fmt.Fprintf(&out, "  none\n")
-		}
 		fmt.Fprintf(&out, "Under it %d can countersign: %s\n", len(c.Signers), cli.Printable(strings.Join(c.Signers, ", ")))
 	}
 	for _, text := range c.Warnings {
@@ -106,21 +105,34 @@ func (c policyChanges) String() string {
 	return out.String()
 }
 
+func quorumLines(changes []quorumChange) string {
+	if len(changes) == 0 {
+		return "  none\n"
+	}
+	var out strings.Builder
+	for _, q := range changes {
+		fmt.Fprintf(&out, "  %s: from %s to %s\n", q.What, q.From, q.To)
+	}
+	return out.String()
+}
+
 func (t *tool) diffPolicy() *cobra.Command {
-	return verb("diff FILE", "Show how a policy document differs from the policy in force", func(cmd *cobra.Command, args []string) error {
-		document, _, err := readPolicy(args[0])
-		if err != nil {
-			return err
-		}
-		c, err := t.comparePolicy(cmd, document)
-		if err != nil {
-			return err
-		}
-		p := t.printer(cmd)
-		if p.Format != cli.FormatTable {
-			return cli.Table[policyChanges]{}.One(p, c)
-		}
-		_, err = fmt.Fprint(p.Out, c)
+	return verb("diff FILE", "Show how a policy document differs from the policy in force", t.printDiff)
+}
+
+func (t *tool) printDiff(cmd *cobra.Command, args []string) error {
+	document, _, err := readPolicy(args[0])
+	if err != nil {
 		return err
-	})
+	}
+	c, err := t.comparePolicy(cmd, document)
+	if err != nil {
+		return err
+	}
+	p := t.printer(cmd)
+	if p.Format != cli.FormatTable {
+		return cli.Table[policyChanges]{}.One(p, c)
+	}
+	_, err = fmt.Fprint(p.Out, c)
+	return err
 }

@@ -73,7 +73,7 @@ func parameterWords(value any) string {
 	return fmt.Sprint(value)
 }
 
-// printChange prints a request and, as a table, how a policy that it would put into force differs from the one in force.
+// printChange prints a request. As a table it also prints how a policy in the request differs from the one in force.
 func (t *tool) printChange(cmd *cobra.Command, c adminapi.Change) error {
 	p := t.printer(cmd)
 	if err := detailsOf(c).One(p, c); err != nil || p.Format != cli.FormatTable || c.EndedAt != nil {
@@ -206,7 +206,8 @@ func showRequest(w io.Writer, r fetched) {
 		showParameter(w, name, r.Parameters[name], r.whole)
 	}
 	at := func(seconds uint64) string { return date(time.Unix(int64(min(seconds, 1<<40)), 0)) }
-	fmt.Fprintf(w, "domain   %s\nby       %s\ncreated  %s\nexpires  %s\n", cli.Printable(r.Domain), cli.Printable(r.By), at(r.Created), at(r.Expires))
+	fmt.Fprintf(w, "domain   %s\nby       %s\n", cli.Printable(r.Domain), cli.Printable(r.By))
+	fmt.Fprintf(w, "created  %s\nexpires  %s\n", at(r.Created), at(r.Expires))
 }
 
 // showParameter prints one parameter on a line, or a whole document on its lines.

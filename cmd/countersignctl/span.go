@@ -6,10 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"countersign/internal/fault"
 )
 
 // span is a flag for a duration of whole seconds with a bound.

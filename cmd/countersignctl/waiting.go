@@ -121,7 +121,8 @@ func announce(w io.Writer, c adminapi.Change) {
 		}
 		return
 	}
-	fmt.Fprintf(w, "%s; %d more needed: %s, before %s\n", cli.Printable(begin), c.More, cli.Printable(choiceWords(c)), clock(c.ExpiresAt, time.Now()))
+	fmt.Fprintf(w, "%s; %d more needed: %s, before %s\n",
+		cli.Printable(begin), c.More, cli.Printable(choiceWords(c)), clock(c.ExpiresAt, time.Now()))
 	fmt.Fprintf(w, "to countersign: countersignctl change sign %s, with --pkcs11 or --key\n", cli.Printable(c.ID))
 }
 

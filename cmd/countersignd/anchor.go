@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"countersign/internal/fault"
-
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
@@ -18,6 +16,7 @@ import (
 	"countersign/appliance/keyuse"
 	"countersign/appliance/store/sqlite"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"countersign/internal/fault"
-
 	"golang.org/x/sys/unix"
 
 	"countersign/appliance"
@@ -30,6 +28,7 @@ import (
 	"countersign/appliance/store/audit"
 	"countersign/internal/config"
 	"countersign/internal/durable"
+	"countersign/internal/fault"
 	"countersign/internal/harden"
 	"countersign/protocol"
 	protoenrol "countersign/protocol/enrol"
@@ -130,7 +129,8 @@ func (d *daemon) upgrade(ctx context.Context) error {
 	if err != nil || from == to {
 		return err
 	}
-	d.log.Info("upgrading the database: earlier releases will refuse it", "from_schema", from, "to_schema", to, "path", d.config.Store.Path)
+	d.log.Info("upgrading the database: earlier releases will refuse it",
+		"from_schema", from, "to_schema", to, "path", d.config.Store.Path)
 	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
 	if err := d.store.Upgrade(ctx, rec); err != nil {
 		return err

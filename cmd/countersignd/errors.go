@@ -24,11 +24,8 @@ import (
 // errDisk: an fsync failed, or the database is corrupt.
 var errDisk = errors.New("the store's disk failed")
 
-// exits maps errors to rows of the table of errors. The first match counts.
-var exits = []struct {
-	err error
-	row fault.Row
-}{
+// exits maps errors to rows of the table of errors.
+var exits = fault.Sentinels{
 	{pool.ErrGuard, fault.PINGuard},
 	{hsm.ErrPIN, fault.PINRefused},
 	{hsm.ErrLocked, fault.InitLocked},
@@ -87,10 +84,8 @@ func explain(err error) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	for _, exit := range exits {
-		if errors.Is(err, exit.err) {
-			return exit.row.Of(err)
-		}
+	if row, ok := exits.Find(err); ok {
+		return row.Of(err)
 	}
 	return err
 }

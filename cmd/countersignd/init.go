@@ -109,7 +109,7 @@ func anchorFirst(p *parts, cfg *config.Appliance, trust store.Trust) error {
 // errTokenUsed means that the token holds keys that no store has.
 var errTokenUsed = errors.New("the token holds keys already, and the store has none of them")
 
-// refuseUsedToken refuses a token with keys, and one with an object that is named as a key is, whoever made it.
+// refuseUsedToken refuses a token with keys, and one with an object that has the name of a key, of any program.
 func refuseUsedToken(ctx context.Context, p *parts) error {
 	keys, err := p.token.Keys(ctx)
 	if err != nil {

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"countersign/internal/fault"
-
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -27,6 +25,7 @@ import (
 	"countersign/hsm/failover"
 	"countersign/hsm/pool"
 	"countersign/internal/config"
+	"countersign/internal/fault"
 	"countersign/protocol"
 )
 

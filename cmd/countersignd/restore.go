@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
 
 	"countersign/appliance/recovery/custody"
@@ -15,6 +13,7 @@ import (
 	"countersign/internal/cli"
 	"countersign/internal/config"
 	"countersign/internal/custodian"
+	"countersign/internal/fault"
 	"countersign/protocol"
 	"countersign/protocol/trust"
 )

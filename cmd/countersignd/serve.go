@@ -60,12 +60,12 @@ func end(err error) error {
 	return explain(err)
 }
 
-// whenStopped returns a function that returns when ctx ended, or the time of its call.
+// whenStopped returns a function that returns the time at which ctx ended, or the time of the call if it has not ended.
 func whenStopped(ctx context.Context) func() time.Time {
 	at := make(chan time.Time, 1)
 	stop := context.AfterFunc(ctx, func() { at <- time.Now() })
 	return func() time.Time {
-		if stop() { // ctx goes on
+		if stop() { // ctx has not ended
 			return time.Now()
 		}
 		return <-at

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -50,11 +49,8 @@ func (t *tool) printer(cmd *cobra.Command) cli.Printer {
 	return cli.Printer{Out: cmd.OutOrStdout(), Format: *t.format}
 }
 
-// exits maps errors to rows of the table of errors. The first match counts.
-var exits = []struct {
-	err error
-	row fault.Row
-}{
+// exits maps errors to rows of the table of errors.
+var exits = fault.Sentinels{
 	{context.Canceled, fault.ProbeInterrupted},
 	{context.DeadlineExceeded, fault.ProbeHangs},
 	{hsm.ErrPIN, fault.ProbePIN},
@@ -63,10 +59,8 @@ var exits = []struct {
 }
 
 func explain(err error) error {
-	for _, exit := range exits {
-		if errors.Is(err, exit.err) {
-			return exit.row.Of(err)
-		}
+	if row, ok := exits.Find(err); ok {
+		return row.Of(err)
 	}
 	return err
 }

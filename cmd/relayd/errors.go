@@ -11,11 +11,8 @@ import (
 	"countersign/relay/uplink"
 )
 
-// faults is the table from errors to rows. The order matters: an error may wrap several.
-var faults = []struct {
-	err error
-	row fault.Row
-}{
+// faults maps errors of the relay to rows of the table of errors.
+var faults = fault.Sentinels{
 	{uplink.ErrNotEnrolled, fault.DeviceNotEnrolled},
 	{uplink.ErrEnrolled, fault.DeviceEnrolled},
 	{uplink.ErrLocked, fault.StateInUse},
@@ -32,10 +29,8 @@ var faults = []struct {
 
 // failure adds the exit code and hint to an error of the relay.
 func failure(err error) error {
-	for _, f := range faults {
-		if errors.Is(err, f.err) {
-			return f.row.Of(err)
-		}
+	if row, ok := faults.Find(err); ok {
+		return row.Of(err)
 	}
 	var answer *uplink.StatusError
 	var path *os.PathError

@@ -69,7 +69,7 @@ func TestFatalErrorsInTheLog(t *testing.T) {
 	}
 }
 
-// TestDisplayOnStandardError: approvals are lines of the log in JSON, whatever its level, and plain beside a log in text.
+// TestDisplayOnStandardError: approvals are lines of the log in JSON, at any level, and plain beside a log in text.
 func TestDisplayOnStandardError(t *testing.T) {
 	for format, want := range map[string]string{
 		"json": `"@message":"display","@module":"relayd"`,

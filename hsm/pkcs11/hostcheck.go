@@ -12,8 +12,8 @@ import (
 	"countersign/hsm/internal/hostseal"
 )
 
-// This file checks passwords in the memory of this process, for a module that cannot unwrap a secret to a session key. The wrap
-// key is then an HMAC key, under which [hostseal] seals the verifiers.
+// This file checks passwords in the memory of this process, for a module that cannot unwrap a secret
+// to a session key. The wrap key is then an HMAC key, under which [hostseal] seals the verifiers.
 
 // hostNotice says that passwords are not checked inside the token.
 const hostNotice = `password verifiers are opened and compared in the memory of hsm-worker: hsm.password_check = "host"`
@@ -34,7 +34,7 @@ func (t *Token) using(u hsm.Usage) capability {
 	return c
 }
 
-// hinted adds to the error of a module that cannot have wrap keys what would do instead.
+// hinted adds to the error of a module that cannot have wrap keys the setting that does without them.
 func (t *Token) hinted(u hsm.Usage, err error) error {
 	if err == nil || u != hsm.WrapKey || t.hostCheck {
 		return err
@@ -66,7 +66,7 @@ func (t *Token) seals(s *session, o object) (hostseal.MAC, error) {
 	}, nil
 }
 
-// keep makes a secret in memory one that is kept under a wrap key.
+// keep wraps or seals a secret from memory under a wrap key.
 func (t *Token) keep(s *session, wrap object, secret []byte) ([]byte, error) {
 	if !wrap.host {
 		return t.wrap(s, wrap, secret)
@@ -103,7 +103,8 @@ func (t *Token) macHere(s *session, wrap object, sealed, data []byte) ([]byte, e
 	return m.Sum(nil), nil
 }
 
-// rewrapHere moves a secret between two keys of which at least one seals on the host. A secret inside the token stays there.
+// rewrapHere moves a secret between two keys of which at least one seals on the host. A secret inside
+// the token stays there.
 func (t *Token) rewrapHere(s *session, from, to object, old []byte) ([]byte, error) {
 	if !from.host {
 		return nil, at("C_UnwrapKey", fmt.Errorf(

@@ -121,9 +121,10 @@ func (t *Token) describe(s *session, h pkcs11.ObjectHandle, class uint, publics 
 	return t.describePair(s, o, facts, publics[string(a[0])])
 }
 
-// usable returns the curve or the modulus of a private key, and whether it may be used at all. It may not if each use wants the PIN again
-// (CKA_ALWAYS_AUTHENTICATE, PKCS#11 v2.40 §4.9), or if it has neither curve nor modulus: SoftHSM
-// leaves that behind when its process is killed while it makes a pair.
+// usable returns the curve or the modulus of a private key, and whether it may be used at all. It may
+// not if each use wants the PIN again (CKA_ALWAYS_AUTHENTICATE, PKCS#11 v2.40 §4.9), or if it has
+// neither curve nor modulus: SoftHSM leaves that behind when its process is killed while it makes a
+// pair.
 func (t *Token) usable(s *session, h pkcs11.ObjectHandle, keyType uint) (part []byte, ok bool, err error) {
 	of := uint(pkcs11.CKA_EC_PARAMS)
 	if keyType == pkcs11.CKK_RSA {
@@ -177,12 +178,12 @@ func (t *Token) usage(s *session, h pkcs11.ObjectHandle, key keyFacts) (hsm.Usag
 	return t.usageIf(s, h, key, func(p profile, usage uint, may bool) bool { return may == p.allows(usage) })
 }
 
-// among returns the first usage that is one of those of a key.
+// among returns the first usage that a key allows, perhaps beside others.
 func (t *Token) among(s *session, h pkcs11.ObjectHandle, key keyFacts) (hsm.Usage, bool, error) {
 	return t.usageIf(s, h, key, func(p profile, usage uint, may bool) bool { return may || !p.allows(usage) })
 }
 
-// usageIf returns the first usage of which fits accepts every usage attribute of a key.
+// usageIf returns the first usage for which fits accepts every usage attribute of a key.
 func (t *Token) usageIf(s *session, h pkcs11.ObjectHandle, key keyFacts, fits func(p profile, usage uint, may bool) bool) (hsm.Usage, bool, error) {
 	for _, usage := range hsm.Usages() {
 		if !key.mayBe(usage) {

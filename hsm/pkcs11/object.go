@@ -176,8 +176,9 @@ func (t *Token) Foreign(ctx context.Context) (keys []hsm.Key, err error) {
 	err = t.run(ctx, hsm.KeyID{}, func(s *session) error {
 		found, err := t.read(s)
 		keys = nil
-		for _, o := range t.unique(found) {
-			if !o.closed {
+		single := t.unique(found)
+		for _, o := range found {
+			if _, ok := single[o.ID]; ok && !o.closed {
 				keys = append(keys, o.Key)
 			}
 		}

@@ -47,7 +47,7 @@ func (t *Token) seal(s *session, key pkcs11.ObjectHandle, spec hsm.KeySpec, reci
 	defer t.destroy(s, kek, &err)
 	wrapped, err := t.native.wrap(s, t.ways.wrapping.mechanism, kek, key)
 	if err != nil {
-		return nil, at("C_WrapKey with CKM_AES_KEY_WRAP_PAD of a key for "+spec.Usage.String(), err)
+		return nil, at("C_WrapKey with "+t.ways.wrapping.name+" of a key for "+spec.Usage.String(), err)
 	}
 	return append(point, wrapped...), nil
 }
@@ -183,7 +183,7 @@ func (t *Token) restoreError(s *session, kek pkcs11.ObjectHandle, wrapped []byte
 		return t.unwrapError(s, object{handle: kek}, err)
 	}
 	defer t.destroy(s, secret, &err)
-	return at("C_UnwrapKey with CKM_AES_KEY_WRAP_PAD", fmt.Errorf("%v: %w", failed, errLacking))
+	return at("C_UnwrapKey with "+t.ways.wrapping.name, fmt.Errorf("%v: %w", failed, errLacking))
 }
 
 // create puts a private key from memory on the token.

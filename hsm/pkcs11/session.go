@@ -224,6 +224,9 @@ var errUnknown = errors.New("not one key has this id")
 // errShort: a function succeeded with a signature or secret of the wrong length.
 var errShort = errors.New("answer of the wrong length")
 
+// errDiffers: a function succeeded with a key that is not the one that was wrapped.
+var errDiffers = errors.New("the key gives another MAC than the one that was wrapped")
+
 // failure is the error of one PKCS#11 function.
 type failure struct {
 	function string
@@ -266,7 +269,7 @@ func classify(err error) class {
 		return input
 	case errors.Is(err, errBroken):
 		return other
-	case errors.Is(err, errShort):
+	case errors.Is(err, errShort), errors.Is(err, errDiffers):
 		return nonsense
 	case errors.Is(err, errLacking):
 		return lacking

@@ -323,7 +323,7 @@ func (t *Token) tryWrapping(s *session) (err error) {
 	}
 	got, err := t.macOf(s, with, wrapped, text)
 	if err == nil && !bytes.Equal(got, want) {
-		err = at("C_UnwrapKey with "+t.ways.wrapping.name, errShort)
+		err = at("C_UnwrapKey with "+t.ways.wrapping.name, errDiffers)
 	}
 	return err
 }
@@ -376,7 +376,7 @@ func (t *Token) tryImport(s *session) error {
 			}
 			got, err := t.macOf(s, with, kept, nil)
 			if err == nil && !bytes.Equal(got, want) {
-				err = at("importing a verifier", errShort)
+				err = at("importing a verifier", errDiffers)
 			}
 			return err
 		})

@@ -16,7 +16,7 @@ import (
 // at the first request.
 type ways struct {
 	mac      macWay    // the zero value: no key makes MACs
-	wrapping wrapWay   // the zero value: no key wraps as RFC 5649 does
+	wrapping wrapWay   // the zero value: no key wraps
 	importer importWay // how a password verifier gets to the wrap key
 	// unseen are usages that the module refuses to see, even false, so that no template has them.
 	unseen    []uint
@@ -83,7 +83,7 @@ var wrapWays = []wrapWay{
 	{mechanism: pkcs11.CKM_AES_KEY_WRAP_PAD, name: wrapPad},
 	{mechanism: ckmAESKeyWrapKWP, name: wrapKWP},
 	{mechanism: ckmLunaKWP, name: "CKM_LUNA_AES_KWP"},
-	{mechanism: ckmCloudKW, name: "CKM_CLOUDHSM_AES_KEY_WRAP_PAD"},
+	{mechanism: ckmCloudKW, name: "CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD"},
 	{pkcs11.CKM_AES_KEY_WRAP, wrapKW, check.KeptKW, 0},
 	{pkcs11.CKM_AES_GCM, wrapGCM, check.KeptGCM, 12},
 	{pkcs11.CKM_AES_CBC_PAD, wrapCBC, check.KeptCBC, 16},
@@ -142,7 +142,7 @@ func (w ways) agrees() string {
 // standard are the ways of PKCS#11 v2.40.
 var standard = ways{mac: macWays[0], wrapping: wrapWays[0], importer: importInside, agreement: agreeRead}
 
-// names describes the ways for an administrator.
+// names describes the ways for an administrator, one sentence for each choice.
 func (w ways) names() []string {
 	list := []string{"MAC: none"}
 	if w.mac != (macWay{}) {

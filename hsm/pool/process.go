@@ -270,8 +270,9 @@ func (p *process) kill() {
 // reported are the exit codes with which hsm-worker ends after it has sent an error.
 var reported = []int{69, 77}
 
-// outlived adds to the error of a start how the process ended, if that is the cause: by a signal of another process or of
-// the kernel, or with an exit code that hsm-worker has no error for. The process has ended.
+// outlived adds to the error of a start how the process ended, if that is the cause: by a signal of
+// another process or of the kernel, or with an exit code that hsm-worker has no error for. The process
+// has ended.
 func (p *process) outlived(err error) error {
 	state := p.cmd.ProcessState
 	if p.killed.Load() || state.Success() || slices.Contains(reported, state.ExitCode()) {

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
+
+	"countersign/internal/fault"
 )
 
 // foreign is an error of another package that chooses its exit code.

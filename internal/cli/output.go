@@ -11,9 +11,9 @@ import (
 	"unicode"
 	"unicode/utf16"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
+
+	"countersign/internal/fault"
 )
 
 // Format selects how data is printed. It is a command-line flag; the zero value is

@@ -9,10 +9,10 @@ import (
 	"testing"
 	"unicode"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+
+	"countersign/internal/fault"
 )
 
 type device struct {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestProgressOfAScript: what is no terminal gets one line.
+// TestProgressOfAScript: an output that is not a terminal gets one line.
 func TestProgressOfAScript(t *testing.T) {
 	var out bytes.Buffer
 	p := StartProgress(&out, "measuring", 28*time.Second)

@@ -9,10 +9,10 @@ import (
 	"strconv"
 	"strings"
 
-	"countersign/internal/fault"
-
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"countersign/internal/fault"
 )
 
 // maxAnswer bounds an answer, in bytes.

@@ -12,10 +12,10 @@ import (
 	"syscall"
 	"testing"
 
-	"countersign/internal/fault"
-
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"countersign/internal/fault"
 )
 
 func TestConfirm(t *testing.T) {

@@ -104,10 +104,7 @@ func askFor(path string, file []byte, ask func(string) ([]byte, error)) (custody
 }
 
 // exits maps errors of shares to rows of the table of errors.
-var exits = []struct {
-	err error
-	row fault.Row
-}{
+var exits = fault.Sentinels{
 	{custody.ErrSealed, fault.ShareSealed},
 	{custody.ErrShare, fault.ShareDamaged},
 	{custody.ErrMixed, fault.SharesMixed},
@@ -116,10 +113,8 @@ var exits = []struct {
 
 // Explain adds exit code and hint to errors of package custody.
 func Explain(err error) error {
-	for _, exit := range exits {
-		if errors.Is(err, exit.err) {
-			return exit.row.Of(err)
-		}
+	if row, ok := exits.Find(err); ok {
+		return row.Of(err)
 	}
 	return err
 }

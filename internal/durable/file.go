@@ -113,7 +113,7 @@ var ErrLocked = errors.New("another process is using it")
 
 // Lock takes an exclusive lock (flock(2)) on a file, which it creates with mode 0600 if
 // need be. Closing the result releases the lock, and so does the end of the process. It
-// returns [ErrLocked] if another process has the lock, after a short wait for [InUse].
+// returns [ErrLocked] if another process keeps the lock for longer than [InUse] does, after 250 ms.
 func Lock(path string) (io.Closer, error) {
 	return lock(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW)
 }
@@ -128,12 +128,12 @@ func lock(path string, flags int) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for tries := askings; ; tries-- {
+	for tries := lockTries; ; tries-- {
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if !errors.Is(err, syscall.EWOULDBLOCK) || tries == 0 {
 			break
 		}
-		time.Sleep(asking)
+		time.Sleep(lockPause)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -145,10 +145,10 @@ func lock(path string, flags int) (io.Closer, error) {
 	return f, nil
 }
 
-// InUse shares a lock for a moment, and Lock waits for its end: askings times asking.
+// How long Lock tries again. InUse in another process has a shared lock for a moment.
 const (
-	askings = 50
-	asking  = 5 * time.Millisecond
+	lockTries = 50
+	lockPause = 5 * time.Millisecond
 )
 
 // InUse reports whether another process has the lock of [Lock] on a file. A file that does not exist is not in use.

@@ -55,7 +55,8 @@ var (
 	})
 	CodePolicy = phone.row(Row{
 		Text: "policy", Exit: Denied, Cause: "A second person may also lack the role that the policy asks for.",
-		Advice: "the policy does not allow this, or it or the sum of your approvals has changed: start again, and ask the operator if it is denied again",
+		Advice: "the policy does not allow this, or it or the sum of your approvals has changed: start again, and " +
+			"ask the operator if it is denied again",
 	})
 	CodeLimit = phone.row(Row{
 		Text: "limit", Exit: Denied,
@@ -64,8 +65,9 @@ var (
 	})
 	CodeSerial = phone.row(Row{
 		Text: "serial conflict", Exit: Denied,
-		Cause:  "The appliance knows another authorization under this number, or a newer one.",
-		Advice: "start again; if it happens again, somebody may use a copy of this client's state: inform the operator",
+		Cause: "The appliance knows another authorization under this number, or a newer one.",
+		Advice: "start again; if it happens again, another party may use a copy of this client's state: inform the " +
+			"operator",
 	})
 	CodeDevice = phone.row(Row{
 		Text: "device not authorized", Exit: Denied,
@@ -124,7 +126,8 @@ var (
 		Advice: "the device gives another text than you did: start again without --text, and read what it shows",
 	})
 	CodeAmountNotAllowed = phone.row(Row{
-		Text: "amount not allowed", Exit: Denied, Cause: "The policy has no price for the service, or one in another currency.",
+		Text: "amount not allowed", Exit: Denied,
+		Cause:  "The policy has no price for the service, or one in another currency.",
 		Advice: "start again without an amount, or with one in the currency of the service",
 	})
 	CodeServerUnreachable = phone.row(Row{
@@ -149,12 +152,14 @@ var (
 	})
 	NoRequestWaits = phone.row(Row{
 		Text: "unknown or disabled service", Exit: Denied,
-		Cause:  "The phone came to approve another person's request.",
-		Advice: "no request waits for a second person at this device: have the first person start, then approve within its time",
+		Cause: "The phone came to approve another person's request.",
+		Advice: "no request waits for a second person at this device: have the first person start, then approve " +
+			"within its time",
 	})
 	CodeUnknown = phone.row(Row{
 		Text: "code {number}", Exit: Failed,
-		Cause:  "A newer appliance denies it by a code that this client does not know. The exit code is 3 if the appliance denied it.",
+		Cause: "A newer appliance denies it by a code that this client does not know. The exit code is 3 if the " +
+			"appliance denied it.",
 		Advice: "PROTOCOL.md of a newer release explains the code; ask the operator",
 	})
 )
@@ -163,22 +168,27 @@ var (
 var (
 	DeniedPending = phone.row(Row{
 		Text: "authorization {serial}: awaiting second approver", Exit: TryAgain, Cause: "Nothing was done yet.",
-		Advice: "another person approves at the same device with countersign-client approve --link LINK; then countersign-client status {serial} --link LINK shows the outcome",
+		Advice: "another person approves at the same device with countersign-client approve --link LINK; then " +
+			"countersign-client status {serial} --link LINK shows the outcome",
 	})
 	YouRefused = phone.row(Row{Text: "refused by you", Exit: Denied, Cause: "You refused. Nothing was done."})
 	WrongTry   = phone.row(Row{
 		Text: "bad password, with tries left", Exit: TryAgain,
-		Advice: "run countersign-client resume --link LINK with the right password while the challenge is valid, or start again",
+		Advice: "run countersign-client resume --link LINK with the right password while the challenge is valid, " +
+			"or start again",
 	})
 	UnknownOutcome = phone.row(Row{
 		Text: "outcome is unknown", Exit: TryAgain, Cause: "The link broke after the client had signed.",
-		Advice: "it may have been carried out: run countersign-client resume --link LINK while the challenge is valid, or countersign-client status --last --link LINK at any time, before you try again",
+		Advice: "it may have been carried out: run countersign-client resume --link LINK while the challenge is " +
+			"valid, or countersign-client status --last --link LINK at any time, before you try again",
 	})
 	OutcomeHidden = phone.row(Row{
-		Text: "the appliance does not reveal the outcome: {error}", Exit: TryAgain, Advice: "try again later; the outcome stands as it is",
+		Text: "the appliance does not reveal the outcome: {error}", Exit: TryAgain,
+		Advice: "try again later; the outcome stands as it is",
 	})
 	Contradicted = phone.row(Row{
-		Text: "the appliance contradicts the receipt", Exit: Failed, Cause: "The appliance gives another outcome than the receipt that this client has verified.",
+		Text: "the appliance contradicts the receipt", Exit: Failed,
+		Cause:  "The appliance gives another outcome than the receipt that this client has verified.",
 		Advice: "inform the operator: the appliance may have returned from an old copy of its data",
 	})
 	ClientStateInUse = phone.row(Row{
@@ -189,10 +199,13 @@ var (
 		Text: "not enrolled", Exit: NotFound, Advice: "run countersign-client enrol first, or check --state",
 	})
 	NothingPending = phone.row(Row{
-		Text: "no authorization has an unknown outcome", Exit: NotFound, Cause: "No authorization waits to be resumed.", Advice: "countersign-client receipts lists all outcomes",
+		Text: "no authorization has an unknown outcome", Exit: NotFound,
+		Cause:  "No authorization waits to be resumed.",
+		Advice: "countersign-client receipts lists all outcomes",
 	})
 	NoReceipt = phone.row(Row{
-		Text: "no such receipt", Exit: NotFound, Advice: "countersign-client receipts lists them; authorize --receipt requests a full one",
+		Text: "no such receipt", Exit: NotFound,
+		Advice: "countersign-client receipts lists them; authorize --receipt requests a full one",
 	})
 	NoFullReceipt = phone.row(Row{
 		Text: "no full receipt is kept", Exit: NotFound, Advice: "countersign-client authorize --receipt requests one",
@@ -213,10 +226,12 @@ var (
 		Advice: "restore the whole directory, or enrol again with another --state",
 	})
 	StateFile = phone.row(Row{
-		Text: "no such file or directory, or permission denied", Exit: IO, Advice: "check the directory given with --state",
+		Text: "no such file or directory, or permission denied", Exit: IO,
+		Advice: "check the directory given with --state",
 	})
 	NotAuthentic = phone.row(Row{
-		Text: "answer is not authentic", Exit: BadSignature, Advice: "the device or the link altered the message; nothing was signed",
+		Text: "answer is not authentic", Exit: BadSignature,
+		Advice: "the device or the link altered the message; nothing was signed",
 	})
 	ShortPassword = phone.row(Row{
 		Text: "the password has 4 characters: this appliance wants at least 6", Exit: Usage,
@@ -228,21 +243,27 @@ var (
 		Advice: "enrol again with another --state, with a password or --uv as required, or refuse",
 	})
 	PhoneClock = phone.row(Row{
-		Text: "a certificate is not in force", Exit: BadSignature, Cause: "A clock is wrong, or a certificate of the appliance has ended. The exit code is 75 if the key may only be old.",
-		Advice: "check the date and time of this machine and try again; if they are right, check those of the appliance",
+		Text: "a certificate is not in force", Exit: BadSignature,
+		Cause: "A clock is wrong, or a certificate of the appliance has ended. The exit code is 75 if the key may " +
+			"only be old.",
+		Advice: "check the date and time of this machine and try again; if they are right, check those of the " +
+			"appliance",
 	})
 	EnrolRefused = phone.row(Row{
-		Text: "the appliance answers 403", Exit: Auth, Cause: "The activation code was used, withdrawn or has expired, or is a device's.",
+		Text: "the appliance answers 403", Exit: Auth,
+		Cause:  "The activation code was used, withdrawn or has expired, or is a device's.",
 		Advice: "ask for another code: countersignctl client invite",
 	})
 	EnrolGone = phone.row(Row{
-		Text: "the appliance answered 404 or 410", Exit: NotFound, Advice: "check --url; ask for another code: countersignctl client invite",
+		Text: "the appliance answers 404 or 410", Exit: NotFound,
+		Advice: "check --url; ask for another code: countersignctl client invite",
 	})
 	EnrolBusy = phone.row(Row{
-		Text: "the appliance answered 429 or 503", Exit: Unavailable, Advice: "try again later with the same code",
+		Text: "the appliance answers 429 or 503", Exit: Unavailable, Advice: "try again later with the same code",
 	})
 	EnrolFailed = phone.row(Row{
-		Text: "the appliance answered 400", Exit: Failed, Cause: "The appliance could not read the request, or is of another release.",
+		Text: "the appliance answers 400", Exit: Failed,
+		Cause:  "The appliance could not read the request, or is of another release.",
 		Advice: "check --url, and that client and appliance are of one release",
 	})
 )
@@ -250,59 +271,78 @@ var (
 // Command lines, passwords and links.
 var (
 	PhoneFlags = phone.row(Row{
-		Text: "{error}", Exit: Usage, Cause: "A flag or argument has a value that is not allowed. Nothing was sent.", Advice: "see {command} --help",
+		Text: "{error}", Exit: Usage,
+		Cause:  "A flag or argument has a value that is not allowed. Nothing was sent.",
+		Advice: "see {command} --help",
 	})
 	NoState = phone.row(Row{
 		Text: "no state directory", Exit: Usage, Advice: "use --state",
 	})
 	ClientAddress = phone.row(Row{
-		Text: "address {address} is not https://HOST:PORT", Exit: Usage, Advice: "give the address of the appliance's API, with the port of api.listen",
+		Text: "address {address} is not https://HOST:PORT", Exit: Usage,
+		Advice: "give the address of the appliance's API, with the port of api.listen",
 	})
 	OneDescriptor = phone.row(Row{
 		Text: "standard input cannot provide both the code and the password", Exit: Usage,
 		Advice: "use another descriptor for the password, such as 3, or --code-file",
 	})
 	ClientCode = phone.row(Row{
-		Text: "an activation code that cannot be read", Exit: Usage, Cause: "A part of the code is missing, or a letter is wrong.",
+		Text: "an activation code that cannot be read", Exit: Usage,
+		Cause:  "A part of the code is missing, or a letter is wrong.",
 		Advice: "copy the whole code that countersignctl client invite printed",
 	})
 	NoServiceNamed = phone.row(Row{
 		Text: "no service is called {name}", Exit: Usage, Advice: "give a number, or NAME=NUMBER to name it",
 	})
 	BadService = phone.row(Row{
-		Text: "service", Exit: Usage, Cause: "The value of --service is no number of a service.", Advice: "give a number, or NAME=NUMBER to name it",
+		Text: "service", Exit: Usage,
+		Cause:  "The value of --service is no number of a service.",
+		Advice: "give a number, or NAME=NUMBER to name it",
 	})
 	ReservedService = phone.row(Row{
-		Text: "service {number} is reserved, the first free one is {first}", Exit: Usage, Advice: "give a number, or NAME=NUMBER to name it",
+		Text: "service {number} is reserved, the first free one is {first}", Exit: Usage,
+		Advice: "give a number, or NAME=NUMBER to name it",
 	})
 	BadServiceName = phone.row(Row{
-		Text: "name {name} is not allowed", Exit: Usage, Cause: "It is empty, too long, or has characters that a screen does not show.",
+		Text: "name {name} is not allowed", Exit: Usage,
+		Cause:  "It is empty, too long, or has characters that a screen does not show.",
 		Advice: "give a number, or NAME=NUMBER to name it",
 	})
 	NoDevice = phone.row(Row{
-		Text: "cannot reach the device: {error}", Exit: Unavailable, Advice: "check that the device is in reach and try again",
+		Text: "cannot reach the device: {error}", Exit: Unavailable,
+		Advice: "check that the device is in reach and try again",
 	})
 	CannotAsk = phone.row(Row{
 		Text: "cannot ask: standard input is not a terminal", Exit: Usage, Advice: "give --yes or --refuse",
 	})
 	ShowChallenge = phone.row(Row{
-		Text: "showing the challenge: {error}", Exit: IO, Cause: "Standard error cannot be written. Nothing was signed.",
+		Text: "showing the challenge: {error}", Exit: IO,
+		Cause:  "Standard error cannot be written. Nothing was signed.",
 		Advice: "start again in a terminal, or with an output that can be written",
 	})
 	NotVerified = phone.row(Row{
-		Text: "the user was not verified", Exit: Auth, Cause: "The answer to the question was not the right one. Nothing was signed.", Advice: "start again",
+		Text: "the user was not verified", Exit: Auth,
+		Cause:  "The answer to the question was not the right one. Nothing was signed.",
+		Advice: "start again",
 	})
 	PasswordDescriptor = phone.row(Row{
-		Text: "password file descriptor {number}: {error}", Exit: IO, Advice: "open the descriptor for reading: --password-fd 3 3<FILE",
+		Text: "password file descriptor {number}: {error}", Exit: IO,
+		Advice: "open the descriptor for reading: --password-fd 3 3<FILE",
 	})
 	LongPassword = phone.row(Row{
-		Text: "password of more than {bytes} bytes", Exit: Usage, Cause: "No try was made.", Advice: "give a shorter password",
+		Text: "password of more than {bytes} bytes", Exit: Usage,
+		Cause:  "No try was made.",
+		Advice: "give a shorter password",
 	})
 	ReadPassword = phone.row(Row{
-		Text: "reading the password: {error}", Exit: IO, Cause: "No try was made.", Advice: "start again in a terminal, or with --password-fd",
+		Text: "reading the password: {error}", Exit: IO,
+		Cause:  "No try was made.",
+		Advice: "start again in a terminal, or with --password-fd",
 	})
 	NoPassword = phone.row(Row{
-		Text: "no password to read", Exit: Auth, Cause: "The input has ended. No try was made.", Advice: "write the password to the descriptor, on one line",
+		Text: "no password to read", Exit: Auth,
+		Cause:  "The input has ended. No try was made.",
+		Advice: "write the password to the descriptor, on one line",
 	})
 	PasswordsDiffer = phone.row(Row{
 		Text: "the two passwords differ", Exit: Auth, Cause: "Nothing was enrolled.", Advice: "run it again",
@@ -314,6 +354,8 @@ var (
 		Text: "--link needs one authorization", Exit: Usage, Advice: "give its serial or --last",
 	})
 	BadSerial = phone.row(Row{
-		Text: "serial", Exit: Usage, Cause: "The argument is no serial of an authorization.", Advice: "countersign-client receipts lists the serials",
+		Text: "serial", Exit: Usage,
+		Cause:  "The argument is no serial of an authorization.",
+		Advice: "countersign-client receipts lists the serials",
 	})
 )

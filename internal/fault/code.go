@@ -1,6 +1,6 @@
-// Package fault is the table of errors that have a hint or an exit code: what a program prints, the exit code, the cause
-// and what to do. All programs take their hints and exit codes from it, and docs/errors.md is generated from it
-// (go generate ./internal/fault).
+// Package fault is the table of errors that have a hint or an exit code: what a program prints, the exit code, the
+// cause and what to do. All programs take their hints and exit codes from it, and go generate ./internal/fault writes
+// docs/errors.md from it.
 //
 // To add a row, declare a variable with [topic.row] in the file of the program, or in shared.go, and return
 // fault.NAME.Of(err) where the error stops. Then run go generate ./internal/fault. A hint never advises to delete,

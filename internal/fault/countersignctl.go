@@ -13,25 +13,31 @@ var (
 		Advice: "countersignctl key list shows the state of each version",
 	})
 	TokenCannot = ctl.row(Row{
-		Text: "the module lacks a mechanism", Exit: Unavailable, Advice: "pkcs11-tool -O shows the attributes meanwhile",
+		Text: "the module lacks a mechanism", Exit: Unavailable,
+		Advice: "pkcs11-tool -O shows the attributes meanwhile",
 	})
 	QuorumWaits = ctl.row(Row{
 		Text: "more administrators have to countersign", Exit: Denied,
-		Cause:  "The policy requires more administrators. Nothing was changed yet; the request waits for their signatures.",
+		Cause: "The policy requires more administrators. Nothing was changed yet; the request waits for their " +
+			"signatures.",
 		Advice: "countersignctl change list shows the requests that wait",
 	})
 	QuorumWaitsFor = ctl.row(Row{
 		Text: "more administrators have to countersign", Exit: Denied,
-		Cause:  "The policy requires more administrators. Nothing was changed yet; the request waits for their signatures.",
+		Cause: "The policy requires more administrators. Nothing was changed yet; the request waits for their " +
+			"signatures.",
 		Advice: "countersignctl change sign {id}, with --key or --pkcs11",
 	})
 	NothingWritten = ctl.row(Row{
 		Text: "nothing was written: {kind} waits for its quorum", Exit: Denied,
-		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an hour, or start it with --wait",
+		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an " +
+			"hour, or start it with --wait",
 	})
 	CopyWaits = ctl.row(Row{
-		Text: "nothing was written: {kind} waits for its quorum", Exit: Denied, Cause: "The copy of the database takes a quorum.",
-		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an hour, or start it with --wait; " +
+		Text: "nothing was written: {kind} waits for its quorum", Exit: Denied,
+		Cause: "The copy of the database takes a quorum.",
+		Advice: "countersignctl change sign {id}, with --key or --pkcs11; then run this command again within an hour, " +
+			"or start it with --wait; " +
 			"for a copy that runs by itself, put \"store.backup\" = 0 in [quorum] of the policy",
 	})
 	NoBackupFile = ctl.row(Row{
@@ -39,14 +45,17 @@ var (
 	})
 	OldPolicy = ctl.row(Row{
 		Text: "version {version}: {error}", Exit: Config,
-		Advice: "an earlier release accepted this document; correct what policy show {argument} --document prints, and apply it",
+		Advice: "an earlier release accepted this document; correct what policy show {argument} --document prints, " +
+			"and apply it",
 	})
 	ChangeOver = ctl.row(Row{
-		Text: "the request is over", Exit: Denied, Cause: "It was executed, withdrawn or has expired, or what it changes has changed.",
+		Text: "the request is over", Exit: Denied,
+		Cause:  "It was executed, withdrawn or has expired, or what it changes has changed.",
 		Advice: "request the change again: a request is executed at most once",
 	})
 	ChangeEnded = ctl.row(Row{
-		Text: "change {id} is {state}", Exit: Denied, Cause: "The request that --wait waited for ended without its effect.",
+		Text: "change {id} is {state}", Exit: Denied,
+		Cause:  "The request that --wait waited for ended without its effect.",
 		Advice: "countersignctl change show {id} shows why; request the change again",
 	})
 	WaitInterrupted = ctl.row(Row{
@@ -54,7 +63,8 @@ var (
 		Advice: "countersignctl change show {id} shows it, change withdraw ends it",
 	})
 	ForeignSigner = ctl.row(Row{
-		Text: "not an active administrator", Exit: Denied, Advice: "countersignctl admin list shows who may countersign",
+		Text: "not an active administrator", Exit: Denied,
+		Advice: "countersignctl admin list shows who may countersign",
 	})
 	BadSignatureOfChange = ctl.row(Row{
 		Text: "signature does not verify", Exit: BadSignature,
@@ -62,32 +72,39 @@ var (
 	})
 	KeysUncovered = ctl.row(Row{
 		Text: "keys without a sealed copy", Exit: Failed,
-		Advice: "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; --partial leaves them out",
+		Advice: "a key is sealed only when it is generated: set backup.recipient, then rotate these keys; " +
+			"--partial leaves them out",
 	})
 	NameTaken = ctl.row(Row{
-		Text: "exists already", Exit: Failed, Cause: "A client or device of this name is enrolled, or has an open activation code.",
+		Text: "exists already", Exit: Failed,
+		Cause:  "A client or device of this name is enrolled, or has an open activation code.",
 		Advice: "{name} is enrolled or has an open code: --replace revokes it and makes a new one",
 	})
 	AdminTaken = ctl.row(Row{
 		Text: "exists already", Exit: Failed, Cause: "An administrator has this name or this key.",
-		Advice: "countersignctl admin list shows names and keys; each administrator needs a key and a name of their own",
+		Advice: "countersignctl admin list shows names and keys; each administrator needs a key and a name of " +
+			"their own",
 	})
 	OtherTaken = ctl.row(Row{
 		Text: "exists already", Exit: Failed, Cause: "The message says what exists. Nothing was changed.",
 	})
 	Conflicting = ctl.row(Row{
 		Text: "changed by another request meanwhile, or revoked permanently", Exit: Failed,
-		Cause: "Or the object is in a state that this change cannot begin from. The message names it. Nothing was changed.",
+		Cause: "Or the object is in a state that this change cannot begin from. The message names it. Nothing was " +
+			"changed.",
 	})
 	BadRequest = ctl.row(Row{
-		Text: "bad request", Exit: Usage, Cause: "The appliance refuses a value. The message names it. Nothing was changed.",
+		Text: "bad request", Exit: Usage,
+		Cause: "The appliance refuses a value. The message names it. Nothing was changed.",
 	})
 	TokenAway = ctl.row(Row{
-		Text: "HSM unavailable, or busy", Exit: Unavailable, Advice: "countersignctl hsm status shows the state of each token",
+		Text: "HSM unavailable, or busy", Exit: Unavailable,
+		Advice: "countersignctl hsm status shows the state of each token",
 	})
 	StoreAway = ctl.row(Row{
 		Text: "store unavailable", Exit: Unavailable,
-		Advice: "if the database is locked, end the program that uses it (fuser shows it); or check the disk of store.path",
+		Advice: "if the database is locked, end the program that uses it (fuser shows it); or check the disk of " +
+			"store.path",
 	})
 	UnlockRefused = ctl.row(Row{
 		Text: "HSM refused the PIN", Exit: Auth,
@@ -112,7 +129,8 @@ var (
 		Advice: "start countersignd: the socket is left from a run that ended",
 	})
 	SocketSilent = ctl.row(Row{
-		Text: "asking the appliance", Exit: Unavailable, Cause: "The daemon closed the connection, or did not answer in time.",
+		Text: "asking the appliance", Exit: Unavailable,
+		Cause:  "The daemon closed the connection, or did not answer in time.",
 		Advice: "look at the log of countersignd, and ask again: a change that was made is found",
 	})
 	AdminAddress = ctl.row(Row{
@@ -123,19 +141,26 @@ var (
 // Questions, files and flags.
 var (
 	NotConfirmed = ctl.row(Row{
-		Text: "{name}: nothing was changed", Exit: Failed, Cause: "The typed name differs.", Advice: "type its name to confirm, or give --yes",
+		Text: "{name}: nothing was changed", Exit: Failed,
+		Cause:  "The typed name differs.",
+		Advice: "type its name to confirm, or give --yes",
 	})
 	BadFlags = ctl.row(Row{
-		Text: "{error}", Exit: Usage, Cause: "A flag has a value that is not allowed. Nothing was changed.", Advice: "see {command} --help",
+		Text: "{error}", Exit: Usage,
+		Cause:  "A flag has a value that is not allowed. Nothing was changed.",
+		Advice: "see {command} --help",
 	})
 	BadFloor = ctl.row(Row{
-		Text: "--floor {floor}: want a level from 1 to 4", Exit: Usage, Advice: "see countersignctl device invite --help",
+		Text: "--floor {floor}: want a level from 1 to 4", Exit: Usage,
+		Advice: "see countersignctl device invite --help",
 	})
 	RecordNumber = ctl.row(Row{
-		Text: "audit record {number}: want its sequence number, from 1", Exit: Usage, Advice: "countersignctl audit tail shows the numbers",
+		Text: "audit record {number}: want its sequence number, from 1", Exit: Usage,
+		Advice: "countersignctl audit tail shows the numbers",
 	})
 	NoRecord = ctl.row(Row{
-		Text: "there is no audit record {number}", Exit: NotFound, Advice: "countersignctl audit tail shows the newest ones",
+		Text: "there is no audit record {number}", Exit: NotFound,
+		Advice: "countersignctl audit tail shows the newest ones",
 	})
 	TooManyRecords = ctl.row(Row{
 		Text: "--limit {limit}: want 1 to {most}", Exit: Usage, Advice: "--after lists the records page by page",
@@ -144,7 +169,8 @@ var (
 		Text: "reading the policy: {error}", Exit: IO, Advice: "check the path, and that this user may read the file",
 	})
 	BadPolicy = ctl.row(Row{
-		Text: "policy.toml:12: …", Exit: Config, Cause: "The policy has errors, each with its line. The active policy stays in force.",
+		Text: "policy.toml:12: …", Exit: Config,
+		Cause:  "The policy has errors, each with its line. The active policy stays in force.",
 		Advice: "correct {path}; countersignctl policy show --document prints the policy in force",
 	})
 	CopyAborted = ctl.row(Row{
@@ -152,10 +178,13 @@ var (
 		Advice: "is there enough free space? the daemon needs the same again beside the database",
 	})
 	CopyIncomplete = ctl.row(Row{
-		Text: "the copy is incomplete", Exit: TryAgain, Cause: "It differs from its description. Nothing was written.", Advice: "run it again",
+		Text: "the copy is incomplete", Exit: TryAgain,
+		Cause:  "It differs from its description. Nothing was written.",
+		Advice: "run it again",
 	})
 	BackupFile = ctl.row(Row{
-		Text: "writing {path}: {error}", Exit: IO, Advice: "name a file in a directory that you may write, with enough free space",
+		Text: "writing {path}: {error}", Exit: IO,
+		Advice: "name a file in a directory that you may write, with enough free space",
 	})
 )
 
@@ -166,23 +195,27 @@ var (
 		Advice: "do not sign; find out which program answers on --admin",
 	})
 	WhichChange = ctl.row(Row{
-		Text: "want the id of a request, or --offline and a file", Exit: Usage, Advice: "countersignctl change list shows the ids",
+		Text: "want the id of a request, or --offline and a file", Exit: Usage,
+		Advice: "countersignctl change list shows the ids",
 	})
 	ReadDocument = ctl.row(Row{
-		Text: "reading the document: {error}", Exit: IO, Advice: "name the file that countersignctl change export wrote",
+		Text: "reading the document: {error}", Exit: IO,
+		Advice: "name the file that countersignctl change export wrote",
 	})
 	NotSigned = ctl.row(Row{
 		Text: "you refused; nothing was signed", Exit: Failed, Cause: "The answer to the question was not y.",
 	})
 	ReadSignature = ctl.row(Row{
-		Text: "reading the signature: {error}", Exit: IO, Advice: "name the file that countersignctl change sign --offline wrote",
+		Text: "reading the signature: {error}", Exit: IO,
+		Advice: "name the file that countersignctl change sign --offline wrote",
 	})
 	BadSignatureFile = ctl.row(Row{
 		Text: "not a signature of a change request", Exit: BadSignature,
 		Advice: "want the output of countersignctl change sign --offline, see CHANGE.md",
 	})
 	OtherRequest = ctl.row(Row{
-		Text: "the signature does not verify under the key of the administrator", Exit: BadSignature, Advice: "was it made for this request?",
+		Text: "the signature does not verify under the key of the administrator", Exit: BadSignature,
+		Advice: "was it made for this request?",
 	})
 	NoSuchAdmin = ctl.row(Row{
 		Text: "no administrator has key {key}", Exit: Denied, Advice: "countersignctl admin list",
@@ -194,10 +227,12 @@ var (
 		Text: "--key and --pkcs11 exclude each other", Exit: Usage, Advice: "give one of them",
 	})
 	WhereToMake = ctl.row(Row{
-		Text: "give either --pkcs11 or --out", Exit: Usage, Advice: "for example --pkcs11 'pkcs11:token=operators;object=ann'",
+		Text: "give either --pkcs11 or --out", Exit: Usage,
+		Advice: "for example --pkcs11 'pkcs11:token=operators;object=ann'",
 	})
 	OperatorKeyUnread = ctl.row(Row{
-		Text: "operator's key: {error}", Exit: Auth, Advice: "check the path of --key, and that this user may read the file",
+		Text: "operator's key: {error}", Exit: Auth,
+		Advice: "check the path of --key, and that this user may read the file",
 	})
 	OperatorKeyMode = ctl.row(Row{
 		Text: "operator's key: {path}: mode {mode} lets others use it", Exit: Auth, Advice: "chmod 600 {path}",
@@ -212,7 +247,8 @@ var (
 		Text: "want --key or --public", Exit: Usage, Advice: "--key takes PEM, --public a point in hex, 33 or 65 bytes",
 	})
 	ReadPublicKey = ctl.row(Row{
-		Text: "reading the key: {error}", Exit: IO, Advice: "check the path of --key, and that this user may read the file",
+		Text: "reading the key: {error}", Exit: IO,
+		Advice: "check the path of --key, and that this user may read the file",
 	})
 	BadPublicKey = ctl.row(Row{
 		Text: "{path}: {error}", Exit: Usage, Cause: "The file of --key holds no key of an administrator.",
@@ -231,36 +267,45 @@ var (
 		Advice: "check module-path and token of the URI (pkcs11-tool --module … -L)",
 	})
 	OperatorTokenKeys = ctl.row(Row{
-		Text: "listing the token's keys: {error}", Exit: Unavailable, Advice: "is the token still there? pkcs11-tool --module … -O lists its keys",
+		Text: "listing the token's keys: {error}", Exit: Unavailable,
+		Advice: "is the token still there? pkcs11-tool --module … -O lists its keys",
 	})
 	OperatorKeyChoice = ctl.row(Row{
 		Text: "{count} keys on the token fit the URI, want one", Exit: NotFound,
 		Advice: "keys on P-256 that can sign on this token: {keys}",
 	})
 	OperatorNoKeys = ctl.row(Row{
-		Text: "{count} keys on the token fit the URI, want one", Exit: NotFound, Cause: "The token has no key of an operator.",
+		Text: "{count} keys on the token fit the URI, want one", Exit: NotFound,
+		Cause:  "The token has no key of an operator.",
 		Advice: "the token has no key pair on P-256 that can sign; it needs both halves, under one CKA_ID",
 	})
 	NewKeyWithID = ctl.row(Row{
-		Text: "a new key takes an object and no id", Exit: Usage, Advice: "for example pkcs11:token=operators;object=ann",
+		Text: "a new key takes an object and no id", Exit: Usage,
+		Advice: "for example pkcs11:token=operators;object=ann",
 	})
 	MakeOperatorKey = ctl.row(Row{
-		Text: "making the key: {error}", Exit: Failed, Cause: "The token made no key. If the label is taken, the key that has it is unchanged.",
+		Text: "making the key: {error}", Exit: Failed,
+		Cause:  "The token made no key. If the label is taken, the key that has it is unchanged.",
 		Advice: "name another object if the label is taken",
 	})
 	OperatorSigning = ctl.row(Row{
-		Text: "HSM unavailable", Exit: Unavailable, Cause: "The token of an operator did not sign.", Advice: "is the token still there? Sign again",
+		Text: "HSM unavailable", Exit: Unavailable,
+		Cause:  "The token of an operator did not sign.",
+		Advice: "is the token still there? Sign again",
 	})
 )
 
 // Custodians.
 var (
 	CustodiansWrong = ctl.row(Row{
-		Text: "want 2 to 32 shares, and a threshold from 2 to their number", Exit: Usage, Cause: "No backup key was made.",
-		Advice: "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many of them are needed",
+		Text: "want 2 to 32 shares, and a threshold from 2 to their number", Exit: Usage,
+		Cause: "No backup key was made.",
+		Advice: "give a --recipient, --passphrase-file or question for each custodian, and in --threshold how many " +
+			"of them are needed",
 	})
 	CustodianDir = ctl.row(Row{
-		Text: "permission denied", Exit: IO, Cause: "The directory for the shares cannot be made. No backup key was made.",
+		Text: "permission denied", Exit: IO,
+		Cause:  "The directory for the shares cannot be made. No backup key was made.",
 		Advice: "name a directory that you may write",
 	})
 	SharesThere = ctl.row(Row{
@@ -279,10 +324,12 @@ var (
 		Text: "the two passphrases differ", Exit: Auth, Advice: "no key was generated; run it again",
 	})
 	ReadBackupKey = ctl.row(Row{
-		Text: "--backup-key: {error}", Exit: IO, Advice: "check the path of --backup-key, and that this user may read the file",
+		Text: "--backup-key: {error}", Exit: IO,
+		Advice: "check the path of --backup-key, and that this user may read the file",
 	})
 	BadBackupKey = ctl.row(Row{
-		Text: "not the public half of a backup key", Exit: Config, Advice: "--backup-key is the backup.pub of countersignctl key custodians init",
+		Text: "not the public half of a backup key", Exit: Config,
+		Advice: "--backup-key is the backup.pub of countersignctl key custodians init",
 	})
 )
 
@@ -292,29 +339,39 @@ var (
 		Text: "starting hsm-probe: {error}", Exit: Unavailable, Advice: "it belongs beside countersignctl",
 	})
 	NoTokenServes = ctl.row(Row{
-		Text: "{reasons}", Exit: Unavailable, Cause: "No token answers. The message has the reason of each.", Advice: "see the log of countersignd",
+		Text: "{reasons}", Exit: Unavailable,
+		Cause:  "No token answers. The message has the reason of each.",
+		Advice: "see the log of countersignd",
 	})
 	TokensNeedPIN = ctl.row(Row{
-		Text: "{reasons}", Exit: Unavailable, Cause: "No token answers, and one waits for its PIN.", Advice: "run countersignctl hsm unlock",
+		Text: "{reasons}", Exit: Unavailable,
+		Cause:  "No token answers, and one waits for its PIN.",
+		Advice: "run countersignctl hsm unlock",
 	})
 	NoTokenWaits = ctl.row(Row{
 		Text: "no token waits for a PIN", Exit: Failed, Advice: "see countersignctl hsm status",
 	})
 	NoStateDir = ctl.row(Row{
-		Text: "no daemon answers, and its state directory is not known", Exit: Usage, Advice: "name it: --state-dir DIR",
+		Text: "no daemon answers, and its state directory is not known", Exit: Usage,
+		Advice: "name it: --state-dir DIR",
 	})
 	NoPINRefused = ctl.row(Row{
 		Text: "no daemon answers at {address}, and in {dir} no PIN was refused", Exit: Failed,
 		Advice: "start countersignd, or name its state directory: --state-dir DIR",
 	})
 	GuardForbidden = ctl.row(Row{
-		Text: "the PIN guard cannot be kept", Exit: Auth, Cause: "This user may not lift the guard.", Advice: "run it as the user of countersignd",
+		Text: "the PIN guard cannot be kept", Exit: Auth,
+		Cause:  "This user may not lift the guard.",
+		Advice: "run it as the user of countersignd",
 	})
 	GuardStuck = ctl.row(Row{
-		Text: "the PIN guard cannot be kept", Exit: IO, Cause: "The file of the guard cannot be removed.", Advice: "run it as the user of countersignd; is the disk mounted for writing?",
+		Text: "the PIN guard cannot be kept", Exit: IO,
+		Cause:  "The file of the guard cannot be removed.",
+		Advice: "run it as the user of countersignd; is the disk mounted for writing?",
 	})
 	KeysDrifted = ctl.row(Row{
 		Text: "{count} keys on the token differ from the registry, {first} first", Exit: Failed,
-		Advice: "an interrupted step or another program left an unknown object; rotate a key that differs, do not trust it",
+		Advice: "an interrupted step or another program left an unknown object; rotate a key that differs, do not " +
+			"trust it",
 	})
 )

@@ -8,10 +8,12 @@ var (
 		Text: "no share was given", Exit: Usage, Advice: "name each custodian's file: --share FILE",
 	})
 	ReadShare = custodians.row(Row{
-		Text: "reading a share: {error}", Exit: IO, Advice: "check the path of --share, and that this user may read the file",
+		Text: "reading a share: {error}", Exit: IO,
+		Advice: "check the path of --share, and that this user may read the file",
 	})
 	ReadIdentity = custodians.row(Row{
-		Text: "reading identities: {error}", Exit: IO, Advice: "check the path of --identity, and that this user may read the file",
+		Text: "reading identities: {error}", Exit: IO,
+		Advice: "check the path of --identity, and that this user may read the file",
 	})
 	BadIdentity = custodians.row(Row{
 		Text: "{path}: {error}", Exit: Auth, Cause: "The file of --identity holds no age identity.",
@@ -31,8 +33,10 @@ var (
 	})
 	SameCustodian = custodians.row(Row{
 		Text: "custodians 1 and 2 have the same key or passphrase", Exit: Usage,
-		Cause:  "One person would hold two shares. No key was generated. Custodians are counted in the order of --recipient, --passphrase-file and --passphrases.",
-		Advice: "give each custodian, counted in the order of --recipient, --passphrase-file and --passphrases, a key or passphrase of their own",
+		Cause: "One person would hold two shares. No key was generated. Custodians are counted in the order of " +
+			"--recipient, --passphrase-file and --passphrases.",
+		Advice: "give each custodian, counted in the order of --recipient, --passphrase-file and --passphrases, a " +
+			"key or passphrase of their own",
 	})
 	SharesFew = custodians.row(Row{
 		Text: "not enough shares", Exit: Denied, Cause: "They are fewer than M different shares of a set.",

@@ -15,11 +15,14 @@ var (
 		Advice: "run countersignd doctor as the user of countersignd, or as root",
 	})
 	DoctorNoFile = doctor.row(Row{
-		Text: "no such file or directory", Exit: Config, Cause: "The exit code is 77 for the PIN and 69 for the module.",
-		Advice: "correct its path in the configuration; if the file was lost, put it back from where the appliance was installed",
+		Text: "no such file or directory", Exit: Config,
+		Cause: "The exit code is 77 for the PIN and 69 for the module.",
+		Advice: "correct its path in the configuration; if the file was lost, put it back from where the appliance " +
+			"was installed",
 	})
 	DoctorFileKind = doctor.row(Row{
-		Text: "{path} is not the right kind of file: {mode}", Exit: Config, Cause: "The exit code is 77 for the PIN and 69 for the module.",
+		Text: "{path} is not the right kind of file: {mode}", Exit: Config,
+		Cause:  "The exit code is 77 for the PIN and 69 for the module.",
 		Advice: "correct its path in the configuration",
 	})
 	DoctorFileMode = doctor.row(Row{
@@ -35,7 +38,9 @@ var (
 		Advice: "countersignctl hsm unlock with the right PIN lifts the guard",
 	})
 	DoctorAnchorPinned = doctor.row(Row{
-		Text: "there is no anchor", Cause: "trust.root names a root.", Advice: "countersignd serve creates it from trust.root",
+		Text:   "there is no anchor",
+		Cause:  "trust.root names a root.",
+		Advice: "countersignd serve creates it from trust.root",
 	})
 )
 
@@ -58,7 +63,8 @@ var (
 		Advice: "make sure that NTP synchronizes the clock",
 	})
 	DoctorUnsynchronized = doctor.row(Row{
-		Text: "the clock is not synchronized", Advice: "run an NTP client: with a wrong clock, challenges expire early or late",
+		Text:   "the clock is not synchronized",
+		Advice: "run an NTP client: with a wrong clock, challenges expire early or late",
 	})
 	DoctorCoreUnknown = doctor.row(Row{
 		Text: "{cause}", Cause: "The limit of core files of the daemon cannot be read.",
@@ -77,18 +83,23 @@ var (
 		Advice: "start countersignd serve",
 	})
 	DoctorUpgrade = doctor.row(Row{
-		Text:   "the database has schema {from}, and countersignd serve upgrades it to {to}",
-		Cause:  "A release before this one wrote the database. doctor has not changed it.",
-		Advice: "copy store.path away while no daemon runs, if you may have to go back: earlier releases refuse the database after the upgrade",
+		Text:  "the database has schema {from}, and countersignd serve upgrades it to {to}",
+		Cause: "A release before this one wrote the database. doctor has not changed it.",
+		Advice: "copy store.path away while no daemon runs, if you may have to go back: earlier releases refuse " +
+			"the database after the upgrade",
 	})
 	DoctorDaemonFails = doctor.row(Row{
 		Text: "examining the daemon: {error}", Exit: Unavailable, Advice: examineAdvice,
 	})
 	DoctorNoAuthorities = doctor.row(Row{
-		Text: "ca.pem: {error}", Exit: IO, Cause: "The file of the API's authorities cannot be read.", Advice: identityAdvice,
+		Text: "ca.pem: {error}", Exit: IO,
+		Cause:  "The file of the API's authorities cannot be read.",
+		Advice: identityAdvice,
 	})
 	DoctorNoAPI = doctor.row(Row{
-		Text: "api.listen: {error}", Exit: Unavailable, Cause: "A TLS connection as a device makes it failed.", Advice: identityAdvice,
+		Text: "api.listen: {error}", Exit: Unavailable,
+		Cause:  "A TLS connection as a device makes it failed.",
+		Advice: identityAdvice,
 	})
 	DoctorOldIdentity = doctor.row(Row{
 		Text: "good until {time}", Cause: "The certificate of the API ends within six hours.", Advice: identityAdvice,
@@ -122,8 +133,9 @@ var (
 		Advice: "set the clock and use NTP: certificates and challenges depend on it",
 	})
 	ExamineClockBack = doctor.row(Row{
-		Text:   "set back since the daemon started",
-		Advice: "set the clock, then restart the daemon: until then it goes by the later time for all that expires or waits",
+		Text: "set back since the daemon started",
+		Advice: "set the clock, then restart the daemon: until then it goes by the later time for all that expires " +
+			"or waits",
 	})
 	ExamineDates = doctor.row(Row{
 		Text: "dates", Cause: "A key is due for rotation. Without any version in use the check fails.",
@@ -134,9 +146,10 @@ var (
 		Advice: "correct the clock first (see the check clock): with a wrong clock no date of a key is right",
 	})
 	ExamineQuorum = doctor.row(Row{
-		Text: "quorum", Cause: "Fewer administrators are able to sign than a quorum takes, or one quorum evades another.",
-		Advice: "resume a suspended administrator (countersignctl admin resume), add one, or apply a policy with smaller quorums; " +
-			"policy.apply and admin.add need the largest",
+		Text:  "quorum",
+		Cause: "Fewer administrators are able to sign than a quorum takes, or one quorum evades another.",
+		Advice: "resume a suspended administrator (countersignctl admin resume), add one, or apply a policy with smaller " +
+			"quorums; policy.apply and admin.add need the largest",
 	})
 	ExamineChanges = doctor.row(Row{
 		Text: "changes were interrupted", Advice: "the daemon tries again every minute; its log shows the reason",
@@ -147,10 +160,12 @@ var (
 	})
 	ExamineTokenLacks = doctor.row(Row{
 		Text: "without", Cause: "One of two tokens lacks keys that are in use.",
-		Advice: "it cannot take over: rotate these keys (a rotation makes the next version on every token), or restore their copies onto it",
+		Advice: "it cannot take over: rotate these keys (a rotation makes the next version on every token), or " +
+			"restore their copies onto it",
 	})
 	ExamineTokenRefused = doctor.row(Row{
 		Text: "refused", Cause: "The two tokens have different keys under one id.",
-		Advice: "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only right ones; then copy them onto a new token",
+		Advice: "find out which token has the right keys (docs/HSM.md): a token that is refused may have the only " +
+			"right ones; then copy them onto a new token",
 	})
 )

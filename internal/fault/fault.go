@@ -73,6 +73,22 @@ func (r Row) With(pairs ...string) Row {
 	return r
 }
 
+// Sentinels maps errors to rows. An error may wrap several of them: the first in the list counts.
+type Sentinels []struct {
+	Err error
+	Row Row
+}
+
+// Find returns the row of an error.
+func (s Sentinels) Find(err error) (row Row, ok bool) {
+	for _, known := range s {
+		if errors.Is(err, known.Err) {
+			return known.Row, true
+		}
+	}
+	return row, false
+}
+
 //go:generate go test -run TestDocument -write .
 
 // topic is a chapter of the table.

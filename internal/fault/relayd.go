@@ -23,7 +23,8 @@ var (
 		Advice: "leave --{flag} out, or correct the file",
 	})
 	DeviceEnrolled = relayd.row(Row{
-		Text: "device is enrolled already", Exit: Failed, Advice: "to enrol another device, use another state directory",
+		Text: "device is enrolled already", Exit: Failed,
+		Advice: "to enrol another device, use another state directory",
 	})
 	NoCA = relayd.row(Row{
 		Text: "CA file cannot be used", Exit: Config,
@@ -74,10 +75,12 @@ var (
 	})
 	NoLink = relayd.row(Row{
 		Text: "a link for phones cannot be opened", Exit: IO,
-		Advice: "correct link.listen: no other program may use the address, and the directory of a Unix socket must exist",
+		Advice: "correct link.listen: no other program may use the address, and the directory of a Unix socket " +
+			"must exist",
 	})
 	NoDisplay = relayd.row(Row{
-		Text: "opening display", Exit: IO, Advice: "correct display: its directory must exist, and relayd may write to it",
+		Text: "opening display", Exit: IO,
+		Advice: "correct display: its directory must exist, and relayd may write to it",
 	})
 	NoOps = relayd.row(Row{
 		Text: "listening for operators", Exit: IO, Advice: "correct ops.listen: no other program may use the address",
@@ -110,7 +113,8 @@ var (
 	})
 	DeviceUnable = relayd.row(Row{
 		Text: "the device cannot authorize now", Exit: Unavailable,
-		Cause:  "The appliance is not reachable or refuses the device, a clock is wrong, or the hook cannot be started.",
+		Cause: "The appliance is not reachable or refuses the device, a clock is wrong, or the hook cannot be " +
+			"started.",
 		Advice: "the line above and relayd's log say why",
 	})
 )

@@ -13,7 +13,8 @@ import (
 type GivenUpError struct{ On uint64 } // Unix seconds
 
 func (e *GivenUpError) Error() string {
-	return fmt.Sprintf("it is signed under a key given up on %s: %v", e.Date().Format(time.DateOnly), protocol.CodeCertificate)
+	on := e.Date().Format(time.DateOnly)
+	return fmt.Sprintf("it is signed under a key given up on %s: %v", on, protocol.CodeCertificate)
 }
 
 // Date returns when the key was given up.

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// A client has no clock that it can trust: it may be ahead, and then be put right. What the client adopted only because
-// its own clock said so is given up then. What the appliance has shown stays (PROTOCOL.md §2.2).
+// A client cannot trust its clock, which may be ahead and then be set right. The client then gives up what it adopted
+// only because of that clock, and keeps what the appliance has shown (PROTOCOL.md §2.2).
 
 // Shown is what an authentic M2 or a decision shows: the appliance used this epoch, and its clock stood at this time.
 type Shown struct {
@@ -15,7 +15,7 @@ type Shown struct {
 	Now   uint64 // Unix seconds: P2.now, or field 6 of the decision
 }
 
-// Show returns the state of a client that the appliance has shown this.
+// Show returns the state after the appliance has shown this to the client.
 func (t State) Show(s Shown) State {
 	t.ShownTime = max(t.ShownTime, s.Now)
 	if s.Epoch > t.ShownEpochs[s.Use] {
@@ -25,8 +25,9 @@ func (t State) Show(s Shown) State {
 		}
 		t.ShownEpochs[s.Use] = s.Epoch
 	}
-	// A minimum epoch stays for ever, because receipts do.
-	over := func(k Key) bool { return !k.TakesM2At(t.ShownTime) && k.MinEpoch == nil }
+	// No time ends a key of decision or a minimum epoch, because receipts have no end. A later minimum
+	// epoch replaces them, see adopt.
+	over := func(k Key) bool { return !k.TakesM2At(t.ShownTime) && k.MinEpoch == nil && k.Use != UseDecision }
 	t.Earlier = slices.DeleteFunc(slices.Clone(t.Earlier), over)
 	t.Later = slices.DeleteFunc(slices.Clone(t.Later), over)
 	return t
@@ -34,11 +35,13 @@ func (t State) Show(s Shown) State {
 
 // At returns the state of a client whose clock shows this time, and the time by which it judges dates, both times in Unix
 // seconds. It gives up each epoch that begins more than a day after this clock and after every time that the appliance
-// has shown, and adopts the later epochs whose time has come.
+// has shown, if another one of its use does not, and adopts the later epochs whose time has come.
 func (t State) At(clock uint64) (State, uint64) {
 	come := max(clock, t.ShownTime)
 	for use := range t.Keys {
-		t = t.giveUp(use, come)
+		if t.anyHasCome(use, come) {
+			t = t.giveUp(use, come)
+		}
 	}
 	t = t.Adopt(t.timeAt(clock, come))
 	return t, t.timeAt(clock, come)
@@ -57,6 +60,12 @@ func (t State) timeAt(clock, come uint64) uint64 {
 // hasCome reports whether the epoch may be in use. One that rules out others is given out only when the appliance uses
 // it, PROTOCOL.md §7, 34.
 func (k KeyCert) hasCome(now uint64) bool { return k.begins() <= now || k.MinEpoch != nil }
+
+// anyHasCome reports whether an epoch of this use has come. If none has, the clock is behind all of them, and it does not
+// show that it was ahead when the client adopted the newest.
+func (t State) anyHasCome(use Use, come uint64) bool {
+	return slices.ContainsFunc(t.held(), func(k Key) bool { return k.Use == use && k.hasCome(come) })
+}
 
 // giveUp goes back to the newest epoch of a use that has come, or that the appliance has shown.
 func (t State) giveUp(use Use, come uint64) State {

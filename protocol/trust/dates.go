@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -37,5 +38,25 @@ func date(unix uint64) string {
 
 // DateError returns the error for this certificate at now, in Unix seconds.
 func (k KeyCert) DateError(code protocol.Code, now uint64) *DateError {
-	return &DateError{Code: code, What: fmt.Sprintf("%v epoch %d", k.Use, k.Epoch), From: k.NotBefore, Until: k.NotAfter, Now: now}
+	what := fmt.Sprintf("%v epoch %d", k.Use, k.Epoch)
+	return &DateError{Code: code, What: what, From: k.NotBefore, Until: k.NotAfter, Now: now}
+}
+
+// Unusable returns the reason why an MU brings a client no kem key: CodeStaleKey, as a [DateError] if one that the last
+// root of the MU certifies is not valid at now. It returns CodeFormat for a malformed MU. now is in Unix seconds.
+func (t State) Unusable(mu []byte, now uint64) error {
+	update, err := ParseKeyUpdate(mu)
+	if err != nil {
+		return err
+	}
+	next, _, rest := t.advance(update.Certs)
+	for _, b := range rest {
+		k, err := VerifyKeyCert(b, next.Root)
+		var dated *DateError
+		if err == nil && k.Use == UseKEM && errors.As(k.AcceptableAt(now, nil), &dated) {
+			dated.Code = protocol.CodeStaleKey
+			return dated
+		}
+	}
+	return protocol.CodeStaleKey
 }

@@ -12,7 +12,7 @@ type EarlierRoot struct {
 	Number    uint64
 	Key       protocol.PublicKey
 	Decisions []Key  // KeyCerts of decision
-	GivenUp   uint64 // Unix seconds when it was given up as compromised; 0: replaced by routine
+	GivenUp   uint64 // Unix seconds when it was given up as compromised; 0: another root replaced it by routine
 }
 
 // Reasons of a RootCert, field 4. Every one but 0 gives up the root before it.

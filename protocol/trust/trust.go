@@ -70,8 +70,8 @@ func (t State) KeyAt(use Use, epoch uint8) (key Key, ok bool) {
 	return Key{}, false
 }
 
-// Time returns the time, in Unix seconds, by which clients judge dates (PROTOCOL.md §4): the clock,
-// or the newest not-before that the root has signed if that is later.
+// Time returns the time, in Unix seconds, by which devices, and clients that enrol, judge dates (PROTOCOL.md §4): the
+// clock, or the newest not-before of an adopted epoch if that is later. An enrolled client uses [State.At].
 func (t State) Time(clock uint64) uint64 {
 	for _, k := range t.Keys {
 		clock = max(clock, k.NotBefore)
@@ -159,7 +159,7 @@ func (t State) adopt(k Key, now uint64) (State, bool) {
 	return t, true
 }
 
-// maxEarlier bounds the earlier epochs of all uses, of which 30 days need a few only.
+// maxEarlier bounds the number of earlier epochs, of all uses together. A period of 30 days needs only a few.
 const maxEarlier = 64
 
 func ruledOut(epoch uint64, minimum *uint64) bool { return minimum != nil && epoch < *minimum }

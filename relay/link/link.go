@@ -66,7 +66,8 @@ const maxSocketPath = 107
 
 func listen(network, target string) (net.Listener, error) {
 	if network == "unix" && len(target) > maxSocketPath {
-		return nil, fmt.Errorf("listening on unix:%s: the path has %d bytes: want at most %d bytes", target, len(target), maxSocketPath)
+		return nil, fmt.Errorf("listening on unix:%s: the path has %d bytes: want at most %d bytes",
+			target, len(target), maxSocketPath)
 	}
 	inner, err := net.Listen(network, target)
 	if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(target) {

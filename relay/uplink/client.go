@@ -209,7 +209,7 @@ type request struct {
 	method, path, mediaType string
 	body                    []byte
 	answer                  string // media type of the answer, with status 200; "" is status 204 without one
-	isOpen                  bool   // anybody may make it
+	isOpen                  bool   // it needs no certificate
 	isRecent                bool   // appliances of earlier releases do not know it: 404
 }
 

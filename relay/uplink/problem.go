@@ -58,8 +58,8 @@ func (r request) shows(err error) finding {
 	}
 }
 
-// find returns what a call shows. Without a certificate in force the device needs another enrolment, whatever else
-// failed; a wrong clock is more likely than an old certificate.
+// find returns what a call shows. A device whose certificate has ended needs another enrolment, so this
+// comes before every other problem but a wrong clock, which is more likely than an old certificate.
 func (c *Client) find(r request, err error) finding {
 	f, until := r.shows(err), c.Identity().NotAfter
 	if f.problem.kind != "" && f.problem.kind != kindClock && time.Now().After(until) {

@@ -30,14 +30,15 @@
  *   longest FUNC BYTES [CODE]
  *                            more input to C_Sign or C_SignUpdate is CODE, without it
  *                            CKR_DATA_LEN_RANGE
- *   hidden NAME=VALUE        what another process puts on the token after this one's login is not
- *                            found, unless the environment has NAME=VALUE
+ *   hidden NAME=VALUE        the process does not find objects that another process puts on the
+ *                            token after its login, unless the environment has NAME=VALUE
  *   login user:password      the PIN of a user has a name before its first colon; without one
  *                            it is CKR_PIN_INCORRECT
  *
- * CALL is generate, hmac (generate with CKK_SHA256_HMAC), public, private (the halves of a pair), derive,
- * unwrap, create (of keys), copy, set, or key for all of these but set and public. Names of
- * mechanisms, attributes, key types, KDFs and codes are those of PKCS#11; a number is as good. VALUE is true, false, a name or a number.
+ * CALL is generate, hmac (generate with CKK_SHA256_HMAC), public, private (the halves of a pair),
+ * derive, unwrap, create (of keys), copy, set, or key: generate, private, derive, unwrap, create and
+ * copy. Mechanisms, attributes, key types, KDFs and codes have their names of PKCS#11, or a number.
+ * VALUE is true, false, a name or a number.
  */
 #ifndef MASK_H
 #define MASK_H

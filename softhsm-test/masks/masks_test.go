@@ -1,6 +1,7 @@
-// Package masks takes an appliance through its main jobs behind each mask of package profiles: init, enrolment with a password,
-// levels 1 to 3, a wrong password, a rotation of every key, a restart, and a backup. What a masked module cannot do is
-// refused with an error that names what is missing. A mask proves nothing about the vendor's device.
+// Package masks takes an appliance through its main jobs behind each mask of package profiles: init, enrolment with a
+// password, levels 1 to 3, a wrong password, a rotation of every key, a restart, and a backup. If a masked module cannot
+// do something, the appliance refuses it with an error that names what is missing. A mask proves nothing about the
+// vendor's device.
 package masks
 
 import (
@@ -17,11 +18,11 @@ type course struct {
 	profile string
 	host    bool   // with hsm.password_check = "host"
 	refusal string // in the error of countersignd init; "" if it works
-	code    int    // of that error; 0 is unavailable
+	code    int    // exit code of that error; 0 stands for 69
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
-	unkept  string // in the error of an enrolment with a password; "" if passwords work
-	way     string // that hsm status names; "" is not looked at
-	fault   string // a rule of the shim: what the vendor documents to happen now and then; "" is none
+	unkept  string // in the log of an enrolment with a password; "" if passwords work
+	way     string // that hsm status names; "": any
+	fault   string // a rule of the shim for a failure that the vendor documents; "": no failure
 }
 
 var courses = []course{

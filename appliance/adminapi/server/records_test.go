@@ -25,7 +25,8 @@ func (b *bench) newest(kind string) (r adminapi.Record) {
 	return r
 }
 
-// reads requires these fields of the newest audit record of a kind, and its subject and id. A nil value is an absent field.
+// reads requires these fields of the newest audit record of a kind, and its subject and id. A nil value is an absent
+// field.
 func (b *bench) reads(kind, subject, id string, want map[string]any) adminapi.Record {
 	b.Helper()
 	r := b.newest(kind)

@@ -304,6 +304,34 @@ func TestBackups(t *testing.T) {
 	}
 }
 
+// deviceByTwo is the default policy with two administrators for an invitation of a device.
+func deviceByTwo() string {
+	return strings.Replace(string(policy.Default()), "[quorum]\n", "[quorum]\n\"device.invite\" = 2\n", 1)
+}
+
+// TestPolicyVersions: each version of the policy is listed and shown, with the change request that put it into force.
+func TestPolicyVersions(t *testing.T) {
+	b := newBench(t)
+	r := adminapi.Routes
+	two := deviceByTwo()
+	if c := must(b, r.PolicyApply.Preview(), adminapi.Apply{Document: two, DryRun: true}); c.Kind != "policy.apply" {
+		t.Errorf("%+v", c)
+	}
+	p := must(b, r.PolicyApply, adminapi.Apply{Document: two})
+	if p.Version != 2 || p.Document != two || must(b, r.PolicyShow, adminapi.None{}).Hash != p.Hash {
+		t.Errorf("version %d, hash %s", p.Version, p.Hash)
+	}
+	h := must(b, r.PolicyHistory, adminapi.None{})
+	if len(h) != 2 || h[0].Hash != p.Hash || h[0].Change == "" || h[1].Version != 1 || h[1].Change != "" {
+		t.Errorf("history: %+v", h)
+	}
+	if first := must(b, r.PolicyAt, adminapi.None{}, "1"); first.Document != string(policy.Default()) {
+		t.Errorf("version 1 is %d bytes", len(first.Document))
+	}
+	refused(b, problem.NotFound, 404, r.PolicyAt, adminapi.None{}, "3")
+	refused(b, problem.Input, 400, r.PolicyAt, adminapi.None{}, "x")
+}
+
 // TestQuorum: a change that needs more administrators is answered with the request, and an invitation with its code.
 func TestQuorum(t *testing.T) {
 	b := newBench(t)
@@ -332,24 +360,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 
-	two := strings.Replace(string(policy.Default()), "[quorum]\n", "[quorum]\n\"device.invite\" = 2\n", 1)
-	if c := must(b, r.PolicyApply.Preview(), adminapi.Apply{Document: two, DryRun: true}); c.Kind != "policy.apply" {
-		t.Errorf("%+v", c)
-	}
-	p := must(b, r.PolicyApply, adminapi.Apply{Document: two})
-	if p.Version != 2 || p.Document != two || must(b, r.PolicyShow, adminapi.None{}).Hash != p.Hash {
-		t.Errorf("version %d, hash %s", p.Version, p.Hash)
-	}
-
-	if h := must(b, r.PolicyHistory, adminapi.None{}); len(h) != 2 || h[0].Hash != p.Hash || h[0].Change == "" || h[1].Version != 1 || h[1].Change != "" {
-		t.Errorf("history: %+v", h)
-	}
-	if first := must(b, r.PolicyAt, adminapi.None{}, "1"); first.Document != string(policy.Default()) {
-		t.Errorf("version 1 is %d bytes", len(first.Document))
-	}
-	refused(b, problem.NotFound, 404, r.PolicyAt, adminapi.None{}, "3")
-	refused(b, problem.Input, 400, r.PolicyAt, adminapi.None{}, "x")
-
+	must(b, r.PolicyApply, adminapi.Apply{Document: deviceByTwo()})
 	e := refused(b, problem.Quorum, 403, r.DeviceInvite.With("life_s", "60"), adminapi.Invite{}, "door")
 	if e.Change == nil || e.Change.More != 1 || e.Invited == nil || e.Invited.ActivationCode == "" || e.Change.State != "open" {
 		t.Fatalf("%+v, %+v", e.Change, e.Invited)

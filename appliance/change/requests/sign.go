@@ -53,8 +53,8 @@ func (s *Service) count(ctx context.Context, c *Change, signatures []store.Chang
 	return nil
 }
 
-// requirement returns what a request takes now. The administrator whom it resumes is not among those who are left, before
-// its effect or after it.
+// requirement returns what a request takes now. The administrator whom it resumes is not among those who are left,
+// neither before its effect nor after it.
 func (s *Service) requirement(ctx context.Context, r change.Request) (policy.Requirement, error) {
 	rules := s.rules.Active()
 	switch {

@@ -11,21 +11,21 @@ import (
 	"filippo.io/age"
 )
 
-// Custodian is who gets one share: the holder of a key, or somebody with a passphrase.
+// Custodian is a person who gets one share, sealed to a key or under a passphrase.
 type Custodian struct {
 	age.Recipient
 	mark [32]byte // equal for the same key or the same passphrase
 }
 
-// ErrSame means that two custodians have one key or one passphrase: whoever has it holds two shares.
-var ErrSame = errors.New("the same custodian twice")
+// errSame means that two custodians have one key or one passphrase: one person would hold two shares.
+var errSame = errors.New("the same custodian twice")
 
-// Distinct returns an error that wraps [ErrSame] and names the positions of two custodians who are one, counted from 1.
+// Distinct returns an error if two custodians have the same key or passphrase. It names their positions, from 1.
 func Distinct(all []Custodian) error {
 	for i, one := range all {
 		for j, other := range all[:i] {
 			if one.mark == other.mark {
-				return fmt.Errorf("custodians %d and %d have the same key or passphrase: %w", j+1, i+1, ErrSame)
+				return fmt.Errorf("custodians %d and %d have the same key or passphrase: %w", j+1, i+1, errSame)
 			}
 		}
 	}
@@ -56,8 +56,8 @@ func Recipient(s string) (c Custodian, err error) {
 // minPassphrase is the least length of a passphrase, in bytes.
 const minPassphrase = 16
 
-// Passphrase returns the custodian with a passphrase instead of a key, of at least 16 bytes (age's scrypt recipient,
-// N = 2¹⁸) that are not all the same few: at least 6 different ones.
+// Passphrase returns the custodian with a passphrase instead of a key (age's scrypt recipient, N = 2¹⁸). It has at
+// least 16 bytes, 6 of them different.
 func Passphrase(secret []byte) (c Custodian, err error) {
 	if len(secret) < minPassphrase {
 		return c, fmt.Errorf("passphrase of %d bytes, want at least %d", len(secret), minPassphrase)

@@ -91,7 +91,7 @@ func TestDistinct(t *testing.T) {
 		"another point":    {[]Custodian{recipient(t, encode(low)), recipient(t, encode(other))}, ""},
 	} {
 		err := Distinct(tc.all)
-		if tc.want == "" && err != nil || tc.want != "" && (!errors.Is(err, ErrSame) || !strings.HasPrefix(err.Error(), tc.want)) {
+		if tc.want == "" && err != nil || tc.want != "" && (!errors.Is(err, errSame) || !strings.HasPrefix(err.Error(), tc.want)) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
 	}

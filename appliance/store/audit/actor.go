@@ -95,7 +95,7 @@ func Act(ctx context.Context, kind, subject string, fields map[string]any) Recor
 	return NewRecord(kind, subject, with)
 }
 
-// Acted is what the record of an administrative change says.
+// Acted describes an administrative change, from its record.
 type Acted struct {
 	Verb   string         // what was done: "suspended", "rotate", "executed"
 	Target string         // the subject of the record

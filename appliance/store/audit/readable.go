@@ -12,15 +12,15 @@ import (
 	"countersign/protocol/receipt"
 )
 
-// Names finds the names of what records mention by its number. A nil function finds none.
+// Names finds the names of clients, devices and services, which records mention by number. A nil function finds none.
 type Names struct {
 	Client  func(protocol.ClientID) string
 	Device  func(protocol.DeviceID) string
 	Service func(protocol.Service) string
 }
 
-// Party is a client or a device in a readable record.
-type Party struct {
+// party is a client or a device in a readable record.
+type party struct {
 	Name string `json:"name,omitempty"`
 	ID   string `json:"id"` // hex
 }
@@ -31,8 +31,8 @@ const (
 	ResultStatus = "status"  // a question of service 2
 )
 
-// ResultOf returns the word for the result of a countersignature: approved, denied, pending or retry, or one of
-// [ResultDryRun] and [ResultStatus], whatever their result is.
+// ResultOf returns the word for the result of a countersignature: approved, denied, pending or retry. Requests that
+// decide nothing have [ResultDryRun] or [ResultStatus] instead.
 func ResultOf(s protocol.Service, r protocol.Result) string {
 	switch s {
 	case protocol.ServiceDryRun:
@@ -72,8 +72,8 @@ func isID(kind, named string) bool {
 }
 
 // partyOf returns the client or device of an id in hexadecimal.
-func (n Names) partyOf(kind, id string) Party {
-	p := Party{ID: id}
+func (n Names) partyOf(kind, id string) party {
+	p := party{ID: id}
 	raw, _ := hex.DecodeString(id) // without an id there is no name
 	switch {
 	case kind == KindClients && len(id) == clientDigits && n.Client != nil:
@@ -132,7 +132,7 @@ func (n Names) decision(r Record) (map[string]any, error) {
 	return fields, nil
 }
 
-// addRequest adds what was asked for beyond a number of a service.
+// addRequest adds what was asked for beside the number of the service.
 func (n Names) addRequest(fields map[string]any, made receipt.Decision, signed message.StatementFields) {
 	if n.Service != nil {
 		if name := n.Service(made.Service); name != "" {

@@ -144,6 +144,16 @@ func (t *txn) spent(client int64, id protocol.ClientID, serial protocol.Serial) 
 	return &r.Spent, nil
 }
 
+// asked returns the decision that a question of service 2 is about, nil if there is none. The answer grants nothing, so
+// one under a version of mac that was given up has it too.
+func (t *txn) asked(client int64, id protocol.ClientID, serial protocol.Serial) (*store.Spent, error) {
+	_, r, err := t.kept(client, id, serial.Counter())
+	if err != nil {
+		return nil, unlessNoRow(err)
+	}
+	return &r.Spent, nil
+}
+
 // pastSeal reports whether a seal is of a version of mac that was given up.
 func (v *vault) pastSeal(seal []byte) bool {
 	_, past := v.seals.Holds(store.ParseSeal(seal).Version)
@@ -281,7 +291,7 @@ func (t *txn) view(s store.Spend) (p parties, v store.View, err error) {
 		return p, v, err
 	}
 	if s.Asks != nil {
-		if v.Asked, err = t.spent(p.client, s.Client, *s.Asks); err != nil {
+		if v.Asked, err = t.asked(p.client, s.Client, *s.Asks); err != nil {
 			return p, v, err
 		}
 	}

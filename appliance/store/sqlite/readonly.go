@@ -17,8 +17,8 @@ import (
 // ErrEmpty means that the database holds no appliance: its schema was never made, or not to the end.
 var ErrEmpty = fmt.Errorf("%w: it is empty", store.ErrUnavailable)
 
-// openReadOnly opens an existing store so that no byte of it changes: no file is created, no log is copied into the
-// database, and no schema is made or upgraded.
+// openReadOnly opens an existing store and changes no byte of it: it creates no file, copies no log into the database,
+// and neither makes nor upgrades a schema.
 func openReadOnly(ctx context.Context, c Config) (*database, error) {
 	if _, err := os.Stat(c.Path); err != nil {
 		return nil, unavailable(err)
@@ -98,8 +98,8 @@ func checkSchema(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// couldWrite returns [store.ErrReadOnly] if the permissions of the database and its directory allow a change, and otherwise
-// what forbids it.
+// couldWrite returns [store.ErrReadOnly] if the permissions of the database and its directory allow a change, and an
+// error that names the path otherwise.
 func (s *database) couldWrite() error {
 	for _, path := range []string{s.path, filepath.Dir(s.path)} {
 		if err := unix.Access(path, unix.W_OK); err != nil {

@@ -96,16 +96,13 @@ func (s *database) final(ctx context.Context, v *vault, pending keptRow) (keptRo
 	return r, err
 }
 
-// keptWhere reads and verifies one decision. One under a version of mac that was given up is [sql.ErrNoRows].
+// keptWhere reads and verifies one decision.
 func (s *database) keptWhere(ctx context.Context, v *vault, where string, args ...any) (r keptRow, err error) {
 	var client protocol.ClientID
 	const from = `SELECT c.id, ` + decisionColumns + ` FROM client c JOIN decision s ON s.client = c.ref WHERE `
 	err = s.r.row(ctx, from+where, args...).Scan(append([]any{fixed(client[:])}, r.dest()...)...)
 	if err == nil {
 		err = r.open(v, client)
-	}
-	if err == nil && v.pastSeal(r.seal) {
-		err = sql.ErrNoRows
 	}
 	return r, err
 }

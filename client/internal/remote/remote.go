@@ -124,7 +124,8 @@ func (s *Server) Trust(ctx context.Context, root protocol.RootHash, now time.Tim
 	return pinned, nil
 }
 
-// caKeys returns CodeCertificate if there is none at now, with the dates of one that is valid at another time.
+// caKeys returns the keys of `ca`. Without one the error is CodeCertificate, with the dates of a key that is not in
+// force now, in Unix seconds.
 func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 	var keys []protocol.PublicKey
 	if k, ok := pinned.Key(trust.UseCA); ok {
@@ -143,7 +144,10 @@ func caKeys(pinned trust.State, now uint64) ([]protocol.PublicKey, error) {
 		if k.Use != trust.UseCA {
 			continue
 		}
-		if err = k.AcceptableAt(now, nil); k.NotBefore > now {
+		if bad := k.AcceptableAt(now, nil); bad != nil {
+			err = bad
+		}
+		if k.NotBefore > now {
 			break // the next one
 		}
 	}

@@ -78,8 +78,8 @@ const (
 	KeptKWLen, KeptGCMLen, KeptCBCLen = 1 + 40, 1 + 12 + 48, 1 + 16 + 48
 )
 
-// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, 56 if it is sealed on the host, or the length that its
-// first byte says. Anything else is [hsm.ErrInput].
+// Kept accepts a secret as [hsm.Token.Import] returns it: 40 bytes, 56 if it is sealed on the host, or
+// the length that its first byte says. Anything else is [hsm.ErrInput].
 func Kept(b []byte) error {
 	switch {
 	case len(b) == HostSealedLen,

@@ -1,7 +1,7 @@
-// Package profiles has the masks: for each vendor's PKCS#11 module, the facts by which the fault shim makes SoftHSM look like
-// it. softhsm-test/faultshim/mask.h describes their form. Each fact ends in a comment with the abbreviations of its sources,
-// which the head of the file names. A mask shows what the appliance does when something is absent. It proves nothing about
-// the device.
+// Package profiles has the masks: for each vendor's PKCS#11 module, the facts by which the fault shim makes SoftHSM look
+// like it. softhsm-test/faultshim/mask.h describes their form. Each fact ends in a comment with the abbreviations of its
+// sources, which the head of the file names. A mask shows what the appliance does when something is absent. It proves
+// nothing about the device.
 package profiles
 
 import (

@@ -24,7 +24,8 @@ func Build(dir string) error {
 	return nil
 }
 
-// New returns the shim of the directory of programs, or one that it builds in dir if there is none. Files in dir control it.
+// New returns the shim of a directory of programs or, if that has none, one that it builds in dir. Files in dir control
+// it.
 func New(bin, dir string) (shim.Shim, error) {
 	if _, err := os.Stat(filepath.Join(bin, shim.Library)); err != nil {
 		bin = dir
