@@ -90,7 +90,8 @@ type Keeper interface {
 	// extracted again.
 	Adopt(ctx context.Context, spec KeySpec, private *ecdh.PrivateKey) (Key, error)
 	// Destroy removes a key from the token permanently: both halves of a pair, and its
-	// certificates. An id that is unknown or not unique is [ErrKey].
+	// certificates. An id that is unknown is [ErrKey]. One that is not unique is [ErrExists]:
+	// nothing is removed, and the error does not pass for that of a key that is gone.
 	Destroy(ctx context.Context, key KeyID) error
 	// StoreCertificate puts an X.509 certificate on the token, where other tools find it.
 	// Storing the same certificate again is no error and no change.

@@ -215,12 +215,21 @@ func requestWords(fields map[string]any) []string {
 // mostHex is the length of a hexadecimal value that the table shows; -o json has all of it.
 const mostHex = 16
 
-// valueWords returns the value of a field: a number of a field that ends with "_at" as a date, a list with "+", and
-// the beginning of long hexadecimal values.
+// isDate reports whether a number of a field is a time in seconds: its name ends with "_at", or is that of a date of a key.
+func isDate(name string) bool {
+	switch name {
+	case "not_before", "not_after", "activated", "retired", "suspended", "compromised", "destroyed":
+		return true
+	}
+	return strings.HasSuffix(name, "_at")
+}
+
+// valueWords returns the value of a field: a time as a date, a list with "+", and the beginning of long hexadecimal
+// values.
 func valueWords(name string, value any) string {
 	switch v := value.(type) {
 	case float64:
-		if strings.HasSuffix(name, "_at") {
+		if isDate(name) {
 			return date(time.Unix(int64(v), 0))
 		}
 		return strconv.FormatFloat(v, 'f', -1, 64)
@@ -233,7 +242,7 @@ func valueWords(name string, value any) string {
 	case map[string]any:
 		words := []string{}
 		for _, key := range slices.Sorted(maps.Keys(v)) {
-			words = append(words, key+": "+valueWords(key, v[key]))
+			words = append(words, strings.ReplaceAll(key, "_", " ")+": "+valueWords(key, v[key]))
 		}
 		return "(" + strings.Join(words, ", ") + ")"
 	case string:

@@ -26,7 +26,9 @@ func TestRecordsForPeople(t *testing.T) {
 		`{"event":"executed","kind":"client.invite","document":"a9","parameters":{"name":"alice","roles":[]},"required":2,"signed":["ann","bob"],
 			"actor":{"uid":0,"user":"root","operator":"bob"}}`: "executed|bob|client.invite alice, signed by ann+bob, 2 needed",
 		`{"event":"requested","kind":"key.rotate","parameters":{"name":"kem","verb":"rotate"}}`: "requested|-|key.rotate rotate kem",
-		`{"performed":false,"transaction":"0011","id":""}`:                                      "not performed|-|transaction 0011",
+		`{"event":"activate","rows":[{"key":"kem@2","revision":2,"activated":1893456000,"not_after":1893456060}]}`: "activate|-|" +
+			"rows (activated: 2030-01-01T00:00:00Z, key: kem@2, not after: 2030-01-01T00:01:00Z, revision: 2)",
+		`{"performed":false,"transaction":"0011","id":""}`: "not performed|-|transaction 0011",
 	} {
 		var f map[string]any
 		if err := json.Unmarshal([]byte(fields), &f); err != nil {

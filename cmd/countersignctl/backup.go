@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -107,6 +106,9 @@ func (t *tool) store() *cobra.Command {
 		if err := writable(out); err != nil {
 			return err
 		}
+		if err := writable(out + sigSuffix); err != nil {
+			return err
+		}
 		made, err := t.copyStore(cmd, route, out)
 		if err != nil {
 			if err := t.granted(cmd, err); err != nil {
@@ -187,17 +189,33 @@ func writeWhole(path string, write func(io.Writer) error) error {
 	return fault.BackupFile.With("path", path).Of(err)
 }
 
-// writable returns an error if no file can be created beside path. It is called before an approval is spent on a
-// backup that could not be written.
+// writable returns an error if path cannot become a new file or replace an existing one. It is called before an approval
+// is spent on a backup that could not be written.
 func writable(path string) error {
 	if path == "" {
 		return fault.NoBackupFile.Error()
 	}
-	probe, err := os.CreateTemp(filepath.Dir(path), ".probe-*")
+	err := replaceable(path)
 	if err == nil {
-		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		err = durable.Probe(path)
 	}
 	return fault.BackupFile.With("path", path).Of(err)
+}
+
+// replaceable refuses a directory, a device and everything else that a file must not replace.
+func replaceable(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.IsDir():
+		return errors.New("it is a directory")
+	case !info.Mode().IsRegular():
+		return errors.New("it is not a regular file")
+	}
+	return nil
 }
 
 func writeBytes(path string, b []byte) error {

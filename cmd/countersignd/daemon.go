@@ -131,7 +131,7 @@ func (d *daemon) upgrade(ctx context.Context) error {
 	}
 	d.log.Info("upgrading the database: earlier releases will refuse it",
 		"from_schema", from, "to_schema", to, "path", d.config.Store.Path)
-	rec := audit.NewRecord(audit.KindStore, "store", map[string]any{"event": "upgraded"})
+	rec := audit.Act(ctx, audit.KindStore, "store", map[string]any{"event": "upgraded", "from_schema": from, "to_schema": to})
 	if err := d.store.Upgrade(ctx, rec); err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/miekg/pkcs11"
@@ -47,30 +46,26 @@ func (t *Token) partsOf(s *session, key hsm.KeyID) (parts []pkcs11.ObjectHandle,
 	if err != nil {
 		return nil, err
 	}
-	marks := map[string]bool{string(key[:]): true}
+	publics, err := t.publics(s, nil)
+	if err != nil {
+		return nil, err
+	}
+	halves, marks := halvesOf(key, publics)
 	for _, o := range found {
 		if o.ID == key {
 			parts = append(parts, o.handle)
 			marks[string(o.mark)] = true
 		}
 	}
-	if len(parts) == 0 { // half a pair, or a key that is no longer like the appliance's
-		if parts, err = t.findClasses(s, []*pkcs11.Attribute{marked(key[:])}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY); err != nil {
+	if len(parts) == 0 {
+		if parts, err = t.unlike(s, key, found, publics); err != nil {
 			return nil, err
 		}
 	}
 	if len(parts) > 1 {
-		return nil, at("C_FindObjects", errUnknown)
+		return nil, at("C_FindObjects", fmt.Errorf("%d keys have this id: %w", len(parts), errTaken))
 	}
-	publics, err := t.publics(s, nil)
-	if err != nil {
-		return nil, err
-	}
-	for _, half := range slices.Concat(slices.Collect(maps.Values(publics))...) {
-		if half.id == key {
-			parts = append(parts, half.handle)
-		}
-	}
+	parts = append(parts, halves...)
 	certs, err := t.certificates(s, marks)
 	for _, c := range certs {
 		if c.Key == key {
@@ -81,6 +76,49 @@ func (t *Token) partsOf(s *session, key hsm.KeyID) (parts []pkcs11.ObjectHandle,
 		err = at("C_FindObjects", errUnknown)
 	}
 	return parts, err
+}
+
+// halvesOf returns the public halves of a key, and each CKA_ID that its objects may have.
+func halvesOf(key hsm.KeyID, publics map[string][]publicKey) (halves []pkcs11.ObjectHandle, marks map[string]bool) {
+	marks = map[string]bool{string(key[:]): true}
+	for mark, some := range publics {
+		for _, half := range some {
+			if half.id == key {
+				halves = append(halves, half.handle)
+				marks[mark] = true
+			}
+		}
+	}
+	return halves, marks
+}
+
+// unlike returns what belongs to a key by its CKA_ID and is no longer like the appliance's, so that read skips it: a tool
+// may have changed what it may do. A CKA_ID of another length than the appliance's, or with the public halves of
+// several keys, does not show whose private key it is: then unlike returns an error that wraps errTaken.
+func (t *Token) unlike(s *session, key hsm.KeyID, found []object, publics map[string][]publicKey) (all []pkcs11.ObjectHandle, err error) {
+	known := func(h pkcs11.ObjectHandle) bool {
+		return slices.ContainsFunc(found, func(o object) bool { return o.handle == h })
+	}
+	all, err = t.findClasses(s, []*pkcs11.Attribute{marked(key[:])}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, known)
+	for mark, halves := range publics {
+		if mark == string(key[:]) || mark == "" || !slices.ContainsFunc(halves, func(p publicKey) bool { return p.id == key }) {
+			continue
+		}
+		some, err := t.find(s, pkcs11.CKO_PRIVATE_KEY, []*pkcs11.Attribute{marked([]byte(mark))})
+		if err != nil {
+			return nil, err
+		}
+		some = slices.DeleteFunc(some, known)
+		if len(some) > 0 && (len(halves) > 1 || len(mark) != len(key)) {
+			return nil, at("C_FindObjects", fmt.Errorf("a private key with CKA_ID %x may be this one, destroy it with a tool first: %w", mark, errTaken))
+		}
+		all = append(all, some...)
+	}
+	return all, nil
 }
 
 func (t *Token) findClasses(s *session, match []*pkcs11.Attribute, classes ...uint) (all []pkcs11.ObjectHandle, err error) {

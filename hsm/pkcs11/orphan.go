@@ -77,7 +77,8 @@ func (h *halves) with(publics []publicKey) map[hsm.KeyID]publicKey {
 }
 
 // proven returns the public half of a private key, of those with its CKA_ID and those that the
-// caller knows. It uses the private key once; an object that was used before is not used again.
+// caller knows. It uses the private key once; an object that was used before is not used again,
+// unless the module failed at it.
 func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey) (public publicKey, ok bool, err error) {
 	all := t.halves.with(publics)
 	name := fmt.Sprintf("%d %x %s", o.handle, o.mark, o.Label)
@@ -85,20 +86,31 @@ func (t *Token) proven(s *session, o object, facts keyFacts, publics []publicKey
 		public, ok = all[id]
 		return public, ok, nil
 	}
+	doubtful := false
 	for _, usage := range hsm.Usages() {
 		among := facts.halvesFor(usage, all)
 		if len(among) == 0 {
 			continue
 		}
 		o.Usage = usage
-		if public, ok, err = t.prover(s, o, among); err != nil || ok {
+		if public, ok, err = t.prover(s, o, among); err != nil && t.loggedIn() != nil {
+			return public, false, err
+		}
+		if ok {
 			break
 		}
+		doubtful = doubtful || err != nil && !refusesKey(err)
 	}
-	if err == nil {
+	if ok || !doubtful {
 		t.halves.remember(name, public.id)
 	}
-	return public, ok, err
+	return public, ok, nil
+}
+
+// refusesKey reports whether an error says that a key is not for a use. Any other may be gone at the next try.
+func refusesKey(err error) bool {
+	c := classify(err)
+	return c == input || c == wrongKey || c == lacking
 }
 
 // halvesFor returns the public keys that may belong to a private key of the usage.
@@ -118,7 +130,7 @@ func (p publicKey) has(part []byte) bool {
 }
 
 // prover has a private key prove its usage, and returns the public key with which the proof
-// verifies. A token that errs once is asked again.
+// verifies. A token that answers wrong once is asked again.
 func (t *Token) prover(s *session, o object, among []publicKey) (public publicKey, ok bool, err error) {
 	prove := t.proveSigner
 	if o.Usage == hsm.DeriveP256 {
@@ -126,11 +138,8 @@ func (t *Token) prover(s *session, o object, among []publicKey) (public publicKe
 	}
 	for range hsm.Tries {
 		is, err := prove(s, o)
-		if err != nil && t.loggedIn() != nil {
-			return public, false, err
-		}
 		if err != nil {
-			return public, false, nil // this key is not for that
+			return public, false, err
 		}
 		for _, p := range among {
 			if is(p) {

@@ -145,6 +145,38 @@ func TestPublicHalfMissing(t *testing.T) {
 	}
 }
 
+// A module that fails once at a private key without a public half does not hide the key for ever.
+func TestProofFailsOnce(t *testing.T) {
+	t.Cleanup(forget)
+	k, other := generate(t, "fails once@1", hsm.SignP256), generate(t, "fails once@2", hsm.SignP256)
+	o, err := shared.lookUp(t.Context(), other.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removePublic(t, k)
+	if err := shared.Know(t.Context(), [][]byte{k.Public}); err != nil {
+		t.Fatal(err)
+	}
+	mech := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)}
+	raw(t, func(s *session) error {
+		private, err := shared.find(s, pkcs11.CKO_PRIVATE_KEY, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, k.Label)})
+		if err == nil {
+			err = shared.ctx.SignInit(s.handle, mech, o.handle) // until its end, every other one fails
+		}
+		if err != nil {
+			return err
+		}
+		if _, ok, err := shared.describe(s, private[0], pkcs11.CKO_PRIVATE_KEY, nil); ok || err != nil {
+			t.Errorf("while the module fails: found %v, %v", ok, err)
+		}
+		_, err = shared.ctx.Sign(s.handle, make([]byte, 32))
+		return err
+	})
+	if !listed(t, k.Label) {
+		t.Error("not listed once the module works again")
+	}
+}
+
 // Two public keys under one CKA_ID: the private key proves which one is its half.
 func TestTwoPublicHalves(t *testing.T) {
 	k, other := generate(t, "two-halves@1", hsm.SignP256), generate(t, "two-halves@2", hsm.SignP256)

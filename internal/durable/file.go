@@ -33,7 +33,7 @@ func Publish(path string, content []byte, mode fs.FileMode) error {
 // may write at once: its temporary file has a unique name. The file has mode 0600.
 // Replace returns the error of write unchanged, and the file is then as it was before.
 func Replace(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
+	f, err := beside(path)
 	if err != nil {
 		return err
 	}
@@ -50,6 +50,20 @@ func Replace(path string, write func(io.Writer) error) error {
 		_ = os.Remove(f.Name()) // the first error is the one that matters
 	}
 	return err
+}
+
+// Probe returns an error if Replace could not write the path now: it creates the temporary file, and removes it.
+func Probe(path string) error {
+	f, err := beside(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// beside creates the temporary file of Replace.
+func beside(path string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
 }
 
 // Create writes a new file with mode 0600: [fs.ErrExist] if the path exists.

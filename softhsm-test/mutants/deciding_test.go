@@ -20,7 +20,7 @@ var deciding = map[string]string{
 		"txn.attempt txn.begun txn.use unused clientRow.open clientRow.read openClient openDevice openAttempt openInvitation " +
 		"keptRow.open txn.nameFree txn.freeClientName",
 	"appliance/authorize":       "Service.* countersigned.* handleKeys.* agree charges codeFor signingKey slow handle.expired -Service.refuseApply",
-	"appliance/change":          "* -Request.Effect -Request.keyStep -Request.step -Request.invitation -stays -roleWords -hours",
+	"appliance/change":          "* -Request.Effect -Request.keyStep -Request.step -Request.invitation -Parameters.stays -roleWords -hours",
 	"appliance/change/quorum":   "*",
 	"appliance/change/requests": "Service.* transient -Service.transcript -Service.Expire -Service.List",
 	"appliance/rules":           "Rules.* recordOf -Rules.Warn -Rules.History",
