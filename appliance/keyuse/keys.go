@@ -136,7 +136,7 @@ func (k *Keys) read(ctx context.Context, registry store.Keys) (*keyring.Ring, er
 func checkSuites(ring *keyring.Ring, offered []hsm.KEM) error {
 	for _, key := range ring.Versions(keyring.KEM) {
 		if key.Held() && len(offered) > 0 && !slices.Contains(offered, key.KEM()) {
-			return fmt.Errorf("key %s is for %s, and the token offers %v: use a token and module that can do %s, or restore the appliance onto this one with new keys: %w",
+			return fmt.Errorf("key %s is for %s, and the token offers %v: use a token and module that can do %s: %w",
 				key.Label(), key.KEM(), offered, key.KEM(), hsm.ErrUnavailable)
 		}
 	}

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"crypto/ecdh"
+	"fmt"
 	"slices"
 
 	"github.com/miekg/pkcs11"
@@ -26,11 +27,11 @@ func (t *Token) Decap(ctx context.Context, key hsm.KeyID, kem hsm.KEM, enc *ecdh
 		return nil, err
 	}
 	err = t.use(ctx, need{id: key, usage: hsm.DeriveP256}, func(s *session, o object) (err error) {
-		public, err := o.ECDH()
-		if err != nil {
-			return err
+		i := len(o.Public) - check.PointLen // a SubjectPublicKeyInfo ends in the point, RFC 5480 §2
+		if i < 0 {
+			return fmt.Errorf("the public half of key %s is not known: %w", o.ID, hsm.ErrKey)
 		}
-		shared, err = t.decap(s, kem, recipient{o, enc.Bytes(), slices.Concat(enc.Bytes(), public.Bytes())})
+		shared, err = t.decap(s, kem, recipient{o, enc.Bytes(), slices.Concat(enc.Bytes(), o.Public[i:])})
 		return blamesInput(err) // enc is a point on the curve
 	})
 	return shared, err

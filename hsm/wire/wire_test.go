@@ -46,7 +46,7 @@ func TestConfigRoundTrip(t *testing.T) {
 
 func TestHello(t *testing.T) {
 	var buf bytes.Buffer
-	want := Hello{Notices: []string{"no wrapping"}, Ways: []string{"MAC: one", "wrap: other"}}
+	want := Hello{Notices: []string{"no wrapping"}, Ways: []string{"MAC: one", "wrap: other"}, KEMs: []hsm.KEM{hsm.KEM2}}
 	if err := WriteHello(&buf, want, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ type course struct {
 	refusal string // in the error of countersignd init; "" if it works
 	code    int    // exit code of that error; 0 stands for 69
 	lacking string // in the error of countersignd init with a backup key; "" if keys have sealed copies
-	unkept  string // in the error of an enrolment with a password; "" if passwords work
+	unkept  string // in the log of an enrolment with a password; "" if passwords work
 	way     string // that hsm status names; "": any
 	fault   string // a rule of the shim for a failure that the vendor documents; "": no failure
 }
