@@ -132,6 +132,7 @@ func (s *State) Trust() trust.State {
 
 // setTrust stores a refreshed trust.
 func (s *State) setTrust(t trust.State) error {
+	t.EarlierRoots = nil // for receipts, and a device keeps none
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.saveLocked(s.certificate, t); err != nil {
