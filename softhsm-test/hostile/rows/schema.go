@@ -38,9 +38,10 @@ type Row []any
 // DB is the attacker's connection: no constraint that can be switched off holds it up.
 type DB struct{ *sql.DB }
 
-// Connect opens a database file. The caller calls Close.
+// Connect opens a database file. The caller calls Close. A transaction takes the write lock when it begins: SQLite does
+// not wait for the lock, which the running appliance also takes, when a transaction that has read begins to write.
 func Connect(path string) (DB, error) {
-	source := url.URL{Scheme: "file", Path: path, RawQuery: "_pragma=busy_timeout(5000)&_pragma=foreign_keys(0)&_pragma=ignore_check_constraints(1)&_pragma=synchronous(0)"}
+	source := url.URL{Scheme: "file", Path: path, RawQuery: "_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=foreign_keys(0)&_pragma=ignore_check_constraints(1)&_pragma=synchronous(0)"}
 	db, err := sql.Open("sqlite", source.String())
 	if err != nil {
 		return DB{}, err
