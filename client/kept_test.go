@@ -149,8 +149,8 @@ func TestOlderReceipts(t *testing.T) {
 	}
 }
 
-// TestOlderReceiptsOutliveTheirKey: the file of an earlier release has no KeyCert. The client keeps that of an epoch that
-// ended long ago.
+// TestOlderReceiptsOutliveTheirKey: the file of an earlier release has no KeyCert. The client keeps the KeyCert of an
+// epoch that ended long ago.
 func TestOlderReceiptsOutliveTheirKey(t *testing.T) {
 	a := clienttest.New(t)
 	a.Do(clienttest.Behaviour{Decide: true})

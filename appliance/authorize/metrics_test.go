@@ -35,8 +35,8 @@ func series(t *testing.T, from prometheus.Gatherer, name string) map[string]floa
 	return values
 }
 
-// TestMetrics: every series is there before its first event, and none appears later. Labels are words, and what decides
-// nothing is counted under a result of its own.
+// TestMetrics: every series is there before its first event, and none appears later. Labels are words. Dry runs
+// and status questions decide nothing, and have their own results.
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	b := appliancetest.New(t)

@@ -84,7 +84,7 @@ func attest(all []keyring.Key, o hsm.Object) Finding {
 	return f
 }
 
-// aliases has the key types and mechanisms that other modules use in place of those of PKCS#11 v2.40.
+// aliases lists, for a key type or mechanism of PKCS#11 v2.40, the ones that other modules use instead.
 var aliases = map[string][]string{
 	"CKM_AES_KEY_WRAP_PAD": {
 		"CKM_AES_KEY_WRAP_KWP", "CKM_LUNA_AES_KWP", "CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD",

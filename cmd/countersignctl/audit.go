@@ -212,7 +212,7 @@ func requestWords(fields map[string]any) []string {
 // mostHex is the length of a hexadecimal value that the table shows; -o json has all of it.
 const mostHex = 16
 
-// isDate reports whether a number of a field is a time in seconds: its name ends with "_at", or is that of a date of a key.
+// isDate reports whether the number in a field is a time in seconds: the name ends with "_at", or names a date of a key.
 func isDate(name string) bool {
 	switch name {
 	case "not_before", "not_after", "activated", "retired", "suspended", "compromised", "destroyed":

@@ -7,7 +7,7 @@ import (
 )
 
 // logActs returns a function that writes a line for each audit record of an administrative change: who did what to what.
-// Of the other fields of the record, the line has those of loggedFields only.
+// The line has no other field of the record, except those in loggedFields.
 func logActs(log hclog.Logger) func(audit.Record) {
 	return func(rec audit.Record) {
 		act, ok := rec.Act()
